@@ -1,0 +1,153 @@
+"""Which image goes with which label: `.lst` files, folder scans, and how label files encode classes. No pixels are read.
+
+Two layouts are known: Cityscapes (`leftImg8bit/ gtFine/ list/`) and custom (`input/ target/ list/`).
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import Literal
+
+from absl import logging
+from etils import epath
+
+from deeplab_jax.config import LabelKind
+from deeplab_jax.errors import DataError
+from deeplab_jax.labels import LabelSet
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+Kind = Literal["labelIds", "labelTrainIds", "color"]
+_KINDS: tuple[Kind, ...] = ("labelIds", "labelTrainIds", "color")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Samples:
+    """One split of a data set, in list order.
+
+    Attributes:
+      root: the folder that the names are relative to.
+      images: image files, relative to `root`.
+      labels: label files, relative to `root`; empty for a split without labels.
+      kind: how the label files encode classes.
+    """
+
+    root: str
+    images: tuple[str, ...]
+    labels: tuple[str, ...]
+    kind: Kind
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def find_samples(root: str, split: str, kind: LabelKind = "auto", *, need_labels: bool = True) -> Samples:
+    """The samples of `split`: from `list/<split>.lst`, or else from the folders, which is logged.
+
+    Args:
+      root: local path or URL that `epath` opens.
+      split: "train", "val" or another name of a list or folder.
+      kind: how label files encode classes; "auto" reads it off their names.
+      need_labels: whether a split without labels is an error.
+
+    Raises:
+      DataError: the folder or list is missing or empty, a line cannot be read, files are missing, or the kind is unclear.
+    """
+    folder = epath.Path(root)
+    if not root:
+        raise DataError("`data.root` (='') names no folder: give the data set's with --config.data.root=FOLDER")
+    if not folder.is_dir():
+        raise DataError(f"`data.root` (={root!r}) is no folder: give the one that holds list/ and the images with --config.data.root=FOLDER")
+    listing = folder / "list" / f"{split}.lst"
+    if listing.exists():
+        pairs = list(read_list(listing))
+        source = str(listing)
+    else:
+        pairs = list(_scan(folder, split, kind))
+        source = f"the folders of {root}"
+        logging.info("no %s: found %d samples by scanning the folders", listing, len(pairs))
+    if not pairs:
+        raise DataError(f"no samples of split {split!r} in {source}: name images in {listing}, or put them where README.md says")
+    labelled = [pair for pair in pairs if pair[1]]
+    if labelled and len(labelled) < len(pairs):
+        alone = next(image for image, label in pairs if not label)
+        raise DataError(f"{source} names labels for {len(labelled)} of {len(pairs)} images, none for {alone!r}: give all or none")
+    if need_labels and not labelled:
+        raise DataError(f"{source} names images without labels: split {split!r} needs `image label` on each line")
+    images, labels = tuple(image for image, _ in pairs), tuple(label for _, label in labelled)
+    _require_files(folder, images + labels, source)
+    return Samples(root, images, labels, _kind(labels, kind, source))
+
+
+def read_list(path: epath.Path) -> Iterator[tuple[str, str]]:
+    """(image, label) of each line of a `.lst` file; label "" where there is one column.
+
+    Columns are separated by a tab, else by spaces; blank lines, `\\r\\n` and a byte order mark are accepted.
+
+    Raises:
+      DataError: a line has more than two columns or leaves the root; its number is named.
+    """
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        columns = [c.strip() for c in line.split("\t") if c.strip()] if "\t" in line else line.split()
+        if not columns:
+            continue
+        if len(columns) > 2:
+            raise DataError(f"{path}, line {number}: {len(columns)} columns; write `image`, or `image<TAB>label` if names hold spaces")
+        for name in columns:
+            if name.startswith("/") or ".." in name.split("/"):
+                raise DataError(f"{path}, line {number}: {name!r} leaves the root; names are relative to it")
+        yield columns[0], columns[1] if len(columns) == 2 else ""
+
+
+def _scan(root: epath.Path, split: str, kind: LabelKind) -> Iterator[tuple[str, str]]:
+    if (root / "leftImg8bit" / split).is_dir():
+        wanted = "labelIds" if kind == "auto" else kind
+        for image in _images_below(root / "leftImg8bit" / split):
+            name = str(image.relative_to(root / "leftImg8bit"))
+            label = "gtFine/" + re.sub(r"_leftImg8bit(\.\w+)$", f"_gtFine_{wanted}.png", name)
+            yield f"leftImg8bit/{name}", label if (root / "gtFine" / split).is_dir() else ""
+        return
+    inputs = root / "input" / split if (root / "input" / split).is_dir() else root / "input"
+    if not inputs.is_dir() or (inputs.name == "input" and split != "train"):
+        return
+    targets = root / "target" / inputs.relative_to(root / "input")
+    labels = {str(p.relative_to(targets).with_suffix("")): p for p in _images_below(targets)} if targets.is_dir() else {}
+    for image in _images_below(inputs):
+        label = labels.get(str(image.relative_to(inputs).with_suffix("")))
+        fallback = str(targets.relative_to(root) / image.relative_to(inputs).with_suffix(".png")) if labels else ""
+        yield str(image.relative_to(root)), str(label.relative_to(root)) if label else fallback
+
+
+def _images_below(folder: epath.Path) -> list[epath.Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _require_files(root: epath.Path, names: tuple[str, ...], source: str) -> None:
+    # One listing a folder instead of one request a file: 6,000 requests to object storage take minutes.
+    present: set[str] = set()
+    for parent in sorted({str(epath.Path(name).parent) for name in names}):
+        folder = root / parent
+        if folder.is_dir():
+            present.update(str(epath.Path(parent) / p.name) for p in folder.iterdir())
+    missing = [name for name in names if str(epath.Path(name)) not in present]
+    if missing:
+        some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise DataError(f"{len(missing)} of {len(names)} files that {source} names are missing below {root}: {some}")
+
+
+def _kind(labels: tuple[str, ...], kind: LabelKind, source: str) -> Kind:
+    if kind != "auto":
+        return kind
+    found = {_kind_of_name(label) for label in labels} or {"labelIds"}
+    if len(found) > 1:
+        raise DataError(f"{source} mixes labels of the kinds {', '.join(sorted(found))}: use one kind, or set data.label_kind")
+    return found.pop()
+
+
+def _kind_of_name(name: str) -> Kind:
+    """The `_gtFine_<kind>` of a Cityscapes file; any other name holds ids."""
+    return next((kind for kind in _KINDS if re.search(rf"_{kind}\.\w+$", name)), "labelIds")
+
+
+def value_table(kind: Kind, labels: LabelSet):  # noqa: ANN201
+    """int16 table from a label file's values to train ids, 255 or `labels.UNKNOWN`; `color` is indexed by 24-bit colour."""
+    return {"labelIds": labels.id_table, "labelTrainIds": labels.train_id_table, "color": labels.color_table}[kind]()

@@ -1,0 +1,17 @@
+"""The errors a user can cause. Each message is one line: the argument, its value, what is wrong, what to do."""
+
+
+class DeeplabError(Exception):
+    """Base of every error that is the user's to mend; entry points print it as one line and exit with 2."""
+
+
+class ConfigError(DeeplabError):
+    """A field of the config, or a combination of fields, that cannot work."""
+
+
+class DataError(DeeplabError):
+    """A data set, list, image or label that cannot be read or does not mean what the config says."""
+
+
+class CheckpointError(DeeplabError):
+    """A checkpoint that is missing, damaged or of another model."""

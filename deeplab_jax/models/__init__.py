@@ -1,0 +1,5 @@
+"""The network: pure Flax Linen modules, NHWC. No data, no training, no files."""
+
+from deeplab_jax.models.deeplabv3 import DeepLabV3, Outputs, normalize
+
+__all__ = ["DeepLabV3", "Outputs", "normalize"]

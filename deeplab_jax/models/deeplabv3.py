@@ -1,0 +1,70 @@
+"""DeepLabV3: a dilated ResNet, ASPP, a classifier and, for training, an auxiliary head. NHWC, normalised images in."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, UInt8
+
+from deeplab_jax.config import ModelConfig, aspp_rates
+from deeplab_jax.models.aspp import ASPP, ConvBNReLU
+from deeplab_jax.models.layers import Conv
+from deeplab_jax.models.resnet import ResNet
+
+AUX_DROPOUT = 0.1  # torchvision's and mmsegmentation's FCN head alike
+
+
+class Outputs(NamedTuple):
+    """What the network says, both float32 and at the stride of the features they come from.
+
+    Attributes:
+      logits: [n, h / output_stride, w / output_stride, classes], rounded up.
+      aux: the auxiliary head's logits at stride min(16, output_stride); None outside training or without that head.
+    """
+
+    logits: Float[Array, "n h w k"]
+    aux: Float[Array, "n h2 w2 k"] | None
+
+
+class DeepLabV3(nn.Module):
+    """The network of a `ModelConfig`.
+
+    Attributes:
+      config: the architecture's switches.
+      num_classes: channels of the logits.
+    """
+
+    config: ModelConfig
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "n h w 3"], train: bool) -> Outputs:
+        """Logits of normalised images of any size.
+
+        Args:
+          images: what `normalize` returns.
+          train: use the batch's statistics, dropout (rng "dropout") and the auxiliary head.
+        """
+        c = self.config
+        dtype = jnp.dtype(c.dtype)
+        stage3, stage4 = ResNet(c.backbone, c.width, c.stem, c.output_stride, c.multi_grid, dtype, name="backbone")(images, train)
+        rates = tuple(int(rate) for rate in aspp_rates(c.atrous_rates, c.output_stride))
+        x = ASPP(rates, c.aspp_width, c.fusion, c.dropout, dtype, name="aspp")(stage4, train)
+        logits = _classifier(self.num_classes, "classifier")(x)
+        # Initialisation goes through every layer, so the parameters do not depend on `train`.
+        if not (c.aux_head and (train or self.is_initializing())):
+            return Outputs(logits, None)
+        aux = ConvBNReLU(stage3.shape[-1] // 4, 3, dtype=dtype, name="aux_conv")(stage3, train)
+        aux = nn.Dropout(AUX_DROPOUT, deterministic=not train)(aux)
+        return Outputs(logits, _classifier(self.num_classes, "aux_classifier")(aux))
+
+
+def _classifier(num_classes: int, name: str) -> Conv:
+    # Float32 also under bfloat16: the softmax over the classes is where rounding shows.
+    return Conv(num_classes, use_bias=True, kernel_init=nn.initializers.normal(0.01), name=name)
+
+
+def normalize(images: UInt8[Array, "n h w 3"], mean: tuple[float, ...], std: tuple[float, ...]) -> Float[Array, "n h w 3"]:
+    """(image - mean) / std in float32, both in units of 0-255."""
+    scale = 1 / jnp.asarray(std, jnp.float32)
+    return (images.astype(jnp.float32) - jnp.asarray(mean, jnp.float32)[None, None, None]) * scale[None, None, None]

@@ -1,0 +1,208 @@
+"""Convolution, BatchNorm and resizing, NHWC: the only place that decides how a convolution is computed.
+
+Padding is PyTorch's (rate * (k - 1) / 2 on every side), so that a stride-2 layer maps H to ceil(H / 2), odd sizes included.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+from jaxtyping import Array, Float
+
+ConvForm = Literal["auto", "xla", "mixed", "products"]
+Initializer = Callable[..., Array]
+
+# He et al. 2015 over the outputs, as torchvision and mmsegmentation start a ResNet.
+he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def conv2d(
+    x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c k"], *, stride: int = 1, rate: int = 1, form: ConvForm = "auto"
+) -> Float[Array, "n h2 w2 k"]:
+    """An atrous convolution with padding rate * (size - 1) / 2, in the form that is fastest where it runs.
+
+    Args:
+      x: input features.
+      kernel: HWIO weights of odd height and width.
+      stride: step of the output grid over the input.
+      rate: distance between the taps, in input pixels.
+      form: "xla" is XLA's own convolution; "products" a sum of matrix products, one a tap; "mixed" XLA's with the weight
+        gradient by products; "auto" chooses.
+    """
+    if form == "auto":
+        form = _fastest_form(kernel.shape, x.shape, rate)
+    return {"xla": _conv_xla, "mixed": _conv_mixed, "products": _conv_products}[form](x, kernel, stride, rate)
+
+
+def _fastest_form(kernel_shape: tuple[int, ...], x_shape: tuple[int, ...], rate: int) -> ConvForm:
+    """On CPUs: XLA's weight gradient is two to four times slower than products, and at large rates all of it is.
+
+    Products need static sizes. Measurements: benchmarks/NOTES.md.
+    """
+    if jax.default_backend() != "cpu" or not all(isinstance(size, int) for size in x_shape):
+        return "xla"
+    return "products" if kernel_shape[:2] == (1, 1) or rate >= 4 else "mixed"
+
+
+def _conv_xla(x: Array, kernel: Array, stride: int, rate: int) -> Array:
+    pad = [(rate * (size - 1) // 2,) * 2 for size in kernel.shape[:2]]
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), pad, rhs_dilation=(rate, rate), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+_conv_mixed = jax.custom_vjp(_conv_xla, nondiff_argnums=(2, 3))
+
+
+def _conv_mixed_fwd(x: Array, kernel: Array, stride: int, rate: int) -> tuple[Array, tuple[Array, Array]]:
+    return _conv_xla(x, kernel, stride, rate), (x, kernel)
+
+
+def _conv_mixed_bwd(stride: int, rate: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    (dx,) = jax.linear_transpose(lambda x: _conv_xla(x, kernel, stride, rate), x)(dy)
+    return dx, _weight_gradient(x, dy, kernel.shape, stride, rate)
+
+
+def _weight_gradient(x: Array, dy: Array, shape: tuple[int, ...], stride: int, rate: int) -> Array:
+    """HWIO: for each tap, (the input that it sees, padding included) transposed x dy, both as matrices with a row a pixel."""
+    kh, kw, channels, features = shape
+    pixels = dy.reshape(-1, features)
+    pad_h, pad_w = rate * (kh - 1) // 2, rate * (kw - 1) // 2
+    padded = jnp.pad(x, ((0, 0), (pad_h, pad_h), (pad_w, pad_w), (0, 0)))
+
+    def seen(i: int, j: int) -> Array:
+        end = (x.shape[0], i * rate + (dy.shape[1] - 1) * stride + 1, j * rate + (dy.shape[2] - 1) * stride + 1, channels)
+        return lax.slice(padded, (0, i * rate, j * rate, 0), end, (1, stride, stride, 1)).reshape(-1, channels)
+
+    taps = [seen(i, j) for i in range(kh) for j in range(kw)]
+    # The three channels of the stem make a poor matrix: there, one product takes all taps.
+    taps = [jnp.concatenate(taps, axis=-1)] if channels < 16 else taps
+    return jnp.stack([jnp.einsum("pc,pk->ck", tap, pixels) for tap in taps]).reshape(shape)
+
+
+_conv_mixed.defvjp(_conv_mixed_fwd, _conv_mixed_bwd)
+
+
+def _conv_products(x: Array, kernel: Array, stride: int, rate: int) -> Array:
+    """Sum over the taps of (the input that the tap sees) x (its c by k matrix), each over the part that is not padding.
+
+    At rate 36 on a 65x65 map most of a tap falls into the padding: skipping it saves up to 60 % of the work.
+    """
+    n, h, w, _ = x.shape
+    kh, kw, _, features = kernel.shape
+    out_h, out_w = -(-h // stride), -(-w // stride)
+    total = jnp.zeros((n, out_h, out_w, features), x.dtype)
+    for i in range(kh):
+        for j in range(kw):
+            top, bottom = _tap_range((i - kh // 2) * rate, stride, h, out_h)
+            left, right = _tap_range((j - kw // 2) * rate, stride, w, out_w)
+            if top >= bottom or left >= right:
+                continue
+            y0, x0 = top * stride + (i - kh // 2) * rate, left * stride + (j - kw // 2) * rate
+            y1, x1 = y0 + (bottom - top - 1) * stride + 1, x0 + (right - left - 1) * stride + 1
+            seen = lax.slice(x, (0, y0, x0, 0), (n, y1, x1, x.shape[3]), (1, stride, stride, 1))
+            product = jnp.einsum("nhwc,ck->nhwk", seen, kernel[i, j])
+            margins = ((0, 0, 0), (top, out_h - bottom, 0), (left, out_w - right, 0), (0, 0, 0))
+            total = total + lax.pad(product, jnp.zeros((), product.dtype), margins)
+    return total
+
+
+def _tap_range(offset: int, stride: int, size: int, out_size: int) -> tuple[int, int]:
+    """Outputs o in [first, last) whose input o * stride + offset lies in [0, size)."""
+    first = max(0, -(offset // stride))
+    last = min(out_size, (size - 1 - offset) // stride + 1)
+    return first, last
+
+
+class Conv(nn.Module):
+    """An atrous convolution layer: float32 weights, computed in `dtype`.
+
+    Attributes:
+      features: output channels.
+      size: height and width of the kernel, odd.
+      stride, rate: see `conv2d`.
+      use_bias: add a bias a channel.
+      dtype: what the products are computed in.
+      form: see `conv2d`.
+    """
+
+    features: int
+    size: int = 1
+    stride: int = 1
+    rate: int = 1
+    use_bias: bool = False
+    dtype: Any = jnp.float32
+    form: ConvForm = "auto"
+    kernel_init: Initializer = he_normal_fan_out
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 k"]:
+        """Returns [n, ceil(h / stride), ceil(w / stride), features] in `dtype`."""
+        kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features), jnp.float32)
+        y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, rate=self.rate, form=self.form)
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
+        return y
+
+
+class BatchNorm(nn.Module):
+    """BatchNorm with PyTorch's arithmetic: float32 statistics, running variance with Bessel's correction.
+
+    Under `jit` over a mesh the batch is the global batch, so its statistics are global as well: there is no SyncBN to ask for.
+
+    Attributes:
+      momentum: share of the old running statistics that a training step keeps (PyTorch counts 1 - momentum).
+      epsilon: added to the variance.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w c"]:
+        """Normalises with the batch's statistics if `train`, else with the running ones; returns x's dtype."""
+        features = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, features, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, features, jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, features, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, features, jnp.float32)
+        if train:
+            x32 = x.astype(jnp.float32)
+            mean = jnp.mean(x32, (0, 1, 2))
+            # Two passes: E[x^2] - E[x]^2 cancels where the mean is large, and then differs from the references.
+            var = jnp.mean(jnp.square(x32 - mean[None, None, None]), (0, 1, 2))
+            if not self.is_initializing():
+                count = x.shape[0] * x.shape[1] * x.shape[2]
+                unbiased = var * (count / max(count - 1, 1))
+                running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
+                running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased
+        else:
+            mean, var = running_mean.value, running_var.value
+        factor = scale * lax.rsqrt(var + self.epsilon)
+        shift = bias - mean * factor
+        return (x * factor[None, None, None] + shift[None, None, None]).astype(x.dtype)
+
+
+def max_pool_3x3(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
+    """The stem's 3x3 maximum at stride 2, padding 1; the gradient goes to one maximum of each window.
+
+    Columns, then rows, of selected slices: XLA's CPU gradient of a window reduction is several times slower.
+    """
+    for axis in (2, 1):
+        margins = [(0, 0, 0)] * 4
+        margins[axis] = (1, 1, 0)
+        padded = lax.pad(x, jnp.array(-jnp.inf, x.dtype), margins)
+        size = -(-x.shape[axis] // 2)
+        x, *others = (lax.slice_in_dim(padded, i, i + 2 * size - 1, 2, axis) for i in range(3))
+        for other in others:
+            x = jnp.where(x >= other, x, other)
+    return x
+
+
+def resize_bilinear(x: Float[Array, "n h w c"], height: int, width: int) -> Float[Array, "n height width c"]:
+    """Bilinear with half-pixel centres, PyTorch's `align_corners=False`; no antialiasing, as in both references."""
+    return jax.image.resize(x, (x.shape[0], height, width, x.shape[3]), "bilinear", antialias=False)

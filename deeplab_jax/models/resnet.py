@@ -1,0 +1,130 @@
+"""Dilated residual networks (He et al. 2015, 1512.03385; dilation as in DeepLabV3, 1706.05587, section 3.1), NHWC."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from deeplab_jax.config import Stem, last_stage_rates
+from deeplab_jax.models.layers import BatchNorm, Conv, max_pool_3x3
+
+# Blocks a stage, and whether they are bottlenecks.
+DEPTHS: dict[str, tuple[tuple[int, int, int, int], bool]] = {
+    "resnet18": ((2, 2, 2, 2), False),
+    "resnet34": ((3, 4, 6, 3), False),
+    "resnet50": ((3, 4, 6, 3), True),
+    "resnet101": ((3, 4, 23, 3), True),
+    "resnet152": ((3, 8, 36, 3), True),
+}
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut. `rate` is the first one's, in input pixels, `inner_rate` the second one's."""
+
+    features: int
+    stride: int
+    rate: int
+    inner_rate: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
+        """Returns [n, ceil(h / stride), ceil(w / stride), features]."""
+        y = Conv(self.features, 3, self.stride, self.rate, dtype=self.dtype, name="conv1")(x)
+        y = nn.relu(BatchNorm(name="bn1")(y, train))
+        y = Conv(self.features, 3, 1, self.inner_rate, dtype=self.dtype, name="conv2")(y)
+        y = BatchNorm(name="bn2")(y, train)
+        return nn.relu(y + _shortcut(x, self.features, self.stride, self.dtype, train))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (which holds the stride and the rate, as in torchvision) and 1x1 to four times `features`; a shortcut."""
+
+    features: int
+    stride: int
+    rate: int
+    inner_rate: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
+        """Returns [n, ceil(h / stride), ceil(w / stride), 4 * features]."""
+        y = Conv(self.features, dtype=self.dtype, name="conv1")(x)
+        y = nn.relu(BatchNorm(name="bn1")(y, train))
+        y = Conv(self.features, 3, self.stride, self.rate, dtype=self.dtype, name="conv2")(y)
+        y = nn.relu(BatchNorm(name="bn2")(y, train))
+        y = Conv(4 * self.features, dtype=self.dtype, name="conv3")(y)
+        y = BatchNorm(name="bn3")(y, train)
+        return nn.relu(y + _shortcut(x, 4 * self.features, self.stride, self.dtype, train))
+
+
+def _shortcut(x: Array, features: int, stride: int, dtype: Any, train: bool) -> Array:
+    """The identity, or a 1x1 projection where the shape changes; its layers belong to the calling block."""
+    if stride == 1 and x.shape[-1] == features:
+        return x
+    x = Conv(features, stride=stride, dtype=dtype, name="downsample_conv")(x)
+    return BatchNorm(name="downsample_bn")(x, train)
+
+
+class ResNet(nn.Module):
+    """The features of the last two stages.
+
+    Attributes:
+      depth: a key of `DEPTHS`.
+      width: channels of the first stage.
+      stem: see `config.ModelConfig`.
+      output_stride: 8, 16 or 32; stages beyond it trade their stride for a rate.
+      multi_grid: see `config.ModelConfig`.
+      dtype: what the convolutions compute in.
+    """
+
+    depth: str
+    width: int = 64
+    stem: Stem = "7x7"
+    output_stride: int = 16
+    multi_grid: tuple[float, ...] = (0.5, 1.0, 1.0)
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w 3"], train: bool) -> tuple[Float[Array, "n h3 w3 c3"], Float[Array, "n h4 w4 c4"]]:
+        """Returns stage 3 at stride min(16, output_stride) and stage 4 at `output_stride`."""
+        blocks, is_bottleneck = DEPTHS[self.depth]
+        block = Bottleneck if is_bottleneck else BasicBlock
+        x = max_pool_3x3(self._stem(x, train))
+        stages = []
+        for stage, count in enumerate(blocks, start=1):
+            stride_in, stride_out = min(4 * 2 ** max(stage - 2, 0), self.output_stride), min(2 ** (stage + 1), self.output_stride)
+            rates = self._rates(stage, count)
+            for i in range(count):
+                x = block(
+                    features=self.width * 2 ** (stage - 1),
+                    stride=stride_out // stride_in if i == 0 else 1,
+                    rate=rates[i],
+                    inner_rate=2 ** (stage + 1) // stride_out,
+                    dtype=self.dtype,
+                    name=f"stage{stage}_block{i + 1}",
+                )(x, train)
+            stages.append(x)
+        return stages[2], stages[3]
+
+    def _stem(self, x: Array, train: bool) -> Array:
+        if self.stem == "7x7":
+            x = Conv(self.width, 7, 2, dtype=self.dtype, name="stem_conv")(x)
+            return nn.relu(BatchNorm(name="stem_bn")(x, train))
+        for i, (features, stride) in enumerate(((self.width // 2, 2), (self.width // 2, 1), (self.width, 1)), start=1):
+            x = Conv(features, 3, stride, dtype=self.dtype, name=f"stem_conv{i}")(x)
+            x = nn.relu(BatchNorm(name=f"stem_bn{i}")(x, train))
+        return x
+
+    def _rates(self, stage: int, count: int) -> list[int]:
+        """Rate of each block's strided or dilated convolution, in pixels of its input.
+
+        A stage whose stride is gone starts with the rate of the stage before: its first convolution still sees that
+        stage's grid. This is what keeps the features at every output stride equal, subsampled.
+        """
+        if stage == 4:
+            rates = [int(rate) for rate in last_stage_rates(self.multi_grid, self.output_stride)][:count]
+            return rates + rates[-1:] * (count - len(rates))
+        before, own = (max(2**s // self.output_stride, 1) for s in (max(stage, 2), stage + 1))
+        return [before] + [own] * (count - 1)
