@@ -116,15 +116,13 @@ class TrainConfig:
       steps: optimizer steps; 0 to count in epochs.
       epochs: passes over the training list; 0 to count in steps. A step may straddle two epochs.
       log_every: interval of the scalars.
-      image_every: interval of the image | label | prediction strip.
-      eval_every: interval of the evaluation on `eval.split`.
+      eval_every: interval of the evaluation on `eval.split`, which also shows some image | label | prediction strips.
       save_every: interval of checkpoints between evaluations; every evaluation saves one as well.
     """
 
     steps: int = 0
     epochs: float = 0.0
     log_every: int = 50
-    image_every: int = 1000
     eval_every: int = 4000
     save_every: int = 1000
 
@@ -225,7 +223,7 @@ def validate(config: Config) -> Config:
     _require(optim.warmup_steps >= 0, "optim.warmup_steps", optim.warmup_steps, "use a number from 0")
     _require(optim.aux_weight >= 0, "optim.aux_weight", optim.aux_weight, "use a number from 0")
     _require((train.steps > 0) != (train.epochs > 0), "train.steps", train.steps, f"set either it or train.epochs (={train.epochs})")
-    for field in ("log_every", "image_every", "eval_every", "save_every"):
+    for field in ("log_every", "eval_every", "save_every"):
         _require(getattr(train, field) >= 0, f"train.{field}", getattr(train, field), "use a number of steps, or 0 for never")
     _require(config.mesh.data >= 0, "mesh.data", config.mesh.data, "use a number of devices, or 0 for all")
     _require(config.mesh.spatial >= 1, "mesh.spatial", config.mesh.spatial, "use a number of devices from 1")

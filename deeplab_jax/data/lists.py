@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator
 from typing import Literal
 
-from absl import logging
 from etils import epath
 
 from deeplab_jax.config import LabelKind
@@ -29,19 +28,21 @@ class Samples:
       images: image files, relative to `root`.
       labels: label files, relative to `root`; empty for a split without labels.
       kind: how the label files encode classes.
+      source: where the names come from, for messages.
     """
 
     root: str
     images: tuple[str, ...]
     labels: tuple[str, ...]
     kind: Kind
+    source: str
 
     def __len__(self) -> int:
         return len(self.images)
 
 
 def find_samples(root: str, split: str, kind: LabelKind = "auto", *, need_labels: bool = True) -> Samples:
-    """The samples of `split`: from `list/<split>.lst`, or else from the folders, which is logged.
+    """The samples of `split`: from `list/<split>.lst`, or else from the folders.
 
     Args:
       root: local path or URL that `epath` opens.
@@ -63,8 +64,7 @@ def find_samples(root: str, split: str, kind: LabelKind = "auto", *, need_labels
         source = str(listing)
     else:
         pairs = list(_scan(folder, split, kind))
-        source = f"the folders of {root}"
-        logging.info("no %s: found %d samples by scanning the folders", listing, len(pairs))
+        source = f"the folders of {root} (there is no {listing.relative_to(folder)})"
     if not pairs:
         raise DataError(f"no samples of split {split!r} in {source}: name images in {listing}, or put them where README.md says")
     labelled = [pair for pair in pairs if pair[1]]
@@ -75,7 +75,7 @@ def find_samples(root: str, split: str, kind: LabelKind = "auto", *, need_labels
         raise DataError(f"{source} names images without labels: split {split!r} needs `image label` on each line")
     images, labels = tuple(image for image, _ in pairs), tuple(label for _, label in labelled)
     _require_files(folder, images + labels, source)
-    return Samples(root, images, labels, _kind(labels, kind, source))
+    return Samples(root, images, labels, _kind(labels, kind, source), source)
 
 
 def read_list(path: epath.Path) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ A batch: {"image": uint8 [n, h, w, 3], "label": uint8 [n, h, w] train ids (255 =
 row), "index": int64 [n] position in the list}. A split without labels yields no "label".
 """
 
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
@@ -91,7 +92,7 @@ def train_batches(
 def shuffled_index(k: tf.Tensor, num_samples: int, seed: int) -> tf.Tensor:
     """Position in the list of the run's sample number `k` (int64): every pass over the list is a permutation of its own."""
     epoch = k // num_samples
-    key = tf.stack([tf.cast(seed, tf.int64), epoch, tf.constant(0, tf.int64)])
+    key = tf.stack([tf.cast(seed, tf.int64), epoch])
     return tf.random.experimental.index_shuffle(k % num_samples, key, num_samples - 1)
 
 
@@ -132,15 +133,156 @@ def eval_batches(
     """
     local = batch_size // process_count
     mine = slice(process_index * local, (process_index + 1) * local)
-    plan = [(batch + [-1] * (batch_size - len(batch)))[mine] for batch in plan_evaluation(samples, batch_size)]
-    # A padding row repeats an image of its batch, for the shape.
-    first = [next((i for i in rows if i >= 0), None) for rows in plan]
-    fallback = [batch[0] for batch in plan_evaluation(samples, batch_size)]
-    valid = np.asarray([[i >= 0 for i in rows] for rows in plan]).reshape(-1)
+    plan = plan_evaluation(samples, batch_size)
+    valid = np.array([i < len(batch) for batch in plan for i in range(batch_size)[mine]])
+    # A padding row repeats an image of its batch: it needs that size, and is masked.
+    padded = [(batch + batch[:1] * (batch_size - len(batch)))[mine] for batch in plan]
     table = value_table(samples.kind, labels)
     load = _loader(samples, table)
 
     def sample(index: tf.Tensor, is_valid: tf.Tensor) -> dict[str, tf.Tensor]:
-        image, label = load(index)
+        image, *label = load(index)
         row = {"image": image, "valid": is_valid, "index": index}
-        return row if label is None else {**row, "label": label}
+        return {**row, "label": label[0]} if label else row
+
+    indices = np.array(padded, np.int64).reshape(-1)
+    dataset = tf.data.Dataset.from_tensor_slices((indices, valid))
+    return _iterate(_parallel(dataset, sample, threads, local), samples, table, padded.__getitem__, layout)
+
+
+def _parallel(dataset: tf.data.Dataset, sample: Callable[..., dict[str, tf.Tensor]], threads: int, batch_size: int) -> tf.data.Dataset:
+    options = tf.data.Options()
+    options.deterministic = True
+    if threads:
+        options.threading.private_threadpool_size = threads
+    sample = tf.autograph.experimental.do_not_convert(sample)  # no Python branch depends on a tensor
+    dataset = dataset.map(sample, num_parallel_calls=threads or tf.data.AUTOTUNE)
+    # Two batches wait at most: more would only hold memory, since the consumer keeps batches on the device as well.
+    return dataset.batch(batch_size, drop_remainder=True).prefetch(2).with_options(options)
+
+
+def _iterate(
+    dataset: tf.data.Dataset, samples: Samples, table: np.ndarray, rows: Callable[[int], Sequence[int]], layout: Layout
+) -> Iterator[Batch]:
+    """The dataset's batches; a TensorFlow error becomes a DataError that names the sample of `rows(batch)` it came from."""
+    batches = dataset.as_numpy_iterator()
+    number = 0
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except tf.errors.OpError as error:
+            raise _explain(samples, table, rows(number), str(error)) from None
+        yield {**batch, "image": to_nchw(batch["image"])} if layout == "NCHW" else batch
+        number += 1
+
+
+def to_nchw(images: np.ndarray) -> np.ndarray:
+    """[n, h, w, c] -> [n, c, h, w], for frameworks that want it."""
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+
+
+def _loader(samples: Samples, table: np.ndarray) -> Callable[[tf.Tensor], tuple[tf.Tensor, ...]]:
+    """A function from a position in the list to (image uint8 [h, w, 3], label uint8 [h, w] train ids), or to (image,)."""
+    root = str(epath.Path(samples.root))
+    images = tf.constant(list(samples.images))
+    labels = tf.constant(list(samples.labels)) if samples.labels else None
+    lookup = tf.constant(table)
+
+    def load(index: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        image = _decode_image(tf.io.read_file(tf.strings.join([root, images[index]], "/")))
+        if labels is None:
+            return (image,)
+        values = _decode_label(tf.io.read_file(tf.strings.join([root, labels[index]], "/")), samples.kind == "color")
+        tf.debugging.assert_equal(tf.shape(image)[:2], tf.shape(values), "image and label differ in size")
+        label = tf.gather(lookup, values)
+        tf.debugging.assert_greater(tf.reduce_min(label), tf.constant(UNKNOWN, tf.int16), "a label value is in no table")
+        return image, tf.cast(label, tf.uint8)
+
+    return load
+
+
+def _decode_image(data: tf.Tensor) -> tf.Tensor:
+    """uint8 [h, w, 3]; grey is repeated and alpha dropped."""
+    image = tf.cond(
+        tf.io.is_jpeg(data),
+        # The accurate transform: what every other decoder gives, to the bit.
+        lambda: tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE"),
+        lambda: tf.io.decode_image(data, channels=3, expand_animations=False),
+    )
+    image.set_shape((None, None, 3))
+    return image
+
+
+def _decode_label(data: tf.Tensor, is_color: bool) -> tf.Tensor:
+    """int32 [h, w] of a PNG: its grey values or palette indices, or 24-bit colours."""
+    header = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 0, 26), tf.uint8), tf.int32)
+    bit_depth, color_type = header[24], header[25]
+    tf.debugging.assert_equal(bit_depth <= 8, True, "a label file has 16 bits a value")
+    if is_color:
+        rgb = tf.cast(tf.io.decode_png(data, channels=3), tf.int32)
+        return rgb[..., 0] * 65536 + rgb[..., 1] * 256 + rgb[..., 2]
+
+    def grey() -> tf.Tensor:
+        tf.debugging.assert_equal(color_type, 0, "a label file of ids has colours")
+        return tf.io.decode_png(data, channels=1)[..., 0]
+
+    # TensorFlow would turn a palette's indices into its colours.
+    values = tf.cond(color_type == 3, lambda: tf.numpy_function(_palette_indices, [data], tf.uint8), grey)
+    values.set_shape((None, None))
+    return tf.cast(values, tf.int32)
+
+
+def _palette_indices(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.array(image, np.uint8)
+
+
+def _image_size(path: epath.Path) -> tuple[int, int]:
+    """(height, width) from the file's header."""
+    try:
+        with path.open("rb") as file, Image.open(file) as image:
+            return image.height, image.width
+    except OSError as error:
+        raise DataError(f"{path} cannot be read as an image ({_one_line(error)}): replace it or take it off the list") from None
+
+
+def _explain(samples: Samples, table: np.ndarray, indices: Sequence[int], error: str) -> DataError:
+    """What is wrong with the first unusable sample of `indices`, read again one by one with Pillow."""
+    root = epath.Path(samples.root)
+    for i in indices:
+        names = [samples.images[i], *samples.labels[i : i + 1]]
+        pixels = []
+        for name in names:
+            try:
+                with (root / name).open("rb") as file, Image.open(file) as image:
+                    keep = name == names[0] or (image.mode in ("L", "P") and samples.kind != "color")
+                    mode = image.mode
+                    pixels.append(np.array(image if keep else image.convert("RGB")))
+            except OSError as problem:
+                return DataError(f"{root / name} cannot be read ({_one_line(problem)}): replace it or take it off the list")
+        if len(names) == 1:
+            continue
+        if pixels[0].shape[:2] != pixels[1].shape[:2]:
+            sizes = " and ".join("x".join(map(str, p.shape[1::-1])) for p in pixels)
+            return DataError(f"{root / names[0]} and its label {names[1]} differ in size ({sizes} pixels): make them the same")
+        values = pixels[1].astype(np.int64)
+        if samples.kind == "color":
+            values = values @ np.array([65536, 256, 1])
+        elif mode not in ("L", "P"):
+            return DataError(f"{root / names[1]} is no 8-bit id image (mode {mode}): for colours set data.label_kind=color")
+        found, counts = np.unique(values, return_counts=True)
+        unknown = [(v, n) for v, n in zip(found, counts, strict=True) if table[v] == UNKNOWN]
+        if unknown:
+            value, count = unknown[0]
+            shown = tuple(int(value) >> shift & 255 for shift in (16, 8, 0)) if samples.kind == "color" else int(value)
+            return DataError(
+                f"{root / names[1]} holds the value {shown} ({count} pixels), which labels of kind {samples.kind} do not have: "
+                f"mend the file, or add the value to the config's label set"
+            )
+    return DataError(f"reading {', '.join(samples.images[i] for i in indices)} failed: {error.splitlines()[0]}")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,1 @@
+"""From a network and batches to predictions, scores and pictures."""

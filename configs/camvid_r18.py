@@ -1,0 +1,38 @@
+"""CamVid, 11 classes at 360x480: ResNet-18 from scratch at output stride 16, a first real training on a CPU.
+
+python train.py --config=configs/camvid_r18.py --config.data.root=CAMVID --workdir=runs/camvid_r18
+python eval.py --config=configs/camvid_r18.py --config.data.root=CAMVID --checkpoint=runs/camvid_r18
+"""
+
+from deeplab_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
+from deeplab_jax.labels import LabelSet
+
+CAMVID = LabelSet(
+    name="camvid",
+    names=("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"),
+    colors=(
+        (128, 128, 128),
+        (128, 0, 0),
+        (192, 192, 128),
+        (128, 64, 128),
+        (60, 40, 222),
+        (128, 128, 0),
+        (192, 128, 128),
+        (64, 64, 128),
+        (64, 0, 128),
+        (64, 64, 0),
+        (0, 128, 192),
+    ),
+    ignored_ids=(11,),
+)
+
+
+def get_config() -> Config:
+    return Config(
+        labels=CAMVID,
+        model=ModelConfig(backbone="resnet18", output_stride=16),
+        data=DataConfig(batch_size=8, crop_size=(240, 320)),
+        optim=OptimConfig(lr=0.02, weight_decay=1e-4),
+        train=TrainConfig(epochs=20, log_every=10, eval_every=230, save_every=50),
+        eval=EvalConfig(batch_size=4),
+    )

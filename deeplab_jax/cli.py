@@ -1,0 +1,99 @@
+"""The console script, and how every entry point parses flags and reports errors."""
+
+import dataclasses
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+from absl import app, flags, logging
+
+from deeplab_jax.config import Config, validate
+from deeplab_jax.errors import ConfigError, DeeplabError
+
+T = TypeVar("T")
+
+
+def synthetic(
+    out: Annotated[Path, tyro.conf.Positional], train: int = 96, val: int = 24, test: int = 8, seed: int = 0
+) -> None:
+    """Draw a small street-scene set in the Cityscapes layout.
+
+    Args:
+      out: folder to make.
+      train: training scenes.
+      val: validation scenes.
+      test: test scenes, without labels.
+      seed: another seed draws other scenes.
+    """
+    from deeplab_jax.data import synthetic as drawn
+
+    drawn.write(out, train=train, val=val, test=test, seed=seed)
+    print(f"{train} training, {val} validation and {test} test scenes are in {out}")
+
+
+def main() -> None:
+    """`deeplab-jax`."""
+    data = {"synthetic": synthetic}
+    _or_exit(lambda: tyro.extras.subcommand_cli_from_dict({f"data {name}": command for name, command in data.items()}))
+
+
+def run_with_flags(program: Callable[[], None]) -> None:
+    """Parses absl's flags and runs `program`; an error that is the user's to mend becomes one line and exit code 2."""
+    # Orbax and TensorFlow report every save and every kernel at "info".
+    logging.set_verbosity(logging.WARNING)
+    app.run(lambda _: _or_exit(program), flags_parser=lambda argv: _or_exit(lambda: _parse_flags(argv)))
+
+
+def checked_config(config: Any) -> Config:
+    """The value of a `--config` flag, validated.
+
+    Raises:
+      ConfigError: no file was given, it cannot be read, it holds no `Config`, or `validate` objects.
+    """
+    if config is None:
+        raise ConfigError("`--config` is missing: give a recipe, such as --config=configs/quickstart.py")
+    if not isinstance(config, Config):
+        # config_flags defers the error of an unreadable file until an attribute is asked for.
+        try:
+            config.seed  # noqa: B018
+        except OSError as error:
+            raise ConfigError(f"`--config` cannot be read: {' '.join(str(error).split())}") from None
+        except AttributeError:
+            pass
+        raise ConfigError(f"`--config` holds a {type(config).__name__}: get_config() must return a deeplab_jax.config.Config")
+    return validate(config)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(list(argv))
+    except flags.Error as error:
+        raise ConfigError(" ".join(str(error).split())) from None
+    except KeyError as error:
+        field = re.search(r"Field (\w+) not found on dataclass .*\.(\w+)'", str(error))
+        if field is None:
+            raise
+        raise ConfigError(_unknown_field(*field.groups())) from None
+    except dataclasses.FrozenInstanceError:
+        raise ConfigError("`--config.labels` cannot be set by flags: write the label set in the config file") from None
+    if rest[1:]:
+        raise ConfigError(f"`{rest[1]}` is no flag: fields of the config are set with --config.FIELD=VALUE")
+    return rest
+
+
+def _unknown_field(name: str, owner: str) -> str:
+    from deeplab_jax import config
+
+    known = ", ".join(field.name for field in dataclasses.fields(getattr(config, owner)))
+    return f"`{name}` is no field of the config's {owner}: it has {known}"
+
+
+def _or_exit(work: Callable[[], T]) -> T:
+    try:
+        return work()
+    except DeeplabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

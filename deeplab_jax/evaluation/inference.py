@@ -1,0 +1,61 @@
+"""Predictions at the images' own size, and confusion counts, both computed on the device."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, UInt8
+
+from deeplab_jax import losses, metrics
+from deeplab_jax.config import ModelConfig
+from deeplab_jax.models import DeepLabV3, normalize
+from deeplab_jax.models.layers import resize_bilinear
+from deeplab_jax.sharding import prefetch
+
+Variables = dict[str, Any]
+Batch = dict[str, np.ndarray]
+
+
+def with_output_stride(config: ModelConfig, output_stride: int) -> ModelConfig:
+    """The same network at another output stride (0 keeps it): its weights serve every one."""
+    return dataclasses.replace(config, output_stride=output_stride or config.output_stride)
+
+
+def logits(variables: Variables, images: UInt8[Array, "n h w 3"], *, model: DeepLabV3) -> Float[Array, "n h w k"]:
+    """float32 logits at the images' size, of images as they are decoded (0-255)."""
+    outputs = model.apply(variables, normalize(images, model.config.mean, model.config.std), train=False)
+    return resize_bilinear(outputs.logits, *images.shape[1:3])
+
+
+def predict(variables: Variables, images: UInt8[Array, "n h w 3"], *, model: DeepLabV3) -> UInt8[Array, "n h w"]:
+    """Train ids at the images' size."""
+    return jnp.argmax(logits(variables, images, model=model), axis=-1).astype(jnp.uint8)
+
+
+def predict_and_count(
+    variables: Variables, batch: dict[str, Array], *, model: DeepLabV3
+) -> tuple[UInt8[Array, "n h w"], Int[Array, "k k"]]:
+    """Predictions, and the confusion counts of the batch's valid rows; zeros for a batch without labels."""
+    predictions = predict(variables, batch["image"], model=model)
+    if "label" not in batch:
+        return predictions, jnp.zeros((model.num_classes, model.num_classes), jnp.int32)
+    mask = losses.valid_pixels(batch["label"], batch["valid"])
+    return predictions, metrics.confusion_counts(batch["label"], predictions, mask, model.num_classes)
+
+
+def compile_predict_and_count(model: DeepLabV3) -> Callable[..., tuple[Array, Array]]:
+    """`predict_and_count` jitted for `model`, compiled once per image size."""
+    return jax.jit(lambda variables, batch: predict_and_count(variables, batch, model=model))
+
+
+def scored_batches(
+    compiled: Callable[..., tuple[Array, Array]], variables: Variables, batches: Iterable[Batch], mesh: Mesh
+) -> Iterator[tuple[Batch, Array, Int[np.ndarray, "k k"]]]:
+    """(batch on the host, predictions on the device, int64 confusion counts) of each batch; memory is bounded by three."""
+    for batch, on_device in prefetch(batches, mesh):
+        predictions, counts = compiled(variables, on_device)
+        yield batch, predictions, np.asarray(counts, np.int64)

@@ -1,0 +1,163 @@
+"""Checkpoints on disk: `<workdir>/checkpoints/<step>`, each complete in itself. Nothing else knows orbax.
+
+A step holds "model" (params, batch_stats) and "training" (step, opt_state) as arrays, so that evaluation reads the first
+alone, and the config, label set and package version as JSON. The two latest steps and the best by mIoU are kept.
+"""
+
+import importlib.metadata
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from deeplab_jax.config import Config, from_dict, to_dict
+from deeplab_jax.errors import CheckpointError
+from deeplab_jax.train.state import TrainState
+
+FOLDER = "checkpoints"
+T = TypeVar("T")
+_policies = ocp.training.preservation_policies
+
+
+class Checkpoints:
+    """The checkpoints of one run, for writing; use as a context manager, which waits for the last save.
+
+    Args:
+      workdir: the run's folder; it is made if missing.
+      config: stored with every step.
+    """
+
+    def __init__(self, workdir: str, config: Config) -> None:
+        self._metadata = {"config": to_dict(config), "version": importlib.metadata.version("deeplab-jax")}
+        self._manager = _open(epath.Path(workdir) / FOLDER)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    def latest_step(self) -> int | None:
+        """The step of the newest complete checkpoint."""
+        return self._manager.latest.step if self._manager.latest else None
+
+    def save(self, state: TrainState, step: int, metrics: dict[str, float] | None) -> None:
+        """Starts saving; returns when the arrays may change. A step that is there already is left as it is.
+
+        Args:
+          state: what to save.
+          step: its number.
+          metrics: of an evaluation at this step ("miou" decides the best), or None.
+        """
+        if self._manager.latest is not None and self._manager.latest.step >= step:
+            return
+        self._manager.save_checkpointables_async(step, _parts(state), metrics=metrics, custom_metadata=self._metadata, force=True)
+
+    def restore(self, abstract: TrainState) -> TrainState:
+        """The newest state, laid out like `abstract` (shapes with shardings).
+
+        Raises:
+          CheckpointError: there is none, or it cannot be read.
+        """
+        if self._manager.latest is None:
+            raise CheckpointError(f"{self._manager.directory} holds no checkpoint")
+        parts = _load(self._manager, self._manager.latest.step, _parts(abstract))
+        return TrainState(**parts["model"], **parts["training"])
+
+
+def resume_conflicts(workdir: str, config: Config) -> list[str]:
+    """Fields in which `config` differs from the one of the newest checkpoint, as `field: then -> now`.
+
+    Raises:
+      CheckpointError: the network or the classes differ, so that the arrays cannot fit.
+    """
+    then, now = to_dict(stored_config(workdir)), to_dict(config)
+    changed = {field: (a, b) for field, a, b in _leaves(then, now) if a != b}
+    for field, (a, b) in changed.items():
+        if field.startswith(("model.", "labels.")) and field != "model.dtype":
+            advice = "train in another --workdir, or set the config back"
+            raise CheckpointError(f"`{field}` (={b!r}) is {a!r} in the checkpoint of {workdir}: {advice}")
+    return [f"{field}: {a!r} -> {b!r}" for field, (a, b) in changed.items()]
+
+
+def stored_config(checkpoint: str) -> Config:
+    """The config of a run's folder or of one of its steps; see `resolve`."""
+    with _open(resolve(checkpoint).parent) as manager:
+        return from_dict(manager.metadata(int(resolve(checkpoint).name)).custom_metadata["config"])
+
+
+def restore_model(checkpoint: str) -> tuple[Config, dict[str, Any]]:
+    """The config and {"params", "batch_stats"} as NumPy arrays, of what `resolve` finds.
+
+    Raises:
+      CheckpointError: nothing is found, or it cannot be read.
+    """
+    path = resolve(checkpoint)
+    with _open(path.parent) as manager:
+        metadata = _read(lambda: manager.checkpointables_metadata(int(path.name)), path)
+        config = from_dict(metadata.custom_metadata["config"])
+        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata.metadata["model"])
+        return config, jax.device_get(_load(manager, int(path.name), {"model": abstract})["model"])
+
+
+def resolve(checkpoint: str) -> epath.Path:
+    """The folder of one step, given that folder, a run's folder (its latest step), or `<run>/best` or `<run>/latest`.
+
+    Raises:
+      CheckpointError: there is no such checkpoint.
+    """
+    path = epath.Path(checkpoint)
+    if path.name.isdigit() and path.parent.name == FOLDER and path.is_dir():
+        return path
+    workdir, which = (path.parent, path.name) if path.name in ("best", "latest") else (path, "latest")
+    folder = workdir / FOLDER
+    if not folder.is_dir():
+        raise CheckpointError(f"`checkpoint` (={checkpoint!r}) is no run: give a --workdir of train.py, or a step in its {FOLDER}/")
+    with _open(folder) as manager:
+        steps = manager.checkpoints
+    scored = [step for step in steps if step.metrics and "miou" in step.metrics]
+    if which == "best" and scored:
+        return folder / str(max(scored, key=lambda step: (step.metrics["miou"], step.step)).step)
+    if not steps:
+        raise CheckpointError(f"`checkpoint` (={checkpoint!r}) holds no complete checkpoint: train first")
+    if which == "best":
+        raise CheckpointError(f"`checkpoint` (={checkpoint!r}): no step of the run was evaluated; give {workdir} for the latest")
+    return folder / str(max(step.step for step in steps))
+
+
+def _open(folder: epath.Path) -> ocp.training.Checkpointer:
+    keep = [
+        _policies.LatestN(2),
+        _policies.BestN(get_metric_fn=lambda metrics: metrics["miou"], n=1, keep_checkpoints_without_metrics=False),
+    ]
+    return ocp.training.Checkpointer(folder, preservation_policy=_policies.AnyPreservationPolicy(keep))
+
+
+def _parts(state: TrainState) -> dict[str, dict[str, Any]]:
+    return {
+        "model": {"params": state.params, "batch_stats": state.batch_stats},
+        "training": {"step": state.step, "opt_state": state.opt_state},
+    }
+
+
+def _load(manager: ocp.training.Checkpointer, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+    return _read(lambda: manager.load_checkpointables(step, abstract), manager.directory / str(step))
+
+
+def _read(load: Callable[[], T], path: epath.Path) -> T:
+    try:
+        return load()
+    # Orbax raises whatever its storage layers do: ValueError, KeyError, OSError and others, over many lines.
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path} cannot be read ({reason[:200]}): it is damaged or incomplete; use another step") from error
+
+
+def _leaves(a: dict, b: dict, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    rows = []
+    for key in a:
+        both_nested = isinstance(a[key], dict) and isinstance(b.get(key), dict)
+        rows += _leaves(a[key], b[key], f"{prefix}{key}.") if both_nested else [(prefix + key, a[key], b.get(key))]
+    return rows

@@ -1,0 +1,181 @@
+"""The training loop: next batch, step, log, evaluate, save."""
+
+import contextlib
+import dataclasses
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from rich.console import Console
+
+from deeplab_jax.config import Config
+from deeplab_jax.evaluation import inference, pictures, report
+from deeplab_jax.models import DeepLabV3
+from deeplab_jax.sharding import check_batch, make_mesh, prefetch, replicated
+from deeplab_jax.train.checkpoint import Checkpoints, resume_conflicts
+from deeplab_jax.train.optimizer import make_optimizer, poly_schedule
+from deeplab_jax.train.state import TrainState, init_state
+from deeplab_jax.train.step import compile_train_step
+from deeplab_jax.train.writer import Writer
+
+Batches = Iterable[dict[str, np.ndarray]]
+STRIPS = 4  # pictures an evaluation shows
+
+
+@dataclasses.dataclass(slots=True)
+class _Interval:
+    """Time since the last log line, and how much of it went into waiting for data."""
+
+    start_step: int
+    start: float = dataclasses.field(default_factory=time.perf_counter)
+    waited: float = 0.0
+
+
+def train(
+    config: Config,
+    workdir: str,
+    *,
+    steps: int,
+    train_batches: Callable[[int], Batches],
+    eval_batches: Callable[[], Batches],
+    console: Console,
+) -> TrainState:
+    """Trains to `steps`, from the newest checkpoint of `workdir` if there is one.
+
+    Args:
+      config: validated.
+      workdir: the run's folder.
+      steps: where the run ends.
+      train_batches: batches from a given step on.
+      eval_batches: one pass over the evaluation split, with labels.
+      console: where progress is shown.
+
+    Returns:
+      The final state, or after SIGINT or SIGTERM the one reached; it is saved either way.
+
+    Raises:
+      ConfigError: the batch does not divide over the devices.
+      CheckpointError: the workdir holds a run of another network, or one that cannot be read.
+    """
+    mesh = make_mesh(config.mesh)
+    check_batch(config.data.batch_size, mesh, "data.batch_size")
+    check_batch(config.eval.batch_size, mesh, "eval.batch_size")
+    model = DeepLabV3(config.model, config.labels.num_classes)
+    optimizer = make_optimizer(config.optim, steps)
+    lr = poly_schedule(config.optim, steps)
+    step_fn = compile_train_step(mesh, model=model, optimizer=optimizer, aux_weight=config.optim.aux_weight, seed=config.seed)
+    evaluate = _evaluator(config, mesh, eval_batches)
+    every = config.train
+
+    with Checkpoints(workdir, config) as checkpoints, _stop_signals() as stopped:
+        state = _initial_state(model, optimizer, config, workdir, checkpoints, mesh, console)
+        step = int(state.step)
+        batches = _timed(prefetch(train_batches(step), mesh))
+        with Writer(workdir, step, steps, console) as writer:
+            interval = _Interval(step)
+            while step < steps and not stopped:
+                wait, (_, batch) = next(batches)
+                state, scalars = step_fn(state, batch)
+                step += 1
+                interval.waited += wait
+                writer.advance(step)
+                # The log comes first: reading the loss waits for the device, so that none of the evaluation's time counts
+                # as the step's. The save comes last: which checkpoint is the best follows from the evaluation.
+                if _due(step, every.log_every, steps):
+                    speed = _speed(interval, step, config.data.batch_size, scalars)
+                    writer.train(step, speed | {"lr": float(lr(step - 1))}, (steps - step) * speed["seconds_per_step"])
+                    interval = _Interval(step)
+                scores = None
+                if _due(step, every.eval_every, steps):
+                    summary, strips = evaluate(state)
+                    writer.evaluation(step, summary, strips)
+                    scores = {"miou": summary["miou"]} if summary["miou"] is not None else None
+                    interval = _Interval(step)
+                if scores is not None or _due(step, every.save_every, steps) or stopped:
+                    checkpoints.save(state, step, scores)
+    if stopped and step < steps:
+        console.print(f"stopped after step {step} of {steps}, saved in {workdir}: the same command goes on from there")
+    return state
+
+
+def _initial_state(
+    model: DeepLabV3, optimizer: Any, config: Config, workdir: str, checkpoints: Checkpoints, mesh: Mesh, console: Console
+) -> TrainState:
+    """The newest checkpoint's state or a new one, straight in its sharding."""
+    whole = replicated(mesh)
+    init = jax.jit(lambda: init_state(model, optimizer, config.seed), out_shardings=whole)
+    if checkpoints.latest_step() is None:
+        return init()
+    changed = resume_conflicts(workdir, config)
+    console.print(f"resuming {workdir} after step {checkpoints.latest_step()}")
+    if changed:
+        console.print(f"the config differs from the checkpoint's: {'; '.join(changed)}", highlight=False)
+    shapes = jax.eval_shape(init)
+    return checkpoints.restore(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), shapes))
+
+
+def _evaluator(
+    config: Config, mesh: Mesh, eval_batches: Callable[[], Batches]
+) -> Callable[[TrainState], tuple[dict[str, Any], list[np.ndarray]]]:
+    """A function from a state to the scores and the first strips, compiled once for the run."""
+    network = inference.with_output_stride(config.model, config.eval.output_stride)
+    compiled = inference.compile_predict_and_count(DeepLabV3(network, config.labels.num_classes))
+
+    def evaluate(state: TrainState) -> tuple[dict[str, Any], list[np.ndarray]]:
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        total = np.zeros((config.labels.num_classes,) * 2, np.int64)
+        strips: list[np.ndarray] = []
+        for batch, predictions, counts in inference.scored_batches(compiled, variables, eval_batches(), mesh):
+            total += counts
+            rows = [i for i in range(len(batch["valid"])) if batch["valid"][i]][: STRIPS - len(strips)]
+            strips += [pictures.strip(batch["image"][i], batch["label"][i], np.asarray(predictions[i]), config.labels) for i in rows]
+        return report.summary(total, config.labels), strips
+
+    return evaluate
+
+
+def _due(step: int, every: int, steps: int) -> bool:
+    return step == steps or (every > 0 and step % every == 0)
+
+
+def _timed(items: Iterator[Any]) -> Iterator[tuple[float, Any]]:
+    """(seconds that the item was waited for, item)."""
+    while True:
+        start = time.perf_counter()
+        item = next(items, None)
+        if item is None:
+            return
+        yield time.perf_counter() - start, item
+
+
+def _speed(interval: _Interval, step: int, batch_size: int, scalars: dict[str, jax.Array]) -> dict[str, float]:
+    row = {name: float(value) for name, value in scalars.items()}
+    seconds = time.perf_counter() - interval.start
+    count = step - interval.start_step
+    speed = {"images_per_second": count * batch_size / seconds, "seconds_per_step": seconds / count}
+    return row | speed | {"data_wait": interval.waited / seconds}
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM: the step under way is finished and saved. A second signal ends the process at once."""
+    received: list[int] = []
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in signals}
+
+    def receive(number: int, _: object) -> None:
+        received.append(number)
+        for each in signals:
+            signal.signal(each, before[each])
+
+    for number in signals:
+        signal.signal(number, receive)
+    try:
+        yield received
+    finally:
+        for number in signals:
+            signal.signal(number, before[number])

@@ -1,0 +1,37 @@
+"""SGD with momentum, L2 penalty and the poly schedule, with PyTorch's arithmetic."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from deeplab_jax.config import OptimConfig
+
+
+def poly_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
+    """lr(step) = lr_end + (lr - lr_end) (1 - step / steps) ** power, times (step + 1) / warmup_steps while that is below 1.
+
+    The first update uses step 0; the poly curve runs under the warm-up rather than after it, as mmsegmentation's does.
+    """
+
+    def lr(step: jax.Array) -> jax.Array:
+        left = jnp.maximum(1.0 - step / steps, 0.0)
+        warm = jnp.minimum((step + 1) / max(config.warmup_steps, 1), 1.0)
+        return (config.lr_end + (config.lr - config.lr_end) * left**config.power) * warm
+
+    return lr
+
+
+def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+    """g += weight_decay * p;  m = momentum * m + g;  p -= lr(step) * m: torch.optim.SGD without dampening."""
+    return optax.chain(
+        optax.add_decayed_weights(config.weight_decay, None if config.decay_norm_and_bias else _kernels),
+        optax.trace(config.momentum),
+        optax.scale_by_learning_rate(poly_schedule(config, steps)),
+    )
+
+
+def _kernels(params: Any) -> Any:
+    """True for convolution kernels, False for BatchNorm's scale and bias and for biases."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)

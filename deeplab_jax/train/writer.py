@@ -1,0 +1,90 @@
+"""What a run leaves for people: `metrics.jsonl`, TensorBoard events, lines and a progress bar on the terminal."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from tensorboardX import SummaryWriter
+
+METRICS = "metrics.jsonl"
+
+
+class Writer:
+    """Use as a context manager, on one process of a run.
+
+    Args:
+      workdir: the run's folder. Rows of `metrics.jsonl` after `start_step` are dropped: the run repeats those steps.
+      start_step: where the run starts or resumes.
+      steps: where it ends.
+      console: where lines and, on a terminal, the progress bar go.
+    """
+
+    def __init__(self, workdir: str, start_step: int, steps: int, console: Console) -> None:
+        folder = epath.Path(workdir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / METRICS
+        _truncate(self._path, start_step)
+        self._events = SummaryWriter(os.fspath(folder / "tensorboard"), purge_step=start_step + 1)
+        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
+        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._task = self._progress.add_task("compiling", total=steps, completed=start_step)
+
+    def __enter__(self) -> "Writer":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+        self._events.close()
+
+    def advance(self, step: int) -> None:
+        """Moves the progress bar."""
+        self._progress.update(self._task, completed=step)
+
+    def train(self, step: int, row: Mapping[str, float], seconds_left: float) -> None:
+        """A row of training scalars; `row` holds loss, accuracy, lr, images_per_second and data_wait."""
+        self._scalars(step, "train", row)
+        line = (
+            f"loss {row['loss']:.4f}  accuracy {row['accuracy']:.3f}  lr {row['lr']:.2e}  {row['images_per_second']:.1f} images/s  "
+            f"data wait {row['data_wait']:.1%}  left {_duration(seconds_left)}"
+        )
+        self._progress.update(self._task, description=line)
+        self._progress.console.print(f"step {step:>6}  {line}", highlight=False)
+
+    def evaluation(self, step: int, summary: Mapping[str, Any], strips: Sequence[UInt8[np.ndarray, "h w 3"]]) -> None:
+        """The scores of `evaluation.report.summary`, and pictures of image | label | prediction."""
+        scores = {"miou": summary["miou"], "pixel_accuracy": summary["pixel_accuracy"]}
+        self._scalars(step, "eval", scores | {f"iou/{name}": iou for name, iou in summary["iou"].items()})
+        for i, strip in enumerate(strips):
+            self._events.add_image(f"eval/strip_{i}", strip, step, dataformats="HWC")
+        text = "  ".join(f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in scores.items())
+        self._progress.console.print(f"step {step:>6}  evaluation: {text}", highlight=False)
+
+    def _scalars(self, step: int, kind: str, row: Mapping[str, float | None]) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, "kind": kind, **row}) + "\n")
+        for name, value in row.items():
+            if value is not None:
+                self._events.add_scalar(f"{kind}/{name}", value, step)
+        self._events.flush()
+
+
+def _truncate(path: epath.Path, step: int) -> None:
+    """Keeps the rows up to `step`; a last line that a crash cut short goes as well."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
+    beside = path.parent / f".{path.name}.new"
+    beside.write_text("".join(line + "\n" for line in kept))
+    beside.replace(path)
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = int(seconds // 60) % 60, int(seconds // 3600)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {int(seconds) % 60:02} s"
