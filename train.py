@@ -34,7 +34,7 @@ def main() -> None:
     train_set = find_samples(config.data.root, config.data.train_split, config.data.label_kind)
     eval_set = find_samples(config.data.root, config.eval.split, config.data.label_kind)
     for split, samples in ((config.data.train_split, train_set), (config.eval.split, eval_set)):
-        console.print(f"{split}: {len(samples)} samples from {samples.source}, labels of kind {samples.kind}", highlight=False)
+        console.print(f"{split}: {len(samples)} samples from {samples.source}, labels of kind {samples.kind}", highlight=False, soft_wrap=True)
     steps = total_steps(config, len(train_set))
     batches = functools.partial(
         train_batches, train_set, config.labels, config.data, config.model.mean, seed=config.seed, steps=steps, **hosts

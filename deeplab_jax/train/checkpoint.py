@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
@@ -67,39 +68,48 @@ class Checkpoints:
         return TrainState(**parts["model"], **parts["training"])
 
 
-def resume_conflicts(workdir: str, config: Config) -> list[str]:
-    """Fields in which `config` differs from the one of the newest checkpoint, as `field: then -> now`.
+def differences(checkpoint: str, config: Config) -> list[str]:
+    """Fields in which `config` differs from the checkpoint's, as `field: then -> now`; see `resolve`.
 
     Raises:
-      CheckpointError: the network or the classes differ, so that the arrays cannot fit.
+      CheckpointError: the network or the classes differ, so that the arrays would not fit or not mean the same.
     """
-    then, now = to_dict(stored_config(workdir)), to_dict(config)
-    changed = {field: (a, b) for field, a, b in _leaves(then, now) if a != b}
-    for field, (a, b) in changed.items():
-        if field.startswith(("model.", "labels.")) and field != "model.dtype":
-            advice = "train in another --workdir, or set the config back"
-            raise CheckpointError(f"`{field}` (={b!r}) is {a!r} in the checkpoint of {workdir}: {advice}")
-    return [f"{field}: {a!r} -> {b!r}" for field, (a, b) in changed.items()]
+    rows = [row for row in _leaves(to_dict(stored_config(checkpoint)), to_dict(config)) if row[1] != row[2]]
+    for field, then, now in rows:
+        if field == "labels.names":
+            raise CheckpointError(
+                f"`labels` (={config.labels.name!r}, {len(now)} classes) is not what {checkpoint} was trained on ({len(then)} "
+                f"classes, {then[0]!r} to {then[-1]!r}): use its config, or another checkpoint or workdir"
+            )
+    for field, then, now in rows:
+        if field.startswith("model.") and field != "model.dtype":
+            raise CheckpointError(f"`{field}` (={now!r}) is {then!r} in {checkpoint}: set it back, or use another checkpoint or workdir")
+    return [f"{field}: {then!r} -> {now!r}" for field, then, now in rows]
 
 
 def stored_config(checkpoint: str) -> Config:
-    """The config of a run's folder or of one of its steps; see `resolve`."""
-    with _open(resolve(checkpoint).parent) as manager:
-        return from_dict(manager.metadata(int(resolve(checkpoint).name)).custom_metadata["config"])
-
-
-def restore_model(checkpoint: str) -> tuple[Config, dict[str, Any]]:
-    """The config and {"params", "batch_stats"} as NumPy arrays, of what `resolve` finds.
+    """The config of what `resolve` finds.
 
     Raises:
       CheckpointError: nothing is found, or it cannot be read.
     """
     path = resolve(checkpoint)
     with _open(path.parent) as manager:
+        return from_dict(_read(lambda: manager.checkpointables_metadata(int(path.name)), path).custom_metadata["config"])
+
+
+def restore_model(checkpoint: str, like: Config) -> dict[str, Any]:
+    """{"params", "batch_stats"} as NumPy arrays, of what `resolve` finds.
+
+    Raises:
+      CheckpointError: nothing is found, it cannot be read, or it is of another network or label set than `like`.
+    """
+    path = resolve(checkpoint)
+    differences(checkpoint, like)
+    with _open(path.parent) as manager:
         metadata = _read(lambda: manager.checkpointables_metadata(int(path.name)), path)
-        config = from_dict(metadata.custom_metadata["config"])
-        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata.metadata["model"])
-        return config, jax.device_get(_load(manager, int(path.name), {"model": abstract})["model"])
+        abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata.metadata["model"])
+        return _load(manager, int(path.name), {"model": abstract})["model"]
 
 
 def resolve(checkpoint: str) -> epath.Path:

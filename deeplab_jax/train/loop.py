@@ -16,7 +16,7 @@ from deeplab_jax.config import Config
 from deeplab_jax.evaluation import inference, pictures, report
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.sharding import check_batch, make_mesh, prefetch, replicated
-from deeplab_jax.train.checkpoint import Checkpoints, resume_conflicts
+from deeplab_jax.train.checkpoint import Checkpoints, differences
 from deeplab_jax.train.optimizer import make_optimizer, poly_schedule
 from deeplab_jax.train.state import TrainState, init_state
 from deeplab_jax.train.step import compile_train_step
@@ -110,10 +110,10 @@ def _initial_state(
     init = jax.jit(lambda: init_state(model, optimizer, config.seed), out_shardings=whole)
     if checkpoints.latest_step() is None:
         return init()
-    changed = resume_conflicts(workdir, config)
+    changed = differences(workdir, config)
     console.print(f"resuming {workdir} after step {checkpoints.latest_step()}")
     if changed:
-        console.print(f"the config differs from the checkpoint's: {'; '.join(changed)}", highlight=False)
+        console.print(f"the config differs from the checkpoint's: {'; '.join(changed)}", highlight=False, soft_wrap=True)
     shapes = jax.eval_shape(init)
     return checkpoints.restore(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), shapes))
 

@@ -1,0 +1,81 @@
+"""A trained network to use: NCHW in and out, whatever it is inside."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from deeplab_jax.config import Config
+from deeplab_jax.errors import DataError
+from deeplab_jax.evaluation import inference
+from deeplab_jax.labels import LabelSet
+from deeplab_jax.models import DeepLabV3
+from deeplab_jax.train.checkpoint import restore_model, stored_config
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmenter:
+    """A network with its weights, label set and normalisation.
+
+    Attributes:
+      config: of the run; `eval.output_stride` decides the output stride.
+      variables: {"params", "batch_stats"}.
+    """
+
+    config: Config
+    variables: dict[str, Any]
+
+    @property
+    def label_set(self) -> LabelSet:
+        """Names and colours of the train ids."""
+        return self.config.labels
+
+    def logits(self, images: UInt8[np.ndarray, "n 3 h w"]) -> Float[np.ndarray, "n k h w"]:
+        """Logits at the images' size; normalisation happens inside.
+
+        Args:
+          images: RGB, 0-255, any height and width; one compilation a shape.
+
+        Raises:
+          DataError: another dtype or shape.
+        """
+        nhwc = self._compiled_logits(self.variables, _to_nhwc(images))
+        return np.asarray(nhwc).transpose(0, 3, 1, 2)
+
+    def predict(self, images: UInt8[np.ndarray, "n 3 h w"]) -> UInt8[np.ndarray, "n h w"]:
+        """Train ids at the images' size; arguments and errors as in `logits`."""
+        return np.asarray(self._compiled_predict(self.variables, _to_nhwc(images)))
+
+    @functools.cached_property
+    def _model(self) -> DeepLabV3:
+        network = inference.with_output_stride(self.config.model, self.config.eval.output_stride)
+        return DeepLabV3(network, self.config.labels.num_classes)
+
+    @functools.cached_property
+    def _compiled_logits(self) -> Callable[..., Array]:
+        return jax.jit(functools.partial(inference.logits, model=self._model))
+
+    @functools.cached_property
+    def _compiled_predict(self) -> Callable[..., Array]:
+        return jax.jit(functools.partial(inference.predict, model=self._model))
+
+
+def load(checkpoint: str) -> Segmenter:
+    """The network of a run's folder (its latest step), of `<run>/best`, or of one step `<run>/checkpoints/<N>`.
+
+    Raises:
+      CheckpointError: there is no checkpoint, or it cannot be read.
+    """
+    config = stored_config(checkpoint)
+    return Segmenter(config, jax.device_put(restore_model(checkpoint, like=config)))
+
+
+def _to_nhwc(images: UInt8[np.ndarray, "n 3 h w"]) -> UInt8[np.ndarray, "n h w 3"]:
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise DataError(f"`images` (={images.dtype} {list(images.shape)}) must be uint8 [n, 3, h, w]: RGB values from 0 to 255")
+    return images.transpose(0, 2, 3, 1)
