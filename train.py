@@ -34,7 +34,11 @@ def main() -> None:
     train_set = find_samples(config.data.root, config.data.train_split, config.data.label_kind)
     eval_set = find_samples(config.data.root, config.eval.split, config.data.label_kind)
     for split, samples in ((config.data.train_split, train_set), (config.eval.split, eval_set)):
-        console.print(f"{split}: {len(samples)} samples from {samples.source}, labels of kind {samples.kind}", highlight=False, soft_wrap=True)
+        console.print(
+            f"{split}: {len(samples)} samples from {samples.source}, labels of kind {samples.kind}",
+            highlight=False,
+            soft_wrap=True,
+        )
     steps = total_steps(config, len(train_set))
     batches = functools.partial(
         train_batches, train_set, config.labels, config.data, config.model.mean, seed=config.seed, steps=steps, **hosts
@@ -44,7 +48,9 @@ def main() -> None:
         WORKDIR.value,
         steps=steps,
         train_batches=lambda step: batches(start_step=step),
-        eval_batches=lambda: eval_batches(eval_set, config.labels, config.eval.batch_size, threads=config.data.threads, **hosts),
+        eval_batches=lambda: eval_batches(
+            eval_set, config.labels, config.eval.batch_size, threads=config.data.threads, **hosts
+        ),
         console=console,
     )
 

@@ -16,9 +16,7 @@ from deeplab_jax.errors import ConfigError, DeeplabError
 T = TypeVar("T")
 
 
-def synthetic(
-    out: Annotated[Path, tyro.conf.Positional], train: int = 96, val: int = 24, test: int = 8, seed: int = 0
-) -> None:
+def synthetic(out: Annotated[Path, tyro.conf.Positional], train: int = 96, val: int = 24, test: int = 8, seed: int = 0) -> None:
     """Draw a small street-scene set in the Cityscapes layout.
 
     Args:

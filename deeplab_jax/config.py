@@ -199,11 +199,18 @@ def validate(config: Config) -> Config:
     model, data, optim, train = config.model, config.data, config.optim, config.train
     _require(config.seed >= 0, "seed", config.seed, "use a whole number from 0")
     _require(model.output_stride in (8, 16, 32), "model.output_stride", model.output_stride, "use 8, 16 or 32")
-    _require(config.eval.output_stride in (0, 8, 16, 32), "eval.output_stride", config.eval.output_stride, "use 8, 16, 32, or 0")
+    _require(
+        config.eval.output_stride in (0, 8, 16, 32), "eval.output_stride", config.eval.output_stride, "use 8, 16, 32, or 0"
+    )
     _require(model.width >= 2 and model.width % 2 == 0, "model.width", model.width, "use an even number from 2, 64 for ResNet")
     _require(model.aspp_width >= 1, "model.aspp_width", model.aspp_width, "use a number from 1, 256 in the paper")
     _require(0 <= model.dropout < 1, "model.dropout", model.dropout, "use a share from 0 to below 1")
-    _require(len(model.mean) == 3 and len(model.std) == 3 and min(model.std) > 0, "model.std", model.std, "give three numbers above 0")
+    _require(
+        len(model.mean) == 3 and len(model.std) == 3 and min(model.std) > 0,
+        "model.std",
+        model.std,
+        "give three numbers above 0",
+    )
     strides = {model.output_stride, config.eval.output_stride or model.output_stride}
     for stride in sorted(strides):
         _require_rates("model.multi_grid", model.multi_grid, last_stage_rates(model.multi_grid, stride), stride, "(0.5, 1, 1)")
@@ -222,7 +229,9 @@ def validate(config: Config) -> Config:
     _require(optim.weight_decay >= 0, "optim.weight_decay", optim.weight_decay, "use a number from 0")
     _require(optim.warmup_steps >= 0, "optim.warmup_steps", optim.warmup_steps, "use a number from 0")
     _require(optim.aux_weight >= 0, "optim.aux_weight", optim.aux_weight, "use a number from 0")
-    _require((train.steps > 0) != (train.epochs > 0), "train.steps", train.steps, f"set either it or train.epochs (={train.epochs})")
+    _require(
+        (train.steps > 0) != (train.epochs > 0), "train.steps", train.steps, f"set either it or train.epochs (={train.epochs})"
+    )
     for field in ("log_every", "eval_every", "save_every"):
         _require(getattr(train, field) >= 0, f"train.{field}", getattr(train, field), "use a number of steps, or 0 for never")
     _require(config.mesh.data >= 0, "mesh.data", config.mesh.data, "use a number of devices, or 0 for all")
@@ -251,7 +260,12 @@ def _require(ok: bool, field: str, value: object, advice: str) -> None:
 
 def _require_rates(field: str, value: object, rates: tuple[float, ...], stride: int, example: str) -> None:
     whole = bool(rates) and all(rate >= 1 and rate == int(rate) for rate in rates)
-    _require(whole, field, value, f"at output stride {stride} it gives the rates {rates}, not whole numbers from 1; use e.g. {example}")
+    _require(
+        whole,
+        field,
+        value,
+        f"at output stride {stride} it gives the rates {rates}, not whole numbers from 1; use e.g. {example}",
+    )
 
 
 def _check_choices(node: Any, prefix: str) -> None:

@@ -55,13 +55,16 @@ class LabelSet:
             raise ConfigError(f"labels.ids and labels.ignored_ids hold {bad[0]}: values must be 0 to 255")
         overlap = sorted(set(self.class_ids) & set(self.ignored_ids))
         if overlap or len(set(self.class_ids)) != n:
-            raise ConfigError(f"labels.ids (={self.class_ids}) must differ from each other and from ignored_ids (={self.ignored_ids})")
+            raise ConfigError(
+                f"labels.ids (={self.class_ids}) must differ from each other and from ignored_ids (={self.ignored_ids})"
+            )
         for color in self.colors + self.ignored_colors:
             if len(color) != 3 or not all(0 <= c <= 255 for c in color):
                 raise ConfigError(f"labels.colors holds {color}: a colour is three numbers from 0 to 255")
 
     @property
     def num_classes(self) -> int:
+        """Channels of the logits."""
         return len(self.names)
 
     @property

@@ -22,7 +22,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
     devices = jax.devices()
     if not config.data and len(devices) % config.spatial:
         raise ConfigError(
-            f"`mesh.spatial` (={config.spatial}) does not divide the {len(devices)} devices: use a divisor, or set mesh.data as well"
+            f"`mesh.spatial` (={config.spatial}) does not divide the {len(devices)} devices: use a divisor, or set mesh.data"
         )
     data = config.data or len(devices) // config.spatial
     if data * config.spatial > len(devices):
@@ -35,7 +35,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
 
 
 def check_batch(batch_size: int, mesh: Mesh, field: str) -> None:
-    """Raises ConfigError if `batch_size` rows do not divide over the mesh's "data" axis; the message names the nearest sizes."""
+    """Raises ConfigError, naming the nearest sizes that do, if `batch_size` does not divide over the mesh's "data" axis."""
     data = mesh.shape["data"]
     if batch_size % data:
         below, above = batch_size // data * data, -(-batch_size // data) * data
@@ -65,7 +65,9 @@ def place(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     return {name: jax.make_array_from_process_local_data(s, batch[name]) for name, s in shardings.items()}
 
 
-def prefetch(batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, ahead: int = 2) -> Iterator[tuple[dict, dict[str, jax.Array]]]:
+def prefetch(
+    batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, ahead: int = 2
+) -> Iterator[tuple[dict, dict[str, jax.Array]]]:
     """(host batch, the same on the devices), `ahead` transfers under way while the consumer computes."""
     queue: collections.deque[tuple[dict, dict[str, jax.Array]]] = collections.deque()
     batches = iter(batches)

@@ -1,4 +1,6 @@
-"""Training augmentation: pure functions of (image, label, uniforms), usable eagerly and inside tf.data. Labels: nearest, always.
+"""Training augmentation: pure functions of (image, label, uniforms), usable eagerly and inside tf.data.
+
+Labels are resized by nearest neighbour, always.
 
 Crop first, resize after: only the part of the image that the crop shows is resized. The result equals resizing the whole
 image and cropping then, pixel for pixel.
@@ -66,7 +68,7 @@ def scale_crop_flip(
 
 
 def _resize_window(image: tf.Tensor, factor: tf.Tensor, start: tf.Tensor, shown: tf.Tensor) -> tf.Tensor:
-    """float32 [shown_h, shown_w, 3]: rows and columns `start` on of the image resized by `factor`, bilinear, no antialiasing."""
+    """float32 [shown_h, shown_w, 3]: rows and columns from `start` on of the image resized by `factor`, bilinear."""
     size = tf.cast(tf.shape(image)[:2], tf.float64)
     # One pixel more on each side than the bilinear kernel reaches, so that the cut is never taken for the image's edge.
     low = tf.maximum(tf.floor((start + 0.5) / factor - 0.5) - 1.0, 0.0)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Literal
 
+import numpy as np
 from etils import epath
 
 from deeplab_jax.config import LabelKind
@@ -57,7 +58,9 @@ def find_samples(root: str, split: str, kind: LabelKind = "auto", *, need_labels
     if not root:
         raise DataError("`data.root` (='') names no folder: give the data set's with --config.data.root=FOLDER")
     if not folder.is_dir():
-        raise DataError(f"`data.root` (={root!r}) is no folder: give the one that holds list/ and the images with --config.data.root=FOLDER")
+        raise DataError(
+            f"`data.root` (={root!r}) is no folder: give the one that holds list/ and the images with --config.data.root=FOLDER"
+        )
     listing = folder / "list" / f"{split}.lst"
     if listing.exists():
         pairs = list(read_list(listing))
@@ -66,11 +69,15 @@ def find_samples(root: str, split: str, kind: LabelKind = "auto", *, need_labels
         pairs = list(_scan(folder, split, kind))
         source = f"the folders of {root} (there is no {listing.relative_to(folder)})"
     if not pairs:
-        raise DataError(f"no samples of split {split!r} in {source}: name images in {listing}, or put them where README.md says")
+        raise DataError(
+            f"no samples of split {split!r} in {source}: name images in {listing}, or put them where README.md says"
+        )
     labelled = [pair for pair in pairs if pair[1]]
     if labelled and len(labelled) < len(pairs):
         alone = next(image for image, label in pairs if not label)
-        raise DataError(f"{source} names labels for {len(labelled)} of {len(pairs)} images, none for {alone!r}: give all or none")
+        raise DataError(
+            f"{source} names labels for {len(labelled)} of {len(pairs)} images, none for {alone!r}: give all or none"
+        )
     if need_labels and not labelled:
         raise DataError(f"{source} names images without labels: split {split!r} needs `image label` on each line")
     images, labels = tuple(image for image, _ in pairs), tuple(label for _, label in labelled)
@@ -91,7 +98,9 @@ def read_list(path: epath.Path) -> Iterator[tuple[str, str]]:
         if not columns:
             continue
         if len(columns) > 2:
-            raise DataError(f"{path}, line {number}: {len(columns)} columns; write `image`, or `image<TAB>label` if names hold spaces")
+            raise DataError(
+                f"{path}, line {number}: {len(columns)} columns; write `image`, or `image<TAB>label` if names hold spaces"
+            )
         for name in columns:
             if name.startswith("/") or ".." in name.split("/"):
                 raise DataError(f"{path}, line {number}: {name!r} leaves the root; names are relative to it")
@@ -112,13 +121,15 @@ def _scan(root: epath.Path, split: str, kind: LabelKind) -> Iterator[tuple[str, 
     targets = root / "target" / inputs.relative_to(root / "input")
     labels = {str(p.relative_to(targets).with_suffix("")): p for p in _images_below(targets)} if targets.is_dir() else {}
     for image in _images_below(inputs):
-        label = labels.get(str(image.relative_to(inputs).with_suffix("")))
-        fallback = str(targets.relative_to(root) / image.relative_to(inputs).with_suffix(".png")) if labels else ""
-        yield str(image.relative_to(root)), str(label.relative_to(root)) if label else fallback
+        stem = image.relative_to(inputs).with_suffix("")
+        # An image without its label is then reported as a missing file, not dropped.
+        target = labels.get(str(stem), targets / stem.with_suffix(".png")) if labels else None
+        yield str(image.relative_to(root)), str(target.relative_to(root)) if target else ""
 
 
 def _images_below(folder: epath.Path) -> list[epath.Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    files = (parent / name for parent, _, names in folder.walk() for name in names)
+    return sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _require_files(root: epath.Path, names: tuple[str, ...], source: str) -> None:
@@ -148,6 +159,6 @@ def _kind_of_name(name: str) -> Kind:
     return next((kind for kind in _KINDS if re.search(rf"_{kind}\.\w+$", name)), "labelIds")
 
 
-def value_table(kind: Kind, labels: LabelSet):  # noqa: ANN201
+def value_table(kind: Kind, labels: LabelSet) -> np.ndarray:
     """int16 table from a label file's values to train ids, 255 or `labels.UNKNOWN`; `color` is indexed by 24-bit colour."""
     return {"labelIds": labels.id_table, "labelTrainIds": labels.train_id_table, "color": labels.color_table}[kind]()

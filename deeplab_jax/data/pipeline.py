@@ -15,19 +15,20 @@ from PIL import Image
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import tensorflow as tf  # noqa: E402
+import tensorflow as tf
 
-from deeplab_jax.config import DataConfig  # noqa: E402
-from deeplab_jax.data import augment  # noqa: E402
-from deeplab_jax.data.lists import Samples, value_table  # noqa: E402
-from deeplab_jax.errors import DataError  # noqa: E402
-from deeplab_jax.labels import UNKNOWN, LabelSet  # noqa: E402
+from deeplab_jax.config import DataConfig
+from deeplab_jax.data import augment
+from deeplab_jax.data.lists import Samples, value_table
+from deeplab_jax.errors import DataError
+from deeplab_jax.labels import UNKNOWN, LabelSet
 
 # Accelerators belong to JAX: a TensorFlow built for GPUs would take their memory.
 tf.config.set_visible_devices([], "GPU")
 
 Batch = dict[str, np.ndarray]
 Layout = Literal["NHWC", "NCHW"]
+Loader = Callable[[tf.Tensor], tuple[tf.Tensor, ...]]
 
 
 def train_batches(
@@ -86,7 +87,7 @@ def train_batches(
         first = (start_step + batch) * local
         return [int(shuffled_index(number(tf.constant(j, tf.int64)), len(samples), seed)) for j in range(first, first + local)]
 
-    return _iterate(dataset, samples, table, rows, layout)
+    return _iterate(dataset, lambda batch: _explain(samples, table, load, rows(batch)), layout)
 
 
 def shuffled_index(k: tf.Tensor, num_samples: int, seed: int) -> tf.Tensor:
@@ -147,10 +148,13 @@ def eval_batches(
 
     indices = np.array(padded, np.int64).reshape(-1)
     dataset = tf.data.Dataset.from_tensor_slices((indices, valid))
-    return _iterate(_parallel(dataset, sample, threads, local), samples, table, padded.__getitem__, layout)
+    dataset = _parallel(dataset, sample, threads, local)
+    return _iterate(dataset, lambda batch: _explain(samples, table, load, padded[batch]), layout)
 
 
-def _parallel(dataset: tf.data.Dataset, sample: Callable[..., dict[str, tf.Tensor]], threads: int, batch_size: int) -> tf.data.Dataset:
+def _parallel(
+    dataset: tf.data.Dataset, sample: Callable[..., dict[str, tf.Tensor]], threads: int, batch_size: int
+) -> tf.data.Dataset:
     options = tf.data.Options()
     options.deterministic = True
     if threads:
@@ -161,10 +165,8 @@ def _parallel(dataset: tf.data.Dataset, sample: Callable[..., dict[str, tf.Tenso
     return dataset.batch(batch_size, drop_remainder=True).prefetch(2).with_options(options)
 
 
-def _iterate(
-    dataset: tf.data.Dataset, samples: Samples, table: np.ndarray, rows: Callable[[int], Sequence[int]], layout: Layout
-) -> Iterator[Batch]:
-    """The dataset's batches; a TensorFlow error becomes a DataError that names the sample of `rows(batch)` it came from."""
+def _iterate(dataset: tf.data.Dataset, explain: Callable[[int], DataError], layout: Layout) -> Iterator[Batch]:
+    """The dataset's batches; a TensorFlow error becomes what `explain` finds in the batch of that number."""
     batches = dataset.as_numpy_iterator()
     number = 0
     while True:
@@ -172,8 +174,8 @@ def _iterate(
             batch = next(batches)
         except StopIteration:
             return
-        except tf.errors.OpError as error:
-            raise _explain(samples, table, rows(number), str(error)) from None
+        except tf.errors.OpError:
+            raise explain(number) from None
         yield {**batch, "image": to_nchw(batch["image"])} if layout == "NCHW" else batch
         number += 1
 
@@ -183,7 +185,7 @@ def to_nchw(images: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
-def _loader(samples: Samples, table: np.ndarray) -> Callable[[tf.Tensor], tuple[tf.Tensor, ...]]:
+def _loader(samples: Samples, table: np.ndarray) -> Loader:
     """A function from a position in the list to (image uint8 [h, w, 3], label uint8 [h, w] train ids), or to (image,)."""
     root = str(epath.Path(samples.root))
     images = tf.constant(list(samples.images))
@@ -248,40 +250,53 @@ def _image_size(path: epath.Path) -> tuple[int, int]:
         raise DataError(f"{path} cannot be read as an image ({_one_line(error)}): replace it or take it off the list") from None
 
 
-def _explain(samples: Samples, table: np.ndarray, indices: Sequence[int], error: str) -> DataError:
-    """What is wrong with the first unusable sample of `indices`, read again one by one with Pillow."""
-    root = epath.Path(samples.root)
+def _explain(samples: Samples, table: np.ndarray, load: Loader, indices: Sequence[int]) -> DataError:
+    """What is wrong with the first unusable sample of `indices`, read again one by one.
+
+    TensorFlow's own message names no file; asking again costs nothing until something is wrong.
+    """
     for i in indices:
-        names = [samples.images[i], *samples.labels[i : i + 1]]
-        pixels = []
-        for name in names:
-            try:
-                with (root / name).open("rb") as file, Image.open(file) as image:
-                    keep = name == names[0] or (image.mode in ("L", "P") and samples.kind != "color")
-                    mode = image.mode
-                    pixels.append(np.array(image if keep else image.convert("RGB")))
-            except OSError as problem:
-                return DataError(f"{root / name} cannot be read ({_one_line(problem)}): replace it or take it off the list")
-        if len(names) == 1:
-            continue
-        if pixels[0].shape[:2] != pixels[1].shape[:2]:
-            sizes = " and ".join("x".join(map(str, p.shape[1::-1])) for p in pixels)
-            return DataError(f"{root / names[0]} and its label {names[1]} differ in size ({sizes} pixels): make them the same")
-        values = pixels[1].astype(np.int64)
-        if samples.kind == "color":
-            values = values @ np.array([65536, 256, 1])
-        elif mode not in ("L", "P"):
-            return DataError(f"{root / names[1]} is no 8-bit id image (mode {mode}): for colours set data.label_kind=color")
-        found, counts = np.unique(values, return_counts=True)
-        unknown = [(v, n) for v, n in zip(found, counts, strict=True) if table[v] == UNKNOWN]
-        if unknown:
-            value, count = unknown[0]
-            shown = tuple(int(value) >> shift & 255 for shift in (16, 8, 0)) if samples.kind == "color" else int(value)
+        try:
+            load(tf.constant(i, tf.int64))
+        except tf.errors.OpError as error:
+            names, reason = " or ".join(_paths(samples, i)), _one_line(error)[-100:]
+            unreadable = DataError(f"{names} cannot be read ({reason}): replace it or take it off the list")
+            return _explain_sample(samples, table, i) or unreadable
+    return DataError(f"reading {', '.join(samples.images[i] for i in indices)} failed once and then worked: check the disk")
+
+
+def _explain_sample(samples: Samples, table: np.ndarray, i: int) -> DataError | None:
+    """Pillow's view of sample `i`: what is wrong with it, if Pillow can tell."""
+    pictures = []
+    for path in _paths(samples, i):
+        try:
+            with epath.Path(path).open("rb") as file, Image.open(file) as picture:
+                pictures.append(picture.copy())
+        except OSError as error:
+            return DataError(f"{path} cannot be read ({_one_line(error)}): replace it or take it off the list")
+    if not samples.labels:
+        return None
+    (image, label), (image_path, label_path) = pictures, _paths(samples, i)
+    if image.size != label.size:
+        sizes = " and ".join(f"{picture.width}x{picture.height}" for picture in pictures)
+        return DataError(f"{image_path} and its label {samples.labels[i]} differ in size ({sizes} pixels): make them the same")
+    is_color = samples.kind == "color"
+    if not is_color and label.mode not in ("L", "P"):
+        return DataError(f"{label_path} is no 8-bit id image (mode {label.mode}): for colours set data.label_kind=color")
+    values = np.array(label.convert("RGB"), np.int64) @ (65536, 256, 1) if is_color else np.array(label)
+    found, counts = np.unique(values, return_counts=True)
+    for value, count in zip(found.tolist(), counts.tolist(), strict=True):
+        if table[value] == UNKNOWN:
+            shown = (value >> 16, value >> 8 & 255, value & 255) if is_color else value
             return DataError(
-                f"{root / names[1]} holds the value {shown} ({count} pixels), which labels of kind {samples.kind} do not have: "
+                f"{label_path} holds the value {shown} ({count} pixels), which labels of kind {samples.kind} do not have: "
                 f"mend the file, or add the value to the config's label set"
             )
-    return DataError(f"reading {', '.join(samples.images[i] for i in indices)} failed: {error.splitlines()[0]}")
+    return None
+
+
+def _paths(samples: Samples, i: int) -> list[str]:
+    return [str(epath.Path(samples.root) / name) for name in (samples.images[i], *samples.labels[i : i + 1])]
 
 
 def _one_line(error: BaseException) -> str:

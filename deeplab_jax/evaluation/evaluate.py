@@ -21,7 +21,12 @@ Batch = dict[str, np.ndarray]
 
 
 def evaluate(
-    config: Config, variables: dict[str, Any], batches: Iterable[Batch], names: Sequence[str], output: str | None, console: Console
+    config: Config,
+    variables: dict[str, Any],
+    batches: Iterable[Batch],
+    names: Sequence[str],
+    output: str | None,
+    console: Console,
 ) -> Int[np.ndarray, "k k"]:
     """Scores `batches` at the labels' own resolution; zeros for a split without labels.
 

@@ -27,7 +27,7 @@ def with_output_stride(config: ModelConfig, output_stride: int) -> ModelConfig:
 
 def logits(variables: Variables, images: UInt8[Array, "n h w 3"], *, model: DeepLabV3) -> Float[Array, "n h w k"]:
     """float32 logits at the images' size, of images as they are decoded (0-255)."""
-    outputs = model.apply(variables, normalize(images, model.config.mean, model.config.std), train=False)
+    outputs: Any = model.apply(variables, normalize(images, model.config.mean, model.config.std), train=False)
     return resize_bilinear(outputs.logits, *images.shape[1:3])
 
 

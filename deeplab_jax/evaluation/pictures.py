@@ -1,7 +1,7 @@
 """Label maps as pictures. Arrays in and out; writing files is the caller's."""
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 
 from deeplab_jax.labels import LabelSet
 

@@ -18,7 +18,11 @@ def summary(confusion: Int[np.ndarray, "k k"], label_set: LabelSet) -> dict[str,
         return None if math.isnan(x) else float(x)
 
     iou = dict(zip(label_set.names, map(number, metrics.class_iou(confusion)), strict=True))
-    return {"miou": number(metrics.mean_iou(confusion)), "pixel_accuracy": number(metrics.pixel_accuracy(confusion)), "iou": iou}
+    return {
+        "miou": number(metrics.mean_iou(confusion)),
+        "pixel_accuracy": number(metrics.pixel_accuracy(confusion)),
+        "iou": iou,
+    }
 
 
 def table(confusion: Int[np.ndarray, "k k"], label_set: LabelSet) -> Table:

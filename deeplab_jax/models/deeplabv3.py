@@ -1,6 +1,6 @@
 """DeepLabV3: a dilated ResNet, ASPP, a classifier and, for training, an auxiliary head. NHWC, normalised images in."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -47,7 +47,9 @@ class DeepLabV3(nn.Module):
         """
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        stage3, stage4 = ResNet(c.backbone, c.width, c.stem, c.output_stride, c.multi_grid, dtype, name="backbone")(images, train)
+        stage3, stage4 = ResNet(c.backbone, c.width, c.stem, c.output_stride, c.multi_grid, dtype, name="backbone")(
+            images, train
+        )
         rates = tuple(int(rate) for rate in aspp_rates(c.atrous_rates, c.output_stride))
         x = ASPP(rates, c.aspp_width, c.fusion, c.dropout, dtype, name="aspp")(stage4, train)
         logits = _classifier(self.num_classes, "classifier")(x)

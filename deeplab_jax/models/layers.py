@@ -34,7 +34,8 @@ def conv2d(
     """
     if form == "auto":
         form = _fastest_form(kernel.shape, x.shape, rate)
-    return {"xla": _conv_xla, "mixed": _conv_mixed, "products": _conv_products}[form](x, kernel, stride, rate)
+    forms: dict[str, Callable[..., Array]] = {"xla": _conv_xla, "mixed": _conv_mixed, "products": _conv_products}
+    return forms[form](x, kernel, stride, rate)
 
 
 def _fastest_form(kernel_shape: tuple[int, ...], x_shape: tuple[int, ...], rate: int) -> ConvForm:
@@ -145,7 +146,8 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features), jnp.float32)
         y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, rate=self.rate, form=self.form)
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            y = y + bias.astype(self.dtype)[None, None, None]
         return y
 
 

@@ -87,14 +87,19 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w 3"], train: bool) -> tuple[Float[Array, "n h3 w3 c3"], Float[Array, "n h4 w4 c4"]]:
+    def __call__(
+        self, x: Float[Array, "n h w 3"], train: bool
+    ) -> tuple[Float[Array, "n h3 w3 c3"], Float[Array, "n h4 w4 c4"]]:
         """Returns stage 3 at stride min(16, output_stride) and stage 4 at `output_stride`."""
         blocks, is_bottleneck = DEPTHS[self.depth]
         block = Bottleneck if is_bottleneck else BasicBlock
         x = max_pool_3x3(self._stem(x, train))
         stages = []
         for stage, count in enumerate(blocks, start=1):
-            stride_in, stride_out = min(4 * 2 ** max(stage - 2, 0), self.output_stride), min(2 ** (stage + 1), self.output_stride)
+            stride_in, stride_out = (
+                min(4 * 2 ** max(stage - 2, 0), self.output_stride),
+                min(2 ** (stage + 1), self.output_stride),
+            )
             rates = self._rates(stage, count)
             for i in range(count):
                 x = block(

@@ -54,7 +54,9 @@ class Checkpoints:
         """
         if self._manager.latest is not None and self._manager.latest.step >= step:
             return
-        self._manager.save_checkpointables_async(step, _parts(state), metrics=metrics, custom_metadata=self._metadata, force=True)
+        self._manager.save_checkpointables_async(
+            step, _parts(state), metrics=metrics, custom_metadata=self._metadata, force=True
+        )
 
     def restore(self, abstract: TrainState) -> TrainState:
         """The newest state, laid out like `abstract` (shapes with shardings).
@@ -83,7 +85,9 @@ def differences(checkpoint: str, config: Config) -> list[str]:
             )
     for field, then, now in rows:
         if field.startswith("model.") and field != "model.dtype":
-            raise CheckpointError(f"`{field}` (={now!r}) is {then!r} in {checkpoint}: set it back, or use another checkpoint or workdir")
+            raise CheckpointError(
+                f"`{field}` (={now!r}) is {then!r} in {checkpoint}: set it back, or use another checkpoint or workdir"
+            )
     return [f"{field}: {then!r} -> {now!r}" for field, then, now in rows]
 
 
@@ -124,7 +128,9 @@ def resolve(checkpoint: str) -> epath.Path:
     workdir, which = (path.parent, path.name) if path.name in ("best", "latest") else (path, "latest")
     folder = workdir / FOLDER
     if not folder.is_dir():
-        raise CheckpointError(f"`checkpoint` (={checkpoint!r}) is no run: give a --workdir of train.py, or a step in its {FOLDER}/")
+        raise CheckpointError(
+            f"`checkpoint` (={checkpoint!r}) is no run: give a --workdir of train.py, or a step in its {FOLDER}/"
+        )
     with _open(folder) as manager:
         steps = manager.checkpoints
     scored = [step for step in steps if step.metrics and "miou" in step.metrics]
@@ -133,7 +139,9 @@ def resolve(checkpoint: str) -> epath.Path:
     if not steps:
         raise CheckpointError(f"`checkpoint` (={checkpoint!r}) holds no complete checkpoint: train first")
     if which == "best":
-        raise CheckpointError(f"`checkpoint` (={checkpoint!r}): no step of the run was evaluated; give {workdir} for the latest")
+        raise CheckpointError(
+            f"`checkpoint` (={checkpoint!r}): no step of the run was evaluated; give {workdir} for the latest"
+        )
     return folder / str(max(step.step for step in steps))
 
 
@@ -162,11 +170,13 @@ def _read(load: Callable[[], T], path: epath.Path) -> T:
     # Orbax raises whatever its storage layers do: ValueError, KeyError, OSError and others, over many lines.
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path} cannot be read ({reason[:200]}): it is damaged or incomplete; use another step") from error
+        raise CheckpointError(
+            f"{path} cannot be read ({reason[:200]}): it is damaged or incomplete; use another step"
+        ) from error
 
 
 def _leaves(a: dict, b: dict, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    rows = []
+    rows: list[tuple[str, Any, Any]] = []
     for key in a:
         both_nested = isinstance(a[key], dict) and isinstance(b.get(key), dict)
         rows += _leaves(a[key], b[key], f"{prefix}{key}.") if both_nested else [(prefix + key, a[key], b.get(key))]

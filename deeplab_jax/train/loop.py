@@ -98,7 +98,9 @@ def train(
                 if scores is not None or _due(step, every.save_every, steps) or stopped:
                     checkpoints.save(state, step, scores)
     if stopped and step < steps:
-        console.print(f"stopped after step {step} of {steps}, saved in {workdir}: the same command goes on from there")
+        console.print(
+            f"stopped after step {step} of {steps}, saved in {workdir}: the same command goes on from there", soft_wrap=True
+        )
     return state
 
 
@@ -111,7 +113,7 @@ def _initial_state(
     if checkpoints.latest_step() is None:
         return init()
     changed = differences(workdir, config)
-    console.print(f"resuming {workdir} after step {checkpoints.latest_step()}")
+    console.print(f"resuming {workdir} after step {checkpoints.latest_step()}", highlight=False, soft_wrap=True)
     if changed:
         console.print(f"the config differs from the checkpoint's: {'; '.join(changed)}", highlight=False, soft_wrap=True)
     shapes = jax.eval_shape(init)
@@ -132,7 +134,9 @@ def _evaluator(
         for batch, predictions, counts in inference.scored_batches(compiled, variables, eval_batches(), mesh):
             total += counts
             rows = [i for i in range(len(batch["valid"])) if batch["valid"][i]][: STRIPS - len(strips)]
-            strips += [pictures.strip(batch["image"][i], batch["label"][i], np.asarray(predictions[i]), config.labels) for i in rows]
+            strips += [
+                pictures.strip(batch["image"][i], batch["label"][i], np.asarray(predictions[i]), config.labels) for i in rows
+            ]
         return report.summary(total, config.labels), strips
 
     return evaluate

@@ -51,8 +51,8 @@ class Writer:
         """A row of training scalars; `row` holds loss, accuracy, lr, images_per_second and data_wait."""
         self._scalars(step, "train", row)
         line = (
-            f"loss {row['loss']:.4f}  accuracy {row['accuracy']:.3f}  lr {row['lr']:.2e}  {row['images_per_second']:.1f} images/s  "
-            f"data wait {row['data_wait']:.1%}  left {_duration(seconds_left)}"
+            f"loss {row['loss']:.4f}  accuracy {row['accuracy']:.3f}  lr {row['lr']:.2e}  "
+            f"{row['images_per_second']:.1f} images/s  data wait {row['data_wait']:.1%}  left {_duration(seconds_left)}"
         )
         self._progress.update(self._task, description=line)
         self._progress.console.print(f"step {step:>6}  {line}", highlight=False, soft_wrap=True)

@@ -1,0 +1,180 @@
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deeplab_jax.config import DataConfig
+from deeplab_jax.data.lists import find_samples
+from deeplab_jax.data.pipeline import eval_batches, plan_evaluation, train_batches
+from deeplab_jax.errors import DataError
+from deeplab_jax.labels import CITYSCAPES, LabelSet
+
+DATA = DataConfig(batch_size=4, crop_size=(32, 48))
+PLAIN = LabelSet("plain", ("a", "b", "c"), ((1, 0, 0), (0, 1, 0), (0, 0, 1)))
+
+
+def batches(samples, *, labels=CITYSCAPES, data=DATA, start_step=0, steps=9, **hosts):
+    return list(train_batches(samples, labels, data, (1, 2, 3), seed=5, start_step=start_step, steps=steps, **hosts))
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def train_set(street_scenes):
+    return find_samples(str(street_scenes), "train")
+
+
+def test_a_batch_is_what_the_contract_says(train_set):
+    batch = batches(train_set, steps=1)[0]
+    assert {k: (v.dtype.name, v.shape) for k, v in batch.items()} == {
+        "image": ("uint8", (4, 32, 48, 3)),
+        "label": ("uint8", (4, 32, 48)),
+        "valid": ("bool", (4,)),
+        "index": ("int64", (4,)),
+    }
+    assert batch["valid"].all()
+    assert set(np.unique(batch["label"])) <= {*range(19), 255}
+
+
+def test_a_cold_start_at_step_s_gives_the_bytes_of_a_run_that_got_there(train_set):
+    run = batches(train_set)
+    assert len(run) == 9
+    assert all(same(a, b) for a, b in zip(batches(train_set, start_step=6), run[6:], strict=True))
+    assert same(batches(train_set)[3], run[3])
+    assert not any(same(a, b) for a, b in itertools.combinations(run, 2))
+
+
+def test_hosts_share_the_global_batch_without_changing_it(train_set):
+    whole = batches(train_set, start_step=1, steps=4)
+    halves = [batches(train_set, start_step=1, steps=4, process_index=i, process_count=2) for i in (0, 1)]
+    for batch, first, second in zip(whole, *halves, strict=True):
+        assert same(batch, {k: np.concatenate([first[k], second[k]]) for k in batch})
+
+
+def test_threads_change_nothing(train_set):
+    data = DataConfig(batch_size=4, crop_size=(32, 48), threads=3)
+    assert all(same(a, b) for a, b in zip(batches(train_set, data=data), batches(train_set), strict=True))
+
+
+def test_every_epoch_is_a_permutation_of_its_own(train_set):
+    order = np.concatenate([b["index"] for b in batches(train_set, steps=9)]).reshape(6, 6)
+    assert all(sorted(epoch) == list(range(6)) for epoch in order.tolist())
+    assert len({tuple(epoch) for epoch in order.tolist()}) > 1
+
+
+def test_a_far_step_and_a_list_of_one_work(tmp_path):
+    samples = one_pair(tmp_path, np.zeros((8, 8)))
+    data = DataConfig(batch_size=2, crop_size=(4, 4))
+    (batch,) = batches(samples, labels=PLAIN, data=data, start_step=10**9, steps=10**9 + 1)
+    assert batch["index"].tolist() == [0, 0]
+
+
+def test_evaluation_sees_every_image_once_at_its_own_size(street_scenes, tmp_path):
+    (tmp_path / "input").mkdir()
+    sizes = [(20, 10), (30, 10), (20, 10), (20, 10), (20, 10)]
+    for i, size in enumerate(sizes):
+        Image.new("RGB", size, (i, i, i)).save(tmp_path / "input" / f"{i}.png")
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / "test.lst").write_text("".join(f"input/{i}.png\n" for i in range(5)))
+    samples = find_samples(str(tmp_path), "test", need_labels=False)
+    assert plan_evaluation(samples, 3) == [[0, 2, 3], [4], [1]]
+    seen = []
+    for batch in eval_batches(samples, PLAIN, 3):
+        assert "label" not in batch
+        for image, index, valid in zip(batch["image"], batch["index"], batch["valid"], strict=True):
+            if valid:
+                seen.append(int(index))
+                assert image.shape[1::-1] == sizes[index]
+                assert (image == index).all()
+    assert sorted(seen) == [0, 1, 2, 3, 4]
+
+
+def test_evaluation_is_shared_out_over_hosts(street_scenes):
+    samples = find_samples(str(street_scenes), "val")
+    parts = [list(eval_batches(samples, CITYSCAPES, 2, process_index=i, process_count=2)) for i in (0, 1)]
+    assert [len(part) for part in parts] == [2, 2]
+    seen = [int(b["index"][j]) for part in parts for b in part for j in range(1) if b["valid"][j]]
+    assert sorted(seen) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", ["labelIds", "color"])
+def test_label_kinds_mean_the_same(street_scenes, kind):
+    samples = find_samples(str(street_scenes), "val")
+    ids = np.concatenate([b["label"] for b in eval_batches(samples, CITYSCAPES, 1)])
+    raw = np.stack([np.array(Image.open(street_scenes / name)) for name in samples.labels])
+    np.testing.assert_array_equal(ids, CITYSCAPES.id_table()[raw])
+    colored = find_samples(str(street_scenes), "val", "labelIds")
+    names = tuple(name.replace("labelIds", kind) for name in colored.labels)
+    other = type(samples)(samples.root, samples.images, names, kind, "")
+    same_ids = np.concatenate([b["label"] for b in eval_batches(other, CITYSCAPES, 1)])
+    # Polegroup is ignored by id and has the pole's colour.
+    np.testing.assert_array_equal(np.where(raw == 18, 5 if kind == "color" else 255, ids), same_ids)
+
+
+def test_nchw_is_one_transpose(train_set):
+    nchw = next(train_batches(train_set, CITYSCAPES, DATA, (1, 2, 3), seed=5, start_step=0, steps=1, layout="NCHW"))
+    np.testing.assert_array_equal(nchw["image"].transpose(0, 2, 3, 1), batches(train_set, steps=1)[0]["image"])
+
+
+def one_pair(root, label, mode="L", image_size=(8, 8)):
+    """A set of one image and one label."""
+    root.mkdir(exist_ok=True)
+    Image.new("RGB", image_size).save(root / "i.png")
+    picture = label if isinstance(label, Image.Image) else Image.fromarray(np.asarray(label).astype(np.uint8), mode)
+    picture.save(root / "l.png")
+    (root / "list").mkdir(exist_ok=True)
+    (root / "list" / "train.lst").write_text("i.png\tl.png\n")
+    return find_samples(str(root), "train")
+
+
+def test_a_palette_label_holds_its_indices(tmp_path):
+    picture = Image.new("P", (8, 8), 2)
+    picture.putpalette([9, 9, 9, 8, 8, 8, 7, 7, 7])
+    (batch,) = eval_batches(one_pair(tmp_path, picture), PLAIN, 1)
+    assert (batch["label"] == 2).all()
+
+
+def test_grey_and_transparent_images_become_rgb(tmp_path):
+    samples = one_pair(tmp_path, np.zeros((8, 8)))
+    for picture in (Image.new("L", (8, 8), 7), Image.new("RGBA", (8, 8), (7, 7, 7, 0))):
+        picture.save(tmp_path / "i.png")
+        (batch,) = eval_batches(samples, PLAIN, 1)
+        assert batch["image"].shape == (1, 8, 8, 3)
+        assert (batch["image"] == 7).all()
+
+
+BAD = {
+    "an unknown id": (np.full((8, 8), 77), "L", r"l\.png holds the value 77 \(64 pixels\)"),
+    "another size": (np.zeros((4, 6)), "L", r"i\.png and its label l\.png differ in size \(8x8 and 6x4 pixels\)"),
+    "colours where ids belong": (np.zeros((8, 8, 3)), "RGB", r"l\.png is no 8-bit id image \(mode RGB\)"),
+    "16 bits": (Image.new("I;16", (8, 8)), "", r"l\.png is no 8-bit id image \(mode I;16\)"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_label_that_cannot_be_right_names_its_file(tmp_path, case, training):
+    label, mode, message = BAD[case]
+    samples = one_pair(tmp_path, label, mode)
+    data = DataConfig(batch_size=2, crop_size=(2, 2))
+    with pytest.raises(DataError, match=message) as caught:
+        batches(samples, labels=PLAIN, data=data, steps=1) if training else list(eval_batches(samples, PLAIN, 1))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["i.png", "l.png"])
+def test_a_truncated_file_is_named(tmp_path, name):
+    samples = one_pair(tmp_path, np.random.default_rng(0).integers(0, 3, (8, 8)))
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:60])
+    with pytest.raises(DataError, match=rf"{name} cannot be read"):
+        batches(samples, labels=PLAIN, data=DataConfig(batch_size=1, crop_size=(2, 2)), steps=1)
+
+
+def test_an_unknown_colour_is_named(tmp_path):
+    samples = one_pair(tmp_path, np.full((8, 8, 3), 4), "RGB")
+    samples = type(samples)(samples.root, samples.images, samples.labels, "color", "")
+    with pytest.raises(DataError, match=r"the value \(4, 4, 4\)"):
+        list(eval_batches(samples, PLAIN, 1))

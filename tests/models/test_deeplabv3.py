@@ -1,0 +1,91 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny_model
+
+from deeplab_jax.models import DeepLabV3, normalize
+from deeplab_jax.models.resnet import ResNet
+
+
+def random_variables(module, *args):
+    """Variables whose running statistics matter: at mean 0 and variance 1 a mistake in them would not show."""
+    variables = jax.jit(module.init, static_argnums=2)(jax.random.key(0), *args)
+    rng = np.random.default_rng(0)
+    stats = jax.tree_util.tree_map_with_path(
+        lambda path, x: jnp.asarray(rng.uniform(0.5, 1.5, x.shape) - (path[-1].key == "mean"), jnp.float32),
+        variables["batch_stats"],
+    )
+    return {"params": variables["params"], "batch_stats": stats}
+
+
+@pytest.mark.parametrize(
+    ("depth", "stem", "multi_grid"), [("resnet18", "7x7", (0.5, 1.0, 1.0)), ("resnet50", "3x3", (1.0, 2.0, 4.0))]
+)
+def test_features_at_every_output_stride_are_those_of_the_undilated_network_subsampled(depth, stem, multi_grid):
+    image = jnp.asarray(np.random.default_rng(1).normal(size=(1, 97, 66, 3)), jnp.float32)
+    networks = {os: ResNet(depth, 8, stem, os, multi_grid) for os in (32, 16, 8)}
+    variables = random_variables(networks[32], image, False)
+    features = {os: jax.jit(net.apply, static_argnums=2)(variables, image, False) for os, net in networks.items()}
+    for os in (16, 8):
+        for stage, stride in ((0, 16), (1, 32)):
+            step = max(stride // os, 1)
+            expected, actual = features[32][stage], features[os][stage][:, ::step, ::step]
+            # Float32, sums in another order through 50 layers.
+            np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4 * float(jnp.abs(expected).max()))
+
+
+@pytest.mark.parametrize("output_stride", [8, 16, 32])
+def test_logits_have_the_stride_rounded_up(output_stride):
+    model = DeepLabV3(tiny_model(output_stride=output_stride), 5)
+    image = jnp.zeros((2, 65, 50, 3))
+    shapes = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), image, False)[0])
+    assert shapes.logits.shape == (2, -(-65 // output_stride), -(-50 // output_stride), 5)
+
+
+def test_parameters_do_not_depend_on_training_mode_or_output_stride():
+    def shapes(train, output_stride):
+        model = DeepLabV3(tiny_model(aux_head=True, output_stride=output_stride), 5)
+        keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+        return jax.tree.map(lambda x: x.shape, jax.eval_shape(lambda: model.init(keys, jnp.zeros((1, 64, 64, 3)), train)))
+
+    assert shapes(False, 16) == shapes(True, 16) == shapes(False, 8)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "millions"), [("resnet18", 11.177), ("resnet34", 21.285), ("resnet50", 23.508), ("resnet101", 42.500)]
+)
+def test_backbones_have_as_many_parameters_as_torchvision_without_the_classifier(backbone, millions):
+    network = ResNet(backbone)
+    variables = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), False))
+    count = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    assert round(count / 1e6, 3) == millions
+
+
+def test_auxiliary_logits_exist_in_training_alone():
+    model = DeepLabV3(tiny_model(aux_head=True, output_stride=8), 5)
+    image = jnp.zeros((1, 64, 64, 3))
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), image, False))
+
+    def outputs(train):
+        def apply(variables):
+            return model.apply(variables, image, train, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)})[0]
+
+        return jax.eval_shape(apply, variables)
+
+    assert outputs(False).aux is None
+    assert outputs(True).aux.shape == (1, 8, 8, 5)
+
+
+@pytest.mark.parametrize("fusion", ["1x1", "3x3", "1x1+3x3"])
+def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32(fusion):
+    model = DeepLabV3(tiny_model(dtype="bfloat16", fusion=fusion), 5)
+    outputs, variables = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), False))
+    assert outputs.logits.dtype == jnp.float32
+    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+    assert ("refine" in variables["params"]["aspp"]) == (fusion == "1x1+3x3")
+
+
+def test_normalize_is_in_units_of_the_pixels():
+    image = jnp.array([[[[0, 100, 255]]]], jnp.uint8)
+    np.testing.assert_allclose(normalize(image, (10, 100, 55), (5, 1, 100))[0, 0, 0], [-2, 0, 2])

@@ -1,0 +1,116 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deeplab_jax.models import layers
+from deeplab_jax.models.layers import BatchNorm, conv2d, max_pool_3x3, resize_bilinear
+
+
+def reference_conv(x, kernel, stride, rate):
+    """The definition, in float64: y[o] = sum over taps of x[o * stride + (tap - middle) * rate] kernel[tap]."""
+    n, h, w, _ = x.shape
+    kh, kw, _, features = kernel.shape
+    y = np.zeros((n, -(-h // stride), -(-w // stride), features))
+    for oy in range(y.shape[1]):
+        for ox in range(y.shape[2]):
+            for i in range(kh):
+                for j in range(kw):
+                    iy, ix = oy * stride + (i - kh // 2) * rate, ox * stride + (j - kw // 2) * rate
+                    if 0 <= iy < h and 0 <= ix < w:
+                        y[:, oy, ox] += x[:, iy, ix] @ kernel[i, j]
+    return y
+
+
+CASES = [  # size, kernel, stride, rate
+    ((5, 6), 1, 1, 1),
+    ((5, 6), 1, 2, 1),
+    ((7, 4), 3, 1, 1),
+    ((7, 8), 3, 2, 1),
+    ((9, 6), 3, 1, 4),
+    ((9, 6), 3, 2, 2),
+    ((3, 4), 3, 1, 6),  # every outer tap lies in the padding
+    ((9, 11), 7, 2, 1),
+]
+
+
+@pytest.mark.parametrize("form", ["xla", "mixed", "products", "auto"])
+@pytest.mark.parametrize(("size", "kernel_size", "stride", "rate"), CASES)
+def test_every_form_is_the_convolution_of_the_definition(form, size, kernel_size, stride, rate):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, *size, 3)), rng.normal(size=(kernel_size, kernel_size, 3, 4))
+    y = conv2d(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32), stride=stride, rate=rate, form=form)
+    np.testing.assert_allclose(y, reference_conv(x, kernel, stride, rate), rtol=1e-4, atol=1e-4)  # float32 sums of 147 terms
+
+
+@pytest.mark.parametrize("channels", [3, 16])  # "mixed" treats few channels in a way of its own
+@pytest.mark.parametrize(("size", "kernel_size", "stride", "rate"), CASES)
+def test_every_form_has_the_same_gradients(channels, size, kernel_size, stride, rate):
+    rng = np.random.default_rng(1)
+    x = jnp.asarray(rng.normal(size=(2, *size, channels)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(kernel_size, kernel_size, channels, 4)), jnp.float32)
+
+    def gradients(form):
+        def loss(x, kernel):
+            return jnp.sum(jnp.sin(conv2d(x, kernel, stride=stride, rate=rate, form=form)))
+
+        return jax.jit(jax.grad(loss, (0, 1)))(x, kernel)
+
+    for form in ("mixed", "products"):
+        for actual, expected in zip(gradients(form), gradients("xla"), strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3)  # sums in another order
+
+
+def test_symbolic_sizes_fall_back_to_xla():
+    (h,) = jax.export.symbolic_shape("h")
+    assert layers._fastest_form((3, 3, 8, 8), (1, h, 8, 8), 12) == "xla"
+
+
+def test_batch_norm_keeps_the_running_statistics_that_pytorch_keeps():
+    x = jnp.array([1.0, 2.0, 3.0, 6.0]).reshape(1, 2, 2, 1)  # mean 3, biased variance 3.5, unbiased 14/3
+    norm = BatchNorm()
+    variables = norm.init(jax.random.key(0), x, False)
+    y, updated = norm.apply(variables, x, True, mutable=["batch_stats"])
+    np.testing.assert_allclose(y.reshape(-1), (np.array([1, 2, 3, 6]) - 3) / np.sqrt(3.5 + 1e-5), rtol=1e-6)
+    np.testing.assert_allclose(updated["batch_stats"]["mean"], [0.9 * 0 + 0.1 * 3], rtol=1e-6)
+    np.testing.assert_allclose(updated["batch_stats"]["var"], [0.9 * 1 + 0.1 * 14 / 3], rtol=1e-6)
+
+
+def test_batch_norm_of_one_value_is_its_bias():
+    norm = BatchNorm()
+    x = jnp.full((1, 1, 1, 2), 7.0)
+    variables = norm.init(jax.random.key(0), x, False)
+    y, updated = norm.apply(variables, x, True, mutable=["batch_stats"])
+    np.testing.assert_array_equal(y, 0.0)
+    assert jnp.isfinite(updated["batch_stats"]["var"]).all()
+
+
+def test_batch_norm_statistics_stay_float32_under_bfloat16():
+    norm = BatchNorm()
+    x = jnp.ones((1, 2, 2, 3), jnp.bfloat16)
+    variables = norm.init(jax.random.key(0), x, False)
+    y, updated = norm.apply(variables, x, True, mutable=["batch_stats"])
+    assert y.dtype == jnp.bfloat16
+    assert updated["batch_stats"]["mean"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (7, 8)])
+def test_max_pool_is_the_maximum_of_each_window_and_its_gradient_goes_there(size):
+    x = np.random.default_rng(0).normal(size=(1, *size, 2)).astype(np.float32)
+    y, pullback = jax.vjp(max_pool_3x3, jnp.asarray(x))
+    expected_gradient = np.zeros_like(x)
+    for oy in range(y.shape[1]):
+        for ox in range(y.shape[2]):
+            top, left = max(2 * oy - 1, 0), max(2 * ox - 1, 0)
+            window = x[0, top : 2 * oy + 2, left : 2 * ox + 2]
+            np.testing.assert_array_equal(y[0, oy, ox], window.max((0, 1)))
+            for c in range(2):
+                iy, ix = np.unravel_index(window[..., c].argmax(), window.shape[:2])
+                expected_gradient[0, top + iy, left + ix, c] += 1
+    np.testing.assert_array_equal(pullback(jnp.ones_like(y))[0], expected_gradient)
+
+
+def test_resize_uses_half_pixel_centres():
+    # torch.nn.functional.interpolate([[0, 4]], size=4, mode="bilinear", align_corners=False) gives 0, 1, 3, 4.
+    x = jnp.array([0.0, 4.0]).reshape(1, 1, 2, 1)
+    np.testing.assert_allclose(resize_bilinear(x, 1, 4).reshape(-1), [0, 1, 3, 4], atol=1e-6)

@@ -1,0 +1,21 @@
+import pytest
+
+from deeplab_jax import cli
+
+
+def test_the_console_script_draws_the_street_scenes(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "scenes"
+    monkeypatch.setattr("sys.argv", ["deeplab-jax", "data", "synthetic", str(out), "--train", "1", "--val", "1", "--test", "1"])
+    cli.main()
+    assert (out / "list" / "train.lst").read_text().count("\n") == 1
+    assert str(out) in capsys.readouterr().out
+
+
+def test_a_folder_that_is_something_else_is_left_alone(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.txt").write_text("precious")
+    monkeypatch.setattr("sys.argv", ["deeplab-jax", "data", "synthetic", str(tmp_path)])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert (tmp_path / "mine.txt").read_text() == "precious"

@@ -1,0 +1,94 @@
+import importlib.util
+import pathlib
+
+import pytest
+
+from deeplab_jax.config import (
+    Config,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    aspp_rates,
+    from_dict,
+    last_stage_rates,
+    to_dict,
+    total_steps,
+    validate,
+)
+from deeplab_jax.errors import ConfigError
+
+RECIPES = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
+
+
+def load_recipe(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_valid_survives_json_and_says_how_to_run_it(path):
+    recipe = load_recipe(path)
+    config = validate(recipe.get_config())
+    assert from_dict(to_dict(config)) == config
+    assert path.stem in recipe.__doc__ or "make quickstart" in recipe.__doc__
+
+
+@pytest.mark.parametrize(
+    ("multi_grid", "output_stride", "rates"),
+    [
+        ((0.5, 1, 1), 32, (1, 1, 1)),  # the undilated network
+        ((0.5, 1, 1), 16, (1, 2, 2)),  # torchvision and mmsegmentation: the first block keeps the rate before
+        ((0.5, 1, 1), 8, (2, 4, 4)),
+        ((1, 2, 4), 16, (2, 4, 8)),  # the paper, section 3.2
+        ((1, 2, 4), 8, (4, 8, 16)),
+        ((0.5, 1, 2), 16, (1, 2, 4)),  # mmsegmentation's D16-MG124
+    ],
+)
+def test_multi_grid_rates(multi_grid, output_stride, rates):
+    assert last_stage_rates(multi_grid, output_stride) == rates
+
+
+def test_aspp_rates_double_at_output_stride_8():
+    assert aspp_rates((6, 12, 18), 8) == (12, 24, 36)
+    assert aspp_rates((6, 12, 18), 32) == (3, 6, 9)
+
+
+def test_epochs_round_up_to_whole_steps():
+    config = Config(data=DataConfig(batch_size=8), train=TrainConfig(epochs=20))
+    assert total_steps(config, 367) == 918  # 7340 samples
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model": ModelConfig(backbone="vgg")}, r"`model.backbone` \(='vgg'\).*resnet50"),
+        ({"model": ModelConfig(output_stride=4)}, r"`model.output_stride` \(=4\)"),
+        ({"model": ModelConfig(multi_grid=(0.3, 1))}, "multi_grid"),
+        ({"model": ModelConfig(atrous_rates=(5, 7), output_stride=32)}, "atrous_rates"),
+        ({"model": ModelConfig(multi_grid=())}, "multi_grid"),
+        ({"eval": EvalConfig(output_stride=3)}, "eval.output_stride"),
+        ({"data": DataConfig(crop_size=(512,))}, r"`data.crop_size` \(=\(512,\)\).*needs two numbers"),
+        ({"data": DataConfig(scale=(2.0, 0.5))}, "data.scale"),
+        ({"data": DataConfig(batch_size=0)}, "data.batch_size"),
+        ({"optim": OptimConfig(lr=-1)}, "optim.lr"),
+        ({"optim": OptimConfig(momentum=1.0)}, "optim.momentum"),
+        ({"train": TrainConfig()}, "train.steps"),
+        ({"train": TrainConfig(steps=1, epochs=1)}, "train.steps"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_what_cannot_work_is_named_with_its_value(fields, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        validate(Config(**({"train": TrainConfig(steps=1)} | fields)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_stored_field_that_this_version_does_not_know_is_named():
+    values = to_dict(Config())
+    values["model"]["depth"] = 50
+    with pytest.raises(ConfigError, match=r"model\.depth"):
+        from_dict(values)

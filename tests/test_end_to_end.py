@@ -1,0 +1,173 @@
+"""What a user types, as processes of their own: train, interrupt, resume, evaluate, load, and every mistake of one line."""
+
+import json
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import deeplab_jax as dl
+
+ROOT = pathlib.Path(__file__).parent.parent
+# configs/quickstart.py, shrunk.
+TINY = [
+    "--config=configs/quickstart.py",
+    "--config.model.width=8",
+    "--config.model.aspp_width=8",
+    "--config.data.batch_size=4",
+    "--config.data.crop_size=(32,64)",
+    "--config.train.steps=6",
+    "--config.train.log_every=1",
+    "--config.train.eval_every=3",
+    "--config.train.save_every=2",
+]
+
+
+def command(program, *flags, root=None):
+    data = [f"--config.data.root={root}"] if root else []
+    return [sys.executable, str(ROOT / program), *TINY, *data, *flags]
+
+
+def call(program, *flags, root=None):
+    return subprocess.run(
+        command(program, *flags, root=root), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def rows(workdir, kind):
+    table = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in table if row["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def run(street_scenes, tmp_path_factory):
+    """A finished run."""
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    result = call("train.py", f"--workdir={workdir}", root=street_scenes)
+    assert result.returncode == 0, result.stderr
+    return workdir
+
+
+def test_a_run_leaves_what_it_should(run):
+    assert [row["step"] for row in rows(run, "train")] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows(run, "eval")] == [3, 6]
+    assert all(np.isfinite(row["loss"]) for row in rows(run, "train"))
+    assert list((run / "tensorboard").iterdir())
+    assert (run / "checkpoints" / "6").is_dir()
+
+
+def test_ctrl_c_and_the_same_command_give_the_run_that_was_never_interrupted(run, street_scenes, tmp_path):
+    workdir = tmp_path / "tiny"
+    process = subprocess.Popen(
+        command("train.py", f"--workdir={workdir}", root=street_scenes), cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if line.startswith("step      2"):
+            process.send_signal(signal.SIGINT)
+            break
+    said = process.stdout.read()
+    assert process.wait(timeout=300) == 0
+    stopped = int(re.search(r"stopped after step (\d+) of 6", said).group(1))
+    assert 2 <= stopped < 6
+    result = call("train.py", f"--workdir={workdir}", root=street_scenes)
+    assert f"resuming {workdir} after step {stopped}" in result.stdout
+    for kind in ("train", "eval"):
+        for resumed, straight in zip(rows(workdir, kind), rows(run, kind), strict=True):
+            names = [name for name in straight if name not in ("images_per_second", "seconds_per_step", "data_wait")]
+            assert {name: resumed[name] for name in names} == {name: straight[name] for name in names}
+
+
+def test_evaluation_prints_what_training_measured_and_writes_pictures(run, street_scenes, tmp_path):
+    result = call("eval.py", f"--checkpoint={run}", f"--output={tmp_path}", root=street_scenes)
+    assert result.returncode == 0, result.stderr
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["miou"] == rows(run, "eval")[-1]["miou"]
+    assert f"{100 * scores['miou']:.2f}" in result.stdout
+    assert "motorcycle" in result.stdout
+    for kind in ("train_ids", "color", "overlay"):
+        pictures = sorted((tmp_path / kind).rglob("*.png"))
+        assert [Image.open(path).size for path in pictures] == [(128, 64)] * 3
+    ids = np.array(Image.open(next((tmp_path / "train_ids").rglob("*.png"))))
+    colors = np.array(Image.open(next((tmp_path / "color").rglob("*.png"))))
+    np.testing.assert_array_equal(colors, dl.CITYSCAPES.palette()[ids])
+
+
+def test_a_list_without_labels_gives_pictures_alone(run, street_scenes, tmp_path):
+    flags = [f"--checkpoint={run}/best", "--config.eval.split=test", "--config.eval.output_stride=16"]
+    result = call("eval.py", *flags, f"--output={tmp_path}", root=street_scenes)
+    assert result.returncode == 0, result.stderr
+    assert "mIoU" not in result.stdout
+    assert len(list((tmp_path / "overlay").rglob("*.png"))) == 2
+    refused = call("eval.py", *flags, root=street_scenes)
+    assert refused.returncode == 2
+    assert "give --output" in refused.stderr
+
+
+def test_the_segmenter_is_nchw_and_agrees_with_evaluation(run, street_scenes, tmp_path):
+    call("eval.py", f"--checkpoint={run}", f"--output={tmp_path}", root=street_scenes)
+    segmenter = dl.load(str(run))
+    path = next((street_scenes / "leftImg8bit" / "val").rglob("*.png"))
+    image = np.array(Image.open(path)).transpose(2, 0, 1)[None]
+    labels = segmenter.predict(image)
+    written = tmp_path / "train_ids" / path.relative_to(street_scenes)
+    np.testing.assert_array_equal(labels[0], np.array(Image.open(written)))
+    logits = segmenter.logits(image)
+    assert logits.shape == (1, 19, 64, 128)
+    assert logits.dtype == np.float32
+    np.testing.assert_array_equal(logits.argmax(1), labels)
+    assert segmenter.label_set.names[13] == "car"
+    assert segmenter.predict(np.zeros((2, 3, 1, 7), np.uint8)).shape == (2, 1, 7)
+    with pytest.raises(dl.DataError, match=r"`images` \(=float32 \[1, 3, 4, 4\]\) must be uint8"):
+        segmenter.predict(np.zeros((1, 3, 4, 4), np.float32))
+
+
+MISTAKES = {
+    "unknown field": ("train.py", ["--workdir=x", "--config.data.crop=3"], r"`crop` is no field.*crop_size"),
+    "not a number": ("train.py", ["--workdir=x", "--config.optim.lr=fast"], "optim.lr=fast"),
+    "one crop number": ("train.py", ["--workdir=x", "--config.data.crop_size=512"], r"`data.crop_size` \(=\(512,\)\)"),
+    "unknown flag": ("train.py", ["--workdirs=x"], "workdirs"),
+    "word without dashes": ("train.py", ["--workdir=x", "config.seed=1"], "`config.seed=1` is no flag"),
+    "no workdir": ("train.py", [], "`--workdir` is missing"),
+    "no such config": ("train.py", ["--workdir=x", "--config=nowhere.py"], "nowhere.py"),
+    "no such root": ("train.py", ["--workdir=x", "--config.data.root=nowhere"], r"`data.root` \(='nowhere'\)"),
+    "no checkpoint": ("eval.py", [], "`--checkpoint` is missing"),
+    "no such checkpoint": ("eval.py", ["--checkpoint=nowhere"], r"`checkpoint` \(='nowhere'\) is no run"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_answered_with_one_line(mistake):
+    program, flags, message = MISTAKES[mistake]
+    result = call(program, *flags)
+    assert result.returncode == 2
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, result.stderr
+    assert re.search(message, lines[0])
+
+
+def test_mistakes_about_a_run_are_answered_with_one_line(run, street_scenes):
+    cases = [
+        (call("train.py", f"--workdir={run}", "--config.model.width=16", root=street_scenes), r"`model.width` \(=16\) is 8"),
+        (call("train.py", f"--workdir={run}-new", "--config.mesh.data=64", root=street_scenes), "needs 64 devices"),
+    ]
+    for result, message in cases:
+        assert result.returncode == 2
+        assert re.search(message, result.stderr.strip().splitlines()[-1])
+        assert "Traceback" not in result.stderr
+
+
+def test_data_that_breaks_in_the_middle_of_a_run_is_named(street_scenes, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(street_scenes, broken)
+    victim = next((broken / "gtFine" / "train").rglob("*labelIds.png"))
+    Image.new("L", (128, 64), 99).save(victim)
+    result = call("train.py", f"--workdir={tmp_path / 'run'}", root=broken)
+    assert result.returncode == 2
+    assert re.search(rf"{victim.name} holds the value 99 \(8192 pixels\)", result.stderr)
+    assert "Traceback" not in result.stderr

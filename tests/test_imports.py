@@ -1,0 +1,65 @@
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE = ROOT / "deeplab_jax"
+BASE = {"errors", "labels", "config"}
+COMPUTE = {"models", "losses", "metrics", "sharding"}
+# docs of the layers: who may import whom. A module may always import its own package.
+MAY_IMPORT = {
+    "errors": set(),
+    "labels": {"errors"},
+    "config": {"errors", "labels"},
+    "models": BASE,
+    "losses": BASE,
+    "metrics": BASE,
+    "sharding": BASE,
+    "data": BASE,
+    "train": BASE | COMPUTE | {"evaluation"},
+    "evaluation": BASE | COMPUTE,
+    "api": BASE | COMPUTE | {"evaluation", "train.checkpoint"},
+    "cli": BASE | {"data"},
+    "__init__": set(),
+}
+
+
+def imported_modules(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_modules_import_what_the_layers_allow(path):
+    room = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    modules = list(imported_modules(path))
+    if room != "data":
+        assert not [m for m in modules if m.split(".")[0] in ("tensorflow", "tensorflow_datasets")]
+    if room in BASE | {"data"}:
+        assert not [m for m in modules if m.split(".")[0] in ("jax", "flax", "optax")]
+    for module in (m.removeprefix("deeplab_jax.") for m in modules if m.startswith("deeplab_jax.")):
+        allowed = module.split(".")[0] == room or any(module == a or module.startswith(a + ".") for a in MAY_IMPORT[room])
+        assert allowed, f"{path.relative_to(ROOT)} imports deeplab_jax.{module}"
+
+
+def test_everything_but_the_data_works_without_tensorflow():
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in PACKAGE.rglob("*.py")
+        if "data" not in path.relative_to(PACKAGE).parts and path.name != "__init__.py"
+    ]
+    code = "import sys; sys.modules['tensorflow'] = None\n" + "".join(f"import {module}\n" for module in modules)
+    code += "import deeplab_jax as dl; assert all(getattr(dl, name) for name in dl.__all__)\n"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_config_needs_neither_jax_nor_tensorflow():
+    code = "import sys; import deeplab_jax.config; assert not {'jax', 'tensorflow'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

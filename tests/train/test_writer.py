@@ -1,0 +1,35 @@
+import io
+import json
+
+import numpy as np
+from rich.console import Console
+
+from deeplab_jax.train.writer import Writer
+
+ROW = {"loss": 1.0, "accuracy": 0.5, "lr": 0.1, "images_per_second": 2.0, "data_wait": 0.25}
+
+
+def steps_of(workdir):
+    return [(row["step"], row["kind"]) for row in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())]
+
+
+def test_a_resumed_run_leaves_neither_gap_nor_duplicate(tmp_path):
+    console = Console(file=io.StringIO())
+    with Writer(str(tmp_path), 0, 10, console) as writer:
+        for step in (1, 2, 3):
+            writer.train(step, ROW, 60.0)
+    (tmp_path / "metrics.jsonl").open("a").write('{"step": 4, "ki')  # what a kill leaves
+    with Writer(str(tmp_path), 2, 10, console) as writer:
+        writer.train(3, ROW, 60.0)
+        writer.evaluation(3, {"miou": None, "pixel_accuracy": 0.5, "iou": {"road": None}}, [np.zeros((4, 12, 3), np.uint8)])
+    assert steps_of(tmp_path) == [(1, "train"), (2, "train"), (3, "train"), (3, "eval")]
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_line_says_what_a_person_waits_for(tmp_path):
+    text = io.StringIO()
+    with Writer(str(tmp_path), 0, 10, Console(file=text, width=80)) as writer:
+        writer.train(5, ROW, 3725.0)
+    line = text.getvalue().splitlines()[0]
+    for part in ("step      5", "loss 1.0000", "lr 1.00e-01", "2.0 images/s", "data wait 25.0%", "left 1 h 02 min"):
+        assert part in line
