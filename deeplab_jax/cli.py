@@ -1,6 +1,7 @@
 """The console script, and how every entry point parses flags and reports errors."""
 
 import dataclasses
+import functools
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -32,10 +33,21 @@ def synthetic(out: Annotated[Path, tyro.conf.Positional], train: int = 96, val: 
     print(f"{train} training, {val} validation and {test} test scenes are in {out}")
 
 
-def main() -> None:
-    """`deeplab-jax`."""
-    data = {"synthetic": synthetic}
-    _or_exit(lambda: tyro.extras.subcommand_cli_from_dict({f"data {name}": command for name, command in data.items()}))
+COMMANDS: dict[str, Callable[..., None]] = {"data synthetic": synthetic}
+
+
+def main() -> Any:
+    """`deeplab-jax COMMAND ...`."""
+    words = sys.argv[1:]
+    for name, command in COMMANDS.items():
+        length = len(name.split())
+        if words[:length] == name.split():
+            return _or_exit(functools.partial(tyro.cli, command, prog=f"deeplab-jax {name}", args=words[length:]))
+    asked = words in ([], ["-h"], ["--help"])
+    print("usage: deeplab-jax COMMAND ...\n\ncommands (each has --help):", file=sys.stdout if asked else sys.stderr)
+    for name, command in COMMANDS.items():
+        print(f"  {name}: {(command.__doc__ or '').splitlines()[0]}", file=sys.stdout if asked else sys.stderr)
+    sys.exit(0 if asked else 2)
 
 
 def run_with_flags(program: Callable[[], None]) -> None:

@@ -33,11 +33,11 @@ class ModelConfig:
       stem: "7x7", or "3x3" for three 3x3 convolutions of width / 2, width / 2 and width channels (ResNetV1c).
       output_stride: input pixels per pixel of the features: 8, 16 or 32. Weights serve every one.
       multi_grid: rates of the last stage's blocks in units of that stage's own rate (32 / output_stride); the last one repeats.
-        1/2 is the rate of the stage before: (0.5, 1, 1) is no multi-grid, (1, 2, 4) the paper's, (0.5, 1, 2) mmsegmentation's MG124.
+        1/2 is the rate of the stage before: (0.5, 1, 1) is no multi-grid, (1, 2, 4) the paper's, (0.5, 1, 2) mmsegmentation's.
       atrous_rates: rates of the ASPP's 3x3 branches at output stride 16; they double at 8 and halve at 32.
       aspp_width: channels of each ASPP branch and of the fusion.
       fusion: what follows the concatenated branches: "1x1" (paper), "3x3" (mmsegmentation) or "1x1+3x3" (torchvision).
-      dropout: share of channels' values dropped after the first fusion convolution, and in the auxiliary head if above 0 (there 0.1).
+      dropout: share of the values that training drops after the first fusion convolution.
       aux_head: a fully convolutional head on the third stage, used in training alone.
       dtype: what the convolutions compute in; parameters, statistics and logits are float32.
       mean, std: of the training images' RGB values (0-255); images are normalised with them inside the compiled step.

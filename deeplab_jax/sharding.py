@@ -43,6 +43,20 @@ def check_batch(batch_size: int, mesh: Mesh, field: str) -> None:
         raise ConfigError(f"`{field}` (={batch_size}) does not divide over {data} devices: use {sizes}, or another mesh.data")
 
 
+def check_rows(rows: int, output_stride: int, mesh: Mesh) -> None:
+    """Raises ConfigError if crops of `rows` rows cannot be split over the mesh's "spatial" axis.
+
+    Every device must get two rows of the features: with one, XLA's partitioner gives wrong gradients of convolutions
+    (jax 0.10.2; forward passes are right).
+    """
+    spatial = mesh.shape["spatial"]
+    if spatial > 1 and (rows % spatial or rows < 2 * output_stride * spatial):
+        raise ConfigError(
+            f"`data.crop_size` (={rows} rows) cannot be split over mesh.spatial={spatial}: use a multiple of {spatial} from "
+            f"{2 * output_stride * spatial} rows, or fewer devices"
+        )
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device: parameters, statistics, optimizer state."""
     return NamedSharding(mesh, P())

@@ -11,6 +11,15 @@ def test_the_console_script_draws_the_street_scenes(tmp_path, monkeypatch, capsy
     assert str(out) in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("words", "code"), [([], 0), (["--help"], 0), (["data"], 2), (["predict"], 2)])
+def test_anything_else_lists_the_commands(words, code, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["deeplab-jax", *words])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == code
+    assert "data synthetic" in "".join(capsys.readouterr())
+
+
 def test_a_folder_that_is_something_else_is_left_alone(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.txt").write_text("precious")
     monkeypatch.setattr("sys.argv", ["deeplab-jax", "data", "synthetic", str(tmp_path)])

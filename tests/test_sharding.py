@@ -3,7 +3,7 @@ import pytest
 
 from deeplab_jax.config import MeshConfig
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.sharding import check_batch, make_mesh, place, prefetch
+from deeplab_jax.sharding import check_batch, check_rows, make_mesh, place, prefetch
 
 
 def test_a_mesh_takes_all_devices_or_as_many_as_it_is_told():
@@ -28,6 +28,16 @@ def test_a_batch_that_does_not_divide_names_the_nearest_that_do():
         check_batch(6, mesh, "data.batch_size")
     with pytest.raises(ConfigError, match="use 4, or"):
         check_batch(3, mesh, "data.batch_size")
+
+
+def test_crops_must_leave_every_device_two_rows_of_features():
+    mesh = make_mesh(MeshConfig(spatial=2))
+    check_rows(64, 16, mesh)
+    check_rows(1, 16, make_mesh(MeshConfig()))
+    with pytest.raises(ConfigError, match=r"`data.crop_size` \(=32 rows\).*multiple of 2 from 64 rows"):
+        check_rows(32, 16, mesh)
+    with pytest.raises(ConfigError, match="multiple of 2"):
+        check_rows(513, 16, mesh)
 
 
 def numbered(i, height=4):

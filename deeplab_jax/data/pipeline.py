@@ -259,8 +259,8 @@ def _explain(samples: Samples, table: np.ndarray, load: Loader, indices: Sequenc
         try:
             load(tf.constant(i, tf.int64))
         except tf.errors.OpError as error:
-            names, reason = " or ".join(_paths(samples, i)), _one_line(error)[-100:]
-            unreadable = DataError(f"{names} cannot be read ({reason}): replace it or take it off the list")
+            names = " or ".join(_paths(samples, i))
+            unreadable = DataError(f"{names} cannot be read ({error.message[-100:]}): replace it or take it off the list")
             return _explain_sample(samples, table, i) or unreadable
     return DataError(f"reading {', '.join(samples.images[i] for i in indices)} failed once and then worked: check the disk")
 
@@ -272,7 +272,9 @@ def _explain_sample(samples: Samples, table: np.ndarray, i: int) -> DataError | 
         try:
             with epath.Path(path).open("rb") as file, Image.open(file) as picture:
                 pictures.append(picture.copy())
-        except OSError as error:
+                # Pillow accepts some files that lack their end, which TensorFlow does not.
+                tf.io.decode_image(epath.Path(path).read_bytes())
+        except (OSError, tf.errors.InvalidArgumentError) as error:
             return DataError(f"{path} cannot be read ({_one_line(error)}): replace it or take it off the list")
     if not samples.labels:
         return None
@@ -300,4 +302,4 @@ def _paths(samples: Samples, i: int) -> list[str]:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split("}} ")[-1].split()) or type(error).__name__

@@ -15,7 +15,7 @@ from rich.console import Console
 from deeplab_jax.config import Config
 from deeplab_jax.evaluation import inference, pictures, report
 from deeplab_jax.models import DeepLabV3
-from deeplab_jax.sharding import check_batch, make_mesh, prefetch, replicated
+from deeplab_jax.sharding import check_batch, check_rows, make_mesh, prefetch, replicated
 from deeplab_jax.train.checkpoint import Checkpoints, differences
 from deeplab_jax.train.optimizer import make_optimizer, poly_schedule
 from deeplab_jax.train.state import TrainState, init_state
@@ -58,12 +58,13 @@ def train(
       The final state, or after SIGINT or SIGTERM the one reached; it is saved either way.
 
     Raises:
-      ConfigError: the batch does not divide over the devices.
+      ConfigError: the batch or the crops do not divide over the devices.
       CheckpointError: the workdir holds a run of another network, or one that cannot be read.
     """
     mesh = make_mesh(config.mesh)
     check_batch(config.data.batch_size, mesh, "data.batch_size")
     check_batch(config.eval.batch_size, mesh, "eval.batch_size")
+    check_rows(config.data.crop_size[0], config.model.output_stride, mesh)
     model = DeepLabV3(config.model, config.labels.num_classes)
     optimizer = make_optimizer(config.optim, steps)
     lr = poly_schedule(config.optim, steps)

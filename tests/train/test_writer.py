@@ -18,7 +18,8 @@ def test_a_resumed_run_leaves_neither_gap_nor_duplicate(tmp_path):
     with Writer(str(tmp_path), 0, 10, console) as writer:
         for step in (1, 2, 3):
             writer.train(step, ROW, 60.0)
-    (tmp_path / "metrics.jsonl").open("a").write('{"step": 4, "ki')  # what a kill leaves
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "ki')  # what a kill leaves
     with Writer(str(tmp_path), 2, 10, console) as writer:
         writer.train(3, ROW, 60.0)
         writer.evaluation(3, {"miou": None, "pixel_accuracy": 0.5, "iou": {"road": None}}, [np.zeros((4, 12, 3), np.uint8)])
