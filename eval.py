@@ -26,18 +26,20 @@ def main() -> None:
     from etils import epath
     from rich.console import Console
 
-    from deeplab_jax.data.lists import find_samples
+    from deeplab_jax.data.lists import describe, find_samples
     from deeplab_jax.data.pipeline import eval_batches
     from deeplab_jax.evaluation import report
     from deeplab_jax.evaluation.evaluate import evaluate
-    from deeplab_jax.train.checkpoint import restore_model
+    from deeplab_jax.train.checkpoint import resolve, restore_model
 
     variables = restore_model(CHECKPOINT.value, like=config)
     samples = find_samples(config.data.root, config.eval.split, config.data.label_kind, need_labels=False)
     if not (samples.labels or OUTPUT.value):
         raise ConfigError(f"`eval.split` (={config.eval.split!r}) has no labels to score: give --output for the predictions")
     batches = eval_batches(samples, config.labels, config.eval.batch_size, threads=config.data.threads)
-    console = Console()
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"checkpoint {resolve(CHECKPOINT.value)}")
+    console.print(describe(config.eval.split, samples))
     confusion = evaluate(config, variables, batches, samples.images, OUTPUT.value, console)
     if samples.labels:
         console.print(report.table(confusion, config.labels))

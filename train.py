@@ -3,8 +3,6 @@
 The same command on the same workdir resumes. `--config.optim.lr=0.02` overrides a field of the recipe.
 """
 
-import functools
-
 from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
@@ -23,34 +21,25 @@ def main() -> None:
     if not WORKDIR.value:
         raise ConfigError("`--workdir` is missing: give the run's folder, such as --workdir=runs/quickstart")
     # Imported here so that a mistyped flag is answered at once.
-    import jax
-
-    from deeplab_jax.data.lists import find_samples
+    from deeplab_jax.data.lists import describe, find_samples
     from deeplab_jax.data.pipeline import eval_batches, train_batches
     from deeplab_jax.train.loop import train
 
-    console = Console()
-    hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    train_set = find_samples(config.data.root, config.data.train_split, config.data.label_kind)
-    eval_set = find_samples(config.data.root, config.eval.split, config.data.label_kind)
-    for split, samples in ((config.data.train_split, train_set), (config.eval.split, eval_set)):
-        console.print(
-            f"{split}: {len(samples)} samples from {samples.source}, labels of kind {samples.kind}",
-            highlight=False,
-            soft_wrap=True,
-        )
+    console = Console(soft_wrap=True, highlight=False)
+    data = config.data
+    train_set = find_samples(data.root, data.train_split, data.label_kind)
+    eval_set = find_samples(data.root, config.eval.split, data.label_kind)
+    console.print(describe(data.train_split, train_set))
+    console.print(describe(config.eval.split, eval_set))
     steps = total_steps(config, len(train_set))
-    batches = functools.partial(
-        train_batches, train_set, config.labels, config.data, config.model.mean, seed=config.seed, steps=steps, **hosts
-    )
     train(
         config,
         WORKDIR.value,
         steps=steps,
-        train_batches=lambda step: batches(start_step=step),
-        eval_batches=lambda: eval_batches(
-            eval_set, config.labels, config.eval.batch_size, threads=config.data.threads, **hosts
+        train_batches=lambda step: train_batches(
+            train_set, config.labels, data, config.model.mean, seed=config.seed, start_step=step, steps=steps
         ),
+        eval_batches=lambda: eval_batches(eval_set, config.labels, config.eval.batch_size, threads=data.threads),
         console=console,
     )
 

@@ -43,8 +43,7 @@ class Segmenter:
         Raises:
           DataError: another dtype or shape.
         """
-        nhwc = self._compiled_logits(self.variables, _to_nhwc(images))
-        return np.asarray(nhwc).transpose(0, 3, 1, 2)
+        return _to_nchw(np.asarray(self._compiled_logits(self.variables, _to_nhwc(images))))
 
     def predict(self, images: UInt8[np.ndarray, "n 3 h w"]) -> UInt8[np.ndarray, "n h w"]:
         """Train ids at the images' size; arguments and errors as in `logits`."""
@@ -52,8 +51,7 @@ class Segmenter:
 
     @functools.cached_property
     def _model(self) -> DeepLabV3:
-        network = inference.with_output_stride(self.config.model, self.config.eval.output_stride)
-        return DeepLabV3(network, self.config.labels.num_classes)
+        return inference.evaluation_model(self.config)
 
     @functools.cached_property
     def _compiled_logits(self) -> Callable[..., Array]:
@@ -79,3 +77,7 @@ def _to_nhwc(images: UInt8[np.ndarray, "n 3 h w"]) -> UInt8[np.ndarray, "n h w 3
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise DataError(f"`images` (={images.dtype} {list(images.shape)}) must be uint8 [n, 3, h, w]: RGB values from 0 to 255")
     return images.transpose(0, 2, 3, 1)
+
+
+def _to_nchw(logits: Float[np.ndarray, "n h w k"]) -> Float[np.ndarray, "n k h w"]:
+    return logits.transpose(0, 3, 1, 2)

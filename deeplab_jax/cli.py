@@ -36,13 +36,14 @@ def synthetic(out: Annotated[Path, tyro.conf.Positional], train: int = 96, val: 
 COMMANDS: dict[str, Callable[..., None]] = {"data synthetic": synthetic}
 
 
-def main() -> Any:
+def main() -> None:
     """`deeplab-jax COMMAND ...`."""
     words = sys.argv[1:]
     for name, command in COMMANDS.items():
         length = len(name.split())
         if words[:length] == name.split():
-            return _or_exit(functools.partial(tyro.cli, command, prog=f"deeplab-jax {name}", args=words[length:]))
+            _or_exit(functools.partial(tyro.cli, command, prog=f"deeplab-jax {name}", args=words[length:]))
+            return
     asked = words in ([], ["-h"], ["--help"])
     print("usage: deeplab-jax COMMAND ...\n\ncommands (each has --help):", file=sys.stdout if asked else sys.stderr)
     for name, command in COMMANDS.items():
@@ -84,9 +85,9 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         raise ConfigError(" ".join(str(error).split())) from None
     except KeyError as error:
         field = re.search(r"Field (\w+) not found on dataclass .*\.(\w+)'", str(error))
-        if field is None:
-            raise
-        raise ConfigError(_unknown_field(*field.groups())) from None
+        raise ConfigError(_unknown_field(*field.groups()) if field else f"--config: {' '.join(str(error).split())}") from None
+    except TypeError as error:
+        raise ConfigError(f"--config: {' '.join(str(error).split())}") from None
     except dataclasses.FrozenInstanceError:
         raise ConfigError("`--config.labels` cannot be set by flags: write the label set in the config file") from None
     if rest[1:]:
@@ -107,3 +108,5 @@ def _or_exit(work: Callable[[], T]) -> T:
     except DeeplabError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

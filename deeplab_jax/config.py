@@ -7,17 +7,23 @@ Fields are mutable for the sake of those overrides alone: nothing changes a conf
 import dataclasses
 import json
 import math
+import operator
 import typing
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from typing import Any
 
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.labels import CITYSCAPES, LabelSet
 
-Backbone = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
-Stem = Literal["7x7", "3x3"]
-Fusion = Literal["1x1", "3x3", "1x1+3x3"]
-Dtype = Literal["float32", "bfloat16"]
-LabelKind = Literal["auto", "labelIds", "labelTrainIds", "color"]
+# Plain strings with a table, since flags can set those and not `Literal`s.
+CHOICES = {
+    "model.backbone": ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    "model.stem": ("7x7", "3x3"),
+    "model.fusion": ("1x1", "3x3", "1x1+3x3"),
+    "model.dtype": ("float32", "bfloat16"),
+    "data.label_kind": ("auto", "labelIds", "labelTrainIds", "color"),
+}
+OUTPUT_STRIDES = (8, 16, 32)
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -43,17 +49,17 @@ class ModelConfig:
       mean, std: of the training images' RGB values (0-255); images are normalised with them inside the compiled step.
     """
 
-    backbone: Backbone = "resnet50"
+    backbone: str = "resnet50"
     width: int = 64
-    stem: Stem = "7x7"
+    stem: str = "7x7"
     output_stride: int = 16
     multi_grid: tuple[float, ...] = (0.5, 1.0, 1.0)
     atrous_rates: tuple[int, ...] = (6, 12, 18)
     aspp_width: int = 256
-    fusion: Fusion = "1x1"
+    fusion: str = "1x1"
     dropout: float = 0.1
     aux_head: bool = False
-    dtype: Dtype = "float32"
+    dtype: str = "float32"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
@@ -75,7 +81,7 @@ class DataConfig:
 
     root: str = ""
     train_split: str = "train"
-    label_kind: LabelKind = "auto"
+    label_kind: str = "auto"
     batch_size: int = 16
     crop_size: tuple[int, int] = (512, 1024)
     scale: tuple[float, float] = (0.5, 2.0)
@@ -195,7 +201,9 @@ def validate(config: Config) -> Config:
     Raises:
       ConfigError: naming the field, its value and what to do.
     """
-    _check_choices(config, "")
+    for field, choices in CHOICES.items():
+        value = operator.attrgetter(field)(config)
+        _require(value in choices, field, value, f"use one of {', '.join(choices)}")
     model, data, optim, train = config.model, config.data, config.optim, config.train
     _require(config.seed >= 0, "seed", config.seed, "use a whole number from 0")
     _require(model.output_stride in (8, 16, 32), "model.output_stride", model.output_stride, "use 8, 16 or 32")
@@ -217,10 +225,12 @@ def validate(config: Config) -> Config:
         _require_rates("model.atrous_rates", model.atrous_rates, aspp_rates(model.atrous_rates, stride), stride, "(6, 12, 18)")
     _require(data.batch_size >= 1, "data.batch_size", data.batch_size, "use a number from 1")
     _require(config.eval.batch_size >= 1, "eval.batch_size", config.eval.batch_size, "use a number from 1")
-    ok = len(data.crop_size) == 2 and min(data.crop_size) >= 1
-    _require(ok, "data.crop_size", data.crop_size, "it needs two numbers: --config.data.crop_size='(512,1024)'")
-    ok = len(data.scale) == 2 and 0 < data.scale[0] <= data.scale[1]
-    _require(ok, "data.scale", data.scale, "it needs the lowest and the highest factor: --config.data.scale='(0.5,2.0)'")
+    advice = "it needs two whole numbers from 1: --config.data.crop_size='(512,1024)'"
+    _require_numbers("data.crop_size", data.crop_size, 2, int, advice)
+    _require(min(data.crop_size) >= 1, "data.crop_size", data.crop_size, advice)
+    advice = "it needs the lowest and the highest factor: --config.data.scale='(0.5,2.0)'"
+    _require_numbers("data.scale", data.scale, 2, (int, float), advice)
+    _require(0 < data.scale[0] <= data.scale[1], "data.scale", data.scale, advice)
     _require(data.threads >= 0, "data.threads", data.threads, "use a number from 1, or 0 for automatic")
     _require(optim.lr > 0, "optim.lr", optim.lr, "use a number above 0")
     _require(0 <= optim.lr_end <= optim.lr, "optim.lr_end", optim.lr_end, f"use a number from 0 to optim.lr (={optim.lr})")
@@ -248,7 +258,7 @@ def from_dict(values: dict[str, Any]) -> Config:
     """The inverse of `to_dict`.
 
     Raises:
-      ConfigError: a field is unknown to this version, or a value has another type.
+      ConfigError: a field is unknown to this version.
     """
     return _build(Config, values, "")
 
@@ -268,14 +278,9 @@ def _require_rates(field: str, value: object, rates: tuple[float, ...], stride: 
     )
 
 
-def _check_choices(node: Any, prefix: str) -> None:
-    hints = typing.get_type_hints(type(node))
-    for field in dataclasses.fields(node):
-        value, hint = getattr(node, field.name), hints[field.name]
-        if dataclasses.is_dataclass(value) and not isinstance(value, LabelSet):
-            _check_choices(value, f"{prefix}{field.name}.")
-        elif typing.get_origin(hint) is Literal:
-            _require(value in get_args(hint), prefix + field.name, value, f"use one of {', '.join(get_args(hint))}")
+def _require_numbers(field: str, values: object, count: int, kinds: type | tuple[type, ...], advice: str) -> None:
+    ok = isinstance(values, Sequence) and len(values) == count and all(isinstance(value, kinds) for value in values)
+    _require(ok, field, values, advice)
 
 
 def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:

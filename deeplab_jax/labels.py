@@ -58,6 +58,9 @@ class LabelSet:
             raise ConfigError(
                 f"labels.ids (={self.class_ids}) must differ from each other and from ignored_ids (={self.ignored_ids})"
             )
+        if len(set(self.colors)) != n:
+            twice_used = next(c for c in self.colors if self.colors.count(c) > 1)
+            raise ConfigError(f"labels.colors gives {twice_used} to more than one class: colours must differ")
         for color in self.colors + self.ignored_colors:
             if len(color) != 3 or not all(0 <= c <= 255 for c in color):
                 raise ConfigError(f"labels.colors holds {color}: a colour is three numbers from 0 to 255")
@@ -106,15 +109,6 @@ class LabelSet:
 def color_code(color: Color) -> int:
     """65536 r + 256 g + b, the index of `color` in `LabelSet.color_table`."""
     return (color[0] << 16) | (color[1] << 8) | color[2]
-
-
-def distinct_colors(n: int) -> tuple[Color, ...]:
-    """`n` colours that differ, none of them black, for a label set that names none (the bit-reversal palette of Pascal VOC)."""
-
-    def bits(i: int, channel: int) -> int:
-        return sum(((i >> (3 * j + channel)) & 1) << (7 - j) for j in range(8))
-
-    return tuple((bits(i, 0), bits(i, 1), bits(i, 2)) for i in range(1, n + 1))
 
 
 # cityscapesScripts, helpers/labels.py: name, id, colour of the 19 classes that are evaluated, in the order of their train ids.

@@ -1,7 +1,10 @@
+import dataclasses
 import importlib.util
 import pathlib
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from deeplab_jax.config import (
     Config,
@@ -71,20 +74,47 @@ def test_epochs_round_up_to_whole_steps():
         ({"model": ModelConfig(atrous_rates=(5, 7), output_stride=32)}, "atrous_rates"),
         ({"model": ModelConfig(multi_grid=())}, "multi_grid"),
         ({"eval": EvalConfig(output_stride=3)}, "eval.output_stride"),
-        ({"data": DataConfig(crop_size=(512,))}, r"`data.crop_size` \(=\(512,\)\).*needs two numbers"),
+        ({"data": DataConfig(crop_size=(512,))}, r"`data.crop_size` \(=\(512,\)\).*needs two whole numbers"),
         ({"data": DataConfig(scale=(2.0, 0.5))}, "data.scale"),
         ({"data": DataConfig(batch_size=0)}, "data.batch_size"),
         ({"optim": OptimConfig(lr=-1)}, "optim.lr"),
         ({"optim": OptimConfig(momentum=1.0)}, "optim.momentum"),
         ({"train": TrainConfig()}, "train.steps"),
         ({"train": TrainConfig(steps=1, epochs=1)}, "train.steps"),
+        ({"train": TrainConfig(steps=-5, epochs=1)}, "train.steps"),
+        ({"data": DataConfig(crop_size=(64.5, 64))}, "data.crop_size"),
+        ({"data": DataConfig(crop_size=("a", "b"))}, "data.crop_size"),
+        ({"model": ModelConfig(atrous_rates=("a",))}, "atrous_rates"),
+        ({"model": ModelConfig(mean=(1, 2))}, "model.mean"),
+        ({"model": ModelConfig(std=(1, 2, 0))}, "model.std"),
         ({"seed": -1}, "seed"),
+        ({"seed": 2**32}, "seed"),
     ],
 )
 def test_what_cannot_work_is_named_with_its_value(fields, message):
     with pytest.raises(ConfigError, match=message) as caught:
         validate(Config(**({"train": TrainConfig(steps=1)} | fields)))
     assert "\n" not in str(caught.value)
+
+
+def leaves(node, prefix=""):
+    for field in dataclasses.fields(node):
+        value = getattr(node, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{prefix}{field.name}.") if field.name != "labels" else ()
+        else:
+            yield prefix + field.name, value
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # how ml_collections reads a file
+def test_every_field_can_be_set_by_a_flag():
+    recipe = str(RECIPES[0].parent / "cityscapes_r50_os8.py")
+    wanted = dict(leaves(Config()))
+    argv = ["program", f"--config={recipe}", *(f"--config.{name}={value}" for name, value in wanted.items())]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    values(argv)
+    assert dict(leaves(values.config)) == wanted
 
 
 def test_a_stored_field_that_this_version_does_not_know_is_named():

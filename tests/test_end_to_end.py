@@ -17,7 +17,7 @@ import deeplab_jax as dl
 ROOT = pathlib.Path(__file__).parent.parent
 # configs/quickstart.py, shrunk.
 TINY = [
-    "--config=configs/quickstart.py",
+    f"--config={ROOT / 'configs' / 'quickstart.py'}",
     "--config.model.width=8",
     "--config.model.aspp_width=8",
     "--config.data.batch_size=4",
@@ -47,11 +47,11 @@ def rows(workdir, kind):
 
 @pytest.fixture(scope="module")
 def run(street_scenes, tmp_path_factory):
-    """A finished run."""
-    workdir = tmp_path_factory.mktemp("runs") / "tiny"
-    result = call("train.py", f"--workdir={workdir}", root=street_scenes)
+    """A finished run, in a folder named as people do: from where they stand."""
+    folder = tmp_path_factory.mktemp("there")
+    result = call("train.py", "--workdir=runs/tiny", root=street_scenes, cwd=folder)
     assert result.returncode == 0, result.stderr
-    return workdir
+    return folder / "runs" / "tiny"
 
 
 def test_a_run_leaves_what_it_should(run):
@@ -81,6 +81,17 @@ def test_ctrl_c_and_the_same_command_give_the_run_that_was_never_interrupted(run
         for resumed, straight in zip(rows(workdir, kind), rows(run, kind), strict=True):
             names = [name for name in straight if name not in ("images_per_second", "seconds_per_step", "data_wait")]
             assert {name: resumed[name] for name in names} == {name: straight[name] for name in names}
+
+
+def test_a_finished_run_says_so_and_goes_on_where_steps_were_raised(run, street_scenes, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(run, workdir)
+    again = call("train.py", f"--workdir={workdir}", root=street_scenes)
+    assert again.returncode == 0
+    assert "already at step 6 of 6" in again.stdout
+    longer = call("train.py", f"--workdir={workdir}", "--config.train.steps=7", root=street_scenes)
+    assert "train.steps: 6 -> 7" in longer.stdout
+    assert [row["step"] for row in rows(workdir, "train")] == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_evaluation_prints_what_training_measured_and_writes_pictures(run, street_scenes, tmp_path):
@@ -144,30 +155,44 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_answered_with_one_line(mistake):
     program, flags, message = MISTAKES[mistake]
-    result = call(program, *flags)
-    assert result.returncode == 2
+    assert re.search(message, one_line(call(program, *flags)))
+
+
+def one_line(result):
     lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert result.returncode == 2
     assert len(lines) == 1, result.stderr
-    assert re.search(message, lines[0])
+    return lines[0]
 
 
-def test_mistakes_about_a_run_are_answered_with_one_line(run, street_scenes):
-    cases = [
-        (call("train.py", f"--workdir={run}", "--config.model.width=16", root=street_scenes), r"`model.width` \(=16\) is 8"),
-        (call("train.py", f"--workdir={run}-new", "--config.mesh.data=64", root=street_scenes), "needs 64 devices"),
-    ]
-    for result, message in cases:
-        assert result.returncode == 2
-        assert re.search(message, result.stderr.strip().splitlines()[-1])
-        assert "Traceback" not in result.stderr
+def test_mistakes_about_a_run_are_answered_with_one_line(run, street_scenes, tmp_path):
+    other = call("train.py", f"--workdir={run}", "--config.model.width=16", root=street_scenes)
+    assert re.search(r"`model.width` \(=16\) is 8", one_line(other))
+    devices = call("train.py", f"--workdir={tmp_path}", "--config.mesh.data=64", root=street_scenes)
+    assert "needs 64 devices" in one_line(devices)
+    batch = call("train.py", f"--workdir={tmp_path}", "--config.data.batch_size=6", root=street_scenes)
+    assert "`data.batch_size` (=6) does not divide over 4 devices: use 4 or 8" in one_line(batch)
+    pets = ROOT / "configs" / "camvid_r18.py"
+    classes = call("eval.py", f"--checkpoint={run}", f"--config={pets}", "--config.model.width=8", root=street_scenes)
+    assert re.search(r"11 classes.*19 classes", one_line(classes))
 
 
-def test_data_that_breaks_in_the_middle_of_a_run_is_named(street_scenes, tmp_path):
+def test_mistakes_in_the_data_are_answered_with_one_line(street_scenes, tmp_path):
+    broken = tmp_path / "set"
+    shutil.copytree(street_scenes, broken)
+    listing = broken / "list" / "train.lst"
+    lines = listing.read_text()
+    listing.write_text("")
+    assert "no samples of split 'train'" in one_line(call("train.py", f"--workdir={tmp_path}", root=broken))
+    listing.write_text(lines.replace("_gtFine_", "_gtfine_"))
+    assert "6 of 12 files" in one_line(call("train.py", f"--workdir={tmp_path}", root=broken))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_data_that_breaks_in_the_middle_of_a_run_is_named(split, street_scenes, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(street_scenes, broken)
-    victim = next((broken / "gtFine" / "train").rglob("*labelIds.png"))
+    victim = next((broken / "gtFine" / split).rglob("*labelIds.png"))
     Image.new("L", (128, 64), 99).save(victim)
-    result = call("train.py", f"--workdir={tmp_path / 'run'}", root=broken)
-    assert result.returncode == 2
-    assert re.search(rf"{victim.name} holds the value 99 \(8192 pixels\)", result.stderr)
-    assert "Traceback" not in result.stderr
+    result = call("train.py", f"--workdir={tmp_path / 'run'}", "--config.train.eval_every=1", root=broken)
+    assert re.search(rf"{victim.name} holds the value 99 \(8192 pixels\)", one_line(result))

@@ -6,18 +6,15 @@ Two layouts are known: Cityscapes (`leftImg8bit/ gtFine/ list/`) and custom (`in
 import dataclasses
 import re
 from collections.abc import Iterator
-from typing import Literal
 
 import numpy as np
 from etils import epath
 
-from deeplab_jax.config import LabelKind
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import LabelSet
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
-Kind = Literal["labelIds", "labelTrainIds", "color"]
-_KINDS: tuple[Kind, ...] = ("labelIds", "labelTrainIds", "color")
+KINDS = ("labelIds", "labelTrainIds", "color")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,14 +32,14 @@ class Samples:
     root: str
     images: tuple[str, ...]
     labels: tuple[str, ...]
-    kind: Kind
+    kind: str
     source: str
 
     def __len__(self) -> int:
         return len(self.images)
 
 
-def find_samples(root: str, split: str, kind: LabelKind = "auto", *, need_labels: bool = True) -> Samples:
+def find_samples(root: str, split: str, kind: str = "auto", *, need_labels: bool = True) -> Samples:
     """The samples of `split`: from `list/<split>.lst`, or else from the folders.
 
     Args:
@@ -85,6 +82,12 @@ def find_samples(root: str, split: str, kind: LabelKind = "auto", *, need_labels
     return Samples(root, images, labels, _kind(labels, kind, source), source)
 
 
+def describe(split: str, samples: Samples) -> str:
+    """What was found, in a line."""
+    labels = f"labels of kind {samples.kind}" if samples.labels else "no labels"
+    return f"{split}: {len(samples)} samples from {samples.source}, {labels}"
+
+
 def read_list(path: epath.Path) -> Iterator[tuple[str, str]]:
     """(image, label) of each line of a `.lst` file; label "" where there is one column.
 
@@ -107,7 +110,7 @@ def read_list(path: epath.Path) -> Iterator[tuple[str, str]]:
         yield columns[0], columns[1] if len(columns) == 2 else ""
 
 
-def _scan(root: epath.Path, split: str, kind: LabelKind) -> Iterator[tuple[str, str]]:
+def _scan(root: epath.Path, split: str, kind: str) -> Iterator[tuple[str, str]]:
     if (root / "leftImg8bit" / split).is_dir():
         wanted = "labelIds" if kind == "auto" else kind
         for image in _images_below(root / "leftImg8bit" / split):
@@ -145,7 +148,7 @@ def _require_files(root: epath.Path, names: tuple[str, ...], source: str) -> Non
         raise DataError(f"{len(missing)} of {len(names)} files that {source} names are missing below {root}: {some}")
 
 
-def _kind(labels: tuple[str, ...], kind: LabelKind, source: str) -> Kind:
+def _kind(labels: tuple[str, ...], kind: str, source: str) -> str:
     if kind != "auto":
         return kind
     found = {_kind_of_name(label) for label in labels} or {"labelIds"}
@@ -154,11 +157,11 @@ def _kind(labels: tuple[str, ...], kind: LabelKind, source: str) -> Kind:
     return found.pop()
 
 
-def _kind_of_name(name: str) -> Kind:
+def _kind_of_name(name: str) -> str:
     """The `_gtFine_<kind>` of a Cityscapes file; any other name holds ids."""
-    return next((kind for kind in _KINDS if re.search(rf"_{kind}\.\w+$", name)), "labelIds")
+    return next((kind for kind in KINDS if re.search(rf"_{kind}\.\w+$", name)), "labelIds")
 
 
-def value_table(kind: Kind, labels: LabelSet) -> np.ndarray:
+def value_table(kind: str, labels: LabelSet) -> np.ndarray:
     """int16 table from a label file's values to train ids, 255 or `labels.UNKNOWN`; `color` is indexed by 24-bit colour."""
     return {"labelIds": labels.id_table, "labelTrainIds": labels.train_id_table, "color": labels.color_table}[kind]()

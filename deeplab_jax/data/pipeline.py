@@ -4,6 +4,7 @@ A batch: {"image": uint8 [n, h, w, 3], "label": uint8 [n, h, w] train ids (255 =
 row), "index": int64 [n] position in the list}. A split without labels yields no "label".
 """
 
+import functools
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -97,8 +98,11 @@ def shuffled_index(k: tf.Tensor, num_samples: int, seed: int) -> tf.Tensor:
     return tf.random.experimental.index_shuffle(k % num_samples, key, num_samples - 1)
 
 
+@functools.cache
 def plan_evaluation(samples: Samples, batch_size: int) -> list[list[int]]:
     """Positions in the list, batch by batch: every sample once, images of one size together so that nothing is resized.
+
+    Kept for the process: a training evaluates many times, and opening every file's header takes minutes on object storage.
 
     Raises:
       DataError: an image cannot be opened.
@@ -228,6 +232,8 @@ def _decode_label(data: tf.Tensor, is_color: bool) -> tf.Tensor:
 
     def grey() -> tf.Tensor:
         tf.debugging.assert_equal(color_type, 0, "a label file of ids has colours")
+        # Fewer bits would be stretched to 0-255.
+        tf.debugging.assert_equal(bit_depth, 8, "a label file of ids has fewer than 8 bits a value")
         return tf.io.decode_png(data, channels=1)[..., 0]
 
     # TensorFlow would turn a palette's indices into its colours.
@@ -260,18 +266,19 @@ def _explain(samples: Samples, table: np.ndarray, load: Loader, indices: Sequenc
             load(tf.constant(i, tf.int64))
         except tf.errors.OpError as error:
             names = " or ".join(_paths(samples, i))
-            unreadable = DataError(f"{names} cannot be read ({error.message[-100:]}): replace it or take it off the list")
+            unreadable = DataError(f"{names} cannot be read ({_one_line(error)[:200]}): replace it or take it off the list")
             return _explain_sample(samples, table, i) or unreadable
     return DataError(f"reading {', '.join(samples.images[i] for i in indices)} failed once and then worked: check the disk")
 
 
 def _explain_sample(samples: Samples, table: np.ndarray, i: int) -> DataError | None:
     """Pillow's view of sample `i`: what is wrong with it, if Pillow can tell."""
-    pictures = []
+    pictures, formats = [], []
     for path in _paths(samples, i):
         try:
             with epath.Path(path).open("rb") as file, Image.open(file) as picture:
                 pictures.append(picture.copy())
+                formats.append(picture.format)
                 # Pillow accepts some files that lack their end, which TensorFlow does not.
                 tf.io.decode_image(epath.Path(path).read_bytes())
         except (OSError, tf.errors.InvalidArgumentError) as error:
@@ -282,6 +289,8 @@ def _explain_sample(samples: Samples, table: np.ndarray, i: int) -> DataError | 
     if image.size != label.size:
         sizes = " and ".join(f"{picture.width}x{picture.height}" for picture in pictures)
         return DataError(f"{image_path} and its label {samples.labels[i]} differ in size ({sizes} pixels): make them the same")
+    if formats[1] != "PNG":
+        return DataError(f"{label_path} is a {formats[1]} file: labels must be PNG, which keeps values exact")
     is_color = samples.kind == "color"
     if not is_color and label.mode not in ("L", "P"):
         return DataError(f"{label_path} is no 8-bit id image (mode {label.mode}): for colours set data.label_kind=color")

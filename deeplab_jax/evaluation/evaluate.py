@@ -1,12 +1,13 @@
 """One pass over a split: confusion counts, and what is written of each image."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
-from jaxtyping import Int, UInt8
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, UInt8
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
@@ -14,10 +15,36 @@ from rich.progress import Progress
 from deeplab_jax.config import Config
 from deeplab_jax.evaluation import inference, pictures
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.models import DeepLabV3
-from deeplab_jax.sharding import check_batch, make_mesh, replicated
+from deeplab_jax.sharding import check_batch, make_mesh, prefetch, replicated
 
 Batch = dict[str, np.ndarray]
+Predictor = Callable[..., tuple[Array, Array]]
+
+
+def score(
+    compiled: Predictor,
+    variables: dict[str, Any],
+    batches: Iterable[Batch],
+    mesh: Mesh,
+    num_classes: int,
+    show: Callable[[Batch, Sequence[int], Array], None],
+) -> Int[np.ndarray, "k k"]:
+    """Confusion counts of one pass over `batches`, at the labels' own resolution; zeros for a split without labels.
+
+    Args:
+      compiled: what `inference.compile_predict_and_count` returns.
+      variables: {"params", "batch_stats"} on the mesh.
+      batches: what `data.pipeline.eval_batches` yields.
+      mesh: the devices.
+      num_classes: size of the counts.
+      show: called with each batch, its valid rows and its predictions on the device.
+    """
+    total = np.zeros((num_classes, num_classes), np.int64)
+    for batch, on_device in prefetch(batches, mesh):
+        predictions, counts = compiled(variables, on_device)
+        total += np.asarray(counts, np.int64)
+        show(batch, np.flatnonzero(batch["valid"]).tolist(), predictions)
+    return total
 
 
 def evaluate(
@@ -28,7 +55,7 @@ def evaluate(
     output: str | None,
     console: Console,
 ) -> Int[np.ndarray, "k k"]:
-    """Scores `batches` at the labels' own resolution; zeros for a split without labels.
+    """Scores `batches` as `eval.py` does: with progress, and with pictures where asked for.
 
     Args:
       config: of the checkpoint, `eval` as wanted.
@@ -43,20 +70,18 @@ def evaluate(
     """
     mesh = make_mesh(config.mesh)
     check_batch(config.eval.batch_size, mesh, "eval.batch_size")
-    network = inference.with_output_stride(config.model, config.eval.output_stride)
-    compiled = inference.compile_predict_and_count(DeepLabV3(network, config.labels.num_classes))
-    variables = jax.device_put(variables, replicated(mesh))
-    total = np.zeros((config.labels.num_classes,) * 2, np.int64)
+    compiled = inference.compile_predict_and_count(inference.evaluation_model(config))
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task("evaluating", total=len(names))
-        for batch, predictions, counts in inference.scored_batches(compiled, variables, batches, mesh):
-            total += counts
-            rows = np.flatnonzero(batch["valid"])
+
+        def show(batch: Batch, rows: Sequence[int], predictions: Array) -> None:
             for i in rows if output else ():
                 name = names[int(batch["index"][i])]
                 _write_pictures(epath.Path(str(output)), name, batch["image"][i], np.asarray(predictions[i]), config.labels)
             progress.advance(task, len(rows))
-    return total
+
+        variables = jax.device_put(variables, replicated(mesh))
+        return score(compiled, variables, batches, mesh, config.labels.num_classes, show)
 
 
 def _write_pictures(

@@ -1,28 +1,25 @@
 """Predictions at the images' own size, and confusion counts, both computed on the device."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 
 from deeplab_jax import losses, metrics
-from deeplab_jax.config import ModelConfig
+from deeplab_jax.config import Config
 from deeplab_jax.models import DeepLabV3, normalize
 from deeplab_jax.models.layers import resize_bilinear
-from deeplab_jax.sharding import prefetch
 
 Variables = dict[str, Any]
-Batch = dict[str, np.ndarray]
 
 
-def with_output_stride(config: ModelConfig, output_stride: int) -> ModelConfig:
-    """The same network at another output stride (0 keeps it): its weights serve every one."""
-    return dataclasses.replace(config, output_stride=output_stride or config.output_stride)
+def evaluation_model(config: Config) -> DeepLabV3:
+    """The network at `eval.output_stride`: weights of one output stride serve every one."""
+    network = dataclasses.replace(config.model, output_stride=config.eval.output_stride or config.model.output_stride)
+    return DeepLabV3(network, config.labels.num_classes)
 
 
 def logits(variables: Variables, images: UInt8[Array, "n h w 3"], *, model: DeepLabV3) -> Float[Array, "n h w k"]:
@@ -50,12 +47,3 @@ def predict_and_count(
 def compile_predict_and_count(model: DeepLabV3) -> Callable[..., tuple[Array, Array]]:
     """`predict_and_count` jitted for `model`, compiled once per image size."""
     return jax.jit(lambda variables, batch: predict_and_count(variables, batch, model=model))
-
-
-def scored_batches(
-    compiled: Callable[..., tuple[Array, Array]], variables: Variables, batches: Iterable[Batch], mesh: Mesh
-) -> Iterator[tuple[Batch, Array, Int[np.ndarray, "k k"]]]:
-    """(batch on the host, predictions on the device, int64 confusion counts) of each batch; memory is bounded by three."""
-    for batch, on_device in prefetch(batches, mesh):
-        predictions, counts = compiled(variables, on_device)
-        yield batch, predictions, np.asarray(counts, np.int64)

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from deeplab_jax.config import Fusion
 from deeplab_jax.models.layers import BatchNorm, Conv
 
 
@@ -38,7 +37,7 @@ class ASPP(nn.Module):
 
     rates: tuple[int, ...]
     features: int = 256
-    fusion: Fusion = "1x1"
+    fusion: str = "1x1"
     dropout: float = 0.1
     dtype: Any = jnp.float32
 

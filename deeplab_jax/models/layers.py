@@ -128,7 +128,6 @@ class Conv(nn.Module):
       stride, rate: see `conv2d`.
       use_bias: add a bias a channel.
       dtype: what the products are computed in.
-      form: see `conv2d`.
     """
 
     features: int
@@ -137,14 +136,13 @@ class Conv(nn.Module):
     rate: int = 1
     use_bias: bool = False
     dtype: Any = jnp.float32
-    form: ConvForm = "auto"
     kernel_init: Initializer = he_normal_fan_out
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 k"]:
         """Returns [n, ceil(h / stride), ceil(w / stride), features] in `dtype`."""
         kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features), jnp.float32)
-        y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, rate=self.rate, form=self.form)
+        y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, rate=self.rate)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype)[None, None, None]

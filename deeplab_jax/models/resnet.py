@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from deeplab_jax.config import Stem, last_stage_rates
+from deeplab_jax.config import last_stage_rates
 from deeplab_jax.models.layers import BatchNorm, Conv, max_pool_3x3
 
 # Blocks a stage, and whether they are bottlenecks.
@@ -17,6 +17,10 @@ DEPTHS: dict[str, tuple[tuple[int, int, int, int], bool]] = {
     "resnet101": ((3, 4, 23, 3), True),
     "resnet152": ((3, 8, 36, 3), True),
 }
+
+
+# Stride of the features that each stage gets and gives, where none trades its stride for a rate.
+STRIDES_IN, STRIDES_OUT = (4, 4, 8, 16), (4, 8, 16, 32)
 
 
 class BasicBlock(nn.Module):
@@ -81,7 +85,7 @@ class ResNet(nn.Module):
 
     depth: str
     width: int = 64
-    stem: Stem = "7x7"
+    stem: str = "7x7"
     output_stride: int = 16
     multi_grid: tuple[float, ...] = (0.5, 1.0, 1.0)
     dtype: Any = jnp.float32
@@ -95,20 +99,17 @@ class ResNet(nn.Module):
         block = Bottleneck if is_bottleneck else BasicBlock
         x = max_pool_3x3(self._stem(x, train))
         stages = []
-        for stage, count in enumerate(blocks, start=1):
-            stride_in, stride_out = (
-                min(4 * 2 ** max(stage - 2, 0), self.output_stride),
-                min(2 ** (stage + 1), self.output_stride),
-            )
-            rates = self._rates(stage, count)
-            for i in range(count):
+        for i, count in enumerate(blocks):
+            stride_in, stride_out = min(STRIDES_IN[i], self.output_stride), min(STRIDES_OUT[i], self.output_stride)
+            rates = self._rates(i, count)
+            for j in range(count):
                 x = block(
-                    features=self.width * 2 ** (stage - 1),
-                    stride=stride_out // stride_in if i == 0 else 1,
-                    rate=rates[i],
-                    inner_rate=2 ** (stage + 1) // stride_out,
+                    features=self.width * 2**i,
+                    stride=stride_out // stride_in if j == 0 else 1,
+                    rate=rates[j],
+                    inner_rate=STRIDES_OUT[i] // stride_out,
                     dtype=self.dtype,
-                    name=f"stage{stage}_block{i + 1}",
+                    name=f"stage{i + 1}_block{j + 1}",
                 )(x, train)
             stages.append(x)
         return stages[2], stages[3]
@@ -123,13 +124,13 @@ class ResNet(nn.Module):
         return x
 
     def _rates(self, stage: int, count: int) -> list[int]:
-        """Rate of each block's strided or dilated convolution, in pixels of its input.
+        """Rate of each block's strided or dilated convolution, in pixels of its input; `stage` counts from 0.
 
         A stage whose stride is gone starts with the rate of the stage before: its first convolution still sees that
         stage's grid. This is what keeps the features at every output stride equal, subsampled.
         """
-        if stage == 4:
+        if stage == 3:
             rates = [int(rate) for rate in last_stage_rates(self.multi_grid, self.output_stride)][:count]
             return rates + rates[-1:] * (count - len(rates))
-        before, own = (max(2**s // self.output_stride, 1) for s in (max(stage, 2), stage + 1))
+        before, own = (max(strides[stage] // self.output_stride, 1) for strides in (STRIDES_IN, STRIDES_OUT))
         return [before] + [own] * (count - 1)

@@ -14,10 +14,12 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from deeplab_jax.config import Config, from_dict, to_dict
-from deeplab_jax.errors import CheckpointError
+from deeplab_jax.errors import CheckpointError, DeeplabError
 from deeplab_jax.train.state import TrainState
 
 FOLDER = "checkpoints"
+# Switches that leave the arrays and their meaning as they are.
+REBINDABLE = ("model.dtype", "model.output_stride", "model.dropout")
 T = TypeVar("T")
 _policies = ocp.training.preservation_policies
 
@@ -32,7 +34,7 @@ class Checkpoints:
 
     def __init__(self, workdir: str, config: Config) -> None:
         self._metadata = {"config": to_dict(config), "version": importlib.metadata.version("deeplab-jax")}
-        self._manager = _open(epath.Path(workdir) / FOLDER)
+        self._manager = _open(_absolute(workdir) / FOLDER)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -76,7 +78,7 @@ def differences(checkpoint: str, config: Config) -> list[str]:
     Raises:
       CheckpointError: the network or the classes differ, so that the arrays would not fit or not mean the same.
     """
-    rows = [row for row in _leaves(to_dict(stored_config(checkpoint)), to_dict(config)) if row[1] != row[2]]
+    rows = [row for row in _paired_leaves(to_dict(stored_config(checkpoint)), to_dict(config)) if row[1] != row[2]]
     for field, then, now in rows:
         if field == "labels.names":
             raise CheckpointError(
@@ -84,7 +86,7 @@ def differences(checkpoint: str, config: Config) -> list[str]:
                 f"classes, {then[0]!r} to {then[-1]!r}): use its config, or another checkpoint or workdir"
             )
     for field, then, now in rows:
-        if field.startswith("model.") and field != "model.dtype":
+        if field.startswith("model.") and field not in REBINDABLE:
             raise CheckpointError(
                 f"`{field}` (={now!r}) is {then!r} in {checkpoint}: set it back, or use another checkpoint or workdir"
             )
@@ -99,7 +101,7 @@ def stored_config(checkpoint: str) -> Config:
     """
     path = resolve(checkpoint)
     with _open(path.parent) as manager:
-        return from_dict(_read(lambda: manager.checkpointables_metadata(int(path.name)), path).custom_metadata["config"])
+        return _read(lambda: from_dict(manager.checkpointables_metadata(int(path.name)).custom_metadata["config"]), path)
 
 
 def restore_model(checkpoint: str, like: Config) -> dict[str, Any]:
@@ -111,8 +113,8 @@ def restore_model(checkpoint: str, like: Config) -> dict[str, Any]:
     path = resolve(checkpoint)
     differences(checkpoint, like)
     with _open(path.parent) as manager:
-        metadata = _read(lambda: manager.checkpointables_metadata(int(path.name)), path)
-        abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata.metadata["model"])
+        saved = _read(lambda: manager.checkpointables_metadata(int(path.name)).metadata["model"], path)
+        abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved)
         return _load(manager, int(path.name), {"model": abstract})["model"]
 
 
@@ -122,10 +124,11 @@ def resolve(checkpoint: str) -> epath.Path:
     Raises:
       CheckpointError: there is no such checkpoint.
     """
-    path = epath.Path(checkpoint)
+    path = _absolute(checkpoint)
     if path.name.isdigit() and path.parent.name == FOLDER and path.is_dir():
         return path
-    workdir, which = (path.parent, path.name) if path.name in ("best", "latest") else (path, "latest")
+    is_alias = path.name in ("best", "latest") and not (path / FOLDER).is_dir()
+    workdir, which = (path.parent, path.name) if is_alias else (path, "latest")
     folder = workdir / FOLDER
     if not folder.is_dir():
         raise CheckpointError(
@@ -143,6 +146,11 @@ def resolve(checkpoint: str) -> epath.Path:
             f"`checkpoint` (={checkpoint!r}): no step of the run was evaluated; give {workdir} for the latest"
         )
     return folder / str(max(step.step for step in steps))
+
+
+def _absolute(path: str) -> epath.Path:
+    # Orbax wants absolute paths; `absolute` would take gs:// for a folder.
+    return epath.Path(path) if "://" in str(path) else epath.Path(path).absolute()
 
 
 def _open(folder: epath.Path) -> ocp.training.Checkpointer:
@@ -167,6 +175,8 @@ def _load(manager: ocp.training.Checkpointer, step: int, abstract: dict[str, Any
 def _read(load: Callable[[], T], path: epath.Path) -> T:
     try:
         return load()
+    except DeeplabError:
+        raise
     # Orbax raises whatever its storage layers do: ValueError, KeyError, OSError and others, over many lines.
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -175,9 +185,9 @@ def _read(load: Callable[[], T], path: epath.Path) -> T:
         ) from error
 
 
-def _leaves(a: dict, b: dict, prefix: str = "") -> list[tuple[str, Any, Any]]:
+def _paired_leaves(a: dict, b: dict, prefix: str = "") -> list[tuple[str, Any, Any]]:
     rows: list[tuple[str, Any, Any]] = []
     for key in a:
         both_nested = isinstance(a[key], dict) and isinstance(b.get(key), dict)
-        rows += _leaves(a[key], b[key], f"{prefix}{key}.") if both_nested else [(prefix + key, a[key], b.get(key))]
+        rows += _paired_leaves(a[key], b[key], f"{prefix}{key}.") if both_nested else [(prefix + key, a[key], b.get(key))]
     return rows

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,9 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from deeplab_jax.config import Config
+from deeplab_jax.errors import ConfigError
 from deeplab_jax.evaluation import inference, pictures, report
+from deeplab_jax.evaluation.evaluate import score
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.sharding import check_batch, check_rows, make_mesh, prefetch, replicated
 from deeplab_jax.train.checkpoint import Checkpoints, differences
@@ -23,7 +25,7 @@ from deeplab_jax.train.step import compile_train_step
 from deeplab_jax.train.writer import Writer
 
 Batches = Iterable[dict[str, np.ndarray]]
-STRIPS = 4  # pictures an evaluation shows
+STRIPS = 4  # of the first images of an evaluation
 
 
 @dataclasses.dataclass(slots=True)
@@ -58,9 +60,13 @@ def train(
       The final state, or after SIGINT or SIGTERM the one reached; it is saved either way.
 
     Raises:
-      ConfigError: the batch or the crops do not divide over the devices.
+      ConfigError: the batch or the crops do not divide over the devices, or there are several processes.
       CheckpointError: the workdir holds a run of another network, or one that cannot be read.
     """
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"training on {jax.process_count()} processes is not supported yet: start one, which uses all its devices"
+        )
     mesh = make_mesh(config.mesh)
     check_batch(config.data.batch_size, mesh, "data.batch_size")
     check_batch(config.eval.batch_size, mesh, "eval.batch_size")
@@ -72,9 +78,11 @@ def train(
     evaluate = _evaluator(config, mesh, eval_batches)
     every = config.train
 
-    with Checkpoints(workdir, config) as checkpoints, _stop_signals() as stopped:
+    with Checkpoints(workdir, config) as checkpoints, _stop_signals(console) as stopped:
         state = _initial_state(model, optimizer, config, workdir, checkpoints, mesh, console)
         step = int(state.step)
+        if step >= steps:
+            console.print(f"{workdir} is already at step {step} of {steps}: raise train.steps, or use another --workdir")
         batches = _timed(prefetch(train_batches(step), mesh))
         with Writer(workdir, step, steps, console) as writer:
             interval = _Interval(step)
@@ -82,6 +90,8 @@ def train(
                 wait, (_, batch) = next(batches)
                 state, scalars = step_fn(state, batch)
                 step += 1
+                # The host must not run ahead: its batches would fill the device, and waiting for data would seem longer.
+                jax.block_until_ready(scalars)
                 interval.waited += wait
                 writer.advance(step)
                 # The log comes first: reading the loss waits for the device, so that none of the evaluation's time counts
@@ -99,9 +109,7 @@ def train(
                 if scores is not None or _due(step, every.save_every, steps) or stopped:
                     checkpoints.save(state, step, scores)
     if stopped and step < steps:
-        console.print(
-            f"stopped after step {step} of {steps}, saved in {workdir}: the same command goes on from there", soft_wrap=True
-        )
+        console.print(f"stopped after step {step} of {steps}, saved in {workdir}: the same command goes on from there")
     return state
 
 
@@ -114,9 +122,9 @@ def _initial_state(
     if checkpoints.latest_step() is None:
         return init()
     changed = differences(workdir, config)
-    console.print(f"resuming {workdir} after step {checkpoints.latest_step()}", highlight=False, soft_wrap=True)
+    console.print(f"resuming {workdir} after step {checkpoints.latest_step()}")
     if changed:
-        console.print(f"the config differs from the checkpoint's: {'; '.join(changed)}", highlight=False, soft_wrap=True)
+        console.print(f"the config differs from the checkpoint's: {'; '.join(changed)}")
     shapes = jax.eval_shape(init)
     return checkpoints.restore(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), shapes))
 
@@ -125,22 +133,20 @@ def _evaluator(
     config: Config, mesh: Mesh, eval_batches: Callable[[], Batches]
 ) -> Callable[[TrainState], tuple[dict[str, Any], list[np.ndarray]]]:
     """A function from a state to the scores and the first strips, compiled once for the run."""
-    network = inference.with_output_stride(config.model, config.eval.output_stride)
-    compiled = inference.compile_predict_and_count(DeepLabV3(network, config.labels.num_classes))
+    compiled = inference.compile_predict_and_count(inference.evaluation_model(config))
 
-    def evaluate(state: TrainState) -> tuple[dict[str, Any], list[np.ndarray]]:
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        total = np.zeros((config.labels.num_classes,) * 2, np.int64)
+    def run(state: TrainState) -> tuple[dict[str, Any], list[np.ndarray]]:
         strips: list[np.ndarray] = []
-        for batch, predictions, counts in inference.scored_batches(compiled, variables, eval_batches(), mesh):
-            total += counts
-            rows = [i for i in range(len(batch["valid"])) if batch["valid"][i]][: STRIPS - len(strips)]
-            strips += [
-                pictures.strip(batch["image"][i], batch["label"][i], np.asarray(predictions[i]), config.labels) for i in rows
-            ]
-        return report.summary(total, config.labels), strips
 
-    return evaluate
+        def show(batch: dict[str, np.ndarray], rows: Sequence[int], predictions: jax.Array) -> None:
+            for i in rows[: STRIPS - len(strips)]:
+                strips.append(pictures.strip(batch["image"][i], batch["label"][i], np.asarray(predictions[i]), config.labels))
+
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        confusion = score(compiled, variables, eval_batches(), mesh, config.labels.num_classes, show)
+        return report.summary(confusion, config.labels), strips
+
+    return run
 
 
 def _due(step: int, every: int, steps: int) -> bool:
@@ -166,7 +172,7 @@ def _speed(interval: _Interval, step: int, batch_size: int, scalars: dict[str, j
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
+def _stop_signals(console: Console) -> Iterator[list[int]]:
     """Collects SIGINT and SIGTERM: the step under way is finished and saved. A second signal ends the process at once."""
     received: list[int] = []
     signals = (signal.SIGINT, signal.SIGTERM)
@@ -176,6 +182,7 @@ def _stop_signals() -> Iterator[list[int]]:
         received.append(number)
         for each in signals:
             signal.signal(each, before[each])
+        console.print("stopping after this step; once more stops at once")
 
     for number in signals:
         signal.signal(number, receive)

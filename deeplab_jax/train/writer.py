@@ -55,7 +55,7 @@ class Writer:
             f"{row['images_per_second']:.1f} images/s  data wait {row['data_wait']:.1%}  left {_duration(seconds_left)}"
         )
         self._progress.update(self._task, description=line)
-        self._progress.console.print(f"step {step:>6}  {line}", highlight=False, soft_wrap=True)
+        self._progress.console.print(f"step {step:>6}  {line}")
 
     def evaluation(self, step: int, summary: Mapping[str, Any], strips: Sequence[UInt8[np.ndarray, "h w 3"]]) -> None:
         """The scores of `evaluation.report.summary`, and pictures of image | label | prediction."""
@@ -64,7 +64,7 @@ class Writer:
         for i, strip in enumerate(strips):
             self._events.add_image(f"eval/strip_{i}", strip, step, dataformats="HWC")
         text = "  ".join(f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in scores.items())
-        self._progress.console.print(f"step {step:>6}  evaluation: {text}", highlight=False, soft_wrap=True)
+        self._progress.console.print(f"step {step:>6}  evaluation: {text}")
 
     def _scalars(self, step: int, kind: str, row: Mapping[str, float | None]) -> None:
         with self._path.open("a") as file:

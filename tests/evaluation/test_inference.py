@@ -5,6 +5,7 @@ from conftest import tiny_model
 
 from deeplab_jax.config import MeshConfig
 from deeplab_jax.evaluation import inference, pictures, report
+from deeplab_jax.evaluation.evaluate import score
 from deeplab_jax.labels import CITYSCAPES
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.sharding import make_mesh
@@ -20,13 +21,16 @@ def test_counts_do_not_depend_on_batches_padding_or_devices():
 
     def count(rows, valid, mesh):
         batch = {"image": images[rows], "label": labels[rows], "valid": np.array(valid), "index": np.array(rows)}
-        return next(inference.scored_batches(compiled, variables, [batch], make_mesh(mesh)))
+        shown = []
+        counts = score(compiled, variables, [batch], make_mesh(mesh), 5, lambda _, valid_rows, p: shown.append((valid_rows, p)))
+        return counts, *shown[0]
 
-    _, predictions, together = count([0, 1, 2, 0], [True, True, True, False], MeshConfig(data=4))
+    together, rows, predictions = count([0, 1, 2, 0], [True, True, True, False], MeshConfig(data=4))
     assert together.dtype == np.int64
     assert together.sum() == 2 * 33 * 40
     assert predictions.shape == (4, 33, 40)
-    alone = sum(count([i], [True], MeshConfig(data=1))[2] for i in range(3))
+    assert rows == [0, 1, 2]
+    alone = sum(count([i], [True], MeshConfig(data=1))[0] for i in range(3))
     np.testing.assert_array_equal(together, alone)
 
 

@@ -91,6 +91,30 @@ def test_no_run_and_an_empty_run_are_named(tmp_path):
         resolve(str(tmp_path))
 
 
+def test_a_run_may_be_called_latest_and_its_path_may_be_relative(state, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with Checkpoints("runs/latest", CONFIG) as checkpoints:
+        checkpoints.save(state, 3, None)
+    assert resolve("runs/latest") == tmp_path / "runs" / "latest" / "checkpoints" / "3"
+    assert resolve("runs/latest/latest").name == "3"
+    assert stored_config("runs/latest") == CONFIG
+
+
+@pytest.mark.parametrize("content", ["", '{"custom_metadata": {}}'])
+def test_damaged_metadata_are_named(state, tmp_path, content):
+    with Checkpoints(str(tmp_path), CONFIG) as checkpoints:
+        checkpoints.save(state, 7, None)
+    (tmp_path / "checkpoints" / "7" / "_CHECKPOINT_METADATA").write_text(content)
+    with pytest.raises(CheckpointError, match=r"checkpoints/7 cannot be read"):
+        stored_config(str(tmp_path))
+
+
+def test_switches_that_leave_the_arrays_as_they_are_may_change(run):
+    changed = dataclasses.replace(CONFIG, model=tiny_model(output_stride=8, dtype="bfloat16"))
+    restore_model(str(run), changed)
+    assert differences(str(run), changed) == ["model.output_stride: 16 -> 8", "model.dtype: 'float32' -> 'bfloat16'"]
+
+
 def test_a_damaged_step_is_named(run, state, tmp_path):
     with Checkpoints(str(tmp_path), CONFIG) as checkpoints:
         checkpoints.save(state, 7, None)
