@@ -9,7 +9,6 @@ import json
 import math
 import operator
 import typing
-from collections.abc import Sequence
 from typing import Any
 
 from deeplab_jax.errors import ConfigError
@@ -203,50 +202,70 @@ def validate(config: Config) -> Config:
     """
     for field, choices in CHOICES.items():
         value = operator.attrgetter(field)(config)
-        _require(value in choices, field, value, f"use one of {', '.join(choices)}")
-    model, data, optim, train = config.model, config.data, config.optim, config.train
-    _require(config.seed >= 0, "seed", config.seed, "use a whole number from 0")
-    _require(model.output_stride in (8, 16, 32), "model.output_stride", model.output_stride, "use 8, 16 or 32")
-    _require(
-        config.eval.output_stride in (0, 8, 16, 32), "eval.output_stride", config.eval.output_stride, "use 8, 16, 32, or 0"
-    )
-    _require(model.width >= 2 and model.width % 2 == 0, "model.width", model.width, "use an even number from 2, 64 for ResNet")
-    _require(model.aspp_width >= 1, "model.aspp_width", model.aspp_width, "use a number from 1, 256 in the paper")
-    _require(0 <= model.dropout < 1, "model.dropout", model.dropout, "use a share from 0 to below 1")
-    _require(
-        len(model.mean) == 3 and len(model.std) == 3 and min(model.std) > 0,
-        "model.std",
-        model.std,
-        "give three numbers above 0",
-    )
-    strides = {model.output_stride, config.eval.output_stride or model.output_stride}
-    for stride in sorted(strides):
-        _require_rates("model.multi_grid", model.multi_grid, last_stage_rates(model.multi_grid, stride), stride, "(0.5, 1, 1)")
-        _require_rates("model.atrous_rates", model.atrous_rates, aspp_rates(model.atrous_rates, stride), stride, "(6, 12, 18)")
-    _require(data.batch_size >= 1, "data.batch_size", data.batch_size, "use a number from 1")
-    _require(config.eval.batch_size >= 1, "eval.batch_size", config.eval.batch_size, "use a number from 1")
-    advice = "it needs two whole numbers from 1: --config.data.crop_size='(512,1024)'"
-    _require_numbers("data.crop_size", data.crop_size, 2, int, advice)
-    _require(min(data.crop_size) >= 1, "data.crop_size", data.crop_size, advice)
-    advice = "it needs the lowest and the highest factor: --config.data.scale='(0.5,2.0)'"
-    _require_numbers("data.scale", data.scale, 2, (int, float), advice)
-    _require(0 < data.scale[0] <= data.scale[1], "data.scale", data.scale, advice)
-    _require(data.threads >= 0, "data.threads", data.threads, "use a number from 1, or 0 for automatic")
-    _require(optim.lr > 0, "optim.lr", optim.lr, "use a number above 0")
-    _require(0 <= optim.lr_end <= optim.lr, "optim.lr_end", optim.lr_end, f"use a number from 0 to optim.lr (={optim.lr})")
-    _require(optim.power > 0, "optim.power", optim.power, "use a number above 0")
-    _require(0 <= optim.momentum < 1, "optim.momentum", optim.momentum, "use a number from 0 to below 1")
-    _require(optim.weight_decay >= 0, "optim.weight_decay", optim.weight_decay, "use a number from 0")
-    _require(optim.warmup_steps >= 0, "optim.warmup_steps", optim.warmup_steps, "use a number from 0")
-    _require(optim.aux_weight >= 0, "optim.aux_weight", optim.aux_weight, "use a number from 0")
-    _require(
-        (train.steps > 0) != (train.epochs > 0), "train.steps", train.steps, f"set either it or train.epochs (={train.epochs})"
-    )
-    for field in ("log_every", "eval_every", "save_every"):
-        _require(getattr(train, field) >= 0, f"train.{field}", getattr(train, field), "use a number of steps, or 0 for never")
-    _require(config.mesh.data >= 0, "mesh.data", config.mesh.data, "use a number of devices, or 0 for all")
-    _require(config.mesh.spatial >= 1, "mesh.spatial", config.mesh.spatial, "use a number of devices from 1")
+        _require(config, field, value in choices, f"use one of {', '.join(choices)}")
+    # JAX keeps 32 bits of a seed: a larger one would share its numbers with a smaller.
+    _require(config, "seed", 0 <= config.seed < 2**32, "use a whole number from 0 to 4294967295")
+    _validate_model(config)
+    _validate_data(config)
+    _validate_optim(config)
+    train = config.train
+    either = min(train.steps, train.epochs) >= 0 and (train.steps > 0) != (train.epochs > 0)
+    _require(config, "train.steps", either, f"set it or train.epochs (={train.epochs}) above 0, and the other one to 0")
+    for field in ("train.log_every", "train.eval_every", "train.save_every"):
+        _require(config, field, operator.attrgetter(field)(config) >= 0, "use a number of steps, or 0 for never")
+    _require(config, "mesh.data", config.mesh.data >= 0, "use a number of devices, or 0 for all")
+    _require(config, "mesh.spatial", config.mesh.spatial >= 1, "use a number of devices from 1")
     return config
+
+
+def _validate_model(config: Config) -> None:
+    model, at_eval = config.model, config.eval.output_stride
+    _require(config, "model.output_stride", model.output_stride in OUTPUT_STRIDES, "use 8, 16 or 32")
+    _require(config, "eval.output_stride", at_eval in (0, *OUTPUT_STRIDES), "use 8, 16, 32, or 0 for training's")
+    _require(config, "model.width", model.width >= 2 and model.width % 2 == 0, "use an even number from 2, 64 for ResNet")
+    _require(config, "model.aspp_width", model.aspp_width >= 1, "use a number from 1, 256 in the paper")
+    _require(config, "model.dropout", 0 <= model.dropout < 1, "use a share from 0 to below 1")
+    _require(config, "model.mean", _are_numbers(model.mean, 3), "give three numbers, of R, G and B")
+    _require(config, "model.std", _are_numbers(model.std, 3) and min(model.std) > 0, "give three numbers above 0")
+    for field, rates_at in (("model.multi_grid", last_stage_rates), ("model.atrous_rates", aspp_rates)):
+        rates = operator.attrgetter(field)(config)
+        _require(config, field, len(rates) > 0 and _are_numbers(rates, len(rates)), "give numbers above 0")
+        for stride in sorted({model.output_stride, at_eval or model.output_stride}):
+            actual = rates_at(rates, stride)
+            whole = all(rate >= 1 and rate == int(rate) for rate in actual)
+            advice = f"at output stride {stride} it gives the rates {actual}, which must be whole numbers from 1"
+            _require(config, field, whole, advice)
+
+
+def _validate_data(config: Config) -> None:
+    data = config.data
+    _require(config, "data.batch_size", data.batch_size >= 1, "use a number from 1")
+    _require(config, "eval.batch_size", config.eval.batch_size >= 1, "use a number from 1")
+    whole = _are_numbers(data.crop_size, 2) and all(isinstance(n, int) and n >= 1 for n in data.crop_size)
+    _require(config, "data.crop_size", whole, "it needs two whole numbers: --config.data.crop_size='(512,1024)'")
+    rising = _are_numbers(data.scale, 2) and 0 < data.scale[0] <= data.scale[1]
+    _require(config, "data.scale", rising, "it needs the lowest and the highest factor: --config.data.scale='(0.5,2.0)'")
+    _require(config, "data.threads", data.threads >= 0, "use a number from 1, or 0 for automatic")
+
+
+def _validate_optim(config: Config) -> None:
+    optim = config.optim
+    _require(config, "optim.lr", optim.lr > 0, "use a number above 0")
+    _require(config, "optim.lr_end", 0 <= optim.lr_end <= optim.lr, f"use a number from 0 to optim.lr (={optim.lr})")
+    _require(config, "optim.power", optim.power > 0, "use a number above 0")
+    _require(config, "optim.warmup_steps", optim.warmup_steps >= 0, "use a number from 0")
+    _require(config, "optim.momentum", 0 <= optim.momentum < 1, "use a number from 0 to below 1")
+    _require(config, "optim.weight_decay", optim.weight_decay >= 0, "use a number from 0")
+    _require(config, "optim.aux_weight", optim.aux_weight >= 0, "use a number from 0")
+
+
+def _require(config: Config, field: str, ok: bool, advice: str) -> None:
+    if not ok:
+        raise ConfigError(f"`{field}` (={operator.attrgetter(field)(config)!r}) cannot be used: {advice}")
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    return len(values) == count and all(isinstance(value, int | float) for value in values)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -261,26 +280,6 @@ def from_dict(values: dict[str, Any]) -> Config:
       ConfigError: a field is unknown to this version.
     """
     return _build(Config, values, "")
-
-
-def _require(ok: bool, field: str, value: object, advice: str) -> None:
-    if not ok:
-        raise ConfigError(f"`{field}` (={value!r}) cannot be used: {advice}")
-
-
-def _require_rates(field: str, value: object, rates: tuple[float, ...], stride: int, example: str) -> None:
-    whole = bool(rates) and all(rate >= 1 and rate == int(rate) for rate in rates)
-    _require(
-        whole,
-        field,
-        value,
-        f"at output stride {stride} it gives the rates {rates}, not whole numbers from 1; use e.g. {example}",
-    )
-
-
-def _require_numbers(field: str, values: object, count: int, kinds: type | tuple[type, ...], advice: str) -> None:
-    ok = isinstance(values, Sequence) and len(values) == count and all(isinstance(value, kinds) for value in values)
-    _require(ok, field, values, advice)
 
 
 def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deeplab_jax.data.scene import IDS, Object, Scene, draw_scene
+from deeplab_jax.data.street import IDS, Object, Scene, draw_scene
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.labels import CITYSCAPES
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from deeplab_jax.data import synthetic
-from deeplab_jax.data.scene import IDS, THINGS, Scene, draw_scene
+from deeplab_jax.data.street import IDS, THINGS, Scene, draw_scene
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.labels import CITYSCAPES
 
