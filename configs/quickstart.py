@@ -8,9 +8,10 @@ from deeplab_jax.config import Config, DataConfig, EvalConfig, ModelConfig, Opti
 
 def get_config() -> Config:
     return Config(
-        model=ModelConfig(backbone="resnet18", width=32, output_stride=8, aspp_width=128),
-        data=DataConfig(root="data/synthetic", batch_size=8, crop_size=(128, 256), scale=(0.5, 1.0)),
-        optim=OptimConfig(lr=0.05, warmup_steps=20),
-        train=TrainConfig(steps=300, log_every=20, eval_every=100, save_every=100),
+        model=ModelConfig(backbone="resnet18", width=16, output_stride=8, aspp_width=64, dropout=0.0),
+        # Whole scenes: where things stand in the picture is most of what so short a training can learn.
+        data=DataConfig(root="data/synthetic", batch_size=4, crop_size=(192, 384), scale=(1.0, 1.2)),
+        optim=OptimConfig(lr=0.1, warmup_steps=20),
+        train=TrainConfig(steps=500, log_every=20, eval_every=250, save_every=250),
         eval=EvalConfig(batch_size=4),
     )

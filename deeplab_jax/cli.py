@@ -17,7 +17,14 @@ from deeplab_jax.errors import ConfigError, DeeplabError
 T = TypeVar("T")
 
 
-def synthetic(out: Annotated[Path, tyro.conf.Positional], train: int = 96, val: int = 24, test: int = 8, seed: int = 0) -> None:
+def synthetic(
+    out: Annotated[Path, tyro.conf.Positional],
+    train: int = 96,
+    val: int = 24,
+    test: int = 8,
+    size: tuple[int, int] = (192, 384),
+    seed: int = 0,
+) -> None:
     """Draw a small street-scene set in the Cityscapes layout.
 
     Args:
@@ -25,11 +32,12 @@ def synthetic(out: Annotated[Path, tyro.conf.Positional], train: int = 96, val: 
       train: training scenes.
       val: validation scenes.
       test: test scenes, without labels.
+      size: height and width in pixels.
       seed: another seed draws other scenes.
     """
     from deeplab_jax.data import synthetic as drawn
 
-    drawn.write(out, train=train, val=val, test=test, seed=seed)
+    drawn.write(out, train=train, val=val, test=test, size=size, seed=seed)
     print(f"{train} training, {val} validation and {test} test scenes are in {out}")
 
 

@@ -26,7 +26,7 @@ def write(
     train: int = 96,
     val: int = 24,
     test: int = 8,
-    size: tuple[int, int] = (256, 512),
+    size: tuple[int, int] = (192, 384),
     seed: int = 0,
 ) -> None:
     """Writes the set to `root`, or returns at once where `root` holds it already.

@@ -8,7 +8,7 @@ from deeplab_jax.data.street.shapes import WHITE, band, cells, pick, rect
 from deeplab_jax.data.street.surroundings import frontage, lawn, rails, road, sidewalk, sky, skyline
 
 
-def draw_scene(rng: np.random.Generator, size: tuple[int, int] = (256, 512)) -> Scene:
+def draw_scene(rng: np.random.Generator, size: tuple[int, int] = (192, 384)) -> Scene:
     """A street as seen from a car.
 
     Args:
