@@ -12,6 +12,6 @@ def get_config() -> Config:
         # Whole scenes: where things stand in the picture is most of what so short a training can learn.
         data=DataConfig(root="data/synthetic", batch_size=4, crop_size=(192, 384), scale=(1.0, 1.2)),
         optim=OptimConfig(lr=0.1, warmup_steps=20),
-        train=TrainConfig(steps=500, log_every=20, eval_every=250, save_every=250),
+        train=TrainConfig(steps=550, log_every=25, eval_every=275, save_every=275),
         eval=EvalConfig(batch_size=4),
     )

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 def synthetic(
     out: Annotated[Path, tyro.conf.Positional],
-    train: int = 96,
+    train: int = 128,
     val: int = 24,
     test: int = 8,
     size: tuple[int, int] = (192, 384),
@@ -79,7 +79,7 @@ def checked_config(config: Any) -> Config:
         try:
             config.seed  # noqa: B018
         except OSError as error:
-            raise ConfigError(f"`--config` cannot be read: {' '.join(str(error).split())}") from None
+            raise ConfigError(f"`--config` cannot be used: {_one_line(error)}") from None
         except AttributeError:
             pass
         raise ConfigError(f"`--config` holds a {type(config).__name__}: get_config() must return a deeplab_jax.config.Config")
@@ -90,17 +90,21 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(list(argv))
     except flags.Error as error:
-        raise ConfigError(" ".join(str(error).split())) from None
+        raise ConfigError(_one_line(error)) from None
     except KeyError as error:
         field = re.search(r"Field (\w+) not found on dataclass .*\.(\w+)'", str(error))
-        raise ConfigError(_unknown_field(*field.groups()) if field else f"--config: {' '.join(str(error).split())}") from None
-    except TypeError as error:
-        raise ConfigError(f"--config: {' '.join(str(error).split())}") from None
+        raise ConfigError(_unknown_field(*field.groups()) if field else f"--config: {_one_line(error)}") from None
+    except (OSError, TypeError) as error:
+        raise ConfigError(f"`--config` cannot be used: {_one_line(error)}") from None
     except dataclasses.FrozenInstanceError:
         raise ConfigError("`--config.labels` cannot be set by flags: write the label set in the config file") from None
     if rest[1:]:
         raise ConfigError(f"`{rest[1]}` is no flag: fields of the config are set with --config.FIELD=VALUE")
     return rest
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def _unknown_field(name: str, owner: str) -> str:

@@ -34,10 +34,9 @@ def command(program, *flags, root=None):
     return [sys.executable, str(ROOT / program), *TINY, *data, *flags]
 
 
-def call(program, *flags, root=None):
-    return subprocess.run(
-        command(program, *flags, root=root), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
+def call(program, *flags, root=None, cwd=ROOT):
+    words = command(program, *flags, root=root)
+    return subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
 
 
 def rows(workdir, kind):
@@ -64,15 +63,14 @@ def test_a_run_leaves_what_it_should(run):
 
 def test_ctrl_c_and_the_same_command_give_the_run_that_was_never_interrupted(run, street_scenes, tmp_path):
     workdir = tmp_path / "tiny"
-    process = subprocess.Popen(
-        command("train.py", f"--workdir={workdir}", root=street_scenes), cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    for line in process.stdout:
-        if line.startswith("step      2"):
-            process.send_signal(signal.SIGINT)
-            break
-    said = process.stdout.read()
-    assert process.wait(timeout=300) == 0
+    words = command("train.py", f"--workdir={workdir}", root=street_scenes)
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith("step      2"):
+                process.send_signal(signal.SIGINT)
+                break
+        said = process.stdout.read()
+        assert process.wait(timeout=300) == 0
     stopped = int(re.search(r"stopped after step (\d+) of 6", said).group(1))
     assert 2 <= stopped < 6
     result = call("train.py", f"--workdir={workdir}", root=street_scenes)
@@ -141,7 +139,11 @@ def test_the_segmenter_is_nchw_and_agrees_with_evaluation(run, street_scenes, tm
 MISTAKES = {
     "unknown field": ("train.py", ["--workdir=x", "--config.data.crop=3"], r"`crop` is no field.*crop_size"),
     "not a number": ("train.py", ["--workdir=x", "--config.optim.lr=fast"], "optim.lr=fast"),
-    "one crop number": ("train.py", ["--workdir=x", "--config.data.crop_size=512"], r"`data.crop_size` \(=\(512,\)\)"),
+    "three crop numbers": (
+        "train.py",
+        ["--workdir=x", "--config.data.crop_size=512"],
+        r"`data.crop_size` \(=\(32, 64, 512\)\)",
+    ),
     "unknown flag": ("train.py", ["--workdirs=x"], "workdirs"),
     "word without dashes": ("train.py", ["--workdir=x", "config.seed=1"], "`config.seed=1` is no flag"),
     "no workdir": ("train.py", [], "`--workdir` is missing"),

@@ -23,7 +23,7 @@ CITIES = {"train": ("polygonburg", "vectorstadt"), "val": ("rasterheim",), "test
 def write(
     root: str | os.PathLike[str],
     *,
-    train: int = 96,
+    train: int = 128,
     val: int = 24,
     test: int = 8,
     size: tuple[int, int] = (192, 384),
