@@ -13,7 +13,7 @@ quickstart: $(VENV)/installed
 	@echo "scores, colours and overlays: $(RUN)/val; checkpoints: $(RUN)/checkpoints"
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long"
 
 test-long: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
