@@ -9,7 +9,7 @@ import json
 from absl import flags
 from ml_collections import config_flags
 
-from deeplab_jax.cli import checked_config, run_with_flags
+from deeplab_jax.cli import checked_config, checked_folder, run_with_flags
 from deeplab_jax.errors import ConfigError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe: a Python file with get_config().")
@@ -20,8 +20,8 @@ OUTPUT = flags.DEFINE_string("output", None, "Folder for scores.json and, by ima
 def main() -> None:
     """Joins data and evaluation; everything else is in deeplab_jax."""
     config = checked_config(CONFIG.value)
-    if not CHECKPOINT.value:
-        raise ConfigError("`--checkpoint` is missing: give a run's folder, such as --checkpoint=runs/quickstart")
+    checkpoint = checked_folder("--checkpoint", CHECKPOINT.value, "runs/quickstart")
+    output = OUTPUT.value and checked_folder("--output", OUTPUT.value, "runs/quickstart/val")
     # Imported here so that a mistyped flag is answered at once.
     from etils import epath
     from rich.console import Console
@@ -32,20 +32,20 @@ def main() -> None:
     from deeplab_jax.evaluation.evaluate import evaluate
     from deeplab_jax.train.checkpoint import resolve, restore_model
 
-    variables = restore_model(CHECKPOINT.value, like=config)
+    variables = restore_model(checkpoint, like=config)
     samples = find_samples(config.data.root, config.eval.split, config.data.label_kind, need_labels=False)
-    if not (samples.labels or OUTPUT.value):
+    if not (samples.labels or output):
         raise ConfigError(f"`eval.split` (={config.eval.split!r}) has no labels to score: give --output for the predictions")
     batches = eval_batches(samples, config.labels, config.eval.batch_size, threads=config.data.threads)
     console = Console(soft_wrap=True, highlight=False)
-    console.print(f"checkpoint {resolve(CHECKPOINT.value)}")
+    console.print(f"checkpoint {resolve(checkpoint)}")
     console.print(describe(config.eval.split, samples))
-    confusion = evaluate(config, variables, batches, samples.images, OUTPUT.value, console)
+    confusion = evaluate(config, variables, batches, samples.images, output, console)
     if samples.labels:
         console.print(report.table(confusion, config.labels))
-        if OUTPUT.value:
+        if output:
             scores = json.dumps(report.summary(confusion, config.labels), indent=2)
-            (epath.Path(OUTPUT.value) / "scores.json").write_text(scores + "\n")
+            (epath.Path(output) / "scores.json").write_text(scores + "\n")
 
 
 if __name__ == "__main__":

@@ -7,9 +7,8 @@ from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
-from deeplab_jax.cli import checked_config, run_with_flags
+from deeplab_jax.cli import checked_config, checked_folder, run_with_flags
 from deeplab_jax.config import total_steps
-from deeplab_jax.errors import ConfigError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe: a Python file with get_config().")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics.jsonl, TensorBoard events.")
@@ -18,8 +17,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, 
 def main() -> None:
     """Joins data and training; everything else is in deeplab_jax."""
     config = checked_config(CONFIG.value)
-    if not WORKDIR.value:
-        raise ConfigError("`--workdir` is missing: give the run's folder, such as --workdir=runs/quickstart")
+    workdir = checked_folder("--workdir", WORKDIR.value, "runs/quickstart")
     # Imported here so that a mistyped flag is answered at once.
     from deeplab_jax.data.lists import describe, find_samples
     from deeplab_jax.data.pipeline import eval_batches, train_batches
@@ -34,7 +32,7 @@ def main() -> None:
     steps = total_steps(config, len(train_set))
     train(
         config,
-        WORKDIR.value,
+        workdir,
         steps=steps,
         train_batches=lambda step: train_batches(
             train_set, config.labels, data, config.model.mean, seed=config.seed, start_step=step, steps=steps

@@ -74,7 +74,7 @@ def load(checkpoint: str) -> Segmenter:
 
 def _to_nhwc(images: UInt8[np.ndarray, "n 3 h w"]) -> UInt8[np.ndarray, "n h w 3"]:
     images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
         raise DataError(f"`images` (={images.dtype} {list(images.shape)}) must be uint8 [n, 3, h, w]: RGB values from 0 to 255")
     return images.transpose(0, 2, 3, 1)
 

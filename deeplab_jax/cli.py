@@ -10,7 +10,9 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 from absl import app, flags, logging
+from etils import epath
 
+from deeplab_jax import config as config_module
 from deeplab_jax.config import Config, validate
 from deeplab_jax.errors import ConfigError, DeeplabError
 
@@ -53,6 +55,8 @@ def main() -> None:
             _or_exit(functools.partial(tyro.cli, command, prog=f"deeplab-jax {name}", args=words[length:]))
             return
     asked = words in ([], ["-h"], ["--help"])
+    if not asked:
+        print(f"error: `{' '.join(words)}` is no command of deeplab-jax\n", file=sys.stderr)
     print("usage: deeplab-jax COMMAND ...\n\ncommands (each has --help):", file=sys.stdout if asked else sys.stderr)
     for name, command in COMMANDS.items():
         print(f"  {name}: {(command.__doc__ or '').splitlines()[0]}", file=sys.stdout if asked else sys.stderr)
@@ -86,32 +90,48 @@ def checked_config(config: Any) -> Config:
     return validate(config)
 
 
+def checked_folder(flag: str, value: str | None, example: str) -> str:
+    """The value of a flag that names a folder, which need not exist.
+
+    Raises:
+      ConfigError: it is missing, or names a file.
+    """
+    if not value:
+        raise ConfigError(f"`{flag}` is missing: give a run's folder, such as {flag}={example}")
+    if epath.Path(value).is_file():
+        raise ConfigError(f"`{flag}` (={value!r}) is a file: give a folder, such as {flag}={example}")
+    return value
+
+
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(list(argv))
     except flags.Error as error:
         raise ConfigError(_one_line(error)) from None
-    except KeyError as error:
-        field = re.search(r"Field (\w+) not found on dataclass .*\.(\w+)'", str(error))
-        raise ConfigError(_unknown_field(*field.groups()) if field else f"--config: {_one_line(error)}") from None
-    except (OSError, TypeError) as error:
-        raise ConfigError(f"`--config` cannot be used: {_one_line(error)}") from None
     except dataclasses.FrozenInstanceError:
         raise ConfigError("`--config.labels` cannot be set by flags: write the label set in the config file") from None
+    # What config_flags lets through of a recipe that cannot be imported, and of fields that do not exist.
+    except (KeyError, OSError, TypeError, SyntaxError, ImportError, AttributeError) as error:
+        raise ConfigError(_unknown_field(str(error)) or f"`--config` cannot be used: {_one_line(error)}") from None
     if rest[1:]:
         raise ConfigError(f"`{rest[1]}` is no flag: fields of the config are set with --config.FIELD=VALUE")
     return rest
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    # config_flags puts a whole traceback into some messages: its last line is the reason.
+    head, _, trace = str(error).partition("Traceback")
+    return " ".join(f"{head} {trace.strip().splitlines()[-1] if trace else ''}".split())
 
 
-def _unknown_field(name: str, owner: str) -> str:
-    from deeplab_jax import config
-
-    known = ", ".join(field.name for field in dataclasses.fields(getattr(config, owner)))
-    return f"`{name}` is no field of the config's {owner}: it has {known}"
+def _unknown_field(message: str) -> str:
+    """What to say of a field that config_flags did not find; "" if `message` is about something else."""
+    found = re.search(r"Field (?P<name>\w+) not found on dataclass .*\.(?P<owner>\w+)'", message)
+    found = found or re.search(r"\.(?P<owner>\w+)'>\.(?P<name>\w+) does not exist", message)
+    if not found:
+        return ""
+    known = ", ".join(field.name for field in dataclasses.fields(getattr(config_module, found["owner"])))
+    return f"`{found['name']}` is no field of the config's {found['owner']}: it has {known}"
 
 
 def _or_exit(work: Callable[[], T]) -> T:

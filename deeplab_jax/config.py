@@ -200,6 +200,7 @@ def validate(config: Config) -> Config:
     Raises:
       ConfigError: naming the field, its value and what to do.
     """
+    _validate_types(config, config, "")
     for field, choices in CHOICES.items():
         value = operator.attrgetter(field)(config)
         _require(config, field, value in choices, f"use one of {', '.join(choices)}")
@@ -216,6 +217,21 @@ def validate(config: Config) -> Config:
     _require(config, "mesh.data", config.mesh.data >= 0, "use a number of devices, or 0 for all")
     _require(config, "mesh.spatial", config.mesh.spatial >= 1, "use a number of devices from 1")
     return config
+
+
+def _validate_types(config: Config, node: Any, prefix: str) -> None:
+    """Numbers, strings and switches are what they are annotated as; numbers are finite."""
+    hints = typing.get_type_hints(type(node))
+    advice = {int: "use a whole number", float: "use a number", bool: "use True or False", str: "use a string"}
+    for field in dataclasses.fields(node):
+        name, kind, value = prefix + field.name, hints[field.name], getattr(node, field.name)
+        if kind in advice:
+            ok = type(value) is kind or (kind is float and type(value) is int)
+            _require(config, name, ok and (kind is not float or math.isfinite(value)), advice[kind])
+        elif isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            _require(config, name, isinstance(value, kind), f"use a {kind.__name__}")
+            if kind is not LabelSet:
+                _validate_types(config, value, f"{name}.")
 
 
 def _validate_model(config: Config) -> None:

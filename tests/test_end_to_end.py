@@ -145,6 +145,8 @@ MISTAKES = {
         r"`data.crop_size` \(=\(32, 64, 512\)\)",
     ),
     "unknown flag": ("train.py", ["--workdirs=x"], "workdirs"),
+    "unknown section": ("train.py", ["--workdir=x", "--config.date.root=3"], r"`date` is no field.*data"),
+    "workdir is a file": ("train.py", [f"--workdir={__file__}"], r"`--workdir` \(='.*'\) is a file"),
     "word without dashes": ("train.py", ["--workdir=x", "config.seed=1"], "`config.seed=1` is no flag"),
     "no workdir": ("train.py", [], "`--workdir` is missing"),
     "no such config": ("train.py", ["--workdir=x", "--config=nowhere.py"], "nowhere.py"),
@@ -165,6 +167,24 @@ def one_line(result):
     assert result.returncode == 2
     assert len(lines) == 1, result.stderr
     return lines[0]
+
+
+RECIPES = {
+    "def get_config(:": "invalid syntax",
+    "import nothere": "No module named 'nothere'",
+    "x = 1": "get_config",
+    "def get_config(): return 3": "holds a int",
+    "from deeplab_jax.config import *\ndef get_config(): return DataConfig(batchsize=3)": "batchsize",
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_that_cannot_be_read_is_answered_with_one_line(recipe, tmp_path):
+    path = tmp_path / "recipe.py"
+    path.write_text(recipe)
+    words = [sys.executable, str(ROOT / "train.py"), f"--config={path}", "--workdir=x"]
+    result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert RECIPES[recipe] in one_line(result)
 
 
 def test_mistakes_about_a_run_are_answered_with_one_line(run, street_scenes, tmp_path):

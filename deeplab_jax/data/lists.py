@@ -94,9 +94,13 @@ def read_list(path: epath.Path) -> Iterator[tuple[str, str]]:
     Columns are separated by a tab, else by spaces; blank lines, `\\r\\n` and a byte order mark are accepted.
 
     Raises:
-      DataError: a line has more than two columns or leaves the root; its number is named.
+      DataError: the file is not UTF-8; a line, named by its number, has more than two columns or leaves the root.
     """
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from None
+    for number, line in enumerate(lines, start=1):
         columns = [c.strip() for c in line.split("\t") if c.strip()] if "\t" in line else line.split()
         if not columns:
             continue

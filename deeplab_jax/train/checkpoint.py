@@ -127,6 +127,9 @@ def resolve(checkpoint: str) -> epath.Path:
     path = _absolute(checkpoint)
     if path.name.isdigit() and path.parent.name == FOLDER and path.is_dir():
         return path
+    if path.parent.name == FOLDER and path.parent.is_dir():
+        steps = ", ".join(sorted((step.name for step in path.parent.iterdir() if step.name.isdigit()), key=int))
+        raise CheckpointError(f"`checkpoint` (={checkpoint!r}) does not exist: that run has the steps {steps or 'none'}")
     is_alias = path.name in ("best", "latest") and not (path / FOLDER).is_dir()
     workdir, which = (path.parent, path.name) if is_alias else (path, "latest")
     folder = workdir / FOLDER

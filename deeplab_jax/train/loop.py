@@ -81,6 +81,7 @@ def train(
     with Checkpoints(workdir, config) as checkpoints, _stop_signals(console) as stopped:
         state = _initial_state(model, optimizer, config, workdir, checkpoints, mesh, console)
         step = int(state.step)
+        first = step + 1
         if step >= steps:
             console.print(f"{workdir} is already at step {step} of {steps}: raise train.steps, or use another --workdir")
         batches = _timed(prefetch(train_batches(step), mesh))
@@ -93,6 +94,8 @@ def train(
                 # The host must not run ahead: its batches would fill the device, and waiting for data would seem longer.
                 jax.block_until_ready(scalars)
                 interval.waited += wait
+                if step == first and not _due(step, every.log_every, steps):
+                    interval = _Interval(step)  # the first step compiles, which says nothing of the steps to come
                 writer.advance(step)
                 # The log comes first: reading the loss waits for the device, so that none of the evaluation's time counts
                 # as the step's. The save comes last: which checkpoint is the best follows from the evaluation.

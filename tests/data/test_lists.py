@@ -39,6 +39,13 @@ def test_a_line_that_cannot_be_meant_is_named_by_its_number(tmp_path, line):
         list(read_list(write_list(tmp_path, f"x y\n{line}\n")))
 
 
+def test_a_list_in_another_encoding_is_named(tmp_path):
+    path = write_list(tmp_path, "")
+    path.write_bytes("münchen.png".encode("latin-1"))
+    with pytest.raises(DataError, match=r"train\.lst is not UTF-8 text"):
+        list(read_list(path))
+
+
 def test_cityscapes_lists_and_kinds(street_scenes):
     train = find_samples(str(street_scenes), "train")
     assert len(train) == 6

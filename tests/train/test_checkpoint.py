@@ -82,6 +82,11 @@ def test_another_network_or_label_set_is_refused(run, fields, message):
         restore_model(str(run), dataclasses.replace(CONFIG, **fields))
 
 
+def test_a_step_that_is_not_there_names_those_that_are(run):
+    with pytest.raises(CheckpointError, match="has the steps 2, 4, 5"):
+        resolve(str(run / "checkpoints" / "3"))
+
+
 def test_no_run_and_an_empty_run_are_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"`checkpoint` \(='.*nowhere'\) is no run"):
         resolve(str(tmp_path / "nowhere"))
