@@ -3,9 +3,10 @@
 python train.py --config=configs/cityscapes_r101_paper.py --config.data.root=CITYSCAPES --workdir=runs/cityscapes_r101_paper
 python eval.py --config=configs/cityscapes_r101_paper.py --config.data.root=CITYSCAPES --checkpoint=runs/cityscapes_r101_paper
 
-Reference: 77.23 mIoU at output stride 16 and 77.82 at 8 (appendix A, single scale, val), from an ImageNet backbone, 90k steps.
-This recipe has not been run to the end here, so no time is given. What differs from the paper: the backbone starts from random weights; a stage's
-stride lies in its first block (the paper's code puts it in the last block of the stage before).
+Reference: 77.23 mIoU at output stride 16 and 77.82 at 8 (appendix A, single scale, val), from an ImageNet backbone, 90k
+steps. This recipe has not been run to the end here, so no time is given. What differs from the paper: the backbone starts
+from random weights; a stage's stride lies in its first block (the paper's code puts it in the last block of the stage
+before).
 """
 
 from deeplab_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig

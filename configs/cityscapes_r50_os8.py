@@ -4,9 +4,9 @@ python train.py --config=configs/cityscapes_r50_os8.py --config.data.root=CITYSC
 python eval.py --config=configs/cityscapes_r50_os8.py --config.data.root=CITYSCAPES --checkpoint=runs/cityscapes_r50_os8
 
 Reference: mmsegmentation deeplabv3_r50-d8_4xb2-80k_cityscapes-512x1024, 79.32 mIoU (single scale, val), from an ImageNet
-backbone on 4 GPUs. This recipe has not been run to the end here, so no time is given. What differs from the reference: the backbone starts from
-random weights; no photometric distortion; the crop's largest class is not capped at 75 %; the loss is averaged over the
-valid pixels alone.
+backbone on 4 GPUs. This recipe has not been run to the end here, so no time is given. What differs from the reference: the
+backbone starts from random weights; no photometric distortion; the crop's largest class is not capped at 75 %; the loss is
+averaged over the valid pixels alone.
 """
 
 from deeplab_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
