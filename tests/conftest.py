@@ -8,7 +8,9 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(os.path.dirname(__file__)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 import jax
+import numpy as np
 import pytest
+from PIL import Image
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -22,6 +24,12 @@ def street_scenes(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "scenes"
     synthetic.write(root, train=6, val=3, test=2, size=(64, 128))
     return root
+
+
+def pixels(path) -> np.ndarray:
+    """An image file as it is."""
+    with Image.open(path) as picture:
+        return np.array(picture)
 
 
 def tiny_model(**switches) -> ModelConfig:

@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import pixels
 from PIL import Image
 
 import deeplab_jax as dl
@@ -101,9 +102,9 @@ def test_evaluation_prints_what_training_measured_and_writes_pictures(run, stree
     assert "motorcycle" in result.stdout
     for kind in ("train_ids", "color", "overlay"):
         pictures = sorted((tmp_path / kind).rglob("*.png"))
-        assert [Image.open(path).size for path in pictures] == [(128, 64)] * 3
-    ids = np.array(Image.open(next((tmp_path / "train_ids").rglob("*.png"))))
-    colors = np.array(Image.open(next((tmp_path / "color").rglob("*.png"))))
+        assert [pixels(path).shape[:2] for path in pictures] == [(64, 128)] * 3
+    ids = pixels(next((tmp_path / "train_ids").rglob("*.png")))
+    colors = pixels(next((tmp_path / "color").rglob("*.png")))
     np.testing.assert_array_equal(colors, dl.CITYSCAPES.palette()[ids])
 
 
@@ -122,10 +123,10 @@ def test_the_segmenter_is_nchw_and_agrees_with_evaluation(run, street_scenes, tm
     call("eval.py", f"--checkpoint={run}", f"--output={tmp_path}", root=street_scenes)
     segmenter = dl.load(str(run))
     path = next((street_scenes / "leftImg8bit" / "val").rglob("*.png"))
-    image = np.array(Image.open(path)).transpose(2, 0, 1)[None]
+    image = pixels(path).transpose(2, 0, 1)[None]
     labels = segmenter.predict(image)
     written = tmp_path / "train_ids" / path.relative_to(street_scenes)
-    np.testing.assert_array_equal(labels[0], np.array(Image.open(written)))
+    np.testing.assert_array_equal(labels[0], pixels(written))
     logits = segmenter.logits(image)
     assert logits.shape == (1, 19, 64, 128)
     assert logits.dtype == np.float32

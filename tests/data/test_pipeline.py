@@ -2,6 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
+from conftest import pixels
 from PIL import Image
 
 from deeplab_jax.config import DataConfig
@@ -104,7 +105,7 @@ def test_evaluation_is_shared_out_over_hosts(street_scenes):
 def test_label_kinds_mean_the_same(street_scenes, kind):
     samples = find_samples(str(street_scenes), "val")
     ids = np.concatenate([b["label"] for b in eval_batches(samples, CITYSCAPES, 1)])
-    raw = np.stack([np.array(Image.open(street_scenes / name)) for name in samples.labels])
+    raw = np.stack([pixels(street_scenes / name) for name in samples.labels])
     np.testing.assert_array_equal(ids, CITYSCAPES.id_table()[raw])
     colored = find_samples(str(street_scenes), "val", "labelIds")
     names = tuple(name.replace("labelIds", kind) for name in colored.labels)

@@ -29,7 +29,7 @@ def test_a_resumed_run_leaves_neither_gap_nor_duplicate(tmp_path):
 
 def test_a_line_says_what_a_person_waits_for(tmp_path):
     text = io.StringIO()
-    with Writer(str(tmp_path), 0, 10, Console(file=text, width=80)) as writer:
+    with Writer(str(tmp_path), 0, 10, Console(file=text, width=80, soft_wrap=True)) as writer:
         writer.train(5, ROW, 3725.0)
     line = text.getvalue().splitlines()[0]
     for part in ("step      5", "loss 1.0000", "lr 1.00e-01", "2.0 images/s", "data wait 25.0%", "left 1 h 02 min"):
