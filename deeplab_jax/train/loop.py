@@ -63,14 +63,7 @@ def train(
       ConfigError: the batch or the crops do not divide over the devices, or there are several processes.
       CheckpointError: the workdir holds a run of another network, or one that cannot be read.
     """
-    if jax.process_count() > 1:
-        raise ConfigError(
-            f"training on {jax.process_count()} processes is not supported yet: start one, which uses all its devices"
-        )
-    mesh = make_mesh(config.mesh)
-    check_batch(config.data.batch_size, mesh, "data.batch_size")
-    check_batch(config.eval.batch_size, mesh, "eval.batch_size")
-    check_rows(config.data.crop_size[0], config.model.output_stride, mesh)
+    mesh = _checked_mesh(config)
     model = DeepLabV3(config.model, config.labels.num_classes)
     optimizer = make_optimizer(config.optim, steps)
     lr = poly_schedule(config.optim, steps)
@@ -97,8 +90,8 @@ def train(
                 if step == first and not _due(step, every.log_every, steps):
                     interval = _Interval(step)  # the first step compiles, which says nothing of the steps to come
                 writer.advance(step)
-                # The log comes first: reading the loss waits for the device, so that none of the evaluation's time counts
-                # as the step's. The save comes last: which checkpoint is the best follows from the evaluation.
+                # The log comes before the evaluation, whose time is no step's; the save comes last, since which checkpoint
+                # is the best follows from the evaluation.
                 if _due(step, every.log_every, steps):
                     speed = _speed(interval, step, config.data.batch_size, scalars)
                     writer.train(step, speed | {"lr": float(lr(step - 1))}, (steps - step) * speed["seconds_per_step"])
@@ -109,11 +102,27 @@ def train(
                     writer.evaluation(step, summary, strips)
                     scores = {"miou": summary["miou"]} if summary["miou"] is not None else None
                     interval = _Interval(step)
-                if scores is not None or _due(step, every.save_every, steps) or stopped:
+                if scores is not None or _due(step, every.save_every, steps):
                     checkpoints.save(state, step, scores)
+        if stopped and step:
+            checkpoints.save(state, step, None)
     if stopped and step < steps:
-        console.print(f"stopped after step {step} of {steps}, saved in {workdir}: the same command goes on from there")
+        where = f"saved in {workdir}: the same command goes on from there" if step else "nothing to save yet"
+        console.print(f"stopped after step {step} of {steps}, {where}")
     return state
+
+
+def _checked_mesh(config: Config) -> Mesh:
+    """The mesh of the config, over which batches and crops divide."""
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"training on {jax.process_count()} processes is not supported yet: start one, which uses all its devices"
+        )
+    mesh = make_mesh(config.mesh)
+    check_batch(config.data.batch_size, mesh, "data.batch_size")
+    check_batch(config.eval.batch_size, mesh, "eval.batch_size")
+    check_rows(config.data.crop_size[0], config.model.output_stride, mesh)
+    return mesh
 
 
 def _initial_state(
