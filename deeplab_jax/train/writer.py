@@ -48,7 +48,7 @@ class Writer:
         self._progress.update(self._task, completed=step)
 
     def train(self, step: int, row: Mapping[str, float], seconds_left: float) -> None:
-        """A row of training scalars; `row` holds loss, accuracy, lr, images_per_second and data_wait."""
+        """A row of training scalars; `row` holds at least those of the line below."""
         self._scalars(step, "train", row)
         line = (
             f"loss {row['loss']:.4f}  accuracy {row['accuracy']:.3f}  lr {row['lr']:.2e}  "
