@@ -39,13 +39,20 @@ class ModelConfig:
       output_stride: input pixels per pixel of the features: 8, 16 or 32. Weights serve every one.
       multi_grid: rates of the last stage's blocks in units of that stage's own rate (32 / output_stride); the last one repeats.
         1/2 is the rate of the stage before: (0.5, 1, 1) is no multi-grid, (1, 2, 4) the paper's, (0.5, 1, 2) mmsegmentation's.
+      dilate_conv2: whether the second convolution of a basic block (ResNet-18, -34) has its stage's rate. Without it, as in
+        mmsegmentation and its weights, features change with the output stride.
       atrous_rates: rates of the ASPP's 3x3 branches at output stride 16; they double at 8 and halve at 32.
       aspp_width: channels of each ASPP branch and of the fusion.
       fusion: what follows the concatenated branches: "1x1" (paper), "3x3" (mmsegmentation) or "1x1+3x3" (torchvision).
       dropout: share of the values that training drops after the first fusion convolution.
-      aux_head: a fully convolutional head on the third stage, used in training alone.
+      aux_head: a fully convolutional head on the third stage, whose loss helps training; predictions do not need it.
+      aux_dropout: share of the values that training drops before that head's classifier.
+      align_corners: whether logits are resized to the image with the corner pixels' centres aligned (mmsegmentation's 769x769
+        networks), rather than their corners.
       dtype: what the convolutions compute in; parameters, statistics and logits are float32.
       mean, std: of the training images' RGB values (0-255); images are normalised with them inside the compiled step.
+      pretrained: weights that training starts from instead of random ones: a file of torchvision, timm or mmsegmentation,
+        hf:OWNER/NAME, or a folder (a run, or what `deeplab-jax weights import` wrote). Parts that it lacks start random.
     """
 
     backbone: str = "resnet50"
@@ -53,14 +60,18 @@ class ModelConfig:
     stem: str = "7x7"
     output_stride: int = 16
     multi_grid: tuple[float, ...] = (0.5, 1.0, 1.0)
+    dilate_conv2: bool = True
     atrous_rates: tuple[int, ...] = (6, 12, 18)
     aspp_width: int = 256
     fusion: str = "1x1"
     dropout: float = 0.1
     aux_head: bool = False
+    aux_dropout: float = 0.1
+    align_corners: bool = False
     dtype: str = "float32"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    pretrained: str = ""
 
 
 @dataclasses.dataclass(slots=True)
@@ -101,6 +112,7 @@ class OptimConfig:
       weight_decay: L2 penalty added to the gradient.
       decay_norm_and_bias: whether BatchNorm's scale and bias and the classifiers' biases decay too (the references' habit).
       aux_weight: weight of the auxiliary head's loss.
+      aux_lr_factor: learning rate of the auxiliary head over that of the rest (torchvision: 10).
     """
 
     lr: float = 0.01
@@ -111,6 +123,7 @@ class OptimConfig:
     weight_decay: float = 1e-4
     decay_norm_and_bias: bool = True
     aux_weight: float = 0.4
+    aux_lr_factor: float = 1.0
 
 
 @dataclasses.dataclass(slots=True)
@@ -134,17 +147,25 @@ class TrainConfig:
 
 @dataclasses.dataclass(slots=True)
 class EvalConfig:
-    """Evaluation, in training and by eval.py.
+    """Evaluation, in training, by eval.py and in `load(...).predict`.
 
     Attributes:
       split: name of the list.
       batch_size: images at a time over all devices; images of one batch have one size.
       output_stride: 8, 16 or 32; 0 means the one of training.
+      window: height and width of a sliding window, in pixels of the (scaled) image; (0, 0) takes the image whole.
+      window_stride: steps of the window, down and to the right; (0, 0) moves it by two thirds of its size.
+      scales: factors by which the image is resized; predictions are averaged over them.
+      flip: average over the mirrored image as well.
     """
 
     split: str = "val"
     batch_size: int = 8
     output_stride: int = 0
+    window: tuple[int, int] = (0, 0)
+    window_stride: tuple[int, int] = (0, 0)
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
 
 
 @dataclasses.dataclass(slots=True)
@@ -209,6 +230,7 @@ def validate(config: Config) -> Config:
     _validate_model(config)
     _validate_data(config)
     _validate_optim(config)
+    _validate_eval(config)
     train = config.train
     either = min(train.steps, train.epochs) >= 0 and (train.steps > 0) != (train.epochs > 0)
     _require(config, "train.steps", either, f"set it or train.epochs (={train.epochs}) above 0, and the other one to 0")
@@ -241,6 +263,7 @@ def _validate_model(config: Config) -> None:
     _require(config, "model.width", model.width >= 2 and model.width % 2 == 0, "use an even number from 2, 64 for ResNet")
     _require(config, "model.aspp_width", model.aspp_width >= 1, "use a number from 1, 256 in the paper")
     _require(config, "model.dropout", 0 <= model.dropout < 1, "use a share from 0 to below 1")
+    _require(config, "model.aux_dropout", 0 <= model.aux_dropout < 1, "use a share from 0 to below 1")
     _require(config, "model.mean", _are_numbers(model.mean, 3), "give three numbers, of R, G and B")
     _require(config, "model.std", _are_numbers(model.std, 3) and min(model.std) > 0, "give three numbers above 0")
     for field, rates_at in (("model.multi_grid", last_stage_rates), ("model.atrous_rates", aspp_rates)):
@@ -256,7 +279,6 @@ def _validate_model(config: Config) -> None:
 def _validate_data(config: Config) -> None:
     data = config.data
     _require(config, "data.batch_size", data.batch_size >= 1, "use a number from 1")
-    _require(config, "eval.batch_size", config.eval.batch_size >= 1, "use a number from 1")
     whole = _are_numbers(data.crop_size, 2) and all(isinstance(n, int) and n >= 1 for n in data.crop_size)
     _require(config, "data.crop_size", whole, "it needs two whole numbers: --config.data.crop_size='(512,1024)'")
     rising = _are_numbers(data.scale, 2) and 0 < data.scale[0] <= data.scale[1]
@@ -273,6 +295,22 @@ def _validate_optim(config: Config) -> None:
     _require(config, "optim.momentum", 0 <= optim.momentum < 1, "use a number from 0 to below 1")
     _require(config, "optim.weight_decay", optim.weight_decay >= 0, "use a number from 0")
     _require(config, "optim.aux_weight", optim.aux_weight >= 0, "use a number from 0")
+    _require(config, "optim.aux_lr_factor", optim.aux_lr_factor >= 0, "use a number from 0")
+
+
+def _validate_eval(config: Config) -> None:
+    protocol = config.eval
+    _require(config, "eval.batch_size", protocol.batch_size >= 1, "use a number from 1")
+    for field in ("eval.window", "eval.window_stride"):
+        pair = operator.attrgetter(field)(config)
+        whole = _are_numbers(pair, 2) and all(isinstance(n, int) and n >= 0 for n in pair) and (0 in pair) == (max(pair) == 0)
+        _require(config, field, whole, f"give height and width, --config.{field}='(769,769)', or (0,0)")
+    window, stride = protocol.window, protocol.window_stride
+    fits = max(stride) == 0 or (max(window) > 0 and stride[0] <= window[0] and stride[1] <= window[1])
+    _require(config, "eval.window_stride", fits, f"use at most eval.window (={window}): larger steps leave pixels out")
+    scales = protocol.scales
+    some = len(scales) > 0 and _are_numbers(scales, len(scales)) and min(scales) > 0
+    _require(config, "eval.scales", some, "give factors above 0: --config.eval.scales='(0.75,1.0,1.25)'")
 
 
 def _require(config: Config, field: str, ok: bool, advice: str) -> None:

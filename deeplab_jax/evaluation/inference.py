@@ -25,7 +25,7 @@ def evaluation_model(config: Config) -> DeepLabV3:
 def logits(variables: Variables, images: UInt8[Array, "n h w 3"], *, model: DeepLabV3) -> Float[Array, "n h w k"]:
     """float32 logits at the images' size, of images as they are decoded (0-255)."""
     outputs: Any = model.apply(variables, normalize(images, model.config.mean, model.config.std), train=False)
-    return resize_bilinear(outputs.logits, *images.shape[1:3])
+    return resize_bilinear(outputs.logits, *images.shape[1:3], align_corners=model.config.align_corners)
 
 
 def predict(variables: Variables, images: UInt8[Array, "n h w 3"], *, model: DeepLabV3) -> UInt8[Array, "n h w"]:

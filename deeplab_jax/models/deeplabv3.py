@@ -11,15 +11,14 @@ from deeplab_jax.models.aspp import ASPP, ConvBNReLU
 from deeplab_jax.models.layers import Conv
 from deeplab_jax.models.resnet import ResNet
 
-AUX_DROPOUT = 0.1  # torchvision's and mmsegmentation's FCN head alike
-
 
 class Outputs(NamedTuple):
     """What the network says, both float32 and at the stride of the features they come from.
 
     Attributes:
       logits: [n, h / output_stride, w / output_stride, classes], rounded up.
-      aux: the auxiliary head's logits at stride min(16, output_stride); None outside training or without that head.
+      aux: the auxiliary head's logits at stride min(16, output_stride), or None without that head. Under `jit`, a program
+        that does not return them does not compute them.
     """
 
     logits: Float[Array, "n h w k"]
@@ -43,21 +42,19 @@ class DeepLabV3(nn.Module):
 
         Args:
           images: what `normalize` returns.
-          train: use the batch's statistics, dropout (rng "dropout") and the auxiliary head.
+          train: use the batch's statistics and dropout (rng "dropout").
         """
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        stage3, stage4 = ResNet(c.backbone, c.width, c.stem, c.output_stride, c.multi_grid, dtype, name="backbone")(
-            images, train
-        )
+        backbone = ResNet(c.backbone, c.width, c.stem, c.output_stride, c.multi_grid, c.dilate_conv2, dtype, name="backbone")
+        stage3, stage4 = backbone(images, train)
         rates = tuple(int(rate) for rate in aspp_rates(c.atrous_rates, c.output_stride))
         x = ASPP(rates, c.aspp_width, c.fusion, c.dropout, dtype, name="aspp")(stage4, train)
         logits = _classifier(self.num_classes, "classifier")(x)
-        # Initialisation goes through every layer, so the parameters do not depend on `train`.
-        if not (c.aux_head and (train or self.is_initializing())):
+        if not c.aux_head:
             return Outputs(logits, None)
         aux = ConvBNReLU(stage3.shape[-1] // 4, 3, dtype=dtype, name="aux_conv")(stage3, train)
-        aux = nn.Dropout(AUX_DROPOUT, deterministic=not train)(aux)
+        aux = nn.Dropout(c.aux_dropout, deterministic=not train)(aux)
         return Outputs(logits, _classifier(self.num_classes, "aux_classifier")(aux))
 
 

@@ -203,6 +203,26 @@ def max_pool_3x3(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
     return x
 
 
-def resize_bilinear(x: Float[Array, "n h w c"], height: int, width: int) -> Float[Array, "n height width c"]:
-    """Bilinear with half-pixel centres, PyTorch's `align_corners=False`; no antialiasing, as in both references."""
-    return jax.image.resize(x, (x.shape[0], height, width, x.shape[3]), "bilinear", antialias=False)
+def resize_bilinear(
+    x: Float[Array, "n h w c"], height: int, width: int, *, align_corners: bool = False
+) -> Float[Array, "n height width c"]:
+    """Bilinear, without antialiasing, as in both references.
+
+    Args:
+      x: what to resize.
+      height, width: of the result.
+      align_corners: PyTorch's: the centres of the corner pixels coincide, rather than the pixels' outer corners.
+    """
+    shape = (x.shape[0], height, width, x.shape[3])
+    if not align_corners:
+        return jax.image.resize(x, shape, "bilinear", antialias=False)
+    scale, shift = jnp.array([_aligned(x.shape[axis], shape[axis]) for axis in (1, 2)], jnp.float32).T
+    return jax.image.scale_and_translate(x, shape, (1, 2), scale, shift, "bilinear", antialias=False)
+
+
+def _aligned(size: int, new_size: int) -> tuple[float, float]:
+    """(scale, translation) of pixel corners under which output pixel i lies at i (size - 1) / (new_size - 1)."""
+    if size == 1:
+        return new_size, 0.0
+    scale = (new_size - 1) / (size - 1) if new_size > 1 else 1.0
+    return scale, 0.5 - 0.5 * scale

@@ -79,7 +79,7 @@ class ResNet(nn.Module):
       width: channels of the first stage.
       stem: see `config.ModelConfig`.
       output_stride: 8, 16 or 32; stages beyond it trade their stride for a rate.
-      multi_grid: see `config.ModelConfig`.
+      multi_grid, dilate_conv2: see `config.ModelConfig`.
       dtype: what the convolutions compute in.
     """
 
@@ -88,6 +88,7 @@ class ResNet(nn.Module):
     stem: str = "7x7"
     output_stride: int = 16
     multi_grid: tuple[float, ...] = (0.5, 1.0, 1.0)
+    dilate_conv2: bool = True
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -107,7 +108,7 @@ class ResNet(nn.Module):
                     features=self.width * 2**i,
                     stride=stride_out // stride_in if j == 0 else 1,
                     rate=rates[j],
-                    inner_rate=STRIDES_OUT[i] // stride_out,
+                    inner_rate=STRIDES_OUT[i] // stride_out if self.dilate_conv2 else 1,
                     dtype=self.dtype,
                     name=f"stage{i + 1}_block{j + 1}",
                 )(x, train)

@@ -24,12 +24,22 @@ def poly_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """g += weight_decay * p;  m = momentum * m + g;  p -= lr(step) * m: torch.optim.SGD without dampening."""
+    """g += weight_decay * p;  m = momentum * m + g;  p -= lr(step) * m: torch.optim.SGD without dampening.
+
+    The auxiliary head's lr is `aux_lr_factor` times as large, as a parameter group of its own makes it in PyTorch.
+    """
     return optax.chain(
         optax.add_decayed_weights(config.weight_decay, None if config.decay_norm_and_bias else _kernels),
         optax.trace(config.momentum),
         optax.scale_by_learning_rate(poly_schedule(config, steps)),
+        optax.stateless(lambda updates, _: _scale_aux_head(updates, config.aux_lr_factor)),
     )
+
+
+def _scale_aux_head(updates: Any, factor: float) -> Any:
+    return {
+        name: jax.tree.map(lambda x: factor * x, part) if name.startswith("aux_") else part for name, part in updates.items()
+    }
 
 
 def _kernels(params: Any) -> Any:

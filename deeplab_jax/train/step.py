@@ -48,7 +48,7 @@ def train_step(
     def loss_fn(params: PyTree) -> tuple[Array, tuple[Array, Any]]:
         variables = {"params": params, "batch_stats": state.batch_stats}
         outputs, updated = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key})
-        loss, hits = _loss_and_hits(outputs, batch["label"], mask, aux_weight)
+        loss, hits = _loss_and_hits(outputs, batch["label"], mask, aux_weight, model.config.align_corners)
         return loss / count, (hits / count, updated["batch_stats"])
 
     (loss, (accuracy, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
@@ -63,14 +63,15 @@ def train_step(
 
 
 def _loss_and_hits(
-    outputs: Outputs, labels: UInt8[Array, "n h w"], mask: Bool[Array, "n h w"], aux_weight: float
+    outputs: Outputs, labels: UInt8[Array, "n h w"], mask: Bool[Array, "n h w"], aux_weight: float, align_corners: bool
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Summed loss (the auxiliary one weighted in), and pixels that are right."""
-    logits = resize_bilinear(outputs.logits, *labels.shape[1:])
+    logits = resize_bilinear(outputs.logits, *labels.shape[1:], align_corners=align_corners)
     loss = losses.cross_entropy(logits, labels, mask)
     hits = jnp.sum((jnp.argmax(logits, -1) == labels) & mask)
     if outputs.aux is not None:
-        loss += aux_weight * losses.cross_entropy(resize_bilinear(outputs.aux, *labels.shape[1:]), labels, mask)
+        aux = resize_bilinear(outputs.aux, *labels.shape[1:], align_corners=align_corners)
+        loss += aux_weight * losses.cross_entropy(aux, labels, mask)
     return loss, hits.astype(jnp.float32)
 
 

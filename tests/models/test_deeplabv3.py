@@ -43,6 +43,15 @@ def test_logits_have_the_stride_rounded_up(output_stride):
     assert shapes.logits.shape == (2, -(-65 // output_stride), -(-50 // output_stride), 5)
 
 
+def test_an_undilated_conv2_is_a_switch_of_basic_blocks_alone():
+    image = jnp.asarray(np.random.default_rng(1).normal(size=(1, 64, 64, 3)), jnp.float32)
+    for depth, differ in (("resnet18", True), ("resnet50", False)):
+        networks = [ResNet(depth, 8, output_stride=8, dilate_conv2=dilate) for dilate in (True, False)]
+        variables = random_variables(networks[0], image, False)
+        with_rate, without = (jax.jit(net.apply, static_argnums=2)(variables, image, False)[1] for net in networks)
+        assert (float(jnp.abs(with_rate - without).max()) > 1e-3) == differ
+
+
 def test_parameters_do_not_depend_on_training_mode_or_output_stride():
     def shapes(train, output_stride):
         model = DeepLabV3(tiny_model(aux_head=True, output_stride=output_stride), 5)
@@ -62,19 +71,13 @@ def test_backbones_have_as_many_parameters_as_torchvision_without_the_classifier
     assert round(count / 1e6, 3) == millions
 
 
-def test_auxiliary_logits_exist_in_training_alone():
-    model = DeepLabV3(tiny_model(aux_head=True, output_stride=8), 5)
-    image = jnp.zeros((1, 64, 64, 3))
-    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), image, False))
-
-    def outputs(train):
-        def apply(variables):
-            return model.apply(variables, image, train, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)})[0]
-
-        return jax.eval_shape(apply, variables)
-
-    assert outputs(False).aux is None
-    assert outputs(True).aux.shape == (1, 8, 8, 5)
+@pytest.mark.parametrize("train", [False, True])
+def test_auxiliary_logits_have_the_stride_of_the_third_stage(train):
+    model = DeepLabV3(tiny_model(aux_head=True, output_stride=32), 5)
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+    outputs = jax.eval_shape(lambda: model.init_with_output(keys, jnp.zeros((1, 65, 64, 3)), train)[0])
+    assert outputs.logits.shape == (1, 3, 2, 5)
+    assert outputs.aux.shape == (1, 5, 4, 5)
 
 
 @pytest.mark.parametrize("fusion", ["1x1", "3x3", "1x1+3x3"])

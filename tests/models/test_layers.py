@@ -114,3 +114,11 @@ def test_resize_uses_half_pixel_centres():
     # torch.nn.functional.interpolate([[0, 4]], size=4, mode="bilinear", align_corners=False) gives 0, 1, 3, 4.
     x = jnp.array([0.0, 4.0]).reshape(1, 1, 2, 1)
     np.testing.assert_allclose(resize_bilinear(x, 1, 4).reshape(-1), [0, 1, 3, 4], atol=1e-6)
+
+
+def test_aligned_corners_put_corner_pixels_on_corner_pixels():
+    x = jnp.array([0.0, 10.0, 40.0])[None, :, None, None]
+    # Positions 0, 1/2, 1, 3/2 and 2 of the input.
+    np.testing.assert_allclose(resize_bilinear(x, 5, 1, align_corners=True)[0, :, 0, 0], [0, 5, 10, 25, 40], rtol=1e-6)
+    np.testing.assert_allclose(resize_bilinear(x, 2, 3, align_corners=True)[0, :, :, 0], [[0] * 3, [40] * 3], rtol=1e-6)
+    np.testing.assert_allclose(resize_bilinear(x[:, 1:2], 2, 1, align_corners=True)[0, :, 0, 0], [10, 10])

@@ -36,3 +36,12 @@ def test_norm_and_bias_decay_by_switch(decays):
     assert updates["conv"]["kernel"] < 0
     assert (updates["conv"]["bias"] < 0) == decays
     assert (updates["bn"]["scale"] < 0) == decays
+
+
+def test_the_auxiliary_head_has_a_rate_of_its_own():
+    optimizer = make_optimizer(OptimConfig(lr=0.1, aux_lr_factor=10.0), steps=10)
+    params = {"aux_conv": {"kernel": jnp.zeros(1)}, "classifier": {"kernel": jnp.zeros(1)}}
+    ones = {"aux_conv": {"kernel": jnp.ones(1)}, "classifier": {"kernel": jnp.ones(1)}}
+    updates, _ = optimizer.update(ones, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["aux_conv"]["kernel"], [-1.0], rtol=1e-6)
+    np.testing.assert_allclose(updates["classifier"]["kernel"], [-0.1], rtol=1e-6)
