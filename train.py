@@ -22,6 +22,7 @@ def main() -> None:
     from deeplab_jax.data.lists import describe, find_samples
     from deeplab_jax.data.pipeline import eval_batches, train_batches
     from deeplab_jax.train.loop import train
+    from deeplab_jax.weights.transfer import pretrained
 
     console = Console(soft_wrap=True, highlight=False)
     data = config.data
@@ -38,6 +39,7 @@ def main() -> None:
             train_set, config.labels, data, config.model.mean, seed=config.seed, start_step=step, steps=steps
         ),
         eval_batches=lambda: eval_batches(eval_set, config.labels, config.eval.batch_size, threads=data.threads),
+        pretrained=(lambda: pretrained(config, console.print)) if config.model.pretrained else None,
         console=console,
     )
 

@@ -7,6 +7,7 @@ import importlib
 
 _HOME = {
     "CITYSCAPES": "labels",
+    "VOC": "labels",
     "LabelSet": "labels",
     "Config": "config",
     "validate": "config",

@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from absl import app, flags, logging
@@ -43,7 +43,71 @@ def synthetic(
     print(f"{train} training, {val} validation and {test} test scenes are in {out}")
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"data synthetic": synthetic}
+def import_weights(
+    source: Annotated[str, tyro.conf.Positional],
+    out: str,
+    from_: Annotated[Literal["auto", "torchvision", "timm", "mmseg"], tyro.conf.arg(name="from")] = "auto",
+    labels: str | None = None,
+    output_stride: int | None = None,
+    multi_grid: tuple[float, ...] | None = None,
+    atrous_rates: tuple[int, ...] | None = None,
+    align_corners: bool | None = None,
+    ignore_head: bool = False,
+    ema: bool = False,
+) -> None:
+    """Make a checkpoint of a DeepLabV3 or a ResNet backbone of torchvision, timm or mmsegmentation.
+
+    What the tensors do not tell is taken from the file's own configuration or its published name, else assumed, and printed.
+
+    Args:
+      source: .safetensors, .pth, .pt or .bin file, or hf:OWNER/NAME[@REVISION].
+      out: folder to make.
+      from_: whose names the tensors have.
+      labels: cityscapes, voc, or a recipe (a Python file with get_config()) whose label set is meant.
+      output_stride: 8, 16 or 32.
+      multi_grid: rates of the last stage's blocks in units of its own rate; mmsegmentation's D16-MG124 is 0.5 1 2.
+      atrous_rates: rates of the ASPP at output stride 16.
+      align_corners: how logits are resized; mmsegmentation's 769x769 networks align corners.
+      ignore_head: leave the classifiers aside, to train from the rest with other classes.
+      ema: take the moving average of the weights that the file keeps beside them.
+    """
+    from deeplab_jax.weights import transfer
+
+    asked = {
+        "output_stride": output_stride,
+        "multi_grid": multi_grid,
+        "atrous_rates": atrous_rates,
+        "align_corners": align_corners,
+    }
+    transfer.import_weights(
+        source,
+        out,
+        fmt=from_,
+        labels=transfer.label_set(labels) if labels else None,
+        model={field: value for field, value in asked.items() if value is not None},
+        ignore_head=ignore_head,
+        ema=ema,
+    )
+
+
+def export_weights(checkpoint: Annotated[str, tyro.conf.Positional], to: Literal["torchvision", "mmseg"], out: str) -> None:
+    """Write a checkpoint as a state dict that torchvision or mmsegmentation loads with strict=True.
+
+    Args:
+      checkpoint: a run's folder, RUN/best, RUN/checkpoints/N, or what `weights import` made.
+      to: whose names the tensors get.
+      out: .safetensors, .pth or .pt file to write.
+    """
+    from deeplab_jax.weights import transfer
+
+    transfer.export_weights(checkpoint, out, fmt=to)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "data synthetic": synthetic,
+    "weights import": import_weights,
+    "weights export": export_weights,
+}
 
 
 def main() -> None:

@@ -196,8 +196,14 @@ class Config:
 
 
 def total_steps(config: Config, num_train: int) -> int:
-    """Steps of the run over a training list of `num_train` samples."""
-    return config.train.steps or math.ceil(config.train.epochs * num_train / config.data.batch_size)
+    """Steps of the run over a training list of `num_train` samples.
+
+    Raises:
+      ConfigError: the config counts neither steps nor epochs.
+    """
+    steps = config.train.steps or math.ceil(config.train.epochs * num_train / config.data.batch_size)
+    _require(config, "train.steps", steps > 0, "set it or train.epochs above 0")
+    return steps
 
 
 def last_stage_rates(multi_grid: tuple[float, ...], output_stride: int) -> tuple[float, ...]:
@@ -232,8 +238,8 @@ def validate(config: Config) -> Config:
     _validate_optim(config)
     _validate_eval(config)
     train = config.train
-    either = min(train.steps, train.epochs) >= 0 and (train.steps > 0) != (train.epochs > 0)
-    _require(config, "train.steps", either, f"set it or train.epochs (={train.epochs}) above 0, and the other one to 0")
+    one = min(train.steps, train.epochs) == 0  # neither: a config to evaluate with
+    _require(config, "train.steps", one, f"set it or train.epochs (={train.epochs}) above 0, and the other one to 0")
     for field in ("train.log_every", "train.eval_every", "train.save_every"):
         _require(config, field, operator.attrgetter(field)(config) >= 0, "use a number of steps, or 0 for never")
     _require(config, "mesh.data", config.mesh.data >= 0, "use a number of devices, or 0 for all")

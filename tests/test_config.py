@@ -60,6 +60,12 @@ def test_aspp_rates_double_at_output_stride_8():
     assert aspp_rates((6, 12, 18), 32) == (3, 6, 9)
 
 
+def test_a_training_needs_a_length():
+    validate(Config())
+    with pytest.raises(ConfigError, match=r"train\.steps"):
+        total_steps(Config(), 10)
+
+
 def test_epochs_round_up_to_whole_steps():
     config = Config(data=DataConfig(batch_size=8), train=TrainConfig(epochs=20))
     assert total_steps(config, 367) == 918  # 7340 samples
@@ -79,7 +85,6 @@ def test_epochs_round_up_to_whole_steps():
         ({"data": DataConfig(batch_size=0)}, "data.batch_size"),
         ({"optim": OptimConfig(lr=-1)}, "optim.lr"),
         ({"optim": OptimConfig(momentum=1.0)}, "optim.momentum"),
-        ({"train": TrainConfig()}, "train.steps"),
         ({"train": TrainConfig(steps=1, epochs=1)}, "train.steps"),
         ({"train": TrainConfig(steps=-5, epochs=1)}, "train.steps"),
         ({"data": DataConfig(crop_size=(64.5, 64))}, "data.crop_size"),

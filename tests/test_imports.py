@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "train": BASE | COMPUTE | {"evaluation"},
     "evaluation": BASE | COMPUTE,
     "api": BASE | COMPUTE | {"evaluation", "train.checkpoint"},
-    "cli": BASE | {"data"},
+    "weights": BASE | {"models", "train.checkpoint"},
+    "cli": BASE | {"data", "weights"},
     "__init__": set(),
 }
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from deeplab_jax.models.layers import BatchNorm, Conv
+from deeplab_jax.models.layers import BatchNorm, Conv, at_least_float32
 
 
 class ConvBNReLU(nn.Module):
@@ -47,8 +47,8 @@ class ASPP(nn.Module):
         branches = [ConvBNReLU(self.features, 1, dtype=self.dtype, name="branch_1x1")(x, train)]
         for i, rate in enumerate(self.rates, start=1):
             branches.append(ConvBNReLU(self.features, 3, rate, self.dtype, name=f"branch_rate{i}")(x, train))
-        # The mean is taken in float32: over 65x65 bfloat16 values it would lose the digits that make it useful.
-        pooled = jnp.mean(x, (1, 2), keepdims=True, dtype=jnp.float32)
+        # Over 65x65 bfloat16 values the mean would lose the digits that make it useful.
+        pooled = jnp.mean(x, (1, 2), keepdims=True, dtype=at_least_float32(x.dtype))
         pooled = ConvBNReLU(self.features, 1, dtype=self.dtype, name="branch_pool")(pooled, train)
         branches.append(jnp.broadcast_to(pooled, branches[0].shape))
         x = jnp.concatenate(branches, axis=-1)

@@ -1,6 +1,6 @@
 """DeepLabV3: a dilated ResNet, ASPP, a classifier and, for training, an auxiliary head. NHWC, normalised images in."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, UInt8
 
 from deeplab_jax.config import ModelConfig, aspp_rates
 from deeplab_jax.models.aspp import ASPP, ConvBNReLU
-from deeplab_jax.models.layers import Conv
+from deeplab_jax.models.layers import Conv, at_least_float32
 from deeplab_jax.models.resnet import ResNet
 
 
@@ -50,17 +50,18 @@ class DeepLabV3(nn.Module):
         stage3, stage4 = backbone(images, train)
         rates = tuple(int(rate) for rate in aspp_rates(c.atrous_rates, c.output_stride))
         x = ASPP(rates, c.aspp_width, c.fusion, c.dropout, dtype, name="aspp")(stage4, train)
-        logits = _classifier(self.num_classes, "classifier")(x)
+        logits = _classifier(self.num_classes, dtype, "classifier")(x)
         if not c.aux_head:
             return Outputs(logits, None)
         aux = ConvBNReLU(stage3.shape[-1] // 4, 3, dtype=dtype, name="aux_conv")(stage3, train)
         aux = nn.Dropout(c.aux_dropout, deterministic=not train)(aux)
-        return Outputs(logits, _classifier(self.num_classes, "aux_classifier")(aux))
+        return Outputs(logits, _classifier(self.num_classes, dtype, "aux_classifier")(aux))
 
 
-def _classifier(num_classes: int, name: str) -> Conv:
+def _classifier(num_classes: int, dtype: Any, name: str) -> Conv:
     # Float32 also under bfloat16: the softmax over the classes is where rounding shows.
-    return Conv(num_classes, use_bias=True, kernel_init=nn.initializers.normal(0.01), name=name)
+    wide = at_least_float32(dtype)
+    return Conv(num_classes, use_bias=True, dtype=wide, kernel_init=nn.initializers.normal(0.01), name=name)
 
 
 def normalize(images: UInt8[Array, "n h w 3"], mean: tuple[float, ...], std: tuple[float, ...]) -> Float[Array, "n h w 3"]:

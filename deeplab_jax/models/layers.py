@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
@@ -119,6 +120,11 @@ def _tap_range(offset: int, stride: int, size: int, out_size: int) -> tuple[int,
     return first, last
 
 
+def at_least_float32(dtype: Any) -> Any:
+    """What sums over many pixels, and logits, are computed in; float64 serves comparisons with other implementations."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
 class Conv(nn.Module):
     """An atrous convolution layer: float32 weights, computed in `dtype`.
 
@@ -171,10 +177,10 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, features, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, features, jnp.float32)
         if train:
-            x32 = x.astype(jnp.float32)
-            mean = jnp.mean(x32, (0, 1, 2))
+            wide = x.astype(at_least_float32(x.dtype))
+            mean = jnp.mean(wide, (0, 1, 2))
             # Two passes: E[x^2] - E[x]^2 cancels where the mean is large, and then differs from the references.
-            var = jnp.mean(jnp.square(x32 - mean[None, None, None]), (0, 1, 2))
+            var = jnp.mean(jnp.square(wide - mean[None, None, None]), (0, 1, 2))
             if not self.is_initializing():
                 count = x.shape[0] * x.shape[1] * x.shape[2]
                 unbiased = var * (count / max(count - 1, 1))
@@ -226,3 +232,29 @@ def _aligned(size: int, new_size: int) -> tuple[float, float]:
         return new_size, 0.0
     scale = (new_size - 1) / (size - 1) if new_size > 1 else 1.0
     return scale, 0.5 - 0.5 * scale
+
+
+def resize_by_gather(
+    x: Float[Array, "n h w c"], height: int, width: int, *, align_corners: bool = False
+) -> Float[Array, "n height width c"]:
+    """`resize_bilinear` for predictions: each value is read from its neighbours, not multiplied by a matrix of weights.
+
+    XLA fuses it into an argmax, and its time does not grow with the source (benchmarks/NOTES.md); its gradient is slower.
+    Symbolic sizes fall back to `resize_bilinear`.
+    """
+    if not all(isinstance(size, int) for size in (*x.shape[1:3], height, width)):
+        return resize_bilinear(x, height, width, align_corners=align_corners)
+    for axis, new_size in ((1, height), (2, width)):
+        size = x.shape[axis]
+        at = _sampled(size, new_size, align_corners)
+        low = np.floor(at).astype(np.int32)
+        share = np.expand_dims(at - low, [other for other in range(4) if other != axis]).astype(np.float32)
+        x = jnp.take(x, low, axis) * (1 - share) + jnp.take(x, np.minimum(low + 1, size - 1), axis) * share
+    return x
+
+
+def _sampled(size: int, new_size: int, align_corners: bool) -> Float[np.ndarray, " new_size"]:
+    """Where the centres of the new pixels lie, in the old ones' indices."""
+    if align_corners:
+        return np.linspace(0.0, size - 1, new_size)
+    return np.clip((np.arange(new_size) + 0.5) * (size / new_size) - 0.5, 0, size - 1)

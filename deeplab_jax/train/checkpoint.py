@@ -33,7 +33,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str, config: Config) -> None:
-        self._metadata = {"config": to_dict(config), "version": importlib.metadata.version("deeplab-jax")}
+        self._metadata = _metadata(config)
         self._manager = _open(_absolute(workdir) / FOLDER)
 
     def __enter__(self) -> "Checkpoints":
@@ -68,6 +68,11 @@ class Checkpoints:
         """
         if self._manager.latest is None:
             raise CheckpointError(f"{self._manager.directory} holds no checkpoint")
+        if "training" not in self._manager.checkpointables_metadata(self._manager.latest.step).metadata:
+            raise CheckpointError(
+                f"{self._manager.directory.parent} holds weights without a training: name another --workdir, and start from "
+                f"these with --config.model.pretrained={self._manager.directory.parent}"
+            )
         parts = _load(self._manager, self._manager.latest.step, _parts(abstract))
         return TrainState(**parts["model"], **parts["training"])
 
@@ -105,17 +110,49 @@ def stored_config(checkpoint: str) -> Config:
 
 
 def restore_model(checkpoint: str, like: Config) -> dict[str, Any]:
-    """{"params", "batch_stats"} as NumPy arrays, of what `resolve` finds.
+    """{"params", "batch_stats"} of a whole network as NumPy arrays, of what `resolve` finds.
 
     Raises:
-      CheckpointError: nothing is found, it cannot be read, or it is of another network or label set than `like`.
+      CheckpointError: nothing is found, it cannot be read, it is of another network or label set than `like`, or it lacks a
+        classifier.
+    """
+    differences(checkpoint, like)
+    variables = restore_variables(checkpoint)
+    if "classifier" not in variables["params"]:
+        raise CheckpointError(
+            f"`checkpoint` (={checkpoint!r}) holds no classifier: train from it with --config.model.pretrained={checkpoint}"
+        )
+    return variables
+
+
+def restore_variables(checkpoint: str) -> dict[str, Any]:
+    """{"params", "batch_stats"} as NumPy arrays, as much as there is of a network.
+
+    Raises:
+      CheckpointError: nothing is found, or it cannot be read.
     """
     path = resolve(checkpoint)
-    differences(checkpoint, like)
     with _open(path.parent) as manager:
         saved = _read(lambda: manager.checkpointables_metadata(int(path.name)).metadata["model"], path)
         abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved)
         return _load(manager, int(path.name), {"model": abstract})["model"]
+
+
+def save_model(folder: str, config: Config, variables: dict[str, Any]) -> None:
+    """Writes weights without a training state as step 0 of `folder`, which then is what `resolve` wants.
+
+    Raises:
+      CheckpointError: the folder holds checkpoints already.
+    """
+    require_empty(folder)
+    with _open(_absolute(folder) / FOLDER) as manager:
+        manager.save_checkpointables(0, {"model": variables}, custom_metadata=_metadata(config))
+
+
+def require_empty(folder: str) -> None:
+    """Raises CheckpointError if there are checkpoints in `folder`."""
+    if (_absolute(folder) / FOLDER).exists():
+        raise CheckpointError(f"`out` (={folder!r}) holds checkpoints already: name another folder, or remove it")
 
 
 def resolve(checkpoint: str) -> epath.Path:
@@ -154,6 +191,10 @@ def resolve(checkpoint: str) -> epath.Path:
 def _absolute(path: str) -> epath.Path:
     # Orbax wants absolute paths; `absolute` would take gs:// for a folder.
     return epath.Path(path) if "://" in str(path) else epath.Path(path).absolute()
+
+
+def _metadata(config: Config) -> dict[str, Any]:
+    return {"config": to_dict(config), "version": importlib.metadata.version("deeplab-jax")}
 
 
 def _open(folder: epath.Path) -> ocp.training.Checkpointer:

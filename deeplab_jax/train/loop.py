@@ -20,7 +20,7 @@ from deeplab_jax.models import DeepLabV3
 from deeplab_jax.sharding import check_batch, check_rows, make_mesh, prefetch, replicated
 from deeplab_jax.train.checkpoint import Checkpoints, differences
 from deeplab_jax.train.optimizer import make_optimizer, poly_schedule
-from deeplab_jax.train.state import TrainState, init_state
+from deeplab_jax.train.state import TrainState, init_state, with_variables
 from deeplab_jax.train.step import compile_train_step
 from deeplab_jax.train.writer import Writer
 
@@ -45,6 +45,7 @@ def train(
     train_batches: Callable[[int], Batches],
     eval_batches: Callable[[], Batches],
     console: Console,
+    pretrained: Callable[[], dict[str, Any]] | None = None,
 ) -> TrainState:
     """Trains to `steps`, from the newest checkpoint of `workdir` if there is one.
 
@@ -55,6 +56,7 @@ def train(
       train_batches: batches from a given step on.
       eval_batches: one pass over the evaluation split, with labels.
       console: where progress is shown.
+      pretrained: the variables that a new run starts from instead of random ones, a part of {"params", "batch_stats"}.
 
     Returns:
       The final state, or after SIGINT or SIGTERM the one reached; it is saved either way.
@@ -72,7 +74,7 @@ def train(
     every = config.train
 
     with Checkpoints(workdir, config) as checkpoints, _stop_signals(console) as stopped:
-        state = _initial_state(model, optimizer, config, workdir, checkpoints, mesh, console)
+        state = _initial_state(model, optimizer, config, workdir, checkpoints, mesh, console, pretrained)
         step = int(state.step)
         first = step + 1
         if step >= steps:
@@ -126,13 +128,20 @@ def _checked_mesh(config: Config) -> Mesh:
 
 
 def _initial_state(
-    model: DeepLabV3, optimizer: Any, config: Config, workdir: str, checkpoints: Checkpoints, mesh: Mesh, console: Console
+    model: DeepLabV3,
+    optimizer: Any,
+    config: Config,
+    workdir: str,
+    checkpoints: Checkpoints,
+    mesh: Mesh,
+    console: Console,
+    pretrained: Callable[[], dict[str, Any]] | None,
 ) -> TrainState:
     """The newest checkpoint's state or a new one, straight in its sharding."""
     whole = replicated(mesh)
     init = jax.jit(lambda: init_state(model, optimizer, config.seed), out_shardings=whole)
     if checkpoints.latest_step() is None:
-        return init()
+        return with_variables(init(), pretrained()) if pretrained else init()
     changed = differences(workdir, config)
     console.print(f"resuming {workdir} after step {checkpoints.latest_step()}")
     if changed:
@@ -145,7 +154,7 @@ def _evaluator(
     config: Config, mesh: Mesh, eval_batches: Callable[[], Batches]
 ) -> Callable[[TrainState], tuple[dict[str, Any], list[np.ndarray]]]:
     """A function from a state to the scores and the first strips, compiled once for the run."""
-    compiled = inference.compile_predict_and_count(inference.evaluation_model(config))
+    compiled = inference.compile_predict_and_count(config)
 
     def run(state: TrainState) -> tuple[dict[str, Any], list[np.ndarray]]:
         strips: list[np.ndarray] = []

@@ -36,3 +36,21 @@ def init_state(model: DeepLabV3, optimizer: optax.GradientTransformation, seed: 
         batch_stats=variables["batch_stats"],
         opt_state=optimizer.init(variables["params"]),
     )
+
+
+def with_variables(state: TrainState, variables: dict[str, Any]) -> TrainState:
+    """The state with some of its parameters and statistics replaced, in their places on the devices.
+
+    Args:
+      state: at step 0, whose optimizer has seen no parameters yet.
+      variables: {"params", "batch_stats"}, any part of either.
+    """
+
+    def replaced(old: Any, new: Any) -> Any:
+        if not isinstance(old, dict):
+            return jax.device_put(jnp.asarray(new, old.dtype), old.sharding)
+        return {name: replaced(part, new[name]) if name in new else part for name, part in old.items()}
+
+    return state.replace(
+        params=replaced(state.params, variables["params"]), batch_stats=replaced(state.batch_stats, variables["batch_stats"])
+    )

@@ -1,0 +1,15 @@
+"""The config that a checkpoint was saved with: evaluates imported weights, and runs whose recipe is not at hand.
+
+python eval.py --config=configs/stored.py:CHECKPOINT --config.data.root=CITYSCAPES --checkpoint=CHECKPOINT
+"""
+
+from deeplab_jax.config import Config
+
+
+def get_config(checkpoint: str = "") -> Config:
+    from deeplab_jax.errors import ConfigError
+    from deeplab_jax.train.checkpoint import stored_config
+
+    if not checkpoint:
+        raise ConfigError("`--config` (='configs/stored.py') names no checkpoint: give --config=configs/stored.py:CHECKPOINT")
+    return stored_config(checkpoint)

@@ -1,0 +1,147 @@
+"""State dicts to our variables and back, strictly: every tensor is used or accounted for. No files."""
+
+from collections.abc import Collection, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deeplab_jax.config import Config, ModelConfig
+from deeplab_jax.errors import CheckpointError
+from deeplab_jax.models import DeepLabV3
+from deeplab_jax.weights import names
+from deeplab_jax.weights.files import StateDict
+from deeplab_jax.weights.recognize import Network
+
+Variables = dict[names.Path, np.ndarray]
+
+COUNTER = "num_batches_tracked"  # of PyTorch's BatchNorm, which reads it only where it has no momentum
+CLASSIFICATION = {"fc.weight", "fc.bias"}  # of an ImageNet network
+SHOWN = 20  # names in a message
+
+
+def to_variables(state: StateDict, network: Network, *, ignore_head: bool = False) -> tuple[Variables, list[str]]:
+    """Our variables by path, and what was left aside.
+
+    Args:
+      state: what was read.
+      network: what `recognize` found in it; its label set gives the number of classes.
+      ignore_head: leave the classifiers' tensors aside.
+
+    Raises:
+      CheckpointError: a tensor is missing, surplus or of another shape; they are listed.
+    """
+    shapes = variable_shapes(network.config)
+    if network.is_backbone:
+        shapes = {path: shape for path, shape in shapes.items() if path[1] == "backbone"}
+    model, fmt = network.config.model, network.fmt
+    named = names.reference_names(shapes, model, fmt)
+    tensors = dict(state.tensors)
+    if network.is_backbone:
+        # A backbone's file has its names bare, a network's under "backbone.".
+        named, tensors = ({key: name.removeprefix("backbone.") for key, name in named.items()}, _bare(tensors))
+    heads = {name for path, name in named.items() if path[1] in names.HEADS} if ignore_head else set()
+    counters = {name for name in tensors if name.endswith(COUNTER)}
+    classification = CLASSIFICATION & set(tensors) if network.is_backbone else set()
+    used = {path: name for path, name in named.items() if name not in heads}
+    given = {name: value.shape for name, value in tensors.items() if name not in heads | counters | classification}
+    _check(state.source, {name: _reference_shape(shapes[path]) for path, name in used.items()}, given, network)
+    aside = [
+        f"{len(unused)} tensors left aside: {reason}"
+        for unused, reason in (
+            (counters, f"{COUNTER}, which BatchNorm does not use"),
+            (classification, f"the ImageNet classifier, {_some(classification)}"),
+            (heads & set(tensors), f"the segmentation classifiers, {_some(heads & set(tensors))}"),
+        )
+        if unused
+    ]
+    return {path: names.from_reference(path, tensors[name], model, fmt) for path, name in used.items()}, aside
+
+
+def to_state_dict(variables: Variables, model: ModelConfig, fmt: str, step: int) -> dict[str, np.ndarray]:
+    """The reference's state dict, counters of BatchNorm included, which load_state_dict(strict=True) wants.
+
+    Args:
+      variables: of a whole network.
+      model: its switches.
+      fmt: "torchvision" or "mmseg".
+      step: what the counters say.
+
+    Raises:
+      CheckpointError: the reference has no such network.
+    """
+    _require_exportable(model, fmt)
+    named = names.reference_names(variables, model, fmt)
+    state = {name: names.to_reference(path, variables[path], model, fmt) for path, name in named.items()}
+    counters = [name.replace("running_mean", COUNTER) for name in state if name.endswith("running_mean")]
+    return state | {name: np.array(step, np.int64) for name in counters}
+
+
+def variable_shapes(config: Config) -> dict[names.Path, tuple[int, ...]]:
+    """Shapes of the variables of a config's network."""
+    model = DeepLabV3(config.model, config.labels.num_classes)
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False))
+    return {path: leaf.shape for path, leaf in names.flatten(variables).items()}
+
+
+def _bare(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name.removeprefix("backbone."): value for name, value in tensors.items()}
+
+
+def _reference_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape
+
+
+def _check(
+    source: str, expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], network: Network
+) -> None:
+    wrong = [
+        f"{name} {given[name]} for {expected[name]}" for name in expected.keys() & given.keys() if given[name] != expected[name]
+    ]
+    faults = {
+        "missing": expected.keys() - given.keys(),
+        "surplus": given.keys() - expected.keys(),
+        "wrong shapes": wrong,
+    }
+    found = "; ".join(f"{len(items)} {kind}: {_some(items)}" for kind, items in faults.items() if items)
+    if not found:
+        return
+    labels = network.config.labels
+    advice = "give weights of a ResNet DeepLabV3, or of a ResNet backbone"
+    if network.num_classes not in (0, labels.num_classes):
+        advice = (
+            f"its head has {network.num_classes} classes, the label set {labels.name!r} has {labels.num_classes}; give "
+            f"--labels=RECIPE.py, whose label set has {network.num_classes}, or --ignore-head"
+        )
+    raise CheckpointError(f"`{source}` does not fit a {network.config.model.backbone} of {network.fmt} ({found}): {advice}")
+
+
+def _some(items: Collection[str]) -> str:
+    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return ", ".join(sorted(items)[:SHOWN]) + more
+
+
+def _require_exportable(model: ModelConfig, fmt: str) -> None:
+    """Raises CheckpointError where the reference cannot be built so that it computes the same."""
+    is_basic = model.backbone in ("resnet18", "resnet34")
+    needs = {
+        "torchvision": {
+            "model.stem": (model.stem, "7x7"),
+            "model.width": (model.width, 64),
+            "model.multi_grid": (tuple(model.multi_grid), (0.5, 1.0, 1.0)),
+            "model.atrous_rates": (tuple(model.atrous_rates), (6, 12, 18)),
+            "model.aspp_width": (model.aspp_width, 256),
+            "model.fusion": (model.fusion, "1x1+3x3"),
+            "model.align_corners": (model.align_corners, False),
+            "model.backbone": (model.backbone, model.backbone if not is_basic else "resnet50"),
+        },
+        "mmseg": {
+            "model.fusion": (model.fusion, "3x3"),
+            "model.dilate_conv2": (model.dilate_conv2, not is_basic and model.dilate_conv2),
+        },
+    }[fmt]
+    differing = [f"{field}={value!r} (it has {other!r})" for field, (value, other) in needs.items() if value != other]
+    if differing:
+        raise CheckpointError(
+            f"`--to` (={fmt!r}) has no network with {', '.join(differing)}: export to the other one, or retrain"
+        )

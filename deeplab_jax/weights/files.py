@@ -1,0 +1,206 @@
+"""State dicts on disk: safetensors, and PyTorch's pickles without running code that they hold. No names are interpreted
+beyond the wrappers that training scripts put around a state dict.
+"""
+
+import argparse
+import collections
+import dataclasses
+import importlib
+import json
+import os
+import pickle
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_dtypes  # it teaches NumPy bfloat16, which both formats have
+import numpy as np
+from etils import epath
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from deeplab_jax.errors import CheckpointError
+
+PICKLES = (".pth", ".pt", ".bin")
+RECORD = "deeplab_jax"  # key of our own entry in a safetensors header
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state")
+_EMA_WRAPPERS = ("ema_state_dict", "state_dict_ema", "model_ema")
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+
+
+@dataclasses.dataclass(frozen=True)
+class StateDict:
+    """What a weights file holds.
+
+    Attributes:
+      source: where it comes from, for messages.
+      tensors: float32 by name, wrappers taken off.
+      meta: what the file says about itself: mmsegmentation's "meta", or our own record under `RECORD`.
+      notes: what was done to it on the way, for people.
+    """
+
+    source: str
+    tensors: dict[str, np.ndarray]
+    meta: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def read(path: str, source: str = "", *, ema: bool = False) -> StateDict:
+    """The state dict of a `.safetensors`, `.pth`, `.pt` or `.bin` file; the last three need PyTorch.
+
+    Args:
+      path: the file.
+      source: what messages call it; the path by default.
+      ema: take the exponential moving average of the weights that training scripts keep beside them.
+
+    Raises:
+      CheckpointError: the file is missing, damaged, of another kind, holds code, or has no such copy.
+    """
+    source, suffix = source or path, epath.Path(path).suffix
+    if not epath.Path(path).is_file():
+        raise CheckpointError(f"`{source}` is no file: give one of weights, or hf:OWNER/NAME")
+    meta: dict[str, Any] = {}
+    if suffix == ".safetensors":
+        content, meta = _read_safetensors(path, source)
+        has_average = False
+    elif suffix in PICKLES:
+        whole = _read_pickle(path, source)
+        if not isinstance(whole, Mapping):
+            raise CheckpointError(f"`{source}` holds a {type(whole).__name__}: give a state dict")
+        has_average = any(key in whole for key in _EMA_WRAPPERS)
+        content, meta = _unwrap(whole, ema)
+    else:
+        raise CheckpointError(f"`{source}` has the suffix {suffix!r}: give a .safetensors, {', '.join(PICKLES)} file")
+    content, notes = _without_prefixes(content)
+    content, chosen = _choose_average(content, has_average, source, ema)
+    arrays = {name: _numpy(value) for name, value in content.items()}
+    tensors, converted = _to_float32({name: value for name, value in arrays.items() if value is not None})
+    if not tensors:
+        raise CheckpointError(f"`{source}` holds no tensors: give a state dict")
+    return StateDict(source, tensors, meta, (*notes, *filter(None, [chosen]), *converted))
+
+
+def write(path: str, tensors: Mapping[str, np.ndarray], record: dict[str, Any]) -> None:
+    """Writes a state dict, beside and renamed: `.safetensors` with `record` in its header, or a bare `.pth` or `.pt`.
+
+    Raises:
+      CheckpointError: the suffix is another, or PyTorch is missing.
+    """
+    target = epath.Path(path)
+    if target.suffix == ".safetensors":
+        content = save(dict(tensors), {"format": "pt", RECORD: json.dumps(record)})
+        _replace(target, lambda beside: beside.write_bytes(content))
+    elif target.suffix in (".pth", ".pt"):
+        torch = _torch(path)
+        state = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
+        _replace(target, lambda beside: torch.save(state, beside))
+    else:
+        raise CheckpointError(f"`out` (={path!r}) has the suffix {target.suffix!r}: use .safetensors, .pth or .pt")
+
+
+def _replace(target: epath.Path, write_to: Callable[[epath.Path], Any]) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.parent / f".{target.name}.{os.getpid()}.new"
+    try:
+        write_to(beside)
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _read_safetensors(path: str, source: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+        record = {RECORD: json.loads(header[RECORD])} if RECORD in header else {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"`{source}` cannot be read ({_one_line(error)}): it is damaged or cut short") from None
+    return tensors, record
+
+
+def _read_pickle(path: str, source: str) -> Any:
+    torch = _torch(source)
+    try:
+        # A Namespace holds values alone: torchvision's training script saves its arguments in one.
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # of old pickle protocols
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # PyTorch's message fills a page; the global that it stopped at is what the user can mend.
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it holds {found[1]}" if found else "it is damaged, or holds more than tensors and plain values"
+        raise CheckpointError(
+            f"`{source}` is not read, since reading could run code ({reason}): give a file of "
+            "torch.save(model.state_dict(), FILE)"
+        ) from None
+    # What torch.load raises of damaged files follows from where they are cut.
+    except Exception as error:
+        raise CheckpointError(f"`{source}` cannot be read ({_one_line(error)}): it is damaged or cut short") from None
+
+
+def _torch(source: str) -> Any:
+    try:
+        return importlib.import_module("torch")
+    except ImportError:
+        raise CheckpointError(
+            f"`{source}` is a PyTorch file, which needs PyTorch: pip install 'deeplab-jax[torch]', or use .safetensors"
+        ) from None
+
+
+def _unwrap(content: Mapping[str, Any], ema: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The state dict inside a training script's checkpoint, and the checkpoint's "meta"."""
+    meta = content.get("meta")
+    keys = (*_EMA_WRAPPERS, *_WRAPPERS) if ema else _WRAPPERS
+    state = next((content[key] for key in keys if isinstance(content.get(key), Mapping)), content)
+    return dict(state), dict(meta) if isinstance(meta, Mapping) else {}
+
+
+def _without_prefixes(content: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Names as the network has them: DataParallel, torch.compile and Lightning put a prefix before every one."""
+    notes: tuple[str, ...] = ()
+    # The counters of averaged models have no prefix.
+    content = {name: value for name, value in content.items() if name not in ("n_averaged", "steps")}
+    while prefix := next((p for p in _PREFIXES if content and all(name.startswith(p) for name in content)), ""):
+        content = {name.removeprefix(prefix): value for name, value in content.items()}
+        notes += (f"the prefix {prefix!r} was taken off every name",)
+    return content, notes
+
+
+def _choose_average(content: dict[str, Any], has_wrapper: bool, source: str, ema: bool) -> tuple[dict[str, Any], str]:
+    """The weights or their moving average, and a note on the other.
+
+    mmcv's EMAHook keeps the average of `a.b` as `ema_a_b` among the weights; the running statistics have none.
+    """
+    averages = {name: value for name, value in content.items() if name.startswith("ema_")}
+    plain = {name: value for name, value in content.items() if name not in averages}
+    if not (averages or has_wrapper):
+        if ema:
+            raise CheckpointError(f"`{source}` holds no moving average of its weights: leave --ema out")
+        return plain, ""
+    if not ema:
+        return plain, "the file also holds a moving average of the weights, which --ema takes instead"
+    averaged = {name: averages.get("ema_" + name.replace(".", "_"), value) for name, value in plain.items()}
+    return averaged, "the moving average of the weights was taken"
+
+
+def _to_float32(tensors: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    others = collections.Counter(str(v.dtype) for v in tensors.values() if v.dtype != np.float32 and v.ndim)
+    notes = tuple(f"{count} tensors were converted from {dtype} to float32" for dtype, count in sorted(others.items()))
+    return {name: value.astype(np.float32, copy=False) for name, value in tensors.items()}, notes
+
+
+def _numpy(value: Any) -> np.ndarray | None:
+    """A tensor as an array; None for anything else."""
+    if isinstance(value, np.ndarray):
+        return value
+    if not hasattr(value, "detach"):
+        return None
+    value = value.detach().cpu()
+    # NumPy has no bfloat16 of its own; every other dtype is kept, so that it can be told.
+    return value.numpy() if str(value.dtype) != "torch.bfloat16" else value.float().numpy().astype(ml_dtypes.bfloat16)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

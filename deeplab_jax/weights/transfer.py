@@ -1,0 +1,202 @@
+"""What a user asks for: import a weights file, export a checkpoint, start a training from published weights."""
+
+import dataclasses
+import runpy
+from collections.abc import Callable
+from typing import Any
+
+from etils import epath
+
+from deeplab_jax.config import Config, ModelConfig, aspp_rates, last_stage_rates, to_dict, validate
+from deeplab_jax.errors import ConfigError
+from deeplab_jax.labels import CITYSCAPES, VOC, LabelSet
+from deeplab_jax.models.resnet import DEPTHS, STRIDES_IN, STRIDES_OUT
+from deeplab_jax.train import checkpoint as checkpoints
+from deeplab_jax.weights import files, hub, names
+from deeplab_jax.weights.convert import to_state_dict, to_variables, variable_shapes
+from deeplab_jax.weights.recognize import FROM_TENSORS, USUAL, Network, recognize
+
+Say = Callable[[str], None]
+
+# Fields of the model under which the same arrays compute something else; they serve every output stride.
+_MEANING = ("multi_grid", "dilate_conv2", "atrous_rates", "align_corners", "mean", "std")
+_OURS = ("dtype", "pretrained")  # fields that say nothing of the weights
+_SHAPES = ("backbone", "width", "stem")
+_HEAD_SHAPES = ("aspp_width", "fusion")
+
+
+def import_weights(
+    source: str,
+    out: str,
+    *,
+    fmt: str = "auto",
+    labels: LabelSet | None = None,
+    model: dict[str, Any] | None = None,
+    ignore_head: bool = False,
+    ema: bool = False,
+    say: Say = print,
+) -> None:
+    """Writes the weights of `source` to the folder `out`, as one checkpoint with config, label set and normalisation.
+
+    Args:
+      source: a weights file, or hf:OWNER/NAME[@REVISION].
+      out: a folder without checkpoints; it appears whole or not at all.
+      fmt: "auto", "torchvision", "timm" or "mmseg".
+      labels: the classes; None for those that the file names, or the reference's published ones.
+      model: fields of `ModelConfig` that the tensors do not tell, to override what was recognised.
+      ignore_head: leave the classifiers aside; the folder then serves as `model.pretrained` alone.
+      ema: take the moving average that training scripts keep beside the weights.
+      say: is given what was found, line by line.
+
+    Raises:
+      CheckpointError: the source cannot be read or does not fit, or `out` holds checkpoints.
+      ConfigError: an override cannot be used.
+    """
+    checkpoints.require_empty(out)
+    state, network = _read(source, fmt, ema)
+    config = dataclasses.replace(network.config, labels=labels or network.config.labels)
+    config.model = dataclasses.replace(config.model, **(model or {}))
+    origin = network.origin | {f"model.{field}": "as asked" for field in model or {}}
+    network = dataclasses.replace(network, config=validate(config), origin=origin)
+    variables, aside = to_variables(state, network, ignore_head=ignore_head)
+    for line in (*_description(network, source), *state.notes, f"{len(variables)} tensors used", *aside):
+        say(line)
+    checkpoints.save_model(out, config, names.unflatten(variables))
+    whole = not (network.is_backbone or ignore_head)
+    use = f"deeplab_jax.load({out!r}), or eval.py --config=configs/stored.py:{out} --checkpoint={out}; " if whole else ""
+    say(f"written to {out}: {use}train from it with --config.model.pretrained={out}")
+
+
+def export_weights(checkpoint: str, out: str, *, fmt: str, say: Say = print) -> None:
+    """Writes a checkpoint as a reference's state dict, and says how to build the network that loads it.
+
+    Args:
+      checkpoint: a run, a step of it, or an imported folder.
+      out: a `.safetensors`, `.pth` or `.pt` file.
+      fmt: "torchvision" or "mmseg".
+      say: is given how to load the file.
+
+    Raises:
+      CheckpointError: there is no such checkpoint, the reference has no such network, or the file cannot be written.
+    """
+    config = checkpoints.stored_config(checkpoint)
+    variables = names.flatten(checkpoints.restore_model(checkpoint, like=config))
+    step = int(checkpoints.resolve(checkpoint).name)
+    state = to_state_dict(variables, config.model, fmt, step)
+    record = to_dict(Config(labels=config.labels, model=config.model, eval=config.eval))
+    files.write(out, state, record)
+    say(f"{len(state)} tensors of {checkpoint} are in {out}, for load_state_dict(strict=True) of")
+    say({"torchvision": _torchvision_network, "mmseg": _mmseg_network}[fmt](config))
+
+
+def pretrained(config: Config, say: Say = print) -> dict[str, Any]:
+    """The variables that a training starts from, a part of {"params", "batch_stats"}, by `model.pretrained`.
+
+    Classifiers are taken only where the classes are the same ones.
+
+    Raises:
+      CheckpointError: the weights cannot be read.
+      ConfigError: they are of another network than the config's.
+    """
+    source = config.model.pretrained
+    if not source.startswith(hub.PREFIX) and epath.Path(source).is_dir():
+        stored, read = checkpoints.stored_config(source), lambda: names.flatten(checkpoints.restore_variables(source))
+        is_backbone = False
+    else:
+        state, network = _read(source, "auto", ema=False)
+        stored, is_backbone = network.config, network.is_backbone
+        other_head = network.num_classes != stored.labels.num_classes
+        read = lambda: to_variables(state, network, ignore_head=other_head)[0]  # noqa: E731
+    _require_same(config, stored, source, is_backbone=is_backbone)
+    variables = read()
+    shapes = variable_shapes(config)
+    same_classes = config.labels.names == stored.labels.names
+    taken = {path: x for path, x in variables.items() if path in shapes and (same_classes or path[1] not in names.HEADS)}
+    say(f"{len(taken)} of {len(shapes)} variables start from {source}")
+    new = sorted({path[1] for path in shapes.keys() - taken.keys()})
+    if new:
+        say(f"these start random: {', '.join(new)}")
+    for field in () if is_backbone else _MEANING:
+        ours, theirs = getattr(config.model, field), getattr(stored.model, field)
+        if ours != theirs:
+            say(f"the config's model.{field} is {ours}; these weights were trained with {theirs}")
+    return names.unflatten(taken)
+
+
+def label_set(spec: str) -> LabelSet:
+    """The label set "cityscapes" or "voc", or the one of a recipe, given its file.
+
+    Raises:
+      ConfigError: there is no such file, or it is no recipe.
+    """
+    known = {known.name: known for known in (CITYSCAPES, VOC)}
+    if spec in known:
+        return known[spec]
+    try:
+        config = runpy.run_path(spec)["get_config"]()
+    except (OSError, KeyError, SyntaxError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"`--labels` (={spec!r}) cannot be used ({reason}): give {', '.join(known)} or a recipe") from None
+    return config.labels
+
+
+def _read(source: str, fmt: str, ema: bool) -> tuple[files.StateDict, Network]:
+    state = files.read(hub.local_file(source), source, ema=ema)
+    return state, recognize(state, fmt)
+
+
+def _require_same(config: Config, stored: Config, source: str, *, is_backbone: bool) -> None:
+    for field in _SHAPES if is_backbone else _SHAPES + _HEAD_SHAPES:
+        ours, theirs = getattr(config.model, field), getattr(stored.model, field)
+        if ours != theirs:
+            raise ConfigError(f"`model.{field}` (={ours!r}) is {theirs!r} in {source}: set it so, or use other weights")
+    if not is_backbone and len(config.model.atrous_rates) != len(stored.model.atrous_rates):
+        raise ConfigError(f"`model.atrous_rates` (={config.model.atrous_rates}) is {stored.model.atrous_rates} in {source}")
+
+
+def _description(network: Network, source: str) -> list[str]:
+    """What was recognised, a field a line."""
+    config = network.config
+    shown = _SHAPES if network.is_backbone else [f.name for f in dataclasses.fields(ModelConfig) if f.name not in _OURS]
+    fields = {f"model.{name}": getattr(config.model, name) for name in shown}
+    fields |= {name: getattr(config.eval, name.removeprefix("eval.")) for name in network.origin if name.startswith("eval.")}
+    origin = {f"model.{name}": "from the tensors" for name in FROM_TENSORS} | network.origin
+    what = "a backbone" if network.is_backbone else f"DeepLabV3, {network.num_classes} classes"
+    lines = [f"{source}: {what}, with the names of {network.fmt}"]
+    lines += [f"  {name} = {value!r}  ({origin.get(name, USUAL)})" for name, value in fields.items()]
+    return lines if network.is_backbone else [*lines, f"  labels = {config.labels.name!r}, {config.labels.num_classes} classes"]
+
+
+def _torchvision_network(config: Config) -> str:
+    builder = f"torchvision.models.segmentation.deeplabv3_{config.model.backbone}"
+    fields = f"num_classes={config.labels.num_classes}, aux_loss={config.model.aux_head}"
+    return f"{builder}(weights=None, weights_backbone=None, {fields})"
+
+
+def _mmseg_network(config: Config) -> str:
+    """The fields of mmsegmentation's deeplabv3_r50-d8 that this network sets."""
+    model = config.model
+    stride, depth = model.output_stride, int(model.backbone.removeprefix("resnet"))
+    blocks, is_bottleneck = DEPTHS[model.backbone]
+    channels = [model.width * 2**i * (4 if is_bottleneck else 1) for i in range(4)]
+    backbone: dict[str, Any] = {
+        "type": "ResNetV1c" if model.stem == "3x3" else "ResNet",
+        "depth": depth,
+        "strides": tuple(min(out, stride) // min(in_, stride) for in_, out in zip(STRIDES_IN, STRIDES_OUT, strict=True)),
+        "dilations": tuple(max(out // stride, 1) for out in STRIDES_OUT),
+    }
+    backbone["strides"] = (1, *backbone["strides"][1:])
+    rates = [int(rate) for rate in last_stage_rates(model.multi_grid, stride)]
+    if tuple(model.multi_grid) != ModelConfig().multi_grid:
+        backbone["multi_grid"] = tuple((rates + rates[-1:] * blocks[3])[: blocks[3]])
+    if model.width != 64:
+        backbone |= {"base_channels": model.width, "stem_channels": model.width}
+    head = {
+        "in_channels": channels[3],
+        "channels": model.aspp_width,
+        "dilations": (1, *(int(rate) for rate in aspp_rates(model.atrous_rates, stride))),
+        "num_classes": config.labels.num_classes,
+        "align_corners": model.align_corners,
+    }
+    aux = {"in_channels": channels[2], "channels": channels[2] // 4, "num_classes": config.labels.num_classes}
+    return f"backbone={backbone}, decode_head={head}, auxiliary_head={aux if model.aux_head else None}"

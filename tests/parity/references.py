@@ -1,0 +1,135 @@
+"""The references' own networks, for comparing numbers. Needs torch and torchvision; mmsegmentation for its networks.
+
+pip install torch torchvision
+pip install --no-deps mmsegmentation mmcv-lite mmengine
+pip install addict yapf termcolor rich opencv-python-headless prettytable ftfy regex
+"""
+
+import importlib.machinery
+import importlib.util
+import sys
+import types
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+
+class _StandIn(types.ModuleType):
+    """A module of compiled operators whose every attribute is an inert class."""
+
+    __all__ = ()
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__spec__, self.__path__ = importlib.machinery.ModuleSpec(name, None), []
+
+    def __getattr__(self, name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+
+def _import_torchvision() -> None:
+    """torchvision as it is, or, where its compiled operators do not go with this torch, without them."""
+    try:
+        import torchvision
+    except (ImportError, RuntimeError, OSError):
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        for name in ("torchvision._meta_registrations", "torchvision._autograd_registrations"):
+            sys.modules[name] = types.ModuleType(name)
+        import torchvision  # noqa: F401
+
+
+def _import_mmseg() -> None:
+    """mmsegmentation's models; with mmcv-lite, stand-ins for the operators that it lacks."""
+    _import_torchvision()
+    if importlib.util.find_spec("mmcv._ext") is None:
+        ops = ("", ".point_sample", ".carafe", ".multi_scale_deform_attn", ".modulated_deform_conv")
+        sys.modules.update({name: _StandIn(name) for name in ("mmcv._ext", *(f"mmcv.ops{op}" for op in ops))})
+    import mmseg.models  # noqa: F401
+
+
+def torchvision_network(depth: int, aux: bool = True) -> torch.nn.Module:
+    _import_torchvision()
+    from torchvision.models import segmentation
+
+    build = getattr(segmentation, f"deeplabv3_resnet{depth}")
+    return build(weights=None, weights_backbone=None, num_classes=21, aux_loss=aux)
+
+
+def mmseg_network(
+    depth: int, kind: str = "ResNetV1c", mg124: bool = False, align_corners: bool = False, aux: bool = True
+) -> torch.nn.Module:
+    """The network of mmsegmentation's configs/deeplabv3/: -d8, or d16-mg124."""
+    _import_mmseg()
+    from mmseg.registry import MODELS
+
+    norm = {"type": "BN", "requires_grad": True}
+    channels, width, aux_width = (512, 128, 64) if depth < 50 else (2048, 512, 256)
+    strides, dilations, rates = (
+        ((1, 2, 2, 1), (1, 1, 1, 2), (6, 12, 18)) if mg124 else ((1, 2, 1, 1), (1, 1, 2, 4), (12, 24, 36))
+    )
+    shared = {"num_classes": 19, "norm_cfg": norm, "align_corners": align_corners, "dropout_ratio": 0.1}
+    shared["loss_decode"] = {"type": "CrossEntropyLoss", "use_sigmoid": False}
+    backbone = {
+        "type": kind,
+        "depth": depth,
+        "strides": strides,
+        "dilations": dilations,
+        "multi_grid": (1, 2, 4) if mg124 else None,
+        "contract_dilation": True,
+        "norm_cfg": norm,
+        "style": "pytorch",
+    }
+    head = {"type": "ASPPHead", "in_channels": channels, "in_index": 3, "channels": width, "dilations": (1, *rates)}
+    auxiliary = {"type": "FCNHead", "in_channels": channels // 2, "in_index": 2, "channels": aux_width, "num_convs": 1}
+    network = {
+        "type": "EncoderDecoder",
+        "backbone": backbone,
+        "decode_head": head | shared,
+        "auxiliary_head": auxiliary | {"concat_input": False} | shared if aux else None,
+        "train_cfg": {},
+        "test_cfg": {"mode": "whole"},
+    }
+    return MODELS.build(network)
+
+
+# Name -> (how to build it, the file name under which weights of it are published, where the tensors do not tell it).
+NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], str]] = {
+    "torchvision_r50": (lambda: torchvision_network(50), "deeplabv3_resnet50_coco"),
+    "torchvision_r101": (lambda: torchvision_network(101), "deeplabv3_resnet101_coco"),
+    "torchvision_r50_no_aux": (lambda: torchvision_network(50, aux=False), "deeplabv3_resnet50"),
+    "mmseg_r18": (lambda: mmseg_network(18), "deeplabv3_r18-d8_512x1024_80k_cityscapes"),
+    "mmseg_r50": (lambda: mmseg_network(50), "deeplabv3_r50-d8_512x1024_80k_cityscapes"),
+    "mmseg_r101": (lambda: mmseg_network(101), "deeplabv3_r101-d8_512x1024_80k_cityscapes"),
+    "mmseg_r101_mg124": (lambda: mmseg_network(101, mg124=True), "deeplabv3_r101-d16-mg124_512x1024_80k_cityscapes"),
+    "mmseg_r50b": (lambda: mmseg_network(50, kind="ResNet"), "deeplabv3_r50b-d8_512x1024_80k_cityscapes"),
+    "mmseg_r18b_769": (
+        lambda: mmseg_network(18, kind="ResNet", align_corners=True),
+        "deeplabv3_r18b-d8_769x769_80k_cityscapes",
+    ),
+}
+
+
+def is_mmseg(network: torch.nn.Module) -> bool:
+    return hasattr(network, "decode_head")
+
+
+def outputs(network: torch.nn.Module, images: np.ndarray, mean: np.ndarray, std: np.ndarray) -> dict[str, np.ndarray]:
+    """Logits of uint8 [n, h, w, 3] at the features' stride, NHWC: {"logits"}, and "aux" where there is that head."""
+    x = torch.from_numpy(((images.astype(np.float32) - mean) / std).transpose(0, 3, 1, 2).copy())
+    with torch.no_grad():
+        return {name: value.numpy().transpose(0, 2, 3, 1) for name, value in forward(network, x).items()}
+
+
+def forward(network: torch.nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """{"logits", "aux"} at the features' stride, NCHW."""
+    if is_mmseg(network):
+        features = network.extract_feat(x)
+        heads = {"logits": network.decode_head, "aux": network.auxiliary_head if network.with_auxiliary_head else None}
+        return {name: head(features) for name, head in heads.items() if head is not None}
+    features = network.backbone(x)
+    found = {"logits": network.classifier(features["out"])}
+    return found | ({"aux": network.aux_classifier(features["aux"])} if network.aux_classifier is not None else {})

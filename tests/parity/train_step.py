@@ -1,0 +1,110 @@
+"""Five training steps of ours and of PyTorch's, side by side: python tests/parity/train_step.py [--write] [NAME ...]
+
+Torchvision's recipe (references/segmentation/train.py): SGD with momentum 0.9 and weight decay 1e-4, poly rate, the auxiliary
+loss at 0.5 and its head at ten times the rate; losses over the pixels that are not 255. Dropout is off: its random numbers
+cannot be shared. Prints the relative error of loss, gradients, running statistics and parameters, tensor by tensor at the
+worst.
+
+In float64 the two agree to rounding, which is what shows that they are the same function. In float32 they cannot: an activation
+within rounding of 0 passes its gradient on one side and not on the other, and each such flip moves the gradients of all the
+layers below by about 1/sqrt(activations). The distance of either from float64 shows that ours is no further off than PyTorch's.
+
+--write stores a sample of PyTorch's float64 numbers as the golden file of tests/train/test_parity.py.
+"""
+
+import argparse
+import sys
+
+import jax
+import numpy as np
+import references
+import torch
+from live import GOLDEN, filled
+from steps import MEAN, OPTIM, STD, STEPS, Ours, errors, numbers
+from torch.nn.functional import cross_entropy, interpolate
+
+SAMPLE = 32  # entries a tensor in the golden file
+
+
+class Torch:
+    """PyTorch's run."""
+
+    def __init__(self, network: torch.nn.Module, dtype: str) -> None:
+        self.network, self.dtype = network.train().to(getattr(torch, dtype)), dtype
+        for module in network.modules():
+            if isinstance(module, torch.nn.Dropout | torch.nn.Dropout2d):
+                module.p = 0.0
+        aux = [p for name, p in network.named_parameters() if name.startswith(("aux_classifier.", "auxiliary_head."))]
+        others = [p for name, p in network.named_parameters() if not name.startswith(("aux_classifier.", "auxiliary_head."))]
+        groups = [{"params": others}, {"params": aux, "lr": OPTIM.lr * OPTIM.aux_lr_factor}]
+        self.sgd = torch.optim.SGD(groups, lr=OPTIM.lr, momentum=OPTIM.momentum, weight_decay=OPTIM.weight_decay)
+        self.schedule = torch.optim.lr_scheduler.PolynomialLR(self.sgd, total_iters=STEPS, power=OPTIM.power)
+
+    def step(self, batch: dict[str, np.ndarray]) -> float:
+        x = torch.from_numpy(((batch["image"].astype(self.dtype) - MEAN) / STD).transpose(0, 3, 1, 2).copy())
+        label = torch.from_numpy(batch["label"].astype(np.int64))
+        outputs = references.forward(self.network, x)
+        sized = {name: interpolate(y, label.shape[1:], mode="bilinear", align_corners=False) for name, y in outputs.items()}
+        parts = {name: cross_entropy(y, label, ignore_index=255) for name, y in sized.items()}
+        loss = parts["logits"] + OPTIM.aux_weight * parts.get("aux", 0.0)
+        self.sgd.zero_grad()
+        loss.backward()
+        self.sgd.step()
+        self.schedule.step()
+        return float(loss.detach())
+
+    def gradients(self) -> dict[str, np.ndarray]:
+        return {name: p.grad.numpy().copy() for name, p in self.network.named_parameters()}
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {name: x.numpy().copy() for name, x in self.network.state_dict().items() if x.ndim}
+
+
+def report(title: str, found: dict[str, float]) -> None:
+    print(title)
+    for kind in (
+        "loss after step 0",
+        "loss",
+        "gradient",
+        "statistic after step 0",
+        "statistic",
+        "parameter after step 0",
+        "parameter",
+    ):
+        some = {key: error for key, error in found.items() if key.startswith(kind)}
+        worst = max(some, key=some.get)
+        over = sum(error > 1e-3 for error in some.values())
+        print(f"  {kind:22} median {np.median(list(some.values())):.1e}, worst {some[worst]:.1e} ({worst}), {over} over 1e-3")
+    sys.stdout.flush()
+
+
+def compare(name: str, write: bool) -> bool:
+    build, published = references.NETWORKS[name]
+    weights, classes = filled(build()), 19 if name.startswith("mmseg") else 21
+
+    def of_torch(dtype: str) -> dict[str, np.ndarray]:
+        network = build()
+        filled(network)
+        return numbers(Torch(network, dtype), classes)
+
+    truth = of_torch("float64")
+    with jax.enable_x64(True):
+        double = errors(numbers(Ours(weights, published, "float64"), classes), truth)
+    report(f"{name}: ours against PyTorch's, both float64", double)
+    single, their_single = numbers(Ours(weights, published, "float32"), classes), of_torch("float32")
+    report(f"{name}: ours against PyTorch's, both float32", errors(single, their_single))
+    report(f"{name}: ours in float32 against float64", errors(single, truth))
+    report(f"{name}: PyTorch's in float32 against float64", errors(their_single, truth))
+    if write:
+        sample = {key: x.reshape(-1)[:SAMPLE] for key, x in truth.items()}
+        np.savez_compressed(GOLDEN / f"train_{name}.npz", **sample)
+    return max(double.values()) < 1e-6 and errors(single, their_single)["loss after step 0"] < 1e-5
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", default=["torchvision_r50", "torchvision_r101", "mmseg_r18"])
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+    results = [compare(name, arguments.write) for name in arguments.names]
+    sys.exit(0 if all(results) else 1)

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+
+from deeplab_jax.errors import CheckpointError
+from deeplab_jax.labels import CITYSCAPES, VOC
+from deeplab_jax.models.resnet import DEPTHS
+from deeplab_jax.weights.files import StateDict
+from deeplab_jax.weights.recognize import recognize
+
+# As mmcv printed it into checkpoints: norm_cfg is spelled out in place, other names stand alone.
+PUBLISHED = """
+norm_cfg = dict(type='SyncBN', requires_grad=True)
+model = dict(
+    type='EncoderDecoder',
+    backbone=dict(
+        type='ResNetV1c', depth=101, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2), multi_grid=(1, 2, 4),
+        norm_cfg=dict(type='SyncBN', requires_grad=True), contract_dilation=True),
+    decode_head=dict(type='ASPPHead', dilations=(1, 6, 12, 18), dropout_ratio=0.2, align_corners=True),
+    test_cfg=dict(mode='slide', crop_size=(769, 769), stride=(513, 513)))
+img_norm_cfg = dict(mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0], to_rgb=True)
+workflow = [('train', 1)]
+lr = undefined_name
+"""
+
+
+def blocks(depth, prefix="backbone.", width=4):
+    counts, is_bottleneck = DEPTHS[depth]
+    last = 3 if is_bottleneck else 2
+    names = [f"{prefix}layer{i + 1}.{j}.conv{n}.weight" for i in range(4) for j in range(counts[i]) for n in (1, last)]
+    return dict.fromkeys(names, np.zeros((width, 1, 1, 1), np.float32))
+
+
+def mmseg(depth="resnet101", classes=19, **meta):
+    head = {
+        "decode_head.conv_seg.weight": np.zeros((classes, 8, 1, 1), np.float32),
+        "decode_head.aspp_modules.0.conv.weight": np.zeros((8, 8, 1, 1), np.float32),
+    }
+    return blocks(depth) | head, meta
+
+
+def recognized(tensors, meta=None, source="x.pth"):
+    return recognize(StateDict(source, tensors, meta or {}))
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize(("stem", "name"), [("7x7", "conv1.weight"), ("3x3", "stem.0.weight"), ("3x3", "conv1.0.weight")])
+def test_backbones_by_their_blocks_and_stems(depth, stem, name):
+    network = recognized(blocks(depth, prefix="") | {name: np.zeros((2, 3, 3, 3), np.float32)})
+    assert network.is_backbone
+    assert (network.config.model.backbone, network.config.model.stem, network.config.model.width) == (depth, stem, 4)
+
+
+def test_what_the_configuration_in_a_checkpoint_says():
+    tensors, _ = mmseg()
+    network = recognized(tensors, {"config": PUBLISHED})
+    model = network.config.model
+    assert model.output_stride == 16
+    assert model.multi_grid == (0.5, 1.0, 2.0)
+    assert model.atrous_rates == (6, 12, 18)
+    assert model.align_corners
+    assert model.dropout == 0.2
+    assert (model.mean, model.std) == ((1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+    assert network.config.eval.window == (769, 769)
+    assert network.config.eval.window_stride == (513, 513)
+    assert network.origin["model.output_stride"] == "the configuration in the file"
+    usual = PUBLISHED.replace("(1, 2, 2, 1)", "(1, 2, 1, 1)").replace("(1, 6, 12, 18)", "(1, 12, 24, 36)")
+    model = recognized(tensors, {"cfg": usual.replace("multi_grid=(1, 2, 4),", "")}).config.model
+    assert (model.output_stride, model.atrous_rates, model.multi_grid) == (8, (6, 12, 18), (0.5, 1.0, 1.0))
+
+
+def test_a_configuration_that_cannot_be_read_is_no_configuration():
+    tensors, _ = mmseg()
+    for text in ("model = dict(", "model = build()", "", "import os\nos.remove('x')"):
+        assert recognized(tensors, {"config": text}).config.model.output_stride == 8
+
+
+def test_a_network_that_is_not_ours_is_refused():
+    tensors, _ = mmseg()
+    with pytest.raises(CheckpointError, match="contract_dilation"):
+        recognized(tensors, {"config": PUBLISHED.replace("contract_dilation=True", "").replace("multi_grid=(1, 2, 4),", "")})
+
+
+def test_published_file_names():
+    tensors, _ = mmseg()
+    model = recognized(tensors, source="/w/deeplabv3_r101-d16-mg124_512x1024_80k_cityscapes_20200908.pth").config.model
+    assert (model.output_stride, model.multi_grid, model.align_corners) == (16, (0.5, 1.0, 2.0), False)
+    model = recognized(tensors, source="/d16/mine-769x769.pth").config.model
+    assert (model.output_stride, model.multi_grid, model.align_corners) == (8, (0.5, 1.0, 1.0), False)
+
+
+def test_label_sets():
+    tensors, _ = mmseg()
+    assert recognized(tensors).config.labels == CITYSCAPES
+    assert recognized(tensors, {"CLASSES": list(CITYSCAPES.names)}).config.labels == CITYSCAPES
+    named = recognized(tensors, {"dataset_meta": {"classes": ("a", "b"), "palette": [[1, 2, 3], [4, 5, 6]]}}).config.labels
+    assert (named.names, named.colors) == (("a", "b"), ((1, 2, 3), (4, 5, 6)))
+    # Some palettes give two classes one colour.
+    named = recognized(tensors, {"CLASSES": ("a", "b"), "PALETTE": [[1, 2, 3], [1, 2, 3]]}).config.labels
+    assert named.colors == ((128, 0, 0), (0, 128, 0))
+    torchvision = blocks("resnet50") | {
+        "classifier.4.weight": np.zeros((21, 8, 1, 1), np.float32),
+        "classifier.0.convs.0.0.weight": np.zeros((8, 8, 1, 1), np.float32),
+    }
+    assert recognized(torchvision).config.labels == VOC

@@ -1,0 +1,215 @@
+"""Import, export and fine-tuning with narrow networks; that names and numbers are the references' is test_parity's."""
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_config, tiny_model
+from safetensors.numpy import load_file, save_file
+
+import deeplab_jax as dl
+from deeplab_jax.config import Config, EvalConfig
+from deeplab_jax.errors import CheckpointError, ConfigError
+from deeplab_jax.labels import CITYSCAPES, VOC
+from deeplab_jax.models import DeepLabV3
+from deeplab_jax.train.checkpoint import Checkpoints, restore_variables, save_model, stored_config
+from deeplab_jax.train.optimizer import make_optimizer
+from deeplab_jax.train.state import init_state
+from deeplab_jax.weights import convert, names, transfer
+
+MMSEG = tiny_model(stem="3x3", fusion="3x3", dilate_conv2=False, aux_head=True, output_stride=8)
+TORCHVISION = tiny_model(fusion="1x1+3x3", aux_head=True, output_stride=8, dropout=0.5)
+
+
+def random_variables(config):
+    rng = np.random.default_rng(0)
+    return {path: rng.uniform(0.2, 1, shape).astype(np.float32) for path, shape in convert.variable_shapes(config).items()}
+
+
+def state_dict(variables, model, fmt):
+    """What the reference would save, were it as narrow."""
+    named = names.reference_names(variables, model, fmt)
+    state = {name: names.to_reference(path, variables[path], model, fmt) for path, name in named.items()}
+    return state | {"backbone.layer1.0.bn1.num_batches_tracked": np.array(3)}
+
+
+@pytest.fixture(scope="module")
+def mmseg():
+    variables = random_variables(Config(model=MMSEG))
+    return variables, state_dict(variables, MMSEG, "mmseg")
+
+
+def imported(tmp_path, state, name="weights.safetensors", **arguments):
+    """(folder, lines) of an import of `state`."""
+    save_file(state, tmp_path / name)
+    lines, out = [], str(tmp_path / f"imported-{len(list(tmp_path.iterdir()))}")
+    transfer.import_weights(str(tmp_path / name), out, say=lines.append, **arguments)
+    return out, "\n".join(lines)
+
+
+def assert_same(folder, variables):
+    stored = names.flatten(restore_variables(folder))
+    assert stored.keys() == variables.keys()
+    for path, value in variables.items():
+        np.testing.assert_array_equal(stored[path], value)
+
+
+def test_an_imported_network_predicts_at_once(mmseg, tmp_path):
+    variables, state = mmseg
+    folder, lines = imported(tmp_path, state)
+    assert_same(folder, variables)
+    assert "model.stem = '3x3'  (from the tensors)" in lines
+    assert "1 tensors left aside: num_batches_tracked" in lines
+    segmenter = dl.load(folder)
+    assert segmenter.label_set == CITYSCAPES
+    assert segmenter.config.model == MMSEG
+    assert segmenter.predict(np.zeros((1, 3, 33, 47), np.uint8)).shape == (1, 33, 47)
+
+
+def test_torchvision_brings_the_classes_of_voc(tmp_path):
+    config = Config(model=TORCHVISION, labels=VOC)
+    variables = random_variables(config)
+    folder, _ = imported(tmp_path, state_dict(variables, TORCHVISION, "torchvision"))
+    assert_same(folder, variables)
+    assert stored_config(folder).labels == VOC
+    assert stored_config(folder).model == TORCHVISION
+
+
+def test_import_export_import_is_bit_identical_and_keeps_the_switches(mmseg, tmp_path):
+    variables, state = mmseg
+    asked = {"multi_grid": (0.5, 1.0, 2.0), "output_stride": 16, "align_corners": True}
+    folder, _ = imported(tmp_path, state, model=asked)
+    lines = []
+    transfer.export_weights(folder, str(tmp_path / "out.safetensors"), fmt="mmseg", say=lines.append)
+    assert "'multi_grid': (1, 2)" in lines[-1]
+    exported = load_file(tmp_path / "out.safetensors")
+    assert exported.keys() - state.keys() == {name for name in exported if name.endswith("num_batches_tracked")} - state.keys()
+    again, _ = imported(tmp_path, exported)
+    assert_same(again, variables)
+    transfer.import_weights(str(tmp_path / "out.safetensors"), str(tmp_path / "again"), say=lines.append)
+    assert_same(str(tmp_path / "again"), variables)
+    assert stored_config(str(tmp_path / "again")).model == stored_config(folder).model
+
+
+def test_every_tensor_is_used_or_the_import_fails(mmseg, tmp_path):
+    _, state = mmseg
+    broken = dict(state)
+    del broken["backbone.layer2.0.bn1.bias"]
+    broken["decode_head.extra.weight"] = np.ones(3, np.float32)
+    broken["backbone.layer3.1.conv2.weight"] = np.ones((32, 32, 1, 1), np.float32)
+    with pytest.raises(CheckpointError) as error:
+        imported(tmp_path, broken)
+    message = str(error.value)
+    assert "1 missing: backbone.layer2.0.bn1.bias" in message
+    assert "1 surplus: decode_head.extra.weight" in message
+    assert "1 wrong shapes: backbone.layer3.1.conv2.weight (32, 32, 1, 1) for (32, 32, 3, 3)" in message
+    assert "\n" not in message
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("drop", "message"),
+    [("decode_head.conv_seg.weight", "has no DeepLabV3 head"), ("backbone.layer1.0.conv1.weight", "backbone of")],
+)
+def test_other_architectures_are_named(mmseg, tmp_path, drop, message):
+    state = {name: value for name, value in mmseg[1].items() if name != drop}
+    with pytest.raises(CheckpointError, match=message):
+        imported(tmp_path, state)
+    with pytest.raises(CheckpointError, match="no ResNet and no DeepLabV3"):
+        imported(tmp_path, {"features.0.weight": np.ones(1, np.float32)})
+    with pytest.raises(CheckpointError, match="use --from=mmseg"):
+        imported(tmp_path, mmseg[1], fmt="torchvision")
+
+
+def test_another_number_of_classes_needs_a_label_set_or_leaves_the_head_aside(mmseg, tmp_path):
+    variables, state = mmseg
+    with pytest.raises(CheckpointError, match="19 classes, the label set 'voc' has 21; give --labels"):
+        imported(tmp_path, state, labels=VOC)
+    folder, lines = imported(tmp_path, state, labels=VOC, ignore_head=True)
+    assert "4 tensors left aside: the segmentation classifiers" in lines
+    assert_same(folder, {path: x for path, x in variables.items() if path[1] not in names.HEADS})
+    with pytest.raises(CheckpointError, match="holds no classifier: train from it with"):
+        dl.load(folder)
+
+
+def test_an_existing_folder_and_a_wrong_switch_are_refused(mmseg, tmp_path):
+    folder, _ = imported(tmp_path, mmseg[1])
+    with pytest.raises(CheckpointError, match="holds checkpoints already"):
+        transfer.import_weights(str(tmp_path / "weights.safetensors"), folder)
+    with pytest.raises(ConfigError, match=r"model\.output_stride"):
+        imported(tmp_path, mmseg[1], model={"output_stride": 12})
+
+
+@pytest.mark.parametrize(("stem", "fmt"), [("7x7", "timm"), ("3x3", "timm"), ("3x3", "mmseg")])
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_backbones_start_a_training(tmp_path, stem, fmt, prefix):
+    config = Config(model=tiny_model(stem=stem))
+    backbone = {path: x for path, x in random_variables(config).items() if path[1] == "backbone"}
+    state = {prefix + name.removeprefix("backbone."): x for name, x in state_dict(backbone, config.model, fmt).items()}
+    state["fc.weight"] = np.ones((1000, 64), np.float32)
+    save_file(state, tmp_path / "resnet18.safetensors")
+    config.model.pretrained = str(tmp_path / "resnet18.safetensors")
+    lines = []
+    taken = names.flatten(transfer.pretrained(config, lines.append))
+    assert taken.keys() == backbone.keys()
+    assert all(np.array_equal(taken[path], x) for path, x in backbone.items())
+    assert lines[1] == "these start random: aspp, classifier"
+    config.model.stem = "7x7" if stem == "3x3" else "3x3"
+    with pytest.raises(ConfigError, match=r"`model\.stem`"):
+        transfer.pretrained(config)
+
+
+def test_classifiers_are_taken_with_the_same_classes_alone(mmseg, tmp_path):
+    variables, state = mmseg
+    save_file(state, tmp_path / "x.safetensors")
+    lines = []
+    config = Config(
+        model=tiny_model(
+            stem="3x3", fusion="3x3", align_corners=True, aux_head=True, pretrained=str(tmp_path / "x.safetensors")
+        )
+    )
+    assert names.flatten(transfer.pretrained(config, lines.append)).keys() == variables.keys()
+    assert "the config's model.align_corners is True; these weights were trained with False" in lines
+    folder, _ = imported(tmp_path, state)
+    config.labels, config.model.pretrained = VOC, folder
+    taken = names.flatten(transfer.pretrained(config, lines.append)).keys()
+    assert taken == {path for path in variables if path[1] not in names.HEADS}
+    assert "these start random: aux_classifier, classifier" in lines
+    config.model.aspp_width = 16
+    with pytest.raises(ConfigError, match=r"`model\.aspp_width` \(=16\) is 8 in"):
+        transfer.pretrained(config)
+
+
+def test_weights_without_a_training_state_do_not_resume(mmseg, tmp_path):
+    variables, _ = mmseg
+    config = tiny_config(model=MMSEG)
+    save_model(str(tmp_path / "imported"), config, names.unflatten(variables))
+    optimizer = make_optimizer(config.optim, 1)
+    state = jax.eval_shape(lambda: init_state(DeepLabV3(MMSEG, 19), optimizer, 0))
+    with (
+        Checkpoints(str(tmp_path / "imported"), config) as checkpoints,
+        pytest.raises(CheckpointError, match="weights without a training"),
+    ):
+        checkpoints.restore(state)
+
+
+def test_networks_that_a_reference_does_not_have_are_not_exported(mmseg, tmp_path):
+    folder, _ = imported(tmp_path, mmseg[1])
+    with pytest.raises(CheckpointError, match=r"no network with model\.stem='3x3'.*model\.width=8"):
+        transfer.export_weights(folder, str(tmp_path / "x.safetensors"), fmt="torchvision")
+
+
+def test_label_sets_by_name_and_from_recipes(tmp_path):
+    assert transfer.label_set("voc") == VOC
+    assert transfer.label_set("configs/camvid_r18.py").name == "camvid"
+    for content in ("x = 1", "raise ImportError('nothing')", "def get_config(:"):
+        (tmp_path / "recipe.py").write_text(content)
+        with pytest.raises(ConfigError, match="--labels"):
+            transfer.label_set(str(tmp_path / "recipe.py"))
+
+
+def test_the_protocol_of_the_reference_travels_along(mmseg, tmp_path):
+    folder, lines = imported(tmp_path, mmseg[1], name="deeplabv3_r18-d8_769x769_80k_cityscapes_2020.safetensors")
+    config = stored_config(folder)
+    assert config.model.align_corners
+    assert config.eval == EvalConfig(window=(769, 769), window_stride=(513, 513))
+    assert "eval.window = (769, 769)  (the file's name)" in lines
