@@ -1,9 +1,11 @@
 """Score a checkpoint: `python eval.py --config=configs/quickstart.py --checkpoint=runs/quickstart`.
 
 `--checkpoint` is a run (its latest step), RUN/best, or one step RUN/checkpoints/N. `--config.eval.output_stride=8` evaluates
-at another output stride than training's. A list without labels gives pictures alone: `--config.eval.split=test --output=DIR`.
+at another output stride than training's. A list without labels gives files alone: `--config.eval.split=test` with
+`--output=DIR` for pictures, or `--submission=DIR` for what the Cityscapes server takes.
 """
 
+import functools
 import json
 
 from absl import flags
@@ -15,6 +17,7 @@ from deeplab_jax.errors import ConfigError
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe: a Python file with get_config().")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's folder, RUN/best, or RUN/checkpoints/N.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder for scores.json and, by image, train ids, colours and overlays.")
+SUBMISSION = flags.DEFINE_string("submission", None, "Folder for label-id PNGs and submission.zip for the Cityscapes server.")
 
 
 def main() -> None:
@@ -22,30 +25,53 @@ def main() -> None:
     config = checked_config(CONFIG.value)
     checkpoint = checked_folder("--checkpoint", CHECKPOINT.value, "runs/quickstart")
     output = OUTPUT.value and checked_folder("--output", OUTPUT.value, "runs/quickstart/val")
+    submission = SUBMISSION.value and checked_folder("--submission", SUBMISSION.value, "runs/quickstart/submission")
     # Imported here so that a mistyped flag is answered at once.
     from etils import epath
     from rich.console import Console
 
+    from deeplab_jax.data.instances import read_instances, why_no_instances
     from deeplab_jax.data.lists import describe, find_samples
     from deeplab_jax.data.pipeline import eval_batches
-    from deeplab_jax.evaluation import report
-    from deeplab_jax.evaluation.evaluate import evaluate
+    from deeplab_jax.evaluation import cityscapes, files, report
+    from deeplab_jax.evaluation.evaluate import Visitor, evaluate, write_pictures
+    from deeplab_jax.evaluation.submission import file_names, write_archive, write_prediction
     from deeplab_jax.train.checkpoint import resolve, restore_model
 
+    if output and submission and epath.Path(output).is_relative_to(submission):
+        raise ConfigError(f"`--output` (={output!r}) lies in --submission, where any PNG counts as submitted: move it out")
     variables = restore_model(checkpoint, like=config)
     samples = find_samples(config.data.root, config.eval.split, config.data.label_kind, need_labels=False)
-    if not (samples.labels or output):
-        raise ConfigError(f"`eval.split` (={config.eval.split!r}) has no labels to score: give --output for the predictions")
+    if not (samples.labels or output or submission):
+        raise ConfigError(
+            f"`eval.split` (={config.eval.split!r}) has no labels to score: give --output or --submission for the predictions"
+        )
+    names = file_names(samples.images, config.labels) if submission else ()
     batches = eval_batches(samples, config.labels, config.eval.batch_size, threads=config.data.threads)
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"checkpoint {resolve(checkpoint)}")
     console.print(describe(config.eval.split, samples))
-    confusion = evaluate(config, variables, batches, samples.images, output, console)
+    visitors: list[Visitor] = []
+    if output:
+        visitors.append(functools.partial(write_pictures, output, samples.images, config.labels))
+    if submission:
+        visitors.append(functools.partial(write_prediction, submission, names))
+    is_official, instances = bool(samples.labels) and cityscapes.is_official(config.labels), None
+    if is_official and (why := why_no_instances(samples)):
+        console.print(f"iIoU is left out: {why}")
+    elif is_official:
+        read = functools.partial(read_instances, samples, cityscapes.INSTANCE_LABELS)
+        instances, count = cityscapes.instance_counter(read)
+        visitors.append(count)
+    confusion = evaluate(config, variables, batches, len(samples), visitors, console)
+    if submission:
+        console.print(f"submission {write_archive(submission, names)}")
     if samples.labels:
-        console.print(report.table(confusion, config.labels))
+        official = cityscapes.scores(confusion, instances) if is_official else None
+        console.print(report.table(confusion, config.labels, official))
         if output:
-            scores = json.dumps(report.summary(confusion, config.labels), indent=2)
-            (epath.Path(output) / "scores.json").write_text(scores + "\n")
+            with files.replacing(epath.Path(output) / "scores.json") as file:
+                file.write((json.dumps(report.summary(confusion, config.labels, official), indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from deeplab_jax.config import Config
 from deeplab_jax.errors import DataError
 from deeplab_jax.evaluation import inference
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.models import DeepLabV3
 from deeplab_jax.train.checkpoint import restore_model, stored_config
 
 
@@ -22,7 +21,7 @@ class Segmenter:
     """A network with its weights, label set and normalisation.
 
     Attributes:
-      config: of the run; `eval.output_stride` decides the output stride.
+      config: of the run; `eval` decides the output stride, windows, scales and flip.
       variables: {"params", "batch_stats"}.
     """
 
@@ -50,16 +49,16 @@ class Segmenter:
         return np.asarray(self._compiled_predict(self.variables, _to_nhwc(images)))
 
     @functools.cached_property
-    def _model(self) -> DeepLabV3:
-        return inference.evaluation_model(self.config)
-
-    @functools.cached_property
     def _compiled_logits(self) -> Callable[..., Array]:
-        return jax.jit(functools.partial(inference.logits, model=self._model))
+        return self._compiled(inference.logits)
 
     @functools.cached_property
     def _compiled_predict(self) -> Callable[..., Array]:
-        return jax.jit(functools.partial(inference.predict, model=self._model))
+        return self._compiled(inference.predict)
+
+    def _compiled(self, function: Callable[..., Array]) -> Callable[..., Array]:
+        model = inference.evaluation_model(self.config)
+        return jax.jit(functools.partial(function, model=model, protocol=self.config.eval))
 
 
 def load(checkpoint: str) -> Segmenter:

@@ -27,8 +27,13 @@ def class_iou(confusion: Int[np.ndarray, "k k"]) -> Float[np.ndarray, " k"]:
 
 def mean_iou(confusion: Int[np.ndarray, "k k"]) -> float:
     """Mean over the classes whose IoU is a number; nan if there is none."""
-    iou = class_iou(confusion)
-    return float(np.mean(iou[~np.isnan(iou)])) if not np.isnan(iou).all() else float("nan")
+    return mean_of_numbers(class_iou(confusion))
+
+
+def mean_of_numbers(values: Float[np.ndarray, " k"]) -> float:
+    """Mean over what is not nan; nan if all is."""
+    numbers = values[~np.isnan(values)]
+    return float(np.mean(numbers)) if numbers.size else float("nan")
 
 
 def pixel_accuracy(confusion: Int[np.ndarray, "k k"]) -> float:

@@ -1,5 +1,6 @@
 """Four fake CPU devices, strict shapes, and tiny things that several tests share."""
 
+import copy
 import os
 
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
@@ -24,6 +25,23 @@ def street_scenes(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "scenes"
     synthetic.write(root, train=6, val=3, test=2, size=(64, 128))
     return root
+
+
+@pytest.fixture
+def official(monkeypatch):
+    """A function from a folder of predictions and label files to the scores of cityscapesScripts, as its script finds them."""
+    from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as script  # noqa: N813
+
+    monkeypatch.setattr(np, "in1d", np.isin, raising=False)  # the script's; NumPy 2.4 took it away
+
+    def evaluate(folder, labels):
+        args = copy.copy(script.args)
+        args.predictionPath, args.predictionWalk = str(folder), None
+        args.JSONOutput, args.quiet = False, True
+        names = [str(path) for path in labels]
+        return script.evaluateImgLists([script.getPrediction(args, name) for name in names], names, args)
+
+    return evaluate
 
 
 def pixels(path) -> np.ndarray:

@@ -108,12 +108,42 @@ def test_evaluation_prints_what_training_measured_and_writes_pictures(run, stree
     np.testing.assert_array_equal(colors, dl.CITYSCAPES.palette()[ids])
 
 
+def test_scores_are_the_official_ones_of_the_submission(run, street_scenes, official, tmp_path):
+    result = call("eval.py", f"--checkpoint={run}", f"--output={tmp_path}/o", f"--submission={tmp_path}/s", root=street_scenes)
+    assert result.returncode == 0, result.stderr
+    assert f"{tmp_path}/s/submission.zip" in result.stdout
+    assert "iIoU %" in result.stdout
+    reference = official(tmp_path / "s", (street_scenes / "gtFine" / "val").rglob("*_labelIds.png"))
+    scores = json.loads((tmp_path / "o" / "scores.json").read_text())["cityscapes"]
+    assert len(scores) == 8
+    for name, ours in scores.items():
+        for key, value in ours.items() if isinstance(ours, dict) else [(None, ours)]:
+            expected = reference[name][key] if key else reference[name]
+            assert (np.nan if value is None else value) == pytest.approx(expected, abs=1e-9, nan_ok=True)
+
+
+def test_without_instances_the_reason_is_said_and_other_names_are_not_submitted(run, street_scenes, tmp_path):
+    copied = tmp_path / "set"
+    shutil.copytree(street_scenes, copied)
+    next((copied / "gtFine" / "val").rglob("*instanceIds.png")).unlink()
+    result = call("eval.py", f"--checkpoint={run}", root=copied)
+    assert "iIoU is left out: 1 of 3 instanceIds files are missing" in result.stdout
+    assert "category mIoU" in result.stdout
+    image = next((copied / "leftImg8bit" / "test").rglob("*.png"))
+    image.rename(image.with_name("a.png"))
+    (copied / "list" / "test.lst").unlink()
+    refused = call("eval.py", f"--checkpoint={run}", "--config.eval.split=test", f"--submission={tmp_path}/s", root=copied)
+    assert "a.png cannot be submitted" in one_line(refused)
+    assert not (tmp_path / "s").exists()
+
+
 def test_a_list_without_labels_gives_pictures_alone(run, street_scenes, tmp_path):
     flags = [f"--checkpoint={run}/best", "--config.eval.split=test", "--config.eval.output_stride=16"]
-    result = call("eval.py", *flags, f"--output={tmp_path}", root=street_scenes)
+    result = call("eval.py", *flags, f"--output={tmp_path}", f"--submission={tmp_path}/ids", root=street_scenes)
     assert result.returncode == 0, result.stderr
     assert "mIoU" not in result.stdout
     assert len(list((tmp_path / "overlay").rglob("*.png"))) == 2
+    assert len(list((tmp_path / "ids").glob("canvasdorf_*_pred_labelIds.png"))) == 2
     refused = call("eval.py", *flags, root=street_scenes)
     assert refused.returncode == 2
     assert "give --output" in refused.stderr
@@ -153,6 +183,11 @@ MISTAKES = {
     "no such config": ("train.py", ["--workdir=x", "--config=nowhere.py"], "nowhere.py"),
     "no such root": ("train.py", ["--workdir=x", "--config.data.root=nowhere"], r"`data.root` \(='nowhere'\)"),
     "no checkpoint": ("eval.py", [], "`--checkpoint` is missing"),
+    "pictures in a submission": (
+        "eval.py",
+        ["--checkpoint=x", "--output=a/b", "--submission=a"],
+        r"`--output` \(='a/b'\) lies in --submission",
+    ),
     "no such checkpoint": ("eval.py", ["--checkpoint=nowhere"], r"`checkpoint` \(='nowhere'\) is no run"),
 }
 

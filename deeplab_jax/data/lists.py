@@ -5,7 +5,7 @@ Two layouts are known: Cityscapes (`leftImg8bit/ gtFine/ list/`) and custom (`in
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from etils import epath
@@ -139,14 +139,19 @@ def _images_below(folder: epath.Path) -> list[epath.Path]:
     return sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
-def _require_files(root: epath.Path, names: tuple[str, ...], source: str) -> None:
+def missing_files(root: epath.Path, names: Sequence[str]) -> list[str]:
+    """Those of `names`, relative to `root`, that do not exist."""
     # One listing a folder instead of one request a file: 6,000 requests to object storage take minutes.
     present: set[str] = set()
     for parent in sorted({str(epath.Path(name).parent) for name in names}):
         folder = root / parent
         if folder.is_dir():
             present.update(str(epath.Path(parent) / p.name) for p in folder.iterdir())
-    missing = [name for name in names if str(epath.Path(name)) not in present]
+    return [name for name in names if str(epath.Path(name)) not in present]
+
+
+def _require_files(root: epath.Path, names: tuple[str, ...], source: str) -> None:
+    missing = missing_files(root, names)
     if missing:
         some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise DataError(f"{len(missing)} of {len(names)} files that {source} names are missing below {root}: {some}")

@@ -14,11 +14,14 @@ from rich.progress import Progress
 
 from deeplab_jax.config import Config
 from deeplab_jax.evaluation import inference, pictures
+from deeplab_jax.evaluation.files import replacing
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.sharding import check_batch, make_mesh, prefetch, replicated
 
 Batch = dict[str, np.ndarray]
 Predictor = Callable[..., tuple[Array, Array]]
+# Called with an image's position in the list, the image, and its prediction in train ids.
+Visitor = Callable[[int, UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]], None]
 
 
 def score(
@@ -51,18 +54,18 @@ def evaluate(
     config: Config,
     variables: dict[str, Any],
     batches: Iterable[Batch],
-    names: Sequence[str],
-    output: str | None,
+    num_images: int,
+    visitors: Sequence[Visitor],
     console: Console,
 ) -> Int[np.ndarray, "k k"]:
-    """Scores `batches` as `eval.py` does: with progress, and with pictures where asked for.
+    """Scores `batches` as `eval.py` does: with progress, and with what `visitors` make of each image.
 
     Args:
       config: of the checkpoint, `eval` as wanted.
       variables: {"params", "batch_stats"}.
       batches: what `data.pipeline.eval_batches` yields.
-      names: of the images, by the batches' "index".
-      output: folder for the pictures, or None for none.
+      num_images: how many valid rows `batches` have.
+      visitors: called in turn with each image, once.
       console: where progress is shown.
 
     Raises:
@@ -70,31 +73,36 @@ def evaluate(
     """
     mesh = make_mesh(config.mesh)
     check_batch(config.eval.batch_size, mesh, "eval.batch_size")
-    compiled = inference.compile_predict_and_count(inference.evaluation_model(config))
+    compiled = inference.compile_predict_and_count(config)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("evaluating", total=len(names))
+        task = progress.add_task("evaluating", total=num_images)
 
         def show(batch: Batch, rows: Sequence[int], predictions: Array) -> None:
-            for i in rows if output else ():
-                name = names[int(batch["index"][i])]
-                _write_pictures(epath.Path(str(output)), name, batch["image"][i], np.asarray(predictions[i]), config.labels)
+            if visitors:
+                on_host = np.asarray(predictions)
+                for i in rows:
+                    for visit in visitors:
+                        visit(int(batch["index"][i]), batch["image"][i], on_host[i])
             progress.advance(task, len(rows))
 
         variables = jax.device_put(variables, replicated(mesh))
         return score(compiled, variables, batches, mesh, config.labels.num_classes, show)
 
 
-def _write_pictures(
-    output: epath.Path, name: str, image: UInt8[np.ndarray, "h w 3"], prediction: UInt8[np.ndarray, "h w"], label_set: LabelSet
+def write_pictures(
+    output: str,
+    names: Sequence[str],
+    label_set: LabelSet,
+    index: int,
+    image: UInt8[np.ndarray, "h w 3"],
+    prediction: UInt8[np.ndarray, "h w"],
 ) -> None:
-    """`<output>/{train_ids,color,overlay}/<name>.png`."""
+    """`<output>/{train_ids,color,overlay}/<names[index]>.png`; a visitor once the first three are bound."""
     drawn = {
         "train_ids": prediction,
         "color": pictures.colorize(prediction, label_set),
         "overlay": pictures.overlay(image, prediction, label_set),
     }
     for kind, pixels in drawn.items():
-        path = output / kind / epath.Path(name).with_suffix(".png")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
+        with replacing(epath.Path(output) / kind / epath.Path(names[index]).with_suffix(".png")) as file:
             Image.fromarray(pixels).save(file, "PNG")

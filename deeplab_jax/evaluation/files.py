@@ -1,0 +1,29 @@
+"""Files that appear whole or not at all."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import IO
+
+from etils import epath
+
+from deeplab_jax.errors import ConfigError
+
+
+@contextlib.contextmanager
+def replacing(path: epath.Path) -> Iterator[IO[bytes]]:
+    """A file to write, which becomes `path` when the block ends; an error leaves `path` as it was. Folders are made.
+
+    Raises:
+      ConfigError: `path` cannot be written.
+    """
+    beside = path.parent / f".{path.name}.new"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside.open("wb") as file:
+            yield file
+        beside.replace(path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error.strerror or error}): mend that, or name another folder") from None
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)

@@ -1,0 +1,66 @@
+"""Predictions as the Cityscapes server takes them: a PNG of label ids an image, and one zip of all."""
+
+import re
+import zipfile
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+from PIL import Image
+
+from deeplab_jax.errors import ConfigError, DataError
+from deeplab_jax.evaluation.cityscapes import is_official
+from deeplab_jax.evaluation.files import replacing
+from deeplab_jax.labels import CITYSCAPES, LabelSet
+
+ARCHIVE = "submission.zip"
+_LABEL_IDS = np.array(CITYSCAPES.class_ids, np.uint8)
+
+
+def file_names(images: Sequence[str], label_set: LabelSet) -> tuple[str, ...]:
+    """`<city>_<sequence>_<frame>_pred_labelIds.png` of each image: what the server and the official script look for.
+
+    Raises:
+      ConfigError: the label set is not Cityscapes'.
+      DataError: an image's name is not, or two images would give one file.
+    """
+    if not is_official(label_set):
+        raise ConfigError(
+            f"`--submission` needs Cityscapes' classes and ids, and `labels` is {label_set.name!r}: "
+            f"use a Cityscapes recipe, or --output for pictures"
+        )
+    first: dict[str, str] = {}
+    for image in images:
+        # No underscore in the city: the script splits names there.
+        found = re.fullmatch(r"([A-Za-z0-9-]+_\d{6}_\d{6})_leftImg8bit\.\w+", epath.Path(image).name)
+        if not found:
+            raise DataError(f"{image} cannot be submitted: --submission needs <city>_<6 digits>_<6 digits>_leftImg8bit.png")
+        name = f"{found[1]}_pred_labelIds.png"
+        if name in first:
+            raise DataError(f"{first[name]} and {image} would both be submitted as {name}: take one off the list")
+        first[name] = image
+    return tuple(first)
+
+
+def write_prediction(
+    folder: str,
+    names: Sequence[str],
+    index: int,
+    _: UInt8[np.ndarray, "h w 3"],
+    prediction: UInt8[np.ndarray, "h w"],
+) -> None:
+    """`<folder>/<names[index]>`; a visitor for `evaluate` once folder and names are bound."""
+    with replacing(epath.Path(folder) / names[index]) as file:
+        Image.fromarray(_LABEL_IDS[prediction]).save(file, "PNG")
+
+
+def write_archive(folder: str, names: Sequence[str]) -> epath.Path:
+    """`<folder>/submission.zip` of `names` and nothing else that lies in the folder; the same files give the same bytes."""
+    path = epath.Path(folder) / ARCHIVE
+    with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for name in names:
+            entry = zipfile.ZipInfo(name)  # of 1980: the time of writing is no part of the predictions
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, (epath.Path(folder) / name).read_bytes())
+    return path
