@@ -33,9 +33,10 @@ def main() -> None:
     from deeplab_jax.data.instances import read_instances, why_no_instances
     from deeplab_jax.data.lists import describe, find_samples
     from deeplab_jax.data.pipeline import eval_batches
-    from deeplab_jax.evaluation import cityscapes, files, report
+    from deeplab_jax.evaluation import cityscapes, report
     from deeplab_jax.evaluation.evaluate import Visitor, evaluate, write_pictures
     from deeplab_jax.evaluation.submission import file_names, write_archive, write_prediction
+    from deeplab_jax.files import replacing
     from deeplab_jax.train.checkpoint import resolve, restore_model
 
     if output and submission and epath.Path(output).is_relative_to(submission):
@@ -70,7 +71,7 @@ def main() -> None:
         official = cityscapes.scores(confusion, instances) if is_official else None
         console.print(report.table(confusion, config.labels, official))
         if output:
-            with files.replacing(epath.Path(output) / "scores.json") as file:
+            with replacing(epath.Path(output) / "scores.json") as file:
                 file.write((json.dumps(report.summary(confusion, config.labels, official), indent=2) + "\n").encode())
 
 

@@ -7,11 +7,12 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "deeplab_jax"
-BASE = {"errors", "labels", "config"}
+BASE = {"errors", "files", "labels", "config"}
 COMPUTE = {"models", "losses", "metrics", "sharding"}
 # docs of the layers: who may import whom. A module may always import its own package.
 MAY_IMPORT = {
     "errors": set(),
+    "files": {"errors"},
     "labels": {"errors"},
     "config": {"errors", "labels"},
     "models": BASE,

@@ -14,7 +14,7 @@ from rich.progress import Progress
 
 from deeplab_jax.config import Config
 from deeplab_jax.evaluation import inference, pictures
-from deeplab_jax.evaluation.files import replacing
+from deeplab_jax.files import replacing
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.sharding import check_batch, make_mesh, prefetch, replicated
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.evaluation.cityscapes import is_official
-from deeplab_jax.evaluation.files import replacing
+from deeplab_jax.files import replacing
 from deeplab_jax.labels import CITYSCAPES, LabelSet
 
 ARCHIVE = "submission.zip"

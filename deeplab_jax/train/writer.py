@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from tensorboardX import SummaryWriter
 
+from deeplab_jax.files import replacing
+
 METRICS = "metrics.jsonl"
 
 
@@ -80,9 +82,8 @@ def _truncate(path: epath.Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
-    beside = path.parent / f".{path.name}.new"
-    beside.write_text("".join(line + "\n" for line in kept))
-    beside.replace(path)
+    with replacing(path) as file:
+        file.write("".join(line + "\n" for line in kept).encode())
 
 
 def _duration(seconds: float) -> str:

@@ -10,8 +10,8 @@ from deeplab_jax.config import Config, ModelConfig
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.weights import names
-from deeplab_jax.weights.files import StateDict
 from deeplab_jax.weights.recognize import Network
+from deeplab_jax.weights.state_dicts import StateDict
 
 Variables = dict[names.Path, np.ndarray]
 

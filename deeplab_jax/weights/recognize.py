@@ -16,7 +16,7 @@ from deeplab_jax.config import Config, ModelConfig, from_dict
 from deeplab_jax.errors import CheckpointError, ConfigError
 from deeplab_jax.labels import CITYSCAPES, VOC, LabelSet, voc_color
 from deeplab_jax.models.resnet import DEPTHS
-from deeplab_jax.weights.files import RECORD, StateDict
+from deeplab_jax.weights.state_dicts import RECORD, StateDict
 
 # Fields that names and shapes tell.
 FROM_TENSORS = ("backbone", "width", "stem", "aspp_width", "fusion", "aux_head")

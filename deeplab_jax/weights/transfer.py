@@ -12,7 +12,7 @@ from deeplab_jax.errors import ConfigError
 from deeplab_jax.labels import CITYSCAPES, VOC, LabelSet
 from deeplab_jax.models.resnet import DEPTHS, STRIDES_IN, STRIDES_OUT
 from deeplab_jax.train import checkpoint as checkpoints
-from deeplab_jax.weights import files, hub, names
+from deeplab_jax.weights import hub, names, state_dicts
 from deeplab_jax.weights.convert import to_state_dict, to_variables, variable_shapes
 from deeplab_jax.weights.recognize import FROM_TENSORS, USUAL, Network, recognize
 
@@ -84,7 +84,7 @@ def export_weights(checkpoint: str, out: str, *, fmt: str, say: Say = print) -> 
     step = int(checkpoints.resolve(checkpoint).name)
     state = to_state_dict(variables, config.model, fmt, step)
     record = to_dict(Config(labels=config.labels, model=config.model, eval=config.eval))
-    files.write(out, state, record)
+    state_dicts.write(out, state, record)
     say(f"{len(state)} tensors of {checkpoint} are in {out}, for load_state_dict(strict=True) of")
     say({"torchvision": _torchvision_network, "mmseg": _mmseg_network}[fmt](config))
 
@@ -140,8 +140,8 @@ def label_set(spec: str) -> LabelSet:
     return config.labels
 
 
-def _read(source: str, fmt: str, ema: bool) -> tuple[files.StateDict, Network]:
-    state = files.read(hub.local_file(source), source, ema=ema)
+def _read(source: str, fmt: str, ema: bool) -> tuple[state_dicts.StateDict, Network]:
+    state = state_dicts.read(hub.local_file(source), source, ema=ema)
     return state, recognize(state, fmt)
 
 

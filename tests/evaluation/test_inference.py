@@ -1,46 +1,101 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from conftest import tiny_model
 
-from deeplab_jax.config import MeshConfig
+from deeplab_jax.api import Segmenter
+from deeplab_jax.config import Config, EvalConfig, MeshConfig
 from deeplab_jax.evaluation import inference, pictures, report
 from deeplab_jax.evaluation.evaluate import score
+from deeplab_jax.evaluation.protocols import average_views, slide
 from deeplab_jax.labels import CITYSCAPES
-from deeplab_jax.models import DeepLabV3
-from deeplab_jax.sharding import make_mesh
+from deeplab_jax.models import normalize
+from deeplab_jax.sharding import make_mesh, place, replicated
+
+# Neither windows nor scales divide the 36x50 images; the window is wider than the smaller view.
+PROTOCOL = EvalConfig(batch_size=4, window=(24, 32), scales=(0.5, 1.5), flip=True)
+CONFIG = Config(model=tiny_model(), eval=PROTOCOL)
+CLASSES = CITYSCAPES.num_classes
 
 
-def test_counts_do_not_depend_on_batches_padding_or_devices():
-    model = DeepLabV3(tiny_model(), 5)
+@pytest.fixture(scope="module")
+def variables():
+    """Random weights whose logits differ by about 1, so that it shows in which space they are averaged."""
+    model = inference.evaluation_model(CONFIG)
     variables = jax.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), False))()
-    compiled = inference.compile_predict_and_count(model)
-    rng = np.random.default_rng(0)
-    images, labels = rng.integers(0, 256, (3, 33, 40, 3), np.uint8), rng.integers(0, 5, (3, 33, 40)).astype(np.uint8)
+    variables["params"]["classifier"]["kernel"] *= 100
+    return variables
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (4, 36, 50, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def compiled_logits():
+    model = inference.evaluation_model(CONFIG)
+    return jax.jit(lambda variables, images: inference.logits(variables, images, model=model, protocol=PROTOCOL))
+
+
+def test_counts_do_not_depend_on_batches_padding_or_devices(variables, images):
+    compiled = inference.compile_predict_and_count(CONFIG)
+    labels = np.random.default_rng(1).integers(0, CLASSES, (3, 36, 50)).astype(np.uint8)
     labels[0] = 255
 
     def count(rows, valid, mesh):
         batch = {"image": images[rows], "label": labels[rows], "valid": np.array(valid), "index": np.array(rows)}
         shown = []
-        counts = score(compiled, variables, [batch], make_mesh(mesh), 5, lambda _, valid_rows, p: shown.append((valid_rows, p)))
-        return counts, *shown[0]
+
+        def show(_, valid_rows, predictions):
+            shown.append((valid_rows, predictions))
+
+        return score(compiled, variables, [batch], make_mesh(mesh), CLASSES, show), *shown[0]
 
     together, rows, predictions = count([0, 1, 2, 0], [True, True, True, False], MeshConfig(data=4))
     assert together.dtype == np.int64
-    assert together.sum() == 2 * 33 * 40
-    assert predictions.shape == (4, 33, 40)
+    assert together.sum() == 2 * 36 * 50
+    assert predictions.shape == (4, 36, 50)
     assert rows == [0, 1, 2]
     alone = sum(count([i], [True], MeshConfig(data=1))[0] for i in range(3))
     np.testing.assert_array_equal(together, alone)
+    assert compiled._cache_size() == 2  # four images on four devices, one image on one
 
 
-def test_logits_and_labels_agree():
-    model = DeepLabV3(tiny_model(), 5)
-    image = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, 20, 31, 3), np.uint8))
-    variables = jax.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), False))()
-    logits = inference.logits(variables, image, model=model)
-    assert logits.shape == (1, 20, 31, 5)
-    np.testing.assert_array_equal(inference.predict(variables, image, model=model), logits.argmax(-1))
+@pytest.mark.parametrize("mesh", [MeshConfig(data=4), MeshConfig(spatial=2)])
+def test_windows_and_views_do_not_depend_on_the_devices(variables, images, compiled_logits, mesh):
+    mesh = make_mesh(mesh)
+    batch = place({"image": images, "valid": np.ones(4, bool)}, mesh)
+    on_mesh = compiled_logits(jax.device_put(variables, replicated(mesh)), batch["image"])
+    np.testing.assert_allclose(on_mesh, compiled_logits(variables, images), rtol=1e-4, atol=1e-4)
+    assert on_mesh.addressable_shards[0].data.shape[0] == 4 // mesh.shape["data"]
+
+
+def test_the_protocol_is_windows_of_views_of_the_whole_network(variables, images, compiled_logits):
+    model = inference.evaluation_model(CONFIG)
+    whole = jax.jit(lambda images: inference.logits(variables, images, model=model, protocol=EvalConfig()))
+    # `logits` normalises, which the views must see once: it is undone for the network of the views.
+    mean, std = (np.asarray(values, np.float32)[None, None, None] for values in (CONFIG.model.mean, CONFIG.model.std))
+    views = average_views(
+        lambda view: slide(lambda x: whole(x * std + mean), view, CLASSES, window=(24, 32), stride=(16, 21)),
+        normalize(images, CONFIG.model.mean, CONFIG.model.std),
+        CLASSES,
+        scales=(0.5, 1.5),
+        flip=True,
+    )
+    np.testing.assert_allclose(compiled_logits(variables, images), views, rtol=1e-3, atol=1e-3)
+
+
+def test_a_segmenter_follows_the_whole_protocol(variables, images, compiled_logits):
+    segmenter = Segmenter(CONFIG, variables)
+    logits = segmenter.logits(images.transpose(0, 3, 1, 2))
+    np.testing.assert_allclose(logits, compiled_logits(variables, images).transpose(0, 3, 1, 2), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(segmenter.predict(images.transpose(0, 3, 1, 2)), logits.argmax(1))
+    plain = dataclasses.replace(segmenter, config=Config(model=CONFIG.model)).logits(images.transpose(0, 3, 1, 2))
+    assert np.abs(plain - logits).max() > 0.1
 
 
 def test_pictures():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax.models import layers
-from deeplab_jax.models.layers import BatchNorm, conv2d, max_pool_3x3, resize_bilinear
+from deeplab_jax.models.layers import BatchNorm, conv2d, max_pool_3x3, resize_bilinear, resize_by_gather
 
 
 def reference_conv(x, kernel, stride, rate):
@@ -114,6 +114,24 @@ def test_resize_uses_half_pixel_centres():
     # torch.nn.functional.interpolate([[0, 4]], size=4, mode="bilinear", align_corners=False) gives 0, 1, 3, 4.
     x = jnp.array([0.0, 4.0]).reshape(1, 1, 2, 1)
     np.testing.assert_allclose(resize_bilinear(x, 1, 4).reshape(-1), [0, 1, 3, 4], atol=1e-6)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", [(1, 1), (3, 11), (7, 5), (16, 2), (21, 15)])
+def test_resizing_by_gather_is_the_same_resizing(size, align_corners):
+    x = np.random.default_rng(0).normal(size=(2, 7, 5, 3)).astype(np.float32)
+    expected = resize_bilinear(x, *size, align_corners=align_corners)
+    np.testing.assert_allclose(resize_by_gather(x, *size, align_corners=align_corners), expected, rtol=1e-5, atol=1e-5)
+    column = x[:, :1]
+    expected = resize_bilinear(column, *size, align_corners=align_corners)
+    np.testing.assert_allclose(resize_by_gather(column, *size, align_corners=align_corners), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_symbolic_sizes_can_be_resized():
+    h, w = jax.export.symbolic_shape("h, w")
+    double = jax.jit(lambda x: layers.resize_by_gather(x, 2 * x.shape[1], 2 * x.shape[2]))
+    exported = jax.export.export(double)(jax.ShapeDtypeStruct((1, h, w, 1), jnp.float32))
+    assert exported.out_avals[0].shape == (1, 2 * h, 2 * w, 1)
 
 
 def test_aligned_corners_put_corner_pixels_on_corner_pixels():

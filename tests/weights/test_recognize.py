@@ -4,8 +4,8 @@ import pytest
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.labels import CITYSCAPES, VOC
 from deeplab_jax.models.resnet import DEPTHS
-from deeplab_jax.weights.files import StateDict
 from deeplab_jax.weights.recognize import recognize
+from deeplab_jax.weights.state_dicts import StateDict
 
 # As mmcv printed it into checkpoints: norm_cfg is spelled out in place, other names stand alone.
 PUBLISHED = """

@@ -4,7 +4,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from deeplab_jax.errors import CheckpointError
-from deeplab_jax.weights import files
+from deeplab_jax.weights import state_dicts
 
 STATE = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "a.num_batches_tracked": np.array(7)}
 
@@ -16,9 +16,9 @@ def saved(folder, tensors, name="x.safetensors"):
 
 def test_safetensors_with_the_record_come_back_as_they_were(tmp_path):
     path = str(tmp_path / "x.safetensors")
-    files.write(path, STATE, {"model": {"width": 8}})
-    state = files.read(path)
-    assert state.meta == {files.RECORD: {"model": {"width": 8}}}
+    state_dicts.write(path, STATE, {"model": {"width": 8}})
+    state = state_dicts.read(path)
+    assert state.meta == {state_dicts.RECORD: {"model": {"width": 8}}}
     np.testing.assert_array_equal(state.tensors["a.weight"], STATE["a.weight"])
     assert state.notes == ()
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
@@ -26,29 +26,29 @@ def test_safetensors_with_the_record_come_back_as_they_were(tmp_path):
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
 def test_other_precisions_become_float32_and_it_is_said(tmp_path, dtype):
-    state = files.read(saved(tmp_path, {"a": np.ones(2, dtype), "b": np.ones(2, np.float32)}))
+    state = state_dicts.read(saved(tmp_path, {"a": np.ones(2, dtype), "b": np.ones(2, np.float32)}))
     assert {x.dtype for x in state.tensors.values()} == {np.dtype(np.float32)}
     assert state.notes == (f"1 tensors were converted from {np.dtype(dtype)} to float32",)
 
 
 def test_a_prefix_before_every_name_is_taken_off(tmp_path):
-    state = files.read(saved(tmp_path, {f"module._orig_mod.{name}": value for name, value in STATE.items()}))
+    state = state_dicts.read(saved(tmp_path, {f"module._orig_mod.{name}": value for name, value in STATE.items()}))
     assert set(state.tensors) == set(STATE)
     assert len(state.notes) == 2
     mixed = {"module.a": np.ones(1), "b": np.ones(1)}
-    assert set(files.read(saved(tmp_path, mixed)).tensors) == set(mixed)
+    assert set(state_dicts.read(saved(tmp_path, mixed)).tensors) == set(mixed)
 
 
 def test_the_moving_average_among_the_weights_is_taken_on_demand(tmp_path):
     # mmcv's hook averages parameters, not running statistics.
     tensors = {"a.w": np.zeros(2), "a.mean": np.full(2, 5.0), "ema_a_w": np.ones(2)}
     path = saved(tmp_path, {name: value.astype(np.float32) for name, value in tensors.items()})
-    plain, averaged = files.read(path), files.read(path, ema=True)
+    plain, averaged = state_dicts.read(path), state_dicts.read(path, ema=True)
     assert {name: x.tolist() for name, x in plain.tensors.items()} == {"a.w": [0, 0], "a.mean": [5, 5]}
     assert {name: x.tolist() for name, x in averaged.tensors.items()} == {"a.w": [1, 1], "a.mean": [5, 5]}
     assert "--ema" in plain.notes[0]
     with pytest.raises(CheckpointError, match="no moving average"):
-        files.read(saved(tmp_path, STATE), ema=True)
+        state_dicts.read(saved(tmp_path, STATE), ema=True)
 
 
 @pytest.mark.parametrize(
@@ -64,25 +64,25 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path, name, content, message
     path = tmp_path / name
     path.write_bytes((tmp_path / saved(tmp_path, STATE)).read_bytes()[:-3] if content is None else content)
     with pytest.raises(CheckpointError, match=message) as error:
-        files.read(str(path))
+        state_dicts.read(str(path))
     assert name in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_a_missing_file_and_a_file_without_tensors(tmp_path):
     with pytest.raises(CheckpointError, match="is no file"):
-        files.read(str(tmp_path / "none.pth"))
+        state_dicts.read(str(tmp_path / "none.pth"))
     with pytest.raises(CheckpointError, match="no tensors"):
-        files.read(saved(tmp_path, {}))
+        state_dicts.read(saved(tmp_path, {}))
     with pytest.raises(CheckpointError, match="suffix"):
-        files.write(str(tmp_path / "x.npz"), STATE, {})
+        state_dicts.write(str(tmp_path / "x.npz"), STATE, {})
 
 
 def test_a_pickle_without_pytorch_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     (tmp_path / "x.pth").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"deeplab-jax\[torch\]"):
-        files.read(str(tmp_path / "x.pth"))
+        state_dicts.read(str(tmp_path / "x.pth"))
 
 
 class TestPickles:
@@ -100,7 +100,7 @@ class TestPickles:
         from argparse import Namespace
 
         torch.save({"state_dict": state, "meta": {"config": "model = dict()"}, "args": Namespace(lr=1)}, tmp_path / "x.pth")
-        read = files.read(str(tmp_path / "x.pth"))
+        read = state_dicts.read(str(tmp_path / "x.pth"))
         np.testing.assert_array_equal(read.tensors["a.weight"], STATE["a.weight"])
         assert read.meta == {"config": "model = dict()"}
 
@@ -108,14 +108,14 @@ class TestPickles:
     def test_the_moving_average_beside_the_weights(self, torch, state, tmp_path, key):
         average = {f"module.{name}": 2 * value for name, value in state.items()} | {"n_averaged": torch.tensor(3)}
         torch.save({"model": state, key: average}, tmp_path / "x.pth")
-        np.testing.assert_array_equal(files.read(str(tmp_path / "x.pth")).tensors["a.weight"], STATE["a.weight"])
-        averaged = files.read(str(tmp_path / "x.pth"), ema=True)
+        np.testing.assert_array_equal(state_dicts.read(str(tmp_path / "x.pth")).tensors["a.weight"], STATE["a.weight"])
+        averaged = state_dicts.read(str(tmp_path / "x.pth"), ema=True)
         assert set(averaged.tensors) == set(STATE)
         np.testing.assert_array_equal(averaged.tensors["a.weight"], 2 * STATE["a.weight"])
 
     def test_bfloat16_is_upcast_and_said(self, torch, tmp_path):
         torch.save({"a": torch.ones(2, dtype=torch.bfloat16)}, tmp_path / "x.bin")
-        read = files.read(str(tmp_path / "x.bin"))
+        read = state_dicts.read(str(tmp_path / "x.bin"))
         assert read.tensors["a"].dtype == np.float32
         assert "bfloat16" in read.notes[0]
 
@@ -126,7 +126,7 @@ class TestPickles:
 
         torch.save({"a": torch.ones(1), "b": Evil()}, tmp_path / "x.pth")
         with pytest.raises(CheckpointError, match="could run code") as error:
-            files.read(str(tmp_path / "x.pth"))
+            state_dicts.read(str(tmp_path / "x.pth"))
         assert "\n" not in str(error.value)
         assert not (tmp_path / "ran").exists()
 
@@ -135,11 +135,11 @@ class TestPickles:
         torch.save({"a": torch.ones(1000)}, tmp_path / "whole.pth")
         (tmp_path / "x.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:keep])
         with pytest.raises(CheckpointError, match=r"damaged|cut short") as error:
-            files.read(str(tmp_path / "x.pth"))
+            state_dicts.read(str(tmp_path / "x.pth"))
         assert "\n" not in str(error.value)
 
     def test_what_is_written_loads_as_a_bare_state_dict(self, torch, tmp_path):
-        files.write(str(tmp_path / "x.pth"), STATE, {"ignored": 1})
+        state_dicts.write(str(tmp_path / "x.pth"), STATE, {"ignored": 1})
         state = torch.load(tmp_path / "x.pth", weights_only=True)
         assert state["a.num_batches_tracked"].dtype == torch.int64
         np.testing.assert_array_equal(state["a.weight"].numpy(), STATE["a.weight"])

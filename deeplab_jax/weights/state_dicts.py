@@ -7,11 +7,10 @@ import collections
 import dataclasses
 import importlib
 import json
-import os
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes  # it teaches NumPy bfloat16, which both formats have
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from deeplab_jax.errors import CheckpointError
+from deeplab_jax.files import replacing
 
 PICKLES = (".pth", ".pt", ".bin")
 RECORD = "deeplab_jax"  # key of our own entry in a safetensors header
@@ -90,23 +90,15 @@ def write(path: str, tensors: Mapping[str, np.ndarray], record: dict[str, Any]) 
     target = epath.Path(path)
     if target.suffix == ".safetensors":
         content = save(dict(tensors), {"format": "pt", RECORD: json.dumps(record)})
-        _replace(target, lambda beside: beside.write_bytes(content))
+        with replacing(target) as file:
+            file.write(content)
     elif target.suffix in (".pth", ".pt"):
         torch = _torch(path)
         state = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
-        _replace(target, lambda beside: torch.save(state, beside))
+        with replacing(target) as file:
+            torch.save(state, file)
     else:
         raise CheckpointError(f"`out` (={path!r}) has the suffix {target.suffix!r}: use .safetensors, .pth or .pt")
-
-
-def _replace(target: epath.Path, write_to: Callable[[epath.Path], Any]) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.parent / f".{target.name}.{os.getpid()}.new"
-    try:
-        write_to(beside)
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _read_safetensors(path: str, source: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
