@@ -154,7 +154,7 @@ class EvalConfig:
       batch_size: images at a time over all devices; images of one batch have one size.
       output_stride: 8, 16 or 32; 0 means the one of training.
       window: height and width of a sliding window, in pixels of the (scaled) image; (0, 0) takes the image whole.
-      window_stride: steps of the window, down and to the right; (0, 0) moves it by two thirds of its size.
+      window_stride: steps of the window, down and to the right; (0, 0) is two thirds of its size, rounded.
       scales: factors by which the image is resized; predictions are averaged over them.
       flip: average over the mirrored image as well.
     """
@@ -312,11 +312,13 @@ def _validate_eval(config: Config) -> None:
         whole = _are_numbers(pair, 2) and all(isinstance(n, int) and n >= 0 for n in pair) and (0 in pair) == (max(pair) == 0)
         _require(config, field, whole, f"give height and width, --config.{field}='(769,769)', or (0,0)")
     window, stride = protocol.window, protocol.window_stride
-    fits = max(stride) == 0 or (max(window) > 0 and stride[0] <= window[0] and stride[1] <= window[1])
+    _require(config, "eval.window_stride", max(window) > 0 or max(stride) == 0, "set eval.window as well")
+    fits = stride[0] <= window[0] and stride[1] <= window[1]
     _require(config, "eval.window_stride", fits, f"use at most eval.window (={window}): larger steps leave pixels out")
     scales = protocol.scales
-    some = len(scales) > 0 and _are_numbers(scales, len(scales)) and min(scales) > 0
+    some = len(scales) > 0 and _are_numbers(scales, len(scales)) and 0 < min(scales) <= max(scales) < math.inf
     _require(config, "eval.scales", some, "give factors above 0: --config.eval.scales='(0.75,1.0,1.25)'")
+    _require(config, "eval.scales", len(set(scales)) == len(scales), "give each factor, and the flag, once")
 
 
 def _require(config: Config, field: str, ok: bool, advice: str) -> None:

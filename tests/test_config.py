@@ -1,5 +1,6 @@
 import dataclasses
 import importlib.util
+import math
 import pathlib
 
 import pytest
@@ -22,7 +23,8 @@ from deeplab_jax.config import (
 )
 from deeplab_jax.errors import ConfigError
 
-RECIPES = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+RECIPES = sorted(path for path in CONFIGS.glob("*.py") if path.stem != "stored")  # which reads another one
 
 
 def load_recipe(path):
@@ -86,6 +88,15 @@ def test_epochs_round_up_to_whole_steps():
         ({"optim": OptimConfig(lr=-1)}, "optim.lr"),
         ({"optim": OptimConfig(momentum=1.0)}, "optim.momentum"),
         ({"train": TrainConfig(steps=1, epochs=1)}, "train.steps"),
+        ({"eval": EvalConfig(window=(64, 0))}, "eval.window"),
+        ({"eval": EvalConfig(window=(64,))}, "eval.window"),
+        ({"eval": EvalConfig(window_stride=(8, 8))}, "eval.window_stride"),
+        ({"eval": EvalConfig(window=(64, 64), window_stride=(65, 8))}, "eval.window_stride"),
+        ({"eval": EvalConfig(scales=())}, "eval.scales"),
+        ({"eval": EvalConfig(scales=(1.0, 0.5, 1.0))}, "eval.scales"),
+        ({"eval": EvalConfig(scales=(math.inf,))}, "eval.scales"),
+        ({"model": ModelConfig(aux_dropout=1.0)}, "model.aux_dropout"),
+        ({"optim": OptimConfig(aux_lr_factor=-1.0)}, "optim.aux_lr_factor"),
         ({"train": TrainConfig(steps=-5, epochs=1)}, "train.steps"),
         ({"data": DataConfig(crop_size=(64.5, 64))}, "data.crop_size"),
         ({"data": DataConfig(crop_size=("a", "b"))}, "data.crop_size"),

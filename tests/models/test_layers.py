@@ -117,7 +117,7 @@ def test_resize_uses_half_pixel_centres():
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
-@pytest.mark.parametrize("size", [(1, 1), (3, 11), (7, 5), (16, 2), (21, 15)])
+@pytest.mark.parametrize("size", [(1, 1), (3, 11), (21, 5)])
 def test_resizing_by_gather_is_the_same_resizing(size, align_corners):
     x = np.random.default_rng(0).normal(size=(2, 7, 5, 3)).astype(np.float32)
     expected = resize_bilinear(x, *size, align_corners=align_corners)
