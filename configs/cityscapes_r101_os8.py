@@ -4,9 +4,9 @@ python train.py --config=configs/cityscapes_r101_os8.py --config.data.root=CITYS
 python eval.py --config=configs/cityscapes_r101_os8.py --config.data.root=CITYSCAPES --checkpoint=runs/cityscapes_r101_os8
 
 Reference: mmsegmentation deeplabv3_r101-d8_4xb2-80k_cityscapes-512x1024, 80.20 mIoU (single scale, val), from an ImageNet
-backbone on 4 GPUs. This recipe has not been run to the end here, so no time is given. What differs from the reference: the
-backbone starts from random weights; no photometric distortion; the crop's largest class is not capped at 75 %; the loss is
-averaged over the valid pixels alone.
+backbone on 4 GPUs. This recipe has not been run to the end here, so no time is given. What differs from the reference: no
+photometric distortion; the crop's largest class is not capped at 75 %; the loss is averaged over the valid pixels alone.
+The backbone is fetched once from the Hugging Face hub; offline, give its file with --config.model.pretrained=FILE.
 """
 
 from deeplab_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
@@ -15,7 +15,14 @@ from deeplab_jax.config import Config, DataConfig, EvalConfig, ModelConfig, Opti
 def get_config() -> Config:
     return Config(
         model=ModelConfig(
-            backbone="resnet101", stem="3x3", output_stride=8, aspp_width=512, fusion="3x3", aux_head=True, dtype="bfloat16"
+            backbone="resnet101",
+            stem="3x3",
+            output_stride=8,
+            aspp_width=512,
+            fusion="3x3",
+            aux_head=True,
+            dtype="bfloat16",
+            pretrained="hf:timm/resnet101c.gluon_in1k",
         ),
         data=DataConfig(batch_size=8, crop_size=(512, 1024)),
         optim=OptimConfig(lr=0.01, lr_end=1e-4, weight_decay=5e-4, aux_weight=0.4),
