@@ -44,8 +44,8 @@ def synthetic(
 
 
 def import_weights(
-    source: Annotated[str, tyro.conf.Positional],
-    out: str,
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")],
+    out: Annotated[str, tyro.conf.arg(metavar="DIR")],
     from_: Annotated[Literal["auto", "torchvision", "timm", "mmseg"], tyro.conf.arg(name="from")] = "auto",
     labels: str | None = None,
     output_stride: int | None = None,
@@ -90,7 +90,11 @@ def import_weights(
     )
 
 
-def export_weights(checkpoint: Annotated[str, tyro.conf.Positional], to: Literal["torchvision", "mmseg"], out: str) -> None:
+def export_weights(
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")],
+    to: Literal["torchvision", "mmseg"],
+    out: Annotated[str, tyro.conf.arg(metavar="FILE")],
+) -> None:
     """Write a checkpoint as a state dict that torchvision or mmsegmentation loads with strict=True.
 
     Args:

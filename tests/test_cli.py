@@ -28,3 +28,17 @@ def test_a_folder_that_is_something_else_is_left_alone(tmp_path, monkeypatch, ca
     assert caught.value.code == 2
     assert capsys.readouterr().err.startswith("error: ")
     assert (tmp_path / "mine.txt").read_text() == "precious"
+
+
+def test_weights_that_cannot_be_read_are_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "cut.safetensors").write_bytes(b"cut")
+    words = ["weights", "import", str(tmp_path / "cut.safetensors"), "--from", "mmseg", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", ["deeplab-jax", *words])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: `")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -141,7 +141,8 @@ def _initial_state(
     whole = replicated(mesh)
     init = jax.jit(lambda: init_state(model, optimizer, config.seed), out_shardings=whole)
     if checkpoints.latest_step() is None:
-        return with_variables(init(), pretrained()) if pretrained else init()
+        given = pretrained() if pretrained else {"params": {}, "batch_stats": {}}
+        return with_variables(init(), given)
     changed = differences(workdir, config)
     console.print(f"resuming {workdir} after step {checkpoints.latest_step()}")
     if changed:
