@@ -41,7 +41,8 @@ def main() -> None:
 
     if output and submission and epath.Path(output).is_relative_to(submission):
         raise ConfigError(f"`--output` (={output!r}) lies in --submission, where any PNG counts as submitted: move it out")
-    variables = restore_model(checkpoint, like=config)
+    step = resolve(checkpoint)
+    variables = restore_model(str(step), like=config)
     samples = find_samples(config.data.root, config.eval.split, config.data.label_kind, need_labels=False)
     if not (samples.labels or output or submission):
         raise ConfigError(
@@ -50,7 +51,7 @@ def main() -> None:
     names = file_names(samples.images, config.labels) if submission else ()
     batches = eval_batches(samples, config.labels, config.eval.batch_size, threads=config.data.threads)
     console = Console(soft_wrap=True, highlight=False)
-    console.print(f"checkpoint {resolve(checkpoint)}")
+    console.print(f"checkpoint {step}")
     console.print(describe(config.eval.split, samples))
     visitors: list[Visitor] = []
     if output:

@@ -22,7 +22,7 @@ def main() -> None:
     from deeplab_jax.data.lists import describe, find_samples
     from deeplab_jax.data.pipeline import eval_batches, train_batches
     from deeplab_jax.train.loop import train
-    from deeplab_jax.weights.transfer import pretrained
+    from deeplab_jax.weights.transfer import pretrained_variables
 
     console = Console(soft_wrap=True, highlight=False)
     data = config.data
@@ -39,7 +39,7 @@ def main() -> None:
             train_set, config.labels, data, config.model.mean, seed=config.seed, start_step=step, steps=steps
         ),
         eval_batches=lambda: eval_batches(eval_set, config.labels, config.eval.batch_size, threads=data.threads),
-        pretrained=(lambda: pretrained(config, console.print)) if config.model.pretrained else None,
+        pretrained=(lambda: pretrained_variables(config, console.print)) if config.model.pretrained else None,
         console=console,
     )
 

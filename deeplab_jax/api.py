@@ -13,7 +13,7 @@ from deeplab_jax.config import Config
 from deeplab_jax.errors import DataError
 from deeplab_jax.evaluation import inference
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.train.checkpoint import restore_model, stored_config
+from deeplab_jax.train.checkpoint import resolve, restore_model, stored_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +67,9 @@ def load(checkpoint: str) -> Segmenter:
     Raises:
       CheckpointError: there is no checkpoint, or it cannot be read.
     """
-    config = stored_config(checkpoint)
-    return Segmenter(config, jax.device_put(restore_model(checkpoint, like=config)))
+    step = str(resolve(checkpoint))
+    config = stored_config(step)
+    return Segmenter(config, jax.device_put(restore_model(step, like=config)))
 
 
 def _to_nhwc(images: UInt8[np.ndarray, "n 3 h w"]) -> UInt8[np.ndarray, "n h w 3"]:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ from etils import epath
 
 from deeplab_jax import config as config_module
 from deeplab_jax.config import Config, validate
-from deeplab_jax.errors import ConfigError, DeeplabError
+from deeplab_jax.errors import ConfigError, DeeplabError, one_line
+from deeplab_jax.labels import CITYSCAPES, VOC, LabelSet
 
 T = TypeVar("T")
 
@@ -81,9 +83,9 @@ def import_weights(
     }
     transfer.import_weights(
         source,
-        out,
+        checked_folder("--out", out, "weights/mmseg_r50"),
         fmt=from_,
-        labels=transfer.label_set(labels) if labels else None,
+        labels=checked_labels(labels) if labels else None,
         model={field: value for field, value in asked.items() if value is not None},
         ignore_head=ignore_head,
         ema=ema,
@@ -156,6 +158,27 @@ def checked_config(config: Any) -> Config:
             pass
         raise ConfigError(f"`--config` holds a {type(config).__name__}: get_config() must return a deeplab_jax.config.Config")
     return validate(config)
+
+
+def checked_labels(spec: str) -> LabelSet:
+    """The label set "cityscapes" or "voc", or that of a recipe, given its file.
+
+    Raises:
+      ConfigError: there is no such file, or it is no recipe.
+    """
+    known = {known.name: known for known in (CITYSCAPES, VOC)}
+    if spec in known:
+        return known[spec]
+    try:
+        config = runpy.run_path(spec)["get_config"]()
+    # A recipe is a program, and can fail in any way.
+    except Exception as error:
+        raise ConfigError(
+            f"`--labels` (={spec!r}) cannot be used ({one_line(error)}): give {', '.join(known)} or a recipe"
+        ) from None
+    if not isinstance(config, Config):
+        raise ConfigError(f"`--labels` (={spec!r}) gives a {type(config).__name__}: its get_config() must return a Config")
+    return config.labels
 
 
 def checked_folder(flag: str, value: str | None, example: str) -> str:

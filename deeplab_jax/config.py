@@ -216,6 +216,12 @@ def last_stage_rates(multi_grid: tuple[float, ...], output_stride: int) -> tuple
     return tuple(g * 32 / min(16, output_stride) for g in first) + tuple(g * 32 / output_stride for g in rest)
 
 
+def multi_grid_units(rates: tuple[float, ...], output_stride: int) -> tuple[float, ...]:
+    """The inverse of `last_stage_rates`."""
+    first, rest = rates[:1], rates[1:]
+    return tuple(rate * min(16, output_stride) / 32 for rate in first) + tuple(rate * output_stride / 32 for rate in rest)
+
+
 def aspp_rates(atrous_rates: tuple[int, ...], output_stride: int) -> tuple[float, ...]:
     """Rates of the ASPP branches at `output_stride`, from those at 16."""
     return tuple(rate * 16 / output_stride for rate in atrous_rates)
@@ -274,7 +280,7 @@ def _validate_model(config: Config) -> None:
     _require(config, "model.std", _are_numbers(model.std, 3) and min(model.std) > 0, "give three numbers above 0")
     for field, rates_at in (("model.multi_grid", last_stage_rates), ("model.atrous_rates", aspp_rates)):
         rates = operator.attrgetter(field)(config)
-        _require(config, field, len(rates) > 0 and _are_numbers(rates, len(rates)), "give numbers above 0")
+        _require(config, field, _are_some_numbers(rates), "give numbers above 0")
         for stride in sorted({model.output_stride, at_eval or model.output_stride}):
             actual = rates_at(rates, stride)
             whole = all(rate >= 1 and rate == int(rate) for rate in actual)
@@ -316,7 +322,7 @@ def _validate_eval(config: Config) -> None:
     fits = stride[0] <= window[0] and stride[1] <= window[1]
     _require(config, "eval.window_stride", fits, f"use at most eval.window (={window}): larger steps leave pixels out")
     scales = protocol.scales
-    some = len(scales) > 0 and _are_numbers(scales, len(scales)) and 0 < min(scales) <= max(scales) < math.inf
+    some = _are_some_numbers(scales) and min(scales) > 0
     _require(config, "eval.scales", some, "give factors above 0: --config.eval.scales='(0.75,1.0,1.25)'")
     _require(config, "eval.scales", len(set(scales)) == len(scales), "give each factor, and the flag, once")
 
@@ -327,7 +333,12 @@ def _require(config: Config, field: str, ok: bool, advice: str) -> None:
 
 
 def _are_numbers(values: Any, count: int) -> bool:
-    return len(values) == count and all(isinstance(value, int | float) for value in values)
+    is_list = isinstance(values, tuple | list) and len(values) == count
+    return is_list and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+
+
+def _are_some_numbers(values: Any) -> bool:
+    return isinstance(values, tuple | list) and len(values) > 0 and _are_numbers(values, len(values))
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -345,6 +356,8 @@ def from_dict(values: dict[str, Any]) -> Config:
 
 
 def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
+    if not isinstance(values, dict):
+        raise ConfigError(f"`{prefix.rstrip('.') or 'config'}` (={values!r}) is no set of fields")
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:

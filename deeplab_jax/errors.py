@@ -15,3 +15,8 @@ class DataError(DeeplabError):
 
 class CheckpointError(DeeplabError):
     """A checkpoint that is missing, damaged or of another model."""
+
+
+def one_line(error: BaseException) -> str:
+    """What another library says, short enough to stand in a message of ours."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

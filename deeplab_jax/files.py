@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import IO
 
@@ -16,7 +17,7 @@ def replacing(path: epath.Path) -> Iterator[IO[bytes]]:
     Raises:
       ConfigError: `path` cannot be written.
     """
-    beside = path.parent / f".{path.name}.new"
+    beside = path.parent / f".{path.name}.{os.getpid()}.new"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with beside.open("wb") as file:

@@ -1,6 +1,8 @@
 import pytest
 
 from deeplab_jax import cli
+from deeplab_jax.errors import ConfigError
+from deeplab_jax.labels import VOC
 
 
 def test_the_console_script_draws_the_street_scenes(tmp_path, monkeypatch, capsys):
@@ -42,3 +44,12 @@ def test_weights_that_cannot_be_read_are_one_line(tmp_path, monkeypatch, capsys)
     assert err.startswith("error: `")
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_label_sets_by_name_and_from_recipes(tmp_path):
+    assert cli.checked_labels("voc") == VOC
+    assert cli.checked_labels("configs/camvid_r18.py").name == "camvid"
+    for content in ("x = 1", "raise ImportError('nothing')", "def get_config(:", "def get_config(): return 5", "nothing()"):
+        (tmp_path / "recipe.py").write_text(content)
+        with pytest.raises(ConfigError, match="--labels"):
+            cli.checked_labels(str(tmp_path / "recipe.py"))

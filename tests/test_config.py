@@ -17,6 +17,7 @@ from deeplab_jax.config import (
     aspp_rates,
     from_dict,
     last_stage_rates,
+    multi_grid_units,
     to_dict,
     total_steps,
     validate,
@@ -96,6 +97,9 @@ def test_epochs_round_up_to_whole_steps():
         ({"eval": EvalConfig(scales=(1.0, 0.5, 1.0))}, "eval.scales"),
         ({"eval": EvalConfig(scales=(math.inf,))}, "eval.scales"),
         ({"model": ModelConfig(aux_dropout=1.0)}, "model.aux_dropout"),
+        ({"model": ModelConfig(mean=5)}, "model.mean"),
+        ({"model": ModelConfig(mean=(math.nan, 1.0, 1.0))}, "model.mean"),
+        ({"model": ModelConfig(multi_grid=1.0)}, "model.multi_grid"),
         ({"optim": OptimConfig(aux_lr_factor=-1.0)}, "optim.aux_lr_factor"),
         ({"train": TrainConfig(steps=-5, epochs=1)}, "train.steps"),
         ({"data": DataConfig(crop_size=(64.5, 64))}, "data.crop_size"),
@@ -142,3 +146,9 @@ def test_a_stored_field_that_this_version_does_not_know_is_named():
     values["model"]["depth"] = 50
     with pytest.raises(ConfigError, match=r"model\.depth"):
         from_dict(values)
+
+
+@pytest.mark.parametrize("output_stride", [8, 16, 32])
+@pytest.mark.parametrize("rates", [(1.0, 2.0, 4.0), (2.0, 4.0, 4.0), (3.0,)])
+def test_units_of_multi_grid_give_the_rates_back(output_stride, rates):
+    assert last_stage_rates(multi_grid_units(rates, output_stride), output_stride) == rates

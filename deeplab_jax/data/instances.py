@@ -9,7 +9,7 @@ from jaxtyping import UInt16
 from PIL import Image
 
 from deeplab_jax.data.lists import KINDS, Samples, missing_files
-from deeplab_jax.errors import DataError
+from deeplab_jax.errors import DataError, one_line
 
 
 def instance_file(label: str) -> str:
@@ -44,8 +44,7 @@ def read_instances(samples: Samples, numbered: Set[int], index: int, size: tuple
         with path.open("rb") as file, Image.open(file) as picture:
             mode, values = picture.mode, np.array(picture)
     except (OSError, SyntaxError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path} cannot be read ({reason}): replace it, or remove it to go without iIoU") from None
+        raise DataError(f"{path} cannot be read ({one_line(error)}): replace it, or remove it to go without iIoU") from None
     if mode not in ("I;16", "I"):  # which of the two, depends on Pillow's version
         raise DataError(f"{path} is no 16-bit grey image (mode {mode}): instanceIds files are")
     if values.shape != size:

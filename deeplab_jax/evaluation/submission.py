@@ -58,9 +58,10 @@ def write_prediction(
 def write_archive(folder: str, names: Sequence[str]) -> epath.Path:
     """`<folder>/submission.zip` of `names` and nothing else that lies in the folder; the same files give the same bytes."""
     path = epath.Path(folder) / ARCHIVE
+    members = [(epath.Path(folder) / name).read_bytes() for name in names]
     with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
-        for name in names:
+        for name, member in zip(names, members, strict=True):
             entry = zipfile.ZipInfo(name)  # of 1980: the time of writing is no part of the predictions
             entry.external_attr = 0o644 << 16
-            archive.writestr(entry, (epath.Path(folder) / name).read_bytes())
+            archive.writestr(entry, member)
     return path

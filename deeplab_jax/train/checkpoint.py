@@ -14,7 +14,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from deeplab_jax.config import Config, from_dict, to_dict
-from deeplab_jax.errors import CheckpointError, DeeplabError
+from deeplab_jax.errors import CheckpointError, DeeplabError, one_line
 from deeplab_jax.train.state import TrainState
 
 FOLDER = "checkpoints"
@@ -68,12 +68,14 @@ class Checkpoints:
         """
         if self._manager.latest is None:
             raise CheckpointError(f"{self._manager.directory} holds no checkpoint")
-        if "training" not in self._manager.checkpointables_metadata(self._manager.latest.step).metadata:
+        step, folder = self._manager.latest.step, self._manager.directory
+        saved = _read(lambda: self._manager.checkpointables_metadata(step).metadata, folder / str(step))
+        if "training" not in saved:
             raise CheckpointError(
-                f"{self._manager.directory.parent} holds weights without a training: name another --workdir, and start from "
-                f"these with --config.model.pretrained={self._manager.directory.parent}"
+                f"{folder.parent} holds weights without a training: name another --workdir, and start from these with "
+                f"--config.model.pretrained={folder.parent}"
             )
-        parts = _load(self._manager, self._manager.latest.step, _parts(abstract))
+        parts = _load(self._manager, step, _parts(abstract))
         return TrainState(**parts["model"], **parts["training"])
 
 
@@ -116,8 +118,9 @@ def restore_model(checkpoint: str, like: Config) -> dict[str, Any]:
       CheckpointError: nothing is found, it cannot be read, it is of another network or label set than `like`, or it lacks a
         classifier.
     """
-    differences(checkpoint, like)
-    variables = restore_variables(checkpoint)
+    step = str(resolve(checkpoint))
+    differences(step, like)
+    variables = restore_variables(step)
     if "classifier" not in variables["params"]:
         raise CheckpointError(
             f"`checkpoint` (={checkpoint!r}) holds no classifier: train from it with --config.model.pretrained={checkpoint}"
@@ -142,17 +145,24 @@ def save_model(folder: str, config: Config, variables: dict[str, Any]) -> None:
     """Writes weights without a training state as step 0 of `folder`, which then is what `resolve` wants.
 
     Raises:
-      CheckpointError: the folder holds checkpoints already.
+      CheckpointError: the folder holds checkpoints already, or cannot be written.
     """
     require_empty(folder)
-    with _open(_absolute(folder) / FOLDER) as manager:
-        manager.save_checkpointables(0, {"model": variables}, custom_metadata=_metadata(config))
+    try:
+        with _open(_absolute(folder) / FOLDER) as manager:
+            manager.save_checkpointables(0, {"model": variables}, custom_metadata=_metadata(config))
+    # As when reading, the storage layers raise what they like.
+    except Exception as error:
+        raise CheckpointError(f"`out` (={folder!r}) cannot be written ({one_line(error)}): name another folder") from error
 
 
 def require_empty(folder: str) -> None:
-    """Raises CheckpointError if there are checkpoints in `folder`."""
-    if (_absolute(folder) / FOLDER).exists():
-        raise CheckpointError(f"`out` (={folder!r}) holds checkpoints already: name another folder, or remove it")
+    """Raises CheckpointError if there is a complete checkpoint in `folder`."""
+    if not (_absolute(folder) / FOLDER).exists():
+        return
+    with _open(_absolute(folder) / FOLDER) as manager:
+        if manager.checkpoints:
+            raise CheckpointError(f"`out` (={folder!r}) holds checkpoints already: name another folder, or remove it")
 
 
 def resolve(checkpoint: str) -> epath.Path:

@@ -141,8 +141,8 @@ def _initial_state(
     whole = replicated(mesh)
     init = jax.jit(lambda: init_state(model, optimizer, config.seed), out_shardings=whole)
     if checkpoints.latest_step() is None:
-        given = pretrained() if pretrained else {"params": {}, "batch_stats": {}}
-        return with_variables(init(), given)
+        given = pretrained() if pretrained else None  # before what takes long
+        return with_variables(init(), given) if given else init()
     changed = differences(workdir, config)
     console.print(f"resuming {workdir} after step {checkpoints.latest_step()}")
     if changed:

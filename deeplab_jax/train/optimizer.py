@@ -16,6 +16,7 @@ def poly_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     """
 
     def lr(step: jax.Array) -> jax.Array:
+        step = jnp.asarray(step, float)  # of the default width: int32 would make float32 of it under x64 too
         left = jnp.maximum(1.0 - step / steps, 0.0)
         warm = jnp.minimum((step + 1) / max(config.warmup_steps, 1), 1.0)
         return (config.lr_end + (config.lr - config.lr_end) * left**config.power) * warm

@@ -10,6 +10,7 @@ from deeplab_jax.config import Config, ModelConfig
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.weights import names
+from deeplab_jax.weights.builders import require_buildable
 from deeplab_jax.weights.recognize import Network
 from deeplab_jax.weights.state_dicts import StateDict
 
@@ -29,7 +30,7 @@ def to_variables(state: StateDict, network: Network, *, ignore_head: bool = Fals
       ignore_head: leave the classifiers' tensors aside.
 
     Raises:
-      CheckpointError: a tensor is missing, surplus or of another shape; they are listed.
+      CheckpointError: a tensor is missing, surplus, of another shape or not finite; they are listed.
     """
     shapes = variable_shapes(network.config)
     if network.is_backbone:
@@ -55,6 +56,11 @@ def to_variables(state: StateDict, network: Network, *, ignore_head: bool = Fals
         )
         if unused
     ]
+    broken = {name for name in used.values() if not np.isfinite(tensors[name]).all()}
+    if broken:
+        raise CheckpointError(
+            f"`{state.source}` holds nan or infinity in {len(broken)} tensors ({_some(broken)}): use other weights"
+        )
     return {path: names.from_reference(path, tensors[name], model, fmt) for path, name in used.items()}, aside
 
 
@@ -70,7 +76,7 @@ def to_state_dict(variables: Variables, model: ModelConfig, fmt: str, step: int)
     Raises:
       CheckpointError: the reference has no such network.
     """
-    _require_exportable(model, fmt)
+    require_buildable(model, fmt)
     named = names.reference_names(variables, model, fmt)
     state = {name: names.to_reference(path, variables[path], model, fmt) for path, name in named.items()}
     counters = [name.replace("running_mean", COUNTER) for name in state if name.endswith("running_mean")]
@@ -119,29 +125,3 @@ def _check(
 def _some(items: Collection[str]) -> str:
     more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
     return ", ".join(sorted(items)[:SHOWN]) + more
-
-
-def _require_exportable(model: ModelConfig, fmt: str) -> None:
-    """Raises CheckpointError where the reference cannot be built so that it computes the same."""
-    is_basic = model.backbone in ("resnet18", "resnet34")
-    needs = {
-        "torchvision": {
-            "model.stem": (model.stem, "7x7"),
-            "model.width": (model.width, 64),
-            "model.multi_grid": (tuple(model.multi_grid), (0.5, 1.0, 1.0)),
-            "model.atrous_rates": (tuple(model.atrous_rates), (6, 12, 18)),
-            "model.aspp_width": (model.aspp_width, 256),
-            "model.fusion": (model.fusion, "1x1+3x3"),
-            "model.align_corners": (model.align_corners, False),
-            "model.backbone": (model.backbone, model.backbone if not is_basic else "resnet50"),
-        },
-        "mmseg": {
-            "model.fusion": (model.fusion, "3x3"),
-            "model.dilate_conv2": (model.dilate_conv2, not is_basic and model.dilate_conv2),
-        },
-    }[fmt]
-    differing = [f"{field}={value!r} (it has {other!r})" for field, (value, other) in needs.items() if value != other]
-    if differing:
-        raise CheckpointError(
-            f"`--to` (={fmt!r}) has no network with {', '.join(differing)}: export to the other one, or retrain"
-        )

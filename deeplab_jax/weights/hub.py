@@ -4,7 +4,6 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
@@ -12,7 +11,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import logging
 
-from deeplab_jax.errors import CheckpointError
+from deeplab_jax.errors import CheckpointError, one_line
 
 PREFIX = "hf:"
 FILES = ("model.safetensors", "pytorch_model.bin")
@@ -46,8 +45,9 @@ def local_file(source: str) -> str:
             raise CheckpointError(
                 f"`{source}` is no repository: write hf:OWNER/NAME, such as hf:timm/resnet50.tv_in1k"
             ) from None
-        except (HfHubHTTPError, OSError) as error:
-            raise CheckpointError(f"`{source}` cannot be fetched ({' '.join(str(error).split())[:200]}): try again") from None
+        # The HTTP library below the hub's, which changes with its version, has errors of its own.
+        except Exception as error:
+            raise CheckpointError(f"`{source}` cannot be fetched ({one_line(error)}): try again, or give a file") from None
     if unreachable:
         raise CheckpointError(
             f"`{source}` is not in the cache and the hub cannot be reached: connect once, or download {FILES[0]} of "

@@ -19,13 +19,13 @@ from etils import epath
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from deeplab_jax.errors import CheckpointError
+from deeplab_jax.errors import CheckpointError, one_line
 from deeplab_jax.files import replacing
 
 PICKLES = (".pth", ".pt", ".bin")
 RECORD = "deeplab_jax"  # key of our own entry in a safetensors header
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state")
-_EMA_WRAPPERS = ("ema_state_dict", "state_dict_ema", "model_ema")
+_EMA_WRAPPERS = ("state_dict_ema", "model_ema")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
@@ -60,25 +60,29 @@ def read(path: str, source: str = "", *, ema: bool = False) -> StateDict:
     source, suffix = source or path, epath.Path(path).suffix
     if not epath.Path(path).is_file():
         raise CheckpointError(f"`{source}` is no file: give one of weights, or hf:OWNER/NAME")
+    plain: Mapping[str, Any]
+    average: Mapping[str, Any] | None = None
     meta: dict[str, Any] = {}
+    notes: tuple[str, ...] = ()
     if suffix == ".safetensors":
-        content, meta = _read_safetensors(path, source)
-        has_average = False
+        plain, meta = _read_safetensors(path, source)
     elif suffix in PICKLES:
-        whole = _read_pickle(path, source)
-        if not isinstance(whole, Mapping):
-            raise CheckpointError(f"`{source}` holds a {type(whole).__name__}: give a state dict")
-        has_average = any(key in whole for key in _EMA_WRAPPERS)
-        content, meta = _unwrap(whole, ema)
+        plain, average, meta, notes = _unwrap(_read_pickle(path, source), source)
     else:
         raise CheckpointError(f"`{source}` has the suffix {suffix!r}: give a .safetensors, {', '.join(PICKLES)} file")
-    content, notes = _without_prefixes(content)
-    content, chosen = _choose_average(content, has_average, source, ema)
-    arrays = {name: _numpy(value) for name, value in content.items()}
-    tensors, converted = _to_float32({name: value for name, value in arrays.items() if value is not None})
+    content, without = _without_prefixes(average if ema and average is not None else plain)
+    content, inner = _split_average(content)
+    if average is not None or inner or notes:
+        chosen = (
+            "the moving average of the weights was taken" if ema else "the file also holds a moving average: --ema takes it"
+        )
+        notes = notes or (chosen,)
+    elif ema:
+        raise CheckpointError(f"`{source}` holds no moving average of its weights: leave --ema out")
+    tensors, converted = _to_float32(_arrays(content | inner if ema else content))
     if not tensors:
         raise CheckpointError(f"`{source}` holds no tensors: give a state dict")
-    return StateDict(source, tensors, meta, (*notes, *filter(None, [chosen]), *converted))
+    return StateDict(source, tensors, meta, (*without, *notes, *converted))
 
 
 def write(path: str, tensors: Mapping[str, np.ndarray], record: dict[str, Any]) -> None:
@@ -86,6 +90,7 @@ def write(path: str, tensors: Mapping[str, np.ndarray], record: dict[str, Any]) 
 
     Raises:
       CheckpointError: the suffix is another, or PyTorch is missing.
+      ConfigError: the file cannot be written.
     """
     target = epath.Path(path)
     if target.suffix == ".safetensors":
@@ -108,7 +113,7 @@ def _read_safetensors(path: str, source: str) -> tuple[dict[str, np.ndarray], di
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
         record = {RECORD: json.loads(header[RECORD])} if RECORD in header else {}
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"`{source}` cannot be read ({_one_line(error)}): it is damaged or cut short") from None
+        raise CheckpointError(f"`{source}` cannot be read ({one_line(error)}): it is damaged or cut short") from None
     return tensors, record
 
 
@@ -129,7 +134,7 @@ def _read_pickle(path: str, source: str) -> Any:
         ) from None
     # What torch.load raises of damaged files follows from where they are cut.
     except Exception as error:
-        raise CheckpointError(f"`{source}` cannot be read ({_one_line(error)}): it is damaged or cut short") from None
+        raise CheckpointError(f"`{source}` cannot be read ({one_line(error)}): it is damaged or cut short") from None
 
 
 def _torch(source: str) -> Any:
@@ -141,40 +146,41 @@ def _torch(source: str) -> Any:
         ) from None
 
 
-def _unwrap(content: Mapping[str, Any], ema: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The state dict inside a training script's checkpoint, and the checkpoint's "meta"."""
-    meta = content.get("meta")
-    keys = (*_EMA_WRAPPERS, *_WRAPPERS) if ema else _WRAPPERS
-    state = next((content[key] for key in keys if isinstance(content.get(key), Mapping)), content)
-    return dict(state), dict(meta) if isinstance(meta, Mapping) else {}
+def _unwrap(whole: Any, source: str) -> tuple[Mapping[str, Any], Mapping[str, Any] | None, dict[str, Any], tuple[str, ...]]:
+    """A training script's checkpoint: the weights, their moving average if it has one, its "meta", and a note."""
+    if not isinstance(whole, Mapping):
+        raise CheckpointError(f"`{source}` holds a {type(whole).__name__}: give a state dict")
+
+    def first(keys: tuple[str, ...]) -> Mapping[str, Any] | None:
+        return next((whole[key] for key in keys if isinstance(whole.get(key), Mapping)), None)
+
+    plain, meta = first(_WRAPPERS), first(("meta",))
+    # mmengine exchanges the two before it saves, so that what is loaded is the average.
+    exchanged = plain is not None and first(("ema_state_dict",)) is not None
+    notes = ("its state_dict is the moving average of the weights, as mmengine saves it",) if exchanged else ()
+    return whole if plain is None else plain, first(_EMA_WRAPPERS), dict(meta or {}), notes
 
 
-def _without_prefixes(content: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _without_prefixes(content: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Names as the network has them: DataParallel, torch.compile and Lightning put a prefix before every one."""
     notes: tuple[str, ...] = ()
     # The counters of averaged models have no prefix.
     content = {name: value for name, value in content.items() if name not in ("n_averaged", "steps")}
-    while prefix := next((p for p in _PREFIXES if content and all(name.startswith(p) for name in content)), ""):
+    while prefix := next((p for p in _PREFIXES if content and all(str(name).startswith(p) for name in content)), ""):
         content = {name.removeprefix(prefix): value for name, value in content.items()}
         notes += (f"the prefix {prefix!r} was taken off every name",)
     return content, notes
 
 
-def _choose_average(content: dict[str, Any], has_wrapper: bool, source: str, ema: bool) -> tuple[dict[str, Any], str]:
-    """The weights or their moving average, and a note on the other.
+def _split_average(content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The weights, and by the same names the moving average that mmcv's hook keeps of `a.b` as `ema_a_b` among them.
 
-    mmcv's EMAHook keeps the average of `a.b` as `ema_a_b` among the weights; the running statistics have none.
+    The running statistics have no average.
     """
     averages = {name: value for name, value in content.items() if name.startswith("ema_")}
     plain = {name: value for name, value in content.items() if name not in averages}
-    if not (averages or has_wrapper):
-        if ema:
-            raise CheckpointError(f"`{source}` holds no moving average of its weights: leave --ema out")
-        return plain, ""
-    if not ema:
-        return plain, "the file also holds a moving average of the weights, which --ema takes instead"
-    averaged = {name: averages.get("ema_" + name.replace(".", "_"), value) for name, value in plain.items()}
-    return averaged, "the moving average of the weights was taken"
+    averaged = {name: averages.get("ema_" + name.replace(".", "_")) for name in plain}
+    return plain, {name: value for name, value in averaged.items() if value is not None}
 
 
 def _to_float32(tensors: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
@@ -183,16 +189,13 @@ def _to_float32(tensors: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], 
     return {name: value.astype(np.float32, copy=False) for name, value in tensors.items()}, notes
 
 
-def _numpy(value: Any) -> np.ndarray | None:
-    """A tensor as an array; None for anything else."""
-    if isinstance(value, np.ndarray):
-        return value
-    if not hasattr(value, "detach"):
-        return None
-    value = value.detach().cpu()
-    # NumPy has no bfloat16 of its own; every other dtype is kept, so that it can be told.
-    return value.numpy() if str(value.dtype) != "torch.bfloat16" else value.float().numpy().astype(ml_dtypes.bfloat16)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def _arrays(content: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The tensors among the values, as arrays."""
+    arrays = {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
+    for name, value in content.items():
+        if hasattr(value, "detach"):
+            value = value.detach().cpu()
+            # NumPy has no bfloat16 of its own; every other dtype is kept, so that it can be told.
+            is_bfloat16 = str(value.dtype) == "torch.bfloat16"
+            arrays[name] = value.float().numpy().astype(ml_dtypes.bfloat16) if is_bfloat16 else value.numpy()
+    return arrays

@@ -1,18 +1,17 @@
 """What a user asks for: import a weights file, export a checkpoint, start a training from published weights."""
 
 import dataclasses
-import runpy
 from collections.abc import Callable
 from typing import Any
 
 from etils import epath
 
-from deeplab_jax.config import Config, ModelConfig, aspp_rates, last_stage_rates, to_dict, validate
+from deeplab_jax.config import Config, ModelConfig, to_dict, validate
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.labels import CITYSCAPES, VOC, LabelSet
-from deeplab_jax.models.resnet import DEPTHS, STRIDES_IN, STRIDES_OUT
+from deeplab_jax.labels import LabelSet
 from deeplab_jax.train import checkpoint as checkpoints
 from deeplab_jax.weights import hub, names, state_dicts
+from deeplab_jax.weights.builders import describe
 from deeplab_jax.weights.convert import to_state_dict, to_variables, variable_shapes
 from deeplab_jax.weights.recognize import FROM_TENSORS, USUAL, Network, recognize
 
@@ -57,6 +56,7 @@ def import_weights(
     config = dataclasses.replace(network.config, labels=labels or network.config.labels)
     config.model = dataclasses.replace(config.model, **(model or {}))
     origin = network.origin | {f"model.{field}": "as asked" for field in model or {}}
+    origin |= {"labels": "as asked"} if labels else {}
     network = dataclasses.replace(network, config=validate(config), origin=origin)
     variables, aside = to_variables(state, network, ignore_head=ignore_head)
     for line in (*_description(network, source), *state.notes, f"{len(variables)} tensors used", *aside):
@@ -79,17 +79,18 @@ def export_weights(checkpoint: str, out: str, *, fmt: str, say: Say = print) -> 
     Raises:
       CheckpointError: there is no such checkpoint, the reference has no such network, or the file cannot be written.
     """
-    config = checkpoints.stored_config(checkpoint)
-    variables = names.flatten(checkpoints.restore_model(checkpoint, like=config))
-    step = int(checkpoints.resolve(checkpoint).name)
-    state = to_state_dict(variables, config.model, fmt, step)
-    record = to_dict(Config(labels=config.labels, model=config.model, eval=config.eval))
+    step = checkpoints.resolve(checkpoint)
+    config = checkpoints.stored_config(str(step))
+    variables = names.flatten(checkpoints.restore_model(str(step), like=config))
+    state = to_state_dict(variables, config.model, fmt, int(step.name))
+    # Where the training started from is no part of the network.
+    record = to_dict(Config(labels=config.labels, model=dataclasses.replace(config.model, pretrained=""), eval=config.eval))
     state_dicts.write(out, state, record)
-    say(f"{len(state)} tensors of {checkpoint} are in {out}, for load_state_dict(strict=True) of")
-    say({"torchvision": _torchvision_network, "mmseg": _mmseg_network}[fmt](config))
+    say(f"{len(state)} tensors of {step} are in {out}, for load_state_dict(strict=True) of")
+    say(describe(config, fmt))
 
 
-def pretrained(config: Config, say: Say = print) -> dict[str, Any]:
+def pretrained_variables(config: Config, say: Say = print) -> dict[str, Any]:
     """The variables that a training starts from, a part of {"params", "batch_stats"}, by `model.pretrained`.
 
     Classifiers are taken only where the classes are the same ones.
@@ -100,15 +101,14 @@ def pretrained(config: Config, say: Say = print) -> dict[str, Any]:
     """
     source = config.model.pretrained
     if not source.startswith(hub.PREFIX) and epath.Path(source).is_dir():
-        stored, read = checkpoints.stored_config(source), lambda: names.flatten(checkpoints.restore_variables(source))
-        is_backbone = False
+        step = str(checkpoints.resolve(source))
+        stored, variables = checkpoints.stored_config(step), names.flatten(checkpoints.restore_variables(step))
     else:
         state, network = _read(source, "auto", ema=False)
-        stored, is_backbone = network.config, network.is_backbone
-        other_head = network.num_classes != stored.labels.num_classes
-        read = lambda: to_variables(state, network, ignore_head=other_head)[0]  # noqa: E731
-    _require_same(config, stored, source, is_backbone=is_backbone)
-    variables = read()
+        other_head = network.num_classes != network.config.labels.num_classes
+        stored, (variables, _) = network.config, to_variables(state, network, ignore_head=other_head)
+    has_aspp = any(path[1] == "aspp" for path in variables)
+    _require_same(config, stored, source, has_aspp=has_aspp)
     shapes = variable_shapes(config)
     same_classes = config.labels.names == stored.labels.names
     taken = {path: x for path, x in variables.items() if path in shapes and (same_classes or path[1] not in names.HEADS)}
@@ -116,28 +116,11 @@ def pretrained(config: Config, say: Say = print) -> dict[str, Any]:
     new = sorted({path[1] for path in shapes.keys() - taken.keys()})
     if new:
         say(f"these start random: {', '.join(new)}")
-    for field in () if is_backbone else _MEANING:
+    for field in _MEANING if has_aspp else ():
         ours, theirs = getattr(config.model, field), getattr(stored.model, field)
         if ours != theirs:
             say(f"the config's model.{field} is {ours}; these weights were trained with {theirs}")
     return names.unflatten(taken)
-
-
-def label_set(spec: str) -> LabelSet:
-    """The label set "cityscapes" or "voc", or the one of a recipe, given its file.
-
-    Raises:
-      ConfigError: there is no such file, or it is no recipe.
-    """
-    known = {known.name: known for known in (CITYSCAPES, VOC)}
-    if spec in known:
-        return known[spec]
-    try:
-        config = runpy.run_path(spec)["get_config"]()
-    except (OSError, KeyError, SyntaxError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"`--labels` (={spec!r}) cannot be used ({reason}): give {', '.join(known)} or a recipe") from None
-    return config.labels
 
 
 def _read(source: str, fmt: str, ema: bool) -> tuple[state_dicts.StateDict, Network]:
@@ -145,13 +128,14 @@ def _read(source: str, fmt: str, ema: bool) -> tuple[state_dicts.StateDict, Netw
     return state, recognize(state, fmt)
 
 
-def _require_same(config: Config, stored: Config, source: str, *, is_backbone: bool) -> None:
-    for field in _SHAPES if is_backbone else _SHAPES + _HEAD_SHAPES:
+def _require_same(config: Config, stored: Config, source: str, *, has_aspp: bool) -> None:
+    for field in _SHAPES + _HEAD_SHAPES if has_aspp else _SHAPES:
         ours, theirs = getattr(config.model, field), getattr(stored.model, field)
         if ours != theirs:
             raise ConfigError(f"`model.{field}` (={ours!r}) is {theirs!r} in {source}: set it so, or use other weights")
-    if not is_backbone and len(config.model.atrous_rates) != len(stored.model.atrous_rates):
-        raise ConfigError(f"`model.atrous_rates` (={config.model.atrous_rates}) is {stored.model.atrous_rates} in {source}")
+    ours, theirs = config.model.atrous_rates, stored.model.atrous_rates
+    if has_aspp and len(ours) != len(theirs):
+        raise ConfigError(f"`model.atrous_rates` (={ours}) are {theirs} in {source}: give as many, or use other weights")
 
 
 def _description(network: Network, source: str) -> list[str]:
@@ -164,39 +148,5 @@ def _description(network: Network, source: str) -> list[str]:
     what = "a backbone" if network.is_backbone else f"DeepLabV3, {network.num_classes} classes"
     lines = [f"{source}: {what}, with the names of {network.fmt}"]
     lines += [f"  {name} = {value!r}  ({origin.get(name, USUAL)})" for name, value in fields.items()]
-    return lines if network.is_backbone else [*lines, f"  labels = {config.labels.name!r}, {config.labels.num_classes} classes"]
-
-
-def _torchvision_network(config: Config) -> str:
-    builder = f"torchvision.models.segmentation.deeplabv3_{config.model.backbone}"
-    fields = f"num_classes={config.labels.num_classes}, aux_loss={config.model.aux_head}"
-    return f"{builder}(weights=None, weights_backbone=None, {fields})"
-
-
-def _mmseg_network(config: Config) -> str:
-    """The fields of mmsegmentation's deeplabv3_r50-d8 that this network sets."""
-    model = config.model
-    stride, depth = model.output_stride, int(model.backbone.removeprefix("resnet"))
-    blocks, is_bottleneck = DEPTHS[model.backbone]
-    channels = [model.width * 2**i * (4 if is_bottleneck else 1) for i in range(4)]
-    backbone: dict[str, Any] = {
-        "type": "ResNetV1c" if model.stem == "3x3" else "ResNet",
-        "depth": depth,
-        "strides": tuple(min(out, stride) // min(in_, stride) for in_, out in zip(STRIDES_IN, STRIDES_OUT, strict=True)),
-        "dilations": tuple(max(out // stride, 1) for out in STRIDES_OUT),
-    }
-    backbone["strides"] = (1, *backbone["strides"][1:])
-    rates = [int(rate) for rate in last_stage_rates(model.multi_grid, stride)]
-    if tuple(model.multi_grid) != ModelConfig().multi_grid:
-        backbone["multi_grid"] = tuple((rates + rates[-1:] * blocks[3])[: blocks[3]])
-    if model.width != 64:
-        backbone |= {"base_channels": model.width, "stem_channels": model.width}
-    head = {
-        "in_channels": channels[3],
-        "channels": model.aspp_width,
-        "dilations": (1, *(int(rate) for rate in aspp_rates(model.atrous_rates, stride))),
-        "num_classes": config.labels.num_classes,
-        "align_corners": model.align_corners,
-    }
-    aux = {"in_channels": channels[2], "channels": channels[2] // 4, "num_classes": config.labels.num_classes}
-    return f"backbone={backbone}, decode_head={head}, auxiliary_head={aux if model.aux_head else None}"
+    labels = f"  labels = {config.labels.name!r}, {config.labels.num_classes} classes  ({origin.get('labels')})"
+    return lines if network.is_backbone else [*lines, labels]

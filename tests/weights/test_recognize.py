@@ -64,6 +64,7 @@ def test_what_the_configuration_in_a_checkpoint_says():
     assert network.config.eval.window_stride == (513, 513)
     assert network.origin["model.output_stride"] == "the configuration in the file"
     usual = PUBLISHED.replace("(1, 2, 2, 1)", "(1, 2, 1, 1)").replace("(1, 6, 12, 18)", "(1, 12, 24, 36)")
+    usual = usual.replace("(1, 1, 1, 2)", "(1, 1, 2, 4)")
     model = recognized(tensors, {"cfg": usual.replace("multi_grid=(1, 2, 4),", "")}).config.model
     assert (model.output_stride, model.atrous_rates, model.multi_grid) == (8, (6, 12, 18), (0.5, 1.0, 1.0))
 
@@ -76,8 +77,61 @@ def test_a_configuration_that_cannot_be_read_is_no_configuration():
 
 def test_a_network_that_is_not_ours_is_refused():
     tensors, _ = mmseg()
-    with pytest.raises(CheckpointError, match="contract_dilation"):
-        recognized(tensors, {"config": PUBLISHED.replace("contract_dilation=True", "").replace("multi_grid=(1, 2, 4),", "")})
+    for change, field in (
+        (("contract_dilation=True", "contract_dilation=False"), "contract_dilation"),
+        (("dilations=(1, 1, 1, 2)", "dilations=(1, 1, 2, 4)"), "dilations"),
+        (("depth=101", "depth=101, style='caffe'"), "style"),
+        (("to_rgb=True", "to_rgb=False"), "to_rgb"),
+        (("(1, 6, 12, 18)", "(1, 6, 12, 17.5)"), "ASPP dilations"),
+    ):
+        with pytest.raises(CheckpointError, match=field):
+            recognized(tensors, {"config": PUBLISHED.replace(*change)})
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"config": PUBLISHED.replace("[1.0, 2.0, 3.0]", "None")},
+        {"config": PUBLISHED.replace("(1, 2, 2, 1)", "None")},
+        {"config": PUBLISHED.replace("(1, 2, 4)", "5")},
+        {"config": PUBLISHED.replace("(769, 769)", "769")},
+        {"dataset_meta": "x"},
+        {"CLASSES": 3},
+        {"CLASSES": ("a", "b"), "PALETTE": [[1, 2], [3, 4]]},
+        {"deeplab_jax": []},
+        {"deeplab_jax": {"model": 5}},
+        {"deeplab_jax": {"model": {"mean": 5}}},
+        {"deeplab_jax": {"model": {"unheard": 5}}},
+        {"deeplab_jax": {"labels": {"name": "a"}}},
+        {"deeplab_jax": {"eval": None}},
+    ],
+)
+def test_descriptions_that_make_no_sense_are_one_line(meta):
+    tensors, _ = mmseg()
+    with pytest.raises(CheckpointError, match=r"x\.pth") as error:
+        recognized(tensors, meta)
+    assert "\n" not in str(error.value)
+
+
+def test_the_configuration_says_all_and_the_name_nothing_beside_it():
+    tensors, _ = mmseg()
+    plain = PUBLISHED.replace("mode='slide', crop_size=(769, 769), stride=(513, 513)", "mode='whole'")
+    plain = plain.replace("multi_grid=(1, 2, 4),", "").replace(", align_corners=True", "")
+    config = recognized(tensors, {"config": plain}, "deeplabv3_r101-d16-mg124_769x769_80k_cityscapes.pth").config
+    assert (config.model.multi_grid, config.model.align_corners, config.eval.window) == ((0.5, 1.0, 1.0), False, (0, 0))
+
+
+def test_what_tensors_tell_is_believed_before_the_record():
+    tensors, _ = mmseg("resnet50")
+    record = {"model": {"backbone": "resnet18", "fusion": "1x1", "multi_grid": [1.0, 2.0, 4.0], "pretrained": "/somewhere"}}
+    model = recognized(tensors, {"deeplab_jax": record}).config.model
+    assert (model.backbone, model.fusion, model.multi_grid, model.pretrained) == ("resnet50", "3x3", (1.0, 2.0, 4.0), "")
+
+
+@pytest.mark.parametrize(("depth", "dilated"), [("resnet18", False), ("resnet50", True)])
+def test_only_basic_blocks_have_an_undilated_conv2(depth, dilated):
+    tensors, _ = mmseg(depth)
+    assert recognized(tensors).config.model.dilate_conv2 == dilated
 
 
 def test_published_file_names():
@@ -94,6 +148,8 @@ def test_label_sets():
     assert recognized(tensors, {"CLASSES": list(CITYSCAPES.names)}).config.labels == CITYSCAPES
     named = recognized(tensors, {"dataset_meta": {"classes": ("a", "b"), "palette": [[1, 2, 3], [4, 5, 6]]}}).config.labels
     assert (named.names, named.colors) == (("a", "b"), ((1, 2, 3), (4, 5, 6)))
+    ade = recognized(tensors, {"CLASSES": ("a", "b"), "config": "x = dict(reduce_zero_label=True)"}).config.labels
+    assert (ade.class_ids, ade.ignored_ids) == ((1, 2), (0, 255))
     # Some palettes give two classes one colour.
     named = recognized(tensors, {"CLASSES": ("a", "b"), "PALETTE": [[1, 2, 3], [1, 2, 3]]}).config.labels
     assert named.colors == ((128, 0, 0), (0, 128, 0))

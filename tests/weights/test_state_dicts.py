@@ -104,7 +104,7 @@ class TestPickles:
         np.testing.assert_array_equal(read.tensors["a.weight"], STATE["a.weight"])
         assert read.meta == {"config": "model = dict()"}
 
-    @pytest.mark.parametrize("key", ["ema_state_dict", "model_ema", "state_dict_ema"])
+    @pytest.mark.parametrize("key", ["model_ema", "state_dict_ema"])
     def test_the_moving_average_beside_the_weights(self, torch, state, tmp_path, key):
         average = {f"module.{name}": 2 * value for name, value in state.items()} | {"n_averaged": torch.tensor(3)}
         torch.save({"model": state, key: average}, tmp_path / "x.pth")
@@ -112,6 +112,13 @@ class TestPickles:
         averaged = state_dicts.read(str(tmp_path / "x.pth"), ema=True)
         assert set(averaged.tensors) == set(STATE)
         np.testing.assert_array_equal(averaged.tensors["a.weight"], 2 * STATE["a.weight"])
+
+    @pytest.mark.parametrize("ema", [False, True])
+    def test_mmengine_saves_the_average_as_the_state_dict(self, torch, state, tmp_path, ema):
+        torch.save({"state_dict": state, "ema_state_dict": {"steps": torch.tensor(3)}}, tmp_path / "x.pth")
+        read = state_dicts.read(str(tmp_path / "x.pth"), ema=ema)
+        np.testing.assert_array_equal(read.tensors["a.weight"], STATE["a.weight"])
+        assert read.notes == ("its state_dict is the moving average of the weights, as mmengine saves it",)
 
     def test_bfloat16_is_upcast_and_said(self, torch, tmp_path):
         torch.save({"a": torch.ones(2, dtype=torch.bfloat16)}, tmp_path / "x.bin")

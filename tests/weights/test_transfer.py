@@ -137,6 +137,14 @@ def test_an_existing_folder_and_a_wrong_switch_are_refused(mmseg, tmp_path):
         transfer.import_weights(str(tmp_path / "weights.safetensors"), folder)
     with pytest.raises(ConfigError, match=r"model\.output_stride"):
         imported(tmp_path, mmseg[1], model={"output_stride": 12})
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        transfer.import_weights(str(tmp_path / "weights.safetensors"), str(tmp_path / "file"), say=lambda _: None)
+    # What an interrupted import leaves is no checkpoint.
+    (tmp_path / "half" / "checkpoints").mkdir(parents=True)
+    transfer.import_weights(str(tmp_path / "weights.safetensors"), str(tmp_path / "half"), say=lambda _: None)
+    with pytest.raises(CheckpointError, match="nan or infinity"):
+        imported(tmp_path, mmseg[1] | {"backbone.layer1.0.bn1.bias": np.full(8, np.nan, np.float32)})
 
 
 @pytest.mark.parametrize(("stem", "fmt"), [("7x7", "timm"), ("3x3", "timm"), ("3x3", "mmseg")])
@@ -149,13 +157,13 @@ def test_backbones_start_a_training(tmp_path, stem, fmt, prefix):
     save_file(state, tmp_path / "resnet18.safetensors")
     config.model.pretrained = str(tmp_path / "resnet18.safetensors")
     lines = []
-    taken = names.flatten(transfer.pretrained(config, lines.append))
+    taken = names.flatten(transfer.pretrained_variables(config, lines.append))
     assert taken.keys() == backbone.keys()
     assert all(np.array_equal(taken[path], x) for path, x in backbone.items())
     assert lines[1] == "these start random: aspp, classifier"
     config.model.stem = "7x7" if stem == "3x3" else "3x3"
     with pytest.raises(ConfigError, match=r"`model\.stem`"):
-        transfer.pretrained(config)
+        transfer.pretrained_variables(config)
 
 
 def test_classifiers_are_taken_with_the_same_classes_alone(mmseg, tmp_path):
@@ -167,16 +175,20 @@ def test_classifiers_are_taken_with_the_same_classes_alone(mmseg, tmp_path):
             stem="3x3", fusion="3x3", align_corners=True, aux_head=True, pretrained=str(tmp_path / "x.safetensors")
         )
     )
-    assert names.flatten(transfer.pretrained(config, lines.append)).keys() == variables.keys()
+    assert names.flatten(transfer.pretrained_variables(config, lines.append)).keys() == variables.keys()
     assert "the config's model.align_corners is True; these weights were trained with False" in lines
     folder, _ = imported(tmp_path, state)
     config.labels, config.model.pretrained = VOC, folder
-    taken = names.flatten(transfer.pretrained(config, lines.append)).keys()
+    taken = names.flatten(transfer.pretrained_variables(config, lines.append)).keys()
     assert taken == {path for path in variables if path[1] not in names.HEADS}
     assert "these start random: aux_classifier, classifier" in lines
-    config.model.aspp_width = 16
+    config.model.aspp_width = 16  # a backbone's folder says nothing of a head
+    backbone, _ = imported(tmp_path, {name: x for name, x in state.items() if name.startswith("backbone.")}, "b.safetensors")
+    config.model.pretrained = backbone
+    assert {path[1] for path in names.flatten(transfer.pretrained_variables(config, lines.append))} == {"backbone"}
+    config.model.pretrained = folder
     with pytest.raises(ConfigError, match=r"`model\.aspp_width` \(=16\) is 8 in"):
-        transfer.pretrained(config)
+        transfer.pretrained_variables(config)
 
 
 def test_weights_without_a_training_state_do_not_resume(mmseg, tmp_path):
@@ -194,17 +206,8 @@ def test_weights_without_a_training_state_do_not_resume(mmseg, tmp_path):
 
 def test_networks_that_a_reference_does_not_have_are_not_exported(mmseg, tmp_path):
     folder, _ = imported(tmp_path, mmseg[1])
-    with pytest.raises(CheckpointError, match=r"no network with model\.stem='3x3'.*model\.width=8"):
+    with pytest.raises(CheckpointError, match=r"no network with model\.backbone='resnet18', only 'resnet50' or 'resnet101'"):
         transfer.export_weights(folder, str(tmp_path / "x.safetensors"), fmt="torchvision")
-
-
-def test_label_sets_by_name_and_from_recipes(tmp_path):
-    assert transfer.label_set("voc") == VOC
-    assert transfer.label_set("configs/camvid_r18.py").name == "camvid"
-    for content in ("x = 1", "raise ImportError('nothing')", "def get_config(:"):
-        (tmp_path / "recipe.py").write_text(content)
-        with pytest.raises(ConfigError, match="--labels"):
-            transfer.label_set(str(tmp_path / "recipe.py"))
 
 
 def test_the_protocol_of_the_reference_travels_along(mmseg, tmp_path):
