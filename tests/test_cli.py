@@ -1,8 +1,15 @@
+import numpy as np
 import pytest
+from conftest import tiny_model
 
+import deeplab_jax as dl
 from deeplab_jax import cli
+from deeplab_jax.config import Config
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.labels import VOC
+from deeplab_jax.train.checkpoint import save_model
+from deeplab_jax.weights import names
+from deeplab_jax.weights.convert import variable_shapes
 
 
 def test_the_console_script_draws_the_street_scenes(tmp_path, monkeypatch, capsys):
@@ -53,3 +60,22 @@ def test_label_sets_by_name_and_from_recipes(tmp_path):
         (tmp_path / "recipe.py").write_text(content)
         with pytest.raises(ConfigError, match="--labels"):
             cli.checked_labels(str(tmp_path / "recipe.py"))
+
+
+def test_import_and_export_from_the_command_line(tmp_path, monkeypatch, capsys):
+    config = Config(model=tiny_model(fusion="3x3", dilate_conv2=False))
+    shapes = variable_shapes(config)
+    save_model(
+        str(tmp_path / "a"), config, names.unflatten({path: np.ones(shape, np.float32) for path, shape in shapes.items()})
+    )
+    exported = str(tmp_path / "x.safetensors")
+    for words in (
+        ("export", str(tmp_path / "a"), "--to", "mmseg", "--out", exported),
+        ("import", exported, "--out", str(tmp_path / "b"), "--multi-grid", "0.5", "1", "2", "--align-corners", "True"),
+    ):
+        monkeypatch.setattr("sys.argv", ["deeplab-jax", "weights", *words])
+        cli.main()
+    out = capsys.readouterr().out
+    assert "decode_head={'in_channels': 64" in out
+    assert "model.multi_grid = (0.5, 1.0, 2.0)  (as asked)" in out
+    assert dl.load(str(tmp_path / "b")).config.model.align_corners

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from conftest import pixels
 from PIL import Image
 
 import deeplab_jax as dl
+from deeplab_jax.train.checkpoint import restore_variables
 
 ROOT = pathlib.Path(__file__).parent.parent
 # configs/quickstart.py, shrunk.
@@ -91,6 +93,30 @@ def test_a_finished_run_says_so_and_goes_on_where_steps_were_raised(run, street_
     longer = call("train.py", f"--workdir={workdir}", "--config.train.steps=7", root=street_scenes)
     assert "train.steps: 6 -> 7" in longer.stdout
     assert [row["step"] for row in rows(workdir, "train")] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_training_starts_from_given_weights_and_resumes_without_them(run, street_scenes, tmp_path):
+    given, workdir = tmp_path / "given", tmp_path / "tiny"
+    shutil.copytree(run, given)
+    flags = (f"--workdir={workdir}", f"--config.model.pretrained={given}", "--config.optim.lr=1e-9")
+    first = call("train.py", *flags, "--config.train.steps=1", root=street_scenes)
+    assert first.returncode == 0, first.stderr
+    assert re.search(rf"(\d+) of \1 variables start from {given}", first.stdout)
+    # At this rate nothing is learned, and BatchNorm's statistics move by a tenth.
+    before, after = (restore_variables(str(folder))["params"] for folder in (given, workdir))
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        np.testing.assert_allclose(new, old, atol=1e-6)
+    shutil.rmtree(given)
+    second = call("train.py", *flags, "--config.train.steps=2", root=street_scenes)
+    assert f"resuming {workdir} after step 1" in second.stdout, second.stderr
+
+
+def test_the_stored_config_evaluates_like_the_recipe(run, street_scenes, tmp_path):
+    config = f"--config={ROOT / 'configs' / 'stored.py'}:{run}"
+    words = [sys.executable, "eval.py", config, f"--checkpoint={run}", f"--config.data.root={street_scenes}"]
+    result = subprocess.run([*words, f"--output={tmp_path}"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "scores.json").read_text())["miou"] == rows(run, "eval")[-1]["miou"]
 
 
 def test_evaluation_prints_what_training_measured_and_writes_pictures(run, street_scenes, tmp_path):
