@@ -1,7 +1,9 @@
 """The console script, and how every entry point parses flags and reports errors."""
 
+import contextlib
 import dataclasses
 import functools
+import io
 import re
 import runpy
 import sys
@@ -53,7 +55,7 @@ def import_weights(
     output_stride: int | None = None,
     multi_grid: tuple[float, ...] | None = None,
     atrous_rates: tuple[int, ...] | None = None,
-    align_corners: bool | None = None,
+    align_corners: bool = False,
     ignore_head: bool = False,
     ema: bool = False,
 ) -> None:
@@ -69,7 +71,7 @@ def import_weights(
       output_stride: 8, 16 or 32.
       multi_grid: rates of the last stage's blocks in units of its own rate; mmsegmentation's D16-MG124 is 0.5 1 2.
       atrous_rates: rates of the ASPP at output stride 16.
-      align_corners: how logits are resized; mmsegmentation's 769x769 networks align corners.
+      align_corners: logits are resized with aligned corners, as in mmsegmentation's 769x769 networks.
       ignore_head: leave the classifiers aside, to train from the rest with other classes.
       ema: take the moving average of the weights that the file keeps beside them.
     """
@@ -79,7 +81,7 @@ def import_weights(
         "output_stride": output_stride,
         "multi_grid": multi_grid,
         "atrous_rates": atrous_rates,
-        "align_corners": align_corners,
+        "align_corners": align_corners or None,
     }
     transfer.import_weights(
         source,
@@ -122,7 +124,7 @@ def main() -> None:
     for name, command in COMMANDS.items():
         length = len(name.split())
         if words[:length] == name.split():
-            _or_exit(functools.partial(tyro.cli, command, prog=f"deeplab-jax {name}", args=words[length:]))
+            _or_exit(functools.partial(_run, name, command, words[length:]))
             return
     asked = words in ([], ["-h"], ["--help"])
     if not asked:
@@ -131,6 +133,30 @@ def main() -> None:
     for name, command in COMMANDS.items():
         print(f"  {name}: {(command.__doc__ or '').splitlines()[0]}", file=sys.stdout if asked else sys.stderr)
     sys.exit(0 if asked else 2)
+
+
+def _run(name: str, command: Callable[..., None], words: Sequence[str]) -> None:
+    """Runs `command` with the arguments that `words` say.
+
+    Raises:
+      ConfigError: the words do not fit it.
+    """
+
+    @functools.wraps(command)
+    def bind(*args: Any, **kwargs: Any) -> Callable[[], None]:
+        return functools.partial(command, *args, **kwargs)
+
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            bound = tyro.cli(bind, prog=f"deeplab-jax {name}", args=words)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        # tyro frames its message, on a terminal with lines, and adds where to find help.
+        message, _, _ = " ".join(re.sub(r"[│╭╮╰╯─]+|-{3,}", " ", box.getvalue()).split()).partition(" For full helptext")
+        raise ConfigError(f"{message.rstrip('.')}: see deeplab-jax {name} --help") from None
+    bound()
 
 
 def run_with_flags(program: Callable[[], None]) -> None:

@@ -23,6 +23,7 @@ CHOICES = {
     "data.label_kind": ("auto", "labelIds", "labelTrainIds", "color"),
 }
 OUTPUT_STRIDES = (8, 16, 32)
+MAX_SCALE = 8  # of a view in evaluation: beyond it, the factor is a slip that would fill the memory
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -322,8 +323,8 @@ def _validate_eval(config: Config) -> None:
     fits = stride[0] <= window[0] and stride[1] <= window[1]
     _require(config, "eval.window_stride", fits, f"use at most eval.window (={window}): larger steps leave pixels out")
     scales = protocol.scales
-    some = _are_some_numbers(scales) and min(scales) > 0
-    _require(config, "eval.scales", some, "give factors above 0: --config.eval.scales='(0.75,1.0,1.25)'")
+    some = _are_some_numbers(scales) and 0 < min(scales) <= max(scales) <= MAX_SCALE
+    _require(config, "eval.scales", some, f"give factors up to {MAX_SCALE}: --config.eval.scales='(0.75,1.0,1.25)'")
     _require(config, "eval.scales", len(set(scales)) == len(scales), "give each factor, and the flag, once")
 
 

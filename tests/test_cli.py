@@ -71,7 +71,7 @@ def test_import_and_export_from_the_command_line(tmp_path, monkeypatch, capsys):
     exported = str(tmp_path / "x.safetensors")
     for words in (
         ("export", str(tmp_path / "a"), "--to", "mmseg", "--out", exported),
-        ("import", exported, "--out", str(tmp_path / "b"), "--multi-grid", "0.5", "1", "2", "--align-corners", "True"),
+        ("import", exported, "--out", str(tmp_path / "b"), "--multi-grid", "0.5", "1", "2", "--align-corners"),
     ):
         monkeypatch.setattr("sys.argv", ["deeplab-jax", "weights", *words])
         cli.main()
@@ -79,3 +79,23 @@ def test_import_and_export_from_the_command_line(tmp_path, monkeypatch, capsys):
     assert "decode_head={'in_channels': 64" in out
     assert "model.multi_grid = (0.5, 1.0, 2.0)  (as asked)" in out
     assert dl.load(str(tmp_path / "b")).config.model.align_corners
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["weights", "import", "x.pth", "--out", "o", "--from", "foo"], "foo"),
+        (["weights", "import", "x.pth"], "--out"),
+        (["weights", "import", "x.pth", "--out", "o", "--nonsense"], "--nonsense"),
+        (["data", "synthetic", "x", "--size", "64"], "--size"),
+    ],
+)
+def test_words_that_do_not_fit_are_one_line(words, message, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["deeplab-jax", *words])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err

@@ -95,7 +95,7 @@ def test_epochs_round_up_to_whole_steps():
         ({"eval": EvalConfig(window=(64, 64), window_stride=(65, 8))}, "eval.window_stride"),
         ({"eval": EvalConfig(scales=())}, "eval.scales"),
         ({"eval": EvalConfig(scales=(1.0, 0.5, 1.0))}, "eval.scales"),
-        ({"eval": EvalConfig(scales=(math.inf,))}, "eval.scales"),
+        ({"eval": EvalConfig(scales=(1e6,))}, "eval.scales"),
         ({"model": ModelConfig(aux_dropout=1.0)}, "model.aux_dropout"),
         ({"model": ModelConfig(mean=5)}, "model.mean"),
         ({"model": ModelConfig(mean=(math.nan, 1.0, 1.0))}, "model.mean"),

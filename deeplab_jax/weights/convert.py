@@ -57,9 +57,10 @@ def to_variables(state: StateDict, network: Network, *, ignore_head: bool = Fals
         if unused
     ]
     broken = {name for name in used.values() if not np.isfinite(tensors[name]).all()}
+    broken |= {name for name in used.values() if name.endswith("running_var") and (tensors[name] < 0).any()}
     if broken:
         raise CheckpointError(
-            f"`{state.source}` holds nan or infinity in {len(broken)} tensors ({_some(broken)}): use other weights"
+            f"`{state.source}` holds nan, infinity or a variance below 0 ({_some(broken)}): use other weights"
         )
     return {path: names.from_reference(path, tensors[name], model, fmt) for path, name in used.items()}, aside
 

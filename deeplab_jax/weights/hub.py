@@ -26,6 +26,8 @@ def local_file(source: str) -> str:
     if not source.startswith(PREFIX):
         return source
     repository, _, revision = source.removeprefix(PREFIX).partition("@")
+    if repository.count("/") != 1:
+        raise CheckpointError(f"`{source}` is no repository: write hf:OWNER/NAME, such as hf:timm/resnet50.tv_in1k")
     unreachable = False
     logging.set_verbosity_error()  # its warnings repeat what is raised
     for name in FILES:

@@ -110,12 +110,12 @@ def _backbone(source: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, A
     counts = tuple(1 + max((int(m[2]) for m in blocks if m and m[1] == str(stage)), default=-1) for stage in (1, 2, 3, 4))
     kind = (counts, "layer1.0.conv3.weight" in shapes)
     depth = next((name for name, known in DEPTHS.items() if known == kind), None)
-    first = shapes.get("layer1.0.conv1.weight")
-    if depth is None or first is None:
+    width = _channels(source, shapes, "layer1.0.conv1.weight")
+    if depth is None:
         block = "bottlenecks" if kind[1] else "basic blocks"
         raise CheckpointError(f"`{source}` has a backbone of {counts} {block} by stage: only {', '.join(DEPTHS)} are known")
     deep = "stem.0.weight" in shapes or "conv1.0.weight" in shapes
-    return {"backbone": depth, "width": first[0], "stem": "3x3" if deep else "7x7"}
+    return {"backbone": depth, "width": width, "stem": "3x3" if deep else "7x7"}
 
 
 def _head(source: str, fmt: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -127,14 +127,20 @@ def _head(source: str, fmt: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[
     }[fmt]
     if not any(name.startswith(prefix) for name in shapes):
         return {}
-    missing = [name for name in (last, width) if name not in shapes]
-    if missing:
-        raise CheckpointError(f"`{source}` has no DeepLabV3 head: {', '.join(missing)} is missing")
     return {
-        "aspp_width": shapes[width][0],
+        "aspp_width": _channels(source, shapes, width),
         "fusion": "3x3" if fmt == "mmseg" else "1x1+3x3",
         "dropout": 0.1 if fmt == "mmseg" else 0.5,
         "dilate_conv2": fmt != "mmseg" or "backbone.layer1.0.conv3.weight" in shapes,  # a switch of basic blocks alone
         "aux_head": any(name.startswith(aux) for name in shapes),
-        "num_classes": shapes[last][0],
+        "num_classes": _channels(source, shapes, last),
     }
+
+
+def _channels(source: str, shapes: Mapping[str, tuple[int, ...]], name: str) -> int:
+    """Output channels of a convolution."""
+    shape = shapes.get(name, ())
+    if len(shape) != 4:
+        fault = f"has the shape {shape}" if name in shapes else "is missing"
+        raise CheckpointError(f"`{source}` is no ResNet and no DeepLabV3: {name} {fault}")
+    return shape[0]

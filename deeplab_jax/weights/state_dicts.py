@@ -16,7 +16,7 @@ from typing import Any
 import ml_dtypes  # it teaches NumPy bfloat16, which both formats have
 import numpy as np
 from etils import epath
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from deeplab_jax.errors import CheckpointError, one_line
@@ -26,6 +26,7 @@ PICKLES = (".pth", ".pt", ".bin")
 RECORD = "deeplab_jax"  # key of our own entry in a safetensors header
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state")
 _EMA_WRAPPERS = ("state_dict_ema", "model_ema")
+EXCHANGED = "it is the moving average of the weights, as mmengine saves it"
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
@@ -72,14 +73,12 @@ def read(path: str, source: str = "", *, ema: bool = False) -> StateDict:
         raise CheckpointError(f"`{source}` has the suffix {suffix!r}: give a .safetensors, {', '.join(PICKLES)} file")
     content, without = _without_prefixes(average if ema and average is not None else plain)
     content, inner = _split_average(content)
-    if average is not None or inner or notes:
-        chosen = (
-            "the moving average of the weights was taken" if ema else "the file also holds a moving average: --ema takes it"
-        )
-        notes = notes or (chosen,)
-    elif ema:
+    if average is not None or inner:
+        taken = "the moving average of the weights was taken"
+        notes = (*notes, taken if ema else "the file also holds a moving average of the weights: --ema takes it")
+    elif ema and EXCHANGED not in notes:
         raise CheckpointError(f"`{source}` holds no moving average of its weights: leave --ema out")
-    tensors, converted = _to_float32(_arrays(content | inner if ema else content))
+    tensors, converted = _to_float32(_arrays(content | inner if ema else content, source), source)
     if not tensors:
         raise CheckpointError(f"`{source}` holds no tensors: give a state dict")
     return StateDict(source, tensors, meta, (*without, *notes, *converted))
@@ -112,8 +111,11 @@ def _read_safetensors(path: str, source: str) -> tuple[dict[str, np.ndarray], di
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
         record = {RECORD: json.loads(header[RECORD])} if RECORD in header else {}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"`{source}` cannot be read ({one_line(error)}): it is damaged or cut short") from None
+    # Besides its own error, those of NumPy for dtypes that it does not know.
+    except Exception as error:
+        raise CheckpointError(
+            f"`{source}` cannot be read ({one_line(error)}): it is cut short, damaged or no safetensors file"
+        ) from None
     return tensors, record
 
 
@@ -142,7 +144,7 @@ def _torch(source: str) -> Any:
         return importlib.import_module("torch")
     except ImportError:
         raise CheckpointError(
-            f"`{source}` is a PyTorch file, which needs PyTorch: pip install 'deeplab-jax[torch]', or use .safetensors"
+            f"`{source}` is a PyTorch file, which needs PyTorch: pip install torch, or use .safetensors"
         ) from None
 
 
@@ -154,10 +156,11 @@ def _unwrap(whole: Any, source: str) -> tuple[Mapping[str, Any], Mapping[str, An
     def first(keys: tuple[str, ...]) -> Mapping[str, Any] | None:
         return next((whole[key] for key in keys if isinstance(whole.get(key), Mapping)), None)
 
-    plain, meta = first(_WRAPPERS), first(("meta",))
+    key = next((key for key in _WRAPPERS if isinstance(whole.get(key), Mapping)), "")
+    plain, meta = first((key,)), first(("meta",))
     # mmengine exchanges the two before it saves, so that what is loaded is the average.
     exchanged = plain is not None and first(("ema_state_dict",)) is not None
-    notes = ("its state_dict is the moving average of the weights, as mmengine saves it",) if exchanged else ()
+    notes = (*([f"the state dict is the file's {key!r}"] if key else []), *([EXCHANGED] if exchanged else []))
     return whole if plain is None else plain, first(_EMA_WRAPPERS), dict(meta or {}), notes
 
 
@@ -165,8 +168,8 @@ def _without_prefixes(content: Mapping[str, Any]) -> tuple[dict[str, Any], tuple
     """Names as the network has them: DataParallel, torch.compile and Lightning put a prefix before every one."""
     notes: tuple[str, ...] = ()
     # The counters of averaged models have no prefix.
-    content = {name: value for name, value in content.items() if name not in ("n_averaged", "steps")}
-    while prefix := next((p for p in _PREFIXES if content and all(str(name).startswith(p) for name in content)), ""):
+    content = {str(name): value for name, value in content.items() if name not in ("n_averaged", "steps")}
+    while prefix := next((p for p in _PREFIXES if content and all(name.startswith(p) for name in content)), ""):
         content = {name.removeprefix(prefix): value for name, value in content.items()}
         notes += (f"the prefix {prefix!r} was taken off every name",)
     return content, notes
@@ -183,19 +186,30 @@ def _split_average(content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, A
     return plain, {name: value for name, value in averaged.items() if value is not None}
 
 
-def _to_float32(tensors: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+def _to_float32(tensors: dict[str, np.ndarray], source: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    imaginary = next((name for name, value in tensors.items() if value.dtype.kind == "c"), None)
+    if imaginary:
+        raise CheckpointError(f"`{source}` holds complex numbers in {imaginary}: give real weights")
     others = collections.Counter(str(v.dtype) for v in tensors.values() if v.dtype != np.float32 and v.ndim)
     notes = tuple(f"{count} tensors were converted from {dtype} to float32" for dtype, count in sorted(others.items()))
     return {name: value.astype(np.float32, copy=False) for name, value in tensors.items()}, notes
 
 
-def _arrays(content: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _arrays(content: Mapping[str, Any], source: str) -> dict[str, np.ndarray]:
     """The tensors among the values, as arrays."""
     arrays = {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
     for name, value in content.items():
         if hasattr(value, "detach"):
-            value = value.detach().cpu()
-            # NumPy has no bfloat16 of its own; every other dtype is kept, so that it can be told.
-            is_bfloat16 = str(value.dtype) == "torch.bfloat16"
-            arrays[name] = value.float().numpy().astype(ml_dtypes.bfloat16) if is_bfloat16 else value.numpy()
+            try:
+                arrays[name] = _array(value.detach().cpu())
+            except (TypeError, RuntimeError, ValueError) as error:
+                raise CheckpointError(
+                    f"`{source}` holds no plain tensor in {name} ({one_line(error)}): give dense ones"
+                ) from None
     return arrays
+
+
+def _array(tensor: Any) -> np.ndarray:
+    # NumPy has no bfloat16 of its own; every other dtype is kept, so that it can be told.
+    is_bfloat16 = str(tensor.dtype) == "torch.bfloat16"
+    return tensor.float().numpy().astype(ml_dtypes.bfloat16) if is_bfloat16 else tensor.numpy()

@@ -87,8 +87,9 @@ def test_files_are_fetched_once_and_then_found_offline(server, tmp_path):
 
 
 def test_what_cannot_be_fetched_is_one_line(server, tmp_path):
-    offline, wrong = fetched("", tmp_path, "hf:timm/resnet18", "hf:a/b/c")
+    offline, wrong, bare = fetched("", tmp_path, "hf:timm/resnet18", "hf:a/b--c..d", "hf:nonsense")
     assert offline.startswith("`hf:timm/resnet18` is not in the cache and the hub cannot be reached")
-    assert wrong.startswith("`hf:a/b/c` is no repository: write hf:OWNER/NAME")
+    assert wrong.startswith("`hf:a/b--c..d` is no repository: write hf:OWNER/NAME")
+    assert bare.startswith("`hf:nonsense` is no repository: write hf:OWNER/NAME")
     (neither,) = fetched(server, tmp_path, "hf:timm/resnet18@v3")
     assert neither.startswith("`hf:timm/resnet18@v3` holds neither model.safetensors nor pytorch_model.bin")

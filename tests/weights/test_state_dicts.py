@@ -81,7 +81,7 @@ def test_a_missing_file_and_a_file_without_tensors(tmp_path):
 def test_a_pickle_without_pytorch_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     (tmp_path / "x.pth").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"deeplab-jax\[torch\]"):
+    with pytest.raises(CheckpointError, match="pip install torch"):
         state_dicts.read(str(tmp_path / "x.pth"))
 
 
@@ -118,13 +118,19 @@ class TestPickles:
         torch.save({"state_dict": state, "ema_state_dict": {"steps": torch.tensor(3)}}, tmp_path / "x.pth")
         read = state_dicts.read(str(tmp_path / "x.pth"), ema=ema)
         np.testing.assert_array_equal(read.tensors["a.weight"], STATE["a.weight"])
-        assert read.notes == ("its state_dict is the moving average of the weights, as mmengine saves it",)
+        assert read.notes == ("the state dict is the file's 'state_dict'", state_dicts.EXCHANGED)
 
     def test_bfloat16_is_upcast_and_said(self, torch, tmp_path):
         torch.save({"a": torch.ones(2, dtype=torch.bfloat16)}, tmp_path / "x.bin")
         read = state_dicts.read(str(tmp_path / "x.bin"))
         assert read.tensors["a"].dtype == np.float32
         assert "bfloat16" in read.notes[0]
+
+    @pytest.mark.parametrize("make", ["to_sparse", "cfloat"])
+    def test_tensors_that_are_no_weights(self, torch, tmp_path, make):
+        torch.save({"a": getattr(torch.ones(2), make)()}, tmp_path / "x.pth")
+        with pytest.raises(CheckpointError, match="in a"):
+            state_dicts.read(str(tmp_path / "x.pth"))
 
     def test_code_is_refused_and_not_run(self, torch, tmp_path):
         class Evil:

@@ -108,7 +108,10 @@ def test_every_tensor_is_used_or_the_import_fails(mmseg, tmp_path):
 
 @pytest.mark.parametrize(
     ("drop", "message"),
-    [("decode_head.conv_seg.weight", "has no DeepLabV3 head"), ("backbone.layer1.0.conv1.weight", "backbone of")],
+    [
+        ("decode_head.conv_seg.weight", "decode_head.conv_seg.weight is missing"),
+        ("backbone.layer1.0.conv1.weight", "layer1.0.conv1.weight is missing"),
+    ],
 )
 def test_other_architectures_are_named(mmseg, tmp_path, drop, message):
     state = {name: value for name, value in mmseg[1].items() if name != drop}
@@ -143,8 +146,10 @@ def test_an_existing_folder_and_a_wrong_switch_are_refused(mmseg, tmp_path):
     # What an interrupted import leaves is no checkpoint.
     (tmp_path / "half" / "checkpoints").mkdir(parents=True)
     transfer.import_weights(str(tmp_path / "weights.safetensors"), str(tmp_path / "half"), say=lambda _: None)
-    with pytest.raises(CheckpointError, match="nan or infinity"):
+    with pytest.raises(CheckpointError, match="nan, infinity or a variance"):
         imported(tmp_path, mmseg[1] | {"backbone.layer1.0.bn1.bias": np.full(8, np.nan, np.float32)})
+    with pytest.raises(CheckpointError, match="variance below 0"):
+        imported(tmp_path, mmseg[1] | {"backbone.layer1.0.bn1.running_var": np.full(8, -1, np.float32)})
 
 
 @pytest.mark.parametrize(("stem", "fmt"), [("7x7", "timm"), ("3x3", "timm"), ("3x3", "mmseg")])
