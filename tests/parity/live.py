@@ -2,7 +2,7 @@
 
 Both get the same random weights and statistics: ours through a weights file and `weights import`. Prints the relative error
 |a - b| / |b| of logits, and whether what `weights export` writes loads with strict=True and is bit-identical. --write stores
-the references' logits as the golden files of tests/weights/test_parity.py. references.py says what to install.
+the references' logits as the golden files of tests/weights/test_logits_parity.py. references.py says what to install.
 """
 
 import argparse

@@ -10,7 +10,7 @@ do: an activation within rounding of 0 passes its gradient in one and not in the
 layers below. Two more comparisons show it: how far each is from float64 (ours no further than PyTorch's), and float32 with
 ReLU and the maximum replaced by smooth functions on either side, where gradients agree to 1e-4.
 
---write stores a sample of PyTorch's float64 numbers as the golden file of tests/train/test_parity.py.
+--write stores a sample of PyTorch's float64 numbers as the golden file of tests/train/test_step_parity.py.
 """
 
 import argparse

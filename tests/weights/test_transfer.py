@@ -1,4 +1,4 @@
-"""Import, export and fine-tuning with narrow networks; that names and numbers are the references' is test_parity's."""
+"""Import, export and fine-tuning with narrow networks; that names and numbers are the references' is test_logits_parity's."""
 
 import jax
 import numpy as np
