@@ -25,7 +25,7 @@ def require_buildable(model: ModelConfig, fmt: str) -> None:
     }
     for field, values in networks[fmt].items():
         value = getattr(model, field)
-        if (tuple(value) if isinstance(value, list) else value) not in values:
+        if value not in values:
             known = " or ".join(map(repr, values))
             raise CheckpointError(
                 f"`--to` (={fmt!r}) has no network with model.{field}={value!r}, only {known}: export to another reference"
@@ -56,7 +56,7 @@ def _mmseg(config: Config) -> str:
         "dilations": tuple(max(out // stride, 1) for out in STRIDES_OUT),
         "contract_dilation": True,
     }
-    if tuple(model.multi_grid) != ModelConfig().multi_grid:
+    if model.multi_grid != ModelConfig().multi_grid:
         rates = [int(rate) for rate in last_stage_rates(model.multi_grid, stride)]
         backbone["multi_grid"] = tuple((rates + rates[-1:] * blocks[3])[: blocks[3]])
     if model.width != 64:

@@ -40,7 +40,8 @@ def to_variables(state: StateDict, network: Network, *, ignore_head: bool = Fals
     tensors = dict(state.tensors)
     if network.is_backbone:
         # A backbone's file has its names bare, a network's under "backbone.".
-        named, tensors = ({key: name.removeprefix("backbone.") for key, name in named.items()}, _bare(tensors))
+        named = {path: name.removeprefix("backbone.") for path, name in named.items()}
+        tensors = {name.removeprefix("backbone."): value for name, value in tensors.items()}
     heads = {name for path, name in named.items() if path[1] in names.HEADS} if ignore_head else set()
     counters = {name for name in tensors if name.endswith(COUNTER)}
     classification = CLASSIFICATION & set(tensors) if network.is_backbone else set()
@@ -89,10 +90,6 @@ def variable_shapes(config: Config) -> dict[names.Path, tuple[int, ...]]:
     model = DeepLabV3(config.model, config.labels.num_classes)
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False))
     return {path: leaf.shape for path, leaf in names.flatten(variables).items()}
-
-
-def _bare(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name.removeprefix("backbone."): value for name, value in tensors.items()}
 
 
 def _reference_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -32,14 +32,12 @@ def reference_names(paths: Iterable[Path], model: ModelConfig, fmt: str) -> dict
     Args:
       paths: of a network's variables; of its backbone's alone for a file that holds no more.
       model: the network's switches.
-      fmt: one of `FORMATS`; "timm" names a backbone, without a prefix, as torchvision's classification networks do.
+      fmt: one of `FORMATS`; "timm" is a backbone as timm and torchvision name it.
 
     Raises:
       KeyError: a layer has no name in that reference.
     """
     layers = {f"backbone/{ours}": f"backbone.{theirs}" for ours, theirs in _backbone(model, fmt).items()}
-    if fmt == "timm":
-        layers = {ours: theirs.removeprefix("backbone.") for ours, theirs in layers.items()}
     layers |= _torchvision_heads(model) if fmt == "torchvision" else _mmseg_heads(model) if fmt == "mmseg" else {}
     return {path: f"{layers['/'.join(path[1:-1])]}.{_LEAVES[path[0], path[-1]]}" for path in paths}
 

@@ -57,7 +57,7 @@ def recognize(state: StateDict, fmt: str = "auto") -> Network:
     switches = _backbone(state.source, shapes) | _head(state.source, found, shapes)
     num_classes = switches.pop("num_classes", 0)
     try:
-        config, origin = (_recorded if RECORD in state.meta else _described)(state, found, switches, num_classes)
+        config, origin = _recorded(state, switches) if RECORD in state.meta else _described(state, found, switches, num_classes)
         return Network(found, validate(config), num_classes, origin)
     # What a file says of itself may be anything.
     except (ConfigError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
@@ -66,7 +66,7 @@ def recognize(state: StateDict, fmt: str = "auto") -> Network:
         ) from None
 
 
-def _recorded(state: StateDict, _: str, switches: dict[str, Any], __: int) -> tuple[Config, dict[str, str]]:
+def _recorded(state: StateDict, switches: dict[str, Any]) -> tuple[Config, dict[str, str]]:
     """The config that an export of ours wrote beside the tensors."""
     config = from_dict(state.meta[RECORD])
     told = {name: value for name, value in switches.items() if name in FROM_TENSORS}

@@ -14,6 +14,7 @@ import fill
 import jax
 import numpy as np
 import references
+import steps
 import torch
 from safetensors.numpy import load_file, save_file
 
@@ -26,10 +27,6 @@ from deeplab_jax.weights import transfer
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 SIZES = ((321, 513), (129, 97))
 BOUND = 1e-4
-
-
-def relative_error(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
 def filled(network: torch.nn.Module) -> dict[str, np.ndarray]:
@@ -63,7 +60,7 @@ def compare(name: str, write: bool) -> bool:
         images = fill.image(height, width)
         expected = references.outputs(network, images, mean, std)
         ours = forward(variables, images)
-        errors = {key: relative_error(np.asarray(getattr(ours, key)), value) for key, value in expected.items()}
+        errors = steps.errors({key: np.asarray(getattr(ours, key)) for key in expected}, expected)
         good &= max(errors.values()) <= BOUND and (ours.aux is not None) == ("aux" in expected)
         shown = "  ".join(f"{key} {error:.1e}" for key, error in errors.items())
         scale = float(np.abs(expected["logits"]).max())
