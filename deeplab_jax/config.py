@@ -5,6 +5,7 @@ Fields are mutable for the sake of those overrides alone: nothing changes a conf
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import operator
@@ -21,6 +22,7 @@ CHOICES = {
     "model.fusion": ("1x1", "3x3", "1x1+3x3"),
     "model.dtype": ("float32", "bfloat16"),
     "data.label_kind": ("auto", "labelIds", "labelTrainIds", "color"),
+    "train.nonfinite": ("stop", "skip"),
 }
 OUTPUT_STRIDES = (8, 16, 32)
 MAX_SCALE = 8  # of a view in evaluation: beyond it, the factor is a slip that would fill the memory
@@ -54,6 +56,7 @@ class ModelConfig:
       mean, std: of the training images' RGB values (0-255); images are normalised with them inside the compiled step.
       pretrained: weights that training starts from instead of random ones: a file of torchvision, timm or mmsegmentation,
         hf:OWNER/NAME, or a folder (a run, or what `deeplab-jax weights import` wrote). Parts that it lacks start random.
+      remat: stages of the backbone, 1 to 4, whose blocks are computed again in the backward pass instead of kept in memory.
     """
 
     backbone: str = "resnet50"
@@ -73,6 +76,7 @@ class ModelConfig:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     pretrained: str = ""
+    remat: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(slots=True)
@@ -88,6 +92,8 @@ class DataConfig:
       scale: range of the random resize factor.
       flip: mirror half of the samples.
       threads: host threads that decode and augment; 0 lets tf.data choose.
+      max_unreadable: training samples whose files may be broken: they are named, and take no part in loss and gradient. One
+        more ends the run. Evaluation never skips.
     """
 
     root: str = ""
@@ -98,6 +104,7 @@ class DataConfig:
     scale: tuple[float, float] = (0.5, 2.0)
     flip: bool = True
     threads: int = 0
+    max_unreadable: int = 0
 
 
 @dataclasses.dataclass(slots=True)
@@ -114,6 +121,7 @@ class OptimConfig:
       decay_norm_and_bias: whether BatchNorm's scale and bias and the classifiers' biases decay too (the references' habit).
       aux_weight: weight of the auxiliary head's loss.
       aux_lr_factor: learning rate of the auxiliary head over that of the rest (torchvision: 10).
+      ema_decay: of an exponential moving average of the parameters, which then is what is evaluated; 0 for none.
     """
 
     lr: float = 0.01
@@ -125,6 +133,7 @@ class OptimConfig:
     decay_norm_and_bias: bool = True
     aux_weight: float = 0.4
     aux_lr_factor: float = 1.0
+    ema_decay: float = 0.0
 
 
 @dataclasses.dataclass(slots=True)
@@ -137,6 +146,9 @@ class TrainConfig:
       log_every: interval of the scalars.
       eval_every: interval of the evaluation on `eval.split`, which also shows some image | label | prediction strips.
       save_every: interval of checkpoints between evaluations; every evaluation saves one as well.
+      micro_batches: parts that a batch is computed in, one after the other, to save memory; the update is one.
+      nonfinite: what to do about an update that is not finite: "stop" the run before it, or "skip" it and count it.
+      stall_timeout: seconds without progress after which a run of several processes ends; 0 for never.
     """
 
     steps: int = 0
@@ -144,6 +156,9 @@ class TrainConfig:
     log_every: int = 50
     eval_every: int = 4000
     save_every: int = 1000
+    micro_batches: int = 1
+    nonfinite: str = "stop"
+    stall_timeout: int = 600
 
 
 @dataclasses.dataclass(slots=True)
@@ -249,6 +264,8 @@ def validate(config: Config) -> Config:
     _require(config, "train.steps", one, f"set it or train.epochs (={train.epochs}) above 0, and the other one to 0")
     for field in ("train.log_every", "train.eval_every", "train.save_every"):
         _require(config, field, operator.attrgetter(field)(config) >= 0, "use a number of steps, or 0 for never")
+    _require(config, "train.micro_batches", train.micro_batches >= 1, "use a number from 1")
+    _require(config, "train.stall_timeout", train.stall_timeout >= 0, "use a number of seconds, or 0 for never")
     _require(config, "mesh.data", config.mesh.data >= 0, "use a number of devices, or 0 for all")
     _require(config, "mesh.spatial", config.mesh.spatial >= 1, "use a number of devices from 1")
     return config
@@ -279,6 +296,8 @@ def _validate_model(config: Config) -> None:
     _require(config, "model.aux_dropout", 0 <= model.aux_dropout < 1, "use a share from 0 to below 1")
     _require(config, "model.mean", _are_numbers(model.mean, 3), "give three numbers, of R, G and B")
     _require(config, "model.std", _are_numbers(model.std, 3) and min(model.std) > 0, "give three numbers above 0")
+    stages = not model.remat or _are_some_numbers(model.remat) and set(model.remat) <= {1, 2, 3, 4}
+    _require(config, "model.remat", stages, "give stages from 1 to 4: --config.model.remat='(1,2)'")
     for field, rates_at in (("model.multi_grid", last_stage_rates), ("model.atrous_rates", aspp_rates)):
         rates = operator.attrgetter(field)(config)
         _require(config, field, _are_some_numbers(rates), "give numbers above 0")
@@ -297,6 +316,7 @@ def _validate_data(config: Config) -> None:
     rising = _are_numbers(data.scale, 2) and 0 < data.scale[0] <= data.scale[1]
     _require(config, "data.scale", rising, "it needs the lowest and the highest factor: --config.data.scale='(0.5,2.0)'")
     _require(config, "data.threads", data.threads >= 0, "use a number from 1, or 0 for automatic")
+    _require(config, "data.max_unreadable", data.max_unreadable >= 0, "use a number of samples from 0")
 
 
 def _validate_optim(config: Config) -> None:
@@ -309,6 +329,7 @@ def _validate_optim(config: Config) -> None:
     _require(config, "optim.weight_decay", optim.weight_decay >= 0, "use a number from 0")
     _require(config, "optim.aux_weight", optim.aux_weight >= 0, "use a number from 0")
     _require(config, "optim.aux_lr_factor", optim.aux_lr_factor >= 0, "use a number from 0")
+    _require(config, "optim.ema_decay", 0 <= optim.ema_decay < 1, "use a number from 0 to below 1")
 
 
 def _validate_eval(config: Config) -> None:
@@ -345,6 +366,11 @@ def _are_some_numbers(values: Any) -> bool:
 def to_dict(config: Config) -> dict[str, Any]:
     """The config as plain JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def digest(config: Config) -> str:
+    """SHA-256 of the config's JSON: equal for equal configs, whatever machine they are on."""
+    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()
 
 
 def from_dict(values: dict[str, Any]) -> Config:

@@ -19,7 +19,7 @@ from deeplab_jax.train.state import TrainState
 
 FOLDER = "checkpoints"
 # Switches that leave the arrays and their meaning as they are.
-REBINDABLE = ("model.dtype", "model.output_stride", "model.dropout", "model.aux_dropout", "model.pretrained")
+REBINDABLE = ("model.dtype", "model.output_stride", "model.dropout", "model.aux_dropout", "model.pretrained", "model.remat")
 T = TypeVar("T")
 _policies = ocp.training.preservation_policies
 
