@@ -2,7 +2,8 @@
 
 `--checkpoint` is a run (its latest step), RUN/best, or one step RUN/checkpoints/N. `--config.eval.output_stride=8` evaluates
 at another output stride than training's. A list without labels gives files alone: `--config.eval.split=test` with
-`--output=DIR` for pictures, or `--submission=DIR` for what the Cityscapes server takes.
+`--output=DIR` for pictures, or `--submission=DIR` for what the Cityscapes server takes. On several hosts the same command
+runs on each, and each takes its share of the images (docs/clusters.md).
 """
 
 import functools
@@ -11,13 +12,15 @@ import json
 from absl import flags
 from ml_collections import config_flags
 
-from deeplab_jax.cli import checked_config, checked_folder, run_with_flags
+from deeplab_jax.cli import checked_config, checked_folder, define_host_flags, run_with_flags, start_hosts
 from deeplab_jax.errors import ConfigError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe: a Python file with get_config().")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's folder, RUN/best, or RUN/checkpoints/N.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder for scores.json and, by image, train ids, colours and overlays.")
 SUBMISSION = flags.DEFINE_string("submission", None, "Folder for label-id PNGs and submission.zip for the Cityscapes server.")
+
+define_host_flags()
 
 
 def main() -> None:
@@ -26,10 +29,12 @@ def main() -> None:
     checkpoint = checked_folder("--checkpoint", CHECKPOINT.value, "runs/quickstart")
     output = OUTPUT.value and checked_folder("--output", OUTPUT.value, "runs/quickstart/val")
     submission = SUBMISSION.value and checked_folder("--submission", SUBMISSION.value, "runs/quickstart/submission")
+    console = start_hosts()
     # Imported here so that a mistyped flag is answered at once.
+    import jax
     from etils import epath
-    from rich.console import Console
 
+    from deeplab_jax import hosts
     from deeplab_jax.data.instances import read_instances, why_no_instances
     from deeplab_jax.data.lists import describe, find_samples
     from deeplab_jax.data.pipeline import eval_batches
@@ -49,8 +54,15 @@ def main() -> None:
             f"`eval.split` (={config.eval.split!r}) has no labels to score: give --output or --submission for the predictions"
         )
     names = file_names(samples.images, config.labels) if submission else ()
-    batches = eval_batches(samples, config.labels, config.eval.batch_size, threads=config.data.threads)
-    console = Console(soft_wrap=True, highlight=False)
+    process, count = jax.process_index(), jax.process_count()
+    batches = eval_batches(
+        samples,
+        config.labels,
+        config.eval.batch_size,
+        threads=config.data.threads,
+        process_index=process,
+        process_count=count,
+    )
     console.print(f"checkpoint {step}")
     console.print(describe(config.eval.split, samples))
     visitors: list[Visitor] = []
@@ -63,9 +75,14 @@ def main() -> None:
         console.print(f"iIoU is left out: {why}")
     elif is_official:
         read = functools.partial(read_instances, samples, cityscapes.INSTANCE_LABELS)
-        instances, count = cityscapes.instance_counter(read)
-        visitors.append(count)
+        instances, count_instances = cityscapes.instance_counter(read)
+        visitors.append(count_instances)
     confusion = evaluate(config, variables, batches, len(samples), visitors, console)
+    if instances is not None:
+        instances = hosts.gather(instances).sum(0)  # each process counted the images that it read
+    hosts.barrier("images written")
+    if process:
+        return
     if submission:
         console.print(f"submission {write_archive(submission, names)}")
     if samples.labels:

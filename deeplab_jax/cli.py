@@ -7,13 +7,15 @@ import io
 import re
 import runpy
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import tyro
 from absl import app, flags, logging
 from etils import epath
+from rich.console import Console
 
 from deeplab_jax import config as config_module
 from deeplab_jax.config import Config, validate
@@ -111,10 +113,44 @@ def export_weights(
     transfer.export_weights(checkpoint, out, fmt=to)
 
 
+def verify(
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
+    from_: Annotated[int, tyro.conf.arg(name="from")],
+    steps: int,
+    root: str | None = None,
+) -> None:
+    """Replay steps of a run and say whether samples, losses and state are those of its receipt; exit code 1 if not.
+
+    Args:
+      run: the run's folder.
+      from_: step of a checkpoint that is kept, or 0 for the beginning.
+      steps: how many to replay.
+      root: where the data set lies now, if not where the run found it.
+    """
+    from deeplab_jax.data.read import fingerprint
+    from deeplab_jax.train import verify as verification
+    from deeplab_jax.weights.transfer import pretrained_variables
+    from deeplab_jax.wiring import training_data, training_set
+
+    config, _ = verification.config_at(run, from_)
+    if root:
+        config.data.root = root
+    data, _ = training_data(config, print)
+    samples = training_set(config)
+    pretrained = (lambda: pretrained_variables(config, print)) if config.model.pretrained else None
+    objections = 0
+    for finding in verification.verify(run, from_, steps, data, lambda i: fingerprint(samples, i).hex(), pretrained):
+        print(f"{ {True: 'agrees', False: 'OBJECTS', None: 'note'}[finding.agrees]:8} {finding.text}")
+        objections += finding.agrees is False
+    print(f"{objections} objections" if objections else "the replay agrees with the run")
+    sys.exit(1 if objections else 0)
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "data synthetic": synthetic,
     "weights import": import_weights,
     "weights export": export_weights,
+    "verify": verify,
 }
 
 
@@ -157,6 +193,27 @@ def _run(name: str, command: Callable[..., None], words: Sequence[str]) -> None:
         message, _, _ = " ".join(re.sub(r"[│╭╮╰╯─]+|-{3,}", " ", box.getvalue()).split()).partition(" For full helptext")
         raise ConfigError(f"{message.rstrip('.')}: see deeplab-jax {name} --help") from None
     bound()
+
+
+def define_host_flags() -> None:
+    """The flags of `start_hosts`, for programs that run on several hosts."""
+    flags.DEFINE_string("coordinator", None, "HOST:PORT at which process 0 listens, for a run of several processes.")
+    flags.DEFINE_integer("num_processes", None, "How many processes the run has; found by itself under a launcher.")
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+
+
+def start_hosts() -> Console:
+    """Joins the processes of the run; returns a console that is quiet on all but the first.
+
+    Raises:
+      ConfigError: the flags do not fit together, or the processes do not find each other.
+    """
+    import jax
+
+    from deeplab_jax import hosts
+
+    hosts.start(flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id)
+    return Console(soft_wrap=True, highlight=False, quiet=jax.process_index() > 0)
 
 
 def run_with_flags(program: Callable[[], None]) -> None:
@@ -256,6 +313,20 @@ def _or_exit(work: Callable[[], T]) -> T:
         return work()
     except DeeplabError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _leave(2)
     except KeyboardInterrupt:
-        sys.exit(130)
+        _leave(130)
+    except Exception as error:
+        reason = hosts.gone(error) if (hosts := sys.modules.get("deeplab_jax.hosts")) else None
+        if reason is None:
+            traceback.print_exc()
+            _leave(1)
+        print(f"error: {reason}", file=sys.stderr)
+        _leave(hosts.LOST)
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process; one of several does not wait for the others, which may wait for it."""
+    if hosts := sys.modules.get("deeplab_jax.hosts"):
+        hosts.leave(code)
+    sys.exit(code)

@@ -296,7 +296,7 @@ def _validate_model(config: Config) -> None:
     _require(config, "model.aux_dropout", 0 <= model.aux_dropout < 1, "use a share from 0 to below 1")
     _require(config, "model.mean", _are_numbers(model.mean, 3), "give three numbers, of R, G and B")
     _require(config, "model.std", _are_numbers(model.std, 3) and min(model.std) > 0, "give three numbers above 0")
-    stages = not model.remat or _are_some_numbers(model.remat) and set(model.remat) <= {1, 2, 3, 4}
+    stages = not model.remat or (_are_some_numbers(model.remat) and set(model.remat) <= {1, 2, 3, 4})
     _require(config, "model.remat", stages, "give stages from 1 to 4: --config.model.remat='(1,2)'")
     for field, rates_at in (("model.multi_grid", last_stage_rates), ("model.atrous_rates", aspp_rates)):
         rates = operator.attrgetter(field)(config)
@@ -368,9 +368,9 @@ def to_dict(config: Config) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def digest(config: Config) -> str:
-    """SHA-256 of the config's JSON: equal for equal configs, whatever machine they are on."""
-    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()
+def digest_of(values: dict[str, Any]) -> str:
+    """SHA-256 of a config as `to_dict` gives it: equal for equal configs, whatever machine they are on."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def from_dict(values: dict[str, Any]) -> Config:

@@ -17,6 +17,10 @@ class CheckpointError(DeeplabError):
     """A checkpoint that is missing, damaged or of another model."""
 
 
+class TrainingError(DeeplabError):
+    """A training that cannot go on: its numbers are no longer finite."""
+
+
 def one_line(error: BaseException) -> str:
     """What another library says, short enough to stand in a message of ours."""
     return " ".join(str(error).split())[:200] or type(error).__name__

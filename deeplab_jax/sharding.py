@@ -11,13 +11,17 @@ from jax.sharding import PartitionSpec as P
 
 from deeplab_jax.config import MeshConfig
 from deeplab_jax.errors import ConfigError
+from deeplab_jax.labels import IGNORE
+
+HOST_ONLY = ("index", "fingerprint")
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
     """A ("data", "spatial") mesh over all devices, or over the first data * spatial of them.
 
     Raises:
-      ConfigError: the mesh needs more devices than there are, or does not divide them.
+      ConfigError: the mesh needs more devices than there are, or does not divide them; of several processes, one would be
+        left without devices or share an image with another.
     """
     devices = jax.devices()
     if not config.data and len(devices) % config.spatial:
@@ -30,30 +34,36 @@ def make_mesh(config: MeshConfig) -> Mesh:
             f"`mesh.data` x `mesh.spatial` (={data} x {config.spatial}) needs {data * config.spatial} devices, "
             f"there are {len(devices)}: use fewer, or mesh.data=0 for all"
         )
+    if jax.process_count() > 1 and data * config.spatial < len(devices):
+        raise ConfigError(
+            f"`mesh.data` (={config.data}) leaves out devices of {jax.process_count()} processes: use mesh.data=0 for all"
+        )
+    if jax.local_device_count() % config.spatial and data * config.spatial > 1:
+        raise ConfigError(
+            f"`mesh.spatial` (={config.spatial}) does not divide the {jax.local_device_count()} devices of a process, which "
+            f"reads whole images: use a divisor"
+        )
     grid = np.asarray(devices[: data * config.spatial]).reshape(data, config.spatial)
     return Mesh(grid, ("data", "spatial"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def check_batch(batch_size: int, mesh: Mesh, field: str) -> None:
-    """Raises ConfigError, naming the nearest sizes that do, if `batch_size` does not divide over the mesh's "data" axis."""
-    data = mesh.shape["data"]
-    if batch_size % data:
-        below, above = batch_size // data * data, -(-batch_size // data) * data
-        sizes = f"{below} or {above}" if below else f"{above}"
-        raise ConfigError(f"`{field}` (={batch_size}) does not divide over {data} devices: use {sizes}, or another mesh.data")
+def check_batch(batch_size: int, mesh: Mesh, field: str, micro_batches: int = 1) -> None:
+    """Raises ConfigError, naming the nearest sizes that do, if a batch does not divide over the mesh's "data" axis.
 
-
-def check_rows(rows: int, output_stride: int, mesh: Mesh) -> None:
-    """Raises ConfigError if crops of `rows` rows cannot be split over the mesh's "spatial" axis.
-
-    Every device must get two rows of the features: with one, XLA's partitioner gives wrong gradients of convolutions
-    (jax 0.10.2; forward passes are right).
+    Args:
+      batch_size: of the global batch.
+      mesh: the devices.
+      field: of the config, for the message.
+      micro_batches: parts that the batch is computed in, each of which must divide.
     """
-    spatial = mesh.shape["spatial"]
-    if spatial > 1 and (rows % spatial or rows < 2 * output_stride * spatial):
+    data = mesh.shape["data"]
+    parts = data * micro_batches
+    if batch_size % parts:
+        below, above = batch_size // parts * parts, -(-batch_size // parts) * parts
+        sizes = f"{below} or {above}" if below else f"{above}"
+        times = f" x {micro_batches} micro-batches" if micro_batches > 1 else ""
         raise ConfigError(
-            f"`data.crop_size` (={rows} rows) cannot be split over mesh.spatial={spatial}: use a multiple of {spatial} from "
-            f"{2 * output_stride * spatial} rows, or fewer devices"
+            f"`{field}` (={batch_size}) does not divide over {data} devices{times}: use {sizes}, or another mesh.data"
         )
 
 
@@ -68,26 +78,50 @@ def batch_shardings(mesh: Mesh, batch: Iterable[str]) -> dict[str, NamedSharding
     return {name: NamedSharding(mesh, specs[name]) for name in batch}
 
 
-def place(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Puts this process's rows of a global batch on its devices; "index" stays on the host.
+def place(batch: dict[str, np.ndarray], mesh: Mesh, row_unit: int) -> dict[str, jax.Array]:
+    """Puts this process's rows of a global batch on its devices; what only the host reads (`HOST_ONLY`) stays there.
 
-    Image rows that do not divide over "spatial" (whole images of odd height, in evaluation) are not split.
+    Args:
+      batch: NumPy arrays.
+      mesh: the devices.
+      row_unit: image rows are split over "spatial", padded below to a multiple of this on each device: the output stride.
+        0 leaves images whole.
     """
-    shardings = batch_shardings(mesh, [name for name in batch if name != "index"])
-    if batch["image"].shape[1] % mesh.shape["spatial"]:
+    shardings = batch_shardings(mesh, [name for name in batch if name not in HOST_ONLY])
+    if not row_unit:
         shardings = {name: NamedSharding(mesh, P("data")) for name in shardings}
+    elif mesh.shape["spatial"] > 1:
+        batch = batch | {name: _pad_rows(batch[name], mesh, row_unit) for name in ("image", "label") if name in batch}
     return {name: jax.make_array_from_process_local_data(s, batch[name]) for name, s in shardings.items()}
 
 
+def _pad_rows(x: np.ndarray, mesh: Mesh, row_unit: int) -> np.ndarray:
+    """Padding is ignored as a label; no operation sees it of an image."""
+    missing = padded_height(x.shape[1], mesh.shape["spatial"], row_unit) - x.shape[1]
+    return np.pad(x, ((0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)), constant_values=IGNORE) if missing else x
+
+
+def padded_height(height: int, devices: int, row_unit: int) -> int:
+    """Rows with which an image of `height` gives each device a multiple of `row_unit`."""
+    unit = devices * row_unit
+    return -(-height // unit) * unit
+
+
+def local_rows(x: jax.Array) -> np.ndarray:
+    """This process's rows of a batch on the devices, whose other axes are not split."""
+    shards = {shard.index[0].start or 0: shard for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])
+
+
 def prefetch(
-    batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, ahead: int = 2
+    batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, row_unit: int, ahead: int = 2
 ) -> Iterator[tuple[dict, dict[str, jax.Array]]]:
-    """(host batch, the same on the devices), `ahead` transfers under way while the consumer computes."""
+    """(host batch, the same on the devices), `ahead` transfers under way while the consumer computes; see `place`."""
     queue: collections.deque[tuple[dict, dict[str, jax.Array]]] = collections.deque()
     batches = iter(batches)
     for batch in itertools.islice(batches, ahead):
-        queue.append((batch, place(batch, mesh)))
+        queue.append((batch, place(batch, mesh, row_unit)))
     while queue:
         yield queue.popleft()
         for batch in itertools.islice(batches, 1):
-            queue.append((batch, place(batch, mesh)))
+            queue.append((batch, place(batch, mesh, row_unit)))

@@ -3,7 +3,7 @@ import pytest
 
 from deeplab_jax.config import MeshConfig
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.sharding import check_batch, check_rows, make_mesh, place, prefetch
+from deeplab_jax.sharding import check_batch, local_rows, make_mesh, place, prefetch
 
 
 def test_a_mesh_takes_all_devices_or_as_many_as_it_is_told():
@@ -28,16 +28,8 @@ def test_a_batch_that_does_not_divide_names_the_nearest_that_do():
         check_batch(6, mesh, "data.batch_size")
     with pytest.raises(ConfigError, match="use 4, or"):
         check_batch(3, mesh, "data.batch_size")
-
-
-def test_crops_must_leave_every_device_two_rows_of_features():
-    mesh = make_mesh(MeshConfig(spatial=2))
-    check_rows(64, 16, mesh)
-    check_rows(1, 16, make_mesh(MeshConfig()))
-    with pytest.raises(ConfigError, match=r"`data.crop_size` \(=32 rows\).*multiple of 2 from 64 rows"):
-        check_rows(32, 16, mesh)
-    with pytest.raises(ConfigError, match="multiple of 2"):
-        check_rows(513, 16, mesh)
+    with pytest.raises(ConfigError, match="4 devices x 3 micro-batches: use 12 or 24"):
+        check_batch(16, mesh, "data.batch_size", micro_batches=3)
 
 
 def numbered(i, height=4):
@@ -45,11 +37,21 @@ def numbered(i, height=4):
 
 
 def test_rows_go_to_their_devices_and_the_index_stays():
-    placed = place(numbered(1), make_mesh(MeshConfig(spatial=2)))
+    placed = place(numbered(1), make_mesh(MeshConfig(spatial=2)), 2)
     assert set(placed) == {"image", "valid"}
     assert placed["image"].addressable_shards[0].data.shape == (2, 2, 4, 3)
-    odd = place(numbered(1, height=5), make_mesh(MeshConfig(spatial=2)))
-    assert odd["image"].addressable_shards[0].data.shape == (2, 5, 4, 3)
+    whole = place(numbered(1), make_mesh(MeshConfig(spatial=2)), 0)
+    assert whole["image"].addressable_shards[0].data.shape == (2, 4, 4, 3)
+    np.testing.assert_array_equal(local_rows(whole["image"]), numbered(1)["image"])
+
+
+def test_heights_that_do_not_divide_are_padded_with_ignored_rows():
+    mesh = make_mesh(MeshConfig(spatial=2))
+    batch = numbered(1, height=5) | {"label": np.zeros((4, 5, 4), np.uint8)}
+    odd = place(batch, mesh, 4)
+    assert odd["image"].addressable_shards[0].data.shape == (2, 4, 4, 3)
+    assert (np.asarray(odd["image"])[:, :5] == 1).all()
+    assert np.asarray(odd["label"])[0, :, 0].tolist() == [0] * 5 + [255] * 3
 
 
 def test_prefetch_keeps_order_and_reads_no_more_than_it_must():
@@ -60,7 +62,7 @@ def test_prefetch_keeps_order_and_reads_no_more_than_it_must():
             read.append(i)
             yield numbered(i)
 
-    items = prefetch(source(), make_mesh(MeshConfig()), ahead=2)
+    items = prefetch(source(), make_mesh(MeshConfig()), 1, ahead=2)
     host, device = next(items)
     assert read == [0, 1]
     assert host["image"][0, 0, 0, 0] == device["image"][0, 0, 0, 0] == 0

@@ -92,3 +92,9 @@ def _nearest_window(label: tf.Tensor, factor: tf.Tensor, start: tf.Tensor, shown
         index = tf.minimum(tf.cast(tf.floor(centre), tf.int32), tf.shape(label)[axis] - 1)
         label = tf.gather(label, index, axis=axis)
     return label
+
+
+def blank(crop_size: tuple[int, int], fill: tuple[float, ...]) -> tuple[tf.Tensor, tf.Tensor]:
+    """An image and a label of what `scale_crop_flip` shows outside the image: uint8 [crop_h, crop_w, 3], [crop_h, crop_w]."""
+    pixel = tf.saturate_cast(tf.round(tf.constant(fill, tf.float32)), tf.uint8)
+    return tf.broadcast_to(pixel, (*crop_size, 3)), tf.fill(crop_size, tf.constant(IGNORE, tf.uint8))

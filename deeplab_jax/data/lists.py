@@ -4,6 +4,8 @@ Two layouts are known: Cityscapes (`leftImg8bit/ gtFine/ list/`) and custom (`in
 """
 
 import dataclasses
+import hashlib
+import json
 import re
 from collections.abc import Iterator, Sequence
 
@@ -86,6 +88,12 @@ def describe(split: str, samples: Samples) -> str:
     """What was found, in a line."""
     labels = f"labels of kind {samples.kind}" if samples.labels else "no labels"
     return f"{split}: {len(samples)} samples from {samples.source}, {labels}"
+
+
+def digest(samples: Samples) -> str:
+    """SHA-256 of the names in order and of the kind: equal for one list, wherever the data set lies."""
+    names = json.dumps([samples.kind, samples.images, samples.labels])
+    return hashlib.sha256(names.encode()).hexdigest()
 
 
 def read_list(path: epath.Path) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,14 @@
 """tf.data pipelines that yield NumPy batches; a training sample is a function of (seed, its number in the run) alone.
 
 A batch: {"image": uint8 [n, h, w, 3], "label": uint8 [n, h, w] train ids (255 = ignore), "valid": bool [n] (False: a padding
-row), "index": int64 [n] position in the list}. A split without labels yields no "label".
+row, or a skipped one), "index": int64 [n] position in the list, "fingerprint": uint8 [n, 8] of what the sample's files hold}.
+A split without labels yields no "label".
+
+The fingerprint tells what was read, for the run's receipt: another byte in the image's or the label's file is another
+fingerprint, and `read.fingerprint` finds it again. A padding row has that of the image which it repeats.
+
+A skipped row stands for a training sample that cannot be read: its image is the fill colour, its label 255 all over, its
+fingerprint zeros.
 """
 
 import functools
@@ -14,8 +21,9 @@ from etils import epath
 
 from deeplab_jax.config import DataConfig
 from deeplab_jax.data import augment
+from deeplab_jax.data.iterate import iterate, log_skipped
 from deeplab_jax.data.lists import Samples, value_table
-from deeplab_jax.data.read import explain, image_size, loader
+from deeplab_jax.data.read import Row, image_size, loader, unreadable
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import LabelSet
 
@@ -35,22 +43,28 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     layout: Layout = "NHWC",
+    on_skip: Callable[[DataError], None] = log_skipped,
 ) -> Iterator[Batch]:
     """Batches of steps `start_step` to `steps` - 1: this process's rows of each global batch.
 
     Row r of step s is sample number s * batch_size + r of the run; each pass over the list is shuffled with a key of its
     own. Starting late costs nothing, since no state is carried from sample to sample.
 
+    Up to `data.max_unreadable` samples that cannot be read become skipped rows wherever they occur; this process counts its
+    own, from its start on. They are found when a batch fails, which is then read without them: a batch still depends on
+    nothing but its step, the seed and the files.
+
     Args:
       samples: a split with labels.
       labels: what the values in the label files mean.
-      data: batch size, augmentation and threads.
+      data: batch size, augmentation, threads, and how many samples may be unreadable.
       fill: RGB (0-255) of pixels outside the image.
       seed: of the order and the augmentation.
       start_step: first step; steps before it are not computed.
       steps: end of the run.
       process_index, process_count: which host this is, of how many.
       layout: of the images; "NCHW" for another framework.
+      on_skip: told once of each skipped sample, before the first batch that lacks it.
 
     Raises:
       DataError: while iterating, naming the file that cannot be used.
@@ -63,23 +77,57 @@ def train_batches(
         """Of the run's sample that is the j-th of this process."""
         return j // local * data.batch_size + process_index * local + j % local
 
-    def sample(j: tf.Tensor) -> dict[str, tf.Tensor]:
-        k = number(j)
-        index = shuffled_index(k, len(samples), seed)
-        image, label = load(index)
-        image, label = augment.scale_crop_flip(
-            image, label, augment.uniforms(seed, k), crop_size=data.crop_size, scale=data.scale, flip=data.flip, fill=fill
-        )
-        return {"image": image, "label": label, "valid": tf.constant(True), "index": index}
+    def dataset(step: int, skipped: tuple[int, ...]) -> tf.data.Dataset:
+        def sample(j: tf.Tensor) -> Row:
+            k = number(j)
+            index = shuffled_index(k, len(samples), seed)
+            row = _unless_skipped(index, skipped, lambda: _crop(load(index), data, fill, seed, k), data, fill)
+            return {**row, "index": index}
 
-    dataset = tf.data.Dataset.range(start_step * local, steps * local)
-    dataset = _parallel(dataset, sample, data.threads, local)
+        return _parallel(tf.data.Dataset.range(step * local, steps * local), sample, data.threads, local)
 
-    def rows(batch: int) -> list[int]:
-        first = (start_step + batch) * local
-        return [int(shuffled_index(number(tf.constant(j, tf.int64)), len(samples), seed)) for j in range(first, first + local)]
+    def rows(step: int) -> list[int]:
+        mine = range(step * local, (step + 1) * local)
+        return [int(shuffled_index(number(tf.constant(j, tf.int64)), len(samples), seed)) for j in mine]
 
-    return _iterate(dataset, lambda batch: explain(samples, table, load, rows(batch)), layout)
+    batches = iterate(
+        samples,
+        dataset,
+        rows,
+        lambda i: unreadable(samples, table, load, i),
+        start=start_step,
+        max_unreadable=data.max_unreadable,
+        on_skip=on_skip,
+    )
+    return _in_layout(batches, layout)
+
+
+def _crop(row: Row, data: DataConfig, fill: tuple[float, ...], seed: int, k: tf.Tensor) -> Row:
+    """The loaded sample, augmented as the run's sample number `k`."""
+    image, label = augment.scale_crop_flip(
+        row["image"],
+        row["label"],
+        augment.uniforms(seed, k),
+        crop_size=data.crop_size,
+        scale=data.scale,
+        flip=data.flip,
+        fill=fill,
+    )
+    return {"image": image, "label": label, "valid": tf.constant(True), "fingerprint": row["fingerprint"]}
+
+
+def _unless_skipped(
+    index: tf.Tensor, skipped: tuple[int, ...], read: Callable[[], Row], data: DataConfig, fill: tuple[float, ...]
+) -> Row:
+    """What `read` returns, or a skipped row."""
+    if not skipped:
+        return read()
+
+    def blank() -> Row:
+        image, label = augment.blank(data.crop_size, fill)
+        return {"image": image, "label": label, "valid": tf.constant(False), "fingerprint": tf.zeros(8, tf.uint8)}
+
+    return tf.cond(tf.reduce_any(index == tf.constant(skipped, tf.int64)), blank, read)
 
 
 def shuffled_index(k: tf.Tensor, num_samples: int, seed: int) -> tf.Tensor:
@@ -136,20 +184,17 @@ def eval_batches(
     table = value_table(samples.kind, labels)
     load = loader(samples, table)
 
-    def sample(index: tf.Tensor, is_valid: tf.Tensor) -> dict[str, tf.Tensor]:
-        image, *label = load(index)
-        row = {"image": image, "valid": is_valid, "index": index}
-        return {**row, "label": label[0]} if label else row
+    def sample(index: tf.Tensor, is_valid: tf.Tensor) -> Row:
+        return {**load(index), "valid": is_valid, "index": index}
 
     indices = np.array(padded, np.int64).reshape(-1)
-    dataset = tf.data.Dataset.from_tensor_slices((indices, valid))
-    dataset = _parallel(dataset, sample, threads, local)
-    return _iterate(dataset, lambda batch: explain(samples, table, load, padded[batch]), layout)
+    dataset = _parallel(tf.data.Dataset.from_tensor_slices((indices, valid)), sample, threads, local)
+    # Nothing is skipped here, so the dataset is asked for once, from its first batch on.
+    batches = iterate(samples, lambda *_: dataset, padded.__getitem__, lambda i: unreadable(samples, table, load, i))
+    return _in_layout(batches, layout)
 
 
-def _parallel(
-    dataset: tf.data.Dataset, sample: Callable[..., dict[str, tf.Tensor]], threads: int, batch_size: int
-) -> tf.data.Dataset:
+def _parallel(dataset: tf.data.Dataset, sample: Callable[..., Row], threads: int, batch_size: int) -> tf.data.Dataset:
     options = tf.data.Options()
     options.deterministic = True
     if threads:
@@ -160,19 +205,8 @@ def _parallel(
     return dataset.batch(batch_size, drop_remainder=True).prefetch(2).with_options(options)
 
 
-def _iterate(dataset: tf.data.Dataset, diagnose: Callable[[int], DataError], layout: Layout) -> Iterator[Batch]:
-    """The dataset's batches; a TensorFlow error becomes what `diagnose` finds in the batch of that number."""
-    batches = dataset.as_numpy_iterator()
-    number = 0
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except tf.errors.OpError:
-            raise diagnose(number) from None
-        yield {**batch, "image": to_nchw(batch["image"])} if layout == "NCHW" else batch
-        number += 1
+def _in_layout(batches: Iterator[Batch], layout: Layout) -> Iterator[Batch]:
+    return ({**batch, "image": to_nchw(batch["image"])} for batch in batches) if layout == "NCHW" else batches
 
 
 def to_nchw(images: np.ndarray) -> np.ndarray:

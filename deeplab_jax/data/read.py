@@ -1,6 +1,7 @@
 """One sample from its files: decoding inside tf.data, and what is wrong where that fails."""
 
 import io
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -15,27 +16,55 @@ from deeplab_jax.labels import UNKNOWN
 # Accelerators belong to JAX: a TensorFlow built for GPUs would take their memory.
 tf.config.set_visible_devices([], "GPU")
 
-Loader = Callable[[tf.Tensor], tuple[tf.Tensor, ...]]
+Row = dict[str, tf.Tensor]
+Loader = Callable[[tf.Tensor], Row]
 
 
 def loader(samples: Samples, table: np.ndarray) -> Loader:
-    """A function from a position in the list to (image uint8 [h, w, 3], label uint8 [h, w] train ids), or to (image,)."""
+    """A function from a position in the list to {"image": uint8 [h, w, 3], "label": uint8 [h, w], "fingerprint": uint8 [8]}.
+
+    The label holds train ids; there is none in a split without labels.
+    """
     root = str(epath.Path(samples.root))
     images = tf.constant(list(samples.images))
     labels = tf.constant(list(samples.labels)) if samples.labels else None
     lookup = tf.constant(table)
 
-    def load(index: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        image = _decode_image(tf.io.read_file(tf.strings.join([root, images[index]], "/")))
+    def load(index: tf.Tensor) -> Row:
+        image_file = tf.io.read_file(tf.strings.join([root, images[index]], "/"))
+        image = _decode_image(image_file)
         if labels is None:
-            return (image,)
-        values = _decode_label(tf.io.read_file(tf.strings.join([root, labels[index]], "/")), samples.kind == "color")
+            return {"image": image, "fingerprint": _fingerprint([image_file])}
+        label_file = tf.io.read_file(tf.strings.join([root, labels[index]], "/"))
+        values = _decode_label(label_file, samples.kind == "color")
         tf.debugging.assert_equal(tf.shape(image)[:2], tf.shape(values), "image and label differ in size")
         label = tf.gather(lookup, values)
         tf.debugging.assert_greater(tf.reduce_min(label), tf.constant(UNKNOWN, tf.int16), "a label value is in no table")
-        return image, tf.cast(label, tf.uint8)
+        return {"image": image, "label": tf.cast(label, tf.uint8), "fingerprint": _fingerprint([image_file, label_file])}
 
     return load
+
+
+def _fingerprint(files: Sequence[tf.Tensor | bytes]) -> tf.Tensor:
+    """uint8 [8]: FarmHash64 of a file's bytes; for an image and its label, that of the two fingerprints in a row."""
+    return tf.fingerprint([files])[0]
+
+
+def fingerprint(samples: Samples, i: int) -> bytes:
+    """The "fingerprint" that sample `i` has in a batch, from its files alone: 8 bytes.
+
+    Raises:
+      DataError: a file is missing or cannot be read.
+    """
+    return _fingerprint([_contents(path) for path in _paths(samples, i)]).numpy().tobytes()
+
+
+def _contents(path: str) -> bytes:
+    try:
+        return epath.Path(path).read_bytes()
+    # TensorFlow reads what lies on object storage.
+    except (OSError, tf.errors.OpError) as error:
+        raise _unreadable_file(path, error) from None
 
 
 def _decode_image(data: tf.Tensor) -> tf.Tensor:
@@ -82,22 +111,16 @@ def image_size(path: epath.Path) -> tuple[int, int]:
         with path.open("rb") as file, Image.open(file) as image:
             return image.height, image.width
     except OSError as error:
-        raise DataError(f"{path} cannot be read as an image ({_one_line(error)}): replace it or take it off the list") from None
+        raise DataError(f"{path} cannot be read as an image ({reason(error)}): replace it or take it off the list") from None
 
 
-def explain(samples: Samples, table: np.ndarray, load: Loader, indices: Sequence[int]) -> DataError:
-    """What is wrong with the first unusable sample of `indices`, read again one by one.
-
-    TensorFlow's own message names no file; asking again costs nothing until something is wrong.
-    """
-    for i in indices:
-        try:
-            load(tf.constant(i, tf.int64))
-        except tf.errors.OpError as error:
-            names = " or ".join(_paths(samples, i))
-            unreadable = DataError(f"{names} cannot be read ({_one_line(error)[:200]}): replace it or take it off the list")
-            return _explain_sample(samples, table, i) or unreadable
-    return DataError(f"reading {', '.join(samples.images[i] for i in indices)} failed once and then worked: check the disk")
+def unreadable(samples: Samples, table: np.ndarray, load: Loader, i: int) -> DataError | None:
+    """What is wrong with sample `i`, which is read again; None if nothing is."""
+    try:
+        load(tf.constant(i, tf.int64))
+    except Exception as error:  # Pillow, which reads palettes, has errors of many kinds for a broken file
+        return _explain_sample(samples, table, i) or _unreadable_file(" or ".join(_paths(samples, i)), error)
+    return None
 
 
 def _explain_sample(samples: Samples, table: np.ndarray, i: int) -> DataError | None:
@@ -110,8 +133,8 @@ def _explain_sample(samples: Samples, table: np.ndarray, i: int) -> DataError | 
                 formats.append(picture.format)
                 # Pillow accepts some files that lack their end, which TensorFlow does not.
                 tf.io.decode_image(epath.Path(path).read_bytes())
-        except (OSError, tf.errors.InvalidArgumentError) as error:
-            return DataError(f"{path} cannot be read ({_one_line(error)}): replace it or take it off the list")
+        except Exception as error:
+            return _unreadable_file(path, error)
     if not samples.labels:
         return None
     (image, label), (image_path, label_path) = pictures, _paths(samples, i)
@@ -135,9 +158,15 @@ def _explain_sample(samples: Samples, table: np.ndarray, i: int) -> DataError | 
     return None
 
 
+def _unreadable_file(path: str, error: Exception) -> DataError:
+    return DataError(f"{path} cannot be read ({reason(error)}): replace it or take it off the list")
+
+
 def _paths(samples: Samples, i: int) -> list[str]:
     return [str(epath.Path(samples.root) / name) for name in (samples.images[i], *samples.labels[i : i + 1])]
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split("}} ")[-1].split()) or type(error).__name__
+def reason(error: Exception) -> str:
+    """What TensorFlow or Pillow says in its first line, without the names of TensorFlow's nodes."""
+    line = str(error).partition("\n")[0]
+    return re.sub(r"^{{.*?}} | \[Op:.*", "", line)[:200] or type(error).__name__

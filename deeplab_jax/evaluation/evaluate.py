@@ -6,45 +6,40 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh
 from jaxtyping import Array, Int, UInt8
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
 from deeplab_jax.config import Config
-from deeplab_jax.evaluation import inference, pictures
+from deeplab_jax.evaluation import pictures
+from deeplab_jax.evaluation.inference import Evaluator
 from deeplab_jax.files import replacing
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.sharding import check_batch, make_mesh, prefetch, replicated
+from deeplab_jax.sharding import check_batch, local_rows, make_mesh, prefetch, replicated
 
 Batch = dict[str, np.ndarray]
-Predictor = Callable[..., tuple[Array, Array]]
 # Called with an image's position in the list, the image, and its prediction in train ids.
 Visitor = Callable[[int, UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]], None]
 
 
 def score(
-    compiled: Predictor,
+    evaluator: Evaluator,
     variables: dict[str, Any],
     batches: Iterable[Batch],
-    mesh: Mesh,
-    num_classes: int,
     show: Callable[[Batch, Sequence[int], Array], None],
 ) -> Int[np.ndarray, "k k"]:
     """Confusion counts of one pass over `batches`, at the labels' own resolution; zeros for a split without labels.
 
     Args:
-      compiled: what `inference.compile_predict_and_count` returns.
+      evaluator: of the config and mesh.
       variables: {"params", "batch_stats"} on the mesh.
-      batches: what `data.pipeline.eval_batches` yields.
-      mesh: the devices.
-      num_classes: size of the counts.
-      show: called with each batch, its valid rows and its predictions on the device.
+      batches: what `data.pipeline.eval_batches` yields on this process; the counts are those of all processes.
+      show: called with each batch, its valid rows and the predictions on the devices, of all processes (`local_rows`).
     """
-    total = np.zeros((num_classes, num_classes), np.int64)
-    for batch, on_device in prefetch(batches, mesh):
-        predictions, counts = compiled(variables, on_device)
+    total = np.zeros((evaluator.num_classes, evaluator.num_classes), np.int64)
+    for batch, on_device in prefetch(batches, evaluator.mesh, evaluator.row_unit):
+        predictions, counts = evaluator(variables, on_device, batch["image"].shape[1])
         total += np.asarray(counts, np.int64)
         show(batch, np.flatnonzero(batch["valid"]).tolist(), predictions)
     return total
@@ -65,7 +60,7 @@ def evaluate(
       variables: {"params", "batch_stats"}.
       batches: what `data.pipeline.eval_batches` yields.
       num_images: how many valid rows `batches` have.
-      visitors: called in turn with each image, once.
+      visitors: called in turn with each image that this process read, once.
       console: where progress is shown.
 
     Raises:
@@ -73,20 +68,20 @@ def evaluate(
     """
     mesh = make_mesh(config.mesh)
     check_batch(config.eval.batch_size, mesh, "eval.batch_size")
-    compiled = inference.compile_predict_and_count(config)
+    evaluator = Evaluator(config, mesh)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task("evaluating", total=num_images)
 
         def show(batch: Batch, rows: Sequence[int], predictions: Array) -> None:
             if visitors:
-                on_host = np.asarray(predictions)
+                on_host = local_rows(predictions)
                 for i in rows:
                     for visit in visitors:
                         visit(int(batch["index"][i]), batch["image"][i], on_host[i])
             progress.advance(task, len(rows))
 
         variables = jax.device_put(variables, replicated(mesh))
-        return score(compiled, variables, batches, mesh, config.labels.num_classes, show)
+        return score(evaluator, variables, batches, show)
 
 
 def write_pictures(

@@ -2,11 +2,12 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, UInt8
 
 from deeplab_jax import losses, metrics
@@ -14,6 +15,8 @@ from deeplab_jax.config import Config, EvalConfig
 from deeplab_jax.evaluation.protocols import average_views, slide
 from deeplab_jax.models import DeepLabV3, normalize
 from deeplab_jax.models.layers import resize_by_gather
+from deeplab_jax.models.rows import Rows, split_rows
+from deeplab_jax.sharding import replicated
 
 Variables = dict[str, Any]
 
@@ -25,7 +28,12 @@ def evaluation_model(config: Config) -> DeepLabV3:
 
 
 def logits(
-    variables: Variables, images: UInt8[Array, "n h w 3"], *, model: DeepLabV3, protocol: EvalConfig
+    variables: Variables,
+    images: UInt8[Array, "n h w 3"],
+    *,
+    model: DeepLabV3,
+    protocol: EvalConfig,
+    rows: Rows | None = None,
 ) -> Float[Array, "n h w k"]:
     """float32 logits at the images' size, of images as they are decoded (0-255).
 
@@ -34,12 +42,13 @@ def logits(
       images: of one size.
       model: what `evaluation_model` returns.
       protocol: windows, scales and flip; several views give the logarithm of their mean probabilities, see `average_views`.
+      rows: how the images' rows are split over devices, for a protocol that `splits_rows`.
     """
     align_corners = model.config.align_corners
 
     def network(images: Array) -> Array:
-        outputs: Any = model.apply(variables, images, train=False)
-        return resize_by_gather(outputs.logits, *images.shape[1:3], align_corners=align_corners)
+        outputs: Any = model.apply(variables, images, False, rows)
+        return resize_by_gather(outputs.logits, *images.shape[1:3], align_corners=align_corners, rows=rows)
 
     def windows(images: Array) -> Array:
         return slide(network, images, model.num_classes, window=protocol.window, stride=protocol.window_stride)
@@ -55,23 +64,67 @@ def logits(
 
 
 def predict(
-    variables: Variables, images: UInt8[Array, "n h w 3"], *, model: DeepLabV3, protocol: EvalConfig
+    variables: Variables,
+    images: UInt8[Array, "n h w 3"],
+    *,
+    model: DeepLabV3,
+    protocol: EvalConfig,
+    rows: Rows | None = None,
 ) -> UInt8[Array, "n h w"]:
     """Train ids at the images' size; arguments as in `logits`."""
-    return jnp.argmax(logits(variables, images, model=model, protocol=protocol), axis=-1).astype(jnp.uint8)
+    return jnp.argmax(logits(variables, images, model=model, protocol=protocol, rows=rows), axis=-1).astype(jnp.uint8)
 
 
 def predict_and_count(
-    variables: Variables, batch: dict[str, Array], *, model: DeepLabV3, protocol: EvalConfig
+    variables: Variables, batch: dict[str, Array], *, model: DeepLabV3, protocol: EvalConfig, rows: Rows | None = None
 ) -> tuple[UInt8[Array, "n h w"], Int[Array, "k k"]]:
     """Predictions, and the confusion counts of the batch's valid rows; zeros for a batch without labels."""
-    predictions = predict(variables, batch["image"], model=model, protocol=protocol)
+    predictions = predict(variables, batch["image"], model=model, protocol=protocol, rows=rows)
     if "label" not in batch:
         return predictions, jnp.zeros((model.num_classes, model.num_classes), jnp.int32)
     mask = losses.valid_pixels(batch["label"], batch["valid"])
-    return predictions, metrics.confusion_counts(batch["label"], predictions, mask, model.num_classes)
+    counts = metrics.confusion_counts(batch["label"], predictions, mask, model.num_classes)
+    return predictions, jax.lax.psum(counts, rows.axis) if rows else counts
 
 
-def compile_predict_and_count(config: Config) -> Callable[..., tuple[Array, Array]]:
-    """`predict_and_count` jitted for the network and protocol of `config`, compiled once per image size."""
-    return jax.jit(functools.partial(predict_and_count, model=evaluation_model(config), protocol=config.eval))
+def splits_rows(protocol: EvalConfig) -> bool:
+    """Whether image rows can be split over devices: a window or a resized view is computed whole on each."""
+    return not max(protocol.window) and protocol.scales == (1.0,)
+
+
+class Evaluator:
+    """`predict_and_count` compiled for a network, a protocol and a mesh, once per image size.
+
+    Args:
+      config: validated.
+      mesh: the devices.
+    """
+
+    def __init__(self, config: Config, mesh: Mesh) -> None:
+        self.mesh = mesh
+        self.num_classes = config.labels.num_classes
+        model = evaluation_model(config)
+        self._output_stride = model.config.output_stride
+        self.row_unit = self._output_stride if splits_rows(config.eval) else 0
+        count = functools.partial(predict_and_count, model=model, protocol=config.eval)
+        shardings = (NamedSharding(mesh, P("data")), replicated(mesh))
+        self._compiled = jax.jit(functools.partial(self._run, count), static_argnames="height", out_shardings=shardings)
+
+    def __call__(self, variables: Variables, batch: dict[str, Array], height: int) -> tuple[Array, Array]:
+        """Predictions [n, h, w] and counts [k, k] of a batch that `place` put on the mesh, of images of `height`."""
+        return self._compiled(variables, batch, height=height)
+
+    def _run(self, count: Any, variables: Variables, batch: dict[str, Array], height: int) -> tuple[Array, Array]:
+        rows = split_rows(self.mesh, height, self._output_stride) if self.row_unit else None
+        if rows is None:
+            return count(variables, batch)
+        specs = {name: P() if name == "valid" else P(None, rows.axis) for name in batch}
+        split = jax.shard_map(
+            functools.partial(count, rows=rows),
+            mesh=self.mesh,
+            in_specs=(P(), specs),
+            out_specs=(P(None, rows.axis), P()),
+            axis_names={rows.axis},
+        )
+        predictions, counts = split(variables, batch)
+        return predictions[:, :height], counts

@@ -1,12 +1,14 @@
 """Atrous spatial pyramid pooling (DeepLabV3, 1706.05587, section 3.3), NHWC."""
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from deeplab_jax.models.layers import BatchNorm, Conv, at_least_float32
+from deeplab_jax.models.layers import BatchNorm, Conv, Dropout, at_least_float32, image_mean
+from deeplab_jax.models.rows import Rows
 
 
 class ConvBNReLU(nn.Module):
@@ -16,12 +18,13 @@ class ConvBNReLU(nn.Module):
     size: int
     rate: int = 1
     dtype: Any = jnp.float32
+    rows: Rows | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w k"]:
         """Returns [n, h, w, features]."""
-        x = Conv(self.features, self.size, rate=self.rate, dtype=self.dtype, name="conv")(x)
-        return nn.relu(BatchNorm(name="bn")(x, train))
+        x = Conv(self.features, self.size, rate=self.rate, dtype=self.dtype, rows=self.rows, name="conv")(x)
+        return nn.relu(BatchNorm(rows=self.rows, name="bn")(x, train))
 
 
 class ASPP(nn.Module):
@@ -33,6 +36,7 @@ class ASPP(nn.Module):
       fusion: see `config.ModelConfig`.
       dropout: share dropped after the first fusion convolution.
       dtype: what the convolutions compute in.
+      rows: see `layers.conv2d`.
     """
 
     rates: tuple[int, ...]
@@ -40,21 +44,23 @@ class ASPP(nn.Module):
     fusion: str = "1x1"
     dropout: float = 0.1
     dtype: Any = jnp.float32
+    rows: Rows | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w k"]:
         """Returns [n, h, w, features]."""
-        branches = [ConvBNReLU(self.features, 1, dtype=self.dtype, name="branch_1x1")(x, train)]
+        layer = functools.partial(ConvBNReLU, dtype=self.dtype, rows=self.rows)
+        branches = [layer(self.features, 1, name="branch_1x1")(x, train)]
         for i, rate in enumerate(self.rates, start=1):
-            branches.append(ConvBNReLU(self.features, 3, rate, self.dtype, name=f"branch_rate{i}")(x, train))
+            branches.append(layer(self.features, 3, rate, name=f"branch_rate{i}")(x, train))
         # Over 65x65 bfloat16 values the mean would lose the digits that make it useful.
-        pooled = jnp.mean(x, (1, 2), keepdims=True, dtype=at_least_float32(x.dtype))
-        pooled = ConvBNReLU(self.features, 1, dtype=self.dtype, name="branch_pool")(pooled, train)
+        pooled = image_mean(x.astype(at_least_float32(x.dtype)), self.rows)
+        pooled = layer(self.features, 1, rows=None, name="branch_pool")(pooled, train)
         branches.append(jnp.broadcast_to(pooled, branches[0].shape))
         x = jnp.concatenate(branches, axis=-1)
         first, *rest = (int(part[0]) for part in self.fusion.split("+"))
-        x = ConvBNReLU(self.features, first, dtype=self.dtype, name="fuse")(x, train)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = layer(self.features, first, name="fuse")(x, train)
+        x = Dropout(self.dropout, self.rows, name="Dropout_0")(x, train)
         for size in rest:
-            x = ConvBNReLU(self.features, size, dtype=self.dtype, name="refine")(x, train)
+            x = layer(self.features, size, name="refine")(x, train)
         return x

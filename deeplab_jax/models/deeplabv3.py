@@ -8,8 +8,9 @@ from jaxtyping import Array, Float, UInt8
 
 from deeplab_jax.config import ModelConfig, aspp_rates
 from deeplab_jax.models.aspp import ASPP, ConvBNReLU
-from deeplab_jax.models.layers import Conv, at_least_float32
+from deeplab_jax.models.layers import Conv, Dropout, at_least_float32
 from deeplab_jax.models.resnet import ResNet
+from deeplab_jax.models.rows import Rows
 
 
 class Outputs(NamedTuple):
@@ -37,31 +38,34 @@ class DeepLabV3(nn.Module):
     num_classes: int
 
     @nn.compact
-    def __call__(self, images: Float[Array, "n h w 3"], train: bool) -> Outputs:
+    def __call__(self, images: Float[Array, "n h w 3"], train: bool, rows: Rows | None = None) -> Outputs:
         """Logits of normalised images of any size.
 
         Args:
           images: what `normalize` returns.
           train: use the batch's statistics and dropout (rng "dropout").
+          rows: how the images' rows are split over devices, of which `images` are one's; None where they are whole.
         """
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        backbone = ResNet(c.backbone, c.width, c.stem, c.output_stride, c.multi_grid, c.dilate_conv2, dtype, name="backbone")
+        backbone = ResNet(
+            c.backbone, c.width, c.stem, c.output_stride, c.multi_grid, c.dilate_conv2, dtype, c.remat, rows, name="backbone"
+        )
         stage3, stage4 = backbone(images, train)
         rates = tuple(int(rate) for rate in aspp_rates(c.atrous_rates, c.output_stride))
-        x = ASPP(rates, c.aspp_width, c.fusion, c.dropout, dtype, name="aspp")(stage4, train)
-        logits = _classifier(self.num_classes, dtype, "classifier")(x)
+        x = ASPP(rates, c.aspp_width, c.fusion, c.dropout, dtype, rows, name="aspp")(stage4, train)
+        logits = _classifier(self.num_classes, dtype, rows, "classifier")(x)
         if not c.aux_head:
             return Outputs(logits, None)
-        aux = ConvBNReLU(stage3.shape[-1] // 4, 3, dtype=dtype, name="aux_conv")(stage3, train)
-        aux = nn.Dropout(c.aux_dropout, deterministic=not train)(aux)
-        return Outputs(logits, _classifier(self.num_classes, dtype, "aux_classifier")(aux))
+        aux = ConvBNReLU(stage3.shape[-1] // 4, 3, dtype=dtype, rows=rows, name="aux_conv")(stage3, train)
+        aux = Dropout(c.aux_dropout, rows, name="Dropout_0")(aux, train)
+        return Outputs(logits, _classifier(self.num_classes, dtype, rows, "aux_classifier")(aux))
 
 
-def _classifier(num_classes: int, dtype: Any, name: str) -> Conv:
+def _classifier(num_classes: int, dtype: Any, rows: Rows | None, name: str) -> Conv:
     # Float32 also under bfloat16: the softmax over the classes is where rounding shows.
     wide = at_least_float32(dtype)
-    return Conv(num_classes, use_bias=True, dtype=wide, kernel_init=nn.initializers.normal(0.01), name=name)
+    return Conv(num_classes, use_bias=True, dtype=wide, kernel_init=nn.initializers.normal(0.01), rows=rows, name=name)
 
 
 def normalize(images: UInt8[Array, "n h w 3"], mean: tuple[float, ...], std: tuple[float, ...]) -> Float[Array, "n h w 3"]:

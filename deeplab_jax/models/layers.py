@@ -13,6 +13,8 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
+from deeplab_jax.models.rows import Rows
+
 ConvForm = Literal["auto", "xla", "mixed", "products"]
 Initializer = Callable[..., Array]
 
@@ -21,7 +23,13 @@ he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def conv2d(
-    x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c k"], *, stride: int = 1, rate: int = 1, form: ConvForm = "auto"
+    x: Float[Array, "n h w c"],
+    kernel: Float[Array, "kh kw c k"],
+    *,
+    stride: int = 1,
+    rate: int = 1,
+    form: ConvForm = "auto",
+    rows: Rows | None = None,
 ) -> Float[Array, "n h2 w2 k"]:
     """An atrous convolution with padding rate * (size - 1) / 2, in the form that is fastest where it runs.
 
@@ -32,11 +40,24 @@ def conv2d(
       rate: distance between the taps, in input pixels.
       form: "xla" is XLA's own convolution; "products" a sum of matrix products, one a tap; "mixed" XLA's with the weight
         gradient by products; "auto" chooses.
+      rows: how the image's rows are split over devices, of which `x` are one's; None where they are whole.
     """
     if form == "auto":
         form = _fastest_form(kernel.shape, x.shape, rate)
     forms: dict[str, Callable[..., Array]] = {"xla": _conv_xla, "mixed": _conv_mixed, "products": _conv_products}
-    return forms[form](x, kernel, stride, rate)
+    reach = rate * (kernel.shape[0] - 1) // 2
+    if rows is None:
+        return forms[form](x, kernel, stride, rate, reach)
+    kernel = rows.varying(kernel)
+    if reach == 0:
+        return forms[form](x, kernel, stride, rate, 0)
+
+    # Exchanged again in the backward pass: kept, the rows with their halo would be a second copy of every input.
+    @jax.checkpoint
+    def with_halo(x: Array, kernel: Array) -> Array:
+        return forms[form](rows.with_halo(x, reach, max(reach - stride + 1, 0)), kernel, stride, rate, 0)
+
+    return with_halo(x, kernel)
 
 
 def _fastest_form(kernel_shape: tuple[int, ...], x_shape: tuple[int, ...], rate: int) -> ConvForm:
@@ -49,32 +70,36 @@ def _fastest_form(kernel_shape: tuple[int, ...], x_shape: tuple[int, ...], rate:
     return "products" if kernel_shape[:2] == (1, 1) or rate >= 4 else "mixed"
 
 
-def _conv_xla(x: Array, kernel: Array, stride: int, rate: int) -> Array:
-    pad = [(rate * (size - 1) // 2,) * 2 for size in kernel.shape[:2]]
+# The forms. `pad` is the number of zero rows above and below `x`; a halo takes their place.
+
+
+def _conv_xla(x: Array, kernel: Array, stride: int, rate: int, pad: int) -> Array:
+    pad_w = rate * (kernel.shape[1] - 1) // 2
+    pads = ((pad, pad), (pad_w, pad_w))
     return lax.conv_general_dilated(
-        x, kernel, (stride, stride), pad, rhs_dilation=(rate, rate), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x, kernel, (stride, stride), pads, rhs_dilation=(rate, rate), dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
-_conv_mixed = jax.custom_vjp(_conv_xla, nondiff_argnums=(2, 3))
+_conv_mixed = jax.custom_vjp(_conv_xla, nondiff_argnums=(2, 3, 4))
 
 
-def _conv_mixed_fwd(x: Array, kernel: Array, stride: int, rate: int) -> tuple[Array, tuple[Array, Array]]:
-    return _conv_xla(x, kernel, stride, rate), (x, kernel)
+def _conv_mixed_fwd(x: Array, kernel: Array, stride: int, rate: int, pad: int) -> tuple[Array, tuple[Array, Array]]:
+    return _conv_xla(x, kernel, stride, rate, pad), (x, kernel)
 
 
-def _conv_mixed_bwd(stride: int, rate: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+def _conv_mixed_bwd(stride: int, rate: int, pad: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    (dx,) = jax.linear_transpose(lambda x: _conv_xla(x, kernel, stride, rate), x)(dy)
-    return dx, _weight_gradient(x, dy, kernel.shape, stride, rate)
+    (dx,) = jax.linear_transpose(lambda x: _conv_xla(x, kernel, stride, rate, pad), x)(dy)
+    return dx, _weight_gradient(x, dy, kernel.shape, stride, rate, pad)
 
 
-def _weight_gradient(x: Array, dy: Array, shape: tuple[int, ...], stride: int, rate: int) -> Array:
+def _weight_gradient(x: Array, dy: Array, shape: tuple[int, ...], stride: int, rate: int, pad: int) -> Array:
     """HWIO: for each tap, (the input that it sees, padding included) transposed x dy, both as matrices with a row a pixel."""
     kh, kw, channels, features = shape
     pixels = dy.reshape(-1, features)
-    pad_h, pad_w = rate * (kh - 1) // 2, rate * (kw - 1) // 2
-    padded = jnp.pad(x, ((0, 0), (pad_h, pad_h), (pad_w, pad_w), (0, 0)))
+    pad_w = rate * (kw - 1) // 2
+    padded = jnp.pad(x, ((0, 0), (pad, pad), (pad_w, pad_w), (0, 0)))
 
     def seen(i: int, j: int) -> Array:
         end = (x.shape[0], i * rate + (dy.shape[1] - 1) * stride + 1, j * rate + (dy.shape[2] - 1) * stride + 1, channels)
@@ -89,22 +114,24 @@ def _weight_gradient(x: Array, dy: Array, shape: tuple[int, ...], stride: int, r
 _conv_mixed.defvjp(_conv_mixed_fwd, _conv_mixed_bwd)
 
 
-def _conv_products(x: Array, kernel: Array, stride: int, rate: int) -> Array:
+def _conv_products(x: Array, kernel: Array, stride: int, rate: int, pad: int) -> Array:
     """Sum over the taps of (the input that the tap sees) x (its c by k matrix), each over the part that is not padding.
 
     At rate 36 on a 65x65 map most of a tap falls into the padding: skipping it saves up to 60 % of the work.
     """
     n, h, w, _ = x.shape
     kh, kw, _, features = kernel.shape
-    out_h, out_w = -(-h // stride), -(-w // stride)
+    pad_w = rate * (kw - 1) // 2
+    out_h, out_w = (h + 2 * pad - rate * (kh - 1) - 1) // stride + 1, -(-w // stride)
     total = jnp.zeros((n, out_h, out_w, features), x.dtype)
     for i in range(kh):
         for j in range(kw):
-            top, bottom = _tap_range((i - kh // 2) * rate, stride, h, out_h)
-            left, right = _tap_range((j - kw // 2) * rate, stride, w, out_w)
+            dy, dx = i * rate - pad, j * rate - pad_w
+            top, bottom = _tap_range(dy, stride, h, out_h)
+            left, right = _tap_range(dx, stride, w, out_w)
             if top >= bottom or left >= right:
                 continue
-            y0, x0 = top * stride + (i - kh // 2) * rate, left * stride + (j - kw // 2) * rate
+            y0, x0 = top * stride + dy, left * stride + dx
             y1, x1 = y0 + (bottom - top - 1) * stride + 1, x0 + (right - left - 1) * stride + 1
             seen = lax.slice(x, (0, y0, x0, 0), (n, y1, x1, x.shape[3]), (1, stride, stride, 1))
             product = jnp.einsum("nhwc,ck->nhwk", seen, kernel[i, j])
@@ -134,6 +161,7 @@ class Conv(nn.Module):
       stride, rate: see `conv2d`.
       use_bias: add a bias a channel.
       dtype: what the products are computed in.
+      rows: see `conv2d`.
     """
 
     features: int
@@ -142,13 +170,14 @@ class Conv(nn.Module):
     rate: int = 1
     use_bias: bool = False
     dtype: Any = jnp.float32
+    rows: Rows | None = None
     kernel_init: Initializer = he_normal_fan_out
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 k"]:
         """Returns [n, ceil(h / stride), ceil(w / stride), features] in `dtype`."""
         kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features), jnp.float32)
-        y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, rate=self.rate)
+        y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, rate=self.rate, rows=self.rows)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype)[None, None, None]
@@ -163,10 +192,12 @@ class BatchNorm(nn.Module):
     Attributes:
       momentum: share of the old running statistics that a training step keeps (PyTorch counts 1 - momentum).
       epsilon: added to the variance.
+      rows: how the image's rows are split over devices, whose pixels all count; see `conv2d`.
     """
 
     momentum: float = 0.9
     epsilon: float = 1e-5
+    rows: Rows | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w c"]:
@@ -178,11 +209,11 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, features, jnp.float32)
         if train:
             wide = x.astype(at_least_float32(x.dtype))
-            mean = jnp.mean(wide, (0, 1, 2))
+            mean = pixel_mean(wide, self.rows)
             # Two passes: E[x^2] - E[x]^2 cancels where the mean is large, and then differs from the references.
-            var = jnp.mean(jnp.square(wide - mean[None, None, None]), (0, 1, 2))
+            var = pixel_mean(jnp.square(wide - mean[None, None, None]), self.rows)
             if not self.is_initializing():
-                count = x.shape[0] * x.shape[1] * x.shape[2]
+                count = x.shape[0] * (self.rows.height_of(x) if self.rows else x.shape[1]) * x.shape[2]
                 unbiased = var * (count / max(count - 1, 1))
                 running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
                 running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased
@@ -193,32 +224,79 @@ class BatchNorm(nn.Module):
         return (x * factor[None, None, None] + shift[None, None, None]).astype(x.dtype)
 
 
-def max_pool_3x3(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
+def pixel_mean(x: Float[Array, "n h w c"], rows: Rows | None) -> Float[Array, " c"]:
+    """Mean over the pixels of all images."""
+    if rows is None:
+        return jnp.mean(x, (0, 1, 2))
+    total = lax.psum(jnp.sum(rows.fill(x, 0.0), (0, 1, 2)), rows.axis)
+    return total / (x.shape[0] * rows.height_of(x) * x.shape[2])
+
+
+def image_mean(x: Float[Array, "n h w c"], rows: Rows | None) -> Float[Array, "n 1 1 c"]:
+    """Mean over the pixels of each image."""
+    if rows is None:
+        return jnp.mean(x, (1, 2), keepdims=True)
+    total = lax.psum(jnp.sum(rows.fill(x, 0.0), (1, 2), keepdims=True), rows.axis)
+    return total / (rows.height_of(x) * x.shape[2])
+
+
+class Dropout(nn.Module):
+    """Zeroes a share of the values (rng "dropout"); which ones does not depend on how rows are split.
+
+    Attributes:
+      rate: the share.
+      rows: see `conv2d`.
+    """
+
+    rate: float
+    rows: Rows | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w c"]:
+        """Drops if `train`, and scales the rest up to keep the mean."""
+        if not train or self.rate == 0:
+            return x
+        height = self.rows.height_of(x) if self.rows else x.shape[1]
+        keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, (x.shape[0], height, *x.shape[2:]))
+        if self.rows:
+            keep = self.rows.part(keep, x.shape[1])
+        return jnp.where(keep, x / jnp.asarray(1 - self.rate, x.dtype), jnp.zeros_like(x))
+
+
+def max_pool_3x3(x: Float[Array, "n h w c"], rows: Rows | None = None) -> Float[Array, "n h2 w2 c"]:
     """The stem's 3x3 maximum at stride 2, padding 1; the gradient goes to one maximum of each window.
 
     Columns, then rows, of selected slices: XLA's CPU gradient of a window reduction is several times slower.
     """
     for axis in (2, 1):
-        margins = [(0, 0, 0)] * 4
-        margins[axis] = (1, 1, 0)
-        padded = lax.pad(x, jnp.array(-jnp.inf, x.dtype), margins)
         size = -(-x.shape[axis] // 2)
+        if axis == 1 and rows:
+            padded = rows.with_halo(x, 1, 0, -jnp.inf)
+        else:
+            margins = [(0, 0, 0)] * 4
+            margins[axis] = (1, 1, 0)
+            padded = lax.pad(x, jnp.array(-jnp.inf, x.dtype), margins)
         x, *others = (lax.slice_in_dim(padded, i, i + 2 * size - 1, 2, axis) for i in range(3))
         for other in others:
             x = jnp.where(x >= other, x, other)
-    return x
+    # Infinities in the padding would make its zero gradient nan.
+    return rows.fill(x, 0.0) if rows else x
 
 
 def resize_bilinear(
-    x: Float[Array, "n h w c"], height: int, width: int, *, align_corners: bool = False
+    x: Float[Array, "n h w c"], height: int, width: int, *, align_corners: bool = False, rows: Rows | None = None
 ) -> Float[Array, "n height width c"]:
     """Bilinear, without antialiasing, as in both references.
 
     Args:
       x: what to resize.
-      height, width: of the result.
+      height, width: of the result; with `rows`, the height is theirs.
       align_corners: PyTorch's: the centres of the corner pixels coincide, rather than the pixels' outer corners.
+      rows: see `conv2d`.
     """
+    if rows:
+        x = rows.resize(x, _sampled(rows.height_of(x), rows.height, align_corners))
+        height = x.shape[1]
     shape = (x.shape[0], height, width, x.shape[3])
     if not align_corners:
         return jax.image.resize(x, shape, "bilinear", antialias=False)
@@ -235,7 +313,7 @@ def _aligned(size: int, new_size: int) -> tuple[float, float]:
 
 
 def resize_by_gather(
-    x: Float[Array, "n h w c"], height: int, width: int, *, align_corners: bool = False
+    x: Float[Array, "n h w c"], height: int, width: int, *, align_corners: bool = False, rows: Rows | None = None
 ) -> Float[Array, "n height width c"]:
     """`resize_bilinear` for predictions: each value is read from its neighbours, not multiplied by a matrix of weights.
 
@@ -244,8 +322,13 @@ def resize_by_gather(
     """
     if not all(isinstance(size, int) for size in (*x.shape[1:3], height, width)):
         return resize_bilinear(x, height, width, align_corners=align_corners)
+    if rows:
+        x = rows.resize(x, _sampled(rows.height_of(x), rows.height, align_corners))
+        height = x.shape[1]
     for axis, new_size in ((1, height), (2, width)):
         size = x.shape[axis]
+        if size == new_size:
+            continue
         at = _sampled(size, new_size, align_corners)
         low = np.floor(at).astype(np.int32)
         share = np.expand_dims(at - low, [other for other in range(4) if other != axis]).astype(np.float32)

@@ -1,5 +1,7 @@
 """Dilated residual networks (He et al. 2015, 1512.03385; dilation as in DeepLabV3, 1706.05587, section 3.1), NHWC."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ from jaxtyping import Array, Float
 
 from deeplab_jax.config import last_stage_rates
 from deeplab_jax.models.layers import BatchNorm, Conv, max_pool_3x3
+from deeplab_jax.models.rows import Rows
 
 # Blocks a stage, and whether they are bottlenecks.
 DEPTHS: dict[str, tuple[tuple[int, int, int, int], bool]] = {
@@ -30,16 +33,17 @@ class BasicBlock(nn.Module):
     stride: int
     rate: int
     inner_rate: int
-    dtype: Any
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
         """Returns [n, ceil(h / stride), ceil(w / stride), features]."""
-        y = Conv(self.features, 3, self.stride, self.rate, dtype=self.dtype, name="conv1")(x)
-        y = nn.relu(BatchNorm(name="bn1")(y, train))
-        y = Conv(self.features, 3, 1, self.inner_rate, dtype=self.dtype, name="conv2")(y)
-        y = BatchNorm(name="bn2")(y, train)
-        return nn.relu(y + _shortcut(x, self.features, self.stride, self.dtype, train))
+        y = self.conv(self.features, 3, self.stride, self.rate, name="conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y, train))
+        y = self.conv(self.features, 3, 1, self.inner_rate, name="conv2")(y)
+        y = self.norm(name="bn2")(y, train)
+        return nn.relu(y + _shortcut(x, self.features, self.stride, train, self.conv, self.norm))
 
 
 class Bottleneck(nn.Module):
@@ -49,26 +53,29 @@ class Bottleneck(nn.Module):
     stride: int
     rate: int
     inner_rate: int
-    dtype: Any
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
         """Returns [n, ceil(h / stride), ceil(w / stride), 4 * features]."""
-        y = Conv(self.features, dtype=self.dtype, name="conv1")(x)
-        y = nn.relu(BatchNorm(name="bn1")(y, train))
-        y = Conv(self.features, 3, self.stride, self.rate, dtype=self.dtype, name="conv2")(y)
-        y = nn.relu(BatchNorm(name="bn2")(y, train))
-        y = Conv(4 * self.features, dtype=self.dtype, name="conv3")(y)
-        y = BatchNorm(name="bn3")(y, train)
-        return nn.relu(y + _shortcut(x, 4 * self.features, self.stride, self.dtype, train))
+        y = self.conv(self.features, name="conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y, train))
+        y = self.conv(self.features, 3, self.stride, self.rate, name="conv2")(y)
+        y = nn.relu(self.norm(name="bn2")(y, train))
+        y = self.conv(4 * self.features, name="conv3")(y)
+        y = self.norm(name="bn3")(y, train)
+        return nn.relu(y + _shortcut(x, 4 * self.features, self.stride, train, self.conv, self.norm))
 
 
-def _shortcut(x: Array, features: int, stride: int, dtype: Any, train: bool) -> Array:
+def _shortcut(
+    x: Array, features: int, stride: int, train: bool, conv: Callable[..., nn.Module], norm: Callable[..., nn.Module]
+) -> Array:
     """The identity, or a 1x1 projection where the shape changes; its layers belong to the calling block."""
     if stride == 1 and x.shape[-1] == features:
         return x
-    x = Conv(features, stride=stride, dtype=dtype, name="downsample_conv")(x)
-    return BatchNorm(name="downsample_bn")(x, train)
+    x = conv(features, stride=stride, name="downsample_conv")(x)
+    return norm(name="downsample_bn")(x, train)
 
 
 class ResNet(nn.Module):
@@ -81,6 +88,8 @@ class ResNet(nn.Module):
       output_stride: 8, 16 or 32; stages beyond it trade their stride for a rate.
       multi_grid, dilate_conv2: see `config.ModelConfig`.
       dtype: what the convolutions compute in.
+      remat: stages, from 1, whose blocks are computed again in the backward pass.
+      rows: see `layers.conv2d`.
     """
 
     depth: str
@@ -90,6 +99,8 @@ class ResNet(nn.Module):
     multi_grid: tuple[float, ...] = (0.5, 1.0, 1.0)
     dilate_conv2: bool = True
     dtype: Any = jnp.float32
+    remat: tuple[int, ...] = ()
+    rows: Rows | None = None
 
     @nn.compact
     def __call__(
@@ -97,31 +108,36 @@ class ResNet(nn.Module):
     ) -> tuple[Float[Array, "n h3 w3 c3"], Float[Array, "n h4 w4 c4"]]:
         """Returns stage 3 at stride min(16, output_stride) and stage 4 at `output_stride`."""
         blocks, is_bottleneck = DEPTHS[self.depth]
-        block = Bottleneck if is_bottleneck else BasicBlock
-        x = max_pool_3x3(self._stem(x, train))
+        conv = functools.partial(Conv, dtype=self.dtype, rows=self.rows)
+        norm = functools.partial(BatchNorm, rows=self.rows)
+        x = max_pool_3x3(self._stem(x, train, conv, norm), self.rows)
         stages = []
         for i, count in enumerate(blocks):
             stride_in, stride_out = min(STRIDES_IN[i], self.output_stride), min(STRIDES_OUT[i], self.output_stride)
             rates = self._rates(i, count)
+            block = Bottleneck if is_bottleneck else BasicBlock
+            if i + 1 in self.remat:
+                block = nn.remat(block, static_argnums=(2,))
             for j in range(count):
                 x = block(
                     features=self.width * 2**i,
                     stride=stride_out // stride_in if j == 0 else 1,
                     rate=rates[j],
                     inner_rate=STRIDES_OUT[i] // stride_out if self.dilate_conv2 else 1,
-                    dtype=self.dtype,
+                    conv=conv,
+                    norm=norm,
                     name=f"stage{i + 1}_block{j + 1}",
                 )(x, train)
             stages.append(x)
         return stages[2], stages[3]
 
-    def _stem(self, x: Array, train: bool) -> Array:
+    def _stem(self, x: Array, train: bool, conv: Callable[..., nn.Module], norm: Callable[..., nn.Module]) -> Array:
         if self.stem == "7x7":
-            x = Conv(self.width, 7, 2, dtype=self.dtype, name="stem_conv")(x)
-            return nn.relu(BatchNorm(name="stem_bn")(x, train))
+            x = conv(self.width, 7, 2, name="stem_conv")(x)
+            return nn.relu(norm(name="stem_bn")(x, train))
         for i, (features, stride) in enumerate(((self.width // 2, 2), (self.width // 2, 1), (self.width, 1)), start=1):
-            x = Conv(features, 3, stride, dtype=self.dtype, name=f"stem_conv{i}")(x)
-            x = nn.relu(BatchNorm(name=f"stem_bn{i}")(x, train))
+            x = conv(features, 3, stride, name=f"stem_conv{i}")(x)
+            x = nn.relu(norm(name=f"stem_bn{i}")(x, train))
         return x
 
     def _rates(self, stage: int, count: int) -> list[int]:

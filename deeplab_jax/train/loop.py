@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
+import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,29 +14,54 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-from deeplab_jax.config import Config
-from deeplab_jax.errors import ConfigError
-from deeplab_jax.evaluation import inference, pictures, report
+from deeplab_jax import hosts
+from deeplab_jax.config import Config, to_dict
+from deeplab_jax.errors import TrainingError
+from deeplab_jax.evaluation import pictures, report
 from deeplab_jax.evaluation.evaluate import score
+from deeplab_jax.evaluation.inference import Evaluator
 from deeplab_jax.models import DeepLabV3
-from deeplab_jax.sharding import check_batch, check_rows, make_mesh, prefetch, replicated
+from deeplab_jax.sharding import check_batch, local_rows, make_mesh, prefetch, replicated
 from deeplab_jax.train.checkpoint import Checkpoints, differences
 from deeplab_jax.train.optimizer import make_optimizer, poly_schedule
+from deeplab_jax.train.receipt import Receipts, start_of
 from deeplab_jax.train.state import TrainState, init_state, with_variables
 from deeplab_jax.train.step import compile_train_step
 from deeplab_jax.train.writer import Writer
 
-Batches = Iterable[dict[str, np.ndarray]]
+Batch = dict[str, np.ndarray]
 STRIPS = 4  # of the first images of an evaluation
 
 
-@dataclasses.dataclass(slots=True)
-class _Interval:
-    """Time since the last log line, and how much of it went into waiting for data."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Data:
+    """What a run reads. `data/` makes it: this package knows neither files nor TensorFlow.
 
-    start_step: int
-    start: float = dataclasses.field(default_factory=time.perf_counter)
-    waited: float = 0.0
+    Attributes:
+      names: of the training images, by position in the list.
+      digest: of the training list.
+      train_batches: this process's rows of the batches of the steps in [first, end).
+      eval_batches: this process's rows of one pass over the evaluation split, with labels.
+    """
+
+    names: Sequence[str]
+    digest: str
+    train_batches: Callable[[int, int], Iterable[Batch]]
+    eval_batches: Callable[[], Iterable[Batch]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Tools:
+    """What the loop works with, made once for the run."""
+
+    config: Config
+    steps: int
+    train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    evaluate: Callable[[TrainState], tuple[dict[str, Any], list[np.ndarray]]]
+    checkpoints: Checkpoints
+    receipts: Receipts
+    writer: Writer
+    watchdog: hosts.Watchdog
 
 
 def train(
@@ -42,130 +69,187 @@ def train(
     workdir: str,
     *,
     steps: int,
-    train_batches: Callable[[int], Batches],
-    eval_batches: Callable[[], Batches],
+    data: Data,
     console: Console,
     pretrained: Callable[[], dict[str, Any]] | None = None,
 ) -> TrainState:
-    """Trains to `steps`, from the newest checkpoint of `workdir` if there is one.
+    """Trains to `steps`, from the newest good checkpoint of `workdir` if there is one. Every process of a run calls it.
 
     Args:
       config: validated.
-      workdir: the run's folder.
+      workdir: the run's folder, which all processes share.
       steps: where the run ends.
-      train_batches: batches from a given step on.
-      eval_batches: one pass over the evaluation split, with labels.
-      console: where progress is shown.
+      data: what it reads.
+      console: where progress is shown; quiet on all processes but the first.
       pretrained: the variables that a new run starts from instead of random ones, a part of {"params", "batch_stats"}.
 
     Returns:
       The final state, or after SIGINT or SIGTERM the one reached; it is saved either way.
 
     Raises:
-      ConfigError: the batch or the crops do not divide over the devices, or there are several processes.
-      CheckpointError: the workdir holds a run of another network, or one that cannot be read.
+      ConfigError: the batch does not divide over the devices, or the processes were started differently.
+      CheckpointError: the workdir holds a run of another network, or none of its checkpoints can be read.
+      TrainingError: loss or gradient is not finite, and `train.nonfinite` is "stop".
     """
-    mesh = _checked_mesh(config)
+    mesh = checked_mesh(config)
+    hosts.require_same(config=to_dict(config), data=data.digest, workdir=workdir)
     model = DeepLabV3(config.model, config.labels.num_classes)
     optimizer = make_optimizer(config.optim, steps)
-    lr = poly_schedule(config.optim, steps)
-    step_fn = compile_train_step(mesh, model=model, optimizer=optimizer, aux_weight=config.optim.aux_weight, seed=config.seed)
-    evaluate = _evaluator(config, mesh, eval_batches)
-    every = config.train
-
-    with Checkpoints(workdir, config) as checkpoints, _stop_signals(console) as stopped:
-        state = _initial_state(model, optimizer, config, workdir, checkpoints, mesh, console, pretrained)
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(workdir, config))
+        stopped = stack.enter_context(_stop_signals(console))
+        state = _starting_state(config, model, optimizer, mesh, workdir, checkpoints, console, pretrained)
         step = int(state.step)
-        first = step + 1
         if step >= steps:
             console.print(f"{workdir} is already at step {step} of {steps}: raise train.steps, or use another --workdir")
-        batches = _timed(prefetch(train_batches(step), mesh))
-        with Writer(workdir, step, steps, console) as writer:
-            interval = _Interval(step)
-            while step < steps and not stopped:
-                wait, (_, batch) = next(batches)
-                state, scalars = step_fn(state, batch)
-                step += 1
-                # The host must not run ahead: its batches would fill the device, and waiting for data would seem longer.
-                jax.block_until_ready(scalars)
-                interval.waited += wait
-                if step == first and not _due(step, every.log_every, steps):
-                    interval = _Interval(step)  # the first step compiles, which says nothing of the steps to come
-                writer.advance(step)
-                # The log comes before the evaluation, whose time is no step's; the save comes last, since which checkpoint
-                # is the best follows from the evaluation.
-                if _due(step, every.log_every, steps):
-                    speed = _speed(interval, step, config.data.batch_size, scalars)
-                    writer.train(step, speed | {"lr": float(lr(step - 1))}, (steps - step) * speed["seconds_per_step"])
-                    interval = _Interval(step)
-                scores = None
-                if _due(step, every.eval_every, steps):
-                    summary, strips = evaluate(state)
-                    writer.evaluation(step, summary, strips)
-                    scores = {"miou": summary["miou"]} if summary["miou"] is not None else None
-                    interval = _Interval(step)
-                if scores is not None or _due(step, every.save_every, steps):
-                    checkpoints.save(state, step, scores)
-        if stopped and step:
-            checkpoints.save(state, step, None)
-    if stopped and step < steps:
+        watchdog = stack.enter_context(hosts.Watchdog(config.train.stall_timeout))
+        tools = _Tools(
+            config,
+            steps,
+            compile_train_step(mesh, config=config, model=model, optimizer=optimizer),
+            _evaluator(config, mesh, data.eval_batches, watchdog.beat),
+            checkpoints,
+            Receipts(workdir, start_of(step, config, data.digest, steps, mesh), data.names, console.print),
+            stack.enter_context(Writer(workdir, step, steps, console)),
+            watchdog,
+        )
+        batches = prefetch(data.train_batches(step, steps), mesh, config.model.output_stride)
+        state, step = _train_from(state, step, batches, stopped, tools)
+    if step < steps:
         where = f"saved in {workdir}: the same command goes on from there" if step else "nothing to save yet"
         console.print(f"stopped after step {step} of {steps}, {where}")
     return state
 
 
-def _checked_mesh(config: Config) -> Mesh:
-    """The mesh of the config, over which batches and crops divide."""
-    if jax.process_count() > 1:
-        raise ConfigError(
-            f"training on {jax.process_count()} processes is not supported yet: start one, which uses all its devices"
-        )
+def _train_from(
+    state: TrainState, step: int, batches: Iterator[tuple[Batch, Batch]], stopped: list[int], tools: _Tools
+) -> tuple[TrainState, int]:
+    """The state at the end of the run, or at the step after which a signal stopped it; and that step."""
+    config, steps, every = tools.config, tools.steps, tools.config.train
+    lr = poly_schedule(config.optim, steps)
+    meter = _Meter(step, config.data.batch_size)
+    first = step + 1
+    # Each process may get the signal; all must stop after the same step.
+    while step < steps and not hosts.anywhere(bool(stopped)):
+        with meter.waiting():
+            batch, on_device = next(batches)
+        state, scalars = tools.train_step(state, on_device)
+        step += 1
+        # The host must not run ahead: its batches would fill the device, and waiting for data would seem longer.
+        row = {name: float(value) for name, value in scalars.items()}
+        tools.watchdog.beat()
+        tools.receipts.add(batch)
+        if every.nonfinite == "stop":
+            _require_finite(row, step, tools)
+        if step == first and not _due(step, every.log_every, steps):
+            meter.restart(step)  # the first step compiles, which says nothing of the steps to come
+        tools.writer.advance(step)
+        # The log comes before the evaluation, whose time is no step's; the save comes last, since which checkpoint is the
+        # best follows from the evaluation.
+        if _due(step, every.log_every, steps):
+            speed = meter.speed(step)
+            tools.writer.train(step, row | {"lr": float(lr(step - 1))} | speed, (steps - step) * speed["seconds_per_step"])
+            meter.restart(step)
+        scores = None
+        if _due(step, every.eval_every, steps):
+            summary, strips = tools.evaluate(state)
+            tools.writer.evaluation(step, summary, strips)
+            scores = {"miou": summary["miou"]} if summary["miou"] is not None else None
+            meter.restart(step)
+        if scores is not None or _due(step, every.save_every, steps):
+            _save(state, step, scores, tools)
+    if 0 < step < steps:
+        _save(state, step, None, tools)
+    return state, step
+
+
+def _save(state: TrainState, step: int, scores: dict[str, float] | None, tools: _Tools) -> None:
+    # The receipt first: a checkpoint without one could not be told from a damaged one.
+    if tools.checkpoints.latest_step() != step:
+        tools.receipts.write(step, state)
+        tools.checkpoints.save(state, step, scores)
+
+
+def _require_finite(row: Mapping[str, float], step: int, tools: _Tools) -> None:
+    if math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]):
+        return
+    names = ", ".join(tools.receipts.latest_names())
+    last = tools.checkpoints.latest_step()
+    raise TrainingError(
+        f"step {step} has the loss {row['loss']} and a gradient of norm {row['grad_norm']}: the update was not applied; "
+        f"samples: {names}; last good checkpoint: {'none' if last is None else f'step {last}'}; lower optim.lr, look at the "
+        f"samples, or set train.nonfinite=skip"
+    )
+
+
+def checked_mesh(config: Config) -> Mesh:
+    """The mesh of the config.
+
+    Raises:
+      ConfigError: there are too few devices, or batches do not divide over them.
+    """
     mesh = make_mesh(config.mesh)
-    check_batch(config.data.batch_size, mesh, "data.batch_size")
+    check_batch(config.data.batch_size, mesh, "data.batch_size", config.train.micro_batches)
     check_batch(config.eval.batch_size, mesh, "eval.batch_size")
-    check_rows(config.data.crop_size[0], config.model.output_stride, mesh)
     return mesh
 
 
-def _initial_state(
+def _starting_state(
+    config: Config,
     model: DeepLabV3,
     optimizer: Any,
-    config: Config,
+    mesh: Mesh,
     workdir: str,
     checkpoints: Checkpoints,
-    mesh: Mesh,
     console: Console,
     pretrained: Callable[[], dict[str, Any]] | None,
 ) -> TrainState:
-    """The newest checkpoint's state or a new one, straight in its sharding."""
-    whole = replicated(mesh)
-    init = jax.jit(lambda: init_state(model, optimizer, config.seed), out_shardings=whole)
+    """The newest good checkpoint's state or a new one, straight in its sharding."""
     if checkpoints.latest_step() is None:
-        given = pretrained() if pretrained else None  # before what takes long
-        return with_variables(init(), given) if given else init()
+        return new_state(config, model, optimizer, mesh, pretrained)
     changed = differences(workdir, config)
     console.print(f"resuming {workdir} after step {checkpoints.latest_step()}")
     if changed:
         console.print(f"the config differs from the checkpoint's: {'; '.join(changed)}")
-    shapes = jax.eval_shape(init)
-    return checkpoints.restore(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), shapes))
+    return checkpoints.restore(abstract_state(config, model, optimizer, mesh))
+
+
+def new_state(
+    config: Config, model: DeepLabV3, optimizer: Any, mesh: Mesh, pretrained: Callable[[], dict[str, Any]] | None
+) -> TrainState:
+    """The state at step 0, on all devices."""
+    given = pretrained() if pretrained else None  # before what takes long
+    init = jax.jit(
+        functools.partial(init_state, model, optimizer, config.seed, config.optim.ema_decay > 0), out_shardings=replicated(mesh)
+    )
+    return with_variables(init(), given) if given else init()
+
+
+def abstract_state(config: Config, model: DeepLabV3, optimizer: Any, mesh: Mesh) -> TrainState:
+    """Shapes of the state, laid out on all devices."""
+    shapes = jax.eval_shape(lambda: init_state(model, optimizer, config.seed, config.optim.ema_decay > 0))
+    whole = replicated(mesh)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), shapes)
 
 
 def _evaluator(
-    config: Config, mesh: Mesh, eval_batches: Callable[[], Batches]
+    config: Config, mesh: Mesh, eval_batches: Callable[[], Iterable[Batch]], beat: Callable[[], None]
 ) -> Callable[[TrainState], tuple[dict[str, Any], list[np.ndarray]]]:
-    """A function from a state to the scores and the first strips, compiled once for the run."""
-    compiled = inference.compile_predict_and_count(config)
+    """A function from a state to the scores and this process's first strips, compiled once for the run."""
+    evaluator = Evaluator(config, mesh)
 
     def run(state: TrainState) -> tuple[dict[str, Any], list[np.ndarray]]:
         strips: list[np.ndarray] = []
 
-        def show(batch: dict[str, np.ndarray], rows: Sequence[int], predictions: jax.Array) -> None:
-            for i in rows[: STRIPS - len(strips)]:
-                strips.append(pictures.strip(batch["image"][i], batch["label"][i], np.asarray(predictions[i]), config.labels))
+        def show(batch: Batch, rows: Sequence[int], predictions: jax.Array) -> None:
+            beat()
+            wanted = rows[: STRIPS - len(strips)]
+            on_host = local_rows(predictions) if wanted else None
+            for i in wanted:
+                strips.append(pictures.strip(batch["image"][i], batch["label"][i], on_host[i], config.labels))
 
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        confusion = score(compiled, variables, eval_batches(), mesh, config.labels.num_classes, show)
+        params = state.params if state.ema_params is None else state.ema_params
+        confusion = score(evaluator, {"params": params, "batch_stats": state.batch_stats}, eval_batches(), show)
         return report.summary(confusion, config.labels), strips
 
     return run
@@ -175,22 +259,29 @@ def _due(step: int, every: int, steps: int) -> bool:
     return step == steps or (every > 0 and step % every == 0)
 
 
-def _timed(items: Iterator[Any]) -> Iterator[tuple[float, Any]]:
-    """(seconds that the item was waited for, item)."""
-    while True:
+class _Meter:
+    """Speed since the last restart, and the share of the time that went into waiting for data."""
+
+    def __init__(self, step: int, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        self._step, self._start, self._waited = step, time.perf_counter(), 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
         start = time.perf_counter()
-        item = next(items, None)
-        if item is None:
-            return
-        yield time.perf_counter() - start, item
+        yield
+        self._waited += time.perf_counter() - start
 
-
-def _speed(interval: _Interval, step: int, batch_size: int, scalars: dict[str, jax.Array]) -> dict[str, float]:
-    row = {name: float(value) for name, value in scalars.items()}
-    seconds = time.perf_counter() - interval.start
-    count = step - interval.start_step
-    speed = {"images_per_second": count * batch_size / seconds, "seconds_per_step": seconds / count}
-    return row | speed | {"data_wait": interval.waited / seconds}
+    def speed(self, step: int) -> dict[str, float]:
+        seconds, count = time.perf_counter() - self._start, step - self._step
+        return {
+            "images_per_second": count * self._batch_size / seconds,
+            "seconds_per_step": seconds / count,
+            "data_wait": self._waited / seconds,
+        }
 
 
 @contextlib.contextmanager

@@ -1,9 +1,11 @@
 """Everything that training changes."""
 
+import hashlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
@@ -18,15 +20,17 @@ class TrainState(struct.PyTreeNode):
       params: float32 parameters.
       batch_stats: BatchNorm's running means and variances, float32.
       opt_state: optax's state.
+      ema_params: an exponential moving average of `params`, float32; None in a run without one.
     """
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: optax.OptState
+    ema_params: Any = None
 
 
-def init_state(model: DeepLabV3, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+def init_state(model: DeepLabV3, optimizer: optax.GradientTransformation, seed: int, ema: bool = False) -> TrainState:
     """The state at step 0, a function of the arguments alone. Jit it with the output sharding that is wanted."""
     # Parameters do not depend on the image's size; 64 keeps the shapes of the trace small.
     variables = model.init(jax.random.key(seed), jnp.zeros((1, 64, 64, 3)), train=False)
@@ -35,6 +39,7 @@ def init_state(model: DeepLabV3, optimizer: optax.GradientTransformation, seed: 
         params=variables["params"],
         batch_stats=variables["batch_stats"],
         opt_state=optimizer.init(variables["params"]),
+        ema_params=variables["params"] if ema else None,
     )
 
 
@@ -42,15 +47,34 @@ def with_variables(state: TrainState, variables: dict[str, Any]) -> TrainState:
     """The state with some of its parameters and statistics replaced, in their places on the devices.
 
     Args:
-      state: at step 0, whose optimizer has seen no parameters yet.
+      state: at step 0, whose optimizer has seen no parameters yet; its average, where it has one, is replaced alike.
       variables: {"params", "batch_stats"}, any part of either.
     """
 
     def replaced(old: Any, new: Any) -> Any:
         if not isinstance(old, dict):
-            return jax.device_put(jnp.asarray(new, old.dtype), old.sharding)
+            # A copy: the average must not share the memory of the parameters, which a step is given to overwrite.
+            return jax.device_put(jnp.array(new, old.dtype), old.sharding)
         return {name: replaced(part, new[name]) if name in new else part for name, part in old.items()}
 
     return state.replace(
-        params=replaced(state.params, variables["params"]), batch_stats=replaced(state.batch_stats, variables["batch_stats"])
+        params=replaced(state.params, variables["params"]),
+        batch_stats=replaced(state.batch_stats, variables["batch_stats"]),
+        ema_params=None if state.ema_params is None else replaced(state.ema_params, variables["params"]),
     )
+
+
+def state_digest(state: TrainState) -> str:
+    """SHA-256 over names, types, shapes and values of all arrays: equal for equal states, however they are laid out.
+
+    Args:
+      state: whole on this process, as JAX or NumPy arrays.
+    """
+    digest = hashlib.sha256()
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    by_name = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    for name in sorted(by_name):
+        array = np.asarray(by_name[name])
+        digest.update(f"{name} {array.dtype.name} {list(array.shape)}\n".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

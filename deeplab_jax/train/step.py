@@ -1,85 +1,160 @@
 """The training step: one pure function of (state, batch)."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, PyTree, Shaped, UInt8
 
 from deeplab_jax import losses
+from deeplab_jax.config import Config
 from deeplab_jax.models import DeepLabV3, Outputs, normalize
 from deeplab_jax.models.layers import resize_bilinear
+from deeplab_jax.models.rows import Rows, split_rows
 from deeplab_jax.sharding import batch_shardings, replicated
 from deeplab_jax.train.state import TrainState
 
 BATCH = ("image", "label", "valid")
+Batch = dict[str, Shaped[Array, "n ..."]]
+# (params, batch_stats, batch, dropout key, pixels) -> (loss, (pixels that are right, new batch_stats))
+Loss = Callable[..., tuple[Array, tuple[Array, Any]]]
 
 
 def train_step(
     state: TrainState,
-    batch: dict[str, Shaped[Array, "n ..."]],
+    batch: Batch,
     *,
+    config: Config,
     model: DeepLabV3,
     optimizer: optax.GradientTransformation,
-    aux_weight: float,
-    seed: int,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One update on the global batch.
+
+    An update that is not finite, or of a batch without a pixel that counts, is not applied: then only the step and the
+    optimizer's counters go on.
 
     Args:
       state: before the update.
       batch: "image" uint8 [n, h, w, 3], "label" uint8 [n, h, w], "valid" bool [n].
-      model: the network; static.
-      optimizer: static.
-      aux_weight: of the auxiliary head's loss; static.
-      seed: of dropout, with the step; static.
+      config: of the run; static, as what follows.
+      model: the network.
+      optimizer: what `make_optimizer` returns.
+      mesh: the devices; needed where image rows are split over them.
 
     Returns:
-      The state after it, and {"loss", "accuracy"} over the pixels that count. Statistics, normaliser and gradient are those
-      of the global batch, whatever the mesh.
+      The state after it, and {"loss", "accuracy"} over the pixels that count and "grad_norm". Statistics, normaliser and
+      gradient are those of the global batch, whatever the mesh; of micro-batches, see `_gradient`.
     """
-    dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
+    dropout_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    mask = losses.valid_pixels(batch["label"], batch["valid"])
+    pixels = losses.normalizer(mask)
+    rows = split_rows(mesh, config.data.crop_size[0], config.model.output_stride) if mesh else None
+    loss_fn = functools.partial(_loss, model=model, aux_weight=config.optim.aux_weight, rows=rows)
+    if rows:
+        image_rows = {"image": P(None, rows.axis), "label": P(None, rows.axis), "valid": P()}
+        specs = (P(), P(), image_rows, P(), P())
+        loss_fn = jax.shard_map(loss_fn, mesh=mesh, in_specs=specs, out_specs=P(), axis_names={rows.axis})
+    (loss, (hits, batch_stats)), grads = _gradient(
+        loss_fn, state, {name: batch[name] for name in BATCH}, dropout_key, pixels, config.train.micro_batches
+    )
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema_params = state.ema_params and _moving_average(state.ema_params, params, state.step, config.optim.ema_decay)
+    after = TrainState(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema_params=ema_params)
+    grad_norm = optax.tree.norm(grads)
+    applies = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.any(mask)
+    state = jax.tree.map(functools.partial(_choose, applies), after, state)
+    return state, {"loss": loss, "accuracy": hits / pixels, "grad_norm": grad_norm}
+
+
+def _gradient(
+    loss_fn: Loss, state: TrainState, batch: Batch, key: Array, pixels: Array, micro_batches: int
+) -> tuple[tuple[Array, tuple[Array, Any]], PyTree]:
+    """What `jax.value_and_grad(loss_fn)` gives for the batch, computed in equal parts.
+
+    The normaliser is that of the whole batch. BatchNorm sees one part at a time; the running statistics move once, by the
+    mean over the parts.
+    """
+    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+    if micro_batches == 1:
+        return value_and_grad(state.params, state.batch_stats, batch, key, pixels)
+
+    def add(total: Any, numbered: tuple[Array, Batch]) -> tuple[Any, None]:
+        i, part = numbered
+        gained = value_and_grad(state.params, state.batch_stats, part, jax.random.fold_in(key, i), pixels)
+        return jax.tree.map(jnp.add, total, gained), None
+
+    # Row r belongs to part r % micro_batches: the parts are the same, and each device has its share, on any mesh.
+    parts = {name: jnp.moveaxis(x.reshape(-1, micro_batches, *x.shape[1:]), 1, 0) for name, x in batch.items()}
+    first = {name: x[0] for name, x in parts.items()}
+    shapes = jax.eval_shape(value_and_grad, state.params, state.batch_stats, first, key, pixels)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    ((loss, (hits, stats)), grads), _ = jax.lax.scan(add, zeros, (jnp.arange(micro_batches), parts))
+    return (loss, (hits, jax.tree.map(lambda x: x / micro_batches, stats))), grads
+
+
+def _loss(
+    params: PyTree,
+    batch_stats: PyTree,
+    batch: Batch,
+    key: Array,
+    pixels: Array,
+    *,
+    model: DeepLabV3,
+    aux_weight: float,
+    rows: Rows | None,
+) -> tuple[Array, tuple[Array, Any]]:
+    """The batch's share of the loss, over `pixels`; on each device of a spatial group, that of the whole group."""
     images = normalize(batch["image"], model.config.mean, model.config.std)
     mask = losses.valid_pixels(batch["label"], batch["valid"])
-    count = losses.normalizer(mask)
-
-    def loss_fn(params: PyTree) -> tuple[Array, tuple[Array, Any]]:
-        variables = {"params": params, "batch_stats": state.batch_stats}
-        outputs, updated = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": dropout_key})
-        loss, hits = _loss_and_hits(outputs, batch["label"], mask, aux_weight, model.config.align_corners)
-        return loss / count, (hits / count, updated["batch_stats"])
-
-    (loss, (accuracy, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    state = TrainState(
-        step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
-        batch_stats=batch_stats,
-        opt_state=opt_state,
-    )
-    return state, {"loss": loss, "accuracy": accuracy}
+    variables = {"params": params, "batch_stats": batch_stats}
+    outputs, updated = model.apply(variables, images, True, rows, mutable=["batch_stats"], rngs={"dropout": key})
+    loss, hits = _loss_and_hits(outputs, batch["label"], mask, aux_weight, model.config.align_corners, rows)
+    if rows:
+        loss, hits = jax.lax.psum((loss, hits), rows.axis)
+    return loss / pixels, (hits, updated["batch_stats"])
 
 
 def _loss_and_hits(
-    outputs: Outputs, labels: UInt8[Array, "n h w"], mask: Bool[Array, "n h w"], aux_weight: float, align_corners: bool
+    outputs: Outputs,
+    labels: UInt8[Array, "n h w"],
+    mask: Bool[Array, "n h w"],
+    aux_weight: float,
+    align_corners: bool,
+    rows: Rows | None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Summed loss (the auxiliary one weighted in), and pixels that are right."""
-    logits = resize_bilinear(outputs.logits, *labels.shape[1:], align_corners=align_corners)
+    resize = functools.partial(resize_bilinear, height=labels.shape[1], width=labels.shape[2], rows=rows)
+    logits = resize(outputs.logits, align_corners=align_corners)
     loss = losses.cross_entropy(logits, labels, mask)
     hits = jnp.sum((jnp.argmax(logits, -1) == labels) & mask)
     if outputs.aux is not None:
-        aux = resize_bilinear(outputs.aux, *labels.shape[1:], align_corners=align_corners)
-        loss += aux_weight * losses.cross_entropy(aux, labels, mask)
+        loss += aux_weight * losses.cross_entropy(resize(outputs.aux, align_corners=align_corners), labels, mask)
     return loss, hits.astype(jnp.float32)
 
 
-def compile_train_step(mesh: Mesh, **static: Any) -> Any:
+def _moving_average(average: PyTree, params: PyTree, step: Array, decay: float) -> PyTree:
+    """The average that follows the parameters faster at first, as TensorFlow's ExponentialMovingAverage(num_updates) does."""
+    decay = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, params)
+
+
+def _choose(applies: Array, new: Array, old: Array) -> Array:
+    """Integers are counters of steps, which the learning rate follows: they go on."""
+    return new if jnp.issubdtype(new.dtype, jnp.integer) else jnp.where(applies, new, old)
+
+
+def compile_train_step(mesh: Mesh, *, config: Config, model: DeepLabV3, optimizer: optax.GradientTransformation) -> Any:
     """`train_step` jitted over `mesh` with its static arguments bound; the state it is given is donated."""
     whole = replicated(mesh)
 
-    def step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, dict[str, Array]]:
-        return train_step(state, batch, **static)
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        return train_step(state, batch, config=config, model=model, optimizer=optimizer, mesh=mesh)
 
     return jax.jit(step, in_shardings=(whole, batch_shardings(mesh, BATCH)), out_shardings=(whole, whole), donate_argnums=0)

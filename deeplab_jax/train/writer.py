@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
@@ -18,7 +19,7 @@ METRICS = "metrics.jsonl"
 
 
 class Writer:
-    """Use as a context manager, on one process of a run.
+    """Use as a context manager. Every process of a run makes one; the first one writes.
 
     Args:
       workdir: the run's folder. Rows of `metrics.jsonl` after `start_step` are dropped: the run repeats those steps.
@@ -29,10 +30,12 @@ class Writer:
 
     def __init__(self, workdir: str, start_step: int, steps: int, console: Console) -> None:
         folder = epath.Path(workdir)
-        folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / METRICS
-        _truncate(self._path, start_step)
-        self._events = SummaryWriter(os.fspath(folder / "tensorboard"), purge_step=start_step + 1)
+        self._events = None
+        if jax.process_index() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            _truncate(self._path, start_step)
+            self._events = SummaryWriter(os.fspath(folder / "tensorboard"), purge_step=start_step + 1)
         columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
         self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self._task = self._progress.add_task("compiling", total=steps, completed=start_step)
@@ -43,7 +46,8 @@ class Writer:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
-        self._events.close()
+        if self._events:
+            self._events.close()
 
     def advance(self, step: int) -> None:
         """Moves the progress bar."""
@@ -63,12 +67,14 @@ class Writer:
         """The scores of `evaluation.report.summary`, and pictures of image | label | prediction."""
         scores = {"miou": summary["miou"], "pixel_accuracy": summary["pixel_accuracy"]}
         self._scalars(step, "eval", scores | {f"iou/{name}": iou for name, iou in summary["iou"].items()})
-        for i, strip in enumerate(strips):
+        for i, strip in enumerate(strips if self._events else ()):
             self._events.add_image(f"eval/strip_{i}", strip, step, dataformats="HWC")
         text = "  ".join(f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in scores.items())
         self._progress.console.print(f"step {step:>6}  evaluation: {text}")
 
     def _scalars(self, step: int, kind: str, row: Mapping[str, float | None]) -> None:
+        if not self._events:
+            return
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, "kind": kind, **row}) + "\n")
         for name, value in row.items():

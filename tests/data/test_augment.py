@@ -84,3 +84,14 @@ def test_uniforms_are_a_function_of_seed_and_index_and_lie_in_their_range():
     assert table.min() >= 0
     assert table.max() < 1
     assert table.mean((0, 1)) == pytest.approx(0.5, abs=0.06)  # 4 standard errors of 400 draws
+
+
+def test_blank_is_what_surrounds_an_image():
+    image, label = augment.blank((2, 3), FILL)
+    assert image.numpy().tolist() == [[[124, 116, 104]] * 3] * 2
+    assert label.numpy().tolist() == [[255] * 3] * 2
+    around, _ = augment.scale_crop_flip(
+        image[:1, :1], label[:1, :1], tf.zeros(4), crop_size=(2, 3), scale=(1.0, 1.0), flip=False, fill=FILL
+    )
+    np.testing.assert_array_equal(around, image)
+    assert (image.dtype, label.dtype) == (tf.uint8, tf.uint8)

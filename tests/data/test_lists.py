@@ -1,7 +1,10 @@
+import dataclasses
+import hashlib
+
 import pytest
 from PIL import Image
 
-from deeplab_jax.data.lists import find_samples, read_list
+from deeplab_jax.data.lists import Samples, digest, find_samples, read_list
 from deeplab_jax.errors import DataError
 
 
@@ -134,3 +137,19 @@ def test_training_needs_labels(tmp_path):
     write_list(tmp_path, "a.png\n")
     with pytest.raises(DataError, match="without labels"):
         find_samples(str(tmp_path), "train")
+
+
+def test_a_digest_is_of_the_names_in_order_and_the_kind():
+    samples = Samples("root", ("a.png", "b.png"), ("c.png", "d.png"), "labelIds", "list")
+    text = '["labelIds", ["a.png", "b.png"], ["c.png", "d.png"]]'
+    assert digest(samples) == hashlib.sha256(text.encode()).hexdigest()
+    assert digest(dataclasses.replace(samples, root="elsewhere", source="a scan")) == digest(samples)
+    changes = [
+        {"images": ("b.png", "a.png")},
+        {"labels": ("d.png", "c.png")},
+        {"images": ("b.png", "a.png"), "labels": ("d.png", "c.png")},
+        {"images": ("a.png", "b.png", "c.png"), "labels": ("d.png",)},
+        {"labels": ()},
+        {"kind": "color"},
+    ]
+    assert len({digest(samples), *(digest(dataclasses.replace(samples, **change)) for change in changes)}) == 7

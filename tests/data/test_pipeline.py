@@ -1,4 +1,5 @@
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ from conftest import pixels
 from PIL import Image
 
 from deeplab_jax.config import DataConfig
+from deeplab_jax.data import pipeline, read
 from deeplab_jax.data.lists import find_samples
 from deeplab_jax.data.pipeline import eval_batches, plan_evaluation, train_batches
 from deeplab_jax.errors import DataError
@@ -35,6 +37,7 @@ def test_a_batch_is_what_the_contract_says(train_set):
         "label": ("uint8", (4, 32, 48)),
         "valid": ("bool", (4,)),
         "index": ("int64", (4,)),
+        "fingerprint": ("uint8", (4, 8)),
     }
     assert batch["valid"].all()
     assert set(np.unique(batch["label"])) <= {*range(19), 255}
@@ -195,3 +198,213 @@ def test_an_unknown_colour_is_named(tmp_path):
     samples = type(samples)(samples.root, samples.images, samples.labels, "color", "")
     with pytest.raises(DataError, match=r"the value \(4, 4, 4\)"):
         list(eval_batches(samples, PLAIN, 1))
+
+
+@pytest.mark.parametrize("name", ["i.png", "l.png"])
+def test_a_truncated_palette_is_named(tmp_path, name):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 3, (8, 8)).astype(np.uint8), "P")
+    samples = one_pair(tmp_path, picture)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-40])
+    with pytest.raises(DataError, match=rf"{name} cannot be read"):
+        batches(samples, labels=PLAIN, data=DataConfig(batch_size=1, crop_size=(2, 2)), steps=1)
+
+
+def fingerprints(samples):
+    return [list(read.fingerprint(samples, i)) for i in range(len(samples))]
+
+
+def test_a_fingerprint_is_that_of_the_sample_s_files(train_set, street_scenes):
+    expected = np.array(fingerprints(train_set), np.uint8)
+    assert len(np.unique(expected, axis=0)) == 6
+    for batch in batches(train_set, steps=3):
+        np.testing.assert_array_equal(batch["fingerprint"], expected[batch["index"]])
+    for split in ("val", "test"):
+        samples = find_samples(str(street_scenes), split, need_labels=False)
+        (batch,) = eval_batches(samples, CITYSCAPES, 5)
+        assert batch["valid"].tolist() == [i < len(samples) for i in range(5)]
+        # Padding rows repeat the first image.
+        assert batch["index"].tolist() == [*range(len(samples)), *[0] * (5 - len(samples))]
+        assert batch["fingerprint"].tolist() == [fingerprints(samples)[i] for i in batch["index"]]
+
+
+@pytest.mark.parametrize("name", ["i.png", "l.png"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_fingerprint_changes_with_one_byte_that_no_pixel_shows(tmp_path, name, training):
+    samples = one_pair(tmp_path, np.zeros((8, 8)))
+    data = DataConfig(batch_size=1, crop_size=(2, 2))
+
+    def only_batch():
+        (batch,) = batches(samples, labels=PLAIN, data=data, steps=1) if training else eval_batches(samples, PLAIN, 1)
+        return batch
+
+    before = only_batch()
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes() + b"\0")
+    after = only_batch()
+    assert after["fingerprint"].tolist() == fingerprints(samples) != before["fingerprint"].tolist()
+    assert same(after | {"fingerprint": before["fingerprint"]}, before)
+
+
+NUM = 7  # samples of the set below; three batches of four are a pass and a bit
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """A set of distinct images and labels, whose files a test may break."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / "train.lst").write_text("".join(f"i{k}.png\tl{k}.png\n" for k in range(NUM)))
+    for k in range(NUM):
+        Image.fromarray(rng.integers(0, 256, (12, 16, 3)).astype(np.uint8)).save(tmp_path / f"i{k}.png")
+        Image.fromarray(rng.integers(0, 3, (12, 16)).astype(np.uint8)).save(tmp_path / f"l{k}.png")
+    return find_samples(str(tmp_path), "train")
+
+
+def truncate(root, k):
+    path = root / f"i{k}.png"
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def delete(root, k):
+    (root / f"l{k}.png").unlink()
+
+
+def misuse(root, k):
+    Image.new("L", (16, 12), 77).save(root / f"l{k}.png")
+
+
+def skipping(samples, *, allow, steps=6, **options):
+    """(batches, the samples that were skipped, as messages)."""
+    data = DataConfig(batch_size=4, crop_size=(8, 10), max_unreadable=allow)
+    told = []
+    found = batches(samples, labels=PLAIN, data=data, steps=steps, on_skip=lambda e: told.append(str(e)), **options)
+    return found, told
+
+
+def assert_only_these_are_blank(actual, clean, bad):
+    assert len(actual) == len(clean)
+    for batch, before in zip(actual, clean, strict=True):
+        np.testing.assert_array_equal(batch["index"], before["index"])
+        out = np.isin(batch["index"], bad)
+        np.testing.assert_array_equal(batch["valid"], ~out)
+        for name in ("image", "label", "fingerprint"):
+            np.testing.assert_array_equal(batch[name][~out], before[name][~out])
+        assert (batch["image"][out] == (1, 2, 3)).all()
+        assert (batch["label"][out] == 255).all()
+        assert (batch["fingerprint"][out] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (truncate, r"i2\.png cannot be read"),
+        (delete, r"l2\.png cannot be read \(.*No such file"),
+        (misuse, r"l2\.png holds the value 77 \(192 pixels\)"),
+    ],
+)
+def test_a_sample_that_cannot_be_read_is_left_out_and_nothing_else_changes(pairs, tmp_path, harm, message):
+    clean, told = skipping(pairs, allow=1)
+    assert told == []
+    assert np.concatenate([b["index"] for b in clean]).tolist().count(2) == 3  # more than one epoch
+    harm(tmp_path, 2)
+    actual, told = skipping(pairs, allow=1)
+    assert_only_these_are_blank(actual, clean, [2])
+    assert len(told) == 1
+    assert re.search(message, told[0])
+
+
+def test_several_samples_of_one_batch_are_left_out(pairs, tmp_path):
+    clean, _ = skipping(pairs, allow=0)
+    first, second = clean[1]["index"][[0, 3]].tolist()
+    truncate(tmp_path, first)
+    misuse(tmp_path, second)
+    actual, told = skipping(pairs, allow=2)
+    assert_only_these_are_blank(actual, clean, [first, second])
+    assert len(told) == 2
+
+
+def test_a_sample_may_break_or_vanish_while_the_run_goes_on(pairs, tmp_path):
+    clean, _ = skipping(pairs, allow=0, steps=60)
+    data = DataConfig(batch_size=4, crop_size=(8, 10), max_unreadable=1, threads=2)
+    told = []
+    run = train_batches(pairs, PLAIN, data, (1, 2, 3), seed=5, start_step=0, steps=60, on_skip=told.append)
+    before = [next(run) for _ in range(4)]
+    delete(tmp_path, 3)
+    after = list(run)
+    assert_only_these_are_blank(before, clean[:4], [])
+    # What was prefetched when the file went may still hold it.
+    assert_only_these_are_blank(after[-40:], clean[-40:], [3])
+    assert len(told) == 1
+
+
+def test_a_cold_start_beside_a_broken_sample_gives_the_bytes_of_a_run_that_got_there(pairs, tmp_path):
+    clean, _ = skipping(pairs, allow=0)
+    early = clean[0]["index"][1].item()
+    late = next(i for i in clean[4]["index"].tolist() if i != early)
+    truncate(tmp_path, early)
+    delete(tmp_path, late)
+    run, told = skipping(pairs, allow=2)
+    assert_only_these_are_blank(run, clean, [early, late])
+    for start in (2, 4):
+        later, told_later = skipping(pairs, allow=2, start_step=start)
+        met = {early, late} & set(np.concatenate([b["index"] for b in clean[start:]]).tolist())
+        assert late in met
+        assert len(told_later) == len(met)
+        assert set(told_later) <= set(told)
+        assert all(same(a, b) for a, b in zip(later, run[start:], strict=True))
+
+
+def test_every_host_leaves_out_what_it_cannot_read(pairs, tmp_path):
+    clean, _ = skipping(pairs, allow=0, steps=1)
+    bad = clean[0]["index"][3].item()
+    truncate(tmp_path, bad)
+    (whole,), _ = skipping(pairs, allow=1, steps=1)
+    assert_only_these_are_blank([whole], clean, [bad])
+    (first,), told_first = skipping(pairs, allow=0, steps=1, process_index=0, process_count=2)
+    (second,), told_second = skipping(pairs, allow=1, steps=1, process_index=1, process_count=2)
+    assert same(whole, {k: np.concatenate([first[k], second[k]]) for k in whole})
+    assert told_first == []
+    assert [f"i{bad}.png" in message for message in told_second] == [True]
+    with pytest.raises(DataError, match=rf"i{bad}\.png cannot be read"):
+        skipping(pairs, allow=0, steps=1, process_index=1, process_count=2)
+
+
+def test_one_broken_sample_more_than_allowed_ends_the_run(pairs, tmp_path):
+    for k in (0, 3, 6):
+        misuse(tmp_path, k)
+    _, told = skipping(pairs, allow=3)
+    assert len(told) == 3
+    last = re.search(r"l\d\.png", told[2])[0]
+    with pytest.raises(DataError, match=rf"{last} holds .*; it is one more than data\.max_unreadable \(=2\) allows$"):
+        skipping(pairs, allow=2)
+
+
+def test_no_broken_sample_is_allowed_unless_it_is_said(pairs, tmp_path):
+    assert DataConfig().max_unreadable == 0
+    misuse(tmp_path, 4)
+    with pytest.raises(DataError) as caught:
+        skipping(pairs, allow=0)
+    assert str(caught.value) == (
+        f"{tmp_path / 'l4.png'} holds the value 77 (192 pixels), which labels of kind labelIds do not have: "
+        "mend the file, or add the value to the config's label set"
+    )
+
+
+def test_a_file_that_works_the_second_time_is_an_error_and_not_left_out(pairs, tmp_path, monkeypatch):
+    contents = (tmp_path / "i1.png").read_bytes()
+    truncate(tmp_path, 1)
+
+    def mend_and_look(*arguments):
+        (tmp_path / "i1.png").write_bytes(contents)
+        return read.unreadable(*arguments)
+
+    monkeypatch.setattr(pipeline, "unreadable", mend_and_look)
+    with pytest.raises(DataError, match=r"reading .*i1\.png.* failed once \(.*and then worked: check the disk"):
+        skipping(pairs, allow=3)
+
+
+def test_images_of_skipped_samples_have_the_layout_too(pairs, tmp_path):
+    delete(tmp_path, 2)
+    nhwc, _ = skipping(pairs, allow=1)
+    nchw, _ = skipping(pairs, allow=1, layout="NCHW")
+    for a, b in zip(nhwc, nchw, strict=True):
+        assert same(a, b | {"image": b["image"].transpose(0, 2, 3, 1)})

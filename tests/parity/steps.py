@@ -59,7 +59,7 @@ class Ours:
         variables = jax.tree.map(lambda x: jnp.asarray(x, dtype), variables)
         self.train_state = TrainState(jnp.zeros((), jnp.int32), **variables, opt_state=optimizer.init(variables["params"]))
         self.compiled = compile_train_step(
-            make_mesh(MeshConfig(data=1)), model=model, optimizer=optimizer, aux_weight=OPTIM.aux_weight, seed=0
+            make_mesh(MeshConfig(data=1)), config=Config(model=self.model, optim=OPTIM), model=model, optimizer=optimizer
         )
 
     def step(self, batch: dict[str, np.ndarray]) -> float:

@@ -83,7 +83,7 @@ def smooth(network: torch.nn.Module) -> torch.nn.Module:
 def ours_smooth() -> Iterator[None]:
     """The same for networks of ours that are traced meanwhile."""
 
-    def average(x: jax.Array) -> jax.Array:
+    def average(x: jax.Array, rows: None = None) -> jax.Array:
         return flax.linen.avg_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
     with (

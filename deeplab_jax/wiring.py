@@ -1,0 +1,52 @@
+"""What a config names, opened: the one module that joins `data/` with the rest, for `train.py` and `verify`."""
+
+from collections.abc import Callable
+
+import jax
+
+from deeplab_jax.config import Config, total_steps
+from deeplab_jax.data.lists import Samples, describe, digest, find_samples
+from deeplab_jax.data.pipeline import eval_batches, train_batches
+from deeplab_jax.train.loop import Data
+
+
+def training_set(config: Config) -> Samples:
+    """The training list. Errors as `find_samples`."""
+    return find_samples(config.data.root, config.data.train_split, config.data.label_kind)
+
+
+def training_data(config: Config, say: Callable[[str], None]) -> tuple[Data, int]:
+    """What a run of `config` reads on this process, and its number of steps.
+
+    Args:
+      config: validated.
+      say: told what was found, and of samples that are skipped.
+
+    Raises:
+      DataError: see `find_samples`.
+      ConfigError: the config counts neither steps nor epochs.
+    """
+    train_set = training_set(config)
+    eval_set = find_samples(config.data.root, config.eval.split, config.data.label_kind)
+    say(describe(config.data.train_split, train_set))
+    say(describe(config.eval.split, eval_set))
+    hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    data = Data(
+        names=train_set.images,
+        digest=digest(train_set),
+        train_batches=lambda start, end: train_batches(
+            train_set,
+            config.labels,
+            config.data,
+            config.model.mean,
+            seed=config.seed,
+            start_step=start,
+            steps=end,
+            on_skip=lambda error: say(f"skipped: {error}"),
+            **hosts,
+        ),
+        eval_batches=lambda: eval_batches(
+            eval_set, config.labels, config.eval.batch_size, threads=config.data.threads, **hosts
+        ),
+    )
+    return data, total_steps(config, len(train_set))

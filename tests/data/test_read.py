@@ -1,0 +1,88 @@
+import pytest
+
+from deeplab_jax.data.lists import Samples
+from deeplab_jax.data.read import fingerprint, reason
+from deeplab_jax.errors import DataError
+
+MASK = 2**64 - 1
+K2 = 0x9AE16A3B2F90404F
+
+
+def farmhash64(data):
+    """Fingerprint64 of 8 to 16 bytes, as farmhash.cc defines it."""
+
+    def rotate(value, by):
+        return (value >> by | value << (64 - by)) & MASK
+
+    mul = K2 + 2 * len(data)
+    a = int.from_bytes(data[:8], "little") + K2 & MASK
+    b = int.from_bytes(data[-8:], "little")
+    c = rotate(b, 37) * mul + a & MASK
+    d = (rotate(a, 25) + b) * mul & MASK
+    x = (c ^ d) * mul & MASK
+    x ^= x >> 47
+    y = (d ^ x) * mul & MASK
+    y ^= y >> 47
+    return (y * mul & MASK).to_bytes(8, "little")
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """One sample, whose files need no pixels to have a fingerprint."""
+    (tmp_path / "i").write_bytes(b"an image")
+    (tmp_path / "l").write_bytes(b"its label file")
+    return Samples(str(tmp_path), ("i",), ("l",), "labelIds", "")
+
+
+def test_a_fingerprint_is_farmhash_of_the_files(pair):
+    image, label = farmhash64(b"an image"), farmhash64(b"its label file")
+    assert fingerprint(pair, 0) == farmhash64(image + label)
+    unlabelled = Samples(pair.root, pair.images, (), "labelIds", "")
+    assert fingerprint(unlabelled, 0) == image
+
+
+@pytest.mark.parametrize("name", ["i", "l"])
+def test_every_byte_of_both_files_counts(pair, tmp_path, name):
+    path = tmp_path / name
+    contents = path.read_bytes()
+    seen = {fingerprint(pair, 0)}
+    for k in range(len(contents)):
+        path.write_bytes(contents[:k] + bytes([contents[k] ^ 1]) + contents[k + 1 :])
+        seen.add(fingerprint(pair, 0))
+    path.write_bytes(contents + b"\0")
+    seen.add(fingerprint(pair, 0))
+    assert len(seen) == len(contents) + 2
+    path.write_bytes(contents)
+    assert fingerprint(pair, 0) in seen
+
+
+def test_image_and_label_are_not_interchangeable(pair):
+    swapped = Samples(pair.root, pair.labels, pair.images, "labelIds", "")
+    assert fingerprint(swapped, 0) != fingerprint(pair, 0)
+
+
+@pytest.mark.parametrize("name", ["i", "l"])
+def test_a_file_that_is_gone_is_named(pair, tmp_path, name):
+    (tmp_path / name).unlink()
+    with pytest.raises(DataError, match=rf"{tmp_path / name} cannot be read"):
+        fingerprint(pair, 0)
+    (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match=rf"{tmp_path / name} cannot be read"):
+        fingerprint(pair, 0)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "{{function_node __wrapped__ReadFile_device_/job:localhost}} a/b; No such file [Op:ReadFile] name: ",
+            "a/b; No such file",
+        ),
+        ("{{function_node f}} Invalid PNG.\n\t [[{{node DecodePng}}]] [Op:IteratorGetNext] name: ", "Invalid PNG."),
+        ("image file is truncated (3 bytes not processed)", "image file is truncated (3 bytes not processed)"),
+        ("x" * 300, "x" * 200),
+        ("", "OSError"),
+    ],
+)
+def test_a_reason_is_one_line_that_names_no_node(said, told):
+    assert reason(OSError(said)) == told
