@@ -11,8 +11,10 @@ import json
 
 from absl import flags
 from ml_collections import config_flags
+from rich.console import Console
 
-from deeplab_jax.cli import checked_config, checked_folder, define_host_flags, run_with_flags, start_hosts
+from deeplab_jax.cli import checked_config, checked_folder, define_host_flags, joined_hosts, run_with_flags
+from deeplab_jax.config import Config
 from deeplab_jax.errors import ConfigError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe: a Python file with get_config().")
@@ -29,7 +31,12 @@ def main() -> None:
     checkpoint = checked_folder("--checkpoint", CHECKPOINT.value, "runs/quickstart")
     output = OUTPUT.value and checked_folder("--output", OUTPUT.value, "runs/quickstart/val")
     submission = SUBMISSION.value and checked_folder("--submission", SUBMISSION.value, "runs/quickstart/submission")
-    console = start_hosts()
+    with joined_hosts() as console:
+        score(config, checkpoint, output, submission, console)
+
+
+def score(config: Config, checkpoint: str, output: str | None, submission: str | None, console: Console) -> None:
+    """Every process evaluates its share of the images; the first one reports."""
     # Imported here so that a mistyped flag is answered at once.
     import jax
     from etils import epath

@@ -7,7 +7,7 @@ same command runs on each (docs/clusters.md).
 from absl import flags
 from ml_collections import config_flags
 
-from deeplab_jax.cli import checked_config, checked_folder, define_host_flags, run_with_flags, start_hosts
+from deeplab_jax.cli import checked_config, checked_folder, define_host_flags, joined_hosts, run_with_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe: a Python file with get_config().")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics.jsonl, TensorBoard events.")
@@ -18,15 +18,15 @@ def main() -> None:
     """Joins data and training; everything else is in deeplab_jax."""
     config = checked_config(CONFIG.value)
     workdir = checked_folder("--workdir", WORKDIR.value, "runs/quickstart")
-    console = start_hosts()
-    # Imported here so that a mistyped flag is answered at once.
-    from deeplab_jax.train.loop import train
-    from deeplab_jax.weights.transfer import pretrained_variables
-    from deeplab_jax.wiring import training_data
+    with joined_hosts() as console:
+        # Imported here so that a mistyped flag is answered at once.
+        from deeplab_jax.train.loop import train
+        from deeplab_jax.weights.transfer import pretrained_variables
+        from deeplab_jax.wiring import training_data
 
-    data, steps = training_data(config, console.print)
-    pretrained = (lambda: pretrained_variables(config, console.print)) if config.model.pretrained else None
-    train(config, workdir, steps=steps, data=data, console=console, pretrained=pretrained)
+        data, steps = training_data(config, console.print)
+        pretrained = (lambda: pretrained_variables(config, console.print)) if config.model.pretrained else None
+        train(config, workdir, steps=steps, data=data, console=console, pretrained=pretrained)
 
 
 if __name__ == "__main__":

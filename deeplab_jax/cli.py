@@ -7,10 +7,9 @@ import io
 import re
 import runpy
 import sys
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from absl import app, flags, logging
@@ -196,14 +195,18 @@ def _run(name: str, command: Callable[..., None], words: Sequence[str]) -> None:
 
 
 def define_host_flags() -> None:
-    """The flags of `start_hosts`, for programs that run on several hosts."""
+    """The flags of `joined_hosts`, for programs that run on several hosts."""
     flags.DEFINE_string("coordinator", None, "HOST:PORT at which process 0 listens, for a run of several processes.")
     flags.DEFINE_integer("num_processes", None, "How many processes the run has; found by itself under a launcher.")
     flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
 
-def start_hosts() -> Console:
-    """Joins the processes of the run; returns a console that is quiet on all but the first.
+@contextlib.contextmanager
+def joined_hosts() -> Iterator[Console]:
+    """A program's part that computes: the processes of the run have found each other, and an error on one ends it there.
+
+    Yields:
+      A console that is quiet on all processes but the first.
 
     Raises:
       ConfigError: the flags do not fit together, or the processes do not find each other.
@@ -212,8 +215,9 @@ def start_hosts() -> Console:
 
     from deeplab_jax import hosts
 
-    hosts.start(flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id)
-    return Console(soft_wrap=True, highlight=False, quiet=jax.process_index() > 0)
+    with hosts.leave_on_error():
+        hosts.start(flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id)
+        yield Console(soft_wrap=True, highlight=False, quiet=jax.process_index() > 0)
 
 
 def run_with_flags(program: Callable[[], None]) -> None:
@@ -313,20 +317,6 @@ def _or_exit(work: Callable[[], T]) -> T:
         return work()
     except DeeplabError as error:
         print(f"error: {error}", file=sys.stderr)
-        _leave(2)
+        sys.exit(2)
     except KeyboardInterrupt:
-        _leave(130)
-    except Exception as error:
-        reason = hosts.gone(error) if (hosts := sys.modules.get("deeplab_jax.hosts")) else None
-        if reason is None:
-            traceback.print_exc()
-            _leave(1)
-        print(f"error: {reason}", file=sys.stderr)
-        _leave(hosts.LOST)
-
-
-def _leave(code: int) -> NoReturn:
-    """Ends the process; one of several does not wait for the others, which may wait for it."""
-    if hosts := sys.modules.get("deeplab_jax.hosts"):
-        hosts.leave(code)
-    sys.exit(code)
+        sys.exit(130)

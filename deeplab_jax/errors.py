@@ -21,6 +21,10 @@ class TrainingError(DeeplabError):
     """A training that cannot go on: its numbers are no longer finite."""
 
 
+class HostError(DeeplabError):
+    """Another process of the run ended, or cannot be reached."""
+
+
 def one_line(error: BaseException) -> str:
     """What another library says, short enough to stand in a message of ours."""
     return " ".join(str(error).split())[:200] or type(error).__name__

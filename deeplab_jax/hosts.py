@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from deeplab_jax.errors import ConfigError, DeeplabError, one_line
+from deeplab_jax.errors import ConfigError, DeeplabError, HostError, one_line
 
 LOST = 3  # exit code of a process that ends because another one stalls or is gone
 HEARTBEAT_SECONDS = 60  # without a sign of life, after which JAX takes a process for dead
@@ -59,10 +59,6 @@ LAUNCHERS = (
     ),
     Launcher("MPI", "PMI_SIZE", "PMI_RANK"),
 )
-
-
-class HostError(DeeplabError):
-    """Another process of the run ended, or cannot be reached."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -272,10 +268,16 @@ def _why_not_met(place: Place, timeout: int) -> str:
 
 def _require_same_device_counts() -> None:
     # Bringing up the devices waits for every process: it is done here, where all of them are, and not wherever one asks first.
-    counts = np.bincount([device.process_index for device in jax.devices()], minlength=jax.process_count())
+    try:
+        devices = jax.devices()
+    except Exception as error:  # JAX says it in several ways, and `leave` would have to ask for the devices again
+        _end(f"error: this process of the run has no devices ({one_line(error)}): see what JAX finds on this host", 2)
+    counts = np.bincount([device.process_index for device in devices], minlength=jax.process_count())
     if (counts != counts[0]).any():
-        each = ", ".join(str(count) for count in counts)
-        raise ConfigError(f"the processes of the run have {each} devices: start them where each sees as many")
+        other = int(np.argmax(counts != counts[0]))
+        raise ConfigError(
+            f"process {other} has {counts[other]} devices, process 0 has {counts[0]}: start them where each sees as many"
+        )
 
 
 def gather(array: Any) -> np.ndarray:
@@ -415,24 +417,32 @@ def gone(error: BaseException) -> HostError | None:
 
 @contextlib.contextmanager
 def leave_on_error() -> Iterator[None]:
-    """Around a program: an error of it ends this process of several at once, since the others may wait for it in vain.
+    """Around a program: prints an error and ends this process of several at once, since others may wait for it in vain.
 
-    It is printed, and the exit code is 2 for the user's errors, 3 where another process is gone, 130 for Ctrl-C and 1 for a
-    bug, with its traceback. Errors of a process that is alone go on to the caller.
+    The exit code is 2 for the user's errors, 3 where another process is gone, 130 for Ctrl-C, and 1 for a bug, with its
+    traceback. Errors of a process that is alone go on to the caller.
     """
     try:
         yield
     except BaseException as error:
-        if _is_alone():
+        succeeds = isinstance(error, SystemExit) and not error.code
+        if succeeds or _is_alone():
             raise
-        lost = gone(error)
-        if isinstance(error, SystemExit):
-            leave(error.code if isinstance(error.code, int) else int(error.code is not None))
-        if isinstance(error, DeeplabError) or lost:
-            sys.stderr.write(f"error: {lost or error}\n")
-        elif not isinstance(error, KeyboardInterrupt):
-            traceback.print_exception(error)
-        leave(LOST if lost else 2 if isinstance(error, DeeplabError) else 130 if isinstance(error, KeyboardInterrupt) else 1)
+        leave(_report(error))
+
+
+def _report(error: BaseException) -> int:
+    """Prints `error` as a user should see it, and gives its exit code."""
+    lost = error if isinstance(error, HostError) else gone(error)
+    if lost or isinstance(error, DeeplabError):
+        sys.stderr.write(f"error: {lost or error}\n")
+        return LOST if lost else 2
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    traceback.print_exception(error)
+    return 1
 
 
 def leave(code: int) -> NoReturn:
@@ -452,7 +462,7 @@ def _is_alone() -> bool:
     return not jax.distributed.is_initialized() or jax.process_count() == 1
 
 
-def _end(line: str, code: int) -> None:
+def _end(line: str, code: int) -> NoReturn:
     try:
         sys.stderr.write(f"{line}\n")  # in one piece: launchers mix the lines of processes
         sys.stderr.flush()

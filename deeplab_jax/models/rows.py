@@ -72,6 +72,14 @@ class Rows:
             parts.append(part)
         return parts
 
+    def gathered(self, x: Float[Array, "... h c"]) -> Float[Array, "... h2 c"]:
+        """All rows of the image, on every device."""
+        local = x.shape[-2]
+        whole = jnp.zeros((*x.shape[:-2], self.devices * local, x.shape[-1]), x.dtype)
+        mine = lax.dynamic_update_slice_in_dim(whole, x, lax.axis_index(self.axis) * local, axis=-2)
+        # Adding zeros changes no bit; `all_gather` would leave its result marked as each device's own.
+        return lax.psum(mine, self.axis)[..., : -(-self.height // (self.local // local)), :]
+
     def varying(self, x: Array) -> Array:
         """`x`, the same on all devices, as each device's own: its gradient is then summed over them."""
         return lax.pcast(x, self.axis, to="varying")

@@ -22,9 +22,9 @@ from deeplab_jax.evaluation.evaluate import score
 from deeplab_jax.evaluation.inference import Evaluator
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.sharding import check_batch, local_rows, make_mesh, prefetch, replicated
-from deeplab_jax.train.checkpoint import Checkpoints, differences
+from deeplab_jax.train.checkpoint import Checkpoints
 from deeplab_jax.train.optimizer import make_optimizer, poly_schedule
-from deeplab_jax.train.receipt import Receipts, start_of
+from deeplab_jax.train.receipt import Receipts, read_receipts, start_of
 from deeplab_jax.train.state import TrainState, init_state, with_variables
 from deeplab_jax.train.step import compile_train_step
 from deeplab_jax.train.writer import Writer
@@ -122,7 +122,7 @@ def train(
 
 
 def _train_from(
-    state: TrainState, step: int, batches: Iterator[tuple[Batch, Batch]], stopped: list[int], tools: _Tools
+    state: TrainState, step: int, batches: Iterator[tuple[Batch, dict[str, jax.Array]]], stopped: list[int], tools: _Tools
 ) -> tuple[TrainState, int]:
     """The state at the end of the run, or at the step after which a signal stopped it; and that step."""
     config, steps, every = tools.config, tools.steps, tools.config.train
@@ -207,11 +207,17 @@ def _starting_state(
     """The newest good checkpoint's state or a new one, straight in its sharding."""
     if checkpoints.latest_step() is None:
         return new_state(config, model, optimizer, mesh, pretrained)
-    changed = differences(workdir, config)
-    console.print(f"resuming {workdir} after step {checkpoints.latest_step()}")
-    if changed:
+    receipts = read_receipts(workdir)
+    state = checkpoints.restore(
+        abstract_state(config, model, optimizer, mesh),
+        expected=lambda step: receipts[step]["state"] if step in receipts else None,
+        warn=lambda line: console.print(f"warning: {line}"),
+    )
+    step = int(state.step)
+    console.print(f"resuming {workdir} after step {step}")
+    if changed := checkpoints.differences(step):
         console.print(f"the config differs from the checkpoint's: {'; '.join(changed)}")
-    return checkpoints.restore(abstract_state(config, model, optimizer, mesh))
+    return state
 
 
 def new_state(
@@ -244,9 +250,9 @@ def _evaluator(
         def show(batch: Batch, rows: Sequence[int], predictions: jax.Array) -> None:
             beat()
             wanted = rows[: STRIPS - len(strips)]
-            on_host = local_rows(predictions) if wanted else None
-            for i in wanted:
-                strips.append(pictures.strip(batch["image"][i], batch["label"][i], on_host[i], config.labels))
+            if wanted:
+                on_host = local_rows(predictions)
+                strips.extend(pictures.strip(batch["image"][i], batch["label"][i], on_host[i], config.labels) for i in wanted)
 
         params = state.params if state.ema_params is None else state.ema_params
         confusion = score(evaluator, {"params": params, "batch_stats": state.batch_stats}, eval_batches(), show)

@@ -20,6 +20,7 @@ class TrainState(struct.PyTreeNode):
       params: float32 parameters.
       batch_stats: BatchNorm's running means and variances, float32.
       opt_state: optax's state.
+      skipped: int32 scalar, updates that were not applied because they were not finite.
       ema_params: an exponential moving average of `params`, float32; None in a run without one.
     """
 
@@ -27,6 +28,7 @@ class TrainState(struct.PyTreeNode):
     params: Any
     batch_stats: Any
     opt_state: optax.OptState
+    skipped: jax.Array
     ema_params: Any = None
 
 
@@ -39,6 +41,7 @@ def init_state(model: DeepLabV3, optimizer: optax.GradientTransformation, seed: 
         params=variables["params"],
         batch_stats=variables["batch_stats"],
         opt_state=optimizer.init(variables["params"]),
+        skipped=jnp.zeros((), jnp.int32),
         ema_params=variables["params"] if ema else None,
     )
 
@@ -62,6 +65,22 @@ def with_variables(state: TrainState, variables: dict[str, Any]) -> TrainState:
         batch_stats=replaced(state.batch_stats, variables["batch_stats"]),
         ema_params=None if state.ema_params is None else replaced(state.ema_params, variables["params"]),
     )
+
+
+def to_parts(state: TrainState) -> dict[str, dict[str, Any]]:
+    """The state as it is stored: "model" is what is used (the average, where there is one), "training" all the rest."""
+    training = {"step": state.step, "opt_state": state.opt_state, "skipped": state.skipped}
+    if state.ema_params is None:
+        return {"model": {"params": state.params, "batch_stats": state.batch_stats}, "training": training}
+    model = {"params": state.ema_params, "batch_stats": state.batch_stats}
+    return {"model": model, "training": training | {"params": state.params}}
+
+
+def from_parts(parts: dict[str, dict[str, Any]]) -> TrainState:
+    """The inverse of `to_parts`."""
+    model, training = parts["model"], parts["training"]
+    average = model["params"] if "params" in training else None
+    return TrainState(**model | training, ema_params=average)
 
 
 def state_digest(state: TrainState) -> str:

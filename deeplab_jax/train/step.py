@@ -48,8 +48,9 @@ def train_step(
       mesh: the devices; needed where image rows are split over them.
 
     Returns:
-      The state after it, and {"loss", "accuracy"} over the pixels that count and "grad_norm". Statistics, normaliser and
-      gradient are those of the global batch, whatever the mesh; of micro-batches, see `_gradient`.
+      The state after it, and {"loss", "accuracy"} over the pixels that count, "grad_norm", and "skipped", the updates not
+      applied so far because they were not finite. Statistics, normaliser and gradient are those of the global batch,
+      whatever the mesh; of micro-batches, see `_gradient`.
     """
     dropout_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     mask = losses.valid_pixels(batch["label"], batch["valid"])
@@ -65,12 +66,18 @@ def train_step(
     )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema_params = state.ema_params and _moving_average(state.ema_params, params, state.step, config.optim.ema_decay)
-    after = TrainState(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema_params=ema_params)
     grad_norm = optax.tree.norm(grads)
-    applies = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.any(mask)
-    state = jax.tree.map(functools.partial(_choose, applies), after, state)
-    return state, {"loss": loss, "accuracy": hits / pixels, "grad_norm": grad_norm}
+    is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    after = TrainState(
+        step=state.step + 1,
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        skipped=state.skipped + ~is_finite,
+        ema_params=state.ema_params and _moving_average(state.ema_params, params, state.step, config.optim.ema_decay),
+    )
+    state = jax.tree.map(functools.partial(_choose, is_finite & jnp.any(mask)), after, state)
+    return state, {"loss": loss, "accuracy": hits / pixels, "grad_norm": grad_norm, "skipped": state.skipped}
 
 
 def _gradient(
@@ -141,8 +148,8 @@ def _loss_and_hits(
 
 def _moving_average(average: PyTree, params: PyTree, step: Array, decay: float) -> PyTree:
     """The average that follows the parameters faster at first, as TensorFlow's ExponentialMovingAverage(num_updates) does."""
-    decay = jnp.minimum(decay, (1 + step) / (10 + step))
-    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, params)
+    kept = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, average, params)
 
 
 def _choose(applies: Array, new: Array, old: Array) -> Array:

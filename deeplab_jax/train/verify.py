@@ -77,7 +77,7 @@ def verify(
     end = start + steps
     _require_interval(workdir, start, end, begun)
     mesh = checked_mesh(config)
-    yield from _files(workdir, start, config)
+    yield from _files(workdir, start)
     yield _list(data, begun)
     yield _contents(data, samples, fingerprint)
 
@@ -123,7 +123,7 @@ def _require_interval(workdir: str, start: int, end: int, begun: Start) -> None:
         raise ConfigError(f"`--steps` (={end - start}) passes the run's end at step {begun.steps}: use {begun.steps - start}")
 
 
-def _files(workdir: str, start: int, config: Config) -> Iterator[Finding]:
+def _files(workdir: str, start: int) -> Iterator[Finding]:
     """The checkpoint's files as they were written, and its config as the run had it."""
     if not start:
         return
@@ -133,7 +133,9 @@ def _files(workdir: str, start: int, config: Config) -> Iterator[Finding]:
         yield Finding(None, f"{folder} has no seal: the run ended before it was made")
     else:
         yield Finding(not broken, f"files of {folder}: {', '.join(broken[:3]) + ' changed' if broken else 'as written'}")
-    if stored_config(str(folder)) != config:
+    # It was saved by the start before, if the run was started anew from it.
+    written = config_at(workdir, start - 1)[0]
+    if stored_config(str(folder)) != written:
         yield Finding(False, f"the config in {folder} is not that of {receipt.RUN}")
 
 

@@ -1,6 +1,7 @@
 """What a run leaves for people: `metrics.jsonl`, TensorBoard events, lines and a progress bar on the terminal."""
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -56,9 +57,11 @@ class Writer:
     def train(self, step: int, row: Mapping[str, float], seconds_left: float) -> None:
         """A row of training scalars; `row` holds at least those of the line below."""
         self._scalars(step, "train", row)
+        skipped = f"  {row['skipped']:.0f} skipped" if row.get("skipped") else ""
+        left = f"left {_duration(seconds_left)}{skipped}"
         line = (
             f"loss {row['loss']:.4f}  accuracy {row['accuracy']:.3f}  lr {row['lr']:.2e}  "
-            f"{row['images_per_second']:.1f} images/s  data wait {row['data_wait']:.1%}  left {_duration(seconds_left)}"
+            f"{row['images_per_second']:.1f} images/s  data wait {row['data_wait']:.1%}  {left}"
         )
         self._progress.update(self._task, description=line)
         self._progress.console.print(f"step {step:>6}  {line}")
@@ -67,12 +70,15 @@ class Writer:
         """The scores of `evaluation.report.summary`, and pictures of image | label | prediction."""
         scores = {"miou": summary["miou"], "pixel_accuracy": summary["pixel_accuracy"]}
         self._scalars(step, "eval", scores | {f"iou/{name}": iou for name, iou in summary["iou"].items()})
-        for i, strip in enumerate(strips if self._events else ()):
-            self._events.add_image(f"eval/strip_{i}", strip, step, dataformats="HWC")
+        if self._events:
+            for i, strip in enumerate(strips):
+                self._events.add_image(f"eval/strip_{i}", strip, step, dataformats="HWC")
         text = "  ".join(f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in scores.items())
         self._progress.console.print(f"step {step:>6}  evaluation: {text}")
 
     def _scalars(self, step: int, kind: str, row: Mapping[str, float | None]) -> None:
+        # JSON knows no nan.
+        row = {name: None if value is None or not math.isfinite(value) else value for name, value in row.items()}
         if not self._events:
             return
         with self._path.open("a") as file:

@@ -1,5 +1,6 @@
 import itertools
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -244,18 +245,34 @@ def test_a_fingerprint_changes_with_one_byte_that_no_pixel_shows(tmp_path, name,
     assert same(after | {"fingerprint": before["fingerprint"]}, before)
 
 
-NUM = 7  # samples of the set below; three batches of four are a pass and a bit
+NUM = 7  # samples of the set below: a batch of four straddles two passes now and then
+
+
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory):
+    """A set of distinct images and labels."""
+    root = tmp_path_factory.mktemp("intact")
+    rng = np.random.default_rng(0)
+    (root / "list").mkdir()
+    (root / "list" / "train.lst").write_text("".join(f"i{k}.png\tl{k}.png\n" for k in range(NUM)))
+    for k in range(NUM):
+        Image.fromarray(rng.integers(0, 256, (12, 16, 3)).astype(np.uint8)).save(root / f"i{k}.png")
+        Image.fromarray(rng.integers(0, 3, (12, 16)).astype(np.uint8)).save(root / f"l{k}.png")
+    return find_samples(str(root), "train")
+
+
+@pytest.fixture(scope="module")
+def clean(intact):
+    """What a run reads while nothing is broken."""
+    found, told = skipping(intact, allow=1)
+    assert told == []
+    return found
 
 
 @pytest.fixture
-def pairs(tmp_path):
-    """A set of distinct images and labels, whose files a test may break."""
-    rng = np.random.default_rng(0)
-    (tmp_path / "list").mkdir()
-    (tmp_path / "list" / "train.lst").write_text("".join(f"i{k}.png\tl{k}.png\n" for k in range(NUM)))
-    for k in range(NUM):
-        Image.fromarray(rng.integers(0, 256, (12, 16, 3)).astype(np.uint8)).save(tmp_path / f"i{k}.png")
-        Image.fromarray(rng.integers(0, 3, (12, 16)).astype(np.uint8)).save(tmp_path / f"l{k}.png")
+def pairs(intact, tmp_path):
+    """The same set, whose files a test may break."""
+    shutil.copytree(intact.root, tmp_path, dirs_exist_ok=True)
     return find_samples(str(tmp_path), "train")
 
 
@@ -301,9 +318,7 @@ def assert_only_these_are_blank(actual, clean, bad):
         (misuse, r"l2\.png holds the value 77 \(192 pixels\)"),
     ],
 )
-def test_a_sample_that_cannot_be_read_is_left_out_and_nothing_else_changes(pairs, tmp_path, harm, message):
-    clean, told = skipping(pairs, allow=1)
-    assert told == []
+def test_a_sample_that_cannot_be_read_is_left_out_and_nothing_else_changes(pairs, clean, tmp_path, harm, message):
     assert np.concatenate([b["index"] for b in clean]).tolist().count(2) == 3  # more than one epoch
     harm(tmp_path, 2)
     actual, told = skipping(pairs, allow=1)
@@ -312,8 +327,7 @@ def test_a_sample_that_cannot_be_read_is_left_out_and_nothing_else_changes(pairs
     assert re.search(message, told[0])
 
 
-def test_several_samples_of_one_batch_are_left_out(pairs, tmp_path):
-    clean, _ = skipping(pairs, allow=0)
+def test_several_samples_of_one_batch_are_left_out(pairs, clean, tmp_path):
     first, second = clean[1]["index"][[0, 3]].tolist()
     truncate(tmp_path, first)
     misuse(tmp_path, second)
@@ -322,8 +336,8 @@ def test_several_samples_of_one_batch_are_left_out(pairs, tmp_path):
     assert len(told) == 2
 
 
-def test_a_sample_may_break_or_vanish_while_the_run_goes_on(pairs, tmp_path):
-    clean, _ = skipping(pairs, allow=0, steps=60)
+def test_a_sample_may_break_or_vanish_while_the_run_goes_on(pairs, intact, tmp_path):
+    clean, _ = skipping(intact, allow=0, steps=60)
     data = DataConfig(batch_size=4, crop_size=(8, 10), max_unreadable=1, threads=2)
     told = []
     run = train_batches(pairs, PLAIN, data, (1, 2, 3), seed=5, start_step=0, steps=60, on_skip=told.append)
@@ -336,8 +350,7 @@ def test_a_sample_may_break_or_vanish_while_the_run_goes_on(pairs, tmp_path):
     assert len(told) == 1
 
 
-def test_a_cold_start_beside_a_broken_sample_gives_the_bytes_of_a_run_that_got_there(pairs, tmp_path):
-    clean, _ = skipping(pairs, allow=0)
+def test_a_cold_start_beside_a_broken_sample_gives_the_bytes_of_a_run_that_got_there(pairs, clean, tmp_path):
     early = clean[0]["index"][1].item()
     late = next(i for i in clean[4]["index"].tolist() if i != early)
     truncate(tmp_path, early)
@@ -353,12 +366,11 @@ def test_a_cold_start_beside_a_broken_sample_gives_the_bytes_of_a_run_that_got_t
         assert all(same(a, b) for a, b in zip(later, run[start:], strict=True))
 
 
-def test_every_host_leaves_out_what_it_cannot_read(pairs, tmp_path):
-    clean, _ = skipping(pairs, allow=0, steps=1)
+def test_every_host_leaves_out_what_it_cannot_read(pairs, clean, tmp_path):
     bad = clean[0]["index"][3].item()
     truncate(tmp_path, bad)
     (whole,), _ = skipping(pairs, allow=1, steps=1)
-    assert_only_these_are_blank([whole], clean, [bad])
+    assert_only_these_are_blank([whole], clean[:1], [bad])
     (first,), told_first = skipping(pairs, allow=0, steps=1, process_index=0, process_count=2)
     (second,), told_second = skipping(pairs, allow=1, steps=1, process_index=1, process_count=2)
     assert same(whole, {k: np.concatenate([first[k], second[k]]) for k in whole})

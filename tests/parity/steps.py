@@ -57,7 +57,12 @@ class Ours:
         self.fmt = "mmseg" if self.model.fusion == "3x3" else "torchvision"
         model, optimizer = DeepLabV3(self.model, config.labels.num_classes), make_optimizer(OPTIM, STEPS)
         variables = jax.tree.map(lambda x: jnp.asarray(x, dtype), variables)
-        self.train_state = TrainState(jnp.zeros((), jnp.int32), **variables, opt_state=optimizer.init(variables["params"]))
+        self.train_state = TrainState(
+            jnp.zeros((), jnp.int32),
+            **variables,
+            opt_state=optimizer.init(variables["params"]),
+            skipped=jnp.zeros((), jnp.int32),
+        )
         self.compiled = compile_train_step(
             make_mesh(MeshConfig(data=1)), config=Config(model=self.model, optim=OPTIM), model=model, optimizer=optimizer
         )
