@@ -21,7 +21,6 @@ from deeplab_jax.errors import CheckpointError
 from deeplab_jax.train.compare import compare, require_same_averaging
 from deeplab_jax.train.damage import DamagedError, agreed, require_expected, require_unchanged, set_aside, storage_errors
 from deeplab_jax.train.folders import FOLDER, absolute, metrics_of, require_empty, resolve, steps_in
-from deeplab_jax.train.seal import broken_seal as broken_seal
 from deeplab_jax.train.seal import is_sealed, write_seal
 from deeplab_jax.train.state import TrainState, from_parts, to_parts
 

@@ -113,6 +113,8 @@ def train(
             stack.enter_context(Writer(workdir, step, steps, console)),
             watchdog,
         )
+        if step == 0:
+            tools.receipts.write(step, state)
         batches = prefetch(data.train_batches(step, steps), mesh, config.model.output_stride)
         state, step = _train_from(state, step, batches, stopped, tools)
     if step < steps:

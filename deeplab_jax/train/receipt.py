@@ -185,6 +185,7 @@ class Receipts:
         self._warn = warn
         rows = {step: row for step, row in read_receipts(workdir).items() if step <= start.step}
         self._consumed = Consumed(names, rows[start.step]["samples"] if start.step in rows else "")
+        self._written = set(rows)
         self._samples = read_samples(workdir)
         self._writes = jax.process_index() == 0
         hosts.barrier("receipts read")  # before the first process changes them
@@ -202,7 +203,10 @@ class Receipts:
         return self._consumed.latest_names()
 
     def write(self, step: int, state: TrainState) -> None:
-        """Adds the row of a checkpoint that is about to be written. All processes must call it."""
+        """Adds the row of a checkpoint that is about to be written, if it has none. All processes must call it."""
+        if step in self._written:
+            return
+        self._written.add(step)
         seen = self._consumed.settle()
         changed = sorted(name for name, text in seen.items() if self._samples.get(name, text) != text)
         if changed:

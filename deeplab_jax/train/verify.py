@@ -14,10 +14,11 @@ from deeplab_jax.errors import CheckpointError, ConfigError
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.sharding import prefetch
 from deeplab_jax.train import receipt
-from deeplab_jax.train.checkpoint import FOLDER, Checkpoints, broken_seal, restore_variables, stored_config
+from deeplab_jax.train.checkpoint import FOLDER, Checkpoints, resolve, restore_variables, stored_config
 from deeplab_jax.train.loop import Data, abstract_state, checked_mesh, new_state
 from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.receipt import Consumed, Start, read_receipts, read_samples, read_starts
+from deeplab_jax.train.seal import broken_seal
 from deeplab_jax.train.state import TrainState, state_digest
 from deeplab_jax.train.step import compile_train_step
 from deeplab_jax.train.writer import METRICS
@@ -127,7 +128,7 @@ def _files(workdir: str, start: int) -> Iterator[Finding]:
     """The checkpoint's files as they were written, and its config as the run had it."""
     if not start:
         return
-    folder = epath.Path(workdir) / FOLDER / str(start)
+    folder = resolve(str(epath.Path(workdir) / FOLDER / str(start)))
     broken = broken_seal(folder)
     if broken is None:
         yield Finding(None, f"{folder} has no seal: the run ended before it was made")
@@ -158,9 +159,8 @@ def _compared(what: str, step: int, receipts: Mapping[int, Mapping[str, str]], d
         yield Finding(False, f"step {step}: no receipt of the {what}")
         return
     same = receipts[step][what] == digest
-    yield Finding(
-        same, f"step {step}: {what} {'agree' if what == 'samples' else 'agrees'}" if same else f"step {step}: {what} differ"
-    )
+    verb = ("agree" if same else "differ") + ("" if what == "samples" else "s")
+    yield Finding(same, f"step {step}: {what} {verb}")
 
 
 def _scalars(step: int, found: Mapping[str, float], logged: Mapping[str, float], exact: bool) -> Finding:
