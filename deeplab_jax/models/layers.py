@@ -35,7 +35,7 @@ def conv2d(
 
     Args:
       x: input features.
-      kernel: HWIO weights of odd height and width.
+      kernel: HWIO weights of odd height and width; used in the dtype of `x`.
       stride: step of the output grid over the input.
       rate: distance between the taps, in input pixels.
       form: "xla" is XLA's own convolution; "products" a sum of matrix products, one a tap; "mixed" XLA's with the weight
@@ -47,8 +47,9 @@ def conv2d(
     forms: dict[str, Callable[..., Array]] = {"xla": _conv_xla, "mixed": _conv_mixed, "products": _conv_products}
     reach = rate * (kernel.shape[0] - 1) // 2
     if rows is None:
-        return forms[form](x, kernel, stride, rate, reach)
-    kernel = rows.varying(kernel)
+        return forms[form](x, kernel.astype(x.dtype), stride, rate, reach)
+    # Before the cast: so the devices' gradients are added up in the kernel's own precision.
+    kernel = rows.varying(kernel).astype(x.dtype)
     if reach == 0:
         return forms[form](x, kernel, stride, rate, 0)
 
@@ -177,7 +178,7 @@ class Conv(nn.Module):
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 k"]:
         """Returns [n, ceil(h / stride), ceil(w / stride), features] in `dtype`."""
         kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features), jnp.float32)
-        y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, rate=self.rate, rows=self.rows)
+        y = conv2d(x.astype(self.dtype), kernel, stride=self.stride, rate=self.rate, rows=self.rows)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype)[None, None, None]
