@@ -56,6 +56,7 @@ class ASPP(nn.Module):
         # Over 65x65 bfloat16 values the mean would lose the digits that make it useful.
         pooled = image_mean(x.astype(at_least_float32(x.dtype)), self.rows)
         pooled = layer(self.features, 1, rows=None, name="branch_pool")(pooled, train)
+        pooled = self.rows.varying(pooled) if self.rows else pooled
         branches.append(jnp.broadcast_to(pooled, branches[0].shape))
         x = jnp.concatenate(branches, axis=-1)
         first, *rest = (int(part[0]) for part in self.fusion.split("+"))

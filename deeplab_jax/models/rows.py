@@ -81,8 +81,12 @@ class Rows:
         return lax.psum(mine, self.axis)[..., : -(-self.height // (self.local // local)), :]
 
     def varying(self, x: Array) -> Array:
-        """`x`, the same on all devices, as each device's own: its gradient is then summed over them."""
-        return lax.pcast(x, self.axis, to="varying")
+        """`x`, the same on all devices, as each device's own: its gradient is then summed over them, in float32 at least.
+
+        A sum in bfloat16 would lose digits, and on CPUs XLA aborts over it (jax 0.10.2).
+        """
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        return lax.pcast(x.astype(wide), self.axis, to="varying").astype(x.dtype)
 
     def part(self, x: Shaped[Array, "n h w c"], local: int) -> Shaped[Array, "n local w c"]:
         """This device's `local` rows of an array that every device has whole."""

@@ -148,8 +148,8 @@ def test_micro_batches_of_equal_statistics_are_the_whole_batch():
 
 def test_micro_batches_do_not_depend_on_the_devices():
     alone, together = Trainer(micro_batches=2), Trainer(data=2, micro_batches=2)
-    assert alone.run(batch()) == pytest.approx(together.run(batch()), rel=1e-4)
-    assert distance(together.get().params, alone.get().params) < 1e-5
+    assert alone.run(batch())["loss"] == pytest.approx(together.run(batch())["loss"], rel=1e-4)
+    assert distance(together.get().params, alone.get().params) < 1e-4  # float32, sums in another order
 
 
 def test_the_moving_average_by_hand():
