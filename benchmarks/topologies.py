@@ -29,7 +29,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 def run(workdir: pathlib.Path, flags: list[str], steps: int, devices: int, launcher: tuple[str, ...] = ()) -> None:
     """`train.py` to `steps`, on that many fake devices a process."""
     schedule = ["--config.train.eval_every=0", "--config.train.save_every=0", "--config.train.log_every=1"]
-    words = [*launcher, sys.executable, str(ROOT / "train.py"), f"--workdir={workdir}", *schedule, *flags]
+    words = [*launcher, sys.executable, str(ROOT / "train.py"), f"--workdir={workdir}", *flags, *schedule]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
     result = subprocess.run(
         [*words, f"--config.train.steps={steps}"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False

@@ -17,9 +17,10 @@ from etils import epath
 from rich.console import Console
 
 from deeplab_jax import config as config_module
-from deeplab_jax.config import Config, validate
+from deeplab_jax.config import Config
 from deeplab_jax.errors import ConfigError, DeeplabError, one_line
 from deeplab_jax.labels import CITYSCAPES, VOC, LabelSet
+from deeplab_jax.validation import validate
 
 T = TypeVar("T")
 

@@ -20,9 +20,9 @@ from deeplab_jax.config import (
     multi_grid_units,
     to_dict,
     total_steps,
-    validate,
 )
 from deeplab_jax.errors import ConfigError
+from deeplab_jax.validation import validate
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 RECIPES = sorted(path for path in CONFIGS.glob("*.py") if path.stem != "stored")  # which reads another one
