@@ -14,7 +14,8 @@ import pytest
 
 from deeplab_jax import hosts
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.hosts import HostError, Place, Watchdog, find_place
+from deeplab_jax.hosts import HostError, Watchdog
+from deeplab_jax.launchers import Place, find_place
 
 MPIRUN = {
     "OMPI_COMM_WORLD_SIZE": "4",
