@@ -14,7 +14,7 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from deeplab_jax.cli import checked_config, checked_folder, define_host_flags, joined_hosts, run_with_flags
-from deeplab_jax.config import Config
+from deeplab_jax.config import Config, to_dict
 from deeplab_jax.errors import ConfigError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe: a Python file with get_config().")
@@ -32,10 +32,10 @@ def main() -> None:
     output = OUTPUT.value and checked_folder("--output", OUTPUT.value, "runs/quickstart/val")
     submission = SUBMISSION.value and checked_folder("--submission", SUBMISSION.value, "runs/quickstart/submission")
     with joined_hosts() as console:
-        score(config, checkpoint, output, submission, console)
+        score_checkpoint(config, checkpoint, output, submission, console)
 
 
-def score(config: Config, checkpoint: str, output: str | None, submission: str | None, console: Console) -> None:
+def score_checkpoint(config: Config, checkpoint: str, output: str | None, submission: str | None, console: Console) -> None:
     """Every process evaluates its share of the images; the first one reports."""
     # Imported here so that a mistyped flag is answered at once.
     import jax
@@ -43,7 +43,7 @@ def score(config: Config, checkpoint: str, output: str | None, submission: str |
 
     from deeplab_jax import hosts
     from deeplab_jax.data.instances import read_instances, why_no_instances
-    from deeplab_jax.data.lists import describe, find_samples
+    from deeplab_jax.data.lists import describe, digest, find_samples
     from deeplab_jax.data.pipeline import eval_batches
     from deeplab_jax.evaluation import cityscapes, report
     from deeplab_jax.evaluation.evaluate import Visitor, evaluate, write_pictures
@@ -60,6 +60,7 @@ def score(config: Config, checkpoint: str, output: str | None, submission: str |
         raise ConfigError(
             f"`eval.split` (={config.eval.split!r}) has no labels to score: give --output or --submission for the predictions"
         )
+    hosts.require_same(config=to_dict(config), checkpoint=str(step), data=digest(samples))
     names = file_names(samples.images, config.labels) if submission else ()
     process, count = jax.process_index(), jax.process_count()
     batches = eval_batches(

@@ -139,10 +139,11 @@ def verify(
     samples = training_set(config)
     pretrained = (lambda: pretrained_variables(config, print)) if config.model.pretrained else None
     objections = 0
+    words = {True: "agrees", False: "OBJECTS", None: "note"}
     for finding in verification.verify(run, from_, steps, data, lambda i: fingerprint(samples, i).hex(), pretrained):
-        print(f"{ {True: 'agrees', False: 'OBJECTS', None: 'note'}[finding.agrees]:8} {finding.text}")
+        print(f"{words[finding.agrees]:8} {finding.text}", flush=True)
         objections += finding.agrees is False
-    print(f"{objections} objections" if objections else "the replay agrees with the run")
+    print(f"{objections} objections" if objections else "nothing to object to")
     sys.exit(1 if objections else 0)
 
 

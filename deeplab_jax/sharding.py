@@ -23,7 +23,8 @@ def make_mesh(config: MeshConfig) -> Mesh:
       ConfigError: the mesh needs more devices than there are, or does not divide them; of several processes, one would be
         left without devices or share an image with another.
     """
-    devices = jax.devices()
+    # On a TPU slice devices are numbered across hosts; a process's rows of a batch must lie together.
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     if not config.data and len(devices) % config.spatial:
         raise ConfigError(
             f"`mesh.spatial` (={config.spatial}) does not divide the {len(devices)} devices: use a divisor, or set mesh.data"

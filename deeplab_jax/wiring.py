@@ -1,4 +1,4 @@
-"""What a config names, opened: the one module that joins `data/` with the rest, for `train.py` and `verify`."""
+"""What a config names, opened: joins `data/` with the training, for `train.py` and `verify`."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ import jax
 from deeplab_jax.config import Config, total_steps
 from deeplab_jax.data.lists import Samples, describe, digest, find_samples
 from deeplab_jax.data.pipeline import eval_batches, train_batches
-from deeplab_jax.train.loop import Data
+from deeplab_jax.train.begin import Data
 
 
 def training_set(config: Config) -> Samples:
@@ -20,7 +20,7 @@ def training_data(config: Config, say: Callable[[str], None]) -> tuple[Data, int
 
     Args:
       config: validated.
-      say: told what was found, and of samples that are skipped.
+      say: told what was found.
 
     Raises:
       DataError: see `find_samples`.
@@ -30,7 +30,7 @@ def training_data(config: Config, say: Callable[[str], None]) -> tuple[Data, int
     eval_set = find_samples(config.data.root, config.eval.split, config.data.label_kind)
     say(describe(config.data.train_split, train_set))
     say(describe(config.eval.split, eval_set))
-    hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     data = Data(
         names=train_set.images,
         digest=digest(train_set),
@@ -42,11 +42,10 @@ def training_data(config: Config, say: Callable[[str], None]) -> tuple[Data, int
             seed=config.seed,
             start_step=start,
             steps=end,
-            on_skip=lambda error: say(f"skipped: {error}"),
-            **hosts,
+            **process,
         ),
         eval_batches=lambda: eval_batches(
-            eval_set, config.labels, config.eval.batch_size, threads=config.data.threads, **hosts
+            eval_set, config.labels, config.eval.batch_size, threads=config.data.threads, **process
         ),
     )
     return data, total_steps(config, len(train_set))

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from deeplab_jax import hosts
+from deeplab_jax import hosts, launchers
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.hosts import HostError, Watchdog
 from deeplab_jax.launchers import Place, find_place
@@ -40,7 +40,7 @@ PROGRAM = """
 import json, sys
 import jax
 import numpy as np
-from deeplab_jax import hosts
+from deeplab_jax import hosts, launchers
 
 flags = [sys.argv[1], int(sys.argv[2]), int(sys.argv[3])] if sys.argv[1:] else [None] * 3
 with hosts.leave_on_error():
@@ -66,7 +66,7 @@ DIFFER = (
 
 WATCHED = """
 import sys, time
-from deeplab_jax import hosts
+from deeplab_jax import hosts, launchers
 
 hosts._is_alone = lambda: False
 with hosts.Watchdog(1, lambda: "step 7") as watchdog:
@@ -255,7 +255,7 @@ def test_what_launchers_say(environ, place):
 
 
 def test_an_indexed_job_counts_with_the_package_that_asks_for_the_others(monkeypatch):
-    monkeypatch.setattr(hosts.importlib.util, "find_spec", lambda name: name == "kubernetes")
+    monkeypatch.setattr(launchers.importlib.util, "find_spec", lambda name: name == "kubernetes")
     assert find_place(None, None, None, POD) == Place()
     assert find_place(None, None, None, POD | {"JOB_COMPLETION_INDEX": ""}) == Place()
     assert find_place(None, None, None, {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) is None

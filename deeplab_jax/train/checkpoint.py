@@ -57,6 +57,10 @@ class Checkpoints:
                 stack.callback(self._manager.close)
             self._finish()
 
+    def steps(self) -> list[int]:
+        """The steps that this process sees, whole or not."""
+        return steps_in(self._folder)
+
     def latest_step(self) -> int | None:
         """The newest step, whole or not; `restore` finds that out."""
         return self._latest

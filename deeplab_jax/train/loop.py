@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import math
 import signal
 import time
@@ -20,34 +19,16 @@ from deeplab_jax.errors import TrainingError
 from deeplab_jax.evaluation import pictures, report
 from deeplab_jax.evaluation.evaluate import score
 from deeplab_jax.evaluation.inference import Evaluator
-from deeplab_jax.models import DeepLabV3
-from deeplab_jax.sharding import check_batch, local_rows, make_mesh, prefetch, replicated
+from deeplab_jax.sharding import local_rows, prefetch
+from deeplab_jax.train.begin import Batch, Data, Pretrained, set_up, starting_state
 from deeplab_jax.train.checkpoint import Checkpoints
-from deeplab_jax.train.optimizer import make_optimizer, poly_schedule
-from deeplab_jax.train.receipt import Receipts, read_receipts, start_of
-from deeplab_jax.train.state import TrainState, init_state, with_variables
+from deeplab_jax.train.optimizer import poly_schedule
+from deeplab_jax.train.receipt import Receipts, start_of
+from deeplab_jax.train.state import TrainState
 from deeplab_jax.train.step import compile_train_step
 from deeplab_jax.train.writer import Writer
 
-Batch = dict[str, np.ndarray]
 STRIPS = 4  # of the first images of an evaluation
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Data:
-    """What a run reads. `data/` makes it: this package knows neither files nor TensorFlow.
-
-    Attributes:
-      names: of the training images, by position in the list.
-      digest: of the training list.
-      train_batches: this process's rows of the batches of the steps in [first, end).
-      eval_batches: this process's rows of one pass over the evaluation split, with labels.
-    """
-
-    names: Sequence[str]
-    digest: str
-    train_batches: Callable[[int, int], Iterable[Batch]]
-    eval_batches: Callable[[], Iterable[Batch]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,7 +52,7 @@ def train(
     steps: int,
     data: Data,
     console: Console,
-    pretrained: Callable[[], dict[str, Any]] | None = None,
+    pretrained: Pretrained = None,
 ) -> TrainState:
     """Trains to `steps`, from the newest good checkpoint of `workdir` if there is one. Every process of a run calls it.
 
@@ -91,14 +72,13 @@ def train(
       CheckpointError: the workdir holds a run of another network, or none of its checkpoints can be read.
       TrainingError: loss or gradient is not finite, and `train.nonfinite` is "stop".
     """
-    mesh = checked_mesh(config)
-    hosts.require_same(config=to_dict(config), data=data.digest, workdir=workdir)
-    model = DeepLabV3(config.model, config.labels.num_classes)
-    optimizer = make_optimizer(config.optim, steps)
+    setup = set_up(config, steps)
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(Checkpoints(workdir, config))
+        # The signals outlast the last save, which a SIGTERM must not cut off.
         stopped = stack.enter_context(_stop_signals(console))
-        state = _starting_state(config, model, optimizer, mesh, workdir, checkpoints, console, pretrained)
+        checkpoints = stack.enter_context(Checkpoints(workdir, config))
+        hosts.require_same(config=to_dict(config), data=data.digest, workdir=workdir, checkpoints=checkpoints.steps())
+        state = starting_state(setup, workdir, checkpoints, console, pretrained)
         step = int(state.step)
         if step >= steps:
             console.print(f"{workdir} is already at step {step} of {steps}: raise train.steps, or use another --workdir")
@@ -106,16 +86,16 @@ def train(
         tools = _Tools(
             config,
             steps,
-            compile_train_step(mesh, config=config, model=model, optimizer=optimizer),
-            _evaluator(config, mesh, data.eval_batches, watchdog.beat),
+            compile_train_step(setup.mesh, config=config, model=setup.model, optimizer=setup.optimizer),
+            _evaluator(config, setup.mesh, data.eval_batches, watchdog.beat),
             checkpoints,
-            Receipts(workdir, start_of(step, config, data.digest, steps, mesh), data.names, console.print),
+            Receipts(workdir, start_of(step, config, data.digest, steps, setup.mesh), data.names, console.print),
             stack.enter_context(Writer(workdir, step, steps, console)),
             watchdog,
         )
         if step == 0:
             tools.receipts.write(step, state)
-        batches = prefetch(data.train_batches(step, steps), mesh, config.model.output_stride)
+        batches = prefetch(data.train_batches(step, steps), setup.mesh, config.model.output_stride)
         state, step = _train_from(state, step, batches, stopped, tools)
     if step < steps:
         where = f"saved in {workdir}: the same command goes on from there" if step else "nothing to save yet"
@@ -141,7 +121,7 @@ def _train_from(
         row = {name: float(value) for name, value in scalars.items()}
         tools.watchdog.beat()
         tools.receipts.add(batch)
-        if every.nonfinite == "stop":
+        if config.train.nonfinite == "stop":
             _require_finite(row, step, tools)
         if step == first and not _due(step, every.log_every, steps):
             meter.restart(step)  # the first step compiles, which says nothing of the steps to come
@@ -182,62 +162,6 @@ def _require_finite(row: Mapping[str, float], step: int, tools: _Tools) -> None:
         f"samples: {names}; last good checkpoint: {'none' if last is None else f'step {last}'}; lower optim.lr, look at the "
         f"samples, or set train.nonfinite=skip"
     )
-
-
-def checked_mesh(config: Config) -> Mesh:
-    """The mesh of the config.
-
-    Raises:
-      ConfigError: there are too few devices, or batches do not divide over them.
-    """
-    mesh = make_mesh(config.mesh)
-    check_batch(config.data.batch_size, mesh, "data.batch_size", config.train.micro_batches)
-    check_batch(config.eval.batch_size, mesh, "eval.batch_size")
-    return mesh
-
-
-def _starting_state(
-    config: Config,
-    model: DeepLabV3,
-    optimizer: Any,
-    mesh: Mesh,
-    workdir: str,
-    checkpoints: Checkpoints,
-    console: Console,
-    pretrained: Callable[[], dict[str, Any]] | None,
-) -> TrainState:
-    """The newest good checkpoint's state or a new one, straight in its sharding."""
-    if checkpoints.latest_step() is None:
-        return new_state(config, model, optimizer, mesh, pretrained)
-    receipts = read_receipts(workdir)
-    state = checkpoints.restore(
-        abstract_state(config, model, optimizer, mesh),
-        expected=lambda step: receipts[step]["state"] if step in receipts else None,
-        warn=lambda line: console.print(f"warning: {line}"),
-    )
-    step = int(state.step)
-    console.print(f"resuming {workdir} after step {step}")
-    if changed := checkpoints.differences(step):
-        console.print(f"the config differs from the checkpoint's: {'; '.join(changed)}")
-    return state
-
-
-def new_state(
-    config: Config, model: DeepLabV3, optimizer: Any, mesh: Mesh, pretrained: Callable[[], dict[str, Any]] | None
-) -> TrainState:
-    """The state at step 0, on all devices."""
-    given = pretrained() if pretrained else None  # before what takes long
-    init = jax.jit(
-        functools.partial(init_state, model, optimizer, config.seed, config.optim.ema_decay > 0), out_shardings=replicated(mesh)
-    )
-    return with_variables(init(), given) if given else init()
-
-
-def abstract_state(config: Config, model: DeepLabV3, optimizer: Any, mesh: Mesh) -> TrainState:
-    """Shapes of the state, laid out on all devices."""
-    shapes = jax.eval_shape(lambda: init_state(model, optimizer, config.seed, config.optim.ema_decay > 0))
-    whole = replicated(mesh)
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), shapes)
 
 
 def _evaluator(

@@ -12,7 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,11 +23,13 @@ from jax.sharding import Mesh
 from deeplab_jax import config as config_module
 from deeplab_jax import hosts
 from deeplab_jax.config import Config
-from deeplab_jax.errors import CheckpointError
+from deeplab_jax.errors import CheckpointError, one_line
 from deeplab_jax.files import replacing
 from deeplab_jax.train.state import TrainState, state_digest
 
 RUN, RECEIPTS, SAMPLES = "run.json", "receipts.jsonl", "samples.tsv"
+SKIPPED = "0" * 16  # the fingerprint of a sample that could not be read
+_AWAY = "it was changed or is damaged; move it away to go on without the earlier receipt"
 PACKAGES = ("deeplab-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow", "tensorflow-cpu")
 
 
@@ -92,19 +94,24 @@ def read_starts(workdir: str) -> list[Start]:
     try:
         rows = json.loads(path.read_text())["starts"]
         starts = [Start(**{field.name: row[field.name] for field in dataclasses.fields(Start)}) for row in rows]
-        digests = [row["config_digest"] for row in rows]
+        pairs = zip(starts, rows, strict=True)
+        forged = [start.step for start, row in pairs if any(row[name] != text for name, text in _digests(start).items())]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}): it was changed or is damaged") from None
-    for start, digest in zip(starts, digests, strict=True):
-        if config_module.digest_of(start.config) != digest:
-            raise CheckpointError(f"{path}: the config of the start at step {start.step} is not the one its digest was made of")
+        raise CheckpointError(f"{path} cannot be read ({one_line(error)}): {_AWAY}") from None
+    if forged:
+        raise CheckpointError(f"{path}: the start at step {forged[0]} is not the one its digest was made of: {_AWAY}")
     return starts
+
+
+def _digests(start: Start) -> dict[str, str]:
+    values = dataclasses.asdict(start)
+    return {"config_digest": config_module.digest_of(start.config), "digest": config_module.digest_of(values)}
 
 
 def write_start(workdir: str, start: Start) -> None:
     """Adds a start, in place of those whose steps it repeats."""
     kept = [earlier for earlier in read_starts(workdir) if earlier.step < start.step]
-    rows = [dataclasses.asdict(each) | {"config_digest": config_module.digest_of(each.config)} for each in [*kept, start]]
+    rows = [dataclasses.asdict(each) | _digests(each) for each in [*kept, start]]
     with replacing(epath.Path(workdir) / RUN) as file:
         file.write((json.dumps({"starts": rows}, indent=1) + "\n").encode())
 
@@ -113,15 +120,21 @@ def read_receipts(workdir: str) -> dict[int, dict[str, str]]:
     """{step: {"samples", "state"}} of the run's checkpoints, kept or not; a last line that a crash cut short is left out."""
     path = epath.Path(workdir) / RECEIPTS
     lines = path.read_text().splitlines() if path.exists() else []
-    rows = [json.loads(line) for line in lines if line.endswith("}")]
-    return {row["step"]: {"samples": row["samples"], "state": row["state"]} for row in rows}
+    try:
+        rows = [json.loads(line) for line in lines if line.endswith("}")]
+        return {row["step"]: {"samples": row["samples"], "state": row["state"]} for row in rows}
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({one_line(error)}): {_AWAY}") from None
 
 
 def read_samples(workdir: str) -> dict[str, str]:
     """{name of an image: fingerprint of its files, hexadecimal} of the samples that the run has seen."""
     path = epath.Path(workdir) / SAMPLES
     lines = path.read_text().splitlines() if path.exists() else []
-    return dict(line.rsplit("\t", 1) for line in lines)
+    try:
+        return dict(line.rsplit("\t", 1) for line in lines)
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be read ({one_line(error)}): {_AWAY}") from None
 
 
 class Consumed:
@@ -147,11 +160,11 @@ class Consumed:
             return {}
         # [processes, steps, rows, ...] -> the steps' global batches, in which processes lie one after the other.
         indices, fingerprints = (np.swapaxes(hosts.gather(np.stack(each)), 0, 1) for each in zip(*self._rows, strict=True))
-        self._rows = []
+        steps, self._rows = len(self._rows), []
         seen: dict[str, str] = {}
-        for index, fingerprint in zip(indices, fingerprints.reshape(*indices.shape, 8), strict=True):
-            lines = list(zip((self._names[i] for i in index.flat), map(bytes.hex, map(bytes, _rows(fingerprint))), strict=True))
-            seen |= {name: text for name, text in lines if text.strip("0")}
+        for index, prints in zip(indices.reshape(steps, -1), fingerprints.reshape(steps, -1, 8), strict=True):
+            lines = [(self._names[i], row.tobytes().hex()) for i, row in zip(index, prints, strict=True)]
+            seen |= {name: text for name, text in lines if text != SKIPPED}
             self.digest = chained(self.digest, lines)
         return seen
 
@@ -164,10 +177,6 @@ def chained(digest: str, step: Iterable[tuple[str, str]]) -> str:
     """SHA-256 of the digest so far and a step's lines `name<TAB>fingerprint`."""
     text = "".join(f"{name}\t{fingerprint}\n" for name, fingerprint in step)
     return hashlib.sha256(f"{digest}\n{text}".encode()).hexdigest()
-
-
-def _rows(fingerprints: np.ndarray) -> Iterator[np.ndarray]:
-    return iter(fingerprints.reshape(-1, 8))
 
 
 class Receipts:
@@ -183,10 +192,10 @@ class Receipts:
     def __init__(self, workdir: str, start: Start, names: Sequence[str], warn: Callable[[str], None]) -> None:
         self._workdir = epath.Path(workdir)
         self._warn = warn
-        rows = {step: row for step, row in read_receipts(workdir).items() if step <= start.step}
+        # A run that begins anew begins its receipt anew, whatever an earlier one left in the folder.
+        rows = {step: row for step, row in read_receipts(workdir).items() if step <= start.step > 0}
         self._consumed = Consumed(names, rows[start.step]["samples"] if start.step in rows else "")
-        self._written = set(rows)
-        self._samples = read_samples(workdir)
+        self._samples = read_samples(workdir) if start.step else {}
         self._writes = jax.process_index() == 0
         hosts.barrier("receipts read")  # before the first process changes them
         if self._writes:
@@ -203,10 +212,7 @@ class Receipts:
         return self._consumed.latest_names()
 
     def write(self, step: int, state: TrainState) -> None:
-        """Adds the row of a checkpoint that is about to be written, if it has none. All processes must call it."""
-        if step in self._written:
-            return
-        self._written.add(step)
+        """Adds the row of a checkpoint that is about to be written. All processes must call it."""
         seen = self._consumed.settle()
         changed = sorted(name for name, text in seen.items() if self._samples.get(name, text) != text)
         if changed:

@@ -11,8 +11,9 @@ from deeplab_jax.config import ModelConfig
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import DeepLabV3
-from deeplab_jax.train.checkpoint import Checkpoints, broken_seal, differences, resolve, restore_model, stored_config
+from deeplab_jax.train.checkpoint import Checkpoints, differences, resolve, restore_model, stored_config
 from deeplab_jax.train.optimizer import make_optimizer
+from deeplab_jax.train.seal import broken_seal
 from deeplab_jax.train.state import init_state, state_digest
 
 CONFIG = tiny_config()

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 
-from deeplab_jax.train.checkpoint import broken_seal
+from deeplab_jax.train.seal import broken_seal
 
 PROCESS = """
 import json, pathlib, sys

@@ -16,8 +16,8 @@ from conftest import tiny_config, tiny_model
 
 from deeplab_jax.errors import CheckpointError, ConfigError
 from deeplab_jax.train import checkpoint
-from deeplab_jax.train.checkpoint import Checkpoints, broken_seal, save_model
-from deeplab_jax.train.seal import SUMS
+from deeplab_jax.train.checkpoint import Checkpoints, save_model
+from deeplab_jax.train.seal import SUMS, broken_seal
 from deeplab_jax.train.state import TrainState, state_digest, to_parts
 
 CONFIG = tiny_config()

@@ -98,7 +98,7 @@ def test_a_config_that_was_changed_afterwards_is_noticed(tmp_path):
     table = json.loads(path.read_text())
     table["starts"][0]["config"]["optim"]["lr"] *= 2
     path.write_text(json.dumps(table))
-    with pytest.raises(CheckpointError, match="the config of the start at step 0 is not the one its digest was made of"):
+    with pytest.raises(CheckpointError, match="the start at step 0 is not the one its digest was made of"):
         read_starts(str(tmp_path))
 
 
@@ -108,3 +108,28 @@ def test_a_line_that_a_crash_cut_short_is_left_out(tmp_path):
     with (tmp_path / "receipts.jsonl").open("a") as file:
         file.write('{"step": 2, "sam')
     assert list(read_receipts(str(tmp_path))) == [1]
+
+
+def test_a_run_that_begins_anew_begins_its_receipt_anew(tmp_path):
+    said = []
+    receipts = Receipts(str(tmp_path), started(0), NAMES, said.append)
+    receipts.write(0, state(0))
+    receipts.add(batch(0))
+    receipts.write(1, state(1))
+    again = Receipts(str(tmp_path), started(0, tiny_config("elsewhere")), NAMES, said.append)
+    assert read_receipts(str(tmp_path)) == {}
+    again.write(0, state(5))
+    again.add({"index": np.array([0]), "fingerprint": np.full((1, 8), 99, np.uint8)})
+    again.write(1, state(6))
+    assert list(read_receipts(str(tmp_path))) == [0, 1]
+    assert read_samples(str(tmp_path)) == {"a.png": "63" * 8}
+    assert not said
+
+
+@pytest.mark.parametrize(
+    ("name", "read"), [("receipts.jsonl", read_receipts), ("samples.tsv", read_samples), ("run.json", read_starts)]
+)
+def test_a_garbled_file_is_named(tmp_path, name, read):
+    (tmp_path / name).write_text("what{}\n")
+    with pytest.raises(CheckpointError, match=rf"{name} cannot be read .*: it was changed or is damaged; move it away"):
+        read(str(tmp_path))

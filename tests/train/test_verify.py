@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import json
+import math
+import re
 import shutil
 
 import pytest
@@ -10,10 +12,11 @@ from conftest import tiny_config
 from PIL import Image
 from rich.console import Console
 
+from deeplab_jax.config import digest_of
 from deeplab_jax.data.read import fingerprint
 from deeplab_jax.errors import CheckpointError, ConfigError
 from deeplab_jax.train.loop import train
-from deeplab_jax.train.verify import config_at, verify
+from deeplab_jax.train.verify import _apart, config_at, verify
 from deeplab_jax.wiring import training_data, training_set
 
 
@@ -85,17 +88,15 @@ def test_another_list_is_noticed(finished, tmp_path):
 def test_a_changed_config_is_noticed(copy):
     path = copy / "run.json"
     path.write_text(path.read_text().replace('"lr": 0.05', '"lr": 0.06'))
-    with pytest.raises(CheckpointError, match="not the one its digest was made of"):
+    with pytest.raises(CheckpointError, match="not the one its digest was made of: it was changed"):
         findings(copy)
 
 
 def test_a_forged_config_does_not_give_the_run(copy):
-    from deeplab_jax.config import digest_of
-
     path = copy / "run.json"
     table = json.loads(path.read_text())
     table["starts"][0]["config"]["optim"]["lr"] = 0.06
-    table["starts"][0]["config_digest"] = digest_of(table["starts"][0]["config"])
+    sign(table)
     path.write_text(json.dumps(table))
     found = objections(findings(copy))
     assert any("is not that of run.json" in text for text in found)
@@ -111,11 +112,25 @@ def test_any_byte_of_a_checkpoint_is_noticed(copy):
         whole = path.read_bytes()
         path.write_bytes(content)
         try:
-            first = next(iter_findings(copy))
+            first = next(finding for finding in iter_findings(copy) if finding.text.startswith("files of"))
         finally:
             path.write_bytes(whole)
         assert first.agrees is False
         assert path.name in first.text
+
+
+def test_the_checkpoint_at_the_end_is_the_one_that_the_replay_arrives_at(copy):
+    last = copy / "checkpoints" / "4"
+    shutil.rmtree(last)
+    shutil.copytree(copy / "checkpoints" / "2", last)  # another state, with a seal that fits
+    assert objections(findings(copy)) == ["step 4: stored state differs"]
+
+
+def sign(table):
+    """Makes the digests of a forged receipt right."""
+    for row in table["starts"]:
+        values = {name: value for name, value in row.items() if "digest" not in name}
+        row |= {"config_digest": digest_of(row["config"]), "digest": digest_of(values)}
 
 
 def iter_findings(workdir):
@@ -128,11 +143,22 @@ def test_other_versions_say_how_far_apart(copy):
     path = copy / "run.json"
     table = json.loads(path.read_text())
     table["starts"][0]["versions"]["jax"] = "0.0.1"
+    sign(table)
     path.write_text(json.dumps(table))
     found = findings(copy)
     assert not objections(found)
     assert any("for '0.0.1'" in finding.text for finding in found)
     assert "step 4: parameters 0.0e+00 from the run's, |a - b| / |b| over all of them" in [finding.text for finding in found]
+
+    log = copy / "metrics.jsonl"
+    log.write_text(re.sub(r'"loss": [0-9.]+', '"loss": 0.01', log.read_text()))
+    assert [text for text in objections(findings(copy)) if text.startswith("step 3: loss")]
+
+
+def test_numbers_that_are_not_finite_are_compared_with_null():
+    assert _apart(math.nan, None) == 0
+    assert _apart(1.0, None) == _apart(math.nan, 1.0) == math.inf
+    assert _apart(1.5, 1.0) == 0.5
 
 
 def test_intervals_that_are_not_in_the_run_are_refused(copy, tmp_path):
