@@ -165,6 +165,16 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def compile_together(jitted: Any, *args: Any, **kwargs: Any) -> Any:
+    """`jitted` compiled for these arguments; no process goes on before all are ready. All of them must ask.
+
+    Compiling takes some longer than others, and Gloo gives up after 30 s on processes that meet for the first time.
+    """
+    compiled = jitted.lower(*args, **kwargs).compile()
+    barrier("compiled")
+    return compiled
+
+
 def require_same(**facts: Any) -> None:
     """Compares what every process was started with; all of them must ask.
 

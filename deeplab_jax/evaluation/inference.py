@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, UInt8
 
-from deeplab_jax import losses, metrics
+from deeplab_jax import hosts, losses, metrics
 from deeplab_jax.config import Config, EvalConfig
 from deeplab_jax.evaluation.protocols import average_views, slide
 from deeplab_jax.models import DeepLabV3, normalize
@@ -108,11 +108,15 @@ class Evaluator:
         self.row_unit = self._output_stride if splits_rows(config.eval) else 0
         count = functools.partial(predict_and_count, model=model, protocol=config.eval)
         shardings = (NamedSharding(mesh, P("data")), replicated(mesh))
-        self._compiled = jax.jit(functools.partial(self._run, count), static_argnames="height", out_shardings=shardings)
+        self._jitted = jax.jit(functools.partial(self._run, count), static_argnames="height", out_shardings=shardings)
+        self._compiled: dict[Any, Any] = {}
 
     def __call__(self, variables: Variables, batch: dict[str, Array], height: int) -> tuple[Array, Array]:
         """Predictions [n, h, w] and counts [k, k] of a batch that `place` put on the mesh, of images of `height`."""
-        return self._compiled(variables, batch, height=height)
+        key = (height, *sorted((name, x.shape) for name, x in batch.items()))
+        if key not in self._compiled:
+            self._compiled[key] = hosts.compile_together(self._jitted, variables, batch, height=height)
+        return self._compiled[key](variables, batch)
 
     def _run(self, count: Any, variables: Variables, batch: dict[str, Array], height: int) -> tuple[Array, Array]:
         rows = split_rows(self.mesh, height, self._output_stride) if self.row_unit else None

@@ -40,7 +40,8 @@ class Checkpoints:
     def __init__(self, workdir: str, config: Config) -> None:
         self._config = config
         self._folder = absolute(workdir) / FOLDER
-        self._folder.mkdir(parents=True, exist_ok=True)
+        with _writing(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
         self._latest = max(steps_in(self._folder), default=None)
         # The first save opens it: orbax lists no step at all where it cannot list one.
         self._manager: ocp.training.Checkpointer | None = None

@@ -37,7 +37,7 @@ class _Tools:
 
     config: Config
     steps: int
-    train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    train_step: Any  # jitted
     evaluate: Callable[[TrainState], tuple[dict[str, Any], list[np.ndarray]]]
     checkpoints: Checkpoints
     receipts: Receipts
@@ -115,7 +115,9 @@ def _train_from(
     while step < steps and not hosts.anywhere(bool(stopped)):
         with meter.waiting():
             batch, on_device = next(batches)
-        state, scalars = tools.train_step(state, on_device)
+        if step + 1 == first:
+            train_step = hosts.compile_together(tools.train_step, state, on_device)
+        state, scalars = train_step(state, on_device)
         step += 1
         # The host must not run ahead: its batches would fill the device, and waiting for data would seem longer.
         row = {name: float(value) for name, value in scalars.items()}
@@ -226,7 +228,7 @@ def _stop_signals(console: Console) -> Iterator[list[int]]:
     def receive(number: int, _: object) -> None:
         received.append(number)
         for each in signals:
-            signal.signal(each, before[each])
+            signal.signal(each, signal.SIG_DFL)
         console.print("stopping after this step; once more stops at once")
 
     for number in signals:
