@@ -78,7 +78,8 @@ def find_place(
     if num_processes is not None or process_id is not None:
         return _explicit(address, num_processes, process_id)
     for launcher in LAUNCHERS:
-        if int(environ.get(launcher.size, 1)) > 1 and launcher.rank in environ:
+        size, rank = environ.get(launcher.size, ""), environ.get(launcher.rank, "")
+        if size.isdigit() and int(size) > 1 and rank.isdigit():
             return _launched(launcher, address, environ)
     if coordinator:
         return _explicit(coordinator, num_processes, process_id)

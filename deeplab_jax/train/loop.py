@@ -160,9 +160,9 @@ def _require_finite(row: Mapping[str, float], step: int, tools: _Tools) -> None:
     names = ", ".join(tools.receipts.latest_names())
     last = tools.checkpoints.latest_step()
     raise TrainingError(
-        f"step {step} has the loss {row['loss']} and a gradient of norm {row['grad_norm']}: the update was not applied; "
-        f"samples: {names}; last good checkpoint: {'none' if last is None else f'step {last}'}; lower optim.lr, look at the "
-        f"samples, or set train.nonfinite=skip"
+        f"step {step} has the loss {row['loss']} and a gradient of norm {row['grad_norm']}: the update was not applied; last "
+        f"good checkpoint: {'none' if last is None else f'step {last}'}; lower optim.lr, set train.nonfinite=skip, or look at "
+        f"the samples: {names}"
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from deeplab_jax.config import Config, from_dict
-from deeplab_jax.errors import CheckpointError, ConfigError
+from deeplab_jax.errors import CheckpointError, ConfigError, DataError
 from deeplab_jax.sharding import prefetch
 from deeplab_jax.train import receipt
 from deeplab_jax.train.begin import Data, Pretrained, abstract_state, new_state, set_up
@@ -46,10 +46,13 @@ def config_at(workdir: str, step: int) -> tuple[Config, Start]:
     Raises:
       CheckpointError: the run has no receipt, or it cannot be read.
     """
-    starts = [start for start in read_starts(workdir) if start.step <= step]
+    starts = read_starts(workdir)
+    earlier = [start for start in starts if start.step <= step]
     if not starts:
-        raise CheckpointError(f"`run` (={workdir!r}) has no {receipt.RUN} of step {step}: it was made by another version")
-    return from_dict(starts[-1].config), starts[-1]
+        raise CheckpointError(f"`run` (={workdir!r}) holds no {receipt.RUN}: give the folder of a run of train.py")
+    if not earlier:
+        raise ConfigError(f"`--from` (={step}) lies before what the receipt knows: use a checkpoint from step {starts[0].step}")
+    return from_dict(earlier[-1].config), earlier[-1]
 
 
 def verify(
@@ -124,8 +127,9 @@ def _require_interval(workdir: str, start: int, end: int, begun: Start) -> None:
     changed = [other.step for other in later if (other.config, other.data, other.steps) != same]
     if changed:
         raise ConfigError(f"`--steps` (={end - start}) passes step {changed[0]}, where the run changed: verify up to there")
-    if end > begun.steps:
-        raise ConfigError(f"`--steps` (={end - start}) passes the run's end at step {begun.steps}: use {begun.steps - start}")
+    if not start < end <= begun.steps:
+        most = f"use 1 to {begun.steps - start}" if start < begun.steps else f"use --from below {begun.steps}"
+        raise ConfigError(f"`--steps` (={end - start}) does not fit after step {start} of a run of {begun.steps}: {most}")
 
 
 def _stored(
@@ -139,7 +143,8 @@ def _stored(
     else:
         yield Finding(not broken, f"files of {folder}: {', '.join(broken[:3]) + ' changed' if broken else 'as written'}")
     # It was saved by the start before, if the run was started anew from it.
-    if stored_config(str(folder)) != config_at(workdir, step - 1)[0]:
+    before = [start for start in read_starts(workdir) if start.step < step]
+    if before and stored_config(str(folder)) != from_dict(before[-1].config):
         yield Finding(False, f"the config in {folder} is not that of {receipt.RUN}")
     state = checkpoints.load(step, abstract)
     yield from _compared("stored state", step, receipts, state_digest(state))
@@ -156,10 +161,17 @@ def _contents(data: Data, samples: Mapping[str, str], fingerprint: Callable[[int
     if not samples:
         return Finding(None, "images and labels: the run keeps no fingerprints to compare them with")
     known = [(i, name) for i, name in enumerate(data.names) if name in samples]
-    changed = [name for i, name in known if fingerprint(i) != samples[name]]
+    changed = [name for i, name in known if _readable(fingerprint, i) != samples[name]]
     if changed:
         return Finding(False, f"images and labels: {len(changed)} of {len(known)} changed, {', '.join(changed[:3])} among them")
     return Finding(True, f"images and labels: {len(known)} as the run saw them")
+
+
+def _readable(fingerprint: Callable[[int], str], i: int) -> str | None:
+    try:
+        return fingerprint(i)
+    except DataError:
+        return None
 
 
 def _compared(what: str, step: int, receipts: Mapping[int, Mapping[str, str]], digest: str) -> Iterator[Finding]:

@@ -90,12 +90,19 @@ class Writer:
 
 
 def _truncate(path: epath.Path, step: int) -> None:
-    """Keeps the rows up to `step`; a last line that a crash cut short goes as well."""
+    """Keeps the rows up to `step`; what a crash cut short or garbled goes as well."""
     if not path.exists():
         return
-    kept = [line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
+    kept = [line for line in path.read_bytes().decode(errors="replace").splitlines() if _is_row_until(line, step)]
     with replacing(path) as file:
         file.write("".join(line + "\n" for line in kept).encode())
+
+
+def _is_row_until(line: str, step: int) -> bool:
+    try:
+        return json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _duration(seconds: float) -> str:

@@ -13,7 +13,7 @@ from deeplab_jax.evaluation.evaluate import score
 from deeplab_jax.evaluation.protocols import average_views, slide
 from deeplab_jax.labels import CITYSCAPES
 from deeplab_jax.models import normalize
-from deeplab_jax.sharding import make_mesh, place, replicated
+from deeplab_jax.sharding import local_rows, make_mesh, place, replicated
 
 # Neither windows nor scales divide the 36x50 images; the window is wider than the smaller view.
 PROTOCOL = EvalConfig(batch_size=4, window=(24, 32), scales=(0.5, 1.5), flip=True)
@@ -62,6 +62,27 @@ def test_counts_do_not_depend_on_batches_padding_or_devices(variables, images):
     assert rows == [0, 1, 2]
     alone = sum(count([i], [True], MeshConfig(data=1))[0] for i in range(3))
     np.testing.assert_array_equal(together, alone)
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(data=1, spatial=4), MeshConfig(data=2, spatial=2)])
+def test_rows_of_an_odd_height_may_be_split(variables, mesh):
+    rng = np.random.default_rng(2)
+    batch = {
+        "image": rng.integers(0, 256, (2, 37, 50, 3), np.uint8),
+        "label": rng.integers(0, CLASSES, (2, 37, 50)).astype(np.uint8),
+        "valid": np.ones(2, bool),
+    }
+
+    def evaluated(mesh):
+        evaluator = inference.Evaluator(dataclasses.replace(CONFIG, eval=EvalConfig()), make_mesh(mesh))
+        assert evaluator.row_unit
+        shown = []
+        counts = score(evaluator, variables, [batch], lambda _, __, predictions: shown.append(local_rows(predictions)))
+        return counts, shown[0]
+
+    (counts, predictions), (expected_counts, expected) = evaluated(mesh), evaluated(MeshConfig(data=1))
+    np.testing.assert_array_equal(predictions, expected)
+    np.testing.assert_array_equal(counts, expected_counts)
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(data=4), MeshConfig(spatial=2)])

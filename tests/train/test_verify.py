@@ -162,9 +162,9 @@ def test_numbers_that_are_not_finite_are_compared_with_null():
 
 
 def test_intervals_that_are_not_in_the_run_are_refused(copy, tmp_path):
-    with pytest.raises(ConfigError, match="passes the run's end at step 4: use 2"):
+    with pytest.raises(ConfigError, match="does not fit after step 2 of a run of 4: use 1 to 2"):
         findings(copy, 2, 3)
-    with pytest.raises(CheckpointError, match=r"has no run\.json"):
+    with pytest.raises(CheckpointError, match=r"holds no run\.json"):
         config_at(str(tmp_path), 0)
     with pytest.raises(CheckpointError, match="that run has the steps 2, 4"):
         findings(copy, 3, 1)
