@@ -169,6 +169,7 @@ def test_processes_that_were_started_differently_say_so_and_end(street_scenes, t
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+@pytest.mark.long
 def test_a_run_moves_to_other_devices(straight, street_scenes, tmp_path):
     train(tmp_path / "run", street_scenes, steps=6, devices=4)
     train(tmp_path / "run", street_scenes, "--config.mesh.spatial=2", steps=10, devices=2)

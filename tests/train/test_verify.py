@@ -56,7 +56,7 @@ def test_an_honest_run_agrees_to_the_bit(finished, start, steps):
     found = findings(finished / "run", start, steps)
     assert not objections(found)
     texts = [finding.text for finding in found if finding.agrees]
-    assert f"step {start}: state agrees" in texts
+    assert f"step {start}: {'stored ' if start else ''}state agrees" in texts
     assert "images and labels: 6 as the run saw them" in texts
     assert any(text.startswith(f"step {start + 1}: loss") for text in texts)
     last = 4 if start else 2
