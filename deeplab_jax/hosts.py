@@ -229,11 +229,10 @@ class Watchdog:
 
     Args:
       seconds: without a beat, after which the process ends with one line and exit code 3; 0 for never.
-      describe: what the process is at, for that line.
     """
 
-    def __init__(self, seconds: int, describe: Callable[[], str] | None = None) -> None:
-        self._seconds, self._describe = seconds, describe
+    def __init__(self, seconds: int) -> None:
+        self._seconds = seconds
         self._idle, self._last_beat, self._beaten = 0, 0.0, False
         self._leaving = threading.Event()
 
@@ -256,14 +255,10 @@ class Watchdog:
                 _end(self._message(), LOST)
 
     def _message(self) -> str:
-        try:
-            doing = f" ({self._describe()})" if self._describe else ""
-        except Exception as error:  # of the caller's: the process must end all the same
-            doing = f" ({one_line(error)})"
         since = time.strftime("%H:%M:%S", time.localtime(self._last_beat))
         return (
-            f"error: process {jax.process_index()} of {jax.process_count()} got nowhere for {self._seconds} s, since {since}"
-            f"{doing}: it or another one stalls or has died, see the output of all; "
+            f"error: process {jax.process_index()} of {jax.process_count()} got nowhere for {self._seconds} s, since {since}: "
+            "it or another one stalls or has died, see the output of all; "
             "the same command resumes from the last checkpoint"
         )
 

@@ -61,7 +61,7 @@ class ASPP(nn.Module):
         x = jnp.concatenate(branches, axis=-1)
         first, *rest = (int(part[0]) for part in self.fusion.split("+"))
         x = layer(self.features, first, name="fuse")(x, train)
-        x = Dropout(self.dropout, self.rows, name="Dropout_0")(x, train)
+        x = Dropout(self.dropout, self.rows)(x, train)
         for size in rest:
             x = layer(self.features, size, name="refine")(x, train)
         return x

@@ -58,7 +58,7 @@ class DeepLabV3(nn.Module):
         if not c.aux_head:
             return Outputs(logits, None)
         aux = ConvBNReLU(stage3.shape[-1] // 4, 3, dtype=dtype, rows=rows, name="aux_conv")(stage3, train)
-        aux = Dropout(c.aux_dropout, rows, name="Dropout_0")(aux, train)
+        aux = Dropout(c.aux_dropout, rows)(aux, train)
         return Outputs(logits, _classifier(self.num_classes, dtype, rows, "aux_classifier")(aux))
 
 
