@@ -71,27 +71,62 @@ class DataConfig:
     """Where the images are and what happens to them on the way to the device.
 
     Attributes:
-      root: folder that holds `list/` and the image and label folders.
-      train_split: name of the training list.
-      label_kind: how label files encode classes; "auto" reads it off the file names.
+      root: folder of the data set, in one of the layouts of docs/data.md, or of what `deeplab-jax data prepare` made of it.
+      source: "tfds:NAME" for a data set of TensorFlow Datasets, which `root` then is the data_dir of; "" for files.
+      train_split: name of the training split; "train+val" joins two.
+      label_kind: how label files encode classes; "auto" reads it off the file names and the first file.
       batch_size: samples of a step over all devices and hosts.
       crop_size: height and width of a training sample.
       scale: range of the random resize factor.
       flip: mirror half of the samples.
+      cat_max_ratio: a window in which one class has this share of the labelled pixels or more is drawn again, up to ten times;
+        1 takes every window (mmsegmentation's RandomCrop).
+      class_balanced: share of the samples whose window is centred on a pixel of a class that is drawn evenly from those in
+        the image.
+      photometric: distort brightness, contrast, saturation and hue as mmsegmentation does, on the device.
+      rotation: largest angle in degrees by which a sample is turned, either way.
+      cutout: height and width of a rectangle that is blanked, as a share of the crop's.
       threads: host threads that decode and augment; 0 lets tf.data choose.
       max_unreadable: training samples whose files may be broken: they are named, and take no part in loss and gradient. One
         more ends the run. Evaluation never skips.
     """
 
     root: str = ""
+    source: str = ""
     train_split: str = "train"
     label_kind: str = "auto"
     batch_size: int = 16
     crop_size: tuple[int, int] = (512, 1024)
     scale: tuple[float, float] = (0.5, 2.0)
     flip: bool = True
+    cat_max_ratio: float = 1.0
+    class_balanced: float = 0.0
+    photometric: bool = False
+    rotation: float = 0.0
+    cutout: float = 0.0
     threads: int = 0
     max_unreadable: int = 0
+
+
+@dataclasses.dataclass(slots=True)
+class LossConfig:
+    """Softmax cross-entropy, and which pixels count how much.
+
+    Attributes:
+      class_weights: weight of each class, by train id; () for equal ones. `deeplab-jax data check` prints some.
+      label_smoothing: share of the target that is spread evenly over all classes.
+      ohem_threshold: online hard example mining: only pixels whose class has a probability below this count, and at least
+        `ohem_min_kept` an image; 0 counts all.
+      ohem_min_kept: pixels per image of the batch that mining keeps at least, the hardest ones.
+      normalizer: what the sum over pixels is divided by: "valid", the (weighted) pixels that count, or "all", every pixel
+        of the batch, as mmsegmentation's avg_non_ignore=False does.
+    """
+
+    class_weights: tuple[float, ...] = ()
+    label_smoothing: float = 0.0
+    ohem_threshold: float = 0.0
+    ohem_min_kept: int = 100_000
+    normalizer: str = "valid"
 
 
 @dataclasses.dataclass(slots=True)
@@ -192,6 +227,7 @@ class Config:
     labels: LabelSet = CITYSCAPES
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)

@@ -17,6 +17,7 @@ CHOICES = {
     "model.fusion": ("1x1", "3x3", "1x1+3x3"),
     "model.dtype": ("float32", "bfloat16"),
     "data.label_kind": ("auto", "labelIds", "labelTrainIds", "color"),
+    "loss.normalizer": ("valid", "all"),
     "train.nonfinite": ("stop", "skip"),
 }
 OUTPUT_STRIDES = (8, 16, 32)
@@ -37,6 +38,7 @@ def validate(config: Config) -> Config:
     _require(config, "seed", 0 <= config.seed < 2**32, "use a whole number from 0 to 4294967295")
     _validate_model(config)
     _validate_data(config)
+    _validate_loss(config)
     _validate_optim(config)
     _validate_eval(config)
     train = config.train
@@ -95,8 +97,26 @@ def _validate_data(config: Config) -> None:
     _require(config, "data.crop_size", whole, "it needs two whole numbers: --config.data.crop_size='(512,1024)'")
     rising = _are_numbers(data.scale, 2) and 0 < data.scale[0] <= data.scale[1]
     _require(config, "data.scale", rising, "it needs the lowest and the highest factor: --config.data.scale='(0.5,2.0)'")
+    tfds = not data.source or (data.source.startswith("tfds:") and len(data.source) > len("tfds:"))
+    _require(config, "data.source", tfds, "use tfds:NAME, or nothing for the files below data.root")
+    _require(config, "data.cat_max_ratio", 0 < data.cat_max_ratio <= 1, "use a share above 0, or 1 for any window")
+    _require(config, "data.class_balanced", 0 <= data.class_balanced <= 1, "use a share of the samples from 0 to 1")
+    _require(config, "data.rotation", 0 <= data.rotation <= 180, "use degrees from 0 to 180")
+    _require(config, "data.cutout", 0 <= data.cutout < 1, "use a share of the crop's sides from 0 to below 1")
     _require(config, "data.threads", data.threads >= 0, "use a number from 1, or 0 for automatic")
     _require(config, "data.max_unreadable", data.max_unreadable >= 0, "use a number of samples from 0")
+
+
+def _validate_loss(config: Config) -> None:
+    loss, classes = config.loss, config.labels.num_classes
+    weights = not loss.class_weights or (_are_numbers(loss.class_weights, classes) and min(loss.class_weights) >= 0)
+    _require(config, "loss.class_weights", weights, f"give a number from 0 for each of the {classes} classes, or none")
+    _require(config, "loss.class_weights", not loss.class_weights or max(loss.class_weights) > 0, "one must be above 0")
+    _require(config, "loss.label_smoothing", 0 <= loss.label_smoothing < 1, "use a share from 0 to below 1")
+    _require(config, "loss.ohem_threshold", 0 <= loss.ohem_threshold <= 1, "use a probability, or 0 to count all pixels")
+    _require(config, "loss.ohem_min_kept", loss.ohem_min_kept >= 0, "use a number of pixels from 0")
+    whole = not loss.ohem_threshold or config.train.micro_batches == 1
+    _require(config, "loss.ohem_threshold", whole, "the hard pixels are those of the whole batch: set train.micro_batches to 1")
 
 
 def _validate_optim(config: Config) -> None:
