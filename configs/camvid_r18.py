@@ -9,26 +9,7 @@ The same recipe in PyTorch (segmentation_models.pytorch) gives 42.2 and 86.2 in 
 """
 
 from deeplab_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
-from deeplab_jax.labels import LabelSet
-
-CAMVID = LabelSet(
-    name="camvid",
-    names=("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"),
-    colors=(
-        (128, 128, 128),
-        (128, 0, 0),
-        (192, 192, 128),
-        (128, 64, 128),
-        (60, 40, 222),
-        (128, 128, 0),
-        (192, 128, 128),
-        (64, 64, 128),
-        (64, 0, 128),
-        (64, 64, 0),
-        (0, 128, 192),
-    ),
-    ignored_ids=(11,),
-)
+from deeplab_jax.labels import CAMVID
 
 
 def get_config() -> Config:

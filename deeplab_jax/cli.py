@@ -5,10 +5,8 @@ import dataclasses
 import functools
 import io
 import re
-import runpy
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
@@ -17,36 +15,13 @@ from etils import epath
 from rich.console import Console
 
 from deeplab_jax import config as config_module
+from deeplab_jax import data_commands
 from deeplab_jax.config import Config
-from deeplab_jax.errors import ConfigError, DeeplabError, one_line
-from deeplab_jax.labels import CITYSCAPES, VOC, LabelSet
+from deeplab_jax.errors import ConfigError, DeeplabError
+from deeplab_jax.label_files import checked_labels
 from deeplab_jax.validation import validate
 
 T = TypeVar("T")
-
-
-def synthetic(
-    out: Annotated[Path, tyro.conf.Positional],
-    train: int = 128,
-    val: int = 24,
-    test: int = 8,
-    size: tuple[int, int] = (192, 384),
-    seed: int = 0,
-) -> None:
-    """Draw a small street-scene set in the Cityscapes layout.
-
-    Args:
-      out: folder to make.
-      train: training scenes.
-      val: validation scenes.
-      test: test scenes, without labels.
-      size: height and width in pixels.
-      seed: another seed draws other scenes.
-    """
-    from deeplab_jax.data import synthetic as drawn
-
-    drawn.write(out, train=train, val=val, test=test, size=size, seed=seed)
-    print(f"{train} training, {val} validation and {test} test scenes are in {out}")
 
 
 def import_weights(
@@ -69,7 +44,7 @@ def import_weights(
       source: .safetensors, .pth, .pt or .bin file, or hf:OWNER/NAME[@REVISION].
       out: folder to make.
       from_: whose names the tensors have.
-      labels: cityscapes, voc, or a recipe (a Python file with get_config()) whose label set is meant.
+      labels: cityscapes, camvid, voc, ade20k, a label-set file (.json), or a recipe, whose label set is meant.
       output_stride: 8, 16 or 32.
       multi_grid: rates of the last stage's blocks in units of its own rate; mmsegmentation's D16-MG124 is 0.5 1 2.
       atrous_rates: rates of the ASPP at output stride 16.
@@ -127,7 +102,7 @@ def verify(
       steps: how many to replay.
       root: where the data set lies now, if not where the run found it.
     """
-    from deeplab_jax.data.read import fingerprint
+    from deeplab_jax.data.sources import fingerprint
     from deeplab_jax.train import verify as verification
     from deeplab_jax.weights.transfer import pretrained_variables
     from deeplab_jax.wiring import training_data, training_set
@@ -148,7 +123,7 @@ def verify(
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    "data synthetic": synthetic,
+    "data synthetic": data_commands.synthetic,
     "weights import": import_weights,
     "weights export": export_weights,
     "verify": verify,
@@ -247,27 +222,6 @@ def checked_config(config: Any) -> Config:
             pass
         raise ConfigError(f"`--config` holds a {type(config).__name__}: get_config() must return a deeplab_jax.config.Config")
     return validate(config)
-
-
-def checked_labels(spec: str) -> LabelSet:
-    """The label set "cityscapes" or "voc", or that of a recipe, given its file.
-
-    Raises:
-      ConfigError: there is no such file, or it is no recipe.
-    """
-    known = {known.name: known for known in (CITYSCAPES, VOC)}
-    if spec in known:
-        return known[spec]
-    try:
-        config = runpy.run_path(spec)["get_config"]()
-    # A recipe is a program, and can fail in any way.
-    except Exception as error:
-        raise ConfigError(
-            f"`--labels` (={spec!r}) cannot be used ({one_line(error)}): give {', '.join(known)} or a recipe"
-        ) from None
-    if not isinstance(config, Config):
-        raise ConfigError(f"`--labels` (={spec!r}) gives a {type(config).__name__}: its get_config() must return a Config")
-    return config.labels
 
 
 def checked_folder(flag: str, value: str | None, example: str) -> str:

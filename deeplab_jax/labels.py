@@ -189,3 +189,23 @@ _VOC = (
 )
 # Pascal VOC 2012; torchvision's segmentation weights (trained on COCO's images) have the same classes in the same order.
 VOC = LabelSet(name="voc", names=_VOC, colors=tuple(voc_color(i) for i in range(len(_VOC))), ignored_colors=((224, 224, 192),))
+
+# The 11 classes of the SegNet tutorial, as its CamVid's PNGs number them; 11 is void.
+CAMVID = LabelSet(
+    name="camvid",
+    names=("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"),
+    colors=(
+        (128, 128, 128),
+        (128, 0, 0),
+        (192, 192, 128),
+        (128, 64, 128),
+        (60, 40, 222),
+        (128, 128, 0),
+        (192, 128, 128),
+        (64, 64, 128),
+        (64, 0, 128),
+        (64, 64, 0),
+        (0, 128, 192),
+    ),
+    ignored_ids=(11,),
+)

@@ -5,8 +5,6 @@ from conftest import tiny_model
 import deeplab_jax as dl
 from deeplab_jax import cli
 from deeplab_jax.config import Config
-from deeplab_jax.errors import ConfigError
-from deeplab_jax.labels import VOC
 from deeplab_jax.train.checkpoint import save_model
 from deeplab_jax.weights import names
 from deeplab_jax.weights.convert import variable_shapes
@@ -51,15 +49,6 @@ def test_weights_that_cannot_be_read_are_one_line(tmp_path, monkeypatch, capsys)
     assert err.startswith("error: `")
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
-
-
-def test_label_sets_by_name_and_from_recipes(tmp_path):
-    assert cli.checked_labels("voc") == VOC
-    assert cli.checked_labels("configs/camvid_r18.py").name == "camvid"
-    for content in ("x = 1", "raise ImportError('nothing')", "def get_config(:", "def get_config(): return 5", "nothing()"):
-        (tmp_path / "recipe.py").write_text(content)
-        with pytest.raises(ConfigError, match="--labels"):
-            cli.checked_labels(str(tmp_path / "recipe.py"))
 
 
 def test_import_and_export_from_the_command_line(tmp_path, monkeypatch, capsys):

@@ -2,6 +2,6 @@
 
 import os
 
-# Before TensorFlow is imported below: it reports CPU features, and every error that `read.unreadable` says better. JAX sets 1.
+# Before TensorFlow is imported below: it reports CPU features, and errors that `sources.unreadable` says better. JAX sets 1.
 if os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "0":
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"

@@ -1,100 +1,130 @@
-"""Training augmentation: pure functions of (image, label, uniforms), usable eagerly and inside tf.data.
+"""Training augmentation: pure functions of (image, label, key), usable eagerly and inside tf.data.
 
-Labels are resized by nearest neighbour, always.
-
-Crop first, resize after: only the part of the image that the crop shows is resized. The result equals resizing the whole
-image and cropping then, pixel for pixel.
+Labels are resized and turned by nearest neighbour, always: no value appears that was not in the source, except 255 for what
+lies outside. Colours are distorted on the device (`photometric.py`); here only the numbers for it are drawn.
 """
+
+import math
 
 import tensorflow as tf
 
+from deeplab_jax.config import DataConfig
+from deeplab_jax.data.sources import Cut, whole
+from deeplab_jax.data.windows import choose_window, show_image, show_label, uniforms
 from deeplab_jax.labels import IGNORE
 
-NUM_UNIFORMS = 4  # scale, row, column, flip
+Pair = tuple[tf.Tensor, tf.Tensor]
 
 
-def uniforms(seed: tf.Tensor | int, index: tf.Tensor | int) -> tf.Tensor:
-    """float32 [NUM_UNIFORMS] in [0, 1): the random numbers of training sample `index` (counted over the whole run)."""
-    key = tf.stack([tf.cast(seed, tf.int64), tf.cast(index, tf.int64)])
-    # The algorithm is named because "auto" may choose another one on another device.
-    return tf.random.stateless_uniform([NUM_UNIFORMS], key, alg="philox")
-
-
-def scale_crop_flip(
-    image: tf.Tensor,
-    label: tf.Tensor,
-    u: tf.Tensor,
-    *,
-    crop_size: tuple[int, int],
-    scale: tuple[float, float],
-    flip: bool,
-    fill: tuple[float, ...],
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Random resize, random crop, random mirror, in that order of effect.
+def augment(image: tf.Tensor, label: tf.Tensor, key: tf.Tensor, *, data: DataConfig, fill: tuple[float, ...]) -> Pair:
+    """Everything that `data` switches on but colour: crop, flip, rotation, cutout, in that order.
 
     Args:
       image: uint8 [h, w, 3].
       label: uint8 [h, w] train ids.
-      u: what `uniforms` returns.
-      crop_size: height and width of the result.
-      scale: range of the resize factor, uniform.
-      flip: whether to mirror where u says so.
+      key: what `windows.sample_key` returns.
+      data: of the config.
       fill: RGB (0-255) of pixels outside the image; their label is 255.
 
     Returns:
       uint8 [crop_h, crop_w, 3] and uint8 [crop_h, crop_w].
     """
-    u = tf.cast(u, tf.float64)
-    size = tf.cast(tf.shape(label), tf.float64)
-    factor = scale[0] + u[0] * (scale[1] - scale[0])
-    scaled = tf.maximum(tf.round(size * factor), 1.0)
-    crop = tf.constant(crop_size, tf.float64)
-    start = tf.floor(u[1:3] * (tf.maximum(scaled - crop, 0.0) + 1.0))
-    shown = tf.cast(tf.minimum(crop, scaled), tf.int32)
-    image = _resize_window(image, scaled / size, start, shown)
-    label = _nearest_window(label, scaled / size, start, shown)
-    rest = tf.constant(crop_size) - shown
-    margins = [[0, rest[0]], [0, rest[1]]]
-    fill_pixel = tf.constant(fill, tf.float32)
-    image = tf.pad(image - fill_pixel, [*margins, [0, 0]]) + fill_pixel
-    image = tf.saturate_cast(tf.round(image), tf.uint8)
-    label = tf.pad(label, margins, constant_values=tf.constant(IGNORE, tf.uint8))
-    if flip:
-        step = tf.where(u[3] < 0.5, -1, 1)
-        image, label = image[:, ::step], label[:, ::step]
-    image.set_shape((*crop_size, 3))
-    label.set_shape(crop_size)
-    return image, label
+    return augment_opened(tf.shape(label), whole(image), whole(label), key, data=data, fill=fill)
 
 
-def _resize_window(image: tf.Tensor, factor: tf.Tensor, start: tf.Tensor, shown: tf.Tensor) -> tf.Tensor:
-    """float32 [shown_h, shown_w, 3]: rows and columns from `start` on of the image resized by `factor`, bilinear."""
-    size = tf.cast(tf.shape(image)[:2], tf.float64)
-    # One pixel more on each side than the bilinear kernel reaches, so that the cut is never taken for the image's edge.
-    low = tf.maximum(tf.floor((start + 0.5) / factor - 0.5) - 1.0, 0.0)
-    high = tf.minimum(tf.math.ceil((start + tf.cast(shown, tf.float64) - 0.5) / factor - 0.5) + 2.0, size)
-    lo, hi = tf.cast(low, tf.int32), tf.cast(high, tf.int32)
-    window = image[lo[0] : hi[0], lo[1] : hi[1]]
-    return tf.raw_ops.ScaleAndTranslate(
-        images=tf.cast(window, tf.float32)[None],
-        size=shown,
-        scale=tf.cast(factor, tf.float32),
-        translation=tf.cast(low * factor - start, tf.float32),
-        kernel_type="triangle",
-        antialias=False,
-    )[0]
+def augment_opened(
+    size: tf.Tensor, image: Cut, label: Cut, key: tf.Tensor, *, data: DataConfig, fill: tuple[float, ...]
+) -> Pair:
+    """The same of an image and a label of int32 [2] `size` that are read window by window."""
+    fill = rounded(fill)
+    window = choose_window(
+        size,
+        label,
+        key,
+        crop_size=data.crop_size,
+        scale=data.scale,
+        cat_max_ratio=data.cat_max_ratio,
+        class_balanced=data.class_balanced,
+    )
+    pair = show_image(image, window, data.crop_size, fill), show_label(label, window, data.crop_size)
+    if data.flip:
+        pair = flip(*pair, key)
+    if data.rotation:
+        pair = rotate(*pair, key, degrees=data.rotation, fill=fill)
+    if data.cutout:
+        pair = cut_out(*pair, key, share=data.cutout, fill=fill)
+    return pair
 
 
-def _nearest_window(label: tf.Tensor, factor: tf.Tensor, start: tf.Tensor, shown: tf.Tensor) -> tf.Tensor:
-    """uint8 [shown_h, shown_w]: the source pixel under the centre of each pixel of the resized window."""
-    for axis in (0, 1):
-        centre = (start[axis] + tf.cast(tf.range(shown[axis]), tf.float64) + 0.5) / factor[axis]
-        index = tf.minimum(tf.cast(tf.floor(centre), tf.int32), tf.shape(label)[axis] - 1)
-        label = tf.gather(label, index, axis=axis)
-    return label
+def rounded(fill: tuple[float, ...]) -> tuple[int, ...]:
+    """The fill colour as pixels have it."""
+    return tuple(min(max(math.floor(value + 0.5), 0), 255) for value in fill)
 
 
-def blank(crop_size: tuple[int, int], fill: tuple[float, ...]) -> tuple[tf.Tensor, tf.Tensor]:
-    """An image and a label of what `scale_crop_flip` shows outside the image: uint8 [crop_h, crop_w, 3], [crop_h, crop_w]."""
-    pixel = tf.saturate_cast(tf.round(tf.constant(fill, tf.float32)), tf.uint8)
+def flip(image: tf.Tensor, label: tf.Tensor, key: tf.Tensor) -> Pair:
+    """Mirrors every second sample, on average."""
+    mirrored = uniforms(key, "flip", ()) < 0.5
+    return tf.cond(mirrored, lambda: (tf.reverse(image, [1]), tf.reverse(label, [1])), lambda: (image, label))
+
+
+def rotate(image: tf.Tensor, label: tf.Tensor, key: tf.Tensor, *, degrees: float, fill: tuple[int, ...]) -> Pair:
+    """Turns the crop about its centre by up to `degrees` either way; `fill` and 255 come in at the edges."""
+    angle = (uniforms(key, "rotation", ()) * 2 - 1) * degrees * math.pi / 180
+    height, width = label.shape
+    cos, sin = tf.cos(angle), tf.sin(angle)
+    y, x = (height - 1) / 2, (width - 1) / 2
+    # Output pixel (x, y) shows the input at (a x + b y + c, d x + e y + f).
+    transform = tf.stack([cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y, 0.0, 0.0])
+
+    def turned(array: tf.Tensor, interpolation: str, value: float) -> tf.Tensor:
+        return tf.raw_ops.ImageProjectiveTransformV3(
+            images=array[None],
+            transforms=tf.cast(transform, tf.float32)[None],
+            output_shape=[height, width],
+            fill_value=value,
+            interpolation=interpolation,
+            fill_mode="CONSTANT",
+        )[0]
+
+    colour = tf.constant(fill, tf.float32)
+    image = turned(tf.cast(image, tf.float32) - colour, "BILINEAR", 0.0) + colour
+    label = turned(label[..., None], "NEAREST", float(IGNORE))[..., 0]
+    return tf.cast(tf.clip_by_value(image, 0.0, 255.0) + 0.5, tf.uint8), label
+
+
+def cut_out(image: tf.Tensor, label: tf.Tensor, key: tf.Tensor, *, share: float, fill: tuple[int, ...]) -> Pair:
+    """Blanks a rectangle of `share` of the crop's height and width, anywhere inside (DeVries and Taylor, arXiv 1708.04552)."""
+    u = uniforms(key, "cutout", (2,))
+    inside = []
+    for axis, length in enumerate(label.shape):
+        hole = round(share * length)
+        low = tf.cast(tf.floor(u[axis] * (length - hole + 1)), tf.int32)
+        inside.append((tf.range(length) >= low) & (tf.range(length) < low + hole))
+    hole_mask = inside[0][:, None] & inside[1]
+    image = tf.where(hole_mask[..., None], tf.constant(fill, tf.uint8), image)
+    return image, tf.where(hole_mask, tf.constant(IGNORE, tf.uint8), label)
+
+
+def photometric_factors(key: tf.Tensor) -> tf.Tensor:
+    """float32 [5] for `photometric.distort`: what mmsegmentation's PhotoMetricDistortion draws, each with probability 1/2.
+
+    Brightness from [-32, 32), contrast and saturation from [0.5, 1.5), hue from [-36, 36) degrees (there [-18, 18) steps of
+    2), and whether contrast comes before saturation and hue (1) or after (0).
+    """
+    u = uniforms(key, "photometric", (2, 5))
+    applies = u[0] < 0.5
+    neutral = tf.constant([0.0, 1.0, 1.0, 0.0], tf.float64)
+    low, high = tf.constant([-32.0, 0.5, 0.5, -36.0], tf.float64), tf.constant([32.0, 1.5, 1.5, 36.0], tf.float64)
+    drawn = tf.where(applies[:4], low + u[1, :4] * (high - low), neutral)
+    return tf.cast(tf.concat([drawn, tf.cast(applies[4:], tf.float64)], 0), tf.float32)
+
+
+def blank(crop_size: tuple[int, int], fill: tuple[float, ...]) -> Pair:
+    """An image and a label of what lies outside of images: uint8 [crop_h, crop_w, 3], [crop_h, crop_w]."""
+    pixel = tf.constant(rounded(fill), tf.uint8)
     return tf.broadcast_to(pixel, (*crop_size, 3)), tf.fill(crop_size, tf.constant(IGNORE, tf.uint8))
+
+
+def neutral_factors() -> tf.Tensor:
+    """float32 [5] with which `photometric.distort` changes nothing."""
+    return tf.constant([0.0, 1.0, 1.0, 0.0, 0.0])

@@ -1,22 +1,21 @@
-"""Which image goes with which label: `.lst` files, folder scans, and how label files encode classes. No pixels are read.
-
-Two layouts are known: Cityscapes (`leftImg8bit/ gtFine/ list/`) and custom (`input/ target/ list/`).
-"""
+"""Which image goes with which label: `.lst` files or the folders, and how label files encode classes. No pixels are read."""
 
 import dataclasses
 import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
 
+from deeplab_jax.data.layouts import Pair, lines_of, not_found, scan
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import LabelSet
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 KINDS = ("labelIds", "labelTrainIds", "color")
+RGB, PALETTE, RGBA = 2, 3, 6  # colour types in a PNG's header
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -29,6 +28,7 @@ class Samples:
       labels: label files, relative to `root`; empty for a split without labels.
       kind: how the label files encode classes.
       source: where the names come from, for messages.
+      store: how the samples are read, if not as image files: a `sources.Store`.
     """
 
     root: str
@@ -36,22 +36,24 @@ class Samples:
     labels: tuple[str, ...]
     kind: str
     source: str
+    store: Any = None
 
     def __len__(self) -> int:
         return len(self.images)
 
 
 def find_samples(root: str, split: str, kind: str = "auto", *, need_labels: bool = True) -> Samples:
-    """The samples of `split`: from `list/<split>.lst`, or else from the folders.
+    """The samples of `split`: from `list/<split>.lst`, or else from the folders (layouts.py).
 
     Args:
       root: local path or URL that `epath` opens.
-      split: "train", "val" or another name of a list or folder.
-      kind: how label files encode classes; "auto" reads it off their names.
+      split: "train", "val" or another name of a list or folder; "train+val" is one after the other.
+      kind: how label files encode classes; "auto" reads it off their names, or else off the first file's header.
       need_labels: whether a split without labels is an error.
 
     Raises:
-      DataError: the folder or list is missing or empty, a line cannot be read, files are missing, or the kind is unclear.
+      DataError: the folder or list is missing or empty, a line cannot be read, files are missing or in two of the splits
+        joined, or the kind is unclear.
     """
     folder = epath.Path(root)
     if not root:
@@ -60,17 +62,7 @@ def find_samples(root: str, split: str, kind: str = "auto", *, need_labels: bool
         raise DataError(
             f"`data.root` (={root!r}) is no folder: give the one that holds list/ and the images with --config.data.root=FOLDER"
         )
-    listing = folder / "list" / f"{split}.lst"
-    if listing.exists():
-        pairs = list(read_list(listing))
-        source = str(listing)
-    else:
-        pairs = list(_scan(folder, split, kind))
-        source = f"the folders of {root} (there is no {listing.relative_to(folder)})"
-    if not pairs:
-        raise DataError(
-            f"no samples of split {split!r} in {source}: name images in {listing}, or put them where README.md says"
-        )
+    pairs, source = _joined(folder, split, kind)
     labelled = [pair for pair in pairs if pair[1]]
     if labelled and len(labelled) < len(pairs):
         alone = next(image for image, label in pairs if not label)
@@ -81,13 +73,43 @@ def find_samples(root: str, split: str, kind: str = "auto", *, need_labels: bool
         raise DataError(f"{source} names images without labels: split {split!r} needs `image label` on each line")
     images, labels = tuple(image for image, _ in pairs), tuple(label for _, label in labelled)
     _require_files(folder, images + labels, source)
-    return Samples(root, images, labels, _kind(labels, kind, source), source)
+    return Samples(root, images, labels, _kind(folder, labels, kind, source), source)
+
+
+def _joined(folder: epath.Path, split: str, kind: str) -> tuple[list[Pair], str]:
+    """The pairs of the splits that `split` joins with "+", in that order, and where they come from."""
+    parts = split.split("+")
+    found = [_one_split(folder, part, kind) for part in parts]
+    seen: dict[str, str] = {}
+    for part, (pairs, _) in zip(parts, found, strict=True):
+        twice = next((image for image, _ in pairs if image in seen), None)
+        if twice:
+            raise DataError(f"split {split!r}: {twice} is in {seen[twice]} and in {part}: name only one, or mend the lists")
+        seen.update((image, part) for image, _ in pairs)
+    return [pair for pairs, _ in found for pair in pairs], " and ".join(dict.fromkeys(source for _, source in found))
+
+
+def _one_split(folder: epath.Path, split: str, kind: str) -> tuple[list[Pair], str]:
+    listing = folder / "list" / f"{split}.lst"
+    if listing.exists():
+        pairs, source = list(read_list(listing)), str(listing)
+        if not pairs:
+            raise DataError(f"no samples of split {split!r} in {source}: name images in it, or remove it to use the folders")
+        return pairs, source
+    layout, pairs = scan(folder, split, kind)
+    if layout is None:
+        raise DataError(not_found(folder, split))
+    source = f"the {layout.name} folders of {folder} (there is no list/{split}.lst)"
+    if not pairs:
+        raise DataError(f"no samples of split {split!r} in {source}: put images there, {layout.shape.replace('SPLIT', split)}")
+    return pairs, source
 
 
 def describe(split: str, samples: Samples) -> str:
     """What was found, in a line."""
-    labels = f"labels of kind {samples.kind}" if samples.labels else "no labels"
-    return f"{split}: {len(samples)} samples from {samples.source}, {labels}"
+    palette = samples.labels and samples.store is None and _png_colors(epath.Path(samples.root) / samples.labels[0]) == PALETTE
+    labels = f"labels of kind {samples.kind}" + " (palette indices)" * bool(palette and samples.kind != "color")
+    return f"{split}: {len(samples)} samples from {samples.source}, {labels if samples.labels else 'no labels'}"
 
 
 def digest(samples: Samples) -> str:
@@ -104,11 +126,7 @@ def read_list(path: epath.Path) -> Iterator[tuple[str, str]]:
     Raises:
       DataError: the file is not UTF-8; a line, named by its number, has more than two columns or leaves the root.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from None
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines_of(path), start=1):
         columns = [c.strip() for c in line.split("\t") if c.strip()] if "\t" in line else line.split()
         if not columns:
             continue
@@ -120,31 +138,6 @@ def read_list(path: epath.Path) -> Iterator[tuple[str, str]]:
             if name.startswith("/") or ".." in name.split("/"):
                 raise DataError(f"{path}, line {number}: {name!r} leaves the root; names are relative to it")
         yield columns[0], columns[1] if len(columns) == 2 else ""
-
-
-def _scan(root: epath.Path, split: str, kind: str) -> Iterator[tuple[str, str]]:
-    if (root / "leftImg8bit" / split).is_dir():
-        wanted = "labelIds" if kind == "auto" else kind
-        for image in _images_below(root / "leftImg8bit" / split):
-            name = str(image.relative_to(root / "leftImg8bit"))
-            label = "gtFine/" + re.sub(r"_leftImg8bit(\.\w+)$", f"_gtFine_{wanted}.png", name)
-            yield f"leftImg8bit/{name}", label if (root / "gtFine" / split).is_dir() else ""
-        return
-    inputs = root / "input" / split if (root / "input" / split).is_dir() else root / "input"
-    if not inputs.is_dir() or (inputs.name == "input" and split != "train"):
-        return
-    targets = root / "target" / inputs.relative_to(root / "input")
-    labels = {str(p.relative_to(targets).with_suffix("")): p for p in _images_below(targets)} if targets.is_dir() else {}
-    for image in _images_below(inputs):
-        stem = image.relative_to(inputs).with_suffix("")
-        # An image without its label is then reported as a missing file, not dropped.
-        target = labels.get(str(stem), targets / stem.with_suffix(".png")) if labels else None
-        yield str(image.relative_to(root)), str(target.relative_to(root)) if target else ""
-
-
-def _images_below(folder: epath.Path) -> list[epath.Path]:
-    files = (parent / name for parent, _, names in folder.walk() for name in names)
-    return sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def missing_files(root: epath.Path, names: Sequence[str]) -> list[str]:
@@ -165,18 +158,29 @@ def _require_files(root: epath.Path, names: tuple[str, ...], source: str) -> Non
         raise DataError(f"{len(missing)} of {len(names)} files that {source} names are missing below {root}: {some}")
 
 
-def _kind(labels: tuple[str, ...], kind: str, source: str) -> str:
-    if kind != "auto":
-        return kind
-    found = {_kind_of_name(label) for label in labels} or {"labelIds"}
-    if len(found) > 1:
-        raise DataError(f"{source} mixes labels of the kinds {', '.join(sorted(found))}: use one kind, or set data.label_kind")
-    return found.pop()
+def _kind(root: epath.Path, labels: tuple[str, ...], kind: str, source: str) -> str:
+    if kind != "auto" or not labels:
+        return "labelIds" if kind == "auto" else kind
+    told = {_kind_of_name(label): label for label in reversed(labels)}
+    if "" in told:
+        # One file speaks for all: a file of another kind is an error where it is read.
+        first = told.pop("")
+        told["color" if _png_colors(root / first) in (RGB, RGBA) else "labelIds"] = first
+    if len(told) > 1:
+        raise DataError(f"{source} mixes labels of the kinds {', '.join(sorted(told))}: use one kind, or set data.label_kind")
+    return next(iter(told))
 
 
 def _kind_of_name(name: str) -> str:
-    """The `_gtFine_<kind>` of a Cityscapes file; any other name holds ids."""
-    return next((kind for kind in KINDS if re.search(rf"_{kind}\.\w+$", name)), "labelIds")
+    """The `_gtFine_<kind>` of a Cityscapes file; "" for any other name."""
+    return next((kind for kind in KINDS if re.search(rf"_{kind}\.\w+$", name)), "")
+
+
+def _png_colors(path: epath.Path) -> int | None:
+    """The colour type in a PNG's header; None for another file."""
+    with path.open("rb") as file:
+        header = file.read(26)
+    return header[25] if len(header) == 26 and header.startswith(b"\x89PNG") else None
 
 
 def value_table(kind: str, labels: LabelSet) -> np.ndarray:

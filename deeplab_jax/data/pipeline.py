@@ -5,10 +5,12 @@ row, or a skipped one), "index": int64 [n] position in the list, "fingerprint": 
 A split without labels yields no "label".
 
 The fingerprint tells what was read, for the run's receipt: another byte in the image's or the label's file is another
-fingerprint, and `read.fingerprint` finds it again. A padding row has that of the image which it repeats.
+fingerprint, and `sources.fingerprint` finds it again. A padding row has that of the image which it repeats.
 
 A skipped row stands for a training sample that cannot be read: its image is the fill colour, its label 255 all over, its
 fingerprint zeros.
+
+With `data.photometric`, training batches hold "photometric": float32 [n, 5] for `photometric.distort` on the device.
 """
 
 import functools
@@ -17,17 +19,18 @@ from typing import Literal
 
 import numpy as np
 import tensorflow as tf
-from etils import epath
 
 from deeplab_jax.config import DataConfig
 from deeplab_jax.data import augment
 from deeplab_jax.data.iterate import iterate, log_skipped
 from deeplab_jax.data.lists import Samples, value_table
-from deeplab_jax.data.read import Row, image_size, loader, unreadable
+from deeplab_jax.data.sources import Opened, store_of, unreadable
+from deeplab_jax.data.windows import sample_key
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import LabelSet
 
 Batch = dict[str, np.ndarray]
+Row = dict[str, tf.Tensor]
 Layout = Literal["NHWC", "NCHW"]
 
 
@@ -71,7 +74,7 @@ def train_batches(
     """
     local = data.batch_size // process_count
     table = value_table(samples.kind, labels)
-    load = loader(samples, table)
+    store = store_of(samples)
 
     def number(j: tf.Tensor) -> tf.Tensor:
         """Of the run's sample that is the j-th of this process."""
@@ -81,7 +84,13 @@ def train_batches(
         def sample(j: tf.Tensor) -> Row:
             k = number(j)
             index = shuffled_index(k, len(samples), seed)
-            row = _unless_skipped(index, skipped, lambda: _crop(load(index), data, fill, seed, k), data, fill)
+            row = _unless_skipped(
+                index,
+                skipped,
+                lambda: _augmented(store.opened(samples, table, index), sample_key(seed, k), data, fill),
+                data,
+                fill,
+            )
             return {**row, "index": index}
 
         return _parallel(tf.data.Dataset.range(step * local, steps * local), sample, data.threads, local)
@@ -94,7 +103,7 @@ def train_batches(
         samples,
         dataset,
         rows,
-        lambda i: unreadable(samples, table, load, i),
+        lambda i: unreadable(samples, table, i),
         start=start_step,
         max_unreadable=data.max_unreadable,
         on_skip=on_skip,
@@ -102,18 +111,11 @@ def train_batches(
     return _in_layout(batches, layout)
 
 
-def _crop(row: Row, data: DataConfig, fill: tuple[float, ...], seed: int, k: tf.Tensor) -> Row:
-    """The loaded sample, augmented as the run's sample number `k`."""
-    image, label = augment.scale_crop_flip(
-        row["image"],
-        row["label"],
-        augment.uniforms(seed, k),
-        crop_size=data.crop_size,
-        scale=data.scale,
-        flip=data.flip,
-        fill=fill,
-    )
-    return {"image": image, "label": label, "valid": tf.constant(True), "fingerprint": row["fingerprint"]}
+def _augmented(sample: Opened, key: tf.Tensor, data: DataConfig, fill: tuple[float, ...]) -> Row:
+    assert sample.label is not None  # a training split has labels
+    image, label = augment.augment_opened(sample.size, sample.image, sample.label, key, data=data, fill=fill)
+    factors = {"photometric": augment.photometric_factors(key)} if data.photometric else {}
+    return {"image": image, "label": label, "valid": tf.constant(True), "fingerprint": sample.fingerprint, **factors}
 
 
 def _unless_skipped(
@@ -125,7 +127,8 @@ def _unless_skipped(
 
     def blank() -> Row:
         image, label = augment.blank(data.crop_size, fill)
-        return {"image": image, "label": label, "valid": tf.constant(False), "fingerprint": tf.zeros(8, tf.uint8)}
+        factors = {"photometric": augment.neutral_factors()} if data.photometric else {}
+        return {"image": image, "label": label, "valid": tf.constant(False), "fingerprint": tf.zeros(8, tf.uint8), **factors}
 
     return tf.cond(tf.reduce_any(index == tf.constant(skipped, tf.int64)), blank, read)
 
@@ -147,8 +150,8 @@ def plan_evaluation(samples: Samples, batch_size: int) -> list[list[int]]:
       DataError: an image cannot be opened.
     """
     by_size: dict[tuple[int, int], list[int]] = {}
-    for i, name in enumerate(samples.images):
-        by_size.setdefault(image_size(epath.Path(samples.root) / name), []).append(i)
+    for i in range(len(samples)):
+        by_size.setdefault(store_of(samples).size(samples, i), []).append(i)
     return [same[i : i + batch_size] for same in by_size.values() for i in range(0, len(same), batch_size)]
 
 
@@ -182,15 +185,17 @@ def eval_batches(
     # A padding row repeats an image of its batch: it needs that size, and is masked.
     padded = [(batch + batch[:1] * (batch_size - len(batch)))[mine] for batch in plan]
     table = value_table(samples.kind, labels)
-    load = loader(samples, table)
 
     def sample(index: tf.Tensor, is_valid: tf.Tensor) -> Row:
-        return {**load(index), "valid": is_valid, "index": index}
+        opened = store_of(samples).opened(samples, table, index)
+        windows = {"image": opened.image, "label": opened.label} if opened.label else {"image": opened.image}
+        whole = {name: cut(tf.zeros(2, tf.int32), opened.size) for name, cut in windows.items()}
+        return {**whole, "fingerprint": opened.fingerprint, "valid": is_valid, "index": index}
 
     indices = np.array(padded, np.int64).reshape(-1)
     dataset = _parallel(tf.data.Dataset.from_tensor_slices((indices, valid)), sample, threads, local)
     # Nothing is skipped here, so the dataset is asked for once, from its first batch on.
-    batches = iterate(samples, lambda *_: dataset, padded.__getitem__, lambda i: unreadable(samples, table, load, i))
+    batches = iterate(samples, lambda *_: dataset, padded.__getitem__, lambda i: unreadable(samples, table, i))
     return _in_layout(batches, layout)
 
 

@@ -1,8 +1,9 @@
-"""One sample from its files: decoding inside tf.data, and what is wrong where that fails."""
+"""Samples stored as image files: decoding inside tf.data, and what is wrong where that fails."""
 
+import dataclasses
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -10,53 +11,49 @@ from etils import epath
 from PIL import Image
 
 from deeplab_jax.data.lists import Samples
+from deeplab_jax.data.sources import Decoded, Opened, opened_whole
 from deeplab_jax.errors import DataError
-from deeplab_jax.labels import UNKNOWN
 
 # Accelerators belong to JAX: a TensorFlow built for GPUs would take their memory.
 tf.config.set_visible_devices([], "GPU")
 
-Row = dict[str, tf.Tensor]
-Loader = Callable[[tf.Tensor], Row]
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class ImageFiles:
+    """Image and label files below `samples.root`. A `Store`."""
 
-def loader(samples: Samples, table: np.ndarray) -> Loader:
-    """A function from a position in the list to {"image": uint8 [h, w, 3], "label": uint8 [h, w], "fingerprint": uint8 [8]}.
-
-    The label holds train ids; there is none in a split without labels.
-    """
-    root = str(epath.Path(samples.root))
-    images = tf.constant(list(samples.images))
-    labels = tf.constant(list(samples.labels)) if samples.labels else None
-    lookup = tf.constant(table)
-
-    def load(index: tf.Tensor) -> Row:
-        image_file = tf.io.read_file(tf.strings.join([root, images[index]], "/"))
+    def decoded(self, samples: Samples, index: tf.Tensor) -> Decoded:
+        """See `Store`."""
+        root = str(epath.Path(samples.root))
+        image_file = tf.io.read_file(tf.strings.join([root, tf.constant(samples.images)[index]], "/"))
         image = _decode_image(image_file)
-        if labels is None:
-            return {"image": image, "fingerprint": _fingerprint([image_file])}
-        label_file = tf.io.read_file(tf.strings.join([root, labels[index]], "/"))
+        if not samples.labels:
+            return Decoded(image, None, _fingerprint([image_file]))
+        label_file = tf.io.read_file(tf.strings.join([root, tf.constant(samples.labels)[index]], "/"))
         values = _decode_label(label_file, samples.kind == "color")
         tf.debugging.assert_equal(tf.shape(image)[:2], tf.shape(values), "image and label differ in size")
-        label = tf.gather(lookup, values)
-        tf.debugging.assert_greater(tf.reduce_min(label), tf.constant(UNKNOWN, tf.int16), "a label value is in no table")
-        return {"image": image, "label": tf.cast(label, tf.uint8), "fingerprint": _fingerprint([image_file, label_file])}
+        return Decoded(image, values, _fingerprint([image_file, label_file]))
 
-    return load
+    def opened(self, samples: Samples, table: np.ndarray, index: tf.Tensor) -> Opened:
+        """See `Store`."""
+        return opened_whole(self.decoded(samples, index), table)
+
+    def size(self, samples: Samples, i: int) -> tuple[int, int]:
+        """Raises DataError where the file cannot be read."""
+        return image_size(epath.Path(samples.root) / samples.images[i])
+
+    def fingerprint(self, samples: Samples, i: int) -> bytes:
+        """Raises DataError where a file is missing or cannot be read."""
+        return _fingerprint([_contents(path) for path in _paths(samples, i)]).numpy().tobytes()
+
+    def explain(self, samples: Samples, i: int, error: Exception) -> DataError:
+        """Pillow's view where it has one, else TensorFlow's."""
+        return _explain_pair(samples, i) or _unreadable_file(" or ".join(_paths(samples, i)), error)
 
 
 def _fingerprint(files: Sequence[tf.Tensor | bytes]) -> tf.Tensor:
     """uint8 [8]: FarmHash64 of a file's bytes; for an image and its label, that of the two fingerprints in a row."""
     return tf.fingerprint([files])[0]
-
-
-def fingerprint(samples: Samples, i: int) -> bytes:
-    """The "fingerprint" that sample `i` has in a batch, from its files alone: 8 bytes.
-
-    Raises:
-      DataError: a file is missing or cannot be read.
-    """
-    return _fingerprint([_contents(path) for path in _paths(samples, i)]).numpy().tobytes()
 
 
 def _contents(path: str) -> bytes:
@@ -80,7 +77,7 @@ def _decode_image(data: tf.Tensor) -> tf.Tensor:
 
 
 def _decode_label(data: tf.Tensor, is_color: bool) -> tf.Tensor:
-    """int32 [h, w] of a PNG: its grey values or palette indices, or 24-bit colours."""
+    """Of a PNG: its grey values or palette indices, uint8 [h, w], or 24-bit colours, int32 [h, w]."""
     header = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 0, 26), tf.uint8), tf.int32)
     bit_depth, color_type = header[24], header[25]
     tf.debugging.assert_equal(bit_depth <= 8, True, "a label file has 16 bits a value")
@@ -97,7 +94,7 @@ def _decode_label(data: tf.Tensor, is_color: bool) -> tf.Tensor:
     # TensorFlow would turn a palette's indices into its colours.
     values = tf.cond(color_type == 3, lambda: tf.numpy_function(_palette_indices, [data], tf.uint8), grey)
     values.set_shape((None, None))
-    return tf.cast(values, tf.int32)
+    return values
 
 
 def _palette_indices(data: bytes) -> np.ndarray:
@@ -114,16 +111,7 @@ def image_size(path: epath.Path) -> tuple[int, int]:
         raise DataError(f"{path} cannot be read as an image ({reason(error)}): replace it or take it off the list") from None
 
 
-def unreadable(samples: Samples, table: np.ndarray, load: Loader, i: int) -> DataError | None:
-    """What is wrong with sample `i`, which is read again; None if nothing is."""
-    try:
-        load(tf.constant(i, tf.int64))
-    except Exception as error:  # Pillow, which reads palettes, has errors of many kinds for a broken file
-        return _explain_sample(samples, table, i) or _unreadable_file(" or ".join(_paths(samples, i)), error)
-    return None
-
-
-def _explain_sample(samples: Samples, table: np.ndarray, i: int) -> DataError | None:
+def _explain_pair(samples: Samples, i: int) -> DataError | None:
     """Pillow's view of sample `i`: what is wrong with it, if Pillow can tell."""
     pictures, formats = [], []
     for path in _paths(samples, i):
@@ -146,15 +134,6 @@ def _explain_sample(samples: Samples, table: np.ndarray, i: int) -> DataError | 
     is_color = samples.kind == "color"
     if not is_color and label.mode not in ("L", "P"):
         return DataError(f"{label_path} is no 8-bit id image (mode {label.mode}): for colours set data.label_kind=color")
-    values = np.array(label.convert("RGB"), np.int64) @ (65536, 256, 1) if is_color else np.array(label)
-    found, counts = np.unique(values, return_counts=True)
-    for value, count in zip(found.tolist(), counts.tolist(), strict=True):
-        if table[value] == UNKNOWN:
-            shown = (value >> 16, value >> 8 & 255, value & 255) if is_color else value
-            return DataError(
-                f"{label_path} holds the value {shown} ({count} pixels), which labels of kind {samples.kind} do not have: "
-                f"mend the file, or add the value to the config's label set"
-            )
     return None
 
 

@@ -8,7 +8,7 @@ from conftest import pixels
 from PIL import Image
 
 from deeplab_jax.config import DataConfig
-from deeplab_jax.data import pipeline, read
+from deeplab_jax.data import pipeline, sources
 from deeplab_jax.data.lists import find_samples
 from deeplab_jax.data.pipeline import eval_batches, plan_evaluation, train_batches
 from deeplab_jax.errors import DataError
@@ -132,7 +132,7 @@ def one_pair(root, label, mode="L", image_size=(8, 8)):
     picture.save(root / "l.png")
     (root / "list").mkdir(exist_ok=True)
     (root / "list" / "train.lst").write_text("i.png\tl.png\n")
-    return find_samples(str(root), "train")
+    return find_samples(str(root), "train", "labelIds")
 
 
 def test_a_palette_label_holds_its_indices(tmp_path):
@@ -211,7 +211,7 @@ def test_a_truncated_palette_is_named(tmp_path, name):
 
 
 def fingerprints(samples):
-    return [list(read.fingerprint(samples, i)) for i in range(len(samples))]
+    return [list(sources.fingerprint(samples, i)) for i in range(len(samples))]
 
 
 def test_a_fingerprint_is_that_of_the_sample_s_files(train_set, street_scenes):
@@ -407,7 +407,7 @@ def test_a_file_that_works_the_second_time_is_an_error_and_not_left_out(pairs, t
 
     def mend_and_look(*arguments):
         (tmp_path / "i1.png").write_bytes(contents)
-        return read.unreadable(*arguments)
+        return sources.unreadable(*arguments)
 
     monkeypatch.setattr(pipeline, "unreadable", mend_and_look)
     with pytest.raises(DataError, match=r"reading .*i1\.png.* failed once \(.*and then worked: check the disk"):

@@ -1,7 +1,8 @@
 import pytest
 
 from deeplab_jax.data.lists import Samples
-from deeplab_jax.data.read import fingerprint, reason
+from deeplab_jax.data.read import reason
+from deeplab_jax.data.sources import fingerprint
 from deeplab_jax.errors import DataError
 
 MASK = 2**64 - 1

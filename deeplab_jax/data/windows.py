@@ -1,0 +1,156 @@
+"""Which part of an image a training sample shows: random scale and place, chosen before a pixel is resized.
+
+A window is a rectangle of whole source pixels that is resized to the crop: nothing outside it is read.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from deeplab_jax.data.sources import Cut
+from deeplab_jax.labels import IGNORE
+
+TRIES = 10  # of mmsegmentation's RandomCrop, before it takes what comes
+STREAMS = ("window", "retry", "balance", "flip", "rotation", "cutout", "photometric")
+
+
+class Window(NamedTuple):
+    """Part of an image.
+
+    Attributes:
+      low, high: int32 [2], first row and column, and those after the last.
+      shown: int32 [2], the size that it is resized to; the rest of the crop, below and to the right, shows nothing.
+    """
+
+    low: tf.Tensor
+    high: tf.Tensor
+    shown: tf.Tensor
+
+
+def sample_key(seed: tf.Tensor | int, number: tf.Tensor | int) -> tf.Tensor:
+    """int64 [2]: what every random number of the run's training sample `number` is a function of."""
+    return tf.stack([tf.cast(seed, tf.int64), tf.cast(number, tf.int64)])
+
+
+def uniforms(key: tf.Tensor, stream: str, shape: tuple[int, ...]) -> tf.Tensor:
+    """float64 in [0, 1): random numbers that each of STREAMS draws on its own, so that one switch does not move another."""
+    # The algorithm is named because "auto" may choose another one on another device.
+    own = tf.random.experimental.stateless_fold_in(key, STREAMS.index(stream), alg="philox")
+    return tf.cast(tf.random.stateless_uniform(shape, own, alg="philox"), tf.float64)
+
+
+def choose_window(
+    size: tf.Tensor,
+    label: Cut,
+    key: tf.Tensor,
+    *,
+    crop_size: tuple[int, int],
+    scale: tuple[float, float],
+    cat_max_ratio: float = 1.0,
+    class_balanced: float = 0.0,
+) -> Window:
+    """A window of crop / factor source pixels, rounded, where it fits; else the image's whole height or width.
+
+    Args:
+      size: int32 [2], of the image.
+      label: windows of its label, uint8 train ids; read only for the last two arguments.
+      key: what `sample_key` returns.
+      crop_size: height and width of the training sample.
+      scale: range of the factor, uniform.
+      cat_max_ratio: windows are drawn again while one class has this share of their labelled pixels or more
+        (mmsegmentation's RandomCrop; there, the resized pixels are counted).
+      class_balanced: probability that the window is instead centred, as far as the image allows, on a pixel of a class drawn
+        evenly from those in the label. (NVIDIA's uniform sampling, arXiv 1812.01593, section 3.3, draws the class first and
+        then the image; here every pass still sees every image once.)
+    """
+    u = uniforms(key, "window", (3,))
+    factor = scale[0] + u[0] * (scale[1] - scale[0])
+    crop, whole = tf.constant(crop_size, tf.float64), tf.cast(size, tf.float64)
+    wanted = tf.maximum(tf.round(crop / factor), 1.0)
+    extent = tf.minimum(wanted, whole)
+    shown = tf.where(wanted <= whole, crop, tf.clip_by_value(tf.round(whole * factor), 1.0, crop))
+
+    def placed(at: tf.Tensor) -> tf.Tensor:
+        return tf.cast(tf.floor(at * (whole - extent + 1.0)), tf.int32)
+
+    extent_int = tf.cast(extent, tf.int32)
+    low = placed(u[1:])
+    if cat_max_ratio < 1:
+        places = tf.concat([low[None], placed(uniforms(key, "retry", (TRIES, 2)))], 0)
+        low = _first_varied(places, extent_int, label, cat_max_ratio)
+    if class_balanced > 0:
+        u = uniforms(key, "balance", (3,))
+        low = tf.cond(u[0] < class_balanced, lambda: _around_a_class(size, extent_int, low, label, u[1:]), lambda: low)
+    low = tf.ensure_shape(low, (2,))
+    return Window(low, low + extent_int, tf.cast(shown, tf.int32))
+
+
+def _first_varied(places: tf.Tensor, extent: tf.Tensor, label: Cut, cat_max_ratio: float) -> tf.Tensor:
+    """The first of `places` whose window holds several classes and none too much; the last one, whatever it holds."""
+
+    def is_varied(window: np.ndarray) -> np.bool_:
+        counts = np.bincount(window.reshape(-1), minlength=IGNORE + 1)[:IGNORE]
+        return np.bool_(np.count_nonzero(counts) > 1 and counts.max() < cat_max_ratio * counts.sum())
+
+    def is_bad(i: tf.Tensor) -> tf.Tensor:
+        varied = tf.numpy_function(is_varied, [label(places[i], places[i] + extent)], tf.bool, stateful=False)
+        return ~tf.ensure_shape(varied, ())
+
+    def goes_on(i: tf.Tensor) -> tf.Tensor:
+        return tf.cond(i < TRIES, lambda: is_bad(i), lambda: tf.constant(False))
+
+    (i,) = tf.while_loop(goes_on, lambda i: [i + 1], [tf.constant(0)])
+    return places[i]
+
+
+def _around_a_class(size: tf.Tensor, extent: tf.Tensor, low: tf.Tensor, label: Cut, u: tf.Tensor) -> tf.Tensor:
+    """The window's place with a pixel of a random class in its middle; `low` where no pixel is labelled."""
+
+    def chosen(values: np.ndarray, u: np.ndarray) -> np.ndarray:
+        counts = np.bincount(values.reshape(-1), minlength=IGNORE + 1)[:IGNORE]
+        classes = np.flatnonzero(counts)
+        if not len(classes):
+            return np.array([-1, -1], np.int32)
+        chosen_class = classes[int(u[0] * len(classes))]
+        pixels = np.flatnonzero(values.reshape(-1) == chosen_class)
+        return np.array(divmod(pixels[int(u[1] * len(pixels))], values.shape[1]), np.int32)
+
+    pixel = tf.numpy_function(chosen, [label(tf.zeros_like(size), size), u], tf.int32, stateful=False)
+    centred = tf.clip_by_value(pixel - extent // 2, 0, size - extent)
+    return tf.where(pixel[0] < 0, low, centred)
+
+
+def show_image(image: Cut, window: Window, crop_size: tuple[int, int], fill: tuple[int, ...]) -> tf.Tensor:
+    """uint8 [crop_h, crop_w, 3]: the window, resized bilinearly as if there were no image around it, above `fill`."""
+    pixels = tf.raw_ops.ResizeBilinear(images=image(window.low, window.high)[None], size=window.shown, half_pixel_centers=True)
+    # Positive, so that adding a half and cutting off rounds.
+    rounded = tf.cast(pixels[0] + 0.5, tf.uint8)
+    fill_pixel = tf.constant(fill, tf.uint8)
+    # uint8 wraps around, there and back.
+    return _on_crop(rounded - fill_pixel, window, crop_size, 0) + fill_pixel
+
+
+def show_label(label: Cut, window: Window, crop_size: tuple[int, int]) -> tf.Tensor:
+    """uint8 [crop_h, crop_w]: of each pixel the source pixel under its centre, nothing mixed; 255 outside."""
+
+    def nearest(values: np.ndarray, shown: np.ndarray) -> np.ndarray:
+        rows, columns = ((2 * np.arange(n) + 1) * m // (2 * n) for n, m in zip(shown.tolist(), values.shape, strict=True))
+        return values.take(rows, 0).take(columns, 1)
+
+    # NumPy gathers columns in a fifth of TensorFlow's time.
+    values = tf.numpy_function(nearest, [label(window.low, window.high), window.shown], tf.uint8, stateful=False)
+    values.set_shape((None, None))
+    return _on_crop(values, window, crop_size, IGNORE)
+
+
+def _on_crop(array: tf.Tensor, window: Window, crop_size: tuple[int, int], value: int) -> tf.Tensor:
+    rest = tf.constant(crop_size) - window.shown
+    margins = [[0, rest[0]], [0, rest[1]], *[[0, 0]] * (array.shape.rank - 2)]
+
+    def padded() -> tf.Tensor:
+        return tf.pad(array, margins, constant_values=tf.constant(value, tf.uint8))
+
+    full = tf.cond(tf.reduce_any(rest > 0), padded, lambda: array)
+    full.set_shape((*crop_size, *array.shape[2:]))
+    return full
