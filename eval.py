@@ -42,8 +42,9 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
     from etils import epath
 
     from deeplab_jax import hosts
+    from deeplab_jax.data.find import find_split
     from deeplab_jax.data.instances import read_instances, why_no_instances
-    from deeplab_jax.data.lists import describe, digest, find_samples
+    from deeplab_jax.data.lists import describe, digest
     from deeplab_jax.data.pipeline import eval_batches
     from deeplab_jax.evaluation import cityscapes, report
     from deeplab_jax.evaluation.evaluate import Visitor, evaluate, write_pictures
@@ -55,7 +56,7 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
         raise ConfigError(f"`--output` (={output!r}) lies in --submission, where any PNG counts as submitted: move it out")
     step = resolve(checkpoint)
     variables = restore_model(str(step), like=config)
-    samples = find_samples(config.data.root, config.eval.split, config.data.label_kind, need_labels=False)
+    samples = find_split(config.data, config.eval.split, need_labels=False)
     if not (samples.labels or output or submission):
         raise ConfigError(
             f"`eval.split` (={config.eval.split!r}) has no labels to score: give --output or --submission for the predictions"

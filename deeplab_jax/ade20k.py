@@ -2,8 +2,8 @@
 
 from deeplab_jax.labels import Color, LabelSet
 
-# Names and colours in the order of the ids, 1 to 150. The usual palette gives skyscraper the grey of road: a label set's colours
-# must differ, so here it is one step bluer.
+# Names and colours in the order of the ids, 1 to 150. The usual palette gives skyscraper the grey of road: here the colours
+# must differ, and it is one step bluer.
 _CLASSES: tuple[tuple[str, Color], ...] = (
     ("wall", (120, 120, 120)),
     ("building", (180, 120, 120)),

@@ -124,6 +124,9 @@ def verify(
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "data synthetic": data_commands.synthetic,
+    "data labels": data_commands.labels,
+    "data check": data_commands.check,
+    "data prepare": data_commands.prepare,
     "weights import": import_weights,
     "weights export": export_weights,
     "verify": verify,

@@ -38,7 +38,7 @@ def checked_labels(spec: str) -> LabelSet:
             f"label set {spec!r} cannot be used ({one_line(error)}): give {', '.join(KNOWN)}, a .json file or a recipe"
         ) from None
     if not isinstance(config, Config):
-        raise ConfigError(f"label set {spec!r} is a recipe that gives a {type(config).__name__}: its get_config() must return a Config")
+        raise ConfigError(f"label set {spec!r} is a recipe of a {type(config).__name__}: its get_config() must return a Config")
     return config.labels
 
 

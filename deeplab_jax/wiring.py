@@ -5,14 +5,15 @@ from collections.abc import Callable
 import jax
 
 from deeplab_jax.config import Config, total_steps
-from deeplab_jax.data.lists import Samples, describe, digest, find_samples
+from deeplab_jax.data.find import find_split
+from deeplab_jax.data.lists import Samples, describe, digest
 from deeplab_jax.data.pipeline import eval_batches, train_batches
 from deeplab_jax.train.begin import Data
 
 
 def training_set(config: Config) -> Samples:
-    """The training list. Errors as `find_samples`."""
-    return find_samples(config.data.root, config.data.train_split, config.data.label_kind)
+    """The training list. Errors as `find_split`."""
+    return find_split(config.data, config.data.train_split)
 
 
 def training_data(config: Config, say: Callable[[str], None]) -> tuple[Data, int]:
@@ -23,11 +24,11 @@ def training_data(config: Config, say: Callable[[str], None]) -> tuple[Data, int
       say: told what was found.
 
     Raises:
-      DataError: see `find_samples`.
+      DataError: see `find_split`.
       ConfigError: the config counts neither steps nor epochs.
     """
     train_set = training_set(config)
-    eval_set = find_samples(config.data.root, config.eval.split, config.data.label_kind)
+    eval_set = find_split(config.data, config.eval.split)
     say(describe(config.data.train_split, train_set))
     say(describe(config.eval.split, eval_set))
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}

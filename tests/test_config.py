@@ -23,10 +23,13 @@ from deeplab_jax.config import (
     total_steps,
 )
 from deeplab_jax.errors import ConfigError
+from deeplab_jax.label_files import write_labels
+from deeplab_jax.labels import LabelSet
 from deeplab_jax.validation import validate
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
-RECIPES = sorted(path for path in CONFIGS.glob("*.py") if path.stem != "stored")  # which reads another one
+NEED_A_FILE = ("stored", "custom")
+RECIPES = sorted(path for path in CONFIGS.glob("*.py") if path.stem not in NEED_A_FILE)
 
 
 def load_recipe(path):
@@ -42,6 +45,18 @@ def test_every_recipe_is_valid_survives_json_and_says_how_to_run_it(path):
     config = validate(recipe.get_config())
     assert from_dict(to_dict(config)) == config
     assert path.stem in recipe.__doc__ or "make quickstart" in recipe.__doc__
+
+
+def test_the_recipe_for_own_data_takes_the_classes_of_a_file_or_a_known_set(tmp_path):
+    recipe = load_recipe(CONFIGS / "custom.py")
+    labels = LabelSet("pets", ("cat", "dog"), ((1, 1, 1), (2, 2, 2)), ids=(3, 7))
+    write_labels(tmp_path / "labels.json", labels)
+    config = validate(recipe.get_config(str(tmp_path / "labels.json")))
+    assert config.labels == labels
+    assert from_dict(to_dict(config)) == config
+    assert recipe.get_config("ade20k").labels.num_classes == 150
+    with pytest.raises(ConfigError, match="data labels ROOT"):
+        recipe.get_config()
 
 
 @pytest.mark.parametrize(

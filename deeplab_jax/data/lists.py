@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from deeplab_jax.data.layouts import Pair, lines_of, not_found, scan
-from deeplab_jax.errors import DataError
+from deeplab_jax.data.layouts import Pair, lines_of, not_found, recognized, scan
+from deeplab_jax.errors import DataError, one_line
 from deeplab_jax.labels import LabelSet
 
 KINDS = ("labelIds", "labelTrainIds", "color")
@@ -74,6 +74,16 @@ def find_samples(root: str, split: str, kind: str = "auto", *, need_labels: bool
     images, labels = tuple(image for image, _ in pairs), tuple(label for _, label in labelled)
     _require_files(folder, images + labels, source)
     return Samples(root, images, labels, _kind(folder, labels, kind, source), source)
+
+
+def splits_of(root: str) -> list[str]:
+    """Names of the splits that a folder holds: of its lists, then of its folders."""
+    folder = epath.Path(root)
+    lists = (
+        sorted(path.stem for path in (folder / "list").iterdir() if path.suffix == ".lst") if (folder / "list").is_dir() else []
+    )
+    layout = recognized(folder) if folder.is_dir() else None
+    return list(dict.fromkeys(lists + (layout.splits(folder) if layout else [])))
 
 
 def _joined(folder: epath.Path, split: str, kind: str) -> tuple[list[Pair], str]:
@@ -178,8 +188,11 @@ def _kind_of_name(name: str) -> str:
 
 def _png_colors(path: epath.Path) -> int | None:
     """The colour type in a PNG's header; None for another file."""
-    with path.open("rb") as file:
-        header = file.read(26)
+    try:
+        with path.open("rb") as file:
+            header = file.read(26)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({one_line(error)}): replace it or take it off the list") from None
     return header[25] if len(header) == 26 and header.startswith(b"\x89PNG") else None
 
 

@@ -97,8 +97,9 @@ def _decode_label(data: tf.Tensor, is_color: bool) -> tf.Tensor:
     return values
 
 
-def _palette_indices(data: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(data)) as image:
+def _palette_indices(data: bytes | np.ndarray) -> np.ndarray:
+    # TensorFlow hands over bytes inside tf.data, and an array of one object outside.
+    with Image.open(io.BytesIO(data if isinstance(data, bytes) else data.item())) as image:
         return np.array(image, np.uint8)
 
 
@@ -133,7 +134,8 @@ def _explain_pair(samples: Samples, i: int) -> DataError | None:
         return DataError(f"{label_path} is a {formats[1]} file: labels must be PNG, which keeps values exact")
     is_color = samples.kind == "color"
     if not is_color and label.mode not in ("L", "P"):
-        return DataError(f"{label_path} is no 8-bit id image (mode {label.mode}): for colours set data.label_kind=color")
+        advice = "for colours set data.label_kind=color" if label.mode in ("RGB", "RGBA") else "save it as 8-bit grey PNG"
+        return DataError(f"{label_path} is no 8-bit id image (mode {label.mode}): {advice}")
     return None
 
 

@@ -1,0 +1,310 @@
+"""Opens every sample of a data set and says what is wrong. What ends a training is what training's own reader objects to."""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from deeplab_jax.config import DataConfig
+from deeplab_jax.data.find import find_split
+from deeplab_jax.data.lists import Samples, value_table
+from deeplab_jax.data.masks import count_runs, show
+from deeplab_jax.data.sources import read_sample
+from deeplab_jax.errors import DataError
+from deeplab_jax.labels import IGNORE, UNKNOWN, LabelSet
+
+SMALL, LARGE, NARROW = 64, 50_000_000, 4  # pixels of the shorter side; pixels; longer over shorter side
+ORIENTATION = 274  # the EXIF tag
+# How Pillow calls what is no plain RGB, and what training makes of it.
+UNUSUAL_MODES = {
+    "L": "grey: it is repeated for red, green and blue",
+    "LA": "grey with transparency, which is dropped",
+    "1": "black and white: it is read as grey",
+    "P": "coloured by a palette: its colours are read",
+    "RGBA": "an image with transparency, which is dropped",
+    "CMYK": "CMYK, converted to RGB without its colour profile: save it as RGB",
+    "I;16": "16 bits a value, of which the upper 8 are used: save it with 8",
+    "I": "16 bits a value, of which the upper 8 are used: save it with 8",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong, in a line.
+
+    Attributes:
+      sort: what kind of problem, the same for all problems of a kind.
+      split: where.
+      text: the file, what is wrong with it and what to do.
+      fails: whether a training would end there.
+    """
+
+    sort: str
+    split: str
+    text: str
+    fails: bool
+
+
+@dataclasses.dataclass(slots=True)
+class Tally:
+    """What a split's readable samples add up to.
+
+    Attributes:
+      source: where the list comes from.
+      samples: how many there are.
+      sizes: samples by (width, height).
+      image_modes, label_modes: samples by Pillow's name of the files' mode.
+      pixels: by train id.
+      images: samples that hold a class, by train id.
+      ignored: pixels.
+      unknown: pixels of values outside the label set.
+    """
+
+    source: str
+    samples: int
+    sizes: Counter[tuple[int, int]]
+    image_modes: Counter[str]
+    label_modes: Counter[str]
+    pixels: np.ndarray
+    images: np.ndarray
+    ignored: int = 0
+    unknown: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Report:
+    """What `check` found: a tally by split, and the problems, those first that end a training."""
+
+    tallies: Mapping[str, Tally]
+    problems: Sequence[Problem]
+
+    @property
+    def fails(self) -> bool:
+        """Whether training would fail."""
+        return any(problem.fails for problem in self.problems)
+
+
+@dataclasses.dataclass(slots=True)
+class _Sample:
+    """What one sample holds. Pixels by value of the label; `error` where it cannot be read."""
+
+    name: str
+    label: str = ""
+    size: tuple[int, int] = (0, 0)
+    image_mode: str = ""
+    label_mode: str = ""
+    orientation: int = 1
+    pixels_hash: str = ""
+    values: dict[int, int] = dataclasses.field(default_factory=dict)
+    error: str = ""
+
+
+def open_splits(data: DataConfig, splits: Iterable[str]) -> tuple[dict[str, Samples], list[Problem]]:
+    """The splits that training would find, and what keeps it from the others. The split "test" needs no labels."""
+    sets, problems = {}, []
+    for split in splits:
+        try:
+            sets[split] = find_split(data, split, need_labels=split != "test")
+        except DataError as error:
+            problems.append(Problem("lists and folders", split, str(error), fails=True))
+    return sets, problems
+
+
+def check(
+    sets: Mapping[str, Samples],
+    labels: LabelSet,
+    problems: Sequence[Problem] = (),
+    on_sample: Callable[[], None] = lambda: None,
+) -> Report:
+    """Reads every sample of some splits.
+
+    Args:
+      sets: by name of the split, training's first.
+      labels: what the values should mean.
+      problems: found before, with which the report begins.
+      on_sample: called after each sample, to show progress.
+    """
+    problems = list(problems)
+    tallies: dict[str, Tally] = {}
+    seen: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for split, samples in sets.items():
+        tally = tallies[split] = _empty(samples, labels)
+        table = value_table(samples.kind, labels)
+        for sample in _inspected(samples):
+            problems += _add(tally, split, samples, labels, table, sample)
+            if sample.pixels_hash:
+                seen[sample.pixels_hash].append((split, sample.name))
+            on_sample()
+    problems += _duplicates(seen.values())
+    problems += _missing_classes(tallies, labels)
+    return Report(tallies, sorted(problems, key=lambda problem: not problem.fails))
+
+
+def class_weights(pixels: np.ndarray) -> tuple[float, ...]:
+    """Weights of classes that occur with these numbers of pixels: ENet's 1 / ln(1.02 + share) (arXiv 1606.02147, section 5.2).
+
+    They are scaled so that the mean over all pixels is 1, which leaves the loss and so the learning rate at their scale.
+    """
+    share = pixels / max(pixels.sum(), 1)
+    weights = 1 / np.log(1.02 + share)
+    return tuple(round(float(w), 3) for w in weights / max((share * weights).sum(), 1e-12))
+
+
+def as_json(report: Report, labels: LabelSet) -> dict[str, Any]:
+    """The report as plain values."""
+    splits = {}
+    for split, tally in report.tallies.items():
+        splits[split] = {
+            "source": tally.source,
+            "samples": tally.samples,
+            "sizes": {f"{width}x{height}": count for (width, height), count in tally.sizes.most_common()},
+            "image_modes": dict(tally.image_modes),
+            "label_modes": dict(tally.label_modes),
+            "class_pixels": dict(zip(labels.names, tally.pixels.tolist(), strict=True)),
+            "class_images": dict(zip(labels.names, tally.images.tolist(), strict=True)),
+            "ignored_pixels": tally.ignored,
+            "unknown_pixels": tally.unknown,
+        }
+    weights = {split: class_weights(tally.pixels) for split, tally in list(report.tallies.items())[:1]}
+    return {
+        "labels": labels.name,
+        "training_would_fail": report.fails,
+        "splits": splits,
+        "class_weights": weights,
+        "problems": [dataclasses.asdict(problem) for problem in report.problems],
+    }
+
+
+def _empty(samples: Samples, labels: LabelSet) -> Tally:
+    zeros = np.zeros(labels.num_classes, np.int64)
+    return Tally(samples.source, len(samples), Counter(), Counter(), Counter(), zeros, zeros.copy())
+
+
+def _inspected(samples: Samples) -> Iterable[_Sample]:
+    # Decoding lets other threads run; what comes back is small.
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(lambda i: _inspect(samples, i), range(len(samples)))
+
+
+def _inspect(samples: Samples, i: int) -> _Sample:
+    found = _Sample(samples.images[i], samples.labels[i] if samples.labels else "")
+    try:
+        image, values = read_sample(samples, i)
+    except DataError as error:
+        found.error = str(error)
+        return found
+    found.size = (image.shape[1], image.shape[0])
+    found.pixels_hash = hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()
+    if values is not None:
+        found.values = count_runs(values.ravel())
+    if samples.store is None:
+        found.image_mode, found.orientation = _header(samples, samples.images[i])
+        found.label_mode = _header(samples, found.label)[0] if found.label else ""
+    return found
+
+
+def _header(samples: Samples, name: str) -> tuple[str, int]:
+    """Pillow's name of the mode, and the EXIF orientation, 1 for upright; "" where only TensorFlow can read the file."""
+    try:
+        with (epath.Path(samples.root) / name).open("rb") as file, Image.open(file) as picture:
+            return picture.mode, picture.getexif().get(ORIENTATION, 1)
+    except Exception:  # training can read the file, which is what counts
+        return "", 1
+
+
+def _add(tally: Tally, split: str, samples: Samples, labels: LabelSet, table: np.ndarray, sample: _Sample) -> Iterable[Problem]:
+    """Adds the sample to the tally, and yields what is wrong with it."""
+    path = f"{samples.root}/{sample.name}"
+    if sample.error:
+        yield Problem("cannot be used", split, sample.error, fails=True)
+        return
+    tally.sizes[sample.size] += 1
+    if sample.image_mode:
+        tally.image_modes[sample.image_mode] += 1
+    if sample.label_mode:
+        tally.label_modes[sample.label_mode] += 1
+    yield from _odd_image(split, path, sample)
+    if not samples.labels:
+        return
+    unknown = {}
+    by_class = np.zeros_like(tally.pixels)
+    for value, pixels in sample.values.items():
+        train_id = int(table[value])
+        if train_id == UNKNOWN:
+            unknown[value] = pixels
+        elif train_id == IGNORE:
+            tally.ignored += pixels
+        else:
+            by_class[train_id] += pixels
+    tally.pixels += by_class
+    tally.images += by_class > 0
+    tally.unknown += sum(unknown.values())
+    if unknown:
+        is_color = samples.kind == "color"
+        shown = ", ".join(f"{show(value, is_color)} ({pixels} pixels)" for value, pixels in list(unknown.items())[:5])
+        shown += f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        text = f"{samples.root}/{sample.label} holds {shown}, in no entry of the label set {labels.name}"
+        blended = ": was it resized with blending, or JPEG once? Make it again" if len(unknown) > 5 else ""
+        text += blended or ": mend the file, or add the value to the label set"
+        yield Problem("values outside the label set", split, text, fails=True)
+    elif not by_class.any():
+        text = f"{path} has a label that is ignored all over: nothing is learned from it; take it off the list"
+        yield Problem("labels that are all ignored", split, text, fails=False)
+
+
+def _odd_image(split: str, path: str, sample: _Sample) -> Iterable[Problem]:
+    if sample.image_mode != "RGB" and sample.image_mode:
+        what = UNUSUAL_MODES.get(sample.image_mode, f"an image of Pillow's mode {sample.image_mode}: save it as RGB")
+        yield Problem(f"images of mode {sample.image_mode}", split, f"{path} is {what}", fails=False)
+    if sample.orientation != 1:
+        text = (
+            f"{path} has EXIF orientation {sample.orientation}, which training does not apply: save it upright, like its label"
+        )
+        yield Problem("images that a viewer turns", split, text, fails=False)
+    short, long = sorted(sample.size)
+    shown = f"{path} is {sample.size[0]}x{sample.size[1]} pixels"
+    if short < SMALL:
+        yield Problem("very small images", split, f"{shown}: the network sees little in it; is it a thumbnail?", fails=False)
+    elif long > NARROW * short:
+        text = f"{shown}, very long: crops are mostly fill colour or a small part of it; cut it up"
+        yield Problem("very long images", split, text, fails=False)
+    if short * long > LARGE:
+        text = f"{shown}: evaluation takes images whole; set --config.eval.window, or make it smaller"
+        yield Problem("very large images", split, text, fails=False)
+
+
+def _duplicates(same: Iterable[list[tuple[str, str]]]) -> Iterable[Problem]:
+    for places in same:
+        first_split, first = places[0]
+        for split, name in places[1:]:
+            if split == first_split:
+                text = f"{name} is the same picture as {first}: it counts twice; take one off the list"
+                yield Problem("the same picture twice in a split", split, text, fails=False)
+            else:
+                text = (
+                    f"{name} of {split} is the same picture as {first} of {first_split}: scores would be of images trained on"
+                )
+                yield Problem("the same picture in two splits", split, f"{text}; take one off its list", fails=False)
+
+
+def _missing_classes(tallies: Mapping[str, Tally], labels: LabelSet) -> Iterable[Problem]:
+    first = next(iter(tallies), "")
+    for split, tally in tallies.items():
+        absent = [name for name, pixels in zip(labels.names, tally.pixels, strict=True) if not pixels]
+        if absent and tally.pixels.any():
+            advice = "add images, or take it out of the label set" if split == first else "it is not scored there"
+            text = f"{split} has no pixel of {', '.join(absent)}: {advice}"
+            yield Problem("classes never seen", split, text, fails=False)
+
+
+def share(part: float, whole: float) -> str:
+    """A percentage, with as many digits as rare classes need."""
+    percent = 100 * part / whole if whole else 0
+    return f"{percent:.3f} %" if 0 < percent < 0.1 else f"{percent:.1f} %"

@@ -1,0 +1,92 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deeplab_jax import cli
+from deeplab_jax.label_files import read_labels
+
+
+def deeplab(monkeypatch, capsys, *words):
+    """Exit code and what was printed."""
+    monkeypatch.setattr("sys.argv", ["deeplab-jax", *map(str, words)])
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as stop:
+        code = stop.code
+    return code, "".join(capsys.readouterr())
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Three images and masks of the values 0, 4 and 255, and nothing else."""
+    rng = np.random.default_rng(0)
+    for split, i in (("train", 0), ("train", 1), ("val", 2)):
+        for folder, shape in (("input", (70, 90, 3)), ("target", (70, 90))):
+            path = tmp_path / "own" / folder / split / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            array = rng.integers(0, 256, shape, np.uint8) if folder == "input" else np.full(shape, 4 * (i % 2), np.uint8)
+            if folder == "target":
+                array[i], array[9] = 4, 255
+            Image.fromarray(array).save(path)
+    return tmp_path / "own"
+
+
+def test_own_data_from_labels_to_check(own, tmp_path, monkeypatch, capsys):
+    code, said = deeplab(monkeypatch, capsys, "data", "labels", own)
+    assert code == 0
+    assert "assumed that 0 is a class as well" in said
+    assert "2 classes are in" in said
+    labels = read_labels(own / "labels.json")
+    assert (labels.name, labels.ids) == ("own", (0, 4))
+    code, said = deeplab(monkeypatch, capsys, "data", "check", own, "--out", tmp_path / "out")
+    assert code == 0
+    assert "labels: own, 2 classes, from" in said
+    assert "training can read every sample" in said
+    assert "--config.loss.class_weights='(" in said
+    assert (tmp_path / "out" / "index.html").read_text("utf-8").startswith("<!doctype html>")
+    assert not json.loads((tmp_path / "out" / "check.json").read_text())["training_would_fail"]
+
+
+def test_a_file_that_was_edited_is_not_written_over(own, monkeypatch, capsys):
+    (own / "labels.json").write_text("mine")
+    code, said = deeplab(monkeypatch, capsys, "data", "labels", own)
+    assert code == 2
+    assert "labels.json exists and is left alone" in said
+    assert (own / "labels.json").read_text() == "mine"
+    assert deeplab(monkeypatch, capsys, "data", "labels", own, "--out", own / "other.json", "--splits", "val")[0] == 0
+
+
+def test_what_would_end_a_training_is_exit_code_1(own, monkeypatch, capsys):
+    deeplab(monkeypatch, capsys, "data", "labels", own)
+    bad = own / "target" / "train" / "0.png"
+    Image.fromarray(np.full((70, 90), 5, np.uint8)).save(bad)
+    code, said = deeplab(monkeypatch, capsys, "data", "check", own)
+    assert code == 1
+    assert "ERROR: values outside the label set, 1" in said
+    assert f"{bad} holds 5 (6300 pixels)" in said
+    assert deeplab(monkeypatch, capsys, "data", "check", own, "--splits", "val", "nope")[0] == 1
+
+
+def test_labels_are_recognized_by_the_folders_or_asked_for(street_scenes, own, monkeypatch, capsys):
+    code, said = deeplab(monkeypatch, capsys, "data", "check", street_scenes, "--splits", "val", "test")
+    assert code == 0
+    assert "labels: cityscapes, 19 classes, since the folders are those of Cityscapes" in said
+    code, said = deeplab(monkeypatch, capsys, "data", "check", own)
+    assert code == 2
+    assert "run `deeplab-jax data labels" in said
+    code, said = deeplab(monkeypatch, capsys, "data", "check", own, "--labels", "voc")
+    assert "labels: voc, 21 classes, as asked" in said
+    assert code == 0
+
+
+@pytest.mark.parametrize("command", ["labels", "check"])
+@pytest.mark.parametrize("root", ["", "nowhere"])
+def test_a_root_that_is_none_is_one_line(command, root, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, said = deeplab(monkeypatch, capsys, "data", command, root)
+    assert code == 2
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
