@@ -75,7 +75,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_shardings(mesh: Mesh, batch: Iterable[str]) -> dict[str, NamedSharding]:
     """Rows over "data", image rows over "spatial", for the named entries of a batch."""
-    specs = {"image": P("data", "spatial"), "label": P("data", "spatial"), "valid": P("data")}
+    specs = {"image": P("data", "spatial"), "label": P("data", "spatial"), "valid": P("data"), "photometric": P("data")}
     return {name: NamedSharding(mesh, specs[name]) for name in batch}
 
 

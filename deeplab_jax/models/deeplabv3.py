@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Real
 
 from deeplab_jax.config import ModelConfig, aspp_rates
 from deeplab_jax.models.aspp import ASPP, ConvBNReLU
@@ -68,7 +68,7 @@ def _classifier(num_classes: int, dtype: Any, rows: Rows | None, name: str) -> C
     return Conv(num_classes, use_bias=True, dtype=wide, kernel_init=nn.initializers.normal(0.01), rows=rows, name=name)
 
 
-def normalize(images: UInt8[Array, "n h w 3"], mean: tuple[float, ...], std: tuple[float, ...]) -> Float[Array, "n h w 3"]:
+def normalize(images: Real[Array, "n h w 3"], mean: tuple[float, ...], std: tuple[float, ...]) -> Float[Array, "n h w 3"]:
     """(image - mean) / std in float32, both in units of 0-255."""
     scale = 1 / jnp.asarray(std, jnp.float32)
     return (images.astype(jnp.float32) - jnp.asarray(mean, jnp.float32)[None, None, None]) * scale[None, None, None]

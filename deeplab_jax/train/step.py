@@ -9,17 +9,17 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, PyTree, Shaped, UInt8
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from deeplab_jax import losses
 from deeplab_jax.config import Config
 from deeplab_jax.models import DeepLabV3, Outputs, normalize
 from deeplab_jax.models.layers import resize_bilinear
 from deeplab_jax.models.rows import Rows, split_rows
+from deeplab_jax.photometric import distort
 from deeplab_jax.sharding import batch_shardings, replicated
 from deeplab_jax.train.state import TrainState
 
-BATCH = ("image", "label", "valid")
 Batch = dict[str, Shaped[Array, "n ..."]]
 # (params, batch_stats, batch, dropout key, pixels) -> (loss, (pixels that are right, new batch_stats))
 Loss = Callable[..., tuple[Array, tuple[Array, Any]]]
@@ -41,28 +41,29 @@ def train_step(
 
     Args:
       state: before the update.
-      batch: "image" uint8 [n, h, w, 3], "label" uint8 [n, h, w], "valid" bool [n].
+      batch: "image" uint8 [n, h, w, 3], "label" uint8 [n, h, w], "valid" bool [n], and with `data.photometric` also
+        "photometric" float32 [n, 5], see `photometric.distort`.
       config: of the run; static, as what follows.
       model: the network.
       optimizer: what `make_optimizer` returns.
       mesh: the devices; needed where image rows are split over them.
 
     Returns:
-      The state after it, and {"loss", "accuracy"} over the pixels that count, "grad_norm", and "skipped", the updates not
-      applied so far because they were not finite. Statistics, normaliser and gradient are those of the global batch,
-      whatever the mesh; of micro-batches, see `_gradient`.
+      The state after it, and {"loss": what is minimised, "accuracy": over the valid pixels, "grad_norm", "skipped": the
+      updates not applied so far because they were not finite}. Statistics, hard pixels, normaliser and gradient are those of
+      the global batch, whatever the mesh; of micro-batches, see `_gradient`.
     """
     dropout_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     mask = losses.valid_pixels(batch["label"], batch["valid"])
-    pixels = losses.normalizer(mask)
     rows = split_rows(mesh, config.data.crop_size[0], config.model.output_stride) if mesh else None
-    loss_fn = functools.partial(_loss, model=model, aux_weight=config.optim.aux_weight, rows=rows)
+    pixels = losses.normalizer(batch["label"], mask, _size(batch, rows), config.loss)
+    loss_fn = functools.partial(_loss, config=config, model=model, rows=rows)
     if rows:
-        image_rows = {"image": P(None, rows.axis), "label": P(None, rows.axis), "valid": P()}
+        image_rows = {name: P(None, rows.axis) if name in ("image", "label") else P() for name in batch_names(config)}
         specs = (P(), P(), image_rows, P(), P())
         loss_fn = jax.shard_map(loss_fn, mesh=mesh, in_specs=specs, out_specs=P(), axis_names={rows.axis})
     (loss, (hits, batch_stats)), grads = _gradient(
-        loss_fn, state, {name: batch[name] for name in BATCH}, dropout_key, pixels, config.train.micro_batches
+        loss_fn, state, {name: batch[name] for name in batch_names(config)}, dropout_key, pixels, config.train.micro_batches
     )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -77,7 +78,8 @@ def train_step(
         ema_params=state.ema_params and _moving_average(state.ema_params, params, state.step, config.optim.ema_decay),
     )
     state = jax.tree.map(functools.partial(_choose, is_finite & jnp.any(mask)), after, state)
-    return state, {"loss": loss, "accuracy": hits / pixels, "grad_norm": grad_norm, "skipped": state.skipped}
+    accuracy = hits / jnp.maximum(jnp.sum(mask), 1)
+    return state, {"loss": loss, "accuracy": accuracy, "grad_norm": grad_norm, "skipped": state.skipped}
 
 
 def _gradient(
@@ -113,37 +115,57 @@ def _loss(
     key: Array,
     pixels: Array,
     *,
+    config: Config,
     model: DeepLabV3,
-    aux_weight: float,
     rows: Rows | None,
 ) -> tuple[Array, tuple[Array, Any]]:
     """The batch's share of the loss, over `pixels`; on each device of a spatial group, that of the whole group."""
-    images = normalize(batch["image"], model.config.mean, model.config.std)
-    mask = losses.valid_pixels(batch["label"], batch["valid"])
+    images = batch["image"]
+    if config.data.photometric:
+        images = distort(images.astype(jnp.float32), batch["photometric"])
+    images = normalize(images, model.config.mean, model.config.std)
     variables = {"params": params, "batch_stats": batch_stats}
     outputs, updated = model.apply(variables, images, True, rows, mutable=["batch_stats"], rngs={"dropout": key})
-    loss, hits = _loss_and_hits(outputs, batch["label"], mask, aux_weight, model.config.align_corners, rows)
+    loss, hits = _loss_and_hits(outputs, batch, pixels, config, model.config.align_corners, rows)
     if rows:
         loss, hits = jax.lax.psum((loss, hits), rows.axis)
     return loss / pixels, (hits, updated["batch_stats"])
 
 
 def _loss_and_hits(
-    outputs: Outputs,
-    labels: UInt8[Array, "n h w"],
-    mask: Bool[Array, "n h w"],
-    aux_weight: float,
-    align_corners: bool,
-    rows: Rows | None,
+    outputs: Outputs, batch: Batch, pixels: Array, config: Config, align_corners: bool, rows: Rows | None
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Summed loss (the auxiliary one weighted in), and pixels that are right."""
-    resize = functools.partial(resize_bilinear, height=labels.shape[1], width=labels.shape[2], rows=rows)
-    logits = resize(outputs.logits, align_corners=align_corners)
-    loss = losses.cross_entropy(logits, labels, mask)
+    """Summed loss, to be divided by `pixels` (the auxiliary one weighted in), and pixels that are right.
+
+    Only the main head looks for hard pixels, as in mmsegmentation's DeepLabV3 configs with a sampler. (BiSeNetV2's and STDC's
+    have one on the auxiliary heads too.)
+    """
+    labels, mask = batch["label"], losses.valid_pixels(batch["label"], batch["valid"])
+    resize = functools.partial(
+        resize_bilinear, height=labels.shape[1], width=labels.shape[2], align_corners=align_corners, rows=rows
+    )
+    logits = resize(outputs.logits)
+    if config.loss.ohem_threshold:
+        axis = rows.axis if rows else None
+        images = jnp.sum(batch["valid"])
+        loss = losses.mined_cross_entropy(logits, labels, mask, images, pixels, config.loss, axis)
+    else:
+        loss = losses.cross_entropy(logits, labels, mask, config.loss)
     hits = jnp.sum((jnp.argmax(logits, -1) == labels) & mask)
     if outputs.aux is not None:
-        loss += aux_weight * losses.cross_entropy(resize(outputs.aux, align_corners=align_corners), labels, mask)
+        loss += config.optim.aux_weight * losses.cross_entropy(resize(outputs.aux), labels, mask, config.loss)
     return loss, hits.astype(jnp.float32)
+
+
+def _size(batch: Batch, rows: Rows | None) -> Int[Array, ""]:
+    """Pixels of the batch, ignored ones too; rows below the image that make it divide over the devices are none."""
+    _, height, width = batch["label"].shape
+    return jnp.sum(batch["valid"]) * (rows.height if rows else height) * width
+
+
+def batch_names(config: Config) -> tuple[str, ...]:
+    """What the step reads of a batch."""
+    return ("image", "label", "valid", *["photometric"] * config.data.photometric)
 
 
 def _moving_average(average: PyTree, params: PyTree, step: Array, decay: float) -> PyTree:
@@ -164,4 +186,6 @@ def compile_train_step(mesh: Mesh, *, config: Config, model: DeepLabV3, optimize
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         return train_step(state, batch, config=config, model=model, optimizer=optimizer, mesh=mesh)
 
-    return jax.jit(step, in_shardings=(whole, batch_shardings(mesh, BATCH)), out_shardings=(whole, whole), donate_argnums=0)
+    return jax.jit(
+        step, in_shardings=(whole, batch_shardings(mesh, batch_names(config))), out_shardings=(whole, whole), donate_argnums=0
+    )

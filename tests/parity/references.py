@@ -42,7 +42,7 @@ def _import_torchvision() -> None:
         import torchvision  # noqa: F401
 
 
-def _import_mmseg() -> None:
+def import_mmseg() -> None:
     """mmsegmentation's models; with mmcv-lite, stand-ins for the operators that it lacks."""
     _import_torchvision()
     if importlib.util.find_spec("mmcv._ext") is None:
@@ -63,7 +63,7 @@ def mmseg_network(
     depth: int, kind: str = "ResNetV1c", mg124: bool = False, align_corners: bool = False, aux: bool = True
 ) -> torch.nn.Module:
     """The network of mmsegmentation's configs/deeplabv3/: -d8, or d16-mg124."""
-    _import_mmseg()
+    import_mmseg()
     from mmseg.registry import MODELS
 
     norm = {"type": "BN", "requires_grad": True}

@@ -1,13 +1,15 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_model
+from flax import linen as nn
 
-from deeplab_jax.config import Config, DataConfig, MeshConfig, OptimConfig, TrainConfig
+from deeplab_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.models import DeepLabV3
+from deeplab_jax.models import DeepLabV3, Outputs
 from deeplab_jax.sharding import make_mesh, place, replicated
 from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.state import init_state
@@ -25,18 +27,32 @@ def batch(seed=0, n=4, classes=3, height=64):
     return {"image": image, "label": label, "valid": np.ones(n, bool), "index": np.arange(n)}
 
 
+class Pixels(nn.Module):
+    """Two classifiers of every eighth pixel: a step that compiles in a second, and no statistics between the images."""
+
+    config: ModelConfig
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x, train, rows=None):
+        self.variable("batch_stats", "none", jnp.zeros, ())
+        x = x[:, ::8, ::8]
+        return Outputs(nn.Dense(self.num_classes, name="classifier")(x), nn.Dense(self.num_classes, name="aux_classifier")(x))
+
+
 @functools.cache
-def compiled(data=1, spatial=1, height=64, micro_batches=1, **switches):
+def compiled(data=1, spatial=1, height=64, micro_batches=1, network=DeepLabV3, loss=(), photometric=False, **switches):
     """(mesh, initial state, step) of a tiny network; compiling is what these tests take."""
     mesh = make_mesh(MeshConfig(data, spatial))
     config = Config(
         labels=LABELS,
         model=tiny_model(**{"output_stride": 8, "aux_head": True, "dropout": 0.0, "aux_dropout": 0.0} | switches),
-        data=DataConfig(crop_size=(height, 32)),
+        data=DataConfig(crop_size=(height, 32), photometric=photometric),
         optim=OptimConfig(lr=LR, weight_decay=0.0, aux_weight=0.4, ema_decay=0.15),
         train=TrainConfig(micro_batches=micro_batches),
+        loss=LossConfig(**dict(loss)),
     )
-    model, optimizer = DeepLabV3(config.model, 3), make_optimizer(config.optim, 100)
+    model, optimizer = network(config.model, 3), make_optimizer(config.optim, 100)
     state = jax.jit(lambda: init_state(model, optimizer, 0, ema=True), out_shardings=replicated(mesh))()
     return mesh, jax.device_get(state), compile_train_step(mesh, config=config, model=model, optimizer=optimizer)
 
@@ -150,6 +166,86 @@ def test_micro_batches_do_not_depend_on_the_devices():
     alone, together = Trainer(micro_batches=2), Trainer(data=2, micro_batches=2)
     assert alone.run(batch())["loss"] == pytest.approx(together.run(batch())["loss"], rel=1e-4)
     assert distance(together.get().params, alone.get().params) < 1e-4  # float32, sums in another order
+
+
+WEIGHTED = (("class_weights", (0.5, 2.0, 1.5)), ("label_smoothing", 0.1))
+MINED = (*WEIGHTED, ("ohem_threshold", 0.2), ("ohem_min_kept", 900))
+ALL = ("normalizer", "all")
+
+
+def partly_ignored(height=64):
+    rng = np.random.default_rng(5)
+    sample = batch(height=height)
+    label = np.where(rng.random(sample["label"].shape) < 0.2, 255, sample["label"])
+    image = rng.integers(0, 256, sample["image"].shape)
+    return sample | {"label": label.astype(np.uint8), "image": image.astype(np.uint8), "valid": np.arange(4) != 2}
+
+
+def head_loss(logits, sample, loss):
+    """Of one head in float64, of a sort; logits at the stride of the features."""
+    n, height, width = sample["label"].shape
+    logits = jax.image.resize(logits, (n, height, width, 3), "bilinear", antialias=False)
+    logits = np.float64(logits[sample["valid"]])
+    labels = sample["label"][sample["valid"]]
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    weights = np.array(loss.class_weights or (1.0, 1.0, 1.0))
+    kept = labels != 255
+    own = np.where(kept, labels, 0)
+    of_own = np.take_along_axis(log_p, own[..., None], -1)[..., 0]
+    if loss.ohem_threshold:
+        ordered = np.sort(np.exp(of_own[kept]))
+        at_least = ordered[min(loss.ohem_min_kept * len(labels), len(ordered) - 1)]
+        assert at_least > loss.ohem_threshold  # so that the step has to search
+        kept &= np.exp(of_own) < at_least
+    per_pixel = (1 - loss.label_smoothing) * weights[own] * of_own + loss.label_smoothing * (weights * log_p).mean(-1)
+    counted = np.where(labels != 255, weights[own], weights.mean()) if loss.normalizer == "all" else weights[own] * kept
+    return -np.sum(per_pixel * kept) / counted.sum()
+
+
+@pytest.mark.parametrize("loss", [(*WEIGHTED, ALL), MINED], ids=["all", "mined"])
+def test_the_loss_of_the_config_on_any_devices(loss):
+    """The auxiliary head's has no mining."""
+    sample, settings = partly_ignored(height=65), LossConfig(**dict(loss))
+    alone = Trainer(network=Pixels, loss=loss, height=65)
+    model, params = Pixels(tiny_model(), 3), alone.get().params
+    mean, std = (np.array(x, np.float32) for x in (model.config.mean, model.config.std))
+    outputs = model.apply({"params": params, "batch_stats": {"none": 0.0}}, (sample["image"] - mean) / std, True)
+    without = LossConfig(settings.class_weights, settings.label_smoothing, normalizer=settings.normalizer)
+    expected = head_loss(outputs.logits, sample, settings) + 0.4 * head_loss(outputs.aux, sample, without)
+    row = alone.run(sample)
+    assert row["loss"] == pytest.approx(expected, rel=1e-5)  # float32
+    for data, spatial in ((4, 1), (2, 2)):
+        together = Trainer(network=Pixels, loss=loss, height=65, data=data, spatial=spatial)
+        assert together.run(sample) == pytest.approx(row, rel=1e-5)
+        assert distance(together.get().params, alone.get().params) < 1e-6
+
+
+@pytest.mark.parametrize("settings", [{}, {"data": 2, "spatial": 2}, {"micro_batches": 2}])
+def test_colours_are_distorted_on_the_device_before_the_network_sees_them(settings):
+    sample = partly_ignored(height=65)
+    sample["image"] = sample["image"] // 2
+    factors = np.array([[10 * i, 1, 1, 0, 0] for i in range(4)], np.float32)  # a brightness for each image
+    brighter = sample | {"image": sample["image"] + factors[:, :1, None, None].astype(np.uint8)}
+    plain = Trainer(network=Pixels, height=65, **settings).run(brighter)
+    distorted = Trainer(network=Pixels, height=65, photometric=True, **settings).run(sample | {"photometric": factors})
+    assert distorted == pytest.approx(plain, rel=1e-6)  # float32
+
+
+def test_micro_batches_share_the_normaliser_of_class_weights():
+    sample = partly_ignored()
+    sample["label"][::2, 10:] = 255
+    whole, parts = (Trainer(network=Pixels, loss=(*WEIGHTED, ALL), micro_batches=count) for count in (1, 2))
+    assert whole.run(sample) == pytest.approx(parts.run(sample), rel=1e-5)
+    assert distance(parts.get().params, whole.get().params) < 1e-6
+
+
+def test_an_update_that_is_not_finite_is_not_mined_away():
+    trainer = Trainer(network=Pixels, loss=MINED, height=65)
+    good = trainer.get()
+    bad = good.replace(params=jax.tree.map(lambda x: np.full_like(x, np.nan), good.params))
+    trainer.put(bad)
+    assert trainer.run(partly_ignored(height=65))["skipped"] == 1
+    assert_only_counters_moved(bad, trainer.get(), skipped=1)
 
 
 def test_the_moving_average_by_hand():
