@@ -1,0 +1,55 @@
+"""The usual way, measured by input_pipeline.py: PyTorch's DataLoader, Pillow's decoder and torchvision's v2 transforms."""
+
+import pathlib
+import sys
+import types
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+
+try:
+    import torchvision
+except RuntimeError:  # its compiled operators do not go with this torch; the transforms are Python
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    for name in ("torchvision._meta_registrations", "torchvision._autograd_registrations"):
+        sys.modules[name] = types.ModuleType(name)
+    import torchvision  # noqa: F401
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+
+class Pairs(torch.utils.data.Dataset):
+    """The pairs of a list, over and over."""
+
+    def __init__(self, root: pathlib.Path, crop: tuple[int, int], size: tuple[int, int], length: int) -> None:
+        lines = (root / "list" / "train.lst").read_text().splitlines()
+        self.pairs = [[root / name for name in line.split("\t")] for line in lines]
+        self.length = length
+        self.transform = v2.Compose(
+            [
+                v2.ScaleJitter(size, (0.5, 2.0)),
+                v2.RandomCrop(crop, pad_if_needed=True, fill={tv_tensors.Image: (124, 116, 104), tv_tensors.Mask: 255}),
+                v2.RandomHorizontalFlip(),
+                v2.RandomPhotometricDistort(),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        image, label = (np.array(Image.open(path)) for path in self.pairs[i % len(self.pairs)])
+        return self.transform(
+            tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)), tv_tensors.Mask(torch.from_numpy(label))
+        )
+
+
+def batches(root: pathlib.Path, crop: tuple[int, int], size: tuple[int, int], batch_size: int, workers: int) -> Iterator:
+    """Batches without end."""
+    pairs = Pairs(root, crop, size, length=10**9)
+    sampler = torch.utils.data.RandomSampler(pairs.pairs, replacement=True, num_samples=10**6)
+    loader = torch.utils.data.DataLoader(pairs, batch_size, sampler=sampler, num_workers=workers, drop_last=True)
+    return iter(loader)
