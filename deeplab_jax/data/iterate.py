@@ -1,6 +1,8 @@
 """From datasets to NumPy batches where files may be broken: which one it is, and how a training goes on without it."""
 
+import atexit
 import logging
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -9,6 +11,34 @@ import tensorflow as tf
 from deeplab_jax.data.lists import Samples
 from deeplab_jax.data.read import reason
 from deeplab_jax.errors import DataError
+
+
+class _Batches:
+    """A dataset's batches, which end with the program.
+
+    Datasets call Python from threads of their own. Those that do so while the interpreter goes down wait for ever, and it for
+    them: what is left of an iteration must be gone before.
+    """
+
+    def __init__(self, dataset: tf.data.Dataset) -> None:
+        self._iterator = dataset.as_numpy_iterator()
+        _OPEN.add(self)
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        return next(self._iterator)
+
+    def close(self) -> None:
+        """Waits for what is being read."""
+        self._iterator = None
+
+
+_OPEN: weakref.WeakSet[_Batches] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for batches in list(_OPEN):
+        batches.close()
 
 
 def log_skipped(error: DataError) -> None:
@@ -42,7 +72,7 @@ def iterate(
     """
     number = start
     skipped: tuple[int, ...] = ()
-    batches = dataset(number, skipped).as_numpy_iterator()
+    batches = _Batches(dataset(number, skipped))
     while True:
         try:
             batch = next(batches)
@@ -56,7 +86,7 @@ def iterate(
                 names = ", ".join(samples.images[i] for i in rows(number))
                 message = f"reading {names} failed once ({reason(error)}) and then worked: check the disk"
                 raise DataError(message) from None
-            batches = dataset(number, skipped).as_numpy_iterator()
+            batches = _Batches(dataset(number, skipped))
         else:
             yield batch
             number += 1

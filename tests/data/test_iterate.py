@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import tensorflow as tf
 
@@ -128,3 +131,16 @@ def test_python_s_log_names_the_skipped_unless_told_otherwise(caplog):
     numbers = Numbers(broken=[1])
     next(iterate(SAMPLES, numbers.dataset, numbers.rows, numbers.check, max_unreadable=1))
     assert [record.getMessage() for record in caplog.records] == ["skipped: 1.png is broken"]
+
+
+def test_a_program_ends_while_its_pipeline_reads():
+    code = """
+import time, numpy as np, tensorflow as tf
+from deeplab_jax.data.iterate import iterate
+slow = lambda x: (time.sleep(0.01), x)[1]
+dataset = tf.data.Dataset.range(10**6).map(lambda i: {"i": tf.numpy_function(slow, [i], tf.int64)}, num_parallel_calls=4)
+batches = iterate(None, lambda *_: dataset.prefetch(2), None, None)
+next(batches)
+"""
+    # Without an end to it, threads of the pipeline and the interpreter would wait for each other.
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
