@@ -53,7 +53,12 @@ def synthetic(
 
 
 def prepare(
-    root: Root, out: str, splits: tuple[str, ...] = ("train", "val"), label_kind: str = "auto", threads: int = 0
+    root: Root,
+    out: str,
+    splits: tuple[str, ...] = ("train", "val"),
+    label_kind: str = "auto",
+    data_dir: str = "",
+    threads: int = 0,
 ) -> None:
     """Decode a data set once, into records that a training reads ten times as fast; give their folder as data.root.
 
@@ -64,13 +69,13 @@ def prepare(
       out: folder to make.
       splits: to prepare.
       label_kind: labelIds, labelTrainIds or color, if the names do not tell.
+      data_dir: where tfds:NAME was built, if not in TFDS's own place.
       threads: host threads; 0 for automatic.
     """
-    from deeplab_jax.config import DataConfig
     from deeplab_jax.data.prepare import prepare as write
 
-    data = DataConfig(source=root) if root.startswith("tfds:") else DataConfig(root=root)
-    data.label_kind, data.threads = label_kind, threads
+    data = _data(root, label_kind, data_dir)
+    data.threads = threads
     write(data, out, splits, Console(soft_wrap=True, highlight=False))
 
 
@@ -122,6 +127,7 @@ def check(
     splits: tuple[str, ...] = ("train", "val"),
     out: str = "",
     label_kind: str = "auto",
+    data_dir: str = "",
 ) -> None:
     """Open every sample of a data set and say what is wrong; exit code 1 where training would fail.
 
@@ -132,13 +138,14 @@ def check(
       splits: the training split first, since classes and their weights are counted there; test needs no labels.
       out: folder for check.json and index.html, a page with samples to look at.
       label_kind: labelIds, labelTrainIds or color, as data.label_kind will be.
+      data_dir: where tfds:NAME was built, if not in TFDS's own place.
     """
     from deeplab_jax.data import check as checking
     from deeplab_jax.data import overview
     from deeplab_jax.data.lists import describe
 
     console = _console()
-    sets, problems = checking.open_splits(_data(root, label_kind), splits)
+    sets, problems = checking.open_splits(_data(root, label_kind, data_dir), splits)
     label_set = _labels_of(root, labels, console)
     for split, samples in sets.items():
         console.print(describe(split, samples), markup=False, soft_wrap=True)
@@ -156,10 +163,16 @@ def check(
     sys.exit(1 if report.fails else 0)
 
 
-def _data(root: str, label_kind: str) -> DataConfig:
-    """What a training on ROOT would read."""
+def _data(root: str, label_kind: str, data_dir: str = "") -> DataConfig:
+    """What a training on ROOT would read.
+
+    Raises:
+      ConfigError: `data_dir` is given for a folder.
+    """
     source = root if root.startswith("tfds:") else ""
-    return DataConfig(root="" if source else root, source=source, label_kind=label_kind)
+    if data_dir and not source:
+        raise ConfigError(f"`--data-dir` (={data_dir!r}) goes with tfds:NAME, not with a folder (={root!r})")
+    return DataConfig(root=data_dir if source else root, source=source, label_kind=label_kind)
 
 
 def _labels_of(root: str, spec: str, console: Console) -> LabelSet:

@@ -9,7 +9,7 @@ import math
 import tensorflow as tf
 
 from deeplab_jax.config import DataConfig
-from deeplab_jax.data.sources import Cut, whole
+from deeplab_jax.data.sources import Cut, Pick, picked, whole
 from deeplab_jax.data.windows import choose_window, show_image, show_label, uniforms
 from deeplab_jax.labels import IGNORE
 
@@ -29,11 +29,11 @@ def augment(image: tf.Tensor, label: tf.Tensor, key: tf.Tensor, *, data: DataCon
     Returns:
       uint8 [crop_h, crop_w, 3] and uint8 [crop_h, crop_w].
     """
-    return augment_opened(tf.shape(label), whole(image), whole(label), key, data=data, fill=fill)
+    return augment_opened(tf.shape(label), whole(image), picked(label), key, data=data, fill=fill)
 
 
 def augment_opened(
-    size: tf.Tensor, image: Cut, label: Cut, key: tf.Tensor, *, data: DataConfig, fill: tuple[float, ...]
+    size: tf.Tensor, image: Cut, label: Pick, key: tf.Tensor, *, data: DataConfig, fill: tuple[float, ...]
 ) -> Pair:
     """The same of an image and a label of int32 [2] `size` that are read window by window."""
     fill = rounded(fill)

@@ -20,6 +20,8 @@ def instance_file(label: str) -> str:
 
 def why_no_instances(samples: Samples) -> str:
     """What keeps the split's instances from being read: a name or a missing file; "" if nothing does."""
+    if samples.store is not None:
+        return f"{samples.source} hold no instanceIds files; those of the data set do"
     files = [instance_file(label) for label in samples.labels]
     if "" in files:
         return f"{samples.labels[files.index('')]} is not named <image>_gtFine_<kind>.png"

@@ -24,7 +24,7 @@ from deeplab_jax.config import DataConfig
 from deeplab_jax.data import augment
 from deeplab_jax.data.iterate import iterate, log_skipped
 from deeplab_jax.data.lists import Samples, value_table
-from deeplab_jax.data.sources import Opened, store_of, unreadable
+from deeplab_jax.data.sources import Opened, all_of, store_of, unreadable
 from deeplab_jax.data.windows import sample_key
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import LabelSet
@@ -188,9 +188,7 @@ def eval_batches(
 
     def sample(index: tf.Tensor, is_valid: tf.Tensor) -> Row:
         opened = store_of(samples).opened(samples, table, index)
-        windows = {"image": opened.image, "label": opened.label} if opened.label else {"image": opened.image}
-        whole = {name: cut(tf.zeros(2, tf.int32), opened.size) for name, cut in windows.items()}
-        return {**whole, "fingerprint": opened.fingerprint, "valid": is_valid, "index": index}
+        return {**all_of(opened), "fingerprint": opened.fingerprint, "valid": is_valid, "index": index}
 
     indices = np.array(padded, np.int64).reshape(-1)
     dataset = _parallel(tf.data.Dataset.from_tensor_slices((indices, valid)), sample, threads, local)

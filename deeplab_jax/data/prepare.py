@@ -5,11 +5,13 @@ what it holds; the next run keeps those that still are what the source says.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,8 @@ from deeplab_jax.data.lists import Samples, describe
 from deeplab_jax.data.records import (
     FORMAT,
     MANIFEST,
+    MOST_VALUES,
+    NOTE,
     Record,
     Shard,
     is_records,
@@ -45,39 +49,56 @@ def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console)
     Args:
       data: of a config: root, source, kind of the labels, threads.
       out: a folder that does not exist yet, or of an earlier run: what it holds of unchanged samples is kept.
-      splits: names.
+      splits: names; "train+val" are two.
       console: for progress.
 
     Raises:
       DataError: see `find.find_split`; a sample cannot be read.
       ConfigError: `out` holds something else, or cannot be written, or has too little room.
     """
-    if is_records(data.root):
+    if not data.source and is_records(data.root):
         raise DataError(f"`root` (={data.root!r}) holds prepared records: give the data set that they were made of")
+    splits = list(dict.fromkeys(part for split in splits for part in split.split("+")))
     folder = epath.Path(out)
-    source = data.source or str(epath.Path(data.root).resolve() if "://" not in data.root else data.root)
-    found = {split: find_split(data, split, need_labels=split not in ("test",)) for split in splits}
+    source = data.source or (data.root if "://" in data.root else str(epath.Path(data.root).resolve()))
+    found = {split: find_split(data, split, need_labels=split != "test") for split in splits}
     for split, samples in found.items():
-        console.print(describe(split, samples))
+        console.print(describe(split, samples), markup=False)
     _require_folder(folder)
     others = _other_splits(folder, source, splits)
+    _remove_left_over(folder, splits)
     plan = {split: _plan(folder, split, samples, source) for split, samples in found.items()}
     todo = {split: [part for part in parts if part.kept is None] for split, parts in plan.items()}
     if not any(todo.values()) and (folder / MANIFEST).exists():
-        console.print(f"{out} holds them already")
+        console.print(f"{out} holds them already", markup=False)
     else:
-        # Without it, what is written next is no set of records until all of it is there.
-        (folder / MANIFEST).unlink(missing_ok=True)
-        _require_room(folder, {split: sum(len(part.rows) for part in parts) for split, parts in todo.items()}, found)
+        _require_room(folder, todo, found)
+        # What is written next is no set of records until all of it is there.
+        _write_manifest(folder, source, others)
+        _write_shards(folder, found, todo, source, data.threads, console)
+    # Another process may have prepared other splits meanwhile.
+    made = {split: _as_json(samples, plan[split]) for split, samples in found.items()}
+    _write_manifest(folder, source, _other_splits(folder, source, splits) | made)
+    _remove_rest(folder, {part.name for parts in plan.values() for part in parts}, splits)
+
+
+def _write_shards(
+    folder: epath.Path,
+    found: Mapping[str, Samples],
+    todo: Mapping[str, Sequence["_Part"]],
+    source: str,
+    threads: int,
+    console: Console,
+) -> None:
     with Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn(), console=console) as bar:
         for split, samples in found.items():
-            task = bar.add_task(split, total=sum(len(part.rows) for part in todo[split]))
             rows = [i for part in todo[split] for i in part.rows]
-            decoded = _decode(samples, rows, data.threads)
+            task = bar.add_task(split, total=len(rows))
+            # Taken before the files are read: one that changes meanwhile is then looked at again.
+            stamps = {i: _stamp(samples, i) for i in rows}
+            decoded = _decode(samples, rows, threads)
             for part in todo[split]:
-                part.kept = _write_shard(folder, part, samples, source, decoded, lambda task=task: bar.advance(task))
-    _write_manifest(folder, source, found, plan, others)
-    _remove_rest(folder, {part.name for parts in plan.values() for part in parts}, splits)
+                part.kept = _write_shard(folder, part, samples, source, stamps, decoded, functools.partial(bar.advance, task))
 
 
 @dataclasses.dataclass(slots=True)
@@ -102,18 +123,32 @@ def _kept(folder: epath.Path, part: _Part, samples: Samples, source: str) -> Sha
     try:
         values = json.loads((folder / f"{part.name}.json").read_text())
         shard = shard_from_json(values["shard"])
-    except (OSError, ValueError, KeyError, TypeError):
+        same, moved = (values["format"], values["kind"]) == (FORMAT, samples.kind), values["source"] != source
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
-    same = values["format"] == FORMAT and values["source"] == source and values["kind"] == samples.kind
     names = [(samples.images[i], "".join(samples.labels[i : i + 1])) for i in part.rows]
     if not same or names != [(record.image, record.label) for record in shard.records]:
         return None
-    for i, record in zip(part.rows, shard.records, strict=True):
-        if samples.store is None and not freshness.is_unchanged(record, samples, i):
-            return None
-        if samples.store is not None and samples.store.fingerprint(samples, i).hex() != record.fingerprint:
-            return None
-    return shard if _sha256(folder / shard.file) == shard.sha256 else None
+    # Files that were touched get their new stamp, so that the next training need not read them.
+    records = tuple(dataclasses.replace(r, stamp=_stamp(samples, i)) for i, r in zip(part.rows, shard.records, strict=True))
+    made_of = [dataclasses.replace(r, stamp=()) for r in shard.records] if moved else shard.records
+    unchanged = all(_is_unchanged(record, samples, i) for i, record in zip(part.rows, made_of, strict=True))
+    if not unchanged or _sha256(folder / shard.file) != shard.sha256:
+        return None
+    kept = dataclasses.replace(shard, records=records)
+    if moved or kept != shard:
+        _write_note(folder, part.name, samples.kind, source, kept)
+    return kept
+
+
+def _is_unchanged(record: Record, samples: Samples, i: int) -> bool:
+    if samples.store is None:
+        return freshness.is_unchanged(record, samples, i)
+    return samples.store.fingerprint(samples, i).hex() == record.fingerprint
+
+
+def _stamp(samples: Samples, i: int) -> tuple[int, ...]:
+    return () if samples.store else freshness.stamp(samples.root, (samples.images[i], *samples.labels[i : i + 1]))
 
 
 def _sha256(path: epath.Path) -> str:
@@ -151,41 +186,55 @@ def _decode(samples: Samples, rows: Sequence[int], threads: int) -> Iterator[dic
 
 
 def _write_shard(
-    folder: epath.Path, part: _Part, samples: Samples, source: str, decoded: Iterator[Mapping[str, np.ndarray]], tick: Any
+    folder: epath.Path,
+    part: _Part,
+    samples: Samples,
+    source: str,
+    stamps: Mapping[int, tuple[int, ...]],
+    decoded: Iterator[Mapping[str, np.ndarray]],
+    tick: Callable[[], None],
 ) -> Shard:
     digest, records = hashlib.sha256(), []
     with replacing(folder / f"{part.name}.bin") as file:
         for i in part.rows:
             sample = next(decoded)
-            record = _record(samples, i, sample)
             for array in (sample["image"], _label_bytes(sample.get("values"))):
                 data = array.tobytes()
                 file.write(data)
                 digest.update(data)
-            records.append(record)
+            records.append(_record(samples, i, sample, stamps[i]))
             tick()
     shard = Shard(f"{part.name}.bin", digest.hexdigest(), tuple(records))
-    note = {"format": FORMAT, "source": source, "kind": samples.kind, "shard": shard_to_json(shard)}
-    with replacing(folder / f"{part.name}.json") as file:
-        file.write(json.dumps(note).encode())
+    _write_note(folder, part.name, samples.kind, source, shard)
     return shard
 
 
-def _record(samples: Samples, i: int, sample: Mapping[str, np.ndarray]) -> Record:
-    names = (samples.images[i], *samples.labels[i : i + 1])
+def _write_note(folder: epath.Path, name: str, kind: str, source: str, shard: Shard) -> None:
+    note = {"format": FORMAT, "source": source, "kind": kind, "shard": shard_to_json(shard)}
+    with replacing(folder / f"{name}.json") as file:
+        file.write(json.dumps(note).encode())
+
+
+def _record(samples: Samples, i: int, sample: Mapping[str, np.ndarray], stamp: tuple[int, ...]) -> Record:
     height, width = sample["image"].shape[:2]
     values = sample.get("values")
-    is_color = samples.kind == "color"
     return Record(
-        image=names[0],
-        label="".join(names[1:]),
+        image=samples.images[i],
+        label="".join(samples.labels[i : i + 1]),
         height=height,
         width=width,
-        channels=0 if values is None else 3 if is_color else 1,
-        values=() if values is None else tuple(np.unique(values).tolist()),
+        channels=_channels(samples),
+        values=() if values is None else tuple(np.unique(values)[:MOST_VALUES].tolist()),
         fingerprint=sample["fingerprint"].tobytes().hex(),
-        stamp=freshness.stamp(samples.root, names) if samples.store is None else (),
+        stamp=stamp,
     )
+
+
+def _channels(samples: Samples) -> int:
+    """Bytes of a label's pixel."""
+    if not samples.labels:
+        return 0
+    return 3 if samples.kind == "color" else 1
 
 
 def _label_bytes(values: np.ndarray | None) -> np.ndarray:
@@ -197,33 +246,48 @@ def _label_bytes(values: np.ndarray | None) -> np.ndarray:
     return np.stack([values >> 16, values >> 8 & 255, values & 255], -1).astype(np.uint8)
 
 
+def _as_json(samples: Samples, parts: Sequence[_Part]) -> dict[str, Any]:
+    return {"kind": samples.kind, "shards": [shard_to_json(part.kept) for part in parts if part.kept]}
+
+
 def _other_splits(folder: epath.Path, source: str, splits: Sequence[str]) -> dict[str, Any]:
     """What an earlier run prepared of the same source and this one is not asked for, as the manifest has it."""
     try:
         values = json.loads((folder / MANIFEST).read_text())
-        same = values["format"] == FORMAT and values["source"] == source
-        return {name: split for name, split in values["splits"].items() if same and name not in splits}
-    except (OSError, ValueError, KeyError, TypeError):
+        others = {name: split for name, split in values["splits"].items() if name not in splits}
+        made_of, known = values["source"], values["format"] == FORMAT
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
+    if others and made_of != source:
+        raise ConfigError(
+            f"`--out` (={str(folder)!r}) holds records of {made_of} in {', '.join(others)}: prepare all its splits anew, or "
+            "name another folder"
+        )
+    return others if known else {}
 
 
-def _write_manifest(
-    folder: epath.Path, source: str, found: Mapping[str, Samples], plan: Mapping[str, list[_Part]], others: Mapping[str, Any]
-) -> None:
-    splits = dict(others) | {
-        split: {"kind": samples.kind, "shards": [shard_to_json(part.kept) for part in plan[split] if part.kept]}
-        for split, samples in found.items()
-    }
-    with replacing(folder / MANIFEST) as file:
-        file.write(json.dumps({"format": FORMAT, "source": source, "splits": splits}).encode())
+def _write_manifest(folder: epath.Path, source: str, splits: Mapping[str, Any]) -> None:
+    """Without splits there is none."""
+    if not splits:
+        _unlink(folder / MANIFEST)
+        return
+    text = json.dumps({"format": FORMAT, "source": source, "splits": splits})
+    if not (folder / MANIFEST).exists() or (folder / MANIFEST).read_text() != text:
+        with replacing(folder / MANIFEST) as file:
+            file.write(text.encode())
 
 
 def _remove_rest(folder: epath.Path, names: set[str], splits: Sequence[str]) -> None:
     """Shards of an earlier, longer list of these splits."""
     for path in folder.iterdir():
-        split, _, number = path.stem.rpartition("-")
-        if split in splits and number.isdigit() and path.suffix in (".bin", ".json") and path.stem not in names:
-            path.unlink()
+        if _split_of(path.name) in splits and path.stem not in names:
+            _unlink(path)
+
+
+def _split_of(name: str) -> str:
+    """Of a shard or the note beside it; "" for another file."""
+    found = NOTE.fullmatch(re.sub(r"\.bin$", ".json", name))
+    return found["split"] if found else ""
 
 
 def _require_folder(folder: epath.Path) -> None:
@@ -233,21 +297,40 @@ def _require_folder(folder: epath.Path) -> None:
         names = [path.name for path in folder.iterdir()]
     except OSError as error:
         raise ConfigError(f"`--out` (={str(folder)!r}) cannot be used ({error.strerror}): name another folder") from None
-    foreign = [name for name in names if not name.startswith(".") and not name.endswith((".bin", ".json"))]
+    foreign = [name for name in names if not name.startswith(".") and name != MANIFEST and not _split_of(name)]
     if foreign:
         raise ConfigError(f"`--out` (={str(folder)!r}) holds {foreign[0]}, which is no record: name a folder of its own")
 
 
-def _require_room(folder: epath.Path, counts: Mapping[str, int], found: Mapping[str, Samples]) -> None:
-    """Judged by the first sample of each split; what is rewritten needs room beside the old."""
+def _remove_left_over(folder: epath.Path, splits: Sequence[str]) -> None:
+    """Shards of these splits that a process had begun to write when it was killed."""
+    for path in folder.iterdir():
+        found = re.fullmatch(r"\.(?P<name>.+)\.\d+\.new", path.name)
+        if found and _split_of(found["name"]) in splits:
+            _unlink(path)
+
+
+def _unlink(path: epath.Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be removed ({error.strerror}): mend that, or name another folder") from None
+
+
+def _require_room(folder: epath.Path, todo: Mapping[str, Sequence[_Part]], found: Mapping[str, Samples]) -> None:
+    """Judged by the first sample of each split; shards that are replaced make room."""
     if "://" in str(folder):
         return
     needed = 0
-    for split, count in counts.items():
-        height, width = store_of(found[split]).size(found[split], 0)
-        needed += count * height * width * (3 + bool(found[split].labels))
+    for split, parts in todo.items():
+        if not parts:
+            continue
+        height, width = store_of(found[split]).size(found[split], parts[0].rows[0])
+        needed += sum(len(part.rows) for part in parts) * height * width * (3 + _channels(found[split]))
+        old = [folder / f"{part.name}.bin" for part in parts]
+        needed -= sum(path.stat().length for path in old if path.exists())
     free = shutil.disk_usage(os.fspath(folder)).free
     if needed > free:
         raise ConfigError(
-            f"`--out` (={str(folder)!r}) has {free / 1e9:.1f} GB free, and the records take about {needed / 1e9:.1f}: make room"
+            f"`--out` (={str(folder)!r}) has {free / 1e9:.3g} GB free, and the records take about {needed / 1e9:.3g}: make room"
         )

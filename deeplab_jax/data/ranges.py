@@ -2,37 +2,82 @@
 
 import functools
 import os
-import threading
+from typing import NamedTuple
 
 import tensorflow as tf
+from etils import epath
 
 
-def read_range(path: str, start: int, size: int) -> bytes:
-    """`size` bytes from `start` on. Reading, rather than mapping, keeps memory flat however large the file is.
+class File(NamedTuple):
+    """A file as it was when it was looked at.
+
+    Attributes:
+      path: local, or a URL.
+      size: in bytes.
+      version: of a local file, which tells whether another one has taken its place.
+    """
+
+    path: str
+    size: int
+    version: tuple[int, ...]
+
+
+def look_at(path: str) -> File:
+    """The file that is there now.
 
     Raises:
-      OSError: the file cannot be read, or ends before.
+      OSError: there is none.
     """
-    if "://" in path:
-        with tf.io.gfile.GFile(path, "rb") as file:
-            file.seek(start)
-            data = file.read(size)
+    if not _is_local(path):
+        return File(path, epath.Path(path).stat().length, ())
+    status = os.stat(path)
+    return File(path, status.st_size, _version(status))
+
+
+def read_range(file: File, start: int, size: int) -> bytes:
+    """`size` bytes from `start` on. Reading, rather than mapping, keeps memory flat however large the file is.
+
+    A local file is kept open, so that one that is replaced meanwhile is read on as it was.
+
+    Raises:
+      OSError: the file cannot be read, ends before, or was replaced since it was looked at.
+    """
+    if not _is_local(file.path):
+        with tf.io.gfile.GFile(file.path, "rb") as opened:
+            opened.seek(start)
+            data = opened.read(size)
     else:
-        data = os.pread(_descriptor(path), size, start)
+        descriptor = _open(file)  # held while it is read: the cache may let go of it meanwhile
+        data = os.pread(descriptor.number, size, start)
     if len(data) != size:
-        raise OSError(f"{path} ends at byte {start + len(data)}")
+        raise OSError(f"{file.path} ends at byte {start + len(data)}")
     return data
 
 
-_OPENING = threading.Lock()
+def _is_local(path: str) -> bool:
+    # Windows has no pread: there TensorFlow opens the file for each read.
+    return "://" not in path and hasattr(os, "pread")
 
 
-def _descriptor(path: str) -> int:
-    with _OPENING:  # a cache alone would let two threads open one file
-        return _open(path, os.stat(path).st_ino)
+def _version(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-@functools.cache
-def _open(path: str, inode: int) -> int:
-    """A file that was replaced is another one."""
-    return os.open(path, os.O_RDONLY)
+class _Descriptor:
+    """Closed when nobody holds it: a thread may still read what the cache has let go."""
+
+    def __init__(self, path: str) -> None:
+        self.number = -1
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)
+
+
+@functools.lru_cache(maxsize=256)  # a process may often have no more than 1,024 files open
+def _open(file: File) -> _Descriptor:
+    descriptor = _Descriptor(file.path)
+    if _version(os.fstat(descriptor.number)) != file.version:
+        raise OSError(f"{file.path} was replaced since it was opened: start again")
+    return descriptor

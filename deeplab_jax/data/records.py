@@ -6,7 +6,10 @@ reads them.
 """
 
 import dataclasses
+import functools
 import json
+import re
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,13 +18,17 @@ import tensorflow as tf
 from etils import epath
 
 from deeplab_jax.data.lists import Samples
-from deeplab_jax.data.ranges import read_range
+from deeplab_jax.data.ranges import File, look_at, read_range
+from deeplab_jax.data.read import reason
 from deeplab_jax.data.sources import Decoded, Opened
-from deeplab_jax.errors import DataError
+from deeplab_jax.errors import DataError, one_line
 from deeplab_jax.labels import UNKNOWN
 
 MANIFEST = "manifest.json"
+NOTE = re.compile(r"(?P<split>.+)-\d{5}\.json")  # beside a shard: what it holds
 FORMAT = 1
+# More than a label set can name: one of so many is in no table. A mask of blended colours has hundreds of thousands.
+MOST_VALUES = 1024
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,7 +39,7 @@ class Record:
       image, label: names in the source; label "" if there is none.
       height, width: in pixels.
       channels: of the label: 1 for ids, 3 for colours, 0 for none.
-      values: which the label holds; 24-bit colours where it has 3 channels.
+      values: which the label holds, the first MOST_VALUES of them; 24-bit colours where it has 3 channels.
       fingerprint: of the source's files, hexadecimal.
       stamp: size and time of change (ns) of each source file, which tell whether it must be looked at again.
     """
@@ -106,6 +113,12 @@ def is_records(root: str) -> bool:
     return bool(root) and (epath.Path(root) / MANIFEST).exists()
 
 
+def is_begun(root: str) -> bool:
+    """Whether `root` is what a preparation left that was cut short."""
+    folder = epath.Path(root)
+    return bool(root) and folder.is_dir() and any(NOTE.fullmatch(path.name) for path in folder.iterdir())
+
+
 def read_manifest(root: str) -> Manifest:
     """The manifest of a folder of records.
 
@@ -119,8 +132,9 @@ def read_manifest(root: str) -> Manifest:
             raise DataError(f"{path} has format {values['format']}, this version reads {FORMAT}: prepare the records again")
         splits = {name: Split(v["kind"], tuple(map(shard_from_json, v["shards"]))) for name, v in values["splits"].items()}
         return Manifest(values["source"], splits)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} cannot be read ({type(error).__name__}: {error}): prepare the records again") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        said = f"{type(error).__name__}: {one_line(error)}"
+        raise DataError(f"{path} cannot be read ({said}): remove it and prepare the records again") from None
 
 
 def shard_from_json(values: dict[str, Any]) -> Shard:
@@ -138,75 +152,111 @@ def find_records(manifest: Manifest, root: str, split: str, *, need_labels: bool
     """The samples of a split of a folder of records; "train+val" is one after the other.
 
     Raises:
-      DataError: there is no such split, it has no labels, or a shard is missing or cut short.
+      DataError: there is no such split, or it has no labels; splits that are joined share an image or differ in how labels
+        encode classes; a shard is missing or cut short.
     """
-    found = []
-    for part in split.split("+"):
-        if part not in manifest.splits:
-            known = ", ".join(manifest.splits)
-            raise DataError(f"the records in {root} have no split {part!r} but {known}: prepare it with --splits {part}")
-        found.append(manifest.splits[part])
-    for shard in (shard for each in found for shard in each.shards):
-        _require_whole(epath.Path(root) / shard.file, sum(record.nbytes for record in shard.records))
-    places = tuple(Place(shard.file, offset, record) for each in found for shard, offset, record in each.records())
+    again, parts = prepare_again(manifest, root), split.split("+")
+    found = [_one_split(manifest, root, part) for part in parts]
+    _require_joinable(root, dict(zip(parts, found, strict=True)), parts)
+    shards = {shard.file: _whole(epath.Path(root) / shard.file, shard, again) for each in found for shard in each.shards}
+    places = tuple(Place(shards[shard.file], offset, record) for each in found for shard, offset, record in each.records())
     images, labels = tuple(p.record.image for p in places), tuple(p.record.label for p in places if p.record.label)
     if need_labels and len(labels) < len(images):
         raise DataError(f"the records in {root} have no labels in split {split!r}: name a split that has")
-    return Samples(root, images, labels, found[0].kind, f"the records in {root}", Records(str(epath.Path(root)), places))
+    return Samples(root, images, labels, found[0].kind, f"the records in {root}", Records(places, again))
 
 
-def _require_whole(path: epath.Path, size: int) -> None:
-    found = path.stat().length if path.exists() else 0
-    if found != size:
-        what = f"has {found} bytes instead of {size}" if found else "is missing"
-        raise DataError(f"{path} {what}: run `deeplab-jax data prepare` again, which mends it")
+def prepare_again(manifest: Manifest, root: str) -> str:
+    """What to do about records that are damaged or stale."""
+    kinds = {split.kind for split in manifest.splits.values()} - {"labelIds"}
+    options = ["--splits", *manifest.splits, *(["--label-kind", *kinds] if len(kinds) == 1 else [])]
+    words = ["deeplab-jax", "data", "prepare", manifest.source, "--out", root, *options]
+    return f"run `{shlex.join(words)}` again, which does what is needed"
+
+
+def _one_split(manifest: Manifest, root: str, name: str) -> Split:
+    if name not in manifest.splits:
+        known = ", ".join(manifest.splits)
+        raise DataError(f"the records in {root} have no split {name!r} but {known}: prepare it with --splits {name}")
+    return manifest.splits[name]
+
+
+def _require_joinable(root: str, found: dict[str, Split], parts: list[str]) -> None:
+    joined, where = "+".join(parts), f"the records in {root}"
+    seen: dict[str, str] = {}
+    for part in parts:
+        images = [record.image for _, _, record in found[part].records()]
+        twice = next((image for image in images if image in seen), None)
+        if twice:
+            raise DataError(f"split {joined!r} of {where}: {twice} is in {seen[twice]} and in {part}: name only one")
+        seen.update(dict.fromkeys(images, part))
+    kinds = {(split.kind, any(record.label for _, _, record in split.records())): part for part, split in found.items()}
+    if len(kinds) > 1:
+        shown = " and ".join(f"{kind if labelled else 'no labels'} in {part}" for (kind, labelled), part in kinds.items())
+        raise DataError(f"split {joined!r} of {where} mixes labels ({shown}): name splits that have the same")
+
+
+def _whole(path: epath.Path, shard: Shard, again: str) -> File:
+    """A shard, if it has the size that the manifest says."""
+    size = sum(record.nbytes for record in shard.records)
+    try:
+        file = look_at(str(path))
+    # TensorFlow looks at what lies on object storage.
+    except (OSError, tf.errors.OpError) as error:
+        raise DataError(f"{path} cannot be read ({reason(error)}): {again}") from None
+    if file.size != size:
+        raise DataError(f"{path} has {file.size} bytes instead of {size}: {again}")
+    return file
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Place:
     """A record, and where its first byte lies."""
 
-    file: str
+    file: File
     offset: int
     record: Record
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Records:
     """The records of some samples, by position in the list. A `sources.Store`.
 
     Attributes:
-      folder: that holds the shards.
       places: of the samples.
+      again: what to do where they cannot be read.
     """
 
-    folder: str
     places: tuple[Place, ...]
+    again: str
 
     def decoded(self, samples: Samples, index: tf.Tensor) -> Decoded:
         """See `Store`."""
-        size = tf.constant([(p.record.height, p.record.width) for p in self.places], tf.int32)[index]
-        zero = tf.zeros(2, tf.int32)
-        values = self._window(self._values, index, zero, size, tf.int32 if samples.kind == "color" else tf.uint8)
+        size, zero = tf.constant(self._sizes)[index], tf.zeros(2, tf.int32)
         image = tf.ensure_shape(self._window(self._image, index, zero, size, tf.uint8), (None, None, 3))
-        return Decoded(image, tf.ensure_shape(values, (None, None)) if samples.labels else None, self._fingerprint(index))
+        if not samples.labels:
+            return Decoded(image, None, self._fingerprint(index))
+        values = self._window(self._values, index, zero, size, tf.int32 if samples.kind == "color" else tf.uint8)
+        return Decoded(image, tf.ensure_shape(values, (None, None)), self._fingerprint(index))
 
     def opened(self, samples: Samples, table: np.ndarray, index: tf.Tensor) -> Opened:
         """See `Store`."""
-        size = tf.constant([(p.record.height, p.record.width) for p in self.places], tf.int32)[index]
         # Known from the manifest: a window may not show the value that makes the label unusable.
-        known = [all(table[value] != UNKNOWN for value in p.record.values) for p in self.places]
+        known = [bool((table[list(place.record.values)] != UNKNOWN).all()) for place in self.places]
         tf.debugging.assert_equal(tf.constant(known)[index], True, "a label value is in no table")
         lookup = table.astype(np.uint8)
 
         def image(low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
             return tf.ensure_shape(self._window(self._image, index, low, high, tf.uint8), (None, None, 3))
 
-        def label(low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
-            read = self._window(lambda *where: lookup.take(self._values(*where)), index, low, high, tf.uint8)
-            return tf.ensure_shape(read, (None, None))
+        def pick(i: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+            values = self._values(int(i), int(rows[0]), 0, int(rows[-1]) + 1, self.places[i].record.width)
+            return lookup.take(values.take(rows - rows[0], 0).take(columns, 1))
 
-        return Opened(size, image, label if samples.labels else None, self._fingerprint(index))
+        def label(rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
+            return tf.ensure_shape(tf.numpy_function(pick, [index, rows, columns], tf.uint8), (None, None))
+
+        return Opened(tf.constant(self._sizes)[index], image, label if samples.labels else None, self._fingerprint(index))
 
     def size(self, samples: Samples, i: int) -> tuple[int, int]:
         """See `Store`."""
@@ -219,30 +269,38 @@ class Records:
     def explain(self, samples: Samples, i: int, error: Exception) -> DataError:
         """See `Store`."""
         place = self.places[i]
-        reason = str(error).partition("\n")[0][:200]
-        return DataError(f"{self.folder}/{place.file} cannot be read at {place.record.image} ({reason}): prepare it again")
+        return DataError(f"{place.file.path} cannot be read at {place.record.image} ({reason(error)}): {self.again}")
+
+    # Made once: the samples are also read one by one, outside tf.data.
+    @functools.cached_property
+    def _sizes(self) -> np.ndarray:
+        return np.array([(place.record.height, place.record.width) for place in self.places], np.int32)
+
+    @functools.cached_property
+    def _fingerprints(self) -> np.ndarray:
+        return np.array([list(bytes.fromhex(place.record.fingerprint)) for place in self.places], np.uint8)
 
     def _fingerprint(self, index: tf.Tensor) -> tf.Tensor:
-        prints = [list(bytes.fromhex(place.record.fingerprint)) for place in self.places]
-        return tf.constant(prints, tf.uint8)[index]
+        return tf.constant(self._fingerprints)[index]
 
     def _window(self, read: Any, index: tf.Tensor, low: tf.Tensor, high: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
         return tf.numpy_function(lambda i, a, b: read(int(i), *a.tolist(), *b.tolist()), [index, low, high], dtype)
 
     def _image(self, i: int, top: int, left: int, bottom: int, right: int) -> np.ndarray:
         place = self.places[i]
-        return self._rows(place, place.offset, 3, top, bottom)[:, left:right]
+        return _rows(place, place.offset, 3, top, bottom)[:, left:right]
 
     def _values(self, i: int, top: int, left: int, bottom: int, right: int) -> np.ndarray:
         place = self.places[i]
         start = place.offset + 3 * place.record.height * place.record.width
-        values = self._rows(place, start, place.record.channels, top, bottom)[:, left:right]
+        values = _rows(place, start, place.record.channels, top, bottom)[:, left:right]
         if place.record.channels == 1:
             return values[..., 0]
         return values.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
 
-    def _rows(self, place: Place, start: int, channels: int, top: int, bottom: int) -> np.ndarray:
-        """uint8 [bottom - top, w, channels]: whole rows, which lie together."""
-        stride = place.record.width * channels
-        data = read_range(f"{self.folder}/{place.file}", start + top * stride, (bottom - top) * stride)
-        return np.frombuffer(data, np.uint8).reshape(bottom - top, place.record.width, channels)
+
+def _rows(place: Place, start: int, channels: int, top: int, bottom: int) -> np.ndarray:
+    """uint8 [bottom - top, w, channels]: whole rows, which lie together."""
+    stride = place.record.width * channels
+    data = read_range(place.file, start + top * stride, (bottom - top) * stride)
+    return np.frombuffer(data, np.uint8).reshape(bottom - top, place.record.width, channels)

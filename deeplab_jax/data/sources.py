@@ -15,6 +15,8 @@ from deeplab_jax.labels import UNKNOWN
 
 # (low, high), int32 [2] each: rows and columns -> what lies between, [high - low, ...].
 Cut = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+# (rows, columns), int32 each, rising -> the pixels where they cross, [rows, columns].
+Pick = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 class Decoded(NamedTuple):
@@ -37,13 +39,13 @@ class Opened(NamedTuple):
     Attributes:
       size: int32 [2], height and width.
       image: windows uint8 [h, w, 3].
-      label: windows uint8 [h, w] of train ids; None in a split without labels.
+      label: pixels of uint8 train ids; None in a split without labels.
       fingerprint: uint8 [8].
     """
 
     size: tf.Tensor
     image: Cut
-    label: Cut | None
+    label: Pick | None
     fingerprint: tf.Tensor
 
 
@@ -71,6 +73,25 @@ def whole(array: tf.Tensor) -> Cut:
     return lambda low, high: array[low[0] : high[0], low[1] : high[1]]
 
 
+def picked(array: tf.Tensor) -> Pick:
+    """Pixels of an array at hand, [h, w]."""
+
+    def pick(rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
+        # NumPy gathers columns in a fifth of TensorFlow's time.
+        taken = tf.numpy_function(lambda a, r, c: a.take(r, 0).take(c, 1), [array, rows, columns], array.dtype, stateful=False)
+        return tf.ensure_shape(taken, (None, None))
+
+    return pick
+
+
+def all_of(sample: Opened) -> dict[str, tf.Tensor]:
+    """{"image", "label"} whole."""
+    found = {"image": sample.image(tf.zeros(2, tf.int32), sample.size)}
+    if sample.label is not None:
+        found["label"] = sample.label(tf.range(sample.size[0]), tf.range(sample.size[1]))
+    return found
+
+
 def opened_whole(sample: Decoded, table: np.ndarray) -> Opened:
     """A decoded sample, for windows; an error of TensorFlow if a value is in no entry of `table`."""
     label = None
@@ -79,7 +100,7 @@ def opened_whole(sample: Decoded, table: np.ndarray) -> Opened:
         train_ids = tf.numpy_function(table.take, [sample.values], tf.int16)
         train_ids.set_shape((None, None))
         tf.debugging.assert_greater(tf.reduce_min(train_ids), tf.constant(UNKNOWN, tf.int16), "a label value is in no table")
-        label = whole(tf.cast(train_ids, tf.uint8))
+        label = picked(tf.cast(train_ids, tf.uint8))
     return Opened(tf.shape(sample.image)[:2], whole(sample.image), label, sample.fingerprint)
 
 
@@ -94,9 +115,7 @@ def unreadable(samples: Samples, table: np.ndarray, i: int) -> DataError | None:
     """What is wrong with sample `i`, which is read again; None if nothing is."""
     store = store_of(samples)
     try:
-        opened = store.opened(samples, table, tf.constant(i, tf.int64))
-        for cut in filter(None, (opened.image, opened.label)):
-            cut(tf.zeros(2, tf.int32), opened.size)
+        all_of(store.opened(samples, table, tf.constant(i, tf.int64)))
     except Exception as error:  # Pillow, which reads palettes, has errors of many kinds for a broken file
         return unknown_value(samples, table, i) or store.explain(samples, i, error)
     return None

@@ -13,15 +13,16 @@ import tensorflow as tf
 from etils import epath
 
 from deeplab_jax.data.lists import Samples
-from deeplab_jax.data.ranges import read_range
+from deeplab_jax.data.ranges import File, look_at, read_range
+from deeplab_jax.data.read import reason
 from deeplab_jax.data.sources import Decoded, Opened, opened_whole
-from deeplab_jax.errors import DataError, one_line
+from deeplab_jax.errors import DataError
 
 HEADER, FOOTER = 12, 4  # of a TFRecord: length and its checksum; checksum of the data
 LABEL_WORDS = ("segmentation", "mask", "annotation", "label")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Builder:
     """The samples of a prepared TFDS builder. A `sources.Store`.
 
@@ -34,7 +35,7 @@ class Builder:
     features: Any
     image: str
     label: str
-    places: tuple[tuple[str, int, int], ...]
+    places: tuple[tuple[File, int, int], ...]
 
     def decoded(self, samples: Samples, index: tf.Tensor) -> Decoded:
         """See `Store`."""
@@ -62,78 +63,110 @@ class Builder:
 
     def explain(self, samples: Samples, i: int, error: Exception) -> DataError:
         """See `Store`."""
-        return DataError(f"{samples.images[i]} of {samples.source} cannot be read ({one_line(error)}): build the set again")
+        return DataError(f"{samples.images[i]} of {samples.source} cannot be read ({reason(error)}): build the set again")
 
     def _example(self, i: int) -> bytes:
         return read_range(*self.places[i])
 
 
-def find_tfds(name: str, data_dir: str, split: str, kind: str = "auto", *, need_labels: bool = True) -> Samples:
-    """The samples of a split of a TFDS data set that has been built.
+def find_tfds(name: str, data_dir: str, split: str, kind: str = "auto") -> Samples:
+    """The samples of a split of a TFDS data set that has been built. Nothing is downloaded.
 
     Args:
       name: such as "cityscapes/semantic_segmentation".
       data_dir: where it was built; "" for TFDS's own place.
       split: in TFDS's words, such as "train", "validation" or "train[:80%]+test".
       kind: of the label's values; "auto" are ids.
-      need_labels: is always met, since a set without labels cannot be read.
 
     Raises:
-      DataError: there is no such data set or split here, or its features are no image and its segmentation.
+      DataError: there is no such data set or split here, its features are no image and its segmentation, or a file of it is
+        missing or cut short.
     """
+    if kind == "color":
+        raise DataError(f"`data.label_kind` (='color') does not go with tfds:{name}: TFDS holds ids, leave it at auto")
+    builder = _built(name, data_dir)
+    known = dict(builder.info.features.items()) if hasattr(builder.info.features, "items") else {}
+    image, label = _features(name, known)
+    try:
+        files = builder.info.splits[split].file_instructions
+    except (KeyError, ValueError, AssertionError) as error:
+        splits = ", ".join(builder.info.splits)
+        raise DataError(f"tfds:{name} has no split {split!r} but {splits} ({_first_line(error)})") from None
+    try:
+        found = [(f"{epath.Path(f.filename).name}/{n:06d}", place) for f in files for n, place in _index(f)]
+    # TensorFlow reads what lies on object storage.
+    except (OSError, tf.errors.OpError) as error:
+        raise DataError(f"a file of tfds:{name} cannot be read ({reason(error)}): build the set again") from None
+    names = tuple(name for name, _ in found)
+    if not names:
+        raise DataError(f"split {split!r} of tfds:{name} is empty: name another one")
+    if len(set(names)) < len(names):
+        raise DataError(f"split {split!r} of tfds:{name} holds samples twice: name parts that do not overlap")
+    features = _decoders(builder, image, label)
+    store = Builder(features, image, label, tuple(place for _, place in found))
+    labels = tuple(f"{name}#{label}" for name in names)
+    source = f"tfds:{builder.info.full_name}"
+    return Samples(str(builder.data_path), names, labels, "labelIds" if kind == "auto" else kind, source, store)
+
+
+def _built(name: str, data_dir: str) -> Any:
+    """The TFDS builder of a set that has been built as TFRecords."""
     import tensorflow_datasets as tfds
 
-    place = data_dir or "the default data_dir"
+    named = f"`data.source` (='tfds:{name}')"
     try:
         builder = tfds.builder(name, data_dir=data_dir or None, try_gcs=False)
     except Exception as error:  # of many kinds, for names and versions
-        raise DataError(f"`data.source` (='tfds:{name}') cannot be used ({one_line(error)}): see `tfds build`") from None
+        where = f" in {data_dir}" if data_dir else ""
+        raise DataError(f"{named} cannot be used{where} ({_first_line(error)}): see `tfds build`") from None
     if not builder.is_prepared():
-        raise DataError(
-            f"`data.source` (='tfds:{name}') has not been built in {place}: run `tfds build {name}`, "
-            "or set data.root to its data_dir"
-        )
-    if str(builder.info.file_format.value) != "tfrecord":
-        raise DataError(f"`data.source` (='tfds:{name}') is stored as {builder.info.file_format.value}: build it as tfrecord")
-    image, label = _features(name, dict(builder.info.features.items()))
-    try:
-        files = builder.info.splits[split].file_instructions
-    except (KeyError, ValueError) as error:
-        known = ", ".join(builder.info.splits)
-        raise DataError(f"tfds:{name} has no split {split!r} but {known} ({one_line(error)})") from None
-    found = [(f"{epath.Path(f.filename).name}/{n:06d}", place) for f in files for n, place in _index(f)]
-    names = tuple(name for name, _ in found)
-    features = tfds.decode.PartialDecoding({image: True, label: True}).extract_features(builder.info.features)
-    store = Builder(features, image, label, tuple(place for _, place in found))
-    labels = tuple(f"{name}#{label}" for name in names)
-    return Samples(
-        str(builder.data_path), names, labels, "labelIds" if kind == "auto" else kind, f"tfds:{builder.info.full_name}", store
-    )
+        place = data_dir or f"{builder.data_path}, TFDS's own place"
+        raise DataError(f"{named} has not been built in {place}: run `tfds build {name}`, or set data.root to its data_dir")
+    stored = builder.info.file_format.value
+    if stored != "tfrecord":
+        raise DataError(f"{named} is stored as {stored}: build it with --file_format=tfrecord")
+    return builder
+
+
+def _decoders(builder: Any, image: str, label: str) -> Any:
+    """Features that decode the image and the label of an example, and nothing else."""
+    import tensorflow_datasets as tfds
+
+    return tfds.decode.PartialDecoding({image: True, label: True}).extract_features(builder.info.features)
+
+
+def _first_line(error: Exception) -> str:
+    return next(filter(None, map(str.strip, str(error.args[0] if error.args else "").splitlines())), type(error).__name__)[:200]
 
 
 def _features(name: str, features: dict[str, Any]) -> tuple[str, str]:
-    """Names of the image, of three channels, and of its segmentation, of one."""
-    channels = {key: (getattr(feature, "shape", None) or (0,))[-1] for key, feature in features.items()}
-    pictures = {key: n for key, n in channels.items() if len(features[key].shape or ()) == 3}
-    labels = [key for key, n in pictures.items() if n == 1]
+    """Names of the image, of three channels, and of its segmentation, of one; of 8 bits both."""
+    # A nested feature has a dict of shapes.
+    shapes = {key: feature.shape if isinstance(feature.shape, tuple) else () for key, feature in features.items()}
+    channels = {key: shape[2] for key, shape in shapes.items() if len(shape) == 3 and features[key].np_dtype == np.uint8}
+    labels = [key for key, n in channels.items() if n == 1]
     labels = [key for key in labels if any(word in key for word in LABEL_WORDS)] or labels
-    images = [key for key, n in pictures.items() if n == 3]
+    images = [key for key, n in channels.items() if n == 3]
     images = [key for key in images if key in ("image", "image_left")] or images
     if len(images) != 1 or len(labels) != 1:
-        shown = ", ".join(f"{key} {tuple(feature.shape or ())}" for key, feature in features.items())
-        raise DataError(f"`data.source` (='tfds:{name}') has no single image and segmentation among its features: {shown}")
+        shown = ", ".join(
+            f"{key} {shape} {np.dtype(features[key].np_dtype).name}" if shape else key for key, shape in shapes.items()
+        )
+        raise DataError(
+            f"`data.source` (='tfds:{name}') has no single image (h, w, 3) and segmentation (h, w, 1) of uint8 among its "
+            f"features: {shown}"
+        )
     return images[0], labels[0]
 
 
-def _index(instruction: Any) -> Iterator[tuple[int, tuple[str, int, int]]]:
+def _index(instruction: Any) -> Iterator[tuple[int, tuple[File, int, int]]]:
     """(number in the file, (file, offset, length)) of the examples that an instruction takes."""
-    path = str(instruction.filename)
-    size = epath.Path(path).stat().length
-    offset, number = 0, 0
-    end = size if instruction.take < 0 else instruction.skip + instruction.take
-    while offset < size and number < end:
-        (length,) = struct.unpack("<Q", read_range(path, offset, 8))
+    file = look_at(str(instruction.filename))
+    offset, end = 0, instruction.skip + instruction.take if instruction.take >= 0 else instruction.examples_in_shard
+    for number in range(end):
+        (length,) = struct.unpack("<Q", read_range(file, offset, 8))
+        if offset + HEADER + length + FOOTER > file.size:
+            raise OSError(f"{file.path} is cut short in example {number}")
         if number >= instruction.skip:
-            yield number, (path, offset + HEADER, length)
+            yield number, (file, offset + HEADER, length)
         offset += HEADER + length + FOOTER
-        number += 1

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from deeplab_jax.data.sources import Cut
+from deeplab_jax.data.sources import Cut, Pick
 from deeplab_jax.labels import IGNORE
 
 TRIES = 10  # of mmsegmentation's RandomCrop, before it takes what comes
@@ -42,7 +42,7 @@ def uniforms(key: tf.Tensor, stream: str, shape: tuple[int, ...]) -> tf.Tensor:
 
 def choose_window(
     size: tf.Tensor,
-    label: Cut,
+    label: Pick,
     key: tf.Tensor,
     *,
     crop_size: tuple[int, int],
@@ -54,7 +54,7 @@ def choose_window(
 
     Args:
       size: int32 [2], of the image.
-      label: windows of its label, uint8 train ids; read only for the last two arguments.
+      label: pixels of its label, uint8 train ids; read only for the last two arguments.
       key: what `sample_key` returns.
       crop_size: height and width of the training sample.
       scale: range of the factor, uniform.
@@ -86,7 +86,7 @@ def choose_window(
     return Window(low, low + extent_int, tf.cast(shown, tf.int32))
 
 
-def _first_varied(places: tf.Tensor, extent: tf.Tensor, label: Cut, cat_max_ratio: float) -> tf.Tensor:
+def _first_varied(places: tf.Tensor, extent: tf.Tensor, label: Pick, cat_max_ratio: float) -> tf.Tensor:
     """The first of `places` whose window holds several classes and none too much; the last one, whatever it holds."""
 
     def is_varied(window: np.ndarray) -> np.bool_:
@@ -94,7 +94,7 @@ def _first_varied(places: tf.Tensor, extent: tf.Tensor, label: Cut, cat_max_rati
         return np.bool_(np.count_nonzero(counts) > 1 and counts.max() < cat_max_ratio * counts.sum())
 
     def is_bad(i: tf.Tensor) -> tf.Tensor:
-        varied = tf.numpy_function(is_varied, [label(places[i], places[i] + extent)], tf.bool, stateful=False)
+        varied = tf.numpy_function(is_varied, [label(*_ranges(places[i], places[i] + extent))], tf.bool, stateful=False)
         return ~tf.ensure_shape(varied, ())
 
     def goes_on(i: tf.Tensor) -> tf.Tensor:
@@ -104,7 +104,7 @@ def _first_varied(places: tf.Tensor, extent: tf.Tensor, label: Cut, cat_max_rati
     return places[i]
 
 
-def _around_a_class(size: tf.Tensor, extent: tf.Tensor, low: tf.Tensor, label: Cut, u: tf.Tensor) -> tf.Tensor:
+def _around_a_class(size: tf.Tensor, extent: tf.Tensor, low: tf.Tensor, label: Pick, u: tf.Tensor) -> tf.Tensor:
     """The window's place with a pixel of a random class in its middle; `low` where no pixel is labelled."""
 
     def chosen(values: np.ndarray, u: np.ndarray) -> np.ndarray:
@@ -116,9 +116,13 @@ def _around_a_class(size: tf.Tensor, extent: tf.Tensor, low: tf.Tensor, label: C
         pixels = np.flatnonzero(values.reshape(-1) == chosen_class)
         return np.array(divmod(pixels[int(u[1] * len(pixels))], values.shape[1]), np.int32)
 
-    pixel = tf.numpy_function(chosen, [label(tf.zeros_like(size), size), u], tf.int32, stateful=False)
+    pixel = tf.numpy_function(chosen, [label(*_ranges(tf.zeros_like(size), size)), u], tf.int32, stateful=False)
     centred = tf.clip_by_value(pixel - extent // 2, 0, size - extent)
     return tf.where(pixel[0] < 0, low, centred)
+
+
+def _ranges(low: tf.Tensor, high: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    return tf.range(low[0], high[0]), tf.range(low[1], high[1])
 
 
 def show_image(image: Cut, window: Window, crop_size: tuple[int, int], fill: tuple[int, ...]) -> tf.Tensor:
@@ -129,17 +133,13 @@ def show_image(image: Cut, window: Window, crop_size: tuple[int, int], fill: tup
     return _on_crop(rounded, window, crop_size, tf.constant(fill, tf.uint8))
 
 
-def show_label(label: Cut, window: Window, crop_size: tuple[int, int]) -> tf.Tensor:
+def show_label(label: Pick, window: Window, crop_size: tuple[int, int]) -> tf.Tensor:
     """uint8 [crop_h, crop_w]: of each pixel the source pixel under its centre, nothing mixed; 255 outside."""
-
-    def nearest(values: np.ndarray, shown: np.ndarray) -> np.ndarray:
-        rows, columns = ((2 * np.arange(n) + 1) * m // (2 * n) for n, m in zip(shown.tolist(), values.shape, strict=True))
-        return values.take(rows, 0).take(columns, 1)
-
-    # NumPy gathers columns in a fifth of TensorFlow's time.
-    values = tf.numpy_function(nearest, [label(window.low, window.high), window.shown], tf.uint8, stateful=False)
-    values.set_shape((None, None))
-    return _on_crop(values, window, crop_size, tf.constant(IGNORE, tf.uint8))
+    centres = []
+    for axis in (0, 1):
+        extent, shown = window.high[axis] - window.low[axis], window.shown[axis]
+        centres.append(window.low[axis] + (2 * tf.range(shown) + 1) * extent // (2 * shown))
+    return _on_crop(label(*centres), window, crop_size, tf.constant(IGNORE, tf.uint8))
 
 
 def _on_crop(array: tf.Tensor, window: Window, crop_size: tuple[int, int], outside: tf.Tensor) -> tf.Tensor:

@@ -1,0 +1,76 @@
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from deeplab_jax.data import ranges
+from deeplab_jax.data.ranges import look_at, read_range
+
+
+@pytest.fixture
+def path(tmp_path):
+    (tmp_path / "f").write_bytes(bytes(range(256)) * 40)
+    return tmp_path / "f"
+
+
+def test_many_threads_read_what_they_ask_for(tmp_path):
+    rng = np.random.default_rng(0)
+    files = []
+    for k in range(300):  # more than are kept open
+        (tmp_path / str(k)).write_bytes(rng.bytes(50))
+        files.append(look_at(str(tmp_path / str(k))))
+    whole = [(tmp_path / str(k)).read_bytes() for k in range(300)]
+    ask = [(k, start) for k in range(300) for start in (0, 7, 30)] * 2
+
+    def is_right(asked):
+        k, start = asked
+        return read_range(files[k], start, 20) == whole[k][start : start + 20]
+
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(is_right, ask))
+    if before:
+        assert len(os.listdir("/proc/self/fd")) - before <= ranges._open.cache_info().maxsize
+    ranges._open.cache_clear()
+    if before:
+        assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_the_end_of_a_file_is_an_error(path):
+    file = look_at(str(path))
+    assert file.size == 10240
+    assert read_range(file, 10200, 40) == bytes(range(216, 256))
+    assert read_range(file, 10240, 0) == b""
+    with pytest.raises(OSError, match=r"f ends at byte 10240"):
+        read_range(file, 10200, 41)
+
+
+def test_an_open_file_that_is_replaced_is_read_as_it_was_and_another_is_not_opened(path):
+    old = look_at(str(path))
+    assert read_range(old, 1, 2) == b"\1\2"
+    path.with_name("g").write_bytes(b"x" * 10240)
+    path.with_name("g").rename(path)
+    assert read_range(old, 3, 2) == b"\3\4"
+    assert read_range(look_at(str(path)), 3, 2) == b"xx"
+    ranges._open.cache_clear()
+    with pytest.raises(OSError, match="f was replaced since it was opened"):
+        read_range(old, 3, 2)
+
+
+def test_a_file_that_is_gone_is_an_error(path):
+    file = look_at(str(path))
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        read_range(file, 0, 1)
+    with pytest.raises(FileNotFoundError):
+        look_at(str(path))
+
+
+def test_where_the_system_has_no_pread_the_bytes_are_the_same(path, monkeypatch):
+    monkeypatch.delattr(os, "pread")
+    file = look_at(str(path))
+    assert file.size == 10240
+    assert read_range(file, 5, 3) == b"\5\6\7"
+    with pytest.raises(OSError, match="f ends at byte 10240"):
+        read_range(file, 10239, 3)
