@@ -5,7 +5,7 @@ python benchmarks/input_pipeline.py
 
 Synthetic photos of 1024x2048 (photos.py), scaled by 0.5 to 2, cropped, mirrored, photometric: (a) PyTorch's DataLoader
 (torch_loader.py); (b) ours from PNG; (c) ours from prepared records. Ours draws the numbers of the photometric distortion and
-leaves the pixels to the device: (d) is (c) where these cores compute that as well. Each figure is the median of the rounds,
+leaves the pixels to the device: (d) and (e) are (b) and (c) where these cores compute that as well. Each figure is the median of the rounds,
 each ratio the median of the rounds' ratios to (a). Every measurement is a process of its own, warmed up, and stopped before
 its source ends. Then: how long the first batch takes, and the resident memory over many images.
 """
@@ -26,7 +26,13 @@ import photos
 from rich.console import Console
 from rich.table import Table
 
-WAYS = {"a": "PyTorch DataLoader", "b": "ours, PNG", "c": "ours, records", "d": "ours, records, colours on these cores too"}
+WAYS = {
+    "a": "PyTorch DataLoader",
+    "b": "ours, PNG",
+    "c": "ours, records",
+    "d": "ours, PNG, colours on these cores too",
+    "e": "ours, records, colours on these cores too",
+}
 MEAN = (123.675, 116.28, 103.53)
 
 
@@ -63,8 +69,8 @@ def batches_of(way: str, args: argparse.Namespace) -> Iterator[Any]:
         import torch_loader
 
         return torch_loader.batches(args.root / "png", crop, photos.SIZE, args.batch_size, args.cores)
-    ours = our_batches(args.root / ("png" if way == "b" else "records"), crop, args.batch_size, args.cores, args.start)
-    return colored(ours) if way == "d" else ours
+    ours = our_batches(args.root / ("png" if way in "bd" else "records"), crop, args.batch_size, args.cores, args.start)
+    return colored(ours) if way in "de" else ours
 
 
 def rate(way: str, args: argparse.Namespace) -> dict[str, float]:
@@ -99,8 +105,8 @@ def resident(way: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def measured(way: str, job: str, args: argparse.Namespace, **changes: Any) -> dict[str, Any]:
     """What a process of its own measured."""
-    values = vars(args) | changes | {"root": str(args.root)}
-    words = [sys.executable, __file__, "--one", job, way, json.dumps(values)]
+    values = vars(args) | changes
+    words = [sys.executable, __file__, "--one", job, way, json.dumps(values, default=str)]
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu"}
     result = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
     if result.returncode:

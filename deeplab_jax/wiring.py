@@ -35,6 +35,7 @@ def training_data(config: Config, say: Callable[[str], None]) -> tuple[Data, int
     data = Data(
         names=train_set.images,
         digest=digest(train_set),
+        eval_digest=digest(eval_set),
         train_batches=lambda start, end: train_batches(
             train_set,
             config.labels,

@@ -24,6 +24,7 @@ from deeplab_jax.config import DataConfig
 from deeplab_jax.data import augment
 from deeplab_jax.data.iterate import iterate, log_skipped
 from deeplab_jax.data.lists import Samples, value_table
+from deeplab_jax.data.memory import keep_freed_memory
 from deeplab_jax.data.sources import Opened, all_of, store_of, unreadable
 from deeplab_jax.data.windows import sample_key
 from deeplab_jax.errors import DataError
@@ -58,9 +59,9 @@ def train_batches(
     nothing but its step, the seed and the files.
 
     Args:
-      samples: a split with labels.
-      labels: what the values in the label files mean.
-      data: batch size, augmentation, threads, and how many samples may be unreadable.
+      samples: a split with labels, whose values `labels` gives a meaning.
+      labels: of the config, as `data` and `seed`.
+      data: what happens to the samples, and how many of them may be unreadable.
       fill: RGB (0-255) of pixels outside the image.
       seed: of the order and the augmentation.
       start_step: first step; steps before it are not computed.
@@ -84,13 +85,12 @@ def train_batches(
         def sample(j: tf.Tensor) -> Row:
             k = number(j)
             index = shuffled_index(k, len(samples), seed)
-            row = _unless_skipped(
-                index,
-                skipped,
-                lambda: _augmented(store.opened(samples, table, index), sample_key(seed, k), data, fill),
-                data,
-                fill,
-            )
+
+            def read() -> Row:
+                return _augmented(store.opened(samples, table, index), sample_key(seed, k), data, fill)
+
+            is_skipped = tf.reduce_any(index == tf.constant(skipped, tf.int64))
+            row = tf.cond(is_skipped, lambda: _skipped_row(data, fill), read) if skipped else read()
             return {**row, "index": index}
 
         return _parallel(tf.data.Dataset.range(step * local, steps * local), sample, data.threads, local)
@@ -118,19 +118,10 @@ def _augmented(sample: Opened, key: tf.Tensor, data: DataConfig, fill: tuple[flo
     return {"image": image, "label": label, "valid": tf.constant(True), "fingerprint": sample.fingerprint, **factors}
 
 
-def _unless_skipped(
-    index: tf.Tensor, skipped: tuple[int, ...], read: Callable[[], Row], data: DataConfig, fill: tuple[float, ...]
-) -> Row:
-    """What `read` returns, or a skipped row."""
-    if not skipped:
-        return read()
-
-    def blank() -> Row:
-        image, label = augment.blank(data.crop_size, fill)
-        factors = {"photometric": augment.neutral_factors()} if data.photometric else {}
-        return {"image": image, "label": label, "valid": tf.constant(False), "fingerprint": tf.zeros(8, tf.uint8), **factors}
-
-    return tf.cond(tf.reduce_any(index == tf.constant(skipped, tf.int64)), blank, read)
+def _skipped_row(data: DataConfig, fill: tuple[float, ...]) -> Row:
+    image, label = augment.blank(data.crop_size, fill)
+    factors = {"photometric": augment.neutral_factors()} if data.photometric else {}
+    return {"image": image, "label": label, "valid": tf.constant(False), "fingerprint": tf.zeros(8, tf.uint8), **factors}
 
 
 def shuffled_index(k: tf.Tensor, num_samples: int, seed: int) -> tf.Tensor:
@@ -178,6 +169,21 @@ def eval_batches(
     Raises:
       DataError: while iterating, naming the file that cannot be used.
     """
+    dataset, positions = _evaluation(samples, labels, batch_size, threads, process_index, process_count)
+    table = value_table(samples.kind, labels)
+    # Nothing is skipped here, so the dataset is asked for once, from its first batch on.
+    batches = iterate(samples, lambda *_: dataset, positions.__getitem__, lambda i: unreadable(samples, table, i))
+    return _in_layout(batches, layout)
+
+
+@functools.cache
+def _evaluation(
+    samples: Samples, labels: LabelSet, batch_size: int, threads: int, process_index: int, process_count: int
+) -> tuple[tf.data.Dataset, list[list[int]]]:
+    """The batches of `eval_batches`, and the position in the list of each of their rows.
+
+    Kept for the process, which evaluates many times: TensorFlow never lets go of the tables that a dataset's functions hold.
+    """
     local = batch_size // process_count
     mine = slice(process_index * local, (process_index + 1) * local)
     plan = plan_evaluation(samples, batch_size)
@@ -191,13 +197,11 @@ def eval_batches(
         return {**all_of(opened), "fingerprint": opened.fingerprint, "valid": is_valid, "index": index}
 
     indices = np.array(padded, np.int64).reshape(-1)
-    dataset = _parallel(tf.data.Dataset.from_tensor_slices((indices, valid)), sample, threads, local)
-    # Nothing is skipped here, so the dataset is asked for once, from its first batch on.
-    batches = iterate(samples, lambda *_: dataset, padded.__getitem__, lambda i: unreadable(samples, table, i))
-    return _in_layout(batches, layout)
+    return _parallel(tf.data.Dataset.from_tensor_slices((indices, valid)), sample, threads, local), padded
 
 
 def _parallel(dataset: tf.data.Dataset, sample: Callable[..., Row], threads: int, batch_size: int) -> tf.data.Dataset:
+    keep_freed_memory()
     options = tf.data.Options()
     options.deterministic = True
     if threads:

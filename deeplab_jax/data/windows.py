@@ -12,7 +12,8 @@ from deeplab_jax.data.sources import Cut, Pick
 from deeplab_jax.labels import IGNORE
 
 TRIES = 10  # of mmsegmentation's RandomCrop, before it takes what comes
-STREAMS = ("window", "retry", "balance", "flip", "rotation", "cutout", "photometric")
+# Random numbers of a sample: how many each use draws. One switch does not move what another one gets.
+STREAMS = {"window": 3, "retry": 2 * TRIES, "balance": 3, "flip": 1, "rotation": 1, "cutout": 2, "photometric": 10}
 
 
 class Window(NamedTuple):
@@ -34,10 +35,11 @@ def sample_key(seed: tf.Tensor | int, number: tf.Tensor | int) -> tf.Tensor:
 
 
 def uniforms(key: tf.Tensor, stream: str, shape: tuple[int, ...]) -> tf.Tensor:
-    """float64 in [0, 1): random numbers that each of STREAMS draws on its own, so that one switch does not move another."""
+    """float64 in [0, 1): the sample's random numbers for one of STREAMS."""
     # The algorithm is named because "auto" may choose another one on another device.
-    own = tf.random.experimental.stateless_fold_in(key, STREAMS.index(stream), alg="philox")
-    return tf.cast(tf.random.stateless_uniform(shape, own, alg="philox"), tf.float64)
+    numbers = tf.random.stateless_uniform([sum(STREAMS.values())], key, alg="philox")
+    own = tf.split(numbers, list(STREAMS.values()))[list(STREAMS).index(stream)]
+    return tf.cast(tf.reshape(own, shape), tf.float64)
 
 
 def choose_window(
@@ -64,26 +66,27 @@ def choose_window(
         evenly from those in the label. (NVIDIA's uniform sampling, arXiv 1812.01593, section 3.3, draws the class first and
         then the image; here every pass still sees every image once.)
     """
-    u = uniforms(key, "window", (3,))
-    factor = scale[0] + u[0] * (scale[1] - scale[0])
-    crop, whole = tf.constant(crop_size, tf.float64), tf.cast(size, tf.float64)
-    wanted = tf.maximum(tf.round(crop / factor), 1.0)
-    extent = tf.minimum(wanted, whole)
-    shown = tf.where(wanted <= whole, crop, tf.clip_by_value(tf.round(whole * factor), 1.0, crop))
-
-    def placed(at: tf.Tensor) -> tf.Tensor:
-        return tf.cast(tf.floor(at * (whole - extent + 1.0)), tf.int32)
-
-    extent_int = tf.cast(extent, tf.int32)
-    low = placed(u[1:])
+    placed = tf.numpy_function(
+        lambda size, u: _place(size, u, crop_size, scale), [size, uniforms(key, "window", (3,))], tf.int32, stateful=False
+    )
+    low, extent, shown = tf.unstack(tf.ensure_shape(placed, (3, 2)))
     if cat_max_ratio < 1:
-        places = tf.concat([low[None], placed(uniforms(key, "retry", (TRIES, 2)))], 0)
-        low = _first_varied(places, extent_int, label, cat_max_ratio)
+        again = uniforms(key, "retry", (TRIES, 2)) * tf.cast(size - extent + 1, tf.float64)
+        low = _first_varied(tf.concat([low[None], tf.cast(again, tf.int32)], 0), extent, label, cat_max_ratio)
     if class_balanced > 0:
         u = uniforms(key, "balance", (3,))
-        low = tf.cond(u[0] < class_balanced, lambda: _around_a_class(size, extent_int, low, label, u[1:]), lambda: low)
-    low = tf.ensure_shape(low, (2,))
-    return Window(low, low + extent_int, tf.cast(shown, tf.int32))
+        low = tf.cond(u[0] < class_balanced, lambda: _around_a_class(size, extent, low, label, u[1:]), lambda: low)
+    return Window(low, low + extent, shown)
+
+
+def _place(size: np.ndarray, u: np.ndarray, crop_size: tuple[int, int], scale: tuple[float, float]) -> np.ndarray:
+    """int32 [3, 2]: first row and column, extent, and the size that it is resized to."""
+    factor = scale[0] + u[0] * (scale[1] - scale[0])
+    crop = np.array(crop_size)
+    wanted = np.maximum(np.round(crop / factor), 1)
+    extent = np.minimum(wanted, size)
+    shown = np.where(wanted <= size, crop, np.clip(np.round(size * factor), 1, crop))
+    return np.array([np.floor(u[1:] * (size - extent + 1)), extent, shown], np.int32)
 
 
 def _first_varied(places: tf.Tensor, extent: tf.Tensor, label: Pick, cat_max_ratio: float) -> tf.Tensor:

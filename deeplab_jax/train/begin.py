@@ -31,12 +31,14 @@ class Data:
     Attributes:
       names: of the training images, by position in the list.
       digest: of the training list.
+      eval_digest: of the evaluation list.
       train_batches: this process's rows of the batches of the steps in [first, end).
       eval_batches: this process's rows of one pass over the evaluation split, with labels.
     """
 
     names: Sequence[str]
     digest: str
+    eval_digest: str
     train_batches: Callable[[int, int], Iterable[Batch]]
     eval_batches: Callable[[], Iterable[Batch]]
 

@@ -77,7 +77,13 @@ def train(
         # The signals outlast the last save, which a SIGTERM must not cut off.
         stopped = stack.enter_context(_stop_signals(console))
         checkpoints = stack.enter_context(Checkpoints(workdir, config))
-        hosts.require_same(config=to_dict(config), data=data.digest, workdir=workdir, checkpoints=checkpoints.steps())
+        hosts.require_same(
+            config=to_dict(config),
+            data=data.digest,
+            eval_data=data.eval_digest,
+            workdir=workdir,
+            checkpoints=checkpoints.steps(),
+        )
         state = starting_state(setup, workdir, checkpoints, console, pretrained)
         step = int(state.step)
         if step >= steps:

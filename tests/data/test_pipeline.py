@@ -105,6 +105,14 @@ def test_evaluation_is_shared_out_over_hosts(street_scenes):
     assert sorted(seen) == [0, 1, 2]
 
 
+def test_evaluating_again_gives_the_same_and_builds_nothing_anew(street_scenes):
+    samples = find_samples(str(street_scenes), "val")
+    first = list(eval_batches(samples, CITYSCAPES, 2))
+    built = pipeline._evaluation.cache_info().misses
+    assert all(same(a, b) for a, b in zip(first, eval_batches(samples, CITYSCAPES, 2), strict=True))
+    assert pipeline._evaluation.cache_info().misses == built
+
+
 @pytest.mark.parametrize("kind", ["labelIds", "color"])
 def test_label_kinds_mean_the_same(street_scenes, kind):
     samples = find_samples(str(street_scenes), "val")
