@@ -5,9 +5,9 @@ python benchmarks/input_pipeline.py
 
 Synthetic photos of 1024x2048 (photos.py), scaled by 0.5 to 2, cropped, mirrored, photometric: (a) PyTorch's DataLoader
 (torch_loader.py); (b) ours from PNG; (c) ours from prepared records. Ours draws the numbers of the photometric distortion and
-leaves the pixels to the device: (d) and (e) are (b) and (c) where these cores compute that as well. Each figure is the median of the rounds,
-each ratio the median of the rounds' ratios to (a). Every measurement is a process of its own, warmed up, and stopped before
-its source ends. Then: how long the first batch takes, and the resident memory over many images.
+leaves the pixels to the device: (d) and (e) are (b) and (c) where these cores compute that as well. Each figure is the median
+of the rounds, each ratio the median of the rounds' ratios to (a). Every measurement is a process of its own, warmed up, and
+stopped before its source ends. Then: how long the first batch takes, and the resident memory over many images.
 """
 
 import argparse
