@@ -100,8 +100,9 @@ def verify(
       run: the run's folder.
       from_: step of a checkpoint that is kept, or 0 for the beginning.
       steps: how many to replay.
-      root: where the data set lies now, if not where the run found it.
+      root: where the data set or its prepared records lie now, if not where the run found it; for tfds:NAME its data_dir.
     """
+    from deeplab_jax.data.records import is_records
     from deeplab_jax.data.sources import fingerprint
     from deeplab_jax.train import verify as verification
     from deeplab_jax.weights.transfer import pretrained_variables
@@ -110,6 +111,8 @@ def verify(
     config, _ = verification.config_at(run, from_)
     if root:
         config.data.root = root
+        if is_records(root):
+            config.data.source = ""  # they stand in for a set of TFDS too
     data, _ = training_data(config, print)
     samples = training_set(config)
     pretrained = (lambda: pretrained_variables(config, print)) if config.model.pretrained else None

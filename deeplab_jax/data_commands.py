@@ -1,6 +1,7 @@
 """The `deeplab-jax data ...` commands. TensorFlow is imported by those that need it."""
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -74,12 +75,13 @@ def prepare(
     """
     from deeplab_jax.data.prepare import prepare as write
 
+    _require_threads(threads)
     data = _data(root, label_kind, data_dir)
     data.threads = threads
     write(data, out, splits, Console(soft_wrap=True, highlight=False))
 
 
-def labels(root: Root, out: str = "", splits: tuple[str, ...] = (), label_kind: str = "auto") -> None:
+def labels(root: Root, out: str = "", splits: tuple[str, ...] = (), label_kind: str = "auto", threads: int = 0) -> None:
     """Find the values or colours in a data set's masks and write a label-set file to edit.
 
     Args:
@@ -87,12 +89,14 @@ def labels(root: Root, out: str = "", splits: tuple[str, ...] = (), label_kind: 
       out: file to write; ROOT/labels.json if not given.
       splits: splits whose masks are opened; train and val if not given, or whatever there is.
       label_kind: labelIds, labelTrainIds or color, where the file names and the first file's header mislead.
+      threads: masks that are read at once; 0 for as many as there are cores.
     """
     from deeplab_jax.data.find import find_split
     from deeplab_jax.data.layouts import recognized
     from deeplab_jax.data.lists import describe, splits_of
     from deeplab_jax.data.masks import propose, survey
 
+    _require_threads(threads)
     path = epath.Path(out) if out else epath.Path(root) / LABELS_FILE
     if path.exists():
         raise ConfigError(f"{path} exists and is left alone: remove it, or name another file with --out")
@@ -103,7 +107,7 @@ def labels(root: Root, out: str = "", splits: tuple[str, ...] = (), label_kind: 
     for split, each in zip(splits, samples, strict=True):
         console.print(describe(split, each), markup=False, soft_wrap=True)
     with _progress("masks", sum(len(each) for each in samples)) as advance:
-        found = survey(samples, advance)
+        found = survey(samples, advance, threads)
     layout = recognized(epath.Path(root))
     proposed, said = propose(
         epath.Path(root).resolve().name or "mine", found, KNOWN.get(layout.labels if layout else ""), KNOWN
@@ -115,10 +119,9 @@ def labels(root: Root, out: str = "", splits: tuple[str, ...] = (), label_kind: 
         console.print(f"note: {line}", markup=False, soft_wrap=True)
     write_labels(path, proposed)
     console.print(f"{proposed.num_classes} classes are in {path}: edit their names, then", markup=False, soft_wrap=True)
-    console.print(f"  deeplab-jax data check {root} --labels {path} --out DIR", markup=False, soft_wrap=True)
-    console.print(
-        f"  python train.py --config=configs/custom.py:{path} --config.data.root={root} --workdir=RUN", soft_wrap=True
-    )
+    check_it = shlex.join(["deeplab-jax", "data", "check", root, "--labels", str(path), "--out", "DIR"])
+    train = ["python", "train.py", f"--config=configs/custom.py:{path}", f"--config.data.root={root}", "--workdir=RUN"]
+    console.print(f"  {check_it}\n  {shlex.join(train)}", markup=False, soft_wrap=True)
 
 
 def check(
@@ -128,6 +131,7 @@ def check(
     out: str = "",
     label_kind: str = "auto",
     data_dir: str = "",
+    threads: int = 0,
 ) -> None:
     """Open every sample of a data set and say what is wrong; exit code 1 where training would fail.
 
@@ -139,18 +143,20 @@ def check(
       out: folder for check.json and index.html, a page with samples to look at.
       label_kind: labelIds, labelTrainIds or color, as data.label_kind will be.
       data_dir: where tfds:NAME was built, if not in TFDS's own place.
+      threads: samples that are read at once; 0 for as many as there are cores.
     """
     from deeplab_jax.data import check as checking
     from deeplab_jax.data import overview
     from deeplab_jax.data.lists import describe
 
+    _require_threads(threads)
     console = _console()
     sets, problems = checking.open_splits(_data(root, label_kind, data_dir), splits)
     label_set = _labels_of(root, labels, console)
     for split, samples in sets.items():
         console.print(describe(split, samples), markup=False, soft_wrap=True)
     with _progress("samples", sum(map(len, sets.values()))) as advance:
-        report = checking.check(sets, label_set, problems, advance)
+        report = checking.check(sets, label_set, problems, advance, threads)
     _show_report(console, report, label_set)
     if out:
         folder = epath.Path(out)
@@ -173,6 +179,11 @@ def _data(root: str, label_kind: str, data_dir: str = "") -> DataConfig:
     if data_dir and not source:
         raise ConfigError(f"`--data-dir` (={data_dir!r}) goes with tfds:NAME, not with a folder (={root!r})")
     return DataConfig(root=data_dir if source else root, source=source, label_kind=label_kind)
+
+
+def _require_threads(threads: int) -> None:
+    if threads < 0:
+        raise ConfigError(f"`--threads` (={threads}) is no number of threads: use a number from 1, or 0 for automatic")
 
 
 def _labels_of(root: str, spec: str, console: Console) -> LabelSet:
@@ -249,6 +260,8 @@ def _show_report(console: Console, report: "Report", label_set: LabelSet) -> Non
             )
     for split, tally in list(report.tallies.items())[:1]:
         weights = ",".join(f"{weight:g}" for weight in class_weights(tally.pixels))
+        if not weights:
+            break
         console.print(f"weights for rare classes from {split} (ENet, arXiv 1606.02147), if you want them:", markup=False)
         console.print(f"  --config.loss.class_weights='({weights})'", markup=False, soft_wrap=True)
     fails = sum(problem.fails for problem in report.problems)

@@ -1,4 +1,5 @@
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -48,6 +49,30 @@ def test_own_data_from_labels_to_check(own, tmp_path, monkeypatch, capsys):
     assert "--config.loss.class_weights='(" in said
     assert (tmp_path / "out" / "index.html").read_text("utf-8").startswith("<!doctype html>")
     assert not json.loads((tmp_path / "out" / "check.json").read_text())["training_would_fail"]
+
+
+def test_the_commands_to_go_on_with_can_be_pasted(own, monkeypatch, capsys):
+    root = own.rename(own.parent / "my [red]set; it's")
+    _, said = deeplab(monkeypatch, capsys, "data", "labels", root)
+    check, train = (shlex.split(line) for line in said.splitlines() if line.startswith("  "))
+    assert check == ["deeplab-jax", "data", "check", str(root), "--labels", f"{root}/labels.json", "--out", "DIR"]
+    assert train[2:] == [f"--config=configs/custom.py:{root}/labels.json", f"--config.data.root={root}", "--workdir=RUN"]
+
+
+def test_threads_are_counted_from_one(own, monkeypatch, capsys):
+    for command in ("labels", "check"):
+        code, said = deeplab(monkeypatch, capsys, "data", command, own, "--threads", -1)
+        assert code == 2
+        assert "`--threads` (=-1)" in said
+        assert deeplab(monkeypatch, capsys, "data", command, own, "--threads", 1)[0] == 0
+
+
+def test_without_a_labelled_pixel_no_weights_are_printed(own, monkeypatch, capsys):
+    for path in own.glob("target/*/*.png"):
+        Image.new("L", (90, 70), 255).save(path)
+    _, said = deeplab(monkeypatch, capsys, "data", "check", own, "--labels", "voc")
+    assert "100.0 % of the pixels ignored" in said
+    assert "weights" not in said
 
 
 def test_a_file_that_was_edited_is_not_written_over(own, monkeypatch, capsys):

@@ -1,9 +1,8 @@
 """Opens every sample of a data set and says what is wrong. What ends a training is what training's own reader objects to."""
 
-import concurrent.futures
 import dataclasses
+import functools
 import hashlib
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -15,8 +14,8 @@ from PIL import Image
 from deeplab_jax.config import DataConfig
 from deeplab_jax.data.find import find_split
 from deeplab_jax.data.lists import Samples, value_table
-from deeplab_jax.data.masks import count_runs, show
-from deeplab_jax.data.sources import read_sample
+from deeplab_jax.data.masks import count_runs, in_parallel, show
+from deeplab_jax.data.sources import read_sample, store_of
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import IGNORE, UNKNOWN, LabelSet
 
@@ -122,6 +121,7 @@ def check(
     labels: LabelSet,
     problems: Sequence[Problem] = (),
     on_sample: Callable[[], None] = lambda: None,
+    threads: int = 0,
 ) -> Report:
     """Reads every sample of some splits.
 
@@ -130,6 +130,7 @@ def check(
       labels: what the values should mean.
       problems: found before, with which the report begins.
       on_sample: called after each sample, to show progress.
+      threads: samples that are read at once; 0 for as many as there are cores.
     """
     problems = list(problems)
     tallies: dict[str, Tally] = {}
@@ -137,7 +138,7 @@ def check(
     for split, samples in sets.items():
         tally = tallies[split] = _empty(samples, labels)
         table = value_table(samples.kind, labels)
-        for sample in _inspected(samples):
+        for sample in in_parallel(functools.partial(_inspect, samples), range(len(samples)), threads):
             problems += _add(tally, split, samples, labels, table, sample)
             if sample.pixels_hash:
                 seen[sample.pixels_hash].append((split, sample.name))
@@ -151,10 +152,13 @@ def class_weights(pixels: np.ndarray) -> tuple[float, ...]:
     """Weights of classes that occur with these numbers of pixels: ENet's 1 / ln(1.02 + share) (arXiv 1606.02147, section 5.2).
 
     They are scaled so that the mean over all pixels is 1, which leaves the loss and so the learning rate at their scale.
+    Where no pixel is labelled there are none.
     """
-    share = pixels / max(pixels.sum(), 1)
+    if not pixels.sum():
+        return ()
+    share = pixels / pixels.sum()
     weights = 1 / np.log(1.02 + share)
-    return tuple(round(float(w), 3) for w in weights / max((share * weights).sum(), 1e-12))
+    return tuple(round(float(w), 3) for w in weights / (share * weights).sum())
 
 
 def as_json(report: Report, labels: LabelSet) -> dict[str, Any]:
@@ -172,7 +176,7 @@ def as_json(report: Report, labels: LabelSet) -> dict[str, Any]:
             "ignored_pixels": tally.ignored,
             "unknown_pixels": tally.unknown,
         }
-    weights = {split: class_weights(tally.pixels) for split, tally in list(report.tallies.items())[:1]}
+    weights = {split: class_weights(tally.pixels) for split, tally in list(report.tallies.items())[:1] if tally.pixels.any()}
     return {
         "labels": labels.name,
         "training_would_fail": report.fails,
@@ -187,16 +191,11 @@ def _empty(samples: Samples, labels: LabelSet) -> Tally:
     return Tally(samples.source, len(samples), Counter(), Counter(), Counter(), zeros, zeros.copy())
 
 
-def _inspected(samples: Samples) -> Iterable[_Sample]:
-    # Decoding lets other threads run; what comes back is small.
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from pool.map(lambda i: _inspect(samples, i), range(len(samples)))
-
-
 def _inspect(samples: Samples, i: int) -> _Sample:
     found = _Sample(samples.images[i], samples.labels[i] if samples.labels else "")
     try:
         image, values = read_sample(samples, i)
+        store_of(samples).size(samples, i)  # which evaluation asks for
     except DataError as error:
         found.error = str(error)
         return found

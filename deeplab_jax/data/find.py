@@ -25,9 +25,13 @@ def find_split(data: DataConfig, split: str, *, need_labels: bool = True) -> Sam
     if data.source:
         return find_tfds(data.source.removeprefix(TFDS), data.root, split, data.label_kind)
     if not records.is_records(data.root):
-        if records.is_begun(data.root):
-            raise DataError(f"`data.root` (={data.root!r}) holds records that are not complete: run `data prepare` to its end")
-        return find_samples(data.root, split, data.label_kind, need_labels=need_labels)
+        try:
+            return find_samples(data.root, split, data.label_kind, need_labels=need_labels)
+        except DataError:
+            if records.is_begun(data.root):
+                said = f"`data.root` (={data.root!r}) holds records that are not complete: run `data prepare` to its end"
+                raise DataError(said) from None
+            raise
     manifest = look_at(str(epath.Path(data.root) / records.MANIFEST))
     samples = _prepared(data.root, split, manifest, need_labels=need_labels)
     if data.label_kind in ("auto", samples.kind):

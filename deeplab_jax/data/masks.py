@@ -2,14 +2,15 @@
 
 import concurrent.futures
 import dataclasses
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 from etils import epath
 from PIL import Image
 
 from deeplab_jax.data.lists import Samples
+from deeplab_jax.data.machine import usable_cores
 from deeplab_jax.errors import DataError, one_line
 from deeplab_jax.labels import IGNORE, Color, LabelSet, voc_color
 
@@ -45,12 +46,13 @@ class Survey:
     problems: tuple[str, ...]
 
 
-def survey(samples: list[Samples], on_file: Callable[[], None] = lambda: None) -> Survey:
+def survey(samples: list[Samples], on_file: Callable[[], None] = lambda: None, threads: int = 0) -> Survey:
     """Opens every label file of some splits.
 
     Args:
       samples: splits of one data set, of one kind.
       on_file: called after each file, to show progress.
+      threads: files that are read at once; 0 for as many as there are cores.
 
     Raises:
       DataError: the splits' kinds differ, they are no files, none can be read, or there are more than 255 values.
@@ -65,7 +67,8 @@ def survey(samples: list[Samples], on_file: Callable[[], None] = lambda: None) -
     values: dict[int, Found] = {}
     palette: dict[int, Color] = {}
     problems = []
-    for (root, name), (counts, colors, problem) in _in_parallel(names, is_color):
+    read = in_parallel(lambda name: _read(epath.Path(name[0]) / name[1], is_color), names, threads)
+    for (root, name), (counts, colors, problem) in zip(names, read, strict=True):
         problems += [f"{root}/{name} {problem}"] if problem else []
         for value, pixels in counts.items():
             found = values.setdefault(value, Found())
@@ -99,10 +102,18 @@ def _too_many(values: dict[int, Found], last: str) -> str:
 Read = tuple[dict[int, int], dict[int, Color], str]
 
 
-def _in_parallel(names: list[tuple[str, str]], is_color: bool) -> Iterator[tuple[tuple[str, str], Read]]:
-    pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_parallel(work: Callable[[Item], Result], items: Sequence[Item], threads: int) -> Iterator[Result]:
+    """What `work` gives for each item, in order, which should be small: it is kept until asked for.
+
+    Decoding lets other threads run. Pixels are in memory of as many images as there are threads, 0 for one a core.
+    """
+    pool = concurrent.futures.ThreadPoolExecutor(threads or usable_cores())
     try:
-        yield from zip(names, pool.map(lambda name: _read(epath.Path(name[0]) / name[1], is_color), names), strict=True)
+        yield from pool.map(work, items)
     finally:
         pool.shutdown(cancel_futures=True)
 

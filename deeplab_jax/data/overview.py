@@ -148,20 +148,24 @@ def _classes(report: Report, labels: LabelSet) -> str:
         return '<p class="soft">No split could be read.</p>'
     first = next(iter(report.tallies))
     weights = class_weights(report.tallies[first].pixels)
-    head = ["class", "id"] + [f"{word} of {split}" for split in report.tallies for word in ("pixels", "images")] + ["weight"]
+    head = ["class", "id"] + [f"{word} of {split}" for split in report.tallies for word in ("pixels", "images")]
+    head += ["weight"] if weights else []
     rows = []
     for k, name in enumerate(labels.names):
         cells = [f"{_chip(labels, k)}{_text(name)}", _text(labels.class_ids[k])]
         for tally in report.tallies.values():
             cells += [share(tally.pixels[k], tally.pixels.sum()), f"{tally.images[k]:,}"]
-        rows.append([*cells, f"{weights[k]:.3f}"])
+        rows.append(cells + [f"{weight:.3f}" for weight in weights[k : k + 1]])
     ignored = ["ignored, of all pixels", ""]
     for tally in report.tallies.values():
         ignored += [share(tally.ignored, tally.pixels.sum() + tally.ignored + tally.unknown), ""]
+    table = _table(head, [*rows, ignored + [""] * bool(weights)])
+    if not weights:
+        return table
     command = "--config.loss.class_weights='(" + ",".join(f"{weight:g}" for weight in weights) + ")'"
     text = f"Weights after ENet (arXiv 1606.02147), 1 / ln(1.02 + share of {first}), scaled to a mean of 1 over its pixels:"
     note = f'<p class="soft">{_text(text)}</p>'
-    return _table(head, [*rows, [*ignored, ""]]) + note + f"<pre>{_text(command)}</pre>"
+    return table + note + f"<pre>{_text(command)}</pre>"
 
 
 def _chip(labels: LabelSet, k: int) -> str:

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from deeplab_jax.data.records import (
     MANIFEST,
     MOST_VALUES,
     NOTE,
+    SHARD,
     Record,
     Shard,
     is_records,
@@ -41,6 +43,8 @@ from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.files import replacing
 
 SHARD_SAMPLES = 64  # half a gigabyte of Cityscapes
+# What the process `pid` is writing: the manifest, a note or a shard, or a shard that has yet to get its name.
+BEGUN = re.compile(rf"\.?(?:{re.escape(MANIFEST)}|(?P<split>.+)-\d{{5}}(?:\.json)?)\.(?P<pid>\d+)\.(?:new|bin|bin\.\d+\.new)")
 
 
 def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console) -> None:
@@ -60,26 +64,30 @@ def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console)
         raise DataError(f"`root` (={data.root!r}) holds prepared records: give the data set that they were made of")
     splits = list(dict.fromkeys(part for split in splits for part in split.split("+")))
     folder = epath.Path(out)
-    source = data.source or (data.root if "://" in data.root else str(epath.Path(data.root).resolve()))
+    place = data.root if "://" in data.root or not data.root else str(epath.Path(data.root).resolve())
+    made_of = (data.source, place) if data.source else (place, "")
+    source = made_of[0]
     found = {split: find_split(data, split, need_labels=split != "test") for split in splits}
     for split, samples in found.items():
         console.print(describe(split, samples), markup=False)
     _require_folder(folder)
-    others = _other_splits(folder, source, splits)
+    _other_splits(folder, source, splits)  # refuses those of another source, before anything is touched
     _remove_left_over(folder, splits)
-    plan = {split: _plan(folder, split, samples, source) for split, samples in found.items()}
+    plan = {split: _parts(split, len(samples)) for split, samples in found.items()}
+    _find_kept(folder, plan, found, source, data.threads, console)
     todo = {split: [part for part in parts if part.kept is None] for split, parts in plan.items()}
     if not any(todo.values()) and (folder / MANIFEST).exists():
         console.print(f"{out} holds them already", markup=False)
     else:
         _require_room(folder, todo, found)
-        # What is written next is no set of records until all of it is there.
-        _write_manifest(folder, source, others)
+        # What is written next is no set of records until all of it is there. The other splits are asked for each time anew:
+        # another process may have prepared some meanwhile.
+        _write_manifest(folder, made_of, _other_splits(folder, source, splits))
         _write_shards(folder, found, todo, source, data.threads, console)
-    # Another process may have prepared other splits meanwhile.
     made = {split: _as_json(samples, plan[split]) for split, samples in found.items()}
-    _write_manifest(folder, source, _other_splits(folder, source, splits) | made)
-    _remove_rest(folder, {part.name for parts in plan.values() for part in parts}, splits)
+    _write_manifest(folder, made_of, _other_splits(folder, source, splits) | made)
+    parts = [part for each in plan.values() for part in each]
+    _remove_rest(folder, {f"{part.name}.json" for part in parts} | {part.kept.file for part in parts if part.kept}, splits)
 
 
 def _write_shards(
@@ -90,7 +98,7 @@ def _write_shards(
     threads: int,
     console: Console,
 ) -> None:
-    with Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn(), console=console) as bar:
+    with _progress(console) as bar:
         for split, samples in found.items():
             rows = [i for part in todo[split] for i in part.rows]
             task = bar.add_task(split, total=len(rows))
@@ -101,21 +109,39 @@ def _write_shards(
                 part.kept = _write_shard(folder, part, samples, source, stamps, decoded, functools.partial(bar.advance, task))
 
 
+def _progress(console: Console) -> Progress:
+    return Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn(), console=console)
+
+
 @dataclasses.dataclass(slots=True)
 class _Part:
-    """A shard to be: its name, its samples' positions in the list, and itself once it is there."""
+    """A shard to be: its name but for the content, its samples' positions in the list, and itself once it is there."""
 
     name: str
     rows: range
     kept: Shard | None
 
 
-def _plan(folder: epath.Path, split: str, samples: Samples, source: str) -> list[_Part]:
-    starts = range(0, len(samples), SHARD_SAMPLES)
-    parts = [_Part(f"{split}-{n:05d}", range(i, min(i + SHARD_SAMPLES, len(samples))), None) for n, i in enumerate(starts)]
-    for part in parts:
-        part.kept = _kept(folder, part, samples, source)
-    return parts
+def _parts(split: str, count: int) -> list[_Part]:
+    starts = range(0, count, SHARD_SAMPLES)
+    return [_Part(f"{split}-{n:05d}", range(i, min(i + SHARD_SAMPLES, count)), None) for n, i in enumerate(starts)]
+
+
+def _find_kept(
+    folder: epath.Path,
+    plan: Mapping[str, Sequence[_Part]],
+    found: Mapping[str, Samples],
+    source: str,
+    threads: int,
+    console: Console,
+) -> None:
+    """Sets `kept` of every part. Many at once: checksums of what was prepared take minutes on one core."""
+    jobs = [(part, found[split]) for split, parts in plan.items() for part in parts]
+    with _progress(console) as bar, ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        task = bar.add_task("what is there", total=len(jobs))
+        for (part, _), shard in zip(jobs, pool.map(lambda job: _kept(folder, job[0], job[1], source), jobs), strict=True):
+            part.kept = shard
+            bar.advance(task)
 
 
 def _kept(folder: epath.Path, part: _Part, samples: Samples, source: str) -> Shard | None:
@@ -195,7 +221,8 @@ def _write_shard(
     tick: Callable[[], None],
 ) -> Shard:
     digest, records = hashlib.sha256(), []
-    with replacing(folder / f"{part.name}.bin") as file:
+    begun = folder / f"{part.name}.{os.getpid()}.bin"  # what its name will be is known at its end
+    with replacing(begun) as file:
         for i in part.rows:
             sample = next(decoded)
             for array in (sample["image"], _label_bytes(sample.get("values"))):
@@ -204,9 +231,21 @@ def _write_shard(
                 digest.update(data)
             records.append(_record(samples, i, sample, stamps[i]))
             tick()
-    shard = Shard(f"{part.name}.bin", digest.hexdigest(), tuple(records))
+    shard = Shard(f"{part.name}-{digest.hexdigest()[:8]}.bin", digest.hexdigest(), tuple(records))
+    try:
+        begun.replace(folder / shard.file)
+    except OSError as error:
+        raise ConfigError(f"{begun} cannot be renamed ({error.strerror}): mend that, or name another folder") from None
     _write_note(folder, part.name, samples.kind, source, shard)
+    for path in _versions(folder, part):
+        if path.name != shard.file:
+            _unlink(path)
     return shard
+
+
+def _versions(folder: epath.Path, part: _Part) -> list[epath.Path]:
+    """The shards of a part that are there, whatever they hold."""
+    return [path for path in folder.iterdir() if SHARD.fullmatch(path.name) and path.name[:-13] == part.name]
 
 
 def _write_note(folder: epath.Path, name: str, kind: str, source: str, shard: Shard) -> None:
@@ -266,27 +305,27 @@ def _other_splits(folder: epath.Path, source: str, splits: Sequence[str]) -> dic
     return others if known else {}
 
 
-def _write_manifest(folder: epath.Path, source: str, splits: Mapping[str, Any]) -> None:
-    """Without splits there is none."""
+def _write_manifest(folder: epath.Path, made_of: tuple[str, str], splits: Mapping[str, Any]) -> None:
+    """Of a source and its data_dir. Without splits there is none."""
     if not splits:
         _unlink(folder / MANIFEST)
         return
-    text = json.dumps({"format": FORMAT, "source": source, "splits": splits})
+    text = json.dumps({"format": FORMAT, "source": made_of[0], "data_dir": made_of[1], "splits": splits})
     if not (folder / MANIFEST).exists() or (folder / MANIFEST).read_text() != text:
         with replacing(folder / MANIFEST) as file:
             file.write(text.encode())
 
 
 def _remove_rest(folder: epath.Path, names: set[str], splits: Sequence[str]) -> None:
-    """Shards of an earlier, longer list of these splits."""
+    """Shards of an earlier, longer list of these splits, and of other contents."""
     for path in folder.iterdir():
-        if _split_of(path.name) in splits and path.stem not in names:
+        if _split_of(path.name) in splits and path.name not in names:
             _unlink(path)
 
 
 def _split_of(name: str) -> str:
     """Of a shard or the note beside it; "" for another file."""
-    found = NOTE.fullmatch(re.sub(r"\.bin$", ".json", name))
+    found = NOTE.fullmatch(name) or SHARD.fullmatch(name)
     return found["split"] if found else ""
 
 
@@ -297,17 +336,33 @@ def _require_folder(folder: epath.Path) -> None:
         names = [path.name for path in folder.iterdir()]
     except OSError as error:
         raise ConfigError(f"`--out` (={str(folder)!r}) cannot be used ({error.strerror}): name another folder") from None
-    foreign = [name for name in names if not name.startswith(".") and name != MANIFEST and not _split_of(name)]
+    ours = [name for name in names if name.startswith(".") or name == MANIFEST or _split_of(name) or BEGUN.fullmatch(name)]
+    foreign = [name for name in names if name not in ours]
     if foreign:
         raise ConfigError(f"`--out` (={str(folder)!r}) holds {foreign[0]}, which is no record: name a folder of its own")
 
 
 def _remove_left_over(folder: epath.Path, splits: Sequence[str]) -> None:
-    """Shards of these splits that a process had begun to write when it was killed."""
+    """Files of these splits, and manifests, that a process had begun to write when it was killed."""
     for path in folder.iterdir():
-        found = re.fullmatch(r"\.(?P<name>.+)\.\d+\.new", path.name)
-        if found and _split_of(found["name"]) in splits:
+        found = BEGUN.fullmatch(path.name)
+        if found and (not found["split"] or found["split"] in splits) and not _is_alive(int(found["pid"])):
             _unlink(path)
+
+
+def _is_alive(process: int) -> bool:
+    """Whether another process of this machine has that number. On Windows, where asking would end it, it is taken to be."""
+    if process == os.getpid():
+        return False
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def _unlink(path: epath.Path) -> None:
@@ -327,8 +382,7 @@ def _require_room(folder: epath.Path, todo: Mapping[str, Sequence[_Part]], found
             continue
         height, width = store_of(found[split]).size(found[split], parts[0].rows[0])
         needed += sum(len(part.rows) for part in parts) * height * width * (3 + _channels(found[split]))
-        old = [folder / f"{part.name}.bin" for part in parts]
-        needed -= sum(path.stat().length for path in old if path.exists())
+        needed -= sum(path.stat().length for part in parts for path in _versions(folder, part))
     free = shutil.disk_usage(os.fspath(folder)).free
     if needed > free:
         raise ConfigError(

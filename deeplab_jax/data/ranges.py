@@ -1,7 +1,9 @@
 """Bytes out of the middle of large files, read from many threads."""
 
+import contextlib
 import functools
 import os
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -42,16 +44,34 @@ def read_range(file: File, start: int, size: int) -> bytes:
     Raises:
       OSError: the file cannot be read, ends before, or was replaced since it was looked at.
     """
-    if not _is_local(file.path):
-        with tf.io.gfile.GFile(file.path, "rb") as opened:
-            opened.seek(start)
-            data = opened.read(size)
-    else:
+    with reading(file) as read:
+        return read(start, size)
+
+
+@contextlib.contextmanager
+def reading(file: File) -> Iterator[Callable[[int, int], bytes]]:
+    """What is `read_range` of one file, from one thread, for many reads: what lies elsewhere is opened once.
+
+    Raises:
+      OSError: as `read_range`.
+    """
+
+    def whole(data: bytes, start: int, size: int) -> bytes:
+        if len(data) != size:
+            raise OSError(f"{file.path} ends at byte {start + len(data)}")
+        return data
+
+    if _is_local(file.path):
         descriptor = _open(file)  # held while it is read: the cache may let go of it meanwhile
-        data = os.pread(descriptor.number, size, start)
-    if len(data) != size:
-        raise OSError(f"{file.path} ends at byte {start + len(data)}")
-    return data
+        yield lambda start, size: whole(os.pread(descriptor.number, size, start), start, size)
+        return
+    with tf.io.gfile.GFile(file.path, "rb") as opened:
+
+        def read(start: int, size: int) -> bytes:
+            opened.seek(start)
+            return whole(opened.read(size), start, size)
+
+        yield read
 
 
 def _is_local(path: str) -> bool:

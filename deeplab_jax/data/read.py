@@ -24,12 +24,11 @@ class ImageFiles:
 
     def decoded(self, samples: Samples, index: tf.Tensor) -> Decoded:
         """See `Store`."""
-        root = str(epath.Path(samples.root))
-        image_file = tf.io.read_file(tf.strings.join([root, tf.constant(samples.images)[index]], "/"))
+        image_file = tf.io.read_file(_path(samples.root, samples.images, index))
         image = _decode_image(image_file)
         if not samples.labels:
             return Decoded(image, None, _fingerprint([image_file]))
-        label_file = tf.io.read_file(tf.strings.join([root, tf.constant(samples.labels)[index]], "/"))
+        label_file = tf.io.read_file(_path(samples.root, samples.labels, index))
         values = _decode_label(label_file, samples.kind == "color")
         tf.debugging.assert_equal(tf.shape(image)[:2], tf.shape(values), "image and label differ in size")
         return Decoded(image, values, _fingerprint([image_file, label_file]))
@@ -49,6 +48,13 @@ class ImageFiles:
     def explain(self, samples: Samples, i: int, error: Exception) -> DataError:
         """Pillow's view where it has one, else TensorFlow's."""
         return _explain_pair(samples, i) or _unreadable_file(" or ".join(_paths(samples, i)), error)
+
+
+def _path(root: str, names: Sequence[str], index: tf.Tensor) -> tf.Tensor:
+    """Of the file at a position in the list."""
+    if tf.executing_eagerly():  # for one sample, the names of all others stay where they are
+        return tf.constant(str(epath.Path(root) / names[int(index)]))
+    return tf.strings.join([str(epath.Path(root)), tf.constant(names)[index]], "/")
 
 
 def _fingerprint(files: Sequence[tf.Tensor | bytes]) -> tf.Tensor:
@@ -78,6 +84,10 @@ def _decode_image(data: tf.Tensor) -> tf.Tensor:
 
 def _decode_label(data: tf.Tensor, is_color: bool) -> tf.Tensor:
     """Of a PNG: its grey values or palette indices, uint8 [h, w], or 24-bit colours, int32 [h, w]."""
+    # TensorFlow's PNG decoder takes JPEG and GIF as well.
+    is_png = tf.equal(tf.strings.substr(data, 0, 8), b"\x89PNG\r\n\x1a\n")
+    # Of two strings the assertion would print bytes, which no error of tf.data can hold.
+    tf.debugging.assert_equal(is_png, True, "a label file is no PNG")
     header = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 0, 26), tf.uint8), tf.int32)
     bit_depth, color_type = header[24], header[25]
     tf.debugging.assert_equal(bit_depth <= 8, True, "a label file has 16 bits a value")
@@ -108,7 +118,7 @@ def image_size(path: epath.Path) -> tuple[int, int]:
     try:
         with path.open("rb") as file, Image.open(file) as image:
             return image.height, image.width
-    except OSError as error:
+    except Exception as error:  # Pillow has many, and warns of very large images by one
         raise DataError(f"{path} cannot be read as an image ({reason(error)}): replace it or take it off the list") from None
 
 

@@ -1,8 +1,12 @@
 """Prepared records: samples decoded once, as raw bytes in large files, of which a window is read without the rest.
 
-A folder of records holds `manifest.json` and, for each split, shards `<split>-00000.bin`: for each sample the image's bytes
-(uint8 [h, w, 3]) and then the label's values (uint8 [h, w] ids, or [h, w, 3] colours). `prepare.py` writes them; this file
-reads them.
+A folder of records holds `records.json` and, for each split, shards `<split>-00000-1a2b3c4d.bin`: for each sample the image's
+bytes (uint8 [h, w, 3]) and then the label's values (uint8 [h, w] ids, or [h, w, 3] colours). `prepare.py` writes them; this
+file reads them.
+
+The fingerprint of a record tells what the source held when it was prepared; it is not that of the bytes read. So that shards of
+one preparation do not pass for those of another, a shard's name ends in the first digits of its sha256; whether its bytes still
+have that sum is what `data prepare` looks at when it is run again.
 """
 
 import dataclasses
@@ -24,9 +28,10 @@ from deeplab_jax.data.sources import Decoded, Opened
 from deeplab_jax.errors import DataError, one_line
 from deeplab_jax.labels import UNKNOWN
 
-MANIFEST = "manifest.json"
+MANIFEST = "records.json"
+SHARD = re.compile(r"(?P<split>.+)-\d{5}-[0-9a-f]{8}\.bin")
 NOTE = re.compile(r"(?P<split>.+)-\d{5}\.json")  # beside a shard: what it holds
-FORMAT = 1
+FORMAT = 2
 # More than a label set can name: one of so many is in no table. A mask of blended colours has hundreds of thousands.
 MOST_VALUES = 1024
 
@@ -101,22 +106,28 @@ class Manifest:
 
     Attributes:
       source: the root, or tfds:NAME, that it was made of.
+      data_dir: where tfds:NAME was built; "" for TFDS's own place, and with a root.
       splits: by name.
     """
 
     source: str
+    data_dir: str
     splits: dict[str, Split]
 
 
 def is_records(root: str) -> bool:
     """Whether `root` is a folder of prepared records."""
-    return bool(root) and (epath.Path(root) / MANIFEST).exists()
+    # A data set may have a file of that name itself.
+    return bool(root) and (epath.Path(root) / MANIFEST).exists() and _holds(root, SHARD, NOTE)
 
 
 def is_begun(root: str) -> bool:
     """Whether `root` is what a preparation left that was cut short."""
-    folder = epath.Path(root)
-    return bool(root) and folder.is_dir() and any(NOTE.fullmatch(path.name) for path in folder.iterdir())
+    return bool(root) and epath.Path(root).is_dir() and _holds(root, SHARD)
+
+
+def _holds(root: str, *patterns: re.Pattern[str]) -> bool:
+    return any(pattern.fullmatch(path.name) for path in epath.Path(root).iterdir() for pattern in patterns)
 
 
 def read_manifest(root: str) -> Manifest:
@@ -131,10 +142,10 @@ def read_manifest(root: str) -> Manifest:
         if values["format"] != FORMAT:
             raise DataError(f"{path} has format {values['format']}, this version reads {FORMAT}: prepare the records again")
         splits = {name: Split(v["kind"], tuple(map(shard_from_json, v["shards"]))) for name, v in values["splits"].items()}
-        return Manifest(values["source"], splits)
+        return Manifest(values["source"], values["data_dir"], splits)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         said = f"{type(error).__name__}: {one_line(error)}"
-        raise DataError(f"{path} cannot be read ({said}): remove it and prepare the records again") from None
+        raise DataError(f"{path} is no list of prepared records that can be read ({said}): prepare them again") from None
 
 
 def shard_from_json(values: dict[str, Any]) -> Shard:
@@ -168,8 +179,13 @@ def find_records(manifest: Manifest, root: str, split: str, *, need_labels: bool
 
 def prepare_again(manifest: Manifest, root: str) -> str:
     """What to do about records that are damaged or stale."""
-    kinds = {split.kind for split in manifest.splits.values()} - {"labelIds"}
-    options = ["--splits", *manifest.splits, *(["--label-kind", *kinds] if len(kinds) == 1 else [])]
+    labelled = [split for split in manifest.splits.values() if any(record.label for _, _, record in split.records())]
+    kinds = {split.kind for split in labelled}
+    options = ["--splits", *manifest.splits]
+    if len(kinds) == 1 and kinds != {"labelIds"}:
+        options += ["--label-kind", *kinds]
+    if manifest.data_dir:
+        options += ["--data-dir", manifest.data_dir]
     words = ["deeplab-jax", "data", "prepare", manifest.source, "--out", root, *options]
     return f"run `{shlex.join(words)}` again, which does what is needed"
 

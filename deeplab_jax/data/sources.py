@@ -1,6 +1,7 @@
 """What the pipeline asks of a data set, whichever way it is stored: image files, prepared records, TensorFlow Datasets.
 
-A store knows how to read the samples of one kind of source; nothing here knows files or augmentation.
+A store knows how to read the samples of one kind of source. Nothing here knows augmentation, and of files only that
+they are the store of samples that name none (`store_of`).
 """
 
 from collections.abc import Callable
@@ -117,7 +118,11 @@ def unreadable(samples: Samples, table: np.ndarray, i: int) -> DataError | None:
     try:
         all_of(store.opened(samples, table, tf.constant(i, tf.int64)))
     except Exception as error:  # Pillow, which reads palettes, has errors of many kinds for a broken file
-        return unknown_value(samples, table, i) or store.explain(samples, i, error)
+        try:
+            _, values = read_sample(samples, i)
+        except DataError as problem:  # what the file is comes before what its values mean
+            return problem
+        return _unknown_value(samples, values, table, i) or store.explain(samples, i, error)
     return None
 
 
@@ -134,12 +139,8 @@ def read_sample(samples: Samples, i: int) -> tuple[np.ndarray, np.ndarray | None
     return sample.image.numpy(), None if sample.values is None else sample.values.numpy()
 
 
-def unknown_value(samples: Samples, table: np.ndarray, i: int) -> DataError | None:
-    """The first value of the label of sample `i` that is in no entry of `table`; None if there is none, or no reading it."""
-    try:
-        _, values = read_sample(samples, i)
-    except DataError:
-        return None
+def _unknown_value(samples: Samples, values: np.ndarray | None, table: np.ndarray, i: int) -> DataError | None:
+    """The first of the values of sample `i` that is in no entry of `table`."""
     for value, count in zip(*np.unique([] if values is None else values, return_counts=True), strict=True):
         if table[int(value)] == UNKNOWN:
             shown = tuple(int(value).to_bytes(3, "big")) if samples.kind == "color" else int(value)
@@ -156,9 +157,9 @@ def name_of_label(samples: Samples, i: int) -> str:
 
 
 def fingerprint(samples: Samples, i: int) -> bytes:
-    """The "fingerprint" that sample `i` has in a batch, from its files alone: 8 bytes.
+    """The "fingerprint" that sample `i` has in a batch, without decoding it: 8 bytes.
 
     Raises:
-      DataError: a file is missing or cannot be read.
+      DataError: what the source holds of it is missing or cannot be read.
     """
     return store_of(samples).fingerprint(samples, i)

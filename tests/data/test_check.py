@@ -104,6 +104,21 @@ def test_truncated_files(report, tmp_path):
     assert result.fails
 
 
+def test_an_image_of_which_evaluation_cannot_tell_the_size(report, monkeypatch):
+    report(train=[(photo(0), mask(0, 1, 2))])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    result = report.again("train")
+    assert len(found(result, "cannot be used", "train0.png cannot be read as an image")) == 1
+    assert result.fails
+
+
+def test_a_jpeg_mask_is_called_one_whatever_its_values(report, tmp_path):
+    report(train=[(photo(0), mask(0, 1, 2)), (photo(1), mask(0))])
+    photo(1, "L").save(tmp_path / "train1_label.png", "JPEG", quality=90)
+    (problem,) = [p for p in report.again("train").problems if p.fails]
+    assert "train1_label.png is a JPEG file: labels must be PNG" in problem.text
+
+
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
 def test_images_of_other_modes_can_be_trained_with_and_are_noted(report, mode):
     result = report(train=[(photo(0, mode), mask(0, 1, 2))])
@@ -170,7 +185,13 @@ def test_weights_are_enets_with_a_mean_of_one_over_pixels():
     enet = [1 / math.log(1.02 + share) for share in (0.9, 0.1, 0)]
     assert weights == pytest.approx([w / (0.9 * enet[0] + 0.1 * enet[1]) for w in enet], abs=5e-4)
     assert np.dot(pixels / 1000, weights) == pytest.approx(1, abs=1e-3)
-    assert class_weights(np.array([0, 0]))  # nothing labelled: finite, of no use
+    assert class_weights(np.array([0, 0])) == ()
+
+
+def test_without_a_labelled_pixel_no_weights_are_proposed(report):
+    result = report(train=[(photo(0), mask(255))])
+    assert "weight" not in overview.page("", result, LABELS, [])
+    assert as_json(result, LABELS)["class_weights"] == {}
 
 
 def test_the_page_and_the_json_hold_everything_and_load_nothing(report, tmp_path):

@@ -36,7 +36,7 @@ def root(made, tmp_path):
 @pytest.fixture
 def out(made, root, tmp_path):
     out = shutil.copytree(made / "records", tmp_path / "records")
-    (out / "manifest.json").write_text((out / "manifest.json").read_text().replace(str(made), str(tmp_path)))
+    (out / "records.json").write_text((out / "records.json").read_text().replace(str(made), str(tmp_path)))
     return out
 
 

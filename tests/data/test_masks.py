@@ -1,11 +1,12 @@
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from deeplab_jax.data.lists import Samples
-from deeplab_jax.data.masks import count_runs, propose, show, survey
+from deeplab_jax.data.masks import count_runs, in_parallel, propose, show, survey
 from deeplab_jax.errors import DataError
 from deeplab_jax.label_files import KNOWN
 from deeplab_jax.labels import CITYSCAPES, VOC
@@ -125,6 +126,29 @@ def test_files_that_training_would_not_read_are_named(masks, tmp_path):
 def test_a_set_without_mask_files_is_told(masks):
     with pytest.raises(DataError, match="holds no mask files"):
         survey([dataclasses.replace(masks([[1, 2]]), store=object())])
+
+
+def test_no_more_is_in_work_than_there_are_threads():
+    barrier = threading.Barrier(3)
+
+    def threads(_):
+        barrier.wait(30)  # three are at work at once
+        return threading.get_ident()
+
+    assert len(set(in_parallel(threads, range(30), 3))) == 3
+    assert list(in_parallel(str, range(5), 0)) == list("01234")
+
+
+def test_what_was_not_begun_is_dropped_with_the_first_error():
+    begun = []
+
+    def work(i):
+        begun.append(i)
+        raise DataError("broken")
+
+    with pytest.raises(DataError, match="broken"):
+        list(in_parallel(work, range(100_000), 1))
+    assert len(begun) < 100_000
 
 
 def test_runs_add_up_to_what_sorting_pixels_gives():

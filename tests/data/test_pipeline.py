@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import re
 import shutil
@@ -186,10 +187,13 @@ def test_a_label_that_cannot_be_right_names_its_file(tmp_path, case, training):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "BMP"])
-def test_a_label_that_is_no_png_is_refused(tmp_path, kind):
+# A JPEG file of quality 90 has, by chance, the bytes that say "palette" in a PNG's header.
+@pytest.mark.parametrize(("kind", "mode", "options"), [("JPEG", "L", {"quality": 90}), ("JPEG", "RGB", {}), ("BMP", "L", {})])
+def test_a_label_that_is_no_png_is_refused(tmp_path, kind, mode, options):
     samples = one_pair(tmp_path, np.zeros((8, 8)))
-    Image.new("L", (8, 8)).save(tmp_path / "l.png", kind)
+    Image.new(mode, (8, 8)).save(tmp_path / "l.png", kind, **options)
+    if mode == "RGB":
+        samples = dataclasses.replace(samples, kind="color")
     with pytest.raises(DataError, match=rf"l\.png is a {kind} file: labels must be PNG"):
         list(eval_batches(samples, PLAIN, 1))
 

@@ -1,8 +1,13 @@
 import contextlib
 import errno
+import hashlib
 import io
 import os
+import re
 import shutil
+import subprocess
+import sys
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -65,7 +70,12 @@ def run(root, out, splits=("train",), threads=0, label_kind="auto"):
 
 def shards(out):
     """Contents and identity of each file but the manifest."""
-    return {path.name: (path.read_bytes(), path.stat().st_ino) for path in out.iterdir() if path.name != "manifest.json"}
+    return {path.name: (path.read_bytes(), path.stat().st_ino) for path in out.iterdir() if path.name != "records.json"}
+
+
+def named(out):
+    """Names of the shards and of the files beside them, sorted, without what is particular to a content."""
+    return sorted(re.sub(r"-[0-9a-f]{8}\.bin", ".bin", name) for name in shards(out))
 
 
 def assert_holds(out, root, split="train"):
@@ -97,19 +107,22 @@ def test_shards_and_manifest_are_all_there_is(root, out):
     names = [
         f"{name}.{suffix}" for name in ("train-00000", "train-00001", "train-00002", "val-00000") for suffix in ("bin", "json")
     ]
-    assert sorted(path.name for path in out.iterdir()) == ["manifest.json", *names]
-    assert (out / "train-00000.bin").stat().st_size == 3 * 8 * 12 * 4
+    assert sorted(path.name for path in out.iterdir()) == sorted(["records.json", *shards(out)])
+    assert named(out) == names
+    (path,) = out.glob("train-00000-*.bin")
+    assert path.stat().st_size == 3 * 8 * 12 * 4
+    assert path.name == f"train-00000-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.bin"
     assert_holds(out, root)
     assert_holds(out, root, "val")
 
 
 def test_a_second_run_reads_no_file_and_changes_nothing(root, out, decoded, monkeypatch):
     run(root, out)
-    before = shards(out), (out / "manifest.json").stat().st_ino
+    before = shards(out), (out / "records.json").stat().st_ino
     assert len(decoded) == NUM
     monkeypatch.setattr(read, "_contents", None)  # it goes by size and time
     assert f"{out} holds them already" in run(root, out)
-    assert (shards(out), (out / "manifest.json").stat().st_ino) == before
+    assert (shards(out), (out / "records.json").stat().st_ino) == before
     assert len(decoded) == NUM
 
 
@@ -136,8 +149,61 @@ def kill_at(monkeypatch, shard):
     monkeypatch.setattr(preparing, "_record", killed)
 
 
+@pytest.fixture
+def dead():
+    """Id of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_what_another_process_is_writing_stays(root, out):
+    out.mkdir()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        names = (".train-00000.{}.bin.{}.new", ".train-00000.json.{}.new", "train-00000.{}.bin", ".records.json.{}.new")
+        names = [name.format(other.pid, other.pid) for name in names]
+        for name in names:
+            (out / name).write_bytes(b"begun")
+        run(root, out)
+        assert all((out / name).exists() for name in names)
+        other.communicate(b"\n")
+    run(root, out)
+    assert not any((out / name).exists() for name in names)
+
+
+def test_splits_that_another_process_completes_meanwhile_stay(root, out, monkeypatch):
+    kept = preparing._kept
+
+    def late(folder, part, *rest):
+        if part.name == "train-00000":
+            monkeypatch.setattr(preparing, "_kept", kept)
+            run(root, out, ("val",))
+        return kept(folder, part, *rest)
+
+    monkeypatch.setattr(preparing, "_kept", late)
+    with monkeypatch.context() as patch:
+        kill_at(patch, 2)
+        with pytest.raises(Killed):
+            run(root, out)
+    assert_holds(out, root, "val")
+    run(root, out)
+    assert sorted(read_manifest(str(out)).splits) == ["train", "val"]
+
+
+def test_shards_are_checked_in_parallel_and_counted(root, out, monkeypatch):
+    run(root, out)
+    together, digest = threading.Barrier(3, timeout=20), preparing._sha256
+
+    def waiting(path):
+        together.wait()
+        return digest(path)
+
+    monkeypatch.setattr(preparing, "_sha256", waiting)
+    assert "3/3" in run(root, out, threads=3)
+
+
 @pytest.mark.parametrize("shard", [0, 2])
-def test_a_run_that_was_killed_goes_on_where_it_ended(root, out, monkeypatch, decoded, shard):
+def test_a_run_that_was_killed_goes_on_where_it_ended(root, out, monkeypatch, decoded, dead, shard):
     with monkeypatch.context() as patch:
         kill_at(patch, shard)
         with pytest.raises(Killed):
@@ -148,11 +214,12 @@ def test_a_run_that_was_killed_goes_on_where_it_ended(root, out, monkeypatch, de
         find_split(DataConfig(root=str(out)), "train")
     decoded.clear()
     # What a process leaves that is ended by the system.
-    (out / ".train-00002.bin.1234.new").write_bytes(b"begun")
+    for name in (".train-00002.json.{}.new", ".train-00002.{}.bin.{}.new", "train-00002.{}.bin", ".records.json.{}.new"):
+        (out / name.format(dead, dead)).write_bytes(b"begun")
     run(root, out)
     assert decoded == list(range(3 * shard, NUM))
     assert shards(out).items() >= kept.items()
-    assert not list(out.glob(".*"))
+    assert named(out) == [f"train-0000{n}.{suffix}" for n in range(3) for suffix in ("bin", "json")]
     assert_holds(out, root)
 
 
@@ -179,7 +246,10 @@ def test_a_changed_sample_redoes_its_shard_alone(root, out, decoded):
     run(root, out)
     assert decoded == [3, 4, 5]
     after = shards(out)
-    assert {name for name in before if after[name] != before[name]} == {"train-00001.bin", "train-00001.json"}
+    assert len(after) == len(before)
+    gone = {name for name in before if after.get(name) != before[name]}
+    assert {name[:11] for name in gone} == {"train-00001"}
+    assert len(gone) == 2
     assert_holds(out, root)
 
 
@@ -195,7 +265,7 @@ def test_a_longer_and_a_shorter_list(root, out, decoded):
     write_list(root, order=range(3))
     run(root, out)
     assert decoded == []
-    assert sorted(shards(out)) == ["train-00000.bin", "train-00000.json"]
+    assert named(out) == ["train-00000.bin", "train-00000.json"]
     assert_holds(out, root)
 
 
@@ -209,7 +279,7 @@ def test_another_kind_is_another_set(root, out, decoded):
 
 def test_a_damaged_shard_is_mended(root, out, decoded):
     run(root, out)
-    paths = [out / f"train-0000{n}.bin" for n in range(3)]
+    paths = sorted(out.glob("*.bin"))
     whole = [path.read_bytes() for path in paths]
     paths[0].write_bytes(whole[0][:100] + bytes([whole[0][100] ^ 1]) + whole[0][101:])
     paths[1].write_bytes(whole[1][:-1])
@@ -219,7 +289,7 @@ def test_a_damaged_shard_is_mended(root, out, decoded):
     assert decoded == list(range(NUM))
     assert [path.read_bytes() for path in paths] == whole
     decoded.clear()
-    paths[1].with_suffix(".json").write_text('{"shard": []}')
+    (out / "train-00001.json").write_text('{"shard": []}')
     run(root, out)
     assert decoded == [3, 4, 5]
 
@@ -295,7 +365,7 @@ def test_a_broken_file_is_named_and_what_was_written_stays(root, out, decoded):
     with pytest.raises(DataError, match=r"set/4\.png cannot be read") as caught:
         run(root, out)
     assert "\n" not in str(caught.value)
-    assert sorted(shards(out)) == ["train-00000.bin", "train-00000.json"]
+    assert named(out) == ["train-00000.bin", "train-00000.json"]
     (root / "4.png").write_bytes(whole)
     decoded.clear()
     run(root, out)
@@ -337,10 +407,10 @@ def test_a_disk_that_fills_up_is_one_line_and_the_next_run_goes_on(root, out, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(preparing, "replacing", filling)
-        with pytest.raises(ConfigError, match=r"train-00001\.bin cannot be written \(No space left on device\)"):
+        with pytest.raises(ConfigError, match=r"train-00001\.\d+\.bin cannot be written \(No space left on device\)"):
             run(root, out)
-    assert sorted(shards(out)) == ["train-00000.bin", "train-00000.json"]
-    assert not (out / "manifest.json").exists()
+    assert named(out) == ["train-00000.bin", "train-00000.json"]
+    assert not (out / "records.json").exists()
     decoded.clear()
     run(root, out)
     assert decoded == [3, 4, 5, 6]
@@ -367,7 +437,7 @@ def test_a_file_that_changes_while_it_is_read_is_looked_at_again(root, out, monk
 def test_a_split_without_labels_takes_the_images_alone(root, out):
     (root / "list" / "test.lst").write_text("".join(f"{k}.png\n" for k in range(2)))
     run(root, out, ("train", "test"))
-    assert (out / "test-00000.bin").stat().st_size == 2 * 8 * 12 * 3
+    assert next(out.glob("test-00000-*.bin")).stat().st_size == 2 * 8 * 12 * 3
     (root / "list" / "mine.lst").write_text("0.png\n")
     with pytest.raises(DataError, match="names images without labels"):
         run(root, out, ("mine",))

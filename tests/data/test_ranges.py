@@ -3,9 +3,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from deeplab_jax.data import ranges
-from deeplab_jax.data.ranges import look_at, read_range
+from deeplab_jax.data.ranges import look_at, read_range, reading
 
 
 @pytest.fixture
@@ -74,3 +75,14 @@ def test_where_the_system_has_no_pread_the_bytes_are_the_same(path, monkeypatch)
     assert read_range(file, 5, 3) == b"\5\6\7"
     with pytest.raises(OSError, match="f ends at byte 10240"):
         read_range(file, 10239, 3)
+
+
+def test_many_reads_of_a_file_that_lies_elsewhere_open_it_once(path, monkeypatch):
+    monkeypatch.delattr(os, "pread")
+    opened, gfile = [], tf.io.gfile.GFile
+    monkeypatch.setattr(tf.io.gfile, "GFile", lambda *words: opened.append(words) or gfile(*words))
+    with reading(look_at(str(path))) as read:
+        assert [read(start, 2) for start in (0, 700, 5)] == [b"\0\1", bytes([188, 189]), b"\5\6"]
+        with pytest.raises(OSError, match="f ends at byte 10240"):
+            read(10239, 3)
+    assert len(opened) == 1

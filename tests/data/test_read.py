@@ -1,8 +1,10 @@
 import pytest
+from etils import epath
+from PIL import Image
 
 from deeplab_jax.data.lists import Samples
-from deeplab_jax.data.read import reason
-from deeplab_jax.data.sources import fingerprint
+from deeplab_jax.data.read import image_size, reason
+from deeplab_jax.data.sources import fingerprint, read_sample
 from deeplab_jax.errors import DataError
 
 MASK = 2**64 - 1
@@ -70,6 +72,29 @@ def test_a_file_that_is_gone_is_named(pair, tmp_path, name):
     (tmp_path / name).mkdir()
     with pytest.raises(DataError, match=rf"{tmp_path / name} cannot be read"):
         fingerprint(pair, 0)
+
+
+class Uncounted(tuple):
+    """Names that may be asked for one at a time."""
+
+    def __iter__(self):
+        raise AssertionError("all names were read for one sample")
+
+
+def test_reading_one_sample_does_not_cost_a_pass_over_all_names(tmp_path):
+    Image.new("RGB", (3, 2)).save(tmp_path / "i.png")
+    Image.new("L", (3, 2), 5).save(tmp_path / "l.png")
+    samples = Samples(str(tmp_path), Uncounted(["gone", "i.png"]), Uncounted(["gone", "l.png"]), "labelIds", "")
+    image, values = read_sample(samples, 1)
+    assert image.shape == (2, 3, 3)
+    assert (values == 5).all()
+
+
+def test_an_image_that_pillow_thinks_too_large_is_named(tmp_path, monkeypatch):
+    Image.new("L", (8, 8)).save(tmp_path / "i.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9)
+    with pytest.raises(DataError, match=r"i\.png cannot be read as an image \(Image size \(64 pixels\) exceeds limit"):
+        image_size(epath.Path(tmp_path) / "i.png")
 
 
 @pytest.mark.parametrize(

@@ -233,6 +233,12 @@ def small(alone, tmp_path):
     return shutil.copytree(alone / "records", tmp_path / "records")
 
 
+def shard(folder):
+    """The only one."""
+    (path,) = folder.glob("*.bin")
+    return path
+
+
 def test_records_need_their_source_no_more_and_may_be_moved(small, tmp_path):
     before = list(eval_batches(find_split(DataConfig(root=str(small)), "train"), PLAIN, 2))
     moved = small.rename(tmp_path / "moved")
@@ -242,44 +248,79 @@ def test_records_need_their_source_no_more_and_may_be_moved(small, tmp_path):
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (lambda path: path.unlink(), r"train-00000\.bin cannot be read \(.*No such file"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-1]), r"train-00000\.bin has 15359 bytes instead of 15360"),
+        (lambda path: path.unlink(), r"train-00000-\w{8}\.bin cannot be read \(.*No such file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), r"train-00000-\w{8}\.bin has 15359 bytes instead of 15360"),
     ],
 )
 def test_a_shard_that_is_gone_or_cut_short_is_one_line(alone, small, harm, message):
-    harm(small / "train-00000.bin")
+    harm(shard(small))
     with pytest.raises(DataError, match=message) as caught:
         find_split(DataConfig(root=str(small)), "train")
     assert f"run `deeplab-jax data prepare {alone / 'set'} --out {small} --splits train` again" in str(caught.value)
 
 
+def test_a_copy_of_a_refreshed_folder_that_was_cut_short_is_not_read(tmp_path):
+    root, out, copy = draw(tmp_path / "set", sizes=[(8, 8)] * 70), tmp_path / "records", tmp_path / "copy"
+    prepared(root, out)
+    shutil.copytree(out, copy)
+    Image.new("RGB", (8, 8)).save(root / "train66.png")
+    prepared(root, out)
+    shutil.rmtree(root)
+    for name in ("records.json", "train-00000.json", "train-00001.json"):
+        shutil.copy(out / name, copy)
+    with pytest.raises(DataError, match=r"train-00001-\w{8}\.bin cannot be read \(.*No such file"):
+        find_split(DataConfig(root=str(copy)), "train")
+    (new,) = set(out.glob("*.bin")) - {out / path.name for path in copy.glob("*.bin")}
+    shutil.copy(new, copy)
+    assert len(find_split(DataConfig(root=str(copy)), "train")) == 70
+
+
+@pytest.mark.parametrize(
+    ("kinds", "data_dir", "words"),
+    [
+        (("labelIds", "labelIds"), "", "S --out R --splits train test"),
+        (("color", "color"), "", "S --out R --splits train test --label-kind color"),
+        (("color", "labelIds"), "", "S --out R --splits train test"),
+        (("labelIds", "labelIds"), "a dir", "S --out R --splits train test --data-dir 'a dir'"),
+    ],
+)
+def test_the_command_that_is_advised_makes_the_same_records(kinds, data_dir, words):
+    record = records.Record("a", "b", 1, 1, 1, (), "", ())
+    splits = {
+        name: records.Split(kind, (records.Shard("f", "", (record,)),))
+        for name, kind in zip(("train", "test"), kinds, strict=True)
+    }
+    said = records.prepare_again(records.Manifest("S", data_dir, splits), "R")
+    assert said == f"run `deeplab-jax data prepare {words}` again, which does what is needed"
+
+
 @pytest.mark.parametrize("cut", [True, False])
 def test_a_shard_that_changes_under_a_run_is_one_line_and_never_read_wrongly(small, cut):
     held = find_split(DataConfig(root=str(small)), "train")
-    data = (small / "train-00000.bin").read_bytes()
+    data = shard(small).read_bytes()
     (small / "new").write_bytes(data[:-1] if cut else data[::-1])
-    (small / "new").rename(small / "train-00000.bin")
-    with pytest.raises(DataError, match=r"train-00000\.bin cannot be read at train0\.png \(.* was replaced") as caught:
+    (small / "new").rename(shard(small))
+    with pytest.raises(DataError, match=r"train-00000-\w{8}\.bin cannot be read at train0\.png \(.* was replaced") as caught:
         list(eval_batches(held, PLAIN, 1))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "3", '{"format": 1}', '{"format": 1, "source": "", "splits": []}', "\udcff", '{"splits": {}}']
+    "text", ["", "{", "[]", "3", '{"format": 2}', '{"format": 2, "source": "", "splits": []}', "\udcff", '{"splits": {}}']
 )
 def test_a_garbled_manifest_is_one_line(small, text):
-    (small / "manifest.json").write_bytes(text.encode(errors="surrogateescape"))
+    (small / "records.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(
-        DataError, match=r"manifest\.json cannot be read \(.*\): remove it and prepare the records again"
+        DataError, match=r"records\.json is no list of prepared records that can be read \(.*\): prepare them again"
     ) as caught:
         find_split(DataConfig(root=str(small)), "train")
     assert "\n" not in str(caught.value)
 
 
 def test_another_format_is_named(small):
-    values = json.loads((small / "manifest.json").read_text())
-    (small / "manifest.json").write_text(json.dumps(values | {"format": 7}))
-    with pytest.raises(DataError, match=r"manifest\.json has format 7, this version reads 1: prepare the records again"):
+    values = json.loads((small / "records.json").read_text())
+    (small / "records.json").write_text(json.dumps(values | {"format": 7}))
+    with pytest.raises(DataError, match=r"records\.json has format 7, this version reads 2: prepare the records again"):
         find_split(DataConfig(root=str(small)), "train")
 
 

@@ -2,14 +2,17 @@
 
 import ast
 import io
+import os
 import pathlib
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from rich.console import Console
 
-from deeplab_jax.config import DataConfig
-from deeplab_jax.data import sources
+from deeplab_jax import cli
+from deeplab_jax.config import Config, DataConfig
+from deeplab_jax.data import ranges, sources
 from deeplab_jax.data import tfds as ours
 from deeplab_jax.data.find import find_split
 from deeplab_jax.data.lists import describe, digest
@@ -18,6 +21,7 @@ from deeplab_jax.data.prepare import prepare
 from deeplab_jax.data_commands import prepare as command
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.labels import LabelSet
+from deeplab_jax.train import verify as verification
 
 tfds = pytest.importorskip("tensorflow_datasets")
 PLAIN = LabelSet("plain", ("a", "b", "c"), ((10, 0, 0), (0, 200, 0), (0, 0, 255)))
@@ -146,6 +150,44 @@ def test_sizes_are_those_of_the_pictures(pets):
     assert sorted(i for batch in plan_evaluation(samples, 3) for i in batch) == list(range(10))
 
 
+def test_a_plan_decodes_nothing(pets, monkeypatch):
+    samples = opened(pets, "train")
+    monkeypatch.setattr(ours.Builder, "decoded", None)
+    assert len(plan_evaluation(samples, 3)) == 4
+
+
+def test_an_index_opens_each_file_once_where_that_is_slow(pets, monkeypatch):
+    names, gfile = [], tf.io.gfile.GFile
+    expected = [place[1:] for place in opened(pets, "train").store.places]
+    monkeypatch.delattr(os, "pread")
+    monkeypatch.setattr(tf.io.gfile, "GFile", lambda name, mode: names.append(name) or gfile(name, mode))
+    assert [place[1:] for place in opened(pets, "train").store.places] == expected
+    names = [name for name in names if "tfrecord" in str(name)]
+    assert len(names) == len(set(names)) == 3
+
+
+def test_verify_takes_records_in_place_of_the_set(pets, tmp_path, monkeypatch):
+    out = tmp_path / "records"
+    command("tfds:own_pets", str(out), ("train", "test"), data_dir=str(pets[0]))
+    config = Config(data=DataConfig(source="tfds:own_pets", root="gone", train_split="train"))
+    config.eval.split, config.train.steps = "test", 1
+    monkeypatch.setattr(verification, "config_at", lambda *_: (config, None))
+    monkeypatch.setattr(verification, "verify", lambda *_: [])
+    with pytest.raises(SystemExit) as stop:
+        cli.verify("run", 0, 1, str(out))
+    assert stop.value.code == 0
+    assert (config.data.source, config.data.root) == ("", str(out))
+
+
+def test_the_command_that_is_advised_for_records_names_the_data_dir(pets, tmp_path, monkeypatch):
+    monkeypatch.chdir(pets[0].parent)
+    command("tfds:own_pets", str(tmp_path / "records"), ("train",), data_dir=pets[0].name)
+    for path in (tmp_path / "records").glob("*.bin"):
+        path.unlink()
+    with pytest.raises(DataError, match=rf"--splits train --data-dir {pets[0]}` again"):
+        find_split(DataConfig(root=str(tmp_path / "records")), "train")
+
+
 def test_cityscapes_features_are_known(tmp_path):
     features = {"image_left": image(3), "image_right": image(3), "segmentation_label": image(1), "disparity_map": image(1)}
     some = np.zeros((12, 16, 1), np.uint8)
@@ -213,6 +255,14 @@ def test_files_that_are_cut_short_gone_or_changed_are_one_line(tmp_path):
     ) as caught:
         list(eval_batches(find_split(data, "train"), PLAIN, 1))
     assert "\n" not in str(caught.value)
+    _, start, length = samples.store.places[1]
+    path.write_bytes(whole[:start] + b"\xff" * length + whole[start + length :])
+    with pytest.raises(DataError, match=r"000001 of .* cannot be read \(.*\): build the set again"):
+        samples.store.size(samples, 1)
+    ranges._open.cache_clear()  # another file has taken its place
+    for ask in (samples.store.size, samples.store.fingerprint):
+        with pytest.raises(DataError, match=r"000001 of .* cannot be read \(.* was replaced .*\): build the set again"):
+            ask(samples, 1)
     for broken, message in ((whole[:-20], "is cut short in example 2"), (whole[:5], "ends at byte 5")):
         path.write_bytes(broken)
         with pytest.raises(DataError, match=rf"a file of tfds:own_broken cannot be read \(.*{message}\): build the set again"):

@@ -1,4 +1,4 @@
-"""How the process's memory serves a pipeline that takes and frees megabytes for every image."""
+"""What a pipeline that takes and frees megabytes for every image asks of the machine: memory that stays, and cores."""
 
 import ctypes
 import functools
@@ -18,3 +18,8 @@ def keep_freed_memory() -> None:
     if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
         mallopt(TRIM_THRESHOLD, 64 << 20)
         mallopt(MMAP_THRESHOLD, 32 << 20)  # its maximum
+
+
+def usable_cores() -> int:
+    """Of this process, which may have been given fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
