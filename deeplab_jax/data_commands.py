@@ -150,6 +150,8 @@ def check(
     from deeplab_jax.data.lists import describe
 
     _require_threads(threads)
+    if out and epath.Path(out).exists() and not epath.Path(out).is_dir():
+        raise ConfigError(f"`--out` (={out!r}) is a file: name a folder")
     console = _console()
     sets, problems = checking.open_splits(_data(root, label_kind, data_dir), splits)
     label_set = _labels_of(root, labels, console)

@@ -115,3 +115,10 @@ def test_a_root_that_is_none_is_one_line(command, root, tmp_path, monkeypatch, c
     assert code == 2
     assert said.startswith("error: ")
     assert said.count("\n") == 1
+
+
+def test_a_file_in_place_of_the_report_s_folder_is_noticed_before_anything_is_read(own, monkeypatch, capsys):
+    code, said = deeplab(monkeypatch, capsys, "data", "check", own, "--out", own / "input" / "train" / "0.png")
+    assert code == 2
+    assert "is a file: name a folder" in said
+    assert said.count("\n") == 1

@@ -11,7 +11,8 @@ from PIL import Image
 
 from deeplab_jax.data.lists import Samples
 from deeplab_jax.data.machine import usable_cores
-from deeplab_jax.errors import DataError, one_line
+from deeplab_jax.data.read import reason
+from deeplab_jax.errors import DataError
 from deeplab_jax.labels import IGNORE, Color, LabelSet, voc_color
 
 MAX_VALUES = 255
@@ -134,7 +135,7 @@ def _read(path: epath.Path, is_color: bool) -> Read:
                 return pixels, _palette(picture, pixels), ""
             rgb = np.asarray(picture.convert("RGB"), np.int32)
     except (OSError, SyntaxError, ValueError) as error:
-        return {}, {}, f"cannot be read ({one_line(error)}): replace it or take it off the list"
+        return {}, {}, f"cannot be read ({reason(error)}): replace it or take it off the list"
     pixels = count_runs((rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]).ravel())
     lossy = f"is a {picture.format} file: labels must be PNG, which keeps values exact" if picture.format != "PNG" else ""
     return pixels, {}, lossy

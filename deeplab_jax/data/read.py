@@ -160,4 +160,5 @@ def _paths(samples: Samples, i: int) -> list[str]:
 def reason(error: Exception) -> str:
     """What TensorFlow or Pillow says in its first line, without the names of TensorFlow's nodes."""
     line = str(error).partition("\n")[0]
+    line = re.sub(r"^cannot identify image file .*", "it is no image", line)  # Pillow shows the Python object
     return re.sub(r"^{{.*?}} | \[Op:.*", "", line)[:200] or type(error).__name__

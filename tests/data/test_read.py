@@ -106,6 +106,7 @@ def test_an_image_that_pillow_thinks_too_large_is_named(tmp_path, monkeypatch):
         ),
         ("{{function_node f}} Invalid PNG.\n\t [[{{node DecodePng}}]] [Op:IteratorGetNext] name: ", "Invalid PNG."),
         ("image file is truncated (3 bytes not processed)", "image file is truncated (3 bytes not processed)"),
+        ("cannot identify image file <_io.BufferedReader name='a.png'>", "it is no image"),
         ("x" * 300, "x" * 200),
         ("", "OSError"),
     ],
