@@ -131,6 +131,7 @@ def test_resizing_to_the_image(height, align_corners):
         np.testing.assert_allclose(on_mesh(local)[:, :height], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_whole_network_in_float64():
     """In float32 a value within rounding of 0 passes its gradient on one side alone; float64 tells that from an error."""
     height, devices = 65, 4
