@@ -61,7 +61,7 @@ def prepare(
     data_dir: str = "",
     threads: int = 0,
 ) -> None:
-    """Decode a data set once, into records that a training reads ten times as fast; give their folder as data.root.
+    """Decode a data set once, into records that a training reads far faster; give their folder as data.root.
 
     A run that was cut short goes on where it ended, and another one redoes what changed.
 

@@ -60,12 +60,9 @@ def train_batches(
 
     Args:
       samples: a split with labels, whose values `labels` gives a meaning.
-      labels: of the config, as `data` and `seed`.
-      data: what happens to the samples, and how many of them may be unreadable.
+      labels, data, seed: of the config.
       fill: RGB (0-255) of pixels outside the image.
-      seed: of the order and the augmentation.
-      start_step: first step; steps before it are not computed.
-      steps: end of the run.
+      start_step, steps: first step, and the end of the run; steps before the first are not computed.
       process_index, process_count: which host this is, of how many.
       layout: of the images; "NCHW" for another framework.
       on_skip: told once of each skipped sample, before the first batch that lacks it.
