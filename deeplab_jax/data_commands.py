@@ -19,7 +19,7 @@ from deeplab_jax.config import DataConfig
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.files import replacing
 from deeplab_jax.label_files import KNOWN, checked_labels, read_labels, write_labels
-from deeplab_jax.labels import LabelSet
+from deeplab_jax.labels import LabelSet, color_of
 
 if TYPE_CHECKING:
     from deeplab_jax.data.check import Report
@@ -218,7 +218,7 @@ def _values_table(found: "Survey", proposed: LabelSet) -> Table:
     names = {color: name for name, color in zip(proposed.names, proposed.colors, strict=True)}
     by_id = dict(zip(proposed.class_ids, proposed.names, strict=True))
     for value, each in found.values.items():
-        color = (value >> 16, value >> 8 & 255, value & 255)
+        color = color_of(value)
         name = names.get(color, "ignored") if found.is_color else by_id.get(value, "ignored")
         # A value that few pixels have is more often a slip of the pen than a class.
         rare = " (rare)" * (each.pixels < 1e-5 * total)

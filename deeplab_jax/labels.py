@@ -111,6 +111,11 @@ def color_code(color: Color) -> int:
     return (color[0] << 16) | (color[1] << 8) | color[2]
 
 
+def color_of(code: int) -> Color:
+    """The inverse of `color_code`."""
+    return code >> 16, code >> 8 & 255, code & 255
+
+
 # cityscapesScripts, helpers/labels.py: name, id, colour of the 19 classes that are evaluated, in the order of their train ids.
 _CITYSCAPES = (
     ("road", 7, (128, 64, 128)),

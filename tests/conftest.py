@@ -17,6 +17,7 @@ from PIL import Image
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+from deeplab_jax import cli
 from deeplab_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
 from deeplab_jax.data import synthetic
 
@@ -44,6 +45,17 @@ def official(monkeypatch):
         return script.evaluateImgLists([script.getPrediction(args, name) for name in names], names, args)
 
     return evaluate
+
+
+def deeplab(monkeypatch, capsys, *words):
+    """Exit code of `deeplab-jax`, run in this process, and what was printed."""
+    monkeypatch.setattr("sys.argv", ["deeplab-jax", *map(str, words)])
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as stop:
+        code = stop.code
+    return code, "".join(capsys.readouterr())
 
 
 def pixels(path) -> np.ndarray:

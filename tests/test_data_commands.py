@@ -3,21 +3,10 @@ import shlex
 
 import numpy as np
 import pytest
+from conftest import deeplab
 from PIL import Image
 
-from deeplab_jax import cli
 from deeplab_jax.label_files import read_labels
-
-
-def deeplab(monkeypatch, capsys, *words):
-    """Exit code and what was printed."""
-    monkeypatch.setattr("sys.argv", ["deeplab-jax", *map(str, words)])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = stop.code
-    return code, "".join(capsys.readouterr())
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from deeplab_jax.data.lists import Samples
 from deeplab_jax.data.machine import usable_cores
 from deeplab_jax.data.read import reason
 from deeplab_jax.errors import DataError
-from deeplab_jax.labels import IGNORE, Color, LabelSet, voc_color
+from deeplab_jax.labels import IGNORE, Color, LabelSet, color_of, voc_color
 
 MAX_VALUES = 255
 
@@ -192,7 +192,7 @@ def propose(name: str, found: Survey, expected: LabelSet | None, known: dict[str
 
 
 def _of_colors(name: str, found: Survey) -> tuple[LabelSet, list[str]]:
-    colors = tuple(_color(value) for value in found.values)
+    colors = tuple(color_of(value) for value in found.values)
     said = ["assumed that every colour is a class"]
     if 0 in found.values:
         said.append("assumed that black is a class as well: if it means unlabelled, move it from classes to ignored_colors")
@@ -226,21 +226,17 @@ def _of_ids(name: str, found: Survey, known: dict[str, LabelSet]) -> tuple[Label
     return LabelSet(name, named, colors, ids=given, ignored_ids=() if binary else (IGNORE,)), said
 
 
-def _color(value: int) -> Color:
-    return value >> 16, value >> 8 & 255, value & 255
-
-
 def _fits(found: Survey, labels: LabelSet) -> bool:
     """Whether the label set has every value."""
     if found.is_color:
-        return {_color(value) for value in found.values} <= set(labels.colors + labels.ignored_colors)
+        return {color_of(value) for value in found.values} <= set(labels.colors + labels.ignored_colors)
     return set(found.values) <= set(labels.class_ids + labels.ignored_ids)
 
 
 def _has_most(found: Survey, labels: LabelSet) -> bool:
     """Whether more than half of the label set's classes are there."""
     if found.is_color:
-        seen = {_color(value) for value in found.values} & set(labels.colors)
+        seen = {color_of(value) for value in found.values} & set(labels.colors)
         return 2 * len(seen) > labels.num_classes
     return 2 * len(set(found.values) & set(labels.class_ids)) > labels.num_classes
 

@@ -26,6 +26,7 @@ from deeplab_jax.data import freshness
 from deeplab_jax.data.find import find_split
 from deeplab_jax.data.iterate import iterate
 from deeplab_jax.data.lists import Samples, describe
+from deeplab_jax.data.machine import usable_cores
 from deeplab_jax.data.records import (
     FORMAT,
     MANIFEST,
@@ -137,7 +138,7 @@ def _find_kept(
 ) -> None:
     """Sets `kept` of every part. Many at once: checksums of what was prepared take minutes on one core."""
     jobs = [(part, found[split]) for split, parts in plan.items() for part in parts]
-    with _progress(console) as bar, ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+    with _progress(console) as bar, ThreadPoolExecutor(threads or usable_cores()) as pool:
         task = bar.add_task("what is there", total=len(jobs))
         for (part, _), shard in zip(jobs, pool.map(lambda job: _kept(folder, job[0], job[1], source), jobs), strict=True):
             part.kept = shard

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from deeplab_jax.data.lists import Samples
 from deeplab_jax.errors import DataError
-from deeplab_jax.labels import UNKNOWN
+from deeplab_jax.labels import UNKNOWN, color_of
 
 # (low, high), int32 [2] each: rows and columns -> what lies between, [high - low, ...].
 Cut = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
@@ -143,7 +143,7 @@ def _unknown_value(samples: Samples, values: np.ndarray | None, table: np.ndarra
     """The first of the values of sample `i` that is in no entry of `table`."""
     for value, count in zip(*np.unique([] if values is None else values, return_counts=True), strict=True):
         if table[int(value)] == UNKNOWN:
-            shown = tuple(int(value).to_bytes(3, "big")) if samples.kind == "color" else int(value)
+            shown = color_of(int(value)) if samples.kind == "color" else int(value)
             return DataError(
                 f"{name_of_label(samples, i)} holds the value {shown} ({count} pixels), which labels of kind {samples.kind} "
                 f"do not have: mend the file, or add the value to the config's label set"

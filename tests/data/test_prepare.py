@@ -12,10 +12,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import deeplab
 from PIL import Image
 from rich.console import Console
 
-from deeplab_jax import cli
 from deeplab_jax.config import DataConfig
 from deeplab_jax.data import prepare as preparing
 from deeplab_jax.data import read, sources
@@ -443,24 +443,14 @@ def test_a_split_without_labels_takes_the_images_alone(root, out):
         run(root, out, ("mine",))
 
 
-def command(monkeypatch, capsys, *words):
-    monkeypatch.setattr("sys.argv", ["deeplab-jax", "data", "prepare", *map(str, words)])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = stop.code
-    return code, "".join(capsys.readouterr())
-
-
 def test_the_command(root, out, monkeypatch, capsys):
-    code, said = command(monkeypatch, capsys, root, "--out", out)
+    code, said = deeplab(monkeypatch, capsys, "data", "prepare", root, "--out", out)
     assert code == 0
     assert "train: 7 samples from" in said
     assert_holds(out, root, "val")
-    code, said = command(monkeypatch, capsys, root, "--out", out, "--splits", "nope")
+    code, said = deeplab(monkeypatch, capsys, "data", "prepare", root, "--out", out, "--splits", "nope")
     assert code == 2
     assert said.startswith("error: no samples of split 'nope'")
-    code, said = command(monkeypatch, capsys, root, "--out", out, "--data-dir", "/x")
+    code, said = deeplab(monkeypatch, capsys, "data", "prepare", root, "--out", out, "--data-dir", "/x")
     assert code == 2
     assert said == f"error: `--data-dir` (='/x') goes with tfds:NAME, not with a folder (='{root}')\n"
