@@ -14,7 +14,7 @@ from deeplab_jax import hosts, losses, metrics
 from deeplab_jax.config import Config, EvalConfig
 from deeplab_jax.evaluation.protocols import average_views, slide
 from deeplab_jax.models import DeepLabV3, normalize
-from deeplab_jax.models.layers import resize_by_gather
+from deeplab_jax.models.resize import resize_by_gather
 from deeplab_jax.models.rows import Rows, split_rows
 from deeplab_jax.sharding import replicated
 

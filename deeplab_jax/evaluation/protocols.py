@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from deeplab_jax.models.layers import resize_by_gather
+from deeplab_jax.models.resize import resize_by_gather
 
 Network = Callable[[Float[Array, "n h w c"]], Float[Array, "n h w k"]]
 

@@ -36,7 +36,7 @@ class ASPP(nn.Module):
       fusion: see `config.ModelConfig`.
       dropout: share dropped after the first fusion convolution.
       dtype: what the convolutions compute in.
-      rows: see `layers.conv2d`.
+      rows: see `convolution.conv2d`.
     """
 
     rates: tuple[int, ...]

@@ -89,7 +89,7 @@ class ResNet(nn.Module):
       multi_grid, dilate_conv2: see `config.ModelConfig`.
       dtype: what the convolutions compute in.
       remat: stages, from 1, whose blocks are computed again in the backward pass.
-      rows: see `layers.conv2d`.
+      rows: see `convolution.conv2d`.
     """
 
     depth: str

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped
 from deeplab_jax import losses
 from deeplab_jax.config import Config
 from deeplab_jax.models import DeepLabV3, Outputs, normalize
-from deeplab_jax.models.layers import resize_bilinear
+from deeplab_jax.models.resize import resize_bilinear
 from deeplab_jax.models.rows import Rows, split_rows
 from deeplab_jax.photometric import distort
 from deeplab_jax.sharding import batch_shardings, replicated

@@ -30,7 +30,7 @@ class _StandIn(types.ModuleType):
         return type(name, (), {})
 
 
-def _import_torchvision() -> None:
+def import_torchvision() -> None:
     """torchvision as it is, or, where its compiled operators do not go with this torch, without them."""
     try:
         import torchvision
@@ -44,7 +44,7 @@ def _import_torchvision() -> None:
 
 def import_mmseg() -> None:
     """mmsegmentation's models; with mmcv-lite, stand-ins for the operators that it lacks."""
-    _import_torchvision()
+    import_torchvision()
     if importlib.util.find_spec("mmcv._ext") is None:
         ops = ("", ".point_sample", ".carafe", ".multi_scale_deform_attn", ".modulated_deform_conv")
         sys.modules.update({name: _StandIn(name) for name in ("mmcv._ext", *(f"mmcv.ops{op}" for op in ops))})
@@ -52,7 +52,7 @@ def import_mmseg() -> None:
 
 
 def torchvision_network(depth: int, aux: bool = True) -> torch.nn.Module:
-    _import_torchvision()
+    import_torchvision()
     from torchvision.models import segmentation
 
     build = getattr(segmentation, f"deeplabv3_resnet{depth}")

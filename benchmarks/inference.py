@@ -1,0 +1,79 @@
+"""Seconds and memory of a prediction, ours against torchvision's in PyTorch, in turn.
+
+pip install torch torchvision
+python benchmarks/inference.py --size 1024 2048
+python benchmarks/inference.py --size 513 513 --output logits
+
+--output: "labels", a class for each pixel of the image, as `predict` gives them, or "logits" at the image's size. On a GPU: --dtype bfloat16 --compile --repeat 10. TensorFlow is not needed.
+"""
+
+import argparse
+from typing import Any
+
+import networks
+import numpy as np
+import side_by_side
+
+# Of logits, the relative error; of labels, the share of pixels that differ where two logits are equal to the last digits.
+BOUNDS = {
+    "float32": {"labels": 1e-3, "logits": 1e-4},
+    "bfloat16": {"labels": 5e-2, "logits": 3e-2},
+}
+
+
+def ours(args: argparse.Namespace) -> side_by_side.Side:
+    """Through the same functions as `load(...).predict`."""
+    import functools
+
+    import jax
+
+    from deeplab_jax.evaluation import inference
+
+    config = networks.our_config(args)
+    model = inference.evaluation_model(config)
+    variables = jax.device_put(networks.our_variables(config))
+
+    function = {"labels": inference.predict, "logits": inference.logits}[args.output]
+    compute = jax.jit(functools.partial(function, model=model, protocol=config.eval))
+    images = jax.device_put(networks.images(args))
+    return side_by_side.Side(
+        numbers=lambda: {args.output: np.asarray(compute(variables, images))},
+        run=lambda: jax.block_until_ready(compute(variables, images)),
+        device_peak=networks.our_device_peak,
+        versions=networks.our_versions(),
+    )
+
+
+def torchvision(args: argparse.Namespace, *, compiled: bool) -> side_by_side.Side:
+    """The module's own output for "logits"; "labels" is its argmax."""
+    import torch
+
+    network = networks.Torch(args, train=False, compiled=compiled)
+    image = network.image(networks.images(args))
+
+    @torch.inference_mode()
+    def compute() -> Any:
+        logits = network.logits(image)["out"]
+        found = logits.argmax(1) if args.output == "labels" else logits
+        network.synchronize()
+        return found
+
+    def numbers() -> dict[str, np.ndarray]:
+        found = compute()
+        if args.output == "labels":
+            return {"labels": found.to(torch.uint8).cpu().numpy()}
+        return {args.output: found.float().permute(0, 2, 3, 1).cpu().numpy()}
+
+    return side_by_side.Side(numbers, compute, network.device_peak, network.versions())
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    networks.add_flags(parser, size=(1024, 2048), batch=1)
+    parser.add_argument("--output", default="labels", choices=("labels", "logits"))
+    side_by_side.add_flags(parser)
+    arguments = parser.parse_args()
+    sides = {"ours": ours} | networks.torch_sides(torchvision, arguments)
+    found = side_by_side.measure(sides, arguments, {arguments.output: BOUNDS[arguments.dtype][arguments.output]})
+    title = f"{arguments.output} of {networks.described(arguments)}"
+    side_by_side.report(title, found, arguments, images=arguments.batch)

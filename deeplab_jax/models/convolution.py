@@ -1,0 +1,182 @@
+"""The convolution of every layer, NHWC: the only place that decides how one is computed. Measurements: benchmarks/NOTES.md.
+
+Padding is PyTorch's (rate * (k - 1) / 2 on every side), so that a stride-2 layer maps H to ceil(H / 2), odd sizes included.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from deeplab_jax.models import winograd
+from deeplab_jax.models.rows import Rows
+from deeplab_jax.models.winograd import outer
+
+ConvForm = Literal["auto", "xla", "mixed", "products", "winograd"]
+
+
+def conv2d(
+    x: Float[Array, "n h w c"],
+    kernel: Float[Array, "kh kw c k"],
+    *,
+    stride: int = 1,
+    rate: int = 1,
+    form: ConvForm = "auto",
+    rows: Rows | None = None,
+) -> Float[Array, "n h2 w2 k"]:
+    """An atrous convolution with padding rate * (size - 1) / 2, in the form that is fastest where it runs.
+
+    Args:
+      x: input features.
+      kernel: HWIO weights of odd height and width; used in the dtype of `x`.
+      stride: step of the output grid over the input.
+      rate: distance between the taps, in input pixels.
+      form: "xla" is XLA's own convolution; "mixed" is that with the weight gradient by matrix products; "products" a sum of
+        matrix products, one a tap; "winograd" minimal filtering, for 3x3 kernels at stride 1; "auto" chooses.
+      rows: how the image's rows are split over devices, of which `x` are one's; None where they are whole.
+    """
+    if form == "auto":
+        form = _fastest_form(kernel.shape, x.shape, x.dtype, stride, rate)
+    convolve = _FORMS[form]
+    reach = rate * (kernel.shape[0] - 1) // 2
+    if rows is None:
+        return convolve(x, kernel.astype(x.dtype), stride, rate, reach)
+    # Before the cast: so the devices' gradients are added up in the kernel's own precision.
+    kernel = rows.varying(kernel).astype(x.dtype)
+    if reach == 0:
+        return convolve(x, kernel, stride, rate, 0)
+
+    # Exchanged again in the backward pass: kept, the rows with their halo would be a second copy of every input.
+    @jax.checkpoint
+    def with_halo(x: Array, kernel: Array) -> Array:
+        return convolve(rows.with_halo(x, reach, max(reach - stride + 1, 0)), kernel, stride, rate, 0)
+
+    return with_halo(x, kernel)
+
+
+def _fastest_form(
+    kernel_shape: tuple[int, ...], x_shape: tuple[int, ...], dtype: jnp.dtype, stride: int, rate: int
+) -> ConvForm:
+    """Accelerators have convolutions of their own; symbolic sizes leave no choice. On CPUs fewer multiplications decide."""
+    if jax.default_backend() != "cpu" or not all(isinstance(size, int) for size in x_shape):
+        return "xla"
+    if kernel_shape[:2] == (1, 1):
+        return "products"
+    if kernel_shape[:2] != (3, 3) or stride > 1:
+        return "mixed"
+    height, width = x_shape[1:3]
+    tapwise = _overlap(height, rate) * _overlap(width, rate)
+    # Sums of 16 tiles would be rounded to bfloat16 each. A fifth more for the transforms.
+    if dtype != jnp.bfloat16 and 1.2 * winograd.multiplications(height, width, rate) < tapwise:
+        return "winograd"
+    return "products" if rate >= 4 else "mixed"
+
+
+def _overlap(size: int, rate: int) -> int:
+    """Outputs of the three taps along one axis that read no padding."""
+    return size + 2 * max(size - rate, 0)
+
+
+# The forms. `pad` is the number of zero rows above and below `x`; a halo takes their place.
+
+
+def _xla(x: Array, kernel: Array, stride: int, rate: int, pad: int) -> Array:
+    pad_w = rate * (kernel.shape[1] - 1) // 2
+    pads = ((pad, pad), (pad_w, pad_w))
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), pads, rhs_dilation=(rate, rate), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _products(x: Array, kernel: Array, stride: int, rate: int, pad: int) -> Array:
+    """Sum over the taps of (the input that the tap sees) x (its c by k matrix), each over the part that is not padding.
+
+    At rate 36 on a 65x65 map most of a tap falls into the padding: skipping it saves up to 60 % of the work.
+    """
+    kh, kw, channels, features = kernel.shape
+    pads = (pad, rate * (kw - 1) // 2)
+    height, width = (x.shape[1] + 2 * pad - rate * (kh - 1) - 1) // stride + 1, -(-x.shape[2] // stride)
+    parts = []
+    for (i, j), seen, (top, left) in _taps(x, kernel.shape, (height, width), stride, rate, pads):
+        product = (seen.reshape(-1, channels) @ kernel[i, j]).reshape(*seen.shape[:3], features)
+        bottom, right = height - top - seen.shape[1], width - left - seen.shape[2]
+        parts.append(jnp.pad(product, ((0, 0), (top, bottom), (left, right), (0, 0))))
+    return functools.reduce(jnp.add, parts)
+
+
+def _taps(
+    x: Array, kernel_shape: tuple[int, ...], out: tuple[int, ...], stride: int, rate: int, pads: tuple[int, int]
+) -> Iterator[tuple[tuple[int, int], Array, tuple[int, int]]]:
+    """For each tap that sees any input: its place in the kernel, what it sees, and the first output that it adds to."""
+    for i in range(kernel_shape[0]):
+        for j in range(kernel_shape[1]):
+            offsets = (i * rate - pads[0], j * rate - pads[1])
+            ranges = [_tap_range(*each) for each in zip(offsets, (stride, stride), x.shape[1:3], out, strict=True)]
+            if any(first >= last for first, last in ranges):
+                continue
+            starts = [first * stride + offset for (first, _), offset in zip(ranges, offsets, strict=True)]
+            ends = [start + (last - first - 1) * stride + 1 for start, (first, last) in zip(starts, ranges, strict=True)]
+            seen = lax.slice(x, (0, *starts, 0), (x.shape[0], *ends, x.shape[3]), (1, stride, stride, 1))
+            yield (i, j), seen, (ranges[0][0], ranges[1][0])
+
+
+def _tap_range(offset: int, stride: int, size: int, out_size: int) -> tuple[int, int]:
+    """Outputs o in [first, last) whose input o * stride + offset lies in [0, size)."""
+    first = max(0, -(offset // stride))
+    last = min(out_size, (size - 1 - offset) // stride + 1)
+    return first, last
+
+
+def _winograd(x: Array, kernel: Array, stride: int, rate: int, pad: int) -> Array:
+    return winograd.convolve(x, kernel, rate, pad)
+
+
+def _products_weight_gradient(x: Array, dy: Array, kernel: Array, stride: int, rate: int, pad: int) -> Array:
+    """HWIO: for each tap, (the input that it sees) transposed x dy, both as matrices with a row a pixel."""
+    kh, kw, channels, features = kernel.shape
+    out, pads = dy.shape[1:3], (pad, rate * (kw - 1) // 2)
+    if channels < 16 and kh > 1:
+        # The three channels of the stem make a poor matrix: there, one product takes all taps.
+        padded = jnp.pad(x, ((0, 0), *((pad, pad) for pad in pads), (0, 0)))
+        seen = [seen.reshape(-1, channels) for _, seen, _ in _taps(padded, kernel.shape, out, stride, rate, (0, 0))]
+        return outer(jnp.concatenate(seen, axis=-1), dy.reshape(-1, features)).reshape(kernel.shape)
+    found = dict.fromkeys(itertools.product(range(kh), range(kw)), jnp.zeros((channels, features), x.dtype))
+    for place, seen, (top, left) in _taps(x, kernel.shape, out, stride, rate, pads):
+        part = dy[:, top : top + seen.shape[1], left : left + seen.shape[2]]
+        found[place] = outer(seen.reshape(-1, channels), part.reshape(-1, features))
+    return jnp.stack(list(found.values())).reshape(kernel.shape)
+
+
+def _winograd_weight_gradient(x: Array, dy: Array, kernel: Array, stride: int, rate: int, pad: int) -> Array:
+    return winograd.weight_gradient(x, dy, rate, pad)
+
+
+def _with_gradients(forward: Callable[..., Array], weight_gradient: Callable[..., Array]) -> Callable[..., Array]:
+    """`forward` whose gradients are computed in the same form; that with respect to the input is a convolution too."""
+
+    def backward(stride: int, rate: int, pad: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+        # A barrier: what the forward pass made of `x` is made again, rather than held until now.
+        x, kernel = lax.optimization_barrier(saved)
+        if stride == 1:
+            turned = kernel[::-1, ::-1].swapaxes(2, 3)
+            dx = forward(dy, turned, 1, rate, rate * (kernel.shape[0] - 1) - pad)
+        else:
+            (dx,) = jax.linear_transpose(lambda x: forward(x, kernel, stride, rate, pad), x)(dy)
+        return dx, weight_gradient(x, dy, kernel, stride, rate, pad)
+
+    convolve = jax.custom_vjp(forward, nondiff_argnums=(2, 3, 4))
+    convolve.defvjp(lambda x, kernel, *static: (forward(x, kernel, *static), (x, kernel)), backward)
+    return convolve
+
+
+_FORMS: dict[str, Callable[..., Array]] = {
+    "xla": _xla,
+    "mixed": _with_gradients(_xla, _products_weight_gradient),
+    "products": _with_gradients(_products, _products_weight_gradient),
+    "winograd": _with_gradients(_winograd, _winograd_weight_gradient),
+}

@@ -1,0 +1,68 @@
+"""Bilinear resizing of logits, NHWC: by matrices where gradients are wanted, by neighbours for predictions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from deeplab_jax.models.rows import Rows
+
+
+def resize_bilinear(
+    x: Float[Array, "n h w c"], height: int, width: int, *, align_corners: bool = False, rows: Rows | None = None
+) -> Float[Array, "n height width c"]:
+    """Bilinear, without antialiasing, as in both references.
+
+    Args:
+      x: what to resize.
+      height, width: of the result; with `rows`, the height is theirs.
+      align_corners: PyTorch's: the centres of the corner pixels coincide, rather than the pixels' outer corners.
+      rows: see `convolution.conv2d`.
+    """
+    if rows:
+        x = rows.resize(x, _sampled(rows.height_of(x), rows.height, align_corners))
+        height = x.shape[1]
+    shape = (x.shape[0], height, width, x.shape[3])
+    if not align_corners:
+        return jax.image.resize(x, shape, "bilinear", antialias=False)
+    scale, shift = jnp.array([_aligned(x.shape[axis], shape[axis]) for axis in (1, 2)], jnp.float32).T
+    return jax.image.scale_and_translate(x, shape, (1, 2), scale, shift, "bilinear", antialias=False)
+
+
+def _aligned(size: int, new_size: int) -> tuple[float, float]:
+    """(scale, translation) of pixel corners under which output pixel i lies at i (size - 1) / (new_size - 1)."""
+    if size == 1:
+        return new_size, 0.0
+    scale = (new_size - 1) / (size - 1) if new_size > 1 else 1.0
+    return scale, 0.5 - 0.5 * scale
+
+
+def resize_by_gather(
+    x: Float[Array, "n h w c"], height: int, width: int, *, align_corners: bool = False, rows: Rows | None = None
+) -> Float[Array, "n height width c"]:
+    """`resize_bilinear` for predictions: each value is read from its neighbours, not multiplied by a matrix of weights.
+
+    XLA fuses it into an argmax, and its time does not grow with the source (benchmarks/NOTES.md); its gradient is slower.
+    Symbolic sizes fall back to `resize_bilinear`.
+    """
+    if not all(isinstance(size, int) for size in (*x.shape[1:3], height, width)):
+        return resize_bilinear(x, height, width, align_corners=align_corners)
+    if rows:
+        x = rows.resize(x, _sampled(rows.height_of(x), rows.height, align_corners))
+        height = x.shape[1]
+    for axis, new_size in ((1, height), (2, width)):
+        size = x.shape[axis]
+        if size == new_size:
+            continue
+        at = _sampled(size, new_size, align_corners)
+        low = np.floor(at).astype(np.int32)
+        share = np.expand_dims(at - low, [other for other in range(4) if other != axis]).astype(np.float32)
+        x = jnp.take(x, low, axis) * (1 - share) + jnp.take(x, np.minimum(low + 1, size - 1), axis) * share
+    return x
+
+
+def _sampled(size: int, new_size: int, align_corners: bool) -> Float[np.ndarray, " new_size"]:
+    """Where the centres of the new pixels lie, in the old ones' indices."""
+    if align_corners:
+        return np.linspace(0.0, size - 1, new_size)
+    return np.clip((np.arange(new_size) + 0.5) * (size / new_size) - 0.5, 0, size - 1)

@@ -1,0 +1,138 @@
+"""Winograd's minimal filtering F(2x2, 3x3) for atrous 3x3 convolutions at stride 1 (Lavin and Gray 2015, 1509.09308), NHWC.
+
+A tile of 2x2 outputs takes 16 products a pair of channels where the definition takes 36. All coefficients are 0, 1 and 1/2, and
+the rounding is that of the definition's own sums. At rate r, tiles gather pixels r apart: a reshape, no copy.
+
+With transforms K (kernel), D (input), O (output), which are sparse matrices along rows and columns: y = O (D x . K k) per tile,
+where . is a matrix product over the channels for each of the 16 positions.
+"""
+
+import math
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+# Bytes of transformed tiles that are worth holding at a time.
+BAND_BYTES = 96 * 2**20
+
+Grid = list[list[Array]]  # one array a position, 4 by 4
+
+
+def multiplications(height: int, width: int, rate: int) -> int:
+    """A pair of channels, for outputs of this size; the tiles' overhang counts."""
+    return 4 * math.prod(2 * rate * _tiles(size, rate) for size in (height, width))
+
+
+def convolve(x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c k"], rate: int, pad: int) -> Float[Array, "n h2 w k"]:
+    """The convolution at stride 1; `pad` rows of zeros lie above and below `x`, `rate` columns at its sides."""
+    n, h, w, c = x.shape
+    features = kernel.shape[3]
+    # Written out once: fused into the products' operands it would be computed again for every band.
+    weights = lax.optimization_barrier(_kernel_grid(kernel))
+    height = h + 2 * pad - 2 * rate
+    tiles, across = _tiles(height, rate), _tiles(w, rate)
+    band_tiles, band_phases = _band(n * across * rate, tiles, rate, c + features)
+
+    def band(padded: Float[Array, "n t1 2 p w2 c"]) -> Float[Array, "n t 2 p w k"]:
+        grid = _input_grid(padded.reshape(*padded.shape[:4], across + 1, 2, rate, c))
+        products = [[x @ y for x, y in zip(*rows, strict=True)] for rows in zip(grid, weights, strict=True)]
+        y = _outputs(products, (n, padded.shape[1] - 1, padded.shape[3], across, rate, features))
+        return y.reshape(*y.shape[:4], -1, features)[..., :w, :]
+
+    bands = (-(-tiles // band_tiles), rate // band_phases)
+    rows = 2 * rate * (bands[0] * band_tiles + 1)
+    margins = ((0, 0), (pad, max(rows - pad - h, 0)), (rate, 2 * rate * (across + 1) - rate - w), (0, 0))
+    padded = jnp.pad(x, margins)[:, :rows].reshape(n, -1, 2, rate, 2 * rate * (across + 1), c)
+    if math.prod(bands) == 1:
+        return band(padded).reshape(n, -1, w, features)[:, :height]
+
+    def one(i: Array) -> Array:
+        at = (0, i // bands[1] * band_tiles, 0, i % bands[1] * band_phases, 0, 0)
+        return band(lax.dynamic_slice(padded, at, (n, band_tiles + 1, 2, band_phases, *padded.shape[4:])))
+
+    y = lax.map(one, jnp.arange(math.prod(bands))).reshape(*bands, n, band_tiles, 2, band_phases, w, features)
+    return y.transpose(2, 0, 3, 4, 1, 5, 6, 7).reshape(n, -1, w, features)[:, :height]
+
+
+def weight_gradient(x: Float[Array, "n h w c"], dy: Float[Array, "n h2 w k"], rate: int, pad: int) -> Float[Array, "3 3 c k"]:
+    """Of `convolve` with respect to its kernel: the transforms' transposes, and 16 products over the tiles."""
+    n, h, w, _ = x.shape
+    height = dy.shape[1]
+    tiles, across = _tiles(height, rate), _tiles(w, rate)
+    rows, columns = 2 * rate * tiles, 2 * rate * across
+    x = jnp.pad(x, ((0, 0), (pad, rows + 2 * rate - pad - h), (rate, columns + rate - w), (0, 0)))
+    dy = jnp.pad(dy, ((0, 0), (0, rows - height), (0, columns - w), (0, 0)))
+    seen = _input_grid(x.reshape(n, tiles + 1, 2, rate, across + 1, 2, rate, -1))
+    wanted = _output_gradient_grid(dy.reshape(n, tiles, 2, rate, across, 2, rate, -1))
+    return _kernel_gradient([[outer(v, m) for v, m in zip(*pair, strict=True)] for pair in zip(seen, wanted, strict=True)])
+
+
+def outer(a: Float[Array, "p c"], b: Float[Array, "p k"]) -> Float[Array, "c k"]:
+    """a^T b. On CPUs, a product along the rows of both takes up to twice the time of one with a transposed copy."""
+    if a.shape[1] <= b.shape[1]:
+        return lax.optimization_barrier(a.T) @ b
+    return (lax.optimization_barrier(b.T) @ a).T
+
+
+def _tiles(size: int, rate: int) -> int:
+    return -(-size // (2 * rate))
+
+
+def _band(columns: int, tiles: int, rate: int, channels: int) -> tuple[int, int]:
+    """How many rows of tiles, and how many of the `rate` pixel rows in each, are transformed at a time."""
+    whole = 16 * 4 * columns * tiles * rate * channels
+    parts = -(-whole // BAND_BYTES)
+    if parts <= tiles:
+        return -(-tiles // parts), rate
+    wanted = max(rate * tiles // parts, 1)
+    return 1, max(p for p in range(1, wanted + 1) if rate % p == 0)
+
+
+# A transform along one axis turns 3 taps, 4 inputs or 2 outputs into 4 positions or back; along both axes it is done twice.
+
+
+def _kernel_grid(kernel: Float[Array, "3 3 c k"]) -> Grid:
+    def spread(k0: Array, k1: Array, k2: Array) -> tuple[Array, ...]:
+        return k0, 0.5 * (k0 + k1 + k2), 0.5 * (k0 - k1 + k2), k2
+
+    return [list(spread(row[0], row[1], row[2])) for row in spread(kernel[0], kernel[1], kernel[2])]
+
+
+def _kernel_gradient(grid: Grid) -> Float[Array, "3 3 c k"]:
+    def gather(u0: Array, u1: Array, u2: Array, u3: Array) -> tuple[Array, ...]:
+        return u0 + 0.5 * (u1 + u2), 0.5 * (u1 - u2), 0.5 * (u1 + u2) + u3
+
+    rows = gather(*(jnp.stack(row) for row in grid))
+    return jnp.stack([jnp.stack(gather(*row)) for row in rows])
+
+
+def _input_grid(x: Float[Array, "n t1 2 r u1 2 r c"]) -> Grid:
+    """Of tiles that overlap by half: each takes a pair of pixels and the next pair. Arrays [n t r u r, c]."""
+
+    def spread(d0: Array, d1: Array, d2: Array, d3: Array) -> tuple[Array, ...]:
+        return d0 - d2, d1 + d2, d2 - d1, d1 - d3
+
+    rows = spread(x[:, :-1, 0], x[:, :-1, 1], x[:, 1:, 0], x[:, 1:, 1])
+    grid = [spread(y[:, :, :, :-1, 0], y[:, :, :, :-1, 1], y[:, :, :, 1:, 0], y[:, :, :, 1:, 1]) for y in rows]
+    return [[y.reshape(-1, y.shape[-1]) for y in row] for row in grid]
+
+
+def _outputs(grid: Grid, shape: tuple[int, ...]) -> Float[Array, "n t 2 r u 2 r k"]:
+    """Args: arrays that `shape` (n, t, r, u, r, k) is the tiles' order of."""
+
+    def gather(m0: Array, m1: Array, m2: Array, m3: Array) -> tuple[Array, Array]:
+        return m0 + m1 + m2, m1 - m2 - m3
+
+    columns = [gather(*row) for row in zip(*grid, strict=True)]  # of each position across: the two output rows
+    rows = [gather(*row) for row in zip(*columns, strict=True)]
+    return jnp.stack([jnp.stack([y.reshape(shape) for y in row], axis=4) for row in rows], axis=2)
+
+
+def _output_gradient_grid(dy: Float[Array, "n t 2 r u 2 r k"]) -> Grid:
+    def spread(y0: Array, y1: Array) -> tuple[Array, ...]:
+        return y0, y0 + y1, y0 - y1, -y1
+
+    rows = spread(dy[:, :, 0], dy[:, :, 1])
+    grid = [spread(y[:, :, :, :, 0], y[:, :, :, :, 1]) for y in rows]
+    return [[y.reshape(-1, y.shape[-1]) for y in row] for row in grid]
