@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from deeplab_jax.models import winograd
 from deeplab_jax.models.rows import Rows
-from deeplab_jax.models.winograd import outer
+from deeplab_jax.models.winograd import multiply, outer
 
 ConvForm = Literal["auto", "xla", "mixed", "products", "winograd"]
 
@@ -69,10 +69,11 @@ def _fastest_form(
         return "products"
     if kernel_shape[:2] != (3, 3) or stride > 1:
         return "mixed"
-    height, width = x_shape[1:3]
+    height, width, channels = x_shape[1:]
     tapwise = _overlap(height, rate) * _overlap(width, rate)
-    # Sums of 16 tiles would be rounded to bfloat16 each. A fifth more for the transforms.
-    if dtype != jnp.bfloat16 and 1.2 * winograd.multiplications(height, width, rate) < tapwise:
+    # Sums of 16 tiles would be rounded to bfloat16 each; the transforms take a fifth of the time, of few channels all of it.
+    is_worth_it = dtype != jnp.bfloat16 and min(channels, kernel_shape[3]) >= 64
+    if is_worth_it and 1.2 * winograd.multiplications(height, width, rate) < tapwise:
         return "winograd"
     return "products" if rate >= 4 else "mixed"
 
@@ -82,10 +83,12 @@ def _overlap(size: int, rate: int) -> int:
     return size + 2 * max(size - rate, 0)
 
 
-# The forms. `pad` is the number of zero rows above and below `x`; a halo takes their place.
+# The forms. `pad` is the number of zero rows above and below `x`; a halo takes their place. `turned` is for the gradient with
+# respect to the input: the kernel turned by 180 degrees, and its channels exchanged.
 
 
-def _xla(x: Array, kernel: Array, stride: int, rate: int, pad: int) -> Array:
+def _xla(x: Array, kernel: Array, stride: int, rate: int, pad: int, turned: bool = False) -> Array:
+    kernel = kernel[::-1, ::-1].swapaxes(2, 3) if turned else kernel
     pad_w = rate * (kernel.shape[1] - 1) // 2
     pads = ((pad, pad), (pad_w, pad_w))
     return lax.conv_general_dilated(
@@ -93,17 +96,20 @@ def _xla(x: Array, kernel: Array, stride: int, rate: int, pad: int) -> Array:
     )
 
 
-def _products(x: Array, kernel: Array, stride: int, rate: int, pad: int) -> Array:
+def _products(x: Array, kernel: Array, stride: int, rate: int, pad: int, turned: bool = False) -> Array:
     """Sum over the taps of (the input that the tap sees) x (its c by k matrix), each over the part that is not padding.
 
     At rate 36 on a 65x65 map most of a tap falls into the padding: skipping it saves up to 60 % of the work.
     """
     kh, kw, channels, features = kernel.shape
+    channels, features = (features, channels) if turned else (channels, features)
+    x = lax.optimization_barrier(x) if kh > 1 else x  # computed once, not once a tap
     pads = (pad, rate * (kw - 1) // 2)
     height, width = (x.shape[1] + 2 * pad - rate * (kh - 1) - 1) // stride + 1, -(-x.shape[2] // stride)
     parts = []
     for (i, j), seen, (top, left) in _taps(x, kernel.shape, (height, width), stride, rate, pads):
-        product = (seen.reshape(-1, channels) @ kernel[i, j]).reshape(*seen.shape[:3], features)
+        matrix = kernel[kh - 1 - i, kw - 1 - j] if turned else kernel[i, j]
+        product = multiply(seen.reshape(-1, channels), matrix, turned).reshape(*seen.shape[:3], features)
         bottom, right = height - top - seen.shape[1], width - left - seen.shape[2]
         parts.append(jnp.pad(product, ((0, 0), (top, bottom), (left, right), (0, 0))))
     return functools.reduce(jnp.add, parts)
@@ -132,8 +138,8 @@ def _tap_range(offset: int, stride: int, size: int, out_size: int) -> tuple[int,
     return first, last
 
 
-def _winograd(x: Array, kernel: Array, stride: int, rate: int, pad: int) -> Array:
-    return winograd.convolve(x, kernel, rate, pad)
+def _winograd(x: Array, kernel: Array, stride: int, rate: int, pad: int, turned: bool = False) -> Array:
+    return winograd.convolve(x, kernel, rate, pad, turned=turned)
 
 
 def _products_weight_gradient(x: Array, dy: Array, kernel: Array, stride: int, rate: int, pad: int) -> Array:
@@ -159,17 +165,19 @@ def _winograd_weight_gradient(x: Array, dy: Array, kernel: Array, stride: int, r
 def _with_gradients(forward: Callable[..., Array], weight_gradient: Callable[..., Array]) -> Callable[..., Array]:
     """`forward` whose gradients are computed in the same form; that with respect to the input is a convolution too."""
 
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+    def convolve(x: Array, kernel: Array, stride: int, rate: int, pad: int) -> Array:
+        return forward(x, kernel, stride, rate, pad)
+
     def backward(stride: int, rate: int, pad: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
         # A barrier: what the forward pass made of `x` is made again, rather than held until now.
         x, kernel = lax.optimization_barrier(saved)
         if stride == 1:
-            turned = kernel[::-1, ::-1].swapaxes(2, 3)
-            dx = forward(dy, turned, 1, rate, rate * (kernel.shape[0] - 1) - pad)
+            dx = forward(dy, kernel, 1, rate, rate * (kernel.shape[0] - 1) - pad, turned=True)
         else:
             (dx,) = jax.linear_transpose(lambda x: forward(x, kernel, stride, rate, pad), x)(dy)
         return dx, weight_gradient(x, dy, kernel, stride, rate, pad)
 
-    convolve = jax.custom_vjp(forward, nondiff_argnums=(2, 3, 4))
     convolve.defvjp(lambda x, kernel, *static: (forward(x, kernel, *static), (x, kernel)), backward)
     return convolve
 

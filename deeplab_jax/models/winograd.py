@@ -24,19 +24,31 @@ def multiplications(height: int, width: int, rate: int) -> int:
     return 4 * math.prod(2 * rate * _tiles(size, rate) for size in (height, width))
 
 
-def convolve(x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c k"], rate: int, pad: int) -> Float[Array, "n h2 w k"]:
-    """The convolution at stride 1; `pad` rows of zeros lie above and below `x`, `rate` columns at its sides."""
+def convolve(
+    x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c k"], rate: int, pad: int, *, turned: bool = False
+) -> Float[Array, "n h2 w k"]:
+    """The convolution at stride 1.
+
+    Args:
+      x: input features, between `pad` rows and `rate` columns of zeros on either side.
+      kernel: HWIO.
+      rate: distance between the taps.
+      pad: see `x`.
+      turned: with the kernel turned by 180 degrees and its channels exchanged, "3 3 k c": the gradient's convolution.
+    """
     n, h, w, c = x.shape
-    features = kernel.shape[3]
+    features = kernel.shape[2 if turned else 3]
     # Written out once: fused into the products' operands it would be computed again for every band.
     weights = lax.optimization_barrier(_kernel_grid(kernel))
+    if turned:  # exchanges the outer positions and leaves the inner ones
+        weights = [[weights[a][b] for b in (3, 1, 2, 0)] for a in (3, 1, 2, 0)]
     height = h + 2 * pad - 2 * rate
     tiles, across = _tiles(height, rate), _tiles(w, rate)
     band_tiles, band_phases = _band(n * across * rate, tiles, rate, c + features)
 
     def band(padded: Float[Array, "n t1 2 p w2 c"]) -> Float[Array, "n t 2 p w k"]:
         grid = _input_grid(padded.reshape(*padded.shape[:4], across + 1, 2, rate, c))
-        products = [[x @ y for x, y in zip(*rows, strict=True)] for rows in zip(grid, weights, strict=True)]
+        products = [[multiply(*both, turned) for both in zip(*rows, strict=True)] for rows in zip(grid, weights, strict=True)]
         y = _outputs(products, (n, padded.shape[1] - 1, padded.shape[3], across, rate, features))
         return y.reshape(*y.shape[:4], -1, features)[..., :w, :]
 
@@ -68,8 +80,15 @@ def weight_gradient(x: Float[Array, "n h w c"], dy: Float[Array, "n h2 w k"], ra
     return _kernel_gradient([[outer(v, m) for v, m in zip(*pair, strict=True)] for pair in zip(seen, wanted, strict=True)])
 
 
+def multiply(a: Float[Array, "p c"], b: Float[Array, "..."], transposed: bool) -> Float[Array, "p k"]:
+    """a b, or a b^T, without a copy."""
+    return lax.dot_general(a, b, (((1,), (1 if transposed else 0,)), ((), ())))
+
+
 def outer(a: Float[Array, "p c"], b: Float[Array, "p k"]) -> Float[Array, "c k"]:
     """a^T b. On CPUs, a product along the rows of both takes up to twice the time of one with a transposed copy."""
+    if min(a.shape[1], b.shape[1]) >= 1024:
+        return jnp.einsum("pc,pk->ck", a, b)  # rows of 4 KiB: copying a column of them misses the cache every time
     if a.shape[1] <= b.shape[1]:
         return lax.optimization_barrier(a.T) @ b
     return (lax.optimization_barrier(b.T) @ a).T
