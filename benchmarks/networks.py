@@ -71,14 +71,20 @@ def our_config(args: argparse.Namespace) -> Any:
 
 def our_variables(config: Any) -> dict[str, Any]:
     """{"params", "batch_stats"}: what `fill` gives for the names and shapes of torchvision's network."""
+    import jax.numpy as jnp
+
     from deeplab_jax.weights import convert, names
 
     shapes = convert.variable_shapes(config)
     named = names.reference_names(shapes, config.model, "torchvision")
     axes = {path: (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape for path, shape in shapes.items()}
     state = fill.fill({name: axes[path] for path, name in named.items()})
+    # Copies: memory that NumPy owns cannot be donated to a step.
     return names.unflatten(
-        {path: names.from_reference(path, state[name], config.model, "torchvision") for path, name in named.items()}
+        {
+            path: jnp.array(names.from_reference(path, state.pop(name), config.model, "torchvision"))
+            for path, name in named.items()
+        }
     )
 
 

@@ -17,6 +17,9 @@ from deeplab_jax.models import winograd
 from deeplab_jax.models.rows import Rows
 from deeplab_jax.models.winograd import multiply, outer
 
+# Bytes of input that the product of a tap copies at a time.
+BAND_BYTES = 64 * 2**20
+
 ConvForm = Literal["auto", "xla", "mixed", "products", "winograd"]
 
 
@@ -71,8 +74,9 @@ def _fastest_form(
         return "mixed"
     height, width, channels = x_shape[1:]
     tapwise = _overlap(height, rate) * _overlap(width, rate)
-    # Sums of 16 tiles would be rounded to bfloat16 each; the transforms take a fifth of the time, of few channels all of it.
-    is_worth_it = dtype != jnp.bfloat16 and min(channels, kernel_shape[3]) >= 64
+    # Sums of 16 tiles would be rounded to bfloat16 each. The transforms of few channels take all of the time, and those of the
+    # ASPP's 2048 at large rates more memory than the rest of the network.
+    is_worth_it = dtype != jnp.bfloat16 and min(channels, kernel_shape[3]) >= 64 and channels <= 1024
     if is_worth_it and 1.2 * winograd.multiplications(height, width, rate) < tapwise:
         return "winograd"
     return "products" if rate >= 4 else "mixed"
@@ -101,16 +105,27 @@ def _products(x: Array, kernel: Array, stride: int, rate: int, pad: int, turned:
 
     At rate 36 on a 65x65 map most of a tap falls into the padding: skipping it saves up to 60 % of the work.
     """
+    kh, kw = kernel.shape[:2]
+    pad_w = rate * (kw - 1) // 2
+    height, width = (x.shape[1] + 2 * pad - rate * (kh - 1) - 1) // stride + 1, -(-x.shape[2] // stride)
+    at_a_time = height if kh == 1 else max(height * BAND_BYTES // x.nbytes, 1)
+    bands = []
+    for first in range(0, height, at_a_time):
+        out = (min(at_a_time, height - first), width)
+        bands.append(_sum_of_taps(x, kernel, out, stride, rate, (pad - first * stride, pad_w), turned))
+    return jnp.concatenate(bands, axis=1)
+
+
+def _sum_of_taps(
+    x: Array, kernel: Array, out: tuple[int, int], stride: int, rate: int, pads: tuple[int, int], turned: bool
+) -> Array:
     kh, kw, channels, features = kernel.shape
     channels, features = (features, channels) if turned else (channels, features)
-    x = lax.optimization_barrier(x) if kh > 1 else x  # computed once, not once a tap
-    pads = (pad, rate * (kw - 1) // 2)
-    height, width = (x.shape[1] + 2 * pad - rate * (kh - 1) - 1) // stride + 1, -(-x.shape[2] // stride)
     parts = []
-    for (i, j), seen, (top, left) in _taps(x, kernel.shape, (height, width), stride, rate, pads):
+    for (i, j), seen, (top, left) in _taps(x, kernel.shape, out, stride, rate, pads):
         matrix = kernel[kh - 1 - i, kw - 1 - j] if turned else kernel[i, j]
         product = multiply(seen.reshape(-1, channels), matrix, turned).reshape(*seen.shape[:3], features)
-        bottom, right = height - top - seen.shape[1], width - left - seen.shape[2]
+        bottom, right = out[0] - top - seen.shape[1], out[1] - left - seen.shape[2]
         parts.append(jnp.pad(product, ((0, 0), (top, bottom), (left, right), (0, 0))))
     return functools.reduce(jnp.add, parts)
 

@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 # Bytes of transformed tiles that are worth holding at a time.
-BAND_BYTES = 96 * 2**20
+BAND_BYTES = 256 * 2**20
 
 Grid = list[list[Array]]  # one array a position, 4 by 4
 
@@ -38,33 +38,24 @@ def convolve(
     """
     n, h, w, c = x.shape
     features = kernel.shape[2 if turned else 3]
-    # Written out once: fused into the products' operands it would be computed again for every band.
+    # Written out once, for all bands.
     weights = lax.optimization_barrier(_kernel_grid(kernel))
     if turned:  # exchanges the outer positions and leaves the inner ones
         weights = [[weights[a][b] for b in (3, 1, 2, 0)] for a in (3, 1, 2, 0)]
     height = h + 2 * pad - 2 * rate
     tiles, across = _tiles(height, rate), _tiles(w, rate)
-    band_tiles, band_phases = _band(n * across * rate, tiles, rate, c + features)
+    margins = ((0, 0), (pad, 2 * rate * (tiles + 1) - pad - h), (rate, 2 * rate * (across + 1) - rate - w), (0, 0))
+    padded = jnp.pad(x, margins).reshape(n, tiles + 1, 2, rate, across + 1, 2, rate, c)
 
-    def band(padded: Float[Array, "n t1 2 p w2 c"]) -> Float[Array, "n t 2 p w k"]:
-        grid = _input_grid(padded.reshape(*padded.shape[:4], across + 1, 2, rate, c))
+    def band(first: int, last: int) -> Float[Array, "n t w k"]:
+        grid = _input_grid(padded[:, first : last + 1])
         products = [[multiply(*both, turned) for both in zip(*rows, strict=True)] for rows in zip(grid, weights, strict=True)]
-        y = _outputs(products, (n, padded.shape[1] - 1, padded.shape[3], across, rate, features))
-        return y.reshape(*y.shape[:4], -1, features)[..., :w, :]
+        y = _outputs(products, (n, last - first, rate, across, rate, features))
+        return y.reshape(n, -1, 2 * rate * across, features)[:, :, :w]
 
-    bands = (-(-tiles // band_tiles), rate // band_phases)
-    rows = 2 * rate * (bands[0] * band_tiles + 1)
-    margins = ((0, 0), (pad, max(rows - pad - h, 0)), (rate, 2 * rate * (across + 1) - rate - w), (0, 0))
-    padded = jnp.pad(x, margins)[:, :rows].reshape(n, -1, 2, rate, 2 * rate * (across + 1), c)
-    if math.prod(bands) == 1:
-        return band(padded).reshape(n, -1, w, features)[:, :height]
-
-    def one(i: Array) -> Array:
-        at = (0, i // bands[1] * band_tiles, 0, i % bands[1] * band_phases, 0, 0)
-        return band(lax.dynamic_slice(padded, at, (n, band_tiles + 1, 2, band_phases, *padded.shape[4:])))
-
-    y = lax.map(one, jnp.arange(math.prod(bands))).reshape(*bands, n, band_tiles, 2, band_phases, w, features)
-    return y.transpose(2, 0, 3, 4, 1, 5, 6, 7).reshape(n, -1, w, features)[:, :height]
+    at_a_time = max(BAND_BYTES // (16 * 4 * n * across * rate**2 * (c + features)), 1)
+    bands = [band(first, min(first + at_a_time, tiles)) for first in range(0, tiles, at_a_time)]
+    return jnp.concatenate(bands, axis=1)[:, :height]
 
 
 def weight_gradient(x: Float[Array, "n h w c"], dy: Float[Array, "n h2 w k"], rate: int, pad: int) -> Float[Array, "3 3 c k"]:
@@ -96,16 +87,6 @@ def outer(a: Float[Array, "p c"], b: Float[Array, "p k"]) -> Float[Array, "c k"]
 
 def _tiles(size: int, rate: int) -> int:
     return -(-size // (2 * rate))
-
-
-def _band(columns: int, tiles: int, rate: int, channels: int) -> tuple[int, int]:
-    """How many rows of tiles, and how many of the `rate` pixel rows in each, are transformed at a time."""
-    whole = 16 * 4 * columns * tiles * rate * channels
-    parts = -(-whole // BAND_BYTES)
-    if parts <= tiles:
-        return -(-tiles // parts), rate
-    wanted = max(rate * tiles // parts, 1)
-    return 1, max(p for p in range(1, wanted + 1) if rate % p == 0)
 
 
 # A transform along one axis turns 3 taps, 4 inputs or 2 outputs into 4 positions or back; along both axes it is done twice.
