@@ -42,10 +42,7 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
     from etils import epath
 
     from deeplab_jax import hosts
-    from deeplab_jax.data.find import find_split
-    from deeplab_jax.data.instances import read_instances, why_no_instances
-    from deeplab_jax.data.lists import describe, digest
-    from deeplab_jax.data.pipeline import eval_batches
+    from deeplab_jax.compilation import keep_programs
     from deeplab_jax.evaluation import cityscapes, report
     from deeplab_jax.evaluation.evaluate import Visitor, evaluate, write_pictures
     from deeplab_jax.evaluation.submission import file_names, write_archive, write_prediction
@@ -54,8 +51,15 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
 
     if output and submission and epath.Path(output).is_relative_to(submission):
         raise ConfigError(f"`--output` (={output!r}) lies in --submission, where any PNG counts as submitted: move it out")
+    keep_programs()
     step = resolve(checkpoint)
     variables = restore_model(str(step), like=config)
+    # TensorFlow, for which a wrong checkpoint should not wait.
+    from deeplab_jax.data.find import find_split
+    from deeplab_jax.data.instances import read_instances, why_no_instances
+    from deeplab_jax.data.lists import describe, digest
+    from deeplab_jax.data.pipeline import eval_batches
+
     samples = find_split(config.data, config.eval.split, need_labels=False)
     if not (samples.labels or output or submission):
         raise ConfigError(

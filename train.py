@@ -20,10 +20,12 @@ def main() -> None:
     workdir = checked_folder("--workdir", WORKDIR.value, "runs/quickstart")
     with joined_hosts() as console:
         # Imported here so that a mistyped flag is answered at once.
+        from deeplab_jax.compilation import keep_programs
         from deeplab_jax.train.loop import train
         from deeplab_jax.weights.transfer import pretrained_variables
         from deeplab_jax.wiring import training_data
 
+        keep_programs()
         data, steps = training_data(config, console.print)
         pretrained = (lambda: pretrained_variables(config, console.print)) if config.model.pretrained else None
         train(config, workdir, steps=steps, data=data, console=console, pretrained=pretrained)

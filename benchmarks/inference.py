@@ -4,7 +4,8 @@ pip install torch torchvision
 python benchmarks/inference.py --size 1024 2048
 python benchmarks/inference.py --size 513 513 --output logits
 
---output: "labels", a class for each pixel of the image, as `predict` gives them, or "logits" at the image's size. On a GPU: --dtype bfloat16 --compile --repeat 10. TensorFlow is not needed.
+--output: "labels", a class for each pixel of the image, as `predict` gives them, or "logits" at the image's size. On a GPU:
+--dtype bfloat16 --compile --repeat 10. TensorFlow is not needed.
 """
 
 import argparse
@@ -27,6 +28,7 @@ def ours(args: argparse.Namespace) -> side_by_side.Side:
 
     import jax
 
+    from deeplab_jax.compilation import lean_options
     from deeplab_jax.evaluation import inference
 
     config = networks.our_config(args)
@@ -34,7 +36,8 @@ def ours(args: argparse.Namespace) -> side_by_side.Side:
     variables = jax.device_put(networks.our_variables(config))
 
     function = {"labels": inference.predict, "logits": inference.logits}[args.output]
-    compute = jax.jit(functools.partial(function, model=model, protocol=config.eval))
+    bound = functools.partial(function, model=model, protocol=config.eval)
+    compute = jax.jit(bound, compiler_options=lean_options(jax.default_backend()))
     images = jax.device_put(networks.images(args))
     return side_by_side.Side(
         numbers=lambda: {args.output: np.asarray(compute(variables, images))},

@@ -1,4 +1,4 @@
-"""Implementations of the same work in processes of their own, taking turns: medians, ratios, peak memory. No network is known here.
+"""The same work done by several implementations, each in its process, in turn: medians, ratios, memory. Knows no network.
 
 Each side first gives numbers that are compared with the first side's. Then, after a warm-up, rounds: in each, every side is
 timed once while the others sleep, so that a machine whose speed drifts slows all of them. A ratio is the median of the rounds'.
@@ -72,6 +72,7 @@ class Process:
         return answer
 
     def close(self) -> None:
+        """Ends the process."""
         self._process.terminate()
         self._process.join()
 

@@ -9,7 +9,6 @@ the device. On a GPU: --dtype bfloat16 --compile --repeat 10. TensorFlow is not 
 """
 
 import argparse
-from typing import Any
 
 import networks
 import numpy as np

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from deeplab_jax.compilation import keep_programs, lean_options
 from deeplab_jax.config import Config
 from deeplab_jax.errors import DataError
 from deeplab_jax.evaluation import inference
@@ -58,17 +59,22 @@ class Segmenter:
 
     def _compiled(self, function: Callable[..., Array]) -> Callable[..., Array]:
         model = inference.evaluation_model(self.config)
-        return jax.jit(functools.partial(function, model=model, protocol=self.config.eval))
+        compute = functools.partial(function, model=model, protocol=self.config.eval)
+        return jax.jit(compute, compiler_options=lean_options(jax.default_backend()))
 
 
 def load(checkpoint: str) -> Segmenter:
     """The network of a run's folder (its latest step), of `<run>/best`, or of one step `<run>/checkpoints/<N>`.
+
+    Where the program has not told JAX whether and where to keep compiled programs, it will keep them from now on: see
+    `compilation.keep_programs`, and docs/reliability.md for how to say no.
 
     Raises:
       CheckpointError: there is no checkpoint, or it cannot be read.
     """
     step = str(resolve(checkpoint))
     config = stored_config(step)
+    keep_programs()
     return Segmenter(config, jax.device_put(restore_model(step, like=config)))
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from absl import app, flags, logging
 from etils import epath
+from ml_collections import config_flags
 from rich.console import Console
 
 from deeplab_jax import config as config_module
@@ -102,6 +103,7 @@ def verify(
       steps: how many to replay.
       root: where the data set or its prepared records lie now, if not where the run found it; for tfds:NAME its data_dir.
     """
+    from deeplab_jax.compilation import keep_programs
     from deeplab_jax.data.records import is_records
     from deeplab_jax.data.sources import fingerprint
     from deeplab_jax.train import verify as verification
@@ -113,6 +115,7 @@ def verify(
         config.data.root = root
         if is_records(root):
             config.data.source = ""  # they stand in for a set of TFDS too
+    keep_programs()
     data, _ = training_data(config, print)
     samples = training_set(config)
     pretrained = (lambda: pretrained_variables(config, print)) if config.model.pretrained else None
@@ -125,6 +128,48 @@ def verify(
     sys.exit(1 if objections else 0)
 
 
+def plan(
+    config: Annotated[str, tyro.conf.arg(metavar="FILE.py")],
+    fields: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FIELD=VALUE")] = (),
+    devices: int | None = None,
+    spatial: int | None = None,
+    batch_size: int | None = None,
+    images: int | None = None,
+    accelerator: str = "",
+    mfu: float = 1.0,
+    compile: bool = True,
+) -> None:
+    """Say whether a training fits into its devices' memory, and how long it takes at least. Needs no data set.
+
+    Args:
+      config: recipe, or FILE.py:ARGUMENT.
+      fields: of the config, to set: train.micro_batches=2 model.remat='(1,2)'.
+      devices: how many, of this machine or in their place CPU devices, for which the step then is compiled.
+      spatial: mesh.spatial.
+      batch_size: data.batch_size.
+      images: how many the training split has, for a recipe that counts epochs.
+      accelerator: device to plan for by its data sheet: a100, a100-40gb, h100, h200, l4, a10g, v4, v5e, v5p or v6e; else this
+        machine's first one is measured.
+      mfu: share of the peak rate to reckon with; 1 gives a bound.
+      compile: ask XLA for the memory of the compiled step; without, only the network's definition tells.
+    """
+    from deeplab_jax.compilation import keep_programs
+    from deeplab_jax.plan.report import plan as report
+
+    keep_programs()  # the training that follows may find its own
+    options = {"mesh.spatial": spatial, "data.batch_size": batch_size}
+    given = [f"{field}={value}" for field, value in options.items() if value is not None]
+    report(
+        recipe(config, (*fields, *given)),
+        Console(soft_wrap=True, highlight=False),
+        devices=devices,
+        accelerator=accelerator,
+        images=images,
+        mfu=mfu,
+        compiles=compile,
+    )
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "data synthetic": data_commands.synthetic,
     "data labels": data_commands.labels,
@@ -133,6 +178,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "weights import": import_weights,
     "weights export": export_weights,
     "verify": verify,
+    "plan": plan,
 }
 
 
@@ -230,6 +276,19 @@ def checked_config(config: Any) -> Config:
     return validate(config)
 
 
+def recipe(path: str, fields: Sequence[str] = ()) -> Config:
+    """The config of a recipe, as `--config=path --config.FIELD=VALUE ...` of train.py give it.
+
+    Raises:
+      ConfigError: see `checked_config`; or a field does not exist or cannot have the value.
+    """
+    words = ["", f"--config={path}", *(f"--config.{field}" for field in fields)]
+    values = flags.FlagValues()
+    flag = config_flags.DEFINE_config_file("config", None, "", values, sys_argv=words)
+    _parse_flags(words, values)
+    return checked_config(flag.value)
+
+
 def checked_folder(flag: str, value: str | None, example: str) -> str:
     """The value of a flag that names a folder, which need not exist.
 
@@ -243,9 +302,9 @@ def checked_folder(flag: str, value: str | None, example: str) -> str:
     return value
 
 
-def _parse_flags(argv: Sequence[str]) -> list[str]:
+def _parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     try:
-        rest = flags.FLAGS(list(argv))
+        rest = values(list(argv))
     except flags.Error as error:
         raise ConfigError(_one_line(error)) from None
     except dataclasses.FrozenInstanceError:

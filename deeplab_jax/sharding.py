@@ -2,7 +2,7 @@
 
 import collections
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -16,15 +16,19 @@ from deeplab_jax.labels import IGNORE
 HOST_ONLY = ("index", "fingerprint")
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] = ()) -> Mesh:
     """A ("data", "spatial") mesh over all devices, or over the first data * spatial of them.
+
+    Args:
+      config: the mesh's axes.
+      devices: of all processes; () for those of JAX's default platform.
 
     Raises:
       ConfigError: the mesh needs more devices than there are, or does not divide them; of several processes, one would be
         left without devices or share an image with another.
     """
     # On a TPU slice devices are numbered across hosts; a process's rows of a batch must lie together.
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
     if not config.data and len(devices) % config.spatial:
         raise ConfigError(
             f"`mesh.spatial` (={config.spatial}) does not divide the {len(devices)} devices: use a divisor, or set mesh.data"
@@ -39,9 +43,10 @@ def make_mesh(config: MeshConfig) -> Mesh:
         raise ConfigError(
             f"`mesh.data` (={config.data}) leaves out devices of {jax.process_count()} processes: use mesh.data=0 for all"
         )
-    if jax.local_device_count() % config.spatial and data * config.spatial > 1:
+    local = sum(device.process_index == jax.process_index() for device in devices)
+    if local % config.spatial and data * config.spatial > 1:
         raise ConfigError(
-            f"`mesh.spatial` (={config.spatial}) does not divide the {jax.local_device_count()} devices of a process, which "
+            f"`mesh.spatial` (={config.spatial}) does not divide the {local} devices of a process, which "
             f"reads whole images: use a divisor"
         )
     grid = np.asarray(devices[: data * config.spatial]).reshape(data, config.spatial)

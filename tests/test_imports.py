@@ -22,17 +22,21 @@ MAY_IMPORT = {
     "losses": BASE,
     "metrics": BASE,
     "photometric": set(),
+    "flops": BASE | {"models"},
+    "accelerators": set(),
     "sharding": BASE,
     "data": BASE | {"label_files", "evaluation.pictures"},
     "data_commands": BASE | {"data", "label_files"},
     "launchers": {"errors"},
-    "hosts": BASE | {"launchers"},
-    "train": BASE | COMPUTE | {"hosts", "evaluation"},
-    "evaluation": BASE | COMPUTE | {"hosts"},
-    "api": BASE | COMPUTE | {"evaluation", "train.checkpoint"},
+    "compilation": set(),
+    "hosts": BASE | {"compilation", "launchers"},
+    "train": BASE | COMPUTE | {"accelerators", "compilation", "flops", "hosts", "evaluation"},
+    "evaluation": BASE | COMPUTE | {"compilation", "hosts"},
+    "api": BASE | COMPUTE | {"compilation", "evaluation", "train.checkpoint"},
     "weights": BASE | {"models", "train.checkpoint"},
+    "plan": BASE | COMPUTE | {"accelerators", "flops", "train"},
     "wiring": BASE | {"data", "train"},
-    "cli": BASE | {"data", "data_commands", "hosts", "label_files", "train", "weights", "wiring"},
+    "cli": BASE | {"compilation", "data", "data_commands", "hosts", "label_files", "plan", "train", "weights", "wiring"},
     "__init__": set(),
 }
 
@@ -73,3 +77,30 @@ def test_everything_but_the_data_works_without_tensorflow():
 def test_a_config_needs_neither_jax_nor_tensorflow():
     code = "import sys; import deeplab_jax.config; assert not {'jax', 'tensorflow'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_package_needs_nothing_and_a_network_neither_tensorflow_nor_an_optimizer():
+    code = "import sys; import deeplab_jax as dl; assert not {'jax', 'numpy', 'tensorflow'} & set(sys.modules)\n"
+    code += "dl.load, dl.Segmenter; assert not {'tensorflow', 'optax'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+QUICKSTART = "--config=configs/quickstart.py"
+
+
+@pytest.mark.parametrize(
+    ("words", "unneeded"),
+    [
+        (["train.py", "--help"], {"jax", "tensorflow"}),
+        (["eval.py", "--help"], {"jax", "tensorflow"}),
+        (["train.py", QUICKSTART, "--config.optim.lr=fast"], {"jax", "tensorflow"}),
+        (["eval.py", QUICKSTART, "--checkpoint=nowhere"], {"tensorflow"}),
+    ],
+)
+def test_help_and_mistakes_wait_for_no_import(words, unneeded):
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", *words], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines() if line.startswith("import time:")}
+    assert "absl.flags" in imported
+    assert not imported & unneeded

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, UInt8
 
 from deeplab_jax import hosts, losses, metrics
+from deeplab_jax.compilation import lean_options
 from deeplab_jax.config import Config, EvalConfig
 from deeplab_jax.evaluation.protocols import average_views, slide
 from deeplab_jax.models import DeepLabV3, normalize
@@ -108,7 +109,12 @@ class Evaluator:
         self.row_unit = self._output_stride if splits_rows(config.eval) else 0
         count = functools.partial(predict_and_count, model=model, protocol=config.eval)
         shardings = (NamedSharding(mesh, P("data")), replicated(mesh))
-        self._jitted = jax.jit(functools.partial(self._run, count), static_argnames="height", out_shardings=shardings)
+        self._jitted = jax.jit(
+            functools.partial(self._run, count),
+            static_argnames="height",
+            out_shardings=shardings,
+            compiler_options=lean_options(mesh.devices.flat[0].platform),
+        )
         self._compiled: dict[Any, Any] = {}
 
     def __call__(self, variables: Variables, batch: dict[str, Array], height: int) -> tuple[Array, Array]:

@@ -164,8 +164,8 @@ def _products_weight_gradient(x: Array, dy: Array, kernel: Array, stride: int, r
     if channels < 16 and kh > 1:
         # The three channels of the stem make a poor matrix: there, one product takes all taps.
         padded = jnp.pad(x, ((0, 0), *((pad, pad) for pad in pads), (0, 0)))
-        seen = [seen.reshape(-1, channels) for _, seen, _ in _taps(padded, kernel.shape, out, stride, rate, (0, 0))]
-        return outer(jnp.concatenate(seen, axis=-1), dy.reshape(-1, features)).reshape(kernel.shape)
+        taps = [seen.reshape(-1, channels) for _, seen, _ in _taps(padded, kernel.shape, out, stride, rate, (0, 0))]
+        return outer(jnp.concatenate(taps, axis=-1), dy.reshape(-1, features)).reshape(kernel.shape)
     found = dict.fromkeys(itertools.product(range(kh), range(kw)), jnp.zeros((channels, features), x.dtype))
     for place, seen, (top, left) in _taps(x, kernel.shape, out, stride, rate, pads):
         part = dy[:, top : top + seen.shape[1], left : left + seen.shape[2]]

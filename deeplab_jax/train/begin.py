@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 from rich.console import Console
 
+from deeplab_jax.compilation import quick_options
 from deeplab_jax.config import Config
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.sharding import check_batch, make_mesh, replicated
@@ -54,13 +55,13 @@ class Setup:
     optimizer: optax.GradientTransformation
 
 
-def set_up(config: Config, steps: int) -> Setup:
-    """Network and optimizer of a validated config, on the devices that there are.
+def set_up(config: Config, steps: int, devices: Sequence[jax.Device] = ()) -> Setup:
+    """Network and optimizer of a validated config, on the given devices or all that there are.
 
     Raises:
       ConfigError: there are too few devices, or batches do not divide over them.
     """
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh, devices)
     check_batch(config.data.batch_size, mesh, "data.batch_size", config.train.micro_batches)
     check_batch(config.eval.batch_size, mesh, "eval.batch_size")
     model = DeepLabV3(config.model, config.labels.num_classes)
@@ -70,7 +71,8 @@ def set_up(config: Config, steps: int) -> Setup:
 def new_state(setup: Setup, pretrained: Pretrained) -> TrainState:
     """The state at step 0, on all devices."""
     given = pretrained() if pretrained else None  # before what takes long
-    state = jax.jit(_init(setup), out_shardings=replicated(setup.mesh))()
+    options = quick_options(setup.mesh.devices.flat[0].platform)
+    state = jax.jit(_init(setup), out_shardings=replicated(setup.mesh), compiler_options=options)()
     return with_variables(state, given) if given else state
 
 

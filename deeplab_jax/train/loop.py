@@ -24,6 +24,7 @@ from deeplab_jax.train.begin import Batch, Data, Pretrained, set_up, starting_st
 from deeplab_jax.train.checkpoint import Checkpoints
 from deeplab_jax.train.optimizer import poly_schedule
 from deeplab_jax.train.receipt import Receipts, start_of
+from deeplab_jax.train.speed import Meter, least_seconds
 from deeplab_jax.train.state import TrainState
 from deeplab_jax.train.step import compile_train_step
 from deeplab_jax.train.writer import Writer
@@ -43,6 +44,8 @@ class _Tools:
     receipts: Receipts
     writer: Writer
     watchdog: hosts.Watchdog
+    least_seconds: float  # of a step at the devices' peak rate
+    began: float  # by the clock of time.perf_counter
 
 
 def train(
@@ -72,6 +75,7 @@ def train(
       CheckpointError: the workdir holds a run of another network, or none of its checkpoints can be read.
       TrainingError: loss or gradient is not finite, and `train.nonfinite` is "stop".
     """
+    began = time.perf_counter()
     setup = set_up(config, steps)
     with contextlib.ExitStack() as stack:
         # The signals outlast the last save, which a SIGTERM must not cut off.
@@ -88,6 +92,8 @@ def train(
         step = int(state.step)
         if step >= steps:
             console.print(f"{workdir} is already at step {step} of {steps}: raise train.steps, or use another --workdir")
+        least, how = least_seconds(config, setup.mesh)
+        console.print(how)
         watchdog = stack.enter_context(hosts.Watchdog(config.train.stall_timeout))
         tools = _Tools(
             config,
@@ -98,6 +104,8 @@ def train(
             Receipts(workdir, start_of(step, config, data.digest, steps, setup.mesh), data.names, console.print),
             stack.enter_context(Writer(workdir, step, steps, console)),
             watchdog,
+            least,
+            began,
         )
         if step == 0:
             tools.receipts.write(step, state)
@@ -115,7 +123,7 @@ def _train_from(
     """The state at the end of the run, or at the step after which a signal stopped it; and that step."""
     config, steps, every = tools.config, tools.steps, tools.config.train
     lr = poly_schedule(config.optim, steps)
-    meter = _Meter(step, config.data.batch_size)
+    meter = Meter(step, config.data.batch_size, tools.least_seconds)
     first = step + 1
     # Each process may get the signal; all must stop after the same step.
     while step < steps and not hosts.anywhere(bool(stopped)):
@@ -131,8 +139,10 @@ def _train_from(
         tools.receipts.add(batch)
         if config.train.nonfinite == "stop":
             _require_finite(row, step, tools)
-        if step == first and not _due(step, every.log_every, steps):
-            meter.restart(step)  # the first step compiles, which says nothing of the steps to come
+        if step == first:
+            tools.writer.started(time.perf_counter() - tools.began)
+            if not _due(step, every.log_every, steps):
+                meter.restart(step)  # the first step compiles, which says nothing of the steps to come
         tools.writer.advance(step)
         # The log comes before the evaluation, whose time is no step's; the save comes last, since which checkpoint is the
         # best follows from the evaluation.
@@ -197,31 +207,6 @@ def _evaluator(
 
 def _due(step: int, every: int, steps: int) -> bool:
     return step == steps or (every > 0 and step % every == 0)
-
-
-class _Meter:
-    """Speed since the last restart, and the share of the time that went into waiting for data."""
-
-    def __init__(self, step: int, batch_size: int) -> None:
-        self._batch_size = batch_size
-        self.restart(step)
-
-    def restart(self, step: int) -> None:
-        self._step, self._start, self._waited = step, time.perf_counter(), 0.0
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - start
-
-    def speed(self, step: int) -> dict[str, float]:
-        seconds, count = time.perf_counter() - self._start, step - self._step
-        return {
-            "images_per_second": count * self._batch_size / seconds,
-            "seconds_per_step": seconds / count,
-            "data_wait": self._waited / seconds,
-        }
 
 
 @contextlib.contextmanager

@@ -1,15 +1,17 @@
 """Everything that training changes."""
 
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import struct
 
 from deeplab_jax.models import DeepLabV3
+
+if TYPE_CHECKING:
+    import optax  # a network that is only used has no optimizer: it should not wait for the import
 
 
 class TrainState(struct.PyTreeNode):
@@ -27,12 +29,12 @@ class TrainState(struct.PyTreeNode):
     step: jax.Array
     params: Any
     batch_stats: Any
-    opt_state: optax.OptState
+    opt_state: "optax.OptState"
     skipped: jax.Array
     ema_params: Any = None
 
 
-def init_state(model: DeepLabV3, optimizer: optax.GradientTransformation, seed: int, ema: bool = False) -> TrainState:
+def init_state(model: DeepLabV3, optimizer: "optax.GradientTransformation", seed: int, ema: bool = False) -> TrainState:
     """The state at step 0, a function of the arguments alone. Jit it with the output sharding that is wanted."""
     # Parameters do not depend on the image's size; 64 keeps the shapes of the trace small.
     variables = model.init(jax.random.key(seed), jnp.zeros((1, 64, 64, 3)), train=False)

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from deeplab_jax import losses
+from deeplab_jax.compilation import lean_options
 from deeplab_jax.config import Config
 from deeplab_jax.models import DeepLabV3, Outputs, normalize
 from deeplab_jax.models.resize import resize_bilinear
@@ -187,5 +188,9 @@ def compile_train_step(mesh: Mesh, *, config: Config, model: DeepLabV3, optimize
         return train_step(state, batch, config=config, model=model, optimizer=optimizer, mesh=mesh)
 
     return jax.jit(
-        step, in_shardings=(whole, batch_shardings(mesh, batch_names(config))), out_shardings=(whole, whole), donate_argnums=0
+        step,
+        in_shardings=(whole, batch_shardings(mesh, batch_names(config))),
+        out_shardings=(whole, whole),
+        donate_argnums=0,
+        compiler_options=lean_options(mesh.devices.flat[0].platform),
     )

@@ -40,6 +40,7 @@ class Writer:
         columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
         self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self._task = self._progress.add_task("compiling", total=steps, completed=start_step)
+        self._once: dict[str, float] = {}  # what the next row of training scalars has besides
 
     def __enter__(self) -> "Writer":
         self._progress.start()
@@ -54,14 +55,20 @@ class Writer:
         """Moves the progress bar."""
         self._progress.update(self._task, completed=step)
 
+    def started(self, seconds: float) -> None:
+        """The first step is done, so long after `train` was called: a line, and a scalar of the next row."""
+        self._once = {"seconds_to_first_step": seconds}
+        self._progress.console.print(f"first step after {seconds:.1f} s, compilation included")
+
     def train(self, step: int, row: Mapping[str, float], seconds_left: float) -> None:
         """A row of training scalars; `row` holds at least those of the line below."""
-        self._scalars(step, "train", row)
+        self._scalars(step, "train", {**row, **self._once})
+        self._once = {}
         skipped = f"  {row['skipped']:.0f} skipped" if row.get("skipped") else ""
-        left = f"left {_duration(seconds_left)}{skipped}"
+        left = f"left {duration(seconds_left)}{skipped}"
         line = (
             f"loss {row['loss']:.4f}  accuracy {row['accuracy']:.3f}  lr {row['lr']:.2e}  "
-            f"{row['images_per_second']:.1f} images/s  data wait {row['data_wait']:.1%}  {left}"
+            f"{row['images_per_second']:.1f} images/s  MFU {row['mfu']:.1%}  data wait {row['data_wait']:.1%}  {left}"
         )
         self._progress.update(self._task, description=line)
         self._progress.console.print(f"step {step:>6}  {line}")
@@ -89,6 +96,12 @@ class Writer:
         self._events.flush()
 
 
+def duration(seconds: float) -> str:
+    """In minutes and seconds, from an hour on in hours and minutes."""
+    minutes, hours = int(seconds // 60) % 60, int(seconds // 3600)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {int(seconds) % 60:02} s"
+
+
 def _truncate(path: epath.Path, step: int) -> None:
     """Keeps the rows up to `step`; what a crash cut short or garbled goes as well."""
     if not path.exists():
@@ -103,8 +116,3 @@ def _is_row_until(line: str, step: int) -> bool:
         return json.loads(line)["step"] <= step
     except (ValueError, KeyError, TypeError):
         return False
-
-
-def _duration(seconds: float) -> str:
-    minutes, hours = int(seconds // 60) % 60, int(seconds // 3600)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {int(seconds) % 60:02} s"

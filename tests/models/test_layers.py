@@ -3,8 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deeplab_jax.models import layers
-from deeplab_jax.models.layers import BatchNorm, conv2d, max_pool_3x3, resize_bilinear, resize_by_gather
+from deeplab_jax.models import convolution, winograd
+from deeplab_jax.models.convolution import conv2d
+from deeplab_jax.models.layers import BatchNorm, max_pool_3x3
+from deeplab_jax.models.resize import resize_bilinear, resize_by_gather
 
 
 def reference_conv(x, kernel, stride, rate):
@@ -34,9 +36,16 @@ CASES = [  # size, kernel, stride, rate
 ]
 
 
-@pytest.mark.parametrize("form", ["xla", "mixed", "products", "auto"])
+def forms(kernel_size, stride):
+    """The ones that can compute it."""
+    return ["xla", "mixed", "products", *["winograd"] * (kernel_size == 3 and stride == 1)]
+
+
+@pytest.mark.parametrize("form", ["xla", "mixed", "products", "winograd", "auto"])
 @pytest.mark.parametrize(("size", "kernel_size", "stride", "rate"), CASES)
 def test_every_form_is_the_convolution_of_the_definition(form, size, kernel_size, stride, rate):
+    if form not in [*forms(kernel_size, stride), "auto"]:
+        pytest.skip("minimal filtering is for 3x3 kernels at stride 1")
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(2, *size, 3)), rng.normal(size=(kernel_size, kernel_size, 3, 4))
     y = conv2d(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32), stride=stride, rate=rate, form=form)
@@ -56,14 +65,53 @@ def test_every_form_has_the_same_gradients(channels, size, kernel_size, stride, 
 
         return jax.jit(jax.grad(loss, (0, 1)))(x, kernel)
 
-    for form in ("mixed", "products"):
+    for form in forms(kernel_size, stride)[1:]:
         for actual, expected in zip(gradients(form), gradients("xla"), strict=True):
             np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3)  # sums in another order
 
 
 def test_symbolic_sizes_fall_back_to_xla():
     (h,) = jax.export.symbolic_shape("h")
-    assert layers._fastest_form((3, 3, 8, 8), (1, h, 8, 8), 12) == "xla"
+    assert convolution._fastest_form((3, 3, 8, 8), (1, h, 8, 8), jnp.float32, 1, 12) == "xla"
+
+
+@pytest.mark.parametrize("form", ["products", "winograd"])
+def test_bands_do_not_change_a_convolution(monkeypatch, form):
+    rng = np.random.default_rng(2)
+    x, kernel = (
+        jnp.asarray(rng.normal(size=(2, 11, 6, 4)), jnp.float32),
+        jnp.asarray(rng.normal(size=(3, 3, 4, 4)), jnp.float32),
+    )
+
+    def convolved():
+        y, gradient = jax.vjp(lambda x, kernel: conv2d(x, kernel, rate=2, form=form), x, kernel)
+        return y, *gradient(jnp.cos(y))
+
+    whole = convolved()
+    for module in (convolution, winograd):
+        monkeypatch.setattr(module, "BAND_BYTES", 1000)  # a row or two of tiles, and two rows of pixels
+    for banded, expected in zip(convolved(), whole, strict=True):
+        np.testing.assert_allclose(banded, expected, rtol=1e-4, atol=1e-4)  # products of other sizes round differently
+
+
+def test_minimal_filtering_takes_fewer_multiplications():
+    assert winograd.multiplications(8, 8, 1) == 4 * 64  # 16 for a tile of 4 outputs, which take 36 otherwise
+    assert winograd.multiplications(33, 33, 4) == 4 * 40 * 40  # tiles of 8 overhang
+
+
+@pytest.mark.parametrize(
+    ("kernel", "shape", "dtype", "stride", "rate", "form"),
+    [
+        ((1, 1, 256, 64), (1, 9, 9, 256), jnp.float32, 1, 1, "products"),
+        ((3, 3, 256, 256), (2, 33, 33, 256), jnp.float32, 1, 2, "winograd"),
+        ((3, 3, 256, 256), (2, 33, 33, 256), jnp.bfloat16, 1, 2, "mixed"),
+        ((3, 3, 128, 128), (2, 65, 65, 128), jnp.float32, 2, 1, "mixed"),
+        ((3, 3, 2048, 256), (2, 33, 33, 2048), jnp.float32, 1, 24, "products"),
+        ((3, 3, 8, 8), (2, 33, 33, 8), jnp.float32, 1, 1, "mixed"),
+    ],
+)
+def test_the_form_is_chosen_by_the_work_that_it_saves(kernel, shape, dtype, stride, rate, form):
+    assert convolution._fastest_form(kernel, shape, dtype, stride, rate) == form
 
 
 def test_batch_norm_keeps_the_running_statistics_that_pytorch_keeps():
@@ -129,7 +177,7 @@ def test_resizing_by_gather_is_the_same_resizing(size, align_corners):
 
 def test_symbolic_sizes_can_be_resized():
     h, w = jax.export.symbolic_shape("h, w")
-    double = jax.jit(lambda x: layers.resize_by_gather(x, 2 * x.shape[1], 2 * x.shape[2]))
+    double = jax.jit(lambda x: resize_by_gather(x, 2 * x.shape[1], 2 * x.shape[2]))
     exported = jax.export.export(double)(jax.ShapeDtypeStruct((1, h, w, 1), jnp.float32))
     assert exported.out_avals[0].shape == (1, 2 * h, 2 * w, 1)
 

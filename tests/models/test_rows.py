@@ -12,7 +12,9 @@ from jax.sharding import PartitionSpec as P
 
 from deeplab_jax.config import MeshConfig
 from deeplab_jax.models import DeepLabV3
-from deeplab_jax.models.layers import BatchNorm, Dropout, conv2d, image_mean, max_pool_3x3, resize_bilinear, resize_by_gather
+from deeplab_jax.models.convolution import conv2d
+from deeplab_jax.models.layers import BatchNorm, Dropout, image_mean, max_pool_3x3
+from deeplab_jax.models.resize import resize_bilinear, resize_by_gather
 from deeplab_jax.models.rows import split_rows
 from deeplab_jax.sharding import make_mesh, padded_height
 

@@ -43,6 +43,8 @@ def test_they_are_skipped_counted_and_logged_and_verify_follows(street_scenes, t
     logged = rows(tmp_path / "run")
     assert [row["step"] for row in logged] == [1, 2, 3, 4]
     assert int(state.step) == 4
+    assert [row["step"] for row in logged if "seconds_to_first_step" in row] == [1]
+    assert all(0 < row["mfu"] < 1 for row in logged)
     assert logged[-1]["skipped"] == int(state.skipped) >= 2
     assert logged[-1]["loss"] is None or logged[-1]["grad_norm"] is None
     found = list(verify(str(tmp_path / "run"), 2, 2, data, lambda i: ""))

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from deeplab_jax.train.writer import Writer
 
-ROW = {"loss": 1.0, "accuracy": 0.5, "lr": 0.1, "images_per_second": 2.0, "data_wait": 0.25}
+ROW = {"loss": 1.0, "accuracy": 0.5, "lr": 0.1, "images_per_second": 2.0, "mfu": 0.4, "data_wait": 0.25}
 
 
 def steps_of(workdir):
@@ -32,5 +32,17 @@ def test_a_line_says_what_a_person_waits_for(tmp_path):
     with Writer(str(tmp_path), 0, 10, Console(file=text, width=80, soft_wrap=True)) as writer:
         writer.train(5, ROW, 3725.0)
     line = text.getvalue().splitlines()[0]
-    for part in ("step      5", "loss 1.0000", "lr 1.00e-01", "2.0 images/s", "data wait 25.0%", "left 1 h 02 min"):
+    parts = ("step      5", "loss 1.0000", "lr 1.00e-01", "2.0 images/s", "MFU 40.0%", "data wait 25.0%", "left 1 h 02 min")
+    for part in parts:
         assert part in line
+
+
+def test_the_time_to_the_first_step_is_said_at_once_and_logged_once(tmp_path):
+    text = io.StringIO()
+    with Writer(str(tmp_path), 0, 10, Console(file=text)) as writer:
+        writer.started(12.34)
+        assert "first step after 12.3 s" in text.getvalue()
+        for step in (5, 10):
+            writer.train(step, ROW, 60.0)
+    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row.get("seconds_to_first_step") for row in logged] == [12.34, None]

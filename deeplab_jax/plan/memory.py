@@ -1,0 +1,91 @@
+"""Memory of a training step by the network's definition, and what takes less of it."""
+
+import dataclasses
+from collections.abc import Iterator
+
+from deeplab_jax.config import Config, MeshConfig
+from deeplab_jax.flops import Layer, layers
+
+STAGES = (1, 2, 3, 4)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of one device.
+
+    Attributes:
+      state: parameters, their momentum and moving average, statistics.
+      gradients: of the parameters; with micro-batches also their sum.
+      activations: kept for the backward pass, at the moment of the loss.
+    """
+
+    state: float
+    gradients: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.state + self.gradients + self.activations
+
+
+def estimate(config: Config, mesh: MeshConfig) -> Memory:
+    """What a step holds at the least. Of a convolution's output the backward pass needs two forms, before and after its norm.
+
+    Args:
+      config: validated.
+      mesh: data and spatial devices, none of them 0.
+    """
+    found = layers(config.model, config.labels.num_classes, config.data.crop_size)
+    parameters, statistics = (sum(getattr(layer, name) for layer in found) for name in ("parameters", "statistics"))
+    copies = 3 if config.optim.ema_decay else 2
+    height, width = config.data.crop_size
+    # Logits at the labels' size, float32, and their gradient, of each head.
+    logits = (1 + config.model.aux_head) * 2 * 4 * height * width * config.labels.num_classes
+    images = config.data.batch_size / mesh.data / config.train.micro_batches / mesh.spatial
+    return Memory(
+        state=4 * (copies * parameters + statistics),
+        gradients=4 * parameters * (2 if config.train.micro_batches > 1 else 1),
+        activations=images * (_kept(found, config.model.remat) + logits),
+    )
+
+
+def _kept(found: list[Layer], remat: tuple[int, ...]) -> int:
+    """Bytes of an image's features that the backward pass needs, and of the largest block that is computed again."""
+    kept, again = 0, {0: 0}
+    for layer in found:
+        if layer.stage not in remat:
+            kept += 2 * layer.outputs
+            continue
+        if layer.name.endswith("/conv1"):
+            kept += layer.inputs  # of the block
+            again[len(again)] = 0
+        again[len(again) - 1] += 2 * layer.outputs
+    return kept + max(again.values())
+
+
+def remedies(config: Config, mesh: MeshConfig) -> Iterator[tuple[str, float]]:
+    """Changes that save memory and are not made yet, each alone, and the bytes a device that it saves by `estimate`."""
+    now = estimate(config, mesh).total
+    data, train, model = config.data, config.train, config.model
+
+    def saved(changed: Config, on: MeshConfig = mesh) -> float:
+        return now - estimate(changed, on).total
+
+    parts = mesh.data * train.micro_batches
+    smaller = data.batch_size // 2 // parts * parts
+    if smaller:
+        changed = dataclasses.replace(config, data=dataclasses.replace(data, batch_size=smaller))
+        yield f"data.batch_size={smaller}", saved(changed)
+    more = next((k for k in range(2 * train.micro_batches, data.batch_size + 1) if data.batch_size % (mesh.data * k) == 0), 0)
+    if more and not config.loss.ohem_threshold:
+        changed = dataclasses.replace(config, train=dataclasses.replace(train, micro_batches=more))
+        yield f"train.micro_batches={more}", saved(changed)
+    if not set(STAGES) <= set(model.remat):
+        changed = dataclasses.replace(config, model=dataclasses.replace(model, remat=STAGES))
+        yield "model.remat='(1,2,3,4)'", saved(changed)
+    if model.dtype != "bfloat16":
+        changed = dataclasses.replace(config, model=dataclasses.replace(model, dtype="bfloat16"))
+        yield "model.dtype=bfloat16", saved(changed)
+    wider = dataclasses.replace(mesh, spatial=2 * mesh.spatial)
+    yield f"mesh.spatial={wider.spatial} on {wider.data * wider.spatial} devices", saved(config, wider)

@@ -1,0 +1,29 @@
+import pytest
+from conftest import tiny_config
+
+from deeplab_jax import accelerators
+from deeplab_jax.config import MeshConfig
+from deeplab_jax.flops import training_flops
+from deeplab_jax.sharding import make_mesh
+from deeplab_jax.train import speed
+
+
+def test_mfu_is_the_least_time_of_a_step_over_what_it_took(monkeypatch):
+    now = [10.0]
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
+    meter = speed.Meter(3, batch_size=8, least_seconds=0.5)
+    with meter.waiting():
+        now[0] += 1.0
+    now[0] += 3.0
+    assert meter.speed(5) == {"images_per_second": 4.0, "seconds_per_step": 2.0, "mfu": 0.25, "data_wait": 0.25}
+    meter.restart(5)
+    now[0] += 1.0
+    assert meter.speed(6)["mfu"] == 0.5
+
+
+def test_the_least_time_is_the_counted_flops_at_the_peak_rate(monkeypatch):
+    monkeypatch.setattr(accelerators, "matmul_rate", lambda dtype: 1e9)
+    config = tiny_config()
+    seconds, line = speed.least_seconds(config, make_mesh(MeshConfig()))
+    assert seconds == pytest.approx(training_flops(config) / 1e9)
+    assert "0.001 TFLOP/s at best (measured)" in line
