@@ -1,7 +1,8 @@
 """The same work done by several implementations, each in its process, in turn: medians, ratios, memory. Knows no network.
 
-Each side first gives numbers that are compared with the first side's. Then, after a warm-up, rounds: in each, every side is
-run and then timed while the others sleep, so that a machine whose speed drifts slows all of them. A ratio is the median of the rounds'.
+Each side first gives numbers that are compared with the first side's. Then, after a warm-up, rounds: in each, every side runs
+once and is then timed while the others sleep, so that a machine whose speed drifts slows all of them. A ratio is the median of
+the rounds' ratios.
 """
 
 import argparse

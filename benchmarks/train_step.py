@@ -24,6 +24,7 @@ def ours(args: argparse.Namespace) -> side_by_side.Side:
     import jax
     import jax.numpy as jnp
 
+    from deeplab_jax import hosts
     from deeplab_jax.models import DeepLabV3
     from deeplab_jax.sharding import make_mesh, place, replicated
     from deeplab_jax.train.optimizer import make_optimizer
@@ -41,6 +42,7 @@ def ours(args: argparse.Namespace) -> side_by_side.Side:
     del variables, momentum
     batch = {"image": networks.images(args), "label": networks.labels(args), "valid": np.ones(args.batch, bool)}
     on_device = place(batch, mesh, config.model.output_stride)
+    step = hosts.compile_together(step, state[0], on_device)
 
     def run() -> dict[str, float]:
         state[0], scalars = step(state[0], on_device)
