@@ -14,9 +14,9 @@ import networks
 import numpy as np
 import side_by_side
 
-# Of the first step. In float32 an activation within rounding of 0 passes its gradient in one and not in the other:
-# tests/parity/train_step.py compares the two step by step, in float64.
-BOUNDS = {"float32": {"loss": 1e-5, "gradient norm": 1e-2}, "bfloat16": {"loss": 2e-2, "gradient norm": 2e-1}}
+# Of the first step's loss. Gradients of random weights differ by percents between any two float32 implementations, where an
+# activation within rounding of 0 passes its own in one alone: tests/parity/train_step.py compares them in float64.
+BOUNDS = {"float32": {"loss": 1e-4}, "bfloat16": {"loss": 2e-2}}
 
 
 def ours(args: argparse.Namespace) -> side_by_side.Side:
@@ -49,8 +49,7 @@ def ours(args: argparse.Namespace) -> side_by_side.Side:
         return {name: float(value) for name, value in scalars.items()}
 
     def numbers() -> dict[str, np.ndarray]:
-        first = run()
-        return {"loss": np.array(first["loss"]), "gradient norm": np.array(first["grad_norm"])}
+        return {"loss": np.array(run()["loss"])}
 
     return side_by_side.Side(numbers, run, networks.our_device_peak, networks.our_versions())
 
@@ -74,9 +73,7 @@ def torchvision(args: argparse.Namespace, *, compiled: bool) -> side_by_side.Sid
         return float(loss.detach())
 
     def numbers() -> dict[str, np.ndarray]:
-        loss = run()
-        norms = [torch.linalg.vector_norm(p.grad.float()) for p in network.network.parameters()]
-        return {"loss": np.array(loss), "gradient norm": torch.linalg.vector_norm(torch.stack(norms)).cpu().numpy()}
+        return {"loss": np.array(run())}
 
     return side_by_side.Side(numbers, run, network.device_peak, network.versions())
 
