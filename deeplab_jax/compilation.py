@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 
+from deeplab_jax.machine import usable_cores
+
 MAX_BYTES = 1 << 30  # of all programs that are kept
 
 
@@ -41,8 +43,7 @@ def default_folder() -> pathlib.Path:
     """
     # JAX's key has the program, its options, XLA_FLAGS, versions, devices and, for CPUs, the instructions that they have: other
     # machines of a shared home find nothing. It lacks the threads, over which XLA splits loops as it compiles.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = os.environ.get("PJRT_NPROC") or os.environ.get("NPROC") or cores
+    threads = os.environ.get("PJRT_NPROC") or os.environ.get("NPROC") or usable_cores()
     return _user_caches() / "deeplab_jax" / "xla" / f"{threads}-threads"
 
 

@@ -10,10 +10,10 @@ from etils import epath
 from PIL import Image
 
 from deeplab_jax.data.lists import Samples
-from deeplab_jax.data.machine import usable_cores
 from deeplab_jax.data.read import reason
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import IGNORE, Color, LabelSet, color_of, voc_color
+from deeplab_jax.machine import usable_cores
 
 MAX_VALUES = 255
 

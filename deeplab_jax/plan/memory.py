@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from deeplab_jax.config import Config, MeshConfig
-from deeplab_jax.flops import Layer, layers
+from deeplab_jax.flops import Layer, layers, total
 
 STAGES = (1, 2, 3, 4)
 
@@ -37,15 +37,15 @@ def estimate(config: Config, mesh: MeshConfig) -> Memory:
       mesh: data and spatial devices, none of them 0.
     """
     found = layers(config.model, config.labels.num_classes, config.data.crop_size)
-    parameters, statistics = (sum(getattr(layer, name) for layer in found) for name in ("parameters", "statistics"))
+    network = total(found)
     copies = 3 if config.optim.ema_decay else 2
     height, width = config.data.crop_size
     # Logits at the labels' size, float32, and their gradient, of each head.
     logits = (1 + config.model.aux_head) * 2 * 4 * height * width * config.labels.num_classes
     images = config.data.batch_size / mesh.data / config.train.micro_batches / mesh.spatial
     return Memory(
-        state=4 * (copies * parameters + statistics),
-        gradients=4 * parameters * (2 if config.train.micro_batches > 1 else 1),
+        state=4 * (copies * network.parameters + network.statistics),
+        gradients=4 * network.parameters * (2 if config.train.micro_batches > 1 else 1),
         activations=images * (_kept(found, config.model.remat) + logits),
     )
 

@@ -1,4 +1,4 @@
-"""What a pipeline that takes and frees megabytes for every image asks of the machine: memory that stays, and cores."""
+"""What a process asks of the machine: memory that stays with a pipeline that takes megabytes for every image, and cores."""
 
 import ctypes
 import functools
