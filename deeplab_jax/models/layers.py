@@ -138,6 +138,22 @@ class Dropout(nn.Module):
         return jnp.where(keep, x / jnp.asarray(1 - self.rate, x.dtype), jnp.zeros_like(x))
 
 
+@jax.custom_jvp
+def add_relu(x: Float[Array, "*s"], shortcut: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """relu(x + shortcut), to the bit, as max(x, -shortcut) + shortcut.
+
+    XLA fuses a ReLU into everything that reads it, and the sum before it too: in a stage of n residual blocks the last one adds
+    up n + 1 convolutions again, all of which are held until then. A sum of two arrays it computes once.
+    """
+    return jnp.maximum(x, -shortcut) + shortcut
+
+
+@add_relu.defjvp
+def _add_relu_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    y = add_relu(*primals)
+    return y, jnp.where(y > 0, tangents[0] + tangents[1], jnp.zeros_like(y))
+
+
 def max_pool_3x3(x: Float[Array, "n h w c"], rows: Rows | None = None) -> Float[Array, "n h2 w2 c"]:
     """The stem's 3x3 maximum at stride 2, padding 1; the gradient goes to one maximum of each window.
 

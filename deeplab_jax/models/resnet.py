@@ -9,7 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from deeplab_jax.config import last_stage_rates
-from deeplab_jax.models.layers import BatchNorm, Conv, max_pool_3x3
+from deeplab_jax.models.layers import BatchNorm, Conv, add_relu, max_pool_3x3
 from deeplab_jax.models.rows import Rows
 
 # Blocks a stage, and whether they are bottlenecks.
@@ -43,7 +43,7 @@ class BasicBlock(nn.Module):
         y = nn.relu(self.norm(name="bn1")(y, train))
         y = self.conv(self.features, 3, 1, self.inner_rate, name="conv2")(y)
         y = self.norm(name="bn2")(y, train)
-        return nn.relu(y + _shortcut(x, self.features, self.stride, train, self.conv, self.norm))
+        return add_relu(y, _shortcut(x, self.features, self.stride, train, self.conv, self.norm))
 
 
 class Bottleneck(nn.Module):
@@ -65,7 +65,7 @@ class Bottleneck(nn.Module):
         y = nn.relu(self.norm(name="bn2")(y, train))
         y = self.conv(4 * self.features, name="conv3")(y)
         y = self.norm(name="bn3")(y, train)
-        return nn.relu(y + _shortcut(x, 4 * self.features, self.stride, train, self.conv, self.norm))
+        return add_relu(y, _shortcut(x, 4 * self.features, self.stride, train, self.conv, self.norm))
 
 
 def _shortcut(
