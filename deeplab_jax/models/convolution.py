@@ -119,15 +119,18 @@ def _products(x: Array, kernel: Array, stride: int, rate: int, pad: int, turned:
 def _sum_of_taps(
     x: Array, kernel: Array, out: tuple[int, int], stride: int, rate: int, pads: tuple[int, int], turned: bool
 ) -> Array:
+    """The middle tap, which sees an input wherever any does, and the others added to it in place: one product is held at a time."""
     kh, kw, channels, features = kernel.shape
     channels, features = (features, channels) if turned else (channels, features)
-    parts = []
-    for (i, j), seen, (top, left) in _taps(x, kernel.shape, out, stride, rate, pads):
+    middle = (kh // 2, kw // 2)
+    total = jnp.zeros((x.shape[0], *out, features), x.dtype)
+    for (i, j), seen, (top, left) in sorted(_taps(x, kernel.shape, out, stride, rate, pads), key=lambda tap: tap[0] != middle):
         matrix = kernel[kh - 1 - i, kw - 1 - j] if turned else kernel[i, j]
         product = multiply(seen.reshape(-1, channels), matrix, turned).reshape(*seen.shape[:3], features)
-        bottom, right = out[0] - top - seen.shape[1], out[1] - left - seen.shape[2]
-        parts.append(jnp.pad(product, ((0, 0), (top, bottom), (left, right), (0, 0))))
-    return functools.reduce(jnp.add, parts)
+        place = (0, top, left, 0)
+        so_far = lax.slice(total, place, [first + size for first, size in zip(place, product.shape, strict=True)])
+        total = lax.dynamic_update_slice(total, so_far + product, place)
+    return total
 
 
 def _taps(

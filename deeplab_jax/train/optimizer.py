@@ -24,17 +24,32 @@ def poly_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     return lr
 
 
-def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformationExtraArgs:
     """g += weight_decay * p;  m = momentum * m + g;  p -= lr(step) * m: torch.optim.SGD without dampening.
 
-    The auxiliary head's lr is `aux_lr_factor` times as large, as a parameter group of its own makes it in PyTorch.
+    The auxiliary head's lr is `aux_lr_factor` times as large, as a parameter group of its own makes it in PyTorch. The update
+    takes `applies`, a bool scalar: where it is False, m stays as it was, and what is returned means nothing.
     """
     return optax.chain(
         optax.add_decayed_weights(config.weight_decay, None if config.decay_norm_and_bias else _kernels),
-        optax.trace(config.momentum),
+        _momentum(config.momentum),
         optax.scale_by_learning_rate(poly_schedule(config, steps)),
         optax.stateless(lambda updates, _: _scale_aux_head(updates, config.aux_lr_factor)),
     )
+
+
+def _momentum(decay: float) -> optax.GradientTransformationExtraArgs:
+    """`optax.trace`, which may leave its state alone.
+
+    Parameters are then updated with the momentum that is stored: XLA can overwrite one after the other. With a choice between
+    old and new at the end it reads both for both, and copies all parameters and all momenta first.
+    """
+
+    def update(grads: Any, state: optax.TraceState, params: Any = None, *, applies: Any = True) -> tuple[Any, optax.TraceState]:
+        trace = jax.tree.map(lambda m, g: jnp.where(applies, decay * m + g, m), state.trace, grads)
+        return trace, optax.TraceState(trace)
+
+    return optax.GradientTransformationExtraArgs(optax.trace(decay).init, update)
 
 
 def _scale_aux_head(updates: Any, factor: float) -> Any:

@@ -32,7 +32,7 @@ def train_step(
     *,
     config: Config,
     model: DeepLabV3,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One update on the global batch.
@@ -66,19 +66,20 @@ def train_step(
     (loss, (hits, batch_stats)), grads = _gradient(
         loss_fn, state, {name: batch[name] for name in batch_names(config)}, dropout_key, pixels, config.train.micro_batches
     )
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
     grad_norm = optax.tree.norm(grads)
     is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    after = TrainState(
+    applies = is_finite & jnp.any(mask)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params, applies=applies)
+    params = _choose(applies, optax.apply_updates(state.params, updates), state.params)
+    average = state.ema_params and _moving_average(state.ema_params, params, state.step, config.optim.ema_decay)
+    state = TrainState(
         step=state.step + 1,
         params=params,
-        batch_stats=batch_stats,
+        batch_stats=_choose(applies, batch_stats, state.batch_stats),
         opt_state=opt_state,
         skipped=state.skipped + ~is_finite,
-        ema_params=state.ema_params and _moving_average(state.ema_params, params, state.step, config.optim.ema_decay),
+        ema_params=average and _choose(applies, average, state.ema_params),
     )
-    state = jax.tree.map(functools.partial(_choose, is_finite & jnp.any(mask)), after, state)
     accuracy = hits / jnp.maximum(jnp.sum(mask), 1)
     return state, {"loss": loss, "accuracy": accuracy, "grad_norm": grad_norm, "skipped": state.skipped}
 
@@ -175,12 +176,11 @@ def _moving_average(average: PyTree, params: PyTree, step: Array, decay: float) 
     return jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, average, params)
 
 
-def _choose(applies: Array, new: Array, old: Array) -> Array:
-    """Integers are counters of steps, which the learning rate follows: they go on."""
-    return new if jnp.issubdtype(new.dtype, jnp.integer) else jnp.where(applies, new, old)
+def _choose(applies: Array, new: PyTree, old: PyTree) -> PyTree:
+    return jax.tree.map(functools.partial(jnp.where, applies), new, old)
 
 
-def compile_train_step(mesh: Mesh, *, config: Config, model: DeepLabV3, optimizer: optax.GradientTransformation) -> Any:
+def compile_train_step(mesh: Mesh, *, config: Config, model: DeepLabV3, optimizer: optax.GradientTransformationExtraArgs) -> Any:
     """`train_step` jitted over `mesh` with its static arguments bound; the state it is given is donated."""
     whole = replicated(mesh)
 
