@@ -24,21 +24,17 @@ BOUNDS = {
 
 def ours(args: argparse.Namespace) -> side_by_side.Side:
     """Through the same functions as `load(...).predict`."""
-    import functools
-
     import jax
 
-    from deeplab_jax.compilation import lean_options
+    from deeplab_jax.compilation import compiled, keep_programs
     from deeplab_jax.evaluation import inference
 
+    keep_programs()
     config = networks.our_config(args)
-    model = inference.evaluation_model(config)
     variables = jax.device_put(networks.our_variables(config))
-
-    function = {"labels": inference.predict, "logits": inference.logits}[args.output]
-    bound = functools.partial(function, model=model, protocol=config.eval)
-    compute = jax.jit(bound, compiler_options=lean_options(jax.default_backend()))
     images = jax.device_put(networks.images(args))
+    function = {"labels": inference.predict, "logits": inference.logits}[args.output]
+    compute = compiled(inference.jitted(function, config), variables, images)
     return side_by_side.Side(
         numbers=lambda: {args.output: np.asarray(compute(variables, images))},
         run=lambda: jax.block_until_ready(compute(variables, images)),

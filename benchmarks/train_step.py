@@ -24,13 +24,14 @@ def ours(args: argparse.Namespace) -> side_by_side.Side:
     import jax
     import jax.numpy as jnp
 
-    from deeplab_jax import hosts
+    from deeplab_jax.compilation import compiled, keep_programs
     from deeplab_jax.models import DeepLabV3
     from deeplab_jax.sharding import make_mesh, place, replicated
     from deeplab_jax.train.optimizer import make_optimizer
     from deeplab_jax.train.state import TrainState
     from deeplab_jax.train.step import compile_train_step
 
+    keep_programs()
     config = networks.our_config(args)
     mesh = make_mesh(config.mesh)
     model, optimizer = DeepLabV3(config.model, config.labels.num_classes), make_optimizer(config.optim, 10_000)
@@ -42,7 +43,7 @@ def ours(args: argparse.Namespace) -> side_by_side.Side:
     del variables, momentum
     batch = {"image": networks.images(args), "label": networks.labels(args), "valid": np.ones(args.batch, bool)}
     on_device = place(batch, mesh, config.model.output_stride)
-    step = hosts.compile_together(step, state[0], on_device)
+    step = compiled(step, state[0], on_device)
 
     def run() -> dict[str, float]:
         state[0], scalars = step(state[0], on_device)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from deeplab_jax.compilation import keep_programs, lean_options
+from deeplab_jax.compilation import compiled, keep_programs
 from deeplab_jax.config import Config
 from deeplab_jax.errors import DataError
 from deeplab_jax.evaluation import inference
@@ -43,24 +43,22 @@ class Segmenter:
         Raises:
           DataError: another dtype or shape.
         """
-        return _to_nchw(np.asarray(self._compiled_logits(self.variables, _to_nhwc(images))))
+        return _to_nchw(self._run(inference.logits, images))
 
     def predict(self, images: UInt8[np.ndarray, "n 3 h w"]) -> UInt8[np.ndarray, "n h w"]:
         """Train ids at the images' size; arguments and errors as in `logits`."""
-        return np.asarray(self._compiled_predict(self.variables, _to_nhwc(images)))
+        return self._run(inference.predict, images)
 
     @functools.cached_property
-    def _compiled_logits(self) -> Callable[..., Array]:
-        return self._compiled(inference.logits)
+    def _programs(self) -> dict[Any, Any]:
+        return {}
 
-    @functools.cached_property
-    def _compiled_predict(self) -> Callable[..., Array]:
-        return self._compiled(inference.predict)
-
-    def _compiled(self, function: Callable[..., Array]) -> Callable[..., Array]:
-        model = inference.evaluation_model(self.config)
-        compute = functools.partial(function, model=model, protocol=self.config.eval)
-        return jax.jit(compute, compiler_options=lean_options(jax.default_backend()))
+    def _run(self, function: Callable[..., Array], images: UInt8[np.ndarray, "n 3 h w"]) -> np.ndarray:
+        images = _to_nhwc(images)
+        key = (function, images.shape)
+        if key not in self._programs:
+            self._programs[key] = compiled(inference.jitted(function, self.config), self.variables, images)
+        return np.asarray(self._programs[key](self.variables, images))
 
 
 def load(checkpoint: str) -> Segmenter:

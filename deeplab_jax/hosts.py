@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from deeplab_jax.compilation import trim_memory
+from deeplab_jax.compilation import compiled
 from deeplab_jax.errors import ConfigError, DeeplabError, HostError, one_line
 from deeplab_jax.launchers import Place, find_place, split_address
 
@@ -171,10 +171,9 @@ def compile_together(jitted: Any, *args: Any, **kwargs: Any) -> Any:
 
     Compiling takes some longer than others, and Gloo gives up after 30 s on processes that meet for the first time.
     """
-    compiled = jitted.lower(*args, **kwargs).compile()
-    trim_memory()
+    program = compiled(jitted, *args, **kwargs)
     barrier("compiled")
-    return compiled
+    return program
 
 
 def require_same(**facts: Any) -> None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deeplab_jax import compilation, hosts
+from deeplab_jax import compilation
 from deeplab_jax.models.layers import he_normal_fan_out
 
 HITS = """
@@ -139,7 +139,7 @@ def test_a_level_that_the_user_chose_stays(monkeypatch):
 
 
 def test_memory_is_given_back_after_compiling(monkeypatch):
-    calls = []
-    monkeypatch.setattr(hosts, "trim_memory", lambda: calls.append(compilation.trim_memory()))
-    assert hosts.compile_together(jax.jit(lambda x: x + 1), 1.0)(1.0) == 2.0
-    assert calls == [None]
+    calls, trim = [], compilation.trim_memory
+    monkeypatch.setattr(compilation, "trim_memory", lambda: calls.append(trim()))
+    assert compilation.compiled(jax.jit(lambda x: x + 1), 1.0)(1.0) == 2.0
+    assert calls == [None, None]

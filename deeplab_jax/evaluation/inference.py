@@ -88,6 +88,12 @@ def predict_and_count(
     return predictions, jax.lax.psum(counts, rows.axis) if rows else counts
 
 
+def jitted(function: Any, config: Config) -> Any:
+    """`logits` or `predict` of (variables, images) under `jit`, for a network and its protocol."""
+    compute = functools.partial(function, model=evaluation_model(config), protocol=config.eval)
+    return jax.jit(compute, compiler_options=lean_options(jax.default_backend()))
+
+
 def splits_rows(protocol: EvalConfig) -> bool:
     """Whether image rows can be split over devices: a window or a resized view is computed whole on each."""
     return not max(protocol.window) and protocol.scales == (1.0,)

@@ -180,7 +180,9 @@ def _choose(applies: Array, new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(functools.partial(jnp.where, applies), new, old)
 
 
-def compile_train_step(mesh: Mesh, *, config: Config, model: DeepLabV3, optimizer: optax.GradientTransformationExtraArgs) -> Any:
+def compile_train_step(
+    mesh: Mesh, *, config: Config, model: DeepLabV3, optimizer: optax.GradientTransformationExtraArgs
+) -> Any:
     """`train_step` jitted over `mesh` with its static arguments bound; the state it is given is donated."""
     whole = replicated(mesh)
 

@@ -2,10 +2,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
+from deeplab_jax.compilation import lean_options
 from deeplab_jax.models import convolution, winograd
 from deeplab_jax.models.convolution import conv2d
-from deeplab_jax.models.layers import BatchNorm, max_pool_3x3
+from deeplab_jax.models.layers import BatchNorm, add_relu, max_pool_3x3
 from deeplab_jax.models.resize import resize_bilinear, resize_by_gather
 
 
@@ -156,6 +158,36 @@ def test_max_pool_is_the_maximum_of_each_window_and_its_gradient_goes_there(size
                 iy, ix = np.unravel_index(window[..., c].argmax(), window.shape[:2])
                 expected_gradient[0, top + iy, left + ix, c] += 1
     np.testing.assert_array_equal(pullback(jnp.ones_like(y))[0], expected_gradient)
+
+
+def test_a_residual_sum_is_the_relu_of_the_sum_to_the_bit():
+    x, shortcut = jax.random.normal(jax.random.key(0), (2, 1000)) * jnp.array([[1e-3], [1e3]])
+    x, shortcut = jnp.concatenate([x, shortcut, jnp.zeros(3)]), jnp.concatenate([shortcut, -shortcut, jnp.array([0.0, -1, 1])])
+
+    def plain(x, shortcut):
+        return nn.relu(x + shortcut)
+
+    (y, pull), (expected, expected_pull) = jax.vjp(add_relu, x, shortcut), jax.vjp(plain, x, shortcut)
+    np.testing.assert_array_equal(y, expected)
+    dy = jax.random.normal(jax.random.key(1), y.shape)
+    for gradient, expected_gradient in zip(pull(dy), expected_pull(dy), strict=True):
+        np.testing.assert_array_equal(gradient, expected_gradient)
+
+
+def test_a_chain_of_residual_blocks_holds_no_more_than_one():
+    x = jnp.zeros((1, 64, 64, 64))
+    kernels = jnp.zeros((8, 1, 1, 64, 64))
+
+    def temporaries(blocks):
+        def stage(x, kernels):
+            for kernel in kernels[:blocks]:
+                x = add_relu(conv2d(nn.relu(conv2d(x, kernel)), kernel), x)
+            return x
+
+        jitted = jax.jit(stage, compiler_options=lean_options("cpu"))
+        return jitted.lower(x, kernels).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(8) < temporaries(2) + 2 * x.nbytes
 
 
 def test_resize_uses_half_pixel_centres():

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -25,6 +26,16 @@ def test_two_steps_of_sgd_against_values_worked_out_by_hand():
         updates, state = optimizer.update({"kernel": jnp.array([1.0])}, state, params)
         params = {"kernel": params["kernel"] + updates["kernel"]}
         np.testing.assert_allclose(params["kernel"], [expected], rtol=1e-6)
+
+
+def test_an_update_that_does_not_apply_leaves_the_momentum_and_counts():
+    optimizer = make_optimizer(OptimConfig(weight_decay=0.1), steps=10)
+    params = {"kernel": jnp.array([2.0])}
+    _, state = optimizer.update({"kernel": jnp.array([1.0])}, optimizer.init(params), params)
+    _, after = optimizer.update({"kernel": jnp.array([jnp.nan])}, state, params, applies=jnp.array(False))
+    (momentum,), (expected,) = ([x for x in jax.tree.leaves(tree) if x.dtype == jnp.float32] for tree in (after, state))
+    np.testing.assert_array_equal(momentum, expected)
+    assert [int(x) for x in jax.tree.leaves(after) if x.dtype == jnp.int32] == [2]
 
 
 @pytest.mark.parametrize("decays", [True, False])
