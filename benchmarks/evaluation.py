@@ -64,10 +64,5 @@ def torchvision(args: argparse.Namespace, *, compiled: bool) -> side_by_side.Sid
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    networks.add_flags(parser, size=(512, 1024), batch=1)
-    side_by_side.add_flags(parser)
-    arguments = parser.parse_args()
-    sides = {"ours": ours} | networks.torch_sides(torchvision, arguments)
-    found = side_by_side.measure(sides, arguments, BOUNDS[arguments.dtype])
-    side_by_side.report(f"scoring of {networks.described(arguments)}", found, arguments, images=arguments.batch)
+    arguments = networks.flags(__doc__, size=(512, 1024), batch=1).parse_args()
+    networks.compare("scoring", ours, torchvision, arguments, BOUNDS[arguments.dtype])

@@ -67,12 +67,8 @@ def torchvision(args: argparse.Namespace, *, compiled: bool) -> side_by_side.Sid
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    networks.add_flags(parser, size=(1024, 2048), batch=1)
+    parser = networks.flags(__doc__, size=(1024, 2048), batch=1)
     parser.add_argument("--output", default="labels", choices=("labels", "logits"))
-    side_by_side.add_flags(parser)
     arguments = parser.parse_args()
-    sides = {"ours": ours} | networks.torch_sides(torchvision, arguments)
-    found = side_by_side.measure(sides, arguments, {arguments.output: BOUNDS[arguments.dtype][arguments.output]})
-    title = f"{arguments.output} of {networks.described(arguments)}"
-    side_by_side.report(title, found, arguments, images=arguments.batch)
+    bounds = {arguments.output: BOUNDS[arguments.dtype][arguments.output]}
+    networks.compare(arguments.output, ours, torchvision, arguments, bounds)

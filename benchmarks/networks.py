@@ -14,25 +14,33 @@ import numpy as np
 sys.path.append(str(pathlib.Path(__file__).parent.parent / "tests" / "parity"))
 
 import fill
+import side_by_side
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 CLASSES = 21
 
 
-def add_flags(parser: argparse.ArgumentParser, *, size: tuple[int, int], batch: int) -> None:
-    """Flags that say which network runs on what."""
+def flags(description: str, *, size: tuple[int, int], batch: int) -> argparse.ArgumentParser:
+    """Which network runs on what, and how it is measured."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--depth", type=int, default=50, choices=(50, 101))
     parser.add_argument("--output-stride", type=int, default=8, choices=(8, 16))
     parser.add_argument("--size", type=int, nargs=2, default=size, metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="bfloat16 is autocast in PyTorch")
     parser.add_argument("--compile", action="store_true", help="compare with torch.compile too")
+    side_by_side.add_flags(parser)
+    return parser
 
 
-def described(args: argparse.Namespace) -> str:
-    """For a title."""
+def compare(work: str, ours: side_by_side.Make, torchvision: Any, args: argparse.Namespace, bounds: dict[str, float]) -> None:
+    """Measures and reports `work`, which `ours(args)` and `torchvision(args, compiled=...)` do; see `side_by_side.measure`."""
+    sides = {"ours": ours, "torchvision, eager": functools.partial(torchvision, compiled=False)}
+    if args.compile:
+        sides["torchvision, torch.compile"] = functools.partial(torchvision, compiled=True)
     height, width = args.size
-    return f"ResNet-{args.depth}, output stride {args.output_stride}, {args.batch} x {height} x {width}, {args.dtype}"
+    described = f"ResNet-{args.depth}, output stride {args.output_stride}, {args.batch} x {height} x {width}, {args.dtype}"
+    side_by_side.report(f"{work} of {described}", side_by_side.measure(sides, args, bounds), args, images=args.batch)
 
 
 def images(args: argparse.Namespace) -> np.ndarray:
@@ -173,9 +181,3 @@ class Torch:
 
         device = torch.cuda.get_device_name() if self.device == "cuda" else "cpu"
         return {"torch": torch.__version__, "torchvision": torchvision.__version__, "device": device}
-
-
-def torch_sides(make: Any, args: argparse.Namespace) -> dict[str, Any]:
-    """`make(args, compiled=...)` as sides by name."""
-    sides = {"torchvision, eager": functools.partial(make, compiled=False)}
-    return sides | ({"torchvision, torch.compile": functools.partial(make, compiled=True)} if args.compile else {})

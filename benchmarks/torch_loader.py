@@ -2,23 +2,20 @@
 
 import pathlib
 import sys
-import types
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from PIL import Image
 
-try:
-    import torchvision
-except RuntimeError:  # its compiled operators do not go with this torch; the transforms are Python
-    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-        del sys.modules[name]
-    for name in ("torchvision._meta_registrations", "torchvision._autograd_registrations"):
-        sys.modules[name] = types.ModuleType(name)
-    import torchvision  # noqa: F401
-from torchvision import tv_tensors
-from torchvision.transforms import v2
+sys.path.append(str(pathlib.Path(__file__).parent.parent / "tests" / "parity"))
+
+import references
+
+references.import_torchvision()
+
+from torchvision import tv_tensors  # noqa: E402
+from torchvision.transforms import v2  # noqa: E402
 
 
 class Pairs(torch.utils.data.Dataset):

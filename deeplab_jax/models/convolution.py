@@ -14,8 +14,8 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from deeplab_jax.models import winograd
+from deeplab_jax.models.products import multiply, outer
 from deeplab_jax.models.rows import Rows
-from deeplab_jax.models.winograd import multiply, outer
 
 # Bytes of input that the product of a tap copies at a time.
 BAND_BYTES = 64 * 2**20
@@ -119,7 +119,7 @@ def _products(x: Array, kernel: Array, stride: int, rate: int, pad: int, turned:
 def _sum_of_taps(
     x: Array, kernel: Array, out: tuple[int, int], stride: int, rate: int, pads: tuple[int, int], turned: bool
 ) -> Array:
-    """The middle tap, which sees an input wherever any does; the others are added in place, so one product is held at a time."""
+    """The middle tap, which sees an input wherever any does; the others are added in place, one product is held at a time."""
     kh, kw, channels, features = kernel.shape
     channels, features = (features, channels) if turned else (channels, features)
     middle = (kh // 2, kw // 2)

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from deeplab_jax.models.products import multiply, outer
+
 # Bytes of transformed tiles that are worth holding at a time.
 BAND_BYTES = 256 * 2**20
 
@@ -69,20 +71,6 @@ def weight_gradient(x: Float[Array, "n h w c"], dy: Float[Array, "n h2 w k"], ra
     seen = _input_grid(x.reshape(n, tiles + 1, 2, rate, across + 1, 2, rate, -1))
     wanted = _output_gradient_grid(dy.reshape(n, tiles, 2, rate, across, 2, rate, -1))
     return _kernel_gradient([[outer(v, m) for v, m in zip(*pair, strict=True)] for pair in zip(seen, wanted, strict=True)])
-
-
-def multiply(a: Float[Array, "p c"], b: Float[Array, "..."], transposed: bool) -> Float[Array, "p k"]:
-    """a b, or a b^T, without a copy."""
-    return lax.dot_general(a, b, (((1,), (1 if transposed else 0,)), ((), ())))
-
-
-def outer(a: Float[Array, "p c"], b: Float[Array, "p k"]) -> Float[Array, "c k"]:
-    """a^T b. On CPUs, a product along the rows of both takes up to twice the time of one with a transposed copy."""
-    if min(a.shape[1], b.shape[1]) >= 1024:
-        return jnp.einsum("pc,pk->ck", a, b)  # rows of 4 KiB: copying a column of them misses the cache every time
-    if a.shape[1] <= b.shape[1]:
-        return lax.optimization_barrier(a.T) @ b
-    return (lax.optimization_barrier(b.T) @ a).T
 
 
 def _tiles(size: int, rate: int) -> int:
