@@ -128,6 +128,7 @@ class Torch:
         import torch
 
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.backends.cudnn.benchmark = True  # as in torchvision's training script
         self._dtype = args.dtype
         # torchvision offers output stride 8 alone.
         network = references.torchvision_network(args.depth)

@@ -6,9 +6,11 @@ the rounds' ratios.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import json
+import math
 import multiprocessing
 import os
 import pathlib
@@ -85,8 +87,9 @@ def _serve(make: Make, args: argparse.Namespace, pipe: Connection) -> None:
         while True:
             word = pipe.recv()
             if word == "numbers":
-                answer: Any = side.numbers()
-                answer = (answer, time.perf_counter() - began)
+                given = side.numbers()
+                answer: Any = (given, time.perf_counter() - began, host_peak())
+                forget_host_peak()
             elif word == "seconds":
                 side.run()  # what the others displaced, and memory that the system took back meanwhile, is no cost of a run
                 start = time.perf_counter()
@@ -105,8 +108,14 @@ def _serve(make: Make, args: argparse.Namespace, pipe: Connection) -> None:
         pipe.send(("error", " ".join(f"{type(error).__name__}: {error}".split())[:300]))
 
 
+def forget_host_peak() -> None:
+    """Lets `host_peak` begin anew, where the system can: compiling is told apart from running."""
+    with contextlib.suppress(OSError):
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
+
+
 def host_peak() -> int:
-    """Bytes of memory that this process held at most."""
+    """Bytes of memory that this process held at most, since it began or `forget_host_peak`."""
     status = pathlib.Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -118,7 +127,7 @@ def host_peak() -> int:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that all comparisons have."""
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--warm-up", type=int, default=2, help="times that each side runs before the rounds")
+    parser.add_argument("--warm-up", type=int, default=2, help="untimed turns of each side before the rounds")
     parser.add_argument("--repeat", type=int, default=1, help="runs that one timing takes together; more on a GPU")
     parser.add_argument("--one-at-a-time", action="store_true", help="no two sides in memory: for the largest batch that fits")
     parser.add_argument("--json", type=pathlib.Path, help="file to write the figures to")
@@ -138,39 +147,48 @@ def measure(sides: dict[str, Make], args: argparse.Namespace, bounds: dict[str, 
 
     def started(name: str) -> Process:
         process = Process(sides[name], args)
-        given, seconds = process.ask("numbers")
+        given, seconds, start_peak = process.ask("numbers")
         numbers.update({key: given[key] for key in given.keys() - numbers.keys()})
-        entry = found.setdefault(name, {"seconds": [], "start": seconds})
+        entry = found.setdefault(name, {"start": seconds, "start_peak": start_peak})
         entry["versions"] = process.ask("versions")
         entry["errors"] = {key: relative_error(given[key], numbers[key]) for key in bounds}
         for _ in range(args.warm_up):
             process.ask("seconds")
         return process
 
-    for round_ in range(args.rounds):
+    def attempt(name: str, *words: str) -> None:
+        if "failed" in found.get(name, {}):
+            return
+        try:
+            if name not in running:
+                running[name] = started(name)
+            for word in words:
+                answer = running[name].ask(word)
+                found[name].setdefault(word, []).append(answer)
+        except RuntimeError as error:
+            found[name] = {"failed": str(error)}
+        if args.one_at_a_time and name in running:
+            running.pop(name).close()
+
+    if not args.one_at_a_time:
         for name in sides:
-            if "failed" in found.get(name, {}):
-                continue
-            try:
-                if name not in running:
-                    running[name] = started(name)
-                found[name]["seconds"].append(running[name].ask("seconds"))
-                if args.one_at_a_time or round_ == args.rounds - 1:
-                    found[name]["peak"] = running[name].ask("peak")
-                    running.pop(name).close()
-            except RuntimeError as error:
-                found[name] = {"failed": str(error)}
-                if name in running:
-                    running.pop(name).close()
+            attempt(name)
+    for _ in range(args.rounds):
+        for name in sides:
+            attempt(name, "seconds", "peak")
+    for process in running.values():
+        process.close()
     for name, entry in found.items():
         for key, error in entry.get("errors", {}).items():
-            if error > bounds[key]:
+            if not error <= bounds[key]:  # nan is no agreement
                 found[name] = {"failed": f"{key} is off by {error:.1e}, bound {bounds[key]:.0e}: not the same work"}
     return found
 
 
 def relative_error(a: np.ndarray, b: np.ndarray) -> float:
-    """|a - b| / |b|; of integers the share that differs."""
+    """|a - b| / |b|, both of one shape; of integers the share that differs; nan where either has one."""
+    if a.shape != b.shape:
+        return math.nan
     if np.issubdtype(b.dtype, np.integer):
         return float(np.mean(a != b))
     return float(np.linalg.norm(a.astype(np.float64) - b) / np.linalg.norm(b.astype(np.float64)))
@@ -178,6 +196,9 @@ def relative_error(a: np.ndarray, b: np.ndarray) -> float:
 
 def report(title: str, found: dict[str, Any], args: argparse.Namespace, images: int) -> None:
     """Prints a table, writes --json, and ends the program with 1 if nothing could be compared.
+
+    "peak" is memory while it runs, an accelerator's where there is one; "start" is until the first numbers, of the process:
+    imports, weights, compiling. Where a process cannot forget its peak the first includes the second.
 
     Args:
       title: what was measured.
@@ -187,7 +208,11 @@ def report(title: str, found: dict[str, Any], args: argparse.Namespace, images: 
     """
     first, *others = found
     measured = {name: entry for name, entry in found.items() if "failed" not in entry}
-    table = Table("", "s", "range", "images/s", "peak GiB", f"times {others[0]}", f"memory / {others[0]}", "start s")
+    table = Table(
+        "", "s", "range", "images/s", "peak GiB", f"times {others[0]}", f"memory / {others[0]}", "start s", "start GiB"
+    )
+    for entry in measured.values():
+        entry["peak"] = max(entry["peak"])
     for name, entry in found.items():
         if name not in measured:
             table.add_row(name, f"failed: {entry['failed']}")
@@ -209,6 +234,7 @@ def report(title: str, found: dict[str, Any], args: argparse.Namespace, images: 
             f"{entry['peak'] / 2**30:.2f}",
             *cells,
             f"{entry['start']:.1f}",
+            f"{entry['start_peak'] / 2**30:.2f}",
         )
     console = Console(soft_wrap=True, width=150)
     console.print(title)

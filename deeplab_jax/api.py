@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from deeplab_jax.compilation import compiled, keep_programs
+from deeplab_jax.compilation import Programs, compiled, keep_programs
 from deeplab_jax.config import Config
 from deeplab_jax.errors import DataError
 from deeplab_jax.evaluation import inference
@@ -22,7 +22,7 @@ class Segmenter:
     """A network with its weights, label set and normalisation.
 
     Attributes:
-      config: of the run; `eval` decides the output stride, windows, scales and flip.
+      config: of the run, not to be changed here; `eval` decides the output stride, windows, scales and flip.
       variables: {"params", "batch_stats"}.
     """
 
@@ -50,15 +50,15 @@ class Segmenter:
         return self._run(inference.predict, images)
 
     @functools.cached_property
-    def _programs(self) -> dict[Any, Any]:
-        return {}
+    def _programs(self) -> Programs:
+        return Programs()
 
     def _run(self, function: Callable[..., Array], images: UInt8[np.ndarray, "n 3 h w"]) -> np.ndarray:
         images = _to_nhwc(images)
-        key = (function, images.shape)
-        if key not in self._programs:
-            self._programs[key] = compiled(inference.jitted(function, self.config), self.variables, images)
-        return np.asarray(self._programs[key](self.variables, images))
+        program = self._programs.get(
+            (function, images.shape), lambda: compiled(inference.jitted(function, self.config), self.variables, images)
+        )
+        return np.asarray(program(self.variables, images))
 
 
 def load(checkpoint: str) -> Segmenter:

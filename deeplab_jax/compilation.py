@@ -6,6 +6,7 @@ import os
 import pathlib
 import sys
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -78,8 +79,7 @@ def quick_options(platform: str) -> dict[str, int]:
       platform: of the devices. On CPUs LLVM's last level takes most of the time, and changes no arithmetic. (Level 0
         does: it fuses no products with sums.) A level in XLA_FLAGS is left alone.
     """
-    level = "xla_backend_optimization_level"
-    return {level: 2} if platform == "cpu" and level not in os.environ.get("XLA_FLAGS", "") else {}
+    return _unless_told({"xla_backend_optimization_level": 2} if platform == "cpu" else {})
 
 
 def lean_options(platform: str) -> dict[str, str]:
@@ -87,21 +87,43 @@ def lean_options(platform: str) -> dict[str, str]:
 
     Args:
       platform: of the devices. On CPUs XLA's own order lets independent parts run side by side, and holds what all of them
-        made: a quarter more memory in training and three times as much in prediction, at the same speed. Barriers that end
-        before it looks for equal parts let it hold slices and tiles of the forward pass for the backward pass, 80 MiB in 870
-        (benchmarks/NOTES.md).
+        made: a quarter more memory in training, at the same speed. Barriers that end before it looks for equal parts let it hold
+        slices and tiles of the forward pass for the backward pass (benchmarks/NOTES.md). What XLA_FLAGS sets is left alone.
     """
-    if platform != "cpu":
-        return {}
-    return {
+    options = {
         "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
         "xla_disable_hlo_passes": "cse_barrier_expander",
     }
+    return _unless_told(options if platform == "cpu" else {})
+
+
+def _unless_told(options: dict[str, Any]) -> dict[str, Any]:
+    """What XLA_FLAGS does not say already."""
+    return {name: value for name, value in options.items() if name not in os.environ.get("XLA_FLAGS", "")}
+
+
+class Programs:
+    """Compiled programs by what they were compiled for; one of a large network holds a hundred MB and more.
+
+    Args:
+      limit: how many are held; of more, those not used for longest are let go.
+    """
+
+    def __init__(self, limit: int = 8) -> None:
+        self._limit = limit
+        self._programs: dict[Any, Any] = {}
+
+    def get(self, key: Any, compile_it: Callable[[], Any]) -> Any:
+        """The program of `key`, compiled if it is not held."""
+        self._programs[key] = self._programs.pop(key, None) or compile_it()
+        if len(self._programs) > self._limit:
+            del self._programs[next(iter(self._programs))]
+        return self._programs[key]
 
 
 def compiled(jitted: Any, *args: Any, **kwargs: Any) -> Any:
     """`jitted` compiled for these arguments, with the memory that compiling took given back to the system."""
-    trim_memory()
+    trim_memory()  # what reading weights left over would be held beside the compiler's own
     program = jitted.lower(*args, **kwargs).compile()
     trim_memory()
     return program

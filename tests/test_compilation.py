@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from deeplab_jax import compilation
-from deeplab_jax.models.layers import he_normal_fan_out
+from deeplab_jax.models.convolution import conv2d
+from deeplab_jax.models.layers import add_relu, he_normal_fan_out
 
 HITS = """
 import jax, jax.numpy as jnp
@@ -138,8 +139,50 @@ def test_a_level_that_the_user_chose_stays(monkeypatch):
     assert compilation.quick_options("gpu") == {}
 
 
-def test_memory_is_given_back_after_compiling(monkeypatch):
-    calls, trim = [], compilation.trim_memory
-    monkeypatch.setattr(compilation, "trim_memory", lambda: calls.append(trim()))
-    assert compilation.compiled(jax.jit(lambda x: x + 1), 1.0)(1.0) == 2.0
-    assert calls == [None, None]
+@pytest.mark.skipif(sys.platform != "linux", reason="the C library of other systems is not told")
+def test_memory_that_was_freed_is_given_back():
+    code = """
+import ctypes, os
+from deeplab_jax.compilation import trim_memory
+def resident(): return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+if not hasattr(libc, "malloc_trim"): print(1 << 30)
+blocks = [libc.malloc(10_000) for _ in range(5000)]
+for block in blocks: ctypes.memset(block, 1, 10_000)
+libc.malloc(10_000)  # above them: the heap cannot shrink by itself
+for block in blocks: libc.free(block)
+before = resident(); trim_memory(); print(before - resident())
+"""
+    given_back = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(given_back.split()[0]) > 40e6
+
+
+def test_a_large_program_holds_less_with_the_lean_options(monkeypatch):
+    def loss(x, kernels):
+        for kernel in kernels:
+            x = add_relu(conv2d(x, kernel, rate=2, form="winograd"), x)
+        return jnp.sum(x)
+
+    def temporaries(options):
+        jitted = jax.jit(jax.grad(loss, argnums=(0, 1)), compiler_options=options)
+        program = compilation.compiled(jitted, jnp.ones((1, 32, 32, 64)), jnp.ones((2, 3, 3, 64, 64)))
+        return program.memory_analysis().temp_size_in_bytes
+
+    lean = compilation.lean_options("cpu")
+    assert len(lean) == 2
+    assert temporaries(lean) < 0.9 * temporaries({})
+    monkeypatch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} --xla_disable_hlo_passes=nothing")
+    assert list(compilation.lean_options("cpu")) == ["xla_cpu_scheduler_type"]
+    assert compilation.lean_options("gpu") == {}
+
+
+def test_programs_not_used_for_longest_are_let_go():
+    programs, made = compilation.Programs(limit=2), []
+
+    def get(key):
+        programs.get(key, lambda: made.append(key) or [key])
+
+    for key in "abacaba":
+        get(key)
+    assert made == list("abcb")

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, UInt8
 
 from deeplab_jax import hosts, losses, metrics
-from deeplab_jax.compilation import lean_options
+from deeplab_jax.compilation import Programs, lean_options
 from deeplab_jax.config import Config, EvalConfig
 from deeplab_jax.evaluation.protocols import average_views, slide
 from deeplab_jax.models import DeepLabV3, normalize
@@ -121,14 +121,13 @@ class Evaluator:
             out_shardings=shardings,
             compiler_options=lean_options(mesh.devices.flat[0].platform),
         )
-        self._compiled: dict[Any, Any] = {}
+        self._programs = Programs()
 
     def __call__(self, variables: Variables, batch: dict[str, Array], height: int) -> tuple[Array, Array]:
         """Predictions [n, h, w] and counts [k, k] of a batch that `place` put on the mesh, of images of `height`."""
         key = (height, *sorted((name, x.shape) for name, x in batch.items()))
-        if key not in self._compiled:
-            self._compiled[key] = hosts.compile_together(self._jitted, variables, batch, height=height)
-        return self._compiled[key](variables, batch)
+        program = self._programs.get(key, lambda: hosts.compile_together(self._jitted, variables, batch, height=height))
+        return program(variables, batch)
 
     def _run(self, count: Any, variables: Variables, batch: dict[str, Array], height: int) -> tuple[Array, Array]:
         rows = split_rows(self.mesh, height, self._output_stride) if self.row_unit else None

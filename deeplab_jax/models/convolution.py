@@ -42,9 +42,14 @@ def conv2d(
       form: "xla" is XLA's own convolution; "mixed" is that with the weight gradient by matrix products; "products" a sum of
         matrix products, one a tap; "winograd" minimal filtering, for 3x3 kernels at stride 1; "auto" chooses.
       rows: how the image's rows are split over devices, of which `x` are one's; None where they are whole.
+
+    Raises:
+      ValueError: "winograd" of another kernel or stride.
     """
     if form == "auto":
         form = _fastest_form(kernel.shape, x.shape, x.dtype, stride, rate)
+    if form == "winograd" and (kernel.shape[:2] != (3, 3) or stride > 1):
+        raise ValueError(f"`form` (='winograd') is for 3x3 kernels at stride 1, not for {kernel.shape[:2]} at stride {stride}")
     convolve = _FORMS[form]
     reach = rate * (kernel.shape[0] - 1) // 2
     if rows is None:
@@ -123,14 +128,14 @@ def _sum_of_taps(
     kh, kw, channels, features = kernel.shape
     channels, features = (features, channels) if turned else (channels, features)
     middle = (kh // 2, kw // 2)
-    total = jnp.zeros((x.shape[0], *out, features), x.dtype)
+    total = jnp.zeros((x.shape[0], *out, features), jnp.promote_types(x.dtype, jnp.float32))
     for (i, j), seen, (top, left) in sorted(_taps(x, kernel.shape, out, stride, rate, pads), key=lambda tap: tap[0] != middle):
         matrix = kernel[kh - 1 - i, kw - 1 - j] if turned else kernel[i, j]
         product = multiply(seen.reshape(-1, channels), matrix, turned).reshape(*seen.shape[:3], features)
         place = (0, top, left, 0)
         so_far = lax.slice(total, place, [first + size for first, size in zip(place, product.shape, strict=True)])
         total = lax.dynamic_update_slice(total, so_far + product, place)
-    return total
+    return total.astype(x.dtype)
 
 
 def _taps(

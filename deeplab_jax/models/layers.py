@@ -140,7 +140,7 @@ class Dropout(nn.Module):
 
 @jax.custom_jvp
 def add_relu(x: Float[Array, "*s"], shortcut: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """relu(x + shortcut), to the bit, as max(x, -shortcut) + shortcut.
+    """relu(x + shortcut) of finite numbers, to the bit, as max(x, -shortcut) + shortcut.
 
     XLA fuses a ReLU into everything that reads it, and the sum before it too: in a stage of n residual blocks the last one adds
     up n + 1 convolutions again, all of which are held until then. A sum of two arrays it computes once.

@@ -6,8 +6,9 @@ from jaxtyping import Array, Float
 
 
 def multiply(a: Float[Array, "p c"], b: Float[Array, "..."], transposed: bool) -> Float[Array, "p k"]:
-    """a b, or a b^T, without a copy."""
-    return lax.dot_general(a, b, (((1,), (1 if transposed else 0,)), ((), ())))
+    """a b, or a b^T without a copy, at least in float32; b is [c, k], or [k, c] where it is `transposed`."""
+    wide = jnp.promote_types(a.dtype, jnp.float32)
+    return lax.dot_general(a, b, (((1,), (1 if transposed else 0,)), ((), ())), preferred_element_type=wide)
 
 
 def outer(a: Float[Array, "p c"], b: Float[Array, "p k"]) -> Float[Array, "c k"]:

@@ -46,7 +46,7 @@ def resize_by_gather(
     Symbolic sizes fall back to `resize_bilinear`.
     """
     if not all(isinstance(size, int) for size in (*x.shape[1:3], height, width)):
-        return resize_bilinear(x, height, width, align_corners=align_corners)
+        return resize_bilinear(x, height, width, align_corners=align_corners, rows=rows)
     if rows:
         x = rows.resize(x, _sampled(rows.height_of(x), rows.height, align_corners))
         height = x.shape[1]

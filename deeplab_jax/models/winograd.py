@@ -1,7 +1,7 @@
 """Winograd's minimal filtering F(2x2, 3x3) for atrous 3x3 convolutions at stride 1 (Lavin and Gray 2015, 1509.09308), NHWC.
 
-A tile of 2x2 outputs takes 16 products a pair of channels where the definition takes 36. All coefficients are 0, 1 and 1/2, and
-the rounding is that of the definition's own sums. At rate r, tiles gather pixels r apart: a reshape, no copy.
+A tile of 2x2 outputs takes 16 products a pair of channels where the definition takes 36. All coefficients are 0, 1 and 1/2: over
+random data the rounding is that of the definition's own sums. At rate r, tiles gather pixels r apart: a reshape, no copy.
 
 With transforms K (kernel), D (input), O (output), which are sparse matrices along rows and columns: y = O (D x . K k) per tile,
 where . is a matrix product over the channels for each of the 16 positions.
@@ -107,7 +107,7 @@ def _input_grid(x: Float[Array, "n t1 2 r u1 2 r c"]) -> Grid:
 
 
 def _outputs(grid: Grid, shape: tuple[int, ...]) -> Float[Array, "n t 2 r u 2 r k"]:
-    """Args: arrays that `shape` (n, t, r, u, r, k) is the tiles' order of."""
+    """Of products [n t r u r, k], a tile a row; `shape` is (n, t, r, u, r, k)."""
 
     def gather(m0: Array, m1: Array, m2: Array, m3: Array) -> tuple[Array, Array]:
         return m0 + m1 + m2, m1 - m2 - m3

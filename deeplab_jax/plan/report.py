@@ -134,6 +134,8 @@ def _print_time(
     count, size, dtype = mesh.data * mesh.spatial, config.data.batch_size, config.model.dtype
     rate, bandwidth = (sheet.flops, sheet.bandwidth) if sheet else (matmul_rate(dtype), copy_rate())
     source = f"data sheet, bfloat16{'; float32 is slower' * (dtype == 'float32')}" if sheet else f"measured, {dtype}"
+    if not sheet and jax.default_backend() == "cpu" and count > 1:
+        source += ": each device a machine like this one"
     flops = TRAINING_OVER_FORWARD * network.flops * size / count
     # The backward pass of a convolution reads and writes its three arrays twice more.
     moved = TRAINING_OVER_FORWARD * ((network.inputs + network.outputs) * size / count + network.weights)

@@ -72,6 +72,20 @@ def test_every_form_has_the_same_gradients(channels, size, kernel_size, stride, 
             np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3)  # sums in another order
 
 
+@pytest.mark.parametrize(("size", "stride"), [(5, 1), (3, 2)])
+def test_minimal_filtering_is_for_3x3_kernels_at_stride_1(size, stride):
+    with pytest.raises(ValueError, match="winograd"):
+        conv2d(jnp.zeros((1, 4, 4, 2)), jnp.zeros((size, size, 2, 2)), stride=stride, form="winograd")
+
+
+def test_taps_are_added_in_float32_under_bfloat16():
+    # 256 from the middle tap, 1 from each of the others: bfloat16, with 8 bits, would round every 1 away.
+    kernel = jnp.ones((3, 3, 1, 1), jnp.bfloat16).at[1, 1].set(256)
+    y = conv2d(jnp.ones((1, 9, 9, 1), jnp.bfloat16), kernel, rate=4, form="products")
+    assert y.dtype == jnp.bfloat16
+    assert y[0, 4, 4, 0] == 264
+
+
 def test_symbolic_sizes_fall_back_to_xla():
     (h,) = jax.export.symbolic_shape("h")
     assert convolution._fastest_form((3, 3, 8, 8), (1, h, 8, 8), jnp.float32, 1, 12) == "xla"
@@ -91,7 +105,7 @@ def test_bands_do_not_change_a_convolution(monkeypatch, form):
 
     whole = convolved()
     for module in (convolution, winograd):
-        monkeypatch.setattr(module, "BAND_BYTES", 1000)  # a row or two of tiles, and two rows of pixels
+        monkeypatch.setattr(module, "BAND_BYTES", 1000)  # a row or two of tiles, and five rows of pixels
     for banded, expected in zip(convolved(), whole, strict=True):
         np.testing.assert_allclose(banded, expected, rtol=1e-4, atol=1e-4)  # products of other sizes round differently
 
@@ -108,7 +122,10 @@ def test_minimal_filtering_takes_fewer_multiplications():
         ((3, 3, 256, 256), (2, 33, 33, 256), jnp.float32, 1, 2, "winograd"),
         ((3, 3, 256, 256), (2, 33, 33, 256), jnp.bfloat16, 1, 2, "mixed"),
         ((3, 3, 128, 128), (2, 65, 65, 128), jnp.float32, 2, 1, "mixed"),
-        ((3, 3, 2048, 256), (2, 33, 33, 2048), jnp.float32, 1, 24, "products"),
+        ((3, 3, 2048, 256), (1, 128, 256, 2048), jnp.float32, 1, 12, "products"),  # too much memory
+        ((3, 3, 512, 256), (1, 128, 256, 512), jnp.float32, 1, 12, "winograd"),
+        ((3, 3, 512, 512), (2, 33, 33, 512), jnp.float32, 1, 4, "winograd"),  # 4 * 40^2 * 1.2 = 7,680 < 91^2
+        ((3, 3, 512, 512), (2, 33, 33, 512), jnp.float32, 1, 24, "products"),  # 4 * 48^2 > 51^2
         ((3, 3, 8, 8), (2, 33, 33, 8), jnp.float32, 1, 1, "mixed"),
     ],
 )

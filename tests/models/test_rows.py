@@ -73,6 +73,8 @@ def image(height, channels=3, seed=0):
         ("products", 17, 3, 2, 2),
         ("xla", 17, 1, 2, 1),
         ("mixed", 17, 7, 2, 1),
+        ("winograd", 13, 3, 1, 2),
+        ("winograd", 9, 3, 1, 6),
     ],
 )
 def test_a_convolution(form, height, kernel_size, stride, rate):

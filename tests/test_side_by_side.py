@@ -1,0 +1,44 @@
+"""The harness of the benchmarks, on sides that compute next to nothing."""
+
+import argparse
+import functools
+
+import numpy as np
+import pytest
+import side_by_side
+
+ARGS = argparse.Namespace(rounds=2, warm_up=1, repeat=1, one_at_a_time=False)
+
+
+def side(args, *, value):
+    """Gives `value`; an exception instead cannot be made."""
+    if isinstance(value, Exception):
+        raise value
+    return side_by_side.Side(lambda: {"loss": np.array(value)}, lambda: None, lambda: None, {"numpy": np.__version__})
+
+
+def measured(args=ARGS, **values):
+    sides = {name: functools.partial(side, value=value) for name, value in values.items()}
+    return side_by_side.measure(sides, args, {"loss": 1e-3})
+
+
+@pytest.mark.parametrize("one_at_a_time", [False, True])
+def test_sides_that_agree_are_timed_in_every_round(one_at_a_time):
+    found = measured(argparse.Namespace(**vars(ARGS) | {"one_at_a_time": one_at_a_time}), ours=1.0, theirs=1.0005)
+    for entry in found.values():
+        assert len(entry["seconds"]) == len(entry["peak"]) == 2
+        assert min(entry["peak"]) > 1e6
+
+
+def test_a_side_that_does_other_work_or_none_has_no_figures():
+    found = measured(ours=1.0, other=1.1, nothing=float("nan"), short=[1.0, 1.0], broken=ValueError("no such device"))
+    assert "seconds" in found.pop("ours")
+    assert "not the same work" in found["other"]["failed"]
+    assert "not the same work" in found["nothing"]["failed"]
+    assert "not the same work" in found["short"]["failed"]
+    assert "no such device" in found["broken"]["failed"]
+
+
+def test_errors_are_relative_and_of_labels_the_share_that_differs():
+    assert side_by_side.relative_error(np.array([3.0, 4.5]), np.array([3.0, 4.0])) == pytest.approx(0.1)
+    assert side_by_side.relative_error(np.array([1, 2, 3, 4]), np.array([1, 2, 3, 5])) == 0.25
