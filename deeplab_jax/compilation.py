@@ -87,8 +87,8 @@ def lean_options(platform: str) -> dict[str, str]:
 
     Args:
       platform: of the devices. On CPUs XLA's own order lets independent parts run side by side, and holds what all of them
-        made: a quarter more memory in training, at the same speed. Barriers that end before it looks for equal parts let it hold
-        slices and tiles of the forward pass for the backward pass (benchmarks/NOTES.md). What XLA_FLAGS sets is left alone.
+        made: a quarter more memory in training, at the same speed. Barriers that end before it looks for equal parts let it
+        hold slices and tiles of the forward pass for the backward pass (benchmarks/NOTES.md). What XLA_FLAGS sets is left.
     """
     options = {
         "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",

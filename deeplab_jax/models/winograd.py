@@ -1,6 +1,6 @@
 """Winograd's minimal filtering F(2x2, 3x3) for atrous 3x3 convolutions at stride 1 (Lavin and Gray 2015, 1509.09308), NHWC.
 
-A tile of 2x2 outputs takes 16 products a pair of channels where the definition takes 36. All coefficients are 0, 1 and 1/2: over
+A tile of 2x2 outputs takes 16 products a pair of channels where the definition takes 36. All coefficients are 0, 1 and 1/2: on
 random data the rounding is that of the definition's own sums. At rate r, tiles gather pixels r apart: a reshape, no copy.
 
 With transforms K (kernel), D (input), O (output), which are sparse matrices along rows and columns: y = O (D x . K k) per tile,
