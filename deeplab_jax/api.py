@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Float, UInt8
 
 from deeplab_jax.compilation import Programs, compiled, keep_programs
 from deeplab_jax.config import Config
@@ -49,16 +49,22 @@ class Segmenter:
         """Train ids at the images' size; arguments and errors as in `logits`."""
         return self._run(inference.predict, images)
 
+    def predict_with_confidence(
+        self, images: UInt8[np.ndarray, "n 3 h w"]
+    ) -> tuple[UInt8[np.ndarray, "n h w"], UInt8[np.ndarray, "n h w"]]:
+        """What `predict` gives, and the probability of that class, 0 to 255."""
+        return self._run(inference.predict_with_confidence, images)
+
     @functools.cached_property
     def _programs(self) -> Programs:
         return Programs()
 
-    def _run(self, function: Callable[..., Array], images: UInt8[np.ndarray, "n 3 h w"]) -> np.ndarray:
+    def _run(self, function: Callable[..., Any], images: UInt8[np.ndarray, "n 3 h w"]) -> Any:
         images = _to_nhwc(images)
         program = self._programs.get(
             (function, images.shape), lambda: compiled(inference.jitted(function, self.config), self.variables, images)
         )
-        return np.asarray(program(self.variables, images))
+        return jax.tree.map(np.asarray, program(self.variables, images))
 
 
 def load(checkpoint: str) -> Segmenter:

@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from deeplab_jax import config as config_module
-from deeplab_jax import data_commands
+from deeplab_jax import data_commands, use_commands
 from deeplab_jax.config import Config
 from deeplab_jax.errors import ConfigError, DeeplabError
 from deeplab_jax.label_files import checked_labels
@@ -179,6 +179,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "weights export": export_weights,
     "verify": verify,
     "plan": plan,
+    "predict": use_commands.predict,
 }
 
 

@@ -18,7 +18,7 @@ def test_the_console_script_draws_the_street_scenes(tmp_path, monkeypatch, capsy
     assert str(out) in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("words", "code"), [([], 0), (["--help"], 0), (["data"], 2), (["predict"], 2)])
+@pytest.mark.parametrize(("words", "code"), [([], 0), (["--help"], 0), (["data"], 2), (["segment"], 2)])
 def test_anything_else_lists_the_commands(words, code, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["deeplab-jax", *words])
     with pytest.raises(SystemExit) as caught:

@@ -34,10 +34,13 @@ MAY_IMPORT = {
     "train": BASE | COMPUTE | {"accelerators", "compilation", "flops", "hosts", "evaluation"},
     "evaluation": BASE | COMPUTE | {"compilation", "hosts"},
     "api": BASE | COMPUTE | {"compilation", "evaluation", "train.checkpoint"},
+    "predict": BASE | {"api", "evaluation"},
+    "use_commands": BASE | {"api", "predict"},
     "weights": BASE | {"models", "train.checkpoint"},
     "plan": BASE | COMPUTE | {"accelerators", "flops", "train"},
     "wiring": BASE | {"data", "train"},
-    "cli": BASE | {"compilation", "data", "data_commands", "hosts", "label_files", "plan", "train", "weights", "wiring"},
+    "cli": BASE
+    | {"compilation", "data", "data_commands", "hosts", "label_files", "plan", "train", "use_commands", "weights", "wiring"},
     "__init__": set(),
 }
 

@@ -76,6 +76,16 @@ def predict(
     return jnp.argmax(logits(variables, images, model=model, protocol=protocol, rows=rows), axis=-1).astype(jnp.uint8)
 
 
+def predict_with_confidence(
+    variables: Variables, images: UInt8[Array, "n h w 3"], *, model: DeepLabV3, protocol: EvalConfig
+) -> tuple[UInt8[Array, "n h w"], UInt8[Array, "n h w"]]:
+    """What `predict` gives, and the probability of that class, 0 to 255."""
+    values = logits(variables, images, model=model, protocol=protocol)
+    largest = jnp.max(values, axis=-1, keepdims=True)
+    confidence = 1 / jnp.sum(jnp.exp(values - largest), axis=-1)
+    return jnp.argmax(values, axis=-1).astype(jnp.uint8), jnp.round(255 * confidence).astype(jnp.uint8)
+
+
 def predict_and_count(
     variables: Variables, batch: dict[str, Array], *, model: DeepLabV3, protocol: EvalConfig, rows: Rows | None = None
 ) -> tuple[UInt8[Array, "n h w"], Int[Array, "k k"]]:
@@ -89,7 +99,7 @@ def predict_and_count(
 
 
 def jitted(function: Any, config: Config) -> Any:
-    """`logits` or `predict` of (variables, images) under `jit`, for a network and its protocol."""
+    """`logits`, `predict` or `predict_with_confidence` of (variables, images) under `jit`, for a network and its protocol."""
     compute = functools.partial(function, model=evaluation_model(config), protocol=config.eval)
     return jax.jit(compute, compiler_options=lean_options(jax.default_backend()))
 

@@ -1,0 +1,77 @@
+"""Frames of videos, in and out, through FFmpeg (PyAV, the extra `video`)."""
+
+import contextlib
+import fractions
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from deeplab_jax.errors import ConfigError, DataError, one_line
+
+Frame = UInt8[np.ndarray, "h w 3"]
+
+
+@contextlib.contextmanager
+def reading(path: pathlib.Path) -> Iterator[tuple[float, int, Iterator[Frame]]]:
+    """Frames a second, how many there are (0 where the file does not tell), and the frames: RGB, turned as the video says.
+
+    Raises:
+      ConfigError: PyAV is not installed.
+      DataError: the file cannot be read; also while frames are asked for.
+    """
+    av = _av()
+    try:
+        container = av.open(str(path))
+    except (av.FFmpegError, OSError) as error:
+        raise DataError(f"{path} cannot be read ({one_line(error)}): replace it") from None
+    with container:
+        if not container.streams.video:
+            raise DataError(f"{path} has no pictures: give a video")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+
+        def decoded() -> Iterator[Frame]:
+            try:
+                for frame in container.decode(stream):
+                    yield np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+            except (av.FFmpegError, OSError) as error:
+                raise DataError(f"{path} cannot be read to its end ({one_line(error)}): replace it") from None
+
+        yield float(stream.average_rate or 25), stream.frames, decoded()
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path, size: tuple[int, int], fps: float) -> Iterator[Callable[[Frame], None]]:
+    """A function that adds a frame of `size` (height, width); `path` (.mp4) appears when the block ends without an error.
+
+    Sides are made even by the last row or column again: H.264's colours have half the resolution.
+    """
+    av = _av()
+    beside = path.with_name(f".{path.stem}.new.mp4")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    height, width = size
+    try:
+        with av.open(str(beside), "w") as container:
+            stream: Any = container.add_stream("libx264", rate=fractions.Fraction(fps).limit_denominator(1001))
+            stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
+
+            def add(frame: Frame) -> None:
+                even = np.ascontiguousarray(np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), "edge"))
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+
+            yield add
+            container.mux(stream.encode())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _av() -> Any:
+    try:
+        import av
+    except ImportError:
+        raise ConfigError("videos need PyAV: pip install 'deeplab-jax[video]'") from None
+    return av

@@ -1,0 +1,67 @@
+"""The commands that use a trained network."""
+
+import dataclasses
+import sys
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from deeplab_jax.errors import ConfigError
+from deeplab_jax.validation import validate
+
+
+def predict(
+    inputs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT")],
+    checkpoint: Annotated[str, tyro.conf.arg(metavar="DIR")],
+    out: Annotated[str, tyro.conf.arg(metavar="DIR")],
+    confidence: bool = False,
+    opacity: float = 0.5,
+    scales: tuple[float, ...] | None = None,
+    flip: bool = False,
+    window: tuple[int, int] | None = None,
+    output_stride: int | None = None,
+    batch_size: int = 0,
+    max_pixels: int = 2**22,
+) -> None:
+    """Predict images, folders, patterns and videos; exit code 1 if any of them could not be read.
+
+    Args:
+      inputs: image or video files, folders with all that is below, or patterns such as 'photos/**/*.jpg'.
+      checkpoint: a run's folder, RUN/best, RUN/checkpoints/N, or what `weights import` made.
+      out: folder for train_ids, color and overlay, a PNG for each image; of a video overlay/NAME.mp4 and a PNG for each frame.
+      confidence: write the largest probability too, 0 to 255.
+      opacity: of the colours in overlays, 0 to 1.
+      scales: factors by which images are resized; predictions are averaged over them. Left out: as the run evaluates.
+      flip: average over the mirrored image as well.
+      window: height and width of a sliding window; 0 0 takes images whole. Left out: as the run evaluates.
+      output_stride: 8, 16 or 32. Left out: as the run evaluates.
+      batch_size: images at a time; 0 takes what makes a million pixels, 8 at most.
+      max_pixels: larger images go through the network in windows of 768x768, so that memory is bounded.
+    """
+    if not inputs:
+        raise ConfigError("`INPUT` is missing: give images, videos, folders or patterns such as 'photos/*.jpg'")
+    if not 0 <= opacity <= 1:
+        raise ConfigError(f"`--opacity` (={opacity:g}) must be 0 to 1")
+    for flag, value, least in (("--batch-size", batch_size, 0), ("--max-pixels", max_pixels, 1)):
+        if value < least:
+            raise ConfigError(f"`{flag}` (={value}) must be {least} or more")
+    from deeplab_jax.api import Segmenter, load
+    from deeplab_jax.predict.inputs import find
+    from deeplab_jax.predict.run import Options, run
+
+    console = Console(soft_wrap=True, highlight=False)
+    found, others = find(inputs)
+    segmenter = load(checkpoint)
+    asked = {"scales": scales, "flip": flip or None, "window": window, "output_stride": output_stride}
+    protocol: dict[str, Any] = {field: value for field, value in asked.items() if value is not None}
+    config = dataclasses.replace(segmenter.config, eval=dataclasses.replace(segmenter.config.eval, **protocol))
+    options = Options(out, confidence, opacity, batch_size, max_pixels)
+    failures = run(Segmenter(validate(config), segmenter.variables), found, options, console)
+    console.print(f"{len(found) - len(failures)} of {len(found)} predicted into {out}")
+    if others:
+        names = ", ".join(str(path) for path in others[:3]) + ", ..." * (len(others) > 3)
+        console.print(f"{len(others)} passed over, by their names no images or videos: {names}")
+    for line in failures:
+        console.print(f"failed: {line}")
+    sys.exit(1 if failures else 0)

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from deeplab_jax.errors import ConfigError, DataError
+from deeplab_jax.predict import inputs
+
+RAMP = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 12
+
+
+def save(path, image=None, **how):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (image or Image.fromarray(RAMP)).save(path, **how)
+    return path
+
+
+def names(*words):
+    found, _ = inputs.find([str(word) for word in words])
+    return {str(each.path): each.name for each in found}
+
+
+def test_files_folders_and_patterns_are_found_and_named(tmp_path):
+    files = [save(tmp_path / name) for name in ("x/a.png", "x/deep/b.jpg", "x/deep/b.png", "c.bmp")]
+    (tmp_path / "x" / "notes.txt").write_text("no image")
+    (tmp_path / "x" / ".hidden.png").write_text("")
+    folder = {str(files[0]): "a", str(files[1]): "deep/b.jpg", str(files[2]): "deep/b.png"}
+    assert names(tmp_path / "x") == folder
+    assert names(tmp_path / "x" / "**" / "*.*") == folder
+    assert names(files[3], tmp_path / "x" / "d*" / "*.jpg") == {str(files[3]): "c", str(files[1]): "deep/b"}
+    assert inputs.find([str(tmp_path / "x")])[1] == (tmp_path / "x" / "notes.txt",)
+    assert names(tmp_path / "x" / "notes.txt") != {}  # what is named itself is tried
+
+
+def test_results_never_overwrite_each_other(tmp_path):
+    one, other = save(tmp_path / "one" / "a.png"), save(tmp_path / "other" / "a.png")
+    found = names(one, other, one)
+    assert len(found) == len(set(found.values())) == 2
+
+
+def test_a_word_that_names_nothing_is_said(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere.*names no file"):
+        inputs.find([str(tmp_path / "nowhere*.png")])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "P", "1", "CMYK"])
+def test_every_kind_of_image_becomes_rgb(tmp_path, mode):
+    image = Image.fromarray(RAMP).convert(mode)
+    path = save(tmp_path / ("a.tif" if mode == "CMYK" else "a.png"), image)
+    np.testing.assert_array_equal(inputs.read(path), np.asarray(image.convert("RGB")))
+    assert inputs.size(path) == (2, 3)
+
+
+def test_sixteen_bits_give_the_upper_eight(tmp_path):
+    values = np.array([[0, 255, 256], [32768, 65535, 513]], np.uint16)
+    read = inputs.read(save(tmp_path / "a.png", Image.fromarray(values)))
+    np.testing.assert_array_equal(read, np.repeat([[[0], [0], [1]], [[128], [255], [2]]], 3, axis=2))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_seen_as_exif_says(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    path = save(tmp_path / "a.png", exif=exif)
+    mirrored = RAMP[:, ::-1] if orientation in (2, 4, 5, 7) else RAMP
+    turns = {1: 0, 2: 0, 3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}[orientation]
+    expected = np.rot90(mirrored, turns)
+    np.testing.assert_array_equal(inputs.read(path), expected)
+    assert inputs.size(path) == expected.shape[:2]
+
+
+def test_what_cannot_be_read_is_one_line(tmp_path):
+    text = tmp_path / "a.png"
+    text.write_text("no image")
+    for look in (inputs.read, inputs.size):
+        with pytest.raises(DataError, match=r"a\.png cannot be read \(it is no image\)"):
+            look(text)
+    whole = save(tmp_path / "b.jpg", Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)))
+    whole.write_bytes(whole.read_bytes()[:1500])
+    with pytest.raises(DataError, match=r"b\.jpg cannot be read \(.*truncated"):
+        inputs.read(whole)
+    with pytest.raises(DataError, match="no range"):
+        inputs.read(save(tmp_path / "c.tif", Image.fromarray(np.ones((2, 2), np.float32))))
