@@ -14,6 +14,7 @@ _HOME = {
     "DeepLabV3": "models",
     "Segmenter": "api",
     "load": "api",
+    "load_exported": "exported",
     "DeeplabError": "errors",
     "ConfigError": "errors",
     "DataError": "errors",

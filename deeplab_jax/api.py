@@ -11,8 +11,8 @@ from jaxtyping import Float, UInt8
 
 from deeplab_jax.compilation import Programs, compiled, keep_programs
 from deeplab_jax.config import Config
-from deeplab_jax.errors import DataError
 from deeplab_jax.evaluation import inference
+from deeplab_jax.exported import checked_images
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.train.checkpoint import resolve, restore_model, stored_config
 
@@ -60,7 +60,7 @@ class Segmenter:
         return Programs()
 
     def _run(self, function: Callable[..., Any], images: UInt8[np.ndarray, "n 3 h w"]) -> Any:
-        images = _to_nhwc(images)
+        images = checked_images(images).transpose(0, 2, 3, 1)
         program = self._programs.get(
             (function, images.shape), lambda: compiled(inference.jitted(function, self.config), self.variables, images)
         )
@@ -80,13 +80,6 @@ def load(checkpoint: str) -> Segmenter:
     config = stored_config(step)
     keep_programs()
     return Segmenter(config, jax.device_put(restore_model(step, like=config)))
-
-
-def _to_nhwc(images: UInt8[np.ndarray, "n 3 h w"]) -> UInt8[np.ndarray, "n h w 3"]:
-    images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
-        raise DataError(f"`images` (={images.dtype} {list(images.shape)}) must be uint8 [n, 3, h, w]: RGB values from 0 to 255")
-    return images.transpose(0, 2, 3, 1)
 
 
 def _to_nchw(logits: Float[np.ndarray, "n h w k"]) -> Float[np.ndarray, "n k h w"]:

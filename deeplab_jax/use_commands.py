@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -65,3 +65,24 @@ def predict(
     for line in failures:
         console.print(f"failed: {line}")
     sys.exit(1 if failures else 0)
+
+
+def export(
+    checkpoint: Annotated[str, tyro.conf.arg(metavar="DIR")],
+    out: Annotated[str, tyro.conf.arg(metavar="FILE")],
+    format: Literal["stablehlo", "onnx"],
+    output: Literal["labels", "logits"] = "labels",
+) -> None:
+    """Write a network as one file that runs elsewhere: uint8 [n, 3, h, w] in, preprocessing inside; checked before it is kept.
+
+    Args:
+      checkpoint: a run's folder, RUN/best, RUN/checkpoints/N, or what `weights import` made.
+      out: file to write.
+      format: stablehlo, which `deeplab_jax.load_exported` runs on CPUs, GPUs and TPUs, or onnx.
+      output: labels, uint8 [n, h, w], or logits, float32 [n, classes, h, w].
+    """
+    from deeplab_jax.compilation import keep_programs
+    from deeplab_jax.export import run
+
+    keep_programs()
+    run.export(checkpoint, out, format, output)

@@ -72,10 +72,16 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w c"]:
-        """Normalises with the batch's statistics if `train`, else with the running ones; returns x's dtype."""
+        """Normalises with the batch's statistics if `train`, else with the running ones; returns x's dtype.
+
+        Of variables that are folded into the kernels only "bias" is left, which is added.
+        """
         features = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, features, jnp.float32)
+        is_folded = not self.is_initializing() and not self.has_variable("params", "scale")  # see `export.folding`
+        scale = None if is_folded else self.param("scale", nn.initializers.ones, features, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, features, jnp.float32)
+        if is_folded:
+            return (x + bias[None, None, None]).astype(x.dtype)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, features, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, features, jnp.float32)
         if train:

@@ -1,8 +1,8 @@
 """Dilated residual networks (He et al. 2015, 1512.03385; dilation as in DeepLabV3, 1706.05587, section 3.1), NHWC."""
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -24,6 +24,41 @@ DEPTHS: dict[str, tuple[tuple[int, int, int, int], bool]] = {
 
 # Stride of the features that each stage gets and gives, where none trades its stride for a rate.
 STRIDES_IN, STRIDES_OUT = (4, 4, 8, 16), (4, 8, 16, 32)
+
+
+class Grid(NamedTuple):
+    """Where a block's convolutions look, in pixels of their inputs.
+
+    Attributes:
+      stride: of the strided convolution.
+      rate: of that convolution, in pixels of its input.
+      inner_rate: of a basic block's second convolution.
+    """
+
+    stride: int
+    rate: int
+    inner_rate: int
+
+
+def stage_grids(
+    blocks: Sequence[int], output_stride: int, multi_grid: tuple[float, ...], dilate_conv2: bool
+) -> list[list[Grid]]:
+    """By stage, the grids of its `blocks`; the other arguments are `ResNet`'s.
+
+    A stage whose stride is gone starts with the rate of the stage before: its first convolution still sees that stage's
+    grid. This is what keeps the features at every output stride equal, subsampled.
+    """
+    stages = []
+    for stage, count in enumerate(blocks):
+        stride_in, stride_out = (min(strides[stage], output_stride) for strides in (STRIDES_IN, STRIDES_OUT))
+        own = STRIDES_OUT[stage] // stride_out
+        rates = [STRIDES_IN[stage] // stride_in] + [own] * (count - 1)
+        if stage == 3:
+            rates = [int(rate) for rate in last_stage_rates(multi_grid, output_stride)][:count]
+            rates += rates[-1:] * (count - len(rates))
+        strides = [stride_out // stride_in] + [1] * (count - 1)
+        stages.append([Grid(*grid, own if dilate_conv2 else 1) for grid in zip(strides, rates, strict=True)])
+    return stages
 
 
 class BasicBlock(nn.Module):
@@ -112,22 +147,13 @@ class ResNet(nn.Module):
         norm = functools.partial(BatchNorm, rows=self.rows)
         x = max_pool_3x3(self._stem(x, train, conv, norm), self.rows)
         stages = []
-        for i, count in enumerate(blocks):
-            stride_in, stride_out = min(STRIDES_IN[i], self.output_stride), min(STRIDES_OUT[i], self.output_stride)
-            rates = self._rates(i, count)
+        for i, stage in enumerate(stage_grids(blocks, self.output_stride, self.multi_grid, self.dilate_conv2)):
             block = Bottleneck if is_bottleneck else BasicBlock
             if i + 1 in self.remat:
                 block = nn.remat(block, static_argnums=(2,))
-            for j in range(count):
-                x = block(
-                    features=self.width * 2**i,
-                    stride=stride_out // stride_in if j == 0 else 1,
-                    rate=rates[j],
-                    inner_rate=STRIDES_OUT[i] // stride_out if self.dilate_conv2 else 1,
-                    conv=conv,
-                    norm=norm,
-                    name=f"stage{i + 1}_block{j + 1}",
-                )(x, train)
+            for j, grid in enumerate(stage):
+                name = f"stage{i + 1}_block{j + 1}"
+                x = block(features=self.width * 2**i, **grid._asdict(), conv=conv, norm=norm, name=name)(x, train)
             stages.append(x)
         return stages[2], stages[3]
 
@@ -139,15 +165,3 @@ class ResNet(nn.Module):
             x = conv(features, 3, stride, name=f"stem_conv{i}")(x)
             x = nn.relu(norm(name=f"stem_bn{i}")(x, train))
         return x
-
-    def _rates(self, stage: int, count: int) -> list[int]:
-        """Rate of each block's strided or dilated convolution, in pixels of its input; `stage` counts from 0.
-
-        A stage whose stride is gone starts with the rate of the stage before: its first convolution still sees that
-        stage's grid. This is what keeps the features at every output stride equal, subsampled.
-        """
-        if stage == 3:
-            rates = [int(rate) for rate in last_stage_rates(self.multi_grid, self.output_stride)][:count]
-            return rates + rates[-1:] * (count - len(rates))
-        before, own = (max(strides[stage] // self.output_stride, 1) for strides in (STRIDES_IN, STRIDES_OUT))
-        return [before] + [own] * (count - 1)

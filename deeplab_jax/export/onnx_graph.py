@@ -1,0 +1,126 @@
+"""A network as an ONNX graph, for any number of images of any size. The only module that knows ONNX."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from deeplab_jax.config import ModelConfig, aspp_rates
+from deeplab_jax.models.resnet import DEPTHS, stage_grids
+
+OPSET = 18  # of 2022: what runtimes know
+
+
+class _Graph:
+    """Nodes in the order in which they are added; each gives one value, named after its operator and number."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self._numbers = itertools.count()
+
+    def constant(self, value: np.ndarray) -> str:
+        name = f"constant_{next(self._numbers)}"
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        name = f"{operator.lower()}_{next(self._numbers)}"
+        self.nodes.append(helper.make_node(operator, inputs, [name], name, **attributes))
+        return name
+
+    def conv(self, x: str, params: dict[str, Any], name: str, *, stride: int = 1, rate: int = 1, relu: bool = False) -> str:
+        """The convolution `name` of a module's folded parameters, with the bias that is its own or its norm's."""
+        kernel = np.asarray(params[name]["kernel"])
+        bias = params[name].get("bias") if "bias" in params[name] else params[name.replace("conv", "bn")]["bias"]
+        pad = rate * (kernel.shape[0] - 1) // 2
+        weights = self.constant(kernel.transpose(3, 2, 0, 1)), self.constant(np.asarray(bias))
+        size = kernel.shape[0]
+        attributes = {"kernel_shape": [size, size], "pads": [pad] * 4, "strides": [stride] * 2, "dilations": [rate] * 2}
+        y = self.add("Conv", x, *weights, **attributes)
+        return self.add("Relu", y) if relu else y
+
+
+def serialized(model: ModelConfig, params: dict[str, Any], num_classes: int, output: str, metadata: dict[str, str]) -> bytes:
+    """uint8 [n, 3, h, w] "images" -> uint8 [n, h, w] "labels" or float32 [n, k, h, w] "logits", at the images' size.
+
+    Args:
+      model: the network, at the output stride that is wanted.
+      params: `folded`'s "params".
+      num_classes: channels of the logits.
+      output: "labels" or "logits".
+      metadata: put into the file.
+    """
+    graph = _Graph()
+    x = graph.add("Cast", "images", to=TensorProto.FLOAT)
+    mean, scale = np.asarray(model.mean, np.float32), 1 / np.asarray(model.std, np.float32)
+    x = graph.add("Mul", graph.add("Sub", x, _per_channel(graph, mean)), _per_channel(graph, scale))
+    x = _aspp(graph, _backbone(graph, x, params["backbone"], model), params["aspp"], model)
+    logits = _resized_like_images(graph, graph.conv(x, params, "classifier"), model.align_corners)
+    axes: Sequence[int | str]
+    if output == "labels":
+        y, kind, axes = graph.add("ArgMax", logits, axis=1, keepdims=0), TensorProto.UINT8, ["n", "h", "w"]
+    else:
+        y, kind, axes = logits, TensorProto.FLOAT, ["n", num_classes, "h", "w"]
+    graph.nodes.append(helper.make_node("Cast", [y], [output], output, to=kind))
+    proto = helper.make_graph(
+        graph.nodes,
+        "deeplabv3",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", 3, "h", "w"])],
+        [helper.make_tensor_value_info(output, kind, axes)],
+        graph.constants,
+    )
+    file = helper.make_model(proto, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="deeplab_jax", ir_version=8)
+    helper.set_model_props(file, metadata)
+    onnx.checker.check_model(file, full_check=True)
+    return file.SerializeToString()
+
+
+def _per_channel(graph: _Graph, values: np.ndarray) -> str:
+    return graph.constant(values.reshape(1, -1, 1, 1))
+
+
+def _backbone(graph: _Graph, x: str, params: dict[str, Any], model: ModelConfig) -> str:
+    """`models.resnet.ResNet`'s last stage."""
+    if model.stem == "7x7":
+        x = graph.conv(x, params, "stem_conv", stride=2, relu=True)
+    else:
+        for i, stride in ((1, 2), (2, 1), (3, 1)):
+            x = graph.conv(x, params, f"stem_conv{i}", stride=stride, relu=True)
+    x = graph.add("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    blocks, is_bottleneck = DEPTHS[model.backbone]
+    stages = stage_grids(blocks, model.output_stride, model.multi_grid, model.dilate_conv2)
+    for i, stage in enumerate(stages, start=1):
+        for j, (stride, rate, inner_rate) in enumerate(stage, start=1):
+            own = params[f"stage{i}_block{j}"]
+            if is_bottleneck:
+                y = graph.conv(x, own, "conv1", relu=True)
+                y = graph.conv(y, own, "conv2", stride=stride, rate=rate, relu=True)
+                y = graph.conv(y, own, "conv3")
+            else:
+                y = graph.conv(x, own, "conv1", stride=stride, rate=rate, relu=True)
+                y = graph.conv(y, own, "conv2", rate=inner_rate)
+            shortcut = graph.conv(x, own, "downsample_conv", stride=stride) if "downsample_conv" in own else x
+            x = graph.add("Relu", graph.add("Add", y, shortcut))
+    return x
+
+
+def _aspp(graph: _Graph, x: str, params: dict[str, Any], model: ModelConfig) -> str:
+    """`models.aspp.ASPP`."""
+    branches = [graph.conv(x, params["branch_1x1"], "conv", relu=True)]
+    for i, rate in enumerate(aspp_rates(model.atrous_rates, model.output_stride), start=1):
+        branches.append(graph.conv(x, params[f"branch_rate{i}"], "conv", rate=int(rate), relu=True))
+    pooled = graph.conv(graph.add("GlobalAveragePool", x), params["branch_pool"], "conv", relu=True)
+    branches.append(graph.add("Expand", pooled, graph.add("Shape", branches[0])))
+    x = graph.conv(graph.add("Concat", *branches, axis=1), params["fuse"], "conv", relu=True)
+    return graph.conv(x, params["refine"], "conv", relu=True) if "refine" in params else x
+
+
+def _resized_like_images(graph: _Graph, logits: str, align_corners: bool) -> str:
+    channels, size = graph.add("Shape", logits, start=0, end=2), graph.add("Shape", "images", start=2, end=4)
+    mode = "align_corners" if align_corners else "half_pixel"
+    sizes = graph.add("Concat", channels, size, axis=0)
+    return graph.add("Resize", logits, "", "", sizes, mode="linear", coordinate_transformation_mode=mode)

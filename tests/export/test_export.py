@@ -1,0 +1,141 @@
+"""Exported files against the checkpoint, at sizes that the export did not look at."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import deeplab, tiny_config, tiny_model
+
+import deeplab_jax as dl
+from deeplab_jax import api, exported
+from deeplab_jax.config import EvalConfig
+from deeplab_jax.errors import CheckpointError, DataError
+from deeplab_jax.export import run
+from deeplab_jax.export.folding import folded
+from deeplab_jax.models import DeepLabV3
+
+SWITCHES = {
+    "basic": {},
+    "bottleneck": {
+        "backbone": "resnet50",
+        "stem": "3x3",
+        "output_stride": 8,
+        "multi_grid": (0.5, 1.0, 2.0),
+        "fusion": "1x1+3x3",
+        "align_corners": True,
+        "aux_head": True,
+    },
+}
+
+
+def network(switches):
+    """A config, and variables none of which is 0 or 1."""
+    config = tiny_config(model=tiny_model(**switches))
+    model = DeepLabV3(config.model, config.labels.num_classes)
+    variables = jax.jit(model.init, static_argnums=2)(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32), False)
+    leaves, tree = jax.tree.flatten(variables)
+    rng = np.random.default_rng(0)
+    return config, tree.unflatten(
+        [np.asarray(leaf) + 0.3 * np.abs(rng.normal(size=leaf.shape)).astype(np.float32) for leaf in leaves]
+    )
+
+
+@pytest.fixture(scope="module", params=SWITCHES)
+def segmenter(request):
+    config, variables = network(SWITCHES[request.param])
+    return api.Segmenter(config, variables)
+
+
+@pytest.fixture
+def checkpoint(monkeypatch, segmenter):
+    """Stands for a run that holds the segmenter's network."""
+    monkeypatch.setattr(run, "resolve", lambda checkpoint: checkpoint)
+    monkeypatch.setattr(run, "stored_config", lambda step: segmenter.config)
+    monkeypatch.setattr(run, "restore_model", lambda step, like: segmenter.variables)
+    return "runs/here/checkpoints/7"
+
+
+def images(n, h, w):
+    return np.random.default_rng(n + h).integers(0, 256, (n, 3, h, w), np.uint8)
+
+
+def test_folded_variables_predict_the_same(segmenter):
+    model = DeepLabV3(segmenter.config.model, segmenter.config.labels.num_classes)
+    x = np.random.default_rng(0).normal(size=(1, 33, 40, 3)).astype(np.float32)
+    apply = jax.jit(lambda variables: model.apply(variables, x, False).logits)
+    parameters = folded(segmenter.variables)
+    assert list(parameters) == ["params"]
+    expected = apply(segmenter.variables)
+    np.testing.assert_allclose(apply(parameters), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("form", ["stablehlo", "onnx"])
+def test_a_file_gives_the_checkpoints_logits_and_labels(segmenter, checkpoint, tmp_path, monkeypatch, capsys, form):
+    loaded = {}
+    for output in ("logits", "labels"):
+        path = tmp_path / output
+        words = ("export", "--checkpoint", checkpoint, "--out", path, "--format", form, "--output", output)
+        assert deeplab(monkeypatch, capsys, *words)[0] == 0
+        loaded[output] = dl.load_exported(str(path)) if form == "stablehlo" else run._load_onnx(path.read_bytes())
+    for size in ((1, 33, 65), (3, 48, 40), (1, 71, 50)):
+        expected = segmenter.logits(images(*size))
+        found = loaded["logits"](images(*size))
+        assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected)
+        labels = loaded["labels"](images(*size))
+        assert labels.dtype == np.uint8
+        assert np.mean(labels == expected.argmax(1)) >= 0.9999
+
+
+def test_a_file_tells_what_its_numbers_mean(segmenter, checkpoint, tmp_path):
+    import onnxruntime
+
+    run.export(checkpoint, str(tmp_path / "a.dl"), "stablehlo", "labels", say=lambda line: None)
+    run.export(checkpoint, str(tmp_path / "a.onnx"), "onnx", "labels", say=lambda line: None)
+    facts = dl.load_exported(str(tmp_path / "a.dl")).metadata
+    assert facts["names"] == list(segmenter.config.labels.names)
+    assert facts["colors"][0] == [128, 64, 128]
+    assert facts["checkpoint"] == "7"
+    in_onnx = onnxruntime.InferenceSession(tmp_path / "a.onnx").get_modelmeta().custom_metadata_map
+    assert json.loads(in_onnx["names"]) == facts["names"]
+    assert json.loads(in_onnx["mean"]) == facts["mean"]
+
+
+def test_a_file_that_computes_something_else_is_not_kept(segmenter, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "folded", lambda variables: jax.tree.map(lambda leaf: 1.1 * leaf, folded(variables)))
+    with pytest.raises(CheckpointError, match="is not kept: its logits differ"):
+        run.export(checkpoint, str(tmp_path / "a.onnx"), "onnx", "logits", say=lambda line: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_protocol_that_the_file_lacks_is_said(segmenter, checkpoint, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(segmenter.config, "eval", EvalConfig(flip=True))
+    run.export(checkpoint, str(tmp_path / "a.onnx"), "onnx", "labels", say=said.append)
+    assert "eval.flip" in said[0]
+
+
+def test_an_exported_file_runs_without_the_model(segmenter, checkpoint, tmp_path):
+    run.export(checkpoint, str(tmp_path / "a.dl"), "stablehlo", "labels", say=lambda line: None)
+    code = f"""
+import sys
+for name in ("flax", "tensorflow", "deeplab_jax.models", "deeplab_jax.config"): sys.modules[name] = None
+import numpy as np, deeplab_jax as dl
+print(dl.load_exported({str(tmp_path / "a.dl")!r})(np.zeros((2, 3, 20, 30), np.uint8)).shape)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.stdout.strip() == "(2, 20, 30)", result.stderr
+
+
+def test_what_is_no_exported_file_is_one_line(tmp_path):
+    (tmp_path / "a.dl").write_text("nothing")
+    for path in (tmp_path / "a.dl", tmp_path / "none"):
+        with pytest.raises(DataError, match="cannot be loaded"):
+            exported.load_exported(str(path))
+
+
+def test_images_of_another_type_are_refused():
+    with pytest.raises(DataError, match=r"`images` \(=float32 \[1, 3, 4, 4\]\)"):
+        exported.checked_images(np.zeros((1, 3, 4, 4), np.float32))
