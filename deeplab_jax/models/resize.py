@@ -25,16 +25,15 @@ def resize_bilinear(
     shape = (x.shape[0], height, width, x.shape[3])
     if not align_corners:
         return jax.image.resize(x, shape, "bilinear", antialias=False)
-    scale, shift = jnp.array([_aligned(x.shape[axis], shape[axis]) for axis in (1, 2)], jnp.float32).T
+    scale, shift = jnp.stack([_aligned(x.shape[axis], shape[axis]) for axis in (1, 2)], axis=1)
     return jax.image.scale_and_translate(x, shape, (1, 2), scale, shift, "bilinear", antialias=False)
 
 
-def _aligned(size: int, new_size: int) -> tuple[float, float]:
-    """(scale, translation) of pixel corners under which output pixel i lies at i (size - 1) / (new_size - 1)."""
-    if size == 1:
-        return new_size, 0.0
-    scale = (new_size - 1) / (size - 1) if new_size > 1 else 1.0
-    return scale, 0.5 - 0.5 * scale
+def _aligned(size: int, new_size: int) -> Float[Array, "2"]:
+    """[scale, translation] of pixel corners under which output pixel i lies at i (size - 1) / (new_size - 1)."""
+    old, new = jnp.asarray(size, jnp.float32), jnp.asarray(new_size, jnp.float32)  # which may be symbolic: no `if`
+    scale = jnp.where(new > 1, (new - 1) / jnp.maximum(old - 1, 1), 1.0)
+    return jnp.where(old > 1, jnp.stack([scale, 0.5 - 0.5 * scale]), jnp.stack([new, jnp.zeros_like(new)]))
 
 
 def resize_by_gather(

@@ -32,15 +32,16 @@ SWITCHES = {
 
 
 def network(switches):
-    """A config, and variables none of which is 0 or 1."""
+    """A config, and variables whose statistics, factors and biases are neither 0 nor 1."""
     config = tiny_config(model=tiny_model(**switches))
     model = DeepLabV3(config.model, config.labels.num_classes)
     variables = jax.jit(model.init, static_argnums=2)(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32), False)
-    leaves, tree = jax.tree.flatten(variables)
     rng = np.random.default_rng(0)
-    return config, tree.unflatten(
-        [np.asarray(leaf) + 0.3 * np.abs(rng.normal(size=leaf.shape)).astype(np.float32) for leaf in leaves]
-    )
+
+    def moved(leaf):
+        return np.asarray(leaf) + (leaf.ndim == 1) * 0.3 * np.abs(rng.normal(size=leaf.shape)).astype(np.float32)
+
+    return config, jax.tree.map(moved, variables)
 
 
 @pytest.fixture(scope="module", params=SWITCHES)
