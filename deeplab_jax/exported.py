@@ -26,7 +26,7 @@ class Exported:
     """
 
     metadata: dict[str, Any]
-    program: Callable[[Array], Array]
+    program: Callable[[Any], Array]
 
     def __call__(self, images: UInt8[np.ndarray, "n 3 h w"]) -> np.ndarray:
         """Labels uint8 [n, h, w] or logits float32 [n, k, h, w], as exported; one compilation a shape.

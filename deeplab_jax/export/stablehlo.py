@@ -32,4 +32,5 @@ def serialized(config: Config, params: dict[str, Any], output: Output) -> bytes:
         return jnp.argmax(logits, -1).astype(jnp.uint8) if output == "labels" else logits.transpose(0, 3, 1, 2)
 
     n, h, w = jax.export.symbolic_shape("n, h, w")
-    return jax.export.export(jax.jit(run), platforms=PLATFORMS)(jax.ShapeDtypeStruct((n, 3, h, w), np.uint8)).serialize()
+    program = jax.export.export(jax.jit(run), platforms=PLATFORMS)(jax.ShapeDtypeStruct((n, 3, h, w), np.uint8))
+    return bytes(program.serialize())

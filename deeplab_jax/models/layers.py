@@ -78,10 +78,10 @@ class BatchNorm(nn.Module):
         """
         features = x.shape[-1:]
         is_folded = not self.is_initializing() and not self.has_variable("params", "scale")  # see `export.folding`
-        scale = None if is_folded else self.param("scale", nn.initializers.ones, features, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, features, jnp.float32)
         if is_folded:
             return (x + bias[None, None, None]).astype(x.dtype)
+        scale = self.param("scale", nn.initializers.ones, features, jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, features, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, features, jnp.float32)
         if train:
