@@ -124,11 +124,22 @@ def host_peak() -> int:
     return int(line.split()[1]) * 1024
 
 
+def positive(word: str) -> int:
+    """A flag's value.
+
+    Raises:
+      ValueError: it is no whole number above 0.
+    """
+    if int(word) < 1:
+        raise ValueError
+    return int(word)
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that all comparisons have."""
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--warm-up", type=int, default=2, help="untimed turns of each side before the rounds")
-    parser.add_argument("--repeat", type=int, default=1, help="runs that one timing takes together; more on a GPU")
+    parser.add_argument("--repeat", type=positive, default=1, help="runs that one timing takes together; more on a GPU")
     parser.add_argument("--one-at-a-time", action="store_true", help="no two sides in memory: for the largest batch that fits")
     parser.add_argument("--json", type=pathlib.Path, help="file to write the figures to")
 

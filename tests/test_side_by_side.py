@@ -39,6 +39,15 @@ def test_a_side_that_does_other_work_or_none_has_no_figures():
     assert "no such device" in found["broken"]["failed"]
 
 
+@pytest.mark.parametrize("word", ["0", "-1", "x"])
+def test_a_count_below_1_is_one_line(word, capsys):
+    parser = argparse.ArgumentParser()
+    side_by_side.add_flags(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--rounds", word])
+    assert f"argument --rounds: invalid positive value: '{word}'" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_errors_are_relative_and_of_labels_the_share_that_differs():
     assert side_by_side.relative_error(np.array([3.0, 4.5]), np.array([3.0, 4.0])) == pytest.approx(0.1)
     assert side_by_side.relative_error(np.array([1, 2, 3, 4]), np.array([1, 2, 3, 5])) == 0.25
