@@ -35,7 +35,7 @@ class _Graph:
     def conv(self, x: str, params: dict[str, Any], name: str, *, stride: int = 1, rate: int = 1, relu: bool = False) -> str:
         """The convolution `name` of a module's folded parameters, with the bias that is its own or its norm's."""
         kernel = np.asarray(params[name]["kernel"])
-        bias = params[name].get("bias") if "bias" in params[name] else params[name.replace("conv", "bn")]["bias"]
+        bias = params[name]["bias"] if "bias" in params[name] else params[name.replace("conv", "bn")]["bias"]
         pad = rate * (kernel.shape[0] - 1) // 2
         weights = self.constant(kernel.transpose(3, 2, 0, 1)), self.constant(np.asarray(bias))
         size = kernel.shape[0]

@@ -22,7 +22,7 @@ def strips(
       batch_size: windows at a time.
 
     Yields:
-      The first row of a strip, and the strip. It is overwritten when the next one is asked for.
+      The first row of a strip, and the strip.
     """
     height, width = image.shape[:2]
     stride, window = default_stride(window), (min(window[0], height), min(window[1], width))
