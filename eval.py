@@ -44,7 +44,8 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
     from deeplab_jax import hosts
     from deeplab_jax.compilation import keep_programs
     from deeplab_jax.evaluation import cityscapes, report
-    from deeplab_jax.evaluation.evaluate import Visitor, evaluate, write_pictures
+    from deeplab_jax.evaluation.evaluate import Visitor, evaluate
+    from deeplab_jax.evaluation.pictures import write_pictures
     from deeplab_jax.evaluation.submission import file_names, write_archive, write_prediction
     from deeplab_jax.files import replacing
     from deeplab_jax.train.checkpoint import resolve, restore_model
@@ -80,16 +81,19 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
     console.print(describe(config.eval.split, samples))
     visitors: list[Visitor] = []
     if output:
-        visitors.append(functools.partial(write_pictures, output, samples.images, config.labels))
+        stems = [str(epath.Path(image).with_suffix("")) for image in samples.images]
+        visitors.append(
+            lambda seen: write_pictures(output, stems[seen.index], config.labels, seen.prediction, image=seen.image)
+        )
     if submission:
-        visitors.append(functools.partial(write_prediction, submission, names))
+        visitors.append(lambda seen: write_prediction(submission, names[seen.index], seen.prediction))
     is_official, instances = bool(samples.labels) and cityscapes.is_official(config.labels), None
     if is_official and (why := why_no_instances(samples)):
         console.print(f"iIoU is left out: {why}")
     elif is_official:
         read = functools.partial(read_instances, samples, cityscapes.INSTANCE_LABELS)
-        instances, count_instances = cityscapes.instance_counter(read)
-        visitors.append(count_instances)
+        instances, add_instances = cityscapes.instance_counter(read)
+        visitors.append(lambda seen: add_instances(seen.index, seen.prediction))
     confusion = evaluate(config, variables, batches, len(samples), visitors, console)
     if instances is not None:
         instances = hosts.gather(instances).sum(0)  # each process counted the images that it read

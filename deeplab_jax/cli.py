@@ -180,6 +180,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "verify": verify,
     "plan": plan,
     "predict": use_commands.predict,
+    "report": use_commands.report,
     "export": use_commands.export,
 }
 

@@ -67,6 +67,34 @@ def predict(
     sys.exit(1 if failures else 0)
 
 
+def report(
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
+    out: Annotated[str, tyro.conf.arg(metavar="FILE.html")],
+    split: str | None = None,
+    root: str | None = None,
+    images: int = 24,
+) -> None:
+    """Evaluate a run and write what there is to see of it as one HTML page: curves, scores, confusions, the worst images.
+
+    Args:
+      run: a run's folder, RUN/best, RUN/checkpoints/N, or what `weights import` made.
+      out: file to write.
+      split: name of the list to evaluate. Left out: the run's eval.split.
+      root: where the data set or its prepared records lie now, if not where the run found it.
+      images: how many of the worst images to show.
+    """
+    if images < 0:
+        raise ConfigError(f"`--images` (={images}) must be 0 or more")
+    from deeplab_jax.compilation import keep_programs
+    from deeplab_jax.report.run import opened, write
+    from deeplab_jax.wiring import evaluation_set
+
+    keep_programs()
+    config, checkpoint = opened(run, split=split, root=root)
+    samples, batches = evaluation_set(config)
+    write(config, checkpoint, out, batches(), samples.images, images, Console(soft_wrap=True, highlight=False))
+
+
 def export(
     checkpoint: Annotated[str, tyro.conf.arg(metavar="DIR")],
     out: Annotated[str, tyro.conf.arg(metavar="FILE")],

@@ -1,8 +1,9 @@
-"""What a config names, opened: joins `data/` with the training, for `train.py` and `verify`."""
+"""What a config names, opened: joins `data/` with training and evaluation, for `train.py` and the commands."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
+import numpy as np
 
 from deeplab_jax.config import Config, total_steps
 from deeplab_jax.data.find import find_split
@@ -14,6 +15,14 @@ from deeplab_jax.train.begin import Data
 def training_set(config: Config) -> Samples:
     """The training list. Errors as `find_split`."""
     return find_split(config.data, config.data.train_split)
+
+
+def evaluation_set(config: Config) -> tuple[Samples, Callable[[], Iterator[dict[str, np.ndarray]]]]:
+    """The list of `eval.split`, and a function to its batches on this process. Errors as `find_split`."""
+    samples = find_split(config.data, config.eval.split)
+    process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    size, threads = config.eval.batch_size, config.data.threads
+    return samples, lambda: eval_batches(samples, config.labels, size, threads=threads, **process)
 
 
 def training_data(config: Config, say: Callable[[str], None]) -> tuple[Data, int]:
@@ -28,7 +37,7 @@ def training_data(config: Config, say: Callable[[str], None]) -> tuple[Data, int
       ConfigError: the config counts neither steps nor epochs.
     """
     train_set = training_set(config)
-    eval_set = find_split(config.data, config.eval.split)
+    eval_set, evaluated = evaluation_set(config)
     say(describe(config.data.train_split, train_set))
     say(describe(config.eval.split, eval_set))
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
@@ -46,8 +55,6 @@ def training_data(config: Config, say: Callable[[str], None]) -> tuple[Data, int
             steps=end,
             **process,
         ),
-        eval_batches=lambda: eval_batches(
-            eval_set, config.labels, config.eval.batch_size, threads=config.data.threads, **process
-        ),
+        eval_batches=evaluated,
     )
     return data, total_steps(config, len(train_set))

@@ -86,18 +86,18 @@ def instance_counts(prediction: UInt8[np.ndarray, "h w"], instances: UInt16[np.n
 
 def instance_counter(
     read: Callable[[int, tuple[int, int]], UInt16[np.ndarray, "h w"]],
-) -> tuple[Float[np.ndarray, "3 19"], Callable[[int, np.ndarray, np.ndarray], None]]:
-    """The sums of `instance_counts`, zeros at first, and a visitor for `evaluate` that adds each image's to them.
+) -> tuple[Float[np.ndarray, "3 19"], Callable[[int, UInt8[np.ndarray, "h w"]], None]]:
+    """The sums of `instance_counts`, zeros at first, and a function of an image's position and prediction that adds to them.
 
     Args:
       read: instance ids by an image's position in the list and its (height, width).
     """
     total = np.zeros((3, CITYSCAPES.num_classes))
 
-    def visit(index: int, _: UInt8[np.ndarray, "h w 3"], prediction: UInt8[np.ndarray, "h w"]) -> None:
+    def add(index: int, prediction: UInt8[np.ndarray, "h w"]) -> None:
         np.add(total, instance_counts(prediction, read(index, (prediction.shape[0], prediction.shape[1]))), out=total)
 
-    return total, visit
+    return total, add
 
 
 def scores(confusion: Int[np.ndarray, "19 19"], instances: Float[np.ndarray, "3 19"] | None = None) -> Scores:

@@ -1,26 +1,40 @@
 """One pass over a split: confusion counts, and what is written of each image."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from jaxtyping import Array, Int, UInt8
-from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
 from deeplab_jax.config import Config
-from deeplab_jax.evaluation import pictures
 from deeplab_jax.evaluation.inference import Evaluator
-from deeplab_jax.files import replacing
-from deeplab_jax.labels import LabelSet
 from deeplab_jax.sharding import check_batch, local_rows, make_mesh, prefetch, replicated
 
 Batch = dict[str, np.ndarray]
-# Called with an image's position in the list, the image, and its prediction in train ids.
-Visitor = Callable[[int, UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]], None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Seen:
+    """One evaluated image.
+
+    Attributes:
+      index: its position in the list.
+      image: as it was decoded.
+      prediction: train ids.
+      label: train ids; None in a split without labels.
+    """
+
+    index: int
+    image: UInt8[np.ndarray, "h w 3"]
+    prediction: UInt8[np.ndarray, "h w"]
+    label: UInt8[np.ndarray, "h w"] | None
+
+
+Visitor = Callable[[Seen], None]
 
 
 def score(
@@ -75,29 +89,11 @@ def evaluate(
         def show(batch: Batch, rows: Sequence[int], predictions: Array) -> None:
             if visitors:
                 on_host = local_rows(predictions)
+                labels = batch.get("label", [None] * len(on_host))
                 for i in rows:
                     for visit in visitors:
-                        visit(int(batch["index"][i]), batch["image"][i], on_host[i])
+                        visit(Seen(int(batch["index"][i]), batch["image"][i], on_host[i], labels[i]))
             progress.advance(task, len(rows))
 
         variables = jax.device_put(variables, replicated(mesh))
         return score(evaluator, variables, batches, show)
-
-
-def write_pictures(
-    output: str,
-    names: Sequence[str],
-    label_set: LabelSet,
-    index: int,
-    image: UInt8[np.ndarray, "h w 3"],
-    prediction: UInt8[np.ndarray, "h w"],
-) -> None:
-    """`<output>/{train_ids,color,overlay}/<names[index]>.png`; a visitor once the first three are bound."""
-    drawn = {
-        "train_ids": prediction,
-        "color": pictures.colorize(prediction, label_set),
-        "overlay": pictures.overlay(image, prediction, label_set),
-    }
-    for kind, pixels in drawn.items():
-        with replacing(epath.Path(output) / kind / epath.Path(names[index]).with_suffix(".png")) as file:
-            Image.fromarray(pixels).save(file, "PNG")

@@ -43,15 +43,9 @@ def file_names(images: Sequence[str], label_set: LabelSet) -> tuple[str, ...]:
     return tuple(first)
 
 
-def write_prediction(
-    folder: str,
-    names: Sequence[str],
-    index: int,
-    _: UInt8[np.ndarray, "h w 3"],
-    prediction: UInt8[np.ndarray, "h w"],
-) -> None:
-    """`<folder>/<names[index]>`; a visitor for `evaluate` once folder and names are bound."""
-    with replacing(epath.Path(folder) / names[index]) as file:
+def write_prediction(folder: str, name: str, prediction: UInt8[np.ndarray, "h w"]) -> None:
+    """`<folder>/<name>`, of a prediction in train ids."""
+    with replacing(epath.Path(folder) / name) as file:
         Image.fromarray(_LABEL_IDS[prediction]).save(file, "PNG")
 
 

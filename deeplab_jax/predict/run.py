@@ -10,16 +10,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
-from etils import epath
 from jaxtyping import Float, UInt8
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from deeplab_jax.api import Segmenter
 from deeplab_jax.errors import DataError
 from deeplab_jax.evaluation import pictures
-from deeplab_jax.files import replacing
 from deeplab_jax.predict import inputs as finding
 from deeplab_jax.predict import video
 from deeplab_jax.predict.inputs import Input
@@ -187,14 +184,9 @@ def _run_video(segmenter: Segmenter, each: Input, options: Options, progress: Pr
 
 def _write(name: str, image: UInt8[np.ndarray, "h w 3"] | None, found: Found, segmenter: Segmenter, options: Options) -> None:
     ids, confidence = found
-    drawn = {"train_ids": ids, "color": pictures.colorize(ids, segmenter.label_set), "confidence": confidence}
-    if image is not None:
-        drawn["overlay"] = pictures.overlay(image, ids, segmenter.label_set, options.opacity)
-    for kind, pixels in drawn.items():
-        if pixels is not None:
-            with replacing(epath.Path(options.out) / kind / f"{name}.png") as file:
-                # Level 1 takes a third of the time and a tenth more space.
-                Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+    pictures.write_pictures(
+        options.out, name, segmenter.label_set, ids, image=image, confidence=confidence, opacity=options.opacity
+    )
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""`deeplab-jax report`: a run as one HTML page."""
