@@ -82,7 +82,7 @@ def train(recipe: str, flags: str, root: str, seed: int, workdir: pathlib.Path) 
 
 def table(rows: Mapping[str, str], results: Mapping[str, Sequence[Result]]) -> str:
     """Markdown; the best mIoU is bold. Of several seeds the mean, and the lowest and highest."""
-    best = max((mean for found in results.values() if (mean := _mean(found))), default=0.0)
+    best = max(map(_mean, results.values()), default=0.0)
     lines = ["| row | flags | seeds | steps | minutes | val mIoU | pixel accuracy |", "| --- " * 7 + "|"]
     for name, flags in rows.items():
         if found := results.get(name):
@@ -124,7 +124,7 @@ def main() -> None:
         for seed in args.seeds:
             workdir = args.out.resolve() / name / f"seed{seed}"
             print(f"{name}, seed {seed}: {train(study['RECIPE'], rows[name], root, seed, workdir)}", flush=True)
-            text = table(rows, {name: _finished(args.out / name) for name in rows})
+            text = table(rows, {name: found for name in rows if (found := _finished(args.out / name))})
             if args.table:
                 args.table.write_text(text)
     print(text)

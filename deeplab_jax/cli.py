@@ -182,6 +182,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "predict": use_commands.predict,
     "report": use_commands.report,
     "export": use_commands.export,
+    "demo": use_commands.demo,
 }
 
 

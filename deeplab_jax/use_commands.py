@@ -95,6 +95,36 @@ def report(
     write(config, checkpoint, out, batches(), samples.images, images, Console(soft_wrap=True, highlight=False))
 
 
+def demo(
+    checkpoint: Annotated[str, tyro.conf.arg(metavar="DIR")],
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    max_mib: int = 20,
+    max_pixels: int = 2**21,
+) -> None:
+    """Serve a page to drop images on: overlay, legend, shares of the classes. Needs pip install 'deeplab-jax[demo]'.
+
+    Args:
+      checkpoint: a run's folder, RUN/best, RUN/checkpoints/N, or what `weights import` made.
+      host: address to listen on; 0.0.0.0 lets other machines in, without a password.
+      port: left out: the first free one from 7860 on.
+      max_mib: largest upload in MiB.
+      max_pixels: larger images are reduced to so many.
+    """
+    for flag, value in (("--max-mib", max_mib), ("--max-pixels", max_pixels)):
+        if value < 1:
+            raise ConfigError(f"`{flag}` (={value}) must be 1 or more")
+    if port is not None and not 1 <= port <= 65535:
+        raise ConfigError(f"`--port` (={port}) must be 1 to 65535")
+    from deeplab_jax.api import load
+
+    try:
+        from deeplab_jax.demo import blocks, serve
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"`deeplab-jax demo` needs {error.name}: pip install 'deeplab-jax[demo]'") from None
+    serve(blocks(load(checkpoint), f"deeplab_jax: {checkpoint}", max_pixels), host=host, port=port, max_mib=max_mib)
+
+
 def export(
     checkpoint: Annotated[str, tyro.conf.arg(metavar="DIR")],
     out: Annotated[str, tyro.conf.arg(metavar="FILE")],

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
 # Compiling is most of the time that the tests take; the processes that they start share the cache.
@@ -20,6 +21,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 from deeplab_jax import cli
 from deeplab_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
 from deeplab_jax.data import synthetic
+from deeplab_jax.models import DeepLabV3
+from deeplab_jax.train.checkpoint import Checkpoints
+from deeplab_jax.train.optimizer import make_optimizer
+from deeplab_jax.train.state import init_state
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +50,39 @@ def official(monkeypatch):
         return script.evaluateImgLists([script.getPrediction(args, name) for name in names], names, args)
 
     return evaluate
+
+
+@pytest.fixture(scope="module")
+def stored_run(street_scenes, tmp_path_factory):
+    """A run's folder with an untrained network at step 4."""
+    workdir, config = tmp_path_factory.mktemp("stored") / "run", tiny_config(street_scenes)
+    optimizer = make_optimizer(config.optim, 4)
+    state = jax.jit(lambda: init_state(DeepLabV3(config.model, config.labels.num_classes), optimizer, 0))()
+    with Checkpoints(str(workdir), config) as checkpoints:
+        checkpoints.save(state.replace(step=jax.numpy.asarray(4, jax.numpy.int32)), 4, {"miou": 0.5})
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A headless browser; the tests that ask for it are skipped on a machine without one."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip("needs Chromium: install it by the system's packages")
+    quiet = (
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--no-first-run",
+        "--disable-quic",
+    )
+    with sync_api.sync_playwright() as playwright:
+        # The sandbox needs privileges that containers lack; the pages are our own.
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu", *quiet])
+        yield browser
+        browser.close()
 
 
 def deeplab(monkeypatch, capsys, *words):
