@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/quickstart
+# What the reference of `make docs` begins with; packages bring what is in them.
+MODULES := api exported config labels errors models losses metrics data train evaluation weights predict export report
 
-.PHONY: quickstart test test-long lint format clean
+.PHONY: quickstart test test-long lint format docs clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/deeplab-jax data synthetic data/synthetic
@@ -27,8 +29,12 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/installed-dev
+	$(BIN)/pdoc -d google -o docs/api $(addprefix deeplab_jax.,$(MODULES))
+	@echo "API reference: docs/api/index.html"
+
 clean:
-	rm -rf $(VENV) runs data/synthetic
+	rm -rf $(VENV) runs data/synthetic docs/api
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
