@@ -18,8 +18,14 @@ def overlay(
     image: UInt8[np.ndarray, "h w 3"], labels: UInt8[np.ndarray, "h w"], label_set: LabelSet, opacity: float = 0.5
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The image with the colours of its labels laid over it."""
-    mixed = (1 - opacity) * image.astype(np.float32) + opacity * colorize(labels, label_set)
-    return np.round(mixed).astype(np.uint8)
+    mixed = np.empty_like(image)
+    # By rows: as floating-point numbers a large image would take many times its size.
+    for top in range(0, len(image), 256):
+        rows = slice(top, top + 256)
+        colors = colorize(labels[rows], label_set).astype(np.float32)
+        np.round((1 - opacity) * image[rows].astype(np.float32) + opacity * colors, out=colors)
+        mixed[rows] = colors
+    return mixed
 
 
 def strip(
