@@ -39,17 +39,17 @@ class Result:
 
 
 def result(workdir: pathlib.Path) -> Result | None:
-    """What `metrics.jsonl` says of a run that has ended; None for one that has not."""
-    file = workdir / "metrics.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    trained = [row for row in rows if row["kind"] == "train"]
-    scored = [row for row in rows if row["kind"] == "eval"]
-    if not (workdir / "done").exists() or not trained or not scored:
+    """What the run's receipt and log say of it; None for one that has not come to its end."""
+    if not (workdir / "run.json").exists():
         return None
-    steps = trained[-1]["step"]
+    steps = json.loads((workdir / "run.json").read_text())["starts"][-1]["steps"]
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    scores = [row for row in rows if row["kind"] == "eval" and row["step"] == steps]
+    if not scores:
+        return None
     # The median, so that what else the machine did for a while does not count.
-    minutes = steps * statistics.median(row["seconds_per_step"] for row in trained) / 60
-    return Result(steps, minutes, scored[-1]["miou"], scored[-1]["pixel_accuracy"])
+    minutes = steps * statistics.median(row["seconds_per_step"] for row in rows if row["kind"] == "train") / 60
+    return Result(steps, minutes, scores[0]["miou"], scores[0]["pixel_accuracy"])
 
 
 def train(recipe: str, flags: str, root: str, seed: int, workdir: pathlib.Path) -> Result:
@@ -73,7 +73,6 @@ def train(recipe: str, flags: str, root: str, seed: int, workdir: pathlib.Path) 
             )
         if done.returncode:
             sys.exit(f"{workdir}: train.py ended with {done.returncode}, see its log.txt")
-        (workdir / "done").touch()
         found = result(workdir)
     if found is None:
         sys.exit(f"{workdir} was stopped: the same command goes on")

@@ -79,9 +79,9 @@ def _run_images(
         with _noting(failures):
             by_size[finding.size(each.path)].append(each)
     batches = [
-        (size, batch, min(_batch_size(size, options), len(group)))
+        (size, batch, min(batch_size(size, options), len(group)))
         for size, group in by_size.items()
-        for batch in _batches(group, min(_batch_size(size, options), len(group)))
+        for batch in _batches(group, min(batch_size(size, options), len(group)))
     ]
 
     def load(batch: Sequence[Input]) -> list[tuple[Input, np.ndarray]]:
@@ -146,7 +146,8 @@ def _by_windows(segmenter: Segmenter, image: UInt8[np.ndarray, "h w 3"], options
     return ids, confidence
 
 
-def _batch_size(size: tuple[int, int], options: Options) -> int:
+def batch_size(size: tuple[int, int], options: Options) -> int:
+    """How many images of a (height, width) go through the network together."""
     pixels = size[0] * size[1]
     if pixels > options.max_pixels:
         return 1
@@ -168,7 +169,7 @@ def _run_video(segmenter: Segmenter, each: Input, options: Options, progress: Pr
         if first is None:
             raise DataError(f"{each.path} has no frame: replace it")
         size = first.shape[:2]
-        at_a_time = _batch_size(size, options)
+        at_a_time = batch_size(size, options)
         add = stack.enter_context(video.writing(overlay, size, fps))
         writers = stack.enter_context(ThreadPoolExecutor(2))
         for number, batch in enumerate(_batches(itertools.chain([first], frames), at_a_time)):

@@ -1,0 +1,60 @@
+"""How much of the network's own rate `deeplab-jax predict` keeps, reading, drawing and writing files as well.
+
+python benchmarks/predict.py CHECKPOINT FOLDER     # a folder of images of one size
+
+In turn: the network alone on batches that lie in memory, and the whole of `predict` into a folder that is removed. Both are
+compiled before.
+"""
+
+import argparse
+import io
+import pathlib
+import statistics
+import tempfile
+import time
+
+import numpy as np
+import side_by_side
+from rich.console import Console
+
+import deeplab_jax as dl
+from deeplab_jax.predict.inputs import find, read
+from deeplab_jax.predict.run import Options, batch_size, run
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint")
+    parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("--rounds", type=side_by_side.positive, default=3)
+    args = parser.parse_args()
+    segmenter = dl.load(args.checkpoint)
+    inputs, _ = find([str(args.folder)])
+    first = read(inputs[0].path)
+    at_a_time = batch_size((first.shape[0], first.shape[1]), Options(""))
+    batch = np.stack([read(each.path) for each in inputs[:at_a_time]]).transpose(0, 3, 1, 2)
+    segmenter.predict(batch)
+
+    def network() -> None:
+        for _ in range(0, len(inputs), at_a_time):
+            segmenter.predict(batch)
+
+    def predict() -> None:
+        with tempfile.TemporaryDirectory() as out:
+            assert not run(segmenter, inputs, Options(out), Console(file=io.StringIO()))
+
+    rates: dict[str, list[float]] = {"network": [], "predict": []}
+    for _ in range(args.rounds):
+        for name, work in (("network", network), ("predict", predict)):
+            start = time.perf_counter()
+            work()
+            rates[name].append(len(inputs) / (time.perf_counter() - start))
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    for name, values in rates.items():
+        print(f"{name:8} {medians[name]:.2f} images/s ({min(values):.2f} to {max(values):.2f})")
+    print(f"{medians['predict'] / medians['network']:.3f} of the network's rate: {len(inputs)} images, {at_a_time} at a time")
+
+
+if __name__ == "__main__":
+    main()
