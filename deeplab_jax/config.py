@@ -34,6 +34,9 @@ class ModelConfig:
       atrous_rates: rates of the ASPP's 3x3 branches at output stride 16; they double at 8 and halve at 32.
       aspp_width: channels of each ASPP branch and of the fusion.
       fusion: what follows the concatenated branches: "1x1" (paper), "3x3" (mmsegmentation) or "1x1+3x3" (torchvision).
+      decoder_width: channels of the 3x3 convolutions of the decoder that makes it DeepLabV3+, with logits at stride 4; 0 for
+        DeepLabV3, which has none.
+      low_level_width: channels that the decoder reduces the backbone's features at stride 4 to.
       dropout: share of the values that training drops after the first fusion convolution.
       aux_head: a fully convolutional head on the third stage, whose loss helps training; predictions do not need it.
       aux_dropout: share of the values that training drops before that head's classifier.
@@ -55,6 +58,8 @@ class ModelConfig:
     atrous_rates: tuple[int, ...] = (6, 12, 18)
     aspp_width: int = 256
     fusion: str = "1x1"
+    decoder_width: int = 0
+    low_level_width: int = 48
     dropout: float = 0.1
     aux_head: bool = False
     aux_dropout: float = 0.1

@@ -1,16 +1,16 @@
 """Dilated residual networks (He et al. 2015, 1512.03385; dilation as in DeepLabV3, 1706.05587, section 3.1), NHWC."""
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from deeplab_jax.config import last_stage_rates
 from deeplab_jax.models.layers import BatchNorm, Conv, add_relu, max_pool_3x3
 from deeplab_jax.models.rows import Rows
+from deeplab_jax.models.stages import Features, stage_grids
 
 # Blocks a stage, and whether they are bottlenecks.
 DEPTHS: dict[str, tuple[tuple[int, int, int, int], bool]] = {
@@ -20,45 +20,6 @@ DEPTHS: dict[str, tuple[tuple[int, int, int, int], bool]] = {
     "resnet101": ((3, 4, 23, 3), True),
     "resnet152": ((3, 8, 36, 3), True),
 }
-
-
-# Stride of the features that each stage gets and gives, where none trades its stride for a rate.
-STRIDES_IN, STRIDES_OUT = (4, 4, 8, 16), (4, 8, 16, 32)
-
-
-class Grid(NamedTuple):
-    """Where a block's convolutions look, in pixels of their inputs.
-
-    Attributes:
-      stride: of the strided convolution.
-      rate: of that convolution, in pixels of its input.
-      inner_rate: of a basic block's second convolution.
-    """
-
-    stride: int
-    rate: int
-    inner_rate: int
-
-
-def stage_grids(
-    blocks: Sequence[int], output_stride: int, multi_grid: tuple[float, ...], dilate_conv2: bool
-) -> list[list[Grid]]:
-    """By stage, the grids of its `blocks`; the other arguments are `ResNet`'s.
-
-    A stage whose stride is gone starts with the rate of the stage before: its first convolution still sees that stage's
-    grid. This is what keeps the features at every output stride equal, subsampled.
-    """
-    stages = []
-    for stage, count in enumerate(blocks):
-        stride_in, stride_out = (min(strides[stage], output_stride) for strides in (STRIDES_IN, STRIDES_OUT))
-        own = STRIDES_OUT[stage] // stride_out
-        rates = [STRIDES_IN[stage] // stride_in] + [own] * (count - 1)
-        if stage == 3:
-            rates = [int(rate) for rate in last_stage_rates(multi_grid, output_stride)][:count]
-            rates += rates[-1:] * (count - len(rates))
-        strides = [stride_out // stride_in] + [1] * (count - 1)
-        stages.append([Grid(*grid, own if dilate_conv2 else 1) for grid in zip(strides, rates, strict=True)])
-    return stages
 
 
 class BasicBlock(nn.Module):
@@ -114,7 +75,7 @@ def _shortcut(
 
 
 class ResNet(nn.Module):
-    """The features of the last two stages.
+    """A dilated ResNet's features, those of its first, third and last stage.
 
     Attributes:
       depth: a key of `DEPTHS`.
@@ -138,16 +99,15 @@ class ResNet(nn.Module):
     rows: Rows | None = None
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "n h w 3"], train: bool
-    ) -> tuple[Float[Array, "n h3 w3 c3"], Float[Array, "n h4 w4 c4"]]:
-        """Returns stage 3 at stride min(16, output_stride) and stage 4 at `output_stride`."""
+    def __call__(self, x: Float[Array, "n h w 3"], train: bool) -> Features:
+        """Returns features at strides 4, min(16, output_stride) and `output_stride`."""
         blocks, is_bottleneck = DEPTHS[self.depth]
         conv = functools.partial(Conv, dtype=self.dtype, rows=self.rows)
         norm = functools.partial(BatchNorm, rows=self.rows)
         x = max_pool_3x3(self._stem(x, train, conv, norm), self.rows)
         stages = []
-        for i, stage in enumerate(stage_grids(blocks, self.output_stride, self.multi_grid, self.dilate_conv2)):
+        grids = stage_grids(blocks, self.output_stride, self.multi_grid, dilate_conv2=self.dilate_conv2)
+        for i, stage in enumerate(grids):
             block = Bottleneck if is_bottleneck else BasicBlock
             if i + 1 in self.remat:
                 block = nn.remat(block, static_argnums=(2,))
@@ -155,7 +115,7 @@ class ResNet(nn.Module):
                 name = f"stage{i + 1}_block{j + 1}"
                 x = block(features=self.width * 2**i, **grid._asdict(), conv=conv, norm=norm, name=name)(x, train)
             stages.append(x)
-        return stages[2], stages[3]
+        return Features(stages[0], stages[2], stages[3])
 
     def _stem(self, x: Array, train: bool, conv: Callable[..., nn.Module], norm: Callable[..., nn.Module]) -> Array:
         if self.stem == "7x7":

@@ -39,6 +39,10 @@ class Rows:
         """Rows of these features over all devices, without the padding."""
         return -(-self.height // (self.local // x.shape[1]))
 
+    def of(self, x: Shaped[Array, "n h w c"]) -> "Rows":
+        """How the rows of these features lie on the devices."""
+        return Rows(self.axis, self.devices, self.height_of(x), x.shape[1])
+
     def inside(self, x: Shaped[Array, "n h w c"]) -> Bool[Array, "1 h 1 1"]:
         """True for this device's rows that lie in the image."""
         row = lax.axis_index(self.axis) * x.shape[1] + jnp.arange(x.shape[1])

@@ -18,7 +18,7 @@ from deeplab_jax.export.folding import folded
 from deeplab_jax.models import DeepLabV3
 
 SWITCHES = {
-    "basic": {},
+    "basic": {"decoder_width": 8, "low_level_width": 4},
     "bottleneck": {
         "backbone": "resnet50",
         "stem": "3x3",

@@ -1,5 +1,7 @@
 """Import, export and fine-tuning with narrow networks; that names and numbers are the references' is test_logits_parity's."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -194,6 +196,17 @@ def test_classifiers_are_taken_with_the_same_classes_alone(mmseg, tmp_path):
     config.model.pretrained = folder
     with pytest.raises(ConfigError, match=r"`model\.aspp_width` \(=16\) is 8 in"):
         transfer.pretrained_variables(config)
+
+
+def test_a_decoder_starts_random_beside_weights_without_one(mmseg, tmp_path):
+    variables, state = mmseg
+    folder, _ = imported(tmp_path, state)
+    lines = []
+    # As wide as the ASPP: the classifier would fit, but it has learned to read other features.
+    config = Config(model=dataclasses.replace(MMSEG, decoder_width=8, pretrained=folder))
+    taken = names.flatten(transfer.pretrained_variables(config, lines.append))
+    assert taken.keys() == {path for path in variables if path[1] != "classifier"}
+    assert "these start random: classifier, decoder" in lines
 
 
 def test_weights_without_a_training_state_do_not_resume(mmseg, tmp_path):
