@@ -26,6 +26,7 @@ class ModelConfig:
       backbone: the residual network.
       width: channels of its first stage; 64 is the published network, tests use less.
       stem: "7x7", or "3x3" for three 3x3 convolutions of width / 2, width / 2 and width channels (ResNetV1c).
+      shortcut: "1x1", or "avgpool+1x1" for a 2x2 average before the 1x1 convolution where a stage begins (ResNet-D).
       output_stride: input pixels per pixel of the features: 8, 16 or 32. Weights serve every one.
       multi_grid: rates of the last stage's blocks in units of that stage's own rate (32 / output_stride); the last one repeats.
         1/2 is the rate of the stage before: (0.5, 1, 1) is no multi-grid, (1, 2, 4) the paper's, (0.5, 1, 2) mmsegmentation's.
@@ -52,6 +53,7 @@ class ModelConfig:
     backbone: str = "resnet50"
     width: int = 64
     stem: str = "7x7"
+    shortcut: str = "1x1"
     output_stride: int = 16
     multi_grid: tuple[float, ...] = (0.5, 1.0, 1.0)
     dilate_conv2: bool = True

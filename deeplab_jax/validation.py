@@ -14,6 +14,7 @@ from deeplab_jax.labels import LabelSet
 CHOICES = {
     "model.backbone": ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     "model.stem": ("7x7", "3x3"),
+    "model.shortcut": ("1x1", "avgpool+1x1"),
     "model.fusion": ("1x1", "3x3", "1x1+3x3"),
     "model.dtype": ("float32", "bfloat16"),
     "data.label_kind": ("auto", "labelIds", "labelTrainIds", "color"),

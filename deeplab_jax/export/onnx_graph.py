@@ -99,7 +99,7 @@ def _backbone(graph: _Graph, x: str, params: dict[str, Any], model: ModelConfig)
     stages = []
     grids = stage_grids(blocks, model.output_stride, model.multi_grid, dilate_conv2=model.dilate_conv2)
     for i, stage in enumerate(grids, start=1):
-        for j, (stride, rate, inner_rate) in enumerate(stage, start=1):
+        for j, (stride, rate, inner_rate, shortcut_rate) in enumerate(stage, start=1):
             own = params[f"stage{i}_block{j}"]
             if is_bottleneck:
                 y = graph.conv(x, own, "conv1", relu=True)
@@ -108,10 +108,23 @@ def _backbone(graph: _Graph, x: str, params: dict[str, Any], model: ModelConfig)
             else:
                 y = graph.conv(x, own, "conv1", stride=stride, rate=rate, relu=True)
                 y = graph.conv(y, own, "conv2", rate=inner_rate)
-            shortcut = graph.conv(x, own, "downsample_conv", stride=stride) if "downsample_conv" in own else x
-            x = graph.add("Relu", graph.add("Add", y, shortcut))
+            if "downsample_conv" in own:
+                if model.shortcut == "avgpool+1x1" and shortcut_rate:
+                    x, stride = _averaged(graph, x, own["downsample_conv"]["kernel"].shape[2], stride, shortcut_rate), 1
+                x = graph.conv(x, own, "downsample_conv", stride=stride)
+            x = graph.add("Relu", graph.add("Add", y, x))
         stages.append(x)
     return stages[0], stages[3]
+
+
+def _averaged(graph: _Graph, x: str, channels: int, stride: int, rate: int) -> str:
+    """`models.layers.average_pool_2x2`: sums over the taps inside the image by their number; AveragePool has no rate."""
+    attributes = {"kernel_shape": [2, 2], "pads": [0, 0, rate, rate], "strides": [stride] * 2, "dilations": [rate] * 2}
+    kernel = np.ones((channels, 1, 2, 2), np.float32)
+    total = graph.add("Conv", x, graph.constant(kernel), group=channels, **attributes)
+    one_channel = graph.add("Concat", graph.constant(np.array([1, 1])), graph.add("Shape", x, start=2, end=4), axis=0)
+    ones = graph.add("Expand", graph.constant(np.ones(1, np.float32)), one_channel)
+    return graph.add("Div", total, graph.add("Conv", ones, graph.constant(kernel[:1]), **attributes))
 
 
 def _aspp(graph: _Graph, x: str, params: dict[str, Any], model: ModelConfig) -> str:

@@ -52,10 +52,7 @@ class DeepLabV3(nn.Module):
         """
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        backbone = ResNet(
-            c.backbone, c.width, c.stem, c.output_stride, c.multi_grid, c.dilate_conv2, dtype, c.remat, rows, name="backbone"
-        )
-        features = backbone(images, train)
+        features = make_backbone(c, rows)(images, train)
         rates = tuple(int(rate) for rate in aspp_rates(c.atrous_rates, c.output_stride))
         x = ASPP(rates, c.aspp_width, c.fusion, c.dropout, dtype, rows, name="aspp")(features.last, train)
         if c.decoder_width:
@@ -68,6 +65,23 @@ class DeepLabV3(nn.Module):
         aux = ConvBNReLU(width, 3, dtype=dtype, rows=rows, name="aux_conv")(features.aux, train)
         aux = Dropout(c.aux_dropout, rows)(aux, train)
         return Outputs(logits, _classifier(self.num_classes, dtype, rows, "aux_classifier")(aux))
+
+
+def make_backbone(config: ModelConfig, rows: Rows | None = None) -> nn.Module:
+    """The network that gives `stages.Features` of (images, train)."""
+    return ResNet(
+        depth=config.backbone,
+        width=config.width,
+        stem=config.stem,
+        shortcut=config.shortcut,
+        output_stride=config.output_stride,
+        multi_grid=config.multi_grid,
+        dilate_conv2=config.dilate_conv2,
+        dtype=jnp.dtype(config.dtype),
+        remat=config.remat,
+        rows=rows,
+        name="backbone",
+    )
 
 
 def _classifier(num_classes: int, dtype: Any, rows: Rows | None, name: str) -> Conv:

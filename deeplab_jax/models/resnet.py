@@ -1,4 +1,7 @@
-"""Dilated residual networks (He et al. 2015, 1512.03385; dilation as in DeepLabV3, 1706.05587, section 3.1), NHWC."""
+"""Dilated residual networks (He et al. 2015, 1512.03385; dilation as in DeepLabV3, 1706.05587, section 3.1), NHWC.
+
+The deep stem and the pooled shortcut are those of He et al. 2018 (1812.01187): ResNet-C and -D.
+"""
 
 import functools
 from collections.abc import Callable
@@ -8,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from deeplab_jax.models.layers import BatchNorm, Conv, add_relu, max_pool_3x3
+from deeplab_jax.models.layers import BatchNorm, Conv, add_relu, average_pool_2x2, max_pool_3x3
 from deeplab_jax.models.rows import Rows
 from deeplab_jax.models.stages import Features, stage_grids
 
@@ -23,14 +26,16 @@ DEPTHS: dict[str, tuple[tuple[int, int, int, int], bool]] = {
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut. `rate` is the first one's, in input pixels, `inner_rate` the second one's."""
+    """Two 3x3 convolutions, the first of which has stride and rate, and a shortcut; see `stages.Grid`."""
 
     features: int
     stride: int
     rate: int
     inner_rate: int
+    shortcut_rate: int
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
+    pool: Callable[..., Array] | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
@@ -39,7 +44,7 @@ class BasicBlock(nn.Module):
         y = nn.relu(self.norm(name="bn1")(y, train))
         y = self.conv(self.features, 3, 1, self.inner_rate, name="conv2")(y)
         y = self.norm(name="bn2")(y, train)
-        return add_relu(y, _shortcut(x, self.features, self.stride, train, self.conv, self.norm))
+        return add_relu(y, _shortcut(x, self, self.features, train))
 
 
 class Bottleneck(nn.Module):
@@ -49,8 +54,10 @@ class Bottleneck(nn.Module):
     stride: int
     rate: int
     inner_rate: int
+    shortcut_rate: int
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
+    pool: Callable[..., Array] | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
@@ -61,17 +68,18 @@ class Bottleneck(nn.Module):
         y = nn.relu(self.norm(name="bn2")(y, train))
         y = self.conv(4 * self.features, name="conv3")(y)
         y = self.norm(name="bn3")(y, train)
-        return add_relu(y, _shortcut(x, 4 * self.features, self.stride, train, self.conv, self.norm))
+        return add_relu(y, _shortcut(x, self, 4 * self.features, train))
 
 
-def _shortcut(
-    x: Array, features: int, stride: int, train: bool, conv: Callable[..., nn.Module], norm: Callable[..., nn.Module]
-) -> Array:
-    """The identity, or a 1x1 projection where the shape changes; its layers belong to the calling block."""
+def _shortcut(x: Array, block: BasicBlock | Bottleneck, features: int, train: bool) -> Array:
+    """Identity, or a 1x1 convolution where the shape changes, whose layers belong to `block`; perhaps a pool before it."""
+    stride = block.stride
     if stride == 1 and x.shape[-1] == features:
         return x
-    x = conv(features, stride=stride, name="downsample_conv")(x)
-    return norm(name="downsample_bn")(x, train)
+    if block.pool and block.shortcut_rate:
+        x, stride = block.pool(x, stride, block.shortcut_rate), 1
+    x = block.conv(features, stride=stride, name="downsample_conv")(x)
+    return block.norm(name="downsample_bn")(x, train)
 
 
 class ResNet(nn.Module):
@@ -80,7 +88,7 @@ class ResNet(nn.Module):
     Attributes:
       depth: a key of `DEPTHS`.
       width: channels of the first stage.
-      stem: see `config.ModelConfig`.
+      stem, shortcut: see `config.ModelConfig`.
       output_stride: 8, 16 or 32; stages beyond it trade their stride for a rate.
       multi_grid, dilate_conv2: see `config.ModelConfig`.
       dtype: what the convolutions compute in.
@@ -91,6 +99,7 @@ class ResNet(nn.Module):
     depth: str
     width: int = 64
     stem: str = "7x7"
+    shortcut: str = "1x1"
     output_stride: int = 16
     multi_grid: tuple[float, ...] = (0.5, 1.0, 1.0)
     dilate_conv2: bool = True
@@ -104,6 +113,7 @@ class ResNet(nn.Module):
         blocks, is_bottleneck = DEPTHS[self.depth]
         conv = functools.partial(Conv, dtype=self.dtype, rows=self.rows)
         norm = functools.partial(BatchNorm, rows=self.rows)
+        pool = functools.partial(average_pool_2x2, rows=self.rows) if self.shortcut == "avgpool+1x1" else None
         x = max_pool_3x3(self._stem(x, train, conv, norm), self.rows)
         stages = []
         grids = stage_grids(blocks, self.output_stride, self.multi_grid, dilate_conv2=self.dilate_conv2)
@@ -111,9 +121,10 @@ class ResNet(nn.Module):
             block = Bottleneck if is_bottleneck else BasicBlock
             if i + 1 in self.remat:
                 block = nn.remat(block, static_argnums=(2,))
+            make = functools.partial(block, conv=conv, norm=norm, pool=pool)
             for j, grid in enumerate(stage):
                 name = f"stage{i + 1}_block{j + 1}"
-                x = block(features=self.width * 2**i, **grid._asdict(), conv=conv, norm=norm, name=name)(x, train)
+                x = make(features=self.width * 2**i, **grid._asdict(), name=name)(x, train)
             stages.append(x)
         return Features(stages[0], stages[2], stages[3])
 

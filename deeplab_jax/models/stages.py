@@ -32,11 +32,13 @@ class Grid(NamedTuple):
       stride: of the strided convolution.
       rate: of that convolution, in pixels of its input.
       inner_rate: of a basic block's second convolution.
+      shortcut_rate: of a pooled shortcut, 0 in blocks that have no stride in the undilated network.
     """
 
     stride: int
     rate: int
     inner_rate: int
+    shortcut_rate: int
 
 
 def strides_in(stem_stride: int) -> tuple[int, ...]:
@@ -66,10 +68,12 @@ def stage_grids(
     for stage, (natural_in, natural_out, count) in enumerate(zip(strides_in(stem_stride), STRIDES_OUT, blocks, strict=True)):
         stride_in, stride_out = min(natural_in, output_stride), min(natural_out, output_stride)
         own = natural_out // stride_out
-        rates = [natural_in // stride_in] + [own] * (count - 1)
+        before, rest = natural_in // stride_in, count - 1
+        rates = [before] + [own] * rest
         if stage == 3:
             rates = [int(rate) for rate in last_stage_rates(multi_grid, output_stride)][:count]
             rates += rates[-1:] * (count - len(rates))
-        strides = [stride_out // stride_in] + [1] * (count - 1)
-        stages.append([Grid(*grid, own if dilate_conv2 else 1) for grid in zip(strides, rates, strict=True)])
+        strides, inner = [stride_out // stride_in] + [1] * rest, [own if dilate_conv2 else 1] * count
+        pooled = [before if natural_in < natural_out else 0] + [0] * rest
+        stages.append([Grid(*grid) for grid in zip(strides, rates, inner, pooled, strict=True)])
     return stages

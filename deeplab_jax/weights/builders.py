@@ -16,6 +16,7 @@ def require_buildable(model: ModelConfig, fmt: str) -> None:
             "backbone": ("resnet50", "resnet101"),
             "width": (64,),
             "stem": ("7x7",),
+            "shortcut": ("1x1",),
             "multi_grid": ((0.5, 1.0, 1.0),),
             "atrous_rates": ((6, 12, 18),),
             "aspp_width": (256,),
@@ -24,6 +25,7 @@ def require_buildable(model: ModelConfig, fmt: str) -> None:
             "align_corners": (False,),
         },
         "mmseg": {
+            "shortcut": ("1x1",),
             "fusion": ("3x3",),
             "decoder_width": (0,),
             "dilate_conv2": (True, False) if is_bottleneck else (False,),

@@ -22,7 +22,7 @@ Say = Callable[[str], None]
 _MEANING = ("multi_grid", "dilate_conv2", "atrous_rates", "align_corners", "mean", "std")
 _OURS = ("dtype", "pretrained")  # fields that say nothing of the weights
 _DECODER = ("decoder_width", "low_level_width")  # of no network that is imported
-_SHAPES = ("backbone", "width", "stem")
+_SHAPES = ("backbone", "width", "stem", "shortcut")
 _HEAD_SHAPES = ("aspp_width", "fusion")
 
 

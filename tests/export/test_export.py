@@ -22,6 +22,7 @@ SWITCHES = {
     "bottleneck": {
         "backbone": "resnet50",
         "stem": "3x3",
+        "shortcut": "avgpool+1x1",
         "output_stride": 8,
         "multi_grid": (0.5, 1.0, 2.0),
         "fusion": "1x1+3x3",

@@ -22,11 +22,12 @@ def random_variables(module, *args):
 
 
 @pytest.mark.parametrize(
-    ("depth", "stem", "multi_grid"), [("resnet18", "7x7", (0.5, 1.0, 1.0)), ("resnet50", "3x3", (1.0, 2.0, 4.0))]
+    ("depth", "stem", "shortcut", "multi_grid"),
+    [("resnet18", "7x7", "1x1", (0.5, 1.0, 1.0)), ("resnet50", "3x3", "avgpool+1x1", (1.0, 2.0, 4.0))],
 )
-def test_features_at_every_output_stride_are_those_of_the_undilated_network_subsampled(depth, stem, multi_grid):
+def test_features_at_every_output_stride_are_those_of_the_undilated_network_subsampled(depth, stem, shortcut, multi_grid):
     image = jnp.asarray(np.random.default_rng(1).normal(size=(1, 97, 66, 3)), jnp.float32)
-    networks = {os: ResNet(depth, 8, stem, os, multi_grid) for os in (32, 16, 8)}
+    networks = {os: ResNet(depth, 8, stem, shortcut, os, multi_grid) for os in (32, 16, 8)}
     variables = random_variables(networks[32], image, False)
     features = {os: jax.jit(net.apply, static_argnums=2)(variables, image, False) for os, net in networks.items()}
     for os in (16, 8):

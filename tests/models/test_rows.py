@@ -12,7 +12,7 @@ from deeplab_jax.config import MeshConfig
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.models.convolution import conv2d
 from deeplab_jax.models.decoder import Decoder
-from deeplab_jax.models.layers import BatchNorm, Dropout, image_mean, max_pool_3x3
+from deeplab_jax.models.layers import BatchNorm, Dropout, average_pool_2x2, image_mean, max_pool_3x3
 from deeplab_jax.models.resize import resize_bilinear, resize_by_gather
 from deeplab_jax.models.rows import split_rows
 from deeplab_jax.sharding import make_mesh, padded_height
@@ -88,6 +88,11 @@ def test_a_convolution(form, height, kernel_size, stride, rate):
 @pytest.mark.parametrize("height", [16, 17, 5])
 def test_the_maximum(height):
     assert_same(max_pool_3x3, image(height), output_stride=2)
+
+
+@pytest.mark.parametrize(("height", "stride", "rate"), [(16, 2, 1), (17, 2, 1), (13, 1, 2), (5, 1, 4)])
+def test_the_average(height, stride, rate):
+    assert_same(lambda x, rows: average_pool_2x2(x, stride, rate, rows), image(height), output_stride=stride)
 
 
 @pytest.mark.parametrize("height", [16, 13])

@@ -154,10 +154,13 @@ def test_an_existing_folder_and_a_wrong_switch_are_refused(mmseg, tmp_path):
         imported(tmp_path, mmseg[1] | {"backbone.layer1.0.bn1.running_var": np.full(8, -1, np.float32)})
 
 
-@pytest.mark.parametrize(("stem", "fmt"), [("7x7", "timm"), ("3x3", "timm"), ("3x3", "mmseg")])
+@pytest.mark.parametrize(
+    ("stem", "shortcut", "fmt"),
+    [("7x7", "1x1", "timm"), ("3x3", "1x1", "timm"), ("3x3", "avgpool+1x1", "timm"), ("3x3", "avgpool+1x1", "mmseg")],
+)
 @pytest.mark.parametrize("prefix", ["", "backbone."])
-def test_backbones_start_a_training(tmp_path, stem, fmt, prefix):
-    config = Config(model=tiny_model(stem=stem))
+def test_backbones_start_a_training(tmp_path, stem, shortcut, fmt, prefix):
+    config = Config(model=tiny_model(stem=stem, shortcut=shortcut))
     backbone = {path: x for path, x in random_variables(config).items() if path[1] == "backbone"}
     state = {prefix + name.removeprefix("backbone."): x for name, x in state_dict(backbone, config.model, fmt).items()}
     state["fc.weight"] = np.ones((1000, 64), np.float32)
@@ -168,9 +171,10 @@ def test_backbones_start_a_training(tmp_path, stem, fmt, prefix):
     assert taken.keys() == backbone.keys()
     assert all(np.array_equal(taken[path], x) for path, x in backbone.items())
     assert lines[1] == "these start random: aspp, classifier"
-    config.model.stem = "7x7" if stem == "3x3" else "3x3"
-    with pytest.raises(ConfigError, match=r"`model\.stem`"):
-        transfer.pretrained_variables(config)
+    others = {"stem": {"7x7": "3x3"}.get(stem, "7x7"), "shortcut": {"1x1": "avgpool+1x1"}.get(shortcut, "1x1")}
+    for field, other in others.items():
+        with pytest.raises(ConfigError, match=rf"`model\.{field}`"):
+            transfer.pretrained_variables(Config(model=dataclasses.replace(config.model, **{field: other})))
 
 
 def test_classifiers_are_taken_with_the_same_classes_alone(mmseg, tmp_path):
