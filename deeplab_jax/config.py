@@ -26,6 +26,7 @@ class ModelConfig:
       backbone: the residual network.
       width: channels of its first stage; 64 is the published network, tests use less.
       stem: "7x7", or "3x3" for three 3x3 convolutions of width / 2, width / 2 and width channels (ResNetV1c).
+      shortcut: "1x1", or "avgpool+1x1" for a 2x2 average before the 1x1 convolution where a stage begins (ResNet-D).
       output_stride: input pixels per pixel of the features: 8, 16 or 32. Weights serve every one.
       multi_grid: rates of the last stage's blocks in units of that stage's own rate (32 / output_stride); the last one repeats.
         1/2 is the rate of the stage before: (0.5, 1, 1) is no multi-grid, (1, 2, 4) the paper's, (0.5, 1, 2) mmsegmentation's.
@@ -34,6 +35,9 @@ class ModelConfig:
       atrous_rates: rates of the ASPP's 3x3 branches at output stride 16; they double at 8 and halve at 32.
       aspp_width: channels of each ASPP branch and of the fusion.
       fusion: what follows the concatenated branches: "1x1" (paper), "3x3" (mmsegmentation) or "1x1+3x3" (torchvision).
+      decoder_width: channels of the 3x3 convolutions of the decoder that makes it DeepLabV3+, with logits at stride 4; 0 for
+        DeepLabV3, which has none.
+      low_level_width: channels that the decoder reduces the backbone's features at stride 4 to.
       dropout: share of the values that training drops after the first fusion convolution.
       aux_head: a fully convolutional head on the third stage, whose loss helps training; predictions do not need it.
       aux_dropout: share of the values that training drops before that head's classifier.
@@ -49,12 +53,15 @@ class ModelConfig:
     backbone: str = "resnet50"
     width: int = 64
     stem: str = "7x7"
+    shortcut: str = "1x1"
     output_stride: int = 16
     multi_grid: tuple[float, ...] = (0.5, 1.0, 1.0)
     dilate_conv2: bool = True
     atrous_rates: tuple[int, ...] = (6, 12, 18)
     aspp_width: int = 256
     fusion: str = "1x1"
+    decoder_width: int = 0
+    low_level_width: int = 48
     dropout: float = 0.1
     aux_head: bool = False
     aux_dropout: float = 0.1

@@ -46,10 +46,11 @@ class Layer:
 
     @property
     def part(self) -> str:
-        """One of "stem", "stage 1" to "stage 4", "ASPP", "classifier" or "auxiliary head"."""
+        """One of "stem", "stage 1" to "stage 4", "ASPP", "decoder", "classifier" or "auxiliary head"."""
         if self.stage:
             return f"stage {self.stage}"
-        return {"backbone": "stem", "aspp": "ASPP", "classifier": "classifier"}.get(self.name.split("/")[0], "auxiliary head")
+        parts = {"backbone": "stem", "aspp": "ASPP", "decoder": "decoder", "classifier": "classifier"}
+        return parts.get(self.name.split("/")[0], "auxiliary head")
 
 
 def layers(model: ModelConfig, num_classes: int, size: tuple[int, int]) -> list[Layer]:

@@ -14,6 +14,7 @@ from deeplab_jax.labels import LabelSet
 CHOICES = {
     "model.backbone": ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     "model.stem": ("7x7", "3x3"),
+    "model.shortcut": ("1x1", "avgpool+1x1"),
     "model.fusion": ("1x1", "3x3", "1x1+3x3"),
     "model.dtype": ("float32", "bfloat16"),
     "data.label_kind": ("auto", "labelIds", "labelTrainIds", "color"),
@@ -74,6 +75,8 @@ def _validate_model(config: Config) -> None:
     _require(config, "eval.output_stride", at_eval in (0, *OUTPUT_STRIDES), "use 8, 16, 32, or 0 for training's")
     _require(config, "model.width", model.width >= 2 and model.width % 2 == 0, "use an even number from 2, 64 for ResNet")
     _require(config, "model.aspp_width", model.aspp_width >= 1, "use a number from 1, 256 in the paper")
+    _require(config, "model.decoder_width", model.decoder_width >= 0, "use a number from 1, 256 in the paper, or 0 for none")
+    _require(config, "model.low_level_width", model.low_level_width >= 1, "use a number from 1, 48 in the paper")
     _require(config, "model.dropout", 0 <= model.dropout < 1, "use a share from 0 to below 1")
     _require(config, "model.aux_dropout", 0 <= model.aux_dropout < 1, "use a share from 0 to below 1")
     _require(config, "model.mean", _are_numbers(model.mean, 3), "give three numbers, of R, G and B")

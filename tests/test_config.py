@@ -125,6 +125,8 @@ def test_epochs_round_up_to_whole_steps():
         ({"eval": EvalConfig(scales=())}, "eval.scales"),
         ({"eval": EvalConfig(scales=(1.0, 0.5, 1.0))}, "eval.scales"),
         ({"eval": EvalConfig(scales=(1e6,))}, "eval.scales"),
+        ({"model": ModelConfig(decoder_width=-1)}, "model.decoder_width"),
+        ({"model": ModelConfig(low_level_width=0)}, "model.low_level_width"),
         ({"model": ModelConfig(aux_dropout=1.0)}, "model.aux_dropout"),
         ({"model": ModelConfig(mean=5)}, "model.mean"),
         ({"model": ModelConfig(mean=(math.nan, 1.0, 1.0))}, "model.mean"),
@@ -168,6 +170,12 @@ def test_every_field_can_be_set_by_a_flag():
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     values(argv)
     assert dict(leaves(values.config)) == wanted
+
+
+def test_a_stored_config_of_before_a_field_has_the_network_that_it_was():
+    values = to_dict(Config())
+    del values["model"]["decoder_width"]
+    assert from_dict(values).model.decoder_width == 0
 
 
 def test_a_stored_field_that_this_version_does_not_know_is_named():

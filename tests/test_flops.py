@@ -22,6 +22,14 @@ def test_a_tiny_network_counted_by_hand():
     assert (parts["classifier"].flops, parts["classifier"].parameters) == (2 * (2 * 4) * 8 * 19, 8 * 19 + 19)
 
 
+def test_a_decoder_counted_by_hand():
+    model = tiny_model(decoder_width=16, low_level_width=4)
+    parts = {layer.name: layer for layer in flops.by_part(flops.layers(model, 19, (32, 64)))}
+    assert list(parts)[-2:] == ["decoder", "classifier"]
+    assert parts["decoder"].flops == 2 * (8 * 16) * (8 * 4 + 9 * (8 + 4) * 16 + 9 * 16 * 16)
+    assert parts["classifier"].flops == 2 * (8 * 16) * 16 * 19
+
+
 @pytest.mark.parametrize(
     ("backbone", "multiply_adds", "parameters"), [("resnet50", 178.722, 42.004074), ("resnet101", 258.743, 60.996202)]
 )

@@ -9,7 +9,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from deeplab_jax.config import ModelConfig, aspp_rates
-from deeplab_jax.models.resnet import DEPTHS, stage_grids
+from deeplab_jax.models.resnet import DEPTHS
+from deeplab_jax.models.stages import stage_grids
 
 OPSET = 18  # of 2022: what runtimes know
 
@@ -58,8 +59,11 @@ def serialized(model: ModelConfig, params: dict[str, Any], num_classes: int, out
     x = graph.add("Cast", "images", to=TensorProto.FLOAT)
     mean, scale = np.asarray(model.mean, np.float32), 1 / np.asarray(model.std, np.float32)
     x = graph.add("Mul", graph.add("Sub", x, _per_channel(graph, mean)), _per_channel(graph, scale))
-    x = _aspp(graph, _backbone(graph, x, params["backbone"], model), params["aspp"], model)
-    logits = _resized_like_images(graph, graph.conv(x, params, "classifier"), model.align_corners)
+    low, last = _backbone(graph, x, params["backbone"], model)
+    x = _aspp(graph, last, params["aspp"], model)
+    if model.decoder_width:
+        x = _decoder(graph, x, low, params["decoder"], model.align_corners)
+    logits = _resized_like(graph, graph.conv(x, params, "classifier"), "images", model.align_corners)
     axes: Sequence[int | str]
     if output == "labels":
         y, kind, axes = graph.add("ArgMax", logits, axis=1, keepdims=0), TensorProto.UINT8, ["n", "h", "w"]
@@ -83,8 +87,8 @@ def _per_channel(graph: _Graph, values: np.ndarray) -> str:
     return graph.constant(values.reshape(1, -1, 1, 1))
 
 
-def _backbone(graph: _Graph, x: str, params: dict[str, Any], model: ModelConfig) -> str:
-    """`models.resnet.ResNet`'s last stage."""
+def _backbone(graph: _Graph, x: str, params: dict[str, Any], model: ModelConfig) -> tuple[str, str]:
+    """`models.resnet.ResNet`'s first and last stage."""
     if model.stem == "7x7":
         x = graph.conv(x, params, "stem_conv", stride=2, relu=True)
     else:
@@ -92,9 +96,10 @@ def _backbone(graph: _Graph, x: str, params: dict[str, Any], model: ModelConfig)
             x = graph.conv(x, params, f"stem_conv{i}", stride=stride, relu=True)
     x = graph.add("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
     blocks, is_bottleneck = DEPTHS[model.backbone]
-    stages = stage_grids(blocks, model.output_stride, model.multi_grid, model.dilate_conv2)
-    for i, stage in enumerate(stages, start=1):
-        for j, (stride, rate, inner_rate) in enumerate(stage, start=1):
+    stages = []
+    grids = stage_grids(blocks, model.output_stride, model.multi_grid, dilate_conv2=model.dilate_conv2)
+    for i, stage in enumerate(grids, start=1):
+        for j, (stride, rate, inner_rate, shortcut_rate) in enumerate(stage, start=1):
             own = params[f"stage{i}_block{j}"]
             if is_bottleneck:
                 y = graph.conv(x, own, "conv1", relu=True)
@@ -103,9 +108,23 @@ def _backbone(graph: _Graph, x: str, params: dict[str, Any], model: ModelConfig)
             else:
                 y = graph.conv(x, own, "conv1", stride=stride, rate=rate, relu=True)
                 y = graph.conv(y, own, "conv2", rate=inner_rate)
-            shortcut = graph.conv(x, own, "downsample_conv", stride=stride) if "downsample_conv" in own else x
-            x = graph.add("Relu", graph.add("Add", y, shortcut))
-    return x
+            if "downsample_conv" in own:
+                if model.shortcut == "avgpool+1x1" and shortcut_rate:
+                    x, stride = _averaged(graph, x, own["downsample_conv"]["kernel"].shape[2], stride, shortcut_rate), 1
+                x = graph.conv(x, own, "downsample_conv", stride=stride)
+            x = graph.add("Relu", graph.add("Add", y, x))
+        stages.append(x)
+    return stages[0], stages[3]
+
+
+def _averaged(graph: _Graph, x: str, channels: int, stride: int, rate: int) -> str:
+    """`models.layers.average_pool_2x2`: sums over the taps inside the image by their number; AveragePool has no rate."""
+    attributes = {"kernel_shape": [2, 2], "pads": [0, 0, rate, rate], "strides": [stride] * 2, "dilations": [rate] * 2}
+    kernel = np.ones((channels, 1, 2, 2), np.float32)
+    total = graph.add("Conv", x, graph.constant(kernel), group=channels, **attributes)
+    one_channel = graph.add("Concat", graph.constant(np.array([1, 1])), graph.add("Shape", x, start=2, end=4), axis=0)
+    ones = graph.add("Expand", graph.constant(np.ones(1, np.float32)), one_channel)
+    return graph.add("Div", total, graph.add("Conv", ones, graph.constant(kernel[:1]), **attributes))
 
 
 def _aspp(graph: _Graph, x: str, params: dict[str, Any], model: ModelConfig) -> str:
@@ -119,8 +138,16 @@ def _aspp(graph: _Graph, x: str, params: dict[str, Any], model: ModelConfig) -> 
     return graph.conv(x, params["refine"], "conv", relu=True) if "refine" in params else x
 
 
-def _resized_like_images(graph: _Graph, logits: str, align_corners: bool) -> str:
-    channels, size = graph.add("Shape", logits, start=0, end=2), graph.add("Shape", "images", start=2, end=4)
+def _decoder(graph: _Graph, x: str, low: str, params: dict[str, Any], align_corners: bool) -> str:
+    """`models.decoder.Decoder`."""
+    low = graph.conv(low, params["reduce"], "conv", relu=True)
+    x = graph.add("Concat", _resized_like(graph, x, low, align_corners), low, axis=1)
+    x = graph.conv(x, params["refine1"], "conv", relu=True)
+    return graph.conv(x, params["refine2"], "conv", relu=True)
+
+
+def _resized_like(graph: _Graph, x: str, like: str, align_corners: bool) -> str:
+    channels, size = graph.add("Shape", x, start=0, end=2), graph.add("Shape", like, start=2, end=4)
     mode = "align_corners" if align_corners else "half_pixel"
     sizes = graph.add("Concat", channels, size, axis=0)
-    return graph.add("Resize", logits, "", "", sizes, mode="linear", coordinate_transformation_mode=mode)
+    return graph.add("Resize", x, "", "", sizes, mode="linear", coordinate_transformation_mode=mode)

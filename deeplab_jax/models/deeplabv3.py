@@ -1,4 +1,7 @@
-"""DeepLabV3: a dilated ResNet, ASPP, a classifier and, for training, an auxiliary head. NHWC, normalised images in."""
+"""DeepLabV3: a dilated backbone, ASPP, perhaps the decoder of V3+, a classifier and, for training, an auxiliary head.
+
+NHWC, normalised images in.
+"""
 
 from typing import Any, NamedTuple
 
@@ -8,6 +11,7 @@ from jaxtyping import Array, Float, Real
 
 from deeplab_jax.config import ModelConfig, aspp_rates
 from deeplab_jax.models.aspp import ASPP, ConvBNReLU
+from deeplab_jax.models.decoder import Decoder
 from deeplab_jax.models.layers import Conv, Dropout, at_least_float32
 from deeplab_jax.models.resnet import ResNet
 from deeplab_jax.models.rows import Rows
@@ -17,7 +21,7 @@ class Outputs(NamedTuple):
     """What the network says, both float32 and at the stride of the features they come from.
 
     Attributes:
-      logits: [n, h / output_stride, w / output_stride, classes], rounded up.
+      logits: [n, h / output_stride, w / output_stride, classes], rounded up; with a decoder at stride 4.
       aux: the auxiliary head's logits at stride min(16, output_stride), or None without that head. Under `jit`, a program
         that does not return them does not compute them.
     """
@@ -48,18 +52,36 @@ class DeepLabV3(nn.Module):
         """
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        backbone = ResNet(
-            c.backbone, c.width, c.stem, c.output_stride, c.multi_grid, c.dilate_conv2, dtype, c.remat, rows, name="backbone"
-        )
-        stage3, stage4 = backbone(images, train)
+        features = make_backbone(c, rows)(images, train)
         rates = tuple(int(rate) for rate in aspp_rates(c.atrous_rates, c.output_stride))
-        x = ASPP(rates, c.aspp_width, c.fusion, c.dropout, dtype, rows, name="aspp")(stage4, train)
+        x = ASPP(rates, c.aspp_width, c.fusion, c.dropout, dtype, rows, name="aspp")(features.last, train)
+        if c.decoder_width:
+            decoder = Decoder(c.decoder_width, c.low_level_width, c.align_corners, dtype, rows, name="decoder")
+            x = decoder(x, features.low, train)
         logits = _classifier(self.num_classes, dtype, rows, "classifier")(x)
         if not c.aux_head:
             return Outputs(logits, None)
-        aux = ConvBNReLU(stage3.shape[-1] // 4, 3, dtype=dtype, rows=rows, name="aux_conv")(stage3, train)
+        width = features.aux.shape[-1] // 4
+        aux = ConvBNReLU(width, 3, dtype=dtype, rows=rows, name="aux_conv")(features.aux, train)
         aux = Dropout(c.aux_dropout, rows)(aux, train)
         return Outputs(logits, _classifier(self.num_classes, dtype, rows, "aux_classifier")(aux))
+
+
+def make_backbone(config: ModelConfig, rows: Rows | None = None) -> nn.Module:
+    """The network that gives `stages.Features` of (images, train)."""
+    return ResNet(
+        depth=config.backbone,
+        width=config.width,
+        stem=config.stem,
+        shortcut=config.shortcut,
+        output_stride=config.output_stride,
+        multi_grid=config.multi_grid,
+        dilate_conv2=config.dilate_conv2,
+        dtype=jnp.dtype(config.dtype),
+        remat=config.remat,
+        rows=rows,
+        name="backbone",
+    )
 
 
 def _classifier(num_classes: int, dtype: Any, rows: Rows | None, name: str) -> Conv:

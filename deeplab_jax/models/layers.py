@@ -160,6 +160,31 @@ def _add_relu_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -
     return y, jnp.where(y > 0, tangents[0] + tangents[1], jnp.zeros_like(y))
 
 
+def average_pool_2x2(
+    x: Float[Array, "n h w c"], stride: int, rate: int = 1, rows: Rows | None = None
+) -> Float[Array, "n h2 w2 c"]:
+    """Means of pixels `rate` apart, two by two, those beyond the lower and right edge not counted: [ceil(h / stride), ...].
+
+    Args:
+      x: what to pool.
+      stride: step of the output grid over the input.
+      rate: distance between the taps, in input pixels.
+      rows: see `convolution.conv2d`.
+    """
+    for axis in (1, 2):
+        if axis == 1 and rows:
+            padded, inside = rows.with_halo(x, 0, rate), rows.inside(x, rate)
+        else:
+            margins = [(0, rate * (other == axis), 0) for other in range(4)]
+            padded = lax.pad(x, jnp.zeros((), x.dtype), margins)
+            inside = jnp.expand_dims(jnp.arange(x.shape[axis]) + rate < x.shape[axis], [d for d in range(4) if d != axis])
+        second = lax.slice_in_dim(padded, rate, rate + x.shape[axis], axis=axis)
+        x = (x + jnp.where(inside, second, x)) / 2
+        # A size that is a convolution's also where it is symbolic.
+        x = lax.slice_in_dim(x, 0, (x.shape[axis] - 1) // stride * stride + 1, stride, axis)
+    return x
+
+
 def max_pool_3x3(x: Float[Array, "n h w c"], rows: Rows | None = None) -> Float[Array, "n h2 w2 c"]:
     """The stem's 3x3 maximum at stride 2, padding 1; the gradient goes to one maximum of each window.
 

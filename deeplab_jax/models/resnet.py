@@ -1,16 +1,19 @@
-"""Dilated residual networks (He et al. 2015, 1512.03385; dilation as in DeepLabV3, 1706.05587, section 3.1), NHWC."""
+"""Dilated residual networks (He et al. 2015, 1512.03385; dilation as in DeepLabV3, 1706.05587, section 3.1), NHWC.
+
+The deep stem and the pooled shortcut are those of He et al. 2018 (1812.01187): ResNet-C and -D.
+"""
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from deeplab_jax.config import last_stage_rates
-from deeplab_jax.models.layers import BatchNorm, Conv, add_relu, max_pool_3x3
+from deeplab_jax.models.layers import BatchNorm, Conv, add_relu, average_pool_2x2, max_pool_3x3
 from deeplab_jax.models.rows import Rows
+from deeplab_jax.models.stages import Features, stage_grids
 
 # Blocks a stage, and whether they are bottlenecks.
 DEPTHS: dict[str, tuple[tuple[int, int, int, int], bool]] = {
@@ -22,54 +25,17 @@ DEPTHS: dict[str, tuple[tuple[int, int, int, int], bool]] = {
 }
 
 
-# Stride of the features that each stage gets and gives, where none trades its stride for a rate.
-STRIDES_IN, STRIDES_OUT = (4, 4, 8, 16), (4, 8, 16, 32)
-
-
-class Grid(NamedTuple):
-    """Where a block's convolutions look, in pixels of their inputs.
-
-    Attributes:
-      stride: of the strided convolution.
-      rate: of that convolution, in pixels of its input.
-      inner_rate: of a basic block's second convolution.
-    """
-
-    stride: int
-    rate: int
-    inner_rate: int
-
-
-def stage_grids(
-    blocks: Sequence[int], output_stride: int, multi_grid: tuple[float, ...], dilate_conv2: bool
-) -> list[list[Grid]]:
-    """By stage, the grids of its `blocks`; the other arguments are `ResNet`'s.
-
-    A stage whose stride is gone starts with the rate of the stage before: its first convolution still sees that stage's
-    grid. This is what keeps the features at every output stride equal, subsampled.
-    """
-    stages = []
-    for stage, count in enumerate(blocks):
-        stride_in, stride_out = (min(strides[stage], output_stride) for strides in (STRIDES_IN, STRIDES_OUT))
-        own = STRIDES_OUT[stage] // stride_out
-        rates = [STRIDES_IN[stage] // stride_in] + [own] * (count - 1)
-        if stage == 3:
-            rates = [int(rate) for rate in last_stage_rates(multi_grid, output_stride)][:count]
-            rates += rates[-1:] * (count - len(rates))
-        strides = [stride_out // stride_in] + [1] * (count - 1)
-        stages.append([Grid(*grid, own if dilate_conv2 else 1) for grid in zip(strides, rates, strict=True)])
-    return stages
-
-
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut. `rate` is the first one's, in input pixels, `inner_rate` the second one's."""
+    """Two 3x3 convolutions, the first of which has stride and rate, and a shortcut; see `stages.Grid`."""
 
     features: int
     stride: int
     rate: int
     inner_rate: int
+    shortcut_rate: int
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
+    pool: Callable[..., Array] | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
@@ -78,7 +44,7 @@ class BasicBlock(nn.Module):
         y = nn.relu(self.norm(name="bn1")(y, train))
         y = self.conv(self.features, 3, 1, self.inner_rate, name="conv2")(y)
         y = self.norm(name="bn2")(y, train)
-        return add_relu(y, _shortcut(x, self.features, self.stride, train, self.conv, self.norm))
+        return add_relu(y, _shortcut(x, self, self.features, train))
 
 
 class Bottleneck(nn.Module):
@@ -88,8 +54,10 @@ class Bottleneck(nn.Module):
     stride: int
     rate: int
     inner_rate: int
+    shortcut_rate: int
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
+    pool: Callable[..., Array] | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
@@ -100,26 +68,27 @@ class Bottleneck(nn.Module):
         y = nn.relu(self.norm(name="bn2")(y, train))
         y = self.conv(4 * self.features, name="conv3")(y)
         y = self.norm(name="bn3")(y, train)
-        return add_relu(y, _shortcut(x, 4 * self.features, self.stride, train, self.conv, self.norm))
+        return add_relu(y, _shortcut(x, self, 4 * self.features, train))
 
 
-def _shortcut(
-    x: Array, features: int, stride: int, train: bool, conv: Callable[..., nn.Module], norm: Callable[..., nn.Module]
-) -> Array:
-    """The identity, or a 1x1 projection where the shape changes; its layers belong to the calling block."""
+def _shortcut(x: Array, block: BasicBlock | Bottleneck, features: int, train: bool) -> Array:
+    """Identity, or a 1x1 convolution where the shape changes, whose layers belong to `block`; perhaps a pool before it."""
+    stride = block.stride
     if stride == 1 and x.shape[-1] == features:
         return x
-    x = conv(features, stride=stride, name="downsample_conv")(x)
-    return norm(name="downsample_bn")(x, train)
+    if block.pool and block.shortcut_rate:
+        x, stride = block.pool(x, stride, block.shortcut_rate), 1
+    x = block.conv(features, stride=stride, name="downsample_conv")(x)
+    return block.norm(name="downsample_bn")(x, train)
 
 
 class ResNet(nn.Module):
-    """The features of the last two stages.
+    """A dilated ResNet's features, those of its first, third and last stage.
 
     Attributes:
       depth: a key of `DEPTHS`.
       width: channels of the first stage.
-      stem: see `config.ModelConfig`.
+      stem, shortcut: see `config.ModelConfig`.
       output_stride: 8, 16 or 32; stages beyond it trade their stride for a rate.
       multi_grid, dilate_conv2: see `config.ModelConfig`.
       dtype: what the convolutions compute in.
@@ -130,6 +99,7 @@ class ResNet(nn.Module):
     depth: str
     width: int = 64
     stem: str = "7x7"
+    shortcut: str = "1x1"
     output_stride: int = 16
     multi_grid: tuple[float, ...] = (0.5, 1.0, 1.0)
     dilate_conv2: bool = True
@@ -138,24 +108,25 @@ class ResNet(nn.Module):
     rows: Rows | None = None
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "n h w 3"], train: bool
-    ) -> tuple[Float[Array, "n h3 w3 c3"], Float[Array, "n h4 w4 c4"]]:
-        """Returns stage 3 at stride min(16, output_stride) and stage 4 at `output_stride`."""
+    def __call__(self, x: Float[Array, "n h w 3"], train: bool) -> Features:
+        """Returns features at strides 4, min(16, output_stride) and `output_stride`."""
         blocks, is_bottleneck = DEPTHS[self.depth]
         conv = functools.partial(Conv, dtype=self.dtype, rows=self.rows)
         norm = functools.partial(BatchNorm, rows=self.rows)
+        pool = functools.partial(average_pool_2x2, rows=self.rows) if self.shortcut == "avgpool+1x1" else None
         x = max_pool_3x3(self._stem(x, train, conv, norm), self.rows)
         stages = []
-        for i, stage in enumerate(stage_grids(blocks, self.output_stride, self.multi_grid, self.dilate_conv2)):
+        grids = stage_grids(blocks, self.output_stride, self.multi_grid, dilate_conv2=self.dilate_conv2)
+        for i, stage in enumerate(grids):
             block = Bottleneck if is_bottleneck else BasicBlock
             if i + 1 in self.remat:
                 block = nn.remat(block, static_argnums=(2,))
+            make = functools.partial(block, conv=conv, norm=norm, pool=pool)
             for j, grid in enumerate(stage):
                 name = f"stage{i + 1}_block{j + 1}"
-                x = block(features=self.width * 2**i, **grid._asdict(), conv=conv, norm=norm, name=name)(x, train)
+                x = make(features=self.width * 2**i, **grid._asdict(), name=name)(x, train)
             stages.append(x)
-        return stages[2], stages[3]
+        return Features(stages[0], stages[2], stages[3])
 
     def _stem(self, x: Array, train: bool, conv: Callable[..., nn.Module], norm: Callable[..., nn.Module]) -> Array:
         if self.stem == "7x7":

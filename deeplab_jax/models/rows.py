@@ -39,9 +39,13 @@ class Rows:
         """Rows of these features over all devices, without the padding."""
         return -(-self.height // (self.local // x.shape[1]))
 
-    def inside(self, x: Shaped[Array, "n h w c"]) -> Bool[Array, "1 h 1 1"]:
-        """True for this device's rows that lie in the image."""
-        row = lax.axis_index(self.axis) * x.shape[1] + jnp.arange(x.shape[1])
+    def of(self, x: Shaped[Array, "n h w c"]) -> "Rows":
+        """How the rows of these features lie on the devices."""
+        return Rows(self.axis, self.devices, self.height_of(x), x.shape[1])
+
+    def inside(self, x: Shaped[Array, "n h w c"], below: int = 0) -> Bool[Array, "1 h 1 1"]:
+        """True for this device's rows that, or for which the row so far `below` them, lie in the image."""
+        row = lax.axis_index(self.axis) * x.shape[1] + jnp.arange(x.shape[1]) + below
         return (row < self.height_of(x))[None, :, None, None]
 
     def fill(self, x: Shaped[Array, "n h w c"], value: float) -> Shaped[Array, "n h w c"]:

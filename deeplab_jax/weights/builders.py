@@ -4,7 +4,8 @@ from typing import Any
 
 from deeplab_jax.config import Config, ModelConfig, aspp_rates, last_stage_rates
 from deeplab_jax.errors import CheckpointError
-from deeplab_jax.models.resnet import DEPTHS, STRIDES_IN, STRIDES_OUT
+from deeplab_jax.models.resnet import DEPTHS
+from deeplab_jax.models.stages import STRIDES_OUT, strides_in
 
 
 def require_buildable(model: ModelConfig, fmt: str) -> None:
@@ -15,13 +16,20 @@ def require_buildable(model: ModelConfig, fmt: str) -> None:
             "backbone": ("resnet50", "resnet101"),
             "width": (64,),
             "stem": ("7x7",),
+            "shortcut": ("1x1",),
             "multi_grid": ((0.5, 1.0, 1.0),),
             "atrous_rates": ((6, 12, 18),),
             "aspp_width": (256,),
             "fusion": ("1x1+3x3",),
+            "decoder_width": (0,),
             "align_corners": (False,),
         },
-        "mmseg": {"fusion": ("3x3",), "dilate_conv2": (True, False) if is_bottleneck else (False,)},
+        "mmseg": {
+            "shortcut": ("1x1",),
+            "fusion": ("3x3",),
+            "decoder_width": (0,),
+            "dilate_conv2": (True, False) if is_bottleneck else (False,),
+        },
     }
     for field, values in networks[fmt].items():
         value = getattr(model, field)
@@ -52,7 +60,7 @@ def _mmseg(config: Config) -> str:
     backbone: dict[str, Any] = {
         "type": "ResNetV1c" if model.stem == "3x3" else "ResNet",
         "depth": int(model.backbone.removeprefix("resnet")),
-        "strides": tuple(min(out, stride) // min(before, stride) for before, out in zip(STRIDES_IN, STRIDES_OUT, strict=True)),
+        "strides": tuple(min(to, stride) // min(at, stride) for at, to in zip(strides_in(4), STRIDES_OUT, strict=True)),
         "dilations": tuple(max(out // stride, 1) for out in STRIDES_OUT),
         "contract_dilation": True,
     }

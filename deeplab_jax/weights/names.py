@@ -50,11 +50,13 @@ def _backbone(model: ModelConfig, fmt: str) -> dict[str, str]:
         conv = {"mmseg": f"stem.{3 * i - 3}", "timm": f"conv1.{3 * i - 3}"}
         if fmt in conv:
             names |= {f"stem_conv{i}": conv[fmt], f"stem_bn{i}": bn[fmt]}
+    first = int(model.shortcut == "avgpool+1x1")  # the pool is layer 0
     for stage, count in enumerate(DEPTHS[model.backbone][0], start=1):
         for block in range(count):
             ours, theirs = f"stage{stage}_block{block + 1}", f"layer{stage}.{block}"
             names |= {f"{ours}/{layer}": f"{theirs}.{layer}" for n in (1, 2, 3) for layer in (f"conv{n}", f"bn{n}")}
-            names |= {f"{ours}/downsample_conv": f"{theirs}.downsample.0", f"{ours}/downsample_bn": f"{theirs}.downsample.1"}
+            shortcut = f"{theirs}.downsample"
+            names |= {f"{ours}/downsample_conv": f"{shortcut}.{first}", f"{ours}/downsample_bn": f"{shortcut}.{first + 1}"}
     return names
 
 

@@ -14,7 +14,7 @@ from deeplab_jax.weights import published
 from deeplab_jax.weights.state_dicts import RECORD, StateDict
 
 # Fields that names and shapes tell.
-FROM_TENSORS = ("backbone", "width", "stem", "aspp_width", "fusion", "aux_head")
+FROM_TENSORS = ("backbone", "width", "stem", "shortcut", "aspp_width", "fusion", "aux_head")
 USUAL = "not in the tensors: the reference's usual"
 
 
@@ -57,6 +57,11 @@ def recognize(state: StateDict, fmt: str = "auto") -> Network:
     shapes = {name: value.shape for name, value in state.tensors.items()}
     switches = _backbone(state.source, shapes) | _head(state.source, found, shapes)
     num_classes = switches.pop("num_classes", 0)
+    if num_classes and switches["shortcut"] != "1x1":
+        raise CheckpointError(
+            f"`{state.source}` has the pooled shortcuts of ResNetV1d, which mmsegmentation drops where it dilates: our network "
+            "is another one, give the backbone's own weights"
+        )
     try:
         config, origin = _recorded(state, switches) if RECORD in state.meta else _described(state, found, switches, num_classes)
         return Network(found, validate(config), num_classes, origin)
@@ -116,7 +121,13 @@ def _backbone(source: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, A
         block = "bottlenecks" if kind[1] else "basic blocks"
         raise CheckpointError(f"`{source}` has a backbone of {counts} {block} by stage: only {', '.join(DEPTHS)} are known")
     deep = "stem.0.weight" in shapes or "conv1.0.weight" in shapes
-    return {"backbone": depth, "width": width, "stem": "3x3" if deep else "7x7"}
+    pooled = "layer2.0.downsample.2.weight" in shapes  # the pool is layer 0
+    return {
+        "backbone": depth,
+        "width": width,
+        "stem": "3x3" if deep else "7x7",
+        "shortcut": "avgpool+1x1" if pooled else "1x1",
+    }
 
 
 def _head(source: str, fmt: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -21,7 +21,8 @@ Say = Callable[[str], None]
 # Fields of the model under which the same arrays compute something else; they serve every output stride.
 _MEANING = ("multi_grid", "dilate_conv2", "atrous_rates", "align_corners", "mean", "std")
 _OURS = ("dtype", "pretrained")  # fields that say nothing of the weights
-_SHAPES = ("backbone", "width", "stem")
+_DECODER = ("decoder_width", "low_level_width")  # of no network that is imported
+_SHAPES = ("backbone", "width", "stem", "shortcut")
 _HEAD_SHAPES = ("aspp_width", "fusion")
 
 
@@ -94,7 +95,7 @@ def export_weights(checkpoint: str, out: str, *, fmt: str, say: Say = print) -> 
 def pretrained_variables(config: Config, say: Say = print) -> dict[str, Any]:
     """The variables that a training starts from, a part of {"params", "batch_stats"}, by `model.pretrained`.
 
-    Classifiers are taken only where the classes are the same ones.
+    Classifiers are taken only where the classes are the same ones; the main one, and a decoder, only beside the same decoder.
 
     Raises:
       CheckpointError: the weights cannot be read.
@@ -111,8 +112,10 @@ def pretrained_variables(config: Config, say: Say = print) -> dict[str, Any]:
     has_aspp = any(path[1] == "aspp" for path in variables)
     _require_same(config, stored, source, has_aspp=has_aspp)
     shapes = variable_shapes(config)
-    same_classes = config.labels.names == stored.labels.names
-    taken = {path: x for path, x in variables.items() if path in shapes and (same_classes or path[1] not in names.HEADS)}
+    other = set() if config.labels.names == stored.labels.names else set(names.HEADS)
+    if any(getattr(config.model, field) != getattr(stored.model, field) for field in _DECODER):
+        other |= {"decoder", "classifier"}
+    taken = {path: x for path, x in variables.items() if path in shapes and path[1] not in other}
     say(f"{len(taken)} of {len(shapes)} variables start from {source}")
     new = sorted({path[1] for path in shapes.keys() - taken.keys()})
     if new:
@@ -142,7 +145,8 @@ def _require_same(config: Config, stored: Config, source: str, *, has_aspp: bool
 def _description(network: Network, source: str) -> list[str]:
     """What was recognised, a field a line."""
     config = network.config
-    shown = _SHAPES if network.is_backbone else [f.name for f in dataclasses.fields(ModelConfig) if f.name not in _OURS]
+    of_both = [field.name for field in dataclasses.fields(ModelConfig) if field.name not in _OURS + _DECODER]
+    shown = _SHAPES if network.is_backbone else of_both
     fields = {f"model.{name}": getattr(config.model, name) for name in shown}
     fields |= {name: getattr(config.eval, name.removeprefix("eval.")) for name in network.origin if name.startswith("eval.")}
     origin = {f"model.{name}": "from the tensors" for name in FROM_TENSORS} | network.origin

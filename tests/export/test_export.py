@@ -18,10 +18,11 @@ from deeplab_jax.export.folding import folded
 from deeplab_jax.models import DeepLabV3
 
 SWITCHES = {
-    "basic": {},
+    "basic": {"decoder_width": 8, "low_level_width": 4},
     "bottleneck": {
         "backbone": "resnet50",
         "stem": "3x3",
+        "shortcut": "avgpool+1x1",
         "output_stride": 8,
         "multi_grid": (0.5, 1.0, 2.0),
         "fusion": "1x1+3x3",

@@ -5,6 +5,8 @@ import pytest
 from conftest import tiny_model
 
 from deeplab_jax.models import DeepLabV3, normalize
+from deeplab_jax.models.decoder import Decoder
+from deeplab_jax.models.layers import BatchNorm
 from deeplab_jax.models.resnet import ResNet
 
 
@@ -20,17 +22,18 @@ def random_variables(module, *args):
 
 
 @pytest.mark.parametrize(
-    ("depth", "stem", "multi_grid"), [("resnet18", "7x7", (0.5, 1.0, 1.0)), ("resnet50", "3x3", (1.0, 2.0, 4.0))]
+    ("depth", "stem", "shortcut", "multi_grid"),
+    [("resnet18", "7x7", "1x1", (0.5, 1.0, 1.0)), ("resnet50", "3x3", "avgpool+1x1", (1.0, 2.0, 4.0))],
 )
-def test_features_at_every_output_stride_are_those_of_the_undilated_network_subsampled(depth, stem, multi_grid):
+def test_features_at_every_output_stride_are_those_of_the_undilated_network_subsampled(depth, stem, shortcut, multi_grid):
     image = jnp.asarray(np.random.default_rng(1).normal(size=(1, 97, 66, 3)), jnp.float32)
-    networks = {os: ResNet(depth, 8, stem, os, multi_grid) for os in (32, 16, 8)}
+    networks = {os: ResNet(depth, 8, stem, shortcut, os, multi_grid) for os in (32, 16, 8)}
     variables = random_variables(networks[32], image, False)
     features = {os: jax.jit(net.apply, static_argnums=2)(variables, image, False) for os, net in networks.items()}
     for os in (16, 8):
-        for stage, stride in ((0, 16), (1, 32)):
+        for kind, stride in (("low", 4), ("aux", 16), ("last", 32)):
             step = max(stride // os, 1)
-            expected, actual = features[32][stage], features[os][stage][:, ::step, ::step]
+            expected, actual = getattr(features[32], kind), getattr(features[os], kind)[:, ::step, ::step]
             # Float32, sums in another order through 50 layers.
             np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4 * float(jnp.abs(expected).max()))
 
@@ -43,12 +46,38 @@ def test_logits_have_the_stride_rounded_up(output_stride):
     assert shapes.logits.shape == (2, -(-65 // output_stride), -(-50 // output_stride), 5)
 
 
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_a_decoder_gives_logits_at_stride_4(output_stride):
+    model = DeepLabV3(tiny_model(output_stride=output_stride, decoder_width=6, low_level_width=3), 5)
+    image = jnp.zeros((2, 65, 50, 3))
+    outputs, variables = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), image, False))
+    assert outputs.logits.shape == (2, 17, 13, 5)
+    kernels = {name: layer["conv"]["kernel"].shape for name, layer in variables["params"]["decoder"].items()}
+    assert kernels == {"reduce": (1, 1, 8, 3), "refine1": (3, 3, 8 + 3, 6), "refine2": (3, 3, 6, 6)}
+
+
+def test_a_decoder_reads_the_resized_features_and_then_the_reduced_low_level_ones():
+    # Every convolution passes its channels on: the low-level ones are halved and swapped, the others left as they are.
+    reduce, keep = np.array([[0, 0.5], [0.5, 0]]), np.zeros((3, 3, 3, 3))
+    keep[1, 1] = np.eye(3)
+    kernels = {"reduce": reduce[None, None], "refine1": keep, "refine2": keep}
+    ones = {name: np.ones(kernel.shape[-1]) for name, kernel in kernels.items()}
+    params = {name: {"conv": {"kernel": k}, "bn": {"scale": ones[name], "bias": 0 * ones[name]}} for name, k in kernels.items()}
+    stats = {name: {"bn": {"mean": 0 * one, "var": one - BatchNorm.epsilon}} for name, one in ones.items()}
+    x, low = jnp.array([0.0, 4.0]).reshape(1, 1, 2, 1), jnp.arange(8.0).reshape(1, 1, 4, 2)
+    decoder = Decoder(features=3, low_level_width=2)
+    y = decoder.apply(jax.tree.map(jnp.float32, {"params": params, "batch_stats": stats}), x, low, False)
+    # 0, 4 at twice the size, with half-pixel centres: 0, 1, 3, 4.
+    expected = [[0, 0.5, 0], [1, 1.5, 1], [3, 2.5, 2], [4, 3.5, 3]]
+    np.testing.assert_allclose(y[0, 0], expected, rtol=1e-6, atol=1e-6)
+
+
 def test_an_undilated_conv2_is_a_switch_of_basic_blocks_alone():
     image = jnp.asarray(np.random.default_rng(1).normal(size=(1, 64, 64, 3)), jnp.float32)
     for depth, differ in (("resnet18", True), ("resnet50", False)):
         networks = [ResNet(depth, 8, output_stride=8, dilate_conv2=dilate) for dilate in (True, False)]
         variables = random_variables(networks[0], image, False)
-        with_rate, without = (jax.jit(net.apply, static_argnums=2)(variables, image, False)[1] for net in networks)
+        with_rate, without = (jax.jit(net.apply, static_argnums=2)(variables, image, False).last for net in networks)
         assert (float(jnp.abs(with_rate - without).max()) > 1e-3) == differ
 
 

@@ -7,7 +7,7 @@ from flax import linen as nn
 from deeplab_jax.compilation import lean_options
 from deeplab_jax.models import convolution, winograd
 from deeplab_jax.models.convolution import conv2d
-from deeplab_jax.models.layers import BatchNorm, add_relu, max_pool_3x3
+from deeplab_jax.models.layers import BatchNorm, add_relu, average_pool_2x2, max_pool_3x3
 from deeplab_jax.models.resize import resize_bilinear, resize_by_gather
 
 
@@ -175,6 +175,18 @@ def test_max_pool_is_the_maximum_of_each_window_and_its_gradient_goes_there(size
                 iy, ix = np.unravel_index(window[..., c].argmax(), window.shape[:2])
                 expected_gradient[0, top + iy, left + ix, c] += 1
     np.testing.assert_array_equal(pullback(jnp.ones_like(y))[0], expected_gradient)
+
+
+@pytest.mark.parametrize(("stride", "rate"), [(2, 1), (1, 1), (1, 2), (1, 4)])
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (7, 8)])
+def test_average_pool_is_the_mean_of_the_taps_inside(size, stride, rate):
+    x = np.random.default_rng(0).normal(size=(1, *size, 2)).astype(np.float32)
+    y = average_pool_2x2(jnp.asarray(x), stride, rate)
+    assert y.shape == (1, -(-size[0] // stride), -(-size[1] // stride), 2)
+    for oy in range(y.shape[1]):
+        for ox in range(y.shape[2]):
+            window = x[:, oy * stride : oy * stride + rate + 1 : rate, ox * stride : ox * stride + rate + 1 : rate]
+            np.testing.assert_allclose(y[:, oy, ox], window.mean((1, 2)), rtol=1e-5, atol=1e-6)  # float32, in another order
 
 
 def test_a_residual_sum_is_the_relu_of_the_sum_to_the_bit():

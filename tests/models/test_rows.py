@@ -1,7 +1,5 @@
 """Every operation on image rows split over four devices is the operation on the whole image, values and gradients."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +11,8 @@ from jax.sharding import PartitionSpec as P
 from deeplab_jax.config import MeshConfig
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.models.convolution import conv2d
-from deeplab_jax.models.layers import BatchNorm, Dropout, image_mean, max_pool_3x3
+from deeplab_jax.models.decoder import Decoder
+from deeplab_jax.models.layers import BatchNorm, Dropout, average_pool_2x2, image_mean, max_pool_3x3
 from deeplab_jax.models.resize import resize_bilinear, resize_by_gather
 from deeplab_jax.models.rows import split_rows
 from deeplab_jax.sharding import make_mesh, padded_height
@@ -54,7 +53,7 @@ def assert_same(apply, x, *whole, devices=4, output_stride=1):
     np.testing.assert_allclose(ys[:, : y.shape[1]], y, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(dxs[:, : x.shape[1]], dx, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(dxs[:, x.shape[1] :], 0)
-    for a, b in zip(split_others, others, strict=True):
+    for a, b in zip(jax.tree.leaves(split_others), jax.tree.leaves(others), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
 
 
@@ -89,6 +88,11 @@ def test_a_convolution(form, height, kernel_size, stride, rate):
 @pytest.mark.parametrize("height", [16, 17, 5])
 def test_the_maximum(height):
     assert_same(max_pool_3x3, image(height), output_stride=2)
+
+
+@pytest.mark.parametrize(("height", "stride", "rate"), [(16, 2, 1), (17, 2, 1), (13, 1, 2), (5, 1, 4)])
+def test_the_average(height, stride, rate):
+    assert_same(lambda x, rows: average_pool_2x2(x, stride, rate, rows), image(height), output_stride=stride)
 
 
 @pytest.mark.parametrize("height", [16, 13])
@@ -135,23 +139,39 @@ def test_resizing_to_the_image(height, align_corners):
         np.testing.assert_allclose(on_mesh(local)[:, :height], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_decoder_whose_features_are_four_times_coarser():
+    decoder = Decoder(features=3, low_level_width=2)
+    variables = decoder.init(jax.random.key(0), jnp.zeros((1, 2, 2, 3)), jnp.zeros((1, 8, 8, 3)), False)
+
+    def apply(x, params, rows):
+        low = max_pool_3x3(x, rows)
+        last = max_pool_3x3(max_pool_3x3(low, rows), rows)
+        return decoder.clone(rows=rows).apply(variables | {"params": params}, last, low, False)
+
+    assert_same(apply, image(37), variables["params"], output_stride=8)
+
+
+SWITCHES = [{"output_stride": 8, "aux_head": True}, {"output_stride": 16, "decoder_width": 8}]
+
+
 @pytest.mark.long
-def test_a_whole_network_in_float64():
+@pytest.mark.parametrize("switches", SWITCHES, ids=["aux_head", "decoder"])
+def test_a_whole_network_in_float64(switches):
     """In float32 a value within rounding of 0 passes its gradient on one side alone; float64 tells that from an error."""
     height, devices = 65, 4
     with jax.enable_x64(True):
-        config = dataclasses.replace(tiny_model(output_stride=8, aux_head=True), dtype="float64")
+        config = tiny_model(**switches, dtype="float64")
         model = DeepLabV3(config, 5)
         x = np.random.default_rng(0).normal(size=(2, height, 40, 3))
         variables = jax.jit(lambda: model.init(jax.random.key(0), jnp.asarray(x), False))()
         variables = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), variables)
-        mesh, rows = rows_of(height, devices, 8)
+        mesh, rows = rows_of(height, devices, config.output_stride)
 
         def loss(params, x, rows):
             state = {"params": params, "batch_stats": variables["batch_stats"]}
             outputs, updated = model.apply(state, x, True, rows, mutable=["batch_stats"], rngs={"dropout": jax.random.key(2)})
             total = 0.0
-            for logits in outputs:
+            for logits in filter(lambda logits: logits is not None, outputs):
                 scores = resize_bilinear(logits, x.shape[1], 40, align_corners=config.align_corners, rows=rows)
                 values = jnp.square(scores) * jnp.arange(1, 6)[None, None, None]
                 total += jnp.sum(values) if rows is None else jax.lax.psum(jnp.sum(rows.fill(values, 0.0)), "spatial")
@@ -160,7 +180,7 @@ def test_a_whole_network_in_float64():
         specs = {"in_specs": (P(), P(None, "spatial")), "out_specs": P(), "axis_names": {"spatial"}}
         on_mesh = jax.shard_map(lambda params, x: loss(params, x, rows), mesh=mesh, **specs)
         gradient = jax.jit(jax.value_and_grad(lambda p, x: loss(p, x, None), has_aux=True))(variables["params"], x)
-        over = padded(x, padded_height(height, devices, 8))
+        over = padded(x, padded_height(height, devices, config.output_stride))
         on_rows = jax.jit(jax.value_and_grad(on_mesh, has_aux=True))(variables["params"], over)
         for a, b in zip(jax.tree.leaves(on_rows), jax.tree.leaves(gradient), strict=True):
             # The weights of the resizing are float32.

@@ -50,6 +50,14 @@ def test_backbones_by_their_blocks_and_stems(depth, stem, name):
     assert (network.config.model.backbone, network.config.model.stem, network.config.model.width) == (depth, stem, 4)
 
 
+def test_pooled_shortcuts_by_the_place_of_their_layers():
+    pooled = dict.fromkeys(("layer2.0.downsample.1.weight", "layer2.0.downsample.2.weight"), np.zeros(1, np.float32))
+    assert recognized(blocks("resnet50", prefix="") | pooled).config.model.shortcut == "avgpool+1x1"
+    tensors, _ = mmseg("resnet50")
+    with pytest.raises(CheckpointError, match="ResNetV1d"):
+        recognized(tensors | {f"backbone.{name}": value for name, value in pooled.items()})
+
+
 def test_what_the_configuration_in_a_checkpoint_says():
     tensors, _ = mmseg()
     network = recognized(tensors, {"config": PUBLISHED})

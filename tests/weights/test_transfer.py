@@ -1,5 +1,7 @@
 """Import, export and fine-tuning with narrow networks; that names and numbers are the references' is test_logits_parity's."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -152,10 +154,13 @@ def test_an_existing_folder_and_a_wrong_switch_are_refused(mmseg, tmp_path):
         imported(tmp_path, mmseg[1] | {"backbone.layer1.0.bn1.running_var": np.full(8, -1, np.float32)})
 
 
-@pytest.mark.parametrize(("stem", "fmt"), [("7x7", "timm"), ("3x3", "timm"), ("3x3", "mmseg")])
+@pytest.mark.parametrize(
+    ("stem", "shortcut", "fmt"),
+    [("7x7", "1x1", "timm"), ("3x3", "1x1", "timm"), ("3x3", "avgpool+1x1", "timm"), ("3x3", "avgpool+1x1", "mmseg")],
+)
 @pytest.mark.parametrize("prefix", ["", "backbone."])
-def test_backbones_start_a_training(tmp_path, stem, fmt, prefix):
-    config = Config(model=tiny_model(stem=stem))
+def test_backbones_start_a_training(tmp_path, stem, shortcut, fmt, prefix):
+    config = Config(model=tiny_model(stem=stem, shortcut=shortcut))
     backbone = {path: x for path, x in random_variables(config).items() if path[1] == "backbone"}
     state = {prefix + name.removeprefix("backbone."): x for name, x in state_dict(backbone, config.model, fmt).items()}
     state["fc.weight"] = np.ones((1000, 64), np.float32)
@@ -166,9 +171,10 @@ def test_backbones_start_a_training(tmp_path, stem, fmt, prefix):
     assert taken.keys() == backbone.keys()
     assert all(np.array_equal(taken[path], x) for path, x in backbone.items())
     assert lines[1] == "these start random: aspp, classifier"
-    config.model.stem = "7x7" if stem == "3x3" else "3x3"
-    with pytest.raises(ConfigError, match=r"`model\.stem`"):
-        transfer.pretrained_variables(config)
+    others = {"stem": {"7x7": "3x3"}.get(stem, "7x7"), "shortcut": {"1x1": "avgpool+1x1"}.get(shortcut, "1x1")}
+    for field, other in others.items():
+        with pytest.raises(ConfigError, match=rf"`model\.{field}`"):
+            transfer.pretrained_variables(Config(model=dataclasses.replace(config.model, **{field: other})))
 
 
 def test_classifiers_are_taken_with_the_same_classes_alone(mmseg, tmp_path):
@@ -194,6 +200,17 @@ def test_classifiers_are_taken_with_the_same_classes_alone(mmseg, tmp_path):
     config.model.pretrained = folder
     with pytest.raises(ConfigError, match=r"`model\.aspp_width` \(=16\) is 8 in"):
         transfer.pretrained_variables(config)
+
+
+def test_a_decoder_starts_random_beside_weights_without_one(mmseg, tmp_path):
+    variables, state = mmseg
+    folder, _ = imported(tmp_path, state)
+    lines = []
+    # As wide as the ASPP: the classifier would fit, but it has learned to read other features.
+    config = Config(model=dataclasses.replace(MMSEG, decoder_width=8, pretrained=folder))
+    taken = names.flatten(transfer.pretrained_variables(config, lines.append))
+    assert taken.keys() == {path for path in variables if path[1] != "classifier"}
+    assert "these start random: classifier, decoder" in lines
 
 
 def test_weights_without_a_training_state_do_not_resume(mmseg, tmp_path):
