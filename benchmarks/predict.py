@@ -10,6 +10,7 @@ import argparse
 import io
 import pathlib
 import statistics
+import sys
 import tempfile
 import time
 
@@ -42,7 +43,7 @@ def main() -> None:
 
     def predict() -> None:
         with tempfile.TemporaryDirectory() as out:
-            assert not run(segmenter, inputs, Options(out), Console(file=io.StringIO()))
+            run(segmenter, inputs, Options(out), Console(file=io.StringIO()), sys.exit)
 
     rates: dict[str, list[float]] = {"network": [], "predict": []}
     for _ in range(args.rounds):

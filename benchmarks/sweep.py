@@ -40,10 +40,12 @@ class Result:
 
 def result(workdir: pathlib.Path) -> Result | None:
     """What the run's receipt and log say of it; None for one that has not come to its end."""
-    if not (workdir / "run.json").exists():
+    receipt, log = workdir / "run.json", workdir / "metrics.jsonl"
+    if not receipt.exists() or not log.exists():
         return None
-    steps = json.loads((workdir / "run.json").read_text())["starts"][-1]["steps"]
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    steps = json.loads(receipt.read_text())["starts"][-1]["steps"]
+    *whole, _ = log.read_text().split("\n")  # a last line without an end was cut short
+    rows = [json.loads(line) for line in whole]
     scores = [row for row in rows if row["kind"] == "eval" and row["step"] == steps]
     if not scores:
         return None
@@ -125,6 +127,7 @@ def main() -> None:
             print(f"{name}, seed {seed}: {train(study['RECIPE'], rows[name], root, seed, workdir)}", flush=True)
             text = table(rows, {name: found for name in rows if (found := _finished(args.out / name))})
             if args.table:
+                args.table.parent.mkdir(parents=True, exist_ok=True)
                 args.table.write_text(text)
     print(text)
 

@@ -104,17 +104,13 @@ def verify(
       root: where the data set or its prepared records lie now, if not where the run found it; for tfds:NAME its data_dir.
     """
     from deeplab_jax.compilation import keep_programs
-    from deeplab_jax.data.records import is_records
     from deeplab_jax.data.sources import fingerprint
     from deeplab_jax.train import verify as verification
     from deeplab_jax.weights.transfer import pretrained_variables
-    from deeplab_jax.wiring import training_data, training_set
+    from deeplab_jax.wiring import moved, training_data, training_set
 
     config, _ = verification.config_at(run, from_)
-    if root:
-        config.data.root = root
-        if is_records(root):
-            config.data.source = ""  # they stand in for a set of TFDS too
+    config = moved(config, root)
     keep_programs()
     data, _ = training_data(config, print)
     samples = training_set(config)

@@ -1,7 +1,14 @@
 """`deeplab-jax demo`: a local page to drop an image on and see what the network makes of it (Gradio)."""
 
+import contextlib
 import math
+import os
 import pathlib
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import gradio
@@ -15,7 +22,8 @@ from deeplab_jax.evaluation.pictures import overlay
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.predict.inputs import read, size
 
-LARGEST = 2**26  # pixels of a file that is opened at all: decoded it takes 200 MB
+LARGEST = 2**26  # pixels of a file that is decoded at all: it then takes 200 MB
+LONGEST = 2**14  # side of such a file: a thin image cannot be reduced to the pixels that are wanted
 SESSION_SECONDS = 3600  # after which uploads, and what was computed of them, are deleted
 
 CSS = """
@@ -33,16 +41,28 @@ class Segmented(NamedTuple):
     labels: UInt8[np.ndarray, "h w"]
 
 
+class _Upload(gradio.Image):
+    """An image whose file is left as it is: reading it, and saying why it cannot be read, is ours."""
+
+    is_template = True  # looks like its parent
+
+    def preprocess(self, payload: Any) -> str | None:
+        """The file's path."""
+        return payload and payload.path
+
+
 def segmented(segmenter: Segmenter, path: str, max_pixels: int) -> Segmented:
     """The image of a file, reduced to `max_pixels` where it has more, and its labels.
 
     Raises:
-      DataError: it cannot be read, or has more than LARGEST pixels.
+      DataError: it cannot be read, or is larger than LARGEST or LONGEST.
     """
     file = pathlib.Path(path)
     height, width = size(file)
-    if height * width > LARGEST:
-        raise DataError(f"{file.name} has {width}x{height} pixels: reduce it to {LARGEST / 1e6:.0f} million or fewer")
+    if height * width > LARGEST or max(height, width) > LONGEST:
+        raise DataError(
+            f"{file.name} has {width}x{height} pixels: reduce it to {LARGEST / 1e6:.0f} million or fewer, {LONGEST} a side"
+        )
     image = read(file)
     side = math.floor(max(height, width) * min(1.0, math.sqrt(max_pixels / (height * width))))
     image = html_page.reduced(image, side)
@@ -60,8 +80,20 @@ def shares(labels: UInt8[np.ndarray, "h w"], label_set: LabelSet) -> str:
     return html_page.table(("class", "share of the pixels"), rows)
 
 
-def blocks(segmenter: Segmenter, title: str, max_pixels: int) -> gradio.Blocks:
-    """The page: image in; overlay, opacity, legend with shares out. Moving the slider does not run the network again."""
+@contextlib.contextmanager
+def uploads() -> Iterator[None]:
+    """A folder of its own for what is uploaded and computed while the block lasts, SIGTERM included."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with tempfile.TemporaryDirectory(prefix="deeplab-jax-demo-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # which Gradio asks for as the page is made
+        yield
+
+
+def blocks(segmenter: Segmenter, name: str, max_pixels: int) -> gradio.Blocks:
+    """The page of a network called `name`: image in; overlay, opacity, legend with shares out.
+
+    Moving the slider does not run the network again.
+    """
 
     def segment(path: str | None, opacity: float) -> tuple[Any, str, Segmented | None]:
         if path is None:
@@ -69,19 +101,19 @@ def blocks(segmenter: Segmenter, title: str, max_pixels: int) -> gradio.Blocks:
         try:
             found = segmented(segmenter, path, max_pixels)
         except DeeplabError as error:
-            raise gradio.Error(str(error).replace(path, pathlib.Path(path).name)) from None
+            message = str(error).replace(path, pathlib.Path(path).name)
+            raise gradio.Error(message, print_exception=False) from None
         return overlay(*found, segmenter.label_set, opacity), shares(found.labels, segmenter.label_set), found
 
     def blend(found: Segmented | None, opacity: float) -> Any:
         return None if found is None else overlay(*found, segmenter.label_set, opacity)
 
+    title = f"deeplab_jax: {name}"
     with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(SESSION_SECONDS, SESSION_SECONDS)) as page:
-        gradio.Markdown(f"## {title}")
+        gradio.HTML(f"<h2>{html_page.text(title)}</h2>")
         found = gradio.State(time_to_live=SESSION_SECONDS)
         with gradio.Row():
-            image = gradio.Image(
-                label="Image", type="filepath", image_mode=None, sources=["upload", "clipboard"], elem_id="image"
-            )
+            image = _Upload(label="Image", sources=["upload", "clipboard"], elem_id="image")
             shown = gradio.Image(
                 label="Overlay", interactive=False, format="png", buttons=["download", "fullscreen"], elem_id="overlay"
             )
@@ -108,6 +140,12 @@ def serve(page: gradio.Blocks, *, host: str, port: int | None, max_mib: int, blo
     Raises:
       ConfigError: host and port cannot be listened on.
     """
+    # Gradio tries a hundred ports, for minutes, where the host is not this machine's.
+    try:
+        with socket.create_server((host, port or 0), reuse_port=False):
+            pass
+    except OSError as error:
+        raise ConfigError(f"`--host`, `--port` (={host!r}, {port}) cannot be used ({one_line(error)}): choose others") from None
     # Fonts of the system: the page needs no network.
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     try:
@@ -126,7 +164,7 @@ def serve(page: gradio.Blocks, *, host: str, port: int | None, max_mib: int, blo
             css=CSS,
         )
     except OSError as error:
-        raise ConfigError(f"`--host`, `--port` (={host!r}, {port}) cannot be used ({one_line(error)}): choose others") from None
+        raise ConfigError(f"`--port` (={port}) cannot be used ({one_line(error)}): choose another") from None
     if block:
         print(f"{url} until Ctrl-C", flush=True)
         page.block_thread()

@@ -61,7 +61,7 @@ def load_exported(path: str) -> Exported:
     try:
         with open(path, "rb") as file:
             return load(file)
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # deserializing garbage fails in many ways
         raise DataError(f"{path} cannot be loaded ({one_line(error)}): give a file of deeplab-jax export") from None
 
 

@@ -10,6 +10,12 @@ from etils import epath
 from deeplab_jax.errors import ConfigError
 
 
+def require_file(path: str, flag: str) -> None:
+    """Raises ConfigError, before any work is done, where `path` cannot become a file."""
+    if epath.Path(path).is_dir():
+        raise ConfigError(f"`{flag}` (={path!r}) is a folder: name a file")
+
+
 @contextlib.contextmanager
 def replacing(path: epath.Path) -> Iterator[IO[bytes]]:
     """A file to write, which becomes `path` when the block ends; an error leaves `path` as it was. Folders are made.

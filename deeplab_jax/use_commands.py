@@ -8,19 +8,22 @@ import tyro
 from rich.console import Console
 
 from deeplab_jax.errors import ConfigError
+from deeplab_jax.files import require_file
 from deeplab_jax.validation import validate
+
+Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
 def predict(
     inputs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT")],
     checkpoint: Annotated[str, tyro.conf.arg(metavar="DIR")],
     out: Annotated[str, tyro.conf.arg(metavar="DIR")],
-    confidence: bool = False,
+    confidence: Switch = False,
     opacity: float = 0.5,
     scales: tuple[float, ...] | None = None,
-    flip: bool = False,
+    flip: Switch = False,
     window: tuple[int, int] | None = None,
-    output_stride: int | None = None,
+    output_stride: Literal[8, 16, 32] | None = None,
     batch_size: int = 0,
     max_pixels: int = 2**22,
 ) -> None:
@@ -33,37 +36,43 @@ def predict(
       confidence: write the largest probability too, 0 to 255.
       opacity: of the colours in overlays, 0 to 1.
       scales: factors by which images are resized; predictions are averaged over them. Left out: as the run evaluates.
-      flip: average over the mirrored image as well.
+      flip: average over the mirrored image as well; left out, as the run evaluates.
       window: height and width of a sliding window; 0 0 takes images whole. Left out: as the run evaluates.
-      output_stride: 8, 16 or 32. Left out: as the run evaluates.
+      output_stride: Left out: as the run evaluates.
       batch_size: images at a time; 0 takes what makes a million pixels, 8 at most.
       max_pixels: larger images go through the network in windows of 768x768, so that memory is bounded.
     """
-    if not inputs:
-        raise ConfigError("`INPUT` is missing: give images, videos, folders or patterns such as 'photos/*.jpg'")
-    if not 0 <= opacity <= 1:
-        raise ConfigError(f"`--opacity` (={opacity:g}) must be 0 to 1")
-    for flag, value, least in (("--batch-size", batch_size, 0), ("--max-pixels", max_pixels, 1)):
-        if value < least:
-            raise ConfigError(f"`{flag}` (={value}) must be {least} or more")
+    _require_range("--opacity", opacity, 0, 1)
+    _require_range("--batch-size", batch_size, 0)
+    _require_range("--max-pixels", max_pixels, 1)
+    for flag, values, least in (("--scales", scales or (), 0.01), ("--window", window or (), 0)):
+        for value in values:
+            _require_range(flag, value, least)
     from deeplab_jax.api import Segmenter, load
     from deeplab_jax.predict.inputs import find
     from deeplab_jax.predict.run import Options, run
 
-    console = Console(soft_wrap=True, highlight=False)
-    found, others = find(inputs)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    found, others = find(inputs, out)
+    if not found:
+        raise ConfigError(f"`INPUT` (={' '.join(inputs)}) holds no image or video: give files, folders or 'photos/*.jpg'")
     segmenter = load(checkpoint)
     asked = {"scales": scales, "flip": flip or None, "window": window, "output_stride": output_stride}
     protocol: dict[str, Any] = {field: value for field, value in asked.items() if value is not None}
+    if window:
+        protocol["window_stride"] = (0, 0)  # the run's belongs to the run's window
     config = dataclasses.replace(segmenter.config, eval=dataclasses.replace(segmenter.config.eval, **protocol))
     options = Options(out, confidence, opacity, batch_size, max_pixels)
-    failures = run(Segmenter(validate(config), segmenter.variables), found, options, console)
-    console.print(f"{len(found) - len(failures)} of {len(found)} predicted into {out}")
-    if others:
-        names = ", ".join(str(path) for path in others[:3]) + ", ..." * (len(others) > 3)
-        console.print(f"{len(others)} passed over, by their names no images or videos: {names}")
-    for line in failures:
-        console.print(f"failed: {line}")
+    failures: list[str] = []
+    try:
+        run(Segmenter(validate(config), segmenter.variables), found, options, console, failures.append)
+        console.print(f"{len(found) - len(failures)} of {len(found)} predicted into {out}")
+        if others:
+            names = ", ".join(str(path) for path in others[:3]) + ", ..." * (len(others) > 3)
+            console.print(f"{len(others)} passed over, by their names no images or videos: {names}")
+    finally:
+        for line in failures:
+            console.print(f"failed: {line}")
     sys.exit(1 if failures else 0)
 
 
@@ -83,16 +92,18 @@ def report(
       root: where the data set or its prepared records lie now, if not where the run found it.
       images: how many of the worst images to show.
     """
-    if images < 0:
-        raise ConfigError(f"`--images` (={images}) must be 0 or more")
+    _require_range("--images", images, 0)
+    require_file(out, "--out")
     from deeplab_jax.compilation import keep_programs
     from deeplab_jax.report.run import opened, write
-    from deeplab_jax.wiring import evaluation_set
+    from deeplab_jax.wiring import evaluation_set, moved
 
     keep_programs()
-    config, checkpoint = opened(run, split=split, root=root)
+    config, checkpoint = opened(run, split)
+    config = moved(config, root)
     samples, batches = evaluation_set(config)
-    write(config, checkpoint, out, batches(), samples.images, images, Console(soft_wrap=True, highlight=False))
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    write(config, checkpoint, out, batches(), samples.images, images, console)
 
 
 def demo(
@@ -111,18 +122,18 @@ def demo(
       max_mib: largest upload in MiB.
       max_pixels: larger images are reduced to so many.
     """
-    for flag, value in (("--max-mib", max_mib), ("--max-pixels", max_pixels)):
-        if value < 1:
-            raise ConfigError(f"`{flag}` (={value}) must be 1 or more")
-    if port is not None and not 1 <= port <= 65535:
-        raise ConfigError(f"`--port` (={port}) must be 1 to 65535")
+    _require_range("--max-mib", max_mib, 1)
+    _require_range("--max-pixels", max_pixels, 1)
+    _require_range("--port", port or 1, 1, 65535)
     from deeplab_jax.api import load
 
     try:
-        from deeplab_jax.demo import blocks, serve
+        from deeplab_jax.demo import blocks, serve, uploads
     except ModuleNotFoundError as error:
         raise ConfigError(f"`deeplab-jax demo` needs {error.name}: pip install 'deeplab-jax[demo]'") from None
-    serve(blocks(load(checkpoint), f"deeplab_jax: {checkpoint}", max_pixels), host=host, port=port, max_mib=max_mib)
+    segmenter = load(checkpoint)
+    with uploads():
+        serve(blocks(segmenter, checkpoint, max_pixels), host=host, port=port, max_mib=max_mib)
 
 
 def export(
@@ -139,8 +150,15 @@ def export(
       format: stablehlo, which `deeplab_jax.load_exported` runs on CPUs, GPUs and TPUs, or onnx.
       output: labels, uint8 [n, h, w], or logits, float32 [n, classes, h, w].
     """
+    require_file(out, "--out")
     from deeplab_jax.compilation import keep_programs
     from deeplab_jax.export import run
 
     keep_programs()
     run.export(checkpoint, out, format, output)
+
+
+def _require_range(flag: str, value: float, least: float, most: float = float("inf")) -> None:
+    if not least <= value <= most:
+        wanted = f"{least} to {most}" if most < float("inf") else f"{least} or more"
+        raise ConfigError(f"`{flag}` (={value:g}) must be {wanted}")

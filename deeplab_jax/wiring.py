@@ -1,15 +1,36 @@
 """What a config names, opened: joins `data/` with training and evaluation, for `train.py` and the commands."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
+from etils import epath
 
 from deeplab_jax.config import Config, total_steps
 from deeplab_jax.data.find import find_split
 from deeplab_jax.data.lists import Samples, describe, digest
 from deeplab_jax.data.pipeline import eval_batches, train_batches
+from deeplab_jax.data.records import is_records
+from deeplab_jax.errors import ConfigError
 from deeplab_jax.train.begin import Data
+
+
+def moved(config: Config, root: str | None) -> Config:
+    """The config of a run for where its data lies now: `root`, a data set or its prepared records, or where it was.
+
+    Raises:
+      ConfigError: there is nothing at `root`, or the config does not say where its data is.
+    """
+    if root is None and not config.data.root and not config.data.source:
+        raise ConfigError("the checkpoint does not say where its images are: give --root")
+    if root is None:
+        return config
+    if not epath.Path(root).is_dir():
+        raise ConfigError(f"`--root` (={root!r}) is no folder: give that of the data set or of its prepared records")
+    # Records stand in for a set of TFDS too.
+    source = "" if is_records(root) else config.data.source
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, root=root, source=source))
 
 
 def training_set(config: Config) -> Samples:

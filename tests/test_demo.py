@@ -1,6 +1,7 @@
 """The demo: what it computes, and the page as people use it, in a headless browser."""
 
 import io
+import os
 import re
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import deeplab, pixels
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from deeplab_jax import demo
 from deeplab_jax.errors import DataError
@@ -40,11 +41,12 @@ def test_a_small_image_is_taken_as_it_is(tmp_path):
     assert demo.segmented(Network(), saved(tmp_path / "small.png", 1, 3), 300).image.shape == (1, 3, 3)
 
 
-def test_a_file_of_too_many_pixels_is_refused_by_its_header(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "LARGEST", 8)
-    monkeypatch.setattr(demo, "read", lambda path: pytest.fail("was decoded"))
-    with pytest.raises(DataError, match="3x3 pixels"):
-        demo.segmented(Network(), saved(tmp_path / "bomb.png", 3, 3), 300)
+@pytest.mark.parametrize(("limit", "shape"), [("LARGEST", (3, 3)), ("LONGEST", (1, 9))])
+def test_a_file_that_is_too_large_is_refused_by_its_header(tmp_path, monkeypatch, limit, shape):
+    monkeypatch.setattr(demo, limit, 8)
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: pytest.fail("was decoded"))
+    with pytest.raises(DataError, match=f"{shape[1]}x{shape[0]} pixels"):
+        demo.segmented(Network(), saved(tmp_path / "bomb.png", *shape), 300)
 
 
 def test_shares_are_of_the_image_and_the_largest_comes_first():
@@ -62,14 +64,17 @@ def test_mistakes_are_one_line(monkeypatch, capsys, tmp_path, words, told):
 
 
 @pytest.fixture(scope="module")
-def address(stored_run):
+def address(stored_run, tmp_path_factory):
     """Where the demo of a run is served, as people start it."""
+    temporary = tmp_path_factory.mktemp("uploads")
     program = [sys.executable, "-c", "from deeplab_jax.cli import main; main()"]
     words = [*program, "demo", "--checkpoint", str(stored_run), "--max-mib", "1"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(temporary)}) as process:
         line = process.stdout.readline()
         yield line.split()[0]
-        process.kill()
+        process.terminate()
+        process.wait(60)
+    assert [path for path in temporary.rglob("*") if path.is_file()] == []  # nothing that was uploaded stays
 
 
 def test_the_page_in_a_browser(chromium, address, street_scenes, tmp_path):
@@ -112,7 +117,9 @@ def test_a_file_that_is_no_image_or_too_large_is_told_on_the_page(chromium, addr
     truncated = tmp_path / "truncated.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(truncated)
     truncated.write_bytes(truncated.read_bytes()[:1000])
-    for name, told in (("truncated.jpg", "truncated.jpg cannot be read"), ("large.png", "size")):
+    (tmp_path / "text.png").write_text("no image")
+    said = {"truncated.jpg": "truncated.jpg cannot be read", "text.png": "text.png cannot be read", "large.png": "size"}
+    for name, told in said.items():
         tab = chromium.new_page()
         tab.goto(address)
         tab.set_input_files("#image input[type=file]", tmp_path / name)

@@ -63,10 +63,13 @@ def test_a_row_that_means_something_else_now_is_not_mixed_in(monkeypatch, tmp_pa
 
 
 def test_a_run_that_was_stopped_is_no_result(tmp_path):
+    (tmp_path / "run.json").write_text('{"starts": [{"steps": 20}]}')
     assert sweep.result(tmp_path) is None
     log(tmp_path, 0.4, steps=10)
     assert sweep.result(tmp_path) is None
     log(tmp_path, 0.5)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2')  # a crash cut it short
     # The median of the time of a step: 20 x 3 s.
     assert sweep.result(tmp_path) == sweep.Result(steps=20, minutes=1.0, miou=0.5, pixel_accuracy=0.8)
 

@@ -1,15 +1,16 @@
 """Finding what people name, images, folders, patterns and videos, and reading images as they are meant to be seen."""
 
+import contextlib
 import dataclasses
 import glob
+import os
 import pathlib
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from deeplab_jax.errors import ConfigError, DataError, one_line
 
@@ -24,7 +25,8 @@ class Input:
 
     Attributes:
       path: of the file.
-      name: of its results, which may lie in folders; no two inputs have the same.
+      name: of its results, which may lie in folders; no two inputs have the same. A video's has its suffix: it is the folder of
+        its frames, which no image's results lie in.
     """
 
     path: pathlib.Path
@@ -33,69 +35,93 @@ class Input:
     @property
     def is_video(self) -> bool:
         """By its suffix."""
-        return self.path.suffix.lower() in VIDEOS
+        return _is_video(self.path)
 
 
-def find(words: Sequence[str]) -> tuple[tuple[Input, ...], tuple[pathlib.Path, ...]]:
+def _is_video(path: pathlib.Path) -> bool:
+    return path.suffix.lower() in VIDEOS
+
+
+def find(words: Sequence[str], out: str = "") -> tuple[tuple[Input, ...], tuple[pathlib.Path, ...]]:
     """The inputs that `words` name, and the files in folders and patterns that are none by their suffix.
 
     Args:
-      words: files, whatever their suffix; folders, with all that is below; patterns of `glob`, of which ** goes into folders.
+      words: files, whatever their suffix; folders, with all that is below and not hidden; patterns of `glob`, of which ** goes
+        into folders.
+      out: folder of results, whose files are no inputs.
 
     Raises:
       ConfigError: a word names nothing.
     """
-    found: dict[pathlib.Path, str] = {}
+    found: dict[str, tuple[pathlib.Path, str]] = {}  # by where it is, however it was named
     others = []
     for word in words:
-        paths = list(_below(word))
-        if not paths:
-            raise ConfigError(f"`{word}` names no file: give images, videos, folders or patterns such as 'photos/*.jpg'")
-        for path, base in paths:
+        for path, base in _named(word):
+            where = os.path.abspath(path)
+            if base and out and pathlib.Path(where).is_relative_to(os.path.abspath(out)):
+                continue
             if base is None or path.suffix.lower() in IMAGES | VIDEOS:
-                found.setdefault(path, str(path.relative_to(base or path.parent).with_suffix("")))
+                short = path.relative_to(base) if base else pathlib.Path(path.name)
+                found.setdefault(where, (path, str(short if _is_video(path) else short.with_suffix(""))))
             else:
                 others.append(path)
-    count = Counter(found.values())
+    count = Counter(name for _, name in found.values())
     # Results of a.jpg and a.png are a.jpg.png and a.png.png; of x/a.jpg and y/a.jpg, both named, with their folders.
-    names = {path: name if count[name] == 1 else str(pathlib.Path(name).with_name(path.name)) for path, name in found.items()}
+    names = {
+        where: name if count[name] == 1 else str(pathlib.Path(name).with_name(path.name))
+        for where, (path, name) in found.items()
+    }
     count = Counter(names.values())
     inputs = tuple(
-        Input(path, name if count[name] == 1 else "/".join(part for part in path.absolute().parts if part != path.anchor))
-        for path, name in names.items()
+        Input(found[where][0], name if count[name] == 1 else str(pathlib.Path(where).relative_to(pathlib.Path(where).anchor)))
+        for where, name in names.items()
     )
     return inputs, tuple(others)
+
+
+def _named(word: str) -> list[tuple[pathlib.Path, pathlib.Path | None]]:
+    try:
+        paths = list(_below(word)) if word else []
+    except (OSError, RuntimeError):  # a name that no file can have; ~ of nobody
+        paths = []
+    if not paths:
+        raise ConfigError(f"`{word}` names no file: give images, videos, folders or patterns such as 'photos/*.jpg'")
+    return paths
 
 
 def _below(word: str) -> Iterator[tuple[pathlib.Path, pathlib.Path | None]]:
     """Files, each with the folder that its name starts in; None of one that was named itself."""
     path = pathlib.Path(word).expanduser()
     if path.is_dir():
-        yield from ((file, path) for file in _files(path.rglob("*")))
+        yield from ((file, path) for file in _files(path.rglob("*"), path))
     elif path.exists():
         yield path, None
     else:
         fixed = pathlib.Path(*(part for part in path.parts[: _first_pattern(path)]))
-        yield from ((file, fixed) for file in _files(map(pathlib.Path, glob.iglob(str(path), recursive=True))))
+        yield from ((file, fixed) for file in _files(map(pathlib.Path, glob.iglob(str(path), recursive=True)), fixed))
 
 
 def _first_pattern(path: pathlib.Path) -> int:
     return next((i for i, part in enumerate(path.parts) if glob.has_magic(part)), len(path.parts) - 1)
 
 
-def _files(paths: Iterator[pathlib.Path]) -> list[pathlib.Path]:
-    """Those that are not hidden, in order."""
-    return sorted(path for path in paths if path.is_file() and not path.name.startswith("."))
+def _files(paths: Iterator[pathlib.Path], base: pathlib.Path) -> list[pathlib.Path]:
+    """Those that are not hidden below `base`, in order."""
+    return sorted(
+        path for path in paths if path.is_file() and not any(part.startswith(".") for part in path.relative_to(base).parts)
+    )
 
 
 def size(path: pathlib.Path) -> tuple[int, int]:
-    """(height, width) as the image is meant to be seen, from the file's header.
+    """(height, width) as the image is meant to be seen, by the file's header; of a PNG whose EXIF follows the pixels, unturned.
 
     Raises:
       DataError: it is no image.
     """
-    with _opened(path) as image:
-        is_turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+    with _readable(path), Image.open(path) as image:
+        # Pillow turns TIFFs itself; to look for a PNG's EXIF behind the pixels it would decode them.
+        has_exif = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
+        is_turned = has_exif and image.getexif().get(ExifTags.Base.Orientation) in _TURNED
         return (image.width, image.height) if is_turned else (image.height, image.width)
 
 
@@ -105,25 +131,24 @@ def read(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
     Raises:
       DataError: the file cannot be read, or its values have no range.
     """
-    with _opened(path) as image:
-        try:
-            image = ImageOps.exif_transpose(image)
-            if image.mode == "F":
-                raise DataError(f"{path} holds floating-point numbers, which have no range: save it with 8 or 16 bits")
-            if image.mode.startswith("I"):
-                image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-            return np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"{path} cannot be read ({one_line(error)}): replace it") from None
+    with _readable(path), Image.open(path) as image:
+        turned = ImageOps.exif_transpose(image)
+        if turned.mode == "F":
+            raise DataError(f"{path} holds floating-point numbers, which have no range: save it with 8 or 16 bits")
+        if turned.mode.startswith("I"):
+            return np.repeat((np.asarray(turned).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)[..., None], 3, axis=-1)
+        return np.asarray(turned.convert("RGB"))
 
 
-def _opened(path: pathlib.Path) -> Image.Image:
+@contextlib.contextmanager
+def _readable(path: pathlib.Path) -> Iterator[None]:
+    """Makes a DataError of whatever a decoder says of a broken file."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # large images are what windows are for; broken metadata is not our concern
-            return Image.open(path)
+        yield
+    except DataError:
+        raise
     except Image.DecompressionBombError as error:
         raise DataError(f"{path} is too large ({one_line(error)}): cut it up") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        reason = "it is no image" if "cannot identify" in str(error) else one_line(error)
+    except Exception as error:
+        reason = "it is no image" if isinstance(error, UnidentifiedImageError) else one_line(error)
         raise DataError(f"{path} cannot be read ({reason}): replace it") from None

@@ -4,15 +4,16 @@ import contextlib
 import dataclasses
 import itertools
 import pathlib
+import warnings
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from deeplab_jax.api import Segmenter
 from deeplab_jax.errors import DataError
@@ -52,32 +53,43 @@ class Options:
 Found = tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h w"] | None]  # train ids, and the confidence if it is wanted
 
 
-def run(segmenter: Segmenter, inputs: Sequence[Input], options: Options, console: Console) -> list[str]:
+def run(segmenter: Segmenter, inputs: Sequence[Input], options: Options, console: Console, fail: Callable[[str], None]) -> None:
     """Predicts and writes all of `inputs`; a file that cannot be read stops nothing.
 
-    Returns:
-      A line for each input that failed.
+    Args:
+      segmenter: the network.
+      inputs: what `find` returns.
+      options: what to write, and where.
+      console: where progress is shown.
+      fail: told, in a line, of each input that failed.
+
+    Raises:
+      ConfigError: a result cannot be written, or videos need a package that is not installed.
     """
-    failures: list[str] = []
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        images = [each for each in inputs if not each.is_video]
-        _run_images(segmenter, images, options, progress, failures)
-        for each in inputs:
-            if each.is_video:
-                with _noting(failures):
-                    _run_video(segmenter, each, options, progress)
-    return failures
+    images, videos = ([each for each in inputs if each.is_video is wanted] for wanted in (False, True))
+    if videos:
+        video.require()
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # large images are what windows are for; broken metadata is not our concern
+        progress = stack.enter_context(Progress(*columns, console=console, disable=not console.is_terminal, transient=True))
+        _run_images(segmenter, images, options, progress, fail)
+        for each in videos:
+            with _noting(fail):
+                _run_video(segmenter, each, options, progress)
 
 
 def _run_images(
-    segmenter: Segmenter, images: Sequence[Input], options: Options, progress: Progress, failures: list[str]
+    segmenter: Segmenter, images: Sequence[Input], options: Options, progress: Progress, fail: Callable[[str], None]
 ) -> None:
     task = progress.add_task("images", total=len(images))
     by_size: dict[tuple[int, int], list[Input]] = defaultdict(list)
     for each in images:
-        with _noting(failures):
+        with _noting(fail):
             by_size[finding.size(each.path)].append(each)
+    if len(by_size) > 1:
+        progress.console.print(f"images of {len(by_size)} sizes: the network is compiled for each", markup=False)
     batches = [
         (size, batch, min(batch_size(size, options), len(group)))
         for size, group in by_size.items()
@@ -87,7 +99,7 @@ def _run_images(
     def load(batch: Sequence[Input]) -> list[tuple[Input, np.ndarray]]:
         loaded = []
         for each in batch:
-            with _noting(failures):
+            with _noting(fail):
                 loaded.append((each, finding.read(each.path)))
         return loaded
 
@@ -119,6 +131,12 @@ def _predicted(
     segmenter: Segmenter, loaded: Sequence[tuple[Input, np.ndarray]], at_a_time: int, options: Options
 ) -> Iterator[tuple[Input, np.ndarray, Found]]:
     if not loaded:
+        return
+    shapes = {image.shape for _, image in loaded}
+    if len(shapes) > 1:  # the header of one did not tell
+        for shape in shapes:
+            same = [(each, image) for each, image in loaded if image.shape == shape]
+            yield from _predicted(segmenter, same, at_a_time, options)
         return
     images = [image for _, image in loaded]
     if images[0].shape[0] * images[0].shape[1] > options.max_pixels:
@@ -161,7 +179,7 @@ def _batches(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
 
 
 def _run_video(segmenter: Segmenter, each: Input, options: Options, progress: Progress) -> None:
-    overlay = pathlib.Path(options.out) / "overlay" / f"{each.name}.mp4"
+    overlay = pathlib.Path(options.out) / "overlay" / (each.name if each.name.endswith(".mp4") else f"{each.name}.mp4")
     with contextlib.ExitStack() as stack:
         fps, count, frames = stack.enter_context(video.reading(each.path))
         task = progress.add_task(each.path.name, total=count or None)
@@ -191,8 +209,8 @@ def _write(name: str, image: UInt8[np.ndarray, "h w 3"] | None, found: Found, se
 
 
 @contextlib.contextmanager
-def _noting(failures: list[str]) -> Iterator[None]:
+def _noting(fail: Callable[[str], None]) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        failures.append(str(error))
+        fail(str(error))

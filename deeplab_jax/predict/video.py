@@ -2,6 +2,7 @@
 
 import contextlib
 import fractions
+import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,7 +25,7 @@ def reading(path: pathlib.Path) -> Iterator[tuple[float, int, Iterator[Frame]]]:
     """
     av = _av()
     try:
-        container = av.open(str(path))
+        container = av.open(str(path.absolute()))  # FFmpeg takes what is before a colon for a protocol
     except (av.FFmpegError, OSError) as error:
         raise DataError(f"{path} cannot be read ({one_line(error)}): replace it") from None
     with container:
@@ -35,8 +36,12 @@ def reading(path: pathlib.Path) -> Iterator[tuple[float, int, Iterator[Frame]]]:
 
         def decoded() -> Iterator[Frame]:
             try:
+                shape = None
                 for frame in container.decode(stream):
-                    yield np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+                    turned = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+                    if turned.shape != (shape := shape or turned.shape):
+                        raise DataError(f"{path} changes from {shape[1::-1]} to {turned.shape[1::-1]} pixels: cut it there")
+                    yield turned
             except (av.FFmpegError, OSError) as error:
                 raise DataError(f"{path} cannot be read to its end ({one_line(error)}): replace it") from None
 
@@ -48,12 +53,15 @@ def writing(path: pathlib.Path, size: tuple[int, int], fps: float) -> Iterator[C
     """A function that adds a frame of `size` (height, width); `path` (.mp4) appears when the block ends without an error.
 
     Sides are made even by the last row or column again: H.264's colours have half the resolution.
+
+    Raises:
+      ConfigError: `path` cannot be written.
     """
     av = _av()
-    beside = path.with_name(f".{path.stem}.new.mp4")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.absolute().with_name(f".{path.stem}.{os.getpid()}.new.mp4")
     height, width = size
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with av.open(str(beside), "w") as container:
             stream: Any = container.add_stream("libx264", rate=fractions.Fraction(fps).limit_denominator(1001))
             stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
@@ -65,8 +73,16 @@ def writing(path: pathlib.Path, size: tuple[int, int], fps: float) -> Iterator[C
             yield add
             container.mux(stream.encode())
         beside.replace(path)
+    except (av.FFmpegError, OSError) as error:
+        raise ConfigError(f"{path} cannot be written ({one_line(error)}): mend that, or name another folder") from None
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+def require() -> None:
+    """Raises ConfigError if PyAV is not installed."""
+    _av()
 
 
 def _av() -> Any:

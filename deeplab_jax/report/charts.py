@@ -20,21 +20,20 @@ svg text { fill: var(--soft) } .grid { stroke: var(--line) } .line { fill: none;
 """
 
 
-def lines(title: str, series: Mapping[str, Points], *, dots: bool = False, zero: bool = True) -> str:
+def lines(title: str, series: Mapping[str, Points], *, dots: bool = False) -> str:
     """A figure of one or two lines over the step; "" where there is nothing to draw.
 
     Args:
       title: what the values are, with their unit.
       series: (step, value) by name; a name is shown where there are two.
       dots: mark the points, of which there are few.
-      zero: the axis begins at 0.
     """
     series = {name: thinned(points) for name, points in series.items() if points}
     if not series:
         return ""
     everything = [point for points in series.values() for point in points]
     steps, values = [step for step, _ in everything], [value for _, value in everything]
-    ticks_x, ticks_y = ticks(0, max(steps)), ticks(0 if zero else min(values), max(values))
+    ticks_x, ticks_y = ticks(0, max(steps)), ticks(min(0, *values), max(values))
     low, high, last = min(ticks_y[0], *values), max(ticks_y[-1], *values), max(steps) or 1
 
     def x(step: float) -> float:

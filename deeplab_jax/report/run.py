@@ -17,17 +17,15 @@ from deeplab_jax.train.checkpoint import resolve, restore_model, stored_config
 from deeplab_jax.train.receipt import read_starts
 
 
-def opened(run: str, *, split: str | None, root: str | None) -> tuple[Config, epath.Path]:
+def opened(run: str, split: str | None) -> tuple[Config, epath.Path]:
     """The config to evaluate with, on one device, and the checkpoint that `run` means.
 
     Args:
       run: see `checkpoint.resolve`.
       split: instead of the run's `eval.split`.
-      root: instead of its `data.root`.
 
     Raises:
       CheckpointError: nothing is found, or it cannot be read.
-      DataError: the run does not say where its data is.
     """
     checkpoint = resolve(run)
     config = stored_config(str(checkpoint))
@@ -36,10 +34,7 @@ def opened(run: str, *, split: str | None, root: str | None) -> tuple[Config, ep
         # Any machine has one device; the run may have had 64.
         mesh=MeshConfig(data=1),
         eval=dataclasses.replace(config.eval, split=split or config.eval.split),
-        data=dataclasses.replace(config.data, root=root or config.data.root),
     )
-    if not config.data.root and not config.data.source:
-        raise DataError(f"{run} does not say where its images are: give --root")
     return config, checkpoint
 
 

@@ -1,3 +1,5 @@
+import pathlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -31,15 +33,33 @@ def test_files_folders_and_patterns_are_found_and_named(tmp_path):
     assert names(tmp_path / "x" / "notes.txt") != {}  # what is named itself is tried
 
 
-def test_results_never_overwrite_each_other(tmp_path):
+def test_results_never_overwrite_each_other_or_leave_their_folder(tmp_path, monkeypatch):
     one, other = save(tmp_path / "one" / "a.png"), save(tmp_path / "other" / "a.png")
-    found = names(one, other, one)
-    assert len(found) == len(set(found.values())) == 2
+    save(tmp_path / "one" / "drive" / "000000.png")
+    (tmp_path / "one" / "drive.mp4").write_text("")
+    monkeypatch.chdir(tmp_path / "other")
+    for words in ((one, other, one), ("../one/a.png", "a.png", one), ("../one", ".")):
+        found = names(*words)
+        results = [pathlib.PurePath(name) for name in found.values()]
+        assert len(results) == len(set(results)) == (4 if "." in words else 2)
+        assert not [name for name in results if name.is_absolute() or ".." in name.parts]
+        # The frames of a video lie in a folder of their own.
+        assert not [name for name in results for other in results if name in other.parents]
 
 
-def test_a_word_that_names_nothing_is_said(tmp_path):
-    with pytest.raises(ConfigError, match=r"nowhere.*names no file"):
-        inputs.find([str(tmp_path / "nowhere*.png")])
+def test_results_and_hidden_folders_are_no_inputs(tmp_path):
+    photo = save(tmp_path / "a.png")
+    for folder in ("out/overlay", ".thumbnails/x"):
+        save(tmp_path / folder / "a.png")
+    found, others = inputs.find([str(tmp_path)], str(tmp_path / "out"))
+    assert [each.path for each in found] == [photo]
+    assert others == ()
+
+
+@pytest.mark.parametrize("word", ["nowhere*.png", "", "~nobody-of-that-name/a.png", "x" * 5000])
+def test_a_word_that_names_nothing_is_said(word):
+    with pytest.raises(ConfigError, match=r"names no file"):
+        inputs.find([word])
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "P", "1", "CMYK"])
@@ -56,11 +76,12 @@ def test_sixteen_bits_give_the_upper_eight(tmp_path):
     np.testing.assert_array_equal(read, np.repeat([[[0], [0], [1]], [[128], [255], [2]]], 3, axis=2))
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_images_are_seen_as_exif_says(tmp_path, orientation):
+def test_images_are_seen_as_exif_says(tmp_path, orientation, suffix):
     exif = Image.Exif()
     exif[274] = orientation
-    path = save(tmp_path / "a.png", exif=exif)
+    path = save(tmp_path / f"a.{suffix}", exif=exif, **({"lossless": True} if suffix == "webp" else {}))
     mirrored = RAMP[:, ::-1] if orientation in (2, 4, 5, 7) else RAMP
     turns = {1: 0, 2: 0, 3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}[orientation]
     expected = np.rot90(mirrored, turns)
@@ -78,5 +99,10 @@ def test_what_cannot_be_read_is_one_line(tmp_path):
     whole.write_bytes(whole.read_bytes()[:1500])
     with pytest.raises(DataError, match=r"b\.jpg cannot be read \(.*truncated"):
         inputs.read(whole)
+    png = save(tmp_path / "d.png", Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)))
+    png.write_bytes(png.read_bytes()[:3000])
+    assert inputs.size(png) == (64, 64)  # the header is whole
+    with pytest.raises(DataError, match=r"d\.png cannot be read \(.*truncated"):
+        inputs.read(png)
     with pytest.raises(DataError, match="no range"):
         inputs.read(save(tmp_path / "c.tif", Image.fromarray(np.ones((2, 2), np.float32))))

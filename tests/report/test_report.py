@@ -3,12 +3,14 @@ import json
 import numpy as np
 import pytest
 from conftest import deeplab, pixels
+from etils import epath
 
 from deeplab_jax.config import Config
+from deeplab_jax.errors import CheckpointError
 from deeplab_jax.evaluation.evaluate import Seen
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.report import charts, page
-from deeplab_jax.report.gather import Worst, confusions
+from deeplab_jax.report.gather import Worst, confusions, logged
 
 LABELS = LabelSet(name="three", names=("road", "sky", "<sign>"), colors=((128, 64, 128), (70, 130, 180), (220, 220, 0)))
 IGNORED = 255
@@ -127,7 +129,7 @@ def test_the_page_of_a_run_in_a_browser(chromium, stored_run, tmp_path, monkeypa
     ("words", "told"),
     [
         (["--images", "-1"], "`--images` (=-1)"),
-        (["--root", "nowhere"], "nowhere"),
+        (["--root", "nowhere"], "`--root` (='nowhere')"),
         (["--split", "test"], "test"),
     ],
 )
@@ -140,8 +142,13 @@ def test_mistakes_are_one_line_and_leave_no_file(stored_run, tmp_path, monkeypat
     assert not (tmp_path / "report.html").exists()
 
 
-def test_a_damaged_log_is_named(stored_run, tmp_path, monkeypatch, capsys):
-    (stored_run / "metrics.jsonl").write_text('{"step": 1}\n')
-    code, said = deeplab(monkeypatch, capsys, "report", stored_run, "--out", tmp_path / "report.html")
+def test_a_damaged_log_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl, line 1"):
+        logged(epath.Path(tmp_path), "train")
+
+
+def test_a_folder_is_no_file_to_write(stored_run, tmp_path, monkeypatch, capsys):
+    code, said = deeplab(monkeypatch, capsys, "report", stored_run, "--out", tmp_path)
     assert code == 2
-    assert "metrics.jsonl, line 1" in said
+    assert "is a folder: name a file" in said
