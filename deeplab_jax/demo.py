@@ -41,16 +41,6 @@ class Segmented(NamedTuple):
     labels: UInt8[np.ndarray, "h w"]
 
 
-class _Upload(gradio.Image):
-    """An image whose file is left as it is: reading it, and saying why it cannot be read, is ours."""
-
-    is_template = True  # looks like its parent
-
-    def preprocess(self, payload: Any) -> str | None:
-        """The file's path."""
-        return payload and payload.path
-
-
 def segmented(segmenter: Segmenter, path: str, max_pixels: int) -> Segmented:
     """The image of a file, reduced to `max_pixels` where it has more, and its labels.
 
@@ -113,7 +103,9 @@ def blocks(segmenter: Segmenter, name: str, max_pixels: int) -> gradio.Blocks:
         gradio.HTML(f"<h2>{html_page.text(title)}</h2>")
         found = gradio.State(time_to_live=SESSION_SECONDS)
         with gradio.Row():
-            image = _Upload(label="Image", sources=["upload", "clipboard"], elem_id="image")
+            image = gradio.Image(label="Image", type="filepath", sources=["upload", "clipboard"], elem_id="image")
+            # Reading the file, and saying why it cannot be read, is ours. (Gradio writes files beside a subclass's module.)
+            image.preprocess = lambda payload: payload and payload.path
             shown = gradio.Image(
                 label="Overlay", interactive=False, format="png", buttons=["download", "fullscreen"], elem_id="overlay"
             )
