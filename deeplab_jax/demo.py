@@ -103,7 +103,7 @@ def blocks(segmenter: Segmenter, name: str, max_pixels: int) -> gradio.Blocks:
         gradio.HTML(f"<h2>{html_page.text(title)}</h2>")
         found = gradio.State(time_to_live=SESSION_SECONDS)
         with gradio.Row():
-            image = gradio.Image(label="Image", type="filepath", sources=["upload", "clipboard"], elem_id="image")
+            image: Any = gradio.Image(label="Image", type="filepath", sources=["upload", "clipboard"], elem_id="image")
             # Reading the file, and saying why it cannot be read, is ours. (Gradio writes files beside a subclass's module.)
             image.preprocess = lambda payload: payload and payload.path
             shown = gradio.Image(
