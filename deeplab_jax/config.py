@@ -23,8 +23,9 @@ class ModelConfig:
     """The network, stored with every checkpoint. docs/model.md tells which reference uses which switch.
 
     Attributes:
-      backbone: the residual network.
-      width: channels of its first stage; 64 is the published network, tests use less.
+      backbone: "resnet18" to "resnet152", or "mobilenetv3_large".
+      width: channels of a ResNet's first stage, to which all others are in proportion; 64 is the published network, also of
+        MobileNetV3, tests use less.
       stem: "7x7", or "3x3" for three 3x3 convolutions of width / 2, width / 2 and width channels (ResNetV1c).
       shortcut: "1x1", or "avgpool+1x1" for a 2x2 average before the 1x1 convolution where a stage begins (ResNet-D).
       output_stride: input pixels per pixel of the features: 8, 16 or 32. Weights serve every one.
@@ -39,7 +40,8 @@ class ModelConfig:
         DeepLabV3, which has none.
       low_level_width: channels that the decoder reduces the backbone's features at stride 4 to.
       dropout: share of the values that training drops after the first fusion convolution.
-      aux_head: a fully convolutional head on the third stage, whose loss helps training; predictions do not need it.
+      aux_head: a fully convolutional head on an earlier stage (ResNet's third, MobileNetV3's second), whose loss helps
+        training; predictions do not need it.
       aux_dropout: share of the values that training drops before that head's classifier.
       align_corners: whether logits are resized to the image with the corner pixels' centres aligned (mmsegmentation's 769x769
         networks), rather than their corners.

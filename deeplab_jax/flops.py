@@ -45,6 +45,12 @@ class Layer:
         return int(found[1]) if found else 0
 
     @property
+    def block(self) -> str:
+        """Of the backbone, such as "stage3_block1"; "" elsewhere."""
+        found = re.match(r"backbone/(stage\d_block\d+)/", self.name)
+        return found[1] if found else ""
+
+    @property
     def part(self) -> str:
         """One of "stem", "stage 1" to "stage 4", "ASPP", "decoder", "classifier" or "auxiliary head"."""
         if self.stage:
@@ -100,7 +106,7 @@ def _output_shape(layer: Conv, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _convolution(layer: Conv, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Layer:
-    weights = layer.size**2 * inputs[-1] * layer.features
+    weights = layer.size**2 * (1 if layer.is_depthwise else inputs[-1]) * layer.features
     width = jnp.dtype(layer.dtype).itemsize
     return Layer(
         "/".join(layer.path),

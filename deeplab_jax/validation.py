@@ -12,7 +12,7 @@ from deeplab_jax.labels import LabelSet
 
 # Plain strings with a table, since flags can set those and not `Literal`s.
 CHOICES = {
-    "model.backbone": ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    "model.backbone": ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenetv3_large"),
     "model.stem": ("7x7", "3x3"),
     "model.shortcut": ("1x1", "avgpool+1x1"),
     "model.fusion": ("1x1", "3x3", "1x1+3x3"),
@@ -21,6 +21,8 @@ CHOICES = {
     "loss.normalizer": ("valid", "all"),
     "train.nonfinite": ("stop", "skip"),
 }
+# Switches that only ResNets have, and what they are elsewhere.
+RESNET_SWITCHES: dict[str, Any] = {"stem": "7x7", "shortcut": "1x1", "dilate_conv2": True}
 OUTPUT_STRIDES = (8, 16, 32)
 MAX_SCALE = 8  # of a view in evaluation: beyond it, the factor is a slip that would fill the memory
 
@@ -73,7 +75,11 @@ def _validate_model(config: Config) -> None:
     model, at_eval = config.model, config.eval.output_stride
     _require(config, "model.output_stride", model.output_stride in OUTPUT_STRIDES, "use 8, 16 or 32")
     _require(config, "eval.output_stride", at_eval in (0, *OUTPUT_STRIDES), "use 8, 16, 32, or 0 for training's")
-    _require(config, "model.width", model.width >= 2 and model.width % 2 == 0, "use an even number from 2, 64 for ResNet")
+    even = model.width >= 2 and model.width % 2 == 0
+    _require(config, "model.width", even, "use an even number from 2, 64 for the published network")
+    for field, usual in ({} if model.backbone.startswith("resnet") else RESNET_SWITCHES).items():
+        advice = f"{model.backbone} has no such switch, leave it at {usual!r}"
+        _require(config, f"model.{field}", getattr(model, field) == usual, advice)
     _require(config, "model.aspp_width", model.aspp_width >= 1, "use a number from 1, 256 in the paper")
     _require(config, "model.decoder_width", model.decoder_width >= 0, "use a number from 1, 256 in the paper, or 0 for none")
     _require(config, "model.low_level_width", model.low_level_width >= 1, "use a number from 1, 48 in the paper")

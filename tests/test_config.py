@@ -125,6 +125,8 @@ def test_epochs_round_up_to_whole_steps():
         ({"eval": EvalConfig(scales=())}, "eval.scales"),
         ({"eval": EvalConfig(scales=(1.0, 0.5, 1.0))}, "eval.scales"),
         ({"eval": EvalConfig(scales=(1e6,))}, "eval.scales"),
+        ({"model": ModelConfig(backbone="mobilenetv3_large", stem="3x3")}, r"`model.stem` \(='3x3'\).*leave it at '7x7'"),
+        ({"model": ModelConfig(backbone="mobilenetv3_large", dilate_conv2=False)}, "model.dilate_conv2"),
         ({"model": ModelConfig(decoder_width=-1)}, "model.decoder_width"),
         ({"model": ModelConfig(low_level_width=0)}, "model.low_level_width"),
         ({"model": ModelConfig(aux_dropout=1.0)}, "model.aux_dropout"),

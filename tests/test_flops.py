@@ -30,14 +30,22 @@ def test_a_decoder_counted_by_hand():
     assert parts["classifier"].flops == 2 * (8 * 16) * 16 * 19
 
 
+DILATED = {"output_stride": 16, "multi_grid": (1.0, 1.0, 1.0), "atrous_rates": (12, 24, 36)}
+
+
 @pytest.mark.parametrize(
-    ("backbone", "multiply_adds", "parameters"), [("resnet50", 178.722, 42.004074), ("resnet101", 258.743, 60.996202)]
+    ("backbone", "switches", "multiply_adds", "parameters"),
+    [
+        ("resnet50", {"output_stride": 8}, 178.722, 42.004074),
+        ("resnet101", {"output_stride": 8}, 258.743, 60.996202),
+        ("mobilenetv3_large", DILATED, 10.452, 11.029328),
+    ],
 )
-def test_torchvisions_networks_have_the_figures_that_it_publishes(backbone, multiply_adds, parameters):
-    model = ModelConfig(backbone=backbone, output_stride=8, fusion="1x1+3x3", aux_head=True)
+def test_torchvisions_networks_have_the_figures_that_it_publishes(backbone, switches, multiply_adds, parameters):
+    model = ModelConfig(backbone=backbone, fusion="1x1+3x3", aux_head=True, **switches)
     counted = flops.total(flops.layers(model, 21, (520, 520)))
     assert counted.parameters / 1e6 == pytest.approx(parameters, rel=1e-9)
-    assert counted.flops / 2e9 == pytest.approx(multiply_adds, rel=1e-5)  # its table counts a multiply-add as one
+    assert counted.flops / 2e9 == pytest.approx(multiply_adds, rel=5e-5)  # its table counts a multiply-add as one
 
 
 @pytest.mark.parametrize(

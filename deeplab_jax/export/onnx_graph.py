@@ -9,6 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from deeplab_jax.config import ModelConfig, aspp_rates
+from deeplab_jax.models.mobilenetv3 import Shape, block_shapes
 from deeplab_jax.models.resnet import DEPTHS
 from deeplab_jax.models.stages import stage_grids
 
@@ -33,7 +34,9 @@ class _Graph:
         self.nodes.append(helper.make_node(operator, inputs, [name], name, **attributes))
         return name
 
-    def conv(self, x: str, params: dict[str, Any], name: str, *, stride: int = 1, rate: int = 1, relu: bool = False) -> str:
+    def conv(
+        self, x: str, params: dict[str, Any], name: str, *, stride: int = 1, rate: int = 1, group: int = 1, relu: bool = False
+    ) -> str:
         """The convolution `name` of a module's folded parameters, with the bias that is its own or its norm's."""
         kernel = np.asarray(params[name]["kernel"])
         bias = params[name]["bias"] if "bias" in params[name] else params[name.replace("conv", "bn")]["bias"]
@@ -41,7 +44,7 @@ class _Graph:
         weights = self.constant(kernel.transpose(3, 2, 0, 1)), self.constant(np.asarray(bias))
         size = kernel.shape[0]
         attributes = {"kernel_shape": [size, size], "pads": [pad] * 4, "strides": [stride] * 2, "dilations": [rate] * 2}
-        y = self.add("Conv", x, *weights, **attributes)
+        y = self.add("Conv", x, *weights, group=group, **attributes)
         return self.add("Relu", y) if relu else y
 
 
@@ -88,7 +91,43 @@ def _per_channel(graph: _Graph, values: np.ndarray) -> str:
 
 
 def _backbone(graph: _Graph, x: str, params: dict[str, Any], model: ModelConfig) -> tuple[str, str]:
-    """`models.resnet.ResNet`'s first and last stage."""
+    """The low-level and the last of `models.stages.Features`."""
+    return (_resnet if model.backbone in DEPTHS else _mobilenetv3)(graph, x, params, model)
+
+
+def _mobilenetv3(graph: _Graph, x: str, params: dict[str, Any], model: ModelConfig) -> tuple[str, str]:
+    """`models.mobilenetv3.MobileNetV3`."""
+    (stem,), *stages = block_shapes(model.width)
+    x = graph.add("HardSwish", graph.conv(x, params, "stem_conv", stride=2))
+    x = _inverted_residual(graph, x, params["stem_block"], stem, 1, 1)
+    found = []
+    grids = stage_grids([len(stage) for stage in stages], model.output_stride, model.multi_grid, stem_stride=2)
+    for i, (stage, stage_grid) in enumerate(zip(stages, grids, strict=True), start=1):
+        for j, (block, grid) in enumerate(zip(stage, stage_grid, strict=True), start=1):
+            x = _inverted_residual(graph, x, params[f"stage{i}_block{j}"], block, grid.stride, grid.rate)
+        found.append(x)
+    return found[0], graph.add("HardSwish", graph.conv(x, params, "stage4_conv"))
+
+
+def _inverted_residual(
+    graph: _Graph, x: str, params: dict[str, Any], block: tuple[Shape, bool, bool], stride: int, rate: int
+) -> str:
+    """`models.mobilenetv3.InvertedResidual`."""
+    shape, expands, is_residual = block
+    activation = "HardSwish" if shape.is_hard_swish else "Relu"
+    y = graph.add(activation, graph.conv(x, params, "expand_conv")) if expands else x
+    y = graph.conv(y, params, "depthwise_conv", stride=stride, rate=rate, group=shape.expanded)
+    y = graph.add(activation, y)
+    if shape.squeezes:
+        scale = graph.conv(graph.add("GlobalAveragePool", y), params["se"], "reduce", relu=True)
+        scale = graph.add("HardSigmoid", graph.conv(scale, params["se"], "expand"), alpha=1 / 6, beta=0.5)
+        y = graph.add("Mul", y, scale)
+    y = graph.conv(y, params, "project_conv")
+    return graph.add("Add", x, y) if is_residual else y
+
+
+def _resnet(graph: _Graph, x: str, params: dict[str, Any], model: ModelConfig) -> tuple[str, str]:
+    """`models.resnet.ResNet`."""
     if model.stem == "7x7":
         x = graph.conv(x, params, "stem_conv", stride=2, relu=True)
     else:

@@ -54,7 +54,7 @@ def export(checkpoint: str, out: str, fmt: Format, output: stablehlo.Output, say
     config = _plain(stored, say)
     metadata = _metadata(config, step, output)
     make, load = (_make_onnx, _load_onnx) if fmt == "onnx" else (_make_stablehlo, _load_stablehlo)
-    content = make(config, folded(variables), output, metadata)
+    content = make(config, folded(variables, config.model), output, metadata)
     with jax.default_matmul_precision("highest"):  # GPUs round to TF32 otherwise
         found = _differences(load(content), Segmenter(config, jax.device_put(variables)), output)
     bound = LOGITS_TOLERANCE if output == "logits" else LABELS_TOLERANCE

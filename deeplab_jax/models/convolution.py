@@ -20,7 +20,7 @@ from deeplab_jax.models.rows import Rows
 # Bytes of input that the product of a tap copies at a time.
 BAND_BYTES = 64 * 2**20
 
-ConvForm = Literal["auto", "xla", "mixed", "products", "winograd"]
+ConvForm = Literal["auto", "xla", "mixed", "products", "winograd", "shifts"]
 
 
 def conv2d(
@@ -36,20 +36,24 @@ def conv2d(
 
     Args:
       x: input features.
-      kernel: HWIO weights of odd height and width; used in the dtype of `x`.
+      kernel: HWIO weights of odd height and width; used in the dtype of `x`. With one input channel for the many of `x`, each
+        channel is convolved by itself (depthwise).
       stride: step of the output grid over the input.
       rate: distance between the taps, in input pixels.
       form: "xla" is XLA's own convolution; "mixed" is that with the weight gradient by matrix products; "products" a sum of
-        matrix products, one a tap; "winograd" minimal filtering, for 3x3 kernels at stride 1; "auto" chooses.
+        matrix products, one a tap; "winograd" minimal filtering, for 3x3 kernels at stride 1; "shifts" a sum of
+        shifted products, for depthwise ones; "auto" chooses.
       rows: how the image's rows are split over devices, of which `x` are one's; None where they are whole.
 
     Raises:
-      ValueError: "winograd" of another kernel or stride.
+      ValueError: the form is not for this kernel and stride.
     """
     if form == "auto":
         form = _fastest_form(kernel.shape, x.shape, x.dtype, stride, rate)
     if form == "winograd" and (kernel.shape[:2] != (3, 3) or stride > 1):
         raise ValueError(f"`form` (='winograd') is for 3x3 kernels at stride 1, not for {kernel.shape[:2]} at stride {stride}")
+    if form != "xla" and (form == "shifts") != _is_depthwise(kernel.shape, x.shape):
+        raise ValueError(f"`form` (={form!r}) is not for kernels {kernel.shape} of {x.shape[-1]} channels: use 'auto'")
     convolve = _FORMS[form]
     reach = rate * (kernel.shape[0] - 1) // 2
     if rows is None:
@@ -73,6 +77,8 @@ def _fastest_form(
     """Accelerators have convolutions of their own; symbolic sizes leave no choice. On CPUs fewer multiplications decide."""
     if jax.default_backend() != "cpu" or not all(isinstance(size, int) for size in x_shape):
         return "xla"
+    if _is_depthwise(kernel_shape, x_shape):
+        return "shifts"
     if kernel_shape[:2] == (1, 1):
         return "products"
     if kernel_shape[:2] != (3, 3) or stride > 1:
@@ -85,6 +91,10 @@ def _fastest_form(
     if is_worth_it and 1.2 * winograd.multiplications(height, width, rate) < tapwise:
         return "winograd"
     return "products" if rate >= 4 else "mixed"
+
+
+def _is_depthwise(kernel_shape: tuple[int, ...], x_shape: tuple[int, ...]) -> bool:
+    return kernel_shape[2] == 1 < x_shape[3]
 
 
 def _overlap(size: int, rate: int) -> int:
@@ -101,7 +111,13 @@ def _xla(x: Array, kernel: Array, stride: int, rate: int, pad: int, turned: bool
     pad_w = rate * (kernel.shape[1] - 1) // 2
     pads = ((pad, pad), (pad_w, pad_w))
     return lax.conv_general_dilated(
-        x, kernel, (stride, stride), pads, rhs_dilation=(rate, rate), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x,
+        kernel,
+        (stride, stride),
+        pads,
+        rhs_dilation=(rate, rate),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[3] // kernel.shape[2],
     )
 
 
@@ -112,13 +128,17 @@ def _products(x: Array, kernel: Array, stride: int, rate: int, pad: int, turned:
     """
     kh, kw = kernel.shape[:2]
     pad_w = rate * (kw - 1) // 2
-    height, width = (x.shape[1] + 2 * pad - rate * (kh - 1) - 1) // stride + 1, -(-x.shape[2] // stride)
+    height, width = _output_size(x, kernel, stride, rate, pad)
     at_a_time = height if kh == 1 else max(height * BAND_BYTES // x.nbytes, 1)
     bands = []
     for first in range(0, height, at_a_time):
         out = (min(at_a_time, height - first), width)
         bands.append(_sum_of_taps(x, kernel, out, stride, rate, (pad - first * stride, pad_w), turned))
     return jnp.concatenate(bands, axis=1)
+
+
+def _output_size(x: Array, kernel: Array, stride: int, rate: int, pad: int) -> tuple[int, int]:
+    return (x.shape[1] + 2 * pad - rate * (kernel.shape[0] - 1) - 1) // stride + 1, -(-x.shape[2] // stride)
 
 
 def _sum_of_taps(
@@ -159,6 +179,17 @@ def _tap_range(offset: int, stride: int, size: int, out_size: int) -> tuple[int,
     first = max(0, -(offset // stride))
     last = min(out_size, (size - 1 - offset) // stride + 1)
     return first, last
+
+
+def _shifts(x: Array, kernel: Array, stride: int, rate: int, pad: int) -> Array:
+    """Depthwise: the sum over the taps of what each sees times its factor a channel, which XLA makes one loop of."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    pad_w = rate * (kernel.shape[1] - 1) // 2
+    padded = jnp.pad(x, ((0, 0), (pad, pad), (pad_w, pad_w), (0, 0)))
+    factors, out = kernel.astype(wide), _output_size(x, kernel, stride, rate, pad)
+    taps = _taps(padded, kernel.shape, out, stride, rate, (0, 0))
+    terms = [seen.astype(wide) * factors[i, j, 0][None, None, None] for (i, j), seen, _ in taps]
+    return functools.reduce(jnp.add, terms).astype(x.dtype)
 
 
 def _winograd(x: Array, kernel: Array, stride: int, rate: int, pad: int, turned: bool = False) -> Array:
@@ -210,4 +241,5 @@ _FORMS: dict[str, Callable[..., Array]] = {
     "mixed": _with_gradients(_xla, _products_weight_gradient),
     "products": _with_gradients(_products, _products_weight_gradient),
     "winograd": _with_gradients(_winograd, _winograd_weight_gradient),
+    "shifts": _shifts,
 }

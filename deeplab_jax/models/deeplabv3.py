@@ -13,6 +13,7 @@ from deeplab_jax.config import ModelConfig, aspp_rates
 from deeplab_jax.models.aspp import ASPP, ConvBNReLU
 from deeplab_jax.models.decoder import Decoder
 from deeplab_jax.models.layers import Conv, Dropout, at_least_float32
+from deeplab_jax.models.mobilenetv3 import MobileNetV3
 from deeplab_jax.models.resnet import ResNet
 from deeplab_jax.models.rows import Rows
 
@@ -22,8 +23,8 @@ class Outputs(NamedTuple):
 
     Attributes:
       logits: [n, h / output_stride, w / output_stride, classes], rounded up; with a decoder at stride 4.
-      aux: the auxiliary head's logits at stride min(16, output_stride), or None without that head. Under `jit`, a program
-        that does not return them does not compute them.
+      aux: the auxiliary head's logits at the stride of `Features.aux`, or None without that head. Under `jit`, a program that
+        does not return them does not compute them.
     """
 
     logits: Float[Array, "n h w k"]
@@ -69,6 +70,16 @@ class DeepLabV3(nn.Module):
 
 def make_backbone(config: ModelConfig, rows: Rows | None = None) -> nn.Module:
     """The network that gives `stages.Features` of (images, train)."""
+    if config.backbone == "mobilenetv3_large":
+        return MobileNetV3(
+            width=config.width,
+            output_stride=config.output_stride,
+            multi_grid=config.multi_grid,
+            dtype=jnp.dtype(config.dtype),
+            remat=config.remat,
+            rows=rows,
+            name="backbone",
+        )
     return ResNet(
         depth=config.backbone,
         width=config.width,

@@ -31,6 +31,7 @@ class Conv(nn.Module):
       size: height and width of the kernel, odd.
       stride, rate: see `convolution.conv2d`.
       use_bias: add a bias a channel.
+      is_depthwise: convolve each channel by itself; there are as many features.
       dtype: what the products are computed in.
       rows: see `convolution.conv2d`.
     """
@@ -40,6 +41,7 @@ class Conv(nn.Module):
     stride: int = 1
     rate: int = 1
     use_bias: bool = False
+    is_depthwise: bool = False
     dtype: Any = jnp.float32
     rows: Rows | None = None
     kernel_init: Initializer = he_normal_fan_out
@@ -47,7 +49,8 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 k"]:
         """Returns [n, ceil(h / stride), ceil(w / stride), features] in `dtype`."""
-        kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features), jnp.float32)
+        channels = 1 if self.is_depthwise else x.shape[-1]
+        kernel = self.param("kernel", self.kernel_init, (self.size, self.size, channels, self.features), jnp.float32)
         y = conv2d(x.astype(self.dtype), kernel, stride=self.stride, rate=self.rate, rows=self.rows)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)

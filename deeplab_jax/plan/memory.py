@@ -52,15 +52,15 @@ def estimate(config: Config, mesh: MeshConfig) -> Memory:
 
 def _kept(found: list[Layer], remat: tuple[int, ...]) -> int:
     """Bytes of an image's features that the backward pass needs, and of the largest block that is computed again."""
-    kept, again = 0, {0: 0}
+    kept, again = 0, {"": 0}
     for layer in found:
-        if layer.stage not in remat:
+        if layer.stage not in remat or not layer.block:
             kept += 2 * layer.outputs
             continue
-        if layer.name.endswith("/conv1"):
+        if layer.block not in again:
             kept += layer.inputs  # of the block
-            again[len(again)] = 0
-        again[len(again) - 1] += 2 * layer.outputs
+            again[layer.block] = 0
+        again[layer.block] += 2 * layer.outputs
     return kept + max(again.values())
 
 

@@ -10,25 +10,26 @@ from deeplab_jax.models.stages import STRIDES_OUT, strides_in
 
 def require_buildable(model: ModelConfig, fmt: str) -> None:
     """Raises CheckpointError where the reference has no network that computes the same."""
-    is_bottleneck = DEPTHS[model.backbone][1]
+    is_resnet, is_basic = model.backbone in DEPTHS, model.backbone in DEPTHS and not DEPTHS[model.backbone][1]
     networks: dict[str, dict[str, tuple[Any, ...]]] = {
         "torchvision": {
-            "backbone": ("resnet50", "resnet101"),
+            "backbone": ("resnet50", "resnet101", "mobilenetv3_large"),
             "width": (64,),
             "stem": ("7x7",),
             "shortcut": ("1x1",),
-            "multi_grid": ((0.5, 1.0, 1.0),),
-            "atrous_rates": ((6, 12, 18),),
+            "multi_grid": ((0.5, 1.0, 1.0) if is_resnet else (1.0, 1.0, 1.0),),
+            "atrous_rates": ((6, 12, 18) if is_resnet else (12, 24, 36),),
             "aspp_width": (256,),
             "fusion": ("1x1+3x3",),
             "decoder_width": (0,),
             "align_corners": (False,),
         },
         "mmseg": {
+            "backbone": tuple(DEPTHS),
             "shortcut": ("1x1",),
             "fusion": ("3x3",),
             "decoder_width": (0,),
-            "dilate_conv2": (True, False) if is_bottleneck else (False,),
+            "dilate_conv2": (False,) if is_basic else (True, False),
         },
     }
     for field, values in networks[fmt].items():
@@ -48,8 +49,9 @@ def describe(config: Config, fmt: str) -> str:
 def _torchvision(config: Config) -> str:
     model = config.model
     fields = f"num_classes={config.labels.num_classes}, aux_loss={model.aux_head}"
-    call = f"torchvision.models.segmentation.deeplabv3_{model.backbone}(weights=None, weights_backbone=None, {fields})"
-    return call if model.output_stride == 8 else f"{call}, which runs at output stride 8, not {model.output_stride}"
+    name, stride = (model.backbone, 8) if model.backbone in DEPTHS else ("mobilenet_v3_large", 16)
+    call = f"torchvision.models.segmentation.deeplabv3_{name}(weights=None, weights_backbone=None, {fields})"
+    return call if model.output_stride == stride else f"{call}, which runs at output stride {stride}, not {model.output_stride}"
 
 
 def _mmseg(config: Config) -> str:

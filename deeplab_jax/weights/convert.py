@@ -17,7 +17,8 @@ from deeplab_jax.weights.state_dicts import StateDict
 Variables = dict[names.Path, np.ndarray]
 
 COUNTER = "num_batches_tracked"  # of PyTorch's BatchNorm, which reads it only where it has no momentum
-CLASSIFICATION = {"fc.weight", "fc.bias"}  # of an ImageNet network
+# Of an ImageNet network.
+CLASSIFICATION = {"fc.weight", "fc.bias", *(f"classifier.{i}.{kind}" for i in (0, 3) for kind in ("weight", "bias"))}
 SHOWN = 20  # names in a message
 
 
@@ -39,9 +40,8 @@ def to_variables(state: StateDict, network: Network, *, ignore_head: bool = Fals
     named = names.reference_names(shapes, model, fmt)
     tensors = dict(state.tensors)
     if network.is_backbone:
-        # A backbone's file has its names bare, a network's under "backbone.".
-        named = {path: name.removeprefix("backbone.") for path, name in named.items()}
-        tensors = {name.removeprefix("backbone."): value for name, value in tensors.items()}
+        named = {path: names.bare(name) for path, name in named.items()}
+        tensors = {names.bare(name): value for name, value in tensors.items()}
     heads = {name for path, name in named.items() if path[1] in names.HEADS} if ignore_head else set()
     counters = {name for name in tensors if name.endswith(COUNTER)}
     classification = CLASSIFICATION & set(tensors) if network.is_backbone else set()
@@ -111,7 +111,7 @@ def _check(
     if not found:
         return
     labels = network.config.labels
-    advice = "give weights of a ResNet DeepLabV3, or of a ResNet backbone"
+    advice = "give weights of a DeepLabV3, or of a backbone alone"
     if network.num_classes not in (0, labels.num_classes):
         advice = (
             f"its head has {network.num_classes} classes, the label set {labels.name!r} has {labels.num_classes}; give "

@@ -10,6 +10,7 @@ import numpy as np
 from flax import traverse_util
 
 from deeplab_jax.config import ModelConfig
+from deeplab_jax.models.mobilenetv3 import block_shapes
 from deeplab_jax.models.resnet import DEPTHS
 
 FORMATS = ("torchvision", "timm", "mmseg")
@@ -42,7 +43,32 @@ def reference_names(paths: Iterable[Path], model: ModelConfig, fmt: str) -> dict
     return {path: f"{layers['/'.join(path[1:-1])]}.{_LEAVES[path[0], path[-1]]}" for path in paths}
 
 
+def bare(name: str) -> str:
+    """A backbone's tensor without the prefix of the network that it is in."""
+    return name.removeprefix("backbone.").removeprefix("features.")
+
+
 def _backbone(model: ModelConfig, fmt: str) -> dict[str, str]:
+    return _resnet(model, fmt) if model.backbone in DEPTHS else _mobilenetv3(model)
+
+
+def _mobilenetv3(model: ModelConfig) -> dict[str, str]:
+    """As torchvision numbers the parts: the stem, its block, all others, the last convolution."""
+    names = {"stem_conv": "0.0", "stem_bn": "0.1"}
+    (stem,), *stages = block_shapes(model.width)
+    blocks = {"stem_block": stem}
+    blocks |= {f"stage{i}_block{j}": block for i, stage in enumerate(stages, 1) for j, block in enumerate(stage, 1)}
+    for number, (ours, (shape, expands, _)) in enumerate(blocks.items(), start=1):
+        parts = ["expand"] * expands + ["depthwise"] + ["se"] * shape.squeezes + ["project"]
+        for i, part in enumerate(parts):
+            theirs = f"{number}.block.{i}"
+            layers = {"reduce": "fc1", "expand": "fc2"} if part == "se" else {"conv": "0", "bn": "1"}
+            names |= {f"{ours}/{part}{'/' if part == 'se' else '_'}{layer}": f"{theirs}.{at}" for layer, at in layers.items()}
+    last = len(blocks) + 1
+    return names | {"stage4_conv": f"{last}.0", "stage4_bn": f"{last}.1"}
+
+
+def _resnet(model: ModelConfig, fmt: str) -> dict[str, str]:
     names = {"stem_conv": "conv1", "stem_bn": "bn1"}
     for i in (1, 2, 3):
         # In timm the last BatchNorm of a deep stem is the plain network's.

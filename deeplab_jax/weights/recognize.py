@@ -10,12 +10,13 @@ from deeplab_jax.errors import CheckpointError, ConfigError, one_line
 from deeplab_jax.labels import CITYSCAPES, VOC
 from deeplab_jax.models.resnet import DEPTHS
 from deeplab_jax.validation import validate
-from deeplab_jax.weights import published
+from deeplab_jax.weights import names, published
 from deeplab_jax.weights.state_dicts import RECORD, StateDict
 
 # Fields that names and shapes tell.
 FROM_TENSORS = ("backbone", "width", "stem", "shortcut", "aspp_width", "fusion", "aux_head")
 USUAL = "not in the tensors: the reference's usual"
+MOBILENETV3 = "15.block.2.fc1.weight"  # of the last block that torchvision's MobileNetV3-Large has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ def recognize(state: StateDict, fmt: str = "auto") -> Network:
       fmt: "auto", or the reference whose names are expected.
 
     Raises:
-      CheckpointError: it is no ResNet with or without a DeepLabV3 head, or of another reference than `fmt`.
+      CheckpointError: it is no backbone of ours with or without a DeepLabV3 head, or of another reference than `fmt`.
     """
     found = _format(state)
     expected = (fmt, "timm")  # all name a plain backbone alike
@@ -57,7 +58,7 @@ def recognize(state: StateDict, fmt: str = "auto") -> Network:
     shapes = {name: value.shape for name, value in state.tensors.items()}
     switches = _backbone(state.source, shapes) | _head(state.source, found, shapes)
     num_classes = switches.pop("num_classes", 0)
-    if num_classes and switches["shortcut"] != "1x1":
+    if num_classes and switches.get("shortcut") == "avgpool+1x1":
         raise CheckpointError(
             f"`{state.source}` has the pooled shortcuts of ResNetV1d, which mmsegmentation drops where it dilates: our network "
             "is another one, give the backbone's own weights"
@@ -88,7 +89,10 @@ def _described(state: StateDict, fmt: str, switches: dict[str, Any], num_classes
     named = published.label_set(state)
     config.labels = named or (VOC if fmt == "torchvision" else CITYSCAPES)
     origin = {"labels": "the file" if named else "assumed: of the published weights"}
-    config.model.output_stride = 8
+    if config.model.backbone in DEPTHS:
+        config.model.output_stride = 8
+    else:  # torchvision dilates one stage, its first block included
+        config.model = dataclasses.replace(config.model, output_stride=16, multi_grid=(1.0,) * 3, atrous_rates=(12, 24, 36))
     for field, (value, where) in (published.facts(state) if fmt == "mmseg" else {}).items():
         section, name = field.split(".")
         setattr(getattr(config, section), name, value)
@@ -97,21 +101,27 @@ def _described(state: StateDict, fmt: str, switches: dict[str, Any], num_classes
 
 
 def _format(state: StateDict) -> str:
-    names = {name.removeprefix("backbone.") for name in state.tensors}
+    found = {name.removeprefix("backbone.") for name in state.tensors}
     for fmt, prefix in (
+        ("timm", f"features.{MOBILENETV3}"),  # whose ImageNet classifier would be taken for a head
         ("mmseg", "decode_head."),
         ("torchvision", ("classifier.", "aux_classifier.")),
         ("mmseg", "stem."),  # of ResNetV1c alone; any other backbone has the names of timm and torchvision
-        ("timm", "layer1.0.conv1."),
+        ("timm", ("layer1.0.conv1.", MOBILENETV3)),
     ):
-        if any(name.startswith(prefix) for name in names):
+        if any(name.startswith(prefix) for name in found):
             return fmt
-    some = ", ".join(sorted(names)[:3])
-    raise CheckpointError(f"`{state.source}` is no ResNet and no DeepLabV3 (it has {some}, ...): give weights of one")
+    some = ", ".join(sorted(found)[:3])
+    raise CheckpointError(
+        f"`{state.source}` is no DeepLabV3, no ResNet and no MobileNetV3-Large of torchvision (it has {some}, ...): give "
+        "weights of one"
+    )
 
 
 def _backbone(source: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    shapes = {name.removeprefix("backbone."): shape for name, shape in shapes.items()}
+    shapes = {names.bare(name): shape for name, shape in shapes.items()}
+    if MOBILENETV3 in shapes:
+        return {"backbone": "mobilenetv3_large", "width": _channels(source, shapes, "16.0.weight") * 64 // 960}
     blocks = [re.match(r"layer(\d)\.(\d+)\.conv1\.weight", name) for name in shapes]
     counts = tuple(1 + max((int(m[2]) for m in blocks if m and m[1] == str(stage)), default=-1) for stage in (1, 2, 3, 4))
     kind = (counts, "layer1.0.conv3.weight" in shapes)
@@ -154,5 +164,5 @@ def _channels(source: str, shapes: Mapping[str, tuple[int, ...]], name: str) -> 
     shape = shapes.get(name, ())
     if len(shape) != 4:
         fault = f"has the shape {shape}" if name in shapes else "is missing"
-        raise CheckpointError(f"`{source}` is no ResNet and no DeepLabV3: {name} {fault}")
+        raise CheckpointError(f"`{source}` is no DeepLabV3 and no backbone of one: {name} {fault}")
     return shape[0]

@@ -10,7 +10,7 @@ from deeplab_jax.config import Config, ModelConfig, to_dict
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.train import checkpoint as checkpoints
-from deeplab_jax.validation import validate
+from deeplab_jax.validation import RESNET_SWITCHES, validate
 from deeplab_jax.weights import hub, names, state_dicts
 from deeplab_jax.weights.builders import describe
 from deeplab_jax.weights.convert import to_state_dict, to_variables, variable_shapes
@@ -147,7 +147,8 @@ def _description(network: Network, source: str) -> list[str]:
     config = network.config
     of_both = [field.name for field in dataclasses.fields(ModelConfig) if field.name not in _OURS + _DECODER]
     shown = _SHAPES if network.is_backbone else of_both
-    fields = {f"model.{name}": getattr(config.model, name) for name in shown}
+    absent = () if config.model.backbone.startswith("resnet") else RESNET_SWITCHES
+    fields = {f"model.{name}": getattr(config.model, name) for name in shown if name not in absent}
     fields |= {name: getattr(config.eval, name.removeprefix("eval.")) for name in network.origin if name.startswith("eval.")}
     origin = {f"model.{name}": "from the tensors" for name in FROM_TENSORS} | network.origin
     what = "a backbone" if network.is_backbone else f"DeepLabV3, {network.num_classes} classes"

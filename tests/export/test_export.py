@@ -68,7 +68,7 @@ def test_folded_variables_predict_the_same(segmenter):
     model = DeepLabV3(segmenter.config.model, segmenter.config.labels.num_classes)
     x = np.random.default_rng(0).normal(size=(1, 33, 40, 3)).astype(np.float32)
     apply = jax.jit(lambda variables: model.apply(variables, x, False).logits)
-    parameters = folded(segmenter.variables)
+    parameters = folded(segmenter.variables, segmenter.config.model)
     assert list(parameters) == ["params"]
     expected = apply(segmenter.variables)
     np.testing.assert_allclose(apply(parameters), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
@@ -91,6 +91,14 @@ def test_a_file_gives_the_checkpoints_logits_and_labels(segmenter, checkpoint, t
         assert np.mean(labels == expected.argmax(1)) >= 0.9999
 
 
+def test_a_mobilenet_in_either_file():
+    config, variables = network({"backbone": "mobilenetv3_large", "multi_grid": (1.0, 1.0, 1.0), "decoder_width": 8})
+    params, expected = folded(variables, config.model), api.Segmenter(config, variables).logits(images(1, 71, 50))
+    for make, load in ((run._make_stablehlo, run._load_stablehlo), (run._make_onnx, run._load_onnx)):
+        found = load(make(config, params, "logits", {}))(images(1, 71, 50))
+        assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected)
+
+
 def test_a_file_tells_what_its_numbers_mean(segmenter, checkpoint, tmp_path):
     import onnxruntime
 
@@ -106,7 +114,7 @@ def test_a_file_tells_what_its_numbers_mean(segmenter, checkpoint, tmp_path):
 
 
 def test_a_file_that_computes_something_else_is_not_kept(segmenter, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "folded", lambda variables: jax.tree.map(lambda leaf: 1.1 * leaf, folded(variables)))
+    monkeypatch.setattr(run, "folded", lambda *given: jax.tree.map(lambda leaf: 1.1 * leaf, folded(*given)))
     with pytest.raises(CheckpointError, match="is not kept: its logits differ"):
         run.export(checkpoint, str(tmp_path / "a.onnx"), "onnx", "logits", say=lambda line: None)
     assert list(tmp_path.iterdir()) == []

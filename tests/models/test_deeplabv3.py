@@ -7,6 +7,7 @@ from conftest import tiny_model
 from deeplab_jax.models import DeepLabV3, normalize
 from deeplab_jax.models.decoder import Decoder
 from deeplab_jax.models.layers import BatchNorm
+from deeplab_jax.models.mobilenetv3 import MobileNetV3, scaled
 from deeplab_jax.models.resnet import ResNet
 
 
@@ -21,19 +22,37 @@ def random_variables(module, *args):
     return {"params": variables["params"], "batch_stats": stats}
 
 
+def with_constant_excitation(variables):
+    """Squeeze-and-excitation sees the mean over all pixels, which those between the undilated network's move."""
+
+    def changed(path, leaf):
+        is_gate = [key.key for key in path[-3:]] == ["se", "expand", "kernel"]
+        return jnp.zeros_like(leaf) if is_gate else leaf
+
+    return jax.tree_util.tree_map_with_path(changed, variables)
+
+
+def resnet(depth, stem, shortcut, multi_grid):
+    return lambda output_stride: ResNet(depth, 8, stem, shortcut, output_stride, multi_grid)
+
+
 @pytest.mark.parametrize(
-    ("depth", "stem", "shortcut", "multi_grid"),
-    [("resnet18", "7x7", "1x1", (0.5, 1.0, 1.0)), ("resnet50", "3x3", "avgpool+1x1", (1.0, 2.0, 4.0))],
+    "network",
+    [
+        pytest.param(resnet("resnet18", "7x7", "1x1", (0.5, 1.0, 1.0)), id="resnet18"),
+        pytest.param(resnet("resnet50", "3x3", "avgpool+1x1", (1.0, 2.0, 4.0)), id="resnet50d"),
+        pytest.param(lambda output_stride: MobileNetV3(8, output_stride, (1.0, 1.0, 1.0)), id="mobilenetv3"),
+    ],
 )
-def test_features_at_every_output_stride_are_those_of_the_undilated_network_subsampled(depth, stem, shortcut, multi_grid):
+def test_features_at_every_output_stride_are_those_of_the_undilated_network_subsampled(network):
     image = jnp.asarray(np.random.default_rng(1).normal(size=(1, 97, 66, 3)), jnp.float32)
-    networks = {os: ResNet(depth, 8, stem, shortcut, os, multi_grid) for os in (32, 16, 8)}
-    variables = random_variables(networks[32], image, False)
+    networks = {os: network(os) for os in (32, 16, 8)}
+    variables = with_constant_excitation(random_variables(networks[32], image, False))
     features = {os: jax.jit(net.apply, static_argnums=2)(variables, image, False) for os, net in networks.items()}
     for os in (16, 8):
-        for kind, stride in (("low", 4), ("aux", 16), ("last", 32)):
-            step = max(stride // os, 1)
-            expected, actual = getattr(features[32], kind), getattr(features[os], kind)[:, ::step, ::step]
+        for expected, dilated in zip(features[32], features[os], strict=True):
+            step = -(-dilated.shape[1] // expected.shape[1])
+            actual = dilated[:, ::step, ::step]
             # Float32, sums in another order through 50 layers.
             np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4 * float(jnp.abs(expected).max()))
 
@@ -98,6 +117,17 @@ def test_backbones_have_as_many_parameters_as_torchvision_without_the_classifier
     variables = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), False))
     count = sum(x.size for x in jax.tree.leaves(variables["params"]))
     assert round(count / 1e6, 3) == millions
+
+
+def test_mobilenetv3_has_as_many_parameters_as_torchvision_without_the_classifier():
+    # 5,483,032 less 960 x 1280 + 1280 and 1280 x 1000 + 1000.
+    variables = jax.eval_shape(lambda: MobileNetV3().init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), False))
+    assert sum(x.size for x in jax.tree.leaves(variables["params"])) == 2_971_952
+
+
+def test_mobilenetv3_scales_its_channels_to_multiples_of_8_and_keeps_nine_tenths():
+    assert [scaled(channels, 64) for channels in (16, 24, 184, 960)] == [16, 24, 184, 960]
+    assert [scaled(channels, 8) for channels in (16, 80, 112, 960)] == [8, 16, 16, 120]  # 80 / 8 = 10 would round to 8
 
 
 @pytest.mark.parametrize("train", [False, True])

@@ -72,6 +72,29 @@ def test_every_form_has_the_same_gradients(channels, size, kernel_size, stride, 
             np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3)  # sums in another order
 
 
+@pytest.mark.parametrize(("kernel_size", "stride", "rate"), [(3, 1, 1), (3, 2, 1), (5, 2, 1), (5, 1, 2), (5, 1, 4)])
+def test_a_depthwise_convolution_is_a_convolution_of_each_channel(kernel_size, stride, rate):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 7, 9, 3)), rng.normal(size=(kernel_size, kernel_size, 1, 3))
+    expected = [reference_conv(x[..., c : c + 1], kernel[..., c : c + 1], stride, rate) for c in range(3)]
+    x, kernel = jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
+
+    def convolved(form):
+        y, pullback = jax.vjp(lambda x, kernel: conv2d(x, kernel, stride=stride, rate=rate, form=form), x, kernel)
+        return y, *pullback(jnp.sin(y))
+
+    by_shifts, by_xla = jax.jit(convolved, static_argnums=0)("shifts"), jax.jit(convolved, static_argnums=0)("xla")
+    np.testing.assert_allclose(by_shifts[0], np.concatenate(expected, -1), rtol=1e-4, atol=1e-5)
+    for actual, expected in zip(by_shifts, by_xla, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)  # sums in another order
+
+
+@pytest.mark.parametrize(("form", "channels"), [("shifts", 3), ("products", 1)])
+def test_forms_are_for_depthwise_kernels_or_for_others(form, channels):
+    with pytest.raises(ValueError, match=form):
+        conv2d(jnp.zeros((1, 4, 4, 3)), jnp.zeros((3, 3, channels, 3)), form=form)
+
+
 @pytest.mark.parametrize(("size", "stride"), [(5, 1), (3, 2)])
 def test_minimal_filtering_is_for_3x3_kernels_at_stride_1(size, stride):
     with pytest.raises(ValueError, match="winograd"):
@@ -127,6 +150,7 @@ def test_minimal_filtering_takes_fewer_multiplications():
         ((3, 3, 512, 512), (2, 33, 33, 512), jnp.float32, 1, 4, "winograd"),  # 4 * 40^2 * 1.2 = 7,680 < 91^2
         ((3, 3, 512, 512), (2, 33, 33, 512), jnp.float32, 1, 24, "products"),  # 4 * 48^2 > 51^2
         ((3, 3, 8, 8), (2, 33, 33, 8), jnp.float32, 1, 1, "mixed"),
+        ((5, 5, 1, 8), (2, 33, 33, 8), jnp.float32, 2, 1, "shifts"),
     ],
 )
 def test_the_form_is_chosen_by_the_work_that_it_saves(kernel, shape, dtype, stride, rate, form):

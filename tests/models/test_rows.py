@@ -12,7 +12,8 @@ from deeplab_jax.config import MeshConfig
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.models.convolution import conv2d
 from deeplab_jax.models.decoder import Decoder
-from deeplab_jax.models.layers import BatchNorm, Dropout, average_pool_2x2, image_mean, max_pool_3x3
+from deeplab_jax.models.layers import BatchNorm, Conv, Dropout, average_pool_2x2, image_mean, max_pool_3x3
+from deeplab_jax.models.mobilenetv3 import SqueezeExcitation
 from deeplab_jax.models.resize import resize_bilinear, resize_by_gather
 from deeplab_jax.models.rows import split_rows
 from deeplab_jax.sharding import make_mesh, padded_height
@@ -85,6 +86,22 @@ def test_a_convolution(form, height, kernel_size, stride, rate):
     assert_same(apply, image(height), kernel, output_stride=stride)
 
 
+@pytest.mark.parametrize(("height", "stride", "rate"), [(17, 2, 1), (13, 1, 2), (5, 1, 4)])
+def test_a_depthwise_convolution(height, stride, rate):
+    kernel = np.random.default_rng(1).normal(size=(5, 5, 1, 3)).astype(np.float32)
+
+    def apply(x, kernel, rows):
+        return conv2d(x, kernel, stride=stride, rate=rate, rows=rows)
+
+    assert_same(apply, image(height), kernel, output_stride=stride)
+
+
+def test_squeeze_and_excitation():
+    layer = SqueezeExcitation(Conv)
+    variables = layer.init(jax.random.key(0), jnp.zeros((1, 2, 2, 3)))
+    assert_same(lambda x, params, rows: layer.clone(rows=rows).apply({"params": params}, x), image(13), variables["params"])
+
+
 @pytest.mark.parametrize("height", [16, 17, 5])
 def test_the_maximum(height):
     assert_same(max_pool_3x3, image(height), output_stride=2)
@@ -151,11 +168,15 @@ def test_a_decoder_whose_features_are_four_times_coarser():
     assert_same(apply, image(37), variables["params"], output_stride=8)
 
 
-SWITCHES = [{"output_stride": 8, "aux_head": True}, {"output_stride": 16, "decoder_width": 8}]
+SWITCHES = [
+    {"output_stride": 8, "aux_head": True},
+    {"output_stride": 16, "decoder_width": 8},
+    {"output_stride": 8, "aux_head": True, "backbone": "mobilenetv3_large", "multi_grid": (1.0, 1.0, 1.0)},
+]
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("switches", SWITCHES, ids=["aux_head", "decoder"])
+@pytest.mark.parametrize("switches", SWITCHES, ids=["aux_head", "decoder", "mobilenetv3"])
 def test_a_whole_network_in_float64(switches):
     """In float32 a value within rounding of 0 passes its gradient on one side alone; float64 tells that from an error."""
     height, devices = 65, 4

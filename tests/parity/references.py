@@ -59,6 +59,13 @@ def torchvision_network(depth: int, aux: bool = True) -> torch.nn.Module:
     return build(weights=None, weights_backbone=None, num_classes=21, aux_loss=aux)
 
 
+def torchvision_mobilenet() -> torch.nn.Module:
+    import_torchvision()
+    from torchvision.models import segmentation
+
+    return segmentation.deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=21, aux_loss=True)
+
+
 def mmseg_network(
     depth: int, kind: str = "ResNetV1c", mg124: bool = False, align_corners: bool = False, aux: bool = True
 ) -> torch.nn.Module:
@@ -101,6 +108,7 @@ NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], str]] = {
     "torchvision_r50": (lambda: torchvision_network(50), "deeplabv3_resnet50_coco"),
     "torchvision_r101": (lambda: torchvision_network(101), "deeplabv3_resnet101_coco"),
     "torchvision_r50_no_aux": (lambda: torchvision_network(50, aux=False), "deeplabv3_resnet50"),
+    "torchvision_mobilenetv3": (torchvision_mobilenet, "deeplabv3_mobilenet_v3_large"),
     "mmseg_r18": (lambda: mmseg_network(18), "deeplabv3_r18-d8_512x1024_80k_cityscapes"),
     "mmseg_r50": (lambda: mmseg_network(50), "deeplabv3_r50-d8_512x1024_80k_cityscapes"),
     "mmseg_r101": (lambda: mmseg_network(101), "deeplabv3_r101-d8_512x1024_80k_cityscapes"),

@@ -110,6 +110,12 @@ def numbers(run: Run, num_classes: int) -> dict[str, np.ndarray]:
     return found
 
 
+def vanishing(found: dict[str, np.ndarray]) -> set[str]:
+    """Gradients, in float64, that are 0 but for rounding: of a bias before a convolution and BatchNorm, which takes it away."""
+    norms = {key: float(np.linalg.norm(x)) for key, x in found.items() if key.startswith("gradient")}
+    return {key for key, norm in norms.items() if norm < 1e-12 * max(norms.values())}
+
+
 def errors(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> dict[str, float]:
     """|a - b| / |b| by tensor."""
     assert ours.keys() == theirs.keys()

@@ -16,7 +16,7 @@ from deeplab_jax.weights import transfer
 GOLDEN_FILES = pathlib.Path(fill.__file__).parent / "golden"
 # The large maps see every tap of the large rates; ResNet-101 differs from -50 by its depth alone, so a small one will do.
 IN_SHORT = ("torchvision_r50_321x513", "torchvision_r101_129x97", "mmseg_r18_321x513", "mmseg_r50_129x97")
-IN_SHORT += ("mmseg_r101_mg124_129x97",)
+IN_SHORT += ("mmseg_r101_mg124_129x97", "torchvision_mobilenetv3_97x641")
 GOLDEN = [
     pytest.param(path, id=path.stem, marks=[] if path.stem in IN_SHORT else pytest.mark.long)
     for path in sorted(GOLDEN_FILES.glob("*x*.npz"))

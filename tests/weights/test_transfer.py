@@ -9,7 +9,7 @@ from conftest import tiny_config, tiny_model
 from safetensors.numpy import load_file, save_file
 
 import deeplab_jax as dl
-from deeplab_jax.config import Config, EvalConfig
+from deeplab_jax.config import Config, EvalConfig, ModelConfig
 from deeplab_jax.errors import CheckpointError, ConfigError
 from deeplab_jax.labels import CITYSCAPES, VOC
 from deeplab_jax.models import DeepLabV3
@@ -17,6 +17,7 @@ from deeplab_jax.train.checkpoint import Checkpoints, restore_variables, save_mo
 from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.state import init_state
 from deeplab_jax.weights import convert, names, transfer
+from deeplab_jax.weights.builders import require_buildable
 
 MMSEG = tiny_model(stem="3x3", fusion="3x3", dilate_conv2=False, aux_head=True, output_stride=8)
 TORCHVISION = tiny_model(fusion="1x1+3x3", aux_head=True, output_stride=8, dropout=0.5)
@@ -119,7 +120,7 @@ def test_other_architectures_are_named(mmseg, tmp_path, drop, message):
     state = {name: value for name, value in mmseg[1].items() if name != drop}
     with pytest.raises(CheckpointError, match=message):
         imported(tmp_path, state)
-    with pytest.raises(CheckpointError, match="no ResNet and no DeepLabV3"):
+    with pytest.raises(CheckpointError, match="no DeepLabV3, no ResNet"):
         imported(tmp_path, {"features.0.weight": np.ones(1, np.float32)})
     with pytest.raises(CheckpointError, match="use --from=mmseg"):
         imported(tmp_path, mmseg[1], fmt="torchvision")
@@ -230,6 +231,11 @@ def test_networks_that_a_reference_does_not_have_are_not_exported(mmseg, tmp_pat
     folder, _ = imported(tmp_path, mmseg[1])
     with pytest.raises(CheckpointError, match=r"no network with model\.backbone='resnet18', only 'resnet50' or 'resnet101'"):
         transfer.export_weights(folder, str(tmp_path / "x.safetensors"), fmt="torchvision")
+
+
+def test_mmsegmentation_gets_no_mobilenet():
+    with pytest.raises(CheckpointError, match=r"model\.backbone='mobilenetv3_large'"):
+        require_buildable(ModelConfig(backbone="mobilenetv3_large"), "mmseg")
 
 
 def test_the_protocol_of_the_reference_travels_along(mmseg, tmp_path):
