@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from deeplab_jax.config import ModelConfig, aspp_rates
-from deeplab_jax.models.mobilenetv3 import Shape, block_shapes
+from deeplab_jax.models.mobilenetv3 import Block, blocks_of
 from deeplab_jax.models.resnet import DEPTHS
 from deeplab_jax.models.stages import stage_grids
 
@@ -97,7 +97,7 @@ def _backbone(graph: _Graph, x: str, params: dict[str, Any], model: ModelConfig)
 
 def _mobilenetv3(graph: _Graph, x: str, params: dict[str, Any], model: ModelConfig) -> tuple[str, str]:
     """`models.mobilenetv3.MobileNetV3`."""
-    (stem,), *stages = block_shapes(model.width)
+    (stem,), *stages = blocks_of(model.width)
     x = graph.add("HardSwish", graph.conv(x, params, "stem_conv", stride=2))
     x = _inverted_residual(graph, x, params["stem_block"], stem, 1, 1)
     found = []
@@ -109,21 +109,18 @@ def _mobilenetv3(graph: _Graph, x: str, params: dict[str, Any], model: ModelConf
     return found[0], graph.add("HardSwish", graph.conv(x, params, "stage4_conv"))
 
 
-def _inverted_residual(
-    graph: _Graph, x: str, params: dict[str, Any], block: tuple[Shape, bool, bool], stride: int, rate: int
-) -> str:
+def _inverted_residual(graph: _Graph, x: str, params: dict[str, Any], block: Block, stride: int, rate: int) -> str:
     """`models.mobilenetv3.InvertedResidual`."""
-    shape, expands, is_residual = block
-    activation = "HardSwish" if shape.is_hard_swish else "Relu"
-    y = graph.add(activation, graph.conv(x, params, "expand_conv")) if expands else x
-    y = graph.conv(y, params, "depthwise_conv", stride=stride, rate=rate, group=shape.expanded)
+    activation = "HardSwish" if block.shape.is_hard_swish else "Relu"
+    y = graph.add(activation, graph.conv(x, params, "expand_conv")) if block.expands else x
+    y = graph.conv(y, params, "depthwise_conv", stride=stride, rate=rate, group=block.shape.expanded)
     y = graph.add(activation, y)
-    if shape.squeezes:
+    if block.shape.squeezes:
         scale = graph.conv(graph.add("GlobalAveragePool", y), params["se"], "reduce", relu=True)
         scale = graph.add("HardSigmoid", graph.conv(scale, params["se"], "expand"), alpha=1 / 6, beta=0.5)
         y = graph.add("Mul", y, scale)
     y = graph.conv(y, params, "project_conv")
-    return graph.add("Add", x, y) if is_residual else y
+    return graph.add("Add", x, y) if block.is_residual else y
 
 
 def _resnet(graph: _Graph, x: str, params: dict[str, Any], model: ModelConfig) -> tuple[str, str]:

@@ -16,7 +16,7 @@ EPSILON, MOMENTUM = 1e-3, 0.99  # of its BatchNorm
 
 
 class Shape(NamedTuple):
-    """What a block is at width 64.
+    """What a block is, whatever precedes it.
 
     Attributes:
       size: of the depthwise kernel.
@@ -33,6 +33,21 @@ class Shape(NamedTuple):
     is_hard_swish: bool
 
 
+class Block(NamedTuple):
+    """A block in its place.
+
+    Attributes:
+      shape: with the channels of this network.
+      expands: whether a 1x1 convolution precedes the depthwise one.
+      is_residual: whether its input is added.
+    """
+
+    shape: Shape
+    expands: bool
+    is_residual: bool
+
+
+# At width 64.
 STEM = Shape(3, 16, 16, False, False)
 STAGES = (
     (Shape(3, 64, 24, False, False), Shape(3, 72, 24, False, False)),
@@ -81,27 +96,25 @@ class InvertedResidual(nn.Module):
     """1x1 to more channels, a depthwise convolution, squeeze-and-excitation, 1x1 to fewer; perhaps an identity beside it.
 
     Attributes:
-      shape: its channels are those of this network.
+      block: its form.
       stride, rate: of the depthwise convolution.
-      is_residual: whether its input is added.
       conv, norm: layers; see `convolution.conv2d` for `rows`.
     """
 
-    shape: Shape
+    block: Block
     stride: int
     rate: int
-    is_residual: bool
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
     rows: Rows | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
-        """Returns [n, ceil(h / stride), ceil(w / stride), shape.features]."""
-        size, expanded, features, squeezes, is_hard_swish = self.shape
+        """Returns [n, ceil(h / stride), ceil(w / stride), block.shape.features]."""
+        size, expanded, features, squeezes, is_hard_swish = self.block.shape
         activation = nn.hard_swish if is_hard_swish else nn.relu
         y = x
-        if expanded != x.shape[-1]:
+        if self.block.expands:
             y = self.conv(expanded, name="expand_conv")(y)
             y = activation(self.norm(name="expand_bn")(y, train))
         y = self.conv(expanded, size, self.stride, self.rate, is_depthwise=True, name="depthwise_conv")(y)
@@ -110,11 +123,11 @@ class InvertedResidual(nn.Module):
             y = SqueezeExcitation(self.conv, self.rows, name="se")(y)
         y = self.conv(features, name="project_conv")(y)
         y = self.norm(name="project_bn")(y, train)
-        return x + y if self.is_residual else y
+        return x + y if self.block.is_residual else y
 
 
-def block_shapes(width: int) -> list[list[tuple[Shape, bool, bool]]]:
-    """By stage, the stem's block as the first, each block's shape, whether it expands and whether it is residual."""
+def blocks_of(width: int) -> list[list[Block]]:
+    """By stage, the stem's block before the first."""
     channels, stages = scaled(STEM.features, width), []
     for i, stage in enumerate(((STEM,), *STAGES)):
         blocks = []
@@ -122,7 +135,7 @@ def block_shapes(width: int) -> list[list[tuple[Shape, bool, bool]]]:
             own = shape._replace(expanded=scaled(shape.expanded, width), features=scaled(shape.features, width))
             # A stage's first block has a stride, or had one before it was dilated.
             keeps_grid = i == 0 or j > 0
-            blocks.append((own, own.expanded != channels, keeps_grid and own.features == channels))
+            blocks.append(Block(own, own.expanded != channels, keeps_grid and own.features == channels))
             channels = own.features
         stages.append(blocks)
     return stages
@@ -152,18 +165,18 @@ class MobileNetV3(nn.Module):
         """Returns features at strides 4, 8 and `output_stride`."""
         conv = functools.partial(Conv, dtype=self.dtype, rows=self.rows)
         norm = functools.partial(BatchNorm, momentum=MOMENTUM, epsilon=EPSILON, rows=self.rows)
-        (stem,), *stages = block_shapes(self.width)
+        (stem,), *stages = blocks_of(self.width)
         x = conv(scaled(STEM.features, self.width), 3, 2, name="stem_conv")(x)
         x = nn.hard_swish(norm(name="stem_bn")(x, train))
-        x = InvertedResidual(stem[0], 1, 1, stem[2], conv, norm, self.rows, name="stem_block")(x, train)
+        x = InvertedResidual(stem, 1, 1, conv, norm, self.rows, name="stem_block")(x, train)
         grids = stage_grids([len(stage) for stage in stages], self.output_stride, self.multi_grid, stem_stride=2)
         found = []
         for i, (stage, stage_grid) in enumerate(zip(stages, grids, strict=True), start=1):
-            block: Any = nn.remat(InvertedResidual, static_argnums=(2,)) if i in self.remat else InvertedResidual
+            make: Any = nn.remat(InvertedResidual, static_argnums=(2,)) if i in self.remat else InvertedResidual
             outputs = []
-            for j, ((shape, _, is_residual), grid) in enumerate(zip(stage, stage_grid, strict=True), start=1):
+            for j, (block, grid) in enumerate(zip(stage, stage_grid, strict=True), start=1):
                 name = f"stage{i}_block{j}"
-                x = block(shape, grid.stride, grid.rate, is_residual, conv, norm, self.rows, name=name)(x, train)
+                x = make(block, grid.stride, grid.rate, conv, norm, self.rows, name=name)(x, train)
                 outputs.append(x)
             found.append(outputs)
         last = conv(LAST_EXPANSION * x.shape[-1], name="stage4_conv")(x)

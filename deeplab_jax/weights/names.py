@@ -10,7 +10,7 @@ import numpy as np
 from flax import traverse_util
 
 from deeplab_jax.config import ModelConfig
-from deeplab_jax.models.mobilenetv3 import block_shapes
+from deeplab_jax.models.mobilenetv3 import blocks_of
 from deeplab_jax.models.resnet import DEPTHS
 
 FORMATS = ("torchvision", "timm", "mmseg")
@@ -55,15 +55,15 @@ def _backbone(model: ModelConfig, fmt: str) -> dict[str, str]:
 def _mobilenetv3(model: ModelConfig) -> dict[str, str]:
     """As torchvision numbers the parts: the stem, its block, all others, the last convolution."""
     names = {"stem_conv": "0.0", "stem_bn": "0.1"}
-    (stem,), *stages = block_shapes(model.width)
+    (stem,), *stages = blocks_of(model.width)
     blocks = {"stem_block": stem}
     blocks |= {f"stage{i}_block{j}": block for i, stage in enumerate(stages, 1) for j, block in enumerate(stage, 1)}
-    for number, (ours, (shape, expands, _)) in enumerate(blocks.items(), start=1):
-        parts = ["expand"] * expands + ["depthwise"] + ["se"] * shape.squeezes + ["project"]
+    for number, (ours, block) in enumerate(blocks.items(), start=1):
+        parts = ["expand"] * block.expands + ["depthwise"] + ["se"] * block.shape.squeezes + ["project"]
         for i, part in enumerate(parts):
-            theirs = f"{number}.block.{i}"
-            layers = {"reduce": "fc1", "expand": "fc2"} if part == "se" else {"conv": "0", "bn": "1"}
-            names |= {f"{ours}/{part}{'/' if part == 'se' else '_'}{layer}": f"{theirs}.{at}" for layer, at in layers.items()}
+            pair = ("se/reduce", "se/expand") if part == "se" else (f"{part}_conv", f"{part}_bn")
+            theirs = ("fc1", "fc2") if part == "se" else ("0", "1")
+            names |= {f"{ours}/{a}": f"{number}.block.{i}.{b}" for a, b in zip(pair, theirs, strict=True)}
     last = len(blocks) + 1
     return names | {"stage4_conv": f"{last}.0", "stage4_bn": f"{last}.1"}
 
