@@ -200,6 +200,8 @@ def _labels_of(root: str, spec: str, console: Console) -> LabelSet:
         found, why = read_labels(file), f"from {file}"
     elif layout and layout.labels:
         found, why = KNOWN[layout.labels], f"since the folders are those of {layout.name}"
+    elif root and not root.startswith("tfds:") and not epath.Path(root).is_dir():
+        raise ConfigError(f"`ROOT` (={root!r}) is no folder: give that of the data set")
     else:
         raise ConfigError(
             f"`--labels` (='') is not given and {root} has no {LABELS_FILE}: run `deeplab-jax data labels {root}`, or give "

@@ -12,8 +12,12 @@ from deeplab_jax.errors import ConfigError
 
 def require_file(path: str, flag: str) -> None:
     """Raises ConfigError, before any work is done, where `path` cannot become a file."""
-    if epath.Path(path).is_dir():
+    file = epath.Path(path)
+    if file.is_dir():
         raise ConfigError(f"`{flag}` (={path!r}) is a folder: name a file")
+    there = next((parent for parent in file.parents if parent.exists()), None)
+    if there and not there.is_dir():
+        raise ConfigError(f"`{flag}` (={path!r}) would lie in {there}, which is a file: name another folder")
 
 
 @contextlib.contextmanager

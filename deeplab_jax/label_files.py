@@ -50,6 +50,10 @@ def read_labels(path: str | epath.Path) -> LabelSet:
     """
     try:
         values = json.loads(epath.Path(path).read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"label set {path} is no JSON ({one_line(error)}): look there for a comma or a bracket too many or too few"
+        ) from None
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"label set {path} cannot be read ({one_line(error)}): `deeplab-jax data labels ROOT` writes one"

@@ -146,7 +146,7 @@ def _unknown_value(samples: Samples, values: np.ndarray | None, table: np.ndarra
             shown = color_of(int(value)) if samples.kind == "color" else int(value)
             return DataError(
                 f"{name_of_label(samples, i)} holds the value {shown} ({count} pixels), which labels of kind {samples.kind} "
-                f"do not have: mend the file, or add the value to the config's label set"
+                f"do not have: mend the file, or add the value to the config's label set (ignored_ids: no class)"
             )
     return None
 

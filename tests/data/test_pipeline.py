@@ -409,7 +409,7 @@ def test_no_broken_sample_is_allowed_unless_it_is_said(pairs, tmp_path):
         skipping(pairs, allow=0)
     assert str(caught.value) == (
         f"{tmp_path / 'l4.png'} holds the value 77 (192 pixels), which labels of kind labelIds do not have: "
-        "mend the file, or add the value to the config's label set"
+        "mend the file, or add the value to the config's label set (ignored_ids: no class)"
     )
 
 

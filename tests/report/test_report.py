@@ -148,7 +148,9 @@ def test_a_damaged_log_is_named(tmp_path):
         logged(epath.Path(tmp_path), "train")
 
 
-def test_a_folder_is_no_file_to_write(stored_run, tmp_path, monkeypatch, capsys):
-    code, said = deeplab(monkeypatch, capsys, "report", stored_run, "--out", tmp_path)
-    assert code == 2
-    assert "is a folder: name a file" in said
+def test_what_cannot_be_written_is_said_before_the_work(stored_run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    for out, told in ((tmp_path, "is a folder: name a file"), (tmp_path / "file" / "a.html", "file, which is a file")):
+        code, said = deeplab(monkeypatch, capsys, "report", stored_run, "--out", out)
+        assert code == 2
+        assert told in said
