@@ -116,18 +116,14 @@ def blocks(segmenter: Segmenter, name: str, max_pixels: int) -> gradio.Blocks:
     return page
 
 
-def serve(page: gradio.Blocks, *, host: str, port: int | None, max_mib: int, block: bool = True) -> str:
-    """Starts serving, and goes on until Ctrl-C if `block`.
+def serve(page: gradio.Blocks, *, host: str, port: int | None, max_mib: int) -> None:
+    """Serves until Ctrl-C, and says where.
 
     Args:
       page: what `blocks` returns.
       host: address to listen on.
       port: None for the first free one from 7860 on.
       max_mib: largest upload.
-      block: otherwise the server runs in threads; `page.close()` ends it.
-
-    Returns:
-      The page's address.
 
     Raises:
       ConfigError: host and port cannot be listened on.
@@ -157,7 +153,5 @@ def serve(page: gradio.Blocks, *, host: str, port: int | None, max_mib: int, blo
         )
     except OSError as error:
         raise ConfigError(f"`--port` (={port}) cannot be used ({one_line(error)}): choose another") from None
-    if block:
-        print(f"{url} until Ctrl-C", flush=True)
-        page.block_thread()
-    return url
+    print(f"{url} until Ctrl-C", flush=True)
+    page.block_thread()

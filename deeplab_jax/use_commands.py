@@ -38,7 +38,7 @@ def predict(
       scales: factors by which images are resized; predictions are averaged over them. Left out: as the run evaluates.
       flip: average over the mirrored image as well; left out, as the run evaluates.
       window: height and width of a sliding window; 0 0 takes images whole. Left out: as the run evaluates.
-      output_stride: Left out: as the run evaluates.
+      output_stride: of the features; left out, as the run evaluates.
       batch_size: images at a time; 0 takes what makes a million pixels, 8 at most.
       max_pixels: larger images go through the network in windows of 768x768, so that memory is bounded.
     """
