@@ -172,11 +172,12 @@ def test_verify_takes_records_in_place_of_the_set(pets, tmp_path, monkeypatch):
     config = Config(data=DataConfig(source="tfds:own_pets", root="gone", train_split="train"))
     config.eval.split, config.train.steps = "test", 1
     monkeypatch.setattr(verification, "config_at", lambda *_: (config, None))
-    monkeypatch.setattr(verification, "verify", lambda *_: [])
+    read = []
+    monkeypatch.setattr(verification, "verify", lambda run, from_, steps, data, *_: read.append(data.names) or [])
     with pytest.raises(SystemExit) as stop:
         cli.verify("run", 0, 1, str(out))
     assert stop.value.code == 0
-    assert (config.data.source, config.data.root) == ("", str(out))
+    assert read == [find_split(DataConfig(root=str(out)), "train").images]
 
 
 def test_the_command_that_is_advised_for_records_names_the_data_dir(pets, tmp_path, monkeypatch):
