@@ -56,27 +56,17 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
     step = resolve(checkpoint)
     variables = restore_model(str(step), like=config)
     # TensorFlow, for which a wrong checkpoint should not wait.
-    from deeplab_jax.data.find import find_split
     from deeplab_jax.data.instances import read_instances, why_no_instances
     from deeplab_jax.data.lists import describe, digest
-    from deeplab_jax.data.pipeline import eval_batches
+    from deeplab_jax.wiring import evaluation_set
 
-    samples = find_split(config.data, config.eval.split, need_labels=False)
+    samples, batches = evaluation_set(config, need_labels=False)
     if not (samples.labels or output or submission):
         raise ConfigError(
             f"`eval.split` (={config.eval.split!r}) has no labels to score: give --output or --submission for the predictions"
         )
     hosts.require_same(config=to_dict(config), checkpoint=str(step), data=digest(samples))
     names = file_names(samples.images, config.labels) if submission else ()
-    process, count = jax.process_index(), jax.process_count()
-    batches = eval_batches(
-        samples,
-        config.labels,
-        config.eval.batch_size,
-        threads=config.data.threads,
-        process_index=process,
-        process_count=count,
-    )
     console.print(f"checkpoint {step}")
     console.print(describe(config.eval.split, samples))
     visitors: list[Visitor] = []
@@ -94,11 +84,11 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
         read = functools.partial(read_instances, samples, cityscapes.INSTANCE_LABELS)
         instances, add_instances = cityscapes.instance_counter(read)
         visitors.append(lambda seen: add_instances(seen.index, seen.prediction))
-    confusion = evaluate(config, variables, batches, len(samples), visitors, console)
+    confusion = evaluate(config, variables, batches(), len(samples), visitors, console)
     if instances is not None:
         instances = hosts.gather(instances).sum(0)  # each process counted the images that it read
     hosts.barrier("images written")
-    if process:
+    if jax.process_index():
         return
     if submission:
         console.print(f"submission {write_archive(submission, names)}")

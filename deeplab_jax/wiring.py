@@ -38,9 +38,11 @@ def training_set(config: Config) -> Samples:
     return find_split(config.data, config.data.train_split)
 
 
-def evaluation_set(config: Config) -> tuple[Samples, Callable[[], Iterator[dict[str, np.ndarray]]]]:
+def evaluation_set(
+    config: Config, *, need_labels: bool = True
+) -> tuple[Samples, Callable[[], Iterator[dict[str, np.ndarray]]]]:
     """The list of `eval.split`, and a function to its batches on this process. Errors as `find_split`."""
-    samples = find_split(config.data, config.eval.split)
+    samples = find_split(config.data, config.eval.split, need_labels=need_labels)
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     size, threads = config.eval.batch_size, config.data.threads
     return samples, lambda: eval_batches(samples, config.labels, size, threads=threads, **process)

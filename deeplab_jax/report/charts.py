@@ -34,13 +34,13 @@ def lines(title: str, series: Mapping[str, Points], *, dots: bool = False) -> st
     everything = [point for points in series.values() for point in points]
     steps, values = [step for step, _ in everything], [value for _, value in everything]
     ticks_x, ticks_y = ticks(0, max(steps)), ticks(min(0, *values), max(values))
-    low, high, last = min(ticks_y[0], *values), max(ticks_y[-1], *values), max(steps) or 1
+    low, high, last = ticks_y[0], ticks_y[-1], max(steps) or 1
 
     def x(step: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * step / last
 
     def y(value: float) -> float:
-        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low) / ((high - low) or 1)
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low) / (high - low)
 
     parts = []
     for tick in ticks_y:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from deeplab_jax import html_page, metrics
 from deeplab_jax.errors import CheckpointError
@@ -110,9 +110,14 @@ def _pictures(seen: Seen, label: UInt8[np.ndarray, "h w"], label_set: LabelSet) 
     return [image, colorize(truth, label_set), colorize(prediction, label_set), errors]
 
 
+def row_shares(confusion: Int[np.ndarray, "k k"]) -> Float[np.ndarray, "k k"]:
+    """Of each class's pixels, the share by prediction; 0 for a class without any."""
+    return confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+
+
 def confusions(confusion: Int[np.ndarray, "k k"], count: int) -> list[tuple[int, int, float]]:
     """(class, what it is taken for, share of the class's pixels) of the `count` largest such shares, largest first."""
-    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    shares = row_shares(confusion)
     np.fill_diagonal(shares, 0)
     order = np.argsort(-shares, axis=None, kind="stable")[:count]
     pairs = [(int(i // len(shares)), int(i % len(shares))) for i in order]

@@ -13,7 +13,7 @@ from deeplab_jax.config import Config, to_dict
 from deeplab_jax.html_page import chip, table, text
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.report import charts
-from deeplab_jax.report.gather import Example, confusions
+from deeplab_jax.report.gather import Example, confusions, row_shares
 
 MATRIX_CLASSES = 30  # a larger confusion matrix cannot be read
 LISTED = 10  # confusions that are told in words
@@ -123,7 +123,7 @@ def _confusion(confusion: Int[np.ndarray, "k k"], labels: LabelSet) -> str:
     listed = f"<ul>{''.join(items)}</ul>" if items else '<p class="soft">Nothing: every pixel is right.</p>'
     if labels.num_classes > MATRIX_CLASSES:
         return listed
-    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    shares = row_shares(confusion)
     rows = ["".join(f"<th>{text(name)}</th>" for name in ("", *labels.names))]
     for k in range(labels.num_classes):
         cells = "".join(_cell(share, hit=j == k) for j, share in enumerate(shares[k].tolist()))
