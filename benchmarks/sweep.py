@@ -19,6 +19,8 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
+from deeplab_jax.train.metrics_log import logged
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 
@@ -40,17 +42,15 @@ class Result:
 
 def result(workdir: pathlib.Path) -> Result | None:
     """What the run's receipt and log say of it; None for one that has not come to its end."""
-    receipt, log = workdir / "run.json", workdir / "metrics.jsonl"
-    if not receipt.exists() or not log.exists():
+    receipt = workdir / "run.json"
+    if not receipt.exists():
         return None
     steps = json.loads(receipt.read_text())["starts"][-1]["steps"]
-    *whole, _ = log.read_text().split("\n")  # a last line without an end was cut short
-    rows = [json.loads(line) for line in whole]
-    scores = [row for row in rows if row["kind"] == "eval" and row["step"] == steps]
+    scores = [row for row in logged(str(workdir), "eval") if row["step"] == steps]
     if not scores:
         return None
     # The median, so that what else the machine did for a while does not count.
-    minutes = steps * statistics.median(row["seconds_per_step"] for row in rows if row["kind"] == "train") / 60
+    minutes = steps * statistics.median(row["seconds_per_step"] for row in logged(str(workdir), "train")) / 60
     return Result(steps, minutes, scores[0]["miou"], scores[0]["pixel_accuracy"])
 
 

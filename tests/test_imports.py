@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "exported": BASE,
     "export": BASE | COMPUTE | {"api", "evaluation", "exported", "train.checkpoint"},
     "demo": BASE | {"api", "evaluation.pictures", "html_page", "predict.inputs"},
-    "report": BASE | {"evaluation", "html_page", "metrics", "train.checkpoint", "train.receipt"},
+    "report": BASE | {"evaluation", "html_page", "metrics", "train.checkpoint", "train.metrics_log", "train.receipt"},
     "use_commands": BASE | {"api", "compilation", "demo", "export", "predict", "report", "wiring"},
     "weights": BASE | {"models", "train.checkpoint"},
     "plan": BASE | COMPUTE | {"accelerators", "flops", "train"},

@@ -1,42 +1,18 @@
-"""What a report says of a run: its logs, its scores, and the images that it does worst on."""
+"""What a report says of a run's predictions: its scores, and the images that it does worst on."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from etils import epath
 from jaxtyping import Float, Int, UInt8
 
 from deeplab_jax import html_page, metrics
-from deeplab_jax.errors import CheckpointError
 from deeplab_jax.evaluation.evaluate import Seen
 from deeplab_jax.evaluation.pictures import colorize
 from deeplab_jax.labels import IGNORE, LabelSet
 
 SIDE = 480  # longest side of a picture on the page
 _WRONG = np.array((255, 59, 48), np.uint8)
-
-
-def logged(workdir: epath.Path, kind: str) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl` of a kind, "train" or "eval", in their order; none without the file.
-
-    Raises:
-      CheckpointError: the file is damaged.
-    """
-    path = workdir / "metrics.jsonl"
-    if not path.exists():
-        return []
-    rows = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            if row["kind"] == kind and isinstance(row["step"], int):
-                rows.append(row)
-        except (ValueError, KeyError, TypeError):
-            raise CheckpointError(f"{path}, line {number} is no row of a run's log: take the line out") from None
-    return rows
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -11,9 +11,10 @@ from deeplab_jax.config import Config, MeshConfig
 from deeplab_jax.errors import DataError
 from deeplab_jax.evaluation.evaluate import Batch, evaluate
 from deeplab_jax.files import replacing
-from deeplab_jax.report.gather import Worst, logged
+from deeplab_jax.report.gather import Worst
 from deeplab_jax.report.page import Scored, page
 from deeplab_jax.train.checkpoint import resolve, restore_model, stored_config
+from deeplab_jax.train.metrics_log import logged
 from deeplab_jax.train.receipt import read_starts
 
 
@@ -62,7 +63,8 @@ def write(
       DataError: an image or label cannot be read, or the split has no labels.
     """
     workdir = checkpoint.parent.parent
-    train, evaluations, starts = logged(workdir, "train"), logged(workdir, "eval"), read_starts(str(workdir))
+    name = str(workdir)
+    train, evaluations, starts = logged(name, "train"), logged(name, "eval"), read_starts(name)
     worst = Worst(names, config.labels, images)
     variables = restore_model(str(checkpoint), like=config)
     confusion = evaluate(config, variables, batches, len(names), [worst.add], console)

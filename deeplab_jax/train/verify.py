@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping
 
@@ -16,11 +15,11 @@ from deeplab_jax.sharding import prefetch
 from deeplab_jax.train import receipt
 from deeplab_jax.train.begin import Data, Pretrained, abstract_state, new_state, set_up
 from deeplab_jax.train.checkpoint import FOLDER, Checkpoints, resolve, stored_config
+from deeplab_jax.train.metrics_log import logged
 from deeplab_jax.train.receipt import Consumed, Start, read_receipts, read_samples, read_starts
 from deeplab_jax.train.seal import broken_seal
 from deeplab_jax.train.state import TrainState, state_digest
 from deeplab_jax.train.step import compile_train_step
-from deeplab_jax.train.writer import METRICS
 
 SCALARS = ("loss", "accuracy", "grad_norm")
 # What rounding on other devices does not explain.
@@ -99,15 +98,15 @@ def verify(
                 yield from _compared("state", start, receipts, state_digest(state))
         yield Finding(None, f"replaying on {differing}" if differing else "replaying on the run's devices and versions")
         consumed = Consumed(data.names, receipts.get(start, {}).get("samples", ""))
-        logged = _logged(workdir)
+        log = {row["step"]: row for row in logged(workdir, "train") if all(name in row for name in SCALARS)}
         train_step = compile_train_step(setup.mesh, config=config, model=setup.model, optimizer=setup.optimizer)
         batches = prefetch(data.train_batches(start, end), setup.mesh, config.model.output_stride)
         for step, (batch, on_device) in enumerate(batches, start=start + 1):
             state, scalars = train_step(state, on_device)
             found = {name: float(scalars[name]) for name in SCALARS}
             consumed.add(batch)
-            if step in logged:
-                yield _scalars(step, found, logged[step], exact, is_first=step == start + 1)
+            if step in log:
+                yield _scalars(step, found, log[step], exact, is_first=step == start + 1)
             if step in receipts:
                 consumed.settle()
                 yield from _compared("samples", step, receipts, consumed.digest)
@@ -117,7 +116,7 @@ def verify(
                 theirs = yield from stored(step)
                 if not exact:
                     yield _distance(step, state, theirs)
-    if not any(start < step <= end for step in (*receipts, *logged)):
+    if not any(start < step <= end for step in (*receipts, *log)):
         yield Finding(False, f"steps {start + 1} to {end} hold neither a checkpoint nor a log line: replay more")
 
 
@@ -212,9 +211,3 @@ def _distance(step: int, ours: TrainState, theirs: TrainState) -> Finding:
     apart = float(np.sqrt(difference / size))
     text = f"step {step}: parameters {apart:.1e} from the run's, |a - b| / |b| over all of them"
     return Finding(False if not apart < PARAMETERS_APART else None, text)
-
-
-def _logged(workdir: str) -> dict[int, dict[str, float]]:
-    path = epath.Path(workdir) / METRICS
-    rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
-    return {row["step"]: row for row in rows if row["kind"] == "train" and all(name in row for name in SCALARS)}

@@ -15,8 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from tensorboardX import SummaryWriter
 
 from deeplab_jax.files import replacing
-
-METRICS = "metrics.jsonl"
+from deeplab_jax.train.metrics_log import METRICS
 
 
 class Writer:

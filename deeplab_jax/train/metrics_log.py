@@ -1,0 +1,33 @@
+"""`metrics.jsonl`, the scalars of a run, as everything else reads it. writer.py writes it."""
+
+import json
+from typing import Any
+
+from etils import epath
+
+from deeplab_jax.errors import CheckpointError
+
+METRICS = "metrics.jsonl"
+
+
+def logged(workdir: str, kind: str) -> list[dict[str, Any]]:
+    """The rows of a kind, "train" or "eval", in their order; none without the file.
+
+    A last line that a crash cut short is left out.
+
+    Raises:
+      CheckpointError: the file is damaged.
+    """
+    path = epath.Path(workdir) / METRICS
+    if not path.exists():
+        return []
+    *whole, _ = path.read_bytes().decode(errors="replace").split("\n")
+    rows = []
+    for number, line in enumerate(whole, start=1):
+        try:
+            row = json.loads(line)
+            if row["kind"] == kind and isinstance(row["step"], int):
+                rows.append(row)
+        except (ValueError, KeyError, TypeError):
+            raise CheckpointError(f"{path}, line {number} is no row of a run's log: take the line out") from None
+    return rows
