@@ -4,13 +4,14 @@ python benchmarks/sweep.py benchmarks/camvid_study.py --root CAMVID --out runs/c
 
 A study is a Python file with RECIPE, a config to start from, and ROWS, {name: flags of train.py}. The same command goes on
 where it was stopped: a row that is done is not trained again, one that is not resumes. `--rows 'b4*'` takes some,
-`--seeds 0 1 2` trains each so often.
+`--seeds 0 1 2` trains each so often. A run whose recipe or flags have changed since is neither mixed in nor overwritten.
 """
 
 import argparse
 import dataclasses
 import fnmatch
 import json
+import math
 import pathlib
 import runpy
 import shlex
@@ -18,10 +19,13 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from deeplab_jax.config import Config, digest_of, to_dict
 from deeplab_jax.train.metrics_log import logged
 
 ROOT = pathlib.Path(__file__).parent.parent
+COMMAND = "command.txt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,41 +53,65 @@ def result(workdir: pathlib.Path) -> Result | None:
     scores = [row for row in logged(str(workdir), "eval") if row["step"] == steps]
     if not scores:
         return None
+    if scores[0]["miou"] is None:
+        sys.exit(f"{workdir}: the last evaluation has no mIoU: its split has no labelled pixel")
     # The median, so that what else the machine did for a while does not count.
-    minutes = steps * statistics.median(row["seconds_per_step"] for row in logged(str(workdir), "train")) / 60
+    seconds = [row["seconds_per_step"] for row in logged(str(workdir), "train")]
+    minutes = steps * statistics.median(seconds or [math.nan]) / 60
     return Result(steps, minutes, scores[0]["miou"], scores[0]["pixel_accuracy"])
 
 
-def train(recipe: str, flags: str, root: str, seed: int, workdir: pathlib.Path) -> Result:
-    """Trains, or goes on with, a run; its output goes to `<workdir>/log.txt`.
+def command(study: Mapping[str, Any], row: str, root: str, seed: int) -> str:
+    """What trains a row, in a shell's words but for the workdir; a comment tells the recipe by its config."""
+    recipe: str = study["RECIPE"]
+    path, _, argument = recipe.partition(":")
+    config: Config = runpy.run_path(str(ROOT / path))["get_config"](*[argument] * bool(argument))
+    words = ("train.py", f"--config={recipe}", f"--config.data.root={root}", f"--config.seed={seed}")
+    return f"{shlex.join((*words, *shlex.split(study['ROWS'][row])))} # {digest_of(to_dict(config))[:12]}"
+
+
+def train(wanted: str, workdir: pathlib.Path) -> Result:
+    """Trains what `command` gave, or goes on with it; the output goes to `<workdir>/log.txt`.
 
     Raises:
-      SystemExit: the training failed, or the workdir holds a run with other flags.
+      SystemExit: the training failed or was stopped, or the workdir holds another.
     """
-    command = ["train.py", f"--config={recipe}", f"--config.data.root={root}", f"--config.seed={seed}", *shlex.split(flags)]
+    if (stored := _stored(workdir)) not in ("", wanted):
+        sys.exit(f"{workdir} holds `{stored}`, not `{wanted}`: name the row otherwise, or move it away")
     workdir.mkdir(parents=True, exist_ok=True)
-    stored = workdir / "command.txt"
-    if stored.exists() and stored.read_text() != shlex.join(command):
-        sys.exit(
-            f"{workdir} holds `{stored.read_text()}`, not `{shlex.join(command)}`: name the row otherwise, or move it away"
-        )
-    stored.write_text(shlex.join(command))
+    (workdir / COMMAND).write_text(wanted)
     if (found := result(workdir)) is None:
-        with (workdir / "log.txt").open("a") as log:
-            done = subprocess.run(
-                [sys.executable, *command, f"--workdir={workdir}"], cwd=ROOT, stdout=log, stderr=log, check=False
-            )
-        if done.returncode:
-            sys.exit(f"{workdir}: train.py ended with {done.returncode}, see its log.txt")
+        words = [sys.executable, *shlex.split(wanted, comments=True), f"--workdir={workdir}"]
+        with (workdir / "log.txt").open("a") as log, subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log) as child:
+            try:
+                child.wait()
+            except KeyboardInterrupt:  # train.py was interrupted too: it ends its step and saves
+                child.wait()
+        if child.returncode:
+            sys.exit(f"{workdir}: train.py ended with {child.returncode}, see its log.txt")
         found = result(workdir)
     if found is None:
         sys.exit(f"{workdir} was stopped: the same command goes on")
     return found
 
 
+def finished(study: Mapping[str, Any], row: str, root: str, out: pathlib.Path) -> list[Result]:
+    """Of a row, with whatever seeds; not of what had its name before with another recipe or other flags."""
+    found = []
+    for workdir in sorted((out / row).glob("seed*")):
+        if _stored(workdir) == command(study, row, root, int(workdir.name.removeprefix("seed"))):
+            found.append(result(workdir))
+    return [each for each in found if each]
+
+
+def _stored(workdir: pathlib.Path) -> str:
+    file = workdir / COMMAND
+    return file.read_text() if file.exists() else ""
+
+
 def table(rows: Mapping[str, str], results: Mapping[str, Sequence[Result]]) -> str:
     """Markdown; the best mIoU is bold. Of several seeds the mean, and the lowest and highest."""
-    best = max(map(_mean, results.values()), default=0.0)
+    best = max((_mean(found) for found in results.values() if found), default=0.0)
     lines = ["| row | flags | seeds | steps | minutes | val mIoU | pixel accuracy |", "| --- " * 7 + "|"]
     for name, flags in rows.items():
         if found := results.get(name):
@@ -124,16 +152,12 @@ def main() -> None:
     for name in wanted:
         for seed in args.seeds:
             workdir = args.out.resolve() / name / f"seed{seed}"
-            print(f"{name}, seed {seed}: {train(study['RECIPE'], rows[name], root, seed, workdir)}", flush=True)
-            text = table(rows, {name: found for name in rows if (found := _finished(args.out / name))})
+            print(f"{name}, seed {seed}: {train(command(study, name, root, seed), workdir)}", flush=True)
+            text = table(rows, {name: finished(study, name, root, args.out) for name in rows})
             if args.table:
                 args.table.parent.mkdir(parents=True, exist_ok=True)
                 args.table.write_text(text)
     print(text)
-
-
-def _finished(folder: pathlib.Path) -> list[Result]:
-    return [found for workdir in sorted(folder.glob("seed*")) if (found := result(workdir))]
 
 
 if __name__ == "__main__":

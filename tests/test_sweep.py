@@ -1,6 +1,7 @@
 """The study runner of the benchmarks, with a training that writes what train.py does."""
 
 import json
+import math
 import pathlib
 import sys
 
@@ -12,7 +13,7 @@ STUDY = 'RECIPE = "configs/camvid_r18.py"\nROWS = {"base": "", "b4": "--config.d
 
 def log(workdir, miou, *, steps=20, end=20, seconds=(9.0, 3.0, 3.0)):
     """Of a run that was slow at first."""
-    every = steps // len(seconds)
+    every = steps // max(1, len(seconds))
     rows = [{"step": (i + 1) * every, "kind": "train", "seconds_per_step": s} for i, s in enumerate(seconds)]
     rows.append({"step": steps, "kind": "eval", "miou": miou, "pixel_accuracy": 0.8})
     (workdir / "run.json").write_text(json.dumps({"starts": [{"steps": 9}, {"steps": end}]}))
@@ -24,14 +25,25 @@ def trained(monkeypatch):
     """The commands that were run; each leaves the log of a finished training, its mIoU by its batch size and seed."""
     commands = []
 
-    def run(command, **_):
-        workdir = pathlib.Path(command[-1].removeprefix("--workdir="))
-        commands.append(command)
-        seed = next(int(word.partition("=")[2]) for word in command if word.startswith("--config.seed="))
-        log(workdir, 0.4 + 0.1 * ("--config.data.batch_size=4" in command) + 0.02 * seed)
-        return type("Done", (), {"returncode": 0})
+    class Run:
+        returncode = 0
 
-    monkeypatch.setattr(sweep.subprocess, "run", run)
+        def __init__(self, words, **_):
+            workdir = pathlib.Path(words[-1].removeprefix("--workdir="))
+            commands.append(words)
+            seed = next(int(word.partition("=")[2]) for word in words if word.startswith("--config.seed="))
+            log(workdir, 0.4 + 0.1 * ("--config.data.batch_size=4" in words) + 0.02 * seed)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def wait(self):
+            pass
+
+    monkeypatch.setattr(sweep.subprocess, "Popen", Run)
     return commands
 
 
@@ -60,6 +72,22 @@ def test_a_row_that_means_something_else_now_is_not_mixed_in(monkeypatch, tmp_pa
     monkeypatch.setattr("test_sweep.STUDY", STUDY.replace('"base": ""', '"base": "--config.optim.lr=1"'))
     with pytest.raises(SystemExit, match="name the row otherwise"):
         sweep_out(monkeypatch, tmp_path, "--rows", "base")
+    table = sweep_out(monkeypatch, tmp_path, "--rows", "b4")
+    assert [line.split(" | ")[0] for line in table[2:]] == ["| b4"]
+
+
+def test_a_recipe_that_has_changed_is_another_run(monkeypatch, tmp_path, trained):
+    recipe = tmp_path / "recipe.py"
+    text = "from deeplab_jax.config import Config\n\ndef get_config():\n    return Config(seed=0)\n"
+    recipe.write_text(text)
+    monkeypatch.setattr("test_sweep.STUDY", STUDY.replace("configs/camvid_r18.py", str(recipe)))
+    sweep_out(monkeypatch, tmp_path, "--rows", "base")
+    recipe.write_text("# A comment is no change.\n" + text)
+    sweep_out(monkeypatch, tmp_path, "--rows", "base")
+    assert len(trained) == 1
+    recipe.write_text(text.replace("seed=0", "seed=1"))
+    with pytest.raises(SystemExit, match="name the row otherwise"):
+        sweep_out(monkeypatch, tmp_path, "--rows", "base")
 
 
 def test_a_run_that_was_stopped_is_no_result(tmp_path):
@@ -74,10 +102,42 @@ def test_a_run_that_was_stopped_is_no_result(tmp_path):
     assert sweep.result(tmp_path) == sweep.Result(steps=20, minutes=1.0, miou=0.5, pixel_accuracy=0.8)
 
 
+def test_an_evaluation_without_a_score_is_told(tmp_path):
+    log(tmp_path, None)
+    with pytest.raises(SystemExit, match="no mIoU"):
+        sweep.result(tmp_path)
+
+
+def test_a_run_that_logs_no_steps_has_no_time(tmp_path):
+    log(tmp_path, 0.5, seconds=())
+    assert math.isnan(sweep.result(tmp_path).minutes)
+
+
+def python_instead_of_training(monkeypatch, program):
+    popen = sweep.subprocess.Popen
+    monkeypatch.setattr(sweep.subprocess, "Popen", lambda words, **keywords: popen([words[0], "-c", program], **keywords))
+
+
 def test_a_training_that_fails_ends_the_study(monkeypatch, tmp_path):
-    monkeypatch.setattr(sweep.subprocess, "run", lambda *_, **__: type("Done", (), {"returncode": 2}))
-    with pytest.raises(SystemExit, match=r"log\.txt"):
+    python_instead_of_training(monkeypatch, "raise SystemExit(2)")
+    with pytest.raises(SystemExit, match=r"ended with 2, see its log\.txt"):
         sweep_out(monkeypatch, tmp_path)
+
+
+def test_an_interrupted_training_is_left_to_save(monkeypatch, tmp_path):
+    # The terminal interrupts both processes: the training does so here, once it is ready to be interrupted itself.
+    program = """
+import os, signal, time
+signal.signal(signal.SIGINT, lambda *_: print("stopping", flush=True))
+os.kill(os.getppid(), signal.SIGINT)
+os.kill(os.getpid(), signal.SIGINT)
+time.sleep(1)
+print("saved", flush=True)
+"""
+    python_instead_of_training(monkeypatch, program)
+    with pytest.raises(SystemExit, match="was stopped: the same command goes on"):
+        sweep_out(monkeypatch, tmp_path, "--rows", "base")
+    assert (tmp_path / "runs" / "base" / "seed0" / "log.txt").read_text() == "stopping\nsaved\n"
 
 
 def test_rows_that_name_nothing_are_told(monkeypatch, tmp_path):
