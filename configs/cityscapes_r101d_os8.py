@@ -1,15 +1,15 @@
-"""Cityscapes, 19 classes: DeepLabV3-R101-D at output stride 8, PaddleSeg's 80k recipe, the highest published at this budget.
+"""Cityscapes, 19 classes: DeepLabV3-R101-D at output stride 8, PaddleSeg's 80k recipe.
 
 python train.py --config=configs/cityscapes_r101d_os8.py --config.data.root=CITYSCAPES --workdir=runs/cityscapes_r101d_os8
 python eval.py --config=configs/cityscapes_r101d_os8.py --config.data.root=CITYSCAPES --checkpoint=runs/cityscapes_r101d_os8
 
-Reference: PaddleSeg deeplabv3_resnet101_os8_cityscapes_1024x512_80k, 80.85 mIoU (single scale, val), on 4 GPUs. This recipe
-has not been run to the end here, so no time is given. Differences: the ImageNet backbone is timm's (PaddleSeg starts from
-weights distilled with SSLD), with the normalisation that it was trained with; scales are drawn evenly, not in steps of 0.25;
-photometric distortion is mmsegmentation's, where PaddleSeg has its own ranges (0.4 for each, hue 18 degrees); the third
-stage's first block has the rate of the stage before (PaddleSeg: 2), and shortcuts of stages without stride pool at their rate
-(PaddleSeg: not). The backbone is fetched once from the Hugging Face hub; offline, give its file with
---config.model.pretrained=FILE.
+Reference: PaddleSeg deeplabv3_resnet101_os8_cityscapes_1024x512_80k, 80.85 mIoU (single scale, val), on 4 GPUs. This recipe has
+not been run to the end here, so no time is given. Differences: the ImageNet backbone is timm's (PaddleSeg starts from weights
+distilled with SSLD), with the normalisation that it was trained with; convolutions are in bfloat16; scales are drawn evenly,
+not in steps of 0.25; photometric distortion is mmsegmentation's, where PaddleSeg has its own ranges (0.4 for each, hue 25
+degrees); the third stage's first block has the rate of the stage before (PaddleSeg: 2), and shortcuts of stages without stride
+pool at their rate (PaddleSeg: not). The backbone is fetched once from the Hugging Face hub (pin it: @REVISION); offline, give
+its file with --config.model.pretrained=FILE.
 """
 
 from deeplab_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig

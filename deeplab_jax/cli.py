@@ -37,7 +37,7 @@ def import_weights(
     ignore_head: bool = False,
     ema: bool = False,
 ) -> None:
-    """Make a checkpoint of a DeepLabV3 or a ResNet backbone of torchvision, timm or mmsegmentation.
+    """Make a checkpoint of a DeepLabV3, or of a ResNet or MobileNetV3 backbone, of torchvision, timm or mmsegmentation.
 
     What the tensors do not tell is taken from the file's own configuration or its published name, else assumed, and printed.
 

@@ -26,8 +26,10 @@ class ModelConfig:
       backbone: "resnet18" to "resnet152", or "mobilenetv3_large".
       width: channels of a ResNet's first stage, to which all others are in proportion; 64 is the published network, also of
         MobileNetV3, tests use less.
-      stem: "7x7", or "3x3" for three 3x3 convolutions of width / 2, width / 2 and width channels (ResNetV1c).
-      shortcut: "1x1", or "avgpool+1x1" for a 2x2 average before the 1x1 convolution where a stage begins (ResNet-D).
+      stem: "7x7", or "3x3" for three 3x3 convolutions of width / 2, width / 2 and width channels (ResNetV1c; elsewhere
+        deep_stem).
+      shortcut: "1x1", or "avgpool+1x1" for a 2x2 average before the 1x1 convolution where a stage begins (ResNet-D; elsewhere
+        avg_down).
       output_stride: input pixels per pixel of the features: 8, 16 or 32. Weights serve every one.
       multi_grid: rates of the last stage's blocks in units of that stage's own rate (32 / output_stride); the last one repeats.
         1/2 is the rate of the stage before: (0.5, 1, 1) is no multi-grid, (1, 2, 4) the paper's, (0.5, 1, 2) mmsegmentation's.
@@ -38,13 +40,13 @@ class ModelConfig:
       fusion: what follows the concatenated branches: "1x1" (paper), "3x3" (mmsegmentation) or "1x1+3x3" (torchvision).
       decoder_width: channels of the 3x3 convolutions of the decoder that makes it DeepLabV3+, with logits at stride 4; 0 for
         DeepLabV3, which has none.
-      low_level_width: channels that the decoder reduces the backbone's features at stride 4 to.
+      low_level_width: channels that the decoder reduces the backbone's features at stride 4 to (mmsegmentation: c1_channels).
       dropout: share of the values that training drops after the first fusion convolution.
       aux_head: a fully convolutional head on an earlier stage (ResNet's third, MobileNetV3's second), whose loss helps
         training; predictions do not need it.
       aux_dropout: share of the values that training drops before that head's classifier.
-      align_corners: whether logits are resized to the image with the corner pixels' centres aligned (mmsegmentation's 769x769
-        networks), rather than their corners.
+      align_corners: whether logits are resized to the image, and features to the decoder, with the corner pixels' centres
+        aligned (mmsegmentation's 769x769 networks), rather than their corners.
       dtype: what the convolutions compute in; parameters, statistics and logits are float32.
       mean, std: of the training images' RGB values (0-255); images are normalised with them inside the compiled step.
       pretrained: weights that training starts from instead of random ones: a file of torchvision, timm or mmsegmentation,
@@ -255,6 +257,11 @@ def total_steps(config: Config, num_train: int) -> int:
     return steps
 
 
+def unit_of_each_block(multi_grid: tuple[float, ...], blocks: int) -> tuple[float, ...]:
+    """`multi_grid` for a last stage of so many blocks: the last one repeats."""
+    return (*multi_grid, *multi_grid[-1:] * blocks)[:blocks]
+
+
 def last_stage_rates(multi_grid: tuple[float, ...], output_stride: int) -> tuple[float, ...]:
     """Atrous rate of each given block of the last stage, in pixels of that convolution's input.
 
@@ -269,6 +276,24 @@ def multi_grid_units(rates: tuple[float, ...], output_stride: int) -> tuple[floa
     """The inverse of `last_stage_rates`."""
     first, rest = rates[:1], rates[1:]
     return tuple(rate * min(16, output_stride) / 32 for rate in first) + tuple(rate * output_stride / 32 for rate in rest)
+
+
+def canonical(model: ModelConfig) -> ModelConfig:
+    """One spelling for all that mean the same network, whatever the output stride.
+
+    `multi_grid` ends with the last rate that is no repeat, and switches that the network does not use have their defaults.
+    """
+    # There are no more blocks in the last stage.
+    multi_grid = tuple(model.multi_grid)[: 2 if model.backbone == "resnet18" else 3]
+    while len(multi_grid) > 1 and multi_grid[-1] == multi_grid[-2]:
+        multi_grid = multi_grid[:-1]
+    uses = {
+        "dilate_conv2": model.backbone in ("resnet18", "resnet34"),
+        "low_level_width": model.decoder_width > 0,
+        "aux_dropout": model.aux_head,
+    }
+    usual = {field: getattr(ModelConfig(), field) for field, is_used in uses.items() if not is_used}
+    return dataclasses.replace(model, multi_grid=multi_grid, **usual)
 
 
 def aspp_rates(atrous_rates: tuple[int, ...], output_stride: int) -> tuple[float, ...]:

@@ -163,10 +163,27 @@ def leaves(node, prefix=""):
             yield prefix + field.name, value
 
 
+def another(default, inherited):
+    """A value of the same type that is neither the default nor the recipe's; of a bool, not the recipe's."""
+    match default:
+        case bool():
+            return not inherited
+        case int():
+            candidates = (3, 5, 7)
+        case float():
+            candidates = (0.125, 0.25, 0.375)
+        case str():
+            candidates = ("a", "b", "c")
+        case tuple():
+            candidates = ((3.5, 4.5), (5.5, 6.5)) if any(isinstance(x, float) for x in default) else ((3, 4), (5, 6))
+    return next(value for value in candidates if value not in (default, inherited))
+
+
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # how ml_collections reads a file
 def test_every_field_can_be_set_by_a_flag():
     recipe = str(RECIPES[0].parent / "cityscapes_r50_os8.py")
-    wanted = dict(leaves(Config()))
+    inherited = dict(leaves(load_recipe(pathlib.Path(recipe)).get_config()))
+    wanted = {name: another(default, inherited[name]) for name, default in leaves(Config())}
     argv = ["program", f"--config={recipe}", *(f"--config.{name}={value}" for name, value in wanted.items())]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from deeplab_jax.config import ModelConfig, aspp_rates
 from deeplab_jax.models.mobilenetv3 import Block, blocks_of
 from deeplab_jax.models.resnet import DEPTHS
-from deeplab_jax.models.stages import stage_grids
+from deeplab_jax.models.stages import stage_dilations
 
 OPSET = 18  # of 2022: what runtimes know
 
@@ -101,21 +101,21 @@ def _mobilenetv3(graph: _Graph, x: str, params: dict[str, Any], model: ModelConf
     x = graph.add("HardSwish", graph.conv(x, params, "stem_conv", stride=2))
     x = _inverted_residual(graph, x, params["stem_block"], stem, 1, 1)
     found = []
-    grids = stage_grids([len(stage) for stage in stages], model.output_stride, model.multi_grid, stem_stride=2)
-    for i, (stage, stage_grid) in enumerate(zip(stages, grids, strict=True), start=1):
-        for j, (block, grid) in enumerate(zip(stage, stage_grid, strict=True), start=1):
-            x = _inverted_residual(graph, x, params[f"stage{i}_block{j}"], block, grid.stride, grid.rate)
+    dilations = stage_dilations([len(stage) for stage in stages], model.output_stride, model.multi_grid, stem_stride=2)
+    for i, (stage, own) in enumerate(zip(stages, dilations, strict=True), start=1):
+        for j, (block, dilation) in enumerate(zip(stage, own, strict=True), start=1):
+            x = _inverted_residual(graph, x, params[f"stage{i}_block{j}"], block, dilation.stride, dilation.rate)
         found.append(x)
     return found[0], graph.add("HardSwish", graph.conv(x, params, "stage4_conv"))
 
 
 def _inverted_residual(graph: _Graph, x: str, params: dict[str, Any], block: Block, stride: int, rate: int) -> str:
     """`models.mobilenetv3.InvertedResidual`."""
-    activation = "HardSwish" if block.shape.is_hard_swish else "Relu"
+    activation = "HardSwish" if block.config.is_hard_swish else "Relu"
     y = graph.add(activation, graph.conv(x, params, "expand_conv")) if block.expands else x
-    y = graph.conv(y, params, "depthwise_conv", stride=stride, rate=rate, group=block.shape.expanded)
+    y = graph.conv(y, params, "depthwise_conv", stride=stride, rate=rate, group=block.config.expanded)
     y = graph.add(activation, y)
-    if block.shape.squeezes:
+    if block.config.squeezes:
         scale = graph.conv(graph.add("GlobalAveragePool", y), params["se"], "reduce", relu=True)
         scale = graph.add("HardSigmoid", graph.conv(scale, params["se"], "expand"), alpha=1 / 6, beta=0.5)
         y = graph.add("Mul", y, scale)
@@ -133,8 +133,8 @@ def _resnet(graph: _Graph, x: str, params: dict[str, Any], model: ModelConfig) -
     x = graph.add("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
     blocks, is_bottleneck = DEPTHS[model.backbone]
     stages = []
-    grids = stage_grids(blocks, model.output_stride, model.multi_grid, dilate_conv2=model.dilate_conv2)
-    for i, stage in enumerate(grids, start=1):
+    dilations = stage_dilations(blocks, model.output_stride, model.multi_grid, dilate_conv2=model.dilate_conv2)
+    for i, stage in enumerate(dilations, start=1):
         for j, (stride, rate, inner_rate, shortcut_rate) in enumerate(stage, start=1):
             own = params[f"stage{i}_block{j}"]
             if is_bottleneck:

@@ -10,12 +10,12 @@ from jaxtyping import Array, Float
 
 from deeplab_jax.models.layers import BatchNorm, Conv, at_least_float32, image_mean
 from deeplab_jax.models.rows import Rows
-from deeplab_jax.models.stages import Features, stage_grids
+from deeplab_jax.models.stages import Features, stage_dilations
 
 EPSILON, MOMENTUM = 1e-3, 0.99  # of its BatchNorm
 
 
-class Shape(NamedTuple):
+class BlockConfig(NamedTuple):
     """What a block is, whatever precedes it.
 
     Attributes:
@@ -37,30 +37,30 @@ class Block(NamedTuple):
     """A block in its place.
 
     Attributes:
-      shape: with the channels of this network.
+      config: with the channels of this network.
       expands: whether a 1x1 convolution precedes the depthwise one.
       is_residual: whether its input is added.
     """
 
-    shape: Shape
+    config: BlockConfig
     expands: bool
     is_residual: bool
 
 
 # At width 64.
-STEM = Shape(3, 16, 16, False, False)
+STEM = BlockConfig(3, 16, 16, False, False)
 STAGES = (
-    (Shape(3, 64, 24, False, False), Shape(3, 72, 24, False, False)),
-    (Shape(5, 72, 40, True, False), Shape(5, 120, 40, True, False), Shape(5, 120, 40, True, False)),
+    (BlockConfig(3, 64, 24, False, False), BlockConfig(3, 72, 24, False, False)),
+    (BlockConfig(5, 72, 40, True, False), BlockConfig(5, 120, 40, True, False), BlockConfig(5, 120, 40, True, False)),
     (
-        Shape(3, 240, 80, False, True),
-        Shape(3, 200, 80, False, True),
-        Shape(3, 184, 80, False, True),
-        Shape(3, 184, 80, False, True),
-        Shape(3, 480, 112, True, True),
-        Shape(3, 672, 112, True, True),
+        BlockConfig(3, 240, 80, False, True),
+        BlockConfig(3, 200, 80, False, True),
+        BlockConfig(3, 184, 80, False, True),
+        BlockConfig(3, 184, 80, False, True),
+        BlockConfig(3, 480, 112, True, True),
+        BlockConfig(3, 672, 112, True, True),
     ),
-    (Shape(5, 672, 160, True, True), Shape(5, 960, 160, True, True), Shape(5, 960, 160, True, True)),
+    (BlockConfig(5, 672, 160, True, True), BlockConfig(5, 960, 160, True, True), BlockConfig(5, 960, 160, True, True)),
 )
 LAST_EXPANSION = 6  # of the 1x1 convolution after the last block
 
@@ -110,8 +110,8 @@ class InvertedResidual(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
-        """Returns [n, ceil(h / stride), ceil(w / stride), block.shape.features]."""
-        size, expanded, features, squeezes, is_hard_swish = self.block.shape
+        """Returns [n, ceil(h / stride), ceil(w / stride), block.config.features]."""
+        size, expanded, features, squeezes, is_hard_swish = self.block.config
         activation = nn.hard_swish if is_hard_swish else nn.relu
         y = x
         if self.block.expands:
@@ -131,8 +131,8 @@ def blocks_of(width: int) -> list[list[Block]]:
     channels, stages = scaled(STEM.features, width), []
     for i, stage in enumerate(((STEM,), *STAGES)):
         blocks = []
-        for j, shape in enumerate(stage):
-            own = shape._replace(expanded=scaled(shape.expanded, width), features=scaled(shape.features, width))
+        for j, config in enumerate(stage):
+            own = config._replace(expanded=scaled(config.expanded, width), features=scaled(config.features, width))
             # A stage's first block has a stride, or had one before it was dilated.
             keeps_grid = i == 0 or j > 0
             blocks.append(Block(own, own.expanded != channels, keeps_grid and own.features == channels))
@@ -169,14 +169,14 @@ class MobileNetV3(nn.Module):
         x = conv(scaled(STEM.features, self.width), 3, 2, name="stem_conv")(x)
         x = nn.hard_swish(norm(name="stem_bn")(x, train))
         x = InvertedResidual(stem, 1, 1, conv, norm, self.rows, name="stem_block")(x, train)
-        grids = stage_grids([len(stage) for stage in stages], self.output_stride, self.multi_grid, stem_stride=2)
+        dilations = stage_dilations([len(stage) for stage in stages], self.output_stride, self.multi_grid, stem_stride=2)
         found = []
-        for i, (stage, stage_grid) in enumerate(zip(stages, grids, strict=True), start=1):
+        for i, (stage, own) in enumerate(zip(stages, dilations, strict=True), start=1):
             make: Any = nn.remat(InvertedResidual, static_argnums=(2,)) if i in self.remat else InvertedResidual
             outputs = []
-            for j, (block, grid) in enumerate(zip(stage, stage_grid, strict=True), start=1):
+            for j, (block, dilation) in enumerate(zip(stage, own, strict=True), start=1):
                 name = f"stage{i}_block{j}"
-                x = make(block, grid.stride, grid.rate, conv, norm, self.rows, name=name)(x, train)
+                x = make(block, dilation.stride, dilation.rate, conv, norm, self.rows, name=name)(x, train)
                 outputs.append(x)
             found.append(outputs)
         last = conv(LAST_EXPANSION * x.shape[-1], name="stage4_conv")(x)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from deeplab_jax.models.layers import BatchNorm, Conv, add_relu, average_pool_2x2, max_pool_3x3
 from deeplab_jax.models.rows import Rows
-from deeplab_jax.models.stages import Features, stage_grids
+from deeplab_jax.models.stages import Dilation, Features, stage_dilations
 
 # Blocks a stage, and whether they are bottlenecks.
 DEPTHS: dict[str, tuple[tuple[int, int, int, int], bool]] = {
@@ -26,13 +26,10 @@ DEPTHS: dict[str, tuple[tuple[int, int, int, int], bool]] = {
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions, the first of which has stride and rate, and a shortcut; see `stages.Grid`."""
+    """Two 3x3 convolutions, the first of which has stride and rate, and a shortcut."""
 
     features: int
-    stride: int
-    rate: int
-    inner_rate: int
-    shortcut_rate: int
+    dilation: Dilation
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
     pool: Callable[..., Array] | None = None
@@ -40,9 +37,9 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
         """Returns [n, ceil(h / stride), ceil(w / stride), features]."""
-        y = self.conv(self.features, 3, self.stride, self.rate, name="conv1")(x)
+        y = self.conv(self.features, 3, self.dilation.stride, self.dilation.rate, name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y, train))
-        y = self.conv(self.features, 3, 1, self.inner_rate, name="conv2")(y)
+        y = self.conv(self.features, 3, 1, self.dilation.inner_rate, name="conv2")(y)
         y = self.norm(name="bn2")(y, train)
         return add_relu(y, _shortcut(x, self, self.features, train))
 
@@ -51,10 +48,7 @@ class Bottleneck(nn.Module):
     """1x1, 3x3 (which holds the stride and the rate, as in torchvision) and 1x1 to four times `features`; a shortcut."""
 
     features: int
-    stride: int
-    rate: int
-    inner_rate: int
-    shortcut_rate: int
+    dilation: Dilation
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
     pool: Callable[..., Array] | None = None
@@ -64,7 +58,7 @@ class Bottleneck(nn.Module):
         """Returns [n, ceil(h / stride), ceil(w / stride), 4 * features]."""
         y = self.conv(self.features, name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y, train))
-        y = self.conv(self.features, 3, self.stride, self.rate, name="conv2")(y)
+        y = self.conv(self.features, 3, self.dilation.stride, self.dilation.rate, name="conv2")(y)
         y = nn.relu(self.norm(name="bn2")(y, train))
         y = self.conv(4 * self.features, name="conv3")(y)
         y = self.norm(name="bn3")(y, train)
@@ -73,11 +67,11 @@ class Bottleneck(nn.Module):
 
 def _shortcut(x: Array, block: BasicBlock | Bottleneck, features: int, train: bool) -> Array:
     """Identity, or a 1x1 convolution where the shape changes, whose layers belong to `block`; perhaps a pool before it."""
-    stride = block.stride
+    stride = block.dilation.stride
     if stride == 1 and x.shape[-1] == features:
         return x
-    if block.pool and block.shortcut_rate:
-        x, stride = block.pool(x, stride, block.shortcut_rate), 1
+    if block.pool and block.dilation.shortcut_rate:
+        x, stride = block.pool(x, stride, block.dilation.shortcut_rate), 1
     x = block.conv(features, stride=stride, name="downsample_conv")(x)
     return block.norm(name="downsample_bn")(x, train)
 
@@ -116,15 +110,15 @@ class ResNet(nn.Module):
         pool = functools.partial(average_pool_2x2, rows=self.rows) if self.shortcut == "avgpool+1x1" else None
         x = max_pool_3x3(self._stem(x, train, conv, norm), self.rows)
         stages = []
-        grids = stage_grids(blocks, self.output_stride, self.multi_grid, dilate_conv2=self.dilate_conv2)
-        for i, stage in enumerate(grids):
+        dilations = stage_dilations(blocks, self.output_stride, self.multi_grid, dilate_conv2=self.dilate_conv2)
+        for i, stage in enumerate(dilations):
             block = Bottleneck if is_bottleneck else BasicBlock
             if i + 1 in self.remat:
                 block = nn.remat(block, static_argnums=(2,))
             make = functools.partial(block, conv=conv, norm=norm, pool=pool)
-            for j, grid in enumerate(stage):
+            for j, dilation in enumerate(stage):
                 name = f"stage{i + 1}_block{j + 1}"
-                x = make(features=self.width * 2**i, **grid._asdict(), name=name)(x, train)
+                x = make(features=self.width * 2**i, dilation=dilation, name=name)(x, train)
             stages.append(x)
         return Features(stages[0], stages[2], stages[3])
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from jaxtyping import Array, Float
 
-from deeplab_jax.config import last_stage_rates
+from deeplab_jax.config import last_stage_rates, unit_of_each_block
 
 # Stride of the features that each stage gives, where none trades its stride for a rate.
 STRIDES_OUT = (4, 8, 16, 32)
@@ -25,12 +25,12 @@ class Features(NamedTuple):
     last: Float[Array, "n h4 w4 c4"]
 
 
-class Grid(NamedTuple):
-    """Where a block's convolutions look, in pixels of their inputs.
+class Dilation(NamedTuple):
+    """A block's stride and rates, in pixels of its convolutions' inputs.
 
     Attributes:
       stride: of the strided convolution.
-      rate: of that convolution, in pixels of its input.
+      rate: of that convolution.
       inner_rate: of a basic block's second convolution.
       shortcut_rate: of a pooled shortcut, 0 in blocks that have no stride in the undilated network.
     """
@@ -46,15 +46,15 @@ def strides_in(stem_stride: int) -> tuple[int, ...]:
     return (stem_stride, *STRIDES_OUT[:-1])
 
 
-def stage_grids(
+def stage_dilations(
     blocks: Sequence[int],
     output_stride: int,
     multi_grid: tuple[float, ...],
     *,
     stem_stride: int = 4,
     dilate_conv2: bool = True,
-) -> list[list[Grid]]:
-    """By stage, the grids of its blocks.
+) -> list[list[Dilation]]:
+    """Of every block, by stage.
 
     A stage whose stride is gone starts with the rate of the stage before: its first convolution still sees that stage's
     grid. This is what keeps the features at every output stride equal, subsampled.
@@ -71,9 +71,8 @@ def stage_grids(
         before, rest = natural_in // stride_in, count - 1
         rates = [before] + [own] * rest
         if stage == 3:
-            rates = [int(rate) for rate in last_stage_rates(multi_grid, output_stride)][:count]
-            rates += rates[-1:] * (count - len(rates))
+            rates = [int(rate) for rate in last_stage_rates(unit_of_each_block(multi_grid, count), output_stride)]
         strides, inner = [stride_out // stride_in] + [1] * rest, [own if dilate_conv2 else 1] * count
         pooled = [before if natural_in < natural_out else 0] + [0] * rest
-        stages.append([Grid(*grid) for grid in zip(strides, rates, inner, pooled, strict=True)])
+        stages.append([Dilation(*each) for each in zip(strides, rates, inner, pooled, strict=True)])
     return stages

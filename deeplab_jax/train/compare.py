@@ -1,8 +1,9 @@
 """What may differ between a checkpoint's config and the one that it is used with."""
 
+import dataclasses
 from typing import Any
 
-from deeplab_jax.config import Config, to_dict
+from deeplab_jax.config import Config, canonical, to_dict
 from deeplab_jax.errors import CheckpointError
 
 # Switches that leave the arrays and their meaning as they are.
@@ -10,7 +11,7 @@ REBINDABLE = ("model.dtype", "model.output_stride", "model.dropout", "model.aux_
 
 
 def compare(stored: Config, config: Config, checkpoint: str) -> list[str]:
-    """Fields in which `config` differs from `stored`, as `field: then -> now`.
+    """Fields in which `config` differs from `stored`, as `field: then -> now`; another spelling of a network is no difference.
 
     Args:
       stored: the checkpoint's.
@@ -20,7 +21,8 @@ def compare(stored: Config, config: Config, checkpoint: str) -> list[str]:
     Raises:
       CheckpointError: the network or the classes differ, so that the arrays would not fit or not mean the same.
     """
-    rows = [row for row in _paired_leaves(to_dict(stored), to_dict(config)) if row[1] != row[2]]
+    meant = {field for field, _, _ in _differing(_canonical(stored), _canonical(config))}
+    rows = [row for row in _differing(stored, config) if row[0] in meant]
     for field, then, now in rows:
         if field == "labels.names":
             raise CheckpointError(
@@ -49,6 +51,14 @@ def require_same_averaging(stored: Config, config: Config, checkpoint: str) -> N
             f"`optim.ema_decay` (={now!r}) is {then!r} in {checkpoint}, and an average neither begins nor ends within a run: "
             "set it back, or use another workdir"
         )
+
+
+def _canonical(config: Config) -> Config:
+    return dataclasses.replace(config, model=canonical(config.model))
+
+
+def _differing(stored: Config, config: Config) -> list[tuple[str, Any, Any]]:
+    return [row for row in _paired_leaves(to_dict(stored), to_dict(config)) if row[1] != row[2]]
 
 
 def _paired_leaves(a: dict, b: dict, prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -1,17 +1,27 @@
 """How a reference builds the network that a checkpoint of ours is exported to, and which networks it cannot build."""
 
+import dataclasses
 from typing import Any
 
-from deeplab_jax.config import Config, ModelConfig, aspp_rates, last_stage_rates
+from deeplab_jax.config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Config,
+    ModelConfig,
+    aspp_rates,
+    canonical,
+    last_stage_rates,
+    unit_of_each_block,
+)
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models.resnet import DEPTHS
 from deeplab_jax.models.stages import STRIDES_OUT, strides_in
 
 
-def require_buildable(model: ModelConfig, fmt: str) -> None:
-    """Raises CheckpointError where the reference has no network that computes the same."""
-    is_resnet, is_basic = model.backbone in DEPTHS, model.backbone in DEPTHS and not DEPTHS[model.backbone][1]
-    networks: dict[str, dict[str, tuple[Any, ...]]] = {
+def buildable(model: ModelConfig, fmt: str) -> dict[str, tuple[Any, ...]]:
+    """Fields of `model` that the reference's networks do not leave open, and the values that they have there."""
+    is_resnet = model.backbone in DEPTHS
+    values: dict[str, dict[str, tuple[Any, ...]]] = {
         "torchvision": {
             "backbone": ("resnet50", "resnet101", "mobilenetv3_large"),
             "width": (64,),
@@ -29,20 +39,26 @@ def require_buildable(model: ModelConfig, fmt: str) -> None:
             "shortcut": ("1x1",),
             "fusion": ("3x3",),
             "decoder_width": (0,),
-            "dilate_conv2": (False,) if is_basic else (True, False),
+            "dilate_conv2": (False,),
         },
     }
-    for field, values in networks[fmt].items():
-        value = getattr(model, field)
-        if value not in values:
+    return values[fmt]
+
+
+def require_buildable(model: ModelConfig, fmt: str) -> None:
+    """Raises CheckpointError where the reference has no network that computes the same."""
+    for field, values in buildable(model, fmt).items():
+        # Another spelling of the same network will do.
+        if not any(canonical(dataclasses.replace(model, **{field: value})) == canonical(model) for value in values):
             known = " or ".join(map(repr, values))
             raise CheckpointError(
-                f"`--to` (={fmt!r}) has no network with model.{field}={value!r}, only {known}: export to another reference"
+                f"`--to` (={fmt!r}) has no network with model.{field}={getattr(model, field)!r}, only {known}: export to "
+                "another reference"
             )
 
 
 def describe(config: Config, fmt: str) -> str:
-    """The call or the fields that build it."""
+    """The call or the fields that build it, and the normalisation of its images where it is not ImageNet's."""
     return {"torchvision": _torchvision, "mmseg": _mmseg}[fmt](config)
 
 
@@ -51,7 +67,16 @@ def _torchvision(config: Config) -> str:
     fields = f"num_classes={config.labels.num_classes}, aux_loss={model.aux_head}"
     name, stride = (model.backbone, 8) if model.backbone in DEPTHS else ("mobilenet_v3_large", 16)
     call = f"torchvision.models.segmentation.deeplabv3_{name}(weights=None, weights_backbone=None, {fields})"
-    return call if model.output_stride == stride else f"{call}, which runs at output stride {stride}, not {model.output_stride}"
+    call += "" if model.output_stride == stride else f", which runs at output stride {stride}, not {model.output_stride}"
+    if not _is_own_normalization(model):
+        return call
+    mean, std = ([round(value / 255, 8) for value in values] for values in (model.mean, model.std))
+    return f"{call}\ntorchvision.transforms.Normalize(mean={mean}, std={std}) on values of 0 to 1"
+
+
+def _is_own_normalization(model: ModelConfig) -> bool:
+    """Whether it is not that of ImageNet, which the references' recipes have."""
+    return (tuple(model.mean), tuple(model.std)) != (IMAGENET_MEAN, IMAGENET_STD)
 
 
 def _mmseg(config: Config) -> str:
@@ -66,9 +91,9 @@ def _mmseg(config: Config) -> str:
         "dilations": tuple(max(out // stride, 1) for out in STRIDES_OUT),
         "contract_dilation": True,
     }
-    if model.multi_grid != ModelConfig().multi_grid:
-        rates = [int(rate) for rate in last_stage_rates(model.multi_grid, stride)]
-        backbone["multi_grid"] = tuple((rates + rates[-1:] * blocks[3])[: blocks[3]])
+    if canonical(model) != canonical(dataclasses.replace(model, multi_grid=ModelConfig().multi_grid)):
+        units = unit_of_each_block(model.multi_grid, blocks[3])
+        backbone["multi_grid"] = tuple(int(rate) for rate in last_stage_rates(units, stride))
     if model.width != 64:
         backbone |= {"base_channels": model.width, "stem_channels": model.width}
     head = {
@@ -79,4 +104,6 @@ def _mmseg(config: Config) -> str:
         "align_corners": model.align_corners,
     }
     aux = {"in_channels": channels[2], "channels": channels[2] // 4, "num_classes": config.labels.num_classes}
-    return f"backbone={backbone}, decode_head={head}, auxiliary_head={aux if model.aux_head else None}"
+    fields = f"backbone={backbone}, decode_head={head}, auxiliary_head={aux if model.aux_head else None}"
+    own = f", data_preprocessor=dict(mean={list(model.mean)}, std={list(model.std)})"
+    return fields + own * _is_own_normalization(model)

@@ -59,7 +59,7 @@ def _mobilenetv3(model: ModelConfig) -> dict[str, str]:
     blocks = {"stem_block": stem}
     blocks |= {f"stage{i}_block{j}": block for i, stage in enumerate(stages, 1) for j, block in enumerate(stage, 1)}
     for number, (ours, block) in enumerate(blocks.items(), start=1):
-        parts = ["expand"] * block.expands + ["depthwise"] + ["se"] * block.shape.squeezes + ["project"]
+        parts = ["expand"] * block.expands + ["depthwise"] + ["se"] * block.config.squeezes + ["project"]
         for i, part in enumerate(parts):
             pair = ("se/reduce", "se/expand") if part == "se" else (f"{part}_conv", f"{part}_bn")
             theirs = ("fc1", "fc2") if part == "se" else ("0", "1")

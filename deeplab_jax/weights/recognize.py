@@ -8,6 +8,7 @@ from typing import Any
 from deeplab_jax.config import Config, ModelConfig, from_dict
 from deeplab_jax.errors import CheckpointError, ConfigError, one_line
 from deeplab_jax.labels import CITYSCAPES, VOC
+from deeplab_jax.models.mobilenetv3 import LAST_EXPANSION, STAGES, STEM, scaled
 from deeplab_jax.models.resnet import DEPTHS
 from deeplab_jax.validation import validate
 from deeplab_jax.weights import names, published
@@ -103,11 +104,11 @@ def _described(state: StateDict, fmt: str, switches: dict[str, Any], num_classes
 def _format(state: StateDict) -> str:
     found = {name.removeprefix("backbone.") for name in state.tensors}
     for fmt, prefix in (
-        ("timm", f"features.{MOBILENETV3}"),  # whose ImageNet classifier would be taken for a head
         ("mmseg", "decode_head."),
-        ("torchvision", ("classifier.", "aux_classifier.")),
+        # ImageNet networks have a "classifier." too.
+        ("torchvision", ("classifier.0.convs.", "classifier.4.", "aux_classifier.")),
         ("mmseg", "stem."),  # of ResNetV1c alone; any other backbone has the names of timm and torchvision
-        ("timm", ("layer1.0.conv1.", MOBILENETV3)),
+        ("timm", ("layer1.0.conv1.", MOBILENETV3, f"features.{MOBILENETV3}")),
     ):
         if any(name.startswith(prefix) for name in found):
             return fmt
@@ -121,7 +122,7 @@ def _format(state: StateDict) -> str:
 def _backbone(source: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     shapes = {names.bare(name): shape for name, shape in shapes.items()}
     if MOBILENETV3 in shapes:
-        return {"backbone": "mobilenetv3_large", "width": _channels(source, shapes, "16.0.weight") * 64 // 960}
+        return {"backbone": "mobilenetv3_large", "width": _mobilenet_width(source, shapes)}
     blocks = [re.match(r"layer(\d)\.(\d+)\.conv1\.weight", name) for name in shapes]
     counts = tuple(1 + max((int(m[2]) for m in blocks if m and m[1] == str(stage)), default=-1) for stage in (1, 2, 3, 4))
     kind = (counts, "layer1.0.conv3.weight" in shapes)
@@ -138,6 +139,21 @@ def _backbone(source: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, A
         "stem": "3x3" if deep else "7x7",
         "shortcut": "avgpool+1x1" if pooled else "1x1",
     }
+
+
+def _mobilenet_width(source: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """The width whose blocks have these channels. All are multiples of 8, so that neighbours share most of them."""
+    found = tuple(_channels(source, shapes, name) for name in ("0.0.weight", "15.block.0.0.weight", "16.0.weight"))
+    last = STAGES[-1][-1]
+    # The widest layer tells all even widths apart.
+    width = max(2, 2 * round(found[1] * 64 / last.expanded / 2))
+    if found != (scaled(STEM.features, width), scaled(last.expanded, width), LAST_EXPANSION * scaled(last.features, width)):
+        stem, expanded, wide = found
+        raise CheckpointError(
+            f"`{source}` has a MobileNetV3-Large of {stem}, {expanded} and {wide} channels (stem, last expansion, last "
+            "convolution), which no even model.width gives: give weights of another width"
+        )
+    return width
 
 
 def _head(source: str, fmt: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from deeplab_jax.config import Config, ModelConfig, to_dict
+from deeplab_jax.config import Config, ModelConfig, canonical, to_dict
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.train import checkpoint as checkpoints
@@ -113,7 +113,8 @@ def pretrained_variables(config: Config, say: Say = print) -> dict[str, Any]:
     _require_same(config, stored, source, has_aspp=has_aspp)
     shapes = variable_shapes(config)
     other = set() if config.labels.names == stored.labels.names else set(names.HEADS)
-    if any(getattr(config.model, field) != getattr(stored.model, field) for field in _DECODER):
+    ours, theirs = canonical(config.model), canonical(stored.model)
+    if any(getattr(ours, field) != getattr(theirs, field) for field in _DECODER):
         other |= {"decoder", "classifier"}
     taken = {path: x for path, x in variables.items() if path in shapes and path[1] not in other}
     say(f"{len(taken)} of {len(shapes)} variables start from {source}")
@@ -121,9 +122,9 @@ def pretrained_variables(config: Config, say: Say = print) -> dict[str, Any]:
     if new:
         say(f"these start random: {', '.join(new)}")
     for field in _MEANING if has_aspp else ():
-        ours, theirs = getattr(config.model, field), getattr(stored.model, field)
-        if ours != theirs:
-            say(f"the config's model.{field} is {ours}; these weights were trained with {theirs}")
+        if getattr(ours, field) != getattr(theirs, field):
+            asked, trained = getattr(config.model, field), getattr(stored.model, field)
+            say(f"the config's model.{field} is {asked}; these weights were trained with {trained}")
     return names.unflatten(taken)
 
 

@@ -28,6 +28,7 @@ SWITCHES = {
         "fusion": "1x1+3x3",
         "align_corners": True,
         "aux_head": True,
+        "decoder_width": 8,
     },
 }
 

@@ -75,7 +75,9 @@ def test_a_decoder_gives_logits_at_stride_4(output_stride):
     assert kernels == {"reduce": (1, 1, 8, 3), "refine1": (3, 3, 8 + 3, 6), "refine2": (3, 3, 6, 6)}
 
 
-def test_a_decoder_reads_the_resized_features_and_then_the_reduced_low_level_ones():
+# 0 and 4 at twice the size: with half-pixel centres, and with those of the corner pixels on each other.
+@pytest.mark.parametrize(("align_corners", "resized"), [(False, (0, 1, 3, 4)), (True, (0, 4 / 3, 8 / 3, 4))])
+def test_a_decoder_reads_the_resized_features_and_then_the_reduced_low_level_ones(align_corners, resized):
     # Every convolution passes its channels on: the low-level ones are halved and swapped, the others left as they are.
     reduce, keep = np.array([[0, 0.5], [0.5, 0]]), np.zeros((3, 3, 3, 3))
     keep[1, 1] = np.eye(3)
@@ -84,11 +86,10 @@ def test_a_decoder_reads_the_resized_features_and_then_the_reduced_low_level_one
     params = {name: {"conv": {"kernel": k}, "bn": {"scale": ones[name], "bias": 0 * ones[name]}} for name, k in kernels.items()}
     stats = {name: {"bn": {"mean": 0 * one, "var": one - BatchNorm.epsilon}} for name, one in ones.items()}
     x, low = jnp.array([0.0, 4.0]).reshape(1, 1, 2, 1), jnp.arange(8.0).reshape(1, 1, 4, 2)
-    decoder = Decoder(features=3, low_level_width=2)
+    decoder = Decoder(features=3, low_level_width=2, align_corners=align_corners)
     y = decoder.apply(jax.tree.map(jnp.float32, {"params": params, "batch_stats": stats}), x, low, False)
-    # 0, 4 at twice the size, with half-pixel centres: 0, 1, 3, 4.
-    expected = [[0, 0.5, 0], [1, 1.5, 1], [3, 2.5, 2], [4, 3.5, 3]]
-    np.testing.assert_allclose(y[0, 0], expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(y[0, 0, :, 0], resized, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(y[0, 0, :, 1:], [[0.5, 0], [1.5, 1], [2.5, 2], [3.5, 3]], rtol=1e-6)
 
 
 def test_an_undilated_conv2_is_a_switch_of_basic_blocks_alone():

@@ -168,7 +168,9 @@ def compare(name: str, write: bool) -> bool:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", default=["torchvision_r50", "torchvision_r101", "mmseg_r18"])
+    parser.add_argument(
+        "names", nargs="*", default=["torchvision_r50", "torchvision_r101", "torchvision_mobilenetv3", "mmseg_r18"]
+    )
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     results = [compare(name, arguments.write) for name in arguments.names]

@@ -144,8 +144,13 @@ def test_the_same_run_on_four_devices(settings):
     assert distance(together.get().params, alone.get().params) < 1e-4  # float32, sums in another order through three steps
 
 
-def test_rematerialised_stages_change_nothing():
-    plain, again = Trainer(), Trainer(remat=(1, 2, 3, 4))
+@pytest.mark.parametrize(
+    "switches",
+    [{"shortcut": "avgpool+1x1", "decoder_width": 8}, pytest.param({"backbone": "mobilenetv3_large"}, marks=pytest.mark.long)],
+    ids=["resnet", "mobilenet"],
+)
+def test_rematerialised_stages_change_nothing(switches):
+    plain, again = Trainer(**switches), Trainer(**switches, remat=(1, 2, 3, 4))
     assert jax.tree.structure(plain.state) == jax.tree.structure(again.state)
     assert plain.run(batch())["loss"] == pytest.approx(again.run(batch())["loss"], rel=1e-6)
     assert distance(again.get().params, plain.get().params) < 1e-6

@@ -3,6 +3,7 @@ import pytest
 
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.labels import CITYSCAPES, VOC
+from deeplab_jax.models.mobilenetv3 import blocks_of, scaled
 from deeplab_jax.models.resnet import DEPTHS
 from deeplab_jax.weights.recognize import recognize
 from deeplab_jax.weights.state_dicts import StateDict
@@ -48,6 +49,61 @@ def test_backbones_by_their_blocks_and_stems(depth, stem, name):
     network = recognized(blocks(depth, prefix="") | {name: np.zeros((2, 3, 3, 3), np.float32)})
     assert network.is_backbone
     assert (network.config.model.backbone, network.config.model.stem, network.config.model.width) == (depth, stem, 4)
+
+
+def mobilenet(width, **channels):
+    """The convolutions of a torchvision's MobileNetV3-Large that its width is read from."""
+    last = blocks_of(width)[-1][-1].config
+    found = {"0.0": scaled(16, width), "15.block.0.0": last.expanded, "15.block.2.fc1": 8, "16.0": 6 * last.features} | channels
+    return {f"features.{name}.weight": np.zeros((count, 1, 1, 1), np.float32) for name, count in found.items()}
+
+
+def test_every_width_of_a_mobilenet_is_read_off_its_channels():
+    for width in range(2, 401, 2):
+        model = recognized(mobilenet(width)).config.model
+        assert (model.backbone, model.width) == ("mobilenetv3_large", width)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "channels"),
+    [
+        (mobilenet(63), "16, 944 and 960"),  # of no even width
+        (mobilenet(64, **{"16.0": 480}), "16, 960 and 480"),
+        (mobilenet(64, **{"0.0": 24}), "24, 960 and 960"),
+        (mobilenet(64, **{"15.block.0.0": 4}), "16, 4 and 960"),
+    ],
+)
+def test_a_mobilenet_of_no_width_is_refused_by_its_channels(tensors, channels):
+    with pytest.raises(CheckpointError, match=rf"x\.pth.* {channels} channels"):
+        recognized(tensors)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["features.0.weight", "classifier.1.weight"],
+        # timm's mobilenetv3_large_100
+        [
+            "conv_stem.weight",
+            "bn1.weight",
+            "blocks.0.0.conv_dw.weight",
+            "conv_head.weight",
+            "conv_head.bias",
+            "classifier.weight",
+        ],
+        # torchvision's mobilenet_v3_small
+        [
+            "features.0.0.weight",
+            "features.1.block.0.0.weight",
+            "features.12.0.weight",
+            "classifier.0.weight",
+            "classifier.3.weight",
+        ],
+    ],
+)
+def test_networks_of_other_kinds_are_refused(names):
+    with pytest.raises(CheckpointError, match="no DeepLabV3, no ResNet and no MobileNetV3-Large of torchvision"):
+        recognized(dict.fromkeys(names, np.zeros((8, 8, 1, 1), np.float32)))
 
 
 def test_pooled_shortcuts_by_the_place_of_their_layers():

@@ -17,7 +17,7 @@ from deeplab_jax.train.checkpoint import Checkpoints, restore_variables, save_mo
 from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.state import init_state
 from deeplab_jax.weights import convert, names, transfer
-from deeplab_jax.weights.builders import require_buildable
+from deeplab_jax.weights.builders import buildable, describe, require_buildable
 
 MMSEG = tiny_model(stem="3x3", fusion="3x3", dilate_conv2=False, aux_head=True, output_stride=8)
 TORCHVISION = tiny_model(fusion="1x1+3x3", aux_head=True, output_stride=8, dropout=0.5)
@@ -79,11 +79,11 @@ def test_torchvision_brings_the_classes_of_voc(tmp_path):
 
 def test_import_export_import_is_bit_identical_and_keeps_the_switches(mmseg, tmp_path):
     variables, state = mmseg
-    asked = {"multi_grid": (0.5, 1.0, 2.0), "output_stride": 16, "align_corners": True}
+    asked = {"multi_grid": (0.5, 2.0), "output_stride": 16, "align_corners": True}
     folder, _ = imported(tmp_path, state, model=asked)
     lines = []
     transfer.export_weights(folder, str(tmp_path / "out.safetensors"), fmt="mmseg", say=lines.append)
-    assert "'multi_grid': (1, 2)" in lines[-1]
+    assert "'multi_grid': (1, 4)" in lines[-1]
     exported = load_file(tmp_path / "out.safetensors")
     assert exported.keys() - state.keys() == {name for name in exported if name.endswith("num_batches_tracked")} - state.keys()
     again, _ = imported(tmp_path, exported)
@@ -214,6 +214,29 @@ def test_a_decoder_starts_random_beside_weights_without_one(mmseg, tmp_path):
     assert "these start random: classifier, decoder" in lines
 
 
+def test_a_width_that_no_decoder_has_matters_to_nobody(mmseg, tmp_path):
+    variables, state = mmseg
+    folder, _ = imported(tmp_path, state)
+    lines = []
+    # ResNet-18's last stage has two blocks.
+    spelled = {"low_level_width": 32, "multi_grid": (0.5, 1.0), "pretrained": folder}
+    config = Config(model=dataclasses.replace(MMSEG, **spelled))
+    assert names.flatten(transfer.pretrained_variables(config, lines.append)).keys() == variables.keys()
+    assert lines == [f"{len(variables)} of {len(variables)} variables start from {folder}"]
+
+
+@pytest.mark.parametrize(("decoder_width", "low_level_width"), [(8, 4), (16, 8)])
+def test_a_classifier_is_taken_beside_the_same_decoder_alone(tmp_path, decoder_width, low_level_width):
+    config = Config(model=tiny_model(decoder_width=8, low_level_width=8))
+    variables = random_variables(config)
+    save_model(str(tmp_path / "stored"), config, names.unflatten(variables))
+    config.model.pretrained = str(tmp_path / "stored")
+    assert names.flatten(transfer.pretrained_variables(config, lambda _: None)).keys() == variables.keys()
+    config.model.decoder_width, config.model.low_level_width = decoder_width, low_level_width
+    taken = names.flatten(transfer.pretrained_variables(config, lambda _: None))
+    assert {path[1] for path in taken} == {"backbone", "aspp"}
+
+
 def test_weights_without_a_training_state_do_not_resume(mmseg, tmp_path):
     variables, _ = mmseg
     config = tiny_config(model=MMSEG)
@@ -233,9 +256,78 @@ def test_networks_that_a_reference_does_not_have_are_not_exported(mmseg, tmp_pat
         transfer.export_weights(folder, str(tmp_path / "x.safetensors"), fmt="torchvision")
 
 
-def test_mmsegmentation_gets_no_mobilenet():
-    with pytest.raises(CheckpointError, match=r"model\.backbone='mobilenetv3_large'"):
-        require_buildable(ModelConfig(backbone="mobilenetv3_large"), "mmseg")
+# Networks that the references build, and the values under which they do not.
+BUILT = {
+    "torchvision": [
+        ModelConfig(fusion="1x1+3x3"),
+        ModelConfig(backbone="resnet101", fusion="1x1+3x3", multi_grid=(0.5, 1.0), dilate_conv2=False, low_level_width=32),
+        ModelConfig(backbone="mobilenetv3_large", fusion="1x1+3x3", multi_grid=(1.0,) * 3, atrous_rates=(12, 24, 36)),
+    ],
+    "mmseg": [
+        ModelConfig(backbone="resnet18", fusion="3x3", dilate_conv2=False, aspp_width=128),
+        ModelConfig(backbone="resnet34", fusion="3x3", dilate_conv2=False, width=32, align_corners=True),
+        ModelConfig(fusion="3x3", dilate_conv2=True, stem="3x3", multi_grid=(1.0, 2.0, 4.0)),
+        ModelConfig(backbone="resnet152", fusion="3x3", dilate_conv2=False, atrous_rates=(6, 12)),
+    ],
+}
+NOT_BUILT = {
+    "torchvision": {
+        "backbone": ("resnet18", "resnet34", "resnet152"),
+        "width": (32, 128),
+        "stem": ("3x3",),
+        "shortcut": ("avgpool+1x1",),
+        "multi_grid": ((0.5, 1.0, 2.0), (1.0, 2.0, 4.0), (0.5,)),
+        "atrous_rates": ((6, 12), (6, 12, 18, 24), (12, 18, 6)),
+        "aspp_width": (128, 512),
+        "fusion": ("1x1", "3x3"),
+        "decoder_width": (48, 256),
+        "align_corners": (True,),
+    },
+    "mmseg": {
+        "backbone": ("mobilenetv3_large",),
+        "shortcut": ("avgpool+1x1",),
+        "fusion": ("1x1", "1x1+3x3"),
+        "decoder_width": (48, 256),
+        "dilate_conv2": (True,),
+    },
+}
+OFFENCES = [(fmt, field, value) for fmt, fields in NOT_BUILT.items() for field, values in fields.items() for value in values]
+
+
+@pytest.mark.parametrize(("fmt", "model"), [(fmt, model) for fmt, models in BUILT.items() for model in models])
+def test_a_network_that_the_reference_has_is_exported_however_it_is_spelled(fmt, model):
+    require_buildable(model, fmt)
+    assert buildable(model, fmt).keys() == NOT_BUILT[fmt].keys()
+
+
+@pytest.mark.parametrize(("fmt", "field", "value"), OFFENCES)
+def test_every_switch_that_the_reference_lacks_is_refused(fmt, field, value):
+    for model in BUILT[fmt]:
+        if field == "dilate_conv2" and model.backbone not in ("resnet18", "resnet34"):
+            continue  # bottlenecks have no such convolution
+        with pytest.raises(CheckpointError) as error:
+            require_buildable(dataclasses.replace(model, **{field: value}), fmt)
+        assert f"no network with model.{field}={value!r}, only " in str(error.value)
+
+
+def test_a_multi_grid_that_is_none_is_not_told():
+    for grid in ((0.5, 1.0), (0.5, 1.0, 1.0)):
+        assert "multi_grid" not in describe(Config(model=ModelConfig(multi_grid=grid, fusion="3x3")), "mmseg")
+
+
+@pytest.mark.parametrize(
+    ("fmt", "told"),
+    [
+        ("mmseg", "data_preprocessor=dict(mean=[127.5, 51.0, 0.0], std=[127.5, 255.0, 63.75])"),
+        ("torchvision", "\ntorchvision.transforms.Normalize(mean=[0.5, 0.2, 0.0], std=[0.5, 1.0, 0.25]) on values of 0 to 1"),
+    ],
+)
+def test_a_normalisation_that_is_not_imagenets_is_told(fmt, told):
+    for model in BUILT[fmt]:
+        assert "mean" not in describe(Config(model=model), fmt)
+        own = dataclasses.replace(model, mean=(127.5, 51.0, 0.0), std=(127.5, 255.0, 63.75))
+        assert describe(Config(model=own), fmt).endswith(told)
+        assert "mean" in describe(Config(model=dataclasses.replace(model, std=(58.0, 57.0, 57.0))), fmt)
 
 
 def test_the_protocol_of_the_reference_travels_along(mmseg, tmp_path):

@@ -1,0 +1,46 @@
+"""Every recipe's training step, on a narrow network and small crops: traced, not compiled."""
+
+import dataclasses
+import pathlib
+import runpy
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from deeplab_jax.train.begin import abstract_state, set_up
+from deeplab_jax.train.step import compile_train_step
+
+CONFIGS = pathlib.Path(__file__).parent.parent.parent / "configs"
+NEED_A_FILE = ("stored", "custom")
+RECIPES = sorted(path for path in CONFIGS.glob("*.py") if path.stem not in NEED_A_FILE)
+
+
+def narrow(config):
+    backbone = config.model.backbone.replace("101", "50")  # more of the same blocks take time alone
+    decoder_width = min(config.model.decoder_width, 8)
+    config.model = dataclasses.replace(
+        config.model, backbone=backbone, width=8, aspp_width=8, decoder_width=decoder_width, pretrained=""
+    )
+    config.data = dataclasses.replace(config.data, crop_size=(64, 64))
+    config.loss = dataclasses.replace(config.loss, ohem_min_kept=100)
+    return config
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_step_of_every_recipe_gives_a_state_like_the_one_before(path):
+    config = narrow(runpy.run_path(str(path))["get_config"]())
+    setup = set_up(config, 100)
+    step = compile_train_step(setup.mesh, config=config, model=setup.model, optimizer=setup.optimizer)
+    n, (height, width) = config.data.batch_size, config.data.crop_size
+    batch = {
+        "image": jax.ShapeDtypeStruct((n, height, width, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((n, height, width), jnp.uint8),
+        "valid": jax.ShapeDtypeStruct((n,), bool),
+    }
+    if config.data.photometric:
+        batch["photometric"] = jax.ShapeDtypeStruct((n, 5), jnp.float32)
+    before = abstract_state(setup)
+    after, scalars = jax.eval_shape(step, before, batch)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), before)
+    assert scalars["loss"].shape == ()
