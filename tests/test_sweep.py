@@ -3,10 +3,14 @@
 import json
 import math
 import pathlib
+import runpy
+import shlex
 import sys
 
 import pytest
 import sweep
+from absl import flags
+from ml_collections import config_flags
 
 STUDY = 'RECIPE = "configs/camvid_r18.py"\nROWS = {"base": "", "b4": "--config.data.batch_size=4", "other": ""}\n'
 
@@ -143,3 +147,15 @@ print("saved", flush=True)
 def test_rows_that_name_nothing_are_told(monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match="base, b4, other"):
         sweep_out(monkeypatch, tmp_path, "--rows", "b5")
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # how ml_collections reads a file
+def test_the_fast_camvid_recipe_is_the_chosen_row_of_the_study():
+    study = runpy.run_path(str(sweep.ROOT / "benchmarks" / "camvid_study.py"))
+    argv = ["train.py", f"--config={sweep.ROOT / study['RECIPE']}", *shlex.split(study["ROWS"][study["CHOSEN"]])]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    values(argv)
+    recipe = runpy.run_path(str(sweep.ROOT / "configs" / "camvid_r18.py"))["get_config"]()
+    recipe.train.eval_every = 0  # what is looked at on the way changes nothing
+    assert values.config == recipe
