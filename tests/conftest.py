@@ -2,6 +2,7 @@
 
 import copy
 import os
+import pathlib
 import shutil
 
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
@@ -25,6 +26,10 @@ from deeplab_jax.models import DeepLabV3
 from deeplab_jax.train.checkpoint import Checkpoints
 from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.state import init_state
+
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+NEED_A_FILE = ("stored", "custom")
+RECIPES = sorted(path for path in CONFIGS.glob("*.py") if path.stem not in NEED_A_FILE)
 
 
 @pytest.fixture(scope="session")

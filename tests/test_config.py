@@ -5,6 +5,7 @@ import pathlib
 
 import pytest
 from absl import flags
+from conftest import CONFIGS, RECIPES
 from ml_collections import config_flags
 
 from deeplab_jax.config import (
@@ -26,10 +27,6 @@ from deeplab_jax.errors import ConfigError
 from deeplab_jax.label_files import write_labels
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.validation import validate
-
-CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
-NEED_A_FILE = ("stored", "custom")
-RECIPES = sorted(path for path in CONFIGS.glob("*.py") if path.stem not in NEED_A_FILE)
 
 
 def load_recipe(path):

@@ -1,19 +1,15 @@
 """Every recipe's training step, on a narrow network and small crops: traced, not compiled."""
 
 import dataclasses
-import pathlib
 import runpy
 
 import jax
 import jax.numpy as jnp
 import pytest
+from conftest import RECIPES
 
 from deeplab_jax.train.begin import abstract_state, set_up
 from deeplab_jax.train.step import compile_train_step
-
-CONFIGS = pathlib.Path(__file__).parent.parent.parent / "configs"
-NEED_A_FILE = ("stored", "custom")
-RECIPES = sorted(path for path in CONFIGS.glob("*.py") if path.stem not in NEED_A_FILE)
 
 
 def narrow(config):
