@@ -3,6 +3,10 @@
 python benchmarks/sweep.py benchmarks/camvid_study.py --root CAMVID --out runs/camvid_study --table camvid_table.md
 """
 
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
 from deeplab_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
 from deeplab_jax.labels import CAMVID
 
@@ -21,34 +25,51 @@ def get_config() -> Config:
     )
 
 
-_BATCH_4 = "--config.data.batch_size=4"
-_NARROW = f"{_BATCH_4} --config.model.width=32 --config.model.aspp_width=64 --config.model.decoder_width=32"
-_MILD = "--config.data.scale='(0.75,1.5)'"
-_STRIDE_32 = "--config.model.output_stride=32"
+_BATCH_4 = {"data.batch_size": 4}
+_NARROW = _BATCH_4 | {"model.width": 32, "model.aspp_width": 64, "model.decoder_width": 32}
+_MILD = {"data.scale": (0.75, 1.5)}
+_STRIDE_32 = {"model.output_stride": 32}
 # By hand: near the root of (the road's pixels / the class's), at most 7.5; and the roots of these.
-_WEIGHTS = "--config.loss.class_weights='(1.5,1.0,7.5,1.0,3.0,1.6,7.0,5.0,3.5,7.5,7.5)'"
-_SOFTER = "--config.loss.class_weights='(1.2,1.0,2.7,1.0,1.7,1.3,2.6,2.2,1.9,2.7,2.7)'"
+_WEIGHTS = {"loss.class_weights": (1.5, 1.0, 7.5, 1.0, 3.0, 1.6, 7.0, 5.0, 3.5, 7.5, 7.5)}
+_SOFTER = {"loss.class_weights": (1.2, 1.0, 2.7, 1.0, 1.7, 1.3, 2.6, 2.2, 1.9, 2.7, 2.7)}
+_ALIKE: dict[str, Any] = {"loss.class_weights": ()}
+_CHOSEN = _NARROW | _WEIGHTS | _MILD | _STRIDE_32
 
 
-def _epochs(epochs: float, *flags: str) -> str:
-    return " ".join((f"--config.train.epochs={epochs:g}", *flags))
+def _flags(epochs: float, fields: Mapping[str, Any]) -> str:
+    return shlex.join(f"--config.{field}={value}" for field, value in ({"train.epochs": epochs} | fields).items())
 
 
 # A quarter of the budget, or what was thought to be one: camvid.md has the times.
 QUARTER = {
-    "plain, quarter": _epochs(5),
-    "batch 4": _epochs(5, _BATCH_4),
-    "batch 4, weights": _epochs(5, _BATCH_4, _WEIGHTS),
-    "narrow": _epochs(11.5, _NARROW),
-    "narrow, weights": _epochs(11.5, _NARROW, _WEIGHTS),
-    "narrow, weights, mild": _epochs(11.5, _NARROW, _WEIGHTS, _MILD),
-    "narrow, softer, mild": _epochs(11.5, _NARROW, _SOFTER, _MILD),
-    "narrow, softer, mild, stride 32": _epochs(15, _NARROW, _SOFTER, _MILD, _STRIDE_32),
+    "plain, quarter": _flags(5, {}),
+    "batch 4": _flags(5, _BATCH_4),
+    "batch 4, weights": _flags(5, _BATCH_4 | _WEIGHTS),
+    "narrow": _flags(11.5, _NARROW),
+    "narrow, weights": _flags(11.5, _NARROW | _WEIGHTS),
+    "narrow, weights, mild": _flags(11.5, _NARROW | _WEIGHTS | _MILD),
+    "narrow, softer, mild": _flags(11.5, _NARROW | _SOFTER | _MILD),
+    "narrow, softer, mild, stride 32": _flags(15, _NARROW | _SOFTER | _MILD | _STRIDE_32),
+}
+# A quarter of the chosen recipe's steps, and what changes when one thing does.
+CHANGED = {
+    "chosen, quarter": _flags(8, _CHOSEN),
+    "no weights": _flags(8, _CHOSEN | _ALIKE),
+    "OHEM": _flags(8, _CHOSEN | _ALIKE | {"loss.ohem_threshold": 0.7, "loss.ohem_min_kept": 10_000}),
+    "EMA": _flags(8, _CHOSEN | {"optim.ema_decay": 0.99}),
+    "label smoothing": _flags(8, _CHOSEN | {"loss.label_smoothing": 0.05}),
+    "balanced windows": _flags(8, _CHOSEN | {"data.class_balanced": 0.5}),
+    "photometric": _flags(8, _CHOSEN | {"data.photometric": True}),
+    "large crops": _flags(8, _CHOSEN | {"data.crop_size": (360, 480), "data.batch_size": 2}),
+    "small crops": _flags(8, _CHOSEN | {"data.crop_size": (180, 240), "data.batch_size": 8}),
+    "multi-grid": _flags(8, _CHOSEN | {"model.multi_grid": (1.0, 2.0)}),
+    "no decoder": _flags(8, _CHOSEN | {"model.decoder_width": 0, "model.output_stride": 16}),
+    "faster": _flags(8, _CHOSEN | {"optim.lr": 0.05, "optim.warmup_steps": 100}),
 }
 WHOLE = {
     "plain": "",
-    "narrow, weights, mild, stride 32": _epochs(32, _NARROW, _WEIGHTS, _MILD, _STRIDE_32),
-    "narrow, softer, mild, stride 32, whole": _epochs(32, _NARROW, _SOFTER, _MILD, _STRIDE_32),
+    "narrow, weights, mild, stride 32": _flags(32, _CHOSEN),
+    "narrow, softer, mild, stride 32, whole": _flags(32, _CHOSEN | _SOFTER),
 }
-ROWS = QUARTER | WHOLE
+ROWS = QUARTER | CHANGED | WHOLE
 CHOSEN = "narrow, weights, mild, stride 32"  # is configs/camvid_r18.py

@@ -6,11 +6,14 @@ import pathlib
 import runpy
 import shlex
 import sys
+import warnings
 
 import pytest
 import sweep
 from absl import flags
 from ml_collections import config_flags
+
+from deeplab_jax.validation import validate
 
 STUDY = 'RECIPE = "configs/camvid_r18.py"\nROWS = {"base": "", "b4": "--config.data.batch_size=4", "other": ""}\n'
 
@@ -149,13 +152,27 @@ def test_rows_that_name_nothing_are_told(monkeypatch, tmp_path):
         sweep_out(monkeypatch, tmp_path, "--rows", "b5")
 
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # how ml_collections reads a file
-def test_the_fast_camvid_recipe_is_the_chosen_row_of_the_study():
-    study = runpy.run_path(str(sweep.ROOT / "benchmarks" / "camvid_study.py"))
-    argv = ["train.py", f"--config={sweep.ROOT / study['RECIPE']}", *shlex.split(study["ROWS"][study["CHOSEN"]])]
+CAMVID_STUDY = runpy.run_path(str(sweep.ROOT / "benchmarks" / "camvid_study.py"))
+
+
+def config_of(row):
+    argv = ["train.py", f"--config={sweep.ROOT / CAMVID_STUDY['RECIPE']}", *shlex.split(CAMVID_STUDY["ROWS"][row])]
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    values(argv)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # how ml_collections reads a file
+        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+        values(argv)
+    return values.config
+
+
+@pytest.mark.parametrize("row", CAMVID_STUDY["ROWS"])
+def test_the_rows_of_the_study_can_be_trained(row, tmp_path):
+    config = config_of(row)
+    config.data.root = str(tmp_path)
+    validate(config)
+
+
+def test_the_fast_camvid_recipe_is_the_chosen_row_of_the_study():
     recipe = runpy.run_path(str(sweep.ROOT / "configs" / "camvid_r18.py"))["get_config"]()
     recipe.train.eval_every = 0  # what is looked at on the way changes nothing
-    assert values.config == recipe
+    assert config_of(CAMVID_STUDY["CHOSEN"]) == recipe
