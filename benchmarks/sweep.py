@@ -4,7 +4,8 @@ python benchmarks/sweep.py benchmarks/camvid_study.py --root CAMVID --out runs/c
 
 A study is a Python file with RECIPE, a config to start from, and ROWS, {name: flags of train.py}. The same command goes on
 where it was stopped: a row that is done is not trained again, one that is not resumes. `--rows 'b4*'` takes some,
-`--seeds 0 1 2` trains each so often. A run whose recipe or flags have changed since is neither mixed in nor overwritten.
+`--seeds 0 1 2` trains each so often. All rows are checked before the first is trained. A run whose recipe or flags have changed
+since is neither mixed in nor overwritten.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import fnmatch
 import json
 import math
 import pathlib
+import re
 import runpy
 import shlex
 import statistics
@@ -21,7 +23,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from deeplab_jax.cli import recipe
 from deeplab_jax.config import Config, digest_of, to_dict
+from deeplab_jax.errors import ConfigError
 from deeplab_jax.train.metrics_log import logged
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -61,13 +65,49 @@ def result(workdir: pathlib.Path) -> Result | None:
     return Result(steps, minutes, scores[0]["miou"], scores[0]["pixel_accuracy"])
 
 
+def opened(path: str) -> Mapping[str, Any]:
+    """RECIPE and ROWS of a study.
+
+    Raises:
+      SystemExit: it has none.
+    """
+    if not pathlib.Path(path).is_file():
+        sys.exit(f"`study` (={path!r}) is no file: give one such as benchmarks/camvid_study.py")
+    study = runpy.run_path(path)
+    if not isinstance(study.get("RECIPE"), str) or not isinstance(study.get("ROWS"), Mapping):
+        sys.exit(f"{path} lacks RECIPE, a config's file, or ROWS, {{name: flags}}: see benchmarks/camvid_study.py")
+    return study
+
+
+def config_of(study: Mapping[str, Any], row: str) -> Config:
+    """What a row trains, but for its data and seed.
+
+    Raises:
+      SystemExit: the row's name is no folder's, or its flags are none that train.py takes and a row may set.
+    """
+    if row in ("", ".", "..") or "/" in row:
+        sys.exit(f"row {row!r} names a folder: leave out slashes")
+    words = shlex.split(study["ROWS"][row])
+    for word in words:
+        if not re.match(r"--config\.[\w.]+=", word) or word.startswith(("--config.seed=", "--config.data.root=")):
+            sys.exit(f"row {row!r}: `{word}` is no --config.FIELD=VALUE that a row may set: the sweep sets seed and root")
+    try:
+        return recipe(_path(study["RECIPE"]), [word.removeprefix("--config.") for word in words])
+    except ConfigError as error:
+        sys.exit(f"row {row!r}: {error}")
+
+
+def _path(recipe_and_argument: str) -> str:
+    """Of a recipe wherever the sweep is started from."""
+    path, colon, argument = recipe_and_argument.partition(":")
+    return f"{ROOT / path}{colon}{argument}"
+
+
 def command(study: Mapping[str, Any], row: str, root: str, seed: int) -> str:
     """What trains a row, in a shell's words but for the workdir; a comment tells the recipe by its config."""
-    recipe: str = study["RECIPE"]
-    path, _, argument = recipe.partition(":")
-    config: Config = runpy.run_path(str(ROOT / path))["get_config"](*[argument] * bool(argument))
-    words = ("train.py", f"--config={recipe}", f"--config.data.root={root}", f"--config.seed={seed}")
-    return f"{shlex.join((*words, *shlex.split(study['ROWS'][row])))} # {digest_of(to_dict(config))[:12]}"
+    words = ("train.py", f"--config={study['RECIPE']}", f"--config.data.root={root}", f"--config.seed={seed}")
+    digest = digest_of(to_dict(recipe(_path(study["RECIPE"]))))[:12]
+    return f"{shlex.join((*words, *shlex.split(study['ROWS'][row])))} # {digest}"
 
 
 def train(wanted: str, workdir: pathlib.Path) -> Result:
@@ -76,7 +116,8 @@ def train(wanted: str, workdir: pathlib.Path) -> Result:
     Raises:
       SystemExit: the training failed or was stopped, or the workdir holds another.
     """
-    if (stored := _stored(workdir)) not in ("", wanted):
+    begun = (workdir / "run.json").exists()
+    if begun and (stored := _stored(workdir)) != wanted:
         sys.exit(f"{workdir} holds `{stored}`, not `{wanted}`: name the row otherwise, or move it away")
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / COMMAND).write_text(wanted)
@@ -88,7 +129,8 @@ def train(wanted: str, workdir: pathlib.Path) -> Result:
             except KeyboardInterrupt:  # train.py was interrupted too: it ends its step and saves
                 child.wait()
         if child.returncode:
-            sys.exit(f"{workdir}: train.py ended with {child.returncode}, see its log.txt")
+            last = (workdir / "log.txt").read_text().strip().splitlines()[-1:]
+            sys.exit(f"{workdir / 'log.txt'}: train.py ended with {child.returncode}: {''.join(last)}")
         found = result(workdir)
     if found is None:
         sys.exit(f"{workdir} was stopped: the same command goes on")
@@ -143,16 +185,21 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--table", type=pathlib.Path, help="file to write the table to, after every run")
     args = parser.parse_args()
-    study = runpy.run_path(args.study)
+    study = opened(args.study)
+    if not pathlib.Path(args.root).is_dir():
+        sys.exit(f"`--root` (={args.root!r}) is no folder: give the data set's")
     rows: dict[str, str] = study["ROWS"]
     root = str(pathlib.Path(args.root).resolve())
     wanted = [name for name in rows if any(fnmatch.fnmatch(name, pattern) for pattern in args.rows)]
     if not wanted:
         sys.exit(f"`--rows` (={' '.join(args.rows)}) names none of: {', '.join(rows)}")
     for name in wanted:
+        config_of(study, name)
+    for name in wanted:
         for seed in args.seeds:
-            workdir = args.out.resolve() / name / f"seed{seed}"
-            print(f"{name}, seed {seed}: {train(command(study, name, root, seed), workdir)}", flush=True)
+            found = train(command(study, name, root, seed), args.out.resolve() / name / f"seed{seed}")
+            scores = f"val mIoU {100 * found.miou:.1f}, pixel accuracy {100 * found.pixel_accuracy:.1f}"
+            print(f"{name}, seed {seed}: {scores}, {found.steps} steps in {found.minutes:.1f} min", flush=True)
             text = table(rows, {name: finished(study, name, root, args.out) for name in rows})
             if args.table:
                 args.table.parent.mkdir(parents=True, exist_ok=True)

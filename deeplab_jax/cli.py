@@ -1,5 +1,6 @@
 """The console script, and how every entry point parses flags and reports errors."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -312,6 +313,10 @@ def _parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) ->
     # What config_flags lets through of a recipe that cannot be imported, and of fields that do not exist.
     except (KeyError, OSError, TypeError, SyntaxError, ImportError, AttributeError) as error:
         raise ConfigError(_unknown_field(str(error)) or f"`--config` cannot be used: {_one_line(error)}") from None
+    given = collections.Counter(re.findall(r"^--?(config\.[\w.]+)", "\n".join(argv), re.MULTILINE))
+    for name, times in given.items():
+        if times > 1 and isinstance(values[name].value, list):  # a tuple's, which would become one longer tuple
+            raise ConfigError(f"`--{name}` is given {times} times: give it once")
     if rest[1:]:
         raise ConfigError(f"`{rest[1]}` is no flag: fields of the config are set with --config.FIELD=VALUE")
     return rest

@@ -97,7 +97,7 @@ class DataConfig:
       photometric: distort brightness, contrast, saturation and hue as mmsegmentation does, on the device.
       rotation: largest angle in degrees by which a sample is turned, either way.
       cutout: height and width of a rectangle that is blanked, as a share of the crop's.
-      threads: host threads that decode and augment; 0 lets tf.data choose.
+      threads: host threads that decode and augment; 0 for as many as the process has cores.
       max_unreadable: training samples whose files may be broken: they are named, and take no part in loss and gradient. One
         more ends the run. Evaluation never skips.
     """

@@ -197,14 +197,15 @@ def test_the_segmenter_is_nchw_and_agrees_with_evaluation(run, street_scenes, tm
 MISTAKES = {
     "unknown field": ("train.py", ["--workdir=x", "--config.data.crop=3"], r"`crop` is no field.*crop_size"),
     "not a number": ("train.py", ["--workdir=x", "--config.optim.lr=fast"], "optim.lr=fast"),
-    "three crop numbers": (
-        "train.py",
-        ["--workdir=x", "--config.data.crop_size=512"],
-        r"`data.crop_size` \(=\(32, 64, 512\)\)",
-    ),
+    "one window number": ("train.py", ["--workdir=x", "--config.eval.window=512"], r"`eval.window` \(=\(512,\)\)"),
     "unknown flag": ("train.py", ["--workdirs=x"], "workdirs"),
     "unknown section": ("train.py", ["--workdir=x", "--config.date.root=3"], r"`date` is no field.*data"),
     "workdir is a file": ("train.py", [f"--workdir={__file__}"], r"`--workdir` \(='.*'\) is a file"),
+    "tuple given twice": (
+        "train.py",
+        ["--workdir=x", "--config.model.multi_grid=(1,2)", "--config.model.multi_grid=(1,1)"],
+        "`--config.model.multi_grid` is given 2 times: give it once",
+    ),
     "word without dashes": ("train.py", ["--workdir=x", "config.seed=1"], "`config.seed=1` is no flag"),
     "no workdir": ("train.py", [], "`--workdir` is missing"),
     "no such config": ("train.py", ["--workdir=x", "--config=nowhere.py"], "nowhere.py"),

@@ -28,7 +28,7 @@ from deeplab_jax.data.sources import Opened, all_of, store_of, unreadable
 from deeplab_jax.data.windows import sample_key
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.machine import keep_freed_memory
+from deeplab_jax.machine import keep_freed_memory, usable_cores
 
 Batch = dict[str, np.ndarray]
 Row = dict[str, tf.Tensor]
@@ -201,10 +201,13 @@ def _parallel(dataset: tf.data.Dataset, sample: Callable[..., Row], threads: int
     keep_freed_memory()
     options = tf.data.Options()
     options.deterministic = True
+    # The tuner may be asleep when an iteration ends, and the end waits for it: as long as the longest wait for a batch to be
+    # taken, such as a compilation, and up to a minute.
+    options.autotune.enabled = False
     if threads:
         options.threading.private_threadpool_size = threads
     sample = tf.autograph.experimental.do_not_convert(sample)  # no Python branch depends on a tensor
-    dataset = dataset.map(sample, num_parallel_calls=threads or tf.data.AUTOTUNE)
+    dataset = dataset.map(sample, num_parallel_calls=threads or usable_cores())
     # Two batches wait at most: more would only hold memory, since the consumer keeps batches on the device as well.
     return dataset.batch(batch_size, drop_remainder=True).prefetch(2).with_options(options)
 

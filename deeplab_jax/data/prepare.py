@@ -199,8 +199,10 @@ def _decode(samples: Samples, rows: Sequence[int], threads: int) -> Iterator[dic
 
     def dataset(start: int, _: tuple[int, ...]) -> tf.data.Dataset:
         indices = tf.data.Dataset.from_tensor_slices(np.array(rows[start:], np.int64))
-        decoded = indices.map(tf.autograph.experimental.do_not_convert(sample), num_parallel_calls=threads or tf.data.AUTOTUNE)
-        return decoded.prefetch(2)
+        options = tf.data.Options()
+        options.autotune.enabled = False  # see pipeline._parallel
+        decoded = indices.map(tf.autograph.experimental.do_not_convert(sample), num_parallel_calls=threads or usable_cores())
+        return decoded.prefetch(2).with_options(options)
 
     def problem(i: int) -> DataError | None:
         try:

@@ -134,13 +134,20 @@ def _read(source: str, fmt: str, ema: bool) -> tuple[state_dicts.StateDict, Netw
 
 
 def _require_same(config: Config, stored: Config, source: str, *, has_aspp: bool) -> None:
-    for field in _SHAPES + _HEAD_SHAPES if has_aspp else _SHAPES:
-        ours, theirs = getattr(config.model, field), getattr(stored.model, field)
-        if ours != theirs:
-            raise ConfigError(f"`model.{field}` (={ours!r}) is {theirs!r} in {source}: set it so, or use other weights")
-    ours, theirs = config.model.atrous_rates, stored.model.atrous_rates
-    if has_aspp and len(ours) != len(theirs):
-        raise ConfigError(f"`model.atrous_rates` (={ours}) are {theirs} in {source}: give as many, or use other weights")
+    ours, theirs = dataclasses.asdict(config.model), dataclasses.asdict(stored.model)
+    fields = [field for field in _SHAPES + _HEAD_SHAPES * has_aspp if ours[field] != theirs[field]]
+    differ = [f"`model.{field}` (={ours[field]!r}) is {theirs[field]!r}" for field in fields]
+    if differ:
+        raise ConfigError(f"{', '.join(differ)} in {source}: set it so, or use other weights")
+    asked, trained = config.model.atrous_rates, stored.model.atrous_rates
+    if has_aspp and len(asked) != len(trained):
+        raise ConfigError(f"`model.atrous_rates` (={asked}) are {trained} in {source}: give as many, or use other weights")
+
+
+def _whose(network: Network) -> str:
+    if not network.is_backbone:
+        return network.fmt
+    return "torchvision and timm" if network.config.model.backbone.startswith("resnet") else "torchvision"
 
 
 def _description(network: Network, source: str) -> list[str]:
@@ -153,7 +160,7 @@ def _description(network: Network, source: str) -> list[str]:
     fields |= {name: getattr(config.eval, name.removeprefix("eval.")) for name in network.origin if name.startswith("eval.")}
     origin = {f"model.{name}": "from the tensors" for name in FROM_TENSORS} | network.origin
     what = "a backbone" if network.is_backbone else f"DeepLabV3, {network.num_classes} classes"
-    lines = [f"{source}: {what}, with the names of {network.fmt}"]
+    lines = [f"{source}: {what}, with the names of {_whose(network)}"]
     lines += [f"  {name} = {value!r}  ({origin.get(name, USUAL)})" for name, value in fields.items()]
     labels = f"  labels = {config.labels.name!r}, {config.labels.num_classes} classes  ({origin.get('labels')})"
     return lines if network.is_backbone else [*lines, labels]
