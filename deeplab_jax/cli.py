@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import difflib
 import functools
 import io
 import re
@@ -24,6 +25,7 @@ from deeplab_jax.label_files import checked_labels
 from deeplab_jax.validation import validate
 
 T = TypeVar("T")
+_NO_CONFIG = "`--config` is missing: give a recipe, such as --config=configs/quickstart.py"
 
 
 def import_weights(
@@ -264,7 +266,7 @@ def checked_config(config: Any) -> Config:
       ConfigError: no file was given, it cannot be read, it holds no `Config`, or `validate` objects.
     """
     if config is None:
-        raise ConfigError("`--config` is missing: give a recipe, such as --config=configs/quickstart.py")
+        raise ConfigError(_NO_CONFIG)
     if not isinstance(config, Config):
         # config_flags defers the error of an unreadable file until an attribute is asked for.
         try:
@@ -306,6 +308,10 @@ def checked_folder(flag: str, value: str | None, example: str) -> str:
 def _parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     try:
         rest = values(list(argv))
+    except flags.UnrecognizedFlagError as error:
+        if error.flagname.startswith("config."):  # a recipe defines these
+            raise ConfigError(_NO_CONFIG) from None
+        raise ConfigError(_one_line(error)) from None
     except flags.Error as error:
         raise ConfigError(_one_line(error)) from None
     except dataclasses.FrozenInstanceError:
@@ -325,7 +331,8 @@ def _parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) ->
 def _one_line(error: BaseException) -> str:
     # config_flags puts a whole traceback into some messages: its last line is the reason.
     head, _, trace = str(error).partition("Traceback")
-    return " ".join(f"{head} {trace.strip().splitlines()[-1] if trace else ''}".split())
+    line = " ".join(f"{head} {trace.strip().splitlines()[-1] if trace else ''}".split())
+    return re.sub(r".*Failed loading config file.*(?=\[Errno)", "", line)
 
 
 def _unknown_field(message: str) -> str:
@@ -334,8 +341,9 @@ def _unknown_field(message: str) -> str:
     found = found or re.search(r"\.(?P<owner>\w+)'>\.(?P<name>\w+) does not exist", message)
     if not found:
         return ""
-    known = ", ".join(field.name for field in dataclasses.fields(getattr(config_module, found["owner"])))
-    return f"`{found['name']}` is no field of the config's {found['owner']}: it has {known}"
+    known = [field.name for field in dataclasses.fields(getattr(config_module, found["owner"]))]
+    near = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(found["name"], known, n=1))
+    return f"`{found['name']}` is no field of the config's {found['owner']}: {near}it has {', '.join(known)}"
 
 
 def _or_exit(work: Callable[[], T]) -> T:

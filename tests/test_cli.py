@@ -1,10 +1,13 @@
 import numpy as np
 import pytest
+from absl import flags
 from conftest import tiny_model
+from ml_collections import config_flags
 
 import deeplab_jax as dl
 from deeplab_jax import cli
 from deeplab_jax.config import Config
+from deeplab_jax.errors import ConfigError
 from deeplab_jax.train.checkpoint import save_model
 from deeplab_jax.weights import names
 from deeplab_jax.weights.convert import variable_shapes
@@ -88,3 +91,21 @@ def test_words_that_do_not_fit_are_one_line(words, message, monkeypatch, capsys)
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert message in err
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # how ml_collections reads a file
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config.seed=1"], "`--config` is missing: give a recipe"),
+        (
+            ["--config=nowhere.py", "--config.seed=1"],
+            "`--config` cannot be used: .* No such file or directory: 'nowhere.py'",
+        ),
+    ],
+)
+def test_fields_without_their_recipe_are_one_line(words, message):
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", values, sys_argv=["", *words])
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        cli._parse_flags(["", *words], values)

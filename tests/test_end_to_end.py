@@ -195,6 +195,7 @@ def test_the_segmenter_is_nchw_and_agrees_with_evaluation(run, street_scenes, tm
 
 
 MISTAKES = {
+    "near a field": ("train.py", ["--workdir=x", "--config.model.decoderwidth=3"], "did you mean decoder_width"),
     "unknown field": ("train.py", ["--workdir=x", "--config.data.crop=3"], r"`crop` is no field.*crop_size"),
     "not a number": ("train.py", ["--workdir=x", "--config.optim.lr=fast"], "optim.lr=fast"),
     "one window number": ("train.py", ["--workdir=x", "--config.eval.window=512"], r"`eval.window` \(=\(512,\)\)"),

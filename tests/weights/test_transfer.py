@@ -176,6 +176,8 @@ def test_backbones_start_a_training(tmp_path, stem, shortcut, fmt, prefix):
     for field, other in others.items():
         with pytest.raises(ConfigError, match=rf"`model\.{field}`"):
             transfer.pretrained_variables(Config(model=dataclasses.replace(config.model, **{field: other})))
+    with pytest.raises(ConfigError, match=r"^`model\.stem` .*, `model\.shortcut` .*: set it so"):
+        transfer.pretrained_variables(Config(model=dataclasses.replace(config.model, **others)))
 
 
 def test_classifiers_are_taken_with_the_same_classes_alone(mmseg, tmp_path):
