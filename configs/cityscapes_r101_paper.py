@@ -7,7 +7,7 @@ Reference: 77.23 mIoU at output stride 16 and 77.82 at 8 (appendix A, single sca
 steps. This recipe has not been run to the end here, so no time is given. Differences: a stage's stride lies in its first
 block (the paper's code puts it in the last block of the stage before); BatchNorm's statistics move by 0.1 a step (paper:
 0.0003); the ImageNet backbone is torchvision's; convolutions are in bfloat16. The backbone is fetched once from the Hugging
-Face hub (pin it: @REVISION); offline, give its file with --config.model.pretrained=FILE.
+Face hub (@REVISION after its name pins it); offline, give its file with --config.model.pretrained=FILE.
 """
 
 from deeplab_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig

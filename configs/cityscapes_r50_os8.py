@@ -7,7 +7,7 @@ Reference: mmsegmentation deeplabv3_r50-d8_4xb2-80k_cityscapes-512x1024, 79.32 m
 backbone on 4 GPUs. This recipe has not been run to the end here, so no time is given. Differences: convolutions are in
 bfloat16, the ImageNet backbone is timm's of the same kind, photometric distortion is not rounded to 8 bits after each
 operation, and the crop's 75 % are counted before the crop is resized. The backbone is fetched once from the Hugging Face hub
-(pin it: @REVISION); offline, give its file with --config.model.pretrained=FILE.
+(@REVISION after its name pins it); offline, give its file with --config.model.pretrained=FILE.
 """
 
 from deeplab_jax.config import Config, DataConfig, EvalConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig

@@ -8,8 +8,8 @@ not been run to the end here, so no time is given. Differences: the ImageNet bac
 distilled with SSLD), with the normalisation that it was trained with; convolutions are in bfloat16; scales are drawn evenly,
 not in steps of 0.25; photometric distortion is mmsegmentation's, where PaddleSeg has its own ranges (0.4 for each, hue 25
 degrees); the third stage's first block has the rate of the stage before (PaddleSeg: 2), and shortcuts of stages without stride
-pool at their rate (PaddleSeg: not). The backbone is fetched once from the Hugging Face hub (pin it: @REVISION); offline, give
-its file with --config.model.pretrained=FILE.
+pool at their rate (PaddleSeg: not). The backbone is fetched once from the Hugging Face hub (@REVISION after its name pins it);
+offline, give its file with --config.model.pretrained=FILE.
 """
 
 from deeplab_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
