@@ -3,10 +3,11 @@
 python train.py --config=configs/camvid_r50.py --config.data.root=CAMVID --workdir=runs/camvid_r50
 python eval.py --config=configs/camvid_r50.py --config.data.root=CAMVID --checkpoint=runs/camvid_r50
 
-Not run yet: it takes a GPU (400 epochs, 18,350 steps), so neither a score nor a time is given. The weights of rare
-classes and the milder resizing are what helped camvid_r18.py (benchmarks/camvid.md, where photometric distortion did not pay
-within minutes); depth, decoder, output stride, distortion and length are the usual ones. For the protocol of most papers add --config.data.train_split=train+val, and evaluate once with
---config.eval.split=test: from scratch they report a test mIoU of 55.6 (SegNet), 51.3 (ENet) and 66.4 (DABNet).
+Not run yet: it takes a GPU (400 epochs, 18,350 steps), so neither a score nor a time is given. The weights of rare classes and
+the milder resizing are what helped camvid_r18.py (benchmarks/camvid.md, where photometric distortion did not pay within
+minutes); depth, decoder, output stride, distortion and length are the usual ones. For the protocol of most papers add
+--config.data.train_split=train+val, and evaluate once with --config.eval.split=test: from scratch they report a test mIoU of
+55.6 (SegNet), 51.3 (ENet) and 66.4 (DABNet).
 """
 
 from deeplab_jax.config import Config, DataConfig, EvalConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
