@@ -308,12 +308,10 @@ def checked_folder(flag: str, value: str | None, example: str) -> str:
 def _parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     try:
         rest = values(list(argv))
-    except flags.UnrecognizedFlagError as error:
-        if error.flagname.startswith("config."):  # a recipe defines these
-            raise ConfigError(_NO_CONFIG) from None
-        raise ConfigError(_one_line(error)) from None
     except flags.Error as error:
-        raise ConfigError(_one_line(error)) from None
+        # The flags of fields exist once a recipe is given.
+        is_field = isinstance(error, flags.UnrecognizedFlagError) and error.flagname.startswith("config.")
+        raise ConfigError(_NO_CONFIG if is_field else _one_line(error)) from None
     except dataclasses.FrozenInstanceError:
         raise ConfigError("`--config.labels` cannot be set by flags: write the label set in the config file") from None
     # What config_flags lets through of a recipe that cannot be imported, and of fields that do not exist.
