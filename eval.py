@@ -13,7 +13,7 @@ from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
-from deeplab_jax.cli import checked_config, checked_folder, define_host_flags, joined_hosts, run_with_flags
+from deeplab_jax.commands.main import checked_config, checked_folder, define_host_flags, joined_hosts, run_with_flags
 from deeplab_jax.config import Config, to_dict
 from deeplab_jax.errors import ConfigError
 
@@ -41,14 +41,15 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
     import jax
     from etils import epath
 
-    from deeplab_jax import hosts
-    from deeplab_jax.compilation import keep_programs
-    from deeplab_jax.evaluation import cityscapes, report
+    from deeplab_jax.checkpoints.store import resolve, restore_model
+    from deeplab_jax.evaluation import cityscapes
+    from deeplab_jax.evaluation import scores as report
     from deeplab_jax.evaluation.evaluate import Visitor, evaluate
     from deeplab_jax.evaluation.pictures import write_pictures
     from deeplab_jax.evaluation.submission import file_names, write_archive, write_prediction
     from deeplab_jax.files import replacing
-    from deeplab_jax.train.checkpoint import resolve, restore_model
+    from deeplab_jax.runtime import hosts
+    from deeplab_jax.runtime.compilation import keep_programs
 
     if output and submission and epath.Path(output).is_relative_to(submission):
         raise ConfigError(f"`--output` (={output!r}) lies in --submission, where any PNG counts as submitted: move it out")
@@ -56,9 +57,9 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
     step = resolve(checkpoint)
     variables = restore_model(str(step), like=config)
     # TensorFlow, for which a wrong checkpoint should not wait.
+    from deeplab_jax.commands.datasets import evaluation_set
     from deeplab_jax.data.instances import read_instances, why_no_instances
     from deeplab_jax.data.lists import describe, digest
-    from deeplab_jax.wiring import evaluation_set
 
     samples, batches = evaluation_set(config, need_labels=False)
     if not (samples.labels or output or submission):

@@ -7,7 +7,7 @@ same command runs on each (docs/clusters.md).
 from absl import flags
 from ml_collections import config_flags
 
-from deeplab_jax.cli import checked_config, checked_folder, define_host_flags, joined_hosts, run_with_flags
+from deeplab_jax.commands.main import checked_config, checked_folder, define_host_flags, joined_hosts, run_with_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe: a Python file with get_config().")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics.jsonl, TensorBoard events.")
@@ -20,10 +20,10 @@ def main() -> None:
     workdir = checked_folder("--workdir", WORKDIR.value, "runs/quickstart")
     with joined_hosts() as console:
         # Imported here so that a mistyped flag is answered at once.
-        from deeplab_jax.compilation import keep_programs
+        from deeplab_jax.commands.datasets import training_data
+        from deeplab_jax.runtime.compilation import keep_programs
         from deeplab_jax.train.loop import train
         from deeplab_jax.weights.transfer import pretrained_variables
-        from deeplab_jax.wiring import training_data
 
         keep_programs()
         data, steps = training_data(config, console.print)

@@ -22,9 +22,9 @@ def ours(args: argparse.Namespace) -> side_by_side.Side:
     """The evaluator that `eval.py` and training use."""
     import jax
 
-    from deeplab_jax.compilation import keep_programs
     from deeplab_jax.evaluation.inference import Evaluator
-    from deeplab_jax.sharding import make_mesh, place, replicated
+    from deeplab_jax.runtime.compilation import keep_programs
+    from deeplab_jax.runtime.mesh import make_mesh, place, replicated
 
     keep_programs()
     config = networks.our_config(args)

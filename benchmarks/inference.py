@@ -26,8 +26,8 @@ def ours(args: argparse.Namespace) -> side_by_side.Side:
     """Through the same functions as `load(...).predict`."""
     import jax
 
-    from deeplab_jax.compilation import compiled, keep_programs
     from deeplab_jax.evaluation import inference
+    from deeplab_jax.runtime.compilation import compiled, keep_programs
 
     keep_programs()
     config = networks.our_config(args)

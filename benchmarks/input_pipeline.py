@@ -55,7 +55,7 @@ def colored(batches: Iterator[Any]) -> Iterator[Any]:
     import jax
     import jax.numpy as jnp
 
-    from deeplab_jax.photometric import distort
+    from deeplab_jax.train.photometric import distort
 
     step = jax.jit(lambda images, factors: distort(images.astype(jnp.float32), factors).astype(jnp.uint8))
     for batch in batches:

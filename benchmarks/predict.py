@@ -19,8 +19,8 @@ import side_by_side
 from rich.console import Console
 
 import deeplab_jax as dl
+from deeplab_jax.predict.images import Options, batch_size, run
 from deeplab_jax.predict.inputs import find, read
-from deeplab_jax.predict.run import Options, batch_size, run
 
 
 def main() -> None:

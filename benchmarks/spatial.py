@@ -29,7 +29,7 @@ from rich.table import Table
 
 from deeplab_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig
 from deeplab_jax.models import DeepLabV3
-from deeplab_jax.sharding import make_mesh, place, replicated
+from deeplab_jax.runtime.mesh import make_mesh, place, replicated
 from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.state import init_state
 from deeplab_jax.train.step import compile_train_step

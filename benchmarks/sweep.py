@@ -23,7 +23,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deeplab_jax.cli import recipe
+from deeplab_jax.commands.main import recipe
 from deeplab_jax.config import Config, digest_of, to_dict
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.train.metrics_log import logged

@@ -21,7 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from deeplab_jax.train.checkpoint import restore_variables
+from deeplab_jax.checkpoints.store import restore_variables
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -24,9 +24,9 @@ def ours(args: argparse.Namespace) -> side_by_side.Side:
     import jax
     import jax.numpy as jnp
 
-    from deeplab_jax.compilation import compiled, keep_programs
     from deeplab_jax.models import DeepLabV3
-    from deeplab_jax.sharding import make_mesh, place, replicated
+    from deeplab_jax.runtime.compilation import compiled, keep_programs
+    from deeplab_jax.runtime.mesh import make_mesh, place, replicated
     from deeplab_jax.train.optimizer import make_optimizer
     from deeplab_jax.train.state import TrainState
     from deeplab_jax.train.step import compile_train_step

@@ -19,7 +19,7 @@ from deeplab_jax.config import Config, DataConfig, EvalConfig, ModelConfig, Opti
 
 def get_config(labels: str = "") -> Config:
     from deeplab_jax.errors import ConfigError
-    from deeplab_jax.label_files import checked_labels
+    from deeplab_jax.labels.files import checked_labels
 
     if not labels:
         raise ConfigError(

@@ -7,8 +7,8 @@ from deeplab_jax.config import Config
 
 
 def get_config(checkpoint: str = "") -> Config:
+    from deeplab_jax.checkpoints.store import stored_config
     from deeplab_jax.errors import ConfigError
-    from deeplab_jax.train.checkpoint import stored_config
 
     if not checkpoint:
         raise ConfigError("`--config` (='configs/stored.py') names no checkpoint: give --config=configs/stored.py:CHECKPOINT")

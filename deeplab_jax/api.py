@@ -9,12 +9,12 @@ import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from deeplab_jax.compilation import Programs, compiled, keep_programs
+from deeplab_jax.checkpoints.store import resolve, restore_model, stored_config
 from deeplab_jax.config import Config
 from deeplab_jax.evaluation import inference
-from deeplab_jax.exported import checked_images
+from deeplab_jax.export.loading import checked_images
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.train.checkpoint import resolve, restore_model, stored_config
+from deeplab_jax.runtime.compilation import Programs, compiled, keep_programs
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,11 +19,11 @@ from PIL import Image
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-from deeplab_jax import cli
+from deeplab_jax.checkpoints.store import Checkpoints
+from deeplab_jax.commands import main as cli
 from deeplab_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
-from deeplab_jax.data import synthetic
 from deeplab_jax.models import DeepLabV3
-from deeplab_jax.train.checkpoint import Checkpoints
+from deeplab_jax.scenes import dataset as synthetic
 from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.state import init_state
 

@@ -15,7 +15,7 @@ from conftest import pixels
 from PIL import Image
 
 import deeplab_jax as dl
-from deeplab_jax.train.checkpoint import restore_variables
+from deeplab_jax.checkpoints.store import restore_variables
 
 ROOT = pathlib.Path(__file__).parent.parent
 SPEED = ("images_per_second", "seconds_per_step", "mfu", "data_wait", "seconds_to_first_step")

@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 @pytest.mark.long
 def test_the_quickstart_recipe_reaches_its_score(tmp_path):
-    from deeplab_jax.data import synthetic
+    from deeplab_jax.scenes import dataset as synthetic
 
     synthetic.write(tmp_path / "scenes")
     flags = ["--config=configs/quickstart.py", f"--config.data.root={tmp_path / 'scenes'}"]

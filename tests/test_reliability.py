@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from deeplab_jax.train.checkpoint import restore_variables
+from deeplab_jax.checkpoints.store import restore_variables
 
 ROOT = pathlib.Path(__file__).parent.parent
 # configs/quickstart.py, shrunk; a save every third step, so that many kills meet one.

@@ -9,8 +9,8 @@ import math
 import tensorflow as tf
 
 from deeplab_jax.config import DataConfig
+from deeplab_jax.data.crops import choose_window, show_image, show_label, uniforms
 from deeplab_jax.data.sources import Cut, Pick, picked, whole
-from deeplab_jax.data.windows import choose_window, show_image, show_label, uniforms
 from deeplab_jax.labels import IGNORE
 
 Pair = tuple[tf.Tensor, tf.Tensor]

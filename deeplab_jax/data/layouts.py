@@ -23,7 +23,7 @@ class Layout:
     Attributes:
       name: what people call it.
       shape: the folders of a split, for messages.
-      labels: name of its label set in `labels.KNOWN`; "" where any is possible.
+      labels: name of its label set in `labels.LABEL_SETS`; "" where any is possible.
       splits: names of the splits that a folder holds in this layout; none where it has another layout.
       pairs: (root, split, label kind) -> (image, label) names relative to the root; label "" for a split without labels.
     """

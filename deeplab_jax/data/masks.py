@@ -13,7 +13,7 @@ from deeplab_jax.data.lists import Samples
 from deeplab_jax.data.read import reason
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import IGNORE, Color, LabelSet, color_of, voc_color
-from deeplab_jax.machine import usable_cores
+from deeplab_jax.runtime.machine import usable_cores
 
 MAX_VALUES = 255
 

@@ -22,13 +22,13 @@ import tensorflow as tf
 
 from deeplab_jax.config import DataConfig
 from deeplab_jax.data import augment
+from deeplab_jax.data.crops import sample_key
 from deeplab_jax.data.iterate import iterate, log_skipped
 from deeplab_jax.data.lists import Samples, value_table
 from deeplab_jax.data.sources import Opened, all_of, store_of, unreadable
-from deeplab_jax.data.windows import sample_key
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.machine import keep_freed_memory, usable_cores
+from deeplab_jax.runtime.machine import keep_freed_memory, usable_cores
 
 Batch = dict[str, np.ndarray]
 Row = dict[str, tf.Tensor]

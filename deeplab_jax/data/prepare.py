@@ -41,7 +41,7 @@ from deeplab_jax.data.records import (
 from deeplab_jax.data.sources import read_sample, store_of
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.files import replacing
-from deeplab_jax.machine import usable_cores
+from deeplab_jax.runtime.machine import usable_cores
 
 SHARD_SAMPLES = 64  # half a gigabyte of Cityscapes
 # What the process `pid` is writing: the manifest, a note or a shard, or a shard that has yet to get its name.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, Int, UInt8, UInt16
 
-from deeplab_jax import metrics
+from deeplab_jax.evaluation import metrics
 from deeplab_jax.labels import CITYSCAPES, IGNORE, LabelSet
 
 Scores = dict[str, float | dict[str, float]]

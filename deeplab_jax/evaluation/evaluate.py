@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from deeplab_jax.config import Config
 from deeplab_jax.evaluation.inference import Evaluator
-from deeplab_jax.sharding import check_batch, local_rows, make_mesh, prefetch, replicated
+from deeplab_jax.runtime.mesh import check_batch, local_rows, make_mesh, prefetch, replicated
 
 Batch = dict[str, np.ndarray]
 

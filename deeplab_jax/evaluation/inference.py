@@ -10,14 +10,16 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, UInt8
 
-from deeplab_jax import hosts, losses, metrics
-from deeplab_jax.compilation import Programs, lean_options
+from deeplab_jax import losses
 from deeplab_jax.config import Config, EvalConfig
+from deeplab_jax.evaluation import metrics
 from deeplab_jax.evaluation.protocols import average_views, slide
 from deeplab_jax.models import DeepLabV3, normalize
+from deeplab_jax.models.extent import Rows, split_rows
 from deeplab_jax.models.resize import resize_by_gather
-from deeplab_jax.models.rows import Rows, split_rows
-from deeplab_jax.sharding import replicated
+from deeplab_jax.runtime import hosts
+from deeplab_jax.runtime.compilation import Programs, lean_options
+from deeplab_jax.runtime.mesh import replicated
 
 Variables = dict[str, Any]
 

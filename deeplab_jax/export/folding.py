@@ -6,7 +6,7 @@ import numpy as np
 from flax import traverse_util
 
 from deeplab_jax.config import ModelConfig
-from deeplab_jax.models import mobilenetv3
+from deeplab_jax.models.backbones import mobilenetv3
 from deeplab_jax.models.layers import BatchNorm
 
 

@@ -9,8 +9,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from deeplab_jax.config import ModelConfig, aspp_rates
-from deeplab_jax.models.mobilenetv3 import Block, blocks_of
-from deeplab_jax.models.resnet import DEPTHS
+from deeplab_jax.models.backbones.mobilenetv3 import Block, blocks_of
+from deeplab_jax.models.backbones.resnet import DEPTHS
 from deeplab_jax.models.stages import stage_dilations
 
 OPSET = 18  # of 2022: what runtimes know

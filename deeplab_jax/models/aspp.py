@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from deeplab_jax.models.extent import Rows
 from deeplab_jax.models.layers import BatchNorm, Conv, Dropout, at_least_float32, image_mean
-from deeplab_jax.models.rows import Rows
 
 
 class ConvBNReLU(nn.Module):

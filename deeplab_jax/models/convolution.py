@@ -14,8 +14,8 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from deeplab_jax.models import winograd
+from deeplab_jax.models.extent import Rows
 from deeplab_jax.models.products import multiply, outer
-from deeplab_jax.models.rows import Rows
 
 # Bytes of input that the product of a tap copies at a time.
 BAND_BYTES = 64 * 2**20

@@ -8,8 +8,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from deeplab_jax.models.aspp import ConvBNReLU
+from deeplab_jax.models.extent import Rows
 from deeplab_jax.models.resize import resize_bilinear
-from deeplab_jax.models.rows import Rows
 
 
 class Decoder(nn.Module):

@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from deeplab_jax.models.convolution import conv2d
-from deeplab_jax.models.rows import Rows
+from deeplab_jax.models.extent import Rows
 
 Initializer = Callable[..., Array]
 

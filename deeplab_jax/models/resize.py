@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from deeplab_jax.models.rows import Rows
+from deeplab_jax.models.extent import Rows
 
 
 def resize_bilinear(

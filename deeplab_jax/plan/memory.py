@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from deeplab_jax.config import Config, MeshConfig
-from deeplab_jax.flops import Layer, layers, total
+from deeplab_jax.models.cost import Layer, layers, total
 
 STAGES = (1, 2, 3, 4)
 

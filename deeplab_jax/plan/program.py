@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from deeplab_jax.config import MeshConfig
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.sharding import batch_shardings, padded_height
+from deeplab_jax.runtime.mesh import batch_shardings, padded_height
 from deeplab_jax.train.begin import Setup, abstract_state
 from deeplab_jax.train.step import batch_names, compile_train_step
 

@@ -11,11 +11,11 @@ import optax
 from jax.sharding import Mesh
 from rich.console import Console
 
-from deeplab_jax.compilation import quick_options
+from deeplab_jax.checkpoints.store import Checkpoints
 from deeplab_jax.config import Config
 from deeplab_jax.models import DeepLabV3
-from deeplab_jax.sharding import check_batch, make_mesh, replicated
-from deeplab_jax.train.checkpoint import Checkpoints
+from deeplab_jax.runtime.compilation import quick_options
+from deeplab_jax.runtime.mesh import check_batch, make_mesh, replicated
 from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.receipt import read_receipts
 from deeplab_jax.train.state import TrainState, init_state, with_variables

@@ -13,15 +13,16 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-from deeplab_jax import hosts
+from deeplab_jax.checkpoints.store import Checkpoints
 from deeplab_jax.config import Config, to_dict
 from deeplab_jax.errors import TrainingError
-from deeplab_jax.evaluation import pictures, report
+from deeplab_jax.evaluation import pictures
+from deeplab_jax.evaluation import scores as report
 from deeplab_jax.evaluation.evaluate import score
 from deeplab_jax.evaluation.inference import Evaluator
-from deeplab_jax.sharding import local_rows, prefetch
+from deeplab_jax.runtime import hosts
+from deeplab_jax.runtime.mesh import local_rows, prefetch
 from deeplab_jax.train.begin import Batch, Data, Pretrained, set_up, starting_state
-from deeplab_jax.train.checkpoint import Checkpoints
 from deeplab_jax.train.optimizer import poly_schedule
 from deeplab_jax.train.receipt import Receipts, start_of
 from deeplab_jax.train.speed import Meter, least_seconds

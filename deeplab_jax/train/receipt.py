@@ -21,10 +21,10 @@ from etils import epath
 from jax.sharding import Mesh
 
 from deeplab_jax import config as config_module
-from deeplab_jax import hosts
 from deeplab_jax.config import Config
 from deeplab_jax.errors import CheckpointError, one_line
 from deeplab_jax.files import replacing
+from deeplab_jax.runtime import hosts
 from deeplab_jax.train.state import TrainState, state_digest
 
 RUN, RECEIPTS, SAMPLES = "run.json", "receipts.jsonl", "samples.tsv"

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from jax.sharding import Mesh
 
-from deeplab_jax.accelerators import mesh_peak_rate
 from deeplab_jax.config import Config
-from deeplab_jax.flops import training_flops
+from deeplab_jax.models.cost import training_flops
+from deeplab_jax.runtime.accelerators import mesh_peak_rate
 
 
 def least_seconds(config: Config, mesh: Mesh) -> tuple[float, str]:

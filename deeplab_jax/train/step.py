@@ -12,13 +12,13 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from deeplab_jax import losses
-from deeplab_jax.compilation import lean_options
 from deeplab_jax.config import Config
 from deeplab_jax.models import DeepLabV3, Outputs, normalize
+from deeplab_jax.models.extent import Rows, split_rows
 from deeplab_jax.models.resize import resize_bilinear
-from deeplab_jax.models.rows import Rows, split_rows
-from deeplab_jax.photometric import distort
-from deeplab_jax.sharding import batch_shardings, replicated
+from deeplab_jax.runtime.compilation import lean_options
+from deeplab_jax.runtime.mesh import batch_shardings, replicated
+from deeplab_jax.train.photometric import distort
 from deeplab_jax.train.state import TrainState
 
 Batch = dict[str, Shaped[Array, "n ..."]]

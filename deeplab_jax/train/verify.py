@@ -9,15 +9,15 @@ import jax
 import numpy as np
 from etils import epath
 
+from deeplab_jax.checkpoints.checksums import broken_seal
+from deeplab_jax.checkpoints.store import FOLDER, Checkpoints, resolve, stored_config
 from deeplab_jax.config import Config, from_dict
 from deeplab_jax.errors import CheckpointError, ConfigError, DataError
-from deeplab_jax.sharding import prefetch
+from deeplab_jax.runtime.mesh import prefetch
 from deeplab_jax.train import receipt
 from deeplab_jax.train.begin import Data, Pretrained, abstract_state, new_state, set_up
-from deeplab_jax.train.checkpoint import FOLDER, Checkpoints, resolve, stored_config
 from deeplab_jax.train.metrics_log import logged
 from deeplab_jax.train.receipt import Consumed, Start, read_receipts, read_samples, read_starts
-from deeplab_jax.train.seal import broken_seal
 from deeplab_jax.train.state import TrainState, state_digest
 from deeplab_jax.train.step import compile_train_step
 

@@ -14,7 +14,7 @@ from deeplab_jax.config import (
     unit_of_each_block,
 )
 from deeplab_jax.errors import CheckpointError
-from deeplab_jax.models.resnet import DEPTHS
+from deeplab_jax.models.backbones.resnet import DEPTHS
 from deeplab_jax.models.stages import STRIDES_OUT, strides_in
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from flax import traverse_util
 
 from deeplab_jax.config import ModelConfig
-from deeplab_jax.models.mobilenetv3 import blocks_of
-from deeplab_jax.models.resnet import DEPTHS
+from deeplab_jax.models.backbones.mobilenetv3 import blocks_of
+from deeplab_jax.models.backbones.resnet import DEPTHS
 
 FORMATS = ("torchvision", "timm", "mmseg")
 HEADS = ("classifier", "aux_classifier")  # the layers that belong to a label set

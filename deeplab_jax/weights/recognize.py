@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from deeplab_jax.config import Config, ModelConfig, from_dict
+from deeplab_jax.config.validation import validate
 from deeplab_jax.errors import CheckpointError, ConfigError, one_line
 from deeplab_jax.labels import CITYSCAPES, VOC
-from deeplab_jax.models.mobilenetv3 import LAST_EXPANSION, STAGES, STEM, scaled
-from deeplab_jax.models.resnet import DEPTHS
-from deeplab_jax.validation import validate
+from deeplab_jax.models.backbones.mobilenetv3 import LAST_EXPANSION, STAGES, STEM, scaled
+from deeplab_jax.models.backbones.resnet import DEPTHS
 from deeplab_jax.weights import names, published
 from deeplab_jax.weights.state_dicts import RECORD, StateDict
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from etils import epath
 
+from deeplab_jax.checkpoints import store as checkpoints
 from deeplab_jax.config import Config, ModelConfig, canonical, to_dict
+from deeplab_jax.config.validation import RESNET_SWITCHES, validate
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.train import checkpoint as checkpoints
-from deeplab_jax.validation import RESNET_SWITCHES, validate
 from deeplab_jax.weights import hub, names, state_dicts
 from deeplab_jax.weights.builders import describe
 from deeplab_jax.weights.convert import to_state_dict, to_variables, variable_shapes

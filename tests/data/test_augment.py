@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from deeplab_jax.config import DataConfig
 from deeplab_jax.data import augment
-from deeplab_jax.data.windows import sample_key, uniforms
+from deeplab_jax.data.crops import sample_key, uniforms
 
 FILL = (123.675, 116.28, 103.53)
 EVERYTHING = DataConfig(

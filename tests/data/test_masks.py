@@ -8,8 +8,7 @@ from PIL import Image
 from deeplab_jax.data.lists import Samples
 from deeplab_jax.data.masks import count_runs, in_parallel, propose, show, survey
 from deeplab_jax.errors import DataError
-from deeplab_jax.label_files import KNOWN
-from deeplab_jax.labels import CITYSCAPES, VOC
+from deeplab_jax.labels import CITYSCAPES, LABEL_SETS, VOC
 
 
 @pytest.fixture
@@ -27,7 +26,7 @@ def masks(tmp_path):
 
 
 def proposed(samples, expected=None):
-    labels, said = propose("mine", survey([samples]), expected, KNOWN)
+    labels, said = propose("mine", survey([samples]), expected, LABEL_SETS)
     return labels, "; ".join(said)
 
 
@@ -40,7 +39,7 @@ def test_ids_are_counted_with_the_file_that_has_most(masks):
         (255, 1, 1, "1.png"),
     ]
     assert (found.files, found.problems, len(seen)) == (2, (), 2)
-    labels, said = propose("mine", found, None, KNOWN)
+    labels, said = propose("mine", found, None, LABEL_SETS)
     assert (labels.names, labels.ids, labels.ignored_ids) == (("class 1", "class 7"), (1, 7), (255,))
     assert "255 is ignored" in said[0]
 
@@ -49,7 +48,7 @@ def test_colours_are_counted(masks):
     red, black, alpha = (255, 0, 0), (0, 0, 0), Image.new("RGBA", (2, 1), (255, 0, 0, 9))
     found = survey([masks([[red, black, red]], alpha, kind="color")])
     assert {show(v, True): f.pixels for v, f in found.values.items()} == {"0,0,0": 1, "255,0,0": 4}
-    labels, said = propose("mine", found, None, KNOWN)
+    labels, said = propose("mine", found, None, LABEL_SETS)
     assert labels.colors == (black, red)
     assert labels.ignored_colors == ()
     assert "black is a class as well" in said[1]

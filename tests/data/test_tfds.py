@@ -10,7 +10,8 @@ import pytest
 import tensorflow as tf
 from rich.console import Console
 
-from deeplab_jax import cli
+from deeplab_jax.commands import main as cli
+from deeplab_jax.commands.data import prepare as command
 from deeplab_jax.config import Config, DataConfig
 from deeplab_jax.data import ranges, sources
 from deeplab_jax.data import tfds as ours
@@ -18,7 +19,6 @@ from deeplab_jax.data.find import find_split
 from deeplab_jax.data.lists import describe, digest
 from deeplab_jax.data.pipeline import eval_batches, plan_evaluation, train_batches
 from deeplab_jax.data.prepare import prepare
-from deeplab_jax.data_commands import prepare as command
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.train import verify as verification

@@ -11,7 +11,8 @@ from PIL import Image
 from deeplab_jax.data.instances import instance_file, read_instances, why_no_instances
 from deeplab_jax.data.lists import find_samples
 from deeplab_jax.errors import ConfigError, DataError
-from deeplab_jax.evaluation import cityscapes, report, submission
+from deeplab_jax.evaluation import cityscapes, submission
+from deeplab_jax.evaluation import scores as report
 from deeplab_jax.labels import CITYSCAPES, IGNORE, LabelSet
 
 CLASS = {name: i for i, name in enumerate(CITYSCAPES.names)}

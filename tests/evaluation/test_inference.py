@@ -8,12 +8,13 @@ from conftest import tiny_model
 
 from deeplab_jax.api import Segmenter
 from deeplab_jax.config import Config, EvalConfig, MeshConfig
-from deeplab_jax.evaluation import inference, pictures, report
+from deeplab_jax.evaluation import inference, pictures
+from deeplab_jax.evaluation import scores as report
 from deeplab_jax.evaluation.evaluate import score
 from deeplab_jax.evaluation.protocols import average_views, slide
 from deeplab_jax.labels import CITYSCAPES
 from deeplab_jax.models import normalize
-from deeplab_jax.sharding import local_rows, make_mesh, place, replicated
+from deeplab_jax.runtime.mesh import local_rows, make_mesh, place, replicated
 
 # Neither windows nor scales divide the 36x50 images; the window is wider than the smaller view.
 PROTOCOL = EvalConfig(batch_size=4, window=(24, 32), scales=(0.5, 1.5), flip=True)

@@ -10,10 +10,11 @@ import pytest
 from conftest import deeplab, tiny_config, tiny_model
 
 import deeplab_jax as dl
-from deeplab_jax import api, exported
+from deeplab_jax import api
 from deeplab_jax.config import EvalConfig
 from deeplab_jax.errors import CheckpointError, DataError
-from deeplab_jax.export import run
+from deeplab_jax.export import export as run
+from deeplab_jax.export import loading as exported
 from deeplab_jax.export.folding import folded
 from deeplab_jax.models import DeepLabV3
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from deeplab_jax.compilation import lean_options
 from deeplab_jax.models import convolution, winograd
 from deeplab_jax.models.convolution import conv2d
 from deeplab_jax.models.layers import BatchNorm, add_relu, average_pool_2x2, max_pool_3x3
 from deeplab_jax.models.resize import resize_bilinear, resize_by_gather
+from deeplab_jax.runtime.compilation import lean_options
 
 
 def reference_conv(x, kernel, stride, rate):

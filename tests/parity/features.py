@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from deeplab_jax.config import Config
-from deeplab_jax.models.deeplabv3 import make_backbone
+from deeplab_jax.models.deeplab import make_backbone
 from deeplab_jax.weights import state_dicts, transfer
 from deeplab_jax.weights.recognize import recognize
 

@@ -18,10 +18,10 @@ import steps
 import torch
 from safetensors.numpy import load_file, save_file
 
+from deeplab_jax.checkpoints.store import restore_model, stored_config
 from deeplab_jax.config import ModelConfig
 from deeplab_jax.evaluation import inference
 from deeplab_jax.models import normalize
-from deeplab_jax.train.checkpoint import restore_model, stored_config
 from deeplab_jax.weights import transfer
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"

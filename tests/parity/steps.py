@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from deeplab_jax.checkpoints.store import restore_model, stored_config
 from deeplab_jax.config import Config, MeshConfig, OptimConfig
 from deeplab_jax.models import DeepLabV3
-from deeplab_jax.sharding import make_mesh
-from deeplab_jax.train.checkpoint import restore_model, stored_config
+from deeplab_jax.runtime.mesh import make_mesh
 from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.state import TrainState
 from deeplab_jax.train.step import compile_train_step

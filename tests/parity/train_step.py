@@ -28,7 +28,7 @@ from live import GOLDEN, filled
 from steps import MEAN, OPTIM, STD, STEPS, Ours, errors, numbers, vanishing
 from torch.nn.functional import cross_entropy, interpolate
 
-from deeplab_jax.models import resnet
+from deeplab_jax.models.backbones import resnet
 
 Numbers = dict[str, np.ndarray]
 SAMPLE = 32  # entries a tensor in the golden file

@@ -9,10 +9,10 @@ import pytest
 from conftest import tiny_config
 from rich.console import Console
 
+from deeplab_jax.commands.datasets import training_data
 from deeplab_jax.errors import TrainingError
 from deeplab_jax.train.loop import train
 from deeplab_jax.train.verify import verify
-from deeplab_jax.wiring import training_data
 
 
 def run(root, workdir, nonfinite):

@@ -7,7 +7,7 @@ from conftest import tiny_config
 
 from deeplab_jax.config import MeshConfig
 from deeplab_jax.errors import CheckpointError
-from deeplab_jax.sharding import make_mesh
+from deeplab_jax.runtime.mesh import make_mesh
 from deeplab_jax.train.receipt import Consumed, Receipts, read_receipts, read_samples, read_starts, start_of, write_start
 from deeplab_jax.train.state import TrainState
 

@@ -1,10 +1,10 @@
 import pytest
 from conftest import tiny_config
 
-from deeplab_jax import accelerators
 from deeplab_jax.config import MeshConfig
-from deeplab_jax.flops import training_flops
-from deeplab_jax.sharding import make_mesh
+from deeplab_jax.models.cost import training_flops
+from deeplab_jax.runtime import accelerators
+from deeplab_jax.runtime.mesh import make_mesh
 from deeplab_jax.train import speed
 
 

@@ -10,7 +10,7 @@ from flax import linen as nn
 from deeplab_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import DeepLabV3, Outputs
-from deeplab_jax.sharding import make_mesh, place, replicated
+from deeplab_jax.runtime.mesh import make_mesh, place, replicated
 from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.state import init_state
 from deeplab_jax.train.step import compile_train_step

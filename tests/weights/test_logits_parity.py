@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from deeplab_jax.checkpoints.store import restore_model, stored_config
 from deeplab_jax.evaluation.inference import evaluation_model
 from deeplab_jax.models import normalize
-from deeplab_jax.train.checkpoint import restore_model, stored_config
 from deeplab_jax.weights import transfer
 
 GOLDEN_FILES = pathlib.Path(fill.__file__).parent / "golden"

@@ -3,8 +3,8 @@ import pytest
 
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.labels import CITYSCAPES, VOC
-from deeplab_jax.models.mobilenetv3 import blocks_of, scaled
-from deeplab_jax.models.resnet import DEPTHS
+from deeplab_jax.models.backbones.mobilenetv3 import blocks_of, scaled
+from deeplab_jax.models.backbones.resnet import DEPTHS
 from deeplab_jax.weights.recognize import recognize
 from deeplab_jax.weights.state_dicts import StateDict
 

@@ -9,11 +9,11 @@ from conftest import tiny_config, tiny_model
 from safetensors.numpy import load_file, save_file
 
 import deeplab_jax as dl
+from deeplab_jax.checkpoints.store import Checkpoints, restore_variables, save_model, stored_config
 from deeplab_jax.config import Config, EvalConfig, ModelConfig
 from deeplab_jax.errors import CheckpointError, ConfigError
 from deeplab_jax.labels import CITYSCAPES, VOC
 from deeplab_jax.models import DeepLabV3
-from deeplab_jax.train.checkpoint import Checkpoints, restore_variables, save_model, stored_config
 from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.state import init_state
 from deeplab_jax.weights import convert, names, transfer

@@ -1,0 +1,1 @@
+"""Checkpoints on disk: saved, restored, verified by checksums."""

@@ -1,6 +1,0 @@
-"""Street scenes with exact labels, drawn with Pillow."""
-
-from deeplab_jax.data.street.canvas import IDS, THINGS, Object, Scene
-from deeplab_jax.data.street.scene import draw_scene
-
-__all__ = ["IDS", "THINGS", "Object", "Scene", "draw_scene"]

@@ -1,0 +1,147 @@
+"""A checkpoint to a file that runs elsewhere, kept if it computes what the checkpoint does."""
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+
+from deeplab_jax.api import Segmenter
+from deeplab_jax.checkpoints.store import resolve, restore_model, stored_config
+from deeplab_jax.config import Config, EvalConfig
+from deeplab_jax.errors import CheckpointError, ConfigError
+from deeplab_jax.evaluation.inference import evaluation_model
+from deeplab_jax.export import loading as exported
+from deeplab_jax.export import stablehlo
+from deeplab_jax.export.folding import folded
+from deeplab_jax.files import replacing
+
+Format = Literal["stablehlo", "onnx"]
+
+# Images, height and width that a file is checked at; odd ones show how sizes are rounded.
+CHECKED_SIZES = ((1, 97, 129), (2, 64, 100))
+LOGITS_TOLERANCE = 1e-4  # |difference| / |logits|: sums in another order differ by 1e-6 or so
+LABELS_TOLERANCE = 1e-3  # share of the pixels: labels change where two logits are equal to the last digits
+
+
+def export(checkpoint: str, out: str, fmt: Format, output: stablehlo.Output, say: Callable[[str], None] = print) -> None:
+    """Writes the network of `checkpoint` to the file `out`, in float32, whole images at one scale.
+
+    Args:
+      checkpoint: what `resolve` takes.
+      out: file to write; it appears whole or not at all.
+      fmt: "stablehlo" (for `exported.load_exported`) or "onnx".
+      output: "labels" or "logits".
+      say: is given what was done, line by line.
+
+    Raises:
+      CheckpointError: there is no checkpoint, or it cannot be read, or the file computes something else.
+      ConfigError: a package is missing, or `out` cannot be written.
+    """
+    if fmt == "onnx":
+        _require_onnx()
+    step = str(resolve(checkpoint))
+    stored = stored_config(step)
+    variables = restore_model(step, like=stored)
+    config = _plain(stored, say)
+    metadata = _metadata(config, step, output)
+    make, load = (_make_onnx, _load_onnx) if fmt == "onnx" else (_make_stablehlo, _load_stablehlo)
+    content = make(config, folded(variables, config.model), output, metadata)
+    with jax.default_matmul_precision("highest"):  # GPUs round to TF32 otherwise
+        found = _differences(load(content), Segmenter(config, jax.device_put(variables)), output)
+    bound = LOGITS_TOLERANCE if output == "logits" else LABELS_TOLERANCE
+    if not all(difference <= bound for difference in found):  # of nan, too
+        said = " and ".join(f"{difference:.1e}" for difference in found)
+        raise CheckpointError(f"`--out` (={out!r}) is not kept: its {output} differ from those of {step} by {said}")
+    with replacing(epath.Path(out)) as file:
+        file.write(content)
+    sizes = ", ".join(f"{n} x {h} x {w}" for n, h, w in CHECKED_SIZES)
+    say(f"checked at {sizes}: {output} differ by at most {max(found):.1e}")
+    say(f"{out}: {len(content) / 2**20:.1f} MiB, uint8 [n, 3, h, w] to {output}, any n, h and w")
+
+
+def _plain(config: Config, say: Callable[[str], None]) -> Config:
+    """The network in float32, on whole images at one scale."""
+    plain = EvalConfig(output_stride=config.eval.output_stride)
+    told = {"window": config.eval.window, "scales": config.eval.scales, "flip": config.eval.flip}
+    if any(value != getattr(plain, field) for field, value in told.items()):
+        say(f"eval.window, eval.scales and eval.flip (={', '.join(map(str, told.values()))}) are no part of the file")
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32"), eval=plain)
+
+
+def _metadata(config: Config, step: str, output: str) -> dict[str, Any]:
+    labels = config.labels
+    return {
+        "labels": labels.name,
+        "names": list(labels.names),
+        "colors": [list(color) for color in labels.colors],
+        "mean": list(config.model.mean),
+        "std": list(config.model.std),
+        "input": "uint8 [n, 3, h, w], RGB; normalised inside",
+        "output": output,
+        "output_stride": evaluation_model(config).config.output_stride,
+        "backbone": config.model.backbone,
+        "checkpoint": epath.Path(step).name,
+        "versions": {name: importlib.metadata.version(name) for name in ("deeplab-jax", "jax", "flax")},
+    }
+
+
+def _make_stablehlo(config: Config, params: dict[str, Any], output: stablehlo.Output, metadata: dict[str, Any]) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as file:
+        file.writestr(exported.METADATA, json.dumps(metadata, indent=2))
+        file.writestr(exported.PROGRAM, stablehlo.serialized(config, params, output))
+    return content.getvalue()
+
+
+def _load_stablehlo(content: bytes) -> Callable[[np.ndarray], np.ndarray]:
+    return exported.load(io.BytesIO(content))
+
+
+def _make_onnx(config: Config, params: dict[str, Any], output: stablehlo.Output, metadata: dict[str, Any]) -> bytes:
+    from deeplab_jax.export import onnx_graph
+
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
+    model = evaluation_model(config).config
+    return onnx_graph.serialized(model, params["params"], config.labels.num_classes, output, texts)
+
+
+def _load_onnx(content: bytes) -> Callable[[np.ndarray], np.ndarray]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"images": images})[0]
+
+
+def _require_onnx() -> None:
+    for name in ("onnx", "onnxruntime"):
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"--format onnx needs {name}: pip install 'deeplab-jax[onnx]'")
+
+
+def _differences(run: Callable[[np.ndarray], np.ndarray], segmenter: Segmenter, output: stablehlo.Output) -> list[float]:
+    """At each of CHECKED_SIZES: of logits |a - b| / |b|, of labels the share of pixels that differ."""
+    found = []
+    for seed, size in enumerate(CHECKED_SIZES):
+        images = _clouds(seed, *size)
+        if output == "labels":
+            found.append(float(np.mean(run(images) != segmenter.predict(images))))
+        else:
+            expected = segmenter.logits(images)
+            found.append(float(np.linalg.norm(run(images) - expected) / np.linalg.norm(expected)))
+    return found
+
+
+def _clouds(seed: int, n: int, h: int, w: int) -> UInt8[np.ndarray, "n 3 h w"]:
+    """Images whose neighbouring pixels are alike, as photographs' are."""
+    coarse = np.random.default_rng(seed).uniform(0, 255, (n, 3, h // 16 + 2, w // 16 + 2))
+    fine = coarse.repeat(16, 2).repeat(16, 3)[:, :, :h, :w]
+    return np.round(0.8 * fine + np.random.default_rng(seed + 1).uniform(0, 51, (n, 3, h, w))).astype(np.uint8)

@@ -1,0 +1,184 @@
+"""A dilated MobileNetV3-Large (Howard et al. 2019, 1905.02244, table 1), as torchvision has it, NHWC."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from deeplab_jax.models.extent import Rows
+from deeplab_jax.models.layers import BatchNorm, Conv, at_least_float32, image_mean
+from deeplab_jax.models.stages import Features, stage_dilations
+
+EPSILON, MOMENTUM = 1e-3, 0.99  # of its BatchNorm
+
+
+class BlockConfig(NamedTuple):
+    """What a block is, whatever precedes it.
+
+    Attributes:
+      size: of the depthwise kernel.
+      expanded: channels of the depthwise convolution.
+      features: channels that the block gives.
+      squeezes: whether it has squeeze-and-excitation.
+      is_hard_swish: its activation, instead of ReLU.
+    """
+
+    size: int
+    expanded: int
+    features: int
+    squeezes: bool
+    is_hard_swish: bool
+
+
+class Block(NamedTuple):
+    """A block in its place.
+
+    Attributes:
+      config: with the channels of this network.
+      expands: whether a 1x1 convolution precedes the depthwise one.
+      is_residual: whether its input is added.
+    """
+
+    config: BlockConfig
+    expands: bool
+    is_residual: bool
+
+
+# At width 64.
+STEM = BlockConfig(3, 16, 16, False, False)
+STAGES = (
+    (BlockConfig(3, 64, 24, False, False), BlockConfig(3, 72, 24, False, False)),
+    (BlockConfig(5, 72, 40, True, False), BlockConfig(5, 120, 40, True, False), BlockConfig(5, 120, 40, True, False)),
+    (
+        BlockConfig(3, 240, 80, False, True),
+        BlockConfig(3, 200, 80, False, True),
+        BlockConfig(3, 184, 80, False, True),
+        BlockConfig(3, 184, 80, False, True),
+        BlockConfig(3, 480, 112, True, True),
+        BlockConfig(3, 672, 112, True, True),
+    ),
+    (BlockConfig(5, 672, 160, True, True), BlockConfig(5, 960, 160, True, True), BlockConfig(5, 960, 160, True, True)),
+)
+LAST_EXPANSION = 6  # of the 1x1 convolution after the last block
+
+
+def scaled(channels: int, width: int) -> int:
+    """Channels of a network of `width`, a multiple of 8 no more than a tenth below width / 64 of those."""
+    return _divisible(channels * width / 64)
+
+
+def _divisible(channels: float) -> int:
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
+
+
+class SqueezeExcitation(nn.Module):
+    """Scales each channel by a function of the means of all (Hu et al. 2017, 1709.01507)."""
+
+    conv: Callable[..., nn.Module]
+    rows: Rows | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        """Returns x, scaled by 0 to 1."""
+        channels = x.shape[-1]
+        layer = functools.partial(self.conv, use_bias=True, rows=None)
+        mean = image_mean(x.astype(at_least_float32(x.dtype)), self.rows)
+        squeezed = nn.relu(layer(_divisible(channels // 4), name="reduce")(mean))
+        scale = nn.hard_sigmoid(layer(channels, name="expand")(squeezed))
+        return x * (self.rows.varying(scale) if self.rows else scale)
+
+
+class InvertedResidual(nn.Module):
+    """1x1 to more channels, a depthwise convolution, squeeze-and-excitation, 1x1 to fewer; perhaps an identity beside it.
+
+    Attributes:
+      block: its form.
+      stride, rate: of the depthwise convolution.
+      conv, norm: layers; see `convolution.conv2d` for `rows`.
+    """
+
+    block: Block
+    stride: int
+    rate: int
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+    rows: Rows | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
+        """Returns [n, ceil(h / stride), ceil(w / stride), block.config.features]."""
+        size, expanded, features, squeezes, is_hard_swish = self.block.config
+        activation = nn.hard_swish if is_hard_swish else nn.relu
+        y = x
+        if self.block.expands:
+            y = self.conv(expanded, name="expand_conv")(y)
+            y = activation(self.norm(name="expand_bn")(y, train))
+        y = self.conv(expanded, size, self.stride, self.rate, is_depthwise=True, name="depthwise_conv")(y)
+        y = activation(self.norm(name="depthwise_bn")(y, train))
+        if squeezes:
+            y = SqueezeExcitation(self.conv, self.rows, name="se")(y)
+        y = self.conv(features, name="project_conv")(y)
+        y = self.norm(name="project_bn")(y, train)
+        return x + y if self.block.is_residual else y
+
+
+def blocks_of(width: int) -> list[list[Block]]:
+    """By stage, the stem's block before the first."""
+    channels, stages = scaled(STEM.features, width), []
+    for i, stage in enumerate(((STEM,), *STAGES)):
+        blocks = []
+        for j, config in enumerate(stage):
+            own = config._replace(expanded=scaled(config.expanded, width), features=scaled(config.features, width))
+            # A stage's first block has a stride, or had one before it was dilated.
+            keeps_grid = i == 0 or j > 0
+            blocks.append(Block(own, own.expanded != channels, keeps_grid and own.features == channels))
+            channels = own.features
+        stages.append(blocks)
+    return stages
+
+
+class MobileNetV3(nn.Module):
+    """Its features, of three stages; the auxiliary ones are those of torchvision's segmentation network, at stride 8.
+
+    Attributes:
+      width: 64 is the published network, other widths are in proportion; see `scaled`.
+      output_stride: 8, 16 or 32; stages beyond it trade their stride for a rate.
+      multi_grid: see `config.ModelConfig`.
+      dtype: what the convolutions compute in.
+      remat: stages, from 1, whose blocks are computed again in the backward pass.
+      rows: see `convolution.conv2d`.
+    """
+
+    width: int = 64
+    output_stride: int = 16
+    multi_grid: tuple[float, ...] = (0.5, 1.0, 1.0)
+    dtype: Any = jnp.float32
+    remat: tuple[int, ...] = ()
+    rows: Rows | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w 3"], train: bool) -> Features:
+        """Returns features at strides 4, 8 and `output_stride`."""
+        conv = functools.partial(Conv, dtype=self.dtype, rows=self.rows)
+        norm = functools.partial(BatchNorm, momentum=MOMENTUM, epsilon=EPSILON, rows=self.rows)
+        (stem,), *stages = blocks_of(self.width)
+        x = conv(scaled(STEM.features, self.width), 3, 2, name="stem_conv")(x)
+        x = nn.hard_swish(norm(name="stem_bn")(x, train))
+        x = InvertedResidual(stem, 1, 1, conv, norm, self.rows, name="stem_block")(x, train)
+        dilations = stage_dilations([len(stage) for stage in stages], self.output_stride, self.multi_grid, stem_stride=2)
+        found = []
+        for i, (stage, own) in enumerate(zip(stages, dilations, strict=True), start=1):
+            make: Any = nn.remat(InvertedResidual, static_argnums=(2,)) if i in self.remat else InvertedResidual
+            outputs = []
+            for j, (block, dilation) in enumerate(zip(stage, own, strict=True), start=1):
+                name = f"stage{i}_block{j}"
+                x = make(block, dilation.stride, dilation.rate, conv, norm, self.rows, name=name)(x, train)
+                outputs.append(x)
+            found.append(outputs)
+        last = conv(LAST_EXPANSION * x.shape[-1], name="stage4_conv")(x)
+        last = nn.hard_swish(norm(name="stage4_bn")(last, train))
+        return Features(low=found[0][-1], aux=found[1][0], last=last)

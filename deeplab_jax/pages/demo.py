@@ -1,0 +1,157 @@
+"""`deeplab-jax demo`: a local page to drop an image on and see what the network makes of it (Gradio)."""
+
+import contextlib
+import math
+import os
+import pathlib
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import gradio
+import numpy as np
+from jaxtyping import UInt8
+
+from deeplab_jax.api import Segmenter
+from deeplab_jax.errors import ConfigError, DataError, DeeplabError, one_line
+from deeplab_jax.evaluation.pictures import overlay
+from deeplab_jax.labels import LabelSet
+from deeplab_jax.pages import html_page
+from deeplab_jax.predict.inputs import read, size
+
+LARGEST = 2**26  # pixels of a file that is decoded at all: it then takes 200 MB
+LONGEST = 2**14  # side of such a file: a thin image cannot be reduced to the pixels that are wanted
+SESSION_SECONDS = 3600  # after which uploads, and what was computed of them, are deleted
+
+CSS = """
+.shares table { width: 100%; border-collapse: collapse } .shares td, .shares th { padding: .2rem .4rem; text-align: right }
+.shares td, .shares th { border: 0; border-bottom: 1px solid #8884 }
+.shares td:first-child, .shares th:first-child { text-align: left }
+.shares i { display: inline-block; width: 1em; height: 1em; margin-right: .5em; vertical-align: -.1em; border: 1px solid #8888 }
+"""
+
+
+class Segmented(NamedTuple):
+    """An image as the network saw it, and its train ids."""
+
+    image: UInt8[np.ndarray, "h w 3"]
+    labels: UInt8[np.ndarray, "h w"]
+
+
+def segmented(segmenter: Segmenter, path: str, max_pixels: int) -> Segmented:
+    """The image of a file, reduced to `max_pixels` where it has more, and its labels.
+
+    Raises:
+      DataError: it cannot be read, or is larger than LARGEST or LONGEST.
+    """
+    file = pathlib.Path(path)
+    height, width = size(file)
+    if height * width > LARGEST or max(height, width) > LONGEST:
+        raise DataError(
+            f"{file.name} has {width}x{height} pixels: reduce it to {LARGEST / 1e6:.0f} million or fewer, {LONGEST} a side"
+        )
+    image = read(file)
+    side = math.floor(max(height, width) * min(1.0, math.sqrt(max_pixels / (height * width))))
+    image = html_page.reduced(image, side)
+    return Segmented(image, segmenter.predict(image.transpose(2, 0, 1)[None])[0])
+
+
+def shares(labels: UInt8[np.ndarray, "h w"], label_set: LabelSet) -> str:
+    """The classes of an image with their colours and shares of its pixels, largest first, as an HTML table."""
+    counts = np.bincount(labels.ravel(), minlength=label_set.num_classes)
+    rows = [
+        (html_page.chip(label_set, k) + html_page.text(label_set.names[k]), f"{counts[k] / labels.size:.1%}")
+        for k in np.argsort(-counts, kind="stable").tolist()
+        if counts[k]
+    ]
+    return html_page.table(("class", "share of the pixels"), rows)
+
+
+@contextlib.contextmanager
+def uploads() -> Iterator[None]:
+    """A folder of its own for what is uploaded and computed while the block lasts, SIGTERM included."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with tempfile.TemporaryDirectory(prefix="deeplab-jax-demo-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # which Gradio asks for as the page is made
+        yield
+
+
+def blocks(segmenter: Segmenter, name: str, max_pixels: int) -> gradio.Blocks:
+    """The page of a network called `name`: image in; overlay, opacity, legend with shares out.
+
+    Moving the slider does not run the network again.
+    """
+
+    def segment(path: str | None, opacity: float) -> tuple[Any, str, Segmented | None]:
+        if path is None:
+            return None, "", None
+        try:
+            found = segmented(segmenter, path, max_pixels)
+        except DeeplabError as error:
+            message = str(error).replace(path, pathlib.Path(path).name)
+            raise gradio.Error(message, print_exception=False) from None
+        return overlay(*found, segmenter.label_set, opacity), shares(found.labels, segmenter.label_set), found
+
+    def blend(found: Segmented | None, opacity: float) -> Any:
+        return None if found is None else overlay(*found, segmenter.label_set, opacity)
+
+    title = f"deeplab_jax: {name}"
+    with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(SESSION_SECONDS, SESSION_SECONDS)) as page:
+        gradio.HTML(f"<h2>{html_page.text(title)}</h2>")
+        found = gradio.State(time_to_live=SESSION_SECONDS)
+        with gradio.Row():
+            image: Any = gradio.Image(label="Image", type="filepath", sources=["upload", "clipboard"], elem_id="image")
+            # Reading the file, and saying why it cannot be read, is ours. (Gradio writes files beside a subclass's module.)
+            image.preprocess = lambda payload: payload and payload.path
+            shown = gradio.Image(
+                label="Overlay", interactive=False, format="png", buttons=["download", "fullscreen"], elem_id="overlay"
+            )
+        opacity = gradio.Slider(0, 1, 0.5, step=0.05, label="Opacity", elem_id="opacity")
+        classes = gradio.HTML(elem_id="classes", elem_classes="shares")
+        image.change(segment, [image, opacity], [shown, classes, found], api_visibility="private")
+        opacity.change(blend, [found, opacity], shown, show_progress="hidden", api_visibility="private")
+    return page
+
+
+def serve(page: gradio.Blocks, *, host: str, port: int | None, max_mib: int) -> None:
+    """Serves until Ctrl-C, and says where.
+
+    Args:
+      page: what `blocks` returns.
+      host: address to listen on.
+      port: None for the first free one from 7860 on.
+      max_mib: largest upload.
+
+    Raises:
+      ConfigError: host and port cannot be listened on.
+    """
+    # Gradio tries a hundred ports, for minutes, where the host is not this machine's.
+    try:
+        with socket.create_server((host, port or 0), reuse_port=False):
+            pass
+    except OSError as error:
+        raise ConfigError(f"`--host`, `--port` (={host!r}, {port}) cannot be used ({one_line(error)}): choose others") from None
+    # Fonts of the system: the page needs no network.
+    theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    try:
+        _, url, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            max_file_size=max_mib * 2**20,
+            prevent_thread_lock=True,
+            share=False,
+            quiet=True,
+            show_error=True,
+            state_session_capacity=16,
+            footer_links=[],
+            enable_monitoring=False,
+            theme=theme,
+            css=CSS,
+        )
+    except OSError as error:
+        raise ConfigError(f"`--port` (={port}) cannot be used ({one_line(error)}): choose another") from None
+    print(f"{url} until Ctrl-C", flush=True)
+    page.block_thread()

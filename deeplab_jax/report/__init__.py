@@ -1,1 +1,0 @@
-"""`deeplab-jax report`: a run as one HTML page."""

@@ -1,0 +1,6 @@
+"""Street scenes with exact labels, drawn with Pillow."""
+
+from deeplab_jax.scenes.canvas import IDS, THINGS, Object, Scene
+from deeplab_jax.scenes.scene import draw_scene
+
+__all__ = ["IDS", "THINGS", "Object", "Scene", "draw_scene"]

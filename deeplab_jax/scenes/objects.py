@@ -1,0 +1,275 @@
+"""What stands on the pavement, people, two-wheelers and vehicles."""
+
+import dataclasses
+
+import numpy as np
+
+from deeplab_jax.labels import Color
+from deeplab_jax.scenes.canvas import Canvas, Mapping, Parts, Points
+from deeplab_jax.scenes.shapes import (
+    DARK,
+    GLASS,
+    HAIR,
+    METAL,
+    PAINT,
+    RED,
+    SKIN,
+    STEEL,
+    TROUSERS,
+    WHITE,
+    YELLOW,
+    arc,
+    bars,
+    cells,
+    hull,
+    path,
+    pick,
+    rect,
+    shade,
+    some,
+)
+
+# What stands on the pavement, each at (x, z).
+
+
+def pavement(c: Canvas, x: float, near: float) -> None:
+    """People, posts and parked two-wheelers in a row, from far to near; the first place is `near` metres ahead."""
+    extra = pick(c.rng, {litter_bin: 0.4, signs: 0.3, motorcycle: 0.3})
+    kinds = [signal, sign, lamp, person, person, person, bicycle, extra]
+    places = near + np.cumsum(c.rng.uniform(0.8, 2.2, len(kinds)))
+    for k, z in zip(c.rng.permutation(len(kinds)), places[::-1], strict=True):
+        kinds[k](c, x + c.rng.uniform(-0.5, 0.5), z)
+
+
+def pole(c: Canvas, outline: Points, on: Mapping) -> None:
+    """A pole of any outline, shaded on its right."""
+    color = some(c.rng, METAL)
+    c.add("pole", outline, color, [(rect(0.03, 0.16, 0, 9), shade(color, 0.7))], on)
+
+
+def lamp(c: Canvas, x: float, z: float) -> None:
+    """A street lamp, its arm over the road."""
+    pole(c, path("-.15,0 .15,0 .14,4.6 1.6,4.9 1.6,5.15 -.14,4.85"), c.board(x, z, -np.sign(x), c.rng.uniform(0.9, 1.15)))
+
+
+def signal(c: Canvas, x: float, z: float) -> None:
+    """A traffic light."""
+    on, lit = c.board(x, z, scale=c.rng.uniform(0.9, 1.1)), c.rng.integers(3)
+    pole(c, rect(-0.15, 0.15, 0, 2.8), on)
+    lamps = ((3.85, (214, 52, 40)), (3.39, (236, 176, 44)), (2.93, (64, 190, 96)))
+    parts = [(arc(0, y, 0.2), shade(color, 1 if k == lit else 0.38)) for k, (y, color) in enumerate(lamps)]
+    c.add("traffic light", rect(-0.36, 0.36, 2.6, 4.15), DARK, parts, on)
+
+
+def sign(c: Canvas, x: float, z: float) -> None:
+    """A traffic sign."""
+    pole(c, rect(-0.15, 0.15, 0, 2.6), c.board(x, z))
+    plate(c, x, 2.6, z)
+
+
+def signs(c: Canvas, x: float, z: float) -> None:
+    """Two signs on a pair of posts: `polegroup`, which is not evaluated."""
+    c.add("polegroup", rect(-0.3, 0.3, 0, 2.4), STEEL, [(rect(-0.12, 0.12, 0, 2.4), DARK)], c.board(x, z))
+    plate(c, x, 1.7, z)
+    plate(c, x, 2.7, z)
+
+
+def plate(c: Canvas, x: float, y: float, z: float) -> None:
+    """The plate of a traffic sign of one of six kinds, its middle at height y."""
+    blue, disc, dash = (36, 84, 172), arc(0, 0, 0.5, n=14), rect(-0.28, 0.28, -0.09, 0.09)
+    up, diamond = path("-.55,-.5 .55,-.5 0,.53"), path(".58,0 0,.58 -.58,0 0,-.58")
+    kinds: list[tuple[Points, Color, Parts]] = [
+        (disc, RED, [(0.68 * disc, WHITE), (0.8 * dash, DARK)]),
+        (disc, RED, [(dash, WHITE)]),
+        (disc, blue, [(0.4 * up, WHITE)]),
+        (up, RED, [(0.6 * up - (0, 0.06), WHITE)]),
+        (rect(-0.5, 0.5, -0.5, 0.5), blue, [(dash, WHITE), (dash[:, ::-1], WHITE)]),
+        (diamond, WHITE, [(0.75 * diamond, YELLOW)]),
+    ]
+    outline, color, parts = kinds[c.rng.integers(len(kinds))]
+    c.add("traffic sign", outline, color, parts, lambda p: c.at(x + p[..., 0], y + p[..., 1], z))
+
+
+def litter_bin(c: Canvas, x: float, z: float) -> None:
+    """A litter bin: `static`, which is not evaluated."""
+    color = some(c.rng, PAINT)
+    c.add("static", path("-.3,0 .3,0 .38,1 -.38,1"), color, [(rect(-0.4, 0.4, 0.85, 1), shade(color, 0.6))], c.board(x, z))
+
+
+def person(c: Canvas, x: float, z: float) -> None:
+    """Somebody standing or walking."""
+    rng, legs = c.rng, path(".19,.9 .21,0 .04,0 0,.72 -.04,0 -.21,0 -.19,.9")
+    spread = 1 + rng.uniform(0, 0.9) * (1 - legs[:, 1:]) * (1, 0)  # the stride
+    arms, back = path(".07,1.48 .26,1.43 .34,.84 .22,.84"), path("-.22,.84 -.34,.84 -.26,1.43 -.07,1.48")
+    outline = np.concatenate([arms, legs * spread, back, arc(0, 1.62, 0.15, 240, -60)])
+    skin, shirt, hair, trousers = some(rng, SKIN), some(rng, PAINT), some(rng, HAIR), some(rng, TROUSERS)
+    parts = [(rect(-1, 1, 0, 0.95), trousers), (rect(-1, 1, 0, 0.08), DARK), (rect(-0.4, 0.4, 0.82, 0.92), skin)]
+    parts += [(rect(-0.19, 0.19, 0.8, 0.95), trousers), (cells([-0.2, 0.17], [0.9], 0.03, 0.4), shade(shirt, 0.7))]
+    parts += [(rect(-0.2, 0.2, 1.46, 1.8), skin), (rect(-0.2, 0.2, 1.66, 1.8), hair)]
+    c.add("person", outline, shirt, parts, c.board(x, z, scale=rng.uniform(0.92, 1.1)))
+
+
+# Two-wheelers, from the side.
+
+
+def sideways(c: Canvas, x: float, z: float) -> Mapping:
+    """The board of something that turns its side to us, or nearly so, and looks either way."""
+    return c.board(x, z, c.rng.uniform(0.8, 0.95) * c.rng.choice((-1, 1)), 1.1)
+
+
+def bicycle(c: Canvas, x: float, z: float, on: Mapping | None = None) -> None:
+    """A bicycle, seen through its wheels."""
+    saddle, handlebar = path("-.32,.82 -.4,1 -.08,1 -.12,.82 .34,.85"), path(".26,1 .3,1.12 .52,1.12 .5,.9")
+    crank, hubs = path(".06,.2 -.1,.2"), path("-.55,.36 .55,.36")[:, None]
+    outline = np.concatenate([arc(-0.55, 0.36, 0.38, -20, -280), saddle, handlebar, arc(0.55, 0.36, 0.38, 100, -160), crank])
+    rim, spokes = arc(0, 0, 0.33, 0, 360, 17), arc(0, 0, 0.33, 0, 300, 6)
+    starts, stops = "-.55,.36 -.03,.3 -.2,.82 -.03,.3 -.55,.36 .55,.36", "-.03,.3 -.22,.86 .42,.85 .42,.85 -.2,.82 .38,1.08"
+    parts = [(bars(hubs + 0 * spokes, hubs + spokes, 0.025), STEEL), (bars(hubs + rim[:-1], hubs + rim[1:], 0.09), DARK)]
+    parts += [(bars(path(starts), path(stops), 0.085), some(c.rng, PAINT))]
+    parts += [(bars(path("-.4,.95 .28,1.07"), path("-.06,.95 .54,1.07"), 0.1), DARK)]
+    c.add("bicycle", outline, None, parts, on or sideways(c, x, z))
+
+
+def motorcycle(c: Canvas, x: float, z: float, on: Mapping | None = None) -> None:
+    """A motorcycle: fat tyres, engine, tank."""
+    paint, top = some(c.rng, PAINT), path("-.95,.86 -.5,.92 0,.92 .3,1.05 .36,1.2 .56,1.2 .62,.95")
+    low = path(".2,.18 -.25,.18")
+    outline = np.concatenate([arc(-0.68, 0.34, 0.36, -40, -250), top, arc(0.72, 0.34, 0.36, 100, -150), low])
+    parts = [(arc(u, 0.34, r), color) for u in (-0.68, 0.72) for r, color in ((0.37, DARK), (0.2, STEEL), (0.08, DARK))]
+    parts += [(path(".67,.32 .77,.36 .51,1.17 .41,1.13"), STEEL), (rect(-0.3, 0.3, 0.2, 0.62), (86, 88, 92))]
+    parts += [(path(".05,.2 .05,.3 -.8,.39 -.8,.29"), WHITE), (path("-1,.9 -.3,.8 -.3,.66 -.85,.72"), paint)]
+    parts += [(path("-.12,.7 -.05,.95 .32,1.04 .42,.72"), paint), (rect(-0.6, -0.08, 0.8, 0.94), DARK)]
+    parts += [(arc(0.6, 0.98, 0.1), (250, 240, 190)), (rect(0.34, 0.58, 1.12, 1.2), DARK)]
+    c.add("motorcycle", outline, (52, 52, 56), parts, on or sideways(c, x, z))
+
+
+def rider(c: Canvas, on: Mapping) -> None:
+    """Somebody in the saddle: leaning forward, with a helmet and a bright band."""
+    rng, back = c.rng, path("-.38,.86 -.36,1.15 -.16,1.52 0,1.56")
+    front = path(".2,1.48 .52,1.16 .5,1.02 .2,1.2 .06,1 .32,.82 .2,.26 0,.26 .08,.7 -.2,.8")
+    helmet = some(rng, (WHITE, YELLOW, RED, (40, 60, 150)))
+    parts = [(rect(-1, 1, 0, 0.98), some(rng, TROUSERS)), (rect(-1, 1, 0, 0.36), DARK), (rect(0.42, 1, 1, 1.12), DARK)]
+    parts += [(path("-.5,1.1 .2,1.26 .2,1.36 -.5,1.22"), (214, 232, 60)), (rect(0, 0.4, 1.54, 1.72), some(rng, SKIN))]
+    parts += [(rect(-0.2, 0.4, 1.7, 2), helmet), (rect(-0.2, 0.06, 1.6, 1.8), helmet)]
+    c.add("rider", np.concatenate([back, arc(0.1, 1.72, 0.18, 230, -60), front]), some(rng, PAINT), parts, on)
+
+
+def cyclist(c: Canvas, x: float, z: float) -> None:
+    """A rider on a bicycle."""
+    on = sideways(c, x, z)
+    bicycle(c, x, z, on)
+    rider(c, on)
+
+
+def motorcyclist(c: Canvas, x: float, z: float) -> None:
+    """A rider on a motorcycle, nearer than a car would be."""
+    on = sideways(c, x, 0.75 * z)
+    motorcycle(c, x, z, on)
+    rider(c, on)
+
+
+# Vehicles, from behind or in front: (x, z) is the middle of the face that looks at us.
+
+
+@dataclasses.dataclass(slots=True)
+class Body:
+    """A profile drawn out to a solid.
+
+    Attributes:
+      label: its Cityscapes name.
+      width: metres.
+      profile: outline from the side, [k, 2]: (metres behind the face that looks at us, up).
+      color: of the body.
+      face: details of that face, (right, up).
+      flank: details of the side, (metres behind the face, up), drawn where the side can be seen.
+      taper: share of the width that is lost per metre above the waist (0.9 m), details included.
+    """
+
+    label: str
+    width: float
+    profile: Points
+    color: Color
+    face: Parts
+    flank: Parts
+    taper: float = 0
+
+    def draw(self, c: Canvas, x: float, z: float) -> None:
+        """Paints it with its face at (x, z), a little larger or smaller than it is on paper."""
+        scale, half = c.rng.uniform(0.94, 1.06), self.width / 2
+
+        def at(u: Points | float, p: Points, depth: Points | float) -> Points:
+            narrowed = u * (1 - self.taper * np.clip(p[..., 1] - 0.9, 0, 1))
+            return c.at(x + scale * narrowed, scale * p[..., 1], z + scale * depth)
+
+        sides = [at(u, self.profile, self.profile[:, 0]) for u in (-half, half)]
+        front = rect(-half, half, 0, self.profile[1, 1])
+        parts = [(at(p[..., 0], p, 0.0), color) for p, color in [(front, self.color), *self.face]]
+        if abs(x) > scale * half:
+            flank = [(self.profile, shade(self.color, 0.8)), *self.flank]
+            parts = [(at(-np.sign(x) * half, p, p[..., 0]), color) for p, color in flank] + parts
+        c.add(self.label, hull(np.concatenate(sides)), shade(self.color, 1.15), parts)
+
+
+def wheels(*places: float, radius: float) -> Parts:
+    """Wheels for a flank."""
+    return [(arc(z, radius, r), color) for z in places for r, color in ((radius, DARK), (radius / 2, STEEL))]
+
+
+def lights(c: Canvas, u: float, y: float, size: float) -> Parts:
+    """A pair of tail lights, or of headlights."""
+    color = (214, 30, 30) if c.rng.random() < 0.5 else (252, 244, 206)
+    return [(cells([-u - size, u - size], [y - 0.6 * size], 2 * size, 1.2 * size), color)]
+
+
+def car(c: Canvas, x: float, z: float) -> None:
+    """A car: a low cabin of glass on a wider body."""
+    paint, glass = some(c.rng, PAINT), shade(GLASS, 0.7)
+    face = [(path("-.9,.98 .9,.98 .85,1.65 -.85,1.65"), glass), (rect(-1, 1, 0.25, 0.42), shade(paint, 0.55))]
+    face += [(rect(-1, 1, 0, 0.25), DARK), (rect(-0.26, 0.26, 0.5, 0.66), WHITE), *lights(c, 0.72, 0.76, 0.16)]
+    flank = [(rect(0, 5, 0, 0.22), DARK), *wheels(0.8, 3.4, radius=0.34)]
+    flank += [(path(".5,1 .85,1.47 1.5,1.47 1.5,1"), glass), (path("1.62,1 1.62,1.47 2.5,1.47 3,1"), glass)]
+    profile = path("0,0 0,.95 .3,1 .7,1.55 2.6,1.55 3.3,1 4.2,.85 4.3,0")
+    Body("car", 1.8, profile, paint, face, flank, taper=0.35).draw(c, x, z)
+
+
+def truck(c: Canvas, x: float, z: float) -> None:
+    """A lorry: a tall ribbed box with doors, open below, and its cab ahead."""
+    paint = some(c.rng, PAINT)
+    edge, profile = shade(paint, 0.6), path("0,0 0,3.45 6,3.45 6.1,2.7 7.8,2.6 8,0")
+    frame = (rect(-2, 2, 0.9, 1.05), rect(-2, 2, 3.3, 4), rect(-0.05, 0.05, 0.9, 4))
+    face = [(rect(-2, 2, 0, 0.9), DARK), *((p, edge) for p in frame), *lights(c, 1.0, 0.5, 0.13)]
+    face += [(cells([-0.5, 0.4], [1.05], 0.07, 2.2), WHITE), (cells(np.arange(-1.25, 1, 0.5), [0.62], 0.25, 0.18), RED)]
+    flank = [(rect(0, 6, 0, 0.9), DARK), (cells(np.arange(0.2, 6, 0.7), [0.9], 0.12, 3), edge), (rect(6, 8, 0, 4), edge)]
+    flank += [(rect(6.5, 7.8, 1.5, 2.4), GLASS), *wheels(1, 2.1, 6.9, radius=0.48)]
+    Body("truck", 2.5, profile, paint, face, flank).draw(c, x, z)
+
+
+def bus(c: Canvas, x: float, z: float) -> None:
+    """A bus: one band of glass all around, a lit destination above it, a stripe below."""
+    paint, stripe = some(c.rng, PAINT), some(c.rng, (YELLOW, WHITE, (60, 160, 190)))
+    face = [(rect(-1.12, 1.12, 1.35, 2.5), GLASS), (path("-.9,1.4 -.3,1.4 .3,2.45 -.3,2.45"), shade(GLASS, 1.3))]
+    face += [(rect(-0.9, 0.9, 2.6, 2.96), DARK), (rect(-0.6, 0.6, 2.7, 2.86), YELLOW)]
+    skirt = [(rect(-2, 12, 0.85, 1.12), stripe), (rect(-2, 12, 0, 0.3), DARK)]
+    flank = [*skirt, (cells(np.arange(0.3, 10, 1.5), [1.35], 1.35, 1.15), GLASS), *wheels(2.2, 8.5, radius=0.46)]
+    face += [*skirt, *lights(c, 0.95, 0.6, 0.17)]
+    Body("bus", 2.5, path("0,0 0,3.1 11,3.1 11.2,0"), paint, face, flank).draw(c, x, z)
+
+
+def train(c: Canvas, x: float, z: float) -> None:
+    """A tram: long, cream over a coloured skirt, a pantograph on its roof."""
+    skirt, cream = some(c.rng, PAINT), some(c.rng, ((236, 226, 200), (226, 228, 230)))
+    face = [(rect(-2, 2, 0, 1.25), skirt), (path("-1,1.5 1,1.5 .8,2.75 -.8,2.75"), shade(GLASS, 0.75))]
+    face += [(rect(-2, 2, 0, 0.25), DARK), (rect(-0.06, 0.06, 0.3, 1.2), cream), *lights(c, 0.9, 0.8, 0.15)]
+    flank = [(rect(0, 24, 0, 1.25), shade(skirt, 0.8)), (cells(np.arange(1.2, 23, 1.7), [1.6], 1.1, 1.0), GLASS)]
+    flank += [(cells([3.0, 9.8, 16.6], [0.3], 1.2, 2.3), shade(skirt, 0.6)), (rect(0, 24, 3.05, 3.3), STEEL)]
+    profile = path("0,.1 0,2.8 .8,3.3 2.5,3.3 3.2,4 4.6,4 5.3,3.3 24,3.3 24,.1")
+    Body("train", 2.6, profile, cream, face, flank).draw(c, x, z)
+
+
+def hood(c: Canvas) -> None:
+    """The bonnet of the car that carries the camera: `ego vehicle`, which is not evaluated."""
+    w, rise, color = c.width, c.rng.uniform(0.05, 0.1) * c.height, some(c.rng, ((40, 42, 48), (90, 94, 100), (120, 30, 30)))
+    across, below = np.linspace(-1, 1, 15), np.array((0, rise))
+    outline = np.stack([w / 2 + 0.44 * w * across, c.height - 1 - rise * np.sqrt(1 - across**4)], -1)
+    shine = np.concatenate([outline + 0.15 * below, outline[::-1] + 0.35 * below])
+    c.add("ego vehicle", outline, color, [(shine, shade(color, 1.5))])

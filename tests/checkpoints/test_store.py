@@ -1,0 +1,214 @@
+import dataclasses
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny_config, tiny_model
+
+from deeplab_jax.checkpoints.checksums import broken_seal
+from deeplab_jax.checkpoints.store import Checkpoints, differences, resolve, restore_model, stored_config
+from deeplab_jax.config import ModelConfig
+from deeplab_jax.errors import CheckpointError
+from deeplab_jax.labels import LabelSet
+from deeplab_jax.models import DeepLabV3
+from deeplab_jax.train.optimizer import make_optimizer
+from deeplab_jax.train.state import init_state, state_digest
+
+CONFIG = tiny_config()
+
+
+@pytest.fixture(scope="module")
+def state():
+    optimizer = make_optimizer(CONFIG.optim, 10)
+    return jax.jit(lambda: init_state(DeepLabV3(CONFIG.model, 19), optimizer, 0))()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, state):
+    """Steps 1 to 5; 2 is the best, 5 the latest."""
+    workdir = tmp_path_factory.mktemp("run")
+    with Checkpoints(str(workdir), CONFIG) as checkpoints:
+        for step, miou in ((1, 0.1), (2, 0.9), (3, 0.2), (4, None), (5, None)):
+            checkpoints.save(numbered(state, step), step, None if miou is None else {"miou": miou})
+    return workdir
+
+
+def numbered(state, step):
+    """The state of a step, which has added its number to every parameter."""
+    return state.replace(step=jnp.asarray(step, jnp.int32), params=jax.tree.map(lambda x: x + step, state.params))
+
+
+def abstract(state):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def test_the_two_latest_and_the_best_are_kept(run):
+    assert sorted(int(path.name) for path in (run / "checkpoints").iterdir()) == [2, 4, 5]
+
+
+@pytest.mark.parametrize(("name", "step"), [("", 5), ("latest", 5), ("best", 2), ("checkpoints/4", 4)])
+def test_a_run_its_best_or_a_step_is_found(run, name, step):
+    assert resolve(str(run / name)).name == str(step)
+
+
+def test_the_model_comes_back_as_it_was_saved(run, state):
+    variables = restore_model(str(run / "best"), CONFIG)
+    expected = {"params": jax.tree.map(lambda x: x + 2, state.params), "batch_stats": state.batch_stats}
+    jax.tree.map(np.testing.assert_array_equal, variables, jax.device_get(expected))
+
+
+def test_the_whole_state_comes_back_in_the_sharding_asked_for(run, state):
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[2])
+    with Checkpoints(str(run), CONFIG) as checkpoints:
+        restored = checkpoints.restore(abstract(jax.device_put(state, sharding)))
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    assert all(leaf.sharding == sharding for leaf in jax.tree.leaves(restored))
+    np.testing.assert_array_equal(
+        restored.params["classifier"]["kernel"], jax.device_get(state.params["classifier"]["kernel"]) + 5
+    )
+    assert state_digest(restored) == state_digest(numbered(state, 5))
+
+
+def test_any_step_that_is_kept_can_be_loaded(run, state):
+    with Checkpoints(str(run), CONFIG) as checkpoints:
+        assert state_digest(checkpoints.load(4, abstract(state))) == state_digest(numbered(state, 4))
+        with pytest.raises(CheckpointError, match="checkpoints/3 cannot be read"):
+            checkpoints.load(3, abstract(state))
+
+
+def test_every_step_is_sealed_before_the_next_and_at_the_end(state, tmp_path):
+    folder = tmp_path / "checkpoints"
+    with Checkpoints(str(tmp_path), CONFIG) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(numbered(state, step), step, None)
+            assert step == 1 or broken_seal(folder / str(step - 1)) == []
+    assert {path.name: broken_seal(path) for path in folder.iterdir()} == {"2": [], "3": []}
+
+
+@pytest.fixture(scope="module")
+def averaged(state):
+    """A state whose average is a tenth of its parameters, and its config."""
+    config = dataclasses.replace(CONFIG, optim=dataclasses.replace(CONFIG.optim, ema_decay=0.99))
+    return state.replace(ema_params=jax.tree.map(lambda x: x / 10, state.params)), config
+
+
+@pytest.fixture(scope="module")
+def averaged_run(averaged, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("averaged")
+    with Checkpoints(str(workdir), averaged[1]) as checkpoints:
+        checkpoints.save(averaged[0], 0, None)
+    return workdir
+
+
+def test_an_average_is_what_is_used_and_both_come_back_to_the_training(averaged, averaged_run):
+    state, config = averaged
+    variables = restore_model(str(averaged_run), CONFIG)
+    jax.tree.map(np.testing.assert_array_equal, variables["params"], jax.device_get(state.ema_params))
+    with Checkpoints(str(averaged_run), config) as checkpoints:
+        restored = checkpoints.restore(abstract(state))
+    jax.tree.map(np.testing.assert_array_equal, restored.params, state.params)
+    jax.tree.map(np.testing.assert_array_equal, restored.ema_params, state.ema_params)
+    assert state_digest(restored) == state_digest(state)
+
+
+def test_no_run_starts_or_stops_averaging(averaged, averaged_run, run, state):
+    cases = ((averaged_run, CONFIG, state, 0, 0.0, 0.99), (run, averaged[1], averaged[0], 5, 0.99, 0.0))
+    for workdir, config, wanted, step, now, then in cases:
+        message = rf"`optim.ema_decay` \(={now}\) is {then} in .*checkpoints/{step}"
+        with Checkpoints(str(workdir), config) as checkpoints:
+            with pytest.raises(CheckpointError, match=message):
+                checkpoints.restore(abstract(wanted))
+            with pytest.raises(CheckpointError, match=message):
+                checkpoints.differences(step)
+        assert differences(str(workdir), config) == [f"optim.ema_decay: {then} -> {now}"]
+    slower = dataclasses.replace(CONFIG, optim=dataclasses.replace(CONFIG.optim, ema_decay=0.999))
+    with Checkpoints(str(averaged_run), slower) as checkpoints:
+        assert checkpoints.differences(0) == ["optim.ema_decay: 0.99 -> 0.999"]
+        checkpoints.restore(abstract(averaged[0]))
+
+
+def test_the_config_comes_back(run):
+    assert stored_config(str(run)) == CONFIG
+
+
+def test_changed_fields_are_told(run):
+    changed = dataclasses.replace(CONFIG, seed=3, optim=dataclasses.replace(CONFIG.optim, lr=0.5))
+    assert differences(str(run), changed) == ["seed: 0 -> 3", "optim.lr: 0.05 -> 0.5"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"labels": LabelSet("pets", ("cat", "dog"), ((1, 1, 1), (2, 2, 2)))}, r"'pets', 2 classes.*19 classes"),
+        ({"model": ModelConfig(backbone="resnet34", width=8, aspp_width=8)}, r"`model.backbone` \(='resnet34'\) is 'resnet18'"),
+        ({"model": tiny_model(width=16)}, r"`model.width` \(=16\) is 8"),
+    ],
+)
+def test_another_network_or_label_set_is_refused(run, fields, message):
+    with pytest.raises(CheckpointError, match=message):
+        restore_model(str(run), dataclasses.replace(CONFIG, **fields))
+
+
+def test_a_step_that_is_not_there_names_those_that_are(run):
+    with pytest.raises(CheckpointError, match="has the steps 2, 4, 5"):
+        resolve(str(run / "checkpoints" / "3"))
+
+
+def test_no_run_and_an_empty_run_are_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"`checkpoint` \(='.*nowhere'\) is no run"):
+        resolve(str(tmp_path / "nowhere"))
+    with Checkpoints(str(tmp_path), CONFIG) as checkpoints:
+        assert checkpoints.latest_step() is None
+    with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
+        resolve(str(tmp_path))
+
+
+def test_a_run_that_was_never_evaluated_has_no_best(averaged_run):
+    with pytest.raises(CheckpointError, match=r"`checkpoint` \(='.*/best'\): no step of the run was evaluated; give "):
+        resolve(str(averaged_run / "best"))
+
+
+def test_a_run_may_be_called_latest_and_its_path_may_be_relative(state, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with Checkpoints("runs/latest", CONFIG) as checkpoints:
+        checkpoints.save(state, 3, None)
+    assert resolve("runs/latest") == tmp_path / "runs" / "latest" / "checkpoints" / "3"
+    assert resolve("runs/latest/latest").name == "3"
+    assert stored_config("runs/latest") == CONFIG
+
+
+@pytest.mark.parametrize("content", ["", '{"custom_metadata": {}}'])
+def test_damaged_metadata_are_named(state, tmp_path, content):
+    with Checkpoints(str(tmp_path), CONFIG) as checkpoints:
+        checkpoints.save(state, 7, None)
+    (tmp_path / "checkpoints" / "7" / "_CHECKPOINT_METADATA").write_text(content)
+    with pytest.raises(CheckpointError, match=r"checkpoints/7 cannot be read"):
+        stored_config(str(tmp_path))
+
+
+def test_switches_that_leave_the_arrays_as_they_are_may_change(run):
+    changed = dataclasses.replace(CONFIG, model=tiny_model(output_stride=8, dtype="bfloat16"))
+    restore_model(str(run), changed)
+    assert differences(str(run), changed) == ["model.output_stride: 16 -> 8", "model.dtype: 'float32' -> 'bfloat16'"]
+
+
+def test_a_damaged_step_is_named(run, state, tmp_path):
+    with Checkpoints(str(tmp_path), CONFIG) as checkpoints:
+        checkpoints.save(state, 7, None)
+    for path in (tmp_path / "checkpoints" / "7" / "model").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:10])
+    with pytest.raises(CheckpointError, match=r"checkpoints/7 cannot be read"):
+        restore_model(str(tmp_path), CONFIG)
+
+
+def test_one_step_with_damaged_metrics_hides_no_other(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "4" / "metrics").mkdir()
+    (tmp_path / "run" / "checkpoints" / "4" / "metrics" / "metrics").write_text("{")
+    assert stored_config(str(tmp_path / "run")) == CONFIG
+    assert resolve(str(tmp_path / "run")).name == "5"
+    with pytest.raises(CheckpointError, match="checkpoints/4 cannot be read"):
+        resolve(str(tmp_path / "run" / "best"))

@@ -1,0 +1,74 @@
+"""Which configs a checkpoint goes together with; that a run's files are read for it is test_checkpoint's."""
+
+import dataclasses
+
+import pytest
+from conftest import tiny_model
+
+from deeplab_jax.config import Config, ModelConfig, canonical, to_dict
+from deeplab_jax.config.compare import compare
+from deeplab_jax.errors import CheckpointError
+from deeplab_jax.models.backbones.mobilenetv3 import STAGES
+from deeplab_jax.models.backbones.resnet import DEPTHS
+from deeplab_jax.models.stages import stage_dilations
+
+BLOCKS = {name: blocks for name, (blocks, _) in DEPTHS.items()} | {"mobilenetv3_large": [len(stage) for stage in STAGES]}
+# One network a row, in two spellings.
+EQUAL = [
+    ({"low_level_width": 48}, {"low_level_width": 32}),
+    ({"multi_grid": (0.5, 1.0)}, {"multi_grid": (0.5, 1.0, 1.0)}),
+    ({"multi_grid": (0.5, 1)}, {"multi_grid": [0.5, 1.0, 1.0, 1.0]}),
+    ({"multi_grid": (1.0,)}, {"multi_grid": (1.0, 1.0, 1.0)}),
+    ({"multi_grid": (1.0, 2.0)}, {"multi_grid": (1.0, 2.0, 4.0)}),  # ResNet-18's last stage has two blocks
+    ({"backbone": "resnet50", "multi_grid": (1.0, 2.0, 4.0)}, {"backbone": "resnet50", "multi_grid": (1.0, 2.0, 4.0, 8.0)}),
+    ({"backbone": "resnet50", "dilate_conv2": True}, {"backbone": "resnet50", "dilate_conv2": False}),
+    ({"aux_dropout": 0.1}, {"aux_dropout": 0.3}),
+]
+OTHER = [
+    ("low_level_width", {"decoder_width": 8}, {"decoder_width": 8, "low_level_width": 32}),
+    ("multi_grid", {"multi_grid": (0.5, 1.0)}, {"multi_grid": (0.5, 2.0)}),
+    ("multi_grid", {"backbone": "resnet50", "multi_grid": (1, 2, 2)}, {"backbone": "resnet50", "multi_grid": (1, 2, 4)}),
+    ("dilate_conv2", {"dilate_conv2": True}, {"dilate_conv2": False}),
+    ("decoder_width", {}, {"decoder_width": 8, "low_level_width": 32}),
+]
+
+
+@pytest.mark.parametrize(("then", "now"), EQUAL)
+def test_the_same_network_in_other_words_is_the_same(then, now):
+    assert compare(Config(model=tiny_model(**then)), Config(model=tiny_model(**now)), "a run") == []
+    assert canonical(tiny_model(**then)) == canonical(tiny_model(**now))
+
+
+@pytest.mark.parametrize(("field", "then", "now"), OTHER)
+def test_another_network_is_named_as_it_was_asked_for(field, then, now):
+    then, now = Config(model=tiny_model(**then)), Config(model=tiny_model(**now))
+    asked, was = to_dict(now)["model"][field], to_dict(then)["model"][field]
+    with pytest.raises(CheckpointError) as error:
+        compare(then, now, "a run")
+    assert f"`model.{field}` (={asked!r}) is {was!r} in a run: set it back" in str(error.value)
+
+
+@pytest.mark.parametrize("backbone", BLOCKS)
+@pytest.mark.parametrize(
+    "multi_grid", [(1.0,), (1.0, 1.0), (0.5, 1.0), (0.5, 1.0, 1.0), (1.0, 2.0, 4.0), (1.0, 2.0, 2.0, 2.0), (1, 2, 4, 8)]
+)
+def test_the_canonical_spelling_has_the_same_rates_at_every_stride(backbone, multi_grid):
+    model = ModelConfig(backbone=backbone, multi_grid=multi_grid)
+    short = canonical(model)
+    assert canonical(short) == short
+    for stride in (8, 16, 32):
+        spelled, meant = (stage_dilations(BLOCKS[backbone], stride, each) for each in (multi_grid, short.multi_grid))
+        assert spelled == meant
+
+
+@pytest.mark.parametrize("backbone", DEPTHS)
+def test_only_basic_blocks_have_a_second_convolution_to_dilate(backbone):
+    undilated = ModelConfig(backbone=backbone, dilate_conv2=False)
+    _, is_bottleneck = DEPTHS[backbone]
+    assert canonical(undilated).dilate_conv2 == is_bottleneck
+
+
+def test_what_differs_beside_the_network_is_told():
+    config = Config(model=tiny_model(low_level_width=32, output_stride=8), seed=3)
+    stored = dataclasses.replace(config, model=tiny_model(), seed=0)
+    assert compare(stored, config, "a run") == ["seed: 0 -> 3", "model.output_stride: 16 -> 8"]

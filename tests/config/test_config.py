@@ -1,0 +1,207 @@
+import dataclasses
+import importlib.util
+import math
+import pathlib
+
+import pytest
+from absl import flags
+from conftest import CONFIGS, RECIPES
+from ml_collections import config_flags
+
+from deeplab_jax.config import (
+    Config,
+    DataConfig,
+    EvalConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    aspp_rates,
+    from_dict,
+    last_stage_rates,
+    multi_grid_units,
+    to_dict,
+    total_steps,
+)
+from deeplab_jax.config.validation import validate
+from deeplab_jax.errors import ConfigError
+from deeplab_jax.labels import LabelSet
+from deeplab_jax.labels.files import write_labels
+
+
+def load_recipe(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_valid_survives_json_and_says_how_to_run_it(path):
+    recipe = load_recipe(path)
+    config = validate(recipe.get_config())
+    assert from_dict(to_dict(config)) == config
+    assert path.stem in recipe.__doc__ or "make quickstart" in recipe.__doc__
+
+
+def test_the_recipe_for_own_data_takes_the_classes_of_a_file_or_a_known_set(tmp_path):
+    recipe = load_recipe(CONFIGS / "custom.py")
+    labels = LabelSet("pets", ("cat", "dog"), ((1, 1, 1), (2, 2, 2)), ids=(3, 7))
+    write_labels(tmp_path / "labels.json", labels)
+    config = validate(recipe.get_config(str(tmp_path / "labels.json")))
+    assert config.labels == labels
+    assert from_dict(to_dict(config)) == config
+    assert recipe.get_config("ade20k").labels.num_classes == 150
+    with pytest.raises(ConfigError, match="data labels ROOT"):
+        recipe.get_config()
+
+
+@pytest.mark.parametrize(
+    ("multi_grid", "output_stride", "rates"),
+    [
+        ((0.5, 1, 1), 32, (1, 1, 1)),  # the undilated network
+        ((0.5, 1, 1), 16, (1, 2, 2)),  # torchvision and mmsegmentation: the first block keeps the rate before
+        ((0.5, 1, 1), 8, (2, 4, 4)),
+        ((1, 2, 4), 16, (2, 4, 8)),  # the paper, section 3.2
+        ((1, 2, 4), 8, (4, 8, 16)),
+        ((0.5, 1, 2), 16, (1, 2, 4)),  # mmsegmentation's D16-MG124
+    ],
+)
+def test_multi_grid_rates(multi_grid, output_stride, rates):
+    assert last_stage_rates(multi_grid, output_stride) == rates
+
+
+def test_aspp_rates_double_at_output_stride_8():
+    assert aspp_rates((6, 12, 18), 8) == (12, 24, 36)
+    assert aspp_rates((6, 12, 18), 32) == (3, 6, 9)
+
+
+def test_a_training_needs_a_length():
+    validate(Config())
+    with pytest.raises(ConfigError, match=r"train\.steps"):
+        total_steps(Config(), 10)
+
+
+def test_epochs_round_up_to_whole_steps():
+    config = Config(data=DataConfig(batch_size=8), train=TrainConfig(epochs=20))
+    assert total_steps(config, 367) == 918  # 7340 samples
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model": ModelConfig(backbone="vgg")}, r"`model.backbone` \(='vgg'\).*resnet50"),
+        ({"model": ModelConfig(output_stride=4)}, r"`model.output_stride` \(=4\)"),
+        ({"model": ModelConfig(multi_grid=(0.3, 1))}, "multi_grid"),
+        ({"model": ModelConfig(atrous_rates=(5, 7), output_stride=32)}, "atrous_rates"),
+        ({"model": ModelConfig(multi_grid=())}, "multi_grid"),
+        ({"eval": EvalConfig(output_stride=3)}, "eval.output_stride"),
+        ({"data": DataConfig(crop_size=(512,))}, r"`data.crop_size` \(=\(512,\)\).*needs two whole numbers"),
+        ({"data": DataConfig(scale=(2.0, 0.5))}, "data.scale"),
+        ({"data": DataConfig(batch_size=0)}, "data.batch_size"),
+        ({"data": DataConfig(source="hub:x")}, "data.source"),
+        ({"data": DataConfig(source="tfds:")}, "data.source"),
+        ({"data": DataConfig(cat_max_ratio=0.0)}, "data.cat_max_ratio"),
+        ({"data": DataConfig(class_balanced=1.5)}, "data.class_balanced"),
+        ({"data": DataConfig(rotation=-5.0)}, "data.rotation"),
+        ({"data": DataConfig(cutout=1.0)}, "data.cutout"),
+        ({"loss": LossConfig(class_weights=(1.0, 2.0))}, "loss.class_weights"),
+        ({"loss": LossConfig(class_weights=(0.0,) * 19)}, "loss.class_weights"),
+        ({"loss": LossConfig(label_smoothing=1.0)}, "loss.label_smoothing"),
+        ({"loss": LossConfig(ohem_threshold=1.1)}, "loss.ohem_threshold"),
+        ({"loss": LossConfig(ohem_min_kept=-1)}, "loss.ohem_min_kept"),
+        ({"loss": LossConfig(normalizer="mean")}, "loss.normalizer"),
+        ({"loss": LossConfig(ohem_threshold=0.7), "train": TrainConfig(micro_batches=2)}, "loss.ohem_threshold"),
+        ({"optim": OptimConfig(lr=-1)}, "optim.lr"),
+        ({"optim": OptimConfig(momentum=1.0)}, "optim.momentum"),
+        ({"train": TrainConfig(steps=1, epochs=1)}, "train.steps"),
+        ({"eval": EvalConfig(window=(64, 0))}, "eval.window"),
+        ({"eval": EvalConfig(window=(64,))}, "eval.window"),
+        ({"eval": EvalConfig(window_stride=(8, 8))}, "eval.window_stride"),
+        ({"eval": EvalConfig(window=(64, 64), window_stride=(65, 8))}, "eval.window_stride"),
+        ({"eval": EvalConfig(scales=())}, "eval.scales"),
+        ({"eval": EvalConfig(scales=(1.0, 0.5, 1.0))}, "eval.scales"),
+        ({"eval": EvalConfig(scales=(1e6,))}, "eval.scales"),
+        ({"model": ModelConfig(backbone="mobilenetv3_large", stem="3x3")}, r"`model.stem` \(='3x3'\).*leave it at '7x7'"),
+        ({"model": ModelConfig(backbone="mobilenetv3_large", dilate_conv2=False)}, "model.dilate_conv2"),
+        ({"model": ModelConfig(decoder_width=-1)}, "model.decoder_width"),
+        ({"model": ModelConfig(low_level_width=0)}, "model.low_level_width"),
+        ({"model": ModelConfig(aux_dropout=1.0)}, "model.aux_dropout"),
+        ({"model": ModelConfig(mean=5)}, "model.mean"),
+        ({"model": ModelConfig(mean=(math.nan, 1.0, 1.0))}, "model.mean"),
+        ({"model": ModelConfig(multi_grid=1.0)}, "model.multi_grid"),
+        ({"optim": OptimConfig(aux_lr_factor=-1.0)}, "optim.aux_lr_factor"),
+        ({"train": TrainConfig(steps=-5, epochs=1)}, "train.steps"),
+        ({"data": DataConfig(crop_size=(64.5, 64))}, "data.crop_size"),
+        ({"data": DataConfig(crop_size=("a", "b"))}, "data.crop_size"),
+        ({"model": ModelConfig(atrous_rates=("a",))}, "atrous_rates"),
+        ({"model": ModelConfig(mean=(1, 2))}, "model.mean"),
+        ({"model": ModelConfig(std=(1, 2, 0))}, "model.std"),
+        ({"data": DataConfig(batch_size="4")}, r"`data.batch_size` \(='4'\).*whole number"),
+        ({"optim": OptimConfig(lr=float("inf"))}, "optim.lr"),
+        ({"model": ModelConfig(aux_head=1)}, "model.aux_head"),
+        ({"model": 3}, "`model`"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**32}, "seed"),
+    ],
+)
+def test_what_cannot_work_is_named_with_its_value(fields, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        validate(Config(**({"train": TrainConfig(steps=1)} | fields)))
+    assert "\n" not in str(caught.value)
+
+
+def leaves(node, prefix=""):
+    for field in dataclasses.fields(node):
+        value = getattr(node, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{prefix}{field.name}.") if field.name != "labels" else ()
+        else:
+            yield prefix + field.name, value
+
+
+def another(default, inherited):
+    """A value of the same type that is neither the default nor the recipe's; of a bool, not the recipe's."""
+    match default:
+        case bool():
+            return not inherited
+        case int():
+            candidates = (3, 5, 7)
+        case float():
+            candidates = (0.125, 0.25, 0.375)
+        case str():
+            candidates = ("a", "b", "c")
+        case tuple():
+            candidates = ((3.5, 4.5), (5.5, 6.5)) if any(isinstance(x, float) for x in default) else ((3, 4), (5, 6))
+    return next(value for value in candidates if value not in (default, inherited))
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # how ml_collections reads a file
+def test_every_field_can_be_set_by_a_flag():
+    recipe = str(RECIPES[0].parent / "cityscapes_r50_os8.py")
+    inherited = dict(leaves(load_recipe(pathlib.Path(recipe)).get_config()))
+    wanted = {name: another(default, inherited[name]) for name, default in leaves(Config())}
+    argv = ["program", f"--config={recipe}", *(f"--config.{name}={value}" for name, value in wanted.items())]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    values(argv)
+    assert dict(leaves(values.config)) == wanted
+
+
+def test_a_stored_config_of_before_a_field_has_the_network_that_it_was():
+    values = to_dict(Config())
+    del values["model"]["decoder_width"]
+    assert from_dict(values).model.decoder_width == 0
+
+
+def test_a_stored_field_that_this_version_does_not_know_is_named():
+    values = to_dict(Config())
+    values["model"]["depth"] = 50
+    with pytest.raises(ConfigError, match=r"model\.depth"):
+        from_dict(values)
+
+
+@pytest.mark.parametrize("output_stride", [8, 16, 32])
+@pytest.mark.parametrize("rates", [(1.0, 2.0, 4.0), (2.0, 4.0, 4.0), (3.0,)])
+def test_units_of_multi_grid_give_the_rates_back(output_stride, rates):
+    assert last_stage_rates(multi_grid_units(rates, output_stride), output_stride) == rates

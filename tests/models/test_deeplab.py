@@ -1,0 +1,154 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny_model
+
+from deeplab_jax.models import DeepLabV3, normalize
+from deeplab_jax.models.backbones.mobilenetv3 import MobileNetV3, scaled
+from deeplab_jax.models.backbones.resnet import ResNet
+from deeplab_jax.models.decoder import Decoder
+from deeplab_jax.models.layers import BatchNorm
+
+
+def random_variables(module, *args):
+    """Variables whose running statistics matter: at mean 0 and variance 1 a mistake in them would not show."""
+    variables = jax.jit(module.init, static_argnums=2)(jax.random.key(0), *args)
+    rng = np.random.default_rng(0)
+    stats = jax.tree_util.tree_map_with_path(
+        lambda path, x: jnp.asarray(rng.uniform(0.5, 1.5, x.shape) - (path[-1].key == "mean"), jnp.float32),
+        variables["batch_stats"],
+    )
+    return {"params": variables["params"], "batch_stats": stats}
+
+
+def with_constant_excitation(variables):
+    """Squeeze-and-excitation sees the mean over all pixels, which those between the undilated network's move."""
+
+    def changed(path, leaf):
+        is_gate = [key.key for key in path[-3:]] == ["se", "expand", "kernel"]
+        return jnp.zeros_like(leaf) if is_gate else leaf
+
+    return jax.tree_util.tree_map_with_path(changed, variables)
+
+
+def resnet(depth, stem, shortcut, multi_grid):
+    return lambda output_stride: ResNet(depth, 8, stem, shortcut, output_stride, multi_grid)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        pytest.param(resnet("resnet18", "7x7", "1x1", (0.5, 1.0, 1.0)), id="resnet18"),
+        pytest.param(resnet("resnet50", "3x3", "avgpool+1x1", (1.0, 2.0, 4.0)), id="resnet50d"),
+        pytest.param(lambda output_stride: MobileNetV3(8, output_stride, (1.0, 1.0, 1.0)), id="mobilenetv3"),
+    ],
+)
+def test_features_at_every_output_stride_are_those_of_the_undilated_network_subsampled(network):
+    image = jnp.asarray(np.random.default_rng(1).normal(size=(1, 97, 66, 3)), jnp.float32)
+    networks = {os: network(os) for os in (32, 16, 8)}
+    variables = with_constant_excitation(random_variables(networks[32], image, False))
+    features = {os: jax.jit(net.apply, static_argnums=2)(variables, image, False) for os, net in networks.items()}
+    for os in (16, 8):
+        for expected, dilated in zip(features[32], features[os], strict=True):
+            step = -(-dilated.shape[1] // expected.shape[1])
+            actual = dilated[:, ::step, ::step]
+            # Float32, sums in another order through 50 layers.
+            np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4 * float(jnp.abs(expected).max()))
+
+
+@pytest.mark.parametrize("output_stride", [8, 16, 32])
+def test_logits_have_the_stride_rounded_up(output_stride):
+    model = DeepLabV3(tiny_model(output_stride=output_stride), 5)
+    image = jnp.zeros((2, 65, 50, 3))
+    shapes = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), image, False)[0])
+    assert shapes.logits.shape == (2, -(-65 // output_stride), -(-50 // output_stride), 5)
+
+
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_a_decoder_gives_logits_at_stride_4(output_stride):
+    model = DeepLabV3(tiny_model(output_stride=output_stride, decoder_width=6, low_level_width=3), 5)
+    image = jnp.zeros((2, 65, 50, 3))
+    outputs, variables = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), image, False))
+    assert outputs.logits.shape == (2, 17, 13, 5)
+    kernels = {name: layer["conv"]["kernel"].shape for name, layer in variables["params"]["decoder"].items()}
+    assert kernels == {"reduce": (1, 1, 8, 3), "refine1": (3, 3, 8 + 3, 6), "refine2": (3, 3, 6, 6)}
+
+
+# 0 and 4 at twice the size: with half-pixel centres, and with those of the corner pixels on each other.
+@pytest.mark.parametrize(("align_corners", "resized"), [(False, (0, 1, 3, 4)), (True, (0, 4 / 3, 8 / 3, 4))])
+def test_a_decoder_reads_the_resized_features_and_then_the_reduced_low_level_ones(align_corners, resized):
+    # Every convolution passes its channels on: the low-level ones are halved and swapped, the others left as they are.
+    reduce, keep = np.array([[0, 0.5], [0.5, 0]]), np.zeros((3, 3, 3, 3))
+    keep[1, 1] = np.eye(3)
+    kernels = {"reduce": reduce[None, None], "refine1": keep, "refine2": keep}
+    ones = {name: np.ones(kernel.shape[-1]) for name, kernel in kernels.items()}
+    params = {name: {"conv": {"kernel": k}, "bn": {"scale": ones[name], "bias": 0 * ones[name]}} for name, k in kernels.items()}
+    stats = {name: {"bn": {"mean": 0 * one, "var": one - BatchNorm.epsilon}} for name, one in ones.items()}
+    x, low = jnp.array([0.0, 4.0]).reshape(1, 1, 2, 1), jnp.arange(8.0).reshape(1, 1, 4, 2)
+    decoder = Decoder(features=3, low_level_width=2, align_corners=align_corners)
+    y = decoder.apply(jax.tree.map(jnp.float32, {"params": params, "batch_stats": stats}), x, low, False)
+    np.testing.assert_allclose(y[0, 0, :, 0], resized, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(y[0, 0, :, 1:], [[0.5, 0], [1.5, 1], [2.5, 2], [3.5, 3]], rtol=1e-6)
+
+
+def test_an_undilated_conv2_is_a_switch_of_basic_blocks_alone():
+    image = jnp.asarray(np.random.default_rng(1).normal(size=(1, 64, 64, 3)), jnp.float32)
+    for depth, differ in (("resnet18", True), ("resnet50", False)):
+        networks = [ResNet(depth, 8, output_stride=8, dilate_conv2=dilate) for dilate in (True, False)]
+        variables = random_variables(networks[0], image, False)
+        with_rate, without = (jax.jit(net.apply, static_argnums=2)(variables, image, False).last for net in networks)
+        assert (float(jnp.abs(with_rate - without).max()) > 1e-3) == differ
+
+
+def test_parameters_do_not_depend_on_training_mode_or_output_stride():
+    def shapes(train, output_stride):
+        model = DeepLabV3(tiny_model(aux_head=True, output_stride=output_stride), 5)
+        keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+        return jax.tree.map(lambda x: x.shape, jax.eval_shape(lambda: model.init(keys, jnp.zeros((1, 64, 64, 3)), train)))
+
+    assert shapes(False, 16) == shapes(True, 16) == shapes(False, 8)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "millions"), [("resnet18", 11.177), ("resnet34", 21.285), ("resnet50", 23.508), ("resnet101", 42.500)]
+)
+def test_backbones_have_as_many_parameters_as_torchvision_without_the_classifier(backbone, millions):
+    network = ResNet(backbone)
+    variables = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), False))
+    count = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    assert round(count / 1e6, 3) == millions
+
+
+def test_mobilenetv3_has_as_many_parameters_as_torchvision_without_the_classifier():
+    # 5,483,032 less 960 x 1280 + 1280 and 1280 x 1000 + 1000.
+    variables = jax.eval_shape(lambda: MobileNetV3().init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), False))
+    assert sum(x.size for x in jax.tree.leaves(variables["params"])) == 2_971_952
+
+
+def test_mobilenetv3_scales_its_channels_to_multiples_of_8_and_keeps_nine_tenths():
+    assert [scaled(channels, 64) for channels in (16, 24, 184, 960)] == [16, 24, 184, 960]
+    assert [scaled(channels, 8) for channels in (16, 80, 112, 960)] == [8, 16, 16, 120]  # 80 / 8 = 10 would round to 8
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_auxiliary_logits_have_the_stride_of_the_third_stage(train):
+    model = DeepLabV3(tiny_model(aux_head=True, output_stride=32), 5)
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+    outputs = jax.eval_shape(lambda: model.init_with_output(keys, jnp.zeros((1, 65, 64, 3)), train)[0])
+    assert outputs.logits.shape == (1, 3, 2, 5)
+    assert outputs.aux.shape == (1, 5, 4, 5)
+
+
+@pytest.mark.parametrize("fusion", ["1x1", "3x3", "1x1+3x3"])
+def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32(fusion):
+    model = DeepLabV3(tiny_model(dtype="bfloat16", fusion=fusion), 5)
+    outputs, variables = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), False))
+    assert outputs.logits.dtype == jnp.float32
+    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+    assert ("refine" in variables["params"]["aspp"]) == (fusion == "1x1+3x3")
+
+
+def test_normalize_is_in_units_of_the_pixels():
+    image = jnp.array([[[[0, 100, 255]]]], jnp.uint8)
+    np.testing.assert_allclose(normalize(image, (10, 100, 55), (5, 1, 100))[0, 0, 0], [-2, 0, 2])

@@ -1,0 +1,128 @@
+"""The demo: what it computes, and the page as people use it, in a headless browser."""
+
+import io
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import deeplab, pixels
+from PIL import Image, PngImagePlugin
+
+from deeplab_jax.errors import DataError
+from deeplab_jax.labels import CITYSCAPES
+from deeplab_jax.pages import demo
+
+
+class Network:
+    """Stands for a Segmenter: the class of a pixel is its red value."""
+
+    label_set = CITYSCAPES
+
+    def predict(self, images):
+        return images[:, 0]
+
+
+def saved(path, *shape, value=0):
+    Image.fromarray(np.full((*shape, 3), value, np.uint8)).save(path)
+    return str(path)
+
+
+def test_a_large_image_is_reduced_and_keeps_its_shape(tmp_path):
+    found = demo.segmented(Network(), saved(tmp_path / "large.png", 30, 90, value=7), 300)
+    assert found.image.shape == (10, 30, 3)
+    assert found.labels.shape == (10, 30)
+    assert (found.labels == 7).all()
+
+
+def test_a_small_image_is_taken_as_it_is(tmp_path):
+    assert demo.segmented(Network(), saved(tmp_path / "small.png", 1, 3), 300).image.shape == (1, 3, 3)
+
+
+@pytest.mark.parametrize(("limit", "shape"), [("LARGEST", (3, 3)), ("LONGEST", (1, 9))])
+def test_a_file_that_is_too_large_is_refused_by_its_header(tmp_path, monkeypatch, limit, shape):
+    monkeypatch.setattr(demo, limit, 8)
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: pytest.fail("was decoded"))
+    with pytest.raises(DataError, match=f"{shape[1]}x{shape[0]} pixels"):
+        demo.segmented(Network(), saved(tmp_path / "bomb.png", *shape), 300)
+
+
+def test_shares_are_of_the_image_and_the_largest_comes_first():
+    table = demo.shares(np.array([[0, 10, 10, 10]], np.uint8), CITYSCAPES)
+    assert re.findall(r"([a-z]+)</td><td>([\d.]+%)", table) == [("sky", "75.0%"), ("road", "25.0%")]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"), [(["--port", "99999"], "`--port` (=99999)"), (["--max-mib", "0"], "`--max-mib` (=0)")]
+)
+def test_mistakes_are_one_line(monkeypatch, capsys, tmp_path, words, told):
+    code, said = deeplab(monkeypatch, capsys, "demo", "--checkpoint", tmp_path, *words)
+    assert code == 2
+    assert told in said
+
+
+@pytest.fixture(scope="module")
+def address(stored_run, tmp_path_factory):
+    """Where the demo of a run is served, as people start it."""
+    temporary = tmp_path_factory.mktemp("uploads")
+    program = [sys.executable, "-c", "from deeplab_jax.commands.main import main; main()"]
+    words = [*program, "demo", "--checkpoint", str(stored_run), "--max-mib", "1"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(temporary)}) as process:
+        line = process.stdout.readline()
+        yield line.split()[0]
+        process.terminate()
+        process.wait(60)
+    assert [path for path in temporary.rglob("*") if path.is_file()] == []  # nothing that was uploaded stays
+
+
+def test_the_page_in_a_browser(chromium, address, street_scenes, tmp_path):
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", address)
+    photo = next((street_scenes / "leftImg8bit" / "val").rglob("*.png"))
+    tab = chromium.new_page(viewport={"width": 1200, "height": 900})
+    requests = []
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.goto(address)
+    tab.set_input_files("#image input[type=file]", photo)
+    tab.wait_for_selector("#classes table")
+    tab.wait_for_selector("#overlay img")
+    half = shown(tab)
+    set_opacity(tab, 0)
+    np.testing.assert_array_equal(shown(tab), pixels(photo))
+    set_opacity(tab, 1)
+    assert len(np.unique(shown(tab).reshape(-1, 3), axis=0)) == tab.locator("#classes td").count() / 2
+    assert not np.array_equal(half, shown(tab))
+    tab.screenshot(path=tmp_path / "demo.png")
+    assert pixels(tmp_path / "demo.png").shape[:2] == (900, 1200)
+    assert [url for url in requests if not url.startswith((address, "data:", "blob:"))] == []  # no network is needed
+    tab.close()
+
+
+def shown(tab):
+    """The overlay's pixels."""
+    picture = tab.request.get(tab.get_attribute("#overlay img", "src")).body()
+    return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
+
+
+def set_opacity(tab, value):
+    before = tab.get_attribute("#overlay img", "src")
+    tab.fill("#opacity input[type=number]", str(value))
+    tab.keyboard.press("Tab")
+    tab.wait_for_function("before => document.querySelector('#overlay img').src != before", arg=before)
+
+
+def test_a_file_that_is_no_image_or_too_large_is_told_on_the_page(chromium, address, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (800, 800, 3), np.uint8)).save(tmp_path / "large.png")
+    truncated = tmp_path / "truncated.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(truncated)
+    truncated.write_bytes(truncated.read_bytes()[:1000])
+    (tmp_path / "text.png").write_text("no image")
+    said = {"truncated.jpg": "truncated.jpg cannot be read", "text.png": "text.png cannot be read", "large.png": "size"}
+    for name, told in said.items():
+        tab = chromium.new_page()
+        tab.goto(address)
+        tab.set_input_files("#image input[type=file]", tmp_path / name)
+        tab.wait_for_selector(".toast-wrap")
+        assert told in tab.locator(".toast-wrap").inner_text()
+        tab.close()

@@ -1,0 +1,58 @@
+import colorsys
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deeplab_jax.train.photometric import NEUTRAL, distort
+
+factor_rows = st.tuples(
+    st.floats(-32, 32), st.floats(0.5, 1.5), st.floats(0.5, 1.5), st.floats(-36, 36), st.sampled_from([0.0, 1.0])
+)
+run = jax.jit(distort)
+
+
+def reference(pixel, brightness, contrast, saturation, hue, first):
+    """mmsegmentation's order of operations on one pixel, by Python's own HSV."""
+    pixel = np.clip(np.asarray(pixel, float) + brightness, 0, 255)
+    if first:
+        pixel = np.clip(pixel * contrast, 0, 255)
+    h, s, v = colorsys.rgb_to_hsv(*(pixel / 255))
+    pixel = np.array(colorsys.hsv_to_rgb((h + hue / 360) % 1, min(s * saturation, 1), v)) * 255
+    return pixel if first else np.clip(pixel * contrast, 0, 255)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**32 - 1), factors=st.lists(factor_rows, min_size=2, max_size=2))
+def test_distortion_equals_a_plain_reference(seed, factors):
+    images = np.random.default_rng(seed).integers(0, 256, (2, 3, 4, 3)).astype(np.float32)
+    images[0, 0] = [[0, 0, 0], [255, 255, 255], [9, 9, 9], [255, 0, 0]]  # no hue, no saturation, no value
+    actual = np.asarray(run(images, np.array(factors, np.float32)))
+    expected = [
+        [[reference(pixel, *row) for pixel in line] for line in image] for image, row in zip(images, factors, strict=True)
+    ]
+    # float32 against float64: the hue of nearly grey pixels loses digits, their chroma makes up for it.
+    np.testing.assert_allclose(actual, expected, atol=2e-3)
+
+
+def test_neutral_factors_change_nothing_to_the_bit():
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.float32)
+    np.testing.assert_array_equal(run(images, np.array([NEUTRAL] * 2, np.float32)), images)
+
+
+@pytest.mark.parametrize(
+    ("factors", "before", "after"),
+    [
+        ((20, 1, 1, 0, 0), (10, 100, 250), (30, 120, 255)),
+        ((0, 0.5, 1, 0, 1), (10, 100, 250), (5, 50, 125)),
+        ((0, 1, 0.5, 0, 0), (0, 100, 200), (100, 150, 200)),  # value stays, the rest moves half way to it
+        ((0, 1, 1.5, 0, 0), (50, 100, 150), (0, 75, 150)),
+        ((0, 1, 1, 60, 0), (200, 100, 100), (200, 200, 100)),  # red to yellow
+        ((30, 0.5, 1, 0, 1), (240, 0, 0), (127.5, 15, 15)),  # brightness ends at 255 before contrast
+    ],
+)
+def test_each_factor_by_hand(factors, before, after):
+    images = np.array(before, np.float32).reshape(1, 1, 1, 3)
+    np.testing.assert_allclose(run(images, np.array([factors], np.float32)).reshape(3), after, atol=1e-3)
