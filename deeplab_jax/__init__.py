@@ -10,7 +10,7 @@ _HOME = {
     "VOC": "labels",
     "LabelSet": "labels",
     "Config": "config",
-    "validate": "config.validation",
+    "validate": "models",
     "DeepLabV3": "models",
     "Segmenter": "api",
     "load": "api",

@@ -21,9 +21,9 @@ from deeplab_jax import config as config_module
 from deeplab_jax.commands import data as data_commands
 from deeplab_jax.commands import use as use_commands
 from deeplab_jax.config import Config
-from deeplab_jax.config.validation import validate
 from deeplab_jax.errors import ConfigError, DeeplabError
 from deeplab_jax.labels.files import checked_labels
+from deeplab_jax.models import validate
 
 T = TypeVar("T")
 _NO_CONFIG = "`--config` is missing: give a recipe, such as --config=configs/quickstart.py"

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from deeplab_jax.config.validation import validate
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.files import require_file
+from deeplab_jax.models import validate
 
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 

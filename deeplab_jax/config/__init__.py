@@ -1,5 +1,6 @@
 """What a run is: typed dataclasses and what follows from them. No JAX, no TensorFlow, no files."""
 
+from deeplab_jax.config.rates import aspp_rates, last_stage_rates, multi_grid_units, unit_of_each_block
 from deeplab_jax.config.schema import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -11,16 +12,9 @@ from deeplab_jax.config.schema import (
     ModelConfig,
     OptimConfig,
     TrainConfig,
-    aspp_rates,
-    canonical,
-    digest_of,
-    from_dict,
-    last_stage_rates,
-    multi_grid_units,
-    to_dict,
     total_steps,
-    unit_of_each_block,
 )
+from deeplab_jax.config.storage import digest_of, from_dict, to_dict
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -34,7 +28,6 @@ __all__ = [
     "OptimConfig",
     "TrainConfig",
     "aspp_rates",
-    "canonical",
     "digest_of",
     "from_dict",
     "last_stage_rates",

@@ -3,8 +3,9 @@
 import dataclasses
 from typing import Any
 
-from deeplab_jax.config import Config, canonical, to_dict
+from deeplab_jax.config import Config, to_dict
 from deeplab_jax.errors import CheckpointError
+from deeplab_jax.models.switches import canonical
 
 # Switches that leave the arrays and their meaning as they are.
 REBINDABLE = ("model.dtype", "model.output_stride", "model.dropout", "model.aux_dropout", "model.pretrained", "model.remat")

@@ -15,8 +15,9 @@ from deeplab_jax.config import Config, EvalConfig
 from deeplab_jax.evaluation import metrics
 from deeplab_jax.evaluation.protocols import average_views, slide
 from deeplab_jax.models import DeepLabV3, normalize
-from deeplab_jax.models.extent import Rows, split_rows
-from deeplab_jax.models.resize import resize_by_gather
+from deeplab_jax.models.extent import split_rows
+from deeplab_jax.models.operations import interpreted_by
+from deeplab_jax.models.resize import resize_like
 from deeplab_jax.runtime import hosts
 from deeplab_jax.runtime.compilation import Programs, lean_options
 from deeplab_jax.runtime.mesh import replicated
@@ -36,7 +37,6 @@ def logits(
     *,
     model: DeepLabV3,
     protocol: EvalConfig,
-    rows: Rows | None = None,
 ) -> Float[Array, "n h w k"]:
     """float32 logits at the images' size, of images as they are decoded (0-255).
 
@@ -45,13 +45,12 @@ def logits(
       images: of one size.
       model: what `evaluation_model` returns.
       protocol: windows, scales and flip; several views give the logarithm of their mean probabilities, see `average_views`.
-      rows: how the images' rows are split over devices, for a protocol that `splits_rows`.
     """
     align_corners = model.config.align_corners
 
     def network(images: Array) -> Array:
-        outputs: Any = model.apply(variables, images, False, rows)
-        return resize_by_gather(outputs.logits, *images.shape[1:3], align_corners=align_corners, rows=rows)
+        outputs: Any = model.apply(variables, images, False)
+        return resize_like(outputs.logits, images, align_corners=align_corners, by_gather=True)
 
     def windows(images: Array) -> Array:
         return slide(network, images, model.num_classes, window=protocol.window, stride=protocol.window_stride)
@@ -72,10 +71,9 @@ def predict(
     *,
     model: DeepLabV3,
     protocol: EvalConfig,
-    rows: Rows | None = None,
 ) -> UInt8[Array, "n h w"]:
     """Train ids at the images' size; arguments as in `logits`."""
-    return jnp.argmax(logits(variables, images, model=model, protocol=protocol, rows=rows), axis=-1).astype(jnp.uint8)
+    return jnp.argmax(logits(variables, images, model=model, protocol=protocol), axis=-1).astype(jnp.uint8)
 
 
 def predict_with_confidence(
@@ -89,15 +87,15 @@ def predict_with_confidence(
 
 
 def predict_and_count(
-    variables: Variables, batch: dict[str, Array], *, model: DeepLabV3, protocol: EvalConfig, rows: Rows | None = None
+    variables: Variables, batch: dict[str, Array], *, model: DeepLabV3, protocol: EvalConfig
 ) -> tuple[UInt8[Array, "n h w"], Int[Array, "k k"]]:
     """Predictions, and the confusion counts of the batch's valid rows; zeros for a batch without labels."""
-    predictions = predict(variables, batch["image"], model=model, protocol=protocol, rows=rows)
+    predictions = predict(variables, batch["image"], model=model, protocol=protocol)
     if "label" not in batch:
         return predictions, jnp.zeros((model.num_classes, model.num_classes), jnp.int32)
     mask = losses.valid_pixels(batch["label"], batch["valid"])
     counts = metrics.confusion_counts(batch["label"], predictions, mask, model.num_classes)
-    return predictions, jax.lax.psum(counts, rows.axis) if rows else counts
+    return predictions, counts
 
 
 def jitted(function: Any, config: Config) -> Any:
@@ -145,9 +143,15 @@ class Evaluator:
         rows = split_rows(self.mesh, height, self._output_stride) if self.row_unit else None
         if rows is None:
             return count(variables, batch)
+
+        def count_rows(variables: Variables, batch: dict[str, Array]) -> tuple[Array, Array]:
+            with interpreted_by(rows):
+                predictions, counts = count(variables, batch)
+            return predictions, jax.lax.psum(counts, rows.axis)
+
         specs = {name: P() if name == "valid" else P(None, rows.axis) for name in batch}
         split = jax.shard_map(
-            functools.partial(count, rows=rows),
+            count_rows,
             mesh=self.mesh,
             in_specs=(P(), specs),
             out_specs=(P(None, rows.axis), P()),

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from deeplab_jax.models.extent import Rows
-from deeplab_jax.models.layers import BatchNorm, Conv, Dropout, at_least_float32, image_mean
+from deeplab_jax.models.layers import BatchNorm, Conv, Dropout, broadcast_like, concatenate, image_mean, relu
 
 
 class ConvBNReLU(nn.Module):
@@ -18,13 +17,12 @@ class ConvBNReLU(nn.Module):
     size: int
     rate: int = 1
     dtype: Any = jnp.float32
-    rows: Rows | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w k"]:
-        """Returns [n, h, w, features]."""
-        x = Conv(self.features, self.size, rate=self.rate, dtype=self.dtype, rows=self.rows, name="conv")(x)
-        return nn.relu(BatchNorm(rows=self.rows, name="bn")(x, train))
+        """Return [n, h, w, features]."""
+        x = Conv(self.features, self.size, rate=self.rate, dtype=self.dtype, name="conv")(x)
+        return relu(BatchNorm(name="bn")(x, train))
 
 
 class ASPP(nn.Module):
@@ -36,7 +34,6 @@ class ASPP(nn.Module):
       fusion: see `config.ModelConfig`.
       dropout: share dropped after the first fusion convolution.
       dtype: what the convolutions compute in.
-      rows: see `convolution.conv2d`.
     """
 
     rates: tuple[int, ...]
@@ -44,24 +41,19 @@ class ASPP(nn.Module):
     fusion: str = "1x1"
     dropout: float = 0.1
     dtype: Any = jnp.float32
-    rows: Rows | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w k"]:
-        """Returns [n, h, w, features]."""
-        layer = functools.partial(ConvBNReLU, dtype=self.dtype, rows=self.rows)
+        """Return [n, h, w, features]."""
+        layer = functools.partial(ConvBNReLU, dtype=self.dtype)
         branches = [layer(self.features, 1, name="branch_1x1")(x, train)]
         for i, rate in enumerate(self.rates, start=1):
             branches.append(layer(self.features, 3, rate, name=f"branch_rate{i}")(x, train))
-        # Over 65x65 bfloat16 values the mean would lose the digits that make it useful.
-        pooled = image_mean(x.astype(at_least_float32(x.dtype)), self.rows)
-        pooled = layer(self.features, 1, rows=None, name="branch_pool")(pooled, train)
-        pooled = self.rows.varying(pooled) if self.rows else pooled
-        branches.append(jnp.broadcast_to(pooled, branches[0].shape))
-        x = jnp.concatenate(branches, axis=-1)
+        pooled = layer(self.features, 1, name="branch_pool")(image_mean(x), train)
+        branches.append(broadcast_like(pooled, branches[0]))
         first, *rest = (int(part[0]) for part in self.fusion.split("+"))
-        x = layer(self.features, first, name="fuse")(x, train)
-        x = Dropout(self.dropout, self.rows)(x, train)
+        x = layer(self.features, first, name="fuse")(concatenate(branches), train)
+        x = Dropout(self.dropout)(x, train)
         for size in rest:
             x = layer(self.features, size, name="refine")(x, train)
         return x

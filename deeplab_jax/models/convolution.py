@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from deeplab_jax.models import winograd
-from deeplab_jax.models.extent import Rows
+from deeplab_jax.models.operations import operation
 from deeplab_jax.models.products import multiply, outer
 
 # Bytes of input that the product of a tap copies at a time.
@@ -23,52 +23,65 @@ BAND_BYTES = 64 * 2**20
 ConvForm = Literal["auto", "xla", "mixed", "products", "winograd", "shifts"]
 
 
+@operation
 def conv2d(
     x: Float[Array, "n h w c"],
-    kernel: Float[Array, "kh kw c k"],
+    kernel: Float[Array, "kh kw c2 k"],
     *,
     stride: int = 1,
     rate: int = 1,
     form: ConvForm = "auto",
-    rows: Rows | None = None,
 ) -> Float[Array, "n h2 w2 k"]:
-    """An atrous convolution with padding rate * (size - 1) / 2, in the form that is fastest where it runs.
+    """Convolve with padding rate * (size - 1) / 2, in the form that is fastest where it runs.
 
     Args:
       x: input features.
-      kernel: HWIO weights of odd height and width; used in the dtype of `x`. With one input channel for the many of `x`, each
-        channel is convolved by itself (depthwise).
+      kernel: HWIO weights of odd height and width; used in the dtype of `x`. Where it has fewer input channels than `x`, the
+        channels are convolved in groups of so many; one is a depthwise convolution.
       stride: step of the output grid over the input.
       rate: distance between the taps, in input pixels.
       form: "xla" is XLA's own convolution; "mixed" is that with the weight gradient by matrix products; "products" a sum of
         matrix products, one a tap; "winograd" minimal filtering, for 3x3 kernels at stride 1; "shifts" a sum of
         shifted products, for depthwise ones; "auto" chooses.
-      rows: how the image's rows are split over devices, of which `x` are one's; None where they are whole.
+
+    Raises:
+      ValueError: the form is not for this kernel and stride.
+    """
+    convolve = choose_convolution(kernel.shape, x.shape, x.dtype, stride, rate, form)
+    return convolve(x, kernel.astype(x.dtype), stride, rate, reach_of(kernel.shape, rate))
+
+
+def reach_of(kernel_shape: tuple[int, ...], rate: int) -> int:
+    """Return how many pixels beside its own an output sees, on every side."""
+    return rate * (kernel_shape[0] - 1) // 2
+
+
+def choose_convolution(
+    kernel_shape: tuple[int, ...],
+    x_shape: tuple[int, ...],
+    dtype: jnp.dtype,
+    stride: int,
+    rate: int,
+    form: ConvForm = "auto",
+) -> Callable[[Array, Array, int, int, int], Array]:
+    """Return the function of (x, kernel in x's dtype, stride, rate, zero rows above and below x) that convolves.
+
+    Args:
+      kernel_shape, x_shape: of the arguments of `conv2d`.
+      dtype: of x.
+      stride, rate, form: see `conv2d`.
 
     Raises:
       ValueError: the form is not for this kernel and stride.
     """
     if form == "auto":
-        form = _fastest_form(kernel.shape, x.shape, x.dtype, stride, rate)
-    if form == "winograd" and (kernel.shape[:2] != (3, 3) or stride > 1):
-        raise ValueError(f"`form` (='winograd') is for 3x3 kernels at stride 1, not for {kernel.shape[:2]} at stride {stride}")
-    if form != "xla" and (form == "shifts") != _is_depthwise(kernel.shape, x.shape):
-        raise ValueError(f"`form` (={form!r}) is not for kernels {kernel.shape} of {x.shape[-1]} channels: use 'auto'")
-    convolve = _FORMS[form]
-    reach = rate * (kernel.shape[0] - 1) // 2
-    if rows is None:
-        return convolve(x, kernel.astype(x.dtype), stride, rate, reach)
-    # Before the cast: so the devices' gradients are added up in the kernel's own precision.
-    kernel = rows.varying(kernel).astype(x.dtype)
-    if reach == 0:
-        return convolve(x, kernel, stride, rate, 0)
-
-    # Exchanged again in the backward pass: kept, the rows with their halo would be a second copy of every input.
-    @jax.checkpoint
-    def with_halo(x: Array, kernel: Array) -> Array:
-        return convolve(rows.with_halo(x, reach, max(reach - stride + 1, 0)), kernel, stride, rate, 0)
-
-    return with_halo(x, kernel)
+        form = _fastest_form(kernel_shape, x_shape, dtype, stride, rate)
+    if form == "winograd" and (kernel_shape[:2] != (3, 3) or stride > 1):
+        raise ValueError(f"`form` (='winograd') is for 3x3 kernels at stride 1, not for {kernel_shape[:2]} at stride {stride}")
+    is_depthwise, is_grouped = kernel_shape[2] == 1 < x_shape[3], kernel_shape[2] < x_shape[3]
+    if form != "xla" and ((form == "shifts") != is_depthwise or is_grouped != is_depthwise):
+        raise ValueError(f"`form` (={form!r}) is not for kernels {kernel_shape} of {x_shape[3]} channels: use 'auto'")
+    return _FORMS[form]
 
 
 def _fastest_form(
@@ -77,8 +90,8 @@ def _fastest_form(
     """Accelerators have convolutions of their own; symbolic sizes leave no choice. On CPUs fewer multiplications decide."""
     if jax.default_backend() != "cpu" or not all(isinstance(size, int) for size in x_shape):
         return "xla"
-    if _is_depthwise(kernel_shape, x_shape):
-        return "shifts"
+    if kernel_shape[2] < x_shape[3]:
+        return "shifts" if kernel_shape[2] == 1 else "xla"
     if kernel_shape[:2] == (1, 1):
         return "products"
     if kernel_shape[:2] != (3, 3) or stride > 1:
@@ -91,10 +104,6 @@ def _fastest_form(
     if is_worth_it and 1.2 * winograd.multiplications(height, width, rate) < tapwise:
         return "winograd"
     return "products" if rate >= 4 else "mixed"
-
-
-def _is_depthwise(kernel_shape: tuple[int, ...], x_shape: tuple[int, ...]) -> bool:
-    return kernel_shape[2] == 1 < x_shape[3]
 
 
 def _overlap(size: int, rate: int) -> int:

@@ -3,15 +3,15 @@
 import dataclasses
 import math
 import re
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from deeplab_jax.config import Config, ModelConfig
-from deeplab_jax.models import DeepLabV3
-from deeplab_jax.models.layers import BatchNorm, Conv
+from deeplab_jax.models.convolution import conv2d
+from deeplab_jax.models.deeplab import DeepLabV3
+from deeplab_jax.models.graph import Node, record, variable_shapes
+from deeplab_jax.models.layers import add_bias, batch_norm
 
 # The backward pass of a convolution is two of its size: the gradients of its input and of its weights.
 TRAINING_OVER_FORWARD = 3
@@ -40,15 +40,15 @@ class Layer:
 
     @property
     def stage(self) -> int:
-        """Of the backbone, from 1; 0 elsewhere."""
-        found = re.match(r"backbone/stage(\d)", self.name)
-        return int(found[1]) if found else 0
+        """Stage of the backbone, from 1; 0 elsewhere."""
+        match = re.match(r"backbone/stage(\d)", self.name)
+        return int(match[1]) if match else 0
 
     @property
     def block(self) -> str:
-        """Of the backbone, such as "stage3_block1"; "" elsewhere."""
-        found = re.match(r"backbone/(stage\d_block\d+)/", self.name)
-        return found[1] if found else ""
+        """Block of the backbone, such as "stage3_block1"; "" elsewhere."""
+        match = re.match(r"backbone/(stage\d_block\d+)/", self.name)
+        return match[1] if match else ""
 
     @property
     def part(self) -> str:
@@ -60,59 +60,52 @@ class Layer:
 
 
 def layers(model: ModelConfig, num_classes: int, size: tuple[int, int]) -> list[Layer]:
-    """The layers that have parameters, in the order in which an image of `size` (height, width) passes them."""
-    found: list[Layer] = []
-
-    # Only shapes pass through the network: nothing is initialised, and no form of a convolution is chosen.
-    def note(proceed: Any, args: tuple, kwargs: dict[str, Any], context: nn.module.InterceptorContext) -> Any:
-        layer = context.module
-        if isinstance(layer, Conv):
-            y = jnp.zeros(_output_shape(layer, args[0].shape), layer.dtype)
-            found.append(_convolution(layer, args[0].shape, y.shape))
-            return y
-        if isinstance(layer, BatchNorm):
-            numbers = 2 * args[0].shape[-1]
-            found.append(Layer("/".join(layer.path), parameters=numbers, statistics=numbers))
-            return args[0]
-        return proceed(*args, **kwargs)
-
+    """Return the layers that have parameters, in the order in which an image of `size` (height, width) passes them."""
     network = DeepLabV3(dataclasses.replace(model, remat=()), num_classes)
-    with nn.intercept_methods(note):
-        jax.eval_shape(lambda images: network.apply({}, images, False), jax.ShapeDtypeStruct((1, *size, 3), jnp.float32))
-    return found
+    images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    graph = record(lambda variables, images: network.apply(variables, images, False), variable_shapes(network), images)
+    costs = [layer for node in graph.nodes for layer in _costs(node)]
+    names = dict.fromkeys(layer.name for layer in costs)
+    return [total([layer for layer in costs if layer.name == name], name) for name in names]
 
 
-def by_part(found: list[Layer]) -> list[Layer]:
-    """The layers of each part added up, parts in their order."""
-    parts = dict.fromkeys(layer.part for layer in found)
-    return [total([layer for layer in found if layer.part == part], part) for part in parts]
+def by_part(layers: list[Layer]) -> list[Layer]:
+    """Add up the layers of each part, parts in their order."""
+    parts = dict.fromkeys(layer.part for layer in layers)
+    return [total([layer for layer in layers if layer.part == part], part) for part in parts]
 
 
-def total(found: list[Layer], name: str = "total") -> Layer:
-    """All layers added up."""
+def total(layers: list[Layer], name: str = "total") -> Layer:
+    """Add up all layers."""
     numbers = [field.name for field in dataclasses.fields(Layer) if field.name != "name"]
-    return Layer(name, **{number: sum(getattr(layer, number) for layer in found) for number in numbers})
+    return Layer(name, **{number: sum(getattr(layer, number) for layer in layers) for number in numbers})
 
 
 def training_flops(config: Config) -> int:
-    """FLOPs of a training step on the global batch: three times those of the forward pass, as MFU counts them."""
+    """Return the FLOPs of a training step on the global batch: three times those of the forward pass, as MFU counts them."""
     forward = total(layers(config.model, config.labels.num_classes, config.data.crop_size)).flops
     return TRAINING_OVER_FORWARD * forward * config.data.batch_size
 
 
-def _output_shape(layer: Conv, shape: tuple[int, ...]) -> tuple[int, ...]:
-    height, width = (-(-length // layer.stride) for length in shape[1:3])
-    return shape[0], height, width, layer.features
-
-
-def _convolution(layer: Conv, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Layer:
-    weights = layer.size**2 * (1 if layer.is_depthwise else inputs[-1]) * layer.features
-    width = jnp.dtype(layer.dtype).itemsize
-    return Layer(
-        "/".join(layer.path),
-        parameters=weights + layer.use_bias * layer.features,
-        flops=2 * math.prod(outputs[:3]) * weights,
-        inputs=width * math.prod(inputs),
-        outputs=width * math.prod(outputs),
-        weights=width * weights,
-    )
+def _costs(node: Node) -> list[Layer]:
+    """Return what the variables of an operation cost; nothing where it has none."""
+    arguments = node.arguments
+    if node.operation is conv2d:
+        x, kernel, width = arguments["x"], arguments["kernel"], jnp.dtype(node.output.dtype).itemsize
+        weights = math.prod(kernel.shape)
+        return [
+            Layer(
+                "/".join(kernel.path[1:-1]),
+                parameters=weights,
+                flops=2 * math.prod(node.output.shape[:3]) * weights,
+                inputs=width * math.prod(x.shape),
+                outputs=width * math.prod(node.output.shape),
+                weights=width * weights,
+            )
+        ]
+    if node.operation is add_bias:
+        return [Layer("/".join(arguments["bias"].path[1:-1]), parameters=arguments["bias"].shape[0])]
+    if node.operation is batch_norm:
+        numbers = 2 * arguments["scale"].shape[0]
+        return [Layer("/".join(arguments["scale"].path[1:-1]), parameters=numbers, statistics=numbers)]
+    return []

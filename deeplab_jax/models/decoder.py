@@ -8,34 +8,30 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from deeplab_jax.models.aspp import ConvBNReLU
-from deeplab_jax.models.extent import Rows
-from deeplab_jax.models.resize import resize_bilinear
+from deeplab_jax.models.layers import concatenate
+from deeplab_jax.models.resize import resize_like
 
 
 class Decoder(nn.Module):
-    """The ASPP's features brought to the low-level ones, which are reduced so as not to outweigh them; two 3x3 convolutions.
+    """The ASPP's features at the resolution of the low-level ones, which are reduced so as not to outweigh them.
 
     Attributes:
-      features: channels of those convolutions.
+      features: channels of the 3x3 convolutions.
       low_level_width: channels that the low-level features are reduced to.
       align_corners: see `config.ModelConfig`.
       dtype: what the convolutions compute in.
-      rows: see `convolution.conv2d`.
     """
 
     features: int = 256
     low_level_width: int = 48
     align_corners: bool = False
     dtype: Any = jnp.float32
-    rows: Rows | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], low: Float[Array, "n h1 w1 c1"], train: bool) -> Float[Array, "n h1 w1 k"]:
-        """Returns [n, h1, w1, features]."""
-        layer = functools.partial(ConvBNReLU, dtype=self.dtype, rows=self.rows)
+        """Return [n, h1, w1, features]."""
+        layer = functools.partial(ConvBNReLU, dtype=self.dtype)
         low = layer(self.low_level_width, 1, name="reduce")(low, train)
-        rows = self.rows.of(low) if self.rows else None
-        x = resize_bilinear(x, *low.shape[1:3], align_corners=self.align_corners, rows=rows)
-        x = jnp.concatenate([x, low], axis=-1)
+        x = concatenate([resize_like(x, low, align_corners=self.align_corners), low])
         x = layer(self.features, 3, name="refine1")(x, train)
         return layer(self.features, 3, name="refine2")(x, train)

@@ -1,14 +1,18 @@
-"""What backbones have in common: four stages, some of which trade their stride for a rate, and what they give."""
+"""What backbones have in common: four stages, some of which trade stride for dilation; and what the package asks of them."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+from flax import linen as nn
 from jaxtyping import Array, Float
 
-from deeplab_jax.config import last_stage_rates, unit_of_each_block
+from deeplab_jax.config import ModelConfig, last_stage_rates, unit_of_each_block
 
 # Stride of the features that each stage gives, where none trades its stride for a rate.
 STRIDES_OUT = (4, 8, 16, 32)
+
+Shapes = Mapping[str, tuple[int, ...]]  # of tensors, by name
 
 
 class Features(NamedTuple):
@@ -23,6 +27,29 @@ class Features(NamedTuple):
     low: Float[Array, "n h1 w1 c1"]
     aux: Float[Array, "n h3 w3 c3"]
     last: Float[Array, "n h4 w4 c4"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """A backbone: its network, and all that the rest of the package knows about it.
+
+    Attributes:
+      make: from a config to the module, named "backbone", that returns `Features` of (images, train).
+      blocks: how many blocks each stage has.
+      switches: the fields of `ModelConfig` that it uses and not every backbone does.
+      tensor_names: (config, source) -> what the source calls each layer, by our layer's path below the backbone.
+      recognize: from the shapes of a backbone's tensors, by name, to the fields of `ModelConfig` that they show; None where
+        they are of another backbone. CheckpointError, "has a backbone of ...", where they are of this kind, but of no network
+        that is known.
+      references: for each source that has segmentation networks of this backbone, what is special about them; see the source.
+    """
+
+    make: Callable[[ModelConfig], nn.Module]
+    blocks: tuple[int, ...]
+    switches: frozenset[str]
+    tensor_names: Callable[[ModelConfig, str], dict[str, str]]
+    recognize: Callable[[Shapes], dict[str, Any] | None]
+    references: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 class Dilation(NamedTuple):
@@ -42,7 +69,7 @@ class Dilation(NamedTuple):
 
 
 def strides_in(stem_stride: int) -> tuple[int, ...]:
-    """Stride of the features that each stage gets, as `STRIDES_OUT`."""
+    """Return the stride of the features that each stage gets, as `STRIDES_OUT`."""
     return (stem_stride, *STRIDES_OUT[:-1])
 
 
@@ -51,17 +78,18 @@ def stage_dilations(
     output_stride: int,
     multi_grid: tuple[float, ...],
     *,
+    stage3_first_rate: int = 1,
     stem_stride: int = 4,
     dilate_conv2: bool = True,
 ) -> list[list[Dilation]]:
-    """Of every block, by stage.
+    """Return the dilation of every block, by stage.
 
-    A stage whose stride is gone starts with the rate of the stage before: its first convolution still sees that stage's
+    A stage that trades its stride for dilation keeps the previous stage's rate in its first block, which still reads that
     grid. This is what keeps the features at every output stride equal, subsampled.
 
     Args:
       blocks: how many a stage has.
-      output_stride, multi_grid, dilate_conv2: see `config.ModelConfig`.
+      output_stride, multi_grid, stage3_first_rate, dilate_conv2: see `config.ModelConfig`.
       stem_stride: of the features that the first stage gets.
     """
     stages = []
@@ -70,6 +98,8 @@ def stage_dilations(
         own = natural_out // stride_out
         before, rest = natural_in // stride_in, count - 1
         rates = [before] + [own] * rest
+        if stage == 2:
+            rates[0] = stage3_first_rate
         if stage == 3:
             rates = [int(rate) for rate in last_stage_rates(unit_of_each_block(multi_grid, count), output_stride)]
         strides, inner = [stride_out // stride_in] + [1] * rest, [own if dilate_conv2 else 1] * count

@@ -15,7 +15,8 @@ from deeplab_jax import losses
 from deeplab_jax.config import Config
 from deeplab_jax.models import DeepLabV3, Outputs, normalize
 from deeplab_jax.models.extent import Rows, split_rows
-from deeplab_jax.models.resize import resize_bilinear
+from deeplab_jax.models.operations import interpreted_by
+from deeplab_jax.models.resize import resize_like
 from deeplab_jax.runtime.compilation import lean_options
 from deeplab_jax.runtime.mesh import batch_shardings, replicated
 from deeplab_jax.train.photometric import distort
@@ -127,26 +128,26 @@ def _loss(
         images = distort(images.astype(jnp.float32), batch["photometric"])
     images = normalize(images, model.config.mean, model.config.std)
     variables = {"params": params, "batch_stats": batch_stats}
-    outputs, updated = model.apply(variables, images, True, rows, mutable=["batch_stats"], rngs={"dropout": key})
-    loss, hits = _loss_and_hits(outputs, batch, pixels, config, model.config.align_corners, rows)
+    with interpreted_by(rows):
+        outputs, updated = model.apply(variables, images, True, mutable=["batch_stats"], rngs={"dropout": key})
+        resize = functools.partial(resize_like, like=images, align_corners=model.config.align_corners)
+        outputs = Outputs(resize(outputs.logits), outputs.aux if outputs.aux is None else resize(outputs.aux))
+    loss, hits = _loss_and_hits(outputs, batch, pixels, config, rows)
     if rows:
         loss, hits = jax.lax.psum((loss, hits), rows.axis)
     return loss / pixels, (hits, updated["batch_stats"])
 
 
 def _loss_and_hits(
-    outputs: Outputs, batch: Batch, pixels: Array, config: Config, align_corners: bool, rows: Rows | None
+    outputs: Outputs, batch: Batch, pixels: Array, config: Config, rows: Rows | None
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Summed loss, to be divided by `pixels` (the auxiliary one weighted in), and pixels that are right.
+    """Summed loss at the labels' size, to be divided by `pixels` (the auxiliary one weighted in), and pixels that are right.
 
     Only the main head looks for hard pixels, as in mmsegmentation's DeepLabV3 configs with a sampler. (BiSeNetV2's and STDC's
     have one on the auxiliary heads too.)
     """
     labels, mask = batch["label"], losses.valid_pixels(batch["label"], batch["valid"])
-    resize = functools.partial(
-        resize_bilinear, height=labels.shape[1], width=labels.shape[2], align_corners=align_corners, rows=rows
-    )
-    logits = resize(outputs.logits)
+    logits = outputs.logits
     if config.loss.ohem_threshold:
         axis = rows.axis if rows else None
         images = jnp.sum(batch["valid"])
@@ -155,7 +156,7 @@ def _loss_and_hits(
         loss = losses.cross_entropy(logits, labels, mask, config.loss)
     hits = jnp.sum((jnp.argmax(logits, -1) == labels) & mask)
     if outputs.aux is not None:
-        loss += config.optim.aux_weight * losses.cross_entropy(resize(outputs.aux), labels, mask, config.loss)
+        loss += config.optim.aux_weight * losses.cross_entropy(outputs.aux, labels, mask, config.loss)
     return loss, hits.astype(jnp.float32)
 
 

@@ -1,17 +1,16 @@
 """State dicts to our variables and back, strictly: every tensor is used or accounted for. No files."""
 
+import dataclasses
 from collections.abc import Collection, Mapping
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax.config import Config, ModelConfig
 from deeplab_jax.errors import CheckpointError
-from deeplab_jax.models import DeepLabV3
+from deeplab_jax.models import DeepLabV3, canonical, graph
 from deeplab_jax.weights import names
-from deeplab_jax.weights.builders import require_buildable
 from deeplab_jax.weights.recognize import Network
+from deeplab_jax.weights.sources import SOURCES
 from deeplab_jax.weights.state_dicts import StateDict
 
 Variables = dict[names.Path, np.ndarray]
@@ -23,7 +22,7 @@ SHOWN = 20  # names in a message
 
 
 def to_variables(state: StateDict, network: Network, *, ignore_head: bool = False) -> tuple[Variables, list[str]]:
-    """Our variables by path, and what was left aside.
+    """Return our variables by path, and what was left aside.
 
     Args:
       state: what was read.
@@ -40,8 +39,8 @@ def to_variables(state: StateDict, network: Network, *, ignore_head: bool = Fals
     named = names.reference_names(shapes, model, fmt)
     tensors = dict(state.tensors)
     if network.is_backbone:
-        named = {path: names.bare(name) for path, name in named.items()}
-        tensors = {names.bare(name): value for name, value in tensors.items()}
+        named = {path: names.without_prefix(name) for path, name in named.items()}
+        tensors = {names.without_prefix(name): value for name, value in tensors.items()}
     heads = {name for path, name in named.items() if path[1] in names.HEADS} if ignore_head else set()
     counters = {name for name in tensors if name.endswith(COUNTER)}
     classification = CLASSIFICATION & set(tensors) if network.is_backbone else set()
@@ -67,16 +66,16 @@ def to_variables(state: StateDict, network: Network, *, ignore_head: bool = Fals
 
 
 def to_state_dict(variables: Variables, model: ModelConfig, fmt: str, step: int) -> dict[str, np.ndarray]:
-    """The reference's state dict, counters of BatchNorm included, which load_state_dict(strict=True) wants.
+    """Return the source's state dict, counters of BatchNorm included, which load_state_dict(strict=True) wants.
 
     Args:
       variables: of a whole network.
       model: its switches.
-      fmt: "torchvision" or "mmseg".
+      fmt: a key of `SOURCES`.
       step: what the counters say.
 
     Raises:
-      CheckpointError: the reference has no such network.
+      CheckpointError: the source has no such network.
     """
     require_buildable(model, fmt)
     named = names.reference_names(variables, model, fmt)
@@ -85,10 +84,25 @@ def to_state_dict(variables: Variables, model: ModelConfig, fmt: str, step: int)
     return state | {name: np.array(step, np.int64) for name in counters}
 
 
+def require_buildable(model: ModelConfig, fmt: str) -> None:
+    """Raise CheckpointError where the source has no network that computes the same."""
+    required = SOURCES[fmt].required
+    if required is None:
+        exported = [name for name, source in SOURCES.items() if source.required]
+        raise CheckpointError(f"`--to` (={fmt!r}) has no segmentation networks: use {' or '.join(exported)}")
+    for field, values in required(model).items():
+        # Another spelling of the same network will do.
+        if not any(canonical(dataclasses.replace(model, **{field: value})) == canonical(model) for value in values):
+            known = " or ".join(map(repr, values))
+            raise CheckpointError(
+                f"`--to` (={fmt!r}) has no network with model.{field}={getattr(model, field)!r}, only {known}: export to "
+                "another reference"
+            )
+
+
 def variable_shapes(config: Config) -> dict[names.Path, tuple[int, ...]]:
-    """Shapes of the variables of a config's network."""
-    model = DeepLabV3(config.model, config.labels.num_classes)
-    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False))
+    """Return the shapes of the variables of a config's network."""
+    variables = graph.variable_shapes(DeepLabV3(config.model, config.labels.num_classes))
     return {path: leaf.shape for path, leaf in names.flatten(variables).items()}
 
 

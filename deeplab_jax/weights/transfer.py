@@ -7,23 +7,19 @@ from typing import Any
 from etils import epath
 
 from deeplab_jax.checkpoints import store as checkpoints
-from deeplab_jax.config import Config, ModelConfig, canonical, to_dict
-from deeplab_jax.config.validation import RESNET_SWITCHES, validate
+from deeplab_jax.config import Config, ModelConfig, to_dict
+from deeplab_jax.config.fields import names_of
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.labels import LabelSet
+from deeplab_jax.models import canonical, validate
+from deeplab_jax.models.switches import is_used
 from deeplab_jax.weights import hub, names, state_dicts
-from deeplab_jax.weights.builders import describe
 from deeplab_jax.weights.convert import to_state_dict, to_variables, variable_shapes
-from deeplab_jax.weights.recognize import FROM_TENSORS, USUAL, Network, recognize
+from deeplab_jax.weights.recognize import FROM_TENSORS, Network, recognize
+from deeplab_jax.weights.source import USUAL
+from deeplab_jax.weights.sources import SOURCES
 
 Say = Callable[[str], None]
-
-# Fields of the model under which the same arrays compute something else; they serve every output stride.
-_MEANING = ("multi_grid", "dilate_conv2", "atrous_rates", "align_corners", "mean", "std")
-_OURS = ("dtype", "pretrained")  # fields that say nothing of the weights
-_DECODER = ("decoder_width", "low_level_width")  # of no network that is imported
-_SHAPES = ("backbone", "width", "stem", "shortcut")
-_HEAD_SHAPES = ("aspp_width", "fusion")
 
 
 def import_weights(
@@ -37,14 +33,14 @@ def import_weights(
     ema: bool = False,
     say: Say = print,
 ) -> None:
-    """Writes the weights of `source` to the folder `out`, as one checkpoint with config, label set and normalisation.
+    """Write the weights of `source` to the folder `out`, as one checkpoint with config, label set and normalisation.
 
     Args:
       source: a weights file, or hf:OWNER/NAME[@REVISION].
       out: a folder without checkpoints; it appears whole or not at all.
-      fmt: "auto", "torchvision", "timm" or "mmseg".
+      fmt: "auto", or a key of `SOURCES`.
       labels: the classes; None for those that the file names, or the reference's published ones.
-      model: fields of `ModelConfig` that the tensors do not tell, to override what was recognised.
+      model: fields of `ModelConfig` that the tensors do not show, to override what was recognised.
       ignore_head: leave the classifiers aside; the folder then serves as `model.pretrained` alone.
       ema: take the moving average that training scripts keep beside the weights.
       say: is given what was found, line by line.
@@ -70,12 +66,12 @@ def import_weights(
 
 
 def export_weights(checkpoint: str, out: str, *, fmt: str, say: Say = print) -> None:
-    """Writes a checkpoint as a reference's state dict, and says how to build the network that loads it.
+    """Write a checkpoint as a reference's state dict, and says how to build the network that loads it.
 
     Args:
       checkpoint: a run, a step of it, or an imported folder.
       out: a `.safetensors`, `.pth` or `.pt` file.
-      fmt: "torchvision" or "mmseg".
+      fmt: a key of `SOURCES`.
       say: is given how to load the file.
 
     Raises:
@@ -89,11 +85,12 @@ def export_weights(checkpoint: str, out: str, *, fmt: str, say: Say = print) -> 
     record = to_dict(Config(labels=config.labels, model=dataclasses.replace(config.model, pretrained=""), eval=config.eval))
     state_dicts.write(out, state, record)
     say(f"{len(state)} tensors of {step} are in {out}, for load_state_dict(strict=True) of")
-    say(describe(config, fmt))
+    if describe := SOURCES[fmt].describe:
+        say(describe(config))
 
 
 def pretrained_variables(config: Config, say: Say = print) -> dict[str, Any]:
-    """The variables that a training starts from, a part of {"params", "batch_stats"}, by `model.pretrained`.
+    """Return the variables that a training starts from, a part of {"params", "batch_stats"}, by `model.pretrained`.
 
     Classifiers are taken only where the classes are the same ones; the main one, and a decoder, only beside the same decoder.
 
@@ -114,14 +111,14 @@ def pretrained_variables(config: Config, say: Say = print) -> dict[str, Any]:
     shapes = variable_shapes(config)
     other = set() if config.labels.names == stored.labels.names else set(names.HEADS)
     ours, theirs = canonical(config.model), canonical(stored.model)
-    if any(getattr(ours, field) != getattr(theirs, field) for field in _DECODER):
+    if any(getattr(ours, field) != getattr(theirs, field) for field in names_of(ModelConfig, part=("decoder",))):
         other |= {"decoder", "classifier"}
     taken = {path: x for path, x in variables.items() if path in shapes and path[1] not in other}
     say(f"{len(taken)} of {len(shapes)} variables start from {source}")
     new = sorted({path[1] for path in shapes.keys() - taken.keys()})
     if new:
         say(f"these start random: {', '.join(new)}")
-    for field in _MEANING if has_aspp else ():
+    for field in names_of(ModelConfig, changes=("meaning",)) if has_aspp else ():
         if getattr(ours, field) != getattr(theirs, field):
             asked, trained = getattr(config.model, field), getattr(stored.model, field)
             say(f"the config's model.{field} is {asked}; these weights were trained with {trained}")
@@ -135,7 +132,8 @@ def _read(source: str, fmt: str, ema: bool) -> tuple[state_dicts.StateDict, Netw
 
 def _require_same(config: Config, stored: Config, source: str, *, has_aspp: bool) -> None:
     ours, theirs = dataclasses.asdict(config.model), dataclasses.asdict(stored.model)
-    fields = [field for field in _SHAPES + _HEAD_SHAPES * has_aspp if ours[field] != theirs[field]]
+    parts = ("backbone", "aspp") if has_aspp else ("backbone",)
+    fields = [field for field in names_of(ModelConfig, part=parts) if ours[field] != theirs[field]]
     differ = [f"`model.{field}` (={ours[field]!r}) is {theirs[field]!r}" for field in fields]
     if differ:
         raise ConfigError(f"{', '.join(differ)} in {source}: set it so, or use other weights")
@@ -144,23 +142,21 @@ def _require_same(config: Config, stored: Config, source: str, *, has_aspp: bool
         raise ConfigError(f"`model.atrous_rates` (={asked}) are {trained} in {source}: give as many, or use other weights")
 
 
-def _whose(network: Network) -> str:
-    if not network.is_backbone:
-        return network.fmt
-    return "torchvision and timm" if network.config.model.backbone.startswith("resnet") else "torchvision"
-
-
 def _description(network: Network, source: str) -> list[str]:
-    """What was recognised, a field a line."""
-    config = network.config
-    of_both = [field.name for field in dataclasses.fields(ModelConfig) if field.name not in _OURS + _DECODER]
-    shown = _SHAPES if network.is_backbone else of_both
-    absent = () if config.model.backbone.startswith("resnet") else RESNET_SWITCHES
-    fields = {f"model.{name}": getattr(config.model, name) for name in shown if name not in absent}
-    fields |= {name: getattr(config.eval, name.removeprefix("eval.")) for name in network.origin if name.startswith("eval.")}
+    """Return what was recognised, a field a line."""
+    model, labels = network.config.model, network.config.labels
     origin = {f"model.{name}": "from the tensors" for name in FROM_TENSORS} | network.origin
-    what = "a backbone" if network.is_backbone else f"DeepLabV3, {network.num_classes} classes"
-    lines = [f"{source}: {what}, with the names of {_whose(network)}"]
+    if network.is_backbone:
+        shown = [name for name in names_of(ModelConfig, part=("backbone",)) if is_used(model, name)]
+        lines = [f"{source}: a backbone, with the names of {'torchvision and timm' if network.fmt == 'timm' else network.fmt}"]
+    else:
+        of_weights = names_of(ModelConfig, changes=("shapes", "meaning"))
+        shown = [name for name in names_of(ModelConfig) if name in of_weights or name in ("output_stride", "dropout")]
+        shown = [name for name in shown if is_used(model, name)]
+        lines = [f"{source}: DeepLabV3, {network.num_classes} classes, with the names of {network.fmt}"]
+    fields = {f"model.{name}": getattr(model, name) for name in shown}
+    fields |= {name: getattr(network.config.eval, name.removeprefix("eval.")) for name in origin if name.startswith("eval.")}
     lines += [f"  {name} = {value!r}  ({origin.get(name, USUAL)})" for name, value in fields.items()]
-    labels = f"  labels = {config.labels.name!r}, {config.labels.num_classes} classes  ({origin.get('labels')})"
-    return lines if network.is_backbone else [*lines, labels]
+    if not network.is_backbone:
+        lines.append(f"  labels = {labels.name!r}, {labels.num_classes} classes  ({origin.get('labels')})")
+    return lines

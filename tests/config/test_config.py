@@ -23,10 +23,10 @@ from deeplab_jax.config import (
     to_dict,
     total_steps,
 )
-from deeplab_jax.config.validation import validate
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.labels.files import write_labels
+from deeplab_jax.models import validate
 
 
 def load_recipe(path):

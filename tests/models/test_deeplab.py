@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from conftest import tiny_model
 
+from deeplab_jax.config import ModelConfig
 from deeplab_jax.models import DeepLabV3, normalize
-from deeplab_jax.models.backbones.mobilenetv3 import MobileNetV3, scaled
-from deeplab_jax.models.backbones.resnet import ResNet
+from deeplab_jax.models.backbones import find_backbone
+from deeplab_jax.models.backbones.mobilenetv3 import scaled
 from deeplab_jax.models.decoder import Decoder
+from deeplab_jax.models.graph import variable_shapes
 from deeplab_jax.models.layers import BatchNorm
 
 
@@ -32,21 +34,23 @@ def with_constant_excitation(variables):
     return jax.tree_util.tree_map_with_path(changed, variables)
 
 
-def resnet(depth, stem, shortcut, multi_grid):
-    return lambda output_stride: ResNet(depth, 8, stem, shortcut, output_stride, multi_grid)
+def backbone(name, **switches):
+    """The module of a backbone."""
+    return find_backbone(name).make(ModelConfig(backbone=name, **switches))
 
 
 @pytest.mark.parametrize(
-    "network",
+    ("name", "switches"),
     [
-        pytest.param(resnet("resnet18", "7x7", "1x1", (0.5, 1.0, 1.0)), id="resnet18"),
-        pytest.param(resnet("resnet50", "3x3", "avgpool+1x1", (1.0, 2.0, 4.0)), id="resnet50d"),
-        pytest.param(lambda output_stride: MobileNetV3(8, output_stride, (1.0, 1.0, 1.0)), id="mobilenetv3"),
+        ("resnet18", {}),
+        ("resnet50", {"stem": "3x3", "shortcut": "avgpool+1x1", "multi_grid": (1.0, 2.0, 4.0)}),
+        ("resnext50_32x4d", {"stage3_first_rate": 2}),
+        ("mobilenetv3_large", {"multi_grid": (1.0, 1.0, 1.0)}),
     ],
 )
-def test_features_at_every_output_stride_are_those_of_the_undilated_network_subsampled(network):
+def test_features_at_every_output_stride_are_those_of_the_undilated_network_subsampled(name, switches):
     image = jnp.asarray(np.random.default_rng(1).normal(size=(1, 97, 66, 3)), jnp.float32)
-    networks = {os: network(os) for os in (32, 16, 8)}
+    networks = {os: backbone(name, width=8, output_stride=os, **switches) for os in (32, 16, 8)}
     variables = with_constant_excitation(random_variables(networks[32], image, False))
     features = {os: jax.jit(net.apply, static_argnums=2)(variables, image, False) for os, net in networks.items()}
     for os in (16, 8):
@@ -95,7 +99,7 @@ def test_a_decoder_reads_the_resized_features_and_then_the_reduced_low_level_one
 def test_an_undilated_conv2_is_a_switch_of_basic_blocks_alone():
     image = jnp.asarray(np.random.default_rng(1).normal(size=(1, 64, 64, 3)), jnp.float32)
     for depth, differ in (("resnet18", True), ("resnet50", False)):
-        networks = [ResNet(depth, 8, output_stride=8, dilate_conv2=dilate) for dilate in (True, False)]
+        networks = [backbone(depth, width=8, output_stride=8, dilate_conv2=dilate) for dilate in (True, False)]
         variables = random_variables(networks[0], image, False)
         with_rate, without = (jax.jit(net.apply, static_argnums=2)(variables, image, False).last for net in networks)
         assert (float(jnp.abs(with_rate - without).max()) > 1e-3) == differ
@@ -111,19 +115,18 @@ def test_parameters_do_not_depend_on_training_mode_or_output_stride():
 
 
 @pytest.mark.parametrize(
-    ("backbone", "millions"), [("resnet18", 11.177), ("resnet34", 21.285), ("resnet50", 23.508), ("resnet101", 42.500)]
+    ("name", "parameters"),
+    [
+        ("resnet18", 11_689_512 - 513_000),
+        ("resnet34", 21_797_672 - 513_000),
+        ("resnet50", 25_557_032 - 2_049_000),
+        ("resnet101", 44_549_160 - 2_049_000),
+        ("resnext50_32x4d", 25_028_904 - 2_049_000),
+        ("mobilenetv3_large", 5_483_032 - (960 * 1280 + 1280) - (1280 * 1000 + 1000)),
+    ],
 )
-def test_backbones_have_as_many_parameters_as_torchvision_without_the_classifier(backbone, millions):
-    network = ResNet(backbone)
-    variables = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), False))
-    count = sum(x.size for x in jax.tree.leaves(variables["params"]))
-    assert round(count / 1e6, 3) == millions
-
-
-def test_mobilenetv3_has_as_many_parameters_as_torchvision_without_the_classifier():
-    # 5,483,032 less 960 x 1280 + 1280 and 1280 x 1000 + 1000.
-    variables = jax.eval_shape(lambda: MobileNetV3().init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), False))
-    assert sum(x.size for x in jax.tree.leaves(variables["params"])) == 2_971_952
+def test_backbones_have_as_many_parameters_as_torchvision_without_the_classifier(name, parameters):
+    assert sum(x.size for x in jax.tree.leaves(variable_shapes(backbone(name))["params"])) == parameters
 
 
 def test_mobilenetv3_scales_its_channels_to_multiples_of_8_and_keeps_nine_tenths():

@@ -1,5 +1,7 @@
 """Every operation on image rows split over four devices is the operation on the whole image, values and gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +16,9 @@ from deeplab_jax.models.backbones.mobilenetv3 import SqueezeExcitation
 from deeplab_jax.models.convolution import conv2d
 from deeplab_jax.models.decoder import Decoder
 from deeplab_jax.models.extent import split_rows
-from deeplab_jax.models.layers import BatchNorm, Conv, Dropout, average_pool_2x2, image_mean, max_pool_3x3
-from deeplab_jax.models.resize import resize_bilinear, resize_by_gather
+from deeplab_jax.models.layers import BatchNorm, Conv, Dropout, average_pool_2x2, broadcast_like, image_mean, max_pool_3x3
+from deeplab_jax.models.operations import interpreted_by
+from deeplab_jax.models.resize import resize_bilinear, resize_like
 from deeplab_jax.runtime.mesh import make_mesh, padded_height
 
 GARBAGE = 7.0  # what the padding holds, which nothing may see
@@ -37,19 +40,29 @@ def on_rows(function, mesh, num_whole=0, out=SPLIT):
     return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, axis_names={"spatial"})
 
 
+def within(rows, function):
+    """`function` whose operations compute on rows."""
+
+    def call(*args):
+        with interpreted_by(rows):
+            return function(*args)
+
+    return call
+
+
 def assert_same(apply, x, *whole, devices=4, output_stride=1):
-    """`apply(x, *whole, rows)` and its gradients are those of one device. Float32, sums in another order."""
+    """`apply(x, *whole)` and its gradients are those of one device. Float32, sums in another order."""
     mesh, rows = rows_of(x.shape[1], devices, output_stride)
-    split = on_rows(lambda *args: apply(*args, rows), mesh, len(whole))
+    split = on_rows(within(rows, apply), mesh, len(whole))
 
     def value_and_gradients(function, pulled, *args):
         y, pullback = jax.vjp(function, *args)
         return y, *pullback(jnp.pad(pulled, ((0, 0), (0, y.shape[1] - pulled.shape[1]), (0, 0), (0, 0))))
 
     run = jax.jit(value_and_gradients, static_argnums=0)
-    shape = jax.eval_shape(lambda *args: apply(*args, None), x, *whole).shape
+    shape = jax.eval_shape(apply, x, *whole).shape
     pulled = np.random.default_rng(9).normal(size=shape).astype(np.float32)
-    y, dx, *others = run(lambda *args: apply(*args, None), pulled, x, *whole)
+    y, dx, *others = run(apply, pulled, x, *whole)
     ys, dxs, *split_others = run(split, pulled, padded(x, padded_height(x.shape[1], devices, output_stride)), *whole)
     np.testing.assert_allclose(ys[:, : y.shape[1]], y, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(dxs[:, : x.shape[1]], dx, rtol=1e-4, atol=1e-4)
@@ -80,8 +93,8 @@ def image(height, channels=3, seed=0):
 def test_a_convolution(form, height, kernel_size, stride, rate):
     kernel = np.random.default_rng(1).normal(size=(kernel_size, kernel_size, 3, 4)).astype(np.float32)
 
-    def apply(x, kernel, rows):
-        return conv2d(x, kernel, stride=stride, rate=rate, form=form, rows=rows)
+    def apply(x, kernel):
+        return conv2d(x, kernel, stride=stride, rate=rate, form=form)
 
     assert_same(apply, image(height), kernel, output_stride=stride)
 
@@ -90,8 +103,8 @@ def test_a_convolution(form, height, kernel_size, stride, rate):
 def test_a_depthwise_convolution(height, stride, rate):
     kernel = np.random.default_rng(1).normal(size=(5, 5, 1, 3)).astype(np.float32)
 
-    def apply(x, kernel, rows):
-        return conv2d(x, kernel, stride=stride, rate=rate, rows=rows)
+    def apply(x, kernel):
+        return conv2d(x, kernel, stride=stride, rate=rate)
 
     assert_same(apply, image(height), kernel, output_stride=stride)
 
@@ -99,7 +112,7 @@ def test_a_depthwise_convolution(height, stride, rate):
 def test_squeeze_and_excitation():
     layer = SqueezeExcitation(Conv)
     variables = layer.init(jax.random.key(0), jnp.zeros((1, 2, 2, 3)))
-    assert_same(lambda x, params, rows: layer.clone(rows=rows).apply({"params": params}, x), image(13), variables["params"])
+    assert_same(lambda x, params: layer.apply({"params": params}, x), image(13), variables["params"])
 
 
 @pytest.mark.parametrize("height", [16, 17, 5])
@@ -109,39 +122,39 @@ def test_the_maximum(height):
 
 @pytest.mark.parametrize(("height", "stride", "rate"), [(16, 2, 1), (17, 2, 1), (13, 1, 2), (5, 1, 4)])
 def test_the_average(height, stride, rate):
-    assert_same(lambda x, rows: average_pool_2x2(x, stride, rate, rows), image(height), output_stride=stride)
+    assert_same(lambda x: average_pool_2x2(x, stride=stride, rate=rate), image(height), output_stride=stride)
 
 
 @pytest.mark.parametrize("height", [16, 13])
 def test_batch_statistics_and_the_mean_of_an_image(height):
     x = image(height)
 
-    def normalize(x, rows):
+    def normalize(x):
         variables = {"params": {"scale": jnp.ones(3), "bias": jnp.zeros(3)}}
         stats = {"batch_stats": {"mean": jnp.zeros(3), "var": jnp.ones(3)}}
-        return BatchNorm(rows=rows).apply(variables | stats, x, True, mutable=["batch_stats"])
+        return BatchNorm().apply(variables | stats, x, True, mutable=["batch_stats"])
 
-    assert_same(lambda x, rows: normalize(x, rows)[0], x)
+    assert_same(lambda x: normalize(x)[0], x)
     mesh, rows = rows_of(height, 4)
-    on_mesh = jax.jit(on_rows(lambda x: normalize(x, rows)[1], mesh, out=P()))
-    over, expected = padded(x, padded_height(height, 4, 1)), jax.jit(lambda x: normalize(x, None)[1])(x)
+    on_mesh = jax.jit(on_rows(within(rows, lambda x: normalize(x)[1]), mesh, out=P()))
+    over, expected = padded(x, padded_height(height, 4, 1)), jax.jit(lambda x: normalize(x)[1])(x)
     for a, b in zip(jax.tree.leaves(on_mesh(over)), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-    assert_same(lambda x, rows: x + image_mean(x, rows), x)
+    assert_same(lambda x: x + broadcast_like(image_mean(x), x), x)
 
 
 def test_dropout_drops_the_same_values():
     x = np.ones((2, 13, 6, 3), np.float32)
 
-    def drop(x, rows):
-        return Dropout(0.4, rows).apply({}, x, True, rngs={"dropout": jax.random.key(1)})
+    def drop(x):
+        return Dropout(0.4).apply({}, x, True, rngs={"dropout": jax.random.key(1)})
 
     assert_same(drop, x)
-    dropped = np.asarray(drop(jnp.ones((64, 64, 64, 1)), None))
+    dropped = np.asarray(drop(jnp.ones((64, 64, 64, 1))))
     assert set(np.unique(dropped)) == {0, np.float32(1 / np.float32(0.6))}
     assert np.mean(dropped == 0) == pytest.approx(0.4, abs=0.005)  # 5 standard deviations
     expected = nn.Dropout(0.4, deterministic=False).apply({}, x, rngs={"dropout": jax.random.key(1)})
-    np.testing.assert_array_equal(drop(x, None), expected)
+    np.testing.assert_array_equal(drop(x), expected)
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
@@ -151,19 +164,22 @@ def test_resizing_to_the_image(height, align_corners):
     mesh, rows = rows_of(height, 4, 8)
     expected = resize_bilinear(features, height, 48, align_corners=align_corners)
     local = padded(features, padded_height(height, 4, 8) // 8)
-    for resize in (resize_bilinear, resize_by_gather):
-        on_mesh = jax.jit(on_rows(lambda x: resize(x, 0, 48, align_corners=align_corners, rows=rows), mesh))  # noqa: B023
-        np.testing.assert_allclose(on_mesh(local)[:, :height], expected, rtol=1e-4, atol=1e-5)
+    like = np.zeros((2, padded_height(height, 4, 8), 48, 1), np.float32)
+    for by_gather in (False, True):
+        resize = functools.partial(resize_like, align_corners=align_corners, by_gather=by_gather)
+        specs = {"in_specs": SPLIT, "out_specs": SPLIT, "axis_names": {"spatial"}}
+        on_mesh = jax.jit(jax.shard_map(within(rows, resize), mesh=mesh, **specs))
+        np.testing.assert_allclose(on_mesh(local, like)[:, :height], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_decoder_whose_features_are_four_times_coarser():
     decoder = Decoder(features=3, low_level_width=2)
     variables = decoder.init(jax.random.key(0), jnp.zeros((1, 2, 2, 3)), jnp.zeros((1, 8, 8, 3)), False)
 
-    def apply(x, params, rows):
-        low = max_pool_3x3(x, rows)
-        last = max_pool_3x3(max_pool_3x3(low, rows), rows)
-        return decoder.clone(rows=rows).apply(variables | {"params": params}, last, low, False)
+    def apply(x, params):
+        low = max_pool_3x3(x)
+        last = max_pool_3x3(max_pool_3x3(low))
+        return decoder.apply(variables | {"params": params}, last, low, False)
 
     assert_same(apply, image(37), variables["params"], output_stride=8)
 
@@ -172,11 +188,12 @@ SWITCHES = [
     {"output_stride": 8, "aux_head": True},
     {"output_stride": 16, "decoder_width": 8},
     {"output_stride": 8, "aux_head": True, "backbone": "mobilenetv3_large", "multi_grid": (1.0, 1.0, 1.0)},
+    {"output_stride": 8, "aux_head": True, "backbone": "resnext50_32x4d"},
 ]
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("switches", SWITCHES, ids=["aux_head", "decoder", "mobilenetv3"])
+@pytest.mark.parametrize("switches", SWITCHES, ids=["aux_head", "decoder", "mobilenetv3", "resnext"])
 def test_a_whole_network_in_float64(switches):
     """In float32 a value within rounding of 0 passes its gradient on one side alone; float64 tells that from an error."""
     height, devices = 65, 4
@@ -190,10 +207,11 @@ def test_a_whole_network_in_float64(switches):
 
         def loss(params, x, rows):
             state = {"params": params, "batch_stats": variables["batch_stats"]}
-            outputs, updated = model.apply(state, x, True, rows, mutable=["batch_stats"], rngs={"dropout": jax.random.key(2)})
+            with interpreted_by(rows):
+                outputs, updated = model.apply(state, x, True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(2)})
+                resized = [resize_like(each, x, align_corners=config.align_corners) for each in outputs if each is not None]
             total = 0.0
-            for logits in filter(lambda logits: logits is not None, outputs):
-                scores = resize_bilinear(logits, x.shape[1], 40, align_corners=config.align_corners, rows=rows)
+            for scores in resized:
                 values = jnp.square(scores) * jnp.arange(1, 6)[None, None, None]
                 total += jnp.sum(values) if rows is None else jax.lax.psum(jnp.sum(rows.fill(values, 0.0)), "spatial")
             return total, updated

@@ -205,7 +205,7 @@ def test_max_pool_is_the_maximum_of_each_window_and_its_gradient_goes_there(size
 @pytest.mark.parametrize("size", [(1, 1), (2, 5), (7, 8)])
 def test_average_pool_is_the_mean_of_the_taps_inside(size, stride, rate):
     x = np.random.default_rng(0).normal(size=(1, *size, 2)).astype(np.float32)
-    y = average_pool_2x2(jnp.asarray(x), stride, rate)
+    y = average_pool_2x2(jnp.asarray(x), stride=stride, rate=rate)
     assert y.shape == (1, -(-size[0] // stride), -(-size[1] // stride), 2)
     for oy in range(y.shape[1]):
         for ox in range(y.shape[2]):

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from deeplab_jax.config import Config
-from deeplab_jax.models.deeplab import make_backbone
+from deeplab_jax.models.backbones import find_backbone
 from deeplab_jax.weights import state_dicts, transfer
 from deeplab_jax.weights.recognize import recognize
 
@@ -31,7 +31,10 @@ def ours(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         model = recognize(state_dicts.read(f"{folder}/backbone.safetensors")).config.model
         config = Config(model=dataclasses.replace(model, output_stride=32, pretrained=f"{folder}/backbone.safetensors"))
         variables = transfer.pretrained_variables(config, lambda _: None)
-    network, own = make_backbone(config.model), {kind: part["backbone"] for kind, part in variables.items()}
+    network, own = (
+        find_backbone(config.model.backbone).make(config.model),
+        {kind: part["backbone"] for kind, part in variables.items()},
+    )
     features = jax.jit(network.apply, static_argnums=2)(own, images(), False)
     return {kind: np.asarray(getattr(features, kind)) for kind in KINDS}
 

@@ -27,8 +27,8 @@ lr = undefined_name
 def blocks(depth, prefix="backbone.", width=4):
     counts, is_bottleneck = DEPTHS[depth]
     last = 3 if is_bottleneck else 2
-    names = [f"{prefix}layer{i + 1}.{j}.conv{n}.weight" for i in range(4) for j in range(counts[i]) for n in (1, last)]
-    return dict.fromkeys(names, np.zeros((width, 1, 1, 1), np.float32))
+    names = [f"{prefix}layer{i + 1}.{j}.conv{n}.weight" for i in range(4) for j in range(counts[i]) for n in (1, 2, last)]
+    return dict.fromkeys(names, np.zeros((width, width, 1, 1), np.float32))
 
 
 def mmseg(depth="resnet101", classes=19, **meta):
@@ -102,7 +102,7 @@ def test_a_mobilenet_of_no_width_is_refused_by_its_channels(tensors, channels):
     ],
 )
 def test_networks_of_other_kinds_are_refused(names):
-    with pytest.raises(CheckpointError, match="no DeepLabV3, no ResNet and no MobileNetV3-Large of torchvision"):
+    with pytest.raises(CheckpointError, match="no DeepLabV3 and no backbone of one .* give weights of resnet18, "):
         recognized(dict.fromkeys(names, np.zeros((8, 8, 1, 1), np.float32)))
 
 

@@ -13,11 +13,13 @@ from deeplab_jax.checkpoints.store import Checkpoints, restore_variables, save_m
 from deeplab_jax.config import Config, EvalConfig, ModelConfig
 from deeplab_jax.errors import CheckpointError, ConfigError
 from deeplab_jax.labels import CITYSCAPES, VOC
-from deeplab_jax.models import DeepLabV3
+from deeplab_jax.models import BACKBONES, DeepLabV3
+from deeplab_jax.models.switches import SWITCHES
 from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.state import init_state
 from deeplab_jax.weights import convert, names, transfer
-from deeplab_jax.weights.builders import buildable, describe, require_buildable
+from deeplab_jax.weights.convert import require_buildable
+from deeplab_jax.weights.sources import SOURCES
 
 MMSEG = tiny_model(stem="3x3", fusion="3x3", dilate_conv2=False, aux_head=True, output_stride=8)
 TORCHVISION = tiny_model(fusion="1x1+3x3", aux_head=True, output_stride=8, dropout=0.5)
@@ -120,7 +122,7 @@ def test_other_architectures_are_named(mmseg, tmp_path, drop, message):
     state = {name: value for name, value in mmseg[1].items() if name != drop}
     with pytest.raises(CheckpointError, match=message):
         imported(tmp_path, state)
-    with pytest.raises(CheckpointError, match="no DeepLabV3, no ResNet"):
+    with pytest.raises(CheckpointError, match="no DeepLabV3 and no backbone"):
         imported(tmp_path, {"features.0.weight": np.ones(1, np.float32)})
     with pytest.raises(CheckpointError, match="use --from=mmseg"):
         imported(tmp_path, mmseg[1], fmt="torchvision")
@@ -274,11 +276,12 @@ BUILT = {
 }
 NOT_BUILT = {
     "torchvision": {
-        "backbone": ("resnet18", "resnet34", "resnet152"),
+        "backbone": ("resnet18", "resnet34", "resnet152", "resnext50_32x4d"),
         "width": (32, 128),
         "stem": ("3x3",),
         "shortcut": ("avgpool+1x1",),
         "multi_grid": ((0.5, 1.0, 2.0), (1.0, 2.0, 4.0), (0.5,)),
+        "stage3_first_rate": (2,),
         "atrous_rates": ((6, 12), (6, 12, 18, 24), (12, 18, 6)),
         "aspp_width": (128, 512),
         "fusion": ("1x1", "3x3"),
@@ -286,10 +289,11 @@ NOT_BUILT = {
         "align_corners": (True,),
     },
     "mmseg": {
-        "backbone": ("mobilenetv3_large",),
+        "backbone": ("mobilenetv3_large", "resnext50_32x4d"),
         "shortcut": ("avgpool+1x1",),
         "fusion": ("1x1", "1x1+3x3"),
         "decoder_width": (48, 256),
+        "stage3_first_rate": (2,),
         "dilate_conv2": (True,),
     },
 }
@@ -299,14 +303,14 @@ OFFENCES = [(fmt, field, value) for fmt, fields in NOT_BUILT.items() for field, 
 @pytest.mark.parametrize(("fmt", "model"), [(fmt, model) for fmt, models in BUILT.items() for model in models])
 def test_a_network_that_the_reference_has_is_exported_however_it_is_spelled(fmt, model):
     require_buildable(model, fmt)
-    assert buildable(model, fmt).keys() == NOT_BUILT[fmt].keys()
+    assert SOURCES[fmt].required(model).keys() == NOT_BUILT[fmt].keys()
 
 
 @pytest.mark.parametrize(("fmt", "field", "value"), OFFENCES)
 def test_every_switch_that_the_reference_lacks_is_refused(fmt, field, value):
     for model in BUILT[fmt]:
-        if field == "dilate_conv2" and model.backbone not in ("resnet18", "resnet34"):
-            continue  # bottlenecks have no such convolution
+        if field in SWITCHES - BACKBONES[model.backbone].switches:
+            continue  # it makes no difference there
         with pytest.raises(CheckpointError) as error:
             require_buildable(dataclasses.replace(model, **{field: value}), fmt)
         assert f"no network with model.{field}={value!r}, only " in str(error.value)
@@ -314,7 +318,7 @@ def test_every_switch_that_the_reference_lacks_is_refused(fmt, field, value):
 
 def test_a_multi_grid_that_is_none_is_not_told():
     for grid in ((0.5, 1.0), (0.5, 1.0, 1.0)):
-        assert "multi_grid" not in describe(Config(model=ModelConfig(multi_grid=grid, fusion="3x3")), "mmseg")
+        assert "multi_grid" not in SOURCES["mmseg"].describe(Config(model=ModelConfig(multi_grid=grid, fusion="3x3")))
 
 
 @pytest.mark.parametrize(
@@ -326,10 +330,10 @@ def test_a_multi_grid_that_is_none_is_not_told():
 )
 def test_a_normalisation_that_is_not_imagenets_is_told(fmt, told):
     for model in BUILT[fmt]:
-        assert "mean" not in describe(Config(model=model), fmt)
+        assert "mean" not in SOURCES[fmt].describe(Config(model=model))
         own = dataclasses.replace(model, mean=(127.5, 51.0, 0.0), std=(127.5, 255.0, 63.75))
-        assert describe(Config(model=own), fmt).endswith(told)
-        assert "mean" in describe(Config(model=dataclasses.replace(model, std=(58.0, 57.0, 57.0))), fmt)
+        assert SOURCES[fmt].describe(Config(model=own)).endswith(told)
+        assert "mean" in SOURCES[fmt].describe(Config(model=dataclasses.replace(model, std=(58.0, 57.0, 57.0))))
 
 
 def test_the_protocol_of_the_reference_travels_along(mmseg, tmp_path):

@@ -1,1 +1,22 @@
-"""The backbones. A new one is a file here and a line below."""
+"""The backbones. A new one is a file here, which says everything about it, and a line below."""
+
+from deeplab_jax.errors import ConfigError
+from deeplab_jax.models.backbones import mobilenetv3, resnet, resnext
+from deeplab_jax.models.stages import Backbone
+
+BACKBONES: dict[str, Backbone] = {
+    **resnet.BACKBONES,
+    **resnext.BACKBONES,
+    **mobilenetv3.BACKBONES,
+}
+
+
+def find_backbone(name: str) -> Backbone:
+    """Return a backbone by its name.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    if name not in BACKBONES:
+        raise ConfigError(f"`model.backbone` (={name!r}) cannot be used: use one of {', '.join(BACKBONES)}")
+    return BACKBONES[name]

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from deeplab_jax.models.extent import Rows
-from deeplab_jax.models.layers import BatchNorm, Conv, at_least_float32, image_mean
-from deeplab_jax.models.stages import Features, stage_dilations
+from deeplab_jax.config import ModelConfig
+from deeplab_jax.errors import CheckpointError
+from deeplab_jax.models.layers import BatchNorm, Conv, add, hard_sigmoid, hard_swish, image_mean, relu, scale_channels
+from deeplab_jax.models.stages import Backbone, Features, Shapes, stage_dilations
 
 EPSILON, MOMENTUM = 1e-3, 0.99  # of its BatchNorm
 
@@ -79,26 +80,23 @@ class SqueezeExcitation(nn.Module):
     """Scales each channel by a function of the means of all (Hu et al. 2017, 1709.01507)."""
 
     conv: Callable[..., nn.Module]
-    rows: Rows | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        """Returns x, scaled by 0 to 1."""
+        """Return x, scaled by 0 to 1."""
         channels = x.shape[-1]
-        layer = functools.partial(self.conv, use_bias=True, rows=None)
-        mean = image_mean(x.astype(at_least_float32(x.dtype)), self.rows)
-        squeezed = nn.relu(layer(_divisible(channels // 4), name="reduce")(mean))
-        scale = nn.hard_sigmoid(layer(channels, name="expand")(squeezed))
-        return x * (self.rows.varying(scale) if self.rows else scale)
+        layer = functools.partial(self.conv, use_bias=True)
+        squeezed = relu(layer(_divisible(channels // 4), name="reduce")(image_mean(x)))
+        return scale_channels(x, hard_sigmoid(layer(channels, name="expand")(squeezed)))
 
 
 class InvertedResidual(nn.Module):
-    """1x1 to more channels, a depthwise convolution, squeeze-and-excitation, 1x1 to fewer; perhaps an identity beside it.
+    """1x1 to more channels, a depthwise convolution, squeeze-and-excitation, 1x1 to fewer; an optional identity beside it.
 
     Attributes:
       block: its form.
       stride, rate: of the depthwise convolution.
-      conv, norm: layers; see `convolution.conv2d` for `rows`.
+      conv, norm: make a layer.
     """
 
     block: Block
@@ -106,24 +104,23 @@ class InvertedResidual(nn.Module):
     rate: int
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
-    rows: Rows | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
-        """Returns [n, ceil(h / stride), ceil(w / stride), block.config.features]."""
+        """Return [n, ceil(h / stride), ceil(w / stride), block.config.features]."""
         size, expanded, features, squeezes, is_hard_swish = self.block.config
-        activation = nn.hard_swish if is_hard_swish else nn.relu
+        activation = hard_swish if is_hard_swish else relu
         y = x
         if self.block.expands:
             y = self.conv(expanded, name="expand_conv")(y)
             y = activation(self.norm(name="expand_bn")(y, train))
-        y = self.conv(expanded, size, self.stride, self.rate, is_depthwise=True, name="depthwise_conv")(y)
+        y = self.conv(expanded, size, self.stride, self.rate, expanded, name="depthwise_conv")(y)
         y = activation(self.norm(name="depthwise_bn")(y, train))
         if squeezes:
-            y = SqueezeExcitation(self.conv, self.rows, name="se")(y)
+            y = SqueezeExcitation(self.conv, name="se")(y)
         y = self.conv(features, name="project_conv")(y)
         y = self.norm(name="project_bn")(y, train)
-        return x + y if self.block.is_residual else y
+        return add(x, y) if self.block.is_residual else y
 
 
 def blocks_of(width: int) -> list[list[Block]]:
@@ -147,38 +144,115 @@ class MobileNetV3(nn.Module):
     Attributes:
       width: 64 is the published network, other widths are in proportion; see `scaled`.
       output_stride: 8, 16 or 32; stages beyond it trade their stride for a rate.
-      multi_grid: see `config.ModelConfig`.
+      multi_grid, stage3_first_rate: see `config.ModelConfig`.
       dtype: what the convolutions compute in.
       remat: stages, from 1, whose blocks are computed again in the backward pass.
-      rows: see `convolution.conv2d`.
     """
 
     width: int = 64
     output_stride: int = 16
     multi_grid: tuple[float, ...] = (0.5, 1.0, 1.0)
+    stage3_first_rate: int = 1
     dtype: Any = jnp.float32
     remat: tuple[int, ...] = ()
-    rows: Rows | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w 3"], train: bool) -> Features:
-        """Returns features at strides 4, 8 and `output_stride`."""
-        conv = functools.partial(Conv, dtype=self.dtype, rows=self.rows)
-        norm = functools.partial(BatchNorm, momentum=MOMENTUM, epsilon=EPSILON, rows=self.rows)
+        """Return features at strides 4, 8 and `output_stride`."""
+        conv = functools.partial(Conv, dtype=self.dtype)
+        norm = functools.partial(BatchNorm, momentum=MOMENTUM, epsilon=EPSILON)
         (stem,), *stages = blocks_of(self.width)
         x = conv(scaled(STEM.features, self.width), 3, 2, name="stem_conv")(x)
-        x = nn.hard_swish(norm(name="stem_bn")(x, train))
-        x = InvertedResidual(stem, 1, 1, conv, norm, self.rows, name="stem_block")(x, train)
-        dilations = stage_dilations([len(stage) for stage in stages], self.output_stride, self.multi_grid, stem_stride=2)
-        found = []
+        x = hard_swish(norm(name="stem_bn")(x, train))
+        x = InvertedResidual(stem, 1, 1, conv, norm, name="stem_block")(x, train)
+        dilations = stage_dilations(
+            [len(stage) for stage in stages],
+            self.output_stride,
+            self.multi_grid,
+            stage3_first_rate=self.stage3_first_rate,
+            stem_stride=2,
+        )
+        by_stage = []
         for i, (stage, own) in enumerate(zip(stages, dilations, strict=True), start=1):
             make: Any = nn.remat(InvertedResidual, static_argnums=(2,)) if i in self.remat else InvertedResidual
             outputs = []
             for j, (block, dilation) in enumerate(zip(stage, own, strict=True), start=1):
                 name = f"stage{i}_block{j}"
-                x = make(block, dilation.stride, dilation.rate, conv, norm, self.rows, name=name)(x, train)
+                x = make(block, dilation.stride, dilation.rate, conv, norm, name=name)(x, train)
                 outputs.append(x)
-            found.append(outputs)
+            by_stage.append(outputs)
         last = conv(LAST_EXPANSION * x.shape[-1], name="stage4_conv")(x)
-        last = nn.hard_swish(norm(name="stage4_bn")(last, train))
-        return Features(low=found[0][-1], aux=found[1][0], last=last)
+        last = hard_swish(norm(name="stage4_bn")(last, train))
+        return Features(low=by_stage[0][-1], aux=by_stage[1][0], last=last)
+
+
+MARK = "15.block.2.fc1.weight"  # a tensor of the last block, which torchvision's MobileNetV3-Large alone has
+
+
+def tensor_names(config: ModelConfig, source: str) -> dict[str, str]:
+    """Return torchvision's names, which number the parts: the stem, its block, all others, the last convolution."""
+    names = {"stem_conv": "0.0", "stem_bn": "0.1"}
+    (stem,), *stages = blocks_of(config.width)
+    blocks = {"stem_block": stem}
+    blocks |= {f"stage{i}_block{j}": block for i, stage in enumerate(stages, 1) for j, block in enumerate(stage, 1)}
+    for number, (ours, block) in enumerate(blocks.items(), start=1):
+        parts = ["expand"] * block.expands + ["depthwise"] + ["se"] * block.config.squeezes + ["project"]
+        for i, part in enumerate(parts):
+            pair = ("se/reduce", "se/expand") if part == "se" else (f"{part}_conv", f"{part}_bn")
+            theirs = ("fc1", "fc2") if part == "se" else ("0", "1")
+            names |= {f"{ours}/{a}": f"{number}.block.{i}.{b}" for a, b in zip(pair, theirs, strict=True)}
+    last = len(blocks) + 1
+    return names | {"stage4_conv": f"{last}.0", "stage4_bn": f"{last}.1"}
+
+
+def recognize(shapes: Shapes) -> dict[str, Any] | None:
+    """Return the fields of a MobileNetV3-Large: the width whose blocks have these channels.
+
+    All are multiples of 8, so that neighbouring widths share most of them.
+    """
+    if MARK not in shapes:
+        return None
+    channels = tuple(shapes.get(name, (0,))[0] for name in ("0.0.weight", "15.block.0.0.weight", "16.0.weight"))
+    last = STAGES[-1][-1]
+    # The widest layer differs between all even widths.
+    width = max(2, 2 * round(channels[1] * 64 / last.expanded / 2))
+    if channels != (scaled(STEM.features, width), scaled(last.expanded, width), LAST_EXPANSION * scaled(last.features, width)):
+        stem, expanded, wide = channels
+        raise CheckpointError(
+            f"has a MobileNetV3-Large of {stem}, {expanded} and {wide} channels (stem, last expansion, last "
+            "convolution), which no even model.width gives: give weights of another width"
+        )
+    return {"backbone": "mobilenetv3_large", "width": width}
+
+
+# torchvision dilates one stage, its first block included.
+TORCHVISION = {
+    "name": "mobilenet_v3_large",
+    "output_stride": 16,
+    "multi_grid": (1.0, 1.0, 1.0),
+    "atrous_rates": (12, 24, 36),
+}
+
+
+def _make(config: ModelConfig) -> MobileNetV3:
+    return MobileNetV3(
+        width=config.width,
+        output_stride=config.output_stride,
+        multi_grid=config.multi_grid,
+        stage3_first_rate=config.stage3_first_rate,
+        dtype=jnp.dtype(config.dtype),
+        remat=config.remat,
+        name="backbone",
+    )
+
+
+BACKBONES = {
+    "mobilenetv3_large": Backbone(
+        make=_make,
+        blocks=(2, 3, 6, 3),
+        switches=frozenset(),
+        tensor_names=tensor_names,
+        recognize=recognize,
+        references={"torchvision": TORCHVISION},
+    )
+}

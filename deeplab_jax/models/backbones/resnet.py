@@ -4,6 +4,7 @@ The deep stem and the pooled shortcut are those of He et al. 2018 (1812.01187): 
 """
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,12 +12,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from deeplab_jax.models.extent import Rows
-from deeplab_jax.models.layers import BatchNorm, Conv, add_relu, average_pool_2x2, max_pool_3x3
-from deeplab_jax.models.stages import Dilation, Features, stage_dilations
+from deeplab_jax.config import ModelConfig
+from deeplab_jax.errors import CheckpointError
+from deeplab_jax.models.layers import BatchNorm, Conv, add_relu, average_pool_2x2, max_pool_3x3, relu
+from deeplab_jax.models.stages import Backbone, Dilation, Features, Shapes, stage_dilations
+
+Blocks = tuple[int, int, int, int]
 
 # Blocks a stage, and whether they are bottlenecks.
-DEPTHS: dict[str, tuple[tuple[int, int, int, int], bool]] = {
+DEPTHS: dict[str, tuple[Blocks, bool]] = {
     "resnet18": ((2, 2, 2, 2), False),
     "resnet34": ((3, 4, 6, 3), False),
     "resnet50": ((3, 4, 6, 3), True),
@@ -32,46 +36,63 @@ class BasicBlock(nn.Module):
     dilation: Dilation
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
-    pool: Callable[..., Array] | None = None
+    pools_shortcut: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
-        """Returns [n, ceil(h / stride), ceil(w / stride), features]."""
+        """Return [n, ceil(h / stride), ceil(w / stride), features]."""
         y = self.conv(self.features, 3, self.dilation.stride, self.dilation.rate, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y, train))
+        y = relu(self.norm(name="bn1")(y, train))
         y = self.conv(self.features, 3, 1, self.dilation.inner_rate, name="conv2")(y)
         y = self.norm(name="bn2")(y, train)
         return add_relu(y, _shortcut(x, self, self.features, train))
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (which holds the stride and the rate, as in torchvision) and 1x1 to four times `features`; a shortcut."""
+    """1x1, 3x3 (which holds the stride and the rate, as in torchvision) and 1x1 to four times `features`; a shortcut.
+
+    Attributes:
+      features: channels of the stage, a quarter of the block's output.
+      dilation: see there.
+      conv, norm: make a layer.
+      pools_shortcut: see `ResNet.shortcut`.
+      groups, group_width: groups of the 3x3 convolution, and channels of each in the first stage of a network of width 64
+        (ResNeXt); one group of 64 is a ResNet.
+    """
 
     features: int
     dilation: Dilation
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
-    pool: Callable[..., Array] | None = None
+    pools_shortcut: bool = False
+    groups: int = 1
+    group_width: int = 64
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
-        """Returns [n, ceil(h / stride), ceil(w / stride), 4 * features]."""
-        y = self.conv(self.features, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y, train))
-        y = self.conv(self.features, 3, self.dilation.stride, self.dilation.rate, name="conv2")(y)
-        y = nn.relu(self.norm(name="bn2")(y, train))
+        """Return [n, ceil(h / stride), ceil(w / stride), 4 * features]."""
+        inner = self.groups * inner_width(self.features, self.group_width)
+        y = self.conv(inner, name="conv1")(x)
+        y = relu(self.norm(name="bn1")(y, train))
+        y = self.conv(inner, 3, self.dilation.stride, self.dilation.rate, self.groups, name="conv2")(y)
+        y = relu(self.norm(name="bn2")(y, train))
         y = self.conv(4 * self.features, name="conv3")(y)
         y = self.norm(name="bn3")(y, train)
         return add_relu(y, _shortcut(x, self, 4 * self.features, train))
 
 
+def inner_width(features: int, group_width: int) -> int:
+    """Return the channels of one group of a bottleneck's 3x3 convolution, in a stage of so many features."""
+    return max(1, features * group_width // 64)
+
+
 def _shortcut(x: Array, block: BasicBlock | Bottleneck, features: int, train: bool) -> Array:
-    """Identity, or a 1x1 convolution where the shape changes, whose layers belong to `block`; perhaps a pool before it."""
+    """Return x, or a 1x1 convolution of it where the shape changes, after an optional pool. The layers belong to `block`."""
     stride = block.dilation.stride
     if stride == 1 and x.shape[-1] == features:
         return x
-    if block.pool and block.dilation.shortcut_rate:
-        x, stride = block.pool(x, stride, block.dilation.shortcut_rate), 1
+    if block.pools_shortcut and block.dilation.shortcut_rate:
+        x, stride = average_pool_2x2(x, stride=stride, rate=block.dilation.shortcut_rate), 1
     x = block.conv(features, stride=stride, name="downsample_conv")(x)
     return block.norm(name="downsample_bn")(x, train)
 
@@ -80,53 +101,149 @@ class ResNet(nn.Module):
     """A dilated ResNet's features, those of its first, third and last stage.
 
     Attributes:
-      depth: a key of `DEPTHS`.
+      blocks: how many each stage has.
+      is_bottleneck: whether they are `Bottleneck`s, else `BasicBlock`s.
+      groups, group_width: of bottlenecks; see `Bottleneck`.
       width: channels of the first stage.
       stem, shortcut: see `config.ModelConfig`.
       output_stride: 8, 16 or 32; stages beyond it trade their stride for a rate.
-      multi_grid, dilate_conv2: see `config.ModelConfig`.
+      multi_grid, stage3_first_rate, dilate_conv2: see `config.ModelConfig`.
       dtype: what the convolutions compute in.
       remat: stages, from 1, whose blocks are computed again in the backward pass.
-      rows: see `convolution.conv2d`.
     """
 
-    depth: str
+    blocks: Blocks
+    is_bottleneck: bool
+    groups: int = 1
+    group_width: int = 64
     width: int = 64
     stem: str = "7x7"
     shortcut: str = "1x1"
     output_stride: int = 16
     multi_grid: tuple[float, ...] = (0.5, 1.0, 1.0)
+    stage3_first_rate: int = 1
     dilate_conv2: bool = True
     dtype: Any = jnp.float32
     remat: tuple[int, ...] = ()
-    rows: Rows | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w 3"], train: bool) -> Features:
-        """Returns features at strides 4, min(16, output_stride) and `output_stride`."""
-        blocks, is_bottleneck = DEPTHS[self.depth]
-        conv = functools.partial(Conv, dtype=self.dtype, rows=self.rows)
-        norm = functools.partial(BatchNorm, rows=self.rows)
-        pool = functools.partial(average_pool_2x2, rows=self.rows) if self.shortcut == "avgpool+1x1" else None
-        x = max_pool_3x3(self._stem(x, train, conv, norm), self.rows)
+        """Return features at strides 4, min(16, output_stride) and `output_stride`."""
+        conv = functools.partial(Conv, dtype=self.dtype)
+        x = max_pool_3x3(self._stem(x, train, conv))
         stages = []
-        dilations = stage_dilations(blocks, self.output_stride, self.multi_grid, dilate_conv2=self.dilate_conv2)
+        dilations = stage_dilations(
+            self.blocks,
+            self.output_stride,
+            self.multi_grid,
+            stage3_first_rate=self.stage3_first_rate,
+            dilate_conv2=self.dilate_conv2,
+        )
         for i, stage in enumerate(dilations):
-            block = Bottleneck if is_bottleneck else BasicBlock
+            block: Any = Bottleneck if self.is_bottleneck else BasicBlock
             if i + 1 in self.remat:
                 block = nn.remat(block, static_argnums=(2,))
-            make = functools.partial(block, conv=conv, norm=norm, pool=pool)
+            if self.is_bottleneck:
+                block = functools.partial(block, groups=self.groups, group_width=self.group_width)
+            make = functools.partial(block, conv=conv, norm=BatchNorm, pools_shortcut=self.shortcut == "avgpool+1x1")
             for j, dilation in enumerate(stage):
                 name = f"stage{i + 1}_block{j + 1}"
                 x = make(features=self.width * 2**i, dilation=dilation, name=name)(x, train)
             stages.append(x)
         return Features(stages[0], stages[2], stages[3])
 
-    def _stem(self, x: Array, train: bool, conv: Callable[..., nn.Module], norm: Callable[..., nn.Module]) -> Array:
+    def _stem(self, x: Array, train: bool, conv: Callable[..., nn.Module]) -> Array:
         if self.stem == "7x7":
             x = conv(self.width, 7, 2, name="stem_conv")(x)
-            return nn.relu(norm(name="stem_bn")(x, train))
+            return relu(BatchNorm(name="stem_bn")(x, train))
         for i, (features, stride) in enumerate(((self.width // 2, 2), (self.width // 2, 1), (self.width, 1)), start=1):
             x = conv(features, 3, stride, name=f"stem_conv{i}")(x)
-            x = nn.relu(norm(name=f"stem_bn{i}")(x, train))
+            x = relu(BatchNorm(name=f"stem_bn{i}")(x, train))
         return x
+
+
+def make_resnet(config: ModelConfig, blocks: Blocks, **kind: Any) -> ResNet:
+    """Return the network of a config; `kind` is `is_bottleneck` and the groups of `ResNet`."""
+    return ResNet(
+        blocks=blocks,
+        **kind,
+        width=config.width,
+        stem=config.stem,
+        shortcut=config.shortcut,
+        output_stride=config.output_stride,
+        multi_grid=config.multi_grid,
+        stage3_first_rate=config.stage3_first_rate,
+        dilate_conv2=config.dilate_conv2,
+        dtype=jnp.dtype(config.dtype),
+        remat=config.remat,
+        name="backbone",
+    )
+
+
+def tensor_names(config: ModelConfig, source: str, blocks: Blocks) -> dict[str, str]:
+    """Return the names of torchvision, timm or mmsegmentation, by our layer."""
+    names = {"stem_conv": "conv1", "stem_bn": "bn1"}
+    for i in (1, 2, 3):
+        # In timm the last BatchNorm of a deep stem is the plain network's.
+        bn = {"mmseg": f"stem.{3 * i - 2}", "timm": "bn1" if i == 3 else f"conv1.{3 * i - 2}"}
+        conv = {"mmseg": f"stem.{3 * i - 3}", "timm": f"conv1.{3 * i - 3}"}
+        if source in conv:
+            names |= {f"stem_conv{i}": conv[source], f"stem_bn{i}": bn[source]}
+    first = int(config.shortcut == "avgpool+1x1")  # the pool is layer 0
+    for stage, count in enumerate(blocks, start=1):
+        for block in range(count):
+            ours, theirs = f"stage{stage}_block{block + 1}", f"layer{stage}.{block}"
+            names |= {f"{ours}/{layer}": f"{theirs}.{layer}" for n in (1, 2, 3) for layer in (f"conv{n}", f"bn{n}")}
+            shortcut = f"{theirs}.downsample"
+            names |= {f"{ours}/downsample_conv": f"{shortcut}.{first}", f"{ours}/downsample_bn": f"{shortcut}.{first + 1}"}
+    return names
+
+
+def count_blocks(shapes: Shapes) -> Blocks:
+    """Return how many blocks each stage has, by the names of the tensors."""
+    blocks = [re.match(r"layer(\d)\.(\d+)\.conv1\.weight", name) for name in shapes]
+    counts = [1 + max((int(m[2]) for m in blocks if m and m[1] == str(stage)), default=-1) for stage in (1, 2, 3, 4)]
+    return counts[0], counts[1], counts[2], counts[3]
+
+
+def recognize_stem_and_shortcut(shapes: Shapes) -> dict[str, str]:
+    """Return the fields `stem` and `shortcut` that the names show."""
+    is_deep = "stem.0.weight" in shapes or "conv1.0.weight" in shapes
+    is_pooled = "layer2.0.downsample.2.weight" in shapes  # the pool is layer 0
+    return {"stem": "3x3" if is_deep else "7x7", "shortcut": "avgpool+1x1" if is_pooled else "1x1"}
+
+
+def recognize(shapes: Shapes) -> dict[str, Any] | None:
+    """Return the fields of a ResNet: its inner convolutions read all channels, and are as wide as the stage."""
+    if not any(name.startswith("layer1.0.") for name in shapes):
+        return None
+    for name in ("layer1.0.conv1.weight", "layer1.0.conv2.weight"):
+        if len(shapes.get(name, ())) != 4:
+            raise CheckpointError(f"is no DeepLabV3 and no backbone of one: {name} is missing, or no convolution")
+    width, (inner, read) = shapes["layer1.0.conv1.weight"][0], shapes["layer1.0.conv2.weight"][:2]
+    if inner != read:
+        return None
+    blocks, is_bottleneck = count_blocks(shapes), "layer1.0.conv3.weight" in shapes
+    depth = next((depth for depth, known in DEPTHS.items() if known == (blocks, is_bottleneck)), None)
+    if depth is None:
+        kind = "bottlenecks" if is_bottleneck else "basic blocks"
+        raise CheckpointError(f"has a backbone of {blocks} {kind} by stage: only {', '.join(DEPTHS)} are known")
+    return {"backbone": depth, "width": width} | recognize_stem_and_shortcut(shapes)
+
+
+def _backbone(name: str) -> Backbone:
+    blocks, is_bottleneck = DEPTHS[name]
+    references: dict[str, dict[str, Any]] = {"mmseg": {"type": "ResNet", "depth": int(name.removeprefix("resnet"))}}
+    if name in ("resnet50", "resnet101"):
+        references["torchvision"] = {"name": name, "output_stride": 8}
+    return Backbone(
+        make=lambda config: make_resnet(config, blocks, is_bottleneck=is_bottleneck),
+        blocks=blocks,
+        switches=frozenset(("stem", "shortcut", *(() if is_bottleneck else ("dilate_conv2",)))),
+        tensor_names=lambda config, source: tensor_names(config, source, blocks),
+        recognize=recognize,
+        references=references,
+    )
+
+
+BACKBONES = {name: _backbone(name) for name in DEPTHS}

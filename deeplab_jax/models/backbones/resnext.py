@@ -1,0 +1,42 @@
+"""Dilated ResNeXt (Xie et al. 2016, 1611.05431): ResNets whose 3x3 convolutions have groups, as torchvision has them, NHWC."""
+
+from typing import Any
+
+from deeplab_jax.models.backbones.resnet import (
+    Blocks,
+    count_blocks,
+    inner_width,
+    make_resnet,
+    recognize_stem_and_shortcut,
+    tensor_names,
+)
+from deeplab_jax.models.stages import Backbone, Shapes
+
+# Blocks a stage, groups, and channels of a group in the first stage.
+NETWORKS: dict[str, tuple[Blocks, int, int]] = {"resnext50_32x4d": ((3, 4, 6, 3), 32, 4)}
+
+
+def recognize(shapes: Shapes) -> dict[str, Any] | None:
+    """Return the fields of a ResNeXt: its inner convolutions read a group of the channels."""
+    inner, last = shapes.get("layer1.0.conv2.weight", ()), shapes.get("layer1.0.conv3.weight", ())
+    if len(inner) != 4 or len(last) != 4 or inner[0] == inner[1]:
+        return None
+    width = last[0] // 4
+    for name, (blocks, groups, group_width) in NETWORKS.items():
+        if (count_blocks(shapes), inner[0] // inner[1], inner[1]) == (blocks, groups, inner_width(width, group_width)):
+            return {"backbone": name, "width": width} | recognize_stem_and_shortcut(shapes)
+    return None
+
+
+def _backbone(name: str) -> Backbone:
+    blocks, groups, group_width = NETWORKS[name]
+    return Backbone(
+        make=lambda config: make_resnet(config, blocks, is_bottleneck=True, groups=groups, group_width=group_width),
+        blocks=blocks,
+        switches=frozenset(("stem", "shortcut")),
+        tensor_names=lambda config, source: tensor_names(config, source, blocks),
+        recognize=recognize,
+    )
+
+
+BACKBONES = {name: _backbone(name) for name in NETWORKS}

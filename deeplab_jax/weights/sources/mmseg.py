@@ -1,0 +1,236 @@
+"""mmsegmentation's DeepLabV3: its names, and what its checkpoints say of themselves.
+
+Shapes cannot tell a stride from a rate. The configuration in a checkpoint, its published file name and its classes are where
+output stride, rates, alignment and protocol come from. Nothing that a file holds is run.
+"""
+
+import ast
+import contextlib
+import math
+import re
+from collections.abc import Collection
+from typing import Any
+
+from deeplab_jax.config import (
+    Config,
+    ModelConfig,
+    aspp_rates,
+    last_stage_rates,
+    multi_grid_units,
+    unit_of_each_block,
+)
+from deeplab_jax.errors import CheckpointError, ConfigError
+from deeplab_jax.labels import CITYSCAPES, IGNORE, VOC, LabelSet, voc_color
+from deeplab_jax.models import DeepLabV3, canonical
+from deeplab_jax.models.backbones import BACKBONES
+from deeplab_jax.models.graph import variable_shapes
+from deeplab_jax.models.stages import STRIDES_OUT, Shapes, strides_in
+from deeplab_jax.weights.source import USUAL, Facts, Source, conv_bn, has_imagenet_normalization, output_channels
+from deeplab_jax.weights.state_dicts import StateDict
+
+
+def has_names(names: Collection[str]) -> bool:
+    """Return whether a tensor of a head, or of the stem that only mmsegmentation names so, is among the names."""
+    return any(name.startswith(("decode_head.", "stem.")) for name in names)
+
+
+def head_names(model: ModelConfig) -> dict[str, str]:
+    """Return the names of the heads' layers."""
+    names = {"classifier": "decode_head.conv_seg", "aux_classifier": "auxiliary_head.conv_seg"}
+    modules = {"aspp/branch_1x1": "decode_head.aspp_modules.0", "aspp/branch_pool": "decode_head.image_pool.1"}
+    modules |= {f"aspp/branch_rate{i}": f"decode_head.aspp_modules.{i}" for i in range(1, len(model.atrous_rates) + 1)}
+    modules |= {"aspp/fuse": "decode_head.bottleneck", "aux_conv": "auxiliary_head.convs.0"}
+    for ours, theirs in modules.items():
+        names |= conv_bn(ours, f"{theirs}.conv", f"{theirs}.bn")
+    return names
+
+
+def read_head(shapes: Shapes) -> dict[str, Any]:
+    """Return the fields that the heads' tensors show; {} for a backbone alone."""
+    if not any(name.startswith("decode_head.") for name in shapes):
+        return {}
+    return {
+        "aspp_width": output_channels(shapes, "decode_head.aspp_modules.0.conv.weight"),
+        "fusion": "3x3",
+        "dropout": 0.1,
+        "aux_head": any(name.startswith("auxiliary_head.") for name in shapes),
+        "num_classes": output_channels(shapes, "decode_head.conv_seg.weight"),
+    }
+
+
+def read_facts(state: StateDict, model: ModelConfig) -> Facts:
+    """Return fields of `model` and `eval`: from the configuration, which says all, or without one from the file's name.
+
+    Raises:
+      CheckpointError: the configuration is of a network that ours is not.
+    """
+    labels = read_label_set(state)
+    facts: Facts = {"labels": (labels, "the file") if labels else (CITYSCAPES, "assumed: of the published weights")}
+    facts["model.output_stride"] = (8, USUAL)
+    if "dilate_conv2" in BACKBONES[model.backbone].switches:
+        facts["model.dilate_conv2"] = (False, USUAL)
+    settings = _literals(_text(state))
+    if {"backbone", "decode_head"} <= set(settings.get("model") or ()):
+        return facts | {
+            field: (value, "the configuration in the file") for field, value in _configured(state, settings).items()
+        }
+    return facts | {field: (value, "the file's name") for field, value in _named(state.source).items()}
+
+
+def read_label_set(state: StateDict) -> LabelSet | None:
+    """Return the classes that the file names; None if it names none."""
+    described = state.meta.get("dataset_meta") or {}
+    names = tuple(map(str, state.meta.get("CLASSES") or described.get("classes") or ()))
+    palette = state.meta.get("PALETTE") or described.get("palette") or ()
+    known = [known for known in (CITYSCAPES, VOC) if known.names == names]
+    if known or not names:
+        return known[0] if known else None
+    # The value 0 of such label files, ADE20K's among them, is ignored, and the first class is 1.
+    shifted = "reduce_zero_label=True" in _text(state)
+    ids, ignored = (tuple(range(1, len(names) + 1)), (0, IGNORE)) if shifted else ((), (IGNORE,))
+    try:
+        colors = tuple((int(r), int(g), int(b)) for r, g, b in palette)
+        return LabelSet("imported", names, colors, ids, ignored, ignored_colors=())
+    except ConfigError:
+        # Some published palettes give one colour to several classes.
+        return LabelSet("imported", names, tuple(voc_color(i + 1) for i in range(len(names))), ids, ignored)
+
+
+def _text(state: StateDict) -> str:
+    # "config" up to mmsegmentation 0.x, "cfg" since 1.0.
+    text = state.meta.get("config") or state.meta.get("cfg")
+    return text if isinstance(text, str) else ""
+
+
+def _configured(state: StateDict, settings: dict[str, Any]) -> dict[str, Any]:
+    model = settings["model"]
+    backbone, head = model["backbone"], model["decode_head"]
+    norm = settings.get("img_norm_cfg") or settings.get("data_preprocessor") or model.get("data_preprocessor") or {}
+    stride = 4 * math.prod(backbone.get("strides", (1, 2, 2, 2)))
+    _require_ours(state.source, stride, backbone, norm)
+    rates, grid = list(head.get("dilations", (1, 6, 12, 18)))[1:], backbone.get("multi_grid")
+    if any(rate * stride % 16 for rate in rates):
+        raise CheckpointError(
+            f"`{state.source}` has ASPP dilations {rates} at output stride {stride}: at 16 they are not whole"
+        )
+    test = model.get("test_cfg") or settings.get("test_cfg") or {}
+    is_sliding = test.get("mode") == "slide"
+    fields = {
+        "model.output_stride": stride,
+        "model.multi_grid": multi_grid_units(tuple(grid), stride) if grid else ModelConfig().multi_grid,
+        "model.atrous_rates": tuple(rate * stride // 16 for rate in rates),
+        "model.align_corners": head.get("align_corners", False),
+        "model.dropout": head.get("dropout_ratio", 0.1),
+        "eval.window": tuple(test["crop_size"]) if is_sliding else (0, 0),
+        "eval.window_stride": tuple(test["stride"]) if is_sliding else (0, 0),
+    }
+    return fields | {f"model.{name}": tuple(map(float, norm[name])) for name in ("mean", "std") if name in norm}
+
+
+def _require_ours(source: str, stride: int, backbone: dict[str, Any], norm: dict[str, Any]) -> None:
+    """Raise CheckpointError for switches under which the same tensors are another network."""
+    dilations = tuple(max(natural // stride, 1) for natural in (4, 8, 16, 32))
+    needed = {
+        "style": (backbone.get("style", "pytorch"), "pytorch"),
+        "dilations": (tuple(backbone.get("dilations", (1, 1, 1, 1))), dilations),
+        "contract_dilation": (stride == 32 or backbone.get("contract_dilation", False), True),
+        "avg_down": (backbone.get("avg_down", False), False),
+        "to_rgb": (norm.get("to_rgb", norm.get("bgr_to_rgb", True)), True),
+    }
+    for field, (value, ours) in needed.items():
+        if value != ours:
+            raise CheckpointError(f"`{source}` was trained with {field}={value!r}: our network has {ours!r} there")
+
+
+def _named(source: str) -> dict[str, Any]:
+    """deeplabv3_r101-d16-mg124_512x1024_..., deeplabv3_r50-d8_769x769_..."""
+    name = source.replace("\\", "/").rsplit("/", 1)[-1].lower()
+    if not name.startswith("deeplabv3_r"):
+        return {}
+    fields: dict[str, Any] = {"model.output_stride": 16} if re.search(r"[-_]d16[-_]", name) else {}
+    if "mg124" in name:
+        fields["model.multi_grid"] = (0.5, 1.0, 2.0)
+    if "769x769" in name:
+        fields |= {"model.align_corners": True, "eval.window": (769, 769), "eval.window_stride": (513, 513)}
+    return fields
+
+
+def _literals(text: str) -> dict[str, Any]:
+    """Return the assignments of a Python file whose values are literals or nested `dict(...)`."""
+    try:
+        statements = ast.parse(text).body
+    except (SyntaxError, ValueError, RecursionError):
+        return {}
+    values: dict[str, Any] = {}
+    for statement in statements:
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            with contextlib.suppress(ValueError, TypeError):
+                values[statement.targets[0].id] = _literal(statement.value)
+    return values
+
+
+def _literal(node: ast.expr) -> Any:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
+        return {keyword.arg: _literal(keyword.value) for keyword in node.keywords}
+    if isinstance(node, ast.Dict):
+        pairs = zip(node.keys, node.values, strict=True)
+        return {ast.literal_eval(key): _literal(value) for key, value in pairs if key is not None}
+    if isinstance(node, ast.List | ast.Tuple):
+        return [_literal(item) for item in node.elts]
+    return ast.literal_eval(node)
+
+
+def required(model: ModelConfig) -> dict[str, tuple[Any, ...]]:
+    """Return the fields that mmsegmentation's networks fix."""
+    return {
+        "backbone": tuple(name for name, backbone in BACKBONES.items() if "mmseg" in backbone.references),
+        "shortcut": ("1x1",),
+        "fusion": ("3x3",),
+        "decoder_width": (0,),
+        "stage3_first_rate": (1,),
+        "dilate_conv2": (False,),
+    }
+
+
+def describe(config: Config) -> str:
+    """Return the fields of mmsegmentation's deeplabv3_r50-d8 that this network sets."""
+    model, stride, classes = config.model, config.model.output_stride, config.labels.num_classes
+    params = variable_shapes(DeepLabV3(model, classes))["params"]
+    backbone: dict[str, Any] = {
+        **BACKBONES[model.backbone].references["mmseg"],
+        **({"type": "ResNetV1c"} if model.stem == "3x3" else {}),
+        "strides": tuple(min(to, stride) // min(at, stride) for at, to in zip(strides_in(4), STRIDES_OUT, strict=True)),
+        "dilations": tuple(max(out // stride, 1) for out in STRIDES_OUT),
+        "contract_dilation": True,
+    }
+    if canonical(model).multi_grid != canonical(ModelConfig(backbone=model.backbone)).multi_grid:
+        units = unit_of_each_block(model.multi_grid, BACKBONES[model.backbone].blocks[3])
+        backbone["multi_grid"] = tuple(int(rate) for rate in last_stage_rates(units, stride))
+    if model.width != 64:
+        backbone |= {"base_channels": model.width, "stem_channels": model.width}
+    head = {
+        "in_channels": params["aspp"]["branch_1x1"]["conv"]["kernel"].shape[2],
+        "channels": model.aspp_width,
+        "dilations": (1, *(int(rate) for rate in aspp_rates(model.atrous_rates, stride))),
+        "num_classes": classes,
+        "align_corners": model.align_corners,
+    }
+    aux = None
+    if model.aux_head:
+        _, _, in_channels, channels = params["aux_conv"]["conv"]["kernel"].shape
+        aux = {"in_channels": in_channels, "channels": channels, "num_classes": classes}
+    fields = f"backbone={backbone}, decode_head={head}, auxiliary_head={aux}"
+    if has_imagenet_normalization(model):
+        return fields
+    return f"{fields}, data_preprocessor=dict(mean={list(model.mean)}, std={list(model.std)})"
+
+
+SOURCE = Source(
+    has_names=has_names,
+    head_names=head_names,
+    read_head=read_head,
+    read_facts=read_facts,
+    required=required,
+    describe=describe,
+    is_pool_first=True,
+)

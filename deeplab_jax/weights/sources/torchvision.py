@@ -1,0 +1,96 @@
+"""torchvision's DeepLabV3 (torchvision.models.segmentation), of any backbone with torchvision's names."""
+
+from collections.abc import Collection
+from typing import Any
+
+from deeplab_jax.config import Config, ModelConfig
+from deeplab_jax.labels import VOC
+from deeplab_jax.models.backbones import BACKBONES
+from deeplab_jax.models.stages import Shapes
+from deeplab_jax.weights.source import USUAL, Facts, Source, conv_bn, has_imagenet_normalization, output_channels
+from deeplab_jax.weights.state_dicts import StateDict
+
+# ImageNet networks have a "classifier." too.
+HEADS = ("classifier.0.convs.", "classifier.4.", "aux_classifier.")
+
+
+def has_names(names: Collection[str]) -> bool:
+    """Return whether a tensor of a segmentation head is among the names."""
+    return any(name.startswith(HEADS) for name in names)
+
+
+def head_names(model: ModelConfig) -> dict[str, str]:
+    """Return the names of the heads' layers."""
+    names = {"classifier": "classifier.4", "aux_classifier": "aux_classifier.4"}
+    names |= conv_bn("aspp/branch_1x1", "classifier.0.convs.0.0", "classifier.0.convs.0.1")
+    pool = len(model.atrous_rates) + 1
+    for i in range(1, pool):
+        names |= conv_bn(f"aspp/branch_rate{i}", f"classifier.0.convs.{i}.0", f"classifier.0.convs.{i}.1")
+    names |= conv_bn("aspp/branch_pool", f"classifier.0.convs.{pool}.1", f"classifier.0.convs.{pool}.2")
+    names |= conv_bn("aspp/fuse", "classifier.0.project.0", "classifier.0.project.1")
+    names |= conv_bn("aspp/refine", "classifier.1", "classifier.2")
+    return names | conv_bn("aux_conv", "aux_classifier.0", "aux_classifier.1")
+
+
+def read_head(shapes: Shapes) -> dict[str, Any]:
+    """Return the fields that the heads' tensors show."""
+    return {
+        "aspp_width": output_channels(shapes, "classifier.0.convs.0.0.weight"),
+        "fusion": "1x1+3x3",
+        "dropout": 0.5,
+        "aux_head": any(name.startswith("aux_classifier.") for name in shapes),
+        "num_classes": output_channels(shapes, "classifier.4.weight"),
+    }
+
+
+def read_facts(state: StateDict, model: ModelConfig) -> Facts:
+    """Return what torchvision's networks have; its files say nothing of themselves."""
+    facts: Facts = {"labels": (VOC, "assumed: of the published weights"), "model.output_stride": (8, USUAL)}
+    return facts | {f"model.{field}": (value, USUAL) for field, value in _switches(model).items()}
+
+
+def required(model: ModelConfig) -> dict[str, tuple[Any, ...]]:
+    """Return the fields that torchvision's networks fix."""
+    usual = {"multi_grid": ModelConfig().multi_grid, "atrous_rates": ModelConfig().atrous_rates} | _switches(model)
+    return {
+        "backbone": tuple(name for name, backbone in BACKBONES.items() if "torchvision" in backbone.references),
+        "width": (64,),
+        "stem": ("7x7",),
+        "shortcut": ("1x1",),
+        "multi_grid": (usual["multi_grid"],),
+        "stage3_first_rate": (1,),
+        "atrous_rates": (usual["atrous_rates"],),
+        "aspp_width": (256,),
+        "fusion": ("1x1+3x3",),
+        "decoder_width": (0,),
+        "align_corners": (False,),
+    }
+
+
+def describe(config: Config) -> str:
+    """Return the call that builds the network, and the normalisation of its images where it is not ImageNet's."""
+    model, reference = config.model, BACKBONES[config.model.backbone].references["torchvision"]
+    arguments = f"num_classes={config.labels.num_classes}, aux_loss={model.aux_head}"
+    call = f"torchvision.models.segmentation.deeplabv3_{reference['name']}(weights=None, weights_backbone=None, {arguments})"
+    if model.output_stride != reference["output_stride"]:
+        call += f", which runs at output stride {reference['output_stride']}, not {model.output_stride}"
+    if has_imagenet_normalization(model):
+        return call
+    mean, std = ([round(value / 255, 8) for value in values] for values in (model.mean, model.std))
+    return f"{call}\ntorchvision.transforms.Normalize(mean={mean}, std={std}) on values of 0 to 1"
+
+
+def _switches(model: ModelConfig) -> dict[str, Any]:
+    """Return the fields that differ by backbone."""
+    reference = BACKBONES[model.backbone].references.get("torchvision", {})
+    return {field: value for field, value in reference.items() if field != "name"}
+
+
+SOURCE = Source(
+    has_names=has_names,
+    head_names=head_names,
+    read_head=read_head,
+    read_facts=read_facts,
+    required=required,
+    describe=describe,
+)
