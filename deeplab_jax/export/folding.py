@@ -1,36 +1,41 @@
-"""BatchNorm of a trained network as part of its kernels and biases."""
+"""BatchNorm of a trained network as part of the kernels and biases of the convolutions before it."""
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from deeplab_jax.config import ModelConfig
-from deeplab_jax.models.backbones import mobilenetv3
-from deeplab_jax.models.layers import BatchNorm
+from deeplab_jax.models import DeepLabV3
+from deeplab_jax.models.convolution import conv2d
+from deeplab_jax.models.graph import record
+from deeplab_jax.models.layers import batch_norm
 
 
-def folded(variables: dict[str, Any], model: ModelConfig) -> dict[str, Any]:
-    """{"params"} under which the network predicts what it does under {"params", "batch_stats"}, up to rounding.
+def fold(variables: dict[str, Any], network: DeepLabV3) -> dict[str, Any]:
+    """Return {"params"} under which the network predicts what it does under {"params", "batch_stats"}, up to rounding.
 
     gamma (conv(x) - mean) / sqrt(var + epsilon) + beta is a convolution and a bias: kernels take the factor, and BatchNorm is
     left with its bias.
 
     Args:
       variables: {"params", "batch_stats"}.
-      model: the network.
+      network: without rematerialised stages.
     """
-    params = traverse_util.flatten_dict(variables["params"])
-    stats = traverse_util.flatten_dict(variables["batch_stats"])
-    for path in {path[:-1] for path in stats}:
-        mean, var = (np.asarray(stats[(*path, name)], np.float64) for name in ("mean", "var"))
-        factor = np.asarray(params.pop((*path, "scale")), np.float64) / np.sqrt(var + _epsilon(path, model))
-        kernel = (*path[:-1], path[-1].replace("bn", "conv"), "kernel")
-        params[kernel] = (np.asarray(params[kernel], np.float64) * factor).astype(np.float32)
-        params[(*path, "bias")] = (np.asarray(params[(*path, "bias")], np.float64) - mean * factor).astype(np.float32)
-    return {"params": traverse_util.unflatten_dict(params)}
-
-
-def _epsilon(path: tuple[str, ...], model: ModelConfig) -> float:
-    is_mobilenet = path[0] == "backbone" and model.backbone == "mobilenetv3_large"
-    return mobilenetv3.EPSILON if is_mobilenet else BatchNorm.epsilon
+    flat = {path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(variables).items()}
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    graph = record(lambda variables, images: network.apply(variables, images, False), variables, images)
+    made_by = {node.output: node for node in graph.nodes}
+    for node in graph.nodes:
+        if node.operation is not batch_norm:
+            continue
+        convolution = made_by[node.arguments["x"]]
+        if convolution.operation is not conv2d:
+            raise ValueError(f"BatchNorm {node.arguments['scale'].path} follows no convolution, and cannot be folded into one")
+        mean, var, scale, bias = (node.arguments[name].path for name in ("mean", "var", "scale", "bias"))
+        kernel = convolution.arguments["kernel"].path
+        factor = np.float64(flat.pop(scale)) / np.sqrt(np.float64(flat.pop(var)) + node.arguments["epsilon"])
+        flat[kernel] = (np.float64(flat[kernel]) * factor).astype(np.float32)
+        flat[bias] = (np.float64(flat[bias]) - np.float64(flat.pop(mean)) * factor).astype(np.float32)
+    return traverse_util.unflatten_dict(flat)

@@ -1,0 +1,196 @@
+"""A network as an ONNX file, for any number of images of any size. The only module that knows ONNX.
+
+It interprets the operations that a network calls (models/graph.py): an operation here is a function and a line of `_EMIT`.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnx
+from flax import traverse_util
+from onnx import TensorProto, helper, numpy_helper
+
+from deeplab_jax.errors import CheckpointError
+from deeplab_jax.models import DeepLabV3, layers
+from deeplab_jax.models.convolution import conv2d, reach_of
+from deeplab_jax.models.graph import Graph, Node, Value, record
+from deeplab_jax.models.resize import resize_like
+
+OPSET = 18  # of 2022: what runtimes know
+
+
+class _Writer:
+    """Nodes in the order in which they are added; each computes one value, named after its operator and number.
+
+    Args:
+      graph: of the network.
+      params: folded ones, by path.
+      images: name of the normalised images.
+    """
+
+    def __init__(self, graph: Graph, params: dict[tuple[str, ...], np.ndarray]) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self.names: dict[Value, str] = {}
+        self.params = params
+        self.biases = _biases_of_convolutions(graph)
+        self._numbers = itertools.count()
+
+    def constant(self, value: np.ndarray) -> str:
+        name = f"constant_{next(self._numbers)}"
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def per_channel(self, values: Any) -> str:
+        return self.constant(np.asarray(values, np.float32).reshape(1, -1, 1, 1))
+
+    def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        name = f"{operator.lower()}_{next(self._numbers)}"
+        self.nodes.append(helper.make_node(operator, inputs, [name], name, **attributes))
+        return name
+
+    def emit(self, node: Node) -> None:
+        """Add the nodes of an operation.
+
+        Raises:
+          CheckpointError: the operation has no form in ONNX here.
+        """
+        if node.operation not in _EMIT:
+            raise CheckpointError(f"`--format` (=onnx) has no form of {node.operation.__name__}: use --format stablehlo")
+        arguments = {name: self._name(argument) for name, argument in node.arguments.items()}
+        self.names[node.output] = _EMIT[node.operation](self, node, **arguments)
+
+    def _name(self, argument: Any) -> Any:
+        if isinstance(argument, list):
+            return [self._name(each) for each in argument]
+        return self.names[argument] if isinstance(argument, Value) else argument
+
+
+def serialized(network: DeepLabV3, params: dict[str, Any], output: str, metadata: dict[str, str]) -> bytes:
+    """Return the file: uint8 [n, 3, h, w] "images" -> uint8 [n, h, w] "labels" or float32 [n, k, h, w] "logits".
+
+    Args:
+      network: at the output stride that is wanted, without auxiliary head and rematerialised stages.
+      params: {"params"} as `folding.fold` returns them.
+      output: "labels" or "logits", at the images' size.
+      metadata: put into the file.
+
+    Raises:
+      CheckpointError: an operation of the network has no form in ONNX here.
+    """
+    config = network.config
+
+    def run(variables: Any, images: jax.Array) -> jax.Array:
+        logits: Any = network.apply(variables, images, False)
+        return resize_like(logits.logits, images, align_corners=config.align_corners)
+
+    graph = record(run, params, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
+    writer = _Writer(graph, traverse_util.flatten_dict(params))
+    centred = writer.add("Sub", writer.add("Cast", "images", to=TensorProto.FLOAT), writer.per_channel(config.mean))
+    scale = 1 / np.asarray(config.std, np.float32)
+    writer.names[graph.images] = writer.add("Mul", centred, writer.per_channel(scale))
+    for node in graph.nodes:
+        writer.emit(node)
+    logits = writer.names[graph.outputs[0]]
+    axes: Sequence[int | str]
+    if output == "labels":
+        y, kind, axes = writer.add("ArgMax", logits, axis=1, keepdims=0), TensorProto.UINT8, ["n", "h", "w"]
+    else:
+        y, kind, axes = logits, TensorProto.FLOAT, ["n", network.num_classes, "h", "w"]
+    writer.nodes.append(helper.make_node("Cast", [y], [output], output, to=kind))
+    proto = helper.make_graph(
+        writer.nodes,
+        "deeplabv3",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", 3, "h", "w"])],
+        [helper.make_tensor_value_info(output, kind, axes)],
+        writer.constants,
+    )
+    file = helper.make_model(proto, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="deeplab_jax", ir_version=8)
+    helper.set_model_props(file, metadata)
+    onnx.checker.check_model(file, full_check=True)
+    return file.SerializeToString()
+
+
+def _biases_of_convolutions(graph: Graph) -> dict[Value, tuple[str, ...]]:
+    """Return, by the output of each convolution that is read by a bias alone, the path of that bias: one node serves for both."""
+    convolutions = {node.output for node in graph.nodes if node.operation is conv2d}
+    biased = [node for node in graph.nodes if node.operation is layers.add_bias and node.arguments["x"] in convolutions]
+    return {node.arguments["x"]: node.arguments["bias"].path for node in biased}
+
+
+def _emit_conv2d(writer: _Writer, node: Node, x: str, kernel: Any, stride: int, rate: int, form: str) -> str:
+    weights = writer.params[kernel.path]
+    inputs = [x, writer.constant(weights.transpose(3, 2, 0, 1))]
+    if node.output in writer.biases:
+        inputs.append(writer.constant(writer.params[writer.biases[node.output]]))
+    attributes = {
+        "kernel_shape": weights.shape[:2],
+        "pads": [reach_of(weights.shape, rate)] * 4,
+        "strides": [stride] * 2,
+        "dilations": [rate] * 2,
+    }
+    return writer.add("Conv", *inputs, group=node.arguments["x"].shape[3] // weights.shape[2], **attributes)
+
+
+def _emit_add_bias(writer: _Writer, node: Node, x: str, bias: Any) -> str:
+    if node.arguments["x"] in writer.biases:
+        return x
+    return writer.add("Add", x, writer.per_channel(writer.params[bias.path]))
+
+
+def _emit_operator(operator: str, **attributes: Any) -> Callable[..., str]:
+    return lambda writer, node, *values, **named: writer.add(operator, *values, *named.values(), **attributes)
+
+
+def _emit_average_pool_2x2(writer: _Writer, node: Node, x: str, stride: int, rate: int) -> str:
+    """Add sums over the taps inside the image, and divide by their number; AveragePool has no rate."""
+    attributes = {"kernel_shape": [2, 2], "pads": [0, 0, rate, rate], "strides": [stride] * 2, "dilations": [rate] * 2}
+    channels = node.output.shape[3]
+    kernel = np.ones((channels, 1, 2, 2), np.float32)
+    total = writer.add("Conv", x, writer.constant(kernel), group=channels, **attributes)
+    size = writer.add("Shape", x, start=2, end=4)
+    one_channel = writer.add("Concat", writer.constant(np.array([1, 1])), size, axis=0)
+    ones = writer.add("Expand", writer.constant(np.ones(1, np.float32)), one_channel)
+    return writer.add("Div", total, writer.add("Conv", ones, writer.constant(kernel[:1]), **attributes))
+
+
+def _emit_concatenate(writer: _Writer, node: Node, parts: list[str]) -> str:
+    return writer.add("Concat", *parts, axis=1)
+
+
+def _emit_broadcast_like(writer: _Writer, node: Node, x: str, like: str) -> str:
+    size = writer.add("Concat", writer.constant(np.array([1, 1])), writer.add("Shape", like, start=2, end=4), axis=0)
+    return writer.add("Expand", x, size)
+
+
+def _emit_resize_like(writer: _Writer, node: Node, x: str, like: str, align_corners: bool, by_gather: bool) -> str:
+    channels, size = writer.add("Shape", x, start=0, end=2), writer.add("Shape", like, start=2, end=4)
+    mode = "align_corners" if align_corners else "half_pixel"
+    sizes = writer.add("Concat", channels, size, axis=0)
+    return writer.add("Resize", x, "", "", sizes, mode="linear", coordinate_transformation_mode=mode)
+
+
+def _emit_add_relu(writer: _Writer, node: Node, x: str, shortcut: str) -> str:
+    return writer.add("Relu", writer.add("Add", x, shortcut))
+
+
+_EMIT: dict[Callable[..., Any], Callable[..., str]] = {
+    conv2d: _emit_conv2d,
+    resize_like: _emit_resize_like,
+    layers.add_bias: _emit_add_bias,
+    layers.relu: _emit_operator("Relu"),
+    layers.hard_swish: _emit_operator("HardSwish"),
+    layers.hard_sigmoid: _emit_operator("HardSigmoid", alpha=1 / 6, beta=0.5),
+    layers.add: _emit_operator("Add"),
+    layers.add_relu: _emit_add_relu,
+    layers.scale_channels: _emit_operator("Mul"),
+    layers.concatenate: _emit_concatenate,
+    layers.image_mean: _emit_operator("GlobalAveragePool"),
+    layers.broadcast_like: _emit_broadcast_like,
+    layers.max_pool_3x3: _emit_operator("MaxPool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
+    layers.average_pool_2x2: _emit_average_pool_2x2,
+}
