@@ -8,7 +8,7 @@ from conftest import tiny_config
 from deeplab_jax.config import MeshConfig
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.runtime.mesh import make_mesh
-from deeplab_jax.train.receipt import Consumed, Receipts, read_receipts, read_samples, read_starts, start_of, write_start
+from deeplab_jax.train.receipt import Consumed, Receipts, describe_start, read_receipts, read_samples, read_starts, write_start
 from deeplab_jax.train.state import TrainState
 
 NAMES = ("a.png", "b.png", "c.png")
@@ -21,7 +21,7 @@ def batch(*indices):
 
 
 def started(step, config=CONFIG):
-    return start_of(step, config, "list", 10, make_mesh(MeshConfig()))
+    return describe_start(step, config, "list", 10, make_mesh(MeshConfig()))
 
 
 def state(step):
