@@ -120,13 +120,10 @@ def find_changed_files(step: epath.Path, parts: Collection[str] | None = None) -
     """
     if not has_checksums(step):
         return None
-    digests = _read_checksums(step)
-    listed, present = (
-        {name for name in names if parts is None or name.split("/")[0] in (*parts, CHECKSUMS)}
-        for names in (digests, _list_files(step))
-    )
-    found = _hash(step, listed & present)
-    return sorted((listed ^ present) | {name for name in found if found[name] != digests[name]})
+    digests, present = _read_checksums(step), set(_list_files(step))
+    names = {name for name in digests.keys() | present if parts is None or name.split("/")[0] in (*parts, CHECKSUMS)}
+    computed = _hash(step, names & present)
+    return sorted(name for name in names if computed.get(name) != digests.get(name))
 
 
 def require_unchanged(step: epath.Path, parts: Collection[str]) -> None:

@@ -33,7 +33,7 @@ from deeplab_jax.checkpoints.folders import (
     write_checksums,
 )
 from deeplab_jax.config import Config, from_dict, to_dict
-from deeplab_jax.config.compare import compare, find_changes
+from deeplab_jax.config.compare import compare
 from deeplab_jax.errors import CheckpointError, DeeplabError, one_line
 from deeplab_jax.runtime.hosts import as_host_error, everywhere
 
@@ -176,25 +176,18 @@ class Checkpoints:
         return trees
 
     def _require_resumable(self, folder: epath.Path, abstract: Trees) -> None:
-        saved, stored = _read_metadata(folder), _read_config(folder)
-        compare(stored, self._config, str(folder))
-        workdir = folder.parent.parent
+        saved, workdir = _read_metadata(folder), folder.parent.parent
+        changes = compare(_read_config(folder), self._config, str(folder))
         new_run = f"name another --workdir, and start from these weights with --config.model.pretrained={workdir}"
         if TRAINING not in saved:
             raise CheckpointError(f"{workdir} holds weights without a training: {new_run}")
-        names = _find_other_arrays(saved, abstract)
-        if not names:
-            return
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
-        changes = [change for change in find_changes(stored, self._config) if change.field.startswith("optim.")]
-        if not changes:
+        if names := _find_other_arrays(saved, abstract):
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+            optim = [change for change in changes if change.startswith("optim.")]
             raise CheckpointError(
-                f"{folder} has other arrays than this version's state ({shown}): use the version that wrote it, or {new_run}"
+                f"{folder} does not hold the arrays of this run's state ({'; '.join([*optim, shown])}): use the optimizer and "
+                f"the version that wrote it, or {new_run}"
             )
-        fields = ", ".join(f"`{field}` (={now!r}) is {then!r}" for field, then, now in changes)
-        raise CheckpointError(
-            f"{fields} in {folder}, whose state has other arrays ({shown}): use the same optimizer, or {new_run}"
-        )
 
     def _continue_from(self, step: int, damaged: list[int]) -> None:
         """Makes `step` the newest, and writes its checksums if the process that saved it died before it did."""
@@ -369,8 +362,8 @@ def _find_other_arrays(saved: Trees, abstract: Trees) -> list[str]:
 def _describe_arrays(trees: Trees) -> dict[str, str]:
     # Orbax stores names where there are no arrays, and wants the same ones back.
     leaves = jax.tree_util.tree_leaves_with_path(trees, is_leaf=lambda node: node is None or node in ((), [], {}))
-    texts = (f"{leaf.dtype}{leaf.shape}" if hasattr(leaf, "shape") else "empty" for _, leaf in leaves)
-    return dict(zip((jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves), texts, strict=True))
+    by_path = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    return {path: f"{leaf.dtype}{leaf.shape}" if hasattr(leaf, "shape") else "empty" for path, leaf in by_path.items()}
 
 
 def _open(folder: epath.Path) -> ocp.training.Checkpointer:

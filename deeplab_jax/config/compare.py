@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from deeplab_jax.config import Config, canonical, to_dict
 from deeplab_jax.errors import CheckpointError
@@ -11,16 +11,8 @@ from deeplab_jax.errors import CheckpointError
 REBINDABLE = ("model.dtype", "model.output_stride", "model.dropout", "model.aux_dropout", "model.pretrained", "model.remat")
 
 
-class Change(NamedTuple):
-    """A field, by its dotted name, whose value is another one now than it was then."""
-
-    field: str
-    then: Any
-    now: Any
-
-
 def compare(stored: Config, config: Config, checkpoint: str) -> list[str]:
-    """Return the fields in which `config` differs from `stored`, as `field: then -> now`.
+    """Return the fields in which `config` differs from `stored`, as `field: then -> now`, but for how a network is spelled.
 
     Args:
       stored: the checkpoint's.
@@ -30,7 +22,10 @@ def compare(stored: Config, config: Config, checkpoint: str) -> list[str]:
     Raises:
       CheckpointError: the network or the classes differ, so that the arrays would not fit or not mean the same.
     """
-    changes = find_changes(stored, config)
+    as_written = zip(_flatten(stored), _flatten(config), strict=True)
+    in_effect = zip(_flatten(_spell_canonically(stored)), _flatten(_spell_canonically(config)), strict=True)
+    rows = zip(as_written, in_effect, strict=True)
+    changes = [(field, then, now) for ((field, then), (_, now)), (a, b) in rows if then != now and a != b]
     for field, then, now in changes:
         if field == "labels.names":
             raise CheckpointError(
@@ -44,12 +39,6 @@ def compare(stored: Config, config: Config, checkpoint: str) -> list[str]:
     return [f"{field}: {then!r} -> {now!r}" for field, then, now in changes]
 
 
-def find_changes(stored: Config, config: Config) -> list[Change]:
-    """Return the fields that differ, in their order; another spelling of the same network is no difference."""
-    meant = {change.field for change in _find_changed_leaves(_spell_canonically(stored), _spell_canonically(config))}
-    return [change for change in _find_changed_leaves(stored, config) if change.field in meant]
-
-
 def _may_change(field: str) -> bool:
     return field in REBINDABLE or not field.startswith("model.")
 
@@ -58,14 +47,14 @@ def _spell_canonically(config: Config) -> Config:
     return dataclasses.replace(config, model=canonical(config.model))
 
 
-def _find_changed_leaves(stored: Config, config: Config) -> list[Change]:
-    pairs = zip(_flatten(to_dict(stored)), _flatten(to_dict(config)), strict=True)
-    return [Change(field, then, now) for (field, then), (_, now) in pairs if then != now]
+def _flatten(config: Config) -> Iterator[tuple[str, Any]]:
+    """Yield the fields by their dotted names."""
+    return _walk(to_dict(config), "")
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _walk(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in tree.items():
         if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{name}.")
+            yield from _walk(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value

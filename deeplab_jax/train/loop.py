@@ -137,7 +137,7 @@ def _train_from(
         # The host must not run ahead: its batches would fill the device, and waiting for data would seem longer.
         row = {name: float(value) for name, value in scalars.items()}
         tools.watchdog.beat()
-        tools.receipts.add(batch)
+        tools.receipts.consumed.add(batch)
         if config.train.nonfinite == "stop":
             _require_finite(row, step, tools)
         if step == first:
@@ -174,7 +174,7 @@ def _save(state: TrainState, step: int, scores: dict[str, float] | None, tools: 
 def _require_finite(row: Mapping[str, float], step: int, tools: _Tools) -> None:
     if math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]):
         return
-    names = ", ".join(tools.receipts.latest_names())
+    names = ", ".join(tools.receipts.consumed.latest_names())
     last = tools.checkpoints.latest_step()
     raise TrainingError(
         f"step {step} has the loss {row['loss']} and a gradient of norm {row['grad_norm']}: the update was not applied; last "

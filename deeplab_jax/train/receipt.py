@@ -5,6 +5,7 @@ checkpoint: a digest of all samples consumed so far, names and contents, and one
 of the files of every sample seen so far.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -12,7 +13,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,7 +30,7 @@ from deeplab_jax.train.state import TrainState, state_digest
 
 RUN, RECEIPTS, SAMPLES = "run.json", "receipts.jsonl", "samples.tsv"
 SKIPPED = "0" * 16  # the fingerprint of a sample that could not be read
-_AWAY = "it was changed or is damaged; move it away to go on without the earlier receipt"
+_AWAY = "it was changed or is damaged; move it away to continue without the earlier receipt"
 PACKAGES = ("deeplab-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow", "tensorflow-cpu")
 
 
@@ -91,13 +92,11 @@ def read_starts(workdir: str) -> list[Start]:
     path = epath.Path(workdir) / RUN
     if not path.exists():
         return []
-    try:
+    with _report_errors(path):
         rows = json.loads(path.read_text())["starts"]
         starts = [Start(**{field.name: row[field.name] for field in dataclasses.fields(Start)}) for row in rows]
         pairs = zip(starts, rows, strict=True)
         forged = [start.step for start, row in pairs if any(row[name] != text for name, text in _digests(start).items())]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({one_line(error)}): {_AWAY}") from None
     if forged:
         raise CheckpointError(f"{path}: the start at step {forged[0]} is not the one its digest was made of: {_AWAY}")
     return starts
@@ -119,21 +118,25 @@ def write_start(workdir: str, start: Start) -> None:
 def read_receipts(workdir: str) -> dict[int, dict[str, str]]:
     """Return {step: {"samples", "state"}} of the run's checkpoints, kept or not, without a line that a crash truncated."""
     path = epath.Path(workdir) / RECEIPTS
-    lines = path.read_text().splitlines() if path.exists() else []
-    try:
+    with _report_errors(path):
+        lines = path.read_text().splitlines() if path.exists() else []
         rows = [json.loads(line) for line in lines if line.endswith("}")]
         return {row["step"]: {"samples": row["samples"], "state": row["state"]} for row in rows}
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({one_line(error)}): {_AWAY}") from None
 
 
 def read_samples(workdir: str) -> dict[str, str]:
     """Return {name of an image: fingerprint of its files, hexadecimal} of the samples that the run has seen."""
     path = epath.Path(workdir) / SAMPLES
-    lines = path.read_text().splitlines() if path.exists() else []
-    try:
+    with _report_errors(path):
+        lines = path.read_text().splitlines() if path.exists() else []
         return dict(line.rsplit("\t", 1) for line in lines)
-    except ValueError as error:
+
+
+@contextlib.contextmanager
+def _report_errors(path: epath.Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be read ({one_line(error)}): {_AWAY}") from None
 
 
@@ -182,6 +185,8 @@ def extend_digest(digest: str, step: Iterable[tuple[str, str]]) -> str:
 class Receipts:
     """Writes the receipt of a run that is under way; every process makes one, the first one writes.
 
+    Batches are added to its `consumed`.
+
     Args:
       workdir: the run's folder.
       start: of the run; rows of steps after it are dropped, since they come again.
@@ -194,7 +199,7 @@ class Receipts:
         self._warn = warn
         # A run that begins anew begins its receipt anew, whatever an earlier one left in the folder.
         rows = {step: row for step, row in read_receipts(workdir).items() if step <= start.step > 0}
-        self._consumed = Consumed(names, rows[start.step]["samples"] if start.step in rows else "")
+        self.consumed = Consumed(names, rows[start.step]["samples"] if start.step in rows else "")
         self._samples = read_samples(workdir) if start.step else {}
         self._writes = jax.process_index() == 0
         hosts.barrier("receipts read")  # before the first process changes them
@@ -203,17 +208,9 @@ class Receipts:
             with replacing(self._workdir / RECEIPTS) as file:
                 file.write("".join(_line(step, row) for step, row in rows.items()).encode())
 
-    def add(self, batch: Mapping[str, np.ndarray]) -> None:
-        """Note what a step consumes."""
-        self._consumed.add(batch)
-
-    def latest_names(self) -> list[str]:
-        """Return the samples of the last step. All processes must call it."""
-        return self._consumed.latest_names()
-
     def write(self, step: int, state: TrainState) -> None:
         """Add the row of a checkpoint that is about to be written. All processes must call it."""
-        seen = self._consumed.settle()
+        seen = self.consumed.settle()
         changed = sorted(name for name, text in seen.items() if self._samples.get(name, text) != text)
         if changed:
             self._warn(
@@ -226,7 +223,7 @@ class Receipts:
             self._samples = seen | self._samples
             with replacing(self._workdir / SAMPLES) as file:
                 file.write("".join(f"{name}\t{text}\n" for name, text in sorted(self._samples.items())).encode())
-        row = {"samples": self._consumed.digest, "state": state_digest(state)}
+        row = {"samples": self.consumed.digest, "state": state_digest(state)}
         with (self._workdir / RECEIPTS).open("a") as file:
             file.write(_line(step, row))
 

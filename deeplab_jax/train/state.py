@@ -70,7 +70,7 @@ def with_variables(state: TrainState, variables: dict[str, Any]) -> TrainState:
 
 
 def to_trees(state: TrainState) -> dict[str, Any]:
-    """Return the trees that a checkpoint stores: "model" is what is used (the average, if there is one), "training" all else."""
+    """Return the trees that a checkpoint stores: "model" is what is used (the average, if any), "training" all else."""
     training = {"step": state.step, "opt_state": state.opt_state, "skipped": state.skipped}
     if state.ema_params is None:
         return {"model": {"params": state.params, "batch_stats": state.batch_stats}, "training": training}

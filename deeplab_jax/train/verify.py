@@ -81,7 +81,8 @@ def verify(
     end = start + steps
     _require_interval(workdir, start, end, begun)
     setup = set_up(config, begun.steps)
-    yield _compare_lists(data, begun)
+    same_list = data.digest == begun.data
+    yield Finding(same_list, f"training list: {'the same' if same_list else 'not the one of the run'}")
     yield _compare_contents(data, samples, fingerprint)
     now = receipt.describe_start(start, config, data.digest, begun.steps, setup.mesh)
     starts = [begun, *(other for other in read_starts(workdir) if start < other.step < end)]
@@ -97,7 +98,7 @@ def verify(
         else:
             state = new_state(setup, pretrained)
             if exact:
-                yield from _compare_digests("state", start, receipts, state_digest(state))
+                yield _compare_digests("state", start, receipts, state_digest(state))
         yield Finding(None, f"replaying on {differing}" if differing else "replaying on the run's devices and versions")
         consumed = Consumed(data.names, receipts.get(start, {}).get("samples", ""))
         log = {row["step"]: row for row in read_log(workdir, "train") if all(name in row for name in SCALARS)}
@@ -111,9 +112,9 @@ def verify(
                 yield _compare_scalars(step, row, log[step], exact, is_first=step == start + 1)
             if step in receipts:
                 consumed.settle()
-                yield from _compare_digests("samples", step, receipts, consumed.digest)
+                yield _compare_digests("samples", step, receipts, consumed.digest)
                 if exact:
-                    yield from _compare_digests("state", step, receipts, state_digest(state))
+                    yield _compare_digests("state", step, receipts, state_digest(state))
             if step in kept:
                 theirs = yield from check_checkpoint(step)
                 if not exact:
@@ -149,13 +150,8 @@ def _check_checkpoint(
     if before and stored != from_dict(before[-1].config):
         yield Finding(False, f"the config in {folder} is not that of {receipt.RUN}")
     state = from_trees(trees)
-    yield from _compare_digests("stored state", step, receipts, state_digest(state))
+    yield _compare_digests("stored state", step, receipts, state_digest(state))
     return state
-
-
-def _compare_lists(data: Data, begun: Start) -> Finding:
-    same = data.digest == begun.data
-    return Finding(same, f"training list: {'the same' if same else 'not the one of the run'}")
 
 
 def _compare_contents(data: Data, samples: Mapping[str, str], fingerprint: Callable[[int], str]) -> Finding:
@@ -176,13 +172,12 @@ def _read_fingerprint(fingerprint: Callable[[int], str], i: int) -> str | None:
         return None
 
 
-def _compare_digests(what: str, step: int, receipts: Mapping[int, Mapping[str, str]], digest: str) -> Iterator[Finding]:
+def _compare_digests(what: str, step: int, receipts: Mapping[int, Mapping[str, str]], digest: str) -> Finding:
     if step not in receipts:
-        yield Finding(False, f"step {step}: no receipt of the {what}")
-        return
+        return Finding(False, f"step {step}: no receipt of the {what}")
     same = receipts[step][what.split()[-1]] == digest
     verb = ("agree" if same else "differ") + ("" if what == "samples" else "s")
-    yield Finding(same, f"step {step}: {what} {verb}")
+    return Finding(same, f"step {step}: {what} {verb}")
 
 
 def _compare_scalars(

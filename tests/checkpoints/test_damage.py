@@ -255,7 +255,9 @@ def test_a_config_of_another_version_is_no_damage_but_a_changed_one_is(run):
 def test_a_state_of_another_version_is_no_damage(run):
     training = ABSTRACT["training"]
     later = ABSTRACT | {"training": training | {"clipped": training["skipped"]}}
-    message = r"checkpoints/7 has other arrays than this version's state \(training/clipped\): use the version that wrote it"
+    message = (
+        r"checkpoints/7 does not hold the arrays of this run's state \(training/clipped\): use the optimizer and the version "
+    )
     with Checkpoints(str(run), CONFIG) as checkpoints, pytest.raises(CheckpointError, match=message):
         restore(checkpoints, print, abstract=later)
     assert steps(run) == ["5", "6", "7"]

@@ -122,7 +122,9 @@ def test_an_average_is_what_is_used_and_both_come_back_to_the_training(averaged,
 def test_no_run_starts_or_stops_averaging(averaged, averaged_run, run, state):
     cases = ((averaged_run, CONFIG, state, 0, 0.0, 0.99), (run, averaged[1], averaged[0], 5, 0.99, 0.0))
     for workdir, config, wanted, step, now, then in cases:
-        message = rf"`optim.ema_decay` \(={now}\) is {then} in .*checkpoints/{step}"
+        message = (
+            rf"checkpoints/{step} does not hold the arrays of this run's state \(optim.ema_decay: {then} -> {now}; training/"
+        )
         with Checkpoints(str(workdir), config) as checkpoints:
             with pytest.raises(CheckpointError, match=message):
                 checkpoints.restore(abstract(wanted))
@@ -146,20 +148,16 @@ def with_optim(**fields):
         (
             with_optim(decay_norm_and_bias=False, lr=0.1),
             None,
-            r"`optim.lr` \(=0.1\) is 0.05, `optim.decay_norm_and_bias` \(=False\) is True in .*checkpoints/5, whose state has "
-            r"other arrays \(training/opt_state/0, training/opt_state/0/inner_state\): use the same optimizer, or name another "
-            r"--workdir, and start from these weights with --config.model.pretrained=.*run",
+            r"checkpoints/5 does not hold the arrays of this run's state \(optim.lr: 0.05 -> 0.1; optim.decay_norm_and_bias: "
+            r"True -> False; training/opt_state/0, training/opt_state/0/inner_state\): use the optimizer and the version that "
+            r"wrote it, or name another --workdir, and start from these weights with --config.model.pretrained=.*run",
         ),
         (
             with_optim(momentum=0.8),
             optax.adamw(0.1),
-            r"`optim.momentum` \(=0.8\) is 0.9 in .*\(training/opt_state/0, training/opt_state/0/count, .* and [0-9]+ more\)",
+            r"\(optim.momentum: 0.9 -> 0.8; training/opt_state/0, training/opt_state/0/count, .* and [0-9]+ more\)",
         ),
-        (
-            CONFIG,
-            optax.sgd(0.1, momentum=0.9, accumulator_dtype=jnp.bfloat16),
-            r"checkpoints/5 has other arrays than this version's state \(training/opt_state/0, ",
-        ),
+        (CONFIG, optax.sgd(0.1, momentum=0.9), r"this run's state \(training/opt_state/0, "),
     ],
 )
 def test_another_optimizer_is_no_damage(run, config, optimizer, message):
