@@ -22,21 +22,22 @@ def compare(stored: Config, config: Config, checkpoint: str) -> list[str]:
     Raises:
       CheckpointError: the network or the classes differ, so that the arrays would not fit or not mean the same.
     """
-    as_written = zip(_flatten(stored), _flatten(config), strict=True)
-    in_effect = zip(_flatten(_spell_canonically(stored)), _flatten(_spell_canonically(config)), strict=True)
-    rows = zip(as_written, in_effect, strict=True)
-    changes = [(field, then, now) for ((field, then), (_, now)), (a, b) in rows if then != now and a != b]
-    for field, then, now in changes:
-        if field == "labels.names":
-            raise CheckpointError(
-                f"`labels` (={config.labels.name!r}, {len(now)} classes) is not what {checkpoint} was trained on ({len(then)} "
-                f"classes, {then[0]!r} to {then[-1]!r}): use its config, or another checkpoint or workdir"
-            )
+    then, now = _flatten(stored), _flatten(config)
+    canonical_then, canonical_now = _flatten(_spell_canonically(stored)), _flatten(_spell_canonically(config))
+    fields = [field for field in then if then[field] != now[field] and canonical_then[field] != canonical_now[field]]
+    if "labels.names" in fields:
+        old, new = then["labels.names"], now["labels.names"]
+        raise CheckpointError(
+            f"`labels` (={config.labels.name!r}, {len(new)} classes) is not what {checkpoint} was trained on ({len(old)} "
+            f"classes, {old[0]!r} to {old[-1]!r}): use its config, or another checkpoint or workdir"
+        )
+    for field in fields:
         if not _may_change(field):
             raise CheckpointError(
-                f"`{field}` (={now!r}) is {then!r} in {checkpoint}: set it back, or use another checkpoint or workdir"
+                f"`{field}` (={now[field]!r}) is {then[field]!r} in {checkpoint}: set it back, or use another checkpoint or "
+                "workdir"
             )
-    return [f"{field}: {then!r} -> {now!r}" for field, then, now in changes]
+    return [f"{field}: {then[field]!r} -> {now[field]!r}" for field in fields]
 
 
 def _may_change(field: str) -> bool:
@@ -47,9 +48,9 @@ def _spell_canonically(config: Config) -> Config:
     return dataclasses.replace(config, model=canonical(config.model))
 
 
-def _flatten(config: Config) -> Iterator[tuple[str, Any]]:
-    """Yield the fields by their dotted names."""
-    return _walk(to_dict(config), "")
+def _flatten(config: Config) -> dict[str, Any]:
+    """Return the values of the fields by their dotted names."""
+    return dict(_walk(to_dict(config), ""))
 
 
 def _walk(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
