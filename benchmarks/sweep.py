@@ -26,7 +26,7 @@ from typing import Any
 from deeplab_jax.commands.main import recipe
 from deeplab_jax.config import Config, digest_of, to_dict
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.train.metrics_log import logged
+from deeplab_jax.train.metrics_log import read_log
 
 ROOT = pathlib.Path(__file__).parent.parent
 COMMAND = "command.txt"
@@ -54,13 +54,13 @@ def result(workdir: pathlib.Path) -> Result | None:
     if not receipt.exists():
         return None
     steps = json.loads(receipt.read_text())["starts"][-1]["steps"]
-    scores = [row for row in logged(str(workdir), "eval") if row["step"] == steps]
+    scores = [row for row in read_log(str(workdir), "eval") if row["step"] == steps]
     if not scores:
         return None
     if scores[0]["miou"] is None:
         sys.exit(f"{workdir}: the last evaluation has no mIoU: its split has no labelled pixel")
     # The median, so that what else the machine did for a while does not count.
-    seconds = [row["seconds_per_step"] for row in logged(str(workdir), "train")]
+    seconds = [row["seconds_per_step"] for row in read_log(str(workdir), "train")]
     minutes = steps * statistics.median(seconds or [math.nan]) / 60
     return Result(steps, minutes, scores[0]["miou"], scores[0]["pixel_accuracy"])
 

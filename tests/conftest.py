@@ -25,7 +25,7 @@ from deeplab_jax.config import Config, DataConfig, EvalConfig, ModelConfig, Opti
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.scenes import dataset as synthetic
 from deeplab_jax.train.optimizer import make_optimizer
-from deeplab_jax.train.state import init_state
+from deeplab_jax.train.state import init_state, to_trees
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 NEED_A_FILE = ("stored", "custom")
@@ -64,7 +64,7 @@ def stored_run(street_scenes, tmp_path_factory):
     optimizer = make_optimizer(config.optim, 4)
     state = jax.jit(lambda: init_state(DeepLabV3(config.model, config.labels.num_classes), optimizer, 0))()
     with Checkpoints(str(workdir), config) as checkpoints:
-        checkpoints.save(state.replace(step=jax.numpy.asarray(4, jax.numpy.int32)), 4, {"miou": 0.5})
+        checkpoints.save(to_trees(state.replace(step=jax.numpy.asarray(4, jax.numpy.int32))), 4, {"miou": 0.5})
     return workdir
 
 

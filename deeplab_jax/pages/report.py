@@ -14,7 +14,7 @@ from deeplab_jax.evaluation.evaluate import Batch, evaluate
 from deeplab_jax.files import replacing
 from deeplab_jax.pages.examples import Worst
 from deeplab_jax.pages.report_page import Scored, page
-from deeplab_jax.train.metrics_log import logged
+from deeplab_jax.train.metrics_log import read_log
 from deeplab_jax.train.receipt import read_starts
 
 
@@ -64,7 +64,7 @@ def write(
     """
     workdir = checkpoint.parent.parent
     name = str(workdir)
-    train, evaluations, starts = logged(name, "train"), logged(name, "eval"), read_starts(name)
+    train, evaluations, starts = read_log(name, "train"), read_log(name, "eval"), read_starts(name)
     worst = Worst(names, config.labels, images)
     variables = restore_model(str(checkpoint), like=config)
     confusion = evaluate(config, variables, batches, len(names), [worst.add], console)

@@ -264,8 +264,8 @@ class Watchdog:
         )
 
 
-def gone(error: BaseException) -> HostError | None:
-    """What to tell the user of an error that came up because another process ended; None for any other error."""
+def as_host_error(error: BaseException) -> HostError | None:
+    """Return the HostError to show instead of an error that another process's end caused; None for any other error."""
     if not isinstance(error, RuntimeError | ValueError) or _is_alone():
         return None
     signs = r"Gloo|NCCL|coordination.?service|heartbeat|Connection (closed|reset) by peer|Socket closed"
@@ -295,7 +295,7 @@ def leave_on_error() -> Iterator[None]:
 
 def _report(error: BaseException) -> int:
     """Prints `error` as a user should see it, and gives its exit code."""
-    lost = error if isinstance(error, HostError) else gone(error)
+    lost = error if isinstance(error, HostError) else as_host_error(error)
     if lost or isinstance(error, DeeplabError):
         sys.stderr.write(f"error: {lost or error}\n")
         return LOST if lost else 2

@@ -11,14 +11,14 @@ import optax
 from jax.sharding import Mesh
 from rich.console import Console
 
-from deeplab_jax.checkpoints.store import Checkpoints
+from deeplab_jax.checkpoints.store import Checkpoints, DamagedError, Trees
 from deeplab_jax.config import Config
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.runtime.compilation import quick_options
 from deeplab_jax.runtime.mesh import check_batch, make_mesh, replicated
 from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.receipt import read_receipts
-from deeplab_jax.train.state import TrainState, init_state, with_variables
+from deeplab_jax.train.state import TrainState, from_trees, init_state, state_digest, to_trees, with_variables
 
 Batch = dict[str, np.ndarray]
 # Variables that a new run starts from instead of random ones, a part of {"params", "batch_stats"}.
@@ -56,7 +56,7 @@ class Setup:
 
 
 def set_up(config: Config, steps: int, devices: Sequence[jax.Device] = ()) -> Setup:
-    """Network and optimizer of a validated config, on the given devices or all that there are.
+    """Make network and optimizer of a validated config, on the given devices or all that there are.
 
     Raises:
       ConfigError: there are too few devices, or batches do not divide over them.
@@ -69,7 +69,7 @@ def set_up(config: Config, steps: int, devices: Sequence[jax.Device] = ()) -> Se
 
 
 def new_state(setup: Setup, pretrained: Pretrained) -> TrainState:
-    """The state at step 0, on all devices."""
+    """Return the state at step 0, on all devices."""
     given = pretrained() if pretrained else None  # before what takes long
     options = quick_options(setup.mesh.devices.flat[0].platform)
     state = jax.jit(_init(setup), out_shardings=replicated(setup.mesh), compiler_options=options)()
@@ -77,7 +77,7 @@ def new_state(setup: Setup, pretrained: Pretrained) -> TrainState:
 
 
 def abstract_state(setup: Setup) -> TrainState:
-    """Shapes of the state, laid out on all devices."""
+    """Return the shapes of the state, laid out on all devices."""
     whole = replicated(setup.mesh)
     shapes = jax.eval_shape(_init(setup))
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), shapes)
@@ -86,20 +86,28 @@ def abstract_state(setup: Setup) -> TrainState:
 def starting_state(
     setup: Setup, workdir: str, checkpoints: Checkpoints, console: Console, pretrained: Pretrained
 ) -> TrainState:
-    """The newest good checkpoint's state or a new one, straight in its sharding."""
+    """Return the newest good checkpoint's state or a new one, straight in its sharding."""
     if checkpoints.latest_step() is None:
         return new_state(setup, pretrained)
     receipts = read_receipts(workdir)
-    state = checkpoints.restore(
-        abstract_state(setup),
-        expected=lambda step: receipts[step]["state"] if step in receipts else None,
+    step, trees = checkpoints.restore(
+        to_trees(abstract_state(setup)),
+        check=lambda step, trees: require_expected(trees, step, receipts.get(step, {}).get("state")),
         warn=lambda line: console.print(f"warning: {line}"),
     )
-    step = int(state.step)
     console.print(f"resuming {workdir} after step {step}")
     if changed := checkpoints.differences(step):
         console.print(f"the config differs from the checkpoint's: {'; '.join(changed)}")
-    return state
+    return from_trees(trees)
+
+
+def require_expected(trees: Trees, step: int, digest: str | None) -> None:
+    """Raise DamagedError if trees are not the state of `step`, or have another digest than its receipt (None: unknown)."""
+    state = from_trees(trees)
+    if int(state.step) != step:
+        raise DamagedError(f"it holds the state after step {int(state.step)}")
+    if digest is not None and state_digest(state) != digest:
+        raise DamagedError("its state has another digest than the one that was saved")
 
 
 def _init(setup: Setup) -> Callable[[], TrainState]:

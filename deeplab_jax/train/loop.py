@@ -24,9 +24,9 @@ from deeplab_jax.runtime import hosts
 from deeplab_jax.runtime.mesh import local_rows, prefetch
 from deeplab_jax.train.begin import Batch, Data, Pretrained, set_up, starting_state
 from deeplab_jax.train.optimizer import poly_schedule
-from deeplab_jax.train.receipt import Receipts, start_of
+from deeplab_jax.train.receipt import Receipts, describe_start
 from deeplab_jax.train.speed import Meter, least_seconds
-from deeplab_jax.train.state import TrainState
+from deeplab_jax.train.state import TrainState, to_trees
 from deeplab_jax.train.step import compile_train_step
 from deeplab_jax.train.writer import Writer
 
@@ -58,7 +58,7 @@ def train(
     console: Console,
     pretrained: Pretrained = None,
 ) -> TrainState:
-    """Trains to `steps`, from the newest good checkpoint of `workdir` if there is one. Every process of a run calls it.
+    """Train to `steps`, from the newest good checkpoint of `workdir` if there is one. Every process of a run calls it.
 
     Args:
       config: validated.
@@ -102,7 +102,7 @@ def train(
             compile_train_step(setup.mesh, config=config, model=setup.model, optimizer=setup.optimizer),
             _evaluator(config, setup.mesh, data.eval_batches, watchdog.beat),
             checkpoints,
-            Receipts(workdir, start_of(step, config, data.digest, steps, setup.mesh), data.names, console.print),
+            Receipts(workdir, describe_start(step, config, data.digest, steps, setup.mesh), data.names, console.print),
             stack.enter_context(Writer(workdir, step, steps, console)),
             watchdog,
             least,
@@ -137,7 +137,7 @@ def _train_from(
         # The host must not run ahead: its batches would fill the device, and waiting for data would seem longer.
         row = {name: float(value) for name, value in scalars.items()}
         tools.watchdog.beat()
-        tools.receipts.add(batch)
+        tools.receipts.consumed.add(batch)
         if config.train.nonfinite == "stop":
             _require_finite(row, step, tools)
         if step == first:
@@ -165,16 +165,16 @@ def _train_from(
 
 
 def _save(state: TrainState, step: int, scores: dict[str, float] | None, tools: _Tools) -> None:
-    # The receipt first: a checkpoint without one could not be told from a damaged one.
+    # The receipt comes first: without it, damage to the checkpoint could go unnoticed.
     if tools.checkpoints.latest_step() != step:
         tools.receipts.write(step, state)
-        tools.checkpoints.save(state, step, scores)
+        tools.checkpoints.save(to_trees(state), step, scores)
 
 
 def _require_finite(row: Mapping[str, float], step: int, tools: _Tools) -> None:
     if math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]):
         return
-    names = ", ".join(tools.receipts.latest_names())
+    names = ", ".join(tools.receipts.consumed.latest_names())
     last = tools.checkpoints.latest_step()
     raise TrainingError(
         f"step {step} has the loss {row['loss']} and a gradient of norm {row['grad_norm']}: the update was not applied; last "

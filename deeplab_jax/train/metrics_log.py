@@ -10,10 +10,10 @@ from deeplab_jax.errors import CheckpointError
 METRICS = "metrics.jsonl"
 
 
-def logged(workdir: str, kind: str) -> list[dict[str, Any]]:
-    """The rows of a kind, "train" or "eval", in their order; none without the file.
+def read_log(workdir: str, kind: str) -> list[dict[str, Any]]:
+    """Return the rows of a kind, "train" or "eval", in their order; none if there is no file.
 
-    A last line that a crash cut short is left out.
+    A last line that a crash truncated is left out.
 
     Raises:
       CheckpointError: the file is damaged.
@@ -21,9 +21,9 @@ def logged(workdir: str, kind: str) -> list[dict[str, Any]]:
     path = epath.Path(workdir) / METRICS
     if not path.exists():
         return []
-    *whole, _ = path.read_bytes().decode(errors="replace").split("\n")
+    *lines, _ = path.read_bytes().decode(errors="replace").split("\n")
     rows = []
-    for number, line in enumerate(whole, start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
             if row["kind"] == kind and isinstance(row["step"], int):

@@ -5,6 +5,7 @@ checkpoint: a digest of all samples consumed so far, names and contents, and one
 of the files of every sample seen so far.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -12,7 +13,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,7 +30,7 @@ from deeplab_jax.train.state import TrainState, state_digest
 
 RUN, RECEIPTS, SAMPLES = "run.json", "receipts.jsonl", "samples.tsv"
 SKIPPED = "0" * 16  # the fingerprint of a sample that could not be read
-_AWAY = "it was changed or is damaged; move it away to go on without the earlier receipt"
+_AWAY = "it was changed or is damaged; move it away to continue without the earlier receipt"
 PACKAGES = ("deeplab-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow", "tensorflow-cpu")
 
 
@@ -56,34 +57,34 @@ class Start:
     versions: dict[str, str]
 
 
-def start_of(step: int, config: Config, data: str, steps: int, mesh: Mesh) -> Start:
-    """A start made now, on these devices, with what is installed."""
+def describe_start(step: int, config: Config, data: str, steps: int, mesh: Mesh) -> Start:
+    """Return a start made now, on these devices, with the installed packages."""
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return Start(step, date, config_module.to_dict(config), data, steps, devices(mesh), versions())
+    return Start(step, date, config_module.to_dict(config), data, steps, describe_devices(mesh), list_versions())
 
 
-def devices(mesh: Mesh) -> dict[str, Any]:
-    """What numbers may depend on to the last bit: processes, devices and their kind, and how the mesh uses them."""
+def describe_devices(mesh: Mesh) -> dict[str, Any]:
+    """Return what numbers may depend on to the last bit: processes, devices and their kind, and how the mesh uses them."""
     kind = mesh.devices.flat[0].device_kind
     if kind == "cpu":
         kind = f"cpu {platform.machine()}"
     return {"processes": jax.process_count(), "kind": kind, "mesh": dict(mesh.shape)}
 
 
-def versions() -> dict[str, str]:
-    """Of Python and the packages that compute, and the flags given to XLA."""
-    found = {"python": platform.python_version()}
+def list_versions() -> dict[str, str]:
+    """Return the versions of Python and the packages that compute, and the flags given to XLA."""
+    versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    # The number of fake devices is told by the mesh.
-    return found | {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "")}
+    # The mesh gives the number of fake devices.
+    return versions | {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "")}
 
 
 def read_starts(workdir: str) -> list[Start]:
-    """The starts that led to the run's present state, oldest first; none for a run without a receipt.
+    """Return the starts that led to the run's present state, oldest first; none for a run without a receipt.
 
     Raises:
       CheckpointError: `run.json` cannot be read, or its config is not the one whose digest stands beside it.
@@ -91,13 +92,11 @@ def read_starts(workdir: str) -> list[Start]:
     path = epath.Path(workdir) / RUN
     if not path.exists():
         return []
-    try:
+    with _report_errors(path):
         rows = json.loads(path.read_text())["starts"]
         starts = [Start(**{field.name: row[field.name] for field in dataclasses.fields(Start)}) for row in rows]
         pairs = zip(starts, rows, strict=True)
         forged = [start.step for start, row in pairs if any(row[name] != text for name, text in _digests(start).items())]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({one_line(error)}): {_AWAY}") from None
     if forged:
         raise CheckpointError(f"{path}: the start at step {forged[0]} is not the one its digest was made of: {_AWAY}")
     return starts
@@ -109,7 +108,7 @@ def _digests(start: Start) -> dict[str, str]:
 
 
 def write_start(workdir: str, start: Start) -> None:
-    """Adds a start, in place of those whose steps it repeats."""
+    """Add a start, in place of those whose steps it repeats."""
     kept = [earlier for earlier in read_starts(workdir) if earlier.step < start.step]
     rows = [dataclasses.asdict(each) | _digests(each) for each in [*kept, start]]
     with replacing(epath.Path(workdir) / RUN) as file:
@@ -117,23 +116,27 @@ def write_start(workdir: str, start: Start) -> None:
 
 
 def read_receipts(workdir: str) -> dict[int, dict[str, str]]:
-    """{step: {"samples", "state"}} of the run's checkpoints, kept or not; a last line that a crash cut short is left out."""
+    """Return {step: {"samples", "state"}} of the run's checkpoints, kept or not, without a line that a crash truncated."""
     path = epath.Path(workdir) / RECEIPTS
-    lines = path.read_text().splitlines() if path.exists() else []
-    try:
+    with _report_errors(path):
+        lines = path.read_text().splitlines() if path.exists() else []
         rows = [json.loads(line) for line in lines if line.endswith("}")]
         return {row["step"]: {"samples": row["samples"], "state": row["state"]} for row in rows}
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({one_line(error)}): {_AWAY}") from None
 
 
 def read_samples(workdir: str) -> dict[str, str]:
-    """{name of an image: fingerprint of its files, hexadecimal} of the samples that the run has seen."""
+    """Return {name of an image: fingerprint of its files, hexadecimal} of the samples that the run has seen."""
     path = epath.Path(workdir) / SAMPLES
-    lines = path.read_text().splitlines() if path.exists() else []
-    try:
+    with _report_errors(path):
+        lines = path.read_text().splitlines() if path.exists() else []
         return dict(line.rsplit("\t", 1) for line in lines)
-    except ValueError as error:
+
+
+@contextlib.contextmanager
+def _report_errors(path: epath.Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be read ({one_line(error)}): {_AWAY}") from None
 
 
@@ -151,11 +154,11 @@ class Consumed:
         self._rows: list[tuple[np.ndarray, np.ndarray]] = []
 
     def add(self, batch: Mapping[str, np.ndarray]) -> None:
-        """Notes this process's rows of a step."""
+        """Note this process's rows of a step."""
         self._rows.append((batch["index"], batch["fingerprint"]))
 
     def settle(self) -> dict[str, str]:
-        """Brings `digest` up to date, and returns {name: fingerprint} of what was added since; all processes must call it."""
+        """Bring `digest` up to date, and return {name: fingerprint} of what was added since; all processes must call it."""
         if not self._rows:
             return {}
         # [processes, steps, rows, ...] -> the steps' global batches, in which processes lie one after the other.
@@ -165,16 +168,16 @@ class Consumed:
         for index, prints in zip(indices.reshape(steps, -1), fingerprints.reshape(steps, -1, 8), strict=True):
             lines = [(self._names[i], row.tobytes().hex()) for i, row in zip(index, prints, strict=True)]
             seen |= {name: text for name, text in lines if text != SKIPPED}
-            self.digest = chained(self.digest, lines)
+            self.digest = extend_digest(self.digest, lines)
         return seen
 
     def latest_names(self) -> list[str]:
-        """The samples of the global batch added last; all processes must call it."""
+        """Return the samples of the global batch added last; all processes must call it."""
         return [self._names[i] for i in hosts.gather(self._rows[-1][0]).flat]
 
 
-def chained(digest: str, step: Iterable[tuple[str, str]]) -> str:
-    """SHA-256 of the digest so far and a step's lines `name<TAB>fingerprint`."""
+def extend_digest(digest: str, step: Iterable[tuple[str, str]]) -> str:
+    """Return the SHA-256 of the digest so far and a step's lines `name<TAB>fingerprint`."""
     text = "".join(f"{name}\t{fingerprint}\n" for name, fingerprint in step)
     return hashlib.sha256(f"{digest}\n{text}".encode()).hexdigest()
 
@@ -182,11 +185,13 @@ def chained(digest: str, step: Iterable[tuple[str, str]]) -> str:
 class Receipts:
     """Writes the receipt of a run that is under way; every process makes one, the first one writes.
 
+    Batches are added to its `consumed`.
+
     Args:
       workdir: the run's folder.
       start: of the run; rows of steps after it are dropped, since they come again.
       names: of the training images, by position in the list.
-      warn: told of a sample whose files changed since the run saw them first.
+      warn: is given a line about samples whose files changed since the run saw them first.
     """
 
     def __init__(self, workdir: str, start: Start, names: Sequence[str], warn: Callable[[str], None]) -> None:
@@ -194,7 +199,7 @@ class Receipts:
         self._warn = warn
         # A run that begins anew begins its receipt anew, whatever an earlier one left in the folder.
         rows = {step: row for step, row in read_receipts(workdir).items() if step <= start.step > 0}
-        self._consumed = Consumed(names, rows[start.step]["samples"] if start.step in rows else "")
+        self.consumed = Consumed(names, rows[start.step]["samples"] if start.step in rows else "")
         self._samples = read_samples(workdir) if start.step else {}
         self._writes = jax.process_index() == 0
         hosts.barrier("receipts read")  # before the first process changes them
@@ -203,17 +208,9 @@ class Receipts:
             with replacing(self._workdir / RECEIPTS) as file:
                 file.write("".join(_line(step, row) for step, row in rows.items()).encode())
 
-    def add(self, batch: Mapping[str, np.ndarray]) -> None:
-        """Notes what a step consumes."""
-        self._consumed.add(batch)
-
-    def latest_names(self) -> list[str]:
-        """The samples of the last step. All processes must call it."""
-        return self._consumed.latest_names()
-
     def write(self, step: int, state: TrainState) -> None:
-        """Adds the row of a checkpoint that is about to be written. All processes must call it."""
-        seen = self._consumed.settle()
+        """Add the row of a checkpoint that is about to be written. All processes must call it."""
+        seen = self.consumed.settle()
         changed = sorted(name for name, text in seen.items() if self._samples.get(name, text) != text)
         if changed:
             self._warn(
@@ -226,7 +223,7 @@ class Receipts:
             self._samples = seen | self._samples
             with replacing(self._workdir / SAMPLES) as file:
                 file.write("".join(f"{name}\t{text}\n" for name, text in sorted(self._samples.items())).encode())
-        row = {"samples": self._consumed.digest, "state": state_digest(state)}
+        row = {"samples": self.consumed.digest, "state": state_digest(state)}
         with (self._workdir / RECEIPTS).open("a") as file:
             file.write(_line(step, row))
 

@@ -35,7 +35,7 @@ class TrainState(struct.PyTreeNode):
 
 
 def init_state(model: DeepLabV3, optimizer: "optax.GradientTransformation", seed: int, ema: bool = False) -> TrainState:
-    """The state at step 0, a function of the arguments alone. Jit it with the output sharding that is wanted."""
+    """Return the state at step 0, a function of the arguments alone. Jit it with the output sharding that is wanted."""
     # Parameters do not depend on the image's size; 64 keeps the shapes of the trace small.
     variables = model.init(jax.random.key(seed), jnp.zeros((1, 64, 64, 3)), train=False)
     return TrainState(
@@ -49,7 +49,7 @@ def init_state(model: DeepLabV3, optimizer: "optax.GradientTransformation", seed
 
 
 def with_variables(state: TrainState, variables: dict[str, Any]) -> TrainState:
-    """The state with some of its parameters and statistics replaced, in their places on the devices.
+    """Return the state with some of its parameters and statistics replaced, in their places on the devices.
 
     Args:
       state: at step 0, whose optimizer has seen no parameters yet; its average, where it has one, is replaced alike.
@@ -69,8 +69,8 @@ def with_variables(state: TrainState, variables: dict[str, Any]) -> TrainState:
     )
 
 
-def to_parts(state: TrainState) -> dict[str, dict[str, Any]]:
-    """The state as it is stored: "model" is what is used (the average, where there is one), "training" all the rest."""
+def to_trees(state: TrainState) -> dict[str, Any]:
+    """Return the trees that a checkpoint stores: "model" is what is used (the average, if any), "training" all else."""
     training = {"step": state.step, "opt_state": state.opt_state, "skipped": state.skipped}
     if state.ema_params is None:
         return {"model": {"params": state.params, "batch_stats": state.batch_stats}, "training": training}
@@ -78,15 +78,15 @@ def to_parts(state: TrainState) -> dict[str, dict[str, Any]]:
     return {"model": model, "training": training | {"params": state.params}}
 
 
-def from_parts(parts: dict[str, dict[str, Any]]) -> TrainState:
-    """The inverse of `to_parts`."""
-    model, training = parts["model"], parts["training"]
+def from_trees(trees: dict[str, Any]) -> TrainState:
+    """Return the state that `to_trees` was given."""
+    model, training = trees["model"], trees["training"]
     average = model["params"] if "params" in training else None
     return TrainState(**model | training, ema_params=average)
 
 
 def state_digest(state: TrainState) -> str:
-    """SHA-256 over names, types, shapes and values of all arrays: equal for equal states, however they are laid out.
+    """Return the SHA-256 over names, types, shapes and values of all arrays: equal for equal states, however they are laid out.
 
     Args:
       state: whole on this process, as JAX or NumPy arrays.

@@ -1,4 +1,4 @@
-"""Replays steps of a run and compares them with the receipt that it left."""
+"""Replay steps of a run and compare them with the receipt that it left."""
 
 import dataclasses
 import functools
@@ -9,16 +9,16 @@ import jax
 import numpy as np
 from etils import epath
 
-from deeplab_jax.checkpoints.checksums import broken_seal
-from deeplab_jax.checkpoints.store import FOLDER, Checkpoints, resolve, stored_config
+from deeplab_jax.checkpoints.folders import CHECKPOINTS, CHECKSUMS, find_changed_files, resolve
+from deeplab_jax.checkpoints.store import Checkpoints, Trees
 from deeplab_jax.config import Config, from_dict
 from deeplab_jax.errors import CheckpointError, ConfigError, DataError
 from deeplab_jax.runtime.mesh import prefetch
 from deeplab_jax.train import receipt
 from deeplab_jax.train.begin import Data, Pretrained, abstract_state, new_state, set_up
-from deeplab_jax.train.metrics_log import logged
+from deeplab_jax.train.metrics_log import read_log
 from deeplab_jax.train.receipt import Consumed, Start, read_receipts, read_samples, read_starts
-from deeplab_jax.train.state import TrainState, state_digest
+from deeplab_jax.train.state import TrainState, from_trees, state_digest, to_trees
 from deeplab_jax.train.step import compile_train_step
 
 SCALARS = ("loss", "accuracy", "grad_norm")
@@ -40,7 +40,7 @@ class Finding:
 
 
 def config_at(workdir: str, step: int) -> tuple[Config, Start]:
-    """The config under which the run went on from `step`, and the start that it belongs to.
+    """Return the config under which the run continued from `step`, and the start that it belongs to.
 
     Raises:
       CheckpointError: the run has no receipt, or it cannot be read.
@@ -62,7 +62,7 @@ def verify(
     fingerprint: Callable[[int], str],
     pretrained: Pretrained = None,
 ) -> Iterator[Finding]:
-    """Replays `steps` steps from the checkpoint at `start` (0: from the beginning), and yields what it finds as it goes.
+    """Replay `steps` steps from the checkpoint at `start` (0: from the beginning), and yield findings on the way.
 
     Args:
       workdir: the run's folder.
@@ -81,41 +81,44 @@ def verify(
     end = start + steps
     _require_interval(workdir, start, end, begun)
     setup = set_up(config, begun.steps)
-    yield _list(data, begun)
-    yield _contents(data, samples, fingerprint)
-    now = receipt.start_of(start, config, data.digest, begun.steps, setup.mesh)
+    same_list = data.digest == begun.data
+    yield Finding(same_list, f"training list: {'the same' if same_list else 'not the one of the run'}")
+    yield _compare_contents(data, samples, fingerprint)
+    now = receipt.describe_start(start, config, data.digest, begun.steps, setup.mesh)
     starts = [begun, *(other for other in read_starts(workdir) if start < other.step < end)]
-    differing = next(filter(None, (_differing(then, now) for then in starts)), "")
+    differing = next(filter(None, (_describe_differences(then, now) for then in starts)), "")
     exact = not differing
     with Checkpoints(workdir, config) as checkpoints:
         kept = set(checkpoints.steps())
-        stored = functools.partial(_stored, workdir, receipts=receipts, checkpoints=checkpoints, abstract=abstract_state(setup))
+        check_checkpoint = functools.partial(
+            _check_checkpoint, workdir, receipts=receipts, checkpoints=checkpoints, abstract=to_trees(abstract_state(setup))
+        )
         if start:
-            state = yield from stored(start)
+            state = yield from check_checkpoint(start)
         else:
             state = new_state(setup, pretrained)
             if exact:
-                yield from _compared("state", start, receipts, state_digest(state))
+                yield _compare_digests("state", start, receipts, state_digest(state))
         yield Finding(None, f"replaying on {differing}" if differing else "replaying on the run's devices and versions")
         consumed = Consumed(data.names, receipts.get(start, {}).get("samples", ""))
-        log = {row["step"]: row for row in logged(workdir, "train") if all(name in row for name in SCALARS)}
+        log = {row["step"]: row for row in read_log(workdir, "train") if all(name in row for name in SCALARS)}
         train_step = compile_train_step(setup.mesh, config=config, model=setup.model, optimizer=setup.optimizer)
         batches = prefetch(data.train_batches(start, end), setup.mesh, config.model.output_stride)
         for step, (batch, on_device) in enumerate(batches, start=start + 1):
             state, scalars = train_step(state, on_device)
-            found = {name: float(scalars[name]) for name in SCALARS}
+            row = {name: float(scalars[name]) for name in SCALARS}
             consumed.add(batch)
             if step in log:
-                yield _scalars(step, found, log[step], exact, is_first=step == start + 1)
+                yield _compare_scalars(step, row, log[step], exact, is_first=step == start + 1)
             if step in receipts:
                 consumed.settle()
-                yield from _compared("samples", step, receipts, consumed.digest)
+                yield _compare_digests("samples", step, receipts, consumed.digest)
                 if exact:
-                    yield from _compared("state", step, receipts, state_digest(state))
+                    yield _compare_digests("state", step, receipts, state_digest(state))
             if step in kept:
-                theirs = yield from stored(step)
+                theirs = yield from check_checkpoint(step)
                 if not exact:
-                    yield _distance(step, state, theirs)
+                    yield _compare_parameters(step, state, theirs)
     if not any(start < step <= end for step in (*receipts, *log)):
         yield Finding(False, f"steps {start + 1} to {end} hold neither a checkpoint nor a log line: replay more")
 
@@ -131,81 +134,78 @@ def _require_interval(workdir: str, start: int, end: int, begun: Start) -> None:
         raise ConfigError(f"`--steps` (={end - start}) does not fit after step {start} of a run of {begun.steps}: {most}")
 
 
-def _stored(
-    workdir: str, step: int, *, receipts: Mapping[int, Mapping[str, str]], checkpoints: Checkpoints, abstract: TrainState
+def _check_checkpoint(
+    workdir: str, step: int, *, receipts: Mapping[int, Mapping[str, str]], checkpoints: Checkpoints, abstract: Trees
 ) -> Generator[Finding, None, TrainState]:
-    """A checkpoint: its files as they were written, its config and state as the run had them. Returns the state."""
-    folder = resolve(str(epath.Path(workdir) / FOLDER / str(step)))
-    broken = broken_seal(folder)
-    if broken is None:
-        yield Finding(None, f"{folder} has no seal: the run ended before it was made")
+    """Compare a checkpoint's files with their checksums, its config and state with the run's; return the state."""
+    folder = resolve(str(epath.Path(workdir) / CHECKPOINTS / str(step)))
+    changed = find_changed_files(folder)
+    if changed is None:
+        yield Finding(None, f"{folder} has no {CHECKSUMS}: the run ended before it was written")
     else:
-        yield Finding(not broken, f"files of {folder}: {', '.join(broken[:3]) + ' changed' if broken else 'as written'}")
+        yield Finding(not changed, f"files of {folder}: {', '.join(changed[:3]) + ' changed' if changed else 'as written'}")
+    stored, trees = checkpoints.load(step, abstract)
     # It was saved by the start before, if the run was started anew from it.
     before = [start for start in read_starts(workdir) if start.step < step]
-    if before and stored_config(str(folder)) != from_dict(before[-1].config):
+    if before and stored != from_dict(before[-1].config):
         yield Finding(False, f"the config in {folder} is not that of {receipt.RUN}")
-    state = checkpoints.load(step, abstract)
-    yield from _compared("stored state", step, receipts, state_digest(state))
+    state = from_trees(trees)
+    yield _compare_digests("stored state", step, receipts, state_digest(state))
     return state
 
 
-def _list(data: Data, begun: Start) -> Finding:
-    same = data.digest == begun.data
-    return Finding(same, f"training list: {'the same' if same else 'not the one of the run'}")
-
-
-def _contents(data: Data, samples: Mapping[str, str], fingerprint: Callable[[int], str]) -> Finding:
-    """Every sample that the run has seen, read again."""
+def _compare_contents(data: Data, samples: Mapping[str, str], fingerprint: Callable[[int], str]) -> Finding:
+    """Read every sample that the run has seen again, and compare it."""
     if not samples:
         return Finding(None, "images and labels: the run keeps no fingerprints to compare them with")
     known = [(i, name) for i, name in enumerate(data.names) if name in samples]
-    changed = [name for i, name in known if _readable(fingerprint, i) != samples[name]]
+    changed = [name for i, name in known if _read_fingerprint(fingerprint, i) != samples[name]]
     if changed:
         return Finding(False, f"images and labels: {len(changed)} of {len(known)} changed, {', '.join(changed[:3])} among them")
     return Finding(True, f"images and labels: {len(known)} as the run saw them")
 
 
-def _readable(fingerprint: Callable[[int], str], i: int) -> str | None:
+def _read_fingerprint(fingerprint: Callable[[int], str], i: int) -> str | None:
     try:
         return fingerprint(i)
     except DataError:
         return None
 
 
-def _compared(what: str, step: int, receipts: Mapping[int, Mapping[str, str]], digest: str) -> Iterator[Finding]:
+def _compare_digests(what: str, step: int, receipts: Mapping[int, Mapping[str, str]], digest: str) -> Finding:
     if step not in receipts:
-        yield Finding(False, f"step {step}: no receipt of the {what}")
-        return
+        return Finding(False, f"step {step}: no receipt of the {what}")
     same = receipts[step][what.split()[-1]] == digest
     verb = ("agree" if same else "differ") + ("" if what == "samples" else "s")
-    yield Finding(same, f"step {step}: {what} {verb}")
+    return Finding(same, f"step {step}: {what} {verb}")
 
 
-def _scalars(step: int, found: Mapping[str, float], logged: Mapping[str, float | None], exact: bool, is_first: bool) -> Finding:
-    """Loss, accuracy and gradient's norm against the log's, in which what is not finite is null."""
-    apart = max(_apart(found[name], logged[name]) for name in SCALARS)
-    text = f"step {step}: loss {found['loss']:.6f}, {apart:.1e} from the log"
+def _compare_scalars(
+    step: int, row: Mapping[str, float], logged: Mapping[str, float | None], exact: bool, is_first: bool
+) -> Finding:
+    """Compare loss, accuracy and gradient norm with the log, in which what is not finite is null."""
+    difference = max(_relative_difference(row[name], logged[name]) for name in SCALARS)
+    text = f"step {step}: loss {row['loss']:.6f}, {difference:.1e} from the log"
     if exact:
-        return Finding(apart == 0, text)
+        return Finding(difference == 0, text)
     # One step's rounding is far smaller; later ones drift apart.
-    return Finding(False if is_first and apart > FIRST_STEP_APART else None, text)
+    return Finding(False if is_first and difference > FIRST_STEP_APART else None, text)
 
 
-def _apart(found: float, logged: float | None) -> float:
-    if logged is None or not math.isfinite(found):
-        return 0.0 if logged is None and not math.isfinite(found) else math.inf
-    return abs(found - logged) / max(abs(logged), 1e-30)
+def _relative_difference(value: float, logged: float | None) -> float:
+    if logged is None or not math.isfinite(value):
+        return 0.0 if logged is None and not math.isfinite(value) else math.inf
+    return abs(value - logged) / max(abs(logged), 1e-30)
 
 
-def _differing(then: Start, now: Start) -> str:
-    """What makes equal bits unlikely, in words."""
+def _describe_differences(then: Start, now: Start) -> str:
+    """Return what makes equal bits unlikely, in words."""
     pairs = [(f"{name}", then.devices.get(name), value) for name, value in now.devices.items()]
     pairs += [(name, then.versions.get(name), value) for name, value in now.versions.items()]
     return ", ".join(f"{name} {new!r} for {old!r}" for name, old, new in pairs if old != new)
 
 
-def _distance(step: int, ours: TrainState, theirs: TrainState) -> Finding:
+def _compare_parameters(step: int, ours: TrainState, theirs: TrainState) -> Finding:
     pairs = zip(jax.tree.leaves(jax.device_get(ours.params)), jax.tree.leaves(jax.device_get(theirs.params)), strict=True)
     difference, size = np.sum([(np.sum(np.square(a - b)), np.sum(np.square(b))) for a, b in pairs], axis=0)
     apart = float(np.sqrt(difference / size))

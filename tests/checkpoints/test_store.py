@@ -4,17 +4,18 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import tiny_config, tiny_model
 
-from deeplab_jax.checkpoints.checksums import broken_seal
+from deeplab_jax.checkpoints.folders import find_changed_files
 from deeplab_jax.checkpoints.store import Checkpoints, differences, resolve, restore_model, stored_config
 from deeplab_jax.config import ModelConfig
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.train.optimizer import make_optimizer
-from deeplab_jax.train.state import init_state, state_digest
+from deeplab_jax.train.state import from_trees, init_state, state_digest, to_trees
 
 CONFIG = tiny_config()
 
@@ -31,7 +32,7 @@ def run(tmp_path_factory, state):
     workdir = tmp_path_factory.mktemp("run")
     with Checkpoints(str(workdir), CONFIG) as checkpoints:
         for step, miou in ((1, 0.1), (2, 0.9), (3, 0.2), (4, None), (5, None)):
-            checkpoints.save(numbered(state, step), step, None if miou is None else {"miou": miou})
+            checkpoints.save(to_trees(numbered(state, step)), step, None if miou is None else {"miou": miou})
     return workdir
 
 
@@ -41,7 +42,8 @@ def numbered(state, step):
 
 
 def abstract(state):
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    trees = to_trees(state)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), trees)
 
 
 def test_the_two_latest_and_the_best_are_kept(run):
@@ -62,7 +64,9 @@ def test_the_model_comes_back_as_it_was_saved(run, state):
 def test_the_whole_state_comes_back_in_the_sharding_asked_for(run, state):
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[2])
     with Checkpoints(str(run), CONFIG) as checkpoints:
-        restored = checkpoints.restore(abstract(jax.device_put(state, sharding)))
+        step, trees = checkpoints.restore(abstract(jax.device_put(state, sharding)))
+    assert step == 5
+    restored = from_trees(trees)
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     assert all(leaf.sharding == sharding for leaf in jax.tree.leaves(restored))
     np.testing.assert_array_equal(
@@ -73,18 +77,20 @@ def test_the_whole_state_comes_back_in_the_sharding_asked_for(run, state):
 
 def test_any_step_that_is_kept_can_be_loaded(run, state):
     with Checkpoints(str(run), CONFIG) as checkpoints:
-        assert state_digest(checkpoints.load(4, abstract(state))) == state_digest(numbered(state, 4))
+        config, trees = checkpoints.load(4, abstract(state))
+        assert config == CONFIG
+        assert state_digest(from_trees(trees)) == state_digest(numbered(state, 4))
         with pytest.raises(CheckpointError, match="checkpoints/3 cannot be read"):
             checkpoints.load(3, abstract(state))
 
 
-def test_every_step_is_sealed_before_the_next_and_at_the_end(state, tmp_path):
+def test_every_step_has_checksums_before_the_next_and_at_the_end(state, tmp_path):
     folder = tmp_path / "checkpoints"
     with Checkpoints(str(tmp_path), CONFIG) as checkpoints:
         for step in (1, 2, 3):
-            checkpoints.save(numbered(state, step), step, None)
-            assert step == 1 or broken_seal(folder / str(step - 1)) == []
-    assert {path.name: broken_seal(path) for path in folder.iterdir()} == {"2": [], "3": []}
+            checkpoints.save(to_trees(numbered(state, step)), step, None)
+            assert step == 1 or find_changed_files(folder / str(step - 1)) == []
+    assert {path.name: find_changed_files(path) for path in folder.iterdir()} == {"2": [], "3": []}
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +104,7 @@ def averaged(state):
 def averaged_run(averaged, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("averaged")
     with Checkpoints(str(workdir), averaged[1]) as checkpoints:
-        checkpoints.save(averaged[0], 0, None)
+        checkpoints.save(to_trees(averaged[0]), 0, None)
     return workdir
 
 
@@ -107,7 +113,7 @@ def test_an_average_is_what_is_used_and_both_come_back_to_the_training(averaged,
     variables = restore_model(str(averaged_run), CONFIG)
     jax.tree.map(np.testing.assert_array_equal, variables["params"], jax.device_get(state.ema_params))
     with Checkpoints(str(averaged_run), config) as checkpoints:
-        restored = checkpoints.restore(abstract(state))
+        restored = from_trees(checkpoints.restore(abstract(state))[1])
     jax.tree.map(np.testing.assert_array_equal, restored.params, state.params)
     jax.tree.map(np.testing.assert_array_equal, restored.ema_params, state.ema_params)
     assert state_digest(restored) == state_digest(state)
@@ -116,17 +122,54 @@ def test_an_average_is_what_is_used_and_both_come_back_to_the_training(averaged,
 def test_no_run_starts_or_stops_averaging(averaged, averaged_run, run, state):
     cases = ((averaged_run, CONFIG, state, 0, 0.0, 0.99), (run, averaged[1], averaged[0], 5, 0.99, 0.0))
     for workdir, config, wanted, step, now, then in cases:
-        message = rf"`optim.ema_decay` \(={now}\) is {then} in .*checkpoints/{step}"
+        message = (
+            rf"checkpoints/{step} does not hold the arrays of this run's state \(optim.ema_decay: {then} -> {now}; training/"
+        )
         with Checkpoints(str(workdir), config) as checkpoints:
             with pytest.raises(CheckpointError, match=message):
                 checkpoints.restore(abstract(wanted))
             with pytest.raises(CheckpointError, match=message):
-                checkpoints.differences(step)
+                checkpoints.load(step, abstract(wanted))
+        assert (workdir / "checkpoints" / str(step)).exists()
         assert differences(str(workdir), config) == [f"optim.ema_decay: {then} -> {now}"]
     slower = dataclasses.replace(CONFIG, optim=dataclasses.replace(CONFIG.optim, ema_decay=0.999))
     with Checkpoints(str(averaged_run), slower) as checkpoints:
         assert checkpoints.differences(0) == ["optim.ema_decay: 0.99 -> 0.999"]
         checkpoints.restore(abstract(averaged[0]))
+
+
+def with_optim(**fields):
+    return dataclasses.replace(CONFIG, optim=dataclasses.replace(CONFIG.optim, **fields))
+
+
+@pytest.mark.parametrize(
+    ("config", "optimizer", "message"),
+    [
+        (
+            with_optim(decay_norm_and_bias=False, lr=0.1),
+            None,
+            r"checkpoints/5 does not hold the arrays of this run's state \(optim.lr: 0.05 -> 0.1; optim.decay_norm_and_bias: "
+            r"True -> False; training/opt_state/0, training/opt_state/0/inner_state\): use the optimizer and the version that "
+            r"wrote it, or name another --workdir, and start from these weights with --config.model.pretrained=.*run",
+        ),
+        (
+            with_optim(momentum=0.8),
+            optax.adamw(0.1),
+            r"\(optim.momentum: 0.9 -> 0.8; training/opt_state/0, training/opt_state/0/count, .* and [0-9]+ more\)",
+        ),
+        (CONFIG, optax.sgd(0.1, momentum=0.9), r"this run's state \(training/opt_state/0, "),
+    ],
+)
+def test_another_optimizer_is_no_damage(run, config, optimizer, message):
+    optimizer = optimizer or make_optimizer(config.optim, 10)
+    state = jax.eval_shape(lambda: init_state(DeepLabV3(CONFIG.model, 19), optimizer, 0))
+    warnings = []
+    with Checkpoints(str(run), config) as checkpoints, pytest.raises(CheckpointError, match=message) as error:
+        checkpoints.restore(to_trees(state), warn=warnings.append)
+    assert len(str(error.value).splitlines()) == 1
+    assert not warnings
+    assert sorted(int(path.name) for path in (run / "checkpoints").iterdir()) == [2, 4, 5]
+    assert not (run / "damaged").exists()
 
 
 def test_the_config_comes_back(run):
@@ -173,7 +216,7 @@ def test_a_run_that_was_never_evaluated_has_no_best(averaged_run):
 def test_a_run_may_be_called_latest_and_its_path_may_be_relative(state, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with Checkpoints("runs/latest", CONFIG) as checkpoints:
-        checkpoints.save(state, 3, None)
+        checkpoints.save(to_trees(state), 3, None)
     assert resolve("runs/latest") == tmp_path / "runs" / "latest" / "checkpoints" / "3"
     assert resolve("runs/latest/latest").name == "3"
     assert stored_config("runs/latest") == CONFIG
@@ -182,7 +225,7 @@ def test_a_run_may_be_called_latest_and_its_path_may_be_relative(state, tmp_path
 @pytest.mark.parametrize("content", ["", '{"custom_metadata": {}}'])
 def test_damaged_metadata_are_named(state, tmp_path, content):
     with Checkpoints(str(tmp_path), CONFIG) as checkpoints:
-        checkpoints.save(state, 7, None)
+        checkpoints.save(to_trees(state), 7, None)
     (tmp_path / "checkpoints" / "7" / "_CHECKPOINT_METADATA").write_text(content)
     with pytest.raises(CheckpointError, match=r"checkpoints/7 cannot be read"):
         stored_config(str(tmp_path))
@@ -196,7 +239,7 @@ def test_switches_that_leave_the_arrays_as_they_are_may_change(run):
 
 def test_a_damaged_step_is_named(run, state, tmp_path):
     with Checkpoints(str(tmp_path), CONFIG) as checkpoints:
-        checkpoints.save(state, 7, None)
+        checkpoints.save(to_trees(state), 7, None)
     for path in (tmp_path / "checkpoints" / "7" / "model").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:10])

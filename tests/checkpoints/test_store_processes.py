@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 
-from deeplab_jax.checkpoints.checksums import broken_seal
+from deeplab_jax.checkpoints.folders import find_changed_files
 
 PROCESS = """
 import json, pathlib, sys
@@ -19,7 +19,7 @@ jax.distributed.initialize(address, 2, index)
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from deeplab_jax.runtime.hosts import barrier
-from test_damage import ABSTRACT, CONFIG, DIGESTS, Checkpoints, array_file, flip, state_at, state_digest
+from test_damage import ABSTRACT, CONFIG, DIGESTS, Checkpoints, array_file, flip, restore, state_at, state_digest, to_trees
 
 whole = NamedSharding(Mesh(np.array(jax.devices()), "data"), PartitionSpec())
 abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), ABSTRACT)
@@ -27,11 +27,11 @@ abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, shardin
 def save(checkpoints, step):
     on_host = jax.device_get(state_at(step))
     state = jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, whole, lambda part: x[part]), on_host)
-    checkpoints.save(state, step, None)
+    checkpoints.save(to_trees(state), step, None)
 
 def resume(checkpoints, expected):
     warnings = []
-    state = checkpoints.restore(abstract, expected, warnings.append)
+    state = restore(checkpoints, warnings.append, expected, abstract)
     assert state_digest(state) == DIGESTS[int(state.step)]
     return [int(state.step), len(warnings)]
 
@@ -43,13 +43,13 @@ if index == 0:
     flip(array_file(pathlib.Path(workdir) / "checkpoints" / "3"))
 barrier("damaged")
 with Checkpoints(workdir, CONFIG) as checkpoints:
-    by_seal = resume(checkpoints, DIGESTS.get)
+    by_checksums = resume(checkpoints, DIGESTS.get)
     save(checkpoints, 3)
 barrier("saved again")
 with Checkpoints(workdir, CONFIG) as checkpoints:
     by_digest = resume(checkpoints, lambda step: "another" if (step, index) == (3, 1) else DIGESTS[step])
     save(checkpoints, 3)
-print(json.dumps([by_seal, by_digest]))
+print(json.dumps([by_checksums, by_digest]))
 """
 
 
@@ -72,5 +72,5 @@ def test_processes_resume_from_the_same_step_whichever_of_them_finds_the_damage(
     assert [json.loads(text.splitlines()[-1]) for text in said] == [[[2, 1], [2, 1]]] * 2
     steps = sorted((tmp_path / "checkpoints").iterdir())
     assert [path.name for path in steps] == ["2", "3"]
-    assert [broken_seal(path) for path in steps] == [[], []]
+    assert [find_changed_files(path) for path in steps] == [[], []]
     assert sorted(path.name for path in (tmp_path / "damaged").iterdir()) == ["3", "3.2"]

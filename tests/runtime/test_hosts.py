@@ -361,9 +361,9 @@ def test_the_watchdog_does_not_count_a_pause_of_the_whole_process():
     ],
 )
 def test_errors_of_another_process_are_recognised(monkeypatch, error, is_gone):
-    assert hosts.gone(error) is None  # of a process that is alone
+    assert hosts.as_host_error(error) is None  # of a process that is alone
     monkeypatch.setattr(hosts, "_is_alone", lambda: False)
-    found = hosts.gone(error)
+    found = hosts.as_host_error(error)
     assert isinstance(found, HostError) == is_gone
     if is_gone:
         assert str(found).startswith("another process of the run ended or cannot be reached (")

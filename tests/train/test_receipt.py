@@ -8,7 +8,7 @@ from conftest import tiny_config
 from deeplab_jax.config import MeshConfig
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.runtime.mesh import make_mesh
-from deeplab_jax.train.receipt import Consumed, Receipts, read_receipts, read_samples, read_starts, start_of, write_start
+from deeplab_jax.train.receipt import Consumed, Receipts, describe_start, read_receipts, read_samples, read_starts, write_start
 from deeplab_jax.train.state import TrainState
 
 NAMES = ("a.png", "b.png", "c.png")
@@ -21,7 +21,7 @@ def batch(*indices):
 
 
 def started(step, config=CONFIG):
-    return start_of(step, config, "list", 10, make_mesh(MeshConfig()))
+    return describe_start(step, config, "list", 10, make_mesh(MeshConfig()))
 
 
 def state(step):
@@ -50,11 +50,11 @@ def test_the_receipt_of_a_resumed_run_is_that_of_one_that_was_not(tmp_path):
         workdir.mkdir()
         receipts = Receipts(str(workdir), started(0), NAMES, said.append)
         for step in (1, 2, 3, 4):
-            receipts.add(batch(step % 3, 0))
+            receipts.consumed.add(batch(step % 3, 0))
             receipts.write(step, state(step))
             if step == 3 and stops:  # killed after the receipt, resumed from the checkpoint before
                 receipts = Receipts(str(workdir), started(2), NAMES, said.append)
-                receipts.add(batch(0, 0))
+                receipts.consumed.add(batch(0, 0))
                 receipts.write(3, state(3))
     straight, resumed = (read_receipts(str(tmp_path / name)) for name in ("straight", "resumed"))
     assert straight == resumed
@@ -67,9 +67,9 @@ def test_the_receipt_of_a_resumed_run_is_that_of_one_that_was_not(tmp_path):
 def test_a_file_that_changes_under_the_run_is_told(tmp_path):
     said = []
     receipts = Receipts(str(tmp_path), started(0), NAMES, said.append)
-    receipts.add(batch(0, 1))
+    receipts.consumed.add(batch(0, 1))
     receipts.write(1, state(1))
-    receipts.add({"index": np.array([1]), "fingerprint": np.full((1, 8), 99, np.uint8)})
+    receipts.consumed.add({"index": np.array([1]), "fingerprint": np.full((1, 8), 99, np.uint8)})
     receipts.write(2, state(2))
     assert len(said) == 1
     assert "b.png" in said[0]
@@ -114,12 +114,12 @@ def test_a_run_that_begins_anew_begins_its_receipt_anew(tmp_path):
     said = []
     receipts = Receipts(str(tmp_path), started(0), NAMES, said.append)
     receipts.write(0, state(0))
-    receipts.add(batch(0))
+    receipts.consumed.add(batch(0))
     receipts.write(1, state(1))
     again = Receipts(str(tmp_path), started(0, tiny_config("elsewhere")), NAMES, said.append)
     assert read_receipts(str(tmp_path)) == {}
     again.write(0, state(5))
-    again.add({"index": np.array([0]), "fingerprint": np.full((1, 8), 99, np.uint8)})
+    again.consumed.add({"index": np.array([0]), "fingerprint": np.full((1, 8), 99, np.uint8)})
     again.write(1, state(6))
     assert list(read_receipts(str(tmp_path))) == [0, 1]
     assert read_samples(str(tmp_path)) == {"a.png": "63" * 8}

@@ -17,7 +17,7 @@ from deeplab_jax.config import digest_of
 from deeplab_jax.data.sources import fingerprint
 from deeplab_jax.errors import CheckpointError, ConfigError
 from deeplab_jax.train.loop import train
-from deeplab_jax.train.verify import _apart, config_at, verify
+from deeplab_jax.train.verify import _relative_difference, config_at, verify
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_any_byte_of_a_checkpoint_is_noticed(copy):
 def test_the_checkpoint_at_the_end_is_the_one_that_the_replay_arrives_at(copy):
     last = copy / "checkpoints" / "4"
     shutil.rmtree(last)
-    shutil.copytree(copy / "checkpoints" / "2", last)  # another state, with a seal that fits
+    shutil.copytree(copy / "checkpoints" / "2", last)  # another state, with checksums that fit
     assert objections(findings(copy)) == ["step 4: stored state differs"]
 
 
@@ -139,7 +139,7 @@ def iter_findings(workdir):
     return verify(str(workdir), 2, 2, data, lambda i: "")
 
 
-def test_other_versions_say_how_far_apart(copy):
+def test_other_versions_say_how_far_relative_difference(copy):
     path = copy / "run.json"
     table = json.loads(path.read_text())
     table["starts"][0]["versions"]["jax"] = "0.0.1"
@@ -156,9 +156,9 @@ def test_other_versions_say_how_far_apart(copy):
 
 
 def test_numbers_that_are_not_finite_are_compared_with_null():
-    assert _apart(math.nan, None) == 0
-    assert _apart(1.0, None) == _apart(math.nan, 1.0) == math.inf
-    assert _apart(1.5, 1.0) == 0.5
+    assert _relative_difference(math.nan, None) == 0
+    assert _relative_difference(1.0, None) == _relative_difference(math.nan, 1.0) == math.inf
+    assert _relative_difference(1.5, 1.0) == 0.5
 
 
 def test_intervals_that_are_not_in_the_run_are_refused(copy, tmp_path):

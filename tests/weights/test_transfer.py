@@ -16,7 +16,7 @@ from deeplab_jax.labels import CITYSCAPES, VOC
 from deeplab_jax.models import BACKBONES, DeepLabV3
 from deeplab_jax.models.switches import SWITCHES
 from deeplab_jax.train.optimizer import make_optimizer
-from deeplab_jax.train.state import init_state
+from deeplab_jax.train.state import init_state, to_trees
 from deeplab_jax.weights import convert, names, transfer
 from deeplab_jax.weights.convert import require_buildable
 from deeplab_jax.weights.sources import SOURCES
@@ -251,7 +251,7 @@ def test_weights_without_a_training_state_do_not_resume(mmseg, tmp_path):
         Checkpoints(str(tmp_path / "imported"), config) as checkpoints,
         pytest.raises(CheckpointError, match="weights without a training"),
     ):
-        checkpoints.restore(state)
+        checkpoints.restore(to_trees(state))
 
 
 def test_networks_that_a_reference_does_not_have_are_not_exported(mmseg, tmp_path):
