@@ -1,4 +1,4 @@
-"""What checks the annotations of the package, shapes included, while tests run (jaxtyping's import hook, see pyproject.toml)."""
+"""What checks the package's annotations, shapes included, while tests run (jaxtyping's import hook, see pyproject.toml)."""
 
 from beartype import BeartypeConf, beartype
 

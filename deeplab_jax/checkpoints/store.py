@@ -18,6 +18,7 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from deeplab_jax.checkpoints.compare import compare
 from deeplab_jax.checkpoints.folders import (
     CHECKPOINTS,
     METRICS,
@@ -33,7 +34,6 @@ from deeplab_jax.checkpoints.folders import (
     write_checksums,
 )
 from deeplab_jax.config import Config, from_dict, to_dict
-from deeplab_jax.config.compare import compare
 from deeplab_jax.errors import CheckpointError, DeeplabError, one_line
 from deeplab_jax.runtime.hosts import as_host_error, everywhere
 
@@ -376,7 +376,7 @@ def _open(folder: epath.Path) -> ocp.training.Checkpointer:
     return ocp.training.Checkpointer(folder, preservation_policy=policy, cleanup_tmp_directories=True)
 
 
-def _write_checksums_when_complete(saving: ocp.AsyncResponse[bool], step: epath.Path) -> None:
+def _write_checksums_when_complete(saving: Any, step: epath.Path) -> None:
     saving.result()
     if jax.process_index() == 0:
         write_checksums(step)

@@ -7,8 +7,8 @@ from deeplab_jax.config.schema import Config
 
 INTRODUCTION = """# Config fields
 
-Written from `deeplab_jax/config/schema.py` by `python -m deeplab_jax.config.reference > docs/config.md`. A recipe sets fields in
-Python; `--config.SECTION.FIELD=VALUE` overrides one on the command line. A checkpoint is used with another value of a field
+Written from `deeplab_jax/config/schema.py` by `python -m deeplab_jax.config.reference > docs/config.md`. A recipe sets fields
+in Python; `--config.SECTION.FIELD=VALUE` overrides one on the command line. A checkpoint is used with another value of a field
 only where the last column is empty: **shapes** says that stored arrays would not fit, **meaning** that they would compute
 something else.
 """

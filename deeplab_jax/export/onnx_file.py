@@ -116,7 +116,7 @@ def serialized(network: DeepLabV3, params: dict[str, Any], output: str, metadata
 
 
 def _biases_of_convolutions(graph: Graph) -> dict[Value, tuple[str, ...]]:
-    """Return, by the output of each convolution that is read by a bias alone, the path of that bias: one node serves for both."""
+    """Return, by the output of each convolution before a bias, the path of that bias: one node serves for both."""
     convolutions = {node.output for node in graph.nodes if node.operation is conv2d}
     biased = [node for node in graph.nodes if node.operation is layers.add_bias and node.arguments["x"] in convolutions]
     return {node.arguments["x"]: node.arguments["bias"].path for node in biased}

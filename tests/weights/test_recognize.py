@@ -102,7 +102,7 @@ def test_a_mobilenet_of_no_width_is_refused_by_its_channels(tensors, channels):
     ],
 )
 def test_networks_of_other_kinds_are_refused(names):
-    with pytest.raises(CheckpointError, match="no DeepLabV3 and no backbone of one .* give weights of resnet18, "):
+    with pytest.raises(CheckpointError, match=r"no DeepLabV3 and no backbone of one .* give weights of resnet18, "):
         recognized(dict.fromkeys(names, np.zeros((8, 8, 1, 1), np.float32)))
 
 

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 from conftest import tiny_model
 
+from deeplab_jax.checkpoints.compare import compare
 from deeplab_jax.config import Config, ModelConfig, to_dict
-from deeplab_jax.config.compare import compare
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models import canonical
 from deeplab_jax.models.backbones.mobilenetv3 import STAGES

@@ -4,12 +4,13 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from deeplab_jax.config import Config, to_dict
+from deeplab_jax.config import Config, ModelConfig, to_dict
+from deeplab_jax.config.fields import names_of
 from deeplab_jax.errors import CheckpointError
-from deeplab_jax.models.switches import canonical
+from deeplab_jax.models import canonical
 
-# Fields of the model that leave the arrays and their meaning as they are.
-REBINDABLE = ("model.dtype", "model.output_stride", "model.dropout", "model.aux_dropout", "model.pretrained", "model.remat")
+# Fields under which stored arrays would not fit, or would compute something else.
+FIXED = {f"model.{name}" for name in names_of(ModelConfig, changes=("shapes", "meaning"))}
 
 
 def compare(stored: Config, config: Config, checkpoint: str) -> list[str]:
@@ -33,16 +34,12 @@ def compare(stored: Config, config: Config, checkpoint: str) -> list[str]:
             f"classes, {old[0]!r} to {old[-1]!r}): use its config, or another checkpoint or workdir"
         )
     for field in fields:
-        if not _may_change(field):
+        if field in FIXED:
             raise CheckpointError(
                 f"`{field}` (={now[field]!r}) is {then[field]!r} in {checkpoint}: set it back, or use another checkpoint or "
                 "workdir"
             )
     return [f"{field}: {then[field]!r} -> {now[field]!r}" for field in fields]
-
-
-def _may_change(field: str) -> bool:
-    return field in REBINDABLE or not field.startswith("model.")
 
 
 def _spell_canonically(config: Config) -> Config:
