@@ -1,4 +1,4 @@
-"""Cityscapes' instanceIds files, which lie beside the labels. Read on the host with Pillow; no TensorFlow."""
+"""Cityscapes' instanceIds files, which lie beside the labels. Read on the host with Pillow."""
 
 import re
 from collections.abc import Set
@@ -8,7 +8,9 @@ from etils import epath
 from jaxtyping import UInt16
 from PIL import Image
 
-from deeplab_jax.data.lists import KINDS, Samples, missing_files
+from deeplab_jax.data.find import KINDS, missing_files
+from deeplab_jax.data.image_files import ImageFiles
+from deeplab_jax.data.samples import Samples
 from deeplab_jax.errors import DataError, one_line
 
 
@@ -20,7 +22,7 @@ def instance_file(label: str) -> str:
 
 def why_no_instances(samples: Samples) -> str:
     """What keeps the split's instances from being read: a name or a missing file; "" if nothing does."""
-    if samples.store is not None:
+    if not isinstance(samples.store, ImageFiles):
         return f"{samples.source} hold no instanceIds files; those of the data set do"
     files = [instance_file(label) for label in samples.labels]
     if "" in files:

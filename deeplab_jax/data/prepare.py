@@ -22,10 +22,8 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from deeplab_jax.config import DataConfig
-from deeplab_jax.data import freshness
-from deeplab_jax.data.find import find_split
-from deeplab_jax.data.iterate import iterate
-from deeplab_jax.data.lists import Samples, describe
+from deeplab_jax.data.find import describe, find_split
+from deeplab_jax.data.pipeline import iterate, map_in_parallel
 from deeplab_jax.data.records import (
     FORMAT,
     MANIFEST,
@@ -35,10 +33,12 @@ from deeplab_jax.data.records import (
     Record,
     Shard,
     is_records,
+    is_unchanged,
+    read_stamp,
     shard_from_json,
     shard_to_json,
 )
-from deeplab_jax.data.sources import read_sample, store_of
+from deeplab_jax.data.samples import Samples, read_sample
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.files import replacing
 from deeplab_jax.runtime.machine import usable_cores
@@ -68,24 +68,24 @@ def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console)
     place = data.root if "://" in data.root or not data.root else str(epath.Path(data.root).resolve())
     made_of = (data.source, place) if data.source else (place, "")
     source = made_of[0]
-    found = {split: find_split(data, split, need_labels=split != "test") for split in splits}
-    for split, samples in found.items():
+    sets = {split: find_split(data, split, need_labels=split != "test") for split in splits}
+    for split, samples in sets.items():
         console.print(describe(split, samples), markup=False)
     _require_folder(folder)
     _other_splits(folder, source, splits)  # refuses those of another source, before anything is touched
     _remove_left_over(folder, splits)
-    plan = {split: _parts(split, len(samples)) for split, samples in found.items()}
-    _find_kept(folder, plan, found, source, data.threads, console)
+    plan = {split: _parts(split, len(samples)) for split, samples in sets.items()}
+    _find_kept(folder, plan, sets, source, data.threads, console)
     todo = {split: [part for part in parts if part.kept is None] for split, parts in plan.items()}
     if not any(todo.values()) and (folder / MANIFEST).exists():
         console.print(f"{out} holds them already", markup=False)
     else:
-        _require_room(folder, todo, found)
+        _require_room(folder, todo, sets)
         # What is written next is no set of records until all of it is there. The other splits are asked for each time anew:
         # another process may have prepared some meanwhile.
         _write_manifest(folder, made_of, _other_splits(folder, source, splits))
-        _write_shards(folder, found, todo, source, data.threads, console)
-    made = {split: _as_json(samples, plan[split]) for split, samples in found.items()}
+        _write_shards(folder, sets, todo, source, data.threads, console)
+    made = {split: _as_json(samples, plan[split]) for split, samples in sets.items()}
     _write_manifest(folder, made_of, _other_splits(folder, source, splits) | made)
     parts = [part for each in plan.values() for part in each]
     _remove_rest(folder, {f"{part.name}.json" for part in parts} | {part.kept.file for part in parts if part.kept}, splits)
@@ -93,18 +93,18 @@ def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console)
 
 def _write_shards(
     folder: epath.Path,
-    found: Mapping[str, Samples],
+    sets: Mapping[str, Samples],
     todo: Mapping[str, Sequence["_Part"]],
     source: str,
     threads: int,
     console: Console,
 ) -> None:
     with _progress(console) as bar:
-        for split, samples in found.items():
+        for split, samples in sets.items():
             rows = [i for part in todo[split] for i in part.rows]
             task = bar.add_task(split, total=len(rows))
             # Taken before the files are read: one that changes meanwhile is then looked at again.
-            stamps = {i: _stamp(samples, i) for i in rows}
+            stamps = {i: read_stamp(samples, i) for i in rows}
             decoded = _decode(samples, rows, threads)
             for part in todo[split]:
                 part.kept = _write_shard(folder, part, samples, source, stamps, decoded, functools.partial(bar.advance, task))
@@ -131,13 +131,13 @@ def _parts(split: str, count: int) -> list[_Part]:
 def _find_kept(
     folder: epath.Path,
     plan: Mapping[str, Sequence[_Part]],
-    found: Mapping[str, Samples],
+    sets: Mapping[str, Samples],
     source: str,
     threads: int,
     console: Console,
 ) -> None:
     """Sets `kept` of every part. Many at once: checksums of what was prepared take minutes on one core."""
-    jobs = [(part, found[split]) for split, parts in plan.items() for part in parts]
+    jobs = [(part, sets[split]) for split, parts in plan.items() for part in parts]
     with _progress(console) as bar, ThreadPoolExecutor(threads or usable_cores()) as pool:
         task = bar.add_task("what is there", total=len(jobs))
         for (part, _), shard in zip(jobs, pool.map(lambda job: _kept(folder, job[0], job[1], source), jobs), strict=True):
@@ -157,25 +157,15 @@ def _kept(folder: epath.Path, part: _Part, samples: Samples, source: str) -> Sha
     if not same or names != [(record.image, record.label) for record in shard.records]:
         return None
     # Files that were touched get their new stamp, so that the next training need not read them.
-    records = tuple(dataclasses.replace(r, stamp=_stamp(samples, i)) for i, r in zip(part.rows, shard.records, strict=True))
+    records = tuple(dataclasses.replace(r, stamp=read_stamp(samples, i)) for i, r in zip(part.rows, shard.records, strict=True))
     made_of = [dataclasses.replace(r, stamp=()) for r in shard.records] if moved else shard.records
-    unchanged = all(_is_unchanged(record, samples, i) for i, record in zip(part.rows, made_of, strict=True))
+    unchanged = all(is_unchanged(record, samples, i) for i, record in zip(part.rows, made_of, strict=True))
     if not unchanged or _sha256(folder / shard.file) != shard.sha256:
         return None
     kept = dataclasses.replace(shard, records=records)
     if moved or kept != shard:
         _write_note(folder, part.name, samples.kind, source, kept)
     return kept
-
-
-def _is_unchanged(record: Record, samples: Samples, i: int) -> bool:
-    if samples.store is None:
-        return freshness.is_unchanged(record, samples, i)
-    return samples.store.fingerprint(samples, i).hex() == record.fingerprint
-
-
-def _stamp(samples: Samples, i: int) -> tuple[int, ...]:
-    return () if samples.store else freshness.stamp(samples.root, (samples.images[i], *samples.labels[i : i + 1]))
 
 
 def _sha256(path: epath.Path) -> str:
@@ -191,18 +181,14 @@ def _sha256(path: epath.Path) -> str:
 
 def _decode(samples: Samples, rows: Sequence[int], threads: int) -> Iterator[dict[str, np.ndarray]]:
     """{"image", "values", "fingerprint"} of the samples at `rows`, in that order."""
-    store = store_of(samples)
 
-    def sample(index: tf.Tensor) -> dict[str, tf.Tensor]:
-        decoded = store.decoded(samples, index)
-        return {name: value for name, value in decoded._asdict().items() if value is not None}
+    def read(index: tf.Tensor) -> dict[str, tf.Tensor]:
+        sample = samples.store.decode(samples, index)
+        return {name: value for name, value in sample._asdict().items() if value is not None}
 
     def dataset(start: int, _: tuple[int, ...]) -> tf.data.Dataset:
         indices = tf.data.Dataset.from_tensor_slices(np.array(rows[start:], np.int64))
-        options = tf.data.Options()
-        options.autotune.enabled = False  # see pipeline._parallel
-        decoded = indices.map(tf.autograph.experimental.do_not_convert(sample), num_parallel_calls=threads or usable_cores())
-        return decoded.prefetch(2).with_options(options)
+        return map_in_parallel(indices, read, threads).prefetch(2)
 
     def problem(i: int) -> DataError | None:
         try:
@@ -328,8 +314,8 @@ def _remove_rest(folder: epath.Path, names: set[str], splits: Sequence[str]) -> 
 
 def _split_of(name: str) -> str:
     """Of a shard or the note beside it; "" for another file."""
-    found = NOTE.fullmatch(name) or SHARD.fullmatch(name)
-    return found["split"] if found else ""
+    match = NOTE.fullmatch(name) or SHARD.fullmatch(name)
+    return match["split"] if match else ""
 
 
 def _require_folder(folder: epath.Path) -> None:
@@ -348,8 +334,8 @@ def _require_folder(folder: epath.Path) -> None:
 def _remove_left_over(folder: epath.Path, splits: Sequence[str]) -> None:
     """Files of these splits, and manifests, that a process had begun to write when it was killed."""
     for path in folder.iterdir():
-        found = BEGUN.fullmatch(path.name)
-        if found and (not found["split"] or found["split"] in splits) and not _is_alive(int(found["pid"])):
+        match = BEGUN.fullmatch(path.name)
+        if match and (not match["split"] or match["split"] in splits) and not _is_alive(int(match["pid"])):
             _unlink(path)
 
 
@@ -375,7 +361,7 @@ def _unlink(path: epath.Path) -> None:
         raise ConfigError(f"{path} cannot be removed ({error.strerror}): mend that, or name another folder") from None
 
 
-def _require_room(folder: epath.Path, todo: Mapping[str, Sequence[_Part]], found: Mapping[str, Samples]) -> None:
+def _require_room(folder: epath.Path, todo: Mapping[str, Sequence[_Part]], sets: Mapping[str, Samples]) -> None:
     """Judged by the first sample of each split; shards that are replaced make room."""
     if "://" in str(folder):
         return
@@ -383,8 +369,8 @@ def _require_room(folder: epath.Path, todo: Mapping[str, Sequence[_Part]], found
     for split, parts in todo.items():
         if not parts:
             continue
-        height, width = store_of(found[split]).size(found[split], parts[0].rows[0])
-        needed += sum(len(part.rows) for part in parts) * height * width * (3 + _channels(found[split]))
+        height, width = sets[split].store.size(sets[split], parts[0].rows[0])
+        needed += sum(len(part.rows) for part in parts) * height * width * (3 + _channels(sets[split]))
         needed -= sum(path.stat().length for part in parts for path in _versions(folder, part))
     free = shutil.disk_usage(os.fspath(folder)).free
     if needed > free:

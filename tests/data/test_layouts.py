@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from etils import epath
 from PIL import Image
-from test_lists import make, write_list
+from test_find import make, write_list
 
-from deeplab_jax.data.layouts import recognized
-from deeplab_jax.data.lists import describe, find_samples, splits_of
+from deeplab_jax.data.find import describe, find_samples, list_splits
+from deeplab_jax.data.layouts import recognize_layout
 from deeplab_jax.errors import DataError
 
 
@@ -15,7 +15,7 @@ def names(root, split, **options):
 
 
 def layout(root):
-    found = recognized(epath.Path(root))
+    found = recognize_layout(epath.Path(root))
     return found and (found.name, found.labels)
 
 
@@ -23,7 +23,7 @@ def test_camvid(tmp_path):
     make(tmp_path, "train/a.png", "trainannot/a.png", "val/b.png", "valannot/b.png")
     (tmp_path / "train.txt").write_text("/SegNet/CamVid/train/a.png /SegNet/CamVid/trainannot/a.png\n")
     assert layout(tmp_path) == ("CamVid", "camvid")
-    assert splits_of(str(tmp_path)) == ["train", "val"]
+    assert list_splits(str(tmp_path)) == ["train", "val"]
     assert names(tmp_path, "train") == (("train/a.png",), ("trainannot/a.png",))
     assert names(tmp_path, "val") == (("val/b.png",), ("valannot/b.png",))
 

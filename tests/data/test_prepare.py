@@ -17,8 +17,9 @@ from PIL import Image
 from rich.console import Console
 
 from deeplab_jax.config import DataConfig
+from deeplab_jax.data import image_files
 from deeplab_jax.data import prepare as preparing
-from deeplab_jax.data import read, sources
+from deeplab_jax.data import samples as reading
 from deeplab_jax.data.find import find_split
 from deeplab_jax.data.prepare import prepare
 from deeplab_jax.data.records import read_manifest
@@ -82,7 +83,7 @@ def assert_holds(out, root, split="train"):
     held, files = (find_split(DataConfig(root=str(each)), split) for each in (out, root))
     assert held.images == files.images
     for i in range(len(files)):
-        for a, b in zip(sources.read_sample(held, i), sources.read_sample(files, i), strict=True):
+        for a, b in zip(reading.read_sample(held, i), reading.read_sample(files, i), strict=True):
             np.testing.assert_array_equal(a, b)
 
 
@@ -120,7 +121,7 @@ def test_a_second_run_reads_no_file_and_changes_nothing(root, out, decoded, monk
     run(root, out)
     before = shards(out), (out / "records.json").stat().st_ino
     assert len(decoded) == NUM
-    monkeypatch.setattr(read, "_contents", None)  # it goes by size and time
+    monkeypatch.setattr(image_files, "_contents", None)  # it goes by size and time
     assert f"{out} holds them already" in run(root, out)
     assert (shards(out), (out / "records.json").stat().st_ino) == before
     assert len(decoded) == NUM

@@ -2,9 +2,8 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from deeplab_jax.data.lists import Samples
-from deeplab_jax.data.read import image_size, reason
-from deeplab_jax.data.sources import fingerprint, read_sample
+from deeplab_jax.data.image_files import ImageFiles, image_size, reason
+from deeplab_jax.data.samples import Samples, fingerprint, read_sample
 from deeplab_jax.errors import DataError
 
 MASK = 2**64 - 1
@@ -34,13 +33,13 @@ def pair(tmp_path):
     """One sample, whose files need no pixels to have a fingerprint."""
     (tmp_path / "i").write_bytes(b"an image")
     (tmp_path / "l").write_bytes(b"its label file")
-    return Samples(str(tmp_path), ("i",), ("l",), "labelIds", "")
+    return Samples(str(tmp_path), ("i",), ("l",), "labelIds", "", ImageFiles())
 
 
 def test_a_fingerprint_is_farmhash_of_the_files(pair):
     image, label = farmhash64(b"an image"), farmhash64(b"its label file")
     assert fingerprint(pair, 0) == farmhash64(image + label)
-    unlabelled = Samples(pair.root, pair.images, (), "labelIds", "")
+    unlabelled = Samples(pair.root, pair.images, (), "labelIds", "", ImageFiles())
     assert fingerprint(unlabelled, 0) == image
 
 
@@ -60,7 +59,7 @@ def test_every_byte_of_both_files_counts(pair, tmp_path, name):
 
 
 def test_image_and_label_are_not_interchangeable(pair):
-    swapped = Samples(pair.root, pair.labels, pair.images, "labelIds", "")
+    swapped = Samples(pair.root, pair.labels, pair.images, "labelIds", "", ImageFiles())
     assert fingerprint(swapped, 0) != fingerprint(pair, 0)
 
 
@@ -84,7 +83,7 @@ class Uncounted(tuple):
 def test_reading_one_sample_does_not_cost_a_pass_over_all_names(tmp_path):
     Image.new("RGB", (3, 2)).save(tmp_path / "i.png")
     Image.new("L", (3, 2), 5).save(tmp_path / "l.png")
-    samples = Samples(str(tmp_path), Uncounted(["gone", "i.png"]), Uncounted(["gone", "l.png"]), "labelIds", "")
+    samples = Samples(str(tmp_path), Uncounted(["gone", "i.png"]), Uncounted(["gone", "l.png"]), "labelIds", "", ImageFiles())
     image, values = read_sample(samples, 1)
     assert image.shape == (2, 3, 3)
     assert (values == 5).all()
