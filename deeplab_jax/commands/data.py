@@ -157,11 +157,11 @@ def check(
         _say(console, describe(split, samples))
     with _progress("samples", sum(map(len, sets.values()))) as advance:
         report = inspection.as_json(inspection.check(sets, label_set, problems, advance, threads), label_set)
-    _show_report(console, report)
+    _show_report(console, report, label_set)
     if out:
         folder = epath.Path(out)
-        pictures = check_page.draw_examples(inspection.read_examples(sets, label_set), label_set)
-        page = check_page.page(f"{root}: data check", report, label_set, pictures)
+        figures = check_page.draw_examples(inspection.read_examples(sets, label_set), label_set)
+        page = check_page.page(f"{root}: data check", report, label_set, figures)
         for name, text in (("check.json", json.dumps(report, indent=1)), ("index.html", page)):
             with replacing(folder / name) as file:
                 file.write(text.encode(errors="backslashreplace"))
@@ -251,13 +251,16 @@ def _values_table(survey: "Survey", proposed: LabelSet) -> Table:
 LISTED = 5  # problems of a sort that are printed
 
 
-def _show_report(console: Console, report: Mapping[str, Any]) -> None:
+def _show_report(console: Console, report: Mapping[str, Any], labels: LabelSet) -> None:
     """Print what check.json holds."""
-    from deeplab_jax.pages.check import ignored_share
+    from deeplab_jax.pages.check import class_cells, ignored_share
 
     splits, problems = report["splits"], report["problems"]
+    table = Table("class", *(f"{word} of {split}" for split in splits for word in ("pixels", "images")))
+    for name in labels.names:
+        table.add_row(Text(name), *class_cells(splits, name))
     if splits:
-        console.print(_classes_table(splits))
+        console.print(table)
     for name, split in splits.items():
         sizes = ", ".join(f"{size} ({n})" for size, n in list(split["sizes"].items())[:3])
         more = f" and {len(split['sizes']) - 3} more sizes" if len(split["sizes"]) > 3 else ""
@@ -276,19 +279,6 @@ def _show_report(console: Console, report: Mapping[str, Any]) -> None:
         _say(console, f"  --config.loss.class_weights='({','.join(f'{weight:g}' for weight in weights)})'")
     fails = sum(problem["fails"] for problem in problems)
     _say(console, f"training would fail: {fails} problems to mend" if fails else "training can read every sample")
-
-
-def _classes_table(splits: Mapping[str, Any]) -> Table:
-    from deeplab_jax.pages.check import share
-
-    table = Table("class", *(f"{word} of {split}" for split in splits for word in ("pixels", "images")))
-    for name in next(iter(splits.values()))["class_pixels"]:
-        cells = []
-        for split in splits.values():
-            pixels = split["class_pixels"]
-            cells += [share(pixels[name], sum(pixels.values())), f"{split['class_images'][name]:,}"]
-        table.add_row(Text(name), *cells)
-    return table
 
 
 def _say(console: Console, line: str) -> None:

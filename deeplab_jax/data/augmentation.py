@@ -36,15 +36,7 @@ def augment(sample: OpenSample, key: tf.Tensor, *, data: DataConfig, fill: tuple
     """
     assert sample.label is not None  # a training split has labels
     pixel = _round_fill(fill)
-    window = choose_window(
-        sample.size,
-        sample.label,
-        key,
-        crop_size=data.crop_size,
-        scale=data.scale,
-        cat_max_ratio=data.cat_max_ratio,
-        class_balanced=data.class_balanced,
-    )
+    window = choose_window(sample, key, data)
     image, label = show_image(sample.image, window, data.crop_size, pixel), show_label(sample.label, window, data.crop_size)
     row = {"image": image, "label": label}
     for field, (step, _) in STEPS.items():
@@ -89,40 +81,27 @@ class Window(NamedTuple):
     shown: tf.Tensor
 
 
-def choose_window(
-    size: tf.Tensor,
-    label: ReadPixels,
-    key: tf.Tensor,
-    *,
-    crop_size: tuple[int, int],
-    scale: tuple[float, float],
-    cat_max_ratio: float = 1.0,
-    class_balanced: float = 0.0,
-) -> Window:
+def choose_window(sample: OpenSample, key: tf.Tensor, data: DataConfig) -> Window:
     """Choose a window of crop / factor source pixels, rounded, where it fits; else the image's whole height or width.
 
-    Args:
-      size: int32 [2], of the image.
-      label: pixels of its label, uint8 train ids; read only for the last two arguments.
-      key: what `sample_key` returns.
-      crop_size: height and width of the training sample.
-      scale: range of the factor, uniform.
-      cat_max_ratio: windows are drawn again while one class has this share of their labelled pixels or more
-        (mmsegmentation's RandomCrop; there, the resized pixels are counted).
-      class_balanced: probability that the window is instead centred, as far as the image allows, on a pixel of a class drawn
-        evenly from those in the label. (NVIDIA's uniform sampling, arXiv 1812.01593, section 3.3, draws the class first and
-        then the image; here every pass still sees every image once.)
+    The factor is uniform over `data.scale`. A window is drawn again while one class has `data.cat_max_ratio` of its labelled
+    pixels or more (mmsegmentation's RandomCrop; there, the resized pixels are counted). With probability `data.class_balanced`
+    the window is instead centred, as far as the image allows, on a pixel of a class drawn evenly from those in the label.
+    (NVIDIA's uniform sampling, arXiv 1812.01593, section 3.3, draws the class first and then the image; here every pass still
+    sees every image once.)
     """
+    size, label = sample.size, sample.label
+    assert label is not None  # a training split has labels
     placed = tf.numpy_function(
-        lambda size, u: _place(size, u, crop_size, scale), [size, uniforms(key, "window")], tf.int32, stateful=False
+        lambda size, u: _place(size, u, data.crop_size, data.scale), [size, uniforms(key, "window")], tf.int32, stateful=False
     )
     low, extent, shown = tf.unstack(tf.ensure_shape(placed, (3, 2)))
-    if cat_max_ratio < 1:
+    if data.cat_max_ratio < 1:
         again = tf.reshape(uniforms(key, "retry"), (TRIES, 2)) * tf.cast(size - extent + 1, tf.float64)
-        low = _first_varied(tf.concat([low[None], tf.cast(again, tf.int32)], 0), extent, label, cat_max_ratio)
-    if class_balanced > 0:
+        low = _first_varied(tf.concat([low[None], tf.cast(again, tf.int32)], 0), extent, label, data.cat_max_ratio)
+    if data.class_balanced > 0:
         u = uniforms(key, "balance")
-        low = tf.cond(u[0] < class_balanced, lambda: _around_a_class(size, extent, low, label, u[1:]), lambda: low)
+        low = tf.cond(u[0] < data.class_balanced, lambda: _around_a_class(size, extent, low, label, u[1:]), lambda: low)
     return Window(low, low + extent, shown)
 
 

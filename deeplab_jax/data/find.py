@@ -16,7 +16,7 @@ from deeplab_jax.data.image_files import ImageFiles
 from deeplab_jax.data.layouts import explain_missing_split, find_layout, recognize_layout
 from deeplab_jax.data.layouts.layout import Pair
 from deeplab_jax.data.ranges import File, stat_file
-from deeplab_jax.data.samples import Samples, read_list
+from deeplab_jax.data.samples import Samples, read_list, require_disjoint
 from deeplab_jax.data.tfds import find_tfds
 from deeplab_jax.errors import DataError, one_line
 
@@ -117,7 +117,7 @@ def find_samples(root: str, split: str, kind: str = "auto", *, need_labels: bool
             f"`data.root` (={root!r}) is no folder: give the one that holds list/ and the images with --config.data.root=FOLDER"
         )
     parts = [_find_part(folder, part, kind) for part in split.split("+")]
-    _require_disjoint(split, parts)
+    require_disjoint(f"split {split!r}", [(part.split, [image for image, _ in part.pairs]) for part in parts])
     pairs = [pair for part in parts for pair in part.pairs]
     source = " and ".join(dict.fromkeys(part.source for part in parts))
     labelled = [pair for pair in pairs if pair[1]]
@@ -169,17 +169,6 @@ def _find_part(folder: epath.Path, split: str, kind: str) -> _Part:
     if not part.pairs:
         raise DataError(f"no samples of split {split!r} in {part.source}: {advice}")
     return part
-
-
-def _require_disjoint(split: str, parts: Sequence[_Part]) -> None:
-    seen: dict[str, str] = {}
-    for part in parts:
-        twice = next((image for image, _ in part.pairs if image in seen), None)
-        if twice:
-            raise DataError(
-                f"split {split!r}: {twice} is in {seen[twice]} and in {part.split}: name only one, or mend the lists"
-            )
-        seen.update((image, part.split) for image, _ in part.pairs)
 
 
 def describe(split: str, samples: Samples) -> str:

@@ -10,7 +10,7 @@ import tensorflow as tf
 from etils import epath
 from PIL import Image
 
-from deeplab_jax.data.samples import DecodedSample, OpenSample, Samples, open_decoded
+from deeplab_jax.data.samples import DecodedSample, Samples, Store
 from deeplab_jax.errors import DataError
 
 # Accelerators belong to JAX: a TensorFlow built for GPUs would take their memory.
@@ -18,8 +18,8 @@ tf.config.set_visible_devices([], "GPU")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class ImageFiles:
-    """Image and label files below `samples.root`. A `Store`."""
+class ImageFiles(Store):
+    """Image and label files below `samples.root`."""
 
     def decode(self, samples: Samples, index: tf.Tensor) -> DecodedSample:
         """See `Store`."""
@@ -32,13 +32,15 @@ class ImageFiles:
         tf.debugging.assert_equal(tf.shape(image)[:2], tf.shape(values), "image and label differ in size")
         return DecodedSample(image, values, _fingerprint([image_file, label_file]))
 
-    def open(self, samples: Samples, table: np.ndarray, index: tf.Tensor) -> OpenSample:
-        """See `Store`."""
-        return open_decoded(self.decode(samples, index), table)
-
     def size(self, samples: Samples, i: int) -> tuple[int, int]:
-        """See `Store`. Raises DataError where the file cannot be read."""
-        return image_size(epath.Path(samples.root) / samples.images[i])
+        """See `Store`. Read from the file's header; raises DataError where that is impossible."""
+        path = epath.Path(samples.root) / samples.images[i]
+        try:
+            with path.open("rb") as file, Image.open(file) as image:
+                return image.height, image.width
+        except Exception as error:  # Pillow has many, and warns of very large images by one
+            message = f"{path} cannot be read as an image ({reason(error)}): replace it or take it off the list"
+            raise DataError(message) from None
 
     def fingerprint(self, samples: Samples, i: int) -> bytes:
         """See `Store`. Raises DataError where a file is missing or cannot be read."""
@@ -60,19 +62,6 @@ class ImageFiles:
             if objection:
                 return objection
         return _unreadable_file(" or ".join(paths), error)
-
-
-def image_size(path: epath.Path) -> tuple[int, int]:
-    """Return (height, width) from the file's header.
-
-    Raises:
-      DataError: it cannot be read as an image.
-    """
-    try:
-        with path.open("rb") as file, Image.open(file) as image:
-            return image.height, image.width
-    except Exception as error:  # Pillow has many, and warns of very large images by one
-        raise DataError(f"{path} cannot be read as an image ({reason(error)}): replace it or take it off the list") from None
 
 
 def read_mask(path: str, *, is_color: bool) -> np.ndarray:

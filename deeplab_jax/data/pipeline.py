@@ -212,12 +212,8 @@ def map_in_parallel(dataset: tf.data.Dataset, read: Callable[..., Row], threads:
 
 
 def _in_layout(batches: Iterator[Batch], layout: AxisOrder) -> Iterator[Batch]:
-    return ({**batch, "image": to_nchw(batch["image"])} for batch in batches) if layout == "NCHW" else batches
-
-
-def to_nchw(images: np.ndarray) -> np.ndarray:
-    """[n, h, w, c] -> [n, c, h, w], for frameworks that want it."""
-    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    for batch in batches:
+        yield batch if layout == "NHWC" else batch | {"image": np.ascontiguousarray(batch["image"].transpose(0, 3, 1, 2))}
 
 
 class _Batches:

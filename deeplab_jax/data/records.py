@@ -15,7 +15,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from etils import epath
 
 from deeplab_jax.data.image_files import ImageFiles, reason
 from deeplab_jax.data.ranges import File, read_range, stat_file
-from deeplab_jax.data.samples import DecodedSample, OpenSample, Samples
+from deeplab_jax.data.samples import DecodedSample, OpenSample, Samples, Store, require_disjoint
 from deeplab_jax.errors import DataError, one_line
 from deeplab_jax.labels import UNKNOWN
 
@@ -92,7 +92,7 @@ class Split:
     shards: tuple[Shard, ...]
 
     def records(self) -> Iterator[tuple[Shard, int, Record]]:
-        """(shard, offset of the first byte, record) of every sample, in the order of the list."""
+        """Yield (shard, offset of the first byte, record) of every sample, in the order of the list."""
         for shard in self.shards:
             offset = 0
             for record in shard.records:
@@ -122,7 +122,7 @@ def is_records(root: str) -> bool:
 
 
 def is_begun(root: str) -> bool:
-    """Whether `root` is what a preparation left that was cut short."""
+    """Whether `root` is what an interrupted preparation left."""
     return bool(root) and epath.Path(root).is_dir() and _holds(root, SHARD)
 
 
@@ -131,7 +131,7 @@ def _holds(root: str, *patterns: re.Pattern[str]) -> bool:
 
 
 def read_manifest(root: str) -> Manifest:
-    """The manifest of a folder of records.
+    """Return the manifest of a folder of records.
 
     Raises:
       DataError: it cannot be read, or another version wrote it.
@@ -149,38 +149,42 @@ def read_manifest(root: str) -> Manifest:
 
 
 def shard_from_json(values: dict[str, Any]) -> Shard:
-    """The inverse of `shard_to_json`."""
+    """Return the inverse of `shard_to_json`."""
     rows = [row | {"values": tuple(row["values"]), "stamp": tuple(row["stamp"])} for row in values["records"]]
     return Shard(values["file"], values["sha256"], tuple(Record(**row) for row in rows))
 
 
 def shard_to_json(shard: Shard) -> dict[str, Any]:
-    """Plain JSON values."""
+    """Return plain JSON values."""
     return dataclasses.asdict(shard)
 
 
 def find_records(manifest: Manifest, root: str, split: str, *, need_labels: bool = True) -> Samples:
-    """The samples of a split of a folder of records; "train+val" is one after the other.
+    """Return the samples of a split of a folder of records; "train+val" is one after the other.
 
     Raises:
       DataError: there is no such split, or it has no labels; splits that are joined share an image or differ in how labels
-        encode classes; a shard is missing or cut short.
+        encode classes; a shard is missing or truncated.
     """
-    again, parts = prepare_again(manifest, root), split.split("+")
-    found = [_one_split(manifest, root, part) for part in parts]
-    _require_joinable(root, dict(zip(parts, found, strict=True)), parts)
-    shards = {shard.file: _whole(epath.Path(root) / shard.file, shard, again) for each in found for shard in each.shards}
+    again = prepare_again(manifest, root)
+    parts = [(part, _split_of(manifest, root, part)) for part in split.split("+")]
+    images_of = [(part, [record.image for _, _, record in each.records()]) for part, each in parts]
+    require_disjoint(f"split {split!r} of the records in {root}", images_of)
+    _require_one_kind(root, split, parts)
+    files = {
+        shard.file: _require_whole(epath.Path(root) / shard.file, shard, again) for _, each in parts for shard in each.shards
+    }
     locations = tuple(
-        RecordLocation(shards[shard.file], offset, record) for each in found for shard, offset, record in each.records()
+        RecordLocation(files[shard.file], offset, record) for _, each in parts for shard, offset, record in each.records()
     )
     images, labels = tuple(p.record.image for p in locations), tuple(p.record.label for p in locations if p.record.label)
     if need_labels and len(labels) < len(images):
         raise DataError(f"the records in {root} have no labels in split {split!r}: name a split that has")
-    return Samples(root, images, labels, found[0].kind, f"the records in {root}", Records(locations, again))
+    return Samples(root, images, labels, parts[0][1].kind, f"the records in {root}", Records(locations, again))
 
 
 def prepare_again(manifest: Manifest, root: str) -> str:
-    """What to do about records that are damaged or stale."""
+    """Return what to do about records that are damaged or stale."""
     labelled = [split for split in manifest.splits.values() if any(record.label for _, _, record in split.records())]
     kinds = {split.kind for split in labelled}
     options = ["--splits", *manifest.splits]
@@ -192,30 +196,22 @@ def prepare_again(manifest: Manifest, root: str) -> str:
     return f"run `{shlex.join(words)}` again, which does what is needed"
 
 
-def _one_split(manifest: Manifest, root: str, name: str) -> Split:
+def _split_of(manifest: Manifest, root: str, name: str) -> Split:
     if name not in manifest.splits:
         known = ", ".join(manifest.splits)
         raise DataError(f"the records in {root} have no split {name!r} but {known}: prepare it with --splits {name}")
     return manifest.splits[name]
 
 
-def _require_joinable(root: str, found: dict[str, Split], parts: list[str]) -> None:
-    joined, where = "+".join(parts), f"the records in {root}"
-    seen: dict[str, str] = {}
-    for part in parts:
-        images = [record.image for _, _, record in found[part].records()]
-        twice = next((image for image in images if image in seen), None)
-        if twice:
-            raise DataError(f"split {joined!r} of {where}: {twice} is in {seen[twice]} and in {part}: name only one")
-        seen.update(dict.fromkeys(images, part))
-    kinds = {(split.kind, any(record.label for _, _, record in split.records())): part for part, split in found.items()}
+def _require_one_kind(root: str, split: str, parts: Sequence[tuple[str, Split]]) -> None:
+    kinds = {(each.kind, any(record.label for _, _, record in each.records())): part for part, each in parts}
     if len(kinds) > 1:
         shown = " and ".join(f"{kind if labelled else 'no labels'} in {part}" for (kind, labelled), part in kinds.items())
-        raise DataError(f"split {joined!r} of {where} mixes labels ({shown}): name splits that have the same")
+        raise DataError(f"split {split!r} of the records in {root} mixes labels ({shown}): name splits that have the same")
 
 
-def _whole(path: epath.Path, shard: Shard, again: str) -> File:
-    """A shard, if it has the size that the manifest says."""
+def _require_whole(path: epath.Path, shard: Shard, again: str) -> File:
+    """Return a shard's file, which must have the size that the manifest says."""
     size = sum(record.nbytes for record in shard.records)
     try:
         file = stat_file(str(path))
@@ -237,8 +233,8 @@ class RecordLocation:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Records:
-    """The records of some samples, by position in the list. A `Store`.
+class Records(Store):
+    """The records of some samples, by position in the list.
 
     Attributes:
       locations: of the samples.

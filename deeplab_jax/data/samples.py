@@ -7,7 +7,7 @@ knows which stores there are, or augmentation.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -67,7 +67,20 @@ class Store(Protocol):
         """Read the whole sample at a position in the list; an error of TensorFlow if it cannot be read."""
 
     def open(self, samples: "Samples", table: np.ndarray, index: tf.Tensor) -> OpenSample:
-        """Open it for windows, with its label as train ids; an error of TensorFlow if a value is in no `table` entry."""
+        """Open it for windows, with its label as train ids; an error of TensorFlow if a value is in no `table` entry.
+
+        Here of the decoded sample; a store that can read a part of one does better.
+        """
+        sample, label = self.decode(samples, index), None
+        if sample.values is not None:
+            # NumPy looks up in a third of TensorFlow's time.
+            train_ids = tf.numpy_function(table.take, [sample.values], tf.int16)
+            train_ids.set_shape((None, None))
+            tf.debugging.assert_greater(
+                tf.reduce_min(train_ids), tf.constant(UNKNOWN, tf.int16), "a label value is in no table"
+            )
+            label = pixel_reader(tf.cast(train_ids, tf.uint8))
+        return OpenSample(tf.shape(sample.image)[:2], window_reader(sample.image), label, sample.fingerprint)
 
     def size(self, samples: "Samples", i: int) -> tuple[int, int]:
         """Return (height, width) of sample `i`."""
@@ -143,22 +156,20 @@ def digest(samples: Samples) -> str:
     return hashlib.sha256(names.encode()).hexdigest()
 
 
+def require_disjoint(name: str, parts: Iterable[tuple[str, Sequence[str]]]) -> None:
+    """Check that no image is in two of the splits, (split, images) each, that are joined to the one called `name`."""
+    seen: dict[str, str] = {}
+    for split, images in parts:
+        twice = next((image for image in images if image in seen), None)
+        if twice:
+            raise DataError(f"{name}: {twice} is in {seen[twice]} and in {split}: name only one, or mend the lists")
+        seen.update(dict.fromkeys(images, split))
+
+
 def value_table(kind: str, labels: LabelSet) -> np.ndarray:
     """Return an int16 table from a label file's values to train ids, 255 or `labels.UNKNOWN`; that of `color` is indexed by
     24-bit colour."""
     return {"labelIds": labels.id_table, "labelTrainIds": labels.train_id_table, "color": labels.color_table}[kind]()
-
-
-def open_decoded(sample: DecodedSample, table: np.ndarray) -> OpenSample:
-    """Open a decoded sample for windows; an error of TensorFlow if a value is in no entry of `table`."""
-    label = None
-    if sample.values is not None:
-        # NumPy looks up in a third of TensorFlow's time.
-        train_ids = tf.numpy_function(table.take, [sample.values], tf.int16)
-        train_ids.set_shape((None, None))
-        tf.debugging.assert_greater(tf.reduce_min(train_ids), tf.constant(UNKNOWN, tf.int16), "a label value is in no table")
-        label = pixel_reader(tf.cast(train_ids, tf.uint8))
-    return OpenSample(tf.shape(sample.image)[:2], window_reader(sample.image), label, sample.fingerprint)
 
 
 def window_reader(array: tf.Tensor) -> ReadWindow:

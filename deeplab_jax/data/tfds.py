@@ -16,7 +16,7 @@ from PIL import Image
 
 from deeplab_jax.data.image_files import reason
 from deeplab_jax.data.ranges import File, open_ranges, read_range, stat_file
-from deeplab_jax.data.samples import DecodedSample, OpenSample, Samples, open_decoded
+from deeplab_jax.data.samples import DecodedSample, Samples, Store
 from deeplab_jax.errors import DataError
 
 HEADER, FOOTER = 12, 4  # of a TFRecord: length and its checksum; checksum of the data
@@ -24,8 +24,8 @@ LABEL_WORDS = ("segmentation", "mask", "annotation", "label")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Builder:
-    """The samples of a prepared TFDS builder. A `Store`.
+class Builder(Store):
+    """The samples of a prepared TFDS builder.
 
     Attributes:
       features: the image's and the label's, which decode an example.
@@ -45,10 +45,6 @@ class Builder:
         image, values = features[self.image], features[self.label][..., 0]
         tf.debugging.assert_equal(tf.shape(image)[:2], tf.shape(values), "image and label differ in size")
         return DecodedSample(image, values, tf.fingerprint([example])[0])
-
-    def open(self, samples: Samples, table: np.ndarray, index: tf.Tensor) -> OpenSample:
-        """See `Store`."""
-        return open_decoded(self.decode(samples, index), table)
 
     def size(self, samples: Samples, i: int) -> tuple[int, int]:
         """See `Store`. Read from the header of the encoded image."""

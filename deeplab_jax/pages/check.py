@@ -1,7 +1,6 @@
 """A data set's check as one HTML page."""
 
-import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,46 +13,30 @@ from deeplab_jax.pages.html_page import chip, table, text
 
 SIDE = 480  # longest side of a picture on the page
 LISTED = 20  # problems of a sort that the page lists
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Picture:
-    """A sample to show: the image, and the image under its label's colours where it has a label."""
-
-    caption: str
-    image: UInt8[np.ndarray, "h w 3"]
-    colored: UInt8[np.ndarray, "h w 3"] | None
-
-    def html(self) -> tuple[str, list[str]]:
-        """The caption and the pictures."""
-        shown = [html_page.picture("image", self.image)]
-        if self.colored is not None:
-            shown.append(html_page.picture("labels over the image", self.colored))
-        return text(self.caption), shown
+Figure = tuple[str, list[str]]  # caption and pictures, as HTML
 
 
 def draw_examples(
     examples: Iterable[tuple[str, UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"] | None]], labels: LabelSet
-) -> list[Picture]:
-    """Draw (caption, image, train ids) of samples; train ids None for one without a label."""
-    pictures = []
+) -> Iterator[Figure]:
+    """Draw each (caption, image, train ids): the image, and the image under its label's colours where it has a label."""
     for caption, image, label in examples:
         small = html_page.reduced(image, SIDE)
-        colored = None
+        pictures = [html_page.picture("image", small)]
         if label is not None:
             colored = overlay(small, html_page.reduced(label, SIDE, labels=True), labels, opacity=0.6)
-        pictures.append(Picture(caption, small, colored))
-    return pictures
+            pictures.append(html_page.picture("labels over the image", colored))
+        yield text(caption), pictures
 
 
-def page(title: str, report: Mapping[str, Any], labels: LabelSet, pictures: Sequence[Picture]) -> str:
+def page(title: str, report: Mapping[str, Any], labels: LabelSet, figures: Iterable[Figure]) -> str:
     """Return the page as text.
 
     Args:
       title: what was checked.
       report: what check.json holds.
       labels: what the values should mean.
-      pictures: samples to show.
+      figures: samples to show.
     """
     problems, splits = report["problems"], report["splits"]
     fails = sum(problem["fails"] for problem in problems)
@@ -65,7 +48,7 @@ def page(title: str, report: Mapping[str, Any], labels: LabelSet, pictures: Sequ
         "<h2>Splits</h2>" + _splits(splits),
         "<h2>Problems</h2>" + (_problems(problems) or '<p class="soft">None.</p>'),
         f"<h2>Classes of {text(labels.name)}</h2>" + _classes(splits, report["class_weights"], labels),
-        "<h2>Samples</h2>" + _legend(splits, labels) + html_page.samples(each.html() for each in pictures),
+        "<h2>Samples</h2>" + _legend(splits, labels) + html_page.samples(figures),
     ]
     return html_page.document(title, "".join(parts))
 
@@ -74,6 +57,13 @@ def share(part: float, whole: float) -> str:
     """Return a percentage, with as many digits as rare classes need."""
     percent = 100 * part / whole if whole else 0
     return f"{percent:.3f} %" if 0 < percent < 0.1 else f"{percent:.1f} %"
+
+
+def class_cells(splits: Mapping[str, Any], name: str) -> list[str]:
+    """Return the share of the labelled pixels and the number of images with the class, of each split in turn."""
+    shares = (share(split["class_pixels"][name], sum(split["class_pixels"].values())) for split in splits.values())
+    images = (f"{split['class_images'][name]:,}" for split in splits.values())
+    return [cell for pair in zip(shares, images, strict=True) for cell in pair]
 
 
 def ignored_share(split: Mapping[str, Any]) -> str:
@@ -115,10 +105,7 @@ def _classes(splits: Mapping[str, Any], class_weights: Mapping[str, Sequence[flo
     rows = []
     for k, name in enumerate(labels.names):
         cells = [f"{chip(labels, k)}{text(name)}", text(labels.class_ids[k])]
-        for split in splits.values():
-            pixels = split["class_pixels"]
-            cells += [share(pixels[name], sum(pixels.values())), f"{split['class_images'][name]:,}"]
-        rows.append(cells + [f"{weight:.3f}" for weight in weights[k : k + 1]])
+        rows.append(cells + class_cells(splits, name) + [f"{weight:.3f}" for weight in weights[k : k + 1]])
     ignored = ["ignored, of all pixels", ""]
     for split in splits.values():
         ignored += [ignored_share(split), ""]

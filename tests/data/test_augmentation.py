@@ -33,8 +33,13 @@ EVERYTHING = DataConfig(
 )
 
 
+def open_arrays(image, label):
+    image, label = tf.constant(image), tf.constant(label)
+    return OpenSample(tf.shape(label), window_reader(image), pixel_reader(label), tf.zeros(8, tf.uint8))
+
+
 def chosen(label, key=KEY, **options):
-    window = choose_window(tf.constant(label.shape), pixel_reader(tf.constant(label)), key, **options)
+    window = choose_window(open_arrays(label, label), key, DataConfig(**options))
     return tuple(part.numpy().tolist() for part in window)
 
 
@@ -186,9 +191,7 @@ def blocks(seed=0, classes=5):
 
 
 def augmented(image, label, key, data, fill):
-    image, label = tf.constant(image), tf.constant(label)
-    sample = OpenSample(tf.shape(label), window_reader(image), pixel_reader(label), tf.zeros(8, tf.uint8))
-    row = augment(sample, key, data=data, fill=fill)
+    row = augment(open_arrays(image, label), key, data=data, fill=fill)
     return row["image"], row["label"]
 
 

@@ -197,8 +197,8 @@ def test_without_a_labelled_pixel_no_weights_are_proposed(report):
 def test_the_page_and_the_json_hold_everything_and_load_nothing(report, tmp_path):
     result = report(train=[(photo(0), mask(0, 1, 2, 255)), (photo(1), mask(9))], val=[(photo(2), mask(0))])
     sets, _ = open_splits(DataConfig(root=str(tmp_path)), ("train", "val"))
-    shown = check_page.draw_examples(read_examples(sets, LABELS, count=2), LABELS)
-    assert [picture.caption for picture in shown] == ["train: train0.png", "train: train1.png", "val: val0.png"]
+    shown = list(check_page.draw_examples(read_examples(sets, LABELS, count=2), LABELS))
+    assert [caption for caption, _ in shown] == ["train: train0.png", "train: train1.png", "val: val0.png"]
     page = check_page.page("<root> & more", as_json(result, LABELS), LABELS, shown)
     assert "&lt;root&gt; &amp; more" in page
     assert "&lt;c&gt;" in page

@@ -10,13 +10,7 @@ from deeplab_jax.data.layouts.layout import Layout
 from deeplab_jax.data.layouts.voc import VOC
 
 # A new layout is a file here and a line in this tuple. The first that has the split is taken.
-LAYOUTS = (
-    CITYSCAPES,
-    CUSTOM,
-    CAMVID,
-    VOC,
-    ADE20K,
-)
+LAYOUTS = (CITYSCAPES, CUSTOM, CAMVID, VOC, ADE20K)
 
 
 def find_layout(root: epath.Path, split: str) -> Layout | None:

@@ -8,13 +8,12 @@ from etils import epath
 from deeplab_jax.data.layouts.layout import Layout, Pair, list_folders, list_images
 
 
-def list_splits(root: epath.Path) -> list[str]:
-    """See `Layout.splits`."""
+def _list_splits(root: epath.Path) -> list[str]:
     return list_folders(root / "leftImg8bit")
 
 
-def list_pairs(root: epath.Path, split: str, kind: str) -> Iterator[Pair]:
-    """See `Layout.pairs`. Labels are those of `gtFine` where it has the split, else of `gtCoarse` (all of train_extra)."""
+def _list_pairs(root: epath.Path, split: str, kind: str) -> Iterator[Pair]:
+    """Labels are those of `gtFine` where it has the split, else of `gtCoarse` (all of train_extra)."""
     truth = next((name for name in ("gtFine", "gtCoarse") if (root / name / split).is_dir()), "")
     suffix = "labelIds" if kind == "auto" else kind
     for image in list_images(root / "leftImg8bit" / split):
@@ -24,9 +23,9 @@ def list_pairs(root: epath.Path, split: str, kind: str) -> Iterator[Pair]:
 
 
 CITYSCAPES = Layout(
-    name="Cityscapes",
+    "Cityscapes",
     shape="leftImg8bit/SPLIT/ with gtFine/SPLIT/ or gtCoarse/SPLIT/",
     labels="cityscapes",
-    splits=list_splits,
-    pairs=list_pairs,
+    splits=_list_splits,
+    pairs=_list_pairs,
 )

@@ -9,16 +9,15 @@ from deeplab_jax.data.samples import read_lines
 from deeplab_jax.errors import DataError
 
 
-def list_splits(root: epath.Path) -> list[str]:
-    """See `Layout.splits`."""
+def _list_splits(root: epath.Path) -> list[str]:
     folder = _set_folder(root)
     lists = folder / "ImageSets" / "Segmentation"
     complete = lists.is_dir() and (folder / "JPEGImages").is_dir()
     return sorted(path.stem for path in lists.iterdir() if path.suffix == ".txt") if complete else []
 
 
-def list_pairs(root: epath.Path, split: str, kind: str) -> Iterator[Pair]:
-    """See `Layout.pairs`. Splits named `...aug` prefer `SegmentationClassAug`; "test" has no labels."""
+def _list_pairs(root: epath.Path, split: str, kind: str) -> Iterator[Pair]:
+    """Splits named `...aug` prefer `SegmentationClassAug`; "test" has no labels."""
     folder = _set_folder(root)
     listing = folder / "ImageSets" / "Segmentation" / f"{split}.txt"
     truths = ("SegmentationClassAug", "SegmentationClass") if split.endswith("aug") else ("SegmentationClass",)
@@ -48,10 +47,5 @@ def _read_stems(listing: epath.Path) -> Iterator[str]:
             yield epath.Path(words[0]).stem
 
 
-VOC = Layout(
-    name="Pascal VOC",
-    shape="JPEGImages/ with ImageSets/Segmentation/SPLIT.txt",
-    labels="voc",
-    splits=list_splits,
-    pairs=list_pairs,
-)
+_SHAPE = "JPEGImages/ with ImageSets/Segmentation/SPLIT.txt"
+VOC = Layout("Pascal VOC", shape=_SHAPE, labels="voc", splits=_list_splits, pairs=_list_pairs)
