@@ -69,7 +69,7 @@ def prepare(
       root: folder of the data set, or tfds:NAME.
       out: folder to make.
       splits: to prepare.
-      label_kind: labelIds, labelTrainIds or color, if the names do not tell.
+      label_kind: labelIds, labelTrainIds or color, where the file names and the first file's header mislead.
       data_dir: where tfds:NAME was built, if not in TFDS's own place.
       threads: host threads; 0 for automatic.
     """
@@ -278,7 +278,7 @@ def _show_report(console: Console, report: Mapping[str, Any], labels: LabelSet) 
         _say(console, f"weights for rare classes from {split} (ENet, arXiv 1606.02147), if you want them:")
         _say(console, f"  --config.loss.class_weights='({','.join(f'{weight:g}' for weight in weights)})'")
     fails = sum(problem["fails"] for problem in problems)
-    _say(console, f"training would fail: {fails} problems to mend" if fails else "training can read every sample")
+    _say(console, f"training would fail: {fails} problems to fix" if fails else "training can read every sample")
 
 
 def _say(console: Console, line: str) -> None:

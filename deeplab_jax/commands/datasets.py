@@ -53,7 +53,7 @@ def training_data(config: Config, say: Callable[[str], None]) -> tuple[Data, int
 
     Args:
       config: validated.
-      say: told what was found.
+      say: called with a line about each split.
 
     Raises:
       DataError: see `find_split`.

@@ -49,7 +49,7 @@ def find_split(data: DataConfig, split: str, *, need_labels: bool = True) -> Sam
         return dataclasses.replace(samples, kind=data.label_kind)
     raise DataError(
         f"`data.label_kind` (={data.label_kind!r}) is not that of the records in {data.root} ({samples.kind}): "
-        "leave it at auto, or prepare the records anew"
+        "leave it at auto, or prepare the records again"
     )
 
 

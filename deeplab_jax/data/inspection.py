@@ -271,7 +271,7 @@ def _add(tally: Tally, split: str, samples: Samples, labels: LabelSet, table: np
         shown += f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         text = f"{samples.root}/{sample.label} holds {shown}, in no entry of the label set {labels.name}"
         blended = ": was it resized with blending, or JPEG once? Make it again" if len(unknown) > 5 else ""
-        text += blended or ": mend the file, or add the value to the label set (ignored_ids: no class)"
+        text += blended or ": correct the file, or add the value to the label set (ignored_ids: no class)"
         yield Problem("values outside the label set", split, text, fails=True)
     elif not by_class.any():
         text = f"{path} has a label that is ignored all over: nothing is learned from it; take it off the list"

@@ -4,7 +4,7 @@ A batch: {"image": uint8 [n, h, w, 3], "label": uint8 [n, h, w] train ids (255 =
 row, or a skipped one), "index": int64 [n] position in the list, "fingerprint": uint8 [n, 8] of what the sample's files hold}.
 A split without labels yields no "label".
 
-The fingerprint tells what was read, for the run's receipt: another byte in the image's or the label's file is another
+The fingerprint identifies what was read, for the run's receipt: another byte in the image's or the label's file is another
 fingerprint, and `samples.fingerprint` finds it again. A padding row has that of the image which it repeats.
 
 A skipped row stands for a training sample that cannot be read: its image is the fill colour, its label 255 all over, its
@@ -70,7 +70,7 @@ def train_batches(
       start_step, steps: first step, and the end of the run; steps before the first are not computed.
       process_index, process_count: which host this is, of how many.
       layout: axis order of the images; "NCHW" for another framework.
-      on_skip: told once of each skipped sample, before the first batch that lacks it.
+      on_skip: called once for each skipped sample, before the first batch that lacks it.
 
     Raises:
       DataError: while iterating, naming the file that cannot be used.
@@ -220,7 +220,7 @@ class _Batches:
     """A dataset's batches, which end with the program.
 
     Datasets call Python from threads of their own. Those that do so while the interpreter goes down wait for ever, and it for
-    them: what is left of an iteration must be gone before.
+    them: what is left of an iteration must end before.
     """
 
     def __init__(self, dataset: tf.data.Dataset) -> None:
@@ -263,7 +263,7 @@ def iterate(
       check: what is wrong with the sample at a position; None if nothing is.
       start: number of the first batch.
       max_unreadable: samples that may be skipped before one more is an error.
-      on_skip: told once of each skipped sample.
+      on_skip: called once for each skipped sample.
 
     Raises:
       DataError: while iterating, naming the file that cannot be used.

@@ -1,6 +1,6 @@
 """Writes prepared records: every sample decoded once, in parallel, shard by shard.
 
-The manifest comes last and makes them valid. A run that is cut short leaves whole shards, each beside a JSON file that says
+The manifest comes last and makes them valid. An interrupted run leaves whole shards, each beside a JSON file that says
 what it holds; the next run keeps those that still are what the source says.
 """
 
@@ -49,7 +49,7 @@ BEGUN = re.compile(rf"\.?(?:{re.escape(MANIFEST)}|(?P<split>.+)-\d{{5}}(?:\.json
 
 
 def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console) -> None:
-    """Writes the records of `splits` to the folder `out`, which then serves as `data.root`.
+    """Write the records of `splits` to the folder `out`, which then serves as `data.root`.
 
     Args:
       data: of a config: root, source, kind of the labels, threads.
@@ -75,13 +75,13 @@ def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console)
     _other_splits(folder, source, splits)  # refuses those of another source, before anything is touched
     _remove_left_over(folder, splits)
     plan = {split: _parts(split, len(samples)) for split, samples in sets.items()}
-    _find_kept(folder, plan, sets, source, data.threads, console)
+    _reuse_shards(folder, plan, sets, source, data.threads, console)
     todo = {split: [part for part in parts if part.kept is None] for split, parts in plan.items()}
     if not any(todo.values()) and (folder / MANIFEST).exists():
         console.print(f"{out} holds them already", markup=False)
     else:
         _require_room(folder, todo, sets)
-        # What is written next is no set of records until all of it is there. The other splits are asked for each time anew:
+        # What is written next is no set of records until all of it is there. The other splits are read each time:
         # another process may have prepared some meanwhile.
         _write_manifest(folder, made_of, _other_splits(folder, source, splits))
         _write_shards(folder, sets, todo, source, data.threads, console)
@@ -103,7 +103,7 @@ def _write_shards(
         for split, samples in sets.items():
             rows = [i for part in todo[split] for i in part.rows]
             task = bar.add_task(split, total=len(rows))
-            # Taken before the files are read: one that changes meanwhile is then looked at again.
+            # Taken before the files are read: one that changes meanwhile will be read again.
             stamps = {i: read_stamp(samples, i) for i in rows}
             decoded = _decode(samples, rows, threads)
             for part in todo[split]:
@@ -128,7 +128,7 @@ def _parts(split: str, count: int) -> list[_Part]:
     return [_Part(f"{split}-{n:05d}", range(i, min(i + SHARD_SAMPLES, count)), None) for n, i in enumerate(starts)]
 
 
-def _find_kept(
+def _reuse_shards(
     folder: epath.Path,
     plan: Mapping[str, Sequence[_Part]],
     sets: Mapping[str, Samples],
@@ -136,17 +136,19 @@ def _find_kept(
     threads: int,
     console: Console,
 ) -> None:
-    """Sets `kept` of every part. Many at once: checksums of what was prepared take minutes on one core."""
+    """Set `kept` of every part. Many at once: checksums of what was prepared take minutes on one core."""
     jobs = [(part, sets[split]) for split, parts in plan.items() for part in parts]
     with _progress(console) as bar, ThreadPoolExecutor(threads or usable_cores()) as pool:
         task = bar.add_task("what is there", total=len(jobs))
-        for (part, _), shard in zip(jobs, pool.map(lambda job: _kept(folder, job[0], job[1], source), jobs), strict=True):
+        for (part, _), shard in zip(
+            jobs, pool.map(lambda job: _reuse_shard(folder, job[0], job[1], source), jobs), strict=True
+        ):
             part.kept = shard
             bar.advance(task)
 
 
-def _kept(folder: epath.Path, part: _Part, samples: Samples, source: str) -> Shard | None:
-    """The shard of an earlier run, if it is whole and made of what the source holds now."""
+def _reuse_shard(folder: epath.Path, part: _Part, samples: Samples, source: str) -> Shard | None:
+    """Return the shard of an earlier run, if it is whole and made of what the source holds now."""
     try:
         values = json.loads((folder / f"{part.name}.json").read_text())
         shard = shard_from_json(values["shard"])
@@ -180,7 +182,7 @@ def _sha256(path: epath.Path) -> str:
 
 
 def _decode(samples: Samples, rows: Sequence[int], threads: int) -> Iterator[dict[str, np.ndarray]]:
-    """{"image", "values", "fingerprint"} of the samples at `rows`, in that order."""
+    """Yield {"image", "values", "fingerprint"} of the samples at `rows`, in that order."""
 
     def read(index: tf.Tensor) -> dict[str, tf.Tensor]:
         sample = samples.store.decode(samples, index)
@@ -224,7 +226,7 @@ def _write_shard(
     try:
         begun.replace(folder / shard.file)
     except OSError as error:
-        raise ConfigError(f"{begun} cannot be renamed ({error.strerror}): mend that, or name another folder") from None
+        raise ConfigError(f"{begun} cannot be renamed ({error.strerror}): fix this, or name another folder") from None
     _write_note(folder, part.name, samples.kind, source, shard)
     for path in _versions(folder, part):
         if path.name != shard.file:
@@ -233,7 +235,7 @@ def _write_shard(
 
 
 def _versions(folder: epath.Path, part: _Part) -> list[epath.Path]:
-    """The shards of a part that are there, whatever they hold."""
+    """Return the shards of a part that exist, whatever they hold."""
     return [path for path in folder.iterdir() if SHARD.fullmatch(path.name) and path.name[:-13] == part.name]
 
 
@@ -259,14 +261,14 @@ def _record(samples: Samples, i: int, sample: Mapping[str, np.ndarray], stamp: t
 
 
 def _channels(samples: Samples) -> int:
-    """Bytes of a label's pixel."""
+    """Return the bytes of a label's pixel."""
     if not samples.labels:
         return 0
     return 3 if samples.kind == "color" else 1
 
 
 def _label_bytes(values: np.ndarray | None) -> np.ndarray:
-    """uint8: ids as they are, 24-bit colours as three channels."""
+    """Return uint8: ids as they are, 24-bit colours as three channels."""
     if values is None:
         return np.empty(0, np.uint8)
     if values.dtype == np.uint8:
@@ -279,7 +281,7 @@ def _as_json(samples: Samples, parts: Sequence[_Part]) -> dict[str, Any]:
 
 
 def _other_splits(folder: epath.Path, source: str, splits: Sequence[str]) -> dict[str, Any]:
-    """What an earlier run prepared of the same source and this one is not asked for, as the manifest has it."""
+    """Return the splits that an earlier run prepared of the same source and this one is not asked for, as in the manifest."""
     try:
         values = json.loads((folder / MANIFEST).read_text())
         others = {name: split for name, split in values["splits"].items() if name not in splits}
@@ -288,14 +290,14 @@ def _other_splits(folder: epath.Path, source: str, splits: Sequence[str]) -> dic
         return {}
     if others and made_of != source:
         raise ConfigError(
-            f"`--out` (={str(folder)!r}) holds records of {made_of} in {', '.join(others)}: prepare all its splits anew, or "
+            f"`--out` (={str(folder)!r}) holds records of {made_of} in {', '.join(others)}: prepare all its splits again, or "
             "name another folder"
         )
     return others if known else {}
 
 
 def _write_manifest(folder: epath.Path, made_of: tuple[str, str], splits: Mapping[str, Any]) -> None:
-    """Of a source and its data_dir. Without splits there is none."""
+    """Write the manifest, `made_of` a source and its data_dir; remove it where there are no splits."""
     if not splits:
         _unlink(folder / MANIFEST)
         return
@@ -306,20 +308,20 @@ def _write_manifest(folder: epath.Path, made_of: tuple[str, str], splits: Mappin
 
 
 def _remove_rest(folder: epath.Path, names: set[str], splits: Sequence[str]) -> None:
-    """Shards of an earlier, longer list of these splits, and of other contents."""
+    """Remove shards of an earlier, longer list of these splits, and of other contents."""
     for path in folder.iterdir():
         if _split_of(path.name) in splits and path.name not in names:
             _unlink(path)
 
 
 def _split_of(name: str) -> str:
-    """Of a shard or the note beside it; "" for another file."""
+    """Return the split of a shard or of the note beside it; "" for another file."""
     match = NOTE.fullmatch(name) or SHARD.fullmatch(name)
     return match["split"] if match else ""
 
 
 def _require_folder(folder: epath.Path) -> None:
-    """An empty or new folder, or one of records, whole or begun."""
+    """Require an empty or new folder, or one of records, complete or not."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         names = [path.name for path in folder.iterdir()]
@@ -332,7 +334,7 @@ def _require_folder(folder: epath.Path) -> None:
 
 
 def _remove_left_over(folder: epath.Path, splits: Sequence[str]) -> None:
-    """Files of these splits, and manifests, that a process had begun to write when it was killed."""
+    """Remove files of these splits, and manifests, that a process was writing when it was killed."""
     for path in folder.iterdir():
         match = BEGUN.fullmatch(path.name)
         if match and (not match["split"] or match["split"] in splits) and not _is_alive(int(match["pid"])):
@@ -340,7 +342,7 @@ def _remove_left_over(folder: epath.Path, splits: Sequence[str]) -> None:
 
 
 def _is_alive(process: int) -> bool:
-    """Whether another process of this machine has that number. On Windows, where asking would end it, it is taken to be."""
+    """Whether another process of this machine has that number. On Windows, where asking would end it, the answer is yes."""
     if process == os.getpid():
         return False
     if os.name == "nt":
@@ -358,11 +360,11 @@ def _unlink(path: epath.Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be removed ({error.strerror}): mend that, or name another folder") from None
+        raise ConfigError(f"{path} cannot be removed ({error.strerror}): fix this, or name another folder") from None
 
 
 def _require_room(folder: epath.Path, todo: Mapping[str, Sequence[_Part]], sets: Mapping[str, Samples]) -> None:
-    """Judged by the first sample of each split; shards that are replaced make room."""
+    """Estimate the size by the first sample of each split; shards that are replaced free their room."""
     if "://" in str(folder):
         return
     needed = 0

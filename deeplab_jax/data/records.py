@@ -4,9 +4,9 @@ A folder of records holds `records.json` and, for each split, shards `<split>-00
 bytes (uint8 [h, w, 3]) and then the label's values (uint8 [h, w] ids, or [h, w, 3] colours). `prepare.py` writes them; this
 file reads them.
 
-The fingerprint of a record tells what the source held when it was prepared; it is not that of the bytes read. So that shards of
-one preparation do not pass for those of another, a shard's name ends in the first digits of its sha256; whether its bytes still
-have that sum is what `data prepare` looks at when it is run again.
+A record's fingerprint identifies what the source held when the record was prepared, not the bytes that are read here. A shard's
+name ends in the first digits of its SHA-256, so that shards of two preparations cannot be confused; `data prepare`, run again,
+verifies the bytes against that sum.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ class Record:
       channels: of the label: 1 for ids, 3 for colours, 0 for none.
       values: which the label holds, the first MOST_VALUES of them; 24-bit colours where it has 3 channels.
       fingerprint: of the source's files, hexadecimal.
-      stamp: size and time of change (ns) of each source file, which tell whether it must be looked at again.
+      stamp: size and time of change (ns) of each source file; where these are the same, the file need not be read again.
     """
 
     image: str
@@ -144,8 +144,8 @@ def read_manifest(root: str) -> Manifest:
         splits = {name: Split(v["kind"], tuple(map(shard_from_json, v["shards"]))) for name, v in values["splits"].items()}
         return Manifest(values["source"], values["data_dir"], splits)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        said = f"{type(error).__name__}: {one_line(error)}"
-        raise DataError(f"{path} is no list of prepared records that can be read ({said}): prepare them again") from None
+        details = f"{type(error).__name__}: {one_line(error)}"
+        raise DataError(f"{path} is no list of prepared records that can be read ({details}): prepare them again") from None
 
 
 def shard_from_json(values: dict[str, Any]) -> Shard:
@@ -167,7 +167,7 @@ def find_records(manifest: Manifest, root: str, split: str, *, need_labels: bool
         encode classes; a shard is missing or truncated.
     """
     again = prepare_again(manifest, root)
-    parts = [(part, _split_of(manifest, root, part)) for part in split.split("+")]
+    parts = [(part, _require_split(manifest, root, part)) for part in split.split("+")]
     images_of = [(part, [record.image for _, _, record in each.records()]) for part, each in parts]
     require_disjoint(f"split {split!r} of the records in {root}", images_of)
     _require_one_kind(root, split, parts)
@@ -196,7 +196,7 @@ def prepare_again(manifest: Manifest, root: str) -> str:
     return f"run `{shlex.join(words)}` again, which does what is needed"
 
 
-def _split_of(manifest: Manifest, root: str, name: str) -> Split:
+def _require_split(manifest: Manifest, root: str, name: str) -> Split:
     if name not in manifest.splits:
         known = ", ".join(manifest.splits)
         raise DataError(f"the records in {root} have no split {name!r} but {known}: prepare it with --splits {name}")

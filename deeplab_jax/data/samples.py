@@ -162,7 +162,7 @@ def require_disjoint(name: str, parts: Iterable[tuple[str, Sequence[str]]]) -> N
     for split, images in parts:
         twice = next((image for image in images if image in seen), None)
         if twice:
-            raise DataError(f"{name}: {twice} is in {seen[twice]} and in {split}: name only one, or mend the lists")
+            raise DataError(f"{name}: {twice} is in {seen[twice]} and in {split}: name only one, or correct the lists")
         seen.update(dict.fromkeys(images, split))
 
 
@@ -220,8 +220,8 @@ def _unknown_value(samples: Samples, values: np.ndarray | None, table: np.ndarra
         if table[int(value)] == UNKNOWN:
             shown = color_of(int(value)) if samples.kind == "color" else int(value)
             return DataError(
-                f"{samples.root}/{samples.labels[i]} holds the value {shown} ({count} pixels), which labels of kind "
-                f"{samples.kind} do not have: mend the file, or add the value to the config's label set (ignored_ids: no class)"
+                f"{samples.root}/{samples.labels[i]} holds the value {shown} ({count} pixels), which labels of kind {samples.kind} "
+                f"do not have: correct the file, or add the value to the config's label set (ignored_ids: no class)"
             )
     return None
 

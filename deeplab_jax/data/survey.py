@@ -219,7 +219,7 @@ def _has_most(survey: Survey, labels: LabelSet) -> bool:
 
 
 def _looks_like(survey: Survey, labels: LabelSet) -> bool:
-    """Whether colours tell that the values mean the label set's classes."""
+    """Whether the colours show that the values mean the label set's classes."""
     if survey.is_color:
         return _fits(survey, labels) and _has_most(survey, labels)
     classes = dict(zip(labels.class_ids, labels.colors, strict=True))

@@ -40,7 +40,7 @@ def page(title: str, report: Mapping[str, Any], labels: LabelSet, figures: Itera
     """
     problems, splits = report["problems"], report["splits"]
     fails = sum(problem["fails"] for problem in problems)
-    verdict = f'<p class="bad">Training would fail: {fails} problems to mend.</p>'
+    verdict = f'<p class="bad">Training would fail: {fails} problems to fix.</p>'
     if not fails:
         verdict = f'<p class="good">Training can read every sample. Notes: {len(problems)}.</p>'
     parts = [

@@ -417,7 +417,7 @@ def test_no_broken_sample_is_allowed_unless_it_is_said(pairs, tmp_path):
         skipping(pairs, allow=0)
     assert str(caught.value) == (
         f"{tmp_path / 'l4.png'} holds the value 77 (192 pixels), which labels of kind labelIds do not have: "
-        "mend the file, or add the value to the config's label set (ignored_ids: no class)"
+        "correct the file, or add the value to the config's label set (ignored_ids: no class)"
     )
 
 
@@ -425,11 +425,11 @@ def test_a_file_that_works_the_second_time_is_an_error_and_not_left_out(pairs, t
     contents = (tmp_path / "i1.png").read_bytes()
     truncate(tmp_path, 1)
 
-    def mend_and_look(*arguments):
+    def repair_and_diagnose(*arguments):
         (tmp_path / "i1.png").write_bytes(contents)
         return reading.diagnose(*arguments)
 
-    monkeypatch.setattr(pipeline, "diagnose", mend_and_look)
+    monkeypatch.setattr(pipeline, "diagnose", repair_and_diagnose)
     with pytest.raises(DataError, match=r"reading .*i1\.png.* failed once \(.*and then worked: check the disk"):
         skipping(pairs, allow=3)
 

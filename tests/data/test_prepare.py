@@ -173,15 +173,15 @@ def test_what_another_process_is_writing_stays(root, out):
 
 
 def test_splits_that_another_process_completes_meanwhile_stay(root, out, monkeypatch):
-    kept = preparing._kept
+    kept = preparing._reuse_shard
 
     def late(folder, part, *rest):
         if part.name == "train-00000":
-            monkeypatch.setattr(preparing, "_kept", kept)
+            monkeypatch.setattr(preparing, "_reuse_shard", kept)
             run(root, out, ("val",))
         return kept(folder, part, *rest)
 
-    monkeypatch.setattr(preparing, "_kept", late)
+    monkeypatch.setattr(preparing, "_reuse_shard", late)
     with monkeypatch.context() as patch:
         kill_at(patch, 2)
         with pytest.raises(Killed):
@@ -309,7 +309,7 @@ def test_a_set_that_was_moved_is_decoded_no_second_time(root, out, tmp_path, dec
     run(root, out, ("train", "val"))
     moved = root.rename(tmp_path / "moved")
     with pytest.raises(
-        ConfigError, match=r"holds records of .*set in val: prepare all its splits anew, or name another folder"
+        ConfigError, match=r"holds records of .*set in val: prepare all its splits again, or name another folder"
     ):
         run(moved, out)
     assert read_manifest(str(out)).source == str(root)
