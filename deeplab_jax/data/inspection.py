@@ -59,21 +59,21 @@ class Tally:
     Attributes:
       source: where the list comes from.
       samples: how many there are.
-      sizes: samples by (width, height).
-      image_modes, label_modes: samples by Pillow's name of the files' mode.
       pixels: by train id.
       images: samples that hold a class, by train id.
+      sizes: samples by (width, height).
+      image_modes, label_modes: samples by Pillow's name of the files' mode.
       ignored: pixels.
       unknown: pixels of values outside the label set.
     """
 
     source: str
     samples: int
-    sizes: Counter[tuple[int, int]]
-    image_modes: Counter[str]
-    label_modes: Counter[str]
     pixels: np.ndarray
     images: np.ndarray
+    sizes: Counter[tuple[int, int]] = dataclasses.field(default_factory=Counter)
+    image_modes: Counter[str] = dataclasses.field(default_factory=Counter)
+    label_modes: Counter[str] = dataclasses.field(default_factory=Counter)
     ignored: int = 0
     unknown: int = 0
 
@@ -137,7 +137,8 @@ def check(
     tallies: dict[str, Tally] = {}
     seen: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for split, samples in sets.items():
-        tally = tallies[split] = _empty(samples, labels)
+        zeros = np.zeros(labels.num_classes, np.int64)
+        tally = tallies[split] = Tally(samples.source, len(samples), pixels=zeros, images=zeros.copy())
         table = value_table(samples.kind, labels)
         for sample in in_parallel(functools.partial(_inspect, samples), range(len(samples)), threads):
             problems += _add(tally, split, samples, labels, table, sample)
@@ -204,11 +205,6 @@ def as_json(report: Report, labels: LabelSet) -> dict[str, Any]:
         "class_weights": weights,
         "problems": [dataclasses.asdict(problem) for problem in report.problems],
     }
-
-
-def _empty(samples: Samples, labels: LabelSet) -> Tally:
-    zeros = np.zeros(labels.num_classes, np.int64)
-    return Tally(samples.source, len(samples), Counter(), Counter(), Counter(), zeros, zeros.copy())
 
 
 def _inspect(samples: Samples, i: int) -> _Sample:

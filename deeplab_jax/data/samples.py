@@ -220,8 +220,9 @@ def _unknown_value(samples: Samples, values: np.ndarray | None, table: np.ndarra
         if table[int(value)] == UNKNOWN:
             shown = color_of(int(value)) if samples.kind == "color" else int(value)
             return DataError(
-                f"{samples.root}/{samples.labels[i]} holds the value {shown} ({count} pixels), which labels of kind {samples.kind} "
-                f"do not have: correct the file, or add the value to the config's label set (ignored_ids: no class)"
+                f"{samples.root}/{samples.labels[i]} holds the value {shown} ({count} pixels), which labels of kind "
+                f"{samples.kind} do not have: correct the file, or add the value to the config's label set "
+                "(ignored_ids: no class)"
             )
     return None
 
