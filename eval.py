@@ -58,8 +58,9 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
     variables = restore_model(str(step), like=config)
     # TensorFlow, for which a wrong checkpoint should not wait.
     from deeplab_jax.commands.datasets import evaluation_set
+    from deeplab_jax.data.find import describe
     from deeplab_jax.data.instances import read_instances, why_no_instances
-    from deeplab_jax.data.lists import describe, digest
+    from deeplab_jax.data.samples import digest
 
     samples, batches = evaluation_set(config, need_labels=False)
     if not (samples.labels or output or submission):

@@ -19,7 +19,7 @@ from deeplab_jax.config import Config, DataConfig, EvalConfig, ModelConfig, Opti
 
 def get_config(labels: str = "") -> Config:
     from deeplab_jax.errors import ConfigError
-    from deeplab_jax.labels.files import checked_labels
+    from deeplab_jax.labels.files import load_labels
 
     if not labels:
         raise ConfigError(
@@ -27,7 +27,7 @@ def get_config(labels: str = "") -> Config:
             "which `deeplab-jax data labels ROOT` writes"
         )
     return Config(
-        labels=checked_labels(labels),
+        labels=load_labels(labels),
         model=ModelConfig(backbone="resnet18", output_stride=16),
         data=DataConfig(batch_size=8, crop_size=(320, 320)),
         optim=OptimConfig(lr=0.02, weight_decay=1e-4),

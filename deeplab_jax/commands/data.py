@@ -1,12 +1,13 @@
 """The `deeplab-jax data ...` commands. TensorFlow is imported by those that need it."""
 
 import json
+import runpy
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from etils import epath
@@ -15,15 +16,14 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from deeplab_jax.config import DataConfig
-from deeplab_jax.errors import ConfigError
+from deeplab_jax.config import Config, DataConfig
+from deeplab_jax.errors import ConfigError, one_line
 from deeplab_jax.files import replacing
 from deeplab_jax.labels import LABEL_SETS, LabelSet, color_of
-from deeplab_jax.labels.files import checked_labels, read_labels, write_labels
+from deeplab_jax.labels.files import load_labels, read_labels, write_labels
 
 if TYPE_CHECKING:
-    from deeplab_jax.data.inspection import Report
-    from deeplab_jax.data.masks import Survey
+    from deeplab_jax.data.survey import Survey
 
 LABELS_FILE = "labels.json"
 Root = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ROOT")]
@@ -47,9 +47,9 @@ def synthetic(
       size: height and width in pixels.
       seed: another seed draws other scenes.
     """
-    from deeplab_jax.scenes import dataset as drawn
+    from deeplab_jax.scenes import dataset
 
-    drawn.write(out, train=train, val=val, test=test, size=size, seed=seed)
+    dataset.write(out, train=train, val=val, test=test, size=size, seed=seed)
     print(f"{train} training, {val} validation and {test} test scenes are in {out}")
 
 
@@ -69,16 +69,16 @@ def prepare(
       root: folder of the data set, or tfds:NAME.
       out: folder to make.
       splits: to prepare.
-      label_kind: labelIds, labelTrainIds or color, if the names do not tell.
+      label_kind: labelIds, labelTrainIds or color, where the file names and the first file's header mislead.
       data_dir: where tfds:NAME was built, if not in TFDS's own place.
       threads: host threads; 0 for automatic.
     """
-    from deeplab_jax.data.prepare import prepare as write
+    from deeplab_jax.data.prepare import prepare as write_records
 
     _require_threads(threads)
     data = _data(root, label_kind, data_dir)
     data.threads = threads
-    write(data, out, splits, Console(soft_wrap=True, highlight=False))
+    write_records(data, out, splits, Console(soft_wrap=True, highlight=False))
 
 
 def labels(root: Root, out: str = "", splits: tuple[str, ...] = (), label_kind: str = "auto", threads: int = 0) -> None:
@@ -91,37 +91,35 @@ def labels(root: Root, out: str = "", splits: tuple[str, ...] = (), label_kind: 
       label_kind: labelIds, labelTrainIds or color, where the file names and the first file's header mislead.
       threads: masks that are read at once; 0 for as many as there are cores.
     """
-    from deeplab_jax.data.find import find_split
-    from deeplab_jax.data.layouts import recognized
-    from deeplab_jax.data.lists import describe, splits_of
-    from deeplab_jax.data.masks import propose, survey
+    from deeplab_jax.data.find import describe, find_split, list_splits
+    from deeplab_jax.data.layouts import recognize_layout
+    from deeplab_jax.data.survey import propose_labels, survey_masks
 
     _require_threads(threads)
     path = epath.Path(out) if out else epath.Path(root) / LABELS_FILE
     if path.exists():
         raise ConfigError(f"{path} exists and is left alone: remove it, or name another file with --out")
-    there = splits_of(root)
-    splits = splits or tuple(split for split in ("train", "val") if split in there) or tuple(there) or ("train",)
+    known = list_splits(root)
+    splits = splits or tuple(split for split in ("train", "val") if split in known) or tuple(known) or ("train",)
     samples = [find_split(_data(root, label_kind), split) for split in splits]
     console = _console()
     for split, each in zip(splits, samples, strict=True):
-        console.print(describe(split, each), markup=False, soft_wrap=True)
+        _say(console, describe(split, each))
     with _progress("masks", sum(len(each) for each in samples)) as advance:
-        found = survey(samples, advance, threads)
-    layout = recognized(epath.Path(root))
-    proposed, said = propose(
-        epath.Path(root).resolve().name or "mine", found, LABEL_SETS.get(layout.labels if layout else ""), LABEL_SETS
-    )
-    console.print(_values_table(found, proposed))
-    for line in found.problems:
-        console.print(f"left out: {line}", markup=False, soft_wrap=True)
-    for line in said:
-        console.print(f"note: {line}", markup=False, soft_wrap=True)
+        survey = survey_masks(samples, advance, threads)
+    layout = recognize_layout(epath.Path(root))
+    expected = LABEL_SETS.get(layout.labels) if layout else None
+    proposed, notes = propose_labels(epath.Path(root).resolve().name or "mine", survey, expected, LABEL_SETS)
+    console.print(_values_table(survey, proposed))
+    for problem in survey.problems:
+        _say(console, f"left out: {problem}")
+    for note in notes:
+        _say(console, f"note: {note}")
     write_labels(path, proposed)
-    console.print(f"{proposed.num_classes} classes are in {path}: edit their names, then", markup=False, soft_wrap=True)
+    _say(console, f"{proposed.num_classes} classes are in {path}: edit their names, then")
     check_it = shlex.join(["deeplab-jax", "data", "check", root, "--labels", str(path), "--out", "DIR"])
     train = ["python", "train.py", f"--config=configs/custom.py:{path}", f"--config.data.root={root}", "--workdir=RUN"]
-    console.print(f"  {check_it}\n  {shlex.join(train)}", markup=False, soft_wrap=True)
+    _say(console, f"  {check_it}\n  {shlex.join(train)}")
 
 
 def check(
@@ -145,30 +143,30 @@ def check(
       data_dir: where tfds:NAME was built, if not in TFDS's own place.
       threads: samples that are read at once; 0 for as many as there are cores.
     """
-    from deeplab_jax.data import inspection as checking
-    from deeplab_jax.data.lists import describe
-    from deeplab_jax.pages import check as overview
+    from deeplab_jax.data import inspection
+    from deeplab_jax.data.find import describe
+    from deeplab_jax.pages import check as check_page
 
     _require_threads(threads)
     if out and epath.Path(out).exists() and not epath.Path(out).is_dir():
         raise ConfigError(f"`--out` (={out!r}) is a file: name a folder")
     console = _console()
-    sets, problems = checking.open_splits(_data(root, label_kind, data_dir), splits)
+    sets, problems = inspection.open_splits(_data(root, label_kind, data_dir), splits)
     label_set = _labels_of(root, labels, console)
     for split, samples in sets.items():
-        console.print(describe(split, samples), markup=False, soft_wrap=True)
+        _say(console, describe(split, samples))
     with _progress("samples", sum(map(len, sets.values()))) as advance:
-        report = checking.check(sets, label_set, problems, advance, threads)
+        report = inspection.as_json(inspection.check(sets, label_set, problems, advance, threads), label_set)
     _show_report(console, report, label_set)
     if out:
         folder = epath.Path(out)
-        page = overview.page(f"{root}: data check", report, label_set, overview.pictures(sets, label_set))
-        values = json.dumps(checking.as_json(report, label_set), indent=1)
-        for name, text in (("check.json", values), ("index.html", page)):
+        figures = check_page.draw_examples(inspection.read_examples(sets, label_set), label_set)
+        page = check_page.page(f"{root}: data check", report, label_set, figures)
+        for name, text in (("check.json", json.dumps(report, indent=1)), ("index.html", page)):
             with replacing(folder / name) as file:
                 file.write(text.encode(errors="backslashreplace"))
-        console.print(f"the page is {folder / 'index.html'}", markup=False, soft_wrap=True)
-    sys.exit(1 if report.fails else 0)
+        _say(console, f"the page is {folder / 'index.html'}")
+    sys.exit(1 if report["training_would_fail"] else 0)
 
 
 def _data(root: str, label_kind: str, data_dir: str = "") -> DataConfig:
@@ -188,18 +186,38 @@ def _require_threads(threads: int) -> None:
         raise ConfigError(f"`--threads` (={threads}) is no number of threads: use a number from 1, or 0 for automatic")
 
 
+def choose_labels(spec: str) -> LabelSet:
+    """Return the label set that `spec` names (see `load_labels`), or that of a recipe.
+
+    Raises:
+      ConfigError: there is no such file, or it holds no label set.
+    """
+    if spec in LABEL_SETS or spec.endswith(".json"):
+        return load_labels(spec)
+    try:
+        config = runpy.run_path(spec)["get_config"]()
+    # A recipe is a program, and can fail in any way.
+    except Exception as error:
+        raise ConfigError(
+            f"label set {spec!r} cannot be used ({one_line(error)}): give {', '.join(LABEL_SETS)}, a .json file or a recipe"
+        ) from None
+    if not isinstance(config, Config):
+        raise ConfigError(f"label set {spec!r} is a recipe of a {type(config).__name__}: its get_config() must return a Config")
+    return config.labels
+
+
 def _labels_of(root: str, spec: str, console: Console) -> LabelSet:
-    """The label set that `spec` names, or else the one that belongs to the folder."""
-    from deeplab_jax.data.layouts import recognized
+    """Return the label set that `spec` names, or else the one that belongs to the folder."""
+    from deeplab_jax.data.layouts import recognize_layout
 
     file = epath.Path(root) / LABELS_FILE
-    layout = recognized(epath.Path(root)) if root and epath.Path(root).is_dir() else None
+    layout = recognize_layout(epath.Path(root)) if root and epath.Path(root).is_dir() else None
     if spec:
-        found, why = checked_labels(spec), "as asked"
+        labels, why = choose_labels(spec), "as asked"
     elif file.exists():
-        found, why = read_labels(file), f"from {file}"
+        labels, why = read_labels(file), f"from {file}"
     elif layout and layout.labels:
-        found, why = LABEL_SETS[layout.labels], f"since the folders are those of {layout.name}"
+        labels, why = LABEL_SETS[layout.labels], f"since the folders are those of {layout.name}"
     elif root and not root.startswith("tfds:") and not epath.Path(root).is_dir():
         raise ConfigError(f"`ROOT` (={root!r}) is no folder: give that of the data set")
     else:
@@ -207,69 +225,64 @@ def _labels_of(root: str, spec: str, console: Console) -> LabelSet:
             f"`--labels` (='') is not given and {root} has no {LABELS_FILE}: run `deeplab-jax data labels {root}`, or give "
             f"--labels {', '.join(LABEL_SETS)}, a .json file or a recipe"
         )
-    console.print(f"labels: {found.name}, {found.num_classes} classes, {why}", markup=False, soft_wrap=True)
-    return found
+    _say(console, f"labels: {labels.name}, {labels.num_classes} classes, {why}")
+    return labels
 
 
-def _values_table(found: "Survey", proposed: LabelSet) -> Table:
-    from deeplab_jax.data.inspection import share
-    from deeplab_jax.data.masks import show
+def _values_table(survey: "Survey", proposed: LabelSet) -> Table:
+    from deeplab_jax.data.survey import show_value
+    from deeplab_jax.pages.check import share
 
-    total = sum(each.pixels for each in found.values.values())
-    table = Table("colour" if found.is_color else "value", "class", "pixels", "share", "files", "most in")
+    total = sum(each.pixels for each in survey.values.values())
+    table = Table("colour" if survey.is_color else "value", "class", "pixels", "share", "files", "most in")
     names = {color: name for name, color in zip(proposed.names, proposed.colors, strict=True)}
     by_id = dict(zip(proposed.class_ids, proposed.names, strict=True))
-    for value, each in found.values.items():
+    for value, each in survey.values.items():
         color = color_of(value)
-        name = names.get(color, "ignored") if found.is_color else by_id.get(value, "ignored")
+        name = names.get(color, "ignored") if survey.is_color else by_id.get(value, "ignored")
         # A value that few pixels have is more often a slip of the pen than a class.
         rare = " (rare)" * (each.pixels < 1e-5 * total)
-        chip = Text("  ", f"on rgb({color[0]},{color[1]},{color[2]})") + Text(" ") if found.is_color else Text()
+        chip = Text("  ", f"on rgb({color[0]},{color[1]},{color[2]})") + Text(" ") if survey.is_color else Text()
         cells = (name + rare, f"{each.pixels:,}", share(each.pixels, total), f"{each.files:,}", each.example)
-        table.add_row(chip + Text(show(value, found.is_color)), *map(Text, cells))
+        table.add_row(chip + Text(show_value(value, survey.is_color)), *map(Text, cells))
     return table
 
 
 LISTED = 5  # problems of a sort that are printed
 
 
-def _show_report(console: Console, report: "Report", label_set: LabelSet) -> None:
-    from deeplab_jax.data.inspection import class_weights, share
+def _show_report(console: Console, report: Mapping[str, Any], labels: LabelSet) -> None:
+    """Print what check.json holds."""
+    from deeplab_jax.pages.check import class_cells, ignored_share
 
-    table = Table("class", *(f"{word} of {split}" for split in report.tallies for word in ("pixels", "images")))
-    for k, name in enumerate(label_set.names):
-        cells = [
-            cell
-            for tally in report.tallies.values()
-            for cell in (share(tally.pixels[k], tally.pixels.sum()), f"{tally.images[k]:,}")
-        ]
-        table.add_row(Text(name), *cells)
-    if report.tallies:
+    splits, problems = report["splits"], report["problems"]
+    table = Table("class", *(f"{word} of {split}" for split in splits for word in ("pixels", "images")))
+    for name in labels.names:
+        table.add_row(Text(name), *class_cells(splits, name))
+    if splits:
         console.print(table)
-    for split, tally in report.tallies.items():
-        sizes = ", ".join(f"{w}x{h} ({n})" for (w, h), n in tally.sizes.most_common(3))
-        more = f" and {len(tally.sizes) - 3} more sizes" if len(tally.sizes) > 3 else ""
-        files = {"images": tally.image_modes, "labels": tally.label_modes}
-        modes = "".join(f"; {what} {', '.join(found)}" for what, found in files.items() if found)
-        ignored = share(tally.ignored, tally.ignored + tally.unknown + tally.pixels.sum())
-        console.print(f"{split}: {sizes}{more}{modes}; {ignored} of the pixels ignored", markup=False, soft_wrap=True)
-    for sort in dict.fromkeys(problem.sort for problem in report.problems):
-        same = [problem for problem in report.problems if problem.sort == sort]
-        console.print(f"{'ERROR' if same[0].fails else 'note'}: {sort}, {len(same)}", markup=False, soft_wrap=True)
+    for name, split in splits.items():
+        sizes = ", ".join(f"{size} ({n})" for size, n in list(split["sizes"].items())[:3])
+        more = f" and {len(split['sizes']) - 3} more sizes" if len(split["sizes"]) > 3 else ""
+        files = {"images": split["image_modes"], "labels": split["label_modes"]}
+        modes = "".join(f"; {what} {', '.join(names)}" for what, names in files.items() if names)
+        _say(console, f"{name}: {sizes}{more}{modes}; {ignored_share(split)} of the pixels ignored")
+    for sort in dict.fromkeys(problem["sort"] for problem in problems):
+        same = [problem for problem in problems if problem["sort"] == sort]
+        _say(console, f"{'ERROR' if same[0]['fails'] else 'note'}: {sort}, {len(same)}")
         for problem in same[:LISTED]:
-            console.print(f"  {problem.text}", markup=False, soft_wrap=True)
+            _say(console, f"  {problem['text']}")
         if len(same) > LISTED:
-            console.print(
-                f"  and {len(same) - LISTED} more: --out DIR lists them in DIR/check.json", markup=False, soft_wrap=True
-            )
-    for split, tally in list(report.tallies.items())[:1]:
-        weights = ",".join(f"{weight:g}" for weight in class_weights(tally.pixels))
-        if not weights:
-            break
-        console.print(f"weights for rare classes from {split} (ENet, arXiv 1606.02147), if you want them:", markup=False)
-        console.print(f"  --config.loss.class_weights='({weights})'", markup=False, soft_wrap=True)
-    fails = sum(problem.fails for problem in report.problems)
-    console.print(f"training would fail: {fails} problems to mend" if fails else "training can read every sample", markup=False)
+            _say(console, f"  and {len(same) - LISTED} more: --out DIR lists them in DIR/check.json")
+    for split, weights in report["class_weights"].items():
+        _say(console, f"weights for rare classes from {split} (ENet, arXiv 1606.02147), if you want them:")
+        _say(console, f"  --config.loss.class_weights='({','.join(f'{weight:g}' for weight in weights)})'")
+    fails = sum(problem["fails"] for problem in problems)
+    _say(console, f"training would fail: {fails} problems to fix" if fails else "training can read every sample")
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, soft_wrap=True)
 
 
 def _console() -> Console:

@@ -8,10 +8,10 @@ import numpy as np
 from etils import epath
 
 from deeplab_jax.config import Config, total_steps
-from deeplab_jax.data.find import find_split
-from deeplab_jax.data.lists import Samples, describe, digest
+from deeplab_jax.data.find import describe, find_split
 from deeplab_jax.data.pipeline import eval_batches, train_batches
 from deeplab_jax.data.records import is_records
+from deeplab_jax.data.samples import Samples, digest
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.train.begin import Data
 
@@ -53,7 +53,7 @@ def training_data(config: Config, say: Callable[[str], None]) -> tuple[Data, int
 
     Args:
       config: validated.
-      say: told what was found.
+      say: called with a line about each split.
 
     Raises:
       DataError: see `find_split`.

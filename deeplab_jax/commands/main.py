@@ -21,9 +21,8 @@ from deeplab_jax import config as config_module
 from deeplab_jax.commands import data as data_commands
 from deeplab_jax.commands import use as use_commands
 from deeplab_jax.config import Config
-from deeplab_jax.errors import ConfigError, DeeplabError
-from deeplab_jax.labels.files import checked_labels
 from deeplab_jax.models import validate
+from deeplab_jax.errors import ConfigError, DeeplabError
 
 T = TypeVar("T")
 _NO_CONFIG = "`--config` is missing: give a recipe, such as --config=configs/quickstart.py"
@@ -69,7 +68,7 @@ def import_weights(
         source,
         checked_folder("--out", out, "weights/mmseg_r50"),
         fmt=from_,
-        labels=checked_labels(labels) if labels else None,
+        labels=data_commands.choose_labels(labels) if labels else None,
         model={field: value for field, value in asked.items() if value is not None},
         ignore_head=ignore_head,
         ema=ema,
@@ -108,7 +107,7 @@ def verify(
       root: where the data set or its prepared records lie now, if not where the run found it; for tfds:NAME its data_dir.
     """
     from deeplab_jax.commands.datasets import moved, training_data, training_set
-    from deeplab_jax.data.sources import fingerprint
+    from deeplab_jax.data.samples import fingerprint
     from deeplab_jax.runtime.compilation import keep_programs
     from deeplab_jax.train import verify as verification
     from deeplab_jax.weights.transfer import pretrained_variables

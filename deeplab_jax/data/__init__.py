@@ -2,7 +2,7 @@
 
 import os
 
-# Before TensorFlow is imported below: it reports CPU features, and errors that `sources.unreadable` says better. JAX sets 1.
+# Before TensorFlow is imported below: it reports CPU features, and errors that `samples.diagnose` says better. JAX sets 1.
 if os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "0":
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 # On CPUs with AVX-512 VNNI TensorFlow would swap in oneDNN's kernels, which round otherwise, and say so at any log level.

@@ -1,21 +1,22 @@
-"""Opens every sample of a data set and says what is wrong. What ends a training is what training's own reader objects to."""
+"""Opens every sample of a data set and reports what is wrong. What ends a training is what its own reader objects to."""
 
 import dataclasses
 import functools
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
+from jaxtyping import UInt8
 from PIL import Image
 
 from deeplab_jax.config import DataConfig
 from deeplab_jax.data.find import find_split
-from deeplab_jax.data.lists import Samples, value_table
-from deeplab_jax.data.masks import count_runs, in_parallel, show
-from deeplab_jax.data.sources import read_sample, store_of
+from deeplab_jax.data.image_files import ImageFiles
+from deeplab_jax.data.samples import Samples, read_sample, value_table
+from deeplab_jax.data.survey import count_runs, in_parallel, show_value
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import IGNORE, UNKNOWN, LabelSet
 
@@ -58,28 +59,28 @@ class Tally:
     Attributes:
       source: where the list comes from.
       samples: how many there are.
-      sizes: samples by (width, height).
-      image_modes, label_modes: samples by Pillow's name of the files' mode.
       pixels: by train id.
       images: samples that hold a class, by train id.
+      sizes: samples by (width, height).
+      image_modes, label_modes: samples by Pillow's name of the files' mode.
       ignored: pixels.
       unknown: pixels of values outside the label set.
     """
 
     source: str
     samples: int
-    sizes: Counter[tuple[int, int]]
-    image_modes: Counter[str]
-    label_modes: Counter[str]
     pixels: np.ndarray
     images: np.ndarray
+    sizes: Counter[tuple[int, int]] = dataclasses.field(default_factory=Counter)
+    image_modes: Counter[str] = dataclasses.field(default_factory=Counter)
+    label_modes: Counter[str] = dataclasses.field(default_factory=Counter)
     ignored: int = 0
     unknown: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Report:
-    """What `check` found: a tally by split, and the problems, those first that end a training."""
+    """What `check` reports: a tally by split, and the problems, those first that end a training."""
 
     tallies: Mapping[str, Tally]
     problems: Sequence[Problem]
@@ -106,7 +107,7 @@ class _Sample:
 
 
 def open_splits(data: DataConfig, splits: Iterable[str]) -> tuple[dict[str, Samples], list[Problem]]:
-    """The splits that training would find, and what keeps it from the others. The split "test" needs no labels."""
+    """Return the splits that training would find, and what keeps it from the others. The split "test" needs no labels."""
     sets, problems = {}, []
     for split in splits:
         try:
@@ -123,7 +124,7 @@ def check(
     on_sample: Callable[[], None] = lambda: None,
     threads: int = 0,
 ) -> Report:
-    """Reads every sample of some splits.
+    """Read every sample of some splits.
 
     Args:
       sets: by name of the split, training's first.
@@ -136,7 +137,8 @@ def check(
     tallies: dict[str, Tally] = {}
     seen: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for split, samples in sets.items():
-        tally = tallies[split] = _empty(samples, labels)
+        zeros = np.zeros(labels.num_classes, np.int64)
+        tally = tallies[split] = Tally(samples.source, len(samples), pixels=zeros, images=zeros.copy())
         table = value_table(samples.kind, labels)
         for sample in in_parallel(functools.partial(_inspect, samples), range(len(samples)), threads):
             problems += _add(tally, split, samples, labels, table, sample)
@@ -148,8 +150,27 @@ def check(
     return Report(tallies, sorted(problems, key=lambda problem: not problem.fails))
 
 
+def read_examples(
+    sets: Mapping[str, Samples], labels: LabelSet, count: int = 8
+) -> Iterator[tuple[str, UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"] | None]]:
+    """Yield (caption, image, train ids) of up to `count` samples of each split, spread evenly over its list.
+
+    Values in no entry of the label set are ignored; train ids are None in a split without labels. Samples that cannot be read
+    are left out.
+    """
+    for split, samples in sets.items():
+        table = value_table(samples.kind, labels)
+        table = np.where(table == UNKNOWN, IGNORE, table).astype(np.uint8)
+        for i in np.unique(np.linspace(0, len(samples) - 1, count).round().astype(int)).tolist():
+            try:
+                image, values = read_sample(samples, i)
+            except DataError:
+                continue
+            yield f"{split}: {samples.images[i]}", image, None if values is None else table[values]
+
+
 def class_weights(pixels: np.ndarray) -> tuple[float, ...]:
-    """Weights of classes that occur with these numbers of pixels: ENet's 1 / ln(1.02 + share) (arXiv 1606.02147, section 5.2).
+    """Return weights for classes with these numbers of pixels: ENet's 1 / ln(1.02 + share) (arXiv 1606.02147, section 5.2).
 
     They are scaled so that the mean over all pixels is 1, which leaves the loss and so the learning rate at their scale.
     Where no pixel is labelled there are none.
@@ -162,7 +183,7 @@ def class_weights(pixels: np.ndarray) -> tuple[float, ...]:
 
 
 def as_json(report: Report, labels: LabelSet) -> dict[str, Any]:
-    """The report as plain values."""
+    """Return the report as plain values: what check.json holds and the page draws."""
     splits = {}
     for split, tally in report.tallies.items():
         splits[split] = {
@@ -186,31 +207,26 @@ def as_json(report: Report, labels: LabelSet) -> dict[str, Any]:
     }
 
 
-def _empty(samples: Samples, labels: LabelSet) -> Tally:
-    zeros = np.zeros(labels.num_classes, np.int64)
-    return Tally(samples.source, len(samples), Counter(), Counter(), Counter(), zeros, zeros.copy())
-
-
 def _inspect(samples: Samples, i: int) -> _Sample:
-    found = _Sample(samples.images[i], samples.labels[i] if samples.labels else "")
+    sample = _Sample(samples.images[i], samples.labels[i] if samples.labels else "")
     try:
         image, values = read_sample(samples, i)
-        store_of(samples).size(samples, i)  # which evaluation asks for
+        samples.store.size(samples, i)  # which evaluation asks for
     except DataError as error:
-        found.error = str(error)
-        return found
-    found.size = (image.shape[1], image.shape[0])
-    found.pixels_hash = hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()
+        sample.error = str(error)
+        return sample
+    sample.size = (image.shape[1], image.shape[0])
+    sample.pixels_hash = hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()
     if values is not None:
-        found.values = count_runs(values.ravel())
-    if samples.store is None:
-        found.image_mode, found.orientation = _header(samples, samples.images[i])
-        found.label_mode = _header(samples, found.label)[0] if found.label else ""
-    return found
+        sample.values = count_runs(values.ravel())
+    if isinstance(samples.store, ImageFiles):
+        sample.image_mode, sample.orientation = _header(samples, samples.images[i])
+        sample.label_mode = _header(samples, sample.label)[0] if sample.label else ""
+    return sample
 
 
 def _header(samples: Samples, name: str) -> tuple[str, int]:
-    """Pillow's name of the mode, and the EXIF orientation, 1 for upright; "" where only TensorFlow can read the file."""
+    """Return Pillow's name of the mode, and the EXIF orientation, 1 for upright; "" where only TensorFlow can read the file."""
     try:
         with (epath.Path(samples.root) / name).open("rb") as file, Image.open(file) as picture:
             return picture.mode, picture.getexif().get(ORIENTATION, 1)
@@ -219,7 +235,7 @@ def _header(samples: Samples, name: str) -> tuple[str, int]:
 
 
 def _add(tally: Tally, split: str, samples: Samples, labels: LabelSet, table: np.ndarray, sample: _Sample) -> Iterable[Problem]:
-    """Adds the sample to the tally, and yields what is wrong with it."""
+    """Add the sample to the tally, and yield what is wrong with it."""
     path = f"{samples.root}/{sample.name}"
     if sample.error:
         yield Problem("cannot be used", split, sample.error, fails=True)
@@ -247,11 +263,11 @@ def _add(tally: Tally, split: str, samples: Samples, labels: LabelSet, table: np
     tally.unknown += sum(unknown.values())
     if unknown:
         is_color = samples.kind == "color"
-        shown = ", ".join(f"{show(value, is_color)} ({pixels} pixels)" for value, pixels in list(unknown.items())[:5])
+        shown = ", ".join(f"{show_value(value, is_color)} ({pixels} pixels)" for value, pixels in list(unknown.items())[:5])
         shown += f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         text = f"{samples.root}/{sample.label} holds {shown}, in no entry of the label set {labels.name}"
         blended = ": was it resized with blending, or JPEG once? Make it again" if len(unknown) > 5 else ""
-        text += blended or ": mend the file, or add the value to the label set (ignored_ids: no class)"
+        text += blended or ": correct the file, or add the value to the label set (ignored_ids: no class)"
         yield Problem("values outside the label set", split, text, fails=True)
     elif not by_class.any():
         text = f"{path} has a label that is ignored all over: nothing is learned from it; take it off the list"
@@ -301,9 +317,3 @@ def _missing_classes(tallies: Mapping[str, Tally], labels: LabelSet) -> Iterable
             advice = "add images, or take it out of the label set" if split == first else "it is not scored there"
             text = f"{split} has no pixel of {', '.join(absent)}: {advice}"
             yield Problem("classes never seen", split, text, fails=False)
-
-
-def share(part: float, whole: float) -> str:
-    """A percentage, with as many digits as rare classes need."""
-    percent = 100 * part / whole if whole else 0
-    return f"{percent:.3f} %" if 0 < percent < 0.1 else f"{percent:.1f} %"

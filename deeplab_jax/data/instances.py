@@ -1,4 +1,4 @@
-"""Cityscapes' instanceIds files, which lie beside the labels. Read on the host with Pillow; no TensorFlow."""
+"""Cityscapes' instanceIds files, which lie beside the labels. Read on the host with Pillow."""
 
 import re
 from collections.abc import Set
@@ -8,19 +8,21 @@ from etils import epath
 from jaxtyping import UInt16
 from PIL import Image
 
-from deeplab_jax.data.lists import KINDS, Samples, missing_files
+from deeplab_jax.data.find import KINDS, missing_files
+from deeplab_jax.data.image_files import ImageFiles
+from deeplab_jax.data.samples import Samples
 from deeplab_jax.errors import DataError, one_line
 
 
 def instance_file(label: str) -> str:
-    """The instanceIds file of a label `..._gtFine_<kind>.png`; "" for any other name."""
+    """Return the instanceIds file of a label `..._gtFine_<kind>.png`; "" for any other name."""
     name, changed = re.subn(rf"_gtFine_({'|'.join(KINDS)})\.png$", "_gtFine_instanceIds.png", label)
     return name if changed else ""
 
 
 def why_no_instances(samples: Samples) -> str:
-    """What keeps the split's instances from being read: a name or a missing file; "" if nothing does."""
-    if samples.store is not None:
+    """Return what keeps the split's instances from being read: a name or a missing file; "" if nothing does."""
+    if not isinstance(samples.store, ImageFiles):
         return f"{samples.source} hold no instanceIds files; those of the data set do"
     files = [instance_file(label) for label in samples.labels]
     if "" in files:
@@ -30,7 +32,7 @@ def why_no_instances(samples: Samples) -> str:
 
 
 def read_instances(samples: Samples, numbered: Set[int], index: int, size: tuple[int, int]) -> UInt16[np.ndarray, "h w"]:
-    """Instance ids of one sample.
+    """Read the instance ids of one sample.
 
     Args:
       samples: a split for which `why_no_instances` has nothing to say.
@@ -55,6 +57,6 @@ def read_instances(samples: Samples, numbered: Set[int], index: int, size: tuple
     unknown = sorted(set(np.unique(values[values > 1000] // 1000).tolist()) - numbered)
     if unknown:
         raise DataError(
-            f"{path} numbers instances of label id {unknown[0]} ({1000 * unknown[0]} and on), which has none: mend it"
+            f"{path} numbers instances of label id {unknown[0]} ({1000 * unknown[0]} and on), which has none: correct the file"
         )
     return values.astype(np.uint16)

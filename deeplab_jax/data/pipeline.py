@@ -4,8 +4,8 @@ A batch: {"image": uint8 [n, h, w, 3], "label": uint8 [n, h, w] train ids (255 =
 row, or a skipped one), "index": int64 [n] position in the list, "fingerprint": uint8 [n, 8] of what the sample's files hold}.
 A split without labels yields no "label".
 
-The fingerprint tells what was read, for the run's receipt: another byte in the image's or the label's file is another
-fingerprint, and `sources.fingerprint` finds it again. A padding row has that of the image which it repeats.
+The fingerprint identifies what was read, for the run's receipt: another byte in the image's or the label's file is another
+fingerprint, and `samples.fingerprint` finds it again. A padding row has that of the image which it repeats.
 
 A skipped row stands for a training sample that cannot be read: its image is the fill colour, its label 255 all over, its
 fingerprint zeros.
@@ -13,26 +13,31 @@ fingerprint zeros.
 With `data.photometric`, training batches hold "photometric": float32 [n, 5] for `photometric.distort` on the device.
 """
 
+import atexit
 import functools
-from collections.abc import Callable, Iterator
+import logging
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 import numpy as np
 import tensorflow as tf
 
 from deeplab_jax.config import DataConfig
-from deeplab_jax.data import augment
-from deeplab_jax.data.crops import sample_key
-from deeplab_jax.data.iterate import iterate, log_skipped
-from deeplab_jax.data.lists import Samples, value_table
-from deeplab_jax.data.sources import Opened, all_of, store_of, unreadable
+from deeplab_jax.data.augmentation import Row, augment, blank_row, sample_key
+from deeplab_jax.data.image_files import reason
+from deeplab_jax.data.samples import Samples, diagnose, value_table
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.runtime.machine import keep_freed_memory, usable_cores
 
 Batch = dict[str, np.ndarray]
-Row = dict[str, tf.Tensor]
-Layout = Literal["NHWC", "NCHW"]
+AxisOrder = Literal["NHWC", "NCHW"]
+
+
+def log_skipped(error: DataError) -> None:
+    """Name the sample in Python's log."""
+    logging.getLogger(__name__).warning("skipped: %s", error)
 
 
 def train_batches(
@@ -46,10 +51,10 @@ def train_batches(
     steps: int,
     process_index: int = 0,
     process_count: int = 1,
-    layout: Layout = "NHWC",
+    layout: AxisOrder = "NHWC",
     on_skip: Callable[[DataError], None] = log_skipped,
 ) -> Iterator[Batch]:
-    """Batches of steps `start_step` to `steps` - 1: this process's rows of each global batch.
+    """Yield the batches of steps `start_step` to `steps` - 1: this process's rows of each global batch.
 
     Row r of step s is sample number s * batch_size + r of the run; each pass over the list is shuffled with a key of its
     own. Starting late costs nothing, since no state is carried from sample to sample.
@@ -64,18 +69,17 @@ def train_batches(
       fill: RGB (0-255) of pixels outside the image.
       start_step, steps: first step, and the end of the run; steps before the first are not computed.
       process_index, process_count: which host this is, of how many.
-      layout: of the images; "NCHW" for another framework.
-      on_skip: told once of each skipped sample, before the first batch that lacks it.
+      layout: axis order of the images; "NCHW" for another framework.
+      on_skip: called once for each skipped sample, before the first batch that lacks it.
 
     Raises:
       DataError: while iterating, naming the file that cannot be used.
     """
     local = data.batch_size // process_count
     table = value_table(samples.kind, labels)
-    store = store_of(samples)
 
     def number(j: tf.Tensor) -> tf.Tensor:
-        """Of the run's sample that is the j-th of this process."""
+        """Return the number in the run of this process's j-th sample."""
         return j // local * data.batch_size + process_index * local + j % local
 
     def dataset(step: int, skipped: tuple[int, ...]) -> tf.data.Dataset:
@@ -84,11 +88,15 @@ def train_batches(
             index = shuffled_index(k, len(samples), seed)
 
             def read() -> Row:
-                return _augmented(store.opened(samples, table, index), sample_key(seed, k), data, fill)
+                sample = samples.store.open(samples, table, index)
+                row = augment(sample, sample_key(seed, k), data=data, fill=fill)
+                return row | {"valid": tf.constant(True), "fingerprint": sample.fingerprint}
+
+            def skip() -> Row:
+                return blank_row(data, fill) | {"valid": tf.constant(False), "fingerprint": tf.zeros(8, tf.uint8)}
 
             is_skipped = tf.reduce_any(index == tf.constant(skipped, tf.int64))
-            row = tf.cond(is_skipped, lambda: _skipped_row(data, fill), read) if skipped else read()
-            return {**row, "index": index}
+            return (tf.cond(is_skipped, skip, read) if skipped else read()) | {"index": index}
 
         return _parallel(tf.data.Dataset.range(step * local, steps * local), sample, data.threads, local)
 
@@ -100,7 +108,7 @@ def train_batches(
         samples,
         dataset,
         rows,
-        lambda i: unreadable(samples, table, i),
+        lambda i: diagnose(samples, table, i),
         start=start_step,
         max_unreadable=data.max_unreadable,
         on_skip=on_skip,
@@ -108,21 +116,8 @@ def train_batches(
     return _in_layout(batches, layout)
 
 
-def _augmented(sample: Opened, key: tf.Tensor, data: DataConfig, fill: tuple[float, ...]) -> Row:
-    assert sample.label is not None  # a training split has labels
-    image, label = augment.augment_opened(sample.size, sample.image, sample.label, key, data=data, fill=fill)
-    factors = {"photometric": augment.photometric_factors(key)} if data.photometric else {}
-    return {"image": image, "label": label, "valid": tf.constant(True), "fingerprint": sample.fingerprint, **factors}
-
-
-def _skipped_row(data: DataConfig, fill: tuple[float, ...]) -> Row:
-    image, label = augment.blank(data.crop_size, fill)
-    factors = {"photometric": augment.neutral_factors()} if data.photometric else {}
-    return {"image": image, "label": label, "valid": tf.constant(False), "fingerprint": tf.zeros(8, tf.uint8), **factors}
-
-
 def shuffled_index(k: tf.Tensor, num_samples: int, seed: int) -> tf.Tensor:
-    """Position in the list of the run's sample number `k` (int64): every pass over the list is a permutation of its own."""
+    """Return the position in the list of the run's sample number `k` (int64); every pass is another permutation."""
     epoch = k // num_samples
     key = tf.stack([tf.cast(seed, tf.int64), epoch])
     return tf.random.experimental.index_shuffle(k % num_samples, key, num_samples - 1)
@@ -130,7 +125,7 @@ def shuffled_index(k: tf.Tensor, num_samples: int, seed: int) -> tf.Tensor:
 
 @functools.cache
 def plan_evaluation(samples: Samples, batch_size: int) -> list[list[int]]:
-    """Positions in the list, batch by batch: every sample once, images of one size together so that nothing is resized.
+    """Return positions in the list, batch by batch: every sample once, images of one size together so that nothing is resized.
 
     Kept for the process: a training evaluates many times, and opening every file's header takes minutes on object storage.
 
@@ -139,7 +134,7 @@ def plan_evaluation(samples: Samples, batch_size: int) -> list[list[int]]:
     """
     by_size: dict[tuple[int, int], list[int]] = {}
     for i in range(len(samples)):
-        by_size.setdefault(store_of(samples).size(samples, i), []).append(i)
+        by_size.setdefault(samples.store.size(samples, i), []).append(i)
     return [same[i : i + batch_size] for same in by_size.values() for i in range(0, len(same), batch_size)]
 
 
@@ -151,9 +146,9 @@ def eval_batches(
     threads: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-    layout: Layout = "NHWC",
+    layout: AxisOrder = "NHWC",
 ) -> Iterator[Batch]:
-    """Whole images in batches of one size; a short batch is filled up with rows whose "valid" is False.
+    """Yield whole images in batches of one size; a short batch is filled up with rows whose "valid" is False.
 
     Args:
       samples: a split, with or without labels.
@@ -161,7 +156,7 @@ def eval_batches(
       batch_size: rows of a batch over all processes.
       threads: host threads; 0 lets tf.data choose.
       process_index, process_count: which host this is, of how many.
-      layout: of the images; "NCHW" for another framework.
+      layout: axis order of the images; "NCHW" for another framework.
 
     Raises:
       DataError: while iterating, naming the file that cannot be used.
@@ -169,7 +164,7 @@ def eval_batches(
     dataset, positions = _evaluation(samples, labels, batch_size, threads, process_index, process_count)
     table = value_table(samples.kind, labels)
     # Nothing is skipped here, so the dataset is asked for once, from its first batch on.
-    batches = iterate(samples, lambda *_: dataset, positions.__getitem__, lambda i: unreadable(samples, table, i))
+    batches = iterate(samples, lambda *_: dataset, positions.__getitem__, lambda i: diagnose(samples, table, i))
     return _in_layout(batches, layout)
 
 
@@ -177,7 +172,7 @@ def eval_batches(
 def _evaluation(
     samples: Samples, labels: LabelSet, batch_size: int, threads: int, process_index: int, process_count: int
 ) -> tuple[tf.data.Dataset, list[list[int]]]:
-    """The batches of `eval_batches`, and the position in the list of each of their rows.
+    """Return the batches of `eval_batches`, and the position in the list of each of their rows.
 
     Kept for the process, which evaluates many times: TensorFlow never lets go of the tables that a dataset's functions hold.
     """
@@ -189,16 +184,22 @@ def _evaluation(
     padded = [(batch + batch[:1] * (batch_size - len(batch)))[mine] for batch in plan]
     table = value_table(samples.kind, labels)
 
-    def sample(index: tf.Tensor, is_valid: tf.Tensor) -> Row:
-        opened = store_of(samples).opened(samples, table, index)
-        return {**all_of(opened), "fingerprint": opened.fingerprint, "valid": is_valid, "index": index}
+    def read(index: tf.Tensor, is_valid: tf.Tensor) -> Row:
+        sample = samples.store.open(samples, table, index)
+        return sample.read_whole() | {"fingerprint": sample.fingerprint, "valid": is_valid, "index": index}
 
     indices = np.array(padded, np.int64).reshape(-1)
-    return _parallel(tf.data.Dataset.from_tensor_slices((indices, valid)), sample, threads, local), padded
+    return _parallel(tf.data.Dataset.from_tensor_slices((indices, valid)), read, threads, local), padded
 
 
-def _parallel(dataset: tf.data.Dataset, sample: Callable[..., Row], threads: int, batch_size: int) -> tf.data.Dataset:
+def _parallel(dataset: tf.data.Dataset, read: Callable[..., Row], threads: int, batch_size: int) -> tf.data.Dataset:
     keep_freed_memory()
+    # Two batches wait at most: more would only hold memory, since the consumer keeps batches on the device as well.
+    return map_in_parallel(dataset, read, threads).batch(batch_size, drop_remainder=True).prefetch(2)
+
+
+def map_in_parallel(dataset: tf.data.Dataset, read: Callable[..., Row], threads: int) -> tf.data.Dataset:
+    """Map a function without Python branches over a dataset, in order, in `threads` threads; 0 for one a core."""
     options = tf.data.Options()
     options.deterministic = True
     # The tuner may be asleep when an iteration ends, and the end waits for it: as long as the longest wait for a batch to be
@@ -206,16 +207,109 @@ def _parallel(dataset: tf.data.Dataset, sample: Callable[..., Row], threads: int
     options.autotune.enabled = False
     if threads:
         options.threading.private_threadpool_size = threads
-    sample = tf.autograph.experimental.do_not_convert(sample)  # no Python branch depends on a tensor
-    dataset = dataset.map(sample, num_parallel_calls=threads or usable_cores())
-    # Two batches wait at most: more would only hold memory, since the consumer keeps batches on the device as well.
-    return dataset.batch(batch_size, drop_remainder=True).prefetch(2).with_options(options)
+    read = tf.autograph.experimental.do_not_convert(read)
+    return dataset.map(read, num_parallel_calls=threads or usable_cores()).with_options(options)
 
 
-def _in_layout(batches: Iterator[Batch], layout: Layout) -> Iterator[Batch]:
-    return ({**batch, "image": to_nchw(batch["image"])} for batch in batches) if layout == "NCHW" else batches
+def _in_layout(batches: Iterator[Batch], layout: AxisOrder) -> Iterator[Batch]:
+    for batch in batches:
+        yield batch if layout == "NHWC" else batch | {"image": np.ascontiguousarray(batch["image"].transpose(0, 3, 1, 2))}
 
 
-def to_nchw(images: np.ndarray) -> np.ndarray:
-    """[n, h, w, c] -> [n, c, h, w], for frameworks that want it."""
-    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+class _Batches:
+    """A dataset's batches, which end with the program.
+
+    Datasets call Python from threads of their own. Those that do so while the interpreter goes down wait for ever, and it for
+    them: what is left of an iteration must end before.
+    """
+
+    def __init__(self, dataset: tf.data.Dataset) -> None:
+        self._iterator = dataset.as_numpy_iterator()
+        _OPEN.add(self)
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        return next(self._iterator)
+
+    def close(self) -> None:
+        """Wait for what is being read."""
+        self._iterator = None
+
+
+_OPEN: weakref.WeakSet[_Batches] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for batches in list(_OPEN):
+        batches.close()
+
+
+def iterate(
+    samples: Samples,
+    dataset: Callable[[int, tuple[int, ...]], tf.data.Dataset],
+    rows: Callable[[int], Iterable[int]],
+    check: Callable[[int], DataError | None],
+    *,
+    start: int = 0,
+    max_unreadable: int = 0,
+    on_skip: Callable[[DataError], None] = log_skipped,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield batches from number `start` on. A TensorFlow error becomes that of the sample which causes it.
+
+    Args:
+      samples: the list.
+      dataset: of the batches from a given number on, in which the samples at the given positions are not read.
+      rows: positions in the list of a batch's samples.
+      check: what is wrong with the sample at a position; None if nothing is.
+      start: number of the first batch.
+      max_unreadable: samples that may be skipped before one more is an error.
+      on_skip: called once for each skipped sample.
+
+    Raises:
+      DataError: while iterating, naming the file that cannot be used.
+    """
+    number = start
+    skipped: tuple[int, ...] = ()
+    batches = _Batches(dataset(number, skipped))
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except tf.errors.OpError as error:
+            known = skipped
+            skipped = _skip(dict.fromkeys(rows(number)), known, check, max_unreadable, on_skip)
+            # Every new dataset leaves out one sample more, or this loop would not end.
+            if skipped == known:
+                names = ", ".join(samples.images[i] for i in rows(number))
+                message = f"reading {names} failed once ({reason(error)}) and then worked: check the disk"
+                raise DataError(message) from None
+            batches = _Batches(dataset(number, skipped))
+        else:
+            yield batch
+            number += 1
+
+
+def _skip(
+    rows: Iterable[int],
+    known: tuple[int, ...],
+    check: Callable[[int], DataError | None],
+    max_unreadable: int,
+    on_skip: Callable[[DataError], None],
+) -> tuple[int, ...]:
+    """Return `known`, and those of `rows` that cannot be read.
+
+    TensorFlow's own message names no file; asking again, one by one, costs nothing until something is wrong.
+    """
+    skipped = known
+    for i in rows:
+        error = None if i in known else check(i)
+        if error is None:
+            continue
+        if not max_unreadable:
+            raise error from None
+        if len(skipped) == max_unreadable:
+            raise DataError(f"{error}; it is one more than data.max_unreadable (={max_unreadable}) allows") from None
+        on_skip(error)
+        skipped += (i,)
+    return skipped

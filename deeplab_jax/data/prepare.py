@@ -1,6 +1,6 @@
 """Writes prepared records: every sample decoded once, in parallel, shard by shard.
 
-The manifest comes last and makes them valid. A run that is cut short leaves whole shards, each beside a JSON file that says
+The manifest comes last and makes them valid. An interrupted run leaves whole shards, each beside a JSON file that says
 what it holds; the next run keeps those that still are what the source says.
 """
 
@@ -22,10 +22,8 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from deeplab_jax.config import DataConfig
-from deeplab_jax.data import freshness
-from deeplab_jax.data.find import find_split
-from deeplab_jax.data.iterate import iterate
-from deeplab_jax.data.lists import Samples, describe
+from deeplab_jax.data.find import describe, find_split
+from deeplab_jax.data.pipeline import iterate, map_in_parallel
 from deeplab_jax.data.records import (
     FORMAT,
     MANIFEST,
@@ -35,10 +33,12 @@ from deeplab_jax.data.records import (
     Record,
     Shard,
     is_records,
+    is_unchanged,
+    read_stamp,
     shard_from_json,
     shard_to_json,
 )
-from deeplab_jax.data.sources import read_sample, store_of
+from deeplab_jax.data.samples import Samples, read_sample
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.files import replacing
 from deeplab_jax.runtime.machine import usable_cores
@@ -49,7 +49,7 @@ BEGUN = re.compile(rf"\.?(?:{re.escape(MANIFEST)}|(?P<split>.+)-\d{{5}}(?:\.json
 
 
 def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console) -> None:
-    """Writes the records of `splits` to the folder `out`, which then serves as `data.root`.
+    """Write the records of `splits` to the folder `out`, which then serves as `data.root`.
 
     Args:
       data: of a config: root, source, kind of the labels, threads.
@@ -68,24 +68,24 @@ def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console)
     place = data.root if "://" in data.root or not data.root else str(epath.Path(data.root).resolve())
     made_of = (data.source, place) if data.source else (place, "")
     source = made_of[0]
-    found = {split: find_split(data, split, need_labels=split != "test") for split in splits}
-    for split, samples in found.items():
+    sets = {split: find_split(data, split, need_labels=split != "test") for split in splits}
+    for split, samples in sets.items():
         console.print(describe(split, samples), markup=False)
     _require_folder(folder)
     _other_splits(folder, source, splits)  # refuses those of another source, before anything is touched
     _remove_left_over(folder, splits)
-    plan = {split: _parts(split, len(samples)) for split, samples in found.items()}
-    _find_kept(folder, plan, found, source, data.threads, console)
+    plan = {split: _parts(split, len(samples)) for split, samples in sets.items()}
+    _reuse_shards(folder, plan, sets, source, data.threads, console)
     todo = {split: [part for part in parts if part.kept is None] for split, parts in plan.items()}
     if not any(todo.values()) and (folder / MANIFEST).exists():
         console.print(f"{out} holds them already", markup=False)
     else:
-        _require_room(folder, todo, found)
-        # What is written next is no set of records until all of it is there. The other splits are asked for each time anew:
+        _require_room(folder, todo, sets)
+        # What is written next is no set of records until all of it is there. The other splits are read each time:
         # another process may have prepared some meanwhile.
         _write_manifest(folder, made_of, _other_splits(folder, source, splits))
-        _write_shards(folder, found, todo, source, data.threads, console)
-    made = {split: _as_json(samples, plan[split]) for split, samples in found.items()}
+        _write_shards(folder, sets, todo, source, data.threads, console)
+    made = {split: _as_json(samples, plan[split]) for split, samples in sets.items()}
     _write_manifest(folder, made_of, _other_splits(folder, source, splits) | made)
     parts = [part for each in plan.values() for part in each]
     _remove_rest(folder, {f"{part.name}.json" for part in parts} | {part.kept.file for part in parts if part.kept}, splits)
@@ -93,18 +93,18 @@ def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console)
 
 def _write_shards(
     folder: epath.Path,
-    found: Mapping[str, Samples],
+    sets: Mapping[str, Samples],
     todo: Mapping[str, Sequence["_Part"]],
     source: str,
     threads: int,
     console: Console,
 ) -> None:
     with _progress(console) as bar:
-        for split, samples in found.items():
+        for split, samples in sets.items():
             rows = [i for part in todo[split] for i in part.rows]
             task = bar.add_task(split, total=len(rows))
-            # Taken before the files are read: one that changes meanwhile is then looked at again.
-            stamps = {i: _stamp(samples, i) for i in rows}
+            # Taken before the files are read: one that changes meanwhile will be read again.
+            stamps = {i: read_stamp(samples, i) for i in rows}
             decoded = _decode(samples, rows, threads)
             for part in todo[split]:
                 part.kept = _write_shard(folder, part, samples, source, stamps, decoded, functools.partial(bar.advance, task))
@@ -128,25 +128,27 @@ def _parts(split: str, count: int) -> list[_Part]:
     return [_Part(f"{split}-{n:05d}", range(i, min(i + SHARD_SAMPLES, count)), None) for n, i in enumerate(starts)]
 
 
-def _find_kept(
+def _reuse_shards(
     folder: epath.Path,
     plan: Mapping[str, Sequence[_Part]],
-    found: Mapping[str, Samples],
+    sets: Mapping[str, Samples],
     source: str,
     threads: int,
     console: Console,
 ) -> None:
-    """Sets `kept` of every part. Many at once: checksums of what was prepared take minutes on one core."""
-    jobs = [(part, found[split]) for split, parts in plan.items() for part in parts]
+    """Set `kept` of every part. Many at once: checksums of what was prepared take minutes on one core."""
+    jobs = [(part, sets[split]) for split, parts in plan.items() for part in parts]
     with _progress(console) as bar, ThreadPoolExecutor(threads or usable_cores()) as pool:
         task = bar.add_task("what is there", total=len(jobs))
-        for (part, _), shard in zip(jobs, pool.map(lambda job: _kept(folder, job[0], job[1], source), jobs), strict=True):
+        for (part, _), shard in zip(
+            jobs, pool.map(lambda job: _reuse_shard(folder, job[0], job[1], source), jobs), strict=True
+        ):
             part.kept = shard
             bar.advance(task)
 
 
-def _kept(folder: epath.Path, part: _Part, samples: Samples, source: str) -> Shard | None:
-    """The shard of an earlier run, if it is whole and made of what the source holds now."""
+def _reuse_shard(folder: epath.Path, part: _Part, samples: Samples, source: str) -> Shard | None:
+    """Return the shard of an earlier run, if it is whole and made of what the source holds now."""
     try:
         values = json.loads((folder / f"{part.name}.json").read_text())
         shard = shard_from_json(values["shard"])
@@ -157,25 +159,15 @@ def _kept(folder: epath.Path, part: _Part, samples: Samples, source: str) -> Sha
     if not same or names != [(record.image, record.label) for record in shard.records]:
         return None
     # Files that were touched get their new stamp, so that the next training need not read them.
-    records = tuple(dataclasses.replace(r, stamp=_stamp(samples, i)) for i, r in zip(part.rows, shard.records, strict=True))
+    records = tuple(dataclasses.replace(r, stamp=read_stamp(samples, i)) for i, r in zip(part.rows, shard.records, strict=True))
     made_of = [dataclasses.replace(r, stamp=()) for r in shard.records] if moved else shard.records
-    unchanged = all(_is_unchanged(record, samples, i) for i, record in zip(part.rows, made_of, strict=True))
+    unchanged = all(is_unchanged(record, samples, i) for i, record in zip(part.rows, made_of, strict=True))
     if not unchanged or _sha256(folder / shard.file) != shard.sha256:
         return None
     kept = dataclasses.replace(shard, records=records)
     if moved or kept != shard:
         _write_note(folder, part.name, samples.kind, source, kept)
     return kept
-
-
-def _is_unchanged(record: Record, samples: Samples, i: int) -> bool:
-    if samples.store is None:
-        return freshness.is_unchanged(record, samples, i)
-    return samples.store.fingerprint(samples, i).hex() == record.fingerprint
-
-
-def _stamp(samples: Samples, i: int) -> tuple[int, ...]:
-    return () if samples.store else freshness.stamp(samples.root, (samples.images[i], *samples.labels[i : i + 1]))
 
 
 def _sha256(path: epath.Path) -> str:
@@ -190,19 +182,15 @@ def _sha256(path: epath.Path) -> str:
 
 
 def _decode(samples: Samples, rows: Sequence[int], threads: int) -> Iterator[dict[str, np.ndarray]]:
-    """{"image", "values", "fingerprint"} of the samples at `rows`, in that order."""
-    store = store_of(samples)
+    """Yield {"image", "values", "fingerprint"} of the samples at `rows`, in that order."""
 
-    def sample(index: tf.Tensor) -> dict[str, tf.Tensor]:
-        decoded = store.decoded(samples, index)
-        return {name: value for name, value in decoded._asdict().items() if value is not None}
+    def read(index: tf.Tensor) -> dict[str, tf.Tensor]:
+        sample = samples.store.decode(samples, index)
+        return {name: value for name, value in sample._asdict().items() if value is not None}
 
     def dataset(start: int, _: tuple[int, ...]) -> tf.data.Dataset:
         indices = tf.data.Dataset.from_tensor_slices(np.array(rows[start:], np.int64))
-        options = tf.data.Options()
-        options.autotune.enabled = False  # see pipeline._parallel
-        decoded = indices.map(tf.autograph.experimental.do_not_convert(sample), num_parallel_calls=threads or usable_cores())
-        return decoded.prefetch(2).with_options(options)
+        return map_in_parallel(indices, read, threads).prefetch(2)
 
     def problem(i: int) -> DataError | None:
         try:
@@ -238,7 +226,7 @@ def _write_shard(
     try:
         begun.replace(folder / shard.file)
     except OSError as error:
-        raise ConfigError(f"{begun} cannot be renamed ({error.strerror}): mend that, or name another folder") from None
+        raise ConfigError(f"{begun} cannot be renamed ({error.strerror}): fix this, or name another folder") from None
     _write_note(folder, part.name, samples.kind, source, shard)
     for path in _versions(folder, part):
         if path.name != shard.file:
@@ -247,7 +235,7 @@ def _write_shard(
 
 
 def _versions(folder: epath.Path, part: _Part) -> list[epath.Path]:
-    """The shards of a part that are there, whatever they hold."""
+    """Return the shards of a part that exist, whatever they hold."""
     return [path for path in folder.iterdir() if SHARD.fullmatch(path.name) and path.name[:-13] == part.name]
 
 
@@ -273,14 +261,14 @@ def _record(samples: Samples, i: int, sample: Mapping[str, np.ndarray], stamp: t
 
 
 def _channels(samples: Samples) -> int:
-    """Bytes of a label's pixel."""
+    """Return the bytes of a label's pixel."""
     if not samples.labels:
         return 0
     return 3 if samples.kind == "color" else 1
 
 
 def _label_bytes(values: np.ndarray | None) -> np.ndarray:
-    """uint8: ids as they are, 24-bit colours as three channels."""
+    """Return uint8: ids as they are, 24-bit colours as three channels."""
     if values is None:
         return np.empty(0, np.uint8)
     if values.dtype == np.uint8:
@@ -293,7 +281,7 @@ def _as_json(samples: Samples, parts: Sequence[_Part]) -> dict[str, Any]:
 
 
 def _other_splits(folder: epath.Path, source: str, splits: Sequence[str]) -> dict[str, Any]:
-    """What an earlier run prepared of the same source and this one is not asked for, as the manifest has it."""
+    """Return the splits that an earlier run prepared of the same source and this one is not asked for, as in the manifest."""
     try:
         values = json.loads((folder / MANIFEST).read_text())
         others = {name: split for name, split in values["splits"].items() if name not in splits}
@@ -302,14 +290,14 @@ def _other_splits(folder: epath.Path, source: str, splits: Sequence[str]) -> dic
         return {}
     if others and made_of != source:
         raise ConfigError(
-            f"`--out` (={str(folder)!r}) holds records of {made_of} in {', '.join(others)}: prepare all its splits anew, or "
+            f"`--out` (={str(folder)!r}) holds records of {made_of} in {', '.join(others)}: prepare all its splits again, or "
             "name another folder"
         )
     return others if known else {}
 
 
 def _write_manifest(folder: epath.Path, made_of: tuple[str, str], splits: Mapping[str, Any]) -> None:
-    """Of a source and its data_dir. Without splits there is none."""
+    """Write the manifest, `made_of` a source and its data_dir; remove it where there are no splits."""
     if not splits:
         _unlink(folder / MANIFEST)
         return
@@ -320,20 +308,20 @@ def _write_manifest(folder: epath.Path, made_of: tuple[str, str], splits: Mappin
 
 
 def _remove_rest(folder: epath.Path, names: set[str], splits: Sequence[str]) -> None:
-    """Shards of an earlier, longer list of these splits, and of other contents."""
+    """Remove shards of an earlier, longer list of these splits, and of other contents."""
     for path in folder.iterdir():
         if _split_of(path.name) in splits and path.name not in names:
             _unlink(path)
 
 
 def _split_of(name: str) -> str:
-    """Of a shard or the note beside it; "" for another file."""
-    found = NOTE.fullmatch(name) or SHARD.fullmatch(name)
-    return found["split"] if found else ""
+    """Return the split of a shard or of the note beside it; "" for another file."""
+    match = NOTE.fullmatch(name) or SHARD.fullmatch(name)
+    return match["split"] if match else ""
 
 
 def _require_folder(folder: epath.Path) -> None:
-    """An empty or new folder, or one of records, whole or begun."""
+    """Require an empty or new folder, or one of records, complete or not."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         names = [path.name for path in folder.iterdir()]
@@ -346,15 +334,15 @@ def _require_folder(folder: epath.Path) -> None:
 
 
 def _remove_left_over(folder: epath.Path, splits: Sequence[str]) -> None:
-    """Files of these splits, and manifests, that a process had begun to write when it was killed."""
+    """Remove files of these splits, and manifests, that a process was writing when it was killed."""
     for path in folder.iterdir():
-        found = BEGUN.fullmatch(path.name)
-        if found and (not found["split"] or found["split"] in splits) and not _is_alive(int(found["pid"])):
+        match = BEGUN.fullmatch(path.name)
+        if match and (not match["split"] or match["split"] in splits) and not _is_alive(int(match["pid"])):
             _unlink(path)
 
 
 def _is_alive(process: int) -> bool:
-    """Whether another process of this machine has that number. On Windows, where asking would end it, it is taken to be."""
+    """Whether another process of this machine has that number. On Windows, where asking would end it, the answer is yes."""
     if process == os.getpid():
         return False
     if os.name == "nt":
@@ -372,19 +360,19 @@ def _unlink(path: epath.Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be removed ({error.strerror}): mend that, or name another folder") from None
+        raise ConfigError(f"{path} cannot be removed ({error.strerror}): fix this, or name another folder") from None
 
 
-def _require_room(folder: epath.Path, todo: Mapping[str, Sequence[_Part]], found: Mapping[str, Samples]) -> None:
-    """Judged by the first sample of each split; shards that are replaced make room."""
+def _require_room(folder: epath.Path, todo: Mapping[str, Sequence[_Part]], sets: Mapping[str, Samples]) -> None:
+    """Estimate the size by the first sample of each split; shards that are replaced free their room."""
     if "://" in str(folder):
         return
     needed = 0
     for split, parts in todo.items():
         if not parts:
             continue
-        height, width = store_of(found[split]).size(found[split], parts[0].rows[0])
-        needed += sum(len(part.rows) for part in parts) * height * width * (3 + _channels(found[split]))
+        height, width = sets[split].store.size(sets[split], parts[0].rows[0])
+        needed += sum(len(part.rows) for part in parts) * height * width * (3 + _channels(sets[split]))
         needed -= sum(path.stat().length for part in parts for path in _versions(folder, part))
     free = shutil.disk_usage(os.fspath(folder)).free
     if needed > free:

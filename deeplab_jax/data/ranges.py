@@ -11,12 +11,12 @@ from etils import epath
 
 
 class File(NamedTuple):
-    """A file as it was when it was looked at.
+    """A file as it was when `stat_file` was called.
 
     Attributes:
       path: local, or a URL.
       size: in bytes.
-      version: of a local file, which tells whether another one has taken its place.
+      version: of a local file; another one means that the file was replaced.
     """
 
     path: str
@@ -24,8 +24,8 @@ class File(NamedTuple):
     version: tuple[int, ...]
 
 
-def look_at(path: str) -> File:
-    """The file that is there now.
+def stat_file(path: str) -> File:
+    """Return the file that `path` names at this moment.
 
     Raises:
       OSError: there is none.
@@ -37,39 +37,39 @@ def look_at(path: str) -> File:
 
 
 def read_range(file: File, start: int, size: int) -> bytes:
-    """`size` bytes from `start` on. Reading, rather than mapping, keeps memory flat however large the file is.
+    """Return `size` bytes from `start` on. Reading, rather than mapping, keeps memory flat however large the file is.
 
     A local file is kept open, so that one that is replaced meanwhile is read on as it was.
 
     Raises:
-      OSError: the file cannot be read, ends before, or was replaced since it was looked at.
+      OSError: the file cannot be read, ends before, or was replaced since.
     """
-    with reading(file) as read:
+    with open_ranges(file) as read:
         return read(start, size)
 
 
 @contextlib.contextmanager
-def reading(file: File) -> Iterator[Callable[[int, int], bytes]]:
-    """What is `read_range` of one file, from one thread, for many reads: what lies elsewhere is opened once.
+def open_ranges(file: File) -> Iterator[Callable[[int, int], bytes]]:
+    """Give `read_range` of one file, for many reads from one thread: a file that lies elsewhere is opened once.
 
     Raises:
       OSError: as `read_range`.
     """
 
-    def whole(data: bytes, start: int, size: int) -> bytes:
+    def require_whole(data: bytes, start: int, size: int) -> bytes:
         if len(data) != size:
             raise OSError(f"{file.path} ends at byte {start + len(data)}")
         return data
 
     if _is_local(file.path):
         descriptor = _open(file)  # held while it is read: the cache may let go of it meanwhile
-        yield lambda start, size: whole(os.pread(descriptor.number, size, start), start, size)
+        yield lambda start, size: require_whole(os.pread(descriptor.number, size, start), start, size)
         return
-    with tf.io.gfile.GFile(file.path, "rb") as opened:
+    with tf.io.gfile.GFile(file.path, "rb") as remote:
 
         def read(start: int, size: int) -> bytes:
-            opened.seek(start)
-            return whole(opened.read(size), start, size)
+            remote.seek(start)
+            return require_whole(remote.read(size), start, size)
 
         yield read
 

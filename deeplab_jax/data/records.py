@@ -4,27 +4,27 @@ A folder of records holds `records.json` and, for each split, shards `<split>-00
 bytes (uint8 [h, w, 3]) and then the label's values (uint8 [h, w] ids, or [h, w, 3] colours). `prepare.py` writes them; this
 file reads them.
 
-The fingerprint of a record tells what the source held when it was prepared; it is not that of the bytes read. So that shards of
-one preparation do not pass for those of another, a shard's name ends in the first digits of its sha256; whether its bytes still
-have that sum is what `data prepare` looks at when it is run again.
+A record's fingerprint identifies what the source held when the record was prepared, not the bytes that are read here. A shard's
+name ends in the first digits of its SHA-256, so that shards of two preparations cannot be confused; `data prepare`, run again,
+verifies the bytes against that sum.
 """
 
 import dataclasses
 import functools
 import json
+import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from etils import epath
 
-from deeplab_jax.data.lists import Samples
-from deeplab_jax.data.ranges import File, look_at, read_range
-from deeplab_jax.data.read import reason
-from deeplab_jax.data.sources import Decoded, Opened
+from deeplab_jax.data.image_files import ImageFiles, reason
+from deeplab_jax.data.ranges import File, read_range, stat_file
+from deeplab_jax.data.samples import DecodedSample, OpenSample, Samples, Store, require_disjoint
 from deeplab_jax.errors import DataError, one_line
 from deeplab_jax.labels import UNKNOWN
 
@@ -46,7 +46,7 @@ class Record:
       channels: of the label: 1 for ids, 3 for colours, 0 for none.
       values: which the label holds, the first MOST_VALUES of them; 24-bit colours where it has 3 channels.
       fingerprint: of the source's files, hexadecimal.
-      stamp: size and time of change (ns) of each source file, which tell whether it must be looked at again.
+      stamp: size and time of change (ns) of each source file; where these are the same, the file need not be read again.
     """
 
     image: str
@@ -92,7 +92,7 @@ class Split:
     shards: tuple[Shard, ...]
 
     def records(self) -> Iterator[tuple[Shard, int, Record]]:
-        """(shard, offset of the first byte, record) of every sample, in the order of the list."""
+        """Yield (shard, offset of the first byte, record) of every sample, in the order of the list."""
         for shard in self.shards:
             offset = 0
             for record in shard.records:
@@ -122,7 +122,7 @@ def is_records(root: str) -> bool:
 
 
 def is_begun(root: str) -> bool:
-    """Whether `root` is what a preparation left that was cut short."""
+    """Whether `root` is what an interrupted preparation left."""
     return bool(root) and epath.Path(root).is_dir() and _holds(root, SHARD)
 
 
@@ -131,7 +131,7 @@ def _holds(root: str, *patterns: re.Pattern[str]) -> bool:
 
 
 def read_manifest(root: str) -> Manifest:
-    """The manifest of a folder of records.
+    """Return the manifest of a folder of records.
 
     Raises:
       DataError: it cannot be read, or another version wrote it.
@@ -144,41 +144,47 @@ def read_manifest(root: str) -> Manifest:
         splits = {name: Split(v["kind"], tuple(map(shard_from_json, v["shards"]))) for name, v in values["splits"].items()}
         return Manifest(values["source"], values["data_dir"], splits)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        said = f"{type(error).__name__}: {one_line(error)}"
-        raise DataError(f"{path} is no list of prepared records that can be read ({said}): prepare them again") from None
+        details = f"{type(error).__name__}: {one_line(error)}"
+        raise DataError(f"{path} is no list of prepared records that can be read ({details}): prepare them again") from None
 
 
 def shard_from_json(values: dict[str, Any]) -> Shard:
-    """The inverse of `shard_to_json`."""
+    """Return the inverse of `shard_to_json`."""
     rows = [row | {"values": tuple(row["values"]), "stamp": tuple(row["stamp"])} for row in values["records"]]
     return Shard(values["file"], values["sha256"], tuple(Record(**row) for row in rows))
 
 
 def shard_to_json(shard: Shard) -> dict[str, Any]:
-    """Plain JSON values."""
+    """Return plain JSON values."""
     return dataclasses.asdict(shard)
 
 
 def find_records(manifest: Manifest, root: str, split: str, *, need_labels: bool = True) -> Samples:
-    """The samples of a split of a folder of records; "train+val" is one after the other.
+    """Return the samples of a split of a folder of records; "train+val" is one after the other.
 
     Raises:
       DataError: there is no such split, or it has no labels; splits that are joined share an image or differ in how labels
-        encode classes; a shard is missing or cut short.
+        encode classes; a shard is missing or truncated.
     """
-    again, parts = prepare_again(manifest, root), split.split("+")
-    found = [_one_split(manifest, root, part) for part in parts]
-    _require_joinable(root, dict(zip(parts, found, strict=True)), parts)
-    shards = {shard.file: _whole(epath.Path(root) / shard.file, shard, again) for each in found for shard in each.shards}
-    places = tuple(Place(shards[shard.file], offset, record) for each in found for shard, offset, record in each.records())
-    images, labels = tuple(p.record.image for p in places), tuple(p.record.label for p in places if p.record.label)
+    again = prepare_again(manifest, root)
+    parts = [(part, _require_split(manifest, root, part)) for part in split.split("+")]
+    images_of = [(part, [record.image for _, _, record in each.records()]) for part, each in parts]
+    require_disjoint(f"split {split!r} of the records in {root}", images_of)
+    _require_one_kind(root, split, parts)
+    files = {
+        shard.file: _require_whole(epath.Path(root) / shard.file, shard, again) for _, each in parts for shard in each.shards
+    }
+    locations = tuple(
+        RecordLocation(files[shard.file], offset, record) for _, each in parts for shard, offset, record in each.records()
+    )
+    images, labels = tuple(p.record.image for p in locations), tuple(p.record.label for p in locations if p.record.label)
     if need_labels and len(labels) < len(images):
         raise DataError(f"the records in {root} have no labels in split {split!r}: name a split that has")
-    return Samples(root, images, labels, found[0].kind, f"the records in {root}", Records(places, again))
+    return Samples(root, images, labels, parts[0][1].kind, f"the records in {root}", Records(locations, again))
 
 
 def prepare_again(manifest: Manifest, root: str) -> str:
-    """What to do about records that are damaged or stale."""
+    """Return what to do about records that are damaged or stale."""
     labelled = [split for split in manifest.splits.values() if any(record.label for _, _, record in split.records())]
     kinds = {split.kind for split in labelled}
     options = ["--splits", *manifest.splits]
@@ -190,34 +196,26 @@ def prepare_again(manifest: Manifest, root: str) -> str:
     return f"run `{shlex.join(words)}` again, which does what is needed"
 
 
-def _one_split(manifest: Manifest, root: str, name: str) -> Split:
+def _require_split(manifest: Manifest, root: str, name: str) -> Split:
     if name not in manifest.splits:
         known = ", ".join(manifest.splits)
         raise DataError(f"the records in {root} have no split {name!r} but {known}: prepare it with --splits {name}")
     return manifest.splits[name]
 
 
-def _require_joinable(root: str, found: dict[str, Split], parts: list[str]) -> None:
-    joined, where = "+".join(parts), f"the records in {root}"
-    seen: dict[str, str] = {}
-    for part in parts:
-        images = [record.image for _, _, record in found[part].records()]
-        twice = next((image for image in images if image in seen), None)
-        if twice:
-            raise DataError(f"split {joined!r} of {where}: {twice} is in {seen[twice]} and in {part}: name only one")
-        seen.update(dict.fromkeys(images, part))
-    kinds = {(split.kind, any(record.label for _, _, record in split.records())): part for part, split in found.items()}
+def _require_one_kind(root: str, split: str, parts: Sequence[tuple[str, Split]]) -> None:
+    kinds = {(each.kind, any(record.label for _, _, record in each.records())): part for part, each in parts}
     if len(kinds) > 1:
         shown = " and ".join(f"{kind if labelled else 'no labels'} in {part}" for (kind, labelled), part in kinds.items())
-        raise DataError(f"split {joined!r} of {where} mixes labels ({shown}): name splits that have the same")
+        raise DataError(f"split {split!r} of the records in {root} mixes labels ({shown}): name splits that have the same")
 
 
-def _whole(path: epath.Path, shard: Shard, again: str) -> File:
-    """A shard, if it has the size that the manifest says."""
+def _require_whole(path: epath.Path, shard: Shard, again: str) -> File:
+    """Return a shard's file, which must have the size that the manifest says."""
     size = sum(record.nbytes for record in shard.records)
     try:
-        file = look_at(str(path))
-    # TensorFlow looks at what lies on object storage.
+        file = stat_file(str(path))
+    # TensorFlow asks for what lies on object storage.
     except (OSError, tf.errors.OpError) as error:
         raise DataError(f"{path} cannot be read ({reason(error)}): {again}") from None
     if file.size != size:
@@ -226,7 +224,7 @@ def _whole(path: epath.Path, shard: Shard, again: str) -> File:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Place:
+class RecordLocation:
     """A record, and where its first byte lies."""
 
     file: File
@@ -235,30 +233,30 @@ class Place:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Records:
-    """The records of some samples, by position in the list. A `sources.Store`.
+class Records(Store):
+    """The records of some samples, by position in the list.
 
     Attributes:
-      places: of the samples.
+      locations: of the samples.
       again: what to do where they cannot be read.
     """
 
-    places: tuple[Place, ...]
+    locations: tuple[RecordLocation, ...]
     again: str
 
-    def decoded(self, samples: Samples, index: tf.Tensor) -> Decoded:
+    def decode(self, samples: Samples, index: tf.Tensor) -> DecodedSample:
         """See `Store`."""
         size, zero = tf.constant(self._sizes)[index], tf.zeros(2, tf.int32)
         image = tf.ensure_shape(self._window(self._image, index, zero, size, tf.uint8), (None, None, 3))
         if not samples.labels:
-            return Decoded(image, None, self._fingerprint(index))
+            return DecodedSample(image, None, self._fingerprint(index))
         values = self._window(self._values, index, zero, size, tf.int32 if samples.kind == "color" else tf.uint8)
-        return Decoded(image, tf.ensure_shape(values, (None, None)), self._fingerprint(index))
+        return DecodedSample(image, tf.ensure_shape(values, (None, None)), self._fingerprint(index))
 
-    def opened(self, samples: Samples, table: np.ndarray, index: tf.Tensor) -> Opened:
+    def open(self, samples: Samples, table: np.ndarray, index: tf.Tensor) -> OpenSample:
         """See `Store`."""
         # Known from the manifest: a window may not show the value that makes the label unusable.
-        known = [bool((table[list(place.record.values)] != UNKNOWN).all()) for place in self.places]
+        known = [bool((table[list(location.record.values)] != UNKNOWN).all()) for location in self.locations]
         tf.debugging.assert_equal(tf.constant(known)[index], True, "a label value is in no table")
         lookup = table.astype(np.uint8)
 
@@ -266,35 +264,35 @@ class Records:
             return tf.ensure_shape(self._window(self._image, index, low, high, tf.uint8), (None, None, 3))
 
         def pick(i: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-            values = self._values(int(i), int(rows[0]), 0, int(rows[-1]) + 1, self.places[i].record.width)
+            values = self._values(int(i), int(rows[0]), 0, int(rows[-1]) + 1, self.locations[i].record.width)
             return lookup.take(values.take(rows - rows[0], 0).take(columns, 1))
 
         def label(rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
             return tf.ensure_shape(tf.numpy_function(pick, [index, rows, columns], tf.uint8), (None, None))
 
-        return Opened(tf.constant(self._sizes)[index], image, label if samples.labels else None, self._fingerprint(index))
+        return OpenSample(tf.constant(self._sizes)[index], image, label if samples.labels else None, self._fingerprint(index))
 
     def size(self, samples: Samples, i: int) -> tuple[int, int]:
         """See `Store`."""
-        return self.places[i].record.height, self.places[i].record.width
+        return self.locations[i].record.height, self.locations[i].record.width
 
     def fingerprint(self, samples: Samples, i: int) -> bytes:
         """See `Store`."""
-        return bytes.fromhex(self.places[i].record.fingerprint)
+        return bytes.fromhex(self.locations[i].record.fingerprint)
 
     def explain(self, samples: Samples, i: int, error: Exception) -> DataError:
         """See `Store`."""
-        place = self.places[i]
-        return DataError(f"{place.file.path} cannot be read at {place.record.image} ({reason(error)}): {self.again}")
+        location = self.locations[i]
+        return DataError(f"{location.file.path} cannot be read at {location.record.image} ({reason(error)}): {self.again}")
 
     # Made once: the samples are also read one by one, outside tf.data.
     @functools.cached_property
     def _sizes(self) -> np.ndarray:
-        return np.array([(place.record.height, place.record.width) for place in self.places], np.int32)
+        return np.array([(location.record.height, location.record.width) for location in self.locations], np.int32)
 
     @functools.cached_property
     def _fingerprints(self) -> np.ndarray:
-        return np.array([list(bytes.fromhex(place.record.fingerprint)) for place in self.places], np.uint8)
+        return np.array([list(bytes.fromhex(location.record.fingerprint)) for location in self.locations], np.uint8)
 
     def _fingerprint(self, index: tf.Tensor) -> tf.Tensor:
         return tf.constant(self._fingerprints)[index]
@@ -303,20 +301,59 @@ class Records:
         return tf.numpy_function(lambda i, a, b: read(int(i), *a.tolist(), *b.tolist()), [index, low, high], dtype)
 
     def _image(self, i: int, top: int, left: int, bottom: int, right: int) -> np.ndarray:
-        place = self.places[i]
-        return _rows(place, place.offset, 3, top, bottom)[:, left:right]
+        location = self.locations[i]
+        return _rows(location, location.offset, 3, top, bottom)[:, left:right]
 
     def _values(self, i: int, top: int, left: int, bottom: int, right: int) -> np.ndarray:
-        place = self.places[i]
-        start = place.offset + 3 * place.record.height * place.record.width
-        values = _rows(place, start, place.record.channels, top, bottom)[:, left:right]
-        if place.record.channels == 1:
+        location = self.locations[i]
+        start = location.offset + 3 * location.record.height * location.record.width
+        values = _rows(location, start, location.record.channels, top, bottom)[:, left:right]
+        if location.record.channels == 1:
             return values[..., 0]
         return values.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
 
 
-def _rows(place: Place, start: int, channels: int, top: int, bottom: int) -> np.ndarray:
+def _rows(location: RecordLocation, start: int, channels: int, top: int, bottom: int) -> np.ndarray:
     """uint8 [bottom - top, w, channels]: whole rows, which lie together."""
-    stride = place.record.width * channels
-    data = read_range(place.file, start + top * stride, (bottom - top) * stride)
-    return np.frombuffer(data, np.uint8).reshape(bottom - top, place.record.width, channels)
+    stride = location.record.width * channels
+    data = read_range(location.file, start + top * stride, (bottom - top) * stride)
+    return np.frombuffer(data, np.uint8).reshape(bottom - top, location.record.width, channels)
+
+
+def read_stamp(samples: Samples, i: int) -> tuple[int, ...]:
+    """Return the size in bytes and time of change in ns of each file of sample `i`.
+
+    () where the samples are no files, or lie elsewhere, since asking takes a request each.
+
+    Raises:
+      DataError: the system has no answer for a file.
+    """
+    if not isinstance(samples.store, ImageFiles) or "://" in samples.root:
+        return ()
+    try:
+        stats = [os.stat(f"{samples.root}/{name}") for name in (samples.images[i], *samples.labels[i : i + 1])]
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read ({error.strerror}): replace it or take it off the list") from None
+    return tuple(number for each in stats for number in (each.st_size, each.st_mtime_ns))
+
+
+def is_unchanged(record: Record, source: Samples, i: int) -> bool:
+    """Whether the source holds of sample `i` what the record was made of.
+
+    Raises:
+      DataError: the source cannot be read.
+    """
+    if record.stamp and record.stamp == read_stamp(source, i):
+        return True
+    return source.store.fingerprint(source, i).hex() == record.fingerprint
+
+
+def changed_images(samples: Samples, source: Samples) -> list[str]:
+    """Return the images of a split of records that its source, which lists the same samples, holds otherwise.
+
+    Raises:
+      DataError: the source cannot be read.
+    """
+    assert isinstance(samples.store, Records)
+    located = enumerate(samples.store.locations)
+    return [location.record.image for i, location in located if not is_unchanged(location.record, source, i)]

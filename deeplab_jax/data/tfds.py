@@ -14,10 +14,9 @@ import tensorflow as tf
 from etils import epath
 from PIL import Image
 
-from deeplab_jax.data.lists import Samples
-from deeplab_jax.data.ranges import File, look_at, read_range, reading
-from deeplab_jax.data.read import reason
-from deeplab_jax.data.sources import Decoded, Opened, opened_whole
+from deeplab_jax.data.image_files import reason
+from deeplab_jax.data.ranges import File, open_ranges, read_range, stat_file
+from deeplab_jax.data.samples import DecodedSample, Samples, Store
 from deeplab_jax.errors import DataError
 
 HEADER, FOOTER = 12, 4  # of a TFRecord: length and its checksum; checksum of the data
@@ -25,8 +24,8 @@ LABEL_WORDS = ("segmentation", "mask", "annotation", "label")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Builder:
-    """The samples of a prepared TFDS builder. A `sources.Store`.
+class Builder(Store):
+    """The samples of a prepared TFDS builder.
 
     Attributes:
       features: the image's and the label's, which decode an example.
@@ -39,20 +38,16 @@ class Builder:
     label: str
     places: tuple[tuple[File, int, int], ...]
 
-    def decoded(self, samples: Samples, index: tf.Tensor) -> Decoded:
+    def decode(self, samples: Samples, index: tf.Tensor) -> DecodedSample:
         """See `Store`."""
         example = tf.ensure_shape(tf.numpy_function(lambda i: self._example(int(i)), [index], tf.string), ())
         features = self.features.deserialize_example(example)
         image, values = features[self.image], features[self.label][..., 0]
         tf.debugging.assert_equal(tf.shape(image)[:2], tf.shape(values), "image and label differ in size")
-        return Decoded(image, values, tf.fingerprint([example])[0])
-
-    def opened(self, samples: Samples, table: np.ndarray, index: tf.Tensor) -> Opened:
-        """See `Store`."""
-        return opened_whole(self.decoded(samples, index), table)
+        return DecodedSample(image, values, tf.fingerprint([example])[0])
 
     def size(self, samples: Samples, i: int) -> tuple[int, int]:
-        """From the header of the encoded image."""
+        """See `Store`. Read from the header of the encoded image."""
         try:
             example = tf.train.Example.FromString(self._example(i))
             (encoded,) = example.features.feature[self.image].bytes_list.value
@@ -77,7 +72,7 @@ class Builder:
 
 
 def find_tfds(name: str, data_dir: str, split: str, kind: str = "auto") -> Samples:
-    """The samples of a split of a TFDS data set that has been built. Nothing is downloaded.
+    """Return the samples of a split of a TFDS data set that has been built. Nothing is downloaded.
 
     Args:
       name: such as "cityscapes/semantic_segmentation".
@@ -87,11 +82,11 @@ def find_tfds(name: str, data_dir: str, split: str, kind: str = "auto") -> Sampl
 
     Raises:
       DataError: there is no such data set or split here, its features are no image and its segmentation, or a file of it is
-        missing or cut short.
+        missing or truncated.
     """
     if kind == "color":
         raise DataError(f"`data.label_kind` (='color') does not go with tfds:{name}: TFDS holds ids, leave it at auto")
-    builder = _built(name, data_dir)
+    builder = _open_builder(name, data_dir)
     known = dict(builder.info.features.items()) if hasattr(builder.info.features, "items") else {}
     image, label = _features(name, known)
     try:
@@ -100,24 +95,24 @@ def find_tfds(name: str, data_dir: str, split: str, kind: str = "auto") -> Sampl
         splits = ", ".join(builder.info.splits)
         raise DataError(f"tfds:{name} has no split {split!r} but {splits} ({_first_line(error)})") from None
     try:
-        found = [(f"{epath.Path(f.filename).name}/{n:06d}", place) for f in files for n, place in _index(f)]
+        examples = [(f"{epath.Path(f.filename).name}/{n:06d}", place) for f in files for n, place in _index(f)]
     # TensorFlow reads what lies on object storage.
     except (OSError, tf.errors.OpError) as error:
         raise DataError(f"a file of tfds:{name} cannot be read ({reason(error)}): build the set again") from None
-    names = tuple(name for name, _ in found)
+    names = tuple(name for name, _ in examples)
     if not names:
         raise DataError(f"split {split!r} of tfds:{name} is empty: name another one")
     if len(set(names)) < len(names):
         raise DataError(f"split {split!r} of tfds:{name} holds samples twice: name parts that do not overlap")
     features = _decoders(builder, image, label)
-    store = Builder(features, image, label, tuple(place for _, place in found))
+    store = Builder(features, image, label, tuple(place for _, place in examples))
     labels = tuple(f"{name}#{label}" for name in names)
     source = f"tfds:{builder.info.full_name}"
     return Samples(str(builder.data_path), names, labels, "labelIds" if kind == "auto" else kind, source, store)
 
 
-def _built(name: str, data_dir: str) -> Any:
-    """The TFDS builder of a set that has been built as TFRecords."""
+def _open_builder(name: str, data_dir: str) -> Any:
+    """Return the TFDS builder of a set that has been built as TFRecords."""
     import tensorflow_datasets as tfds
 
     named = f"`data.source` (='tfds:{name}')"
@@ -136,7 +131,7 @@ def _built(name: str, data_dir: str) -> Any:
 
 
 def _decoders(builder: Any, image: str, label: str) -> Any:
-    """Features that decode the image and the label of an example, and nothing else."""
+    """Return features that decode the image and the label of an example, and nothing else."""
     import tensorflow_datasets as tfds
 
     return tfds.decode.PartialDecoding({image: True, label: True}).extract_features(builder.info.features)
@@ -147,7 +142,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _features(name: str, features: dict[str, Any]) -> tuple[str, str]:
-    """Names of the image, of three channels, and of its segmentation, of one; of 8 bits both."""
+    """Return the names of the image, of three channels, and of its segmentation, of one; of 8 bits both."""
     # A nested feature has a dict of shapes.
     shapes = {key: feature.shape if isinstance(feature.shape, tuple) else () for key, feature in features.items()}
     channels = {key: shape[2] for key, shape in shapes.items() if len(shape) == 3 and features[key].np_dtype == np.uint8}
@@ -167,14 +162,14 @@ def _features(name: str, features: dict[str, Any]) -> tuple[str, str]:
 
 
 def _index(instruction: Any) -> Iterator[tuple[int, tuple[File, int, int]]]:
-    """(number in the file, (file, offset, length)) of the examples that an instruction takes."""
-    file = look_at(str(instruction.filename))
+    """Yield (number in the file, (file, offset, length)) of the examples that an instruction takes."""
+    file = stat_file(str(instruction.filename))
     offset, end = 0, instruction.skip + instruction.take if instruction.take >= 0 else instruction.examples_in_shard
-    with reading(file) as read:
+    with open_ranges(file) as read:
         for number in range(end):
             (length,) = struct.unpack("<Q", read(offset, 8))
             if offset + HEADER + length + FOOTER > file.size:
-                raise OSError(f"{file.path} is cut short in example {number}")
+                raise OSError(f"{file.path} is truncated in example {number}")
             if number >= instruction.skip:
                 yield number, (file, offset + HEADER, length)
             offset += HEADER + length + FOOTER

@@ -32,7 +32,7 @@ CITYSCAPES = LabelSet(
     ids=tuple(i for _, i, _ in _CITYSCAPES),
     ignored_ids=(0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30, 255),  # 255: the licence plate's -1, as 8 bits write it
     # unlabeled to static share black; dynamic, ground, parking, rail track, guard rail, bridge, tunnel, caravan, trailer.
-    # polegroup and licence plate have the colours of pole and car, and so cannot be told from them in colour files.
+    # polegroup and licence plate have the colours of pole and car, and so look like them in colour files.
     ignored_colors=(
         (0, 0, 0),
         (111, 74, 0),

@@ -1,4 +1,4 @@
-"""Label sets by name, from a recipe, or from a JSON file that a person edits.
+"""Label sets by name, or from a JSON file that a person edits.
 
 Such a file: {"name": ..., "classes": [{"name": ..., "id": ..., "color": [r, g, b]}, ...], "ignored_ids": [...],
 "ignored_colors": [[r, g, b], ...]}. The classes stand in the order of their train ids; "id" is the value in label files, given
@@ -6,19 +6,17 @@ for every class or for none; what is ignored may be left out, and is then 255 an
 """
 
 import json
-import runpy
 from typing import Any
 
 from etils import epath
 
-from deeplab_jax.config import Config
 from deeplab_jax.errors import ConfigError, one_line
 from deeplab_jax.files import replacing
 from deeplab_jax.labels import LABEL_SETS, LabelSet
 
 
-def checked_labels(spec: str) -> LabelSet:
-    """A label set by the name it has in `LABEL_SETS`, or that of a label-set file (.json) or of a recipe.
+def load_labels(spec: str) -> LabelSet:
+    """Return a label set by the name it has in `LABEL_SETS`, or that of a label-set file (.json).
 
     Raises:
       ConfigError: there is no such file, or it holds no label set.
@@ -27,20 +25,11 @@ def checked_labels(spec: str) -> LabelSet:
         return LABEL_SETS[spec]
     if spec.endswith(".json"):
         return read_labels(spec)
-    try:
-        config = runpy.run_path(spec)["get_config"]()
-    # A recipe is a program, and can fail in any way.
-    except Exception as error:
-        raise ConfigError(
-            f"label set {spec!r} cannot be used ({one_line(error)}): give {', '.join(LABEL_SETS)}, a .json file or a recipe"
-        ) from None
-    if not isinstance(config, Config):
-        raise ConfigError(f"label set {spec!r} is a recipe of a {type(config).__name__}: its get_config() must return a Config")
-    return config.labels
+    raise ConfigError(f"there is no label set {spec!r}: give {', '.join(LABEL_SETS)} or a .json file")
 
 
 def read_labels(path: str | epath.Path) -> LabelSet:
-    """The label set that a file describes.
+    """Return the label set that a file describes.
 
     Raises:
       ConfigError: it cannot be read, or a field, which is named, cannot be used.
@@ -62,7 +51,7 @@ def read_labels(path: str | epath.Path) -> LabelSet:
 
 
 def write_labels(path: str | epath.Path, labels: LabelSet) -> None:
-    """Writes what `read_labels` reads, a class a line.
+    """Write what `read_labels` reads, a class a line.
 
     Raises:
       ConfigError: `path` cannot be written.

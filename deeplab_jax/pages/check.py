@@ -1,124 +1,114 @@
 """A data set's check as one HTML page."""
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from deeplab_jax.data.inspection import Problem, Report, class_weights, share
-from deeplab_jax.data.lists import Samples, value_table
-from deeplab_jax.data.sources import read_sample
-from deeplab_jax.errors import DataError
 from deeplab_jax.evaluation.pictures import overlay
-from deeplab_jax.labels import IGNORE, LabelSet
+from deeplab_jax.labels import LabelSet
 from deeplab_jax.pages import html_page
 from deeplab_jax.pages.html_page import chip, table, text
 
 SIDE = 480  # longest side of a picture on the page
 LISTED = 20  # problems of a sort that the page lists
+Figure = tuple[str, list[str]]  # caption and pictures, as HTML
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Picture:
-    """A sample to show: the image, and the image under its label's colours where it has a label."""
-
-    caption: str
-    image: UInt8[np.ndarray, "h w 3"]
-    colored: UInt8[np.ndarray, "h w 3"] | None
-
-    def html(self) -> tuple[str, list[str]]:
-        """The caption and the pictures."""
-        shown = [html_page.picture("image", self.image)]
-        if self.colored is not None:
-            shown.append(html_page.picture("labels over the image", self.colored))
-        return text(self.caption), shown
+def draw_examples(
+    examples: Iterable[tuple[str, UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"] | None]], labels: LabelSet
+) -> Iterator[Figure]:
+    """Draw each (caption, image, train ids): the image, and the image under its label's colours where it has a label."""
+    for caption, image, label in examples:
+        small = html_page.reduced(image, SIDE)
+        pictures = [html_page.picture("image", small)]
+        if label is not None:
+            colored = overlay(small, html_page.reduced(label, SIDE, labels=True), labels, opacity=0.6)
+            pictures.append(html_page.picture("labels over the image", colored))
+        yield text(caption), pictures
 
 
-def pictures(sets: Mapping[str, Samples], labels: LabelSet, count: int = 8) -> list[Picture]:
-    """Up to `count` samples of each split, spread evenly over its list; those that cannot be read are left out."""
-    shown = []
-    for split, samples in sets.items():
-        train_ids = value_table(samples.kind, labels)
-        for i in np.unique(np.linspace(0, len(samples) - 1, count).round().astype(int)).tolist():
-            try:
-                image, values = read_sample(samples, i)
-            except DataError:
-                continue
-            shown.append(_picture(f"{split}: {samples.images[i]}", image, values, train_ids, labels))
-    return shown
-
-
-def _picture(caption: str, image: np.ndarray, values: np.ndarray | None, train_ids: np.ndarray, labels: LabelSet) -> Picture:
-    small = html_page.reduced(image, SIDE)
-    if values is None:
-        return Picture(caption, small, None)
-    label = np.where(train_ids[values] < 0, IGNORE, train_ids[values]).astype(np.uint8)
-    return Picture(caption, small, overlay(small, html_page.reduced(label, SIDE, labels=True), labels, opacity=0.6))
-
-
-def page(title: str, report: Report, labels: LabelSet, shown: Sequence[Picture]) -> str:
-    """The page as text.
+def page(title: str, report: Mapping[str, Any], labels: LabelSet, figures: Iterable[Figure]) -> str:
+    """Return the page as text.
 
     Args:
       title: what was checked.
-      report: what was found.
+      report: what check.json holds.
       labels: what the values should mean.
-      shown: samples to look at.
+      figures: samples to show.
     """
-    fails = sum(problem.fails for problem in report.problems)
-    verdict = f'<p class="bad">Training would fail: {fails} problems to mend.</p>'
-    if not report.fails:
-        verdict = f'<p class="good">Training can read every sample. Notes: {len(report.problems)}.</p>'
+    problems, splits = report["problems"], report["splits"]
+    fails = sum(problem["fails"] for problem in problems)
+    verdict = f'<p class="bad">Training would fail: {fails} problems to fix.</p>'
+    if not fails:
+        verdict = f'<p class="good">Training can read every sample. Notes: {len(problems)}.</p>'
     parts = [
         f"<h1>{text(title)}</h1>{verdict}",
-        "<h2>Splits</h2>" + _splits(report),
-        "<h2>Problems</h2>" + (_problems(report.problems) or '<p class="soft">None.</p>'),
-        f"<h2>Classes of {text(labels.name)}</h2>" + _classes(report, labels),
-        "<h2>Samples</h2>" + _legend(labels, report) + html_page.samples(each.html() for each in shown),
+        "<h2>Splits</h2>" + _splits(splits),
+        "<h2>Problems</h2>" + (_problems(problems) or '<p class="soft">None.</p>'),
+        f"<h2>Classes of {text(labels.name)}</h2>" + _classes(splits, report["class_weights"], labels),
+        "<h2>Samples</h2>" + _legend(splits, labels) + html_page.samples(figures),
     ]
     return html_page.document(title, "".join(parts))
 
 
-def _splits(report: Report) -> str:
+def share(part: float, whole: float) -> str:
+    """Return a percentage, with as many digits as rare classes need."""
+    percent = 100 * part / whole if whole else 0
+    return f"{percent:.3f} %" if 0 < percent < 0.1 else f"{percent:.1f} %"
+
+
+def class_cells(splits: Mapping[str, Any], name: str) -> list[str]:
+    """Return the share of the labelled pixels and the number of images with the class, of each split in turn."""
+    shares = (share(split["class_pixels"][name], sum(split["class_pixels"].values())) for split in splits.values())
+    images = (f"{split['class_images'][name]:,}" for split in splits.values())
+    return [cell for pair in zip(shares, images, strict=True) for cell in pair]
+
+
+def ignored_share(split: Mapping[str, Any]) -> str:
+    """Return the percentage of a split's pixels that are ignored."""
+    ignored = split["ignored_pixels"]
+    return share(ignored, sum(split["class_pixels"].values()) + ignored + split["unknown_pixels"])
+
+
+def _splits(splits: Mapping[str, Any]) -> str:
     rows = []
-    for split, tally in report.tallies.items():
-        sizes = tally.sizes.most_common(3)
-        common = ", ".join(f"{w}x{h}" + f" ({n})" * (len(tally.sizes) > 1) for (w, h), n in sizes)
-        common += f" and {len(tally.sizes) - 3} more" if len(tally.sizes) > 3 else ""
-        modes = [", ".join(counter) for counter in (tally.image_modes, tally.label_modes)]
-        cells = (split, f"{tally.samples:,}", f"{sum(tally.sizes.values()):,}", common, *modes, tally.source)
+    for name, split in splits.items():
+        sizes = split["sizes"]
+        common = ", ".join(size + f" ({n})" * (len(sizes) > 1) for size, n in list(sizes.items())[:3])
+        common += f" and {len(sizes) - 3} more" if len(sizes) > 3 else ""
+        modes = [", ".join(split[key]) for key in ("image_modes", "label_modes")]
+        cells = (name, f"{split['samples']:,}", f"{sum(sizes.values()):,}", common, *modes, split["source"])
         rows.append([text(cell) for cell in cells])
     return table(("split", "samples", "readable", "sizes", "images", "labels", "from"), rows)
 
 
-def _problems(problems: Sequence[Problem]) -> str:
+def _problems(problems: Sequence[Mapping[str, Any]]) -> str:
     parts = []
-    for sort in dict.fromkeys(problem.sort for problem in problems):
-        same = [problem for problem in problems if problem.sort == sort]
-        bad = ' class="bad"' if same[0].fails else ""
-        items = "".join(f"<li>{text(problem.text)}</li>" for problem in same[:LISTED])
+    for sort in dict.fromkeys(problem["sort"] for problem in problems):
+        same = [problem for problem in problems if problem["sort"] == sort]
+        bad = ' class="bad"' if same[0]["fails"] else ""
+        items = "".join(f"<li>{text(problem['text'])}</li>" for problem in same[:LISTED])
         rest = f'<p class="soft">and {len(same) - LISTED} more, in check.json</p>' if len(same) > LISTED else ""
         parts.append(f"<details open><summary{bad}>{text(sort)}: {len(same)}</summary><ul>{items}</ul>{rest}</details>")
     return "".join(parts)
 
 
-def _classes(report: Report, labels: LabelSet) -> str:
-    if not report.tallies:
+def _classes(splits: Mapping[str, Any], class_weights: Mapping[str, Sequence[float]], labels: LabelSet) -> str:
+    if not splits:
         return '<p class="soft">No split could be read.</p>'
-    first = next(iter(report.tallies))
-    weights = class_weights(report.tallies[first].pixels)
-    head = ["class", "id"] + [f"{word} of {split}" for split in report.tallies for word in ("pixels", "images")]
+    # Of one split, or of none.
+    first, weights = next(iter(class_weights.items()), ("", ()))
+    head = ["class", "id"] + [f"{word} of {split}" for split in splits for word in ("pixels", "images")]
     head += ["weight"] if weights else []
     rows = []
     for k, name in enumerate(labels.names):
         cells = [f"{chip(labels, k)}{text(name)}", text(labels.class_ids[k])]
-        for tally in report.tallies.values():
-            cells += [share(tally.pixels[k], tally.pixels.sum()), f"{tally.images[k]:,}"]
-        rows.append(cells + [f"{weight:.3f}" for weight in weights[k : k + 1]])
+        rows.append(cells + class_cells(splits, name) + [f"{weight:.3f}" for weight in weights[k : k + 1]])
     ignored = ["ignored, of all pixels", ""]
-    for tally in report.tallies.values():
-        ignored += [share(tally.ignored, tally.pixels.sum() + tally.ignored + tally.unknown), ""]
+    for split in splits.values():
+        ignored += [ignored_share(split), ""]
     classes = table(head, [*rows, ignored + [""] * bool(weights)])
     if not weights:
         return classes
@@ -128,6 +118,6 @@ def _classes(report: Report, labels: LabelSet) -> str:
     return classes + note + f"<pre>{text(command)}</pre>"
 
 
-def _legend(labels: LabelSet, report: Report) -> str:
-    seen = sum((tally.pixels for tally in report.tallies.values()), np.zeros(labels.num_classes, np.int64))
-    return html_page.legend(labels, np.flatnonzero(seen).tolist(), "ignored, or in no entry of the label set")
+def _legend(splits: Mapping[str, Any], labels: LabelSet) -> str:
+    seen = [k for k, name in enumerate(labels.names) if any(split["class_pixels"][name] for split in splits.values())]
+    return html_page.legend(labels, seen, "ignored, or in no entry of the label set")

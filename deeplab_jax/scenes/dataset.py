@@ -15,7 +15,7 @@ from deeplab_jax.scenes import IDS, Object, Scene, draw_scene
 
 __all__ = ["Scene", "draw_scene", "write"]
 
-FORMAT = 1  # raise it when the same arguments give other pictures
+FORMAT = 1  # bump it when the same arguments give other pictures
 RECORD = "synthetic.json"
 CITIES = {"train": ("polygonburg", "vectorstadt"), "val": ("rasterheim",), "test": ("canvasdorf",)}
 
@@ -29,7 +29,7 @@ def write(
     size: tuple[int, int] = (192, 384),
     seed: int = 0,
 ) -> None:
-    """Writes the set to `root`, or returns at once where `root` holds it already.
+    """Write the set to `root`, or return at once where `root` holds it already.
 
     The set appears whole or not at all. A scene depends on `seed`, its split and its number alone: a longer split begins with
     the scenes of a shorter one.
@@ -74,7 +74,7 @@ def write(
 
 
 def _record(root: pathlib.Path) -> Any:
-    """The arguments that the set at `root` was made with; None where there is no such set."""
+    """Return the arguments that the set at `root` was made with; None where there is no such set."""
     try:
         return json.loads((root / RECORD).read_text())
     except (OSError, ValueError):
@@ -111,7 +111,7 @@ def _polygons(objects: tuple[Object, ...], size: tuple[int, int]) -> str:
 
 
 def colors() -> np.ndarray:
-    """uint8 [256, 3]: the official colour of each id that is drawn; black where Cityscapes has black."""
+    """Return uint8 [256, 3]: the official colour of each id that is drawn; black where Cityscapes has black."""
     table = np.zeros((256, 3), np.uint8)
     table[list(CITYSCAPES.ids)] = CITYSCAPES.colors
     table[IDS["parking"]], table[IDS["rail track"]], table[IDS["polegroup"]] = (250, 170, 160), (230, 150, 140), (153, 153, 153)

@@ -168,7 +168,7 @@ def motorcyclist(c: Canvas, x: float, z: float) -> None:
     rider(c, on)
 
 
-# Vehicles, from behind or in front: (x, z) is the middle of the face that looks at us.
+# Vehicles, from behind or in front: (x, z) is the middle of the face towards us.
 
 
 @dataclasses.dataclass(slots=True)
@@ -178,7 +178,7 @@ class Body:
     Attributes:
       label: its Cityscapes name.
       width: metres.
-      profile: outline from the side, [k, 2]: (metres behind the face that looks at us, up).
+      profile: outline from the side, [k, 2]: (metres behind the face towards us, up).
       color: of the body.
       face: details of that face, (right, up).
       flank: details of the side, (metres behind the face, up), drawn where the side can be seen.

@@ -8,7 +8,7 @@ import numpy as np
 from deeplab_jax.labels import Color
 from deeplab_jax.scenes.canvas import Points, T
 
-# Bodies, clothes and walls draw from shared colours: shape and pattern have to tell the classes apart, not colour.
+# Bodies, clothes and walls draw from shared colours: shape and pattern have to distinguish the classes, not colour.
 PAINT = ((176, 40, 38), (38, 74, 140), (228, 228, 224), (52, 56, 62), (150, 154, 160), (222, 170, 46), (44, 112, 78))
 PLASTER = ((196, 170, 138), (170, 120, 98), (150, 150, 152), (206, 196, 172), (140, 92, 80), (182, 186, 160))
 BRICK = ((168, 92, 74), (150, 144, 136), (190, 160, 124))

@@ -6,7 +6,10 @@ import pytest
 from conftest import deeplab
 from PIL import Image
 
-from deeplab_jax.labels.files import read_labels
+from deeplab_jax.commands.data import choose_labels
+from deeplab_jax.errors import ConfigError
+from deeplab_jax.labels import VOC
+from deeplab_jax.labels.files import read_labels, write_labels
 
 
 @pytest.fixture
@@ -111,3 +114,14 @@ def test_a_file_in_place_of_the_report_s_folder_is_noticed_before_anything_is_re
     assert code == 2
     assert "is a file: name a folder" in said
     assert said.count("\n") == 1
+
+
+def test_label_sets_by_name_by_file_and_from_recipes(tmp_path):
+    assert choose_labels("voc") == VOC
+    assert choose_labels("configs/camvid_r18.py").name == "camvid"
+    write_labels(tmp_path / "own.json", VOC)
+    assert choose_labels(str(tmp_path / "own.json")) == VOC
+    for content in ("x = 1", "raise ImportError('nothing')", "def get_config(:", "def get_config(): return 5", "nothing()"):
+        (tmp_path / "recipe.py").write_text(content)
+        with pytest.raises(ConfigError, match=r"recipe\.py"):
+            choose_labels(str(tmp_path / "recipe.py"))

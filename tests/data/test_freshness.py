@@ -8,9 +8,12 @@ from PIL import Image
 from rich.console import Console
 
 from deeplab_jax.config import DataConfig
-from deeplab_jax.data import freshness
+from deeplab_jax.data import find as finding
 from deeplab_jax.data.find import find_split
+from deeplab_jax.data.image_files import ImageFiles
 from deeplab_jax.data.prepare import prepare
+from deeplab_jax.data.records import read_stamp
+from deeplab_jax.data.samples import Samples
 from deeplab_jax.errors import DataError
 
 
@@ -68,7 +71,7 @@ def test_a_file_that_was_touched_is_not(out, root):
 
 
 def test_unchanged_files_are_not_read(out, root, monkeypatch):
-    monkeypatch.setattr(freshness, "ImageFiles", None)
+    monkeypatch.setattr(ImageFiles, "fingerprint", None)
     assert len(find(out)) == 3
 
 
@@ -95,14 +98,14 @@ def test_where_the_source_is_not_at_hand_the_records_stand_alone(out, root):
     shutil.rmtree(root)
     assert len(find(out)) == 3
     root.mkdir()  # where nothing is mounted
-    find_split.__globals__["_prepared"].cache_clear()
+    finding._find_prepared.cache_clear()
     assert len(find(out)) == 3
 
 
 @pytest.mark.parametrize("source", ["gs://bucket/set", "tfds:voc"])
 def test_what_lies_elsewhere_is_not_asked(source):
-    assert not freshness._is_at_hand(source)
-    assert freshness.stamp("gs://bucket/set", ("a",)) == ()
+    assert not finding._is_at_hand(source)
+    assert read_stamp(Samples("gs://bucket/set", ("a",), (), "labelIds", "", ImageFiles()), 0) == ()
 
 
 def test_the_source_of_another_user_is_not_at_hand(tmp_path, monkeypatch):
@@ -110,7 +113,7 @@ def test_the_source_of_another_user_is_not_at_hand(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "listdir", refuse)
-    assert not freshness._is_at_hand(str(tmp_path))
+    assert not finding._is_at_hand(str(tmp_path))
 
 
 def test_records_are_looked_at_once_a_process_while_they_stay(out, root):

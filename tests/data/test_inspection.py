@@ -4,12 +4,12 @@ import math
 import numpy as np
 import pytest
 from PIL import Image
-from test_lists import write_list
+from test_find import write_list
 
 from deeplab_jax.config import DataConfig
-from deeplab_jax.data.inspection import as_json, check, class_weights, open_splits
+from deeplab_jax.data.inspection import as_json, check, class_weights, open_splits, read_examples
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.pages import check as overview
+from deeplab_jax.pages import check as check_page
 
 LABELS = LabelSet("abc", ("a", "b", "<c>"), ((1, 0, 0), (0, 1, 0), (0, 0, 1)))
 SIZE = (100, 80)  # width, height
@@ -190,16 +190,16 @@ def test_weights_are_enets_with_a_mean_of_one_over_pixels():
 
 def test_without_a_labelled_pixel_no_weights_are_proposed(report):
     result = report(train=[(photo(0), mask(255))])
-    assert "weight" not in overview.page("", result, LABELS, [])
+    assert "weight" not in check_page.page("", as_json(result, LABELS), LABELS, [])
     assert as_json(result, LABELS)["class_weights"] == {}
 
 
 def test_the_page_and_the_json_hold_everything_and_load_nothing(report, tmp_path):
     result = report(train=[(photo(0), mask(0, 1, 2, 255)), (photo(1), mask(9))], val=[(photo(2), mask(0))])
     sets, _ = open_splits(DataConfig(root=str(tmp_path)), ("train", "val"))
-    shown = overview.pictures(sets, LABELS, count=2)
-    assert [picture.caption for picture in shown] == ["train: train0.png", "train: train1.png", "val: val0.png"]
-    page = overview.page("<root> & more", result, LABELS, shown)
+    shown = list(check_page.draw_examples(read_examples(sets, LABELS, count=2), LABELS))
+    assert [caption for caption, _ in shown] == ["train: train0.png", "train: train1.png", "val: val0.png"]
+    page = check_page.page("<root> & more", as_json(result, LABELS), LABELS, shown)
     assert "&lt;root&gt; &amp; more" in page
     assert "&lt;c&gt;" in page
     assert "<c>" not in page

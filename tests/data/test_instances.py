@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deeplab_jax.data.find import find_samples
 from deeplab_jax.data.instances import instance_file, read_instances, why_no_instances
-from deeplab_jax.data.lists import find_samples
 from deeplab_jax.errors import DataError
 
 

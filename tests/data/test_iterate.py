@@ -4,11 +4,12 @@ import sys
 import pytest
 import tensorflow as tf
 
-from deeplab_jax.data.iterate import iterate
-from deeplab_jax.data.lists import Samples
+from deeplab_jax.data.image_files import ImageFiles
+from deeplab_jax.data.pipeline import iterate
+from deeplab_jax.data.samples import Samples
 from deeplab_jax.errors import DataError
 
-SAMPLES = Samples("", tuple(f"{i}.png" for i in range(6)), (), "labelIds", "")
+SAMPLES = Samples("", tuple(f"{i}.png" for i in range(6)), (), "labelIds", "", ImageFiles())
 
 
 class Numbers:
@@ -136,7 +137,7 @@ def test_python_s_log_names_the_skipped_unless_told_otherwise(caplog):
 def test_a_program_ends_while_its_pipeline_reads():
     code = """
 import time, numpy as np, tensorflow as tf
-from deeplab_jax.data.iterate import iterate
+from deeplab_jax.data.pipeline import iterate
 slow = lambda x: (time.sleep(0.01), x)[1]
 dataset = tf.data.Dataset.range(10**6).map(lambda i: {"i": tf.numpy_function(slow, [i], tf.int64)}, num_parallel_calls=4)
 batches = iterate(None, lambda *_: dataset.prefetch(2), None, None)

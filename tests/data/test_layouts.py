@@ -2,10 +2,12 @@ import numpy as np
 import pytest
 from etils import epath
 from PIL import Image
-from test_lists import make, write_list
+from test_find import make, write_list
 
-from deeplab_jax.data.layouts import recognized
-from deeplab_jax.data.lists import describe, find_samples, splits_of
+from deeplab_jax.data import layouts
+from deeplab_jax.data.find import describe, find_samples, list_splits
+from deeplab_jax.data.layouts import recognize_layout
+from deeplab_jax.data.layouts.layout import Layout, pair_by_name
 from deeplab_jax.errors import DataError
 
 
@@ -15,7 +17,7 @@ def names(root, split, **options):
 
 
 def layout(root):
-    found = recognized(epath.Path(root))
+    found = recognize_layout(epath.Path(root))
     return found and (found.name, found.labels)
 
 
@@ -23,7 +25,7 @@ def test_camvid(tmp_path):
     make(tmp_path, "train/a.png", "trainannot/a.png", "val/b.png", "valannot/b.png")
     (tmp_path / "train.txt").write_text("/SegNet/CamVid/train/a.png /SegNet/CamVid/trainannot/a.png\n")
     assert layout(tmp_path) == ("CamVid", "camvid")
-    assert splits_of(str(tmp_path)) == ["train", "val"]
+    assert list_splits(str(tmp_path)) == ["train", "val"]
     assert names(tmp_path, "train") == (("train/a.png",), ("trainannot/a.png",))
     assert names(tmp_path, "val") == (("val/b.png",), ("valannot/b.png",))
 
@@ -156,3 +158,21 @@ def test_a_name_that_tells_a_kind_must_agree_with_a_header_that_does(tmp_path):
     save(tmp_path, "y.png", "RGB")
     with pytest.raises(DataError, match="color, labelIds"):
         find_samples(str(tmp_path), "train")
+
+
+def test_a_layout_can_say_which_kind_its_masks_are(tmp_path, monkeypatch):
+    def splits(root):
+        return ["train", "val"] if (root / "photos").is_dir() else []
+
+    def pairs(root, split, kind):
+        return pair_by_name(root, root / "photos" / split, root / "masks" / split)
+
+    layout = Layout("mine", "photos/SPLIT/ with masks/SPLIT/", "", splits, pairs, label_kind="labelTrainIds")
+    monkeypatch.setattr(layouts, "LAYOUTS", (*layouts.LAYOUTS, layout))
+    make(tmp_path, *(f"{folder}/{split}/{split}.png" for folder in ("photos", "masks") for split in ("train", "val")))
+    assert find_samples(str(tmp_path), "train+val").kind == "labelTrainIds"
+    assert find_samples(str(tmp_path), "train", "labelIds").kind == "labelIds"
+    make(tmp_path, "a.png")
+    write_list(tmp_path, "a.png masks/val/val.png", "more")  # a list does not say, its file's header is that of ids
+    with pytest.raises(DataError, match="mixes labels of the kinds labelIds, labelTrainIds"):
+        find_samples(str(tmp_path), "train+more")

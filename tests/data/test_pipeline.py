@@ -10,8 +10,9 @@ from conftest import pixels
 from PIL import Image
 
 from deeplab_jax.config import DataConfig
-from deeplab_jax.data import pipeline, sources
-from deeplab_jax.data.lists import find_samples
+from deeplab_jax.data import pipeline
+from deeplab_jax.data import samples as reading
+from deeplab_jax.data.find import find_samples
 from deeplab_jax.data.pipeline import eval_batches, plan_evaluation, train_batches
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import CITYSCAPES, LabelSet
@@ -129,7 +130,7 @@ def test_label_kinds_mean_the_same(street_scenes, kind):
     np.testing.assert_array_equal(ids, CITYSCAPES.id_table()[raw])
     colored = find_samples(str(street_scenes), "val", "labelIds")
     names = tuple(name.replace("labelIds", kind) for name in colored.labels)
-    other = type(samples)(samples.root, samples.images, names, kind, "")
+    other = dataclasses.replace(samples, labels=names, kind=kind)
     same_ids = np.concatenate([b["label"] for b in eval_batches(other, CITYSCAPES, 1)])
     # Polegroup is ignored by id and has the pole's colour.
     np.testing.assert_array_equal(np.where(raw == 18, 5 if kind == "color" else 255, ids), same_ids)
@@ -169,7 +170,7 @@ def test_grey_and_transparent_images_become_rgb(tmp_path):
 
 def test_train_id_labels_are_read_as_they_are(tmp_path):
     samples = one_pair(tmp_path, np.array([[0, 18], [255, 7]]).repeat(4, 0).repeat(4, 1))
-    samples = type(samples)(samples.root, samples.images, samples.labels, "labelTrainIds", "")
+    samples = dataclasses.replace(samples, kind="labelTrainIds")
     (batch,) = eval_batches(samples, CITYSCAPES, 1)
     assert batch["label"][0, ::4, ::4].tolist() == [[0, 18], [255, 7]]
 
@@ -215,7 +216,7 @@ def test_a_truncated_file_is_named(tmp_path, name):
 
 def test_an_unknown_colour_is_named(tmp_path):
     samples = one_pair(tmp_path, np.full((8, 8, 3), 4), "RGB")
-    samples = type(samples)(samples.root, samples.images, samples.labels, "color", "")
+    samples = dataclasses.replace(samples, kind="color")
     with pytest.raises(DataError, match=r"the value \(4, 4, 4\)"):
         list(eval_batches(samples, PLAIN, 1))
 
@@ -230,7 +231,7 @@ def test_a_truncated_palette_is_named(tmp_path, name):
 
 
 def fingerprints(samples):
-    return [list(sources.fingerprint(samples, i)) for i in range(len(samples))]
+    return [list(reading.fingerprint(samples, i)) for i in range(len(samples))]
 
 
 def test_a_fingerprint_is_that_of_the_sample_s_files(train_set, street_scenes):
@@ -416,7 +417,7 @@ def test_no_broken_sample_is_allowed_unless_it_is_said(pairs, tmp_path):
         skipping(pairs, allow=0)
     assert str(caught.value) == (
         f"{tmp_path / 'l4.png'} holds the value 77 (192 pixels), which labels of kind labelIds do not have: "
-        "mend the file, or add the value to the config's label set (ignored_ids: no class)"
+        "correct the file, or add the value to the config's label set (ignored_ids: no class)"
     )
 
 
@@ -424,11 +425,11 @@ def test_a_file_that_works_the_second_time_is_an_error_and_not_left_out(pairs, t
     contents = (tmp_path / "i1.png").read_bytes()
     truncate(tmp_path, 1)
 
-    def mend_and_look(*arguments):
+    def repair_and_diagnose(*arguments):
         (tmp_path / "i1.png").write_bytes(contents)
-        return sources.unreadable(*arguments)
+        return reading.diagnose(*arguments)
 
-    monkeypatch.setattr(pipeline, "unreadable", mend_and_look)
+    monkeypatch.setattr(pipeline, "diagnose", repair_and_diagnose)
     with pytest.raises(DataError, match=r"reading .*i1\.png.* failed once \(.*and then worked: check the disk"):
         skipping(pairs, allow=3)
 

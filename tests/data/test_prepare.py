@@ -17,8 +17,9 @@ from PIL import Image
 from rich.console import Console
 
 from deeplab_jax.config import DataConfig
+from deeplab_jax.data import image_files
 from deeplab_jax.data import prepare as preparing
-from deeplab_jax.data import read, sources
+from deeplab_jax.data import samples as reading
 from deeplab_jax.data.find import find_split
 from deeplab_jax.data.prepare import prepare
 from deeplab_jax.data.records import read_manifest
@@ -82,7 +83,7 @@ def assert_holds(out, root, split="train"):
     held, files = (find_split(DataConfig(root=str(each)), split) for each in (out, root))
     assert held.images == files.images
     for i in range(len(files)):
-        for a, b in zip(sources.read_sample(held, i), sources.read_sample(files, i), strict=True):
+        for a, b in zip(reading.read_sample(held, i), reading.read_sample(files, i), strict=True):
             np.testing.assert_array_equal(a, b)
 
 
@@ -120,7 +121,7 @@ def test_a_second_run_reads_no_file_and_changes_nothing(root, out, decoded, monk
     run(root, out)
     before = shards(out), (out / "records.json").stat().st_ino
     assert len(decoded) == NUM
-    monkeypatch.setattr(read, "_contents", None)  # it goes by size and time
+    monkeypatch.setattr(image_files, "_contents", None)  # it goes by size and time
     assert f"{out} holds them already" in run(root, out)
     assert (shards(out), (out / "records.json").stat().st_ino) == before
     assert len(decoded) == NUM
@@ -172,15 +173,15 @@ def test_what_another_process_is_writing_stays(root, out):
 
 
 def test_splits_that_another_process_completes_meanwhile_stay(root, out, monkeypatch):
-    kept = preparing._kept
+    kept = preparing._reuse_shard
 
     def late(folder, part, *rest):
         if part.name == "train-00000":
-            monkeypatch.setattr(preparing, "_kept", kept)
+            monkeypatch.setattr(preparing, "_reuse_shard", kept)
             run(root, out, ("val",))
         return kept(folder, part, *rest)
 
-    monkeypatch.setattr(preparing, "_kept", late)
+    monkeypatch.setattr(preparing, "_reuse_shard", late)
     with monkeypatch.context() as patch:
         kill_at(patch, 2)
         with pytest.raises(Killed):
@@ -308,7 +309,7 @@ def test_a_set_that_was_moved_is_decoded_no_second_time(root, out, tmp_path, dec
     run(root, out, ("train", "val"))
     moved = root.rename(tmp_path / "moved")
     with pytest.raises(
-        ConfigError, match=r"holds records of .*set in val: prepare all its splits anew, or name another folder"
+        ConfigError, match=r"holds records of .*set in val: prepare all its splits again, or name another folder"
     ):
         run(moved, out)
     assert read_manifest(str(out)).source == str(root)

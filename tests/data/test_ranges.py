@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from deeplab_jax.data import ranges
-from deeplab_jax.data.ranges import look_at, read_range, reading
+from deeplab_jax.data.ranges import open_ranges, read_range, stat_file
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def test_many_threads_read_what_they_ask_for(tmp_path):
     files = []
     for k in range(300):  # more than are kept open
         (tmp_path / str(k)).write_bytes(rng.bytes(50))
-        files.append(look_at(str(tmp_path / str(k))))
+        files.append(stat_file(str(tmp_path / str(k))))
     whole = [(tmp_path / str(k)).read_bytes() for k in range(300)]
     ask = [(k, start) for k in range(300) for start in (0, 7, 30)] * 2
 
@@ -39,7 +39,7 @@ def test_many_threads_read_what_they_ask_for(tmp_path):
 
 
 def test_the_end_of_a_file_is_an_error(path):
-    file = look_at(str(path))
+    file = stat_file(str(path))
     assert file.size == 10240
     assert read_range(file, 10200, 40) == bytes(range(216, 256))
     assert read_range(file, 10240, 0) == b""
@@ -48,29 +48,29 @@ def test_the_end_of_a_file_is_an_error(path):
 
 
 def test_an_open_file_that_is_replaced_is_read_as_it_was_and_another_is_not_opened(path):
-    old = look_at(str(path))
+    old = stat_file(str(path))
     assert read_range(old, 1, 2) == b"\1\2"
     path.with_name("g").write_bytes(b"x" * 10240)
     path.with_name("g").rename(path)
     assert read_range(old, 3, 2) == b"\3\4"
-    assert read_range(look_at(str(path)), 3, 2) == b"xx"
+    assert read_range(stat_file(str(path)), 3, 2) == b"xx"
     ranges._open.cache_clear()
     with pytest.raises(OSError, match="f was replaced since it was opened"):
         read_range(old, 3, 2)
 
 
 def test_a_file_that_is_gone_is_an_error(path):
-    file = look_at(str(path))
+    file = stat_file(str(path))
     path.unlink()
     with pytest.raises(FileNotFoundError):
         read_range(file, 0, 1)
     with pytest.raises(FileNotFoundError):
-        look_at(str(path))
+        stat_file(str(path))
 
 
 def test_where_the_system_has_no_pread_the_bytes_are_the_same(path, monkeypatch):
     monkeypatch.delattr(os, "pread")
-    file = look_at(str(path))
+    file = stat_file(str(path))
     assert file.size == 10240
     assert read_range(file, 5, 3) == b"\5\6\7"
     with pytest.raises(OSError, match="f ends at byte 10240"):
@@ -81,7 +81,7 @@ def test_many_reads_of_a_file_that_lies_elsewhere_open_it_once(path, monkeypatch
     monkeypatch.delattr(os, "pread")
     opened, gfile = [], tf.io.gfile.GFile
     monkeypatch.setattr(tf.io.gfile, "GFile", lambda *words: opened.append(words) or gfile(*words))
-    with reading(look_at(str(path))) as read:
+    with open_ranges(stat_file(str(path))) as read:
         assert [read(start, 2) for start in (0, 700, 5)] == [b"\0\1", bytes([188, 189]), b"\5\6"]
         with pytest.raises(OSError, match="f ends at byte 10240"):
             read(10239, 3)

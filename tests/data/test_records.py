@@ -10,12 +10,13 @@ from PIL import Image
 from rich.console import Console
 
 from deeplab_jax.config import DataConfig
-from deeplab_jax.data import records, sources
-from deeplab_jax.data.find import find_split
+from deeplab_jax.data import records
+from deeplab_jax.data import samples as reading
+from deeplab_jax.data.find import describe, find_split
 from deeplab_jax.data.instances import why_no_instances
-from deeplab_jax.data.lists import describe, digest
 from deeplab_jax.data.pipeline import eval_batches, plan_evaluation, train_batches
 from deeplab_jax.data.prepare import prepare
+from deeplab_jax.data.samples import digest
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import CITYSCAPES, LabelSet
 
@@ -92,8 +93,8 @@ def test_batches_from_records_are_those_from_files(tmp_path, name):
         assert_same(train(held, **augmentation), train(files, **augmentation))
     assert_same(list(eval_batches(held, PLAIN, 2)), list(eval_batches(files, PLAIN, 2)))
     for i in range(len(files)):
-        assert sources.fingerprint(held, i) == sources.fingerprint(files, i)
-        for a, b in zip(sources.read_sample(held, i), sources.read_sample(files, i), strict=True):
+        assert reading.fingerprint(held, i) == reading.fingerprint(files, i)
+        for a, b in zip(reading.read_sample(held, i), reading.read_sample(files, i), strict=True):
             np.testing.assert_array_equal(a, b)
 
 
@@ -127,9 +128,9 @@ def test_a_split_without_labels_is_the_same(scenes):
     held, files = both(scenes, "test", need_labels=False)
     assert held.labels == ()
     assert_same(list(eval_batches(held, CITYSCAPES, 3)), list(eval_batches(files, CITYSCAPES, 3)))
-    image, label = sources.read_sample(held, 1)
+    image, label = reading.read_sample(held, 1)
     assert label is None
-    np.testing.assert_array_equal(image, sources.read_sample(files, 1)[0])
+    np.testing.assert_array_equal(image, reading.read_sample(files, 1)[0])
     with pytest.raises(DataError, match=r"the records in .* have no labels in split 'test'"):
         both(scenes, "test")
     asked = find_split(DataConfig(root=str(scenes[1]), label_kind="color"), "test", need_labels=False)
@@ -213,7 +214,7 @@ def test_a_mask_of_blended_colours_is_named_and_its_note_is_short(tmp_path):
     Image.fromarray(colours).save(root / "train0_label.png")
     prepared(root, tmp_path / "records")
     held = find_split(DataConfig(root=str(tmp_path / "records")), "train")
-    assert len(held.store.places[0].record.values) == records.MOST_VALUES
+    assert len(held.store.locations[0].record.values) == records.MOST_VALUES
     with pytest.raises(DataError, match=r"train0_label\.png holds the value \(0, 0, "):
         list(eval_batches(held, PLAIN, 1))
 

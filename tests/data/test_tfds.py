@@ -13,12 +13,13 @@ from rich.console import Console
 from deeplab_jax.commands import main as cli
 from deeplab_jax.commands.data import prepare as command
 from deeplab_jax.config import Config, DataConfig
-from deeplab_jax.data import ranges, sources
+from deeplab_jax.data import ranges
+from deeplab_jax.data import samples as reading
 from deeplab_jax.data import tfds as ours
-from deeplab_jax.data.find import find_split
-from deeplab_jax.data.lists import describe, digest
+from deeplab_jax.data.find import describe, find_split
 from deeplab_jax.data.pipeline import eval_batches, plan_evaluation, train_batches
 from deeplab_jax.data.prepare import prepare
+from deeplab_jax.data.samples import digest
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.train import verify as verification
@@ -88,7 +89,7 @@ def test_samples_are_the_builder_s_in_its_order(pets, split):
     assert len(samples) == len(expected) > 0
     assert len(set(samples.images)) == len(samples)
     for i in np.random.default_rng(0).permutation(len(samples)):
-        picture, values = sources.read_sample(samples, int(i))
+        picture, values = reading.read_sample(samples, int(i))
         np.testing.assert_array_equal(picture, expected[i]["image"])
         np.testing.assert_array_equal(values, expected[i]["segmentation_mask"][..., 0])
         put_in = next(examples(int(picture[0, 0, 0]), 1))
@@ -122,7 +123,7 @@ def test_a_training_starts_late_and_its_fingerprints_are_those_of_the_samples(pe
     samples = opened(pets, "train")
     run = train(samples)
     assert_same(train(samples, start_step=2), run[2:])
-    prints = np.array([list(sources.fingerprint(samples, i)) for i in range(10)], np.uint8)
+    prints = np.array([list(reading.fingerprint(samples, i)) for i in range(10)], np.uint8)
     assert len(np.unique(prints, axis=0)) == 10
     for batch in run:
         np.testing.assert_array_equal(batch["fingerprint"], prints[batch["index"]])
@@ -145,14 +146,14 @@ def test_records_of_it_give_the_same_batches(pets, tmp_path):
 def test_sizes_are_those_of_the_pictures(pets):
     samples = opened(pets, "train")
     assert [samples.store.size(samples, i) for i in range(10)] == [
-        sources.read_sample(samples, i)[0].shape[:2] for i in range(10)
+        reading.read_sample(samples, i)[0].shape[:2] for i in range(10)
     ]
     assert sorted(i for batch in plan_evaluation(samples, 3) for i in batch) == list(range(10))
 
 
 def test_a_plan_decodes_nothing(pets, monkeypatch):
     samples = opened(pets, "train")
-    monkeypatch.setattr(ours.Builder, "decoded", None)
+    monkeypatch.setattr(ours.Builder, "decode", None)
     assert len(plan_evaluation(samples, 3)) == 4
 
 
@@ -196,7 +197,7 @@ def test_cityscapes_features_are_known(tmp_path):
     build(tmp_path, "own_streets", features, train=rows)
     samples = find_split(DataConfig(source="tfds:own_streets", root=str(tmp_path)), "train")
     assert samples.labels[0].endswith("#segmentation_label")
-    np.testing.assert_array_equal(sources.read_sample(samples, 0)[0], next(examples(0, 1))["image"])
+    np.testing.assert_array_equal(reading.read_sample(samples, 0)[0], next(examples(0, 1))["image"])
 
 
 @pytest.mark.parametrize(
@@ -264,7 +265,7 @@ def test_files_that_are_cut_short_gone_or_changed_are_one_line(tmp_path):
     for ask in (samples.store.size, samples.store.fingerprint):
         with pytest.raises(DataError, match=r"000001 of .* cannot be read \(.* was replaced .*\): build the set again"):
             ask(samples, 1)
-    for broken, message in ((whole[:-20], "is cut short in example 2"), (whole[:5], "ends at byte 5")):
+    for broken, message in ((whole[:-20], "is truncated in example 2"), (whole[:5], "ends at byte 5")):
         path.write_bytes(broken)
         with pytest.raises(DataError, match=rf"a file of tfds:own_broken cannot be read \(.*{message}\): build the set again"):
             find_split(data, "train")

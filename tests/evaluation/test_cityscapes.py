@@ -8,8 +8,8 @@ import pytest
 from conftest import pixels
 from PIL import Image
 
+from deeplab_jax.data.find import find_samples
 from deeplab_jax.data.instances import instance_file, read_instances, why_no_instances
-from deeplab_jax.data.lists import find_samples
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.evaluation import cityscapes, submission
 from deeplab_jax.evaluation import scores as report

@@ -4,7 +4,7 @@ import pytest
 
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.labels import LABEL_SETS, VOC, LabelSet
-from deeplab_jax.labels.files import checked_labels, read_labels, write_labels
+from deeplab_jax.labels.files import load_labels, read_labels, write_labels
 
 OWN = LabelSet("own", ("Straße", 'a "b"'), ((1, 2, 3), (4, 5, 6)), ids=(3, 9), ignored_ids=(0, 255), ignored_colors=())
 
@@ -68,15 +68,12 @@ def test_what_is_no_object_of_json_is_named(tmp_path, text):
         read_labels(tmp_path / "nowhere.json")
 
 
-def test_label_sets_by_name_by_file_and_from_recipes(tmp_path):
-    assert checked_labels("voc") == VOC
-    assert checked_labels("configs/camvid_r18.py").name == "camvid"
+def test_label_sets_by_name_and_by_file(tmp_path):
+    assert load_labels("voc") == VOC
     write_labels(tmp_path / "own.json", OWN)
-    assert checked_labels(str(tmp_path / "own.json")) == OWN
-    for content in ("x = 1", "raise ImportError('nothing')", "def get_config(:", "def get_config(): return 5", "nothing()"):
-        (tmp_path / "recipe.py").write_text(content)
-        with pytest.raises(ConfigError, match=r"recipe\.py"):
-            checked_labels(str(tmp_path / "recipe.py"))
+    assert load_labels(str(tmp_path / "own.json")) == OWN
+    with pytest.raises(ConfigError, match=r"no label set 'nothing': give cityscapes, .*\.json"):
+        load_labels("nothing")
 
 
 def test_known_sets_have_what_their_data_sets_have():

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from deeplab_jax.commands.datasets import training_data, training_set
 from deeplab_jax.config import digest_of
-from deeplab_jax.data.sources import fingerprint
+from deeplab_jax.data.samples import fingerprint
 from deeplab_jax.errors import CheckpointError, ConfigError
 from deeplab_jax.train.loop import train
 from deeplab_jax.train.verify import _relative_difference, config_at, verify

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deeplab_jax.data.lists import Samples
-from deeplab_jax.data.masks import count_runs, in_parallel, propose, show, survey
+from deeplab_jax.data.image_files import ImageFiles
+from deeplab_jax.data.samples import Samples
+from deeplab_jax.data.survey import count_runs, in_parallel, propose_labels, show_value, survey_masks
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import CITYSCAPES, LABEL_SETS, VOC
 
@@ -20,35 +21,35 @@ def masks(tmp_path):
         for name, array in zip(names, arrays, strict=True):
             picture = array if isinstance(array, Image.Image) else Image.fromarray(np.array(array, np.uint8))
             picture.save(tmp_path / name)
-        return Samples(str(tmp_path), names, names, kind, "")
+        return Samples(str(tmp_path), names, names, kind, "", ImageFiles())
 
     return write
 
 
 def proposed(samples, expected=None):
-    labels, said = propose("mine", survey([samples]), expected, LABEL_SETS)
+    labels, said = propose_labels("mine", survey_masks([samples]), expected, LABEL_SETS)
     return labels, "; ".join(said)
 
 
 def test_ids_are_counted_with_the_file_that_has_most(masks):
     seen = []
-    found = survey([masks([[1, 1, 7]], [[7, 7, 255]])], lambda: seen.append(1))
+    found = survey_masks([masks([[1, 1, 7]], [[7, 7, 255]])], lambda: seen.append(1))
     assert [(v, f.pixels, f.files, f.example) for v, f in found.values.items()] == [
         (1, 2, 1, "0.png"),
         (7, 3, 2, "1.png"),
         (255, 1, 1, "1.png"),
     ]
     assert (found.files, found.problems, len(seen)) == (2, (), 2)
-    labels, said = propose("mine", found, None, LABEL_SETS)
+    labels, said = propose_labels("mine", found, None, LABEL_SETS)
     assert (labels.names, labels.ids, labels.ignored_ids) == (("class 1", "class 7"), (1, 7), (255,))
     assert "255 is ignored" in said[0]
 
 
 def test_colours_are_counted(masks):
     red, black, alpha = (255, 0, 0), (0, 0, 0), Image.new("RGBA", (2, 1), (255, 0, 0, 9))
-    found = survey([masks([[red, black, red]], alpha, kind="color")])
-    assert {show(v, True): f.pixels for v, f in found.values.items()} == {"0,0,0": 1, "255,0,0": 4}
-    labels, said = propose("mine", found, None, LABEL_SETS)
+    found = survey_masks([masks([[red, black, red]], alpha, kind="color")])
+    assert {show_value(v, True): f.pixels for v, f in found.values.items()} == {"0,0,0": 1, "255,0,0": 4}
+    labels, said = propose_labels("mine", found, None, LABEL_SETS)
     assert labels.colors == (black, red)
     assert labels.ignored_colors == ()
     assert "black is a class as well" in said[1]
@@ -107,24 +108,24 @@ def test_grey_masks_saved_as_rgb_are_told(masks):
 def test_more_than_255_colours_are_refused_with_the_most_frequent(masks):
     many = [[(i // 200, i % 200, 0) for i in range(300)] + [(0, 0, 9)] * 50]
     with pytest.raises(DataError, match=r"more than 255 distinct colours.*resized.*JPEG.*Most frequent: 0,0,9 \(50 pixels\)"):
-        survey([masks(many, kind="color")])
+        survey_masks([masks(many, kind="color")])
 
 
 def test_files_that_training_would_not_read_are_named(masks, tmp_path):
     samples = masks([[1, 2]], [[(1, 2, 3)]], np.uint8([[3]]), Image.new("I;16", (2, 1)), Image.new("1", (2, 1)))
     (tmp_path / "2.png").write_bytes(b"no picture")
-    found = survey([samples])
+    found = survey_masks([samples])
     assert list(found.values) == [1, 2]
     assert found.files == 1
-    for name, part in (("1.png", "mode RGB"), ("2.png", "cannot be read"), ("3.png", "mode I;16"), ("4.png", "1 bits")):
+    for name, part in (("1.png", "mode RGB"), ("2.png", "cannot be read"), ("3.png", "mode I;16"), ("4.png", "mode 1")):
         assert any(name in line and part in line for line in found.problems)
     with pytest.raises(DataError, match="is a BMP file: labels must be PNG"):
-        survey([masks([[1, 2]], suffix="bmp")])
+        survey_masks([masks([[1, 2]], suffix="bmp")])
 
 
 def test_a_set_without_mask_files_is_told(masks):
     with pytest.raises(DataError, match="holds no mask files"):
-        survey([dataclasses.replace(masks([[1, 2]]), store=object())])
+        survey_masks([dataclasses.replace(masks([[1, 2]]), store=object())])
 
 
 def test_no_more_is_in_work_than_there_are_threads():

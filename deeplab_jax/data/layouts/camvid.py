@@ -1,0 +1,19 @@
+"""CamVid as the SegNet tutorial distributes it: train/ with trainannot/."""
+
+from collections.abc import Iterator
+
+from etils import epath
+
+from deeplab_jax.data.layouts.layout import Layout, Pair, list_folders, pair_by_name
+
+
+def _list_splits(root: epath.Path) -> list[str]:
+    folders = list_folders(root)
+    return [name for name in folders if f"{name}annot" in folders]
+
+
+def _list_pairs(root: epath.Path, split: str, kind: str) -> Iterator[Pair]:
+    return pair_by_name(root, root / split, root / f"{split}annot")
+
+
+CAMVID = Layout("CamVid", shape="SPLIT/ with SPLITannot/", labels="camvid", splits=_list_splits, pairs=_list_pairs)

@@ -1,0 +1,23 @@
+"""A data set of one's own: images in input/, masks in target/."""
+
+from collections.abc import Iterator
+
+from etils import epath
+
+from deeplab_jax.data.layouts.layout import Layout, Pair, list_folders, pair_by_name
+
+
+def _list_splits(root: epath.Path) -> list[str]:
+    """Where no folder of `input/` is named train, val or test, all images are the split "train"."""
+    if not (root / "input").is_dir():
+        return []
+    folders = list_folders(root / "input")
+    return folders if {"train", "val", "test"} & set(folders) else ["train", *folders]
+
+
+def _list_pairs(root: epath.Path, split: str, kind: str) -> Iterator[Pair]:
+    folder = split if (root / "input" / split).is_dir() else ""
+    return pair_by_name(root, root / "input" / folder, root / "target" / folder)
+
+
+CUSTOM = Layout("custom", shape="input/SPLIT/ with target/SPLIT/", labels="", splits=_list_splits, pairs=_list_pairs)

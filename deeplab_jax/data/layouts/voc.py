@@ -1,0 +1,51 @@
+"""Pascal VOC 2012: all images in one folder; text files list the images of each split."""
+
+from collections.abc import Iterator
+
+from etils import epath
+
+from deeplab_jax.data.layouts.layout import Layout, Pair
+from deeplab_jax.data.samples import read_lines
+from deeplab_jax.errors import DataError
+
+
+def _list_splits(root: epath.Path) -> list[str]:
+    folder = _set_folder(root)
+    lists = folder / "ImageSets" / "Segmentation"
+    complete = lists.is_dir() and (folder / "JPEGImages").is_dir()
+    return sorted(path.stem for path in lists.iterdir() if path.suffix == ".txt") if complete else []
+
+
+def _list_pairs(root: epath.Path, split: str, kind: str) -> Iterator[Pair]:
+    """Splits named `...aug` prefer `SegmentationClassAug`; "test" has no labels."""
+    folder = _set_folder(root)
+    listing = folder / "ImageSets" / "Segmentation" / f"{split}.txt"
+    truths = ("SegmentationClassAug", "SegmentationClass") if split.endswith("aug") else ("SegmentationClass",)
+    known: dict[str, epath.Path] = {}
+    for name in reversed([truth for truth in truths if (folder / truth).is_dir()]):
+        known |= {path.stem: path for path in (folder / name).iterdir() if path.suffix == ".png"}
+    stems = list(_read_stems(listing))
+    labelled = any(stem in known for stem in stems)
+    for stem in stems:
+        label = known.get(stem, folder / truths[-1] / f"{stem}.png")
+        image = folder / "JPEGImages" / f"{stem}.jpg"
+        yield str(image.relative_to(root)), str(label.relative_to(root)) if labelled else ""
+
+
+def _set_folder(root: epath.Path) -> epath.Path:
+    candidates = (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012")
+    return next((folder for folder in candidates if (folder / "ImageSets" / "Segmentation").is_dir()), root)
+
+
+def _read_stems(listing: epath.Path) -> Iterator[str]:
+    for number, line in enumerate(read_lines(listing), start=1):
+        # Some lists of the augmented set have lines `/JPEGImages/x.jpg /SegmentationClassAug/x.png`.
+        words = line.split()
+        if len(words) > 2:
+            raise DataError(f"{listing}, line {number}: {len(words)} columns; write an image's name without its suffix")
+        if words:
+            yield epath.Path(words[0]).stem
+
+
+_SHAPE = "JPEGImages/ with ImageSets/Segmentation/SPLIT.txt"
+VOC = Layout("Pascal VOC", shape=_SHAPE, labels="voc", splits=_list_splits, pairs=_list_pairs)
