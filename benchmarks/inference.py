@@ -34,7 +34,7 @@ def ours(args: argparse.Namespace) -> side_by_side.Side:
     variables = jax.device_put(networks.our_variables(config))
     images = jax.device_put(networks.images(args))
     function = {"labels": inference.predict, "logits": inference.logits}[args.output]
-    compute = compiled(inference.jitted(function, config), variables, images)
+    compute = compiled(inference.jit_by_config(function, config), variables, images)
     return side_by_side.Side(
         numbers=lambda: {args.output: np.asarray(compute(variables, images))},
         run=lambda: jax.block_until_ready(compute(variables, images)),

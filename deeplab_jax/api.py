@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from deeplab_jax.checkpoints.store import resolve, restore_model, stored_config
 from deeplab_jax.config import Config
 from deeplab_jax.evaluation import inference
-from deeplab_jax.export.loading import checked_images
+from deeplab_jax.evaluation.pictures import require_images
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.runtime.compilation import Programs, compiled, keep_programs
 
@@ -60,9 +60,10 @@ class Segmenter:
         return Programs()
 
     def _run(self, function: Callable[..., Any], images: UInt8[np.ndarray, "n 3 h w"]) -> Any:
-        images = checked_images(images).transpose(0, 2, 3, 1)
+        images = require_images(images).transpose(0, 2, 3, 1)
         program = self._programs.get(
-            (function, images.shape), lambda: compiled(inference.jitted(function, self.config), self.variables, images)
+            (function, images.shape),
+            lambda: compiled(inference.jit_by_config(function, self.config), self.variables, images),
         )
         return jax.tree.map(np.asarray, program(self.variables, images))
 

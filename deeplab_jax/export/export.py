@@ -1,4 +1,4 @@
-"""A checkpoint to a file that runs elsewhere, kept if it computes what the checkpoint does."""
+"""Write a checkpoint as a file that runs elsewhere, and keep the file only if it computes what the checkpoint does."""
 
 import dataclasses
 import importlib.metadata
@@ -19,8 +19,7 @@ from deeplab_jax.checkpoints.store import resolve, restore_model, stored_config
 from deeplab_jax.config import Config, EvalConfig
 from deeplab_jax.errors import CheckpointError, ConfigError
 from deeplab_jax.evaluation.inference import evaluation_model
-from deeplab_jax.export import loading as exported
-from deeplab_jax.export import stablehlo
+from deeplab_jax.export import loading, stablehlo
 from deeplab_jax.export.folding import folded
 from deeplab_jax.files import replacing
 
@@ -33,14 +32,14 @@ LABELS_TOLERANCE = 1e-3  # share of the pixels: labels change where two logits a
 
 
 def export(checkpoint: str, out: str, fmt: Format, output: stablehlo.Output, say: Callable[[str], None] = print) -> None:
-    """Writes the network of `checkpoint` to the file `out`, in float32, whole images at one scale.
+    """Write the network of `checkpoint` to the file `out`, in float32, whole images at one scale.
 
     Args:
       checkpoint: what `resolve` takes.
       out: file to write; it appears whole or not at all.
-      fmt: "stablehlo" (for `exported.load_exported`) or "onnx".
+      fmt: "stablehlo" (for `load_exported`) or "onnx".
       output: "labels" or "logits".
-      say: is given what was done, line by line.
+      say: called with each line about what was done.
 
     Raises:
       CheckpointError: there is no checkpoint, or it cannot be read, or the file computes something else.
@@ -56,24 +55,24 @@ def export(checkpoint: str, out: str, fmt: Format, output: stablehlo.Output, say
     make, load = (_make_onnx, _load_onnx) if fmt == "onnx" else (_make_stablehlo, _load_stablehlo)
     content = make(config, folded(variables, config.model), output, metadata)
     with jax.default_matmul_precision("highest"):  # GPUs round to TF32 otherwise
-        found = _differences(load(content), Segmenter(config, jax.device_put(variables)), output)
+        differences = _differences(load(content), Segmenter(config, jax.device_put(variables)), output)
     bound = LOGITS_TOLERANCE if output == "logits" else LABELS_TOLERANCE
-    if not all(difference <= bound for difference in found):  # of nan, too
-        said = " and ".join(f"{difference:.1e}" for difference in found)
-        raise CheckpointError(f"`--out` (={out!r}) is not kept: its {output} differ from those of {step} by {said}")
+    if not all(difference <= bound for difference in differences):  # nan fails too
+        shown = " and ".join(f"{difference:.1e}" for difference in differences)
+        raise CheckpointError(f"`--out` (={out!r}) is not kept: its {output} differ from those of {step} by {shown}")
     with replacing(epath.Path(out)) as file:
         file.write(content)
     sizes = ", ".join(f"{n} x {h} x {w}" for n, h, w in CHECKED_SIZES)
-    say(f"checked at {sizes}: {output} differ by at most {max(found):.1e}")
+    say(f"checked at {sizes}: {output} differ by at most {max(differences):.1e}")
     say(f"{out}: {len(content) / 2**20:.1f} MiB, uint8 [n, 3, h, w] to {output}, any n, h and w")
 
 
 def _plain(config: Config, say: Callable[[str], None]) -> Config:
-    """The network in float32, on whole images at one scale."""
+    """Return the config of the network in float32, on whole images at one scale."""
     plain = EvalConfig(output_stride=config.eval.output_stride)
-    told = {"window": config.eval.window, "scales": config.eval.scales, "flip": config.eval.flip}
-    if any(value != getattr(plain, field) for field, value in told.items()):
-        say(f"eval.window, eval.scales and eval.flip (={', '.join(map(str, told.values()))}) are no part of the file")
+    protocol = {"window": config.eval.window, "scales": config.eval.scales, "flip": config.eval.flip}
+    if any(value != getattr(plain, field) for field, value in protocol.items()):
+        say(f"eval.window, eval.scales and eval.flip (={', '.join(map(str, protocol.values()))}) are no part of the file")
     return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32"), eval=plain)
 
 
@@ -97,13 +96,13 @@ def _metadata(config: Config, step: str, output: str) -> dict[str, Any]:
 def _make_stablehlo(config: Config, params: dict[str, Any], output: stablehlo.Output, metadata: dict[str, Any]) -> bytes:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as file:
-        file.writestr(exported.METADATA, json.dumps(metadata, indent=2))
-        file.writestr(exported.PROGRAM, stablehlo.serialized(config, params, output))
+        file.writestr(loading.METADATA, json.dumps(metadata, indent=2))
+        file.writestr(loading.PROGRAM, stablehlo.serialize(config, params, output))
     return content.getvalue()
 
 
 def _load_stablehlo(content: bytes) -> Callable[[np.ndarray], np.ndarray]:
-    return exported.load(io.BytesIO(content))
+    return loading.load(io.BytesIO(content))
 
 
 def _make_onnx(config: Config, params: dict[str, Any], output: stablehlo.Output, metadata: dict[str, Any]) -> bytes:
@@ -128,20 +127,20 @@ def _require_onnx() -> None:
 
 
 def _differences(run: Callable[[np.ndarray], np.ndarray], segmenter: Segmenter, output: stablehlo.Output) -> list[float]:
-    """At each of CHECKED_SIZES: of logits |a - b| / |b|, of labels the share of pixels that differ."""
-    found = []
+    """Return a difference at each of CHECKED_SIZES: |a - b| / |b| of logits, the share of differing pixels of labels."""
+    differences = []
     for seed, size in enumerate(CHECKED_SIZES):
         images = _clouds(seed, *size)
         if output == "labels":
-            found.append(float(np.mean(run(images) != segmenter.predict(images))))
+            differences.append(float(np.mean(run(images) != segmenter.predict(images))))
         else:
             expected = segmenter.logits(images)
-            found.append(float(np.linalg.norm(run(images) - expected) / np.linalg.norm(expected)))
-    return found
+            differences.append(float(np.linalg.norm(run(images) - expected) / np.linalg.norm(expected)))
+    return differences
 
 
 def _clouds(seed: int, n: int, h: int, w: int) -> UInt8[np.ndarray, "n 3 h w"]:
-    """Images whose neighbouring pixels are alike, as photographs' are."""
+    """Return images whose neighbouring pixels are similar, as in photographs."""
     coarse = np.random.default_rng(seed).uniform(0, 255, (n, 3, h // 16 + 2, w // 16 + 2))
     fine = coarse.repeat(16, 2).repeat(16, 3)[:, :, :h, :w]
     return np.round(0.8 * fine + np.random.default_rng(seed + 1).uniform(0, 51, (n, 3, h, w))).astype(np.uint8)

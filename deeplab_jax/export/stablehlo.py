@@ -16,7 +16,7 @@ Output = Literal["labels", "logits"]
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
-def serialized(config: Config, params: dict[str, Any], output: Output) -> bytes:
+def serialize(config: Config, params: dict[str, Any], output: Output) -> bytes:
     """uint8 [n, 3, h, w] -> labels uint8 [n, h, w] or logits float32 [n, k, h, w] at the images' size.
 
     Args:

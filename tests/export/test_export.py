@@ -13,8 +13,9 @@ import deeplab_jax as dl
 from deeplab_jax import api
 from deeplab_jax.config import EvalConfig
 from deeplab_jax.errors import CheckpointError, DataError
+from deeplab_jax.evaluation.pictures import require_images
 from deeplab_jax.export import export as run
-from deeplab_jax.export import loading as exported
+from deeplab_jax.export import loading
 from deeplab_jax.export.folding import folded
 from deeplab_jax.models import DeepLabV3
 
@@ -145,9 +146,9 @@ def test_what_is_no_exported_file_is_one_line(tmp_path):
     (tmp_path / "a.dl").write_text("nothing")
     for path in (tmp_path / "a.dl", tmp_path / "none"):
         with pytest.raises(DataError, match="cannot be loaded"):
-            exported.load_exported(str(path))
+            loading.load_exported(str(path))
 
 
 def test_images_of_another_type_are_refused():
     with pytest.raises(DataError, match=r"`images` \(=float32 \[1, 3, 4, 4\]\)"):
-        exported.checked_images(np.zeros((1, 3, 4, 4), np.float32))
+        require_images(np.zeros((1, 3, 4, 4), np.float32))
