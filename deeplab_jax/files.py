@@ -20,6 +20,19 @@ def require_file(path: str, flag: str) -> None:
         raise ConfigError(f"`{flag}` (={path!r}) would lie in {there}, which is a file: name another folder")
 
 
+def require_folder(path: str | None, flag: str, example: str) -> str:
+    """Return `path`, which need not exist.
+
+    Raises:
+      ConfigError: It is missing, or is a file.
+    """
+    if not path:
+        raise ConfigError(f"`{flag}` is missing: give a folder, such as {flag}={example}")
+    if epath.Path(path).is_file():
+        raise ConfigError(f"`{flag}` (={path!r}) is a file: give a folder, such as {flag}={example}")
+    return path
+
+
 @contextlib.contextmanager
 def replacing(path: epath.Path) -> Iterator[IO[bytes]]:
     """A file to write, which becomes `path` when the block ends; an error leaves `path` as it was. Folders are made.
