@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import platformdirs
 
 from deeplab_jax.runtime.machine import usable_cores
 
@@ -37,26 +38,16 @@ def keep_programs() -> None:
 
 
 def default_folder() -> pathlib.Path:
-    """Where this process finds programs that are its own: in the user's cache folder, by the number of threads.
+    """Return where this process finds its own programs: in the user's cache folder, by the number of threads.
 
     Raises:
       RuntimeError: the user has no home.
     """
     # JAX's key has the program, its options, XLA_FLAGS, versions, devices and, for CPUs, the instructions that they have: other
-    # machines of a shared home find nothing. It lacks the threads, over which XLA splits loops as it compiles.
+    # machines of a shared home find nothing. The key omits the thread
+    # count, which XLA compiles into CPU loops; hence one folder for each count.
     threads = os.environ.get("PJRT_NPROC") or os.environ.get("NPROC") or usable_cores()
-    return _user_caches() / "deeplab_jax" / "xla" / f"{threads}-threads"
-
-
-def _user_caches() -> pathlib.Path:
-    given = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if given.is_absolute():
-        return given
-    if sys.platform == "darwin":
-        return pathlib.Path.home() / "Library" / "Caches"
-    if sys.platform == "win32":
-        return pathlib.Path(os.environ.get("LOCALAPPDATA") or pathlib.Path.home() / "AppData" / "Local")
-    return pathlib.Path.home() / ".cache"
+    return platformdirs.user_cache_path("deeplab_jax", appauthor=False, opinion=False) / "xla" / f"{threads}-threads"
 
 
 def forget_oldest(folder: pathlib.Path, max_bytes: int) -> None:
