@@ -1,6 +1,5 @@
 """Scoring a checkpoint: what eval.py does with its flags."""
 
-import functools
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -8,14 +7,15 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 from etils import epath
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from rich.console import Console
 
 from deeplab_jax.checkpoints.store import resolve, restore_model
 from deeplab_jax.config import Config, to_dict
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.evaluation import cityscapes, scores
-from deeplab_jax.evaluation.evaluate import Visitor, evaluate
+from deeplab_jax.evaluation.evaluate import EvaluatedImage, Visitor, evaluate
+from deeplab_jax.evaluation.metrics import Confusion
 from deeplab_jax.evaluation.pictures import write_pictures
 from deeplab_jax.evaluation.submission import file_names, write_archive, write_prediction
 from deeplab_jax.files import replacing
@@ -61,7 +61,9 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
     names = file_names(samples.images, config.labels) if submission else ()
     console.print(f"checkpoint {step}")
     console.print(describe(config.eval.split, samples))
-    visitors = _picture_writers(config, samples.images, output) + _submission_writers(submission, names)
+    visitors = _picture_writers(config, samples.images, output)
+    if submission:
+        visitors.append(lambda each: write_prediction(submission, names[each.index], each.prediction))
     instances, counters = _instance_counters(config, samples, console)
     confusion = evaluate(config, variables, batches(), len(samples), visitors + counters, console)
     if instances is not None:
@@ -82,10 +84,6 @@ def _picture_writers(config: Config, images: Sequence[str], output: str | None) 
     return [lambda each: write_pictures(output, stems[each.index], config.labels, each.prediction, image=each.image)]
 
 
-def _submission_writers(submission: str | None, names: Sequence[str]) -> list[Visitor]:
-    return [lambda each: write_prediction(submission, names[each.index], each.prediction)] if submission else []
-
-
 def _instance_counters(config: Config, samples: "Samples", console: Console) -> tuple[Instances | None, list[Visitor]]:
     """Return the sums that the visitors add to, for the official iIoU; None where there are no instances to count."""
     from deeplab_jax.data.instances import read_instances, why_no_instances
@@ -95,14 +93,17 @@ def _instance_counters(config: Config, samples: "Samples", console: Console) -> 
     if why := why_no_instances(samples):
         console.print(f"iIoU is left out: {why}")
         return None, []
-    read = functools.partial(read_instances, samples, cityscapes.INSTANCE_LABELS)
-    instances, add = cityscapes.instance_counter(read)
-    return instances, [lambda each: add(each.index, each.prediction)]
+    sums = np.zeros((3, config.labels.num_classes))
+
+    def add(each: EvaluatedImage) -> None:
+        size = (each.prediction.shape[0], each.prediction.shape[1])
+        instances = read_instances(samples, cityscapes.INSTANCE_LABELS, each.index, size)
+        np.add(sums, cityscapes.instance_counts(each.prediction, instances), out=sums)
+
+    return sums, [add]
 
 
-def _report(
-    config: Config, confusion: Int[np.ndarray, "k k"], instances: Instances | None, output: str | None, console: Console
-) -> None:
+def _report(config: Config, confusion: Confusion, instances: Instances | None, output: str | None, console: Console) -> None:
     official = cityscapes.scores(confusion, instances) if cityscapes.is_official(config.labels) else None
     console.print(scores.table(confusion, config.labels, official))
     if output:

@@ -27,13 +27,6 @@ LARGEST = 2**26  # pixels of a file that is decoded at all: it then takes 200 MB
 LONGEST = 2**14  # side of such a file: a thin image cannot be reduced to the pixels that are wanted
 SESSION_SECONDS = 3600  # after which uploads, and what was computed of them, are deleted
 
-CSS = """
-.shares table { width: 100%; border-collapse: collapse } .shares td, .shares th { padding: .2rem .4rem; text-align: right }
-.shares td, .shares th { border: 0; border-bottom: 1px solid #8884 }
-.shares td:first-child, .shares th:first-child { text-align: left }
-.shares i { display: inline-block; width: 1em; height: 1em; margin-right: .5em; vertical-align: -.1em; border: 1px solid #8888 }
-"""
-
 
 class Segmentation(NamedTuple):
     """An image as the network saw it, and its train ids."""
@@ -146,7 +139,7 @@ def serve(page: gradio.Blocks, *, host: str, port: int | None, max_mib: int) -> 
             footer_links=[],
             enable_monitoring=False,
             theme=theme,
-            css=CSS,
+            css=html_page.render("demo.css"),
         )
     except OSError as error:
         raise ConfigError(f"`--port` (={port}) cannot be used ({one_line(error)}): choose another") from None

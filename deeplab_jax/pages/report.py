@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from jaxtyping import Int
 from markupsafe import Markup
 from rich.console import Console
 
@@ -16,6 +15,7 @@ from deeplab_jax.config import Config, MeshConfig, to_dict
 from deeplab_jax.errors import DataError
 from deeplab_jax.evaluation import metrics
 from deeplab_jax.evaluation.evaluate import Batch, evaluate
+from deeplab_jax.evaluation.metrics import Confusion
 from deeplab_jax.files import replacing
 from deeplab_jax.pages import charts, html_page
 from deeplab_jax.pages.examples import Example, WorstImages, confusions, row_shares
@@ -26,23 +26,6 @@ MATRIX_CLASSES = 30  # a larger confusion matrix is unreadable
 LISTED = 10  # confusions listed in words
 
 Rows = Sequence[Mapping[str, Any]]  # of the run's log
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Evaluation:
-    """An evaluation of the run's checkpoint.
-
-    Attributes:
-      split: that was evaluated.
-      images: number of its images.
-      confusion: pixels by (label, prediction).
-      worst: the images to show, worst first.
-    """
-
-    split: str
-    images: int
-    confusion: Int[np.ndarray, "k k"]
-    worst: Sequence[Example]
 
 
 def evaluation_config(run: str, split: str | None) -> tuple[Config, epath.Path]:
@@ -96,17 +79,22 @@ def write_report(
     confusion = evaluate(config, variables, batches, len(names), [worst.add], console)
     if not confusion.any():
         raise DataError(f"`eval.split` (={config.eval.split!r}) has no labels to compare with: give --split")
-    evaluation = Evaluation(config.eval.split, len(names), confusion, worst.examples())
-    page = render_report(
-        f"{workdir.name}, step {checkpoint.name}", config, train, evaluations, evaluation, starts[-1].versions if starts else {}
-    )
+    title, versions = f"{workdir.name}, step {checkpoint.name}", starts[-1].versions if starts else {}
+    page = render_report(title, config, train, evaluations, confusion, len(names), worst.examples(), versions)
     with replacing(epath.Path(out)) as file:
         file.write(page.encode(errors="backslashreplace"))  # a name of a file need not be valid UTF-8
     console.print(f"{out}: mIoU {metrics.mean_iou(confusion):.4f} on {config.eval.split}, {len(names)} images")
 
 
 def render_report(
-    title: str, config: Config, train: Rows, evaluations: Rows, evaluation: Evaluation, versions: Mapping[str, str]
+    title: str,
+    config: Config,
+    train: Rows,
+    evaluations: Rows,
+    confusion: Confusion,
+    images: int,
+    worst: Sequence[Example],
+    versions: Mapping[str, str],
 ) -> str:
     """Return the report as HTML.
 
@@ -114,30 +102,32 @@ def render_report(
       title: names the run and its step.
       config: of the run, with the protocol of this evaluation.
       train, evaluations: rows of the run's log, may be empty.
-      evaluation: of the checkpoint.
+      confusion: pixels by (label, prediction).
+      images: number of images evaluated.
+      worst: the images to show, worst first.
       versions: that the run was trained with.
     """
-    confusion, labels = evaluation.confusion, config.labels
+    labels = config.labels
     return html_page.render(
         "report.html",
         title=title,
         labels=labels,
-        facts=_facts(config, train, evaluation),
+        facts=_facts(config, train, confusion, images),
         charts=_charts(train, evaluations),
         class_iou=metrics.class_iou(confusion).tolist(),
         confusions=confusions(confusion, LISTED),
         shares=_matrix(confusion) if labels.num_classes <= MATRIX_CLASSES else [],
         classes=np.flatnonzero(confusion.sum(0) + confusion.sum(1)).tolist(),
-        worst=evaluation.worst,
+        worst=worst,
         config=json.dumps(to_dict(config), indent=1),
         versions={name: version for name, version in versions.items() if version},
     )
 
 
-def _facts(config: Config, train: Rows, evaluation: Evaluation) -> dict[str, str]:
-    where = f" on {evaluation.split}, {evaluation.images:,} images"
+def _facts(config: Config, train: Rows, confusion: Confusion, images: int) -> dict[str, str]:
+    where = f" on {config.eval.split}, {images:,} images"
     facts = {
-        metrics.title_of(name) + where * (name == "miou"): html_page.percent(metric(evaluation.confusion))
+        metrics.title_of(name) + where * (name == "miou"): html_page.percent(metric(confusion))
         for name, metric in metrics.OVERALL_METRICS.items()
     }
     facts["backbone"] = f"{config.model.backbone}, output stride {config.eval.output_stride or config.model.output_stride}"
@@ -158,7 +148,7 @@ def _charts(train: Rows, evaluations: Rows) -> list[Markup]:
     return [chart for chart in drawn if chart]
 
 
-def _matrix(confusion: Int[np.ndarray, "k k"]) -> list[list[float | None]]:
+def _matrix(confusion: Confusion) -> list[list[float | None]]:
     """Return `row_shares`, with None in the rows of classes without pixels."""
     rows = row_shares(confusion).tolist()
     return [row if counts.any() else [None] * len(row) for row, counts in zip(rows, confusion, strict=True)]

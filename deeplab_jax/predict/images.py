@@ -8,7 +8,7 @@ import warnings
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -24,6 +24,7 @@ from deeplab_jax.predict import video
 from deeplab_jax.predict.inputs import Input
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 # Windows of an image that is too large for one program.
 WINDOW = (768, 768)
@@ -77,7 +78,7 @@ def run(segmenter: Segmenter, inputs: Sequence[Input], options: Options, console
     Raises:
       ConfigError: A result cannot be written, or videos need a package that is not installed.
     """
-    images, videos = ([each for each in inputs if each.is_video is wanted] for wanted in (False, True))
+    images, videos = ([each for each in inputs if files.is_video(each.path) is wanted] for wanted in (False, True))
     if videos:
         video.require_av()
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -115,7 +116,7 @@ def _run_images(
         return loaded
 
     with ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(2) as writers:
-        ahead = _ahead(readers, ((load, batch) for _, batch, _ in batches), 2)
+        ahead = _ahead(readers, load, [batch for _, batch, _ in batches], 2)
         pending: deque[Future[None]] = deque()
         for (_, batch, at_a_time), loaded in zip(batches, ahead, strict=True):
             for each, image, prediction in _predict(segmenter, loaded, at_a_time, options):
@@ -127,11 +128,11 @@ def _run_images(
             future.result()
 
 
-def _ahead(pool: ThreadPoolExecutor, calls: Iterable[tuple[Any, ...]], count: int) -> Iterator[Any]:
-    """Yield results of the calls in their order, while up to `count` further ones are computed."""
-    pending: deque[Future[Any]] = deque()
-    for function, *args in calls:
-        pending.append(pool.submit(function, *args))
+def _ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
+    """Yield `function` of each item in order, while up to `count` further ones are computed."""
+    pending: deque[Future[R]] = deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
         if len(pending) > count:
             yield pending.popleft().result()
     while pending:

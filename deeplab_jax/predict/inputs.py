@@ -32,13 +32,9 @@ class Input:
     path: pathlib.Path
     name: str
 
-    @property
-    def is_video(self) -> bool:
-        """By its suffix."""
-        return _is_video(self.path)
 
-
-def _is_video(path: pathlib.Path) -> bool:
+def is_video(path: pathlib.Path) -> bool:
+    """Check whether the file is a video, by its suffix."""
     return path.suffix.lower() in VIDEOS
 
 
@@ -62,7 +58,7 @@ def find_inputs(words: Sequence[str], out: str = "") -> tuple[tuple[Input, ...],
                 continue
             if base is None or path.suffix.lower() in IMAGES | VIDEOS:
                 short = path.relative_to(base) if base else pathlib.Path(path.name)
-                paths.setdefault(where, (path, str(short if _is_video(path) else short.with_suffix(""))))
+                paths.setdefault(where, (path, str(short if is_video(path) else short.with_suffix(""))))
             else:
                 others.append(path)
     count = Counter(name for _, name in paths.values())

@@ -83,7 +83,7 @@ def test_a_long_line_is_thinned_to_means():
 
 def test_a_page_without_log_or_errors_says_so():
     confusion = np.diag([4, 4, 0])
-    html = report.render_report("weights", Config(labels=LABELS), [], [], report.Evaluation("val", 1, confusion, []), {})
+    html = report.render_report("weights", Config(labels=LABELS), [], [], confusion, 1, [], {})
     assert "There is no log" in html
     assert "every pixel is right" in html
     assert "&lt;sign&gt;" in html
