@@ -56,11 +56,13 @@ def predict(
     protocol: dict[str, Any] = {field: value for field, value in asked.items() if value is not None}
     if window:
         protocol["window_stride"] = (0, 0)  # the run's stride belongs to the run's window
-    config = dataclasses.replace(segmenter.config, eval=dataclasses.replace(segmenter.config.eval, **protocol))
+    if protocol:
+        config = dataclasses.replace(segmenter.config, eval=dataclasses.replace(segmenter.config.eval, **protocol))
+        segmenter = Segmenter(validate(config), segmenter.variables)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     failures: list[str] = []
     try:
-        run(Segmenter(validate(config), segmenter.variables), files, options, console, failures.append)
+        run(segmenter, files, options, console, failures.append)
         console.print(f"{len(files) - len(failures)} of {len(files)} predicted into {out}")
         if others:
             names = ", ".join(str(path) for path in others[:3]) + ", ..." * (len(others) > 3)

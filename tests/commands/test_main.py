@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from conftest import deeplab, tiny_model
@@ -24,6 +27,18 @@ def test_help_lists_the_commands(words, monkeypatch, capsys):
     assert code == 0
     assert "data synthetic, data labels" in said
     assert "predict" in said
+
+
+def test_help_imports_neither_jax_nor_tensorflow():
+    code = """
+import sys
+from deeplab_jax.commands.main import main
+sys.argv = ["deeplab-jax", "--help"]
+try: main()
+except SystemExit: print(sorted({"jax", "tensorflow"} & set(sys.modules)))
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize(("words", "named"), [(["data"], "synthetic, labels"), (["segment"], "weights, verify")])
