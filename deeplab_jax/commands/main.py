@@ -82,7 +82,7 @@ def _app(commands: dict[str, Any]) -> SubcommandApp:
 
 
 def _defer(command: Command) -> Callable[..., Callable[[], None]]:
-    """Return a function that binds its arguments to `command`: tyro calls what it parses, and holds its errors for its own."""
+    """Return a function that only binds its arguments: an error of `command` must not look to tyro like one of the words."""
 
     @functools.wraps(command)
     def bind(*args: Any, **kwargs: Any) -> Callable[[], None]:

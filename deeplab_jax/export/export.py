@@ -3,9 +3,7 @@
 import dataclasses
 import importlib.metadata
 import importlib.util
-import io
 import json
-import zipfile
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -24,6 +22,7 @@ from deeplab_jax.export.folding import folded
 from deeplab_jax.files import replacing
 
 Format = Literal["stablehlo", "onnx"]
+Run = Callable[[np.ndarray], np.ndarray]
 
 # Images, height and width that a file is checked at; odd ones show how sizes are rounded.
 CHECKED_SIZES = ((1, 97, 129), (2, 64, 100))
@@ -52,7 +51,7 @@ def export(checkpoint: str, out: str, fmt: Format, output: stablehlo.Output, say
     variables = restore_model(step, like=stored)
     config = _plain(stored, say)
     metadata = _metadata(config, step, output)
-    make, load = (_make_onnx, _load_onnx) if fmt == "onnx" else (_make_stablehlo, _load_stablehlo)
+    make, load = _FORMATS[fmt]
     content = make(config, folded(variables, config.model), output, metadata)
     with jax.default_matmul_precision("highest"):  # GPUs round to TF32 otherwise
         differences = _differences(load(content), Segmenter(config, jax.device_put(variables)), output)
@@ -93,18 +92,6 @@ def _metadata(config: Config, step: str, output: str) -> dict[str, Any]:
     }
 
 
-def _make_stablehlo(config: Config, params: dict[str, Any], output: stablehlo.Output, metadata: dict[str, Any]) -> bytes:
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w") as file:
-        file.writestr(loading.METADATA, json.dumps(metadata, indent=2))
-        file.writestr(loading.PROGRAM, stablehlo.serialize(config, params, output))
-    return content.getvalue()
-
-
-def _load_stablehlo(content: bytes) -> Callable[[np.ndarray], np.ndarray]:
-    return loading.load(io.BytesIO(content))
-
-
 def _make_onnx(config: Config, params: dict[str, Any], output: stablehlo.Output, metadata: dict[str, Any]) -> bytes:
     from deeplab_jax.export import onnx_graph
 
@@ -113,11 +100,18 @@ def _make_onnx(config: Config, params: dict[str, Any], output: stablehlo.Output,
     return onnx_graph.serialized(model, params["params"], config.labels.num_classes, output, texts)
 
 
-def _load_onnx(content: bytes) -> Callable[[np.ndarray], np.ndarray]:
+def _load_onnx(content: bytes) -> Run:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {"images": images})[0]
+
+
+# How the content of a file is made, and what runs it.
+_FORMATS: dict[Format, tuple[Callable[..., bytes], Callable[[bytes], Run]]] = {
+    "stablehlo": (stablehlo.serialize, loading.load),
+    "onnx": (_make_onnx, _load_onnx),
+}
 
 
 def _require_onnx() -> None:
@@ -126,7 +120,7 @@ def _require_onnx() -> None:
             raise ConfigError(f"--format onnx needs {name}: pip install 'deeplab-jax[onnx]'")
 
 
-def _differences(run: Callable[[np.ndarray], np.ndarray], segmenter: Segmenter, output: stablehlo.Output) -> list[float]:
+def _differences(run: Run, segmenter: Segmenter, output: stablehlo.Output) -> list[float]:
     """Return a difference at each of CHECKED_SIZES: |a - b| / |b| of logits, the share of differing pixels of labels."""
     differences = []
     for seed, size in enumerate(CHECKED_SIZES):

@@ -1,10 +1,11 @@
 """Running an exported StableHLO file, which needs neither the model's code nor a config."""
 
 import dataclasses
+import io
 import json
 import zipfile
 from collections.abc import Callable
-from typing import IO, Any
+from typing import Any
 
 import jax
 import jax.export
@@ -49,13 +50,13 @@ def load_exported(path: str) -> Exported:
     """
     try:
         with open(path, "rb") as file:
-            return load(file)
+            return load(file.read())
     except Exception as error:  # deserializing garbage fails in many ways
         raise DataError(f"{path} cannot be loaded ({one_line(error)}): give a file of deeplab-jax export") from None
 
 
-def load(file: IO[bytes]) -> Exported:
-    """Return what `load_exported` returns, from an open file; errors are passed on as they are."""
-    with zipfile.ZipFile(file) as parts:
+def load(content: bytes) -> Exported:
+    """Return what `load_exported` returns, from the file's content; any error may be raised."""
+    with zipfile.ZipFile(io.BytesIO(content)) as parts:
         program = jax.export.deserialize(bytearray(parts.read(PROGRAM)))
         return Exported(json.loads(parts.read(METADATA)), jax.jit(program.call))

@@ -1,6 +1,9 @@
 """A network as serialized StableHLO (`jax.export`), for any number of images of any size, on CPUs, GPUs and TPUs."""
 
 import dataclasses
+import io
+import json
+import zipfile
 from typing import Any, Literal
 
 import jax
@@ -11,18 +14,22 @@ from jaxtyping import Array, UInt8
 
 from deeplab_jax.config import Config, EvalConfig
 from deeplab_jax.evaluation import inference
+from deeplab_jax.export.loading import METADATA, PROGRAM
 
 Output = Literal["labels", "logits"]
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
-def serialize(config: Config, params: dict[str, Any], output: Output) -> bytes:
-    """uint8 [n, 3, h, w] -> labels uint8 [n, h, w] or logits float32 [n, k, h, w] at the images' size.
+def serialize(config: Config, params: dict[str, Any], output: Output, metadata: dict[str, Any]) -> bytes:
+    """Return the content of a file for `load_exported`.
+
+    The program takes uint8 [n, 3, h, w] to labels uint8 [n, h, w] or logits float32 [n, k, h, w] at the images' size.
 
     Args:
-      config: of the network; of its protocol the output stride counts.
+      config: of the network; only the output stride of its protocol is used.
       params: {"params"}, which become part of the program.
-      output: what it gives.
+      output: what the program returns.
+      metadata: JSON values.
     """
     model = inference.evaluation_model(config)
     model = dataclasses.replace(model, config=dataclasses.replace(model.config, aux_head=False))
@@ -33,4 +40,8 @@ def serialize(config: Config, params: dict[str, Any], output: Output) -> bytes:
 
     n, h, w = jax.export.symbolic_shape("n, h, w")
     program = jax.export.export(jax.jit(run), platforms=PLATFORMS)(jax.ShapeDtypeStruct((n, 3, h, w), np.uint8))
-    return bytes(program.serialize())
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as file:
+        file.writestr(METADATA, json.dumps(metadata, indent=2))
+        file.writestr(PROGRAM, bytes(program.serialize()))
+    return content.getvalue()

@@ -9,7 +9,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio
 import numpy as np
@@ -28,11 +28,7 @@ LONGEST = 2**14  # side of such a file: a thin image cannot be reduced to the pi
 SESSION_SECONDS = 3600  # after which uploads, and what was computed of them, are deleted
 
 
-class Segmentation(NamedTuple):
-    """An image as the network saw it, and its train ids."""
-
-    image: UInt8[np.ndarray, "h w 3"]
-    labels: UInt8[np.ndarray, "h w"]
+Segmentation = tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]  # an image as the network saw it, and train ids
 
 
 def segment_file(segmenter: Segmenter, path: str, max_pixels: int) -> Segmentation:
@@ -50,7 +46,7 @@ def segment_file(segmenter: Segmenter, path: str, max_pixels: int) -> Segmentati
     image = read_image(file)
     side = math.floor(max(height, width) * min(1.0, math.sqrt(max_pixels / (height * width))))
     image = html_page.reduced(image, side)
-    return Segmentation(image, segmenter.predict(image.transpose(2, 0, 1)[None])[0])
+    return image, segmenter.predict(image.transpose(2, 0, 1)[None])[0]
 
 
 def class_shares(labels: UInt8[np.ndarray, "h w"], label_set: LabelSet) -> str:
@@ -83,7 +79,7 @@ def build_page(segmenter: Segmenter, name: str, max_pixels: int) -> gradio.Block
         except DeeplabError as error:
             message = str(error).replace(path, pathlib.Path(path).name)
             raise gradio.Error(message, print_exception=False) from None
-        return overlay(*result, segmenter.label_set, opacity), class_shares(result.labels, segmenter.label_set), result
+        return overlay(*result, segmenter.label_set, opacity), class_shares(result[1], segmenter.label_set), result
 
     def blend(result: Segmentation | None, opacity: float) -> Any:
         return None if result is None else overlay(*result, segmenter.label_set, opacity)

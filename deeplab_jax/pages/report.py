@@ -116,8 +116,9 @@ def render_report(
         charts=_charts(train, evaluations),
         class_iou=metrics.class_iou(confusion).tolist(),
         confusions=confusions(confusion, LISTED),
-        shares=_matrix(confusion) if labels.num_classes <= MATRIX_CLASSES else [],
-        classes=np.flatnonzero(confusion.sum(0) + confusion.sum(1)).tolist(),
+        shares=row_shares(confusion).tolist() if labels.num_classes <= MATRIX_CLASSES else [],
+        labelled=confusion.any(1).tolist(),
+        shown=np.flatnonzero(confusion.sum(0) + confusion.sum(1)).tolist(),
         worst=worst,
         config=json.dumps(to_dict(config), indent=1),
         versions={name: version for name, version in versions.items() if version},
@@ -146,9 +147,3 @@ def _charts(train: Rows, evaluations: Rows) -> list[Markup]:
         charts.lines("images a second", {"images a second": points(train, "images_per_second")}),
     ]
     return [chart for chart in drawn if chart]
-
-
-def _matrix(confusion: Confusion) -> list[list[float | None]]:
-    """Return `row_shares`, with None in the rows of classes without pixels."""
-    rows = row_shares(confusion).tolist()
-    return [row if counts.any() else [None] * len(row) for row, counts in zip(rows, confusion, strict=True)]

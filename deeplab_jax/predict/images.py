@@ -142,23 +142,21 @@ def _ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable
 def _predict(
     segmenter: Segmenter, loaded: Sequence[tuple[Input, np.ndarray]], at_a_time: int, options: Options
 ) -> Iterator[tuple[Input, np.ndarray, Prediction]]:
-    if not loaded:
-        return
-    shapes = {image.shape for _, image in loaded}
-    if len(shapes) > 1:  # the header of one was wrong
-        for shape in shapes:
-            same = [(each, image) for each, image in loaded if image.shape == shape]
-            yield from _predict(segmenter, same, at_a_time, options)
-        return
-    images = [image for _, image in loaded]
-    if images[0].shape[0] * images[0].shape[1] > options.max_pixels:
-        predictions = [_predict_in_windows(segmenter, image, options) for image in images]
-    else:
-        # The last batch is filled up: another size would be another program.
-        batch = np.stack(images + images[-1:] * (at_a_time - len(images))).transpose(0, 3, 1, 2)
-        ids, confidence = segmenter.predict_with_confidence(batch) if options.confidence else (segmenter.predict(batch), None)
-        predictions = [(ids[i], None if confidence is None else confidence[i]) for i in range(len(images))]
-    yield from ((each, image, result) for (each, image), result in zip(loaded, predictions, strict=True))
+    by_shape = defaultdict(list)  # the header of one may have been wrong
+    for each, image in loaded:
+        by_shape[image.shape].append((each, image))
+    for (height, width, _), group in by_shape.items():
+        images = [image for _, image in group]
+        if height * width > options.max_pixels:
+            predictions = [_predict_in_windows(segmenter, image, options) for image in images]
+        else:
+            # The last batch is filled up: another size would be another program.
+            batch = np.stack(images + images[-1:] * (at_a_time - len(images))).transpose(0, 3, 1, 2)
+            if options.confidence:
+                predictions = list(zip(*segmenter.predict_with_confidence(batch), strict=True))
+            else:
+                predictions = [(ids, None) for ids in segmenter.predict(batch)]
+        yield from ((each, image, result) for (each, image), result in zip(group, predictions, strict=False))
 
 
 def _predict_in_windows(segmenter: Segmenter, image: UInt8[np.ndarray, "h w 3"], options: Options) -> Prediction:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import glob
+import itertools
 import os
 import pathlib
 from collections import Counter
@@ -93,12 +94,8 @@ def _below(word: str) -> Iterator[tuple[pathlib.Path, pathlib.Path | None]]:
     elif path.exists():
         yield path, None
     else:
-        fixed = pathlib.Path(*(part for part in path.parts[: _first_pattern(path)]))
+        fixed = pathlib.Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
         yield from ((file, fixed) for file in _files(map(pathlib.Path, glob.iglob(str(path), recursive=True)), fixed))
-
-
-def _first_pattern(path: pathlib.Path) -> int:
-    return next((i for i, part in enumerate(path.parts) if glob.has_magic(part)), len(path.parts) - 1)
 
 
 def _files(paths: Iterator[pathlib.Path], base: pathlib.Path) -> list[pathlib.Path]:

@@ -15,7 +15,7 @@ from deeplab_jax.config import EvalConfig
 from deeplab_jax.errors import CheckpointError, DataError
 from deeplab_jax.evaluation.pictures import require_images
 from deeplab_jax.export import export as run
-from deeplab_jax.export import loading
+from deeplab_jax.export import loading, stablehlo
 from deeplab_jax.export.folding import folded
 from deeplab_jax.models import DeepLabV3
 
@@ -97,7 +97,7 @@ def test_a_file_gives_the_checkpoints_logits_and_labels(segmenter, checkpoint, t
 def test_a_mobilenet_in_either_file():
     config, variables = network({"backbone": "mobilenetv3_large", "multi_grid": (1.0, 1.0, 1.0), "decoder_width": 8})
     params, expected = folded(variables, config.model), api.Segmenter(config, variables).logits(images(1, 71, 50))
-    for make, load in ((run._make_stablehlo, run._load_stablehlo), (run._make_onnx, run._load_onnx)):
+    for make, load in ((stablehlo.serialize, loading.load), (run._make_onnx, run._load_onnx)):
         found = load(make(config, params, "logits", {}))(images(1, 71, 50))
         assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected)
 
