@@ -47,7 +47,7 @@ def replacing(path: epath.Path) -> Iterator[IO[bytes]]:
             yield file
         beside.replace(path)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written ({error.strerror or error}): mend that, or name another folder") from None
+        raise ConfigError(f"{path} cannot be written ({error.strerror or error}): fix this or choose another folder") from None
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)

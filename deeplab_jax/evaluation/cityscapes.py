@@ -40,7 +40,7 @@ AVERAGES = {  # the script's name for the mean of each kind of scores
     "categoryInstScores": "averageScoreInstCategories",
 }
 
-FIRST_INSTANCE = 1001  # lower values of instanceIds files are label ids: stuff, and groups that nobody told apart
+FIRST_INSTANCE = 1001  # lower values of instanceIds files are label ids: stuff, and groups that are not told apart
 
 _TRAIN_ID = CITYSCAPES.id_table()
 _AVERAGE_SIZE = np.array([AVERAGE_SIZE.get(name, np.nan) for name in CITYSCAPES.names])
@@ -112,6 +112,6 @@ def _by_category(confusion: Int[np.ndarray, "19 19"]) -> Int[np.ndarray, "7 7"]:
 def _instance_iou(
     hits: Float[np.ndarray, " k"], total: Float[np.ndarray, " k"], confusion: Int[np.ndarray, "k k"]
 ) -> Float[np.ndarray, " k"]:
-    """Weighted TP / (TP + FN + FP): false positives belong to no instance, and are pixels. nan without instances stays nan."""
+    """Return weighted TP / (TP + FN + FP). False positives belong to no instance, and are pixels; nan stays nan."""
     union = total + confusion.sum(0) - np.diagonal(confusion)
     return np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)

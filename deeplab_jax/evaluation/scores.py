@@ -1,4 +1,4 @@
-"""Scores as people read them."""
+"""Scores as people and scores.json read them."""
 
 import math
 from typing import Any

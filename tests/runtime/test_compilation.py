@@ -171,7 +171,7 @@ def test_a_large_program_holds_less_with_the_lean_options(monkeypatch):
 
     def temporaries(options):
         jitted = jax.jit(jax.grad(loss, argnums=(0, 1)), compiler_options=options)
-        program = compilation.compiled(jitted, jnp.ones((1, 32, 32, 64)), jnp.ones((2, 3, 3, 64, 64)))
+        program = compilation.compile_program(jitted, jnp.ones((1, 32, 32, 64)), jnp.ones((2, 3, 3, 64, 64)))
         return program.memory_analysis().temp_size_in_bytes
 
     lean = compilation.lean_options("cpu")
