@@ -1,7 +1,6 @@
 """Scoring a checkpoint: what eval.py does with its flags."""
 
 import json
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import jax
@@ -61,11 +60,15 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
     names = file_names(samples.images, config.labels) if submission else ()
     console.print(f"checkpoint {step}")
     console.print(describe(config.eval.split, samples))
-    visitors = _picture_writers(config, samples.images, output)
+    instances, visitors = _instance_counters(config, samples, console)
+    if output:
+        stems = [str(epath.Path(image).with_suffix("")) for image in samples.images]
+        visitors.append(
+            lambda each: write_pictures(output, stems[each.index], config.labels, each.prediction, image=each.image)
+        )
     if submission:
         visitors.append(lambda each: write_prediction(submission, names[each.index], each.prediction))
-    instances, counters = _instance_counters(config, samples, console)
-    confusion = evaluate(config, variables, batches(), len(samples), visitors + counters, console)
+    confusion = evaluate(config, variables, batches(), len(samples), visitors, console)
     if instances is not None:
         instances = hosts.gather(instances).sum(0)  # each process counted the images that it read
     hosts.barrier("images written")
@@ -75,13 +78,6 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
         console.print(f"submission {write_archive(submission, names)}")
     if samples.labels:
         _report(config, confusion, instances, output, console)
-
-
-def _picture_writers(config: Config, images: Sequence[str], output: str | None) -> list[Visitor]:
-    if not output:
-        return []
-    stems = [str(epath.Path(image).with_suffix("")) for image in images]
-    return [lambda each: write_pictures(output, stems[each.index], config.labels, each.prediction, image=each.image)]
 
 
 def _instance_counters(config: Config, samples: "Samples", console: Console) -> tuple[Instances | None, list[Visitor]]:

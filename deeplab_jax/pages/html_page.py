@@ -54,9 +54,9 @@ def reduced(pixels: UInt8[np.ndarray, "h w *c"], side: int, *, labels: bool = Fa
 # What the check's page is put together from; strings are HTML unless they say text.
 
 
-def document(title: str, body: str, style: str = "") -> str:
-    """Return the whole file; `title` is text, `style` CSS besides that of all pages."""
-    return render("document.html", title=title, body=Markup(body), style=Markup(style))
+def document(title: str, body: str) -> str:
+    """Return the whole file; `title` is text."""
+    return render("document.html", title=title, body=Markup(body))
 
 
 def text(value: object) -> str:

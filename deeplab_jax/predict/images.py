@@ -102,11 +102,10 @@ def _run_images(
             by_size[files.read_size(each.path)].append(each)
     if len(by_size) > 1:
         progress.console.print(f"images of {len(by_size)} sizes: the network is compiled for each", markup=False)
-    batches = [
-        (size, batch, min(batch_size(size, options), len(group)))
-        for size, group in by_size.items()
-        for batch in _batches(group, min(batch_size(size, options), len(group)))
-    ]
+    batches: list[tuple[tuple[Input, ...], int]] = []
+    for size, group in by_size.items():
+        at_a_time = min(batch_size(size, options), len(group))
+        batches += [(batch, at_a_time) for batch in _batches(group, at_a_time)]
 
     def load(batch: Sequence[Input]) -> list[tuple[Input, np.ndarray]]:
         loaded = []
@@ -116,9 +115,9 @@ def _run_images(
         return loaded
 
     with ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(2) as writers:
-        ahead = _ahead(readers, load, [batch for _, batch, _ in batches], 2)
+        ahead = _ahead(readers, load, [batch for batch, _ in batches], 2)
         pending: deque[Future[None]] = deque()
-        for (_, batch, at_a_time), loaded in zip(batches, ahead, strict=True):
+        for (batch, at_a_time), loaded in zip(batches, ahead, strict=True):
             for each, image, prediction in _predict(segmenter, loaded, at_a_time, options):
                 pending.append(writers.submit(_write, each.name, image, prediction, segmenter, options))
             while len(pending) > 4 * at_a_time:
