@@ -7,7 +7,8 @@ same command runs on each (docs/clusters.md).
 from absl import flags
 from ml_collections import config_flags
 
-from deeplab_jax.commands.main import checked_config, checked_folder, define_host_flags, joined_hosts, run_with_flags
+from deeplab_jax.commands.flags import define_host_flags, join_hosts, require_config, run_with_flags
+from deeplab_jax.files import require_folder
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe: a Python file with get_config().")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics.jsonl, TensorBoard events.")
@@ -15,10 +16,10 @@ define_host_flags()
 
 
 def main() -> None:
-    """Joins data and training; everything else is in deeplab_jax."""
-    config = checked_config(CONFIG.value)
-    workdir = checked_folder("--workdir", WORKDIR.value, "runs/quickstart")
-    with joined_hosts() as console:
+    """Join data and training; everything else is in deeplab_jax."""
+    config = require_config(CONFIG.value)
+    workdir = require_folder(WORKDIR.value, "--workdir", "runs/quickstart")
+    with join_hosts() as console:
         # Imported here so that a mistyped flag is answered at once.
         from deeplab_jax.commands.datasets import training_data
         from deeplab_jax.runtime.compilation import keep_programs

@@ -27,14 +27,14 @@ def ours(args: argparse.Namespace) -> side_by_side.Side:
     import jax
 
     from deeplab_jax.evaluation import inference
-    from deeplab_jax.runtime.compilation import compiled, keep_programs
+    from deeplab_jax.runtime.compilation import compile_program, keep_programs
 
     keep_programs()
     config = networks.our_config(args)
     variables = jax.device_put(networks.our_variables(config))
     images = jax.device_put(networks.images(args))
     function = {"labels": inference.predict, "logits": inference.logits}[args.output]
-    compute = compiled(inference.jitted(function, config), variables, images)
+    compute = compile_program(inference.jit_by_config(function, config), variables, images)
     return side_by_side.Side(
         numbers=lambda: {args.output: np.asarray(compute(variables, images))},
         run=lambda: jax.block_until_ready(compute(variables, images)),

@@ -20,7 +20,7 @@ from rich.console import Console
 
 import deeplab_jax as dl
 from deeplab_jax.predict.images import Options, batch_size, run
-from deeplab_jax.predict.inputs import find, read
+from deeplab_jax.predict.inputs import find_inputs, read_image
 
 
 def main() -> None:
@@ -31,10 +31,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=side_by_side.positive, default=3)
     args = parser.parse_args()
     segmenter = dl.load(args.checkpoint)
-    inputs, _ = find([str(args.folder)])
-    first = read(inputs[0].path)
+    inputs, _ = find_inputs([str(args.folder)])
+    first = read_image(inputs[0].path)
     at_a_time = batch_size((first.shape[0], first.shape[1]), Options(""))
-    batch = np.stack([read(each.path) for each in inputs[:at_a_time]]).transpose(0, 3, 1, 2)
+    batch = np.stack([read_image(each.path) for each in inputs[:at_a_time]]).transpose(0, 3, 1, 2)
     segmenter.predict(batch)
 
     def network() -> None:

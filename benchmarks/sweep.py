@@ -23,7 +23,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deeplab_jax.commands.main import recipe
+from deeplab_jax.commands.flags import load_recipe
 from deeplab_jax.config import Config, digest_of, to_dict
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.train.metrics_log import read_log
@@ -92,7 +92,7 @@ def config_of(study: Mapping[str, Any], row: str) -> Config:
         if not re.match(r"--config\.[\w.]+=", word) or word.startswith(("--config.seed=", "--config.data.root=")):
             sys.exit(f"row {row!r}: `{word}` is no --config.FIELD=VALUE that a row may set: the sweep sets seed and root")
     try:
-        return recipe(_path(study["RECIPE"]), [word.removeprefix("--config.") for word in words])
+        return load_recipe(_path(study["RECIPE"]), [word.removeprefix("--config.") for word in words])
     except ConfigError as error:
         sys.exit(f"row {row!r}: {error}")
 
@@ -106,7 +106,7 @@ def _path(recipe_and_argument: str) -> str:
 def command(study: Mapping[str, Any], row: str, root: str, seed: int) -> str:
     """What trains a row, in a shell's words but for the workdir; a comment tells the recipe by its config."""
     words = ("train.py", f"--config={study['RECIPE']}", f"--config.data.root={root}", f"--config.seed={seed}")
-    digest = digest_of(to_dict(recipe(_path(study["RECIPE"]))))[:12]
+    digest = digest_of(to_dict(load_recipe(_path(study["RECIPE"]))))[:12]
     return f"{shlex.join((*words, *shlex.split(study['ROWS'][row])))} # {digest}"
 
 

@@ -25,7 +25,7 @@ def ours(args: argparse.Namespace) -> side_by_side.Side:
     import jax.numpy as jnp
 
     from deeplab_jax.models import DeepLabV3
-    from deeplab_jax.runtime.compilation import compiled, keep_programs
+    from deeplab_jax.runtime.compilation import compile_program, keep_programs
     from deeplab_jax.runtime.mesh import make_mesh, place, replicated
     from deeplab_jax.train.optimizer import make_optimizer
     from deeplab_jax.train.state import TrainState
@@ -43,7 +43,7 @@ def ours(args: argparse.Namespace) -> side_by_side.Side:
     del variables, momentum
     batch = {"image": networks.images(args), "label": networks.labels(args), "valid": np.ones(args.batch, bool)}
     on_device = place(batch, mesh, config.model.output_stride)
-    step = compiled(step, state[0], on_device)
+    step = compile_program(step, state[0], on_device)
 
     def run() -> dict[str, float]:
         state[0], scalars = step(state[0], on_device)

@@ -1,4 +1,4 @@
-"""A trained network to use: NCHW in and out, whatever it is inside."""
+"""A trained network to use: NCHW in and out, NHWC inside."""
 
 import dataclasses
 import functools
@@ -12,9 +12,9 @@ from jaxtyping import Float, UInt8
 from deeplab_jax.checkpoints.store import resolve, restore_model, stored_config
 from deeplab_jax.config import Config
 from deeplab_jax.evaluation import inference
-from deeplab_jax.export.loading import checked_images
+from deeplab_jax.evaluation.pictures import require_images
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.runtime.compilation import Programs, compiled, keep_programs
+from deeplab_jax.runtime.compilation import Programs, compile_program, keep_programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Segmenter:
         return self.config.labels
 
     def logits(self, images: UInt8[np.ndarray, "n 3 h w"]) -> Float[np.ndarray, "n k h w"]:
-        """Logits at the images' size; normalisation happens inside.
+        """Return logits at the images' size; normalisation happens inside.
 
         Args:
           images: RGB, 0-255, any height and width; one compilation a shape.
@@ -46,13 +46,13 @@ class Segmenter:
         return _to_nchw(self._run(inference.logits, images))
 
     def predict(self, images: UInt8[np.ndarray, "n 3 h w"]) -> UInt8[np.ndarray, "n h w"]:
-        """Train ids at the images' size; arguments and errors as in `logits`."""
+        """Return train ids at the images' size; arguments and errors as in `logits`."""
         return self._run(inference.predict, images)
 
     def predict_with_confidence(
         self, images: UInt8[np.ndarray, "n 3 h w"]
     ) -> tuple[UInt8[np.ndarray, "n h w"], UInt8[np.ndarray, "n h w"]]:
-        """What `predict` gives, and the probability of that class, 0 to 255."""
+        """Return what `predict` returns, and the probability of that class, 0 to 255."""
         return self._run(inference.predict_with_confidence, images)
 
     @functools.cached_property
@@ -60,9 +60,10 @@ class Segmenter:
         return Programs()
 
     def _run(self, function: Callable[..., Any], images: UInt8[np.ndarray, "n 3 h w"]) -> Any:
-        images = checked_images(images).transpose(0, 2, 3, 1)
+        images = require_images(images).transpose(0, 2, 3, 1)
         program = self._programs.get(
-            (function, images.shape), lambda: compiled(inference.jitted(function, self.config), self.variables, images)
+            (function, images.shape),
+            lambda: compile_program(inference.jit_by_config(function, self.config), self.variables, images),
         )
         return jax.tree.map(np.asarray, program(self.variables, images))
 

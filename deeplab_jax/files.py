@@ -20,6 +20,19 @@ def require_file(path: str, flag: str) -> None:
         raise ConfigError(f"`{flag}` (={path!r}) would lie in {there}, which is a file: name another folder")
 
 
+def require_folder(path: str | None, flag: str, example: str) -> str:
+    """Return `path`, which need not exist.
+
+    Raises:
+      ConfigError: It is missing, or is a file.
+    """
+    if not path:
+        raise ConfigError(f"`{flag}` is missing: give a folder, such as {flag}={example}")
+    if epath.Path(path).is_file():
+        raise ConfigError(f"`{flag}` (={path!r}) is a file: give a folder, such as {flag}={example}")
+    return path
+
+
 @contextlib.contextmanager
 def replacing(path: epath.Path) -> Iterator[IO[bytes]]:
     """A file to write, which becomes `path` when the block ends; an error leaves `path` as it was. Folders are made.
@@ -34,7 +47,7 @@ def replacing(path: epath.Path) -> Iterator[IO[bytes]]:
             yield file
         beside.replace(path)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written ({error.strerror or error}): mend that, or name another folder") from None
+        raise ConfigError(f"{path} cannot be written ({error.strerror or error}): fix this or choose another folder") from None
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)

@@ -3,8 +3,6 @@
 Only classes that are evaluated have a row; the script's other labels, and its category `void`, are nan there always.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 from jaxtyping import Float, Int, UInt8, UInt16
 
@@ -42,7 +40,7 @@ AVERAGES = {  # the script's name for the mean of each kind of scores
     "categoryInstScores": "averageScoreInstCategories",
 }
 
-FIRST_INSTANCE = 1001  # lower values of instanceIds files are label ids: stuff, and groups that nobody told apart
+FIRST_INSTANCE = 1001  # lower values of instanceIds files are label ids: stuff, and groups that are not told apart
 
 _TRAIN_ID = CITYSCAPES.id_table()
 _AVERAGE_SIZE = np.array([AVERAGE_SIZE.get(name, np.nan) for name in CITYSCAPES.names])
@@ -57,12 +55,12 @@ INSTANCE_LABELS = frozenset(
 
 
 def is_official(label_set: LabelSet) -> bool:
-    """Whether train ids mean what Cityscapes' do; colours and names of sets may differ."""
+    """Check whether train ids mean what Cityscapes' do; colours and names of sets may differ."""
     return (label_set.names, label_set.class_ids) == (CITYSCAPES.names, CITYSCAPES.class_ids)
 
 
 def instance_counts(prediction: UInt8[np.ndarray, "h w"], instances: UInt16[np.ndarray, "h w"]) -> Float[np.ndarray, "3 19"]:
-    """How well one image's instances are met, summed by their class.
+    """Count how well one image's instances are met, by their class.
 
     Args:
       prediction: train ids.
@@ -84,24 +82,8 @@ def instance_counts(prediction: UInt8[np.ndarray, "h w"], instances: UInt16[np.n
     return np.stack([np.bincount(classes, row, minlength=CITYSCAPES.num_classes) for row in rows])
 
 
-def instance_counter(
-    read: Callable[[int, tuple[int, int]], UInt16[np.ndarray, "h w"]],
-) -> tuple[Float[np.ndarray, "3 19"], Callable[[int, UInt8[np.ndarray, "h w"]], None]]:
-    """The sums of `instance_counts`, zeros at first, and a function of an image's position and prediction that adds to them.
-
-    Args:
-      read: instance ids by an image's position in the list and its (height, width).
-    """
-    total = np.zeros((3, CITYSCAPES.num_classes))
-
-    def add(index: int, prediction: UInt8[np.ndarray, "h w"]) -> None:
-        np.add(total, instance_counts(prediction, read(index, (prediction.shape[0], prediction.shape[1]))), out=total)
-
-    return total, add
-
-
 def scores(confusion: Int[np.ndarray, "19 19"], instances: Float[np.ndarray, "3 19"] | None = None) -> Scores:
-    """The script's scores under the script's names; nan where nothing was counted.
+    """Return the script's scores under the script's names; nan where nothing was counted.
 
     Args:
       confusion: pixels by (label, prediction).
@@ -130,6 +112,6 @@ def _by_category(confusion: Int[np.ndarray, "19 19"]) -> Int[np.ndarray, "7 7"]:
 def _instance_iou(
     hits: Float[np.ndarray, " k"], total: Float[np.ndarray, " k"], confusion: Int[np.ndarray, "k k"]
 ) -> Float[np.ndarray, " k"]:
-    """Weighted TP / (TP + FN + FP): false positives belong to no instance, and are pixels. nan without instances stays nan."""
+    """Return weighted TP / (TP + FN + FP). False positives belong to no instance, and are pixels; nan stays nan."""
     union = total + confusion.sum(0) - np.diagonal(confusion)
     return np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)

@@ -18,7 +18,7 @@ Batch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Seen:
+class EvaluatedImage:
     """One evaluated image.
 
     Attributes:
@@ -34,7 +34,7 @@ class Seen:
     label: UInt8[np.ndarray, "h w"] | None
 
 
-Visitor = Callable[[Seen], None]
+Visitor = Callable[[EvaluatedImage], None]
 
 
 def score(
@@ -43,7 +43,7 @@ def score(
     batches: Iterable[Batch],
     show: Callable[[Batch, Sequence[int], Array], None],
 ) -> Int[np.ndarray, "k k"]:
-    """Confusion counts of one pass over `batches`, at the labels' own resolution; zeros for a split without labels.
+    """Return confusion counts of one pass over `batches`, at the labels' own resolution; zeros for a split without labels.
 
     Args:
       evaluator: of the config and mesh.
@@ -67,7 +67,7 @@ def evaluate(
     visitors: Sequence[Visitor],
     console: Console,
 ) -> Int[np.ndarray, "k k"]:
-    """Scores `batches` as `eval.py` does: with progress, and with what `visitors` make of each image.
+    """Return confusion counts of `batches` while progress is shown and `visitors` get each image.
 
     Args:
       config: of the checkpoint, `eval` as wanted.
@@ -92,7 +92,7 @@ def evaluate(
                 labels = batch.get("label", [None] * len(on_host))
                 for i in rows:
                     for visit in visitors:
-                        visit(Seen(int(batch["index"][i]), batch["image"][i], on_host[i], labels[i]))
+                        visit(EvaluatedImage(int(batch["index"][i]), batch["image"][i], on_host[i], labels[i]))
             progress.advance(task, len(rows))
 
         variables = jax.device_put(variables, replicated(mesh))

@@ -1,4 +1,4 @@
-"""Predictions at the images' own size, and confusion counts, both computed on the device."""
+"""Predictions at the images' own size, averaged over views and windows, and confusion counts: all computed on the device."""
 
 import dataclasses
 import functools
@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, UInt8
@@ -13,11 +14,11 @@ from jaxtyping import Array, Float, Int, UInt8
 from deeplab_jax import losses
 from deeplab_jax.config import Config, EvalConfig
 from deeplab_jax.evaluation import metrics
-from deeplab_jax.evaluation.protocols import average_views, slide
+from deeplab_jax.evaluation.windows import Network, slide
 from deeplab_jax.models import DeepLabV3, normalize
 from deeplab_jax.models.extent import split_rows
 from deeplab_jax.models.operations import interpreted_by
-from deeplab_jax.models.resize import resize_like
+from deeplab_jax.models.resize import resize_by_gather, resize_like
 from deeplab_jax.runtime import hosts
 from deeplab_jax.runtime.compilation import Programs, lean_options
 from deeplab_jax.runtime.mesh import replicated
@@ -26,7 +27,7 @@ Variables = dict[str, Any]
 
 
 def evaluation_model(config: Config) -> DeepLabV3:
-    """The network at `eval.output_stride`: weights of one output stride serve every one."""
+    """Return the network at `eval.output_stride`: the weights serve every output stride."""
     network = dataclasses.replace(config.model, output_stride=config.eval.output_stride or config.model.output_stride)
     return DeepLabV3(network, config.labels.num_classes)
 
@@ -38,7 +39,7 @@ def logits(
     model: DeepLabV3,
     protocol: EvalConfig,
 ) -> Float[Array, "n h w k"]:
-    """float32 logits at the images' size, of images as they are decoded (0-255).
+    """Return float32 logits at the images' size, for images as they are decoded (0-255).
 
     Args:
       variables: {"params", "batch_stats"}.
@@ -72,14 +73,14 @@ def predict(
     model: DeepLabV3,
     protocol: EvalConfig,
 ) -> UInt8[Array, "n h w"]:
-    """Train ids at the images' size; arguments as in `logits`."""
+    """Return train ids at the images' size; arguments as in `logits`."""
     return jnp.argmax(logits(variables, images, model=model, protocol=protocol), axis=-1).astype(jnp.uint8)
 
 
 def predict_with_confidence(
     variables: Variables, images: UInt8[Array, "n h w 3"], *, model: DeepLabV3, protocol: EvalConfig
 ) -> tuple[UInt8[Array, "n h w"], UInt8[Array, "n h w"]]:
-    """What `predict` gives, and the probability of that class, 0 to 255."""
+    """Return what `predict` returns, and the probability of that class, 0 to 255."""
     values = logits(variables, images, model=model, protocol=protocol)
     largest = jnp.max(values, axis=-1, keepdims=True)
     confidence = 1 / jnp.sum(jnp.exp(values - largest), axis=-1)
@@ -89,7 +90,7 @@ def predict_with_confidence(
 def predict_and_count(
     variables: Variables, batch: dict[str, Array], *, model: DeepLabV3, protocol: EvalConfig
 ) -> tuple[UInt8[Array, "n h w"], Int[Array, "k k"]]:
-    """Predictions, and the confusion counts of the batch's valid rows; zeros for a batch without labels."""
+    """Return predictions, and the confusion counts of the batch's valid rows; zeros for a batch without labels."""
     predictions = predict(variables, batch["image"], model=model, protocol=protocol)
     if "label" not in batch:
         return predictions, jnp.zeros((model.num_classes, model.num_classes), jnp.int32)
@@ -98,8 +99,62 @@ def predict_and_count(
     return predictions, counts
 
 
-def jitted(function: Any, config: Config) -> Any:
-    """`logits`, `predict` or `predict_with_confidence` of (variables, images) under `jit`, for a network and its protocol."""
+def average_views(
+    network: Network,
+    images: Float[Array, "n h w c"],
+    num_classes: int,
+    *,
+    scales: tuple[float, ...],
+    flip: bool,
+    align_corners: bool = False,
+) -> Float[Array, "n h w k"]:
+    """Return logits whose softmax is the mean of the views' softmax, as in mmsegmentation's test-time augmentation.
+
+    A single view gives its own logits. The mean is taken over probabilities because logits of other scales are not
+    calibrated alike; its logarithm is returned, of at least the smallest float32. Images are resized with half-pixel centres
+    and without antialiasing, in float32: mmcv rounds resized images to 8 bits.
+
+    Args:
+      network: of the whole view; `slide` makes one of windows.
+      images: normalised, which commutes with resizing.
+      num_classes: channels of the logits.
+      scales: factors by which images are resized.
+      flip: average over the mirror image of every scale too.
+      align_corners: how the views' logits are resized to the images.
+    """
+    height, width = images.shape[1:3]
+
+    def view(scaled: Array) -> Array:
+        return _resize(network(scaled), height, width, align_corners)
+
+    # A loop, so that plain and mirrored views share one compiled network and never wait in memory for each other.
+    def add_views(total: Array, scaled: Array) -> Array:
+        def add_view(total: Array, mirrored: Array) -> tuple[Array, None]:
+            logits = view(jnp.where(mirrored, scaled[:, :, ::-1], scaled))
+            return total + jax.nn.softmax(jnp.where(mirrored, logits[:, :, ::-1], logits)), None
+
+        return lax.scan(add_view, total, jnp.array([False, True][: 1 + flip]))[0]
+
+    sizes = [(height, width) if scale == 1 else scaled_size((height, width), scale) for scale in scales]
+    if len(scales) == 1 and not flip:
+        return view(_resize(images, *sizes[0]))
+    total = jnp.zeros((*images.shape[:3], num_classes), jnp.float32)
+    for size in sizes:
+        total = add_views(total, _resize(images, *size))
+    return jnp.log(jnp.maximum(total / (len(scales) * (1 + flip)), jnp.finfo(jnp.float32).tiny))
+
+
+def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Return height and width times `scale`, rounded as mmcv does; at least 1."""
+    return max(int(size[0] * scale + 0.5), 1), max(int(size[1] * scale + 0.5), 1)
+
+
+def _resize(x: Float[Array, "n h w c"], height: int, width: int, align_corners: bool = False) -> Array:
+    return x if x.shape[1:3] == (height, width) else resize_by_gather(x, height, width, align_corners=align_corners)
+
+
+def jit_by_config(function: Any, config: Config) -> Any:
+    """Return `logits`, `predict` or `predict_with_confidence` as a jitted function of (variables, images), by the config."""
     compute = functools.partial(function, model=evaluation_model(config), protocol=config.eval)
     return jax.jit(compute, compiler_options=lean_options(jax.default_backend()))
 
@@ -147,7 +202,7 @@ class Evaluator:
         def count_rows(variables: Variables, batch: dict[str, Array]) -> tuple[Array, Array]:
             with interpreted_by(rows):
                 predictions, counts = count(variables, batch)
-            return predictions, jax.lax.psum(counts, rows.axis)
+            return predictions, lax.psum(counts, rows.axis)
 
         specs = {name: P() if name == "valid" else P(None, rows.axis) for name in batch}
         split = jax.shard_map(

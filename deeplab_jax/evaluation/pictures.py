@@ -1,23 +1,36 @@
-"""Label maps as pictures, and their files."""
+"""Images as callers give them, label maps as they are drawn, and the files of both."""
 
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
+from deeplab_jax.errors import DataError
 from deeplab_jax.files import replacing
 from deeplab_jax.labels import LabelSet
 
 
+def require_images(images: UInt8[np.ndarray, "n 3 h w"]) -> UInt8[np.ndarray, "n 3 h w"]:
+    """Return `images` as an array.
+
+    Raises:
+      DataError: Another dtype or shape.
+    """
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
+        raise DataError(f"`images` (={images.dtype} {list(images.shape)}) must be uint8 [n, 3, h, w]: RGB values from 0 to 255")
+    return images
+
+
 def colorize(labels: UInt8[np.ndarray, "h w"], label_set: LabelSet) -> UInt8[np.ndarray, "h w 3"]:
-    """Train ids in the label set's colours; the ignore label is black."""
+    """Return train ids in the label set's colours; the ignore label is black."""
     return label_set.palette()[labels]
 
 
 def overlay(
     image: UInt8[np.ndarray, "h w 3"], labels: UInt8[np.ndarray, "h w"], label_set: LabelSet, opacity: float = 0.5
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The image with the colours of its labels laid over it."""
+    """Return the image with the colours of its labels laid over it."""
     mixed = np.empty_like(image)
     # By rows: as floating-point numbers a large image would take many times its size.
     for top in range(0, len(image), 256):
@@ -34,7 +47,7 @@ def strip(
     prediction: UInt8[np.ndarray, "h w"],
     label_set: LabelSet,
 ) -> UInt8[np.ndarray, "h w3 3"]:
-    """image | label | prediction, side by side."""
+    """Return image | label | prediction, side by side."""
     return np.concatenate([image, colorize(label, label_set), colorize(prediction, label_set)], axis=1)
 
 
@@ -48,7 +61,7 @@ def write_pictures(
     confidence: UInt8[np.ndarray, "h w"] | None = None,
     opacity: float = 0.5,
 ) -> None:
-    """`<output>/{train_ids,color}/<name>.png`, and of what is given also `overlay` (the image) and `confidence`."""
+    """Write `<output>/{train_ids,color}/<name>.png`, also `overlay` given an image and `confidence` given that."""
     drawn = {"train_ids": prediction, "color": colorize(prediction, label_set), "confidence": confidence}
     if image is not None:
         drawn["overlay"] = overlay(image, prediction, label_set, opacity)

@@ -1,35 +1,30 @@
-"""Scores as people read them."""
+"""Scores as people and scores.json read them."""
 
 import math
 from typing import Any
 
-import numpy as np
-from jaxtyping import Int
 from rich.table import Table
 
-from deeplab_jax.evaluation import metrics
 from deeplab_jax.evaluation.cityscapes import Scores
+from deeplab_jax.evaluation.metrics import OVERALL_METRICS, Confusion, class_iou, title_of
 from deeplab_jax.labels import LabelSet
 
 
-def summary(confusion: Int[np.ndarray, "k k"], label_set: LabelSet, official: Scores | None = None) -> dict[str, Any]:
-    """{"miou", "pixel_accuracy", "iou": {class: value}} as JSON values; null where nothing was counted.
+def summary(confusion: Confusion, label_set: LabelSet, official: Scores | None = None) -> dict[str, Any]:
+    """Return OVERALL_METRICS by name, and "iou" by class, as JSON values: 0 to 1, null where nothing was counted.
 
     Args:
       confusion: pixels by (label, prediction).
       label_set: the classes.
       official: what `cityscapes.scores` returns, put under "cityscapes".
     """
-    scores = {
-        "miou": metrics.mean_iou(confusion),
-        "pixel_accuracy": metrics.pixel_accuracy(confusion),
-        "iou": dict(zip(label_set.names, metrics.class_iou(confusion).tolist(), strict=True)),
-    }
+    scores: dict[str, Any] = {name: metric(confusion) for name, metric in OVERALL_METRICS.items()}
+    scores["iou"] = dict(zip(label_set.names, class_iou(confusion).tolist(), strict=True))
     return _nan_to_null(scores | ({"cityscapes": official} if official else {}))
 
 
-def table(confusion: Int[np.ndarray, "k k"], label_set: LabelSet, official: Scores | None = None) -> Table:
-    """Per-class IoU and share of the labelled pixels, then the means, in per cent; Cityscapes' iIoU and categories if given."""
+def table(confusion: Confusion, label_set: LabelSet, official: Scores | None = None) -> Table:
+    """Return IoU and share of labelled pixels by class, OVERALL_METRICS, and Cityscapes' scores if given."""
     scores, total = summary(confusion, label_set, official), max(int(confusion.sum()), 1)
     extra = scores.get("cityscapes", {})
     has_instances = "classInstScores" in extra
@@ -43,8 +38,8 @@ def table(confusion: Int[np.ndarray, "k k"], label_set: LabelSet, official: Scor
     for i, (name, iou) in enumerate(scores["iou"].items()):
         add(name, iou, extra.get("classInstScores", {}).get(name), _percent(confusion[i].sum() / total))
     rows.add_section()
-    add("mIoU", scores["miou"], extra.get("averageScoreInstClasses"))
-    add("pixel accuracy", scores["pixel_accuracy"], None)
+    for name in OVERALL_METRICS:
+        add(title_of(name), scores[name], extra.get("averageScoreInstClasses") if name == "miou" else None)
     if extra:
         rows.add_section()
         for name, iou in extra["categoryScores"].items():

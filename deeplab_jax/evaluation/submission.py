@@ -19,11 +19,11 @@ _LABEL_IDS = np.array(CITYSCAPES.class_ids, np.uint8)
 
 
 def file_names(images: Sequence[str], label_set: LabelSet) -> tuple[str, ...]:
-    """`<city>_<sequence>_<frame>_pred_labelIds.png` of each image: what the server and the official script look for.
+    """Return `<city>_<sequence>_<frame>_pred_labelIds.png` for each image: what the server and the official script look for.
 
     Raises:
-      ConfigError: the label set is not Cityscapes'.
-      DataError: an image's name is not, or two images would give one file.
+      ConfigError: The label set is not Cityscapes'.
+      DataError: An image's name is not, or two images would give one file.
     """
     if not is_official(label_set):
         raise ConfigError(
@@ -33,10 +33,10 @@ def file_names(images: Sequence[str], label_set: LabelSet) -> tuple[str, ...]:
     first: dict[str, str] = {}
     for image in images:
         # No underscore in the city: the script splits names there.
-        found = re.fullmatch(r"([A-Za-z0-9-]+_\d{6}_\d{6})_leftImg8bit\.\w+", epath.Path(image).name)
-        if not found:
+        match = re.fullmatch(r"([A-Za-z0-9-]+_\d{6}_\d{6})_leftImg8bit\.\w+", epath.Path(image).name)
+        if not match:
             raise DataError(f"{image} cannot be submitted: --submission needs <city>_<6 digits>_<6 digits>_leftImg8bit.png")
-        name = f"{found[1]}_pred_labelIds.png"
+        name = f"{match[1]}_pred_labelIds.png"
         if name in first:
             raise DataError(f"{first[name]} and {image} would both be submitted as {name}: take one off the list")
         first[name] = image
@@ -44,13 +44,13 @@ def file_names(images: Sequence[str], label_set: LabelSet) -> tuple[str, ...]:
 
 
 def write_prediction(folder: str, name: str, prediction: UInt8[np.ndarray, "h w"]) -> None:
-    """`<folder>/<name>`, of a prediction in train ids."""
+    """Write `<folder>/<name>` from a prediction in train ids."""
     with replacing(epath.Path(folder) / name) as file:
         Image.fromarray(_LABEL_IDS[prediction]).save(file, "PNG")
 
 
 def write_archive(folder: str, names: Sequence[str]) -> epath.Path:
-    """`<folder>/submission.zip` of `names` and nothing else that lies in the folder; the same files give the same bytes."""
+    """Write `<folder>/submission.zip` of `names` and nothing else in the folder; the same files give the same bytes."""
     path = epath.Path(folder) / ARCHIVE
     members = [(epath.Path(folder) / name).read_bytes() for name in names]
     with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:

@@ -9,7 +9,7 @@ from flax import traverse_util
 
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.models.convolution import conv2d
-from deeplab_jax.models.graph import record
+from deeplab_jax.models.graph import Variable, record
 from deeplab_jax.models.layers import batch_norm
 
 
@@ -21,11 +21,12 @@ def fold(variables: dict[str, Any], network: DeepLabV3) -> dict[str, Any]:
 
     Args:
       variables: {"params", "batch_stats"}.
-      network: without rematerialised stages.
+      network: without rematerialised stages. Variables that it does not use are left out.
     """
-    flat = {path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(variables).items()}
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     graph = record(lambda variables, images: network.apply(variables, images, False), variables, images)
+    used = {each.path for node in graph.nodes for each in node.arguments.values() if isinstance(each, Variable)}
+    flat = {path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(variables).items() if path in used}
     made_by = {node.output: node for node in graph.nodes}
     for node in graph.nodes:
         if node.operation is not batch_norm:

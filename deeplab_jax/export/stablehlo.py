@@ -1,6 +1,8 @@
 """A network as serialized StableHLO (`jax.export`), for any number of images of any size, on CPUs, GPUs and TPUs."""
 
-import dataclasses
+import io
+import json
+import zipfile
 from typing import Any, Literal
 
 import jax
@@ -9,28 +11,35 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt8
 
-from deeplab_jax.config import Config, EvalConfig
+from deeplab_jax.config import EvalConfig
 from deeplab_jax.evaluation import inference
+from deeplab_jax.export.loading import METADATA, PROGRAM
+from deeplab_jax.models import DeepLabV3
 
 Output = Literal["labels", "logits"]
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
-def serialized(config: Config, params: dict[str, Any], output: Output) -> bytes:
-    """uint8 [n, 3, h, w] -> labels uint8 [n, h, w] or logits float32 [n, k, h, w] at the images' size.
+def serialize(network: DeepLabV3, params: dict[str, Any], output: Output, metadata: dict[str, Any]) -> bytes:
+    """Return the content of a file for `load_exported`.
+
+    The program takes uint8 [n, 3, h, w] to labels uint8 [n, h, w] or logits float32 [n, k, h, w] at the images' size.
 
     Args:
-      config: of the network; of its protocol the output stride counts.
+      network: at the output stride that is wanted.
       params: {"params"}, which become part of the program.
-      output: what it gives.
+      output: what the program returns.
+      metadata: JSON values.
     """
-    model = inference.evaluation_model(config)
-    model = dataclasses.replace(model, config=dataclasses.replace(model.config, aux_head=False))
 
     def run(images: UInt8[Array, "n 3 h w"]) -> Array:
-        logits = inference.logits(params, images.transpose(0, 2, 3, 1), model=model, protocol=EvalConfig())
+        logits = inference.logits(params, images.transpose(0, 2, 3, 1), model=network, protocol=EvalConfig())
         return jnp.argmax(logits, -1).astype(jnp.uint8) if output == "labels" else logits.transpose(0, 3, 1, 2)
 
     n, h, w = jax.export.symbolic_shape("n, h, w")
     program = jax.export.export(jax.jit(run), platforms=PLATFORMS)(jax.ShapeDtypeStruct((n, 3, h, w), np.uint8))
-    return bytes(program.serialize())
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as file:
+        file.writestr(METADATA, json.dumps(metadata, indent=2))
+        file.writestr(PROGRAM, bytes(program.serialize()))
+    return content.getvalue()

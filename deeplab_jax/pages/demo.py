@@ -9,99 +9,85 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio
 import numpy as np
 from jaxtyping import UInt8
+from markupsafe import escape
 
 from deeplab_jax.api import Segmenter
 from deeplab_jax.errors import ConfigError, DataError, DeeplabError, one_line
 from deeplab_jax.evaluation.pictures import overlay
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.pages import html_page
-from deeplab_jax.predict.inputs import read, size
+from deeplab_jax.predict.inputs import read_image, read_size
 
 LARGEST = 2**26  # pixels of a file that is decoded at all: it then takes 200 MB
 LONGEST = 2**14  # side of such a file: a thin image cannot be reduced to the pixels that are wanted
 SESSION_SECONDS = 3600  # after which uploads, and what was computed of them, are deleted
 
-CSS = """
-.shares table { width: 100%; border-collapse: collapse } .shares td, .shares th { padding: .2rem .4rem; text-align: right }
-.shares td, .shares th { border: 0; border-bottom: 1px solid #8884 }
-.shares td:first-child, .shares th:first-child { text-align: left }
-.shares i { display: inline-block; width: 1em; height: 1em; margin-right: .5em; vertical-align: -.1em; border: 1px solid #8888 }
-"""
+
+Segmentation = tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]  # an image as the network saw it, and train ids
 
 
-class Segmented(NamedTuple):
-    """An image as the network saw it, and its train ids."""
-
-    image: UInt8[np.ndarray, "h w 3"]
-    labels: UInt8[np.ndarray, "h w"]
-
-
-def segmented(segmenter: Segmenter, path: str, max_pixels: int) -> Segmented:
-    """The image of a file, reduced to `max_pixels` where it has more, and its labels.
+def segment_file(segmenter: Segmenter, path: str, max_pixels: int) -> Segmentation:
+    """Return the image of a file, reduced to `max_pixels` where it has more, and its labels.
 
     Raises:
-      DataError: it cannot be read, or is larger than LARGEST or LONGEST.
+      DataError: It cannot be read, or is larger than LARGEST or LONGEST.
     """
     file = pathlib.Path(path)
-    height, width = size(file)
+    height, width = read_size(file)
     if height * width > LARGEST or max(height, width) > LONGEST:
         raise DataError(
             f"{file.name} has {width}x{height} pixels: reduce it to {LARGEST / 1e6:.0f} million or fewer, {LONGEST} a side"
         )
-    image = read(file)
+    image = read_image(file)
     side = math.floor(max(height, width) * min(1.0, math.sqrt(max_pixels / (height * width))))
     image = html_page.reduced(image, side)
-    return Segmented(image, segmenter.predict(image.transpose(2, 0, 1)[None])[0])
+    return image, segmenter.predict(image.transpose(2, 0, 1)[None])[0]
 
 
-def shares(labels: UInt8[np.ndarray, "h w"], label_set: LabelSet) -> str:
-    """The classes of an image with their colours and shares of its pixels, largest first, as an HTML table."""
+def class_shares(labels: UInt8[np.ndarray, "h w"], label_set: LabelSet) -> str:
+    """Return the classes of an image with their colours and shares of its pixels, largest first, as an HTML table."""
     counts = np.bincount(labels.ravel(), minlength=label_set.num_classes)
-    rows = [
-        (html_page.chip(label_set, k) + html_page.text(label_set.names[k]), f"{counts[k] / labels.size:.1%}")
-        for k in np.argsort(-counts, kind="stable").tolist()
-        if counts[k]
-    ]
-    return html_page.table(("class", "share of the pixels"), rows)
+    order = [k for k in np.argsort(-counts, kind="stable").tolist() if counts[k]]
+    return html_page.render("shares.html", labels=label_set, shares=[(k, counts[k] / labels.size) for k in order])
 
 
 @contextlib.contextmanager
-def uploads() -> Iterator[None]:
-    """A folder of its own for what is uploaded and computed while the block lasts, SIGTERM included."""
+def upload_folder() -> Iterator[None]:
+    """Keep what is uploaded and computed in a folder that is removed when the block ends, by SIGTERM too."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with tempfile.TemporaryDirectory(prefix="deeplab-jax-demo-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # which Gradio asks for as the page is made
+        os.environ["GRADIO_TEMP_DIR"] = folder  # read by Gradio when the page is built
         yield
 
 
-def blocks(segmenter: Segmenter, name: str, max_pixels: int) -> gradio.Blocks:
-    """The page of a network called `name`: image in; overlay, opacity, legend with shares out.
+def build_page(segmenter: Segmenter, name: str, max_pixels: int) -> gradio.Blocks:
+    """Return the page of a network called `name`: image in; overlay, opacity, legend with shares out.
 
     Moving the slider does not run the network again.
     """
 
-    def segment(path: str | None, opacity: float) -> tuple[Any, str, Segmented | None]:
+    def segment(path: str | None, opacity: float) -> tuple[Any, str, Segmentation | None]:
         if path is None:
             return None, "", None
         try:
-            found = segmented(segmenter, path, max_pixels)
+            result = segment_file(segmenter, path, max_pixels)
         except DeeplabError as error:
             message = str(error).replace(path, pathlib.Path(path).name)
             raise gradio.Error(message, print_exception=False) from None
-        return overlay(*found, segmenter.label_set, opacity), shares(found.labels, segmenter.label_set), found
+        return overlay(*result, segmenter.label_set, opacity), class_shares(result[1], segmenter.label_set), result
 
-    def blend(found: Segmented | None, opacity: float) -> Any:
-        return None if found is None else overlay(*found, segmenter.label_set, opacity)
+    def blend(result: Segmentation | None, opacity: float) -> Any:
+        return None if result is None else overlay(*result, segmenter.label_set, opacity)
 
     title = f"deeplab_jax: {name}"
     with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(SESSION_SECONDS, SESSION_SECONDS)) as page:
-        gradio.HTML(f"<h2>{html_page.text(title)}</h2>")
-        found = gradio.State(time_to_live=SESSION_SECONDS)
+        gradio.HTML(f"<h2>{escape(title)}</h2>")
+        result = gradio.State(time_to_live=SESSION_SECONDS)
         with gradio.Row():
             image: Any = gradio.Image(label="Image", type="filepath", sources=["upload", "clipboard"], elem_id="image")
             # Reading the file, and saying why it cannot be read, is ours. (Gradio writes files beside a subclass's module.)
@@ -111,22 +97,22 @@ def blocks(segmenter: Segmenter, name: str, max_pixels: int) -> gradio.Blocks:
             )
         opacity = gradio.Slider(0, 1, 0.5, step=0.05, label="Opacity", elem_id="opacity")
         classes = gradio.HTML(elem_id="classes", elem_classes="shares")
-        image.change(segment, [image, opacity], [shown, classes, found], api_visibility="private")
-        opacity.change(blend, [found, opacity], shown, show_progress="hidden", api_visibility="private")
+        image.change(segment, [image, opacity], [shown, classes, result], api_visibility="private")
+        opacity.change(blend, [result, opacity], shown, show_progress="hidden", api_visibility="private")
     return page
 
 
 def serve(page: gradio.Blocks, *, host: str, port: int | None, max_mib: int) -> None:
-    """Serves until Ctrl-C, and says where.
+    """Print the address and serve until Ctrl-C.
 
     Args:
-      page: what `blocks` returns.
+      page: what `build_page` returns.
       host: address to listen on.
       port: None for the first free one from 7860 on.
       max_mib: largest upload.
 
     Raises:
-      ConfigError: host and port cannot be listened on.
+      ConfigError: Host and port cannot be listened on.
     """
     # Gradio tries a hundred ports, for minutes, where the host is not this machine's.
     try:
@@ -149,7 +135,7 @@ def serve(page: gradio.Blocks, *, host: str, port: int | None, max_mib: int) -> 
             footer_links=[],
             enable_monitoring=False,
             theme=theme,
-            css=CSS,
+            css=html_page.render("demo.css"),
         )
     except OSError as error:
         raise ConfigError(f"`--port` (={port}) cannot be used ({one_line(error)}): choose another") from None

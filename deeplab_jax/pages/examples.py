@@ -1,4 +1,4 @@
-"""What a report says of a run's predictions: its scores, and the images that it does worst on."""
+"""What a report shows of a run's predictions: the images with the lowest scores, and which classes are confused."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from deeplab_jax.evaluation import metrics
-from deeplab_jax.evaluation.evaluate import Seen
+from deeplab_jax.evaluation.evaluate import EvaluatedImage
 from deeplab_jax.evaluation.pictures import colorize
 from deeplab_jax.labels import IGNORE, LabelSet
 from deeplab_jax.pages import html_page
@@ -38,7 +38,7 @@ class Example:
     errors: UInt8[np.ndarray, "h w 3"]
 
 
-class Worst:
+class WorstImages:
     """The images of an evaluation that have the lowest mean IoU.
 
     Args:
@@ -51,36 +51,36 @@ class Worst:
         self._names, self._label_set, self._count = names, label_set, count
         self._kept: list[tuple[float, int, Example]] = []
 
-    def add(self, seen: Seen) -> None:
-        """A visitor for `evaluate`."""
-        if not self._count or seen.label is None:
+    def add(self, each: EvaluatedImage) -> None:
+        """Visit an image, for `evaluate`."""
+        if not self._count or each.label is None:
             return
-        confusion = _confusion(seen.label, seen.prediction, self._label_set.num_classes)
+        confusion = _count(each.label, each.prediction, self._label_set.num_classes)
         if not confusion.any():
             return
         iou = np.where(confusion.sum(1) > 0, metrics.class_iou(confusion), np.nan)
-        rank = (metrics.mean_of_numbers(iou), seen.index)
+        rank = (metrics.mean_of_numbers(iou), each.index)
         if len(self._kept) == self._count and rank > self._kept[-1][:2]:
             return
         scores = (rank[0], metrics.pixel_accuracy(confusion), int(np.nanargmin(iou)))
-        example = Example(self._names[seen.index], *scores, *_pictures(seen, seen.label, self._label_set))
+        example = Example(self._names[each.index], *scores, *_pictures(each, each.label, self._label_set))
         self._kept = sorted([*self._kept, (*rank, example)], key=lambda entry: entry[:2])[: self._count]
 
     def examples(self) -> list[Example]:
-        """The worst one first."""
+        """Return them, the worst one first."""
         return [example for *_, example in self._kept]
 
 
-def _confusion(label: UInt8[np.ndarray, "h w"], prediction: UInt8[np.ndarray, "h w"], classes: int) -> Int[np.ndarray, "k k"]:
+def _count(label: UInt8[np.ndarray, "h w"], prediction: UInt8[np.ndarray, "h w"], classes: int) -> Int[np.ndarray, "k k"]:
     counts = label != IGNORE
     cells = label[counts].astype(np.int64) * classes + prediction[counts]
     return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
 
 
-def _pictures(seen: Seen, label: UInt8[np.ndarray, "h w"], label_set: LabelSet) -> list[UInt8[np.ndarray, "h w 3"]]:
-    image = html_page.reduced(seen.image, SIDE)
+def _pictures(each: EvaluatedImage, label: UInt8[np.ndarray, "h w"], label_set: LabelSet) -> list[UInt8[np.ndarray, "h w 3"]]:
+    image = html_page.reduced(each.image, SIDE)
     truth = html_page.reduced(label, SIDE, labels=True)
-    prediction = html_page.reduced(seen.prediction, SIDE, labels=True)
+    prediction = html_page.reduced(each.prediction, SIDE, labels=True)
     errors = np.repeat(image.mean(-1, keepdims=True) / 2, 3, axis=-1).astype(np.uint8)
     errors[truth != prediction] = _WRONG
     errors[truth == IGNORE] = 0
@@ -88,14 +88,14 @@ def _pictures(seen: Seen, label: UInt8[np.ndarray, "h w"], label_set: LabelSet) 
 
 
 def row_shares(confusion: Int[np.ndarray, "k k"]) -> Float[np.ndarray, "k k"]:
-    """Of each class's pixels, the share by prediction; 0 for a class without any."""
+    """Return the share of each class's pixels by prediction; 0 for a class without pixels."""
     return confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
 
 
 def confusions(confusion: Int[np.ndarray, "k k"], count: int) -> list[tuple[int, int, float]]:
-    """(class, what it is taken for, share of the class's pixels) of the `count` largest such shares, largest first."""
+    """Return the `count` largest (class, wrong prediction, share of the class's pixels), largest first."""
     shares = row_shares(confusion)
     np.fill_diagonal(shares, 0)
     order = np.argsort(-shares, axis=None, kind="stable")[:count]
     pairs = [(int(i // len(shares)), int(i % len(shares))) for i in order]
-    return [(truth, found, float(shares[truth, found])) for truth, found in pairs if shares[truth, found] > 0]
+    return [(truth, guess, float(shares[truth, guess])) for truth, guess in pairs if shares[truth, guess] > 0]

@@ -1,4 +1,4 @@
-"""Memory of a training step by the network's definition, and what takes less of it."""
+"""Memory of a training step by the network's definition, and what reduces it."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -30,14 +30,14 @@ class Memory:
 
 
 def estimate(config: Config, mesh: MeshConfig) -> Memory:
-    """What a step holds at the least. Of a convolution's output the backward pass needs two forms, before and after its norm.
+    """Estimate the least that a step holds. The backward pass needs a convolution's output twice: before and after its norm.
 
     Args:
       config: validated.
       mesh: data and spatial devices, none of them 0.
     """
-    found = layers(config.model, config.labels.num_classes, config.data.crop_size)
-    network = total(found)
+    network_layers = layers(config.model, config.labels.num_classes, config.data.crop_size)
+    network = total(network_layers)
     copies = 3 if config.optim.ema_decay else 2
     height, width = config.data.crop_size
     # Logits at the labels' size, float32, and their gradient, of each head.
@@ -46,14 +46,14 @@ def estimate(config: Config, mesh: MeshConfig) -> Memory:
     return Memory(
         state=4 * (copies * network.parameters + network.statistics),
         gradients=4 * network.parameters * (2 if config.train.micro_batches > 1 else 1),
-        activations=images * (_kept(found, config.model.remat) + logits),
+        activations=images * (_kept(network_layers, config.model.remat) + logits),
     )
 
 
-def _kept(found: list[Layer], remat: tuple[int, ...]) -> int:
-    """Bytes of an image's features that the backward pass needs, and of the largest block that is computed again."""
+def _kept(network_layers: list[Layer], remat: tuple[int, ...]) -> int:
+    """Return the bytes of an image's features that the backward pass needs, and of the largest block that is recomputed."""
     kept, again = 0, {"": 0}
-    for layer in found:
+    for layer in network_layers:
         if layer.stage not in remat or not layer.block:
             kept += 2 * layer.outputs
             continue
@@ -65,7 +65,7 @@ def _kept(found: list[Layer], remat: tuple[int, ...]) -> int:
 
 
 def remedies(config: Config, mesh: MeshConfig) -> Iterator[tuple[str, float]]:
-    """Changes that save memory and are not made yet, each alone, and the bytes a device that it saves by `estimate`."""
+    """Yield changes that would save memory, and the bytes that each alone saves a device by `estimate`."""
     now = estimate(config, mesh).total
     data, train, model = config.data, config.train, config.model
 

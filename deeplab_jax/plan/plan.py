@@ -28,7 +28,7 @@ def plan(
     mfu: float = 1.0,
     compiles: bool = True,
 ) -> None:
-    """Prints parameters, FLOPs, memory, and the least time of a step and a run.
+    """Print parameters, FLOPs, memory, and the least time of a step and a run.
 
     Args:
       config: validated.
@@ -48,10 +48,10 @@ def plan(
         raise ConfigError(f"`--mfu` (={mfu}) cannot be used: use a share above 0, up to 1")
     if images is not None and images < 1:
         raise ConfigError(f"`--images` (={images}) cannot be used: use a number from 1")
-    found = find_devices(config.mesh, devices)
+    targets = find_devices(config.mesh, devices)
     if devices:
         config = dataclasses.replace(config, mesh=MeshConfig(spatial=config.mesh.spatial))
-    setup = set_up(config, config.train.steps or 1, found)
+    setup = set_up(config, config.train.steps or 1, targets)
     mesh = MeshConfig(**setup.mesh.shape)
     sheet = ACCELERATORS.get(accelerator)
     network = layers(config.model, config.labels.num_classes, config.data.crop_size)
@@ -60,7 +60,7 @@ def plan(
     if compiles:
         console.print("compiling the step: a minute or two for a ResNet-50 on a few CPU cores; --no-compile leaves it out")
         program = compile_step(setup)
-    _print_memory(config, mesh, found[0], sheet, program, console)
+    _print_memory(config, mesh, targets[0], sheet, program, console)
     _print_time(config, mesh, total(network), sheet, images, mfu, console)
 
 
@@ -116,7 +116,7 @@ def _print_memory(
 
 
 def _stands_in(device: jax.Device, mesh: MeshConfig, sheet: Accelerator | None) -> bool:
-    """Whether the device is in the place of those that are planned for."""
+    """Check whether the device stands in for those that are planned for."""
     if sheet:
         return not re.search(sheet.kinds, device.device_kind)
     return device.platform == "cpu" and mesh.data * mesh.spatial > 1
@@ -176,7 +176,7 @@ def _size(size: float) -> str:
 
 
 def _si(value: float) -> str:
-    """Three digits and a prefix, to be followed by the unit."""
+    """Return three digits and a prefix, to be followed by the unit."""
     power = min(max(math.floor(math.log10(value) / 3), -3), 5) if 0 < value < math.inf else 0
     prefixes = {-3: "n", -2: "u", -1: "m", 0: "", 1: "k", 2: "M", 3: "G", 4: "T", 5: "P"}
     return f"{value / 1000.0**power:.3g} {prefixes[power]}"

@@ -1,4 +1,4 @@
-"""The program of a training step: compiled for the devices that it is planned for, or for CPU devices in their place."""
+"""The program of a training step, compiled for the planned devices or for CPU devices that stand in for them."""
 
 import contextlib
 import dataclasses
@@ -16,7 +16,7 @@ from deeplab_jax.train.step import batch_names, compile_train_step
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Program:
-    """What XLA says of a compiled step, for each device.
+    """XLA's account of a compiled step, for each device.
 
     Attributes:
       seconds: that tracing and compiling took.
@@ -34,12 +34,12 @@ class Program:
 
     @property
     def held(self) -> int:
-        """Bytes that a device holds at most."""
+        """Peak bytes of a device."""
         return self.arguments + self.outputs - self.aliased + self.temporaries
 
 
 def find_devices(mesh: MeshConfig, count: int | None) -> list[jax.Device]:
-    """The devices to plan for: those of this machine, or where they are too few CPU devices in their place.
+    """Return the devices to plan for: this machine's or, where they are too few, CPU devices that stand in for them.
 
     Call it before anything asks JAX for devices: how many CPU devices there are is settled then.
 
@@ -65,7 +65,7 @@ def find_devices(mesh: MeshConfig, count: int | None) -> list[jax.Device]:
 
 
 def compile_step(setup: Setup) -> Program:
-    """Compiles the step for the mesh of `setup`; nothing is computed and no memory taken."""
+    """Compile the step for the mesh of `setup`; nothing is computed and no memory taken."""
     config, mesh = setup.config, setup.mesh
     start = time.perf_counter()
     step = compile_train_step(mesh, config=config, model=setup.model, optimizer=setup.optimizer)
@@ -84,7 +84,7 @@ def compile_step(setup: Setup) -> Program:
 
 
 def _abstract_batch(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a batch as `sharding.place` lays it out."""
+    """Return the shapes of a batch as `mesh.place` lays it out."""
     config, mesh = setup.config, setup.mesh
     (height, width), size = config.data.crop_size, config.data.batch_size
     if mesh.shape["spatial"] > 1:

@@ -1,1 +1,1 @@
-"""Label maps of people's own pictures: what they name is found, read, predicted and written."""
+"""Predictions for people's own images and videos."""

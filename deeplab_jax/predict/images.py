@@ -8,7 +8,7 @@ import warnings
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -16,14 +16,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from deeplab_jax.api import Segmenter
-from deeplab_jax.errors import DataError
+from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.evaluation import pictures
-from deeplab_jax.predict import inputs as finding
+from deeplab_jax.evaluation.windows import slide_in_strips
+from deeplab_jax.predict import inputs as files
 from deeplab_jax.predict import video
 from deeplab_jax.predict.inputs import Input
-from deeplab_jax.predict.strips import strips
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 # Windows of an image that is too large for one program.
 WINDOW = (768, 768)
@@ -33,14 +34,17 @@ BATCH_PIXELS = 2**20
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Options:
-    """What is made of an image.
+    """What is written for an image, and how much is computed at a time.
 
     Attributes:
       out: folder for {train_ids,color,overlay,confidence}/<name>.png, and overlay/<name>.mp4 of a video.
       confidence: write the largest probability too, 0 to 255.
-      opacity: of the colours in overlays, 0 to 1.
-      batch_size: images at a time; 0 takes what makes a million pixels, 8 at most.
-      max_pixels: larger images go through the network in windows of 768x768, so that memory is bounded.
+      opacity: opacity of the colours in overlays, 0 to 1.
+      batch_size: images at a time; 0 takes as many as make a million pixels, at most 8.
+      max_pixels: larger images go through the network in windows of 768x768, which bounds memory.
+
+    Raises:
+      ConfigError: A number is out of range.
     """
 
     out: str
@@ -49,26 +53,34 @@ class Options:
     batch_size: int = 0
     max_pixels: int = 2**22
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.opacity <= 1:
+            raise ConfigError(f"`--opacity` (={self.opacity:g}) must be 0 to 1")
+        if self.batch_size < 0:
+            raise ConfigError(f"`--batch-size` (={self.batch_size}) must be 0 or more")
+        if self.max_pixels < 1:
+            raise ConfigError(f"`--max-pixels` (={self.max_pixels}) must be 1 or more")
 
-Found = tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h w"] | None]  # train ids, and the confidence if it is wanted
+
+Prediction = tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h w"] | None]  # train ids, and the confidence if it is wanted
 
 
 def run(segmenter: Segmenter, inputs: Sequence[Input], options: Options, console: Console, fail: Callable[[str], None]) -> None:
-    """Predicts and writes all of `inputs`; a file that cannot be read stops nothing.
+    """Predict all of `inputs` and write the results. A file that cannot be read does not stop the others.
 
     Args:
       segmenter: the network.
-      inputs: what `find` returns.
+      inputs: what `find_inputs` returns.
       options: what to write, and where.
       console: where progress is shown.
-      fail: told, in a line, of each input that failed.
+      fail: called with a line about each input that failed.
 
     Raises:
-      ConfigError: a result cannot be written, or videos need a package that is not installed.
+      ConfigError: A result cannot be written, or videos need a package that is not installed.
     """
-    images, videos = ([each for each in inputs if each.is_video is wanted] for wanted in (False, True))
+    images, videos = ([each for each in inputs if files.is_video(each.path) is wanted] for wanted in (False, True))
     if videos:
-        video.require()
+        video.require_av()
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
@@ -76,7 +88,7 @@ def run(segmenter: Segmenter, inputs: Sequence[Input], options: Options, console
         progress = stack.enter_context(Progress(*columns, console=console, disable=not console.is_terminal, transient=True))
         _run_images(segmenter, images, options, progress, fail)
         for each in videos:
-            with _noting(fail):
+            with _report_errors(fail):
                 _run_video(segmenter, each, options, progress)
 
 
@@ -86,29 +98,28 @@ def _run_images(
     task = progress.add_task("images", total=len(images))
     by_size: dict[tuple[int, int], list[Input]] = defaultdict(list)
     for each in images:
-        with _noting(fail):
-            by_size[finding.size(each.path)].append(each)
+        with _report_errors(fail):
+            by_size[files.read_size(each.path)].append(each)
     if len(by_size) > 1:
         progress.console.print(f"images of {len(by_size)} sizes: the network is compiled for each", markup=False)
-    batches = [
-        (size, batch, min(batch_size(size, options), len(group)))
-        for size, group in by_size.items()
-        for batch in _batches(group, min(batch_size(size, options), len(group)))
-    ]
+    batches: list[tuple[tuple[Input, ...], int]] = []
+    for size, group in by_size.items():
+        at_a_time = min(batch_size(size, options), len(group))
+        batches += [(batch, at_a_time) for batch in _batches(group, at_a_time)]
 
     def load(batch: Sequence[Input]) -> list[tuple[Input, np.ndarray]]:
         loaded = []
         for each in batch:
-            with _noting(fail):
-                loaded.append((each, finding.read(each.path)))
+            with _report_errors(fail):
+                loaded.append((each, files.read_image(each.path)))
         return loaded
 
     with ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(2) as writers:
-        ahead = _ahead(readers, ((load, batch) for _, batch, _ in batches), 2)
+        ahead = _ahead(readers, load, [batch for batch, _ in batches], 2)
         pending: deque[Future[None]] = deque()
-        for (_, batch, at_a_time), loaded in zip(batches, ahead, strict=True):
-            for each, image, found in _predicted(segmenter, loaded, at_a_time, options):
-                pending.append(writers.submit(_write, each.name, image, found, segmenter, options))
+        for (batch, at_a_time), loaded in zip(batches, ahead, strict=True):
+            for each, image, prediction in _predict(segmenter, loaded, at_a_time, options):
+                pending.append(writers.submit(_write, each.name, image, prediction, segmenter, options))
             while len(pending) > 4 * at_a_time:
                 pending.popleft().result()
             progress.advance(task, len(batch))
@@ -116,46 +127,44 @@ def _run_images(
             future.result()
 
 
-def _ahead(pool: ThreadPoolExecutor, calls: Iterable[tuple[Any, ...]], count: int) -> Iterator[Any]:
-    """Results of the calls in their order, `count` of which are being computed beforehand."""
-    pending: deque[Future[Any]] = deque()
-    for function, *args in calls:
-        pending.append(pool.submit(function, *args))
+def _ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
+    """Yield `function` of each item in order, while up to `count` further ones are computed."""
+    pending: deque[Future[R]] = deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
         if len(pending) > count:
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()
 
 
-def _predicted(
+def _predict(
     segmenter: Segmenter, loaded: Sequence[tuple[Input, np.ndarray]], at_a_time: int, options: Options
-) -> Iterator[tuple[Input, np.ndarray, Found]]:
-    if not loaded:
-        return
-    shapes = {image.shape for _, image in loaded}
-    if len(shapes) > 1:  # the header of one did not tell
-        for shape in shapes:
-            same = [(each, image) for each, image in loaded if image.shape == shape]
-            yield from _predicted(segmenter, same, at_a_time, options)
-        return
-    images = [image for _, image in loaded]
-    if images[0].shape[0] * images[0].shape[1] > options.max_pixels:
-        found = [_by_windows(segmenter, image, options) for image in images]
-    else:
-        # The last batch is filled up: another size would be another program.
-        batch = np.stack(images + images[-1:] * (at_a_time - len(images))).transpose(0, 3, 1, 2)
-        ids, confidence = segmenter.predict_with_confidence(batch) if options.confidence else (segmenter.predict(batch), None)
-        found = [(ids[i], None if confidence is None else confidence[i]) for i in range(len(images))]
-    yield from ((each, image, result) for (each, image), result in zip(loaded, found, strict=True))
+) -> Iterator[tuple[Input, np.ndarray, Prediction]]:
+    by_shape = defaultdict(list)  # the header of one may have been wrong
+    for each, image in loaded:
+        by_shape[image.shape].append((each, image))
+    for (height, width, _), group in by_shape.items():
+        images = [image for _, image in group]
+        if height * width > options.max_pixels:
+            predictions = [_predict_in_windows(segmenter, image, options) for image in images]
+        else:
+            # The last batch is filled up: another size would be another program.
+            batch = np.stack(images + images[-1:] * (at_a_time - len(images))).transpose(0, 3, 1, 2)
+            if options.confidence:
+                predictions = list(zip(*segmenter.predict_with_confidence(batch), strict=True))
+            else:
+                predictions = [(ids, None) for ids in segmenter.predict(batch)]
+        yield from ((each, image, result) for (each, image), result in zip(group, predictions, strict=False))
 
 
-def _by_windows(segmenter: Segmenter, image: UInt8[np.ndarray, "h w 3"], options: Options) -> Found:
+def _predict_in_windows(segmenter: Segmenter, image: UInt8[np.ndarray, "h w 3"], options: Options) -> Prediction:
     def logits(windows: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n h w k"]:
         return segmenter.logits(windows.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
 
     ids = np.empty(image.shape[:2], np.uint8)
     confidence = np.empty_like(ids) if options.confidence else None
-    for top, strip in strips(logits, image, WINDOW, max(options.batch_size, 1)):
+    for top, strip in slide_in_strips(logits, image, window=WINDOW, batch_size=max(options.batch_size, 1)):
         rows = slice(top, top + len(strip))
         ids[rows] = strip.argmax(-1)
         if confidence is not None:
@@ -165,7 +174,7 @@ def _by_windows(segmenter: Segmenter, image: UInt8[np.ndarray, "h w 3"], options
 
 
 def batch_size(size: tuple[int, int], options: Options) -> int:
-    """How many images of a (height, width) go through the network together."""
+    """Return how many images of a (height, width) go through the network together."""
     pixels = size[0] * size[1]
     if pixels > options.max_pixels:
         return 1
@@ -181,35 +190,37 @@ def _batches(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
 def _run_video(segmenter: Segmenter, each: Input, options: Options, progress: Progress) -> None:
     overlay = pathlib.Path(options.out) / "overlay" / (each.name if each.name.endswith(".mp4") else f"{each.name}.mp4")
     with contextlib.ExitStack() as stack:
-        fps, count, frames = stack.enter_context(video.reading(each.path))
+        fps, count, frames = stack.enter_context(video.open_video(each.path))
         task = progress.add_task(each.path.name, total=count or None)
         first = next(frames, None)
         if first is None:
             raise DataError(f"{each.path} has no frame: replace it")
         size = first.shape[:2]
         at_a_time = batch_size(size, options)
-        add = stack.enter_context(video.writing(overlay, size, fps))
+        add = stack.enter_context(video.write_video(overlay, size, fps))
         writers = stack.enter_context(ThreadPoolExecutor(2))
         for number, batch in enumerate(_batches(itertools.chain([first], frames), at_a_time)):
             named = [(Input(each.path, f"{each.name}/{number * at_a_time + i:06d}"), x) for i, x in enumerate(batch)]
             written = []
-            for frame, image, found in _predicted(segmenter, named, at_a_time, options):
-                add(pictures.overlay(image, found[0], segmenter.label_set, options.opacity))
-                written.append(writers.submit(_write, frame.name, None, found, segmenter, options))
+            for frame, image, prediction in _predict(segmenter, named, at_a_time, options):
+                add(pictures.overlay(image, prediction[0], segmenter.label_set, options.opacity))
+                written.append(writers.submit(_write, frame.name, None, prediction, segmenter, options))
             for future in written:
                 future.result()
             progress.advance(task, len(batch))
 
 
-def _write(name: str, image: UInt8[np.ndarray, "h w 3"] | None, found: Found, segmenter: Segmenter, options: Options) -> None:
-    ids, confidence = found
+def _write(
+    name: str, image: UInt8[np.ndarray, "h w 3"] | None, prediction: Prediction, segmenter: Segmenter, options: Options
+) -> None:
+    ids, confidence = prediction
     pictures.write_pictures(
         options.out, name, segmenter.label_set, ids, image=image, confidence=confidence, opacity=options.opacity
     )
 
 
 @contextlib.contextmanager
-def _noting(fail: Callable[[str], None]) -> Iterator[None]:
+def _report_errors(fail: Callable[[str], None]) -> Iterator[None]:
     try:
         yield
     except DataError as error:

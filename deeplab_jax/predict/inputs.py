@@ -1,8 +1,9 @@
-"""Finding what people name, images, folders, patterns and videos, and reading images as they are meant to be seen."""
+"""Finding the images and videos that people name, and reading images as they are meant to be seen."""
 
 import contextlib
 import dataclasses
 import glob
+import itertools
 import os
 import pathlib
 from collections import Counter
@@ -32,54 +33,50 @@ class Input:
     path: pathlib.Path
     name: str
 
-    @property
-    def is_video(self) -> bool:
-        """By its suffix."""
-        return _is_video(self.path)
 
-
-def _is_video(path: pathlib.Path) -> bool:
+def is_video(path: pathlib.Path) -> bool:
+    """Check whether the file is a video, by its suffix."""
     return path.suffix.lower() in VIDEOS
 
 
-def find(words: Sequence[str], out: str = "") -> tuple[tuple[Input, ...], tuple[pathlib.Path, ...]]:
-    """The inputs that `words` name, and the files in folders and patterns that are none by their suffix.
+def find_inputs(words: Sequence[str], out: str = "") -> tuple[tuple[Input, ...], tuple[pathlib.Path, ...]]:
+    """Return the inputs that `words` name, and the files in folders and patterns whose suffix is no input's.
 
     Args:
-      words: files, whatever their suffix; folders, with all that is below and not hidden; patterns of `glob`, of which ** goes
-        into folders.
+      words: files, whatever their suffix; folders, with everything below them that is not hidden; patterns of `glob`, where **
+        goes into folders.
       out: folder of results, whose files are no inputs.
 
     Raises:
-      ConfigError: a word names nothing.
+      ConfigError: A word names nothing.
     """
-    found: dict[str, tuple[pathlib.Path, str]] = {}  # by where it is, however it was named
+    paths: dict[str, tuple[pathlib.Path, str]] = {}  # path and name by absolute path
     others = []
     for word in words:
-        for path, base in _named(word):
+        for path, base in _find_files(word):
             where = os.path.abspath(path)
             if base and out and pathlib.Path(where).is_relative_to(os.path.abspath(out)):
                 continue
             if base is None or path.suffix.lower() in IMAGES | VIDEOS:
                 short = path.relative_to(base) if base else pathlib.Path(path.name)
-                found.setdefault(where, (path, str(short if _is_video(path) else short.with_suffix(""))))
+                paths.setdefault(where, (path, str(short if is_video(path) else short.with_suffix(""))))
             else:
                 others.append(path)
-    count = Counter(name for _, name in found.values())
+    count = Counter(name for _, name in paths.values())
     # Results of a.jpg and a.png are a.jpg.png and a.png.png; of x/a.jpg and y/a.jpg, both named, with their folders.
     names = {
         where: name if count[name] == 1 else str(pathlib.Path(name).with_name(path.name))
-        for where, (path, name) in found.items()
+        for where, (path, name) in paths.items()
     }
     count = Counter(names.values())
     inputs = tuple(
-        Input(found[where][0], name if count[name] == 1 else str(pathlib.Path(where).relative_to(pathlib.Path(where).anchor)))
+        Input(paths[where][0], name if count[name] == 1 else str(pathlib.Path(where).relative_to(pathlib.Path(where).anchor)))
         for where, name in names.items()
     )
     return inputs, tuple(others)
 
 
-def _named(word: str) -> list[tuple[pathlib.Path, pathlib.Path | None]]:
+def _find_files(word: str) -> list[tuple[pathlib.Path, pathlib.Path | None]]:
     try:
         paths = list(_below(word)) if word else []
     except (OSError, RuntimeError):  # a name that no file can have; ~ of nobody
@@ -90,48 +87,44 @@ def _named(word: str) -> list[tuple[pathlib.Path, pathlib.Path | None]]:
 
 
 def _below(word: str) -> Iterator[tuple[pathlib.Path, pathlib.Path | None]]:
-    """Files, each with the folder that its name starts in; None of one that was named itself."""
+    """Yield files, each with the folder that its name is relative to; None for a file that was named itself."""
     path = pathlib.Path(word).expanduser()
     if path.is_dir():
         yield from ((file, path) for file in _files(path.rglob("*"), path))
     elif path.exists():
         yield path, None
     else:
-        fixed = pathlib.Path(*(part for part in path.parts[: _first_pattern(path)]))
+        fixed = pathlib.Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
         yield from ((file, fixed) for file in _files(map(pathlib.Path, glob.iglob(str(path), recursive=True)), fixed))
 
 
-def _first_pattern(path: pathlib.Path) -> int:
-    return next((i for i, part in enumerate(path.parts) if glob.has_magic(part)), len(path.parts) - 1)
-
-
 def _files(paths: Iterator[pathlib.Path], base: pathlib.Path) -> list[pathlib.Path]:
-    """Those that are not hidden below `base`, in order."""
+    """Return those that are not hidden below `base`, in order."""
     return sorted(
         path for path in paths if path.is_file() and not any(part.startswith(".") for part in path.relative_to(base).parts)
     )
 
 
-def size(path: pathlib.Path) -> tuple[int, int]:
-    """(height, width) as the image is meant to be seen, by the file's header; of a PNG whose EXIF follows the pixels, unturned.
+def read_size(path: pathlib.Path) -> tuple[int, int]:
+    """Return (height, width) as the image is meant to be seen, from the file's header; EXIF after a PNG's pixels is ignored.
 
     Raises:
-      DataError: it is no image.
+      DataError: It is no image.
     """
-    with _readable(path), Image.open(path) as image:
+    with _translate_errors(path), Image.open(path) as image:
         # Pillow turns TIFFs itself; to look for a PNG's EXIF behind the pixels it would decode them.
         has_exif = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
         is_turned = has_exif and image.getexif().get(ExifTags.Base.Orientation) in _TURNED
         return (image.width, image.height) if is_turned else (image.height, image.width)
 
 
-def read(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB, turned as EXIF says; grey repeated, alpha dropped, of 16 bits the upper 8, of an animation the first image.
+def read_image(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
+    """Return RGB, turned as EXIF says. Grey is repeated, alpha dropped, 16 bits are cut to the upper 8, animations to an image.
 
     Raises:
-      DataError: the file cannot be read, or its values have no range.
+      DataError: The file cannot be read, or its values have no range.
     """
-    with _readable(path), Image.open(path) as image:
+    with _translate_errors(path), Image.open(path) as image:
         turned = ImageOps.exif_transpose(image)
         if turned.mode == "F":
             raise DataError(f"{path} holds floating-point numbers, which have no range: save it with 8 or 16 bits")
@@ -141,8 +134,8 @@ def read(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
 
 
 @contextlib.contextmanager
-def _readable(path: pathlib.Path) -> Iterator[None]:
-    """Makes a DataError of whatever a decoder says of a broken file."""
+def _translate_errors(path: pathlib.Path) -> Iterator[None]:
+    """Turn whatever a decoder raises about a broken file into a DataError."""
     try:
         yield
     except DataError:

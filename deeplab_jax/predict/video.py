@@ -16,14 +16,14 @@ Frame = UInt8[np.ndarray, "h w 3"]
 
 
 @contextlib.contextmanager
-def reading(path: pathlib.Path) -> Iterator[tuple[float, int, Iterator[Frame]]]:
-    """Frames a second, how many there are (0 where the file does not tell), and the frames: RGB, turned as the video says.
+def open_video(path: pathlib.Path) -> Iterator[tuple[float, int, Iterator[Frame]]]:
+    """Yield frames a second, the number of frames (0 if the file omits it), and the frames: RGB, turned as the video says.
 
     Raises:
       ConfigError: PyAV is not installed.
-      DataError: the file cannot be read; also while frames are asked for.
+      DataError: The file cannot be read; also raised while frames are read.
     """
-    av = _av()
+    av = require_av()
     try:
         container = av.open(str(path.absolute()))  # FFmpeg takes what is before a colon for a protocol
     except (av.FFmpegError, OSError) as error:
@@ -34,7 +34,7 @@ def reading(path: pathlib.Path) -> Iterator[tuple[float, int, Iterator[Frame]]]:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
 
-        def decoded() -> Iterator[Frame]:
+        def decode() -> Iterator[Frame]:
             try:
                 shape = None
                 for frame in container.decode(stream):
@@ -43,21 +43,21 @@ def reading(path: pathlib.Path) -> Iterator[tuple[float, int, Iterator[Frame]]]:
                         raise DataError(f"{path} changes from {shape[1::-1]} to {turned.shape[1::-1]} pixels: cut it there")
                     yield turned
             except (av.FFmpegError, OSError) as error:
-                raise DataError(f"{path} cannot be read to its end ({one_line(error)}): replace it") from None
+                raise DataError(f"{path} is truncated ({one_line(error)}): replace it") from None
 
-        yield float(stream.average_rate or 25), stream.frames, decoded()
+        yield float(stream.average_rate or 25), stream.frames, decode()
 
 
 @contextlib.contextmanager
-def writing(path: pathlib.Path, size: tuple[int, int], fps: float) -> Iterator[Callable[[Frame], None]]:
-    """A function that adds a frame of `size` (height, width); `path` (.mp4) appears when the block ends without an error.
+def write_video(path: pathlib.Path, size: tuple[int, int], fps: float) -> Iterator[Callable[[Frame], None]]:
+    """Yield a function that adds a frame of `size` (height, width); `path` (.mp4) appears when the block ends without an error.
 
     Sides are made even by the last row or column again: H.264's colours have half the resolution.
 
     Raises:
       ConfigError: `path` cannot be written.
     """
-    av = _av()
+    av = require_av()
     beside = path.absolute().with_name(f".{path.stem}.{os.getpid()}.new.mp4")
     height, width = size
     try:
@@ -74,18 +74,18 @@ def writing(path: pathlib.Path, size: tuple[int, int], fps: float) -> Iterator[C
             container.mux(stream.encode())
         beside.replace(path)
     except (av.FFmpegError, OSError) as error:
-        raise ConfigError(f"{path} cannot be written ({one_line(error)}): mend that, or name another folder") from None
+        raise ConfigError(f"{path} cannot be written ({one_line(error)}): fix this or choose another folder") from None
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
 
 
-def require() -> None:
-    """Raises ConfigError if PyAV is not installed."""
-    _av()
+def require_av() -> Any:
+    """Return PyAV.
 
-
-def _av() -> Any:
+    Raises:
+      ConfigError: It is not installed.
+    """
     try:
         import av
     except ImportError:

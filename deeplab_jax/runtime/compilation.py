@@ -1,4 +1,4 @@
-"""What compiling costs: programs kept for the next process, memory given back, a quick way for what runs once."""
+"""What compiling costs: programs kept for the next process, memory given back, compiler options."""
 
 import contextlib
 import ctypes
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import platformdirs
 
 from deeplab_jax.runtime.machine import usable_cores
 
@@ -17,7 +18,7 @@ MAX_BYTES = 1 << 30  # of all programs that are kept
 
 
 def keep_programs() -> None:
-    """Lets JAX keep compiled programs in `default_folder`, for the processes to come. It configures JAX: for entry points.
+    """Let JAX keep compiled programs in `default_folder`, for the processes to come. It configures JAX: for entry points.
 
     Nothing happens where JAX was told another folder (`JAX_COMPILATION_CACHE_DIR`; "" for none) or to keep nothing
     (`JAX_ENABLE_COMPILATION_CACHE=0`), in a run of several processes, and where the folder cannot be written.
@@ -37,30 +38,20 @@ def keep_programs() -> None:
 
 
 def default_folder() -> pathlib.Path:
-    """Where this process finds programs that are its own: in the user's cache folder, by the number of threads.
+    """Return where this process finds its own programs: in the user's cache folder, by the number of threads.
 
     Raises:
       RuntimeError: the user has no home.
     """
     # JAX's key has the program, its options, XLA_FLAGS, versions, devices and, for CPUs, the instructions that they have: other
-    # machines of a shared home find nothing. It lacks the threads, over which XLA splits loops as it compiles.
+    # machines of a shared home find nothing. The key omits the thread
+    # count, which XLA compiles into CPU loops; hence one folder for each count.
     threads = os.environ.get("PJRT_NPROC") or os.environ.get("NPROC") or usable_cores()
-    return _user_caches() / "deeplab_jax" / "xla" / f"{threads}-threads"
-
-
-def _user_caches() -> pathlib.Path:
-    given = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if given.is_absolute():
-        return given
-    if sys.platform == "darwin":
-        return pathlib.Path.home() / "Library" / "Caches"
-    if sys.platform == "win32":
-        return pathlib.Path(os.environ.get("LOCALAPPDATA") or pathlib.Path.home() / "AppData" / "Local")
-    return pathlib.Path.home() / ".cache"
+    return platformdirs.user_cache_path("deeplab_jax", appauthor=False, opinion=False) / "xla" / f"{threads}-threads"
 
 
 def forget_oldest(folder: pathlib.Path, max_bytes: int) -> None:
-    """Deletes the files of `folder` that were not used for longest, until the others fit into `max_bytes`.
+    """Delete the least recently used files of `folder` until the others fit into `max_bytes`.
 
     JAX's own bound keeps a second file beside each, and writes nothing any more once a process ended between the two.
     """
@@ -73,7 +64,7 @@ def forget_oldest(folder: pathlib.Path, max_bytes: int) -> None:
 
 
 def quick_options(platform: str) -> dict[str, int]:
-    """`compiler_options` for `jax.jit` of a program that runs once, and gives the same bits as without.
+    """Return `compiler_options` for `jax.jit` of a program that runs once; they do not change its results by a bit.
 
     Args:
       platform: of the devices. On CPUs LLVM's last level takes most of the time, and changes no arithmetic. (Level 0
@@ -83,7 +74,7 @@ def quick_options(platform: str) -> dict[str, int]:
 
 
 def lean_options(platform: str) -> dict[str, str]:
-    """`compiler_options` for `jax.jit` of a large program: they order its parts so that little is held at a time.
+    """Return `compiler_options` for `jax.jit` of a large program: they order its parts so that little is held at a time.
 
     Args:
       platform: of the devices. On CPUs XLA's own order lets independent parts run side by side, and holds what all of them
@@ -98,15 +89,15 @@ def lean_options(platform: str) -> dict[str, str]:
 
 
 def _unless_told(options: dict[str, Any]) -> dict[str, Any]:
-    """What XLA_FLAGS does not say already."""
+    """Return the options that XLA_FLAGS does not set."""
     return {name: value for name, value in options.items() if name not in os.environ.get("XLA_FLAGS", "")}
 
 
 class Programs:
-    """Compiled programs by what they were compiled for; one of a large network holds a hundred MB and more.
+    """Compiled programs by what they were compiled for; that of a large network holds a hundred MB and more.
 
     Args:
-      limit: how many are held; of more, those not used for longest are let go.
+      limit: how many are held; beyond it, the least recently used is dropped.
     """
 
     def __init__(self, limit: int = 8) -> None:
@@ -114,15 +105,15 @@ class Programs:
         self._programs: dict[Any, Any] = {}
 
     def get(self, key: Any, compile_it: Callable[[], Any]) -> Any:
-        """The program of `key`, compiled if it is not held."""
+        """Return the program of `key`, compiled if it is not held."""
         self._programs[key] = self._programs.pop(key, None) or compile_it()
         if len(self._programs) > self._limit:
             del self._programs[next(iter(self._programs))]
         return self._programs[key]
 
 
-def compiled(jitted: Any, *args: Any, **kwargs: Any) -> Any:
-    """`jitted` compiled for these arguments, with the memory that compiling took given back to the system."""
+def compile_program(jitted: Any, *args: Any, **kwargs: Any) -> Any:
+    """Return `jitted` compiled for these arguments; the memory that compiling took is given back to the system."""
     trim_memory()  # what reading weights left over would be held beside the compiler's own
     program = jitted.lower(*args, **kwargs).compile()
     trim_memory()
@@ -130,7 +121,7 @@ def compiled(jitted: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def trim_memory() -> None:
-    """Gives memory that was freed back to the system, which glibc keeps: hundreds of MB after compiling a training step."""
+    """Give freed memory that glibc keeps back to the system: hundreds of MB after compiling a training step."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(ctypes.c_size_t(0))

@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from deeplab_jax.errors import ConfigError, DeeplabError, HostError, one_line
-from deeplab_jax.runtime.compilation import compiled
+from deeplab_jax.runtime.compilation import compile_program
 from deeplab_jax.runtime.launchers import Place, find_place, split_address
 
 LOST = 3  # exit code of a process that ends because another one stalls or is gone
@@ -171,7 +171,7 @@ def compile_together(jitted: Any, *args: Any, **kwargs: Any) -> Any:
 
     Compiling takes some longer than others, and Gloo gives up after 30 s on processes that meet for the first time.
     """
-    program = compiled(jitted, *args, **kwargs)
+    program = compile_program(jitted, *args, **kwargs)
     barrier("compiled")
     return program
 

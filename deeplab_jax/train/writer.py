@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from tensorboardX import SummaryWriter
 
+from deeplab_jax.evaluation.metrics import OVERALL_METRICS
 from deeplab_jax.files import replacing
 from deeplab_jax.train.metrics_log import METRICS
 
@@ -73,8 +74,8 @@ class Writer:
         self._progress.console.print(f"step {step:>6}  {line}")
 
     def evaluation(self, step: int, summary: Mapping[str, Any], strips: Sequence[UInt8[np.ndarray, "h w 3"]]) -> None:
-        """The scores of `evaluation.report.summary`, and pictures of image | label | prediction."""
-        scores = {"miou": summary["miou"], "pixel_accuracy": summary["pixel_accuracy"]}
+        """The scores of `evaluation.scores.summary`, and pictures of image | label | prediction."""
+        scores = {name: summary[name] for name in OVERALL_METRICS}
         self._scalars(step, "eval", scores | {f"iou/{name}": iou for name, iou in summary["iou"].items()})
         if self._events:
             for i, strip in enumerate(strips):

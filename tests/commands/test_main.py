@@ -1,14 +1,14 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
-from absl import flags
-from conftest import tiny_model
-from ml_collections import config_flags
+from conftest import deeplab, tiny_model
 
 import deeplab_jax as dl
 from deeplab_jax.checkpoints.store import save_model
 from deeplab_jax.commands import main as cli
 from deeplab_jax.config import Config
-from deeplab_jax.errors import ConfigError
 from deeplab_jax.weights import names
 from deeplab_jax.weights.convert import variable_shapes
 
@@ -21,13 +21,43 @@ def test_the_console_script_draws_the_street_scenes(tmp_path, monkeypatch, capsy
     assert str(out) in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("words", "code"), [([], 0), (["--help"], 0), (["data"], 2), (["segment"], 2)])
-def test_anything_else_lists_the_commands(words, code, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["deeplab-jax", *words])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    assert caught.value.code == code
-    assert "data synthetic" in "".join(capsys.readouterr())
+@pytest.mark.parametrize("words", [[], ["--help"]])
+def test_help_lists_the_commands(words, monkeypatch, capsys):
+    code, said = deeplab(monkeypatch, capsys, *words)
+    assert code == 0
+    assert "data synthetic, data labels" in said
+    assert "predict" in said
+
+
+def test_help_imports_neither_jax_nor_tensorflow():
+    code = """
+import sys
+from deeplab_jax.commands.main import main
+sys.argv = ["deeplab-jax", "--help"]
+try: main()
+except SystemExit: print(sorted({"jax", "tensorflow"} & set(sys.modules)))
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(("words", "named"), [(["data"], "synthetic, labels"), (["segment"], "weights, verify")])
+def test_what_is_no_command_is_one_line_that_names_the_commands(words, named, monkeypatch, capsys):
+    code, said = deeplab(monkeypatch, capsys, *words)
+    assert code == 2
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert named in said
+    assert said.endswith("see deeplab-jax --help\n")
+
+
+@pytest.mark.parametrize(
+    "words", [["data", "check", "--help"], ["weights", "import", "--help"], ["weights", "export", "--help"], ["demo", "--help"]]
+)
+def test_every_command_has_help(words, monkeypatch, capsys):
+    code, said = deeplab(monkeypatch, capsys, *words)
+    assert code == 0
+    assert said.startswith(f"usage: deeplab-jax {' '.join(words[:-1])} ")
 
 
 def test_a_folder_that_is_something_else_is_left_alone(tmp_path, monkeypatch, capsys):
@@ -91,21 +121,3 @@ def test_words_that_do_not_fit_are_one_line(words, message, monkeypatch, capsys)
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert message in err
-
-
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # how ml_collections reads a file
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--config.seed=1"], "`--config` is missing: give a recipe"),
-        (
-            ["--config=nowhere.py", "--config.seed=1"],
-            "`--config` cannot be used: .* No such file or directory: 'nowhere.py'",
-        ),
-    ],
-)
-def test_fields_without_their_recipe_are_one_line(words, message):
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "", values, sys_argv=["", *words])
-    with pytest.raises(ConfigError, match=f"^{message}"):
-        cli._parse_flags(["", *words], values)

@@ -1,6 +1,5 @@
 """The official script, cityscapesScripts' evalPixelLevelSemanticLabeling.py, is the reference here: its scores, on files."""
 
-import functools
 import zipfile
 
 import numpy as np
@@ -12,7 +11,7 @@ from deeplab_jax.data.find import find_samples
 from deeplab_jax.data.instances import instance_file, read_instances, why_no_instances
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.evaluation import cityscapes, submission
-from deeplab_jax.evaluation import scores as report
+from deeplab_jax.evaluation.scores import summary, table
 from deeplab_jax.labels import CITYSCAPES, IGNORE, LabelSet
 
 CLASS = {name: i for i, name in enumerate(CITYSCAPES.names)}
@@ -90,9 +89,10 @@ def test_scores_are_the_scripts_through_the_files_of_a_submission(split, kind, s
     submission.write_archive(str(tmp_path), names)
 
     assert why_no_instances(samples) == ""
-    total, add = cityscapes.instance_counter(functools.partial(read_instances, samples, cityscapes.INSTANCE_LABELS))
-    for i, prediction in enumerate(predictions):
-        add(i, prediction)
+    total = sum(
+        cityscapes.instance_counts(prediction, read_instances(samples, cityscapes.INSTANCE_LABELS, i, prediction.shape))
+        for i, prediction in enumerate(predictions)
+    )
     assert total[0].sum() > 0
     scores = cityscapes.scores(confusion_of(label_ids, predictions), total)
     assert_same(scores, official(tmp_path, [street_scenes / name for name in samples.labels]))
@@ -170,13 +170,13 @@ def test_a_report_holds_the_official_scores_and_null_for_nan():
     confusion, instances = np.zeros((19, 19), np.int64), np.zeros((3, 19))
     confusion[0, 0] = 1
     scores = cityscapes.scores(confusion, instances)
-    written = report.summary(confusion, CITYSCAPES, scores)["cityscapes"]
+    written = summary(confusion, CITYSCAPES, scores)["cityscapes"]
     assert written["categoryScores"]["flat"] == 1.0
     assert written["averageScoreInstClasses"] is None
-    assert report.table(confusion, CITYSCAPES, scores).columns[2].header == "iIoU %"
+    assert table(confusion, CITYSCAPES, scores).columns[2].header == "iIoU %"
     without = cityscapes.scores(confusion)
     assert set(without) == {"classScores", "categoryScores", "averageScoreClasses", "averageScoreCategories"}
-    assert len(report.table(confusion, CITYSCAPES, without).columns) == 3
+    assert len(table(confusion, CITYSCAPES, without).columns) == 3
 
 
 def test_the_archive_holds_this_run_alone_and_only_depends_on_it(tmp_path):

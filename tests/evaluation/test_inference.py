@@ -1,17 +1,20 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_model
+from test_windows import CLASSES as FEW
+from test_windows import naive_slide, network, noise
 
 from deeplab_jax.api import Segmenter
 from deeplab_jax.config import Config, EvalConfig, MeshConfig
-from deeplab_jax.evaluation import inference, pictures
-from deeplab_jax.evaluation import scores as report
+from deeplab_jax.evaluation import inference, pictures, scores
 from deeplab_jax.evaluation.evaluate import score
-from deeplab_jax.evaluation.protocols import average_views, slide
+from deeplab_jax.evaluation.inference import average_views, scaled_size
+from deeplab_jax.evaluation.windows import default_stride, slide
 from deeplab_jax.labels import CITYSCAPES
 from deeplab_jax.models import normalize
 from deeplab_jax.runtime.mesh import local_rows, make_mesh, place, replicated
@@ -130,9 +133,69 @@ def test_pictures():
 def test_a_class_that_is_nowhere_is_null_and_no_part_of_the_mean():
     confusion = np.zeros((19, 19), np.int64)
     confusion[0, 0], confusion[1, 0] = 3, 1
-    summary = report.summary(confusion, CITYSCAPES)
+    summary = scores.summary(confusion, CITYSCAPES)
     assert summary["iou"]["road"] == 0.75
     assert summary["iou"]["sidewalk"] == 0.0
     assert summary["iou"]["sky"] is None
     assert summary["miou"] == 0.375
-    assert report.table(confusion, CITYSCAPES).row_count == 21
+    assert scores.table(confusion, CITYSCAPES).row_count == 21
+
+
+def naive_resize(x, size):
+    """A pixel at a time, half-pixel centres, edges repeated."""
+    (h, w), out = x.shape[1:3], np.zeros((x.shape[0], *size, x.shape[3]))
+    for i in range(size[0]):
+        for j in range(size[1]):
+            y = min(max((i + 0.5) * h / size[0] - 0.5, 0), h - 1)
+            z = min(max((j + 0.5) * w / size[1] - 0.5, 0), w - 1)
+            top, left = int(y), int(z)
+            bottom, right = min(top + 1, h - 1), min(left + 1, w - 1)
+            above = x[:, top, left] * (1 - z + left) + x[:, top, right] * (z - left)
+            below = x[:, bottom, left] * (1 - z + left) + x[:, bottom, right] * (z - left)
+            out[:, i, j] = above * (1 - y + top) + below * (y - top)
+    return out
+
+
+def softmax(x):
+    powers = np.exp(x - x.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("scales", "flip", "window"),
+    [((0.5, 1.0, 1.5), True, None), ((0.5, 1.5), False, (5, 7)), ((1,), True, (5, 7)), ((0.01, 1.0), True, None)],
+)
+def test_several_views_average_their_probabilities(scales, flip, window):
+    images = noise(1, 9, 13, 2)
+    of_view = functools.partial(slide, network, num_classes=FEW, window=window, stride=(0, 0)) if window else network
+    run = jax.jit(lambda images: average_views(of_view, images, FEW, scales=scales, flip=flip))
+    probabilities = []
+    for scale in scales:
+        size = (max(int(9 * scale + 0.5), 1), max(int(13 * scale + 0.5), 1))
+        scaled = naive_resize(images, size).astype(np.float32)
+        for step in (1, -1)[: 1 + flip]:
+            seen = naive_slide(scaled[:, :, ::step], window or size, default_stride(window or size))
+            probabilities.append(softmax(naive_resize(seen[:, :, ::step], (9, 13))))
+    np.testing.assert_allclose(softmax(np.asarray(run(images))), np.mean(probabilities, 0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.exp(run(images)).sum(-1), 1.0, rtol=1e-5)
+
+
+def test_a_single_view_keeps_its_logits():
+    images = noise(1, 9, 13, 2)
+    whole = average_views(network, images, FEW, scales=(1.0,), flip=False)
+    np.testing.assert_array_equal(whole, network(images))
+    half = average_views(network, images, FEW, scales=(0.5,), flip=False)
+    seen = np.asarray(network(naive_resize(images, (5, 7)).astype(np.float32)))
+    np.testing.assert_allclose(half, naive_resize(seen, (9, 13)), rtol=1e-5, atol=1e-5)
+
+
+def test_a_probability_of_zero_has_a_finite_logarithm():
+    sure = average_views(lambda images: images * 1e4, jnp.array([[[[1.0, 0.0]]]]), 2, scales=(1.0,), flip=True)
+    assert jnp.isfinite(sure).all()
+    np.testing.assert_allclose(jax.nn.softmax(sure), [[[[1, 0]]]], atol=1e-30)
+
+
+def test_sizes_round_half_up_and_are_at_least_1():
+    assert scaled_size((1024, 2049), 0.5) == (512, 1025)
+    assert scaled_size((33, 35), 1.5) == (50, 53)
+    assert scaled_size((3, 100), 0.1) == (1, 10)

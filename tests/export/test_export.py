@@ -13,9 +13,11 @@ import deeplab_jax as dl
 from deeplab_jax import api
 from deeplab_jax.config import EvalConfig
 from deeplab_jax.errors import CheckpointError, DataError
+from deeplab_jax.evaluation.inference import evaluation_model
+from deeplab_jax.evaluation.pictures import require_images
 from deeplab_jax.export import export as run
-from deeplab_jax.export import loading as exported
-from deeplab_jax.export.folding import folded
+from deeplab_jax.export import loading, stablehlo
+from deeplab_jax.export.folding import fold
 from deeplab_jax.models import DeepLabV3
 
 SWITCHES = {
@@ -70,7 +72,7 @@ def test_folded_variables_predict_the_same(segmenter):
     model = DeepLabV3(segmenter.config.model, segmenter.config.labels.num_classes)
     x = np.random.default_rng(0).normal(size=(1, 33, 40, 3)).astype(np.float32)
     apply = jax.jit(lambda variables: model.apply(variables, x, False).logits)
-    parameters = folded(segmenter.variables, segmenter.config.model)
+    parameters = fold(segmenter.variables, evaluation_model(segmenter.config))
     assert list(parameters) == ["params"]
     expected = apply(segmenter.variables)
     np.testing.assert_allclose(apply(parameters), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
@@ -95,9 +97,9 @@ def test_a_file_gives_the_checkpoints_logits_and_labels(segmenter, checkpoint, t
 
 def test_a_mobilenet_in_either_file():
     config, variables = network({"backbone": "mobilenetv3_large", "multi_grid": (1.0, 1.0, 1.0), "decoder_width": 8})
-    params, expected = folded(variables, config.model), api.Segmenter(config, variables).logits(images(1, 71, 50))
-    for make, load in ((run._make_stablehlo, run._load_stablehlo), (run._make_onnx, run._load_onnx)):
-        found = load(make(config, params, "logits", {}))(images(1, 71, 50))
+    params, expected = fold(variables, evaluation_model(config)), api.Segmenter(config, variables).logits(images(1, 71, 50))
+    for make, load in ((stablehlo.serialize, loading.load), (run._make_onnx, run._load_onnx)):
+        found = load(make(evaluation_model(config), params, "logits", {}))(images(1, 71, 50))
         assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected)
 
 
@@ -116,7 +118,7 @@ def test_a_file_tells_what_its_numbers_mean(segmenter, checkpoint, tmp_path):
 
 
 def test_a_file_that_computes_something_else_is_not_kept(segmenter, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "folded", lambda *given: jax.tree.map(lambda leaf: 1.1 * leaf, folded(*given)))
+    monkeypatch.setattr(run, "fold", lambda *given: jax.tree.map(lambda leaf: 1.1 * leaf, fold(*given)))
     with pytest.raises(CheckpointError, match="is not kept: its logits differ"):
         run.export(checkpoint, str(tmp_path / "a.onnx"), "onnx", "logits", say=lambda line: None)
     assert list(tmp_path.iterdir()) == []
@@ -145,9 +147,9 @@ def test_what_is_no_exported_file_is_one_line(tmp_path):
     (tmp_path / "a.dl").write_text("nothing")
     for path in (tmp_path / "a.dl", tmp_path / "none"):
         with pytest.raises(DataError, match="cannot be loaded"):
-            exported.load_exported(str(path))
+            loading.load_exported(str(path))
 
 
 def test_images_of_another_type_are_refused():
     with pytest.raises(DataError, match=r"`images` \(=float32 \[1, 3, 4, 4\]\)"):
-        exported.checked_images(np.zeros((1, 3, 4, 4), np.float32))
+        require_images(np.zeros((1, 3, 4, 4), np.float32))

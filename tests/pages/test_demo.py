@@ -31,14 +31,14 @@ def saved(path, *shape, value=0):
 
 
 def test_a_large_image_is_reduced_and_keeps_its_shape(tmp_path):
-    found = demo.segmented(Network(), saved(tmp_path / "large.png", 30, 90, value=7), 300)
-    assert found.image.shape == (10, 30, 3)
-    assert found.labels.shape == (10, 30)
-    assert (found.labels == 7).all()
+    image, labels = demo.segment_file(Network(), saved(tmp_path / "large.png", 30, 90, value=7), 300)
+    assert image.shape == (10, 30, 3)
+    assert labels.shape == (10, 30)
+    assert (labels == 7).all()
 
 
 def test_a_small_image_is_taken_as_it_is(tmp_path):
-    assert demo.segmented(Network(), saved(tmp_path / "small.png", 1, 3), 300).image.shape == (1, 3, 3)
+    assert demo.segment_file(Network(), saved(tmp_path / "small.png", 1, 3), 300)[0].shape == (1, 3, 3)
 
 
 @pytest.mark.parametrize(("limit", "shape"), [("LARGEST", (3, 3)), ("LONGEST", (1, 9))])
@@ -46,11 +46,11 @@ def test_a_file_that_is_too_large_is_refused_by_its_header(tmp_path, monkeypatch
     monkeypatch.setattr(demo, limit, 8)
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: pytest.fail("was decoded"))
     with pytest.raises(DataError, match=f"{shape[1]}x{shape[0]} pixels"):
-        demo.segmented(Network(), saved(tmp_path / "bomb.png", *shape), 300)
+        demo.segment_file(Network(), saved(tmp_path / "bomb.png", *shape), 300)
 
 
 def test_shares_are_of_the_image_and_the_largest_comes_first():
-    table = demo.shares(np.array([[0, 10, 10, 10]], np.uint8), CITYSCAPES)
+    table = demo.class_shares(np.array([[0, 10, 10, 10]], np.uint8), CITYSCAPES)
     assert re.findall(r"([a-z]+)</td><td>([\d.]+%)", table) == [("sky", "75.0%"), ("road", "25.0%")]
 
 

@@ -5,29 +5,28 @@ import pytest
 from conftest import deeplab, pixels
 
 from deeplab_jax.config import Config
-from deeplab_jax.evaluation.evaluate import Seen
+from deeplab_jax.evaluation.evaluate import EvaluatedImage
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.pages import charts
-from deeplab_jax.pages import report_page as page
-from deeplab_jax.pages.examples import Worst, confusions
+from deeplab_jax.pages import charts, report
+from deeplab_jax.pages.examples import WorstImages, confusions
 
 LABELS = LabelSet(name="three", names=("road", "sky", "<sign>"), colors=((128, 64, 128), (70, 130, 180), (220, 220, 0)))
 IGNORED = 255
 
 
-def seen(index, label, prediction):
+def evaluated(index, label, prediction):
     """An image of one row."""
     label, prediction = np.array([label], np.uint8), np.array([prediction], np.uint8)
-    return Seen(index, np.full((*label.shape, 3), 100, np.uint8), prediction, label)
+    return EvaluatedImage(index, np.full((*label.shape, 3), 100, np.uint8), prediction, label)
 
 
 def test_the_worst_images_come_first_and_no_more_than_asked_for():
-    worst = Worst(["right", "half", "ignored", "wrong", "as wrong"], LABELS, 3)
-    worst.add(seen(0, [0, 1], [0, 1]))
-    worst.add(seen(1, [0, 1], [0, 0]))  # IoU 1/2 and 0
-    worst.add(seen(2, [IGNORED, IGNORED], [0, 1]))
-    worst.add(seen(3, [0, 1], [1, 0]))
-    worst.add(seen(4, [0, 1], [2, 2]))
+    worst = WorstImages(["right", "half", "ignored", "wrong", "as wrong"], LABELS, 3)
+    worst.add(evaluated(0, [0, 1], [0, 1]))
+    worst.add(evaluated(1, [0, 1], [0, 0]))  # IoU 1/2 and 0
+    worst.add(evaluated(2, [IGNORED, IGNORED], [0, 1]))
+    worst.add(evaluated(3, [0, 1], [1, 0]))
+    worst.add(evaluated(4, [0, 1], [2, 2]))
     assert [(each.name, each.miou, each.pixel_accuracy) for each in worst.examples()] == [
         ("wrong", 0, 0),
         ("as wrong", 0, 0),
@@ -37,14 +36,14 @@ def test_the_worst_images_come_first_and_no_more_than_asked_for():
 
 
 def test_a_class_that_is_predicted_alone_is_no_class_of_the_image():
-    worst = Worst(["image"], LABELS, 1)
-    worst.add(seen(0, [0, 0], [0, 2]))
+    worst = WorstImages(["image"], LABELS, 1)
+    worst.add(evaluated(0, [0, 0], [0, 2]))
     assert worst.examples()[0].miou == 0.5
 
 
 def test_errors_are_red_and_what_is_ignored_is_black():
-    worst = Worst(["image"], LABELS, 1)
-    worst.add(seen(0, [0, 0, IGNORED], [0, 1, 1]))
+    worst = WorstImages(["image"], LABELS, 1)
+    worst.add(evaluated(0, [0, 0, IGNORED], [0, 1, 1]))
     (example,) = worst.examples()
     np.testing.assert_array_equal(example.errors, [[[50, 50, 50], [255, 59, 48], [0, 0, 0]]])
     np.testing.assert_array_equal(example.truth[0, 0], LABELS.colors[0])
@@ -77,14 +76,14 @@ def test_ticks_are_round_and_reach_over_the_values(low, high, expected):
 
 def test_a_long_line_is_thinned_to_means():
     points = [(step, float(step % 2)) for step in range(1, 1001)]
-    found = charts.thinned(points, 100)
+    found = charts.thin(points, 100)
     assert found == [(10 * i, 0.5) for i in range(1, 101)]
-    assert charts.thinned(points[:3], 100) == points[:3]
+    assert charts.thin(points[:3], 100) == points[:3]
 
 
 def test_a_page_without_log_or_errors_says_so():
     confusion = np.diag([4, 4, 0])
-    html = page.page("weights", Config(labels=LABELS), [], [], page.Scored("val", 1, confusion, []), {})
+    html = report.render_report("weights", Config(labels=LABELS), [], [], confusion, 1, [], {})
     assert "There is no log" in html
     assert "every pixel is right" in html
     assert "&lt;sign&gt;" in html

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 
 import jax
@@ -9,13 +10,11 @@ from rich.console import Console
 
 from deeplab_jax import api
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.evaluation.protocols import slide
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.predict import images as running
 from deeplab_jax.predict import video
 from deeplab_jax.predict.images import Options, run
-from deeplab_jax.predict.inputs import find
-from deeplab_jax.predict.strips import strips
+from deeplab_jax.predict.inputs import find_inputs
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +31,8 @@ def photo(size, seed=0):
 def predict(segmenter, folder, out, **options):
     """The lines about what failed."""
     failures = []
-    found, _ = find([str(folder)])
-    run(segmenter, found, Options(str(out), **options), Console(file=io.StringIO()), failures.append)
+    inputs, _ = find_inputs([str(folder)])
+    run(segmenter, inputs, Options(str(out), **options), Console(file=io.StringIO()), failures.append)
     return failures
 
 
@@ -66,23 +65,6 @@ def test_few_programs_are_compiled(segmenter, tmp_path, monkeypatch):
     assert seen == [(3, 3, 4, 6), (3, 3, 4, 6), (2, 3, 6, 4)]
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
-@pytest.mark.parametrize("size", [(7, 23), (24, 8), (5, 5)])
-def test_strips_are_the_mean_over_windows(size, batch_size):
-    weights = np.random.default_rng(1).normal(size=(3, 2)).astype(np.float32)
-
-    def network(windows):  # that looks at the whole window
-        windows = windows.astype(np.float32)
-        return windows @ weights + windows.mean((1, 2, 3), keepdims=True)
-
-    image = photo(size)
-    found = np.full((*size, 2), np.nan, np.float32)
-    for top, strip in strips(network, image, (8, 9), batch_size):
-        found[top : top + len(strip)] = strip
-    expected = slide(network, jax.numpy.asarray(image[None], np.float32), 2, window=(8, 9), stride=(0, 0))
-    np.testing.assert_allclose(found, expected[0], rtol=1e-5, atol=1e-4)  # of sums of hundreds
-
-
 def test_a_large_image_goes_in_windows(segmenter, tmp_path, monkeypatch):
     monkeypatch.setattr(running, "WINDOW", (32, 64))
     Image.fromarray(photo((40, 100))).save(tmp_path / "a.png")
@@ -97,13 +79,13 @@ def test_a_large_image_goes_in_windows(segmenter, tmp_path, monkeypatch):
 def test_images_that_turn_out_to_have_other_sizes_are_predicted(segmenter, tmp_path, monkeypatch):
     for name, size in (("a", (32, 64)), ("b", (64, 32))):
         Image.fromarray(photo(size)).save(tmp_path / f"{name}.png")
-    monkeypatch.setattr(running.finding, "size", lambda path: (32, 64))
+    monkeypatch.setattr(running.files, "read_size", lambda path: (32, 64))
     assert predict(segmenter, tmp_path, tmp_path / "out") == []
     assert pixels(tmp_path / "out" / "train_ids" / "b.png").shape == (64, 32)
 
 
 def test_a_video_that_changes_its_size_is_a_failure(segmenter, tmp_path, monkeypatch):
-    with video.writing(tmp_path / "drive.mp4", (32, 64), fps=5) as add:
+    with video.write_video(tmp_path / "drive.mp4", (32, 64), fps=5) as add:
         for _ in range(4):
             add(photo((32, 64)))
     rotations = iter([0, 0, 90, 90])
@@ -115,7 +97,7 @@ def test_a_video_that_changes_its_size_is_a_failure(segmenter, tmp_path, monkeyp
 
 def test_a_video_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot be written"), video.writing(tmp_path / "file" / "a.mp4", (32, 64), fps=5):
+    with pytest.raises(ConfigError, match="cannot be written"), video.write_video(tmp_path / "file" / "a.mp4", (32, 64), fps=5):
         pass
 
 
@@ -128,17 +110,17 @@ def test_a_folder_without_pictures_is_said(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("size", [(32, 64), (33, 65)])
 def test_a_video_becomes_a_video(segmenter, tmp_path, size):
-    with video.writing(tmp_path / "drive.mp4", size, fps=5) as add:
+    with video.write_video(tmp_path / "drive.mp4", size, fps=5) as add:
         for i in range(3):
             add(np.full((*size, 3), 80 * i, np.uint8))
     (tmp_path / "cut.mp4").write_bytes((tmp_path / "drive.mp4").read_bytes()[:300])
     failures = predict(segmenter, tmp_path, tmp_path / "out", batch_size=2)
     assert len(failures) == 1
     assert "cut.mp4 cannot be read" in failures[0]
-    with video.reading(tmp_path / "out" / "overlay" / "drive.mp4") as (fps, count, frames):
+    with video.open_video(tmp_path / "out" / "overlay" / "drive.mp4") as (fps, count, frames):
         assert (fps, count) == (5, 3)
         overlays = list(frames)
-    with video.reading(tmp_path / "drive.mp4") as (_, _, frames):
+    with video.open_video(tmp_path / "drive.mp4") as (_, _, frames):
         originals = list(frames)
     assert abs(int(originals[2].mean()) - 160) < 5  # H.264 is not exact
     for i, (overlay, original) in enumerate(zip(overlays, originals, strict=True)):
@@ -162,6 +144,20 @@ def test_the_command_says_what_failed_and_exits_with_1(segmenter, tmp_path, monk
     assert code == 1
     assert f"failed: {tmp_path / 'b [1].png'} cannot be read (it is no image)" in said
     assert (pixels(tmp_path / "out" / "train_ids" / "a.png") != flipped).any()
+
+
+@pytest.mark.parametrize(
+    ("runs", "words", "expected"), [(True, [], True), (True, ["--no-flip"], False), (False, ["--flip"], True)]
+)
+def test_a_runs_flip_can_be_switched_either_way(segmenter, tmp_path, monkeypatch, capsys, runs, words, expected):
+    config = dataclasses.replace(segmenter.config, eval=dataclasses.replace(segmenter.config.eval, flip=runs))
+    flips = []
+    monkeypatch.setattr(api, "load", lambda checkpoint: api.Segmenter(config, segmenter.variables))
+    monkeypatch.setattr(running, "run", lambda segmenter, *_: flips.append(segmenter.config.eval.flip))
+    Image.fromarray(photo((8, 8))).save(tmp_path / "a.png")
+    code, said = deeplab(monkeypatch, capsys, "predict", tmp_path / "a.png", *words, "--checkpoint", "run", "--out", tmp_path)
+    assert code == 0, said
+    assert flips == [expected]
 
 
 @pytest.mark.parametrize(

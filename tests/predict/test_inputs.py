@@ -17,7 +17,7 @@ def save(path, image=None, **how):
 
 
 def names(*words):
-    found, _ = inputs.find([str(word) for word in words])
+    found, _ = inputs.find_inputs([str(word) for word in words])
     return {str(each.path): each.name for each in found}
 
 
@@ -29,7 +29,7 @@ def test_files_folders_and_patterns_are_found_and_named(tmp_path):
     assert names(tmp_path / "x") == folder
     assert names(tmp_path / "x" / "**" / "*.*") == folder
     assert names(files[3], tmp_path / "x" / "d*" / "*.jpg") == {str(files[3]): "c", str(files[1]): "deep/b"}
-    assert inputs.find([str(tmp_path / "x")])[1] == (tmp_path / "x" / "notes.txt",)
+    assert inputs.find_inputs([str(tmp_path / "x")])[1] == (tmp_path / "x" / "notes.txt",)
     assert names(tmp_path / "x" / "notes.txt") != {}  # what is named itself is tried
 
 
@@ -51,7 +51,7 @@ def test_results_and_hidden_folders_are_no_inputs(tmp_path):
     photo = save(tmp_path / "a.png")
     for folder in ("out/overlay", ".thumbnails/x"):
         save(tmp_path / folder / "a.png")
-    found, others = inputs.find([str(tmp_path)], str(tmp_path / "out"))
+    found, others = inputs.find_inputs([str(tmp_path)], str(tmp_path / "out"))
     assert [each.path for each in found] == [photo]
     assert others == ()
 
@@ -59,20 +59,20 @@ def test_results_and_hidden_folders_are_no_inputs(tmp_path):
 @pytest.mark.parametrize("word", ["nowhere*.png", "", "~nobody-of-that-name/a.png", "x" * 5000])
 def test_a_word_that_names_nothing_is_said(word):
     with pytest.raises(ConfigError, match=r"names no file"):
-        inputs.find([word])
+        inputs.find_inputs([word])
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "P", "1", "CMYK"])
 def test_every_kind_of_image_becomes_rgb(tmp_path, mode):
     image = Image.fromarray(RAMP).convert(mode)
     path = save(tmp_path / ("a.tif" if mode == "CMYK" else "a.png"), image)
-    np.testing.assert_array_equal(inputs.read(path), np.asarray(image.convert("RGB")))
-    assert inputs.size(path) == (2, 3)
+    np.testing.assert_array_equal(inputs.read_image(path), np.asarray(image.convert("RGB")))
+    assert inputs.read_size(path) == (2, 3)
 
 
 def test_sixteen_bits_give_the_upper_eight(tmp_path):
     values = np.array([[0, 255, 256], [32768, 65535, 513]], np.uint16)
-    read = inputs.read(save(tmp_path / "a.png", Image.fromarray(values)))
+    read = inputs.read_image(save(tmp_path / "a.png", Image.fromarray(values)))
     np.testing.assert_array_equal(read, np.repeat([[[0], [0], [1]], [[128], [255], [2]]], 3, axis=2))
 
 
@@ -85,24 +85,24 @@ def test_images_are_seen_as_exif_says(tmp_path, orientation, suffix):
     mirrored = RAMP[:, ::-1] if orientation in (2, 4, 5, 7) else RAMP
     turns = {1: 0, 2: 0, 3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}[orientation]
     expected = np.rot90(mirrored, turns)
-    np.testing.assert_array_equal(inputs.read(path), expected)
-    assert inputs.size(path) == expected.shape[:2]
+    np.testing.assert_array_equal(inputs.read_image(path), expected)
+    assert inputs.read_size(path) == expected.shape[:2]
 
 
 def test_what_cannot_be_read_is_one_line(tmp_path):
     text = tmp_path / "a.png"
     text.write_text("no image")
-    for look in (inputs.read, inputs.size):
+    for look in (inputs.read_image, inputs.read_size):
         with pytest.raises(DataError, match=r"a\.png cannot be read \(it is no image\)"):
             look(text)
     whole = save(tmp_path / "b.jpg", Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)))
     whole.write_bytes(whole.read_bytes()[:1500])
     with pytest.raises(DataError, match=r"b\.jpg cannot be read \(.*truncated"):
-        inputs.read(whole)
+        inputs.read_image(whole)
     png = save(tmp_path / "d.png", Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)))
     png.write_bytes(png.read_bytes()[:3000])
-    assert inputs.size(png) == (64, 64)  # the header is whole
+    assert inputs.read_size(png) == (64, 64)  # the header is whole
     with pytest.raises(DataError, match=r"d\.png cannot be read \(.*truncated"):
-        inputs.read(png)
+        inputs.read_image(png)
     with pytest.raises(DataError, match="no range"):
-        inputs.read(save(tmp_path / "c.tif", Image.fromarray(np.ones((2, 2), np.float32))))
+        inputs.read_image(save(tmp_path / "c.tif", Image.fromarray(np.ones((2, 2), np.float32))))

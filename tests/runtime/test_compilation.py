@@ -5,7 +5,9 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import platformdirs
 import pytest
+from platformdirs import macos, unix, windows
 
 from deeplab_jax.models.convolution import conv2d
 from deeplab_jax.models.layers import add_relu, he_normal_fan_out
@@ -89,18 +91,21 @@ def test_a_folder_that_cannot_be_written_is_no_error(caches, monkeypatch):
         patch.setattr(compilation.tempfile, "TemporaryFile", refuse)
         compilation.keep_programs()
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(compilation, "_user_caches", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: (_ for _ in ()).throw(KeyError(uid)))  # of a user that the system lacks
     compilation.keep_programs()
     assert jax.config.jax_compilation_cache_dir is None
 
 
-@pytest.mark.parametrize(("platform", "name"), [("linux", ".cache"), ("darwin", "Library/Caches"), ("win32", "AppData/Local")])
-def test_each_system_has_its_place_for_caches(platform, name, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("system", "name"), [(unix.Unix, ".cache"), (macos.MacOS, "Library/Caches"), (windows.Windows, "AppData/Local")]
+)
+def test_each_system_has_its_place_for_caches(system, name, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, by its specification
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("LOCALAPPDATA", raising=False)
-    monkeypatch.setattr(sys, "platform", platform)
-    assert compilation.default_folder().is_relative_to(tmp_path / name / "deeplab_jax")
+    monkeypatch.setattr(windows, "get_win_folder", lambda name: str(tmp_path / "AppData" / "Local"))
+    monkeypatch.setattr(platformdirs, "PlatformDirs", system)
+    assert compilation.default_folder().is_relative_to(tmp_path / name / "deeplab_jax" / "xla")
 
 
 def test_programs_for_another_number_of_threads_are_others(monkeypatch):
@@ -166,7 +171,7 @@ def test_a_large_program_holds_less_with_the_lean_options(monkeypatch):
 
     def temporaries(options):
         jitted = jax.jit(jax.grad(loss, argnums=(0, 1)), compiler_options=options)
-        program = compilation.compiled(jitted, jnp.ones((1, 32, 32, 64)), jnp.ones((2, 3, 3, 64, 64)))
+        program = compilation.compile_program(jitted, jnp.ones((1, 32, 32, 64)), jnp.ones((2, 3, 3, 64, 64)))
         return program.memory_analysis().temp_size_in_bytes
 
     lean = compilation.lean_options("cpu")

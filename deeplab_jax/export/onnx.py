@@ -4,6 +4,7 @@ It interprets the operations that a network calls (models/graph.py): an operatio
 """
 
 import itertools
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import onnx
+import onnxruntime
 from flax import traverse_util
 from onnx import TensorProto, helper, numpy_helper
 
@@ -70,14 +72,14 @@ class _Writer:
         return self.names[argument] if isinstance(argument, Value) else argument
 
 
-def serialized(network: DeepLabV3, params: dict[str, Any], output: str, metadata: dict[str, str]) -> bytes:
+def serialize(network: DeepLabV3, params: dict[str, Any], output: str, metadata: dict[str, Any]) -> bytes:
     """Return the file: uint8 [n, 3, h, w] "images" -> uint8 [n, h, w] "labels" or float32 [n, k, h, w] "logits".
 
     Args:
       network: at the output stride that is wanted, without auxiliary head and rematerialised stages.
       params: {"params"} as `folding.fold` returns them.
       output: "labels" or "logits", at the images' size.
-      metadata: put into the file.
+      metadata: JSON values, put into the file.
 
     Raises:
       CheckpointError: an operation of the network has no form in ONNX here.
@@ -110,9 +112,16 @@ def serialized(network: DeepLabV3, params: dict[str, Any], output: str, metadata
         writer.constants,
     )
     file = helper.make_model(proto, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="deeplab_jax", ir_version=8)
-    helper.set_model_props(file, metadata)
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
+    helper.set_model_props(file, texts)
     onnx.checker.check_model(file, full_check=True)
     return file.SerializeToString()
+
+
+def load(content: bytes) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the network of a file, on the CPU."""
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"images": images})[0]
 
 
 def _biases_of_convolutions(graph: Graph) -> dict[Value, tuple[str, ...]]:

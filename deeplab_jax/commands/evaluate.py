@@ -1,0 +1,108 @@
+"""Scoring a checkpoint: what eval.py does with its flags."""
+
+import json
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+from etils import epath
+from jaxtyping import Float
+from rich.console import Console
+
+from deeplab_jax.checkpoints.store import resolve, restore_model
+from deeplab_jax.config import Config, to_dict
+from deeplab_jax.errors import ConfigError
+from deeplab_jax.evaluation import cityscapes, scores
+from deeplab_jax.evaluation.evaluate import EvaluatedImage, Visitor, evaluate
+from deeplab_jax.evaluation.metrics import Confusion
+from deeplab_jax.evaluation.pictures import write_pictures
+from deeplab_jax.evaluation.submission import file_names, write_archive, write_prediction
+from deeplab_jax.files import replacing
+from deeplab_jax.runtime import hosts
+from deeplab_jax.runtime.compilation import keep_programs
+
+if TYPE_CHECKING:
+    from deeplab_jax.data.samples import Samples
+
+Instances = Float[np.ndarray, "3 19"]
+
+
+def score_checkpoint(config: Config, checkpoint: str, output: str | None, submission: str | None, console: Console) -> None:
+    """Evaluate a checkpoint. Every process of the run takes its share of the images, and the first one reports.
+
+    Args:
+      config: of the checkpoint, with `eval` and `data` as wanted.
+      checkpoint: what `resolve` takes.
+      output: folder for scores.json and pictures, or None.
+      submission: folder for what the Cityscapes server takes, or None.
+      console: where progress and scores are shown.
+
+    Raises:
+      CheckpointError: The checkpoint cannot be read, or is of another network.
+      ConfigError: There is nothing to score or write, or a folder cannot be written.
+      DataError: The split cannot be read.
+    """
+    if output and submission and epath.Path(output).is_relative_to(submission):
+        raise ConfigError(f"`--output` (={output!r}) lies in --submission, where any PNG counts as submitted: move it out")
+    keep_programs()
+    step = resolve(checkpoint)
+    variables = restore_model(str(step), like=config)
+    # These import TensorFlow, for which the report of a wrong checkpoint should not wait.
+    from deeplab_jax.commands.datasets import evaluation_set
+    from deeplab_jax.data.find import describe
+    from deeplab_jax.data.samples import digest
+
+    samples, batches = evaluation_set(config, need_labels=False)
+    if not (samples.labels or output or submission):
+        raise ConfigError(
+            f"`eval.split` (={config.eval.split!r}) has no labels to score: give --output or --submission for the predictions"
+        )
+    hosts.require_same(config=to_dict(config), checkpoint=str(step), data=digest(samples))
+    names = file_names(samples.images, config.labels) if submission else ()
+    console.print(f"checkpoint {step}")
+    console.print(describe(config.eval.split, samples))
+    instances, visitors = _instance_counters(config, samples, console)
+    if output:
+        stems = [str(epath.Path(image).with_suffix("")) for image in samples.images]
+        visitors.append(
+            lambda each: write_pictures(output, stems[each.index], config.labels, each.prediction, image=each.image)
+        )
+    if submission:
+        visitors.append(lambda each: write_prediction(submission, names[each.index], each.prediction))
+    confusion = evaluate(config, variables, batches(), len(samples), visitors, console)
+    if instances is not None:
+        instances = hosts.gather(instances).sum(0)  # each process counted the images that it read
+    hosts.barrier("images written")
+    if jax.process_index():
+        return
+    if submission:
+        console.print(f"submission {write_archive(submission, names)}")
+    if samples.labels:
+        _report(config, confusion, instances, output, console)
+
+
+def _instance_counters(config: Config, samples: "Samples", console: Console) -> tuple[Instances | None, list[Visitor]]:
+    """Return the sums that the visitors add to, for the official iIoU; None where there are no instances to count."""
+    from deeplab_jax.data.instances import read_instances, why_no_instances
+
+    if not (samples.labels and cityscapes.is_official(config.labels)):
+        return None, []
+    if why := why_no_instances(samples):
+        console.print(f"iIoU is left out: {why}")
+        return None, []
+    sums = np.zeros((3, config.labels.num_classes))
+
+    def add(each: EvaluatedImage) -> None:
+        size = (each.prediction.shape[0], each.prediction.shape[1])
+        instances = read_instances(samples, cityscapes.INSTANCE_LABELS, each.index, size)
+        np.add(sums, cityscapes.instance_counts(each.prediction, instances), out=sums)
+
+    return sums, [add]
+
+
+def _report(config: Config, confusion: Confusion, instances: Instances | None, output: str | None, console: Console) -> None:
+    official = cityscapes.scores(confusion, instances) if cityscapes.is_official(config.labels) else None
+    console.print(scores.table(confusion, config.labels, official))
+    if output:
+        with replacing(epath.Path(output) / "scores.json") as file:
+            file.write((json.dumps(scores.summary(confusion, config.labels, official), indent=2) + "\n").encode())
