@@ -16,7 +16,6 @@ import deeplab_jax.config
 from deeplab_jax.commands.main import run_or_exit
 from deeplab_jax.config import Config
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.models import validate
 
 _NO_CONFIG = "`--config` is missing: give a recipe, such as --config=configs/quickstart.py"
 
@@ -71,6 +70,8 @@ def require_config(value: Any) -> Config:
         except AttributeError:
             pass
         raise ConfigError(f"`--config` holds a {type(value).__name__}: get_config() must return a deeplab_jax.config.Config")
+    from deeplab_jax.models import validate  # JAX, for which a mistyped flag should not wait
+
     return validate(value)
 
 

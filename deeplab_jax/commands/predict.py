@@ -8,7 +8,6 @@ import tyro
 from rich.console import Console
 
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.models import validate
 
 
 def predict(
@@ -44,6 +43,7 @@ def predict(
     if any(side < 0 for side in window or ()):
         raise ConfigError(f"`--window` (={window}) must be 0 or more")
     from deeplab_jax.api import Segmenter, load
+    from deeplab_jax.models import validate
     from deeplab_jax.predict.images import Options, run
     from deeplab_jax.predict.inputs import find_inputs
 

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import tensorflow as tf
@@ -60,6 +60,7 @@ class OpenSample(NamedTuple):
         return arrays
 
 
+@runtime_checkable
 class Store(Protocol):
     """One way to store samples. `decode` and `open` are called with tensors, eagerly and inside tf.data."""
 

@@ -18,7 +18,7 @@ from deeplab_jax.evaluation.windows import Network, slide
 from deeplab_jax.models import DeepLabV3, normalize
 from deeplab_jax.models.extent import split_rows
 from deeplab_jax.models.operations import interpreted_by
-from deeplab_jax.models.resize import resize_by_gather, resize_like
+from deeplab_jax.models.resize import Length, resize_by_gather, resize_like
 from deeplab_jax.runtime import hosts
 from deeplab_jax.runtime.compilation import Programs, lean_options
 from deeplab_jax.runtime.mesh import replicated
@@ -149,7 +149,7 @@ def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
     return max(int(size[0] * scale + 0.5), 1), max(int(size[1] * scale + 0.5), 1)
 
 
-def _resize(x: Float[Array, "n h w c"], height: int, width: int, align_corners: bool = False) -> Array:
+def _resize(x: Float[Array, "n h w c"], height: Length, width: Length, align_corners: bool = False) -> Array:
     return x if x.shape[1:3] == (height, width) else resize_by_gather(x, height, width, align_corners=align_corners)
 
 

@@ -40,7 +40,7 @@ def network(switches):
     """A config, and variables whose statistics, factors and biases are neither 0 nor 1."""
     config = tiny_config(model=tiny_model(**switches))
     model = DeepLabV3(config.model, config.labels.num_classes)
-    variables = jax.jit(model.init, static_argnums=2)(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32), False)
+    variables = jax.jit(model.init, static_argnums=2)(jax.random.key(0), jax.numpy.zeros((1, 64, 64, 3)), False)
     rng = np.random.default_rng(0)
 
     def moved(leaf):
@@ -70,7 +70,7 @@ def images(n, h, w):
 
 def test_folded_variables_predict_the_same(segmenter):
     model = DeepLabV3(segmenter.config.model, segmenter.config.labels.num_classes)
-    x = np.random.default_rng(0).normal(size=(1, 33, 40, 3)).astype(np.float32)
+    x = jax.numpy.asarray(np.random.default_rng(0).normal(size=(1, 33, 40, 3)), np.float32)
     apply = jax.jit(lambda variables: model.apply(variables, x, False).logits)
     parameters = fold(segmenter.variables, evaluation_model(segmenter.config))
     assert list(parameters) == ["params"]
