@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/quickstart
 # What the reference of `make docs` begins with; packages bring what is in them.
-MODULES := api exported config labels errors losses metrics models models.resnet models.aspp models.decoder models.deeplabv3 data train evaluation weights predict export report
+MODULES := api config labels errors losses models train evaluation checkpoints weights data predict export pages plan
 
 .PHONY: quickstart test test-long lint format docs clean
 
