@@ -10,7 +10,7 @@ from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models import DeepLabV3, canonical, graph
 from deeplab_jax.weights import names
 from deeplab_jax.weights.recognize import Network
-from deeplab_jax.weights.sources import SOURCES, find_source
+from deeplab_jax.weights.sources import SOURCES
 from deeplab_jax.weights.state_dicts import StateDict
 
 Variables = dict[names.Path, np.ndarray]
@@ -86,7 +86,7 @@ def to_state_dict(variables: Variables, model: ModelConfig, fmt: str, step: int)
 
 def require_buildable(model: ModelConfig, fmt: str) -> None:
     """Raise CheckpointError where the source has no network that computes the same."""
-    required = find_source(fmt, "--to").required
+    required = SOURCES[fmt].required
     if required is None:
         exported = [name for name, source in SOURCES.items() if source.required]
         raise CheckpointError(f"`--to` (={fmt!r}) has no segmentation networks: use {' or '.join(exported)}")

@@ -10,7 +10,7 @@ from deeplab_jax.models import validate
 from deeplab_jax.models.backbones import BACKBONES
 from deeplab_jax.models.stages import Shapes
 from deeplab_jax.weights.names import without_prefix
-from deeplab_jax.weights.sources import SOURCES, find_source
+from deeplab_jax.weights.sources import SOURCES
 from deeplab_jax.weights.state_dicts import RECORD, StateDict
 
 FROM_TENSORS = names_of(ModelConfig, changes=("shapes",))
@@ -47,10 +47,7 @@ def recognize(state: StateDict, fmt: str = "auto") -> Network:
 
     Raises:
       CheckpointError: it is no backbone of ours with or without a DeepLabV3 head, or of another source than `fmt`.
-      ConfigError: there is no such source.
     """
-    if fmt != "auto":
-        find_source(fmt, "--from")
     shapes = {name: value.shape for name, value in state.tensors.items()}
     source = next(name for name, each in SOURCES.items() if each.has_names({name.removeprefix("backbone.") for name in shapes}))
     if fmt not in ("auto", source, "timm"):  # all name a plain backbone alike

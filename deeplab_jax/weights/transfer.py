@@ -17,7 +17,7 @@ from deeplab_jax.weights import hub, names, state_dicts
 from deeplab_jax.weights.convert import to_state_dict, to_variables, variable_shapes
 from deeplab_jax.weights.recognize import FROM_TENSORS, Network, recognize
 from deeplab_jax.weights.source import USUAL
-from deeplab_jax.weights.sources import SOURCES
+from deeplab_jax.weights.sources import find_source
 
 Say = Callable[[str], None]
 
@@ -77,6 +77,7 @@ def export_weights(checkpoint: str, out: str, *, fmt: str, say: Say = print) -> 
     Raises:
       CheckpointError: there is no such checkpoint, the reference has no such network, or the file cannot be written.
     """
+    source = find_source(fmt, "--to")
     step = checkpoints.resolve(checkpoint)
     config = checkpoints.stored_config(str(step))
     variables = names.flatten(checkpoints.restore_model(str(step), like=config))
@@ -85,8 +86,8 @@ def export_weights(checkpoint: str, out: str, *, fmt: str, say: Say = print) -> 
     record = to_dict(Config(labels=config.labels, model=dataclasses.replace(config.model, pretrained=""), eval=config.eval))
     state_dicts.write(out, state, record)
     say(f"{len(state)} tensors of {step} are in {out}, for load_state_dict(strict=True) of")
-    if describe := SOURCES[fmt].describe:
-        say(describe(config))
+    if source.describe:
+        say(source.describe(config))
 
 
 def pretrained_variables(config: Config, say: Say = print) -> dict[str, Any]:
@@ -126,6 +127,8 @@ def pretrained_variables(config: Config, say: Say = print) -> dict[str, Any]:
 
 
 def _read(source: str, fmt: str, ema: bool) -> tuple[state_dicts.StateDict, Network]:
+    if fmt != "auto":
+        find_source(fmt, "--from")  # before a file is fetched
     state = state_dicts.read(hub.local_file(source), source, ema=ema)
     return state, recognize(state, fmt)
 
