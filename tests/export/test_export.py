@@ -95,8 +95,16 @@ def test_a_file_gives_the_checkpoints_logits_and_labels(segmenter, checkpoint, t
         assert np.mean(labels == expected.argmax(1)) >= 0.9999
 
 
-def test_a_mobilenet_in_either_file():
-    config, variables = network({"backbone": "mobilenetv3_large", "multi_grid": (1.0, 1.0, 1.0), "decoder_width": 8})
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {"backbone": "mobilenetv3_large", "multi_grid": (1.0, 1.0, 1.0), "decoder_width": 8},
+        {"backbone": "resnext50_32x4d", "aux_head": True},
+    ],
+    ids=lambda switches: switches["backbone"],
+)
+def test_other_backbones_in_either_file(switches):
+    config, variables = network(switches)
     params, expected = fold(variables, evaluation_model(config)), api.Segmenter(config, variables).logits(images(1, 71, 50))
     for make, load in ((stablehlo.serialize, loading.load), (run._make_onnx, run._load_onnx)):
         found = load(make(evaluation_model(config), params, "logits", {}))(images(1, 71, 50))

@@ -109,6 +109,12 @@ def test_a_depthwise_convolution(height, stride, rate):
     assert_same(apply, image(height), kernel, output_stride=stride)
 
 
+@pytest.mark.parametrize(("height", "stride", "rate"), [(17, 2, 1), (13, 1, 2)])
+def test_a_grouped_convolution(height, stride, rate):
+    kernel = np.random.default_rng(1).normal(size=(3, 3, 2, 8)).astype(np.float32)
+    assert_same(lambda x, kernel: conv2d(x, kernel, stride=stride, rate=rate), image(height, 4), kernel, output_stride=stride)
+
+
 def test_squeeze_and_excitation():
     layer = SqueezeExcitation(Conv)
     variables = layer.init(jax.random.key(0), jnp.zeros((1, 2, 2, 3)))

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,10 +91,29 @@ def test_a_depthwise_convolution_is_a_convolution_of_each_channel(kernel_size, s
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)  # sums in another order
 
 
-@pytest.mark.parametrize(("form", "channels"), [("shifts", 3), ("products", 1)])
-def test_forms_are_for_depthwise_kernels_or_for_others(form, channels):
+@pytest.mark.parametrize(("stride", "rate"), [(1, 1), (2, 1), (1, 2)])
+def test_a_grouped_convolution_is_a_convolution_of_each_group(stride, rate):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 7, 9, 6)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 2, 12)), jnp.float32)  # three groups of two channels, to four each
+    convolve = functools.partial(conv2d, stride=stride, rate=rate)
+
+    def by_group(x, kernel):
+        parts = [convolve(x[..., 2 * g : 2 * g + 2], kernel[..., 4 * g : 4 * g + 4], form="xla") for g in range(3)]
+        return jnp.concatenate(parts, -1)
+
+    def value_and_gradients(function):
+        y, pullback = jax.vjp(function, x, kernel)
+        return y, *pullback(jnp.sin(y))
+
+    for actual, expected in zip(value_and_gradients(convolve), value_and_gradients(by_group), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)  # sums in another order
+
+
+@pytest.mark.parametrize(("form", "channels"), [("shifts", 3), ("products", 1), ("products", 2)])
+def test_forms_are_for_kernels_of_their_groups(form, channels):
     with pytest.raises(ValueError, match=form):
-        conv2d(jnp.zeros((1, 4, 4, 3)), jnp.zeros((3, 3, channels, 3)), form=form)
+        conv2d(jnp.zeros((1, 4, 4, 6 if channels == 2 else 3)), jnp.zeros((3, 3, channels, 6)), form=form)
 
 
 @pytest.mark.parametrize(("size", "stride"), [(5, 1), (3, 2)])

@@ -25,18 +25,19 @@ def timm_network(name: str) -> torch.nn.Module:
     return timm.create_model(name)
 
 
-def torchvision_mobilenet() -> torch.nn.Module:
+def torchvision_network(name: str) -> torch.nn.Module:
     references.import_torchvision()
-    from torchvision.models import mobilenet_v3_large
+    from torchvision.models import get_model
 
-    return mobilenet_v3_large(weights=None)
+    return get_model(name, weights=None)
 
 
 # Name -> how to build it, and the modules that give each of `features.KINDS`.
 NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], tuple[str, str, str]]] = {
     "timm_resnet18d": (lambda: timm_network("resnet18d"), ("layer1", "layer3", "layer4")),
     "timm_resnet50d": (lambda: timm_network("resnet50d"), ("layer1", "layer3", "layer4")),
-    "torchvision_mobilenetv3": (torchvision_mobilenet, ("features.3", "features.4", "features.16")),
+    "torchvision_resnext50_32x4d": (lambda: torchvision_network("resnext50_32x4d"), ("layer1", "layer3", "layer4")),
+    "torchvision_mobilenetv3": (lambda: torchvision_network("mobilenet_v3_large"), ("features.3", "features.4", "features.16")),
 }
 
 

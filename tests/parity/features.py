@@ -31,10 +31,8 @@ def ours(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         model = recognize(state_dicts.read(f"{folder}/backbone.safetensors")).config.model
         config = Config(model=dataclasses.replace(model, output_stride=32, pretrained=f"{folder}/backbone.safetensors"))
         variables = transfer.pretrained_variables(config, lambda _: None)
-    network, own = (
-        find_backbone(config.model.backbone).make(config.model),
-        {kind: part["backbone"] for kind, part in variables.items()},
-    )
+    network = find_backbone(config.model.backbone).make(config.model)
+    own = {kind: part["backbone"] for kind, part in variables.items()}
     features = jax.jit(network.apply, static_argnums=2)(own, images(), False)
     return {kind: np.asarray(getattr(features, kind)) for kind in KINDS}
 
