@@ -15,24 +15,3 @@ from deeplab_jax.config.schema import (
     total_steps,
 )
 from deeplab_jax.config.storage import digest_of, from_dict, to_dict
-
-__all__ = [
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "Config",
-    "DataConfig",
-    "EvalConfig",
-    "LossConfig",
-    "MeshConfig",
-    "ModelConfig",
-    "OptimConfig",
-    "TrainConfig",
-    "aspp_rates",
-    "digest_of",
-    "from_dict",
-    "last_stage_rates",
-    "multi_grid_units",
-    "to_dict",
-    "total_steps",
-    "unit_of_each_block",
-]

@@ -8,18 +8,3 @@ from deeplab_jax.labels.voc import VOC, voc_color
 
 # A new label set is a file here and a line in this table.
 LABEL_SETS = {label_set.name: label_set for label_set in (CITYSCAPES, CAMVID, VOC, ADE20K)}
-
-__all__ = [
-    "ADE20K",
-    "CAMVID",
-    "CITYSCAPES",
-    "IGNORE",
-    "LABEL_SETS",
-    "UNKNOWN",
-    "VOC",
-    "Color",
-    "LabelSet",
-    "color_code",
-    "color_of",
-    "voc_color",
-]

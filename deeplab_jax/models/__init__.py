@@ -3,5 +3,3 @@
 from deeplab_jax.models.backbones import BACKBONES
 from deeplab_jax.models.deeplab import DeepLabV3, Outputs, normalize
 from deeplab_jax.models.switches import canonical, validate
-
-__all__ = ["BACKBONES", "DeepLabV3", "Outputs", "canonical", "normalize", "validate"]

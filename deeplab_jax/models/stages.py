@@ -34,7 +34,7 @@ class Backbone:
     """A backbone: its network, and all that the rest of the package knows about it.
 
     Attributes:
-      make: from a config to the module, named "backbone", that returns `Features` of (images, train).
+      make: from a config to the module that returns `Features` of (images, train).
       blocks: how many blocks each stage has.
       switches: the fields of `ModelConfig` that it uses and not every backbone does.
       tensor_names: (config, source) -> what the source calls each layer, by our layer's path below the backbone.
@@ -73,15 +73,7 @@ def strides_in(stem_stride: int) -> tuple[int, ...]:
     return (stem_stride, *STRIDES_OUT[:-1])
 
 
-def stage_dilations(
-    blocks: Sequence[int],
-    output_stride: int,
-    multi_grid: tuple[float, ...],
-    *,
-    stage3_first_rate: int = 1,
-    stem_stride: int = 4,
-    dilate_conv2: bool = True,
-) -> list[list[Dilation]]:
+def stage_dilations(blocks: Sequence[int], config: ModelConfig, stem_stride: int = 4) -> list[list[Dilation]]:
     """Return the dilation of every block, by stage.
 
     A stage that trades its stride for dilation keeps the previous stage's rate in its first block, which still reads that
@@ -89,20 +81,20 @@ def stage_dilations(
 
     Args:
       blocks: how many a stage has.
-      output_stride, multi_grid, stage3_first_rate, dilate_conv2: see `config.ModelConfig`.
+      config: of the network.
       stem_stride: of the features that the first stage gets.
     """
-    stages = []
+    stages, output_stride = [], config.output_stride
     for stage, (natural_in, natural_out, count) in enumerate(zip(strides_in(stem_stride), STRIDES_OUT, blocks, strict=True)):
         stride_in, stride_out = min(natural_in, output_stride), min(natural_out, output_stride)
         own = natural_out // stride_out
         before, rest = natural_in // stride_in, count - 1
         rates = [before] + [own] * rest
         if stage == 2:
-            rates[0] = stage3_first_rate
+            rates[0] = config.stage3_first_rate
         if stage == 3:
-            rates = [int(rate) for rate in last_stage_rates(unit_of_each_block(multi_grid, count), output_stride)]
-        strides, inner = [stride_out // stride_in] + [1] * rest, [own if dilate_conv2 else 1] * count
+            rates = [int(rate) for rate in last_stage_rates(unit_of_each_block(config.multi_grid, count), output_stride)]
+        strides, inner = [stride_out // stride_in] + [1] * rest, [own if config.dilate_conv2 else 1] * count
         pooled = [before if natural_in < natural_out else 0] + [0] * rest
         stages.append([Dilation(*each) for each in zip(strides, rates, inner, pooled, strict=True)])
     return stages

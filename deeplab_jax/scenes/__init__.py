@@ -2,5 +2,3 @@
 
 from deeplab_jax.scenes.canvas import IDS, THINGS, Object, Scene
 from deeplab_jax.scenes.scene import draw_scene
-
-__all__ = ["IDS", "THINGS", "Object", "Scene", "draw_scene"]

@@ -142,39 +142,25 @@ class MobileNetV3(nn.Module):
     """Its features, of three stages; the auxiliary ones are those of torchvision's segmentation network, at stride 8.
 
     Attributes:
-      width: 64 is the published network, other widths are in proportion; see `scaled`.
-      output_stride: 8, 16 or 32; stages beyond it trade their stride for a rate.
-      multi_grid, stage3_first_rate: see `config.ModelConfig`.
-      dtype: what the convolutions compute in.
-      remat: stages, from 1, whose blocks are computed again in the backward pass.
+      config: of the network; see `scaled` for widths.
     """
 
-    width: int = 64
-    output_stride: int = 16
-    multi_grid: tuple[float, ...] = (0.5, 1.0, 1.0)
-    stage3_first_rate: int = 1
-    dtype: Any = jnp.float32
-    remat: tuple[int, ...] = ()
+    config: ModelConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w 3"], train: bool) -> Features:
         """Return features at strides 4, 8 and `output_stride`."""
-        conv = functools.partial(Conv, dtype=self.dtype)
+        c = self.config
+        conv = functools.partial(Conv, dtype=jnp.dtype(c.dtype))
         norm = functools.partial(BatchNorm, momentum=MOMENTUM, epsilon=EPSILON)
-        (stem,), *stages = blocks_of(self.width)
-        x = conv(scaled(STEM.features, self.width), 3, 2, name="stem_conv")(x)
+        (stem,), *stages = blocks_of(c.width)
+        x = conv(scaled(STEM.features, c.width), 3, 2, name="stem_conv")(x)
         x = hard_swish(norm(name="stem_bn")(x, train))
         x = InvertedResidual(stem, 1, 1, conv, norm, name="stem_block")(x, train)
-        dilations = stage_dilations(
-            [len(stage) for stage in stages],
-            self.output_stride,
-            self.multi_grid,
-            stage3_first_rate=self.stage3_first_rate,
-            stem_stride=2,
-        )
+        dilations = stage_dilations([len(stage) for stage in stages], c, stem_stride=2)
         by_stage = []
         for i, (stage, own) in enumerate(zip(stages, dilations, strict=True), start=1):
-            make: Any = nn.remat(InvertedResidual, static_argnums=(2,)) if i in self.remat else InvertedResidual
+            make: Any = nn.remat(InvertedResidual, static_argnums=(2,)) if i in c.remat else InvertedResidual
             outputs = []
             for j, (block, dilation) in enumerate(zip(stage, own, strict=True), start=1):
                 name = f"stage{i}_block{j}"
@@ -234,21 +220,9 @@ TORCHVISION = {
 }
 
 
-def _make(config: ModelConfig) -> MobileNetV3:
-    return MobileNetV3(
-        width=config.width,
-        output_stride=config.output_stride,
-        multi_grid=config.multi_grid,
-        stage3_first_rate=config.stage3_first_rate,
-        dtype=jnp.dtype(config.dtype),
-        remat=config.remat,
-        name="backbone",
-    )
-
-
 BACKBONES = {
     "mobilenetv3_large": Backbone(
-        make=_make,
+        make=functools.partial(MobileNetV3, name="backbone"),
         blocks=(2, 3, 6, 3),
         switches=frozenset(),
         tensor_names=tensor_names,

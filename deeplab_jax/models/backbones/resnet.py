@@ -55,7 +55,7 @@ class Bottleneck(nn.Module):
       features: channels of the stage, a quarter of the block's output.
       dilation: see there.
       conv, norm: make a layer.
-      pools_shortcut: see `ResNet.shortcut`.
+      pools_shortcut: average before the shortcut's convolution.
       groups, group_width: groups of the 3x3 convolution, and channels of each in the first stage of a network of width 64
         (ResNeXt); one group of 64 is a ResNet.
     """
@@ -101,83 +101,47 @@ class ResNet(nn.Module):
     """A dilated ResNet's features, those of its first, third and last stage.
 
     Attributes:
+      config: of the network.
       blocks: how many each stage has.
       is_bottleneck: whether they are `Bottleneck`s, else `BasicBlock`s.
       groups, group_width: of bottlenecks; see `Bottleneck`.
-      width: channels of the first stage.
-      stem, shortcut: see `config.ModelConfig`.
-      output_stride: 8, 16 or 32; stages beyond it trade their stride for a rate.
-      multi_grid, stage3_first_rate, dilate_conv2: see `config.ModelConfig`.
-      dtype: what the convolutions compute in.
-      remat: stages, from 1, whose blocks are computed again in the backward pass.
     """
 
+    config: ModelConfig
     blocks: Blocks
     is_bottleneck: bool
     groups: int = 1
     group_width: int = 64
-    width: int = 64
-    stem: str = "7x7"
-    shortcut: str = "1x1"
-    output_stride: int = 16
-    multi_grid: tuple[float, ...] = (0.5, 1.0, 1.0)
-    stage3_first_rate: int = 1
-    dilate_conv2: bool = True
-    dtype: Any = jnp.float32
-    remat: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w 3"], train: bool) -> Features:
         """Return features at strides 4, min(16, output_stride) and `output_stride`."""
-        conv = functools.partial(Conv, dtype=self.dtype)
+        c = self.config
+        conv = functools.partial(Conv, dtype=jnp.dtype(c.dtype))
         x = max_pool_3x3(self._stem(x, train, conv))
         stages = []
-        dilations = stage_dilations(
-            self.blocks,
-            self.output_stride,
-            self.multi_grid,
-            stage3_first_rate=self.stage3_first_rate,
-            dilate_conv2=self.dilate_conv2,
-        )
-        for i, stage in enumerate(dilations):
+        for i, stage in enumerate(stage_dilations(self.blocks, c)):
             block: Any = Bottleneck if self.is_bottleneck else BasicBlock
-            if i + 1 in self.remat:
+            if i + 1 in c.remat:
                 block = nn.remat(block, static_argnums=(2,))
             if self.is_bottleneck:
                 block = functools.partial(block, groups=self.groups, group_width=self.group_width)
-            make = functools.partial(block, conv=conv, norm=BatchNorm, pools_shortcut=self.shortcut == "avgpool+1x1")
+            make = functools.partial(block, conv=conv, norm=BatchNorm, pools_shortcut=c.shortcut == "avgpool+1x1")
             for j, dilation in enumerate(stage):
                 name = f"stage{i + 1}_block{j + 1}"
-                x = make(features=self.width * 2**i, dilation=dilation, name=name)(x, train)
+                x = make(features=c.width * 2**i, dilation=dilation, name=name)(x, train)
             stages.append(x)
         return Features(stages[0], stages[2], stages[3])
 
     def _stem(self, x: Array, train: bool, conv: Callable[..., nn.Module]) -> Array:
-        if self.stem == "7x7":
-            x = conv(self.width, 7, 2, name="stem_conv")(x)
+        width = self.config.width
+        if self.config.stem == "7x7":
+            x = conv(width, 7, 2, name="stem_conv")(x)
             return relu(BatchNorm(name="stem_bn")(x, train))
-        for i, (features, stride) in enumerate(((self.width // 2, 2), (self.width // 2, 1), (self.width, 1)), start=1):
+        for i, (features, stride) in enumerate(((width // 2, 2), (width // 2, 1), (width, 1)), start=1):
             x = conv(features, 3, stride, name=f"stem_conv{i}")(x)
             x = relu(BatchNorm(name=f"stem_bn{i}")(x, train))
         return x
-
-
-def make_resnet(config: ModelConfig, blocks: Blocks, **kind: Any) -> ResNet:
-    """Return the network of a config; `kind` is `is_bottleneck` and the groups of `ResNet`."""
-    return ResNet(
-        blocks=blocks,
-        **kind,
-        width=config.width,
-        stem=config.stem,
-        shortcut=config.shortcut,
-        output_stride=config.output_stride,
-        multi_grid=config.multi_grid,
-        stage3_first_rate=config.stage3_first_rate,
-        dilate_conv2=config.dilate_conv2,
-        dtype=jnp.dtype(config.dtype),
-        remat=config.remat,
-        name="backbone",
-    )
 
 
 def tensor_names(config: ModelConfig, source: str, blocks: Blocks) -> dict[str, str]:
@@ -237,7 +201,7 @@ def _backbone(name: str) -> Backbone:
     if name in ("resnet50", "resnet101"):
         references["torchvision"] = {"name": name, "output_stride": 8}
     return Backbone(
-        make=lambda config: make_resnet(config, blocks, is_bottleneck=is_bottleneck),
+        make=functools.partial(ResNet, blocks=blocks, is_bottleneck=is_bottleneck, name="backbone"),
         blocks=blocks,
         switches=frozenset(("stem", "shortcut", *(() if is_bottleneck else ("dilate_conv2",)))),
         tensor_names=lambda config, source: tensor_names(config, source, blocks),

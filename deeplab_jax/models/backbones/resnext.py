@@ -1,12 +1,13 @@
 """Dilated ResNeXt (Xie et al. 2016, 1611.05431): ResNets whose 3x3 convolutions have groups, as torchvision has them, NHWC."""
 
+import functools
 from typing import Any
 
 from deeplab_jax.models.backbones.resnet import (
     Blocks,
+    ResNet,
     count_blocks,
     inner_width,
-    make_resnet,
     recognize_stem_and_shortcut,
     tensor_names,
 )
@@ -31,7 +32,9 @@ def recognize(shapes: Shapes) -> dict[str, Any] | None:
 def _backbone(name: str) -> Backbone:
     blocks, groups, group_width = NETWORKS[name]
     return Backbone(
-        make=lambda config: make_resnet(config, blocks, is_bottleneck=True, groups=groups, group_width=group_width),
+        make=functools.partial(
+            ResNet, blocks=blocks, is_bottleneck=True, groups=groups, group_width=group_width, name="backbone"
+        ),
         blocks=blocks,
         switches=frozenset(("stem", "shortcut")),
         tensor_names=lambda config, source: tensor_names(config, source, blocks),
