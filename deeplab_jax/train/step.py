@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, PyTree, Shaped, UInt8
 
 from deeplab_jax.config import Config
 from deeplab_jax.labels import IGNORE
@@ -28,8 +28,8 @@ from deeplab_jax.train.state import TrainState
 Batch = dict[str, Shaped[Array, "n ..."]]
 # (params, batch_stats, images and photometric factors, dropout key) -> (outputs at the labels' size, new batch_stats)
 Forward = Callable[..., tuple[Outputs, PyTree]]
-# (params, batch_stats, batch, dropout key) -> (loss, (pixels that are right, new batch_stats))
-Loss = Callable[..., tuple[Array, tuple[Array, PyTree]]]
+# (params, batch_stats, batch with mask, dropout key) -> (loss, (pixels that are right, new batch_stats))
+BatchLoss = Callable[..., tuple[Array, tuple[Array, PyTree]]]
 
 
 def train_step(
@@ -60,15 +60,17 @@ def train_step(
       updates not applied so far because they were not finite}. Statistics, hard pixels, losses and gradient are those of the
       global batch, whatever the mesh; of micro-batches, see `_gradient`.
     """
-    batch = {name: batch[name] for name in batch_names(config)}
     dropout_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     rows = split_rows(mesh, config.data.crop_size[0], config.model.output_stride) if mesh else None
-    forward = _make_forward(config, model, mesh, rows)
-    loss_fn = functools.partial(_loss, counts=_counts(batch, config, rows), config=config, forward=forward, rows=rows)
+    labels, mask = batch["label"], _mask(batch, rows)
+    loss_fn = functools.partial(
+        _loss, counts=_counts(labels, mask, config), config=config, forward=_make_forward(config, model, mesh, rows)
+    )
+    batch = {name: batch[name] for name in _image_names(config)} | {"label": labels, "mask": mask}
     (loss, (hits, batch_stats)), grads = _gradient(loss_fn, state, batch, dropout_key, config.train.micro_batches)
     grad_norm = optax.tree.norm(grads)
     is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    counted = jnp.sum(_mask(batch, rows) & (batch["label"] != IGNORE))
+    counted = jnp.sum(mask & (labels != IGNORE))
     applies = is_finite & (counted > 0)
     params, opt_state = apply_where(applies, optimizer, grads, state.opt_state, state.params)
     average = state.ema_params and _moving_average(state.ema_params, params, state.step, config.optim.ema_decay)
@@ -85,7 +87,7 @@ def train_step(
 
 
 def _gradient(
-    loss_fn: Loss, state: TrainState, batch: Batch, key: Array, micro_batches: int
+    loss_fn: BatchLoss, state: TrainState, batch: Batch, key: Array, micro_batches: int
 ) -> tuple[tuple[Array, tuple[Array, PyTree]], PyTree]:
     """What `jax.value_and_grad(loss_fn)` gives for the batch, computed in equal parts.
 
@@ -111,7 +113,7 @@ def _gradient(
 
 
 def _make_forward(config: Config, model: DeepLabV3, mesh: Mesh | None, rows: Rows | None) -> Forward:
-    """Return the forward pass on whole arrays. Where rows are split, each device computes its own inside."""
+    """Return the forward pass on the whole batch; where rows are split, every device computes its own."""
     forward = functools.partial(_forward, model=model, rows=rows)
     if rows is None:
         return forward
@@ -138,15 +140,7 @@ def _forward(
 
 
 def _loss(
-    params: PyTree,
-    batch_stats: PyTree,
-    batch: Batch,
-    key: Array,
-    *,
-    counts: list[Array],
-    config: Config,
-    forward: Forward,
-    rows: Rows | None,
+    params: PyTree, batch_stats: PyTree, batch: Batch, key: Array, *, counts: list[Array], config: Config, forward: Forward
 ) -> tuple[Array, tuple[Array, PyTree]]:
     """Return the batch's share of the weighted sum of all losses and heads, and the main head's pixels that are right.
 
@@ -154,21 +148,20 @@ def _loss(
     have one on the auxiliary heads too.)
     """
     outputs, batch_stats = forward(params, batch_stats, {name: batch[name] for name in _image_names(config)}, key)
-    labels, mask = batch["label"], _mask(batch, rows)
-    of_aux = dataclasses.replace(config.loss, ohem_threshold=0.0)
+    labels, mask = batch["label"], batch["mask"]
+    for_aux = dataclasses.replace(config.loss, ohem_threshold=0.0)
     loss = jnp.zeros((), outputs.logits.dtype)
     for name, weight, count in zip(config.loss.terms, config.loss.weights, counts, strict=True):
         total = LOSSES[name](outputs.logits, labels, mask, config.loss).total
         if outputs.aux is not None:
-            total += config.loss.aux_weight * LOSSES[name](outputs.aux, labels, mask, of_aux).total
+            total += config.loss.aux_weight * LOSSES[name](outputs.aux, labels, mask, for_aux).total
         loss += weight * (total / count)
     hits = jnp.sum((jnp.argmax(outputs.logits, -1) == labels) & mask)
     return loss, (hits.astype(jnp.float32), batch_stats)
 
 
-def _counts(batch: Batch, config: Config, rows: Rows | None) -> list[Array]:
+def _counts(labels: UInt8[Array, "n h w"], mask: Bool[Array, "n h w"], config: Config) -> list[Array]:
     """Return what each loss is divided by, of the whole batch."""
-    labels, mask = batch["label"], _mask(batch, rows)
     logits = jnp.zeros((*labels.shape, config.labels.num_classes))  # counts do not depend on them: XLA drops all the rest
     return [LOSSES[name](logits, labels, mask, config.loss).count for name in config.loss.terms]
 
