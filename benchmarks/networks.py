@@ -58,7 +58,7 @@ def labels(args: argparse.Namespace) -> np.ndarray:
 
 def our_config(args: argparse.Namespace) -> Any:
     """torchvision's network and recipe as a config; dropout is off, since its random numbers cannot be shared."""
-    from deeplab_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig
+    from deeplab_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig, OptimConfig
     from deeplab_jax.labels import VOC
 
     model = ModelConfig(
@@ -72,9 +72,9 @@ def our_config(args: argparse.Namespace) -> Any:
         mean=MEAN,
         std=STD,
     )
-    optim = OptimConfig(lr=0.0025, aux_weight=0.5)
+    loss, optim = LossConfig(aux_weight=0.5), OptimConfig(lr=0.0025)
     data = DataConfig(crop_size=tuple(args.size), batch_size=args.batch)
-    return Config(labels=VOC, model=model, optim=optim, data=data, mesh=MeshConfig(data=1))
+    return Config(labels=VOC, model=model, loss=loss, optim=optim, data=data, mesh=MeshConfig(data=1))
 
 
 def our_variables(config: Any) -> dict[str, Any]:

@@ -24,6 +24,7 @@ os.environ["JAX_NUM_CPU_DEVICES"] = str(max(ARGS.spatial))
 
 import jax
 import numpy as np
+import optax
 from rich.console import Console
 from rich.table import Table
 
@@ -67,7 +68,7 @@ def measure(spatial: int) -> dict:
     if not ARGS.run:
         return {"bytes": held}
     state, scalars = compiled(state, placed)
-    gradient = np.concatenate([np.asarray(x).ravel() for x in jax.tree.leaves(state.opt_state[1].trace)])
+    gradient = np.concatenate([np.asarray(x).ravel() for x in jax.tree.leaves(optax.tree.get(state.opt_state, "trace"))])
     return {"bytes": held, "gradient": gradient} | {name: float(x) for name, x in scalars.items()}
 
 

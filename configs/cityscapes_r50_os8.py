@@ -26,8 +26,8 @@ def get_config() -> Config:
             pretrained="hf:timm/resnet50c.gluon_in1k",
         ),
         data=DataConfig(batch_size=8, crop_size=(512, 1024), cat_max_ratio=0.75, photometric=True),
-        loss=LossConfig(normalizer="all"),
-        optim=OptimConfig(lr=0.01, lr_end=1e-4, weight_decay=5e-4, aux_weight=0.4),
+        loss=LossConfig(normalizer="all", aux_weight=0.4),
+        optim=OptimConfig(lr=0.01, lr_end=1e-4, weight_decay=5e-4),
         train=TrainConfig(steps=80_000, log_every=50, eval_every=8000, save_every=2000),
         eval=EvalConfig(batch_size=8),
     )

@@ -6,6 +6,7 @@ mutable for the sake of those overrides alone: nothing changes a config after `v
 
 import dataclasses
 import math
+from typing import Any
 
 from deeplab_jax.config.fields import (
     Check,
@@ -26,6 +27,18 @@ IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 OUTPUT_STRIDES = (8, 16, 32)
 MAX_SCALE = 8  # of a view in evaluation: beyond it, the factor is a slip that would fill the memory
+
+
+def _are_names(values: Any) -> bool:
+    return isinstance(values, tuple | list) and len(values) > 0 and all(isinstance(value, str) for value in values)
+
+
+def _are_options(values: Any) -> bool:
+    """Return whether these are pairs of a name and a number (or bool, which is one)."""
+    are_pairs = isinstance(values, tuple | list) and all(
+        isinstance(value, tuple | list) and len(value) == 2 for value in values
+    )
+    return are_pairs and all(isinstance(name, str) and isinstance(value, int | float) for name, value in values)
 
 
 @dataclasses.dataclass(slots=True)
@@ -249,17 +262,28 @@ class DataConfig:
 
 @dataclasses.dataclass(slots=True)
 class LossConfig:
-    """Softmax cross-entropy, and which pixels count how much."""
+    """Losses that are added up, and how cross-entropy weighs the pixels."""
 
+    terms: tuple[str, ...] = field(
+        ("cross_entropy",),
+        "Names of the losses that are added up, keys of `losses.LOSSES`.",
+        Check(_are_names, "give names of losses: --config.loss.terms=\"('cross_entropy','dice')\""),
+    )
+    weights: tuple[float, ...] = field(
+        (1.0,), "Weight of each of `terms`.", some_numbers("give a weight for each of loss.terms")
+    )
+    aux_weight: float = field(
+        0.4, "Weight of the auxiliary head's loss, over that of the main head.", at_least(0, "use a number from 0")
+    )
     class_weights: tuple[float, ...] = field(
         (),
-        "Weight of each class, by train id; () for equal ones. `deeplab-jax data check` prints some.",
+        "Weight of each class in the cross-entropy, by train id; () for equal ones. `deeplab-jax data check` prints some.",
     )
     label_smoothing: float = field(0.0, "Share of the target that is spread evenly over all classes.", below_one())
     ohem_threshold: float = field(
         0.0,
-        "Online hard example mining: only pixels whose class has a probability below this count, and at least "
-        "`ohem_min_kept` an image; 0 counts all.",
+        "Online hard example mining: in the main head's cross-entropy only pixels whose class has a probability below this "
+        "count, and at least `ohem_min_kept` an image; 0 counts all.",
         Check(lambda threshold: 0 <= threshold <= 1, "use a probability, or 0 to count all pixels"),
     )
     ohem_min_kept: int = field(
@@ -269,28 +293,38 @@ class LossConfig:
     )
     normalizer: str = field(
         "valid",
-        "What the sum over pixels is divided by: `valid`, the (weighted) pixels that count, or `all`, every pixel of the "
-        "batch, as mmsegmentation's avg_non_ignore=False does.",
+        "What the cross-entropy's sum over pixels is divided by: `valid`, the (weighted) pixels that count, or `all`, every "
+        "pixel of the batch, as mmsegmentation's avg_non_ignore=False does.",
         one_of("valid", "all"),
     )
 
 
 @dataclasses.dataclass(slots=True)
 class OptimConfig:
-    """SGD with momentum under a poly schedule with linear warm-up."""
+    """An optimizer of optax under a learning-rate schedule with linear warm-up."""
 
+    name: str = field("sgd", "Name of the optimizer in optax: sgd, adamw, lion, lamb and so on.")
+    options: tuple[tuple[str, float], ...] = field(
+        (),
+        "Arguments of the optimizer by their names in optax: `(('b2',0.95),('nesterov',True))`.",
+        Check(_are_options, "give names with numbers: --config.optim.options=\"(('b2',0.95),)\""),
+    )
+    schedule: str = field("poly", "Name of the learning-rate schedule, a key of `train.schedules.SCHEDULES`.")
     lr: float = field(0.01, "Learning rate after the warm-up.", above_zero())
-    lr_end: float = field(0.0, "Learning rate of the last step.")
+    lr_end: float = field(0.0, "Learning rate that poly and cosine end at.")
     power: float = field(0.9, "Power of the poly schedule, (1 - step / steps) ** power.", above_zero())
     warmup_steps: int = field(
         0, "Steps over which the rate rises linearly from lr / warmup_steps.", at_least(0, "use a number from 0")
     )
-    momentum: float = field(0.9, "Momentum of SGD, not dampened and not Nesterov's.", below_one("number"))
-    weight_decay: float = field(1e-4, "L2 penalty added to the gradient.", at_least(0, "use a number from 0"))
+    momentum: float = field(0.9, "Momentum of the optimizers that take one, as sgd does.", below_one("number"))
+    weight_decay: float = field(
+        1e-4,
+        "Weight decay: decoupled in the optimizers that have it (adamw, lamb, lion), an L2 penalty on the gradient in others.",
+        at_least(0, "use a number from 0"),
+    )
     decay_norm_and_bias: bool = field(
         True, "Whether BatchNorm's scale and bias and the classifiers' biases decay too (the references' habit)."
     )
-    aux_weight: float = field(0.4, "Weight of the auxiliary head's loss.", at_least(0, "use a number from 0"))
     aux_lr_factor: float = field(
         1.0,
         "Learning rate of the auxiliary head over that of the rest (torchvision: 10).",

@@ -1,5 +1,6 @@
 """A config as JSON values and back."""
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -8,6 +9,9 @@ from typing import Any
 
 from deeplab_jax.config.schema import Config
 from deeplab_jax.errors import ConfigError
+
+# Fields of 0.1, and where they are in this version.
+MOVED = {("optim", "aux_weight"): ("loss", "aux_weight")}
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -21,12 +25,21 @@ def digest_of(values: dict[str, Any]) -> str:
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """Return the config that `to_dict` gave.
+    """Return the config that `to_dict` gave, in this version or an earlier one.
 
     Raises:
       ConfigError: a field is unknown to this version.
     """
-    return _build(Config, values, "")
+    return _build(Config, _move(values), "")
+
+
+def _move(values: Any) -> Any:
+    """Return the values with each field in the place that it has in this version."""
+    values = copy.deepcopy(values)
+    for (section, name), (new_section, new_name) in MOVED.items():
+        if isinstance(values, dict) and name in values.get(section, ()):
+            values.setdefault(new_section, {})[new_name] = values[section].pop(name)
+    return values
 
 
 def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:

@@ -79,6 +79,8 @@ def _rules(config: Config) -> Iterator[tuple[str, bool, str]]:
 
 
 def _loss_rules(config: Config) -> Iterator[tuple[str, bool, str]]:
+    terms = len(config.loss.terms)
+    yield "loss.weights", are_numbers(config.loss.weights, terms), f"give a number for each of the {terms} loss.terms"
     weights, classes = config.loss.class_weights, config.labels.num_classes
     are_weights = not weights or (are_numbers(weights, classes) and min(weights) >= 0)
     yield "loss.class_weights", are_weights, f"give a number from 0 for each of the {classes} classes, or none"

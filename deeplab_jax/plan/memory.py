@@ -2,9 +2,15 @@
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
+
+import jax
 
 from deeplab_jax.config import Config, MeshConfig
-from deeplab_jax.models.cost import Layer, layers, total
+from deeplab_jax.models import DeepLabV3
+from deeplab_jax.models.cost import Layer, layers
+from deeplab_jax.models.graph import variable_shapes
+from deeplab_jax.train.optimizer import make_optimizer
 
 STAGES = (1, 2, 3, 4)
 
@@ -14,7 +20,7 @@ class Memory:
     """Bytes of one device.
 
     Attributes:
-      state: parameters, their momentum and moving average, statistics.
+      state: parameters, their moving average, what the optimizer keeps of them, statistics.
       gradients: of the parameters; with micro-batches also their sum.
       activations: kept for the backward pass, at the moment of the loss.
     """
@@ -37,17 +43,24 @@ def estimate(config: Config, mesh: MeshConfig) -> Memory:
       mesh: data and spatial devices, none of them 0.
     """
     network_layers = layers(config.model, config.labels.num_classes, config.data.crop_size)
-    network = total(network_layers)
-    copies = 3 if config.optim.ema_decay else 2
+    variables = variable_shapes(DeepLabV3(config.model, config.labels.num_classes))
+    parameters = _size(variables["params"])
+    average = parameters if config.optim.ema_decay else 0
+    moments = _size(jax.eval_shape(make_optimizer(config.optim, 1).init, variables["params"]))
     height, width = config.data.crop_size
     # Logits at the labels' size, float32, and their gradient, of each head.
     logits = (1 + config.model.aux_head) * 2 * 4 * height * width * config.labels.num_classes
     images = config.data.batch_size / mesh.data / config.train.micro_batches / mesh.spatial
     return Memory(
-        state=4 * (copies * network.parameters + network.statistics),
-        gradients=4 * network.parameters * (2 if config.train.micro_batches > 1 else 1),
+        state=_size(variables) + average + moments,
+        gradients=parameters * (2 if config.train.micro_batches > 1 else 1),
         activations=images * (_kept(network_layers, config.model.remat) + logits),
     )
+
+
+def _size(arrays: Any) -> int:
+    """Return the bytes of all arrays."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arrays))
 
 
 def _kept(network_layers: list[Layer], remat: tuple[int, ...]) -> int:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from deeplab_jax.checkpoints.store import Checkpoints, DamagedError, Trees
 from deeplab_jax.config import Config
+from deeplab_jax.losses import check_terms
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.runtime.compilation import quick_options
 from deeplab_jax.runtime.mesh import check_batch, make_mesh, replicated
@@ -59,8 +60,9 @@ def set_up(config: Config, steps: int, devices: Sequence[jax.Device] = ()) -> Se
     """Make network and optimizer of a validated config, on the given devices or all that there are.
 
     Raises:
-      ConfigError: there are too few devices, or batches do not divide over them.
+      ConfigError: there are too few devices, batches do not divide over them, or a loss or the optimizer is not known.
     """
+    check_terms(config)
     mesh = make_mesh(config.mesh, devices)
     check_batch(config.data.batch_size, mesh, "data.batch_size", config.train.micro_batches)
     check_batch(config.eval.batch_size, mesh, "eval.batch_size")

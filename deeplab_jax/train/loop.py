@@ -23,8 +23,8 @@ from deeplab_jax.evaluation.inference import Evaluator
 from deeplab_jax.runtime import hosts
 from deeplab_jax.runtime.mesh import local_rows, prefetch
 from deeplab_jax.train.begin import Batch, Data, Pretrained, set_up, starting_state
-from deeplab_jax.train.optimizer import poly_schedule
 from deeplab_jax.train.receipt import Receipts, describe_start
+from deeplab_jax.train.schedules import make_schedule
 from deeplab_jax.train.speed import Meter, least_seconds
 from deeplab_jax.train.state import TrainState, to_trees
 from deeplab_jax.train.step import compile_train_step
@@ -123,7 +123,7 @@ def _train_from(
 ) -> tuple[TrainState, int]:
     """The state at the end of the run, or at the step after which a signal stopped it; and that step."""
     config, steps, every = tools.config, tools.steps, tools.config.train
-    lr = poly_schedule(config.optim, steps)
+    lr = make_schedule(config.optim, steps)
     meter = Meter(step, config.data.batch_size, tools.least_seconds)
     first = step + 1
     # Each process may get the signal; all must stop after the same step.

@@ -1,55 +1,85 @@
-"""SGD with momentum, L2 penalty and the poly schedule, with PyTorch's arithmetic."""
+"""Optax's optimizers by name, and the update that a step makes with them."""
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool, PyTree
 
 from deeplab_jax.config import OptimConfig
+from deeplab_jax.errors import ConfigError
+from deeplab_jax.train.schedules import make_schedule
 
 
-def poly_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """lr(step) = lr_end + (lr - lr_end) (1 - step / steps) ** power, times (step + 1) / warmup_steps while that is below 1.
+def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+    """Return optax's optimizer of the config, under its schedule.
 
-    The first update uses step 0; the poly curve runs under the warm-up rather than after it, as mmsegmentation's does.
+    Weight decay is decoupled where the optimizer takes `weight_decay` and `mask` (adamw, lamb, lion); elsewhere it is an L2
+    penalty, added to the gradient. So "sgd" is torch.optim.SGD without dampening: g += weight_decay * p; m = momentum * m + g;
+    p -= lr(step) * m. The auxiliary head's updates are `aux_lr_factor` times as large, as a parameter group with a learning
+    rate of its own makes them in PyTorch.
+
+    Raises:
+      ConfigError: there is no such optimizer or schedule, or the optimizer takes no such option.
     """
-
-    def lr(step: jax.Array) -> jax.Array:
-        step = jnp.asarray(step, float)  # of the default width: int32 would make float32 of it under x64 too
-        left = jnp.maximum(1.0 - step / steps, 0.0)
-        warm = jnp.minimum((step + 1) / max(config.warmup_steps, 1), 1.0)
-        return (config.lr_end + (config.lr - config.lr_end) * left**config.power) * warm
-
-    return lr
-
-
-def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformationExtraArgs:
-    """g += weight_decay * p;  m = momentum * m + g;  p -= lr(step) * m: torch.optim.SGD without dampening.
-
-    The auxiliary head's lr is `aux_lr_factor` times as large, as a parameter group of its own makes it in PyTorch. The update
-    takes `applies`, a bool scalar: where it is False, m stays as it was, and what is returned means nothing.
-    """
+    make, takes = _find(config.name)
+    options: dict[str, Any] = dict(config.options)
+    if unknown := sorted(set(options) - takes | set(options) & {"mask"}):
+        raise ConfigError(
+            f"`optim.options` (={config.options!r}) cannot be used: optax.{config.name} takes no {unknown[0]!r}, "
+            f"use {', '.join(sorted(takes - {'mask'}))}"
+        )
+    if "momentum" in takes:
+        options = {"momentum": config.momentum} | options
+    # Both masks are trees of bools: which one it is must not change the state's tree.
+    mask = _everything if config.decay_norm_and_bias else _kernels
+    penalty = optax.add_decayed_weights(config.weight_decay, mask)
+    if {"weight_decay", "mask"} <= takes:
+        penalty, options = optax.identity(), {"weight_decay": config.weight_decay, "mask": mask} | options
     return optax.chain(
-        optax.add_decayed_weights(config.weight_decay, None if config.decay_norm_and_bias else _kernels),
-        _momentum(config.momentum),
-        optax.scale_by_learning_rate(poly_schedule(config, steps)),
+        penalty,
+        make(learning_rate=make_schedule(config, steps), **options),
         optax.stateless(lambda updates, _: _scale_aux_head(updates, config.aux_lr_factor)),
     )
 
 
-def _momentum(decay: float) -> optax.GradientTransformationExtraArgs:
-    """`optax.trace`, which may leave its state alone.
+def _find(name: str) -> tuple[Callable[..., optax.GradientTransformation], set[str]]:
+    """Return optax's function of that name and its arguments besides the learning rate."""
+    make: Any = getattr(optax, name, None)
+    takes = set(inspect.signature(make).parameters) if inspect.isfunction(make) else set()
+    if "learning_rate" not in takes:
+        raise ConfigError(f"`optim.name` (={name!r}) is no optimizer of optax: use sgd, adamw, lion, lamb or another")
+    return make, takes - {"learning_rate"}
 
-    Parameters are then updated with the momentum that is stored: XLA can overwrite one after the other. With a choice between
-    old and new at the end it reads both for both, and copies all parameters and all momenta first.
+
+def apply_where(
+    applies: Bool[Array, ""], optimizer: optax.GradientTransformation, grads: PyTree, opt_state: PyTree, params: PyTree
+) -> tuple[PyTree, PyTree]:
+    """Return parameters and optimizer state after an update; where it does not apply, as they were.
+
+    The schedule goes on either way: the learning rate follows from the number of the step.
     """
 
-    def update(grads: Any, state: optax.TraceState, params: Any = None, *, applies: Any = True) -> tuple[Any, optax.TraceState]:
-        trace = jax.tree.map(lambda m, g: jnp.where(applies, decay * m + g, m), state.trace, grads)
-        return trace, optax.TraceState(trace)
+    def update() -> tuple[PyTree, PyTree]:
+        updates, new_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), new_state
 
-    return optax.GradientTransformationExtraArgs(optax.trace(decay).init, update)
+    def keep() -> tuple[PyTree, PyTree]:
+        return params, jax.tree.map(_go_on, opt_state, is_leaf=_is_schedule)
+
+    # A branch, in which XLA overwrites one array after the other. A choice between old and new at the end reads both for both:
+    # it copies all parameters and moments first.
+    return jax.lax.cond(applies, update, keep)
+
+
+def _is_schedule(state: Any) -> bool:
+    return isinstance(state, optax.ScaleByScheduleState)
+
+
+def _go_on(state: Any) -> Any:
+    return state._replace(count=optax.safe_increment(state.count)) if _is_schedule(state) else state
 
 
 def _scale_aux_head(updates: Any, factor: float) -> Any:
@@ -61,3 +91,7 @@ def _scale_aux_head(updates: Any, factor: float) -> Any:
 def _kernels(params: Any) -> Any:
     """True for convolution kernels, False for BatchNorm's scale and bias and for biases."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
+def _everything(params: Any) -> Any:
+    return jax.tree.map(lambda _: True, params)

@@ -112,6 +112,12 @@ def test_epochs_round_up_to_whole_steps():
         ({"loss": LossConfig(ohem_min_kept=-1)}, "loss.ohem_min_kept"),
         ({"loss": LossConfig(normalizer="mean")}, "loss.normalizer"),
         ({"loss": LossConfig(ohem_threshold=0.7), "train": TrainConfig(micro_batches=2)}, "loss.ohem_threshold"),
+        ({"loss": LossConfig(terms=())}, "loss.terms"),
+        ({"loss": LossConfig(terms="dice")}, "loss.terms"),
+        ({"loss": LossConfig(terms=("cross_entropy", "dice"))}, r"`loss.weights` \(=\(1.0,\)\).*each of the 2 loss.terms"),
+        ({"loss": LossConfig(aux_weight=-1.0)}, "loss.aux_weight"),
+        ({"optim": OptimConfig(options=("b1", 0.9))}, "optim.options"),
+        ({"optim": OptimConfig(options=(("b1", "0.9"),))}, "optim.options"),
         ({"optim": OptimConfig(lr=-1)}, "optim.lr"),
         ({"optim": OptimConfig(momentum=1.0)}, "optim.momentum"),
         ({"train": TrainConfig(steps=1, epochs=1)}, "train.steps"),
@@ -172,11 +178,15 @@ def another(default, inherited):
         case str():
             candidates = ("a", "b", "c")
         case tuple():
-            candidates = ((3.5, 4.5), (5.5, 6.5)) if any(isinstance(x, float) for x in default) else ((3, 4), (5, 6))
+            kinds = {str: (("a", "b"), ("c", "d")), float: ((3.5, 4.5), (5.5, 6.5))}
+            candidates = next((kinds[type(x)] for x in default if type(x) in kinds), ((3, 4), (5, 6)))
     return next(value for value in candidates if value not in (default, inherited))
 
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # how ml_collections reads a file
+LOADS_A_FILE = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # how ml_collections reads it
+
+
+@LOADS_A_FILE
 def test_every_field_can_be_set_by_a_flag():
     recipe = str(RECIPES[0].parent / "cityscapes_r50_os8.py")
     inherited = dict(leaves(load_recipe(pathlib.Path(recipe)).get_config()))
@@ -188,10 +198,30 @@ def test_every_field_can_be_set_by_a_flag():
     assert dict(leaves(values.config)) == wanted
 
 
+@LOADS_A_FILE
+def test_names_with_numbers_are_set_by_a_flag_and_survive_json():
+    argv = ["program", f"--config={RECIPES[0]}", "--config.optim.options=(('b1',0.95),('nesterov',True))"]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    values(argv)
+    assert values.config.optim.options == (("b1", 0.95), ("nesterov", True))
+    assert from_dict(to_dict(validate(values.config))) == values.config
+
+
 def test_a_stored_config_of_before_a_field_has_the_network_that_it_was():
     values = to_dict(Config())
     del values["model"]["decoder_width"]
     assert from_dict(values).model.decoder_width == 0
+
+
+def test_a_stored_config_of_0_1_has_its_fields_in_their_new_places():
+    values = to_dict(Config())
+    del values["loss"]["aux_weight"]
+    values["optim"]["aux_weight"] = 0.25
+    assert from_dict(values) == Config(loss=LossConfig(aux_weight=0.25))
+    assert values["optim"]["aux_weight"] == 0.25  # whose digest a receipt has
+    del values["loss"]
+    assert from_dict(values).loss.aux_weight == 0.25
 
 
 def test_a_stored_field_that_this_version_does_not_know_is_named():

@@ -15,8 +15,8 @@ import numpy as np
 import references
 import torch
 
-from deeplab_jax import losses
 from deeplab_jax.config import LossConfig
+from deeplab_jax.losses import cross_entropy
 
 CLASSES, SHAPE = 19, (4, 128, 256)
 WEIGHTS = tuple(0.8 + 0.4 * (7 * c % CLASSES) / CLASSES for c in range(CLASSES))
@@ -35,14 +35,11 @@ def logits_and_labels(ignored: float) -> tuple[np.ndarray, np.ndarray]:
 
 @jax.jit(static_argnames="settings")
 def ours(logits: jax.Array, labels: jax.Array, settings: tuple) -> tuple[jax.Array, jax.Array]:
-    config, valid = LossConfig(**dict(settings)), jnp.ones(len(labels), bool)
-    mask = losses.valid_pixels(labels, valid)
-    pixels = losses.normalizer(labels, mask, labels.size, config)
+    config = LossConfig(**dict(settings))
 
     def loss(logits: jax.Array) -> jax.Array:
-        if config.ohem_threshold:
-            return losses.mined_cross_entropy(logits, labels, mask, jnp.sum(valid), pixels, config) / pixels
-        return losses.cross_entropy(logits, labels, mask, config) / pixels
+        mean = cross_entropy(logits, labels, jnp.ones(labels.shape, bool), config)
+        return mean.total / mean.count
 
     return jax.value_and_grad(loss)(logits)
 

@@ -8,10 +8,11 @@ import fill
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from safetensors.numpy import save_file
 
 from deeplab_jax.checkpoints.store import restore_model, stored_config
-from deeplab_jax.config import Config, MeshConfig, OptimConfig
+from deeplab_jax.config import Config, LossConfig, MeshConfig, OptimConfig
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.runtime.mesh import make_mesh
 from deeplab_jax.train.optimizer import make_optimizer
@@ -20,7 +21,8 @@ from deeplab_jax.train.step import compile_train_step
 from deeplab_jax.weights import names, transfer
 
 # references/segmentation/train.py of torchvision; its rate of 0.02 is for 32 images.
-OPTIM = OptimConfig(lr=0.0025, power=0.9, momentum=0.9, weight_decay=1e-4, aux_weight=0.5, aux_lr_factor=10.0)
+OPTIM = OptimConfig(lr=0.0025, power=0.9, momentum=0.9, weight_decay=1e-4, aux_lr_factor=10.0)
+LOSS = LossConfig(aux_weight=0.5)
 STEPS, ROWS, SIZE = 5, 4, (97, 129)
 MEAN, STD = 128.0, 64.0  # exact in every precision, so that both start from the same image
 
@@ -64,7 +66,10 @@ class Ours:
             skipped=jnp.zeros((), jnp.int32),
         )
         self.compiled = compile_train_step(
-            make_mesh(MeshConfig(data=1)), config=Config(model=self.model, optim=OPTIM), model=model, optimizer=optimizer
+            make_mesh(MeshConfig(data=1)),
+            config=Config(model=self.model, loss=LOSS, optim=OPTIM),
+            model=model,
+            optimizer=optimizer,
         )
 
     def step(self, batch: dict[str, np.ndarray]) -> float:
@@ -72,7 +77,7 @@ class Ours:
         self.train_state, scalars = self.compiled(self.train_state, batch)
         if int(self.train_state.step) == 1:
             # The momentum's first value is the gradient plus the decay.
-            momentum = self.train_state.opt_state[1].trace
+            momentum = optax.tree.get(self.train_state.opt_state, "trace")
             self.first = jax.tree.map(lambda m, p: np.asarray(m) - OPTIM.weight_decay * p, momentum, before)
         return float(scalars["loss"])
 

@@ -25,7 +25,7 @@ import numpy as np
 import references
 import torch
 from live import GOLDEN, filled
-from steps import MEAN, OPTIM, STD, STEPS, Ours, errors, numbers, vanishing
+from steps import LOSS, MEAN, OPTIM, STD, STEPS, Ours, errors, numbers, vanishing
 from torch.nn.functional import cross_entropy, interpolate
 
 from deeplab_jax.models.backbones import resnet
@@ -63,7 +63,7 @@ class Torch:
         outputs = references.forward(self.network, x)
         sized = {name: interpolate(y, label.shape[1:], mode="bilinear", align_corners=False) for name, y in outputs.items()}
         parts = {name: cross_entropy(y, label, ignore_index=255) for name, y in sized.items()}
-        loss = parts["logits"] + OPTIM.aux_weight * parts.get("aux", 0.0)
+        loss = parts["logits"] + LOSS.aux_weight * parts.get("aux", 0.0)
         self.sgd.zero_grad()
         loss.backward()
         self.sgd.step()

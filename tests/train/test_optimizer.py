@@ -1,58 +1,128 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from deeplab_jax.config import OptimConfig
-from deeplab_jax.train.optimizer import make_optimizer, poly_schedule
+from deeplab_jax.errors import ConfigError
+from deeplab_jax.train.optimizer import apply_where, make_optimizer
+
+ADAMW = OptimConfig(name="adamw", schedule="cosine", lr=0.1, weight_decay=0.05, options=(("b2", 0.95),))
 
 
-def test_poly_schedule_against_values_worked_out_by_hand():
-    lr = poly_schedule(OptimConfig(lr=0.01, lr_end=0.001, power=2.0), steps=10)
-    assert [float(lr(s)) for s in (0, 5, 10, 12)] == pytest.approx([0.01, 0.001 + 0.009 / 4, 0.001, 0.001])
+def run(config, params, grads, applies=None):
+    """Parameters after an update with each of `grads`, where they apply, and the last state."""
+    optimizer = make_optimizer(config, steps=10)
+    state, after = optimizer.init(params), []
+    for each, does in zip(grads, applies or [True] * len(grads), strict=True):
+        params, state = apply_where(jnp.asarray(does), optimizer, each, state, params)
+        after.append(params)
+    return after, state
 
 
-def test_warm_up_rises_linearly_under_the_poly_curve():
-    lr = poly_schedule(OptimConfig(lr=1.0, power=1.0, warmup_steps=4), steps=10)
-    assert [float(lr(s)) for s in range(5)] == pytest.approx([0.25, 0.9 * 0.5, 0.8 * 0.75, 0.7, 0.6])
+def kernel(*values):
+    return {"conv": {"kernel": jnp.array(values)}}
 
 
 def test_two_steps_of_sgd_against_values_worked_out_by_hand():
-    # PyTorch's order: decay joins the gradient, then momentum, then the rate. Constant rate 0.1 (power tiny over many steps).
-    optimizer = make_optimizer(OptimConfig(lr=0.1, power=1e-9, momentum=0.5, weight_decay=0.1), steps=1000)
-    params = {"kernel": jnp.array([2.0])}
-    state = optimizer.init(params)
-    for expected in (2 - 0.1 * (1 + 0.2), 1.88 - 0.1 * (0.5 * 1.2 + 1 + 0.188)):
-        updates, state = optimizer.update({"kernel": jnp.array([1.0])}, state, params)
-        params = {"kernel": params["kernel"] + updates["kernel"]}
-        np.testing.assert_allclose(params["kernel"], [expected], rtol=1e-6)
+    # PyTorch's order: decay joins the gradient, then momentum, then the rate.
+    config = OptimConfig(lr=0.1, schedule="constant", momentum=0.5, weight_decay=0.1)
+    after, _ = run(config, kernel(2.0), [kernel(1.0)] * 2)
+    by_hand = [2 - 0.1 * (1 + 0.2), 1.88 - 0.1 * (0.5 * 1.2 + 1 + 0.188)]
+    np.testing.assert_allclose([params["conv"]["kernel"][0] for params in after], by_hand, rtol=1e-6)
 
 
-def test_an_update_that_does_not_apply_leaves_the_momentum_and_counts():
-    optimizer = make_optimizer(OptimConfig(weight_decay=0.1), steps=10)
-    params = {"kernel": jnp.array([2.0])}
-    _, state = optimizer.update({"kernel": jnp.array([1.0])}, optimizer.init(params), params)
-    _, after = optimizer.update({"kernel": jnp.array([jnp.nan])}, state, params, applies=jnp.array(False))
-    (momentum,), (expected,) = ([x for x in jax.tree.leaves(tree) if x.dtype == jnp.float32] for tree in (after, state))
-    np.testing.assert_array_equal(momentum, expected)
-    assert [int(x) for x in jax.tree.leaves(after) if x.dtype == jnp.int32] == [2]
+def test_five_steps_of_adamw_under_cosine_are_those_of_the_paper():
+    """Algorithm 2 of 1711.05101 with the schedule's multiplier as learning rate, in float64."""
+    params = kernel(2.0, -3.0, 0.5)
+    after, _ = run(ADAMW, params, [jax.tree.map(lambda p, k=k: jnp.sin(k + p), params) for k in range(5)])
+    p = start = np.array([2.0, -3.0, 0.5])
+    m = v = np.zeros(3)
+    for t in range(1, 6):
+        g = np.sin(t - 1 + start)
+        m, v = 0.9 * m + 0.1 * g, 0.95 * v + 0.05 * g**2
+        lr = 0.1 * (1 + np.cos(np.pi * (t - 1) / 10)) / 2
+        p = p - lr * (m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.95**t)) + 1e-8) + 0.05 * p)
+        np.testing.assert_allclose(after[t - 1]["conv"]["kernel"], p, rtol=1e-6)
 
 
+@pytest.mark.parametrize("config", [OptimConfig(), ADAMW, OptimConfig(name="lamb")], ids=lambda config: config.name)
+def test_an_update_that_does_not_apply_is_as_if_it_had_not_been_but_for_the_schedule(config):
+    """Not the loss of a batch but the rate of a step follows from its number."""
+    bad, params = kernel(jnp.nan), kernel(2.0)
+    after, state = run(config, params, [kernel(1.0), bad, bad], [True, False, False])
+    alone, expected = run(config, params, [kernel(1.0)])
+    jax.tree.map(np.testing.assert_array_equal, after[1:], alone * 2)
+    assert isinstance(state[1][-1], optax.ScaleByScheduleState)
+    assert state[1][-1].count == 3
+    jax.tree.map(
+        np.testing.assert_array_equal, (state[0], state[1][:-1], state[2]), (expected[0], expected[1][:-1], expected[2])
+    )
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
 @pytest.mark.parametrize("decays", [True, False])
-def test_norm_and_bias_decay_by_switch(decays):
-    optimizer = make_optimizer(OptimConfig(weight_decay=0.1, decay_norm_and_bias=decays), steps=10)
+def test_norm_and_bias_decay_by_switch(name, decays):
+    config = OptimConfig(name=name, weight_decay=0.1, decay_norm_and_bias=decays)
     params = {"conv": {"kernel": jnp.ones(1), "bias": jnp.ones(1)}, "bn": {"scale": jnp.ones(1)}}
-    zeros = {"conv": {"kernel": jnp.zeros(1), "bias": jnp.zeros(1)}, "bn": {"scale": jnp.zeros(1)}}
-    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
-    assert updates["conv"]["kernel"] < 0
-    assert (updates["conv"]["bias"] < 0) == decays
-    assert (updates["bn"]["scale"] < 0) == decays
+    (after,), _ = run(config, params, [jax.tree.map(jnp.zeros_like, params)])
+    assert after["conv"]["kernel"] < 1
+    assert (after["conv"]["bias"] < 1) == decays
+    assert (after["bn"]["scale"] < 1) == decays
 
 
-def test_the_auxiliary_head_has_a_rate_of_its_own():
-    optimizer = make_optimizer(OptimConfig(lr=0.1, aux_lr_factor=10.0), steps=10)
+@pytest.mark.parametrize("name", ["sgd", "adamw", "rmsprop"])
+def test_the_tree_of_the_state_does_not_depend_on_switches(name):
+    """Or a checkpoint would not fit a run that changes one."""
+    configs = [
+        OptimConfig(name=name, decay_norm_and_bias=decays, weight_decay=decay, schedule=schedule, momentum=momentum)
+        for decays, decay, schedule, momentum in (
+            (True, 0.1, "poly", 0.9),
+            (False, 0.1, "cosine", 0.0),
+            (True, 0.0, "poly", 0.9),
+        )
+    ]
+    trees = [jax.tree.structure(make_optimizer(config, 10).init(kernel(1.0))) for config in configs]
+    assert trees[0] == trees[1] == trees[2]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_the_auxiliary_head_has_a_rate_of_its_own(name):
+    config = OptimConfig(name=name, lr=0.1, aux_lr_factor=10.0)
     params = {"aux_conv": {"kernel": jnp.zeros(1)}, "classifier": {"kernel": jnp.zeros(1)}}
-    ones = {"aux_conv": {"kernel": jnp.ones(1)}, "classifier": {"kernel": jnp.ones(1)}}
-    updates, _ = optimizer.update(ones, optimizer.init(params), params)
-    np.testing.assert_allclose(updates["aux_conv"]["kernel"], [-1.0], rtol=1e-6)
-    np.testing.assert_allclose(updates["classifier"]["kernel"], [-0.1], rtol=1e-6)
+    (after,), _ = run(config, params, [jax.tree.map(jnp.ones_like, params)])
+    np.testing.assert_allclose(after["aux_conv"]["kernel"], 10 * after["classifier"]["kernel"], rtol=1e-6)
+    np.testing.assert_allclose(after["classifier"]["kernel"], -0.1, rtol=1e-5)  # float32, 1 - b2 has five digits
+
+
+@pytest.mark.parametrize("name", ["lion", "lamb", "rmsprop", "adafactor", "novograd", "radam", "yogi", "lars"])
+def test_other_optimizers_of_optax_need_no_line_of_ours(name):
+    (after,), _ = run(OptimConfig(name=name), kernel(2.0), [kernel(1.0)])
+    assert after["conv"]["kernel"] < 2
+
+
+def test_options_have_optaxs_names():
+    (plain,), (nesterov,) = (
+        run(OptimConfig(lr=0.1, weight_decay=0.0, momentum=0.5, options=options), kernel(2.0), [kernel(1.0)])[0]
+        for options in ((), (("nesterov", True),))
+    )
+    assert plain["conv"]["kernel"][0] == pytest.approx(2 - 0.1)
+    assert nesterov["conv"]["kernel"][0] == pytest.approx(2 - 0.1 * (1 + 0.5))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "sdg"}, r"`optim.name` \(='sdg'\) is no optimizer of optax: use sgd, adamw"),
+        ({"name": "GradientTransformation"}, "`optim.name`"),
+        ({"options": (("b1", 0.5),)}, r"`optim.options` \(=\(\('b1', 0.5\),\)\).*optax.sgd takes no 'b1', use .*nesterov"),
+        ({"options": (("learning_rate", 0.5),)}, "`optim.options`"),
+        ({"options": (("mask", 1),), "name": "adamw"}, "`optim.options`"),
+        ({"schedule": "step"}, "`optim.schedule`"),
+    ],
+)
+def test_mistakes_are_one_line(fields, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        make_optimizer(OptimConfig(**fields), steps=10)
+    assert "\n" not in str(caught.value)

@@ -1,18 +1,21 @@
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import tiny_model
 from flax import linen as nn
 
+from deeplab_jax.checkpoints.store import Checkpoints
 from deeplab_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import DeepLabV3, Outputs
 from deeplab_jax.runtime.mesh import make_mesh, place, replicated
 from deeplab_jax.train.optimizer import make_optimizer
-from deeplab_jax.train.state import init_state
+from deeplab_jax.train.state import init_state, state_digest
 from deeplab_jax.train.step import compile_train_step
 
 LABELS = LabelSet("plain", ("a", "b", "c"), ((1, 0, 0), (0, 1, 0), (0, 0, 1)))
@@ -41,14 +44,16 @@ class Pixels(nn.Module):
 
 
 @functools.cache
-def compiled(data=1, spatial=1, height=64, micro_batches=1, network=DeepLabV3, loss=(), photometric=False, **switches):
+def compiled(
+    data=1, spatial=1, height=64, micro_batches=1, network=DeepLabV3, loss=(), optim=(), photometric=False, **switches
+):
     """(mesh, initial state, step) of a tiny network; compiling is what these tests take."""
     mesh = make_mesh(MeshConfig(data, spatial))
     config = Config(
         labels=LABELS,
         model=tiny_model(**{"output_stride": 8, "aux_head": True, "dropout": 0.0, "aux_dropout": 0.0} | switches),
         data=DataConfig(crop_size=(height, 32), photometric=photometric),
-        optim=OptimConfig(lr=LR, weight_decay=0.0, aux_weight=0.4, ema_decay=0.15),
+        optim=OptimConfig(**{"lr": LR, "weight_decay": 0.0, "ema_decay": 0.15} | dict(optim)),
         train=TrainConfig(micro_batches=micro_batches),
         loss=LossConfig(**dict(loss)),
     )
@@ -93,7 +98,8 @@ def test_one_batch_is_learnt_to_near_zero_loss_with_one_compilation():
 
 def assert_only_counters_moved(before, after, skipped):
     assert after.step == before.step + 1
-    assert after.opt_state[2].count == before.opt_state[2].count + 1  # the learning rate follows the steps
+    count = functools.partial(optax.tree.get, key="count")
+    assert count(after.opt_state) == count(before.opt_state) + 1  # the learning rate follows the steps
     assert after.skipped == before.skipped + skipped
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         if old.dtype != np.int32:
@@ -215,7 +221,7 @@ def test_the_loss_of_the_config_on_any_devices(loss):
     model, params = Pixels(tiny_model(), 3), alone.get().params
     mean, std = (np.array(x, np.float32) for x in (model.config.mean, model.config.std))
     outputs = model.apply({"params": params, "batch_stats": {"none": 0.0}}, (sample["image"] - mean) / std, True)
-    without = LossConfig(settings.class_weights, settings.label_smoothing, normalizer=settings.normalizer)
+    without = dataclasses.replace(settings, ohem_threshold=0.0)
     expected = head_loss(outputs.logits, sample, settings) + 0.4 * head_loss(outputs.aux, sample, without)
     row = alone.run(sample)
     assert row["loss"] == pytest.approx(expected, rel=1e-5)  # float32
@@ -242,6 +248,49 @@ def test_micro_batches_share_the_normaliser_of_class_weights():
     whole, parts = (Trainer(network=Pixels, loss=(*WEIGHTED, ALL), micro_batches=count) for count in (1, 2))
     assert whole.run(sample) == pytest.approx(parts.run(sample), rel=1e-5)
     assert distance(parts.get().params, whole.get().params) < 1e-6
+
+
+BOTH = (("terms", ("cross_entropy", "dice")), ("weights", (1.0, 0.5)))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"data": 4}, {"data": 2, "spatial": 2}, {"micro_batches": 2}, {"data": 2, "micro_batches": 2}]
+)
+def test_a_sum_of_losses_depends_neither_on_devices_nor_on_micro_batches(settings):
+    alone, together = (Trainer(network=Pixels, loss=BOTH, height=65, **each) for each in ({}, settings))
+    sample = partly_ignored(height=65)
+    sample["label"][1] = 255  # an image that counts for no loss
+    for _ in range(3):
+        assert together.run(sample) == pytest.approx(alone.run(sample), rel=1e-5)  # float32
+    assert distance(together.get().params, alone.get().params) < 1e-6
+
+
+def test_a_sum_of_losses_is_that_of_each_by_its_weight():
+    sample = partly_ignored()
+    both, first, second = (
+        Trainer(network=Pixels, loss=loss).run(sample)["loss"] for loss in (BOTH, (), (("terms", ("dice",)),))
+    )
+    assert both == pytest.approx(first + 0.5 * second, rel=1e-6)  # float32
+
+
+ADAMW = (("name", "adamw"), ("schedule", "cosine"), ("lr", 1e-2), ("weight_decay", 0.05))
+
+
+def test_a_run_under_adamw_and_cosine_learns_and_goes_on_from_a_checkpoint_to_the_bit(tmp_path):
+    whole, parts = (Trainer(network=Pixels, optim=ADAMW) for _ in range(2))
+    rows = [whole.run(batch()) for _ in range(40)]
+    assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
+    for _ in range(20):
+        parts.run(batch())
+    config = Config(optim=OptimConfig(ema_decay=0.15))
+    with Checkpoints(str(tmp_path), config) as checkpoints:
+        checkpoints.save(parts.state, 20, None)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), parts.state)
+    with Checkpoints(str(tmp_path), config) as checkpoints:
+        parts.put(checkpoints.restore(abstract))
+    for _ in range(20):
+        parts.run(batch())
+    assert state_digest(parts.get()) == state_digest(whole.get())
 
 
 def test_an_update_that_is_not_finite_is_not_mined_away():

@@ -1,0 +1,49 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deeplab_jax.config import LossConfig
+from deeplab_jax.losses import dice
+
+
+def mean_loss(logits, labels):
+    labels = jnp.asarray(labels, jnp.uint8)
+    mean = dice(logits, labels, jnp.ones(labels.shape, bool), LossConfig())
+    return mean.total / mean.count
+
+
+def of_probabilities(probability, labels):
+    return float(mean_loss(jnp.log(jnp.asarray(probability, jnp.float32)), labels))
+
+
+def test_against_values_worked_out_by_hand():
+    # The middle pixel is ignored. Class 0: 2 (1/4) / (3/4 + 1) = 2/7; class 1: 2 (1/2) / (5/4 + 1) = 4/9.
+    image = [[[1 / 4, 3 / 4], [0.1, 0.9], [1 / 2, 1 / 2]]]
+    assert of_probabilities([image], [[[0, 255, 1]]]) == pytest.approx(1 - (2 / 7 + 4 / 9) / 2)
+    # Class 1 is not in the labels: class 0 alone, 2 (3/4) / (3/4 + 2).
+    assert of_probabilities([image], [[[0, 255, 0]]]) == pytest.approx(1 - 6 / 11)
+    # Of two images the mean; of one with ignored pixels alone nothing.
+    by_image = [[[0, 255, 1]], [[0, 255, 0]], [[255, 255, 255]]]
+    assert of_probabilities([image] * 3, by_image) == pytest.approx(1 - (2 / 7 + 4 / 9) / 4 - 3 / 11)
+
+
+def test_what_is_right_everywhere_has_no_loss_and_what_is_wrong_everywhere_has_one():
+    labels = np.array([[[0, 1], [2, 255]]])
+    one_hot = np.eye(3)[np.minimum(labels, 2)]
+    assert of_probabilities(one_hot + 1e-30, labels) == pytest.approx(0, abs=1e-6)
+    assert of_probabilities(one_hot[..., [1, 2, 0]] + 1e-30, labels) == pytest.approx(1)
+
+
+def test_equals_segmentation_models_pytorch():
+    """DiceLoss("multiclass", ignore_index=255) of segmentation_models.pytorch 0.6.0 in float64, of each image alone.
+
+    Loss, and sum of the gradient's absolute values. The second image shows three of five classes, over which theirs is a mean.
+    """
+    logits = 3 * np.sin(np.arange(120.0) ** 2).reshape(2, 3, 4, 5)
+    labels = np.arange(24).reshape(2, 3, 4) % 7
+    labels = np.where(labels < np.array([5, 3])[:, None, None], labels, 255)
+    theirs = np.array([[0.9589773629624201, 0.07523730294694891], [0.5224918187098415, 0.11072061349092528]])
+    loss, gradient = jax.value_and_grad(mean_loss)(logits.astype(np.float32), labels)
+    expected = (theirs[0] + theirs[1] * 5 / 3) / 2
+    assert [loss, np.abs(gradient).sum()] == pytest.approx(expected, rel=1e-5)  # float32
