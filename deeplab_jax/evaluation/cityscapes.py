@@ -59,7 +59,7 @@ def is_official(label_set: LabelSet) -> bool:
     return (label_set.names, label_set.class_ids) == (CITYSCAPES.names, CITYSCAPES.class_ids)
 
 
-def instance_counts(prediction: UInt8[np.ndarray, "h w"], instances: UInt16[np.ndarray, "h w"]) -> Float[np.ndarray, "3 19"]:
+def instance_counts(prediction: UInt8[np.ndarray, "h w"], instances: UInt16[np.ndarray, "h w"]) -> Int[np.ndarray, "3 19"]:
     """Count how well one image's instances are met, by their class.
 
     Args:

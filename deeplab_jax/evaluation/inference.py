@@ -17,7 +17,7 @@ from deeplab_jax.evaluation import metrics
 from deeplab_jax.evaluation.windows import Network, slide
 from deeplab_jax.models import DeepLabV3, normalize
 from deeplab_jax.models.extent import split_rows
-from deeplab_jax.models.operations import interpreted_by
+from deeplab_jax.models.operations import AnyArray, interpreted_by
 from deeplab_jax.models.resize import Length, resize_by_gather, resize_like
 from deeplab_jax.runtime import hosts
 from deeplab_jax.runtime.compilation import Programs, lean_options
@@ -101,7 +101,7 @@ def predict_and_count(
 
 def average_views(
     network: Network,
-    images: Float[Array, "n h w c"],
+    images: Float[AnyArray, "n h w c"],
     num_classes: int,
     *,
     scales: tuple[float, ...],
@@ -149,8 +149,10 @@ def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
     return max(int(size[0] * scale + 0.5), 1), max(int(size[1] * scale + 0.5), 1)
 
 
-def _resize(x: Float[Array, "n h w c"], height: Length, width: Length, align_corners: bool = False) -> Array:
-    return x if x.shape[1:3] == (height, width) else resize_by_gather(x, height, width, align_corners=align_corners)
+def _resize(x: Float[AnyArray, "n h w c"], height: Length, width: Length, align_corners: bool = False) -> Array:
+    return (
+        jnp.asarray(x) if x.shape[1:3] == (height, width) else resize_by_gather(x, height, width, align_corners=align_corners)
+    )
 
 
 def jit_by_config(function: Any, config: Config) -> Any:

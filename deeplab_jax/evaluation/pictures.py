@@ -1,5 +1,7 @@
 """Images as callers give them, label maps as they are drawn, and the files of both."""
 
+from typing import Any
+
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
@@ -10,7 +12,7 @@ from deeplab_jax.files import replacing
 from deeplab_jax.labels import LabelSet
 
 
-def require_images(images: UInt8[np.ndarray, "n 3 h w"]) -> UInt8[np.ndarray, "n 3 h w"]:
+def require_images(images: Any) -> UInt8[np.ndarray, "n 3 h w"]:
     """Return `images` as an array.
 
     Raises:

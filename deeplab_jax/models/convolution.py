@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from deeplab_jax.models import winograd
-from deeplab_jax.models.operations import operation
+from deeplab_jax.models.operations import AnyArray, operation
 from deeplab_jax.models.products import multiply, outer
 
 # Bytes of input that the product of a tap copies at a time.
@@ -26,7 +26,7 @@ ConvForm = Literal["auto", "xla", "mixed", "products", "winograd", "shifts"]
 @operation
 def conv2d(
     x: Float[Array, "n h w c"],
-    kernel: Float[Array, "kh kw c2 k"],
+    kernel: Float[AnyArray, "kh kw c2 k"],
     *,
     stride: int = 1,
     rate: int = 1,
@@ -48,7 +48,7 @@ def conv2d(
       ValueError: the form is not for this kernel and stride.
     """
     convolve = choose_convolution(kernel.shape, x.shape, x.dtype, stride, rate, form)
-    return convolve(x, kernel.astype(x.dtype), stride, rate, reach_of(kernel.shape, rate))
+    return convolve(x, jnp.astype(kernel, x.dtype), stride, rate, reach_of(kernel.shape, rate))
 
 
 def reach_of(kernel_shape: tuple[int, ...], rate: int) -> int:

@@ -14,6 +14,7 @@ from deeplab_jax.models.aspp import ASPP, ConvBNReLU
 from deeplab_jax.models.backbones import find_backbone
 from deeplab_jax.models.decoder import Decoder
 from deeplab_jax.models.layers import Conv, Dropout, at_least_float32
+from deeplab_jax.models.operations import AnyArray
 
 
 class Outputs(NamedTuple):
@@ -41,7 +42,7 @@ class DeepLabV3(nn.Module):
     num_classes: int
 
     @nn.compact
-    def __call__(self, images: Float[Array, "n h w 3"], train: bool) -> Outputs:
+    def __call__(self, images: Float[AnyArray, "n h w 3"], train: bool) -> Outputs:
         """Return the logits of normalised images of any size.
 
         Args:
@@ -69,7 +70,7 @@ class DeepLabV3(nn.Module):
         return Conv(self.num_classes, use_bias=True, dtype=dtype, kernel_init=nn.initializers.normal(0.01), name=name)(x)
 
 
-def normalize(images: Real[Array, "n h w 3"], mean: tuple[float, ...], std: tuple[float, ...]) -> Float[Array, "n h w 3"]:
+def normalize(images: Real[AnyArray, "n h w 3"], mean: tuple[float, ...], std: tuple[float, ...]) -> Float[Array, "n h w 3"]:
     """Return (image - mean) / std in float32, both in units of 0-255."""
     scale = 1 / jnp.asarray(std, jnp.float32)
-    return (images.astype(jnp.float32) - jnp.asarray(mean, jnp.float32)[None, None, None]) * scale[None, None, None]
+    return (jnp.astype(images, jnp.float32) - jnp.asarray(mean, jnp.float32)[None, None, None]) * scale[None, None, None]

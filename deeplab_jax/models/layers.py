@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from deeplab_jax.models.convolution import conv2d
-from deeplab_jax.models.operations import operation
+from deeplab_jax.models.operations import AnyArray, operation
 
 Initializer = Callable[..., Array]
 
@@ -113,10 +113,10 @@ class Dropout(nn.Module):
 @operation
 def batch_norm(
     x: Float[Array, "n h w c"],
-    mean: Float[Array, " c"],
-    var: Float[Array, " c"],
-    scale: Float[Array, " c"],
-    bias: Float[Array, " c"],
+    mean: Float[AnyArray, " c"],
+    var: Float[AnyArray, " c"],
+    scale: Float[AnyArray, " c"],
+    bias: Float[AnyArray, " c"],
     epsilon: float,
 ) -> Float[Array, "n h w c"]:
     """Return (x - mean) / sqrt(var + epsilon) * scale + bias, in x's dtype."""
@@ -178,7 +178,7 @@ def cast(x: Float[Array, "*s"], dtype: Any) -> Float[Array, "*s"]:
 
 
 @operation
-def add_bias(x: Float[Array, "n h w c"], bias: Float[Array, " c"]) -> Float[Array, "n h w c"]:
+def add_bias(x: Float[Array, "n h w c"], bias: Float[AnyArray, " c"]) -> Float[Array, "n h w c"]:
     """Add a number to each channel, in x's dtype."""
     return x + bias.astype(x.dtype)[None, None, None]
 

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
+
+AnyArray = jax.Array | np.ndarray  # of variables: those of a checkpoint are NumPy's
 
 # A user context is part of the key of JAX's caches: programs that were traced under different interpreters are never mixed up.
 _INTERPRETER = jax.make_user_context(None)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from deeplab_jax.models.operations import operation
+from deeplab_jax.models.operations import AnyArray, operation
 
 Length = Any  # an int, or symbolic in an export for images of any size
 
@@ -22,7 +22,7 @@ def resize_like(
 
 
 def resize_bilinear(
-    x: Float[Array, "n h w c"], height: Length, width: Length, *, align_corners: bool = False
+    x: Float[AnyArray, "n h w c"], height: Length, width: Length, *, align_corners: bool = False
 ) -> Float[Array, "n height width c"]:
     """Resize bilinearly, without antialiasing, as both references do.
 
@@ -46,7 +46,7 @@ def _aligned(size: int, new_size: int) -> Float[Array, "2"]:
 
 
 def resize_by_gather(
-    x: Float[Array, "n h w c"], height: Length, width: Length, *, align_corners: bool = False
+    x: Float[AnyArray, "n h w c"], height: Length, width: Length, *, align_corners: bool = False
 ) -> Float[Array, "n height width c"]:
     """Do what `resize_bilinear` does, for predictions: each value is read from its neighbours, not multiplied by a matrix.
 

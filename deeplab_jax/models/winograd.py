@@ -27,7 +27,7 @@ def multiplications(height: int, width: int, rate: int) -> int:
 
 
 def convolve(
-    x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c k"], rate: int, pad: int, *, turned: bool = False
+    x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 _ _"], rate: int, pad: int, *, turned: bool = False
 ) -> Float[Array, "n h2 w k"]:
     """The convolution at stride 1.
 
@@ -80,7 +80,7 @@ def _tiles(size: int, rate: int) -> int:
 # A transform along one axis turns 3 taps, 4 inputs or 2 outputs into 4 positions or back; along both axes it is done twice.
 
 
-def _kernel_grid(kernel: Float[Array, "3 3 c k"]) -> Grid:
+def _kernel_grid(kernel: Float[Array, "3 3 _ _"]) -> Grid:
     def spread(k0: Array, k1: Array, k2: Array) -> tuple[Array, ...]:
         return k0, 0.5 * (k0 + k1 + k2), 0.5 * (k0 - k1 + k2), k2
 

@@ -26,11 +26,11 @@ class TrainState(struct.PyTreeNode):
       ema_params: an exponential moving average of `params`, float32; None in a run without one.
     """
 
-    step: jax.Array
+    step: Any
     params: Any
     batch_stats: Any
     opt_state: "optax.OptState"
-    skipped: jax.Array
+    skipped: Any
     ema_params: Any = None
 
 

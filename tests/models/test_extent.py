@@ -150,7 +150,7 @@ def test_batch_statistics_and_the_mean_of_an_image(height):
 
 
 def test_dropout_drops_the_same_values():
-    x = np.ones((2, 13, 6, 3), np.float32)
+    x = jnp.ones((2, 13, 6, 3))
 
     def drop(x):
         return Dropout(0.4).apply({}, x, True, rngs={"dropout": jax.random.key(1)})

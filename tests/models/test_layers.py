@@ -132,7 +132,7 @@ def test_taps_are_added_in_float32_under_bfloat16():
 
 def test_symbolic_sizes_fall_back_to_xla():
     (h,) = jax.export.symbolic_shape("h")
-    assert convolution._fastest_form((3, 3, 8, 8), (1, h, 8, 8), jnp.float32, 1, 12) == "xla"
+    assert convolution._fastest_form((3, 3, 8, 8), (1, h, 8, 8), jnp.dtype(jnp.float32), 1, 12) == "xla"
 
 
 @pytest.mark.parametrize("form", ["products", "winograd"])
@@ -175,7 +175,7 @@ def test_minimal_filtering_takes_fewer_multiplications():
     ],
 )
 def test_the_form_is_chosen_by_the_work_that_it_saves(kernel, shape, dtype, stride, rate, form):
-    assert convolution._fastest_form(kernel, shape, dtype, stride, rate) == form
+    assert convolution._fastest_form(kernel, shape, jnp.dtype(dtype), stride, rate) == form
 
 
 def test_batch_norm_keeps_the_running_statistics_that_pytorch_keeps():
