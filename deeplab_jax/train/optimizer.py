@@ -14,12 +14,11 @@ from deeplab_jax.train.schedules import make_schedule
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Return optax's optimizer of the config, under its schedule.
+    """Return optax's optimizer of the config, under its schedule, for gradients that have been through `add_penalty`.
 
-    Weight decay is decoupled where the optimizer takes `weight_decay` and `mask` (adamw, lamb, lion); elsewhere it is an L2
-    penalty, added to the gradient. So "sgd" is torch.optim.SGD without dampening: g += weight_decay * p; m = momentum * m + g;
-    p -= lr(step) * m. The auxiliary head's updates are `aux_lr_factor` times as large, as a parameter group with a learning
-    rate of its own makes them in PyTorch.
+    So "sgd" is torch.optim.SGD without dampening: g += weight_decay * p; m = momentum * m + g; p -= lr(step) * m. The auxiliary
+    head's updates are `aux_lr_factor` times as large, as a parameter group with a learning rate of its own makes them in
+    PyTorch.
 
     Raises:
       ConfigError: there is no such optimizer or schedule, or the optimizer takes no such option.
@@ -33,16 +32,20 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
         )
     if "momentum" in takes:
         options = {"momentum": config.momentum} | options
-    # Both masks are trees of bools: which one it is must not change the state's tree.
-    mask = _everything if config.decay_norm_and_bias else _kernels
-    penalty = optax.add_decayed_weights(config.weight_decay, mask)
-    if {"weight_decay", "mask"} <= takes:
-        penalty, options = optax.identity(), {"weight_decay": config.weight_decay, "mask": mask} | options
+    if _decays_by_itself(takes):
+        options = {"weight_decay": config.weight_decay, "mask": _decay_mask(config)} | options
     return optax.chain(
-        penalty,
         make(learning_rate=make_schedule(config, steps), **options),
         optax.stateless(lambda updates, _: _scale_aux_head(updates, config.aux_lr_factor)),
     )
+
+
+def add_penalty(config: OptimConfig, grads: PyTree, params: PyTree) -> PyTree:
+    """Return the gradients with the L2 penalty's; as they are where the optimizer has a weight decay of its own, decoupled."""
+    if _decays_by_itself(_find(config.name)[1]):
+        return grads
+    penalty = optax.add_decayed_weights(config.weight_decay, _decay_mask(config))
+    return penalty.update(grads, penalty.init(params), params)[0]
 
 
 def _find(name: str) -> tuple[Callable[..., optax.GradientTransformation], set[str]]:
@@ -52,6 +55,15 @@ def _find(name: str) -> tuple[Callable[..., optax.GradientTransformation], set[s
     if "learning_rate" not in takes:
         raise ConfigError(f"`optim.name` (={name!r}) is no optimizer of optax: use sgd, adamw, lion, lamb or another")
     return make, takes - {"learning_rate"}
+
+
+def _decays_by_itself(takes: set[str]) -> bool:
+    return {"weight_decay", "mask"} <= takes
+
+
+def _decay_mask(config: OptimConfig) -> Callable[[PyTree], PyTree]:
+    """Return a function from parameters to which of them decay. Always one: the state's tree must not depend on the switch."""
+    return _everything if config.decay_norm_and_bias else _kernels
 
 
 def apply_where(

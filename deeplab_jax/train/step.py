@@ -21,7 +21,7 @@ from deeplab_jax.models.operations import interpreted_by
 from deeplab_jax.models.resize import resize_like
 from deeplab_jax.runtime.compilation import lean_options
 from deeplab_jax.runtime.mesh import batch_shardings, replicated
-from deeplab_jax.train.optimizer import apply_where
+from deeplab_jax.train.optimizer import add_penalty, apply_where
 from deeplab_jax.train.photometric import distort
 from deeplab_jax.train.state import TrainState
 
@@ -72,6 +72,7 @@ def train_step(
     is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     counted = jnp.sum(mask & (labels != IGNORE))
     applies = is_finite & (counted > 0)
+    grads = add_penalty(config.optim, grads, state.params)
     params, opt_state = apply_where(applies, optimizer, grads, state.opt_state, state.params)
     average = state.ema_params and _moving_average(state.ema_params, params, state.step, config.optim.ema_decay)
     state = TrainState(
