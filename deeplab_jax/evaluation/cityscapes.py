@@ -59,7 +59,7 @@ def is_official(label_set: LabelSet) -> bool:
     return (label_set.names, label_set.class_ids) == (CITYSCAPES.names, CITYSCAPES.class_ids)
 
 
-def instance_counts(prediction: UInt8[np.ndarray, "h w"], instances: UInt16[np.ndarray, "h w"]) -> Int[np.ndarray, "3 19"]:
+def instance_counts(prediction: UInt8[np.ndarray, "h w"], instances: UInt16[np.ndarray, "h w"]) -> Float[np.ndarray, "3 19"]:
     """Count how well one image's instances are met, by their class.
 
     Args:
@@ -79,7 +79,8 @@ def instance_counts(prediction: UInt8[np.ndarray, "h w"], instances: UInt16[np.n
     hits = (predicted == truth, _CATEGORY[predicted] == _CATEGORY[truth])
     shares = [np.bincount(ids[hit], minlength=sizes.size)[present] / sizes[present] for hit in hits]
     rows = (np.ones(present.size), *shares)
-    return np.stack([np.bincount(classes, row, minlength=CITYSCAPES.num_classes) for row in rows])
+    counts = np.stack([np.bincount(classes, row, minlength=CITYSCAPES.num_classes) for row in rows])
+    return counts.astype(np.float64)  # of nothing, NumPy counts integers
 
 
 def scores(confusion: Int[np.ndarray, "19 19"], instances: Float[np.ndarray, "3 19"] | None = None) -> Scores:

@@ -17,8 +17,8 @@ from deeplab_jax.evaluation import metrics
 from deeplab_jax.evaluation.windows import Network, slide
 from deeplab_jax.models import DeepLabV3, normalize
 from deeplab_jax.models.extent import split_rows
-from deeplab_jax.models.operations import AnyArray, interpreted_by
-from deeplab_jax.models.resize import Length, resize_by_gather, resize_like
+from deeplab_jax.models.operations import AnyArray, Length, interpreted_by
+from deeplab_jax.models.resize import resize_by_gather, resize_like
 from deeplab_jax.runtime import hosts
 from deeplab_jax.runtime.compilation import Programs, lean_options
 from deeplab_jax.runtime.mesh import replicated

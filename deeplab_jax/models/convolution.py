@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from deeplab_jax.models import winograd
-from deeplab_jax.models.operations import AnyArray, operation
+from deeplab_jax.models.operations import AnyArray, Length, operation
 from deeplab_jax.models.products import multiply, outer
 
 # Bytes of input that the product of a tap copies at a time.
@@ -58,7 +58,7 @@ def reach_of(kernel_shape: tuple[int, ...], rate: int) -> int:
 
 def choose_convolution(
     kernel_shape: tuple[int, ...],
-    x_shape: tuple[int, ...],
+    x_shape: tuple[Length, ...],
     dtype: jnp.dtype,
     stride: int,
     rate: int,
@@ -67,7 +67,7 @@ def choose_convolution(
     """Return the function of (x, kernel in x's dtype, stride, rate, zero rows above and below x) that convolves.
 
     Args:
-      kernel_shape, x_shape: of the arguments of `conv2d`.
+      kernel_shape, x_shape: of the arguments of `conv2d`; the second may be symbolic.
       dtype: of x.
       stride, rate, form: see `conv2d`.
 
@@ -85,7 +85,7 @@ def choose_convolution(
 
 
 def _fastest_form(
-    kernel_shape: tuple[int, ...], x_shape: tuple[int, ...], dtype: jnp.dtype, stride: int, rate: int
+    kernel_shape: tuple[int, ...], x_shape: tuple[Length, ...], dtype: jnp.dtype, stride: int, rate: int
 ) -> ConvForm:
     """Accelerators have convolutions of their own; symbolic sizes leave no choice. On CPUs fewer multiplications decide."""
     if jax.default_backend() != "cpu" or not all(isinstance(size, int) for size in x_shape):

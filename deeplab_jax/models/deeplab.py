@@ -51,7 +51,7 @@ class DeepLabV3(nn.Module):
         """
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        features = find_backbone(c.backbone).make(c)(images, train)
+        features = find_backbone(c.backbone).make(c)(jnp.asarray(images), train)
         rates = tuple(int(rate) for rate in aspp_rates(c.atrous_rates, c.output_stride))
         x = ASPP(rates, c.aspp_width, c.fusion, c.dropout, dtype, name="aspp")(features.last, train)
         if c.decoder_width:

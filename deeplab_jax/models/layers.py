@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from deeplab_jax.models.convolution import conv2d
-from deeplab_jax.models.operations import AnyArray, operation
+from deeplab_jax.models.operations import AnyArray, Length, operation
 
 Initializer = Callable[..., Array]
 
@@ -303,7 +303,7 @@ def pad_with_infinity(x: Float[Array, "n h w c"], axis: int) -> Array:
     return lax.pad(x, jnp.array(-jnp.inf, x.dtype), margins)
 
 
-def max_of_three(padded: Float[Array, "n h w c"], size: int, axis: int) -> Array:
+def max_of_three(padded: Float[Array, "n h w c"], size: Length, axis: int) -> Array:
     """Return the maxima of three neighbours along `axis`, at stride 2."""
     x, *others = (lax.slice_in_dim(padded, i, i + 2 * size - 1, 2, axis) for i in range(3))
     for other in others:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 AnyArray = jax.Array | np.ndarray  # of variables: those of a checkpoint are NumPy's
+Length = Any  # a height or width: an int, or symbolic in an export for images of any size
 
 # A user context is part of the key of JAX's caches: programs that were traced under different interpreters are never mixed up.
 _INTERPRETER = jax.make_user_context(None)

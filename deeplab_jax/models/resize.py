@@ -1,15 +1,11 @@
 """Bilinear resizing of logits, NHWC: by matrices where gradients are wanted, by neighbours for predictions."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from deeplab_jax.models.operations import AnyArray, operation
-
-Length = Any  # an int, or symbolic in an export for images of any size
+from deeplab_jax.models.operations import AnyArray, Length, operation
 
 
 @operation
@@ -55,6 +51,7 @@ def resize_by_gather(
     """
     if not all(isinstance(size, int) for size in (*x.shape[1:3], height, width)):
         return resize_bilinear(x, height, width, align_corners=align_corners)
+    x = jnp.asarray(x)
     for axis, new_size in ((1, height), (2, width)):
         size = x.shape[axis]
         if size == new_size:

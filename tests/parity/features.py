@@ -33,7 +33,7 @@ def ours(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         variables = transfer.pretrained_variables(config, lambda _: None)
     network = find_backbone(config.model.backbone).make(config.model)
     own = {kind: part["backbone"] for kind, part in variables.items()}
-    features = jax.jit(network.apply, static_argnums=2)(own, images(), False)
+    features = jax.jit(network.apply, static_argnums=2)(own, jax.numpy.asarray(images()), False)
     return {kind: np.asarray(getattr(features, kind)) for kind in KINDS}
 
 
