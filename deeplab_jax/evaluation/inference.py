@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Real, UInt8
 
 from deeplab_jax import losses
 from deeplab_jax.config import Config, EvalConfig
@@ -34,7 +34,7 @@ def evaluation_model(config: Config) -> DeepLabV3:
 
 def logits(
     variables: Variables,
-    images: UInt8[Array, "n h w 3"],
+    images: Real[Array, "n h w 3"],
     *,
     model: DeepLabV3,
     protocol: EvalConfig,

@@ -34,7 +34,7 @@ def resize_bilinear(
     return jax.image.scale_and_translate(x, shape, (1, 2), scale, shift, "bilinear", antialias=False)
 
 
-def _aligned(size: int, new_size: int) -> Float[Array, "2"]:
+def _aligned(size: Length, new_size: Length) -> Float[Array, "2"]:
     """Return [scale, translation] of pixel corners under which output pixel i lies at i (size - 1) / (new_size - 1)."""
     old, new = jnp.asarray(size, jnp.float32), jnp.asarray(new_size, jnp.float32)  # which may be symbolic: no `if`
     scale = jnp.where(new > 1, (new - 1) / jnp.maximum(old - 1, 1), 1.0)
