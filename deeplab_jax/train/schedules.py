@@ -41,7 +41,7 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
         raise ConfigError(f"`optim.schedule` (={config.schedule!r}) cannot be used: use one of {', '.join(SCHEDULES)}")
     curve = SCHEDULES[config.schedule](config, steps)
 
-    def lr(step: jax.Array) -> jax.Array:
+    def lr(step: jax.typing.ArrayLike) -> jax.Array:
         step = jnp.asarray(step, float)  # of the default width: int32 would make float32 of it under x64 too
         return curve(step) * jnp.minimum((step + 1) / max(config.warmup_steps, 1), 1.0)
 
