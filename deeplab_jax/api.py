@@ -69,7 +69,7 @@ class Segmenter:
 
 
 def load(checkpoint: str) -> Segmenter:
-    """The network of a run's folder (its latest step), of `<run>/best`, or of one step `<run>/checkpoints/<N>`.
+    """Load the network of a run (its latest step), of `<run>/best`, or of one step `<run>/checkpoints/<N>`.
 
     Where the program has not told JAX whether and where to keep compiled programs, it will keep them from now on: see
     `compilation.keep_programs`, and docs/reliability.md for how to say no.
@@ -80,7 +80,7 @@ def load(checkpoint: str) -> Segmenter:
     step = str(resolve(checkpoint))
     config = stored_config(step)
     keep_programs()
-    return Segmenter(config, jax.device_put(restore_model(step, like=config)))
+    return Segmenter(config, jax.device_put(restore_model(step)))
 
 
 def _to_nchw(logits: Float[np.ndarray, "n h w k"]) -> Float[np.ndarray, "n k h w"]:

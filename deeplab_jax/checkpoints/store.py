@@ -229,15 +229,20 @@ def stored_config(checkpoint: str) -> Config:
         return _read_config(step)
 
 
-def restore_model(checkpoint: str, like: Config) -> dict[str, Any]:
+def restore_model(checkpoint: str, like: Config | None = None) -> dict[str, Any]:
     """Return {"params", "batch_stats"} of a whole network as NumPy arrays, of what `resolve` finds.
+
+    Args:
+      checkpoint: see `resolve`.
+      like: the config to use it with; None for its own.
 
     Raises:
       CheckpointError: nothing is found, it cannot be read, it is of another network or label set than `like`, or it lacks a
         classifier.
     """
     step = str(resolve(checkpoint))
-    differences(step, like)
+    if like is not None:
+        differences(step, like)
     variables = restore_variables(step)
     if "classifier" not in variables["params"]:
         raise CheckpointError(
