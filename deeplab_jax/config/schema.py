@@ -38,7 +38,7 @@ def _are_options(values: Any) -> bool:
     are_pairs = isinstance(values, tuple | list) and all(
         isinstance(value, tuple | list) and len(value) == 2 for value in values
     )
-    return are_pairs and all(isinstance(name, str) and isinstance(value, int | float) for name, value in values)
+    return are_pairs and all(isinstance(name, str) and are_numbers((value,), 1) for name, value in values)
 
 
 @dataclasses.dataclass(slots=True)
@@ -270,7 +270,11 @@ class LossConfig:
         Check(_are_names, "give names of losses: --config.loss.terms=\"('cross_entropy','dice')\""),
     )
     weights: tuple[float, ...] = field(
-        (1.0,), "Weight of each of `terms`.", some_numbers("give a weight for each of loss.terms")
+        (1.0,),
+        "Weight of each of `terms`.",
+        Check(
+            lambda weights: are_some_numbers(weights) and min(weights) >= 0 < max(weights), "give numbers from 0, one above 0"
+        ),
     )
     aux_weight: float = field(
         0.4, "Weight of the auxiliary head's loss, over that of the main head.", at_least(0, "use a number from 0")

@@ -1,5 +1,7 @@
 """BatchNorm of a trained network as part of the kernels and biases of the convolutions before it."""
 
+import collections
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -9,15 +11,15 @@ from flax import traverse_util
 
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.models.convolution import conv2d
-from deeplab_jax.models.graph import Variable, record
+from deeplab_jax.models.graph import Value, Variable, record
 from deeplab_jax.models.layers import batch_norm
 
 
 def fold(variables: dict[str, Any], network: DeepLabV3) -> dict[str, Any]:
-    """Return {"params"} under which the network predicts what it does under {"params", "batch_stats"}, up to rounding.
+    """Return variables under which the network predicts what it does under {"params", "batch_stats"}, up to rounding.
 
     gamma (conv(x) - mean) / sqrt(var + epsilon) + beta is a convolution and a bias: kernels take the factor, and BatchNorm is
-    left with its bias.
+    left with its bias. BatchNorm that follows no convolution of its own stays as it is.
 
     Args:
       variables: {"params", "batch_stats"}.
@@ -25,18 +27,30 @@ def fold(variables: dict[str, Any], network: DeepLabV3) -> dict[str, Any]:
     """
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     graph = record(lambda variables, images: network.apply(variables, images, False), variables, images)
-    used = {each.path for node in graph.nodes for each in node.arguments.values() if isinstance(each, Variable)}
+    used = {each.path for node in graph.nodes for each in _values(node.arguments.values()) if isinstance(each, Variable)}
     flat = {path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(variables).items() if path in used}
     made_by = {node.output: node for node in graph.nodes}
+    read = collections.Counter(each for node in graph.nodes for each in _values(node.arguments.values()))
     for node in graph.nodes:
         if node.operation is not batch_norm:
             continue
-        convolution = made_by[node.arguments["x"]]
-        if convolution.operation is not conv2d:
-            raise ValueError(f"BatchNorm {node.arguments['scale'].path} follows no convolution, and cannot be folded into one")
+        convolution = made_by.get(node.arguments["x"])
+        if convolution is None or convolution.operation is not conv2d:
+            continue
+        # A kernel or an output that others read too must stay as it is.
+        if read[convolution.output] > 1 or read[convolution.arguments["kernel"]] > 1:
+            continue
         mean, var, scale, bias = (node.arguments[name].path for name in ("mean", "var", "scale", "bias"))
         kernel = convolution.arguments["kernel"].path
         factor = np.float64(flat.pop(scale)) / np.sqrt(np.float64(flat.pop(var)) + node.arguments["epsilon"])
         flat[kernel] = (np.float64(flat[kernel]) * factor).astype(np.float32)
         flat[bias] = (np.float64(flat[bias]) - np.float64(flat.pop(mean)) * factor).astype(np.float32)
     return traverse_util.unflatten_dict(flat)
+
+
+def _values(arguments: Iterable[Any]) -> Iterator[Value | Variable]:
+    for argument in arguments:
+        if isinstance(argument, Value | Variable):
+            yield argument
+        elif isinstance(argument, list):
+            yield from _values(argument)

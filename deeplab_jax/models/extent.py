@@ -19,8 +19,10 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Shaped
 
+from deeplab_jax.errors import ConfigError
 from deeplab_jax.models import layers
 from deeplab_jax.models.convolution import ConvForm, choose_convolution, conv2d, reach_of
+from deeplab_jax.models.operations import PIXELWISE
 from deeplab_jax.models.resize import resize_bilinear, resize_by_gather, resize_like, sampled_at
 from deeplab_jax.runtime.mesh import padded_height
 
@@ -42,9 +44,16 @@ class Rows:
     local: int
 
     def __call__(self, operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Compute an operation of a network on this device's rows."""
-        on_rows = _ON_ROWS.get(operation)
-        return on_rows(self, *args, **kwargs) if on_rows else operation(*args, **kwargs)
+        """Compute an operation of a network on this device's rows.
+
+        Raises:
+          ConfigError: it sees other pixels, and has no form here.
+        """
+        if operation in PIXELWISE:
+            return operation(*args, **kwargs)
+        if operation not in _ON_ROWS:
+            raise ConfigError(f"`mesh.spatial` (={self.devices}) cannot split the rows of {operation.__name__}: use 1")
+        return _ON_ROWS[operation](self, *args, **kwargs)
 
     def holds_rows(self, x: Array) -> bool:
         """Return whether `x` differs between devices: a value for the whole image, such as a mean, is the same on all."""
@@ -141,7 +150,7 @@ def split_rows(mesh: Mesh, height: int, output_stride: int) -> Rows | None:
     return Rows("spatial", devices, height, padded_height(height, devices, output_stride) // devices)
 
 
-# The operations that see more than one row, or values of the whole image, on one device's rows. All others are as they are.
+# The operations that see other pixels, or values of the whole image, on one device's rows.
 
 
 def _conv2d(rows: Rows, x: Array, kernel: Array, *, stride: int = 1, rate: int = 1, form: ConvForm = "auto") -> Array:

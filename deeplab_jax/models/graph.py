@@ -129,7 +129,11 @@ def record(network: Callable[[Any, Array], Any], variables: Any, images: jax.Sha
             result = network(variables, images)
         outputs.extend(describe(leaf) for leaf in jax.tree.leaves(result))
 
-    jax.eval_shape(trace, variables, images)
+    try:
+        jax.eval_shape(trace, variables, images)
+    finally:  # JAX's caches keep the interpreter, which must not keep the tracers
+        known.clear()
+        alive.clear()
     return Graph(Value(0, images.shape, images.dtype), tuple(nodes), tuple(outputs))
 
 

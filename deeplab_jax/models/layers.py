@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from deeplab_jax.models.convolution import conv2d
-from deeplab_jax.models.operations import AnyArray, Length, operation
+from deeplab_jax.models.operations import AnyArray, Length, operation, pixelwise
 
 Initializer = Callable[..., Array]
 
@@ -110,7 +110,7 @@ class Dropout(nn.Module):
         return drop(x, self.make_rng("dropout"), self.rate) if train and self.rate else x
 
 
-@operation
+@pixelwise
 def batch_norm(
     x: Float[Array, "n h w c"],
     mean: Float[AnyArray, " c"],
@@ -171,37 +171,37 @@ def keep(x: Float[Array, "n h w c"], kept: Bool[Array, "n h w c"], rate: float) 
     return jnp.where(kept, x / jnp.asarray(1 - rate, x.dtype), jnp.zeros_like(x))
 
 
-@operation
+@pixelwise
 def cast(x: Float[Array, "*s"], dtype: Any) -> Float[Array, "*s"]:
     """Return x in `dtype`."""
     return x.astype(dtype)
 
 
-@operation
+@pixelwise
 def add_bias(x: Float[Array, "n h w c"], bias: Float[AnyArray, " c"]) -> Float[Array, "n h w c"]:
     """Add a number to each channel, in x's dtype."""
     return x + bias.astype(x.dtype)[None, None, None]
 
 
-@operation
+@pixelwise
 def relu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """Return max(x, 0)."""
     return nn.relu(x)
 
 
-@operation
+@pixelwise
 def hard_swish(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """Return x min(max(x + 3, 0), 6) / 6."""
     return nn.hard_swish(x)
 
 
-@operation
+@pixelwise
 def hard_sigmoid(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """Return min(max(x + 3, 0), 6) / 6."""
     return nn.hard_sigmoid(x)
 
 
-@operation
+@pixelwise
 def add(x: Float[Array, "*s"], y: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """Return x + y."""
     return x + y
@@ -213,7 +213,7 @@ def scale_channels(x: Float[Array, "n h w c"], scale: Float[Array, "n 1 1 c"]) -
     return x * scale
 
 
-@operation
+@pixelwise
 def concatenate(parts: Sequence[Float[Array, "n h w _"]]) -> Float[Array, "n h w c"]:
     """Return the channels of all parts."""
     return jnp.concatenate(parts, axis=-1)
@@ -225,7 +225,7 @@ def broadcast_like(x: Float[Array, "n 1 1 c"], like: Float[Array, "n h w _"]) ->
     return jnp.broadcast_to(x, (*like.shape[:3], x.shape[3]))
 
 
-@operation
+@pixelwise
 def add_relu(x: Float[Array, "*s"], shortcut: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """Return relu(x + shortcut)."""
     return _add_relu(x, shortcut)

@@ -1,4 +1,4 @@
-"""How something else takes the place of the operations that a network is made of.
+"""Intercepting the operations that a network is made of.
 
 A network is described once, by the operations that its modules call (layers.py, convolution.py, resize.py). Left alone, each of
 them computes on whole arrays. Within the scope of an interpreter, the interpreter is called instead: it computes on rows that
@@ -19,10 +19,11 @@ Length = Any  # a height or width: an int, or symbolic in an export for images o
 _INTERPRETER = jax.make_user_context(None)
 
 F = TypeVar("F", bound=Callable[..., Any])
+PIXELWISE: set[Callable[..., Any]] = set()
 
 
 def operation(function: F) -> F:
-    """Make a function an operation, which an interpreter can take the place of."""
+    """Make a function an operation, which an interpreter can replace."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -33,6 +34,13 @@ def operation(function: F) -> F:
             return interpreter(call, *args, **kwargs)
 
     return call  # type: ignore[return-value]
+
+
+def pixelwise(function: F) -> F:
+    """Make a function an operation whose every output pixel depends on the same pixel of its arguments alone."""
+    call = operation(function)
+    PIXELWISE.add(call)
+    return call
 
 
 def interpreted_by(interpreter: Callable[..., Any] | None) -> Any:

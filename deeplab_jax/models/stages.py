@@ -37,6 +37,7 @@ class Backbone:
       make: from a config to the module that returns `Features` of (images, train).
       blocks: how many blocks each stage has.
       switches: the fields of `ModelConfig` that it uses and not every backbone does.
+      ignored: those that it accepts and makes no use of.
       tensor_names: (config, source) -> what the source calls each layer, by our layer's path below the backbone.
       recognize: from the shapes of a backbone's tensors, by name, to the fields of `ModelConfig` that they show; None where
         they are of another backbone. CheckpointError, "has a backbone of ...", where they are of this kind, but of no network
@@ -50,6 +51,7 @@ class Backbone:
     tensor_names: Callable[[ModelConfig, str], dict[str, str]]
     recognize: Callable[[Shapes], dict[str, Any] | None]
     references: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    ignored: frozenset[str] = frozenset()
 
 
 class Dilation(NamedTuple):

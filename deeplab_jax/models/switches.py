@@ -17,7 +17,8 @@ def validate(config: Config) -> Config:
       ConfigError: naming the field, its value and what to do.
     """
     validate_fields(config)
-    for field in sorted(SWITCHES - find_backbone(config.model.backbone).switches):
+    backbone = find_backbone(config.model.backbone)
+    for field in sorted(SWITCHES - backbone.switches - backbone.ignored):
         usual = getattr(ModelConfig(), field)
         advice = f"{config.model.backbone} has no such switch, leave it at {usual!r}"
         require(config, f"model.{field}", getattr(config.model, field) == usual, advice)

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, PyTree
 
 from deeplab_jax.config import OptimConfig
-from deeplab_jax.errors import ConfigError
+from deeplab_jax.errors import ConfigError, one_line
 from deeplab_jax.train.schedules import make_schedule
 
 
@@ -34,10 +35,15 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
         options = {"momentum": config.momentum} | options
     if _decays_by_itself(takes):
         options = {"weight_decay": config.weight_decay, "mask": _decay_mask(config)} | options
-    return optax.chain(
-        make(learning_rate=make_schedule(config, steps), **options),
-        optax.stateless(lambda updates, _: _scale_aux_head(updates, config.aux_lr_factor)),
-    )
+    schedule = make_schedule(config, steps)
+    try:
+        optimizer = make(learning_rate=schedule, **options)
+        jax.eval_shape(lambda x: optimizer.update(x, optimizer.init(x), x), {"kernel": jnp.zeros((1, 1, 1, 1))})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"`optim.name` (={config.name!r}) cannot be used here ({one_line(error)}): use sgd, adamw, lion, lamb or another"
+        ) from None
+    return optax.chain(optimizer, optax.stateless(lambda updates, _: _scale_aux_head(updates, config.aux_lr_factor)))
 
 
 def add_penalty(config: OptimConfig, grads: PyTree, params: PyTree) -> PyTree:
@@ -50,7 +56,7 @@ def add_penalty(config: OptimConfig, grads: PyTree, params: PyTree) -> PyTree:
 
 def _find(name: str) -> tuple[Callable[..., optax.GradientTransformation], set[str]]:
     """Return optax's function of that name and its arguments besides the learning rate."""
-    make: Any = getattr(optax, name, None)
+    make: Any = None if name.startswith(("_", "scale_by")) else getattr(optax, name, None)
     takes = set(inspect.signature(make).parameters) if inspect.isfunction(make) else set()
     if "learning_rate" not in takes:
         raise ConfigError(f"`optim.name` (={name!r}) is no optimizer of optax: use sgd, adamw, lion, lamb or another")

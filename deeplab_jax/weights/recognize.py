@@ -50,18 +50,13 @@ def recognize(state: StateDict, fmt: str = "auto") -> Network:
     """
     shapes = {name: value.shape for name, value in state.tensors.items()}
     source = next(name for name, each in SOURCES.items() if each.has_names({name.removeprefix("backbone.") for name in shapes}))
-    if fmt not in ("auto", source, "timm"):  # all name a plain backbone alike
+    if fmt not in ("auto", source) and not SOURCES[source].is_backbone_alone:
         raise CheckpointError(f"`{state.source}` has the names of {source}, not of {fmt}: use --from={source} or --from=auto")
     try:
         switches = _recognize_backbone(shapes) | SOURCES[source].read_head(shapes)
     except CheckpointError as error:
         raise CheckpointError(f"`{state.source}` {error}") from None
     num_classes = switches.pop("num_classes", 0)
-    if num_classes and switches.get("shortcut") == "avgpool+1x1":
-        raise CheckpointError(
-            f"`{state.source}` has the pooled shortcuts of ResNetV1d, which mmsegmentation drops where it dilates: our network "
-            "is another one, give the backbone's own weights"
-        )
     try:
         describe = _read_record if RECORD in state.meta else _read_facts
         config, origin = describe(state, source, switches, num_classes)
@@ -75,10 +70,15 @@ def recognize(state: StateDict, fmt: str = "auto") -> Network:
 
 def _recognize_backbone(shapes: Shapes) -> dict[str, Any]:
     shapes = {without_prefix(name): shape for name, shape in shapes.items()}
+    refusal = None
     for recognize_kind in dict.fromkeys(backbone.recognize for backbone in BACKBONES.values()):
-        switches = recognize_kind(shapes)
-        if switches is not None:
-            return switches
+        try:
+            if (switches := recognize_kind(shapes)) is not None:
+                return switches
+        except CheckpointError as error:  # another kind may know it
+            refusal = refusal or error
+    if refusal:
+        raise refusal
     some, known = ", ".join(sorted(shapes)[:3]), ", ".join(BACKBONES)
     raise CheckpointError(f"is no DeepLabV3 and no backbone of one (it has {some}, ...): give weights of {known}")
 

@@ -28,6 +28,7 @@ class Source:
       required: from a config to the fields of `ModelConfig` that the source's networks fix, and the values that they have
         there; None where nothing can be exported.
       describe: how the source builds the network that loads an export, as code or fields.
+      is_backbone_alone: whether its files hold no segmentation network; every source names such a backbone in one way.
       is_pool_first: whether the ASPP's image-pooling branch comes first in the concatenation; ours comes last.
     """
 
@@ -37,6 +38,7 @@ class Source:
     read_facts: Callable[[StateDict, ModelConfig], Facts] = lambda _, __: {}
     required: Callable[[ModelConfig], Mapping[str, tuple[Any, ...]]] | None = None
     describe: Callable[[Config], str] | None = None
+    is_backbone_alone: bool = False
     is_pool_first: bool = False
 
 

@@ -151,7 +151,7 @@ def _description(network: Network, source: str) -> list[str]:
     origin = {f"model.{name}": "from the tensors" for name in FROM_TENSORS} | network.origin
     if network.is_backbone:
         shown = [name for name in names_of(ModelConfig, part=("backbone",)) if is_used(model, name)]
-        lines = [f"{source}: a backbone, with the names of {'torchvision and timm' if network.fmt == 'timm' else network.fmt}"]
+        lines = [f"{source}: a backbone, with the names of {network.fmt}"]
     else:
         of_weights = names_of(ModelConfig, changes=("shapes", "meaning"))
         shown = [name for name in names_of(ModelConfig) if name in of_weights or name in ("output_stride", "dropout")]

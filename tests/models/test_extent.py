@@ -11,13 +11,14 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 
 from deeplab_jax.config import MeshConfig
+from deeplab_jax.errors import ConfigError
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.models.backbones.mobilenetv3 import SqueezeExcitation
 from deeplab_jax.models.convolution import conv2d
 from deeplab_jax.models.decoder import Decoder
 from deeplab_jax.models.extent import split_rows
 from deeplab_jax.models.layers import BatchNorm, Conv, Dropout, average_pool_2x2, broadcast_like, image_mean, max_pool_3x3
-from deeplab_jax.models.operations import interpreted_by
+from deeplab_jax.models.operations import interpreted_by, operation
 from deeplab_jax.models.resize import resize_bilinear, resize_like
 from deeplab_jax.runtime.mesh import make_mesh, padded_height
 
@@ -230,3 +231,13 @@ def test_a_whole_network_in_float64(switches):
         for a, b in zip(jax.tree.leaves(on_rows), jax.tree.leaves(gradient), strict=True):
             # The weights of the resizing are float32.
             assert np.linalg.norm(a - b) <= 1e-6 * np.linalg.norm(b) + 1e-9
+
+
+def test_an_operation_that_has_no_form_for_rows_is_refused():
+    @operation
+    def blur(x):
+        return x
+
+    _, rows = rows_of(8, 4)
+    with interpreted_by(rows), pytest.raises(ConfigError, match=r"`mesh.spatial` \(=4\) cannot split the rows of blur"):
+        blur(jnp.zeros((1, 2, 2, 1)))

@@ -28,7 +28,8 @@ def blocks(depth, prefix="backbone.", width=4):
     counts, is_bottleneck = DEPTHS[depth]
     last = 3 if is_bottleneck else 2
     names = [f"{prefix}layer{i + 1}.{j}.conv{n}.weight" for i in range(4) for j in range(counts[i]) for n in (1, 2, last)]
-    return dict.fromkeys(names, np.zeros((width, width, 1, 1), np.float32))
+    channels = {name: width * (4 if "conv3" in name else 1) for name in names}
+    return {name: np.zeros((count, width, 1, 1), np.float32) for name, count in channels.items()}
 
 
 def mmseg(depth="resnet101", classes=19, **meta):
@@ -204,6 +205,22 @@ def test_published_file_names():
     assert (model.output_stride, model.multi_grid, model.align_corners) == (16, (0.5, 1.0, 2.0), False)
     model = recognized(tensors, source="/d16/mine-769x769.pth").config.model
     assert (model.output_stride, model.multi_grid, model.align_corners) == (8, (0.5, 1.0, 1.0), False)
+
+
+def test_the_source_that_is_asked_for():
+    tensors, _ = mmseg()
+    alone = StateDict("x.pth", blocks("resnet50", prefix=""), {})
+    for source in ("timm", "torchvision", "mmseg"):  # all name a plain backbone alike
+        assert recognize(alone, source).is_backbone
+    with pytest.raises(CheckpointError, match="names of mmseg, not of timm: use --from=mmseg"):
+        recognize(StateDict("x.pth", tensors, {}), "timm")
+
+
+def test_backbones_of_another_shape_are_not_taken_for_resnets():
+    wide = blocks("resnet50", prefix="")  # as wide_resnet50_2: inner convolutions of twice the stage's width
+    last = {name: np.zeros((8, 8, 1, 1), np.float32) for name in wide if "conv3" in name}
+    with pytest.raises(CheckpointError, match="no backbone of one"):
+        recognize(StateDict("x.pth", wide | last, {}))
 
 
 def test_label_sets():

@@ -185,9 +185,10 @@ def recognize(shapes: Shapes) -> dict[str, Any] | None:
         if len(shapes.get(name, ())) != 4:
             raise CheckpointError(f"is no DeepLabV3 and no backbone of one: {name} is missing, or no convolution")
     width, (inner, read) = shapes["layer1.0.conv1.weight"][0], shapes["layer1.0.conv2.weight"][:2]
-    if inner != read:
-        return None
     blocks, is_bottleneck = count_blocks(shapes), "layer1.0.conv3.weight" in shapes
+    last = shapes["layer1.0.conv3.weight"][0] if is_bottleneck else width
+    if not inner == read == width or last != (4 * width if is_bottleneck else width):
+        return None
     depth = next((depth for depth, known in DEPTHS.items() if known == (blocks, is_bottleneck)), None)
     if depth is None:
         kind = "bottlenecks" if is_bottleneck else "basic blocks"
@@ -207,6 +208,7 @@ def _backbone(name: str) -> Backbone:
         tensor_names=lambda config, source: tensor_names(config, source, blocks),
         recognize=recognize,
         references=references,
+        ignored=frozenset(("dilate_conv2",) if is_bottleneck else ()),
     )
 
 

@@ -39,6 +39,7 @@ def _backbone(name: str) -> Backbone:
         switches=frozenset(("stem", "shortcut")),
         tensor_names=lambda config, source: tensor_names(config, source, blocks),
         recognize=recognize,
+        ignored=frozenset(("dilate_conv2",)),
     )
 
 

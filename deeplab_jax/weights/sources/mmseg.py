@@ -64,6 +64,11 @@ def read_facts(state: StateDict, model: ModelConfig) -> Facts:
     Raises:
       CheckpointError: the configuration is of a network that ours is not.
     """
+    if model.shortcut != "1x1":
+        raise CheckpointError(
+            f"`{state.source}` has the pooled shortcuts of ResNetV1d, which mmsegmentation drops where it dilates: our network "
+            "is another one, give the backbone's own weights"
+        )
     labels = read_label_set(state)
     facts: Facts = {"labels": (labels, "the file") if labels else (CITYSCAPES, "assumed: of the published weights")}
     facts["model.output_stride"] = (8, USUAL)

@@ -2,4 +2,4 @@
 
 from deeplab_jax.weights.source import Source
 
-SOURCE = Source(has_names=lambda _: True)
+SOURCE = Source(has_names=lambda _: True, is_backbone_alone=True)
