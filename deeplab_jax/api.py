@@ -71,8 +71,8 @@ class Segmenter:
 def load(checkpoint: str) -> Segmenter:
     """Load the network of a run (its latest step), of `<run>/best`, or of one step `<run>/checkpoints/<N>`.
 
-    Where the program has not told JAX whether and where to keep compiled programs, it will keep them from now on: see
-    `compilation.keep_programs`, and docs/reliability.md for how to say no.
+    It switches JAX's compilation cache on unless the program configured it; see `compilation.keep_programs`, and
+    docs/reliability.md for how to switch it off.
 
     Raises:
       CheckpointError: there is no checkpoint, or it cannot be read.

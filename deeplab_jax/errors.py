@@ -2,7 +2,7 @@
 
 
 class DeeplabError(Exception):
-    """Base of every error that is the user's to mend; entry points print it as one line and exit with 2."""
+    """Base class of the errors that a user can fix. Entry points print them as one line and exit with code 2."""
 
 
 class ConfigError(DeeplabError):

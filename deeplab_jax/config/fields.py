@@ -85,7 +85,7 @@ def some_numbers(advice: str) -> Check:
 
 
 def are_numbers(values: Any, count: int) -> bool:
-    """Return whether `values` is a tuple or list of so many finite numbers."""
+    """Return whether `values` is a tuple or list of `count` finite numbers."""
     is_list = isinstance(values, tuple | list) and len(values) == count
     return is_list and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
 

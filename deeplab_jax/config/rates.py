@@ -23,5 +23,5 @@ def multi_grid_units(rates: tuple[float, ...], output_stride: int) -> tuple[floa
 
 
 def unit_of_each_block(multi_grid: tuple[float, ...], blocks: int) -> tuple[float, ...]:
-    """Return `multi_grid` for a last stage of so many blocks: its last number repeats."""
+    """Return `multi_grid` for a last stage of `blocks` blocks: its last number repeats."""
     return (*multi_grid, *multi_grid[-1:] * blocks)[:blocks]

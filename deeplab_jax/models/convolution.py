@@ -37,7 +37,7 @@ def conv2d(
     Args:
       x: input features.
       kernel: HWIO weights of odd height and width; used in the dtype of `x`. Where it has fewer input channels than `x`, the
-        channels are convolved in groups of so many; one is a depthwise convolution.
+        channels are convolved in groups of that size; one is a depthwise convolution.
       stride: step of the output grid over the input.
       rate: distance between the taps, in input pixels.
       form: "xla" is XLA's own convolution; "mixed" is that with the weight gradient by matrix products; "products" a sum of

@@ -90,7 +90,7 @@ class Rows:
         parts = []
         for hop in range(1, -(-count // x.shape[1]) + 1):
             wanted = min(count - (hop - 1) * x.shape[1], x.shape[1])
-            # Nobody asks a device that holds no row of them: with few devices most of a wide halo lies outside of the image.
+            # Devices that hold none of these rows are skipped: with few devices most of a wide halo lies outside of the image.
             edge = x[:, -wanted:] if side < 0 else x[:, :wanted]
             pairs = [(d + side * hop, d) for d in range(self.devices) if 0 <= d + side * hop < self.devices]
             part = lax.ppermute(edge, self.axis, pairs) if pairs else jnp.zeros_like(edge)

@@ -61,7 +61,7 @@ class Conv(nn.Module):
 class BatchNorm(nn.Module):
     """BatchNorm with PyTorch's arithmetic: float32 statistics, running variance with Bessel's correction.
 
-    Under `jit` over a mesh the batch is the global batch, so its statistics are global as well: there is no SyncBN to ask for.
+    Under `jit` over a mesh the batch is the global batch, so its statistics are global as well: no SyncBN is needed.
 
     Attributes:
       momentum: share of the old running statistics that a training step keeps (PyTorch counts 1 - momentum).

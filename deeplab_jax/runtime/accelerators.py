@@ -91,7 +91,7 @@ def copy_rate() -> float:
 
 
 def memory_limit(device: jax.Device) -> float | None:
-    """Bytes that a program on the device may use: of a CPU the machine's memory; None where it does not tell."""
+    """Return the bytes that a program may use on the device (on a CPU, the machine's memory); None if it does not say."""
     if device.platform == "cpu":
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) if hasattr(os, "sysconf") else None
     return (device.memory_stats() or {}).get("bytes_limit")

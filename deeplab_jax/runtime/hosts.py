@@ -28,14 +28,14 @@ FAREWELL_SECONDS = 1.0
 
 
 def start(coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: int = 300) -> None:
-    """Joins the processes of the run; does nothing for a run of one. To be called before anything else of JAX.
+    """Join the processes of the run; do nothing for a run of one. Call this before any other use of JAX.
 
-    Without flags, the launcher's variables tell: Open MPI, SLURM's srun, a TPU pod, or an indexed Kubernetes Job with the
+    Without flags, the launcher's variables are read: Open MPI, SLURM's srun, a TPU pod, or an indexed Kubernetes Job with the
     `kubernetes` package. If the processes do not find each other in time, each ends with one line and exit code 2: JAX
     aborts then, which cannot be caught.
 
     Args:
-      coordinator: HOST:PORT at which process 0 shall listen.
+      coordinator: HOST:PORT at which process 0 listens.
       num_processes: processes of the run.
       process_id: which of them this is, from 0.
       timeout: seconds to wait for the others.

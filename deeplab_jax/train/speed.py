@@ -32,18 +32,18 @@ class Meter:
         self.restart(step)
 
     def restart(self, step: int) -> None:
-        """Forgets what was before this step."""
+        """Restart the measurement at this step."""
         self._step, self._start, self._waited = step, time.perf_counter(), 0.0
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around what waits for data."""
+        """Count the enclosed time as waiting for data."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
 
     def speed(self, step: int) -> dict[str, float]:
-        """Means over the steps since the restart; "mfu" is the least time of a step over the time it took."""
+        """Return means over the steps since the restart; "mfu" is the least time of a step over the time it took."""
         seconds, count = time.perf_counter() - self._start, step - self._step
         return {
             "images_per_second": count * self._batch_size / seconds,

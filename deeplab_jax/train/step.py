@@ -28,7 +28,7 @@ from deeplab_jax.train.state import TrainState
 Batch = dict[str, Shaped[Array, "n ..."]]
 # (params, batch_stats, images and photometric factors, dropout key) -> (outputs at the labels' size, new batch_stats)
 Forward = Callable[..., tuple[Outputs, PyTree]]
-# (params, batch_stats, batch with mask, dropout key) -> (loss, (pixels that are right, new batch_stats))
+# (params, batch_stats, batch with mask, dropout key) -> (loss, (correctly classified pixels, new batch_stats))
 BatchLoss = Callable[..., tuple[Array, tuple[Array, PyTree]]]
 
 
@@ -50,7 +50,7 @@ def train_step(
       state: before the update.
       batch: "image" uint8 [n, h, w, 3], "label" uint8 [n, h, w], "valid" bool [n], and with `data.photometric` also
         "photometric" float32 [n, 5], see `photometric.distort`.
-      config: of the run; static, as what follows.
+      config: of the run; static, like the arguments below.
       model: the network.
       optimizer: what `make_optimizer` returns.
       mesh: the devices; needed where image rows are split over them.
@@ -143,7 +143,7 @@ def _forward(
 def _loss(
     params: PyTree, batch_stats: PyTree, batch: Batch, key: Array, *, counts: list[Array], config: Config, forward: Forward
 ) -> tuple[Array, tuple[Array, PyTree]]:
-    """Return the batch's share of the weighted sum of all losses and heads, and the main head's pixels that are right.
+    """Return the batch's share of the weighted sum of all losses and heads, and how many pixels the main head classifies correctly.
 
     Only the main head looks for hard pixels, as in mmsegmentation's DeepLabV3 configs with a sampler. (BiSeNetV2's and STDC's
     have one on the auxiliary heads too.)

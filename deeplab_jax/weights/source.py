@@ -17,7 +17,7 @@ Facts = dict[str, tuple[Any, str]]
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A project whose networks can be imported, and perhaps exported to.
+    """A project whose weights can be imported, and exported to if `required` is set.
 
     Attributes:
       has_names: whether tensors are named as this source names them; their names come without the backbone's prefix.

@@ -66,7 +66,7 @@ def import_weights(
 
 
 def export_weights(checkpoint: str, out: str, *, fmt: str, say: Say = print) -> None:
-    """Write a checkpoint as a reference's state dict, and says how to build the network that loads it.
+    """Write a checkpoint as a reference's state dict, and say how to build the network that loads it.
 
     Args:
       checkpoint: a run, a step of it, or an imported folder.

@@ -82,7 +82,7 @@ class Bottleneck(nn.Module):
 
 
 def inner_width(features: int, group_width: int) -> int:
-    """Return the channels of one group of a bottleneck's 3x3 convolution, in a stage of so many features."""
+    """Return the channels of one group of a bottleneck's 3x3 convolution, in a stage of `features`."""
     return max(1, features * group_width // 64)
 
 
