@@ -1,5 +1,11 @@
 """The errors a user can cause. Each message is one line: the argument, its value, what is wrong, what to do."""
 
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
 
 class DeeplabError(Exception):
     """Base class of the errors that a user can fix. Entry points print them as one line and exit with code 2."""
@@ -28,3 +34,14 @@ class HostError(DeeplabError):
 def one_line(error: BaseException) -> str:
     """What another library says, short enough to stand in a message of ours."""
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def run_or_exit(program: Callable[[], T]) -> T:
+    """Run a program; where it raises a DeeplabError, print that as one line and exit with code 2."""
+    try:
+        return program()
+    except DeeplabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -13,9 +13,8 @@ from ml_collections import config_flags
 from rich.console import Console
 
 import deeplab_jax.config
-from deeplab_jax.commands.main import run_or_exit
 from deeplab_jax.config import Config
-from deeplab_jax.errors import ConfigError
+from deeplab_jax.errors import ConfigError, run_or_exit
 
 _NO_CONFIG = "`--config` is missing: give a recipe, such as --config=configs/quickstart.py"
 

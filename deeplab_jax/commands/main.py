@@ -9,7 +9,7 @@ import io
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from tyro.extras import SubcommandApp
 
@@ -21,9 +21,8 @@ from deeplab_jax.commands.predict import predict
 from deeplab_jax.commands.report import report
 from deeplab_jax.commands.verify import verify
 from deeplab_jax.commands.weights import export_weights, import_weights
-from deeplab_jax.errors import ConfigError, DeeplabError
+from deeplab_jax.errors import ConfigError, run_or_exit
 
-T = TypeVar("T")
 Command = Callable[..., None]
 
 COMMANDS: dict[str, Command | dict[str, Command]] = {
@@ -58,17 +57,6 @@ def parse(words: Sequence[str]) -> Callable[[], None]:
         if not stop.code:
             raise
         raise ConfigError(_one_line(message.getvalue())) from None
-
-
-def run_or_exit(program: Callable[[], T]) -> T:
-    """Run a program; where it raises a DeeplabError, print that as one line and exit with code 2."""
-    try:
-        return program()
-    except DeeplabError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def _app(commands: dict[str, Any]) -> SubcommandApp:

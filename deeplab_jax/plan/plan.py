@@ -15,7 +15,7 @@ from deeplab_jax.plan.memory import estimate, remedies
 from deeplab_jax.plan.program import Program, compile_step, find_devices
 from deeplab_jax.runtime.accelerators import ACCELERATORS, GIB, Accelerator, copy_rate, matmul_rate, memory_limit
 from deeplab_jax.train.begin import set_up
-from deeplab_jax.train.writer import duration
+from deeplab_jax.train.output import duration
 
 
 def plan(

@@ -23,12 +23,12 @@ from deeplab_jax.evaluation.inference import Evaluator
 from deeplab_jax.runtime import hosts
 from deeplab_jax.runtime.mesh import local_rows, prefetch
 from deeplab_jax.train.begin import Batch, Data, Pretrained, set_up, starting_state
+from deeplab_jax.train.output import Output
 from deeplab_jax.train.receipt import Receipts, describe_start
 from deeplab_jax.train.schedules import make_schedule
 from deeplab_jax.train.speed import Meter, least_seconds
 from deeplab_jax.train.state import TrainState, to_trees
 from deeplab_jax.train.step import compile_train_step
-from deeplab_jax.train.writer import Writer
 
 STRIPS = 4  # of the first images of an evaluation
 
@@ -43,7 +43,7 @@ class _Tools:
     evaluate: Callable[[TrainState], tuple[dict[str, Any], list[np.ndarray]]]
     checkpoints: Checkpoints
     receipts: Receipts
-    writer: Writer
+    output: Output
     watchdog: hosts.Watchdog
     least_seconds: float  # of a step at the devices' peak rate
     began: float  # by the clock of time.perf_counter
@@ -103,7 +103,7 @@ def train(
             _evaluator(config, setup.mesh, data.eval_batches, watchdog.beat),
             checkpoints,
             Receipts(workdir, describe_start(step, config, data.digest, steps, setup.mesh), data.names, console.print),
-            stack.enter_context(Writer(workdir, step, steps, console)),
+            stack.enter_context(Output(workdir, step, steps, console)),
             watchdog,
             least,
             began,
@@ -141,20 +141,20 @@ def _train_from(
         if config.train.nonfinite == "stop":
             _require_finite(row, step, tools)
         if step == first:
-            tools.writer.started(time.perf_counter() - tools.began)
+            tools.output.started(time.perf_counter() - tools.began)
             if not _due(step, every.log_every, steps):
                 meter.restart(step)  # the first step compiles, which says nothing of the steps to come
-        tools.writer.advance(step)
+        tools.output.advance(step)
         # The log comes before the evaluation, whose time is no step's; the save comes last, since which checkpoint is the
         # best follows from the evaluation.
         if _due(step, every.log_every, steps):
             speed = meter.speed(step)
-            tools.writer.train(step, row | {"lr": float(lr(step - 1))} | speed, (steps - step) * speed["seconds_per_step"])
+            tools.output.train(step, row | {"lr": float(lr(step - 1))} | speed, (steps - step) * speed["seconds_per_step"])
             meter.restart(step)
         scores = None
         if _due(step, every.eval_every, steps):
             summary, strips = tools.evaluate(state)
-            tools.writer.evaluation(step, summary, strips)
+            tools.output.evaluation(step, summary, strips)
             scores = {"miou": summary["miou"]} if summary["miou"] is not None else None
             meter.restart(step)
         if scores is not None or _due(step, every.save_every, steps):

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`, the scalars of a run, as everything else reads it. writer.py writes it."""
+"""`metrics.jsonl`, the scalars of a run, as everything else reads it. writers.py writes it."""
 
 import json
 from typing import Any

@@ -143,7 +143,7 @@ def _forward(
 def _loss(
     params: PyTree, batch_stats: PyTree, batch: Batch, key: Array, *, counts: list[Array], config: Config, forward: Forward
 ) -> tuple[Array, tuple[Array, PyTree]]:
-    """Return the batch's share of the weighted sum of all losses and heads, and how many pixels the main head classifies correctly.
+    """Return the batch's share of the weighted sum of all losses and heads, and how many pixels are classified correctly.
 
     Only the main head looks for hard pixels, as in mmsegmentation's DeepLabV3 configs with a sampler. (BiSeNetV2's and STDC's
     have one on the auxiliary heads too.)

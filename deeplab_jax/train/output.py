@@ -15,7 +15,7 @@ from deeplab_jax.evaluation.metrics import OVERALL_METRICS
 from deeplab_jax.train.writers import WRITERS
 
 
-class Writer:
+class Output:
     """Use as a context manager. Every process of a run makes one; the first one writes.
 
     Args:
@@ -35,7 +35,7 @@ class Writer:
         self._task = self._progress.add_task("compiling", total=steps, completed=start_step)
         self._once: dict[str, float] = {}  # what the next row of training scalars has besides
 
-    def __enter__(self) -> "Writer":
+    def __enter__(self) -> "Output":
         self._progress.start()
         return self
 
