@@ -177,7 +177,7 @@ def test_srun_is_recognised():
 
 def test_processes_that_do_not_meet_end_with_a_line():
     ports = [free_port(), free_port()]
-    program = "import sys; from deeplab_jax import hosts; hosts.start(sys.argv[1], 2, int(sys.argv[2]), timeout=2)"
+    program = "import sys; from deeplab_jax.runtime import hosts; hosts.start(sys.argv[1], 2, int(sys.argv[2]), timeout=2)"
     first, second = ends(*(launch("-c", program, f"localhost:{port}", i) for i, port in enumerate(ports)))
     assert (first[0], second[0]) == (2, 2)
     assert first[2].startswith(f"error: not all 2 processes came to `--coordinator` (='localhost:{ports[0]}') within 2 s: ")

@@ -15,7 +15,7 @@ from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import DeepLabV3, Outputs
 from deeplab_jax.runtime.mesh import make_mesh, place, replicated
 from deeplab_jax.train.optimizer import make_optimizer
-from deeplab_jax.train.state import init_state, state_digest
+from deeplab_jax.train.state import from_trees, init_state, state_digest, to_trees
 from deeplab_jax.train.step import compile_train_step
 
 LABELS = LabelSet("plain", ("a", "b", "c"), ((1, 0, 0), (0, 1, 0), (0, 0, 1)))
@@ -281,10 +281,12 @@ def test_a_run_under_adamw_and_cosine_learns_and_goes_on_from_a_checkpoint_to_th
         parts.run(batch())
     config = Config(optim=OptimConfig(ema_decay=0.15))
     with Checkpoints(str(tmp_path), config) as checkpoints:
-        checkpoints.save(parts.state, 20, None)
+        checkpoints.save(to_trees(parts.state), 20, None)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), parts.state)
     with Checkpoints(str(tmp_path), config) as checkpoints:
-        parts.put(checkpoints.restore(abstract))
+        step, trees = checkpoints.restore(to_trees(abstract))
+    assert step == 20
+    parts.put(from_trees(trees))
     for _ in range(20):
         parts.run(batch())
     assert state_digest(parts.get()) == state_digest(whole.get())
