@@ -15,6 +15,7 @@ def import_weights(
     labels: str | None = None,
     output_stride: int | None = None,
     multi_grid: tuple[float, ...] | None = None,
+    stage3_first_rate: int | None = None,
     atrous_rates: tuple[int, ...] | None = None,
     align_corners: bool = False,
     ignore_head: bool = False,
@@ -28,10 +29,11 @@ def import_weights(
     Args:
       source: .safetensors, .pth, .pt or .bin file, or hf:OWNER/NAME[@REVISION].
       out: folder to make.
-      from_: library whose names the tensors have: torchvision, timm or mmseg; auto recognises it.
+      from_: library whose names the tensors have, such as torchvision, timm or mmseg; auto recognises it.
       labels: cityscapes, camvid, voc, ade20k, a label-set file (.json), or a recipe, for its label set.
       output_stride: 8, 16 or 32.
       multi_grid: rates of the last stage's blocks in units of its own rate; mmsegmentation's D16-MG124 is 0.5 1 2.
+      stage3_first_rate: rate of the third stage's first block; segmentation_models.pytorch has 2 at output stride 8.
       atrous_rates: rates of the ASPP at output stride 16.
       align_corners: resize logits with aligned corners, as in mmsegmentation's 769x769 networks.
       ignore_head: leave the classifiers out, to train from the rest with other classes.
@@ -42,6 +44,7 @@ def import_weights(
     asked = {
         "output_stride": output_stride,
         "multi_grid": multi_grid,
+        "stage3_first_rate": stage3_first_rate,
         "atrous_rates": atrous_rates,
         "align_corners": align_corners or None,
     }
@@ -65,7 +68,7 @@ def export_weights(
 
     Args:
       checkpoint: a run's folder, RUN/best, RUN/checkpoints/N, or what `weights import` made.
-      to: library whose names the tensors get: torchvision or mmseg.
+      to: library whose names the tensors get, such as torchvision or mmseg.
       out: .safetensors, .pth or .pt file to write.
     """
     from deeplab_jax.weights import transfer

@@ -15,7 +15,6 @@ from deeplab_jax.models.backbones import find_backbone
 from deeplab_jax.weights.sources import SOURCES
 
 HEADS = ("classifier", "aux_classifier")  # the layers that belong to a label set
-PREFIXES = ("backbone.", "features.")  # of a backbone's tensors within a network
 
 Path = tuple[str, ...]  # of a variable, such as ("params", "backbone", "stem_conv", "kernel")
 
@@ -40,14 +39,16 @@ def reference_names(paths: Iterable[Path], model: ModelConfig, fmt: str) -> dict
       KeyError: a layer has no name in that source.
     """
     backbone = find_backbone(model.backbone).tensor_names(model, fmt)
-    layers = {f"backbone/{ours}": f"backbone.{theirs}" for ours, theirs in backbone.items()}
-    layers |= SOURCES[fmt].head_names(model)
+    source = SOURCES[fmt]
+    layers = {f"backbone/{ours}": source.backbone_prefix + theirs for ours, theirs in backbone.items()}
+    layers |= source.head_names(model)
     return {path: f"{layers['/'.join(path[1:-1])]}.{_LEAVES[path[0], path[-1]]}" for path in paths}
 
 
 def without_prefix(name: str) -> str:
     """Return a backbone's tensor without the prefix of the network that it is in."""
-    for prefix in PREFIXES:
+    # "features." is torchvision's ImageNet MobileNet.
+    for prefix in dict.fromkeys([*(source.backbone_prefix for source in SOURCES.values()), "features."]):
         name = name.removeprefix(prefix)
     return name
 

@@ -24,10 +24,12 @@ class Source:
       head_names: from a config to the source's name of each layer outside the backbone, by our layer's path.
       read_head: from the shapes of all tensors to the fields of `ModelConfig` that the head's tensors show, and
         "num_classes"; {} for a backbone alone.
-      read_facts: what the file says of itself, and what the source usually has where it says nothing.
+      read_facts: from the file, the network that its tensors show and the fields of `ModelConfig` that the user gave, to the
+        fields that the file describes, and the usual values of others. Errors go on after the file's name.
       required: from a config to the fields of `ModelConfig` that the source's networks fix, and the values that they have
         there; None where nothing can be exported.
       describe: how the source builds the network that loads an export, as code or fields.
+      backbone_prefix: of the backbone's tensors within a network.
       is_backbone_alone: whether its files hold no segmentation network; every source names such a backbone in one way.
       is_pool_first: whether the ASPP's image-pooling branch comes first in the concatenation; ours comes last.
     """
@@ -35,9 +37,10 @@ class Source:
     has_names: Callable[[Collection[str]], bool]
     head_names: Callable[[ModelConfig], dict[str, str]] = lambda _: {}
     read_head: Callable[[Shapes], dict[str, Any]] = lambda _: {}
-    read_facts: Callable[[StateDict, ModelConfig], Facts] = lambda _, __: {}
+    read_facts: Callable[[StateDict, ModelConfig, Mapping[str, Any]], Facts] = lambda *_: {}
     required: Callable[[ModelConfig], Mapping[str, tuple[Any, ...]]] | None = None
     describe: Callable[[Config], str] | None = None
+    backbone_prefix: str = "backbone."
     is_backbone_alone: bool = False
     is_pool_first: bool = False
 

@@ -50,7 +50,7 @@ def import_weights(
       ConfigError: an override cannot be used.
     """
     checkpoints.require_empty(out)
-    state, network = _read(source, fmt, ema)
+    state, network = _read(source, fmt, ema, model)
     config = dataclasses.replace(network.config, labels=labels or network.config.labels)
     config.model = dataclasses.replace(config.model, **(model or {}))
     origin = network.origin | {f"model.{field}": "as asked" for field in model or {}}
@@ -104,7 +104,7 @@ def pretrained_variables(config: Config, say: Say = print) -> dict[str, Any]:
         step = str(checkpoints.resolve(source))
         stored, variables = checkpoints.stored_config(step), names.flatten(checkpoints.restore_variables(step))
     else:
-        state, network = _read(source, "auto", ema=False)
+        state, network = _read(source)
         other_head = network.num_classes != network.config.labels.num_classes
         stored, (variables, _) = network.config, to_variables(state, network, ignore_head=other_head)
     has_aspp = any(path[1] == "aspp" for path in variables)
@@ -126,11 +126,13 @@ def pretrained_variables(config: Config, say: Say = print) -> dict[str, Any]:
     return names.unflatten(taken)
 
 
-def _read(source: str, fmt: str, ema: bool) -> tuple[state_dicts.StateDict, Network]:
+def _read(
+    source: str, fmt: str = "auto", ema: bool = False, asked: dict[str, Any] | None = None
+) -> tuple[state_dicts.StateDict, Network]:
     if fmt != "auto":
         find_source(fmt, "--from")  # before a file is fetched
     state = state_dicts.read(hub.local_file(source), source, ema=ema)
-    return state, recognize(state, fmt)
+    return state, recognize(state, fmt, asked)
 
 
 def _require_same(config: Config, stored: Config, source: str, *, has_aspp: bool) -> None:

@@ -342,3 +342,25 @@ def test_the_protocol_of_the_reference_travels_along(mmseg, tmp_path):
     assert config.model.align_corners
     assert config.eval == EvalConfig(window=(769, 769), window_stride=(513, 513))
     assert "eval.window = (769, 769)  (the file's name)" in lines
+
+
+def test_a_source_has_its_own_prefix_and_values_that_depend_on_the_flags(monkeypatch, tmp_path):
+    def read_facts(state, model, asked):
+        stride = asked.get("output_stride", 8)
+        if stride == 32:
+            raise CheckpointError("was trained at output stride 8 or 16")
+        return {"model.output_stride": (8, "usual"), "model.stage3_first_rate": (2 if stride == 8 else 1, "usual")}
+
+    source = dataclasses.replace(SOURCES["torchvision"], backbone_prefix="encoder.", read_facts=read_facts)
+    monkeypatch.setitem(SOURCES, "torchvision", source)
+    config = Config(model=TORCHVISION)
+    variables = random_variables(config)
+    named = names.reference_names(variables, config.model, "torchvision")
+    assert sum(name.startswith("encoder.") for name in named.values()) == sum(path[1] == "backbone" for path in variables)
+    state = {name: names.to_reference(path, variables[path], TORCHVISION, "torchvision") for path, name in named.items()}
+    for model, first_rate in (({}, 2), ({"output_stride": 16}, 1)):
+        folder, _ = imported(tmp_path, state, model=model, labels=CITYSCAPES)
+        assert_same(folder, variables)
+        assert stored_config(folder).model.stage3_first_rate == first_rate
+    with pytest.raises(CheckpointError, match=r"`.*weights.safetensors` was trained at output stride 8 or 16"):
+        imported(tmp_path, state, model={"output_stride": 32})

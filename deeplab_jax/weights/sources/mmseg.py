@@ -8,7 +8,7 @@ import ast
 import contextlib
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from deeplab_jax.config import (
@@ -58,7 +58,7 @@ def read_head(shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def read_facts(state: StateDict, model: ModelConfig) -> Facts:
+def read_facts(state: StateDict, model: ModelConfig, asked: Mapping[str, Any]) -> Facts:
     """Return fields of `model` and `eval`: from the configuration, which says all, or without one from the file's name.
 
     Raises:
@@ -66,8 +66,8 @@ def read_facts(state: StateDict, model: ModelConfig) -> Facts:
     """
     if model.shortcut != "1x1":
         raise CheckpointError(
-            f"`{state.source}` has the pooled shortcuts of ResNetV1d, which mmsegmentation drops where it dilates: our network "
-            "is another one, give the backbone's own weights"
+            "has the pooled shortcuts of ResNetV1d, which mmsegmentation drops where it dilates: our network is another one, "
+            "give the backbone's own weights"
         )
     labels = read_label_set(state)
     facts: Facts = {"labels": (labels, "the file") if labels else (CITYSCAPES, "assumed: of the published weights")}
@@ -76,9 +76,7 @@ def read_facts(state: StateDict, model: ModelConfig) -> Facts:
         facts["model.dilate_conv2"] = (False, USUAL)
     settings = _literals(_text(state))
     if {"backbone", "decode_head"} <= set(settings.get("model") or ()):
-        return facts | {
-            field: (value, "the configuration in the file") for field, value in _configured(state, settings).items()
-        }
+        return facts | {field: (value, "the configuration in the file") for field, value in _configured(settings).items()}
     return facts | {field: (value, "the file's name") for field, value in _named(state.source).items()}
 
 
@@ -107,17 +105,15 @@ def _text(state: StateDict) -> str:
     return text if isinstance(text, str) else ""
 
 
-def _configured(state: StateDict, settings: dict[str, Any]) -> dict[str, Any]:
+def _configured(settings: dict[str, Any]) -> dict[str, Any]:
     model = settings["model"]
     backbone, head = model["backbone"], model["decode_head"]
     norm = settings.get("img_norm_cfg") or settings.get("data_preprocessor") or model.get("data_preprocessor") or {}
     stride = 4 * math.prod(backbone.get("strides", (1, 2, 2, 2)))
-    _require_ours(state.source, stride, backbone, norm)
+    _require_ours(stride, backbone, norm)
     rates, grid = list(head.get("dilations", (1, 6, 12, 18)))[1:], backbone.get("multi_grid")
     if any(rate * stride % 16 for rate in rates):
-        raise CheckpointError(
-            f"`{state.source}` has ASPP dilations {rates} at output stride {stride}: at 16 they are not whole"
-        )
+        raise CheckpointError(f"has ASPP dilations {rates} at output stride {stride}: at 16 they are not whole")
     test = model.get("test_cfg") or settings.get("test_cfg") or {}
     is_sliding = test.get("mode") == "slide"
     fields = {
@@ -132,7 +128,7 @@ def _configured(state: StateDict, settings: dict[str, Any]) -> dict[str, Any]:
     return fields | {f"model.{name}": tuple(map(float, norm[name])) for name in ("mean", "std") if name in norm}
 
 
-def _require_ours(source: str, stride: int, backbone: dict[str, Any], norm: dict[str, Any]) -> None:
+def _require_ours(stride: int, backbone: dict[str, Any], norm: dict[str, Any]) -> None:
     """Raise CheckpointError for switches under which the same tensors are another network."""
     dilations = tuple(max(natural // stride, 1) for natural in (4, 8, 16, 32))
     needed = {
@@ -144,7 +140,7 @@ def _require_ours(source: str, stride: int, backbone: dict[str, Any], norm: dict
     }
     for field, (value, ours) in needed.items():
         if value != ours:
-            raise CheckpointError(f"`{source}` was trained with {field}={value!r}: our network has {ours!r} there")
+            raise CheckpointError(f"was trained with {field}={value!r}: our network has {ours!r} there")
 
 
 def _named(source: str) -> dict[str, Any]:

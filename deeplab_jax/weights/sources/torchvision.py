@@ -1,6 +1,6 @@
 """torchvision's DeepLabV3 (torchvision.models.segmentation), of any backbone with torchvision's names."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from deeplab_jax.config import Config, ModelConfig
@@ -11,12 +11,12 @@ from deeplab_jax.weights.source import USUAL, Facts, Source, conv_bn, has_imagen
 from deeplab_jax.weights.state_dicts import StateDict
 
 # ImageNet networks have a "classifier." too.
-HEADS = ("classifier.0.convs.", "classifier.4.", "aux_classifier.")
+HEAD_PREFIXES = ("classifier.0.convs.", "classifier.4.", "aux_classifier.")
 
 
 def has_names(names: Collection[str]) -> bool:
     """Return whether a tensor of a segmentation head is among the names."""
-    return any(name.startswith(HEADS) for name in names)
+    return any(name.startswith(HEAD_PREFIXES) for name in names)
 
 
 def head_names(model: ModelConfig) -> dict[str, str]:
@@ -43,7 +43,7 @@ def read_head(shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def read_facts(state: StateDict, model: ModelConfig) -> Facts:
+def read_facts(state: StateDict, model: ModelConfig, asked: Mapping[str, Any]) -> Facts:
     """Return what torchvision's networks have; its files say nothing of themselves."""
     facts: Facts = {"labels": (VOC, "assumed: of the published weights"), "model.output_stride": (8, USUAL)}
     return facts | {f"model.{field}": (value, USUAL) for field, value in _switches(model).items()}
