@@ -1,7 +1,7 @@
 """The errors a user can cause. Each message is one line: the argument, its value, what is wrong, what to do."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -29,6 +29,17 @@ class TrainingError(DeeplabError):
 
 class HostError(DeeplabError):
     """Another process of the run ended, or cannot be reached."""
+
+
+def choose(name: str, table: Mapping[str, T], field: str) -> T:
+    """Return an entry of a table by its name.
+
+    Raises:
+      ConfigError: The table has no such name. `field` is the field or flag that gave it.
+    """
+    if name not in table:
+        raise ConfigError(f"`{field}` (={name!r}) cannot be used: use one of {', '.join(table)}")
+    return table[name]
 
 
 def one_line(error: BaseException) -> str:

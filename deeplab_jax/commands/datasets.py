@@ -16,7 +16,7 @@ from deeplab_jax.errors import ConfigError
 from deeplab_jax.train.begin import Data
 
 
-def moved(config: Config, root: str | None) -> Config:
+def locate_data(config: Config, root: str | None) -> Config:
     """The config of a run for where its data lies now: `root`, a data set or its prepared records, or where it was.
 
     Raises:

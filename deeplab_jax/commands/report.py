@@ -28,13 +28,13 @@ def report(
     if images < 0:
         raise ConfigError(f"`--images` (={images}) must be 0 or more")
     require_file(out, "--out")
-    from deeplab_jax.commands.datasets import evaluation_set, moved
+    from deeplab_jax.commands.datasets import evaluation_set, locate_data
     from deeplab_jax.pages.report import evaluation_config, write_report
     from deeplab_jax.runtime.compilation import keep_programs
 
     keep_programs()
     config, checkpoint = evaluation_config(run, split)
-    config = moved(config, root)
+    config = locate_data(config, root)
     samples, batches = evaluation_set(config)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     write_report(config, checkpoint, out, batches(), samples.images, images, console)

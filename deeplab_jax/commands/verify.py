@@ -20,21 +20,24 @@ def verify(
       steps: how many to replay.
       root: where the data set or its prepared records lie now, if not where the run read them; for tfds:NAME its data_dir.
     """
-    from deeplab_jax.commands.datasets import moved, training_data, training_set
-    from deeplab_jax.data.samples import fingerprint
+    from deeplab_jax.commands.datasets import locate_data, training_data, training_set
     from deeplab_jax.runtime.compilation import keep_programs
     from deeplab_jax.train import verify as verification
     from deeplab_jax.weights.transfer import pretrained_variables
 
     config, _ = verification.config_at(run, from_)
-    config = moved(config, root)
+    config = locate_data(config, root)
     keep_programs()
     data, _ = training_data(config, print)
     samples = training_set(config)
     pretrained = (lambda: pretrained_variables(config, print)) if config.model.pretrained else None
     objections = 0
     words = {True: "agrees", False: "OBJECTS", None: "note"}
-    for finding in verification.verify(run, from_, steps, data, lambda i: fingerprint(samples, i).hex(), pretrained):
+
+    def fingerprint(i: int) -> str:
+        return samples.store.fingerprint(samples, i).hex()
+
+    for finding in verification.verify(run, from_, steps, data, fingerprint, pretrained):
         print(f"{words[finding.agrees]:8} {finding.text}", flush=True)
         objections += finding.agrees is False
     print(f"{objections} objections" if objections else "nothing to object to")

@@ -139,7 +139,7 @@ class ModelConfig:
     dropout: float = field(0.1, "Share of the values that training drops after the first fusion convolution.", below_one())
     aux_head: bool = field(
         False,
-        "A fully convolutional head on an earlier stage (ResNet's third, MobileNetV3's second), whose loss helps training. "
+        "A fully convolutional head on an earlier stage of the backbone, whose loss helps training. "
         "Predictions do not need it.",
         changes="shapes",
         part="aux",

@@ -5,7 +5,7 @@ row, or a skipped one), "index": int64 [n] position in the list, "fingerprint": 
 A split without labels yields no "label".
 
 The fingerprint identifies what was read, for the run's receipt: another byte in the image's or the label's file is another
-fingerprint, and `samples.fingerprint` finds it again. A padding row has that of the image which it repeats.
+fingerprint, and `Store.fingerprint` finds it again. A padding row has that of the image which it repeats.
 
 A skipped row stands for a training sample that cannot be read: its image is the fill colour, its label 255 all over, its
 fingerprint zeros.

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -60,7 +60,6 @@ class OpenSample(NamedTuple):
         return arrays
 
 
-@runtime_checkable
 class Store(Protocol):
     """One way to store samples. `decode` and `open` are called with tensors, eagerly and inside tf.data."""
 
@@ -226,12 +225,3 @@ def _unknown_value(samples: Samples, values: np.ndarray | None, table: np.ndarra
                 "(ignored_ids: no class)"
             )
     return None
-
-
-def fingerprint(samples: Samples, i: int) -> bytes:
-    """Return the "fingerprint" that sample `i` has in a batch, without decoding it: 8 bytes.
-
-    Raises:
-      DataError: what the source holds of it is missing or cannot be read.
-    """
-    return samples.store.fingerprint(samples, i)

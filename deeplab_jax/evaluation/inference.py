@@ -11,7 +11,6 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Real, UInt8
 
-from deeplab_jax import losses
 from deeplab_jax.config import Config, EvalConfig
 from deeplab_jax.evaluation import metrics
 from deeplab_jax.evaluation.windows import Network, slide
@@ -94,7 +93,7 @@ def predict_and_count(
     predictions = predict(variables, batch["image"], model=model, protocol=protocol)
     if "label" not in batch:
         return predictions, jnp.zeros((model.num_classes, model.num_classes), jnp.int32)
-    mask = losses.valid_pixels(batch["label"], batch["valid"])
+    mask = metrics.valid_pixels(batch["label"], batch["valid"])
     counts = metrics.confusion_counts(batch["label"], predictions, mask, model.num_classes)
     return predictions, counts
 

@@ -6,7 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from deeplab_jax.labels import IGNORE
+
 Confusion = Int[np.ndarray, "k k"]  # pixels by (label, prediction)
+
+
+def valid_pixels(labels: UInt8[Array, "n h w"], valid: Bool[Array, " n"]) -> Bool[Array, "n h w"]:
+    """Return True where the label is not 255 and the image is no padding."""
+    return (labels != IGNORE) & valid[:, None, None]
 
 
 def confusion_counts(

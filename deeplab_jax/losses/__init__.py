@@ -4,7 +4,7 @@ from deeplab_jax.config import Config
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.losses.cross_entropy import cross_entropy
 from deeplab_jax.losses.dice import dice
-from deeplab_jax.losses.loss import Loss, Mean, valid_pixels
+from deeplab_jax.losses.loss import Loss, Mean
 
 LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "dice": dice}
 
@@ -15,6 +15,3 @@ def check_terms(config: Config) -> None:
         raise ConfigError(
             f"`loss.terms` (={config.loss.terms!r}) cannot be used: there is no {unknown[0]!r}, use {', '.join(LOSSES)}"
         )
-
-
-__all__ = ["LOSSES", "Loss", "Mean", "check_terms", "cross_entropy", "dice", "valid_pixels"]

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped, UInt8
 
 from deeplab_jax.config import LossConfig
-from deeplab_jax.labels import IGNORE
 
 
 @jax.tree_util.register_dataclass
@@ -31,11 +30,6 @@ class Mean:
 #   mask: bool [n, h, w], False where there is no image: padding, which counts nowhere. (An ignored pixel does, with
 #     `loss.normalizer="all"`.)
 Loss = Callable[[Float[Array, "n h w k"], UInt8[Array, "n h w"], Bool[Array, "n h w"], LossConfig], Mean]
-
-
-def valid_pixels(labels: UInt8[Array, "n h w"], valid: Bool[Array, " n"]) -> Bool[Array, "n h w"]:
-    """Return True where the label is not 255 and the image is no padding."""
-    return (labels != IGNORE) & valid[:, None, None]
 
 
 def is_class(labels: UInt8[Array, "n h w"], classes: int) -> Bool[Array, "n h w k"]:

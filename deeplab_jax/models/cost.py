@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from deeplab_jax.config import Config, ModelConfig
 from deeplab_jax.models.convolution import conv2d
 from deeplab_jax.models.deeplab import DeepLabV3
-from deeplab_jax.models.graph import Node, record, variable_shapes
+from deeplab_jax.models.graph import Node, abstract_variables, record
 from deeplab_jax.models.layers import add_bias, batch_norm
 
 # The backward pass of a convolution is two of its size: the gradients of its input and of its weights.
@@ -63,7 +63,7 @@ def layers(model: ModelConfig, num_classes: int, size: tuple[int, int]) -> list[
     """Return the layers that have parameters, in the order in which an image of `size` (height, width) passes them."""
     network = DeepLabV3(dataclasses.replace(model, remat=()), num_classes)
     images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    graph = record(lambda variables, images: network.apply(variables, images, False), variable_shapes(network), images)
+    graph = record(lambda variables, images: network.apply(variables, images, False), abstract_variables(network), images)
     costs = [layer for node in graph.nodes for layer in _costs(node)]
     names = dict.fromkeys(layer.name for layer in costs)
     return [total([layer for layer in costs if layer.name == name], name) for name in names]

@@ -69,7 +69,7 @@ class Graph(NamedTuple):
     outputs: tuple[Value, ...]
 
 
-def variable_shapes(network: nn.Module) -> Any:
+def abstract_variables(network: nn.Module) -> Any:
     """Return {"params", "batch_stats"} of a network as shapes."""
 
     def init() -> Any:

@@ -9,7 +9,7 @@ import jax
 from deeplab_jax.config import Config, MeshConfig
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.models.cost import Layer, layers
-from deeplab_jax.models.graph import variable_shapes
+from deeplab_jax.models.graph import abstract_variables
 from deeplab_jax.train.optimizer import make_optimizer
 
 STAGES = (1, 2, 3, 4)
@@ -43,7 +43,7 @@ def estimate(config: Config, mesh: MeshConfig) -> Memory:
       mesh: data and spatial devices, none of them 0.
     """
     network_layers = layers(config.model, config.labels.num_classes, config.data.crop_size)
-    variables = variable_shapes(DeepLabV3(config.model, config.labels.num_classes))
+    variables = abstract_variables(DeepLabV3(config.model, config.labels.num_classes))
     parameters = _size(variables["params"])
     average = parameters if config.optim.ema_decay else 0
     moments = _size(jax.eval_shape(make_optimizer(config.optim, 1).init, variables["params"]))

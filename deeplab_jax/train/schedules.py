@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from deeplab_jax.config import OptimConfig
-from deeplab_jax.errors import ConfigError
+from deeplab_jax.errors import choose
 
 
 def poly(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -37,9 +37,7 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     Raises:
       ConfigError: there is no such schedule.
     """
-    if config.schedule not in SCHEDULES:
-        raise ConfigError(f"`optim.schedule` (={config.schedule!r}) cannot be used: use one of {', '.join(SCHEDULES)}")
-    curve = SCHEDULES[config.schedule](config, steps)
+    curve = choose(config.schedule, SCHEDULES, "optim.schedule")(config, steps)
 
     def lr(step: jax.typing.ArrayLike) -> jax.Array:
         step = jnp.asarray(step, float)  # of the default width: int32 would make float32 of it under x64 too

@@ -102,7 +102,7 @@ def require_buildable(model: ModelConfig, fmt: str) -> None:
 
 def variable_shapes(config: Config) -> dict[names.Path, tuple[int, ...]]:
     """Return the shapes of the variables of a config's network."""
-    variables = graph.variable_shapes(DeepLabV3(config.model, config.labels.num_classes))
+    variables = graph.abstract_variables(DeepLabV3(config.model, config.labels.num_classes))
     return {path: leaf.shape for path, leaf in names.flatten(variables).items()}
 
 

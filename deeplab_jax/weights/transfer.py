@@ -9,7 +9,7 @@ from etils import epath
 from deeplab_jax.checkpoints import store as checkpoints
 from deeplab_jax.config import Config, ModelConfig, to_dict
 from deeplab_jax.config.fields import names_of
-from deeplab_jax.errors import ConfigError
+from deeplab_jax.errors import ConfigError, choose
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import canonical, validate
 from deeplab_jax.models.switches import is_used
@@ -17,7 +17,7 @@ from deeplab_jax.weights import hub, names, state_dicts
 from deeplab_jax.weights.convert import to_state_dict, to_variables, variable_shapes
 from deeplab_jax.weights.recognize import FROM_TENSORS, Network, recognize
 from deeplab_jax.weights.source import USUAL
-from deeplab_jax.weights.sources import find_source
+from deeplab_jax.weights.sources import SOURCES
 
 Say = Callable[[str], None]
 
@@ -77,7 +77,7 @@ def export_weights(checkpoint: str, out: str, *, fmt: str, say: Say = print) -> 
     Raises:
       CheckpointError: there is no such checkpoint, the reference has no such network, or the file cannot be written.
     """
-    source = find_source(fmt, "--to")
+    source = choose(fmt, SOURCES, "--to")
     step = checkpoints.resolve(checkpoint)
     config = checkpoints.stored_config(str(step))
     variables = names.flatten(checkpoints.restore_model(str(step), like=config))
@@ -130,7 +130,7 @@ def _read(
     source: str, fmt: str = "auto", ema: bool = False, asked: dict[str, Any] | None = None
 ) -> tuple[state_dicts.StateDict, Network]:
     if fmt != "auto":
-        find_source(fmt, "--from")  # before a file is fetched
+        choose(fmt, SOURCES, "--from")  # before a file is fetched
     state = state_dicts.read(hub.local_file(source), source, ema=ema)
     return state, recognize(state, fmt, asked)
 

@@ -4,7 +4,7 @@ import tensorflow as tf
 from PIL import Image
 
 from deeplab_jax.data.image_files import ImageFiles, reason
-from deeplab_jax.data.samples import Samples, fingerprint, read_sample
+from deeplab_jax.data.samples import Samples, read_sample
 from deeplab_jax.data.survey import survey_masks
 from deeplab_jax.errors import DataError
 
@@ -40,39 +40,39 @@ def pair(tmp_path):
 
 def test_a_fingerprint_is_farmhash_of_the_files(pair):
     image, label = farmhash64(b"an image"), farmhash64(b"its label file")
-    assert fingerprint(pair, 0) == farmhash64(image + label)
+    assert pair.store.fingerprint(pair, 0) == farmhash64(image + label)
     unlabelled = Samples(pair.root, pair.images, (), "labelIds", "", ImageFiles())
-    assert fingerprint(unlabelled, 0) == image
+    assert unlabelled.store.fingerprint(unlabelled, 0) == image
 
 
 @pytest.mark.parametrize("name", ["i", "l"])
 def test_every_byte_of_both_files_counts(pair, tmp_path, name):
     path = tmp_path / name
     contents = path.read_bytes()
-    seen = {fingerprint(pair, 0)}
+    seen = {pair.store.fingerprint(pair, 0)}
     for k in range(len(contents)):
         path.write_bytes(contents[:k] + bytes([contents[k] ^ 1]) + contents[k + 1 :])
-        seen.add(fingerprint(pair, 0))
+        seen.add(pair.store.fingerprint(pair, 0))
     path.write_bytes(contents + b"\0")
-    seen.add(fingerprint(pair, 0))
+    seen.add(pair.store.fingerprint(pair, 0))
     assert len(seen) == len(contents) + 2
     path.write_bytes(contents)
-    assert fingerprint(pair, 0) in seen
+    assert pair.store.fingerprint(pair, 0) in seen
 
 
 def test_image_and_label_are_not_interchangeable(pair):
     swapped = Samples(pair.root, pair.labels, pair.images, "labelIds", "", ImageFiles())
-    assert fingerprint(swapped, 0) != fingerprint(pair, 0)
+    assert swapped.store.fingerprint(swapped, 0) != pair.store.fingerprint(pair, 0)
 
 
 @pytest.mark.parametrize("name", ["i", "l"])
 def test_a_file_that_is_gone_is_named(pair, tmp_path, name):
     (tmp_path / name).unlink()
     with pytest.raises(DataError, match=rf"{tmp_path / name} cannot be read"):
-        fingerprint(pair, 0)
+        pair.store.fingerprint(pair, 0)
     (tmp_path / name).mkdir()
     with pytest.raises(DataError, match=rf"{tmp_path / name} cannot be read"):
-        fingerprint(pair, 0)
+        pair.store.fingerprint(pair, 0)
 
 
 class Uncounted(tuple):

@@ -3,14 +3,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deeplab_jax import losses
 from deeplab_jax.evaluation import metrics
 
 
 def test_against_values_worked_out_by_hand():
     labels = jnp.array([[[0, 0, 1], [1, 255, 2]]], jnp.uint8)
     predictions = jnp.array([[[0, 1, 1], [1, 0, 1]]], jnp.uint8)
-    mask = losses.valid_pixels(labels, jnp.array([True]))
+    mask = metrics.valid_pixels(labels, jnp.array([True]))
     confusion = np.asarray(metrics.confusion_counts(labels, predictions, mask, 4))
     assert confusion.tolist() == [[1, 1, 0, 0], [0, 2, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
     # Class 0: 1 / (1 + 1 missed). Class 1: 2 / (2 + 2 wrong). Class 2: never found. Class 3: in neither.
@@ -21,7 +20,7 @@ def test_against_values_worked_out_by_hand():
 
 def test_all_ignored_is_nan_not_zero():
     labels = jnp.full((2, 3, 3), 255, jnp.uint8)
-    mask = losses.valid_pixels(labels, jnp.array([True, True]))
+    mask = metrics.valid_pixels(labels, jnp.array([True, True]))
     confusion = np.asarray(metrics.confusion_counts(labels, jnp.zeros((2, 3, 3), jnp.uint8), mask, 3))
     assert confusion.sum() == 0
     assert np.isnan(metrics.mean_iou(confusion))
@@ -35,7 +34,7 @@ def test_counts_and_iou_equal_sets_of_pixels(seed):
     labels = rng.choice([0, 1, 2, 255], (2, 4, 5)).astype(np.uint8)
     predictions = rng.integers(0, 3, (2, 4, 5)).astype(np.uint8)
     valid = rng.random(2) < 0.7
-    mask = losses.valid_pixels(jnp.asarray(labels), jnp.asarray(valid))
+    mask = metrics.valid_pixels(jnp.asarray(labels), jnp.asarray(valid))
     confusion = np.asarray(metrics.confusion_counts(jnp.asarray(labels), jnp.asarray(predictions), mask, 3))
     kept = (labels != 255) & valid[:, None, None]
     for k in range(3):

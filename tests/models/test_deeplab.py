@@ -9,7 +9,7 @@ from deeplab_jax.models import DeepLabV3, normalize
 from deeplab_jax.models.backbones import find_backbone
 from deeplab_jax.models.backbones.mobilenetv3 import scaled
 from deeplab_jax.models.decoder import Decoder
-from deeplab_jax.models.graph import variable_shapes
+from deeplab_jax.models.graph import abstract_variables
 from deeplab_jax.models.layers import BatchNorm
 
 
@@ -126,7 +126,7 @@ def test_parameters_do_not_depend_on_training_mode_or_output_stride():
     ],
 )
 def test_backbones_have_as_many_parameters_as_torchvision_without_the_classifier(name, parameters):
-    assert sum(x.size for x in jax.tree.leaves(variable_shapes(backbone(name))["params"])) == parameters
+    assert sum(x.size for x in jax.tree.leaves(abstract_variables(backbone(name))["params"])) == parameters
 
 
 def test_mobilenetv3_scales_its_channels_to_multiples_of_8_and_keeps_nine_tenths():

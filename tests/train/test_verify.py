@@ -14,7 +14,6 @@ from rich.console import Console
 
 from deeplab_jax.commands.datasets import training_data, training_set
 from deeplab_jax.config import digest_of
-from deeplab_jax.data.samples import fingerprint
 from deeplab_jax.errors import CheckpointError, ConfigError
 from deeplab_jax.train.loop import train
 from deeplab_jax.train.verify import _relative_difference, config_at, verify
@@ -44,7 +43,7 @@ def findings(workdir, start=2, steps=2, root=None):
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=str(root)))
     data, _ = training_data(config, lambda line: None)
     samples = training_set(config)
-    return list(verify(str(workdir), start, steps, data, lambda i: fingerprint(samples, i).hex()))
+    return list(verify(str(workdir), start, steps, data, lambda i: samples.store.fingerprint(samples, i).hex()))
 
 
 def objections(found):

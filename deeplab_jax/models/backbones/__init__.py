@@ -1,6 +1,6 @@
 """The backbones. A new one is a file here, which says everything about it, and a line below."""
 
-from deeplab_jax.errors import ConfigError
+from deeplab_jax.errors import choose
 from deeplab_jax.models.backbones import mobilenetv3, resnet, resnext
 from deeplab_jax.models.stages import Backbone
 
@@ -12,11 +12,5 @@ BACKBONES: dict[str, Backbone] = {
 
 
 def find_backbone(name: str) -> Backbone:
-    """Return a backbone by its name.
-
-    Raises:
-      ConfigError: there is none.
-    """
-    if name not in BACKBONES:
-        raise ConfigError(f"`model.backbone` (={name!r}) cannot be used: use one of {', '.join(BACKBONES)}")
-    return BACKBONES[name]
+    """Return a backbone by its name; ConfigError where there is none."""
+    return choose(name, BACKBONES, "model.backbone")

@@ -1,6 +1,5 @@
 """The sources of weights. A new one is a file here, which says everything about it, and a line below."""
 
-from deeplab_jax.errors import ConfigError
 from deeplab_jax.weights.source import Source
 from deeplab_jax.weights.sources import mmseg, timm, torchvision
 
@@ -10,14 +9,3 @@ SOURCES: dict[str, Source] = {
     "torchvision": torchvision.SOURCE,
     "timm": timm.SOURCE,
 }
-
-
-def find_source(name: str, flag: str) -> Source:
-    """Return a source by its name.
-
-    Raises:
-      ConfigError: there is none; `flag` is what named it.
-    """
-    if name not in SOURCES:
-        raise ConfigError(f"`{flag}` (={name!r}) cannot be used: use one of {', '.join(SOURCES)}")
-    return SOURCES[name]

@@ -23,7 +23,7 @@ from deeplab_jax.errors import CheckpointError, ConfigError
 from deeplab_jax.labels import CITYSCAPES, IGNORE, VOC, LabelSet, voc_color
 from deeplab_jax.models import DeepLabV3, canonical
 from deeplab_jax.models.backbones import BACKBONES
-from deeplab_jax.models.graph import variable_shapes
+from deeplab_jax.models.graph import abstract_variables
 from deeplab_jax.models.stages import STRIDES_OUT, Shapes, strides_in
 from deeplab_jax.weights.source import USUAL, Facts, Source, conv_bn, has_imagenet_normalization, output_channels
 from deeplab_jax.weights.state_dicts import StateDict
@@ -196,7 +196,7 @@ def required(model: ModelConfig) -> dict[str, tuple[Any, ...]]:
 def describe(config: Config) -> str:
     """Return the fields of mmsegmentation's deeplabv3_r50-d8 that this network sets."""
     model, stride, classes = config.model, config.model.output_stride, config.labels.num_classes
-    params = variable_shapes(DeepLabV3(model, classes))["params"]
+    params = abstract_variables(DeepLabV3(model, classes))["params"]
     backbone: dict[str, Any] = {
         **BACKBONES[model.backbone].references["mmseg"],
         **({"type": "ResNetV1c"} if model.stem == "3x3" else {}),
