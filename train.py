@@ -16,22 +16,14 @@ define_host_flags()
 
 
 def main() -> None:
-    """Join data and training; everything else is in deeplab_jax."""
+    """Parse the flags, then train; everything else is in deeplab_jax."""
     config = require_config(CONFIG.value)
     workdir = require_folder(WORKDIR.value, "--workdir", "runs/quickstart")
     with join_hosts() as console:
         # Imported here so that a mistyped flag is answered at once.
-        from deeplab_jax.commands.datasets import training_data
-        from deeplab_jax.runtime.compilation import keep_programs
-        from deeplab_jax.train.begin import set_up
-        from deeplab_jax.train.loop import train
-        from deeplab_jax.weights.transfer import pretrained_variables
+        from deeplab_jax.commands.train import train_recipe
 
-        keep_programs()
-        set_up(config, 1)  # a config that no run can be made of is said before the data is read, which can take minutes
-        data, steps = training_data(config, console.print)
-        pretrained = (lambda: pretrained_variables(config, console.print)) if config.model.pretrained else None
-        train(config, workdir, steps=steps, data=data, console=console, pretrained=pretrained)
+        train_recipe(config, workdir, console)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
 """Four fake CPU devices, strict shapes, and tiny things that several tests share."""
 
 import copy
+import io
+import json
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
 # Compiling is most of the time that the tests take; the processes that they start share the cache.
@@ -15,29 +19,64 @@ os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 import jax
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
+from rich.console import Console
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+from tiny import tiny_config, tiny_model, tiny_resnet18  # noqa: F401
+
 from deeplab_jax.checkpoints.store import Checkpoints
 from deeplab_jax.commands import main as cli
-from deeplab_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
-from deeplab_jax.models import DeepLabV3
+from deeplab_jax.commands.flags import load_recipe
+from deeplab_jax.commands.train import train_recipe
+from deeplab_jax.models import DeepLabV3, convolution
 from deeplab_jax.scenes import dataset as synthetic
 from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.state import init_state, to_trees
 
-CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = ROOT / "tests" / "tiny.py"
+CONFIGS = ROOT / "configs"
 NEED_A_FILE = ("stored", "custom")
 RECIPES = sorted(path for path in CONFIGS.glob("*.py") if path.stem not in NEED_A_FILE)
+
+
+def make_once(tmp_path_factory, name, make):
+    """A folder that all workers share, which `make` fills: the first one that asks makes it."""
+    temporary = tmp_path_factory.getbasetemp()
+    folder = (temporary.parent if "PYTEST_XDIST_WORKER" in os.environ else temporary) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            make(folder.with_suffix(".part"))
+            folder.with_suffix(".part").rename(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
 def street_scenes(tmp_path_factory):
     """A drawn Cityscapes-layout set of 6 training, 3 validation and 2 test scenes of 64x128."""
-    root = tmp_path_factory.mktemp("data") / "scenes"
-    synthetic.write(root, train=6, val=3, test=2, size=(64, 128))
-    return root
+    return make_once(tmp_path_factory, "scenes", lambda root: synthetic.write(root, train=6, val=3, test=2, size=(64, 128)))
+
+
+@pytest.fixture(scope="session")
+def finished_run(street_scenes, tmp_path_factory):
+    """A run that train.py finished, in a folder named as people do: from where they stand."""
+
+    def train(folder):
+        folder.mkdir()
+        call("train.py", "--workdir=runs/tiny", root=street_scenes, cwd=folder)
+
+    return make_once(tmp_path_factory, "there", train) / "runs" / "tiny"
+
+
+@pytest.fixture(scope="module")
+def plain_convolutions():
+    """XLA's own convolution everywhere, which compiles faster: for tests that are about what stands around the network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convolution, "_fastest_form", lambda *shapes: "xla")
+        yield
 
 
 @pytest.fixture
@@ -59,8 +98,11 @@ def official(monkeypatch):
 
 @pytest.fixture(scope="module")
 def stored_run(street_scenes, tmp_path_factory):
-    """A run's folder with an untrained network at step 4."""
-    workdir, config = tmp_path_factory.mktemp("stored") / "run", tiny_config(street_scenes)
+    """A run's folder with an untrained network at step 4, which processes know too."""
+    workdir, config = (
+        tmp_path_factory.mktemp("stored") / "run",
+        tiny_config(street_scenes, model=tiny_resnet18()),
+    )
     optimizer = make_optimizer(config.optim, 4)
     state = jax.jit(lambda: init_state(DeepLabV3(config.model, config.labels.num_classes), optimizer, 0))()
     with Checkpoints(str(workdir), config) as checkpoints:
@@ -90,6 +132,38 @@ def chromium():
         browser.close()
 
 
+def command(program, *flags, root=None):
+    """The words that start train.py or eval.py on the recipe of tiny.py."""
+    data = [f"--config.data.root={root}"] if root else []
+    return [sys.executable, str(ROOT / program), f"--config={TINY}", *data, *flags]
+
+
+def call(program, *flags, root=None, cwd=ROOT, code=0):
+    """What the program printed: on stdout, or on stderr where it shall end with another exit code than 0."""
+    words = command(program, *flags, root=root)
+    result = subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == code, result.stderr
+    return result.stderr if code else result.stdout
+
+
+def recipe(root, *fields):
+    """The recipe of tiny.py with fields set by flags."""
+    return load_recipe(str(TINY), [f"data.root={root}", *fields])
+
+
+def train(root, workdir, *fields):
+    """What train.py prints, in this process."""
+    console = Console(file=io.StringIO(), soft_wrap=True, highlight=False)
+    train_recipe(recipe(root, *fields), str(workdir), console)
+    return console.file.getvalue()
+
+
+def logged(workdir, kind):
+    """The rows of a run's log."""
+    table = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in table if row["kind"] == kind]
+
+
 def deeplab(monkeypatch, capsys, *words):
     """Exit code of `deeplab-jax`, run in this process, and what was printed."""
     monkeypatch.setattr("sys.argv", ["deeplab-jax", *map(str, words)])
@@ -105,20 +179,3 @@ def pixels(path) -> np.ndarray:
     """An image file as it is."""
     with Image.open(path) as picture:
         return np.array(picture)
-
-
-def tiny_model(**switches) -> ModelConfig:
-    """A network that compiles in seconds."""
-    return ModelConfig(**{"backbone": "resnet18", "width": 8, "aspp_width": 8} | switches)
-
-
-def tiny_config(root="", **fields) -> Config:
-    """A run of a few steps on 32x64 crops."""
-    return Config(
-        model=fields.pop("model", tiny_model()),
-        data=DataConfig(root=str(root), batch_size=4, crop_size=(32, 64), scale=(0.5, 1.0)),
-        optim=OptimConfig(lr=0.05),
-        train=TrainConfig(steps=4, log_every=1, eval_every=4, save_every=2),
-        eval=EvalConfig(batch_size=4),
-        **fields,
-    )

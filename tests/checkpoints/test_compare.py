@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from conftest import tiny_model
+from conftest import tiny_resnet18
 
 from deeplab_jax.checkpoints.compare import compare
 from deeplab_jax.config import Config, ModelConfig, to_dict
@@ -36,13 +36,13 @@ OTHER = [
 
 @pytest.mark.parametrize(("then", "now"), EQUAL)
 def test_the_same_network_in_other_words_is_the_same(then, now):
-    assert compare(Config(model=tiny_model(**then)), Config(model=tiny_model(**now)), "a run") == []
-    assert canonical(tiny_model(**then)) == canonical(tiny_model(**now))
+    assert compare(Config(model=tiny_resnet18(**then)), Config(model=tiny_resnet18(**now)), "a run") == []
+    assert canonical(tiny_resnet18(**then)) == canonical(tiny_resnet18(**now))
 
 
 @pytest.mark.parametrize(("field", "then", "now"), OTHER)
 def test_another_network_is_named_as_it_was_asked_for(field, then, now):
-    then, now = Config(model=tiny_model(**then)), Config(model=tiny_model(**now))
+    then, now = Config(model=tiny_resnet18(**then)), Config(model=tiny_resnet18(**now))
     asked, was = to_dict(now)["model"][field], to_dict(then)["model"][field]
     with pytest.raises(CheckpointError) as error:
         compare(then, now, "a run")
@@ -70,6 +70,6 @@ def test_only_basic_blocks_have_a_second_convolution_to_dilate(backbone):
 
 
 def test_what_differs_beside_the_network_is_told():
-    config = Config(model=tiny_model(low_level_width=32, output_stride=8), seed=3)
-    stored = dataclasses.replace(config, model=tiny_model(), seed=0)
+    config = Config(model=tiny_resnet18(low_level_width=32, output_stride=8), seed=3)
+    stored = dataclasses.replace(config, model=tiny_resnet18(), seed=0)
     assert compare(stored, config, "a run") == ["seed: 0 -> 3", "model.output_stride: 16 -> 8"]

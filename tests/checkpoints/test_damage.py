@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import tiny_config, tiny_model
+from conftest import tiny_config, tiny_resnet18
 
 from deeplab_jax.api import load
 from deeplab_jax.checkpoints.folders import CHECKSUMS, find_changed_files
@@ -24,7 +24,7 @@ from deeplab_jax.train.begin import require_expected
 from deeplab_jax.train.state import TrainState, from_trees, state_digest, to_trees
 from deeplab_jax.weights.transfer import pretrained_variables
 
-CONFIG = tiny_config()
+CONFIG = tiny_config(model=tiny_resnet18())  # that of version_0_1.zip
 
 
 def state_at(step):
@@ -228,14 +228,14 @@ def test_a_run_without_checkpoints_is_named(tmp_path):
 
 def test_another_network_is_no_damage(run):
     with pytest.raises(CheckpointError, match=r"`model.width` \(=16\) is 8 in .*checkpoints/7"):
-        resume(run, config=tiny_config(model=tiny_model(width=16)))
+        resume(run, config=tiny_config(model=tiny_resnet18(width=16)))
     assert steps(run) == ["5", "6", "7"]
 
 
 def test_another_network_is_found_behind_a_damaged_step(run):
     empty(run / "checkpoints" / "7")
     with pytest.raises(CheckpointError, match=r"`model.width` \(=16\) is 8 in .*checkpoints/6"):
-        resume(run, config=tiny_config(model=tiny_model(width=16)))
+        resume(run, config=tiny_config(model=tiny_resnet18(width=16)))
     assert steps(run) == ["5", "6", "7"]
 
 
@@ -307,7 +307,7 @@ def test_a_flipped_bit_is_refused_by_all_who_read_the_model(run, place):
 
 
 def starting_from(run):
-    return tiny_config(model=tiny_model(pretrained=run))
+    return tiny_config(model=tiny_resnet18(pretrained=run))
 
 
 def test_a_flipped_bit_of_the_metadata_is_refused_by_who_reads_the_config_alone(run):

@@ -10,7 +10,6 @@ from conftest import tiny_config, tiny_model
 
 from deeplab_jax.checkpoints.folders import find_changed_files
 from deeplab_jax.checkpoints.store import Checkpoints, differences, resolve, restore_model, stored_config
-from deeplab_jax.config import ModelConfig
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import DeepLabV3
@@ -180,7 +179,10 @@ def test_changed_fields_are_told(run):
     ("fields", "message"),
     [
         ({"labels": LabelSet("pets", ("cat", "dog"), ((1, 1, 1), (2, 2, 2)))}, r"'pets', 2 classes.*19 classes"),
-        ({"model": ModelConfig(backbone="resnet34", width=8, aspp_width=8)}, r"`model.backbone` \(='resnet34'\) is 'resnet18'"),
+        (
+            {"model": tiny_model(backbone="resnet34")},
+            r"`model.backbone` \(='resnet34'\) is 'four_blocks'",
+        ),
         ({"model": tiny_model(width=16)}, r"`model.width` \(=16\) is 8"),
     ],
 )

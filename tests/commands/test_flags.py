@@ -1,12 +1,19 @@
+import sys
+
 import pytest
 from absl import flags as absl_flags
+from conftest import CONFIGS
 from ml_collections import config_flags
 
 from deeplab_jax.commands import flags
 from deeplab_jax.errors import ConfigError
+from deeplab_jax.files import require_folder
+
+# How ml_collections reads a file.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+QUICKSTART = str(CONFIGS / "quickstart.py")
 
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # how ml_collections reads a file
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -15,10 +22,62 @@ from deeplab_jax.errors import ConfigError
             ["--config=nowhere.py", "--config.seed=1"],
             "`--config` cannot be used: .* No such file or directory: 'nowhere.py'",
         ),
+        ([f"--config={QUICKSTART}", "--configs=x"], "Unknown command line flag 'configs'"),
+        ([f"--config={QUICKSTART}", "config.seed=1"], "`config.seed=1` is no flag"),
     ],
 )
-def test_fields_without_their_recipe_are_one_line(words, message):
+def test_words_that_are_no_flags_are_one_line(words, message):
     values = absl_flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "", values, sys_argv=["", *words])
-    with pytest.raises(ConfigError, match=f"^{message}"):
+    with pytest.raises(ConfigError, match=f"^{message}") as caught:
         flags._parse_flags(["", *words], values)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (["model.decoderwidth=3"], "did you mean decoder_width"),
+        (["data.crop=3"], r"`crop` is no field.*crop_size"),
+        (["date.root=3"], "`date` is no field.*data"),
+        (["optim.lr=fast"], "optim.lr=fast"),
+        (["eval.window=512"], r"`eval.window` \(=\(512,\)\)"),
+        (["model.multi_grid=(1,2)", "model.multi_grid=(1,1)"], "`--config.model.multi_grid` is given 2 times: give it once"),
+    ],
+)
+def test_mistakes_in_fields_are_one_line(fields, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        flags.load_recipe(QUICKSTART, fields)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_that_is_not_there_is_one_line():
+    with pytest.raises(ConfigError, match=r"nowhere\.py") as caught:
+        flags.load_recipe("nowhere.py")
+    assert "\n" not in str(caught.value)
+
+
+RECIPES = {
+    "def get_config(:": "invalid syntax",
+    "import nothere": "No module named 'nothere'",
+    "x = 1": "get_config",
+    "def get_config(): return 3": "holds a int",
+    "from deeplab_jax.config import *\ndef get_config(): return DataConfig(batchsize=3)": "batchsize",
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_that_cannot_be_read_is_one_line(recipe, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # a process of train.py loads one recipe
+    path = tmp_path / "recipe.py"
+    path.write_text(recipe)
+    with pytest.raises(ConfigError, match=RECIPES[recipe]) as caught:
+        flags.load_recipe(str(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("flag", ["--workdir", "--checkpoint"])
+def test_a_folder_that_is_none_is_one_line(flag):
+    for path, message in ((None, f"`{flag}` is missing"), (__file__, rf"`{flag}` \(='.*'\) is a file")):
+        with pytest.raises(ConfigError, match=message):
+            require_folder(path, flag, "runs/quickstart")

@@ -3,7 +3,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import deeplab, tiny_model
+from conftest import deeplab, tiny_resnet18
 
 import deeplab_jax as dl
 from deeplab_jax.checkpoints.store import save_model
@@ -85,7 +85,7 @@ def test_weights_that_cannot_be_read_are_one_line(tmp_path, monkeypatch, capsys)
 
 
 def test_import_and_export_from_the_command_line(tmp_path, monkeypatch, capsys):
-    config = Config(model=tiny_model(fusion="3x3", dilate_conv2=False))
+    config = Config(model=tiny_resnet18(fusion="3x3", dilate_conv2=False))
     shapes = variable_shapes(config)
     save_model(
         str(tmp_path / "a"), config, names.unflatten({path: np.ones(shape, np.float32) for path, shape in shapes.items()})

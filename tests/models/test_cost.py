@@ -2,7 +2,7 @@ import dataclasses
 import math
 
 import pytest
-from conftest import tiny_config, tiny_model
+from conftest import tiny_config, tiny_model, tiny_resnet18
 
 from deeplab_jax.config import Config, ModelConfig
 from deeplab_jax.models import cost as flops
@@ -10,7 +10,7 @@ from deeplab_jax.weights.convert import variable_shapes
 
 
 def test_a_tiny_network_counted_by_hand():
-    parts = {layer.name: layer for layer in flops.by_part(flops.layers(tiny_model(), 19, (32, 64)))}
+    parts = {layer.name: layer for layer in flops.by_part(flops.layers(tiny_resnet18(), 19, (32, 64)))}
     assert list(parts) == ["stem", "stage 1", "stage 2", "stage 3", "stage 4", "ASPP", "classifier"]
     stem = parts["stem"]
     assert stem.flops == 2 * (16 * 32) * (7 * 7 * 3 * 8)
@@ -23,7 +23,7 @@ def test_a_tiny_network_counted_by_hand():
 
 
 def test_a_decoder_counted_by_hand():
-    model = tiny_model(decoder_width=16, low_level_width=4)
+    model = tiny_resnet18(decoder_width=16, low_level_width=4)
     parts = {layer.name: layer for layer in flops.by_part(flops.layers(model, 19, (32, 64)))}
     assert list(parts)[-2:] == ["decoder", "classifier"]
     assert parts["decoder"].flops == 2 * (8 * 16) * (8 * 4 + 9 * (8 + 4) * 16 + 9 * 16 * 16)
@@ -49,7 +49,7 @@ def test_torchvisions_networks_have_the_figures_that_it_publishes(backbone, swit
 
 
 @pytest.mark.parametrize(
-    "model", [tiny_model(), ModelConfig(stem="3x3", fusion="3x3", aux_head=True, dtype="bfloat16", remat=(1, 2))]
+    "model", [tiny_resnet18(), ModelConfig(stem="3x3", fusion="3x3", aux_head=True, dtype="bfloat16", remat=(1, 2))]
 )
 def test_parameters_are_those_of_the_network(model):
     counted = flops.total(flops.layers(model, 19, (64, 64)))

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import tiny_model
+from conftest import tiny_resnet18
 
 from deeplab_jax.config import ModelConfig
 from deeplab_jax.models import DeepLabV3, normalize
@@ -63,7 +63,7 @@ def test_features_at_every_output_stride_are_those_of_the_undilated_network_subs
 
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
 def test_logits_have_the_stride_rounded_up(output_stride):
-    model = DeepLabV3(tiny_model(output_stride=output_stride), 5)
+    model = DeepLabV3(tiny_resnet18(output_stride=output_stride), 5)
     image = jnp.zeros((2, 65, 50, 3))
     shapes = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), image, False)[0])
     assert shapes.logits.shape == (2, -(-65 // output_stride), -(-50 // output_stride), 5)
@@ -71,7 +71,7 @@ def test_logits_have_the_stride_rounded_up(output_stride):
 
 @pytest.mark.parametrize("output_stride", [8, 16])
 def test_a_decoder_gives_logits_at_stride_4(output_stride):
-    model = DeepLabV3(tiny_model(output_stride=output_stride, decoder_width=6, low_level_width=3), 5)
+    model = DeepLabV3(tiny_resnet18(output_stride=output_stride, decoder_width=6, low_level_width=3), 5)
     image = jnp.zeros((2, 65, 50, 3))
     outputs, variables = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), image, False))
     assert outputs.logits.shape == (2, 17, 13, 5)
@@ -107,7 +107,7 @@ def test_an_undilated_conv2_is_a_switch_of_basic_blocks_alone():
 
 def test_parameters_do_not_depend_on_training_mode_or_output_stride():
     def shapes(train, output_stride):
-        model = DeepLabV3(tiny_model(aux_head=True, output_stride=output_stride), 5)
+        model = DeepLabV3(tiny_resnet18(aux_head=True, output_stride=output_stride), 5)
         keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
         return jax.tree.map(lambda x: x.shape, jax.eval_shape(lambda: model.init(keys, jnp.zeros((1, 64, 64, 3)), train)))
 
@@ -136,7 +136,7 @@ def test_mobilenetv3_scales_its_channels_to_multiples_of_8_and_keeps_nine_tenths
 
 @pytest.mark.parametrize("train", [False, True])
 def test_auxiliary_logits_have_the_stride_of_the_third_stage(train):
-    model = DeepLabV3(tiny_model(aux_head=True, output_stride=32), 5)
+    model = DeepLabV3(tiny_resnet18(aux_head=True, output_stride=32), 5)
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
     outputs = jax.eval_shape(lambda: model.init_with_output(keys, jnp.zeros((1, 65, 64, 3)), train)[0])
     assert outputs.logits.shape == (1, 3, 2, 5)
@@ -145,7 +145,7 @@ def test_auxiliary_logits_have_the_stride_of_the_third_stage(train):
 
 @pytest.mark.parametrize("fusion", ["1x1", "3x3", "1x1+3x3"])
 def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32(fusion):
-    model = DeepLabV3(tiny_model(dtype="bfloat16", fusion=fusion), 5)
+    model = DeepLabV3(tiny_resnet18(dtype="bfloat16", fusion=fusion), 5)
     outputs, variables = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), False))
     assert outputs.logits.dtype == jnp.float32
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}

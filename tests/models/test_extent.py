@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import tiny_model
+from conftest import tiny_resnet18
 from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 
@@ -205,7 +205,7 @@ def test_a_whole_network_in_float64(switches):
     """In float32 a value within rounding of 0 passes its gradient on one side alone; float64 tells that from an error."""
     height, devices = 65, 4
     with jax.enable_x64(True):
-        config = tiny_model(**switches, dtype="float64")
+        config = tiny_resnet18(**switches, dtype="float64")
         model = DeepLabV3(config, 5)
         x = np.random.default_rng(0).normal(size=(2, height, 40, 3))
         variables = jax.jit(lambda: model.init(jax.random.key(0), jnp.asarray(x), False))()

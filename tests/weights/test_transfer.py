@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from conftest import tiny_config, tiny_model
+from conftest import tiny_config, tiny_resnet18
 from safetensors.numpy import load_file, save_file
 
 import deeplab_jax as dl
@@ -21,8 +21,8 @@ from deeplab_jax.weights import convert, names, transfer
 from deeplab_jax.weights.convert import require_buildable
 from deeplab_jax.weights.sources import SOURCES
 
-MMSEG = tiny_model(stem="3x3", fusion="3x3", dilate_conv2=False, aux_head=True, output_stride=8)
-TORCHVISION = tiny_model(fusion="1x1+3x3", aux_head=True, output_stride=8, dropout=0.5)
+MMSEG = tiny_resnet18(stem="3x3", fusion="3x3", dilate_conv2=False, aux_head=True, output_stride=8)
+TORCHVISION = tiny_resnet18(fusion="1x1+3x3", aux_head=True, output_stride=8, dropout=0.5)
 
 
 def random_variables(config):
@@ -163,7 +163,7 @@ def test_an_existing_folder_and_a_wrong_switch_are_refused(mmseg, tmp_path):
 )
 @pytest.mark.parametrize("prefix", ["", "backbone."])
 def test_backbones_start_a_training(tmp_path, stem, shortcut, fmt, prefix):
-    config = Config(model=tiny_model(stem=stem, shortcut=shortcut))
+    config = Config(model=tiny_resnet18(stem=stem, shortcut=shortcut))
     backbone = {path: x for path, x in random_variables(config).items() if path[1] == "backbone"}
     state = {prefix + name.removeprefix("backbone."): x for name, x in state_dict(backbone, config.model, fmt).items()}
     state["fc.weight"] = np.ones((1000, 64), np.float32)
@@ -187,7 +187,7 @@ def test_classifiers_are_taken_with_the_same_classes_alone(mmseg, tmp_path):
     save_file(state, tmp_path / "x.safetensors")
     lines = []
     config = Config(
-        model=tiny_model(
+        model=tiny_resnet18(
             stem="3x3", fusion="3x3", align_corners=True, aux_head=True, pretrained=str(tmp_path / "x.safetensors")
         )
     )
@@ -231,7 +231,7 @@ def test_a_width_that_no_decoder_has_matters_to_nobody(mmseg, tmp_path):
 
 @pytest.mark.parametrize(("decoder_width", "low_level_width"), [(8, 4), (16, 8)])
 def test_a_classifier_is_taken_beside_the_same_decoder_alone(tmp_path, decoder_width, low_level_width):
-    config = Config(model=tiny_model(decoder_width=8, low_level_width=8))
+    config = Config(model=tiny_resnet18(decoder_width=8, low_level_width=8))
     variables = random_variables(config)
     save_model(str(tmp_path / "stored"), config, names.unflatten(variables))
     config.model.pretrained = str(tmp_path / "stored")

@@ -1,0 +1,85 @@
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import CONFIGS, logged, pixels, recipe
+from rich.console import Console
+
+import deeplab_jax as dl
+from deeplab_jax.commands.evaluate import score_checkpoint
+from deeplab_jax.commands.flags import load_recipe
+from deeplab_jax.errors import CheckpointError, ConfigError, DataError
+
+# How ml_collections reads a file.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+
+def evaluate(config, checkpoint, output=None, submission=None):
+    """What eval.py prints."""
+    console = Console(file=io.StringIO(), soft_wrap=True, highlight=False, width=200)
+    score_checkpoint(config, str(checkpoint), output and str(output), submission and str(submission), console)
+    return console.file.getvalue()
+
+
+def test_the_stored_config_evaluates_like_the_recipe(finished_run, street_scenes, tmp_path):
+    config = load_recipe(f"{CONFIGS / 'stored.py'}:{finished_run}", [f"data.root={street_scenes}"])
+    evaluate(config, finished_run, tmp_path)
+    assert json.loads((tmp_path / "scores.json").read_text())["miou"] == logged(finished_run, "eval")[-1]["miou"]
+
+
+def test_without_instances_the_reason_is_said_and_other_names_are_not_submitted(finished_run, street_scenes, tmp_path):
+    copied = tmp_path / "set"
+    shutil.copytree(street_scenes, copied)
+    next((copied / "gtFine" / "val").rglob("*instanceIds.png")).unlink()
+    said = evaluate(recipe(copied), finished_run)
+    assert "iIoU is left out: 1 of 3 instanceIds files are missing" in said
+    assert "category mIoU" in said
+    image = next((copied / "leftImg8bit" / "test").rglob("*.png"))
+    image.rename(image.with_name("a.png"))
+    (copied / "list" / "test.lst").unlink()
+    with pytest.raises(DataError, match=r"a\.png cannot be submitted") as caught:
+        evaluate(recipe(copied, "eval.split=test"), finished_run, submission=tmp_path / "s")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_list_without_labels_gives_pictures_alone(finished_run, street_scenes, tmp_path):
+    config, best = recipe(street_scenes, "eval.split=test", "eval.output_stride=16"), finished_run / "best"
+    assert "mIoU" not in evaluate(config, best, tmp_path / "o", tmp_path / "ids")
+    assert len(list((tmp_path / "o" / "overlay").rglob("*.png"))) == 2
+    assert len(list((tmp_path / "ids").glob("canvasdorf_*_pred_labelIds.png"))) == 2
+    with pytest.raises(ConfigError, match="give --output"):
+        evaluate(config, best)
+
+
+def test_the_segmenter_is_nchw_and_agrees_with_evaluation(finished_run, street_scenes, tmp_path):
+    evaluate(recipe(street_scenes), finished_run, tmp_path)
+    segmenter = dl.load(str(finished_run))
+    path = next((street_scenes / "leftImg8bit" / "val").rglob("*.png"))
+    image = pixels(path).transpose(2, 0, 1)[None]
+    labels = segmenter.predict(image)
+    written = tmp_path / "train_ids" / path.relative_to(street_scenes)
+    np.testing.assert_array_equal(labels[0], pixels(written))
+    logits = segmenter.logits(image)
+    assert logits.shape == (1, 19, 64, 128)
+    assert logits.dtype == np.float32
+    np.testing.assert_array_equal(logits.argmax(1), labels)
+    assert segmenter.label_set.names[13] == "car"
+    assert segmenter.predict(np.zeros((2, 3, 1, 7), np.uint8)).shape == (2, 1, 7)
+    with pytest.raises(dl.DataError, match=r"`images` \(=float32 \[1, 3, 4, 4\]\) must be uint8"):
+        segmenter.predict(np.zeros((1, 3, 4, 4), np.float32))
+
+
+def test_mistakes_are_one_line(finished_run, street_scenes):
+    config = recipe(street_scenes)
+    eleven = load_recipe(str(CONFIGS / "camvid_r18.py"), [f"data.root={street_scenes}"])
+    for error, message, words in (
+        (CheckpointError, r"11 classes.*19 classes", (eleven, finished_run)),
+        (CheckpointError, r"`checkpoint` \(='nowhere'\) is no run", (config, "nowhere")),
+        (ConfigError, r"`--output` \(='a/b'\) lies in --submission", (config, finished_run, "a/b", "a")),
+    ):
+        with pytest.raises(error, match=message) as caught:
+            evaluate(*words)
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,46 @@
+"""The network of the tests, one block a stage, and runs on it; also a recipe, for the processes that tests start."""
+
+import functools
+
+from deeplab_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
+from deeplab_jax.models.backbones import BACKBONES, resnet
+from deeplab_jax.models.stages import Backbone
+
+BLOCKS = (1, 1, 1, 1)
+
+# It compiles in half the time of ResNet-18.
+BACKBONES["four_blocks"] = Backbone(
+    make=functools.partial(resnet.ResNet, blocks=BLOCKS, is_bottleneck=False, name="backbone"),
+    blocks=BLOCKS,
+    switches=BACKBONES["resnet18"].switches,
+    tensor_names=functools.partial(resnet.tensor_names, blocks=BLOCKS),
+    recognize=resnet.recognize,
+)
+
+
+def tiny_model(**switches) -> ModelConfig:
+    """A network that compiles in seconds."""
+    return ModelConfig(**{"backbone": "four_blocks", "width": 8, "aspp_width": 8} | switches)
+
+
+# For tests of networks, their weights and their files.
+tiny_resnet18 = functools.partial(tiny_model, backbone="resnet18")
+
+
+def tiny_config(root="", **fields) -> Config:
+    """A run of a few steps on 32x64 crops."""
+    return Config(
+        model=fields.pop("model", tiny_model()),
+        data=DataConfig(root=str(root), batch_size=4, crop_size=(32, 64), scale=(0.5, 1.0)),
+        optim=OptimConfig(lr=0.05),
+        train=TrainConfig(steps=4, log_every=1, eval_every=4, save_every=2),
+        eval=EvalConfig(batch_size=4),
+        **fields,
+    )
+
+
+def get_config() -> Config:
+    """A run of six steps, with a save and an evaluation on the way."""
+    config = tiny_config(model=tiny_model(output_stride=8, dropout=0.0))
+    config.train.steps, config.train.eval_every = 6, 3
+    return config
