@@ -1,4 +1,4 @@
-"""The CamVid study: the plain recipe that everything is compared with, and the rows. camvid.md has what they gave.
+"""Define the CamVid study: the plain recipe that serves as the baseline, and the rows to train. Results: camvid.md.
 
 python benchmarks/sweep.py benchmarks/camvid_study.py --root CAMVID --out runs/camvid_study --table camvid_table.md
 """
@@ -14,7 +14,7 @@ RECIPE = "benchmarks/camvid_study.py"
 
 
 def get_config() -> Config:
-    """What one would try first: the published widths, every class alike. Its time is the budget."""
+    """Return the baseline recipe: published widths and equal class weights. Its training time is the budget of the study."""
     return Config(
         labels=CAMVID,
         model=ModelConfig(backbone="resnet18", output_stride=16),
@@ -29,10 +29,11 @@ _BATCH_4 = {"data.batch_size": 4}
 _NARROW = _BATCH_4 | {"model.width": 32, "model.aspp_width": 64, "model.decoder_width": 32}
 _MILD = {"data.scale": (0.75, 1.5)}
 _STRIDE_32 = {"model.output_stride": 32}
-# By hand: near the root of (the road's pixels / the class's), at most 7.5; and the roots of these.
+# Chosen by hand, close to the square root of (road pixels / pixels of the class), and at most 7.5.
 _WEIGHTS = {"loss.class_weights": (1.5, 1.0, 7.5, 1.0, 3.0, 1.6, 7.0, 5.0, 3.5, 7.5, 7.5)}
+# The square roots of _WEIGHTS.
 _SOFTER = {"loss.class_weights": (1.2, 1.0, 2.7, 1.0, 1.7, 1.3, 2.6, 2.2, 1.9, 2.7, 2.7)}
-_ALIKE: dict[str, Any] = {"loss.class_weights": ()}
+_EQUAL: dict[str, Any] = {"loss.class_weights": ()}
 _CHOSEN = _NARROW | _WEIGHTS | _MILD | _STRIDE_32
 
 
@@ -40,7 +41,7 @@ def _flags(epochs: float, fields: Mapping[str, Any]) -> str:
     return shlex.join(f"--config.{field}={value}" for field, value in ({"train.epochs": epochs} | fields).items())
 
 
-# A quarter of the budget, or what was thought to be one: camvid.md has the times.
+# These rows were planned for a quarter of the budget. camvid.md lists the times that they took.
 QUARTER = {
     "plain, quarter": _flags(5, {}),
     "batch 4": _flags(5, _BATCH_4),
@@ -51,11 +52,11 @@ QUARTER = {
     "narrow, softer, mild": _flags(11.5, _NARROW | _SOFTER | _MILD),
     "narrow, softer, mild, stride 32": _flags(15, _NARROW | _SOFTER | _MILD | _STRIDE_32),
 }
-# A quarter of the chosen recipe's steps, and what changes when one thing does.
-CHANGED = {
+# The chosen recipe with a quarter of its steps, and variants that change one thing.
+VARIANTS = {
     "chosen, quarter": _flags(8, _CHOSEN),
-    "no weights": _flags(8, _CHOSEN | _ALIKE),
-    "OHEM": _flags(8, _CHOSEN | _ALIKE | {"loss.ohem_threshold": 0.7, "loss.ohem_min_kept": 10_000}),
+    "no weights": _flags(8, _CHOSEN | _EQUAL),
+    "OHEM": _flags(8, _CHOSEN | _EQUAL | {"loss.ohem_threshold": 0.7, "loss.ohem_min_kept": 10_000}),
     "EMA": _flags(8, _CHOSEN | {"optim.ema_decay": 0.99}),
     "label smoothing": _flags(8, _CHOSEN | {"loss.label_smoothing": 0.05}),
     "balanced windows": _flags(8, _CHOSEN | {"data.class_balanced": 0.5}),
@@ -66,10 +67,10 @@ CHANGED = {
     "no decoder": _flags(8, _CHOSEN | {"model.decoder_width": 0, "model.output_stride": 16}),
     "faster": _flags(8, _CHOSEN | {"optim.lr": 0.05, "optim.warmup_steps": 100}),
 }
-WHOLE = {
+FULL = {
     "plain": "",
     "narrow, weights, mild, stride 32": _flags(32, _CHOSEN),
     "narrow, softer, mild, stride 32, whole": _flags(32, _CHOSEN | _SOFTER),
 }
-ROWS = QUARTER | CHANGED | WHOLE
-CHOSEN = "narrow, weights, mild, stride 32"  # is configs/camvid_r18.py
+ROWS = QUARTER | VARIANTS | FULL
+CHOSEN = "narrow, weights, mild, stride 32"  # the same as configs/camvid_r18.py

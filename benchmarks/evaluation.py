@@ -1,11 +1,11 @@
-"""Seconds and memory of scoring a batch, ours against torchvision's in PyTorch, in turn.
+"""Compare the time and memory of evaluating a batch between this package and torchvision.
 
 pip install torch torchvision
 python benchmarks/evaluation.py --size 512 1024
 
-From images and labels on the device to confusion counts on the host: the network, logits at the labels' size, their argmax, and
-the counts; PyTorch's as in references/segmentation/utils.py. On a GPU: --dtype bfloat16 --compile --repeat 10. TensorFlow is
-not needed.
+The measured work starts with images and labels on the device. It runs the network, resizes the logits to the size of
+the labels, takes the argmax, and ends with confusion counts on the host. PyTorch counts as in torchvision's
+references/segmentation/utils.py. On a GPU, use --dtype bfloat16 --compile --repeat 10. TensorFlow is not needed.
 """
 
 import argparse
@@ -14,24 +14,24 @@ import networks
 import numpy as np
 import side_by_side
 
-# Of the pixels by (label, prediction): where two logits are equal to the last digits either may be the larger one.
+# Bounds of the relative error of the confusion counts. If two logits agree to the last digits, either class may win.
 BOUNDS = {"float32": {"confusion": 1e-3}, "bfloat16": {"confusion": 1e-1}}
 
 
-def ours(args: argparse.Namespace) -> side_by_side.Side:
-    """The evaluator that `eval.py` and training use."""
+def build_ours(args: argparse.Namespace) -> side_by_side.Side:
+    """Return the evaluator that `eval.py` and training use."""
     import jax
 
     from deeplab_jax.evaluation.inference import Evaluator
-    from deeplab_jax.runtime.compilation import keep_programs
-    from deeplab_jax.runtime.mesh import make_mesh, place, replicated
+    from deeplab_jax.runtime.compilation import enable_compilation_cache
+    from deeplab_jax.runtime.mesh import make_mesh, place, replicated_sharding
 
-    keep_programs()
+    enable_compilation_cache()
     config = networks.our_config(args)
     mesh = make_mesh(config.mesh)
     evaluator = Evaluator(config, mesh)
-    variables = jax.device_put(networks.our_variables(config), replicated(mesh))
-    batch = {"image": networks.images(args), "label": networks.labels(args), "valid": np.ones(args.batch, bool)}
+    variables = jax.device_put(networks.our_variables(config), replicated_sharding(mesh))
+    batch = {"image": networks.random_images(args), "label": networks.random_labels(args), "valid": np.ones(args.batch, bool)}
     on_device = place(batch, mesh, evaluator.row_unit)
 
     def run() -> np.ndarray:
@@ -43,18 +43,21 @@ def ours(args: argparse.Namespace) -> side_by_side.Side:
     return side_by_side.Side(numbers, run, networks.our_device_peak, networks.our_versions())
 
 
-def torchvision(args: argparse.Namespace, *, compiled: bool) -> side_by_side.Side:
-    """ConfusionMatrix of torchvision's references."""
+def build_torchvision(args: argparse.Namespace, *, compiled: bool) -> side_by_side.Side:
+    """Return the same work in PyTorch, with the ConfusionMatrix of torchvision's references."""
     import torch
 
     network = networks.Torch(args, train=False, compiled=compiled)
-    image, label = network.image(networks.images(args)), torch.from_numpy(networks.labels(args)).long().to(network.device)
+    image, label = (
+        network.image(networks.random_images(args)),
+        torch.from_numpy(networks.random_labels(args)).long().to(network.device),
+    )
 
     @torch.inference_mode()
     def run() -> np.ndarray:
         prediction = network.logits(image)["out"].argmax(1)
-        known = label < networks.CLASSES
-        cells = networks.CLASSES * label[known] + prediction[known]
+        is_labelled = label < networks.CLASSES
+        cells = networks.CLASSES * label[is_labelled] + prediction[is_labelled]
         return torch.bincount(cells, minlength=networks.CLASSES**2).reshape(networks.CLASSES, -1).cpu().numpy()
 
     def numbers() -> dict[str, np.ndarray]:
@@ -64,5 +67,5 @@ def torchvision(args: argparse.Namespace, *, compiled: bool) -> side_by_side.Sid
 
 
 if __name__ == "__main__":
-    arguments = networks.flags(__doc__, size=(512, 1024), batch=1).parse_args()
-    networks.compare("scoring", ours, torchvision, arguments, BOUNDS[arguments.dtype])
+    arguments = networks.build_parser(__doc__, size=(512, 1024), batch=1).parse_args()
+    networks.compare("evaluation", build_ours, build_torchvision, arguments, BOUNDS[arguments.dtype])

@@ -1,11 +1,11 @@
-"""Seconds and memory of a prediction, ours against torchvision's in PyTorch, in turn.
+"""Compare the time and memory of a prediction between this package and torchvision.
 
 pip install torch torchvision
 python benchmarks/inference.py --size 1024 2048
 python benchmarks/inference.py --size 513 513 --output logits
 
---output: "labels", a class for each pixel of the image, as `predict` gives them, or "logits" at the image's size. On a GPU:
---dtype bfloat16 --compile --repeat 10. TensorFlow is not needed.
+--output selects "labels", the class of each pixel as `predict` returns it, or "logits", resized to the size of the
+image. On a GPU, use --dtype bfloat16 --compile --repeat 10. TensorFlow is not needed.
 """
 
 import argparse
@@ -15,24 +15,25 @@ import networks
 import numpy as np
 import side_by_side
 
-# Of logits, the relative error; of labels, the share of pixels that differ where two logits are equal to the last digits.
+# Bounds of the relative error of logits, and of the share of pixels with a different label. Labels may differ where two logits
+# agree to the last digits.
 BOUNDS = {
     "float32": {"labels": 1e-3, "logits": 1e-4},
     "bfloat16": {"labels": 5e-2, "logits": 3e-2},
 }
 
 
-def ours(args: argparse.Namespace) -> side_by_side.Side:
-    """Through the same functions as `load(...).predict`."""
+def build_ours(args: argparse.Namespace) -> side_by_side.Side:
+    """Return a prediction by the functions that `load(...).predict` uses."""
     import jax
 
     from deeplab_jax.evaluation import inference
-    from deeplab_jax.runtime.compilation import compile_program, keep_programs
+    from deeplab_jax.runtime.compilation import compile_program, enable_compilation_cache
 
-    keep_programs()
+    enable_compilation_cache()
     config = networks.our_config(args)
     variables = jax.device_put(networks.our_variables(config))
-    images = jax.device_put(networks.images(args))
+    images = jax.device_put(networks.random_images(args))
     function = {"labels": inference.predict, "logits": inference.logits}[args.output]
     compute = compile_program(inference.jit_by_config(function, config), variables, images)
     return side_by_side.Side(
@@ -43,32 +44,32 @@ def ours(args: argparse.Namespace) -> side_by_side.Side:
     )
 
 
-def torchvision(args: argparse.Namespace, *, compiled: bool) -> side_by_side.Side:
-    """The module's own output for "logits"; "labels" is its argmax."""
+def build_torchvision(args: argparse.Namespace, *, compiled: bool) -> side_by_side.Side:
+    """Return a prediction by torchvision. Its logits are the output of the module, and its labels are their argmax."""
     import torch
 
     network = networks.Torch(args, train=False, compiled=compiled)
-    image = network.image(networks.images(args))
+    image = network.image(networks.random_images(args))
 
     @torch.inference_mode()
     def compute() -> Any:
         logits = network.logits(image)["out"]
-        found = logits.argmax(1) if args.output == "labels" else logits
+        result = logits.argmax(1) if args.output == "labels" else logits
         network.synchronize()
-        return found
+        return result
 
     def numbers() -> dict[str, np.ndarray]:
-        found = compute()
+        result = compute()
         if args.output == "labels":
-            return {"labels": found.to(torch.uint8).cpu().numpy()}
-        return {args.output: found.float().permute(0, 2, 3, 1).cpu().numpy()}
+            return {"labels": result.to(torch.uint8).cpu().numpy()}
+        return {args.output: result.float().permute(0, 2, 3, 1).cpu().numpy()}
 
     return side_by_side.Side(numbers, compute, network.device_peak, network.versions())
 
 
 if __name__ == "__main__":
-    parser = networks.flags(__doc__, size=(1024, 2048), batch=1)
+    parser = networks.build_parser(__doc__, size=(1024, 2048), batch=1)
     parser.add_argument("--output", default="labels", choices=("labels", "logits"))
     arguments = parser.parse_args()
     bounds = {arguments.output: BOUNDS[arguments.dtype][arguments.output]}
-    networks.compare(arguments.output, ours, torchvision, arguments, bounds)
+    networks.compare(arguments.output, build_ours, build_torchvision, arguments, bounds)

@@ -1,13 +1,21 @@
-"""Images a second of the input pipeline against the usual way in PyTorch, on the same cores, in turn.
+"""Compare the speed of the input pipeline with the usual PyTorch way, on the same cores.
 
 pip install torch torchvision
 python benchmarks/input_pipeline.py
 
-Synthetic photos of 1024x2048 (photos.py), scaled by 0.5 to 2, cropped, mirrored, photometric: (a) PyTorch's DataLoader
-(torch_loader.py); (b) ours from PNG; (c) ours from prepared records. Ours draws the numbers of the photometric distortion and
-leaves the pixels to the device: (d) and (e) are (b) and (c) where these cores compute that as well. Each figure is the median
-of the rounds, each ratio the median of the rounds' ratios to (a). Every measurement is a process of its own, warmed up, and
-stopped before its source ends. Then: how long the first batch takes, and the resident memory over many images.
+The samples are synthetic photos of 1024x2048 (photos.py). They are scaled by 0.5 to 2, cropped, randomly mirrored and
+photometrically distorted. These pipelines are measured in turn:
+
+(a) PyTorch's DataLoader (torch_loader.py)
+(b) this package, from PNG files
+(c) this package, from prepared records
+(d) like (b), with the photometric distortion computed on these cores
+(e) like (c), with the photometric distortion computed on these cores
+
+As in training, (b) and (c) only draw the random factors of the distortion. The accelerator would apply them. Each figure is the
+median over the rounds, and each ratio is the median over the rounds of the ratio to (a). Every measurement runs in a separate
+process, after a warm-up, and stops before its data runs out. Finally, the time to the first batch and the resident memory over
+many images are measured.
 """
 
 import argparse
@@ -30,14 +38,14 @@ WAYS = {
     "a": "PyTorch DataLoader",
     "b": "ours, PNG",
     "c": "ours, records",
-    "d": "ours, PNG, colours on these cores too",
-    "e": "ours, records, colours on these cores too",
+    "d": "ours, PNG, with colour distortion on these cores",
+    "e": "ours, records, with colour distortion on these cores",
 }
 MEAN = (123.675, 116.28, 103.53)
 
 
 def our_batches(root: pathlib.Path, crop: tuple[int, int], batch_size: int, threads: int, start: int) -> Iterator[Any]:
-    """Training batches from step `start` on, without end."""
+    """Return an endless iterator over training batches, from step `start` on."""
     import dataclasses
 
     from deeplab_jax.config import DataConfig
@@ -50,8 +58,8 @@ def our_batches(root: pathlib.Path, crop: tuple[int, int], batch_size: int, thre
     return train_batches(find_split(data, "train"), labels, data, MEAN, seed=0, start_step=start, steps=10**9)
 
 
-def colored(batches: Iterator[Any]) -> Iterator[Any]:
-    """Batches whose colours are distorted and normalised by XLA on this machine's cores."""
+def distort_colors(batches: Iterator[Any]) -> Iterator[Any]:
+    """Yield the images of each batch after the photometric distortion, which XLA computes on this machine's cores."""
     import jax
     import jax.numpy as jnp
 
@@ -62,38 +70,38 @@ def colored(batches: Iterator[Any]) -> Iterator[Any]:
         yield step(batch["image"], batch["photometric"]).block_until_ready()
 
 
-def batches_of(way: str, args: argparse.Namespace) -> Iterator[Any]:
-    """The batches of one of WAYS."""
+def open_batches(way: str, args: argparse.Namespace) -> Iterator[Any]:
+    """Return an iterator over the batches of pipeline `way`, a key of WAYS."""
     crop = tuple(args.crop)
     if way == "a":
         import torch_loader
 
         return torch_loader.batches(args.root / "png", crop, photos.SIZE, args.batch_size, args.cores)
     ours = our_batches(args.root / ("png" if way in "bd" else "records"), crop, args.batch_size, args.cores, args.start)
-    return colored(ours) if way in "de" else ours
+    return distort_colors(ours) if way in "de" else ours
 
 
-def rate(way: str, args: argparse.Namespace) -> dict[str, float]:
-    """Of this process: seconds to the first batch, then images a second once the queues are full."""
+def measure_rate(way: str, args: argparse.Namespace) -> dict[str, float]:
+    """Measure the seconds to the first batch, and then, once the queues are full, the images per second."""
     if way != "a":
-        import deeplab_jax.data.pipeline  # noqa: F401  (what a training has loaded by then)
-    began = time.perf_counter()
-    batches = batches_of(way, args)
+        import deeplab_jax.data.pipeline  # noqa: F401  (a training run has already imported it)
+    start_time = time.perf_counter()
+    batches = open_batches(way, args)
     next(batches)
-    first = time.perf_counter() - began
-    while time.perf_counter() - began < args.warm_up:
+    first = time.perf_counter() - start_time
+    while time.perf_counter() - start_time < args.warm_up:
         next(batches)
-    count, began = 0, time.perf_counter()
-    while time.perf_counter() - began < args.seconds:
+    count, start_time = 0, time.perf_counter()
+    while time.perf_counter() - start_time < args.seconds:
         next(batches)
         count += args.batch_size
-    return {"first": first, "images_per_second": count / (time.perf_counter() - began)}
+    return {"first": first, "images_per_second": count / (time.perf_counter() - start_time)}
 
 
-def resident(way: str, args: argparse.Namespace) -> dict[str, Any]:
-    """{number of images read: resident MiB} of this process."""
+def measure_memory(way: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the resident memory of this process in MiB, by the number of images read so far."""
     rows: dict[int, float] = {}
-    for number, _ in enumerate(batches_of(way, args), start=1):
+    for number, _ in enumerate(open_batches(way, args), start=1):
         images = number * args.batch_size
         if images % 2000 < args.batch_size:
             status = pathlib.Path("/proc/self/status").read_text()
@@ -103,27 +111,34 @@ def resident(way: str, args: argparse.Namespace) -> dict[str, Any]:
     return {}
 
 
-def measured(way: str, job: str, args: argparse.Namespace, **changes: Any) -> dict[str, Any]:
-    """What a process of its own measured."""
+def run_in_process(way: str, job: str, args: argparse.Namespace, **changes: Any) -> dict[str, Any]:
+    """Run a measurement in a separate process and return its result.
+
+    Args:
+      way: The pipeline, a key of WAYS.
+      job: "rate" or "resident".
+      args: The flags of the program.
+      **changes: Flags with a different value in this measurement.
+    """
     values = vars(args) | changes
-    words = [sys.executable, __file__, "--one", job, way, json.dumps(values, default=str)]
+    command = [sys.executable, __file__, "--one", job, way, json.dumps(values, default=str)]
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu"}
-    result = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if result.returncode:
         raise SystemExit(f"{WAYS[way]}: {result.stderr[-3000:]}")
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def one(job: str, way: str, text: str) -> None:
-    """A measurement, in the process made for it."""
+def run_job(job: str, way: str, text: str) -> None:
+    """Run one measurement in this process and print its result as JSON. `text` holds the flags as JSON."""
     args = argparse.Namespace(**json.loads(text))
     args.root = pathlib.Path(args.root)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
-    print(json.dumps({"rate": rate, "resident": resident}[job](way, args)))
+    print(json.dumps({"rate": measure_rate, "resident": measure_memory}[job](way, args)))
 
 
 def prepare(args: argparse.Namespace, console: Console) -> None:
-    """The photos, and records of them."""
+    """Write the photos, and the records that are prepared from them."""
     from deeplab_jax.config import DataConfig
     from deeplab_jax.data.prepare import prepare as write_records
 
@@ -134,49 +149,54 @@ def prepare(args: argparse.Namespace, console: Console) -> None:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Run all measurements and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=pathlib.Path, help="folder for photos and records, which is kept")
+    parser.add_argument(
+        "--root", type=pathlib.Path, help="folder for photos and records, which is kept; default: a temporary folder"
+    )
     parser.add_argument("--photos", type=int, default=64)
-    parser.add_argument("--crops", type=int, nargs="+", default=(512, 1024, 769, 769), help="height width of each crop")
+    parser.add_argument("--crops", type=int, nargs="+", default=(512, 1024, 769, 769), help="height and width of each crop")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--cores", type=int, default=2, help="cores, loader processes and threads")
+    parser.add_argument("--cores", type=int, default=2, help="number of cores, loader processes and threads")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--warm-up", type=float, default=6, help="seconds before counting")
+    parser.add_argument("--warm-up", type=float, default=6, help="seconds before the measurement starts")
     parser.add_argument("--seconds", type=float, default=12)
-    parser.add_argument("--memory-images", type=int, default=20_000, help="0 leaves memory out")
+    parser.add_argument(
+        "--memory-images", type=int, default=20_000, help="number of images for the memory measurement; 0 skips it"
+    )
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
-    parser.add_argument("--json", type=pathlib.Path, help="file to write every measurement to")
+    parser.add_argument("--json", type=pathlib.Path, help="file for all measurements")
     args = parser.parse_args()
     args.start = 0
     console = Console(width=128)
     with tempfile.TemporaryDirectory() as scratch:
         args.root = args.root or pathlib.Path(scratch)
         prepare(args, console)
-        found: dict[str, Any] = {}
+        results: dict[str, Any] = {}
         for crop in zip(args.crops[::2], args.crops[1::2], strict=True):
             name = "x".join(map(str, crop))
-            found[name] = [{way: measured(way, "rate", args, crop=crop) for way in args.ways} for _ in range(args.rounds)]
-            console.print(rates_table(name, found[name]))
+            results[name] = [
+                {way: run_in_process(way, "rate", args, crop=crop) for way in args.ways} for _ in range(args.rounds)
+            ]
+            console.print(rates_table(name, results[name]))
         crop = tuple(args.crops[:2])
         quick = {"warm_up": 0, "seconds": 0, "crop": crop}
         for way in [way for way in ("b", "c") if way in args.ways]:
-            times = [[measured(way, "rate", args, start=s, **quick)["first"] for _ in range(3)] for s in (0, 100_000)]
-            found[f"first batch, {way}"] = times
-            shown = " and ".join(f"{statistics.median(each):.2f} s" for each in times)
-            console.print(f"first batch, {WAYS[way]}, at step 0 and at step 100,000: {shown}")
+            times = [[run_in_process(way, "rate", args, start=s, **quick)["first"] for _ in range(3)] for s in (0, 100_000)]
+            results[f"first batch, {way}"] = times
+            times_text = " and ".join(f"{statistics.median(each):.2f} s" for each in times)
+            console.print(f"first batch, {WAYS[way]}, at step 0 and at step 100,000: {times_text}")
             if args.memory_images:
-                rows = measured(way, "resident", args, crop=crop)["resident"]
-                found[f"resident, {way}"] = rows
-                console.print(
-                    f"resident MiB, {WAYS[way]}, by images read: {', '.join(f'{k}: {v:.0f}' for k, v in rows.items())}"
-                )
+                rows = run_in_process(way, "resident", args, crop=crop)["resident"]
+                results[f"resident, {way}"] = rows
+                memory_text = ", ".join(f"{k}: {v:.0f}" for k, v in rows.items())
+                console.print(f"resident MiB, {WAYS[way]}, by number of images read: {memory_text}")
     if args.json:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def rates_table(crop: str, rounds: list[dict[str, Any]]) -> Table:
-    """Medians over the rounds, and of the ratios within them."""
+    """Return a table with the median rate of each pipeline, and the median over the rounds of its ratio to (a)."""
     table = Table("crop " + crop, "images/s", "times (a)", "first batch, s")
     for way in rounds[0]:
         rates = [row[way]["images_per_second"] for row in rounds]
@@ -189,6 +209,6 @@ def rates_table(crop: str, rounds: list[dict[str, Any]]) -> Table:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--one"]:
-        one(*sys.argv[2:])
+        run_job(*sys.argv[2:])
     else:
         main()

@@ -1,6 +1,7 @@
-"""Our DeepLabV3 and torchvision's with the same weights and inputs, for the comparisons of `side_by_side`.
+"""Build this package's DeepLabV3 and torchvision's, with the same weights and inputs, for `side_by_side`.
 
-Only the functions that make one of the two import its framework. Weights follow from names and shapes (tests/parity/fill.py).
+JAX and PyTorch are only imported by the functions that need them. The weights are generated from the names and shapes of the
+tensors (tests/parity/fill.py).
 """
 
 import argparse
@@ -20,36 +21,46 @@ MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 CLASSES = 21
 
 
-def flags(description: str, *, size: tuple[int, int], batch: int) -> argparse.ArgumentParser:
-    """Which network runs on what, and how it is measured."""
+def build_parser(description: str, *, size: tuple[int, int], batch: int) -> argparse.ArgumentParser:
+    """Return a parser with the flags for the network, its input and the measurement."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--depth", type=int, default=50, choices=(50, 101))
     parser.add_argument("--output-stride", type=int, default=8, choices=(8, 16))
     parser.add_argument("--size", type=side_by_side.positive, nargs=2, default=size, metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--batch", type=side_by_side.positive, default=batch)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="bfloat16 is autocast in PyTorch")
-    parser.add_argument("--compile", action="store_true", help="compare with torch.compile too")
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16"), help="PyTorch computes bfloat16 under autocast"
+    )
+    parser.add_argument("--compile", action="store_true", help="also measure torch.compile")
     side_by_side.add_flags(parser)
     return parser
 
 
 def compare(work: str, ours: side_by_side.Make, torchvision: Any, args: argparse.Namespace, bounds: dict[str, float]) -> None:
-    """Measures and reports `work`, which `ours(args)` and `torchvision(args, compiled=...)` do; see `side_by_side.measure`."""
+    """Measure the same work in both implementations and print the report.
+
+    Args:
+      work: The name of the work, for the title of the report.
+      ours: Builds our side from the flags; see `side_by_side.Make`.
+      torchvision: Builds torchvision's side. It takes the flags and `compiled`, which selects torch.compile.
+      args: The flags of the program.
+      bounds: The largest relative errors between the sides; see `side_by_side.measure`.
+    """
     sides = {"ours": ours, "torchvision, eager": functools.partial(torchvision, compiled=False)}
     if args.compile:
         sides["torchvision, torch.compile"] = functools.partial(torchvision, compiled=True)
     height, width = args.size
-    described = f"ResNet-{args.depth}, output stride {args.output_stride}, {args.batch} x {height} x {width}, {args.dtype}"
-    side_by_side.report(f"{work} of {described}", side_by_side.measure(sides, args, bounds), args, images=args.batch)
+    network = f"ResNet-{args.depth}, output stride {args.output_stride}, {args.batch} x {height} x {width}, {args.dtype}"
+    side_by_side.report(f"{work} of {network}", side_by_side.measure(sides, args, bounds), args, images=args.batch)
 
 
-def images(args: argparse.Namespace) -> np.ndarray:
-    """uint8 [batch, h, w, 3]."""
+def random_images(args: argparse.Namespace) -> np.ndarray:
+    """Return random images, uint8 [batch, h, w, 3]."""
     return np.random.default_rng(0).integers(0, 256, (args.batch, *args.size, 3), np.uint8)
 
 
-def labels(args: argparse.Namespace) -> np.ndarray:
-    """uint8 [batch, h, w] in blocks of 16 pixels, some of it 255."""
+def random_labels(args: argparse.Namespace) -> np.ndarray:
+    """Return random labels in blocks of 16x16 pixels, some of them 255, as uint8 [batch, h, w]."""
     height, width = args.size
     blocks = np.random.default_rng(1).integers(0, CLASSES + 2, (args.batch, height // 16 + 1, width // 16 + 1), np.uint8)
     label = blocks.repeat(16, 1).repeat(16, 2)[:, :height, :width]
@@ -57,7 +68,7 @@ def labels(args: argparse.Namespace) -> np.ndarray:
 
 
 def our_config(args: argparse.Namespace) -> Any:
-    """torchvision's network and recipe as a config; dropout is off, since its random numbers cannot be shared."""
+    """Return a config for torchvision's network and recipe. Dropout is off, because its random numbers cannot be shared."""
     from deeplab_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig, OptimConfig
     from deeplab_jax.labels import VOC
 
@@ -78,7 +89,10 @@ def our_config(args: argparse.Namespace) -> Any:
 
 
 def our_variables(config: Any) -> dict[str, Any]:
-    """{"params", "batch_stats"}: what `fill` gives for the names and shapes of torchvision's network."""
+    """Return {"params", "batch_stats"} with the same weights as in torchvision's network.
+
+    The values are generated by `fill` from the names and shapes that the tensors have in torchvision.
+    """
     import jax.numpy as jnp
 
     from deeplab_jax.weights import convert, names
@@ -87,7 +101,7 @@ def our_variables(config: Any) -> dict[str, Any]:
     named = names.reference_names(shapes, config.model, "torchvision")
     axes = {path: (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape for path, shape in shapes.items()}
     state = fill.fill({name: axes[path] for path, name in named.items()})
-    # Copies: memory that NumPy owns cannot be donated to a step.
+    # `jnp.array` makes copies. Memory that NumPy owns could not be donated to a training step.
     return names.unflatten(
         {
             path: jnp.array(names.from_reference(path, state.pop(name), config.model, "torchvision"))
@@ -97,7 +111,7 @@ def our_variables(config: Any) -> dict[str, Any]:
 
 
 def our_versions() -> dict[str, str]:
-    """Of what computes."""
+    """Return the versions of the libraries that compute, and the name of the device."""
     import flax
     import jax
     import jaxlib
@@ -107,7 +121,7 @@ def our_versions() -> dict[str, str]:
 
 
 def our_device_peak() -> int | None:
-    """Bytes of an accelerator's memory that were held at most."""
+    """Return the peak memory of the accelerator in bytes, or None on a CPU."""
     import jax
 
     stats = jax.devices()[0].memory_stats()
@@ -115,12 +129,13 @@ def our_device_peak() -> int | None:
 
 
 class Torch:
-    """torchvision's network on the fastest device, channels_last, under autocast where bfloat16 is asked for.
+    """torchvision's network in channels_last layout, on a GPU if there is one. bfloat16 runs under autocast.
 
     Attributes:
-      device: where it computes.
-      network: the module itself, for its parameters.
-      forward: from what `image` gives to {"out", "aux"} logits at the images' size; compiled if that was asked for.
+      device: The device that computes, "cuda" or "cpu".
+      network: The module itself, which holds the parameters.
+      forward: Computes {"out", "aux"} logits from normalised images, at the size of the images. This is the module, or its
+        compiled version.
     """
 
     def __init__(self, args: argparse.Namespace, *, train: bool, compiled: bool) -> None:
@@ -130,8 +145,8 @@ class Torch:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.backends.cudnn.benchmark = True  # as in torchvision's training script
         self._dtype = args.dtype
-        # torchvision offers output stride 8 alone.
-        network = references.torchvision_network(args.depth)
+        # torchvision only offers output stride 8.
+        network = references.make_torchvision_network(args.depth)
         if args.output_stride == 16:
             from torchvision.models import resnet, segmentation
 
@@ -150,33 +165,33 @@ class Torch:
         self._mean, self._std = (torch.tensor(values, device=self.device)[None, :, None, None] for values in (MEAN, STD))
 
     def image(self, pixels: np.ndarray) -> Any:
-        """uint8 [n, 3, h, w] on the device, channels_last."""
+        """Copy uint8 images [n, h, w, 3] to the device, and return them as [n, 3, h, w] in channels_last layout."""
         import torch
 
         return torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
 
     def logits(self, image: Any) -> dict[str, Any]:
-        """{"out", "aux"} of what `image` gives."""
+        """Return the {"out", "aux"} logits of images that `image` returned."""
         import torch
 
         with torch.autocast(self.device, torch.bfloat16, enabled=self._dtype == "bfloat16"):
             return self.forward((image.float() - self._mean) / self._std)
 
     def synchronize(self) -> None:
-        """Waits for the device."""
+        """Wait until the device has finished its work."""
         import torch
 
         if self.device == "cuda":
             torch.cuda.synchronize()
 
     def device_peak(self) -> int | None:
-        """Bytes of an accelerator's memory that were held at most."""
+        """Return the peak memory of the accelerator in bytes, or None on a CPU."""
         import torch
 
         return torch.cuda.max_memory_allocated() if self.device == "cuda" else None
 
     def versions(self) -> dict[str, str]:
-        """Of what computes."""
+        """Return the versions of the libraries that compute, and the name of the device."""
         import torch
         import torchvision
 

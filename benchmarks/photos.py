@@ -1,4 +1,7 @@
-"""A set of synthetic photos of Cityscapes' size, whose PNG files are as large and as slow to decode as real ones (2.2 MB)."""
+"""Write a data set of synthetic photos with the size of Cityscapes images.
+
+Their PNG files are as large (2.2 MB) and as slow to decode as those of real photos.
+"""
 
 import pathlib
 
@@ -9,8 +12,12 @@ SIZE = (1024, 2048)
 CLASSES = 19
 
 
-def photo(rng: np.random.Generator) -> np.ndarray:
-    """uint8 [1024, 2048, 3]: structure at every scale, and a sensor's noise, which is what makes the file large."""
+def draw_photo(rng: np.random.Generator) -> np.ndarray:
+    """Return a photo with structure at every scale and with sensor noise, which makes the PNG file large.
+
+    Returns:
+      uint8 [1024, 2048, 3].
+    """
     height, width = SIZE
     picture = np.full((height, width, 3), 110, np.float32)
     for octave in range(2, 9):
@@ -20,15 +27,15 @@ def photo(rng: np.random.Generator) -> np.ndarray:
     return np.clip(picture + rng.normal(size=(height, width, 1)) * 1.2, 0, 255).astype(np.uint8)
 
 
-def label(rng: np.random.Generator) -> np.ndarray:
-    """uint8 [1024, 2048]: smooth regions of 19 classes."""
+def draw_label(rng: np.random.Generator) -> np.ndarray:
+    """Return a label map with smooth regions of 19 classes, uint8 [1024, 2048]."""
     coarse = Image.fromarray(rng.integers(0, 256, (12, 24)).astype(np.uint8))
     fine = np.asarray(coarse.resize(SIZE[::-1], Image.Resampling.BICUBIC))
     return (fine.astype(int) * CLASSES // 256).astype(np.uint8)
 
 
 def write(root: pathlib.Path, count: int) -> None:
-    """A set of `count` pairs in the layout input/ target/ list/, unless it is there."""
+    """Write `count` pairs in the layout input/, target/, list/. Do nothing if they already exist."""
     listing = root / "list" / "train.lst"
     names = [f"input/{i:04d}.png\ttarget/{i:04d}.png" for i in range(count)]
     if listing.exists() and listing.read_text().splitlines() == names:
@@ -37,6 +44,6 @@ def write(root: pathlib.Path, count: int) -> None:
         (root / folder).mkdir(parents=True, exist_ok=True)
     for i in range(count):
         rng = np.random.default_rng(i)
-        Image.fromarray(photo(rng)).save(root / f"input/{i:04d}.png")
-        Image.fromarray(label(rng)).save(root / f"target/{i:04d}.png")
+        Image.fromarray(draw_photo(rng)).save(root / f"input/{i:04d}.png")
+        Image.fromarray(draw_label(rng)).save(root / f"target/{i:04d}.png")
     listing.write_text("".join(f"{name}\n" for name in names))

@@ -1,9 +1,9 @@
-"""How much of the network's own rate `deeplab-jax predict` keeps, reading, drawing and writing files as well.
+"""Measure how close `deeplab-jax predict`, which also reads, draws and writes files, comes to the speed of the network.
 
-python benchmarks/predict.py CHECKPOINT FOLDER     # a folder of images of one size
+python benchmarks/predict.py CHECKPOINT FOLDER     # a folder of images of the same size
 
-In turn: the network alone on batches that lie in memory, and the whole of `predict` into a folder that is removed. Both are
-compiled before.
+Each round measures the network on batches in memory, and then the full `predict` with output to a temporary folder. Both are
+compiled before the first round.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from deeplab_jax.predict.inputs import find_inputs, read_image
 
 
 def main() -> None:
-    """See the module."""
+    """Measure and print the rates."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
     parser.add_argument("folder", type=pathlib.Path)
@@ -33,12 +33,12 @@ def main() -> None:
     segmenter = dl.load(args.checkpoint)
     inputs, _ = find_inputs([str(args.folder)])
     first = read_image(inputs[0].path)
-    at_a_time = batch_size((first.shape[0], first.shape[1]), Options(""))
-    batch = np.stack([read_image(each.path) for each in inputs[:at_a_time]]).transpose(0, 3, 1, 2)
+    images_per_batch = batch_size((first.shape[0], first.shape[1]), Options(""))
+    batch = np.stack([read_image(each.path) for each in inputs[:images_per_batch]]).transpose(0, 3, 1, 2)
     segmenter.predict(batch)
 
     def network() -> None:
-        for _ in range(0, len(inputs), at_a_time):
+        for _ in range(0, len(inputs), images_per_batch):
             segmenter.predict(batch)
 
     def predict() -> None:
@@ -54,7 +54,8 @@ def main() -> None:
     medians = {name: statistics.median(values) for name, values in rates.items()}
     for name, values in rates.items():
         print(f"{name:8} {medians[name]:.2f} images/s ({min(values):.2f} to {max(values):.2f})")
-    print(f"{medians['predict'] / medians['network']:.3f} of the network's rate: {len(inputs)} images, {at_a_time} at a time")
+    ratio = medians["predict"] / medians["network"]
+    print(f"predict reaches {ratio:.3f} of the network's rate ({len(inputs)} images in batches of {images_per_batch})")
 
 
 if __name__ == "__main__":

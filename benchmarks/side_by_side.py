@@ -1,8 +1,9 @@
-"""The same work done by several implementations, each in its process, in turn: medians, ratios, memory. Knows no network.
+"""Measure the time and memory of the same work in several implementations ("sides"), and report medians and ratios.
 
-Each side first gives numbers that are compared with the first side's. Then, after a warm-up, rounds: in each, every side runs
-once and is then timed while the others sleep, so that a machine whose speed drifts slows all of them. A ratio is the median of
-the rounds' ratios.
+Each side runs in a separate process. First, its results are compared with those of the first side. After a warm-up, the
+sides are measured in rounds. In each round, every side in turn does one untimed run and is then timed, while the other
+sides sleep. If the speed of the machine drifts, this affects all sides. Each ratio is the median of the ratios within
+the rounds.
 """
 
 import argparse
@@ -31,13 +32,13 @@ from rich.table import Table
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """What a process measures.
+    """The functions through which one implementation is measured.
 
     Attributes:
-      numbers: for the comparison, by name.
-      run: the work, once; it has been done when this returns.
-      device_peak: bytes of an accelerator's memory that were held at most; None where the process's own memory is what counts.
-      versions: of the libraries.
+      numbers: Returns the results of the work, by name, for the comparison with the other sides.
+      run: Does the work once, and returns when it is finished.
+      device_peak: Returns the peak memory of the accelerator in bytes, or None if the memory of the process counts instead.
+      versions: The versions of the libraries.
     """
 
     numbers: Callable[[], dict[str, np.ndarray]]
@@ -46,57 +47,59 @@ class Side:
     versions: dict[str, str]
 
 
-Make = Callable[[argparse.Namespace], Side]
+Make = Callable[[argparse.Namespace], Side]  # builds a side from the flags, in the process of the side
 
 
 class Process:
-    """A side in a process of its own, which computes when it is told to."""
+    """A side that runs in a separate process and waits for requests."""
 
     def __init__(self, make: Make, args: argparse.Namespace) -> None:
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(make, args, theirs), daemon=True)
+        self._pipe, child_pipe = context.Pipe()
+        self._process = context.Process(target=_serve, args=(make, args, child_pipe), daemon=True)
         self._process.start()
-        theirs.close()
+        child_pipe.close()
 
-    def ask(self, word: str) -> Any:
-        """The answer to "versions", "numbers", "seconds" or "peak".
+    def request(self, name: str) -> Any:
+        """Return the value of `name`, which is "versions", "numbers", "seconds" or "peak".
 
         Raises:
-          RuntimeError: with the reason why this side cannot be measured.
+          RuntimeError: This side cannot be measured. The message gives the reason.
         """
         try:
-            self._pipe.send(word)
+            self._pipe.send(name)
             kind, answer = self._pipe.recv()
         except (EOFError, BrokenPipeError):
-            raise RuntimeError(f"the process ended (exit code {self._process.exitcode})") from None
+            raise RuntimeError(f"The process ended (exit code {self._process.exitcode}).") from None
         if kind == "error":
             raise RuntimeError(answer)
         return answer
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         self._process.terminate()
         self._process.join()
 
 
 def _serve(make: Make, args: argparse.Namespace, pipe: Connection) -> None:
     try:
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         side = make(args)
         while True:
-            word = pipe.recv()
-            if word == "numbers":
-                given = side.numbers()
-                answer: Any = (given, time.perf_counter() - began, host_peak())
-                forget_host_peak()
-            elif word == "seconds":
-                side.run()  # what the others displaced, and memory that the system took back meanwhile, is no cost of a run
+            name = pipe.recv()
+            if name == "numbers":
+                numbers = side.numbers()
+                answer: Any = (numbers, time.perf_counter() - start_time, host_peak())
+                reset_host_peak()
+            elif name == "seconds":
+                # The first run is not timed. Since the last turn, the other sides have replaced the contents of the caches, and
+                # the system may have reclaimed freed memory.
+                side.run()
                 start = time.perf_counter()
                 for _ in range(args.repeat):
                     side.run()
                 answer = (time.perf_counter() - start) / args.repeat
-            elif word == "peak":
+            elif name == "peak":
                 answer = side.device_peak() or host_peak()
             else:
                 answer = side.versions
@@ -108,27 +111,27 @@ def _serve(make: Make, args: argparse.Namespace, pipe: Connection) -> None:
         pipe.send(("error", " ".join(f"{type(error).__name__}: {error}".split())[:300]))
 
 
-def forget_host_peak() -> None:
-    """Lets `host_peak` begin anew, where the system can: compiling is told apart from running."""
+def reset_host_peak() -> None:
+    """Reset `host_peak`, if the system supports it. This separates the peak of running from the peak of compiling."""
     with contextlib.suppress(OSError):
         pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
 def host_peak() -> int:
-    """Bytes of memory that this process held at most, since it began or `forget_host_peak`."""
+    """Return the peak resident memory of this process in bytes, since its start or the last `reset_host_peak`."""
     status = pathlib.Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    # Not `getrusage`, which a process starts with its parent's.
+    # `getrusage` is not used on Linux, because a new process inherits the peak of its parent.
     (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
 
 def positive(word: str) -> int:
-    """A flag's value.
+    """Parse the value of a flag that must be a positive integer.
 
     Raises:
-      ValueError: it is no whole number above 0.
+      ValueError: The value is not an integer, or is below 1.
     """
     if int(word) < 1:
         raise ValueError
@@ -136,48 +139,53 @@ def positive(word: str) -> int:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags that all comparisons have."""
+    """Add the flags that all comparisons share."""
     parser.add_argument("--rounds", type=positive, default=5)
-    parser.add_argument("--warm-up", type=int, default=2, help="untimed turns of each side before the rounds")
-    parser.add_argument("--repeat", type=positive, default=1, help="runs that one timing takes together; more on a GPU")
-    parser.add_argument("--one-at-a-time", action="store_true", help="no two sides in memory: for the largest batch that fits")
-    parser.add_argument("--json", type=pathlib.Path, help="file to write the figures to")
+    parser.add_argument("--warm-up", type=int, default=2, help="number of untimed measurements of each side before the rounds")
+    parser.add_argument("--repeat", type=positive, default=1, help="number of runs in one timing; use more on a GPU")
+    parser.add_argument(
+        "--one-at-a-time", action="store_true", help="keep only one side in memory, to measure the largest batch that fits"
+    )
+    parser.add_argument("--json", type=pathlib.Path, help="file for the measurements")
 
 
 def measure(sides: dict[str, Make], args: argparse.Namespace, bounds: dict[str, float]) -> dict[str, Any]:
-    """Figures of each side, by its name; {"failed": reason} of one that cannot run.
+    """Measure all sides.
 
     Args:
-      sides: the first one is what the others are compared with.
-      args: `add_flags`' and the sides' own.
-      bounds: largest |a - b| / |b| of each of the sides' numbers.
+      sides: Builds each side, by its name. The others are compared with the first one.
+      args: The flags of `add_flags`, and those that the sides need.
+      bounds: The largest allowed |a - b| / |b| of each of the sides' numbers.
+
+    Returns:
+      The measurements of each side, by its name. A side that cannot run has {"failed": reason}.
     """
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     running: dict[str, Process] = {}
     numbers: dict[str, np.ndarray] = {}
 
-    def started(name: str) -> Process:
+    def start(name: str) -> Process:
         process = Process(sides[name], args)
-        given, seconds, start_peak = process.ask("numbers")
-        numbers.update({key: given[key] for key in given.keys() - numbers.keys()})
-        entry = found.setdefault(name, {"start": seconds, "start_peak": start_peak})
-        entry["versions"] = process.ask("versions")
-        entry["errors"] = {key: relative_error(given[key], numbers[key]) for key in bounds}
+        values, seconds, start_peak = process.request("numbers")
+        numbers.update({key: values[key] for key in values.keys() - numbers.keys()})
+        entry = results.setdefault(name, {"start": seconds, "start_peak": start_peak})
+        entry["versions"] = process.request("versions")
+        entry["errors"] = {key: relative_error(values[key], numbers[key]) for key in bounds}
         for _ in range(args.warm_up):
-            process.ask("seconds")
+            process.request("seconds")
         return process
 
-    def attempt(name: str, *words: str) -> None:
-        if "failed" in found.get(name, {}):
+    def attempt(name: str, *requests: str) -> None:
+        if "failed" in results.get(name, {}):
             return
         try:
             if name not in running:
-                running[name] = started(name)
-            for word in words:
-                answer = running[name].ask(word)
-                found[name].setdefault(word, []).append(answer)
+                running[name] = start(name)
+            for request in requests:
+                answer = running[name].request(request)
+                results[name].setdefault(request, []).append(answer)
         except RuntimeError as error:
-            found[name] = {"failed": str(error)}
+            results[name] = {"failed": str(error)}
         if args.one_at_a_time and name in running:
             running.pop(name).close()
 
@@ -189,15 +197,21 @@ def measure(sides: dict[str, Make], args: argparse.Namespace, bounds: dict[str, 
             attempt(name, "seconds", "peak")
     for process in running.values():
         process.close()
-    for name, entry in found.items():
+    for name, entry in results.items():
         for key, error in entry.get("errors", {}).items():
-            if not error <= bounds[key]:  # nan is no agreement
-                found[name] = {"failed": f"{key} is off by {error:.1e}, bound {bounds[key]:.0e}: not the same work"}
-    return found
+            if not error <= bounds[key]:  # written so that NaN fails
+                results[name] = {
+                    "failed": f"{key} differs by {error:.1e}, more than {bounds[key]:.0e}, so this is not the same work."
+                }
+    return results
 
 
 def relative_error(a: np.ndarray, b: np.ndarray) -> float:
-    """|a - b| / |b|, both of one shape; of integers the share that differs; nan where either has one."""
+    """Return |a - b| / |b|. For integers, return the share of elements that differ.
+
+    Returns:
+      The error, or NaN if the shapes differ or an array contains NaN.
+    """
     if a.shape != b.shape:
         return math.nan
     if np.issubdtype(b.dtype, np.integer):
@@ -205,26 +219,27 @@ def relative_error(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.linalg.norm(a.astype(np.float64) - b) / np.linalg.norm(b.astype(np.float64)))
 
 
-def report(title: str, found: dict[str, Any], args: argparse.Namespace, images: int) -> None:
-    """Prints a table, writes --json, and ends the program with 1 if nothing could be compared.
+def report(title: str, results: dict[str, Any], args: argparse.Namespace, images: int) -> None:
+    """Print a table, write --json, and exit with code 1 if one of the first two sides failed.
 
-    "peak" is memory while it runs, an accelerator's where there is one; "start" is until the first numbers, of the process:
-    imports, weights, compiling. Where a process cannot forget its peak the first includes the second.
+    "peak" is the memory while the work runs: of the accelerator if there is one, otherwise of the process. "start" is the time
+    and the memory of the process until the first results, including imports, weights and compilation. If the system cannot
+    reset the peak of a process, "peak" includes "start".
 
     Args:
-      title: what was measured.
-      found: by `measure`.
-      args: the program's.
-      images: that one run takes.
+      title: The title of the table.
+      results: The measurements that `measure` returns.
+      args: The flags of the program.
+      images: The number of images in one run.
     """
-    first, *others = found
-    measured = {name: entry for name, entry in found.items() if "failed" not in entry}
+    first, *others = results
+    measured = {name: entry for name, entry in results.items() if "failed" not in entry}
     table = Table(
         "", "s", "range", "images/s", "peak GiB", f"times {others[0]}", f"memory / {others[0]}", "start s", "start GiB"
     )
     for entry in measured.values():
         entry["peak"] = max(entry["peak"])
-    for name, entry in found.items():
+    for name, entry in results.items():
         if name not in measured:
             table.add_row(name, f"failed: {entry['failed']}")
             continue
@@ -252,7 +267,7 @@ def report(title: str, found: dict[str, Any], args: argparse.Namespace, images: 
     console.print(table)
     command = " ".join(["python", *(os.path.relpath(word) if os.path.isfile(word) else word for word in sys.argv)])
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
-    record = {"title": title, "date": f"{datetime.date.today()}", "command": command, "machine": machine, "sides": found}
+    record = {"title": title, "date": f"{datetime.date.today()}", "command": command, "machine": machine, "sides": results}
     if args.json:
         partial = args.json.with_name(args.json.name + ".partial")
         partial.write_text(json.dumps(record, indent=2) + "\n")

@@ -1,8 +1,9 @@
-"""Memory and numbers of the training step with image rows split over devices, against one device, on fake CPU devices.
+"""Compare the training step with image rows split over virtual CPU devices against the step on one device.
 
 python benchmarks/spatial.py --backbone=resnet18 --size 1025 2049 --spatial 2 4
 
-Without --run the steps are only compiled. The gradient is the first step's momentum.
+Without --run, the steps are only compiled, and only their memory is compared. With --run, the loss and the gradient are
+compared too. The gradient is read from the momentum after the first step.
 """
 
 import argparse
@@ -18,7 +19,7 @@ parser.add_argument("--spatial", type=int, nargs="+", default=(2, 4))
 parser.add_argument("--remat", type=int, nargs="*", default=())
 parser.add_argument("--dtype", default="float32")
 parser.add_argument("--aux", action="store_true")
-parser.add_argument("--run", action="store_true", help="compute a step, and compare loss and gradient")
+parser.add_argument("--run", action="store_true", help="run a step and compare its loss and gradient")
 ARGS = parser.parse_args()
 os.environ["JAX_NUM_CPU_DEVICES"] = str(max(ARGS.spatial))
 
@@ -30,14 +31,14 @@ from rich.table import Table
 
 from deeplab_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig
 from deeplab_jax.models import DeepLabV3
-from deeplab_jax.runtime.mesh import make_mesh, place, replicated
+from deeplab_jax.runtime.mesh import make_mesh, place, replicated_sharding
 from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.state import init_state
 from deeplab_jax.train.step import compile_train_step
 
 
 def measure(spatial: int) -> dict:
-    """Bytes a device holds at most, by XLA's account, and with --run loss, gradient norm and gradient."""
+    """Return the peak bytes per device according to XLA and, with --run, the loss, the gradient norm and the gradient."""
     config = Config(
         model=ModelConfig(
             backbone=ARGS.backbone,
@@ -52,7 +53,7 @@ def measure(spatial: int) -> dict:
     )
     mesh = make_mesh(MeshConfig(data=1, spatial=spatial))
     model, optimizer = DeepLabV3(config.model, config.labels.num_classes), make_optimizer(config.optim, 100)
-    init = jax.jit(lambda: init_state(model, optimizer, 0), out_shardings=replicated(mesh))
+    init = jax.jit(lambda: init_state(model, optimizer, 0), out_shardings=replicated_sharding(mesh))
     rng = np.random.default_rng(0)
     blocks = rng.integers(0, 20, (ARGS.batch, ARGS.size[0] // 64 + 1, ARGS.size[1] // 64 + 1))
     label = blocks.repeat(64, 1).repeat(64, 2)[:, : ARGS.size[0], : ARGS.size[1]].astype(np.uint8)
@@ -64,25 +65,25 @@ def measure(spatial: int) -> dict:
     state, placed = init(), place(batch, mesh, config.model.output_stride)
     compiled = compile_train_step(mesh, config=config, model=model, optimizer=optimizer).lower(state, placed).compile()
     memory = compiled.memory_analysis()
-    held = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    peak = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     if not ARGS.run:
-        return {"bytes": held}
+        return {"bytes": peak}
     state, scalars = compiled(state, placed)
     gradient = np.concatenate([np.asarray(x).ravel() for x in jax.tree.leaves(optax.tree.get(state.opt_state, "trace"))])
-    return {"bytes": held, "gradient": gradient} | {name: float(x) for name, x in scalars.items()}
+    return {"bytes": peak, "gradient": gradient} | {name: float(x) for name, x in scalars.items()}
 
 
 def main() -> None:
-    """Prints one row for every split; deviations are relative to one device."""
-    alone = measure(1)
-    table = Table("devices", "GiB a device", "ratio", "loss", "gradient norm", "|g - g1| / |g1|")
+    """Print one row for every number of devices. Deviations are relative to one device."""
+    baseline = measure(1)
+    table = Table("devices", "GiB per device", "ratio", "loss", "gradient norm", "|g - g1| / |g1|")
     for spatial in (1, *ARGS.spatial):
-        row = alone if spatial == 1 else measure(spatial)
-        cells = [str(spatial), f"{row['bytes'] / 2**30:.2f}", f"{alone['bytes'] / row['bytes']:.2f}"]
+        row = baseline if spatial == 1 else measure(spatial)
+        cells = [str(spatial), f"{row['bytes'] / 2**30:.2f}", f"{baseline['bytes'] / row['bytes']:.2f}"]
         if ARGS.run:
             for name in ("loss", "grad_norm"):
-                cells.append(f"{row[name]:.6f} ({row[name] / alone[name] - 1:+.1e})")
-            difference = np.linalg.norm(row["gradient"] - alone["gradient"]) / np.linalg.norm(alone["gradient"])
+                cells.append(f"{row[name]:.6f} ({row[name] / baseline[name] - 1:+.1e})")
+            difference = np.linalg.norm(row["gradient"] - baseline["gradient"]) / np.linalg.norm(baseline["gradient"])
             cells.append(f"{difference:.1e}")
         table.add_row(*cells)
     Console().print(f"{ARGS.backbone} output stride {ARGS.output_stride}, {ARGS.batch} x {ARGS.size[0]} x {ARGS.size[1]}")

@@ -1,10 +1,11 @@
-"""The same run on other devices and hosts: are the samples the same, and how far apart are the parameters?
+"""Train the same run on different numbers of devices and processes, and compare the samples and the parameters.
 
 python benchmarks/topologies.py --config=configs/quickstart.py --config.data.batch_size=8
 
-Fake CPU devices; the run of two processes is started by Open MPI's mpirun, if there is one. What follows the flags below goes
-to train.py. Distances are |a - b| / |b| over all parameters and running statistics, b being the run on one device (or, of
-the resumed runs, on the four devices that all of them started on).
+The devices are virtual CPU devices. A run of two processes is included if Open MPI's mpirun is installed. Flags that
+are not listed below are passed to train.py. The distance of two runs is |a - b| / |b| over all parameters and running
+statistics. Here, b is the run on one device. For resumed runs, b is the run on four devices, the number on which all of
+them started.
 """
 
 import argparse
@@ -27,30 +28,30 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def run(workdir: pathlib.Path, flags: list[str], steps: int, devices: int, launcher: tuple[str, ...] = ()) -> None:
-    """`train.py` to `steps`, on that many fake devices a process."""
+    """Train to step `steps` with `train.py`, on `devices` virtual devices per process."""
     schedule = ["--config.train.eval_every=0", "--config.train.save_every=0", "--config.train.log_every=1"]
-    words = [*launcher, sys.executable, str(ROOT / "train.py"), f"--workdir={workdir}", *flags, *schedule]
+    command = [*launcher, sys.executable, str(ROOT / "train.py"), f"--workdir={workdir}", *flags, *schedule]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
     result = subprocess.run(
-        [*words, f"--config.train.steps={steps}"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        [*command, f"--config.train.steps={steps}"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     if result.returncode:
         raise SystemExit(f"{workdir.name}: {result.stdout[-2000:]}\n{result.stderr[-4000:]}")
 
 
 def samples(workdir: pathlib.Path) -> str:
-    """Digest of all samples that the run consumed, in their order."""
+    """Return the digest of all samples that the run has consumed, in their order."""
     return json.loads((workdir / "receipts.jsonl").read_text().splitlines()[-1])["samples"]
 
 
 def distance(a: pathlib.Path, b: pathlib.Path) -> float:
-    """|a - b| / |b| of the last checkpoints' parameters and statistics."""
+    """Return |a - b| / |b| over the parameters and running statistics of the last checkpoints."""
     ours, theirs = (np.concatenate([x.ravel() for x in jax.tree.leaves(restore_variables(str(each)))]) for each in (a, b))
     return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
 
 
 def main() -> None:
-    """Runs and prints the two tables."""
+    """Train all runs and print the two tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--devices", type=int, nargs="+", default=(2, 4, 8))
@@ -60,7 +61,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = pathlib.Path(folder)
         run(work / "1", flags, args.steps, 1)
-        table = Table("devices", "samples", "distance", title=f"{args.steps} steps, against one device")
+        table = Table("devices", "samples", "distance", title=f"{args.steps} steps, compared with one device")
         for devices in args.devices:
             run(work / str(devices), flags, args.steps, devices)
         names = [str(devices) for devices in args.devices]
@@ -68,8 +69,8 @@ def main() -> None:
             run(work / "2 processes x 2", flags, args.steps, 2, mpirun)
             names.append("2 processes x 2")
         for name in names:
-            same = samples(work / name) == samples(work / "1")
-            table.add_row(name, "the same" if same else "OTHERS", f"{distance(work / name, work / '1'):.1e}")
+            is_same = samples(work / name) == samples(work / "1")
+            table.add_row(name, "the same" if is_same else "DIFFERENT", f"{distance(work / name, work / '1'):.1e}")
         console.print(table)
 
         table = Table("resumed on", "samples", "distance", title=f"{args.steps} steps on 4 devices, then {args.steps} more")
@@ -77,9 +78,9 @@ def main() -> None:
         for devices in (4, 1, 2, 8):
             shutil.copytree(work / "first", work / f"then {devices}")
             run(work / f"then {devices}", flags, 2 * args.steps, devices)
-            same = samples(work / f"then {devices}") == samples(work / "then 4")
-            apart = distance(work / f"then {devices}", work / "then 4")
-            table.add_row(str(devices), "the same" if same else "OTHERS", f"{apart:.1e}")
+            is_same = samples(work / f"then {devices}") == samples(work / "then 4")
+            difference = distance(work / f"then {devices}", work / "then 4")
+            table.add_row(str(devices), "the same" if is_same else "DIFFERENT", f"{difference:.1e}")
         console.print(table)
 
 

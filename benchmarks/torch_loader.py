@@ -1,4 +1,7 @@
-"""The usual way, measured by input_pipeline.py: PyTorch's DataLoader, Pillow's decoder and torchvision's v2 transforms."""
+"""Load training samples in the usual PyTorch way, as the baseline of input_pipeline.py.
+
+It uses PyTorch's DataLoader, Pillow's decoder and torchvision's v2 transforms.
+"""
 
 import pathlib
 import sys
@@ -19,7 +22,7 @@ from torchvision.transforms import v2  # noqa: E402
 
 
 class Pairs(torch.utils.data.Dataset):
-    """The pairs of a list, over and over."""
+    """A data set that repeats the image and label pairs of list/train.lst."""
 
     def __init__(self, root: pathlib.Path, crop: tuple[int, int], size: tuple[int, int], length: int) -> None:
         lines = (root / "list" / "train.lst").read_text().splitlines()
@@ -45,7 +48,7 @@ class Pairs(torch.utils.data.Dataset):
 
 
 def batches(root: pathlib.Path, crop: tuple[int, int], size: tuple[int, int], batch_size: int, workers: int) -> Iterator:
-    """Batches without end."""
+    """Return an endless iterator over training batches."""
     pairs = Pairs(root, crop, size, length=10**9)
     sampler = torch.utils.data.RandomSampler(pairs.pairs, replacement=True, num_samples=10**6)
     loader = torch.utils.data.DataLoader(pairs, batch_size, sampler=sampler, num_workers=workers, drop_last=True)

@@ -1,13 +1,20 @@
-"""Cityscapes, 19 classes: DeepLabV3-R101 as in the paper (1706.05587): train at output stride 16, evaluate at 8.
+"""Cityscapes (19 classes): DeepLabV3 with a ResNet-101 as in the paper, trained at output stride 16 and evaluated at 8.
 
 python train.py --config=configs/cityscapes_r101_paper.py --config.data.root=CITYSCAPES --workdir=runs/cityscapes_r101_paper
 python eval.py --config=configs/cityscapes_r101_paper.py --config.data.root=CITYSCAPES --checkpoint=runs/cityscapes_r101_paper
 
-Reference: 77.23 mIoU at output stride 16 and 77.82 at 8 (appendix A, single scale, val), from an ImageNet backbone, 90k
-steps. This recipe has not been run to the end here, so no time is given. Differences: a stage's stride lies in its first
-block (the paper's code puts it in the last block of the stage before); BatchNorm's statistics move by 0.1 a step (paper:
-0.0003); the ImageNet backbone is torchvision's; convolutions are in bfloat16. The backbone is fetched once from the Hugging
-Face hub (@REVISION after its name pins it); offline, give its file with --config.model.pretrained=FILE.
+Hardware and time: this recipe has not been run to the end, so there is no measured time for its 90,000 steps.
+Expected result: 77.23 % mIoU at output stride 16 and 77.82 % at output stride 8, on val at a single scale. These are the
+results of the paper (arXiv 1706.05587, appendix A), which also starts from an ImageNet backbone.
+
+Differences from the paper:
+- The stride of a stage is in its first block. The paper's code has it in the last block of the previous stage.
+- The running statistics of BatchNorm are updated with a factor of 0.1 per step. The paper uses 0.0003.
+- The ImageNet weights of the backbone come from torchvision.
+- Convolutions are computed in bfloat16.
+
+The backbone is downloaded once from the Hugging Face hub. Add @REVISION to its name to pin the revision. On a machine without
+internet access, use --config.model.pretrained=FILE with a downloaded file.
 """
 
 from deeplab_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig

@@ -1,15 +1,23 @@
-"""Cityscapes, 19 classes: DeepLabV3-R101-D at output stride 8, PaddleSeg's 80k recipe.
+"""Cityscapes (19 classes): DeepLabV3 with a ResNet-101-D at output stride 8, after PaddleSeg's 80k recipe.
 
 python train.py --config=configs/cityscapes_r101d_os8.py --config.data.root=CITYSCAPES --workdir=runs/cityscapes_r101d_os8
 python eval.py --config=configs/cityscapes_r101d_os8.py --config.data.root=CITYSCAPES --checkpoint=runs/cityscapes_r101d_os8
 
-Reference: PaddleSeg deeplabv3_resnet101_os8_cityscapes_1024x512_80k, 80.85 mIoU (single scale, val), on 4 GPUs. This recipe has
-not been run to the end here, so no time is given. Differences: the ImageNet backbone is timm's (PaddleSeg starts from weights
-distilled with SSLD), with the normalisation that it was trained with; convolutions are in bfloat16; scales are drawn evenly,
-not in steps of 0.25; photometric distortion is mmsegmentation's, where PaddleSeg has its own ranges (0.4 for each, hue 25
-degrees); the third stage's first block has the rate of the stage before (PaddleSeg: 2), and shortcuts of stages without stride
-pool at their rate (PaddleSeg: not). The backbone is fetched once from the Hugging Face hub (@REVISION after its name pins it);
-offline, give its file with --config.model.pretrained=FILE.
+Hardware and time: the reference used 4 GPUs. This recipe has not been run to the end, so there is no measured time.
+Expected result: 80.85 % mIoU on val at a single scale. This is the result of the reference, which is PaddleSeg's
+deeplabv3_resnet101_os8_cityscapes_1024x512_80k.
+
+Differences from the reference:
+- The ImageNet weights of the backbone come from timm, and so does the image normalisation. PaddleSeg starts from weights that
+  were distilled with SSLD.
+- Convolutions are computed in bfloat16.
+- Resize factors are drawn from a continuous range. PaddleSeg uses steps of 0.25.
+- Photometric distortion has mmsegmentation's ranges. PaddleSeg uses 0.4 for each factor and 25 degrees for the hue.
+- The first block of the third stage has the atrous rate of the previous stage. PaddleSeg uses 2.
+- Shortcuts in stages without stride are pooled with a dilated window. PaddleSeg does not pool them.
+
+The backbone is downloaded once from the Hugging Face hub. Add @REVISION to its name to pin the revision. On a machine without
+internet access, use --config.model.pretrained=FILE with a downloaded file.
 """
 
 from deeplab_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig

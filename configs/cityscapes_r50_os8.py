@@ -1,13 +1,20 @@
-"""Cityscapes, 19 classes: DeepLabV3-R50 at output stride 8, mmsegmentation's 80k recipe.
+"""Cityscapes (19 classes): DeepLabV3 with a ResNet-50 at output stride 8, after mmsegmentation's 80k recipe.
 
 python train.py --config=configs/cityscapes_r50_os8.py --config.data.root=CITYSCAPES --workdir=runs/cityscapes_r50_os8
 python eval.py --config=configs/cityscapes_r50_os8.py --config.data.root=CITYSCAPES --checkpoint=runs/cityscapes_r50_os8
 
-Reference: mmsegmentation deeplabv3_r50-d8_4xb2-80k_cityscapes-512x1024, 79.32 mIoU (single scale, val), from an ImageNet
-backbone on 4 GPUs. This recipe has not been run to the end here, so no time is given. Differences: convolutions are in
-bfloat16, the ImageNet backbone is timm's of the same kind, photometric distortion is not rounded to 8 bits after each
-operation, and the crop's 75 % are counted before the crop is resized. The backbone is fetched once from the Hugging Face hub
-(@REVISION after its name pins it); offline, give its file with --config.model.pretrained=FILE.
+Hardware and time: the reference used 4 GPUs. This recipe has not been run to the end, so there is no measured time.
+Expected result: 79.32 % mIoU on val at a single scale. This is the result of the reference, which is mmsegmentation's
+deeplabv3_r50-d8_4xb2-80k_cityscapes-512x1024.
+
+Differences from the reference:
+- Convolutions are computed in bfloat16.
+- The ImageNet weights of the backbone come from timm. The architecture is the same as in the reference.
+- Photometric distortion does not round to 8 bits after each operation.
+- The 75 % limit for a single class in a crop is checked before the crop is resized.
+
+The backbone is downloaded once from the Hugging Face hub. Add @REVISION to its name to pin the revision. On a machine without
+internet access, use --config.model.pretrained=FILE with a downloaded file.
 """
 
 from deeplab_jax.config import Config, DataConfig, EvalConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig

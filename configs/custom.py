@@ -1,17 +1,22 @@
-"""Your own data: ResNet-18 at output stride 16, a first training whose classes are those of a label-set file.
+"""Your own data: a first training with a ResNet-18 at output stride 16. The classes come from a label-set file.
 
-deeplab-jax data labels ROOT                  # finds the values in your masks, writes ROOT/labels.json: name the classes there
-deeplab-jax data check ROOT --out=ROOT/check  # opens every file, shows samples
+deeplab-jax data labels ROOT                  # writes the values in your masks to ROOT/labels.json, where you name the classes
+deeplab-jax data check ROOT --out=ROOT/check  # checks every file and shows samples
 python train.py --config=configs/custom.py:ROOT/labels.json --config.data.root=ROOT --workdir=runs/mine
 python eval.py --config=configs/custom.py:ROOT/labels.json --config.data.root=ROOT --checkpoint=runs/mine --output=runs/mine/val
 
-Also configs/custom.py:camvid, :cityscapes, :voc and :ade20k, for data with those classes.
+If your data has the classes of a built-in label set, use configs/custom.py:cityscapes, :camvid, :voc or :ade20k instead.
 
-CPU cores train it in under an hour. It counts steps: 20 epochs of 50 images would be 125 updates. Crops are 320x320, whichever
-way your images lie; on a GPU, --config.data.crop_size at about two thirds of their height and width shows more of the scene.
-Where images are few, start from published weights (--config.model.pretrained, docs/weights.md), which need the width that it
-has; from scratch, the narrower network and the class weights of camvid_r18.py learn more in the same time (`data check` prints
-weights for your classes). What it reaches depends on the data: benchmarks/camvid.md has what it does on CamVid, as "plain".
+Hardware and time: less than an hour on a CPU. The length is set in steps, because epochs of a small data set are very short: 20
+epochs of 50 images would only be 125 updates.
+Expected result: it depends on the data. benchmarks/camvid.md shows the result on CamVid, in the rows called "plain".
+
+- Crops are 320x320, which suits both landscape and portrait images. On a GPU, set --config.data.crop_size to about two thirds
+  of the height and width of your images, to show more of the scene.
+- If you have few images, start from published weights, which fit the width of this network. Set --config.model.pretrained, as
+  described in docs/how-to/published-weights.md.
+- Without published weights, the narrower network and the class weights of camvid_r18.py learn more in the same time.
+  `deeplab-jax data check` prints class weights for your data.
 """
 
 from deeplab_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
@@ -23,8 +28,8 @@ def get_config(labels: str = "") -> Config:
 
     if not labels:
         raise ConfigError(
-            "`--config` (='configs/custom.py') names no label-set file: give --config=configs/custom.py:ROOT/labels.json, "
-            "which `deeplab-jax data labels ROOT` writes"
+            "`--config` (='configs/custom.py') does not name a label-set file. Write one with `deeplab-jax data labels ROOT`, "
+            "and use --config=configs/custom.py:ROOT/labels.json."
         )
     return Config(
         labels=load_labels(labels),

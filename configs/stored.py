@@ -1,4 +1,4 @@
-"""The config that a checkpoint was saved with: evaluates imported weights, and runs whose recipe is not at hand.
+"""The config that is stored in a checkpoint. Use it to evaluate imported weights, or a run whose recipe you do not have.
 
 python eval.py --config=configs/stored.py:CHECKPOINT --config.data.root=CITYSCAPES --checkpoint=CHECKPOINT
 """
@@ -11,5 +11,7 @@ def get_config(checkpoint: str = "") -> Config:
     from deeplab_jax.errors import ConfigError
 
     if not checkpoint:
-        raise ConfigError("`--config` (='configs/stored.py') names no checkpoint: give --config=configs/stored.py:CHECKPOINT")
+        raise ConfigError(
+            "`--config` (='configs/stored.py') does not name a checkpoint. Use --config=configs/stored.py:CHECKPOINT."
+        )
     return stored_config(checkpoint)

@@ -1,6 +1,7 @@
 """DeepLabV3 semantic segmentation in JAX/Flax.
 
-`load` a trained network and use it; the modules hold the rest. TensorFlow is imported by `deeplab_jax.data` alone.
+Use `load` to get a trained network. The other parts of the package are in its submodules. Only `deeplab_jax.data` imports
+TensorFlow.
 """
 
 import importlib
@@ -24,7 +25,7 @@ __all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> object:
-    # Recipes and the check of flags need `config` alone: they should not wait for JAX and orbax.
+    # Import lazily. Recipes and flag parsing only need `config`, and importing JAX and orbax takes seconds.
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,4 +1,4 @@
-"""A trained network to use: NCHW in and out, NHWC inside."""
+"""Load a trained network and run it on images. The interface uses NCHW arrays, and the network itself uses NHWC."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ from deeplab_jax.config import Config
 from deeplab_jax.evaluation import inference
 from deeplab_jax.evaluation.pictures import require_images
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.runtime.compilation import Programs, compile_program, keep_programs
+from deeplab_jax.runtime.compilation import Programs, compile_program, enable_compilation_cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +22,9 @@ class Segmenter:
     """A network with its weights, label set and normalisation.
 
     Attributes:
-      config: of the run, not to be changed here; `eval` decides the output stride, windows, scales and flip.
-      variables: {"params", "batch_stats"}.
+      config: The config of the run. Its `eval` section sets the output stride, windows, scales and flip. Do not modify it:
+        programs that are already compiled would not change.
+      variables: The variables of the network, {"params", "batch_stats"}.
     """
 
     config: Config
@@ -31,28 +32,28 @@ class Segmenter:
 
     @property
     def label_set(self) -> LabelSet:
-        """Names and colours of the train ids."""
+        """Return the label set, which gives the name and colour of each train id."""
         return self.config.labels
 
     def logits(self, images: UInt8[np.ndarray, "n 3 h w"]) -> Float[np.ndarray, "n k h w"]:
-        """Return logits at the images' size; normalisation happens inside.
+        """Return logits at the size of the images. The images are normalised here.
 
         Args:
-          images: RGB, 0-255, any height and width; one compilation a shape.
+          images: RGB values from 0 to 255. Any height and width work. Each new shape is compiled once.
 
         Raises:
-          DataError: another dtype or shape.
+          DataError: The images have a wrong dtype or shape.
         """
         return _to_nchw(self._run(inference.logits, images))
 
     def predict(self, images: UInt8[np.ndarray, "n 3 h w"]) -> UInt8[np.ndarray, "n h w"]:
-        """Return train ids at the images' size; arguments and errors as in `logits`."""
+        """Return train ids at the size of the images. The arguments and errors are those of `logits`."""
         return self._run(inference.predict, images)
 
     def predict_with_confidence(
         self, images: UInt8[np.ndarray, "n 3 h w"]
     ) -> tuple[UInt8[np.ndarray, "n h w"], UInt8[np.ndarray, "n h w"]]:
-        """Return what `predict` returns, and the probability of that class, 0 to 255."""
+        """Return train ids as `predict` does, and the probability of each predicted class, scaled to 0-255."""
         return self._run(inference.predict_with_confidence, images)
 
     @functools.cached_property
@@ -69,17 +70,20 @@ class Segmenter:
 
 
 def load(checkpoint: str) -> Segmenter:
-    """Load the network of a run (its latest step), of `<run>/best`, or of one step `<run>/checkpoints/<N>`.
+    """Load a trained network.
 
-    It switches JAX's compilation cache on unless the program configured it; see `compilation.keep_programs`, and
-    docs/reliability.md for how to switch it off.
+    This also enables JAX's compilation cache, unless the program has already configured it (see
+    `compilation.enable_compilation_cache`). docs/reference/compilation-cache.md explains how to disable the cache.
+
+    Args:
+      checkpoint: The folder of a run (its latest step is used), `<run>/best`, or a single step `<run>/checkpoints/<N>`.
 
     Raises:
-      CheckpointError: there is no checkpoint, or it cannot be read.
+      CheckpointError: The checkpoint does not exist or cannot be read.
     """
     step = str(resolve(checkpoint))
     config = stored_config(step)
-    keep_programs()
+    enable_compilation_cache()
     return Segmenter(config, jax.device_put(restore_model(step)))
 
 

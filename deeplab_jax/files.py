@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Check the paths of output files, and write files atomically."""
 
 import contextlib
 import os
@@ -11,43 +11,54 @@ from deeplab_jax.errors import ConfigError
 
 
 def require_file(path: str, flag: str) -> None:
-    """Raises ConfigError, before any work is done, where `path` cannot become a file."""
+    """Check that `path` can be written as a file. Call this before any work is done.
+
+    Raises:
+      ConfigError: `path` is a folder, or one of its parent folders is a file.
+    """
     file = epath.Path(path)
     if file.is_dir():
-        raise ConfigError(f"`{flag}` (={path!r}) is a folder: name a file")
-    there = next((parent for parent in file.parents if parent.exists()), None)
-    if there and not there.is_dir():
-        raise ConfigError(f"`{flag}` (={path!r}) would lie in {there}, which is a file: name another folder")
+        raise ConfigError(f"`{flag}` (={path!r}) is a folder. Give the path of a file.")
+    nearest = next((parent for parent in file.parents if parent.exists()), None)
+    if nearest and not nearest.is_dir():
+        raise ConfigError(f"`{flag}` (={path!r}) would be inside {nearest}, which is a file. Choose a different folder.")
 
 
 def require_folder(path: str | None, flag: str, example: str) -> str:
-    """Return `path`, which need not exist.
+    """Return `path` if it can be used as a folder. The folder does not have to exist.
+
+    Args:
+      path: The path that the user gave, or None.
+      flag: The flag that contains the path.
+      example: A path that the error message suggests.
 
     Raises:
-      ConfigError: It is missing, or is a file.
+      ConfigError: The path is missing, or it is a file.
     """
     if not path:
-        raise ConfigError(f"`{flag}` is missing: give a folder, such as {flag}={example}")
+        raise ConfigError(f"`{flag}` is missing. Give a folder, for example {flag}={example}.")
     if epath.Path(path).is_file():
-        raise ConfigError(f"`{flag}` (={path!r}) is a file: give a folder, such as {flag}={example}")
+        raise ConfigError(f"`{flag}` (={path!r}) is a file. Give a folder, for example {flag}={example}.")
     return path
 
 
 @contextlib.contextmanager
-def replacing(path: epath.Path) -> Iterator[IO[bytes]]:
-    """A file to write, which becomes `path` when the block ends; an error leaves `path` as it was. Folders are made.
+def write_atomically(path: epath.Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file for writing, and rename it to `path` when the block ends.
+
+    If the block raises an error, `path` stays as it was. Missing parent folders are created.
 
     Raises:
       ConfigError: `path` cannot be written.
     """
-    beside = path.parent / f".{path.name}.{os.getpid()}.new"
+    temporary = path.parent / f".{path.name}.{os.getpid()}.new"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as file:
+        with temporary.open("wb") as file:
             yield file
-        beside.replace(path)
+        temporary.replace(path)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written ({error.strerror or error}): fix this or choose another folder") from None
+        raise ConfigError(f"Cannot write {path}: {error.strerror or error}. Fix this or choose a different folder.") from None
     finally:
         with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""What checks the package's annotations, shapes included, while tests run (jaxtyping's import hook, see pyproject.toml)."""
+"""Check the package's annotations, including array shapes, while tests run (jaxtyping's import hook, see pyproject.toml)."""
 
 from beartype import BeartypeConf, beartype
 
-# An int is a float, as type checkers have it.
+# Accept an int for a float, as type checkers do (PEP 484).
 check = beartype(conf=BeartypeConf(is_pep484_tower=True))

@@ -1,6 +1,7 @@
-"""Four fake CPU devices, strict shapes, and tiny things that several tests share."""
+"""Configure the tests (four fake CPU devices, strict shape checks) and provide shared fixtures and helpers."""
 
 import copy
+import importlib.metadata
 import io
 import json
 import os
@@ -10,11 +11,14 @@ import subprocess
 import sys
 
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
-# Compiling is most of the time that the tests take; the processes that they start share the cache.
+# Compilation takes most of the test time. Processes that tests start share this cache.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(os.path.dirname(__file__), "..", ".pytest_cache", "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
-# A tiny network's step compiles in 12 s instead of 30; what it computes is not the tests' concern to do fast.
+# With this flag, the step of a tiny network compiles in 12 s instead of 30 s. Tests do not need fast programs.
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+# In jax 0.10, the older emitters compile a step in a third of the time.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 import jax
 import numpy as np
@@ -44,7 +48,7 @@ RECIPES = sorted(path for path in CONFIGS.glob("*.py") if path.stem not in NEED_
 
 
 def make_once(tmp_path_factory, name, make):
-    """A folder that all workers share, which `make` fills: the first one that asks makes it."""
+    """Return a folder that all test workers share. The first worker that needs it calls `make` to fill it."""
     temporary = tmp_path_factory.getbasetemp()
     folder = (temporary.parent if "PYTEST_XDIST_WORKER" in os.environ else temporary) / name
     with FileLock(f"{folder}.lock"):
@@ -56,35 +60,35 @@ def make_once(tmp_path_factory, name, make):
 
 @pytest.fixture(scope="session")
 def street_scenes(tmp_path_factory):
-    """A drawn Cityscapes-layout set of 6 training, 3 validation and 2 test scenes of 64x128."""
+    """Return a synthetic data set in the Cityscapes layout with 6 training, 3 validation and 2 test scenes of 64x128."""
     return make_once(tmp_path_factory, "scenes", lambda root: synthetic.write(root, train=6, val=3, test=2, size=(64, 128)))
 
 
 @pytest.fixture(scope="session")
 def finished_run(street_scenes, tmp_path_factory):
-    """A run that train.py finished, in a folder named as people do: from where they stand."""
+    """Return the folder of a run that train.py finished. Its workdir was given as a relative path, as users often do."""
 
     def train(folder):
         folder.mkdir()
-        call("train.py", "--workdir=runs/tiny", root=street_scenes, cwd=folder)
+        run_program("train.py", "--workdir=runs/tiny", root=street_scenes, cwd=folder)
 
     return make_once(tmp_path_factory, "there", train) / "runs" / "tiny"
 
 
 @pytest.fixture(scope="module")
 def plain_convolutions():
-    """XLA's own convolution everywhere, which compiles faster: for tests that are about what stands around the network."""
+    """Use XLA's convolution everywhere. It compiles faster, for tests that are not about the network itself."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(convolution, "_fastest_form", lambda *shapes: "xla")
         yield
 
 
 @pytest.fixture
-def official(monkeypatch):
-    """A function from a folder of predictions and label files to the scores of cityscapesScripts, as its script finds them."""
+def official_evaluation(monkeypatch):
+    """Return a function from a folder of predictions and the label files to the scores of the cityscapesScripts."""
     from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as script  # noqa: N813
 
-    monkeypatch.setattr(np, "in1d", np.isin, raising=False)  # the script's; NumPy 2.4 took it away
+    monkeypatch.setattr(np, "in1d", np.isin, raising=False)  # the script uses np.in1d, which NumPy 2.4 removed
 
     def evaluate(folder, labels):
         args = copy.copy(script.args)
@@ -98,7 +102,7 @@ def official(monkeypatch):
 
 @pytest.fixture(scope="module")
 def stored_run(street_scenes, tmp_path_factory):
-    """A run's folder with an untrained network at step 4, which processes know too."""
+    """Return the folder of a run that holds an untrained network at step 4. Other processes can load it too."""
     workdir, config = (
         tmp_path_factory.mktemp("stored") / "run",
         tiny_config(street_scenes, model=tiny_resnet18()),
@@ -112,12 +116,12 @@ def stored_run(street_scenes, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def chromium():
-    """A headless browser; the tests that ask for it are skipped on a machine without one."""
+    """Return a headless browser, or skip the test if the machine has none."""
     sync_api = pytest.importorskip("playwright.sync_api")
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     path = next(filter(None, map(shutil.which, names)), None)
     if path is None:
-        pytest.skip("needs Chromium: install it by the system's packages")
+        pytest.skip("needs Chromium: install it with the system package manager")
     quiet = (
         "--disable-background-networking",
         "--disable-component-update",
@@ -126,47 +130,47 @@ def chromium():
         "--disable-quic",
     )
     with sync_api.sync_playwright() as playwright:
-        # The sandbox needs privileges that containers lack; the pages are our own.
+        # The sandbox needs privileges that containers lack. It is not needed for our own pages.
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu", *quiet])
         yield browser
         browser.close()
 
 
 def command(program, *flags, root=None):
-    """The words that start train.py or eval.py on the recipe of tiny.py."""
+    """Return the command line that starts train.py or eval.py with the recipe in tiny.py."""
     data = [f"--config.data.root={root}"] if root else []
     return [sys.executable, str(ROOT / program), f"--config={TINY}", *data, *flags]
 
 
-def call(program, *flags, root=None, cwd=ROOT, code=0):
-    """What the program printed: on stdout, or on stderr where it shall end with another exit code than 0."""
-    words = command(program, *flags, root=root)
-    result = subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+def run_program(program, *flags, root=None, cwd=ROOT, code=0):
+    """Run a program and return its stdout, or its stderr if the expected exit code is not 0."""
+    arguments = command(program, *flags, root=root)
+    result = subprocess.run(arguments, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == code, result.stderr
     return result.stderr if code else result.stdout
 
 
-def recipe(root, *fields):
-    """The recipe of tiny.py with fields set by flags."""
+def load_tiny_recipe(root, *fields):
+    """Return the config of the recipe in tiny.py, with fields set by flags."""
     return load_recipe(str(TINY), [f"data.root={root}", *fields])
 
 
 def train(root, workdir, *fields):
-    """What train.py prints, in this process."""
+    """Train in this process and return what train.py would print."""
     console = Console(file=io.StringIO(), soft_wrap=True, highlight=False)
-    train_recipe(recipe(root, *fields), str(workdir), console)
+    train_recipe(load_tiny_recipe(root, *fields), str(workdir), console)
     return console.file.getvalue()
 
 
-def logged(workdir, kind):
-    """The rows of a run's log."""
+def read_log_rows(workdir, kind):
+    """Return the rows of a kind from the log of a run."""
     table = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [row for row in table if row["kind"] == kind]
 
 
-def deeplab(monkeypatch, capsys, *words):
-    """Exit code of `deeplab-jax`, run in this process, and what was printed."""
-    monkeypatch.setattr("sys.argv", ["deeplab-jax", *map(str, words)])
+def run_cli(monkeypatch, capsys, *arguments):
+    """Run `deeplab-jax` in this process and return its exit code and output."""
+    monkeypatch.setattr("sys.argv", ["deeplab-jax", *map(str, arguments)])
     code = 0
     try:
         cli.main()
@@ -175,7 +179,7 @@ def deeplab(monkeypatch, capsys, *words):
     return code, "".join(capsys.readouterr())
 
 
-def pixels(path) -> np.ndarray:
-    """An image file as it is."""
+def read_pixels(path) -> np.ndarray:
+    """Return the pixels of an image file without conversion."""
     with Image.open(path) as picture:
         return np.array(picture)

@@ -7,8 +7,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "deeplab_jax"
-# A room imports rooms that stand before it.
-ROOMS = (
+# The packages in order: each one may import only those before it.
+LAYERS = (
     *("errors", "files", "labels", "config"),
     *("runtime", "models", "losses"),
     "checkpoints",
@@ -18,17 +18,17 @@ ROOMS = (
     "commands",
 )
 WITHOUT_JAX = ("errors", "files", "labels", "config", "data", "scenes")
-# The data rooms stand aside: they know no JAX, and what they ask of the machine needs none.
-ASIDE = ("errors", "files", "labels", "config", "runtime.machine")
-MAY_IMPORT = {room: ROOMS[:place] for place, room in enumerate(ROOMS)} | {
-    "data": ASIDE,
-    "scenes": ASIDE,
-    "commands": (*ROOMS, "data", "scenes"),
+# The data packages are separate and must not use JAX. They may use runtime.machine, which does not need JAX.
+DATA_MAY_IMPORT = ("errors", "files", "labels", "config", "runtime.machine")
+MAY_IMPORT = {layer: LAYERS[:position] for position, layer in enumerate(LAYERS)} | {
+    "data": DATA_MAY_IMPORT,
+    "scenes": DATA_MAY_IMPORT,
+    "commands": (*LAYERS, "data", "scenes"),
     "__init__": (),
 }
 
 
-def imported_modules(path):
+def find_imports(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -37,19 +37,19 @@ def imported_modules(path):
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_modules_import_what_the_layers_allow(path):
-    room = path.relative_to(PACKAGE).with_suffix("").parts[0]
-    modules = list(imported_modules(path))
-    if room not in ("data", "commands"):
+def test_modules_import_only_lower_layers(path):
+    layer = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    modules = list(find_imports(path))
+    if layer not in ("data", "commands"):
         assert not [m for m in modules if m.split(".")[0] in ("tensorflow", "tensorflow_datasets")]
-    if room in WITHOUT_JAX:
+    if layer in WITHOUT_JAX:
         assert not [m for m in modules if m.split(".")[0] in ("jax", "flax", "optax")]
     for module in (m.removeprefix("deeplab_jax.") for m in modules if m.startswith("deeplab_jax.")):
-        allowed = module.split(".")[0] == room or any(module == a or module.startswith(a + ".") for a in MAY_IMPORT[room])
+        allowed = module.split(".")[0] == layer or any(module == a or module.startswith(a + ".") for a in MAY_IMPORT[layer])
         assert allowed, f"{path.relative_to(ROOT)} imports deeplab_jax.{module}"
 
 
-def test_everything_but_the_data_works_without_tensorflow():
+def test_everything_but_the_data_packages_works_without_tensorflow():
     modules = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for path in PACKAGE.rglob("*.py")
@@ -66,7 +66,7 @@ def test_a_config_needs_neither_jax_nor_tensorflow():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-def test_the_package_needs_nothing_and_a_network_neither_tensorflow_nor_an_optimizer():
+def test_importing_the_package_is_light_and_inference_needs_neither_tensorflow_nor_optax():
     code = "import sys; import deeplab_jax as dl; assert not {'jax', 'numpy', 'tensorflow'} & set(sys.modules)\n"
     code += "dl.load, dl.Segmenter; assert not {'tensorflow', 'optax'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
@@ -76,7 +76,7 @@ QUICKSTART = "--config=configs/quickstart.py"
 
 
 @pytest.mark.parametrize(
-    ("words", "unneeded"),
+    ("arguments", "unneeded"),
     [
         (["train.py", "--help"], {"jax", "tensorflow"}),
         (["eval.py", "--help"], {"jax", "tensorflow"}),
@@ -84,9 +84,9 @@ QUICKSTART = "--config=configs/quickstart.py"
         (["eval.py", QUICKSTART, "--checkpoint=nowhere"], {"tensorflow"}),
     ],
 )
-def test_help_and_mistakes_wait_for_no_import(words, unneeded):
+def test_help_and_errors_do_not_wait_for_slow_imports(arguments, unneeded):
     result = subprocess.run(
-        [sys.executable, "-X", "importtime", *words], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-X", "importtime", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
     imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines() if line.startswith("import time:")}
     assert "absl.flags" in imported

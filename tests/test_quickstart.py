@@ -1,4 +1,4 @@
-"""`make quickstart`, as it ships: minutes on two cores."""
+"""Train and evaluate the published quickstart recipe, which takes minutes on two cores."""
 
 import json
 import pathlib

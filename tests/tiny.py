@@ -1,4 +1,4 @@
-"""The network of the tests, one block a stage, and runs on it; also a recipe, for the processes that tests start."""
+"""Define the tests' tiny network, with one block per stage, and runs of it. Test processes load this file as a recipe."""
 
 import functools
 
@@ -8,7 +8,7 @@ from deeplab_jax.models.stages import Backbone
 
 BLOCKS = (1, 1, 1, 1)
 
-# It compiles in half the time of ResNet-18.
+# This network compiles in half the time of ResNet-18.
 BACKBONES["four_blocks"] = Backbone(
     make=functools.partial(resnet.ResNet, blocks=BLOCKS, is_bottleneck=False, name="backbone"),
     blocks=BLOCKS,
@@ -19,16 +19,16 @@ BACKBONES["four_blocks"] = Backbone(
 
 
 def tiny_model(**switches) -> ModelConfig:
-    """A network that compiles in seconds."""
+    """Return the config of a network that compiles in seconds."""
     return ModelConfig(**{"backbone": "four_blocks", "width": 8, "aspp_width": 8} | switches)
 
 
-# For tests of networks, their weights and their files.
+# For tests of weights and files, which need a backbone with published names.
 tiny_resnet18 = functools.partial(tiny_model, backbone="resnet18")
 
 
 def tiny_config(root="", **fields) -> Config:
-    """A run of a few steps on 32x64 crops."""
+    """Return the config of a run with four steps on 32x64 crops."""
     return Config(
         model=fields.pop("model", tiny_model()),
         data=DataConfig(root=str(root), batch_size=4, crop_size=(32, 64), scale=(0.5, 1.0)),
@@ -40,7 +40,7 @@ def tiny_config(root="", **fields) -> Config:
 
 
 def get_config() -> Config:
-    """A run of six steps, with a save and an evaluation on the way."""
+    """Return the config of a run with six steps. It saves and evaluates before its last step too."""
     config = tiny_config(model=tiny_model(output_stride=8, dropout=0.0))
     config.train.steps, config.train.eval_every = 6, 3
     return config

@@ -1,1 +1,1 @@
-"""Checkpoints on disk: saved, restored, verified by checksums."""
+"""Save checkpoints to disk, restore them, and verify them by their checksums."""

@@ -1,28 +1,30 @@
-"""What may differ between a checkpoint's config and the one that it is used with."""
+"""Compare the config of a checkpoint with the config that it is used with."""
 
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 from deeplab_jax.config import Config, ModelConfig, to_dict
-from deeplab_jax.config.fields import names_of
+from deeplab_jax.config.fields import field_names
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models import canonical
 
-# Fields under which stored arrays would not fit, or would compute something else.
-FIXED = {f"model.{name}" for name in names_of(ModelConfig, changes=("shapes", "meaning"))}
+# If one of these fields changes, the stored arrays have the wrong shapes or a different meaning.
+FIXED = {f"model.{name}" for name in field_names(ModelConfig, changes=("shapes", "meaning"))}
 
 
-def compare(stored: Config, config: Config, checkpoint: str) -> list[str]:
-    """Return the fields in which `config` differs from `stored`, as `field: then -> now`, but for how a network is spelled.
+def compare_configs(stored: Config, config: Config, checkpoint: str) -> list[str]:
+    """Return the fields in which `config` differs from `stored`, as `field: old -> new`.
+
+    Two spellings of the same network count as equal.
 
     Args:
-      stored: the checkpoint's.
-      config: to use it with.
-      checkpoint: its name, for the message.
+      stored: The config of the checkpoint.
+      config: The config to use the checkpoint with.
+      checkpoint: The name of the checkpoint, for the error message.
 
     Raises:
-      CheckpointError: the network or the classes differ, so that the arrays would not fit or not mean the same.
+      CheckpointError: The network or the classes differ, so that the arrays do not fit or have a different meaning.
     """
     then, now = _flatten(stored), _flatten(config)
     canonical_then, canonical_now = _flatten(_spell_canonically(stored)), _flatten(_spell_canonically(config))
@@ -30,14 +32,15 @@ def compare(stored: Config, config: Config, checkpoint: str) -> list[str]:
     if "labels.names" in fields:
         old, new = then["labels.names"], now["labels.names"]
         raise CheckpointError(
-            f"`labels` (={config.labels.name!r}, {len(new)} classes) is not what {checkpoint} was trained on ({len(old)} "
-            f"classes, {old[0]!r} to {old[-1]!r}): use its config, or another checkpoint or workdir"
+            f"`labels` (={config.labels.name!r}, {len(new)} classes) is not the label set that {checkpoint} was trained with "
+            f"({len(old)} classes, {old[0]!r} to {old[-1]!r}). Use the config of the checkpoint, a different checkpoint or "
+            f"a different workdir."
         )
     for field in fields:
         if field in FIXED:
             raise CheckpointError(
-                f"`{field}` (={now[field]!r}) is {then[field]!r} in {checkpoint}: set it back, or use another checkpoint or "
-                "workdir"
+                f"`{field}` (={now[field]!r}) is {then[field]!r} in {checkpoint}. Change it back, or use a different "
+                "checkpoint or workdir."
             )
     return [f"{field}: {then[field]!r} -> {now[field]!r}" for field in fields]
 
@@ -47,7 +50,7 @@ def _spell_canonically(config: Config) -> Config:
 
 
 def _flatten(config: Config) -> dict[str, Any]:
-    """Return the values of the fields by their dotted names."""
+    """Return the values of all fields by their dotted names."""
     return dict(_walk(to_dict(config), ""))
 
 

@@ -1,6 +1,6 @@
-"""The folders of a run's checkpoints, `<workdir>/checkpoints/<step>`: which there are, which one is meant, and their checksums.
+"""Find the checkpoint folders of a run, `<workdir>/checkpoints/<step>`, and write and compare their checksums.
 
-Checksums are the SHA-256 of a step's files in the format of coreutils: `cd STEP && sha256sum -c SHA256SUMS`.
+The checksums are the SHA-256 of the files of a step, in the format of coreutils: `cd STEP && sha256sum -c SHA256SUMS`.
 """
 
 import hashlib
@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from etils import epath
 
 from deeplab_jax.errors import CheckpointError, one_line
-from deeplab_jax.files import replacing
+from deeplab_jax.files import write_atomically
 
-CHECKPOINTS, DAMAGED = "checkpoints", "damaged"  # folders in a run's
+CHECKPOINTS, DAMAGED = "checkpoints", "damaged"  # folders in a workdir
 CHECKSUMS = "SHA256SUMS"
 METRICS = "metrics"
 _ROW = re.compile(r"([0-9a-f]{64})  (.+)\n")
@@ -22,28 +22,28 @@ _CHUNK = 1 << 20
 
 
 class DamagedError(Exception):
-    """A step that cannot be used; the message is the reason."""
+    """A checkpoint that cannot be used. The message gives the reason."""
 
 
-def absolute(path: str) -> epath.Path:
-    """Return the path as orbax wants it."""
-    # `absolute` would take gs:// for a folder.
+def make_absolute(path: str) -> epath.Path:
+    """Return the path in absolute form, as orbax requires it. URLs such as gs:// are left unchanged."""
+    # Path.absolute treats gs:// as the name of a relative folder.
     return epath.Path(path) if "://" in str(path) else epath.Path(path).absolute()
 
 
-def steps_in(folder: epath.Path) -> list[int]:
-    """Return the numbers of the complete checkpoints in `folder`, in order."""
+def list_steps(folder: epath.Path) -> list[int]:
+    """Return the steps of the complete checkpoints in `folder`, in ascending order."""
     names = [path.name for path in folder.iterdir() if re.fullmatch("0|[1-9][0-9]*", path.name) and path.is_dir()]
-    # Orbax gives a step its name when it is complete, where folders can be renamed; elsewhere it marks it.
+    # Orbax renames a step when it is complete. Where folders cannot be renamed, a marker file shows that it is complete.
     is_local = "://" not in str(folder)
     return sorted(int(name) for name in names if is_local or (folder / name / "commit_success.txt").exists())
 
 
 def read_metrics(step: epath.Path) -> dict[str, float]:
-    """Return what `Checkpoints.save` was given, as orbax keeps it.
+    """Return the metrics that were passed to `Checkpoints.save`, as orbax stores them.
 
     Raises:
-      DamagedError: the file was changed since it was written. Reading it may raise other errors too.
+      DamagedError: The file has changed since it was written. Reading it may raise other errors too.
     """
     path = step / METRICS / "metrics"
     require_unchanged(step, [METRICS])
@@ -51,39 +51,45 @@ def read_metrics(step: epath.Path) -> dict[str, float]:
 
 
 def resolve(checkpoint: str) -> epath.Path:
-    """Return the folder of one step, given that folder, a run's folder (its latest step), or `<run>/best` or `<run>/latest`.
+    """Return the folder of a single step.
+
+    Args:
+      checkpoint: The folder of a step, the folder of a run (its latest step is used), `<run>/best` or `<run>/latest`.
 
     Raises:
-      CheckpointError: there is no such checkpoint.
+      CheckpointError: The checkpoint does not exist.
     """
-    path = absolute(checkpoint)
+    path = make_absolute(checkpoint)
     if path.name.isdigit() and path.parent.name == CHECKPOINTS and path.is_dir():
         return path
     if path.parent.name == CHECKPOINTS and path.parent.is_dir():
-        there = ", ".join(map(str, steps_in(path.parent)))
-        raise CheckpointError(f"`checkpoint` (={checkpoint!r}) does not exist: that run has the steps {there or 'none'}")
+        available = ", ".join(map(str, list_steps(path.parent)))
+        raise CheckpointError(f"`checkpoint` (={checkpoint!r}) does not exist. Steps of this run: {available or 'none'}.")
     is_alias = path.name in ("best", "latest") and not (path / CHECKPOINTS).is_dir()
     workdir, which = (path.parent, path.name) if is_alias else (path, "latest")
     folder = workdir / CHECKPOINTS
     if not folder.is_dir():
         raise CheckpointError(
-            f"`checkpoint` (={checkpoint!r}) is no run: give a --workdir of train.py, or a step in its {CHECKPOINTS}/"
+            f"`checkpoint` (={checkpoint!r}) is not a run. Pass the --workdir of a train.py run, or a step in its "
+            f"{CHECKPOINTS} folder."
         )
-    steps = steps_in(folder)
+    steps = list_steps(folder)
     if not steps:
-        raise CheckpointError(f"`checkpoint` (={checkpoint!r}) holds no complete checkpoint: train first")
+        raise CheckpointError(f"`checkpoint` (={checkpoint!r}) does not contain a complete checkpoint. Train the model first.")
     return folder / str(_find_best(folder, steps) if which == "best" else steps[-1])
 
 
 def require_empty(folder: str) -> None:
-    """Raise CheckpointError if there is a complete checkpoint in `folder`."""
-    steps = absolute(folder) / CHECKPOINTS
-    if steps.exists() and steps_in(steps):
-        raise CheckpointError(f"`out` (={folder!r}) holds checkpoints already: name another folder, or remove it")
+    """Raise CheckpointError if `folder` contains a complete checkpoint."""
+    steps = make_absolute(folder) / CHECKPOINTS
+    if steps.exists() and list_steps(steps):
+        raise CheckpointError(
+            f"`out` (={folder!r}) already contains checkpoints. Choose a different folder, or remove this one."
+        )
 
 
 def move_to_damaged(steps: Iterable[epath.Path]) -> None:
-    """Move steps out of their run's checkpoints, to `<workdir>/damaged`, beside what is there already."""
+    """Move steps from the checkpoints of their run to `<workdir>/damaged`. Existing entries there are kept."""
     for step in steps:
         folder = step.parent.parent / DAMAGED
         folder.mkdir(exist_ok=True)
@@ -93,30 +99,33 @@ def move_to_damaged(steps: Iterable[epath.Path]) -> None:
 
 
 def write_checksums(step: epath.Path) -> None:
-    """Write the checksums of all files of a step, which nothing may change meanwhile.
+    """Write the checksums of all files of a step. The files must not change during the call.
 
     Raises:
-      ConfigError: they cannot be written.
+      ConfigError: The checksums cannot be written.
     """
     digests = _hash(step, sorted(_list_files(step)))
-    with replacing(step / CHECKSUMS) as file:
+    with write_atomically(step / CHECKSUMS) as file:
         file.write(_format(digests).encode())
 
 
 def has_checksums(step: epath.Path) -> bool:
-    """Whether a step has checksums, right or wrong; without them, the process that saved it died too early."""
+    """Return whether a step has checksums, right or wrong.
+
+    They are missing if the process that saved the step died before writing them.
+    """
     return (step / CHECKSUMS).exists()
 
 
 def find_changed_files(step: epath.Path, parts: Collection[str] | None = None) -> list[str] | None:
-    """Return the files that were changed, are missing or were added since the checksums were written.
+    """Return the files that were changed, removed or added since the checksums were written.
 
     Args:
-      step: its folder.
-      parts: names of files and folders in it, to which alone the search is limited; None for all there are.
+      step: The folder of the step.
+      parts: The names of the files and folders in `step` to check, or None to check all of them.
 
     Returns:
-      Relative paths in order; None if there are no checksums.
+      Relative paths in sorted order, or None if the step has no checksums.
     """
     if not has_checksums(step):
         return None
@@ -127,9 +136,9 @@ def find_changed_files(step: epath.Path, parts: Collection[str] | None = None) -
 
 
 def require_unchanged(step: epath.Path, parts: Collection[str]) -> None:
-    """Raise DamagedError if `parts` of a step, as in `find_changed_files`, do not match its checksums."""
+    """Raise DamagedError if `parts` of a step do not match its checksums. See `find_changed_files`."""
     if files := find_changed_files(step, parts):
-        raise DamagedError(f"{len(files)} of its files do not match {CHECKSUMS}, as {files[0]}")
+        raise DamagedError(f"{len(files)} of its files do not match {CHECKSUMS}, for example {files[0]}")
 
 
 def _find_best(folder: epath.Path, steps: list[int]) -> int:
@@ -140,12 +149,14 @@ def _find_best(folder: epath.Path, steps: list[int]) -> int:
             scores |= {step: metrics["miou"]} if metrics.get("miou") is not None else {}
         except (DamagedError, OSError, ValueError, TypeError) as error:
             raise CheckpointError(
-                f"{folder / str(step)} cannot be read ({one_line(error)}): it is damaged or incomplete; name the step to use"
+                f"Cannot read {folder / str(step)} ({one_line(error)}). It is damaged or incomplete, so the best step is not "
+                f"known. Name a step instead."
             ) from error
     if not scores:
         workdir = folder.parent
         raise CheckpointError(
-            f"`checkpoint` (='{workdir / 'best'}'): no step of the run was evaluated; give {workdir} for the latest"
+            f"`checkpoint` (='{workdir / 'best'}') does not exist, because no step of the run was evaluated. Use {workdir} for "
+            f"the latest step."
         )
     return max(scores, key=lambda step: (scores[step], step))
 
@@ -155,14 +166,17 @@ def _format(digests: dict[str, str]) -> str:
 
 
 def _read_checksums(step: epath.Path) -> dict[str, str]:
-    """Return digests by path. Where a line is no checksum, the file itself is among the paths, with an impossible digest."""
+    """Return the digests by path.
+
+    If the file contains an invalid line, its own name is added with an impossible digest.
+    """
     text = (step / CHECKSUMS).read_bytes().decode(errors="replace")
     digests = {name: digest for digest, name in _ROW.findall(text)}
     return digests if text and text == _format(digests) else digests | {CHECKSUMS: ""}
 
 
 def _list_files(folder: epath.Path, prefix: str = "") -> Iterator[str]:
-    """Yield relative paths of the files below `folder`, but for the checksums, whole or half-written."""
+    """Yield the relative paths of the files below `folder`, without the checksum file and its temporary copies."""
     for path in folder.iterdir():
         if path.is_dir():
             yield from _list_files(path, f"{prefix}{path.name}/")
@@ -171,12 +185,12 @@ def _list_files(folder: epath.Path, prefix: str = "") -> Iterator[str]:
 
 
 def _hash(folder: epath.Path, names: Collection[str]) -> dict[str, str]:
-    with ThreadPoolExecutor() as pool:  # hashing leaves Python's lock to others
+    with ThreadPoolExecutor() as pool:  # hashlib releases the GIL
         return dict(zip(names, pool.map(lambda name: _digest(folder / name), names), strict=True))
 
 
 def _digest(path: epath.Path) -> str:
-    # `hashlib.file_digest` takes no file of TensorFlow's, which is what gs:// opens.
+    # `hashlib.file_digest` does not accept the TensorFlow file objects that epath returns for gs:// paths.
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):

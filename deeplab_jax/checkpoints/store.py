@@ -1,8 +1,9 @@
-"""Checkpoints on disk: `<workdir>/checkpoints/<step>`, each complete in itself. Nothing else knows orbax.
+"""Save and restore checkpoints in `<workdir>/checkpoints/<step>`. This is the only module that uses orbax.
 
-A step holds trees of arrays by name: "model" (the parameters to use, batch_stats) and "training" (whatever else a run needs to
-go on), so that evaluation reads the first alone; the config, label set and package version as JSON; and, once it is complete,
-the checksums of its files, which are compared before anything is read. The two latest steps and the best by mIoU are kept.
+A step is self-contained. It holds two trees of arrays: "model" (the parameters to use and batch_stats) and "training" (what
+else is needed to resume the run), so that evaluation reads only the first. The config with its label set and the package
+version are stored as JSON. When a step is complete, the checksums of its files are added; they are compared before the step
+is read. The latest two steps and the step with the best mIoU are kept.
 """
 
 import contextlib
@@ -18,24 +19,24 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from deeplab_jax.checkpoints.compare import compare
+from deeplab_jax.checkpoints.compare import compare_configs
 from deeplab_jax.checkpoints.folders import (
     CHECKPOINTS,
     METRICS,
     DamagedError,
-    absolute,
     has_checksums,
+    list_steps,
+    make_absolute,
     move_to_damaged,
     read_metrics,
     require_empty,
     require_unchanged,
     resolve,
-    steps_in,
     write_checksums,
 )
 from deeplab_jax.config import Config, from_dict, to_dict
 from deeplab_jax.errors import CheckpointError, DeeplabError, one_line
-from deeplab_jax.runtime.hosts import as_host_error, everywhere
+from deeplab_jax.runtime.hosts import as_host_error, is_true_on_all
 
 MODEL, TRAINING = "model", "training"
 Trees = dict[str, Any]  # {MODEL: ..., TRAINING: ...}
@@ -46,22 +47,23 @@ _policies = ocp.training.preservation_policies
 
 
 class Checkpoints:
-    """The checkpoints of one run, for resuming and writing; use as a context manager, which waits for the last save.
+    """The checkpoints of a run, for resuming and saving. Use it as a context manager, whose exit waits for the last save.
 
-    The processes of a run share the folder, and call the same methods in the same order.
+    The processes of a run share the folder. They must call the same methods in the same order.
 
     Args:
-      workdir: the run's folder; it is made if missing.
-      config: stored with every step.
+      workdir: The folder of the run. It is created if it does not exist.
+      config: The config, which is stored with every step.
     """
 
     def __init__(self, workdir: str, config: Config) -> None:
         self._config, self._metadata = config, _make_metadata(config)
-        self._folder = absolute(workdir) / CHECKPOINTS
+        self._folder = make_absolute(workdir) / CHECKPOINTS
         with _report_write_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-        self._latest = max(steps_in(self._folder), default=None)
-        # The first save opens it: orbax lists no step at all where it cannot list one.
+        self._latest = max(list_steps(self._folder), default=None)
+        # The first save opens the manager. By then, `restore` has moved the damaged steps away. Orbax cannot list any step if
+        # one of them is unreadable.
         self._manager: ocp.training.Checkpointer | None = None
         self._background = ThreadPoolExecutor(max_workers=1)
         self._unfinished: Future[None] | None = None
@@ -77,23 +79,23 @@ class Checkpoints:
             self._finish()
 
     def steps(self) -> list[int]:
-        """Return the steps that this process sees, damaged or not."""
-        return steps_in(self._folder)
+        """Return the steps that this process sees, including damaged ones."""
+        return list_steps(self._folder)
 
     def latest_step(self) -> int | None:
-        """Return the newest step, damaged or not; `restore` finds that out."""
+        """Return the newest step. It may be damaged; only `restore` checks this."""
         return self._latest
 
     def save(self, trees: Trees, step: int, metrics: dict[str, float] | None) -> None:
-        """Start saving; return when the arrays may change. A step that is there already is left as it is.
+        """Start to save, and return once the arrays may change. A step is not saved if it or a later one already exists.
 
         Args:
-          trees: what to save.
-          step: its number.
-          metrics: of an evaluation at this step ("miou" decides the best), or None.
+          trees: The trees to save.
+          step: The number of the step.
+          metrics: The metrics of an evaluation at this step, or None. "miou" decides which step is the best.
 
         Raises:
-          CheckpointError: this step, or the one before it, cannot be written.
+          CheckpointError: This step or the previous one cannot be written.
         """
         if self._latest is not None and self._latest >= step:
             return
@@ -112,22 +114,22 @@ class Checkpoints:
         check: Callable[[int, Trees], None] = lambda step, trees: None,
         warn: Callable[[str], None] = print,
     ) -> tuple[int, Trees]:
-        """Return the newest step that is not damaged, and its trees. Damaged ones are moved to `<workdir>/damaged`.
+        """Return the newest intact step and its trees. Damaged steps are moved to `<workdir>/damaged`.
 
-        Where all are damaged, none is moved: the same command would begin a new run, unasked.
+        If all steps are damaged, none of them is moved. Otherwise, the same command would silently start a new run.
 
         Args:
-          abstract: shapes with shardings, which the trees get.
-          check: is given a step and its trees, and raises DamagedError if they are not what was saved.
-          warn: is given a line for each step that is left out.
+          abstract: The shapes, dtypes and shardings of the restored trees.
+          check: Function of a step and its trees. It raises DamagedError if the trees are not the saved ones.
+          warn: Function that receives a line about each damaged step.
 
         Raises:
-          CheckpointError: there is no checkpoint, or all are damaged, or the newest good one is none of this run: its network,
-            classes or arrays are others, or it holds no training.
+          CheckpointError: There is no checkpoint, or all are damaged, or the newest intact one does not belong to this run: its
+            network, classes or arrays differ, or it holds only weights.
         """
         restored: tuple[int, Trees] | None = None
         damaged: list[int] = []
-        for step in reversed(steps_in(self._folder)):
+        for step in reversed(list_steps(self._folder)):
             folder = self._folder / str(step)
             try:
                 if restored is None:
@@ -135,41 +137,43 @@ class Checkpoints:
                 else:
                     check_on_all_processes(functools.partial(_read_metadata, folder))
             except DamagedError as error:
-                warn(f"{folder} is left out, since it is damaged: {error}")
+                warn(f"skipping the damaged checkpoint {folder}: {error}")
                 damaged.append(step)
         if restored is None:
-            what = f"no whole checkpoint (damaged: {', '.join(map(str, damaged))})" if damaged else "no checkpoint"
-            raise CheckpointError(f"{self._folder} holds {what}: use another workdir, or move that folder away to begin anew")
+            what = f"no intact checkpoint (damaged: {', '.join(map(str, damaged))})" if damaged else "no checkpoint"
+            raise CheckpointError(
+                f"{self._folder} contains {what}. Use a different workdir, or move this folder away to start a new run."
+            )
         self._continue_from(restored[0], damaged)
         return restored
 
     def load(self, step: int, abstract: Trees) -> tuple[Config, Trees]:
-        """Return the config and the trees of one step, whatever its checksums say.
+        """Return the config and the trees of a step without comparing its checksums.
 
         Args:
-          step: its number.
-          abstract: shapes with shardings, which the trees get.
+          step: The number of the step.
+          abstract: The shapes, dtypes and shardings of the restored trees.
 
         Raises:
-          CheckpointError: the step cannot be read, or is none of this run; see `restore`.
+          CheckpointError: The step cannot be read or does not belong to this run; see `restore`.
         """
         folder = self._folder / str(step)
         with _report_read_errors(folder):
             self._require_resumable(folder, abstract)
             return _read_config(folder), ocp.load_checkpointables(folder, abstract)
 
-    def differences(self, step: int) -> list[str]:
-        """Return the fields in which the run's config differs from that of `step`; see the function of this name."""
-        return differences(str(self._folder / str(step)), self._config)
+    def find_config_changes(self, step: int) -> list[str]:
+        """Return the fields in which the run's config differs from the config of `step`. See `store.find_config_changes`."""
+        return find_config_changes(str(self._folder / str(step)), self._config)
 
     def _restore_step(self, step: int, abstract: Trees, check: Callable[[int, Trees], None]) -> Trees:
-        """Raises DamagedError on all processes alike."""
+        """Return the trees of a step. If the step is damaged, raise DamagedError on all processes."""
         folder = self._folder / str(step)
-        # Checksums come first: orbax may take changed arrays for good ones, and says thousands of lines about the others.
-        # One process reads all files; the others find no fault.
+        # Compare the checksums first. Orbax accepts some corrupted arrays and logs thousands of lines about others.
+        # Process 0 reads all files, and the other processes check nothing.
         parts = (_METADATA, "commit_success.txt", METRICS, *abstract) if jax.process_index() == 0 else ()
         check_on_all_processes(lambda: require_unchanged(folder, parts))
-        # Arrays of another network or optimizer would not fit, which is no damage.
+        # Arrays of a different network or optimizer would not fit either, but they are not damaged.
         check_on_all_processes(lambda: self._require_resumable(folder, abstract))
         trees = check_on_all_processes(lambda: ocp.load_checkpointables(folder, abstract))
         check_on_all_processes(lambda: check(step, trees))
@@ -177,51 +181,64 @@ class Checkpoints:
 
     def _require_resumable(self, folder: epath.Path, abstract: Trees) -> None:
         saved, workdir = _read_metadata(folder), folder.parent.parent
-        changes = compare(_read_config(folder), self._config, str(folder))
-        new_run = f"name another --workdir, and start from these weights with --config.model.pretrained={workdir}"
+        changes = compare_configs(_read_config(folder), self._config, str(folder))
+        new_run = f"start a new run from these weights with a different --workdir and --config.model.pretrained={workdir}"
         if TRAINING not in saved:
-            raise CheckpointError(f"{workdir} holds weights without a training: {new_run}")
-        if names := _find_other_arrays(saved, abstract):
+            raise CheckpointError(f"{workdir} contains only weights, so it cannot be resumed. Instead, {new_run}.")
+        if names := _find_mismatches(saved, abstract):
             shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
             optim = [change for change in changes if change.startswith("optim.")]
             raise CheckpointError(
-                f"{folder} does not hold the arrays of this run's state ({'; '.join([*optim, shown])}): use the optimizer and "
-                f"the version that wrote it, or {new_run}"
+                f"The arrays in {folder} do not match the state of this run ({'; '.join([*optim, shown])}). Use the optimizer "
+                f"and the package version that wrote them, or {new_run}."
             )
 
     def _continue_from(self, step: int, damaged: list[int]) -> None:
-        """Makes `step` the newest, and writes its checksums if the process that saved it died before it did."""
+        """Make `step` the newest step by moving the damaged steps away.
+
+        If `step` has no checksums, because the process that saved it died, they are written.
+        """
         is_first = jax.process_index() == 0
         folders = [self._folder / str(each) for each in damaged] if is_first else []
         try:
             check_on_all_processes(lambda: move_to_damaged(folders))
         except DamagedError as error:
-            raise CheckpointError(f"damaged steps of {self._folder} cannot be moved away ({error}): do so by hand") from error
+            raise CheckpointError(
+                f"Cannot move the damaged steps out of {self._folder} ({error}). Move them by hand."
+            ) from error
         if is_first and not has_checksums(self._folder / str(step)):
             self._unfinished = self._background.submit(write_checksums, self._folder / str(step))
         self._latest = step
 
     def _finish(self) -> None:
-        """Waits until the step that was saved last is complete and has its checksums."""
+        """Wait until the most recent save is complete and its checksums are written."""
         unfinished, self._unfinished = self._unfinished, None
         if unfinished:
             unfinished.result()
 
 
-def differences(checkpoint: str, config: Config) -> list[str]:
-    """Return the fields in which `config` differs from the checkpoint's, as `field: then -> now`; see `resolve`.
+def find_config_changes(checkpoint: str, config: Config) -> list[str]:
+    """Return the fields in which `config` differs from the config of a checkpoint, as `field: old -> new`.
+
+    Args:
+      checkpoint: The checkpoint; see `resolve`.
+      config: The config to use it with.
 
     Raises:
-      CheckpointError: the network or the classes differ, so that the arrays would not fit or not mean the same.
+      CheckpointError: The checkpoint cannot be read, or its network or classes differ, so that its arrays do not fit or have a
+        different meaning.
     """
-    return compare(stored_config(checkpoint), config, checkpoint)
+    return compare_configs(stored_config(checkpoint), config, checkpoint)
 
 
 def stored_config(checkpoint: str) -> Config:
-    """Return the config of what `resolve` finds.
+    """Return the config of a checkpoint.
+
+    Args:
+      checkpoint: The checkpoint; see `resolve`.
 
     Raises:
-      CheckpointError: nothing is found, or it cannot be read.
+      CheckpointError: The checkpoint does not exist or cannot be read.
     """
     step = resolve(checkpoint)
     with _report_read_errors(step):
@@ -230,32 +247,32 @@ def stored_config(checkpoint: str) -> Config:
 
 
 def restore_model(checkpoint: str, like: Config | None = None) -> dict[str, Any]:
-    """Return {"params", "batch_stats"} of a whole network as NumPy arrays, of what `resolve` finds.
+    """Return {"params", "batch_stats"} of a complete network as NumPy arrays.
 
     Args:
-      checkpoint: see `resolve`.
-      like: the config to use it with; None for its own.
+      checkpoint: The checkpoint; see `resolve`.
+      like: The config to use it with, or None for its own config.
 
     Raises:
-      CheckpointError: nothing is found, it cannot be read, it is of another network or label set than `like`, or it lacks a
-        classifier.
+      CheckpointError: The checkpoint does not exist or cannot be read, has a different network or label set from `like`, or has
+        no classifier.
     """
     step = str(resolve(checkpoint))
     if like is not None:
-        differences(step, like)
+        find_config_changes(step, like)
     variables = restore_variables(step)
     if "classifier" not in variables["params"]:
         raise CheckpointError(
-            f"`checkpoint` (={checkpoint!r}) holds no classifier: train from it with --config.model.pretrained={checkpoint}"
+            f"`checkpoint` (={checkpoint!r}) has no classifier. Train one with --config.model.pretrained={checkpoint}."
         )
     return variables
 
 
 def restore_variables(checkpoint: str) -> dict[str, Any]:
-    """Return {"params", "batch_stats"} as NumPy arrays, as much as there is of a network.
+    """Return {"params", "batch_stats"} as NumPy arrays. The checkpoint may hold only a part of a network.
 
     Raises:
-      CheckpointError: nothing is found, or it cannot be read.
+      CheckpointError: The checkpoint does not exist or cannot be read.
     """
     step = resolve(checkpoint)
     with _report_read_errors(step):
@@ -266,65 +283,66 @@ def restore_variables(checkpoint: str) -> dict[str, Any]:
 
 
 def save_model(folder: str, config: Config, variables: dict[str, Any]) -> None:
-    """Write weights without a training as step 0 of `folder`, which then is what `resolve` wants.
+    """Write weights without training state as step 0 of `folder`. `resolve` then accepts the folder as a checkpoint.
 
     Raises:
-      CheckpointError: the folder holds checkpoints already, or cannot be written.
+      CheckpointError: The folder already contains checkpoints, or cannot be written.
     """
     require_empty(folder)
-    steps = absolute(folder) / CHECKPOINTS
-    with _report_errors(f"`out` (={folder!r}) cannot be written", "name another folder"):
+    steps = make_absolute(folder) / CHECKPOINTS
+    with _report_errors(f"`out` (={folder!r}) cannot be written", "Choose a different folder"):
         with _open(steps) as manager:
             manager.save_checkpointables(0, {MODEL: variables}, custom_metadata=_make_metadata(config))
         write_checksums(steps / "0")
 
 
 def check_on_all_processes(check: Callable[[], T]) -> T:
-    """Return what `check` returns, if it returns on every process; all of them must call this.
+    """Return the result of `check` if it succeeds on every process. All processes must call this function.
 
     Raises:
-      DamagedError: it raised on one of them.
-      DeeplabError: it raised that, which is no damage and alike on all; or another process ended.
+      DamagedError: `check` failed on at least one process.
+      DeeplabError: `check` raised this error, which is the same on all processes and does not mean damage; or a different
+        process has ended.
     """
     fault = ""
     try:
         result = check()
     except DeeplabError:
         raise
-    # Orbax raises whatever its storage layers do: ValueError, KeyError, OSError and others, over many lines.
+    # Orbax passes on the errors of its storage layers: ValueError, KeyError, OSError and others, with many lines.
     except Exception as error:
         cause = _find_cause(error)
         if lost := as_host_error(cause):
             raise lost from error
         if isinstance(cause, MemoryError | jax.errors.JaxRuntimeError):
-            raise  # of the devices and not of the step, which must not be moved away for it
+            raise  # a fault of the devices: the step must not be moved away because of it
         fault = _describe_cause(error)
-    if not everywhere(not fault):
-        raise DamagedError(fault or "another process cannot read it")
+    if not is_true_on_all(not fault):
+        raise DamagedError(fault or "a different process cannot read it")
     return result
 
 
 @contextlib.contextmanager
 def _report_errors(what: str, advice: str) -> Iterator[None]:
-    """Turns errors of the block that are not ours into a CheckpointError `what (reason): advice`.
+    """Convert errors of other libraries in the block into a CheckpointError with the message `what (reason). advice.`
 
     Raises:
-      HostError: instead, if they come of another process's end.
+      HostError: The error was caused by the end of a different process.
     """
     try:
         yield
     except DeeplabError:
         raise
-    except Exception as error:  # as above
-        raise as_host_error(_find_cause(error)) or CheckpointError(f"{what} ({_describe_cause(error)}): {advice}") from error
+    except Exception as error:  # orbax raises many types; see `check_on_all_processes`
+        raise as_host_error(_find_cause(error)) or CheckpointError(f"{what} ({_describe_cause(error)}). {advice}.") from error
 
 
 def _report_write_errors(folder: epath.Path) -> contextlib.AbstractContextManager[None]:
-    return _report_errors(f"{folder} cannot be written", "fix this, and the same command resumes from the step before")
+    return _report_errors(f"Cannot write to {folder}", "Fix this, then run the same command to resume from the previous step")
 
 
 def _report_read_errors(step: epath.Path) -> contextlib.AbstractContextManager[None]:
-    return _report_errors(f"{step} cannot be read", "it is damaged or incomplete; use another step")
+    return _report_errors(f"Cannot read {step}", "It is damaged or incomplete. Use a different step")
 
 
 def _describe_cause(error: BaseException) -> str:
@@ -333,7 +351,7 @@ def _describe_cause(error: BaseException) -> str:
 
 
 def _find_cause(error: BaseException) -> BaseException:
-    # Orbax's own says no more than that a handler failed.
+    # The outermost orbax error only says that a handler failed.
     while error.__cause__:
         error = error.__cause__
     return error
@@ -347,32 +365,35 @@ def _read_config(step: epath.Path) -> Config:
     try:
         stored = json.loads((step / _METADATA).read_text())["custom_metadata"]["config"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        raise DamagedError("its config is missing or not legible") from None
+        raise DamagedError("its config is missing or invalid") from None
     return from_dict(stored)
 
 
 def _read_metadata(step: epath.Path) -> Trees:
-    """Return what a step says it holds; raise whatever would keep orbax from opening the folder that it is in."""
+    """Return the metadata of the trees in a step.
+
+    This reads every file that orbax needs to open the parent folder, and therefore raises an error if one of them is damaged.
+    """
     read_metrics(step)
     return dict(ocp.checkpointables_metadata(step).metadata)
 
 
-def _find_other_arrays(saved: Trees, abstract: Trees) -> list[str]:
-    """Return the paths of arrays, or of what holds none, that differ in presence, shape or type."""
-    legible = [name for name in abstract if saved[name] is not None]  # loading reports what orbax cannot read
-    then, now = (_describe_arrays({name: trees[name] for name in legible}) for trees in (saved, abstract))
+def _find_mismatches(saved: Trees, abstract: Trees) -> list[str]:
+    """Return the paths at which the trees differ: in the presence, shape or dtype of an array, or in an empty node."""
+    readable = [name for name in abstract if saved[name] is not None]  # loading reports the others as damaged
+    then, now = (_describe_arrays({name: trees[name] for name in readable}) for trees in (saved, abstract))
     return sorted(path for path in then.keys() | now.keys() if then.get(path) != now.get(path))
 
 
 def _describe_arrays(trees: Trees) -> dict[str, str]:
-    # Orbax stores names where there are no arrays, and wants the same ones back.
+    # Orbax also stores the names of empty nodes and expects the same ones in `abstract`.
     leaves = jax.tree_util.tree_leaves_with_path(trees, is_leaf=lambda node: node is None or node in ((), [], {}))
     by_path = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
     return {path: f"{leaf.dtype}{leaf.shape}" if hasattr(leaf, "shape") else "empty" for path, leaf in by_path.items()}
 
 
 def _open(folder: epath.Path) -> ocp.training.Checkpointer:
-    """Opens it for writing; what a killed save left is removed."""
+    """Open the folder for writing. Leftovers of interrupted saves are removed."""
     keep = [
         _policies.LatestN(2),
         _policies.BestN(get_metric_fn=lambda metrics: metrics["miou"], n=1, keep_checkpoints_without_metrics=False),

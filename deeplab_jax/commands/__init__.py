@@ -1,1 +1,1 @@
-"""The commands: arguments in, one call out."""
+"""The commands of the console script `deeplab-jax`, and the implementation of train.py and eval.py."""

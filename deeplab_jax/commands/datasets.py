@@ -1,4 +1,4 @@
-"""What a config names, opened: joins `data/` with training and evaluation, for `train.py` and the commands."""
+"""Open the data sets that a config names, for train.py, eval.py and the commands."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -17,50 +17,57 @@ from deeplab_jax.train.begin import Data
 
 
 def locate_data(config: Config, root: str | None) -> Config:
-    """The config of a run for where its data lies now: `root`, a data set or its prepared records, or where it was.
+    """Return the config with the current location of its data.
+
+    Args:
+      config: The config of a run.
+      root: The folder of the data set or of its prepared records. None keeps the location in the config.
 
     Raises:
-      ConfigError: there is nothing at `root`, or the config does not say where its data is.
+      ConfigError: `root` is not a folder, or neither `root` nor the config names a location.
     """
     if root is None and not config.data.root and not config.data.source:
-        raise ConfigError("the checkpoint does not say where its images are: give --root")
+        raise ConfigError("The checkpoint does not contain the location of its data set. Give the folder with --root.")
     if root is None:
         return config
     if not epath.Path(root).is_dir():
-        raise ConfigError(f"`--root` (={root!r}) is no folder: give that of the data set or of its prepared records")
-    # Records stand in for a set of TFDS too.
+        raise ConfigError(f"`--root` (={root!r}) is not a folder. Give the folder of the data set or of its records.")
+    # Prepared records can replace a TFDS data set too.
     source = "" if is_records(root) else config.data.source
     return dataclasses.replace(config, data=dataclasses.replace(config.data, root=root, source=source))
 
 
-def training_set(config: Config) -> Samples:
-    """The training list. Errors as `find_split`."""
+def open_training_set(config: Config) -> Samples:
+    """Return the training samples. Raises the same errors as `find_split`."""
     return find_split(config.data, config.data.train_split)
 
 
-def evaluation_set(
+def open_evaluation_set(
     config: Config, *, need_labels: bool = True
 ) -> tuple[Samples, Callable[[], Iterator[dict[str, np.ndarray]]]]:
-    """The list of `eval.split`, and a function to its batches on this process. Errors as `find_split`."""
+    """Return the samples of `eval.split`, and a function that returns the batches of this process.
+
+    Raises the same errors as `find_split`.
+    """
     samples = find_split(config.data, config.eval.split, need_labels=need_labels)
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     size, threads = config.eval.batch_size, config.data.threads
     return samples, lambda: eval_batches(samples, config.labels, size, threads=threads, **process)
 
 
-def training_data(config: Config, say: Callable[[str], None]) -> tuple[Data, int]:
-    """What a run of `config` reads on this process, and its number of steps.
+def open_training_data(config: Config, say: Callable[[str], None]) -> tuple[Data, int]:
+    """Return the data that a run of `config` reads on this process, and the number of its steps.
 
     Args:
-      config: validated.
-      say: called with a line about each split.
+      config: A validated config.
+      say: Is called with a line about each split.
 
     Raises:
-      DataError: see `find_split`.
-      ConfigError: the config counts neither steps nor epochs.
+      DataError: A split cannot be read (see `find_split`).
+      ConfigError: The config sets neither steps nor epochs.
     """
-    train_set = training_set(config)
-    eval_set, evaluated = evaluation_set(config)
+    train_set = open_training_set(config)
+    eval_set, make_eval_batches = open_evaluation_set(config)
     say(describe(config.data.train_split, train_set))
     say(describe(config.eval.split, eval_set))
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
@@ -78,6 +85,6 @@ def training_data(config: Config, say: Callable[[str], None]) -> tuple[Data, int
             steps=end,
             **process,
         ),
-        eval_batches=evaluated,
+        eval_batches=make_eval_batches,
     )
     return data, total_steps(config, len(train_set))

@@ -1,4 +1,4 @@
-"""`deeplab-jax demo`."""
+"""The command `deeplab-jax demo`."""
 
 from typing import Annotated
 
@@ -14,26 +14,30 @@ def demo(
     max_mib: int = 20,
     max_pixels: int = 2**21,
 ) -> None:
-    """Serve a page to drop images on: overlay, legend, shares of the classes. Needs pip install 'deeplab-jax[demo]'.
+    """Serve a web page that segments images you drop on it. Requires pip install 'deeplab-jax[demo]'.
+
+    The page shows an overlay, a legend and the share of each class.
 
     Args:
-      checkpoint: a run's folder, RUN/best, RUN/checkpoints/N, or what `weights import` made.
-      host: address to listen on; 0.0.0.0 lets other machines in, without a password.
-      port: port to listen on. Default: the first free one from 7860 on.
-      max_mib: largest upload in MiB.
-      max_pixels: larger images are reduced to this many pixels.
+      checkpoint: The folder of a run, RUN/best, RUN/checkpoints/N, or a folder that `weights import` wrote.
+      host: The address to listen on. With 0.0.0.0, other machines can connect without a password.
+      port: The port to listen on. The default is the first free port from 7860 on.
+      max_mib: The largest upload in MiB.
+      max_pixels: Images with more pixels are downscaled to this size.
     """
     for flag, value in (("--max-mib", max_mib), ("--max-pixels", max_pixels)):
         if value < 1:
-            raise ConfigError(f"`{flag}` (={value}) must be 1 or more")
+            raise ConfigError(f"`{flag}` (={value}) cannot be used. Use 1 or more.")
     if port is not None and not 1 <= port <= 65535:
-        raise ConfigError(f"`--port` (={port}) must be 1 to 65535")
+        raise ConfigError(f"`--port` (={port}) cannot be used. Use a number from 1 to 65535.")
     from deeplab_jax.api import load
 
     try:
         from deeplab_jax.pages.demo import build_page, serve, upload_folder
     except ModuleNotFoundError as error:
-        raise ConfigError(f"`deeplab-jax demo` needs {error.name}: pip install 'deeplab-jax[demo]'") from None
+        raise ConfigError(
+            f"`deeplab-jax demo` requires the package {error.name}. Run `pip install 'deeplab-jax[demo]'` to install it."
+        ) from None
     segmenter = load(checkpoint)
     with upload_folder():
         serve(build_page(segmenter, checkpoint, max_pixels), host=host, port=port, max_mib=max_mib)

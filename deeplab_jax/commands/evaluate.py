@@ -1,4 +1,4 @@
-"""Scoring a checkpoint: what eval.py does with its flags."""
+"""Evaluate a checkpoint. This is the implementation of eval.py."""
 
 import json
 from typing import TYPE_CHECKING
@@ -17,9 +17,9 @@ from deeplab_jax.evaluation.evaluate import EvaluatedImage, Visitor, evaluate
 from deeplab_jax.evaluation.metrics import Confusion
 from deeplab_jax.evaluation.pictures import write_pictures
 from deeplab_jax.evaluation.submission import file_names, write_archive, write_prediction
-from deeplab_jax.files import replacing
+from deeplab_jax.files import write_atomically
 from deeplab_jax.runtime import hosts
-from deeplab_jax.runtime.compilation import keep_programs
+from deeplab_jax.runtime.compilation import enable_compilation_cache
 
 if TYPE_CHECKING:
     from deeplab_jax.data.samples import Samples
@@ -28,40 +28,44 @@ Instances = Float[np.ndarray, "3 19"]
 
 
 def score_checkpoint(config: Config, checkpoint: str, output: str | None, submission: str | None, console: Console) -> None:
-    """Evaluate a checkpoint. Every process of the run takes its share of the images, and the first one reports.
+    """Evaluate a checkpoint, print the scores, and write the requested files.
+
+    Every process of a run must call this function. Each one evaluates its share of the images. The first one prints the scores.
 
     Args:
-      config: of the checkpoint, with `eval` and `data` as wanted.
-      checkpoint: what `resolve` takes.
-      output: folder for scores.json and pictures, or None.
-      submission: folder for what the Cityscapes server takes, or None.
-      console: where progress and scores are shown.
+      config: The config of the checkpoint. Its `data` and `eval` sections select the data set and the protocol.
+      checkpoint: The checkpoint, in any form that `resolve` accepts.
+      output: The folder for scores.json and the pictures, or None.
+      submission: The folder for the files that the Cityscapes server accepts, or None.
+      console: The console for the progress and the scores.
 
     Raises:
-      CheckpointError: The checkpoint cannot be read, or is of another network.
-      ConfigError: There is nothing to score or write, or a folder cannot be written.
+      CheckpointError: The checkpoint cannot be read, or belongs to a different network.
+      ConfigError: There is nothing to score or to write, or a folder cannot be written.
       DataError: The split cannot be read.
     """
     if output and submission and epath.Path(output).is_relative_to(submission):
-        raise ConfigError(f"`--output` (={output!r}) lies in --submission, where any PNG counts as submitted: move it out")
-    keep_programs()
+        raise ConfigError(
+            f"`--output` (={output!r}) is inside --submission, where every PNG is submitted. Choose a folder outside."
+        )
+    enable_compilation_cache()
     step = resolve(checkpoint)
     variables = restore_model(str(step), like=config)
-    # These import TensorFlow, for which the report of a wrong checkpoint should not wait.
-    from deeplab_jax.commands.datasets import evaluation_set
+    # Import TensorFlow only now. An invalid checkpoint is then reported without this delay.
+    from deeplab_jax.commands.datasets import open_evaluation_set
     from deeplab_jax.data.find import describe
     from deeplab_jax.data.samples import digest
 
-    samples, batches = evaluation_set(config, need_labels=False)
+    samples, batches = open_evaluation_set(config, need_labels=False)
     if not (samples.labels or output or submission):
         raise ConfigError(
-            f"`eval.split` (={config.eval.split!r}) has no labels to score: give --output or --submission for the predictions"
+            f"`eval.split` (={config.eval.split!r}) has no labels to score. Use --output or --submission to get predictions."
         )
     hosts.require_same(config=to_dict(config), checkpoint=str(step), data=digest(samples))
     names = file_names(samples.images, config.labels) if submission else ()
-    console.print(f"checkpoint {step}")
+    console.print(f"Checkpoint: {step}")
     console.print(describe(config.eval.split, samples))
-    instances, visitors = _instance_counters(config, samples, console)
+    instances, visitors = _make_instance_counters(config, samples, console)
     if output:
         stems = [str(epath.Path(image).with_suffix("")) for image in samples.images]
         visitors.append(
@@ -71,24 +75,27 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
         visitors.append(lambda each: write_prediction(submission, names[each.index], each.prediction))
     confusion = evaluate(config, variables, batches(), len(samples), visitors, console)
     if instances is not None:
-        instances = hosts.gather(instances).sum(0)  # each process counted the images that it read
+        instances = hosts.gather(instances).sum(0)  # each process counted only the images that it read
     hosts.barrier("images written")
     if jax.process_index():
         return
     if submission:
-        console.print(f"submission {write_archive(submission, names)}")
+        console.print(f"Submission: {write_archive(submission, names)}")
     if samples.labels:
         _report(config, confusion, instances, output, console)
 
 
-def _instance_counters(config: Config, samples: "Samples", console: Console) -> tuple[Instances | None, list[Visitor]]:
-    """Return the sums that the visitors add to, for the official iIoU; None where there are no instances to count."""
-    from deeplab_jax.data.instances import read_instances, why_no_instances
+def _make_instance_counters(config: Config, samples: "Samples", console: Console) -> tuple[Instances | None, list[Visitor]]:
+    """Return the instance counts for the official iIoU, and the visitors that update them during the evaluation.
+
+    Without instances to count, the counts are None and there are no visitors.
+    """
+    from deeplab_jax.data.instances import explain_missing_instances, read_instances
 
     if not (samples.labels and cityscapes.is_official(config.labels)):
         return None, []
-    if why := why_no_instances(samples):
-        console.print(f"iIoU is left out: {why}")
+    if reason := explain_missing_instances(samples):
+        console.print(f"iIoU is not computed: {reason}")
         return None, []
     sums = np.zeros((3, config.labels.num_classes))
 
@@ -104,5 +111,5 @@ def _report(config: Config, confusion: Confusion, instances: Instances | None, o
     official = cityscapes.scores(confusion, instances) if cityscapes.is_official(config.labels) else None
     console.print(scores.table(confusion, config.labels, official))
     if output:
-        with replacing(epath.Path(output) / "scores.json") as file:
+        with write_atomically(epath.Path(output) / "scores.json") as file:
             file.write((json.dumps(scores.summary(confusion, config.labels, official), indent=2) + "\n").encode())

@@ -1,4 +1,4 @@
-"""`deeplab-jax export`."""
+"""The command `deeplab-jax export`."""
 
 from typing import Annotated, Literal
 
@@ -13,17 +13,19 @@ def export(
     format: Literal["stablehlo", "onnx"],
     output: Literal["labels", "logits"] = "labels",
 ) -> None:
-    """Write a network as one file that runs elsewhere: uint8 [n, 3, h, w] in, preprocessing inside; checked before it is kept.
+    """Export a network to a single portable file that includes the preprocessing. Its input is uint8 [n, 3, h, w].
+
+    The output of the file is compared with that of the checkpoint before the file is kept.
 
     Args:
-      checkpoint: a run's folder, RUN/best, RUN/checkpoints/N, or what `weights import` made.
-      out: file to write.
-      format: stablehlo, which `deeplab_jax.load_exported` runs on CPUs, GPUs and TPUs, or onnx.
-      output: labels, uint8 [n, h, w], or logits, float32 [n, classes, h, w].
+      checkpoint: The folder of a run, RUN/best, RUN/checkpoints/N, or a folder that `weights import` wrote.
+      out: The file to write.
+      format: The file format: onnx, or stablehlo, which `deeplab_jax.load_exported` runs on CPUs, GPUs and TPUs.
+      output: The output of the network: labels (uint8 [n, h, w]) or logits (float32 [n, classes, h, w]).
     """
     require_file(out, "--out")
     from deeplab_jax.export.export import export as write
-    from deeplab_jax.runtime.compilation import keep_programs
+    from deeplab_jax.runtime.compilation import enable_compilation_cache
 
-    keep_programs()
+    enable_compilation_cache()
     write(checkpoint, out, format, output)

@@ -1,4 +1,4 @@
-"""Flags of train.py and eval.py: the recipe with its overrides, and where the processes of a run find each other."""
+"""The flags of train.py and eval.py: the recipe with its overrides, and the flags that connect the processes of a run."""
 
 import collections
 import contextlib
@@ -16,74 +16,83 @@ import deeplab_jax.config
 from deeplab_jax.config import Config
 from deeplab_jax.errors import ConfigError, run_or_exit
 
-_NO_CONFIG = "`--config` is missing: give a recipe, such as --config=configs/quickstart.py"
+_NO_CONFIG = "`--config` is missing. Give a recipe, for example --config=configs/quickstart.py."
 
 
 def define_host_flags() -> None:
     """Define the flags of `join_hosts`, for programs that run on several hosts."""
-    flags.DEFINE_string("coordinator", None, "HOST:PORT at which process 0 listens, for a run of several processes.")
-    flags.DEFINE_integer("num_processes", None, "Number of processes of the run; found automatically under a launcher.")
-    flags.DEFINE_integer("process_id", None, "Index of this process, from 0.")
+    flags.DEFINE_string("coordinator", None, "HOST:PORT on which process 0 listens, for a run with several processes.")
+    flags.DEFINE_integer(
+        "num_processes", None, "The number of processes of the run. It is detected automatically under a launcher."
+    )
+    flags.DEFINE_integer("process_id", None, "The index of this process, starting at 0.")
 
 
 @contextlib.contextmanager
 def join_hosts() -> Iterator[Console]:
-    """Join the processes of the run for the part of a program that computes; an error on one of them ends it there.
+    """Connect the processes of the run. With several processes, an error in the block ends this process.
 
     Yields:
-      A console that is quiet on all processes but the first.
+      A console that only prints on the first process.
 
     Raises:
-      ConfigError: The flags do not fit together, or the processes do not find each other.
+      ConfigError: The flags contradict each other, or the processes cannot connect.
     """
     import jax
 
     from deeplab_jax.runtime import hosts
 
-    with hosts.leave_on_error():
+    with hosts.exit_on_error():
         hosts.start(flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id)
         yield Console(soft_wrap=True, highlight=False, quiet=jax.process_index() > 0)
 
 
 def run_with_flags(program: Callable[[], None]) -> None:
-    """Parse absl's flags and run `program`; a user's mistake becomes one line and exit code 2."""
-    # Orbax and TensorFlow report every save and every kernel at "info".
+    """Parse the absl flags and run `program`. A user error is printed as one line, and the exit code is 2."""
+    # At the level INFO, orbax and TensorFlow log every save and every kernel.
     logging.set_verbosity(logging.WARNING)
     app.run(lambda _: run_or_exit(program), flags_parser=lambda argv: run_or_exit(lambda: _parse_flags(argv)))
 
 
 def require_config(value: Any) -> Config:
-    """Return the value of a `--config` flag, validated.
+    """Return the validated config from the value of a `--config` flag.
 
     Raises:
-      ConfigError: No file was given, it cannot be read, it holds no `Config`, or `validate` objects.
+      ConfigError: No file was given, the file cannot be read or does not return a `Config`, or the config is invalid.
     """
     if value is None:
         raise ConfigError(_NO_CONFIG)
     if not isinstance(value, Config):
-        # config_flags defers the error of an unreadable file until an attribute is asked for.
+        # config_flags defers the error of an unreadable file until an attribute is read.
         try:
             value.seed  # noqa: B018
         except OSError as error:
-            raise ConfigError(f"`--config` cannot be used: {_one_line(error)}") from None
+            raise ConfigError(_explain_broken_recipe(error)) from None
         except AttributeError:
             pass
-        raise ConfigError(f"`--config` holds a {type(value).__name__}: get_config() must return a deeplab_jax.config.Config")
-    from deeplab_jax.models import validate  # JAX, for which a mistyped flag should not wait
+        raise ConfigError(
+            f"`--config` returns a value of type {type(value).__name__}. "
+            "Its get_config() must return a deeplab_jax.config.Config."
+        )
+    from deeplab_jax.models import validate  # imports JAX, which is slow; mistyped flags are reported before that
 
     return validate(value)
 
 
 def load_recipe(path: str, fields: Sequence[str] = ()) -> Config:
-    """Return the config that `--config=path --config.FIELD=VALUE ...` gives train.py.
+    """Return the config that train.py gets from `--config=path --config.FIELD=VALUE ...`.
+
+    Args:
+      path: The path of the recipe.
+      fields: Overrides of the form FIELD=VALUE.
 
     Raises:
-      ConfigError: See `require_config`; or a field does not exist or cannot have the value.
+      ConfigError: The recipe is invalid (see `require_config`), a field does not exist, or a value is invalid.
     """
-    words = ["", f"--config={path}", *(f"--config.{field}" for field in fields)]
+    arguments = ["", f"--config={path}", *(f"--config.{field}" for field in fields)]
     values = flags.FlagValues()
-    flag = config_flags.DEFINE_config_file("config", None, "", values, sys_argv=words)
-    _parse_flags(words, values)
+    flag = config_flags.DEFINE_config_file("config", None, "", values, sys_argv=arguments)
+    _parse_flags(arguments, values)
     return require_config(flag.value)
 
 
@@ -91,36 +100,40 @@ def _parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) ->
     try:
         rest = values(list(argv))
     except flags.Error as error:
-        # The flags of fields exist once a recipe is given.
+        # The flags of the config fields only exist if a recipe is given.
         is_field = isinstance(error, flags.UnrecognizedFlagError) and error.flagname.startswith("config.")
         raise ConfigError(_NO_CONFIG if is_field else _one_line(error)) from None
     except dataclasses.FrozenInstanceError:
-        raise ConfigError("`--config.labels` cannot be set by flags: write the label set in the config file") from None
-    # config_flags lets these through for a recipe that cannot be imported and for fields that do not exist.
+        raise ConfigError("`--config.labels` cannot be set by a flag. Set the label set in the recipe.") from None
+    # config_flags does not catch these errors. They come from recipes that cannot be imported and fields that do not exist.
     except (KeyError, OSError, TypeError, SyntaxError, ImportError, AttributeError) as error:
-        raise ConfigError(_unknown_field(str(error)) or f"`--config` cannot be used: {_one_line(error)}") from None
-    given = collections.Counter(re.findall(r"^--?(config\.[\w.]+)", "\n".join(argv), re.MULTILINE))
-    for name, times in given.items():
-        if times > 1 and isinstance(values[name].value, list):  # a tuple's, which would become one longer tuple
-            raise ConfigError(f"`--{name}` is given {times} times: give it once")
+        raise ConfigError(_explain_unknown_field(str(error)) or _explain_broken_recipe(error)) from None
+    counts = collections.Counter(re.findall(r"^--?(config\.[\w.]+)", "\n".join(argv), re.MULTILINE))
+    for name, times in counts.items():
+        if times > 1 and isinstance(values[name].value, list):  # config_flags would join them to one longer tuple
+            raise ConfigError(f"`--{name}` is given {times} times. Give it once.")
     if rest[1:]:
-        raise ConfigError(f"`{rest[1]}` is no flag: fields of the config are set with --config.FIELD=VALUE")
+        raise ConfigError(f"`{rest[1]}` is not a flag. Set config fields with --config.FIELD=VALUE.")
     return rest
 
 
+def _explain_broken_recipe(error: BaseException) -> str:
+    return f"`--config` cannot be loaded ({_one_line(error)}). Fix the recipe or give a different one."
+
+
 def _one_line(error: BaseException) -> str:
-    # config_flags puts a whole traceback into some messages: its last line is the reason.
+    # Some messages from config_flags contain a full traceback, whose last line is the reason.
     head, _, trace = str(error).partition("Traceback")
     line = " ".join(f"{head} {trace.strip().splitlines()[-1] if trace else ''}".split())
     return re.sub(r".*Failed loading config file.*(?=\[Errno)", "", line)
 
 
-def _unknown_field(message: str) -> str:
-    """Return what to say about a field that config_flags did not find; "" if `message` is about something else."""
+def _explain_unknown_field(message: str) -> str:
+    """Return an error message for a field that config_flags did not find, or "" if `message` has a different reason."""
     match = re.search(r"Field (?P<name>\w+) not found on dataclass .*\.(?P<owner>\w+)'", message)
     match = match or re.search(r"\.(?P<owner>\w+)'>\.(?P<name>\w+) does not exist", message)
     if not match:
         return ""
-    known = [field.name for field in dataclasses.fields(getattr(deeplab_jax.config, match["owner"]))]
-    near = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(match["name"], known, n=1))
-    return f"`{match['name']}` is no field of the config's {match['owner']}: {near}it has {', '.join(known)}"
+    names = [field.name for field in dataclasses.fields(getattr(deeplab_jax.config, match["owner"]))]
+    hint = "".join(f"Did you mean {name}? " for name in difflib.get_close_matches(match["name"], names, n=1))
+    return f"`{match['name']}` is not a field of {match['owner']}. {hint}Its fields are {', '.join(names)}."

@@ -1,6 +1,6 @@
-"""The console script `deeplab-jax`: its commands by name, and how every program answers a user's mistake.
+"""The console script `deeplab-jax`.
 
-A command is a function of its arguments, in a file of its own, that imports what it needs when it is called.
+Each command is a function in a separate module. It imports large packages only when it is called, so that --help is fast.
 """
 
 import contextlib
@@ -42,35 +42,41 @@ def main() -> None:
     run_or_exit(lambda: parse(sys.argv[1:] or ["--help"])())
 
 
-def parse(words: Sequence[str]) -> Callable[[], None]:
-    """Return the call that `words` ask for.
+def parse(arguments: Sequence[str]) -> Callable[[], None]:
+    """Return the call that the command line requests.
+
+    Args:
+      arguments: The command line, without the name of the program.
 
     Raises:
-      ConfigError: The words name no command, or do not fit it.
-      SystemExit: They ask for help, which has been printed.
+      ConfigError: The command does not exist, or its arguments are invalid.
+      SystemExit: The command line requests help, which has been printed.
     """
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message):
-            return _app(COMMANDS).cli(prog="deeplab-jax", args=words)
+            return _build_app(COMMANDS).cli(prog="deeplab-jax", args=arguments)
     except SystemExit as stop:
         if not stop.code:
             raise
         raise ConfigError(_one_line(message.getvalue())) from None
 
 
-def _app(commands: dict[str, Any]) -> SubcommandApp:
+def _build_app(commands: dict[str, Any]) -> SubcommandApp:
     app = SubcommandApp()
     for name, command in commands.items():
         if isinstance(command, dict):
-            app.command(_app(command), name=name, help=", ".join(f"{name} {each}" for each in command))
+            app.command(_build_app(command), name=name, help="Commands: " + ", ".join(f"{name} {each}" for each in command))
         else:
             app.command(name=name)(_defer(command))
     return app
 
 
 def _defer(command: Command) -> Callable[..., Callable[[], None]]:
-    """Return a function that only binds its arguments: an error of `command` must not look to tyro like one of the words."""
+    """Return a function that binds the arguments of `command` without calling it.
+
+    tyro must not call the command, because it would report an error of the command as an error in the command line.
+    """
 
     @functools.wraps(command)
     def bind(*args: Any, **kwargs: Any) -> Callable[[], None]:
@@ -80,6 +86,6 @@ def _defer(command: Command) -> Callable[..., Callable[[], None]]:
 
 
 def _one_line(message: str) -> str:
-    """Return tyro's message, which is framed and ends with where to find help, as one line."""
+    """Return an error message from tyro on one line, without its frame. The line ends with the command that prints help."""
     reason, _, program = " ".join(re.sub(r"[│╭╮╰╯─]+|-{3,}", " ", message).split()).partition(" For full helptext, run")
-    return f"{reason.rstrip('.')}: see{program.removeprefix(':')}"
+    return f"{reason.rstrip('.')}. See{program.removeprefix(':')}"

@@ -1,4 +1,4 @@
-"""`deeplab-jax predict`."""
+"""The command `deeplab-jax predict`."""
 
 import dataclasses
 import sys
@@ -23,25 +23,26 @@ def predict(
     batch_size: int = 0,
     max_pixels: int = 2**22,
 ) -> None:
-    """Predict images, folders, patterns and videos. The exit code is 1 if any of them could not be read.
+    """Predict images and videos. The exit code is 1 if any file could not be read.
 
     Args:
-      inputs: image or video files, folders with everything below them, or patterns such as 'photos/**/*.jpg'.
-      checkpoint: a run's folder, RUN/best, RUN/checkpoints/N, or what `weights import` made.
-      out: folder for train_ids, color and overlay: a PNG for each image; for a video overlay/NAME.mp4 and a PNG for each frame.
-      confidence: also write the largest probability, 0 to 255.
-      opacity: opacity of the colours in overlays, 0 to 1.
-      scales: factors by which images are resized; predictions are averaged over them. Default: as the run evaluates.
-      flip: average over the mirrored image as well. Default: as the run evaluates.
-      window: height and width of a sliding window; 0 0 takes images whole. Default: as the run evaluates.
-      output_stride: output stride of the features. Default: as the run evaluates.
-      batch_size: images at a time; 0 takes as many as make a million pixels, at most 8.
-      max_pixels: larger images go through the network in windows of 768x768, which bounds memory.
+      inputs: Image files, video files, folders (including their subfolders), or patterns such as 'photos/**/*.jpg'.
+      checkpoint: The folder of a run, RUN/best, RUN/checkpoints/N, or a folder that `weights import` wrote.
+      out: The folder for the results. Each image gets a PNG in train_ids, color and overlay. A video gets overlay/NAME.mp4.
+        The train ids and colours of its frames are written as PNGs.
+      confidence: Also write the largest probability of each pixel, scaled to 0-255.
+      opacity: The opacity of the colours in overlays, from 0 to 1.
+      scales: The factors by which images are resized. Predictions are averaged over them. The default is that of the run.
+      flip: Average over the mirror image too. The default is that of the run.
+      window: The height and width of a sliding window. 0 0 processes full images. The default is that of the run.
+      output_stride: The output stride of the features. The default is that of the run.
+      batch_size: The number of images per batch. 0 uses as many as fit into a million pixels, from 1 to 8.
+      max_pixels: Images with more pixels are processed in windows of 768x768, which limits the memory.
     """
     if any(scale < 0.01 for scale in scales or ()):
-        raise ConfigError(f"`--scales` (={scales}) must be 0.01 or more")
+        raise ConfigError(f"`--scales` (={scales}) cannot be used. Use factors of 0.01 or more.")
     if any(side < 0 for side in window or ()):
-        raise ConfigError(f"`--window` (={window}) must be 0 or more")
+        raise ConfigError(f"`--window` (={window}) is negative. Use a positive height and width, or 0 0 for full images.")
     from deeplab_jax.api import Segmenter, load
     from deeplab_jax.models import validate
     from deeplab_jax.predict.images import Options, run
@@ -50,12 +51,12 @@ def predict(
     options = Options(out, confidence, opacity, batch_size, max_pixels)
     files, others = find_inputs(inputs, out)
     if not files:
-        raise ConfigError(f"`INPUT` (={' '.join(inputs)}) holds no image or video: give files, folders or 'photos/*.jpg'")
+        raise ConfigError(f"`INPUT` (={' '.join(inputs)}) contains no image or video. Give files, folders or 'photos/*.jpg'.")
     segmenter = load(checkpoint)
-    asked = {"scales": scales, "flip": flip, "window": window, "output_stride": output_stride}
-    protocol: dict[str, Any] = {field: value for field, value in asked.items() if value is not None}
+    overrides = {"scales": scales, "flip": flip, "window": window, "output_stride": output_stride}
+    protocol: dict[str, Any] = {field: value for field, value in overrides.items() if value is not None}
     if window:
-        protocol["window_stride"] = (0, 0)  # the run's stride belongs to the run's window
+        protocol["window_stride"] = (0, 0)  # the stride of the run only fits its own window
     if protocol:
         config = dataclasses.replace(segmenter.config, eval=dataclasses.replace(segmenter.config.eval, **protocol))
         segmenter = Segmenter(validate(config), segmenter.variables)
@@ -63,10 +64,10 @@ def predict(
     failures: list[str] = []
     try:
         run(segmenter, files, options, console, failures.append)
-        console.print(f"{len(files) - len(failures)} of {len(files)} predicted into {out}")
+        console.print(f"Predicted {len(files) - len(failures)} of {len(files)} files. The results are in {out}.")
         if others:
             names = ", ".join(str(path) for path in others[:3]) + ", ..." * (len(others) > 3)
-            console.print(f"{len(others)} passed over, by their names no images or videos: {names}")
+            console.print(f"Skipped {len(others)} files that do not have the suffix of an image or video: {names}")
     finally:
         for line in failures:
             console.print(f"failed: {line}")

@@ -1,4 +1,4 @@
-"""`deeplab-jax report`."""
+"""The command `deeplab-jax report`."""
 
 from typing import Annotated
 
@@ -16,25 +16,25 @@ def report(
     root: str | None = None,
     images: int = 24,
 ) -> None:
-    """Evaluate a run and write one HTML page about it: curves, scores, confusions, the worst images.
+    """Evaluate a run and write an HTML page with its curves, scores, confusions and worst images.
 
     Args:
-      run: a run's folder, RUN/best, RUN/checkpoints/N, or what `weights import` made.
-      out: file to write.
-      split: name of the list to evaluate. Default: the run's eval.split.
-      root: where the data set or its prepared records lie now, if not where the run read them.
-      images: how many of the worst images to show.
+      run: The folder of a run, RUN/best, RUN/checkpoints/N, or a folder that `weights import` wrote.
+      out: The HTML file to write.
+      split: The split to evaluate. The default is eval.split of the run.
+      root: The folder of the data set or of its prepared records, if it has moved since the run.
+      images: The number of worst images to show.
     """
     if images < 0:
-        raise ConfigError(f"`--images` (={images}) must be 0 or more")
+        raise ConfigError(f"`--images` (={images}) is negative. Use 0 or more.")
     require_file(out, "--out")
-    from deeplab_jax.commands.datasets import evaluation_set, locate_data
+    from deeplab_jax.commands.datasets import locate_data, open_evaluation_set
     from deeplab_jax.pages.report import evaluation_config, write_report
-    from deeplab_jax.runtime.compilation import keep_programs
+    from deeplab_jax.runtime.compilation import enable_compilation_cache
 
-    keep_programs()
+    enable_compilation_cache()
     config, checkpoint = evaluation_config(run, split)
     config = locate_data(config, root)
-    samples, batches = evaluation_set(config)
+    samples, batches = open_evaluation_set(config)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     write_report(config, checkpoint, out, batches(), samples.images, images, console)

@@ -1,4 +1,4 @@
-"""`deeplab-jax verify`."""
+"""The command `deeplab-jax verify`."""
 
 import sys
 from typing import Annotated
@@ -12,33 +12,33 @@ def verify(
     steps: int,
     root: str | None = None,
 ) -> None:
-    """Replay steps of a run and compare samples, losses and state with its receipt. The exit code is 1 if any differ.
+    """Replay steps of a run and compare samples, losses and state with its receipt. The exit code is 1 if any disagree.
 
     Args:
-      run: the run's folder.
-      from_: step of a checkpoint that is kept, or 0 for the beginning.
-      steps: how many to replay.
-      root: where the data set or its prepared records lie now, if not where the run read them; for tfds:NAME its data_dir.
+      run: The folder of the run.
+      from_: The step of an existing checkpoint, or 0 for the start of the run.
+      steps: The number of steps to replay.
+      root: The folder of the data set or of its prepared records, if it has moved since the run. For tfds:NAME, its data_dir.
     """
-    from deeplab_jax.commands.datasets import locate_data, training_data, training_set
-    from deeplab_jax.runtime.compilation import keep_programs
+    from deeplab_jax.commands.datasets import locate_data, open_training_data, open_training_set
+    from deeplab_jax.runtime.compilation import enable_compilation_cache
     from deeplab_jax.train import verify as verification
     from deeplab_jax.weights.transfer import pretrained_variables
 
     config, _ = verification.config_at(run, from_)
     config = locate_data(config, root)
-    keep_programs()
-    data, _ = training_data(config, print)
-    samples = training_set(config)
+    enable_compilation_cache()
+    data, _ = open_training_data(config, print)
+    samples = open_training_set(config)
     pretrained = (lambda: pretrained_variables(config, print)) if config.model.pretrained else None
-    objections = 0
-    words = {True: "agrees", False: "OBJECTS", None: "note"}
+    contradictions = 0
+    labels = {True: "ok", False: "ERROR", None: "note"}
 
     def fingerprint(i: int) -> str:
         return samples.store.fingerprint(samples, i).hex()
 
     for finding in verification.verify(run, from_, steps, data, fingerprint, pretrained):
-        print(f"{words[finding.agrees]:8} {finding.text}", flush=True)
-        objections += finding.agrees is False
-    print(f"{objections} objections" if objections else "nothing to object to")
-    sys.exit(1 if objections else 0)
+        print(f"{labels[finding.agrees]:5} {finding.text}", flush=True)
+        contradictions += finding.agrees is False
+    print(f"Errors found: {contradictions}." if contradictions else "Nothing contradicts the receipt.")
+    sys.exit(1 if contradictions else 0)

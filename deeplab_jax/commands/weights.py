@@ -1,4 +1,4 @@
-"""`deeplab-jax weights import` and `deeplab-jax weights export`."""
+"""The commands `deeplab-jax weights import` and `deeplab-jax weights export`."""
 
 from typing import Annotated
 
@@ -21,27 +21,27 @@ def import_weights(
     ignore_head: bool = False,
     ema: bool = False,
 ) -> None:
-    """Make a checkpoint from a DeepLabV3, or its backbone, of torchvision, timm or mmsegmentation.
+    """Create a checkpoint from the weights of a DeepLabV3 or a backbone from torchvision, timm or mmsegmentation.
 
-    What the tensors do not determine comes from the file's own configuration or its published name, or is assumed; either is
-    printed.
+    Settings that the tensors do not determine are taken from the file's configuration or its published name, or are assumed.
+    They are printed.
 
     Args:
-      source: .safetensors, .pth, .pt or .bin file, or hf:OWNER/NAME[@REVISION].
-      out: folder to make.
-      from_: library whose names the tensors have, such as torchvision, timm or mmseg; auto recognises it.
-      labels: cityscapes, camvid, voc, ade20k, a label-set file (.json), or a recipe, for its label set.
-      output_stride: 8, 16 or 32.
-      multi_grid: rates of the last stage's blocks in units of its own rate; mmsegmentation's D16-MG124 is 0.5 1 2.
-      stage3_first_rate: rate of the third stage's first block; segmentation_models.pytorch has 2 at output stride 8.
-      atrous_rates: rates of the ASPP at output stride 16.
-      align_corners: resize logits with aligned corners, as in mmsegmentation's 769x769 networks.
-      ignore_head: leave the classifiers out, to train from the rest with other classes.
-      ema: take the moving average of the weights that the file keeps beside them.
+      source: A .safetensors, .pth, .pt or .bin file, or hf:OWNER/NAME[@REVISION].
+      out: The folder to create.
+      from_: The library that named the tensors, such as torchvision, timm or mmseg. auto detects it.
+      labels: The label set: cityscapes, camvid, voc, ade20k, a label-set file (.json), or a recipe that contains one.
+      output_stride: The output stride: 8, 16 or 32.
+      multi_grid: The rates of the last stage's blocks, relative to the stage's rate. mmsegmentation's D16-MG124 uses 0.5 1 2.
+      stage3_first_rate: The rate of the third stage's first block. In segmentation_models.pytorch, it is 2 at output stride 8.
+      atrous_rates: The rates of the ASPP at output stride 16.
+      align_corners: Resize logits with aligned corners, as in the 769x769 networks of mmsegmentation.
+      ignore_head: Leave out the classifiers, in order to train with different classes.
+      ema: Use the moving average of the weights, if the file contains one.
     """
     from deeplab_jax.weights import transfer
 
-    asked = {
+    settings = {
         "output_stride": output_stride,
         "multi_grid": multi_grid,
         "stage3_first_rate": stage3_first_rate,
@@ -53,7 +53,7 @@ def import_weights(
         require_folder(out, "--out", "weights/mmseg_r50"),
         fmt=from_,
         labels=choose_labels(labels) if labels else None,
-        model={field: value for field, value in asked.items() if value is not None},
+        model={field: value for field, value in settings.items() if value is not None},
         ignore_head=ignore_head,
         ema=ema,
     )
@@ -64,12 +64,12 @@ def export_weights(
     to: str,
     out: Annotated[str, tyro.conf.arg(metavar="FILE")],
 ) -> None:
-    """Write a checkpoint as a state dict that torchvision or mmsegmentation loads with strict=True.
+    """Export a checkpoint as a state dict that torchvision or mmsegmentation can load with strict=True.
 
     Args:
-      checkpoint: a run's folder, RUN/best, RUN/checkpoints/N, or what `weights import` made.
-      to: library whose names the tensors get, such as torchvision or mmseg.
-      out: .safetensors, .pth or .pt file to write.
+      checkpoint: The folder of a run, RUN/best, RUN/checkpoints/N, or a folder that `weights import` wrote.
+      to: The library whose tensor names to use, such as torchvision or mmseg.
+      out: The .safetensors, .pth or .pt file to write.
     """
     from deeplab_jax.weights import transfer
 

@@ -1,21 +1,24 @@
-"""How a config field is declared: its default, documentation, check, and what a change of it means for stored weights."""
+"""Declare config fields: default value, documentation, check, and the effect that a change has on stored weights."""
 
 import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-# What a change does to stored arrays. "shapes": they no longer fit. "meaning": they fit, and compute something else.
-# "run": neither.
+# The effect of changing a field on a network with stored weights:
+#   "shapes": The stored arrays no longer fit.
+#   "meaning": The stored arrays fit, but the network computes something else with them.
+#   "run": The network is not affected.
 Change = Literal["shapes", "meaning", "run"]
 
 
 class Check(NamedTuple):
-    """A condition on a field's value.
+    """A condition on the value of a field.
 
     Attributes:
-      accepts: whether a value can be used; it gets any value of the field's type, and any tuple or list for a tuple.
-      advice: what to do otherwise, for messages and for the reference.
+      accepts: Returns whether a value is valid. It must handle every value of the field's type. For a tuple field, it must
+        handle every tuple and list.
+      advice: One or two full sentences that tell the user what to do. They end the error message.
     """
 
     accepts: Callable[[Any], bool]
@@ -34,19 +37,27 @@ def field(
     """Declare a config field.
 
     Args:
-      default: its default value.
-      doc: what it is, with its unit.
-      check: which values can be used.
-      changes: what a change does to stored arrays.
-      part: the part of the network whose arrays it shapes ("backbone", "aspp", "decoder", "aux"), where it shapes one alone.
-      is_used: whether its section makes use of it; where not, all its values mean the same.
+      default: The default value.
+      doc: The documentation for users, including the unit.
+      check: The condition on the value. None accepts every value of the field's type.
+      changes: The effect of changing the field on a network with stored weights.
+      part: The part of the network whose arrays depend on the field: "backbone", "aspp", "decoder", "aux", or "" if the field
+        does not belong to a single part.
+      is_used: Returns whether a config section, which is the argument, uses this field. The value of an unused field has no
+        effect. None means that the field is always used.
     """
     metadata = {"doc": doc, "check": check, "changes": changes, "part": part, "is_used": is_used}
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def names_of(section: type, *, changes: tuple[Change, ...] = (), part: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Return the names of a section's fields, those with one of `changes` and of `part` where these are given."""
+def field_names(section: type, *, changes: tuple[Change, ...] = (), part: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Return the names of the fields of a config section.
+
+    Args:
+      section: The dataclass of the section.
+      changes: If given, only fields with one of these effects are returned.
+      part: If given, only fields of one of these parts of the network are returned.
+    """
     return tuple(
         each.name
         for each in dataclasses.fields(section)
@@ -55,41 +66,44 @@ def names_of(section: type, *, changes: tuple[Change, ...] = (), part: tuple[str
 
 
 def one_of(*choices: str) -> Check:
-    """Accept some strings. (`Literal` would say it too, but flags cannot set fields of that type.)"""
-    return Check(lambda value: value in choices, f"use one of {', '.join(choices)}")
+    """Accept only the given strings.
+
+    A `Literal` type would express the same, but command-line flags cannot set fields of that type.
+    """
+    return Check(lambda value: value in choices, f"Use one of: {', '.join(choices)}.")
 
 
-def at_least(least: float, advice: str) -> Check:
-    """Accept numbers from `least`."""
-    return Check(lambda value: value >= least, advice)
+def at_least(minimum: float, advice: str) -> Check:
+    """Accept numbers that are at least `minimum`."""
+    return Check(lambda value: value >= minimum, advice)
 
 
 def above_zero() -> Check:
     """Accept numbers above 0."""
-    return Check(lambda value: value > 0, "use a number above 0")
+    return Check(lambda value: value > 0, "Use a number above 0.")
 
 
-def below_one(what: str = "share") -> Check:
-    """Accept numbers from 0 to below 1."""
-    return Check(lambda value: 0 <= value < 1, f"use a {what} from 0 to below 1")
+def below_one(noun: str = "fraction") -> Check:
+    """Accept numbers that are at least 0 and below 1. The error message calls the value a `noun`."""
+    return Check(lambda value: 0 <= value < 1, f"Use a {noun} of at least 0 and below 1.")
 
 
-def whole_pair(least: int, advice: str) -> Check:
-    """Accept two whole numbers from `least`."""
-    return Check(lambda value: are_numbers(value, 2) and all(isinstance(n, int) and n >= least for n in value), advice)
+def integer_pair(minimum: int, advice: str) -> Check:
+    """Accept two integers that are at least `minimum`."""
+    return Check(lambda value: are_numbers(value, 2) and all(isinstance(n, int) and n >= minimum for n in value), advice)
 
 
-def some_numbers(advice: str) -> Check:
-    """Accept a tuple of at least one number."""
-    return Check(are_some_numbers, advice)
+def one_or_more_numbers(advice: str) -> Check:
+    """Accept a tuple or list of one or more finite numbers."""
+    return Check(are_one_or_more_numbers, advice)
 
 
 def are_numbers(values: Any, count: int) -> bool:
-    """Return whether `values` is a tuple or list of `count` finite numbers."""
+    """Return whether `values` is a tuple or list of exactly `count` finite numbers."""
     is_list = isinstance(values, tuple | list) and len(values) == count
     return is_list and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
 
 
-def are_some_numbers(values: Any) -> bool:
-    """Return whether `values` is a tuple or list of at least one finite number."""
+def are_one_or_more_numbers(values: Any) -> bool:
+    """Return whether `values` is a tuple or list of one or more finite numbers."""
     return isinstance(values, tuple | list) and len(values) > 0 and are_numbers(values, len(values))

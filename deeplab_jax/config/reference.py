@@ -1,4 +1,7 @@
-"""docs/config.md, the reference of all fields, from what the fields declare: `python -m deeplab_jax.config.reference`."""
+"""Generate docs/reference/config.md, the reference of all config fields, from the declarations of the fields.
+
+Run `python -m deeplab_jax.config.reference > docs/reference/config.md`.
+"""
 
 import dataclasses
 import typing
@@ -7,27 +10,30 @@ from deeplab_jax.config.schema import Config
 
 INTRODUCTION = """# Config fields
 
-Written from `deeplab_jax/config/schema.py` by `python -m deeplab_jax.config.reference > docs/config.md`. A recipe sets fields
-in Python; `--config.SECTION.FIELD=VALUE` overrides one on the command line. A checkpoint is used with another value of a field
-only where the last column is empty: **shapes** says that stored arrays would not fit, **meaning** that they would compute
-something else.
+This page is generated from `deeplab_jax/config/schema.py`: `python -m deeplab_jax.config.reference > docs/reference/config.md`.
+
+A recipe sets fields in Python. On the command line, `--config.SECTION.FIELD=VALUE` overrides a field.
+
+The last column tells whether a checkpoint can be used with a value of the field that differs from the one in its own config. An
+empty entry means that it can. **shapes** means that the stored arrays would not fit. **meaning** means that they would fit, but
+the network would compute something else with them.
 """
 
 
-def markdown() -> str:
-    """Return the page."""
+def render_markdown() -> str:
+    """Return the page in Markdown."""
     parts = [INTRODUCTION]
     for section in dataclasses.fields(Config):
         kind = typing.get_type_hints(Config)[section.name]
         if section.metadata:
             parts.append(f"## {section.name}\n\n{section.metadata['doc']} Default: `{section.default!r}`.\n")
         elif section.name != "labels":
-            parts.append(f"## {section.name}\n\n{kind.__doc__.strip()}\n\n{_table(kind)}")
+            parts.append(f"## {section.name}\n\n{kind.__doc__.strip()}\n\n{_render_table(kind)}")
     return "\n".join(parts)
 
 
-def _table(section: type) -> str:
-    rows = ["| field | default | | changes |", "| --- | --- | --- | --- |"]
+def _render_table(section: type) -> str:
+    rows = ["| field | default | description | changes |", "| --- | --- | --- | --- |"]
     for field in dataclasses.fields(section):
         changes = "" if field.metadata["changes"] == "run" else field.metadata["changes"]
         doc = field.metadata["doc"].replace("|", "\\|")
@@ -36,4 +42,4 @@ def _table(section: type) -> str:
 
 
 if __name__ == "__main__":
-    print(markdown(), end="")
+    print(render_markdown(), end="")

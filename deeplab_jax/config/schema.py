@@ -1,7 +1,7 @@
-"""What a run is: typed dataclasses, each field with its documentation, its check and what depends on it.
+"""The config of a run: typed dataclasses whose fields declare their documentation, their check and their effect on weights.
 
-A recipe in `configs/` returns a `Config`; `--config.optim.lr=0.02` overrides a field; `models.validate` follows. Fields are
-mutable for the sake of those overrides alone: nothing changes a config after `validate`.
+A recipe in `configs/` returns a `Config`, and a flag such as `--config.optim.lr=0.02` overrides a field. Then `models.validate`
+checks the result. The dataclasses are mutable only for these overrides: nothing changes a config after `validate`.
 """
 
 import dataclasses
@@ -12,13 +12,13 @@ from deeplab_jax.config.fields import (
     Check,
     above_zero,
     are_numbers,
-    are_some_numbers,
+    are_one_or_more_numbers,
     at_least,
     below_one,
     field,
+    integer_pair,
     one_of,
-    some_numbers,
-    whole_pair,
+    one_or_more_numbers,
 )
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.labels import CITYSCAPES, LabelSet
@@ -26,7 +26,8 @@ from deeplab_jax.labels import CITYSCAPES, LabelSet
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 OUTPUT_STRIDES = (8, 16, 32)
-MAX_SCALE = 8  # of a view in evaluation: beyond it, the factor is a slip that would fill the memory
+# The largest resize factor in evaluation. A larger one is probably a typing error, and the image would exhaust the memory.
+MAX_SCALE = 8
 
 
 def _are_names(values: Any) -> bool:
@@ -34,7 +35,7 @@ def _are_names(values: Any) -> bool:
 
 
 def _are_options(values: Any) -> bool:
-    """Return whether these are pairs of a name and a number (or bool, which is one)."""
+    """Return whether `values` is a tuple or list of (name, number) pairs. A bool is accepted as a number."""
     are_pairs = isinstance(values, tuple | list) and all(
         isinstance(value, tuple | list) and len(value) == 2 for value in values
     )
@@ -43,394 +44,459 @@ def _are_options(values: Any) -> bool:
 
 @dataclasses.dataclass(slots=True)
 class ModelConfig:
-    """The network, stored with every checkpoint. docs/model.md says which reference uses which switch."""
+    """The network architecture, stored with every checkpoint. See docs/reference/networks.md for the reference networks."""
 
     backbone: str = field(
         "resnet50",
-        "Name of the backbone, a key of `models.backbones.BACKBONES`.",
+        "Name of the backbone, such as `resnet50` or `mobilenetv3_large`. The table `BACKBONES` in "
+        "deeplab_jax/models/backbones lists all names.",
         changes="shapes",
         part="backbone",
     )
     width: int = field(
         64,
-        "Channels of the first stage, to which all others are in proportion. 64 is the published width of every backbone; "
-        "tests use less.",
-        Check(lambda width: width >= 2 and width % 2 == 0, "use an even number from 2, 64 for the published network"),
+        "Width of the backbone: all its channel counts are proportional to this number. 64 is the published width of every "
+        "backbone, and published weights need it. In a ResNet, it is the number of channels after the stem.",
+        Check(lambda width: width >= 2 and width % 2 == 0, "Use an even number of at least 2. The published networks have 64."),
         changes="shapes",
         part="backbone",
     )
     stem: str = field(
         "7x7",
-        "Stem of a ResNet: `7x7`, or `3x3` for three 3x3 convolutions of width / 2, width / 2 and width channels (ResNetV1c; "
-        "elsewhere deep_stem).",
+        "Stem of a ResNet: `7x7` for one 7x7 convolution, or `3x3` for three 3x3 convolutions with width / 2, width / 2 and "
+        "width channels. The `3x3` stem is also known as ResNetV1c or deep_stem.",
         one_of("7x7", "3x3"),
         changes="shapes",
         part="backbone",
     )
     shortcut: str = field(
         "1x1",
-        "Shortcut where a stage of a ResNet begins: `1x1`, or `avgpool+1x1` for a 2x2 average before the 1x1 convolution "
-        "(ResNet-D; elsewhere avg_down).",
+        "Shortcut in the first block of a ResNet stage: `1x1` for a 1x1 convolution, or `avgpool+1x1` for 2x2 average pooling "
+        "followed by a 1x1 convolution. The latter is also known as ResNet-D or avg_down.",
         one_of("1x1", "avgpool+1x1"),
         changes="shapes",
         part="backbone",
     )
     output_stride: int = field(
         16,
-        "Input pixels per pixel of the features: 8, 16 or 32. Weights serve every one.",
-        Check(lambda stride: stride in OUTPUT_STRIDES, "use 8, 16 or 32"),
+        "Ratio of the input resolution to the resolution of the backbone's last features: 8, 16 or 32. The same weights work "
+        "with each of them.",
+        Check(lambda stride: stride in OUTPUT_STRIDES, "Use 8, 16 or 32."),
     )
     multi_grid: tuple[float, ...] = field(
         (0.5, 1.0, 1.0),
-        "Rates of the last stage's blocks in units of that stage's own rate (32 / output_stride); the last one repeats. 1/2 is "
-        "the rate of the stage before: (0.5, 1, 1) is no multi-grid, (1, 2, 4) the paper's, (0.5, 1, 2) mmsegmentation's.",
-        some_numbers("give numbers above 0"),
+        "Atrous rates of the blocks in the last stage, in units of that stage's own rate, 32 / output_stride. The last number "
+        "repeats if there are more blocks. A value of 0.5 is the rate of the previous stage: (0.5, 1, 1) means no multi-grid, "
+        "(1, 2, 4) is the paper's multi-grid, and (0.5, 1, 2) is that of mmsegmentation's D16-MG124 networks.",
+        one_or_more_numbers("Give one or more numbers above 0."),
         changes="meaning",
     )
     stage3_first_rate: int = field(
         1,
-        "Rate of the third stage's first block, in pixels of its input at stride 8. 1 is the rate of the stage before; "
-        "segmentation_models.pytorch has 2 at output stride 8.",
-        at_least(1, "use a whole number from 1"),
+        "Atrous rate of the first block in the third stage, in pixels of its input at stride 8. 1 is the rate of the previous "
+        "stage. segmentation_models.pytorch uses 2 at output stride 8.",
+        at_least(1, "Use an integer of at least 1."),
         changes="meaning",
     )
     dilate_conv2: bool = field(
         True,
-        "Whether the second convolution of a basic block (ResNet-18, -34) has its stage's rate. Without it, as in "
-        "mmsegmentation and its weights, features change with the output stride.",
+        "Whether the second convolution of a basic block (ResNet-18 and ResNet-34) uses the atrous rate of its stage. "
+        "mmsegmentation and its weights use False, and the features then change with the output stride.",
         changes="meaning",
     )
     atrous_rates: tuple[int, ...] = field(
         (6, 12, 18),
-        "Rates of the ASPP's 3x3 branches at output stride 16; they double at 8 and halve at 32.",
-        some_numbers("give numbers above 0"),
+        "Atrous rates of the 3x3 branches of the ASPP at output stride 16. The rates are doubled at output stride 8 and halved "
+        "at 32.",
+        one_or_more_numbers("Give one or more numbers above 0."),
         changes="meaning",
     )
     aspp_width: int = field(
         256,
-        "Channels of each ASPP branch and of the fusion.",
-        at_least(1, "use a number from 1, 256 in the paper"),
+        "Number of channels of each ASPP branch and of the fused output.",
+        at_least(1, "Use a number of at least 1. The paper uses 256."),
         changes="shapes",
         part="aspp",
     )
     fusion: str = field(
         "1x1",
-        "Convolutions after the concatenated branches: `1x1` (paper), `3x3` (mmsegmentation) or `1x1+3x3` (torchvision).",
+        "Convolutions that fuse the concatenated ASPP branches: `1x1` (paper), `3x3` (mmsegmentation), or `1x1+3x3` for one "
+        "after the other (torchvision).",
         one_of("1x1", "3x3", "1x1+3x3"),
         changes="shapes",
         part="aspp",
     )
     decoder_width: int = field(
         0,
-        "Channels of the 3x3 convolutions of the decoder that makes it DeepLabV3+, with logits at stride 4; 0 for DeepLabV3, "
-        "which has no decoder.",
-        at_least(0, "use a number from 1, 256 in the paper, or 0 for none"),
+        "Number of channels of the decoder's 3x3 convolutions. A value above 0 turns the network into DeepLabV3+, whose logits "
+        "have stride 4. 0 is DeepLabV3, which has no decoder.",
+        at_least(0, "Use a number of at least 1 (256 in the paper), or 0 for no decoder."),
         changes="shapes",
         part="decoder",
     )
     low_level_width: int = field(
         48,
-        "Channels that the decoder reduces the backbone's features at stride 4 to (mmsegmentation: c1_channels).",
-        at_least(1, "use a number from 1, 48 in the paper"),
+        "Number of channels to which the DeepLabV3+ decoder reduces the backbone's features at stride 4 (c1_channels in "
+        "mmsegmentation). It has no effect without a decoder.",
+        at_least(1, "Use a number of at least 1. The paper uses 48."),
         changes="shapes",
         part="decoder",
         is_used=lambda model: model.decoder_width > 0,
     )
-    dropout: float = field(0.1, "Share of the values that training drops after the first fusion convolution.", below_one())
+    dropout: float = field(
+        0.1, "Dropout rate after the first fusion convolution of the ASPP. Dropout is active in training only.", below_one()
+    )
     aux_head: bool = field(
         False,
-        "A fully convolutional head on an earlier stage of the backbone, whose loss helps training. "
-        "Predictions do not need it.",
+        "Whether to add an auxiliary fully convolutional head on an earlier stage of the backbone. Its loss helps training, "
+        "and predictions do not use it.",
         changes="shapes",
         part="aux",
     )
     aux_dropout: float = field(
         0.1,
-        "Share of the values that training drops before the auxiliary head's classifier.",
+        "Dropout rate before the classifier of the auxiliary head. Dropout is active in training only.",
         below_one(),
         is_used=lambda model: model.aux_head,
     )
     align_corners: bool = field(
         False,
-        "Whether logits are resized to the image, and features to the decoder, with the corner pixels' centres aligned "
-        "(mmsegmentation's 769x769 networks) rather than their corners.",
+        "Whether to align the centres of the corner pixels, instead of their outer corners, when logits are resized to the "
+        "image and features to the decoder. mmsegmentation's 769x769 networks use True.",
         changes="meaning",
     )
     dtype: str = field(
         "float32",
-        "Data type that the convolutions compute in; parameters, statistics and logits are float32.",
+        "Data type in which the convolutions are computed: `float32` or `bfloat16`. Parameters, BatchNorm statistics and "
+        "logits are always float32.",
         one_of("float32", "bfloat16"),
     )
     mean: tuple[float, float, float] = field(
         IMAGENET_MEAN,
-        "Mean of the training images' RGB values (0-255); images are normalised inside the compiled step.",
-        Check(lambda mean: are_numbers(mean, 3), "give three numbers, of R, G and B"),
+        "Mean of the RGB values (0-255) of the training images. The compiled step subtracts it from every image, on the "
+        "device. The default is ImageNet's.",
+        Check(lambda mean: are_numbers(mean, 3), "Give three numbers, for R, G and B."),
         changes="meaning",
     )
     std: tuple[float, float, float] = field(
         IMAGENET_STD,
-        "Standard deviation of the training images' RGB values (0-255).",
-        Check(lambda std: are_numbers(std, 3) and min(std) > 0, "give three numbers above 0"),
+        "Standard deviation of the RGB values (0-255) of the training images. After the mean is subtracted, every image is "
+        "divided by it. The default is ImageNet's.",
+        Check(lambda std: are_numbers(std, 3) and min(std) > 0, "Give three numbers above 0, for R, G and B."),
         changes="meaning",
     )
     pretrained: str = field(
         "",
-        "Weights that training starts from instead of random ones: a file of torchvision, timm or mmsegmentation, "
-        "hf:OWNER/NAME, or a folder (a run, or what `deeplab-jax weights import` wrote). Parts that it lacks start random.",
+        "Weights from which training starts: a weights file of torchvision, timm or mmsegmentation, hf:OWNER/NAME for the "
+        "Hugging Face hub, the folder of a run, or a folder that `deeplab-jax weights import` wrote. Parts of the network that "
+        "are missing there start with random weights. If this field is empty, all parts do.",
     )
     remat: tuple[int, ...] = field(
         (),
-        "Stages of the backbone, 1 to 4, whose blocks are computed again in the backward pass instead of kept in memory.",
+        "Stages of the backbone, 1 to 4, whose blocks are recomputed in the backward pass. This saves memory, because their "
+        "activations are not stored.",
         Check(
-            lambda stages: stages in ((), []) or (are_some_numbers(stages) and set(stages) <= {1, 2, 3, 4}),
-            "give stages from 1 to 4: --config.model.remat='(1,2)'",
+            lambda stages: stages in ((), []) or (are_one_or_more_numbers(stages) and set(stages) <= {1, 2, 3, 4}),
+            "Give stages from 1 to 4, such as --config.model.remat='(1,2)'.",
         ),
     )
 
 
 @dataclasses.dataclass(slots=True)
 class DataConfig:
-    """Where the images are and what happens to them on the way to the device."""
+    """The data set, and the augmentation of the training samples."""
 
     root: str = field(
         "",
-        "Folder of the data set, in one of the layouts of docs/data.md, or of what `deeplab-jax data prepare` made of it.",
+        "Folder of the data set. It has one of the layouts in docs/reference/data-formats.md, or was written by "
+        "`deeplab-jax data prepare`.",
     )
     source: str = field(
         "",
-        "`tfds:NAME` for a data set of TensorFlow Datasets, whose data_dir `root` then is; empty for files.",
+        "`tfds:NAME` reads a data set of TensorFlow Datasets (TFDS). `data.root` is then its data_dir, where empty means TFDS's "
+        "default. If this field is empty, the files in `data.root` are read.",
         Check(
             lambda source: not source or (source.startswith("tfds:") and source != "tfds:"),
-            "use tfds:NAME, or nothing for the files below data.root",
+            "Use tfds:NAME, or leave it empty to read the files in data.root.",
         ),
     )
-    train_split: str = field("train", "Name of the training split; `train+val` joins two.")
+    train_split: str = field("train", "Name of the training split. `train+val` joins two splits.")
     label_kind: str = field(
         "auto",
-        "How label files encode classes; `auto` takes it from the file names and the first file.",
+        "How label files encode the classes: `labelIds` for the label set's ids, `labelTrainIds` for train ids, or `color` for "
+        "RGB colours. `auto` detects it from the file names and the first label file.",
         one_of("auto", "labelIds", "labelTrainIds", "color"),
     )
-    batch_size: int = field(16, "Samples of a step over all devices and hosts.", at_least(1, "use a number from 1"))
+    batch_size: int = field(
+        16, "Number of training samples per step, over all devices and hosts.", at_least(1, "Use a number of at least 1.")
+    )
     crop_size: tuple[int, int] = field(
         (512, 1024),
         "Height and width of a training sample, in pixels.",
-        whole_pair(1, "it needs two whole numbers: --config.data.crop_size='(512,1024)'"),
+        integer_pair(1, "Give two integers above 0, such as --config.data.crop_size='(512,1024)'."),
     )
     scale: tuple[float, float] = field(
         (0.5, 2.0),
-        "Range of the random resize factor.",
+        "Smallest and largest factor by which training images are randomly resized.",
         Check(
             lambda scale: are_numbers(scale, 2) and 0 < scale[0] <= scale[1],
-            "it needs the lowest and the highest factor: --config.data.scale='(0.5,2.0)'",
+            "Give the smallest and the largest factor, such as --config.data.scale='(0.5,2.0)'.",
         ),
     )
-    flip: bool = field(True, "Mirror half of the samples.")
+    flip: bool = field(True, "Whether to mirror each training sample horizontally with a probability of one half.")
     cat_max_ratio: float = field(
         1.0,
-        "A window in which one class has this share of the labelled pixels or more is drawn again, up to ten times; 1 takes "
-        "every window (mmsegmentation's RandomCrop).",
-        Check(lambda share: 0 < share <= 1, "use a share above 0, or 1 for any window"),
+        "Limit on the fraction of the labelled pixels in a crop that may belong to a single class. A crop that reaches the "
+        "limit is drawn again, up to ten times (mmsegmentation's RandomCrop). 1 accepts every crop.",
+        Check(lambda fraction: 0 < fraction <= 1, "Use a fraction above 0, or 1 to accept every crop."),
     )
     class_balanced: float = field(
         0.0,
-        "Share of the samples whose window is centred on a pixel of a class that is drawn evenly from those in the image.",
-        Check(lambda share: 0 <= share <= 1, "use a share of the samples from 0 to 1"),
+        "Fraction of the training samples whose crop is centred on a pixel of a random class. Each class in the image is "
+        "equally likely.",
+        Check(lambda fraction: 0 <= fraction <= 1, "Use a fraction from 0 to 1."),
     )
-    photometric: bool = field(False, "Distort brightness, contrast, saturation and hue on the device, as mmsegmentation does.")
+    photometric: bool = field(
+        False,
+        "Whether to distort the brightness, contrast, saturation and hue of training images, as mmsegmentation does. This runs "
+        "on the device.",
+    )
     rotation: float = field(
         0.0,
-        "Largest angle in degrees by which a sample is turned, either way.",
-        Check(lambda degrees: 0 <= degrees <= 180, "use degrees from 0 to 180"),
+        "Largest angle, in degrees, by which a training sample is randomly rotated in either direction.",
+        Check(lambda degrees: 0 <= degrees <= 180, "Use an angle from 0 to 180 degrees."),
     )
     cutout: float = field(
         0.0,
-        "Height and width of a rectangle that is blanked, as a share of the crop's.",
-        below_one("share of the crop's sides"),
+        "Height and width of a rectangle that is blanked at a random place in each training sample, as a fraction of the "
+        "crop's height and width. The labels of these pixels are ignored.",
+        below_one("fraction of the crop size"),
     )
     threads: int = field(
         0,
-        "Host threads that decode and augment; 0 for as many as the process has cores.",
-        at_least(0, "use a number from 1, or 0 for automatic"),
+        "Number of host threads, per process, that decode and augment samples. 0 uses one thread for each CPU core that the "
+        "process may use.",
+        at_least(0, "Use a number of at least 1, or 0 for one thread per core."),
     )
     max_unreadable: int = field(
         0,
-        "Number of training samples whose files may be broken. They are named, and take no part in loss and gradient; one "
-        "more ends the run. Evaluation never skips.",
-        at_least(0, "use a number of samples from 0"),
+        "Number of training samples, per process, whose files may be unreadable. Such samples are reported by name and do not "
+        "count in the loss or the gradient. One more stops the run. Evaluation never skips samples.",
+        at_least(0, "Use a number of samples of at least 0."),
     )
 
 
 @dataclasses.dataclass(slots=True)
 class LossConfig:
-    """Losses that are added up, and how cross-entropy weighs the pixels."""
+    """The losses that are added up, and how the cross-entropy weights the pixels."""
 
     terms: tuple[str, ...] = field(
         ("cross_entropy",),
-        "Names of the losses that are added up, keys of `losses.LOSSES`.",
-        Check(_are_names, "give names of losses: --config.loss.terms=\"('cross_entropy','dice')\""),
+        "Names of the losses that are added up. The table `LOSSES` in deeplab_jax/losses lists all names.",
+        Check(_are_names, "Give the names of one or more losses: --config.loss.terms=\"('cross_entropy','dice')\"."),
     )
     weights: tuple[float, ...] = field(
         (1.0,),
-        "Weight of each of `terms`.",
+        "Weight of each loss in `loss.terms`, in the same order.",
         Check(
-            lambda weights: are_some_numbers(weights) and min(weights) >= 0 < max(weights), "give numbers from 0, one above 0"
+            lambda weights: are_one_or_more_numbers(weights) and min(weights) >= 0 < max(weights),
+            "Give numbers that are not negative. At least one must be above 0.",
         ),
     )
     aux_weight: float = field(
-        0.4, "Weight of the auxiliary head's loss, over that of the main head.", at_least(0, "use a number from 0")
+        0.4,
+        "Weight of the auxiliary head's loss. The main head's loss has weight 1.",
+        at_least(0, "Use a number of at least 0."),
     )
     class_weights: tuple[float, ...] = field(
         (),
-        "Weight of each class in the cross-entropy, by train id; () for equal ones. `deeplab-jax data check` prints some.",
+        "Weight of each class in the cross-entropy, in the order of the train ids. () gives all classes the same weight. "
+        "`deeplab-jax data check` prints suggestions.",
     )
-    label_smoothing: float = field(0.0, "Share of the target that is spread evenly over all classes.", below_one())
+    label_smoothing: float = field(
+        0.0,
+        "Label smoothing in the cross-entropy: the fraction of the target that is spread evenly over all classes.",
+        below_one(),
+    )
     ohem_threshold: float = field(
         0.0,
-        "Online hard example mining: in the main head's cross-entropy only pixels whose class has a probability below this "
-        "count, and at least `ohem_min_kept` an image; 0 counts all.",
-        Check(lambda threshold: 0 <= threshold <= 1, "use a probability, or 0 to count all pixels"),
+        "Threshold of online hard example mining (OHEM) in the main head's cross-entropy. Only pixels whose true class has a "
+        "probability below the threshold count, and at least `loss.ohem_min_kept` pixels per image. 0 counts all pixels.",
+        Check(lambda threshold: 0 <= threshold <= 1, "Use a probability from 0 to 1. 0 counts all pixels."),
     )
     ohem_min_kept: int = field(
         100_000,
-        "Pixels per image of the batch that mining keeps at least, the hardest ones.",
-        at_least(0, "use a number of pixels from 0"),
+        "Smallest number of pixels that online hard example mining keeps, per image. They are the hardest pixels of the batch, "
+        "so single images can contribute fewer.",
+        at_least(0, "Use a number of pixels of at least 0."),
     )
     normalizer: str = field(
         "valid",
-        "What the cross-entropy's sum over pixels is divided by: `valid`, the (weighted) pixels that count, or `all`, every "
-        "pixel of the batch, as mmsegmentation's avg_non_ignore=False does.",
+        "Divisor of the cross-entropy, which is summed over pixels. `valid` divides by the number of pixels that count, or by "
+        "the sum of their class weights if there are any. `all` divides by the number of all pixels in the batch, like mmsegmentation with "
+        "avg_non_ignore=False.",
         one_of("valid", "all"),
     )
 
 
 @dataclasses.dataclass(slots=True)
 class OptimConfig:
-    """An optimizer of optax under a learning-rate schedule with linear warm-up."""
+    """The optax optimizer, and the learning-rate schedule with linear warm-up."""
 
-    name: str = field("sgd", "Name of the optimizer in optax: sgd, adamw, lion, lamb and so on.")
+    name: str = field("sgd", "Name of the optimizer in optax, such as `sgd`, `adamw`, `lion` or `lamb`.")
     options: tuple[tuple[str, float], ...] = field(
         (),
-        "Arguments of the optimizer by their names in optax: `(('b2',0.95),('nesterov',True))`.",
-        Check(_are_options, "give names with numbers: --config.optim.options=\"(('b2',0.95),)\""),
+        "Further arguments of the optimizer, as pairs of optax's argument name and a number: "
+        "`(('b2',0.95),('nesterov',True))`.",
+        Check(_are_options, "Give pairs of a name and a number: --config.optim.options=\"(('b2',0.95),)\"."),
     )
-    schedule: str = field("poly", "Name of the learning-rate schedule, a key of `train.schedules.SCHEDULES`.")
-    lr: float = field(0.01, "Learning rate after the warm-up.", above_zero())
-    lr_end: float = field(0.0, "Learning rate that poly and cosine end at.")
-    power: float = field(0.9, "Power of the poly schedule, (1 - step / steps) ** power.", above_zero())
+    schedule: str = field(
+        "poly",
+        "Name of the learning-rate schedule: `poly`, `cosine` or `constant`. The table `SCHEDULES` in "
+        "deeplab_jax/train/schedules.py lists all names.",
+    )
+    lr: float = field(0.01, "Learning rate at the start of the schedule. The warm-up starts with a lower one.", above_zero())
+    lr_end: float = field(0.0, "Learning rate at the end of the poly and cosine schedules.")
+    power: float = field(0.9, "Exponent of the poly schedule, (1 - step / steps) ** power.", above_zero())
     warmup_steps: int = field(
-        0, "Steps over which the rate rises linearly from lr / warmup_steps.", at_least(0, "use a number from 0")
+        0,
+        "Number of steps over which the learning rate rises linearly, starting at lr / warmup_steps. 0 means no warm-up.",
+        at_least(0, "Use a number of at least 0."),
     )
-    momentum: float = field(0.9, "Momentum of the optimizers that take one, as sgd does.", below_one("number"))
+    momentum: float = field(0.9, "Momentum, for optimizers that have one, such as sgd.", below_one("number"))
     weight_decay: float = field(
         1e-4,
-        "Weight decay: decoupled in the optimizers that have it (adamw, lamb, lion), an L2 penalty on the gradient in others.",
-        at_least(0, "use a number from 0"),
+        "Weight decay. It is decoupled from the gradient in optimizers that support this (adamw, lamb, lion). For all others, it "
+        "is an L2 penalty that is added to the gradient.",
+        at_least(0, "Use a number of at least 0."),
     )
     decay_norm_and_bias: bool = field(
-        True, "Whether BatchNorm's scale and bias and the classifiers' biases decay too (the references' habit)."
+        True,
+        "Whether weight decay also applies to the scale and bias of BatchNorm and to the biases of the classifiers, as in the "
+        "reference implementations.",
     )
     aux_lr_factor: float = field(
         1.0,
-        "Learning rate of the auxiliary head over that of the rest (torchvision: 10).",
-        at_least(0, "use a number from 0"),
+        "Factor by which the learning rate of the auxiliary head is multiplied. torchvision uses 10.",
+        at_least(0, "Use a number of at least 0."),
     )
     ema_decay: float = field(
         0.0,
-        "Decay of an exponential moving average of the parameters, which then is what is evaluated; 0 for none.",
+        "Decay of an exponential moving average (EMA) of the parameters. If it is above 0, the average is evaluated, loaded "
+        "and exported instead of the parameters. 0 keeps no average.",
         below_one("number"),
     )
 
 
 @dataclasses.dataclass(slots=True)
 class TrainConfig:
-    """How long, and what is written when.
+    """The length of a run, and how often it logs, evaluates and saves. Every run ends with an evaluation and a checkpoint."""
 
-    Intervals count steps; 0 means never. An evaluation and a checkpoint end every run.
-    """
-
-    steps: int = field(0, "Optimizer steps; 0 to count in epochs.")
-    epochs: float = field(0.0, "Passes over the training list; 0 to count in steps. A step may straddle two epochs.")
-    log_every: int = field(50, "Interval of the scalars.", at_least(0, "use a number of steps, or 0 for never"))
+    steps: int = field(0, "Number of optimizer steps. 0 means that `train.epochs` sets the length of the run.")
+    epochs: float = field(
+        0.0,
+        "Number of passes over the training split. 0 means that `train.steps` sets the length of the run. A batch can hold "
+        "samples of two passes.",
+    )
+    log_every: int = field(
+        50,
+        "Number of steps between log entries with the loss and other numbers. 0 means never.",
+        at_least(0, "Use a number of steps, or 0 for never."),
+    )
     eval_every: int = field(
         4000,
-        "Interval of the evaluation on `eval.split`, which also shows some image | label | prediction strips.",
-        at_least(0, "use a number of steps, or 0 for never"),
+        "Number of steps between evaluations on `eval.split`. Each evaluation also logs a few strips that show image, label and "
+        "prediction. 0 evaluates only at the end.",
+        at_least(0, "Use a number of steps, or 0 to evaluate only at the end."),
     )
     save_every: int = field(
         1000,
-        "Interval of checkpoints between evaluations; every evaluation saves one as well.",
-        at_least(0, "use a number of steps, or 0 for never"),
+        "Number of steps between checkpoints. Every evaluation also saves a checkpoint. 0 saves only after evaluations.",
+        at_least(0, "Use a number of steps, or 0 to save only after evaluations."),
     )
     micro_batches: int = field(
         1,
-        "Parts that a batch is computed in, one after the other, to save memory; the update is one.",
-        at_least(1, "use a number from 1"),
+        "Number of parts in which a batch is computed, one after the other. More parts need less memory. There is still one "
+        "update per batch.",
+        at_least(1, "Use a number of at least 1."),
     )
     nonfinite: str = field(
         "stop",
-        "What to do about an update that is not finite: `stop` the run before it, or `skip` it and count it.",
+        "What happens if the loss or the gradient is not finite: `stop` ends the run before the update is applied, and `skip` "
+        "skips the update and counts it.",
         one_of("stop", "skip"),
     )
     stall_timeout: int = field(
         600,
-        "Seconds without progress after which a run of several processes ends; 0 for never.",
-        at_least(0, "use a number of seconds, or 0 for never"),
+        "Number of seconds without progress after which a run of several processes ends. 0 means never.",
+        at_least(0, "Use a number of seconds, or 0 for never."),
     )
 
 
 @dataclasses.dataclass(slots=True)
 class EvalConfig:
-    """Evaluation, in training, by eval.py and in `load(...).predict`."""
+    """The evaluation during training and in eval.py, and the prediction with `load(...).predict`."""
 
-    split: str = field("val", "Name of the list.")
+    split: str = field("val", "Name of the split that is evaluated.")
     batch_size: int = field(
-        8, "Images at a time over all devices; images of one batch have one size.", at_least(1, "use a number from 1")
+        8,
+        "Number of images per evaluation batch, over all devices. The images of a batch all have the same size.",
+        at_least(1, "Use a number of at least 1."),
     )
     output_stride: int = field(
         0,
-        "Output stride of the network: 8, 16 or 32; 0 means the one of training.",
-        Check(lambda stride: stride in (0, *OUTPUT_STRIDES), "use 8, 16, 32, or 0 for training's"),
+        "Output stride of the network in evaluation: 8, 16 or 32. 0 uses `model.output_stride`.",
+        Check(lambda stride: stride in (0, *OUTPUT_STRIDES), "Use 8, 16 or 32, or 0 for the output stride of training."),
     )
     window: tuple[int, int] = field(
         (0, 0),
-        "Height and width of a sliding window, in pixels of the (scaled) image; (0, 0) takes the image whole.",
-        whole_pair(0, "give height and width, --config.eval.window='(769,769)', or (0,0)"),
+        "Height and width of the sliding window, in pixels of the resized image. (0, 0) predicts the full image at once.",
+        integer_pair(0, "Give the height and width, such as --config.eval.window='(769,769)', or (0,0) for the full image."),
     )
     window_stride: tuple[int, int] = field(
         (0, 0),
-        "Steps of the window, down and to the right; (0, 0) is two thirds of its size, rounded.",
-        whole_pair(0, "give height and width, --config.eval.window_stride='(513,513)', or (0,0)"),
+        "Step of the sliding window, downwards and to the right, in pixels. (0, 0) uses two thirds of the window's size, "
+        "rounded.",
+        integer_pair(
+            0, "Give the two steps, such as --config.eval.window_stride='(513,513)', or (0,0) for two thirds of the window."
+        ),
     )
     scales: tuple[float, ...] = field(
         (1.0,),
-        "Factors by which the image is resized; predictions are averaged over them.",
+        "Factors by which each image is resized. The predictions at all scales are averaged.",
         Check(
-            lambda scales: are_some_numbers(scales) and 0 < min(scales) <= max(scales) <= MAX_SCALE,
-            f"give factors up to {MAX_SCALE}: --config.eval.scales='(0.75,1.0,1.25)'",
+            lambda scales: are_one_or_more_numbers(scales) and 0 < min(scales) <= max(scales) <= MAX_SCALE,
+            f"Give factors above 0 and up to {MAX_SCALE}, such as --config.eval.scales='(0.75,1.0,1.25)'.",
         ),
     )
-    flip: bool = field(False, "Average over the mirrored image as well.")
+    flip: bool = field(False, "Whether to average the predictions with those of the mirrored image.")
 
 
 @dataclasses.dataclass(slots=True)
 class MeshConfig:
-    """The device mesh: `data` splits the batch, `spatial` the image rows."""
+    """The device mesh. Its axis `data` splits the batch, and its axis `spatial` splits the image rows."""
 
     data: int = field(
-        0, "Devices along the batch; 0 takes all that `spatial` leaves.", at_least(0, "use a number of devices, or 0 for all")
+        0,
+        "Number of devices over which the batch is split. 0 uses all devices: their number divided by `mesh.spatial`.",
+        at_least(0, "Use a number of devices, or 0 for all devices."),
     )
-    spatial: int = field(1, "Devices along the rows of an image.", at_least(1, "use a number of devices from 1"))
+    spatial: int = field(
+        1,
+        "Number of devices over which the rows of each image are split.",
+        at_least(1, "Use a number of devices of at least 1."),
+    )
 
 
 @dataclasses.dataclass(slots=True)
 class Config:
-    """A whole run: with `seed` it determines every sample, every random number and so the trained network."""
+    """The config of a run, including the seed. It determines every sample, every random number and the trained network."""
 
-    # JAX keeps 32 bits of a seed: a larger one would share its numbers with a smaller.
+    # JAX only keeps 32 bits of a seed, so a larger seed would produce the same random numbers as a smaller one.
     seed: int = field(
         0,
-        "Seed of the whole run.",
-        Check(lambda seed: 0 <= seed < 2**32, "use a whole number from 0 to 4294967295"),
+        "Seed of all random numbers of the run, such as the initial weights, the sample order, the augmentation and dropout.",
+        Check(lambda seed: 0 <= seed < 2**32, "Use an integer from 0 to 4294967295."),
     )
     labels: LabelSet = CITYSCAPES
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
@@ -443,12 +509,16 @@ class Config:
 
 
 def total_steps(config: Config, num_train: int) -> int:
-    """Return the steps of the run over a training list of `num_train` samples.
+    """Return the number of optimizer steps of a run.
+
+    Args:
+      config: The config of the run.
+      num_train: The number of samples in the training split.
 
     Raises:
-      ConfigError: the config counts neither steps nor epochs.
+      ConfigError: The config sets neither `train.steps` nor `train.epochs`.
     """
     steps = config.train.steps or math.ceil(config.train.epochs * num_train / config.data.batch_size)
     if not steps:
-        raise ConfigError("`train.steps` (=0) cannot be used: set it or train.epochs above 0")
+        raise ConfigError("`train.steps` (=0) cannot be used. Set train.steps or train.epochs to a number above 0.")
     return steps

@@ -1,4 +1,4 @@
-"""A config as JSON values and back."""
+"""Convert a config to JSON values and back."""
 
 import copy
 import dataclasses
@@ -10,8 +10,8 @@ from typing import Any
 from deeplab_jax.config.schema import Config
 from deeplab_jax.errors import ConfigError
 
-# Fields of 0.1, and where they are in this version.
-MOVED = {("optim", "aux_weight"): ("loss", "aux_weight")}
+# (section, field) in version 0.1 -> (section, field) in this version.
+MOVED_FIELDS = {("optim", "aux_weight"): ("loss", "aux_weight")}
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -20,23 +20,23 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def digest_of(values: dict[str, Any]) -> str:
-    """Return the SHA-256 of a config as `to_dict` gives it: equal for equal configs, whatever machine they are on."""
+    """Return the SHA-256 digest of the output of `to_dict`. Equal configs have the same digest on every machine."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """Return the config that `to_dict` gave, in this version or an earlier one.
+    """Return the config that is stored in `values`, which is the output of `to_dict` in this version or an earlier one.
 
     Raises:
-      ConfigError: a field is unknown to this version.
+      ConfigError: A field does not exist in this version.
     """
-    return _build(Config, _move(values), "")
+    return _build(Config, _move_fields(values), "")
 
 
-def _move(values: Any) -> Any:
-    """Return the values with each field in the place that it has in this version."""
+def _move_fields(values: Any) -> Any:
+    """Return a copy of the values in which each field is in its section of this version."""
     values = copy.deepcopy(values)
-    for (section, name), (new_section, new_name) in MOVED.items():
+    for (section, name), (new_section, new_name) in MOVED_FIELDS.items():
         if isinstance(values, dict) and name in values.get(section, ()):
             values.setdefault(new_section, {})[new_name] = values[section].pop(name)
     return values
@@ -44,19 +44,22 @@ def _move(values: Any) -> Any:
 
 def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
     if not isinstance(values, dict):
-        raise ConfigError(f"`{prefix.rstrip('.') or 'config'}` (={values!r}) is no set of fields")
+        name = prefix.rstrip(".") or "config"
+        raise ConfigError(f"`{name}` (={values!r}) is not a set of config fields. Use a different checkpoint or file.")
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:
-        raise ConfigError(f"`{prefix}{unknown[0]}` is no field of this version's config: it was written by another version")
+        raise ConfigError(
+            f"`{prefix}{unknown[0]}` is not a config field in this version. Use the version of deeplab_jax that wrote it."
+        )
     return cls(**{name: _convert(hints[name], value, prefix + name) for name, value in values.items()})
 
 
 def _convert(hint: Any, value: Any, name: str) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return _build(hint, value, name + ".")
-    return _tuples(value) if isinstance(value, list) else value
+    return _to_tuple(value) if isinstance(value, list) else value
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+def _to_tuple(value: Any) -> Any:
+    return tuple(_to_tuple(v) for v in value) if isinstance(value, list) else value

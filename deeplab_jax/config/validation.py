@@ -1,6 +1,6 @@
-"""Whether a run can be made of a config: each field by its own check, and which fields go together.
+"""Check a config: every field by its own check, and then the fields that must fit together.
 
-What only a backbone knows (its name, its switches) is checked by `models.validate`, which calls this first.
+`models.validate` runs these checks first. It then checks the backbone's name and the fields that only some backbones have.
 """
 
 import dataclasses
@@ -16,14 +16,14 @@ from deeplab_jax.config.schema import Config
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.labels import LabelSet
 
-TYPES = {int: "use a whole number", float: "use a number", bool: "use True or False", str: "use a string"}
+TYPES = {int: "Use an integer.", float: "Use a number.", bool: "Use True or False.", str: "Use a string."}
 
 
 def validate_fields(config: Config) -> Config:
-    """Return `config` if every field can be used, alone and beside the others.
+    """Return `config` if every field is valid and the fields fit together.
 
     Raises:
-      ConfigError: naming the field, its value and what to do.
+      ConfigError: A field is not valid. The message gives the field, its value and what to do.
     """
     _validate_section(config, config, "")
     for field, accepted, advice in _rules(config):
@@ -32,13 +32,20 @@ def validate_fields(config: Config) -> Config:
 
 
 def require(config: Config, field: str, accepted: bool, advice: str) -> None:
-    """Raise ConfigError, naming `field` and its value, unless it is `accepted`."""
+    """Raise a ConfigError unless `accepted` is true.
+
+    Args:
+      config: The config that is checked.
+      field: The dotted name of the field, such as "model.stem". The message gives it together with its value.
+      accepted: Whether the value is valid.
+      advice: One or two full sentences that tell the user what to do. They end the message.
+    """
     if not accepted:
-        raise ConfigError(f"`{field}` (={operator.attrgetter(field)(config)!r}) cannot be used: {advice}")
+        raise ConfigError(f"`{field}` (={operator.attrgetter(field)(config)!r}) cannot be used. {advice}")
 
 
 def _validate_section(config: Config, section: Any, prefix: str) -> None:
-    """Check types, then values. Numbers are finite."""
+    """Check the type of every field, then its value. Floats must be finite."""
     hints = typing.get_type_hints(type(section))
     for field in dataclasses.fields(section):
         name, kind, value = prefix + field.name, hints[field.name], getattr(section, field.name)
@@ -46,7 +53,7 @@ def _validate_section(config: Config, section: Any, prefix: str) -> None:
             is_kind = type(value) is kind or (kind is float and type(value) is int)
             require(config, name, is_kind and (kind is not float or math.isfinite(value)), TYPES[kind])
         elif isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            require(config, name, isinstance(value, kind), f"use a {kind.__name__}")
+            require(config, name, isinstance(value, kind), f"Use a {kind.__name__}.")
             if kind is not LabelSet:
                 _validate_section(config, value, f"{name}.")
         if check := field.metadata.get("check"):
@@ -54,36 +61,53 @@ def _validate_section(config: Config, section: Any, prefix: str) -> None:
 
 
 def _rules(config: Config) -> Iterator[tuple[str, bool, str]]:
-    """Yield what fields ask of each other: the field to name, whether it is met, and advice."""
+    """Yield the conditions between fields, each as (field, whether its value is accepted, advice)."""
     model, protocol, train = config.model, config.eval, config.train
     for field, rates_at in (("model.multi_grid", last_stage_rates), ("model.atrous_rates", aspp_rates)):
         for output_stride in sorted({model.output_stride, protocol.output_stride or model.output_stride}):
             rates = rates_at(operator.attrgetter(field)(config), output_stride)
             are_whole = all(rate >= 1 and rate == int(rate) for rate in rates)
-            advice = f"at output stride {output_stride} it gives the rates {rates}, which must be whole numbers from 1"
+            advice = f"At output stride {output_stride} it gives the rates {rates}. Rates must be integers of at least 1."
             yield field, are_whole, advice
     yield from _loss_rules(config)
     is_below = 0 <= config.optim.lr_end <= config.optim.lr
-    yield "optim.lr_end", is_below, f"use a number from 0 to optim.lr (={config.optim.lr})"
+    yield "optim.lr_end", is_below, f"Use a number from 0 to optim.lr (={config.optim.lr})."
     window, stride = protocol.window, protocol.window_stride
     for field, pair in (("eval.window", window), ("eval.window_stride", stride)):
-        yield field, (0 in pair) == (max(pair) == 0), f"give height and width, --config.{field}='(769,769)', or (0,0)"
-    yield "eval.window_stride", max(window) > 0 or max(stride) == 0, "set eval.window as well"
+        advice = f"Give two numbers above 0, such as --config.{field}='(769,769)', or (0,0)."
+        yield field, (0 in pair) == (max(pair) == 0), advice
+    yield "eval.window_stride", max(window) > 0 or max(stride) == 0, "Set eval.window as well."
     fits = stride[0] <= window[0] and stride[1] <= window[1]
-    yield "eval.window_stride", fits, f"use at most eval.window (={window}): larger steps leave pixels out"
+    yield "eval.window_stride", fits, f"Use at most eval.window (={window}), because larger steps would leave out pixels."
     are_distinct = len(set(protocol.scales)) == len(protocol.scales)
-    yield "eval.scales", are_distinct, "give each factor, and the flag, once"
-    # Neither: a config to evaluate with.
+    yield "eval.scales", are_distinct, "Give each factor only once, and set the flag only once."
+    # Both are 0 in a config that is only used for evaluation.
     one_is_zero = min(train.steps, train.epochs) == 0
-    yield "train.steps", one_is_zero, f"set it or train.epochs (={train.epochs}) above 0, and the other one to 0"
+    yield (
+        "train.steps",
+        one_is_zero,
+        f"Set either train.steps or train.epochs (={train.epochs}) to a number above 0, and the other one to 0.",
+    )
 
 
 def _loss_rules(config: Config) -> Iterator[tuple[str, bool, str]]:
     terms = len(config.loss.terms)
-    yield "loss.weights", are_numbers(config.loss.weights, terms), f"give a number for each of the {terms} loss.terms"
+    yield (
+        "loss.weights",
+        are_numbers(config.loss.weights, terms),
+        f"Give one number for each of the {terms} entries of loss.terms.",
+    )
     weights, classes = config.loss.class_weights, config.labels.num_classes
     are_weights = not weights or (are_numbers(weights, classes) and min(weights) >= 0)
-    yield "loss.class_weights", are_weights, f"give a number from 0 for each of the {classes} classes, or none"
-    yield "loss.class_weights", not weights or max(weights) > 0, "one must be above 0"
+    yield (
+        "loss.class_weights",
+        are_weights,
+        f"Give one number of at least 0 for each of the {classes} classes, or () for equal weights.",
+    )
+    yield "loss.class_weights", not weights or max(weights) > 0, "At least one weight must be above 0."
     is_whole = not config.loss.ohem_threshold or config.train.micro_batches == 1
-    yield "loss.ohem_threshold", is_whole, "the hard pixels are those of the whole batch: set train.micro_batches to 1"
+    yield (
+        "loss.ohem_threshold",
+        is_whole,
+        "Hard pixels are selected from the full batch. Set train.micro_batches to 1, or loss.ohem_threshold to 0.",
+    )

@@ -1,9 +1,15 @@
-"""From files to NumPy batches. TensorFlow lives here and nowhere else; JAX does not: process index and count are arguments."""
+"""Read image and label files into NumPy batches.
+
+This is the only package that imports TensorFlow. It does not import JAX: the process index and the process count are
+arguments.
+"""
 
 import os
 
-# Before TensorFlow is imported below: it reports CPU features, and errors that `samples.diagnose` says better. JAX sets 1.
+# Set this before TensorFlow is imported below. Level 3 hides logs about CPU features, and read errors that `samples.diagnose`
+# explains better. JAX sets the variable to 1, so only an explicit 0 is kept.
 if os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "0":
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-# On CPUs with AVX-512 VNNI TensorFlow would swap in oneDNN's kernels, which round otherwise, and say so at any log level.
+# On CPUs with AVX-512 VNNI, TensorFlow would use oneDNN kernels. They round differently, and TensorFlow announces them at every
+# log level.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

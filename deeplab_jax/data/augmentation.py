@@ -1,10 +1,11 @@
-"""Training augmentation: pure functions of a sample and its random numbers, usable eagerly and inside tf.data.
+"""Augment training samples with pure functions of a sample and its random numbers.
 
-A window is chosen first: a rectangle of whole source pixels that is resized to the crop; nothing outside it is read. Then
-come STEPS, in their order.
+The functions run both eagerly and inside tf.data. `augment` first chooses a window, a rectangle of whole source pixels, and
+resizes it to the crop size. Only the pixels in the window are used. It then applies the enabled STEPS in order.
 
-Labels are resized and turned by nearest neighbour, always: no value appears that was not in the source, except 255 for what
-lies outside. Colours are distorted on the device (`photometric.py`); here only the numbers for it are drawn.
+Labels are always resized and rotated with nearest-neighbour interpolation. The only value that is not taken from the source is
+255, for pixels that are outside the image or blanked. Colours are distorted on the device (`photometric.py`). Only the random
+factors for that are drawn here.
 """
 
 import math
@@ -18,35 +19,36 @@ from deeplab_jax.config import DataConfig
 from deeplab_jax.data.samples import OpenSample, ReadPixels, ReadWindow
 from deeplab_jax.labels import IGNORE
 
-# A training sample: "image" uint8 [crop_h, crop_w, 3], "label" uint8 [crop_h, crop_w] train ids, and what steps add.
+# A training sample: "image" uint8 [crop_h, crop_w, 3], "label" uint8 [crop_h, crop_w] train ids, and the entries that the
+# steps add.
 Row = dict[str, tf.Tensor]
-Fill = tuple[int, ...]  # RGB of pixels outside the image
-TRIES = 10  # of mmsegmentation's RandomCrop, before it takes what comes
-NEUTRAL_FACTORS = (0.0, 1.0, 1.0, 0.0, 0.0)  # with which `photometric.distort` changes nothing
+Fill = tuple[int, ...]  # RGB colour of pixels outside the image
+MAX_RETRIES = 10  # mmsegmentation's RandomCrop redraws a crop this often, then accepts it
+NEUTRAL_FACTORS = (0.0, 1.0, 1.0, 0.0, 0.0)  # with these, `photometric.distort` leaves an image unchanged
 
 
 def augment(sample: OpenSample, key: tf.Tensor, *, data: DataConfig, fill: tuple[float, ...]) -> Row:
-    """Draw a window of the sample and apply the steps that `data` switches on.
+    """Draw a window of a sample and apply the augmentation steps that `data` enables.
 
     Args:
-      sample: with a label.
-      key: what `sample_key` returns.
-      data: of the config.
-      fill: RGB (0-255) of pixels outside the image; their label is 255.
+      sample: A sample with a label.
+      key: The sample's key, from `make_sample_key`.
+      data: The data section of the config.
+      fill: The RGB colour (0 to 255) of pixels outside the image. Their label is 255.
     """
     assert sample.label is not None  # a training split has labels
     pixel = _round_fill(fill)
     window = choose_window(sample, key, data)
-    image, label = show_image(sample.image, window, data.crop_size, pixel), show_label(sample.label, window, data.crop_size)
+    image, label = render_image(sample.image, window, data.crop_size, pixel), render_label(sample.label, window, data.crop_size)
     row = {"image": image, "label": label}
     for field, (step, _) in STEPS.items():
         if amount := getattr(data, field):
-            row = step(row, uniforms(key, field), amount, pixel)
+            row = step(row, draw_uniforms(key, field), amount, pixel)
     return row
 
 
-def blank_row(data: DataConfig, fill: tuple[float, ...]) -> Row:
-    """Return a row as `augment` would that shows nothing: the fill colour, its label 255."""
+def make_blank_row(data: DataConfig, fill: tuple[float, ...]) -> Row:
+    """Return a row with the same entries as a row of `augment`, where every pixel has the fill colour and the label 255."""
     image = tf.broadcast_to(tf.constant(_round_fill(fill), tf.uint8), (*data.crop_size, 3))
     row = {"image": image, "label": tf.fill(data.crop_size, tf.constant(IGNORE, tf.uint8))}
     return row | ({"photometric": tf.constant(NEUTRAL_FACTORS)} if data.photometric else {})
@@ -56,85 +58,97 @@ def _round_fill(fill: tuple[float, ...]) -> Fill:
     return tuple(min(max(math.floor(value + 0.5), 0), 255) for value in fill)
 
 
-def sample_key(seed: tf.Tensor | int, number: tf.Tensor | int) -> tf.Tensor:
-    """Return int64 [2]: what every random number of the run's training sample `number` is a function of."""
+def make_sample_key(seed: tf.Tensor | int, number: tf.Tensor | int) -> tf.Tensor:
+    """Return the key, int64 [2], that determines all random numbers of sample `number` of a run."""
     return tf.stack([tf.cast(seed, tf.int64), tf.cast(number, tf.int64)])
 
 
-def uniforms(key: tf.Tensor, stream: str) -> tf.Tensor:
-    """Return float64 in [0, 1): the sample's random numbers for one of STREAMS, flat."""
-    # The algorithm is named because "auto" may choose another one on another device.
+def draw_uniforms(key: tf.Tensor, stream: str) -> tf.Tensor:
+    """Return the random numbers of a sample for one of STREAMS, as float64 [n] in [0, 1)."""
+    # The algorithm is set explicitly because "auto" may choose a different one on a different device.
     numbers = tf.random.stateless_uniform([sum(STREAMS.values())], key, alg="philox")
     return tf.cast(tf.split(numbers, list(STREAMS.values()))[list(STREAMS).index(stream)], tf.float64)
 
 
 class Window(NamedTuple):
-    """Part of an image.
+    """A rectangle of source pixels, and the size that it is resized to.
 
     Attributes:
-      low, high: int32 [2], first row and column, and those after the last.
-      shown: int32 [2], the size that it is resized to; the rest of the crop, below and to the right, shows nothing.
+      low: The first row and column, int32 [2].
+      high: The row and column after the last ones, int32 [2].
+      output_size: The height and width of the resized window, int32 [2]. It is placed at the top left of the crop. The rest of
+        the crop is filled.
     """
 
     low: tf.Tensor
     high: tf.Tensor
-    shown: tf.Tensor
+    output_size: tf.Tensor
 
 
 def choose_window(sample: OpenSample, key: tf.Tensor, data: DataConfig) -> Window:
-    """Choose a window of crop / factor source pixels, rounded, where it fits; else the image's whole height or width.
+    """Choose a random window of a sample.
 
-    The factor is uniform over `data.scale`. A window is drawn again while one class has `data.cat_max_ratio` of its labelled
-    pixels or more (mmsegmentation's RandomCrop; there, the resized pixels are counted). With probability `data.class_balanced`
-    the window is instead centred, as far as the image allows, on a pixel of a class drawn evenly from those in the label.
-    (NVIDIA's uniform sampling, arXiv 1812.01593, section 3.3, draws the class first and then the image; here every pass still
-    sees every image once.)
+    The height and width of the window are those of the crop divided by a factor that is uniform over `data.scale`, rounded to
+    whole source pixels. Along an axis where such a window does not fit, it covers the full image.
+
+    The window is drawn again, at most MAX_RETRIES times, while a single class makes up a fraction of `data.cat_max_ratio` or
+    more of its labelled pixels. This follows mmsegmentation's RandomCrop, except that it counts the pixels after resizing.
+
+    With probability `data.class_balanced`, the window is centred instead, as far as the image allows, on a pixel of a random
+    class. Each class in the label is equally likely. NVIDIA's uniform sampling (arXiv 1812.01593, section 3.3) draws the class
+    first and then an image. Here, every epoch still uses every image once.
     """
     size, label = sample.size, sample.label
     assert label is not None  # a training split has labels
-    placed = tf.numpy_function(
-        lambda size, u: _place(size, u, data.crop_size, data.scale), [size, uniforms(key, "window")], tf.int32, stateful=False
+    drawn = tf.numpy_function(
+        lambda size, u: _draw_window(size, u, data.crop_size, data.scale),
+        [size, draw_uniforms(key, "window")],
+        tf.int32,
+        stateful=False,
     )
-    low, extent, shown = tf.unstack(tf.ensure_shape(placed, (3, 2)))
+    low, extent, output_size = tf.unstack(tf.ensure_shape(drawn, (3, 2)))
     if data.cat_max_ratio < 1:
-        again = tf.reshape(uniforms(key, "retry"), (TRIES, 2)) * tf.cast(size - extent + 1, tf.float64)
-        low = _first_varied(tf.concat([low[None], tf.cast(again, tf.int32)], 0), extent, label, data.cat_max_ratio)
+        retries = tf.reshape(draw_uniforms(key, "retry"), (MAX_RETRIES, 2)) * tf.cast(size - extent + 1, tf.float64)
+        low = _choose_varied(tf.concat([low[None], tf.cast(retries, tf.int32)], 0), extent, label, data.cat_max_ratio)
     if data.class_balanced > 0:
-        u = uniforms(key, "balance")
-        low = tf.cond(u[0] < data.class_balanced, lambda: _around_a_class(size, extent, low, label, u[1:]), lambda: low)
-    return Window(low, low + extent, shown)
+        u = draw_uniforms(key, "balance")
+        low = tf.cond(u[0] < data.class_balanced, lambda: _centre_on_class(size, extent, low, label, u[1:]), lambda: low)
+    return Window(low, low + extent, output_size)
 
 
-def _place(size: np.ndarray, u: np.ndarray, crop_size: tuple[int, int], scale: tuple[float, float]) -> np.ndarray:
-    """int32 [3, 2]: first row and column, extent, and the size that it is resized to."""
+def _draw_window(size: np.ndarray, u: np.ndarray, crop_size: tuple[int, int], scale: tuple[float, float]) -> np.ndarray:
+    """Return the first row and column of a window, its extent, and its size after resizing, as int32 [3, 2]."""
     factor = scale[0] + u[0] * (scale[1] - scale[0])
     crop = np.array(crop_size)
     wanted = np.maximum(np.round(crop / factor), 1)
     extent = np.minimum(wanted, size)
-    shown = np.where(wanted <= size, crop, np.clip(np.round(size * factor), 1, crop))
-    return np.array([np.floor(u[1:] * (size - extent + 1)), extent, shown], np.int32)
+    output_size = np.where(wanted <= size, crop, np.clip(np.round(size * factor), 1, crop))
+    return np.array([np.floor(u[1:] * (size - extent + 1)), extent, output_size], np.int32)
 
 
-def _first_varied(places: tf.Tensor, extent: tf.Tensor, label: ReadPixels, cat_max_ratio: float) -> tf.Tensor:
-    """The first of `places` whose window holds several classes and none too much; the last one, whatever it holds."""
+def _choose_varied(places: tf.Tensor, extent: tf.Tensor, label: ReadPixels, cat_max_ratio: float) -> tf.Tensor:
+    """Return the first of `places` whose window holds several classes, each below `cat_max_ratio`, or else the last place."""
 
     def is_varied(window: np.ndarray) -> np.bool_:
         counts = np.bincount(window.reshape(-1), minlength=IGNORE + 1)[:IGNORE]
         return np.bool_(np.count_nonzero(counts) > 1 and counts.max() < cat_max_ratio * counts.sum())
 
-    def is_bad(i: tf.Tensor) -> tf.Tensor:
-        varied = tf.numpy_function(is_varied, [label(*_ranges(places[i], places[i] + extent))], tf.bool, stateful=False)
-        return ~tf.ensure_shape(varied, ())
+    def is_rejected(i: tf.Tensor) -> tf.Tensor:
+        window = label(*_index_ranges(places[i], places[i] + extent))
+        return ~tf.ensure_shape(tf.numpy_function(is_varied, [window], tf.bool, stateful=False), ())
 
-    def goes_on(i: tf.Tensor) -> tf.Tensor:
-        return tf.cond(i < TRIES, lambda: is_bad(i), lambda: tf.constant(False))
+    def needs_retry(i: tf.Tensor) -> tf.Tensor:
+        return tf.cond(i < MAX_RETRIES, lambda: is_rejected(i), lambda: tf.constant(False))
 
-    (i,) = tf.while_loop(goes_on, lambda i: [i + 1], [tf.constant(0)])
+    (i,) = tf.while_loop(needs_retry, lambda i: [i + 1], [tf.constant(0)])
     return places[i]
 
 
-def _around_a_class(size: tf.Tensor, extent: tf.Tensor, low: tf.Tensor, label: ReadPixels, u: tf.Tensor) -> tf.Tensor:
-    """The window's place with a pixel of a random class in its middle; `low` where no pixel is labelled."""
+def _centre_on_class(size: tf.Tensor, extent: tf.Tensor, low: tf.Tensor, label: ReadPixels, u: tf.Tensor) -> tf.Tensor:
+    """Return the first row and column of a window that is centred on a pixel of a random class.
+
+    If the label has no labelled pixel, `low` is returned.
+    """
 
     def choose_pixel(values: np.ndarray, u: np.ndarray) -> np.ndarray:
         counts = np.bincount(values.reshape(-1), minlength=IGNORE + 1)[:IGNORE]
@@ -145,47 +159,62 @@ def _around_a_class(size: tf.Tensor, extent: tf.Tensor, low: tf.Tensor, label: R
         pixels = np.flatnonzero(values.reshape(-1) == chosen_class)
         return np.array(divmod(pixels[int(u[1] * len(pixels))], values.shape[1]), np.int32)
 
-    pixel = tf.numpy_function(choose_pixel, [label(*_ranges(tf.zeros_like(size), size)), u], tf.int32, stateful=False)
+    values = label(*_index_ranges(tf.zeros_like(size), size))
+    pixel = tf.numpy_function(choose_pixel, [values, u], tf.int32, stateful=False)
     centred = tf.clip_by_value(pixel - extent // 2, 0, size - extent)
     return tf.where(pixel[0] < 0, low, centred)
 
 
-def _ranges(low: tf.Tensor, high: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def _index_ranges(low: tf.Tensor, high: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.range(low[0], high[0]), tf.range(low[1], high[1])
 
 
-def show_image(image: ReadWindow, window: Window, crop_size: tuple[int, int], fill: Fill) -> tf.Tensor:
-    """uint8 [crop_h, crop_w, 3]: the window, resized bilinearly as if there were no image around it, above `fill`."""
-    pixels = tf.raw_ops.ResizeBilinear(images=image(window.low, window.high)[None], size=window.shown, half_pixel_centers=True)
-    # Positive, so that adding a half and cutting off rounds.
+def render_image(image: ReadWindow, window: Window, crop_size: tuple[int, int], fill: Fill) -> tf.Tensor:
+    """Resize a window of an image bilinearly and pad it with `fill` to the crop size.
+
+    Pixels outside the window do not take part in the interpolation.
+
+    Returns:
+      The crop, uint8 [crop_h, crop_w, 3].
+    """
+    pixels = tf.raw_ops.ResizeBilinear(
+        images=image(window.low, window.high)[None], size=window.output_size, half_pixel_centers=True
+    )
+    # The cast truncates. Adding a half first rounds, because no value is negative.
     rounded = tf.cast(pixels[0] + 0.5, tf.uint8)
-    return _on_crop(rounded, window, crop_size, tf.constant(fill, tf.uint8))
+    return _pad_to_crop(rounded, window, crop_size, tf.constant(fill, tf.uint8))
 
 
-def show_label(label: ReadPixels, window: Window, crop_size: tuple[int, int]) -> tf.Tensor:
-    """uint8 [crop_h, crop_w]: of each pixel the source pixel under its centre, nothing mixed; 255 outside."""
+def render_label(label: ReadPixels, window: Window, crop_size: tuple[int, int]) -> tf.Tensor:
+    """Resize a window of a label by nearest neighbour and pad it with 255 to the crop size.
+
+    Each output pixel takes the value of the source pixel under its centre.
+
+    Returns:
+      The crop, uint8 [crop_h, crop_w].
+    """
     centres = []
     for axis in (0, 1):
-        extent, shown = window.high[axis] - window.low[axis], window.shown[axis]
-        centres.append(window.low[axis] + (2 * tf.range(shown) + 1) * extent // (2 * shown))
-    return _on_crop(label(*centres), window, crop_size, tf.constant(IGNORE, tf.uint8))
+        extent, length = window.high[axis] - window.low[axis], window.output_size[axis]
+        centres.append(window.low[axis] + (2 * tf.range(length) + 1) * extent // (2 * length))
+    return _pad_to_crop(label(*centres), window, crop_size, tf.constant(IGNORE, tf.uint8))
 
 
-def _on_crop(array: tf.Tensor, window: Window, crop_size: tuple[int, int], outside: tf.Tensor) -> tf.Tensor:
-    """[crop_h, crop_w, ...]: the array, and the pixel `outside` to its right and below it."""
-    rows, columns = crop_size[0] - window.shown[0], crop_size[1] - window.shown[1]
+def _pad_to_crop(array: tf.Tensor, window: Window, crop_size: tuple[int, int], outside: tf.Tensor) -> tf.Tensor:
+    """Pad an array on the right and at the bottom with the pixel `outside`, to [crop_h, crop_w, ...]."""
+    rows, columns = crop_size[0] - window.output_size[0], crop_size[1] - window.output_size[1]
 
-    def padded() -> tf.Tensor:
-        right = tf.broadcast_to(outside, [window.shown[0], columns, *outside.shape])
+    def pad() -> tf.Tensor:
+        right = tf.broadcast_to(outside, [window.output_size[0], columns, *outside.shape])
         below = tf.broadcast_to(outside, [rows, crop_size[1], *outside.shape])
         return tf.concat([tf.concat([array, right], 1), below], 0)
 
-    full = tf.cond(rows + columns > 0, padded, lambda: array)
+    full = tf.cond(rows + columns > 0, pad, lambda: array)
     return tf.ensure_shape(full, (*crop_size, *outside.shape))
 
 
 def flip(row: Row, u: tf.Tensor, amount: bool, fill: Fill) -> Row:
-    """Mirror every second sample, on average. Draws 1."""
+    """Mirror a sample horizontally with probability 1/2. Uses 1 random number."""
 
     def mirror() -> Row:
         return row | {"image": tf.reverse(row["image"], [1]), "label": tf.reverse(row["label"], [1])}
@@ -194,15 +223,18 @@ def flip(row: Row, u: tf.Tensor, amount: bool, fill: Fill) -> Row:
 
 
 def rotate(row: Row, u: tf.Tensor, degrees: float, fill: Fill) -> Row:
-    """Turn the crop about its centre by up to `degrees` either way; `fill` and 255 come in at the edges. Draws 1."""
+    """Rotate a crop about its centre by a random angle of up to `degrees` in either direction.
+
+    Pixels from outside the crop get the colour `fill` and the label 255. Uses 1 random number.
+    """
     angle = (u[0] * 2 - 1) * degrees * math.pi / 180
     height, width = row["label"].shape
     cos, sin = tf.cos(angle), tf.sin(angle)
     y, x = (height - 1) / 2, (width - 1) / 2
-    # Output pixel (x, y) shows the input at (a x + b y + c, d x + e y + f).
+    # Output pixel (x, y) takes the input at (a x + b y + c, d x + e y + f), where a to f are the first six entries.
     transform = tf.stack([cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y, 0.0, 0.0])
 
-    def turn(array: tf.Tensor, interpolation: str, outside: float) -> tf.Tensor:
+    def transform_image(array: tf.Tensor, interpolation: str, outside: float) -> tf.Tensor:
         return tf.raw_ops.ImageProjectiveTransformV3(
             images=array[None],
             transforms=tf.cast(transform, tf.float32)[None],
@@ -213,15 +245,16 @@ def rotate(row: Row, u: tf.Tensor, degrees: float, fill: Fill) -> Row:
         )[0]
 
     colour = tf.constant(fill, tf.float32)
-    image = turn(tf.cast(row["image"], tf.float32) - colour, "BILINEAR", 0.0) + colour
-    label = turn(row["label"][..., None], "NEAREST", float(IGNORE))[..., 0]
+    image = transform_image(tf.cast(row["image"], tf.float32) - colour, "BILINEAR", 0.0) + colour
+    label = transform_image(row["label"][..., None], "NEAREST", float(IGNORE))[..., 0]
     return row | {"image": tf.cast(tf.clip_by_value(image, 0.0, 255.0) + 0.5, tf.uint8), "label": label}
 
 
 def cut_out(row: Row, u: tf.Tensor, share: float, fill: Fill) -> Row:
-    """Blank a rectangle of `share` of the crop's height and width, anywhere inside (DeVries and Taylor, arXiv 1708.04552).
+    """Blank a random rectangle inside a crop (Cutout, DeVries and Taylor, arXiv 1708.04552).
 
-    Draws 2.
+    The height and width of the rectangle are `share` times those of the crop. Its pixels get the colour `fill` and the label
+    255. Uses 2 random numbers.
     """
     inside = []
     for axis, length in enumerate(row["label"].shape):
@@ -234,10 +267,13 @@ def cut_out(row: Row, u: tf.Tensor, share: float, fill: Fill) -> Row:
 
 
 def draw_photometric(row: Row, u: tf.Tensor, amount: bool, fill: Fill) -> Row:
-    """Add "photometric", float32 [5] for `photometric.distort`: what mmsegmentation's PhotoMetricDistortion draws.
+    """Draw the factors for `photometric.distort` and add them to a row as "photometric", float32 [5].
 
-    Each with probability 1/2: brightness from [-32, 32), contrast and saturation from [0.5, 1.5), hue from [-36, 36) degrees
-    (there [-18, 18) steps of 2), and whether contrast comes before saturation and hue (1) or after (0). Draws 10.
+    The distributions are those of mmsegmentation's PhotoMetricDistortion. Each of the first four factors is neutral with
+    probability 1/2 and otherwise uniform: brightness in [-32, 32), contrast and saturation in [0.5, 1.5), and hue in [-36, 36)
+    degrees. Only the hue differs slightly: mmsegmentation draws an integer in [-18, 18), in units of 2 degrees. The fifth
+    factor is 1 if contrast is applied before saturation and hue, and 0 if it is applied after them, each with probability 1/2.
+    Uses 10 random numbers.
     """
     applies, u = u[:5] < 0.5, u[5:]
     neutral = tf.constant(NEUTRAL_FACTORS[:4], tf.float64)
@@ -246,13 +282,15 @@ def draw_photometric(row: Row, u: tf.Tensor, amount: bool, fill: Fill) -> Row:
     return row | {"photometric": tf.cast(tf.concat([drawn, tf.cast(applies[4:], tf.float64)], 0), tf.float32)}
 
 
-# By field of DataConfig: a function of (row, random numbers, the field's value, fill), applied where the field is set, and how
-# many random numbers it draws. Add a step at the end: the steps before it then keep their numbers.
+# Maps a field of DataConfig to an augmentation step: a function of (row, random numbers, the field's value, fill), and the
+# number of random numbers it uses. A step is applied if its field is set. Add new steps at the end, because this keeps the
+# random numbers of the existing steps unchanged.
 STEPS: dict[str, tuple[Callable[[Row, tf.Tensor, Any, Fill], Row], int]] = {
     "flip": (flip, 1),
     "rotation": (rotate, 1),
     "cutout": (cut_out, 2),
     "photometric": (draw_photometric, 10),
 }
-# A sample's random numbers: how many each use draws. One switch does not move what another one gets.
-STREAMS = {"window": 3, "retry": 2 * TRIES, "balance": 3} | {field: draws for field, (_, draws) in STEPS.items()}
+# Maps each use of a sample's random numbers to how many it gets. All are drawn for every sample, so that enabling one step does
+# not change the random numbers of another.
+STREAMS = {"window": 3, "retry": 2 * MAX_RETRIES, "balance": 3} | {field: draws for field, (_, draws) in STEPS.items()}

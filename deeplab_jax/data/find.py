@@ -1,6 +1,6 @@
-"""Finds the samples of a split: by `.lst` files or folders of images, in prepared records, or in TensorFlow Datasets.
+"""Find the samples of a split in `.lst` files, image folders, prepared records or TensorFlow Datasets.
 
-No pixels are read.
+No pixels are read here.
 """
 
 import dataclasses
@@ -22,14 +22,16 @@ from deeplab_jax.errors import DataError, one_line
 
 TFDS = "tfds:"
 KINDS = ("labelIds", "labelTrainIds", "color")
-RGB, PALETTE, RGBA = 2, 3, 6  # colour types in a PNG's header
+RGB, PALETTE, RGBA = 2, 3, 6  # values of the colour type field in a PNG header
 
 
 def find_split(data: DataConfig, split: str, *, need_labels: bool = True) -> Samples:
-    """Return the samples of `split`, in list order; "train+val" is one after the other.
+    """Return the samples of `split` in list order.
+
+    "train+val" joins two splits, one after the other.
 
     Raises:
-      DataError: see `find_samples`; or records do not fit their source any more.
+      DataError: The split cannot be found (see `find_samples`), or the prepared records no longer match their source.
     """
     if data.source:
         return find_tfds(data.source.removeprefix(TFDS), data.root, split, data.label_kind)
@@ -37,8 +39,11 @@ def find_split(data: DataConfig, split: str, *, need_labels: bool = True) -> Sam
         try:
             return find_samples(data.root, split, data.label_kind, need_labels=need_labels)
         except DataError:
-            if records.is_begun(data.root):
-                message = f"`data.root` (={data.root!r}) holds records that are not complete: run `data prepare` to its end"
+            if records.is_incomplete(data.root):
+                message = (
+                    f"`data.root` (={data.root!r}) holds incomplete records. "
+                    "Run `deeplab-jax data prepare` again to complete them."
+                )
                 raise DataError(message) from None
             raise
     manifest_file = stat_file(str(epath.Path(data.root) / records.MANIFEST))
@@ -48,14 +53,18 @@ def find_split(data: DataConfig, split: str, *, need_labels: bool = True) -> Sam
     if not samples.labels:
         return dataclasses.replace(samples, kind=data.label_kind)
     raise DataError(
-        f"`data.label_kind` (={data.label_kind!r}) is not that of the records in {data.root} ({samples.kind}): "
-        "leave it at auto, or prepare the records again"
+        f"`data.label_kind` (={data.label_kind!r}) does not match the records in {data.root}, "
+        f"which hold {samples.kind} labels. Leave it at auto, or prepare the records again with --label-kind {data.label_kind}."
     )
 
 
 @functools.cache
 def _find_prepared(root: str, split: str, version: File, *, need_labels: bool) -> Samples:
-    """Kept for the process while the manifest stays: a run asks for its training list more than once."""
+    """Return the samples of a split of prepared records, after checking that the records are up to date.
+
+    A run looks up its training samples more than once. The result is therefore cached for the life of the process, until
+    `version`, the state of the manifest file, changes.
+    """
     manifest = records.read_manifest(root)
     samples = records.find_records(manifest, root, split, need_labels=need_labels)
     _require_fresh(manifest, split, samples)
@@ -63,30 +72,37 @@ def _find_prepared(root: str, split: str, version: File, *, need_labels: bool) -
 
 
 def _require_fresh(manifest: records.Manifest, split: str, samples: Samples) -> None:
-    """Compare a split of records with its source, if that is a folder at hand.
+    """Compare a split of prepared records with its source, if the source is a local folder that is available.
 
-    A file whose size and time of change are as they were counts as unchanged; of another one the content decides.
+    A file with the recorded size and modification time counts as unchanged. For any other file, the contents decide.
 
     Raises:
-      DataError: the source's list or the content of a file is another.
+      DataError: The source now lists different samples, or the contents of a file have changed.
     """
     source = manifest.source
-    if not _is_at_hand(source):
+    if not _is_available(source):
         return
+    stale, advice = f"The records in {samples.root} are stale.", records.advise_rerun(manifest, samples.root)
     try:
-        now = find_samples(source, split, samples.kind, need_labels=bool(samples.labels))
-        if (now.images, now.labels) != (samples.images, samples.labels):
-            raise DataError(f"{now.source} has {len(now)} samples, not the {len(samples)} prepared, or others")
-        changed = records.changed_images(samples, now)
+        current = find_samples(source, split, samples.kind, need_labels=bool(samples.labels))
+        if (current.images, current.labels) != (samples.images, samples.labels):
+            raise DataError(
+                f"The list of samples has changed (records: {len(samples)} samples, {current.source}: {len(current)} samples)."
+            )
+        changed = records.find_changed_images(samples, current)
     except DataError as error:
-        raise DataError(f"{samples.source} are stale ({error}): {records.prepare_again(manifest, samples.root)}") from None
+        raise DataError(f"{stale} {error} {advice}") from None
     if changed:
-        some = f"{len(changed)} of {len(samples)} samples changed in {source}, {changed[0]} among them"
-        raise DataError(f"{samples.source} are stale ({some}): {records.prepare_again(manifest, samples.root)}")
+        raise DataError(
+            f"{stale} {len(changed)} of {len(samples)} samples in {source} have changed, such as {changed[0]}. {advice}"
+        )
 
 
-def _is_at_hand(source: str) -> bool:
-    """Whether the source can be asked at no great cost: not over a network, not where nothing is mounted."""
+def _is_available(source: str) -> bool:
+    """Return whether the source is a local folder with files in it, which is cheap to check.
+
+    An empty folder counts as unavailable, because it may be a mount point where nothing is mounted.
+    """
     if source.startswith(TFDS) or "://" in source:
         return False
     try:
@@ -96,38 +112,45 @@ def _is_at_hand(source: str) -> bool:
 
 
 def find_samples(root: str, split: str, kind: str = "auto", *, need_labels: bool = True) -> Samples:
-    """Return the samples of `split`: from `list/<split>.lst`, or else from the folders (layouts/).
+    """Return the samples of `split` from `list/<split>.lst` or, if there is no list, from the image folders (see layouts/).
 
     Args:
-      root: local path or URL that `epath` opens.
-      split: "train", "val" or another name of a list or folder; "train+val" is one after the other.
-      kind: how label files encode classes; "auto" is the layout's kind, or read off the files' names, or else off the first
-        file's header.
-      need_labels: whether a split without labels is an error.
+      root: A local path, or a URL that `epath` can open.
+      split: "train", "val", or the name of any other list or folder. "train+val" joins two splits, one after the other.
+      kind: How the label files encode classes. "auto" uses the kind of the layout, else the kind in the file names, else
+        the kind that the header of the first label file shows.
+      need_labels: Whether a split without labels is an error.
 
     Raises:
-      DataError: the folder or list is missing or empty, a line cannot be read, files are missing or in two of the splits
-        joined, or the kind is unclear.
+      DataError: The folder or list is missing or empty, a line is malformed, a file is missing, two joined splits share
+        an image, or the labels are of several kinds.
     """
     folder = epath.Path(root)
     if not root:
-        raise DataError("`data.root` (='') names no folder: give the data set's with --config.data.root=FOLDER")
+        raise DataError(
+            "`data.root` (='') does not name a folder. Give the folder of the data set with --config.data.root=FOLDER."
+        )
     if not folder.is_dir():
         raise DataError(
-            f"`data.root` (={root!r}) is no folder: give the one that holds list/ and the images with --config.data.root=FOLDER"
+            f"`data.root` (={root!r}) is not a folder. "
+            "Give the folder that holds list/ and the images with --config.data.root=FOLDER."
         )
     parts = [_find_part(folder, part, kind) for part in split.split("+")]
-    require_disjoint(f"split {split!r}", [(part.split, [image for image, _ in part.pairs]) for part in parts])
+    require_disjoint(f"Split {split!r}", [(part.split, [image for image, _ in part.pairs]) for part in parts])
     pairs = [pair for part in parts for pair in part.pairs]
     source = " and ".join(dict.fromkeys(part.source for part in parts))
     labelled = [pair for pair in pairs if pair[1]]
     if labelled and len(labelled) < len(pairs):
-        alone = next(image for image, label in pairs if not label)
+        unlabelled = next(image for image, label in pairs if not label)
         raise DataError(
-            f"{source} names labels for {len(labelled)} of {len(pairs)} images, none for {alone!r}: give all or none"
+            f"Only {len(labelled)} of {len(pairs)} images in {source} have labels. "
+            f"{unlabelled!r} has none. Label all images or none."
         )
     if need_labels and not labelled:
-        raise DataError(f"{source} names images without labels: split {split!r} needs `image label` on each line")
+        raise DataError(
+            f"The images in {source} have no labels, but split {split!r} needs labels. "
+            "In a list, write `image label` on each line."
+        )
     images, labels = tuple(image for image, _ in pairs), tuple(label for _, label in labelled)
     _require_files(folder, images + labels, source)
     kind = _agree_on_kind(folder, parts, source) if labels else "labelIds" if kind == "auto" else kind
@@ -135,7 +158,7 @@ def find_samples(root: str, split: str, kind: str = "auto", *, need_labels: bool
 
 
 def list_splits(root: str) -> list[str]:
-    """Return the names of the splits that a folder holds: of its lists, then of its folders."""
+    """Return the names of the splits in a folder: first those that have a list, then those that have image folders."""
     folder = epath.Path(root)
     lists = folder / "list"
     listed = sorted(path.stem for path in lists.iterdir() if path.suffix == ".lst") if lists.is_dir() else []
@@ -145,7 +168,14 @@ def list_splits(root: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Part:
-    """One of the splits that are joined: its pairs, where they come from, and how its labels encode classes, or "auto"."""
+    """One of the splits that a name such as "train+val" joins.
+
+    Attributes:
+      split: The name of this split.
+      pairs: The names of its images and labels.
+      source: Where the names come from, for messages.
+      kind: How its labels encode classes, or "auto".
+    """
 
     split: str
     pairs: list[Pair]
@@ -157,31 +187,31 @@ def _find_part(folder: epath.Path, split: str, kind: str) -> _Part:
     listing = folder / "list" / f"{split}.lst"
     if listing.exists():
         part = _Part(split, list(read_list(listing)), str(listing), kind)
-        advice = "name images in it, or remove it to use the folders"
+        advice = "Add images to the list, or remove the list to use the folders."
     else:
         layout = find_layout(folder, split)
         if layout is None:
             raise DataError(explain_missing_split(folder, split))
-        source = f"the {layout.name} folders of {folder} (there is no list/{split}.lst)"
+        source = f"the {layout.name} folders in {folder} (list/{split}.lst does not exist)"
         pairs = list(layout.pairs(folder, split, kind))
         part = _Part(split, pairs, source, layout.label_kind if kind == "auto" else kind)
-        advice = f"put images there, {layout.shape.replace('SPLIT', split)}"
+        advice = f"Add images to {layout.shape.replace('SPLIT', split)}."
     if not part.pairs:
-        raise DataError(f"no samples of split {split!r} in {part.source}: {advice}")
+        raise DataError(f"Found no samples of split {split!r} in {part.source}. {advice}")
     return part
 
 
 def describe(split: str, samples: Samples) -> str:
-    """Return what a split consists of, in a line."""
-    labels = f"labels of kind {samples.kind}" if samples.labels else "no labels"
+    """Return a one-line summary of a split: its size, its source and its label kind."""
+    labels = f"with {samples.kind} labels" if samples.labels else "without labels"
     if samples.labels and samples.kind != "color" and isinstance(samples.store, ImageFiles):
         labels += " (palette indices)" * (_png_colors(samples.root, samples.labels[0]) == PALETTE)
     return f"{split}: {len(samples)} samples from {samples.source}, {labels}"
 
 
-def missing_files(root: epath.Path, names: Sequence[str]) -> list[str]:
-    """Return those of `names`, relative to `root`, that do not exist."""
-    # One listing a folder instead of one request a file: 6,000 requests to object storage take minutes.
+def find_missing_files(root: epath.Path, names: Sequence[str]) -> list[str]:
+    """Return the `names`, relative to `root`, of files that do not exist."""
+    # List each folder once instead of checking each file: 6,000 requests to object storage take minutes.
     present: set[str] = set()
     for parent in sorted({str(epath.Path(name).parent) for name in names}):
         folder = root / parent
@@ -191,40 +221,43 @@ def missing_files(root: epath.Path, names: Sequence[str]) -> list[str]:
 
 
 def _require_files(root: epath.Path, names: tuple[str, ...], source: str) -> None:
-    missing = missing_files(root, names)
+    missing = find_missing_files(root, names)
     if missing:
-        some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        raise DataError(f"{len(missing)} of {len(names)} files that {source} names are missing below {root}: {some}")
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise DataError(
+            f"{len(missing)} of {len(names)} files from {source} are missing below {root}: {shown}. "
+            "Add the files or correct the list."
+        )
 
 
 def _agree_on_kind(root: epath.Path, parts: Sequence[_Part], source: str) -> str:
-    """Return the one kind of all labels."""
+    """Return the label kind that all parts share."""
     example = {
         _kind_of_name(label) if part.kind == "auto" else part.kind: label
         for part in reversed(parts)
         for _, label in reversed(part.pairs)
     }
     if "" in example:
-        # One file speaks for all: a file of another kind is an error where it is read.
+        # Only the first file is opened. A file of a different kind raises an error when it is read.
         first = example.pop("")
         example["color" if _png_colors(str(root), first) in (RGB, RGBA) else "labelIds"] = first
     if len(example) > 1:
         kinds = ", ".join(sorted(example))
-        raise DataError(f"{source} mixes labels of the kinds {kinds}: use one kind, or set data.label_kind")
+        raise DataError(f"The labels in {source} are of different kinds ({kinds}). Use one kind, or set data.label_kind.")
     return next(iter(example))
 
 
 def _kind_of_name(name: str) -> str:
-    """Return the `_gtFine_<kind>` of a Cityscapes file; "" for any other name."""
+    """Return the `<kind>` of a file named `..._<kind>.<suffix>`, as in Cityscapes, or "" for any other name."""
     return next((kind for kind in KINDS if re.search(rf"_{kind}\.\w+$", name)), "")
 
 
 def _png_colors(root: str, name: str) -> int | None:
-    """Return the colour type in a PNG's header; None for another file."""
+    """Return the colour type in the header of a PNG file, or None for any other file."""
     path = epath.Path(root) / name
     try:
         with path.open("rb") as file:
             header = file.read(26)
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({one_line(error)}): replace it or take it off the list") from None
+        raise DataError(f"{path} cannot be read ({one_line(error)}). Replace the file or remove it from the list.") from None
     return header[25] if len(header) == 26 and header.startswith(b"\x89PNG") else None

@@ -1,4 +1,4 @@
-"""Samples stored as image files: decoding inside tf.data, and what is wrong where that fails."""
+"""Read samples that are stored as image files, and explain what is wrong with files that cannot be read."""
 
 import dataclasses
 import io
@@ -13,42 +13,53 @@ from PIL import Image
 from deeplab_jax.data.samples import DecodedSample, Samples, Store
 from deeplab_jax.errors import DataError
 
-# Accelerators belong to JAX: a TensorFlow built for GPUs would take their memory.
+# Hide the GPUs from TensorFlow, which would otherwise take the memory that JAX needs.
 tf.config.set_visible_devices([], "GPU")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageFiles(Store):
-    """Image and label files below `samples.root`."""
+    """The store that reads image and label files below `samples.root`."""
 
     def decode(self, samples: Samples, index: tf.Tensor) -> DecodedSample:
-        """See `Store`."""
-        image_file = tf.io.read_file(_path(samples.root, samples.images, index))
+        """Read and decode the image file and the label file of a sample, as `Store.decode` describes."""
+        image_file = tf.io.read_file(_get_path(samples.root, samples.images, index))
         image = _decode_image(image_file)
         if not samples.labels:
-            return DecodedSample(image, None, _fingerprint([image_file]))
-        label_file = tf.io.read_file(_path(samples.root, samples.labels, index))
+            return DecodedSample(image, None, _hash_files([image_file]))
+        label_file = tf.io.read_file(_get_path(samples.root, samples.labels, index))
         values = decode_mask(label_file, is_color=samples.kind == "color")
         tf.debugging.assert_equal(tf.shape(image)[:2], tf.shape(values), "image and label differ in size")
-        return DecodedSample(image, values, _fingerprint([image_file, label_file]))
+        return DecodedSample(image, values, _hash_files([image_file, label_file]))
 
     def size(self, samples: Samples, i: int) -> tuple[int, int]:
-        """See `Store`. Read from the file's header; raises DataError where that is impossible."""
+        """Return the (height, width) of sample `i` from the header of its image file.
+
+        Raises:
+          DataError: The header cannot be read.
+        """
         path = epath.Path(samples.root) / samples.images[i]
         try:
             with path.open("rb") as file, Image.open(file) as image:
                 return image.height, image.width
-        except Exception as error:  # Pillow has many, and warns of very large images by one
-            message = f"{path} cannot be read as an image ({reason(error)}): replace it or take it off the list"
+        except Exception as error:  # Pillow raises many types of errors, one of them for very large images
+            message = f"{path} cannot be read as an image ({reason(error)}). Replace the file or remove it from the list."
             raise DataError(message) from None
 
     def fingerprint(self, samples: Samples, i: int) -> bytes:
-        """See `Store`. Raises DataError where a file is missing or cannot be read."""
-        return _fingerprint([_contents(path) for path in _paths(samples, i)]).numpy().tobytes()
+        """Return the 8 bytes of the fingerprint of sample `i`, without decoding its files.
+
+        Raises:
+          DataError: A file is missing or cannot be read.
+        """
+        return _hash_files([_read_bytes(path) for path in _get_paths(samples, i)]).numpy().tobytes()
 
     def explain(self, samples: Samples, i: int, error: Exception) -> DataError:
-        """Return Pillow's view where it has one, else TensorFlow's."""
-        paths = _paths(samples, i)
+        """Return an error that names the bad file of sample `i` and tells the user what is wrong with it.
+
+        If Pillow finds nothing wrong with the files, the reason is taken from `error`.
+        """
+        paths = _get_paths(samples, i)
         try:
             image, *labels = [_load_picture(path) for path in paths]
         except DataError as problem:
@@ -57,82 +68,90 @@ class ImageFiles(Store):
             if image.size != label.size:
                 sizes = " and ".join(f"{picture.width}x{picture.height}" for picture in (image, label))
                 names = f"{paths[0]} and its label {samples.labels[i]}"
-                return DataError(f"{names} differ in size ({sizes} pixels): make them the same")
-            objection = _object_to_mask(paths[1], label, is_color=samples.kind == "color")
-            if objection:
-                return objection
-        return _unreadable_file(" or ".join(paths), error)
+                return DataError(f"{names} differ in size ({sizes} pixels). Make both the same size.")
+            mask_error = _check_mask_format(paths[1], label, is_color=samples.kind == "color")
+            if mask_error:
+                return mask_error
+        return _make_read_error(" or ".join(paths), error)
 
 
 def read_mask(path: str, *, is_color: bool) -> np.ndarray:
-    """Return the values of a label file, as `decode_mask`.
+    """Read a label file and return its values, as `decode_mask` does.
 
     Raises:
-      DataError: it cannot be read, or is no mask of that kind.
+      DataError: The file cannot be read, or it is not a mask of this kind.
     """
     try:
-        return decode_mask(tf.constant(_contents(path)), is_color=is_color).numpy()
+        return decode_mask(tf.constant(_read_bytes(path)), is_color=is_color).numpy()
     except DataError:
         raise
-    except Exception as error:  # Pillow, which reads palettes, has errors of many kinds for a broken file
-        raise _object_to_mask(path, _load_picture(path), is_color=is_color) or _unreadable_file(path, error) from None
+    except Exception as error:  # Pillow reads the palettes, and raises many types of errors for broken files
+        raise _check_mask_format(path, _load_picture(path), is_color=is_color) or _make_read_error(path, error) from None
 
 
 def decode_mask(data: tf.Tensor, *, is_color: bool) -> tf.Tensor:
-    """Return the values of a PNG: its grey values or palette indices, uint8 [h, w], or 24-bit colours, int32 [h, w].
+    """Decode the contents of a label file, which must be a PNG file.
 
-    This is the one reader of label pixels, eagerly and inside tf.data; whatever else it cannot take is an error of TensorFlow
-    or Pillow.
+    All label files are decoded here, both eagerly and inside tf.data. A file that cannot be decoded raises a TensorFlow or
+    Pillow error.
+
+    Args:
+      data: The bytes of the file.
+      is_color: Whether the label values are 24-bit colours. Otherwise they are ids.
+
+    Returns:
+      The 24-bit colours, int32 [h, w], or else the grey values or palette indices, uint8 [h, w].
     """
-    # TensorFlow's PNG decoder takes JPEG and GIF as well.
+    # This check is needed because TensorFlow's PNG decoder also decodes JPEG and GIF files.
     is_png = tf.equal(tf.strings.substr(data, 0, 8), b"\x89PNG\r\n\x1a\n")
-    # Of two strings the assertion would print bytes, which no error of tf.data can hold.
-    tf.debugging.assert_equal(is_png, True, "a label file is no PNG")
+    # Assert on a boolean, because comparing strings would put raw bytes into the message, which tf.data errors cannot hold.
+    tf.debugging.assert_equal(is_png, True, "a label file is not a PNG file")
     header = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 0, 26), tf.uint8), tf.int32)
     bit_depth, color_type = header[24], header[25]
-    tf.debugging.assert_equal(bit_depth <= 8, True, "a label file has 16 bits a value")
+    tf.debugging.assert_equal(bit_depth <= 8, True, "a label file has 16 bits per value")
     if is_color:
         rgb = tf.cast(tf.io.decode_png(data, channels=3), tf.int32)
         return rgb[..., 0] * 65536 + rgb[..., 1] * 256 + rgb[..., 2]
 
     def decode_grey() -> tf.Tensor:
-        tf.debugging.assert_equal(color_type, 0, "a label file of ids has colours")
-        # Fewer bits would be stretched to 0-255.
-        tf.debugging.assert_equal(bit_depth, 8, "a label file of ids has fewer than 8 bits a value")
+        tf.debugging.assert_equal(color_type, 0, "a label file with ids contains colours")
+        # TensorFlow would stretch values of fewer bits to the range 0 to 255.
+        tf.debugging.assert_equal(bit_depth, 8, "a label file with ids has fewer than 8 bits per value")
         return tf.io.decode_png(data, channels=1)[..., 0]
 
-    # TensorFlow would turn a palette's indices into its colours.
-    values = tf.cond(color_type == 3, lambda: tf.numpy_function(_palette_indices, [data], tf.uint8), decode_grey)
+    # Pillow reads the palette indices, because TensorFlow would convert them to colours.
+    values = tf.cond(color_type == 3, lambda: tf.numpy_function(_read_palette_indices, [data], tf.uint8), decode_grey)
     values.set_shape((None, None))
     return values
 
 
-def _palette_indices(data: bytes | np.ndarray) -> np.ndarray:
-    # TensorFlow hands over bytes inside tf.data, and an array of one object outside.
+def _read_palette_indices(data: bytes | np.ndarray) -> np.ndarray:
+    # Inside tf.data, TensorFlow passes bytes. In eager mode, it passes an array that holds one object.
     with Image.open(io.BytesIO(data if isinstance(data, bytes) else data.item())) as image:
         return np.array(image, np.uint8)
 
 
-def _object_to_mask(path: str, picture: Image.Image, *, is_color: bool) -> DataError | None:
-    """Return why `decode_mask` refuses a file that can be read as a picture."""
+def _check_mask_format(path: str, picture: Image.Image, *, is_color: bool) -> DataError | None:
+    """Return an error that explains why `decode_mask` rejects a file that Pillow can read, or None if the format is valid."""
     if picture.format != "PNG":
-        return DataError(f"{path} is a {picture.format} file: labels must be PNG, which keeps values exact")
-    bits = _contents(path)[24]
+        return DataError(f"{path} is a {picture.format} file. Save labels as PNG, which keeps their values exact.")
+    bits = _read_bytes(path)[24]
     if is_color:
-        return DataError(f"{path} has {bits} bits a value: save it with 8") if bits > 8 else None
+        return DataError(f"{path} has {bits} bits per value. Save it with 8 bits per value.") if bits > 8 else None
     if picture.mode not in ("L", "P"):
-        advice = "for colours set data.label_kind=color" if picture.mode in ("RGB", "RGBA") else "save it as 8-bit grey PNG"
-        return DataError(f"{path} is no 8-bit id image (mode {picture.mode}): {advice}")
-    # Pillow stretches 2 and 4 bits to 8.
+        is_rgb = picture.mode in ("RGB", "RGBA")
+        advice = "If its colours are the labels, set data.label_kind=color." if is_rgb else "Save it as an 8-bit grey PNG."
+        return DataError(f"{path} is not an 8-bit id image (mode {picture.mode}). {advice}")
+    # Pillow reads an image of 2 or 4 bits in mode L too, with its values stretched to 8 bits.
     is_short = picture.mode == "L" and bits < 8
-    return DataError(f"{path} has {bits} bits a value: save it as 8-bit grey PNG") if is_short else None
+    return DataError(f"{path} has {bits} bits per value. Save it as an 8-bit grey PNG.") if is_short else None
 
 
 def _decode_image(data: tf.Tensor) -> tf.Tensor:
-    """Return uint8 [h, w, 3]; grey is repeated and alpha dropped."""
+    """Decode an image file to RGB, uint8 [h, w, 3]. Grey is repeated, and transparency is dropped."""
     image = tf.cond(
         tf.io.is_jpeg(data),
-        # The accurate transform: what every other decoder gives, to the bit.
+        # With the accurate DCT, the pixels equal those of other JPEG decoders, bit for bit.
         lambda: tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE"),
         lambda: tf.io.decode_image(data, channels=3, expand_animations=False),
     )
@@ -141,47 +160,50 @@ def _decode_image(data: tf.Tensor) -> tf.Tensor:
 
 
 def _load_picture(path: str) -> Image.Image:
-    data = _contents(path)
+    data = _read_bytes(path)
     try:
         picture = Image.open(io.BytesIO(data))
         picture.load()
-        # Pillow accepts some files that lack their end, which TensorFlow does not.
+        # Pillow accepts some truncated files that TensorFlow rejects.
         tf.io.decode_image(data)
     except Exception as error:
-        raise _unreadable_file(path, error) from None
+        raise _make_read_error(path, error) from None
     return picture
 
 
-def _contents(path: str) -> bytes:
+def _read_bytes(path: str) -> bytes:
     try:
         return epath.Path(path).read_bytes()
-    # TensorFlow reads what lies on object storage.
+    # TensorFlow reads the files on object storage and raises its own errors.
     except (OSError, tf.errors.OpError) as error:
-        raise _unreadable_file(path, error) from None
+        raise _make_read_error(path, error) from None
 
 
-def _unreadable_file(path: str, error: Exception) -> DataError:
-    return DataError(f"{path} cannot be read ({reason(error)}): replace it or take it off the list")
+def _make_read_error(path: str, error: Exception) -> DataError:
+    return DataError(f"{path} cannot be read ({reason(error)}). Replace the file or remove it from the list.")
 
 
-def _fingerprint(files: Sequence[tf.Tensor | bytes]) -> tf.Tensor:
-    """Return uint8 [8]: FarmHash64 of a file's bytes; for an image and its label, that of the two fingerprints in a row."""
+def _hash_files(files: Sequence[tf.Tensor | bytes]) -> tf.Tensor:
+    """Return the fingerprint of the contents of one or two files, uint8 [8].
+
+    For one file, this is the FarmHash64 of its bytes. For two files, it is the FarmHash64 of their concatenated fingerprints.
+    """
     return tf.fingerprint([files])[0]
 
 
-def _path(root: str, names: Sequence[str], index: tf.Tensor) -> tf.Tensor:
-    """Return the path of the file at a position in the list."""
-    if tf.executing_eagerly():  # for one sample, the names of all others stay where they are
+def _get_path(root: str, names: Sequence[str], index: tf.Tensor) -> tf.Tensor:
+    """Return the path of the file at position `index` in the list, as a string tensor."""
+    if tf.executing_eagerly():  # avoid converting all names to a tensor to read one sample
         return tf.constant(str(epath.Path(root) / names[int(index)]))
     return tf.strings.join([str(epath.Path(root)), tf.constant(names)[index]], "/")
 
 
-def _paths(samples: Samples, i: int) -> list[str]:
+def _get_paths(samples: Samples, i: int) -> list[str]:
     return [str(epath.Path(samples.root) / name) for name in (samples.images[i], *samples.labels[i : i + 1])]
 
 
 def reason(error: Exception) -> str:
-    """Return the first line of what TensorFlow or Pillow says, without the names of TensorFlow's nodes."""
+    """Return the first line of a TensorFlow or Pillow error message, without TensorFlow node names."""
     line = str(error).partition("\n")[0]
-    line = re.sub(r"^cannot identify image file .*", "it is no image", line)  # Pillow shows the Python object
+    line = re.sub(r"^cannot identify image file .*", "it is not an image", line)  # Pillow prints the Python object
     return re.sub(r"^{{.*?}} | \[Op:.*", "", line)[:200] or type(error).__name__

@@ -1,4 +1,7 @@
-"""Opens every sample of a data set and reports what is wrong. What ends a training is what its own reader objects to."""
+"""Read every sample of a data set, and report problems.
+
+The samples are read with the code that training uses. A problem counts as an error if this code would stop a training run.
+"""
 
 import dataclasses
 import functools
@@ -16,34 +19,36 @@ from deeplab_jax.config import DataConfig
 from deeplab_jax.data.find import find_split
 from deeplab_jax.data.image_files import ImageFiles
 from deeplab_jax.data.samples import Samples, read_sample, value_table
-from deeplab_jax.data.survey import count_runs, in_parallel, show_value
+from deeplab_jax.data.survey import count_runs, format_value, run_in_parallel
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import IGNORE, UNKNOWN, LabelSet
 
-SMALL, LARGE, NARROW = 64, 50_000_000, 4  # pixels of the shorter side; pixels; longer over shorter side
-ORIENTATION = 274  # the EXIF tag
-# How Pillow calls what is no plain RGB, and what training makes of it.
+MIN_SIDE = 64  # images with a shorter side below this are reported as very small, in pixels
+MAX_PIXELS = 50_000_000  # images with more pixels are reported as very large
+MAX_ASPECT_RATIO = 4  # images with a larger ratio of the longer to the shorter side are reported as very elongated
+ORIENTATION = 274  # the EXIF tag for the orientation
+# Maps Pillow's image modes other than RGB to a sentence that describes how training reads such an image.
 UNUSUAL_MODES = {
-    "L": "grey: it is repeated for red, green and blue",
-    "LA": "grey with transparency, which is dropped",
-    "1": "black and white: it is read as grey",
-    "P": "coloured by a palette: its colours are read",
-    "RGBA": "an image with transparency, which is dropped",
-    "CMYK": "CMYK, converted to RGB without its colour profile: save it as RGB",
-    "I;16": "16 bits a value, of which the upper 8 are used: save it with 8",
-    "I": "16 bits a value, of which the upper 8 are used: save it with 8",
+    "L": "is a grey image. Its values are repeated for red, green and blue.",
+    "LA": "is a grey image with transparency. The transparency is dropped.",
+    "1": "is a black-and-white image. It is read as grey.",
+    "P": "is an image with a palette. The colours of the palette are read.",
+    "RGBA": "is an image with transparency. The transparency is dropped.",
+    "CMYK": "is a CMYK image. Training converts it to RGB without its colour profile. Save it as RGB.",
+    "I;16": "has 16 bits per value, of which only the upper 8 are used. Save it with 8 bits per value.",
+    "I": "has 16 bits per value, of which only the upper 8 are used. Save it with 8 bits per value.",
 }
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong, in a line.
+    """A problem in a data set.
 
     Attributes:
-      sort: what kind of problem, the same for all problems of a kind.
-      split: where.
-      text: the file, what is wrong with it and what to do.
-      fails: whether a training would end there.
+      sort: The kind of problem. Problems of the same kind are listed under this heading.
+      split: The name of the split with the problem.
+      text: One line that gives the file, what is wrong with it, and what to do.
+      fails: Whether the problem would stop a training run.
     """
 
     sort: str
@@ -54,17 +59,18 @@ class Problem:
 
 @dataclasses.dataclass(slots=True)
 class Tally:
-    """What a split's readable samples add up to.
+    """Totals over the readable samples of a split.
 
     Attributes:
-      source: where the list comes from.
-      samples: how many there are.
-      pixels: by train id.
-      images: samples that hold a class, by train id.
-      sizes: samples by (width, height).
-      image_modes, label_modes: samples by Pillow's name of the files' mode.
-      ignored: pixels.
-      unknown: pixels of values outside the label set.
+      source: Where the list of samples comes from.
+      samples: The number of samples, including those that cannot be read.
+      pixels: The number of pixels of each class, int64 [num_classes], by train id.
+      images: The number of samples that contain each class, int64 [num_classes], by train id.
+      sizes: The number of samples of each (width, height).
+      image_modes: The number of images of each Pillow image mode.
+      label_modes: The number of label files of each Pillow image mode.
+      ignored: The number of ignored pixels.
+      unknown: The number of pixels with values outside the label set.
     """
 
     source: str
@@ -80,20 +86,37 @@ class Tally:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Report:
-    """What `check` reports: a tally by split, and the problems, those first that end a training."""
+    """The result of `check`.
+
+    Attributes:
+      tallies: The totals of each split.
+      problems: All problems. Those that would stop a training run come first.
+    """
 
     tallies: Mapping[str, Tally]
     problems: Sequence[Problem]
 
     @property
     def fails(self) -> bool:
-        """Whether training would fail."""
+        """Return whether any problem would stop a training run."""
         return any(problem.fails for problem in self.problems)
 
 
 @dataclasses.dataclass(slots=True)
 class _Sample:
-    """What one sample holds. Pixels by value of the label; `error` where it cannot be read."""
+    """The contents of one sample.
+
+    Attributes:
+      name: The image file.
+      label: The label file, or "" if there is none.
+      size: The (width, height) of the image.
+      image_mode: Pillow's mode of the image file, or "" if unknown.
+      label_mode: Pillow's mode of the label file, or "" if unknown.
+      orientation: The EXIF orientation of the image. 1 means upright.
+      pixels_hash: A hash of the decoded image, to find duplicates.
+      values: The number of pixels of each label value.
+      error: The message if the sample cannot be read, else "". If it is set, only `name` and `label` are valid.
+    """
 
     name: str
     label: str = ""
@@ -107,13 +130,17 @@ class _Sample:
 
 
 def open_splits(data: DataConfig, splits: Iterable[str]) -> tuple[dict[str, Samples], list[Problem]]:
-    """Return the splits that training would find, and what keeps it from the others. The split "test" needs no labels."""
+    """Find the given splits as training does.
+
+    Returns:
+      The splits that were found, by name, and a problem for each of the others. The split "test" needs no labels.
+    """
     sets, problems = {}, []
     for split in splits:
         try:
             sets[split] = find_split(data, split, need_labels=split != "test")
         except DataError as error:
-            problems.append(Problem("lists and folders", split, str(error), fails=True))
+            problems.append(Problem("splits that cannot be used", split, str(error), fails=True))
     return sets, problems
 
 
@@ -124,39 +151,39 @@ def check(
     on_sample: Callable[[], None] = lambda: None,
     threads: int = 0,
 ) -> Report:
-    """Read every sample of some splits.
+    """Read every sample of the given splits and report all problems.
 
     Args:
-      sets: by name of the split, training's first.
-      labels: what the values should mean.
-      problems: found before, with which the report begins.
-      on_sample: called after each sample, to show progress.
-      threads: samples that are read at once; 0 for as many as there are cores.
+      sets: The splits by name, with the training split first.
+      labels: The label set that gives the label values their meaning.
+      problems: Problems that were found before. They are added to the report.
+      on_sample: A function that is called after each sample, to show progress.
+      threads: The number of samples that are read at the same time. 0 uses one thread per usable CPU core.
     """
     problems = list(problems)
     tallies: dict[str, Tally] = {}
-    seen: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    by_hash: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for split, samples in sets.items():
         zeros = np.zeros(labels.num_classes, np.int64)
         tally = tallies[split] = Tally(samples.source, len(samples), pixels=zeros, images=zeros.copy())
         table = value_table(samples.kind, labels)
-        for sample in in_parallel(functools.partial(_inspect, samples), range(len(samples)), threads):
-            problems += _add(tally, split, samples, labels, table, sample)
+        for sample in run_in_parallel(functools.partial(_inspect, samples), range(len(samples)), threads):
+            problems += _add_to_tally(tally, split, samples, labels, table, sample)
             if sample.pixels_hash:
-                seen[sample.pixels_hash].append((split, sample.name))
+                by_hash[sample.pixels_hash].append((split, sample.name))
             on_sample()
-    problems += _duplicates(seen.values())
-    problems += _missing_classes(tallies, labels)
+    problems += _report_duplicates(by_hash.values())
+    problems += _report_missing_classes(tallies, labels)
     return Report(tallies, sorted(problems, key=lambda problem: not problem.fails))
 
 
 def read_examples(
     sets: Mapping[str, Samples], labels: LabelSet, count: int = 8
 ) -> Iterator[tuple[str, UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"] | None]]:
-    """Yield (caption, image, train ids) of up to `count` samples of each split, spread evenly over its list.
+    """Yield (caption, image, train ids) for up to `count` samples of each split, evenly spaced in its list.
 
-    Values in no entry of the label set are ignored; train ids are None in a split without labels. Samples that cannot be read
-    are left out.
+    Label values outside the label set get the train id 255. The train ids are None in a split without labels. Samples that
+    cannot be read are skipped.
     """
     for split, samples in sets.items():
         table = value_table(samples.kind, labels)
@@ -169,11 +196,17 @@ def read_examples(
             yield f"{split}: {samples.images[i]}", image, None if values is None else table[values]
 
 
-def class_weights(pixels: np.ndarray) -> tuple[float, ...]:
-    """Return weights for classes with these numbers of pixels: ENet's 1 / ln(1.02 + share) (arXiv 1606.02147, section 5.2).
+def compute_class_weights(pixels: np.ndarray) -> tuple[float, ...]:
+    """Compute the class weights of ENet, 1 / ln(1.02 + share) (arXiv 1606.02147, section 5.2).
 
-    They are scaled so that the mean over all pixels is 1, which leaves the loss and so the learning rate at their scale.
-    Where no pixel is labelled there are none.
+    The weights are scaled so that their mean over all labelled pixels is 1. This keeps the scale of the loss, so that the
+    learning rate need not change.
+
+    Args:
+      pixels: The number of pixels of each class.
+
+    Returns:
+      The weight of each class, or () if there are no labelled pixels.
     """
     if not pixels.sum():
         return ()
@@ -183,7 +216,7 @@ def class_weights(pixels: np.ndarray) -> tuple[float, ...]:
 
 
 def as_json(report: Report, labels: LabelSet) -> dict[str, Any]:
-    """Return the report as plain values: what check.json holds and the page draws."""
+    """Return the report as plain Python values: the contents of check.json, from which the page is drawn."""
     splits = {}
     for split, tally in report.tallies.items():
         splits[split] = {
@@ -197,7 +230,8 @@ def as_json(report: Report, labels: LabelSet) -> dict[str, Any]:
             "ignored_pixels": tally.ignored,
             "unknown_pixels": tally.unknown,
         }
-    weights = {split: class_weights(tally.pixels) for split, tally in list(report.tallies.items())[:1] if tally.pixels.any()}
+    first = list(report.tallies.items())[:1]  # the training split
+    weights = {split: compute_class_weights(tally.pixels) for split, tally in first if tally.pixels.any()}
     return {
         "labels": labels.name,
         "training_would_fail": report.fails,
@@ -211,7 +245,7 @@ def _inspect(samples: Samples, i: int) -> _Sample:
     sample = _Sample(samples.images[i], samples.labels[i] if samples.labels else "")
     try:
         image, values = read_sample(samples, i)
-        samples.store.size(samples, i)  # which evaluation asks for
+        samples.store.size(samples, i)  # evaluation reads the size separately, which may fail too
     except DataError as error:
         sample.error = str(error)
         return sample
@@ -220,32 +254,37 @@ def _inspect(samples: Samples, i: int) -> _Sample:
     if values is not None:
         sample.values = count_runs(values.ravel())
     if isinstance(samples.store, ImageFiles):
-        sample.image_mode, sample.orientation = _header(samples, samples.images[i])
-        sample.label_mode = _header(samples, sample.label)[0] if sample.label else ""
+        sample.image_mode, sample.orientation = _read_header(samples, samples.images[i])
+        sample.label_mode = _read_header(samples, sample.label)[0] if sample.label else ""
     return sample
 
 
-def _header(samples: Samples, name: str) -> tuple[str, int]:
-    """Return Pillow's name of the mode, and the EXIF orientation, 1 for upright; "" where only TensorFlow can read the file."""
+def _read_header(samples: Samples, name: str) -> tuple[str, int]:
+    """Return Pillow's mode of an image file and its EXIF orientation, where 1 means upright.
+
+    The mode is "" and the orientation is 1 if Pillow cannot read the file.
+    """
     try:
         with (epath.Path(samples.root) / name).open("rb") as file, Image.open(file) as picture:
             return picture.mode, picture.getexif().get(ORIENTATION, 1)
-    except Exception:  # training can read the file, which is what counts
+    except Exception:  # not a problem, because training has read the file with TensorFlow
         return "", 1
 
 
-def _add(tally: Tally, split: str, samples: Samples, labels: LabelSet, table: np.ndarray, sample: _Sample) -> Iterable[Problem]:
-    """Add the sample to the tally, and yield what is wrong with it."""
+def _add_to_tally(
+    tally: Tally, split: str, samples: Samples, labels: LabelSet, table: np.ndarray, sample: _Sample
+) -> Iterable[Problem]:
+    """Add a sample to the tally of its split, and yield the problems of the sample."""
     path = f"{samples.root}/{sample.name}"
     if sample.error:
-        yield Problem("cannot be used", split, sample.error, fails=True)
+        yield Problem("samples that cannot be used", split, sample.error, fails=True)
         return
     tally.sizes[sample.size] += 1
     if sample.image_mode:
         tally.image_modes[sample.image_mode] += 1
     if sample.label_mode:
         tally.label_modes[sample.label_mode] += 1
-    yield from _odd_image(split, path, sample)
+    yield from _report_unusual_image(split, path, sample)
     if not samples.labels:
         return
     unknown = {}
@@ -263,57 +302,66 @@ def _add(tally: Tally, split: str, samples: Samples, labels: LabelSet, table: np
     tally.unknown += sum(unknown.values())
     if unknown:
         is_color = samples.kind == "color"
-        shown = ", ".join(f"{show_value(value, is_color)} ({pixels} pixels)" for value, pixels in list(unknown.items())[:5])
-        shown += f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        text = f"{samples.root}/{sample.label} holds {shown}, in no entry of the label set {labels.name}"
-        blended = ": was it resized with blending, or JPEG once? Make it again" if len(unknown) > 5 else ""
-        text += blended or ": correct the file, or add the value to the label set (ignored_ids: no class)"
+        values = ", ".join(f"{format_value(value, is_color)} ({pixels} pixels)" for value, pixels in list(unknown.items())[:5])
+        values += f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        text = f"{samples.root}/{sample.label} holds values outside the label set {labels.name}: {values}."
+        if len(unknown) > 5:
+            text += " The file may have been resized with interpolation or saved as JPEG. Create it again from the original."
+        else:
+            ignored = "ignored_colors" if is_color else "ignored_ids"
+            text += f" Correct the file, or add the values to the label set (to {ignored} if they have no class)."
         yield Problem("values outside the label set", split, text, fails=True)
     elif not by_class.any():
-        text = f"{path} has a label that is ignored all over: nothing is learned from it; take it off the list"
-        yield Problem("labels that are all ignored", split, text, fails=False)
+        text = f"All pixels in the label of {path} are ignored, so nothing is learned from it. Remove it from the list."
+        yield Problem("labels that are fully ignored", split, text, fails=False)
 
 
-def _odd_image(split: str, path: str, sample: _Sample) -> Iterable[Problem]:
+def _report_unusual_image(split: str, path: str, sample: _Sample) -> Iterable[Problem]:
     if sample.image_mode != "RGB" and sample.image_mode:
-        what = UNUSUAL_MODES.get(sample.image_mode, f"an image of Pillow's mode {sample.image_mode}: save it as RGB")
-        yield Problem(f"images of mode {sample.image_mode}", split, f"{path} is {what}", fails=False)
+        description = UNUSUAL_MODES.get(sample.image_mode, f"is an image of Pillow mode {sample.image_mode}. Save it as RGB.")
+        yield Problem(f"images of mode {sample.image_mode}", split, f"{path} {description}", fails=False)
     if sample.orientation != 1:
         text = (
-            f"{path} has EXIF orientation {sample.orientation}, which training does not apply: save it upright, like its label"
+            f"{path} has the EXIF orientation {sample.orientation}, which training does not apply. "
+            "Save the image upright, in the orientation of its label."
         )
-        yield Problem("images that a viewer turns", split, text, fails=False)
+        yield Problem("images with an EXIF orientation", split, text, fails=False)
     short, long = sorted(sample.size)
-    shown = f"{path} is {sample.size[0]}x{sample.size[1]} pixels"
-    if short < SMALL:
-        yield Problem("very small images", split, f"{shown}: the network sees little in it; is it a thumbnail?", fails=False)
-    elif long > NARROW * short:
-        text = f"{shown}, very long: crops are mostly fill colour or a small part of it; cut it up"
-        yield Problem("very long images", split, text, fails=False)
-    if short * long > LARGE:
-        text = f"{shown}: evaluation takes images whole; set --config.eval.window, or make it smaller"
+    size_text = f"{path} has {sample.size[0]}x{sample.size[1]} pixels"
+    if short < MIN_SIDE:
+        text = f"{size_text}, so the network sees little detail in it. Check that it is not a thumbnail."
+        yield Problem("very small images", split, text, fails=False)
+    elif long > MAX_ASPECT_RATIO * short:
+        text = f"{size_text}. Its crops are mostly fill colour, or show only a small part of it. Cut the image into parts."
+        yield Problem("very elongated images", split, text, fails=False)
+    if short * long > MAX_PIXELS:
+        text = f"{size_text}, and evaluation processes full images. Set --config.eval.window, or make the image smaller."
         yield Problem("very large images", split, text, fails=False)
 
 
-def _duplicates(same: Iterable[list[tuple[str, str]]]) -> Iterable[Problem]:
-    for places in same:
-        first_split, first = places[0]
-        for split, name in places[1:]:
+def _report_duplicates(groups: Iterable[list[tuple[str, str]]]) -> Iterable[Problem]:
+    """Yield a problem for each repeated image. Each group lists the (split, name) of samples with the same image."""
+    for group in groups:
+        first_split, first = group[0]
+        for split, name in group[1:]:
             if split == first_split:
-                text = f"{name} is the same picture as {first}: it counts twice; take one off the list"
-                yield Problem("the same picture twice in a split", split, text, fails=False)
+                text = f"{name} is the same image as {first}, so it counts twice. Remove one of them from the list."
+                yield Problem("duplicate images in a split", split, text, fails=False)
             else:
                 text = (
-                    f"{name} of {split} is the same picture as {first} of {first_split}: scores would be of images trained on"
+                    f"{name} in {split} is the same image as {first} in {first_split}, so scores may be measured on an image "
+                    "that was used for training. Remove the image from one of the lists."
                 )
-                yield Problem("the same picture in two splits", split, f"{text}; take one off its list", fails=False)
+                yield Problem("duplicate images in two splits", split, text, fails=False)
 
 
-def _missing_classes(tallies: Mapping[str, Tally], labels: LabelSet) -> Iterable[Problem]:
+def _report_missing_classes(tallies: Mapping[str, Tally], labels: LabelSet) -> Iterable[Problem]:
     first = next(iter(tallies), "")
     for split, tally in tallies.items():
-        absent = [name for name, pixels in zip(labels.names, tally.pixels, strict=True) if not pixels]
-        if absent and tally.pixels.any():
-            advice = "add images, or take it out of the label set" if split == first else "it is not scored there"
-            text = f"{split} has no pixel of {', '.join(absent)}: {advice}"
-            yield Problem("classes never seen", split, text, fails=False)
+        missing = [name for name, pixels in zip(labels.names, tally.pixels, strict=True) if not pixels]
+        if missing and tally.pixels.any():
+            consequence = "These classes are not scored in this split."
+            if split == first:
+                consequence = "Add images of these classes, or remove them from the label set."
+            text = f"No pixel in {split} belongs to: {', '.join(missing)}. {consequence}"
+            yield Problem("classes without pixels", split, text, fails=False)

@@ -1,4 +1,7 @@
-"""Cityscapes' instanceIds files, which lie beside the labels. Read on the host with Pillow."""
+"""Read the instanceIds files of Cityscapes, which are stored next to the label files.
+
+The files are read on the host with Pillow.
+"""
 
 import re
 from collections.abc import Set
@@ -8,55 +11,64 @@ from etils import epath
 from jaxtyping import UInt16
 from PIL import Image
 
-from deeplab_jax.data.find import KINDS, missing_files
+from deeplab_jax.data.find import KINDS, find_missing_files
 from deeplab_jax.data.image_files import ImageFiles
 from deeplab_jax.data.samples import Samples
 from deeplab_jax.errors import DataError, one_line
 
 
 def instance_file(label: str) -> str:
-    """Return the instanceIds file of a label `..._gtFine_<kind>.png`; "" for any other name."""
-    name, changed = re.subn(rf"_gtFine_({'|'.join(KINDS)})\.png$", "_gtFine_instanceIds.png", label)
-    return name if changed else ""
+    """Return the name of the instanceIds file for a label file `..._gtFine_<kind>.png`, or "" for any other name."""
+    name, count = re.subn(rf"_gtFine_({'|'.join(KINDS)})\.png$", "_gtFine_instanceIds.png", label)
+    return name if count else ""
 
 
-def why_no_instances(samples: Samples) -> str:
-    """Return what keeps the split's instances from being read: a name or a missing file; "" if nothing does."""
+def explain_missing_instances(samples: Samples) -> str:
+    """Return the reason why the instances of a split cannot be read, or "" if its instanceIds files exist."""
     if not isinstance(samples.store, ImageFiles):
-        return f"{samples.source} hold no instanceIds files; those of the data set do"
+        return f"instanceIds files are not available from {samples.source}. Evaluate on the original data set to get iIoU."
     files = [instance_file(label) for label in samples.labels]
     if "" in files:
         return f"{samples.labels[files.index('')]} is not named <image>_gtFine_<kind>.png"
-    missing = missing_files(epath.Path(samples.root), files)
+    missing = find_missing_files(epath.Path(samples.root), files)
     return f"{len(missing)} of {len(files)} instanceIds files are missing, such as {missing[0]}" if missing else ""
 
 
-def read_instances(samples: Samples, numbered: Set[int], index: int, size: tuple[int, int]) -> UInt16[np.ndarray, "h w"]:
+def read_instances(samples: Samples, instance_labels: Set[int], index: int, size: tuple[int, int]) -> UInt16[np.ndarray, "h w"]:
     """Read the instance ids of one sample.
 
     Args:
-      samples: a split for which `why_no_instances` has nothing to say.
-      numbered: label ids whose instances may be numbered (values above 1000).
-      index: position in the list.
-      size: (height, width) of its image.
+      samples: A split for which `explain_missing_instances` returns "".
+      instance_labels: The label ids that may have numbered instances, which are values above 1000.
+      index: The position of the sample in the list.
+      size: The (height, width) of its image.
 
     Raises:
-      DataError: the file cannot be read, is no 16-bit image, has another size, or numbers instances of another label.
+      DataError: The file cannot be read, is not a 16-bit image, differs in size from its image, or numbers instances of a label
+        that is not in `instance_labels`.
     """
     path = epath.Path(samples.root) / instance_file(samples.labels[index])
     try:
         with path.open("rb") as file, Image.open(file) as picture:
             mode, values = picture.mode, np.array(picture)
     except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({one_line(error)}): replace it, or remove it to go without iIoU") from None
-    if mode not in ("I;16", "I"):  # which of the two, depends on Pillow's version
-        raise DataError(f"{path} is no 16-bit grey image (mode {mode}): instanceIds files are")
+        raise DataError(
+            f"{path} cannot be read ({one_line(error)}). Replace the file, or remove it to evaluate without iIoU."
+        ) from None
+    if mode not in ("I;16", "I"):  # the mode depends on the version of Pillow
+        raise DataError(
+            f"{path} is not a 16-bit grey image (mode {mode}). "
+            "Replace it with the original instanceIds file, or remove it to evaluate without iIoU."
+        )
     if values.shape != size:
-        shown = " and ".join(f"{width}x{height}" for height, width in (values.shape, size))
-        raise DataError(f"{path} and its image {samples.images[index]} differ in size ({shown} pixels): make them the same")
-    unknown = sorted(set(np.unique(values[values > 1000] // 1000).tolist()) - numbered)
+        sizes = " and ".join(f"{width}x{height}" for height, width in (values.shape, size))
+        raise DataError(
+            f"{path} and its image {samples.images[index]} differ in size ({sizes} pixels). Make both the same size."
+        )
+    unknown = sorted(set(np.unique(values[values > 1000] // 1000).tolist()) - instance_labels)
     if unknown:
         raise DataError(
-            f"{path} numbers instances of label id {unknown[0]} ({1000 * unknown[0]} and on), which has none: correct the file"
+            f"{path} numbers instances of label id {unknown[0]} (values from {1000 * unknown[0]}), "
+            "which has no instances. Correct the file."
         )
     return values.astype(np.uint16)

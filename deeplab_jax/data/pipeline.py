@@ -1,16 +1,20 @@
-"""tf.data pipelines that yield NumPy batches; a training sample is a function of (seed, its number in the run) alone.
+"""Build tf.data pipelines that yield NumPy batches.
 
-A batch: {"image": uint8 [n, h, w, 3], "label": uint8 [n, h, w] train ids (255 = ignore), "valid": bool [n] (False: a padding
-row, or a skipped one), "index": int64 [n] position in the list, "fingerprint": uint8 [n, 8] of what the sample's files hold}.
-A split without labels yields no "label".
+A training sample depends only on the seed, on its number in the run, and on the files. A batch of n samples has these entries:
 
-The fingerprint identifies what was read, for the run's receipt: another byte in the image's or the label's file is another
-fingerprint, and `Store.fingerprint` finds it again. A padding row has that of the image which it repeats.
+- "image": the images, uint8 [n, h, w, 3].
+- "label": the train ids, uint8 [n, h, w], where 255 is ignored. A split without labels has no such entry.
+- "valid": bool [n]. False for padding rows and for skipped rows.
+- "index": the position of each sample in the list, int64 [n].
+- "fingerprint": a hash of the contents of each sample's files, uint8 [n, 8].
+- "photometric": the factors for `photometric.distort` on the device, float32 [n, 5]. Only in training batches, and only if
+  `data.photometric` is set.
 
-A skipped row stands for a training sample that cannot be read: its image is the fill colour, its label 255 all over, its
-fingerprint zeros.
+The fingerprints record which data a run has read. They change if any byte of the image file or the label file changes, and
+`Store.fingerprint` computes them again from the files. A padding row has the fingerprint of the image that it repeats.
 
-With `data.photometric`, training batches hold "photometric": float32 [n, 5] for `photometric.distort` on the device.
+A skipped row replaces a training sample that cannot be read. Its image has the fill colour, its label is 255 everywhere, and
+its fingerprint is all zeros.
 """
 
 import atexit
@@ -24,7 +28,7 @@ import numpy as np
 import tensorflow as tf
 
 from deeplab_jax.config import DataConfig
-from deeplab_jax.data.augmentation import Row, augment, blank_row, sample_key
+from deeplab_jax.data.augmentation import Row, augment, make_blank_row, make_sample_key
 from deeplab_jax.data.image_files import reason
 from deeplab_jax.data.samples import Samples, diagnose, value_table
 from deeplab_jax.errors import DataError
@@ -36,8 +40,8 @@ AxisOrder = Literal["NHWC", "NCHW"]
 
 
 def log_skipped(error: DataError) -> None:
-    """Name the sample in Python's log."""
-    logging.getLogger(__name__).warning("skipped: %s", error)
+    """Log a warning that a sample was skipped and why, with Python's logging module."""
+    logging.getLogger(__name__).warning("Skipped a sample: %s", error)
 
 
 def train_batches(
@@ -54,70 +58,74 @@ def train_batches(
     layout: AxisOrder = "NHWC",
     on_skip: Callable[[DataError], None] = log_skipped,
 ) -> Iterator[Batch]:
-    """Yield the batches of steps `start_step` to `steps` - 1: this process's rows of each global batch.
+    """Yield the training batches of steps `start_step` to `steps` - 1, with the rows that belong to this process.
 
-    Row r of step s is sample number s * batch_size + r of the run; each pass over the list is shuffled with a key of its
-    own. Starting late costs nothing, since no state is carried from sample to sample.
+    Row r of the global batch of step s is sample number s * batch_size + r of the run. Each epoch is shuffled with a different
+    key. No state is carried from one sample to the next, so starting at a later step takes no extra time.
 
-    Up to `data.max_unreadable` samples that cannot be read become skipped rows wherever they occur; this process counts its
-    own, from its start on. They are found when a batch fails, which is then read without them: a batch still depends on
-    nothing but its step, the seed and the files.
+    Up to `data.max_unreadable` samples that cannot be read are replaced by skipped rows, wherever they occur. Each process
+    counts only the samples that it has skipped itself since it started. Such samples are found when a batch fails, and the
+    batch is then read again without them. The contents of a batch therefore depend only on its step, the seed and the files.
 
     Args:
-      samples: a split with labels, whose values `labels` gives a meaning.
-      labels, data, seed: of the config.
-      fill: RGB (0-255) of pixels outside the image.
-      start_step, steps: first step, and the end of the run; steps before the first are not computed.
-      process_index, process_count: which host this is, of how many.
-      layout: axis order of the images; "NCHW" for another framework.
-      on_skip: called once for each skipped sample, before the first batch that lacks it.
+      samples: A split with labels.
+      labels: The label set, which maps the label values to train ids.
+      data: The data section of the config.
+      fill: The RGB colour (0 to 255) of pixels outside the image.
+      seed: The seed of the run.
+      start_step: The first step. Earlier steps are not computed.
+      steps: The number of steps of the full run.
+      process_index: The index of this process.
+      process_count: The number of processes.
+      layout: The axis order of the images. "NCHW" is for other frameworks.
+      on_skip: A function that is called once for each skipped sample, before the first batch without the sample.
 
     Raises:
-      DataError: while iterating, naming the file that cannot be used.
+      DataError: A file cannot be used. The error is raised during iteration and names the file.
     """
     local = data.batch_size // process_count
     table = value_table(samples.kind, labels)
 
-    def number(j: tf.Tensor) -> tf.Tensor:
-        """Return the number in the run of this process's j-th sample."""
+    def sample_number(j: tf.Tensor) -> tf.Tensor:
+        """Return the number in the run of the j-th sample of this process."""
         return j // local * data.batch_size + process_index * local + j % local
 
-    def dataset(step: int, skipped: tuple[int, ...]) -> tf.data.Dataset:
-        def sample(j: tf.Tensor) -> Row:
-            k = number(j)
-            index = shuffled_index(k, len(samples), seed)
+    def build_dataset(step: int, skipped: tuple[int, ...]) -> tf.data.Dataset:
+        def make_row(j: tf.Tensor) -> Row:
+            k = sample_number(j)
+            index = shuffle_index(k, len(samples), seed)
 
             def read() -> Row:
                 sample = samples.store.open(samples, table, index)
-                row = augment(sample, sample_key(seed, k), data=data, fill=fill)
+                row = augment(sample, make_sample_key(seed, k), data=data, fill=fill)
                 return row | {"valid": tf.constant(True), "fingerprint": sample.fingerprint}
 
             def skip() -> Row:
-                return blank_row(data, fill) | {"valid": tf.constant(False), "fingerprint": tf.zeros(8, tf.uint8)}
+                return make_blank_row(data, fill) | {"valid": tf.constant(False), "fingerprint": tf.zeros(8, tf.uint8)}
 
             is_skipped = tf.reduce_any(index == tf.constant(skipped, tf.int64))
             return (tf.cond(is_skipped, skip, read) if skipped else read()) | {"index": index}
 
-        return _parallel(tf.data.Dataset.range(step * local, steps * local), sample, data.threads, local)
+        return _read_batches(tf.data.Dataset.range(step * local, steps * local), make_row, data.threads, local)
 
-    def rows(step: int) -> list[int]:
-        mine = range(step * local, (step + 1) * local)
-        return [int(shuffled_index(number(tf.constant(j, tf.int64)), len(samples), seed)) for j in mine]
+    def list_indices(step: int) -> list[int]:
+        local_numbers = range(step * local, (step + 1) * local)
+        return [int(shuffle_index(sample_number(tf.constant(j, tf.int64)), len(samples), seed)) for j in local_numbers]
 
     batches = iterate(
         samples,
-        dataset,
-        rows,
+        build_dataset,
+        list_indices,
         lambda i: diagnose(samples, table, i),
         start=start_step,
         max_unreadable=data.max_unreadable,
         on_skip=on_skip,
     )
-    return _in_layout(batches, layout)
+    return _convert_layout(batches, layout)
 
 
-def shuffled_index(k: tf.Tensor, num_samples: int, seed: int) -> tf.Tensor:
-    """Return the position in the list of the run's sample number `k` (int64); every pass is another permutation."""
+def shuffle_index(k: tf.Tensor, num_samples: int, seed: int) -> tf.Tensor:
+    """Return the position in the list of sample number `k` (int64) of a run. Each epoch is a different permutation."""
     epoch = k // num_samples
     key = tf.stack([tf.cast(seed, tf.int64), epoch])
     return tf.random.experimental.index_shuffle(k % num_samples, key, num_samples - 1)
@@ -125,17 +133,20 @@ def shuffled_index(k: tf.Tensor, num_samples: int, seed: int) -> tf.Tensor:
 
 @functools.cache
 def plan_evaluation(samples: Samples, batch_size: int) -> list[list[int]]:
-    """Return positions in the list, batch by batch: every sample once, images of one size together so that nothing is resized.
+    """Return the evaluation batches, each as a list of positions in the sample list.
 
-    Kept for the process: a training evaluates many times, and opening every file's header takes minutes on object storage.
+    Every sample is in one batch. A batch holds images of the same size, so that no image has to be resized.
+
+    The result is cached for the life of the process, because a training run evaluates many times. Opening all files to read
+    their sizes takes minutes on object storage.
 
     Raises:
-      DataError: an image cannot be opened.
+      DataError: An image cannot be opened.
     """
     by_size: dict[tuple[int, int], list[int]] = {}
     for i in range(len(samples)):
         by_size.setdefault(samples.store.size(samples, i), []).append(i)
-    return [same[i : i + batch_size] for same in by_size.values() for i in range(0, len(same), batch_size)]
+    return [indices[i : i + batch_size] for indices in by_size.values() for i in range(0, len(indices), batch_size)]
 
 
 def eval_batches(
@@ -148,62 +159,72 @@ def eval_batches(
     process_count: int = 1,
     layout: AxisOrder = "NHWC",
 ) -> Iterator[Batch]:
-    """Yield whole images in batches of one size; a short batch is filled up with rows whose "valid" is False.
+    """Yield the full images of a split, in batches of images of the same size, with the rows that belong to this process.
+
+    An incomplete batch is padded with rows whose "valid" is False.
 
     Args:
-      samples: a split, with or without labels.
-      labels: what the values in the label files mean.
-      batch_size: rows of a batch over all processes.
-      threads: host threads; 0 lets tf.data choose.
-      process_index, process_count: which host this is, of how many.
-      layout: axis order of the images; "NCHW" for another framework.
+      samples: A split, with or without labels.
+      labels: The label set, which maps the label values to train ids.
+      batch_size: The number of rows per batch, over all processes.
+      threads: The number of host threads. 0 uses one thread per usable CPU core.
+      process_index: The index of this process.
+      process_count: The number of processes.
+      layout: The axis order of the images. "NCHW" is for other frameworks.
 
     Raises:
-      DataError: while iterating, naming the file that cannot be used.
+      DataError: A file cannot be used. The error is raised during iteration and names the file.
     """
-    dataset, positions = _evaluation(samples, labels, batch_size, threads, process_index, process_count)
+    dataset, positions = _build_evaluation(samples, labels, batch_size, threads, process_index, process_count)
     table = value_table(samples.kind, labels)
-    # Nothing is skipped here, so the dataset is asked for once, from its first batch on.
+    # No sample may be skipped here, so `iterate` requests the dataset only once, from batch 0 on.
     batches = iterate(samples, lambda *_: dataset, positions.__getitem__, lambda i: diagnose(samples, table, i))
-    return _in_layout(batches, layout)
+    return _convert_layout(batches, layout)
 
 
 @functools.cache
-def _evaluation(
+def _build_evaluation(
     samples: Samples, labels: LabelSet, batch_size: int, threads: int, process_index: int, process_count: int
 ) -> tuple[tf.data.Dataset, list[list[int]]]:
-    """Return the batches of `eval_batches`, and the position in the list of each of their rows.
+    """Return the dataset of `eval_batches`, and for each batch the positions of its rows in the sample list.
 
-    Kept for the process, which evaluates many times: TensorFlow never lets go of the tables that a dataset's functions hold.
+    The result is cached for the life of the process, because TensorFlow never frees the tables that the functions of a dataset
+    hold, and a training run evaluates many times.
     """
     local = batch_size // process_count
-    mine = slice(process_index * local, (process_index + 1) * local)
+    local_rows = slice(process_index * local, (process_index + 1) * local)
     plan = plan_evaluation(samples, batch_size)
-    valid = np.array([i < len(batch) for batch in plan for i in range(batch_size)[mine]])
-    # A padding row repeats an image of its batch: it needs that size, and is masked.
-    padded = [(batch + batch[:1] * (batch_size - len(batch)))[mine] for batch in plan]
+    valid = np.array([i < len(batch) for batch in plan for i in range(batch_size)[local_rows]])
+    # A padding row must have the image size of its batch, so it repeats the first image. It is masked by "valid".
+    padded = [(batch + batch[:1] * (batch_size - len(batch)))[local_rows] for batch in plan]
     table = value_table(samples.kind, labels)
 
     def read(index: tf.Tensor, is_valid: tf.Tensor) -> Row:
         sample = samples.store.open(samples, table, index)
-        return sample.read_whole() | {"fingerprint": sample.fingerprint, "valid": is_valid, "index": index}
+        return sample.read_all() | {"fingerprint": sample.fingerprint, "valid": is_valid, "index": index}
 
     indices = np.array(padded, np.int64).reshape(-1)
-    return _parallel(tf.data.Dataset.from_tensor_slices((indices, valid)), read, threads, local), padded
+    return _read_batches(tf.data.Dataset.from_tensor_slices((indices, valid)), read, threads, local), padded
 
 
-def _parallel(dataset: tf.data.Dataset, read: Callable[..., Row], threads: int, batch_size: int) -> tf.data.Dataset:
+def _read_batches(dataset: tf.data.Dataset, read: Callable[..., Row], threads: int, batch_size: int) -> tf.data.Dataset:
     keep_freed_memory()
-    # Two batches wait at most: more would only hold memory, since the consumer keeps batches on the device as well.
+    # Prefetch only two batches. The consumer also keeps batches on the device, so more would only take memory.
     return map_in_parallel(dataset, read, threads).batch(batch_size, drop_remainder=True).prefetch(2)
 
 
 def map_in_parallel(dataset: tf.data.Dataset, read: Callable[..., Row], threads: int) -> tf.data.Dataset:
-    """Map a function without Python branches over a dataset, in order, in `threads` threads; 0 for one a core."""
+    """Map a function over a dataset in several threads, and keep the order of the elements.
+
+    Args:
+      dataset: The dataset.
+      read: A function without Python branches that depend on tensors, because AutoGraph does not convert it.
+      threads: The number of threads. 0 uses one thread per usable CPU core.
+    """
     options = tf.data.Options()
     options.deterministic = True
-    # The tuner may be asleep when an iteration ends, and the end waits for it: as long as the longest wait for a batch to be
-    # taken, such as a compilation, and up to a minute.
+    # Autotuning delays the end of an iteration, which waits for the tuner thread to wake up. The thread sleeps for as long as
+    # the consumer once took to request a batch (a compilation, for example), up to a minute.
     options.autotune.enabled = False
     if threads:
         options.threading.private_threadpool_size = threads
@@ -211,105 +232,111 @@ def map_in_parallel(dataset: tf.data.Dataset, read: Callable[..., Row], threads:
     return dataset.map(read, num_parallel_calls=threads or usable_cores()).with_options(options)
 
 
-def _in_layout(batches: Iterator[Batch], layout: AxisOrder) -> Iterator[Batch]:
+def _convert_layout(batches: Iterator[Batch], layout: AxisOrder) -> Iterator[Batch]:
     for batch in batches:
         yield batch if layout == "NHWC" else batch | {"image": np.ascontiguousarray(batch["image"].transpose(0, 3, 1, 2))}
 
 
-class _Batches:
-    """A dataset's batches, which end with the program.
+class _BatchIterator:
+    """An iterator over the batches of a dataset, which is closed when the program exits.
 
-    Datasets call Python from threads of their own. Those that do so while the interpreter goes down wait for ever, and it for
-    them: what is left of an iteration must end before.
+    Datasets call Python functions from TensorFlow threads. If such a call happens while the interpreter shuts down, the
+    interpreter and the thread wait for each other forever. All iterators must therefore be closed first.
     """
 
     def __init__(self, dataset: tf.data.Dataset) -> None:
         self._iterator = dataset.as_numpy_iterator()
-        _OPEN.add(self)
+        _OPEN_ITERATORS.add(self)
 
     def __next__(self) -> dict[str, np.ndarray]:
         return next(self._iterator)
 
     def close(self) -> None:
-        """Wait for what is being read."""
+        """Wait for pending reads, and delete the iterator."""
         self._iterator = None
 
 
-_OPEN: weakref.WeakSet[_Batches] = weakref.WeakSet()
+_OPEN_ITERATORS: weakref.WeakSet[_BatchIterator] = weakref.WeakSet()
 
 
 @atexit.register
 def _close_all() -> None:
-    for batches in list(_OPEN):
+    for batches in list(_OPEN_ITERATORS):
         batches.close()
 
 
 def iterate(
     samples: Samples,
-    dataset: Callable[[int, tuple[int, ...]], tf.data.Dataset],
-    rows: Callable[[int], Iterable[int]],
-    check: Callable[[int], DataError | None],
+    build_dataset: Callable[[int, tuple[int, ...]], tf.data.Dataset],
+    list_indices: Callable[[int], Iterable[int]],
+    check_sample: Callable[[int], DataError | None],
     *,
     start: int = 0,
     max_unreadable: int = 0,
     on_skip: Callable[[DataError], None] = log_skipped,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yield batches from number `start` on. A TensorFlow error becomes that of the sample which causes it.
+    """Yield the batches of a dataset from number `start` on, and skip or report the samples that cannot be read.
+
+    When a batch fails with a TensorFlow error, its samples are checked one by one. If the bad samples may be skipped, the
+    dataset is built again without them, starting at this batch. Otherwise the error for a bad sample is raised.
 
     Args:
-      samples: the list.
-      dataset: of the batches from a given number on, in which the samples at the given positions are not read.
-      rows: positions in the list of a batch's samples.
-      check: what is wrong with the sample at a position; None if nothing is.
-      start: number of the first batch.
-      max_unreadable: samples that may be skipped before one more is an error.
-      on_skip: called once for each skipped sample.
+      samples: The split that is read.
+      build_dataset: A function that maps (number, positions) to a dataset. The dataset starts at the batch with this number
+        and does not read the samples at these positions.
+      list_indices: A function that maps the number of a batch to the positions of its samples in the list.
+      check_sample: A function that maps the position of a sample to an error that explains why the sample cannot be used, or to
+        None if it can be used.
+      start: The number of the first batch.
+      max_unreadable: The largest number of samples that may be skipped.
+      on_skip: A function that is called once for each skipped sample.
 
     Raises:
-      DataError: while iterating, naming the file that cannot be used.
+      DataError: A sample cannot be used. The error is raised during iteration and names the file.
     """
     number = start
     skipped: tuple[int, ...] = ()
-    batches = _Batches(dataset(number, skipped))
+    batches = _BatchIterator(build_dataset(number, skipped))
     while True:
         try:
             batch = next(batches)
         except StopIteration:
             return
         except tf.errors.OpError as error:
-            known = skipped
-            skipped = _skip(dict.fromkeys(rows(number)), known, check, max_unreadable, on_skip)
-            # Every new dataset leaves out one sample more, or this loop would not end.
-            if skipped == known:
-                names = ", ".join(samples.images[i] for i in rows(number))
-                message = f"reading {names} failed once ({reason(error)}) and then worked: check the disk"
+            previous = skipped
+            skipped = _skip_unreadable(dict.fromkeys(list_indices(number)), previous, check_sample, max_unreadable, on_skip)
+            # Each new dataset must skip at least one more sample, or this loop would not end.
+            if skipped == previous:
+                names = ", ".join(samples.images[i] for i in list_indices(number))
+                message = f"Reading {names} failed once ({reason(error)}) but worked when repeated. Check the disk."
                 raise DataError(message) from None
-            batches = _Batches(dataset(number, skipped))
+            batches = _BatchIterator(build_dataset(number, skipped))
         else:
             yield batch
             number += 1
 
 
-def _skip(
-    rows: Iterable[int],
-    known: tuple[int, ...],
-    check: Callable[[int], DataError | None],
+def _skip_unreadable(
+    indices: Iterable[int],
+    previous: tuple[int, ...],
+    check_sample: Callable[[int], DataError | None],
     max_unreadable: int,
     on_skip: Callable[[DataError], None],
 ) -> tuple[int, ...]:
-    """Return `known`, and those of `rows` that cannot be read.
+    """Return the skipped positions `previous`, followed by those of `indices` whose samples cannot be read.
 
-    TensorFlow's own message names no file; asking again, one by one, costs nothing until something is wrong.
+    The TensorFlow error does not name a file, so the samples of a failed batch are read again one by one.
     """
-    skipped = known
-    for i in rows:
-        error = None if i in known else check(i)
+    skipped = previous
+    for i in indices:
+        error = None if i in previous else check_sample(i)
         if error is None:
             continue
         if not max_unreadable:
             raise error from None
         if len(skipped) == max_unreadable:
-            raise DataError(f"{error}; it is one more than data.max_unreadable (={max_unreadable}) allows") from None
+            message = f"{error} This is one more unreadable sample than data.max_unreadable (={max_unreadable}) allows."
+            raise DataError(message) from None
         on_skip(error)
         skipped += (i,)
     return skipped

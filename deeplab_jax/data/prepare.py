@@ -1,7 +1,7 @@
-"""Writes prepared records: every sample decoded once, in parallel, shard by shard.
+"""Write prepared records: decode every sample once, in parallel, and write the samples shard by shard.
 
-The manifest comes last and makes them valid. An interrupted run leaves whole shards, each beside a JSON file that says
-what it holds; the next run keeps those that still are what the source says.
+The manifest is written last. It makes the records valid. An interrupted run leaves complete shards, each next to a JSON
+sidecar file that describes it. The next run keeps the shards that still match the source.
 """
 
 import dataclasses
@@ -28,8 +28,8 @@ from deeplab_jax.data.records import (
     FORMAT,
     MANIFEST,
     MOST_VALUES,
-    NOTE,
     SHARD,
+    SIDECAR,
     Record,
     Shard,
     is_records,
@@ -40,134 +40,150 @@ from deeplab_jax.data.records import (
 )
 from deeplab_jax.data.samples import Samples, read_sample
 from deeplab_jax.errors import ConfigError, DataError
-from deeplab_jax.files import replacing
+from deeplab_jax.files import write_atomically
 from deeplab_jax.runtime.machine import usable_cores
 
-SHARD_SAMPLES = 64  # half a gigabyte of Cityscapes
-# What the process `pid` is writing: the manifest, a note or a shard, or a shard that has yet to get its name.
-BEGUN = re.compile(rf"\.?(?:{re.escape(MANIFEST)}|(?P<split>.+)-\d{{5}}(?:\.json)?)\.(?P<pid>\d+)\.(?:new|bin|bin\.\d+\.new)")
+SHARD_SAMPLES = 64  # samples in a shard; for Cityscapes, half a gigabyte
+# Temporary files of the process `pid`: an unfinished manifest, sidecar file or shard, or a shard without its final name.
+TEMPORARY = re.compile(
+    rf"\.?(?:{re.escape(MANIFEST)}|(?P<split>.+)-\d{{5}}(?:\.json)?)\.(?P<pid>\d+)\.(?:new|bin|bin\.\d+\.new)"
+)
 
 
 def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console) -> None:
     """Write the records of `splits` to the folder `out`, which then serves as `data.root`.
 
     Args:
-      data: of a config: root, source, kind of the labels, threads.
-      out: a folder that does not exist yet, or of an earlier run: what it holds of unchanged samples is kept.
-      splits: names; "train+val" are two.
-      console: for progress.
+      data: The data section of a config. Its root, source, label kind and threads are used.
+      out: A new folder, or the folder of an earlier run, whose records of unchanged samples are kept.
+      splits: The names of the splits. "train+val" counts as two splits.
+      console: The console that shows the progress.
 
     Raises:
-      DataError: see `find.find_split`; a sample cannot be read.
-      ConfigError: `out` holds something else, or cannot be written, or has too little room.
+      DataError: A split cannot be found (see `find.find_split`), or a sample cannot be read.
+      ConfigError: `out` holds other files, cannot be written, or has too little free space.
     """
     if not data.source and is_records(data.root):
-        raise DataError(f"`root` (={data.root!r}) holds prepared records: give the data set that they were made of")
+        raise DataError(f"`root` (={data.root!r}) already holds prepared records. Give the folder of the original data set.")
     splits = list(dict.fromkeys(part for split in splits for part in split.split("+")))
     folder = epath.Path(out)
-    place = data.root if "://" in data.root or not data.root else str(epath.Path(data.root).resolve())
-    made_of = (data.source, place) if data.source else (place, "")
-    source = made_of[0]
+    root = data.root if "://" in data.root or not data.root else str(epath.Path(data.root).resolve())
+    source, data_dir = (data.source, root) if data.source else (root, "")
     sets = {split: find_split(data, split, need_labels=split != "test") for split in splits}
     for split, samples in sets.items():
         console.print(describe(split, samples), markup=False)
     _require_folder(folder)
-    _other_splits(folder, source, splits)  # refuses those of another source, before anything is touched
-    _remove_left_over(folder, splits)
-    plan = {split: _parts(split, len(samples)) for split, samples in sets.items()}
+    _read_other_splits(folder, source, splits)  # raises an error for a different source before any file is changed
+    _remove_temporary_files(folder, splits)
+    plan = {split: _plan_shards(split, len(samples)) for split, samples in sets.items()}
     _reuse_shards(folder, plan, sets, source, data.threads, console)
-    todo = {split: [part for part in parts if part.kept is None] for split, parts in plan.items()}
+    todo = {split: [planned for planned in each if planned.shard is None] for split, each in plan.items()}
     if not any(todo.values()) and (folder / MANIFEST).exists():
-        console.print(f"{out} holds them already", markup=False)
+        console.print(f"{out} is already up to date", markup=False)
     else:
-        _require_room(folder, todo, sets)
-        # What is written next is no set of records until all of it is there. The other splits are read each time:
-        # another process may have prepared some meanwhile.
-        _write_manifest(folder, made_of, _other_splits(folder, source, splits))
+        _require_space(folder, todo, sets)
+        # Take these splits out of the manifest until all of their shards are complete. The other splits are read from the
+        # manifest each time, because a different process may have prepared some in the meantime.
+        _write_manifest(folder, source, data_dir, _read_other_splits(folder, source, splits))
         _write_shards(folder, sets, todo, source, data.threads, console)
-    made = {split: _as_json(samples, plan[split]) for split, samples in sets.items()}
-    _write_manifest(folder, made_of, _other_splits(folder, source, splits) | made)
-    parts = [part for each in plan.values() for part in each]
-    _remove_rest(folder, {f"{part.name}.json" for part in parts} | {part.kept.file for part in parts if part.kept}, splits)
+    prepared = {split: _as_json(samples, plan[split]) for split, samples in sets.items()}
+    _write_manifest(folder, source, data_dir, _read_other_splits(folder, source, splits) | prepared)
+    shards = [planned for each in plan.values() for planned in each]
+    current = {f"{planned.name}.json" for planned in shards} | {planned.shard.file for planned in shards if planned.shard}
+    _remove_outdated(folder, current, splits)
 
 
 def _write_shards(
     folder: epath.Path,
     sets: Mapping[str, Samples],
-    todo: Mapping[str, Sequence["_Part"]],
+    todo: Mapping[str, Sequence["_PlannedShard"]],
     source: str,
     threads: int,
     console: Console,
 ) -> None:
-    with _progress(console) as bar:
+    with _progress_bar(console) as bar:
         for split, samples in sets.items():
-            rows = [i for part in todo[split] for i in part.rows]
+            rows = [i for planned in todo[split] for i in planned.rows]
             task = bar.add_task(split, total=len(rows))
-            # Taken before the files are read: one that changes meanwhile will be read again.
+            # Take the stamps before reading the files, so that a file that changes in the meantime is read again next time.
             stamps = {i: read_stamp(samples, i) for i in rows}
             decoded = _decode(samples, rows, threads)
-            for part in todo[split]:
-                part.kept = _write_shard(folder, part, samples, source, stamps, decoded, functools.partial(bar.advance, task))
+            for planned in todo[split]:
+                advance = functools.partial(bar.advance, task)
+                planned.shard = _write_shard(folder, planned, samples, source, stamps, decoded, advance)
 
 
-def _progress(console: Console) -> Progress:
+def _progress_bar(console: Console) -> Progress:
     return Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn(), console=console)
 
 
 @dataclasses.dataclass(slots=True)
-class _Part:
-    """A shard to be: its name but for the content, its samples' positions in the list, and itself once it is there."""
+class _PlannedShard:
+    """A shard to write or to keep from an earlier run.
+
+    Attributes:
+      name: The file name up to the digits of the SHA-256, such as "train-00000".
+      rows: The positions of its samples in the list.
+      shard: The shard itself, or None until it has been written or found.
+    """
 
     name: str
     rows: range
-    kept: Shard | None
+    shard: Shard | None
 
 
-def _parts(split: str, count: int) -> list[_Part]:
+def _plan_shards(split: str, count: int) -> list[_PlannedShard]:
     starts = range(0, count, SHARD_SAMPLES)
-    return [_Part(f"{split}-{n:05d}", range(i, min(i + SHARD_SAMPLES, count)), None) for n, i in enumerate(starts)]
+    return [_PlannedShard(f"{split}-{n:05d}", range(i, min(i + SHARD_SAMPLES, count)), None) for n, i in enumerate(starts)]
 
 
 def _reuse_shards(
     folder: epath.Path,
-    plan: Mapping[str, Sequence[_Part]],
+    plan: Mapping[str, Sequence[_PlannedShard]],
     sets: Mapping[str, Samples],
     source: str,
     threads: int,
     console: Console,
 ) -> None:
-    """Set `kept` of every part. Many at once: checksums of what was prepared take minutes on one core."""
-    jobs = [(part, sets[split]) for split, parts in plan.items() for part in parts]
-    with _progress(console) as bar, ThreadPoolExecutor(threads or usable_cores()) as pool:
-        task = bar.add_task("what is there", total=len(jobs))
-        for (part, _), shard in zip(
+    """Set `shard` for each planned shard that an earlier run has written.
+
+    The shards are checked in parallel, because the checksums of a large data set take minutes on one core.
+    """
+    jobs = [(planned, sets[split]) for split, each in plan.items() for planned in each]
+    with _progress_bar(console) as bar, ThreadPoolExecutor(threads or usable_cores()) as pool:
+        task = bar.add_task("existing shards", total=len(jobs))
+        for (planned, _), shard in zip(
             jobs, pool.map(lambda job: _reuse_shard(folder, job[0], job[1], source), jobs), strict=True
         ):
-            part.kept = shard
+            planned.shard = shard
             bar.advance(task)
 
 
-def _reuse_shard(folder: epath.Path, part: _Part, samples: Samples, source: str) -> Shard | None:
-    """Return the shard of an earlier run, if it is whole and made of what the source holds now."""
+def _reuse_shard(folder: epath.Path, planned: _PlannedShard, samples: Samples, source: str) -> Shard | None:
+    """Return the shard from an earlier run if it is intact and its samples are unchanged in the source, or else None."""
     try:
-        values = json.loads((folder / f"{part.name}.json").read_text())
+        values = json.loads((folder / f"{planned.name}.json").read_text())
         shard = shard_from_json(values["shard"])
-        same, moved = (values["format"], values["kind"]) == (FORMAT, samples.kind), values["source"] != source
+        is_same_kind = (values["format"], values["kind"]) == (FORMAT, samples.kind)
+        has_moved = values["source"] != source
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
-    names = [(samples.images[i], "".join(samples.labels[i : i + 1])) for i in part.rows]
-    if not same or names != [(record.image, record.label) for record in shard.records]:
+    names = [(samples.images[i], "".join(samples.labels[i : i + 1])) for i in planned.rows]
+    if not is_same_kind or names != [(record.image, record.label) for record in shard.records]:
         return None
-    # Files that were touched get their new stamp, so that the next training need not read them.
-    records = tuple(dataclasses.replace(r, stamp=read_stamp(samples, i)) for i, r in zip(part.rows, shard.records, strict=True))
-    made_of = [dataclasses.replace(r, stamp=()) for r in shard.records] if moved else shard.records
-    unchanged = all(is_unchanged(record, samples, i) for i, record in zip(part.rows, made_of, strict=True))
+    # Store the new stamps of files whose modification time has changed, so that the next run need not read these files.
+    records = tuple(
+        dataclasses.replace(record, stamp=read_stamp(samples, i)) for i, record in zip(planned.rows, shard.records, strict=True)
+    )
+    # In a source at a new location, compare the contents: a different file may have the same size and modification time.
+    recorded = [dataclasses.replace(record, stamp=()) for record in shard.records] if has_moved else shard.records
+    unchanged = all(is_unchanged(record, samples, i) for i, record in zip(planned.rows, recorded, strict=True))
     if not unchanged or _sha256(folder / shard.file) != shard.sha256:
         return None
-    kept = dataclasses.replace(shard, records=records)
-    if moved or kept != shard:
-        _write_note(folder, part.name, samples.kind, source, kept)
-    return kept
+    updated = dataclasses.replace(shard, records=records)
+    if has_moved or updated != shard:
+        _write_sidecar(folder, planned.name, samples.kind, source, updated)
+    return updated
 
 
 def _sha256(path: epath.Path) -> str:
@@ -182,7 +198,7 @@ def _sha256(path: epath.Path) -> str:
 
 
 def _decode(samples: Samples, rows: Sequence[int], threads: int) -> Iterator[dict[str, np.ndarray]]:
-    """Yield {"image", "values", "fingerprint"} of the samples at `rows`, in that order."""
+    """Yield the fields of a `DecodedSample` by name ("image", "values", "fingerprint") for the samples at `rows`, in order."""
 
     def read(index: tf.Tensor) -> dict[str, tf.Tensor]:
         sample = samples.store.decode(samples, index)
@@ -192,60 +208,63 @@ def _decode(samples: Samples, rows: Sequence[int], threads: int) -> Iterator[dic
         indices = tf.data.Dataset.from_tensor_slices(np.array(rows[start:], np.int64))
         return map_in_parallel(indices, read, threads).prefetch(2)
 
-    def problem(i: int) -> DataError | None:
+    def check(i: int) -> DataError | None:
         try:
             read_sample(samples, i)
         except DataError as error:
             return error
         return None
 
-    return iterate(samples, dataset, lambda number: [rows[number]], problem)
+    return iterate(samples, dataset, lambda number: [rows[number]], check)
 
 
 def _write_shard(
     folder: epath.Path,
-    part: _Part,
+    planned: _PlannedShard,
     samples: Samples,
     source: str,
     stamps: Mapping[int, tuple[int, ...]],
     decoded: Iterator[Mapping[str, np.ndarray]],
-    tick: Callable[[], None],
+    advance: Callable[[], None],
 ) -> Shard:
     digest, records = hashlib.sha256(), []
-    begun = folder / f"{part.name}.{os.getpid()}.bin"  # what its name will be is known at its end
-    with replacing(begun) as file:
-        for i in part.rows:
+    temporary = folder / f"{planned.name}.{os.getpid()}.bin"  # the final name contains the checksum of the contents
+    with write_atomically(temporary) as file:
+        for i in planned.rows:
             sample = next(decoded)
             for array in (sample["image"], _label_bytes(sample.get("values"))):
                 data = array.tobytes()
                 file.write(data)
                 digest.update(data)
-            records.append(_record(samples, i, sample, stamps[i]))
-            tick()
-    shard = Shard(f"{part.name}-{digest.hexdigest()[:8]}.bin", digest.hexdigest(), tuple(records))
+            records.append(_make_record(samples, i, sample, stamps[i]))
+            advance()
+    shard = Shard(f"{planned.name}-{digest.hexdigest()[:8]}.bin", digest.hexdigest(), tuple(records))
     try:
-        begun.replace(folder / shard.file)
+        temporary.replace(folder / shard.file)
     except OSError as error:
-        raise ConfigError(f"{begun} cannot be renamed ({error.strerror}): fix this, or name another folder") from None
-    _write_note(folder, part.name, samples.kind, source, shard)
-    for path in _versions(folder, part):
+        raise ConfigError(
+            f"{temporary} cannot be renamed ({error.strerror}). Fix this problem or choose a different folder."
+        ) from None
+    _write_sidecar(folder, planned.name, samples.kind, source, shard)
+    for path in _list_versions(folder, planned):
         if path.name != shard.file:
             _unlink(path)
     return shard
 
 
-def _versions(folder: epath.Path, part: _Part) -> list[epath.Path]:
-    """Return the shards of a part that exist, whatever they hold."""
-    return [path for path in folder.iterdir() if SHARD.fullmatch(path.name) and path.name[:-13] == part.name]
+def _list_versions(folder: epath.Path, planned: _PlannedShard) -> list[epath.Path]:
+    """Return the files in the folder that are a version of a planned shard. Their checksums differ."""
+    # The last 13 characters are a hyphen, 8 digits of the checksum, and ".bin".
+    return [path for path in folder.iterdir() if SHARD.fullmatch(path.name) and path.name[:-13] == planned.name]
 
 
-def _write_note(folder: epath.Path, name: str, kind: str, source: str, shard: Shard) -> None:
-    note = {"format": FORMAT, "source": source, "kind": kind, "shard": shard_to_json(shard)}
-    with replacing(folder / f"{name}.json") as file:
-        file.write(json.dumps(note).encode())
+def _write_sidecar(folder: epath.Path, name: str, kind: str, source: str, shard: Shard) -> None:
+    description = {"format": FORMAT, "source": source, "kind": kind, "shard": shard_to_json(shard)}
+    with write_atomically(folder / f"{name}.json") as file:
+        file.write(json.dumps(description).encode())
 
 
-def _record(samples: Samples, i: int, sample: Mapping[str, np.ndarray], stamp: tuple[int, ...]) -> Record:
+def _make_record(samples: Samples, i: int, sample: Mapping[str, np.ndarray], stamp: tuple[int, ...]) -> Record:
     height, width = sample["image"].shape[:2]
     values = sample.get("values")
     return Record(
@@ -253,22 +272,22 @@ def _record(samples: Samples, i: int, sample: Mapping[str, np.ndarray], stamp: t
         label="".join(samples.labels[i : i + 1]),
         height=height,
         width=width,
-        channels=_channels(samples),
+        channels=_label_channels(samples),
         values=() if values is None else tuple(np.unique(values)[:MOST_VALUES].tolist()),
         fingerprint=sample["fingerprint"].tobytes().hex(),
         stamp=stamp,
     )
 
 
-def _channels(samples: Samples) -> int:
-    """Return the bytes of a label's pixel."""
+def _label_channels(samples: Samples) -> int:
+    """Return the number of bytes that a label pixel takes, which is 0 in a split without labels."""
     if not samples.labels:
         return 0
     return 3 if samples.kind == "color" else 1
 
 
 def _label_bytes(values: np.ndarray | None) -> np.ndarray:
-    """Return uint8: ids as they are, 24-bit colours as three channels."""
+    """Return label values as uint8: ids unchanged, and 24-bit colours split into three channels."""
     if values is None:
         return np.empty(0, np.uint8)
     if values.dtype == np.uint8:
@@ -276,73 +295,83 @@ def _label_bytes(values: np.ndarray | None) -> np.ndarray:
     return np.stack([values >> 16, values >> 8 & 255, values & 255], -1).astype(np.uint8)
 
 
-def _as_json(samples: Samples, parts: Sequence[_Part]) -> dict[str, Any]:
-    return {"kind": samples.kind, "shards": [shard_to_json(part.kept) for part in parts if part.kept]}
+def _as_json(samples: Samples, plan: Sequence[_PlannedShard]) -> dict[str, Any]:
+    return {"kind": samples.kind, "shards": [shard_to_json(planned.shard) for planned in plan if planned.shard]}
 
 
-def _other_splits(folder: epath.Path, source: str, splits: Sequence[str]) -> dict[str, Any]:
-    """Return the splits that an earlier run prepared of the same source and this one is not asked for, as in the manifest."""
+def _read_other_splits(folder: epath.Path, source: str, splits: Sequence[str]) -> dict[str, Any]:
+    """Return the entries of the manifest for the splits that are not in `splits`.
+
+    Raises:
+      ConfigError: These splits were prepared from a different source.
+    """
     try:
         values = json.loads((folder / MANIFEST).read_text())
         others = {name: split for name, split in values["splits"].items() if name not in splits}
-        made_of, known = values["source"], values["format"] == FORMAT
+        previous_source, is_current_format = values["source"], values["format"] == FORMAT
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
-    if others and made_of != source:
+    if others and previous_source != source:
         raise ConfigError(
-            f"`--out` (={str(folder)!r}) holds records of {made_of} in {', '.join(others)}: prepare all its splits again, or "
-            "name another folder"
+            f"`--out` (={str(folder)!r}) already holds records of {', '.join(others)} from a different source "
+            f"({previous_source}). Add these splits to --splits to prepare them again, or choose a different folder."
         )
-    return others if known else {}
+    return others if is_current_format else {}
 
 
-def _write_manifest(folder: epath.Path, made_of: tuple[str, str], splits: Mapping[str, Any]) -> None:
-    """Write the manifest, `made_of` a source and its data_dir; remove it where there are no splits."""
+def _write_manifest(folder: epath.Path, source: str, data_dir: str, splits: Mapping[str, Any]) -> None:
+    """Write the manifest, or remove it if there are no splits."""
     if not splits:
         _unlink(folder / MANIFEST)
         return
-    text = json.dumps({"format": FORMAT, "source": made_of[0], "data_dir": made_of[1], "splits": splits})
+    text = json.dumps({"format": FORMAT, "source": source, "data_dir": data_dir, "splits": splits})
     if not (folder / MANIFEST).exists() or (folder / MANIFEST).read_text() != text:
-        with replacing(folder / MANIFEST) as file:
+        with write_atomically(folder / MANIFEST) as file:
             file.write(text.encode())
 
 
-def _remove_rest(folder: epath.Path, names: set[str], splits: Sequence[str]) -> None:
-    """Remove shards of an earlier, longer list of these splits, and of other contents."""
+def _remove_outdated(folder: epath.Path, current: set[str], splits: Sequence[str]) -> None:
+    """Remove the shards and sidecar files of these splits that are not `current`, such as those beyond the end of the list."""
     for path in folder.iterdir():
-        if _split_of(path.name) in splits and path.name not in names:
+        if _split_of(path.name) in splits and path.name not in current:
             _unlink(path)
 
 
 def _split_of(name: str) -> str:
-    """Return the split of a shard or of the note beside it; "" for another file."""
-    match = NOTE.fullmatch(name) or SHARD.fullmatch(name)
+    """Return the split that a shard or sidecar file belongs to, or "" for any other file."""
+    match = SIDECAR.fullmatch(name) or SHARD.fullmatch(name)
     return match["split"] if match else ""
 
 
 def _require_folder(folder: epath.Path) -> None:
-    """Require an empty or new folder, or one of records, complete or not."""
+    """Create the folder if needed, and check that it is empty or holds only records, which may be incomplete."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         names = [path.name for path in folder.iterdir()]
     except OSError as error:
-        raise ConfigError(f"`--out` (={str(folder)!r}) cannot be used ({error.strerror}): name another folder") from None
-    ours = [name for name in names if name.startswith(".") or name == MANIFEST or _split_of(name) or BEGUN.fullmatch(name)]
+        raise ConfigError(f"`--out` (={str(folder)!r}) cannot be used ({error.strerror}). Choose a different folder.") from None
+    ours = [name for name in names if name.startswith(".") or name == MANIFEST or _split_of(name) or TEMPORARY.fullmatch(name)]
     foreign = [name for name in names if name not in ours]
     if foreign:
-        raise ConfigError(f"`--out` (={str(folder)!r}) holds {foreign[0]}, which is no record: name a folder of its own")
+        raise ConfigError(
+            f"`--out` (={str(folder)!r}) holds {foreign[0]}, which is not part of prepared records. "
+            "Choose a new or empty folder."
+        )
 
 
-def _remove_left_over(folder: epath.Path, splits: Sequence[str]) -> None:
-    """Remove files of these splits, and manifests, that a process was writing when it was killed."""
+def _remove_temporary_files(folder: epath.Path, splits: Sequence[str]) -> None:
+    """Remove the temporary files of these splits, and unfinished manifests, that killed processes have left."""
     for path in folder.iterdir():
-        match = BEGUN.fullmatch(path.name)
+        match = TEMPORARY.fullmatch(path.name)
         if match and (not match["split"] or match["split"] in splits) and not _is_alive(int(match["pid"])):
             _unlink(path)
 
 
 def _is_alive(process: int) -> bool:
-    """Whether another process of this machine has that number. On Windows, where asking would end it, the answer is yes."""
+    """Return whether a different process with this id runs on this machine.
+
+    On Windows every other id counts as running, because `os.kill` would end the process there.
+    """
     if process == os.getpid():
         return False
     if os.name == "nt":
@@ -351,7 +380,7 @@ def _is_alive(process: int) -> bool:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # another user's
+    except PermissionError:  # the process belongs to a different user
         return True
     return True
 
@@ -360,22 +389,32 @@ def _unlink(path: epath.Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be removed ({error.strerror}): fix this, or name another folder") from None
+        raise ConfigError(
+            f"{path} cannot be removed ({error.strerror}). Fix this problem or choose a different folder."
+        ) from None
 
 
-def _require_room(folder: epath.Path, todo: Mapping[str, Sequence[_Part]], sets: Mapping[str, Samples]) -> None:
-    """Estimate the size by the first sample of each split; shards that are replaced free their room."""
+def _require_space(folder: epath.Path, todo: Mapping[str, Sequence[_PlannedShard]], sets: Mapping[str, Samples]) -> None:
+    """Check that the disk has enough free space for the shards to write.
+
+    The estimate assumes that all samples of a split have the size of the first one to write. The space of the shards that are
+    replaced is subtracted.
+
+    Raises:
+      ConfigError: The disk has too little free space.
+    """
     if "://" in str(folder):
         return
     needed = 0
-    for split, parts in todo.items():
-        if not parts:
+    for split, plan in todo.items():
+        if not plan:
             continue
-        height, width = sets[split].store.size(sets[split], parts[0].rows[0])
-        needed += sum(len(part.rows) for part in parts) * height * width * (3 + _channels(sets[split]))
-        needed -= sum(path.stat().length for part in parts for path in _versions(folder, part))
+        height, width = sets[split].store.size(sets[split], plan[0].rows[0])
+        needed += sum(len(planned.rows) for planned in plan) * height * width * (3 + _label_channels(sets[split]))
+        needed -= sum(path.stat().length for planned in plan for path in _list_versions(folder, planned))
     free = shutil.disk_usage(os.fspath(folder)).free
     if needed > free:
         raise ConfigError(
-            f"`--out` (={str(folder)!r}) has {free / 1e9:.3g} GB free, and the records take about {needed / 1e9:.3g}: make room"
+            f"`--out` (={str(folder)!r}) has {free / 1e9:.3g} GB of free space, but the records need about "
+            f"{needed / 1e9:.3g} GB. Free some space or choose a different folder."
         )

@@ -1,4 +1,4 @@
-"""Bytes out of the middle of large files, read from many threads."""
+"""Read byte ranges of large files from many threads."""
 
 import contextlib
 import functools
@@ -11,12 +11,13 @@ from etils import epath
 
 
 class File(NamedTuple):
-    """A file as it was when `stat_file` was called.
+    """The state of a file when `stat_file` was called.
 
     Attributes:
-      path: local, or a URL.
-      size: in bytes.
-      version: of a local file; another one means that the file was replaced.
+      path: A local path or a URL.
+      size: The size in bytes.
+      version: The inode, size and modification time (ns) of a local file, which differ if the file was replaced. Empty for a
+        remote file.
     """
 
     path: str
@@ -25,10 +26,10 @@ class File(NamedTuple):
 
 
 def stat_file(path: str) -> File:
-    """Return the file that `path` names at this moment.
+    """Return the current state of the file at `path`.
 
     Raises:
-      OSError: there is none.
+      OSError: The file does not exist or cannot be accessed.
     """
     if not _is_local(path):
         return File(path, epath.Path(path).stat().length, ())
@@ -37,12 +38,13 @@ def stat_file(path: str) -> File:
 
 
 def read_range(file: File, start: int, size: int) -> bytes:
-    """Return `size` bytes from `start` on. Reading, rather than mapping, keeps memory flat however large the file is.
+    """Read `size` bytes of a file, starting at byte `start`.
 
-    A local file is kept open, so that one that is replaced meanwhile is read on as it was.
+    The bytes are read rather than mapped into memory, which keeps memory use low for files of any size. A local file stays
+    open between calls. If it is replaced in the meantime, the old contents are read.
 
     Raises:
-      OSError: the file cannot be read, ends before, or was replaced since.
+      OSError: The file cannot be read, ends before the range does, or was replaced before it was opened.
     """
     with open_ranges(file) as read:
         return read(start, size)
@@ -50,32 +52,34 @@ def read_range(file: File, start: int, size: int) -> bytes:
 
 @contextlib.contextmanager
 def open_ranges(file: File) -> Iterator[Callable[[int, int], bytes]]:
-    """Give `read_range` of one file, for many reads from one thread: a file that lies elsewhere is opened once.
+    """Yield a function that reads ranges of one file, for many reads from a single thread.
+
+    The function takes (start, size) and returns bytes, as `read_range` does. A remote file is opened only once.
 
     Raises:
-      OSError: as `read_range`.
+      OSError: The same errors as in `read_range`.
     """
 
-    def require_whole(data: bytes, start: int, size: int) -> bytes:
+    def require_size(data: bytes, start: int, size: int) -> bytes:
         if len(data) != size:
             raise OSError(f"{file.path} ends at byte {start + len(data)}")
         return data
 
     if _is_local(file.path):
-        descriptor = _open(file)  # held while it is read: the cache may let go of it meanwhile
-        yield lambda start, size: require_whole(os.pread(descriptor.number, size, start), start, size)
+        descriptor = _open(file)  # this reference keeps the file open even if the cache evicts it
+        yield lambda start, size: require_size(os.pread(descriptor.number, size, start), start, size)
         return
     with tf.io.gfile.GFile(file.path, "rb") as remote:
 
         def read(start: int, size: int) -> bytes:
             remote.seek(start)
-            return require_whole(remote.read(size), start, size)
+            return require_size(remote.read(size), start, size)
 
         yield read
 
 
 def _is_local(path: str) -> bool:
-    # Windows has no pread: there TensorFlow opens the file for each read.
+    # Windows has no `os.pread`. There, local files are read through TensorFlow too, like remote files.
     return "://" not in path and hasattr(os, "pread")
 
 
@@ -84,7 +88,10 @@ def _version(status: os.stat_result) -> tuple[int, ...]:
 
 
 class _Descriptor:
-    """Closed when nobody holds it: a thread may still read what the cache has let go."""
+    """A file descriptor that is closed when its last reference is gone.
+
+    A thread may still be reading from a descriptor that the cache has evicted.
+    """
 
     def __init__(self, path: str) -> None:
         self.number = -1
@@ -95,9 +102,9 @@ class _Descriptor:
             os.close(self.number)
 
 
-@functools.lru_cache(maxsize=256)  # a process may often have no more than 1,024 files open
+@functools.lru_cache(maxsize=256)  # many systems limit a process to 1,024 open files
 def _open(file: File) -> _Descriptor:
     descriptor = _Descriptor(file.path)
     if _version(os.fstat(descriptor.number)) != file.version:
-        raise OSError(f"{file.path} was replaced since it was opened: start again")
+        raise OSError(f"{file.path} was replaced while it was in use, so the program must be restarted")
     return descriptor

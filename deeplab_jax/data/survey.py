@@ -1,4 +1,4 @@
-"""Which values or colours the label files of a data set hold, and a label set to begin with."""
+"""Find the values or colours in the label files of a data set, and propose a label set for them."""
 
 import concurrent.futures
 import dataclasses
@@ -15,29 +15,36 @@ from deeplab_jax.errors import DataError
 from deeplab_jax.labels import IGNORE, Color, LabelSet, color_of, voc_color
 from deeplab_jax.runtime.machine import usable_cores
 
-MAX_VALUES = 255
+MAX_VALUES = 255  # most values in a data set, without the ignored id
 
 
 @dataclasses.dataclass(slots=True)
 class Occurrence:
-    """One value or 24-bit colour: in how many pixels and files it occurs, and the file with most of them."""
+    """The occurrences of one value or 24-bit colour in the label files.
+
+    Attributes:
+      pixels: The number of pixels that have the value.
+      files: The number of files that contain the value.
+      example: The file in which the most pixels have the value.
+      max_pixels: The number of pixels in that file that have the value.
+    """
 
     pixels: int = 0
     files: int = 0
     example: str = ""
-    most: int = 0
+    max_pixels: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Survey:
-    """What label files hold.
+    """The values in the label files of a data set.
 
     Attributes:
-      is_color: whether the values are 24-bit colours.
-      values: by value, rising.
-      palette: colours of the values, where files of ids have a palette; else empty.
-      files: how many were read.
-      problems: what is wrong with the others, which training would not read.
+      is_color: Whether the values are 24-bit colours.
+      values: The occurrences of each value, in ascending order of the values.
+      palette: The colours of the values, if the files hold ids and have a palette. Otherwise empty.
+      files: The number of files that were read.
+      problems: A message for each file that could not be read, and that training could not read either.
     """
 
     is_color: bool
@@ -48,54 +55,61 @@ class Survey:
 
 
 def survey_masks(samples: list[Samples], on_file: Callable[[], None] = lambda: None, threads: int = 0) -> Survey:
-    """Open every label file of some splits.
+    """Read all label files of the given splits and count their values.
 
     Args:
-      samples: splits of one data set, of one kind.
-      on_file: called after each file, to show progress.
-      threads: files read at once; 0 for as many as there are cores.
+      samples: Splits of one data set, with labels of the same kind.
+      on_file: A function that is called after each file, to show progress.
+      threads: The number of files that are read at the same time. 0 uses one thread per usable CPU core.
 
     Raises:
-      DataError: the splits' kinds differ, they are no files, none can be read, or there are more than 255 values.
+      DataError: The splits differ in their label kind, do not consist of image files, have no label file that can be read, or
+        contain more than 255 colours.
     """
     if not all(isinstance(each.store, ImageFiles) for each in samples):
-        raise DataError(f"{samples[0].root} holds no mask files: give the folder of the images and masks it was made of")
+        raise DataError(
+            f"{samples[0].root} holds no mask files. Give the folder with the original images and masks that it was made from."
+        )
     kinds = sorted({each.kind for each in samples})
     if len(kinds) > 1:
-        raise DataError(f"the splits have labels of the kinds {' and '.join(kinds)}: survey them one at a time with --splits")
+        raise DataError(
+            f"The splits have labels of different kinds ({' and '.join(kinds)}). "
+            "Run the command for one split at a time with --splits."
+        )
     is_color = kinds == ["color"]
     names = list(dict.fromkeys((each.root, name) for each in samples for name in each.labels))
     values: dict[int, Occurrence] = {}
     palette: dict[int, Color] = {}
     problems = []
-    results = in_parallel(lambda name: _count_values(str(epath.Path(name[0]) / name[1]), is_color), names, threads)
+    results = run_in_parallel(lambda name: _count_values(str(epath.Path(name[0]) / name[1]), is_color), names, threads)
     for (root, name), (counts, colors, problem) in zip(names, results, strict=True):
         problems += [problem] if problem else []
         for value, pixels in counts.items():
             occurrence = values.setdefault(value, Occurrence())
             occurrence.pixels, occurrence.files = occurrence.pixels + pixels, occurrence.files + 1
-            if pixels > occurrence.most:
-                occurrence.most, occurrence.example = pixels, name
+            if pixels > occurrence.max_pixels:
+                occurrence.max_pixels, occurrence.example = pixels, name
         palette = colors | palette
         on_file()
-        if len(values) > MAX_VALUES + 1 - is_color:  # 256 ids with the ignored one
-            raise DataError(_too_many(values, f"{root}/{name}"))
+        if len(values) > MAX_VALUES + 1 - is_color:  # for ids, one more is allowed: the ignored id
+            raise DataError(_explain_too_many(values, f"{root}/{name}"))
     if not values:
-        raise DataError(problems[0] if problems else "the splits have no label files: name splits that have, with --splits")
+        raise DataError(problems[0] if problems else "The splits have no label files. Use --splits to choose others.")
     return Survey(is_color, dict(sorted(values.items())), palette, len(names) - len(problems), tuple(problems))
 
 
-def show_value(value: int, is_color: bool) -> str:
-    """Return a value as a person writes it: 7, or 128,64,128."""
+def format_value(value: int, is_color: bool) -> str:
+    """Return a value as text: an id such as "7", or the RGB values of a 24-bit colour such as "128,64,128"."""
     return ",".join(str(part) for part in value.to_bytes(3, "big")) if is_color else str(value)
 
 
-def _too_many(values: dict[int, Occurrence], last: str) -> str:
-    often = sorted(values, key=lambda value: -values[value].pixels)[:8]
-    shown = "; ".join(f"{show_value(value, True)} ({values[value].pixels} pixels)" for value in often)
+def _explain_too_many(values: dict[int, Occurrence], last: str) -> str:
+    most_frequent = sorted(values, key=lambda value: -values[value].pixels)[:8]
+    shown = "; ".join(f"{format_value(value, True)} ({values[value].pixels} pixels)" for value in most_frequent)
     return (
-        f"more than {MAX_VALUES} distinct colours up to {last}: masks that were resized with blending or saved as JPEG have "
-        f"them; make them again from the originals, resized without interpolation, as PNG. Most frequent: {shown}"
+        f"Found more than {MAX_VALUES} distinct colours in the masks up to {last}. This happens when masks are resized with "
+        "interpolation or saved as JPEG. Create them again from the originals: resize without interpolation and save as PNG. "
+        f"The most frequent colours are: {shown}"
     )
 
 
@@ -103,10 +117,16 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_parallel(work: Callable[[Item], Result], items: Sequence[Item], threads: int) -> Iterator[Result]:
-    """Yield what `work` returns for each item, in order. It should be small: it is kept until asked for.
+def run_in_parallel(work: Callable[[Item], Result], items: Sequence[Item], threads: int) -> Iterator[Result]:
+    """Call `work` on each item in a pool of threads, and yield the results in order.
 
-    Decoding lets other threads run. Pixels are in memory of as many images as there are threads, 0 for one a core.
+    Threads run in parallel because image decoding releases the GIL. Each thread works on one item at a time, so no more images
+    than threads are in memory. The results should be small, because they are stored until they are requested.
+
+    Args:
+      work: The function to call on each item.
+      items: The items.
+      threads: The number of threads. 0 uses one thread per usable CPU core.
     """
     pool = concurrent.futures.ThreadPoolExecutor(threads or usable_cores())
     try:
@@ -116,7 +136,12 @@ def in_parallel(work: Callable[[Item], Result], items: Sequence[Item], threads: 
 
 
 def _count_values(path: str, is_color: bool) -> tuple[dict[int, int], dict[int, Color], str]:
-    """Return pixels by value, the palette's colours of these values, and what is wrong, "" for nothing."""
+    """Count the values of a label file.
+
+    Returns:
+      The number of pixels of each value, the palette colours of these values, and an error message. If the file can be read,
+      the message is "". If not, the other two are empty.
+    """
     try:
         counts = count_runs(read_mask(path, is_color=is_color).ravel())
     except DataError as error:
@@ -125,7 +150,7 @@ def _count_values(path: str, is_color: bool) -> tuple[dict[int, int], dict[int, 
 
 
 def _read_palette(path: str, values: dict[int, int]) -> dict[int, Color]:
-    """Return the colours that a palette gives to `values`. They stand in the file's header: no pixels are decoded."""
+    """Return the palette colours of `values`, or {} if the file has no palette. No pixels are decoded."""
     with epath.Path(path).open("rb") as file, Image.open(file) as picture:
         if picture.palette is None:
             return {}
@@ -134,7 +159,10 @@ def _read_palette(path: str, values: dict[int, int]) -> dict[int, Color]:
 
 
 def count_runs(values: np.ndarray) -> dict[int, int]:
-    """Count how often each value of a flat array occurs. Sorting runs is far faster than sorting pixels."""
+    """Count how often each value occurs in a flat array.
+
+    Runs of equal values are counted first, because sorting runs is far faster than sorting pixels.
+    """
     starts = np.concatenate([[0], np.flatnonzero(values[1:] != values[:-1]) + 1])
     lengths = np.diff(starts, append=len(values))
     distinct, where = np.unique(values[starts], return_inverse=True)
@@ -142,87 +170,93 @@ def count_runs(values: np.ndarray) -> dict[int, int]:
 
 
 def propose_labels(
-    name: str, survey: Survey, expected: LabelSet | None, known: dict[str, LabelSet]
+    name: str, survey: Survey, expected: LabelSet | None, label_sets: dict[str, LabelSet]
 ) -> tuple[LabelSet, list[str]]:
-    """Return a label set for what the label files hold, and what it assumes, a line each.
+    """Return a label set for the values in the label files, and one note for each assumption that was made.
 
     Args:
-      name: of the label set.
-      survey: of the label files.
-      expected: the set that the folder layout stands for, if it does for one.
-      known: sets to compare with.
+      name: The name of the new label set.
+      survey: The values in the label files.
+      expected: The label set that belongs to the folder layout, or None if there is none.
+      label_sets: The built-in label sets that the values are compared with.
 
     Raises:
-      DataError: there are fewer than two values.
+      DataError: The label files have fewer than two values that can be classes.
     """
-    if expected and _fits(survey, expected) and _has_most(survey, expected):
-        return expected, [f"the folders are those of {expected.name}, and so are all values: its classes are taken"]
-    for candidate in known.values() if survey.is_color or survey.palette else ():
-        if _looks_like(survey, candidate):
-            return candidate, [f"the colours are those of {candidate.name}: its classes are taken"]
+    if expected and _covers(expected, survey) and _uses_most_classes(survey, expected):
+        return expected, [f"The folders and all values match the label set {expected.name}, so its classes are used."]
+    for candidate in label_sets.values() if survey.is_color or survey.palette else ():
+        if _matches_colors(survey, candidate):
+            return candidate, [f"The colours match the label set {candidate.name}, so its classes are used."]
     if len(survey.values) < 2:
-        only = show_value(next(iter(survey.values)), survey.is_color)
-        raise DataError(f"the label files hold the value {only} and no other: training needs two classes")
-    return _of_colors(name, survey) if survey.is_color else _of_ids(name, survey, known)
+        only = format_value(next(iter(survey.values)), survey.is_color)
+        raise DataError(f"The only value in the label files is {only}, but training needs two classes. Check the masks.")
+    return _propose_for_colors(name, survey) if survey.is_color else _propose_for_ids(name, survey, label_sets)
 
 
-def _of_colors(name: str, survey: Survey) -> tuple[LabelSet, list[str]]:
+def _propose_for_colors(name: str, survey: Survey) -> tuple[LabelSet, list[str]]:
     colors = tuple(color_of(value) for value in survey.values)
-    notes = ["assumed that every colour is a class"]
+    notes = ["Assumed that every colour is a class."]
     if 0 in survey.values:
-        notes.append("assumed that black is a class as well: if it means unlabelled, move it from classes to ignored_colors")
+        notes.append("Assumed that black is a class too. If it means unlabelled, move it from classes to ignored_colors.")
     if all(r == g == b for r, g, b in colors):
         notes.append(
-            "every colour is a grey: if the masks are ids saved as RGB, save them as 8-bit grey PNG and run this again"
+            "All colours are shades of grey. If the masks hold ids saved as RGB, save them as 8-bit grey PNG and run this "
+            "command again."
         )
     names = tuple(f"class {i}" for i in range(len(colors)))
     return LabelSet(name, names, colors, ignored_colors=() if 0 in survey.values else ((0, 0, 0),)), notes
 
 
-def _of_ids(name: str, survey: Survey, known: dict[str, LabelSet]) -> tuple[LabelSet, list[str]]:
+def _propose_for_ids(name: str, survey: Survey, label_sets: dict[str, LabelSet]) -> tuple[LabelSet, list[str]]:
     values = list(survey.values)
-    binary = values == [0, IGNORE]
-    ids = tuple(value for value in values if binary or value != IGNORE)
+    is_binary = values == [0, IGNORE]
+    ids = tuple(value for value in values if is_binary or value != IGNORE)
     if len(ids) < 2:
-        raise DataError(f"the label files hold the value {ids[0]} and else what is ignored (255): training needs two classes")
-    notes = ["assumed that every value is a class" + (", 255 too beside 0" if binary else "; 255 is ignored")]
+        raise DataError(
+            f"The only value in the label files is {ids[0]}, apart from 255, which is ignored. Training needs two classes. "
+            "Check the masks."
+        )
+    note = "Assumed that 0 and 255 are two classes." if is_binary else "Assumed that every value is a class. 255 is ignored."
+    notes = [note]
     if 0 in ids:
-        notes.append("assumed that 0 is a class as well: if it means unlabelled, move it from classes to ignored_ids")
-    for like in known.values():
-        if set(values) - {IGNORE} in (set(like.class_ids), set(like.class_ids + like.ignored_ids) - {IGNORE}):
+        notes.append("Assumed that 0 is a class too. If it means unlabelled, move it from classes to ignored_ids.")
+    for similar in label_sets.values():
+        if set(values) - {IGNORE} in (set(similar.class_ids), set(similar.class_ids + similar.ignored_ids) - {IGNORE}):
             notes.append(
-                f"the values are those of {like.name} too: if they mean the same, use --config=configs/custom.py:{like.name}"
+                f"The label set {similar.name} has the same values. If they have the same meaning, use "
+                f"--config=configs/custom.py:{similar.name}."
             )
     colors = tuple(survey.palette.get(value, (0, 0, 0)) for value in ids)
     if len(set(colors)) < len(colors):
-        # Black is left for what is ignored.
+        # Start at color 1, because color 0 is black, which shows ignored pixels.
         colors = tuple(voc_color(value + 1) for value in ids)
-    # Ids that count from 0 without a gap are what a label set has that names none.
-    given = () if ids == tuple(range(len(ids))) else ids
-    named = tuple(f"class {value}" for value in ids)
-    return LabelSet(name, named, colors, ids=given, ignored_ids=() if binary else (IGNORE,)), notes
+    # A label set without explicit ids numbers its classes from 0.
+    explicit_ids = () if ids == tuple(range(len(ids))) else ids
+    names = tuple(f"class {value}" for value in ids)
+    return LabelSet(name, names, colors, ids=explicit_ids, ignored_ids=() if is_binary else (IGNORE,)), notes
 
 
-def _fits(survey: Survey, labels: LabelSet) -> bool:
-    """Whether the label set has every value."""
+def _covers(labels: LabelSet, survey: Survey) -> bool:
+    """Check whether every value in the label files belongs to the label set, as a class or as an ignored value."""
     if survey.is_color:
         return {color_of(value) for value in survey.values} <= set(labels.colors + labels.ignored_colors)
     return set(survey.values) <= set(labels.class_ids + labels.ignored_ids)
 
 
-def _has_most(survey: Survey, labels: LabelSet) -> bool:
-    """Whether more than half of the label set's classes are there."""
+def _uses_most_classes(survey: Survey, labels: LabelSet) -> bool:
+    """Check whether more than half of the classes of the label set occur in the label files."""
     if survey.is_color:
         seen = {color_of(value) for value in survey.values} & set(labels.colors)
         return 2 * len(seen) > labels.num_classes
     return 2 * len(set(survey.values) & set(labels.class_ids)) > labels.num_classes
 
 
-def _looks_like(survey: Survey, labels: LabelSet) -> bool:
-    """Whether the colours show that the values mean the label set's classes."""
+def _matches_colors(survey: Survey, labels: LabelSet) -> bool:
+    """Check whether the colours in the label files show that their values are the classes of the label set."""
     if survey.is_color:
-        return _fits(survey, labels) and _has_most(survey, labels)
+        return _covers(labels, survey) and _uses_most_classes(survey, labels)
     classes = dict(zip(labels.class_ids, labels.colors, strict=True))
-    shown = {value: color for value, color in survey.palette.items() if value in classes}
-    # Many tools write VOC's palette, whatever their classes mean: all of them must be there.
-    return _fits(survey, labels) and shown == classes
+    palette = {value: color for value, color in survey.palette.items() if value in classes}
+    # All classes must occur, because many tools write the VOC palette for classes of a different meaning.
+    return _covers(labels, survey) and palette == classes

@@ -1,1 +1,1 @@
-"""From a network and batches to predictions, scores and pictures."""
+"""Evaluate a network: compute predictions, scores and pictures from batches of images."""

@@ -1,6 +1,7 @@
-"""The official scores: what cityscapesScripts' evalPixelLevelSemanticLabeling.py computes, from counts. No file is opened here.
+"""Compute the official Cityscapes scores from pixel counts, like evalPixelLevelSemanticLabeling.py of cityscapesScripts.
 
-Only classes that are evaluated have a row; the script's other labels, and its category `void`, are nan there always.
+No files are read here. Only the classes that are evaluated have scores. The official script also lists its other labels and
+the category `void`, whose scores are always nan.
 """
 
 import numpy as np
@@ -21,7 +22,7 @@ CATEGORIES = {
     "vehicle": ("car", "truck", "bus", "train", "motorcycle", "bicycle"),
 }
 
-# Pixels of the average instance, over the training set at 2048x1024.
+# Average size of an instance in pixels, over the training set at 2048x1024.
 AVERAGE_SIZE = {
     "person": 3462.4756337644,
     "rider": 3930.4788056518,
@@ -33,21 +34,24 @@ AVERAGE_SIZE = {
     "bicycle": 4672.3249222261,
 }
 
-AVERAGES = {  # the script's name for the mean of each kind of scores
+# The script's name for the mean of each kind of score.
+AVERAGES = {
     "classScores": "averageScoreClasses",
     "classInstScores": "averageScoreInstClasses",
     "categoryScores": "averageScoreCategories",
     "categoryInstScores": "averageScoreInstCategories",
 }
 
-FIRST_INSTANCE = 1001  # lower values of instanceIds files are label ids: stuff, and groups that are not told apart
+# Lower values in instanceIds files are label ids. They mark stuff, and groups of objects that are not separated.
+FIRST_INSTANCE = 1001
 
 _TRAIN_ID = CITYSCAPES.id_table()
 _AVERAGE_SIZE = np.array([AVERAGE_SIZE.get(name, np.nan) for name in CITYSCAPES.names])
 _CATEGORY_OF = {name: number for number, members in enumerate(CATEGORIES.values()) for name in members}
-_CATEGORY = np.array([_CATEGORY_OF[name] for name in CITYSCAPES.names] + [-1] * (256 - CITYSCAPES.num_classes))  # by train id
+# The number of the category of each train id, or -1.
+_CATEGORY = np.array([_CATEGORY_OF[name] for name in CITYSCAPES.names] + [-1] * (256 - CITYSCAPES.num_classes))
 
-# Label ids below which an instanceIds file may number instances; those of ignored labels are left out of the scores.
+# Label ids for which an instanceIds file may number the instances. Instances of ignored labels are not scored.
 INSTANCE_LABELS = frozenset(
     [i for name, i in zip(CITYSCAPES.names, CITYSCAPES.class_ids, strict=True) if name in AVERAGE_SIZE]
     + [i for i in CITYSCAPES.ignored_ids if i != IGNORE]
@@ -55,19 +59,21 @@ INSTANCE_LABELS = frozenset(
 
 
 def is_official(label_set: LabelSet) -> bool:
-    """Check whether train ids mean what Cityscapes' do; colours and names of sets may differ."""
+    """Return whether the train ids have the same meaning as in Cityscapes. The colours and the name of the set may differ."""
     return (label_set.names, label_set.class_ids) == (CITYSCAPES.names, CITYSCAPES.class_ids)
 
 
 def instance_counts(prediction: UInt8[np.ndarray, "h w"], instances: UInt16[np.ndarray, "h w"]) -> Float[np.ndarray, "3 19"]:
-    """Count how well one image's instances are met, by their class.
+    """Measure how well a prediction covers the instances of one image, for each class.
 
     Args:
-      prediction: train ids.
-      instances: 1000 x label id + number, or below 1000 the label id, as instanceIds files have it; see `INSTANCE_LABELS`.
+      prediction: The predicted train ids.
+      instances: The values of an instanceIds file. A value is 1000 * label id + instance number, or a label id if it is below
+        1000. Only the label ids in `INSTANCE_LABELS` may have instance numbers.
 
     Returns:
-      Number of instances; sum of each one's share of pixels with the right class; the same with the right category.
+      Three rows. The first is the number of instances. The second is the sum, over the instances, of the share of pixels that
+      are predicted as the right class. The third is the same sum for the right category.
     """
     counted = instances >= FIRST_INSTANCE
     ids, predicted = instances[counted], prediction[counted]
@@ -80,20 +86,21 @@ def instance_counts(prediction: UInt8[np.ndarray, "h w"], instances: UInt16[np.n
     shares = [np.bincount(ids[hit], minlength=sizes.size)[present] / sizes[present] for hit in hits]
     rows = (np.ones(present.size), *shares)
     counts = np.stack([np.bincount(classes, row, minlength=CITYSCAPES.num_classes) for row in rows])
-    return counts.astype(np.float64)  # of nothing, NumPy counts integers
+    return counts.astype(np.float64)  # without instances, np.bincount returns integers
 
 
 def scores(confusion: Int[np.ndarray, "19 19"], instances: Float[np.ndarray, "3 19"] | None = None) -> Scores:
-    """Return the script's scores under the script's names; nan where nothing was counted.
+    """Return the scores of the official script under its names. A score is nan if nothing was counted for it.
 
     Args:
-      confusion: pixels by (label, prediction).
-      instances: the sum of `instance_counts` over the same images; None leaves out the scores of instances (iIoU).
+      confusion: The number of pixels for each (label, prediction).
+      instances: The sum of `instance_counts` over the same images. If it is None, the instance scores (iIoU) are left out.
     """
-    grouped = _by_category(confusion)
+    grouped = _merge_into_categories(confusion)
     values = {"classScores": metrics.class_iou(confusion), "categoryScores": metrics.class_iou(grouped)}
     if instances is not None:
-        # An instance of n pixels weighs average / n a pixel: its true positives and false negatives add up to the average.
+        # Each pixel of an instance of n pixels has the weight average / n. The true positives and false negatives of an
+        # instance therefore add up to the average size of its class.
         total, class_hits, category_hits = instances * _AVERAGE_SIZE
         category_hits, category_total = (
             np.bincount(_CATEGORY[: len(confusion)], row, minlength=len(CATEGORIES)) for row in (category_hits, total)
@@ -105,7 +112,7 @@ def scores(confusion: Int[np.ndarray, "19 19"], instances: Float[np.ndarray, "3 
     return averages | {kind: dict(zip(names[kind], iou.tolist(), strict=True)) for kind, iou in values.items()}
 
 
-def _by_category(confusion: Int[np.ndarray, "19 19"]) -> Int[np.ndarray, "7 7"]:
+def _merge_into_categories(confusion: Int[np.ndarray, "19 19"]) -> Int[np.ndarray, "7 7"]:
     member = (_CATEGORY[: len(confusion), None] == np.arange(len(CATEGORIES))).astype(confusion.dtype)
     return member.T @ confusion @ member
 
@@ -113,6 +120,9 @@ def _by_category(confusion: Int[np.ndarray, "19 19"]) -> Int[np.ndarray, "7 7"]:
 def _instance_iou(
     hits: Float[np.ndarray, " k"], total: Float[np.ndarray, " k"], confusion: Int[np.ndarray, "k k"]
 ) -> Float[np.ndarray, " k"]:
-    """Return weighted TP / (TP + FN + FP). False positives belong to no instance, and are pixels; nan stays nan."""
+    """Return TP / (TP + FN + FP), where TP and FN are weighted by instance size.
+
+    False positives do not belong to an instance, so they count as plain pixels. Classes without instances stay nan.
+    """
     union = total + confusion.sum(0) - np.diagonal(confusion)
     return np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)

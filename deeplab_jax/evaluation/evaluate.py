@@ -1,4 +1,4 @@
-"""One pass over a split: confusion counts, and what is written of each image."""
+"""Run a network over a split: collect the confusion counts and pass each image to visitors, which write it to files."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -12,20 +12,20 @@ from rich.progress import Progress
 
 from deeplab_jax.config import Config
 from deeplab_jax.evaluation.inference import Evaluator
-from deeplab_jax.runtime.mesh import check_batch, local_rows, make_mesh, prefetch, replicated
+from deeplab_jax.runtime.mesh import check_batch, local_rows, make_mesh, prefetch, replicated_sharding
 
 Batch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EvaluatedImage:
-    """One evaluated image.
+    """An image with its prediction and its label.
 
     Attributes:
-      index: its position in the list.
-      image: as it was decoded.
-      prediction: train ids.
-      label: train ids; None in a split without labels.
+      index: The position of the image in the list.
+      image: The decoded image.
+      prediction: The predicted train ids.
+      label: The true train ids, or None if the split has no labels.
     """
 
     index: int
@@ -43,13 +43,17 @@ def score(
     batches: Iterable[Batch],
     show: Callable[[Batch, Sequence[int], Array], None],
 ) -> Int[np.ndarray, "k k"]:
-    """Return confusion counts of one pass over `batches`, at the labels' own resolution; zeros for a split without labels.
+    """Run one pass over `batches` and return the confusion counts, at the resolution of the labels.
 
     Args:
-      evaluator: of the config and mesh.
-      variables: {"params", "batch_stats"} on the mesh.
-      batches: what `data.pipeline.eval_batches` yields on this process; the counts are those of all processes.
-      show: called with each batch, its valid rows and the predictions on the devices, of all processes (`local_rows`).
+      evaluator: The evaluator to run.
+      variables: The variables of the network, {"params", "batch_stats"}, on the mesh.
+      batches: The batches of this process, from `data.pipeline.eval_batches`.
+      show: A function that is called with each batch, the indices of its valid rows, and the predictions of all processes on
+        the devices. Use `local_rows` to get the predictions of this process.
+
+    Returns:
+      The counts of all processes. They are zero for a split without labels.
     """
     total = np.zeros((evaluator.num_classes, evaluator.num_classes), np.int64)
     for batch, on_device in prefetch(batches, evaluator.mesh, evaluator.row_unit):
@@ -67,18 +71,18 @@ def evaluate(
     visitors: Sequence[Visitor],
     console: Console,
 ) -> Int[np.ndarray, "k k"]:
-    """Return confusion counts of `batches` while progress is shown and `visitors` get each image.
+    """Evaluate `batches`, call `visitors` with each image, and return the confusion counts.
 
     Args:
-      config: of the checkpoint, `eval` as wanted.
-      variables: {"params", "batch_stats"}.
-      batches: what `data.pipeline.eval_batches` yields.
-      num_images: how many valid rows `batches` have.
-      visitors: called in turn with each image that this process read, once.
-      console: where progress is shown.
+      config: The config of the checkpoint. Its `eval` section sets the evaluation protocol.
+      variables: The variables of the network, {"params", "batch_stats"}.
+      batches: The batches of this process, from `data.pipeline.eval_batches`.
+      num_images: The number of valid rows in `batches`.
+      visitors: Functions that are called in order, once for each image that this process read.
+      console: The console that shows the progress.
 
     Raises:
-      ConfigError: the batch does not divide over the devices.
+      ConfigError: The batch size cannot be divided evenly among the devices.
     """
     mesh = make_mesh(config.mesh)
     check_batch(config.eval.batch_size, mesh, "eval.batch_size")
@@ -95,5 +99,5 @@ def evaluate(
                         visit(EvaluatedImage(int(batch["index"][i]), batch["image"][i], on_host[i], labels[i]))
             progress.advance(task, len(rows))
 
-        variables = jax.device_put(variables, replicated(mesh))
+        variables = jax.device_put(variables, replicated_sharding(mesh))
         return score(evaluator, variables, batches, show)

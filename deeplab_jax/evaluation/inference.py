@@ -1,4 +1,7 @@
-"""Predictions at the images' own size, averaged over views and windows, and confusion counts: all computed on the device."""
+"""Compute predictions and confusion counts on the device.
+
+Predictions have the original size of the images. They can be averaged over views (scales and mirror images) and over windows.
+"""
 
 import dataclasses
 import functools
@@ -20,13 +23,13 @@ from deeplab_jax.models.operations import AnyArray, Length, interpreted_by
 from deeplab_jax.models.resize import resize_by_gather, resize_like
 from deeplab_jax.runtime import hosts
 from deeplab_jax.runtime.compilation import Programs, lean_options
-from deeplab_jax.runtime.mesh import replicated
+from deeplab_jax.runtime.mesh import replicated_sharding
 
 Variables = dict[str, Any]
 
 
 def evaluation_model(config: Config) -> DeepLabV3:
-    """Return the network at `eval.output_stride`: the weights serve every output stride."""
+    """Return the network at `eval.output_stride`. The same weights work at every output stride."""
     network = dataclasses.replace(config.model, output_stride=config.eval.output_stride or config.model.output_stride)
     return DeepLabV3(network, config.labels.num_classes)
 
@@ -38,13 +41,14 @@ def logits(
     model: DeepLabV3,
     protocol: EvalConfig,
 ) -> Float[Array, "n h w k"]:
-    """Return float32 logits at the images' size, for images as they are decoded (0-255).
+    """Return float32 logits at the size of the images.
 
     Args:
-      variables: {"params", "batch_stats"}.
-      images: of one size.
-      model: what `evaluation_model` returns.
-      protocol: windows, scales and flip; several views give the logarithm of their mean probabilities, see `average_views`.
+      variables: The variables of the network, {"params", "batch_stats"}.
+      images: Decoded images of the same size, with values from 0 to 255.
+      model: The network that `evaluation_model` returns.
+      protocol: The windows, scales and flip to use. With several views, the result is the logarithm of their mean probabilities
+        (see `average_views`).
     """
     align_corners = model.config.align_corners
 
@@ -72,14 +76,14 @@ def predict(
     model: DeepLabV3,
     protocol: EvalConfig,
 ) -> UInt8[Array, "n h w"]:
-    """Return train ids at the images' size; arguments as in `logits`."""
+    """Return train ids at the size of the images. The arguments are those of `logits`."""
     return jnp.argmax(logits(variables, images, model=model, protocol=protocol), axis=-1).astype(jnp.uint8)
 
 
 def predict_with_confidence(
     variables: Variables, images: UInt8[Array, "n h w 3"], *, model: DeepLabV3, protocol: EvalConfig
 ) -> tuple[UInt8[Array, "n h w"], UInt8[Array, "n h w"]]:
-    """Return what `predict` returns, and the probability of that class, 0 to 255."""
+    """Return train ids as `predict` does, and the probability of each predicted class, scaled to 0-255."""
     values = logits(variables, images, model=model, protocol=protocol)
     largest = jnp.max(values, axis=-1, keepdims=True)
     confidence = 1 / jnp.sum(jnp.exp(values - largest), axis=-1)
@@ -89,7 +93,7 @@ def predict_with_confidence(
 def predict_and_count(
     variables: Variables, batch: dict[str, Array], *, model: DeepLabV3, protocol: EvalConfig
 ) -> tuple[UInt8[Array, "n h w"], Int[Array, "k k"]]:
-    """Return predictions, and the confusion counts of the batch's valid rows; zeros for a batch without labels."""
+    """Return predictions and the confusion counts of the valid rows. The counts are zero for a batch without labels."""
     predictions = predict(variables, batch["image"], model=model, protocol=protocol)
     if "label" not in batch:
         return predictions, jnp.zeros((model.num_classes, model.num_classes), jnp.int32)
@@ -109,24 +113,25 @@ def average_views(
 ) -> Float[Array, "n h w k"]:
     """Return logits whose softmax is the mean of the views' softmax, as in mmsegmentation's test-time augmentation.
 
-    A single view gives its own logits. The mean is taken over probabilities because logits of other scales are not
-    calibrated alike; its logarithm is returned, of at least the smallest float32. Images are resized with half-pixel centres
-    and without antialiasing, in float32: mmcv rounds resized images to 8 bits.
+    For a single view, the logits of the network are returned unchanged. Several views are averaged as probabilities, because
+    logits at different scales are not calibrated the same way. The result is the logarithm of the mean, which is first clipped
+    to the smallest normal float32. Images are resized with half-pixel centres and without antialiasing, in float32. In
+    mmcv, resized images are rounded to 8 bits.
 
     Args:
-      network: of the whole view; `slide` makes one of windows.
-      images: normalised, which commutes with resizing.
-      num_classes: channels of the logits.
-      scales: factors by which images are resized.
-      flip: average over the mirror image of every scale too.
-      align_corners: how the views' logits are resized to the images.
+      network: A function from a full view to its logits. Use `slide` to build one that works on windows.
+      images: The normalised images. Normalising before or after resizing gives the same result.
+      num_classes: The number of channels of the logits.
+      scales: The factors by which the images are resized.
+      flip: Whether to average over the mirror image at each scale too.
+      align_corners: Whether the logits of the views are resized to the image size with aligned corners.
     """
     height, width = images.shape[1:3]
 
     def view(scaled: Array) -> Array:
         return _resize(network(scaled), height, width, align_corners)
 
-    # A loop, so that plain and mirrored views share one compiled network and never wait in memory for each other.
+    # In a loop, the plain and the mirrored view share one compiled network, and only one of them is in memory at a time.
     def add_views(total: Array, scaled: Array) -> Array:
         def add_view(total: Array, mirrored: Array) -> tuple[Array, None]:
             logits = view(jnp.where(mirrored, scaled[:, :, ::-1], scaled))
@@ -144,7 +149,7 @@ def average_views(
 
 
 def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    """Return height and width times `scale`, rounded as mmcv does; at least 1."""
+    """Return height and width multiplied by `scale` and rounded as in mmcv. Both are at least 1."""
     return max(int(size[0] * scale + 0.5), 1), max(int(size[1] * scale + 0.5), 1)
 
 
@@ -155,22 +160,27 @@ def _resize(x: Float[AnyArray, "n h w c"], height: Length, width: Length, align_
 
 
 def jit_by_config(function: Any, config: Config) -> Any:
-    """Return `logits`, `predict` or `predict_with_confidence` as a jitted function of (variables, images), by the config."""
+    """Return a jitted function of (variables, images) with the network and protocol of `config`.
+
+    Args:
+      function: `logits`, `predict` or `predict_with_confidence`.
+      config: A validated config.
+    """
     compute = functools.partial(function, model=evaluation_model(config), protocol=config.eval)
     return jax.jit(compute, compiler_options=lean_options(jax.default_backend()))
 
 
-def splits_rows(protocol: EvalConfig) -> bool:
-    """Whether image rows can be split over devices: a window or a resized view is computed whole on each."""
+def can_split_rows(protocol: EvalConfig) -> bool:
+    """Return whether image rows can be split over devices. This is not possible with windows or resized views."""
     return not max(protocol.window) and protocol.scales == (1.0,)
 
 
 class Evaluator:
-    """`predict_and_count` compiled for a network, a protocol and a mesh, once per image size.
+    """Runs `predict_and_count` on a mesh. A program is compiled for each new image size.
 
     Args:
-      config: validated.
-      mesh: the devices.
+      config: A validated config, which sets the network and the protocol.
+      mesh: The device mesh.
     """
 
     def __init__(self, config: Config, mesh: Mesh) -> None:
@@ -178,9 +188,9 @@ class Evaluator:
         self.num_classes = config.labels.num_classes
         model = evaluation_model(config)
         self._output_stride = model.config.output_stride
-        self.row_unit = self._output_stride if splits_rows(config.eval) else 0
+        self.row_unit = self._output_stride if can_split_rows(config.eval) else 0
         count = functools.partial(predict_and_count, model=model, protocol=config.eval)
-        shardings = (NamedSharding(mesh, P("data")), replicated(mesh))
+        shardings = (NamedSharding(mesh, P("data")), replicated_sharding(mesh))
         self._jitted = jax.jit(
             functools.partial(self._run, count),
             static_argnames="height",
@@ -190,7 +200,13 @@ class Evaluator:
         self._programs = Programs()
 
     def __call__(self, variables: Variables, batch: dict[str, Array], height: int) -> tuple[Array, Array]:
-        """Predictions [n, h, w] and counts [k, k] of a batch that `place` put on the mesh, of images of `height`."""
+        """Return the predictions [n, h, w] and the confusion counts [k, k] of a batch.
+
+        Args:
+          variables: The variables of the network, {"params", "batch_stats"}.
+          batch: A batch that `place` has put on the mesh.
+          height: The height of the images, without the rows that `place` adds as padding.
+        """
         key = (height, *sorted((name, x.shape) for name, x in batch.items()))
         program = self._programs.get(key, lambda: hosts.compile_together(self._jitted, variables, batch, height=height))
         return program(variables, batch)

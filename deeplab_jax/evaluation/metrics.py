@@ -1,4 +1,4 @@
-"""Confusion counts and what is derived from them, as cityscapesScripts' evalPixelLevelSemanticLabeling.py computes it."""
+"""Compute confusion counts and metrics from them, like evalPixelLevelSemanticLabeling.py of cityscapesScripts."""
 
 from collections.abc import Callable
 
@@ -8,20 +8,20 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from deeplab_jax.labels import IGNORE
 
-Confusion = Int[np.ndarray, "k k"]  # pixels by (label, prediction)
+Confusion = Int[np.ndarray, "k k"]  # number of pixels for each (label, prediction)
 
 
 def valid_pixels(labels: UInt8[Array, "n h w"], valid: Bool[Array, " n"]) -> Bool[Array, "n h w"]:
-    """Return True where the label is not 255 and the image is no padding."""
+    """Return a mask that is True where the label is not 255 and the image is not padding."""
     return (labels != IGNORE) & valid[:, None, None]
 
 
 def confusion_counts(
     labels: UInt8[Array, "n h w"], predictions: UInt8[Array, "n h w"], mask: Bool[Array, "n h w"], num_classes: int
 ) -> Int[Array, "k k"]:
-    """Count pixels by (label, prediction), over `mask` alone, on the device.
+    """Count the pixels in `mask` for each (label, prediction), on the device.
 
-    int32: one batch must stay below 2**31 pixels; add batches up as int64 on the host.
+    The counts are int32, so a batch must have fewer than 2**31 pixels. Add up the counts of batches as int64 on the host.
     """
     cell = labels.astype(jnp.int32) * num_classes + predictions.astype(jnp.int32)
     cell = jnp.where(mask, cell, num_classes * num_classes)
@@ -30,37 +30,37 @@ def confusion_counts(
 
 
 def class_iou(confusion: Confusion) -> Float[np.ndarray, " k"]:
-    """Return TP / (TP + FP + FN) of each class; nan for a class in neither labels nor predictions."""
+    """Return TP / (TP + FP + FN) of each class, or nan for a class that is in neither the labels nor the predictions."""
     hits = np.diagonal(confusion).astype(np.float64)
     union = confusion.sum(0) + confusion.sum(1) - hits
     return np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
 
 
 def mean_iou(confusion: Confusion) -> float:
-    """Return the mean over the classes whose IoU is a number; nan if there is none."""
+    """Return the mean over the classes whose IoU is not nan, or nan if there are no such classes."""
     return mean_of_numbers(class_iou(confusion))
 
 
 def mean_of_numbers(values: Float[np.ndarray, " k"]) -> float:
-    """Return the mean over what is not nan; nan if everything is."""
+    """Return the mean of the values that are not nan, or nan if all values are."""
     numbers = values[~np.isnan(values)]
     return float(np.mean(numbers)) if numbers.size else float("nan")
 
 
 def pixel_accuracy(confusion: Confusion) -> float:
-    """Return the share of counted pixels that are right; nan if none was counted."""
+    """Return the share of the counted pixels that are predicted correctly, or nan if no pixels were counted."""
     total = int(confusion.sum())
     return float(np.trace(confusion)) / total if total else float("nan")
 
 
-# What a page, a table and a log show of an evaluation besides the classes, by the name in scores.json. A new metric is a
-# function of the confusion counts, nan where nothing was counted, and a line here.
+# The metrics over all classes that pages, tables and logs show, by their names in scores.json. To add a metric, write a
+# function of the confusion counts that returns nan if nothing was counted, and add a line here.
 OVERALL_METRICS: dict[str, Callable[[Confusion], float]] = {
     "miou": mean_iou,
     "pixel_accuracy": pixel_accuracy,
 }
 
 
-def title_of(metric: str) -> str:
-    """Return the name of a metric for people: "mIoU" for "miou"."""
+def format_metric_name(metric: str) -> str:
+    """Return the display name of a metric, such as "mIoU" for "miou"."""
     return metric.replace("_", " ").replace("iou", "IoU")

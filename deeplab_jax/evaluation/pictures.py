@@ -1,4 +1,4 @@
-"""Images as callers give them, label maps as they are drawn, and the files of both."""
+"""Check input images, draw label maps in colour, and write both to files."""
 
 from typing import Any
 
@@ -8,33 +8,35 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from deeplab_jax.errors import DataError
-from deeplab_jax.files import replacing
+from deeplab_jax.files import write_atomically
 from deeplab_jax.labels import LabelSet
 
 
 def require_images(images: Any) -> UInt8[np.ndarray, "n 3 h w"]:
-    """Return `images` as an array.
+    """Return `images` as an array, if it has the required dtype and shape.
 
     Raises:
-      DataError: Another dtype or shape.
+      DataError: The dtype or shape is wrong, or the array is empty.
     """
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
-        raise DataError(f"`images` (={images.dtype} {list(images.shape)}) must be uint8 [n, 3, h, w]: RGB values from 0 to 255")
+        raise DataError(
+            f"`images` (={images.dtype} {list(images.shape)}) is not usable. Give RGB images as uint8 [n, 3, h, w]."
+        )
     return images
 
 
 def colorize(labels: UInt8[np.ndarray, "h w"], label_set: LabelSet) -> UInt8[np.ndarray, "h w 3"]:
-    """Return train ids in the label set's colours; the ignore label is black."""
+    """Return an RGB image that shows train ids in the colours of the label set. Ignored pixels are black."""
     return label_set.palette()[labels]
 
 
 def overlay(
     image: UInt8[np.ndarray, "h w 3"], labels: UInt8[np.ndarray, "h w"], label_set: LabelSet, opacity: float = 0.5
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Return the image with the colours of its labels laid over it."""
+    """Return the image blended with the colours of its labels."""
     mixed = np.empty_like(image)
-    # By rows: as floating-point numbers a large image would take many times its size.
+    # Blend a few rows at a time. The floating-point values of a large image would take several times its memory.
     for top in range(0, len(image), 256):
         rows = slice(top, top + 256)
         colors = colorize(labels[rows], label_set).astype(np.float32)
@@ -43,13 +45,13 @@ def overlay(
     return mixed
 
 
-def strip(
+def draw_comparison(
     image: UInt8[np.ndarray, "h w 3"],
     label: UInt8[np.ndarray, "h w"],
     prediction: UInt8[np.ndarray, "h w"],
     label_set: LabelSet,
 ) -> UInt8[np.ndarray, "h w3 3"]:
-    """Return image | label | prediction, side by side."""
+    """Return the image, the label and the prediction side by side."""
     return np.concatenate([image, colorize(label, label_set), colorize(prediction, label_set)], axis=1)
 
 
@@ -63,12 +65,16 @@ def write_pictures(
     confidence: UInt8[np.ndarray, "h w"] | None = None,
     opacity: float = 0.5,
 ) -> None:
-    """Write `<output>/{train_ids,color}/<name>.png`, also `overlay` given an image and `confidence` given that."""
+    """Write the prediction of an image to PNG files.
+
+    The files are `<output>/train_ids/<name>.png` and `<output>/color/<name>.png`. An `overlay` is also written if `image` is
+    given, and a `confidence` map if `confidence` is given.
+    """
     drawn = {"train_ids": prediction, "color": colorize(prediction, label_set), "confidence": confidence}
     if image is not None:
         drawn["overlay"] = overlay(image, prediction, label_set, opacity)
     for kind, pixels in drawn.items():
         if pixels is not None:
-            with replacing(epath.Path(output) / kind / f"{name}.png") as file:
-                # Level 1 takes a third of the time and a tenth more space.
+            with write_atomically(epath.Path(output) / kind / f"{name}.png") as file:
+                # Level 1 takes a third of the time of the default level. The files are a tenth larger.
                 Image.fromarray(pixels).save(file, "PNG", compress_level=1)

@@ -1,4 +1,4 @@
-"""Scores as people and scores.json read them."""
+"""Format scores as a table and as the contents of scores.json."""
 
 import math
 from typing import Any
@@ -6,17 +6,19 @@ from typing import Any
 from rich.table import Table
 
 from deeplab_jax.evaluation.cityscapes import Scores
-from deeplab_jax.evaluation.metrics import OVERALL_METRICS, Confusion, class_iou, title_of
+from deeplab_jax.evaluation.metrics import OVERALL_METRICS, Confusion, class_iou, format_metric_name
 from deeplab_jax.labels import LabelSet
 
 
 def summary(confusion: Confusion, label_set: LabelSet, official: Scores | None = None) -> dict[str, Any]:
-    """Return OVERALL_METRICS by name, and "iou" by class, as JSON values: 0 to 1, null where nothing was counted.
+    """Return the contents of scores.json: OVERALL_METRICS by name, and the IoU of each class under "iou".
+
+    The values are JSON numbers from 0 to 1, or null if nothing was counted.
 
     Args:
-      confusion: pixels by (label, prediction).
-      label_set: the classes.
-      official: what `cityscapes.scores` returns, put under "cityscapes".
+      confusion: The number of pixels for each (label, prediction).
+      label_set: The label set, which names the classes.
+      official: The official scores from `cityscapes.scores`. They are stored under "cityscapes".
     """
     scores: dict[str, Any] = {name: metric(confusion) for name, metric in OVERALL_METRICS.items()}
     scores["iou"] = dict(zip(label_set.names, class_iou(confusion).tolist(), strict=True))
@@ -24,7 +26,11 @@ def summary(confusion: Confusion, label_set: LabelSet, official: Scores | None =
 
 
 def table(confusion: Confusion, label_set: LabelSet, official: Scores | None = None) -> Table:
-    """Return IoU and share of labelled pixels by class, OVERALL_METRICS, and Cityscapes' scores if given."""
+    """Return a table of the scores, in percent.
+
+    It shows the IoU of each class, the class's share of the labelled pixels, and OVERALL_METRICS. If `official` is given, it
+    also shows the Cityscapes scores of instances and categories.
+    """
     scores, total = summary(confusion, label_set, official), max(int(confusion.sum()), 1)
     extra = scores.get("cityscapes", {})
     has_instances = "classInstScores" in extra
@@ -39,7 +45,7 @@ def table(confusion: Confusion, label_set: LabelSet, official: Scores | None = N
         add(name, iou, extra.get("classInstScores", {}).get(name), _percent(confusion[i].sum() / total))
     rows.add_section()
     for name in OVERALL_METRICS:
-        add(title_of(name), scores[name], extra.get("averageScoreInstClasses") if name == "miou" else None)
+        add(format_metric_name(name), scores[name], extra.get("averageScoreInstClasses") if name == "miou" else None)
     if extra:
         rows.add_section()
         for name, iou in extra["categoryScores"].items():

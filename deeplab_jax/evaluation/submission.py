@@ -1,4 +1,4 @@
-"""Predictions as the Cityscapes server takes them: a PNG of label ids an image, and one zip of all."""
+"""Write predictions in the format of the Cityscapes server: one PNG of label ids per image, and a zip file of all PNGs."""
 
 import re
 import zipfile
@@ -11,7 +11,7 @@ from PIL import Image
 
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.evaluation.cityscapes import is_official
-from deeplab_jax.files import replacing
+from deeplab_jax.files import write_atomically
 from deeplab_jax.labels import CITYSCAPES, LabelSet
 
 ARCHIVE = "submission.zip"
@@ -19,43 +19,50 @@ _LABEL_IDS = np.array(CITYSCAPES.class_ids, np.uint8)
 
 
 def file_names(images: Sequence[str], label_set: LabelSet) -> tuple[str, ...]:
-    """Return `<city>_<sequence>_<frame>_pred_labelIds.png` for each image: what the server and the official script look for.
+    """Return the name of the file to submit for each image, `<city>_<sequence>_<frame>_pred_labelIds.png`.
+
+    The server and the official script require these names.
 
     Raises:
-      ConfigError: The label set is not Cityscapes'.
-      DataError: An image's name is not, or two images would give one file.
+      ConfigError: The label set does not have the classes and ids of Cityscapes.
+      DataError: The name of an image does not follow the Cityscapes pattern, or two images would get the same file.
     """
     if not is_official(label_set):
         raise ConfigError(
-            f"`--submission` needs Cityscapes' classes and ids, and `labels` is {label_set.name!r}: "
-            f"use a Cityscapes recipe, or --output for pictures"
+            f"`--submission` requires the classes and ids of Cityscapes, but `labels` is {label_set.name!r}. "
+            f"Use a Cityscapes recipe, or write pictures with --output."
         )
     first: dict[str, str] = {}
     for image in images:
-        # No underscore in the city: the script splits names there.
+        # The city must not contain an underscore, because the official script splits names there.
         match = re.fullmatch(r"([A-Za-z0-9-]+_\d{6}_\d{6})_leftImg8bit\.\w+", epath.Path(image).name)
         if not match:
-            raise DataError(f"{image} cannot be submitted: --submission needs <city>_<6 digits>_<6 digits>_leftImg8bit.png")
+            raise DataError(
+                f"{image} cannot be submitted. Rename it: --submission requires <city>_<6 digits>_<6 digits>_leftImg8bit.png."
+            )
         name = f"{match[1]}_pred_labelIds.png"
         if name in first:
-            raise DataError(f"{first[name]} and {image} would both be submitted as {name}: take one off the list")
+            raise DataError(f"{first[name]} and {image} would both be submitted as {name}. Remove one from the list.")
         first[name] = image
     return tuple(first)
 
 
 def write_prediction(folder: str, name: str, prediction: UInt8[np.ndarray, "h w"]) -> None:
-    """Write `<folder>/<name>` from a prediction in train ids."""
-    with replacing(epath.Path(folder) / name) as file:
+    """Write a prediction, given as train ids, to `<folder>/<name>` as a PNG of label ids."""
+    with write_atomically(epath.Path(folder) / name) as file:
         Image.fromarray(_LABEL_IDS[prediction]).save(file, "PNG")
 
 
 def write_archive(folder: str, names: Sequence[str]) -> epath.Path:
-    """Write `<folder>/submission.zip` of `names` and nothing else in the folder; the same files give the same bytes."""
+    """Write the files `names` of `folder` to `<folder>/submission.zip`, without any other files, and return its path.
+
+    The same files always give the same bytes.
+    """
     path = epath.Path(folder) / ARCHIVE
     members = [(epath.Path(folder) / name).read_bytes() for name in names]
-    with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+    with write_atomically(path) as file, zipfile.ZipFile(file, "w") as archive:
         for name, member in zip(names, members, strict=True):
-            entry = zipfile.ZipInfo(name)  # of 1980: the time of writing is no part of the predictions
+            entry = zipfile.ZipInfo(name)  # dated 1980, because the current time would change the bytes
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, member)
     return path

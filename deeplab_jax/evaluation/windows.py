@@ -1,7 +1,8 @@
-"""Sliding windows: where they lie on an image, and the mean of their logits, computed on the device or a strip at a time.
+"""Place sliding windows on images and average the logits of the windows.
 
-Both give what mmsegmentation's `slide_inference` gives. Here a network is any function from images to float32 logits of the
-same height and width.
+`slide` averages in one program on the device. `slide_in_strips` averages on the host, one strip of a large image at a time.
+Both give the same logits as `slide_inference` in mmsegmentation. A network is any function from images to float32 logits of
+the same height and width.
 """
 
 import dataclasses
@@ -21,9 +22,10 @@ class Windows:
     """Windows that cover an image.
 
     Attributes:
-      size: height and width of a window.
-      rows, columns: where windows start; each row meets each column.
-      row_counts, column_counts: number of windows over each row and each column of pixels; a pixel's is their product.
+      size: The height and width of a window.
+      rows, columns: The first pixel rows and columns of the windows. Every combination of the two is a window.
+      row_counts, column_counts: The number of windows that cover each pixel row and each pixel column. The product of the two
+        is the number of windows that cover a pixel.
     """
 
     size: tuple[int, int]
@@ -34,12 +36,12 @@ class Windows:
 
 
 def place_windows(image: tuple[int, int], window: tuple[int, int], stride: tuple[int, int] = (0, 0)) -> Windows:
-    """Return the windows of an image.
+    """Return the windows that cover an image.
 
     Args:
-      image: height and width.
-      window: height and width; a window larger than the image in a direction is the image in that direction.
-      stride: of the windows; (0, 0) is `default_stride`.
+      image: The height and width of the image.
+      window: The height and width of a window. They are clipped to those of the image.
+      stride: The vertical and horizontal distance between windows. (0, 0) selects `default_stride`.
     """
     stride = stride if max(stride) else default_stride(window)
     size = (min(window[0], image[0]), min(window[1], image[1]))
@@ -49,12 +51,15 @@ def place_windows(image: tuple[int, int], window: tuple[int, int], stride: tuple
 
 
 def default_stride(window: tuple[int, int]) -> tuple[int, int]:
-    """Return two thirds of the window, rounded: 513 for 769, mmsegmentation's choice."""
+    """Return two thirds of the window size, rounded, as mmsegmentation does. For 769 this is 513."""
     return round(2 * window[0] / 3), round(2 * window[1] / 3)
 
 
 def window_origins(size: int, window: int, stride: int) -> list[int]:
-    """Return where windows start along one direction: every `stride` pixels, the last one moved back to end with the image."""
+    """Return the first pixels of the windows along one axis.
+
+    Windows are `stride` pixels apart. The last window is moved back so that it ends at the edge of the image.
+    """
     last = max(size - window, 0)
     return [*range(0, last, stride), last]
 
@@ -69,15 +74,16 @@ def _count(size: int, origins: list[int], window: int) -> Float[np.ndarray, " si
 def slide(
     network: Network, images: Float[Array, "n h w c"], num_classes: int, *, window: tuple[int, int], stride: tuple[int, int]
 ) -> Float[Array, "n h w k"]:
-    """Return logits averaged over the windows that cover a pixel, inside one program.
+    """Return the logits of each pixel, averaged over the windows that cover it. Everything runs in one program.
 
-    The network is compiled for one window, and the sum is the only array of the images' size, however many windows there are.
+    The network is compiled once, for the size of a window. The sum of the logits is the only array of the size of the images,
+    regardless of the number of windows.
 
     Args:
-      network: applied to windows.
-      images: normalised.
-      num_classes: channels of the logits.
-      window, stride: see `place_windows`.
+      network: The network to apply to each window.
+      images: The normalised images.
+      num_classes: The number of channels of the logits.
+      window, stride: The size and distance of the windows (see `place_windows`).
     """
     windows = place_windows((images.shape[1], images.shape[2]), window, stride)
     if len(windows.rows) == len(windows.columns) == 1:
@@ -97,16 +103,18 @@ def slide(
 def slide_in_strips(
     network: HostNetwork, image: UInt8[np.ndarray, "h w 3"], *, window: tuple[int, int], batch_size: int
 ) -> Iterator[tuple[int, Float[np.ndarray, "rows w k"]]]:
-    """Compute what `slide` gives for an image too large for one program, holding the logits of one row of windows at a time.
+    """Yield the logits that `slide` computes, strip by strip, for an image that is too large for one program.
+
+    Only the logits of one row of windows are in memory at a time.
 
     Args:
-      network: applied to batches of `batch_size` windows.
-      image: of any size.
-      window: see `place_windows`; the stride is the default one.
-      batch_size: windows at a time.
+      network: The network to apply to batches of `batch_size` windows.
+      image: An image of any size.
+      window: The size of the windows (see `place_windows`). The stride is the default one.
+      batch_size: The number of windows per batch.
 
     Yields:
-      The first row of a strip, and the strip, from the top down.
+      The position of the first row of a strip, and the logits of the strip. Strips are in order from top to bottom.
     """
     windows = place_windows((image.shape[0], image.shape[1]), window)
     (height, width), total = windows.size, None
@@ -120,7 +128,7 @@ def slide_in_strips(
             for left, values in zip(lefts, logits, strict=False):
                 total[:, left : left + width] += values
         assert total is not None
-        finished = next_top - top  # rows that no window below covers
+        finished = next_top - top  # number of rows that no later window covers
         yield top, total[:finished] / (windows.row_counts[top:next_top, None] * windows.column_counts)[..., None]
         total[: height - finished] = total[finished:]
         total[height - finished :] = 0

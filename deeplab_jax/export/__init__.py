@@ -1,1 +1,1 @@
-"""Trained networks as files that run elsewhere: StableHLO and ONNX, preprocessing inside, checked before they are kept."""
+"""Export trained networks with their preprocessing to StableHLO and ONNX files, and check each file before it is kept."""

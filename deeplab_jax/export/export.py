@@ -1,4 +1,4 @@
-"""Write a checkpoint as a file that runs elsewhere, and keep the file only if it computes what the checkpoint does."""
+"""Export a checkpoint to a portable file. The file is only kept if its output matches that of the checkpoint."""
 
 import dataclasses
 import importlib.metadata
@@ -18,61 +18,66 @@ from deeplab_jax.errors import CheckpointError, ConfigError
 from deeplab_jax.evaluation.inference import evaluation_model
 from deeplab_jax.export import loading, stablehlo
 from deeplab_jax.export.folding import fold
-from deeplab_jax.files import replacing
+from deeplab_jax.files import write_atomically
 from deeplab_jax.models import DeepLabV3
 
 Format = Literal["stablehlo", "onnx"]
 Run = Callable[[np.ndarray], np.ndarray]
 
-# Images, height and width that a file is checked at; odd ones show how sizes are rounded.
+# The number, height and width of the images with which a file is checked. Odd sizes reveal differences in rounding.
 CHECKED_SIZES = ((1, 97, 129), (2, 64, 100))
-LOGITS_TOLERANCE = 1e-4  # |difference| / |logits|: sums in another order differ by 1e-6 or so
-LABELS_TOLERANCE = 1e-3  # share of the pixels: labels change where two logits are equal to the last digits
+# The largest |difference| / |logits|. A different order of summation changes the logits by about 1e-6.
+LOGITS_TOLERANCE = 1e-4
+# The largest share of pixels with a different label. Labels change where two logits are almost equal.
+LABELS_TOLERANCE = 1e-3
 
 
 def export(checkpoint: str, out: str, fmt: Format, output: stablehlo.Output, say: Callable[[str], None] = print) -> None:
-    """Write the network of `checkpoint` to the file `out`, in float32, whole images at one scale.
+    """Export the network of a checkpoint in float32. The exported network processes full images at a single scale.
 
     Args:
-      checkpoint: what `resolve` takes.
-      out: file to write; it appears whole or not at all.
+      checkpoint: The checkpoint, in any form that `resolve` accepts.
+      out: The file to write. It is only created if the export succeeds.
       fmt: "stablehlo" (for `load_exported`) or "onnx".
-      output: "labels" or "logits".
-      say: called with each line about what was done.
+      output: The output of the exported network, "labels" or "logits".
+      say: Is called with each line of the printed summary.
 
     Raises:
-      CheckpointError: there is no checkpoint, or it cannot be read, or the file computes something else.
-      ConfigError: a package is missing, or `out` cannot be written.
+      CheckpointError: The checkpoint does not exist or cannot be read, or the output of the file does not match it.
+      ConfigError: A package is missing, or `out` cannot be written.
     """
     if fmt == "onnx":
         _require_onnx()
     step = str(resolve(checkpoint))
     stored = stored_config(step)
     variables = restore_model(step, like=stored)
-    config = _plain(stored, say)
+    config = _simplify_protocol(stored, say)
     metadata = _metadata(config, step, output)
     make, load = _FORMATS[fmt]
-    network = _find_network(config)
+    network = _build_network(config)
     content = make(network, fold(variables, network), output, metadata)
-    with jax.default_matmul_precision("highest"):  # GPUs round to TF32 otherwise
-        differences = _differences(load(content), Segmenter(config, jax.device_put(variables)), output)
+    with jax.default_matmul_precision("highest"):  # by default, GPUs round to TF32
+        differences = _measure_differences(load(content), Segmenter(config, jax.device_put(variables)), output)
     bound = LOGITS_TOLERANCE if output == "logits" else LABELS_TOLERANCE
     if not all(difference <= bound for difference in differences):  # nan fails too
         shown = " and ".join(f"{difference:.1e}" for difference in differences)
-        raise CheckpointError(f"`--out` (={out!r}) is not kept: its {output} differ from those of {step} by {shown}")
-    with replacing(epath.Path(out)) as file:
+        raise CheckpointError(
+            f"`--out` (={out!r}) was not written, because its {output} would differ from those of {step} by {shown}. "
+            "Try a different --format, or report a bug."
+        )
+    with write_atomically(epath.Path(out)) as file:
         file.write(content)
     sizes = ", ".join(f"{n} x {h} x {w}" for n, h, w in CHECKED_SIZES)
-    say(f"checked at {sizes}: {output} differ by at most {max(differences):.1e}")
-    say(f"{out}: {len(content) / 2**20:.1f} MiB, uint8 [n, 3, h, w] to {output}, any n, h and w")
+    say(f"Compared the {output} with those of the checkpoint at {sizes}. The largest difference is {max(differences):.1e}.")
+    say(f"Wrote {out} ({len(content) / 2**20:.1f} MiB). It maps uint8 [n, 3, h, w] to {output}, for any n, h and w.")
 
 
-def _plain(config: Config, say: Callable[[str], None]) -> Config:
-    """Return the config of the network in float32, on whole images at one scale."""
+def _simplify_protocol(config: Config, say: Callable[[str], None]) -> Config:
+    """Return the config with float32, full images and a single scale. Report the settings that are dropped."""
     plain = EvalConfig(output_stride=config.eval.output_stride)
     protocol = {"window": config.eval.window, "scales": config.eval.scales, "flip": config.eval.flip}
     if any(value != getattr(plain, field) for field, value in protocol.items()):
-        say(f"eval.window, eval.scales and eval.flip (={', '.join(map(str, protocol.values()))}) are no part of the file")
+        say(f"eval.window, eval.scales and eval.flip (={', '.join(map(str, protocol.values()))}) are not part of the file.")
     return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32"), eval=plain)
 
 
@@ -93,14 +98,14 @@ def _metadata(config: Config, step: str, output: str) -> dict[str, Any]:
     }
 
 
-def _find_network(config: Config) -> DeepLabV3:
-    """Return the network at the output stride of evaluation, without what training alone needs."""
+def _build_network(config: Config) -> DeepLabV3:
+    """Return the network at the output stride of evaluation, without the parts that only training needs."""
     network = evaluation_model(config)
     return dataclasses.replace(network, config=dataclasses.replace(network.config, aux_head=False, remat=()))
 
 
 def _make_onnx(network: DeepLabV3, params: dict[str, Any], output: stablehlo.Output, metadata: dict[str, Any]) -> bytes:
-    from deeplab_jax.export import onnx  # an extra
+    from deeplab_jax.export import onnx  # an optional dependency
 
     return onnx.serialize(network, params, output, metadata)
 
@@ -111,7 +116,7 @@ def _load_onnx(content: bytes) -> Run:
     return onnx.load(content)
 
 
-# How the content of a file is made, and what runs it.
+# The functions that create the content of a file and that load it, by format.
 _FORMATS: dict[Format, tuple[Callable[..., bytes], Callable[[bytes], Run]]] = {
     "stablehlo": (stablehlo.serialize, loading.load),
     "onnx": (_make_onnx, _load_onnx),
@@ -121,14 +126,19 @@ _FORMATS: dict[Format, tuple[Callable[..., bytes], Callable[[bytes], Run]]] = {
 def _require_onnx() -> None:
     for name in ("onnx", "onnxruntime"):
         if importlib.util.find_spec(name) is None:
-            raise ConfigError(f"--format onnx needs {name}: pip install 'deeplab-jax[onnx]'")
+            raise ConfigError(
+                f"`--format` (=onnx) requires the package {name}. Run `pip install 'deeplab-jax[onnx]'` to install it."
+            )
 
 
-def _differences(run: Run, segmenter: Segmenter, output: stablehlo.Output) -> list[float]:
-    """Return a difference at each of CHECKED_SIZES: |a - b| / |b| of logits, the share of differing pixels of labels."""
+def _measure_differences(run: Run, segmenter: Segmenter, output: stablehlo.Output) -> list[float]:
+    """Return the difference between the file and the checkpoint at each of CHECKED_SIZES.
+
+    For logits, it is |a - b| / |b|. For labels, it is the share of pixels that differ.
+    """
     differences = []
     for seed, size in enumerate(CHECKED_SIZES):
-        images = _clouds(seed, *size)
+        images = _make_images(seed, *size)
         if output == "labels":
             differences.append(float(np.mean(run(images) != segmenter.predict(images))))
         else:
@@ -137,8 +147,8 @@ def _differences(run: Run, segmenter: Segmenter, output: stablehlo.Output) -> li
     return differences
 
 
-def _clouds(seed: int, n: int, h: int, w: int) -> UInt8[np.ndarray, "n 3 h w"]:
-    """Return images whose neighbouring pixels are similar, as in photographs."""
+def _make_images(seed: int, n: int, h: int, w: int) -> UInt8[np.ndarray, "n 3 h w"]:
+    """Return random images in which neighbouring pixels are similar, as in photographs."""
     coarse = np.random.default_rng(seed).uniform(0, 255, (n, 3, h // 16 + 2, w // 16 + 2))
     fine = coarse.repeat(16, 2).repeat(16, 3)[:, :, :h, :w]
     return np.round(0.8 * fine + np.random.default_rng(seed + 1).uniform(0, 51, (n, 3, h, w))).astype(np.uint8)

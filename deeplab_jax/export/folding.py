@@ -1,4 +1,4 @@
-"""BatchNorm of a trained network as part of the kernels and biases of the convolutions before it."""
+"""Fold the BatchNorm of a trained network into the kernels and biases of the convolutions before it."""
 
 import collections
 from collections.abc import Iterable, Iterator
@@ -16,29 +16,30 @@ from deeplab_jax.models.layers import batch_norm
 
 
 def fold(variables: dict[str, Any], network: DeepLabV3) -> dict[str, Any]:
-    """Return variables under which the network predicts what it does under {"params", "batch_stats"}, up to rounding.
+    """Return variables with folded BatchNorm, with which the network makes the same predictions up to rounding.
 
-    gamma (conv(x) - mean) / sqrt(var + epsilon) + beta is a convolution and a bias: kernels take the factor, and BatchNorm is
-    left with its bias. BatchNorm that follows no convolution of its own stays as it is.
+    gamma * (conv(x) - mean) / sqrt(var + epsilon) + beta is equivalent to a convolution with a bias. The kernel is multiplied
+    by gamma / sqrt(var + epsilon), and of the BatchNorm only the bias remains. A BatchNorm is not folded if it does not follow
+    a convolution, or if the convolution's kernel or output has other uses.
 
     Args:
-      variables: {"params", "batch_stats"}.
-      network: without rematerialised stages. Variables that it does not use are left out.
+      variables: The variables of the network, {"params", "batch_stats"}.
+      network: The network, without rematerialised stages. Variables that it does not use are left out of the result.
     """
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     graph = record(lambda variables, images: network.apply(variables, images, False), variables, images)
-    used = {each.path for node in graph.nodes for each in _values(node.arguments.values()) if isinstance(each, Variable)}
+    used = {each.path for node in graph.nodes for each in _list_values(node.arguments.values()) if isinstance(each, Variable)}
     flat = {path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(variables).items() if path in used}
-    made_by = {node.output: node for node in graph.nodes}
-    read = collections.Counter(each for node in graph.nodes for each in _values(node.arguments.values()))
+    producers = {node.output: node for node in graph.nodes}
+    uses = collections.Counter(each for node in graph.nodes for each in _list_values(node.arguments.values()))
     for node in graph.nodes:
         if node.operation is not batch_norm:
             continue
-        convolution = made_by.get(node.arguments["x"])
+        convolution = producers.get(node.arguments["x"])
         if convolution is None or convolution.operation is not conv2d:
             continue
-        # A kernel or an output that others read too must stay as it is.
-        if read[convolution.output] > 1 or read[convolution.arguments["kernel"]] > 1:
+        # A kernel or an output that other operations also use must not change.
+        if uses[convolution.output] > 1 or uses[convolution.arguments["kernel"]] > 1:
             continue
         mean, var, scale, bias = (node.arguments[name].path for name in ("mean", "var", "scale", "bias"))
         kernel = convolution.arguments["kernel"].path
@@ -48,9 +49,9 @@ def fold(variables: dict[str, Any], network: DeepLabV3) -> dict[str, Any]:
     return traverse_util.unflatten_dict(flat)
 
 
-def _values(arguments: Iterable[Any]) -> Iterator[Value | Variable]:
+def _list_values(arguments: Iterable[Any]) -> Iterator[Value | Variable]:
     for argument in arguments:
         if isinstance(argument, Value | Variable):
             yield argument
         elif isinstance(argument, list):
-            yield from _values(argument)
+            yield from _list_values(argument)

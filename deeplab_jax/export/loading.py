@@ -1,4 +1,4 @@
-"""Running an exported StableHLO file, which needs neither the model's code nor a config."""
+"""Run an exported StableHLO file. This requires neither the code of the model nor a config."""
 
 import dataclasses
 import io
@@ -23,40 +23,41 @@ class Exported:
     """An exported network.
 
     Attributes:
-      metadata: "names" and "colors" by train id, "mean", "std", "output" ("labels" or "logits"), "versions", and more.
-      program: the computation, jitted.
+      metadata: The metadata of the file. It includes "names" and "colors" by train id, "mean", "std", "output" ("labels" or
+        "logits") and "versions".
+      program: The jitted computation.
     """
 
     metadata: dict[str, Any]
     program: Callable[[Any], Array]
 
     def __call__(self, images: UInt8[np.ndarray, "n 3 h w"]) -> np.ndarray:
-        """Return labels uint8 [n, h, w] or logits float32 [n, k, h, w], as exported; one compilation a shape.
+        """Return labels, uint8 [n, h, w], or logits, float32 [n, k, h, w], depending on the export.
 
         Args:
-          images: RGB, 0-255, any number, height and width.
+          images: RGB values from 0 to 255. Any number, height and width work. Each new shape is compiled once.
 
         Raises:
-          DataError: another dtype or shape.
+          DataError: The images have a wrong dtype or shape.
         """
         return np.asarray(self.program(require_images(images)))
 
 
 def load_exported(path: str) -> Exported:
-    """Return the network of a file that `deeplab-jax export --format stablehlo` wrote.
+    """Load the network of a file that `deeplab-jax export --format stablehlo` wrote.
 
     Raises:
-      DataError: It is no such file, or comes from a JAX whose programs this one cannot read.
+      DataError: The file is not an exported network, or this JAX version cannot read the programs of the one that wrote it.
     """
     try:
         with open(path, "rb") as file:
             return load(file.read())
-    except Exception as error:  # deserializing garbage fails in many ways
-        raise DataError(f"{path} cannot be loaded ({one_line(error)}): give a file of deeplab-jax export") from None
+    except Exception as error:  # deserializing an invalid file can raise any error
+        raise DataError(f"{path} cannot be loaded ({one_line(error)}). Give a file from `deeplab-jax export`.") from None
 
 
 def load(content: bytes) -> Exported:
-    """Return what `load_exported` returns, from the file's content; any error may be raised."""
+    """Load a network, like `load_exported`, from the content of a file. Invalid content can raise any error."""
     with zipfile.ZipFile(io.BytesIO(content)) as parts:
         program = jax.export.deserialize(bytearray(parts.read(PROGRAM)))
         return Exported(json.loads(parts.read(METADATA)), jax.jit(program.call))

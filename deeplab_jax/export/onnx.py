@@ -1,6 +1,7 @@
-"""A network as an ONNX file, for any number of images of any size. The only module that knows ONNX.
+"""Write a network as an ONNX file for any number of images of any size. No other module uses ONNX directly.
 
-It interprets the operations that a network calls (models/graph.py): an operation here is a function and a line of `_EMIT`.
+The module translates the operations that a network calls (see models/graph.py). To support a new operation, write a function
+and add it to `_EMIT`.
 """
 
 import itertools
@@ -18,20 +19,19 @@ from onnx import TensorProto, helper, numpy_helper
 
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models import DeepLabV3, layers
-from deeplab_jax.models.convolution import conv2d, reach_of
+from deeplab_jax.models.convolution import conv2d, kernel_radius
 from deeplab_jax.models.graph import Graph, Node, Value, record
 from deeplab_jax.models.resize import resize_like
 
-OPSET = 18  # of 2022: what runtimes know
+OPSET = 18  # from 2022, so that most runtimes support it
 
 
 class _Writer:
-    """Nodes in the order in which they are added; each computes one value, named after its operator and number.
+    """Collects ONNX nodes in order. Each node computes one value, whose name is the operator and a number.
 
     Args:
-      graph: of the network.
-      params: folded ones, by path.
-      images: name of the normalised images.
+      graph: The graph of the network.
+      params: The folded parameters, by path.
     """
 
     def __init__(self, graph: Graph, params: dict[tuple[str, ...], np.ndarray]) -> None:
@@ -39,7 +39,7 @@ class _Writer:
         self.constants: list[onnx.TensorProto] = []
         self.names: dict[Value, str] = {}
         self.params = params
-        self.biases = _biases_of_convolutions(graph)
+        self.biases = _find_convolution_biases(graph)
         self._numbers = itertools.count()
 
     def constant(self, value: np.ndarray) -> str:
@@ -59,10 +59,10 @@ class _Writer:
         """Add the nodes of an operation.
 
         Raises:
-          CheckpointError: the operation has no form in ONNX here.
+          CheckpointError: The operation is not supported.
         """
         if node.operation not in _EMIT:
-            raise CheckpointError(f"`--format` (=onnx) has no form of {node.operation.__name__}: use --format stablehlo")
+            raise CheckpointError(f"`--format` (=onnx) does not support {node.operation.__name__}. Use --format stablehlo.")
         arguments = {name: self._name(argument) for name, argument in node.arguments.items()}
         self.names[node.output] = _EMIT[node.operation](self, node, **arguments)
 
@@ -73,16 +73,19 @@ class _Writer:
 
 
 def serialize(network: DeepLabV3, params: dict[str, Any], output: str, metadata: dict[str, Any]) -> bytes:
-    """Return the file: uint8 [n, 3, h, w] "images" -> uint8 [n, h, w] "labels" or float32 [n, k, h, w] "logits".
+    """Return the content of an ONNX file.
+
+    The network in the file maps "images", uint8 [n, 3, h, w], to "labels", uint8 [n, h, w], or to "logits", float32
+    [n, k, h, w]. The outputs have the size of the images.
 
     Args:
-      network: at the output stride that is wanted, without auxiliary head and rematerialised stages.
-      params: {"params"} as `folding.fold` returns them.
-      output: "labels" or "logits", at the images' size.
-      metadata: JSON values, put into the file.
+      network: The network at the desired output stride, without an auxiliary head and without rematerialised stages.
+      params: The variables that `folding.fold` returns, {"params"}.
+      output: "labels" or "logits".
+      metadata: JSON values to store in the file.
 
     Raises:
-      CheckpointError: an operation of the network has no form in ONNX here.
+      CheckpointError: An operation of the network is not supported.
     """
     config = network.config
 
@@ -119,13 +122,13 @@ def serialize(network: DeepLabV3, params: dict[str, Any], output: str, metadata:
 
 
 def load(content: bytes) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the network of a file, on the CPU."""
+    """Return a function that runs the network of an ONNX file on the CPU."""
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {"images": images})[0]
 
 
-def _biases_of_convolutions(graph: Graph) -> dict[Value, tuple[str, ...]]:
-    """Return, by the output of each convolution before a bias, the path of that bias: one node serves for both."""
+def _find_convolution_biases(graph: Graph) -> dict[Value, tuple[str, ...]]:
+    """Return the path of the bias that is added to each convolution's output, by that output. One Conv node computes both."""
     convolutions = {node.output for node in graph.nodes if node.operation is conv2d}
     biased = [node for node in graph.nodes if node.operation is layers.add_bias and node.arguments["x"] in convolutions]
     return {node.arguments["x"]: node.arguments["bias"].path for node in biased}
@@ -138,7 +141,7 @@ def _emit_conv2d(writer: _Writer, node: Node, x: str, kernel: Any, stride: int, 
         inputs.append(writer.constant(writer.params[writer.biases[node.output]]))
     attributes = {
         "kernel_shape": weights.shape[:2],
-        "pads": [reach_of(weights.shape, rate)] * 4,
+        "pads": [kernel_radius(weights.shape, rate)] * 4,
         "strides": [stride] * 2,
         "dilations": [rate] * 2,
     }
@@ -156,7 +159,7 @@ def _emit_operator(operator: str, **attributes: Any) -> Callable[..., str]:
 
 
 def _emit_average_pool_2x2(writer: _Writer, node: Node, x: str, stride: int, rate: int) -> str:
-    """Add sums over the taps inside the image, and divide by their number; AveragePool has no rate."""
+    """Sum the taps inside the image and divide by their number. AveragePool has no dilation in this opset."""
     attributes = {"kernel_shape": [2, 2], "pads": [0, 0, rate, rate], "strides": [stride] * 2, "dilations": [rate] * 2}
     channels = node.output.shape[3]
     kernel = np.ones((channels, 1, 2, 2), np.float32)

@@ -1,4 +1,4 @@
-"""A network as serialized StableHLO (`jax.export`), for any number of images of any size, on CPUs, GPUs and TPUs."""
+"""Serialize a network as StableHLO with `jax.export`, for any number of images of any size, on CPUs, GPUs and TPUs."""
 
 import io
 import json
@@ -23,13 +23,14 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 def serialize(network: DeepLabV3, params: dict[str, Any], output: Output, metadata: dict[str, Any]) -> bytes:
     """Return the content of a file for `load_exported`.
 
-    The program takes uint8 [n, 3, h, w] to labels uint8 [n, h, w] or logits float32 [n, k, h, w] at the images' size.
+    The program maps uint8 [n, 3, h, w] to labels, uint8 [n, h, w], or to logits, float32 [n, k, h, w], at the size of the
+    images.
 
     Args:
-      network: at the output stride that is wanted.
-      params: {"params"}, which become part of the program.
-      output: what the program returns.
-      metadata: JSON values.
+      network: The network at the desired output stride.
+      params: The variables, {"params"}. They become part of the program.
+      output: "labels" or "logits".
+      metadata: JSON values to store in the file.
     """
 
     def run(images: UInt8[Array, "n 3 h w"]) -> Array:

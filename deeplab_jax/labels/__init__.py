@@ -1,4 +1,7 @@
-"""Label sets: the classes of a data set, their colours, and what values in label files mean. No JAX, no TensorFlow."""
+"""Label sets: the classes of a data set, their colours, and the meaning of the values in label files.
+
+This package imports neither JAX nor TensorFlow.
+"""
 
 from deeplab_jax.labels.ade20k import ADE20K
 from deeplab_jax.labels.camvid import CAMVID
@@ -6,5 +9,5 @@ from deeplab_jax.labels.cityscapes import CITYSCAPES
 from deeplab_jax.labels.label_set import IGNORE, UNKNOWN, Color, LabelSet, color_code, color_of
 from deeplab_jax.labels.voc import VOC, voc_color
 
-# A new label set is a file here and a line in this table.
+# To add a label set, create a module in this folder and add it to this table.
 LABEL_SETS = {label_set.name: label_set for label_set in (CITYSCAPES, CAMVID, VOC, ADE20K)}

@@ -1,8 +1,8 @@
-"""CamVid's 11 classes."""
+"""The 11 classes of CamVid."""
 
 from deeplab_jax.labels.label_set import LabelSet
 
-# The 11 classes of the SegNet tutorial, as its CamVid's PNGs number them; 11 is void.
+# The classes and ids in the PNG labels of the SegNet tutorial's copy of CamVid. The value 11 is void.
 CAMVID = LabelSet(
     name="camvid",
     names=("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"),

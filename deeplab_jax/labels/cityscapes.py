@@ -1,8 +1,8 @@
-"""Cityscapes' 19 evaluated classes."""
+"""The 19 evaluated classes of Cityscapes."""
 
 from deeplab_jax.labels.label_set import LabelSet
 
-# cityscapesScripts, helpers/labels.py: name, id, colour of the 19 classes that are evaluated, in the order of their train ids.
+# Name, id and colour of the 19 evaluated classes in the order of their train ids, from helpers/labels.py in cityscapesScripts.
 _CITYSCAPES = (
     ("road", 7, (128, 64, 128)),
     ("sidewalk", 8, (244, 35, 232)),
@@ -30,9 +30,11 @@ CITYSCAPES = LabelSet(
     names=tuple(name for name, _, _ in _CITYSCAPES),
     colors=tuple(color for _, _, color in _CITYSCAPES),
     ids=tuple(i for _, i, _ in _CITYSCAPES),
-    ignored_ids=(0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30, 255),  # 255: the licence plate's -1, as 8 bits write it
-    # unlabeled to static share black; dynamic, ground, parking, rail track, guard rail, bridge, tunnel, caravan, trailer.
-    # polegroup and licence plate have the colours of pole and car, and so look like them in colour files.
+    # 255 is the id -1 of "license plate", stored in 8 bits.
+    ignored_ids=(0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30, 255),
+    # Black is the colour of the classes "unlabeled" to "static". The other colours are those of "dynamic", "ground", "parking",
+    # "rail track", "guard rail", "bridge", "tunnel", "caravan" and "trailer". Colour files cannot distinguish "polegroup" from
+    # "pole" or "license plate" from "car", because the colours of each pair are the same.
     ignored_colors=(
         (0, 0, 0),
         (111, 74, 0),

@@ -1,4 +1,4 @@
-"""Losses by name. Their weighted sum, over heads, micro-batches and devices, is made in one place: `train/step.py`."""
+"""The losses, by name. `train/step.py` adds them up over heads, micro-batches and devices."""
 
 from deeplab_jax.config import Config
 from deeplab_jax.errors import ConfigError
@@ -10,8 +10,9 @@ LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "dice": dice}
 
 
 def check_terms(config: Config) -> None:
-    """Raise ConfigError unless every one of `loss.terms` is a loss."""
+    """Raise a ConfigError unless every entry of `loss.terms` is a key of `LOSSES`."""
     if unknown := [name for name in config.loss.terms if name not in LOSSES]:
         raise ConfigError(
-            f"`loss.terms` (={config.loss.terms!r}) cannot be used: there is no {unknown[0]!r}, use {', '.join(LOSSES)}"
+            f"`loss.terms` (={config.loss.terms!r}) contains {unknown[0]!r}, which is not a loss. "
+            f"Choose from: {', '.join(LOSSES)}."
         )

@@ -1,4 +1,4 @@
-"""Softmax cross-entropy, with class weights, label smoothing and online hard example mining."""
+"""The softmax cross-entropy, with class weights, label smoothing and online hard example mining."""
 
 import jax
 import jax.numpy as jnp
@@ -7,107 +7,117 @@ from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
 from deeplab_jax.config import LossConfig
 from deeplab_jax.labels import IGNORE
-from deeplab_jax.losses.loss import Mean, is_class
+from deeplab_jax.losses.loss import Mean, one_hot
 
 
 def cross_entropy(
     logits: Float[Array, "n h w k"], labels: UInt8[Array, "n h w"], mask: Bool[Array, "n h w"], config: LossConfig
 ) -> Mean:
-    """Return the softmax cross-entropy of the pixels that are not ignored, in nats; see `loss.Loss`.
+    """Return the softmax cross-entropy of all pixels that are not ignored, in nats.
 
-    With class weights w and smoothing e a pixel of class y has the loss (1 - e) w_y (-log p_y) + e / k sum_c w_c (-log p_c),
-    and the weight w_y in the mean, as in torch.nn.CrossEntropyLoss.
+    The arguments are described at `loss.Loss`. With class weights w and label smoothing e, a pixel of class y has the loss
+    (1 - e) w_y (-log p_y) + e / k sum_c w_c (-log p_c) and the weight w_y in the mean, as in torch.nn.CrossEntropyLoss.
 
-    With `ohem_threshold` only the hard pixels have a loss, see `hard_pixels`. Their sum is divided by their own number, as in
-    HRNet's OhemCrossEntropy; with normalizer "all" by that of the whole batch, as in mmsegmentation by default. (Its
-    avg_non_ignore=True divides by the valid ones, hard or not.)
+    With `ohem_threshold`, only the hard pixels contribute to the sum; see `select_hard_pixels`. By default, the sum is
+    divided by the number of hard pixels, as in HRNet's OhemCrossEntropy. With normalizer "all", it is divided by the number
+    of all pixels in the batch, which is mmsegmentation's default. (With avg_non_ignore=True, mmsegmentation divides by the
+    number of valid pixels, both easy and hard.)
     """
-    counted = mask & (labels != IGNORE)
-    count = _weight(labels, counted, mask, config)
+    valid = mask & (labels != IGNORE)
+    count = _total_weight(labels, valid, mask, config)
     if not config.ohem_threshold:
-        return Mean(_sum(logits, labels, counted, config), count)
-    probability = jnp.exp(_own_logit(logits, labels) - jax.nn.logsumexp(logits, axis=-1))
-    # More than an image has would count no further pixel, and n times as many could be more than an int32 holds.
+        return Mean(_sum_losses(logits, labels, valid, config), count)
+    probability = jnp.exp(_target_logit(logits, labels) - jax.nn.logsumexp(logits, axis=-1))
+    # The cap prevents an int32 overflow when `min_kept` is multiplied by the number of images. It changes nothing else, because
+    # no image has that many pixels.
     min_kept = min(config.ohem_min_kept, (2**31 - 1) // len(labels))
     images = jnp.sum(jnp.any(mask, axis=(1, 2)))
-    hard = hard_pixels(lax.stop_gradient(probability), counted, config.ohem_threshold, min_kept * images)
-    total = _sum(logits, labels, hard, config)
-    # The count must not depend on the logits: the sum is scaled instead.
-    return Mean(total if config.normalizer == "all" else total * (count / _weight(labels, hard, hard, config)), count)
+    hard = select_hard_pixels(lax.stop_gradient(probability), valid, config.ohem_threshold, min_kept * images)
+    total = _sum_losses(logits, labels, hard, config)
+    # The count of a loss must not depend on the logits, so the sum is rescaled instead.
+    return Mean(total if config.normalizer == "all" else total * (count / _total_weight(labels, hard, hard, config)), count)
 
 
-def hard_pixels(
-    probability: Float[Array, "n h w"], counted: Bool[Array, "n h w"], threshold: float, min_kept: Int[Array, ""]
+def select_hard_pixels(
+    probability: Float[Array, "n h w"], valid: Bool[Array, "n h w"], threshold: float, min_kept: Int[Array, ""]
 ) -> Bool[Array, "n h w"]:
-    """Return the pixels of `counted` that mmsegmentation's OHEMPixelSampler keeps.
+    """Return a mask of the `valid` pixels that mmsegmentation's OHEMPixelSampler would keep.
 
-    Those whose probability is below the larger one of `threshold` and sorted(probabilities)[min(min_kept, pixels - 1)]. That is
-    `min_kept` of them or more; fewer with ties there, and all but the last one where there are not as many. With a threshold
-    near 0 the hardest `min_kept` are kept, as with the sampler's thresh=None.
+    A pixel is kept if its probability is below the larger of two values: `threshold` and the order statistic
+    sorted(probabilities)[min(min_kept, pixels - 1)]. This keeps at least `min_kept` pixels, with two exceptions: pixels that
+    tie at the order statistic are dropped, and so is the easiest pixel of a batch with at most `min_kept` valid pixels.
+    (Pixels below `threshold` are never dropped.) With a threshold near 0, only the hardest `min_kept` pixels are kept, as
+    with the sampler's thresh=None.
 
-    The order statistic is found bit by bit from counts, which add up over devices where a sort would move the pixels.
+    The order statistic is found by a bitwise binary search over counts. Counts can be added up over devices, while a sort
+    would have to move the pixels between them.
 
     Args:
-      probability: of the pixel's own class, 0 to 1.
-      counted: which pixels to choose from.
-      threshold: all pixels below are kept.
-      min_kept: of the whole batch, see above.
+      probability: The probability of each pixel's target class, from 0 to 1.
+      valid: The pixels to choose from.
+      threshold: All pixels with a probability below this value are kept.
+      min_kept: The number of pixels to keep in the full batch; see above for the exceptions.
     """
-    # Floats from 0 on are ordered as their bits. One that is not a number is kept: the step must see it in the loss.
+    # Non-negative floats sort in the same order as their bit patterns. NaN is mapped to 0 and therefore kept, because the
+    # training step must see it in the loss.
     bits = lax.bitcast_convert_type(jnp.nan_to_num(probability).astype(jnp.float32), jnp.int32)
-    bits = jnp.where(counted, bits, jnp.iinfo(jnp.int32).max)
-    rank = jnp.minimum(min_kept, jnp.sum(counted) - 1)
-    at_threshold = lax.bitcast_convert_type(jnp.float32(threshold), jnp.int32)
+    bits = jnp.where(valid, bits, jnp.iinfo(jnp.int32).max)
+    rank = jnp.minimum(min_kept, jnp.sum(valid) - 1)
+    threshold_bits = lax.bitcast_convert_type(jnp.float32(threshold), jnp.int32)
 
-    def raised(i: Array, found: Array) -> Array:
-        larger = found | (2**29 >> i).astype(jnp.int32)
-        return jnp.where(jnp.sum(bits < larger) <= rank, larger, found)
+    def try_bit(i: Array, limit: Array) -> Array:
+        larger = limit | (2**29 >> i).astype(jnp.int32)
+        return jnp.where(jnp.sum(bits < larger) <= rank, larger, limit)
 
-    # The largest number that no more than `rank` pixels are below; 1.0 has no bit above the 29th.
+    # The search finds the largest number that has at most `rank` pixels below it. It starts at bit 29 because 1.0 has no
+    # higher bit.
     limit = lax.cond(
-        jnp.sum(bits < at_threshold) > rank, lambda: at_threshold, lambda: lax.fori_loop(0, 30, raised, jnp.int32(0))
+        jnp.sum(bits < threshold_bits) > rank,
+        lambda: threshold_bits,
+        lambda: lax.fori_loop(0, 30, try_bit, jnp.int32(0)),
     )
     return bits < limit
 
 
-def _sum(
-    logits: Float[Array, "n h w k"], labels: UInt8[Array, "n h w"], counted: Bool[Array, "n h w"], config: LossConfig
+def _sum_losses(
+    logits: Float[Array, "n h w k"], labels: UInt8[Array, "n h w"], pixels: Bool[Array, "n h w"], config: LossConfig
 ) -> Float[Array, ""]:
-    """Add up the losses of the pixels of `counted`; what is outside is never read."""
+    """Return the sum of the losses of the pixels in the mask `pixels`. The values of other pixels have no effect."""
     log_sum = jax.nn.logsumexp(logits, axis=-1)
-    loss = log_sum - _own_logit(logits, labels)
+    loss = log_sum - _target_logit(logits, labels)
     weights = jnp.asarray(config.class_weights or (1.0,) * logits.shape[-1], logits.dtype)
     if config.class_weights:
-        # No comparison here: on a CPU XLA would write it out for every class, and the weights need no gradient.
+        # The weights need no gradient, so a lookup is enough. On CPUs, XLA would materialize a one-hot comparison for all
+        # classes.
         loss *= jnp.take(weights, labels, mode="clip")
     if config.label_smoothing:
-        of_all = jnp.mean(weights[None, None, None] * (log_sum[..., None] - logits), axis=-1)
-        loss = (1 - config.label_smoothing) * loss + config.label_smoothing * of_all
-    return jnp.sum(jnp.where(counted, loss, 0.0))
+        uniform_loss = jnp.mean(weights[None, None, None] * (log_sum[..., None] - logits), axis=-1)
+        loss = (1 - config.label_smoothing) * loss + config.label_smoothing * uniform_loss
+    return jnp.sum(jnp.where(pixels, loss, 0.0))
 
 
-def _own_logit(logits: Float[Array, "n h w k"], labels: UInt8[Array, "n h w"]) -> Float[Array, "n h w"]:
-    """Return the logit of each pixel's own class; 0 for a label that is none."""
-    return jnp.sum(jnp.where(is_class(labels, logits.shape[-1]), logits, 0.0), axis=-1)
+def _target_logit(logits: Float[Array, "n h w k"], labels: UInt8[Array, "n h w"]) -> Float[Array, "n h w"]:
+    """Return the logit of each pixel's target class, or 0 where the label is not a class."""
+    return jnp.sum(jnp.where(one_hot(labels, logits.shape[-1]), logits, 0.0), axis=-1)
 
 
-def _weight(
-    labels: UInt8[Array, "n h w"], counted: Bool[Array, "n h w"], mask: Bool[Array, "n h w"], config: LossConfig
+def _total_weight(
+    labels: UInt8[Array, "n h w"], pixels: Bool[Array, "n h w"], mask: Bool[Array, "n h w"], config: LossConfig
 ) -> Shaped[Array, ""]:
-    """Return the number of the pixels of `counted`, or the sum of their classes' weights.
+    """Return the number of pixels in the mask `pixels`, or the sum of their class weights.
 
-    With normalizer "all" the other pixels of `mask` weigh the mean of the class weights: mmsegmentation 1.2.2, whose
-    avg_non_ignore=False this is, stops with an IndexError where class weights meet an ignored pixel; without either the two are
-    the same.
+    With normalizer "all", the other pixels in `mask` count too. Each of them has the mean class weight. This corresponds to
+    avg_non_ignore=False in mmsegmentation 1.2.2, which raises an IndexError when class weights are combined with ignored
+    pixels. Without class weights, or without ignored pixels, both give the same result.
 
-    Never 0: a batch without any pixel has loss 0, not nan.
+    The result is never 0. A batch without valid pixels therefore has loss 0 instead of NaN.
     """
-    count = jnp.sum(counted)
+    count = jnp.sum(pixels)
     others = jnp.sum(mask) - count if config.normalizer == "all" else 0
     if not config.class_weights:
         return jnp.maximum(count + others, 1)
     weights = jnp.asarray(config.class_weights, jnp.float32)
-    # Counted by class first: integers have the same sum on any mesh.
-    of_each = jnp.sum(is_class(labels, len(weights)) & counted[..., None], axis=(0, 1, 2))
-    total = jnp.sum(weights * of_each) + others * jnp.mean(weights)
+    # Pixels are first counted per class because integer sums are the same on every mesh.
+    pixels_per_class = jnp.sum(one_hot(labels, len(weights)) & pixels[..., None], axis=(0, 1, 2))
+    total = jnp.sum(weights * pixels_per_class) + others * jnp.mean(weights)
     return jnp.where(total > 0, total, jnp.maximum(count, 1))

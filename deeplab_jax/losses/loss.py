@@ -1,4 +1,4 @@
-"""What a loss is: a function of logits, labels and mask whose value is a mean, given as its sum and its count."""
+"""The interface of a loss: a function of logits, labels and mask that returns a mean as its sum and its count."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,28 +13,29 @@ from deeplab_jax.config import LossConfig
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, slots=True)
 class Mean:
-    """A mean whose parts can be added up.
+    """A mean, stored as a sum and a count that can be added up over the parts of a batch.
 
     Attributes:
-      total: sum over what is averaged.
-      count: how much that is, by number or weight; above 0, and a function of labels and mask alone.
+      total: The sum of the averaged values.
+      count: The number of averaged values, or the sum of their weights. It is positive and depends only on labels and mask.
     """
 
     total: Float[Array, ""]
     count: Shaped[Array, ""]
 
 
-# loss(logits, labels, mask, config), written for the whole batch: micro-batches, devices and rows are the step's business.
-#   logits: float32 [n, h, w, k], at the labels' size.
-#   labels: uint8 [n, h, w], train ids; 255 is ignored.
-#   mask: bool [n, h, w], False where there is no image: padding, which counts nowhere. (An ignored pixel does, with
-#     `loss.normalizer="all"`.)
+# The signature of every loss: loss(logits, labels, mask, config). A loss is written for the full batch. The training step
+# takes care of micro-batches, devices and split rows.
+#   logits: float32 [n, h, w, k], at the size of the labels.
+#   labels: uint8 [n, h, w], train ids. 255 is ignored.
+#   mask: bool [n, h, w], False in the padding. Padding never counts; an ignored pixel does with `loss.normalizer="all"`.
 Loss = Callable[[Float[Array, "n h w k"], UInt8[Array, "n h w"], Bool[Array, "n h w"], LossConfig], Mean]
 
 
-def is_class(labels: UInt8[Array, "n h w"], classes: int) -> Bool[Array, "n h w k"]:
-    """Return the labels one-hot, all False for 255.
+def one_hot(labels: UInt8[Array, "n h w"], classes: int) -> Bool[Array, "n h w k"]:
+    """Return the labels as one-hot booleans. A pixel with label 255 is False for every class.
 
-    XLA fuses the comparison into the reduction after it: no one-hot array is made, and the gradient needs no scatter.
+    XLA fuses the comparison into the reduction that follows. The one-hot array is therefore never stored, and the gradient
+    needs no scatter.
     """
     return labels[..., None].astype(jnp.int32) == jnp.arange(classes)[None, None, None]

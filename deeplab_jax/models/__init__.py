@@ -1,4 +1,4 @@
-"""The network: pure Flax Linen modules, NHWC. No data, no training, no files."""
+"""The network as pure Flax Linen modules in NHWC. This package contains no data loading, training or file access."""
 
 from deeplab_jax.models.backbones import BACKBONES
 from deeplab_jax.models.deeplab import DeepLabV3, Outputs, normalize

@@ -1,4 +1,4 @@
-"""Atrous spatial pyramid pooling (DeepLabV3, 1706.05587, section 3.3), NHWC."""
+"""Atrous spatial pyramid pooling (DeepLabV3, arXiv:1706.05587, section 3.3), NHWC."""
 
 import functools
 from typing import Any
@@ -11,7 +11,7 @@ from deeplab_jax.models.layers import BatchNorm, Conv, Dropout, broadcast_like, 
 
 
 class ConvBNReLU(nn.Module):
-    """A convolution without bias, BatchNorm, ReLU."""
+    """A convolution without bias, followed by BatchNorm and ReLU."""
 
     features: int
     size: int
@@ -20,20 +20,22 @@ class ConvBNReLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w k"]:
-        """Return [n, h, w, features]."""
+        """Return features of shape [n, h, w, features]."""
         x = Conv(self.features, self.size, rate=self.rate, dtype=self.dtype, name="conv")(x)
         return relu(BatchNorm(name="bn")(x, train))
 
 
 class ASPP(nn.Module):
-    """A 1x1 branch, one 3x3 branch a rate, an image-pooling branch; concatenated in that order and fused.
+    """The ASPP head: a 1x1 branch, one 3x3 branch per rate and an image-pooling branch.
+
+    The branches are concatenated in this order and then fused.
 
     Attributes:
-      rates: atrous rates in pixels of the input.
-      features: channels of each branch and of the result.
-      fusion: see `config.ModelConfig`.
-      dropout: share dropped after the first fusion convolution.
-      dtype: what the convolutions compute in.
+      rates: The atrous rates, in pixels of the input.
+      features: The number of channels of each branch and of the output.
+      fusion: The convolutions after the concatenation; see `config.ModelConfig`.
+      dropout: The dropout rate after the first fusion convolution.
+      dtype: The data type in which the convolutions compute.
     """
 
     rates: tuple[int, ...]
@@ -44,7 +46,7 @@ class ASPP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w k"]:
-        """Return [n, h, w, features]."""
+        """Return features of shape [n, h, w, features]."""
         layer = functools.partial(ConvBNReLU, dtype=self.dtype)
         branches = [layer(self.features, 1, name="branch_1x1")(x, train)]
         for i, rate in enumerate(self.rates, start=1):

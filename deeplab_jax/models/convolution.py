@@ -1,6 +1,7 @@
-"""The convolution of every layer, NHWC: the only place that decides how one is computed. Measurements: benchmarks/NOTES.md.
+"""The convolution operation of all layers, NHWC. This module alone decides how a convolution is computed.
 
-Padding is PyTorch's (rate * (k - 1) / 2 on every side), so that a stride-2 layer maps H to ceil(H / 2), odd sizes included.
+The choice of form is based on the measurements in benchmarks/NOTES.md. Padding is rate * (k - 1) / 2 on every side, as in
+PyTorch networks. With it, a layer with stride 2 maps height H to ceil(H / 2) for both even and odd H.
 """
 
 import functools
@@ -17,7 +18,7 @@ from deeplab_jax.models import winograd
 from deeplab_jax.models.operations import AnyArray, Length, operation
 from deeplab_jax.models.products import multiply, outer
 
-# Bytes of input that the product of a tap copies at a time.
+# The maximum number of input bytes that the matrix product of one tap copies at a time.
 BAND_BYTES = 64 * 2**20
 
 ConvForm = Literal["auto", "xla", "mixed", "products", "winograd", "shifts"]
@@ -32,27 +33,32 @@ def conv2d(
     rate: int = 1,
     form: ConvForm = "auto",
 ) -> Float[Array, "n h2 w2 k"]:
-    """Convolve with padding rate * (size - 1) / 2, in the form that is fastest where it runs.
+    """Return the convolution of `x` with `kernel`, with padding rate * (size - 1) / 2.
 
     Args:
-      x: input features.
-      kernel: HWIO weights of odd height and width; used in the dtype of `x`. Where it has fewer input channels than `x`, the
-        channels are convolved in groups of that size; one is a depthwise convolution.
-      stride: step of the output grid over the input.
-      rate: distance between the taps, in input pixels.
-      form: "xla" is XLA's own convolution; "mixed" is that with the weight gradient by matrix products; "products" a sum of
-        matrix products, one a tap; "winograd" minimal filtering, for 3x3 kernels at stride 1; "shifts" a sum of
-        shifted products, for depthwise ones; "auto" chooses.
+      x: The input features.
+      kernel: The HWIO weights. Height and width are odd. The kernel is converted to the dtype of `x`. If it has fewer input
+        channels than `x`, the channels are convolved in groups of that size. With groups of one channel, the convolution is
+        depthwise.
+      stride: The step of the output grid, in input pixels.
+      rate: The distance between the taps, in input pixels.
+      form: How to compute the convolution:
+        "auto": The fastest form on the current backend.
+        "xla": XLA's own convolution.
+        "mixed": XLA's own convolution, with the weight gradient computed by matrix products.
+        "products": A sum of matrix products, one per tap.
+        "winograd": Winograd's minimal filtering, for 3x3 kernels at stride 1.
+        "shifts": A sum of shifted elementwise products, for depthwise kernels.
 
     Raises:
-      ValueError: the form is not for this kernel and stride.
+      ValueError: The form does not support this kernel and stride.
     """
     convolve = choose_convolution(kernel.shape, x.shape, x.dtype, stride, rate, form)
-    return convolve(x, jnp.astype(kernel, x.dtype), stride, rate, reach_of(kernel.shape, rate))
+    return convolve(x, jnp.astype(kernel, x.dtype), stride, rate, kernel_radius(kernel.shape, rate))
 
 
-def reach_of(kernel_shape: tuple[int, ...], rate: int) -> int:
-    """Return how many pixels beside its own an output sees, on every side."""
+def kernel_radius(kernel_shape: tuple[int, ...], rate: int) -> int:
+    """Return the number of input pixels that a dilated kernel covers on each side of its centre."""
     return rate * (kernel_shape[0] - 1) // 2
 
 
@@ -64,30 +70,42 @@ def choose_convolution(
     rate: int,
     form: ConvForm = "auto",
 ) -> Callable[[Array, Array, int, int, int], Array]:
-    """Return the function of (x, kernel in x's dtype, stride, rate, zero rows above and below x) that convolves.
+    """Return the function that computes a convolution in the given form.
+
+    The function takes (x, kernel, stride, rate, pad). The kernel has the dtype of `x`, and `pad` is the number of zero rows
+    above and below `x`.
 
     Args:
-      kernel_shape, x_shape: of the arguments of `conv2d`; the second may be symbolic.
-      dtype: of x.
-      stride, rate, form: see `conv2d`.
+      kernel_shape, x_shape: The shapes of the arguments of `conv2d`. `x_shape` may be symbolic.
+      dtype: The dtype of `x`.
+      stride, rate, form: The arguments of `conv2d`.
 
     Raises:
-      ValueError: the form is not for this kernel and stride.
+      ValueError: The form does not support this kernel and stride.
     """
     if form == "auto":
         form = _fastest_form(kernel_shape, x_shape, dtype, stride, rate)
     if form == "winograd" and (kernel_shape[:2] != (3, 3) or stride > 1):
-        raise ValueError(f"`form` (='winograd') is for 3x3 kernels at stride 1, not for {kernel_shape[:2]} at stride {stride}")
+        raise ValueError(
+            f"`form` (='winograd') supports only 3x3 kernels at stride 1, not size {kernel_shape[:2]} at stride {stride}. "
+            "Use 'auto'."
+        )
     is_depthwise, is_grouped = kernel_shape[2] == 1 < x_shape[3], kernel_shape[2] < x_shape[3]
     if form != "xla" and ((form == "shifts") != is_depthwise or is_grouped != is_depthwise):
-        raise ValueError(f"`form` (={form!r}) is not for kernels {kernel_shape} of {x_shape[3]} channels: use 'auto'")
+        raise ValueError(
+            f"`form` (={form!r}) does not support a kernel of shape {kernel_shape} on {x_shape[3]} input channels. Use 'auto'."
+        )
     return _FORMS[form]
 
 
 def _fastest_form(
     kernel_shape: tuple[int, ...], x_shape: tuple[Length, ...], dtype: jnp.dtype, stride: int, rate: int
 ) -> ConvForm:
-    """Accelerators have convolutions of their own; symbolic sizes leave no choice. On CPUs fewer multiplications decide."""
+    """Return the form that is expected to be the fastest.
+
+    Accelerators and symbolic sizes always use XLA's convolution. On CPUs, the choice depends mainly on the number of
+    multiplications.
+    """
     if jax.default_backend() != "cpu" or not all(isinstance(size, int) for size in x_shape):
         return "xla"
     if kernel_shape[2] < x_shape[3]:
@@ -97,26 +115,27 @@ def _fastest_form(
     if kernel_shape[:2] != (3, 3) or stride > 1:
         return "mixed"
     height, width, channels = x_shape[1:]
-    tapwise = _overlap(height, rate) * _overlap(width, rate)
-    # Sums of 16 tiles would be rounded to bfloat16 each. The transforms of few channels take all of the time, and those of the
-    # ASPP's 2048 at large rates more memory than the rest of the network.
-    is_worth_it = dtype != jnp.bfloat16 and min(channels, kernel_shape[3]) >= 64 and channels <= 1024
-    if is_worth_it and 1.2 * winograd.multiplications(height, width, rate) < tapwise:
+    multiplications_of_products = _count_tap_outputs(height, rate) * _count_tap_outputs(width, rate)
+    # Winograd does not pay off in three cases. In bfloat16, each of its 16 tile sums would be rounded. With few channels, the
+    # transforms dominate the time. With the 2048 channels and large rates of the ASPP, they need more memory than the rest of
+    # the network.
+    is_suitable = dtype != jnp.bfloat16 and min(channels, kernel_shape[3]) >= 64 and channels <= 1024
+    if is_suitable and 1.2 * winograd.count_multiplications(height, width, rate) < multiplications_of_products:
         return "winograd"
     return "products" if rate >= 4 else "mixed"
 
 
-def _overlap(size: int, rate: int) -> int:
-    """Outputs of the three taps along one axis that read no padding."""
+def _count_tap_outputs(size: int, rate: int) -> int:
+    """Return the number of outputs along one axis, added up over three taps, for which a tap does not read padding."""
     return size + 2 * max(size - rate, 0)
 
 
-# The forms. `pad` is the number of zero rows above and below `x`; a halo takes their place. `turned` is for the gradient with
-# respect to the input: the kernel turned by 180 degrees, and its channels exchanged.
+# The functions below implement the forms. `pad` is the number of zero rows above and below `x`. It is 0 if `x` has a halo.
+# `flip` selects the kernel of the input gradient: the kernel is rotated by 180 degrees, and its channel axes are swapped.
 
 
-def _xla(x: Array, kernel: Array, stride: int, rate: int, pad: int, turned: bool = False) -> Array:
-    kernel = kernel[::-1, ::-1].swapaxes(2, 3) if turned else kernel
+def _convolve_by_xla(x: Array, kernel: Array, stride: int, rate: int, pad: int, flip: bool = False) -> Array:
+    kernel = kernel[::-1, ::-1].swapaxes(2, 3) if flip else kernel
     pad_w = rate * (kernel.shape[1] - 1) // 2
     pads = ((pad, pad), (pad_w, pad_w))
     return lax.conv_general_dilated(
@@ -130,19 +149,20 @@ def _xla(x: Array, kernel: Array, stride: int, rate: int, pad: int, turned: bool
     )
 
 
-def _products(x: Array, kernel: Array, stride: int, rate: int, pad: int, turned: bool = False) -> Array:
-    """Sum over the taps of (the input that the tap sees) x (its c by k matrix), each over the part that is not padding.
+def _convolve_by_products(x: Array, kernel: Array, stride: int, rate: int, pad: int, flip: bool = False) -> Array:
+    """Return the convolution as a sum of matrix products, one per tap: input pixels times the tap's c by k matrix.
 
-    At rate 36 on a 65x65 map most of a tap falls into the padding: skipping it saves up to 60 % of the work.
+    Each product leaves out the outputs for which the tap reads padding. At rate 36 on a 65x65 map, most of an outer tap is in
+    the padding, and leaving it out saves up to 60 % of the work.
     """
     kh, kw = kernel.shape[:2]
     pad_w = rate * (kw - 1) // 2
     height, width = _output_size(x, kernel, stride, rate, pad)
-    at_a_time = height if kh == 1 else max(height * BAND_BYTES // x.nbytes, 1)
+    band_height = height if kh == 1 else max(height * BAND_BYTES // x.nbytes, 1)
     bands = []
-    for first in range(0, height, at_a_time):
-        out = (min(at_a_time, height - first), width)
-        bands.append(_sum_of_taps(x, kernel, out, stride, rate, (pad - first * stride, pad_w), turned))
+    for first in range(0, height, band_height):
+        out = (min(band_height, height - first), width)
+        bands.append(_sum_taps(x, kernel, out, stride, rate, (pad - first * stride, pad_w), flip))
     return jnp.concatenate(bands, axis=1)
 
 
@@ -150,27 +170,36 @@ def _output_size(x: Array, kernel: Array, stride: int, rate: int, pad: int) -> t
     return (x.shape[1] + 2 * pad - rate * (kernel.shape[0] - 1) - 1) // stride + 1, -(-x.shape[2] // stride)
 
 
-def _sum_of_taps(
-    x: Array, kernel: Array, out: tuple[int, int], stride: int, rate: int, pads: tuple[int, int], turned: bool
+def _sum_taps(
+    x: Array, kernel: Array, out: tuple[int, int], stride: int, rate: int, pads: tuple[int, int], flip: bool
 ) -> Array:
-    """The middle tap, which sees an input wherever any does; the others are added in place, one product is held at a time."""
+    """Return the sum of the matrix products of all taps, for a band of outputs of size `out`.
+
+    The middle tap comes first because it reads input wherever any tap does. The products are added in place, so only one of
+    them is in memory at a time.
+    """
     kh, kw, channels, features = kernel.shape
-    channels, features = (features, channels) if turned else (channels, features)
+    channels, features = (features, channels) if flip else (channels, features)
     middle = (kh // 2, kw // 2)
     total = jnp.zeros((x.shape[0], *out, features), jnp.promote_types(x.dtype, jnp.float32))
-    for (i, j), seen, (top, left) in sorted(_taps(x, kernel.shape, out, stride, rate, pads), key=lambda tap: tap[0] != middle):
-        matrix = kernel[kh - 1 - i, kw - 1 - j] if turned else kernel[i, j]
-        product = multiply(seen.reshape(-1, channels), matrix, turned).reshape(*seen.shape[:3], features)
-        place = (0, top, left, 0)
-        so_far = lax.slice(total, place, [first + size for first, size in zip(place, product.shape, strict=True)])
-        total = lax.dynamic_update_slice(total, so_far + product, place)
+    taps = sorted(_iterate_taps(x, kernel.shape, out, stride, rate, pads), key=lambda tap: tap[0] != middle)
+    for (i, j), pixels, (top, left) in taps:
+        matrix = kernel[kh - 1 - i, kw - 1 - j] if flip else kernel[i, j]
+        product = multiply(pixels.reshape(-1, channels), matrix, flip).reshape(*pixels.shape[:3], features)
+        start = (0, top, left, 0)
+        subtotal = lax.slice(total, start, [first + size for first, size in zip(start, product.shape, strict=True)])
+        total = lax.dynamic_update_slice(total, subtotal + product, start)
     return total.astype(x.dtype)
 
 
-def _taps(
+def _iterate_taps(
     x: Array, kernel_shape: tuple[int, ...], out: tuple[int, ...], stride: int, rate: int, pads: tuple[int, int]
 ) -> Iterator[tuple[tuple[int, int], Array, tuple[int, int]]]:
-    """For each tap that sees any input: its place in the kernel, what it sees, and the first output that it adds to."""
+    """Yield (position in the kernel, input pixels, first output) for each tap that reads any input.
+
+    The input pixels are those that the tap reads outside the padding. The first output is the (row, column) to which the tap's
+    first product is added.
+    """
     for i in range(kernel_shape[0]):
         for j in range(kernel_shape[1]):
             offsets = (i * rate - pads[0], j * rate - pads[1])
@@ -179,64 +208,74 @@ def _taps(
                 continue
             starts = [first * stride + offset for (first, _), offset in zip(ranges, offsets, strict=True)]
             ends = [start + (last - first - 1) * stride + 1 for start, (first, last) in zip(starts, ranges, strict=True)]
-            seen = lax.slice(x, (0, *starts, 0), (x.shape[0], *ends, x.shape[3]), (1, stride, stride, 1))
-            yield (i, j), seen, (ranges[0][0], ranges[1][0])
+            pixels = lax.slice(x, (0, *starts, 0), (x.shape[0], *ends, x.shape[3]), (1, stride, stride, 1))
+            yield (i, j), pixels, (ranges[0][0], ranges[1][0])
 
 
 def _tap_range(offset: int, stride: int, size: int, out_size: int) -> tuple[int, int]:
-    """Outputs o in [first, last) whose input o * stride + offset lies in [0, size)."""
+    """Return the range [first, last) of outputs o whose input o * stride + offset is in [0, size)."""
     first = max(0, -(offset // stride))
     last = min(out_size, (size - 1 - offset) // stride + 1)
     return first, last
 
 
-def _shifts(x: Array, kernel: Array, stride: int, rate: int, pad: int) -> Array:
-    """Depthwise: the sum over the taps of what each sees times its factor a channel, which XLA makes one loop of."""
+def _convolve_by_shifts(x: Array, kernel: Array, stride: int, rate: int, pad: int) -> Array:
+    """Return a depthwise convolution as a sum over taps of shifted inputs times one factor per channel.
+
+    XLA fuses this sum into a single loop.
+    """
     wide = jnp.promote_types(x.dtype, jnp.float32)
     pad_w = rate * (kernel.shape[1] - 1) // 2
     padded = jnp.pad(x, ((0, 0), (pad, pad), (pad_w, pad_w), (0, 0)))
     factors, out = kernel.astype(wide), _output_size(x, kernel, stride, rate, pad)
-    taps = _taps(padded, kernel.shape, out, stride, rate, (0, 0))
-    terms = [seen.astype(wide) * factors[i, j, 0][None, None, None] for (i, j), seen, _ in taps]
+    taps = _iterate_taps(padded, kernel.shape, out, stride, rate, (0, 0))
+    terms = [pixels.astype(wide) * factors[i, j, 0][None, None, None] for (i, j), pixels, _ in taps]
     return functools.reduce(jnp.add, terms).astype(x.dtype)
 
 
-def _winograd(x: Array, kernel: Array, stride: int, rate: int, pad: int, turned: bool = False) -> Array:
-    return winograd.convolve(x, kernel, rate, pad, turned=turned)
+def _convolve_by_winograd(x: Array, kernel: Array, stride: int, rate: int, pad: int, flip: bool = False) -> Array:
+    return winograd.convolve(x, kernel, rate, pad, flip=flip)
 
 
-def _products_weight_gradient(x: Array, dy: Array, kernel: Array, stride: int, rate: int, pad: int) -> Array:
-    """HWIO: for each tap, (the input that it sees) transposed x dy, both as matrices with a row a pixel."""
+def _weight_gradient_by_products(x: Array, dy: Array, kernel: Array, stride: int, rate: int, pad: int) -> Array:
+    """Return the HWIO weight gradient as one matrix product per tap: the transposed input pixels times `dy`."""
     kh, kw, channels, features = kernel.shape
     out, pads = dy.shape[1:3], (pad, rate * (kw - 1) // 2)
     if channels < 16 and kh > 1:
-        # The three channels of the stem make a poor matrix: there, one product takes all taps.
+        # With few channels, such as the 3 of the stem, a matrix per tap would be too narrow. All taps share one product
+        # instead.
         padded = jnp.pad(x, ((0, 0), *((pad, pad) for pad in pads), (0, 0)))
-        taps = [seen.reshape(-1, channels) for _, seen, _ in _taps(padded, kernel.shape, out, stride, rate, (0, 0))]
-        return outer(jnp.concatenate(taps, axis=-1), dy.reshape(-1, features)).reshape(kernel.shape)
-    found = dict.fromkeys(itertools.product(range(kh), range(kw)), jnp.zeros((channels, features), x.dtype))
-    for place, seen, (top, left) in _taps(x, kernel.shape, out, stride, rate, pads):
-        part = dy[:, top : top + seen.shape[1], left : left + seen.shape[2]]
-        found[place] = outer(seen.reshape(-1, channels), part.reshape(-1, features))
-    return jnp.stack(list(found.values())).reshape(kernel.shape)
+        taps = _iterate_taps(padded, kernel.shape, out, stride, rate, (0, 0))
+        columns = [pixels.reshape(-1, channels) for _, pixels, _ in taps]
+        return outer(jnp.concatenate(columns, axis=-1), dy.reshape(-1, features)).reshape(kernel.shape)
+    gradients = dict.fromkeys(itertools.product(range(kh), range(kw)), jnp.zeros((channels, features), x.dtype))
+    for position, pixels, (top, left) in _iterate_taps(x, kernel.shape, out, stride, rate, pads):
+        part = dy[:, top : top + pixels.shape[1], left : left + pixels.shape[2]]
+        gradients[position] = outer(pixels.reshape(-1, channels), part.reshape(-1, features))
+    return jnp.stack(list(gradients.values())).reshape(kernel.shape)
 
 
-def _winograd_weight_gradient(x: Array, dy: Array, kernel: Array, stride: int, rate: int, pad: int) -> Array:
-    return winograd.weight_gradient(x, dy, rate, pad)
+def _weight_gradient_by_winograd(x: Array, dy: Array, kernel: Array, stride: int, rate: int, pad: int) -> Array:
+    return winograd.compute_weight_gradient(x, dy, rate, pad)
 
 
-def _with_gradients(forward: Callable[..., Array], weight_gradient: Callable[..., Array]) -> Callable[..., Array]:
-    """`forward` whose gradients are computed in the same form; that with respect to the input is a convolution too."""
+def _add_gradients(forward: Callable[..., Array], weight_gradient: Callable[..., Array]) -> Callable[..., Array]:
+    """Return `forward` with a custom gradient.
+
+    The input gradient is computed by `forward`, because it is a convolution too. The weight gradient is computed by
+    `weight_gradient`.
+    """
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
     def convolve(x: Array, kernel: Array, stride: int, rate: int, pad: int) -> Array:
         return forward(x, kernel, stride, rate, pad)
 
     def backward(stride: int, rate: int, pad: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-        # A barrier: what the forward pass made of `x` is made again, rather than held until now.
+        # The barrier makes XLA compute intermediate arrays of the forward pass again instead of keeping them in memory until
+        # here.
         x, kernel = lax.optimization_barrier(saved)
         if stride == 1:
-            dx = forward(dy, kernel, 1, rate, rate * (kernel.shape[0] - 1) - pad, turned=True)
+            dx = forward(dy, kernel, 1, rate, rate * (kernel.shape[0] - 1) - pad, flip=True)
         else:
             (dx,) = jax.linear_transpose(lambda x: forward(x, kernel, stride, rate, pad), x)(dy)
         return dx, weight_gradient(x, dy, kernel, stride, rate, pad)
@@ -246,9 +285,9 @@ def _with_gradients(forward: Callable[..., Array], weight_gradient: Callable[...
 
 
 _FORMS: dict[str, Callable[..., Array]] = {
-    "xla": _xla,
-    "mixed": _with_gradients(_xla, _products_weight_gradient),
-    "products": _with_gradients(_products, _products_weight_gradient),
-    "winograd": _with_gradients(_winograd, _winograd_weight_gradient),
-    "shifts": _shifts,
+    "xla": _convolve_by_xla,
+    "mixed": _add_gradients(_convolve_by_xla, _weight_gradient_by_products),
+    "products": _add_gradients(_convolve_by_products, _weight_gradient_by_products),
+    "winograd": _add_gradients(_convolve_by_winograd, _weight_gradient_by_winograd),
+    "shifts": _convolve_by_shifts,
 }

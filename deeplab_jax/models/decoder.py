@@ -1,4 +1,4 @@
-"""The decoder of DeepLabV3+ (1802.02611, sections 3.1 and 4.1), NHWC."""
+"""The decoder of DeepLabV3+ (arXiv:1802.02611, sections 3.1 and 4.1), NHWC."""
 
 import functools
 from typing import Any
@@ -13,13 +13,15 @@ from deeplab_jax.models.resize import resize_like
 
 
 class Decoder(nn.Module):
-    """The ASPP's features at the resolution of the low-level ones, which are reduced so as not to outweigh them.
+    """A decoder that upsamples the ASPP features and refines them with low-level features.
+
+    The low-level features are first reduced to fewer channels so that they do not outweigh the ASPP features.
 
     Attributes:
-      features: channels of the 3x3 convolutions.
-      low_level_width: channels that the low-level features are reduced to.
-      align_corners: see `config.ModelConfig`.
-      dtype: what the convolutions compute in.
+      features: The number of channels of the 3x3 convolutions.
+      low_level_width: The number of channels to which the low-level features are reduced.
+      align_corners: The alignment of the resize; see `config.ModelConfig`.
+      dtype: The data type in which the convolutions compute.
     """
 
     features: int = 256
@@ -29,7 +31,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], low: Float[Array, "n h1 w1 c1"], train: bool) -> Float[Array, "n h1 w1 k"]:
-        """Return [n, h1, w1, features]."""
+        """Return features of shape [n, h1, w1, features]."""
         layer = functools.partial(ConvBNReLU, dtype=self.dtype)
         low = layer(self.low_level_width, 1, name="reduce")(low, train)
         x = concatenate([resize_like(x, low, align_corners=self.align_corners), low])

@@ -1,6 +1,6 @@
-"""DeepLabV3: a dilated backbone, ASPP, optionally the decoder of V3+, a classifier and, for training, an auxiliary head.
+"""DeepLabV3: a dilated backbone, ASPP, an optional V3+ decoder, a classifier and an optional auxiliary head for training.
 
-NHWC, normalised images in.
+All arrays are NHWC. The network expects normalised images.
 """
 
 from typing import NamedTuple
@@ -18,12 +18,13 @@ from deeplab_jax.models.operations import AnyArray
 
 
 class Outputs(NamedTuple):
-    """What the network computes, both float32 and at the stride of the features they come from.
+    """The outputs of the network, in float32. Each has the stride of the features from which it is computed.
 
     Attributes:
-      logits: [n, h / output_stride, w / output_stride, classes], rounded up; with a decoder at stride 4.
-      aux: the auxiliary head's logits at the stride of `Features.aux`, or None without that head. Under `jit`, a program that
-        does not return them does not compute them.
+      logits: The logits [n, h / output_stride, w / output_stride, classes], with sizes rounded up. With a decoder, their stride
+        is 4.
+      aux: The logits of the auxiliary head at the stride of `Features.aux`, or None without that head. A program under `jit`
+        that does not return them does not compute them.
     """
 
     logits: Float[Array, "n h w k"]
@@ -31,11 +32,11 @@ class Outputs(NamedTuple):
 
 
 class DeepLabV3(nn.Module):
-    """The network of a `ModelConfig`.
+    """The segmentation network that a `ModelConfig` describes.
 
     Attributes:
-      config: the architecture's switches.
-      num_classes: channels of the logits.
+      config: The architecture.
+      num_classes: The number of classes, which is the number of channels of the logits.
     """
 
     config: ModelConfig
@@ -46,8 +47,8 @@ class DeepLabV3(nn.Module):
         """Return the logits of normalised images of any size.
 
         Args:
-          images: what `normalize` returns.
-          train: use the batch's statistics and dropout (rng "dropout").
+          images: Images as returned by `normalize`.
+          train: Whether to use batch statistics and dropout (which needs the rng "dropout").
         """
         c = self.config
         dtype = jnp.dtype(c.dtype)
@@ -65,12 +66,12 @@ class DeepLabV3(nn.Module):
         return Outputs(logits, self._classify(Dropout(c.aux_dropout)(aux, train), "aux_classifier"))
 
     def _classify(self, x: Float[Array, "n h w c"], name: str) -> Float[Array, "n h w k"]:
-        # Float32 also under bfloat16: the softmax over the classes is where rounding shows.
+        # The classifier uses float32 even if the network uses bfloat16, because the softmax is sensitive to rounding.
         dtype = at_least_float32(self.config.dtype)
         return Conv(self.num_classes, use_bias=True, dtype=dtype, kernel_init=nn.initializers.normal(0.01), name=name)(x)
 
 
 def normalize(images: Real[AnyArray, "n h w 3"], mean: tuple[float, ...], std: tuple[float, ...]) -> Float[Array, "n h w 3"]:
-    """Return (image - mean) / std in float32, both in units of 0-255."""
+    """Return (image - mean) / std in float32. The images, the mean and the standard deviation are in units of 0-255."""
     scale = 1 / jnp.asarray(std, jnp.float32)
     return (jnp.astype(images, jnp.float32) - jnp.asarray(mean, jnp.float32)[None, None, None]) * scale[None, None, None]

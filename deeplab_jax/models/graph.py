@@ -1,4 +1,7 @@
-"""A network as the operations that it calls: what exports, FLOPs and folding read instead of the modules."""
+"""A network as a graph of the operations that it calls.
+
+Exports, FLOP counts and BatchNorm folding read this graph instead of the modules.
+"""
 
 import inspect
 import itertools
@@ -16,12 +19,12 @@ from deeplab_jax.models.operations import interpreted_by
 
 
 class Value(NamedTuple):
-    """An array that an operation computes, or the images.
+    """An array in the graph: the output of an operation, or the input images.
 
     Attributes:
-      number: its own in the graph; the images are 0.
-      shape: NHWC.
-      dtype: of its elements.
+      number: The unique number of the array in the graph. The images have number 0.
+      shape: The shape of the array, NHWC.
+      dtype: The data type of the array.
     """
 
     number: int
@@ -30,11 +33,11 @@ class Value(NamedTuple):
 
 
 class Variable(NamedTuple):
-    """A parameter or running statistic.
+    """A parameter or a running statistic of the network.
 
     Attributes:
-      path: such as ("params", "backbone", "stem_conv", "kernel").
-      shape: of the array.
+      path: The path of the variable, such as ("params", "backbone", "stem_conv", "kernel").
+      shape: The shape of the variable.
     """
 
     path: tuple[str, ...]
@@ -45,9 +48,9 @@ class Node(NamedTuple):
     """One call of an operation.
 
     Attributes:
-      operation: a function of layers.py, convolution.py or resize.py.
-      arguments: by the name of the function's parameter: a `Value`, a `Variable`, a list of those, or a plain number or flag.
-      output: what it computes.
+      operation: The operation, a function in layers.py, convolution.py or resize.py.
+      arguments: The arguments, by parameter name. Each is a `Value`, a `Variable`, a list of these, or a plain number or flag.
+      output: The array that the call computes.
     """
 
     operation: Callable[..., Any]
@@ -56,12 +59,12 @@ class Node(NamedTuple):
 
 
 class Graph(NamedTuple):
-    """The operations of a network in the order in which they are called.
+    """The operations of a network, in the order in which they are called.
 
     Attributes:
-      images: what goes in.
-      nodes: the operations.
-      outputs: what comes out.
+      images: The input images.
+      nodes: The calls.
+      outputs: The arrays that the network returns.
     """
 
     images: Value
@@ -70,51 +73,54 @@ class Graph(NamedTuple):
 
 
 def abstract_variables(network: nn.Module) -> Any:
-    """Return {"params", "batch_stats"} of a network as shapes."""
+    """Return the variables {"params", "batch_stats"} of a network as abstract shapes, without computing them."""
 
     def init() -> Any:
         with interpreted_by(_shape_only):
-            # Variables do not depend on the images' size.
+            # Any image size works because the shapes of the variables do not depend on it.
             return network.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False)
 
     return jax.eval_shape(init)
 
 
 def record(network: Callable[[Any, Array], Any], variables: Any, images: jax.ShapeDtypeStruct) -> Graph:
-    """Return what `network` calls. Only shapes pass through it: nothing is computed.
+    """Return the graph of the operations that `network` calls. The network is only traced; nothing is computed.
 
     Args:
-      network: of (variables, images); every array in it is made by operations alone.
-      variables: {"params", "batch_stats"}, as arrays or shapes.
-      images: their shape, NHWC.
+      network: A function of (variables, images). Every array in it must be computed by operations.
+      variables: The variables {"params", "batch_stats"}, as arrays or shapes.
+      images: The shape of the images, NHWC.
 
     Raises:
-      ValueError: an operation gets an array that no operation made.
+      ValueError: An operation receives an array that was not computed by an operation.
     """
     nodes: list[Node] = []
-    known: dict[int, Value | Variable] = {}  # by the identity of JAX's tracers
-    alive: list[Any] = []  # so that no other tracer gets an identity that is known
+    described: dict[int, Value | Variable] = {}  # by the id of each tracer
+    alive: list[Any] = []  # keeps the tracers alive so that Python does not reuse their ids
     numbers = itertools.count()
 
-    def name(array: Array) -> Value:
+    def add_value(array: Array) -> Value:
         alive.append(array)
-        known[id(array)] = value = Value(next(numbers), array.shape, array.dtype)
+        described[id(array)] = value = Value(next(numbers), array.shape, array.dtype)
         return value
 
     def describe(argument: Any) -> Any:
         if isinstance(argument, list | tuple):
             return [describe(each) for each in argument]
-        if isinstance(argument, jax.Array) and id(argument) not in known:
-            raise ValueError(f"an array {argument.shape} was not made by an operation of the models: use those of layers.py")
-        return known.get(id(argument), argument)
+        if isinstance(argument, jax.Array) and id(argument) not in described:
+            raise ValueError(
+                f"An array of shape {argument.shape} was not computed by an operation. "
+                "Compute it with the operations in deeplab_jax/models/layers.py."
+            )
+        return described.get(id(argument), argument)
 
-    def note(operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Array:
+    def record_call(operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Array:
         bound = inspect.signature(operation).bind(*args, **kwargs)
         bound.apply_defaults()
         arguments = {parameter: describe(argument) for parameter, argument in bound.arguments.items()}
         output = _shape_only(operation, *args, **kwargs)
-        if id(output) not in known:  # a cast to the same type returns its argument
-            nodes.append(Node(operation, arguments, name(output)))
+        if id(output) not in described:  # a cast to the same dtype returns its argument
+            nodes.append(Node(operation, arguments, add_value(output)))
         return output
 
     outputs: list[Value] = []
@@ -123,20 +129,21 @@ def record(network: Callable[[Any, Array], Any], variables: Any, images: jax.Sha
         leaves, _ = tree_flatten_with_path(variables)
         for path, leaf in leaves:
             alive.append(leaf)
-            known[id(leaf)] = Variable(tuple(key.key for key in path), leaf.shape)
-        name(images)
-        with interpreted_by(note):
+            described[id(leaf)] = Variable(tuple(key.key for key in path), leaf.shape)
+        add_value(images)
+        with interpreted_by(record_call):
             result = network(variables, images)
         outputs.extend(describe(leaf) for leaf in jax.tree.leaves(result))
 
     try:
         jax.eval_shape(trace, variables, images)
-    finally:  # JAX's caches keep the interpreter, which must not keep the tracers
-        known.clear()
+    finally:
+        # JAX's caches keep a reference to the interpreter. Clearing these containers lets the tracers be freed.
+        described.clear()
         alive.clear()
     return Graph(Value(0, images.shape, images.dtype), tuple(nodes), tuple(outputs))
 
 
 def _shape_only(operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Array:
-    # XLA's own form is traced fastest, and the shapes are those of every form.
+    # All forms of a convolution have the same output shape, and "xla" is the fastest to trace.
     return operation(*args, **(kwargs | {"form": "xla"} if operation is conv2d else kwargs))

@@ -1,6 +1,6 @@
-"""The operations and layers that a network is made of, NHWC. Convolutions and resizing have files of their own.
+"""The operations and layers of the networks, NHWC. Convolutions and resizing are defined in separate files.
 
-A backbone or head uses these operations alone: what reads networks (operations.py) sees nothing else.
+Backbones and heads must compute with these operations only, because interpreters (operations.py) cannot see anything else.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,25 +17,30 @@ from deeplab_jax.models.operations import AnyArray, Length, operation, pixelwise
 
 Initializer = Callable[..., Array]
 
-# He et al. 2015 over the outputs, as torchvision and mmsegmentation start a ResNet.
+# Kaiming initialization (He et al. 2015) with fan-out, as torchvision and mmsegmentation use it for ResNets.
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def at_least_float32(dtype: Any) -> Any:
-    """Return the type that sums over many pixels, and logits, are computed in; float64 serves comparisons with other code."""
+    """Return `dtype`, or float32 if `dtype` has a lower precision.
+
+    Logits and sums over many pixels are computed in this type. Only comparisons with other implementations use float64.
+    """
     return jnp.promote_types(dtype, jnp.float32)
 
 
 class Conv(nn.Module):
-    """An atrous convolution layer: float32 weights, computed in `dtype`.
+    """An atrous convolution layer with float32 weights that computes in `dtype`.
 
     Attributes:
-      features: output channels.
-      size: height and width of the kernel, odd.
-      stride, rate: see `convolution.conv2d`.
-      groups: parts that the channels are split into, each convolved by itself; as many as channels is a depthwise convolution.
-      use_bias: add a bias to each channel.
-      dtype: what the products are computed in.
+      features: The number of output channels.
+      size: The height and width of the kernel. It must be odd.
+      stride, rate: The stride and the atrous rate; see `convolution.conv2d`.
+      groups: The number of channel groups that are convolved separately. With one group per channel, the convolution is
+        depthwise.
+      use_bias: Whether to add a bias to each channel.
+      dtype: The data type in which the convolution computes.
+      kernel_init: The initializer of the kernel.
     """
 
     features: int
@@ -49,7 +54,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 k"]:
-        """Return [n, ceil(h / stride), ceil(w / stride), features] in `dtype`."""
+        """Return features of shape [n, ceil(h / stride), ceil(w / stride), features] in `dtype`."""
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         y = conv2d(cast(x, self.dtype), kernel, stride=self.stride, rate=self.rate)
@@ -59,13 +64,14 @@ class Conv(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """BatchNorm with PyTorch's arithmetic: float32 statistics, running variance with Bessel's correction.
+    """Batch normalization with the same arithmetic as PyTorch.
 
-    Under `jit` over a mesh the batch is the global batch, so its statistics are global as well: no SyncBN is needed.
+    The statistics are float32, and the running variance includes Bessel's correction. Under `jit` over a mesh, `x` is the
+    global batch. The statistics are therefore global as well, and SyncBN is not needed.
 
     Attributes:
-      momentum: share of the old running statistics that a training step keeps (PyTorch counts 1 - momentum).
-      epsilon: added to the variance.
+      momentum: The weight of the old running statistics when they are updated. (PyTorch's momentum is 1 minus this value.)
+      epsilon: The constant that is added to the variance.
     """
 
     momentum: float = 0.9
@@ -73,9 +79,9 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w c"]:
-        """Normalise with the batch's statistics if `train`, else with the running ones; x's dtype.
+        """Return `x` normalised with batch statistics if `train` is set, and with running statistics otherwise.
 
-        After folding (`export.folding`), only `bias` remains; it is added.
+        The result has the dtype of `x`. After folding (`export.folding`), only `bias` remains, and it is added to `x`.
         """
         features = x.shape[-1:]
         is_folded = not self.is_initializing() and not self.has_variable("params", "scale")
@@ -96,17 +102,17 @@ class BatchNorm(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Zeroes a share of the values (rng "dropout").
+    """A dropout layer, which draws its mask from the rng "dropout".
 
     Attributes:
-      rate: the share.
+      rate: The fraction of values that are set to zero.
     """
 
     rate: float
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w c"]:
-        """Drop if `train`, and scale the rest up to keep the mean."""
+        """Return `x` with dropout applied if `train` is set. Values that are not dropped are scaled up to preserve the mean."""
         return drop(x, self.make_rng("dropout"), self.rate) if train and self.rate else x
 
 
@@ -119,7 +125,7 @@ def batch_norm(
     bias: Float[AnyArray, " c"],
     epsilon: float,
 ) -> Float[Array, "n h w c"]:
-    """Return (x - mean) / sqrt(var + epsilon) * scale + bias, in x's dtype."""
+    """Return (x - mean) / sqrt(var + epsilon) * scale + bias in the dtype of `x`."""
     factor = scale * lax.rsqrt(var + epsilon)
     shift = bias - mean * factor
     return (x * factor[None, None, None] + shift[None, None, None]).astype(x.dtype)
@@ -127,59 +133,71 @@ def batch_norm(
 
 @operation
 def batch_moments(x: Float[Array, "n h w c"]) -> tuple[Float[Array, " c"], Float[Array, " c"], int]:
-    """Return mean and variance (without Bessel's correction) over all pixels, float32 at least, and their number."""
+    """Return the mean and variance of each channel over all pixels of the batch, and the number of pixels.
+
+    The mean and variance are float32 or wider. The variance does not include Bessel's correction.
+    """
     return moments(x, row_means, x.shape[0] * x.shape[1] * x.shape[2])
 
 
 def moments(
     x: Float[Array, "n h w c"], row_means: Callable[[Array], Array], count: int
 ) -> tuple[Float[Array, " c"], Float[Array, " c"], int]:
-    """Return `batch_moments`, by means over each row [n, h, c] that `row_means` gives."""
+    """Return the result of `batch_moments`, computed from row means.
+
+    Args:
+      x: The features.
+      row_means: A function that returns the mean of each row, [n, h, c].
+      count: The number of pixels of the batch, which is returned unchanged.
+    """
     wide = x.astype(at_least_float32(x.dtype))
     mean = jnp.mean(row_means(wide), (0, 1))
-    # Two passes: E[x^2] - E[x]^2 cancels where the mean is large, and then differs from the references.
+    # The variance takes a second pass. E[x^2] - E[x]^2 would lose precision for large means and then differ from PyTorch's
+    # result.
     var = jnp.mean(row_means(jnp.square(wide - mean[None, None, None])), (0, 1))
     return mean, var, count
 
 
 @operation
 def image_mean(x: Float[Array, "n h w c"]) -> Float[Array, "n 1 1 c"]:
-    """Return the mean over the pixels of each image, float32 at least.
+    """Return the mean over the pixels of each image, in float32 or wider.
 
-    Over 65x65 bfloat16 values the mean would lose the digits that make it useful.
+    In bfloat16, the mean of 65x65 values would lose too much precision to be useful.
     """
     return jnp.mean(row_means(x.astype(at_least_float32(x.dtype))), 1)[:, None, None]
 
 
 def row_means(x: Float[Array, "n h w c"]) -> Float[Array, "n h c"]:
-    """Return the mean over each row.
+    """Return the mean of each row.
 
-    Rows are averaged last, so that statistics are the same to the last bit however rows are split: a rounding there moves
-    every activation, and those near 0 then pass their gradient on one side alone. XLA would merge the two means into one.
+    Statistics are first averaged within rows and then over rows. This makes them bit-identical for every way of splitting the
+    rows over devices. Even a rounding difference would shift all activations, and those near 0 would then pass their gradient
+    with one split but not with the other.
     """
+    # Without the barrier, XLA would merge the mean within rows and the mean over rows.
     return lax.optimization_barrier(jnp.mean(x, 2))
 
 
 @operation
 def drop(x: Float[Array, "n h w c"], key: Array, rate: float) -> Float[Array, "n h w c"]:
-    """Zero a share `rate` of the values, and scale the rest up to keep the mean."""
-    return keep(x, jax.random.bernoulli(key, 1 - rate, x.shape), rate)
+    """Return `x` with a random fraction `rate` of its values set to zero and the rest scaled up to preserve the mean."""
+    return apply_dropout_mask(x, jax.random.bernoulli(key, 1 - rate, x.shape), rate)
 
 
-def keep(x: Float[Array, "n h w c"], kept: Bool[Array, "n h w c"], rate: float) -> Float[Array, "n h w c"]:
-    """Zero what is not `kept`, and scale the rest up."""
+def apply_dropout_mask(x: Float[Array, "n h w c"], kept: Bool[Array, "n h w c"], rate: float) -> Float[Array, "n h w c"]:
+    """Return `x` with the values outside the mask `kept` set to zero and the rest divided by 1 - `rate`."""
     return jnp.where(kept, x / jnp.asarray(1 - rate, x.dtype), jnp.zeros_like(x))
 
 
 @pixelwise
 def cast(x: Float[Array, "*s"], dtype: Any) -> Float[Array, "*s"]:
-    """Return x in `dtype`."""
+    """Return `x` converted to `dtype`."""
     return x.astype(dtype)
 
 
 @pixelwise
 def add_bias(x: Float[Array, "n h w c"], bias: Float[AnyArray, " c"]) -> Float[Array, "n h w c"]:
-    """Add a number to each channel, in x's dtype."""
+    """Return `x` with a bias added to each channel, in the dtype of `x`."""
     return x + bias.astype(x.dtype)[None, None, None]
 
 
@@ -209,19 +227,19 @@ def add(x: Float[Array, "*s"], y: Float[Array, "*s"]) -> Float[Array, "*s"]:
 
 @operation
 def scale_channels(x: Float[Array, "n h w c"], scale: Float[Array, "n 1 1 c"]) -> Float[Array, "n h w c"]:
-    """Multiply each channel of each image by a number."""
+    """Return `x` with each channel of each image multiplied by its own factor."""
     return x * scale
 
 
 @pixelwise
 def concatenate(parts: Sequence[Float[Array, "n h w _"]]) -> Float[Array, "n h w c"]:
-    """Return the channels of all parts."""
+    """Return the arrays concatenated along the channel axis."""
     return jnp.concatenate(parts, axis=-1)
 
 
 @operation
 def broadcast_like(x: Float[Array, "n 1 1 c"], like: Float[Array, "n h w _"]) -> Float[Array, "n h w c"]:
-    """Repeat one value for each image at every pixel of `like`."""
+    """Return the single pixel of each image in `x`, repeated to the height and width of `like`."""
     return jnp.broadcast_to(x, (*like.shape[:3], x.shape[3]))
 
 
@@ -233,10 +251,11 @@ def add_relu(x: Float[Array, "*s"], shortcut: Float[Array, "*s"]) -> Float[Array
 
 @jax.custom_jvp
 def _add_relu(x: Float[Array, "*s"], shortcut: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """relu(x + shortcut) of finite numbers, to the bit, as max(x, -shortcut) + shortcut.
+    """Return relu(x + shortcut), computed as max(x, -shortcut) + shortcut. For finite numbers, the results are bit-identical.
 
-    XLA fuses a ReLU into everything that reads it, and the sum before it too: in a stage of n residual blocks the last one adds
-    up n + 1 convolutions again, all of which are held until then. A sum of two arrays it computes once.
+    XLA would fuse the ReLU and the sum before it into every operation that reads the result. In a stage of n residual blocks,
+    the last block would then add up n + 1 convolution outputs again, and all of them would stay in memory until then. In
+    contrast, XLA computes the sum of two arrays only once.
     """
     return jnp.maximum(x, -shortcut) + shortcut
 
@@ -249,48 +268,56 @@ def _add_relu_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -
 
 @operation
 def average_pool_2x2(x: Float[Array, "n h w c"], *, stride: int, rate: int = 1) -> Float[Array, "n h2 w2 c"]:
-    """Average pixels `rate` apart, two by two, not counting those beyond the lower and right edge: [ceil(h / stride), ...].
+    """Return the 2x2 average pool of `x`, with shape [n, ceil(h / stride), ceil(w / stride), c].
+
+    Taps beyond the bottom and right edges of the image are left out of the average.
 
     Args:
-      x: what to pool.
-      stride: step of the output grid over the input.
-      rate: distance between the taps, in input pixels.
+      x: The features to pool.
+      stride: The step of the output grid, in input pixels.
+      rate: The distance between the taps, in input pixels.
     """
     for axis in (1, 2):
-        x = average_pairs(x, *beyond_the_end(x, rate, axis), stride, rate, axis)
+        x = average_pairs(x, *pad_end(x, rate, axis), stride, rate, axis)
     return x
 
 
-def beyond_the_end(x: Float[Array, "n h w c"], rate: int, axis: int) -> tuple[Array, Array]:
-    """Return x with `rate` zeros after its end, and for each index whether the one `rate` further lies inside."""
+def pad_end(x: Float[Array, "n h w c"], rate: int, axis: int) -> tuple[Array, Array]:
+    """Return `x` with `rate` zeros appended along `axis`, and a mask for `average_pairs`.
+
+    For each index along `axis`, the mask tells whether the index `rate` further is inside `x`.
+    """
     padded = lax.pad(x, jnp.zeros((), x.dtype), [(0, rate * (other == axis), 0) for other in range(4)])
-    inside = jnp.arange(x.shape[axis]) + rate < x.shape[axis]
-    return padded, jnp.expand_dims(inside, [other for other in range(4) if other != axis])
+    is_inside = jnp.arange(x.shape[axis]) + rate < x.shape[axis]
+    return padded, jnp.expand_dims(is_inside, [other for other in range(4) if other != axis])
 
 
 def average_pairs(
-    x: Float[Array, "n h w c"], padded: Array, inside: Array, stride: int, rate: int, axis: int
+    x: Float[Array, "n h w c"], padded: Array, is_inside: Array, stride: int, rate: int, axis: int
 ) -> Float[Array, "n h2 w2 c"]:
-    """Average each value with the one `rate` further along `axis`, where that lies inside.
+    """Return the average of each value and the value `rate` further along `axis`.
+
+    Where the second value is outside the image, the first value is returned unchanged.
 
     Args:
-      x: what to pool.
-      padded: x and `rate` more values after its end.
-      inside: for each index along `axis`, whether the second value counts.
-      stride, rate: see `average_pool_2x2`.
-      axis: 1 or 2.
+      x: The features to pool.
+      padded: `x` extended by `rate` values at its end.
+      is_inside: For each index along `axis`, whether the second value is inside the image.
+      stride, rate: The parameters of `average_pool_2x2`.
+      axis: The axis to pool: 1 for rows or 2 for columns.
     """
     second = lax.slice_in_dim(padded, rate, rate + x.shape[axis], axis=axis)
-    x = (x + jnp.where(inside, second, x)) / 2
-    # A size that is a convolution's also where it is symbolic.
+    x = (x + jnp.where(is_inside, second, x)) / 2
+    # This expression gives the same symbolic size as a convolution does.
     return lax.slice_in_dim(x, 0, (x.shape[axis] - 1) // stride * stride + 1, stride, axis)
 
 
 @operation
 def max_pool_3x3(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
-    """Return the stem's 3x3 maximum at stride 2, padding 1; the gradient goes to one maximum of each window.
+    """Return the 3x3 max pool of the stem, at stride 2 with padding 1.
 
-    Columns, then rows, of selected slices: XLA's CPU gradient of a window reduction is several times slower.
+    The gradient goes to one maximum of each window, even if several values tie. The pool is computed from shifted slices, first
+    over columns and then over rows, because the gradient of XLA's window reduction is several times slower on CPUs.
     """
     for axis in (2, 1):
         x = max_of_three(pad_with_infinity(x, axis), -(-x.shape[axis] // 2), axis)
@@ -298,13 +325,19 @@ def max_pool_3x3(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
 
 
 def pad_with_infinity(x: Float[Array, "n h w c"], axis: int) -> Array:
-    """Return x with one -inf before its start and after its end along `axis`."""
+    """Return `x` with one -inf added at both ends of `axis`."""
     margins = [(int(other == axis), int(other == axis), 0) for other in range(4)]
     return lax.pad(x, jnp.array(-jnp.inf, x.dtype), margins)
 
 
 def max_of_three(padded: Float[Array, "n h w c"], size: Length, axis: int) -> Array:
-    """Return the maxima of three neighbours along `axis`, at stride 2."""
+    """Return the maximum of each three neighbouring values along `axis`, at stride 2.
+
+    Args:
+      padded: The features, padded by one value at the start of `axis`, and by one at its end if the unpadded length is odd.
+      size: The length of the result along `axis`.
+      axis: The axis to reduce.
+    """
     x, *others = (lax.slice_in_dim(padded, i, i + 2 * size - 1, 2, axis) for i in range(3))
     for other in others:
         x = jnp.where(x >= other, x, other)

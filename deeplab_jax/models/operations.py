@@ -1,8 +1,8 @@
-"""Intercepting the operations that a network is made of.
+"""A mechanism for intercepting the operations of a network.
 
-A network is described once, by the operations that its modules call (layers.py, convolution.py, resize.py). Left alone, each of
-them computes on whole arrays. Within the scope of an interpreter, the interpreter is called instead: it computes on rows that
-are split over devices (extent.py), or records what is called (graph.py).
+The modules of a network call operations (layers.py, convolution.py, resize.py). By default, an operation computes on full
+arrays. Inside the scope of an interpreter, the interpreter is called instead. One interpreter computes on image rows that are
+split over devices (extent.py), and one records the operations as a graph (graph.py).
 """
 
 import functools
@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-AnyArray = jax.Array | np.ndarray  # of variables: those of a checkpoint are NumPy's
-Length = Any  # a height or width: an int, or symbolic in an export for images of any size
+AnyArray = jax.Array | np.ndarray  # the variables of a restored checkpoint are NumPy arrays
+Length = Any  # a height or width: an int, or a symbolic size when exporting for images of any size
 
-# A user context is part of the key of JAX's caches: programs that were traced under different interpreters are never mixed up.
+# A user context is part of JAX's cache keys, so programs that are traced under different interpreters do not share cache
+# entries.
 _INTERPRETER = jax.make_user_context(None)
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -23,7 +24,7 @@ PIXELWISE: set[Callable[..., Any]] = set()
 
 
 def operation(function: F) -> F:
-    """Make a function an operation, which an interpreter can replace."""
+    """Return `function` wrapped as an operation, which an interpreter can intercept."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -37,16 +38,21 @@ def operation(function: F) -> F:
 
 
 def pixelwise(function: F) -> F:
-    """Make a function an operation whose every output pixel depends on the same pixel of its arguments alone."""
+    """Return `function` wrapped as a pixelwise operation.
+
+    Each output pixel of a pixelwise operation depends only on the same pixel of its arguments.
+    """
     call = operation(function)
     PIXELWISE.add(call)
     return call
 
 
 def interpreted_by(interpreter: Callable[..., Any] | None) -> Any:
-    """Return a scope in which `interpreter(operation, *args, **kwargs)` is called for every operation.
+    """Return a context manager that calls `interpreter(operation, *args, **kwargs)` in place of every operation.
 
-    Enter it inside the function that JAX traces. Within the interpreter, operations compute as if there were none. The
-    interpreter is hashable; None leaves operations alone.
+    Enter the context inside the function that JAX traces. Operations that the interpreter itself calls are not intercepted.
+
+    Args:
+      interpreter: A hashable function, or None to intercept nothing.
     """
     return _INTERPRETER(interpreter)

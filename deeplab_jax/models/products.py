@@ -1,20 +1,30 @@
-"""The matrix products that every form of a convolution is made of; a row is a pixel."""
+"""The matrix products on which the convolutions are built. Each row of a matrix holds one pixel."""
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
 
-def multiply(a: Float[Array, "p c"], b: Float[Array, "..."], transposed: bool) -> Float[Array, "p k"]:
-    """a b, or a b^T without a copy, at least in float32; b is [c, k], or [k, c] where it is `transposed`."""
+def multiply(a: Float[Array, "p c"], b: Float[Array, "..."], transpose_b: bool) -> Float[Array, "p k"]:
+    """Return the matrix product a b, or a b^T without copying `b`, in float32 or wider.
+
+    Args:
+      a: The left matrix, [p, c].
+      b: The right matrix: [c, k], or [k, c] with `transpose_b`.
+      transpose_b: Whether to multiply by the transpose of `b`.
+    """
     wide = jnp.promote_types(a.dtype, jnp.float32)
-    return lax.dot_general(a, b, (((1,), (1 if transposed else 0,)), ((), ())), preferred_element_type=wide)
+    return lax.dot_general(a, b, (((1,), (1 if transpose_b else 0,)), ((), ())), preferred_element_type=wide)
 
 
 def outer(a: Float[Array, "p c"], b: Float[Array, "p k"]) -> Float[Array, "c k"]:
-    """a^T b. On CPUs, a product along the rows of both takes up to twice the time of one with a transposed copy."""
+    """Return the matrix product a^T b.
+
+    On CPUs, contracting the rows of both matrices directly can take twice as long as multiplying with a transposed copy.
+    """
     if min(a.shape[1], b.shape[1]) >= 1024:
-        return jnp.einsum("pc,pk->ck", a, b)  # rows of 4 KiB: copying a column of them misses the cache every time
+        # A transposed copy reads columns. With rows of 4 KiB or more, every read would miss the cache.
+        return jnp.einsum("pc,pk->ck", a, b)
     if a.shape[1] <= b.shape[1]:
         return lax.optimization_barrier(a.T) @ b
     return (lax.optimization_barrier(b.T) @ a).T

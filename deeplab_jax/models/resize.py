@@ -1,4 +1,4 @@
-"""Bilinear resizing of logits, NHWC: by matrices where gradients are wanted, by neighbours for predictions."""
+"""Bilinear resizing, NHWC. Training uses matrix products, and predictions use a gather of neighbouring pixels."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,10 @@ from deeplab_jax.models.operations import AnyArray, Length, operation
 def resize_like(
     x: Float[Array, "n h w c"], like: Shaped[Array, "n height width _"], *, align_corners: bool = False, by_gather: bool = False
 ) -> Float[Array, "n height width c"]:
-    """Resize to the height and width of `like`, bilinearly; see `resize_bilinear` and `resize_by_gather`."""
+    """Return `x` resized bilinearly to the height and width of `like`.
+
+    The result is computed by `resize_by_gather` if `by_gather` is set, and by `resize_bilinear` otherwise.
+    """
     resize = resize_by_gather if by_gather else resize_bilinear
     return resize(x, *like.shape[1:3], align_corners=align_corners)
 
@@ -20,12 +23,13 @@ def resize_like(
 def resize_bilinear(
     x: Float[AnyArray, "n h w c"], height: Length, width: Length, *, align_corners: bool = False
 ) -> Float[Array, "n height width c"]:
-    """Resize bilinearly, without antialiasing, as both references do.
+    """Return `x` resized bilinearly and without antialiasing, as in torchvision and mmsegmentation.
 
     Args:
-      x: what to resize.
-      height, width: of the result.
-      align_corners: PyTorch's: the centres of the corner pixels coincide, rather than the pixels' outer corners.
+      x: The array to resize.
+      height, width: The size of the result.
+      align_corners: The PyTorch option of the same name. If it is set, the centres of the corner pixels stay in place;
+        otherwise, the outer corners of the image do.
     """
     shape = (x.shape[0], height, width, x.shape[3])
     if not align_corners:
@@ -35,8 +39,12 @@ def resize_bilinear(
 
 
 def _aligned(size: Length, new_size: Length) -> Float[Array, "2"]:
-    """Return [scale, translation] of pixel corners under which output pixel i lies at i (size - 1) / (new_size - 1)."""
-    old, new = jnp.asarray(size, jnp.float32), jnp.asarray(new_size, jnp.float32)  # which may be symbolic: no `if`
+    """Return [scale, translation] for `scale_and_translate` with aligned corners.
+
+    With these values, output pixel i is sampled at input pixel i (size - 1) / (new_size - 1).
+    """
+    # The sizes may be symbolic, so this function cannot branch on them in Python.
+    old, new = jnp.asarray(size, jnp.float32), jnp.asarray(new_size, jnp.float32)
     scale = jnp.where(new > 1, (new - 1) / jnp.maximum(old - 1, 1), 1.0)
     return jnp.where(old > 1, jnp.stack([scale, 0.5 - 0.5 * scale]), jnp.stack([new, jnp.zeros_like(new)]))
 
@@ -44,10 +52,10 @@ def _aligned(size: Length, new_size: Length) -> Float[Array, "2"]:
 def resize_by_gather(
     x: Float[AnyArray, "n h w c"], height: Length, width: Length, *, align_corners: bool = False
 ) -> Float[Array, "n height width c"]:
-    """Do what `resize_bilinear` does, for predictions: each value is read from its neighbours, not multiplied by a matrix.
+    """Return the same result as `resize_bilinear`, computed by gathering neighbouring pixels instead of a matrix product.
 
-    XLA fuses it into an argmax, and its time does not grow with the source (benchmarks/NOTES.md); its gradient is slower.
-    Symbolic sizes fall back to `resize_bilinear`.
+    This form is meant for predictions. XLA can fuse it into an argmax, and its time does not depend on the source size (see
+    benchmarks/NOTES.md). However, its gradient is slower. Symbolic sizes fall back to `resize_bilinear`.
     """
     if not all(isinstance(size, int) for size in (*x.shape[1:3], height, width)):
         return resize_bilinear(x, height, width, align_corners=align_corners)
@@ -56,15 +64,15 @@ def resize_by_gather(
         size = x.shape[axis]
         if size == new_size:
             continue
-        at = sampled_at(size, new_size, align_corners)
-        low = np.floor(at).astype(np.int32)
-        share = np.expand_dims(at - low, [other for other in range(4) if other != axis]).astype(np.float32)
-        x = jnp.take(x, low, axis) * (1 - share) + jnp.take(x, np.minimum(low + 1, size - 1), axis) * share
+        positions = compute_sample_positions(size, new_size, align_corners)
+        low = np.floor(positions).astype(np.int32)
+        fraction = np.expand_dims(positions - low, [other for other in range(4) if other != axis]).astype(np.float32)
+        x = jnp.take(x, low, axis) * (1 - fraction) + jnp.take(x, np.minimum(low + 1, size - 1), axis) * fraction
     return x
 
 
-def sampled_at(size: int, new_size: int, align_corners: bool) -> Float[np.ndarray, " new_size"]:
-    """Return where the centres of the new pixels lie, in the old ones' indices."""
+def compute_sample_positions(size: int, new_size: int, align_corners: bool) -> Float[np.ndarray, " new_size"]:
+    """Return the position of each output pixel's centre along one axis, in units of input pixel indices."""
     if align_corners:
         return np.linspace(0.0, size - 1, new_size)
     return np.clip((np.arange(new_size) + 0.5) * (size / new_size) - 0.5, 0, size - 1)

@@ -1,10 +1,12 @@
-"""Winograd's minimal filtering F(2x2, 3x3) for atrous 3x3 convolutions at stride 1 (Lavin and Gray 2015, 1509.09308), NHWC.
+"""Winograd's minimal filtering F(2x2, 3x3) for atrous 3x3 convolutions at stride 1, NHWC.
 
-A tile of 2x2 outputs takes 16 products a pair of channels where the definition takes 36. All coefficients are 0, 1 and 1/2: on
-random data the rounding is that of the definition's own sums. At rate r, tiles gather pixels r apart: a reshape, no copy.
+The method is described by Lavin and Gray (2015, arXiv:1509.09308). A tile of 2x2 outputs takes 16 products per pair of
+channels, while a direct convolution takes 36. All coefficients of the transforms are 0, 1/2 or 1, up to sign. On random data,
+the rounding error is therefore the same as that of a direct convolution. At rate r, the pixels of a tile are r apart. They
+are gathered by a reshape, without a copy.
 
-With transforms K (kernel), D (input), O (output), which are sparse matrices along rows and columns: y = O (D x . K k) per tile,
-where . is a matrix product over the channels for each of the 16 positions.
+Each tile is computed as y = O (D x . K k). The transforms K (of the kernel), D (of the input) and O (of the output) are sparse
+matrices that are applied along rows and columns. The dot is a matrix product over the channels, for each of the 16 positions.
 """
 
 import math
@@ -15,79 +17,90 @@ from jaxtyping import Array, Float
 
 from deeplab_jax.models.products import multiply, outer
 
-# Bytes of transformed tiles that are worth holding at a time.
+# The maximum number of bytes of transformed tiles to hold at a time.
 BAND_BYTES = 256 * 2**20
 
-Grid = list[list[Array]]  # one array a position, 4 by 4
+Grid = list[list[Array]]  # 4 by 4 arrays, one for each position in a tile
 
 
-def multiplications(height: int, width: int, rate: int) -> int:
-    """A pair of channels, for outputs of this size; the tiles' overhang counts."""
-    return 4 * math.prod(2 * rate * _tiles(size, rate) for size in (height, width))
+def count_multiplications(height: int, width: int, rate: int) -> int:
+    """Return the number of multiplications per pair of channels for an output of the given size.
+
+    Outputs of tiles that extend beyond the edge are included.
+    """
+    return 4 * math.prod(2 * rate * _count_tiles(size, rate) for size in (height, width))
 
 
 def convolve(
-    x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 _ _"], rate: int, pad: int, *, turned: bool = False
+    x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 _ _"], rate: int, pad: int, *, flip: bool = False
 ) -> Float[Array, "n h2 w k"]:
-    """The convolution at stride 1.
+    """Return the convolution of `x` with a 3x3 kernel at stride 1.
 
     Args:
-      x: input features, between `pad` rows and `rate` columns of zeros on either side.
-      kernel: HWIO.
-      rate: distance between the taps.
-      pad: see `x`.
-      turned: with the kernel turned by 180 degrees and its channels exchanged, "3 3 k c": the gradient's convolution.
+      x: The input features. They are padded with `pad` rows and `rate` columns of zeros on each side.
+      kernel: The HWIO weights, [3, 3, c, k]. With `flip`, their shape is [3, 3, k, c].
+      rate: The distance between the taps, in pixels.
+      pad: The number of zero rows above and below `x`.
+      flip: Whether to rotate the kernel by 180 degrees and swap its channel axes. The input gradient is such a convolution.
     """
     n, h, w, c = x.shape
-    features = kernel.shape[2 if turned else 3]
-    # Written out once, for all bands.
-    weights = lax.optimization_barrier(_kernel_grid(kernel))
-    if turned:  # exchanges the outer positions and leaves the inner ones
+    features = kernel.shape[2 if flip else 3]
+    # With the barrier, the transformed kernel is computed only once for all bands.
+    weights = lax.optimization_barrier(_transform_kernel(kernel))
+    if flip:  # rotating the kernel swaps the outer positions and keeps the inner ones
         weights = [[weights[a][b] for b in (3, 1, 2, 0)] for a in (3, 1, 2, 0)]
     height = h + 2 * pad - 2 * rate
-    tiles, across = _tiles(height, rate), _tiles(w, rate)
-    margins = ((0, 0), (pad, 2 * rate * (tiles + 1) - pad - h), (rate, 2 * rate * (across + 1) - rate - w), (0, 0))
-    padded = jnp.pad(x, margins).reshape(n, tiles + 1, 2, rate, across + 1, 2, rate, c)
+    tiles_down, tiles_across = _count_tiles(height, rate), _count_tiles(w, rate)
+    bottom, right = 2 * rate * (tiles_down + 1) - pad - h, 2 * rate * (tiles_across + 1) - rate - w
+    margins = ((0, 0), (pad, bottom), (rate, right), (0, 0))
+    padded = jnp.pad(x, margins).reshape(n, tiles_down + 1, 2, rate, tiles_across + 1, 2, rate, c)
 
-    def band(first: int, last: int) -> Float[Array, "n t w k"]:
-        grid = _input_grid(padded[:, first : last + 1])
-        products = [[multiply(*both, turned) for both in zip(*rows, strict=True)] for rows in zip(grid, weights, strict=True)]
-        y = _outputs(products, (n, last - first, rate, across, rate, features))
-        return y.reshape(n, -1, 2 * rate * across, features)[:, :, :w]
+    def compute_band(first: int, last: int) -> Float[Array, "n t w k"]:
+        grid = _transform_input(padded[:, first : last + 1])
+        products = [[multiply(*pair, flip) for pair in zip(*rows, strict=True)] for rows in zip(grid, weights, strict=True)]
+        y = _transform_output(products, (n, last - first, rate, tiles_across, rate, features))
+        return y.reshape(n, -1, 2 * rate * tiles_across, features)[:, :, :w]
 
-    at_a_time = max(BAND_BYTES // (16 * 4 * n * across * rate**2 * (c + features)), 1)
-    bands = [band(first, min(first + at_a_time, tiles)) for first in range(0, tiles, at_a_time)]
+    band_size = max(BAND_BYTES // (16 * 4 * n * tiles_across * rate**2 * (c + features)), 1)
+    bands = [compute_band(first, min(first + band_size, tiles_down)) for first in range(0, tiles_down, band_size)]
     return jnp.concatenate(bands, axis=1)[:, :height]
 
 
-def weight_gradient(x: Float[Array, "n h w c"], dy: Float[Array, "n h2 w k"], rate: int, pad: int) -> Float[Array, "3 3 c k"]:
-    """Of `convolve` with respect to its kernel: the transforms' transposes, and 16 products over the tiles."""
+def compute_weight_gradient(
+    x: Float[Array, "n h w c"], dy: Float[Array, "n h2 w k"], rate: int, pad: int
+) -> Float[Array, "3 3 c k"]:
+    """Return the gradient of `convolve` with respect to its kernel.
+
+    It is computed with the transposes of the transforms and 16 matrix products over the tiles.
+    """
     n, h, w, _ = x.shape
     height = dy.shape[1]
-    tiles, across = _tiles(height, rate), _tiles(w, rate)
-    rows, columns = 2 * rate * tiles, 2 * rate * across
+    tiles_down, tiles_across = _count_tiles(height, rate), _count_tiles(w, rate)
+    rows, columns = 2 * rate * tiles_down, 2 * rate * tiles_across
     x = jnp.pad(x, ((0, 0), (pad, rows + 2 * rate - pad - h), (rate, columns + rate - w), (0, 0)))
     dy = jnp.pad(dy, ((0, 0), (0, rows - height), (0, columns - w), (0, 0)))
-    seen = _input_grid(x.reshape(n, tiles + 1, 2, rate, across + 1, 2, rate, -1))
-    wanted = _output_gradient_grid(dy.reshape(n, tiles, 2, rate, across, 2, rate, -1))
-    return _kernel_gradient([[outer(v, m) for v, m in zip(*pair, strict=True)] for pair in zip(seen, wanted, strict=True)])
+    inputs = _transform_input(x.reshape(n, tiles_down + 1, 2, rate, tiles_across + 1, 2, rate, -1))
+    gradients = _transform_output_gradient(dy.reshape(n, tiles_down, 2, rate, tiles_across, 2, rate, -1))
+    products = [[outer(*pair) for pair in zip(*rows, strict=True)] for rows in zip(inputs, gradients, strict=True)]
+    return _transform_kernel_gradient(products)
 
 
-def _tiles(size: int, rate: int) -> int:
+def _count_tiles(size: int, rate: int) -> int:
     return -(-size // (2 * rate))
 
 
-# A transform along one axis turns 3 taps, 4 inputs or 2 outputs into 4 positions or back; along both axes it is done twice.
+# Along one axis, a transform converts 3 taps, 4 inputs or 2 outputs to 4 positions or back. It is applied to rows and to
+# columns.
 
 
-def _kernel_grid(kernel: Float[Array, "3 3 _ _"]) -> Grid:
+def _transform_kernel(kernel: Float[Array, "3 3 _ _"]) -> Grid:
     def spread(k0: Array, k1: Array, k2: Array) -> tuple[Array, ...]:
         return k0, 0.5 * (k0 + k1 + k2), 0.5 * (k0 - k1 + k2), k2
 
     return [list(spread(row[0], row[1], row[2])) for row in spread(kernel[0], kernel[1], kernel[2])]
 
 
-def _kernel_gradient(grid: Grid) -> Float[Array, "3 3 c k"]:
+def _transform_kernel_gradient(grid: Grid) -> Float[Array, "3 3 c k"]:
     def gather(u0: Array, u1: Array, u2: Array, u3: Array) -> tuple[Array, ...]:
         return u0 + 0.5 * (u1 + u2), 0.5 * (u1 - u2), 0.5 * (u1 + u2) + u3
 
@@ -95,8 +108,11 @@ def _kernel_gradient(grid: Grid) -> Float[Array, "3 3 c k"]:
     return jnp.stack([jnp.stack(gather(*row)) for row in rows])
 
 
-def _input_grid(x: Float[Array, "n t1 2 r u1 2 r c"]) -> Grid:
-    """Of tiles that overlap by half: each takes a pair of pixels and the next pair. Arrays [n t r u r, c]."""
+def _transform_input(x: Float[Array, "n t1 2 r u1 2 r c"]) -> Grid:
+    """Return the transformed input tiles, as arrays of shape [n t r u r, c].
+
+    A tile consists of a pair of pixels and the next pair along each axis. Neighbouring tiles therefore overlap by half.
+    """
 
     def spread(d0: Array, d1: Array, d2: Array, d3: Array) -> tuple[Array, ...]:
         return d0 - d2, d1 + d2, d2 - d1, d1 - d3
@@ -106,18 +122,23 @@ def _input_grid(x: Float[Array, "n t1 2 r u1 2 r c"]) -> Grid:
     return [[y.reshape(-1, y.shape[-1]) for y in row] for row in grid]
 
 
-def _outputs(grid: Grid, shape: tuple[int, ...]) -> Float[Array, "n t 2 r u 2 r k"]:
-    """Of products [n t r u r, k], a tile a row; `shape` is (n, t, r, u, r, k)."""
+def _transform_output(grid: Grid, shape: tuple[int, ...]) -> Float[Array, "n t 2 r u 2 r k"]:
+    """Return the outputs of all tiles.
+
+    Args:
+      grid: The products, as arrays of shape [n t r u r, k] with one row per tile.
+      shape: The unflattened shape of these arrays, (n, t, r, u, r, k).
+    """
 
     def gather(m0: Array, m1: Array, m2: Array, m3: Array) -> tuple[Array, Array]:
         return m0 + m1 + m2, m1 - m2 - m3
 
-    columns = [gather(*row) for row in zip(*grid, strict=True)]  # of each position across: the two output rows
+    columns = [gather(*row) for row in zip(*grid, strict=True)]  # the two output rows for each position across
     rows = [gather(*row) for row in zip(*columns, strict=True)]
     return jnp.stack([jnp.stack([y.reshape(shape) for y in row], axis=4) for row in rows], axis=2)
 
 
-def _output_gradient_grid(dy: Float[Array, "n t 2 r u 2 r k"]) -> Grid:
+def _transform_output_gradient(dy: Float[Array, "n t 2 r u 2 r k"]) -> Grid:
     def spread(y0: Array, y1: Array) -> tuple[Array, ...]:
         return y0, y0 + y1, y0 - y1, -y1
 

@@ -1,1 +1,1 @@
-"""What is drawn for people: the report, the data check's page, the demo."""
+"""HTML output: the report of a run, the page of a data check, and the demo."""

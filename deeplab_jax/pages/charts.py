@@ -1,4 +1,4 @@
-"""Line charts as SVG, styled by templates/report.css: they follow light and dark."""
+"""Draw line charts as SVG. templates/report.css styles them for light and dark mode."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,24 +8,28 @@ from markupsafe import Markup, escape
 Points = Sequence[tuple[float, float]]
 
 WIDTH, HEIGHT = 520, 260
-LEFT, RIGHT, TOP, BOTTOM = 60, 12, 14, 34  # margins of the plotted area
-MOST_POINTS = 300  # of a line: more are indistinguishable, and a long run has a hundred thousand
+LEFT, RIGHT, TOP, BOTTOM = 60, 12, 14, 34  # margins around the plotted area, in SVG units
+# A long run logs a hundred thousand points per line. More than 300 cannot be told apart at this width.
+MAX_POINTS = 300
 
 
-def lines(title: str, series: Mapping[str, Points], *, dots: bool = False) -> Markup:
-    """Return a figure of up to three lines over the step; "" where there is nothing to draw.
+def draw_lines(title: str, series: Mapping[str, Points], *, dots: bool = False) -> Markup:
+    """Return an HTML figure that plots up to three series against the training step.
 
     Args:
-      title: what the values are, with their unit.
-      series: (step, value) by name; names are shown where there are several.
-      dots: mark the points, of which there are few.
+      title: What the values are, with their unit.
+      series: The (step, value) points of each line, by name. The names are shown if there are several lines.
+      dots: Whether to mark every point. Use it for lines with few points.
+
+    Returns:
+      The figure, or "" if `series` has no points.
     """
-    series = {name: thin(points) for name, points in series.items() if points}
+    series = {name: downsample(points) for name, points in series.items() if points}
     if not series:
         return Markup("")
-    everything = [point for points in series.values() for point in points]
-    steps, values = [step for step, _ in everything], [value for _, value in everything]
-    ticks_x, ticks_y = ticks(0, max(steps)), ticks(min(0, *values), max(values))
+    all_points = [point for points in series.values() for point in points]
+    steps, values = [step for step, _ in all_points], [value for _, value in all_points]
+    ticks_x, ticks_y = choose_ticks(0, max(steps)), choose_ticks(min(0, *values), max(values))
     low, high, last = ticks_y[0], ticks_y[-1], max(steps) or 1
 
     def x(step: float) -> float:
@@ -41,7 +45,7 @@ def lines(title: str, series: Mapping[str, Points], *, dots: bool = False) -> Ma
     for tick in ticks_x:
         if tick <= last:
             anchor = "end" if x(tick) > WIDTH - 40 else "middle"
-            parts.append(f'<text x="{x(tick):.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{short(tick)}</text>')
+            parts.append(f'<text x="{x(tick):.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{format_step(tick)}</text>')
     for i, (name, points) in enumerate(series.items()):
         path = "L".join(f"{x(step):.1f} {y(value):.1f}" for step, value in points)
         parts.append(f'<path class="line line{i}" d="M{path}"/>')
@@ -58,15 +62,15 @@ def lines(title: str, series: Mapping[str, Points], *, dots: bool = False) -> Ma
     return Markup(f"<figure><figcaption>{escape(title)}{keys}</figcaption>{image}</figure>")
 
 
-def thin(points: Points, most: int = MOST_POINTS) -> Points:
-    """Return means over equal stretches of `points`, at most `most` of them."""
-    length = math.ceil(len(points) / most)
-    stretches = [points[i : i + length] for i in range(0, len(points), max(length, 1))]
-    return [(stretch[-1][0], sum(value for _, value in stretch) / len(stretch)) for stretch in stretches]
+def downsample(points: Points, limit: int = MAX_POINTS) -> Points:
+    """Return at most `limit` points: the mean value of each group of consecutive points, at the group's last step."""
+    length = math.ceil(len(points) / limit)
+    groups = [points[i : i + length] for i in range(0, len(points), max(length, 1))]
+    return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
 
 
-def ticks(low: float, high: float) -> list[float]:
-    """Return three to six round numbers that reach from `low` or below to `high` or above."""
+def choose_ticks(low: float, high: float) -> list[float]:
+    """Return two to six evenly spaced round numbers that cover the range from `low` to `high`."""
     span = (high - low) or abs(high) or 1.0
     power = 10 ** math.floor(math.log10(span / 4))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= span / 4)
@@ -74,6 +78,6 @@ def ticks(low: float, high: float) -> list[float]:
     return [float(f"{i * step:.6g}") for i in range(first, max(last, first + 1) + 1)]
 
 
-def short(step: float) -> str:
-    """Return 8000 as 8k."""
+def format_step(step: float) -> str:
+    """Return a step number as a short label, such as "8k" for 8000."""
     return f"{step / 1000:g}k" if step >= 1000 else f"{step:g}"

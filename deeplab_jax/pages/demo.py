@@ -1,4 +1,4 @@
-"""`deeplab-jax demo`: a local page to drop an image on and see what the network makes of it (Gradio)."""
+"""Implement `deeplab-jax demo`: a local Gradio page that segments uploaded images."""
 
 import contextlib
 import math
@@ -23,34 +23,45 @@ from deeplab_jax.labels import LabelSet
 from deeplab_jax.pages import html_page
 from deeplab_jax.predict.inputs import read_image, read_size
 
-LARGEST = 2**26  # pixels of a file that is decoded at all: it then takes 200 MB
-LONGEST = 2**14  # side of such a file: a thin image cannot be reduced to the pixels that are wanted
-SESSION_SECONDS = 3600  # after which uploads, and what was computed of them, are deleted
+# Larger uploads are rejected before they are decoded. An image with this many pixels takes 200 MB.
+MAX_FILE_PIXELS = 2**26
+# Uploads with a longer side are rejected, because a very thin image cannot be reduced to the allowed number of pixels.
+MAX_FILE_SIDE = 2**14
+SESSION_SECONDS = 3600  # uploads and results are deleted after this time
 
-
-Segmentation = tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]  # an image as the network saw it, and train ids
+# The image that the network was given, and its train ids.
+Segmentation = tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]
 
 
 def segment_file(segmenter: Segmenter, path: str, max_pixels: int) -> Segmentation:
-    """Return the image of a file, reduced to `max_pixels` where it has more, and its labels.
+    """Read an image file and segment it.
+
+    Args:
+      segmenter: The network.
+      path: The image file.
+      max_pixels: Images with more pixels are reduced to about this many.
+
+    Returns:
+      The image that the network was given, and its train ids.
 
     Raises:
-      DataError: It cannot be read, or is larger than LARGEST or LONGEST.
+      DataError: The file cannot be read, or exceeds MAX_FILE_PIXELS or MAX_FILE_SIDE.
     """
     file = pathlib.Path(path)
     height, width = read_size(file)
-    if height * width > LARGEST or max(height, width) > LONGEST:
+    if height * width > MAX_FILE_PIXELS or max(height, width) > MAX_FILE_SIDE:
         raise DataError(
-            f"{file.name} has {width}x{height} pixels: reduce it to {LARGEST / 1e6:.0f} million or fewer, {LONGEST} a side"
+            f"{file.name} has {width}x{height} pixels and is too large. Reduce it to at most "
+            f"{MAX_FILE_PIXELS / 1e6:.0f} million pixels and {MAX_FILE_SIDE} pixels per side."
         )
     image = read_image(file)
     side = math.floor(max(height, width) * min(1.0, math.sqrt(max_pixels / (height * width))))
-    image = html_page.reduced(image, side)
+    image = html_page.downscale(image, side)
     return image, segmenter.predict(image.transpose(2, 0, 1)[None])[0]
 
 
 def class_shares(labels: UInt8[np.ndarray, "h w"], label_set: LabelSet) -> str:
-    """Return the classes of an image with their colours and shares of its pixels, largest first, as an HTML table."""
+    """Return an HTML table of the classes in an image, with their colours and shares of its pixels, largest first."""
     counts = np.bincount(labels.ravel(), minlength=label_set.num_classes)
     order = [k for k in np.argsort(-counts, kind="stable").tolist() if counts[k]]
     return html_page.render("shares.html", labels=label_set, shares=[(k, counts[k] / labels.size) for k in order])
@@ -58,7 +69,7 @@ def class_shares(labels: UInt8[np.ndarray, "h w"], label_set: LabelSet) -> str:
 
 @contextlib.contextmanager
 def upload_folder() -> Iterator[None]:
-    """Keep what is uploaded and computed in a folder that is removed when the block ends, by SIGTERM too."""
+    """Store uploads and results in a temporary folder, which is removed when the block ends or SIGTERM arrives."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with tempfile.TemporaryDirectory(prefix="deeplab-jax-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read by Gradio when the page is built
@@ -66,9 +77,14 @@ def upload_folder() -> Iterator[None]:
 
 
 def build_page(segmenter: Segmenter, name: str, max_pixels: int) -> gradio.Blocks:
-    """Return the page of a network called `name`: image in; overlay, opacity, legend with shares out.
+    """Build the page, which takes an image and shows the overlay with a legend and the share of each class.
 
-    Moving the slider does not run the network again.
+    The opacity slider blends the stored result. It does not run the network again.
+
+    Args:
+      segmenter: The network.
+      name: The name of the network, shown as the title.
+      max_pixels: Images with more pixels are reduced to about this many.
     """
 
     def segment(path: str | None, opacity: float) -> tuple[Any, str, Segmentation | None]:
@@ -90,7 +106,8 @@ def build_page(segmenter: Segmenter, name: str, max_pixels: int) -> gradio.Block
         result = gradio.State(time_to_live=SESSION_SECONDS)
         with gradio.Row():
             image: Any = gradio.Image(label="Image", type="filepath", sources=["upload", "clipboard"], elem_id="image")
-            # Reading the file, and saying why it cannot be read, is ours. (Gradio writes files beside a subclass's module.)
+            # `segment` reads the file itself, so that a broken file gets our error message. This replaces the method of one
+            # instance, because Gradio would write files next to the module of a subclass.
             image.preprocess = lambda payload: payload and payload.path
             shown = gradio.Image(
                 label="Overlay", interactive=False, format="png", buttons=["download", "fullscreen"], elem_id="overlay"
@@ -106,21 +123,23 @@ def serve(page: gradio.Blocks, *, host: str, port: int | None, max_mib: int) -> 
     """Print the address and serve until Ctrl-C.
 
     Args:
-      page: what `build_page` returns.
-      host: address to listen on.
-      port: None for the first free one from 7860 on.
-      max_mib: largest upload.
+      page: The page that `build_page` returns.
+      host: The address to listen on.
+      port: The port to listen on. None selects the first free port from 7860 on.
+      max_mib: The largest upload, in MiB.
 
     Raises:
-      ConfigError: Host and port cannot be listened on.
+      ConfigError: The server cannot listen on this host and port.
     """
-    # Gradio tries a hundred ports, for minutes, where the host is not this machine's.
+    # Check this first. If the host is not an address of this machine, Gradio would spend minutes on a hundred ports.
     try:
         with socket.create_server((host, port or 0), reuse_port=False):
             pass
     except OSError as error:
-        raise ConfigError(f"`--host`, `--port` (={host!r}, {port}) cannot be used ({one_line(error)}): choose others") from None
-    # Fonts of the system: the page needs no network.
+        raise ConfigError(
+            f"`--host`, `--port` (={host!r}, {port}) cannot be used ({one_line(error)}). Choose a different host or port."
+        ) from None
+    # System fonts need no download, so the page works offline.
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     try:
         _, url, _ = page.launch(
@@ -138,6 +157,6 @@ def serve(page: gradio.Blocks, *, host: str, port: int | None, max_mib: int) -> 
             css=html_page.render("demo.css"),
         )
     except OSError as error:
-        raise ConfigError(f"`--port` (={port}) cannot be used ({one_line(error)}): choose another") from None
-    print(f"{url} until Ctrl-C", flush=True)
+        raise ConfigError(f"`--port` (={port}) cannot be used ({one_line(error)}). Choose a different port.") from None
+    print(f"{url} is ready. Press Ctrl-C to stop.", flush=True)
     page.block_thread()

@@ -1,4 +1,4 @@
-"""What a report shows of a run's predictions: the images with the lowest scores, and which classes are confused."""
+"""Collect what a report shows about predictions: the images with the lowest scores and the most confused classes."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,20 +12,23 @@ from deeplab_jax.evaluation.pictures import colorize
 from deeplab_jax.labels import IGNORE, LabelSet
 from deeplab_jax.pages import html_page
 
-SIDE = 480  # longest side of a picture on the page
-_WRONG = np.array((255, 59, 48), np.uint8)
+MAX_SIDE = 480  # longest side of a picture on the page, in pixels
+_ERROR_COLOR = np.array((255, 59, 48), np.uint8)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Example:
-    """An image with its scores, reduced for a page.
+    """An image with its scores, downscaled for an HTML page.
 
     Attributes:
-      name: of the image.
-      miou: mean IoU over the classes of its label, 0 to 1.
-      pixel_accuracy: 0 to 1.
-      worst: class of the label with the lowest IoU.
-      image, truth, prediction, errors: pictures; in the last one wrong pixels are red, ignored ones black.
+      name: The name of the image.
+      miou: The mean IoU over the classes in the image's label, 0 to 1.
+      pixel_accuracy: The pixel accuracy of the image, 0 to 1.
+      worst: The train id of the class with the lowest IoU, among the classes in the label.
+      image: The input image.
+      truth: The label in the colours of its classes.
+      prediction: The prediction in the colours of its classes.
+      errors: The darkened image in grey, with wrong pixels in red and ignored pixels in black.
     """
 
     name: str
@@ -42,9 +45,9 @@ class WorstImages:
     """The images of an evaluation that have the lowest mean IoU.
 
     Args:
-      names: of all images, by position.
-      label_set: the classes.
-      count: how many to keep.
+      names: The names of all images, in the order of their index.
+      label_set: The classes.
+      count: The number of images to keep.
     """
 
     def __init__(self, names: Sequence[str], label_set: LabelSet, count: int) -> None:
@@ -52,10 +55,10 @@ class WorstImages:
         self._kept: list[tuple[float, int, Example]] = []
 
     def add(self, each: EvaluatedImage) -> None:
-        """Visit an image, for `evaluate`."""
+        """Keep the image if its mean IoU is among the lowest so far. Pass this method to `evaluate` as a visitor."""
         if not self._count or each.label is None:
             return
-        confusion = _count(each.label, each.prediction, self._label_set.num_classes)
+        confusion = _count_confusion(each.label, each.prediction, self._label_set.num_classes)
         if not confusion.any():
             return
         iou = np.where(confusion.sum(1) > 0, metrics.class_iou(confusion), np.nan)
@@ -63,37 +66,53 @@ class WorstImages:
         if len(self._kept) == self._count and rank > self._kept[-1][:2]:
             return
         scores = (rank[0], metrics.pixel_accuracy(confusion), int(np.nanargmin(iou)))
-        example = Example(self._names[each.index], *scores, *_pictures(each, each.label, self._label_set))
+        example = Example(self._names[each.index], *scores, *_draw_pictures(each, each.label, self._label_set))
         self._kept = sorted([*self._kept, (*rank, example)], key=lambda entry: entry[:2])[: self._count]
 
     def examples(self) -> list[Example]:
-        """Return them, the worst one first."""
+        """Return the images that were kept, worst first."""
         return [example for *_, example in self._kept]
 
 
-def _count(label: UInt8[np.ndarray, "h w"], prediction: UInt8[np.ndarray, "h w"], classes: int) -> Int[np.ndarray, "k k"]:
-    counts = label != IGNORE
-    cells = label[counts].astype(np.int64) * classes + prediction[counts]
+def _count_confusion(
+    label: UInt8[np.ndarray, "h w"], prediction: UInt8[np.ndarray, "h w"], classes: int
+) -> Int[np.ndarray, "k k"]:
+    is_labelled = label != IGNORE
+    cells = label[is_labelled].astype(np.int64) * classes + prediction[is_labelled]
     return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
 
 
-def _pictures(each: EvaluatedImage, label: UInt8[np.ndarray, "h w"], label_set: LabelSet) -> list[UInt8[np.ndarray, "h w 3"]]:
-    image = html_page.reduced(each.image, SIDE)
-    truth = html_page.reduced(label, SIDE, labels=True)
-    prediction = html_page.reduced(each.prediction, SIDE, labels=True)
+def _draw_pictures(
+    each: EvaluatedImage, label: UInt8[np.ndarray, "h w"], label_set: LabelSet
+) -> list[UInt8[np.ndarray, "h w 3"]]:
+    image = html_page.downscale(each.image, MAX_SIDE)
+    truth = html_page.downscale(label, MAX_SIDE, labels=True)
+    prediction = html_page.downscale(each.prediction, MAX_SIDE, labels=True)
     errors = np.repeat(image.mean(-1, keepdims=True) / 2, 3, axis=-1).astype(np.uint8)
-    errors[truth != prediction] = _WRONG
+    errors[truth != prediction] = _ERROR_COLOR
     errors[truth == IGNORE] = 0
     return [image, colorize(truth, label_set), colorize(prediction, label_set), errors]
 
 
 def row_shares(confusion: Int[np.ndarray, "k k"]) -> Float[np.ndarray, "k k"]:
-    """Return the share of each class's pixels by prediction; 0 for a class without pixels."""
+    """Divide each row of confusion counts by its sum.
+
+    Returns:
+      The share of the pixels of class i that were predicted as class j. The row of a class without pixels is 0.
+    """
     return confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
 
 
-def confusions(confusion: Int[np.ndarray, "k k"], count: int) -> list[tuple[int, int, float]]:
-    """Return the `count` largest (class, wrong prediction, share of the class's pixels), largest first."""
+def list_confusions(confusion: Int[np.ndarray, "k k"], count: int) -> list[tuple[int, int, float]]:
+    """Return the most frequent confusions, largest share first.
+
+    Args:
+      confusion: Pixel counts by (label, prediction).
+      count: The largest number of confusions to return.
+
+    Returns:
+      (class, wrongly predicted class, share of the class's pixels) for each confusion.
+    """
     shares = row_shares(confusion)
     np.fill_diagonal(shares, 0)
     order = np.argsort(-shares, axis=None, kind="stable")[:count]

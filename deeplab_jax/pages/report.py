@@ -1,4 +1,4 @@
-"""The report of a run: evaluates a checkpoint and writes one HTML page about it."""
+"""Write the report of a run: evaluate a checkpoint and describe it on one HTML page."""
 
 import dataclasses
 import json
@@ -16,33 +16,33 @@ from deeplab_jax.errors import DataError
 from deeplab_jax.evaluation import metrics
 from deeplab_jax.evaluation.evaluate import Batch, evaluate
 from deeplab_jax.evaluation.metrics import Confusion
-from deeplab_jax.files import replacing
+from deeplab_jax.files import write_atomically
 from deeplab_jax.pages import charts, html_page
-from deeplab_jax.pages.examples import Example, WorstImages, confusions, row_shares
+from deeplab_jax.pages.examples import Example, WorstImages, list_confusions, row_shares
 from deeplab_jax.train.metrics_log import read_log
 from deeplab_jax.train.receipt import read_starts
 
-MATRIX_CLASSES = 30  # a larger confusion matrix is unreadable
-LISTED = 10  # confusions listed in words
+MAX_MATRIX_CLASSES = 30  # a confusion matrix with more classes is unreadable
+MAX_LISTED = 10  # confusions that are listed in words
 
-Rows = Sequence[Mapping[str, Any]]  # of the run's log
+Rows = Sequence[Mapping[str, Any]]  # rows of the run's metrics log
 
 
 def evaluation_config(run: str, split: str | None) -> tuple[Config, epath.Path]:
-    """Return the config to evaluate with, on one device, and the checkpoint that `run` means.
+    """Return the config for an evaluation on one device, and the path of the checkpoint to evaluate.
 
     Args:
-      run: what `resolve` takes.
-      split: instead of the run's `eval.split`.
+      run: A run or checkpoint, in any form that `resolve` accepts.
+      split: The split to evaluate. None selects the run's `eval.split`.
 
     Raises:
-      CheckpointError: Nothing is found, or it cannot be read.
+      CheckpointError: No checkpoint is found, or it cannot be read.
     """
     checkpoint = resolve(run)
     config = stored_config(str(checkpoint))
     config = dataclasses.replace(
         config,
-        # Any machine has one device; the run may have had 64.
+        # The run may have used 64 devices, but a report can be written on any machine.
         mesh=MeshConfig(data=1),
         eval=dataclasses.replace(config.eval, split=split or config.eval.split),
     )
@@ -58,18 +58,19 @@ def write_report(
     images: int,
     console: Console,
 ) -> None:
-    """Evaluate, and write `out`, whole or not at all.
+    """Evaluate a checkpoint and write the report to `out`. An error leaves no partial file behind.
 
     Args:
-      config, checkpoint: what `evaluation_config` returns.
-      out: the HTML file.
-      batches: of the split that is evaluated.
-      names: of its images.
-      images: how many of the worst to show.
-      console: where progress and the result go.
+      config: The config that `evaluation_config` returns.
+      checkpoint: The checkpoint that `evaluation_config` returns.
+      out: The HTML file to write.
+      batches: The batches of the evaluated split.
+      names: The names of the split's images.
+      images: The number of worst images to show.
+      console: The console for the progress bar and the result.
 
     Raises:
-      CheckpointError: Checkpoint, log or receipt cannot be read.
+      CheckpointError: The checkpoint, the log or the receipt cannot be read.
       DataError: An image or label cannot be read, or the split has no labels.
     """
     workdir = checkpoint.parent.parent
@@ -78,11 +79,11 @@ def write_report(
     variables = restore_model(str(checkpoint), like=config)
     confusion = evaluate(config, variables, batches, len(names), [worst.add], console)
     if not confusion.any():
-        raise DataError(f"`eval.split` (={config.eval.split!r}) has no labels to compare with: give --split")
+        raise DataError(f"`eval.split` (={config.eval.split!r}) has no labels. Choose a split that has labels with --split.")
     title, versions = f"{workdir.name}, step {checkpoint.name}", starts[-1].versions if starts else {}
     page = render_report(title, config, train, evaluations, confusion, len(names), worst.examples(), versions)
-    with replacing(epath.Path(out)) as file:
-        file.write(page.encode(errors="backslashreplace"))  # a name of a file need not be valid UTF-8
+    with write_atomically(epath.Path(out)) as file:
+        file.write(page.encode(errors="backslashreplace"))  # file names need not be valid UTF-8
     console.print(f"{out}: mIoU {metrics.mean_iou(confusion):.4f} on {config.eval.split}, {len(names)} images")
 
 
@@ -99,13 +100,14 @@ def render_report(
     """Return the report as HTML.
 
     Args:
-      title: names the run and its step.
-      config: of the run, with the protocol of this evaluation.
-      train, evaluations: rows of the run's log, may be empty.
-      confusion: pixels by (label, prediction).
-      images: number of images evaluated.
-      worst: the images to show, worst first.
-      versions: that the run was trained with.
+      title: The name and step of the run.
+      config: The config of the run, with the `eval` fields of this evaluation.
+      train: The training rows of the run's metrics log, or an empty list.
+      evaluations: The evaluation rows of the run's metrics log, or an empty list.
+      confusion: Pixel counts by (label, prediction).
+      images: The number of evaluated images.
+      worst: The images to show, worst first.
+      versions: The library versions that the run was trained with.
     """
     labels = config.labels
     return html_page.render(
@@ -115,8 +117,8 @@ def render_report(
         facts=_facts(config, train, confusion, images),
         charts=_charts(train, evaluations),
         class_iou=metrics.class_iou(confusion).tolist(),
-        confusions=confusions(confusion, LISTED),
-        shares=row_shares(confusion).tolist() if labels.num_classes <= MATRIX_CLASSES else [],
+        confusions=list_confusions(confusion, MAX_LISTED),
+        shares=row_shares(confusion).tolist() if labels.num_classes <= MAX_MATRIX_CLASSES else [],
         labelled=confusion.any(1).tolist(),
         shown=np.flatnonzero(confusion.sum(0) + confusion.sum(1)).tolist(),
         worst=worst,
@@ -128,7 +130,7 @@ def render_report(
 def _facts(config: Config, train: Rows, confusion: Confusion, images: int) -> dict[str, str]:
     where = f" on {config.eval.split}, {images:,} images"
     facts = {
-        metrics.title_of(name) + where * (name == "miou"): html_page.percent(metric(confusion))
+        metrics.format_metric_name(name) + where * (name == "miou"): html_page.percent(metric(confusion))
         for name, metric in metrics.OVERALL_METRICS.items()
     }
     facts["backbone"] = f"{config.model.backbone}, output stride {config.eval.output_stride or config.model.output_stride}"
@@ -139,11 +141,11 @@ def _charts(train: Rows, evaluations: Rows) -> list[Markup]:
     def points(rows: Rows, name: str, factor: float = 1) -> charts.Points:
         return [(row["step"], factor * row[name]) for row in rows if row.get(name) is not None]
 
-    scores = {metrics.title_of(name): points(evaluations, name, 100) for name in metrics.OVERALL_METRICS}
+    scores = {metrics.format_metric_name(name): points(evaluations, name, 100) for name in metrics.OVERALL_METRICS}
     drawn = [
-        charts.lines("loss in training", {"loss": points(train, "loss")}),
-        charts.lines("evaluations, %", scores, dots=True),
-        charts.lines("learning rate", {"learning rate": points(train, "lr")}),
-        charts.lines("images a second", {"images a second": points(train, "images_per_second")}),
+        charts.draw_lines("training loss", {"loss": points(train, "loss")}),
+        charts.draw_lines("evaluation scores, %", scores, dots=True),
+        charts.draw_lines("learning rate", {"learning rate": points(train, "lr")}),
+        charts.draw_lines("images per second", {"images per second": points(train, "images_per_second")}),
     ]
     return [chart for chart in drawn if chart]

@@ -1,1 +1,4 @@
-"""`deeplab-jax plan`: whether a training fits into its devices, and how long it takes at least. No data set, no step."""
+"""`deeplab-jax plan`: estimate whether a training run fits into device memory, and the least time it can take.
+
+It needs no data set and runs no training step.
+"""

@@ -1,4 +1,4 @@
-"""Memory of a training step by the network's definition, and what reduces it."""
+"""Estimate the memory of a training step from the network's definition, and suggest ways to reduce it."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -17,12 +17,12 @@ STAGES = (1, 2, 3, 4)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes of one device.
+    """The memory that a training step needs on one device, in bytes.
 
     Attributes:
-      state: parameters, their moving average, what the optimizer keeps of them, statistics.
-      gradients: of the parameters; with micro-batches also their sum.
-      activations: kept for the backward pass, at the moment of the loss.
+      state: Parameters, their moving average, the optimizer state and the BatchNorm statistics.
+      gradients: The gradients of the parameters. With micro-batches, this includes their running sum.
+      activations: Everything that is held for the backward pass when the loss is computed.
     """
 
     state: float
@@ -31,59 +31,72 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """The sum of all parts, in bytes."""
         return self.state + self.gradients + self.activations
 
 
 def estimate(config: Config, mesh: MeshConfig) -> Memory:
-    """Estimate the least that a step holds. The backward pass needs a convolution's output twice: before and after its norm.
+    """Estimate a lower bound of the memory that a training step needs on each device.
+
+    Every convolution output counts twice, because the backward pass needs it before and after BatchNorm.
 
     Args:
-      config: validated.
-      mesh: data and spatial devices, none of them 0.
+      config: A validated config.
+      mesh: The numbers of devices along the "data" and "spatial" axes. Neither may be 0.
     """
     network_layers = layers(config.model, config.labels.num_classes, config.data.crop_size)
     variables = abstract_variables(DeepLabV3(config.model, config.labels.num_classes))
-    parameters = _size(variables["params"])
+    parameters = _count_bytes(variables["params"])
     average = parameters if config.optim.ema_decay else 0
-    moments = _size(jax.eval_shape(make_optimizer(config.optim, 1).init, variables["params"]))
+    moments = _count_bytes(jax.eval_shape(make_optimizer(config.optim, 1).init, variables["params"]))
     height, width = config.data.crop_size
-    # Logits at the labels' size, float32, and their gradient, of each head.
+    # Each head has float32 logits at the size of the labels, and their gradient.
     logits = (1 + config.model.aux_head) * 2 * 4 * height * width * config.labels.num_classes
     images = config.data.batch_size / mesh.data / config.train.micro_batches / mesh.spatial
     return Memory(
-        state=_size(variables) + average + moments,
+        state=_count_bytes(variables) + average + moments,
         gradients=parameters * (2 if config.train.micro_batches > 1 else 1),
-        activations=images * (_kept(network_layers, config.model.remat) + logits),
+        activations=images * (_activation_bytes(network_layers, config.model.remat) + logits),
     )
 
 
-def _size(arrays: Any) -> int:
-    """Return the bytes of all arrays."""
+def _count_bytes(arrays: Any) -> int:
+    """Return the total size of all arrays, in bytes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arrays))
 
 
-def _kept(network_layers: list[Layer], remat: tuple[int, ...]) -> int:
-    """Return the bytes of an image's features that the backward pass needs, and of the largest block that is recomputed."""
-    kept, again = 0, {"": 0}
+def _activation_bytes(network_layers: list[Layer], remat: tuple[int, ...]) -> int:
+    """Return the bytes of activations that one image needs for the backward pass.
+
+    This is the sum of the stored activations and those of the largest block that is recomputed.
+
+    Args:
+      network_layers: The layers of the network.
+      remat: The backbone stages that are recomputed. Of their blocks, only the inputs are stored.
+    """
+    stored, recomputed = 0, {"": 0}
     for layer in network_layers:
         if layer.stage not in remat or not layer.block:
-            kept += 2 * layer.outputs
+            stored += 2 * layer.outputs
             continue
-        if layer.block not in again:
-            kept += layer.inputs  # of the block
-            again[layer.block] = 0
-        again[layer.block] += 2 * layer.outputs
-    return kept + max(again.values())
+        if layer.block not in recomputed:
+            stored += layer.inputs  # the first layer's input is the block's input
+            recomputed[layer.block] = 0
+        recomputed[layer.block] += 2 * layer.outputs
+    return stored + max(recomputed.values())
 
 
-def remedies(config: Config, mesh: MeshConfig) -> Iterator[tuple[str, float]]:
-    """Yield changes that would save memory, and the bytes that each alone saves a device by `estimate`."""
-    now = estimate(config, mesh).total
+def suggest_savings(config: Config, mesh: MeshConfig) -> Iterator[tuple[str, float]]:
+    """Yield config changes that save memory.
+
+    Yields:
+      (change, bytes that this change saves on each device by itself, according to `estimate`).
+    """
+    current = estimate(config, mesh).total
     data, train, model = config.data, config.train, config.model
 
     def saved(changed: Config, on: MeshConfig = mesh) -> float:
-        return now - estimate(changed, on).total
+        return current - estimate(changed, on).total
 
     parts = mesh.data * train.micro_batches
     smaller = data.batch_size // 2 // parts * parts

@@ -1,4 +1,4 @@
-"""What `deeplab-jax plan` prints."""
+"""Print the report of `deeplab-jax plan`."""
 
 import dataclasses
 import math
@@ -11,11 +11,11 @@ from rich.table import Table
 from deeplab_jax.config import Config, MeshConfig, total_steps
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.models.cost import TRAINING_OVER_FORWARD, Layer, by_part, layers, total
-from deeplab_jax.plan.memory import estimate, remedies
+from deeplab_jax.plan.memory import estimate, suggest_savings
 from deeplab_jax.plan.program import Program, compile_step, find_devices
 from deeplab_jax.runtime.accelerators import ACCELERATORS, GIB, Accelerator, copy_rate, matmul_rate, memory_limit
 from deeplab_jax.train.begin import set_up
-from deeplab_jax.train.output import duration
+from deeplab_jax.train.output import format_duration
 
 
 def plan(
@@ -28,26 +28,27 @@ def plan(
     mfu: float = 1.0,
     compiles: bool = True,
 ) -> None:
-    """Print parameters, FLOPs, memory, and the least time of a step and a run.
+    """Print the parameters, FLOPs and memory of a training run, and the least time of a step and of the full run.
 
     Args:
-      config: validated.
-      console: where to.
-      devices: how many; None for the config's mesh on this machine.
-      accelerator: a key of `ACCELERATORS` to plan for; "" for devices like the first one here, measured.
-      images: of the training split, for a config that counts epochs.
-      mfu: share of the peak rate to reckon with.
-      compiles: whether the step is compiled, for XLA's account of it.
+      config: A validated config.
+      console: The console to print to.
+      devices: The number of devices. None selects the config's mesh on this machine.
+      accelerator: The device to plan for, a key of `ACCELERATORS`. "" selects devices like the first one of this machine,
+        whose speed is then measured.
+      images: The number of training images, for a config that sets `train.epochs`.
+      mfu: The assumed share of the peak rate (model FLOPs utilization), above 0 and at most 1.
+      compiles: Whether to compile the step and print XLA's analysis of its memory and cost.
 
     Raises:
-      ConfigError: an argument cannot be used, or the batch or the image rows do not divide over the devices.
+      ConfigError: An argument cannot be used, or the devices do not divide the batch or the image rows evenly.
     """
     if accelerator and accelerator not in ACCELERATORS:
-        raise ConfigError(f"`--accelerator` (={accelerator!r}) is not known: use one of {', '.join(ACCELERATORS)}")
+        raise ConfigError(f"`--accelerator` (={accelerator!r}) is not supported. Use one of {', '.join(ACCELERATORS)}.")
     if not 0 < mfu <= 1:
-        raise ConfigError(f"`--mfu` (={mfu}) cannot be used: use a share above 0, up to 1")
+        raise ConfigError(f"`--mfu` (={mfu}) cannot be used. Use a number above 0 and at most 1.")
     if images is not None and images < 1:
-        raise ConfigError(f"`--images` (={images}) cannot be used: use a number from 1")
+        raise ConfigError(f"`--images` (={images}) cannot be used. Use 1 or more.")
     targets = find_devices(config.mesh, devices)
     if devices:
         config = dataclasses.replace(config, mesh=MeshConfig(spatial=config.mesh.spatial))
@@ -58,7 +59,9 @@ def plan(
     _print_network(config, mesh, network, console)
     program = None
     if compiles:
-        console.print("compiling the step: a minute or two for a ResNet-50 on a few CPU cores; --no-compile leaves it out")
+        console.print(
+            "compiling the step, which takes a minute or two for a ResNet-50 on a few CPU cores; skip it with --no-compile"
+        )
         program = compile_step(setup)
     _print_memory(config, mesh, targets[0], sheet, program, console)
     _print_time(config, mesh, total(network), sheet, images, mfu, console)
@@ -69,9 +72,9 @@ def _print_network(config: Config, mesh: MeshConfig, network: list[Layer], conso
     crop = "x".join(map(str, data.crop_size))
     console.print(
         f"{model.backbone}, output stride {model.output_stride}, {model.dtype}, {config.labels.num_classes} classes; "
-        f"batch {data.batch_size} of {crop} on {mesh.data} x {mesh.spatial} devices (data x spatial)"
+        f"batch of {data.batch_size} crops ({crop}) on {mesh.data} x {mesh.spatial} devices (data x spatial)"
     )
-    table = Table("forward, one image", "M parameters", "GFLOPs", "GB moved", "FLOPs a byte")
+    table = Table("forward, one image", "M parameters", "GFLOPs", "GB moved", "FLOPs per byte")
     for column in table.columns[1:]:
         column.justify = "right"
     for layer in (*by_part(network), total(network)):
@@ -84,39 +87,43 @@ def _print_network(config: Config, mesh: MeshConfig, network: list[Layer], conso
 def _print_memory(
     config: Config, mesh: MeshConfig, device: jax.Device, sheet: Accelerator | None, program: Program | None, console: Console
 ) -> None:
-    stands_in = _stands_in(device, mesh, sheet)
-    limit = sheet.memory if sheet else None if stands_in else memory_limit(device)
-    least = estimate(config, mesh)
+    is_stand_in = _is_stand_in(device, mesh, sheet)
+    limit = sheet.memory if sheet else None if is_stand_in else memory_limit(device)
+    lower_bound = estimate(config, mesh)
     console.print(
-        f"memory a device: {_size(least.state)} state + {_size(least.gradients)} gradients + "
-        f"{_size(least.activations)} activations = {_size(least.total)} at the least"
+        f"memory per device: {_format_bytes(lower_bound.state)} state + {_format_bytes(lower_bound.gradients)} gradients + "
+        f"{_format_bytes(lower_bound.activations)} activations = {_format_bytes(lower_bound.total)} (lower bound)"
     )
     if program:
         console.print(
-            f"compiled in {program.seconds:.0f} s for {device.device_kind}: {_size(program.arguments)} arguments + "
-            f"{_size(program.outputs)} outputs - {_size(program.aliased)} both + {_size(program.temporaries)} temporaries = "
-            f"{_size(program.held)}{' (a CPU program: for other devices an estimate)' * stands_in}"
+            f"compiled in {program.seconds:.0f} s for {device.device_kind}: {_format_bytes(program.arguments)} arguments + "
+            f"{_format_bytes(program.outputs)} outputs - {_format_bytes(program.aliased)} aliased + "
+            f"{_format_bytes(program.temporaries)} temporaries = {_format_bytes(program.peak_bytes)}"
+            f"{' (a CPU program, so only an estimate for other devices)' * is_stand_in}"
         )
         console.print(
-            f"  it executes {_si(program.flops)}FLOPs and accesses {_si(program.accessed)}B a device, "
-            f"{program.flops / program.accessed:.0f} FLOPs a byte (XLA's account; a loop counts as one pass)"
+            f"  each device executes {_format_si(program.flops)}FLOPs and accesses {_format_si(program.accessed)}B, "
+            f"{program.flops / program.accessed:.0f} FLOPs per byte (by XLA's cost analysis, which counts loop bodies once)"
         )
     if limit is None:
-        console.print("what a device has is not known here: name it with --accelerator")
+        console.print("The memory size of a device is unknown. Select the device with --accelerator.")
         return
-    decides = program is not None and not stands_in
-    needed = program.held if program and decides else least.total
+    is_exact = program is not None and not is_stand_in
+    needed = program.peak_bytes if program and is_exact else lower_bound.total
     if needed > limit:
-        console.print(f"does not fit: {_size(needed)} of {_size(limit)} a device; what saves memory, each alone:")
-        for change, saved in remedies(config, mesh):
-            console.print(f"  {change:32} about {_size(saved)} a device")
+        console.print(
+            f"does not fit: needs {_format_bytes(needed)} of {_format_bytes(limit)} per device; "
+            "each of these changes saves memory by itself:"
+        )
+        for change, saved in suggest_savings(config, mesh):
+            console.print(f"  {change:32} saves about {_format_bytes(saved)} per device")
     else:
-        verdict = "fits" if decides else "may fit, at the least"
-        console.print(f"{verdict}: {_size(needed)} of {_size(limit)} a device; evaluation not included")
+        verdict = "fits: needs" if is_exact else "may fit: needs at least"
+        console.print(f"{verdict} {_format_bytes(needed)} of {_format_bytes(limit)} per device, without evaluation")
 
 
-def _stands_in(device: jax.Device, mesh: MeshConfig, sheet: Accelerator | None) -> bool:
-    """Check whether the device stands in for those that are planned for."""
+def _is_stand_in(device: jax.Device, mesh: MeshConfig, sheet: Accelerator | None) -> bool:
+    """Check whether `device` only takes the place of a device that this machine does not have."""
     if sheet:
         return not re.search(sheet.kinds, device.device_kind)
     return device.platform == "cpu" and mesh.data * mesh.spatial > 1
@@ -135,48 +142,53 @@ def _print_time(
     rate, bandwidth = (sheet.flops, sheet.bandwidth) if sheet else (matmul_rate(dtype), copy_rate())
     source = f"data sheet, bfloat16{'; float32 is slower' * (dtype == 'float32')}" if sheet else f"measured, {dtype}"
     if not sheet and jax.default_backend() == "cpu" and count > 1:
-        source += ": each device a machine like this one"
+        source += "; each device is assumed to be a machine like this one"
     flops = TRAINING_OVER_FORWARD * network.flops * size / count
-    # The backward pass of a convolution reads and writes its three arrays twice more.
+    # The backward pass of a convolution moves its input, output and weights two more times.
     moved = TRAINING_OVER_FORWARD * ((network.inputs + network.outputs) * size / count + network.weights)
     console.print(
-        f"a device does {_si(rate)}FLOP/s and moves {_si(bandwidth)}B/s ({source}), {rate / bandwidth:.0f} FLOPs a byte"
+        f"each device computes {_format_si(rate)}FLOP/s and moves {_format_si(bandwidth)}B/s ({source}), "
+        f"{rate / bandwidth:.0f} FLOPs per byte"
     )
-    bound = "FLOPs" if flops / rate > moved / bandwidth else "memory"
+    bound = "compute" if flops / rate > moved / bandwidth else "memory"
     console.print(
-        f"a step by definition (3 x forward): {_si(flops * count)}FLOPs in all; {_si(flops)}FLOPs and {_si(moved)}B a device, "
-        f"{flops / moved:.0f} FLOPs a byte: bound by {bound}"
+        f"a step (3 x forward) needs {_format_si(flops * count)}FLOPs in total; "
+        f"per device {_format_si(flops)}FLOPs and {_format_si(moved)}B, {flops / moved:.0f} FLOPs per byte, {bound}-bound"
     )
     seconds = max(flops / rate / mfu, moved / bandwidth)
-    share = f"at {mfu:.0%} of the peak rate" if mfu < 1 else "at the peak rate, so at the least"
-    console.print(f"{share}: {_si(seconds)}s a step, {size / seconds:.1f} images/s")
+    share = f"at {mfu:.0%} of the peak rate" if mfu < 1 else "at the peak rate (lower bound)"
+    console.print(f"{share}: {_format_si(seconds)}s per step, {size / seconds:.1f} images/s")
     if count > 1:
-        _print_exchange(network, count, sheet, console)
+        _print_communication(network, count, sheet, console)
     if config.train.epochs and not images:
-        console.print(f"train.epochs={config.train.epochs:g}: give --images, how many the training split has, for a whole run")
+        console.print(
+            f"train.epochs={config.train.epochs:g}: the time of the full run depends on the number of training images. "
+            "Pass it with --images."
+        )
     elif config.train.steps or config.train.epochs:
         steps = total_steps(config, images or 0)
         console.print(
-            f"{steps} steps: {duration(steps * seconds)}; evaluations, checkpoints, exchange and waiting for data not included"
+            f"{steps} steps: {format_duration(steps * seconds)}, "
+            "without evaluations, checkpoints, communication and waiting for data"
         )
 
 
-def _print_exchange(network: Layer, count: int, sheet: Accelerator | None, console: Console) -> None:
+def _print_communication(network: Layer, count: int, sheet: Accelerator | None, console: Console) -> None:
     gradients, statistics = 4 * network.parameters, 2 * 4 * network.statistics
     sent = 2 * (count - 1) / count * (gradients + statistics)
-    time = f", {_si(sent / sheet.link)}s at {_si(sheet.link)}B/s" if sheet and sheet.link else ""
+    time = f", {_format_si(sent / sheet.link)}s at {_format_si(sheet.link)}B/s" if sheet and sheet.link else ""
     console.print(
-        f"all-reduced: {_si(gradients)}B of gradients and {_si(statistics)}B of BatchNorm's sums; a ring sends {_si(sent)}B a "
-        f"device and step{time}"
+        f"all-reduce: {_format_si(gradients)}B of gradients and {_format_si(statistics)}B of BatchNorm sums; "
+        f"in a ring, each device sends {_format_si(sent)}B per step{time}"
     )
 
 
-def _size(size: float) -> str:
+def _format_bytes(size: float) -> str:
     return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / 2**20:.0f} MiB"
 
 
-def _si(value: float) -> str:
-    """Return three digits and a prefix, to be followed by the unit."""
+def _format_si(value: float) -> str:
+    """Format a number with three significant digits and an SI prefix. The caller appends the unit."""
     power = min(max(math.floor(math.log10(value) / 3), -3), 5) if 0 < value < math.inf else 0
     prefixes = {-3: "n", -2: "u", -1: "m", 0: "", 1: "k", 2: "M", 3: "G", 4: "T", 5: "P"}
     return f"{value / 1000.0**power:.3g} {prefixes[power]}"

@@ -1,4 +1,4 @@
-"""The program of a training step, compiled for the planned devices or for CPU devices that stand in for them."""
+"""Compile a training step for the planned devices, or for CPU devices in place of them."""
 
 import contextlib
 import dataclasses
@@ -16,12 +16,16 @@ from deeplab_jax.train.step import batch_names, compile_train_step
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Program:
-    """XLA's account of a compiled step, for each device.
+    """XLA's cost and memory analysis of a compiled step, per device.
 
     Attributes:
-      seconds: that tracing and compiling took.
-      flops, accessed: operations, and bytes that they read and write, each instruction once: a loop counts as one pass.
-      arguments, outputs, aliased, temporaries: bytes; those aliased are both arguments and outputs.
+      seconds: The time that tracing and compilation took.
+      flops: The floating-point operations of a step. XLA counts each instruction once, so the body of a loop counts once.
+      accessed: The bytes that these instructions read and write, with the same caveat.
+      arguments: The size of the arguments, in bytes.
+      outputs: The size of the outputs, in bytes.
+      aliased: The size of the buffers that are both arguments and outputs, in bytes.
+      temporaries: The size of the temporary buffers, in bytes.
     """
 
     seconds: float
@@ -33,39 +37,42 @@ class Program:
     temporaries: int
 
     @property
-    def held(self) -> int:
-        """Peak bytes of a device."""
+    def peak_bytes(self) -> int:
+        """The peak memory of a device, in bytes."""
         return self.arguments + self.outputs - self.aliased + self.temporaries
 
 
 def find_devices(mesh: MeshConfig, count: int | None) -> list[jax.Device]:
-    """Return the devices to plan for: this machine's or, where they are too few, CPU devices that stand in for them.
+    """Return the devices to plan for. If this machine has too few devices, CPU devices take their place.
 
-    Call it before anything asks JAX for devices: how many CPU devices there are is settled then.
+    Call this before any other use of JAX's devices, because the number of CPU devices is fixed from then on.
 
     Args:
-      mesh: of the config.
-      count: how many; None for what `mesh` needs, at least all of this machine.
+      mesh: The mesh of the config.
+      count: The number of devices. None selects all devices of this machine, or as many as `mesh` needs if that is more.
 
     Raises:
-      ConfigError: `count` is none, or JAX has its devices already, and too few.
+      ConfigError: `count` is below 1, or JAX has already been initialised with too few devices.
     """
     if count is not None and count < 1:
-        raise ConfigError(f"`--devices` (={count}) cannot be used: use a number from 1")
-    least = count or max(mesh.data, 1) * mesh.spatial
-    if least > max(jax.config.jax_num_cpu_devices, 1):  # type: ignore[attr-defined]
-        with contextlib.suppress(RuntimeError):  # JAX has its devices already
-            jax.config.update("jax_num_cpu_devices", least)
+        raise ConfigError(f"`--devices` (={count}) cannot be used. Use 1 or more.")
+    needed = count or max(mesh.data, 1) * mesh.spatial
+    if needed > max(jax.config.jax_num_cpu_devices, 1):  # type: ignore[attr-defined]
+        with contextlib.suppress(RuntimeError):  # JAX is already initialised
+            jax.config.update("jax_num_cpu_devices", needed)
     devices = jax.devices()
-    if len(devices) < least:
+    if len(devices) < needed:
         devices = jax.devices("cpu")
-    if len(devices) < least:
-        raise ConfigError(f"`--devices` (={least}) cannot be used: JAX was started with {len(devices)}, use at most those")
+    if len(devices) < needed:
+        raise ConfigError(
+            f"`--devices` (={needed}) cannot be used, because JAX was initialised with {len(devices)} devices. "
+            f"Use {len(devices)} or fewer."
+        )
     return devices[:count]
 
 
 def compile_step(setup: Setup) -> Program:
-    """Compile the step for the mesh of `setup`; nothing is computed and no memory taken."""
+    """Compile the training step for the mesh of `setup`. This runs no step and allocates no device memory for it."""
     config, mesh = setup.config, setup.mesh
     start = time.perf_counter()
     step = compile_train_step(mesh, config=config, model=setup.model, optimizer=setup.optimizer)
@@ -84,7 +91,7 @@ def compile_step(setup: Setup) -> Program:
 
 
 def _abstract_batch(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return the shapes of a batch as `mesh.place` lays it out."""
+    """Return the shapes and shardings of a batch, as `mesh.place` puts it on the devices."""
     config, mesh = setup.config, setup.mesh
     (height, width), size = config.data.crop_size, config.data.batch_size
     if mesh.shape["spatial"] > 1:

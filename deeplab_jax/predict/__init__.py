@@ -1,1 +1,1 @@
-"""Predictions for people's own images and videos."""
+"""Predict the user's own images and videos."""

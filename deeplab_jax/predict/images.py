@@ -1,4 +1,7 @@
-"""Many images through one network: grouped by size, for few programs; read and written beside the computing."""
+"""Run a network on many images and videos.
+
+Images are grouped by size, so that few programs are compiled. Files are read and written in parallel with the computation.
+"""
 
 import contextlib
 import dataclasses
@@ -26,22 +29,22 @@ from deeplab_jax.predict.inputs import Input
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Windows of an image that is too large for one program.
+# The size of the windows for images that are too large for one program.
 WINDOW = (768, 768)
-# Pixels that a batch has at least, where there are enough images: fewer leave an accelerator idle.
+# The number of pixels that fill a batch if there are enough images. Smaller batches leave an accelerator idle.
 BATCH_PIXELS = 2**20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Options:
-    """What is written for an image, and how much is computed at a time.
+    """The options for the results and for the batches.
 
     Attributes:
-      out: folder for {train_ids,color,overlay,confidence}/<name>.png, and overlay/<name>.mp4 of a video.
-      confidence: write the largest probability too, 0 to 255.
-      opacity: opacity of the colours in overlays, 0 to 1.
-      batch_size: images at a time; 0 takes as many as make a million pixels, at most 8.
-      max_pixels: larger images go through the network in windows of 768x768, which bounds memory.
+      out: The folder for {train_ids,color,overlay,confidence}/<name>.png and, for a video, overlay/<name>.mp4.
+      confidence: Whether to write the largest probability of each pixel too, scaled to 0-255.
+      opacity: The opacity of the colours in overlays, from 0 to 1.
+      batch_size: The number of images per batch. 0 uses as many as fit into a million pixels, from 1 to 8.
+      max_pixels: Images with more pixels are processed in windows of 768x768, which limits the memory.
 
     Raises:
       ConfigError: A number is out of range.
@@ -55,28 +58,30 @@ class Options:
 
     def __post_init__(self) -> None:
         if not 0 <= self.opacity <= 1:
-            raise ConfigError(f"`--opacity` (={self.opacity:g}) must be 0 to 1")
+            raise ConfigError(f"`--opacity` (={self.opacity:g}) cannot be used. Use a number from 0 to 1.")
         if self.batch_size < 0:
-            raise ConfigError(f"`--batch-size` (={self.batch_size}) must be 0 or more")
+            raise ConfigError(
+                f"`--batch-size` (={self.batch_size}) is negative. Use 1 or more, or 0 to choose it automatically."
+            )
         if self.max_pixels < 1:
-            raise ConfigError(f"`--max-pixels` (={self.max_pixels}) must be 1 or more")
+            raise ConfigError(f"`--max-pixels` (={self.max_pixels}) cannot be used. Use 1 or more.")
 
 
-Prediction = tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h w"] | None]  # train ids, and the confidence if it is wanted
+Prediction = tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h w"] | None]  # train ids, and the confidence or None
 
 
 def run(segmenter: Segmenter, inputs: Sequence[Input], options: Options, console: Console, fail: Callable[[str], None]) -> None:
-    """Predict all of `inputs` and write the results. A file that cannot be read does not stop the others.
+    """Predict all inputs and write the results. Inputs that cannot be read are reported and skipped.
 
     Args:
-      segmenter: the network.
-      inputs: what `find_inputs` returns.
-      options: what to write, and where.
-      console: where progress is shown.
-      fail: called with a line about each input that failed.
+      segmenter: The network to run.
+      inputs: The images and videos that `find_inputs` returns.
+      options: What to write, and where.
+      console: The console that shows the progress.
+      fail: A function that is called with a one-line message for each input that failed.
 
     Raises:
-      ConfigError: A result cannot be written, or videos need a package that is not installed.
+      ConfigError: A result cannot be written, or there are videos and PyAV is not installed.
     """
     images, videos = ([each for each in inputs if files.is_video(each.path) is wanted] for wanted in (False, True))
     if videos:
@@ -84,7 +89,8 @@ def run(segmenter: Segmenter, inputs: Sequence[Input], options: Options, console
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")  # large images are what windows are for; broken metadata is not our concern
+        # Pillow warns about large images, which are processed in windows, and about broken metadata, which does not matter.
+        warnings.simplefilter("ignore")
         progress = stack.enter_context(Progress(*columns, console=console, disable=not console.is_terminal, transient=True))
         _run_images(segmenter, images, options, progress, fail)
         for each in videos:
@@ -101,7 +107,7 @@ def _run_images(
         with _report_errors(fail):
             by_size[files.read_size(each.path)].append(each)
     if len(by_size) > 1:
-        progress.console.print(f"images of {len(by_size)} sizes: the network is compiled for each", markup=False)
+        progress.console.print(f"The network is compiled for each of the {len(by_size)} image sizes.", markup=False)
     batches: list[tuple[tuple[Input, ...], int]] = []
     for size, group in by_size.items():
         at_a_time = min(batch_size(size, options), len(group))
@@ -115,7 +121,7 @@ def _run_images(
         return loaded
 
     with ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(2) as writers:
-        ahead = _ahead(readers, load, [batch for batch, _ in batches], 2)
+        ahead = _map_ahead(readers, load, [batch for batch, _ in batches], 2)
         pending: deque[Future[None]] = deque()
         for (batch, at_a_time), loaded in zip(batches, ahead, strict=True):
             for each, image, prediction in _predict(segmenter, loaded, at_a_time, options):
@@ -127,8 +133,8 @@ def _run_images(
             future.result()
 
 
-def _ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
-    """Yield `function` of each item in order, while up to `count` further ones are computed."""
+def _map_ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
+    """Yield the results of `function` in the order of the items. Up to `count` further results are computed in advance."""
     pending: deque[Future[R]] = deque()
     for item in items:
         pending.append(pool.submit(function, item))
@@ -141,7 +147,7 @@ def _ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable
 def _predict(
     segmenter: Segmenter, loaded: Sequence[tuple[Input, np.ndarray]], at_a_time: int, options: Options
 ) -> Iterator[tuple[Input, np.ndarray, Prediction]]:
-    by_shape = defaultdict(list)  # the header of one may have been wrong
+    by_shape = defaultdict(list)  # the size in a file header may have been wrong
     for each, image in loaded:
         by_shape[image.shape].append((each, image))
     for (height, width, _), group in by_shape.items():
@@ -149,7 +155,7 @@ def _predict(
         if height * width > options.max_pixels:
             predictions = [_predict_in_windows(segmenter, image, options) for image in images]
         else:
-            # The last batch is filled up: another size would be another program.
+            # Pad the last batch, because a different batch size would need another program.
             batch = np.stack(images + images[-1:] * (at_a_time - len(images))).transpose(0, 3, 1, 2)
             if options.confidence:
                 predictions = list(zip(*segmenter.predict_with_confidence(batch), strict=True))
@@ -174,7 +180,7 @@ def _predict_in_windows(segmenter: Segmenter, image: UInt8[np.ndarray, "h w 3"],
 
 
 def batch_size(size: tuple[int, int], options: Options) -> int:
-    """Return how many images of a (height, width) go through the network together."""
+    """Return the number of images per batch, for images of the given (height, width)."""
     pixels = size[0] * size[1]
     if pixels > options.max_pixels:
         return 1
@@ -194,7 +200,7 @@ def _run_video(segmenter: Segmenter, each: Input, options: Options, progress: Pr
         task = progress.add_task(each.path.name, total=count or None)
         first = next(frames, None)
         if first is None:
-            raise DataError(f"{each.path} has no frame: replace it")
+            raise DataError(f"{each.path} does not contain any frames. Replace the file.")
         size = first.shape[:2]
         at_a_time = batch_size(size, options)
         add = stack.enter_context(video.write_video(overlay, size, fps))

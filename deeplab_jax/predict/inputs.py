@@ -1,4 +1,4 @@
-"""Finding the images and videos that people name, and reading images as they are meant to be seen."""
+"""Find the images and videos that the user names, and read images in the orientation in which viewers show them."""
 
 import contextlib
 import dataclasses
@@ -17,7 +17,7 @@ from deeplab_jax.errors import ConfigError, DataError, one_line
 
 IMAGES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 VIDEOS = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"))
-_TURNED = frozenset((5, 6, 7, 8))  # orientations of EXIF that exchange width and height
+_TRANSPOSED = frozenset((5, 6, 7, 8))  # EXIF orientations that swap width and height
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -25,9 +25,9 @@ class Input:
     """An image or a video.
 
     Attributes:
-      path: of the file.
-      name: of its results, which may lie in folders; no two inputs have the same. A video's has its suffix: it is the folder of
-        its frames, which no image's results lie in.
+      path: The path of the file.
+      name: The unique name of its results, which may contain folders. The name of a video keeps its suffix, because it becomes
+        the folder of the frames, and this folder must not contain the results of images.
     """
 
     path: pathlib.Path
@@ -35,25 +35,25 @@ class Input:
 
 
 def is_video(path: pathlib.Path) -> bool:
-    """Check whether the file is a video, by its suffix."""
+    """Return whether the file has the suffix of a video."""
     return path.suffix.lower() in VIDEOS
 
 
-def find_inputs(words: Sequence[str], out: str = "") -> tuple[tuple[Input, ...], tuple[pathlib.Path, ...]]:
-    """Return the inputs that `words` name, and the files in folders and patterns whose suffix is no input's.
+def find_inputs(arguments: Sequence[str], out: str = "") -> tuple[tuple[Input, ...], tuple[pathlib.Path, ...]]:
+    """Return the inputs that the arguments name, and the files that were skipped because of their suffix.
 
     Args:
-      words: files, whatever their suffix; folders, with everything below them that is not hidden; patterns of `glob`, where **
-        goes into folders.
-      out: folder of results, whose files are no inputs.
+      arguments: Files, folders and `glob` patterns. A file may have any suffix. A folder stands for all files below it that are
+        not hidden. In a pattern, ** matches any number of folders.
+      out: The folder of the results. Files below it are not inputs.
 
     Raises:
-      ConfigError: A word names nothing.
+      ConfigError: An argument does not match any file.
     """
-    paths: dict[str, tuple[pathlib.Path, str]] = {}  # path and name by absolute path
+    paths: dict[str, tuple[pathlib.Path, str]] = {}  # by absolute path: the path as given, and the name
     others = []
-    for word in words:
-        for path, base in _find_files(word):
+    for argument in arguments:
+        for path, base in _find_files(argument):
             where = os.path.abspath(path)
             if base and out and pathlib.Path(where).is_relative_to(os.path.abspath(out)):
                 continue
@@ -63,7 +63,8 @@ def find_inputs(words: Sequence[str], out: str = "") -> tuple[tuple[Input, ...],
             else:
                 others.append(path)
     count = Counter(name for _, name in paths.values())
-    # Results of a.jpg and a.png are a.jpg.png and a.png.png; of x/a.jpg and y/a.jpg, both named, with their folders.
+    # The results of a.jpg and a.png are called a.jpg.png and a.png.png. Those of x/a.jpg and y/a.jpg, if both are given as
+    # files, include the full path.
     names = {
         where: name if count[name] == 1 else str(pathlib.Path(name).with_name(path.name))
         for where, (path, name) in paths.items()
@@ -76,72 +77,77 @@ def find_inputs(words: Sequence[str], out: str = "") -> tuple[tuple[Input, ...],
     return inputs, tuple(others)
 
 
-def _find_files(word: str) -> list[tuple[pathlib.Path, pathlib.Path | None]]:
+def _find_files(argument: str) -> list[tuple[pathlib.Path, pathlib.Path | None]]:
     try:
-        paths = list(_below(word)) if word else []
-    except (OSError, RuntimeError):  # a name that no file can have; ~ of nobody
+        paths = list(_list_files(argument)) if argument else []
+    except (OSError, RuntimeError):  # a name that is too long, or the ~ of an unknown user
         paths = []
     if not paths:
-        raise ConfigError(f"`{word}` names no file: give images, videos, folders or patterns such as 'photos/*.jpg'")
+        raise ConfigError(f"`{argument}` does not match any file. Give files, folders or patterns such as 'photos/*.jpg'.")
     return paths
 
 
-def _below(word: str) -> Iterator[tuple[pathlib.Path, pathlib.Path | None]]:
-    """Yield files, each with the folder that its name is relative to; None for a file that was named itself."""
-    path = pathlib.Path(word).expanduser()
+def _list_files(argument: str) -> Iterator[tuple[pathlib.Path, pathlib.Path | None]]:
+    """Yield each file with the folder that its name is relative to, or with None if the argument is the file itself."""
+    path = pathlib.Path(argument).expanduser()
     if path.is_dir():
-        yield from ((file, path) for file in _files(path.rglob("*"), path))
+        yield from ((file, path) for file in _select_visible(path.rglob("*"), path))
     elif path.exists():
         yield path, None
     else:
         fixed = pathlib.Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
-        yield from ((file, fixed) for file in _files(map(pathlib.Path, glob.iglob(str(path), recursive=True)), fixed))
+        yield from ((file, fixed) for file in _select_visible(map(pathlib.Path, glob.iglob(str(path), recursive=True)), fixed))
 
 
-def _files(paths: Iterator[pathlib.Path], base: pathlib.Path) -> list[pathlib.Path]:
-    """Return those that are not hidden below `base`, in order."""
+def _select_visible(paths: Iterator[pathlib.Path], base: pathlib.Path) -> list[pathlib.Path]:
+    """Return the files that are not hidden below `base`, in sorted order."""
     return sorted(
         path for path in paths if path.is_file() and not any(part.startswith(".") for part in path.relative_to(base).parts)
     )
 
 
 def read_size(path: pathlib.Path) -> tuple[int, int]:
-    """Return (height, width) as the image is meant to be seen, from the file's header; EXIF after a PNG's pixels is ignored.
+    """Return the (height, width) in which viewers show an image, from the header of the file.
+
+    EXIF data that follows the pixels of a PNG is ignored.
 
     Raises:
-      DataError: It is no image.
+      DataError: The file is not an image.
     """
     with _translate_errors(path), Image.open(path) as image:
-        # Pillow turns TIFFs itself; to look for a PNG's EXIF behind the pixels it would decode them.
+        # Pillow already rotates TIFFs. It would decode all pixels of a PNG to look for EXIF data after them.
         has_exif = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
-        is_turned = has_exif and image.getexif().get(ExifTags.Base.Orientation) in _TURNED
-        return (image.width, image.height) if is_turned else (image.height, image.width)
+        is_transposed = has_exif and image.getexif().get(ExifTags.Base.Orientation) in _TRANSPOSED
+        return (image.width, image.height) if is_transposed else (image.height, image.width)
 
 
 def read_image(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
-    """Return RGB, turned as EXIF says. Grey is repeated, alpha dropped, 16 bits are cut to the upper 8, animations to an image.
+    """Return an image as RGB, rotated according to its EXIF orientation.
+
+    Grey is repeated, transparency is dropped, and 16-bit values are reduced to the upper 8 bits. Only the first image of an
+    animation is used.
 
     Raises:
-      DataError: The file cannot be read, or its values have no range.
+      DataError: The file cannot be read, or it contains floating-point values, which have no fixed range.
     """
     with _translate_errors(path), Image.open(path) as image:
-        turned = ImageOps.exif_transpose(image)
-        if turned.mode == "F":
-            raise DataError(f"{path} holds floating-point numbers, which have no range: save it with 8 or 16 bits")
-        if turned.mode.startswith("I"):
-            return np.repeat((np.asarray(turned).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)[..., None], 3, axis=-1)
-        return np.asarray(turned.convert("RGB"))
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode == "F":
+            raise DataError(f"{path} contains floating-point values, which have no fixed range. Save it with 8 or 16 bits.")
+        if upright.mode.startswith("I"):
+            return np.repeat((np.asarray(upright).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)[..., None], 3, axis=-1)
+        return np.asarray(upright.convert("RGB"))
 
 
 @contextlib.contextmanager
 def _translate_errors(path: pathlib.Path) -> Iterator[None]:
-    """Turn whatever a decoder raises about a broken file into a DataError."""
+    """Convert any error that a decoder raises for a broken file to a DataError."""
     try:
         yield
     except DataError:
         raise
     except Image.DecompressionBombError as error:
-        raise DataError(f"{path} is too large ({one_line(error)}): cut it up") from None
+        raise DataError(f"{path} is too large ({one_line(error)}). Cut it into smaller images.") from None
     except Exception as error:
-        reason = "it is no image" if isinstance(error, UnidentifiedImageError) else one_line(error)
-        raise DataError(f"{path} cannot be read ({reason}): replace it") from None
+        reason = "it is not an image" if isinstance(error, UnidentifiedImageError) else one_line(error)
+        raise DataError(f"{path} cannot be read ({reason}). Replace the file.") from None

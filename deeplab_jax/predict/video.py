@@ -1,4 +1,4 @@
-"""Frames of videos, in and out, through FFmpeg (PyAV, the extra `video`)."""
+"""Read and write the frames of videos with FFmpeg, through PyAV (the optional dependency `video`)."""
 
 import contextlib
 import fractions
@@ -17,20 +17,22 @@ Frame = UInt8[np.ndarray, "h w 3"]
 
 @contextlib.contextmanager
 def open_video(path: pathlib.Path) -> Iterator[tuple[float, int, Iterator[Frame]]]:
-    """Yield frames a second, the number of frames (0 if the file omits it), and the frames: RGB, turned as the video says.
+    """Open a video and yield its frames per second, its number of frames, and an iterator over the frames.
+
+    The number of frames is 0 if the file does not contain it. Frames are RGB and rotated as the video specifies.
 
     Raises:
       ConfigError: PyAV is not installed.
-      DataError: The file cannot be read; also raised while frames are read.
+      DataError: The file cannot be read. The iterator also raises this error.
     """
     av = require_av()
     try:
-        container = av.open(str(path.absolute()))  # FFmpeg takes what is before a colon for a protocol
+        container = av.open(str(path.absolute()))  # FFmpeg reads the part of a relative path before a colon as a protocol
     except (av.FFmpegError, OSError) as error:
-        raise DataError(f"{path} cannot be read ({one_line(error)}): replace it") from None
+        raise DataError(f"{path} cannot be read ({one_line(error)}). Replace the file.") from None
     with container:
         if not container.streams.video:
-            raise DataError(f"{path} has no pictures: give a video")
+            raise DataError(f"{path} does not contain a video stream. Give a video file.")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
 
@@ -38,31 +40,34 @@ def open_video(path: pathlib.Path) -> Iterator[tuple[float, int, Iterator[Frame]
             try:
                 shape = None
                 for frame in container.decode(stream):
-                    turned = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-                    if turned.shape != (shape := shape or turned.shape):
-                        raise DataError(f"{path} changes from {shape[1::-1]} to {turned.shape[1::-1]} pixels: cut it there")
-                    yield turned
+                    upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+                    if upright.shape != (shape := shape or upright.shape):
+                        raise DataError(
+                            f"{path} changes from {shape[1::-1]} to {upright.shape[1::-1]} pixels. Split the video there."
+                        )
+                    yield upright
             except (av.FFmpegError, OSError) as error:
-                raise DataError(f"{path} is truncated ({one_line(error)}): replace it") from None
+                raise DataError(f"{path} is truncated ({one_line(error)}). Replace the file.") from None
 
         yield float(stream.average_rate or 25), stream.frames, decode()
 
 
 @contextlib.contextmanager
 def write_video(path: pathlib.Path, size: tuple[int, int], fps: float) -> Iterator[Callable[[Frame], None]]:
-    """Yield a function that adds a frame of `size` (height, width); `path` (.mp4) appears when the block ends without an error.
+    """Open a video for writing and yield a function that adds a frame of `size` (height, width).
 
-    Sides are made even by the last row or column again: H.264's colours have half the resolution.
+    `path` (.mp4) appears when the block ends without an error. The last row or column is repeated if a side is odd, because
+    H.264 stores colours at half the resolution.
 
     Raises:
       ConfigError: `path` cannot be written.
     """
     av = require_av()
-    beside = path.absolute().with_name(f".{path.stem}.{os.getpid()}.new.mp4")
+    temporary = path.absolute().with_name(f".{path.stem}.{os.getpid()}.new.mp4")
     height, width = size
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with av.open(str(beside), "w") as container:
+        with av.open(str(temporary), "w") as container:
             stream: Any = container.add_stream("libx264", rate=fractions.Fraction(fps).limit_denominator(1001))
             stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
 
@@ -72,22 +77,22 @@ def write_video(path: pathlib.Path, size: tuple[int, int], fps: float) -> Iterat
 
             yield add
             container.mux(stream.encode())
-        beside.replace(path)
+        temporary.replace(path)
     except (av.FFmpegError, OSError) as error:
-        raise ConfigError(f"{path} cannot be written ({one_line(error)}): fix this or choose another folder") from None
+        raise ConfigError(f"Cannot write {path}: {one_line(error)}. Fix this or choose a different folder.") from None
     finally:
         with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def require_av() -> Any:
-    """Return PyAV.
+    """Return the PyAV module.
 
     Raises:
-      ConfigError: It is not installed.
+      ConfigError: PyAV is not installed.
     """
     try:
         import av
     except ImportError:
-        raise ConfigError("videos need PyAV: pip install 'deeplab-jax[video]'") from None
+        raise ConfigError("Videos require the package PyAV. Run `pip install 'deeplab-jax[video]'` to install it.") from None
     return av

@@ -1,4 +1,4 @@
-"""What devices can do: by their data sheets, and measured."""
+"""Peak rates, bandwidths and memory of devices, from data sheets and from measurements."""
 
 import dataclasses
 import functools
@@ -13,21 +13,21 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 GIB = 2**30
-# JAX takes this share of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+# By default, JAX uses this share of a GPU's memory. XLA_PYTHON_CLIENT_MEM_FRACTION changes it.
 GPU_SHARE = 0.75
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Accelerator:
-    """A device by its vendor's data sheet; docs/scaling.md names the sources.
+    """The specifications of a device, from its vendor's data sheet. docs/explanation/scaling.md lists the sources.
 
     Attributes:
-      kinds: regular expression that JAX's `device_kind` of it contains.
-      flops: bfloat16 FLOPs a second, accumulated in float32, without sparsity.
-      bandwidth: of its memory, bytes a second.
-      memory: bytes of it that JAX uses by default.
-      link: bytes a second that it sends in a ring of its neighbours, all directions of the ring together; 0 where devices are
-        sold without NVLink or an interconnect of their own.
+      kinds: A regular expression that matches part of JAX's `device_kind` for this device.
+      flops: The peak rate in bfloat16 FLOP/s, accumulated in float32, without sparsity.
+      bandwidth: The memory bandwidth in bytes per second.
+      memory: The device memory that JAX uses by default, in bytes.
+      link: The bytes per second that the device sends in a ring of its neighbours, summed over all directions of the ring.
+        0 for devices that are sold without NVLink or a dedicated interconnect.
     """
 
     kinds: str
@@ -52,11 +52,15 @@ ACCELERATORS = {
 
 
 def peak_rate(kind: str, dtype: str) -> tuple[float, str]:
-    """FLOPs a second that this process's first device reaches at best in matrix products, and where that is known from.
+    """Return the peak rate of this process's first device in matrix products.
 
     Args:
-      kind: its `device_kind`.
-      dtype: of the network. Only bfloat16 has a rate in the data sheets that JAX is sure to use.
+      kind: The `device_kind` of the device.
+      dtype: The dtype of the network. The data sheet is only used for bfloat16, because its rates for other dtypes may need
+        modes that JAX does not use. For other dtypes and for devices that are not in `ACCELERATORS`, the rate is measured.
+
+    Returns:
+      The rate in FLOP/s, and its source: "its data sheet" or "measured".
     """
     for accelerator in ACCELERATORS.values():
         if dtype == "bfloat16" and re.search(accelerator.kinds, kind):
@@ -65,7 +69,10 @@ def peak_rate(kind: str, dtype: str) -> tuple[float, str]:
 
 
 def mesh_peak_rate(mesh: Mesh, dtype: str) -> tuple[float, str]:
-    """`peak_rate` of all devices of a mesh together; those of one process are one, where they share its CPU."""
+    """Return the combined `peak_rate` of all devices of a mesh, and its source.
+
+    All CPU devices of a process count as one device, because they share the same cores.
+    """
     devices = list(mesh.devices.flat)
     count = len({device.process_index for device in devices}) if devices[0].platform == "cpu" else len(devices)
     rate, source = peak_rate(devices[0].device_kind, dtype)
@@ -74,31 +81,39 @@ def mesh_peak_rate(mesh: Mesh, dtype: str) -> tuple[float, str]:
 
 @functools.cache
 def matmul_rate(dtype: str) -> float:
-    """FLOPs a second of a large matrix product on this process's first device; takes about half a second."""
+    """Measure the rate of a large matrix product on this process's first device, in FLOP/s. Takes about half a second."""
     size = 1024 if jax.default_backend() == "cpu" else 8192
     multiply = jax.jit(lambda x: x @ x)
-    return 2 * size**3 / _seconds(multiply, jnp.full((size, size), 1 / size, dtype))
+    return 2 * size**3 / _median_seconds(multiply, jnp.full((size, size), 1 / size, dtype))
 
 
 @functools.cache
 def copy_rate() -> float:
-    """Bytes a second that this process's first device reads and writes in a large copy; takes about half a second."""
-    # In place: of a new array a CPU's memory would first be filled with zeros by the kernel.
+    """Measure the memory bandwidth of this process's first device in a large copy. Takes about half a second.
+
+    Returns:
+      The bytes per second that are read and written, together.
+    """
+    # Update the array in place. On a CPU, the operating system would fill the pages of a new array with zeros first.
     add = jax.jit(lambda x: x + 1, donate_argnums=0)
     numbers = jnp.zeros(GIB // 16, jnp.float32)
     size = numbers.nbytes
-    return 2 * size / _seconds(add, numbers)
+    return 2 * size / _median_seconds(add, numbers)
 
 
 def memory_limit(device: jax.Device) -> float | None:
-    """Return the bytes that a program may use on the device (on a CPU, the machine's memory); None if it does not say."""
+    """Return the bytes of memory that a program may use on the device.
+
+    Returns:
+      The limit of an accelerator, or the physical memory of the machine for a CPU. None if the limit is unknown.
+    """
     if device.platform == "cpu":
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) if hasattr(os, "sysconf") else None
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
-def _seconds(work: Callable[[jax.Array], jax.Array], x: jax.Array, budget: float = 0.25) -> float:
-    """Median time of `work` on an array and then on its own result, warm."""
+def _median_seconds(work: Callable[[jax.Array], jax.Array], x: jax.Array, budget: float = 0.25) -> float:
+    """Return the median time of `work` after a warm-up call. Each call gets the result of the previous one."""
     x = jax.block_until_ready(work(x))
     times: list[float] = []
     while len(times) < 3 or sum(times) < budget:

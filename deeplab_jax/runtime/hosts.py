@@ -1,4 +1,4 @@
-"""The processes of one run: how they find each other, agree, and notice that one is gone."""
+"""Coordinate the processes of a run: join them, exchange values, and detect when one of them is lost."""
 
 import contextlib
 import functools
@@ -20,72 +20,81 @@ from jax.experimental import multihost_utils
 
 from deeplab_jax.errors import ConfigError, DeeplabError, HostError, one_line
 from deeplab_jax.runtime.compilation import compile_program
-from deeplab_jax.runtime.launchers import Place, find_place, split_address
+from deeplab_jax.runtime.launchers import ProcessSpec, find_process_spec, parse_address
 
-LOST = 3  # exit code of a process that ends because another one stalls or is gone
-HEARTBEAT_SECONDS = 60  # without a sign of life, after which JAX takes a process for dead
-FAREWELL_SECONDS = 1.0
+LOST_EXIT_CODE = 3  # a process exits with this code if another process has stalled or ended
+HEARTBEAT_SECONDS = 60  # JAX considers a process dead after this time without a heartbeat
+EXIT_DELAY_SECONDS = 1.0  # after an error, so that the other processes can print their own error first
 
 
 def start(coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: int = 300) -> None:
-    """Join the processes of the run; do nothing for a run of one. Call this before any other use of JAX.
+    """Join the processes of the run. Call this before any other use of JAX. It does nothing in a run of one process.
 
-    Without flags, the launcher's variables are read: Open MPI, SLURM's srun, a TPU pod, or an indexed Kubernetes Job with the
-    `kubernetes` package. If the processes do not find each other in time, each ends with one line and exit code 2: JAX
-    aborts then, which cannot be caught.
+    Without flags, the environment variables of the launcher are used. Supported launchers are Open MPI, SLURM's srun, TPU pods
+    and, if the `kubernetes` package is installed, indexed Kubernetes Jobs.
+
+    If the processes do not find each other in time, each of them prints one line and exits with code 2. This cannot be an
+    exception, because JAX would abort the process.
 
     Args:
-      coordinator: HOST:PORT at which process 0 listens.
-      num_processes: processes of the run.
-      process_id: which of them this is, from 0.
-      timeout: seconds to wait for the others.
+      coordinator: The HOST:PORT address at which process 0 listens.
+      num_processes: The number of processes in the run.
+      process_id: The index of this process, from 0.
+      timeout: The number of seconds to wait for the other processes.
 
     Raises:
-      ConfigError: the flags do not fit together, the port is taken, or the processes have different numbers of devices.
+      ConfigError: The flags do not fit together, the port is in use, or the processes have different numbers of devices.
     """
-    place = find_place(coordinator, num_processes, process_id, os.environ)
-    if place is None:
+    spec = find_process_spec(coordinator, num_processes, process_id, os.environ)
+    if spec is None:
         return
-    if place.coordinator and place.process_id == 0:
-        _require_free(place.coordinator)
-    # It would swallow SIGTERM, which ends a program or, in training, saves and stops.
+    if spec.coordinator and spec.process_id == 0:
+        _require_free_port(spec.coordinator)
+    # JAX's preemption service would intercept SIGTERM. We need SIGTERM to end a program or, in training, to save and stop.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        with _without_proxies(), _deadline(timeout, functools.partial(_why_not_met, place, timeout)):
+        with _without_proxies(), _deadline(timeout, functools.partial(_explain_timeout, spec, timeout)):
             jax.distributed.initialize(
-                place.coordinator,
-                place.num_processes,
-                place.process_id,
-                initialization_timeout=timeout + 60,  # after the deadline, whose message is readable
+                spec.coordinator,
+                spec.num_processes,
+                spec.process_id,
+                initialization_timeout=timeout + 60,  # later than our own deadline, whose message is easier to read
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             )
     except (RuntimeError, OSError, ImportError, ValueError) as error:
-        if isinstance(error, ValueError) and place.num_processes is None:
-            return  # JAX finds no pod: a single TPU host
+        if isinstance(error, ValueError) and spec.num_processes is None:
+            return  # JAX found no TPU pod, so this is a single TPU host
         raise ConfigError(
-            f"the processes of the run cannot find each other ({one_line(error)}): "
-            "give --coordinator, --num_processes and --process_id"
+            f"The processes of the run cannot find each other ({one_line(error)}). "
+            "Set --coordinator, --num_processes and --process_id."
         ) from None
-    if place.all_devices and "JAX_LOCAL_DEVICE_IDS" not in os.environ:
+    if spec.all_devices and "JAX_LOCAL_DEVICE_IDS" not in os.environ:
         for kind in ("cuda", "rocm"):
-            given = os.environ.get(f"JAX_{kind.upper()}_VISIBLE_DEVICES", "all")
-            jax.config.update(f"jax_{kind}_visible_devices", given)
+            visible = os.environ.get(f"JAX_{kind.upper()}_VISIBLE_DEVICES", "all")
+            jax.config.update(f"jax_{kind}_visible_devices", visible)
     _require_same_device_counts()
 
 
-def _require_free(coordinator: str) -> None:
-    """Raises ConfigError if the port is taken: JAX would crash, or share it with another run."""
-    _, port = split_address(coordinator)
-    both = socket.has_dualstack_ipv6()
+def _require_free_port(coordinator: str) -> None:
+    """Check that the coordinator's port is free. Otherwise JAX would crash, or share the port with another run.
+
+    Raises:
+      ConfigError: The port is in use, or cannot be opened.
+    """
+    _, port = parse_address(coordinator)
+    is_dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if is_dual else socket.AF_INET
     try:
-        socket.create_server(("", port), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both).close()
+        socket.create_server(("", port), family=family, dualstack_ipv6=is_dual).close()
     except OSError as error:
-        raise ConfigError(f"`--coordinator` (={coordinator!r}) cannot be used ({error.strerror}): give another port") from None
+        raise ConfigError(
+            f"`--coordinator` (={coordinator!r}) cannot be used ({error.strerror}). Choose a different port."
+        ) from None
 
 
 @contextlib.contextmanager
 def _without_proxies() -> Iterator[None]:
-    """Hides proxies from gRPC, which would look for the run's own hosts behind them."""
+    """Hide the proxy variables inside the block. Otherwise gRPC would contact the hosts of the run through a proxy."""
     hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.lower().endswith("_proxy")}
     try:
         yield
@@ -94,9 +103,9 @@ def _without_proxies() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _deadline(seconds: float, why: Callable[[], str]) -> Iterator[None]:
-    """Ends the process with the line that `why` gives and exit code 2 if the block takes longer."""
-    timer = threading.Timer(seconds, lambda: _end(f"error: {why()}", 2))
+def _deadline(seconds: float, explain: Callable[[], str]) -> Iterator[None]:
+    """Print the line that `explain` returns and exit with code 2 if the block takes longer than `seconds`."""
+    timer = threading.Timer(seconds, lambda: _print_and_exit(f"error: {explain()}", 2))
     timer.daemon = True
     timer.start()
     try:
@@ -105,71 +114,87 @@ def _deadline(seconds: float, why: Callable[[], str]) -> Iterator[None]:
         timer.cancel()
 
 
-def _why_not_met(place: Place, timeout: int) -> str:
-    late = f"within {timeout} s"
-    if not place.coordinator:
-        return f"the processes of the run did not find each other {late}: give --coordinator=HOST:PORT, which all can reach"
-    others = "start all of them with the same --coordinator and --num_processes, each with its own --process_id"
-    if place.process_id == 0:
-        return f"not all {place.num_processes} processes came to `--coordinator` (={place.coordinator!r}) {late}: {others}"
-    host, port = split_address(place.coordinator)
+def _explain_timeout(spec: ProcessSpec, timeout: int) -> str:
+    """Return an error message about processes that did not find each other in time."""
+    if not spec.coordinator:
+        return (
+            f"The processes of the run did not find each other within {timeout} s. "
+            "Set --coordinator=HOST:PORT to an address that all processes can reach."
+        )
+    missing = (
+        f"Not all {spec.num_processes} processes connected to `--coordinator` (={spec.coordinator!r}) within {timeout} s. "
+        "Start all of them with the same --coordinator and --num_processes, each with its own --process_id."
+    )
+    if spec.process_id == 0:
+        return missing
+    host, port = parse_address(spec.coordinator)
     try:
         socket.create_connection((host, port), timeout=5).close()
     except OSError as error:
         return (
-            f"`--coordinator` (={place.coordinator!r}) did not answer {late} ({error.strerror or error}): "
-            "see that process 0 runs there, and that this host may connect to that port"
+            f"`--coordinator` (={spec.coordinator!r}) did not answer within {timeout} s ({error.strerror or error}). "
+            "Check that process 0 is running there, and that this host can connect to that port."
         )
-    return f"not all {place.num_processes} processes came to `--coordinator` (={place.coordinator!r}) {late}: {others}"
+    return missing
 
 
 def _require_same_device_counts() -> None:
-    # Bringing up the devices waits for every process: it is done here, where all of them are, and not wherever one asks first.
+    # JAX initialises the devices on first use and then waits for every process. Do it here, where all processes meet.
     try:
         devices = jax.devices()
-    except Exception as error:  # JAX says it in several ways, and `leave` would have to ask for the devices again
-        _end(f"error: this process of the run has no devices ({one_line(error)}): see what JAX finds on this host", 2)
+    # JAX raises several types of errors here. Exit directly, because `exit_process` would initialise the devices again.
+    except Exception as error:
+        _print_and_exit(
+            f"error: JAX found no devices for this process ({one_line(error)}). Check which devices JAX can use on this host.",
+            2,
+        )
     counts = np.bincount([device.process_index for device in devices], minlength=jax.process_count())
     if (counts != counts[0]).any():
         other = int(np.argmax(counts != counts[0]))
         raise ConfigError(
-            f"process {other} has {counts[other]} devices, process 0 has {counts[0]}: start them where each sees as many"
+            f"Process {other} has {counts[other]} devices, but process 0 has {counts[0]}. "
+            "Give every process the same number of devices."
         )
 
 
 def gather(array: Any) -> np.ndarray:
-    """Every process's `array`, [processes, ...], on all of them.
+    """Return the arrays of all processes, on every process. All processes must call this.
 
     Args:
-      array: small; of one shape and type everywhere. It travels as bytes, since JAX would cut 64 bits to 32.
+      array: A small array. Its shape and dtype must be the same on every process.
+
+    Returns:
+      The arrays, stacked along a new first axis: [processes, ...].
     """
     array = np.asarray(array)
     if _is_alone():
         return array[None]
+    # Send the raw bytes, because JAX would convert 64-bit values to 32 bits.
     rows = multihost_utils.process_allgather(np.frombuffer(array.tobytes(), np.uint8))
     return np.frombuffer(rows.tobytes(), array.dtype).reshape(len(rows), *array.shape)
 
 
-def everywhere(ok: bool) -> bool:
-    """Whether `ok` is true on every process; all of them must ask."""
+def is_true_on_all(ok: bool) -> bool:
+    """Return whether `ok` is true on every process. All processes must call this."""
     return bool(gather(bool(ok)).all())
 
 
-def anywhere(flag: bool) -> bool:
-    """Whether `flag` is true on some process; all of them must ask."""
+def is_true_on_any(flag: bool) -> bool:
+    """Return whether `flag` is true on at least one process. All processes must call this."""
     return bool(gather(bool(flag)).any())
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is at the barrier of this name."""
+    """Wait until every process has reached the barrier with this name."""
     if not _is_alone():
         multihost_utils.sync_global_devices(name)
 
 
 def compile_together(jitted: Any, *args: Any, **kwargs: Any) -> Any:
-    """`jitted` compiled for these arguments; no process goes on before all are ready. All of them must ask.
+    """Compile `jitted` for these arguments, and wait until every process has done so. All processes must call this.
 
-    Compiling takes some longer than others, and Gloo gives up after 30 s on processes that meet for the first time.
+    Without the wait, a run on CPUs could fail: some processes take longer to compile than others, and Gloo stops waiting for
+    the first contact between processes after 30 s.
     """
     program = compile_program(jitted, *args, **kwargs)
     barrier("compiled")
@@ -177,27 +202,28 @@ def compile_together(jitted: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def require_same(**facts: Any) -> None:
-    """Compares what every process was started with; all of them must ask.
+    """Check that every process was started with the same values. All processes must call this.
 
     Args:
-      **facts: JSON values. Dicts are compared field by field, and fields named with dots.
+      **facts: The values to compare, as JSON values. Dicts are compared field by field.
 
     Raises:
-      ConfigError: on every process, naming one that differs from process 0, and in what.
+      ConfigError: The values differ. This is raised on every process. The message names one process that differs from
+        process 0, and the fields that differ, such as `config.optim.lr`.
     """
     if _is_alone():
         return
-    own = json.dumps(_flat(facts), sort_keys=True).encode()
+    own = json.dumps(_flatten(facts), sort_keys=True).encode()
     digests = gather(np.frombuffer(hashlib.sha256(own).digest(), np.uint8))
     if (digests != digests[0]).any():
-        raise ConfigError(_difference([json.loads(text) for text in _gather_bytes(own)]))
+        raise ConfigError(_describe_difference([json.loads(text) for text in _gather_bytes(own)]))
 
 
-def _flat(tree: Any, name: str = "") -> dict[str, str]:
-    """{"a": {"b": 1}} as {"a.b": "1"}."""
+def _flatten(tree: Any, name: str = "") -> dict[str, str]:
+    """Flatten a nested dict, and encode its values as JSON. {"a": {"b": 1}} becomes {"a.b": "1"}."""
     if not isinstance(tree, dict) or not tree:
         return {name: json.dumps(tree)}
-    fields = (_flat(value, f"{name}.{key}" if name else str(key)) for key, value in tree.items())
+    fields = (_flatten(value, f"{name}.{key}" if name else str(key)) for key, value in tree.items())
     return {key: value for field in fields for key, value in field.items()}
 
 
@@ -207,29 +233,34 @@ def _gather_bytes(text: bytes) -> list[bytes]:
     return [row.tobytes()[:length] for row, length in zip(padded, lengths, strict=True)]
 
 
-def _difference(tables: list[dict[str, str]], shown: int = 3) -> str:
-    """What to say of the first table that differs from table 0."""
+def _describe_difference(tables: list[dict[str, str]], shown: int = 3) -> str:
+    """Return an error message about the first table that differs from table 0. It lists at most `shown` fields."""
     process, other = next((i, table) for i, table in enumerate(tables) if table != tables[0])
     names = sorted(name for name in tables[0].keys() | other.keys() if tables[0].get(name) != other.get(name))
-    parts = [f"`{name}` (={_short(other.get(name))}), process 0 has {_short(tables[0].get(name))}" for name in names[:shown]]
-    more = f"; and {len(names) - shown} fields more" if len(names) > shown else ""
-    return f"process {process} has {'; '.join(parts)}{more}: start every process with the same command, code and data"
+    parts = [
+        f"`{name}` (={_shorten(other.get(name))}), process 0 with {_shorten(tables[0].get(name))}" for name in names[:shown]
+    ]
+    more = f"; and {len(names) - shown} more" if len(names) > shown else ""
+    return (
+        f"Process {process} was started with {'; '.join(parts)}{more}. "
+        "Start every process with the same command, code and data."
+    )
 
 
-def _short(value: str | None) -> str:
+def _shorten(value: str | None) -> str:
     if value is None:
         return "nothing"
     return value if len(value) <= 80 else f"{value[:77]}..."
 
 
 class Watchdog:
-    """Ends this process of several if a step takes too long: a collective that waits for another process cannot be stopped.
+    """Ends this process if a step takes too long, because a collective that waits for a lost process cannot be cancelled.
 
-    Counting begins with the first beat, before which programs compile. It counts ticks of its own thread and not the time,
-    so that a process that was stopped and goes on is not blamed for the pause.
+    It has no effect in a run of one process. It starts counting at the first beat, since programs compile before that. It
+    counts the ticks of its own thread instead of the elapsed time, so that a process may be paused and continued.
 
     Args:
-      seconds: without a beat, after which the process ends with one line and exit code 3; 0 for never.
+      seconds: The time without a beat after which the process prints one line and exits with code 3. 0 means never.
     """
 
     def __init__(self, seconds: int) -> None:
@@ -246,59 +277,64 @@ class Watchdog:
         self._leaving.set()
 
     def beat(self) -> None:
-        """Says that the process got on."""
+        """Report that the process has made progress."""
         self._idle, self._last_beat, self._beaten = 0, time.time(), True
 
     def _watch(self) -> None:
         while not self._leaving.wait(1.0):
             self._idle += self._beaten
-            if self._idle > self._seconds:  # the first tick may have followed the beat at once
-                _end(self._message(), LOST)
+            if self._idle > self._seconds:  # not >=, because the first tick may come right after the beat
+                _print_and_exit(self._message(), LOST_EXIT_CODE)
 
     def _message(self) -> str:
         since = time.strftime("%H:%M:%S", time.localtime(self._last_beat))
         return (
-            f"error: process {jax.process_index()} of {jax.process_count()} got nowhere for {self._seconds} s, since {since}: "
-            "it or another one stalls or has died, see the output of all; "
-            "the same command resumes from the last checkpoint"
+            f"error: Process {jax.process_index()} of {jax.process_count()} has made no progress for {self._seconds} s, "
+            f"since {since}. A process of the run has stalled or died. Check the output of all processes. "
+            "The same command resumes from the last checkpoint."
         )
 
 
 def as_host_error(error: BaseException) -> HostError | None:
-    """Return the HostError to show instead of an error that another process's end caused; None for any other error."""
+    """Convert an error that was caused by the end of another process into a HostError.
+
+    Returns:
+      The HostError to show instead of `error`, or None if `error` has another cause.
+    """
     if not isinstance(error, RuntimeError | ValueError) or _is_alone():
         return None
     signs = r"Gloo|NCCL|coordination.?service|heartbeat|Connection (closed|reset) by peer|Socket closed"
     if not re.search(signs, str(error), re.IGNORECASE):
         return None
     return HostError(
-        f"another process of the run ended or cannot be reached ({one_line(error)}): see the output of all; "
-        "the same command resumes from the last checkpoint"
+        f"Another process of the run ended or cannot be reached ({one_line(error)}). "
+        "Check the output of all processes. The same command resumes from the last checkpoint."
     )
 
 
 @contextlib.contextmanager
-def leave_on_error() -> Iterator[None]:
-    """Around a program: prints an error and ends this process of several at once, since others may wait for it in vain.
+def exit_on_error() -> Iterator[None]:
+    """Run the block, and exit this process if the block raises an error. Use it around the main program.
 
-    The exit code is 2 for the user's errors, 3 where another process is gone, 130 for Ctrl-C, and 1 for a bug, with its
-    traceback. Errors of a process that is alone go on to the caller.
+    With several processes, an error must end this one soon, because the others may be waiting for it. The exit code is 2 for
+    a user error, 3 if another process was lost, 130 for Ctrl-C, and 1 for a bug, which also prints its traceback. In a run
+    of one process, errors propagate to the caller.
     """
     try:
         yield
     except BaseException as error:
-        succeeds = isinstance(error, SystemExit) and not error.code
-        if succeeds or _is_alone():
+        is_success = isinstance(error, SystemExit) and not error.code
+        if is_success or _is_alone():
             raise
-        leave(_report(error))
+        exit_process(_report(error))
 
 
 def _report(error: BaseException) -> int:
-    """Prints `error` as a user should see it, and gives its exit code."""
+    """Print `error` in a form for users, and return the exit code."""
     lost = error if isinstance(error, HostError) else as_host_error(error)
     if lost or isinstance(error, DeeplabError):
         sys.stderr.write(f"error: {lost or error}\n")
-        return LOST if lost else 2
+        return LOST_EXIT_CODE if lost else 2
     if isinstance(error, SystemExit) and isinstance(error.code, int):
         return error.code
     if isinstance(error, KeyboardInterrupt):
@@ -307,26 +343,29 @@ def _report(error: BaseException) -> int:
     return 1
 
 
-def leave(code: int) -> NoReturn:
-    """Ends this process after an error. Of several, one would else wait at JAX's exit for the others, which wait for it."""
+def exit_process(code: int) -> NoReturn:
+    """Exit this process after an error.
+
+    With several processes, this skips JAX's shutdown, which would wait for the other processes while they wait for this one.
+    """
     if _is_alone():
         sys.exit(code)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    # The others may be about to print the same error. Process 0 goes last: with it goes the coordinator, and JAX then aborts
-    # the others.
-    time.sleep(FAREWELL_SECONDS * (2 if jax.process_index() == 0 else 1))
+    # The other processes may be about to print the same error. Process 0 exits last, because it runs the coordinator, and JAX
+    # aborts the other processes when the coordinator is gone.
+    time.sleep(EXIT_DELAY_SECONDS * (2 if jax.process_index() == 0 else 1))
     os._exit(code)
 
 
 def _is_alone() -> bool:
-    # The first question is free, and needs no devices.
+    # Check `is_initialized` first. `process_count` would initialise the devices.
     return not jax.distributed.is_initialized() or jax.process_count() == 1
 
 
-def _end(line: str, code: int) -> NoReturn:
+def _print_and_exit(line: str, code: int) -> NoReturn:
     try:
-        sys.stderr.write(f"{line}\n")  # in one piece: launchers mix the lines of processes
+        sys.stderr.write(f"{line}\n")  # a single write, because launchers interleave the output of processes
         sys.stderr.flush()
     finally:
         os._exit(code)

@@ -1,4 +1,7 @@
-"""Which process of a run this is, from flags or from what its launcher says. It starts nothing and needs no JAX."""
+"""Find out from flags or the launcher's environment variables which process of a run this is.
+
+This module starts no processes and does not import JAX.
+"""
 
 import dataclasses
 import importlib.util
@@ -10,12 +13,13 @@ from deeplab_jax.errors import ConfigError
 
 
 class Launcher(NamedTuple):
-    """A program that starts processes, and the variables in which it tells them of each other.
+    """A program that starts the processes of a run, and the environment variables that it sets for them.
 
     Attributes:
-      name: as users know it.
-      size, rank: variables of the number of processes, and of which one this is.
-      address: variables from which JAX tells where process 0 is; none if it cannot.
+      name: The name of the launcher, for messages.
+      size: The variable that holds the number of processes.
+      rank: The variable that holds the index of this process.
+      address: The variables from which JAX derives the address of process 0. Empty if JAX cannot derive it.
     """
 
     name: str
@@ -25,14 +29,15 @@ class Launcher(NamedTuple):
 
 
 LAUNCHERS = (
-    # Open MPI 5 does not set the first variable any more.
+    # Open MPI 5 no longer sets the first variable of `address`.
     Launcher(
         "Open MPI",
         "OMPI_COMM_WORLD_SIZE",
         "OMPI_COMM_WORLD_RANK",
         ("OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_LOCAL_RANK"),
     ),
-    # The step's size: SLURM_NTASKS is the whole job's in a shell of salloc, where one process runs.
+    # SLURM_STEP_NUM_TASKS is the size of the job step. SLURM_NTASKS is the size of the whole job, which is wrong inside a
+    # salloc shell, where a single process runs.
     Launcher(
         "SLURM",
         "SLURM_STEP_NUM_TASKS",
@@ -44,14 +49,14 @@ LAUNCHERS = (
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Place:
-    """Where a process stands among those of its run; what is None, JAX finds out.
+class ProcessSpec:
+    """The arguments with which a process joins its run. JAX detects those that are None.
 
     Attributes:
-      coordinator: HOST:PORT at which process 0 listens.
-      num_processes: processes of the run.
-      process_id: which of them this is.
-      all_devices: whether it takes every GPU that it sees, not only that of its rank on the host.
+      coordinator: The HOST:PORT address at which process 0 listens.
+      num_processes: The number of processes in the run.
+      process_id: The index of this process, from 0.
+      all_devices: Whether the process uses all GPUs that it sees, and not only the GPU of its rank on the host.
     """
 
     coordinator: str | None = None
@@ -60,98 +65,110 @@ class Place:
     all_devices: bool = True
 
 
-def find_place(
+def find_process_spec(
     coordinator: str | None, num_processes: int | None, process_id: int | None, environ: Mapping[str, str]
-) -> Place | None:
-    """This process's place, from the flags and else from what its launcher says; None for a run of one process.
+) -> ProcessSpec | None:
+    """Find out which process this is, from the flags or otherwise from the launcher's environment variables.
 
     Args:
-      coordinator: of `--coordinator`; alone, it replaces the address that the launcher's variables give.
-      num_processes: of `--num_processes`.
-      process_id: of `--process_id`.
-      environ: the environment.
+      coordinator: The value of `--coordinator`. If it is the only flag, it replaces the address that JAX would derive from
+        the launcher's variables.
+      num_processes: The value of `--num_processes`.
+      process_id: The value of `--process_id`.
+      environ: The environment variables.
+
+    Returns:
+      The arguments with which this process joins the run, or None for a run of one process.
 
     Raises:
-      ConfigError: flags are missing or cannot be, or the launcher does not say where process 0 is.
+      ConfigError: Flags are missing or out of range, or the launcher does not say where process 0 is.
     """
     address = coordinator or environ.get("JAX_COORDINATOR_ADDRESS")
     if num_processes is not None or process_id is not None:
-        return _explicit(address, num_processes, process_id)
+        return _spec_from_flags(address, num_processes, process_id)
     for launcher in LAUNCHERS:
         size, rank = environ.get(launcher.size, ""), environ.get(launcher.rank, "")
         if size.isdigit() and int(size) > 1 and rank.isdigit():
-            return _launched(launcher, address, environ)
+            return _spec_from_launcher(launcher, address, environ)
     if coordinator:
-        return _explicit(coordinator, num_processes, process_id)
-    return Place(address) if _on_tpu_pod(environ) or _in_indexed_job(environ) else None
+        return _spec_from_flags(coordinator, num_processes, process_id)
+    return ProcessSpec(address) if _is_on_tpu_pod(environ) or _is_in_indexed_job(environ) else None
 
 
-def _launched(launcher: Launcher, coordinator: str | None, environ: Mapping[str, str]) -> Place:
+def _spec_from_launcher(launcher: Launcher, coordinator: str | None, environ: Mapping[str, str]) -> ProcessSpec:
     count = environ[launcher.size]
     if coordinator:
-        split_address(coordinator)
+        parse_address(coordinator)
     elif not launcher.address or not all(name in environ for name in launcher.address):
         raise ConfigError(
-            f"{launcher.name} started {count} processes and does not say where the first one is: "
-            "give --coordinator=HOST:PORT, with a free port of the host where it runs"
+            f"{launcher.name} started {count} processes but does not say where process 0 runs. "
+            "Set --coordinator=HOST:PORT to the host of process 0 and a free port of that host."
         )
-    return Place(coordinator, int(count), int(environ[launcher.rank]), _has_host_to_itself(environ))
+    return ProcessSpec(coordinator, int(count), int(environ[launcher.rank]), _has_own_devices(environ))
 
 
-def _explicit(coordinator: str | None, num_processes: int | None, process_id: int | None) -> Place | None:
+def _spec_from_flags(coordinator: str | None, num_processes: int | None, process_id: int | None) -> ProcessSpec | None:
     if coordinator is None or num_processes is None or process_id is None:
         raise ConfigError(
             f"`--coordinator` (={coordinator!r}), `--num_processes` (={num_processes}) and `--process_id` (={process_id}) "
-            "belong together: give all three, or none for one process or where the launcher is recognised"
+            "must be set together. Set all three, or set none for a single process or under a supported launcher."
         )
     if num_processes < 1:
-        raise ConfigError(f"`--num_processes` (={num_processes}) cannot be used: give the number of processes, from 1")
+        raise ConfigError(f"`--num_processes` (={num_processes}) cannot be used. Give the number of processes, 1 or more.")
     if not 0 <= process_id < num_processes:
         raise ConfigError(
-            f"`--process_id` (={process_id}) is none of {num_processes} processes: count them from 0 to {num_processes - 1}"
+            f"`--process_id` (={process_id}) is out of range for {num_processes} processes. "
+            f"Give each process a different number from 0 to {num_processes - 1}."
         )
-    split_address(coordinator)
-    return Place(coordinator, num_processes, process_id) if num_processes > 1 else None
+    parse_address(coordinator)
+    return ProcessSpec(coordinator, num_processes, process_id) if num_processes > 1 else None
 
 
-def split_address(coordinator: str) -> tuple[str, int]:
-    """Host and port of `--coordinator`.
+def parse_address(coordinator: str) -> tuple[str, int]:
+    """Split the value of `--coordinator` into host and port.
 
     Raises:
-      ConfigError: it is no HOST:PORT.
+      ConfigError: The value is not a HOST:PORT address.
     """
-    found = re.fullmatch(r"(?P<host>\[[^]]+\]|[^:/\s]+):(?P<port>\d{1,5})", coordinator)
-    if not found or not 0 < int(found["port"]) < 2**16:
-        raise ConfigError(f"`--coordinator` (={coordinator!r}) is no HOST:PORT: give process 0's, such as node1:12345")
-    return found["host"].strip("[]"), int(found["port"])
+    match = re.fullmatch(r"(?P<host>\[[^]]+\]|[^:/\s]+):(?P<port>\d{1,5})", coordinator)
+    if not match or not 0 < int(match["port"]) < 2**16:
+        raise ConfigError(
+            f"`--coordinator` (={coordinator!r}) is not a HOST:PORT address. "
+            "Give the address of process 0, such as node1:12345."
+        )
+    return match["host"].strip("[]"), int(match["port"])
 
 
-def _has_host_to_itself(environ: Mapping[str, str]) -> bool:
-    """Whether no other process of the run shares the devices that this one sees.
+def _has_own_devices(environ: Mapping[str, str]) -> bool:
+    """Return whether no other process of the run uses the GPUs that this process sees.
 
-    JAX would give a process the device of its rank on the host even where it is the only one there (leaving all other
-    GPUs idle), and where the launcher shows it one device only (looking for a second that is not there).
+    In this case, the process must use all GPUs that it sees. By default, JAX would use the GPU whose index is the local rank
+    of the process. This leaves GPUs idle if the process is the only one on its host. It fails if the launcher shows each
+    process a single GPU, because a process with local rank 1 would look for a second GPU.
     """
     if "," not in environ.get("CUDA_VISIBLE_DEVICES", ","):
         return True
     if "OMPI_COMM_WORLD_LOCAL_SIZE" in environ:
         return environ["OMPI_COMM_WORLD_LOCAL_SIZE"] == "1"
-    # "1(x2),1": tasks of a node, and how many nodes in a row have as many.
+    # For example, "1(x2),1" means 1 task on each of two nodes, then 1 task on the next node.
     tasks = environ.get("SLURM_STEP_TASKS_PER_NODE", "")
     return all(re.fullmatch(r"1(\(x\d+\))?", part) for part in tasks.split(","))
 
 
-def _on_tpu_pod(environ: Mapping[str, str]) -> bool:
-    """Whether this may be a host of a TPU pod: on Google's own machines only the metadata server, which JAX asks, knows."""
+def _is_on_tpu_pod(environ: Mapping[str, str]) -> bool:
+    """Return whether this may be a host of a TPU pod.
+
+    On Google Cloud, only the metadata server knows this for certain. JAX queries that server later.
+    """
     if "tpu" not in environ.get("JAX_PLATFORMS", "tpu").split(","):
         return False
     workers = environ.get("TPU_PROCESS_ADDRESSES", environ.get("TPU_WORKER_HOSTNAMES"))
-    # JAX sets the first where it finds TPU chips and their library, the second where it does not.
+    # JAX sets TPU_ML_PLATFORM if it finds TPU chips and libtpu, and TPU_SKIP_MDS_QUERY otherwise.
     has_chips = environ.get("TPU_ML_PLATFORM") == "JAX" and "TPU_SKIP_MDS_QUERY" not in environ
     return "," in workers if workers is not None else has_chips
 
 
-def _in_indexed_job(environ: Mapping[str, str]) -> bool:
-    """Whether this is a pod of an indexed Kubernetes Job and has the package with which JAX asks for the others."""
-    named = "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ
-    return named and importlib.util.find_spec("kubernetes") is not None
+def _is_in_indexed_job(environ: Mapping[str, str]) -> bool:
+    """Return whether this is a pod of an indexed Kubernetes Job, with the package that JAX needs to find the other pods."""
+    is_indexed = "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ
+    return is_indexed and importlib.util.find_spec("kubernetes") is not None

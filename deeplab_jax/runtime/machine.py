@@ -1,18 +1,18 @@
-"""What a process asks of the machine: memory that stays with a pipeline that takes megabytes for every image, and cores."""
+"""Query and configure the machine: the number of usable cores, and how the C library reuses freed memory."""
 
 import ctypes
 import functools
 import os
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt, in GNU's malloc.h
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # parameters of mallopt, as numbered in glibc's malloc.h
 
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Lets the C library keep what is freed for the next image, within 64 MB a thread, instead of giving it back each time.
+    """Let the C library keep up to 64 MB of freed memory per thread, and reuse it for the next image.
 
-    The kernel fills every page with zeros before it hands it out again: a tenth of the time that a record takes. Only GNU's
-    library is told; one that has been told by MALLOC_ variables is left alone.
+    Otherwise the memory goes back to the kernel, which fills every page with zeros before it hands the page out again. This
+    takes a tenth of the time of reading a record. Only glibc is configured, and only if no MALLOC_ variable is set.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
@@ -21,5 +21,5 @@ def keep_freed_memory() -> None:
 
 
 def usable_cores() -> int:
-    """Of this process, which may have been given fewer than the machine has."""
+    """Return the number of cores that this process may use, which may be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""The device mesh, how arrays lie on it, and how host batches get there."""
+"""Build the device mesh, define the shardings of arrays, and move batches from the host to the devices."""
 
 import collections
 import itertools
@@ -13,54 +13,59 @@ from deeplab_jax.config import MeshConfig
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.labels import IGNORE
 
-HOST_ONLY = ("index", "fingerprint")
+HOST_ONLY = ("index", "fingerprint")  # batch entries that stay on the host
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] = ()) -> Mesh:
-    """A ("data", "spatial") mesh over all devices, or over the first data * spatial of them.
+    """Return a ("data", "spatial") mesh over all devices, or over the first data * spatial devices.
 
     Args:
-      config: the mesh's axes.
-      devices: of all processes; () for those of JAX's default platform.
+      config: The size of each axis.
+      devices: The devices of all processes. () selects the devices of JAX's default platform.
 
     Raises:
-      ConfigError: the mesh needs more devices than there are, or does not divide them; of several processes, one would be
-        left without devices or share an image with another.
+      ConfigError: The mesh needs more devices than exist, or its axes do not divide the number of devices. With several
+        processes, it also fails if a process would be left without devices or would share an image with a different process.
     """
-    # On a TPU slice devices are numbered across hosts; a process's rows of a batch must lie together.
+    # On a TPU slice, device ids are interleaved across hosts, but the batch rows of a process must be contiguous.
     devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
     if not config.data and len(devices) % config.spatial:
         raise ConfigError(
-            f"`mesh.spatial` (={config.spatial}) does not divide the {len(devices)} devices: use a divisor, or set mesh.data"
+            f"`mesh.spatial` (={config.spatial}) is not a divisor of the number of devices ({len(devices)}). "
+            "Use a divisor, or set mesh.data."
         )
     data = config.data or len(devices) // config.spatial
     if data * config.spatial > len(devices):
         raise ConfigError(
             f"`mesh.data` x `mesh.spatial` (={data} x {config.spatial}) needs {data * config.spatial} devices, "
-            f"there are {len(devices)}: use fewer, or mesh.data=0 for all"
+            f"but there are {len(devices)}. Use fewer, or set mesh.data=0 to use all devices."
         )
     if jax.process_count() > 1 and data * config.spatial < len(devices):
         raise ConfigError(
-            f"`mesh.data` (={config.data}) leaves out devices of {jax.process_count()} processes: use mesh.data=0 for all"
+            f"`mesh.data` (={config.data}) does not use all devices of the {jax.process_count()} processes. "
+            "Set mesh.data=0 to use all devices."
         )
     local = sum(device.process_index == jax.process_index() for device in devices)
     if local % config.spatial and data * config.spatial > 1:
         raise ConfigError(
-            f"`mesh.spatial` (={config.spatial}) does not divide the {local} devices of a process, which "
-            f"reads whole images: use a divisor"
+            f"`mesh.spatial` (={config.spatial}) is not a divisor of the number of devices per process ({local}), so that "
+            "two processes would share an image. Use a divisor."
         )
     grid = np.asarray(devices[: data * config.spatial]).reshape(data, config.spatial)
     return Mesh(grid, ("data", "spatial"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def check_batch(batch_size: int, mesh: Mesh, field: str, micro_batches: int = 1) -> None:
-    """Raises ConfigError, naming the nearest sizes that do, if a batch does not divide over the mesh's "data" axis.
+    """Check that a batch can be split evenly over the "data" axis of the mesh.
 
     Args:
-      batch_size: of the global batch.
-      mesh: the devices.
-      field: of the config, for the message.
-      micro_batches: parts that the batch is computed in, each of which must divide.
+      batch_size: The size of the global batch.
+      mesh: The device mesh.
+      field: The config field of the batch size, for the error message.
+      micro_batches: The number of parts that the batch is computed in. Each part must be split evenly.
+
+    Raises:
+      ConfigError: The batch cannot be split evenly. The message gives the nearest sizes that can.
     """
     data = mesh.shape["data"]
     parts = data * micro_batches
@@ -69,29 +74,32 @@ def check_batch(batch_size: int, mesh: Mesh, field: str, micro_batches: int = 1)
         sizes = f"{below} or {above}" if below else f"{above}"
         times = f" x {micro_batches} micro-batches" if micro_batches > 1 else ""
         raise ConfigError(
-            f"`{field}` (={batch_size}) does not divide over {data} devices{times}: use {sizes}, or another mesh.data"
+            f"`{field}` (={batch_size}) cannot be split evenly over {data} devices{times}. Use {sizes}, or change mesh.data."
         )
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device: parameters, statistics, optimizer state."""
+def replicated_sharding(mesh: Mesh) -> NamedSharding:
+    """Return the sharding that keeps a full copy of an array on every device, as for parameters and optimizer state."""
     return NamedSharding(mesh, P())
 
 
 def batch_shardings(mesh: Mesh, batch: Iterable[str]) -> dict[str, NamedSharding]:
-    """Rows over "data", image rows over "spatial", for the named entries of a batch."""
+    """Return the shardings of the batch entries named in `batch`.
+
+    The batch dimension is split over "data". The rows of images and labels are split over "spatial".
+    """
     specs = {"image": P("data", "spatial"), "label": P("data", "spatial"), "valid": P("data"), "photometric": P("data")}
     return {name: NamedSharding(mesh, specs[name]) for name in batch}
 
 
 def place(batch: dict[str, np.ndarray], mesh: Mesh, row_unit: int) -> dict[str, jax.Array]:
-    """Puts this process's rows of a global batch on its devices; what only the host reads (`HOST_ONLY`) stays there.
+    """Put this process's part of a global batch on its devices. The entries in `HOST_ONLY` are left out.
 
     Args:
-      batch: NumPy arrays.
-      mesh: the devices.
-      row_unit: image rows are split over "spatial", padded below to a multiple of this on each device: the output stride.
-        0 leaves images whole.
+      batch: The batch entries of this process, as NumPy arrays.
+      mesh: The device mesh.
+      row_unit: The output stride of the network. The rows of images and labels are split over "spatial". They
+        are padded at the bottom so that each device gets a multiple of `row_unit` rows. 0 keeps images whole.
     """
     shardings = batch_shardings(mesh, [name for name in batch if name not in HOST_ONLY])
     if not row_unit:
@@ -102,19 +110,19 @@ def place(batch: dict[str, np.ndarray], mesh: Mesh, row_unit: int) -> dict[str, 
 
 
 def _pad_rows(x: np.ndarray, mesh: Mesh, row_unit: int) -> np.ndarray:
-    """Padding is ignored as a label; no operation sees it of an image."""
+    """Pad images or labels at the bottom. In labels, padding is the ignore label. In images, no operation reads it."""
     missing = padded_height(x.shape[1], mesh.shape["spatial"], row_unit) - x.shape[1]
     return np.pad(x, ((0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)), constant_values=IGNORE) if missing else x
 
 
 def padded_height(height: int, devices: int, row_unit: int) -> int:
-    """Rows with which an image of `height` gives each device a multiple of `row_unit`."""
+    """Return `height`, rounded up so that each device gets a multiple of `row_unit` rows."""
     unit = devices * row_unit
     return -(-height // unit) * unit
 
 
 def local_rows(x: jax.Array) -> np.ndarray:
-    """This process's rows of a batch on the devices, whose other axes are not split."""
+    """Copy this process's rows of a batch from its devices to the host. Only the first axis of `x` may be split."""
     shards = {shard.index[0].start or 0: shard for shard in x.addressable_shards}
     return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])
 
@@ -122,7 +130,17 @@ def local_rows(x: jax.Array) -> np.ndarray:
 def prefetch(
     batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, row_unit: int, ahead: int = 2
 ) -> Iterator[tuple[dict, dict[str, jax.Array]]]:
-    """(host batch, the same on the devices), `ahead` transfers under way while the consumer computes; see `place`."""
+    """Yield batches while the next ones are copied to the devices.
+
+    Args:
+      batches: The batches of this process, on the host.
+      mesh: The device mesh.
+      row_unit: See `place`.
+      ahead: The number of batches that are put on the devices before the first one is yielded.
+
+    Yields:
+      (host batch, the same batch on the devices).
+    """
     queue: collections.deque[tuple[dict, dict[str, jax.Array]]] = collections.deque()
     batches = iter(batches)
     for batch in itertools.islice(batches, ahead):

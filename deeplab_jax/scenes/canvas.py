@@ -1,11 +1,11 @@
-"""Draws street scenes with exact labels.
+"""A canvas that paints street scenes with exact labels.
 
-Everything is a polygon given in metres and projected by a pinhole camera: x to the right of the camera, y above the ground,
-z ahead. One rasterised mask of the polygon cuts image, label and instance alike, so they agree in every pixel, and drawing
-the polygons again in the same order gives the label back.
+Every object is a polygon. Its corners are given in metres (x to the right of the camera, y above the ground, z ahead) and
+projected by a pinhole camera. One rasterised mask of the polygon is used to paint the image, the labels and the instances, so
+they agree in every pixel. Painting the polygons again in the same order reproduces the labels.
 
-The camera stands at x = 0: what is further from the middle of the street never hides what is nearer to it. Scenes are
-therefore painted lane by lane from the outside in, and from far to near within a lane.
+The camera is at x = 0, so objects further from the middle of the street never hide objects closer to it. Scenes are therefore
+painted lane by lane from the outside in, and from far to near within a lane.
 """
 
 import dataclasses
@@ -23,22 +23,25 @@ IDS = dict(zip(CITYSCAPES.names, CITYSCAPES.ids, strict=True)) | IGNORED
 THINGS = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
 
 T = TypeVar("T")
-Points = np.ndarray  # float [..., k, 2]: one polygon, or many with as many corners
+Points = np.ndarray  # float [..., k, 2]: one polygon, or several polygons with k corners each
 Parts = list[tuple[Points, Color]]
-Mapping = Callable[[Points], Points]  # from some plane, in metres, to pixels
-Object = tuple[str, list[list[int]]]
-GRAIN = {"sky": 1.5, "road": 5, "terrain": 13, "vegetation": 12, "building": 5, "wall": 7}  # noise in grey levels; others: 3.5
+Projection = Callable[[Points], Points]  # maps points on a plane, in metres, to pixels
+Object = tuple[str, list[list[int]]]  # the label and the corners [[x, y], ...] of a polygon, in pixels
+# The standard deviation of the noise on each material, in grey levels. Other materials have 3.5.
+GRAIN = {"sky": 1.5, "road": 5, "terrain": 13, "vegetation": 12, "building": 5, "wall": 7}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Scene:
-    """A picture and its annotation, as Cityscapes has them.
+    """An image and its annotations in the form that Cityscapes uses.
 
     Attributes:
-      image: uint8 [h, w, 3] RGB.
-      label_ids: uint8 [h, w], Cityscapes ids.
-      instance_ids: uint16 [h, w]: the id, or 1000 id + k for the k-th object of a class that is counted (THINGS).
-      objects: (label, [[x, y], ...]) in the order they were painted; `label_ids` is what painting them gives.
+      image: The RGB image, uint8 [h, w, 3].
+      label_ids: The Cityscapes ids, uint8 [h, w].
+      instance_ids: The instance ids, uint16 [h, w]. This is the Cityscapes id, or 1000 * id + k for object number k (from 0) of
+        a class whose objects are counted (THINGS).
+      objects: The (label, [[x, y], ...]) polygons in the order in which they were painted. Painting them in this order
+        reproduces `label_ids`.
     """
 
     image: np.ndarray
@@ -48,11 +51,11 @@ class Scene:
 
 
 class Canvas:
-    """A camera, and what it has seen so far.
+    """A camera and the image, labels and instances that have been painted so far.
 
     Args:
-      rng: every choice of the scene comes from it.
-      size: (height, width) in pixels.
+      rng: The source of all random choices in the scene.
+      size: The (height, width) of the image in pixels.
     """
 
     def __init__(self, rng: np.random.Generator, size: tuple[int, int]) -> None:
@@ -62,15 +65,15 @@ class Canvas:
         self.eye = rng.uniform(1.55, 1.9)
         self.horizon = self.height * rng.uniform(0.38, 0.45)
         self.centre = self.width * rng.uniform(0.45, 0.55)
-        self.bend = rng.uniform(-0.002, 0.002)  # the street's sideways drift, in metres per square metre ahead
+        self.bend = rng.uniform(-0.002, 0.002)  # sideways drift of the street, in metres per squared metre ahead
         self.mirror = rng.choice((-1, 1))
         self.image = Image.new("RGB", (self.width, self.height))
         self.labels = Image.new("L", self.image.size)
         self.instances = Image.new("I", self.image.size)
         self.objects: list[Object] = []
 
-    def at(self, x: Points | float, y: Points | float, z: Points | float) -> Points:
-        """Pixels [..., 2] of points in metres."""
+    def project(self, x: Points | float, y: Points | float, z: Points | float) -> Points:
+        """Return the pixel positions [..., 2] of points given in metres."""
         scale = self.focal / z
         right = self.centre + self.mirror * (x + self.bend * z * z) * scale
         down = self.horizon + (self.eye - y) * scale
@@ -78,27 +81,30 @@ class Canvas:
         pixels[..., 0], pixels[..., 1] = right, down
         return pixels
 
-    def ground(self, p: Points) -> Points:
-        """Pixels of points (z, x) that lie flat."""
-        return self.at(p[..., 1], 0.0, p[..., 0])
+    def project_ground(self, p: Points) -> Points:
+        """Return the pixel positions of points (z, x) on the ground."""
+        return self.project(p[..., 1], 0.0, p[..., 0])
 
-    def facade(self, x: float) -> Mapping:
-        """The upright plane along the street at x, whose points are (z, y)."""
-        return lambda p: self.at(x, p[..., 1], p[..., 0])
+    def facade_plane(self, x: float) -> Projection:
+        """Return the projection of points (z, y) on the upright plane that runs along the street at x."""
+        return lambda p: self.project(x, p[..., 1], p[..., 0])
 
-    def board(self, x: float, z: float, stretch: float = 1.0, scale: float = 1.0) -> Mapping:
-        """The upright plane that faces the camera at (x, z), whose points are (right, up); a negative stretch mirrors it."""
-        return lambda p: self.at(x + stretch * scale * p[..., 0], scale * p[..., 1], z)
+    def facing_plane(self, x: float, z: float, stretch: float = 1.0, scale: float = 1.0) -> Projection:
+        """Return the projection of points (right, up) on the upright plane that faces the camera at (x, z).
 
-    def add(self, label: str, outline: Points, fill: Color | None, parts: Parts, on: Mapping | None = None) -> None:
-        """Paints an object over what is there.
+        A negative `stretch` mirrors the plane horizontally.
+        """
+        return lambda p: self.project(x + stretch * scale * p[..., 0], scale * p[..., 1], z)
+
+    def paint(self, label: str, outline: Points, fill: Color | None, parts: Parts, on: Projection | None = None) -> None:
+        """Paint an object over everything painted so far.
 
         Args:
-          label: its Cityscapes name.
-          outline: [k, 2]; rounded to whole pixels.
-          fill: its colour; None leaves what is behind it visible, as through a fence.
-          parts: coloured polygons upon it; what leaves the outline is cut off.
-          on: the plane that outline and parts are drawn on; None: they are in pixels.
+          label: The Cityscapes name of the class.
+          outline: The corners [k, 2] of the object. They are rounded to whole pixels.
+          fill: The colour of the object. None keeps the background visible, as behind a fence.
+          parts: Coloured polygons painted on the object and clipped to its outline.
+          on: The projection of the plane that holds the outline and the parts. None means that they are given in pixels.
         """
         corners = np.rint(on(outline) if on else outline).astype(int)
         mask = Image.new("1", self.image.size)
@@ -119,8 +125,11 @@ class Canvas:
         self.instances.paste(1000 * IDS[label] + count if label in THINGS else IDS[label], box, mask)
         self.objects.append((label, corners.tolist()))
 
-    def develop(self) -> Scene:
-        """The scene under its light: a soft shadow, brightness, colour temperature and the grain of each material."""
+    def finish(self) -> Scene:
+        """Return the scene, with light and noise added to the image.
+
+        The light consists of a soft shadow, a brightness and a colour temperature. The noise depends on the material (GRAIN).
+        """
         rng, label_ids = self.rng, np.asarray(self.labels)
         y, x = np.linspace(-1, 1, self.height, dtype=np.float32)[:, None], np.linspace(-1, 1, self.width, dtype=np.float32)
         angle, edge, depth, bright, warmth = rng.uniform((0, -0.3, 0, 0.8, -0.07), (2 * np.pi, 0.9, 0.4, 1.12, 0.07)).tolist()

@@ -1,4 +1,7 @@
-"""A small street-scene data set in the layout of Cityscapes, drawn by the project itself: nothing to download, exact labels."""
+"""Write a small data set of street scenes in the Cityscapes layout.
+
+The scenes are drawn by this package, so there is nothing to download and the labels are exact.
+"""
 
 import json
 import os
@@ -15,7 +18,7 @@ from deeplab_jax.scenes import IDS, Object, Scene, draw_scene
 
 __all__ = ["Scene", "draw_scene", "write"]
 
-FORMAT = 1  # bump it when the same arguments give other pictures
+FORMAT = 1  # bump this version when the same arguments produce different images
 RECORD = "synthetic.json"
 CITIES = {"train": ("polygonburg", "vectorstadt"), "val": ("rasterheim",), "test": ("canvasdorf",)}
 
@@ -29,52 +32,54 @@ def write(
     size: tuple[int, int] = (192, 384),
     seed: int = 0,
 ) -> None:
-    """Write the set to `root`, or return at once where `root` holds it already.
+    """Write the data set to `root`, or do nothing if `root` already holds the same data set.
 
-    The set appears whole or not at all. A scene depends on `seed`, its split and its number alone: a longer split begins with
-    the scenes of a shorter one.
+    If writing fails, `root` is not created. A scene depends only on `seed`, its split, its number and `size`. A longer split
+    therefore starts with the scenes of a shorter one.
 
     Args:
-      root: a folder that does not exist yet; its parents are made.
-      train: how many scenes; these and those of `val` come with labels.
-      val: how many scenes.
-      test: how many scenes; images only.
-      size: (height, width) of the images in pixels.
-      seed: another seed, other scenes.
+      root: A folder that does not exist yet. Missing parent folders are created.
+      train: The number of training scenes, which have labels.
+      val: The number of validation scenes, which have labels.
+      test: The number of test scenes, which have no labels.
+      size: The (height, width) of the images in pixels.
+      seed: The random seed. Different seeds produce different scenes.
 
     Raises:
-      ConfigError: a count is negative, `size` is below 64 x 64, or the seed is negative.
-      DataError: `root` exists and is not the set that these arguments describe.
+      ConfigError: A count or the seed is negative, or `size` is below 64 x 64.
+      DataError: `root` exists and does not hold the data set that these arguments describe.
     """
     counts = {"train": train, "val": val, "test": test}
     for name, value in {**counts, "seed": seed}.items():
         if value < 0:
-            raise ConfigError(f"`{name}` (={value}) is negative: give 0 or more")
+            raise ConfigError(f"`{name}` (={value}) is negative. Use 0 or more.")
     if min(size) < 64:
-        raise ConfigError(f"`size` (={size}) is too small to draw a street: give at least (64, 64), (height, width)")
+        raise ConfigError(f"`size` (={size}) is too small to draw a street. Use a (height, width) of at least (64, 64).")
     record = {"format": FORMAT, **counts, "size": list(size), "seed": seed}
     root = pathlib.Path(root)
     if root.exists():
-        if _record(root) != record:
+        if _read_record(root) != record:
             raise DataError(
-                f"{root} exists and is not the synthetic set asked for ({record}): remove it, or name another folder"
+                f"{root} exists and does not hold the requested synthetic data set ({record}). "
+                "Remove it, or choose a different folder."
             )
         return
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
-        whole = pathlib.Path(scratch, "set")
+        complete = pathlib.Path(scratch, "set")
         for number, (split, count) in enumerate(counts.items()):
-            _write_split(whole, split, [np.random.default_rng((seed, number, i)) for i in range(count)], size)
-        (whole / RECORD).write_text(json.dumps(record) + "\n")
+            _write_split(complete, split, [np.random.default_rng((seed, number, i)) for i in range(count)], size)
+        (complete / RECORD).write_text(json.dumps(record) + "\n")
         try:
-            whole.rename(root)
+            complete.rename(root)
         except OSError:
-            if _record(root) != record:  # unless another process was faster, and wrote the same
+            # A different process may have written the same data set in the meantime.
+            if _read_record(root) != record:
                 raise
 
 
-def _record(root: pathlib.Path) -> Any:
-    """Return the arguments that the set at `root` was made with; None where there is no such set."""
+def _read_record(root: pathlib.Path) -> Any:
+    """Return the arguments that the data set in `root` was made with, or None if `root` does not hold such a data set."""
     try:
         return json.loads((root / RECORD).read_text())
     except (OSError, ValueError):
@@ -91,9 +96,9 @@ def _write_split(root: pathlib.Path, split: str, rngs: list[np.random.Generator]
         _save(scene.image, root / image)
         if split != "test":
             _save(scene.label_ids, root / f"{target}_labelIds.png")
-            _save(colors()[scene.label_ids], root / f"{target}_color.png")
+            _save(make_color_table()[scene.label_ids], root / f"{target}_color.png")
             _save(scene.instance_ids, root / f"{target}_instanceIds.png")
-            (root / f"{target}_polygons.json").write_text(_polygons(scene.objects, size))
+            (root / f"{target}_polygons.json").write_text(_format_polygons(scene.objects, size))
         lines.append(image if split == "test" else f"{image}\t{target}_labelIds.png")
     path = root / "list" / f"{split}.lst"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,16 +107,18 @@ def _write_split(root: pathlib.Path, split: str, rngs: list[np.random.Generator]
 
 def _save(array: np.ndarray, path: pathlib.Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path, compress_level=1)  # grain does not compress: more effort costs time and saves little
+    Image.fromarray(array).save(
+        path, compress_level=1
+    )  # the noise hardly compresses, so a higher level costs time and saves little
 
 
-def _polygons(objects: tuple[Object, ...], size: tuple[int, int]) -> str:
+def _format_polygons(objects: tuple[Object, ...], size: tuple[int, int]) -> str:
     named = [{"label": label, "polygon": polygon} for label, polygon in objects]
     return json.dumps({"imgHeight": size[0], "imgWidth": size[1], "objects": named})
 
 
-def colors() -> np.ndarray:
-    """Return uint8 [256, 3]: the official colour of each id that is drawn; black where Cityscapes has black."""
+def make_color_table() -> np.ndarray:
+    """Return the official Cityscapes colour of each id that is drawn, uint8 [256, 3]. All other ids are black."""
     table = np.zeros((256, 3), np.uint8)
     table[list(CITYSCAPES.ids)] = CITYSCAPES.colors
     table[IDS["parking"]], table[IDS["rail track"]], table[IDS["polegroup"]] = (250, 170, 160), (230, 150, 140), (153, 153, 153)

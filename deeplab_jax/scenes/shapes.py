@@ -1,4 +1,4 @@
-"""Random choices, colours and the polygons that things are made of."""
+"""Colours, random choices and the polygons that objects are made of."""
 
 import functools
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import numpy as np
 from deeplab_jax.labels import Color
 from deeplab_jax.scenes.canvas import Points, T
 
-# Bodies, clothes and walls draw from shared colours: shape and pattern have to distinguish the classes, not colour.
+# Vehicles, clothes and walls share colours, so a network has to tell the classes apart by shape and pattern.
 PAINT = ((176, 40, 38), (38, 74, 140), (228, 228, 224), (52, 56, 62), (150, 154, 160), (222, 170, 46), (44, 112, 78))
 PLASTER = ((196, 170, 138), (170, 120, 98), (150, 150, 152), (206, 196, 172), (140, 92, 80), (182, 186, 160))
 BRICK = ((168, 92, 74), (150, 144, 136), (190, 160, 124))
@@ -22,70 +22,73 @@ WHITE, RED, YELLOW = (236, 236, 232), (206, 38, 38), (240, 190, 50)
 
 
 def pick(rng: np.random.Generator, weights: dict[T, float]) -> T:
-    """One of the keys, as likely as its weight says."""
+    """Return one of the keys at random. The values are the probabilities of the keys."""
     return list(weights)[rng.choice(len(weights), p=list(weights.values()))]
 
 
-def some(rng: np.random.Generator, colors: Sequence[Color]) -> Color:
-    """One of the colours, a little brighter or darker, and a little off."""
+def pick_color(rng: np.random.Generator, colors: Sequence[Color]) -> Color:
+    """Return one of the colours at random, with a small random change in brightness and hue."""
     which, bright, *tint = rng.random(5).tolist()
     r, g, b = (int(v + 10 * t - 5) for v, t in zip(colors[int(which * len(colors))], tint, strict=True))
     return shade((r, g, b), 0.86 + 0.28 * bright)
 
 
 def shade(color: Color, factor: float) -> Color:
-    """The colour, darker or brighter."""
+    """Return the colour with its channels multiplied by `factor`, within 0 to 255."""
     r, g, b = (min(255, max(0, int(v * factor))) for v in color)
     return r, g, b
 
 
-# Shapes. Those of many polygons carry them in the leading axis.
+# Shapes. A shape that consists of several polygons has them along its first axis.
 
 
 @functools.cache
 def path(points: str) -> Points:
-    """[k, 2]: "x,y x,y ...", as SVG writes it."""
+    """Return the polygon [k, 2] that is written as "x,y x,y ...", as in SVG."""
     return np.array([p.split(",") for p in points.split()], float)
 
 
 def rect(x0: float, x1: float, y0: float, y1: float) -> Points:
-    """[4, 2]: a rectangle."""
+    """Return a rectangle [4, 2]."""
     return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
 
 
 def band(low: float, high: float, near: float = 2.0, far: float = 90.0) -> Points:
-    """[20, 2]: a strip along the street, (z, low to high); of many corners, because the street bends."""
+    """Return a strip [20, 2] along the street in coordinates (z, v), with v from low to high.
+
+    The strip has many corners because the street bends.
+    """
     z = near * (far / near) ** np.linspace(0, 1, 10)
     return np.array([(*z, *z[::-1]), (low,) * 10 + (high,) * 10]).T
 
 
 def cells(us: Sequence[float] | Points, vs: Sequence[float] | Points, du: float, dv: float) -> Points:
-    """[len(us) * len(vs), 4, 2]: rectangles of du x dv, their lower left corners on a grid."""
+    """Return rectangles of size du x dv, [len(us) * len(vs), 4, 2], whose lower left corners form a grid."""
     grid = np.empty((len(vs), len(us), 1, 2))
     grid[..., 0], grid[..., 1] = np.asarray(us)[:, None], np.asarray(vs)[:, None, None]
     return grid.reshape(-1, 1, 2) + rect(0, du, 0, dv)
 
 
 def arc(x: float, y: float, radius: float, start: float = 0, stop: float = 330, n: int = 12) -> Points:
-    """[n, 2]: points on a circle, angles in degrees; by default a whole disc."""
+    """Return n points [n, 2] on a circle, from the angle `start` to `stop` in degrees. By default they outline a full disc."""
     turn = np.arange(n) * (np.radians(stop - start) / (n - 1)) + np.radians(start)
     return np.array([x + radius * np.cos(turn), y + radius * np.sin(turn)]).T
 
 
 def bars(starts: Points, stops: Points, width: float) -> Points:
-    """[n, 4, 2]: straight lines of some width."""
+    """Return straight lines of the given width as rectangles [n, 4, 2]."""
     along = (stops - starts) / np.linalg.norm(stops - starts, axis=-1, keepdims=True)
     across = width / 2 * along[..., ::-1] * (-1, 1)
     return np.stack([starts - across, stops - across, stops + across, starts + across], -2)
 
 
 def blob(rng: np.random.Generator, middle: Points, rx: float, ry: float) -> Points:
-    """[18, 2]: a bumpy ellipse."""
+    """Return an ellipse with an irregular outline, [18, 2]."""
     return middle + arc(0, 0, 1, 0, 340, 18) * rng.uniform(0.82, 1.12, (18, 1)) * (rx, ry)
 
 
 def hull(points: Points) -> Points:
-    """The convex hull of points [n, 2], in order around it."""
+    """Return the corners of the convex hull of points [n, 2], in order around the hull."""
 
     def half(run: list) -> list:
         chain: list = []

@@ -1,1 +1,1 @@
-"""Training: state, optimizer, step, loop, checkpoints, logs. It takes any iterator of NumPy batches."""
+"""Training: the state, optimizer, step, loop, checkpoints and logs. The loop accepts any iterator of NumPy batches."""

@@ -1,4 +1,4 @@
-"""What a run begins with: its data, mesh, network and optimizer, and the state that it starts from. No step is taken here."""
+"""Set up a run: its mesh, network, optimizer and starting state. No training step is taken here."""
 
 import dataclasses
 import functools
@@ -16,26 +16,26 @@ from deeplab_jax.config import Config
 from deeplab_jax.losses import check_terms
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.runtime.compilation import quick_options
-from deeplab_jax.runtime.mesh import check_batch, make_mesh, replicated
+from deeplab_jax.runtime.mesh import check_batch, make_mesh, replicated_sharding
 from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.receipt import read_receipts
-from deeplab_jax.train.state import TrainState, from_trees, init_state, state_digest, to_trees, with_variables
+from deeplab_jax.train.state import TrainState, from_trees, init_state, replace_variables, state_digest, to_trees
 
 Batch = dict[str, np.ndarray]
-# Variables that a new run starts from instead of random ones, a part of {"params", "batch_stats"}.
+# A function that returns initial variables for a new run, any part of {"params", "batch_stats"}. The others are random.
 Pretrained = Callable[[], dict[str, Any]] | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Data:
-    """What a run reads. `data/` makes it: this package knows neither files nor TensorFlow.
+    """The data that a run reads. The caller builds it, because this package uses neither files nor TensorFlow.
 
     Attributes:
-      names: of the training images, by position in the list.
-      digest: of the training list.
-      eval_digest: of the evaluation list.
-      train_batches: this process's rows of the batches of the steps in [first, end).
-      eval_batches: this process's rows of one pass over the evaluation split, with labels.
+      names: Names of the training images, by position in the list.
+      digest: Digest of the training list.
+      eval_digest: Digest of the evaluation list.
+      train_batches: Function of (first, end) that returns this process's rows of the batches for the steps in [first, end).
+      eval_batches: Function that returns this process's rows of one pass over the evaluation split, with labels.
     """
 
     names: Sequence[str]
@@ -47,7 +47,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Setup:
-    """A run's fixed parts. `steps` is where it ends, which the learning rate depends on."""
+    """The fixed parts of a run. `steps` is the last step; the learning rate depends on it."""
 
     config: Config
     steps: int
@@ -57,10 +57,11 @@ class Setup:
 
 
 def set_up(config: Config, steps: int, devices: Sequence[jax.Device] = ()) -> Setup:
-    """Make network and optimizer of a validated config, on the given devices or all that there are.
+    """Build the network and optimizer of a validated config, on the given devices or on all available ones.
 
     Raises:
-      ConfigError: there are too few devices, batches do not divide over them, or a loss or the optimizer is not known.
+      ConfigError: There are too few devices, a batch does not divide evenly over them, or a loss or the optimizer does not
+        exist.
     """
     check_terms(config)
     mesh = make_mesh(config.mesh, devices)
@@ -70,46 +71,52 @@ def set_up(config: Config, steps: int, devices: Sequence[jax.Device] = ()) -> Se
     return Setup(config, steps, mesh, model, make_optimizer(config.optim, steps))
 
 
-def new_state(setup: Setup, pretrained: Pretrained) -> TrainState:
-    """Return the state at step 0, on all devices."""
-    given = pretrained() if pretrained else None  # before what takes long
+def create_state(setup: Setup, pretrained: Pretrained) -> TrainState:
+    """Return the state at step 0, replicated on all devices."""
+    variables = pretrained() if pretrained else None  # load first: errors then appear before the slow compilation
     options = quick_options(setup.mesh.devices.flat[0].platform)
-    state = jax.jit(_init(setup), out_shardings=replicated(setup.mesh), compiler_options=options)()
-    return with_variables(state, given) if given else state
+    state = jax.jit(_init(setup), out_shardings=replicated_sharding(setup.mesh), compiler_options=options)()
+    return replace_variables(state, variables) if variables else state
 
 
 def abstract_state(setup: Setup) -> TrainState:
-    """Return the shapes of the state, laid out on all devices."""
-    whole = replicated(setup.mesh)
+    """Return the shapes and dtypes of the state, with a sharding that replicates it on all devices."""
+    sharding = replicated_sharding(setup.mesh)
     shapes = jax.eval_shape(_init(setup))
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), shapes)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
 
 
-def starting_state(
+def restore_or_create_state(
     setup: Setup, workdir: str, checkpoints: Checkpoints, console: Console, pretrained: Pretrained
 ) -> TrainState:
-    """Return the newest good checkpoint's state or a new one, straight in its sharding."""
+    """Return the state of the newest intact checkpoint or, if the run has no checkpoints, a new state."""
     if checkpoints.latest_step() is None:
-        return new_state(setup, pretrained)
+        return create_state(setup, pretrained)
     receipts = read_receipts(workdir)
     step, trees = checkpoints.restore(
         to_trees(abstract_state(setup)),
-        check=lambda step, trees: require_expected(trees, step, receipts.get(step, {}).get("state")),
+        check=lambda step, trees: check_restored_state(trees, step, receipts.get(step, {}).get("state")),
         warn=lambda line: console.print(f"warning: {line}"),
     )
     console.print(f"resuming {workdir} after step {step}")
-    if changed := checkpoints.differences(step):
-        console.print(f"the config differs from the checkpoint's: {'; '.join(changed)}")
+    if changes := checkpoints.find_config_changes(step):
+        console.print(f"the config has changed since this checkpoint: {'; '.join(changes)}")
     return from_trees(trees)
 
 
-def require_expected(trees: Trees, step: int, digest: str | None) -> None:
-    """Raise DamagedError if trees are not the state of `step`, or have another digest than its receipt (None: unknown)."""
+def check_restored_state(trees: Trees, step: int, digest: str | None) -> None:
+    """Raise DamagedError unless `trees` hold the state of `step` and this state has the given digest.
+
+    Args:
+      trees: The restored trees.
+      step: The step of the checkpoint.
+      digest: The digest of the state in the receipt, or None if the receipt has none.
+    """
     state = from_trees(trees)
     if int(state.step) != step:
-        raise DamagedError(f"it holds the state after step {int(state.step)}")
+        raise DamagedError(f"it holds the state of step {int(state.step)}")
     if digest is not None and state_digest(state) != digest:
-        raise DamagedError("its state has another digest than the one that was saved")
+        raise DamagedError("the digest of its state does not match the receipt")
 
 
 def _init(setup: Setup) -> Callable[[], TrainState]:

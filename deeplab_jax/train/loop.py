@@ -1,4 +1,4 @@
-"""The training loop: next batch, step, log, evaluate, save."""
+"""The training loop. Each iteration takes the next batch and a step, then logs, evaluates and saves when these are due."""
 
 import contextlib
 import dataclasses
@@ -22,31 +22,31 @@ from deeplab_jax.evaluation.evaluate import score
 from deeplab_jax.evaluation.inference import Evaluator
 from deeplab_jax.runtime import hosts
 from deeplab_jax.runtime.mesh import local_rows, prefetch
-from deeplab_jax.train.begin import Batch, Data, Pretrained, set_up, starting_state
+from deeplab_jax.train.begin import Batch, Data, Pretrained, restore_or_create_state, set_up
 from deeplab_jax.train.output import Output
 from deeplab_jax.train.receipt import Receipts, describe_start
 from deeplab_jax.train.schedules import make_schedule
-from deeplab_jax.train.speed import Meter, least_seconds
+from deeplab_jax.train.speed import Meter, ideal_step_seconds
 from deeplab_jax.train.state import TrainState, to_trees
 from deeplab_jax.train.step import compile_train_step
 
-STRIPS = 4  # of the first images of an evaluation
+STRIPS = 4  # pictures to log from the first images of an evaluation
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Tools:
-    """What the loop works with, made once for the run."""
+    """The objects that the loop works with. They are made once per run."""
 
     config: Config
     steps: int
-    train_step: Any  # jitted
+    train_step: Any  # the jitted step
     evaluate: Callable[[TrainState], tuple[dict[str, Any], list[np.ndarray]]]
     checkpoints: Checkpoints
     receipts: Receipts
     output: Output
     watchdog: hosts.Watchdog
-    least_seconds: float  # of a step at the devices' peak rate
-    began: float  # by the clock of time.perf_counter
+    ideal_step_seconds: float  # the time of a step at the peak rate of the devices
+    start_time: float  # time.perf_counter() when `train` was called
 
 
 def train(
@@ -58,28 +58,31 @@ def train(
     console: Console,
     pretrained: Pretrained = None,
 ) -> TrainState:
-    """Train to `steps`, from the newest good checkpoint of `workdir` if there is one. Every process of a run calls it.
+    """Train until `steps`, starting from the newest intact checkpoint of `workdir` if there is one.
+
+    Every process of a run must call this function.
 
     Args:
-      config: validated.
-      workdir: the run's folder, which all processes share.
-      steps: where the run ends.
-      data: what it reads.
-      console: where progress is shown; quiet on all processes but the first.
-      pretrained: the variables that a new run starts from instead of random ones, a part of {"params", "batch_stats"}.
+      config: The validated config.
+      workdir: The folder of the run, shared by all processes.
+      steps: The step at which the run ends.
+      data: The data that the run reads.
+      console: Console for progress messages. It should be quiet on all processes but the first.
+      pretrained: Function that returns the variables with which a new run starts instead of random ones: any part of
+        {"params", "batch_stats"}.
 
     Returns:
-      The final state, or after SIGINT or SIGTERM the one reached; it is saved either way.
+      The final state or, after SIGINT or SIGTERM, the state that was reached. It is saved in either case.
 
     Raises:
-      ConfigError: the batch does not divide over the devices, or the processes were started differently.
-      CheckpointError: the workdir holds a run of another network, or none of its checkpoints can be read.
-      TrainingError: loss or gradient is not finite, and `train.nonfinite` is "stop".
+      ConfigError: A batch does not divide evenly over the devices, or the processes were started with different settings.
+      CheckpointError: The workdir holds a run of a different network, or none of its checkpoints can be read.
+      TrainingError: The loss or the gradient is not finite, and `train.nonfinite` is "stop".
     """
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     setup = set_up(config, steps)
     with contextlib.ExitStack() as stack:
-        # The signals outlast the last save, which a SIGTERM must not cut off.
+        # The handlers stay installed until the last save is complete: a SIGTERM must not interrupt it.
         stopped = stack.enter_context(_stop_signals(console))
         checkpoints = stack.enter_context(Checkpoints(workdir, config))
         hosts.require_same(
@@ -89,75 +92,79 @@ def train(
             workdir=workdir,
             checkpoints=checkpoints.steps(),
         )
-        state = starting_state(setup, workdir, checkpoints, console, pretrained)
+        state = restore_or_create_state(setup, workdir, checkpoints, console, pretrained)
         step = int(state.step)
         if step >= steps:
-            console.print(f"{workdir} is already at step {step} of {steps}: raise train.steps, or use another --workdir")
-        least, how = least_seconds(config, setup.mesh)
-        console.print(how)
+            console.print(
+                f"{workdir} is already at step {step} of {steps}. Increase train.steps or choose a different --workdir."
+            )
+        ideal_seconds, mfu_basis = ideal_step_seconds(config, setup.mesh)
+        console.print(mfu_basis)
         watchdog = stack.enter_context(hosts.Watchdog(config.train.stall_timeout))
         tools = _Tools(
             config,
             steps,
             compile_train_step(setup.mesh, config=config, model=setup.model, optimizer=setup.optimizer),
-            _evaluator(config, setup.mesh, data.eval_batches, watchdog.beat),
+            _make_evaluate(config, setup.mesh, data.eval_batches, watchdog.beat),
             checkpoints,
             Receipts(workdir, describe_start(step, config, data.digest, steps, setup.mesh), data.names, console.print),
             stack.enter_context(Output(workdir, step, steps, console)),
             watchdog,
-            least,
-            began,
+            ideal_seconds,
+            start_time,
         )
         if step == 0:
             tools.receipts.write(step, state)
         batches = prefetch(data.train_batches(step, steps), setup.mesh, config.model.output_stride)
         state, step = _train_from(state, step, batches, stopped, tools)
     if step < steps:
-        where = f"saved in {workdir}: the same command goes on from there" if step else "nothing to save yet"
-        console.print(f"stopped after step {step} of {steps}, {where}")
+        outcome = f"Saved in {workdir}. Run the same command to resume." if step else "There was nothing to save yet."
+        console.print(f"Stopped after step {step} of {steps}. {outcome}")
     return state
 
 
 def _train_from(
     state: TrainState, step: int, batches: Iterator[tuple[Batch, dict[str, jax.Array]]], stopped: list[int], tools: _Tools
 ) -> tuple[TrainState, int]:
-    """The state at the end of the run, or at the step after which a signal stopped it; and that step."""
-    config, steps, every = tools.config, tools.steps, tools.config.train
+    """Run the remaining steps and return the last state and its step. A signal ends the run early."""
+    config, steps, train_config = tools.config, tools.steps, tools.config.train
     lr = make_schedule(config.optim, steps)
-    meter = Meter(step, config.data.batch_size, tools.least_seconds)
+    meter = Meter(step, config.data.batch_size, tools.ideal_step_seconds)
     first = step + 1
-    # Each process may get the signal; all must stop after the same step.
-    while step < steps and not hosts.anywhere(bool(stopped)):
+    # Any process may receive the signal, but all of them must stop after the same step.
+    while step < steps and not hosts.is_true_on_any(bool(stopped)):
         with meter.waiting():
             batch, on_device = next(batches)
         if step + 1 == first:
             train_step = hosts.compile_together(tools.train_step, state, on_device)
         state, scalars = train_step(state, on_device)
         step += 1
-        # The host must not run ahead: its batches would fill the device, and waiting for data would seem longer.
+        # Wait for the step. Otherwise the host would run ahead, fill the device with batches and overstate the wait for data.
         row = {name: float(value) for name, value in scalars.items()}
         tools.watchdog.beat()
         tools.receipts.consumed.add(batch)
         if config.train.nonfinite == "stop":
             _require_finite(row, step, tools)
         if step == first:
-            tools.output.started(time.perf_counter() - tools.began)
-            if not _due(step, every.log_every, steps):
-                meter.restart(step)  # the first step compiles, which says nothing of the steps to come
+            tools.output.report_first_step(time.perf_counter() - tools.start_time)
+            if not _is_due(step, train_config.log_every, steps):
+                meter.restart(step)  # compilation must not count towards the speed of later steps
         tools.output.advance(step)
-        # The log comes before the evaluation, whose time is no step's; the save comes last, since which checkpoint is the
-        # best follows from the evaluation.
-        if _due(step, every.log_every, steps):
+        # Log before the evaluation, so that its time does not count as training time. Save after it, because the scores
+        # decide which checkpoint is the best.
+        if _is_due(step, train_config.log_every, steps):
             speed = meter.speed(step)
-            tools.output.train(step, row | {"lr": float(lr(step - 1))} | speed, (steps - step) * speed["seconds_per_step"])
+            tools.output.log_training(
+                step, row | {"lr": float(lr(step - 1))} | speed, (steps - step) * speed["seconds_per_step"]
+            )
             meter.restart(step)
         scores = None
-        if _due(step, every.eval_every, steps):
+        if _is_due(step, train_config.eval_every, steps):
             summary, strips = tools.evaluate(state)
-            tools.output.evaluation(step, summary, strips)
+            tools.output.log_evaluation(step, summary, strips)
             scores = {"miou": summary["miou"]} if summary["miou"] is not None else None
             meter.restart(step)
-        if scores is not None or _due(step, every.save_every, steps):
+        if scores is not None or _is_due(step, train_config.save_every, steps):
             _save(state, step, scores, tools)
     if 0 < step < steps:
         _save(state, step, None, tools)
@@ -165,7 +172,7 @@ def _train_from(
 
 
 def _save(state: TrainState, step: int, scores: dict[str, float] | None, tools: _Tools) -> None:
-    # The receipt comes first: without it, damage to the checkpoint could go unnoticed.
+    # Write the receipt first. Without it, damage to the checkpoint could go unnoticed.
     if tools.checkpoints.latest_step() != step:
         tools.receipts.write(step, state)
         tools.checkpoints.save(to_trees(state), step, scores)
@@ -177,51 +184,59 @@ def _require_finite(row: Mapping[str, float], step: int, tools: _Tools) -> None:
     names = ", ".join(tools.receipts.consumed.latest_names())
     last = tools.checkpoints.latest_step()
     raise TrainingError(
-        f"step {step} has the loss {row['loss']} and a gradient of norm {row['grad_norm']}: the update was not applied; last "
-        f"good checkpoint: {'none' if last is None else f'step {last}'}; lower optim.lr, set train.nonfinite=skip, or look at "
-        f"the samples: {names}"
+        f"Step {step} has a loss of {row['loss']} and a gradient norm of {row['grad_norm']}, so its update was not applied. "
+        f"Last good checkpoint: {'none' if last is None else f'step {last}'}. Lower optim.lr, set train.nonfinite=skip, or "
+        f"inspect the samples of this step: {names}"
     )
 
 
-def _evaluator(
+def _make_evaluate(
     config: Config, mesh: Mesh, eval_batches: Callable[[], Iterable[Batch]], beat: Callable[[], None]
 ) -> Callable[[TrainState], tuple[dict[str, Any], list[np.ndarray]]]:
-    """A function from a state to the scores and this process's first strips, compiled once for the run."""
+    """Return a function from a state to its scores and this process's first strips. It compiles once per run."""
     evaluator = Evaluator(config, mesh)
 
-    def run(state: TrainState) -> tuple[dict[str, Any], list[np.ndarray]]:
+    def evaluate(state: TrainState) -> tuple[dict[str, Any], list[np.ndarray]]:
         strips: list[np.ndarray] = []
 
-        def show(batch: Batch, rows: Sequence[int], predictions: jax.Array) -> None:
+        def collect_strips(batch: Batch, rows: Sequence[int], predictions: jax.Array) -> None:
             beat()
-            wanted = rows[: STRIPS - len(strips)]
-            if wanted:
+            chosen = rows[: STRIPS - len(strips)]
+            if chosen:
                 on_host = local_rows(predictions)
-                strips.extend(pictures.strip(batch["image"][i], batch["label"][i], on_host[i], config.labels) for i in wanted)
+                strips.extend(
+                    pictures.draw_comparison(batch["image"][i], batch["label"][i], on_host[i], config.labels) for i in chosen
+                )
 
         params = state.params if state.ema_params is None else state.ema_params
-        confusion = score(evaluator, {"params": params, "batch_stats": state.batch_stats}, eval_batches(), show)
+        confusion = score(evaluator, {"params": params, "batch_stats": state.batch_stats}, eval_batches(), collect_strips)
         return report.summary(confusion, config.labels), strips
 
-    return run
+    return evaluate
 
 
-def _due(step: int, every: int, steps: int) -> bool:
+def _is_due(step: int, every: int, steps: int) -> bool:
     return step == steps or (every > 0 and step % every == 0)
 
 
 @contextlib.contextmanager
 def _stop_signals(console: Console) -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM: the step under way is finished and saved. A second signal ends the process at once."""
+    """Collect SIGINT and SIGTERM, so that the run can finish its current step and save.
+
+    A second signal ends the process immediately.
+
+    Yields:
+      A list of the signals received so far.
+    """
     received: list[int] = []
     signals = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in signals}
+    previous = {number: signal.getsignal(number) for number in signals}
 
     def receive(number: int, _: object) -> None:
         received.append(number)
         for each in signals:
             signal.signal(each, signal.SIG_DFL)
-        console.print("stopping after this step; once more stops at once")
+        console.print("Stopping after this step. A second signal stops the run immediately.")
 
     for number in signals:
         signal.signal(number, receive)
@@ -229,4 +244,4 @@ def _stop_signals(console: Console) -> Iterator[list[int]]:
         yield received
     finally:
         for number in signals:
-            signal.signal(number, before[number])
+            signal.signal(number, previous[number])

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`, the scalars of a run, as everything else reads it. writers.py writes it."""
+"""Read `metrics.jsonl`, the file with the scalars of a run. `writers.py` writes it."""
 
 import json
 from typing import Any
@@ -11,12 +11,12 @@ METRICS = "metrics.jsonl"
 
 
 def read_log(workdir: str, kind: str) -> list[dict[str, Any]]:
-    """Return the rows of a kind, "train" or "eval", in their order; none if there is no file.
+    """Return the rows of a kind, "train" or "eval", in file order. Without a log file, the list is empty.
 
-    A last line that a crash truncated is left out.
+    A last line that was truncated by a crash is left out.
 
     Raises:
-      CheckpointError: the file is damaged.
+      CheckpointError: The file is damaged.
     """
     path = epath.Path(workdir) / METRICS
     if not path.exists():
@@ -29,5 +29,5 @@ def read_log(workdir: str, kind: str) -> list[dict[str, Any]]:
             if row["kind"] == kind and isinstance(row["step"], int):
                 rows.append(row)
         except (ValueError, KeyError, TypeError):
-            raise CheckpointError(f"{path}, line {number} is no row of a run's log: take the line out") from None
+            raise CheckpointError(f"{path}, line {number} is not a valid log row. Delete this line.") from None
     return rows

@@ -1,4 +1,4 @@
-"""Optax's optimizers by name, and the update that a step makes with them."""
+"""Optax optimizers by name, and the parameter update of a training step."""
 
 import inspect
 from collections.abc import Callable
@@ -15,25 +15,25 @@ from deeplab_jax.train.schedules import make_schedule
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Return optax's optimizer of the config, under its schedule, for gradients that have been through `add_penalty`.
+    """Return the optax optimizer of the config with its learning-rate schedule. Pass its gradients through `add_penalty` first.
 
-    So "sgd" is torch.optim.SGD without dampening: g += weight_decay * p; m = momentum * m + g; p -= lr(step) * m. The auxiliary
-    head's updates are `aux_lr_factor` times as large, as a parameter group with a learning rate of its own makes them in
-    PyTorch.
+    With both, "sgd" is torch.optim.SGD without dampening: g += weight_decay * p; m = momentum * m + g; p -= lr(step) * m. The
+    updates of the auxiliary head are multiplied by `aux_lr_factor`, which matches a PyTorch parameter group with its own
+    learning rate.
 
     Raises:
-      ConfigError: there is no such optimizer or schedule, or the optimizer takes no such option.
+      ConfigError: The optimizer or schedule does not exist, or the optimizer does not accept one of the options.
     """
-    make, takes = _find(config.name)
+    make, accepted = _find_optimizer(config.name)
     options: dict[str, Any] = dict(config.options)
-    if unknown := sorted(set(options) - takes | set(options) & {"mask"}):
+    if unknown := sorted(set(options) - accepted | set(options) & {"mask"}):
         raise ConfigError(
-            f"`optim.options` (={config.options!r}) cannot be used: optax.{config.name} takes no {unknown[0]!r}, "
-            f"use {', '.join(sorted(takes - {'mask'}))}"
+            f"`optim.options` (={config.options!r}) cannot be used: optax.{config.name} does not accept {unknown[0]!r} here. "
+            f"Choose from {', '.join(sorted(accepted - {'mask'}))}."
         )
-    if "momentum" in takes:
+    if "momentum" in accepted:
         options = {"momentum": config.momentum} | options
-    if _decays_by_itself(takes):
+    if _has_decoupled_decay(accepted):
         options = {"weight_decay": config.weight_decay, "mask": _decay_mask(config)} | options
     schedule = make_schedule(config, steps)
     try:
@@ -41,43 +41,50 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
         jax.eval_shape(lambda x: optimizer.update(x, optimizer.init(x), x), {"kernel": jnp.zeros((1, 1, 1, 1))})
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"`optim.name` (={config.name!r}) cannot be used here ({one_line(error)}): use sgd, adamw, lion, lamb or another"
+            f"`optim.name` (={config.name!r}) cannot be used here ({one_line(error)}). Choose a different optimizer, such "
+            f"as sgd, adamw, lion or lamb."
         ) from None
     return optax.chain(optimizer, optax.stateless(lambda updates, _: _scale_aux_head(updates, config.aux_lr_factor)))
 
 
 def add_penalty(config: OptimConfig, grads: PyTree, params: PyTree) -> PyTree:
-    """Return the gradients with the L2 penalty's; as they are where the optimizer has a weight decay of its own, decoupled."""
-    if _decays_by_itself(_find(config.name)[1]):
+    """Return the gradients with the gradient of the L2 penalty added.
+
+    The gradients are returned unchanged if the optimizer has its own decoupled weight decay.
+    """
+    if _has_decoupled_decay(_find_optimizer(config.name)[1]):
         return grads
     penalty = optax.add_decayed_weights(config.weight_decay, _decay_mask(config))
     return penalty.update(grads, penalty.init(params), params)[0]
 
 
-def _find(name: str) -> tuple[Callable[..., optax.GradientTransformation], set[str]]:
-    """Return optax's function of that name and its arguments besides the learning rate."""
+def _find_optimizer(name: str) -> tuple[Callable[..., optax.GradientTransformation], set[str]]:
+    """Return the optax function with this name and the set of its arguments, without the learning rate."""
     make: Any = None if name.startswith(("_", "scale_by")) else getattr(optax, name, None)
-    takes = set(inspect.signature(make).parameters) if inspect.isfunction(make) else set()
-    if "learning_rate" not in takes:
-        raise ConfigError(f"`optim.name` (={name!r}) is no optimizer of optax: use sgd, adamw, lion, lamb or another")
-    return make, takes - {"learning_rate"}
+    accepted = set(inspect.signature(make).parameters) if inspect.isfunction(make) else set()
+    if "learning_rate" not in accepted:
+        raise ConfigError(f"`optim.name` (={name!r}) is not an optax optimizer. Choose one, such as sgd, adamw, lion or lamb.")
+    return make, accepted - {"learning_rate"}
 
 
-def _decays_by_itself(takes: set[str]) -> bool:
-    return {"weight_decay", "mask"} <= takes
+def _has_decoupled_decay(accepted: set[str]) -> bool:
+    return {"weight_decay", "mask"} <= accepted
 
 
 def _decay_mask(config: OptimConfig) -> Callable[[PyTree], PyTree]:
-    """Return a function from parameters to which of them decay. Always one: the state's tree must not depend on the switch."""
-    return _everything if config.decay_norm_and_bias else _kernels
+    """Return a function from the parameters to a tree of booleans that are true for those that decay.
+
+    There is always a mask, because the structure of the optimizer state must not depend on `decay_norm_and_bias`.
+    """
+    return _select_all if config.decay_norm_and_bias else _select_kernels
 
 
 def apply_where(
     applies: Bool[Array, ""], optimizer: optax.GradientTransformation, grads: PyTree, opt_state: PyTree, params: PyTree
 ) -> tuple[PyTree, PyTree]:
-    """Return parameters and optimizer state after an update; where it does not apply, as they were.
+    """Return the parameters and optimizer state after an update, or the old ones where `applies` is false.
 
-    The schedule goes on either way: the learning rate follows from the number of the step.
+    The schedule advances in either case, because the learning rate depends on the step number.
     """
 
     def update() -> tuple[PyTree, PyTree]:
@@ -85,10 +92,10 @@ def apply_where(
         return optax.apply_updates(params, updates), new_state
 
     def keep() -> tuple[PyTree, PyTree]:
-        return params, jax.tree.map(_go_on, opt_state, is_leaf=_is_schedule)
+        return params, jax.tree.map(_advance_schedule, opt_state, is_leaf=_is_schedule)
 
-    # A branch, in which XLA overwrites one array after the other. A choice between old and new at the end reads both for both:
-    # it copies all parameters and moments first.
+    # Use a branch, in which XLA updates the arrays in place. A selection between old and new values would need both, and XLA
+    # would first copy all parameters and moments.
     return jax.lax.cond(applies, update, keep)
 
 
@@ -96,7 +103,7 @@ def _is_schedule(state: Any) -> bool:
     return isinstance(state, optax.ScaleByScheduleState)
 
 
-def _go_on(state: Any) -> Any:
+def _advance_schedule(state: Any) -> Any:
     return state._replace(count=optax.safe_increment(state.count)) if _is_schedule(state) else state
 
 
@@ -106,10 +113,10 @@ def _scale_aux_head(updates: Any, factor: float) -> Any:
     }
 
 
-def _kernels(params: Any) -> Any:
-    """True for convolution kernels, False for BatchNorm's scale and bias and for biases."""
+def _select_kernels(params: Any) -> Any:
+    """Return True for convolution kernels, and False for biases and for the scale and bias of BatchNorm."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
-def _everything(params: Any) -> Any:
+def _select_all(params: Any) -> Any:
     return jax.tree.map(lambda _: True, params)

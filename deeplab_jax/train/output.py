@@ -1,4 +1,4 @@
-"""What a run shows people: lines and a progress bar on the terminal, and all that `writers.WRITERS` keep."""
+"""Show the progress of a run: lines and a progress bar on the terminal, and the files written by `writers.WRITERS`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,15 @@ from deeplab_jax.train.writers import WRITERS
 
 
 class Output:
-    """Use as a context manager. Every process of a run makes one; the first one writes.
+    """The terminal and file output of a run, as a context manager.
+
+    Every process of a run makes one, but only the first process writes files.
 
     Args:
-      workdir: the run's folder.
-      start_step: where the run starts or resumes.
-      steps: where it ends.
-      console: where lines and, on a terminal, the progress bar go.
+      workdir: The folder of the run.
+      start_step: The step at which the run starts or resumes.
+      steps: The step at which the run ends.
+      console: Console for the lines and, on a terminal, the progress bar.
     """
 
     def __init__(self, workdir: str, start_step: int, steps: int, console: Console) -> None:
@@ -33,7 +35,7 @@ class Output:
         columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
         self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self._task = self._progress.add_task("compiling", total=steps, completed=start_step)
-        self._once: dict[str, float] = {}  # what the next row of training scalars has besides
+        self._extra: dict[str, float] = {}  # extra scalars for the next training row only
 
     def __enter__(self) -> "Output":
         self._progress.start()
@@ -45,20 +47,20 @@ class Output:
             writer.close()
 
     def advance(self, step: int) -> None:
-        """Move the progress bar."""
+        """Move the progress bar to `step`."""
         self._progress.update(self._task, completed=step)
 
-    def started(self, seconds: float) -> None:
-        """Say how long after the call of `train` the first step was done, and log it with the next row."""
-        self._once = {"seconds_to_first_step": seconds}
-        self._progress.console.print(f"first step after {seconds:.1f} s, compilation included")
+    def report_first_step(self, seconds: float) -> None:
+        """Print the time from the call of `train` to the end of the first step. The next training row logs it too."""
+        self._extra = {"seconds_to_first_step": seconds}
+        self._progress.console.print(f"first step done after {seconds:.1f} s, including compilation")
 
-    def train(self, step: int, row: Mapping[str, float], seconds_left: float) -> None:
-        """Write a row of training scalars; `row` holds at least those of the line below."""
-        self._scalars(step, "train", {**row, **self._once})
-        self._once = {}
+    def log_training(self, step: int, row: Mapping[str, float], seconds_left: float) -> None:
+        """Write a row of training scalars and print its main values, which `row` must contain, and the time left."""
+        self._write_scalars(step, "train", {**row, **self._extra})
+        self._extra = {}
         skipped = f"  {row['skipped']:.0f} skipped" if row.get("skipped") else ""
-        left = f"left {duration(seconds_left)}{skipped}"
+        left = f"{format_duration(seconds_left)} left{skipped}"
         line = (
             f"loss {row['loss']:.4f}  accuracy {row['accuracy']:.3f}  lr {row['lr']:.2e}  "
             f"{row['images_per_second']:.1f} images/s  MFU {row['mfu']:.1%}  data wait {row['data_wait']:.1%}  {left}"
@@ -66,22 +68,22 @@ class Output:
         self._progress.update(self._task, description=line)
         self._progress.console.print(f"step {step:>6}  {line}")
 
-    def evaluation(self, step: int, summary: Mapping[str, Any], strips: Sequence[UInt8[np.ndarray, "h w 3"]]) -> None:
-        """Write the scores of `evaluation.scores.summary`, and pictures of image | label | prediction."""
+    def log_evaluation(self, step: int, summary: Mapping[str, Any], strips: Sequence[UInt8[np.ndarray, "h w 3"]]) -> None:
+        """Write the scores of `evaluation.scores.summary` and the strips, which show image | label | prediction."""
         scores = {name: summary[name] for name in OVERALL_METRICS}
-        self._scalars(step, "eval", scores | {f"iou/{name}": iou for name, iou in summary["iou"].items()})
+        self._write_scalars(step, "eval", scores | {f"iou/{name}": iou for name, iou in summary["iou"].items()})
         for writer in self._writers:
-            writer.images(step, strips)
+            writer.write_images(step, strips)
         text = "  ".join(f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in scores.items())
         self._progress.console.print(f"step {step:>6}  evaluation: {text}")
 
-    def _scalars(self, step: int, kind: str, row: Mapping[str, float | None]) -> None:
+    def _write_scalars(self, step: int, kind: str, row: Mapping[str, float | None]) -> None:
         row = {name: None if value is None or not math.isfinite(value) else value for name, value in row.items()}
         for writer in self._writers:
-            writer.scalars(step, kind, row)
+            writer.write_scalars(step, kind, row)
 
 
-def duration(seconds: float) -> str:
-    """Return a duration in minutes and seconds, from an hour on in hours and minutes."""
+def format_duration(seconds: float) -> str:
+    """Return a duration as text: in minutes and seconds below an hour, else in hours and minutes."""
     minutes, hours = int(seconds // 60) % 60, int(seconds // 3600)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {int(seconds) % 60:02} s"

@@ -11,36 +11,40 @@ from deeplab_jax.errors import choose
 
 
 def poly(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Return lr_end + (lr - lr_end) (1 - step / steps) ** power, the schedule of DeepLab and of both references."""
+    """Return the schedule lr_end + (lr - lr_end) (1 - step / steps) ** power.
+
+    DeepLab uses this schedule, and so do torchvision and mmsegmentation.
+    """
     return lambda step: config.lr_end + (config.lr - config.lr_end) * jnp.maximum(1.0 - step / steps, 0.0) ** config.power
 
 
 def cosine(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Return lr_end + (lr - lr_end) (1 + cos(pi step / steps)) / 2: one period of SGDR (1608.03983, equation 5)."""
+    """Return the schedule lr_end + (lr - lr_end) (1 + cos(pi step / steps)) / 2, one period of SGDR (1608.03983, eq. 5)."""
     return optax.cosine_decay_schedule(config.lr, steps, alpha=config.lr_end / config.lr)
 
 
 def constant(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Return lr at every step."""
+    """Return a schedule that is `lr` at every step."""
     return optax.constant_schedule(config.lr)
 
 
-# From (config, steps) to a function of the step, which it gets as a float.
+# Functions of (config, steps) that return a schedule. A schedule receives the step as a float.
 SCHEDULES: dict[str, Callable[[OptimConfig, int], optax.Schedule]] = {"poly": poly, "cosine": cosine, "constant": constant}
 
 
 def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Return the learning rate by step: the config's schedule, times (step + 1) / warmup_steps while that is below 1.
+    """Return the learning rate as a function of the step: the schedule of the config, multiplied by the warm-up.
 
-    The first update uses step 0; the curve runs under the warm-up rather than after it, as mmsegmentation's does.
+    The warm-up factor is min((step + 1) / warmup_steps, 1). The first update uses step 0. The warm-up scales the beginning of
+    the curve instead of delaying it, as in mmsegmentation.
 
     Raises:
-      ConfigError: there is no such schedule.
+      ConfigError: The schedule does not exist.
     """
     curve = choose(config.schedule, SCHEDULES, "optim.schedule")(config, steps)
 
     def lr(step: jax.typing.ArrayLike) -> jax.Array:
-        step = jnp.asarray(step, float)  # of the default width: int32 would make float32 of it under x64 too
+        step = jnp.asarray(step, float)  # float64 if x64 is enabled; an int32 step would always give float32
         return curve(step) * jnp.minimum((step + 1) / max(config.warmup_steps, 1), 1.0)
 
     return lr

@@ -1,4 +1,4 @@
-"""How fast a run is, and what share of the devices' peak rate that takes."""
+"""The speed of a run, and its share of the peak rate of the devices (MFU)."""
 
 import contextlib
 import time
@@ -11,24 +11,28 @@ from deeplab_jax.models.cost import training_flops
 from deeplab_jax.runtime.accelerators import mesh_peak_rate
 
 
-def least_seconds(config: Config, mesh: Mesh) -> tuple[float, str]:
-    """Seconds of a step whose counted FLOPs all devices do at their peak rate; and a line on how that was found."""
+def ideal_step_seconds(config: Config, mesh: Mesh) -> tuple[float, str]:
+    """Compute how long a step takes if all devices run at their peak rate.
+
+    Returns:
+      The seconds, and a line for the log with the FLOPs, the peak rate and the source of the peak rate.
+    """
     flops = training_flops(config)
     peak, source = mesh_peak_rate(mesh, config.model.dtype)
-    return flops / peak, f"MFU: {flops / 1e12:.3g} TFLOPs a step, {peak / 1e12:.3g} TFLOP/s at best ({source})"
+    return flops / peak, f"MFU: {flops / 1e12:.3g} TFLOPs per step, {peak / 1e12:.3g} TFLOP/s peak ({source})"
 
 
 class Meter:
-    """Speed since the last restart, and the share of the time that went into waiting for data.
+    """Measures the speed since the last restart, and the share of time spent waiting for data.
 
     Args:
-      step: the run's, now.
-      batch_size: of the global batch.
-      least_seconds: of a step at the devices' peak rate.
+      step: The current step of the run.
+      batch_size: The size of the global batch.
+      ideal_step_seconds: The time of a step at the peak rate of the devices.
     """
 
-    def __init__(self, step: int, batch_size: int, least_seconds: float) -> None:
-        self._batch_size, self._least_seconds = batch_size, least_seconds
+    def __init__(self, step: int, batch_size: int, ideal_step_seconds: float) -> None:
+        self._batch_size, self._ideal_step_seconds = batch_size, ideal_step_seconds
         self.restart(step)
 
     def restart(self, step: int) -> None:
@@ -37,17 +41,20 @@ class Meter:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count the enclosed time as waiting for data."""
+        """Count the time in the `with` block as waiting for data."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
 
     def speed(self, step: int) -> dict[str, float]:
-        """Return means over the steps since the restart; "mfu" is the least time of a step over the time it took."""
+        """Return the mean speed over the steps since the restart.
+
+        "mfu" is the ideal time of a step divided by its measured time, and "data_wait" is a share of the time.
+        """
         seconds, count = time.perf_counter() - self._start, step - self._step
         return {
             "images_per_second": count * self._batch_size / seconds,
             "seconds_per_step": seconds / count,
-            "mfu": count * self._least_seconds / seconds,
+            "mfu": count * self._ideal_step_seconds / seconds,
             "data_wait": self._waited / seconds,
         }

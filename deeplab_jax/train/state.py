@@ -1,4 +1,4 @@
-"""Everything that training changes."""
+"""The state of a training run: its initialisation, its form in checkpoints, and its digest."""
 
 import hashlib
 from typing import TYPE_CHECKING, Any
@@ -11,19 +11,19 @@ from flax import struct
 from deeplab_jax.models import DeepLabV3
 
 if TYPE_CHECKING:
-    import optax  # a network that is only used has no optimizer: it should not wait for the import
+    import optax  # imported for types only: inference should not wait for this import
 
 
 class TrainState(struct.PyTreeNode):
-    """The state after `step` updates. Random streams are no part of it: they follow from (seed, step).
+    """The state after `step` training steps. Random streams are not part of it. They are derived from (seed, step).
 
     Attributes:
-      step: int32 scalar, updates done.
-      params: float32 parameters.
-      batch_stats: BatchNorm's running means and variances, float32.
-      opt_state: optax's state.
-      skipped: int32 scalar, updates that were not applied because they were not finite.
-      ema_params: an exponential moving average of `params`, float32; None in a run without one.
+      step: The number of steps, an int32 scalar.
+      params: The parameters, float32.
+      batch_stats: The running means and variances of BatchNorm, float32.
+      opt_state: The optax state.
+      skipped: The number of updates that were not applied because they were not finite, an int32 scalar.
+      ema_params: An exponential moving average of `params`, float32, or None if the run does not keep one.
     """
 
     step: Any
@@ -35,8 +35,11 @@ class TrainState(struct.PyTreeNode):
 
 
 def init_state(model: DeepLabV3, optimizer: "optax.GradientTransformation", seed: int, ema: bool = False) -> TrainState:
-    """Return the state at step 0, a function of the arguments alone. Jit it with the output sharding that is wanted."""
-    # Parameters do not depend on the image's size; 64 keeps the shapes of the trace small.
+    """Return the state at step 0, which depends only on the arguments.
+
+    Jit this function with the desired output sharding.
+    """
+    # The parameters do not depend on the image size. A size of 64 keeps tracing cheap.
     variables = model.init(jax.random.key(seed), jnp.zeros((1, 64, 64, 3)), train=False)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -48,29 +51,34 @@ def init_state(model: DeepLabV3, optimizer: "optax.GradientTransformation", seed
     )
 
 
-def with_variables(state: TrainState, variables: dict[str, Any]) -> TrainState:
-    """Return the state with some of its parameters and statistics replaced, in their places on the devices.
+def replace_variables(state: TrainState, variables: dict[str, Any]) -> TrainState:
+    """Return the state with some of its parameters and statistics replaced. Each array keeps its sharding and dtype.
 
     Args:
-      state: at step 0, whose optimizer has seen no parameters yet; its average, where it has one, is replaced alike.
-      variables: {"params", "batch_stats"}, any part of either.
+      state: The state at step 0, before the optimizer has seen any parameters. Its moving average, if any, gets the same
+        parameters.
+      variables: {"params", "batch_stats"}. Each may contain any part of the tree.
     """
 
-    def replaced(old: Any, new: Any) -> Any:
+    def replace(old: Any, new: Any) -> Any:
         if not isinstance(old, dict):
-            # A copy: the average must not share the memory of the parameters, which a step is given to overwrite.
+            # Copy the array. The training step donates the parameters, and the average must not share their memory.
             return jax.device_put(jnp.array(new, old.dtype), old.sharding)
-        return {name: replaced(part, new[name]) if name in new else part for name, part in old.items()}
+        return {name: replace(part, new[name]) if name in new else part for name, part in old.items()}
 
     return state.replace(
-        params=replaced(state.params, variables["params"]),
-        batch_stats=replaced(state.batch_stats, variables["batch_stats"]),
-        ema_params=None if state.ema_params is None else replaced(state.ema_params, variables["params"]),
+        params=replace(state.params, variables["params"]),
+        batch_stats=replace(state.batch_stats, variables["batch_stats"]),
+        ema_params=None if state.ema_params is None else replace(state.ema_params, variables["params"]),
     )
 
 
 def to_trees(state: TrainState) -> dict[str, Any]:
-    """Return the trees that a checkpoint stores: "model" is what is used (the average, if any), "training" all else."""
+    """Return the trees that a checkpoint stores.
+
+    "model" holds what inference uses: the BatchNorm statistics, and the moving average or, without one, the parameters.
+    "training" holds the rest of the state.
+    """
     training = {"step": state.step, "opt_state": state.opt_state, "skipped": state.skipped}
     if state.ema_params is None:
         return {"model": {"params": state.params, "batch_stats": state.batch_stats}, "training": training}
@@ -79,17 +87,17 @@ def to_trees(state: TrainState) -> dict[str, Any]:
 
 
 def from_trees(trees: dict[str, Any]) -> TrainState:
-    """Return the state that `to_trees` was given."""
+    """Return the state from the trees of `to_trees`."""
     model, training = trees["model"], trees["training"]
     average = model["params"] if "params" in training else None
     return TrainState(**model | training, ema_params=average)
 
 
 def state_digest(state: TrainState) -> str:
-    """Return the SHA-256 over names, types, shapes and values of all arrays: equal for equal states, however they are laid out.
+    """Return the SHA-256 of all arrays: their names, dtypes, shapes and values. The digest does not depend on shardings.
 
     Args:
-      state: whole on this process, as JAX or NumPy arrays.
+      state: The state, as NumPy arrays or as JAX arrays that this process can read in full.
     """
     digest = hashlib.sha256()
     leaves = jax.tree_util.tree_leaves_with_path(state)

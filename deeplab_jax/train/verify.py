@@ -1,4 +1,4 @@
-"""Replay steps of a run and compare them with the receipt that it left."""
+"""Replay steps of a run and compare the results with the run's receipt."""
 
 import dataclasses
 import functools
@@ -15,24 +15,24 @@ from deeplab_jax.config import Config, from_dict
 from deeplab_jax.errors import CheckpointError, ConfigError, DataError
 from deeplab_jax.runtime.mesh import prefetch
 from deeplab_jax.train import receipt
-from deeplab_jax.train.begin import Data, Pretrained, abstract_state, new_state, set_up
+from deeplab_jax.train.begin import Data, Pretrained, abstract_state, create_state, set_up
 from deeplab_jax.train.metrics_log import read_log
-from deeplab_jax.train.receipt import Consumed, Start, read_receipts, read_samples, read_starts
+from deeplab_jax.train.receipt import ConsumedSamples, Start, read_receipts, read_samples, read_starts
 from deeplab_jax.train.state import TrainState, from_trees, state_digest, to_trees
 from deeplab_jax.train.step import compile_train_step
 
 SCALARS = ("loss", "accuracy", "grad_norm")
-# What rounding on other devices does not explain.
-FIRST_STEP_APART, PARAMETERS_APART = 0.02, 0.1
+# The largest relative differences that rounding on different devices can explain.
+MAX_FIRST_STEP_DIFFERENCE, MAX_PARAMETER_DIFFERENCE = 0.02, 0.1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Finding:
-    """One comparison.
+    """The result of one comparison.
 
     Attributes:
-      agrees: None where there is nothing to object to, and nothing that proves anything.
-      text: what was compared, and how it came out.
+      agrees: True if the compared values agree and False if they contradict the receipt. None if the comparison proves neither.
+      text: What was compared, and the result.
     """
 
     agrees: bool | None
@@ -40,17 +40,20 @@ class Finding:
 
 
 def config_at(workdir: str, step: int) -> tuple[Config, Start]:
-    """Return the config under which the run continued from `step`, and the start that it belongs to.
+    """Return the config with which the run continued after `step`, and the start that recorded this config.
 
     Raises:
-      CheckpointError: the run has no receipt, or it cannot be read.
+      CheckpointError: The run has no receipt, or the receipt cannot be read.
+      ConfigError: The receipt starts after `step`.
     """
     starts = read_starts(workdir)
     earlier = [start for start in starts if start.step <= step]
     if not starts:
-        raise CheckpointError(f"`run` (={workdir!r}) holds no {receipt.RUN}: give the folder of a run of train.py")
+        raise CheckpointError(f"`run` (={workdir!r}) does not contain {receipt.RUN}. Pass the --workdir of a train.py run.")
     if not earlier:
-        raise ConfigError(f"`--from` (={step}) lies before what the receipt knows: use a checkpoint from step {starts[0].step}")
+        raise ConfigError(
+            f"`--from` (={step}) is before the first step of the receipt. Choose step {starts[0].step} or a later checkpoint."
+        )
     return from_dict(earlier[-1].config), earlier[-1]
 
 
@@ -62,32 +65,35 @@ def verify(
     fingerprint: Callable[[int], str],
     pretrained: Pretrained = None,
 ) -> Iterator[Finding]:
-    """Replay `steps` steps from the checkpoint at `start` (0: from the beginning), and yield findings on the way.
+    """Replay `steps` steps from the checkpoint at step `start`, or from the beginning if `start` is 0. Yield the findings.
 
     Args:
-      workdir: the run's folder.
-      start: step of a checkpoint that is kept.
-      steps: how many to replay.
-      data: of the run's config, read anew.
-      fingerprint: of the files of the training sample at a position in the list, hexadecimal.
-      pretrained: what the run started from.
+      workdir: The folder of the run.
+      start: The step of an existing checkpoint, or 0.
+      steps: The number of steps to replay.
+      data: The data of the run's config, as it is now.
+      fingerprint: Function from a position in the training list to the fingerprint of that sample's files, hexadecimal.
+      pretrained: Function that returns the variables that the run started from, or None.
+
+    Yields:
+      One finding per comparison.
 
     Raises:
-      ConfigError: there is no such interval in the run, or its mesh needs more devices than there are.
-      CheckpointError: the checkpoint cannot be read at all.
+      ConfigError: The run does not contain this interval, or its mesh needs more devices than there are.
+      CheckpointError: The checkpoint cannot be read at all.
     """
-    config, begun = config_at(workdir, start)
+    config, run_start = config_at(workdir, start)
     receipts, samples = read_receipts(workdir), read_samples(workdir)
     end = start + steps
-    _require_interval(workdir, start, end, begun)
-    setup = set_up(config, begun.steps)
-    same_list = data.digest == begun.data
-    yield Finding(same_list, f"training list: {'the same' if same_list else 'not the one of the run'}")
+    _check_interval(workdir, start, end, run_start)
+    setup = set_up(config, run_start.steps)
+    is_same_list = data.digest == run_start.data
+    yield Finding(is_same_list, f"training list: {'unchanged' if is_same_list else 'not the list of the run'}")
     yield _compare_contents(data, samples, fingerprint)
-    now = receipt.describe_start(start, config, data.digest, begun.steps, setup.mesh)
-    starts = [begun, *(other for other in read_starts(workdir) if start < other.step < end)]
-    differing = next(filter(None, (_describe_differences(then, now) for then in starts)), "")
-    exact = not differing
+    replay_start = receipt.describe_start(start, config, data.digest, run_start.steps, setup.mesh)
+    starts = [run_start, *(other for other in read_starts(workdir) if start < other.step < end)]
+    differences = next(filter(None, (_describe_differences(each, replay_start) for each in starts)), "")
+    is_exact = not differences
     with Checkpoints(workdir, config) as checkpoints:
         kept = set(checkpoints.steps())
         check_checkpoint = functools.partial(
@@ -96,11 +102,11 @@ def verify(
         if start:
             state = yield from check_checkpoint(start)
         else:
-            state = new_state(setup, pretrained)
-            if exact:
+            state = create_state(setup, pretrained)
+            if is_exact:
                 yield _compare_digests("state", start, receipts, state_digest(state))
-        yield Finding(None, f"replaying on {differing}" if differing else "replaying on the run's devices and versions")
-        consumed = Consumed(data.names, receipts.get(start, {}).get("samples", ""))
+        yield Finding(None, f"replaying with {differences or 'the devices and versions of the run'}")
+        consumed = ConsumedSamples(data.names, receipts.get(start, {}).get("samples", ""))
         log = {row["step"]: row for row in read_log(workdir, "train") if all(name in row for name in SCALARS)}
         train_step = compile_train_step(setup.mesh, config=config, model=setup.model, optimizer=setup.optimizer)
         batches = prefetch(data.train_batches(start, end), setup.mesh, config.model.output_stride)
@@ -109,60 +115,65 @@ def verify(
             row = {name: float(scalars[name]) for name in SCALARS}
             consumed.add(batch)
             if step in log:
-                yield _compare_scalars(step, row, log[step], exact, is_first=step == start + 1)
+                yield _compare_scalars(step, row, log[step], is_exact, is_first=step == start + 1)
             if step in receipts:
-                consumed.settle()
+                consumed.flush()
                 yield _compare_digests("samples", step, receipts, consumed.digest)
-                if exact:
+                if is_exact:
                     yield _compare_digests("state", step, receipts, state_digest(state))
             if step in kept:
-                theirs = yield from check_checkpoint(step)
-                if not exact:
-                    yield _compare_parameters(step, state, theirs)
+                stored = yield from check_checkpoint(step)
+                if not is_exact:
+                    yield _compare_parameters(step, state, stored)
     if not any(start < step <= end for step in (*receipts, *log)):
-        yield Finding(False, f"steps {start + 1} to {end} hold neither a checkpoint nor a log line: replay more")
+        yield Finding(False, f"there is neither a checkpoint nor a log row in steps {start + 1} to {end}. Replay more steps.")
 
 
-def _require_interval(workdir: str, start: int, end: int, begun: Start) -> None:
-    same = (begun.config, begun.data, begun.steps)
+def _check_interval(workdir: str, start: int, end: int, run_start: Start) -> None:
+    same = (run_start.config, run_start.data, run_start.steps)
     later = [other for other in read_starts(workdir) if start < other.step < end]
     changed = [other.step for other in later if (other.config, other.data, other.steps) != same]
     if changed:
-        raise ConfigError(f"`--steps` (={end - start}) passes step {changed[0]}, where the run changed: verify up to there")
-    if not start < end <= begun.steps:
-        most = f"use 1 to {begun.steps - start}" if start < begun.steps else f"use --from below {begun.steps}"
-        raise ConfigError(f"`--steps` (={end - start}) does not fit after step {start} of a run of {begun.steps}: {most}")
+        raise ConfigError(
+            f"`--steps` (={end - start}) goes past step {changed[0]}, where the run was restarted with a different config, "
+            f"data or length. Replay at most {changed[0] - start} steps."
+        )
+    if not start < end <= run_start.steps:
+        advice = f"Use 1 to {run_start.steps - start}." if start < run_start.steps else f"Use --from below {run_start.steps}."
+        raise ConfigError(
+            f"`--steps` (={end - start}) is out of range after step {start} of a run of {run_start.steps} steps. {advice}"
+        )
 
 
 def _check_checkpoint(
     workdir: str, step: int, *, receipts: Mapping[int, Mapping[str, str]], checkpoints: Checkpoints, abstract: Trees
 ) -> Generator[Finding, None, TrainState]:
-    """Compare a checkpoint's files with their checksums, its config and state with the run's; return the state."""
+    """Check the files, config and state of a checkpoint against its checksums and the receipt, and return its state."""
     folder = resolve(str(epath.Path(workdir) / CHECKPOINTS / str(step)))
     changed = find_changed_files(folder)
     if changed is None:
-        yield Finding(None, f"{folder} has no {CHECKSUMS}: the run ended before it was written")
+        yield Finding(None, f"{folder} has no {CHECKSUMS}, because the run ended before it was written")
     else:
-        yield Finding(not changed, f"files of {folder}: {', '.join(changed[:3]) + ' changed' if changed else 'as written'}")
+        yield Finding(not changed, f"files of {folder}: {', '.join(changed[:3]) + ' changed' if changed else 'unchanged'}")
     stored, trees = checkpoints.load(step, abstract)
-    # It was saved by the start before, if the run was started anew from it.
-    before = [start for start in read_starts(workdir) if start.step < step]
-    if before and stored != from_dict(before[-1].config):
-        yield Finding(False, f"the config in {folder} is not that of {receipt.RUN}")
+    # If the run was restarted from this checkpoint, the checkpoint was saved under the previous start.
+    earlier = [start for start in read_starts(workdir) if start.step < step]
+    if earlier and stored != from_dict(earlier[-1].config):
+        yield Finding(False, f"the config in {folder} differs from the config in {receipt.RUN}")
     state = from_trees(trees)
     yield _compare_digests("stored state", step, receipts, state_digest(state))
     return state
 
 
 def _compare_contents(data: Data, samples: Mapping[str, str], fingerprint: Callable[[int], str]) -> Finding:
-    """Read every sample that the run has seen again, and compare it."""
+    """Read every sample that the run has seen again, and compare its fingerprint with the receipt."""
     if not samples:
-        return Finding(None, "images and labels: the run keeps no fingerprints to compare them with")
-    known = [(i, name) for i, name in enumerate(data.names) if name in samples]
-    changed = [name for i, name in known if _read_fingerprint(fingerprint, i) != samples[name]]
+        return Finding(None, "images and labels: the run has no fingerprints to compare with")
+    seen = [(i, name) for i, name in enumerate(data.names) if name in samples]
+    changed = [name for i, name in seen if _read_fingerprint(fingerprint, i) != samples[name]]
     if changed:
-        return Finding(False, f"images and labels: {len(changed)} of {len(known)} changed, {', '.join(changed[:3])} among them")
-    return Finding(True, f"images and labels: {len(known)} as the run saw them")
+        return Finding(False, f"images and labels: {len(changed)} of {len(seen)} changed, for example {', '.join(changed[:3])}")
+    return Finding(True, f"images and labels: all {len(seen)} samples of the run are unchanged")
 
 
 def _read_fingerprint(fingerprint: Callable[[int], str], i: int) -> str | None:
@@ -174,22 +185,22 @@ def _read_fingerprint(fingerprint: Callable[[int], str], i: int) -> str | None:
 
 def _compare_digests(what: str, step: int, receipts: Mapping[int, Mapping[str, str]], digest: str) -> Finding:
     if step not in receipts:
-        return Finding(False, f"step {step}: no receipt of the {what}")
+        return Finding(False, f"step {step}: the receipt has no row for the {what}")
     same = receipts[step][what.split()[-1]] == digest
     verb = ("agree" if same else "differ") + ("" if what == "samples" else "s")
     return Finding(same, f"step {step}: {what} {verb}")
 
 
 def _compare_scalars(
-    step: int, row: Mapping[str, float], logged: Mapping[str, float | None], exact: bool, is_first: bool
+    step: int, row: Mapping[str, float], logged: Mapping[str, float | None], is_exact: bool, is_first: bool
 ) -> Finding:
-    """Compare loss, accuracy and gradient norm with the log, in which what is not finite is null."""
+    """Compare the loss, accuracy and gradient norm with the log, in which null stands for a value that is not finite."""
     difference = max(_relative_difference(row[name], logged[name]) for name in SCALARS)
     text = f"step {step}: loss {row['loss']:.6f}, {difference:.1e} from the log"
-    if exact:
+    if is_exact:
         return Finding(difference == 0, text)
-    # One step's rounding is far smaller; later ones drift apart.
-    return Finding(False if is_first and difference > FIRST_STEP_APART else None, text)
+    # Rounding in one step is far smaller than this limit. Later steps may drift apart, which proves nothing.
+    return Finding(False if is_first and difference > MAX_FIRST_STEP_DIFFERENCE else None, text)
 
 
 def _relative_difference(value: float, logged: float | None) -> float:
@@ -199,15 +210,15 @@ def _relative_difference(value: float, logged: float | None) -> float:
 
 
 def _describe_differences(then: Start, now: Start) -> str:
-    """Return what makes equal bits unlikely, in words."""
-    pairs = [(f"{name}", then.devices.get(name), value) for name, value in now.devices.items()]
+    """Return the devices and versions that differ between two starts. Any of them can change the last bits."""
+    pairs = [(name, then.devices.get(name), value) for name, value in now.devices.items()]
     pairs += [(name, then.versions.get(name), value) for name, value in now.versions.items()]
-    return ", ".join(f"{name} {new!r} for {old!r}" for name, old, new in pairs if old != new)
+    return ", ".join(f"{name} {new!r} instead of {old!r}" for name, old, new in pairs if old != new)
 
 
-def _compare_parameters(step: int, ours: TrainState, theirs: TrainState) -> Finding:
-    pairs = zip(jax.tree.leaves(jax.device_get(ours.params)), jax.tree.leaves(jax.device_get(theirs.params)), strict=True)
-    difference, size = np.sum([(np.sum(np.square(a - b)), np.sum(np.square(b))) for a, b in pairs], axis=0)
-    apart = float(np.sqrt(difference / size))
-    text = f"step {step}: parameters {apart:.1e} from the run's, |a - b| / |b| over all of them"
-    return Finding(False if not apart < PARAMETERS_APART else None, text)
+def _compare_parameters(step: int, replayed: TrainState, stored: TrainState) -> Finding:
+    pairs = zip(jax.tree.leaves(jax.device_get(replayed.params)), jax.tree.leaves(jax.device_get(stored.params)), strict=True)
+    squared_difference, squared_norm = np.sum([(np.sum(np.square(a - b)), np.sum(np.square(b))) for a, b in pairs], axis=0)
+    distance = float(np.sqrt(squared_difference / squared_norm))
+    text = f"step {step}: parameters differ from the run's by {distance:.1e}, |a - b| / |b| over all of them"
+    return Finding(False if not distance < MAX_PARAMETER_DIFFERENCE else None, text)

@@ -1,1 +1,1 @@
-"""Weights of torchvision, timm and mmsegmentation: read, recognised, renamed; and the way back."""
+"""Import the weights of torchvision, timm and mmsegmentation, and export weights to their formats."""

@@ -1,4 +1,4 @@
-"""Weights files by name: a path as it is, `hf:OWNER/NAME[@REVISION]` through the Hugging Face hub's cache. No tensors."""
+"""Find weights files by name: either a local path, or `hf:OWNER/NAME[@REVISION]` for a repository on the Hugging Face hub."""
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
@@ -18,41 +18,48 @@ FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def local_file(source: str) -> str:
-    """The path of `source`: itself, or for hf:OWNER/NAME[@REVISION] the cached file, fetched with a progress bar if need be.
+    """Return the local path of a weights file, and download the file first if necessary.
+
+    Args:
+      source: A path, which is returned unchanged, or hf:OWNER/NAME[@REVISION]. Downloads show a progress bar and are cached.
 
     Raises:
-      CheckpointError: the repository, revision or file does not exist, or the hub cannot be reached and nothing is cached.
+      CheckpointError: The repository, revision or file does not exist, or the hub cannot be reached and the file is not cached.
     """
     if not source.startswith(PREFIX):
         return source
     repository, _, revision = source.removeprefix(PREFIX).partition("@")
     if repository.count("/") != 1:
-        raise CheckpointError(f"`{source}` is no repository: write hf:OWNER/NAME, such as hf:timm/resnet50.tv_in1k")
-    unreachable = False
-    logging.set_verbosity_error()  # its warnings repeat what is raised
+        raise CheckpointError(f"`{source}` is not a repository. Use hf:OWNER/NAME, such as hf:timm/resnet50.tv_in1k.")
+    is_offline = False
+    logging.set_verbosity_error()  # the hub's warnings only repeat its exceptions
     for name in FILES:
         try:
-            return hf_hub_download(repository, name, revision=revision or None, local_files_only=unreachable)
+            return hf_hub_download(repository, name, revision=revision or None, local_files_only=is_offline)
         except LocalEntryNotFoundError:
-            unreachable = True
+            is_offline = True
         except (GatedRepoError, RepositoryNotFoundError):
             raise CheckpointError(
-                f"`{source}` does not exist or is not open to you: check OWNER/NAME, or log in with `hf auth login`"
+                f"`{source}` does not exist, or you have no access to it. Check OWNER/NAME, or log in with `hf auth login`."
             ) from None
         except RevisionNotFoundError:
-            raise CheckpointError(f"`{source}` has no revision {revision!r}: give a branch, tag or commit") from None
+            raise CheckpointError(f"`{source}` has no revision {revision!r}. Use a branch, tag or commit.") from None
         except EntryNotFoundError:
             continue
         except HFValidationError:
             raise CheckpointError(
-                f"`{source}` is no repository: write hf:OWNER/NAME, such as hf:timm/resnet50.tv_in1k"
+                f"`{source}` is not a repository. Use hf:OWNER/NAME, such as hf:timm/resnet50.tv_in1k."
             ) from None
-        # The HTTP library below the hub's, which changes with its version, has errors of its own.
+        # Errors of the HTTP library pass through the hub's client. Their types depend on the client's version.
         except Exception as error:
-            raise CheckpointError(f"`{source}` cannot be fetched ({one_line(error)}): try again, or give a file") from None
-    if unreachable:
+            raise CheckpointError(
+                f"`{source}` cannot be downloaded ({one_line(error)}). Try again, or use a local file."
+            ) from None
+    if is_offline:
         raise CheckpointError(
-            f"`{source}` is not in the cache and the hub cannot be reached: connect once, or download {FILES[0]} of "
-            f"{repository} elsewhere and give its path"
+            f"`{source}` is not in the cache, and the hub cannot be reached. Connect to the internet once, or download "
+            f"{FILES[0]} of {repository} on a different machine and use the path of the file."
         )
-    raise CheckpointError(f"`{source}` holds neither {' nor '.join(FILES)}: download its weights and give their path")
+    raise CheckpointError(
+        f"`{source}` contains neither {' nor '.join(FILES)}. Download its weights and use the path of the file."
+    )

@@ -1,7 +1,6 @@
-"""Which tensor of a source each of our variables is, and how its axes lie. Names and arrays; no files.
+"""Convert the names and the axis order of tensors between a source and our variables.
 
-One table for each source and backbone, from our layers to theirs, is read in both directions, so that import and export cannot
-disagree.
+There is one table of layer names for each source and backbone. Import and export both use it, so they cannot disagree.
 """
 
 from collections.abc import Iterable
@@ -14,9 +13,9 @@ from deeplab_jax.config import ModelConfig
 from deeplab_jax.models.backbones import find_backbone
 from deeplab_jax.weights.sources import SOURCES
 
-HEADS = ("classifier", "aux_classifier")  # the layers that belong to a label set
+HEADS = ("classifier", "aux_classifier")  # the layers whose shapes depend on the label set
 
-Path = tuple[str, ...]  # of a variable, such as ("params", "backbone", "stem_conv", "kernel")
+Path = tuple[str, ...]  # the path of a variable, such as ("params", "backbone", "stem_conv", "kernel")
 
 _LEAVES = {
     ("params", "kernel"): "weight",
@@ -31,12 +30,12 @@ def reference_names(paths: Iterable[Path], model: ModelConfig, fmt: str) -> dict
     """Return the source's name of each variable.
 
     Args:
-      paths: of a network's variables; of its backbone's alone for a file that holds no more.
-      model: the network's switches.
-      fmt: a key of `SOURCES`.
+      paths: The paths of the variables of a network, or only of its backbone.
+      model: The architecture of the network.
+      fmt: The source, a key of `SOURCES`.
 
     Raises:
-      KeyError: a layer has no name in that source.
+      KeyError: The source has no name for one of the layers.
     """
     backbone = find_backbone(model.backbone).tensor_names(model, fmt)
     source = SOURCES[fmt]
@@ -45,16 +44,20 @@ def reference_names(paths: Iterable[Path], model: ModelConfig, fmt: str) -> dict
     return {path: f"{layers['/'.join(path[1:-1])]}.{_LEAVES[path[0], path[-1]]}" for path in paths}
 
 
-def without_prefix(name: str) -> str:
-    """Return a backbone's tensor without the prefix of the network that it is in."""
-    # "features." is torchvision's ImageNet MobileNet.
+def strip_backbone_prefix(name: str) -> str:
+    """Return the name of a backbone's tensor without the prefix that it has in a segmentation network."""
+    # torchvision's ImageNet MobileNet uses the prefix "features.".
     for prefix in dict.fromkeys([*(source.backbone_prefix for source in SOURCES.values()), "features."]):
         name = name.removeprefix(prefix)
     return name
 
 
 def to_reference(path: Path, value: np.ndarray, model: ModelConfig, fmt: str) -> np.ndarray:
-    """Return our variable with the source's axes: kernels HWIO -> OIHW, the fusion's input in the source's order."""
+    """Return one of our variables in the source's axis order.
+
+    Kernels are transposed from HWIO to OIHW. The input channels of the ASPP's fusion are put into the order of the
+    source's branches.
+    """
     if path[-1] != "kernel":
         return value
     if _is_pool_first(path, fmt):
@@ -63,7 +66,7 @@ def to_reference(path: Path, value: np.ndarray, model: ModelConfig, fmt: str) ->
 
 
 def from_reference(path: Path, value: np.ndarray, model: ModelConfig, fmt: str) -> np.ndarray:
-    """Return the inverse of `to_reference`."""
+    """Return a tensor of the source in our axis order. This is the inverse of `to_reference`."""
     if path[-1] != "kernel":
         return value
     value = value.transpose(2, 3, 1, 0)
@@ -75,10 +78,10 @@ def _is_pool_first(path: Path, fmt: str) -> bool:
 
 
 def flatten(variables: Any) -> dict[Path, Any]:
-    """Return {"params", "batch_stats"} by path."""
+    """Return the variables in {"params": ..., "batch_stats": ...} by path."""
     return traverse_util.flatten_dict(variables)
 
 
 def unflatten(flat: dict[Path, Any]) -> Any:
-    """Return the inverse of `flatten`."""
+    """Return the nested dict of variables that are given by path. This is the inverse of `flatten`."""
     return traverse_util.unflatten_dict(flat)

@@ -1,32 +1,36 @@
-"""What network a state dict is of: switches from the names and shapes of its tensors, the rest from what the file says."""
+"""Recognise the network of a state dict.
+
+The architecture follows from the names and shapes of the tensors. Other settings come from the metadata in the file.
+"""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from deeplab_jax.config import Config, ModelConfig, from_dict
-from deeplab_jax.config.fields import names_of
+from deeplab_jax.config.fields import field_names
 from deeplab_jax.errors import CheckpointError, ConfigError, one_line
 from deeplab_jax.models import validate
 from deeplab_jax.models.backbones import BACKBONES
 from deeplab_jax.models.stages import Shapes
-from deeplab_jax.weights.names import without_prefix
+from deeplab_jax.weights.names import strip_backbone_prefix
 from deeplab_jax.weights.source import Facts
 from deeplab_jax.weights.sources import SOURCES
 from deeplab_jax.weights.state_dicts import RECORD, StateDict
 
-FROM_TENSORS = names_of(ModelConfig, changes=("shapes",))
+# The `ModelConfig` fields that follow from the names and shapes of the tensors.
+FROM_TENSORS = field_names(ModelConfig, changes=("shapes",))
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """The network that a state dict is of.
+    """The network that was recognised in a state dict.
 
     Attributes:
-      fmt: the source whose names it has, a key of `SOURCES`; "timm" is any backbone without a prefix.
-      config: `model`, `labels` and `eval` as recognised.
-      num_classes: channels of the logits; 0 for a backbone alone.
-      origin: where fields of the config come from that names and shapes do not show.
+      fmt: The source of the tensor names, a key of `SOURCES`. "timm" stands for every file that contains only a backbone.
+      config: A config whose sections `model`, `labels` and `eval` describe the network.
+      num_classes: The number of channels of the logits, or 0 if the file contains only a backbone.
+      origin: For each config field that does not follow from the tensors, a description of where its value comes from.
     """
 
     fmt: str
@@ -36,25 +40,27 @@ class Network:
 
     @property
     def is_backbone(self) -> bool:
-        """Whether there is no segmentation head."""
+        """Whether the file contains only a backbone, without a segmentation head."""
         return self.num_classes == 0
 
 
-def recognize(state: StateDict, fmt: str = "auto", asked: Mapping[str, Any] | None = None) -> Network:
-    """Return the network of `state`.
+def recognize(state: StateDict, fmt: str = "auto", overrides: Mapping[str, Any] | None = None) -> Network:
+    """Recognise the network of a state dict.
 
     Args:
-      state: what was read.
-      fmt: "auto", or the source whose names are expected.
-      asked: fields of `ModelConfig` that the user gave. A source's usual values of others can depend on them.
+      state: The state dict.
+      fmt: The expected source, a key of `SOURCES`, or "auto" for any source.
+      overrides: The `ModelConfig` fields that the user set. The defaults of a source can depend on them.
 
     Raises:
-      CheckpointError: it is no backbone of ours with or without a DeepLabV3 head, or of another source than `fmt`.
+      CheckpointError: The file contains neither a DeepLabV3 nor a supported backbone, or its source is not `fmt`.
     """
     shapes = {name: value.shape for name, value in state.tensors.items()}
-    source = next(name for name, each in SOURCES.items() if each.has_names({without_prefix(name) for name in shapes}))
-    if fmt not in ("auto", source) and not SOURCES[source].is_backbone_alone:
-        raise CheckpointError(f"`{state.source}` has the names of {source}, not of {fmt}: use --from={source} or --from=auto")
+    source = next(name for name, each in SOURCES.items() if each.has_names({strip_backbone_prefix(name) for name in shapes}))
+    if fmt not in ("auto", source) and not SOURCES[source].is_backbone_only:
+        raise CheckpointError(
+            f"`{state.source}` has the tensor names of {source}, not of {fmt}. Use --from={source} or --from=auto."
+        )
     try:
         switches = _recognize_backbone(shapes) | SOURCES[source].read_head(shapes)
         num_classes = switches.pop("num_classes", 0)
@@ -62,46 +68,48 @@ def recognize(state: StateDict, fmt: str = "auto", asked: Mapping[str, Any] | No
             config, origin = _read_record(state, switches)
         else:
             model = ModelConfig(**switches)
-            facts = SOURCES[source].read_facts(state, model, asked or {}) if num_classes else {}
-            config, origin = _apply(facts, model)
+            facts = SOURCES[source].read_facts(state, model, overrides or {}) if num_classes else {}
+            config, origin = _apply_facts(facts, model)
         return Network(source, validate(config), num_classes, origin)
     except CheckpointError as error:
         raise CheckpointError(f"`{state.source}` {error}") from None
-    # What a file says of itself may be anything.
+    # The metadata in a file can be anything, so it can cause many kinds of errors.
     except (ConfigError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
         raise CheckpointError(
-            f"`{state.source}` describes itself in a way that is not understood ({one_line(error)}): save its state dict alone"
+            f"`{state.source}` contains metadata that cannot be read ({one_line(error)}). Save only the state dict to a file."
         ) from None
 
 
 def _recognize_backbone(shapes: Shapes) -> dict[str, Any]:
-    shapes = {without_prefix(name): shape for name, shape in shapes.items()}
-    refusal = None
+    shapes = {strip_backbone_prefix(name): shape for name, shape in shapes.items()}
+    first_error = None
     for recognize_kind in dict.fromkeys(backbone.recognize for backbone in BACKBONES.values()):
         try:
             if (switches := recognize_kind(shapes)) is not None:
                 return switches
-        except CheckpointError as error:  # another kind may know it
-            refusal = refusal or error
-    if refusal:
-        raise refusal
-    some, known = ", ".join(sorted(shapes)[:3]), ", ".join(BACKBONES)
-    raise CheckpointError(f"is no DeepLabV3 and no backbone of one (it has {some}, ...): give weights of {known}")
+        except CheckpointError as error:  # the tensors may still fit a backbone of a different kind
+            first_error = first_error or error
+    if first_error:
+        raise first_error
+    examples, supported = ", ".join(sorted(shapes)[:3]), ", ".join(BACKBONES)
+    raise CheckpointError(
+        f"is not a DeepLabV3 network or a supported backbone (its tensors are {examples}, ...). Use weights of {supported}."
+    )
 
 
 def _read_record(state: StateDict, switches: dict[str, Any]) -> tuple[Config, dict[str, str]]:
-    """Return the config that an export of ours wrote beside the tensors."""
+    """Return the config that our own export stored in the file, and the origin of its fields."""
     config = from_dict(state.meta[RECORD])
-    shown = {name: value for name, value in switches.items() if name in FROM_TENSORS}
-    config.model = dataclasses.replace(config.model, **shown, pretrained="")
+    from_tensors = {name: value for name, value in switches.items() if name in FROM_TENSORS}
+    config.model = dataclasses.replace(config.model, **from_tensors, pretrained="")
     fields = [f"model.{field.name}" for field in dataclasses.fields(ModelConfig) if field.name not in FROM_TENSORS]
-    return config, dict.fromkeys([*fields, "labels"], "the record in the file")
+    return config, dict.fromkeys([*fields, "labels"], "the config stored in the file")
 
 
-def _apply(facts: Facts, model: ModelConfig) -> tuple[Config, dict[str, str]]:
-    """Return the config that has the facts' values, and where each is from."""
+def _apply_facts(facts: Facts, model: ModelConfig) -> tuple[Config, dict[str, str]]:
+    """Return a config with the given network and facts, and the origin of each fact."""
     config = Config(model=model)
     for field, (value, _) in facts.items():
         section, _, name = field.rpartition(".")
         setattr(getattr(config, section) if section else config, name, value)
-    return config, {field: where for field, (_, where) in facts.items()}
+    return config, {field: origin for field, (_, origin) in facts.items()}

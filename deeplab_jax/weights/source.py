@@ -1,4 +1,4 @@
-"""What the package asks of a source of weights, such as torchvision: whose tensor names a file can have."""
+"""The interface of a source of weights, which is a library such as torchvision with its own tensor names."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
@@ -9,29 +9,32 @@ from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models.stages import Shapes
 from deeplab_jax.weights.state_dicts import StateDict
 
-USUAL = "not in the tensors: the reference's usual"
+ASSUMED = "assumed: the reference's default, because tensors do not show it"
 
-# Field of a config, or "labels", to its value and where that comes from.
+# Dotted config field, or "labels" -> (value, description of where the value comes from).
 Facts = dict[str, tuple[Any, str]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A project whose weights can be imported, and exported to if `required` is set.
+    """A library whose weights can be imported. If `required` is set, weights can also be exported to it.
 
     Attributes:
-      has_names: whether tensors are named as this source names them; their names come without the backbone's prefix.
-      head_names: from a config to the source's name of each layer outside the backbone, by our layer's path.
-      read_head: from the shapes of all tensors to the fields of `ModelConfig` that the head's tensors show, and
-        "num_classes"; {} for a backbone alone.
-      read_facts: from the file, the network that its tensors show and the fields of `ModelConfig` that the user gave, to the
-        fields that the file describes, and the usual values of others. Errors go on after the file's name.
-      required: from a config to the fields of `ModelConfig` that the source's networks fix, and the values that they have
-        there; None where nothing can be exported.
-      describe: how the source builds the network that loads an export, as code or fields.
-      backbone_prefix: of the backbone's tensors within a network.
-      is_backbone_alone: whether its files hold no segmentation network; every source names such a backbone in one way.
-      is_pool_first: whether the ASPP's image-pooling branch comes first in the concatenation; ours comes last.
+      has_names: (tensor names without the backbone prefix) -> whether the file belongs to this source.
+      head_names: (config) -> the source's name of each layer outside the backbone, by the path of our layer.
+      read_head: (shapes of all tensors) -> the `ModelConfig` fields that follow from the tensors of the heads, and
+        "num_classes". The result is {} for a file that contains only a backbone.
+      read_facts: (state dict, config with the fields that follow from the tensors, `ModelConfig` fields that the user set)
+        -> the settings that the file describes, and this source's defaults for others. The caller puts the name of the file
+        in front of its error messages.
+      required: (config) -> the `ModelConfig` fields that are fixed in this source's networks, with their supported values. None
+        if weights cannot be exported to this source.
+      describe: (config) -> code or fields with which the source builds the network of an exported file.
+      backbone_prefix: The prefix of the backbone's tensors in a segmentation network.
+      is_backbone_only: Whether the files of this source contain only a backbone. Such a file is accepted for every requested
+        source, because all sources use the same names in it.
+      is_pool_first: Whether the image-pooling branch comes first when the ASPP branches are concatenated. In our networks, it
+        comes last.
     """
 
     has_names: Callable[[Collection[str]], bool]
@@ -41,28 +44,29 @@ class Source:
     required: Callable[[ModelConfig], Mapping[str, tuple[Any, ...]]] | None = None
     describe: Callable[[Config], str] | None = None
     backbone_prefix: str = "backbone."
-    is_backbone_alone: bool = False
+    is_backbone_only: bool = False
     is_pool_first: bool = False
 
 
 def conv_bn(ours: str, conv: str, bn: str) -> dict[str, str]:
-    """Return the names of the two layers of a `ConvBNReLU`."""
+    """Return the source's names of the two layers of our `ConvBNReLU` at the path `ours`."""
     return {f"{ours}/conv": conv, f"{ours}/bn": bn}
 
 
 def output_channels(shapes: Shapes, name: str) -> int:
-    """Return the output channels of a convolution.
+    """Return the number of output channels of a convolution.
 
     Raises:
-      CheckpointError: it is missing, or no convolution; the message goes on after the file's name.
+      CheckpointError: The tensor is missing or does not belong to a convolution. The caller puts the name of the file in front
+        of the message.
     """
     shape = shapes.get(name, ())
     if len(shape) != 4:
         fault = f"has the shape {shape}" if name in shapes else "is missing"
-        raise CheckpointError(f"is no DeepLabV3 and no backbone of one: {name} {fault}")
+        raise CheckpointError(f"is not a DeepLabV3 network or a supported backbone ({name} {fault}). Use different weights.")
     return shape[0]
 
 
 def has_imagenet_normalization(model: ModelConfig) -> bool:
-    """Return whether images are normalised as the references' recipes do."""
+    """Return whether images are normalised with the mean and standard deviation of ImageNet, as in the reference recipes."""
     return (tuple(model.mean), tuple(model.std)) == (IMAGENET_MEAN, IMAGENET_STD)

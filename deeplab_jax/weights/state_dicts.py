@@ -1,5 +1,7 @@
-"""State dicts on disk: safetensors, and PyTorch's pickles without running code that they hold. No names are interpreted
-beyond the wrappers that training scripts put around a state dict.
+"""Read and write state dicts in safetensors files and PyTorch pickles.
+
+Code in a pickle is never run. The wrappers that training scripts put around a state dict are removed. Apart from that, tensor
+names are not interpreted.
 """
 
 import argparse
@@ -13,32 +15,32 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import ml_dtypes  # it teaches NumPy bfloat16, which both formats have
+import ml_dtypes  # adds bfloat16, which both formats can contain, to NumPy
 import numpy as np
 from etils import epath
 from safetensors import safe_open
 from safetensors.numpy import save
 
 from deeplab_jax.errors import CheckpointError, one_line
-from deeplab_jax.files import replacing
+from deeplab_jax.files import write_atomically
 
 PICKLES = (".pth", ".pt", ".bin")
-RECORD = "deeplab_jax"  # key of our own entry in a safetensors header
+RECORD = "deeplab_jax"  # the key of our own entry in a safetensors header
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state")
 _EMA_WRAPPERS = ("state_dict_ema", "model_ema")
-EXCHANGED = "it is the moving average of the weights, as mmengine saves it"
+SWAPPED = "mmengine saved the moving average in place of the weights, so the moving average is used"
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
 @dataclasses.dataclass(frozen=True)
 class StateDict:
-    """What a weights file holds.
+    """The content of a weights file.
 
     Attributes:
-      source: where it comes from, for messages.
-      tensors: float32 by name, wrappers taken off.
-      meta: what the file says about itself: mmsegmentation's "meta", or our own record under `RECORD`.
-      notes: what was done to it on the way, for people.
+      source: The path or name of the file, for messages.
+      tensors: The tensors by name, as float32 and without wrappers.
+      meta: The metadata in the file: mmsegmentation's "meta", or our own record under the key `RECORD`.
+      notes: Messages for the user about conversions of the tensors.
     """
 
     source: str
@@ -48,19 +50,19 @@ class StateDict:
 
 
 def read(path: str, source: str = "", *, ema: bool = False) -> StateDict:
-    """The state dict of a `.safetensors`, `.pth`, `.pt` or `.bin` file; the last three need PyTorch.
+    """Read the state dict in a `.safetensors`, `.pth`, `.pt` or `.bin` file. All but the first need PyTorch.
 
     Args:
-      path: the file.
-      source: what messages call it; the path by default.
-      ema: take the exponential moving average of the weights that training scripts keep beside them.
+      path: The path of the file.
+      source: The name of the file in messages. The default is its path.
+      ema: Whether to read the exponential moving average that some training scripts store in addition to the weights.
 
     Raises:
-      CheckpointError: the file is missing, damaged, of another kind, holds code, or has no such copy.
+      CheckpointError: The file is missing or damaged, has a different format, contains code, or has no moving average.
     """
     source, suffix = source or path, epath.Path(path).suffix
     if not epath.Path(path).is_file():
-        raise CheckpointError(f"`{source}` is no file: give one of weights, or hf:OWNER/NAME")
+        raise CheckpointError(f"`{source}` is not a file. Use a weights file, or hf:OWNER/NAME.")
     plain: Mapping[str, Any]
     average: Mapping[str, Any] | None = None
     meta: dict[str, Any] = {}
@@ -70,115 +72,125 @@ def read(path: str, source: str = "", *, ema: bool = False) -> StateDict:
     elif suffix in PICKLES:
         plain, average, meta, notes = _unwrap(_read_pickle(path, source), source)
     else:
-        raise CheckpointError(f"`{source}` has the suffix {suffix!r}: give a .safetensors, {', '.join(PICKLES)} file")
-    content, without = _without_prefixes(average if ema and average is not None else plain)
+        raise CheckpointError(f"`{source}` has the suffix {suffix!r}. Use a .safetensors, .pth, .pt or .bin file.")
+    content, prefix_notes = _strip_prefixes(average if ema and average is not None else plain)
     content, inner = _split_average(content)
     if average is not None or inner:
-        taken = "the moving average of the weights was taken"
-        notes = (*notes, taken if ema else "the file also holds a moving average of the weights: --ema takes it")
-    elif ema and EXCHANGED not in notes:
-        raise CheckpointError(f"`{source}` holds no moving average of its weights: leave --ema out")
-    tensors, converted = _to_float32(_arrays(content | inner if ema else content, source), source)
+        used = "the moving average of the weights is used"
+        notes = (*notes, used if ema else "the file also contains a moving average of the weights, which --ema selects")
+    elif ema and SWAPPED not in notes:
+        raise CheckpointError(f"`{source}` does not contain a moving average of its weights. Leave out --ema.")
+    tensors, dtype_notes = _to_float32(_to_arrays(content | inner if ema else content, source), source)
     if not tensors:
-        raise CheckpointError(f"`{source}` holds no tensors: give a state dict")
-    return StateDict(source, tensors, meta, (*without, *notes, *converted))
+        raise CheckpointError(f"`{source}` does not contain tensors. Use a file with a state dict.")
+    return StateDict(source, tensors, meta, (*prefix_notes, *notes, *dtype_notes))
 
 
 def write(path: str, tensors: Mapping[str, np.ndarray], record: dict[str, Any]) -> None:
-    """Writes a state dict, beside and renamed: `.safetensors` with `record` in its header, or a bare `.pth` or `.pt`.
+    """Write a state dict to a `.safetensors`, `.pth` or `.pt` file.
+
+    The file is written under a temporary name and then renamed, so it is never incomplete.
+
+    Args:
+      path: The path of the file.
+      tensors: The tensors by name.
+      record: JSON values that are stored in the header of a `.safetensors` file. Other files contain only the tensors.
 
     Raises:
-      CheckpointError: the suffix is another, or PyTorch is missing.
-      ConfigError: the file cannot be written.
+      CheckpointError: The suffix is not supported, or PyTorch is not installed.
+      ConfigError: The file cannot be written.
     """
     target = epath.Path(path)
     if target.suffix == ".safetensors":
         content = save(dict(tensors), {"format": "pt", RECORD: json.dumps(record)})
-        with replacing(target) as file:
+        with write_atomically(target) as file:
             file.write(content)
     elif target.suffix in (".pth", ".pt"):
-        torch = _torch(path)
+        torch = _import_torch(path)
         state = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
-        with replacing(target) as file:
+        with write_atomically(target) as file:
             torch.save(state, file)
     else:
-        raise CheckpointError(f"`out` (={path!r}) has the suffix {target.suffix!r}: use .safetensors, .pth or .pt")
+        raise CheckpointError(f"`--out` (={path!r}) has the suffix {target.suffix!r}. Use .safetensors, .pth or .pt.")
 
 
 def _read_safetensors(path: str, source: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  `file` is not a dict
         record = {RECORD: json.loads(header[RECORD])} if RECORD in header else {}
-    # Besides its own error, those of NumPy for dtypes that it does not know.
+    # Besides safetensors' own error, NumPy raises various errors for unsupported dtypes.
     except Exception as error:
         raise CheckpointError(
-            f"`{source}` cannot be read ({one_line(error)}): it is cut short, damaged or no safetensors file"
+            f"`{source}` cannot be read ({one_line(error)}). It is truncated, damaged or not a safetensors file. "
+            "Download or save it again."
         ) from None
     return tensors, record
 
 
 def _read_pickle(path: str, source: str) -> Any:
-    torch = _torch(source)
+    torch = _import_torch(source)
     try:
-        # A Namespace holds values alone: torchvision's training script saves its arguments in one.
+        # torchvision's training script saves its arguments in a Namespace. This class is safe, because it only contains values.
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            warnings.simplefilter("ignore")  # of old pickle protocols
+            warnings.simplefilter("ignore")  # about old pickle protocols
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # PyTorch's message fills a page; the global that it stopped at is what the user can mend.
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it holds {found[1]}" if found else "it is damaged, or holds more than tensors and plain values"
+        # PyTorch's message is very long. The user only needs the name of the class or function that PyTorch did not load.
+        match = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it contains {match[1]}" if match else "it is damaged, or contains more than tensors and plain values"
         raise CheckpointError(
-            f"`{source}` is not read, since reading could run code ({reason}): give a file of "
-            "torch.save(model.state_dict(), FILE)"
+            f"`{source}` was not read, because that could run code ({reason}). Use a file that was saved with "
+            "torch.save(model.state_dict(), FILE)."
         ) from None
-    # What torch.load raises of damaged files follows from where they are cut.
+    # The type of torch.load's error for a damaged file depends on where the file is truncated.
     except Exception as error:
-        raise CheckpointError(f"`{source}` cannot be read ({one_line(error)}): it is damaged or cut short") from None
+        raise CheckpointError(
+            f"`{source}` cannot be read ({one_line(error)}). It is damaged or truncated. Download or save it again."
+        ) from None
 
 
-def _torch(source: str) -> Any:
+def _import_torch(source: str) -> Any:
     try:
         return importlib.import_module("torch")
     except ImportError:
         raise CheckpointError(
-            f"`{source}` is a PyTorch file, which needs PyTorch: pip install torch, or use .safetensors"
+            f"`{source}` is a PyTorch file, which needs PyTorch. Run `pip install torch`, or use a .safetensors file."
         ) from None
 
 
-def _unwrap(whole: Any, source: str) -> tuple[Mapping[str, Any], Mapping[str, Any] | None, dict[str, Any], tuple[str, ...]]:
-    """A training script's checkpoint: the weights, their moving average if it has one, its "meta", and a note."""
-    if not isinstance(whole, Mapping):
-        raise CheckpointError(f"`{source}` holds a {type(whole).__name__}: give a state dict")
+def _unwrap(content: Any, source: str) -> tuple[Mapping[str, Any], Mapping[str, Any] | None, dict[str, Any], tuple[str, ...]]:
+    """Return the weights, their moving average (or None), the "meta" entry and notes from a training script's checkpoint."""
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"`{source}` contains a {type(content).__name__}. Use a file with a state dict.")
 
-    def first(keys: tuple[str, ...]) -> Mapping[str, Any] | None:
-        return next((whole[key] for key in keys if isinstance(whole.get(key), Mapping)), None)
+    def find_mapping(keys: tuple[str, ...]) -> Mapping[str, Any] | None:
+        return next((content[key] for key in keys if isinstance(content.get(key), Mapping)), None)
 
-    key = next((key for key in _WRAPPERS if isinstance(whole.get(key), Mapping)), "")
-    plain, meta = first((key,)), first(("meta",))
-    # mmengine exchanges the two before it saves, so that what is loaded is the average.
-    exchanged = plain is not None and first(("ema_state_dict",)) is not None
-    notes = (*([f"the state dict is the file's {key!r}"] if key else []), *([EXCHANGED] if exchanged else []))
-    return whole if plain is None else plain, first(_EMA_WRAPPERS), dict(meta or {}), notes
+    key = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), "")
+    plain, meta = find_mapping((key,)), find_mapping(("meta",))
+    # mmengine swaps the weights and their average before it saves, so that the average is loaded by default.
+    is_swapped = plain is not None and find_mapping(("ema_state_dict",)) is not None
+    notes = (*([f"the weights are the entry {key!r} of the file"] if key else []), *([SWAPPED] if is_swapped else []))
+    return content if plain is None else plain, find_mapping(_EMA_WRAPPERS), dict(meta or {}), notes
 
 
-def _without_prefixes(content: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Names as the network has them: DataParallel, torch.compile and Lightning put a prefix before every one."""
+def _strip_prefixes(content: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Remove the prefixes that DataParallel, torch.compile and Lightning add to every name. Also return notes about them."""
     notes: tuple[str, ...] = ()
-    # The counters of averaged models have no prefix.
+    # The counters of averaged models have no prefix, so they are left out first.
     content = {str(name): value for name, value in content.items() if name not in ("n_averaged", "steps")}
     while prefix := next((p for p in _PREFIXES if content and all(name.startswith(p) for name in content)), ""):
         content = {name.removeprefix(prefix): value for name, value in content.items()}
-        notes += (f"the prefix {prefix!r} was taken off every name",)
+        notes += (f"the prefix {prefix!r} was removed from every name",)
     return content, notes
 
 
 def _split_average(content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The weights, and by the same names the moving average that mmcv's hook keeps of `a.b` as `ema_a_b` among them.
+    """Separate the weights from the moving average that mmcv's hook stores next to them, and return both by the same names.
 
-    The running statistics have no average.
+    The hook stores the average of `a.b` as `ema_a_b`. It does not average the running statistics.
     """
     averages = {name: value for name, value in content.items() if name.startswith("ema_")}
     plain = {name: value for name, value in content.items() if name not in averages}
@@ -187,29 +199,29 @@ def _split_average(content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, A
 
 
 def _to_float32(tensors: dict[str, np.ndarray], source: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    imaginary = next((name for name, value in tensors.items() if value.dtype.kind == "c"), None)
-    if imaginary:
-        raise CheckpointError(f"`{source}` holds complex numbers in {imaginary}: give real weights")
-    others = collections.Counter(str(v.dtype) for v in tensors.values() if v.dtype != np.float32 and v.ndim)
-    notes = tuple(f"{count} tensors were converted from {dtype} to float32" for dtype, count in sorted(others.items()))
+    complex_name = next((name for name, value in tensors.items() if value.dtype.kind == "c"), None)
+    if complex_name:
+        raise CheckpointError(f"`{source}` contains complex numbers in {complex_name}. Use real weights.")
+    counts = collections.Counter(str(v.dtype) for v in tensors.values() if v.dtype != np.float32 and v.ndim)
+    notes = tuple(f"tensors converted from {dtype} to float32: {count}" for dtype, count in sorted(counts.items()))
     return {name: value.astype(np.float32, copy=False) for name, value in tensors.items()}, notes
 
 
-def _arrays(content: Mapping[str, Any], source: str) -> dict[str, np.ndarray]:
-    """The tensors among the values, as arrays."""
+def _to_arrays(content: Mapping[str, Any], source: str) -> dict[str, np.ndarray]:
+    """Return the tensors among the values as NumPy arrays."""
     arrays = {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
     for name, value in content.items():
         if hasattr(value, "detach"):
             try:
-                arrays[name] = _array(value.detach().cpu())
+                arrays[name] = _to_array(value.detach().cpu())
             except (TypeError, RuntimeError, ValueError) as error:
                 raise CheckpointError(
-                    f"`{source}` holds no plain tensor in {name} ({one_line(error)}): give dense ones"
+                    f"`{source}` contains an unsupported kind of tensor in {name} ({one_line(error)}). Use dense tensors."
                 ) from None
     return arrays
 
 
-def _array(tensor: Any) -> np.ndarray:
-    # NumPy has no bfloat16 of its own; every other dtype is kept, so that it can be told.
+def _to_array(tensor: Any) -> np.ndarray:
+    # PyTorch cannot convert bfloat16 tensors to NumPy. Every dtype is kept for now, so that a note can report it.
     is_bfloat16 = str(tensor.dtype) == "torch.bfloat16"
     return tensor.float().numpy().astype(ml_dtypes.bfloat16) if is_bfloat16 else tensor.numpy()

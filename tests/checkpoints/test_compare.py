@@ -1,11 +1,11 @@
-"""Which configs a checkpoint goes together with; that a run's files are read for it is test_checkpoint's."""
+"""Test which configs a checkpoint can be used with. test_store.py tests that a run's files are read for this."""
 
 import dataclasses
 
 import pytest
 from conftest import tiny_resnet18
 
-from deeplab_jax.checkpoints.compare import compare
+from deeplab_jax.checkpoints.compare import compare_configs
 from deeplab_jax.config import Config, ModelConfig, to_dict
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models import canonical
@@ -14,18 +14,18 @@ from deeplab_jax.models.backbones.resnet import DEPTHS
 from deeplab_jax.models.stages import stage_dilations
 
 BLOCKS = {name: blocks for name, (blocks, _) in DEPTHS.items()} | {"mobilenetv3_large": [len(stage) for stage in STAGES]}
-# One network a row, in two spellings.
+# Each row spells the same network in two ways.
 EQUAL = [
     ({"low_level_width": 48}, {"low_level_width": 32}),
     ({"multi_grid": (0.5, 1.0)}, {"multi_grid": (0.5, 1.0, 1.0)}),
     ({"multi_grid": (0.5, 1)}, {"multi_grid": [0.5, 1.0, 1.0, 1.0]}),
     ({"multi_grid": (1.0,)}, {"multi_grid": (1.0, 1.0, 1.0)}),
-    ({"multi_grid": (1.0, 2.0)}, {"multi_grid": (1.0, 2.0, 4.0)}),  # ResNet-18's last stage has two blocks
+    ({"multi_grid": (1.0, 2.0)}, {"multi_grid": (1.0, 2.0, 4.0)}),  # the last stage of ResNet-18 has two blocks
     ({"backbone": "resnet50", "multi_grid": (1.0, 2.0, 4.0)}, {"backbone": "resnet50", "multi_grid": (1.0, 2.0, 4.0, 8.0)}),
     ({"backbone": "resnet50", "dilate_conv2": True}, {"backbone": "resnet50", "dilate_conv2": False}),
     ({"aux_dropout": 0.1}, {"aux_dropout": 0.3}),
 ]
-OTHER = [
+DIFFERENT = [
     ("low_level_width", {"decoder_width": 8}, {"decoder_width": 8, "low_level_width": 32}),
     ("multi_grid", {"multi_grid": (0.5, 1.0)}, {"multi_grid": (0.5, 2.0)}),
     ("multi_grid", {"backbone": "resnet50", "multi_grid": (1, 2, 2)}, {"backbone": "resnet50", "multi_grid": (1, 2, 4)}),
@@ -35,18 +35,18 @@ OTHER = [
 
 
 @pytest.mark.parametrize(("then", "now"), EQUAL)
-def test_the_same_network_in_other_words_is_the_same(then, now):
-    assert compare(Config(model=tiny_resnet18(**then)), Config(model=tiny_resnet18(**now)), "a run") == []
+def test_two_spellings_of_the_same_network_are_equal(then, now):
+    assert compare_configs(Config(model=tiny_resnet18(**then)), Config(model=tiny_resnet18(**now)), "a run") == []
     assert canonical(tiny_resnet18(**then)) == canonical(tiny_resnet18(**now))
 
 
-@pytest.mark.parametrize(("field", "then", "now"), OTHER)
-def test_another_network_is_named_as_it_was_asked_for(field, then, now):
+@pytest.mark.parametrize(("field", "then", "now"), DIFFERENT)
+def test_a_different_network_is_reported_in_the_spelling_of_the_config(field, then, now):
     then, now = Config(model=tiny_resnet18(**then)), Config(model=tiny_resnet18(**now))
-    asked, was = to_dict(now)["model"][field], to_dict(then)["model"][field]
+    requested, stored = to_dict(now)["model"][field], to_dict(then)["model"][field]
     with pytest.raises(CheckpointError) as error:
-        compare(then, now, "a run")
-    assert f"`model.{field}` (={asked!r}) is {was!r} in a run: set it back" in str(error.value)
+        compare_configs(then, now, "a run")
+    assert f"`model.{field}` (={requested!r}) is {stored!r} in a run. Change it back" in str(error.value)
 
 
 @pytest.mark.parametrize("backbone", BLOCKS)
@@ -55,10 +55,10 @@ def test_another_network_is_named_as_it_was_asked_for(field, then, now):
 )
 def test_the_canonical_spelling_has_the_same_rates_at_every_stride(backbone, multi_grid):
     model = ModelConfig(backbone=backbone, multi_grid=multi_grid)
-    short = canonical(model)
-    assert canonical(short) == short
+    canonical_model = canonical(model)
+    assert canonical(canonical_model) == canonical_model
     for stride in (8, 16, 32):
-        spelled, meant = (dataclasses.replace(each, output_stride=stride) for each in (model, short))
+        spelled, meant = (dataclasses.replace(each, output_stride=stride) for each in (model, canonical_model))
         assert stage_dilations(BLOCKS[backbone], spelled) == stage_dilations(BLOCKS[backbone], meant)
 
 
@@ -69,7 +69,7 @@ def test_only_basic_blocks_have_a_second_convolution_to_dilate(backbone):
     assert canonical(undilated).dilate_conv2 == is_bottleneck
 
 
-def test_what_differs_beside_the_network_is_told():
+def test_other_differences_are_returned():
     config = Config(model=tiny_resnet18(low_level_width=32, output_stride=8), seed=3)
     stored = dataclasses.replace(config, model=tiny_resnet18(), seed=0)
-    assert compare(stored, config, "a run") == ["seed: 0 -> 3", "model.output_stride: 16 -> 8"]
+    assert compare_configs(stored, config, "a run") == ["seed: 0 -> 3", "model.output_stride: 16 -> 8"]

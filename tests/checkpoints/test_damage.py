@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, incomplete or without checksums: what a run does about them, and what their readers do."""
+"""Test how runs and readers handle checkpoints that are damaged, incomplete or without checksums."""
 
 import json
 import os
@@ -20,15 +20,15 @@ from deeplab_jax.api import load
 from deeplab_jax.checkpoints.folders import CHECKSUMS, find_changed_files
 from deeplab_jax.checkpoints.store import Checkpoints, resolve, restore_model, restore_variables, save_model, stored_config
 from deeplab_jax.errors import CheckpointError, ConfigError
-from deeplab_jax.train.begin import require_expected
+from deeplab_jax.train.begin import check_restored_state
 from deeplab_jax.train.state import TrainState, from_trees, state_digest, to_trees
 from deeplab_jax.weights.transfer import pretrained_variables
 
-CONFIG = tiny_config(model=tiny_resnet18())  # that of version_0_1.zip
+CONFIG = tiny_config(model=tiny_resnet18())  # the config in version_0_1.zip
 
 
-def state_at(step):
-    """A state of that step with arrays of its own."""
+def make_state(step):
+    """Return a state of that step. Its arrays differ from the arrays of other steps."""
     params = {"classifier": {"kernel": jnp.arange(1000.0) + step}}
     return TrainState(
         step=jnp.asarray(step, jnp.int32),
@@ -39,40 +39,40 @@ def state_at(step):
     )
 
 
-DIGESTS = {step: state_digest(state_at(step)) for step in range(10)}
-ABSTRACT = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), to_trees(state_at(0)))
+DIGESTS = {step: state_digest(make_state(step)) for step in range(10)}
+ABSTRACT = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), to_trees(make_state(0)))
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+def saved_run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("saved")
     with Checkpoints(str(workdir), CONFIG) as checkpoints:
         for step, miou in ((5, 0.9), (6, 0.1), (7, 0.2)):
-            checkpoints.save(to_trees(state_at(step)), step, {"miou": miou})
+            checkpoints.save(to_trees(make_state(step)), step, {"miou": miou})
     return workdir
 
 
 @pytest.fixture
-def run(saved, tmp_path):
-    """A run with the steps 5 (its best), 6 and 7, with checksums."""
-    shutil.copytree(saved, tmp_path / "run")
+def run(saved_run, tmp_path):
+    """Return a run with the steps 5 (the best), 6 and 7, with checksums."""
+    shutil.copytree(saved_run, tmp_path / "run")
     return tmp_path / "run"
 
 
-def steps(run, folder="checkpoints"):
+def list_steps(run, folder="checkpoints"):
     return sorted(path.name for path in (run / folder).iterdir()) if (run / folder).exists() else []
 
 
 def restore(checkpoints, warn, expected=DIGESTS.get, abstract=ABSTRACT):
-    """The state that the run resumes from."""
-    step, trees = checkpoints.restore(abstract, lambda step, trees: require_expected(trees, step, expected(step)), warn)
+    """Return the state that the run resumes from."""
+    step, trees = checkpoints.restore(abstract, lambda step, trees: check_restored_state(trees, step, expected(step)), warn)
     state = from_trees(trees)
     assert int(state.step) == step == checkpoints.latest_step()
     return state
 
 
 def resume(run, expected=DIGESTS.get, config=CONFIG):
-    """The step that the run resumes from, and the warnings; the state must be that step's."""
+    """Return the step that the run resumes from, and the warnings. Check that the state is the saved one."""
     warnings = []
     with Checkpoints(str(run), config) as checkpoints:
         state = restore(checkpoints, warnings.append, expected)
@@ -80,12 +80,12 @@ def resume(run, expected=DIGESTS.get, config=CONFIG):
     return int(state.step), warnings
 
 
-def array_file(step):
-    """The file with the values of the model's arrays."""
+def find_array_file(step):
+    """Return the file that holds the values of the model's arrays."""
     return max((step / "model").rglob("d/*"), key=lambda path: path.stat().st_size)
 
 
-def flip(path, position=0.5):
+def flip_bit(path, position=0.5):
     content = bytearray(path.read_bytes())
     content[int((len(content) - 1) * position)] ^= 1
     path.write_bytes(content)
@@ -95,12 +95,12 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def empty(step):
+def make_empty(step):
     shutil.rmtree(step)
     step.mkdir()
 
 
-def replace_by_6(step):
+def replace_with_step_6(step):
     shutil.rmtree(step)
     shutil.copytree(step.parent / "6", step)
 
@@ -109,52 +109,53 @@ def remove_checksums(step):
     (step / CHECKSUMS).unlink(missing_ok=True)
 
 
-# What is done to step 7, and what is said of it.
+MODEL_CHANGED = f"1 of its files do not match {CHECKSUMS}, for example model/"
+# How step 7 is damaged, and a part of the warning about it.
 WITH_CHECKSUMS = {
-    "an empty folder": (empty, "its config is missing"),
-    "a flipped bit": (lambda step: flip(array_file(step)), f"1 of its files do not match {CHECKSUMS}, as model/"),
-    "arrays cut short": (lambda step: truncate(array_file(step)), f"1 of its files do not match {CHECKSUMS}, as model/"),
-    "no metadata": (lambda step: (step / "_CHECKPOINT_METADATA").unlink(), "as _CHECKPOINT_METADATA"),
-    "no commit marker": (lambda step: (step / "commit_success.txt").unlink(), "as commit_success.txt"),
-    "metadata cut short": (lambda step: truncate(step / "_CHECKPOINT_METADATA"), "as _CHECKPOINT_METADATA"),
-    "metrics cut short": (lambda step: truncate(step / "metrics" / "metrics"), "as metrics/metrics"),
-    "no training": (lambda step: shutil.rmtree(step / "training"), "as training/"),
-    "sums cut short": (lambda step: truncate(step / CHECKSUMS), f"as {CHECKSUMS}"),
+    "an empty folder": (make_empty, "its config is missing"),
+    "a flipped bit": (lambda step: flip_bit(find_array_file(step)), MODEL_CHANGED),
+    "truncated arrays": (lambda step: truncate(find_array_file(step)), MODEL_CHANGED),
+    "no metadata": (lambda step: (step / "_CHECKPOINT_METADATA").unlink(), "for example _CHECKPOINT_METADATA"),
+    "no commit marker": (lambda step: (step / "commit_success.txt").unlink(), "for example commit_success.txt"),
+    "truncated metadata": (lambda step: truncate(step / "_CHECKPOINT_METADATA"), "for example _CHECKPOINT_METADATA"),
+    "truncated metrics": (lambda step: truncate(step / "metrics" / "metrics"), "for example metrics/metrics"),
+    "no training": (lambda step: shutil.rmtree(step / "training"), "for example training/"),
+    "truncated checksums": (lambda step: truncate(step / CHECKSUMS), f"for example {CHECKSUMS}"),
 }
-# What orbax, or the digest, notices without sums.
+# Damage that orbax or the digest of the state detects without checksums.
 WITHOUT_CHECKSUMS = {
-    "a flipped bit": (lambda step: flip(array_file(step)), "another digest"),
+    "a flipped bit": (lambda step: flip_bit(find_array_file(step)), "does not match the receipt"),
     "no metadata": (lambda step: (step / "_CHECKPOINT_METADATA").unlink(), "its config is missing"),
-    "metadata cut short": (lambda step: truncate(step / "_CHECKPOINT_METADATA"), "its config is missing"),
-    "metadata that are a list": (lambda step: (step / "_CHECKPOINT_METADATA").write_text("[]"), "its config is missing"),
-    "metrics cut short": (lambda step: truncate(step / "metrics" / "metrics"), "line 1 column"),
-    "a part's metadata cut short": (lambda step: truncate(step / "training" / "_METADATA"), "line 1 column"),
-    "another step's files": (replace_by_6, "it holds the state after step 6"),
+    "truncated metadata": (lambda step: truncate(step / "_CHECKPOINT_METADATA"), "its config is missing"),
+    "metadata with a list": (lambda step: (step / "_CHECKPOINT_METADATA").write_text("[]"), "its config is missing"),
+    "truncated metrics": (lambda step: truncate(step / "metrics" / "metrics"), "line 1 column"),
+    "truncated metadata of a tree": (lambda step: truncate(step / "training" / "_METADATA"), "line 1 column"),
+    "the files of a different step": (replace_with_step_6, "it holds the state of step 6"),
 }
 
 
-def check_set_aside(run, reason):
-    """Resumes from 6 although 7 is there, and saves 7 again."""
+def check_step_7_is_moved_away(run, reason):
+    """Check that the run resumes from step 6, moves step 7 away, and can save step 7 again."""
     warnings = []
     with Checkpoints(str(run), CONFIG) as checkpoints:
         state = restore(checkpoints, warnings.append)
         assert state_digest(state) == DIGESTS[6]
-        checkpoints.save(to_trees(state_at(7)), 7, None)
+        checkpoints.save(to_trees(make_state(7)), 7, None)
     (warning,) = warnings
-    assert warning.startswith(f"{run / 'checkpoints' / '7'} is left out, since it is damaged: ")
+    assert warning.startswith(f"skipping the damaged checkpoint {run / 'checkpoints' / '7'}: ")
     assert reason in warning
     assert len(warning.splitlines()) == 1
-    assert steps(run, "damaged") == ["7"]
-    assert steps(run) == ["5", "6", "7"]
+    assert list_steps(run, "damaged") == ["7"]
+    assert list_steps(run) == ["5", "6", "7"]
     assert find_changed_files(run / "checkpoints" / "7") == []
     assert resume(run) == (7, [])
 
 
 @pytest.mark.parametrize("name", WITH_CHECKSUMS)
-def test_a_damaged_step_is_set_aside_and_can_be_saved_again(run, name):
+def test_a_damaged_step_is_moved_away_and_can_be_saved_again(run, name):
     damage, reason = WITH_CHECKSUMS[name]
     damage(run / "checkpoints" / "7")
-    check_set_aside(run, reason)
+    check_step_7_is_moved_away(run, reason)
 
 
 @pytest.mark.parametrize("name", WITHOUT_CHECKSUMS)
@@ -162,11 +163,11 @@ def test_damage_is_found_without_checksums(run, name):
     damage, reason = WITHOUT_CHECKSUMS[name]
     damage(run / "checkpoints" / "7")
     remove_checksums(run / "checkpoints" / "7")
-    check_set_aside(run, reason)
+    check_step_7_is_moved_away(run, reason)
 
 
-def test_without_sums_and_digest_a_flipped_bit_goes_unnoticed(run):
-    flip(array_file(run / "checkpoints" / "7"))
+def test_a_flipped_bit_is_not_detected_without_checksums_and_digest(run):
+    flip_bit(find_array_file(run / "checkpoints" / "7"))
     remove_checksums(run / "checkpoints" / "7")
     with Checkpoints(str(run), CONFIG) as checkpoints:
         step, trees = checkpoints.restore(ABSTRACT)
@@ -174,103 +175,101 @@ def test_without_sums_and_digest_a_flipped_bit_goes_unnoticed(run):
     assert state_digest(from_trees(trees)) != DIGESTS[7]
 
 
-def test_a_state_that_is_not_the_expected_one_is_left_out_though_its_files_are_whole(run):
+def test_a_state_with_a_wrong_digest_is_skipped_even_if_its_files_are_intact(run):
     step, (warning,) = resume(run, lambda step: DIGESTS[step] if step == 6 else DIGESTS[0])
     assert step == 6
-    assert "another digest" in warning
+    assert "does not match the receipt" in warning
 
 
-def test_what_was_damaged_before_is_kept(run):
+def test_steps_damaged_earlier_are_kept(run):
     for _ in range(3):
-        flip(array_file(run / "checkpoints" / "7"))
+        flip_bit(find_array_file(run / "checkpoints" / "7"))
         with Checkpoints(str(run), CONFIG) as checkpoints:
             checkpoints.restore(ABSTRACT, warn=lambda line: None)
-            checkpoints.save(to_trees(state_at(7)), 7, None)
-    assert steps(run, "damaged") == ["7", "7.2", "7.3"]
+            checkpoints.save(to_trees(make_state(7)), 7, None)
+    assert list_steps(run, "damaged") == ["7", "7.2", "7.3"]
     assert all(find_changed_files(path) for path in (run / "damaged").iterdir())
 
 
-def test_several_damaged_steps_are_left_out(run):
-    flip(array_file(run / "checkpoints" / "7"))
-    empty(run / "checkpoints" / "6")
+def test_several_damaged_steps_are_skipped(run):
+    flip_bit(find_array_file(run / "checkpoints" / "7"))
+    make_empty(run / "checkpoints" / "6")
     step, warnings = resume(run)
     assert step == 5
-    assert [warning.split(" is left out")[0] for warning in warnings] == [str(run / "checkpoints" / n) for n in "76"]
-    assert steps(run, "damaged") == ["6", "7"]
+    assert [warning.split(": ")[0].split()[-1] for warning in warnings] == [str(run / "checkpoints" / n) for n in "76"]
+    assert list_steps(run, "damaged") == ["6", "7"]
 
 
-def test_an_older_step_that_orbax_cannot_list_keeps_no_run_from_saving(run):
+def test_an_older_step_that_orbax_cannot_list_does_not_prevent_saving(run):
     truncate(run / "checkpoints" / "5" / "metrics" / "metrics")
     warnings = []
     with Checkpoints(str(run), CONFIG) as checkpoints:
         state = restore(checkpoints, warnings.append)
-        checkpoints.save(to_trees(state_at(8)), 8, None)
+        checkpoints.save(to_trees(make_state(8)), 8, None)
     assert state_digest(state) == DIGESTS[7]
-    assert [("checkpoints/5 is left out" in warning) for warning in warnings] == [True]
-    assert steps(run, "damaged") == ["5"]
+    assert [("checkpoints/5: " in warning) for warning in warnings] == [True]
+    assert list_steps(run, "damaged") == ["5"]
     assert resume(run) == (8, [])
 
 
-def test_if_no_step_is_whole_all_stay_and_the_folder_is_named(run):
-    for name in steps(run):
-        flip(array_file(run / "checkpoints" / name))
+def test_no_step_is_moved_if_all_are_damaged(run):
+    for name in list_steps(run):
+        flip_bit(find_array_file(run / "checkpoints" / name))
     for _ in range(2):
-        with pytest.raises(CheckpointError, match=r"run/checkpoints holds no whole checkpoint \(damaged: 7, 6, 5\)"):
+        with pytest.raises(CheckpointError, match=r"run/checkpoints contains no intact checkpoint \(damaged: 7, 6, 5\)"):
             resume(run)
-    assert steps(run) == ["5", "6", "7"]
+    assert list_steps(run) == ["5", "6", "7"]
     assert not (run / "damaged").exists()
 
 
-def test_a_run_without_checkpoints_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match=r"checkpoints holds no checkpoint:"):
+def test_restoring_without_checkpoints_is_an_error(tmp_path):
+    with pytest.raises(CheckpointError, match=r"checkpoints contains no checkpoint\."):
         resume(tmp_path)
 
 
-def test_another_network_is_no_damage(run):
+def test_a_different_network_is_not_damage(run):
     with pytest.raises(CheckpointError, match=r"`model.width` \(=16\) is 8 in .*checkpoints/7"):
         resume(run, config=tiny_config(model=tiny_resnet18(width=16)))
-    assert steps(run) == ["5", "6", "7"]
+    assert list_steps(run) == ["5", "6", "7"]
 
 
-def test_another_network_is_found_behind_a_damaged_step(run):
-    empty(run / "checkpoints" / "7")
+def test_a_different_network_is_detected_behind_a_damaged_step(run):
+    make_empty(run / "checkpoints" / "7")
     with pytest.raises(CheckpointError, match=r"`model.width` \(=16\) is 8 in .*checkpoints/6"):
         resume(run, config=tiny_config(model=tiny_resnet18(width=16)))
-    assert steps(run) == ["5", "6", "7"]
+    assert list_steps(run) == ["5", "6", "7"]
 
 
-def test_a_config_of_another_version_is_no_damage_but_a_changed_one_is(run):
+def test_a_config_of_a_different_version_is_not_damage_but_a_changed_one_is(run):
     path = run / "checkpoints" / "7" / "_CHECKPOINT_METADATA"
     metadata = json.loads(path.read_text())
     metadata["custom_metadata"]["config"]["sead"] = metadata["custom_metadata"]["config"].pop("seed")
     path.write_text(json.dumps(metadata))
     sums = (path.parent / CHECKSUMS).read_bytes()
     remove_checksums(path.parent)
-    with pytest.raises(ConfigError, match="`sead` is no field of this version's config"):
+    with pytest.raises(ConfigError, match="`sead` is not a config field in this version"):
         resume(run)
     (path.parent / CHECKSUMS).write_bytes(sums)
     assert resume(run)[0] == 6
 
 
-def test_a_state_of_another_version_is_no_damage(run):
+def test_a_state_of_a_different_version_is_not_damage(run):
     training = ABSTRACT["training"]
     later = ABSTRACT | {"training": training | {"clipped": training["skipped"]}}
-    message = (
-        r"checkpoints/7 does not hold the arrays of this run's state \(training/clipped\): use the optimizer and the version "
-    )
+    message = r"The arrays in .*checkpoints/7 do not match the state of this run \(training/clipped\)\. Use the optimizer and "
     with Checkpoints(str(run), CONFIG) as checkpoints, pytest.raises(CheckpointError, match=message):
         restore(checkpoints, print, abstract=later)
-    assert steps(run) == ["5", "6", "7"]
+    assert list_steps(run) == ["5", "6", "7"]
 
 
-def test_weights_without_a_training_are_no_damage(tmp_path):
+def test_weights_without_training_state_are_not_damage(tmp_path):
     save_model(str(tmp_path), CONFIG, {"params": {"kernel": np.ones(2)}, "batch_stats": {}})
     assert find_changed_files(tmp_path / "checkpoints" / "0") == []
-    with pytest.raises(CheckpointError, match="holds weights without a training"):
+    with pytest.raises(CheckpointError, match="contains only weights, so it cannot be resumed"):
         resume(tmp_path)
 
 
-def test_a_note_in_a_step_is_found_but_keeps_no_run_from_resuming(run):
+def test_an_extra_file_is_detected_but_does_not_prevent_resuming(run):
     (run / "checkpoints" / "7" / "notes.txt").write_text("the best one")
     assert find_changed_files(run / "checkpoints" / "7") == ["notes.txt"]
     assert resume(run) == (7, [])
@@ -283,46 +282,46 @@ def test_a_good_step_without_checksums_gets_them(run):
     assert find_changed_files(run / "checkpoints" / "7") == []
 
 
-# Where a bit is flipped that whoever reads the model reads.
-READ = {
-    "the first byte of the arrays": lambda step: flip(array_file(step), 0),
-    "the middle of the arrays": lambda step: flip(array_file(step)),
-    "the last byte of the arrays": lambda step: flip(array_file(step), 1),
-    "the metadata": lambda step: flip(step / "_CHECKPOINT_METADATA"),
-    "the model's metadata": lambda step: flip(step / "model" / "_METADATA"),
-    "the manifest": lambda step: flip(step / "model" / "manifest.ocdbt"),
-    "the checksums": lambda step: flip(step / CHECKSUMS, 0),
+# Places where a flipped bit affects every reader of the model.
+FLIPS = {
+    "the first byte of the arrays": lambda step: flip_bit(find_array_file(step), 0),
+    "the middle of the arrays": lambda step: flip_bit(find_array_file(step)),
+    "the last byte of the arrays": lambda step: flip_bit(find_array_file(step), 1),
+    "the metadata": lambda step: flip_bit(step / "_CHECKPOINT_METADATA"),
+    "the model's metadata": lambda step: flip_bit(step / "model" / "_METADATA"),
+    "the manifest": lambda step: flip_bit(step / "model" / "manifest.ocdbt"),
+    "the checksums": lambda step: flip_bit(step / CHECKSUMS, 0),
 }
 
 
-@pytest.mark.parametrize("place", READ)
-def test_a_flipped_bit_is_refused_by_all_who_read_the_model(run, place):
-    READ[place](run / "checkpoints" / "7")
-    message = rf"checkpoints/7 cannot be read \(1 of its files do not match {CHECKSUMS}, as .*\): it is damaged"
-    readers = [lambda run: restore_model(run, CONFIG), load, lambda run: pretrained_variables(starting_from(run))]
+@pytest.mark.parametrize("place", FLIPS)
+def test_a_flipped_bit_is_rejected_by_every_reader_of_the_model(run, place):
+    FLIPS[place](run / "checkpoints" / "7")
+    message = rf"Cannot read .*checkpoints/7 \(1 of its files do not match {CHECKSUMS}, for example .*\)\. It is damaged"
+    readers = [lambda run: restore_model(run, CONFIG), load, lambda run: pretrained_variables(config_with_pretrained(run))]
     for read in readers:
         with pytest.raises(CheckpointError, match=message) as error:
             read(str(run))
         assert len(str(error.value).splitlines()) == 1
 
 
-def starting_from(run):
+def config_with_pretrained(run):
     return tiny_config(model=tiny_resnet18(pretrained=run))
 
 
-def test_a_flipped_bit_of_the_metadata_is_refused_by_who_reads_the_config_alone(run):
-    flip(run / "checkpoints" / "7" / "_CHECKPOINT_METADATA")
-    with pytest.raises(CheckpointError, match="as _CHECKPOINT_METADATA"):
+def test_a_flipped_bit_in_the_metadata_is_rejected_when_reading_the_config(run):
+    flip_bit(run / "checkpoints" / "7" / "_CHECKPOINT_METADATA")
+    with pytest.raises(CheckpointError, match="for example _CHECKPOINT_METADATA"):
         stored_config(str(run))
 
 
-def test_a_flipped_bit_of_the_metrics_chooses_no_best(run):
-    flip(run / "checkpoints" / "5" / "metrics" / "metrics", 0.8)
-    with pytest.raises(CheckpointError, match=r"checkpoints/5 cannot be read .* as metrics/metrics"):
+def test_a_flipped_bit_in_the_metrics_prevents_choosing_the_best_step(run):
+    flip_bit(run / "checkpoints" / "5" / "metrics" / "metrics", 0.8)
+    with pytest.raises(CheckpointError, match=r"Cannot read .*checkpoints/5 .* for example metrics/metrics"):
         resolve(str(run / "best"))
 
 
-def test_whoever_reads_the_model_alone_does_not_mind_the_training(run):
+def test_the_model_can_be_read_without_the_training_state(run):
     shutil.rmtree(run / "checkpoints" / "7" / "training")
     variables = restore_model(str(run), CONFIG)
     np.testing.assert_array_equal(variables["params"]["classifier"]["kernel"], np.arange(1000.0) + 7)
@@ -330,7 +329,7 @@ def test_whoever_reads_the_model_alone_does_not_mind_the_training(run):
     restore_model(str(run), CONFIG)
 
 
-def test_a_checkpoint_of_version_0_1_is_read_and_resumed(tmp_path):
+def test_a_checkpoint_of_version_0_1_can_be_read_and_resumed(tmp_path):
     with zipfile.ZipFile(pathlib.Path(__file__).parent / "version_0_1.zip") as archive:
         archive.extractall(tmp_path)
     assert find_changed_files(tmp_path / "checkpoints" / "7") == []
@@ -339,7 +338,7 @@ def test_a_checkpoint_of_version_0_1_is_read_and_resumed(tmp_path):
     assert resume(tmp_path) == (7, [])
 
 
-def test_the_files_of_a_checkpoint_are_those_of_version_0_1(run):
+def test_a_checkpoint_has_the_same_files_as_in_version_0_1(run):
     with zipfile.ZipFile(pathlib.Path(__file__).parent / "version_0_1.zip") as archive:
         then = {re.sub("[0-9a-f]{32}", "HASH", name) for name in archive.namelist()}
     step = run / "checkpoints" / "7"
@@ -347,37 +346,37 @@ def test_the_files_of_a_checkpoint_are_those_of_version_0_1(run):
     assert now == then
 
 
-@pytest.mark.parametrize("rest", ["a whole folder", "an empty folder"])
-def test_what_a_killed_save_left_is_no_checkpoint_and_goes_with_the_next_save(run, rest):
-    left = run / "checkpoints" / "7.orbax-checkpoint-tmp"
-    (run / "checkpoints" / "7").rename(left)
-    if rest == "an empty folder":
-        empty(left)
-    other = shutil.copytree(left, left.with_name("9.orbax-checkpoint-tmp"))
+@pytest.mark.parametrize("leftover", ["a full folder", "an empty folder"])
+def test_leftovers_of_a_killed_save_are_ignored_and_removed_by_the_next_save(run, leftover):
+    temporary = run / "checkpoints" / "7.orbax-checkpoint-tmp"
+    (run / "checkpoints" / "7").rename(temporary)
+    if leftover == "an empty folder":
+        make_empty(temporary)
+    other = shutil.copytree(temporary, temporary.with_name("9.orbax-checkpoint-tmp"))
     with Checkpoints(str(run), CONFIG) as checkpoints:
         assert checkpoints.latest_step() == 6
         assert int(restore(checkpoints, print).step) == 6
         assert other.exists()
-        checkpoints.save(to_trees(state_at(7)), 7, None)
-    assert steps(run) == ["5", "6", "7"]
+        checkpoints.save(to_trees(make_state(7)), 7, None)
+    assert list_steps(run) == ["5", "6", "7"]
     assert resume(run) == (7, [])
 
 
-KILLED = """
+SAVE_AND_KILL = """
 import os, signal, sys, time
-from test_damage import CONFIG, Checkpoints, state_at, to_trees
+from test_damage import CONFIG, Checkpoints, make_state, to_trees
 checkpoints = Checkpoints(sys.argv[1], CONFIG)
-checkpoints.save(to_trees(state_at(8)), 8, None)
+checkpoints.save(to_trees(make_state(8)), 8, None)
 time.sleep(float(sys.argv[2]))
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
 @pytest.mark.parametrize("seconds", [0, 0.03])
-def test_a_run_that_is_killed_while_it_saves_goes_on(run, seconds):
+def test_a_run_that_is_killed_during_a_save_can_resume(run, seconds):
     here = pathlib.Path(__file__).parent
     process = subprocess.run(
-        [sys.executable, "-c", KILLED, str(run), str(seconds)],
+        [sys.executable, "-c", SAVE_AND_KILL, str(run), str(seconds)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])},
         check=False,
     )
@@ -386,20 +385,20 @@ def test_a_run_that_is_killed_while_it_saves_goes_on(run, seconds):
     assert reached in (7, 8)
     assert warnings == []
     with Checkpoints(str(run), CONFIG) as checkpoints:
-        checkpoints.save(to_trees(state_at(8)), 8, None)
-        checkpoints.save(to_trees(state_at(9)), 9, None)
-    assert steps(run) == ["5", "8", "9"]
-    assert [find_changed_files(run / "checkpoints" / name) for name in steps(run)] == [[], [], []]
+        checkpoints.save(to_trees(make_state(8)), 8, None)
+        checkpoints.save(to_trees(make_state(9)), 9, None)
+    assert list_steps(run) == ["5", "8", "9"]
+    assert [find_changed_files(run / "checkpoints" / name) for name in list_steps(run)] == [[], [], []]
     assert resume(run) == (9, [])
 
 
-def test_a_save_that_fails_is_told_by_the_next_one(run):
-    def save_nowhere():
+def test_a_failed_save_is_reported_by_the_next_save(run):
+    def save_to_a_file():
         with Checkpoints(str(run), CONFIG) as checkpoints:
             shutil.rmtree(run / "checkpoints")
             (run / "checkpoints").write_text("")
-            checkpoints.save(to_trees(state_at(8)), 8, None)
-            checkpoints.save(to_trees(state_at(9)), 9, None)
+            checkpoints.save(to_trees(make_state(8)), 8, None)
+            checkpoints.save(to_trees(make_state(9)), 9, None)
 
-    with pytest.raises(CheckpointError, match="checkpoints cannot be written"):
-        save_nowhere()
+    with pytest.raises(CheckpointError, match=r"Cannot write to .*checkpoints"):
+        save_to_a_file()

@@ -27,35 +27,37 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def summed(folder):
+def folder_with_checksums(folder):
     write_checksums(folder)
     return folder
 
 
-def test_the_sums_are_those_of_the_files_in_order(summed):
+def test_the_checksums_are_listed_in_the_order_of_the_files(folder_with_checksums):
     lines = [f"{hashlib.sha256(FILES[name]).hexdigest()}  {name}\n" for name in sorted(FILES)]
-    assert (summed / CHECKSUMS).read_text() == "".join(lines)
-    assert sorted(path.name for path in summed.iterdir()) == ["SHA256SUMS", "_METADATA", "empty", "model"]
+    assert (folder_with_checksums / CHECKSUMS).read_text() == "".join(lines)
+    assert sorted(path.name for path in folder_with_checksums.iterdir()) == ["SHA256SUMS", "_METADATA", "empty", "model"]
 
 
 @pytest.mark.skipif(not shutil.which("sha256sum"), reason="coreutils are not installed")
-def test_coreutils_agree(summed):
+def test_coreutils_accept_the_checksums(folder_with_checksums):
     def check():
-        return subprocess.run(["sha256sum", "-c", CHECKSUMS], cwd=summed, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            ["sha256sum", "-c", CHECKSUMS], cwd=folder_with_checksums, capture_output=True, text=True, check=False
+        )
 
     assert check().stdout.splitlines() == [f"{name}: OK" for name in sorted(FILES)]
-    (summed / "model" / "manifest").write_bytes(b"n")
+    (folder_with_checksums / "model" / "manifest").write_bytes(b"n")
     assert check().returncode == 1
 
 
-def flip(path, position):
-    """Flips one bit; `position` counts from the end if it is negative."""
+def flip_bit(path, position):
+    """Flip one bit. A negative `position` counts from the end of the file."""
     content = bytearray(path.read_bytes())
     content[position] ^= 1
     path.write_bytes(content)
 
 
-def test_an_intact_folder_differs_from_one_without_checksums(folder):
+def test_an_intact_folder_has_no_changed_files(folder):
     assert find_changed_files(folder) is None
     assert not has_checksums(folder)
     require_unchanged(folder, ["_METADATA", "model"])
@@ -65,49 +67,49 @@ def test_an_intact_folder_differs_from_one_without_checksums(folder):
     require_unchanged(folder, ["_METADATA", "model"])
 
 
-def test_changed_missing_and_extra_files_are_named(summed):
-    (summed / "_METADATA").write_bytes(b"[]")
-    (summed / "model" / "manifest").unlink()
-    (summed / "model" / "d" / "4567").write_bytes(b"")
-    (summed / "notes.txt").write_bytes(b"")
-    assert find_changed_files(summed) == ["_METADATA", "model/d/4567", "model/manifest", "notes.txt"]
-    assert find_changed_files(summed, ["_METADATA"]) == ["_METADATA"]
-    assert find_changed_files(summed, ["model", "absent"]) == ["model/d/4567", "model/manifest"]
-    assert find_changed_files(summed, ["empty"]) == []
-    with pytest.raises(DamagedError, match="2 of its files do not match SHA256SUMS, as model/d/4567"):
-        require_unchanged(summed, ["model"])
+def test_changed_missing_and_extra_files_are_listed(folder_with_checksums):
+    (folder_with_checksums / "_METADATA").write_bytes(b"[]")
+    (folder_with_checksums / "model" / "manifest").unlink()
+    (folder_with_checksums / "model" / "d" / "4567").write_bytes(b"")
+    (folder_with_checksums / "notes.txt").write_bytes(b"")
+    assert find_changed_files(folder_with_checksums) == ["_METADATA", "model/d/4567", "model/manifest", "notes.txt"]
+    assert find_changed_files(folder_with_checksums, ["_METADATA"]) == ["_METADATA"]
+    assert find_changed_files(folder_with_checksums, ["model", "absent"]) == ["model/d/4567", "model/manifest"]
+    assert find_changed_files(folder_with_checksums, ["empty"]) == []
+    with pytest.raises(DamagedError, match="2 of its files do not match SHA256SUMS, for example model/d/4567"):
+        require_unchanged(folder_with_checksums, ["model"])
 
 
 @pytest.mark.parametrize("position", [0, 2_000_000, -1])
-def test_one_bit_is_enough(summed, position):
-    flip(summed / "model" / "d" / "0123", position)
-    assert find_changed_files(summed) == find_changed_files(summed, ["model"]) == ["model/d/0123"]
-    assert find_changed_files(summed, ["_METADATA"]) == []
+def test_a_single_flipped_bit_is_detected(folder_with_checksums, position):
+    flip_bit(folder_with_checksums / "model" / "d" / "0123", position)
+    assert find_changed_files(folder_with_checksums) == find_changed_files(folder_with_checksums, ["model"]) == ["model/d/0123"]
+    assert find_changed_files(folder_with_checksums, ["_METADATA"]) == []
 
 
-def test_a_bit_of_the_checksums_themselves_is_noticed_wherever_it_matters(folder):
-    (folder / "model" / "d" / "0123").write_bytes(b"short, to be read often")
+def test_a_flipped_bit_in_the_checksums_is_detected(folder):
+    (folder / "model" / "d" / "0123").write_bytes(b"short, because it is read often")
     write_checksums(folder)
     text = (folder / CHECKSUMS).read_bytes()
-    end = text.index(b"\n")  # of the line of _METADATA
+    end = text.index(b"\n")  # the end of the line for _METADATA
     for position in range(len(text)):
-        flip(folder / CHECKSUMS, position)
+        flip_bit(folder / CHECKSUMS, position)
         assert find_changed_files(folder)
-        # The line of a file that is not read is the one thing that may be wrong.
+        # Only the line of a file that is not checked may be wrong.
         assert position < end or find_changed_files(folder, ["empty", "model"])
         (folder / CHECKSUMS).write_bytes(text)
 
 
-@pytest.mark.parametrize("noise", [b"", b"\xff\x00", b"no sum\n"])
-def test_checksums_that_are_none_are_named(summed, noise):
-    (summed / CHECKSUMS).write_bytes(noise)
-    assert find_changed_files(summed)[0] == CHECKSUMS
-    assert find_changed_files(summed, ["empty"]) == [CHECKSUMS, "empty"]
+@pytest.mark.parametrize("noise", [b"", b"\xff\x00", b"no checksum\n"])
+def test_an_invalid_checksum_file_is_reported(folder_with_checksums, noise):
+    (folder_with_checksums / CHECKSUMS).write_bytes(noise)
+    assert find_changed_files(folder_with_checksums)[0] == CHECKSUMS
+    assert find_changed_files(folder_with_checksums, ["empty"]) == [CHECKSUMS, "empty"]
 
 
-def test_half_written_checksums_are_no_file_of_the_folder(summed):
-    (summed / f".{CHECKSUMS}.123.new").write_text("half")
-    assert find_changed_files(summed) == []
-    write_checksums(summed)
-    assert "half" not in (summed / CHECKSUMS).read_text()
-    assert len((summed / CHECKSUMS).read_text().splitlines()) == len(FILES)
+def test_temporary_checksum_files_are_ignored(folder_with_checksums):
+    (folder_with_checksums / f".{CHECKSUMS}.123.new").write_text("half")
+    assert find_changed_files(folder_with_checksums) == []
+    write_checksums(folder_with_checksums)
+    assert "half" not in (folder_with_checksums / CHECKSUMS).read_text()
+    assert len((folder_with_checksums / CHECKSUMS).read_text().splitlines()) == len(FILES)

@@ -9,7 +9,7 @@ import pytest
 from conftest import tiny_config, tiny_model
 
 from deeplab_jax.checkpoints.folders import find_changed_files
-from deeplab_jax.checkpoints.store import Checkpoints, differences, resolve, restore_model, stored_config
+from deeplab_jax.checkpoints.store import Checkpoints, find_config_changes, resolve, restore_model, stored_config
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import DeepLabV3
@@ -27,43 +27,43 @@ def state():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, state):
-    """Steps 1 to 5; 2 is the best, 5 the latest."""
+    """Return a run whose steps 1 to 5 were saved. Step 2 is the best and step 5 the latest."""
     workdir = tmp_path_factory.mktemp("run")
     with Checkpoints(str(workdir), CONFIG) as checkpoints:
         for step, miou in ((1, 0.1), (2, 0.9), (3, 0.2), (4, None), (5, None)):
-            checkpoints.save(to_trees(numbered(state, step)), step, None if miou is None else {"miou": miou})
+            checkpoints.save(to_trees(make_numbered_state(state, step)), step, None if miou is None else {"miou": miou})
     return workdir
 
 
-def numbered(state, step):
-    """The state of a step, which has added its number to every parameter."""
+def make_numbered_state(state, step):
+    """Return the state of a step, with its number added to every parameter."""
     return state.replace(step=jnp.asarray(step, jnp.int32), params=jax.tree.map(lambda x: x + step, state.params))
 
 
-def abstract(state):
+def make_abstract(state):
     trees = to_trees(state)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), trees)
 
 
-def test_the_two_latest_and_the_best_are_kept(run):
+def test_the_two_latest_steps_and_the_best_are_kept(run):
     assert sorted(int(path.name) for path in (run / "checkpoints").iterdir()) == [2, 4, 5]
 
 
 @pytest.mark.parametrize(("name", "step"), [("", 5), ("latest", 5), ("best", 2), ("checkpoints/4", 4)])
-def test_a_run_its_best_or_a_step_is_found(run, name, step):
+def test_resolve_finds_a_run_its_best_step_or_a_step(run, name, step):
     assert resolve(str(run / name)).name == str(step)
 
 
-def test_the_model_comes_back_as_it_was_saved(run, state):
+def test_the_model_is_restored_as_it_was_saved(run, state):
     variables = restore_model(str(run / "best"), CONFIG)
     expected = {"params": jax.tree.map(lambda x: x + 2, state.params), "batch_stats": state.batch_stats}
     jax.tree.map(np.testing.assert_array_equal, variables, jax.device_get(expected))
 
 
-def test_the_whole_state_comes_back_in_the_sharding_asked_for(run, state):
+def test_the_state_is_restored_in_the_requested_sharding(run, state):
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[2])
     with Checkpoints(str(run), CONFIG) as checkpoints:
-        step, trees = checkpoints.restore(abstract(jax.device_put(state, sharding)))
+        step, trees = checkpoints.restore(make_abstract(jax.device_put(state, sharding)))
     assert step == 5
     restored = from_trees(trees)
     assert jax.tree.structure(restored) == jax.tree.structure(state)
@@ -71,73 +71,71 @@ def test_the_whole_state_comes_back_in_the_sharding_asked_for(run, state):
     np.testing.assert_array_equal(
         restored.params["classifier"]["kernel"], jax.device_get(state.params["classifier"]["kernel"]) + 5
     )
-    assert state_digest(restored) == state_digest(numbered(state, 5))
+    assert state_digest(restored) == state_digest(make_numbered_state(state, 5))
 
 
-def test_any_step_that_is_kept_can_be_loaded(run, state):
+def test_any_existing_step_can_be_loaded(run, state):
     with Checkpoints(str(run), CONFIG) as checkpoints:
-        config, trees = checkpoints.load(4, abstract(state))
+        config, trees = checkpoints.load(4, make_abstract(state))
         assert config == CONFIG
-        assert state_digest(from_trees(trees)) == state_digest(numbered(state, 4))
-        with pytest.raises(CheckpointError, match="checkpoints/3 cannot be read"):
-            checkpoints.load(3, abstract(state))
+        assert state_digest(from_trees(trees)) == state_digest(make_numbered_state(state, 4))
+        with pytest.raises(CheckpointError, match=r"Cannot read .*checkpoints/3"):
+            checkpoints.load(3, make_abstract(state))
 
 
-def test_every_step_has_checksums_before_the_next_and_at_the_end(state, tmp_path):
+def test_every_step_has_checksums_before_the_next_save_and_at_the_end(state, tmp_path):
     folder = tmp_path / "checkpoints"
     with Checkpoints(str(tmp_path), CONFIG) as checkpoints:
         for step in (1, 2, 3):
-            checkpoints.save(to_trees(numbered(state, step)), step, None)
+            checkpoints.save(to_trees(make_numbered_state(state, step)), step, None)
             assert step == 1 or find_changed_files(folder / str(step - 1)) == []
     assert {path.name: find_changed_files(path) for path in folder.iterdir()} == {"2": [], "3": []}
 
 
 @pytest.fixture(scope="module")
-def averaged(state):
-    """A state whose average is a tenth of its parameters, and its config."""
+def averaged_state(state):
+    """Return a state whose average is a tenth of its parameters, and its config."""
     config = dataclasses.replace(CONFIG, optim=dataclasses.replace(CONFIG.optim, ema_decay=0.99))
     return state.replace(ema_params=jax.tree.map(lambda x: x / 10, state.params)), config
 
 
 @pytest.fixture(scope="module")
-def averaged_run(averaged, tmp_path_factory):
+def averaged_run(averaged_state, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("averaged")
-    with Checkpoints(str(workdir), averaged[1]) as checkpoints:
-        checkpoints.save(to_trees(averaged[0]), 0, None)
+    with Checkpoints(str(workdir), averaged_state[1]) as checkpoints:
+        checkpoints.save(to_trees(averaged_state[0]), 0, None)
     return workdir
 
 
-def test_an_average_is_what_is_used_and_both_come_back_to_the_training(averaged, averaged_run):
-    state, config = averaged
+def test_inference_uses_the_average_and_training_restores_both(averaged_state, averaged_run):
+    state, config = averaged_state
     variables = restore_model(str(averaged_run), CONFIG)
     jax.tree.map(np.testing.assert_array_equal, variables["params"], jax.device_get(state.ema_params))
     with Checkpoints(str(averaged_run), config) as checkpoints:
-        restored = from_trees(checkpoints.restore(abstract(state))[1])
+        restored = from_trees(checkpoints.restore(make_abstract(state))[1])
     jax.tree.map(np.testing.assert_array_equal, restored.params, state.params)
     jax.tree.map(np.testing.assert_array_equal, restored.ema_params, state.ema_params)
     assert state_digest(restored) == state_digest(state)
 
 
-def test_no_run_starts_or_stops_averaging(averaged, averaged_run, run, state):
-    cases = ((averaged_run, CONFIG, state, 0, 0.0, 0.99), (run, averaged[1], averaged[0], 5, 0.99, 0.0))
+def test_a_resumed_run_cannot_start_or_stop_averaging(averaged_state, averaged_run, run, state):
+    cases = ((averaged_run, CONFIG, state, 0, 0.0, 0.99), (run, averaged_state[1], averaged_state[0], 5, 0.99, 0.0))
     for workdir, config, wanted, step, now, then in cases:
-        message = (
-            rf"checkpoints/{step} does not hold the arrays of this run's state \(optim.ema_decay: {then} -> {now}; training/"
-        )
+        message = rf"checkpoints/{step} do not match the state of this run \(optim.ema_decay: {then} -> {now}; training/"
         with Checkpoints(str(workdir), config) as checkpoints:
             with pytest.raises(CheckpointError, match=message):
-                checkpoints.restore(abstract(wanted))
+                checkpoints.restore(make_abstract(wanted))
             with pytest.raises(CheckpointError, match=message):
-                checkpoints.load(step, abstract(wanted))
+                checkpoints.load(step, make_abstract(wanted))
         assert (workdir / "checkpoints" / str(step)).exists()
-        assert differences(str(workdir), config) == [f"optim.ema_decay: {then} -> {now}"]
+        assert find_config_changes(str(workdir), config) == [f"optim.ema_decay: {then} -> {now}"]
     slower = dataclasses.replace(CONFIG, optim=dataclasses.replace(CONFIG.optim, ema_decay=0.999))
     with Checkpoints(str(averaged_run), slower) as checkpoints:
-        assert checkpoints.differences(0) == ["optim.ema_decay: 0.99 -> 0.999"]
-        checkpoints.restore(abstract(averaged[0]))
+        assert checkpoints.find_config_changes(0) == ["optim.ema_decay: 0.99 -> 0.999"]
+        checkpoints.restore(make_abstract(averaged_state[0]))
 
 
-def with_optim(**fields):
+def make_config(**fields):
     return dataclasses.replace(CONFIG, optim=dataclasses.replace(CONFIG.optim, **fields))
 
 
@@ -145,16 +143,16 @@ def with_optim(**fields):
     ("config", "optimizer", "message"),
     [
         (
-            with_optim(name="adamw", lr=0.1),
+            make_config(name="adamw", lr=0.1),
             None,
-            r"checkpoints/5 does not hold the arrays of this run's state \(optim.name: 'sgd' -> 'adamw'; optim.lr: 0.05 -> "
-            r"0.1; training/opt_state/.* and [0-9]+ more\): use the optimizer and the version that wrote it, or name another "
-            r"--workdir, and start from these weights with --config.model.pretrained=.*run",
+            r"checkpoints/5 do not match the state of this run \(optim.name: 'sgd' -> 'adamw'; optim.lr: 0.05 -> "
+            r"0.1; training/opt_state/.* and [0-9]+ more\)\. Use the optimizer and the package version that wrote them, or "
+            r"start a new run from these weights with a different --workdir and --config.model.pretrained=.*run",
         ),
-        (CONFIG, optax.sgd(0.1), r"this run's state \(training/opt_state/0"),
+        (CONFIG, optax.sgd(0.1), r"the state of this run \(training/opt_state/0"),
     ],
 )
-def test_another_optimizer_is_no_damage(run, config, optimizer, message):
+def test_a_different_optimizer_is_not_damage(run, config, optimizer, message):
     optimizer = optimizer or make_optimizer(config.optim, 10)
     state = jax.eval_shape(lambda: init_state(DeepLabV3(CONFIG.model, 19), optimizer, 0))
     warnings = []
@@ -166,13 +164,13 @@ def test_another_optimizer_is_no_damage(run, config, optimizer, message):
     assert not (run / "damaged").exists()
 
 
-def test_the_config_comes_back(run):
+def test_the_config_is_restored(run):
     assert stored_config(str(run)) == CONFIG
 
 
-def test_changed_fields_are_told(run):
+def test_changed_fields_are_returned(run):
     changed = dataclasses.replace(CONFIG, seed=3, optim=dataclasses.replace(CONFIG.optim, lr=0.5))
-    assert differences(str(run), changed) == ["seed: 0 -> 3", "optim.lr: 0.05 -> 0.5"]
+    assert find_config_changes(str(run), changed) == ["seed: 0 -> 3", "optim.lr: 0.05 -> 0.5"]
 
 
 @pytest.mark.parametrize(
@@ -186,31 +184,31 @@ def test_changed_fields_are_told(run):
         ({"model": tiny_model(width=16)}, r"`model.width` \(=16\) is 8"),
     ],
 )
-def test_another_network_or_label_set_is_refused(run, fields, message):
+def test_a_different_network_or_label_set_is_rejected(run, fields, message):
     with pytest.raises(CheckpointError, match=message):
         restore_model(str(run), dataclasses.replace(CONFIG, **fields))
 
 
-def test_a_step_that_is_not_there_names_those_that_are(run):
-    with pytest.raises(CheckpointError, match="has the steps 2, 4, 5"):
+def test_an_error_for_a_missing_step_lists_the_existing_steps(run):
+    with pytest.raises(CheckpointError, match="Steps of this run: 2, 4, 5"):
         resolve(str(run / "checkpoints" / "3"))
 
 
-def test_no_run_and_an_empty_run_are_named(tmp_path):
-    with pytest.raises(CheckpointError, match=r"`checkpoint` \(='.*nowhere'\) is no run"):
+def test_a_missing_run_and_an_empty_run_are_reported(tmp_path):
+    with pytest.raises(CheckpointError, match=r"`checkpoint` \(='.*nowhere'\) is not a run"):
         resolve(str(tmp_path / "nowhere"))
     with Checkpoints(str(tmp_path), CONFIG) as checkpoints:
         assert checkpoints.latest_step() is None
-    with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
+    with pytest.raises(CheckpointError, match="does not contain a complete checkpoint"):
         resolve(str(tmp_path))
 
 
-def test_a_run_that_was_never_evaluated_has_no_best(averaged_run):
-    with pytest.raises(CheckpointError, match=r"`checkpoint` \(='.*/best'\): no step of the run was evaluated; give "):
+def test_a_run_without_evaluations_has_no_best_step(averaged_run):
+    with pytest.raises(CheckpointError, match=r"/best'\) does not exist, because no step of the run was evaluated\. Use "):
         resolve(str(averaged_run / "best"))
 
 
-def test_a_run_may_be_called_latest_and_its_path_may_be_relative(state, tmp_path, monkeypatch):
+def test_a_run_may_be_called_latest_and_have_a_relative_path(state, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with Checkpoints("runs/latest", CONFIG) as checkpoints:
         checkpoints.save(to_trees(state), 3, None)
@@ -220,35 +218,35 @@ def test_a_run_may_be_called_latest_and_its_path_may_be_relative(state, tmp_path
 
 
 @pytest.mark.parametrize("content", ["", '{"custom_metadata": {}}'])
-def test_damaged_metadata_are_named(state, tmp_path, content):
+def test_damaged_metadata_is_reported(state, tmp_path, content):
     with Checkpoints(str(tmp_path), CONFIG) as checkpoints:
         checkpoints.save(to_trees(state), 7, None)
     (tmp_path / "checkpoints" / "7" / "_CHECKPOINT_METADATA").write_text(content)
-    with pytest.raises(CheckpointError, match=r"checkpoints/7 cannot be read"):
+    with pytest.raises(CheckpointError, match=r"Cannot read .*checkpoints/7"):
         stored_config(str(tmp_path))
 
 
-def test_switches_that_leave_the_arrays_as_they_are_may_change(run):
+def test_fields_that_do_not_affect_the_arrays_may_change(run):
     changed = dataclasses.replace(CONFIG, model=tiny_model(output_stride=8, dtype="bfloat16"))
     restore_model(str(run), changed)
-    assert differences(str(run), changed) == ["model.output_stride: 16 -> 8", "model.dtype: 'float32' -> 'bfloat16'"]
+    assert find_config_changes(str(run), changed) == ["model.output_stride: 16 -> 8", "model.dtype: 'float32' -> 'bfloat16'"]
 
 
-def test_a_damaged_step_is_named(run, state, tmp_path):
+def test_a_damaged_step_is_reported(run, state, tmp_path):
     with Checkpoints(str(tmp_path), CONFIG) as checkpoints:
         checkpoints.save(to_trees(state), 7, None)
     for path in (tmp_path / "checkpoints" / "7" / "model").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:10])
-    with pytest.raises(CheckpointError, match=r"checkpoints/7 cannot be read"):
+    with pytest.raises(CheckpointError, match=r"Cannot read .*checkpoints/7"):
         restore_model(str(tmp_path), CONFIG)
 
 
-def test_one_step_with_damaged_metrics_hides_no_other(run, tmp_path):
+def test_damaged_metrics_of_one_step_do_not_hide_other_steps(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "4" / "metrics").mkdir()
     (tmp_path / "run" / "checkpoints" / "4" / "metrics" / "metrics").write_text("{")
     assert stored_config(str(tmp_path / "run")) == CONFIG
     assert resolve(str(tmp_path / "run")).name == "5"
-    with pytest.raises(CheckpointError, match="checkpoints/4 cannot be read"):
+    with pytest.raises(CheckpointError, match=r"Cannot read .*checkpoints/4"):
         resolve(str(tmp_path / "run" / "best"))

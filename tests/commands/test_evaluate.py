@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import CONFIGS, logged, pixels, recipe
+from conftest import CONFIGS, load_tiny_recipe, read_log_rows, read_pixels
 from rich.console import Console
 
 import deeplab_jax as dl
@@ -12,74 +12,74 @@ from deeplab_jax.commands.evaluate import score_checkpoint
 from deeplab_jax.commands.flags import load_recipe
 from deeplab_jax.errors import CheckpointError, ConfigError, DataError
 
-# How ml_collections reads a file.
+# ml_collections loads recipes in a deprecated way.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 
 def evaluate(config, checkpoint, output=None, submission=None):
-    """What eval.py prints."""
+    """Run the evaluation and return what eval.py would print."""
     console = Console(file=io.StringIO(), soft_wrap=True, highlight=False, width=200)
     score_checkpoint(config, str(checkpoint), output and str(output), submission and str(submission), console)
     return console.file.getvalue()
 
 
-def test_the_stored_config_evaluates_like_the_recipe(finished_run, street_scenes, tmp_path):
+def test_evaluation_with_the_stored_config_gives_the_logged_score(finished_run, street_scenes, tmp_path):
     config = load_recipe(f"{CONFIGS / 'stored.py'}:{finished_run}", [f"data.root={street_scenes}"])
     evaluate(config, finished_run, tmp_path)
-    assert json.loads((tmp_path / "scores.json").read_text())["miou"] == logged(finished_run, "eval")[-1]["miou"]
+    assert json.loads((tmp_path / "scores.json").read_text())["miou"] == read_log_rows(finished_run, "eval")[-1]["miou"]
 
 
-def test_without_instances_the_reason_is_said_and_other_names_are_not_submitted(finished_run, street_scenes, tmp_path):
-    copied = tmp_path / "set"
-    shutil.copytree(street_scenes, copied)
-    next((copied / "gtFine" / "val").rglob("*instanceIds.png")).unlink()
-    said = evaluate(recipe(copied), finished_run)
-    assert "iIoU is left out: 1 of 3 instanceIds files are missing" in said
-    assert "category mIoU" in said
-    image = next((copied / "leftImg8bit" / "test").rglob("*.png"))
+def test_missing_instances_are_explained_and_wrong_names_are_not_submitted(finished_run, street_scenes, tmp_path):
+    copy = tmp_path / "set"
+    shutil.copytree(street_scenes, copy)
+    next((copy / "gtFine" / "val").rglob("*instanceIds.png")).unlink()
+    output = evaluate(load_tiny_recipe(copy), finished_run)
+    assert "iIoU is not computed: 1 of 3 instanceIds files are missing" in output
+    assert "category mIoU" in output
+    image = next((copy / "leftImg8bit" / "test").rglob("*.png"))
     image.rename(image.with_name("a.png"))
-    (copied / "list" / "test.lst").unlink()
+    (copy / "list" / "test.lst").unlink()
     with pytest.raises(DataError, match=r"a\.png cannot be submitted") as caught:
-        evaluate(recipe(copied, "eval.split=test"), finished_run, submission=tmp_path / "s")
+        evaluate(load_tiny_recipe(copy, "eval.split=test"), finished_run, submission=tmp_path / "s")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "s").exists()
 
 
-def test_a_list_without_labels_gives_pictures_alone(finished_run, street_scenes, tmp_path):
-    config, best = recipe(street_scenes, "eval.split=test", "eval.output_stride=16"), finished_run / "best"
+def test_a_split_without_labels_gives_pictures_but_no_scores(finished_run, street_scenes, tmp_path):
+    config, best = load_tiny_recipe(street_scenes, "eval.split=test", "eval.output_stride=16"), finished_run / "best"
     assert "mIoU" not in evaluate(config, best, tmp_path / "o", tmp_path / "ids")
     assert len(list((tmp_path / "o" / "overlay").rglob("*.png"))) == 2
     assert len(list((tmp_path / "ids").glob("canvasdorf_*_pred_labelIds.png"))) == 2
-    with pytest.raises(ConfigError, match="give --output"):
+    with pytest.raises(ConfigError, match="Use --output"):
         evaluate(config, best)
 
 
-def test_the_segmenter_is_nchw_and_agrees_with_evaluation(finished_run, street_scenes, tmp_path):
-    evaluate(recipe(street_scenes), finished_run, tmp_path)
+def test_the_segmenter_uses_nchw_and_agrees_with_the_evaluation(finished_run, street_scenes, tmp_path):
+    evaluate(load_tiny_recipe(street_scenes), finished_run, tmp_path)
     segmenter = dl.load(str(finished_run))
     path = next((street_scenes / "leftImg8bit" / "val").rglob("*.png"))
-    image = pixels(path).transpose(2, 0, 1)[None]
+    image = read_pixels(path).transpose(2, 0, 1)[None]
     labels = segmenter.predict(image)
     written = tmp_path / "train_ids" / path.relative_to(street_scenes)
-    np.testing.assert_array_equal(labels[0], pixels(written))
+    np.testing.assert_array_equal(labels[0], read_pixels(written))
     logits = segmenter.logits(image)
     assert logits.shape == (1, 19, 64, 128)
     assert logits.dtype == np.float32
     np.testing.assert_array_equal(logits.argmax(1), labels)
     assert segmenter.label_set.names[13] == "car"
     assert segmenter.predict(np.zeros((2, 3, 1, 7), np.uint8)).shape == (2, 1, 7)
-    with pytest.raises(dl.DataError, match=r"`images` \(=float32 \[1, 3, 4, 4\]\) must be uint8"):
+    with pytest.raises(dl.DataError, match=r"`images` \(=float32 \[1, 3, 4, 4\]\) is not usable"):
         segmenter.predict(np.zeros((1, 3, 4, 4), np.float32))
 
 
-def test_mistakes_are_one_line(finished_run, street_scenes):
-    config = recipe(street_scenes)
+def test_user_errors_are_reported_on_one_line(finished_run, street_scenes):
+    config = load_tiny_recipe(street_scenes)
     eleven = load_recipe(str(CONFIGS / "camvid_r18.py"), [f"data.root={street_scenes}"])
-    for error, message, words in (
+    for error, message, arguments in (
         (CheckpointError, r"11 classes.*19 classes", (eleven, finished_run)),
-        (CheckpointError, r"`checkpoint` \(='nowhere'\) is no run", (config, "nowhere")),
-        (ConfigError, r"`--output` \(='a/b'\) lies in --submission", (config, finished_run, "a/b", "a")),
+        (CheckpointError, r"`checkpoint` \(='nowhere'\) is not a run", (config, "nowhere")),
+        (ConfigError, r"`--output` \(='a/b'\) is inside --submission", (config, finished_run, "a/b", "a")),
     ):
         with pytest.raises(error, match=message) as caught:
-            evaluate(*words)
+            evaluate(*arguments)
         assert "\n" not in str(caught.value)

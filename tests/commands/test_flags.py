@@ -9,49 +9,49 @@ from deeplab_jax.commands import flags
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.files import require_folder
 
-# How ml_collections reads a file.
+# ml_collections loads recipes in a deprecated way.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 QUICKSTART = str(CONFIGS / "quickstart.py")
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
-        (["--config.seed=1"], "`--config` is missing: give a recipe"),
+        (["--config.seed=1"], "`--config` is missing. Give a recipe"),
         (
             ["--config=nowhere.py", "--config.seed=1"],
-            "`--config` cannot be used: .* No such file or directory: 'nowhere.py'",
+            r"`--config` cannot be loaded \(.* No such file or directory: 'nowhere.py'",
         ),
         ([f"--config={QUICKSTART}", "--configs=x"], "Unknown command line flag 'configs'"),
-        ([f"--config={QUICKSTART}", "config.seed=1"], "`config.seed=1` is no flag"),
+        ([f"--config={QUICKSTART}", "config.seed=1"], "`config.seed=1` is not a flag"),
     ],
 )
-def test_words_that_are_no_flags_are_one_line(words, message):
+def test_wrong_flags_are_reported_on_one_line(arguments, message):
     values = absl_flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "", values, sys_argv=["", *words])
+    config_flags.DEFINE_config_file("config", None, "", values, sys_argv=["", *arguments])
     with pytest.raises(ConfigError, match=f"^{message}") as caught:
-        flags._parse_flags(["", *words], values)
+        flags._parse_flags(["", *arguments], values)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (["model.decoderwidth=3"], "did you mean decoder_width"),
-        (["data.crop=3"], r"`crop` is no field.*crop_size"),
-        (["date.root=3"], "`date` is no field.*data"),
+        (["model.decoderwidth=3"], "Did you mean decoder_width"),
+        (["data.crop=3"], r"`crop` is not a field.*crop_size"),
+        (["date.root=3"], "`date` is not a field.*data"),
         (["optim.lr=fast"], "optim.lr=fast"),
         (["eval.window=512"], r"`eval.window` \(=\(512,\)\)"),
-        (["model.multi_grid=(1,2)", "model.multi_grid=(1,1)"], "`--config.model.multi_grid` is given 2 times: give it once"),
+        (["model.multi_grid=(1,2)", "model.multi_grid=(1,1)"], "`--config.model.multi_grid` is given 2 times. Give it once"),
     ],
 )
-def test_mistakes_in_fields_are_one_line(fields, message):
+def test_wrong_fields_are_reported_on_one_line(fields, message):
     with pytest.raises(ConfigError, match=message) as caught:
         flags.load_recipe(QUICKSTART, fields)
     assert "\n" not in str(caught.value)
 
 
-def test_a_recipe_that_is_not_there_is_one_line():
+def test_a_recipe_that_does_not_exist_is_reported_on_one_line():
     with pytest.raises(ConfigError, match=r"nowhere\.py") as caught:
         flags.load_recipe("nowhere.py")
     assert "\n" not in str(caught.value)
@@ -61,13 +61,13 @@ RECIPES = {
     "def get_config(:": "invalid syntax",
     "import nothere": "No module named 'nothere'",
     "x = 1": "get_config",
-    "def get_config(): return 3": "holds a int",
+    "def get_config(): return 3": "returns a value of type int",
     "from deeplab_jax.config import *\ndef get_config(): return DataConfig(batchsize=3)": "batchsize",
 }
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_that_cannot_be_read_is_one_line(recipe, tmp_path, monkeypatch):
+def test_a_recipe_that_cannot_be_loaded_is_reported_on_one_line(recipe, tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "config_config", raising=False)  # a process of train.py loads one recipe
     path = tmp_path / "recipe.py"
     path.write_text(recipe)
@@ -77,7 +77,7 @@ def test_a_recipe_that_cannot_be_read_is_one_line(recipe, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("flag", ["--workdir", "--checkpoint"])
-def test_a_folder_that_is_none_is_one_line(flag):
+def test_a_missing_folder_or_a_file_in_its_place_is_reported(flag):
     for path, message in ((None, f"`{flag}` is missing"), (__file__, rf"`{flag}` \(='.*'\) is a file")):
         with pytest.raises(ConfigError, match=message):
             require_folder(path, flag, "runs/quickstart")

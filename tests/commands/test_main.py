@@ -3,7 +3,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import deeplab, tiny_resnet18
+from conftest import run_cli, tiny_resnet18
 
 import deeplab_jax as dl
 from deeplab_jax.checkpoints.store import save_model
@@ -13,7 +13,7 @@ from deeplab_jax.weights import names
 from deeplab_jax.weights.convert import variable_shapes
 
 
-def test_the_console_script_draws_the_street_scenes(tmp_path, monkeypatch, capsys):
+def test_data_synthetic_draws_scenes(tmp_path, monkeypatch, capsys):
     out = tmp_path / "scenes"
     monkeypatch.setattr("sys.argv", ["deeplab-jax", "data", "synthetic", str(out), "--train", "1", "--val", "1", "--test", "1"])
     cli.main()
@@ -21,12 +21,12 @@ def test_the_console_script_draws_the_street_scenes(tmp_path, monkeypatch, capsy
     assert str(out) in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", [[], ["--help"]])
-def test_help_lists_the_commands(words, monkeypatch, capsys):
-    code, said = deeplab(monkeypatch, capsys, *words)
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_help_lists_the_commands(arguments, monkeypatch, capsys):
+    code, output = run_cli(monkeypatch, capsys, *arguments)
     assert code == 0
-    assert "data synthetic, data labels" in said
-    assert "predict" in said
+    assert "data synthetic, data labels" in output
+    assert "predict" in output
 
 
 def test_help_imports_neither_jax_nor_tensorflow():
@@ -37,30 +37,31 @@ sys.argv = ["deeplab-jax", "--help"]
 try: main()
 except SystemExit: print(sorted({"jax", "tensorflow"} & set(sys.modules)))
 """
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.splitlines()[-1] == "[]"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize(("words", "named"), [(["data"], "synthetic, labels"), (["segment"], "weights, verify")])
-def test_what_is_no_command_is_one_line_that_names_the_commands(words, named, monkeypatch, capsys):
-    code, said = deeplab(monkeypatch, capsys, *words)
+@pytest.mark.parametrize(("arguments", "listed"), [(["data"], "synthetic, labels"), (["segment"], "weights, verify")])
+def test_an_unknown_command_is_reported_with_the_available_ones(arguments, listed, monkeypatch, capsys):
+    code, output = run_cli(monkeypatch, capsys, *arguments)
     assert code == 2
-    assert said.startswith("error: ")
-    assert said.count("\n") == 1
-    assert named in said
-    assert said.endswith("see deeplab-jax --help\n")
+    assert output.startswith("error: ")
+    assert output.count("\n") == 1
+    assert listed in output
+    assert output.endswith("See deeplab-jax --help\n")
 
 
 @pytest.mark.parametrize(
-    "words", [["data", "check", "--help"], ["weights", "import", "--help"], ["weights", "export", "--help"], ["demo", "--help"]]
+    "arguments",
+    [["data", "check", "--help"], ["weights", "import", "--help"], ["weights", "export", "--help"], ["demo", "--help"]],
 )
-def test_every_command_has_help(words, monkeypatch, capsys):
-    code, said = deeplab(monkeypatch, capsys, *words)
+def test_commands_have_help(arguments, monkeypatch, capsys):
+    code, output = run_cli(monkeypatch, capsys, *arguments)
     assert code == 0
-    assert said.startswith(f"usage: deeplab-jax {' '.join(words[:-1])} ")
+    assert output.startswith(f"usage: deeplab-jax {' '.join(arguments[:-1])} ")
 
 
-def test_a_folder_that_is_something_else_is_left_alone(tmp_path, monkeypatch, capsys):
+def test_a_folder_with_other_files_is_not_changed(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.txt").write_text("precious")
     monkeypatch.setattr("sys.argv", ["deeplab-jax", "data", "synthetic", str(tmp_path)])
     with pytest.raises(SystemExit) as caught:
@@ -70,10 +71,10 @@ def test_a_folder_that_is_something_else_is_left_alone(tmp_path, monkeypatch, ca
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 
-def test_weights_that_cannot_be_read_are_one_line(tmp_path, monkeypatch, capsys):
+def test_a_broken_weights_file_is_reported_on_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "cut.safetensors").write_bytes(b"cut")
-    words = ["weights", "import", str(tmp_path / "cut.safetensors"), "--from", "mmseg", "--out", str(tmp_path / "out")]
-    monkeypatch.setattr("sys.argv", ["deeplab-jax", *words])
+    arguments = ["weights", "import", str(tmp_path / "cut.safetensors"), "--from", "mmseg", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", ["deeplab-jax", *arguments])
     with pytest.raises(SystemExit) as caught:
         cli.main()
     assert caught.value.code == 2
@@ -84,27 +85,27 @@ def test_weights_that_cannot_be_read_are_one_line(tmp_path, monkeypatch, capsys)
     assert not (tmp_path / "out").exists()
 
 
-def test_import_and_export_from_the_command_line(tmp_path, monkeypatch, capsys):
+def test_weights_are_exported_and_imported_again(tmp_path, monkeypatch, capsys):
     config = Config(model=tiny_resnet18(fusion="3x3", dilate_conv2=False))
     shapes = variable_shapes(config)
     save_model(
         str(tmp_path / "a"), config, names.unflatten({path: np.ones(shape, np.float32) for path, shape in shapes.items()})
     )
     exported = str(tmp_path / "x.safetensors")
-    for words in (
+    for arguments in (
         ("export", str(tmp_path / "a"), "--to", "mmseg", "--out", exported),
         ("import", exported, "--out", str(tmp_path / "b"), "--multi-grid", "0.5", "1", "2", "--align-corners"),
     ):
-        monkeypatch.setattr("sys.argv", ["deeplab-jax", "weights", *words])
+        monkeypatch.setattr("sys.argv", ["deeplab-jax", "weights", *arguments])
         cli.main()
     out = capsys.readouterr().out
     assert "decode_head={'in_channels': 64" in out
-    assert "model.multi_grid = (0.5, 1.0, 2.0)  (as asked)" in out
+    assert "model.multi_grid = (0.5, 1.0, 2.0)  (set by the user)" in out
     assert dl.load(str(tmp_path / "b")).config.model.align_corners
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["weights", "import", "x.pth", "--out", "o", "--from", "foo"], "foo"),
         (["weights", "import", "x.pth"], "--out"),
@@ -112,8 +113,8 @@ def test_import_and_export_from_the_command_line(tmp_path, monkeypatch, capsys):
         (["data", "synthetic", "x", "--size", "64"], "--size"),
     ],
 )
-def test_words_that_do_not_fit_are_one_line(words, message, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["deeplab-jax", *words])
+def test_invalid_arguments_are_reported_on_one_line(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["deeplab-jax", *arguments])
     with pytest.raises(SystemExit) as caught:
         cli.main()
     assert caught.value.code == 2

@@ -4,7 +4,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from conftest import logged, train
+from conftest import read_log_rows, train
 from PIL import Image
 
 from deeplab_jax.checkpoints.store import restore_variables
@@ -12,29 +12,29 @@ from deeplab_jax.errors import CheckpointError, ConfigError, DataError
 
 pytestmark = [
     pytest.mark.usefixtures("plain_convolutions"),
-    pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),  # how ml_collections reads a file
+    pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),  # ml_collections loads recipes so
 ]
 
 
-def test_a_finished_run_says_so_and_goes_on_where_steps_were_raised(finished_run, street_scenes, tmp_path):
+def test_a_finished_run_only_continues_with_more_steps(finished_run, street_scenes, tmp_path):
     workdir = tmp_path / "copy"
     shutil.copytree(finished_run, workdir)
     assert "already at step 6 of 6" in train(street_scenes, workdir)
     assert "train.steps: 6 -> 7" in train(street_scenes, workdir, "train.steps=7")
-    assert [row["step"] for row in logged(workdir, "train")] == [1, 2, 3, 4, 5, 6, 7]
+    assert [row["step"] for row in read_log_rows(workdir, "train")] == [1, 2, 3, 4, 5, 6, 7]
 
 
-def test_a_training_starts_from_given_weights_and_resumes_without_them(finished_run, street_scenes, tmp_path):
-    given, workdir = tmp_path / "given", tmp_path / "tiny"
-    shutil.copytree(finished_run, given)
-    fields = (f"model.pretrained={given}", "optim.lr=1e-9", "optim.schedule=constant")
+def test_training_starts_from_pretrained_weights_and_resumes_without_them(finished_run, street_scenes, tmp_path):
+    pretrained, workdir = tmp_path / "pretrained", tmp_path / "tiny"
+    shutil.copytree(finished_run, pretrained)
+    fields = (f"model.pretrained={pretrained}", "optim.lr=1e-9", "optim.schedule=constant")
     first = train(street_scenes, workdir, *fields, "train.steps=1")
-    assert re.search(rf"(\d+) of \1 variables start from {given}", first)
-    # At this rate nothing is learned, and BatchNorm's statistics move by a tenth.
-    before, after = (restore_variables(str(folder))["params"] for folder in (given, workdir))
+    assert re.search(rf"(\d+) of \1 variables start from {pretrained}", first)
+    # At this learning rate the parameters do not change. The running statistics move by a tenth, so they are not compared.
+    before, after = (restore_variables(str(folder))["params"] for folder in (pretrained, workdir))
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         np.testing.assert_allclose(new, old, atol=1e-6)
-    shutil.rmtree(given)
+    shutil.rmtree(pretrained)
     assert f"resuming {workdir} after step 1" in train(street_scenes, workdir, *fields, "train.steps=2")
 
 
@@ -43,17 +43,17 @@ def test_a_training_starts_from_given_weights_and_resumes_without_them(finished_
     [
         ("model.width=16", CheckpointError, r"`model.width` \(=16\) is 8"),
         ("mesh.data=64", ConfigError, "needs 64 devices"),
-        ("data.batch_size=6", ConfigError, r"`data.batch_size` \(=6\) does not divide over 4 devices: use 4 or 8"),
+        ("data.batch_size=6", ConfigError, r"`data.batch_size` \(=6\) cannot be split evenly over 4 devices. Use 4 or 8"),
         ("data.root=nowhere", DataError, r"`data.root` \(='nowhere'\)"),
     ],
 )
-def test_mistakes_about_a_run_are_one_line(field, error, message, finished_run, street_scenes):
+def test_user_errors_in_a_run_are_reported_on_one_line(field, error, message, finished_run, street_scenes):
     with pytest.raises(error, match=message) as caught:
         train(street_scenes, finished_run, field)
     assert "\n" not in str(caught.value)
 
 
-def test_mistakes_in_the_data_are_one_line(street_scenes, tmp_path):
+def test_errors_in_the_data_set_are_reported_on_one_line(street_scenes, tmp_path):
     broken = tmp_path / "set"
     shutil.copytree(street_scenes, broken)
     listing = broken / "list" / "train.lst"
@@ -66,7 +66,7 @@ def test_mistakes_in_the_data_are_one_line(street_scenes, tmp_path):
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_data_that_breaks_in_the_middle_of_a_run_is_named(split, street_scenes, tmp_path):
+def test_a_label_that_breaks_during_a_run_is_reported_by_name(split, street_scenes, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(street_scenes, broken)
     victim = next((broken / "gtFine" / split).rglob("*labelIds.png"))

@@ -37,14 +37,14 @@ def load_recipe(path):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_is_valid_survives_json_and_says_how_to_run_it(path):
+def test_every_recipe_is_valid_survives_json_and_documents_its_command(path):
     recipe = load_recipe(path)
     config = validate(recipe.get_config())
     assert from_dict(to_dict(config)) == config
     assert path.stem in recipe.__doc__ or "make quickstart" in recipe.__doc__
 
 
-def test_the_recipe_for_own_data_takes_the_classes_of_a_file_or_a_known_set(tmp_path):
+def test_the_recipe_for_custom_data_reads_a_label_set_by_name_or_from_a_file(tmp_path):
     recipe = load_recipe(CONFIGS / "custom.py")
     labels = LabelSet("pets", ("cat", "dog"), ((1, 1, 1), (2, 2, 2)), ids=(3, 7))
     write_labels(tmp_path / "labels.json", labels)
@@ -60,7 +60,7 @@ def test_the_recipe_for_own_data_takes_the_classes_of_a_file_or_a_known_set(tmp_
     ("multi_grid", "output_stride", "rates"),
     [
         ((0.5, 1, 1), 32, (1, 1, 1)),  # the undilated network
-        ((0.5, 1, 1), 16, (1, 2, 2)),  # torchvision and mmsegmentation: the first block keeps the rate before
+        ((0.5, 1, 1), 16, (1, 2, 2)),  # torchvision and mmsegmentation: the first block keeps the rate of the previous stage
         ((0.5, 1, 1), 8, (2, 4, 4)),
         ((1, 2, 4), 16, (2, 4, 8)),  # the paper, section 3.2
         ((1, 2, 4), 8, (4, 8, 16)),
@@ -76,15 +76,15 @@ def test_aspp_rates_double_at_output_stride_8():
     assert aspp_rates((6, 12, 18), 32) == (3, 6, 9)
 
 
-def test_a_training_needs_a_length():
+def test_training_needs_a_number_of_steps_or_epochs():
     validate(Config())
     with pytest.raises(ConfigError, match=r"train\.steps"):
         total_steps(Config(), 10)
 
 
-def test_epochs_round_up_to_whole_steps():
+def test_epochs_are_rounded_up_to_full_steps():
     config = Config(data=DataConfig(batch_size=8), train=TrainConfig(epochs=20))
-    assert total_steps(config, 367) == 918  # 7340 samples
+    assert total_steps(config, 367) == 918  # 20 epochs of 367 samples are 917.5 batches of 8
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_epochs_round_up_to_whole_steps():
         ({"model": ModelConfig(atrous_rates=(5, 7), output_stride=32)}, "atrous_rates"),
         ({"model": ModelConfig(multi_grid=())}, "multi_grid"),
         ({"eval": EvalConfig(output_stride=3)}, "eval.output_stride"),
-        ({"data": DataConfig(crop_size=(512,))}, r"`data.crop_size` \(=\(512,\)\).*needs two whole numbers"),
+        ({"data": DataConfig(crop_size=(512,))}, r"`data.crop_size` \(=\(512,\)\).*Give two integers"),
         ({"data": DataConfig(scale=(2.0, 0.5))}, "data.scale"),
         ({"data": DataConfig(batch_size=0)}, "data.batch_size"),
         ({"data": DataConfig(source="hub:x")}, "data.source"),
@@ -114,7 +114,10 @@ def test_epochs_round_up_to_whole_steps():
         ({"loss": LossConfig(ohem_threshold=0.7), "train": TrainConfig(micro_batches=2)}, "loss.ohem_threshold"),
         ({"loss": LossConfig(terms=())}, "loss.terms"),
         ({"loss": LossConfig(terms="dice")}, "loss.terms"),
-        ({"loss": LossConfig(terms=("cross_entropy", "dice"))}, r"`loss.weights` \(=\(1.0,\)\).*each of the 2 loss.terms"),
+        (
+            {"loss": LossConfig(terms=("cross_entropy", "dice"))},
+            r"`loss.weights` \(=\(1.0,\)\).*each of the 2 entries of loss.terms",
+        ),
         ({"loss": LossConfig(aux_weight=-1.0)}, "loss.aux_weight"),
         ({"optim": OptimConfig(options=("b1", 0.9))}, "optim.options"),
         ({"optim": OptimConfig(options=(("b1", "0.9"),))}, "optim.options"),
@@ -128,7 +131,7 @@ def test_epochs_round_up_to_whole_steps():
         ({"eval": EvalConfig(scales=())}, "eval.scales"),
         ({"eval": EvalConfig(scales=(1.0, 0.5, 1.0))}, "eval.scales"),
         ({"eval": EvalConfig(scales=(1e6,))}, "eval.scales"),
-        ({"model": ModelConfig(backbone="mobilenetv3_large", stem="3x3")}, r"`model.stem` \(='3x3'\).*leave it at '7x7'"),
+        ({"model": ModelConfig(backbone="mobilenetv3_large", stem="3x3")}, r"`model.stem` \(='3x3'\).*Leave it at '7x7'"),
         ({"model": ModelConfig(backbone="mobilenetv3_large", dilate_conv2=False)}, "model.dilate_conv2"),
         ({"model": ModelConfig(decoder_width=-1)}, "model.decoder_width"),
         ({"model": ModelConfig(low_level_width=0)}, "model.low_level_width"),
@@ -143,7 +146,7 @@ def test_epochs_round_up_to_whole_steps():
         ({"model": ModelConfig(atrous_rates=("a",))}, "atrous_rates"),
         ({"model": ModelConfig(mean=(1, 2))}, "model.mean"),
         ({"model": ModelConfig(std=(1, 2, 0))}, "model.std"),
-        ({"data": DataConfig(batch_size="4")}, r"`data.batch_size` \(='4'\).*whole number"),
+        ({"data": DataConfig(batch_size="4")}, r"`data.batch_size` \(='4'\).*integer"),
         ({"optim": OptimConfig(lr=float("inf"))}, "optim.lr"),
         ({"model": ModelConfig(aux_head=1)}, "model.aux_head"),
         ({"model": 3}, "`model`"),
@@ -151,23 +154,27 @@ def test_epochs_round_up_to_whole_steps():
         ({"seed": 2**32}, "seed"),
     ],
 )
-def test_what_cannot_work_is_named_with_its_value(fields, message):
-    with pytest.raises(ConfigError, match=message) as caught:
+def test_an_invalid_field_is_reported_with_its_value(fields, message):
+    with pytest.raises(ConfigError, match=message) as error:
         validate(Config(**({"train": TrainConfig(steps=1)} | fields)))
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
-def leaves(node, prefix=""):
+def list_fields(node, prefix=""):
+    """Yield the dotted name and the value of every field of a config, except for the label set."""
     for field in dataclasses.fields(node):
         value = getattr(node, field.name)
         if dataclasses.is_dataclass(value):
-            yield from leaves(value, f"{prefix}{field.name}.") if field.name != "labels" else ()
+            yield from list_fields(value, f"{prefix}{field.name}.") if field.name != "labels" else ()
         else:
             yield prefix + field.name, value
 
 
-def another(default, inherited):
-    """A value of the same type that is neither the default nor the recipe's; of a bool, not the recipe's."""
+def choose_new_value(default, inherited):
+    """Return a value of the same type that differs from the default and from the recipe's value.
+
+    There are only two bools, so a bool differs from the recipe's value only.
+    """
     match default:
         case bool():
             return not inherited
@@ -183,23 +190,24 @@ def another(default, inherited):
     return next(value for value in candidates if value not in (default, inherited))
 
 
-LOADS_A_FILE = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # how ml_collections reads it
+# ml_collections loads config files with a deprecated function.
+LOADS_A_FILE = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 
 @LOADS_A_FILE
 def test_every_field_can_be_set_by_a_flag():
     recipe = str(RECIPES[0].parent / "cityscapes_r50_os8.py")
-    inherited = dict(leaves(load_recipe(pathlib.Path(recipe)).get_config()))
-    wanted = {name: another(default, inherited[name]) for name, default in leaves(Config())}
-    argv = ["program", f"--config={recipe}", *(f"--config.{name}={value}" for name, value in wanted.items())]
+    inherited = dict(list_fields(load_recipe(pathlib.Path(recipe)).get_config()))
+    new_values = {name: choose_new_value(default, inherited[name]) for name, default in list_fields(Config())}
+    argv = ["program", f"--config={recipe}", *(f"--config.{name}={value}" for name, value in new_values.items())]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     values(argv)
-    assert dict(leaves(values.config)) == wanted
+    assert dict(list_fields(values.config)) == new_values
 
 
 @LOADS_A_FILE
-def test_names_with_numbers_are_set_by_a_flag_and_survive_json():
+def test_optimizer_options_can_be_set_by_a_flag_and_survive_json():
     argv = ["program", f"--config={RECIPES[0]}", "--config.optim.options=(('b1',0.95),('nesterov',True))"]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
@@ -208,23 +216,23 @@ def test_names_with_numbers_are_set_by_a_flag_and_survive_json():
     assert from_dict(to_dict(validate(values.config))) == values.config
 
 
-def test_a_stored_config_of_before_a_field_has_the_network_that_it_was():
+def test_a_stored_config_without_a_newer_field_gets_its_default():
     values = to_dict(Config())
     del values["model"]["decoder_width"]
     assert from_dict(values).model.decoder_width == 0
 
 
-def test_a_stored_config_of_0_1_has_its_fields_in_their_new_places():
+def test_moved_fields_of_a_stored_0_1_config_are_found():
     values = to_dict(Config())
     del values["loss"]["aux_weight"]
     values["optim"]["aux_weight"] = 0.25
     assert from_dict(values) == Config(loss=LossConfig(aux_weight=0.25))
-    assert values["optim"]["aux_weight"] == 0.25  # whose digest a receipt has
+    assert values["optim"]["aux_weight"] == 0.25  # unchanged, because receipts contain its digest
     del values["loss"]
     assert from_dict(values).loss.aux_weight == 0.25
 
 
-def test_a_stored_field_that_this_version_does_not_know_is_named():
+def test_an_unknown_field_in_a_stored_config_is_reported():
     values = to_dict(Config())
     values["model"]["depth"] = 50
     with pytest.raises(ConfigError, match=r"model\.depth"):
@@ -233,5 +241,5 @@ def test_a_stored_field_that_this_version_does_not_know_is_named():
 
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
 @pytest.mark.parametrize("rates", [(1.0, 2.0, 4.0), (2.0, 4.0, 4.0), (3.0,)])
-def test_units_of_multi_grid_give_the_rates_back(output_stride, rates):
+def test_multi_grid_units_is_the_inverse_of_last_stage_rates(output_stride, rates):
     assert last_stage_rates(multi_grid_units(rates, output_stride), output_stride) == rates

@@ -1,10 +1,10 @@
 import pathlib
 
-from deeplab_jax.config.reference import markdown
+from deeplab_jax.config.reference import render_markdown
 
-PAGE = pathlib.Path(__file__).parent.parent.parent / "docs" / "config.md"
+PAGE = pathlib.Path(__file__).parent.parent.parent / "docs" / "reference" / "config.md"
 
 
-def test_the_page_is_what_the_fields_declare():
-    stale = "docs/config.md is stale: python -m deeplab_jax.config.reference > docs/config.md"
-    assert PAGE.read_text() == markdown(), stale
+def test_the_generated_page_is_up_to_date():
+    stale = "docs/reference/config.md is stale: python -m deeplab_jax.config.reference > docs/reference/config.md"
+    assert PAGE.read_text() == render_markdown(), stale

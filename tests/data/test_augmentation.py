@@ -8,27 +8,27 @@ from hypothesis import strategies as st
 
 from deeplab_jax.config import DataConfig
 from deeplab_jax.data.augmentation import (
+    MAX_RETRIES,
     STREAMS,
-    TRIES,
     Window,
     augment,
-    blank_row,
     choose_window,
     cut_out,
     draw_photometric,
+    draw_uniforms,
     flip,
+    make_blank_row,
+    make_sample_key,
+    render_image,
+    render_label,
     rotate,
-    sample_key,
-    show_image,
-    show_label,
-    uniforms,
 )
 from deeplab_jax.data.samples import OpenSample, pixel_reader, window_reader
 
 MEAN = (123.675, 116.28, 103.53)
 FILL = (124, 116, 104)  # MEAN, rounded
-KEY = sample_key(0, 7)
-EVERYTHING = DataConfig(
+KEY = make_sample_key(0, 7)
+ALL_STEPS = DataConfig(
     crop_size=(40, 40), scale=(0.7, 2.0), cat_max_ratio=0.75, class_balanced=0.5, rotation=20.0, cutout=0.3, photometric=True
 )
 
@@ -38,28 +38,28 @@ def open_arrays(image, label):
     return OpenSample(tf.shape(label), window_reader(image), pixel_reader(label), tf.zeros(8, tf.uint8))
 
 
-def chosen(label, key=KEY, **options):
+def choose(label, key=KEY, **options):
     window = choose_window(open_arrays(label, label), key, DataConfig(**options))
     return tuple(part.numpy().tolist() for part in window)
 
 
 def reference_window(size, key, crop_size, scale):
-    """Scale and place, written out."""
-    u = uniforms(key, "window").numpy()
+    """Compute the window with plain Python arithmetic."""
+    u = draw_uniforms(key, "window").numpy()
     factor = scale[0] + u[0] * (scale[1] - scale[0])
-    low, high, shown = [], [], []
+    low, high, output_size = [], [], []
     for axis in (0, 1):
         wanted = max(int(np.round(crop_size[axis] / factor)), 1)
         extent = min(wanted, size[axis])
         fits = wanted <= size[axis]
-        shown.append(crop_size[axis] if fits else min(max(int(np.round(size[axis] * factor)), 1), crop_size[axis]))
+        output_size.append(crop_size[axis] if fits else min(max(int(np.round(size[axis] * factor)), 1), crop_size[axis]))
         low.append(int(u[1 + axis] * (size[axis] - extent + 1)))
         high.append(low[-1] + extent)
-    return low, high, shown
+    return low, high, output_size
 
 
-def reference_show(image, label, window, crop_size):
-    """The window resized, pixel by pixel, in float64."""
+def reference_render(image, label, window, crop_size):
+    """Resize the window pixel by pixel in float64."""
     (y_low, x_low), (y_high, x_high), (rows, columns) = window
     image, label = image[y_low:y_high, x_low:x_high].astype(np.float64), label[y_low:y_high, x_low:x_high]
     out = np.broadcast_to(np.array(FILL, np.float64), (*crop_size, 3)).copy()
@@ -84,113 +84,116 @@ def reference_show(image, label, window, crop_size):
     crop_size=st.tuples(st.integers(1, 16), st.integers(1, 16)),
     scale=st.sampled_from([(0.5, 2.0), (1.0, 1.0), (0.25, 0.4), (3.0, 3.0)]),
 )
-def test_a_window_and_what_it_shows_equal_a_plain_reference(seed, size, crop_size, scale):
+def test_the_window_and_its_pixels_match_a_plain_reference(seed, size, crop_size, scale):
     rng = np.random.default_rng(seed)
     image, label = rng.integers(0, 256, (*size, 3)).astype(np.uint8), rng.integers(0, 19, size).astype(np.uint8)
-    key = sample_key(seed, 3)
-    window = chosen(label, key, crop_size=crop_size, scale=scale)
+    key = make_sample_key(seed, 3)
+    window = choose(label, key, crop_size=crop_size, scale=scale)
     assert window == reference_window(size, key, crop_size, scale)
-    expected_image, expected_label = reference_show(image, label, window, crop_size)
+    expected_image, expected_label = reference_render(image, label, window, crop_size)
     window = Window(*map(tf.constant, window))
-    np.testing.assert_array_equal(show_label(pixel_reader(tf.constant(label)), window, crop_size), expected_label)
-    actual = show_image(window_reader(tf.constant(image)), window, crop_size, FILL).numpy()
-    # Half a level of rounding; a float32 sum may fall on the other side of .5.
+    np.testing.assert_array_equal(render_label(pixel_reader(tf.constant(label)), window, crop_size), expected_label)
+    actual = render_image(window_reader(tf.constant(image)), window, crop_size, FILL).numpy()
+    # Rounding to integers changes a value by up to 0.5. The rest allows for float32 sums that round differently.
     assert np.abs(actual - expected_image).max() <= 0.501
 
 
-def test_every_place_and_scale_is_reached():
+def test_windows_cover_all_positions_and_scales():
     label = np.zeros((6, 9), np.uint8)
-    windows = [chosen(label, sample_key(1, k), crop_size=(4, 4), scale=(1.0, 1.0)) for k in range(200)]
+    windows = [choose(label, make_sample_key(1, k), crop_size=(4, 4), scale=(1.0, 1.0)) for k in range(200)]
     assert {tuple(low) for low, _, _ in windows} == {(y, x) for y in range(3) for x in range(6)}
-    heights = [chosen(np.zeros((400, 400)), sample_key(1, k), crop_size=(100, 100), scale=(0.5, 2.0)) for k in range(100)]
-    factors = np.array([100 / (high[0] - low[0]) for low, high, _ in heights])
+    windows = [choose(np.zeros((400, 400)), make_sample_key(1, k), crop_size=(100, 100), scale=(0.5, 2.0)) for k in range(100)]
+    factors = np.array([100 / (high[0] - low[0]) for low, high, _ in windows])
     assert factors.min() < 0.55
     assert factors.max() > 1.9
     assert factors.mean() == pytest.approx(1.25, abs=0.17)  # 4 standard errors of 100 uniform draws
 
 
-def uniform_blocks(rng):
-    """24x24 of blocks 6x6, most of them class 3."""
+def draw_label(rng):
+    """Return a 24x24 label of 6x6 blocks, most of them of class 3."""
     return np.kron(np.where(rng.random((4, 4)) < 0.7, 3, rng.integers(0, 5, (4, 4))), np.ones((6, 6))).astype(np.uint8)
 
 
-def share_of_largest(values):
+def largest_share(values):
     counts = np.bincount(values[values != 255], minlength=2)
     return counts.max() / counts.sum() if np.count_nonzero(counts) > 1 else 1.0
 
 
-def test_windows_of_one_class_are_drawn_again_as_the_reference_does():
-    again = 0
+def test_windows_with_a_dominant_class_are_drawn_again():
+    redrawn = 0
     for k in range(60):
-        label = uniform_blocks(np.random.default_rng(k))
+        label = draw_label(np.random.default_rng(k))
         label[:3] = 255
-        key = sample_key(2, k)
+        key = make_sample_key(2, k)
         options = {"crop_size": (8, 8), "scale": (1.0, 1.0)}
-        first = chosen(label, key, **options)[0]
-        places = [first, *(np.floor(uniforms(key, "retry").numpy().reshape(TRIES, 2) * 17).astype(int).tolist())]
-        good = [place for place in places[:TRIES] if share_of_largest(label[place[0] :, place[1] :][:8, :8]) < 0.75]
-        expected = good[0] if good else places[TRIES]
-        assert chosen(label, key, cat_max_ratio=0.75, **options)[0] == expected
-        again += expected != first
-    assert again > 20
+        first = choose(label, key, **options)[0]
+        places = [first, *(np.floor(draw_uniforms(key, "retry").numpy().reshape(MAX_RETRIES, 2) * 17).astype(int).tolist())]
+        good = [place for place in places[:MAX_RETRIES] if largest_share(label[place[0] :, place[1] :][:8, :8]) < 0.75]
+        expected = good[0] if good else places[MAX_RETRIES]
+        assert choose(label, key, cat_max_ratio=0.75, **options)[0] == expected
+        redrawn += expected != first
+    assert redrawn > 20
 
 
-def test_a_label_that_never_varies_ends_the_search():
+def test_the_search_ends_when_no_window_is_accepted():
     for value in (4, 255):
-        low, high, _ = chosen(np.full((9, 9), value, np.uint8), crop_size=(3, 3), scale=(1.0, 1.0), cat_max_ratio=0.5)
+        low, high, _ = choose(np.full((9, 9), value, np.uint8), crop_size=(3, 3), scale=(1.0, 1.0), cat_max_ratio=0.5)
         assert [b - a for a, b in zip(low, high, strict=True)] == [3, 3]
 
 
-def test_balanced_windows_are_centred_on_classes_evenly():
+def test_balanced_windows_are_centred_on_all_classes_equally_often():
     label = np.zeros((40, 60), np.uint8)
     label[12, 33] = 1  # a single pixel
     label[30:32, 20:50] = 2
     label[0] = 255
-    seen = []
+    centre_classes = []
     for k in range(120):
-        low, high, _ = chosen(label, sample_key(3, k), crop_size=(9, 9), scale=(1.0, 1.0), class_balanced=1.0)
+        low, high, _ = choose(label, make_sample_key(3, k), crop_size=(9, 9), scale=(1.0, 1.0), class_balanced=1.0)
         middle = [a + 4 for a in low]
         if 4 <= middle[0] < 36 and 4 <= middle[1] < 56:
-            seen.append(int(label[tuple(middle)]))
+            centre_classes.append(int(label[tuple(middle)]))
         assert [b - a for a, b in zip(low, high, strict=True)] == [9, 9]
-    counts = np.bincount(seen, minlength=3)
-    # A third of 120 each, within 4 standard deviations; background pixels near the edge are not centred.
+    counts = np.bincount(centre_classes, minlength=3)
+    # Each class is expected 40 times, within 4 standard deviations. Class 0 is not checked: its pixels near the edge cannot be
+    # centred.
     assert all(20 <= n <= 61 for n in counts[1:])
-    assert 255 not in seen
+    assert 255 not in centre_classes
 
 
-def test_a_share_of_the_windows_is_balanced_and_the_others_stay_where_they_were():
+def test_only_a_fraction_of_the_windows_is_balanced_and_the_others_do_not_move():
     label = np.zeros((40, 60), np.uint8)
     label[20, 30] = 1
-    plain = [chosen(label, sample_key(4, k), crop_size=(5, 5), scale=(1.0, 1.0)) for k in range(100)]
-    mixed = [chosen(label, sample_key(4, k), crop_size=(5, 5), scale=(1.0, 1.0), class_balanced=0.3) for k in range(100)]
+    plain = [choose(label, make_sample_key(4, k), crop_size=(5, 5), scale=(1.0, 1.0)) for k in range(100)]
+    mixed = [choose(label, make_sample_key(4, k), crop_size=(5, 5), scale=(1.0, 1.0), class_balanced=0.3) for k in range(100)]
     assert 12 <= sum(a != b for a, b in zip(plain, mixed, strict=True)) <= 48  # 30, within 4 standard deviations
 
 
-def test_nothing_labelled_is_nothing_to_balance():
+def test_balancing_changes_nothing_if_no_pixel_is_labelled():
     label = np.full((9, 9), 255, np.uint8)
     options = {"crop_size": (3, 3), "scale": (1.0, 1.0)}
-    assert chosen(label, class_balanced=1.0, **options) == chosen(label, **options)
+    assert choose(label, class_balanced=1.0, **options) == choose(label, **options)
 
 
-def test_random_numbers_are_a_function_of_seed_number_and_stream():
-    table = np.array([[uniforms(sample_key(seed, k), "window") for k in range(200)] for seed in (0, 1)])
-    np.testing.assert_array_equal(table[1, 7], uniforms(sample_key(tf.constant(1), tf.constant(7, tf.int64)), "window"))
-    streams = np.concatenate([uniforms(sample_key(2, 0), stream) for stream in STREAMS])
-    every = np.concatenate([table.reshape(-1), streams])
-    assert len(np.unique(every)) == every.size
-    assert every.min() >= 0
-    assert every.max() < 1
+def test_random_numbers_depend_on_seed_sample_number_and_stream():
+    table = np.array([[draw_uniforms(make_sample_key(seed, k), "window") for k in range(200)] for seed in (0, 1)])
+    np.testing.assert_array_equal(
+        table[1, 7], draw_uniforms(make_sample_key(tf.constant(1), tf.constant(7, tf.int64)), "window")
+    )
+    streams = np.concatenate([draw_uniforms(make_sample_key(2, 0), stream) for stream in STREAMS])
+    numbers = np.concatenate([table.reshape(-1), streams])
+    assert len(np.unique(numbers)) == numbers.size
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
     assert table.mean((0, 1)) == pytest.approx(0.5, abs=0.06)  # 4 standard errors of 400 draws
 
 
-def blocks(seed=0, classes=5):
-    """A label of blocks 8x8, and the image that shows it: grey 50 times the class."""
+def draw_blocks(seed=0, classes=5):
+    """Return a label of 8x8 blocks, and an image whose grey value is 50 times the class."""
     label = np.kron(np.random.default_rng(seed).integers(0, classes, (6, 8)), np.ones((8, 8))).astype(np.uint8)
     return np.repeat(label[..., None] * 50, 3, -1), label
 
 
-def augmented(image, label, key, data, fill):
+def augment_arrays(image, label, key, data, fill):
     row = augment(open_arrays(image, label), key, data=data, fill=fill)
     return row["image"], row["label"]
 
@@ -200,32 +203,33 @@ def apply(step, image, label, u, amount, fill=FILL):
     return row["image"].numpy(), row["label"].numpy()
 
 
-def test_image_and_label_stay_aligned_through_everything():
-    image, label = blocks()
+def test_image_and_label_stay_aligned_through_all_steps():
+    image, label = draw_blocks()
     for k in range(20):
-        a, b = map(np.array, augmented(image, label, sample_key(0, k), EVERYTHING, MEAN))
+        a, b = map(np.array, augment_arrays(image, label, make_sample_key(0, k), ALL_STEPS, MEAN))
         a = a[..., 0].astype(int)
-        # Away from the borders between blocks, where bilinear mixes, the pixel is its label's grey.
+        # Bilinear interpolation mixes grey values at the borders between blocks. Elsewhere, a pixel has the grey value of its
+        # label.
         flat = (b != 255) & (np.diff(a, axis=0, prepend=-1) == 0) & (np.diff(a, axis=1, prepend=-1) == 0)
         assert flat.sum() > 150
         assert (a[flat] == b[flat] * 50).mean() > 0.97
         assert set(np.unique(b)) <= set(np.unique(label)) | {255}
 
 
-def test_labels_keep_their_values_and_images_stay_inside_their_range():
+def test_no_step_creates_new_label_values_or_changes_a_plain_colour():
     label = np.random.default_rng(0).choice(np.array([0, 3, 200, 255], np.uint8), (30, 50))
     image = np.full((30, 50, 3), 77, np.uint8)
     for k in range(10):
-        a, b = map(np.array, augmented(image, label, sample_key(5, k), EVERYTHING, (77.0, 77.0, 77.0)))
+        a, b = map(np.array, augment_arrays(image, label, make_sample_key(5, k), ALL_STEPS, (77.0, 77.0, 77.0)))
         assert set(np.unique(b)) <= {0, 3, 200, 255}
         assert (a == 77).all()
 
 
-def test_the_same_key_gives_the_same_bytes_eagerly_and_in_a_dataset():
-    image, label = map(tf.constant, blocks())
+def test_eager_mode_and_a_dataset_give_identical_samples():
+    image, label = map(tf.constant, draw_blocks())
 
     def sample(k):
-        return augmented(image, label, sample_key(9, k), EVERYTHING, MEAN)
+        return augment_arrays(image, label, make_sample_key(9, k), ALL_STEPS, MEAN)
 
     for k, (a, b) in enumerate(tf.data.Dataset.range(6).map(sample)):
         eager_image, eager_label = sample(k)
@@ -233,11 +237,11 @@ def test_the_same_key_gives_the_same_bytes_eagerly_and_in_a_dataset():
         np.testing.assert_array_equal(b, eager_label)
 
 
-def test_half_of_the_samples_are_mirrored_as_numpy_mirrors():
-    image, label = blocks()
+def test_half_of_the_samples_are_mirrored():
+    image, label = draw_blocks()
     mirrored = 0
     for k in range(60):
-        u = uniforms(sample_key(0, k), "flip")
+        u = draw_uniforms(make_sample_key(0, k), "flip")
         a, b = apply(flip, image, label, u, True)
         step = -1 if u[0] < 0.5 else 1
         np.testing.assert_array_equal(a, image[:, ::step])
@@ -247,7 +251,7 @@ def test_half_of_the_samples_are_mirrored_as_numpy_mirrors():
 
 
 def reference_rotation(image, label, angle, fill):
-    """Every output pixel looks up its source, turned about the centre, in float64."""
+    """Rotate about the centre pixel by pixel in float64."""
     height, width = label.shape
     out, out_label = np.zeros((*label.shape, 3)), np.full(label.shape, 255)
     for y in range(height):
@@ -266,27 +270,27 @@ def reference_rotation(image, label, angle, fill):
 
 
 @pytest.mark.parametrize("degrees", [10.0, 180.0])
-def test_rotation_equals_a_plain_reference(degrees):
+def test_rotation_matches_a_plain_reference(degrees):
     rng = np.random.default_rng(0)
     image, label = rng.integers(0, 256, (13, 17, 3)).astype(np.uint8), rng.integers(0, 5, (13, 17)).astype(np.uint8)
     angles = []
     for k in range(6):
-        u = uniforms(sample_key(1, k), "rotation")
+        u = draw_uniforms(make_sample_key(1, k), "rotation")
         angle = (2 * float(u[0]) - 1) * math.radians(degrees)
         a, b = apply(rotate, image, label, u, degrees)
         expected_image, expected_label = reference_rotation(image.astype(float), label, angle, FILL)
-        # A float32 position next to the middle between two pixels may fall on the other side.
+        # A float32 position close to the midpoint between two pixels may round to the other pixel.
         assert (b == expected_label).mean() > 0.98
         assert np.abs(a - expected_image).max() <= 0.55
         angles.append(abs(angle))
     assert max(angles) > math.radians(degrees) / 2
 
 
-def test_cutout_blanks_one_rectangle_of_the_share():
+def test_cutout_blanks_one_rectangle_of_the_requested_size():
     image, label = np.full((20, 30, 3), 9, np.uint8), np.full((20, 30), 4, np.uint8)
     places = set()
     for k in range(40):
-        u = uniforms(sample_key(2, k), "cutout").numpy()
+        u = draw_uniforms(make_sample_key(2, k), "cutout").numpy()
         a, b = apply(cut_out, image, label, u, 0.25, (1, 2, 3))
         hole = round(0.25 * 20), round(0.25 * 30)
         y, x = int(u[0] * (20 - hole[0] + 1)), int(u[1] * (30 - hole[1] + 1))
@@ -298,9 +302,12 @@ def test_cutout_blanks_one_rectangle_of_the_share():
     assert len(places) > 20
 
 
-def test_photometric_factors_are_what_mmsegmentation_draws():
+def test_photometric_factors_have_the_ranges_of_mmsegmentation():
     table = np.array(
-        [draw_photometric({}, uniforms(sample_key(3, k), "photometric"), True, FILL)["photometric"] for k in range(400)]
+        [
+            draw_photometric({}, draw_uniforms(make_sample_key(3, k), "photometric"), True, FILL)["photometric"]
+            for k in range(400)
+        ]
     )
     low, high = [-32, 0.5, 0.5, -36], [32, 1.5, 1.5, 36]
     for column, (a, b), neutral in zip(table.T, zip(low, high, strict=True), (0, 1, 1, 0), strict=False):
@@ -309,23 +316,23 @@ def test_photometric_factors_are_what_mmsegmentation_draws():
         assert a <= drawn.min() < a + 0.1 * (b - a)
         assert b - 0.1 * (b - a) < drawn.max() <= b
     assert set(table[:, 4]) == {0.0, 1.0}
-    assert blank_row(EVERYTHING, MEAN)["photometric"].numpy().tolist() == [0, 1, 1, 0, 0]
+    assert make_blank_row(ALL_STEPS, MEAN)["photometric"].numpy().tolist() == [0, 1, 1, 0, 0]
 
 
-def test_blank_is_what_surrounds_an_image():
+def test_a_blank_row_equals_the_padding_around_an_image():
     data = DataConfig(crop_size=(2, 3), scale=(1.0, 1.0), flip=False)
-    row = blank_row(data, MEAN)
+    row = make_blank_row(data, MEAN)
     image, label = row["image"], row["label"]
     assert row.keys() == {"image", "label"}
     assert image.numpy().tolist() == [[[124, 116, 104]] * 3] * 2
     assert label.numpy().tolist() == [[255] * 3] * 2
-    around, _ = augmented(image[:1, :1], label[:1, :1], sample_key(0, 0), data, MEAN)
+    around, _ = augment_arrays(image[:1, :1], label[:1, :1], make_sample_key(0, 0), data, MEAN)
     np.testing.assert_array_equal(around, image)
     assert (image.dtype, label.dtype) == (tf.uint8, tf.uint8)
 
 
-def test_a_step_that_is_added_at_the_end_leaves_the_numbers_of_the_others(monkeypatch):
-    before = [uniforms(KEY, stream).numpy() for stream in STREAMS]
+def test_a_new_stream_at_the_end_does_not_change_the_other_random_numbers(monkeypatch):
+    before = [draw_uniforms(KEY, stream).numpy() for stream in STREAMS]
     monkeypatch.setitem(STREAMS, "new", 7)
     for stream, numbers in zip(STREAMS, before, strict=False):
-        np.testing.assert_array_equal(uniforms(KEY, stream), numbers)
+        np.testing.assert_array_equal(draw_uniforms(KEY, stream), numbers)

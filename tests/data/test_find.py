@@ -7,7 +7,7 @@ from deeplab_jax.data.image_files import ImageFiles
 from deeplab_jax.errors import DataError
 
 
-def make(root, *names, size=(4, 2)):
+def save_images(root, *names, size=(4, 2)):
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -20,22 +20,22 @@ def write_list(root, text, split="train"):
     return root / "list" / f"{split}.lst"
 
 
-def test_a_folder_of_files_is_read_as_files(street_scenes):
+def test_a_folder_of_image_files_is_read_from_the_files(street_scenes):
     samples = find_split(DataConfig(root=str(street_scenes)), "train")
     assert len(samples) == 6
     assert isinstance(samples.store, ImageFiles)
 
 
-def test_a_preparation_that_was_cut_short_is_told_from_an_empty_folder(tmp_path):
-    with pytest.raises(DataError, match="it holds nothing"):
+def test_incomplete_records_are_reported_differently_from_an_empty_folder(tmp_path):
+    with pytest.raises(DataError, match="which holds nothing"):
         find_split(DataConfig(root=str(tmp_path)), "train")
     (tmp_path / "train-00000-1a2b3c4d.bin").write_bytes(b"")
-    with pytest.raises(DataError, match=r"holds records that are not complete: run `data prepare` to its end"):
+    with pytest.raises(DataError, match=r"holds incomplete records\. Run `deeplab-jax data prepare` again to complete them"):
         find_split(DataConfig(root=str(tmp_path)), "train")
 
 
 @pytest.mark.parametrize("names", [("img-00001.json", "img-00001.bin"), ("records.json", "manifest.json")])
-def test_a_data_set_with_files_of_such_names_is_read_as_files(tmp_path, names):
+def test_a_data_set_that_contains_files_with_the_names_of_record_files_is_read_from_its_files(tmp_path, names):
     (tmp_path / "list").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     Image.new("L", (4, 4)).save(tmp_path / "la.png")
@@ -48,12 +48,12 @@ def test_a_data_set_with_files_of_such_names_is_read_as_files(tmp_path, names):
 
 
 @pytest.mark.parametrize("root", ["", "nowhere"])
-def test_no_folder_is_one_line(root):
+def test_the_error_for_a_missing_root_names_the_root(root):
     with pytest.raises(DataError, match=rf"`data\.root` \(='{root}'\)"):
         find_split(DataConfig(root=root), "train")
 
 
-def test_cityscapes_lists_and_kinds(street_scenes):
+def test_lists_of_a_cityscapes_folder_are_read(street_scenes):
     train = find_samples(str(street_scenes), "train")
     assert len(train) == 6
     assert train.kind == "labelIds"
@@ -64,15 +64,15 @@ def test_cityscapes_lists_and_kinds(street_scenes):
 
 
 @pytest.mark.parametrize("kind", ["labelIds", "labelTrainIds", "color"])
-def test_the_kind_is_read_off_the_names(tmp_path, kind):
-    make(tmp_path, "a.png", f"x_gtFine_{kind}.png")
+def test_the_label_kind_is_taken_from_the_file_names(tmp_path, kind):
+    save_images(tmp_path, "a.png", f"x_gtFine_{kind}.png")
     write_list(tmp_path, f"a.png x_gtFine_{kind}.png")
     assert find_samples(str(tmp_path), "train").kind == kind
     assert find_samples(str(tmp_path), "train", "color").kind == "color"
 
 
-def test_mixed_kinds_are_refused(tmp_path):
-    make(tmp_path, "a.png", "x_color.png", "x_labelIds.png")
+def test_mixed_label_kinds_are_rejected(tmp_path):
+    save_images(tmp_path, "a.png", "x_color.png", "x_labelIds.png")
     write_list(tmp_path, "a.png x_color.png\na.png x_labelIds.png")
     with pytest.raises(DataError, match="color, labelIds"):
         find_samples(str(tmp_path), "train")
@@ -90,21 +90,23 @@ def test_cityscapes_folders_are_scanned_without_a_list(street_scenes, tmp_path):
 
 
 def test_custom_folders_are_scanned_without_a_list(tmp_path):
-    make(tmp_path, "input/train/a.jpg", "input/train/b.png", "target/train/a.png", "target/train/b.png", "input/test/c.png")
+    save_images(
+        tmp_path, "input/train/a.jpg", "input/train/b.png", "target/train/a.png", "target/train/b.png", "input/test/c.png"
+    )
     samples = find_samples(str(tmp_path), "train")
     assert samples.images == ("input/train/a.jpg", "input/train/b.png")
     assert samples.labels == ("target/train/a.png", "target/train/b.png")
     assert find_samples(str(tmp_path), "test", need_labels=False).labels == ()
 
 
-def test_a_custom_image_without_its_label_is_missing_not_dropped(tmp_path):
-    make(tmp_path, "input/train/a.jpg", "input/train/b.png", "target/train/a.png")
+def test_the_missing_label_of_a_custom_image_is_an_error(tmp_path):
+    save_images(tmp_path, "input/train/a.jpg", "input/train/b.png", "target/train/a.png")
     with pytest.raises(DataError, match=r"1 of 4 files.*target/train/b\.png"):
         find_samples(str(tmp_path), "train")
 
 
-def test_missing_files_are_counted_and_five_are_named(tmp_path):
-    make(tmp_path, "i/0.png")
+def test_the_error_for_missing_files_counts_them_and_names_five(tmp_path):
+    save_images(tmp_path, "i/0.png")
     write_list(tmp_path, "".join(f"i/{k}.png\tl/{k}.png\n" for k in range(7)))
     with pytest.raises(DataError) as caught:
         find_samples(str(tmp_path), "train")
@@ -114,14 +116,14 @@ def test_missing_files_are_counted_and_five_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("root", "message"), [("", r"`data.root` \(=''\)"), ("nowhere", r"`data.root` \(='.*nowhere'\) is no folder")]
+    ("root", "message"), [("", r"`data.root` \(=''\)"), ("nowhere", r"`data.root` \(='.*nowhere'\) is not a folder")]
 )
-def test_a_missing_root_is_named(tmp_path, root, message):
+def test_a_root_that_is_not_a_folder_is_an_error(tmp_path, root, message):
     with pytest.raises(DataError, match=message):
         find_samples(str(tmp_path / root) if root else "", "train")
 
 
-def test_an_empty_list_and_an_unknown_split_are_named(tmp_path):
+def test_an_empty_list_and_an_unknown_split_are_errors(tmp_path):
     write_list(tmp_path, "\n\n")
     with pytest.raises(DataError, match=r"no samples of split 'train' in .*train\.lst"):
         find_samples(str(tmp_path), "train")
@@ -129,15 +131,15 @@ def test_an_empty_list_and_an_unknown_split_are_named(tmp_path):
         find_samples(str(tmp_path), "nope")
 
 
-def test_labels_for_some_images_only_are_refused(tmp_path):
-    make(tmp_path, "a.png", "b.png")
+def test_a_list_with_labels_for_only_some_images_is_rejected(tmp_path):
+    save_images(tmp_path, "a.png", "b.png")
     write_list(tmp_path, "a.png b.png\nb.png\n")
     with pytest.raises(DataError, match="1 of 2 images"):
         find_samples(str(tmp_path), "train")
 
 
-def test_training_needs_labels(tmp_path):
-    make(tmp_path, "a.png")
+def test_a_split_without_labels_is_an_error_by_default(tmp_path):
+    save_images(tmp_path, "a.png")
     write_list(tmp_path, "a.png\n")
-    with pytest.raises(DataError, match="without labels"):
+    with pytest.raises(DataError, match="have no labels"):
         find_samples(str(tmp_path), "train")

@@ -8,7 +8,7 @@ from PIL import Image
 from rich.console import Console
 
 from deeplab_jax.config import DataConfig
-from deeplab_jax.data import find as finding
+from deeplab_jax.data import find as find_module
 from deeplab_jax.data.find import find_split
 from deeplab_jax.data.image_files import ImageFiles
 from deeplab_jax.data.prepare import prepare
@@ -18,9 +18,9 @@ from deeplab_jax.errors import DataError
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A folder of three samples and their records."""
-    folder = tmp_path_factory.mktemp("made")
+def prepared(tmp_path_factory):
+    """Return a folder that holds a data set of three samples and its prepared records."""
+    folder = tmp_path_factory.mktemp("prepared")
     root = folder / "a set"
     (root / "list").mkdir(parents=True)
     for k in range(3):
@@ -32,14 +32,14 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture
-def root(made, tmp_path):
-    return shutil.copytree(made / "a set", tmp_path / "a set")  # times of change as well
+def root(prepared, tmp_path):
+    return shutil.copytree(prepared / "a set", tmp_path / "a set")  # this also copies the modification times
 
 
 @pytest.fixture
-def out(made, root, tmp_path):
-    out = shutil.copytree(made / "records", tmp_path / "records")
-    (out / "records.json").write_text((out / "records.json").read_text().replace(str(made), str(tmp_path)))
+def out(prepared, root, tmp_path):
+    out = shutil.copytree(prepared / "records", tmp_path / "records")
+    (out / "records.json").write_text((out / "records.json").read_text().replace(str(prepared), str(tmp_path)))
     return out
 
 
@@ -47,25 +47,24 @@ def find(out):
     return find_split(DataConfig(root=str(out)), "train")
 
 
-def assert_stale(out, root, why):
-    with pytest.raises(DataError, match=why) as caught:
+def assert_stale(out, root, reason):
+    with pytest.raises(DataError, match=reason) as caught:
         find(out)
     message = str(caught.value)
-    assert message.startswith(f"the records in {out} are stale (")
-    assert message.endswith(
-        f"): run `deeplab-jax data prepare '{root}' --out {out} --splits train` again, which does what is needed"
-    )
+    assert message.startswith(f"The records in {out} are stale. ")
+    command = f"deeplab-jax data prepare '{root}' --out {out} --splits train"
+    assert message.endswith(f" Run `{command}` again. It rewrites only the shards that are missing, damaged or out of date.")
     assert "\n" not in message
 
 
 @pytest.mark.parametrize("name", ["1.png", "l1.png"])
-def test_another_byte_is_stale_though_the_size_is_the_same(out, root, name):
+def test_records_are_stale_after_a_byte_changes_but_not_the_file_size(out, root, name):
     data = (root / name).read_bytes()
     (root / name).write_bytes(data[:-1] + b"\0")
-    assert_stale(out, root, r"\(1 of 3 samples changed in .*a set, 1\.png among them\)")
+    assert_stale(out, root, r"1 of 3 samples in .*a set have changed, such as 1\.png\.")
 
 
-def test_a_file_that_was_touched_is_not(out, root):
+def test_records_are_not_stale_after_a_file_is_touched(out, root):
     os.utime(root / "1.png", (1, 1))
     assert len(find(out)) == 3
 
@@ -76,49 +75,49 @@ def test_unchanged_files_are_not_read(out, root, monkeypatch):
 
 
 @pytest.mark.parametrize("lines", ["0.png\tl0.png\n", "1.png\tl1.png\n0.png\tl0.png\n2.png\tl2.png\n", "0.png\tl1.png\n"])
-def test_another_list_is_stale(out, root, lines):
+def test_records_are_stale_after_the_list_changes(out, root, lines):
     (root / "list" / "train.lst").write_text(lines)
-    assert_stale(out, root, rf"train\.lst has {lines.count('l')} samples, not the 3 prepared, or others\)")
+    assert_stale(out, root, rf"has changed \(records: 3 samples, .*train\.lst: {lines.count('l')} samples\)\.")
 
 
-def test_a_list_or_file_that_is_gone_is_stale(out, root):
+def test_records_are_stale_after_a_list_or_a_file_is_removed(out, root):
     (root / "l1.png").unlink()
-    assert_stale(out, root, r"1 of 6 files that .* names are missing below .*: l1\.png")
+    assert_stale(out, root, r"1 of 6 files from .*train\.lst are missing below .*: l1\.png\.")
     (root / "list" / "train.lst").unlink()
     assert_stale(out, root, r"no samples of split 'train' below")
 
 
-def test_a_link_that_leads_nowhere_is_one_line(out, root):
+def test_a_broken_symbolic_link_is_reported(out, root):
     (root / "1.png").unlink()
     (root / "1.png").symlink_to("nowhere")
     assert_stale(out, root, r"a set/1\.png cannot be read \(No such file or directory\)")
 
 
-def test_where_the_source_is_not_at_hand_the_records_stand_alone(out, root):
+def test_records_can_be_used_without_their_source(out, root):
     shutil.rmtree(root)
     assert len(find(out)) == 3
-    root.mkdir()  # where nothing is mounted
-    finding._find_prepared.cache_clear()
+    root.mkdir()  # like a mount point where nothing is mounted
+    find_module._find_prepared.cache_clear()
     assert len(find(out)) == 3
 
 
 @pytest.mark.parametrize("source", ["gs://bucket/set", "tfds:voc"])
-def test_what_lies_elsewhere_is_not_asked(source):
-    assert not finding._is_at_hand(source)
+def test_remote_sources_are_not_checked(source):
+    assert not find_module._is_available(source)
     assert read_stamp(Samples("gs://bucket/set", ("a",), (), "labelIds", "", ImageFiles()), 0) == ()
 
 
-def test_the_source_of_another_user_is_not_at_hand(tmp_path, monkeypatch):
-    def refuse(*_):
+def test_a_source_without_read_permission_counts_as_unavailable(tmp_path, monkeypatch):
+    def deny(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(os, "listdir", refuse)
-    assert not finding._is_at_hand(str(tmp_path))
+    monkeypatch.setattr(os, "listdir", deny)
+    assert not find_module._is_available(str(tmp_path))
 
 
-def test_records_are_looked_at_once_a_process_while_they_stay(out, root):
+def test_records_are_looked_up_once_per_process_until_they_change(out, root):
     assert find(out) is find(out)
-    before = find(out)
+    previous = find(out)
     Image.fromarray(np.full((4, 4, 3), 9, np.uint8)).save(root / "1.png")
     prepare(DataConfig(root=str(root)), str(out), ("train",), Console(file=io.StringIO()))
-    assert find(out) is not before
+    assert find(out) is not previous

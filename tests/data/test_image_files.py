@@ -13,10 +13,10 @@ K2 = 0x9AE16A3B2F90404F
 
 
 def farmhash64(data):
-    """Fingerprint64 of 8 to 16 bytes, as farmhash.cc defines it."""
+    """Return the Fingerprint64 of 8 to 16 bytes, as defined in farmhash.cc."""
 
-    def rotate(value, by):
-        return (value >> by | value << (64 - by)) & MASK
+    def rotate(value, bits):
+        return (value >> bits | value << (64 - bits)) & MASK
 
     mul = K2 + 2 * len(data)
     a = int.from_bytes(data[:8], "little") + K2 & MASK
@@ -32,13 +32,13 @@ def farmhash64(data):
 
 @pytest.fixture
 def pair(tmp_path):
-    """One sample, whose files need no pixels to have a fingerprint."""
+    """Return one sample. Its files are not images, because a fingerprint only needs their bytes."""
     (tmp_path / "i").write_bytes(b"an image")
     (tmp_path / "l").write_bytes(b"its label file")
     return Samples(str(tmp_path), ("i",), ("l",), "labelIds", "", ImageFiles())
 
 
-def test_a_fingerprint_is_farmhash_of_the_files(pair):
+def test_a_fingerprint_is_the_farmhash_of_the_files(pair):
     image, label = farmhash64(b"an image"), farmhash64(b"its label file")
     assert pair.store.fingerprint(pair, 0) == farmhash64(image + label)
     unlabelled = Samples(pair.root, pair.images, (), "labelIds", "", ImageFiles())
@@ -46,7 +46,7 @@ def test_a_fingerprint_is_farmhash_of_the_files(pair):
 
 
 @pytest.mark.parametrize("name", ["i", "l"])
-def test_every_byte_of_both_files_counts(pair, tmp_path, name):
+def test_every_byte_of_both_files_changes_the_fingerprint(pair, tmp_path, name):
     path = tmp_path / name
     contents = path.read_bytes()
     seen = {pair.store.fingerprint(pair, 0)}
@@ -66,7 +66,7 @@ def test_image_and_label_are_not_interchangeable(pair):
 
 
 @pytest.mark.parametrize("name", ["i", "l"])
-def test_a_file_that_is_gone_is_named(pair, tmp_path, name):
+def test_a_missing_file_is_named(pair, tmp_path, name):
     (tmp_path / name).unlink()
     with pytest.raises(DataError, match=rf"{tmp_path / name} cannot be read"):
         pair.store.fingerprint(pair, 0)
@@ -75,23 +75,24 @@ def test_a_file_that_is_gone_is_named(pair, tmp_path, name):
         pair.store.fingerprint(pair, 0)
 
 
-class Uncounted(tuple):
-    """Names that may be asked for one at a time."""
+class NotIterable(tuple):
+    """A tuple of names that can be indexed but not iterated over."""
 
     def __iter__(self):
         raise AssertionError("all names were read for one sample")
 
 
-def test_reading_one_sample_does_not_cost_a_pass_over_all_names(tmp_path):
+def test_reading_one_sample_does_not_read_all_names(tmp_path):
     Image.new("RGB", (3, 2)).save(tmp_path / "i.png")
     Image.new("L", (3, 2), 5).save(tmp_path / "l.png")
-    samples = Samples(str(tmp_path), Uncounted(["gone", "i.png"]), Uncounted(["gone", "l.png"]), "labelIds", "", ImageFiles())
+    images, labels = NotIterable(["missing", "i.png"]), NotIterable(["missing", "l.png"])
+    samples = Samples(str(tmp_path), images, labels, "labelIds", "", ImageFiles())
     image, values = read_sample(samples, 1)
     assert image.shape == (2, 3, 3)
     assert (values == 5).all()
 
 
-def test_an_image_that_pillow_thinks_too_large_is_named(tmp_path, monkeypatch):
+def test_an_image_that_is_too_large_for_pillow_is_named(tmp_path, monkeypatch):
     Image.new("L", (8, 8)).save(tmp_path / "i.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9)
     with pytest.raises(DataError, match=r"i\.png cannot be read as an image \(Image size \(64 pixels\) exceeds limit"):
@@ -99,7 +100,7 @@ def test_an_image_that_pillow_thinks_too_large_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("message", "expected"),
     [
         (
             "{{function_node __wrapped__ReadFile_device_/job:localhost}} a/b; No such file [Op:ReadFile] name: ",
@@ -107,16 +108,16 @@ def test_an_image_that_pillow_thinks_too_large_is_named(tmp_path, monkeypatch):
         ),
         ("{{function_node f}} Invalid PNG.\n\t [[{{node DecodePng}}]] [Op:IteratorGetNext] name: ", "Invalid PNG."),
         ("image file is truncated (3 bytes not processed)", "image file is truncated (3 bytes not processed)"),
-        ("cannot identify image file <_io.BufferedReader name='a.png'>", "it is no image"),
+        ("cannot identify image file <_io.BufferedReader name='a.png'>", "it is not an image"),
         ("x" * 300, "x" * 200),
         ("", "OSError"),
     ],
 )
-def test_a_reason_is_one_line_that_names_no_node(said, told):
-    assert reason(OSError(said)) == told
+def test_a_reason_is_one_line_without_node_names(message, expected):
+    assert reason(OSError(message)) == expected
 
 
-# Grey of 8 bits; a palette of 8 and of 4 bits; colours; transparency, which is dropped; and what only one kind can take.
+# Masks in all PNG formats. Some formats are valid only for one label kind, and transparency is dropped.
 MASKS = {
     "grey": lambda a: Image.fromarray(a),
     "palette": lambda a: with_palette(a),
@@ -136,7 +137,7 @@ def with_palette(array):
 
 
 def expected_values(name, array, kind):
-    """Of a file of MASKS, worked out by hand; None where training refuses it."""
+    """Return the values that a file of MASKS should give, computed by hand, or None if training rejects the file."""
     if name == "16 bits" or (kind == "labelIds" and name not in ("grey", "palette", "palette of 4 bits")):
         return None
     if kind == "labelIds":
@@ -151,7 +152,7 @@ def expected_values(name, array, kind):
 
 @pytest.mark.parametrize("kind", ["labelIds", "color"])
 @pytest.mark.parametrize("name", MASKS)
-def test_training_and_the_survey_see_the_same_values_and_refuse_the_same_files(tmp_path, name, kind):
+def test_training_and_the_survey_read_the_same_values_and_reject_the_same_files(tmp_path, name, kind):
     array = np.random.default_rng(0).integers(0, 256, (9, 13)).astype(np.uint8)
     Image.new("RGB", (13, 9)).save(tmp_path / "i.png")
     MASKS[name](array).save(tmp_path / "l.png", bits=4 if name == "palette of 4 bits" else 8)
@@ -172,10 +173,10 @@ def test_training_and_the_survey_see_the_same_values_and_refuse_the_same_files(t
     assert counts == dict(zip(*(a.tolist() for a in np.unique(expected, return_counts=True)), strict=True))
 
 
-def test_training_and_the_survey_refuse_a_mask_without_its_end(tmp_path):
+def test_training_and_the_survey_reject_a_truncated_mask(tmp_path):
     Image.new("RGB", (40, 40)).save(tmp_path / "i.png")
     Image.fromarray(np.random.default_rng(0).integers(0, 9, (40, 40)).astype(np.uint8)).save(tmp_path / "l.png")
-    (tmp_path / "l.png").write_bytes((tmp_path / "l.png").read_bytes()[:-20])  # enough for Pillow
+    (tmp_path / "l.png").write_bytes((tmp_path / "l.png").read_bytes()[:-20])  # Pillow still reads this file
     samples = Samples(str(tmp_path), ("i.png",), ("l.png",), "labelIds", "", ImageFiles())
     for read in (lambda: read_sample(samples, 0), lambda: survey_masks([samples])):
         with pytest.raises(DataError, match=r"l\.png cannot be read"):

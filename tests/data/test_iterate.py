@@ -12,129 +12,137 @@ from deeplab_jax.errors import DataError
 SAMPLES = Samples("", tuple(f"{i}.png" for i in range(6)), (), "labelIds", "", ImageFiles())
 
 
-class Numbers:
-    """Batches of two positions out of three passes over the list, which fail where a position is broken."""
+class FakeSource:
+    """A source of batches of two positions, for three epochs of the list. A batch fails if one of its positions is broken."""
 
     def __init__(self, broken, fails_again=True):
         self.broken = broken
         self.fails_again = fails_again
-        self.built, self.checked, self.told = [], [], []
+        self.built, self.checked, self.messages = [], [], []
 
-    def dataset(self, number, skipped):
+    def build_dataset(self, number, skipped):
         self.built.append((number, skipped))
-        left = tf.constant([-1, *(i for i in self.broken if i not in skipped)], tf.int64)
+        broken = tf.constant([-1, *(i for i in self.broken if i not in skipped)], tf.int64)
 
         def sample(i):
-            tf.debugging.assert_none_equal(i % 6, left)
+            tf.debugging.assert_none_equal(i % 6, broken)
             return {"index": i % 6}
 
         return tf.data.Dataset.range(2 * number, 18).map(sample, num_parallel_calls=2).batch(2).prefetch(2)
 
-    def rows(self, number):
+    def list_indices(self, number):
         return [2 * number % 6, (2 * number + 1) % 6]
 
-    def check(self, i):
+    def check_sample(self, i):
         self.checked.append(i)
-        return DataError(f"{i}.png is broken") if i in self.broken and self.fails_again else None
+        return DataError(f"{i}.png is broken.") if i in self.broken and self.fails_again else None
 
     def batches(self, **options):
-        batches = iterate(SAMPLES, self.dataset, self.rows, self.check, on_skip=lambda e: self.told.append(str(e)), **options)
+        batches = iterate(
+            SAMPLES,
+            self.build_dataset,
+            self.list_indices,
+            self.check_sample,
+            on_skip=lambda e: self.messages.append(str(e)),
+            **options,
+        )
         return (batch["index"].tolist() for batch in batches)
 
 
-PASS = [[0, 1], [2, 3], [4, 5]]
+EPOCH = [[0, 1], [2, 3], [4, 5]]
 
 
-def test_nothing_is_checked_while_nothing_is_wrong():
-    numbers = Numbers(broken=[])
-    assert list(numbers.batches(max_unreadable=3)) == PASS * 3
-    assert (numbers.built, numbers.checked) == ([(0, ())], [])
+def test_no_sample_is_checked_unless_a_batch_fails():
+    source = FakeSource(broken=[])
+    assert list(source.batches(max_unreadable=3)) == EPOCH * 3
+    assert (source.built, source.checked) == ([(0, ())], [])
 
 
-def test_broken_samples_are_found_once_each_and_the_dataset_goes_on_from_their_batch():
-    numbers = Numbers(broken=[2, 3, 5])
-    assert list(numbers.batches(max_unreadable=3)) == PASS * 3
-    assert numbers.built == [(0, ()), (1, (2, 3)), (2, (2, 3, 5))]
-    assert numbers.checked == [2, 3, 4, 5]
-    assert numbers.told == ["2.png is broken", "3.png is broken", "5.png is broken"]
+def test_each_broken_sample_is_found_once_and_the_dataset_continues_from_its_batch():
+    source = FakeSource(broken=[2, 3, 5])
+    assert list(source.batches(max_unreadable=3)) == EPOCH * 3
+    assert source.built == [(0, ()), (1, (2, 3)), (2, (2, 3, 5))]
+    assert source.checked == [2, 3, 4, 5]
+    assert source.messages == ["2.png is broken.", "3.png is broken.", "5.png is broken."]
 
 
-def test_a_batch_is_checked_when_it_is_its_turn_not_when_it_is_prefetched():
-    numbers = Numbers(broken=[4])
-    batches = numbers.batches(max_unreadable=1)
-    assert [next(batches), next(batches)] == PASS[:2]
-    assert numbers.checked == []
-    assert next(batches) == PASS[2]
-    assert numbers.told == ["4.png is broken"]
+def test_a_batch_is_checked_when_it_is_due_and_not_when_it_is_prefetched():
+    source = FakeSource(broken=[4])
+    batches = source.batches(max_unreadable=1)
+    assert [next(batches), next(batches)] == EPOCH[:2]
+    assert source.checked == []
+    assert next(batches) == EPOCH[2]
+    assert source.messages == ["4.png is broken."]
 
 
-def test_a_late_start_meets_the_samples_in_the_order_of_its_batches():
-    numbers = Numbers(broken=[0, 5])
-    assert list(numbers.batches(start=2, max_unreadable=2)) == [PASS[2], *PASS, *PASS]
-    assert numbers.built == [(2, ()), (2, (5,)), (3, (5, 0))]
+def test_after_a_late_start_broken_samples_are_found_in_batch_order():
+    source = FakeSource(broken=[0, 5])
+    assert list(source.batches(start=2, max_unreadable=2)) == [EPOCH[2], *EPOCH, *EPOCH]
+    assert source.built == [(2, ()), (2, (5,)), (3, (5, 0))]
 
 
-def test_one_more_than_allowed_is_an_error_that_names_it():
-    numbers = Numbers(broken=[0, 2, 3])
-    batches = numbers.batches(max_unreadable=2)
+def test_one_broken_sample_too_many_is_an_error_that_names_it():
+    source = FakeSource(broken=[0, 2, 3])
+    batches = source.batches(max_unreadable=2)
     assert next(batches) == [0, 1]
-    message = r"^3\.png is broken; it is one more than data\.max_unreadable \(=2\) allows$"
+    message = r"^3\.png is broken\. This is one more unreadable sample than data\.max_unreadable \(=2\) allows\.$"
     with pytest.raises(DataError, match=message) as caught:
         next(batches)
     assert caught.value.__suppress_context__
-    assert numbers.told == ["0.png is broken", "2.png is broken"]
+    assert source.messages == ["0.png is broken.", "2.png is broken."]
 
 
-def test_where_none_is_allowed_the_first_is_the_error():
-    numbers = Numbers(broken=[3, 4])
-    batches = numbers.batches()
+def test_the_first_broken_sample_is_an_error_if_none_may_be_skipped():
+    source = FakeSource(broken=[3, 4])
+    batches = source.batches()
     assert next(batches) == [0, 1]
-    with pytest.raises(DataError, match=r"^3\.png is broken$"):
+    with pytest.raises(DataError, match=r"^3\.png is broken\.$"):
         next(batches)
-    assert (numbers.checked, numbers.told) == ([2, 3], [])
+    assert (source.checked, source.messages) == ([2, 3], [])
 
 
 @pytest.mark.parametrize("max_unreadable", [0, 5])
-def test_an_error_that_does_not_come_back_is_no_broken_sample(max_unreadable):
-    numbers = Numbers(broken=[3], fails_again=False)
-    batches = numbers.batches(max_unreadable=max_unreadable)
+def test_an_error_that_does_not_repeat_ends_the_run(max_unreadable):
+    source = FakeSource(broken=[3], fails_again=False)
+    batches = source.batches(max_unreadable=max_unreadable)
     assert next(batches) == [0, 1]
-    with pytest.raises(DataError, match=r"^reading 2\.png, 3\.png failed once \([^{}\n]+\) and then worked: check the disk$"):
+    message = r"^Reading 2\.png, 3\.png failed once \([^{}\n]+\) but worked when repeated\. Check the disk\.$"
+    with pytest.raises(DataError, match=message):
         next(batches)
-    assert numbers.built == [(0, ())]
-    assert numbers.told == []
+    assert source.built == [(0, ())]
+    assert source.messages == []
 
 
-def test_a_batch_that_fails_without_its_broken_samples_ends_the_run():
-    numbers = Numbers(broken=[2, 3])
-    build = numbers.dataset
-    numbers.dataset = lambda number, skipped: build(number, tuple(i for i in skipped if i != 3))
+def test_a_batch_that_still_fails_after_skipping_ends_the_run():
+    source = FakeSource(broken=[2, 3])
+    build = source.build_dataset
+    source.build_dataset = lambda number, skipped: build(number, tuple(i for i in skipped if i != 3))
     with pytest.raises(DataError, match="failed once"):
-        list(numbers.batches(max_unreadable=5))
-    assert len(numbers.built) == 2
+        list(source.batches(max_unreadable=5))
+    assert len(source.built) == 2
 
 
-def test_other_errors_pass():
-    numbers = Numbers(broken=[])
-    numbers.dataset = lambda number, skipped: 1 / 0
+def test_other_errors_are_passed_on():
+    source = FakeSource(broken=[])
+    source.build_dataset = lambda number, skipped: 1 / 0
     with pytest.raises(ZeroDivisionError):
-        next(numbers.batches(max_unreadable=5))
+        next(source.batches(max_unreadable=5))
 
 
-def test_a_sample_that_a_batch_repeats_counts_once():
-    numbers = Numbers(broken=[1])
-    numbers.rows = lambda number: [1, 1]
-    assert list(numbers.batches(max_unreadable=1)) == PASS * 3
-    assert (numbers.checked, numbers.told) == ([1], ["1.png is broken"])
+def test_a_sample_that_is_repeated_in_a_batch_counts_once():
+    source = FakeSource(broken=[1])
+    source.list_indices = lambda number: [1, 1]
+    assert list(source.batches(max_unreadable=1)) == EPOCH * 3
+    assert (source.checked, source.messages) == ([1], ["1.png is broken."])
 
 
-def test_python_s_log_names_the_skipped_unless_told_otherwise(caplog):
-    numbers = Numbers(broken=[1])
-    next(iterate(SAMPLES, numbers.dataset, numbers.rows, numbers.check, max_unreadable=1))
-    assert [record.getMessage() for record in caplog.records] == ["skipped: 1.png is broken"]
+def test_skipped_samples_are_logged_by_default(caplog):
+    source = FakeSource(broken=[1])
+    next(iterate(SAMPLES, source.build_dataset, source.list_indices, source.check_sample, max_unreadable=1))
+    assert [record.getMessage() for record in caplog.records] == ["Skipped a sample: 1.png is broken."]
 
 
-def test_a_program_ends_while_its_pipeline_reads():
+def test_a_program_can_exit_while_its_pipeline_is_reading():
     code = """
 import time, numpy as np, tensorflow as tf
 from deeplab_jax.data.pipeline import iterate
@@ -143,5 +151,5 @@ dataset = tf.data.Dataset.range(10**6).map(lambda i: {"i": tf.numpy_function(slo
 batches = iterate(None, lambda *_: dataset.prefetch(2), None, None)
 next(batches)
 """
-    # Without an end to it, threads of the pipeline and the interpreter would wait for each other.
+    # If the iterator were not closed, the pipeline threads and the interpreter would wait for each other forever.
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import pixels
+from conftest import read_pixels
 from PIL import Image
 
 from deeplab_jax.config import DataConfig
@@ -25,7 +25,7 @@ def batches(samples, *, labels=CITYSCAPES, data=DATA, start_step=0, steps=9, **h
     return list(train_batches(samples, labels, data, (1, 2, 3), seed=5, start_step=start_step, steps=steps, **hosts))
 
 
-def same(a, b):
+def are_equal(a, b):
     return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
 
 
@@ -34,7 +34,7 @@ def train_set(street_scenes):
     return find_samples(str(street_scenes), "train")
 
 
-def test_a_batch_is_what_the_contract_says(train_set):
+def test_a_batch_has_the_documented_entries(train_set):
     batch = batches(train_set, steps=1)[0]
     assert {k: (v.dtype.name, v.shape) for k, v in batch.items()} == {
         "image": ("uint8", (4, 32, 48, 3)),
@@ -47,46 +47,46 @@ def test_a_batch_is_what_the_contract_says(train_set):
     assert set(np.unique(batch["label"])) <= {*range(19), 255}
 
 
-def test_a_cold_start_at_step_s_gives_the_bytes_of_a_run_that_got_there(train_set):
+def test_starting_at_a_later_step_gives_the_batches_of_an_uninterrupted_run(train_set):
     run = batches(train_set)
     assert len(run) == 9
-    assert all(same(a, b) for a, b in zip(batches(train_set, start_step=6), run[6:], strict=True))
-    assert same(batches(train_set)[3], run[3])
-    assert not any(same(a, b) for a, b in itertools.combinations(run, 2))
+    assert all(are_equal(a, b) for a, b in zip(batches(train_set, start_step=6), run[6:], strict=True))
+    assert are_equal(batches(train_set)[3], run[3])
+    assert not any(are_equal(a, b) for a, b in itertools.combinations(run, 2))
 
 
-def test_hosts_share_the_global_batch_without_changing_it(train_set):
-    whole = batches(train_set, start_step=1, steps=4)
+def test_hosts_split_the_global_batch_without_changing_it(train_set):
+    global_batches = batches(train_set, start_step=1, steps=4)
     halves = [batches(train_set, start_step=1, steps=4, process_index=i, process_count=2) for i in (0, 1)]
-    for batch, first, second in zip(whole, *halves, strict=True):
-        assert same(batch, {k: np.concatenate([first[k], second[k]]) for k in batch})
+    for batch, first, second in zip(global_batches, *halves, strict=True):
+        assert are_equal(batch, {k: np.concatenate([first[k], second[k]]) for k in batch})
 
 
-def test_nothing_sleeps_while_an_iteration_ends():
-    """TensorFlow's tuner did, for as long as the consumer had once taken: 40 s after a compilation of 40 s."""
-    dataset = pipeline._parallel(tf.data.Dataset.range(4), lambda i: i, 0, 2)
+def test_autotuning_is_off():
+    """Check that autotuning is off. It delayed the end of an iteration by 40 s after a compilation had taken 40 s."""
+    dataset = pipeline._read_batches(tf.data.Dataset.range(4), lambda i: i, 0, 2)
     assert dataset.options().autotune.enabled is False
 
 
-def test_threads_change_nothing(train_set):
+def test_the_number_of_threads_does_not_change_the_batches(train_set):
     data = DataConfig(batch_size=4, crop_size=(32, 48), threads=3)
-    assert all(same(a, b) for a, b in zip(batches(train_set, data=data), batches(train_set), strict=True))
+    assert all(are_equal(a, b) for a, b in zip(batches(train_set, data=data), batches(train_set), strict=True))
 
 
-def test_every_epoch_is_a_permutation_of_its_own(train_set):
+def test_every_epoch_is_a_different_permutation(train_set):
     order = np.concatenate([b["index"] for b in batches(train_set, steps=9)]).reshape(6, 6)
     assert all(sorted(epoch) == list(range(6)) for epoch in order.tolist())
-    assert len({tuple(epoch) for epoch in order.tolist()}) >= 5  # two of six may agree by chance (1 in 48)
+    assert len({tuple(epoch) for epoch in order.tolist()}) >= 5  # two of the six may be equal by chance (1 in 48)
 
 
-def test_a_far_step_and_a_list_of_one_work(tmp_path):
-    samples = one_pair(tmp_path, np.zeros((8, 8)))
+def test_a_very_late_step_and_a_list_of_one_sample_work(tmp_path):
+    samples = write_pair(tmp_path, np.zeros((8, 8)))
     data = DataConfig(batch_size=2, crop_size=(4, 4))
     (batch,) = batches(samples, labels=PLAIN, data=data, start_step=10**9, steps=10**9 + 1)
     assert batch["index"].tolist() == [0, 0]
 
 
-def test_evaluation_sees_every_image_once_at_its_own_size(street_scenes, tmp_path):
+def test_evaluation_yields_every_image_once_at_its_original_size(street_scenes, tmp_path):
     (tmp_path / "input").mkdir()
     sizes = [(20, 10), (30, 10), (20, 10), (20, 10), (20, 10)]
     for i, size in enumerate(sizes):
@@ -106,7 +106,7 @@ def test_evaluation_sees_every_image_once_at_its_own_size(street_scenes, tmp_pat
     assert sorted(seen) == [0, 1, 2, 3, 4]
 
 
-def test_evaluation_is_shared_out_over_hosts(street_scenes):
+def test_evaluation_is_split_between_hosts(street_scenes):
     samples = find_samples(str(street_scenes), "val")
     parts = [list(eval_batches(samples, CITYSCAPES, 2, process_index=i, process_count=2)) for i in (0, 1)]
     assert [len(part) for part in parts] == [2, 2]
@@ -114,35 +114,35 @@ def test_evaluation_is_shared_out_over_hosts(street_scenes):
     assert sorted(seen) == [0, 1, 2]
 
 
-def test_evaluating_again_gives_the_same_and_builds_nothing_anew(street_scenes):
+def test_a_second_evaluation_reuses_the_dataset_and_gives_the_same_batches(street_scenes):
     samples = find_samples(str(street_scenes), "val")
     first = list(eval_batches(samples, CITYSCAPES, 2))
-    built = pipeline._evaluation.cache_info().misses
-    assert all(same(a, b) for a, b in zip(first, eval_batches(samples, CITYSCAPES, 2), strict=True))
-    assert pipeline._evaluation.cache_info().misses == built
+    built = pipeline._build_evaluation.cache_info().misses
+    assert all(are_equal(a, b) for a, b in zip(first, eval_batches(samples, CITYSCAPES, 2), strict=True))
+    assert pipeline._build_evaluation.cache_info().misses == built
 
 
 @pytest.mark.parametrize("kind", ["labelIds", "color"])
-def test_label_kinds_mean_the_same(street_scenes, kind):
+def test_label_kinds_give_the_same_train_ids(street_scenes, kind):
     samples = find_samples(str(street_scenes), "val")
     ids = np.concatenate([b["label"] for b in eval_batches(samples, CITYSCAPES, 1)])
-    raw = np.stack([pixels(street_scenes / name) for name in samples.labels])
+    raw = np.stack([read_pixels(street_scenes / name) for name in samples.labels])
     np.testing.assert_array_equal(ids, CITYSCAPES.id_table()[raw])
     colored = find_samples(str(street_scenes), "val", "labelIds")
     names = tuple(name.replace("labelIds", kind) for name in colored.labels)
     other = dataclasses.replace(samples, labels=names, kind=kind)
     same_ids = np.concatenate([b["label"] for b in eval_batches(other, CITYSCAPES, 1)])
-    # Polegroup is ignored by id and has the pole's colour.
+    # The id of polegroup (18) is ignored, but its colour is the colour of pole (train id 5).
     np.testing.assert_array_equal(np.where(raw == 18, 5 if kind == "color" else 255, ids), same_ids)
 
 
-def test_nchw_is_one_transpose(train_set):
+def test_nchw_images_are_transposed(train_set):
     nchw = next(train_batches(train_set, CITYSCAPES, DATA, (1, 2, 3), seed=5, start_step=0, steps=1, layout="NCHW"))
     np.testing.assert_array_equal(nchw["image"].transpose(0, 2, 3, 1), batches(train_set, steps=1)[0]["image"])
 
 
-def one_pair(root, label, mode="L", image_size=(8, 8)):
-    """A set of one image and one label."""
+def write_pair(root, label, mode="L", image_size=(8, 8)):
+    """Write a data set of one image and one label, and return its samples."""
     root.mkdir(exist_ok=True)
     Image.new("RGB", image_size).save(root / "i.png")
     picture = label if isinstance(label, Image.Image) else Image.fromarray(np.asarray(label).astype(np.uint8), mode)
@@ -152,15 +152,15 @@ def one_pair(root, label, mode="L", image_size=(8, 8)):
     return find_samples(str(root), "train", "labelIds")
 
 
-def test_a_palette_label_holds_its_indices(tmp_path):
+def test_a_palette_label_is_read_as_palette_indices(tmp_path):
     picture = Image.new("P", (8, 8), 2)
     picture.putpalette([9, 9, 9, 8, 8, 8, 7, 7, 7])
-    (batch,) = eval_batches(one_pair(tmp_path, picture), PLAIN, 1)
+    (batch,) = eval_batches(write_pair(tmp_path, picture), PLAIN, 1)
     assert (batch["label"] == 2).all()
 
 
 def test_grey_and_transparent_images_become_rgb(tmp_path):
-    samples = one_pair(tmp_path, np.zeros((8, 8)))
+    samples = write_pair(tmp_path, np.zeros((8, 8)))
     for picture in (Image.new("L", (8, 8), 7), Image.new("RGBA", (8, 8), (7, 7, 7, 0))):
         picture.save(tmp_path / "i.png")
         (batch,) = eval_batches(samples, PLAIN, 1)
@@ -168,74 +168,74 @@ def test_grey_and_transparent_images_become_rgb(tmp_path):
         assert (batch["image"] == 7).all()
 
 
-def test_train_id_labels_are_read_as_they_are(tmp_path):
-    samples = one_pair(tmp_path, np.array([[0, 18], [255, 7]]).repeat(4, 0).repeat(4, 1))
+def test_train_id_labels_are_read_unchanged(tmp_path):
+    samples = write_pair(tmp_path, np.array([[0, 18], [255, 7]]).repeat(4, 0).repeat(4, 1))
     samples = dataclasses.replace(samples, kind="labelTrainIds")
     (batch,) = eval_batches(samples, CITYSCAPES, 1)
     assert batch["label"][0, ::4, ::4].tolist() == [[0, 18], [255, 7]]
 
 
-BAD = {
-    "one bit": (Image.new("1", (8, 8), 1), "", r"l\.png is no 8-bit id image \(mode 1\)"),
-    "an unknown id": (np.full((8, 8), 77), "L", r"l\.png holds the value 77 \(64 pixels\)"),
-    "another size": (np.zeros((4, 6)), "L", r"i\.png and its label l\.png differ in size \(8x8 and 6x4 pixels\)"),
-    "colours where ids belong": (np.zeros((8, 8, 3)), "RGB", r"l\.png is no 8-bit id image \(mode RGB\)"),
-    "16 bits": (Image.new("I;16", (8, 8)), "", r"l\.png is no 8-bit id image \(mode I;16\)"),
+BAD_LABELS = {
+    "1 bit": (Image.new("1", (8, 8), 1), "", r"l\.png is not an 8-bit id image \(mode 1\)"),
+    "unknown id": (np.full((8, 8), 77), "L", r"l\.png holds the value 77 \(64 pixels\)"),
+    "wrong size": (np.zeros((4, 6)), "L", r"i\.png and its label l\.png differ in size \(8x8 and 6x4 pixels\)"),
+    "colours instead of ids": (np.zeros((8, 8, 3)), "RGB", r"l\.png is not an 8-bit id image \(mode RGB\)"),
+    "16 bits": (Image.new("I;16", (8, 8)), "", r"l\.png is not an 8-bit id image \(mode I;16\)"),
 }
 
 
-@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("case", BAD_LABELS)
 @pytest.mark.parametrize("training", [True, False])
-def test_a_label_that_cannot_be_right_names_its_file(tmp_path, case, training):
-    label, mode, message = BAD[case]
-    samples = one_pair(tmp_path, label, mode)
+def test_a_bad_label_is_named(tmp_path, case, training):
+    label, mode, message = BAD_LABELS[case]
+    samples = write_pair(tmp_path, label, mode)
     data = DataConfig(batch_size=2, crop_size=(2, 2))
     with pytest.raises(DataError, match=message) as caught:
         batches(samples, labels=PLAIN, data=data, steps=1) if training else list(eval_batches(samples, PLAIN, 1))
     assert "\n" not in str(caught.value)
 
 
-# A JPEG file of quality 90 has, by chance, the bytes that say "palette" in a PNG's header.
+# Where the header of a PNG file says "palette", a JPEG file of quality 90 happens to have the same byte.
 @pytest.mark.parametrize(("kind", "mode", "options"), [("JPEG", "L", {"quality": 90}), ("JPEG", "RGB", {}), ("BMP", "L", {})])
-def test_a_label_that_is_no_png_is_refused(tmp_path, kind, mode, options):
-    samples = one_pair(tmp_path, np.zeros((8, 8)))
+def test_a_label_that_is_not_a_png_file_is_rejected(tmp_path, kind, mode, options):
+    samples = write_pair(tmp_path, np.zeros((8, 8)))
     Image.new(mode, (8, 8)).save(tmp_path / "l.png", kind, **options)
     if mode == "RGB":
         samples = dataclasses.replace(samples, kind="color")
-    with pytest.raises(DataError, match=rf"l\.png is a {kind} file: labels must be PNG"):
+    with pytest.raises(DataError, match=rf"l\.png is a {kind} file\. Save labels as PNG"):
         list(eval_batches(samples, PLAIN, 1))
 
 
 @pytest.mark.parametrize("name", ["i.png", "l.png"])
 def test_a_truncated_file_is_named(tmp_path, name):
-    samples = one_pair(tmp_path, np.random.default_rng(0).integers(0, 3, (8, 8)))
+    samples = write_pair(tmp_path, np.random.default_rng(0).integers(0, 3, (8, 8)))
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:60])
     with pytest.raises(DataError, match=rf"{name} cannot be read"):
         batches(samples, labels=PLAIN, data=DataConfig(batch_size=1, crop_size=(2, 2)), steps=1)
 
 
 def test_an_unknown_colour_is_named(tmp_path):
-    samples = one_pair(tmp_path, np.full((8, 8, 3), 4), "RGB")
+    samples = write_pair(tmp_path, np.full((8, 8, 3), 4), "RGB")
     samples = dataclasses.replace(samples, kind="color")
     with pytest.raises(DataError, match=r"the value \(4, 4, 4\)"):
         list(eval_batches(samples, PLAIN, 1))
 
 
 @pytest.mark.parametrize("name", ["i.png", "l.png"])
-def test_a_truncated_palette_is_named(tmp_path, name):
+def test_a_truncated_palette_file_is_named(tmp_path, name):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 3, (8, 8)).astype(np.uint8), "P")
-    samples = one_pair(tmp_path, picture)
+    samples = write_pair(tmp_path, picture)
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-40])
     with pytest.raises(DataError, match=rf"{name} cannot be read"):
         batches(samples, labels=PLAIN, data=DataConfig(batch_size=1, crop_size=(2, 2)), steps=1)
 
 
-def fingerprints(samples):
-    return [list(reading.fingerprint(samples, i)) for i in range(len(samples))]
+def read_fingerprints(samples):
+    return [list(samples.store.fingerprint(samples, i)) for i in range(len(samples))]
 
 
-def test_a_fingerprint_is_that_of_the_sample_s_files(train_set, street_scenes):
-    expected = np.array(fingerprints(train_set), np.uint8)
+def test_fingerprints_in_batches_are_those_of_the_files(train_set, street_scenes):
+    expected = np.array(read_fingerprints(train_set), np.uint8)
     assert len(np.unique(expected, axis=0)) == 6
     for batch in batches(train_set, steps=3):
         np.testing.assert_array_equal(batch["fingerprint"], expected[batch["index"]])
@@ -245,13 +245,13 @@ def test_a_fingerprint_is_that_of_the_sample_s_files(train_set, street_scenes):
         assert batch["valid"].tolist() == [i < len(samples) for i in range(5)]
         # Padding rows repeat the first image.
         assert batch["index"].tolist() == [*range(len(samples)), *[0] * (5 - len(samples))]
-        assert batch["fingerprint"].tolist() == [fingerprints(samples)[i] for i in batch["index"]]
+        assert batch["fingerprint"].tolist() == [read_fingerprints(samples)[i] for i in batch["index"]]
 
 
 @pytest.mark.parametrize("name", ["i.png", "l.png"])
 @pytest.mark.parametrize("training", [True, False])
-def test_a_fingerprint_changes_with_one_byte_that_no_pixel_shows(tmp_path, name, training):
-    samples = one_pair(tmp_path, np.zeros((8, 8)))
+def test_a_fingerprint_changes_with_a_byte_that_does_not_affect_pixels(tmp_path, name, training):
+    samples = write_pair(tmp_path, np.zeros((8, 8)))
     data = DataConfig(batch_size=1, crop_size=(2, 2))
 
     def only_batch():
@@ -261,21 +261,21 @@ def test_a_fingerprint_changes_with_one_byte_that_no_pixel_shows(tmp_path, name,
     before = only_batch()
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes() + b"\0")
     after = only_batch()
-    assert after["fingerprint"].tolist() == fingerprints(samples) != before["fingerprint"].tolist()
-    assert same(after | {"fingerprint": before["fingerprint"]}, before)
+    assert after["fingerprint"].tolist() == read_fingerprints(samples) != before["fingerprint"].tolist()
+    assert are_equal(after | {"fingerprint": before["fingerprint"]}, before)
 
 
-NUM = 7  # samples of the set below: a batch of four straddles two passes now and then
+NUM_SAMPLES = 7  # not a multiple of the batch size 4, so that some batches span two epochs
 
 
 @pytest.fixture(scope="module")
 def intact(tmp_path_factory):
-    """A set of distinct images and labels."""
+    """Return a data set of distinct images and labels."""
     root = tmp_path_factory.mktemp("intact")
     rng = np.random.default_rng(0)
     (root / "list").mkdir()
-    (root / "list" / "train.lst").write_text("".join(f"i{k}.png\tl{k}.png\n" for k in range(NUM)))
-    for k in range(NUM):
+    (root / "list" / "train.lst").write_text("".join(f"i{k}.png\tl{k}.png\n" for k in range(NUM_SAMPLES)))
+    for k in range(NUM_SAMPLES):
         Image.fromarray(rng.integers(0, 256, (12, 16, 3)).astype(np.uint8)).save(root / f"i{k}.png")
         Image.fromarray(rng.integers(0, 3, (12, 16)).astype(np.uint8)).save(root / f"l{k}.png")
     return find_samples(str(root), "train")
@@ -283,15 +283,15 @@ def intact(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clean(intact):
-    """What a run reads while nothing is broken."""
-    found, told = skipping(intact, allow=1)
-    assert told == []
-    return found
+    """Return the batches of a run in which no sample is broken."""
+    result, messages = read_skipping(intact, allow=1)
+    assert messages == []
+    return result
 
 
 @pytest.fixture
 def pairs(intact, tmp_path):
-    """The same set, whose files a test may break."""
+    """Return a copy of the data set whose files a test may damage."""
     shutil.copytree(intact.root, tmp_path, dirs_exist_ok=True)
     return find_samples(str(tmp_path), "train")
 
@@ -305,19 +305,19 @@ def delete(root, k):
     (root / f"l{k}.png").unlink()
 
 
-def misuse(root, k):
+def write_unknown_value(root, k):
     Image.new("L", (16, 12), 77).save(root / f"l{k}.png")
 
 
-def skipping(samples, *, allow, steps=6, **options):
-    """(batches, the samples that were skipped, as messages)."""
+def read_skipping(samples, *, allow, steps=6, **options):
+    """Return the batches, and the messages about the samples that were skipped."""
     data = DataConfig(batch_size=4, crop_size=(8, 10), max_unreadable=allow)
-    told = []
-    found = batches(samples, labels=PLAIN, data=data, steps=steps, on_skip=lambda e: told.append(str(e)), **options)
-    return found, told
+    messages = []
+    result = batches(samples, labels=PLAIN, data=data, steps=steps, on_skip=lambda e: messages.append(str(e)), **options)
+    return result, messages
 
 
-def assert_only_these_are_blank(actual, clean, bad):
+def assert_only_blank(actual, clean, bad):
     assert len(actual) == len(clean)
     for batch, before in zip(actual, clean, strict=True):
         np.testing.assert_array_equal(batch["index"], before["index"])
@@ -331,97 +331,98 @@ def assert_only_these_are_blank(actual, clean, bad):
 
 
 @pytest.mark.parametrize(
-    ("harm", "message"),
+    ("damage", "message"),
     [
         (truncate, r"i2\.png cannot be read"),
         (delete, r"l2\.png cannot be read \(.*No such file"),
-        (misuse, r"l2\.png holds the value 77 \(192 pixels\)"),
+        (write_unknown_value, r"l2\.png holds the value 77 \(192 pixels\)"),
     ],
 )
-def test_a_sample_that_cannot_be_read_is_left_out_and_nothing_else_changes(pairs, clean, tmp_path, harm, message):
+def test_a_sample_that_cannot_be_read_is_skipped_and_nothing_else_changes(pairs, clean, tmp_path, damage, message):
     assert np.concatenate([b["index"] for b in clean]).tolist().count(2) == 3  # more than one epoch
-    harm(tmp_path, 2)
-    actual, told = skipping(pairs, allow=1)
-    assert_only_these_are_blank(actual, clean, [2])
-    assert len(told) == 1
-    assert re.search(message, told[0])
+    damage(tmp_path, 2)
+    actual, messages = read_skipping(pairs, allow=1)
+    assert_only_blank(actual, clean, [2])
+    assert len(messages) == 1
+    assert re.search(message, messages[0])
 
 
-def test_several_samples_of_one_batch_are_left_out(pairs, clean, tmp_path):
+def test_several_samples_of_one_batch_can_be_skipped(pairs, clean, tmp_path):
     first, second = clean[1]["index"][[0, 3]].tolist()
     truncate(tmp_path, first)
-    misuse(tmp_path, second)
-    actual, told = skipping(pairs, allow=2)
-    assert_only_these_are_blank(actual, clean, [first, second])
-    assert len(told) == 2
+    write_unknown_value(tmp_path, second)
+    actual, messages = read_skipping(pairs, allow=2)
+    assert_only_blank(actual, clean, [first, second])
+    assert len(messages) == 2
 
 
-def test_a_sample_may_break_or_vanish_while_the_run_goes_on(pairs, intact, tmp_path):
-    clean, _ = skipping(intact, allow=0, steps=60)
+def test_a_sample_that_disappears_during_a_run_is_skipped(pairs, intact, tmp_path):
+    clean, _ = read_skipping(intact, allow=0, steps=60)
     data = DataConfig(batch_size=4, crop_size=(8, 10), max_unreadable=1, threads=2)
-    told = []
-    run = train_batches(pairs, PLAIN, data, (1, 2, 3), seed=5, start_step=0, steps=60, on_skip=told.append)
+    messages = []
+    run = train_batches(pairs, PLAIN, data, (1, 2, 3), seed=5, start_step=0, steps=60, on_skip=messages.append)
     before = [next(run) for _ in range(4)]
     delete(tmp_path, 3)
     after = list(run)
-    assert_only_these_are_blank(before, clean[:4], [])
-    # What was prefetched when the file went may still hold it.
-    assert_only_these_are_blank(after[-40:], clean[-40:], [3])
-    assert len(told) == 1
+    assert_only_blank(before, clean[:4], [])
+    # Batches that were prefetched before the file was deleted may still contain the sample.
+    assert_only_blank(after[-40:], clean[-40:], [3])
+    assert len(messages) == 1
 
 
-def test_a_cold_start_beside_a_broken_sample_gives_the_bytes_of_a_run_that_got_there(pairs, clean, tmp_path):
+def test_starting_later_with_broken_samples_gives_the_batches_of_an_uninterrupted_run(pairs, clean, tmp_path):
     early = clean[0]["index"][1].item()
     late = next(i for i in clean[4]["index"].tolist() if i != early)
     truncate(tmp_path, early)
     delete(tmp_path, late)
-    run, told = skipping(pairs, allow=2)
-    assert_only_these_are_blank(run, clean, [early, late])
+    run, messages = read_skipping(pairs, allow=2)
+    assert_only_blank(run, clean, [early, late])
     for start in (2, 4):
-        later, told_later = skipping(pairs, allow=2, start_step=start)
+        later, later_messages = read_skipping(pairs, allow=2, start_step=start)
         met = {early, late} & set(np.concatenate([b["index"] for b in clean[start:]]).tolist())
         assert late in met
-        assert len(told_later) == len(met)
-        assert set(told_later) <= set(told)
-        assert all(same(a, b) for a, b in zip(later, run[start:], strict=True))
+        assert len(later_messages) == len(met)
+        assert set(later_messages) <= set(messages)
+        assert all(are_equal(a, b) for a, b in zip(later, run[start:], strict=True))
 
 
-def test_every_host_leaves_out_what_it_cannot_read(pairs, clean, tmp_path):
+def test_every_host_skips_the_samples_that_it_cannot_read(pairs, clean, tmp_path):
     bad = clean[0]["index"][3].item()
     truncate(tmp_path, bad)
-    (whole,), _ = skipping(pairs, allow=1, steps=1)
-    assert_only_these_are_blank([whole], clean[:1], [bad])
-    (first,), told_first = skipping(pairs, allow=0, steps=1, process_index=0, process_count=2)
-    (second,), told_second = skipping(pairs, allow=1, steps=1, process_index=1, process_count=2)
-    assert same(whole, {k: np.concatenate([first[k], second[k]]) for k in whole})
-    assert told_first == []
-    assert [f"i{bad}.png" in message for message in told_second] == [True]
+    (global_batch,), _ = read_skipping(pairs, allow=1, steps=1)
+    assert_only_blank([global_batch], clean[:1], [bad])
+    (first,), first_messages = read_skipping(pairs, allow=0, steps=1, process_index=0, process_count=2)
+    (second,), second_messages = read_skipping(pairs, allow=1, steps=1, process_index=1, process_count=2)
+    assert are_equal(global_batch, {k: np.concatenate([first[k], second[k]]) for k in global_batch})
+    assert first_messages == []
+    assert [f"i{bad}.png" in message for message in second_messages] == [True]
     with pytest.raises(DataError, match=rf"i{bad}\.png cannot be read"):
-        skipping(pairs, allow=0, steps=1, process_index=1, process_count=2)
+        read_skipping(pairs, allow=0, steps=1, process_index=1, process_count=2)
 
 
-def test_one_broken_sample_more_than_allowed_ends_the_run(pairs, tmp_path):
+def test_one_broken_sample_too_many_ends_the_run(pairs, tmp_path):
     for k in (0, 3, 6):
-        misuse(tmp_path, k)
-    _, told = skipping(pairs, allow=3)
-    assert len(told) == 3
-    last = re.search(r"l\d\.png", told[2])[0]
-    with pytest.raises(DataError, match=rf"{last} holds .*; it is one more than data\.max_unreadable \(=2\) allows$"):
-        skipping(pairs, allow=2)
+        write_unknown_value(tmp_path, k)
+    _, messages = read_skipping(pairs, allow=3)
+    assert len(messages) == 3
+    last = re.search(r"l\d\.png", messages[2])[0]
+    with pytest.raises(DataError, match=rf"{last} holds .* This is one more .* than data\.max_unreadable \(=2\) allows\.$"):
+        read_skipping(pairs, allow=2)
 
 
-def test_no_broken_sample_is_allowed_unless_it_is_said(pairs, tmp_path):
+def test_no_broken_sample_is_skipped_by_default(pairs, tmp_path):
     assert DataConfig().max_unreadable == 0
-    misuse(tmp_path, 4)
+    write_unknown_value(tmp_path, 4)
     with pytest.raises(DataError) as caught:
-        skipping(pairs, allow=0)
+        read_skipping(pairs, allow=0)
     assert str(caught.value) == (
-        f"{tmp_path / 'l4.png'} holds the value 77 (192 pixels), which labels of kind labelIds do not have: "
-        "correct the file, or add the value to the config's label set (ignored_ids: no class)"
+        f"{tmp_path / 'l4.png'} holds the value 77 (192 pixels), which the label set does not define for labelIds labels. "
+        "Correct the file, or add the value to the label set of the config "
+        "(to ignored_ids or ignored_colors if it has no class)."
     )
 
 
-def test_a_file_that_works_the_second_time_is_an_error_and_not_left_out(pairs, tmp_path, monkeypatch):
+def test_a_file_that_works_the_second_time_is_an_error_and_not_skipped(pairs, tmp_path, monkeypatch):
     contents = (tmp_path / "i1.png").read_bytes()
     truncate(tmp_path, 1)
 
@@ -430,13 +431,13 @@ def test_a_file_that_works_the_second_time_is_an_error_and_not_left_out(pairs, t
         return reading.diagnose(*arguments)
 
     monkeypatch.setattr(pipeline, "diagnose", repair_and_diagnose)
-    with pytest.raises(DataError, match=r"reading .*i1\.png.* failed once \(.*and then worked: check the disk"):
-        skipping(pairs, allow=3)
+    with pytest.raises(DataError, match=r"Reading .*i1\.png.* failed once \(.* but worked when repeated\. Check the disk\."):
+        read_skipping(pairs, allow=3)
 
 
-def test_images_of_skipped_samples_have_the_layout_too(pairs, tmp_path):
+def test_skipped_rows_follow_the_layout_too(pairs, tmp_path):
     delete(tmp_path, 2)
-    nhwc, _ = skipping(pairs, allow=1)
-    nchw, _ = skipping(pairs, allow=1, layout="NCHW")
+    nhwc, _ = read_skipping(pairs, allow=1)
+    nchw, _ = read_skipping(pairs, allow=1, layout="NCHW")
     for a, b in zip(nhwc, nchw, strict=True):
-        assert same(a, b | {"image": b["image"].transpose(0, 2, 3, 1)})
+        assert are_equal(a, b | {"image": b["image"].transpose(0, 2, 3, 1)})

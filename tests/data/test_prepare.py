@@ -12,29 +12,29 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import deeplab
+from conftest import run_cli
 from PIL import Image
 from rich.console import Console
 
 from deeplab_jax.config import DataConfig
 from deeplab_jax.data import image_files
-from deeplab_jax.data import prepare as preparing
-from deeplab_jax.data import samples as reading
+from deeplab_jax.data import prepare as prepare_module
 from deeplab_jax.data.find import find_split
 from deeplab_jax.data.prepare import prepare
 from deeplab_jax.data.records import read_manifest
+from deeplab_jax.data.samples import read_sample
 from deeplab_jax.errors import ConfigError, DataError
-from deeplab_jax.files import replacing
+from deeplab_jax.files import write_atomically
 
-NUM = 7
+NUM_SAMPLES = 7
 
 
 @pytest.fixture(autouse=True)
-def three_samples_a_shard(monkeypatch):
-    monkeypatch.setattr(preparing, "SHARD_SAMPLES", 3)
+def use_three_samples_per_shard(monkeypatch):
+    monkeypatch.setattr(prepare_module, "SHARD_SAMPLES", 3)
 
 
-def write_list(root, split="train", order=range(NUM)):
+def write_list(root, split="train", order=range(NUM_SAMPLES)):
     (root / "list").mkdir(exist_ok=True)
     (root / "list" / f"{split}.lst").write_text("".join(f"{k}.png\tl{k}.png\n" for k in order))
 
@@ -47,10 +47,10 @@ def draw(root, k, seed=0):
 
 @pytest.fixture
 def root(tmp_path):
-    """Seven samples, and a validation split of two of them."""
+    """Return a data set with seven training samples, two of which also form the validation split."""
     root = tmp_path / "set"
     root.mkdir()
-    for k in range(NUM):
+    for k in range(NUM_SAMPLES):
         draw(root, k)
     write_list(root)
     write_list(root, "val", (5, 6))
@@ -63,53 +63,53 @@ def out(tmp_path):
 
 
 def run(root, out, splits=("train",), threads=0, label_kind="auto"):
-    """What is printed."""
+    """Prepare records and return what is printed."""
     console = Console(file=io.StringIO(), width=200)
     prepare(DataConfig(root=str(root), threads=threads, label_kind=label_kind), str(out), splits, console)
     return console.file.getvalue()
 
 
-def shards(out):
-    """Contents and identity of each file but the manifest."""
+def read_files(out):
+    """Return the contents and the inode of each file except the manifest, by name."""
     return {path.name: (path.read_bytes(), path.stat().st_ino) for path in out.iterdir() if path.name != "records.json"}
 
 
-def named(out):
-    """Names of the shards and of the files beside them, sorted, without what is particular to a content."""
-    return sorted(re.sub(r"-[0-9a-f]{8}\.bin", ".bin", name) for name in shards(out))
+def list_names(out):
+    """Return the sorted names of the shards and sidecar files, without the checksum digits."""
+    return sorted(re.sub(r"-[0-9a-f]{8}\.bin", ".bin", name) for name in read_files(out))
 
 
 def assert_holds(out, root, split="train"):
-    held, files = (find_split(DataConfig(root=str(each)), split) for each in (out, root))
-    assert held.images == files.images
+    records, files = (find_split(DataConfig(root=str(folder)), split) for folder in (out, root))
+    assert records.images == files.images
     for i in range(len(files)):
-        for a, b in zip(reading.read_sample(held, i), reading.read_sample(files, i), strict=True):
+        for a, b in zip(read_sample(records, i), read_sample(files, i), strict=True):
             np.testing.assert_array_equal(a, b)
 
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """Positions of the samples that are decoded from here on."""
-    seen = []
-    decode = preparing._decode
+    """Return a list that collects the positions of all samples that are decoded."""
+    positions = []
+    decode = prepare_module._decode
 
-    def noted(samples, rows, threads):
+    def record_positions(samples, rows, threads):
         for i, sample in zip(rows, decode(samples, rows, threads), strict=True):
-            seen.append(i)
+            positions.append(i)
             yield sample
 
-    monkeypatch.setattr(preparing, "_decode", noted)
-    return seen
+    monkeypatch.setattr(prepare_module, "_decode", record_positions)
+    return positions
 
 
-def test_shards_and_manifest_are_all_there_is(root, out):
-    said = run(root, out, ("train", "val"))
-    assert "train: 7 samples from" in said
+def test_the_folder_holds_only_shards_sidecar_files_and_the_manifest(root, out):
+    output = run(root, out, ("train", "val"))
+    assert "train: 7 samples from" in output
     names = [
         f"{name}.{suffix}" for name in ("train-00000", "train-00001", "train-00002", "val-00000") for suffix in ("bin", "json")
     ]
-    assert sorted(path.name for path in out.iterdir()) == sorted(["records.json", *shards(out)])
-    assert named(out) == names
+    assert sorted(path.name for path in out.iterdir()) == sorted(["records.json", *read_files(out)])
+    assert list_names(out) == names
     (path,) = out.glob("train-00000-*.bin")
     assert path.stat().st_size == 3 * 8 * 12 * 4
     assert path.name == f"train-00000-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.bin"
@@ -117,54 +117,54 @@ def test_shards_and_manifest_are_all_there_is(root, out):
     assert_holds(out, root, "val")
 
 
-def test_a_second_run_reads_no_file_and_changes_nothing(root, out, decoded, monkeypatch):
+def test_a_second_run_reads_no_image_and_changes_nothing(root, out, decoded, monkeypatch):
     run(root, out)
-    before = shards(out), (out / "records.json").stat().st_ino
-    assert len(decoded) == NUM
-    monkeypatch.setattr(image_files, "_contents", None)  # it goes by size and time
-    assert f"{out} holds them already" in run(root, out)
-    assert (shards(out), (out / "records.json").stat().st_ino) == before
-    assert len(decoded) == NUM
+    before = read_files(out), (out / "records.json").stat().st_ino
+    assert len(decoded) == NUM_SAMPLES
+    monkeypatch.setattr(image_files, "_read_bytes", None)  # only sizes and modification times may be checked
+    assert f"{out} is already up to date" in run(root, out)
+    assert (read_files(out), (out / "records.json").stat().st_ino) == before
+    assert len(decoded) == NUM_SAMPLES
 
 
-def test_threads_change_no_byte(root, tmp_path):
+def test_the_number_of_threads_does_not_change_the_files(root, tmp_path):
     for threads in (1, 5):
         run(root, tmp_path / str(threads), threads=threads)
-    one, five = (shards(tmp_path / str(threads)) for threads in (1, 5))
+    one, five = (read_files(tmp_path / str(threads)) for threads in (1, 5))
     assert {name: data for name, (data, _) in one.items()} == {name: data for name, (data, _) in five.items()}
 
 
 class Killed(BaseException):
-    """What no handler catches."""
+    """An error that no handler catches, like the death of the process."""
 
 
 def kill_at(monkeypatch, shard):
-    """Ends the run in the middle of a shard."""
-    record = preparing._record
+    """End the run at the first sample of a shard."""
+    make_record = prepare_module._make_record
 
-    def killed(samples, i, *rest):
+    def make_record_or_die(samples, i, *rest):
         if i == shard * 3:
             raise Killed
-        return record(samples, i, *rest)
+        return make_record(samples, i, *rest)
 
-    monkeypatch.setattr(preparing, "_record", killed)
+    monkeypatch.setattr(prepare_module, "_make_record", make_record_or_die)
 
 
 @pytest.fixture
-def dead():
-    """Id of a process that has ended."""
+def dead_process_id():
+    """Return the id of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid
 
 
-def test_what_another_process_is_writing_stays(root, out):
+def test_temporary_files_of_a_running_process_are_kept(root, out):
     out.mkdir()
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
         names = (".train-00000.{}.bin.{}.new", ".train-00000.json.{}.new", "train-00000.{}.bin", ".records.json.{}.new")
         names = [name.format(other.pid, other.pid) for name in names]
         for name in names:
-            (out / name).write_bytes(b"begun")
+            (out / name).write_bytes(b"unfinished")
         run(root, out)
         assert all((out / name).exists() for name in names)
         other.communicate(b"\n")
@@ -172,16 +172,16 @@ def test_what_another_process_is_writing_stays(root, out):
     assert not any((out / name).exists() for name in names)
 
 
-def test_splits_that_another_process_completes_meanwhile_stay(root, out, monkeypatch):
-    kept = preparing._reuse_shard
+def test_a_split_that_another_process_completes_in_the_meantime_is_kept(root, out, monkeypatch):
+    reuse_shard = prepare_module._reuse_shard
 
-    def late(folder, part, *rest):
-        if part.name == "train-00000":
-            monkeypatch.setattr(preparing, "_reuse_shard", kept)
+    def prepare_val_first(folder, planned, *rest):
+        if planned.name == "train-00000":
+            monkeypatch.setattr(prepare_module, "_reuse_shard", reuse_shard)
             run(root, out, ("val",))
-        return kept(folder, part, *rest)
+        return reuse_shard(folder, planned, *rest)
 
-    monkeypatch.setattr(preparing, "_reuse_shard", late)
+    monkeypatch.setattr(prepare_module, "_reuse_shard", prepare_val_first)
     with monkeypatch.context() as patch:
         kill_at(patch, 2)
         with pytest.raises(Killed):
@@ -191,40 +191,40 @@ def test_splits_that_another_process_completes_meanwhile_stay(root, out, monkeyp
     assert sorted(read_manifest(str(out)).splits) == ["train", "val"]
 
 
-def test_shards_are_checked_in_parallel_and_counted(root, out, monkeypatch):
+def test_existing_shards_are_checked_in_parallel_and_counted(root, out, monkeypatch):
     run(root, out)
-    together, digest = threading.Barrier(3, timeout=20), preparing._sha256
+    barrier, sha256 = threading.Barrier(3, timeout=20), prepare_module._sha256
 
-    def waiting(path):
-        together.wait()
-        return digest(path)
+    def wait_for_all(path):
+        barrier.wait()
+        return sha256(path)
 
-    monkeypatch.setattr(preparing, "_sha256", waiting)
+    monkeypatch.setattr(prepare_module, "_sha256", wait_for_all)
     assert "3/3" in run(root, out, threads=3)
 
 
 @pytest.mark.parametrize("shard", [0, 2])
-def test_a_run_that_was_killed_goes_on_where_it_ended(root, out, monkeypatch, decoded, dead, shard):
+def test_a_killed_run_continues_with_the_first_missing_shard(root, out, monkeypatch, decoded, dead_process_id, shard):
     with monkeypatch.context() as patch:
         kill_at(patch, shard)
         with pytest.raises(Killed):
             run(root, out)
-    kept = shards(out)
-    assert len(kept) == 2 * shard  # no temporary file
-    with pytest.raises(DataError, match=r"holds records that are not complete|no samples of split"):
+    kept = read_files(out)
+    assert len(kept) == 2 * shard  # a shard and its sidecar file each, and no temporary files
+    with pytest.raises(DataError, match=r"holds incomplete records|no samples of split"):
         find_split(DataConfig(root=str(out)), "train")
     decoded.clear()
-    # What a process leaves that is ended by the system.
+    # These are the files that remain if the system kills a process.
     for name in (".train-00002.json.{}.new", ".train-00002.{}.bin.{}.new", "train-00002.{}.bin", ".records.json.{}.new"):
-        (out / name.format(dead, dead)).write_bytes(b"begun")
+        (out / name.format(dead_process_id, dead_process_id)).write_bytes(b"unfinished")
     run(root, out)
-    assert decoded == list(range(3 * shard, NUM))
-    assert shards(out).items() >= kept.items()
-    assert named(out) == [f"train-0000{n}.{suffix}" for n in range(3) for suffix in ("bin", "json")]
+    assert decoded == list(range(3 * shard, NUM_SAMPLES))
+    assert read_files(out).items() >= kept.items()
+    assert list_names(out) == [f"train-0000{n}.{suffix}" for n in range(3) for suffix in ("bin", "json")]
     assert_holds(out, root)
 
 
-def test_a_run_that_is_cut_short_leaves_other_splits_whole_and_no_half_valid_one(root, out, monkeypatch):
+def test_an_interrupted_run_keeps_other_splits_and_removes_its_own_from_the_manifest(root, out, monkeypatch):
     run(root, out, ("train", "val"))
     draw(root, 0, seed=1)
     with monkeypatch.context() as patch:
@@ -232,29 +232,29 @@ def test_a_run_that_is_cut_short_leaves_other_splits_whole_and_no_half_valid_one
         with pytest.raises(Killed):
             run(root, out)
     assert_holds(out, root, "val")
-    with pytest.raises(DataError, match=r"have no split 'train' but val: prepare it with --splits train"):
+    with pytest.raises(DataError, match=r"have no split 'train', only val\. Prepare .* --splits train\."):
         find_split(DataConfig(root=str(out)), "train")
     run(root, out)
     assert_holds(out, root)
     assert_holds(out, root, "val")
 
 
-def test_a_changed_sample_redoes_its_shard_alone(root, out, decoded):
+def test_only_the_shard_of_a_changed_sample_is_written_again(root, out, decoded):
     run(root, out)
-    before = shards(out)
+    before = read_files(out)
     decoded.clear()
     draw(root, 4, seed=1)
     run(root, out)
     assert decoded == [3, 4, 5]
-    after = shards(out)
+    after = read_files(out)
     assert len(after) == len(before)
-    gone = {name for name in before if after.get(name) != before[name]}
-    assert {name[:11] for name in gone} == {"train-00001"}
-    assert len(gone) == 2
+    changed = {name for name in before if after.get(name) != before[name]}
+    assert {name[:11] for name in changed} == {"train-00001"}
+    assert len(changed) == 2
     assert_holds(out, root)
 
 
-def test_a_longer_and_a_shorter_list(root, out, decoded):
+def test_records_follow_a_list_that_grows_and_shrinks(root, out, decoded):
     write_list(root, order=range(4))
     run(root, out)
     decoded.clear()
@@ -266,36 +266,36 @@ def test_a_longer_and_a_shorter_list(root, out, decoded):
     write_list(root, order=range(3))
     run(root, out)
     assert decoded == []
-    assert named(out) == ["train-00000.bin", "train-00000.json"]
+    assert list_names(out) == ["train-00000.bin", "train-00000.json"]
     assert_holds(out, root)
 
 
-def test_another_kind_is_another_set(root, out, decoded):
+def test_a_different_label_kind_prepares_all_samples_again(root, out, decoded):
     run(root, out)
     decoded.clear()
     run(root, out, label_kind="labelTrainIds")
-    assert len(decoded) == NUM
+    assert len(decoded) == NUM_SAMPLES
     assert find_split(DataConfig(root=str(out)), "train").kind == "labelTrainIds"
 
 
-def test_a_damaged_shard_is_mended(root, out, decoded):
+def test_damaged_shards_are_written_again(root, out, decoded):
     run(root, out)
     paths = sorted(out.glob("*.bin"))
-    whole = [path.read_bytes() for path in paths]
-    paths[0].write_bytes(whole[0][:100] + bytes([whole[0][100] ^ 1]) + whole[0][101:])
-    paths[1].write_bytes(whole[1][:-1])
+    contents = [path.read_bytes() for path in paths]
+    paths[0].write_bytes(contents[0][:100] + bytes([contents[0][100] ^ 1]) + contents[0][101:])
+    paths[1].write_bytes(contents[1][:-1])
     paths[2].unlink()
     decoded.clear()
     run(root, out)
-    assert decoded == list(range(NUM))
-    assert [path.read_bytes() for path in paths] == whole
+    assert decoded == list(range(NUM_SAMPLES))
+    assert [path.read_bytes() for path in paths] == contents
     decoded.clear()
     (out / "train-00001.json").write_text('{"shard": []}')
     run(root, out)
     assert decoded == [3, 4, 5]
 
 
-def test_splits_prepared_one_after_the_other_stay(root, out):
+def test_splits_can_be_prepared_one_after_the_other(root, out):
     run(root, out)
     run(root, out, ("val",))
     assert list(read_manifest(str(out)).splits) == ["train", "val"]
@@ -305,11 +305,11 @@ def test_splits_prepared_one_after_the_other_stay(root, out):
         assert_holds(out, root, split)
 
 
-def test_a_set_that_was_moved_is_decoded_no_second_time(root, out, tmp_path, decoded):
+def test_a_data_set_that_was_moved_is_not_decoded_again(root, out, tmp_path, decoded):
     run(root, out, ("train", "val"))
     moved = root.rename(tmp_path / "moved")
     with pytest.raises(
-        ConfigError, match=r"holds records of .*set in val: prepare all its splits again, or name another folder"
+        ConfigError, match=r"already holds records of val from a different source \(.*set\)\. Add these splits to --splits"
     ):
         run(moved, out)
     assert read_manifest(str(out)).source == str(root)
@@ -317,7 +317,7 @@ def test_a_set_that_was_moved_is_decoded_no_second_time(root, out, tmp_path, dec
     run(moved, out, ("train", "val"))
     assert decoded == []
     assert read_manifest(str(out)).source == str(moved)
-    # What lies there under the same names, times and sizes may be another picture.
+    # A file with the same name, size and modification time in a different folder may be a different image.
     other = shutil.copytree(moved, tmp_path / "other")
     status = (other / "1.png").stat()
     draw(other, 1, seed=2)
@@ -327,30 +327,30 @@ def test_a_set_that_was_moved_is_decoded_no_second_time(root, out, tmp_path, dec
     assert decoded == [0, 1, 2]
 
 
-def test_what_cannot_be_a_folder_of_records_is_refused(root, out, tmp_path):
+def test_a_root_or_an_output_folder_that_cannot_be_used_is_an_error(root, out, tmp_path):
     run(root, out)
-    with pytest.raises(DataError, match=r"`root` \(='.*records'\) holds prepared records"):
+    with pytest.raises(DataError, match=r"`root` \(='.*records'\) already holds prepared records"):
         run(out, tmp_path / "again")
     assert not (tmp_path / "again").exists()
-    with pytest.raises(ConfigError, match=r"`--out` \(='.*set'\) holds .*, which is no record"):
+    with pytest.raises(ConfigError, match=r"`--out` \(='.*set'\) holds .*, which is not part of prepared records"):
         run(root, root)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.json").write_text("mine")
-    with pytest.raises(ConfigError, match=r"`--out` \(='.*mine'\) holds notes\.json, which is no record"):
+    with pytest.raises(ConfigError, match=r"`--out` \(='.*mine'\) holds notes\.json, which is not part of prepared records"):
         run(root, tmp_path / "mine")
     assert (tmp_path / "mine" / "notes.json").read_text() == "mine"
     with pytest.raises(ConfigError, match=r"`--out` \(='.*notes\.json'\) cannot be used \("):
         run(root, tmp_path / "mine" / "notes.json")
 
 
-def test_a_folder_within_the_set_is_fine(root, decoded):
+def test_the_output_folder_may_be_inside_the_data_set(root, decoded):
     run(root, root / "records")
     run(root, root / "records")
-    assert len(decoded) == NUM
+    assert len(decoded) == NUM_SAMPLES
     assert_holds(root / "records", root)
 
 
-def test_a_root_relative_to_here_is_found_from_elsewhere(root, out, tmp_path, monkeypatch):
+def test_a_relative_root_is_stored_as_an_absolute_path(root, out, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run("set", "records")
     assert read_manifest(str(out)).source == str(root)
@@ -360,57 +360,57 @@ def test_a_root_relative_to_here_is_found_from_elsewhere(root, out, tmp_path, mo
         find_split(DataConfig(root=str(out)), "train")
 
 
-def test_a_broken_file_is_named_and_what_was_written_stays(root, out, decoded):
-    whole = (root / "4.png").read_bytes()
-    (root / "4.png").write_bytes(whole[:-30])
+def test_the_error_for_a_broken_file_names_it_and_complete_shards_are_kept(root, out, decoded):
+    contents = (root / "4.png").read_bytes()
+    (root / "4.png").write_bytes(contents[:-30])
     with pytest.raises(DataError, match=r"set/4\.png cannot be read") as caught:
         run(root, out)
     assert "\n" not in str(caught.value)
-    assert named(out) == ["train-00000.bin", "train-00000.json"]
-    (root / "4.png").write_bytes(whole)
+    assert list_names(out) == ["train-00000.bin", "train-00000.json"]
+    (root / "4.png").write_bytes(contents)
     decoded.clear()
     run(root, out)
     assert decoded == [3, 4, 5, 6]
     assert_holds(out, root)
 
 
-def test_too_little_room_is_told_before_anything_is_touched(root, out, monkeypatch):
+def test_too_little_disk_space_is_an_error_before_anything_is_written(root, out, monkeypatch):
     run(root, out, ("train", "val"))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     draw(root, 0, seed=1)
-    run(root, out)  # takes the place of what is there
+    run(root, out)  # the new shard replaces one of the same size
     assert_holds(out, root)
     shutil.rmtree(out)
     with pytest.raises(
-        ConfigError, match=r"`--out` \(='.*'\) has 1e-07 GB free, and the records take about 3\.46e-06: make room"
+        ConfigError, match=r"`--out` \(='.*'\) has 1e-07 GB of free space, but the records need about 3\.46e-06 GB\. Free"
     ):
         run(root, out, ("train", "val"))
     assert list(out.iterdir()) == []
 
 
-def test_a_disk_that_fills_up_is_one_line_and_the_next_run_goes_on(root, out, monkeypatch, decoded):
-    class Full:
-        room = 5 * 8 * 12 * 4
+def test_the_next_run_continues_after_the_disk_was_full(root, out, monkeypatch, decoded):
+    class FullDisk:
+        free = 5 * 8 * 12 * 4
 
         def __init__(self, file):
             self.file = file
 
         def write(self, data):
-            Full.room -= len(data)
-            if Full.room < 0:
+            FullDisk.free -= len(data)
+            if FullDisk.free < 0:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self.file.write(data)
 
     @contextlib.contextmanager
-    def filling(path):
-        with replacing(path) as file:
-            yield Full(file) if path.suffix == ".bin" else file
+    def replace_on_full_disk(path):
+        with write_atomically(path) as file:
+            yield FullDisk(file) if path.suffix == ".bin" else file
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparing, "replacing", filling)
-        with pytest.raises(ConfigError, match=r"train-00001\.\d+\.bin cannot be written \(No space left on device\)"):
+        patch.setattr(prepare_module, "write_atomically", replace_on_full_disk)
+        with pytest.raises(ConfigError, match=r"Cannot write .*train-00001\.\d+\.bin: No space left on device"):
             run(root, out)
-    assert named(out) == ["train-00000.bin", "train-00000.json"]
+    assert list_names(out) == ["train-00000.bin", "train-00000.json"]
     assert not (out / "records.json").exists()
     decoded.clear()
     run(root, out)
@@ -418,40 +418,40 @@ def test_a_disk_that_fills_up_is_one_line_and_the_next_run_goes_on(root, out, mo
     assert_holds(out, root)
 
 
-def test_a_file_that_changes_while_it_is_read_is_looked_at_again(root, out, monkeypatch):
-    record = preparing._record
+def test_a_file_that_changes_while_it_is_read_is_stale(root, out, monkeypatch):
+    make_record = prepare_module._make_record
 
-    def touch(samples, i, *rest):
+    def change_sample_2(samples, i, *rest):
         if i == 2:
             draw(root, 2, seed=1)
-        return record(samples, i, *rest)
+        return make_record(samples, i, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparing, "_record", touch)
+        patch.setattr(prepare_module, "_make_record", change_sample_2)
         run(root, out)
-    with pytest.raises(DataError, match=r"are stale \(1 of 7 samples changed"):
+    with pytest.raises(DataError, match=r"are stale\. 1 of 7 samples in .* have changed"):
         find_split(DataConfig(root=str(out)), "train")
     run(root, out)
     assert_holds(out, root)
 
 
-def test_a_split_without_labels_takes_the_images_alone(root, out):
+def test_records_of_a_split_without_labels_hold_only_the_images(root, out):
     (root / "list" / "test.lst").write_text("".join(f"{k}.png\n" for k in range(2)))
     run(root, out, ("train", "test"))
     assert next(out.glob("test-00000-*.bin")).stat().st_size == 2 * 8 * 12 * 3
     (root / "list" / "mine.lst").write_text("0.png\n")
-    with pytest.raises(DataError, match="names images without labels"):
+    with pytest.raises(DataError, match="have no labels"):
         run(root, out, ("mine",))
 
 
-def test_the_command(root, out, monkeypatch, capsys):
-    code, said = deeplab(monkeypatch, capsys, "data", "prepare", root, "--out", out)
+def test_the_prepare_command(root, out, monkeypatch, capsys):
+    code, output = run_cli(monkeypatch, capsys, "data", "prepare", root, "--out", out)
     assert code == 0
-    assert "train: 7 samples from" in said
+    assert "train: 7 samples from" in output
     assert_holds(out, root, "val")
-    code, said = deeplab(monkeypatch, capsys, "data", "prepare", root, "--out", out, "--splits", "nope")
+    code, output = run_cli(monkeypatch, capsys, "data", "prepare", root, "--out", out, "--splits", "nope")
     assert code == 2
-    assert said.startswith("error: no samples of split 'nope'")
-    code, said = deeplab(monkeypatch, capsys, "data", "prepare", root, "--out", out, "--data-dir", "/x")
+    assert output.startswith("error: Found no samples of split 'nope'")
+    code, output = run_cli(monkeypatch, capsys, "data", "prepare", root, "--out", out, "--data-dir", "/x")
     assert code == 2
-    assert said == f"error: `--data-dir` (='/x') goes with tfds:NAME, not with a folder (='{root}')\n"
+    assert output == f"error: `--data-dir` (='/x') goes with tfds:NAME, not with a folder (='{root}')\n"

@@ -15,22 +15,22 @@ def path(tmp_path):
     return tmp_path / "f"
 
 
-def test_many_threads_read_what_they_ask_for(tmp_path):
+def test_many_threads_read_the_requested_ranges(tmp_path):
     rng = np.random.default_rng(0)
     files = []
-    for k in range(300):  # more than are kept open
+    for k in range(300):  # more files than the cache keeps open
         (tmp_path / str(k)).write_bytes(rng.bytes(50))
         files.append(stat_file(str(tmp_path / str(k))))
-    whole = [(tmp_path / str(k)).read_bytes() for k in range(300)]
-    ask = [(k, start) for k in range(300) for start in (0, 7, 30)] * 2
+    contents = [(tmp_path / str(k)).read_bytes() for k in range(300)]
+    requests = [(k, start) for k in range(300) for start in (0, 7, 30)] * 2
 
-    def is_right(asked):
-        k, start = asked
-        return read_range(files[k], start, 20) == whole[k][start : start + 20]
+    def is_correct(request):
+        k, start = request
+        return read_range(files[k], start, 20) == contents[k][start : start + 20]
 
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     with ThreadPoolExecutor(16) as pool:
-        assert all(pool.map(is_right, ask))
+        assert all(pool.map(is_correct, requests))
     if before:
         assert len(os.listdir("/proc/self/fd")) - before <= ranges._open.cache_info().maxsize
     ranges._open.cache_clear()
@@ -38,7 +38,7 @@ def test_many_threads_read_what_they_ask_for(tmp_path):
         assert len(os.listdir("/proc/self/fd")) <= before
 
 
-def test_the_end_of_a_file_is_an_error(path):
+def test_reading_past_the_end_of_a_file_is_an_error(path):
     file = stat_file(str(path))
     assert file.size == 10240
     assert read_range(file, 10200, 40) == bytes(range(216, 256))
@@ -47,7 +47,7 @@ def test_the_end_of_a_file_is_an_error(path):
         read_range(file, 10200, 41)
 
 
-def test_an_open_file_that_is_replaced_is_read_as_it_was_and_another_is_not_opened(path):
+def test_a_replaced_file_is_read_as_it_was_while_open_and_is_an_error_afterwards(path):
     old = stat_file(str(path))
     assert read_range(old, 1, 2) == b"\1\2"
     path.with_name("g").write_bytes(b"x" * 10240)
@@ -55,11 +55,11 @@ def test_an_open_file_that_is_replaced_is_read_as_it_was_and_another_is_not_open
     assert read_range(old, 3, 2) == b"\3\4"
     assert read_range(stat_file(str(path)), 3, 2) == b"xx"
     ranges._open.cache_clear()
-    with pytest.raises(OSError, match="f was replaced since it was opened"):
+    with pytest.raises(OSError, match="f was replaced while it was in use"):
         read_range(old, 3, 2)
 
 
-def test_a_file_that_is_gone_is_an_error(path):
+def test_a_deleted_file_is_an_error(path):
     file = stat_file(str(path))
     path.unlink()
     with pytest.raises(FileNotFoundError):
@@ -68,7 +68,7 @@ def test_a_file_that_is_gone_is_an_error(path):
         stat_file(str(path))
 
 
-def test_where_the_system_has_no_pread_the_bytes_are_the_same(path, monkeypatch):
+def test_without_pread_the_same_bytes_are_read(path, monkeypatch):
     monkeypatch.delattr(os, "pread")
     file = stat_file(str(path))
     assert file.size == 10240
@@ -77,10 +77,10 @@ def test_where_the_system_has_no_pread_the_bytes_are_the_same(path, monkeypatch)
         read_range(file, 10239, 3)
 
 
-def test_many_reads_of_a_file_that_lies_elsewhere_open_it_once(path, monkeypatch):
+def test_a_remote_file_is_opened_once_for_many_reads(path, monkeypatch):
     monkeypatch.delattr(os, "pread")
     opened, gfile = [], tf.io.gfile.GFile
-    monkeypatch.setattr(tf.io.gfile, "GFile", lambda *words: opened.append(words) or gfile(*words))
+    monkeypatch.setattr(tf.io.gfile, "GFile", lambda *args: opened.append(args) or gfile(*args))
     with open_ranges(stat_file(str(path))) as read:
         assert [read(start, 2) for start in (0, 700, 5)] == [b"\0\1", bytes([188, 189]), b"\5\6"]
         with pytest.raises(OSError, match="f ends at byte 10240"):

@@ -20,24 +20,24 @@ from deeplab_jax.errors import DataError
         ("", []),
     ],
 )
-def test_lines(tmp_path, text, pairs):
+def test_lists_in_several_formats_are_read(tmp_path, text, pairs):
     assert list(read_list(write_list(tmp_path, text))) == pairs
 
 
 @pytest.mark.parametrize("line", ["a b c", "../a.png b.png", "/etc/a.png b.png"])
-def test_a_line_that_cannot_be_meant_is_named_by_its_number(tmp_path, line):
-    with pytest.raises(DataError, match="line 2"):
+def test_the_error_for_a_malformed_line_names_its_number(tmp_path, line):
+    with pytest.raises(DataError, match="Line 2 of"):
         list(read_list(write_list(tmp_path, f"x y\n{line}\n")))
 
 
-def test_a_list_in_another_encoding_is_named(tmp_path):
+def test_a_list_that_is_not_utf8_is_an_error(tmp_path):
     path = write_list(tmp_path, "")
     path.write_bytes("münchen.png".encode("latin-1"))
     with pytest.raises(DataError, match=r"train\.lst is not UTF-8 text"):
         list(read_list(path))
 
 
-def test_a_digest_is_of_the_names_in_order_and_the_kind():
+def test_the_digest_depends_only_on_the_names_their_order_and_the_label_kind():
     samples = Samples("root", ("a.png", "b.png"), ("c.png", "d.png"), "labelIds", "list", ImageFiles())
     text = '["labelIds", ["a.png", "b.png"], ["c.png", "d.png"]]'
     assert digest(samples) == hashlib.sha256(text.encode()).hexdigest()

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_model
-from test_windows import CLASSES as FEW
+from test_windows import CLASSES as FEW_CLASSES
 from test_windows import naive_slide, network, noise
 
 from deeplab_jax.api import Segmenter
@@ -17,9 +17,9 @@ from deeplab_jax.evaluation.inference import average_views, scaled_size
 from deeplab_jax.evaluation.windows import default_stride, slide
 from deeplab_jax.labels import CITYSCAPES
 from deeplab_jax.models import normalize
-from deeplab_jax.runtime.mesh import local_rows, make_mesh, place, replicated
+from deeplab_jax.runtime.mesh import local_rows, make_mesh, place, replicated_sharding
 
-# Neither windows nor scales divide the 36x50 images; the window is wider than the smaller view.
+# The image size, 36x50, is not a multiple of the window size at any scale. The window is wider than the smaller view.
 PROTOCOL = EvalConfig(batch_size=4, window=(24, 32), scales=(0.5, 1.5), flip=True)
 CONFIG = Config(model=tiny_model(), eval=PROTOCOL)
 CLASSES = CITYSCAPES.num_classes
@@ -27,7 +27,7 @@ CLASSES = CITYSCAPES.num_classes
 
 @pytest.fixture(scope="module")
 def variables():
-    """Random weights whose logits differ by about 1, so that it shows in which space they are averaged."""
+    """Return random weights whose logits differ by about 1, so that averages of logits and of probabilities differ."""
     model = inference.evaluation_model(CONFIG)
     variables = jax.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), False))()
     variables["params"]["classifier"]["kernel"] *= 100
@@ -45,7 +45,7 @@ def compiled_logits():
     return jax.jit(lambda variables, images: inference.logits(variables, images, model=model, protocol=PROTOCOL))
 
 
-def test_counts_do_not_depend_on_batches_padding_or_devices(variables, images):
+def test_counts_do_not_depend_on_batch_size_padding_or_devices(variables, images):
     labels = np.random.default_rng(1).integers(0, CLASSES, (3, 36, 50)).astype(np.uint8)
     labels[0] = 255
 
@@ -64,12 +64,12 @@ def test_counts_do_not_depend_on_batches_padding_or_devices(variables, images):
     assert together.sum() == 2 * 36 * 50
     assert predictions.shape == (4, 36, 50)
     assert rows == [0, 1, 2]
-    alone = sum(count([i], [True], MeshConfig(data=1))[0] for i in range(3))
-    np.testing.assert_array_equal(together, alone)
+    one_by_one = sum(count([i], [True], MeshConfig(data=1))[0] for i in range(3))
+    np.testing.assert_array_equal(together, one_by_one)
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(data=1, spatial=4), MeshConfig(data=2, spatial=2)])
-def test_rows_of_an_odd_height_may_be_split(variables, mesh):
+def test_rows_are_split_over_devices_at_an_odd_height(variables, mesh):
     rng = np.random.default_rng(2)
     batch = {
         "image": rng.integers(0, 256, (2, 37, 50, 3), np.uint8),
@@ -77,34 +77,34 @@ def test_rows_of_an_odd_height_may_be_split(variables, mesh):
         "valid": np.ones(2, bool),
     }
 
-    def evaluated(mesh):
+    def evaluate(mesh):
         evaluator = inference.Evaluator(dataclasses.replace(CONFIG, eval=EvalConfig()), make_mesh(mesh))
         assert evaluator.row_unit
         shown = []
         counts = score(evaluator, variables, [batch], lambda _, __, predictions: shown.append(local_rows(predictions)))
         return counts, shown[0]
 
-    (counts, predictions), (expected_counts, expected) = evaluated(mesh), evaluated(MeshConfig(data=1))
+    (counts, predictions), (expected_counts, expected) = evaluate(mesh), evaluate(MeshConfig(data=1))
     np.testing.assert_array_equal(predictions, expected)
     np.testing.assert_array_equal(counts, expected_counts)
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(data=4), MeshConfig(spatial=2)])
-def test_windows_and_views_do_not_depend_on_the_devices(variables, images, compiled_logits, mesh):
+def test_logits_with_windows_and_views_do_not_depend_on_the_devices(variables, images, compiled_logits, mesh):
     mesh = make_mesh(mesh)
     batch = place({"image": images, "valid": np.ones(4, bool)}, mesh, 0)
-    on_mesh = compiled_logits(jax.device_put(variables, replicated(mesh)), batch["image"])
+    on_mesh = compiled_logits(jax.device_put(variables, replicated_sharding(mesh)), batch["image"])
     np.testing.assert_allclose(on_mesh, compiled_logits(variables, images), rtol=1e-4, atol=1e-4)
     assert on_mesh.addressable_shards[0].data.shape[0] == 4 // mesh.shape["data"]
 
 
-def test_the_protocol_is_windows_of_views_of_the_whole_network(variables, images, compiled_logits):
+def test_windows_are_applied_within_each_view(variables, images, compiled_logits):
     model = inference.evaluation_model(CONFIG)
-    whole = jax.jit(lambda images: inference.logits(variables, images, model=model, protocol=EvalConfig()))
-    # `logits` normalises, which the views must see once: it is undone for the network of the views.
+    full_logits = jax.jit(lambda images: inference.logits(variables, images, model=model, protocol=EvalConfig()))
+    # `logits` normalises its input. The views are already normalised, so this is undone before each call.
     mean, std = (np.asarray(values, np.float32)[None, None, None] for values in (CONFIG.model.mean, CONFIG.model.std))
     views = average_views(
-        lambda view: slide(lambda x: whole(x * std + mean), view, CLASSES, window=(24, 32), stride=(16, 21)),
+        lambda view: slide(lambda x: full_logits(x * std + mean), view, CLASSES, window=(24, 32), stride=(16, 21)),
         normalize(images, CONFIG.model.mean, CONFIG.model.std),
         CLASSES,
         scales=(0.5, 1.5),
@@ -113,7 +113,7 @@ def test_the_protocol_is_windows_of_views_of_the_whole_network(variables, images
     np.testing.assert_allclose(compiled_logits(variables, images), views, rtol=1e-3, atol=1e-3)
 
 
-def test_a_segmenter_follows_the_whole_protocol(variables, images, compiled_logits):
+def test_a_segmenter_uses_the_full_protocol(variables, images, compiled_logits):
     segmenter = Segmenter(CONFIG, variables)
     logits = segmenter.logits(images.transpose(0, 3, 1, 2))
     np.testing.assert_allclose(logits, compiled_logits(variables, images).transpose(0, 3, 1, 2), rtol=1e-5, atol=1e-5)
@@ -122,15 +122,15 @@ def test_a_segmenter_follows_the_whole_protocol(variables, images, compiled_logi
     assert np.abs(plain - logits).max() > 0.1
 
 
-def test_pictures():
+def test_colours_and_overlays_are_drawn():
     label = np.array([[0, 255]], np.uint8)
     image = np.full((1, 2, 3), 100, np.uint8)
     np.testing.assert_array_equal(pictures.colorize(label, CITYSCAPES), [[[128, 64, 128], [0, 0, 0]]])
     np.testing.assert_array_equal(pictures.overlay(image, label, CITYSCAPES), [[[114, 82, 114], [50, 50, 50]]])
-    assert pictures.strip(image, label, label, CITYSCAPES).shape == (1, 6, 3)
+    assert pictures.draw_comparison(image, label, label, CITYSCAPES).shape == (1, 6, 3)
 
 
-def test_a_class_that_is_nowhere_is_null_and_no_part_of_the_mean():
+def test_an_absent_class_is_null_and_not_part_of_the_mean():
     confusion = np.zeros((19, 19), np.int64)
     confusion[0, 0], confusion[1, 0] = 3, 1
     summary = scores.summary(confusion, CITYSCAPES)
@@ -142,7 +142,7 @@ def test_a_class_that_is_nowhere_is_null_and_no_part_of_the_mean():
 
 
 def naive_resize(x, size):
-    """A pixel at a time, half-pixel centres, edges repeated."""
+    """Resize pixel by pixel, with half-pixel centres and repeated edges."""
     (h, w), out = x.shape[1:3], np.zeros((x.shape[0], *size, x.shape[3]))
     for i in range(size[0]):
         for j in range(size[1]):
@@ -165,10 +165,12 @@ def softmax(x):
     ("scales", "flip", "window"),
     [((0.5, 1.0, 1.5), True, None), ((0.5, 1.5), False, (5, 7)), ((1,), True, (5, 7)), ((0.01, 1.0), True, None)],
 )
-def test_several_views_average_their_probabilities(scales, flip, window):
+def test_the_probabilities_of_several_views_are_averaged(scales, flip, window):
     images = noise(1, 9, 13, 2)
-    of_view = functools.partial(slide, network, num_classes=FEW, window=window, stride=(0, 0)) if window else network
-    run = jax.jit(lambda images: average_views(of_view, images, FEW, scales=scales, flip=flip))
+    apply_network = (
+        functools.partial(slide, network, num_classes=FEW_CLASSES, window=window, stride=(0, 0)) if window else network
+    )
+    run = jax.jit(lambda images: average_views(apply_network, images, FEW_CLASSES, scales=scales, flip=flip))
     probabilities = []
     for scale in scales:
         size = (max(int(9 * scale + 0.5), 1), max(int(13 * scale + 0.5), 1))
@@ -182,17 +184,17 @@ def test_several_views_average_their_probabilities(scales, flip, window):
 
 def test_a_single_view_keeps_its_logits():
     images = noise(1, 9, 13, 2)
-    whole = average_views(network, images, FEW, scales=(1.0,), flip=False)
-    np.testing.assert_array_equal(whole, network(images))
-    half = average_views(network, images, FEW, scales=(0.5,), flip=False)
+    full = average_views(network, images, FEW_CLASSES, scales=(1.0,), flip=False)
+    np.testing.assert_array_equal(full, network(images))
+    half = average_views(network, images, FEW_CLASSES, scales=(0.5,), flip=False)
     seen = np.asarray(network(naive_resize(images, (5, 7)).astype(np.float32)))
     np.testing.assert_allclose(half, naive_resize(seen, (9, 13)), rtol=1e-5, atol=1e-5)
 
 
 def test_a_probability_of_zero_has_a_finite_logarithm():
-    sure = average_views(lambda images: images * 1e4, jnp.array([[[[1.0, 0.0]]]]), 2, scales=(1.0,), flip=True)
-    assert jnp.isfinite(sure).all()
-    np.testing.assert_allclose(jax.nn.softmax(sure), [[[[1, 0]]]], atol=1e-30)
+    logits = average_views(lambda images: images * 1e4, jnp.array([[[[1.0, 0.0]]]]), 2, scales=(1.0,), flip=True)
+    assert jnp.isfinite(logits).all()
+    np.testing.assert_allclose(jax.nn.softmax(logits), [[[[1, 0]]]], atol=1e-30)
 
 
 def test_sizes_round_half_up_and_are_at_least_1():

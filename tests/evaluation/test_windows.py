@@ -12,7 +12,7 @@ MIX = np.array([[1.0, -2.0, 0.5], [0.3, 0.7, -1.0]], np.float32)
 
 
 def network(images):
-    """Logits that, as a real network's, depend on where in its view a pixel lies and on the view's size."""
+    """Return logits that depend on the position of a pixel in the view and on the view's size, like those of a real network."""
     _, h, w, _ = images.shape
     down = jnp.sin(jnp.arange(h) * (2.0 / h))[None, :, None, None]
     right = jnp.cos(jnp.arange(w) * (3.0 / w))[None, None, :, None]
@@ -24,7 +24,7 @@ def noise(*shape):
 
 
 def naive_slide(images, window, stride):
-    """mmsegmentation's loop, a crop at a time."""
+    """Average over windows with the loop of mmsegmentation, one crop at a time."""
     n, h, w, _ = images.shape
     total, seen = np.zeros((n, h, w, CLASSES)), np.zeros((1, h, w, 1))
     for i in range(max(h - window[0] + stride[0] - 1, 0) // stride[0] + 1):
@@ -36,31 +36,31 @@ def naive_slide(images, window, stride):
     return total / seen
 
 
-def test_origins_worked_out_by_hand():
+def test_window_origins_equal_values_computed_by_hand():
     assert window_origins(1024, 769, 513) == [0, 255]
     assert window_origins(2048, 769, 513) == [0, 513, 1026, 1279]
-    assert window_origins(10, 4, 3) == [0, 3, 6]  # ends with the image by itself
+    assert window_origins(10, 4, 3) == [0, 3, 6]  # the last window ends at the edge without being moved
     assert window_origins(11, 4, 4) == [0, 4, 7]
     assert window_origins(4, 4, 1) == [0]
     assert window_origins(3, 4, 3) == [0]
 
 
-def test_the_default_stride_is_mmsegmentations():
+def test_the_default_stride_is_that_of_mmsegmentation():
     assert default_stride((769, 769)) == (513, 513)
     assert default_stride((512, 480)) == (341, 320)
     assert default_stride((1, 2)) == (1, 1)
 
 
 @given(size=st.integers(1, 300), window=st.integers(1, 300), data=st.data())
-def test_windows_cover_every_pixel_as_mmsegmentations_do(size, window, data):
+def test_windows_cover_every_pixel_and_equal_those_of_mmsegmentation(size, window, data):
     stride = data.draw(st.integers(1, window))
     origins = window_origins(size, window, stride)
     seen = np.zeros(size, int)
     for start in origins:
         seen[start : start + window] += 1
     assert (seen > 0).all()
-    theirs = range(max(size - window + stride - 1, 0) // stride + 1)
-    assert origins == [max(min(i * stride + window, size) - window, 0) for i in theirs]
+    indices = range(max(size - window + stride - 1, 0) // stride + 1)
+    assert origins == [max(min(i * stride + window, size) - window, 0) for i in indices]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_windows_cover_every_pixel_as_mmsegmentations_do(size, window, data):
         ((40, 40), (0, 0), (27, 27)),
     ],
 )
-def test_windows_equal_a_loop_over_crops(window, stride, actual_stride):
+def test_the_mean_over_windows_equals_a_loop_over_crops(window, stride, actual_stride):
     images = noise(2, 13, 18, 2)
     run = jax.jit(lambda images: slide(network, images, CLASSES, window=window, stride=stride))
     np.testing.assert_allclose(run(images), naive_slide(images, window, actual_stride), rtol=1e-5, atol=1e-5)
@@ -80,10 +80,10 @@ def test_windows_equal_a_loop_over_crops(window, stride, actual_stride):
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 @pytest.mark.parametrize("size", [(7, 23), (24, 8), (5, 5)])
-def test_strips_are_the_mean_over_windows(size, batch_size):
+def test_strips_contain_the_mean_over_windows(size, batch_size):
     weights = np.random.default_rng(1).normal(size=(3, 2)).astype(np.float32)
 
-    def network(windows):  # that looks at the whole window
+    def network(windows):  # depends on all pixels of a window
         windows = windows.astype(np.float32)
         return windows @ weights + windows.mean((1, 2, 3), keepdims=True)
 
@@ -92,4 +92,4 @@ def test_strips_are_the_mean_over_windows(size, batch_size):
     for top, strip in slide_in_strips(network, image, window=(8, 9), batch_size=batch_size):
         logits[top : top + len(strip)] = strip
     expected = slide(network, jnp.asarray(image[None], np.float32), 2, window=(8, 9), stride=(0, 0))
-    np.testing.assert_allclose(logits, expected[0], rtol=1e-5, atol=1e-4)  # of sums of hundreds
+    np.testing.assert_allclose(logits, expected[0], rtol=1e-5, atol=1e-4)  # the sums are in the hundreds

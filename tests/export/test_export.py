@@ -1,4 +1,4 @@
-"""Exported files against the checkpoint, at sizes that the export did not look at."""
+"""Compare exported files with the checkpoint, at image sizes that the export itself does not check."""
 
 import json
 import subprocess
@@ -7,7 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import deeplab, tiny_config, tiny_model
+from conftest import run_cli, tiny_config, tiny_model
 
 import deeplab_jax as dl
 from deeplab_jax import api
@@ -36,39 +36,39 @@ SWITCHES = {
 }
 
 
-def network(switches):
-    """A config, and variables whose statistics, factors and biases are neither 0 nor 1."""
+def make_network(switches):
+    """Return a config, and variables whose statistics, factors and biases are neither 0 nor 1."""
     config = tiny_config(model=tiny_model(**switches))
     model = DeepLabV3(config.model, config.labels.num_classes)
     variables = jax.jit(model.init, static_argnums=2)(jax.random.key(0), jax.numpy.zeros((1, 64, 64, 3)), False)
     rng = np.random.default_rng(0)
 
-    def moved(leaf):
+    def perturb(leaf):
         return np.asarray(leaf) + (leaf.ndim == 1) * 0.3 * np.abs(rng.normal(size=leaf.shape)).astype(np.float32)
 
-    return config, jax.tree.map(moved, variables)
+    return config, jax.tree.map(perturb, variables)
 
 
 @pytest.fixture(scope="module", params=SWITCHES)
 def segmenter(request):
-    config, variables = network(SWITCHES[request.param])
+    config, variables = make_network(SWITCHES[request.param])
     return api.Segmenter(config, variables)
 
 
 @pytest.fixture
 def checkpoint(monkeypatch, segmenter):
-    """Stands for a run that holds the segmenter's network."""
+    """Make the path of a run, which does not exist, load the network of the segmenter. Return the path."""
     monkeypatch.setattr(run, "resolve", lambda checkpoint: checkpoint)
     monkeypatch.setattr(run, "stored_config", lambda step: segmenter.config)
     monkeypatch.setattr(run, "restore_model", lambda step, like: segmenter.variables)
     return "runs/here/checkpoints/7"
 
 
-def images(n, h, w):
+def make_images(n, h, w):
     return np.random.default_rng(n + h).integers(0, 256, (n, 3, h, w), np.uint8)
 
 
-def test_folded_variables_predict_the_same(segmenter):
+def test_folding_does_not_change_the_predictions(segmenter):
     model = DeepLabV3(segmenter.config.model, segmenter.config.labels.num_classes)
     x = jax.numpy.asarray(np.random.default_rng(0).normal(size=(1, 33, 40, 3)), np.float32)
     apply = jax.jit(lambda variables: model.apply(variables, x, False).logits)
@@ -79,18 +79,20 @@ def test_folded_variables_predict_the_same(segmenter):
 
 
 @pytest.mark.parametrize("form", ["stablehlo", "onnx"])
-def test_a_file_gives_the_checkpoints_logits_and_labels(segmenter, checkpoint, tmp_path, monkeypatch, capsys, form):
+def test_an_exported_file_gives_the_logits_and_labels_of_the_checkpoint(
+    segmenter, checkpoint, tmp_path, monkeypatch, capsys, form
+):
     loaded = {}
     for output in ("logits", "labels"):
         path = tmp_path / output
-        words = ("export", "--checkpoint", checkpoint, "--out", path, "--format", form, "--output", output)
-        assert deeplab(monkeypatch, capsys, *words)[0] == 0
+        arguments = ("export", "--checkpoint", checkpoint, "--out", path, "--format", form, "--output", output)
+        assert run_cli(monkeypatch, capsys, *arguments)[0] == 0
         loaded[output] = dl.load_exported(str(path)) if form == "stablehlo" else run._load_onnx(path.read_bytes())
     for size in ((1, 33, 65), (3, 48, 40), (1, 71, 50)):
-        expected = segmenter.logits(images(*size))
-        found = loaded["logits"](images(*size))
-        assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected)
-        labels = loaded["labels"](images(*size))
+        expected = segmenter.logits(make_images(*size))
+        actual = loaded["logits"](make_images(*size))
+        assert np.linalg.norm(actual - expected) < 1e-4 * np.linalg.norm(expected)
+        labels = loaded["labels"](make_images(*size))
         assert labels.dtype == np.uint8
         assert np.mean(labels == expected.argmax(1)) >= 0.9999
 
@@ -103,43 +105,46 @@ def test_a_file_gives_the_checkpoints_logits_and_labels(segmenter, checkpoint, t
     ],
     ids=lambda switches: switches["backbone"],
 )
-def test_other_backbones_in_either_file(switches):
-    config, variables = network(switches)
-    params, expected = fold(variables, evaluation_model(config)), api.Segmenter(config, variables).logits(images(1, 71, 50))
+def test_other_backbones_are_exported_in_both_formats(switches):
+    config, variables = make_network(switches)
+    params, expected = (
+        fold(variables, evaluation_model(config)),
+        api.Segmenter(config, variables).logits(make_images(1, 71, 50)),
+    )
     for make, load in ((stablehlo.serialize, loading.load), (run._make_onnx, run._load_onnx)):
-        found = load(make(evaluation_model(config), params, "logits", {}))(images(1, 71, 50))
-        assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected)
+        actual = load(make(evaluation_model(config), params, "logits", {}))(make_images(1, 71, 50))
+        assert np.linalg.norm(actual - expected) < 1e-4 * np.linalg.norm(expected)
 
 
-def test_a_file_tells_what_its_numbers_mean(segmenter, checkpoint, tmp_path):
+def test_a_file_contains_its_metadata(segmenter, checkpoint, tmp_path):
     import onnxruntime
 
     run.export(checkpoint, str(tmp_path / "a.dl"), "stablehlo", "labels", say=lambda line: None)
     run.export(checkpoint, str(tmp_path / "a.onnx"), "onnx", "labels", say=lambda line: None)
-    facts = dl.load_exported(str(tmp_path / "a.dl")).metadata
-    assert facts["names"] == list(segmenter.config.labels.names)
-    assert facts["colors"][0] == [128, 64, 128]
-    assert facts["checkpoint"] == "7"
-    in_onnx = onnxruntime.InferenceSession(tmp_path / "a.onnx").get_modelmeta().custom_metadata_map
-    assert json.loads(in_onnx["names"]) == facts["names"]
-    assert json.loads(in_onnx["mean"]) == facts["mean"]
+    metadata = dl.load_exported(str(tmp_path / "a.dl")).metadata
+    assert metadata["names"] == list(segmenter.config.labels.names)
+    assert metadata["colors"][0] == [128, 64, 128]
+    assert metadata["checkpoint"] == "7"
+    onnx_metadata = onnxruntime.InferenceSession(tmp_path / "a.onnx").get_modelmeta().custom_metadata_map
+    assert json.loads(onnx_metadata["names"]) == metadata["names"]
+    assert json.loads(onnx_metadata["mean"]) == metadata["mean"]
 
 
-def test_a_file_that_computes_something_else_is_not_kept(segmenter, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "fold", lambda *given: jax.tree.map(lambda leaf: 1.1 * leaf, fold(*given)))
-    with pytest.raises(CheckpointError, match="is not kept: its logits differ"):
+def test_a_file_with_different_logits_is_not_written(segmenter, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "fold", lambda *arguments: jax.tree.map(lambda leaf: 1.1 * leaf, fold(*arguments)))
+    with pytest.raises(CheckpointError, match="was not written, because its logits would differ"):
         run.export(checkpoint, str(tmp_path / "a.onnx"), "onnx", "logits", say=lambda line: None)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_protocol_that_the_file_lacks_is_said(segmenter, checkpoint, tmp_path, monkeypatch):
-    said = []
+def test_settings_that_are_not_part_of_the_file_are_reported(segmenter, checkpoint, tmp_path, monkeypatch):
+    lines = []
     monkeypatch.setattr(segmenter.config, "eval", EvalConfig(flip=True))
-    run.export(checkpoint, str(tmp_path / "a.onnx"), "onnx", "labels", say=said.append)
-    assert "eval.flip" in said[0]
+    run.export(checkpoint, str(tmp_path / "a.onnx"), "onnx", "labels", say=lines.append)
+    assert "eval.flip" in lines[0]
 
 
-def test_an_exported_file_runs_without_the_model(segmenter, checkpoint, tmp_path):
+def test_an_exported_file_runs_without_the_code_of_the_model(segmenter, checkpoint, tmp_path):
     run.export(checkpoint, str(tmp_path / "a.dl"), "stablehlo", "labels", say=lambda line: None)
     code = f"""
 import sys
@@ -151,13 +156,13 @@ print(dl.load_exported({str(tmp_path / "a.dl")!r})(np.zeros((2, 3, 20, 30), np.u
     assert result.stdout.strip() == "(2, 20, 30)", result.stderr
 
 
-def test_what_is_no_exported_file_is_one_line(tmp_path):
+def test_a_file_that_is_not_an_export_is_reported(tmp_path):
     (tmp_path / "a.dl").write_text("nothing")
     for path in (tmp_path / "a.dl", tmp_path / "none"):
         with pytest.raises(DataError, match="cannot be loaded"):
             loading.load_exported(str(path))
 
 
-def test_images_of_another_type_are_refused():
+def test_images_with_a_wrong_dtype_are_refused():
     with pytest.raises(DataError, match=r"`images` \(=float32 \[1, 3, 4, 4\]\)"):
         require_images(np.zeros((1, 3, 4, 4), np.float32))

@@ -10,17 +10,17 @@ OWN = LabelSet("own", ("Straße", 'a "b"'), ((1, 2, 3), (4, 5, 6)), ids=(3, 9), 
 
 
 @pytest.mark.parametrize("labels", [*LABEL_SETS.values(), OWN], ids=lambda labels: labels.name)
-def test_a_file_gives_back_what_was_written(tmp_path, labels):
+def test_a_label_set_survives_a_round_trip(tmp_path, labels):
     write_labels(tmp_path / "labels.json", labels)
     assert read_labels(tmp_path / "labels.json") == labels
 
 
-def test_a_class_is_a_line_to_edit(tmp_path):
+def test_the_file_has_one_line_per_class(tmp_path):
     write_labels(tmp_path / "labels.json", OWN)
     assert '  {"name": "Straße", "id": 3, "color": [1, 2, 3]},\n' in (tmp_path / "labels.json").read_text("utf-8")
 
 
-def test_what_is_left_out_has_its_default(tmp_path):
+def test_optional_fields_have_defaults(tmp_path):
     classes = [{"name": "a", "color": [1, 1, 1]}, {"name": "b", "color": [2, 2, 2]}]
     (tmp_path / "labels.json").write_text(json.dumps({"name": "x", "classes": classes}))
     assert read_labels(tmp_path / "labels.json") == LabelSet("x", ("a", "b"), ((1, 1, 1), (2, 2, 2)))
@@ -35,32 +35,32 @@ A, B = {"name": "a", "id": 1, "color": [1, 1, 1]}, {"name": "b", "id": 2, "color
         ({"classes": None}, "`classes` .=None"),
         ({"name": ""}, "`name` .=''"),
         ({"clases": []}, "'clases'"),
-        ({"classes": [A, 5]}, r"classes\[1\] is a int"),
-        ({"classes": [A, {"name": "b", "id": 2}]}, r"classes\[1\] has no field 'color'"),
-        ({"classes": [A, B | {"colour": [1]}]}, r"classes\[1\] has a field 'colour'"),
+        ({"classes": [A, 5]}, r"`classes\[1\]` has the type int"),
+        ({"classes": [A, {"name": "b", "id": 2}]}, r"`classes\[1\]` has no field 'color'"),
+        ({"classes": [A, B | {"colour": [1]}]}, r"`classes\[1\]` has a field 'colour'"),
         ({"classes": [A, B | {"color": [1, 2]}]}, r"`classes\[1\].color` .=\[1, 2\]"),
         ({"classes": [A, B | {"color": [1, 2, 300]}]}, "300"),
         ({"classes": [A, B | {"id": "2"}]}, r"`classes\[1\].id` .='2'"),
         ({"classes": [A, B | {"id": True}]}, r"`classes\[1\].id`"),
-        ({"classes": [A, {"name": "b", "color": [2, 2, 2]}]}, r"classes\[1\] has no id"),
+        ({"classes": [A, {"name": "b", "color": [2, 2, 2]}]}, r"`classes\[1\]` has no id"),
         ({"classes": [A]}, "1 classes"),
         ({"classes": [A, A]}, "more than once"),
         ({"ignored_ids": 255}, "`ignored_ids` .=255"),
-        ({"ignored_ids": [1]}, "must differ"),
+        ({"ignored_ids": [1]}, "only once"),
         ({"ignored_ids": [-1]}, r"`ignored_ids\[0\]` .=-1"),
         ({"ignored_colors": [0]}, r"`ignored_colors\[0\]` .=0"),
     ],
 )
-def test_a_slip_is_named_with_its_file_and_field(tmp_path, changes, message):
+def test_a_mistake_is_reported_with_its_file_and_field(tmp_path, changes, message):
     (tmp_path / "labels.json").write_text(json.dumps({"name": "x", "classes": [A, B]} | changes))
-    with pytest.raises(ConfigError, match=message) as caught:
+    with pytest.raises(ConfigError, match=message) as error:
         read_labels(tmp_path / "labels.json")
-    assert "labels.json" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert "labels.json" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '"x"', "\xff"])
-def test_what_is_no_object_of_json_is_named(tmp_path, text):
+def test_a_file_that_is_missing_or_not_a_json_object_is_reported(tmp_path, text):
     (tmp_path / "labels.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError, match=r"labels\.json"):
         read_labels(tmp_path / "labels.json")
@@ -68,16 +68,16 @@ def test_what_is_no_object_of_json_is_named(tmp_path, text):
         read_labels(tmp_path / "nowhere.json")
 
 
-def test_label_sets_by_name_and_by_file(tmp_path):
+def test_label_sets_are_found_by_name_and_by_file(tmp_path):
     assert load_labels("voc") == VOC
     write_labels(tmp_path / "own.json", OWN)
     assert load_labels(str(tmp_path / "own.json")) == OWN
-    with pytest.raises(ConfigError, match=r"no label set 'nothing': give cityscapes, .*\.json"):
+    with pytest.raises(ConfigError, match=r"no label set 'nothing'\. Use cityscapes, .*\.json"):
         load_labels("nothing")
 
 
-def test_known_sets_have_what_their_data_sets_have():
-    assert {name: known.num_classes for name, known in LABEL_SETS.items()} == {
+def test_built_in_label_sets_match_their_data_sets():
+    assert {name: labels.num_classes for name, labels in LABEL_SETS.items()} == {
         "cityscapes": 19,
         "camvid": 11,
         "voc": 21,

@@ -13,32 +13,35 @@ def mean_loss(logits, labels):
     return mean.total / mean.count
 
 
-def of_probabilities(probability, labels):
+def loss_of_probabilities(probability, labels):
     return float(mean_loss(jnp.log(jnp.asarray(probability, jnp.float32)), labels))
 
 
-def test_against_values_worked_out_by_hand():
-    # The middle pixel is ignored. Class 0: 2 (1/4) / (3/4 + 1) = 2/7; class 1: 2 (1/2) / (5/4 + 1) = 4/9.
+def test_loss_matches_values_computed_by_hand():
+    # The middle pixel is ignored. The score of class 0 is 2 (1/4) / (3/4 + 1) = 2/7, and that of class 1 is
+    # 2 (1/2) / (5/4 + 1) = 4/9.
     image = [[[1 / 4, 3 / 4], [0.1, 0.9], [1 / 2, 1 / 2]]]
-    assert of_probabilities([image], [[[0, 255, 1]]]) == pytest.approx(1 - (2 / 7 + 4 / 9) / 2)
-    # Class 1 is not in the labels: class 0 alone, 2 (3/4) / (3/4 + 2).
-    assert of_probabilities([image], [[[0, 255, 0]]]) == pytest.approx(1 - 6 / 11)
-    # Of two images the mean; of one with ignored pixels alone nothing.
+    assert loss_of_probabilities([image], [[[0, 255, 1]]]) == pytest.approx(1 - (2 / 7 + 4 / 9) / 2)
+    # Class 1 is not in the labels, so only class 0 counts. Its score is 2 (3/4) / (3/4 + 2).
+    assert loss_of_probabilities([image], [[[0, 255, 0]]]) == pytest.approx(1 - 6 / 11)
+    # The loss is the mean over the first two images. The third one has only ignored pixels and does not count.
     by_image = [[[0, 255, 1]], [[0, 255, 0]], [[255, 255, 255]]]
-    assert of_probabilities([image] * 3, by_image) == pytest.approx(1 - (2 / 7 + 4 / 9) / 4 - 3 / 11)
+    assert loss_of_probabilities([image] * 3, by_image) == pytest.approx(1 - (2 / 7 + 4 / 9) / 4 - 3 / 11)
 
 
-def test_what_is_right_everywhere_has_no_loss_and_what_is_wrong_everywhere_has_one():
+def test_perfect_predictions_have_loss_0_and_completely_wrong_ones_have_loss_1():
     labels = np.array([[[0, 1], [2, 255]]])
     one_hot = np.eye(3)[np.minimum(labels, 2)]
-    assert of_probabilities(one_hot + 1e-30, labels) == pytest.approx(0, abs=1e-6)
-    assert of_probabilities(one_hot[..., [1, 2, 0]] + 1e-30, labels) == pytest.approx(1)
+    assert loss_of_probabilities(one_hot + 1e-30, labels) == pytest.approx(0, abs=1e-6)
+    assert loss_of_probabilities(one_hot[..., [1, 2, 0]] + 1e-30, labels) == pytest.approx(1)
 
 
-def test_equals_segmentation_models_pytorch():
-    """DiceLoss("multiclass", ignore_index=255) of segmentation_models.pytorch 0.6.0 in float64, of each image alone.
+def test_loss_matches_segmentation_models_pytorch():
+    """Compare with DiceLoss("multiclass", ignore_index=255) of segmentation_models.pytorch 0.6.0.
 
-    Loss, and sum of the gradient's absolute values. The second image shows three of five classes, over which theirs is a mean.
+    The reference values were computed in float64, separately for each image. They are the loss and the sum of the absolute
+    values of the gradient. The second image contains only three of the five classes. The reference averages over all five, so
+    its values are scaled by 5 / 3.
     """
     logits = 3 * np.sin(np.arange(120.0) ** 2).reshape(2, 3, 4, 5)
     labels = np.arange(24).reshape(2, 3, 4) % 7

@@ -7,14 +7,14 @@ from conftest import tiny_resnet18
 from deeplab_jax.config import ModelConfig
 from deeplab_jax.models import DeepLabV3, normalize
 from deeplab_jax.models.backbones import find_backbone
-from deeplab_jax.models.backbones.mobilenetv3 import scaled
+from deeplab_jax.models.backbones.mobilenetv3 import scale_to_width
 from deeplab_jax.models.decoder import Decoder
 from deeplab_jax.models.graph import abstract_variables
 from deeplab_jax.models.layers import BatchNorm
 
 
 def random_variables(module, *args):
-    """Variables whose running statistics matter: at mean 0 and variance 1 a mistake in them would not show."""
+    """Return variables with random running statistics. With mean 0 and variance 1, errors in their use would not show."""
     variables = jax.jit(module.init, static_argnums=2)(jax.random.key(0), *args)
     rng = np.random.default_rng(0)
     stats = jax.tree_util.tree_map_with_path(
@@ -25,17 +25,21 @@ def random_variables(module, *args):
 
 
 def with_constant_excitation(variables):
-    """Squeeze-and-excitation sees the mean over all pixels, which those between the undilated network's move."""
+    """Return the variables with squeeze-and-excitation made independent of its input.
 
-    def changed(path, leaf):
+    Squeeze-and-excitation reads the mean over all pixels. The mean differs between output strides because a dilated network has
+    additional pixels between those of the undilated network.
+    """
+
+    def zero_gate(path, leaf):
         is_gate = [key.key for key in path[-3:]] == ["se", "expand", "kernel"]
         return jnp.zeros_like(leaf) if is_gate else leaf
 
-    return jax.tree_util.tree_map_with_path(changed, variables)
+    return jax.tree_util.tree_map_with_path(zero_gate, variables)
 
 
-def backbone(name, **switches):
-    """The module of a backbone."""
+def make_backbone(name, **switches):
+    """Return the module of a backbone."""
     return find_backbone(name).make(ModelConfig(backbone=name, **switches))
 
 
@@ -48,21 +52,21 @@ def backbone(name, **switches):
         ("mobilenetv3_large", {"multi_grid": (1.0, 1.0, 1.0)}),
     ],
 )
-def test_features_at_every_output_stride_are_those_of_the_undilated_network_subsampled(name, switches):
+def test_dilated_features_match_the_undilated_network_when_subsampled(name, switches):
     image = jnp.asarray(np.random.default_rng(1).normal(size=(1, 97, 66, 3)), jnp.float32)
-    networks = {os: backbone(name, width=8, output_stride=os, **switches) for os in (32, 16, 8)}
+    networks = {os: make_backbone(name, width=8, output_stride=os, **switches) for os in (32, 16, 8)}
     variables = with_constant_excitation(random_variables(networks[32], image, False))
     features = {os: jax.jit(net.apply, static_argnums=2)(variables, image, False) for os, net in networks.items()}
     for os in (16, 8):
         for expected, dilated in zip(features[32], features[os], strict=True):
             step = -(-dilated.shape[1] // expected.shape[1])
             actual = dilated[:, ::step, ::step]
-            # Float32, sums in another order through 50 layers.
+            # The tolerance allows for float32 sums in a different order through 50 layers.
             np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4 * float(jnp.abs(expected).max()))
 
 
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
-def test_logits_have_the_stride_rounded_up(output_stride):
+def test_logits_have_the_output_stride_with_sizes_rounded_up(output_stride):
     model = DeepLabV3(tiny_resnet18(output_stride=output_stride), 5)
     image = jnp.zeros((2, 65, 50, 3))
     shapes = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), image, False)[0])
@@ -79,10 +83,10 @@ def test_a_decoder_gives_logits_at_stride_4(output_stride):
     assert kernels == {"reduce": (1, 1, 8, 3), "refine1": (3, 3, 8 + 3, 6), "refine2": (3, 3, 6, 6)}
 
 
-# 0 and 4 at twice the size: with half-pixel centres, and with those of the corner pixels on each other.
+# The pixels 0 and 4 resized to twice the size: first with half-pixel centres, then with aligned corners.
 @pytest.mark.parametrize(("align_corners", "resized"), [(False, (0, 1, 3, 4)), (True, (0, 4 / 3, 8 / 3, 4))])
-def test_a_decoder_reads_the_resized_features_and_then_the_reduced_low_level_ones(align_corners, resized):
-    # Every convolution passes its channels on: the low-level ones are halved and swapped, the others left as they are.
+def test_a_decoder_concatenates_resized_features_and_reduced_low_level_features(align_corners, resized):
+    # The kernels make the result easy to predict: `reduce` halves and swaps the low-level channels, the others are identities.
     reduce, keep = np.array([[0, 0.5], [0.5, 0]]), np.zeros((3, 3, 3, 3))
     keep[1, 1] = np.eye(3)
     kernels = {"reduce": reduce[None, None], "refine1": keep, "refine2": keep}
@@ -96,13 +100,13 @@ def test_a_decoder_reads_the_resized_features_and_then_the_reduced_low_level_one
     np.testing.assert_allclose(y[0, 0, :, 1:], [[0.5, 0], [1.5, 1], [2.5, 2], [3.5, 3]], rtol=1e-6)
 
 
-def test_an_undilated_conv2_is_a_switch_of_basic_blocks_alone():
+def test_dilate_conv2_only_affects_basic_blocks():
     image = jnp.asarray(np.random.default_rng(1).normal(size=(1, 64, 64, 3)), jnp.float32)
-    for depth, differ in (("resnet18", True), ("resnet50", False)):
-        networks = [backbone(depth, width=8, output_stride=8, dilate_conv2=dilate) for dilate in (True, False)]
+    for depth, is_affected in (("resnet18", True), ("resnet50", False)):
+        networks = [make_backbone(depth, width=8, output_stride=8, dilate_conv2=dilate) for dilate in (True, False)]
         variables = random_variables(networks[0], image, False)
-        with_rate, without = (jax.jit(net.apply, static_argnums=2)(variables, image, False).last for net in networks)
-        assert (float(jnp.abs(with_rate - without).max()) > 1e-3) == differ
+        dilated, undilated = (jax.jit(net.apply, static_argnums=2)(variables, image, False).last for net in networks)
+        assert (float(jnp.abs(dilated - undilated).max()) > 1e-3) == is_affected
 
 
 def test_parameters_do_not_depend_on_training_mode_or_output_stride():
@@ -126,12 +130,13 @@ def test_parameters_do_not_depend_on_training_mode_or_output_stride():
     ],
 )
 def test_backbones_have_as_many_parameters_as_torchvision_without_the_classifier(name, parameters):
-    assert sum(x.size for x in jax.tree.leaves(abstract_variables(backbone(name))["params"])) == parameters
+    assert sum(x.size for x in jax.tree.leaves(abstract_variables(make_backbone(name))["params"])) == parameters
 
 
-def test_mobilenetv3_scales_its_channels_to_multiples_of_8_and_keeps_nine_tenths():
-    assert [scaled(channels, 64) for channels in (16, 24, 184, 960)] == [16, 24, 184, 960]
-    assert [scaled(channels, 8) for channels in (16, 80, 112, 960)] == [8, 16, 16, 120]  # 80 / 8 = 10 would round to 8
+def test_mobilenetv3_rounds_channels_to_multiples_of_8_and_keeps_at_least_90_percent():
+    assert [scale_to_width(channels, 64) for channels in (16, 24, 184, 960)] == [16, 24, 184, 960]
+    # 80 channels scale to 10. Rounding them to 8 would lose more than 10 %, so the result is 16.
+    assert [scale_to_width(channels, 8) for channels in (16, 80, 112, 960)] == [8, 16, 16, 120]
 
 
 @pytest.mark.parametrize("train", [False, True])
@@ -152,6 +157,6 @@ def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32(fusion):
     assert ("refine" in variables["params"]["aspp"]) == (fusion == "1x1+3x3")
 
 
-def test_normalize_is_in_units_of_the_pixels():
+def test_normalize_uses_pixel_units():
     image = jnp.array([[[[0, 100, 255]]]], jnp.uint8)
     np.testing.assert_allclose(normalize(image, (10, 100, 55), (5, 1, 100))[0, 0, 0], [-2, 0, 2])

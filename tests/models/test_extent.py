@@ -1,4 +1,4 @@
-"""Every operation on image rows split over four devices is the operation on the whole image, values and gradients."""
+"""Tests that operations on image rows split over four devices give the same values and gradients as on full images."""
 
 import functools
 
@@ -22,27 +22,29 @@ from deeplab_jax.models.operations import interpreted_by, operation
 from deeplab_jax.models.resize import resize_bilinear, resize_like
 from deeplab_jax.runtime.mesh import make_mesh, padded_height
 
-GARBAGE = 7.0  # what the padding holds, which nothing may see
+GARBAGE = 7.0  # the value of the padding, which must not affect any result
 SPLIT = P(None, "spatial")
 
 
-def rows_of(height, devices, output_stride=1):
+def make_rows(height, devices, output_stride=1):
+    """Return a mesh, and the distribution over it of the rows of an image of the given height."""
     mesh = make_mesh(MeshConfig(data=1, spatial=devices))
     return mesh, split_rows(mesh, height, output_stride)
 
 
-def padded(x, height):
+def pad_rows(x, height):
+    """Return `x` padded with garbage to the given height."""
     return np.pad(x, ((0, 0), (0, height - x.shape[1]), *[(0, 0)] * (x.ndim - 2)), constant_values=GARBAGE)
 
 
-def on_rows(function, mesh, num_whole=0, out=SPLIT):
-    """`function` of (rows of x, whole arguments...) over the mesh."""
-    specs = (SPLIT, *[P()] * num_whole)
+def map_over_rows(function, mesh, num_replicated=0, out=SPLIT):
+    """Return `function` mapped over the mesh. Its first argument is split by rows, the others are replicated."""
+    specs = (SPLIT, *[P()] * num_replicated)
     return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, axis_names={"spatial"})
 
 
-def within(rows, function):
-    """`function` whose operations compute on rows."""
+def interpret(rows, function):
+    """Return `function` with its operations interpreted by `rows`."""
 
     def call(*args):
         with interpreted_by(rows):
@@ -51,28 +53,32 @@ def within(rows, function):
     return call
 
 
-def assert_same(apply, x, *whole, devices=4, output_stride=1):
-    """`apply(x, *whole)` and its gradients are those of one device. Float32, sums in another order."""
-    mesh, rows = rows_of(x.shape[1], devices, output_stride)
-    split = on_rows(within(rows, apply), mesh, len(whole))
+def assert_same(apply, x, *replicated, devices=4, output_stride=1):
+    """Check that `apply(x, *replicated)` and its gradients do not change when the rows of `x` are split over devices.
 
-    def value_and_gradients(function, pulled, *args):
+    The tolerances allow for float32 sums in a different order.
+    """
+    mesh, rows = make_rows(x.shape[1], devices, output_stride)
+    split_apply = map_over_rows(interpret(rows, apply), mesh, len(replicated))
+
+    def value_and_gradients(function, cotangent, *args):
         y, pullback = jax.vjp(function, *args)
-        return y, *pullback(jnp.pad(pulled, ((0, 0), (0, y.shape[1] - pulled.shape[1]), (0, 0), (0, 0))))
+        return y, *pullback(jnp.pad(cotangent, ((0, 0), (0, y.shape[1] - cotangent.shape[1]), (0, 0), (0, 0))))
 
     run = jax.jit(value_and_gradients, static_argnums=0)
-    shape = jax.eval_shape(apply, x, *whole).shape
-    pulled = np.random.default_rng(9).normal(size=shape).astype(np.float32)
-    y, dx, *others = run(apply, pulled, x, *whole)
-    ys, dxs, *split_others = run(split, pulled, padded(x, padded_height(x.shape[1], devices, output_stride)), *whole)
-    np.testing.assert_allclose(ys[:, : y.shape[1]], y, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(dxs[:, : x.shape[1]], dx, rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(dxs[:, x.shape[1] :], 0)
+    shape = jax.eval_shape(apply, x, *replicated).shape
+    cotangent = np.random.default_rng(9).normal(size=shape).astype(np.float32)
+    y, dx, *others = run(apply, cotangent, x, *replicated)
+    padded = pad_rows(x, padded_height(x.shape[1], devices, output_stride))
+    split_y, split_dx, *split_others = run(split_apply, cotangent, padded, *replicated)
+    np.testing.assert_allclose(split_y[:, : y.shape[1]], y, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(split_dx[:, : x.shape[1]], dx, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(split_dx[:, x.shape[1] :], 0)
     for a, b in zip(jax.tree.leaves(split_others), jax.tree.leaves(others), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
 
 
-def image(height, channels=3, seed=0):
+def random_image(height, channels=3, seed=0):
     return np.random.default_rng(seed).normal(size=(2, height, 6, channels)).astype(np.float32)
 
 
@@ -81,8 +87,8 @@ def image(height, channels=3, seed=0):
     [
         ("xla", 16, 3, 1, 1),
         ("mixed", 13, 3, 1, 2),
-        ("products", 9, 3, 1, 6),  # a halo of two devices on each side
-        ("xla", 5, 3, 1, 2),  # devices without a row of the image
+        ("products", 9, 3, 1, 6),  # the halo spans two devices on each side
+        ("xla", 5, 3, 1, 2),  # some devices hold only padding
         ("mixed", 16, 3, 2, 1),
         ("products", 17, 3, 2, 2),
         ("xla", 17, 1, 2, 1),
@@ -91,50 +97,54 @@ def image(height, channels=3, seed=0):
         ("winograd", 9, 3, 1, 6),
     ],
 )
-def test_a_convolution(form, height, kernel_size, stride, rate):
+def test_convolution_on_split_rows(form, height, kernel_size, stride, rate):
     kernel = np.random.default_rng(1).normal(size=(kernel_size, kernel_size, 3, 4)).astype(np.float32)
 
     def apply(x, kernel):
         return conv2d(x, kernel, stride=stride, rate=rate, form=form)
 
-    assert_same(apply, image(height), kernel, output_stride=stride)
+    assert_same(apply, random_image(height), kernel, output_stride=stride)
 
 
 @pytest.mark.parametrize(("height", "stride", "rate"), [(17, 2, 1), (13, 1, 2), (5, 1, 4)])
-def test_a_depthwise_convolution(height, stride, rate):
+def test_depthwise_convolution_on_split_rows(height, stride, rate):
     kernel = np.random.default_rng(1).normal(size=(5, 5, 1, 3)).astype(np.float32)
 
     def apply(x, kernel):
         return conv2d(x, kernel, stride=stride, rate=rate)
 
-    assert_same(apply, image(height), kernel, output_stride=stride)
+    assert_same(apply, random_image(height), kernel, output_stride=stride)
 
 
 @pytest.mark.parametrize(("height", "stride", "rate"), [(17, 2, 1), (13, 1, 2)])
-def test_a_grouped_convolution(height, stride, rate):
+def test_grouped_convolution_on_split_rows(height, stride, rate):
     kernel = np.random.default_rng(1).normal(size=(3, 3, 2, 8)).astype(np.float32)
-    assert_same(lambda x, kernel: conv2d(x, kernel, stride=stride, rate=rate), image(height, 4), kernel, output_stride=stride)
+
+    def apply(x, kernel):
+        return conv2d(x, kernel, stride=stride, rate=rate)
+
+    assert_same(apply, random_image(height, 4), kernel, output_stride=stride)
 
 
-def test_squeeze_and_excitation():
+def test_squeeze_and_excitation_on_split_rows():
     layer = SqueezeExcitation(Conv)
     variables = layer.init(jax.random.key(0), jnp.zeros((1, 2, 2, 3)))
-    assert_same(lambda x, params: layer.apply({"params": params}, x), image(13), variables["params"])
+    assert_same(lambda x, params: layer.apply({"params": params}, x), random_image(13), variables["params"])
 
 
 @pytest.mark.parametrize("height", [16, 17, 5])
-def test_the_maximum(height):
-    assert_same(max_pool_3x3, image(height), output_stride=2)
+def test_max_pool_on_split_rows(height):
+    assert_same(max_pool_3x3, random_image(height), output_stride=2)
 
 
 @pytest.mark.parametrize(("height", "stride", "rate"), [(16, 2, 1), (17, 2, 1), (13, 1, 2), (5, 1, 4)])
-def test_the_average(height, stride, rate):
-    assert_same(lambda x: average_pool_2x2(x, stride=stride, rate=rate), image(height), output_stride=stride)
+def test_average_pool_on_split_rows(height, stride, rate):
+    assert_same(lambda x: average_pool_2x2(x, stride=stride, rate=rate), random_image(height), output_stride=stride)
 
 
 @pytest.mark.parametrize("height", [16, 13])
-def test_batch_statistics_and_the_mean_of_an_image(height):
-    x = image(height)
+def test_batch_statistics_and_image_mean_on_split_rows(height):
+    x = random_image(height)
 
     def normalize(x):
         variables = {"params": {"scale": jnp.ones(3), "bias": jnp.zeros(3)}}
@@ -142,15 +152,15 @@ def test_batch_statistics_and_the_mean_of_an_image(height):
         return BatchNorm().apply(variables | stats, x, True, mutable=["batch_stats"])
 
     assert_same(lambda x: normalize(x)[0], x)
-    mesh, rows = rows_of(height, 4)
-    on_mesh = jax.jit(on_rows(within(rows, lambda x: normalize(x)[1]), mesh, out=P()))
-    over, expected = padded(x, padded_height(height, 4, 1)), jax.jit(lambda x: normalize(x)[1])(x)
-    for a, b in zip(jax.tree.leaves(on_mesh(over)), jax.tree.leaves(expected), strict=True):
+    mesh, rows = make_rows(height, 4)
+    on_mesh = jax.jit(map_over_rows(interpret(rows, lambda x: normalize(x)[1]), mesh, out=P()))
+    padded, expected = pad_rows(x, padded_height(height, 4, 1)), jax.jit(lambda x: normalize(x)[1])(x)
+    for a, b in zip(jax.tree.leaves(on_mesh(padded)), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     assert_same(lambda x: x + broadcast_like(image_mean(x), x), x)
 
 
-def test_dropout_drops_the_same_values():
+def test_dropout_drops_the_same_values_on_split_rows():
     x = jnp.ones((2, 13, 6, 3))
 
     def drop(x):
@@ -159,27 +169,27 @@ def test_dropout_drops_the_same_values():
     assert_same(drop, x)
     dropped = np.asarray(drop(jnp.ones((64, 64, 64, 1))))
     assert set(np.unique(dropped)) == {0, np.float32(1 / np.float32(0.6))}
-    assert np.mean(dropped == 0) == pytest.approx(0.4, abs=0.005)  # 5 standard deviations
+    assert np.mean(dropped == 0) == pytest.approx(0.4, abs=0.005)  # the tolerance is 5 standard deviations
     expected = nn.Dropout(0.4, deterministic=False).apply({}, x, rngs={"dropout": jax.random.key(1)})
     np.testing.assert_array_equal(drop(x), expected)
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("height", [64, 65, 33])
-def test_resizing_to_the_image(height, align_corners):
-    features = image(-(-height // 8), channels=2)
-    mesh, rows = rows_of(height, 4, 8)
+def test_resizing_to_the_image_size_on_split_rows(height, align_corners):
+    features = random_image(-(-height // 8), channels=2)
+    mesh, rows = make_rows(height, 4, 8)
     expected = resize_bilinear(features, height, 48, align_corners=align_corners)
-    local = padded(features, padded_height(height, 4, 8) // 8)
+    padded = pad_rows(features, padded_height(height, 4, 8) // 8)
     like = np.zeros((2, padded_height(height, 4, 8), 48, 1), np.float32)
     for by_gather in (False, True):
         resize = functools.partial(resize_like, align_corners=align_corners, by_gather=by_gather)
         specs = {"in_specs": SPLIT, "out_specs": SPLIT, "axis_names": {"spatial"}}
-        on_mesh = jax.jit(jax.shard_map(within(rows, resize), mesh=mesh, **specs))
-        np.testing.assert_allclose(on_mesh(local, like)[:, :height], expected, rtol=1e-4, atol=1e-5)
+        on_mesh = jax.jit(jax.shard_map(interpret(rows, resize), mesh=mesh, **specs))
+        np.testing.assert_allclose(on_mesh(padded, like)[:, :height], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_decoder_whose_features_are_four_times_coarser():
+def test_a_decoder_on_split_rows():
     decoder = Decoder(features=3, low_level_width=2)
     variables = decoder.init(jax.random.key(0), jnp.zeros((1, 2, 2, 3)), jnp.zeros((1, 8, 8, 3)), False)
 
@@ -188,7 +198,7 @@ def test_a_decoder_whose_features_are_four_times_coarser():
         last = max_pool_3x3(max_pool_3x3(low))
         return decoder.apply(variables | {"params": params}, last, low, False)
 
-    assert_same(apply, image(37), variables["params"], output_stride=8)
+    assert_same(apply, random_image(37), variables["params"], output_stride=8)
 
 
 SWITCHES = [
@@ -201,8 +211,11 @@ SWITCHES = [
 
 @pytest.mark.long
 @pytest.mark.parametrize("switches", SWITCHES, ids=["aux_head", "decoder", "mobilenetv3", "resnext"])
-def test_a_whole_network_in_float64(switches):
-    """In float32 a value within rounding of 0 passes its gradient on one side alone; float64 tells that from an error."""
+def test_a_full_network_on_split_rows_in_float64(switches):
+    """Compare loss, statistics and gradients in float64.
+
+    In float32, the rounding of a value near 0 decides whether it passes a gradient, and such differences could hide an error.
+    """
     height, devices = 65, 4
     with jax.enable_x64(True):
         config = tiny_resnet18(**switches, dtype="float64")
@@ -210,7 +223,7 @@ def test_a_whole_network_in_float64(switches):
         x = np.random.default_rng(0).normal(size=(2, height, 40, 3))
         variables = jax.jit(lambda: model.init(jax.random.key(0), jnp.asarray(x), False))()
         variables = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), variables)
-        mesh, rows = rows_of(height, devices, config.output_stride)
+        mesh, rows = make_rows(height, devices, config.output_stride)
 
         def loss(params, x, rows):
             state = {"params": params, "batch_stats": variables["batch_stats"]}
@@ -226,18 +239,18 @@ def test_a_whole_network_in_float64(switches):
         specs = {"in_specs": (P(), P(None, "spatial")), "out_specs": P(), "axis_names": {"spatial"}}
         on_mesh = jax.shard_map(lambda params, x: loss(params, x, rows), mesh=mesh, **specs)
         gradient = jax.jit(jax.value_and_grad(lambda p, x: loss(p, x, None), has_aux=True))(variables["params"], x)
-        over = padded(x, padded_height(height, devices, config.output_stride))
-        on_rows = jax.jit(jax.value_and_grad(on_mesh, has_aux=True))(variables["params"], over)
-        for a, b in zip(jax.tree.leaves(on_rows), jax.tree.leaves(gradient), strict=True):
-            # The weights of the resizing are float32.
+        padded = pad_rows(x, padded_height(height, devices, config.output_stride))
+        split_gradient = jax.jit(jax.value_and_grad(on_mesh, has_aux=True))(variables["params"], padded)
+        for a, b in zip(jax.tree.leaves(split_gradient), jax.tree.leaves(gradient), strict=True):
+            # The tolerance allows for resize weights in float32.
             assert np.linalg.norm(a - b) <= 1e-6 * np.linalg.norm(b) + 1e-9
 
 
-def test_an_operation_that_has_no_form_for_rows_is_refused():
+def test_an_operation_without_support_for_split_rows_is_rejected():
     @operation
     def blur(x):
         return x
 
-    _, rows = rows_of(8, 4)
-    with interpreted_by(rows), pytest.raises(ConfigError, match=r"`mesh.spatial` \(=4\) cannot split the rows of blur"):
+    _, rows = make_rows(8, 4)
+    with interpreted_by(rows), pytest.raises(ConfigError, match=r"`mesh.spatial` \(=4\) cannot split .* operation blur "):
         blur(jnp.zeros((1, 2, 2, 1)))

@@ -14,7 +14,10 @@ from deeplab_jax.runtime.compilation import lean_options
 
 
 def reference_conv(x, kernel, stride, rate):
-    """The definition, in float64: y[o] = sum over taps of x[o * stride + (tap - middle) * rate] kernel[tap]."""
+    """Return the convolution by its definition, in float64.
+
+    The definition is y[o] = sum over taps of x[o * stride + (tap - middle) * rate] kernel[tap].
+    """
     n, h, w, _ = x.shape
     kh, kw, _, features = kernel.shape
     y = np.zeros((n, -(-h // stride), -(-w // stride), features))
@@ -35,28 +38,29 @@ CASES = [  # size, kernel, stride, rate
     ((7, 8), 3, 2, 1),
     ((9, 6), 3, 1, 4),
     ((9, 6), 3, 2, 2),
-    ((3, 4), 3, 1, 6),  # every outer tap lies in the padding
+    ((3, 4), 3, 1, 6),  # all outer taps are in the padding
     ((9, 11), 7, 2, 1),
 ]
 
 
-def forms(kernel_size, stride):
-    """The ones that can compute it."""
+def supported_forms(kernel_size, stride):
+    """Return the forms that support a kernel of this size at this stride."""
     return ["xla", "mixed", "products", *["winograd"] * (kernel_size == 3 and stride == 1)]
 
 
 @pytest.mark.parametrize("form", ["xla", "mixed", "products", "winograd", "auto"])
 @pytest.mark.parametrize(("size", "kernel_size", "stride", "rate"), CASES)
-def test_every_form_is_the_convolution_of_the_definition(form, size, kernel_size, stride, rate):
-    if form not in [*forms(kernel_size, stride), "auto"]:
-        pytest.skip("minimal filtering is for 3x3 kernels at stride 1")
+def test_every_form_matches_the_definition_of_convolution(form, size, kernel_size, stride, rate):
+    if form not in [*supported_forms(kernel_size, stride), "auto"]:
+        pytest.skip("Winograd supports only 3x3 kernels at stride 1")
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(2, *size, 3)), rng.normal(size=(kernel_size, kernel_size, 3, 4))
     y = conv2d(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32), stride=stride, rate=rate, form=form)
-    np.testing.assert_allclose(y, reference_conv(x, kernel, stride, rate), rtol=1e-4, atol=1e-4)  # float32 sums of 147 terms
+    # The tolerance allows for float32 sums of up to 147 terms.
+    np.testing.assert_allclose(y, reference_conv(x, kernel, stride, rate), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("channels", [3, 16])  # "mixed" treats few channels in a way of its own
+@pytest.mark.parametrize("channels", [3, 16])  # "mixed" has a special case for few channels
 @pytest.mark.parametrize(("size", "kernel_size", "stride", "rate"), CASES)
 def test_every_form_has_the_same_gradients(channels, size, kernel_size, stride, rate):
     rng = np.random.default_rng(1)
@@ -69,33 +73,34 @@ def test_every_form_has_the_same_gradients(channels, size, kernel_size, stride, 
 
         return jax.jit(jax.grad(loss, (0, 1)))(x, kernel)
 
-    for form in forms(kernel_size, stride)[1:]:
+    for form in supported_forms(kernel_size, stride)[1:]:
         for actual, expected in zip(gradients(form), gradients("xla"), strict=True):
-            np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3)  # sums in another order
+            np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3)  # float32 sums in a different order
 
 
 @pytest.mark.parametrize(("kernel_size", "stride", "rate"), [(3, 1, 1), (3, 2, 1), (5, 2, 1), (5, 1, 2), (5, 1, 4)])
-def test_a_depthwise_convolution_is_a_convolution_of_each_channel(kernel_size, stride, rate):
+def test_a_depthwise_convolution_convolves_each_channel_separately(kernel_size, stride, rate):
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(2, 7, 9, 3)), rng.normal(size=(kernel_size, kernel_size, 1, 3))
     expected = [reference_conv(x[..., c : c + 1], kernel[..., c : c + 1], stride, rate) for c in range(3)]
     x, kernel = jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
 
-    def convolved(form):
+    def value_and_gradients(form):
         y, pullback = jax.vjp(lambda x, kernel: conv2d(x, kernel, stride=stride, rate=rate, form=form), x, kernel)
         return y, *pullback(jnp.sin(y))
 
-    by_shifts, by_xla = jax.jit(convolved, static_argnums=0)("shifts"), jax.jit(convolved, static_argnums=0)("xla")
+    run = jax.jit(value_and_gradients, static_argnums=0)
+    by_shifts, by_xla = run("shifts"), run("xla")
     np.testing.assert_allclose(by_shifts[0], np.concatenate(expected, -1), rtol=1e-4, atol=1e-5)
     for actual, expected in zip(by_shifts, by_xla, strict=True):
-        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)  # sums in another order
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)  # float32 sums in a different order
 
 
 @pytest.mark.parametrize(("stride", "rate"), [(1, 1), (2, 1), (1, 2)])
-def test_a_grouped_convolution_is_a_convolution_of_each_group(stride, rate):
+def test_a_grouped_convolution_convolves_each_group_separately(stride, rate):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, 7, 9, 6)), jnp.float32)
-    kernel = jnp.asarray(rng.normal(size=(3, 3, 2, 12)), jnp.float32)  # three groups of two channels, to four each
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 2, 12)), jnp.float32)  # three groups of 2 input and 4 output channels
     convolve = functools.partial(conv2d, stride=stride, rate=rate)
 
     def by_group(x, kernel):
@@ -107,23 +112,23 @@ def test_a_grouped_convolution_is_a_convolution_of_each_group(stride, rate):
         return y, *pullback(jnp.sin(y))
 
     for actual, expected in zip(value_and_gradients(convolve), value_and_gradients(by_group), strict=True):
-        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)  # sums in another order
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)  # float32 sums in a different order
 
 
 @pytest.mark.parametrize(("form", "channels"), [("shifts", 3), ("products", 1), ("products", 2)])
-def test_forms_are_for_kernels_of_their_groups(form, channels):
+def test_forms_reject_kernels_with_unsupported_groups(form, channels):
     with pytest.raises(ValueError, match=form):
         conv2d(jnp.zeros((1, 4, 4, 6 if channels == 2 else 3)), jnp.zeros((3, 3, channels, 6)), form=form)
 
 
 @pytest.mark.parametrize(("size", "stride"), [(5, 1), (3, 2)])
-def test_minimal_filtering_is_for_3x3_kernels_at_stride_1(size, stride):
+def test_winograd_rejects_kernels_other_than_3x3_at_stride_1(size, stride):
     with pytest.raises(ValueError, match="winograd"):
         conv2d(jnp.zeros((1, 4, 4, 2)), jnp.zeros((size, size, 2, 2)), stride=stride, form="winograd")
 
 
 def test_taps_are_added_in_float32_under_bfloat16():
-    # 256 from the middle tap, 1 from each of the others: bfloat16, with 8 bits, would round every 1 away.
+    # The middle tap contributes 256 and each of the others 1. With its 8-bit significand, a bfloat16 sum would lose every 1.
     kernel = jnp.ones((3, 3, 1, 1), jnp.bfloat16).at[1, 1].set(256)
     y = conv2d(jnp.ones((1, 9, 9, 1), jnp.bfloat16), kernel, rate=4, form="products")
     assert y.dtype == jnp.bfloat16
@@ -136,27 +141,27 @@ def test_symbolic_sizes_fall_back_to_xla():
 
 
 @pytest.mark.parametrize("form", ["products", "winograd"])
-def test_bands_do_not_change_a_convolution(monkeypatch, form):
+def test_bands_do_not_change_the_result_of_a_convolution(monkeypatch, form):
     rng = np.random.default_rng(2)
     x, kernel = (
         jnp.asarray(rng.normal(size=(2, 11, 6, 4)), jnp.float32),
         jnp.asarray(rng.normal(size=(3, 3, 4, 4)), jnp.float32),
     )
 
-    def convolved():
-        y, gradient = jax.vjp(lambda x, kernel: conv2d(x, kernel, rate=2, form=form), x, kernel)
-        return y, *gradient(jnp.cos(y))
+    def value_and_gradients():
+        y, pullback = jax.vjp(lambda x, kernel: conv2d(x, kernel, rate=2, form=form), x, kernel)
+        return y, *pullback(jnp.cos(y))
 
-    whole = convolved()
+    in_one_band = value_and_gradients()
     for module in (convolution, winograd):
-        monkeypatch.setattr(module, "BAND_BYTES", 1000)  # a row or two of tiles, and five rows of pixels
-    for banded, expected in zip(convolved(), whole, strict=True):
-        np.testing.assert_allclose(banded, expected, rtol=1e-4, atol=1e-4)  # products of other sizes round differently
+        monkeypatch.setattr(module, "BAND_BYTES", 1000)  # bands of one or two rows of tiles, or five rows of pixels
+    for actual, expected in zip(value_and_gradients(), in_one_band, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)  # rounding depends on the size of the products
 
 
-def test_minimal_filtering_takes_fewer_multiplications():
-    assert winograd.multiplications(8, 8, 1) == 4 * 64  # 16 for a tile of 4 outputs, which take 36 otherwise
-    assert winograd.multiplications(33, 33, 4) == 4 * 40 * 40  # tiles of 8 overhang
+def test_winograd_takes_fewer_multiplications_than_a_direct_convolution():
+    assert winograd.count_multiplications(8, 8, 1) == 4 * 64  # 16 per tile of 4 outputs; a direct convolution takes 36
+    assert winograd.count_multiplications(33, 33, 4) == 4 * 40 * 40  # tiles of 8x8 outputs extend beyond the edge
 
 
 @pytest.mark.parametrize(
@@ -166,7 +171,7 @@ def test_minimal_filtering_takes_fewer_multiplications():
         ((3, 3, 256, 256), (2, 33, 33, 256), jnp.float32, 1, 2, "winograd"),
         ((3, 3, 256, 256), (2, 33, 33, 256), jnp.bfloat16, 1, 2, "mixed"),
         ((3, 3, 128, 128), (2, 65, 65, 128), jnp.float32, 2, 1, "mixed"),
-        ((3, 3, 2048, 256), (1, 128, 256, 2048), jnp.float32, 1, 12, "products"),  # too much memory
+        ((3, 3, 2048, 256), (1, 128, 256, 2048), jnp.float32, 1, 12, "products"),  # Winograd would need too much memory
         ((3, 3, 512, 256), (1, 128, 256, 512), jnp.float32, 1, 12, "winograd"),
         ((3, 3, 512, 512), (2, 33, 33, 512), jnp.float32, 1, 4, "winograd"),  # 4 * 40^2 * 1.2 = 7,680 < 91^2
         ((3, 3, 512, 512), (2, 33, 33, 512), jnp.float32, 1, 24, "products"),  # 4 * 48^2 > 51^2
@@ -174,11 +179,11 @@ def test_minimal_filtering_takes_fewer_multiplications():
         ((5, 5, 1, 8), (2, 33, 33, 8), jnp.float32, 2, 1, "shifts"),
     ],
 )
-def test_the_form_is_chosen_by_the_work_that_it_saves(kernel, shape, dtype, stride, rate, form):
+def test_the_form_that_saves_the_most_work_is_chosen(kernel, shape, dtype, stride, rate, form):
     assert convolution._fastest_form(kernel, shape, jnp.dtype(dtype), stride, rate) == form
 
 
-def test_batch_norm_keeps_the_running_statistics_that_pytorch_keeps():
+def test_batch_norm_updates_running_statistics_as_pytorch_does():
     x = jnp.array([1.0, 2.0, 3.0, 6.0]).reshape(1, 2, 2, 1)  # mean 3, biased variance 3.5, unbiased 14/3
     norm = BatchNorm()
     variables = norm.init(jax.random.key(0), x, False)
@@ -188,7 +193,7 @@ def test_batch_norm_keeps_the_running_statistics_that_pytorch_keeps():
     np.testing.assert_allclose(updated["batch_stats"]["var"], [0.9 * 1 + 0.1 * 14 / 3], rtol=1e-6)
 
 
-def test_batch_norm_of_one_value_is_its_bias():
+def test_batch_norm_of_a_single_value_returns_the_bias():
     norm = BatchNorm()
     x = jnp.full((1, 1, 1, 2), 7.0)
     variables = norm.init(jax.random.key(0), x, False)
@@ -207,7 +212,7 @@ def test_batch_norm_statistics_stay_float32_under_bfloat16():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 5), (7, 8)])
-def test_max_pool_is_the_maximum_of_each_window_and_its_gradient_goes_there(size):
+def test_max_pool_returns_window_maxima_and_sends_the_gradient_to_them(size):
     x = np.random.default_rng(0).normal(size=(1, *size, 2)).astype(np.float32)
     y, pullback = jax.vjp(max_pool_3x3, jnp.asarray(x))
     expected_gradient = np.zeros_like(x)
@@ -224,35 +229,35 @@ def test_max_pool_is_the_maximum_of_each_window_and_its_gradient_goes_there(size
 
 @pytest.mark.parametrize(("stride", "rate"), [(2, 1), (1, 1), (1, 2), (1, 4)])
 @pytest.mark.parametrize("size", [(1, 1), (2, 5), (7, 8)])
-def test_average_pool_is_the_mean_of_the_taps_inside(size, stride, rate):
+def test_average_pool_returns_the_mean_of_the_taps_inside_the_image(size, stride, rate):
     x = np.random.default_rng(0).normal(size=(1, *size, 2)).astype(np.float32)
     y = average_pool_2x2(jnp.asarray(x), stride=stride, rate=rate)
     assert y.shape == (1, -(-size[0] // stride), -(-size[1] // stride), 2)
     for oy in range(y.shape[1]):
         for ox in range(y.shape[2]):
             window = x[:, oy * stride : oy * stride + rate + 1 : rate, ox * stride : ox * stride + rate + 1 : rate]
-            np.testing.assert_allclose(y[:, oy, ox], window.mean((1, 2)), rtol=1e-5, atol=1e-6)  # float32, in another order
+            np.testing.assert_allclose(y[:, oy, ox], window.mean((1, 2)), rtol=1e-5, atol=1e-6)  # float32 sums
 
 
-def test_a_residual_sum_is_the_relu_of_the_sum_to_the_bit():
+def test_add_relu_is_bit_identical_to_the_relu_of_the_sum():
     x, shortcut = jax.random.normal(jax.random.key(0), (2, 1000)) * jnp.array([[1e-3], [1e3]])
     x, shortcut = jnp.concatenate([x, shortcut, jnp.zeros(3)]), jnp.concatenate([shortcut, -shortcut, jnp.array([0.0, -1, 1])])
 
-    def plain(x, shortcut):
+    def relu_of_sum(x, shortcut):
         return nn.relu(x + shortcut)
 
-    (y, pull), (expected, expected_pull) = jax.vjp(add_relu, x, shortcut), jax.vjp(plain, x, shortcut)
+    (y, pullback), (expected, expected_pullback) = jax.vjp(add_relu, x, shortcut), jax.vjp(relu_of_sum, x, shortcut)
     np.testing.assert_array_equal(y, expected)
     dy = jax.random.normal(jax.random.key(1), y.shape)
-    for gradient, expected_gradient in zip(pull(dy), expected_pull(dy), strict=True):
+    for gradient, expected_gradient in zip(pullback(dy), expected_pullback(dy), strict=True):
         np.testing.assert_array_equal(gradient, expected_gradient)
 
 
-def test_a_chain_of_residual_blocks_holds_no_more_than_one():
+def test_memory_does_not_grow_with_the_number_of_residual_blocks():
     x = jnp.zeros((1, 64, 64, 64))
     kernels = jnp.zeros((8, 1, 1, 64, 64))
 
-    def temporaries(blocks):
+    def temporary_bytes(blocks):
         def stage(x, kernels):
             for kernel in kernels[:blocks]:
                 x = add_relu(conv2d(nn.relu(conv2d(x, kernel)), kernel), x)
@@ -261,18 +266,18 @@ def test_a_chain_of_residual_blocks_holds_no_more_than_one():
         jitted = jax.jit(stage, compiler_options=lean_options("cpu"))
         return jitted.lower(x, kernels).compile().memory_analysis().temp_size_in_bytes
 
-    assert temporaries(8) < temporaries(2) + 2 * x.nbytes
+    assert temporary_bytes(8) < temporary_bytes(2) + 2 * x.nbytes
 
 
 def test_resize_uses_half_pixel_centres():
-    # torch.nn.functional.interpolate([[0, 4]], size=4, mode="bilinear", align_corners=False) gives 0, 1, 3, 4.
+    # The expected values are those of PyTorch's interpolate with mode="bilinear" and align_corners=False.
     x = jnp.array([0.0, 4.0]).reshape(1, 1, 2, 1)
     np.testing.assert_allclose(resize_bilinear(x, 1, 4).reshape(-1), [0, 1, 3, 4], atol=1e-6)
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("size", [(1, 1), (3, 11), (21, 5)])
-def test_resizing_by_gather_is_the_same_resizing(size, align_corners):
+def test_resize_by_gather_matches_resize_bilinear(size, align_corners):
     x = np.random.default_rng(0).normal(size=(2, 7, 5, 3)).astype(np.float32)
     expected = resize_bilinear(x, *size, align_corners=align_corners)
     np.testing.assert_allclose(resize_by_gather(x, *size, align_corners=align_corners), expected, rtol=1e-5, atol=1e-5)
@@ -281,16 +286,16 @@ def test_resizing_by_gather_is_the_same_resizing(size, align_corners):
     np.testing.assert_allclose(resize_by_gather(column, *size, align_corners=align_corners), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_symbolic_sizes_can_be_resized():
+def test_resize_accepts_symbolic_sizes():
     h, w = jax.export.symbolic_shape("h, w")
     double = jax.jit(lambda x: resize_by_gather(x, 2 * x.shape[1], 2 * x.shape[2]))
     exported = jax.export.export(double)(jax.ShapeDtypeStruct((1, h, w, 1), jnp.float32))
     assert exported.out_avals[0].shape == (1, 2 * h, 2 * w, 1)
 
 
-def test_aligned_corners_put_corner_pixels_on_corner_pixels():
+def test_resize_with_aligned_corners_keeps_the_corner_pixels():
     x = jnp.array([0.0, 10.0, 40.0])[None, :, None, None]
-    # Positions 0, 1/2, 1, 3/2 and 2 of the input.
+    # The five outputs are sampled at the input positions 0, 1/2, 1, 3/2 and 2.
     np.testing.assert_allclose(resize_bilinear(x, 5, 1, align_corners=True)[0, :, 0, 0], [0, 5, 10, 25, 40], rtol=1e-6)
     np.testing.assert_allclose(resize_bilinear(x, 2, 3, align_corners=True)[0, :, :, 0], [[0] * 3, [40] * 3], rtol=1e-6)
     np.testing.assert_allclose(resize_bilinear(x[:, 1:2], 2, 1, align_corners=True)[0, :, 0, 0], [10, 10])

@@ -1,4 +1,4 @@
-"""The demo: what it computes, and the page as people use it, in a headless browser."""
+"""Tests of the demo: its computations, and its page in a headless browser."""
 
 import io
 import os
@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import deeplab, pixels
+from conftest import read_pixels, run_cli
 from PIL import Image, PngImagePlugin
 
 from deeplab_jax.errors import DataError
@@ -17,7 +17,7 @@ from deeplab_jax.pages import demo
 
 
 class Network:
-    """Stands for a Segmenter: the class of a pixel is its red value."""
+    """A stand-in for a Segmenter that predicts the red value of a pixel as its class."""
 
     label_set = CITYSCAPES
 
@@ -25,59 +25,59 @@ class Network:
         return images[:, 0]
 
 
-def saved(path, *shape, value=0):
+def save_image(path, *shape, value=0):
     Image.fromarray(np.full((*shape, 3), value, np.uint8)).save(path)
     return str(path)
 
 
-def test_a_large_image_is_reduced_and_keeps_its_shape(tmp_path):
-    image, labels = demo.segment_file(Network(), saved(tmp_path / "large.png", 30, 90, value=7), 300)
+def test_a_large_image_is_reduced_and_keeps_its_aspect_ratio(tmp_path):
+    image, labels = demo.segment_file(Network(), save_image(tmp_path / "large.png", 30, 90, value=7), 300)
     assert image.shape == (10, 30, 3)
     assert labels.shape == (10, 30)
     assert (labels == 7).all()
 
 
-def test_a_small_image_is_taken_as_it_is(tmp_path):
-    assert demo.segment_file(Network(), saved(tmp_path / "small.png", 1, 3), 300)[0].shape == (1, 3, 3)
+def test_a_small_image_keeps_its_size(tmp_path):
+    assert demo.segment_file(Network(), save_image(tmp_path / "small.png", 1, 3), 300)[0].shape == (1, 3, 3)
 
 
-@pytest.mark.parametrize(("limit", "shape"), [("LARGEST", (3, 3)), ("LONGEST", (1, 9))])
-def test_a_file_that_is_too_large_is_refused_by_its_header(tmp_path, monkeypatch, limit, shape):
+@pytest.mark.parametrize(("limit", "shape"), [("MAX_FILE_PIXELS", (3, 3)), ("MAX_FILE_SIDE", (1, 9))])
+def test_a_file_that_is_too_large_is_rejected_before_it_is_decoded(tmp_path, monkeypatch, limit, shape):
     monkeypatch.setattr(demo, limit, 8)
-    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: pytest.fail("was decoded"))
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: pytest.fail("The file was decoded."))
     with pytest.raises(DataError, match=f"{shape[1]}x{shape[0]} pixels"):
-        demo.segment_file(Network(), saved(tmp_path / "bomb.png", *shape), 300)
+        demo.segment_file(Network(), save_image(tmp_path / "bomb.png", *shape), 300)
 
 
-def test_shares_are_of_the_image_and_the_largest_comes_first():
+def test_class_shares_are_sorted_largest_first():
     table = demo.class_shares(np.array([[0, 10, 10, 10]], np.uint8), CITYSCAPES)
     assert re.findall(r"([a-z]+)</td><td>([\d.]+%)", table) == [("sky", "75.0%"), ("road", "25.0%")]
 
 
 @pytest.mark.parametrize(
-    ("words", "told"), [(["--port", "99999"], "`--port` (=99999)"), (["--max-mib", "0"], "`--max-mib` (=0)")]
+    ("arguments", "message"), [(["--port", "99999"], "`--port` (=99999)"), (["--max-mib", "0"], "`--max-mib` (=0)")]
 )
-def test_mistakes_are_one_line(monkeypatch, capsys, tmp_path, words, told):
-    code, said = deeplab(monkeypatch, capsys, "demo", "--checkpoint", tmp_path, *words)
+def test_user_errors_are_reported(monkeypatch, capsys, tmp_path, arguments, message):
+    code, output = run_cli(monkeypatch, capsys, "demo", "--checkpoint", tmp_path, *arguments)
     assert code == 2
-    assert told in said
+    assert message in output
 
 
 @pytest.fixture(scope="module")
 def address(stored_run, tmp_path_factory):
-    """Where the demo of a run is served, as people start it."""
+    """Start the demo of a run in its own process, as a user would, and yield its URL."""
     temporary = tmp_path_factory.mktemp("uploads")
     program = [sys.executable, "-c", "from deeplab_jax.commands.main import main; main()"]
-    words = [*program, "demo", "--checkpoint", str(stored_run), "--max-mib", "1"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(temporary)}) as process:
+    command = [*program, "demo", "--checkpoint", str(stored_run), "--max-mib", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(temporary)}) as process:
         line = process.stdout.readline()
         yield line.split()[0]
         process.terminate()
         process.wait(60)
-    assert [path for path in temporary.rglob("*") if path.is_file()] == []  # nothing that was uploaded stays
+    assert [path for path in temporary.rglob("*") if path.is_file()] == []  # no upload is left behind
 
 
-def test_the_page_in_a_browser(chromium, address, street_scenes, tmp_path):
+def test_the_demo_page_works_in_a_browser(chromium, address, street_scenes, tmp_path):
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", address)
     photo = next((street_scenes / "leftImg8bit" / "val").rglob("*.png"))
     tab = chromium.new_page(viewport={"width": 1200, "height": 900})
@@ -87,20 +87,20 @@ def test_the_page_in_a_browser(chromium, address, street_scenes, tmp_path):
     tab.set_input_files("#image input[type=file]", photo)
     tab.wait_for_selector("#classes table")
     tab.wait_for_selector("#overlay img")
-    half = shown(tab)
+    half_opaque = overlay_pixels(tab)
     set_opacity(tab, 0)
-    np.testing.assert_array_equal(shown(tab), pixels(photo))
+    np.testing.assert_array_equal(overlay_pixels(tab), read_pixels(photo))
     set_opacity(tab, 1)
-    assert len(np.unique(shown(tab).reshape(-1, 3), axis=0)) == tab.locator("#classes td").count() / 2
-    assert not np.array_equal(half, shown(tab))
+    assert len(np.unique(overlay_pixels(tab).reshape(-1, 3), axis=0)) == tab.locator("#classes td").count() / 2
+    assert not np.array_equal(half_opaque, overlay_pixels(tab))
     tab.screenshot(path=tmp_path / "demo.png")
-    assert pixels(tmp_path / "demo.png").shape[:2] == (900, 1200)
-    assert [url for url in requests if not url.startswith((address, "data:", "blob:"))] == []  # no network is needed
+    assert read_pixels(tmp_path / "demo.png").shape[:2] == (900, 1200)
+    assert [url for url in requests if not url.startswith((address, "data:", "blob:"))] == []  # no other host is contacted
     tab.close()
 
 
-def shown(tab):
-    """The overlay's pixels."""
+def overlay_pixels(tab):
+    """Return the pixels of the overlay that the page shows."""
     picture = tab.request.get(tab.get_attribute("#overlay img", "src")).body()
     return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
 
@@ -112,17 +112,17 @@ def set_opacity(tab, value):
     tab.wait_for_function("before => document.querySelector('#overlay img').src != before", arg=before)
 
 
-def test_a_file_that_is_no_image_or_too_large_is_told_on_the_page(chromium, address, tmp_path):
+def test_the_page_reports_files_that_are_broken_or_too_large(chromium, address, tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (800, 800, 3), np.uint8)).save(tmp_path / "large.png")
     truncated = tmp_path / "truncated.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(truncated)
     truncated.write_bytes(truncated.read_bytes()[:1000])
-    (tmp_path / "text.png").write_text("no image")
-    said = {"truncated.jpg": "truncated.jpg cannot be read", "text.png": "text.png cannot be read", "large.png": "size"}
-    for name, told in said.items():
+    (tmp_path / "text.png").write_text("not an image")
+    messages = {"truncated.jpg": "truncated.jpg cannot be read", "text.png": "text.png cannot be read", "large.png": "size"}
+    for name, message in messages.items():
         tab = chromium.new_page()
         tab.goto(address)
         tab.set_input_files("#image input[type=file]", tmp_path / name)
         tab.wait_for_selector(".toast-wrap")
-        assert told in tab.locator(".toast-wrap").inner_text()
+        assert message in tab.locator(".toast-wrap").inner_text()
         tab.close()

@@ -2,31 +2,31 @@ import json
 
 import numpy as np
 import pytest
-from conftest import deeplab, pixels
+from conftest import read_pixels, run_cli
 
 from deeplab_jax.config import Config
 from deeplab_jax.evaluation.evaluate import EvaluatedImage
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.pages import charts, report
-from deeplab_jax.pages.examples import WorstImages, confusions
+from deeplab_jax.pages.examples import WorstImages, list_confusions
 
 LABELS = LabelSet(name="three", names=("road", "sky", "<sign>"), colors=((128, 64, 128), (70, 130, 180), (220, 220, 0)))
 IGNORED = 255
 
 
-def evaluated(index, label, prediction):
-    """An image of one row."""
+def evaluated_image(index, label, prediction):
+    """Return an evaluated image with a single row of pixels."""
     label, prediction = np.array([label], np.uint8), np.array([prediction], np.uint8)
     return EvaluatedImage(index, np.full((*label.shape, 3), 100, np.uint8), prediction, label)
 
 
-def test_the_worst_images_come_first_and_no_more_than_asked_for():
+def test_only_the_requested_number_of_images_is_kept_worst_first():
     worst = WorstImages(["right", "half", "ignored", "wrong", "as wrong"], LABELS, 3)
-    worst.add(evaluated(0, [0, 1], [0, 1]))
-    worst.add(evaluated(1, [0, 1], [0, 0]))  # IoU 1/2 and 0
-    worst.add(evaluated(2, [IGNORED, IGNORED], [0, 1]))
-    worst.add(evaluated(3, [0, 1], [1, 0]))
-    worst.add(evaluated(4, [0, 1], [2, 2]))
+    worst.add(evaluated_image(0, [0, 1], [0, 1]))
+    worst.add(evaluated_image(1, [0, 1], [0, 0]))  # IoU 1/2 and 0
+    worst.add(evaluated_image(2, [IGNORED, IGNORED], [0, 1]))
+    worst.add(evaluated_image(3, [0, 1], [1, 0]))
+    worst.add(evaluated_image(4, [0, 1], [2, 2]))
     assert [(each.name, each.miou, each.pixel_accuracy) for each in worst.examples()] == [
         ("wrong", 0, 0),
         ("as wrong", 0, 0),
@@ -35,25 +35,25 @@ def test_the_worst_images_come_first_and_no_more_than_asked_for():
     assert worst.examples()[2].worst == 1
 
 
-def test_a_class_that_is_predicted_alone_is_no_class_of_the_image():
+def test_a_class_that_is_only_predicted_does_not_count_in_the_miou():
     worst = WorstImages(["image"], LABELS, 1)
-    worst.add(evaluated(0, [0, 0], [0, 2]))
+    worst.add(evaluated_image(0, [0, 0], [0, 2]))
     assert worst.examples()[0].miou == 0.5
 
 
-def test_errors_are_red_and_what_is_ignored_is_black():
+def test_errors_are_red_and_ignored_pixels_are_black():
     worst = WorstImages(["image"], LABELS, 1)
-    worst.add(evaluated(0, [0, 0, IGNORED], [0, 1, 1]))
+    worst.add(evaluated_image(0, [0, 0, IGNORED], [0, 1, 1]))
     (example,) = worst.examples()
     np.testing.assert_array_equal(example.errors, [[[50, 50, 50], [255, 59, 48], [0, 0, 0]]])
     np.testing.assert_array_equal(example.truth[0, 0], LABELS.colors[0])
     np.testing.assert_array_equal(example.prediction[0, 1], LABELS.colors[1])
 
 
-def test_confusions_are_shares_of_the_class():
+def test_confusions_are_given_as_shares_of_the_true_class():
     counts = np.array([[6, 2, 0], [10, 10, 0], [0, 0, 0]])
-    assert confusions(counts, 5) == [(1, 0, 0.5), (0, 1, 0.25)]
-    assert confusions(counts, 1) == [(1, 0, 0.5)]
+    assert list_confusions(counts, 5) == [(1, 0, 0.5), (0, 1, 0.25)]
+    assert list_confusions(counts, 1) == [(1, 0, 0.5)]
 
 
 @pytest.mark.parametrize(
@@ -65,59 +65,58 @@ def test_confusions_are_shares_of_the_class():
         (3, 3, [3, 3.75, 4.5, 5.25, 6]),
     ],
 )
-def test_ticks_are_round_and_reach_over_the_values(low, high, expected):
-    found = charts.ticks(low, high)
-    assert found[0] <= low
-    assert found[-1] >= high
-    assert 2 <= len(found) <= 6
+def test_ticks_are_round_and_cover_the_values(low, high, expected):
+    ticks = charts.choose_ticks(low, high)
+    assert ticks[0] <= low
+    assert ticks[-1] >= high
+    assert 2 <= len(ticks) <= 6
     if low != high:
-        assert found == expected
+        assert ticks == expected
 
 
-def test_a_long_line_is_thinned_to_means():
+def test_a_long_line_is_downsampled_to_means():
     points = [(step, float(step % 2)) for step in range(1, 1001)]
-    found = charts.thin(points, 100)
-    assert found == [(10 * i, 0.5) for i in range(1, 101)]
-    assert charts.thin(points[:3], 100) == points[:3]
+    assert charts.downsample(points, 100) == [(10 * i, 0.5) for i in range(1, 101)]
+    assert charts.downsample(points[:3], 100) == points[:3]
 
 
-def test_a_page_without_log_or_errors_says_so():
+def test_a_page_without_a_log_or_errors_says_so():
     confusion = np.diag([4, 4, 0])
     html = report.render_report("weights", Config(labels=LABELS), [], [], confusion, 1, [], {})
-    assert "There is no log" in html
-    assert "every pixel is right" in html
+    assert "There is no training log." in html
+    assert "Every labelled pixel is predicted correctly." in html
     assert "&lt;sign&gt;" in html
     assert "<sign>" not in html
 
 
-def log(workdir):
+def write_metrics_log(workdir):
     rows = [{"step": i, "kind": "train", "loss": 3 / i, "lr": 0.1, "images_per_second": 5.0} for i in (1, 2, 3, 4)]
     rows.append({"step": 4, "kind": "eval", "miou": 0.1, "pixel_accuracy": None})
-    cut = '{"step": 5, "ki'  # by a crash
-    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + cut)
+    truncated_row = '{"step": 5, "ki'  # a crash can cut off the last row
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + truncated_row)
 
 
-def test_the_page_of_a_run_in_a_browser(chromium, stored_run, tmp_path, monkeypatch, capsys):
-    log(stored_run)
-    code, said = deeplab(monkeypatch, capsys, "report", stored_run, "--out", tmp_path / "report.html", "--images", 2)
-    assert code == 0, said
-    assert "mIoU" in said
+def test_the_report_page_works_in_a_browser(chromium, stored_run, tmp_path, monkeypatch, capsys):
+    write_metrics_log(stored_run)
+    code, output = run_cli(monkeypatch, capsys, "report", stored_run, "--out", tmp_path / "report.html", "--images", 2)
+    assert code == 0, output
+    assert "mIoU" in output
     for scheme, width in (("light", 1200), ("dark", 1200), ("light", 390)):
         tab = chromium.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-        requests, problems = [], []
+        requests, messages = [], []
         tab.on("request", lambda request, to=requests: to.append(request.url))
-        tab.on("console", lambda message, to=problems: to.append(message.text))
+        tab.on("console", lambda message, to=messages: to.append(message.text))
         tab.goto(f"file://{tmp_path}/report.html")
         assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
-        assert problems == []
-        assert tab.evaluate("document.documentElement.scrollWidth") <= width  # nothing sticks out
+        assert messages == []
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width  # nothing overflows the viewport
         assert tab.locator("svg").count() == 4
         assert tab.locator(".bar").count() == 19
         assert tab.locator(".worst figure").count() == 2
         assert tab.evaluate("[...document.images].every(x => x.naturalWidth > 0)")
         assert tab.locator("h1").inner_text() == "run, step 4"
         tab.screenshot(path=tmp_path / "page.png")
-        background = pixels(tmp_path / "page.png")[0, 0, :3]
+        background = read_pixels(tmp_path / "page.png")[0, 0, :3]
         assert (background.mean() > 128) == (scheme == "light")
         tab.locator("summary").click()
         assert "backbone" in tab.locator("pre").inner_text()
@@ -125,25 +124,25 @@ def test_the_page_of_a_run_in_a_browser(chromium, stored_run, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("arguments", "message"),
     [
         (["--images", "-1"], "`--images` (=-1)"),
         (["--root", "nowhere"], "`--root` (='nowhere')"),
         (["--split", "test"], "test"),
     ],
 )
-def test_mistakes_are_one_line_and_leave_no_file(stored_run, tmp_path, monkeypatch, capsys, words, told):
-    code, said = deeplab(monkeypatch, capsys, "report", stored_run, "--out", tmp_path / "report.html", *words)
+def test_user_errors_print_one_line_and_leave_no_file(stored_run, tmp_path, monkeypatch, capsys, arguments, message):
+    code, output = run_cli(monkeypatch, capsys, "report", stored_run, "--out", tmp_path / "report.html", *arguments)
     assert code == 2
-    assert said.startswith("error: ")
-    assert told in said
-    assert said.count("\n") == 1
+    assert output.startswith("error: ")
+    assert message in output
+    assert output.count("\n") == 1
     assert not (tmp_path / "report.html").exists()
 
 
-def test_what_cannot_be_written_is_said_before_the_work(stored_run, tmp_path, monkeypatch, capsys):
+def test_an_unwritable_output_is_reported_before_any_work(stored_run, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
-    for out, told in ((tmp_path, "is a folder: name a file"), (tmp_path / "file" / "a.html", "file, which is a file")):
-        code, said = deeplab(monkeypatch, capsys, "report", stored_run, "--out", out)
+    for out, message in ((tmp_path, "is a folder. Give the path of a file"), (tmp_path / "file" / "a.html", "file, which is a file")):
+        code, output = run_cli(monkeypatch, capsys, "report", stored_run, "--out", out)
         assert code == 2
-        assert told in said
+        assert message in output

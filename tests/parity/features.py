@@ -1,4 +1,4 @@
-"""A backbone's features with weights of `fill`, through `weights import`. No PyTorch here."""
+"""Compute the features of our backbones with the weights of fill.py, loaded with `weights import`. Does not need PyTorch."""
 
 import dataclasses
 import pathlib
@@ -19,24 +19,31 @@ KINDS = ("low", "aux", "last")
 SIZE = (97, 129)
 
 
-def images() -> np.ndarray:
-    """float32 [1, h, w, 3], as if normalised; the numbers are exact."""
+def make_images() -> np.ndarray:
+    """Return a test image as float32 [1, h, w, 3], with values in the range of normalised images.
+
+    All values are exactly representable in float32.
+    """
     return (fill.image(*SIZE).astype(np.float32) - 128) / 64
 
 
-def ours(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """By kind, of the network that a training starts from these weights; undilated, as references' backbones are."""
+def compute_features(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the features of our backbone by kind.
+
+    The network is the one with which a training run would start from these weights. It is undilated, like the reference
+    backbones.
+    """
     with tempfile.TemporaryDirectory() as folder:
         save_file(weights, f"{folder}/backbone.safetensors")
         model = recognize(state_dicts.read(f"{folder}/backbone.safetensors")).config.model
         config = Config(model=dataclasses.replace(model, output_stride=32, pretrained=f"{folder}/backbone.safetensors"))
         variables = transfer.pretrained_variables(config, lambda _: None)
     network = find_backbone(config.model.backbone).make(config.model)
-    own = {kind: part["backbone"] for kind, part in variables.items()}
-    features = jax.jit(network.apply, static_argnums=2)(own, jax.numpy.asarray(images()), False)
+    variables = {collection: part["backbone"] for collection, part in variables.items()}
+    features = jax.jit(network.apply, static_argnums=2)(variables, jax.numpy.asarray(make_images()), False)
     return {kind: np.asarray(getattr(features, kind)) for kind in KINDS}
 
 
 def sample(x: np.ndarray) -> np.ndarray:
-    """What a golden file keeps: every third pixel and channel."""
+    """Return every third pixel and channel of `x`, which is the part that a golden file stores."""
     return x[:, ::3, ::3, ::3]

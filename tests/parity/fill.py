@@ -1,4 +1,7 @@
-"""Weights and images that follow from names and a seed alone: the same on every machine, with or without PyTorch."""
+"""Generate weights and images from names and a fixed seed, so that they are the same on every machine.
+
+This module does not need PyTorch.
+"""
 
 import math
 import zlib
@@ -10,13 +13,19 @@ SEED = 0
 
 
 def uniform(key: str, shape: tuple[int, ...], low: float, high: float) -> np.ndarray:
-    """float32. From Philox's raw bits, which NumPy keeps stable; its distributions may change from version to version."""
+    """Return uniformly distributed float32 numbers between `low` and `high`, determined by `key`.
+
+    They are computed from the raw bits of Philox, which are the same in all NumPy versions. NumPy's distributions can change.
+    """
     bits = np.random.Philox(key=zlib.crc32(f"{SEED} {key}".encode())).random_raw(math.prod(shape))
     return (low + (high - low) * ((bits >> np.uint64(40)).astype(np.float32) / np.float32(2**24))).reshape(shape)
 
 
 def fill(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """A PyTorch state dict whose every tensor matters: no statistic is 0 or 1, no scale is 1."""
+    """Return random values for a PyTorch state dict with the given shapes.
+
+    Running statistics and scales are random too. With their initial values of 0 and 1, errors in their use would not show.
+    """
     return {name: _tensor(name, tuple(shape)) for name, shape in shapes.items() if not name.endswith("num_batches_tracked")}
 
 
@@ -32,5 +41,5 @@ def _tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def image(height: int, width: int, rows: int = 1) -> np.ndarray:
-    """uint8 [rows, height, width, 3]."""
+    """Return random images as uint8 [rows, height, width, 3], where `rows` is the number of images."""
     return uniform(f"image {height} {width}", (rows, height, width, 3), 0, 256).astype(np.uint8)

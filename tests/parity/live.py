@@ -1,8 +1,11 @@
-"""Our networks against the references', side by side: python tests/parity/live.py [--write] [NAME ...]
+"""Compare the logits of our networks with those of the reference implementations.
 
-Both get the same random weights and statistics: ours through a weights file and `weights import`. Prints the relative error
-|a - b| / |b| of logits, and whether what `weights export` writes loads with strict=True and is bit-identical. --write stores
-the references' logits as the golden files of tests/weights/test_logits_parity.py. references.py says what to install.
+Usage: python tests/parity/live.py [--write] [NAME ...]
+
+Both networks get the same random weights and statistics; ours are loaded from a weights file with `weights import`. The
+script prints the relative error |a - b| / |b| of the logits. It also checks that a file from `weights export` loads into the
+reference with strict=True and is bit-identical. With --write, it stores the reference logits as golden files for
+tests/weights/test_logits_parity.py. The required packages are listed in references.py.
 """
 
 import argparse
@@ -26,12 +29,13 @@ from deeplab_jax.weights import transfer
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 SIZES = ((321, 513), (129, 97))
-WIDE = {"torchvision_mobilenetv3": ((97, 641), (129, 97))}  # which a rate of 36 at output stride 16 reaches across
-BOUND = 1e-4
+# Special image sizes. This network has rate 36 at output stride 16, so only a wide image lets all taps read input.
+WIDE_SIZES = {"torchvision_mobilenetv3": ((97, 641), (129, 97))}
+MAX_ERROR = 1e-4
 
 
-def filled(network: torch.nn.Module) -> dict[str, np.ndarray]:
-    """The network's weights after it was given those of `fill`."""
+def fill_network(network: torch.nn.Module) -> dict[str, np.ndarray]:
+    """Load the weights of fill.py into a network, set it to evaluation mode and return the weights."""
     values = fill.fill({name: tuple(value.shape) for name, value in network.state_dict().items()})
     network.load_state_dict({name: torch.from_numpy(value) for name, value in values.items()}, strict=False)
     network.eval()
@@ -39,9 +43,10 @@ def filled(network: torch.nn.Module) -> dict[str, np.ndarray]:
 
 
 def compare(name: str, write: bool) -> bool:
+    """Compare one network with its reference. Return whether all errors are small enough and the export is exact."""
     build, published = references.NETWORKS[name]
     network = build()
-    weights = filled(network)
+    weights = fill_network(network)
     mean, std = (np.array(value, np.float32) for value in (ModelConfig().mean, ModelConfig().std))
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
@@ -49,33 +54,33 @@ def compare(name: str, write: bool) -> bool:
         transfer.import_weights(str(folder / f"{published}.safetensors"), str(folder / "imported"), say=lambda _: None)
         config = stored_config(str(folder / "imported"))
         variables = restore_model(str(folder / "imported"), like=config)
-        to = "mmseg" if references.is_mmseg(network) else "torchvision"
-        transfer.export_weights(str(folder / "imported"), str(folder / "exported.safetensors"), fmt=to, say=lambda _: None)
+        fmt = "mmseg" if references.is_mmseg(network) else "torchvision"
+        transfer.export_weights(str(folder / "imported"), str(folder / "exported.safetensors"), fmt=fmt, say=lambda _: None)
         exported = load_file(folder / "exported.safetensors")
     network.load_state_dict({key: torch.from_numpy(value.copy()) for key, value in exported.items()}, strict=True)
-    same = all(np.array_equal(exported[key], value) for key, value in weights.items())
+    is_identical = all(np.array_equal(exported[key], value) for key, value in weights.items())
     model = inference.evaluation_model(config)
     forward = jax.jit(lambda v, x: model.apply(v, normalize(x, config.model.mean, config.model.std), train=False))
-    good = same
-    for height, width in WIDE.get(name, SIZES):
+    is_good = is_identical
+    for height, width in WIDE_SIZES.get(name, SIZES):
         images = fill.image(height, width)
-        expected = references.outputs(network, images, mean, std)
-        ours = forward(variables, images)
-        errors = steps.errors({key: np.asarray(getattr(ours, key)) for key in expected}, expected)
-        good &= max(errors.values()) <= BOUND and (ours.aux is not None) == ("aux" in expected)
+        expected = references.compute_outputs(network, images, mean, std)
+        actual = forward(variables, images)
+        errors = steps.relative_errors({key: np.asarray(getattr(actual, key)) for key in expected}, expected)
+        is_good &= max(errors.values()) <= MAX_ERROR and (actual.aux is not None) == ("aux" in expected)
         shown = "  ".join(f"{key} {error:.1e}" for key, error in errors.items())
         scale = float(np.abs(expected["logits"]).max())
-        print(f"{name:24} {height}x{width}  {shown}  (largest logit {scale:.3g})", flush=True)
+        print(f"{name:24} {height}x{width}  relative error: {shown}  (largest logit {scale:.3g})", flush=True)
         if write:
             _write_golden(name, published, network, (height, width), expected)
-    print(f"{name:24} export loads with strict=True, bit-identical: {same}", flush=True)
-    return good
+    print(f"{name:24} the export loads with strict=True; bit-identical: {is_identical}", flush=True)
+    return is_good
 
 
 def _write_golden(
     name: str, published: str, network: torch.nn.Module, size: tuple[int, int], expected: dict[str, np.ndarray]
 ) -> None:
-    """Names and shapes of the state dict, and every third logit in either direction."""
+    """Write a golden file with the names and shapes of the state dict, and every third row and column of the logits."""
     state = {key: value.shape for key, value in network.state_dict().items()}
     GOLDEN.mkdir(exist_ok=True)
     np.savez_compressed(

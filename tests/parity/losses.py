@@ -1,8 +1,11 @@
-"""Our loss and its gradient beside mmsegmentation's and PyTorch's: python tests/parity/losses.py
+"""Compare our cross-entropy and its gradient with mmsegmentation and PyTorch.
 
-Loss and gradient by the logits of mmsegmentation's CrossEntropyLoss, weighted pixel by pixel by its OHEMPixelSampler, and of
-torch.nn.CrossEntropyLoss for class weights and smoothing. Prints the relative errors, and how many pixels one sampler keeps and
-the other does not. All in float32, with mmsegmentation as it is, so that the errors are those of two roundings.
+Usage: python tests/parity/losses.py
+
+The reference is mmsegmentation's CrossEntropyLoss, with pixel weights from its OHEMPixelSampler. For label smoothing, which
+mmsegmentation does not have, it is torch.nn.CrossEntropyLoss. The script prints the relative errors of the loss and of its
+gradient with respect to the logits, and the number of pixels that only one of the two samplers keeps. Everything is computed
+in float32, so the errors include the rounding of both implementations.
 """
 
 import sys
@@ -21,20 +24,21 @@ from deeplab_jax.losses import cross_entropy
 CLASSES, SHAPE = 19, (4, 128, 256)
 WEIGHTS = tuple(0.8 + 0.4 * (7 * c % CLASSES) / CLASSES for c in range(CLASSES))
 MINED = {"ohem_threshold": 0.7, "ohem_min_kept": 1000}
-# Where the threshold keeps fewer than that, so that the order statistic decides.
-SEARCHED = {"ohem_threshold": 0.05, "ohem_min_kept": 10_000}
+# The threshold keeps fewer pixels than `ohem_min_kept`, so the order statistic decides.
+MINED_BY_COUNT = {"ohem_threshold": 0.05, "ohem_min_kept": 10_000}
 
 
-def logits_and_labels(ignored: float) -> tuple[np.ndarray, np.ndarray]:
-    """Logits that favour the right class, and labels with a share of ignored pixels."""
+def make_logits_and_labels(ignored_share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return random labels with a share of ignored pixels, and random logits that favour the correct classes."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, CLASSES, SHAPE)
     logits = rng.normal(size=(*SHAPE, CLASSES)) * 2 + 3 * (labels[..., None] == np.arange(CLASSES))
-    return logits.astype(np.float32), np.where(rng.random(SHAPE) < ignored, 255, labels).astype(np.uint8)
+    return logits.astype(np.float32), np.where(rng.random(SHAPE) < ignored_share, 255, labels).astype(np.uint8)
 
 
 @jax.jit(static_argnames="settings")
-def ours(logits: jax.Array, labels: jax.Array, settings: tuple) -> tuple[jax.Array, jax.Array]:
+def compute_ours(logits: jax.Array, labels: jax.Array, settings: tuple) -> tuple[jax.Array, jax.Array]:
+    """Return our loss and its gradient with respect to the logits."""
     config = LossConfig(**dict(settings))
 
     def loss(logits: jax.Array) -> jax.Array:
@@ -44,14 +48,14 @@ def ours(logits: jax.Array, labels: jax.Array, settings: tuple) -> tuple[jax.Arr
     return jax.value_and_grad(loss)(logits)
 
 
-def kept(logits: np.ndarray, labels: np.ndarray, settings: dict) -> np.ndarray:
-    """Our hard pixels: those whose logits have a gradient."""
-    _, gradient = ours(logits, labels, tuple(settings.items()))
+def find_kept_pixels(logits: np.ndarray, labels: np.ndarray, settings: dict) -> np.ndarray:
+    """Return a mask of the hard pixels in our loss, which are those whose logits have a gradient."""
+    _, gradient = compute_ours(logits, labels, tuple(settings.items()))
     return np.abs(gradient).max(-1) > 0
 
 
-def sampler_weight(logits: torch.Tensor, labels: torch.Tensor, settings: dict) -> torch.Tensor | None:
-    """What mmsegmentation's head multiplies the losses of the pixels by."""
+def compute_pixel_weights(logits: torch.Tensor, labels: torch.Tensor, settings: dict) -> torch.Tensor | None:
+    """Return the pixel weights of mmsegmentation's sampler, or None without hard example mining."""
     from mmseg.structures.sampler import OHEMPixelSampler
 
     if not settings.get("ohem_threshold"):
@@ -61,42 +65,46 @@ def sampler_weight(logits: torch.Tensor, labels: torch.Tensor, settings: dict) -
     return sampler.sample(logits, labels[:, None])
 
 
-def theirs(logits: np.ndarray, labels: np.ndarray, settings: dict) -> tuple[float, np.ndarray, np.ndarray | None]:
-    """(loss, gradient, weight of the sampler); mmsegmentation's but for smoothing, which it has not."""
+def compute_reference(logits: np.ndarray, labels: np.ndarray, settings: dict) -> tuple[float, np.ndarray, np.ndarray | None]:
+    """Return the reference's loss, its gradient and the pixel weights of the sampler.
+
+    The reference is mmsegmentation, or PyTorch for label smoothing.
+    """
     from mmseg.models.losses import CrossEntropyLoss
 
     x = torch.from_numpy(logits).permute(0, 3, 1, 2).contiguous().requires_grad_()
     y = torch.from_numpy(labels.astype(np.int64))
     weights, smoothing = settings.get("class_weights"), settings.get("label_smoothing", 0.0)
-    weight = sampler_weight(x, y, settings)
+    pixel_weights = compute_pixel_weights(x, y, settings)
     if smoothing:
         weights = None if weights is None else torch.tensor(weights)
         loss = torch.nn.CrossEntropyLoss(weight=weights, label_smoothing=smoothing, ignore_index=255)(x, y)
     else:
         module = CrossEntropyLoss(class_weight=weights, avg_non_ignore=settings.get("normalizer") != "all")
-        loss = module(x, y, weight=weight, ignore_index=255)
-        if weight is not None and settings.get("normalizer") != "all":
-            # mmsegmentation divides by all valid pixels there, ours by the hard ones.
-            of_pixel = torch.ones(CLASSES) if weights is None else torch.tensor(weights)
-            of_pixel = torch.where(y == 255, 0.0, of_pixel[torch.where(y == 255, 0, y)])
-            loss = loss * of_pixel.sum() / (of_pixel * weight).sum()
+        loss = module(x, y, weight=pixel_weights, ignore_index=255)
+        if pixel_weights is not None and settings.get("normalizer") != "all":
+            # mmsegmentation divides by the weight of all valid pixels, while our loss divides by that of the hard pixels.
+            class_weights = torch.ones(CLASSES) if weights is None else torch.tensor(weights)
+            class_weights = torch.where(y == 255, 0.0, class_weights[torch.where(y == 255, 0, y)])
+            loss = loss * class_weights.sum() / (class_weights * pixel_weights).sum()
     loss.backward()
-    return loss.item(), x.grad.permute(0, 2, 3, 1).numpy(), None if weight is None else weight.numpy()
+    return loss.item(), x.grad.permute(0, 2, 3, 1).numpy(), None if pixel_weights is None else pixel_weights.numpy()
 
 
-def compare(name: str, settings: dict, ignored: float = 0.1) -> float:
-    logits, labels = logits_and_labels(ignored)
+def compare(name: str, settings: dict, ignored_share: float = 0.1) -> float:
+    """Print the errors of one configuration of the loss, and return the largest one."""
+    logits, labels = make_logits_and_labels(ignored_share)
     try:
-        loss, gradient, weight = theirs(logits, labels, settings)
+        loss, gradient, pixel_weights = compute_reference(logits, labels, settings)
     except IndexError as error:
-        print(f"{name:58} mmsegmentation: IndexError: {error}")
+        print(f"{name:58} skipped, because mmsegmentation raises an IndexError: {error}")
         return 0.0
-    our_loss, our_gradient = ours(logits, labels, tuple(settings.items()))
+    our_loss, our_gradient = compute_ours(logits, labels, tuple(settings.items()))
     errors = abs(our_loss / loss - 1), np.linalg.norm(our_gradient - gradient) / np.linalg.norm(gradient)
-    line = f"{name:58} loss {loss:.6f}, error {errors[0]:.1e}, of the gradient {errors[1]:.1e}"
-    if weight is not None:
-        other = np.sum(kept(logits, labels, settings) != (weight > 0))
-        line += f"; {int(weight.sum())} of {np.sum(labels != 255)} kept, {other} not by both"
+    line = f"{name:58} loss {loss:.6f}, loss error {errors[0]:.1e}, gradient error {errors[1]:.1e}"
+    if pixel_weights is not None:
+        differences = np.sum(find_kept_pixels(logits, labels, settings) != (pixel_weights > 0))
+        line += f"; {int(pixel_weights.sum())} of {np.sum(labels != 255)} pixels kept, {differences} kept by only one sampler"
     print(line)
     return max(errors)
 
@@ -107,18 +115,20 @@ if __name__ == "__main__":
     weighted, smoothed, over_all = {"class_weights": WEIGHTS}, {"label_smoothing": 0.1}, {"normalizer": "all"}
     results = [
         compare("plain", {}),
-        compare("all", over_all),
+        compare("normalizer all", over_all),
         compare("smoothed (torch)", smoothed),
         compare("weighted and smoothed (torch)", weighted | smoothed),
-        compare("weighted, none ignored", weighted, ignored=0),
-        compare("weighted, all, none ignored", weighted | over_all, ignored=0),
+        compare("weighted, no ignored pixels", weighted, ignored_share=0),
+        compare("weighted, normalizer all, no ignored pixels", weighted | over_all, ignored_share=0),
         compare("weighted", weighted),
-        compare("weighted, all", weighted | over_all),
-        compare("mined", MINED),
-        compare("mined, all", MINED | over_all),
-        compare("mined, searched", SEARCHED),
-        compare("mined, searched, all", SEARCHED | over_all),
-        compare("mined, searched, weighted, all, none ignored", SEARCHED | weighted | over_all, ignored=0),
-        compare("mined, more to keep than there are", {"ohem_threshold": 0.05, "ohem_min_kept": 10**6}),
+        compare("weighted, normalizer all", weighted | over_all),
+        compare("OHEM", MINED),
+        compare("OHEM, normalizer all", MINED | over_all),
+        compare("OHEM by count", MINED_BY_COUNT),
+        compare("OHEM by count, normalizer all", MINED_BY_COUNT | over_all),
+        compare(
+            "OHEM by count, weighted, normalizer all, no ignored pixels", MINED_BY_COUNT | weighted | over_all, ignored_share=0
+        ),
+        compare("OHEM, min_kept above the number of pixels", {"ohem_threshold": 0.05, "ohem_min_kept": 10**6}),
     ]
     sys.exit(0 if max(results) < 1e-5 else 1)

@@ -1,8 +1,10 @@
-"""The references' own networks, for comparing numbers. Needs torch and torchvision; mmsegmentation for its networks.
+"""Build the networks of the reference implementations, for numerical comparisons.
 
-pip install torch torchvision
-pip install --no-deps mmsegmentation mmcv-lite mmengine
-pip install addict yapf termcolor rich opencv-python-headless prettytable ftfy regex
+This module needs torch and torchvision. The networks of mmsegmentation also need the other packages:
+
+  pip install torch torchvision
+  pip install --no-deps mmsegmentation mmcv-lite mmengine
+  pip install addict yapf termcolor rich opencv-python-headless prettytable ftfy regex
 """
 
 import importlib.machinery
@@ -16,7 +18,7 @@ import torch
 
 
 class _StandIn(types.ModuleType):
-    """A module of compiled operators whose every attribute is an inert class."""
+    """A stand-in for a module of compiled operators. Each of its attributes is an empty class."""
 
     __all__ = ()
 
@@ -31,7 +33,7 @@ class _StandIn(types.ModuleType):
 
 
 def import_torchvision() -> None:
-    """torchvision as it is, or, where its compiled operators do not go with this torch, without them."""
+    """Import torchvision, without its compiled operators if they are not compatible with the installed torch."""
     try:
         import torchvision
     except (ImportError, RuntimeError, OSError):
@@ -43,7 +45,7 @@ def import_torchvision() -> None:
 
 
 def import_mmseg() -> None:
-    """mmsegmentation's models; with mmcv-lite, stand-ins for the operators that it lacks."""
+    """Import the models of mmsegmentation, with stand-ins for the compiled operators if mmcv-lite is installed."""
     import_torchvision()
     if importlib.util.find_spec("mmcv._ext") is None:
         ops = ("", ".point_sample", ".carafe", ".multi_scale_deform_attn", ".modulated_deform_conv")
@@ -51,7 +53,7 @@ def import_mmseg() -> None:
     import mmseg.models  # noqa: F401
 
 
-def torchvision_network(depth: int, aux: bool = True) -> torch.nn.Module:
+def make_torchvision_network(depth: int, aux: bool = True) -> torch.nn.Module:
     import_torchvision()
     from torchvision.models import segmentation
 
@@ -59,17 +61,17 @@ def torchvision_network(depth: int, aux: bool = True) -> torch.nn.Module:
     return build(weights=None, weights_backbone=None, num_classes=21, aux_loss=aux)
 
 
-def torchvision_mobilenet() -> torch.nn.Module:
+def make_torchvision_mobilenet() -> torch.nn.Module:
     import_torchvision()
     from torchvision.models import segmentation
 
     return segmentation.deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=21, aux_loss=True)
 
 
-def mmseg_network(
+def make_mmseg_network(
     depth: int, kind: str = "ResNetV1c", mg124: bool = False, align_corners: bool = False, aux: bool = True
 ) -> torch.nn.Module:
-    """The network of mmsegmentation's configs/deeplabv3/: -d8, or d16-mg124."""
+    """Build a network of mmsegmentation's configs/deeplabv3/: the "d16-mg124" variant if `mg124` is set, otherwise "d8"."""
     import_mmseg()
     from mmseg.registry import MODELS
 
@@ -103,19 +105,20 @@ def mmseg_network(
     return MODELS.build(network)
 
 
-# Name -> (how to build it, the file name under which weights of it are published, where the tensors do not tell it).
+# The reference networks by name. Each entry has a function that builds the network, and the file name of its published
+# weights. The file name is needed for settings that the tensors do not determine.
 NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], str]] = {
-    "torchvision_r50": (lambda: torchvision_network(50), "deeplabv3_resnet50_coco"),
-    "torchvision_r101": (lambda: torchvision_network(101), "deeplabv3_resnet101_coco"),
-    "torchvision_r50_no_aux": (lambda: torchvision_network(50, aux=False), "deeplabv3_resnet50"),
-    "torchvision_mobilenetv3": (torchvision_mobilenet, "deeplabv3_mobilenet_v3_large"),
-    "mmseg_r18": (lambda: mmseg_network(18), "deeplabv3_r18-d8_512x1024_80k_cityscapes"),
-    "mmseg_r50": (lambda: mmseg_network(50), "deeplabv3_r50-d8_512x1024_80k_cityscapes"),
-    "mmseg_r101": (lambda: mmseg_network(101), "deeplabv3_r101-d8_512x1024_80k_cityscapes"),
-    "mmseg_r101_mg124": (lambda: mmseg_network(101, mg124=True), "deeplabv3_r101-d16-mg124_512x1024_80k_cityscapes"),
-    "mmseg_r50b": (lambda: mmseg_network(50, kind="ResNet"), "deeplabv3_r50b-d8_512x1024_80k_cityscapes"),
+    "torchvision_r50": (lambda: make_torchvision_network(50), "deeplabv3_resnet50_coco"),
+    "torchvision_r101": (lambda: make_torchvision_network(101), "deeplabv3_resnet101_coco"),
+    "torchvision_r50_no_aux": (lambda: make_torchvision_network(50, aux=False), "deeplabv3_resnet50"),
+    "torchvision_mobilenetv3": (make_torchvision_mobilenet, "deeplabv3_mobilenet_v3_large"),
+    "mmseg_r18": (lambda: make_mmseg_network(18), "deeplabv3_r18-d8_512x1024_80k_cityscapes"),
+    "mmseg_r50": (lambda: make_mmseg_network(50), "deeplabv3_r50-d8_512x1024_80k_cityscapes"),
+    "mmseg_r101": (lambda: make_mmseg_network(101), "deeplabv3_r101-d8_512x1024_80k_cityscapes"),
+    "mmseg_r101_mg124": (lambda: make_mmseg_network(101, mg124=True), "deeplabv3_r101-d16-mg124_512x1024_80k_cityscapes"),
+    "mmseg_r50b": (lambda: make_mmseg_network(50, kind="ResNet"), "deeplabv3_r50b-d8_512x1024_80k_cityscapes"),
     "mmseg_r18b_769": (
-        lambda: mmseg_network(18, kind="ResNet", align_corners=True),
+        lambda: make_mmseg_network(18, kind="ResNet", align_corners=True),
         "deeplabv3_r18b-d8_769x769_80k_cityscapes",
     ),
 }
@@ -125,19 +128,31 @@ def is_mmseg(network: torch.nn.Module) -> bool:
     return hasattr(network, "decode_head")
 
 
-def outputs(network: torch.nn.Module, images: np.ndarray, mean: np.ndarray, std: np.ndarray) -> dict[str, np.ndarray]:
-    """Logits of uint8 [n, h, w, 3] at the features' stride, NHWC: {"logits"}, and "aux" where there is that head."""
+def compute_outputs(network: torch.nn.Module, images: np.ndarray, mean: np.ndarray, std: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the logits of a reference network at the stride of its features, NHWC.
+
+    Args:
+      network: The reference network.
+      images: The images, uint8 [n, h, w, 3].
+      mean, std: The mean and standard deviation for normalization, in units of 0-255.
+
+    Returns:
+      {"logits"}, and also "aux" if the network has an auxiliary head.
+    """
     x = torch.from_numpy(((images.astype(np.float32) - mean) / std).transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
         return {name: value.numpy().transpose(0, 2, 3, 1) for name, value in forward(network, x).items()}
 
 
 def forward(network: torch.nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """{"logits", "aux"} at the features' stride, NCHW."""
+    """Return the logits {"logits", "aux"} of a reference network at the stride of its features, NCHW.
+
+    "aux" is missing if the network has no auxiliary head.
+    """
     if is_mmseg(network):
         features = network.extract_feat(x)
         heads = {"logits": network.decode_head, "aux": network.auxiliary_head if network.with_auxiliary_head else None}
         return {name: head(features) for name, head in heads.items() if head is not None}
     features = network.backbone(x)
-    found = {"logits": network.classifier(features["out"])}
-    return found | ({"aux": network.aux_classifier(features["aux"])} if network.aux_classifier is not None else {})
+    outputs = {"logits": network.classifier(features["out"])}
+    return outputs | ({"aux": network.aux_classifier(features["aux"])} if network.aux_classifier is not None else {})

@@ -1,4 +1,7 @@
-"""Five training steps under torchvision's recipe, and ours on it; PyTorch's is in train_step.py. No PyTorch here."""
+"""Run five training steps with torchvision's recipe in our implementation.
+
+train_step.py runs the same steps in PyTorch. This module does not need PyTorch.
+"""
 
 import dataclasses
 import tempfile
@@ -20,39 +23,43 @@ from deeplab_jax.train.state import TrainState
 from deeplab_jax.train.step import compile_train_step
 from deeplab_jax.weights import names, transfer
 
-# references/segmentation/train.py of torchvision; its rate of 0.02 is for 32 images.
+# The recipe is references/segmentation/train.py in torchvision. Its learning rate of 0.02 for 32 images corresponds to 0.0025
+# for 4.
 OPTIM = OptimConfig(lr=0.0025, power=0.9, momentum=0.9, weight_decay=1e-4, aux_lr_factor=10.0)
 LOSS = LossConfig(aux_weight=0.5)
 STEPS, ROWS, SIZE = 5, 4, (97, 129)
-MEAN, STD = 128.0, 64.0  # exact in every precision, so that both start from the same image
+MEAN, STD = 128.0, 64.0  # the normalised images are then exact in every precision and equal in both implementations
 
 
 class Run(Protocol):
-    """A network in training; tensors by the reference's names."""
+    """The interface of a training run. All tensors have the names and axes of the reference."""
 
-    def step(self, batch: dict[str, np.ndarray]) -> float: ...
+    def step(self, batch: dict[str, np.ndarray]) -> float:
+        """Train on a batch and return the loss."""
 
-    def gradients(self) -> dict[str, np.ndarray]: ...
+    def gradients(self) -> dict[str, np.ndarray]:
+        """Return the gradients of the first step."""
 
-    def state(self) -> dict[str, np.ndarray]: ...
+    def state(self) -> dict[str, np.ndarray]:
+        """Return the current parameters and running statistics."""
 
 
-def batches(num_classes: int) -> list[dict[str, np.ndarray]]:
-    """Images, and labels in blocks of 8x8 pixels with a share of ignored ones."""
-    made = []
+def make_batches(num_classes: int) -> list[dict[str, np.ndarray]]:
+    """Return one batch per step, with random images and with random labels in blocks of 8x8 pixels, some of them ignored."""
+    batches = []
     for step in range(STEPS):
         image = fill.uniform(f"step {step}", (ROWS, *SIZE, 3), 0, 256).astype(np.uint8)
         blocks = fill.uniform(f"label {step}", (ROWS, 1 + SIZE[0] // 8, 1 + SIZE[1] // 8), 0, num_classes + 3).astype(np.uint8)
         label = blocks.repeat(8, 1).repeat(8, 2)[:, : SIZE[0], : SIZE[1]]
-        made.append({"image": image, "label": np.where(label < num_classes, label, 255), "valid": np.ones(ROWS, bool)})
-    return made
+        batches.append({"image": image, "label": np.where(label < num_classes, label, 255), "valid": np.ones(ROWS, bool)})
+    return batches
 
 
 class Ours:
-    """Our run, from the same weights; everything it gives has PyTorch's names and axes."""
+    """A training run in our implementation, which starts from the weights of the reference."""
 
     def __init__(self, weights: dict[str, np.ndarray], published: str, dtype: str) -> None:
-        config, variables = imported(weights, published)
+        config, variables = import_network(weights, published)
         self.model = dataclasses.replace(
             config.model, dropout=0.0, aux_dropout=0.0, dtype=dtype, mean=(MEAN,) * 3, std=(STD,) * 3
         )
@@ -76,25 +83,25 @@ class Ours:
         before = jax.tree.map(np.array, self.train_state.params)
         self.train_state, scalars = self.compiled(self.train_state, batch)
         if int(self.train_state.step) == 1:
-            # The momentum's first value is the gradient plus the decay.
+            # After the first step, the momentum is the gradient plus the weight decay.
             momentum = optax.tree.get(self.train_state.opt_state, "trace")
-            self.first = jax.tree.map(lambda m, p: np.asarray(m) - OPTIM.weight_decay * p, momentum, before)
+            self.first_gradients = jax.tree.map(lambda m, p: np.asarray(m) - OPTIM.weight_decay * p, momentum, before)
         return float(scalars["loss"])
 
     def gradients(self) -> dict[str, np.ndarray]:
-        return self._named({"params": self.first})
+        return self._to_reference({"params": self.first_gradients})
 
     def state(self) -> dict[str, np.ndarray]:
-        return self._named({"params": self.train_state.params, "batch_stats": self.train_state.batch_stats})
+        return self._to_reference({"params": self.train_state.params, "batch_stats": self.train_state.batch_stats})
 
-    def _named(self, variables: dict) -> dict[str, np.ndarray]:
+    def _to_reference(self, variables: dict) -> dict[str, np.ndarray]:
         flat = {path: np.asarray(x) for path, x in names.flatten(variables).items()}
-        named = names.reference_names(flat, self.model, self.fmt)
-        return {name: names.to_reference(path, flat[path], self.model, self.fmt) for path, name in named.items()}
+        reference_names = names.reference_names(flat, self.model, self.fmt)
+        return {name: names.to_reference(path, flat[path], self.model, self.fmt) for path, name in reference_names.items()}
 
 
-def imported(weights: dict[str, np.ndarray], published: str) -> tuple[Config, dict]:
-    """Through a weights file and `weights import`, as a user does it."""
+def import_network(weights: dict[str, np.ndarray], published: str) -> tuple[Config, dict]:
+    """Return the config and the variables of a network, imported from a weights file with `weights import`."""
     with tempfile.TemporaryDirectory() as folder:
         save_file(weights, f"{folder}/{published}.safetensors")
         transfer.import_weights(f"{folder}/{published}.safetensors", f"{folder}/imported", say=lambda _: None)
@@ -102,26 +109,33 @@ def imported(weights: dict[str, np.ndarray], published: str) -> tuple[Config, di
         return config, restore_model(f"{folder}/imported", like=config)
 
 
-def numbers(run: Run, num_classes: int) -> dict[str, np.ndarray]:
-    """Loss of every step, gradients of the first, running statistics and parameters after the first and the last."""
-    found: dict[str, np.ndarray] = {}
-    for step, batch in enumerate(batches(num_classes)):
-        found[f"loss after step {step}"] = np.array(run.step(batch))
+def run_steps(run: Run, num_classes: int) -> dict[str, np.ndarray]:
+    """Run all steps and return the numbers to compare.
+
+    These are the loss of every step, the gradients of the first step, and the running statistics and parameters after the
+    first and the last step.
+    """
+    numbers: dict[str, np.ndarray] = {}
+    for step, batch in enumerate(make_batches(num_classes)):
+        numbers[f"loss after step {step}"] = np.array(run.step(batch))
         if step == 0:
-            found |= {f"gradient of {name}": x for name, x in run.gradients().items()}
+            numbers |= {f"gradient of {name}": x for name, x in run.gradients().items()}
         if step in (0, STEPS - 1):
             kinds = {name: "statistic" if "running" in name else "parameter" for name in run.state()}
-            found |= {f"{kinds[name]} after step {step} of {name}": x for name, x in run.state().items()}
-    return found
+            numbers |= {f"{kinds[name]} after step {step} of {name}": x for name, x in run.state().items()}
+    return numbers
 
 
-def vanishing(found: dict[str, np.ndarray]) -> set[str]:
-    """Gradients, in float64, that are 0 but for rounding: of a bias before a convolution and BatchNorm, which takes it away."""
-    norms = {key: float(np.linalg.norm(x)) for key, x in found.items() if key.startswith("gradient")}
+def find_vanishing_gradients(numbers: dict[str, np.ndarray]) -> set[str]:
+    """Return the names of the gradients that are 0 up to the rounding of float64.
+
+    They belong to biases that are followed by a convolution and BatchNorm, which removes their effect.
+    """
+    norms = {key: float(np.linalg.norm(x)) for key, x in numbers.items() if key.startswith("gradient")}
     return {key for key, norm in norms.items() if norm < 1e-12 * max(norms.values())}
 
 
-def errors(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> dict[str, float]:
-    """|a - b| / |b| by tensor."""
-    assert ours.keys() == theirs.keys()
-    return {key: float(np.linalg.norm(ours[key] - b) / max(np.linalg.norm(b), 1e-30)) for key, b in theirs.items()}
+def relative_errors(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, float]:
+    """Return the relative error |a - b| / |b| of each tensor."""
+    assert actual.keys() == expected.keys()
+    return {key: float(np.linalg.norm(actual[key] - b) / max(np.linalg.norm(b), 1e-30)) for key, b in expected.items()}

@@ -1,16 +1,19 @@
-"""Five training steps of ours and of PyTorch's, side by side: python tests/parity/train_step.py [--write] [NAME ...]
+"""Compare five training steps of our implementation with the same steps in PyTorch.
 
-Torchvision's recipe (references/segmentation/train.py): SGD with momentum 0.9 and weight decay 1e-4, poly rate, the auxiliary
-loss at 0.5 and its head at ten times the rate; losses over the pixels that are not 255. Dropout is off: its random numbers
-cannot be shared. Prints the relative error of loss, gradients, running statistics and parameters, tensor by tensor at the
-worst.
+Usage: python tests/parity/train_step.py [--write] [NAME ...]
 
-In float64 the two agree to rounding, which is what shows that they are the same function. In float32 no two implementations
-do: an activation within rounding of 0 passes its gradient in one and not in the other, and that moves the gradients of all
-layers below. Two more comparisons show it: how far each is from float64 (ours no further than PyTorch's), and float32 with
-ReLU and the maximum replaced by smooth functions on either side, where gradients agree to 1e-4.
+The recipe is torchvision's (references/segmentation/train.py): SGD with momentum 0.9, weight decay 1e-4 and a poly learning
+rate. The auxiliary loss has weight 0.5, and the auxiliary head has ten times the learning rate. The losses ignore pixels with
+label 255. Dropout is off because the two implementations cannot share random numbers. The script prints the relative errors
+of the losses, gradients, running statistics and parameters, with the tensor that has the largest error.
 
---write stores a sample of PyTorch's float64 numbers as the golden file of tests/train/test_step_parity.py.
+In float64, the two agree up to rounding, which shows that they compute the same function. In float32, no two implementations
+agree. If the rounding of an activation near 0 differs, it passes its gradient in one implementation but not in the other.
+This changes the gradients of all layers below. Two more comparisons confirm this explanation. The first one shows that our
+float32 numbers are no further from float64 than PyTorch's. The second one replaces ReLU and max pooling by smooth functions
+in both implementations, and the float32 gradients then agree to 1e-4.
+
+With --write, the script stores a sample of PyTorch's float64 numbers as the golden file for tests/train/test_step_parity.py.
 """
 
 import argparse
@@ -24,25 +27,28 @@ import jax
 import numpy as np
 import references
 import torch
-from live import GOLDEN, filled
-from steps import LOSS, MEAN, OPTIM, STD, STEPS, Ours, errors, numbers, vanishing
+from live import GOLDEN, fill_network
+from steps import LOSS, MEAN, OPTIM, STD, STEPS, Ours, find_vanishing_gradients, relative_errors, run_steps
 from torch.nn.functional import cross_entropy, interpolate
 
 from deeplab_jax.models.backbones import resnet
 
 Numbers = dict[str, np.ndarray]
-SAMPLE = 32  # entries a tensor in the golden file
+SAMPLE_SIZE = 32  # the number of entries per tensor in the golden file
 
 
 class Hardsigmoid(torch.nn.Module):
-    """PyTorch's, whose backward pass multiplies by a 1/6 of float32, also in float64: off by 3e-8."""
+    """A hard sigmoid with an exact gradient.
+
+    PyTorch's own hard sigmoid multiplies by a float32 value of 1/6 in the backward pass, even in float64. Its error is 3e-8.
+    """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.relu6(x + 3) / 6
 
 
 class Torch:
-    """PyTorch's run."""
+    """A training run in PyTorch."""
 
     def __init__(self, network: torch.nn.Module, dtype: str) -> None:
         self.network, self.dtype = network.train().to(getattr(torch, dtype)), dtype
@@ -61,8 +67,8 @@ class Torch:
         x = torch.from_numpy(((batch["image"].astype(self.dtype) - MEAN) / STD).transpose(0, 3, 1, 2).copy())
         label = torch.from_numpy(batch["label"].astype(np.int64))
         outputs = references.forward(self.network, x)
-        sized = {name: interpolate(y, label.shape[1:], mode="bilinear", align_corners=False) for name, y in outputs.items()}
-        parts = {name: cross_entropy(y, label, ignore_index=255) for name, y in sized.items()}
+        resized = {name: interpolate(y, label.shape[1:], mode="bilinear", align_corners=False) for name, y in outputs.items()}
+        parts = {name: cross_entropy(y, label, ignore_index=255) for name, y in resized.items()}
         loss = parts["logits"] + LOSS.aux_weight * parts.get("aux", 0.0)
         self.sgd.zero_grad()
         loss.backward()
@@ -77,8 +83,11 @@ class Torch:
         return {name: x.numpy().copy() for name, x in self.network.state_dict().items() if x.ndim}
 
 
-def smooth(network: torch.nn.Module) -> torch.nn.Module:
-    """The network with SiLU for ReLU and hard-swish, the sigmoid for the hard one, and the average for the maximum."""
+def make_smooth(network: torch.nn.Module) -> torch.nn.Module:
+    """Replace the activations and the max pool of a PyTorch network by smooth functions, in place, and return the network.
+
+    SiLU replaces ReLU and hard-swish, the sigmoid replaces the hard sigmoid, and an average pool replaces the max pool.
+    """
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, torch.nn.ReLU | torch.nn.Hardswish):
@@ -91,8 +100,8 @@ def smooth(network: torch.nn.Module) -> torch.nn.Module:
 
 
 @contextlib.contextmanager
-def ours_smooth() -> Iterator[None]:
-    """The same for networks of ours that are traced meanwhile."""
+def make_ours_smooth() -> Iterator[None]:
+    """Make the same replacements as `make_smooth` in our networks while they are traced in this context."""
 
     def average(x: jax.Array, rows: None = None) -> jax.Array:
         return flax.linen.avg_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
@@ -106,7 +115,8 @@ def ours_smooth() -> Iterator[None]:
         yield
 
 
-def report(title: str, found: dict[str, float]) -> None:
+def report(title: str, errors: dict[str, float]) -> None:
+    """Print the median and the largest error of each kind of number."""
     print(title)
     for kind in (
         "loss after step 0",
@@ -117,52 +127,57 @@ def report(title: str, found: dict[str, float]) -> None:
         "parameter after step 0",
         "parameter",
     ):
-        some = {key: error for key, error in found.items() if key.startswith(kind)}
-        worst = max(some, key=some.get)
-        over = sum(error > 1e-3 for error in some.values())
-        print(f"  {kind:22} median {np.median(list(some.values())):.1e}, worst {some[worst]:.1e} ({worst}), {over} over 1e-3")
+        selected = {key: error for key, error in errors.items() if key.startswith(kind)}
+        worst, median = max(selected, key=selected.get), np.median(list(selected.values()))
+        large = sum(error > 1e-3 for error in selected.values())
+        print(f"  {kind:22} median {median:.1e}, largest {selected[worst]:.1e} ({worst}), {large} above 1e-3")
     sys.stdout.flush()
 
 
 def compare(name: str, write: bool) -> bool:
+    """Compare the training steps of one network. Return whether all errors are small enough."""
     build, published = references.NETWORKS[name]
-    weights, classes = filled(build()), 19 if name.startswith("mmseg") else 21
+    weights, classes = fill_network(build()), 19 if name.startswith("mmseg") else 21
 
-    def of_torch(dtype: str, change: Callable[[torch.nn.Module], torch.nn.Module] = lambda network: network) -> Numbers:
+    def run_torch(dtype: str, change: Callable[[torch.nn.Module], torch.nn.Module] = lambda network: network) -> Numbers:
         network = change(build())
-        filled(network)
-        return numbers(Torch(network, dtype), classes)
+        fill_network(network)
+        return run_steps(Torch(network, dtype), classes)
 
-    truth = of_torch("float64")
+    def run_ours(dtype: str) -> Numbers:
+        return run_steps(Ours(weights, published, dtype), classes)
+
+    torch_float64 = run_torch("float64")
     with jax.enable_x64(True):
-        ours = numbers(Ours(weights, published, "float64"), classes)
-    nothing = vanishing(truth)
-    print(f"{name}: {len(nothing)} gradients are 0 in either float64: {nothing == vanishing(ours)}; they are left out below")
+        our_float64 = run_ours("float64")
+    vanishing = find_vanishing_gradients(torch_float64)
+    is_same_set = vanishing == find_vanishing_gradients(our_float64)
+    print(f"{name}: {len(vanishing)} gradients vanish and are left out below (the same ones in both: {is_same_set})")
 
-    def compared(ours: Numbers, theirs: Numbers) -> dict[str, float]:
-        return {key: error for key, error in errors(ours, theirs).items() if key not in nothing}
+    def compute_errors(actual: Numbers, expected: Numbers) -> dict[str, float]:
+        return {key: error for key, error in relative_errors(actual, expected).items() if key not in vanishing}
 
-    double = compared(ours, truth)
-    report(f"{name}: ours against PyTorch's, both float64", double)
-    single, their_single = numbers(Ours(weights, published, "float32"), classes), of_torch("float32")
-    report(f"{name}: ours against PyTorch's, both float32", compared(single, their_single))
-    report(f"{name}: ours in float32 against float64", compared(single, truth))
-    report(f"{name}: PyTorch's in float32 against float64", compared(their_single, truth))
-    with ours_smooth():
-        smoothed = compared(numbers(Ours(weights, published, "float32"), classes), of_torch("float32", smooth))
-    report(f"{name}: ours against PyTorch's, both float32 and smooth", smoothed)
+    float64_errors = compute_errors(our_float64, torch_float64)
+    report(f"{name}: ours and PyTorch, both in float64", float64_errors)
+    our_float32, torch_float32 = run_ours("float32"), run_torch("float32")
+    report(f"{name}: ours and PyTorch, both in float32", compute_errors(our_float32, torch_float32))
+    report(f"{name}: ours in float32 and PyTorch in float64", compute_errors(our_float32, torch_float64))
+    report(f"{name}: PyTorch in float32 and in float64", compute_errors(torch_float32, torch_float64))
+    with make_ours_smooth():
+        smooth_errors = compute_errors(run_ours("float32"), run_torch("float32", make_smooth))
+    report(f"{name}: ours and PyTorch, both in float32 with smooth functions", smooth_errors)
     if write:
-        sample = {key: x.reshape(-1)[:SAMPLE] for key, x in truth.items()}
+        sample = {key: x.reshape(-1)[:SAMPLE_SIZE] for key, x in torch_float64.items()}
         np.savez_compressed(GOLDEN / f"train_{name}.npz", **sample)
-    in_loss = compared(single, their_single)["loss after step 0"]
-    # Five steps of a random ResNet-101 multiply the last digit of a float64 by 1e10.
-    first = [error for key, error in double.items() if f"step {STEPS - 1}" not in key]
+    first_loss_error = compute_errors(our_float32, torch_float32)["loss after step 0"]
+    # The last step has a looser bound: five steps of a random ResNet-101 amplify float64 rounding errors by a factor of 1e10.
+    early_errors = [error for key, error in float64_errors.items() if f"step {STEPS - 1}" not in key]
     return (
-        nothing == vanishing(ours)
-        and max(first) < 1e-6
-        and max(double.values()) < 1e-3
-        and in_loss < 1e-5
-        and max(smoothed.values()) < 1e-3
+        is_same_set
+        and max(early_errors) < 1e-6
+        and max(float64_errors.values()) < 1e-3
+        and first_loss_error < 1e-5
+        and max(smooth_errors.values()) < 1e-3
     )
 
 

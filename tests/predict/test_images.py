@@ -4,14 +4,14 @@ import io
 import jax
 import numpy as np
 import pytest
-from conftest import deeplab, pixels, tiny_config
+from conftest import read_pixels, run_cli, tiny_config
 from PIL import Image
 from rich.console import Console
 
 from deeplab_jax import api
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.models import DeepLabV3
-from deeplab_jax.predict import images as running
+from deeplab_jax.predict import images as predict_module
 from deeplab_jax.predict import video
 from deeplab_jax.predict.images import Options, run
 from deeplab_jax.predict.inputs import find_inputs
@@ -24,70 +24,70 @@ def segmenter():
     return api.Segmenter(config, variables)
 
 
-def photo(size, seed=0):
+def draw_photo(size, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
 
 
 def predict(segmenter, folder, out, **options):
-    """The lines about what failed."""
+    """Predict a file or folder and return the messages about the failures."""
     failures = []
     inputs, _ = find_inputs([str(folder)])
     run(segmenter, inputs, Options(str(out), **options), Console(file=io.StringIO()), failures.append)
     return failures
 
 
-def test_results_are_those_of_the_segmenter_whatever_the_batch(segmenter, tmp_path):
-    photos = {f"{i}": photo((32, 64), i) for i in range(3)} | {"sub/odd": photo((1, 1), 9)}
+def test_results_equal_those_of_the_segmenter_for_any_batch_size(segmenter, tmp_path):
+    photos = {f"{i}": draw_photo((32, 64), i) for i in range(3)} | {"sub/odd": draw_photo((1, 1), 9)}
     for name, image in photos.items():
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(tmp_path / "in" / f"{name}.png")
-    (tmp_path / "in" / "broken.png").write_text("no image")
+    (tmp_path / "in" / "broken.png").write_text("not an image")
     failures = predict(segmenter, tmp_path / "in", tmp_path / "out", confidence=True, batch_size=2)
     assert [line.split()[0] for line in failures] == [str(tmp_path / "in" / "broken.png")]
     for name, image in photos.items():
         expected, confidence = segmenter.predict_with_confidence(image.transpose(2, 0, 1)[None])
-        # Batches of other sizes may round differently.
-        assert np.mean(pixels(tmp_path / "out" / "train_ids" / f"{name}.png") != expected[0]) < 0.01
-        np.testing.assert_allclose(pixels(tmp_path / "out" / "confidence" / f"{name}.png"), confidence[0], atol=1)
-        assert pixels(tmp_path / "out" / "overlay" / f"{name}.png").shape == image.shape
+        # Different batch sizes may round differently.
+        assert np.mean(read_pixels(tmp_path / "out" / "train_ids" / f"{name}.png") != expected[0]) < 0.01
+        np.testing.assert_allclose(read_pixels(tmp_path / "out" / "confidence" / f"{name}.png"), confidence[0], atol=1)
+        assert read_pixels(tmp_path / "out" / "overlay" / f"{name}.png").shape == image.shape
     probabilities = jax.nn.softmax(segmenter.logits(photos["0"].transpose(2, 0, 1)[None]), axis=1).max(1)
-    np.testing.assert_allclose(pixels(tmp_path / "out" / "confidence" / "0.png"), 255 * probabilities[0], atol=1)
+    np.testing.assert_allclose(read_pixels(tmp_path / "out" / "confidence" / "0.png"), 255 * probabilities[0], atol=1)
 
 
-def test_few_programs_are_compiled(segmenter, tmp_path, monkeypatch):
-    seen = []
+def test_images_are_grouped_by_size_and_padded_to_full_batches(segmenter, tmp_path, monkeypatch):
+    shapes = []
     monkeypatch.setattr(
-        api.Segmenter, "predict", lambda _, x: seen.append(x.shape) or np.zeros((len(x), *x.shape[2:]), np.uint8)
+        api.Segmenter, "predict", lambda _, x: shapes.append(x.shape) or np.zeros((len(x), *x.shape[2:]), np.uint8)
     )
     for i, size in enumerate([(4, 6), (6, 4), (4, 6), (4, 6), (6, 4), (4, 6), (4, 6)]):
-        Image.fromarray(photo(size)).save(tmp_path / f"{i}.png")
+        Image.fromarray(draw_photo(size)).save(tmp_path / f"{i}.png")
     assert predict(segmenter, tmp_path, tmp_path / "out", batch_size=3) == []
-    assert seen == [(3, 3, 4, 6), (3, 3, 4, 6), (2, 3, 6, 4)]
+    assert shapes == [(3, 3, 4, 6), (3, 3, 4, 6), (2, 3, 6, 4)]
 
 
-def test_a_large_image_goes_in_windows(segmenter, tmp_path, monkeypatch):
-    monkeypatch.setattr(running, "WINDOW", (32, 64))
-    Image.fromarray(photo((40, 100))).save(tmp_path / "a.png")
-    for name, limit in (("whole", 4000), ("windows", 3999)):
+def test_a_large_image_is_processed_in_windows(segmenter, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict_module, "WINDOW", (32, 64))
+    Image.fromarray(draw_photo((40, 100))).save(tmp_path / "a.png")
+    for name, limit in (("full", 4000), ("windows", 3999)):
         assert predict(segmenter, tmp_path / "a.png", tmp_path / name, confidence=True, max_pixels=limit) == []
-    whole, windows = (pixels(tmp_path / name / "confidence" / "a.png").astype(int) for name in ("whole", "windows"))
-    assert whole.shape == windows.shape
-    assert (whole != windows).any()
-    assert np.abs(whole - windows).mean() < 40  # the windows see less around them
+    full, windows = (read_pixels(tmp_path / name / "confidence" / "a.png").astype(int) for name in ("full", "windows"))
+    assert full.shape == windows.shape
+    assert (full != windows).any()
+    assert np.abs(full - windows).mean() < 40  # they differ, because a window has less context
 
 
-def test_images_that_turn_out_to_have_other_sizes_are_predicted(segmenter, tmp_path, monkeypatch):
+def test_images_with_a_wrong_size_in_the_header_are_predicted(segmenter, tmp_path, monkeypatch):
     for name, size in (("a", (32, 64)), ("b", (64, 32))):
-        Image.fromarray(photo(size)).save(tmp_path / f"{name}.png")
-    monkeypatch.setattr(running.files, "read_size", lambda path: (32, 64))
+        Image.fromarray(draw_photo(size)).save(tmp_path / f"{name}.png")
+    monkeypatch.setattr(predict_module.files, "read_size", lambda path: (32, 64))
     assert predict(segmenter, tmp_path, tmp_path / "out") == []
-    assert pixels(tmp_path / "out" / "train_ids" / "b.png").shape == (64, 32)
+    assert read_pixels(tmp_path / "out" / "train_ids" / "b.png").shape == (64, 32)
 
 
-def test_a_video_that_changes_its_size_is_a_failure(segmenter, tmp_path, monkeypatch):
+def test_a_video_that_changes_its_size_is_reported(segmenter, tmp_path, monkeypatch):
     with video.write_video(tmp_path / "drive.mp4", (32, 64), fps=5) as add:
         for _ in range(4):
-            add(photo((32, 64)))
+            add(draw_photo((32, 64)))
     rotations = iter([0, 0, 90, 90])
     monkeypatch.setattr(video.np, "rot90", lambda frame, _: np.swapaxes(frame, 0, 1) if next(rotations) else frame)
     (failure,) = predict(segmenter, tmp_path, tmp_path / "out", batch_size=2)
@@ -95,21 +95,21 @@ def test_a_video_that_changes_its_size_is_a_failure(segmenter, tmp_path, monkeyp
     assert not (tmp_path / "out" / "overlay" / "drive.mp4").exists()
 
 
-def test_a_video_that_cannot_be_written_is_one_line(tmp_path):
+def test_a_video_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot be written"), video.write_video(tmp_path / "file" / "a.mp4", (32, 64), fps=5):
+    with pytest.raises(ConfigError, match="Cannot write"), video.write_video(tmp_path / "file" / "a.mp4", (32, 64), fps=5):
         pass
 
 
-def test_a_folder_without_pictures_is_said(tmp_path, monkeypatch, capsys):
-    (tmp_path / "notes.txt").write_text("no image")
-    code, said = deeplab(monkeypatch, capsys, "predict", tmp_path, "--checkpoint", "run", "--out", tmp_path / "out")
+def test_a_folder_without_images_is_reported(tmp_path, monkeypatch, capsys):
+    (tmp_path / "notes.txt").write_text("not an image")
+    code, output = run_cli(monkeypatch, capsys, "predict", tmp_path, "--checkpoint", "run", "--out", tmp_path / "out")
     assert code == 2
-    assert "holds no image or video" in said
+    assert "contains no image or video" in output
 
 
 @pytest.mark.parametrize("size", [(32, 64), (33, 65)])
-def test_a_video_becomes_a_video(segmenter, tmp_path, size):
+def test_a_video_gets_an_overlay_video_and_a_label_map_per_frame(segmenter, tmp_path, size):
     with video.write_video(tmp_path / "drive.mp4", size, fps=5) as add:
         for i in range(3):
             add(np.full((*size, 3), 80 * i, np.uint8))
@@ -122,59 +122,63 @@ def test_a_video_becomes_a_video(segmenter, tmp_path, size):
         overlays = list(frames)
     with video.open_video(tmp_path / "drive.mp4") as (_, _, frames):
         originals = list(frames)
-    assert abs(int(originals[2].mean()) - 160) < 5  # H.264 is not exact
+    assert abs(int(originals[2].mean()) - 160) < 5  # H.264 is lossy
     for i, (overlay, original) in enumerate(zip(overlays, originals, strict=True)):
         assert overlay.shape == original.shape == (size[0] + size[0] % 2, size[1] + size[1] % 2, 3)
-        ids = pixels(tmp_path / "out" / "train_ids" / "drive.mp4" / f"{i:06d}.png")
+        ids = read_pixels(tmp_path / "out" / "train_ids" / "drive.mp4" / f"{i:06d}.png")
         np.testing.assert_array_equal(ids, segmenter.predict(original.transpose(2, 0, 1)[None])[0])
 
 
-def test_the_command_says_what_failed_and_exits_with_1(segmenter, tmp_path, monkeypatch, capsys):
+def test_the_command_reports_failures_and_exits_with_1(segmenter, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(api, "load", lambda checkpoint: segmenter)
-    Image.fromarray(photo((32, 64))).save(tmp_path / "a.png")
-    (tmp_path / "notes.txt").write_text("no image")
-    words = ("predict", tmp_path, "--checkpoint", "run", "--out", tmp_path / "out")
-    code, said = deeplab(monkeypatch, capsys, *words, "--flip", "--scales", 0.5, 1, "--window", 32, 32)
+    Image.fromarray(draw_photo((32, 64))).save(tmp_path / "a.png")
+    (tmp_path / "notes.txt").write_text("not an image")
+    arguments = ("predict", tmp_path, "--checkpoint", "run", "--out", tmp_path / "out")
+    code, output = run_cli(monkeypatch, capsys, *arguments, "--flip", "--scales", 0.5, 1, "--window", 32, 32)
     assert code == 0
-    assert "1 of 1 predicted" in said
-    assert "notes.txt" in said
-    flipped = pixels(tmp_path / "out" / "train_ids" / "a.png")
-    (tmp_path / "b [1].png").write_text("no image")
-    code, said = deeplab(monkeypatch, capsys, *words)
+    assert "Predicted 1 of 1 files" in output
+    assert "notes.txt" in output
+    flipped = read_pixels(tmp_path / "out" / "train_ids" / "a.png")
+    (tmp_path / "b [1].png").write_text("not an image")
+    code, output = run_cli(monkeypatch, capsys, *arguments)
     assert code == 1
-    assert f"failed: {tmp_path / 'b [1].png'} cannot be read (it is no image)" in said
-    assert (pixels(tmp_path / "out" / "train_ids" / "a.png") != flipped).any()
+    assert f"failed: {tmp_path / 'b [1].png'} cannot be read (it is not an image)" in output
+    assert (read_pixels(tmp_path / "out" / "train_ids" / "a.png") != flipped).any()
 
 
 @pytest.mark.parametrize(
-    ("runs", "words", "expected"), [(True, [], True), (True, ["--no-flip"], False), (False, ["--flip"], True)]
+    ("default", "arguments", "expected"), [(True, [], True), (True, ["--no-flip"], False), (False, ["--flip"], True)]
 )
-def test_a_runs_flip_can_be_switched_either_way(segmenter, tmp_path, monkeypatch, capsys, runs, words, expected):
-    config = dataclasses.replace(segmenter.config, eval=dataclasses.replace(segmenter.config.eval, flip=runs))
+def test_flip_overrides_the_setting_of_the_run(segmenter, tmp_path, monkeypatch, capsys, default, arguments, expected):
+    config = dataclasses.replace(segmenter.config, eval=dataclasses.replace(segmenter.config.eval, flip=default))
     flips = []
     monkeypatch.setattr(api, "load", lambda checkpoint: api.Segmenter(config, segmenter.variables))
-    monkeypatch.setattr(running, "run", lambda segmenter, *_: flips.append(segmenter.config.eval.flip))
-    Image.fromarray(photo((8, 8))).save(tmp_path / "a.png")
-    code, said = deeplab(monkeypatch, capsys, "predict", tmp_path / "a.png", *words, "--checkpoint", "run", "--out", tmp_path)
-    assert code == 0, said
+    monkeypatch.setattr(predict_module, "run", lambda segmenter, *_: flips.append(segmenter.config.eval.flip))
+    Image.fromarray(draw_photo((8, 8))).save(tmp_path / "a.png")
+    code, output = run_cli(
+        monkeypatch, capsys, "predict", tmp_path / "a.png", *arguments, "--checkpoint", "run", "--out", tmp_path
+    )
+    assert code == 0, output
     assert flips == [expected]
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["--opacity", "2"], "`--opacity`"),
         (["--batch-size", "-1"], "`--batch-size`"),
         (["--scales", "0"], "`--scales`"),
         (["--window", "-1", "5"], "`--window`"),
         (["--output-stride", "5"], "--output-stride"),
-        (["nowhere.png"], "`nowhere.png` names no file"),
+        (["nowhere.png"], "`nowhere.png` does not match any file"),
     ],
 )
-def test_words_that_cannot_be_meant_are_one_line(segmenter, tmp_path, monkeypatch, capsys, words, message):
+def test_invalid_arguments_are_reported_on_one_line(segmenter, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.setattr(api, "load", lambda checkpoint: segmenter)
-    Image.fromarray(photo((8, 8))).save(tmp_path / "a.png")
-    code, said = deeplab(monkeypatch, capsys, "predict", tmp_path / "a.png", *words, "--checkpoint", "run", "--out", tmp_path)
+    Image.fromarray(draw_photo((8, 8))).save(tmp_path / "a.png")
+    code, output = run_cli(
+        monkeypatch, capsys, "predict", tmp_path / "a.png", *arguments, "--checkpoint", "run", "--out", tmp_path
+    )
     assert code == 2
-    assert message in said
-    assert len(said.strip().splitlines()) == 1
+    assert message in output
+    assert len(output.strip().splitlines()) == 1

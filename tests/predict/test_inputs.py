@@ -16,38 +16,39 @@ def save(path, image=None, **how):
     return path
 
 
-def names(*words):
-    found, _ = inputs.find_inputs([str(word) for word in words])
+def find_names(*arguments):
+    """Return the name of each input that the arguments name, by its path."""
+    found, _ = inputs.find_inputs([str(argument) for argument in arguments])
     return {str(each.path): each.name for each in found}
 
 
 def test_files_folders_and_patterns_are_found_and_named(tmp_path):
     files = [save(tmp_path / name) for name in ("x/a.png", "x/deep/b.jpg", "x/deep/b.png", "c.bmp")]
-    (tmp_path / "x" / "notes.txt").write_text("no image")
+    (tmp_path / "x" / "notes.txt").write_text("not an image")
     (tmp_path / "x" / ".hidden.png").write_text("")
     folder = {str(files[0]): "a", str(files[1]): "deep/b.jpg", str(files[2]): "deep/b.png"}
-    assert names(tmp_path / "x") == folder
-    assert names(tmp_path / "x" / "**" / "*.*") == folder
-    assert names(files[3], tmp_path / "x" / "d*" / "*.jpg") == {str(files[3]): "c", str(files[1]): "deep/b"}
+    assert find_names(tmp_path / "x") == folder
+    assert find_names(tmp_path / "x" / "**" / "*.*") == folder
+    assert find_names(files[3], tmp_path / "x" / "d*" / "*.jpg") == {str(files[3]): "c", str(files[1]): "deep/b"}
     assert inputs.find_inputs([str(tmp_path / "x")])[1] == (tmp_path / "x" / "notes.txt",)
-    assert names(tmp_path / "x" / "notes.txt") != {}  # what is named itself is tried
+    assert find_names(tmp_path / "x" / "notes.txt") != {}  # a file that is given directly is used, whatever its suffix
 
 
-def test_results_never_overwrite_each_other_or_leave_their_folder(tmp_path, monkeypatch):
+def test_result_names_are_unique_and_stay_in_the_output_folder(tmp_path, monkeypatch):
     one, other = save(tmp_path / "one" / "a.png"), save(tmp_path / "other" / "a.png")
     save(tmp_path / "one" / "drive" / "000000.png")
     (tmp_path / "one" / "drive.mp4").write_text("")
     monkeypatch.chdir(tmp_path / "other")
-    for words in ((one, other, one), ("../one/a.png", "a.png", one), ("../one", ".")):
-        found = names(*words)
+    for arguments in ((one, other, one), ("../one/a.png", "a.png", one), ("../one", ".")):
+        found = find_names(*arguments)
         results = [pathlib.PurePath(name) for name in found.values()]
-        assert len(results) == len(set(results)) == (4 if "." in words else 2)
+        assert len(results) == len(set(results)) == (4 if "." in arguments else 2)
         assert not [name for name in results if name.is_absolute() or ".." in name.parts]
-        # The frames of a video lie in a folder of their own.
+        # The frames of a video have a separate folder.
         assert not [name for name in results for other in results if name in other.parents]
 
 
-def test_results_and_hidden_folders_are_no_inputs(tmp_path):
+def test_results_and_hidden_folders_are_not_inputs(tmp_path):
     photo = save(tmp_path / "a.png")
     for folder in ("out/overlay", ".thumbnails/x"):
         save(tmp_path / folder / "a.png")
@@ -56,21 +57,21 @@ def test_results_and_hidden_folders_are_no_inputs(tmp_path):
     assert others == ()
 
 
-@pytest.mark.parametrize("word", ["nowhere*.png", "", "~nobody-of-that-name/a.png", "x" * 5000])
-def test_a_word_that_names_nothing_is_said(word):
-    with pytest.raises(ConfigError, match=r"names no file"):
-        inputs.find_inputs([word])
+@pytest.mark.parametrize("argument", ["nowhere*.png", "", "~nobody-of-that-name/a.png", "x" * 5000])
+def test_an_argument_without_files_is_reported(argument):
+    with pytest.raises(ConfigError, match="does not match any file"):
+        inputs.find_inputs([argument])
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "P", "1", "CMYK"])
-def test_every_kind_of_image_becomes_rgb(tmp_path, mode):
+def test_all_image_modes_are_converted_to_rgb(tmp_path, mode):
     image = Image.fromarray(RAMP).convert(mode)
     path = save(tmp_path / ("a.tif" if mode == "CMYK" else "a.png"), image)
     np.testing.assert_array_equal(inputs.read_image(path), np.asarray(image.convert("RGB")))
     assert inputs.read_size(path) == (2, 3)
 
 
-def test_sixteen_bits_give_the_upper_eight(tmp_path):
+def test_sixteen_bit_values_are_reduced_to_the_upper_eight_bits(tmp_path):
     values = np.array([[0, 255, 256], [32768, 65535, 513]], np.uint16)
     read = inputs.read_image(save(tmp_path / "a.png", Image.fromarray(values)))
     np.testing.assert_array_equal(read, np.repeat([[[0], [0], [1]], [[128], [255], [2]]], 3, axis=2))
@@ -78,7 +79,7 @@ def test_sixteen_bits_give_the_upper_eight(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_images_are_seen_as_exif_says(tmp_path, orientation, suffix):
+def test_images_are_rotated_according_to_exif(tmp_path, orientation, suffix):
     exif = Image.Exif()
     exif[274] = orientation
     path = save(tmp_path / f"a.{suffix}", exif=exif, **({"lossless": True} if suffix == "webp" else {}))
@@ -89,20 +90,20 @@ def test_images_are_seen_as_exif_says(tmp_path, orientation, suffix):
     assert inputs.read_size(path) == expected.shape[:2]
 
 
-def test_what_cannot_be_read_is_one_line(tmp_path):
+def test_files_that_cannot_be_read_are_reported(tmp_path):
     text = tmp_path / "a.png"
-    text.write_text("no image")
-    for look in (inputs.read_image, inputs.read_size):
-        with pytest.raises(DataError, match=r"a\.png cannot be read \(it is no image\)"):
-            look(text)
-    whole = save(tmp_path / "b.jpg", Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)))
-    whole.write_bytes(whole.read_bytes()[:1500])
+    text.write_text("not an image")
+    for read in (inputs.read_image, inputs.read_size):
+        with pytest.raises(DataError, match=r"a\.png cannot be read \(it is not an image\)"):
+            read(text)
+    jpeg = save(tmp_path / "b.jpg", Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)))
+    jpeg.write_bytes(jpeg.read_bytes()[:1500])
     with pytest.raises(DataError, match=r"b\.jpg cannot be read \(.*truncated"):
-        inputs.read_image(whole)
+        inputs.read_image(jpeg)
     png = save(tmp_path / "d.png", Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)))
     png.write_bytes(png.read_bytes()[:3000])
-    assert inputs.read_size(png) == (64, 64)  # the header is whole
+    assert inputs.read_size(png) == (64, 64)  # the header is intact
     with pytest.raises(DataError, match=r"d\.png cannot be read \(.*truncated"):
         inputs.read_image(png)
-    with pytest.raises(DataError, match="no range"):
+    with pytest.raises(DataError, match="no fixed range"):
         inputs.read_image(save(tmp_path / "c.tif", Image.fromarray(np.ones((2, 2), np.float32))))

@@ -21,7 +21,7 @@ from deeplab_jax.runtime.mesh import make_mesh
         ("TPU v6 lite", 918e12),
     ],
 )
-def test_known_devices_have_the_rate_of_their_data_sheet(kind, rate):
+def test_supported_devices_have_the_rate_of_their_data_sheet(kind, rate):
     assert accelerators.peak_rate(kind, "bfloat16") == (rate, "its data sheet")
 
 
@@ -29,7 +29,7 @@ def test_known_devices_have_the_rate_of_their_data_sheet(kind, rate):
     ("kind", "dtype"),
     [("cpu", "bfloat16"), ("NVIDIA L40S", "bfloat16"), ("NVIDIA H100 PCIe", "bfloat16"), ("NVIDIA H200", "float32")],
 )
-def test_others_and_other_types_are_measured(kind, dtype, monkeypatch):
+def test_other_devices_and_dtypes_are_measured(kind, dtype, monkeypatch):
     monkeypatch.setattr(accelerators, "matmul_rate", lambda dtype: 7.0)
     assert accelerators.peak_rate(kind, dtype) == (7.0, "measured")
 
@@ -41,6 +41,6 @@ def test_the_cpu_devices_of_a_process_share_its_cores():
     assert 1e8 < rate < 1e15
 
 
-def test_memory_and_its_bandwidth_are_those_of_this_machine():
+def test_memory_size_and_bandwidth_of_this_machine_are_plausible():
     assert 2**28 < accelerators.memory_limit(jax.devices()[0]) < 2**46
     assert 1e8 < accelerators.copy_rate() < 1e14

@@ -6,7 +6,7 @@ from deeplab_jax.errors import ConfigError
 from deeplab_jax.runtime.mesh import check_batch, local_rows, make_mesh, place, prefetch
 
 
-def test_a_mesh_takes_all_devices_or_as_many_as_it_is_told():
+def test_a_mesh_takes_all_devices_or_the_requested_number():
     assert dict(make_mesh(MeshConfig()).shape) == {"data": 4, "spatial": 1}
     assert dict(make_mesh(MeshConfig(spatial=2)).shape) == {"data": 2, "spatial": 2}
     assert make_mesh(MeshConfig(data=1)).size == 1
@@ -14,53 +14,53 @@ def test_a_mesh_takes_all_devices_or_as_many_as_it_is_told():
 
 @pytest.mark.parametrize(
     ("mesh", "message"),
-    [(MeshConfig(data=4, spatial=2), "needs 8 devices, there are 4"), (MeshConfig(spatial=3), "does not divide")],
+    [(MeshConfig(data=4, spatial=2), "needs 8 devices, but there are 4"), (MeshConfig(spatial=3), "is not a divisor")],
 )
-def test_a_mesh_that_the_devices_cannot_make_is_refused(mesh, message):
+def test_a_mesh_that_does_not_fit_the_devices_is_rejected(mesh, message):
     with pytest.raises(ConfigError, match=message):
         make_mesh(mesh)
 
 
-def test_a_batch_that_does_not_divide_names_the_nearest_that_do():
+def test_an_uneven_batch_size_is_rejected_with_the_nearest_even_ones():
     mesh = make_mesh(MeshConfig())
     check_batch(8, mesh, "data.batch_size")
-    with pytest.raises(ConfigError, match=r"`data.batch_size` \(=6\) does not divide over 4 devices: use 4 or 8"):
+    with pytest.raises(ConfigError, match=r"`data.batch_size` \(=6\) cannot be split evenly over 4 devices. Use 4 or 8"):
         check_batch(6, mesh, "data.batch_size")
-    with pytest.raises(ConfigError, match="use 4, or"):
+    with pytest.raises(ConfigError, match="Use 4, or"):
         check_batch(3, mesh, "data.batch_size")
-    with pytest.raises(ConfigError, match="4 devices x 3 micro-batches: use 12 or 24"):
+    with pytest.raises(ConfigError, match=r"4 devices x 3 micro-batches\. Use 12 or 24"):
         check_batch(16, mesh, "data.batch_size", micro_batches=3)
 
 
-def numbered(i, height=4):
+def numbered_batch(i, height=4):
     return {"image": np.full((4, height, 4, 3), i, np.uint8), "valid": np.ones(4, bool), "index": np.arange(4)}
 
 
-def test_rows_go_to_their_devices_and_the_index_stays():
-    placed = place(numbered(1), make_mesh(MeshConfig(spatial=2)), 2)
+def test_rows_are_split_over_the_devices_and_the_index_stays_on_the_host():
+    placed = place(numbered_batch(1), make_mesh(MeshConfig(spatial=2)), 2)
     assert set(placed) == {"image", "valid"}
     assert placed["image"].addressable_shards[0].data.shape == (2, 2, 4, 3)
-    whole = place(numbered(1), make_mesh(MeshConfig(spatial=2)), 0)
+    whole = place(numbered_batch(1), make_mesh(MeshConfig(spatial=2)), 0)
     assert whole["image"].addressable_shards[0].data.shape == (2, 4, 4, 3)
-    np.testing.assert_array_equal(local_rows(whole["image"]), numbered(1)["image"])
+    np.testing.assert_array_equal(local_rows(whole["image"]), numbered_batch(1)["image"])
 
 
-def test_heights_that_do_not_divide_are_padded_with_ignored_rows():
+def test_uneven_heights_are_padded_with_ignored_rows():
     mesh = make_mesh(MeshConfig(spatial=2))
-    batch = numbered(1, height=5) | {"label": np.zeros((4, 5, 4), np.uint8)}
-    odd = place(batch, mesh, 4)
-    assert odd["image"].addressable_shards[0].data.shape == (2, 4, 4, 3)
-    assert (np.asarray(odd["image"])[:, :5] == 1).all()
-    assert np.asarray(odd["label"])[0, :, 0].tolist() == [0] * 5 + [255] * 3
+    batch = numbered_batch(1, height=5) | {"label": np.zeros((4, 5, 4), np.uint8)}
+    padded = place(batch, mesh, 4)
+    assert padded["image"].addressable_shards[0].data.shape == (2, 4, 4, 3)
+    assert (np.asarray(padded["image"])[:, :5] == 1).all()
+    assert np.asarray(padded["label"])[0, :, 0].tolist() == [0] * 5 + [255] * 3
 
 
-def test_prefetch_keeps_order_and_reads_no_more_than_it_must():
+def test_prefetch_keeps_the_order_and_does_not_read_too_far_ahead():
     read = []
 
     def source():
         for i in range(5):
             read.append(i)
-            yield numbered(i)
+            yield numbered_batch(i)
 
     items = prefetch(source(), make_mesh(MeshConfig()), 1, ahead=2)
     host, device = next(items)

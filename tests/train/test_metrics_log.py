@@ -15,14 +15,14 @@ def test_rows_are_read_by_kind(tmp_path):
     assert read_log(str(tmp_path), "eval") == ROWS[2:]
 
 
-@pytest.mark.parametrize("cut", [b'{"step": 3, "ki', b'{"step": 3, "kind": "train"}', b'{"step": 3, "\xc3'])
-def test_a_last_line_that_a_crash_cut_short_is_left_out(tmp_path, cut):
-    (tmp_path / METRICS).write_bytes(json.dumps(ROWS[0]).encode() + b"\n" + cut)
+@pytest.mark.parametrize("fragment", [b'{"step": 3, "ki', b'{"step": 3, "kind": "train"}', b'{"step": 3, "\xc3'])
+def test_a_last_line_truncated_by_a_crash_is_ignored(tmp_path, fragment):
+    (tmp_path / METRICS).write_bytes(json.dumps(ROWS[0]).encode() + b"\n" + fragment)
     assert read_log(str(tmp_path), "train") == ROWS[:1]
 
 
 @pytest.mark.parametrize("line", [b'{"step": 1}', b'{"step": "1", "kind": ', b"[]", b"", b"\xff"])
-def test_a_damaged_line_is_named(tmp_path, line):
+def test_an_error_gives_the_number_of_a_damaged_line(tmp_path, line):
     (tmp_path / METRICS).write_bytes(json.dumps(ROWS[0]).encode() + b"\n" + line + b"\n")
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl, line 2"):
         read_log(str(tmp_path), "train")

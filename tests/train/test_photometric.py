@@ -11,11 +11,11 @@ from deeplab_jax.train.photometric import NEUTRAL, distort
 factor_rows = st.tuples(
     st.floats(-32, 32), st.floats(0.5, 1.5), st.floats(0.5, 1.5), st.floats(-36, 36), st.sampled_from([0.0, 1.0])
 )
-run = jax.jit(distort)
+jitted_distort = jax.jit(distort)
 
 
-def reference(pixel, brightness, contrast, saturation, hue, first):
-    """mmsegmentation's order of operations on one pixel, by Python's own HSV."""
+def distort_pixel(pixel, brightness, contrast, saturation, hue, first):
+    """Distort a single pixel in the order of mmsegmentation, with the HSV conversion of the Python standard library."""
     pixel = np.clip(np.asarray(pixel, float) + brightness, 0, 255)
     if first:
         pixel = np.clip(pixel * contrast, 0, 255)
@@ -26,20 +26,20 @@ def reference(pixel, brightness, contrast, saturation, hue, first):
 
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1), factors=st.lists(factor_rows, min_size=2, max_size=2))
-def test_distortion_equals_a_plain_reference(seed, factors):
+def test_distortion_matches_a_simple_reference(seed, factors):
     images = np.random.default_rng(seed).integers(0, 256, (2, 3, 4, 3)).astype(np.float32)
-    images[0, 0] = [[0, 0, 0], [255, 255, 255], [9, 9, 9], [255, 0, 0]]  # no hue, no saturation, no value
-    actual = np.asarray(run(images, np.array(factors, np.float32)))
+    images[0, 0] = [[0, 0, 0], [255, 255, 255], [9, 9, 9], [255, 0, 0]]  # pixels without hue, saturation or value
+    actual = np.asarray(jitted_distort(images, np.array(factors, np.float32)))
     expected = [
-        [[reference(pixel, *row) for pixel in line] for line in image] for image, row in zip(images, factors, strict=True)
+        [[distort_pixel(pixel, *row) for pixel in line] for line in image] for image, row in zip(images, factors, strict=True)
     ]
-    # float32 against float64: the hue of nearly grey pixels loses digits, their chroma makes up for it.
+    # float32 versus float64: nearly grey pixels lose digits of their hue, but their small chroma limits the effect.
     np.testing.assert_allclose(actual, expected, atol=2e-3)
 
 
-def test_neutral_factors_change_nothing_to_the_bit():
+def test_neutral_factors_leave_images_bit_identical():
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.float32)
-    np.testing.assert_array_equal(run(images, np.array([NEUTRAL] * 2, np.float32)), images)
+    np.testing.assert_array_equal(jitted_distort(images, np.array([NEUTRAL] * 2, np.float32)), images)
 
 
 @pytest.mark.parametrize(
@@ -47,12 +47,12 @@ def test_neutral_factors_change_nothing_to_the_bit():
     [
         ((20, 1, 1, 0, 0), (10, 100, 250), (30, 120, 255)),
         ((0, 0.5, 1, 0, 1), (10, 100, 250), (5, 50, 125)),
-        ((0, 1, 0.5, 0, 0), (0, 100, 200), (100, 150, 200)),  # value stays, the rest moves half way to it
+        ((0, 1, 0.5, 0, 0), (0, 100, 200), (100, 150, 200)),  # the value is kept, and the other channels move halfway to it
         ((0, 1, 1.5, 0, 0), (50, 100, 150), (0, 75, 150)),
         ((0, 1, 1, 60, 0), (200, 100, 100), (200, 200, 100)),  # red to yellow
-        ((30, 0.5, 1, 0, 1), (240, 0, 0), (127.5, 15, 15)),  # brightness ends at 255 before contrast
+        ((30, 0.5, 1, 0, 1), (240, 0, 0), (127.5, 15, 15)),  # brightness is clipped at 255 before contrast is applied
     ],
 )
-def test_each_factor_by_hand(factors, before, after):
+def test_each_factor_matches_hand_computed_values(factors, before, after):
     images = np.array(before, np.float32).reshape(1, 1, 1, 3)
-    np.testing.assert_allclose(run(images, np.array([factors], np.float32)).reshape(3), after, atol=1e-3)
+    np.testing.assert_allclose(jitted_distort(images, np.array([factors], np.float32)).reshape(3), after, atol=1e-3)

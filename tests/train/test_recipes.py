@@ -1,4 +1,4 @@
-"""Every recipe's training step, on a narrow network and small crops: traced, not compiled."""
+"""Trace the training step of every recipe, on a narrow network and small crops. Nothing is compiled."""
 
 import dataclasses
 import runpy
@@ -12,8 +12,8 @@ from deeplab_jax.train.begin import abstract_state, set_up
 from deeplab_jax.train.step import compile_train_step
 
 
-def narrow(config):
-    backbone = config.model.backbone.replace("101", "50")  # more of the same blocks take time alone
+def make_narrow(config):
+    backbone = config.model.backbone.replace("101", "50")  # more blocks of the same kind only cost time
     decoder_width = min(config.model.decoder_width, 8)
     config.model = dataclasses.replace(
         config.model, backbone=backbone, width=8, aspp_width=8, decoder_width=decoder_width, pretrained=""
@@ -24,8 +24,8 @@ def narrow(config):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_step_of_every_recipe_gives_a_state_like_the_one_before(path):
-    config = narrow(runpy.run_path(str(path))["get_config"]())
+def test_the_step_of_every_recipe_keeps_the_shapes_of_the_state(path):
+    config = make_narrow(runpy.run_path(str(path))["get_config"]())
     setup = set_up(config, 100)
     step = compile_train_step(setup.mesh, config=config, model=setup.model, optimizer=setup.optimizer)
     n, (height, width) = config.data.batch_size, config.data.crop_size

@@ -13,7 +13,7 @@ from deeplab_jax.checkpoints.store import Checkpoints
 from deeplab_jax.config import Config, DataConfig, LossConfig, MeshConfig, OptimConfig, TrainConfig
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import DeepLabV3, Outputs
-from deeplab_jax.runtime.mesh import make_mesh, place, replicated
+from deeplab_jax.runtime.mesh import make_mesh, place, replicated_sharding
 from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.state import from_trees, init_state, state_digest, to_trees
 from deeplab_jax.train.step import compile_train_step
@@ -22,8 +22,8 @@ LABELS = LabelSet("plain", ("a", "b", "c"), ((1, 0, 0), (0, 1, 0), (0, 0, 1)))
 LR = 0.1
 
 
-def batch(seed=0, n=4, classes=3, height=64):
-    """Coloured blocks whose colour is their class: learnable in a few steps."""
+def make_batch(seed=0, n=4, classes=3, height=64):
+    """Return a batch of coloured blocks. The colour shows the class, so that a few steps are enough to learn it."""
     rng = np.random.default_rng(seed)
     label = np.kron(rng.integers(0, classes, (n, 2, 1)), np.ones((1, 33, 32))).astype(np.uint8)[:, :height]
     image = np.array([[200, 30, 30], [30, 200, 30], [30, 30, 200]], np.uint8)[label]
@@ -31,7 +31,10 @@ def batch(seed=0, n=4, classes=3, height=64):
 
 
 class Pixels(DeepLabV3):
-    """Two classifiers of every eighth pixel: a step that compiles in a second, and no statistics between the images."""
+    """Two linear classifiers on every eighth pixel.
+
+    The step of this network compiles in a second, and it has no batch statistics that couple the images.
+    """
 
     @nn.compact
     def __call__(self, x, train):
@@ -41,10 +44,13 @@ class Pixels(DeepLabV3):
 
 
 @functools.cache
-def compiled(
+def compile_trainer(
     data=1, spatial=1, height=64, micro_batches=1, network=DeepLabV3, loss=(), optim=(), photometric=False, **switches
 ):
-    """(mesh, initial state, step) of a tiny network; compiling is what these tests take."""
+    """Return (mesh, initial state, step) of a tiny network.
+
+    The results are cached, because compilation takes most of the time in these tests.
+    """
     mesh = make_mesh(MeshConfig(data, spatial))
     config = Config(
         labels=LABELS,
@@ -55,19 +61,19 @@ def compiled(
         loss=LossConfig(**dict(loss)),
     )
     model, optimizer = network(config.model, 3), make_optimizer(config.optim, 100)
-    state = jax.jit(lambda: init_state(model, optimizer, 0, ema=True), out_shardings=replicated(mesh))()
+    state = jax.jit(lambda: init_state(model, optimizer, 0, ema=True), out_shardings=replicated_sharding(mesh))()
     return mesh, jax.device_get(state), compile_train_step(mesh, config=config, model=model, optimizer=optimizer)
 
 
 class Trainer:
-    """A network that starts anew."""
+    """A network with a fresh state and its compiled step."""
 
     def __init__(self, **settings):
-        self.mesh, state, self.step = compiled(**settings)
+        self.mesh, state, self.step = compile_trainer(**settings)
         self.put(state)
 
     def put(self, state):
-        self.state = jax.device_put(state, replicated(self.mesh))
+        self.state = jax.device_put(state, replicated_sharding(self.mesh))
 
     def get(self):
         return jax.device_get(self.state)
@@ -84,9 +90,9 @@ def distance(a, b):
 
 
 def test_one_batch_is_learnt_to_near_zero_loss_with_one_compilation():
-    trainer, fixed = Trainer(), batch()
+    trainer, fixed = Trainer(), make_batch()
     rows = [trainer.run(fixed) for _ in range(100)]
-    assert rows[0]["loss"] > 1.0  # about 1.4 log 3, of both heads
+    assert rows[0]["loss"] > 1.0  # about 1.4 log 3 for both heads
     assert rows[-1]["loss"] < 0.1
     assert rows[-1]["accuracy"] > 0.97
     assert int(trainer.state.step) == 100
@@ -96,19 +102,19 @@ def test_one_batch_is_learnt_to_near_zero_loss_with_one_compilation():
 def assert_only_counters_moved(before, after, skipped):
     assert after.step == before.step + 1
     count = functools.partial(optax.tree.get, key="count")
-    assert count(after.opt_state) == count(before.opt_state) + 1  # the learning rate follows the steps
+    assert count(after.opt_state) == count(before.opt_state) + 1  # the learning rate depends on the step number
     assert after.skipped == before.skipped + skipped
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         if old.dtype != np.int32:
             np.testing.assert_array_equal(new, old)
 
 
-def test_a_batch_without_a_pixel_that_counts_changes_nothing_but_the_step():
+def test_a_batch_without_labelled_pixels_only_advances_the_step():
     trainer = Trainer()
-    trainer.run(batch())  # momentum and statistics that would move on by themselves
+    trainer.run(make_batch())  # fill momentum and statistics, which would change even with zero gradients
     for empty in ({"label": np.full((4, 64, 32), 255, np.uint8)}, {"valid": np.zeros(4, bool)}):
         before = trainer.get()
-        row = trainer.run(batch() | empty)
+        row = trainer.run(make_batch() | empty)
         assert row["loss"] == row["grad_norm"] == row["skipped"] == 0
         assert_only_counters_moved(before, trainer.get(), skipped=0)
 
@@ -120,31 +126,32 @@ def test_an_update_that_is_not_finite_is_not_applied():
     kernel[0, 0, 0, 0] = np.inf  # one weight is enough
     bad = good.replace(params=good.params | {"classifier": good.params["classifier"] | {"kernel": kernel}})
     trainer.put(bad)
-    row = trainer.run(batch())
+    row = trainer.run(make_batch())
     assert not np.isfinite([row["loss"], row["grad_norm"]]).all()
     assert row["skipped"] == 1
     assert_only_counters_moved(bad, trainer.get(), skipped=1)
 
 
-def test_the_norm_is_that_of_the_whole_gradient():
+def test_grad_norm_is_the_norm_of_the_full_gradient():
     trainer = Trainer()
     before = trainer.get().params
-    row = trainer.run(batch())
+    row = trainer.run(make_batch())
     moved = jax.tree.map(lambda old, new: (old - new) / LR, before, trainer.get().params)
     norm = np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(moved)))
-    assert row["grad_norm"] == pytest.approx(norm, rel=1e-3)  # differences of float32 parameters
+    assert row["grad_norm"] == pytest.approx(norm, rel=1e-3)  # computed from differences of float32 parameters
 
 
 @pytest.mark.parametrize(
-    "settings", [{"data": 4}, {"data": 2, "spatial": 2, "height": 65, "dropout": 0.3}], ids=["data", "rows of odd height"]
+    "settings", [{"data": 4}, {"data": 2, "spatial": 2, "height": 65, "dropout": 0.3}], ids=["data", "odd number of rows"]
 )
-def test_the_same_run_on_four_devices(settings):
+def test_a_run_is_the_same_on_four_devices(settings):
     height = settings.get("height", 64)
-    alone, together = Trainer(**settings | {"data": 1, "spatial": 1}), Trainer(**settings)
+    single, distributed = Trainer(**settings | {"data": 1, "spatial": 1}), Trainer(**settings)
     for seed in range(3):
-        a, b = alone.run(batch(seed, height=height)), together.run(batch(seed, height=height))
+        a, b = single.run(make_batch(seed, height=height)), distributed.run(make_batch(seed, height=height))
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-    assert distance(together.get().params, alone.get().params) < 1e-4  # float32, sums in another order through three steps
+    # float32: three steps with sums in a different order.
+    assert distance(distributed.get().params, single.get().params) < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -155,25 +162,25 @@ def test_the_same_run_on_four_devices(settings):
 def test_rematerialised_stages_change_nothing(switches):
     plain, again = Trainer(**switches), Trainer(**switches, remat=(1, 2, 3, 4))
     assert jax.tree.structure(plain.state) == jax.tree.structure(again.state)
-    assert plain.run(batch())["loss"] == pytest.approx(again.run(batch())["loss"], rel=1e-6)
+    assert plain.run(make_batch())["loss"] == pytest.approx(again.run(make_batch())["loss"], rel=1e-6)
     assert distance(again.get().params, plain.get().params) < 1e-6
 
 
-def test_micro_batches_of_equal_statistics_are_the_whole_batch():
-    twice = {name: x.repeat(2, 0) for name, x in batch(n=2).items()}  # part r % 2 of both is the same
-    # What counts differs between the parts, so that a normaliser a part would show.
+def test_micro_batches_with_equal_statistics_match_the_full_batch():
+    twice = {name: x.repeat(2, 0) for name, x in make_batch(n=2).items()}  # both micro-batches get the same images
+    # The number of labelled pixels differs between the parts, so that a separate divisor per part would change the loss.
     twice["label"][::2, 10:] = 255
-    whole, parts = Trainer(), Trainer(micro_batches=2)
-    assert whole.run(twice) == pytest.approx(parts.run(twice), rel=1e-5)
-    assert distance(parts.get().params, whole.get().params) < 1e-6
-    means = [trainer.get().batch_stats["aspp"]["fuse"]["bn"]["mean"] for trainer in (parts, whole)]
+    full, parts = Trainer(), Trainer(micro_batches=2)
+    assert full.run(twice) == pytest.approx(parts.run(twice), rel=1e-5)
+    assert distance(parts.get().params, full.get().params) < 1e-6
+    means = [trainer.get().batch_stats["aspp"]["fuse"]["bn"]["mean"] for trainer in (parts, full)]
     assert distance(*means) < 1e-5
 
 
 def test_micro_batches_do_not_depend_on_the_devices():
-    alone, together = Trainer(micro_batches=2), Trainer(data=2, micro_batches=2)
-    assert alone.run(batch())["loss"] == pytest.approx(together.run(batch())["loss"], rel=1e-4)
-    assert distance(together.get().params, alone.get().params) < 1e-4  # float32, sums in another order
+    single, distributed = Trainer(micro_batches=2), Trainer(data=2, micro_batches=2)
+    assert single.run(make_batch())["loss"] == pytest.approx(distributed.run(make_batch())["loss"], rel=1e-4)
+    assert distance(distributed.get().params, single.get().params) < 1e-4  # float32: sums in a different order
 
 
 WEIGHTED = (("class_weights", (0.5, 2.0, 1.5)), ("label_smoothing", 0.1))
@@ -183,14 +190,14 @@ ALL = ("normalizer", "all")
 
 def partly_ignored(height=64):
     rng = np.random.default_rng(5)
-    sample = batch(height=height)
+    sample = make_batch(height=height)
     label = np.where(rng.random(sample["label"].shape) < 0.2, 255, sample["label"])
     image = rng.integers(0, 256, sample["image"].shape)
     return sample | {"label": label.astype(np.uint8), "image": image.astype(np.uint8), "valid": np.arange(4) != 2}
 
 
-def head_loss(logits, sample, loss):
-    """Of one head in float64, of a sort; logits at the stride of the features."""
+def compute_head_loss(logits, sample, loss):
+    """Compute the loss of one head in float64, from logits at the stride of the features. Sorting finds the hard pixels."""
     n, height, width = sample["label"].shape
     logits = jax.image.resize(logits, (n, height, width, 3), "bilinear", antialias=False)
     logits = np.float64(logits[sample["valid"]])
@@ -198,53 +205,54 @@ def head_loss(logits, sample, loss):
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     weights = np.array(loss.class_weights or (1.0, 1.0, 1.0))
     kept = labels != 255
-    own = np.where(kept, labels, 0)
-    of_own = np.take_along_axis(log_p, own[..., None], -1)[..., 0]
+    targets = np.where(kept, labels, 0)
+    label_log_p = np.take_along_axis(log_p, targets[..., None], -1)[..., 0]
     if loss.ohem_threshold:
-        ordered = np.sort(np.exp(of_own[kept]))
+        ordered = np.sort(np.exp(label_log_p[kept]))
         at_least = ordered[min(loss.ohem_min_kept * len(labels), len(ordered) - 1)]
-        assert at_least > loss.ohem_threshold  # so that the step has to search
-        kept &= np.exp(of_own) < at_least
-    per_pixel = (1 - loss.label_smoothing) * weights[own] * of_own + loss.label_smoothing * (weights * log_p).mean(-1)
-    counted = np.where(labels != 255, weights[own], weights.mean()) if loss.normalizer == "all" else weights[own] * kept
+        assert at_least > loss.ohem_threshold  # so that the threshold must be raised to keep enough pixels
+        kept &= np.exp(label_log_p) < at_least
+    per_pixel = (1 - loss.label_smoothing) * weights[targets] * label_log_p
+    per_pixel += loss.label_smoothing * (weights * log_p).mean(-1)
+    counted = np.where(labels != 255, weights[targets], weights.mean()) if loss.normalizer == "all" else weights[targets] * kept
     return -np.sum(per_pixel * kept) / counted.sum()
 
 
 @pytest.mark.parametrize("loss", [(*WEIGHTED, ALL), MINED], ids=["all", "mined"])
-def test_the_loss_of_the_config_on_any_devices(loss):
-    """The auxiliary head's has no mining."""
+def test_the_loss_matches_a_reference_on_any_mesh(loss):
+    """The auxiliary head does not use mining."""
     sample, settings = partly_ignored(height=65), LossConfig(**dict(loss))
-    alone = Trainer(network=Pixels, loss=loss, height=65)
-    model, params = Pixels(tiny_model(), 3), alone.get().params
+    single = Trainer(network=Pixels, loss=loss, height=65)
+    model, params = Pixels(tiny_model(), 3), single.get().params
     mean, std = (np.array(x, np.float32) for x in (model.config.mean, model.config.std))
     outputs = model.apply({"params": params, "batch_stats": {"none": 0.0}}, (sample["image"] - mean) / std, True)
-    without = dataclasses.replace(settings, ohem_threshold=0.0)
-    expected = head_loss(outputs.logits, sample, settings) + 0.4 * head_loss(outputs.aux, sample, without)
-    row = alone.run(sample)
+    aux_settings = dataclasses.replace(settings, ohem_threshold=0.0)
+    expected = compute_head_loss(outputs.logits, sample, settings) + 0.4 * compute_head_loss(outputs.aux, sample, aux_settings)
+    row = single.run(sample)
     assert row["loss"] == pytest.approx(expected, rel=1e-5)  # float32
     for data, spatial in ((4, 1), (2, 2)):
-        together = Trainer(network=Pixels, loss=loss, height=65, data=data, spatial=spatial)
-        assert together.run(sample) == pytest.approx(row, rel=1e-5)
-        assert distance(together.get().params, alone.get().params) < 1e-6
+        distributed = Trainer(network=Pixels, loss=loss, height=65, data=data, spatial=spatial)
+        assert distributed.run(sample) == pytest.approx(row, rel=1e-5)
+        assert distance(distributed.get().params, single.get().params) < 1e-6
 
 
 @pytest.mark.parametrize("settings", [{}, {"data": 2, "spatial": 2}, {"micro_batches": 2}])
 def test_colours_are_distorted_on_the_device_before_the_network_sees_them(settings):
     sample = partly_ignored(height=65)
     sample["image"] = sample["image"] // 2
-    factors = np.array([[10 * i, 1, 1, 0, 0] for i in range(4)], np.float32)  # a brightness for each image
+    factors = np.array([[10 * i, 1, 1, 0, 0] for i in range(4)], np.float32)  # one brightness offset per image
     brighter = sample | {"image": sample["image"] + factors[:, :1, None, None].astype(np.uint8)}
     plain = Trainer(network=Pixels, height=65, **settings).run(brighter)
     distorted = Trainer(network=Pixels, height=65, photometric=True, **settings).run(sample | {"photometric": factors})
     assert distorted == pytest.approx(plain, rel=1e-6)  # float32
 
 
-def test_micro_batches_share_the_normaliser_of_class_weights():
+def test_micro_batches_share_the_divisor_of_class_weights():
     sample = partly_ignored()
     sample["label"][::2, 10:] = 255
-    whole, parts = (Trainer(network=Pixels, loss=(*WEIGHTED, ALL), micro_batches=count) for count in (1, 2))
-    assert whole.run(sample) == pytest.approx(parts.run(sample), rel=1e-5)
-    assert distance(parts.get().params, whole.get().params) < 1e-6
+    full, parts = (Trainer(network=Pixels, loss=(*WEIGHTED, ALL), micro_batches=count) for count in (1, 2))
+    assert full.run(sample) == pytest.approx(parts.run(sample), rel=1e-5)
+    assert distance(parts.get().params, full.get().params) < 1e-6
 
 
 BOTH = (("terms", ("cross_entropy", "dice")), ("weights", (1.0, 0.5)))
@@ -254,15 +262,15 @@ BOTH = (("terms", ("cross_entropy", "dice")), ("weights", (1.0, 0.5)))
     "settings", [{"data": 4}, {"data": 2, "spatial": 2}, {"micro_batches": 2}, {"data": 2, "micro_batches": 2}]
 )
 def test_a_sum_of_losses_depends_neither_on_devices_nor_on_micro_batches(settings):
-    alone, together = (Trainer(network=Pixels, loss=BOTH, height=65, **each) for each in ({}, settings))
+    single, distributed = (Trainer(network=Pixels, loss=BOTH, height=65, **each) for each in ({}, settings))
     sample = partly_ignored(height=65)
-    sample["label"][1] = 255  # an image that counts for no loss
+    sample["label"][1] = 255  # an image without labelled pixels
     for _ in range(3):
-        assert together.run(sample) == pytest.approx(alone.run(sample), rel=1e-5)  # float32
-    assert distance(together.get().params, alone.get().params) < 1e-6
+        assert distributed.run(sample) == pytest.approx(single.run(sample), rel=1e-5)  # float32
+    assert distance(distributed.get().params, single.get().params) < 1e-6
 
 
-def test_a_sum_of_losses_is_that_of_each_by_its_weight():
+def test_a_sum_of_losses_is_weighted():
     sample = partly_ignored()
     both, first, second = (
         Trainer(network=Pixels, loss=loss).run(sample)["loss"] for loss in (BOTH, (), (("terms", ("dice",)),))
@@ -273,12 +281,12 @@ def test_a_sum_of_losses_is_that_of_each_by_its_weight():
 ADAMW = (("name", "adamw"), ("schedule", "cosine"), ("lr", 1e-2), ("weight_decay", 0.05))
 
 
-def test_a_run_under_adamw_and_cosine_learns_and_goes_on_from_a_checkpoint_to_the_bit(tmp_path):
-    whole, parts = (Trainer(network=Pixels, optim=ADAMW) for _ in range(2))
-    rows = [whole.run(batch()) for _ in range(40)]
+def test_a_run_with_adamw_and_cosine_learns_and_resumes_bit_for_bit(tmp_path):
+    full, parts = (Trainer(network=Pixels, optim=ADAMW) for _ in range(2))
+    rows = [full.run(make_batch()) for _ in range(40)]
     assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
     for _ in range(20):
-        parts.run(batch())
+        parts.run(make_batch())
     config = Config(optim=OptimConfig(ema_decay=0.15))
     with Checkpoints(str(tmp_path), config) as checkpoints:
         checkpoints.save(to_trees(parts.state), 20, None)
@@ -288,11 +296,11 @@ def test_a_run_under_adamw_and_cosine_learns_and_goes_on_from_a_checkpoint_to_th
     assert step == 20
     parts.put(from_trees(trees))
     for _ in range(20):
-        parts.run(batch())
-    assert state_digest(parts.get()) == state_digest(whole.get())
+        parts.run(make_batch())
+    assert state_digest(parts.get()) == state_digest(full.get())
 
 
-def test_an_update_that_is_not_finite_is_not_mined_away():
+def test_mining_does_not_hide_an_update_that_is_not_finite():
     trainer = Trainer(network=Pixels, loss=MINED, height=65)
     good = trainer.get()
     bad = good.replace(params=jax.tree.map(lambda x: np.full_like(x, np.nan), good.params))
@@ -301,19 +309,19 @@ def test_an_update_that_is_not_finite_is_not_mined_away():
     assert_only_counters_moved(bad, trainer.get(), skipped=1)
 
 
-def test_the_moving_average_by_hand():
+def test_the_moving_average_matches_hand_computed_values():
     trainer = Trainer()
-    seen = [trainer.get().params]
+    params = [trainer.get().params]
     for seed in range(2):
-        trainer.run(batch(seed))
-        seen.append(trainer.get().params)
-    # Decays min(0.15, 1 / 10) and min(0.15, 2 / 11).
-    expected = jax.tree.map(lambda a, b, c: 0.15 * (0.1 * a + 0.9 * b) + 0.85 * c, *seen)
+        trainer.run(make_batch(seed))
+        params.append(trainer.get().params)
+    # The decays are min(0.15, 1 / 10) and min(0.15, 2 / 11).
+    expected = jax.tree.map(lambda a, b, c: 0.15 * (0.1 * a + 0.9 * b) + 0.85 * c, *params)
     assert distance(trainer.get().ema_params, expected) < 1e-6
 
 
 def test_bfloat16_learns():
     trainer = Trainer(data=2, spatial=2, dtype="bfloat16")
-    rows = [trainer.run(batch()) for _ in range(30)]
+    rows = [trainer.run(make_batch()) for _ in range(30)]
     assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(trainer.get()))

@@ -1,4 +1,4 @@
-"""A local HTTP server stands in for the Hugging Face hub."""
+"""Test downloads with a local HTTP server in place of the Hugging Face hub."""
 
 import hashlib
 import http.server
@@ -24,16 +24,16 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self._answer()
 
     def _answer(self):
-        found = self.path in ("/timm/resnet18/resolve/main/pytorch_model.bin", "/timm/resnet18/resolve/v2/model.safetensors")
-        self.send_response(200 if found else 404)
-        if found:
+        exists = self.path in ("/timm/resnet18/resolve/main/pytorch_model.bin", "/timm/resnet18/resolve/v2/model.safetensors")
+        self.send_response(200 if exists else 404)
+        if exists:
             self.send_header("ETag", f'"{hashlib.sha256(CONTENT).hexdigest()}"')
             self.send_header("Content-Length", str(len(CONTENT)))
         else:
             self.send_header("X-Error-Code", "EntryNotFound" if self.path.startswith("/timm/resnet18/") else "RepoNotFound")
         self.send_header("X-Repo-Commit", COMMIT)
         self.end_headers()
-        if found and self.command == "GET":
+        if exists and self.command == "GET":
             self.wfile.write(CONTENT)
 
     def log_message(self, *_):
@@ -51,8 +51,11 @@ def server():
     thread.join()
 
 
-def fetched(endpoint, cache, *sources):
-    """What a process of its own gets, a line a source: the hub's settings are read when it is imported."""
+def run_local_file(endpoint, cache, *sources):
+    """Return the path or the error message that `local_file` gives for each source.
+
+    It runs in a separate process, because the hub's client reads its settings when it is imported.
+    """
     code = """
 import sys
 from deeplab_jax.errors import CheckpointError
@@ -71,25 +74,25 @@ for source in sys.argv[1:]:
     return run.stdout.splitlines()
 
 
-def test_a_path_is_itself():
+def test_a_local_path_is_returned_unchanged():
     assert hub.local_file("a/b.pth") == "a/b.pth"
 
 
-def test_files_are_fetched_once_and_then_found_offline(server, tmp_path):
-    plain, nothing = fetched(server, tmp_path / "a", "hf:timm/resnet18", "hf:timm/nothing")
+def test_files_are_downloaded_once_and_then_found_offline(server, tmp_path):
+    plain, missing = run_local_file(server, tmp_path / "a", "hf:timm/resnet18", "hf:timm/nothing")
     assert pathlib.Path(plain).read_bytes() == CONTENT
     assert plain.endswith("pytorch_model.bin")
-    assert nothing.startswith("`hf:timm/nothing` does not exist")
-    (pinned,) = fetched(server, tmp_path / "b", "hf:timm/resnet18@v2")
+    assert missing.startswith("`hf:timm/nothing` does not exist")
+    (pinned,) = run_local_file(server, tmp_path / "b", "hf:timm/resnet18@v2")
     assert pinned.endswith("model.safetensors")
-    assert fetched("", tmp_path / "a", "hf:timm/resnet18") == [plain]
-    assert fetched("", tmp_path / "b", "hf:timm/resnet18@v2") == [pinned]
+    assert run_local_file("", tmp_path / "a", "hf:timm/resnet18") == [plain]
+    assert run_local_file("", tmp_path / "b", "hf:timm/resnet18@v2") == [pinned]
 
 
-def test_what_cannot_be_fetched_is_one_line(server, tmp_path):
-    offline, wrong, bare = fetched("", tmp_path, "hf:timm/resnet18", "hf:a/b--c..d", "hf:nonsense")
-    assert offline.startswith("`hf:timm/resnet18` is not in the cache and the hub cannot be reached")
-    assert wrong.startswith("`hf:a/b--c..d` is no repository: write hf:OWNER/NAME")
-    assert bare.startswith("`hf:nonsense` is no repository: write hf:OWNER/NAME")
-    (neither,) = fetched(server, tmp_path, "hf:timm/resnet18@v3")
-    assert neither.startswith("`hf:timm/resnet18@v3` holds neither model.safetensors nor pytorch_model.bin")
+def test_every_download_error_is_one_line(server, tmp_path):
+    offline, invalid, no_owner = run_local_file("", tmp_path, "hf:timm/resnet18", "hf:a/b--c..d", "hf:nonsense")
+    assert offline.startswith("`hf:timm/resnet18` is not in the cache, and the hub cannot be reached")
+    assert invalid.startswith("`hf:a/b--c..d` is not a repository. Use hf:OWNER/NAME")
+    assert no_owner.startswith("`hf:nonsense` is not a repository. Use hf:OWNER/NAME")
+    (no_file,) = run_local_file(server, tmp_path, "hf:timm/resnet18@v3")
+    assert no_file.startswith("`hf:timm/resnet18@v3` contains neither model.safetensors nor pytorch_model.bin")

@@ -1,4 +1,4 @@
-"""Imported networks give the references' logits: golden files that tests/parity/live.py wrote from torchvision and mmseg."""
+"""Compare the logits of imported networks with golden files of torchvision and mmsegmentation, from tests/parity/live.py."""
 
 import pathlib
 
@@ -14,7 +14,8 @@ from deeplab_jax.models import normalize
 from deeplab_jax.weights import transfer
 
 GOLDEN_FILES = pathlib.Path(fill.__file__).parent / "golden"
-# The large maps see every tap of the large rates; ResNet-101 differs from -50 by its depth alone, so a small one will do.
+# The short test run covers these. Only on large images does every tap of a large rate read pixels of the image. ResNet-101
+# differs from ResNet-50 only in depth, so a small image is enough for it.
 IN_SHORT = ("torchvision_r50_321x513", "torchvision_r101_129x97", "mmseg_r18_321x513", "mmseg_r50_129x97")
 IN_SHORT += ("mmseg_r101_mg124_129x97", "torchvision_mobilenetv3_97x641")
 GOLDEN = [
@@ -24,7 +25,7 @@ GOLDEN = [
 
 
 @pytest.mark.parametrize("path", GOLDEN)
-def test_logits_are_the_references(path, tmp_path):
+def test_logits_match_the_reference(path, tmp_path):
     golden = np.load(path)
     shapes = {name: tuple(map(int, shape.split())) for name, shape in zip(golden["names"], golden["shapes"], strict=True)}
     weights = fill.fill({str(name): shape for name, shape in shapes.items()})
@@ -32,7 +33,7 @@ def test_logits_are_the_references(path, tmp_path):
     save_file(weights, file)
     lines = []
     transfer.import_weights(file, str(tmp_path / "imported"), say=lines.append)
-    assert f"{len(weights)} tensors used" in lines
+    assert f"tensors used: {len(weights)}" in lines
     config = stored_config(str(tmp_path / "imported"))
     variables = restore_model(str(tmp_path / "imported"), like=config)
 
@@ -46,11 +47,11 @@ def test_logits_are_the_references(path, tmp_path):
         assert (ours is None) == (key not in golden)
         if ours is not None:
             error = np.linalg.norm(ours[:, ::3, ::3] - golden[key]) / np.linalg.norm(golden[key])
-            # The bar of the project is 1e-4; measured: at most 5e-6, float32 sums in another order.
+            # The project requires 1e-4. The measured error is at most 5e-6, because float32 sums have a different order.
             assert error < 2e-5, key
 
-    to = "mmseg" if path.stem.startswith("mmseg") else "torchvision"
-    transfer.export_weights(str(tmp_path / "imported"), str(tmp_path / "out.safetensors"), fmt=to, say=lines.append)
+    fmt = "mmseg" if path.stem.startswith("mmseg") else "torchvision"
+    transfer.export_weights(str(tmp_path / "imported"), str(tmp_path / "out.safetensors"), fmt=fmt, say=lines.append)
     exported = load_file(tmp_path / "out.safetensors")
     assert {name: value.shape for name, value in exported.items()} == {str(name): shape for name, shape in shapes.items()}
     for name, value in weights.items():

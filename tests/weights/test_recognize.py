@@ -3,12 +3,12 @@ import pytest
 
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.labels import CITYSCAPES, VOC
-from deeplab_jax.models.backbones.mobilenetv3 import blocks_of, scaled
+from deeplab_jax.models.backbones.mobilenetv3 import list_blocks, scale_to_width
 from deeplab_jax.models.backbones.resnet import DEPTHS
 from deeplab_jax.weights.recognize import recognize
 from deeplab_jax.weights.state_dicts import StateDict
 
-# As mmcv printed it into checkpoints: norm_cfg is spelled out in place, other names stand alone.
+# A configuration as mmcv stores it in checkpoints. References to norm_cfg are replaced by its value.
 PUBLISHED = """
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
@@ -24,7 +24,7 @@ lr = undefined_name
 """
 
 
-def blocks(depth, prefix="backbone.", width=4):
+def make_backbone(depth, prefix="backbone.", width=4):
     counts, is_bottleneck = DEPTHS[depth]
     last = 3 if is_bottleneck else 2
     names = [f"{prefix}layer{i + 1}.{j}.conv{n}.weight" for i in range(4) for j in range(counts[i]) for n in (1, 2, last)]
@@ -32,51 +32,52 @@ def blocks(depth, prefix="backbone.", width=4):
     return {name: np.zeros((count, width, 1, 1), np.float32) for name, count in channels.items()}
 
 
-def mmseg(depth="resnet101", classes=19, **meta):
+def make_mmseg(depth="resnet101", classes=19, **meta):
     head = {
         "decode_head.conv_seg.weight": np.zeros((classes, 8, 1, 1), np.float32),
         "decode_head.aspp_modules.0.conv.weight": np.zeros((8, 8, 1, 1), np.float32),
     }
-    return blocks(depth) | head, meta
+    return make_backbone(depth) | head, meta
 
 
-def recognized(tensors, meta=None, source="x.pth"):
+def recognize_tensors(tensors, meta=None, source="x.pth"):
     return recognize(StateDict(source, tensors, meta or {}))
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
 @pytest.mark.parametrize(("stem", "name"), [("7x7", "conv1.weight"), ("3x3", "stem.0.weight"), ("3x3", "conv1.0.weight")])
-def test_backbones_by_their_blocks_and_stems(depth, stem, name):
-    network = recognized(blocks(depth, prefix="") | {name: np.zeros((2, 3, 3, 3), np.float32)})
+def test_resnets_are_recognized_by_their_blocks_and_stems(depth, stem, name):
+    network = recognize_tensors(make_backbone(depth, prefix="") | {name: np.zeros((2, 3, 3, 3), np.float32)})
     assert network.is_backbone
     assert (network.config.model.backbone, network.config.model.stem, network.config.model.width) == (depth, stem, 4)
 
 
-def mobilenet(width, **channels):
-    """The convolutions of a torchvision's MobileNetV3-Large that its width is read from."""
-    last = blocks_of(width)[-1][-1].config
-    found = {"0.0": scaled(16, width), "15.block.0.0": last.expanded, "15.block.2.fc1": 8, "16.0": 6 * last.features} | channels
-    return {f"features.{name}.weight": np.zeros((count, 1, 1, 1), np.float32) for name, count in found.items()}
+def make_mobilenet(width, **channels):
+    """Return the convolutions of torchvision's MobileNetV3-Large from which its width is recognised."""
+    last = list_blocks(width)[-1][-1].config
+    outputs = {"0.0": scale_to_width(16, width), "15.block.0.0": last.expanded, "15.block.2.fc1": 8, "16.0": 6 * last.features}
+    outputs |= channels
+    return {f"features.{name}.weight": np.zeros((count, 1, 1, 1), np.float32) for name, count in outputs.items()}
 
 
-def test_every_width_of_a_mobilenet_is_read_off_its_channels():
+def test_every_width_of_a_mobilenet_is_recognized_by_its_channels():
     for width in range(2, 401, 2):
-        model = recognized(mobilenet(width)).config.model
+        model = recognize_tensors(make_mobilenet(width)).config.model
         assert (model.backbone, model.width) == ("mobilenetv3_large", width)
 
 
 @pytest.mark.parametrize(
     ("tensors", "channels"),
     [
-        (mobilenet(63), "16, 944 and 960"),  # of no even width
-        (mobilenet(64, **{"16.0": 480}), "16, 960 and 480"),
-        (mobilenet(64, **{"0.0": 24}), "24, 960 and 960"),
-        (mobilenet(64, **{"15.block.0.0": 4}), "16, 4 and 960"),
+        (make_mobilenet(63), "16, 944 and 960"),  # an odd width
+        (make_mobilenet(64, **{"16.0": 480}), "16, 960 and 480"),
+        (make_mobilenet(64, **{"0.0": 24}), "24, 960 and 960"),
+        (make_mobilenet(64, **{"15.block.0.0": 4}), "16, 4 and 960"),
     ],
 )
-def test_a_mobilenet_of_no_width_is_refused_by_its_channels(tensors, channels):
+def test_a_mobilenet_whose_channels_fit_no_width_is_refused(tensors, channels):
     with pytest.raises(CheckpointError, match=rf"x\.pth.* {channels} channels"):
-        recognized(tensors)
+        recognize_tensors(tensors)
 
 
 @pytest.mark.parametrize(
@@ -102,22 +103,24 @@ def test_a_mobilenet_of_no_width_is_refused_by_its_channels(tensors, channels):
         ],
     ],
 )
-def test_networks_of_other_kinds_are_refused(names):
-    with pytest.raises(CheckpointError, match=r"no DeepLabV3 and no backbone of one .* give weights of resnet18, "):
-        recognized(dict.fromkeys(names, np.zeros((8, 8, 1, 1), np.float32)))
+def test_unsupported_networks_are_refused(names):
+    with pytest.raises(
+        CheckpointError, match=r"is not a DeepLabV3 network or a supported backbone .* Use weights of resnet18, "
+    ):
+        recognize_tensors(dict.fromkeys(names, np.zeros((8, 8, 1, 1), np.float32)))
 
 
-def test_pooled_shortcuts_by_the_place_of_their_layers():
+def test_pooled_shortcuts_are_recognized_by_the_index_of_their_layers():
     pooled = dict.fromkeys(("layer2.0.downsample.1.weight", "layer2.0.downsample.2.weight"), np.zeros(1, np.float32))
-    assert recognized(blocks("resnet50", prefix="") | pooled).config.model.shortcut == "avgpool+1x1"
-    tensors, _ = mmseg("resnet50")
+    assert recognize_tensors(make_backbone("resnet50", prefix="") | pooled).config.model.shortcut == "avgpool+1x1"
+    tensors, _ = make_mmseg("resnet50")
     with pytest.raises(CheckpointError, match="ResNetV1d"):
-        recognized(tensors | {f"backbone.{name}": value for name, value in pooled.items()})
+        recognize_tensors(tensors | {f"backbone.{name}": value for name, value in pooled.items()})
 
 
-def test_what_the_configuration_in_a_checkpoint_says():
-    tensors, _ = mmseg()
-    network = recognized(tensors, {"config": PUBLISHED})
+def test_settings_come_from_the_configuration_in_a_checkpoint():
+    tensors, _ = make_mmseg()
+    network = recognize_tensors(tensors, {"config": PUBLISHED})
     model = network.config.model
     assert model.output_stride == 16
     assert model.multi_grid == (0.5, 1.0, 2.0)
@@ -130,18 +133,18 @@ def test_what_the_configuration_in_a_checkpoint_says():
     assert network.origin["model.output_stride"] == "the configuration in the file"
     usual = PUBLISHED.replace("(1, 2, 2, 1)", "(1, 2, 1, 1)").replace("(1, 6, 12, 18)", "(1, 12, 24, 36)")
     usual = usual.replace("(1, 1, 1, 2)", "(1, 1, 2, 4)")
-    model = recognized(tensors, {"cfg": usual.replace("multi_grid=(1, 2, 4),", "")}).config.model
+    model = recognize_tensors(tensors, {"cfg": usual.replace("multi_grid=(1, 2, 4),", "")}).config.model
     assert (model.output_stride, model.atrous_rates, model.multi_grid) == (8, (6, 12, 18), (0.5, 1.0, 1.0))
 
 
-def test_a_configuration_that_cannot_be_read_is_no_configuration():
-    tensors, _ = mmseg()
+def test_a_configuration_that_cannot_be_parsed_is_ignored():
+    tensors, _ = make_mmseg()
     for text in ("model = dict(", "model = build()", "", "import os\nos.remove('x')"):
-        assert recognized(tensors, {"config": text}).config.model.output_stride == 8
+        assert recognize_tensors(tensors, {"config": text}).config.model.output_stride == 8
 
 
-def test_a_network_that_is_not_ours_is_refused():
-    tensors, _ = mmseg()
+def test_settings_that_we_do_not_support_are_refused():
+    tensors, _ = make_mmseg()
     for change, field in (
         (("contract_dilation=True", "contract_dilation=False"), "contract_dilation"),
         (("dilations=(1, 1, 1, 2)", "dilations=(1, 1, 2, 4)"), "dilations"),
@@ -150,7 +153,7 @@ def test_a_network_that_is_not_ours_is_refused():
         (("(1, 6, 12, 18)", "(1, 6, 12, 17.5)"), "ASPP dilations"),
     ):
         with pytest.raises(CheckpointError, match=field):
-            recognized(tensors, {"config": PUBLISHED.replace(*change)})
+            recognize_tensors(tensors, {"config": PUBLISHED.replace(*change)})
 
 
 @pytest.mark.parametrize(
@@ -171,71 +174,73 @@ def test_a_network_that_is_not_ours_is_refused():
         {"deeplab_jax": {"eval": None}},
     ],
 )
-def test_descriptions_that_make_no_sense_are_one_line(meta):
-    tensors, _ = mmseg()
+def test_invalid_metadata_is_a_one_line_error(meta):
+    tensors, _ = make_mmseg()
     with pytest.raises(CheckpointError, match=r"x\.pth") as error:
-        recognized(tensors, meta)
+        recognize_tensors(tensors, meta)
     assert "\n" not in str(error.value)
 
 
-def test_the_configuration_says_all_and_the_name_nothing_beside_it():
-    tensors, _ = mmseg()
+def test_the_file_name_is_ignored_if_there_is_a_configuration():
+    tensors, _ = make_mmseg()
     plain = PUBLISHED.replace("mode='slide', crop_size=(769, 769), stride=(513, 513)", "mode='whole'")
     plain = plain.replace("multi_grid=(1, 2, 4),", "").replace(", align_corners=True", "")
-    config = recognized(tensors, {"config": plain}, "deeplabv3_r101-d16-mg124_769x769_80k_cityscapes.pth").config
+    config = recognize_tensors(tensors, {"config": plain}, "deeplabv3_r101-d16-mg124_769x769_80k_cityscapes.pth").config
     assert (config.model.multi_grid, config.model.align_corners, config.eval.window) == ((0.5, 1.0, 1.0), False, (0, 0))
 
 
-def test_what_tensors_tell_is_believed_before_the_record():
-    tensors, _ = mmseg("resnet50")
+def test_tensors_take_precedence_over_the_stored_config():
+    tensors, _ = make_mmseg("resnet50")
     record = {"model": {"backbone": "resnet18", "fusion": "1x1", "multi_grid": [1.0, 2.0, 4.0], "pretrained": "/somewhere"}}
-    model = recognized(tensors, {"deeplab_jax": record}).config.model
+    model = recognize_tensors(tensors, {"deeplab_jax": record}).config.model
     assert (model.backbone, model.fusion, model.multi_grid, model.pretrained) == ("resnet50", "3x3", (1.0, 2.0, 4.0), "")
 
 
 @pytest.mark.parametrize(("depth", "dilated"), [("resnet18", False), ("resnet50", True)])
-def test_only_basic_blocks_have_an_undilated_conv2(depth, dilated):
-    tensors, _ = mmseg(depth)
-    assert recognized(tensors).config.model.dilate_conv2 == dilated
+def test_only_basic_blocks_have_an_undilated_second_convolution(depth, dilated):
+    tensors, _ = make_mmseg(depth)
+    assert recognize_tensors(tensors).config.model.dilate_conv2 == dilated
 
 
-def test_published_file_names():
-    tensors, _ = mmseg()
-    model = recognized(tensors, source="/w/deeplabv3_r101-d16-mg124_512x1024_80k_cityscapes_20200908.pth").config.model
+def test_settings_come_from_published_file_names():
+    tensors, _ = make_mmseg()
+    model = recognize_tensors(tensors, source="/w/deeplabv3_r101-d16-mg124_512x1024_80k_cityscapes_20200908.pth").config.model
     assert (model.output_stride, model.multi_grid, model.align_corners) == (16, (0.5, 1.0, 2.0), False)
-    model = recognized(tensors, source="/d16/mine-769x769.pth").config.model
+    model = recognize_tensors(tensors, source="/d16/mine-769x769.pth").config.model
     assert (model.output_stride, model.multi_grid, model.align_corners) == (8, (0.5, 1.0, 1.0), False)
 
 
-def test_the_source_that_is_asked_for():
-    tensors, _ = mmseg()
-    alone = StateDict("x.pth", blocks("resnet50", prefix=""), {})
-    for source in ("timm", "torchvision", "mmseg"):  # all name a plain backbone alike
-        assert recognize(alone, source).is_backbone
-    with pytest.raises(CheckpointError, match="names of mmseg, not of timm: use --from=mmseg"):
+def test_only_a_matching_source_can_be_requested():
+    tensors, _ = make_mmseg()
+    backbone = StateDict("x.pth", make_backbone("resnet50", prefix=""), {})
+    for source in ("timm", "torchvision", "mmseg"):  # all of them use the same names for a plain backbone
+        assert recognize(backbone, source).is_backbone
+    with pytest.raises(CheckpointError, match=r"names of mmseg, not of timm\. Use --from=mmseg"):
         recognize(StateDict("x.pth", tensors, {}), "timm")
 
 
-def test_backbones_of_another_shape_are_not_taken_for_resnets():
-    wide = blocks("resnet50", prefix="")  # as wide_resnet50_2: inner convolutions of twice the stage's width
+def test_a_wide_resnet_is_not_recognized_as_a_resnet():
+    wide = make_backbone("resnet50", prefix="")  # like wide_resnet50_2, whose inner convolutions have twice the stage's width
     last = {name: np.zeros((8, 8, 1, 1), np.float32) for name in wide if "conv3" in name}
-    with pytest.raises(CheckpointError, match="no backbone of one"):
+    with pytest.raises(CheckpointError, match="not a DeepLabV3 network or a supported backbone"):
         recognize(StateDict("x.pth", wide | last, {}))
 
 
-def test_label_sets():
-    tensors, _ = mmseg()
-    assert recognized(tensors).config.labels == CITYSCAPES
-    assert recognized(tensors, {"CLASSES": list(CITYSCAPES.names)}).config.labels == CITYSCAPES
-    named = recognized(tensors, {"dataset_meta": {"classes": ("a", "b"), "palette": [[1, 2, 3], [4, 5, 6]]}}).config.labels
+def test_label_sets_come_from_the_metadata_or_the_source():
+    tensors, _ = make_mmseg()
+    assert recognize_tensors(tensors).config.labels == CITYSCAPES
+    assert recognize_tensors(tensors, {"CLASSES": list(CITYSCAPES.names)}).config.labels == CITYSCAPES
+    named = recognize_tensors(
+        tensors, {"dataset_meta": {"classes": ("a", "b"), "palette": [[1, 2, 3], [4, 5, 6]]}}
+    ).config.labels
     assert (named.names, named.colors) == (("a", "b"), ((1, 2, 3), (4, 5, 6)))
-    ade = recognized(tensors, {"CLASSES": ("a", "b"), "config": "x = dict(reduce_zero_label=True)"}).config.labels
+    ade = recognize_tensors(tensors, {"CLASSES": ("a", "b"), "config": "x = dict(reduce_zero_label=True)"}).config.labels
     assert (ade.class_ids, ade.ignored_ids) == ((1, 2), (0, 255))
-    # Some palettes give two classes one colour.
-    named = recognized(tensors, {"CLASSES": ("a", "b"), "PALETTE": [[1, 2, 3], [1, 2, 3]]}).config.labels
+    # Two classes have the same colour, as in some published palettes.
+    named = recognize_tensors(tensors, {"CLASSES": ("a", "b"), "PALETTE": [[1, 2, 3], [1, 2, 3]]}).config.labels
     assert named.colors == ((128, 0, 0), (0, 128, 0))
-    torchvision = blocks("resnet50") | {
+    torchvision = make_backbone("resnet50") | {
         "classifier.4.weight": np.zeros((21, 8, 1, 1), np.float32),
         "classifier.0.convs.0.0.weight": np.zeros((8, 8, 1, 1), np.float32),
     }
-    assert recognized(torchvision).config.labels == VOC
+    assert recognize_tensors(torchvision).config.labels == VOC

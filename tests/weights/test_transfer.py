@@ -1,4 +1,7 @@
-"""Import, export and fine-tuning with narrow networks; that names and numbers are the references' is test_logits_parity's."""
+"""Test import, export and fine-tuning with narrow networks.
+
+The comparison of names and logits with the references is in test_logits_parity.py.
+"""
 
 import dataclasses
 
@@ -18,7 +21,7 @@ from deeplab_jax.models.switches import SWITCHES
 from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.state import init_state, to_trees
 from deeplab_jax.weights import convert, names, transfer
-from deeplab_jax.weights.convert import require_buildable
+from deeplab_jax.weights.convert import require_exportable
 from deeplab_jax.weights.sources import SOURCES
 
 MMSEG = tiny_resnet18(stem="3x3", fusion="3x3", dilate_conv2=False, aux_head=True, output_stride=8)
@@ -30,21 +33,21 @@ def random_variables(config):
     return {path: rng.uniform(0.2, 1, shape).astype(np.float32) for path, shape in convert.variable_shapes(config).items()}
 
 
-def state_dict(variables, model, fmt):
-    """What the reference would save, were it as narrow."""
-    named = names.reference_names(variables, model, fmt)
-    state = {name: names.to_reference(path, variables[path], model, fmt) for path, name in named.items()}
+def make_state_dict(variables, model, fmt):
+    """Return the state dict that the reference would save if its network were as narrow as ours."""
+    name_of = names.reference_names(variables, model, fmt)
+    state = {name: names.to_reference(path, variables[path], model, fmt) for path, name in name_of.items()}
     return state | {"backbone.layer1.0.bn1.num_batches_tracked": np.array(3)}
 
 
 @pytest.fixture(scope="module")
 def mmseg():
     variables = random_variables(Config(model=MMSEG))
-    return variables, state_dict(variables, MMSEG, "mmseg")
+    return variables, make_state_dict(variables, MMSEG, "mmseg")
 
 
-def imported(tmp_path, state, name="weights.safetensors", **arguments):
-    """(folder, lines) of an import of `state`."""
+def import_state(tmp_path, state, name="weights.safetensors", **arguments):
+    """Import a state dict, and return the folder and the printed lines."""
     save_file(state, tmp_path / name)
     lines, out = [], str(tmp_path / f"imported-{len(list(tmp_path.iterdir()))}")
     transfer.import_weights(str(tmp_path / name), out, say=lines.append, **arguments)
@@ -58,37 +61,37 @@ def assert_same(folder, variables):
         np.testing.assert_array_equal(stored[path], value)
 
 
-def test_an_imported_network_predicts_at_once(mmseg, tmp_path):
+def test_an_imported_network_can_predict(mmseg, tmp_path):
     variables, state = mmseg
-    folder, lines = imported(tmp_path, state)
+    folder, lines = import_state(tmp_path, state)
     assert_same(folder, variables)
     assert "model.stem = '3x3'  (from the tensors)" in lines
-    assert "1 tensors left aside: num_batches_tracked" in lines
+    assert "tensors not used: 1 (num_batches_tracked" in lines
     segmenter = dl.load(folder)
     assert segmenter.label_set == CITYSCAPES
     assert segmenter.config.model == MMSEG
     assert segmenter.predict(np.zeros((1, 3, 33, 47), np.uint8)).shape == (1, 33, 47)
 
 
-def test_torchvision_brings_the_classes_of_voc(tmp_path):
+def test_torchvision_networks_get_the_classes_of_voc(tmp_path):
     config = Config(model=TORCHVISION, labels=VOC)
     variables = random_variables(config)
-    folder, _ = imported(tmp_path, state_dict(variables, TORCHVISION, "torchvision"))
+    folder, _ = import_state(tmp_path, make_state_dict(variables, TORCHVISION, "torchvision"))
     assert_same(folder, variables)
     assert stored_config(folder).labels == VOC
     assert stored_config(folder).model == TORCHVISION
 
 
-def test_import_export_import_is_bit_identical_and_keeps_the_switches(mmseg, tmp_path):
+def test_import_export_import_is_bit_identical_and_keeps_the_config(mmseg, tmp_path):
     variables, state = mmseg
-    asked = {"multi_grid": (0.5, 2.0), "output_stride": 16, "align_corners": True}
-    folder, _ = imported(tmp_path, state, model=asked)
+    overrides = {"multi_grid": (0.5, 2.0), "output_stride": 16, "align_corners": True}
+    folder, _ = import_state(tmp_path, state, model=overrides)
     lines = []
     transfer.export_weights(folder, str(tmp_path / "out.safetensors"), fmt="mmseg", say=lines.append)
     assert "'multi_grid': (1, 4)" in lines[-1]
     exported = load_file(tmp_path / "out.safetensors")
     assert exported.keys() - state.keys() == {name for name in exported if name.endswith("num_batches_tracked")} - state.keys()
-    again, _ = imported(tmp_path, exported)
+    again, _ = import_state(tmp_path, exported)
     assert_same(again, variables)
     transfer.import_weights(str(tmp_path / "out.safetensors"), str(tmp_path / "again"), say=lines.append)
     assert_same(str(tmp_path / "again"), variables)
@@ -102,11 +105,11 @@ def test_every_tensor_is_used_or_the_import_fails(mmseg, tmp_path):
     broken["decode_head.extra.weight"] = np.ones(3, np.float32)
     broken["backbone.layer3.1.conv2.weight"] = np.ones((32, 32, 1, 1), np.float32)
     with pytest.raises(CheckpointError) as error:
-        imported(tmp_path, broken)
+        import_state(tmp_path, broken)
     message = str(error.value)
     assert "1 missing: backbone.layer2.0.bn1.bias" in message
-    assert "1 surplus: decode_head.extra.weight" in message
-    assert "1 wrong shapes: backbone.layer3.1.conv2.weight (32, 32, 1, 1) for (32, 32, 3, 3)" in message
+    assert "1 unexpected: decode_head.extra.weight" in message
+    assert "1 with a wrong shape: backbone.layer3.1.conv2.weight (32, 32, 1, 1) instead of (32, 32, 3, 3)" in message
     assert "\n" not in message
     assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
 
@@ -118,43 +121,43 @@ def test_every_tensor_is_used_or_the_import_fails(mmseg, tmp_path):
         ("backbone.layer1.0.conv1.weight", "layer1.0.conv1.weight is missing"),
     ],
 )
-def test_other_architectures_are_named(mmseg, tmp_path, drop, message):
+def test_other_architectures_and_sources_are_refused(mmseg, tmp_path, drop, message):
     state = {name: value for name, value in mmseg[1].items() if name != drop}
     with pytest.raises(CheckpointError, match=message):
-        imported(tmp_path, state)
-    with pytest.raises(CheckpointError, match="no DeepLabV3 and no backbone"):
-        imported(tmp_path, {"features.0.weight": np.ones(1, np.float32)})
-    with pytest.raises(CheckpointError, match="use --from=mmseg"):
-        imported(tmp_path, mmseg[1], fmt="torchvision")
+        import_state(tmp_path, state)
+    with pytest.raises(CheckpointError, match="not a DeepLabV3 network or a supported backbone"):
+        import_state(tmp_path, {"features.0.weight": np.ones(1, np.float32)})
+    with pytest.raises(CheckpointError, match="Use --from=mmseg"):
+        import_state(tmp_path, mmseg[1], fmt="torchvision")
 
 
-def test_another_number_of_classes_needs_a_label_set_or_leaves_the_head_aside(mmseg, tmp_path):
+def test_a_different_number_of_classes_needs_a_label_set_or_ignore_head(mmseg, tmp_path):
     variables, state = mmseg
-    with pytest.raises(CheckpointError, match="19 classes, the label set 'voc' has 21; give --labels"):
-        imported(tmp_path, state, labels=VOC)
-    folder, lines = imported(tmp_path, state, labels=VOC, ignore_head=True)
-    assert "4 tensors left aside: the segmentation classifiers" in lines
+    with pytest.raises(CheckpointError, match=r"19 classes, but the label set 'voc' has 21\. Use --labels"):
+        import_state(tmp_path, state, labels=VOC)
+    folder, lines = import_state(tmp_path, state, labels=VOC, ignore_head=True)
+    assert "tensors not used: 4 (the segmentation classifiers" in lines
     assert_same(folder, {path: x for path, x in variables.items() if path[1] not in names.HEADS})
-    with pytest.raises(CheckpointError, match="holds no classifier: train from it with"):
+    with pytest.raises(CheckpointError, match=r"has no classifier\. Train one with"):
         dl.load(folder)
 
 
-def test_an_existing_folder_and_a_wrong_switch_are_refused(mmseg, tmp_path):
-    folder, _ = imported(tmp_path, mmseg[1])
-    with pytest.raises(CheckpointError, match="holds checkpoints already"):
+def test_an_existing_folder_an_invalid_field_and_invalid_values_are_refused(mmseg, tmp_path):
+    folder, _ = import_state(tmp_path, mmseg[1])
+    with pytest.raises(CheckpointError, match="already contains checkpoints"):
         transfer.import_weights(str(tmp_path / "weights.safetensors"), folder)
     with pytest.raises(ConfigError, match=r"model\.output_stride"):
-        imported(tmp_path, mmseg[1], model={"output_stride": 12})
+        import_state(tmp_path, mmseg[1], model={"output_stride": 12})
     (tmp_path / "file").write_text("precious")
     with pytest.raises(CheckpointError, match="cannot be written"):
         transfer.import_weights(str(tmp_path / "weights.safetensors"), str(tmp_path / "file"), say=lambda _: None)
-    # What an interrupted import leaves is no checkpoint.
+    # An interrupted import leaves an empty checkpoints folder, which does not count as a checkpoint.
     (tmp_path / "half" / "checkpoints").mkdir(parents=True)
     transfer.import_weights(str(tmp_path / "weights.safetensors"), str(tmp_path / "half"), say=lambda _: None)
-    with pytest.raises(CheckpointError, match="nan, infinity or a variance"):
-        imported(tmp_path, mmseg[1] | {"backbone.layer1.0.bn1.bias": np.full(8, np.nan, np.float32)})
+    with pytest.raises(CheckpointError, match="NaN, infinity or a variance"):
+        import_state(tmp_path, mmseg[1] | {"backbone.layer1.0.bn1.bias": np.full(8, np.nan, np.float32)})
     with pytest.raises(CheckpointError, match="variance below 0"):
-        imported(tmp_path, mmseg[1] | {"backbone.layer1.0.bn1.running_var": np.full(8, -1, np.float32)})
+        import_state(tmp_path, mmseg[1] | {"backbone.layer1.0.bn1.running_var": np.full(8, -1, np.float32)})
 
 
 @pytest.mark.parametrize(
@@ -162,27 +165,27 @@ def test_an_existing_folder_and_a_wrong_switch_are_refused(mmseg, tmp_path):
     [("7x7", "1x1", "timm"), ("3x3", "1x1", "timm"), ("3x3", "avgpool+1x1", "timm"), ("3x3", "avgpool+1x1", "mmseg")],
 )
 @pytest.mark.parametrize("prefix", ["", "backbone."])
-def test_backbones_start_a_training(tmp_path, stem, shortcut, fmt, prefix):
+def test_training_can_start_from_a_backbone(tmp_path, stem, shortcut, fmt, prefix):
     config = Config(model=tiny_resnet18(stem=stem, shortcut=shortcut))
     backbone = {path: x for path, x in random_variables(config).items() if path[1] == "backbone"}
-    state = {prefix + name.removeprefix("backbone."): x for name, x in state_dict(backbone, config.model, fmt).items()}
+    state = {prefix + name.removeprefix("backbone."): x for name, x in make_state_dict(backbone, config.model, fmt).items()}
     state["fc.weight"] = np.ones((1000, 64), np.float32)
     save_file(state, tmp_path / "resnet18.safetensors")
     config.model.pretrained = str(tmp_path / "resnet18.safetensors")
     lines = []
-    taken = names.flatten(transfer.pretrained_variables(config, lines.append))
-    assert taken.keys() == backbone.keys()
-    assert all(np.array_equal(taken[path], x) for path, x in backbone.items())
-    assert lines[1] == "these start random: aspp, classifier"
+    loaded = names.flatten(transfer.pretrained_variables(config, lines.append))
+    assert loaded.keys() == backbone.keys()
+    assert all(np.array_equal(loaded[path], x) for path, x in backbone.items())
+    assert lines[1] == "these parts start with random weights: aspp, classifier"
     others = {"stem": {"7x7": "3x3"}.get(stem, "7x7"), "shortcut": {"1x1": "avgpool+1x1"}.get(shortcut, "1x1")}
     for field, other in others.items():
         with pytest.raises(ConfigError, match=rf"`model\.{field}`"):
             transfer.pretrained_variables(Config(model=dataclasses.replace(config.model, **{field: other})))
-    with pytest.raises(ConfigError, match=r"^`model\.stem` .*, `model\.shortcut` .*: set it so"):
+    with pytest.raises(ConfigError, match=r"^`model\.stem` .*, `model\.shortcut` .*\. Set these fields"):
         transfer.pretrained_variables(Config(model=dataclasses.replace(config.model, **others)))
 
 
-def test_classifiers_are_taken_with_the_same_classes_alone(mmseg, tmp_path):
+def test_classifiers_are_only_loaded_for_the_same_classes(mmseg, tmp_path):
     variables, state = mmseg
     save_file(state, tmp_path / "x.safetensors")
     lines = []
@@ -192,14 +195,16 @@ def test_classifiers_are_taken_with_the_same_classes_alone(mmseg, tmp_path):
         )
     )
     assert names.flatten(transfer.pretrained_variables(config, lines.append)).keys() == variables.keys()
-    assert "the config's model.align_corners is True; these weights were trained with False" in lines
-    folder, _ = imported(tmp_path, state)
+    assert "model.align_corners is True in the config, but these weights were trained with False" in lines
+    folder, _ = import_state(tmp_path, state)
     config.labels, config.model.pretrained = VOC, folder
-    taken = names.flatten(transfer.pretrained_variables(config, lines.append)).keys()
-    assert taken == {path for path in variables if path[1] not in names.HEADS}
-    assert "these start random: aux_classifier, classifier" in lines
-    config.model.aspp_width = 16  # a backbone's folder says nothing of a head
-    backbone, _ = imported(tmp_path, {name: x for name, x in state.items() if name.startswith("backbone.")}, "b.safetensors")
+    loaded = names.flatten(transfer.pretrained_variables(config, lines.append)).keys()
+    assert loaded == {path for path in variables if path[1] not in names.HEADS}
+    assert "these parts start with random weights: aux_classifier, classifier" in lines
+    config.model.aspp_width = 16  # the folder of a backbone has no ASPP, so its width does not matter
+    backbone, _ = import_state(
+        tmp_path, {name: x for name, x in state.items() if name.startswith("backbone.")}, "b.safetensors"
+    )
     config.model.pretrained = backbone
     assert {path[1] for path in names.flatten(transfer.pretrained_variables(config, lines.append))} == {"backbone"}
     config.model.pretrained = folder
@@ -207,41 +212,41 @@ def test_classifiers_are_taken_with_the_same_classes_alone(mmseg, tmp_path):
         transfer.pretrained_variables(config)
 
 
-def test_a_decoder_starts_random_beside_weights_without_one(mmseg, tmp_path):
+def test_a_decoder_starts_random_if_the_weights_have_none(mmseg, tmp_path):
     variables, state = mmseg
-    folder, _ = imported(tmp_path, state)
+    folder, _ = import_state(tmp_path, state)
     lines = []
-    # As wide as the ASPP: the classifier would fit, but it has learned to read other features.
+    # The decoder is as wide as the ASPP, so the classifier would fit, but it was trained on other features.
     config = Config(model=dataclasses.replace(MMSEG, decoder_width=8, pretrained=folder))
-    taken = names.flatten(transfer.pretrained_variables(config, lines.append))
-    assert taken.keys() == {path for path in variables if path[1] != "classifier"}
-    assert "these start random: classifier, decoder" in lines
+    loaded = names.flatten(transfer.pretrained_variables(config, lines.append))
+    assert loaded.keys() == {path for path in variables if path[1] != "classifier"}
+    assert "these parts start with random weights: classifier, decoder" in lines
 
 
-def test_a_width_that_no_decoder_has_matters_to_nobody(mmseg, tmp_path):
+def test_fields_that_make_no_difference_are_not_compared(mmseg, tmp_path):
     variables, state = mmseg
-    folder, _ = imported(tmp_path, state)
+    folder, _ = import_state(tmp_path, state)
     lines = []
-    # ResNet-18's last stage has two blocks.
-    spelled = {"low_level_width": 32, "multi_grid": (0.5, 1.0), "pretrained": folder}
-    config = Config(model=dataclasses.replace(MMSEG, **spelled))
+    # There is no decoder, and the last stage of ResNet-18 has two blocks, so both fields describe the same network.
+    fields = {"low_level_width": 32, "multi_grid": (0.5, 1.0), "pretrained": folder}
+    config = Config(model=dataclasses.replace(MMSEG, **fields))
     assert names.flatten(transfer.pretrained_variables(config, lines.append)).keys() == variables.keys()
     assert lines == [f"{len(variables)} of {len(variables)} variables start from {folder}"]
 
 
 @pytest.mark.parametrize(("decoder_width", "low_level_width"), [(8, 4), (16, 8)])
-def test_a_classifier_is_taken_beside_the_same_decoder_alone(tmp_path, decoder_width, low_level_width):
+def test_a_classifier_is_only_loaded_with_the_same_decoder(tmp_path, decoder_width, low_level_width):
     config = Config(model=tiny_resnet18(decoder_width=8, low_level_width=8))
     variables = random_variables(config)
     save_model(str(tmp_path / "stored"), config, names.unflatten(variables))
     config.model.pretrained = str(tmp_path / "stored")
     assert names.flatten(transfer.pretrained_variables(config, lambda _: None)).keys() == variables.keys()
     config.model.decoder_width, config.model.low_level_width = decoder_width, low_level_width
-    taken = names.flatten(transfer.pretrained_variables(config, lambda _: None))
-    assert {path[1] for path in taken} == {"backbone", "aspp"}
+    loaded = names.flatten(transfer.pretrained_variables(config, lambda _: None))
+    assert {path[1] for path in loaded} == {"backbone", "aspp"}
 
 
-def test_weights_without_a_training_state_do_not_resume(mmseg, tmp_path):
+def test_weights_without_a_training_state_cannot_be_resumed(mmseg, tmp_path):
     variables, _ = mmseg
     config = tiny_config(model=MMSEG)
     save_model(str(tmp_path / "imported"), config, names.unflatten(variables))
@@ -249,19 +254,21 @@ def test_weights_without_a_training_state_do_not_resume(mmseg, tmp_path):
     state = jax.eval_shape(lambda: init_state(DeepLabV3(MMSEG, 19), optimizer, 0))
     with (
         Checkpoints(str(tmp_path / "imported"), config) as checkpoints,
-        pytest.raises(CheckpointError, match="weights without a training"),
+        pytest.raises(CheckpointError, match="contains only weights, so it cannot be resumed"),
     ):
         checkpoints.restore(to_trees(state))
 
 
-def test_networks_that_a_reference_does_not_have_are_not_exported(mmseg, tmp_path):
-    folder, _ = imported(tmp_path, mmseg[1])
-    with pytest.raises(CheckpointError, match=r"no network with model\.backbone='resnet18', only 'resnet50' or 'resnet101'"):
+def test_networks_that_a_reference_does_not_have_are_refused(mmseg, tmp_path):
+    folder, _ = import_state(tmp_path, mmseg[1])
+    with pytest.raises(
+        CheckpointError, match=r"no network with model\.backbone='resnet18', only with 'resnet50' or 'resnet101'"
+    ):
         transfer.export_weights(folder, str(tmp_path / "x.safetensors"), fmt="torchvision")
 
 
-# Networks that the references build, and the values under which they do not.
-BUILT = {
+# Networks that the references have, and values of config fields that their networks never have.
+SUPPORTED = {
     "torchvision": [
         ModelConfig(fusion="1x1+3x3"),
         ModelConfig(backbone="resnet101", fusion="1x1+3x3", multi_grid=(0.5, 1.0), dilate_conv2=False, low_level_width=32),
@@ -274,7 +281,7 @@ BUILT = {
         ModelConfig(backbone="resnet152", fusion="3x3", dilate_conv2=False, atrous_rates=(6, 12)),
     ],
 }
-NOT_BUILT = {
+UNSUPPORTED = {
     "torchvision": {
         "backbone": ("resnet18", "resnet34", "resnet152", "resnext50_32x4d"),
         "width": (32, 128),
@@ -297,56 +304,58 @@ NOT_BUILT = {
         "dilate_conv2": (True,),
     },
 }
-OFFENCES = [(fmt, field, value) for fmt, fields in NOT_BUILT.items() for field, values in fields.items() for value in values]
+UNSUPPORTED_VALUES = [
+    (fmt, field, value) for fmt, fields in UNSUPPORTED.items() for field, values in fields.items() for value in values
+]
 
 
-@pytest.mark.parametrize(("fmt", "model"), [(fmt, model) for fmt, models in BUILT.items() for model in models])
-def test_a_network_that_the_reference_has_is_exported_however_it_is_spelled(fmt, model):
-    require_buildable(model, fmt)
-    assert SOURCES[fmt].required(model).keys() == NOT_BUILT[fmt].keys()
+@pytest.mark.parametrize(("fmt", "model"), [(fmt, model) for fmt, models in SUPPORTED.items() for model in models])
+def test_every_config_of_a_supported_network_is_exportable(fmt, model):
+    require_exportable(model, fmt)
+    assert SOURCES[fmt].required(model).keys() == UNSUPPORTED[fmt].keys()
 
 
-@pytest.mark.parametrize(("fmt", "field", "value"), OFFENCES)
-def test_every_switch_that_the_reference_lacks_is_refused(fmt, field, value):
-    for model in BUILT[fmt]:
+@pytest.mark.parametrize(("fmt", "field", "value"), UNSUPPORTED_VALUES)
+def test_every_unsupported_value_is_refused(fmt, field, value):
+    for model in SUPPORTED[fmt]:
         if field in SWITCHES - BACKBONES[model.backbone].switches:
-            continue  # it makes no difference there
+            continue  # this backbone does not use the field
         with pytest.raises(CheckpointError) as error:
-            require_buildable(dataclasses.replace(model, **{field: value}), fmt)
-        assert f"no network with model.{field}={value!r}, only " in str(error.value)
+            require_exportable(dataclasses.replace(model, **{field: value}), fmt)
+        assert f"no network with model.{field}={value!r}, only with " in str(error.value)
 
 
-def test_a_multi_grid_that_is_none_is_not_told():
+def test_the_instructions_leave_out_the_default_multi_grid():
     for grid in ((0.5, 1.0), (0.5, 1.0, 1.0)):
         assert "multi_grid" not in SOURCES["mmseg"].describe(Config(model=ModelConfig(multi_grid=grid, fusion="3x3")))
 
 
 @pytest.mark.parametrize(
-    ("fmt", "told"),
+    ("fmt", "normalization"),
     [
         ("mmseg", "data_preprocessor=dict(mean=[127.5, 51.0, 0.0], std=[127.5, 255.0, 63.75])"),
-        ("torchvision", "\ntorchvision.transforms.Normalize(mean=[0.5, 0.2, 0.0], std=[0.5, 1.0, 0.25]) on values of 0 to 1"),
+        ("torchvision", "\ntorchvision.transforms.Normalize(mean=[0.5, 0.2, 0.0], std=[0.5, 1.0, 0.25]) on values from 0 to 1"),
     ],
 )
-def test_a_normalisation_that_is_not_imagenets_is_told(fmt, told):
-    for model in BUILT[fmt]:
+def test_the_instructions_include_a_normalization_that_is_not_imagenets(fmt, normalization):
+    for model in SUPPORTED[fmt]:
         assert "mean" not in SOURCES[fmt].describe(Config(model=model))
         own = dataclasses.replace(model, mean=(127.5, 51.0, 0.0), std=(127.5, 255.0, 63.75))
-        assert SOURCES[fmt].describe(Config(model=own)).endswith(told)
+        assert SOURCES[fmt].describe(Config(model=own)).endswith(normalization)
         assert "mean" in SOURCES[fmt].describe(Config(model=dataclasses.replace(model, std=(58.0, 57.0, 57.0))))
 
 
-def test_the_protocol_of_the_reference_travels_along(mmseg, tmp_path):
-    folder, lines = imported(tmp_path, mmseg[1], name="deeplabv3_r18-d8_769x769_80k_cityscapes_2020.safetensors")
+def test_the_evaluation_settings_of_the_reference_are_imported(mmseg, tmp_path):
+    folder, lines = import_state(tmp_path, mmseg[1], name="deeplabv3_r18-d8_769x769_80k_cityscapes_2020.safetensors")
     config = stored_config(folder)
     assert config.model.align_corners
     assert config.eval == EvalConfig(window=(769, 769), window_stride=(513, 513))
-    assert "eval.window = (769, 769)  (the file's name)" in lines
+    assert "eval.window = (769, 769)  (the name of the file)" in lines
 
 
-def test_a_source_has_its_own_prefix_and_values_that_depend_on_the_flags(monkeypatch, tmp_path):
-    def read_facts(state, model, asked):
-        stride = asked.get("output_stride", 8)
+def test_a_source_can_have_a_prefix_and_defaults_that_depend_on_overrides(monkeypatch, tmp_path):
+    def read_facts(state, model, overrides):
+        stride = overrides.get("output_stride", 8)
         if stride == 32:
             raise CheckpointError("was trained at output stride 8 or 16")
         return {"model.output_stride": (8, "usual"), "model.stage3_first_rate": (2 if stride == 8 else 1, "usual")}
@@ -355,12 +364,12 @@ def test_a_source_has_its_own_prefix_and_values_that_depend_on_the_flags(monkeyp
     monkeypatch.setitem(SOURCES, "torchvision", source)
     config = Config(model=TORCHVISION)
     variables = random_variables(config)
-    named = names.reference_names(variables, config.model, "torchvision")
-    assert sum(name.startswith("encoder.") for name in named.values()) == sum(path[1] == "backbone" for path in variables)
-    state = {name: names.to_reference(path, variables[path], TORCHVISION, "torchvision") for path, name in named.items()}
+    name_of = names.reference_names(variables, config.model, "torchvision")
+    assert sum(name.startswith("encoder.") for name in name_of.values()) == sum(path[1] == "backbone" for path in variables)
+    state = {name: names.to_reference(path, variables[path], TORCHVISION, "torchvision") for path, name in name_of.items()}
     for model, first_rate in (({}, 2), ({"output_stride": 16}, 1)):
-        folder, _ = imported(tmp_path, state, model=model, labels=CITYSCAPES)
+        folder, _ = import_state(tmp_path, state, model=model, labels=CITYSCAPES)
         assert_same(folder, variables)
         assert stored_config(folder).model.stage3_first_rate == first_rate
     with pytest.raises(CheckpointError, match=r"`.*weights.safetensors` was trained at output stride 8 or 16"):
-        imported(tmp_path, state, model={"output_stride": 32})
+        import_state(tmp_path, state, model={"output_stride": 32})

@@ -1,4 +1,7 @@
-"""Folder layouts of data sets: which image goes with which label, by where the files lie. A file describes each layout."""
+"""The folder layouts of data sets, which pair images with labels by the location of the files.
+
+Each layout is described in a file of its own.
+"""
 
 from etils import epath
 
@@ -9,27 +12,33 @@ from deeplab_jax.data.layouts.custom import CUSTOM
 from deeplab_jax.data.layouts.layout import Layout
 from deeplab_jax.data.layouts.voc import VOC
 
-# A new layout is a file here and a line in this tuple. The first that has the split is taken.
+# To add a layout, add a file to this folder and an entry to this tuple. The first layout that has the split is used.
 LAYOUTS = (CITYSCAPES, CUSTOM, CAMVID, VOC, ADE20K)
 
 
 def find_layout(root: epath.Path, split: str) -> Layout | None:
-    """Return the first layout in which `root` holds `split`."""
+    """Return the first layout in which `root` has the split, or None."""
     return next((layout for layout in LAYOUTS if split in layout.splits(root)), None)
 
 
 def recognize_layout(root: epath.Path) -> Layout | None:
-    """Return the first layout in which `root` holds any split."""
+    """Return the first layout in which `root` has any split, or None."""
     return next((layout for layout in LAYOUTS if layout.splits(root)), None)
 
 
 def explain_missing_split(root: epath.Path, split: str) -> str:
-    """Return why `root` has no samples of `split`: what was looked for, and what the folder holds."""
+    """Return a message that says why no samples of `split` were found: what `root` holds and which files were expected."""
     layout = recognize_layout(root)
     if layout:
         splits = ", ".join(layout.splits(root))
-        return f"no samples of split {split!r} below {root}, whose {layout.name} folders hold {splits}: name one of these"
-    wanted = "; ".join(f"{layout.shape.replace('SPLIT', split)} ({layout.name})" for layout in LAYOUTS)
+        return (
+            f"Found no samples of split {split!r} below {root}. "
+            f"Its {layout.name} folders hold the splits {splits}. Choose one of these."
+        )
+    expected = "; ".join(f"{layout.shape.replace('SPLIT', split)} ({layout.name})" for layout in LAYOUTS)
     names = sorted(path.name + "/" * path.is_dir() for path in root.iterdir() if not path.name.startswith("."))
-    held = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "nothing"
-    return f"no samples of split {split!r} below {root}: it holds {held}; looked for list/{split}.lst; {wanted}"
+    contents = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "nothing"
+    return (
+        f"Found no samples of split {split!r} below {root}, which holds {contents}. "
+        f"Provide list/{split}.lst or one of these layouts: {expected}."
+    )

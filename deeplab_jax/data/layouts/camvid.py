@@ -1,4 +1,4 @@
-"""CamVid as the SegNet tutorial distributes it: train/ with trainannot/."""
+"""The CamVid layout, as distributed with the SegNet tutorial: train/ with trainannot/."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,7 @@
-"""Cityscapes: a folder for each city; the name of a label file says how it encodes classes."""
+"""The Cityscapes layout: one folder for each city.
+
+The name of a label file tells how the file encodes classes.
+"""
 
 import re
 from collections.abc import Iterator
@@ -13,7 +16,10 @@ def _list_splits(root: epath.Path) -> list[str]:
 
 
 def _list_pairs(root: epath.Path, split: str, kind: str) -> Iterator[Pair]:
-    """Labels are those of `gtFine` where it has the split, else of `gtCoarse` (all of train_extra)."""
+    """Yield each image with its label from `gtFine`, or from `gtCoarse` if `gtFine` lacks the split (all of train_extra).
+
+    The labels are "" if neither folder has the split.
+    """
     truth = next((name for name in ("gtFine", "gtCoarse") if (root / name / split).is_dir()), "")
     suffix = "labelIds" if kind == "auto" else kind
     for image in list_images(root / "leftImg8bit" / split):

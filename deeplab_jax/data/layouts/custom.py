@@ -1,4 +1,4 @@
-"""A data set of one's own: images in input/, masks in target/."""
+"""The layout for custom data sets: images in input/, masks in target/."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,10 @@ from deeplab_jax.data.layouts.layout import Layout, Pair, list_folders, pair_by_
 
 
 def _list_splits(root: epath.Path) -> list[str]:
-    """Where no folder of `input/` is named train, val or test, all images are the split "train"."""
+    """Return the names of the folders in `input/`, which are the splits.
+
+    If none of the folders is named train, val or test, all images together also form the split "train".
+    """
     if not (root / "input").is_dir():
         return []
     folders = list_folders(root / "input")

@@ -1,4 +1,7 @@
-"""What a folder layout states, and the scanning that several layouts share. No pixels are read."""
+"""The description of a folder layout, and functions that several layouts use to scan folders.
+
+No pixels are read here.
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -11,19 +14,21 @@ Pair = tuple[str, str]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Layout:
-    """A way to lay out a data set in folders.
+    """A way to organize a data set in folders.
 
-    Where a layout has lists of its own (Pascal VOC), they define a split; otherwise the folder's images do, sorted by name. An
-    image without its label file is still paired with that file's name: `find_samples` then reports the missing file instead of
-    dropping the image.
+    If a layout includes lists of images (Pascal VOC), the lists define the splits. Otherwise a split consists of the images in
+    its folder, sorted by name. An image whose label file is missing is still paired with the name of that file, so
+    `find_samples` reports the missing file instead of dropping the image.
 
     Attributes:
-      name: what people call it.
-      shape: the folders of a split, for messages.
-      labels: name of its label set in `labels.LABEL_SETS`; "" where any is possible.
-      splits: root -> names of the splits that it holds in this layout; none where it has another layout.
-      pairs: (root, split, label kind) -> (image, label) names relative to the root; label "" for a split without labels.
-      label_kind: how its masks encode classes; "auto" where their names or the first file's header show it.
+      name: The common name of the layout.
+      shape: A description of the folders of a split, for messages. "SPLIT" stands for the name of the split.
+      labels: The name of the label set in `labels.LABEL_SETS` that belongs to the layout, or "" if it can have any label set.
+      splits: A function that returns the names of the splits that a root folder has in this layout. The list is empty if the
+        folder has a different layout.
+      pairs: A function that takes (root, split, label kind) and returns the (image, label) names relative to the root. The
+        label is "" in a split without labels.
+      label_kind: How the masks encode classes. "auto" means that the file names or the header of the first file show the kind.
     """
 
     name: str
@@ -35,20 +40,24 @@ class Layout:
 
 
 def list_folders(parent: epath.Path) -> list[str]:
-    """Return the names of the folders in `parent`, sorted; none where `parent` is no folder."""
+    """Return the sorted names of the folders in `parent`, or an empty list if `parent` is not a folder."""
     return sorted(path.name for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
 
 
 def list_images(folder: epath.Path) -> list[epath.Path]:
-    """Return the images in `folder` and its subfolders, sorted."""
+    """Return the image files in `folder` and its subfolders, sorted by path."""
     files = (parent / name for parent, _, names in folder.walk() for name in names)
     return sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def pair_by_name(root: epath.Path, images: epath.Path, labels: epath.Path) -> Iterator[Pair]:
-    """Pair the images of two folders by their names without the suffix."""
-    known = {str(path.relative_to(labels).with_suffix("")): path for path in list_images(labels)} if labels.is_dir() else {}
+    """Yield the (image, label) pairs of two folders whose paths within the folders are the same, apart from the suffix.
+
+    An image without a label file is paired with the name that its PNG label would have. If the label folder contains no images
+    at all, the split has no labels and each label is "".
+    """
+    paths = {str(path.relative_to(labels).with_suffix("")): path for path in list_images(labels)} if labels.is_dir() else {}
     for image in list_images(images):
         stem = image.relative_to(images).with_suffix("")
-        label = known.get(str(stem), labels / f"{stem}.png") if known else None
+        label = paths.get(str(stem), labels / f"{stem}.png") if paths else None
         yield str(image.relative_to(root)), str(label.relative_to(root)) if label else ""

@@ -1,4 +1,4 @@
-"""Pascal VOC 2012: all images in one folder; text files list the images of each split."""
+"""The Pascal VOC 2012 layout: all images are in one folder, and text files list the images of each split."""
 
 from collections.abc import Iterator
 
@@ -17,17 +17,21 @@ def _list_splits(root: epath.Path) -> list[str]:
 
 
 def _list_pairs(root: epath.Path, split: str, kind: str) -> Iterator[Pair]:
-    """Splits named `...aug` prefer `SegmentationClassAug`; "test" has no labels."""
+    """Yield the images in the list of a split with their labels in `SegmentationClass`.
+
+    Splits whose name ends in "aug" prefer the labels in `SegmentationClassAug`. A split in which no image has a label file,
+    such as "test", has no labels.
+    """
     folder = _set_folder(root)
     listing = folder / "ImageSets" / "Segmentation" / f"{split}.txt"
     truths = ("SegmentationClassAug", "SegmentationClass") if split.endswith("aug") else ("SegmentationClass",)
-    known: dict[str, epath.Path] = {}
+    paths: dict[str, epath.Path] = {}
     for name in reversed([truth for truth in truths if (folder / truth).is_dir()]):
-        known |= {path.stem: path for path in (folder / name).iterdir() if path.suffix == ".png"}
+        paths |= {path.stem: path for path in (folder / name).iterdir() if path.suffix == ".png"}
     stems = list(_read_stems(listing))
-    labelled = any(stem in known for stem in stems)
+    labelled = any(stem in paths for stem in stems)
     for stem in stems:
-        label = known.get(stem, folder / truths[-1] / f"{stem}.png")
+        label = paths.get(stem, folder / truths[-1] / f"{stem}.png")
         image = folder / "JPEGImages" / f"{stem}.jpg"
         yield str(image.relative_to(root)), str(label.relative_to(root)) if labelled else ""
 
@@ -39,10 +43,12 @@ def _set_folder(root: epath.Path) -> epath.Path:
 
 def _read_stems(listing: epath.Path) -> Iterator[str]:
     for number, line in enumerate(read_lines(listing), start=1):
-        # Some lists of the augmented set have lines `/JPEGImages/x.jpg /SegmentationClassAug/x.png`.
+        # Some lists of the augmented data set have lines of the form `/JPEGImages/x.jpg /SegmentationClassAug/x.png`.
         words = line.split()
         if len(words) > 2:
-            raise DataError(f"{listing}, line {number}: {len(words)} columns; write an image's name without its suffix")
+            raise DataError(
+                f"Line {number} of {listing} has {len(words)} columns. Write only the name of an image, without its suffix."
+            )
         if words:
             yield epath.Path(words[0]).stem
 

@@ -1,4 +1,4 @@
-"""The backbones. A new one is a file here, which says everything about it, and a line below."""
+"""The backbones. To add one, create a module in this folder that describes it and add its table to `BACKBONES`."""
 
 from deeplab_jax.errors import choose
 from deeplab_jax.models.backbones import mobilenetv3, resnet, resnext
@@ -12,5 +12,9 @@ BACKBONES: dict[str, Backbone] = {
 
 
 def find_backbone(name: str) -> Backbone:
-    """Return a backbone by its name; ConfigError where there is none."""
+    """Return the backbone with the given name.
+
+    Raises:
+      ConfigError: There is no backbone with this name.
+    """
     return choose(name, BACKBONES, "model.backbone")

@@ -1,4 +1,4 @@
-"""A dilated MobileNetV3-Large (Howard et al. 2019, 1905.02244, table 1), as torchvision has it, NHWC."""
+"""A dilated MobileNetV3-Large (Howard et al. 2019, arXiv:1905.02244, table 1) in torchvision's variant, NHWC."""
 
 import functools
 from collections.abc import Callable
@@ -13,42 +13,42 @@ from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models.layers import BatchNorm, Conv, add, hard_sigmoid, hard_swish, image_mean, relu, scale_channels
 from deeplab_jax.models.stages import Backbone, Features, Shapes, stage_dilations
 
-EPSILON, MOMENTUM = 1e-3, 0.99  # of its BatchNorm
+EPSILON, MOMENTUM = 1e-3, 0.99  # BatchNorm settings
 
 
 class BlockConfig(NamedTuple):
-    """What a block is, whatever precedes it.
+    """The settings of a block that do not depend on the preceding blocks.
 
     Attributes:
-      size: of the depthwise kernel.
-      expanded: channels of the depthwise convolution.
-      features: channels that the block gives.
-      squeezes: whether it has squeeze-and-excitation.
-      is_hard_swish: its activation, instead of ReLU.
+      size: The height and width of the depthwise kernel.
+      expanded: The number of channels of the depthwise convolution.
+      features: The number of output channels.
+      has_squeeze: Whether the block has squeeze-and-excitation.
+      has_hard_swish: Whether the activation is hard-swish instead of ReLU.
     """
 
     size: int
     expanded: int
     features: int
-    squeezes: bool
-    is_hard_swish: bool
+    has_squeeze: bool
+    has_hard_swish: bool
 
 
 class Block(NamedTuple):
-    """A block in its place.
+    """A block together with the settings that depend on the preceding block.
 
     Attributes:
-      config: with the channels of this network.
-      expands: whether a 1x1 convolution precedes the depthwise one.
-      is_residual: whether its input is added.
+      config: The block's settings, with channel numbers for the width of this network.
+      has_expansion: Whether a 1x1 convolution precedes the depthwise convolution.
+      is_residual: Whether the block adds its input to its output.
     """
 
     config: BlockConfig
-    expands: bool
+    has_expansion: bool
     is_residual: bool
 
 
-# At width 64.
+# The channel numbers below are those of width 64, the published network.
 STEM = BlockConfig(3, 16, 16, False, False)
 STAGES = (
     (BlockConfig(3, 64, 24, False, False), BlockConfig(3, 72, 24, False, False)),
@@ -63,40 +63,49 @@ STAGES = (
     ),
     (BlockConfig(5, 672, 160, True, True), BlockConfig(5, 960, 160, True, True), BlockConfig(5, 960, 160, True, True)),
 )
-LAST_EXPANSION = 6  # of the 1x1 convolution after the last block
+LAST_EXPANSION = 6  # expansion factor of the 1x1 convolution after the last block
 
 
-def scaled(channels: int, width: int) -> int:
-    """Channels of a network of `width`, a multiple of 8 no more than a tenth below width / 64 of those."""
-    return _divisible(channels * width / 64)
+def scale_to_width(channels: int, width: int) -> int:
+    """Return the number of channels that a layer with `channels` at width 64 has at another width.
+
+    The result is channels * width / 64, rounded to a multiple of 8. Rounding reduces it by at most 10 %.
+    """
+    return _round_to_multiple_of_8(channels * width / 64)
 
 
-def _divisible(channels: float) -> int:
+def _round_to_multiple_of_8(channels: float) -> int:
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
 class SqueezeExcitation(nn.Module):
-    """Scales each channel by a function of the means of all (Hu et al. 2017, 1709.01507)."""
+    """A squeeze-and-excitation layer (Hu et al. 2017, arXiv:1709.01507).
+
+    It scales each channel by a function of the means of all channels.
+    """
 
     conv: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        """Return x, scaled by 0 to 1."""
+        """Return `x` with each channel multiplied by a factor from 0 to 1."""
         channels = x.shape[-1]
         layer = functools.partial(self.conv, use_bias=True)
-        squeezed = relu(layer(_divisible(channels // 4), name="reduce")(image_mean(x)))
+        squeezed = relu(layer(_round_to_multiple_of_8(channels // 4), name="reduce")(image_mean(x)))
         return scale_channels(x, hard_sigmoid(layer(channels, name="expand")(squeezed)))
 
 
 class InvertedResidual(nn.Module):
-    """1x1 to more channels, a depthwise convolution, squeeze-and-excitation, 1x1 to fewer; an optional identity beside it.
+    """An inverted residual block with an optional identity shortcut.
+
+    The block has a 1x1 convolution to more channels, a depthwise convolution, squeeze-and-excitation and a 1x1 convolution to
+    fewer channels. The first 1x1 convolution and squeeze-and-excitation are optional.
 
     Attributes:
-      block: its form.
-      stride, rate: of the depthwise convolution.
-      conv, norm: make a layer.
+      block: The settings of the block.
+      stride, rate: The stride and the rate of the depthwise convolution.
+      conv, norm: The constructors of the convolution and normalization layers.
     """
 
     block: Block
@@ -107,82 +116,89 @@ class InvertedResidual(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
-        """Return [n, ceil(h / stride), ceil(w / stride), block.config.features]."""
-        size, expanded, features, squeezes, is_hard_swish = self.block.config
-        activation = hard_swish if is_hard_swish else relu
+        """Return features of shape [n, ceil(h / stride), ceil(w / stride), block.config.features]."""
+        size, expanded, features, has_squeeze, has_hard_swish = self.block.config
+        activation = hard_swish if has_hard_swish else relu
         y = x
-        if self.block.expands:
+        if self.block.has_expansion:
             y = self.conv(expanded, name="expand_conv")(y)
             y = activation(self.norm(name="expand_bn")(y, train))
         y = self.conv(expanded, size, self.stride, self.rate, expanded, name="depthwise_conv")(y)
         y = activation(self.norm(name="depthwise_bn")(y, train))
-        if squeezes:
+        if has_squeeze:
             y = SqueezeExcitation(self.conv, name="se")(y)
         y = self.conv(features, name="project_conv")(y)
         y = self.norm(name="project_bn")(y, train)
         return add(x, y) if self.block.is_residual else y
 
 
-def blocks_of(width: int) -> list[list[Block]]:
-    """By stage, the stem's block before the first."""
-    channels, stages = scaled(STEM.features, width), []
+def list_blocks(width: int) -> list[list[Block]]:
+    """Return the blocks of each stage at the given width. The first list holds the stem's block."""
+    channels, stages = scale_to_width(STEM.features, width), []
     for i, stage in enumerate(((STEM,), *STAGES)):
         blocks = []
-        for j, config in enumerate(stage):
-            own = config._replace(expanded=scaled(config.expanded, width), features=scaled(config.features, width))
-            # A stage's first block has a stride, or had one before it was dilated.
+        for j, published in enumerate(stage):
+            expanded, features = scale_to_width(published.expanded, width), scale_to_width(published.features, width)
+            config = published._replace(expanded=expanded, features=features)
+            # The first block of a stage is never residual: it has a stride, or had one before the stage was dilated.
             keeps_grid = i == 0 or j > 0
-            blocks.append(Block(own, own.expanded != channels, keeps_grid and own.features == channels))
-            channels = own.features
+            blocks.append(Block(config, expanded != channels, keeps_grid and features == channels))
+            channels = features
         stages.append(blocks)
     return stages
 
 
 class MobileNetV3(nn.Module):
-    """Its features, of three stages; the auxiliary ones are those of torchvision's segmentation network, at stride 8.
+    """A dilated MobileNetV3-Large that returns the features of three stages.
+
+    The auxiliary features have stride 8, as in torchvision's segmentation network.
 
     Attributes:
-      config: of the network; see `scaled` for widths.
+      config: The config of the network; `scale_to_width` explains how `width` sets the channels.
     """
 
     config: ModelConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w 3"], train: bool) -> Features:
-        """Return features at strides 4, 8 and `output_stride`."""
+        """Return the features at strides 4, 8 and `output_stride`."""
         c = self.config
         conv = functools.partial(Conv, dtype=jnp.dtype(c.dtype))
         norm = functools.partial(BatchNorm, momentum=MOMENTUM, epsilon=EPSILON)
-        (stem,), *stages = blocks_of(c.width)
-        x = conv(scaled(STEM.features, c.width), 3, 2, name="stem_conv")(x)
+        (stem,), *stages = list_blocks(c.width)
+        x = conv(scale_to_width(STEM.features, c.width), 3, 2, name="stem_conv")(x)
         x = hard_swish(norm(name="stem_bn")(x, train))
         x = InvertedResidual(stem, 1, 1, conv, norm, name="stem_block")(x, train)
         dilations = stage_dilations([len(stage) for stage in stages], c, stem_stride=2)
-        by_stage = []
-        for i, (stage, own) in enumerate(zip(stages, dilations, strict=True), start=1):
+        outputs_by_stage = []
+        for i, (stage, stage_dilation) in enumerate(zip(stages, dilations, strict=True), start=1):
             make: Any = nn.remat(InvertedResidual, static_argnums=(2,)) if i in c.remat else InvertedResidual
             outputs = []
-            for j, (block, dilation) in enumerate(zip(stage, own, strict=True), start=1):
+            for j, (block, dilation) in enumerate(zip(stage, stage_dilation, strict=True), start=1):
                 name = f"stage{i}_block{j}"
                 x = make(block, dilation.stride, dilation.rate, conv, norm, name=name)(x, train)
                 outputs.append(x)
-            by_stage.append(outputs)
+            outputs_by_stage.append(outputs)
         last = conv(LAST_EXPANSION * x.shape[-1], name="stage4_conv")(x)
         last = hard_swish(norm(name="stage4_bn")(last, train))
-        return Features(low=by_stage[0][-1], aux=by_stage[1][0], last=last)
+        return Features(low=outputs_by_stage[0][-1], aux=outputs_by_stage[1][0], last=last)
 
 
-MARK = "15.block.2.fc1.weight"  # a tensor of the last block, which torchvision's MobileNetV3-Large alone has
+# A tensor of the last block. Its name only occurs in torchvision's MobileNetV3-Large.
+MARKER = "15.block.2.fc1.weight"
 
 
 def tensor_names(config: ModelConfig, source: str) -> dict[str, str]:
-    """Return torchvision's names, which number the parts: the stem, its block, all others, the last convolution."""
+    """Return torchvision's name of each layer, by our name.
+
+    torchvision numbers the parts of the network in order: the stem, the stem's block, all other blocks, the last convolution.
+    """
     names = {"stem_conv": "0.0", "stem_bn": "0.1"}
-    (stem,), *stages = blocks_of(config.width)
+    (stem,), *stages = list_blocks(config.width)
     blocks = {"stem_block": stem}
     blocks |= {f"stage{i}_block{j}": block for i, stage in enumerate(stages, 1) for j, block in enumerate(stage, 1)}
     for number, (ours, block) in enumerate(blocks.items(), start=1):
-        parts = ["expand"] * block.expands + ["depthwise"] + ["se"] * block.config.squeezes + ["project"]
+        parts = ["expand"] * block.has_expansion + ["depthwise"] + ["se"] * block.config.has_squeeze + ["project"]
         for i, part in enumerate(parts):
             pair = ("se/reduce", "se/expand") if part == "se" else (f"{part}_conv", f"{part}_bn")
             theirs = ("fc1", "fc2") if part == "se" else ("0", "1")
@@ -192,26 +208,35 @@ def tensor_names(config: ModelConfig, source: str) -> dict[str, str]:
 
 
 def recognize(shapes: Shapes) -> dict[str, Any] | None:
-    """Return the fields of a MobileNetV3-Large: the width whose blocks have these channels.
+    """Return the `ModelConfig` fields of a MobileNetV3-Large, or None for a different network.
 
-    All are multiples of 8, so that neighbouring widths share most of them.
+    The width is computed from the channels of three layers. Neighbouring widths share most channel numbers, because all of them
+    are rounded to multiples of 8.
+
+    Raises:
+      CheckpointError: No even width gives these channels.
     """
-    if MARK not in shapes:
+    if MARKER not in shapes:
         return None
     channels = tuple(shapes.get(name, (0,))[0] for name in ("0.0.weight", "15.block.0.0.weight", "16.0.weight"))
     last = STAGES[-1][-1]
-    # The widest layer differs between all even widths.
+    # Only the last expansion is wide enough to differ between all even widths.
     width = max(2, 2 * round(channels[1] * 64 / last.expanded / 2))
-    if channels != (scaled(STEM.features, width), scaled(last.expanded, width), LAST_EXPANSION * scaled(last.features, width)):
+    expected = (
+        scale_to_width(STEM.features, width),
+        scale_to_width(last.expanded, width),
+        LAST_EXPANSION * scale_to_width(last.features, width),
+    )
+    if channels != expected:
         stem, expanded, wide = channels
         raise CheckpointError(
-            f"has a MobileNetV3-Large of {stem}, {expanded} and {wide} channels (stem, last expansion, last "
-            "convolution), which no even model.width gives: give weights of another width"
+            f"holds a MobileNetV3-Large with {stem}, {expanded} and {wide} channels (in the stem, the last expansion and the "
+            "last convolution). No even model.width gives these numbers. Use weights of a supported width."
         )
     return {"backbone": "mobilenetv3_large", "width": width}
 
 
-# torchvision dilates one stage, its first block included.
+# torchvision dilates only the last stage, including its first block.
 TORCHVISION = {
     "name": "mobilenet_v3_large",
     "output_stride": 16,

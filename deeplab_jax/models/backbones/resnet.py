@@ -1,6 +1,7 @@
-"""Dilated residual networks (He et al. 2015, 1512.03385; dilation as in DeepLabV3, 1706.05587, section 3.1), NHWC.
+"""Dilated residual networks (He et al. 2015, arXiv:1512.03385), NHWC.
 
-The deep stem and the pooled shortcut are those of He et al. 2018 (1812.01187): ResNet-C and -D.
+Dilation follows DeepLabV3 (arXiv:1706.05587, section 3.1). The deep stem and the pooled shortcut are those of ResNet-C and
+ResNet-D (He et al. 2018, arXiv:1812.01187).
 """
 
 import functools
@@ -19,7 +20,7 @@ from deeplab_jax.models.stages import Backbone, Dilation, Features, Shapes, stag
 
 Blocks = tuple[int, int, int, int]
 
-# Blocks a stage, and whether they are bottlenecks.
+# For each network: the number of blocks in each stage, and whether the blocks are bottlenecks.
 DEPTHS: dict[str, tuple[Blocks, bool]] = {
     "resnet18": ((2, 2, 2, 2), False),
     "resnet34": ((3, 4, 6, 3), False),
@@ -30,7 +31,10 @@ DEPTHS: dict[str, tuple[Blocks, bool]] = {
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions, the first of which has stride and rate, and a shortcut."""
+    """A residual block of two 3x3 convolutions and a shortcut.
+
+    The first convolution has the block's stride and rate. The second one has `dilation.inner_rate`.
+    """
 
     features: int
     dilation: Dilation
@@ -40,7 +44,7 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
-        """Return [n, ceil(h / stride), ceil(w / stride), features]."""
+        """Return features of shape [n, ceil(h / stride), ceil(w / stride), features]."""
         y = self.conv(self.features, 3, self.dilation.stride, self.dilation.rate, name="conv1")(x)
         y = relu(self.norm(name="bn1")(y, train))
         y = self.conv(self.features, 3, 1, self.dilation.inner_rate, name="conv2")(y)
@@ -49,15 +53,17 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (which holds the stride and the rate, as in torchvision) and 1x1 to four times `features`; a shortcut.
+    """A residual block of a 1x1, a 3x3 and a 1x1 convolution, and a shortcut.
+
+    The 3x3 convolution has the stride and the rate, as in torchvision. The last convolution has four times `features` channels.
 
     Attributes:
-      features: channels of the stage, a quarter of the block's output.
-      dilation: see there.
-      conv, norm: make a layer.
-      pools_shortcut: average before the shortcut's convolution.
-      groups, group_width: groups of the 3x3 convolution, and channels of each in the first stage of a network of width 64
-        (ResNeXt); one group of 64 is a ResNet.
+      features: The width of the stage, which is a quarter of the block's output channels.
+      dilation: The stride and the rates of the block; see `stages.Dilation`.
+      conv, norm: The constructors of the convolution and normalization layers.
+      pools_shortcut: Whether to average-pool before the convolution of the shortcut.
+      groups: The number of groups of the 3x3 convolution: 1 for a ResNet, more for a ResNeXt.
+      group_width: The channels per group in the first stage of a network of width 64: 64 for a ResNet, fewer for a ResNeXt.
     """
 
     features: int
@@ -70,7 +76,7 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
-        """Return [n, ceil(h / stride), ceil(w / stride), 4 * features]."""
+        """Return features of shape [n, ceil(h / stride), ceil(w / stride), 4 * features]."""
         inner = self.groups * inner_width(self.features, self.group_width)
         y = self.conv(inner, name="conv1")(x)
         y = relu(self.norm(name="bn1")(y, train))
@@ -82,12 +88,15 @@ class Bottleneck(nn.Module):
 
 
 def inner_width(features: int, group_width: int) -> int:
-    """Return the channels of one group of a bottleneck's 3x3 convolution, in a stage of `features`."""
+    """Return the channels per group of a bottleneck's 3x3 convolution, in a stage of width `features`."""
     return max(1, features * group_width // 64)
 
 
 def _shortcut(x: Array, block: BasicBlock | Bottleneck, features: int, train: bool) -> Array:
-    """Return x, or a 1x1 convolution of it where the shape changes, after an optional pool. The layers belong to `block`."""
+    """Return `x`, or a projection of `x` if the block changes the shape.
+
+    The projection is an optional average pool, a 1x1 convolution and BatchNorm. Its layers become submodules of `block`.
+    """
     stride = block.dilation.stride
     if stride == 1 and x.shape[-1] == features:
         return x
@@ -98,13 +107,13 @@ def _shortcut(x: Array, block: BasicBlock | Bottleneck, features: int, train: bo
 
 
 class ResNet(nn.Module):
-    """A dilated ResNet's features, those of its first, third and last stage.
+    """A dilated ResNet that returns the features of its first, third and last stage.
 
     Attributes:
-      config: of the network.
-      blocks: how many each stage has.
-      is_bottleneck: whether they are `Bottleneck`s, else `BasicBlock`s.
-      groups, group_width: of bottlenecks; see `Bottleneck`.
+      config: The config of the network.
+      blocks: The number of blocks in each stage.
+      is_bottleneck: Whether the blocks are instances of `Bottleneck` rather than `BasicBlock`.
+      groups, group_width: The grouped convolutions of bottlenecks; see `Bottleneck`.
     """
 
     config: ModelConfig
@@ -115,7 +124,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w 3"], train: bool) -> Features:
-        """Return features at strides 4, min(16, output_stride) and `output_stride`."""
+        """Return the features at strides 4, min(16, output_stride) and `output_stride`."""
         c = self.config
         conv = functools.partial(Conv, dtype=jnp.dtype(c.dtype))
         x = max_pool_3x3(self._stem(x, train, conv))
@@ -145,15 +154,15 @@ class ResNet(nn.Module):
 
 
 def tensor_names(config: ModelConfig, source: str, blocks: Blocks) -> dict[str, str]:
-    """Return the names of torchvision, timm or mmsegmentation, by our layer."""
+    """Return the name of each layer in torchvision, timm or mmsegmentation, by our name."""
     names = {"stem_conv": "conv1", "stem_bn": "bn1"}
     for i in (1, 2, 3):
-        # In timm the last BatchNorm of a deep stem is the plain network's.
+        # In timm, the last BatchNorm of a deep stem has the same name as that of a plain stem.
         bn = {"mmseg": f"stem.{3 * i - 2}", "timm": "bn1" if i == 3 else f"conv1.{3 * i - 2}"}
         conv = {"mmseg": f"stem.{3 * i - 3}", "timm": f"conv1.{3 * i - 3}"}
         if source in conv:
             names |= {f"stem_conv{i}": conv[source], f"stem_bn{i}": bn[source]}
-    first = int(config.shortcut == "avgpool+1x1")  # the pool is layer 0
+    first = int(config.shortcut == "avgpool+1x1")  # with a pool, the pool is layer 0
     for stage, count in enumerate(blocks, start=1):
         for block in range(count):
             ours, theirs = f"stage{stage}_block{block + 1}", f"layer{stage}.{block}"
@@ -164,35 +173,46 @@ def tensor_names(config: ModelConfig, source: str, blocks: Blocks) -> dict[str, 
 
 
 def count_blocks(shapes: Shapes) -> Blocks:
-    """Return how many blocks each stage has, by the names of the tensors."""
+    """Return the number of blocks in each stage, counted from the names of the tensors."""
     blocks = [re.match(r"layer(\d)\.(\d+)\.conv1\.weight", name) for name in shapes]
     counts = [1 + max((int(m[2]) for m in blocks if m and m[1] == str(stage)), default=-1) for stage in (1, 2, 3, 4)]
     return counts[0], counts[1], counts[2], counts[3]
 
 
 def recognize_stem_and_shortcut(shapes: Shapes) -> dict[str, str]:
-    """Return the fields `stem` and `shortcut` that the names show."""
+    """Return the `ModelConfig` fields `stem` and `shortcut`, read from the names of the tensors."""
     is_deep = "stem.0.weight" in shapes or "conv1.0.weight" in shapes
-    is_pooled = "layer2.0.downsample.2.weight" in shapes  # the pool is layer 0
+    is_pooled = "layer2.0.downsample.2.weight" in shapes  # with a pool, the pool is layer 0
     return {"stem": "3x3" if is_deep else "7x7", "shortcut": "avgpool+1x1" if is_pooled else "1x1"}
 
 
 def recognize(shapes: Shapes) -> dict[str, Any] | None:
-    """Return the fields of a ResNet: its inner convolutions read all channels, and are as wide as the stage."""
+    """Return the `ModelConfig` fields of a ResNet, or None for a different network.
+
+    In a ResNet, the second convolution of a block reads all channels and is as wide as the stage.
+
+    Raises:
+      CheckpointError: A tensor of the first block is missing or has the wrong rank, or no supported depth has these blocks.
+    """
     if not any(name.startswith("layer1.0.") for name in shapes):
         return None
     for name in ("layer1.0.conv1.weight", "layer1.0.conv2.weight"):
         if len(shapes.get(name, ())) != 4:
-            raise CheckpointError(f"is no DeepLabV3 and no backbone of one: {name} is missing, or no convolution")
+            raise CheckpointError(
+                f"is not a DeepLabV3 network or a supported backbone: {name} is missing or is not a convolution kernel. "
+                "Use weights of a supported network."
+            )
     width, (inner, read) = shapes["layer1.0.conv1.weight"][0], shapes["layer1.0.conv2.weight"][:2]
     blocks, is_bottleneck = count_blocks(shapes), "layer1.0.conv3.weight" in shapes
     last = shapes["layer1.0.conv3.weight"][0] if is_bottleneck else width
     if not inner == read == width or last != (4 * width if is_bottleneck else width):
         return None
-    depth = next((depth for depth, known in DEPTHS.items() if known == (blocks, is_bottleneck)), None)
+    depth = next((depth for depth, shape in DEPTHS.items() if shape == (blocks, is_bottleneck)), None)
     if depth is None:
         kind = "bottlenecks" if is_bottleneck else "basic blocks"
-        raise CheckpointError(f"has a backbone of {blocks} {kind} by stage: only {', '.join(DEPTHS)} are known")
+        raise CheckpointError(
+            f"has a backbone with {blocks} {kind} per stage, which is not supported. Use weights of {', '.join(DEPTHS)}."
+        )
     return {"backbone": depth, "width": width} | recognize_stem_and_shortcut(shapes)
 
 

@@ -1,4 +1,7 @@
-"""Dilated ResNeXt (Xie et al. 2016, 1611.05431): ResNets whose 3x3 convolutions have groups, as torchvision has them, NHWC."""
+"""A dilated ResNeXt (Xie et al. 2016, arXiv:1611.05431), NHWC.
+
+A ResNeXt is a ResNet with grouped 3x3 convolutions. The networks are those of torchvision.
+"""
 
 import functools
 from typing import Any
@@ -13,12 +16,15 @@ from deeplab_jax.models.backbones.resnet import (
 )
 from deeplab_jax.models.stages import Backbone, Shapes
 
-# Blocks a stage, groups, and channels of a group in the first stage.
+# For each network: the blocks of each stage, the number of groups, and the channels per group in the first stage.
 NETWORKS: dict[str, tuple[Blocks, int, int]] = {"resnext50_32x4d": ((3, 4, 6, 3), 32, 4)}
 
 
 def recognize(shapes: Shapes) -> dict[str, Any] | None:
-    """Return the fields of a ResNeXt: its inner convolutions read a group of the channels."""
+    """Return the `ModelConfig` fields of a ResNeXt, or None for a different network.
+
+    In a ResNeXt, the second convolution of a block is grouped: each of its outputs reads only some of the channels.
+    """
     inner, last = shapes.get("layer1.0.conv2.weight", ()), shapes.get("layer1.0.conv3.weight", ())
     if len(inner) != 4 or len(last) != 4 or inner[0] == inner[1]:
         return None

@@ -1,9 +1,9 @@
-"""The sources of weights. A new one is a file here, which says everything about it, and a line below."""
+"""The libraries whose weights are supported. To add one, describe it in a module in this folder and add it to `SOURCES`."""
 
 from deeplab_jax.weights.source import Source
 from deeplab_jax.weights.sources import mmseg, timm, torchvision
 
-# The first whose names a file has; timm's are those of any backbone alone.
+# A file belongs to the first source whose names it has. timm comes last, because it accepts the names of every plain backbone.
 SOURCES: dict[str, Source] = {
     "mmseg": mmseg.SOURCE,
     "torchvision": torchvision.SOURCE,

@@ -1,7 +1,7 @@
-"""mmsegmentation's DeepLabV3: its names, and what its checkpoints say of themselves.
+"""DeepLabV3 weights of mmsegmentation: their tensor names, and the settings that a checkpoint describes.
 
-Shapes cannot tell a stride from a rate. The configuration in a checkpoint, its published file name and its classes are where
-output stride, rates, alignment and protocol come from. Nothing that a file holds is run.
+The shapes of tensors do not show strides and rates. Output stride, rates, corner alignment and evaluation settings come from
+the configuration inside a checkpoint, or from its published file name. The configuration is parsed, but never executed.
 """
 
 import ast
@@ -25,17 +25,17 @@ from deeplab_jax.models import DeepLabV3, canonical
 from deeplab_jax.models.backbones import BACKBONES
 from deeplab_jax.models.graph import abstract_variables
 from deeplab_jax.models.stages import STRIDES_OUT, Shapes, strides_in
-from deeplab_jax.weights.source import USUAL, Facts, Source, conv_bn, has_imagenet_normalization, output_channels
+from deeplab_jax.weights.source import ASSUMED, Facts, Source, conv_bn, has_imagenet_normalization, output_channels
 from deeplab_jax.weights.state_dicts import StateDict
 
 
 def has_names(names: Collection[str]) -> bool:
-    """Return whether a tensor of a head, or of the stem that only mmsegmentation names so, is among the names."""
+    """Return whether one of the tensors belongs to mmsegmentation's head or deep stem, whose names are unique to it."""
     return any(name.startswith(("decode_head.", "stem.")) for name in names)
 
 
 def head_names(model: ModelConfig) -> dict[str, str]:
-    """Return the names of the heads' layers."""
+    """Return mmsegmentation's name of each layer of the heads, by our name."""
     names = {"classifier": "decode_head.conv_seg", "aux_classifier": "auxiliary_head.conv_seg"}
     modules = {"aspp/branch_1x1": "decode_head.aspp_modules.0", "aspp/branch_pool": "decode_head.image_pool.1"}
     modules |= {f"aspp/branch_rate{i}": f"decode_head.aspp_modules.{i}" for i in range(1, len(model.atrous_rates) + 1)}
@@ -46,7 +46,10 @@ def head_names(model: ModelConfig) -> dict[str, str]:
 
 
 def read_head(shapes: Shapes) -> dict[str, Any]:
-    """Return the fields that the heads' tensors show; {} for a backbone alone."""
+    """Return the `ModelConfig` fields that follow from the tensors of the heads, and "num_classes".
+
+    The result is {} for a file that contains only a backbone.
+    """
     if not any(name.startswith("decode_head.") for name in shapes):
         return {}
     return {
@@ -58,62 +61,70 @@ def read_head(shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def read_facts(state: StateDict, model: ModelConfig, asked: Mapping[str, Any]) -> Facts:
-    """Return fields of `model` and `eval`: from the configuration, which says all, or without one from the file's name.
+def read_facts(state: StateDict, model: ModelConfig, overrides: Mapping[str, Any]) -> Facts:
+    """Return the label set and the fields of `model` and `eval` that the file describes.
+
+    The fields come from the configuration inside the checkpoint, or from the name of the file if it has no configuration.
 
     Raises:
-      CheckpointError: the configuration is of a network that ours is not.
+      CheckpointError: The checkpoint belongs to a network that our implementation cannot reproduce.
     """
     if model.shortcut != "1x1":
         raise CheckpointError(
-            "has the pooled shortcuts of ResNetV1d, which mmsegmentation drops where it dilates: our network is another one, "
-            "give the backbone's own weights"
+            "contains a ResNetV1d. In dilated stages, mmsegmentation leaves out the pooling of its shortcuts, but our network "
+            "does not. Use the weights of the ImageNet backbone instead."
         )
     labels = read_label_set(state)
-    facts: Facts = {"labels": (labels, "the file") if labels else (CITYSCAPES, "assumed: of the published weights")}
-    facts["model.output_stride"] = (8, USUAL)
+    facts: Facts = {"labels": (labels, "the file") if labels else (CITYSCAPES, "assumed: the classes of the published weights")}
+    facts["model.output_stride"] = (8, ASSUMED)
     if "dilate_conv2" in BACKBONES[model.backbone].switches:
-        facts["model.dilate_conv2"] = (False, USUAL)
-    settings = _literals(_text(state))
+        facts["model.dilate_conv2"] = (False, ASSUMED)
+    settings = _parse_literals(_config_text(state))
     if {"backbone", "decode_head"} <= set(settings.get("model") or ()):
-        return facts | {field: (value, "the configuration in the file") for field, value in _configured(settings).items()}
-    return facts | {field: (value, "the file's name") for field, value in _named(state.source).items()}
+        fields, origin = _read_settings(settings), "the configuration in the file"
+    else:
+        fields, origin = _parse_file_name(state.source), "the name of the file"
+    return facts | {field: (value, origin) for field, value in fields.items()}
 
 
 def read_label_set(state: StateDict) -> LabelSet | None:
-    """Return the classes that the file names; None if it names none."""
-    described = state.meta.get("dataset_meta") or {}
-    names = tuple(map(str, state.meta.get("CLASSES") or described.get("classes") or ()))
-    palette = state.meta.get("PALETTE") or described.get("palette") or ()
-    known = [known for known in (CITYSCAPES, VOC) if known.names == names]
-    if known or not names:
-        return known[0] if known else None
-    # The value 0 of such label files, ADE20K's among them, is ignored, and the first class is 1.
-    shifted = "reduce_zero_label=True" in _text(state)
-    ids, ignored = (tuple(range(1, len(names) + 1)), (0, IGNORE)) if shifted else ((), (IGNORE,))
+    """Return the label set in the metadata of the file, or None if it has none."""
+    dataset_meta = state.meta.get("dataset_meta") or {}
+    names = tuple(map(str, state.meta.get("CLASSES") or dataset_meta.get("classes") or ()))
+    palette = state.meta.get("PALETTE") or dataset_meta.get("palette") or ()
+    matches = [labels for labels in (CITYSCAPES, VOC) if labels.names == names]
+    if matches or not names:
+        return matches[0] if matches else None
+    # With reduce_zero_label, as for ADE20K, the value 0 in label files is ignored, and the first class has the value 1.
+    is_shifted = "reduce_zero_label=True" in _config_text(state)
+    ids, ignored = (tuple(range(1, len(names) + 1)), (0, IGNORE)) if is_shifted else ((), (IGNORE,))
     try:
         colors = tuple((int(r), int(g), int(b)) for r, g, b in palette)
         return LabelSet("imported", names, colors, ids, ignored, ignored_colors=())
     except ConfigError:
-        # Some published palettes give one colour to several classes.
+        # Some published palettes use the same colour for several classes, which our label sets do not allow.
         return LabelSet("imported", names, tuple(voc_color(i + 1) for i in range(len(names))), ids, ignored)
 
 
-def _text(state: StateDict) -> str:
-    # "config" up to mmsegmentation 0.x, "cfg" since 1.0.
+def _config_text(state: StateDict) -> str:
+    # The key is "config" in mmsegmentation 0.x and "cfg" since 1.0.
     text = state.meta.get("config") or state.meta.get("cfg")
     return text if isinstance(text, str) else ""
 
 
-def _configured(settings: dict[str, Any]) -> dict[str, Any]:
+def _read_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of `model` and `eval` that an mmsegmentation configuration describes."""
     model = settings["model"]
     backbone, head = model["backbone"], model["decode_head"]
     norm = settings.get("img_norm_cfg") or settings.get("data_preprocessor") or model.get("data_preprocessor") or {}
     stride = 4 * math.prod(backbone.get("strides", (1, 2, 2, 2)))
-    _require_ours(stride, backbone, norm)
+    _require_supported(stride, backbone, norm)
     rates, grid = list(head.get("dilations", (1, 6, 12, 18)))[1:], backbone.get("multi_grid")
     if any(rate * stride % 16 for rate in rates):
-        raise CheckpointError(f"has ASPP dilations {rates} at output stride {stride}: at 16 they are not whole")
+        raise CheckpointError(
+            f"has the ASPP dilations {rates} at output stride {stride}, which are not integers at output stride 16. Use "
+            "different weights."
+        )
     test = model.get("test_cfg") or settings.get("test_cfg") or {}
     is_sliding = test.get("mode") == "slide"
     fields = {
@@ -128,23 +139,26 @@ def _configured(settings: dict[str, Any]) -> dict[str, Any]:
     return fields | {f"model.{name}": tuple(map(float, norm[name])) for name in ("mean", "std") if name in norm}
 
 
-def _require_ours(stride: int, backbone: dict[str, Any], norm: dict[str, Any]) -> None:
-    """Raise CheckpointError for switches under which the same tensors are another network."""
+def _require_supported(stride: int, backbone: dict[str, Any], norm: dict[str, Any]) -> None:
+    """Raise a CheckpointError if mmsegmentation's network computes something else than ours with the same tensors."""
     dilations = tuple(max(natural // stride, 1) for natural in (4, 8, 16, 32))
-    needed = {
+    settings = {
         "style": (backbone.get("style", "pytorch"), "pytorch"),
         "dilations": (tuple(backbone.get("dilations", (1, 1, 1, 1))), dilations),
         "contract_dilation": (stride == 32 or backbone.get("contract_dilation", False), True),
         "avg_down": (backbone.get("avg_down", False), False),
         "to_rgb": (norm.get("to_rgb", norm.get("bgr_to_rgb", True)), True),
     }
-    for field, (value, ours) in needed.items():
+    for field, (value, ours) in settings.items():
         if value != ours:
-            raise CheckpointError(f"was trained with {field}={value!r}: our network has {ours!r} there")
+            raise CheckpointError(f"was trained with {field}={value!r}, but only {ours!r} is supported. Use different weights.")
 
 
-def _named(source: str) -> dict[str, Any]:
-    """deeplabv3_r101-d16-mg124_512x1024_..., deeplabv3_r50-d8_769x769_..."""
+def _parse_file_name(source: str) -> dict[str, Any]:
+    """Return the fields of `model` and `eval` that follow from a published file name.
+
+    Examples of such names are deeplabv3_r101-d16-mg124_512x1024_... and deeplabv3_r50-d8_769x769_...
+    """
     name = source.replace("\\", "/").rsplit("/", 1)[-1].lower()
     if not name.startswith("deeplabv3_r"):
         return {}
@@ -156,8 +170,8 @@ def _named(source: str) -> dict[str, Any]:
     return fields
 
 
-def _literals(text: str) -> dict[str, Any]:
-    """Return the assignments of a Python file whose values are literals or nested `dict(...)`."""
+def _parse_literals(text: str) -> dict[str, Any]:
+    """Return the variables of a Python file whose values are literals or nested `dict(...)` calls."""
     try:
         statements = ast.parse(text).body
     except (SyntaxError, ValueError, RecursionError):
@@ -166,23 +180,23 @@ def _literals(text: str) -> dict[str, Any]:
     for statement in statements:
         if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
             with contextlib.suppress(ValueError, TypeError):
-                values[statement.targets[0].id] = _literal(statement.value)
+                values[statement.targets[0].id] = _parse_literal(statement.value)
     return values
 
 
-def _literal(node: ast.expr) -> Any:
+def _parse_literal(node: ast.expr) -> Any:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
-        return {keyword.arg: _literal(keyword.value) for keyword in node.keywords}
+        return {keyword.arg: _parse_literal(keyword.value) for keyword in node.keywords}
     if isinstance(node, ast.Dict):
         pairs = zip(node.keys, node.values, strict=True)
-        return {ast.literal_eval(key): _literal(value) for key, value in pairs if key is not None}
+        return {ast.literal_eval(key): _parse_literal(value) for key, value in pairs if key is not None}
     if isinstance(node, ast.List | ast.Tuple):
-        return [_literal(item) for item in node.elts]
+        return [_parse_literal(item) for item in node.elts]
     return ast.literal_eval(node)
 
 
 def required(model: ModelConfig) -> dict[str, tuple[Any, ...]]:
-    """Return the fields that mmsegmentation's networks fix."""
+    """Return the `ModelConfig` fields that are fixed in mmsegmentation's networks, and their supported values."""
     return {
         "backbone": tuple(name for name, backbone in BACKBONES.items() if "mmseg" in backbone.references),
         "shortcut": ("1x1",),
@@ -194,7 +208,7 @@ def required(model: ModelConfig) -> dict[str, tuple[Any, ...]]:
 
 
 def describe(config: Config) -> str:
-    """Return the fields of mmsegmentation's deeplabv3_r50-d8 that this network sets."""
+    """Return the settings that turn mmsegmentation's deeplabv3_r50-d8 into this network."""
     model, stride, classes = config.model, config.model.output_stride, config.labels.num_classes
     params = abstract_variables(DeepLabV3(model, classes))["params"]
     backbone: dict[str, Any] = {

@@ -1,5 +1,8 @@
-"""Backbones alone, as timm and torchvision name them. Each backbone's file has the names."""
+"""Weights of a backbone without a segmentation head, from timm or torchvision.
+
+The tensor names are defined with each backbone, in deeplab_jax/models/backbones.
+"""
 
 from deeplab_jax.weights.source import Source
 
-SOURCE = Source(has_names=lambda _: True, is_backbone_alone=True)
+SOURCE = Source(has_names=lambda _: True, is_backbone_only=True)

@@ -1,4 +1,4 @@
-"""torchvision's DeepLabV3 (torchvision.models.segmentation), of any backbone with torchvision's names."""
+"""DeepLabV3 weights of torchvision (torchvision.models.segmentation), for every backbone with torchvision's names."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -7,20 +7,20 @@ from deeplab_jax.config import Config, ModelConfig
 from deeplab_jax.labels import VOC
 from deeplab_jax.models.backbones import BACKBONES
 from deeplab_jax.models.stages import Shapes
-from deeplab_jax.weights.source import USUAL, Facts, Source, conv_bn, has_imagenet_normalization, output_channels
+from deeplab_jax.weights.source import ASSUMED, Facts, Source, conv_bn, has_imagenet_normalization, output_channels
 from deeplab_jax.weights.state_dicts import StateDict
 
-# ImageNet networks have a "classifier." too.
+# The prefixes are longer than "classifier.", because torchvision's ImageNet networks also have such tensors.
 HEAD_PREFIXES = ("classifier.0.convs.", "classifier.4.", "aux_classifier.")
 
 
 def has_names(names: Collection[str]) -> bool:
-    """Return whether a tensor of a segmentation head is among the names."""
+    """Return whether one of the tensors belongs to torchvision's segmentation head."""
     return any(name.startswith(HEAD_PREFIXES) for name in names)
 
 
 def head_names(model: ModelConfig) -> dict[str, str]:
-    """Return the names of the heads' layers."""
+    """Return torchvision's name of each layer of the heads, by our name."""
     names = {"classifier": "classifier.4", "aux_classifier": "aux_classifier.4"}
     names |= conv_bn("aspp/branch_1x1", "classifier.0.convs.0.0", "classifier.0.convs.0.1")
     pool = len(model.atrous_rates) + 1
@@ -33,7 +33,7 @@ def head_names(model: ModelConfig) -> dict[str, str]:
 
 
 def read_head(shapes: Shapes) -> dict[str, Any]:
-    """Return the fields that the heads' tensors show."""
+    """Return the `ModelConfig` fields that follow from the tensors of the heads, and "num_classes"."""
     return {
         "aspp_width": output_channels(shapes, "classifier.0.convs.0.0.weight"),
         "fusion": "1x1+3x3",
@@ -43,23 +43,23 @@ def read_head(shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def read_facts(state: StateDict, model: ModelConfig, asked: Mapping[str, Any]) -> Facts:
-    """Return what torchvision's networks have; its files say nothing of themselves."""
-    facts: Facts = {"labels": (VOC, "assumed: of the published weights"), "model.output_stride": (8, USUAL)}
-    return facts | {f"model.{field}": (value, USUAL) for field, value in _switches(model).items()}
+def read_facts(state: StateDict, model: ModelConfig, overrides: Mapping[str, Any]) -> Facts:
+    """Return the settings of torchvision's networks. Its files contain no settings, so they are all assumed."""
+    facts: Facts = {"labels": (VOC, "assumed: the classes of the published weights"), "model.output_stride": (8, ASSUMED)}
+    return facts | {f"model.{field}": (value, ASSUMED) for field, value in _switches(model).items()}
 
 
 def required(model: ModelConfig) -> dict[str, tuple[Any, ...]]:
-    """Return the fields that torchvision's networks fix."""
-    usual = {"multi_grid": ModelConfig().multi_grid, "atrous_rates": ModelConfig().atrous_rates} | _switches(model)
+    """Return the `ModelConfig` fields that are fixed in torchvision's networks, and their supported values."""
+    fixed = {"multi_grid": ModelConfig().multi_grid, "atrous_rates": ModelConfig().atrous_rates} | _switches(model)
     return {
         "backbone": tuple(name for name, backbone in BACKBONES.items() if "torchvision" in backbone.references),
         "width": (64,),
         "stem": ("7x7",),
         "shortcut": ("1x1",),
-        "multi_grid": (usual["multi_grid"],),
+        "multi_grid": (fixed["multi_grid"],),
         "stage3_first_rate": (1,),
-        "atrous_rates": (usual["atrous_rates"],),
+        "atrous_rates": (fixed["atrous_rates"],),
         "aspp_width": (256,),
         "fusion": ("1x1+3x3",),
         "decoder_width": (0,),
@@ -68,20 +68,20 @@ def required(model: ModelConfig) -> dict[str, tuple[Any, ...]]:
 
 
 def describe(config: Config) -> str:
-    """Return the call that builds the network, and the normalisation of its images where it is not ImageNet's."""
+    """Return the Python call that builds the network, and the image normalisation if it is not ImageNet's."""
     model, reference = config.model, BACKBONES[config.model.backbone].references["torchvision"]
     arguments = f"num_classes={config.labels.num_classes}, aux_loss={model.aux_head}"
     call = f"torchvision.models.segmentation.deeplabv3_{reference['name']}(weights=None, weights_backbone=None, {arguments})"
     if model.output_stride != reference["output_stride"]:
-        call += f", which runs at output stride {reference['output_stride']}, not {model.output_stride}"
+        call += f" (this network runs at output stride {reference['output_stride']}, not {model.output_stride})"
     if has_imagenet_normalization(model):
         return call
     mean, std = ([round(value / 255, 8) for value in values] for values in (model.mean, model.std))
-    return f"{call}\ntorchvision.transforms.Normalize(mean={mean}, std={std}) on values of 0 to 1"
+    return f"{call}\ntorchvision.transforms.Normalize(mean={mean}, std={std}) on values from 0 to 1"
 
 
 def _switches(model: ModelConfig) -> dict[str, Any]:
-    """Return the fields that differ by backbone."""
+    """Return the `ModelConfig` fields whose values in torchvision's networks depend on the backbone."""
     reference = BACKBONES[model.backbone].references.get("torchvision", {})
     return {field: value for field, value in reference.items() if field != "name"}
 

@@ -1,0 +1,302 @@
+"""Tests that the commands and Python snippets of the documentation work.
+
+The short tests parse every command with the real parsers, and run the quick ones. The long test runs each page from top to
+bottom, as a reader would, on tiny data with narrow networks.
+"""
+
+import ast
+import dataclasses
+import io
+import pathlib
+import re
+import shlex
+import shutil
+
+import numpy as np
+import pytest
+from conftest import ROOT, make_once
+from PIL import Image
+from rich.console import Console
+
+import deeplab_jax as dl
+from deeplab_jax.checkpoints.store import save_model
+from deeplab_jax.commands import main as cli
+from deeplab_jax.commands.evaluate import score_checkpoint
+from deeplab_jax.commands.flags import load_recipe
+from deeplab_jax.commands.reference import list_flags
+from deeplab_jax.commands.train import train_recipe
+from deeplab_jax.config import Config, OptimConfig
+from deeplab_jax.labels import CAMVID, LabelSet
+from deeplab_jax.labels.files import write_labels
+from deeplab_jax.predict.video import write_video
+from deeplab_jax.weights import names
+from deeplab_jax.weights.convert import variable_shapes
+from deeplab_jax.weights.transfer import export_weights
+
+# ml_collections loads recipes in a deprecated way.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if "api" not in path.parts)]
+
+# What the pages' placeholders and example files stand for. Relative paths are in the folder of the `workspace` fixture.
+PLACEHOLDERS = {
+    "/data/cityscapes": "cityscapes",
+    "CITYSCAPES": "cityscapes",
+    "/ssd/cityscapes-records": "records",
+    "/ssd/records": "records",
+    "CAMVID": "camvid",
+    "ROOT": "scenes",
+    "RECIPE": "configs/quickstart.py",
+    "RUN": "runs/new",
+    "RECORDS": "records",
+    "DIR": "tfds",
+    "SET": "voc",
+    "NAME": "a100",
+    "N": "4",
+    "8": "4",  # conftest.py makes four devices
+    "8000": "2",  # steps of the tiny run
+    "1000": "2",
+    "hf:timm/resnet101.tv_in1k": "",
+    "deeplabv3_r50-d8_512x1024_80k_cityscapes_20200606_113404-b92cfdd4.pth": "mmseg.safetensors",
+    "deeplabv3_resnet101_coco-586e9e4e.pth": "mmseg.safetensors",
+    "r50.pth": "r50.safetensors",  # .pth needs PyTorch
+    "finetuned.pth": "finetuned.safetensors",
+}
+
+# Commands that are never run, by their first words, and why.
+NOT_RUN = (
+    ("git clone", "needs the network"),
+    ("pip install", "needs the network"),
+    ("make", "creates a virtual environment; the other tests cover its commands"),
+    ("python3 -m venv", "creates a virtual environment"),
+    ("python -m venv", "creates a virtual environment"),
+    ("source", "changes the shell"),
+    ("cd", "changes the shell; its sha256sum is tested in checkpoints/test_store.py"),
+    ("tensorboard", "not a dependency of the package"),
+    ("tfds build", "downloads a data set"),
+    ("srun", "needs SLURM"),
+    ("mpirun", "needs Open MPI; runtime/test_hosts.py runs it where it is installed"),
+    ("gcloud", "needs a TPU pod"),
+)
+
+# Commands that are parsed but not run, by a part of their words, and why.
+ONLY_PARSED = (
+    ("tfds:", "needs a data set that TFDS has built; data/test_tfds.py builds one"),
+    ("deeplab-jax demo", "serves until it is interrupted; pages/test_demo.py opens it in a browser"),
+)
+
+# Commands that take less than a second.
+QUICK = ("data synthetic", "data labels", "data check", "data prepare", "plan")
+
+# Fields that make a training take seconds, unless the page sets them.
+TINY_RUN = {
+    "model.backbone": "resnet18",
+    "model.width": 8,
+    "model.aspp_width": 8,
+    "model.dtype": "float32",
+    "model.pretrained": "",
+    "data.batch_size": 4,
+    "data.crop_size": (32, 64),
+    "data.root": "cityscapes",
+    "loss.ohem_min_kept": 100,
+    "train.steps": 4,
+    "train.epochs": 0.0,
+    "train.save_every": 2,
+    "train.eval_every": 4,
+    "eval.batch_size": 4,
+}
+
+
+TINY_PLAN = ("model.backbone=four_blocks", "model.width=8", "data.crop_size=(32,64)", "--no-compile")
+
+
+@dataclasses.dataclass
+class Block:
+    """A fenced block of a page. `commands` are its lines without comments, placeholders and environment variables."""
+
+    language: str
+    text: str
+
+    @property
+    def commands(self):
+        if self.language not in ("", "bash"):
+            return []
+        lines = self.text.replace("\\\n", " ").splitlines()
+        words = [shlex.split(line, comments=True) for line in lines if not line.startswith("#")]
+        return [list(strip_environment(map(replace_placeholders, each))) for each in words if each]
+
+
+def read_blocks(page):
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [Block(language, text) for language, text in fences]
+
+
+def replace_placeholders(word):
+    names = "|".join(map(re.escape, sorted(PLACEHOLDERS, key=len, reverse=True)))
+    return re.sub(rf"(?<![\w./:-])({names})(?![\w.-])|(?<=[=:])({names})(?![\w.-])", lambda m: PLACEHOLDERS[m[0]], word)
+
+
+def strip_environment(words):
+    is_variable = True
+    for word in words:
+        is_variable = is_variable and bool(re.match(r"[A-Z_]+=", word))
+        if not is_variable:
+            yield word
+
+
+def starts_with(words, prefix):
+    return words[: len(prefix.split())] == prefix.split()
+
+
+def is_only_parsed(words):
+    return any(part in " ".join(words) for part, _ in ONLY_PARSED)
+
+
+def parse_program(words):
+    """Parse a command line of train.py or eval.py. Return its config and its other flags."""
+    known = {name for name, _ in list_flags(ast.parse((ROOT / words[1]).read_text()))}
+    given = dict(re.fullmatch(r"--([\w.]+)=(.*)", word).groups() for word in words[2:])
+    recipe = given.pop("config")
+    fields = {name.removeprefix("config."): given.pop(name) for name in [*given] if name.startswith("config.")}
+    assert given.keys() <= known, f"{words[1]} does not have all of these flags: {', '.join(given)}"
+    config = load_recipe(recipe, [f"{name}={value}" for name, value in fields.items()])
+    # The overrides of a stored config would change its network.
+    if not recipe.startswith("configs/stored.py"):
+        tiny = {name: value for name, value in TINY_RUN.items() if name not in fields}
+        config = load_recipe(recipe, [*(f"{name}={value}" for name, value in (tiny | fields).items())])
+    return config, given
+
+
+def run(words):
+    """Run a command in this process, as its program would."""
+    if words[0] == "python":
+        config, given = parse_program(words)
+        console = Console(file=io.StringIO())
+        if words[1] == "train.py":
+            train_recipe(config, given["workdir"], console)
+        else:
+            score_checkpoint(config, given["checkpoint"], given.get("output"), given.get("submission"), console)
+        return
+    if words[1] == "plan":
+        fields = [word for word in words if re.match(r"[a-z]+\.\w+=", word)]  # argparse needs all of them in one place
+        words = [*words[:2], *fields, *TINY_PLAN, *(word for word in words[2:] if word not in fields)]
+    code = 0
+    try:
+        cli.parse(words[1:])()
+    except SystemExit as stop:
+        code = stop.code
+    assert not code, " ".join(words)
+
+
+@pytest.fixture(scope="session")
+def example_files(street_scenes, tmp_path_factory):
+    """The files that the pages assume to exist: data sets, photos and a video."""
+
+    def make(folder):
+        folder.mkdir()
+        (folder / "configs").symlink_to(ROOT / "configs")
+        shutil.copytree(street_scenes, folder / "cityscapes")
+        write_images(folder / "scenes", "input/train", "target/train", ("a", "c"))
+        write_images(folder / "scenes", "input/val", "target/val", ("b", "d"))
+        write_images(folder / "camvid", "train", "trainannot", "abcd")
+        write_images(folder / "camvid", "val", "valannot", "ef")
+        write_images(folder, "photos", "photo_labels", "a")
+        write_images(folder, "more/days", "more_labels", "b")
+        with write_video(folder / "drive.mp4", (32, 48), 10) as add:
+            add(np.zeros((32, 48, 3), np.uint8))
+
+    return make_once(tmp_path_factory, "documented", make)
+
+
+def write_images(folder, images, masks, stems):
+    for i, stem in enumerate(stems):
+        rng = np.random.default_rng(i)
+        for name, shape, high in ((images, (64, 96, 3), 256), (masks, (64, 96), CAMVID.num_classes)):
+            path = folder / name / f"{stem}.{'jpg' if name == images else 'png'}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, high, shape, np.uint8)).save(path)
+
+
+@pytest.fixture
+def workspace(example_files, tmp_path, monkeypatch):
+    """A copy of `example_files` in which a page's commands run."""
+    shutil.copytree(example_files, tmp_path / "workspace", symlinks=True)
+    monkeypatch.chdir(tmp_path / "workspace")
+    return tmp_path / "workspace"
+
+
+@pytest.fixture
+def stored_configs(workspace):
+    """Files from which the recipes custom.py and stored.py read: a label set, and checkpoints without a network."""
+    write_labels(workspace / "scenes" / "labels.json", LabelSet("scenes", ("a", "b"), ((0, 0, 0), (9, 9, 9))))
+    save_model("runs/mine", Config(), {"params": {"x": np.zeros(1)}})
+    shutil.copytree("runs/mine", "weights/mmseg_r50")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_are_known_and_their_arguments_are_accepted(page, stored_configs):
+    for words in (words for block in read_blocks(page) for words in block.commands):
+        if words[0] == "deeplab-jax":
+            cli.parse(words[1:])
+        elif words[:2] in (["python", "train.py"], ["python", "eval.py"]):
+            parse_program(words)
+        else:
+            assert any(starts_with(words, prefix) for prefix, _ in NOT_RUN), f"{words} is neither parsed nor listed in NOT_RUN"
+
+
+def test_quick_commands_run(example_files, tmp_path, monkeypatch):
+    for page in PAGES:
+        commands = [words for block in read_blocks(page) for words in block.commands if not is_only_parsed(words)]
+        quick = [words for words in commands if any(starts_with(words, f"deeplab-jax {name}") for name in QUICK)]
+        if quick:
+            folder = tmp_path / page.stem
+            shutil.copytree(example_files, folder, symlinks=True)
+            monkeypatch.chdir(folder)
+        for words in quick:
+            run(words)
+
+
+@pytest.fixture(scope="session")
+def trained_files(example_files, tmp_path_factory):
+    """`example_files` with two runs, and weights in mmsegmentation's names that fit the first run's config."""
+
+    def make(folder):
+        shutil.copytree(example_files, folder, symlinks=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            run(["deeplab-jax", "data", "labels", "scenes"])
+            for recipe, root, workdir in (
+                ("configs/cityscapes_r50_os8.py", "cityscapes", "runs/r50"),
+                ("configs/custom.py:scenes/labels.json", "scenes", "runs/mine"),
+            ):
+                run(["python", "train.py", f"--config={recipe}", f"--config.data.root={root}", f"--workdir={workdir}"])
+            pathlib.Path("scenes/labels.json").rename("labels.json")
+            config = Config(model=dataclasses.replace(dl.load("runs/r50").config.model, dilate_conv2=False, pretrained=""))
+            variables = {path: np.ones(shape, np.float32) for path, shape in variable_shapes(config).items()}
+            save_model("weights/ones", config, names.unflatten(variables))
+            export_weights("weights/ones", "mmseg.safetensors", fmt="mmseg")
+
+    return make_once(tmp_path_factory, "trained", make)
+
+
+PAGES_TO_RUN = [page for page in PAGES if any(block.commands or block.language == "python" for block in read_blocks(page))]
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("plain_convolutions")
+@pytest.mark.parametrize("page", PAGES_TO_RUN, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_runs_from_top_to_bottom(page, trained_files, tmp_path, monkeypatch):
+    shutil.copytree(trained_files, tmp_path / "workspace", symlinks=True)
+    monkeypatch.chdir(tmp_path / "workspace")
+    # A reader of the tutorial has trained nothing yet; other pages use what another page made.
+    if page.stem == "tutorial":
+        shutil.rmtree("runs")
+    elif "data labels" not in page.read_text():
+        shutil.copy("labels.json", "scenes")
+    variables = {"dl": dl, "OptimConfig": OptimConfig, "images": np.zeros((1, 3, 64, 96), np.uint8)}
+    for block in read_blocks(page):
+        if block.language == "python":
+            exec(compile(block.text, page.name, "exec"), variables)
+        for words in block.commands:
+            if words[0] in ("deeplab-jax", "python") and not is_only_parsed(words) and words[1] != "-m":
+                run(words)
