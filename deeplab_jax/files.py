@@ -11,7 +11,7 @@ from deeplab_jax.errors import ConfigError
 
 
 def require_file(path: str, flag: str) -> None:
-    """Check that `path` can be written as a file. Call this before any work is done.
+    """Check that `path` is usable as an output file. Call this before any work is done.
 
     Raises:
       ConfigError: `path` is a folder, or one of its parent folders is a file.

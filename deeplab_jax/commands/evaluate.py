@@ -51,7 +51,7 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
     enable_compilation_cache()
     step = resolve(checkpoint)
     variables = restore_model(str(step), like=config)
-    # Import TensorFlow only now. An invalid checkpoint is then reported without this delay.
+    # These modules import TensorFlow, which takes seconds. An invalid checkpoint is reported before that.
     from deeplab_jax.commands.datasets import open_evaluation_set
     from deeplab_jax.data.find import describe
     from deeplab_jax.data.samples import digest

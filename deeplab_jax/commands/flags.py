@@ -49,7 +49,7 @@ def join_hosts() -> Iterator[Console]:
 
 def run_with_flags(program: Callable[[], None]) -> None:
     """Parse the absl flags and run `program`. A user error is printed as one line, and the exit code is 2."""
-    # At the level INFO, orbax and TensorFlow log every save and every kernel.
+    # At INFO level, orbax logs every save, and TensorFlow logs every kernel.
     logging.set_verbosity(logging.WARNING)
     app.run(lambda _: run_or_exit(program), flags_parser=lambda argv: run_or_exit(lambda: _parse_flags(argv)))
 
@@ -110,7 +110,7 @@ def _parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) ->
         raise ConfigError(_explain_unknown_field(str(error)) or _explain_broken_recipe(error)) from None
     counts = collections.Counter(re.findall(r"^--?(config\.[\w.]+)", "\n".join(argv), re.MULTILINE))
     for name, times in counts.items():
-        if times > 1 and isinstance(values[name].value, list):  # config_flags would join them to one longer tuple
+        if times > 1 and isinstance(values[name].value, list):  # config_flags would join them into one longer tuple
             raise ConfigError(f"`--{name}` is given {times} times. Give it once.")
     if rest[1:]:
         raise ConfigError(f"`{rest[1]}` is not a flag. Set config fields with --config.FIELD=VALUE.")

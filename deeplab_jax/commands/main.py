@@ -86,6 +86,6 @@ def _defer(command: Command) -> Callable[..., Callable[[], None]]:
 
 
 def _one_line(message: str) -> str:
-    """Return an error message from tyro on one line, without its frame. The line ends with the command that prints help."""
+    """Return an error message from tyro on one line, without the frame. The line ends with the help command to run."""
     reason, _, program = " ".join(re.sub(r"[│╭╮╰╯─]+|-{3,}", " ", message).split()).partition(" For full helptext, run")
     return f"{reason.rstrip('.')}. See{program.removeprefix(':')}"

@@ -35,7 +35,7 @@ def plan(
     from deeplab_jax.plan.plan import plan as show
     from deeplab_jax.runtime.compilation import enable_compilation_cache
 
-    enable_compilation_cache()  # the training can then reuse the compiled step
+    enable_compilation_cache()  # a later training can reuse the compiled step
     options = {"mesh.spatial": spatial, "data.batch_size": batch_size}
     overrides = [f"{field}={value}" for field, value in options.items() if value is not None]
     show(

@@ -23,8 +23,8 @@ def import_weights(
 ) -> None:
     """Create a checkpoint from the weights of a DeepLabV3 or a backbone from torchvision, timm or mmsegmentation.
 
-    Settings that the tensors do not determine are taken from the file's configuration or its published name, or are assumed.
-    They are printed.
+    Some settings cannot be determined from the tensors. They are taken from the file's own configuration or its published
+    name, or they are assumed. The command prints them.
 
     Args:
       source: A .safetensors, .pth, .pt or .bin file, or hf:OWNER/NAME[@REVISION].

@@ -213,8 +213,8 @@ class DataConfig:
     )
     source: str = field(
         "",
-        "`tfds:NAME` reads a data set of TensorFlow Datasets (TFDS). `data.root` is then its data_dir, where empty means TFDS's "
-        "default. If this field is empty, the files in `data.root` are read.",
+        "`tfds:NAME` reads a data set of TensorFlow Datasets (TFDS). `data.root` is then its data_dir, where empty means "
+        "TFDS's default. If this field is empty, the files in `data.root` are read.",
         Check(
             lambda source: not source or (source.startswith("tfds:") and source != "tfds:"),
             "Use tfds:NAME, or leave it empty to read the files in data.root.",
@@ -333,8 +333,8 @@ class LossConfig:
     normalizer: str = field(
         "valid",
         "Divisor of the cross-entropy, which is summed over pixels. `valid` divides by the number of pixels that count, or by "
-        "the sum of their class weights if there are any. `all` divides by the number of all pixels in the batch, like mmsegmentation with "
-        "avg_non_ignore=False.",
+        "the sum of their class weights if there are any. `all` divides by the number of all pixels in the batch, like "
+        "mmsegmentation with avg_non_ignore=False.",
         one_of("valid", "all"),
     )
 
@@ -366,8 +366,8 @@ class OptimConfig:
     momentum: float = field(0.9, "Momentum, for optimizers that have one, such as sgd.", below_one("number"))
     weight_decay: float = field(
         1e-4,
-        "Weight decay. It is decoupled from the gradient in optimizers that support this (adamw, lamb, lion). For all others, it "
-        "is an L2 penalty that is added to the gradient.",
+        "Weight decay. It is decoupled from the gradient in optimizers that support this (adamw, lamb, lion). For all others, "
+        "it is an L2 penalty that is added to the gradient.",
         at_least(0, "Use a number of at least 0."),
     )
     decay_norm_and_bias: bool = field(
@@ -405,8 +405,8 @@ class TrainConfig:
     )
     eval_every: int = field(
         4000,
-        "Number of steps between evaluations on `eval.split`. Each evaluation also logs a few strips that show image, label and "
-        "prediction. 0 evaluates only at the end.",
+        "Number of steps between evaluations on `eval.split`. Each evaluation also logs a few strips that show image, label "
+        "and prediction. 0 evaluates only at the end.",
         at_least(0, "Use a number of steps, or 0 to evaluate only at the end."),
     )
     save_every: int = field(

@@ -66,9 +66,9 @@ def _rules(config: Config) -> Iterator[tuple[str, bool, str]]:
     for field, rates_at in (("model.multi_grid", last_stage_rates), ("model.atrous_rates", aspp_rates)):
         for output_stride in sorted({model.output_stride, protocol.output_stride or model.output_stride}):
             rates = rates_at(operator.attrgetter(field)(config), output_stride)
-            are_whole = all(rate >= 1 and rate == int(rate) for rate in rates)
-            advice = f"At output stride {output_stride} it gives the rates {rates}. Rates must be integers of at least 1."
-            yield field, are_whole, advice
+            are_integers = all(rate >= 1 and rate == int(rate) for rate in rates)
+            advice = f"At output stride {output_stride}, it gives the rates {rates}. Choose numbers that give integers above 0."
+            yield field, are_integers, advice
     yield from _loss_rules(config)
     is_below = 0 <= config.optim.lr_end <= config.optim.lr
     yield "optim.lr_end", is_below, f"Use a number from 0 to optim.lr (={config.optim.lr})."
@@ -105,9 +105,9 @@ def _loss_rules(config: Config) -> Iterator[tuple[str, bool, str]]:
         f"Give one number of at least 0 for each of the {classes} classes, or () for equal weights.",
     )
     yield "loss.class_weights", not weights or max(weights) > 0, "At least one weight must be above 0."
-    is_whole = not config.loss.ohem_threshold or config.train.micro_batches == 1
+    is_full_batch = not config.loss.ohem_threshold or config.train.micro_batches == 1
     yield (
         "loss.ohem_threshold",
-        is_whole,
+        is_full_batch,
         "Hard pixels are selected from the full batch. Set train.micro_batches to 1, or loss.ohem_threshold to 0.",
     )

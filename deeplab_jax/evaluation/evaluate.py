@@ -1,4 +1,4 @@
-"""Run a network over a split: collect the confusion counts and pass each image to visitors, which write it to files."""
+"""Run a network over a split, count its confusions, and pass each image to visitors that write files."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence

@@ -171,12 +171,12 @@ def jit_by_config(function: Any, config: Config) -> Any:
 
 
 def can_split_rows(protocol: EvalConfig) -> bool:
-    """Return whether image rows can be split over devices. This is not possible with windows or resized views."""
+    """Return whether image rows can be split over devices. A window or a resized view must stay on one device."""
     return not max(protocol.window) and protocol.scales == (1.0,)
 
 
 class Evaluator:
-    """Runs `predict_and_count` on a mesh. A program is compiled for each new image size.
+    """A callable that runs `predict_and_count` on a mesh. A program is compiled for each new image size.
 
     Args:
       config: A validated config, which sets the network and the protocol.

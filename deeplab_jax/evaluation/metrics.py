@@ -53,8 +53,8 @@ def pixel_accuracy(confusion: Confusion) -> float:
     return float(np.trace(confusion)) / total if total else float("nan")
 
 
-# The metrics over all classes that pages, tables and logs show, by their names in scores.json. To add a metric, write a
-# function of the confusion counts that returns nan if nothing was counted, and add a line here.
+# The metrics that pages, tables and logs show besides the scores of each class, by their names in scores.json. To add one,
+# write a function of the confusion counts that returns nan if nothing was counted, and add a line here.
 OVERALL_METRICS: dict[str, Callable[[Confusion], float]] = {
     "miou": mean_iou,
     "pixel_accuracy": pixel_accuracy,

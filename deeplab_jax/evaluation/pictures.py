@@ -76,5 +76,5 @@ def write_pictures(
     for kind, pixels in drawn.items():
         if pixels is not None:
             with write_atomically(epath.Path(output) / kind / f"{name}.png") as file:
-                # Level 1 takes a third of the time of the default level. The files are a tenth larger.
+                # Compression level 1 takes a third of the default time. The files are a tenth larger.
                 Image.fromarray(pixels).save(file, "PNG", compress_level=1)

@@ -54,9 +54,9 @@ def write_prediction(folder: str, name: str, prediction: UInt8[np.ndarray, "h w"
 
 
 def write_archive(folder: str, names: Sequence[str]) -> epath.Path:
-    """Write the files `names` of `folder` to `<folder>/submission.zip`, without any other files, and return its path.
+    """Write `<folder>/submission.zip` and return its path.
 
-    The same files always give the same bytes.
+    The archive contains the files `names` from the folder and no others. The same files always give the same bytes.
     """
     path = epath.Path(folder) / ARCHIVE
     members = [(epath.Path(folder) / name).read_bytes() for name in names]

@@ -16,7 +16,7 @@ from deeplab_jax.models.layers import batch_norm
 
 
 def fold(variables: dict[str, Any], network: DeepLabV3) -> dict[str, Any]:
-    """Return variables with folded BatchNorm, with which the network makes the same predictions up to rounding.
+    """Return variables in which BatchNorm is folded into the kernels. Predictions stay the same, up to rounding.
 
     gamma * (conv(x) - mean) / sqrt(var + epsilon) + beta is equivalent to a convolution with a bias. The kernel is multiplied
     by gamma / sqrt(var + epsilon), and of the BatchNorm only the bias remains. A BatchNorm is not folded if it does not follow

@@ -23,11 +23,11 @@ from deeplab_jax.models.convolution import conv2d, kernel_radius
 from deeplab_jax.models.graph import Graph, Node, Value, record
 from deeplab_jax.models.resize import resize_like
 
-OPSET = 18  # from 2022, so that most runtimes support it
+OPSET = 18  # released in 2022, so runtimes support it
 
 
 class _Writer:
-    """Collects ONNX nodes in order. Each node computes one value, whose name is the operator and a number.
+    """A list of ONNX nodes, in execution order. Each node computes one value, named after its operator and a number.
 
     Args:
       graph: The graph of the network.
@@ -128,7 +128,7 @@ def load(content: bytes) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _find_convolution_biases(graph: Graph) -> dict[Value, tuple[str, ...]]:
-    """Return the path of the bias that is added to each convolution's output, by that output. One Conv node computes both."""
+    """Return a map from convolution outputs to the paths of the biases added to them. One Conv node computes both."""
     convolutions = {node.output for node in graph.nodes if node.operation is conv2d}
     biased = [node for node in graph.nodes if node.operation is layers.add_bias and node.arguments["x"] in convolutions]
     return {node.arguments["x"]: node.arguments["bias"].path for node in biased}
@@ -159,7 +159,7 @@ def _emit_operator(operator: str, **attributes: Any) -> Callable[..., str]:
 
 
 def _emit_average_pool_2x2(writer: _Writer, node: Node, x: str, stride: int, rate: int) -> str:
-    """Sum the taps inside the image and divide by their number. AveragePool has no dilation in this opset."""
+    """Add nodes that divide the sum of the taps inside the image by their number. AveragePool has no dilation in this opset."""
     attributes = {"kernel_shape": [2, 2], "pads": [0, 0, rate, rate], "strides": [stride] * 2, "dilations": [rate] * 2}
     channels = node.output.shape[3]
     kernel = np.ones((channels, 1, 2, 2), np.float32)

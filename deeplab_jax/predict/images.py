@@ -31,13 +31,13 @@ R = TypeVar("R")
 
 # The size of the windows for images that are too large for one program.
 WINDOW = (768, 768)
-# The number of pixels that fill a batch if there are enough images. Smaller batches leave an accelerator idle.
+# The target number of pixels per batch. Smaller batches leave an accelerator idle.
 BATCH_PIXELS = 2**20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Options:
-    """The options for the results and for the batches.
+    """Options that control the results and the batches.
 
     Attributes:
       out: The folder for {train_ids,color,overlay,confidence}/<name>.png and, for a video, overlay/<name>.mp4.

@@ -63,8 +63,8 @@ def find_inputs(arguments: Sequence[str], out: str = "") -> tuple[tuple[Input, .
             else:
                 others.append(path)
     count = Counter(name for _, name in paths.values())
-    # The results of a.jpg and a.png are called a.jpg.png and a.png.png. Those of x/a.jpg and y/a.jpg, if both are given as
-    # files, include the full path.
+    # If two names are equal, keep the suffixes: a.jpg and a.png become a.jpg.png and a.png.png. If they are still equal,
+    # as for the arguments x/a.jpg and y/a.jpg, use the full path.
     names = {
         where: name if count[name] == 1 else str(pathlib.Path(name).with_name(path.name))
         for where, (path, name) in paths.items()
@@ -107,7 +107,7 @@ def _select_visible(paths: Iterator[pathlib.Path], base: pathlib.Path) -> list[p
 
 
 def read_size(path: pathlib.Path) -> tuple[int, int]:
-    """Return the (height, width) in which viewers show an image, from the header of the file.
+    """Read the header of an image and return the (height, width) at which viewers show the image.
 
     EXIF data that follows the pixels of a PNG is ignored.
 

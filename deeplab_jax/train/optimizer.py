@@ -114,7 +114,7 @@ def _scale_aux_head(updates: Any, factor: float) -> Any:
 
 
 def _select_kernels(params: Any) -> Any:
-    """Return True for convolution kernels, and False for biases and for the scale and bias of BatchNorm."""
+    """Return a tree that is True for convolution kernels, and False for biases and for the scale and bias of BatchNorm."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 

@@ -39,7 +39,7 @@ PACKAGES = ("deeplab-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint",
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Start:
-    """A start of a run.
+    """One start of a run, either its beginning or a later resumption.
 
     Attributes:
       step: The step of the state that the run started from.

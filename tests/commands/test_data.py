@@ -83,7 +83,7 @@ def test_the_exit_code_is_1_if_training_would_fail(own_data, monkeypatch, capsys
     code, output = run_cli(monkeypatch, capsys, "data", "check", own_data)
     assert code == 1
     assert "ERROR: values outside the label set (1)" in output
-    assert f"{bad} holds 5 (6300 pixels)" in output
+    assert f"{bad} holds values outside the label set own_data: 5 (6300 pixels)." in output
     assert run_cli(monkeypatch, capsys, "data", "check", own_data, "--splits", "val", "nope")[0] == 1
 
 

@@ -1,4 +1,4 @@
-"""Tests of how a run's data set is located after it has moved."""
+"""Test how the data set of a run is located."""
 
 import dataclasses
 

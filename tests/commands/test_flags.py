@@ -68,7 +68,7 @@ RECIPES = {
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_that_cannot_be_loaded_is_reported_on_one_line(recipe, tmp_path, monkeypatch):
-    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # a process of train.py loads one recipe
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # a train.py process only loads one recipe
     path = tmp_path / "recipe.py"
     path.write_text(recipe)
     with pytest.raises(ConfigError, match=RECIPES[recipe]) as caught:

@@ -12,7 +12,7 @@ from deeplab_jax.errors import CheckpointError, ConfigError, DataError
 
 pytestmark = [
     pytest.mark.usefixtures("plain_convolutions"),
-    pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),  # ml_collections loads recipes so
+    pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),  # from ml_collections
 ]
 
 

@@ -454,4 +454,4 @@ def test_the_prepare_command(root, out, monkeypatch, capsys):
     assert output.startswith("error: Found no samples of split 'nope'")
     code, output = run_cli(monkeypatch, capsys, "data", "prepare", root, "--out", out, "--data-dir", "/x")
     assert code == 2
-    assert output == f"error: `--data-dir` (='/x') goes with tfds:NAME, not with a folder (='{root}')\n"
+    assert output == f"error: `--data-dir` (='/x') only works with tfds:NAME, but ROOT is '{root}'. Leave it out.\n"

@@ -304,7 +304,7 @@ def test_the_error_for_an_unknown_value_names_the_label(tmp_path):
 
 
 def test_a_data_dir_requires_a_tfds_name(tmp_path):
-    with pytest.raises(ConfigError, match=r"`--data-dir` \(='x'\) goes with tfds:NAME"):
+    with pytest.raises(ConfigError, match=r"`--data-dir` \(='x'\) only works with tfds:NAME"):
         prepare_command(str(tmp_path), str(tmp_path / "records"), data_dir="x")
 
 

@@ -91,6 +91,7 @@ QUICK = ("data synthetic", "data labels", "data check", "data prepare", "plan")
 # Fields that make a training take seconds, unless the page sets them.
 TINY_RUN = {
     "model.backbone": "resnet18",
+    "model.dilate_conv2": False,  # as in mmsegmentation, so that `weights export` works
     "model.width": 8,
     "model.aspp_width": 8,
     "model.dtype": "float32",
@@ -163,6 +164,8 @@ def parse_program(words):
     # The overrides of a stored config would change its network.
     if not recipe.startswith("configs/stored.py"):
         tiny = {name: value for name, value in TINY_RUN.items() if name not in fields}
+        if "model.backbone" in fields:
+            del tiny["model.dilate_conv2"]
         config = load_recipe(recipe, [*(f"{name}={value}" for name, value in (tiny | fields).items())])
     return config, given
 
@@ -256,8 +259,8 @@ def test_quick_commands_run(example_files, tmp_path, monkeypatch):
             run(words)
 
 
-@pytest.fixture(scope="session")
-def trained_files(example_files, tmp_path_factory):
+@pytest.fixture(scope="module")
+def trained_files(example_files, plain_convolutions, tmp_path_factory):
     """`example_files` with two runs, and weights in mmsegmentation's names that fit the first run's config."""
 
     def make(folder):
@@ -271,7 +274,7 @@ def trained_files(example_files, tmp_path_factory):
             ):
                 run(["python", "train.py", f"--config={recipe}", f"--config.data.root={root}", f"--workdir={workdir}"])
             pathlib.Path("scenes/labels.json").rename("labels.json")
-            config = Config(model=dataclasses.replace(dl.load("runs/r50").config.model, dilate_conv2=False, pretrained=""))
+            config = Config(model=dataclasses.replace(dl.load("runs/r50").config.model, pretrained=""))
             variables = {path: np.ones(shape, np.float32) for path, shape in variable_shapes(config).items()}
             save_model("weights/ones", config, names.unflatten(variables))
             export_weights("weights/ones", "mmseg.safetensors", fmt="mmseg")
@@ -283,7 +286,6 @@ PAGES_TO_RUN = [page for page in PAGES if any(block.commands or block.language =
 
 
 @pytest.mark.long
-@pytest.mark.usefixtures("plain_convolutions")
 @pytest.mark.parametrize("page", PAGES_TO_RUN, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_runs_from_top_to_bottom(page, trained_files, tmp_path, monkeypatch):
     shutil.copytree(trained_files, tmp_path / "workspace", symlinks=True)

@@ -131,8 +131,8 @@ def test_scores_equal_those_of_the_script_if_classes_are_absent(present, predict
 
 
 def test_scores_equal_values_computed_by_hand():
-    # There are two people, of 1 and 3 pixels, and a car of 2 pixels. The prediction of the first person is correct. Of the
-    # second, 1 pixel is predicted correctly, and 1 pixel is predicted as rider.
+    # The image shows two people, of 1 and 3 pixels, and a car of 2 pixels. The first person is predicted correctly. Of the
+    # second person, 1 pixel is correct, 1 pixel is predicted as rider, and 1 pixel as road.
     label_ids = np.array([[24, 24, 24, 24, 26, 26, 7, 4]])
     instances = np.array([[24000, 24001, 24001, 24001, 26000, 26000, 7, 4]])
     prediction = np.array(

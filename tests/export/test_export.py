@@ -57,7 +57,7 @@ def segmenter(request):
 
 @pytest.fixture
 def checkpoint(monkeypatch, segmenter):
-    """Make the path of a run, which does not exist, load the network of the segmenter. Return the path."""
+    """Return a checkpoint path that loads the network of the segmenter. No files exist at this path."""
     monkeypatch.setattr(run, "resolve", lambda checkpoint: checkpoint)
     monkeypatch.setattr(run, "stored_config", lambda step: segmenter.config)
     monkeypatch.setattr(run, "restore_model", lambda step, like: segmenter.variables)

@@ -142,7 +142,10 @@ def test_user_errors_print_one_line_and_leave_no_file(stored_run, tmp_path, monk
 
 def test_an_unwritable_output_is_reported_before_any_work(stored_run, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
-    for out, message in ((tmp_path, "is a folder. Give the path of a file"), (tmp_path / "file" / "a.html", "file, which is a file")):
+    for out, message in (
+        (tmp_path, "is a folder. Give the path of a file"),
+        (tmp_path / "file" / "a.html", "file, which is a file"),
+    ):
         code, output = run_cli(monkeypatch, capsys, "report", stored_run, "--out", out)
         assert code == 2
         assert message in output
