@@ -1,21 +1,28 @@
-# Every target sets itself up on a fresh machine: a virtual environment in .venv, then what it needs.
+# Each target sets itself up on a fresh machine: it creates a virtual environment and installs what it needs.
+# A failed pip must stop make, although its output goes through grep.
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
-VENV := .venv
+# .venv, or .venv-python3.13 for `make test PYTHON=python3.13`
+VENV ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 RUN := runs/quickstart
-# What the reference of `make docs` begins with; packages bring what is in them.
+# The modules with which the API reference of `make docs` starts. Packages include their modules.
 MODULES := api config labels errors losses models train evaluation checkpoints weights data predict export pages plan
 
 .PHONY: quickstart test test-long lint format docs clean
 
 quickstart: $(VENV)/installed
-	$(BIN)/deeplab-jax data synthetic data/synthetic
-	$(BIN)/python train.py --config=configs/quickstart.py --workdir=$(RUN)
-	$(BIN)/python eval.py --config=configs/quickstart.py --checkpoint=$(RUN) --output=$(RUN)/val
-	@echo "scores, colours and overlays: $(RUN)/val; checkpoints: $(RUN)/checkpoints"
+	@echo "1/3 Drawing 160 street scenes into data/synthetic"
+	@$(BIN)/deeplab-jax data synthetic data/synthetic
+	@echo "2/3 Training a small network for a few minutes. Ctrl-C stops it, and \`make quickstart\` resumes it."
+	@$(BIN)/python train.py --config=configs/quickstart.py --workdir=$(RUN)
+	@echo "3/3 Evaluating it"
+	@$(BIN)/python eval.py --config=configs/quickstart.py --checkpoint=$(RUN) --output=$(RUN)/val
+	@echo "Scores, colours and overlays: $(RUN)/val. Checkpoints: $(RUN)/checkpoints."
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long"
 
 test-long: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
@@ -34,13 +41,14 @@ docs: $(VENV)/installed-dev
 	@echo "API reference: docs/api/index.html"
 
 clean:
-	rm -rf $(VENV) runs data/synthetic docs/api
+	rm -rf .venv .venv-* $(RUN) data/synthetic docs/api
 
 $(VENV)/installed: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet -e .
-	touch $@
+	@echo "Creating $(VENV) and installing the package and its dependencies (about 1 GB, a minute or two)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --upgrade pip
+	@$(BIN)/pip install --progress-bar off -e . | grep --line-buffered -E "^(Collecting|Installing|Successfully)" | cut -c1-100
+	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -1,11 +1,11 @@
-"""Compare the time and memory of evaluating a batch between this package and torchvision.
+"""Compare the time and memory needed to evaluate a batch with this package and with torchvision.
 
 pip install torch torchvision
 python benchmarks/evaluation.py --size 512 1024
 
-The measured work starts with images and labels on the device. It runs the network, resizes the logits to the size of
-the labels, takes the argmax, and ends with confusion counts on the host. PyTorch counts as in torchvision's
-references/segmentation/utils.py. On a GPU, use --dtype bfloat16 --compile --repeat 10. TensorFlow is not needed.
+The measured work starts with images and labels on the device. It runs the network, resizes the logits to the label
+size, takes the argmax, and ends with confusion counts on the host. The PyTorch side counts in the same way as
+torchvision's references/segmentation/utils.py. On a GPU, use --dtype bfloat16 --compile --repeat 10. TensorFlow is not needed.
 """
 
 import argparse
@@ -14,12 +14,12 @@ import networks
 import numpy as np
 import side_by_side
 
-# Bounds of the relative error of the confusion counts. If two logits agree to the last digits, either class may win.
+# Bounds on the relative error of the confusion counts. If the two largest logits are almost equal, either class can win.
 BOUNDS = {"float32": {"confusion": 1e-3}, "bfloat16": {"confusion": 1e-1}}
 
 
 def build_ours(args: argparse.Namespace) -> side_by_side.Side:
-    """Return the evaluator that `eval.py` and training use."""
+    """Return our side, the evaluator used by `eval.py` and in training."""
     import jax
 
     from deeplab_jax.evaluation.inference import Evaluator
@@ -44,7 +44,7 @@ def build_ours(args: argparse.Namespace) -> side_by_side.Side:
 
 
 def build_torchvision(args: argparse.Namespace, *, compiled: bool) -> side_by_side.Side:
-    """Return the same work in PyTorch, with the ConfusionMatrix of torchvision's references."""
+    """Return the PyTorch side, which counts like the ConfusionMatrix class in torchvision's references."""
     import torch
 
     network = networks.Torch(args, train=False, compiled=compiled)

@@ -1,11 +1,11 @@
-"""Compare the time and memory of a prediction between this package and torchvision.
+"""Compare the time and memory needed for a prediction with this package and with torchvision.
 
 pip install torch torchvision
 python benchmarks/inference.py --size 1024 2048
 python benchmarks/inference.py --size 513 513 --output logits
 
---output selects "labels", the class of each pixel as `predict` returns it, or "logits", resized to the size of the
-image. On a GPU, use --dtype bfloat16 --compile --repeat 10. TensorFlow is not needed.
+--output is either "labels", the class of each pixel as returned by `predict`, or "logits", resized to the image size.
+On a GPU, use --dtype bfloat16 --compile --repeat 10. TensorFlow is not needed.
 """
 
 import argparse
@@ -15,8 +15,8 @@ import networks
 import numpy as np
 import side_by_side
 
-# Bounds of the relative error of logits, and of the share of pixels with a different label. Labels may differ where two logits
-# agree to the last digits.
+# Bounds on the relative error of the logits, and on the share of pixels with a different label. Labels can differ where a
+# pixel's two largest logits are almost equal.
 BOUNDS = {
     "float32": {"labels": 1e-3, "logits": 1e-4},
     "bfloat16": {"labels": 5e-2, "logits": 3e-2},
@@ -24,7 +24,7 @@ BOUNDS = {
 
 
 def build_ours(args: argparse.Namespace) -> side_by_side.Side:
-    """Return a prediction by the functions that `load(...).predict` uses."""
+    """Return our side, which predicts with the functions behind `load(...).predict`."""
     import jax
 
     from deeplab_jax.evaluation import inference
@@ -45,7 +45,7 @@ def build_ours(args: argparse.Namespace) -> side_by_side.Side:
 
 
 def build_torchvision(args: argparse.Namespace, *, compiled: bool) -> side_by_side.Side:
-    """Return a prediction by torchvision. Its logits are the output of the module, and its labels are their argmax."""
+    """Return torchvision's side. The logits are the module's output, and the labels are their argmax."""
     import torch
 
     network = networks.Torch(args, train=False, compiled=compiled)

@@ -1,20 +1,20 @@
-"""Compare the speed of the input pipeline with the usual PyTorch way, on the same cores.
+"""Compare our input pipeline's speed with the usual PyTorch approach, on the same cores.
 
 pip install torch torchvision
 python benchmarks/input_pipeline.py
 
-The samples are synthetic photos of 1024x2048 (photos.py). They are scaled by 0.5 to 2, cropped, randomly mirrored and
-photometrically distorted. These pipelines are measured in turn:
+The samples are synthetic 1024x2048 photos (photos.py). They are scaled by 0.5 to 2, cropped, randomly mirrored and
+photometrically distorted. The following pipelines are measured in turn:
 
 (a) PyTorch's DataLoader (torch_loader.py)
 (b) this package, from PNG files
 (c) this package, from prepared records
-(d) like (b), with the photometric distortion computed on these cores
-(e) like (c), with the photometric distortion computed on these cores
+(d) like (b), but with the photometric distortion computed on these cores
+(e) like (c), but with the photometric distortion computed on these cores
 
-As in training, (b) and (c) only draw the random factors of the distortion. The accelerator would apply them. Each figure is the
-median over the rounds, and each ratio is the median over the rounds of the ratio to (a). Every measurement runs in a separate
-process, after a warm-up, and stops before its data runs out. Finally, the time to the first batch and the resident memory over
+As in training, (b) and (c) only draw the random distortion factors, which the accelerator would apply. Each figure is the median
+over all rounds, and each ratio is the median of the per-round ratios to (a). Every measurement runs in a separate process,
+starts after a warm-up, and stops before its data runs out. Finally, the time to the first batch and the resident memory over
 many images are measured.
 """
 
@@ -45,7 +45,7 @@ MEAN = (123.675, 116.28, 103.53)
 
 
 def our_batches(root: pathlib.Path, crop: tuple[int, int], batch_size: int, threads: int, start: int) -> Iterator[Any]:
-    """Return an endless iterator over training batches, from step `start` on."""
+    """Return an endless iterator over training batches, starting at step `start`."""
     import dataclasses
 
     from deeplab_jax.config import DataConfig
@@ -59,7 +59,7 @@ def our_batches(root: pathlib.Path, crop: tuple[int, int], batch_size: int, thre
 
 
 def distort_colors(batches: Iterator[Any]) -> Iterator[Any]:
-    """Yield the images of each batch after the photometric distortion, which XLA computes on this machine's cores."""
+    """Yield the images from each batch after photometric distortion, which XLA computes on this machine's cores."""
     import jax
     import jax.numpy as jnp
 
@@ -71,7 +71,7 @@ def distort_colors(batches: Iterator[Any]) -> Iterator[Any]:
 
 
 def open_batches(way: str, args: argparse.Namespace) -> Iterator[Any]:
-    """Return an iterator over the batches of pipeline `way`, a key of WAYS."""
+    """Return an iterator over batches from pipeline `way`, a key in WAYS."""
     crop = tuple(args.crop)
     if way == "a":
         import torch_loader
@@ -82,7 +82,7 @@ def open_batches(way: str, args: argparse.Namespace) -> Iterator[Any]:
 
 
 def measure_rate(way: str, args: argparse.Namespace) -> dict[str, float]:
-    """Measure the seconds to the first batch, and then, once the queues are full, the images per second."""
+    """Measure the seconds to the first batch and, once the queues are full, the images per second."""
     if way != "a":
         import deeplab_jax.data.pipeline  # noqa: F401  (a training run has already imported it)
     start_time = time.perf_counter()
@@ -99,7 +99,7 @@ def measure_rate(way: str, args: argparse.Namespace) -> dict[str, float]:
 
 
 def measure_memory(way: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Return the resident memory of this process in MiB, by the number of images read so far."""
+    """Return {"resident": rows}, where `rows` maps the number of images read so far to the resident memory in MiB."""
     rows: dict[int, float] = {}
     for number, _ in enumerate(open_batches(way, args), start=1):
         images = number * args.batch_size
@@ -115,10 +115,10 @@ def run_in_process(way: str, job: str, args: argparse.Namespace, **changes: Any)
     """Run a measurement in a separate process and return its result.
 
     Args:
-      way: The pipeline, a key of WAYS.
+      way: The pipeline, a key in WAYS.
       job: "rate" or "resident".
-      args: The flags of the program.
-      **changes: Flags with a different value in this measurement.
+      args: The program's flags.
+      **changes: Flags to override for this measurement.
     """
     values = vars(args) | changes
     command = [sys.executable, __file__, "--one", job, way, json.dumps(values, default=str)]
@@ -130,7 +130,7 @@ def run_in_process(way: str, job: str, args: argparse.Namespace, **changes: Any)
 
 
 def run_job(job: str, way: str, text: str) -> None:
-    """Run one measurement in this process and print its result as JSON. `text` holds the flags as JSON."""
+    """Run one measurement in this process and print the result as JSON. `text` contains the flags as JSON."""
     args = argparse.Namespace(**json.loads(text))
     args.root = pathlib.Path(args.root)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
@@ -138,7 +138,7 @@ def run_job(job: str, way: str, text: str) -> None:
 
 
 def prepare(args: argparse.Namespace, console: Console) -> None:
-    """Write the photos, and the records that are prepared from them."""
+    """Write the photos, and prepare records from them."""
     from deeplab_jax.config import DataConfig
     from deeplab_jax.data.prepare import prepare as write_records
 
@@ -196,7 +196,7 @@ def main() -> None:
 
 
 def rates_table(crop: str, rounds: list[dict[str, Any]]) -> Table:
-    """Return a table with the median rate of each pipeline, and the median over the rounds of its ratio to (a)."""
+    """Return a table with each pipeline's median rate, and the median of its per-round ratios to (a)."""
     table = Table("crop " + crop, "images/s", "times (a)", "first batch, s")
     for way in rounds[0]:
         rates = [row[way]["images_per_second"] for row in rounds]

@@ -1,6 +1,6 @@
-"""Write a data set of synthetic photos with the size of Cityscapes images.
+"""Write a data set of synthetic photos as large as Cityscapes images.
 
-Their PNG files are as large (2.2 MB) and as slow to decode as those of real photos.
+Their PNG files are as large (2.2 MB) and as slow to decode as real photos.
 """
 
 import pathlib
@@ -13,7 +13,7 @@ CLASSES = 19
 
 
 def draw_photo(rng: np.random.Generator) -> np.ndarray:
-    """Return a photo with structure at every scale and with sensor noise, which makes the PNG file large.
+    """Return a photo with structure at every scale, plus sensor noise that makes the PNG file large.
 
     Returns:
       uint8 [1024, 2048, 3].
@@ -28,14 +28,14 @@ def draw_photo(rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_label(rng: np.random.Generator) -> np.ndarray:
-    """Return a label map with smooth regions of 19 classes, uint8 [1024, 2048]."""
+    """Return a label map with smooth regions from 19 classes, as uint8 [1024, 2048]."""
     coarse = Image.fromarray(rng.integers(0, 256, (12, 24)).astype(np.uint8))
     fine = np.asarray(coarse.resize(SIZE[::-1], Image.Resampling.BICUBIC))
     return (fine.astype(int) * CLASSES // 256).astype(np.uint8)
 
 
 def write(root: pathlib.Path, count: int) -> None:
-    """Write `count` pairs in the layout input/, target/, list/. Do nothing if they already exist."""
+    """Write `count` image and label pairs to input/, target/ and list/. Do nothing if they already exist."""
     listing = root / "list" / "train.lst"
     names = [f"input/{i:04d}.png\ttarget/{i:04d}.png" for i in range(count)]
     if listing.exists() and listing.read_text().splitlines() == names:

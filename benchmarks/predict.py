@@ -1,9 +1,9 @@
-"""Measure how close `deeplab-jax predict`, which also reads, draws and writes files, comes to the speed of the network.
+"""Measure how close `deeplab-jax predict`, which also reads and writes image files, comes to the network's speed.
 
-python benchmarks/predict.py CHECKPOINT FOLDER     # a folder of images of the same size
+python benchmarks/predict.py CHECKPOINT FOLDER     # a folder of equally sized images
 
-Each round measures the network on batches in memory, and then the full `predict` with output to a temporary folder. Both are
-compiled before the first round.
+Each round measures the network on batches in memory, and then the full `predict` with output to a temporary folder. Everything
+is compiled before the first round.
 """
 
 import argparse

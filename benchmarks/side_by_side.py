@@ -2,8 +2,7 @@
 
 Each side runs in a separate process. First, its results are compared with those of the first side. After a warm-up, the
 sides are measured in rounds. In each round, every side in turn does one untimed run and is then timed, while the other
-sides sleep. If the speed of the machine drifts, this affects all sides. Each ratio is the median of the ratios within
-the rounds.
+sides sleep, so a drift in machine speed affects all sides. Each ratio is the median of the per-round ratios.
 """
 
 import argparse
@@ -32,13 +31,13 @@ from rich.table import Table
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """The functions through which one implementation is measured.
+    """The functions used to measure one implementation.
 
     Attributes:
-      numbers: Returns the results of the work, by name, for the comparison with the other sides.
-      run: Does the work once, and returns when it is finished.
-      device_peak: Returns the peak memory of the accelerator in bytes, or None if the memory of the process counts instead.
-      versions: The versions of the libraries.
+      numbers: Returns a dict of the work's results, for comparison with the other sides.
+      run: Does the work once and waits until it is finished.
+      device_peak: Returns the accelerator's peak memory in bytes, or None to use the process's peak memory instead.
+      versions: Maps library names to versions.
     """
 
     numbers: Callable[[], dict[str, np.ndarray]]
@@ -47,7 +46,7 @@ class Side:
     versions: dict[str, str]
 
 
-Make = Callable[[argparse.Namespace], Side]  # builds a side from the flags, in the process of the side
+Make = Callable[[argparse.Namespace], Side]  # builds a side from the flags, in that side's own process
 
 
 class Process:
@@ -61,7 +60,7 @@ class Process:
         child_pipe.close()
 
     def request(self, name: str) -> Any:
-        """Return the value of `name`, which is "versions", "numbers", "seconds" or "peak".
+        """Ask the side for "versions", "numbers", "seconds" or "peak", and return its answer.
 
         Raises:
           RuntimeError: This side cannot be measured. The message gives the reason.
@@ -92,8 +91,8 @@ def _serve(make: Make, args: argparse.Namespace, pipe: Connection) -> None:
                 answer: Any = (numbers, time.perf_counter() - start_time, host_peak())
                 reset_host_peak()
             elif name == "seconds":
-                # The first run is not timed. Since the last turn, the other sides have replaced the contents of the caches, and
-                # the system may have reclaimed freed memory.
+                # The first run is not timed, because the other sides have replaced the cache contents since the last turn, and
+                # the system might have reclaimed freed memory.
                 side.run()
                 start = time.perf_counter()
                 for _ in range(args.repeat):
@@ -112,7 +111,7 @@ def _serve(make: Make, args: argparse.Namespace, pipe: Connection) -> None:
 
 
 def reset_host_peak() -> None:
-    """Reset `host_peak`, if the system supports it. This separates the peak of running from the peak of compiling."""
+    """Reset `host_peak` if the system supports it, so that the peak during compilation does not count for later runs."""
     with contextlib.suppress(OSError):
         pathlib.Path("/proc/self/clear_refs").write_text("5")
 
@@ -122,7 +121,7 @@ def host_peak() -> int:
     status = pathlib.Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    # `getrusage` is not used on Linux, because a new process inherits the peak of its parent.
+    # `getrusage` is not used on Linux, because a new process inherits its parent's peak.
     (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
@@ -139,7 +138,7 @@ def positive(word: str) -> int:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that all comparisons share."""
+    """Add the flags shared by all comparisons."""
     parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--warm-up", type=int, default=2, help="number of untimed measurements of each side before the rounds")
     parser.add_argument("--repeat", type=positive, default=1, help="number of runs in one timing; use more on a GPU")
@@ -153,12 +152,12 @@ def measure(sides: dict[str, Make], args: argparse.Namespace, bounds: dict[str, 
     """Measure all sides.
 
     Args:
-      sides: Builds each side, by its name. The others are compared with the first one.
-      args: The flags of `add_flags`, and those that the sides need.
-      bounds: The largest allowed |a - b| / |b| of each of the sides' numbers.
+      sides: Maps each side's name to the function that builds it. The others are compared with the first one.
+      args: The flags from `add_flags`, plus those needed by the sides.
+      bounds: Maps each result name to the largest allowed relative error |a - b| / |b|.
 
     Returns:
-      The measurements of each side, by its name. A side that cannot run has {"failed": reason}.
+      A dict mapping each side's name to its measurements, or to {"failed": reason} if the side cannot run.
     """
     results: dict[str, Any] = {}
     running: dict[str, Process] = {}
@@ -207,7 +206,7 @@ def measure(sides: dict[str, Make], args: argparse.Namespace, bounds: dict[str, 
 
 
 def relative_error(a: np.ndarray, b: np.ndarray) -> float:
-    """Return |a - b| / |b|. For integers, return the share of elements that differ.
+    """Return |a - b| / |b| or, for integers, the share of elements that differ.
 
     Returns:
       The error, or NaN if the shapes differ or an array contains NaN.
@@ -220,17 +219,17 @@ def relative_error(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def report(title: str, results: dict[str, Any], args: argparse.Namespace, images: int) -> None:
-    """Print a table, write --json, and exit with code 1 if one of the first two sides failed.
+    """Print a table, write the --json file, and exit with code 1 if either of the first two sides failed.
 
-    "peak" is the memory while the work runs: of the accelerator if there is one, otherwise of the process. "start" is the time
-    and the memory of the process until the first results, including imports, weights and compilation. If the system cannot
-    reset the peak of a process, "peak" includes "start".
+    "peak" is the peak memory while the work runs, on the accelerator if there is one and otherwise in the process. "start" is
+    the time and process memory needed for the first results, including imports, weights and compilation. If the system cannot
+    reset a process's peak memory, "peak" includes "start".
 
     Args:
-      title: The title of the table.
-      results: The measurements that `measure` returns.
-      args: The flags of the program.
-      images: The number of images in one run.
+      title: The table title.
+      results: The measurements returned by `measure`.
+      args: The program's flags.
+      images: The number of images per run.
     """
     first, *others = results
     measured = {name: entry for name, entry in results.items() if "failed" not in entry}

@@ -1,9 +1,9 @@
-"""Compare the training step with image rows split over virtual CPU devices against the step on one device.
+"""Compare a training step with image rows split over virtual CPU devices to the same step on one device.
 
 python benchmarks/spatial.py --backbone=resnet18 --size 1025 2049 --spatial 2 4
 
 Without --run, the steps are only compiled, and only their memory is compared. With --run, the loss and the gradient are
-compared too. The gradient is read from the momentum after the first step.
+also compared. The gradient is read from the momentum after the first step.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def measure(spatial: int) -> dict:
 
 
 def main() -> None:
-    """Print one row for every number of devices. Deviations are relative to one device."""
+    """Print one row per device count. Deviations are relative to one device."""
     baseline = measure(1)
     table = Table("devices", "GiB per device", "ratio", "loss", "gradient norm", "|g - g1| / |g1|")
     for spatial in (1, *ARGS.spatial):

@@ -2,11 +2,10 @@
 
 python benchmarks/sweep.py benchmarks/camvid_study.py --root CAMVID --out runs/camvid_study --table benchmarks/camvid_table.md
 
-A study is a Python file with RECIPE, the path of a base config, and ROWS, a dict {name: flags of train.py}. After an
-interruption, run the same command again: it skips rows that are finished and resumes the one that is not. `--rows
-'b4*'` selects rows, and `--seeds 0 1 2` trains each row with each seed. All rows are checked before the first one is
-trained. If the recipe or the flags of a row have changed, its old runs are neither included in the table nor
-overwritten.
+A study is a Python file that defines RECIPE, the path of a base config, and ROWS, a dict mapping row names to train.py
+flags. After an interruption, run the same command again to skip finished rows and resume the unfinished one. `--rows
+'b4*'` selects rows, and `--seeds 0 1 2` trains each row with each seed. All rows are checked before training starts.
+If a row's recipe or flags have changed, its old runs are neither included in the table nor overwritten.
 """
 
 import argparse
@@ -39,9 +38,9 @@ class Result:
 
     Attributes:
       steps: The number of training steps.
-      minutes: The training time, without evaluations, checkpoints and compilation.
-      miou: The mean IoU of the last evaluation, 0 to 1.
-      pixel_accuracy: The pixel accuracy of the last evaluation, 0 to 1.
+      minutes: The training time in minutes, excluding evaluations, checkpoints and compilation.
+      miou: The mean IoU from the last evaluation, 0 to 1.
+      pixel_accuracy: The pixel accuracy from the last evaluation, 0 to 1.
     """
 
     steps: int
@@ -51,7 +50,7 @@ class Result:
 
 
 def read_result(workdir: pathlib.Path) -> Result | None:
-    """Return the result of a run from its receipt and log, or None if the run is not finished.
+    """Return a run's result from its receipt and log, or None if the run is unfinished.
 
     Raises:
       SystemExit: The last evaluation has no mIoU.
@@ -68,14 +67,14 @@ def read_result(workdir: pathlib.Path) -> Result | None:
             f"{workdir}: the last evaluation has no mIoU, because its split has no labelled pixels. "
             "Evaluate a split that has labels."
         )
-    # The median ignores steps that other work on the machine slowed down.
+    # The median ignores steps slowed down by other work on the machine.
     seconds = [row["seconds_per_step"] for row in read_log(str(workdir), "train")]
     minutes = steps * statistics.median(seconds or [math.nan]) / 60
     return Result(steps, minutes, scores[0]["miou"], scores[0]["pixel_accuracy"])
 
 
 def open_study(path: str) -> Mapping[str, Any]:
-    """Return the variables of a study file, among them RECIPE and ROWS.
+    """Return the variables defined in a study file, including RECIPE and ROWS.
 
     Raises:
       SystemExit: The file does not exist, or RECIPE or ROWS is missing.
@@ -92,10 +91,10 @@ def open_study(path: str) -> Mapping[str, Any]:
 
 
 def load_row(study: Mapping[str, Any], row: str) -> Config:
-    """Return the config that a row trains, without its data root and seed.
+    """Return a row's training config, without its data root and seed.
 
     Raises:
-      SystemExit: The name of the row cannot be the name of a folder, or train.py or the sweep does not allow its flags.
+      SystemExit: The row's name cannot be used as a folder name, or its flags are rejected by train.py or the sweep.
     """
     if row in ("", ".", "..") or "/" in row:
         sys.exit(f"row {row!r} cannot be used as a folder name. Choose a name without slashes.")
@@ -113,15 +112,15 @@ def load_row(study: Mapping[str, Any], row: str) -> Config:
 
 
 def _recipe_path(recipe_and_argument: str) -> str:
-    """Return the absolute path of a recipe, which is relative to the repository. Its argument after ":" is kept."""
+    """Return the absolute path for a recipe path relative to the repository. Any argument after ":" is kept."""
     path, colon, argument = recipe_and_argument.partition(":")
     return f"{ROOT / path}{colon}{argument}"
 
 
 def build_command(study: Mapping[str, Any], row: str, root: str, seed: int) -> str:
-    """Return the arguments that train a row, quoted for a shell, without --workdir.
+    """Return the shell-quoted arguments for training a row, without --workdir.
 
-    A comment at the end holds a digest of the recipe's config, so that a changed recipe gives a different command.
+    A trailing comment contains a digest of the recipe's config, so that a changed recipe gives a different command.
     """
     words = ("train.py", f"--config={study['RECIPE']}", f"--config.data.root={root}", f"--config.seed={seed}")
     digest = digest_of(to_dict(load_recipe(_recipe_path(study["RECIPE"]))))[:12]
@@ -129,11 +128,11 @@ def build_command(study: Mapping[str, Any], row: str, root: str, seed: int) -> s
 
 
 def train(command: str, workdir: pathlib.Path) -> Result:
-    """Start or resume the training of a row, and return its result. The output goes to `<workdir>/log.txt`.
+    """Start or resume training a row, and return its result. The output goes to `<workdir>/log.txt`.
 
     Args:
-      command: The arguments that `build_command` returns.
-      workdir: The folder of the run.
+      command: The arguments returned by `build_command`.
+      workdir: The run folder.
 
     Raises:
       SystemExit: The training failed or was stopped, or `workdir` holds a run with a different command.
@@ -148,7 +147,7 @@ def train(command: str, workdir: pathlib.Path) -> Result:
         with (workdir / "log.txt").open("a") as log, subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log) as child:
             try:
                 child.wait()
-            except KeyboardInterrupt:  # train.py receives the interrupt too; it finishes its step and saves
+            except KeyboardInterrupt:  # train.py also receives the interrupt, finishes its step and saves
                 child.wait()
         if child.returncode:
             last = (workdir / "log.txt").read_text().strip().splitlines()[-1:]
@@ -162,9 +161,9 @@ def train(command: str, workdir: pathlib.Path) -> Result:
 
 
 def find_results(study: Mapping[str, Any], row: str, root: str, out: pathlib.Path) -> list[Result]:
-    """Return the results of a row for all seeds that are finished.
+    """Return a row's results for all finished seeds.
 
-    Runs of the same name with a different recipe or different flags are left out.
+    Runs with the same name but a different recipe or different flags are skipped.
     """
     results = []
     for workdir in sorted((out / row).glob("seed*")):
@@ -181,7 +180,7 @@ def _read_command(workdir: pathlib.Path) -> str:
 def format_table(rows: Mapping[str, str], results: Mapping[str, Sequence[Result]]) -> str:
     """Return the results as a Markdown table.
 
-    For several seeds, the table gives the mean mIoU, and the lowest and highest. The best mean is bold.
+    For several seeds, the table shows the mean, lowest and highest mIoU. The best mean is in bold.
     """
     best = max((_mean_miou(runs) for runs in results.values() if runs), default=0.0)
     lines = ["| row | flags | seeds | steps | minutes | val mIoU | pixel accuracy |", "| --- " * 7 + "|"]

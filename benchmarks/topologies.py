@@ -1,11 +1,11 @@
-"""Train the same run on different numbers of devices and processes, and compare the samples and the parameters.
+"""Train the same run on different numbers of devices and processes, and compare samples and parameters.
 
 python benchmarks/topologies.py --config=configs/quickstart.py --config.data.batch_size=8
 
-The devices are virtual CPU devices. A run of two processes is included if Open MPI's mpirun is installed. Flags that
-are not listed below are passed to train.py. The distance of two runs is |a - b| / |b| over all parameters and running
-statistics. Here, b is the run on one device. For resumed runs, b is the run on four devices, the number on which all of
-them started.
+The devices are virtual CPU devices. A two-process run is included if Open MPI's mpirun is installed. Flags not listed
+below are passed on to train.py. The distance between runs a and b is |a - b| / |b| over all parameters and running
+statistics, where b is the run on one device. Resumed runs all start on four devices, so b is the one that also resumes
+on four.
 """
 
 import argparse
@@ -40,12 +40,12 @@ def run(workdir: pathlib.Path, flags: list[str], steps: int, devices: int, launc
 
 
 def samples(workdir: pathlib.Path) -> str:
-    """Return the digest of all samples that the run has consumed, in their order."""
+    """Return a digest of all samples consumed by the run, in order."""
     return json.loads((workdir / "receipts.jsonl").read_text().splitlines()[-1])["samples"]
 
 
 def distance(a: pathlib.Path, b: pathlib.Path) -> float:
-    """Return |a - b| / |b| over the parameters and running statistics of the last checkpoints."""
+    """Return |a - b| / |b| over the parameters and running statistics in the last checkpoints."""
     ours, theirs = (np.concatenate([x.ravel() for x in jax.tree.leaves(restore_variables(str(each)))]) for each in (a, b))
     return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
 

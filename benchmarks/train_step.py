@@ -1,12 +1,12 @@
-"""Compare the time and memory of a training step between this package and torchvision.
+"""Compare the time and memory needed for a training step with this package and with torchvision.
 
 pip install torch torchvision
 python benchmarks/train_step.py --batch 2 --size 257 257
 
-Both follow torchvision's recipe (references/segmentation/train.py). The loss is the cross-entropy at the size of the
-labels, over the pixels whose label is not 255, plus 0.5 times the loss of the auxiliary head. The optimizer is SGD with
-momentum and weight decay. Both start from the same weights, with uint8 images and labels on the device. On a GPU, use
---dtype bfloat16 --compile --repeat 10. TensorFlow is not needed.
+Both sides follow torchvision's recipe (references/segmentation/train.py). The loss is the cross-entropy at label size,
+ignoring pixels labelled 255, plus 0.5 times the auxiliary head's loss. The optimizer is SGD with momentum and weight
+decay. Both sides start from the same weights, with uint8 images and labels on the device. On a GPU, use --dtype bfloat16
+--compile --repeat 10. TensorFlow is not needed.
 """
 
 import argparse
@@ -15,14 +15,15 @@ import networks
 import numpy as np
 import side_by_side
 
-# Bounds of the relative error of the first step's loss. Gradients are not compared here. With random weights, they differ by
-# several percent between any two float32 implementations: an activation close to 0 can round to either side of the ReLU's
-# threshold, and then passes its gradient in only one of them. tests/parity/train_step.py compares gradients in float64.
+# Bounds on the relative error of the first step's loss. Gradients are not compared here, because with random weights, they
+# differ by several percent between any two float32 implementations. An activation close to 0 can round to either side of the
+# ReLU threshold, so that the ReLU passes the gradient in only one implementation. tests/parity/train_step.py compares
+# gradients in float64.
 BOUNDS = {"float32": {"loss": 1e-4}, "bfloat16": {"loss": 2e-2}}
 
 
 def build_ours(args: argparse.Namespace) -> side_by_side.Side:
-    """Return the compiled step that `train.py` runs. Like `train.py`, it reads the scalars after every step."""
+    """Return our side, the compiled step from `train.py`. Like `train.py`, it reads the scalars after every step."""
     import jax
     import jax.numpy as jnp
 
@@ -58,7 +59,7 @@ def build_ours(args: argparse.Namespace) -> side_by_side.Side:
 
 
 def build_torchvision(args: argparse.Namespace, *, compiled: bool) -> side_by_side.Side:
-    """Return a training step in PyTorch. It reads the loss after every step, like a training loop that logs it."""
+    """Return the PyTorch side. It reads the loss after every step, like a training loop with logging."""
     import torch
     from torch.nn.functional import cross_entropy
 

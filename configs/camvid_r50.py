@@ -1,17 +1,16 @@
-"""CamVid (11 classes, 360x480): a DeepLabV3+ for a GPU that trains from scratch, with a ResNet-50-D at output stride 8.
+"""CamVid (11 classes, 360x480): a DeepLabV3+ for training from scratch on a GPU, with a ResNet-50-D at output stride 8.
 
 python train.py --config=configs/camvid_r50.py --config.data.root=CAMVID --workdir=runs/camvid_r50
 python eval.py --config=configs/camvid_r50.py --config.data.root=CAMVID --checkpoint=runs/camvid_r50
 
-Hardware and time: this recipe needs a GPU. It has not been run yet, so there is no measured time for its 400 epochs (18,350
-steps).
-Expected result: not measured. With the protocol of most papers, networks that were trained from scratch have a test mIoU of
+Hardware and time: this recipe needs a GPU. It has not been run yet, so the time for its 400 epochs (18,350 steps) is unknown.
+Expected result: not measured. Under the protocol used in most papers, networks trained from scratch reach a test mIoU of
 55.6 % (SegNet), 51.3 % (ENet) and 66.4 % (DABNet). To use this protocol, train with --config.data.train_split=train+val, and
 evaluate once with --config.eval.split=test.
 
-The larger weights of rare classes and the smaller range of resize factors come from camvid_r18.py, where they helped. In that
-study (benchmarks/camvid.md), photometric distortion did not improve trainings of a few minutes. The depth, the decoder, the
-output stride, the distortion and the length of this recipe are common choices.
+The larger weights for rare classes and the narrower range of resize factors come from camvid_r18.py, where they helped. In that
+study (benchmarks/camvid.md), photometric distortion did not improve training runs of a few minutes. The depth, decoder, output
+stride, photometric distortion and run length are common choices.
 """
 
 from deeplab_jax.config import Config, DataConfig, EvalConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig

@@ -3,18 +3,18 @@
 python train.py --config=configs/cityscapes_r101_os8.py --config.data.root=CITYSCAPES --workdir=runs/cityscapes_r101_os8
 python eval.py --config=configs/cityscapes_r101_os8.py --config.data.root=CITYSCAPES --checkpoint=runs/cityscapes_r101_os8
 
-Hardware and time: the reference used 4 GPUs. This recipe has not been run to the end, so there is no measured time.
-Expected result: 80.20 % mIoU on val at a single scale. This is the result of the reference, which is mmsegmentation's
-deeplabv3_r101-d8_4xb2-80k_cityscapes-512x1024.
+Hardware and time: the reference used 4 GPUs. This recipe has not been run to completion, so its time is unknown.
+Expected result: 80.20 % mIoU on val at a single scale, as reported for the reference,
+mmsegmentation's deeplabv3_r101-d8_4xb2-80k_cityscapes-512x1024.
 
 Differences from the reference:
 - Convolutions are computed in bfloat16.
-- The ImageNet weights of the backbone come from timm. The architecture is the same as in the reference.
+- The backbone's ImageNet weights come from timm. The architecture is the same as in the reference.
 - Photometric distortion does not round to 8 bits after each operation.
 - The 75 % limit for a single class in a crop is checked before the crop is resized.
 
-The backbone is downloaded once from the Hugging Face hub. Add @REVISION to its name to pin the revision. On a machine without
-internet access, use --config.model.pretrained=FILE with a downloaded file.
+The backbone weights are downloaded once from the Hugging Face hub. To pin a revision, add @REVISION to `pretrained`. On a
+machine without internet access, use --config.model.pretrained=FILE with a previously downloaded file.
 """
 
 from deeplab_jax.config import Config, DataConfig, EvalConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig

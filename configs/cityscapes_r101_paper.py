@@ -3,18 +3,18 @@
 python train.py --config=configs/cityscapes_r101_paper.py --config.data.root=CITYSCAPES --workdir=runs/cityscapes_r101_paper
 python eval.py --config=configs/cityscapes_r101_paper.py --config.data.root=CITYSCAPES --checkpoint=runs/cityscapes_r101_paper
 
-Hardware and time: this recipe has not been run to the end, so there is no measured time for its 90,000 steps.
+Hardware and time: this recipe has not been run to completion, so the time for its 90,000 steps is unknown.
 Expected result: 77.23 % mIoU at output stride 16 and 77.82 % at output stride 8, on val at a single scale. These are the
-results of the paper (arXiv 1706.05587, appendix A), which also starts from an ImageNet backbone.
+paper's results (arXiv 1706.05587, appendix A). The paper also starts from an ImageNet backbone.
 
 Differences from the paper:
-- The stride of a stage is in its first block. The paper's code has it in the last block of the previous stage.
-- The running statistics of BatchNorm are updated with a factor of 0.1 per step. The paper uses 0.0003.
-- The ImageNet weights of the backbone come from torchvision.
+- Each stage applies its stride in its first block. The paper's code applies it in the previous stage's last block.
+- BatchNorm's running statistics are updated with a factor of 0.1 per step. The paper uses 0.0003.
+- The backbone's ImageNet weights come from torchvision.
 - Convolutions are computed in bfloat16.
 
-The backbone is downloaded once from the Hugging Face hub. Add @REVISION to its name to pin the revision. On a machine without
-internet access, use --config.model.pretrained=FILE with a downloaded file.
+The backbone weights are downloaded once from the Hugging Face hub. To pin a revision, add @REVISION to `pretrained`. On a
+machine without internet access, use --config.model.pretrained=FILE with a previously downloaded file.
 """
 
 from deeplab_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig

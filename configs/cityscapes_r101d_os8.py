@@ -3,21 +3,20 @@
 python train.py --config=configs/cityscapes_r101d_os8.py --config.data.root=CITYSCAPES --workdir=runs/cityscapes_r101d_os8
 python eval.py --config=configs/cityscapes_r101d_os8.py --config.data.root=CITYSCAPES --checkpoint=runs/cityscapes_r101d_os8
 
-Hardware and time: the reference used 4 GPUs. This recipe has not been run to the end, so there is no measured time.
-Expected result: 80.85 % mIoU on val at a single scale. This is the result of the reference, which is PaddleSeg's
-deeplabv3_resnet101_os8_cityscapes_1024x512_80k.
+Hardware and time: the reference used 4 GPUs. This recipe has not been run to completion, so its time is unknown.
+Expected result: 80.85 % mIoU on val at a single scale, as reported for the reference,
+PaddleSeg's deeplabv3_resnet101_os8_cityscapes_1024x512_80k.
 
 Differences from the reference:
-- The ImageNet weights of the backbone come from timm, and so does the image normalisation. PaddleSeg starts from weights that
-  were distilled with SSLD.
+- The backbone's ImageNet weights and the image normalisation come from timm. PaddleSeg starts from weights distilled with SSLD.
 - Convolutions are computed in bfloat16.
 - Resize factors are drawn from a continuous range. PaddleSeg uses steps of 0.25.
-- Photometric distortion has mmsegmentation's ranges. PaddleSeg uses 0.4 for each factor and 25 degrees for the hue.
-- The first block of the third stage has the atrous rate of the previous stage. PaddleSeg uses 2.
-- Shortcuts in stages without stride are pooled with a dilated window. PaddleSeg does not pool them.
+- Photometric distortion uses mmsegmentation's ranges. PaddleSeg uses 0.4 for each factor and 25 degrees for the hue.
+- The third stage's first block has the previous stage's atrous rate. PaddleSeg uses a rate of 2.
+- Shortcuts in dilated stages are pooled with a dilated window. PaddleSeg does not pool them.
 
-The backbone is downloaded once from the Hugging Face hub. Add @REVISION to its name to pin the revision. On a machine without
-internet access, use --config.model.pretrained=FILE with a downloaded file.
+The backbone weights are downloaded once from the Hugging Face hub. To pin a revision, add @REVISION to `pretrained`. On a
+machine without internet access, use --config.model.pretrained=FILE with a previously downloaded file.
 """
 
 from deeplab_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig

@@ -1,19 +1,19 @@
-"""Your own data: a first training with a ResNet-18 at output stride 16. The classes come from a label-set file.
+"""Your own data: a first training run with a ResNet-18 at output stride 16. The classes come from a label-set file.
 
-deeplab-jax data labels ROOT                  # writes the values in your masks to ROOT/labels.json, where you name the classes
-deeplab-jax data check ROOT --out=ROOT/check  # checks every file and shows samples
+deeplab-jax data labels ROOT                  # writes your mask values to ROOT/labels.json, where you name the classes
+deeplab-jax data check ROOT --out=ROOT/check  # checks every file and draws samples
 python train.py --config=configs/custom.py:ROOT/labels.json --config.data.root=ROOT --workdir=runs/mine
 python eval.py --config=configs/custom.py:ROOT/labels.json --config.data.root=ROOT --checkpoint=runs/mine --output=runs/mine/val
 
 If your data has the classes of a built-in label set, use configs/custom.py:cityscapes, :camvid, :voc or :ade20k instead.
 
-Hardware and time: less than an hour on a CPU. The length is set in steps, because epochs of a small data set are very short: 20
-epochs of 50 images would only be 125 updates.
-Expected result: it depends on the data. benchmarks/camvid.md shows the result on CamVid, in the rows called "plain".
+Hardware and time: less than an hour on a CPU. The run length is set in steps because a small data set has very short epochs: 20
+epochs of 50 images would be only 125 updates.
+Expected result: this depends on the data. For CamVid, see the "plain" rows in benchmarks/camvid.md.
 
 - Crops are 320x320, which suits both landscape and portrait images. On a GPU, set --config.data.crop_size to about two thirds
-  of the height and width of your images, to show more of the scene.
-- If you have few images, start from published weights, which fit the width of this network. Set --config.model.pretrained, as
+  of your images' height and width, to show more of the scene.
+- If you have few images, start from published weights, which fit this network's width. Set --config.model.pretrained as
   described in docs/how-to/published-weights.md.
 - Without published weights, the narrower network and the class weights of camvid_r18.py learn more in the same time.
   `deeplab-jax data check` prints class weights for your data.

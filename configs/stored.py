@@ -1,4 +1,4 @@
-"""The config that is stored in a checkpoint. Use it to evaluate imported weights, or a run whose recipe you do not have.
+"""The config stored in a checkpoint. Use it to evaluate imported weights, or a run whose recipe you do not have.
 
 python eval.py --config=configs/stored.py:CHECKPOINT --config.data.root=CITYSCAPES --checkpoint=CHECKPOINT
 """

@@ -1,7 +1,6 @@
 """DeepLabV3 semantic segmentation in JAX/Flax.
 
-Use `load` to get a trained network. The other parts of the package are in its submodules. Only `deeplab_jax.data` imports
-TensorFlow.
+Use `load` to get a trained network. Everything else is in submodules. Only `deeplab_jax.data` imports TensorFlow.
 """
 
 import importlib
@@ -25,7 +24,7 @@ __all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> object:
-    # Import lazily. Recipes and flag parsing only need `config`, and importing JAX and orbax takes seconds.
+    # Import lazily: recipes and flag parsing only need `config`, whereas importing JAX and orbax takes seconds.
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

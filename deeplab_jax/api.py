@@ -1,4 +1,7 @@
-"""Load a trained network and run it on images. The interface uses NCHW arrays, and the network itself uses NHWC."""
+"""Load a trained network and run it on images.
+
+The interface takes and returns NCHW arrays, although the network itself uses NHWC.
+"""
 
 import dataclasses
 import functools
@@ -22,9 +25,9 @@ class Segmenter:
     """A network with its weights, label set and normalisation.
 
     Attributes:
-      config: The config of the run. Its `eval` section sets the output stride, windows, scales and flip. Do not modify it:
-        programs that are already compiled would not change.
-      variables: The variables of the network, {"params", "batch_stats"}.
+      config: The run's config. Its `eval` section sets the output stride, windows, scales and flip. Do not modify the config,
+        because already compiled programs would not change.
+      variables: The network variables, {"params", "batch_stats"}.
     """
 
     config: Config
@@ -32,28 +35,28 @@ class Segmenter:
 
     @property
     def label_set(self) -> LabelSet:
-        """Return the label set, which gives the name and colour of each train id."""
+        """Return the label set, with the name and colour of each train id."""
         return self.config.labels
 
     def logits(self, images: UInt8[np.ndarray, "n 3 h w"]) -> Float[np.ndarray, "n k h w"]:
-        """Return logits at the size of the images. The images are normalised here.
+        """Normalise the images and return their logits at full resolution.
 
         Args:
-          images: RGB values from 0 to 255. Any height and width work. Each new shape is compiled once.
+          images: RGB values from 0 to 255, of any height and width. Each new shape is compiled once.
 
         Raises:
-          DataError: The images have a wrong dtype or shape.
+          DataError: The images have the wrong dtype or shape.
         """
         return _to_nchw(self._run(inference.logits, images))
 
     def predict(self, images: UInt8[np.ndarray, "n 3 h w"]) -> UInt8[np.ndarray, "n h w"]:
-        """Return train ids at the size of the images. The arguments and errors are those of `logits`."""
+        """Return full-resolution train ids. Takes the same arguments and raises the same errors as `logits`."""
         return self._run(inference.predict, images)
 
     def predict_with_confidence(
         self, images: UInt8[np.ndarray, "n 3 h w"]
     ) -> tuple[UInt8[np.ndarray, "n h w"], UInt8[np.ndarray, "n h w"]]:
-        """Return train ids as `predict` does, and the probability of each predicted class, scaled to 0-255."""
+        """Return each pixel's train id and its probability, scaled to 0-255."""
         return self._run(inference.predict_with_confidence, images)
 
     @functools.cached_property
@@ -73,10 +76,10 @@ def load(checkpoint: str) -> Segmenter:
     """Load a trained network.
 
     This also enables JAX's compilation cache, unless the program has already configured it (see
-    `compilation.enable_compilation_cache`). docs/reference/compilation-cache.md explains how to disable the cache.
+    `compilation.enable_compilation_cache`). To disable the cache, see docs/reference/compilation-cache.md.
 
     Args:
-      checkpoint: The folder of a run (its latest step is used), `<run>/best`, or a single step `<run>/checkpoints/<N>`.
+      checkpoint: A run folder (the latest step is used), `<run>/best`, or a single step, `<run>/checkpoints/<N>`.
 
     Raises:
       CheckpointError: The checkpoint does not exist or cannot be read.

@@ -1,4 +1,4 @@
-"""The errors that a user can cause. Each message is one line with the argument, its value, the problem and the fix."""
+"""Errors that users can fix. Each message is one line that gives the argument, its value, the problem and the fix."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -8,39 +8,39 @@ T = TypeVar("T")
 
 
 class DeeplabError(Exception):
-    """Base class of the errors that a user can fix. Programs print the message as one line and exit with code 2."""
+    """Base class for errors that users can fix. Programs print the message as one line and exit with code 2."""
 
 
 class ConfigError(DeeplabError):
-    """A config field or flag with an invalid value, or a combination of fields that cannot work."""
+    """An invalid config field or flag, or a combination of fields that cannot work."""
 
 
 class DataError(DeeplabError):
-    """A data set, list, image or label file that cannot be read or does not match the config."""
+    """A data set, list, image or label file that is unreadable or does not match the config."""
 
 
 class CheckpointError(DeeplabError):
-    """A checkpoint that is missing, is damaged, or belongs to a different model."""
+    """A missing or damaged checkpoint, or a checkpoint for a different model."""
 
 
 class TrainingError(DeeplabError):
-    """A training that cannot continue because its numbers are no longer finite."""
+    """A training run that cannot continue because its loss or gradients are not finite."""
 
 
 class HostError(DeeplabError):
-    """Another process of the run has ended or cannot be reached."""
+    """Another process in the run has exited or cannot be reached."""
 
 
 def choose(name: str, table: Mapping[str, T], field: str) -> T:
-    """Return the entry of `table` with the given name.
+    """Return the entry of `table` called `name`.
 
     Args:
-      name: The name of the entry.
+      name: The name to look up.
       table: The supported entries, by name.
-      field: The config field or flag that contains the name. The error message mentions it.
+      field: The config field or flag that was set to `name`, for the error message.
 
     Raises:
-      ConfigError: The table has no entry with this name.
+      ConfigError: `name` is not in the table.
     """
     if name not in table:
         raise ConfigError(f"`{field}` (={name!r}) is not supported. Use one of {', '.join(table)}.")
@@ -48,14 +48,14 @@ def choose(name: str, table: Mapping[str, T], field: str) -> T:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of another library's error as one line of at most 200 characters, for use in our own messages."""
+    """Return another library's error message as one line of at most 200 characters, for use in our own messages."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def run_or_exit(program: Callable[[], T]) -> T:
-    """Run a program and return its result, or exit if the program fails.
+    """Run a program and return its result, or exit after a user error.
 
-    A DeeplabError is printed as one line, and the exit code is 2. After Ctrl-C, the exit code is 130.
+    A DeeplabError is printed as one line, with exit code 2. Ctrl-C gives exit code 130.
     """
     try:
         return program()

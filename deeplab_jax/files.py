@@ -1,4 +1,4 @@
-"""Check the paths of output files, and write files atomically."""
+"""Check output paths and write files atomically."""
 
 import contextlib
 import os
@@ -11,29 +11,29 @@ from deeplab_jax.errors import ConfigError
 
 
 def require_file(path: str, flag: str) -> None:
-    """Check that `path` is usable as an output file. Call this before any work is done.
+    """Check that `path` can be an output file. Call this before doing any work.
 
     Raises:
-      ConfigError: `path` is a folder, or one of its parent folders is a file.
+      ConfigError: `path` is a folder, or one of its parents is a file.
     """
     file = epath.Path(path)
     if file.is_dir():
-        raise ConfigError(f"`{flag}` (={path!r}) is a folder. Give the path of a file.")
+        raise ConfigError(f"`{flag}` (={path!r}) is a folder. Give a file path.")
     nearest = next((parent for parent in file.parents if parent.exists()), None)
     if nearest and not nearest.is_dir():
         raise ConfigError(f"`{flag}` (={path!r}) would be inside {nearest}, which is a file. Choose a different folder.")
 
 
 def require_folder(path: str | None, flag: str, example: str) -> str:
-    """Return `path` if it can be used as a folder. The folder does not have to exist.
+    """Return `path` if it can be used as a folder. The folder does not have to exist yet.
 
     Args:
-      path: The path that the user gave, or None.
-      flag: The flag that contains the path.
-      example: A path that the error message suggests.
+      path: The user's path, or None.
+      flag: The flag that sets the path.
+      example: An example path for the error message.
 
     Raises:
-      ConfigError: The path is missing, or it is a file.
+      ConfigError: `path` is missing, or is a file.
     """
     if not path:
         raise ConfigError(f"`{flag}` is missing. Give a folder, for example {flag}={example}.")
@@ -46,7 +46,7 @@ def require_folder(path: str | None, flag: str, example: str) -> str:
 def write_atomically(path: epath.Path) -> Iterator[IO[bytes]]:
     """Open a temporary file for writing, and rename it to `path` when the block ends.
 
-    If the block raises an error, `path` stays as it was. Missing parent folders are created.
+    If the block raises an error, `path` is left unchanged. Missing parent folders are created.
 
     Raises:
       ConfigError: `path` cannot be written.

@@ -36,6 +36,7 @@ from deeplab_jax.commands import main as cli
 from deeplab_jax.commands.flags import load_recipe
 from deeplab_jax.commands.train import train_recipe
 from deeplab_jax.models import DeepLabV3, convolution
+from deeplab_jax.models.graph import abstract_variables
 from deeplab_jax.scenes import dataset as synthetic
 from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.state import init_state, to_trees
@@ -177,6 +178,28 @@ def run_cli(monkeypatch, capsys, *arguments):
     except SystemExit as stop:
         code = stop.code
     return code, "".join(capsys.readouterr())
+
+
+def random_variables(network, seed=0):
+    """Return variables for a network, with BatchNorm statistics other than 0 and 1.
+
+    NumPy draws them, because compiling `network.init` takes seconds.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        match path[-1].key:
+            case "kernel":
+                values = rng.normal(size=leaf.shape) * np.sqrt(2 / np.prod(leaf.shape[:-1]))
+            case "bias":
+                values = rng.normal(size=leaf.shape) * 0.1
+            case "mean":
+                values = rng.uniform(-0.5, 0.5, leaf.shape)
+            case "scale" | "var":
+                values = rng.uniform(0.5, 1.5, leaf.shape)
+        return values.astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, abstract_variables(network))
 
 
 def read_pixels(path) -> np.ndarray:

@@ -19,16 +19,12 @@ import pytest
 from deeplab_jax.checkpoints.store import restore_variables
 
 ROOT = pathlib.Path(__file__).parent.parent
-# A smaller version of configs/quickstart.py. It saves every third step, so that many kills happen during a save.
+# The recipe tiny.py with dropout. It saves every third step, so that many kills happen during a save.
 TINY = [
-    f"--config={ROOT / 'configs' / 'quickstart.py'}",
-    "--config.model.width=4",
-    "--config.model.aspp_width=8",
+    f"--config={ROOT / 'tests' / 'tiny.py'}",
     "--config.model.dropout=0.1",
     "--config.data.batch_size=8",
-    "--config.data.crop_size=(32,64)",
     "--config.eval.batch_size=8",
-    "--config.train.log_every=1",
     "--config.train.eval_every=0",
     "--config.train.save_every=3",
 ]

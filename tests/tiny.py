@@ -6,16 +6,20 @@ from deeplab_jax.config import Config, DataConfig, EvalConfig, ModelConfig, Opti
 from deeplab_jax.models.backbones import BACKBONES, resnet
 from deeplab_jax.models.stages import Backbone
 
-BLOCKS = (1, 1, 1, 1)
 
-# This network compiles in half the time of ResNet-18.
-BACKBONES["four_blocks"] = Backbone(
-    make=functools.partial(resnet.ResNet, blocks=BLOCKS, is_bottleneck=False, name="backbone"),
-    blocks=BLOCKS,
-    switches=BACKBONES["resnet18"].switches,
-    tensor_names=functools.partial(resnet.tensor_names, blocks=BLOCKS),
-    recognize=resnet.recognize,
-)
+def _register(name, blocks, is_bottleneck):
+    BACKBONES[name] = Backbone(
+        make=functools.partial(resnet.ResNet, blocks=blocks, is_bottleneck=is_bottleneck, name="backbone"),
+        blocks=blocks,
+        switches=BACKBONES["resnet50" if is_bottleneck else "resnet18"].switches,
+        tensor_names=functools.partial(resnet.tensor_names, blocks=blocks),
+        recognize=resnet.recognize,
+    )
+
+
+# These networks compile in half the time of ResNet-18 and ResNet-50.
+_register("four_blocks", (1, 1, 1, 1), is_bottleneck=False)
+_register("seven_bottlenecks", (1, 1, 2, 3), is_bottleneck=True)
 
 
 def tiny_model(**switches) -> ModelConfig:

@@ -73,6 +73,7 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
         )
     if submission:
         visitors.append(lambda each: write_prediction(submission, names[each.index], each.prediction))
+    console.print("Compiling the network; on a CPU, this can take a minute.")
     confusion = evaluate(config, variables, batches(), len(samples), visitors, console)
     if instances is not None:
         instances = hosts.gather(instances).sum(0)  # each process counted only the images that it read

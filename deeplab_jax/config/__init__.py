@@ -1,4 +1,4 @@
-"""The configuration of a run, as typed dataclasses. This package imports neither JAX nor TensorFlow and opens no files."""
+"""Typed dataclasses for run configs. This package imports neither JAX nor TensorFlow, and opens no files."""
 
 from deeplab_jax.config.rates import aspp_rates, last_stage_rates, multi_grid_units, unit_of_each_block
 from deeplab_jax.config.schema import (

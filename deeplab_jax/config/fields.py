@@ -1,4 +1,4 @@
-"""Declare config fields: default value, documentation, check, and the effect that a change has on stored weights."""
+"""Declare config fields, each with a default, documentation, a check, and the effect of a change on stored weights."""
 
 import dataclasses
 import math
@@ -7,18 +7,18 @@ from typing import Any, Literal, NamedTuple
 
 # The effect of changing a field on a network with stored weights:
 #   "shapes": The stored arrays no longer fit.
-#   "meaning": The stored arrays fit, but the network computes something else with them.
+#   "meaning": The stored arrays fit, but the network computes different outputs with them.
 #   "run": The network is not affected.
 Change = Literal["shapes", "meaning", "run"]
 
 
 class Check(NamedTuple):
-    """A condition on the value of a field.
+    """A condition on a field's value.
 
     Attributes:
-      accepts: Returns whether a value is valid. It must handle every value of the field's type. For a tuple field, it must
-        handle every tuple and list.
-      advice: One or two full sentences that tell the user what to do. They end the error message.
+      accepts: A function that returns whether a value is valid. It must handle every value of the field's type, and for tuple
+        fields, any tuple or list.
+      advice: What to tell the user, in one or two full sentences at the end of the error message.
     """
 
     accepts: Callable[[Any], bool]
@@ -38,12 +38,12 @@ def field(
 
     Args:
       default: The default value.
-      doc: The documentation for users, including the unit.
+      doc: The user documentation, including the unit.
       check: The condition on the value. None accepts every value of the field's type.
-      changes: The effect of changing the field on a network with stored weights.
+      changes: How changing the field affects a network with stored weights.
       part: The part of the network whose arrays depend on the field: "backbone", "aspp", "decoder", "aux", or "" if the field
         does not belong to a single part.
-      is_used: Returns whether a config section, which is the argument, uses this field. The value of an unused field has no
+      is_used: A function that takes the config section and returns whether the section uses this field. An unused field has no
         effect. None means that the field is always used.
     """
     metadata = {"doc": doc, "check": check, "changes": changes, "part": part, "is_used": is_used}
@@ -51,12 +51,12 @@ def field(
 
 
 def field_names(section: type, *, changes: tuple[Change, ...] = (), part: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Return the names of the fields of a config section.
+    """Return the field names in a config section.
 
     Args:
-      section: The dataclass of the section.
-      changes: If given, only fields with one of these effects are returned.
-      part: If given, only fields of one of these parts of the network are returned.
+      section: The section's dataclass.
+      changes: If given, return only fields with one of these effects.
+      part: If given, return only fields for one of these parts of the network.
     """
     return tuple(
         each.name
@@ -66,35 +66,35 @@ def field_names(section: type, *, changes: tuple[Change, ...] = (), part: tuple[
 
 
 def one_of(*choices: str) -> Check:
-    """Accept only the given strings.
+    """Return a check that accepts only the given strings.
 
-    A `Literal` type would express the same, but command-line flags cannot set fields of that type.
+    A `Literal` type would express the same thing, but command-line flags cannot set `Literal` fields.
     """
     return Check(lambda value: value in choices, f"Use one of: {', '.join(choices)}.")
 
 
 def at_least(minimum: float, advice: str) -> Check:
-    """Accept numbers that are at least `minimum`."""
+    """Return a check that accepts numbers of at least `minimum`."""
     return Check(lambda value: value >= minimum, advice)
 
 
 def above_zero() -> Check:
-    """Accept numbers above 0."""
+    """Return a check that accepts numbers above 0."""
     return Check(lambda value: value > 0, "Use a number above 0.")
 
 
 def below_one(noun: str = "fraction") -> Check:
-    """Accept numbers that are at least 0 and below 1. The error message calls the value a `noun`."""
+    """Return a check that accepts numbers in [0, 1). The error message calls the value a `noun`."""
     return Check(lambda value: 0 <= value < 1, f"Use a {noun} of at least 0 and below 1.")
 
 
 def integer_pair(minimum: int, advice: str) -> Check:
-    """Accept two integers that are at least `minimum`."""
+    """Return a check that accepts two integers of at least `minimum`."""
     return Check(lambda value: are_numbers(value, 2) and all(isinstance(n, int) and n >= minimum for n in value), advice)
 
 
 def one_or_more_numbers(advice: str) -> Check:
-    """Accept a tuple or list of one or more finite numbers."""
+    """Return a check that accepts a tuple or list of one or more finite numbers."""
     return Check(are_one_or_more_numbers, advice)
 
 

@@ -1,4 +1,4 @@
-"""Generate docs/reference/config.md, the reference of all config fields, from the declarations of the fields.
+"""Generate docs/reference/config.md, the config field reference, from the field declarations.
 
 Run `python -m deeplab_jax.config.reference > docs/reference/config.md`.
 """
@@ -14,14 +14,14 @@ This page is generated from `deeplab_jax/config/schema.py`: `python -m deeplab_j
 
 A recipe sets fields in Python. On the command line, `--config.SECTION.FIELD=VALUE` overrides a field.
 
-The last column tells whether a checkpoint can be used with a value of the field that differs from the one in its own config. An
-empty entry means that it can. **shapes** means that the stored arrays would not fit. **meaning** means that they would fit, but
-the network would compute something else with them.
+The last column shows whether a checkpoint can be used after a field is changed. An empty entry means that it can. **shapes**
+means that the stored arrays would no longer fit. **meaning** means that they would fit, but the network would compute different
+outputs with them.
 """
 
 
 def render_markdown() -> str:
-    """Return the page in Markdown."""
+    """Return the config field reference as Markdown."""
     parts = [INTRODUCTION]
     for section in dataclasses.fields(Config):
         kind = typing.get_type_hints(Config)[section.name]

@@ -10,7 +10,7 @@ from typing import Any
 from deeplab_jax.config.schema import Config
 from deeplab_jax.errors import ConfigError
 
-# (section, field) in version 0.1 -> (section, field) in this version.
+# Maps (section, field) in version 0.1 to (section, field) in this version.
 MOVED_FIELDS = {("optim", "aux_weight"): ("loss", "aux_weight")}
 
 
@@ -20,21 +20,21 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def digest_of(values: dict[str, Any]) -> str:
-    """Return the SHA-256 digest of the output of `to_dict`. Equal configs have the same digest on every machine."""
+    """Return the SHA-256 digest of the JSON values from `to_dict`. Equal configs have the same digest on every machine."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """Return the config that is stored in `values`, which is the output of `to_dict` in this version or an earlier one.
+    """Rebuild a config from `to_dict` output, written by this version or an earlier one.
 
     Raises:
-      ConfigError: A field does not exist in this version.
+      ConfigError: `values` is malformed, or contains a field that does not exist in this version.
     """
     return _build(Config, _move_fields(values), "")
 
 
 def _move_fields(values: Any) -> Any:
-    """Return a copy of the values in which each field is in its section of this version."""
+    """Return a copy of `values`, with fields from older versions moved to their current sections."""
     values = copy.deepcopy(values)
     for (section, name), (new_section, new_name) in MOVED_FIELDS.items():
         if isinstance(values, dict) and name in values.get(section, ()):

@@ -1,6 +1,6 @@
-"""Check a config: every field by its own check, and then the fields that must fit together.
+"""Validate a config: first each field by its own check, then the rules that involve several fields.
 
-`models.validate` runs these checks first. It then checks the backbone's name and the fields that only some backbones have.
+`models.validate` runs these checks before it checks the backbone name and the backbone-specific fields.
 """
 
 import dataclasses
@@ -20,10 +20,10 @@ TYPES = {int: "Use an integer.", float: "Use a number.", bool: "Use True or Fals
 
 
 def validate_fields(config: Config) -> Config:
-    """Return `config` if every field is valid and the fields fit together.
+    """Return `config` if every field is valid and all fields are consistent.
 
     Raises:
-      ConfigError: A field is not valid. The message gives the field, its value and what to do.
+      ConfigError: A field is invalid. The message gives the field, its value and what to do.
     """
     _validate_section(config, config, "")
     for field, accepted, advice in _rules(config):
@@ -35,17 +35,17 @@ def require(config: Config, field: str, accepted: bool, advice: str) -> None:
     """Raise a ConfigError unless `accepted` is true.
 
     Args:
-      config: The config that is checked.
-      field: The dotted name of the field, such as "model.stem". The message gives it together with its value.
+      config: The config to check.
+      field: The dotted field name, such as "model.stem". The message shows it with its value.
       accepted: Whether the value is valid.
-      advice: One or two full sentences that tell the user what to do. They end the message.
+      advice: What to tell the user, in one or two full sentences at the end of the error message.
     """
     if not accepted:
         raise ConfigError(f"`{field}` (={operator.attrgetter(field)(config)!r}) cannot be used. {advice}")
 
 
 def _validate_section(config: Config, section: Any, prefix: str) -> None:
-    """Check the type of every field, then its value. Floats must be finite."""
+    """Check each field's type and then its value. Floats must be finite."""
     hints = typing.get_type_hints(type(section))
     for field in dataclasses.fields(section):
         name, kind, value = prefix + field.name, hints[field.name], getattr(section, field.name)
@@ -61,13 +61,15 @@ def _validate_section(config: Config, section: Any, prefix: str) -> None:
 
 
 def _rules(config: Config) -> Iterator[tuple[str, bool, str]]:
-    """Yield the conditions between fields, each as (field, whether its value is accepted, advice)."""
+    """Yield (field, is accepted, advice) for each rule that involves several fields."""
     model, protocol, train = config.model, config.eval, config.train
     for field, rates_at in (("model.multi_grid", last_stage_rates), ("model.atrous_rates", aspp_rates)):
         for output_stride in sorted({model.output_stride, protocol.output_stride or model.output_stride}):
             rates = rates_at(operator.attrgetter(field)(config), output_stride)
             are_integers = all(rate >= 1 and rate == int(rate) for rate in rates)
-            advice = f"At output stride {output_stride}, it gives the rates {rates}. Choose numbers that give integers above 0."
+            advice = (
+                f"At output stride {output_stride}, it gives the rates {rates}. Choose values that give integer rates above 0."
+            )
             yield field, are_integers, advice
     yield from _loss_rules(config)
     is_below = 0 <= config.optim.lr_end <= config.optim.lr
@@ -78,10 +80,10 @@ def _rules(config: Config) -> Iterator[tuple[str, bool, str]]:
         yield field, (0 in pair) == (max(pair) == 0), advice
     yield "eval.window_stride", max(window) > 0 or max(stride) == 0, "Set eval.window as well."
     fits = stride[0] <= window[0] and stride[1] <= window[1]
-    yield "eval.window_stride", fits, f"Use at most eval.window (={window}), because larger steps would leave out pixels."
+    yield "eval.window_stride", fits, f"Use at most eval.window (={window}), because larger steps would skip pixels."
     are_distinct = len(set(protocol.scales)) == len(protocol.scales)
     yield "eval.scales", are_distinct, "Give each factor only once, and set the flag only once."
-    # Both are 0 in a config that is only used for evaluation.
+    # Both `train.steps` and `train.epochs` can be 0, because a config that is only used for evaluation needs neither.
     one_is_zero = min(train.steps, train.epochs) == 0
     yield (
         "train.steps",

@@ -1,11 +1,12 @@
 """Augment training samples with pure functions of a sample and its random numbers.
 
-The functions run both eagerly and inside tf.data. `augment` first chooses a window, a rectangle of whole source pixels, and
-resizes it to the crop size. Only the pixels in the window are used. It then applies the enabled STEPS in order.
+The functions run both eagerly and inside tf.data. `augment` first chooses a window, which is a rectangle of whole source
+pixels, and resizes it to the crop size. Pixels outside the window are never used. `augment` then applies the enabled STEPS in
+order.
 
-Labels are always resized and rotated with nearest-neighbour interpolation. The only value that is not taken from the source is
-255, for pixels that are outside the image or blanked. Colours are distorted on the device (`photometric.py`). Only the random
-factors for that are drawn here.
+Labels are always resized and rotated with nearest-neighbour interpolation, so the only new label value is 255, which marks
+pixels that are blanked or outside the image. Colours are distorted later, on the device (`photometric.py`). Only the random
+distortion factors are drawn here.
 """
 
 import math
@@ -19,22 +20,22 @@ from deeplab_jax.config import DataConfig
 from deeplab_jax.data.samples import OpenSample, ReadPixels, ReadWindow
 from deeplab_jax.labels import IGNORE
 
-# A training sample: "image" uint8 [crop_h, crop_w, 3], "label" uint8 [crop_h, crop_w] train ids, and the entries that the
-# steps add.
+# A training sample as a dict. "image" is uint8 [crop_h, crop_w, 3], and "label" holds train ids, uint8 [crop_h, crop_w].
+# Augmentation steps can add more entries.
 Row = dict[str, tf.Tensor]
 Fill = tuple[int, ...]  # RGB colour of pixels outside the image
-MAX_RETRIES = 10  # mmsegmentation's RandomCrop redraws a crop this often, then accepts it
-NEUTRAL_FACTORS = (0.0, 1.0, 1.0, 0.0, 0.0)  # with these, `photometric.distort` leaves an image unchanged
+MAX_RETRIES = 10  # the limit in mmsegmentation's RandomCrop, which then accepts any crop
+NEUTRAL_FACTORS = (0.0, 1.0, 1.0, 0.0, 0.0)  # `photometric.distort` leaves an image unchanged with these factors
 
 
 def augment(sample: OpenSample, key: tf.Tensor, *, data: DataConfig, fill: tuple[float, ...]) -> Row:
-    """Draw a window of a sample and apply the augmentation steps that `data` enables.
+    """Draw a random window from a sample and apply the augmentation steps enabled in `data`.
 
     Args:
       sample: A sample with a label.
-      key: The sample's key, from `make_sample_key`.
-      data: The data section of the config.
-      fill: The RGB colour (0 to 255) of pixels outside the image. Their label is 255.
+      key: The sample's random key, from `make_sample_key`.
+      data: The config's data section.
+      fill: The RGB colour (0 to 255) for pixels outside the image. Their label is 255.
     """
     assert sample.label is not None  # a training split has labels
     pixel = _round_fill(fill)
@@ -48,7 +49,7 @@ def augment(sample: OpenSample, key: tf.Tensor, *, data: DataConfig, fill: tuple
 
 
 def make_blank_row(data: DataConfig, fill: tuple[float, ...]) -> Row:
-    """Return a row with the same entries as a row of `augment`, where every pixel has the fill colour and the label 255."""
+    """Return a row like those from `augment`, in which every pixel has the fill colour and the label 255."""
     image = tf.broadcast_to(tf.constant(_round_fill(fill), tf.uint8), (*data.crop_size, 3))
     row = {"image": image, "label": tf.fill(data.crop_size, tf.constant(IGNORE, tf.uint8))}
     return row | ({"photometric": tf.constant(NEUTRAL_FACTORS)} if data.photometric else {})
@@ -59,25 +60,25 @@ def _round_fill(fill: tuple[float, ...]) -> Fill:
 
 
 def make_sample_key(seed: tf.Tensor | int, number: tf.Tensor | int) -> tf.Tensor:
-    """Return the key, int64 [2], that determines all random numbers of sample `number` of a run."""
+    """Return the key, int64 [2], that determines all random numbers for training sample `number`."""
     return tf.stack([tf.cast(seed, tf.int64), tf.cast(number, tf.int64)])
 
 
 def draw_uniforms(key: tf.Tensor, stream: str) -> tf.Tensor:
-    """Return the random numbers of a sample for one of STREAMS, as float64 [n] in [0, 1)."""
-    # The algorithm is set explicitly because "auto" may choose a different one on a different device.
+    """Return a sample's random numbers for one random stream, as float64 [n] in [0, 1)."""
+    # "auto" might choose a different algorithm on each device, so the algorithm is fixed.
     numbers = tf.random.stateless_uniform([sum(STREAMS.values())], key, alg="philox")
     return tf.cast(tf.split(numbers, list(STREAMS.values()))[list(STREAMS).index(stream)], tf.float64)
 
 
 class Window(NamedTuple):
-    """A rectangle of source pixels, and the size that it is resized to.
+    """A rectangle of source pixels and its size after resizing.
 
     Attributes:
       low: The first row and column, int32 [2].
-      high: The row and column after the last ones, int32 [2].
-      output_size: The height and width of the resized window, int32 [2]. It is placed at the top left of the crop. The rest of
-        the crop is filled.
+      high: One past the last row and column, int32 [2].
+      output_size: The height and width after resizing, int32 [2]. The resized window is placed at the top left of the crop, and
+        the rest of the crop is filled.
     """
 
     low: tf.Tensor
@@ -86,17 +87,17 @@ class Window(NamedTuple):
 
 
 def choose_window(sample: OpenSample, key: tf.Tensor, data: DataConfig) -> Window:
-    """Choose a random window of a sample.
+    """Choose a random window from a sample.
 
-    The height and width of the window are those of the crop divided by a factor that is uniform over `data.scale`, rounded to
-    whole source pixels. Along an axis where such a window does not fit, it covers the full image.
+    The window size is the crop size divided by a factor drawn uniformly from `data.scale`, rounded to whole source pixels. If
+    the image is too short along an axis, the window covers the full image along that axis.
 
-    The window is drawn again, at most MAX_RETRIES times, while a single class makes up a fraction of `data.cat_max_ratio` or
-    more of its labelled pixels. This follows mmsegmentation's RandomCrop, except that it counts the pixels after resizing.
+    The window is redrawn, up to MAX_RETRIES times, as long as a single class covers at least `data.cat_max_ratio` of its
+    labelled pixels. This follows mmsegmentation's RandomCrop, except that RandomCrop counts the pixels after resizing.
 
-    With probability `data.class_balanced`, the window is centred instead, as far as the image allows, on a pixel of a random
-    class. Each class in the label is equally likely. NVIDIA's uniform sampling (arXiv 1812.01593, section 3.3) draws the class
-    first and then an image. Here, every epoch still uses every image once.
+    With probability `data.class_balanced`, the window is instead centred on a random pixel from a random class, as closely as
+    the image edges allow. Each class in the label is equally likely. Unlike NVIDIA's uniform sampling (arXiv 1812.01593,
+    section 3.3), which draws the class first and then an image, every epoch still uses every image once.
     """
     size, label = sample.size, sample.label
     assert label is not None  # a training split has labels
@@ -117,7 +118,7 @@ def choose_window(sample: OpenSample, key: tf.Tensor, data: DataConfig) -> Windo
 
 
 def _draw_window(size: np.ndarray, u: np.ndarray, crop_size: tuple[int, int], scale: tuple[float, float]) -> np.ndarray:
-    """Return the first row and column of a window, its extent, and its size after resizing, as int32 [3, 2]."""
+    """Return a window's first row and column, its height and width, and its size after resizing, as int32 [3, 2]."""
     factor = scale[0] + u[0] * (scale[1] - scale[0])
     crop = np.array(crop_size)
     wanted = np.maximum(np.round(crop / factor), 1)
@@ -127,7 +128,10 @@ def _draw_window(size: np.ndarray, u: np.ndarray, crop_size: tuple[int, int], sc
 
 
 def _choose_varied(places: tf.Tensor, extent: tf.Tensor, label: ReadPixels, cat_max_ratio: float) -> tf.Tensor:
-    """Return the first of `places` whose window holds several classes, each below `cat_max_ratio`, or else the last place."""
+    """Return the first acceptable window position in `places`, or the last position if none is acceptable.
+
+    In an acceptable window, there are at least two classes, and each covers less than `cat_max_ratio` of the labelled pixels.
+    """
 
     def is_varied(window: np.ndarray) -> np.bool_:
         counts = np.bincount(window.reshape(-1), minlength=IGNORE + 1)[:IGNORE]
@@ -145,9 +149,9 @@ def _choose_varied(places: tf.Tensor, extent: tf.Tensor, label: ReadPixels, cat_
 
 
 def _centre_on_class(size: tf.Tensor, extent: tf.Tensor, low: tf.Tensor, label: ReadPixels, u: tf.Tensor) -> tf.Tensor:
-    """Return the first row and column of a window that is centred on a pixel of a random class.
+    """Return the first row and column of a window centred on a random pixel from a random class.
 
-    If the label has no labelled pixel, `low` is returned.
+    If every pixel is ignored, return `low`.
     """
 
     def choose_pixel(values: np.ndarray, u: np.ndarray) -> np.ndarray:
@@ -170,9 +174,9 @@ def _index_ranges(low: tf.Tensor, high: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor
 
 
 def render_image(image: ReadWindow, window: Window, crop_size: tuple[int, int], fill: Fill) -> tf.Tensor:
-    """Resize a window of an image bilinearly and pad it with `fill` to the crop size.
+    """Resize an image window bilinearly and pad it to the crop size with the colour `fill`.
 
-    Pixels outside the window do not take part in the interpolation.
+    The interpolation does not use pixels outside the window.
 
     Returns:
       The crop, uint8 [crop_h, crop_w, 3].
@@ -180,13 +184,13 @@ def render_image(image: ReadWindow, window: Window, crop_size: tuple[int, int], 
     pixels = tf.raw_ops.ResizeBilinear(
         images=image(window.low, window.high)[None], size=window.output_size, half_pixel_centers=True
     )
-    # The cast truncates. Adding a half first rounds, because no value is negative.
+    # The cast truncates, and no value is negative, so adding 0.5 first rounds to the nearest integer.
     rounded = tf.cast(pixels[0] + 0.5, tf.uint8)
     return _pad_to_crop(rounded, window, crop_size, tf.constant(fill, tf.uint8))
 
 
 def render_label(label: ReadPixels, window: Window, crop_size: tuple[int, int]) -> tf.Tensor:
-    """Resize a window of a label by nearest neighbour and pad it with 255 to the crop size.
+    """Resize a label window by nearest neighbour and pad it to the crop size with 255.
 
     Each output pixel takes the value of the source pixel under its centre.
 
@@ -201,7 +205,7 @@ def render_label(label: ReadPixels, window: Window, crop_size: tuple[int, int]) 
 
 
 def _pad_to_crop(array: tf.Tensor, window: Window, crop_size: tuple[int, int], outside: tf.Tensor) -> tf.Tensor:
-    """Pad an array on the right and at the bottom with the pixel `outside`, to [crop_h, crop_w, ...]."""
+    """Pad an array to [crop_h, crop_w, ...] on the right and at the bottom with the pixel value `outside`."""
     rows, columns = crop_size[0] - window.output_size[0], crop_size[1] - window.output_size[1]
 
     def pad() -> tf.Tensor:
@@ -225,13 +229,14 @@ def flip(row: Row, u: tf.Tensor, amount: bool, fill: Fill) -> Row:
 def rotate(row: Row, u: tf.Tensor, degrees: float, fill: Fill) -> Row:
     """Rotate a crop about its centre by a random angle of up to `degrees` in either direction.
 
-    Pixels from outside the crop get the colour `fill` and the label 255. Uses 1 random number.
+    Pixels that come from outside the crop get the colour `fill` and the label 255. Uses 1 random number.
     """
     angle = (u[0] * 2 - 1) * degrees * math.pi / 180
     height, width = row["label"].shape
     cos, sin = tf.cos(angle), tf.sin(angle)
     y, x = (height - 1) / 2, (width - 1) / 2
-    # Output pixel (x, y) takes the input at (a x + b y + c, d x + e y + f), where a to f are the first six entries.
+    # Output pixel (x, y) samples the input at (a x + b y + c, d x + e y + f), where a to f are the transform's first six
+    # entries.
     transform = tf.stack([cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y, 0.0, 0.0])
 
     def transform_image(array: tf.Tensor, interpolation: str, outside: float) -> tf.Tensor:
@@ -253,8 +258,8 @@ def rotate(row: Row, u: tf.Tensor, degrees: float, fill: Fill) -> Row:
 def cut_out(row: Row, u: tf.Tensor, share: float, fill: Fill) -> Row:
     """Blank a random rectangle inside a crop (Cutout, DeVries and Taylor, arXiv 1708.04552).
 
-    The height and width of the rectangle are `share` times those of the crop. Its pixels get the colour `fill` and the label
-    255. Uses 2 random numbers.
+    The rectangle's height and width are `share` times the crop's. Blanked pixels get the colour `fill` and the label 255. Uses
+    2 random numbers.
     """
     inside = []
     for axis, length in enumerate(row["label"].shape):
@@ -267,12 +272,12 @@ def cut_out(row: Row, u: tf.Tensor, share: float, fill: Fill) -> Row:
 
 
 def draw_photometric(row: Row, u: tf.Tensor, amount: bool, fill: Fill) -> Row:
-    """Draw the factors for `photometric.distort` and add them to a row as "photometric", float32 [5].
+    """Draw random factors for `photometric.distort` and add them to the row as "photometric", float32 [5].
 
-    The distributions are those of mmsegmentation's PhotoMetricDistortion. Each of the first four factors is neutral with
-    probability 1/2 and otherwise uniform: brightness in [-32, 32), contrast and saturation in [0.5, 1.5), and hue in [-36, 36)
-    degrees. Only the hue differs slightly: mmsegmentation draws an integer in [-18, 18), in units of 2 degrees. The fifth
-    factor is 1 if contrast is applied before saturation and hue, and 0 if it is applied after them, each with probability 1/2.
+    The distributions follow mmsegmentation's PhotoMetricDistortion. Each of the first four factors is neutral with probability
+    1/2 and otherwise uniform: brightness in [-32, 32), contrast and saturation in [0.5, 1.5), and hue in [-36, 36) degrees.
+    Only the hue differs slightly, because mmsegmentation draws an integer in [-18, 18), in units of 2 degrees. The fifth factor
+    is 1 if contrast is applied before saturation and hue, or 0 if it is applied after them. Both orders are equally likely.
     Uses 10 random numbers.
     """
     applies, u = u[:5] < 0.5, u[5:]
@@ -282,15 +287,15 @@ def draw_photometric(row: Row, u: tf.Tensor, amount: bool, fill: Fill) -> Row:
     return row | {"photometric": tf.cast(tf.concat([drawn, tf.cast(applies[4:], tf.float64)], 0), tf.float32)}
 
 
-# Maps a field of DataConfig to an augmentation step: a function of (row, random numbers, the field's value, fill), and the
-# number of random numbers it uses. A step is applied if its field is set. Add new steps at the end, because this keeps the
-# random numbers of the existing steps unchanged.
+# Maps a DataConfig field to its augmentation step and the number of random numbers that the step uses. The step is a function
+# of (row, random numbers, field value, fill) and runs if the field is set. Add new steps at the end, so that the existing steps
+# keep their random numbers.
 STEPS: dict[str, tuple[Callable[[Row, tf.Tensor, Any, Fill], Row], int]] = {
     "flip": (flip, 1),
     "rotation": (rotate, 1),
     "cutout": (cut_out, 2),
     "photometric": (draw_photometric, 10),
 }
-# Maps each use of a sample's random numbers to how many it gets. All are drawn for every sample, so that enabling one step does
-# not change the random numbers of another.
+# Maps each random stream to the number of values that it draws per sample. Every sample draws from all streams, so enabling one
+# step does not change the random numbers for another.
 STREAMS = {"window": 3, "retry": 2 * MAX_RETRIES, "balance": 3} | {field: draws for field, (_, draws) in STEPS.items()}

@@ -1,6 +1,6 @@
 """Find the samples of a split in `.lst` files, image folders, prepared records or TensorFlow Datasets.
 
-No pixels are read here.
+This module reads no pixels.
 """
 
 import dataclasses
@@ -22,13 +22,13 @@ from deeplab_jax.errors import DataError, one_line
 
 TFDS = "tfds:"
 KINDS = ("labelIds", "labelTrainIds", "color")
-RGB, PALETTE, RGBA = 2, 3, 6  # values of the colour type field in a PNG header
+RGB, PALETTE, RGBA = 2, 3, 6  # colour types in a PNG header
 
 
 def find_split(data: DataConfig, split: str, *, need_labels: bool = True) -> Samples:
     """Return the samples of `split` in list order.
 
-    "train+val" joins two splits, one after the other.
+    "train+val" concatenates the two splits.
 
     Raises:
       DataError: The split cannot be found (see `find_samples`), or the prepared records no longer match their source.
@@ -60,10 +60,10 @@ def find_split(data: DataConfig, split: str, *, need_labels: bool = True) -> Sam
 
 @functools.cache
 def _find_prepared(root: str, split: str, version: File, *, need_labels: bool) -> Samples:
-    """Return the samples of a split of prepared records, after checking that the records are up to date.
+    """Check that prepared records are up to date, and return the samples of one split.
 
-    A run looks up its training samples more than once. The result is therefore cached for the life of the process, until
-    `version`, the state of the manifest file, changes.
+    A run looks up its training samples more than once, so the result is cached until the process ends or the manifest file
+    changes. `version` identifies the state of the manifest file.
     """
     manifest = records.read_manifest(root)
     samples = records.find_records(manifest, root, split, need_labels=need_labels)
@@ -72,12 +72,12 @@ def _find_prepared(root: str, split: str, version: File, *, need_labels: bool) -
 
 
 def _require_fresh(manifest: records.Manifest, split: str, samples: Samples) -> None:
-    """Compare a split of prepared records with its source, if the source is a local folder that is available.
+    """Check prepared records against their source folder, if that folder is local and available.
 
-    A file with the recorded size and modification time counts as unchanged. For any other file, the contents decide.
+    A file counts as unchanged if it has the recorded size and modification time. Other files are compared by fingerprint.
 
     Raises:
-      DataError: The source now lists different samples, or the contents of a file have changed.
+      DataError: The source now lists different samples, or a source file has changed or is missing.
     """
     source = manifest.source
     if not _is_available(source):
@@ -87,7 +87,7 @@ def _require_fresh(manifest: records.Manifest, split: str, samples: Samples) -> 
         current = find_samples(source, split, samples.kind, need_labels=bool(samples.labels))
         if (current.images, current.labels) != (samples.images, samples.labels):
             raise DataError(
-                f"The list of samples has changed (records: {len(samples)} samples, {current.source}: {len(current)} samples)."
+                f"The sample list has changed (records: {len(samples)} samples, {current.source}: {len(current)} samples)."
             )
         changed = records.find_changed_images(samples, current)
     except DataError as error:
@@ -99,9 +99,9 @@ def _require_fresh(manifest: records.Manifest, split: str, samples: Samples) -> 
 
 
 def _is_available(source: str) -> bool:
-    """Return whether the source is a local folder with files in it, which is cheap to check.
+    """Return whether the source is a non-empty local folder.
 
-    An empty folder counts as unavailable, because it may be a mount point where nothing is mounted.
+    An empty folder counts as unavailable, because it might be an unmounted mount point.
     """
     if source.startswith(TFDS) or "://" in source:
         return False
@@ -112,28 +112,26 @@ def _is_available(source: str) -> bool:
 
 
 def find_samples(root: str, split: str, kind: str = "auto", *, need_labels: bool = True) -> Samples:
-    """Return the samples of `split` from `list/<split>.lst` or, if there is no list, from the image folders (see layouts/).
+    """Return the samples listed in `list/<split>.lst` or, without a list, found in the image folders (see layouts/).
 
     Args:
-      root: A local path, or a URL that `epath` can open.
-      split: "train", "val", or the name of any other list or folder. "train+val" joins two splits, one after the other.
-      kind: How the label files encode classes. "auto" uses the kind of the layout, else the kind in the file names, else
-        the kind that the header of the first label file shows.
-      need_labels: Whether a split without labels is an error.
+      root: A local path, or a URL supported by `epath`.
+      split: "train", "val", or the name of any other list or folder. "train+val" concatenates the two splits.
+      kind: How the label files encode classes. "auto" tries the layout, the file names, and the header of the first label
+        file, in this order.
+      need_labels: Whether to raise an error if the split has no labels.
 
     Raises:
       DataError: The folder or list is missing or empty, a line is malformed, a file is missing, two joined splits share
-        an image, or the labels are of several kinds.
+        an image, only some images have labels, or the label kinds are mixed.
     """
     folder = epath.Path(root)
     if not root:
-        raise DataError(
-            "`data.root` (='') does not name a folder. Give the folder of the data set with --config.data.root=FOLDER."
-        )
+        raise DataError("`data.root` (='') is empty. Pass the data set folder with --config.data.root=FOLDER.")
     if not folder.is_dir():
         raise DataError(
             f"`data.root` (={root!r}) is not a folder. "
-            "Give the folder that holds list/ and the images with --config.data.root=FOLDER."
+            "Use --config.data.root=FOLDER to pass the folder that contains list/ and the images."
         )
     parts = [_find_part(folder, part, kind) for part in split.split("+")]
     require_disjoint(f"Split {split!r}", [(part.split, [image for image, _ in part.pairs]) for part in parts])
@@ -144,7 +142,7 @@ def find_samples(root: str, split: str, kind: str = "auto", *, need_labels: bool
         unlabelled = next(image for image, label in pairs if not label)
         raise DataError(
             f"Only {len(labelled)} of {len(pairs)} images in {source} have labels. "
-            f"{unlabelled!r} has none. Label all images or none."
+            f"For example, {unlabelled!r} has none. Label either all images or none."
         )
     if need_labels and not labelled:
         raise DataError(
@@ -158,7 +156,7 @@ def find_samples(root: str, split: str, kind: str = "auto", *, need_labels: bool
 
 
 def list_splits(root: str) -> list[str]:
-    """Return the names of the splits in a folder: first those that have a list, then those that have image folders."""
+    """Return the split names in a folder: first the splits with a `.lst` file, then those with image folders."""
     folder = epath.Path(root)
     lists = folder / "list"
     listed = sorted(path.stem for path in lists.iterdir() if path.suffix == ".lst") if lists.is_dir() else []
@@ -168,13 +166,13 @@ def list_splits(root: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Part:
-    """One of the splits that a name such as "train+val" joins.
+    """One component of a split name such as "train+val".
 
     Attributes:
-      split: The name of this split.
-      pairs: The names of its images and labels.
-      source: Where the names come from, for messages.
-      kind: How its labels encode classes, or "auto".
+      split: The component name, such as "train".
+      pairs: The (image, label) file names.
+      source: Where the file names come from, for use in messages.
+      kind: How the labels encode classes, or "auto".
     """
 
     split: str
@@ -187,7 +185,7 @@ def _find_part(folder: epath.Path, split: str, kind: str) -> _Part:
     listing = folder / "list" / f"{split}.lst"
     if listing.exists():
         part = _Part(split, list(read_list(listing)), str(listing), kind)
-        advice = "Add images to the list, or remove the list to use the folders."
+        advice = "Add images to the list, or delete the list to use the image folders."
     else:
         layout = find_layout(folder, split)
         if layout is None:
@@ -202,7 +200,7 @@ def _find_part(folder: epath.Path, split: str, kind: str) -> _Part:
 
 
 def describe(split: str, samples: Samples) -> str:
-    """Return a one-line summary of a split: its size, its source and its label kind."""
+    """Return a one-line summary of a split: its size, source and label kind."""
     labels = f"with {samples.kind} labels" if samples.labels else "without labels"
     if samples.labels and samples.kind != "color" and isinstance(samples.store, ImageFiles):
         labels += " (palette indices)" * (_png_colors(samples.root, samples.labels[0]) == PALETTE)
@@ -210,8 +208,8 @@ def describe(split: str, samples: Samples) -> str:
 
 
 def find_missing_files(root: epath.Path, names: Sequence[str]) -> list[str]:
-    """Return the `names`, relative to `root`, of files that do not exist."""
-    # List each folder once instead of checking each file: 6,000 requests to object storage take minutes.
+    """Return the file `names` that do not exist below `root`."""
+    # List each folder once instead of checking each file, because 6,000 requests to object storage take minutes.
     present: set[str] = set()
     for parent in sorted({str(epath.Path(name).parent) for name in names}):
         folder = root / parent
@@ -231,14 +229,14 @@ def _require_files(root: epath.Path, names: tuple[str, ...], source: str) -> Non
 
 
 def _agree_on_kind(root: epath.Path, parts: Sequence[_Part], source: str) -> str:
-    """Return the label kind that all parts share."""
+    """Return the label kind shared by all parts."""
     example = {
         _kind_of_name(label) if part.kind == "auto" else part.kind: label
         for part in reversed(parts)
         for _, label in reversed(part.pairs)
     }
     if "" in example:
-        # Only the first file is opened. A file of a different kind raises an error when it is read.
+        # Open only the first label file. If another label file has a different kind, reading it raises an error.
         first = example.pop("")
         example["color" if _png_colors(str(root), first) in (RGB, RGBA) else "labelIds"] = first
     if len(example) > 1:
@@ -248,12 +246,12 @@ def _agree_on_kind(root: epath.Path, parts: Sequence[_Part], source: str) -> str
 
 
 def _kind_of_name(name: str) -> str:
-    """Return the `<kind>` of a file named `..._<kind>.<suffix>`, as in Cityscapes, or "" for any other name."""
+    """Return the label kind from a Cityscapes-style file name (`..._<kind>.<suffix>`), or "" for other names."""
     return next((kind for kind in KINDS if re.search(rf"_{kind}\.\w+$", name)), "")
 
 
 def _png_colors(root: str, name: str) -> int | None:
-    """Return the colour type in the header of a PNG file, or None for any other file."""
+    """Return the colour type from a PNG header, or None if the file is not a PNG."""
     path = epath.Path(root) / name
     try:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Read samples that are stored as image files, and explain what is wrong with files that cannot be read."""
+"""Read samples from image files, and explain why a file is unreadable."""
 
 import dataclasses
 import io
@@ -13,16 +13,16 @@ from PIL import Image
 from deeplab_jax.data.samples import DecodedSample, Samples, Store
 from deeplab_jax.errors import DataError
 
-# Hide the GPUs from TensorFlow, which would otherwise take the memory that JAX needs.
+# Hide the GPUs from TensorFlow, because it would take the GPU memory that JAX needs.
 tf.config.set_visible_devices([], "GPU")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageFiles(Store):
-    """The store that reads image and label files below `samples.root`."""
+    """A store for image and label files below `samples.root`."""
 
     def decode(self, samples: Samples, index: tf.Tensor) -> DecodedSample:
-        """Read and decode the image file and the label file of a sample, as `Store.decode` describes."""
+        """Read and decode a sample's image and label files. See `Store.decode`."""
         image_file = tf.io.read_file(_get_path(samples.root, samples.images, index))
         image = _decode_image(image_file)
         if not samples.labels:
@@ -33,31 +33,31 @@ class ImageFiles(Store):
         return DecodedSample(image, values, _hash_files([image_file, label_file]))
 
     def size(self, samples: Samples, i: int) -> tuple[int, int]:
-        """Return the (height, width) of sample `i` from the header of its image file.
+        """Return the (height, width) of sample `i`, read from its image file header.
 
         Raises:
-          DataError: The header cannot be read.
+          DataError: The header is unreadable.
         """
         path = epath.Path(samples.root) / samples.images[i]
         try:
             with path.open("rb") as file, Image.open(file) as image:
                 return image.height, image.width
-        except Exception as error:  # Pillow raises many types of errors, one of them for very large images
+        except Exception as error:  # Pillow raises many error types, including one for very large images
             message = f"{path} cannot be read as an image ({reason(error)}). Replace the file or remove it from the list."
             raise DataError(message) from None
 
     def fingerprint(self, samples: Samples, i: int) -> bytes:
-        """Return the 8 bytes of the fingerprint of sample `i`, without decoding its files.
+        """Return the 8-byte fingerprint of sample `i` without decoding its files.
 
         Raises:
-          DataError: A file is missing or cannot be read.
+          DataError: A file is missing or unreadable.
         """
         return _hash_files([_read_bytes(path) for path in _get_paths(samples, i)]).numpy().tobytes()
 
     def explain(self, samples: Samples, i: int, error: Exception) -> DataError:
-        """Return an error that names the bad file of sample `i` and tells the user what is wrong with it.
+        """Return an error that names the bad file of sample `i` and says what is wrong with it.
 
-        If Pillow finds nothing wrong with the files, the reason is taken from `error`.
+        If Pillow finds nothing wrong with the files, the reason comes from `error`.
         """
         paths = _get_paths(samples, i)
         try:
@@ -76,35 +76,35 @@ class ImageFiles(Store):
 
 
 def read_mask(path: str, *, is_color: bool) -> np.ndarray:
-    """Read a label file and return its values, as `decode_mask` does.
+    """Read a label file and return its values in the format of `decode_mask`.
 
     Raises:
-      DataError: The file cannot be read, or it is not a mask of this kind.
+      DataError: The file is unreadable or has the wrong mask format.
     """
     try:
         return decode_mask(tf.constant(_read_bytes(path)), is_color=is_color).numpy()
     except DataError:
         raise
-    except Exception as error:  # Pillow reads the palettes, and raises many types of errors for broken files
+    except Exception as error:  # Pillow decodes palette files and raises many error types
         raise _check_mask_format(path, _load_picture(path), is_color=is_color) or _make_read_error(path, error) from None
 
 
 def decode_mask(data: tf.Tensor, *, is_color: bool) -> tf.Tensor:
-    """Decode the contents of a label file, which must be a PNG file.
+    """Decode a PNG label file.
 
-    All label files are decoded here, both eagerly and inside tf.data. A file that cannot be decoded raises a TensorFlow or
-    Pillow error.
+    All label files are decoded by this function, both eagerly and inside tf.data. An invalid file raises a TensorFlow or Pillow
+    error.
 
     Args:
-      data: The bytes of the file.
-      is_color: Whether the label values are 24-bit colours. Otherwise they are ids.
+      data: The file's bytes.
+      is_color: Whether the label values are 24-bit colours instead of ids.
 
     Returns:
-      The 24-bit colours, int32 [h, w], or else the grey values or palette indices, uint8 [h, w].
+      The 24-bit colours, int32 [h, w], if `is_color`. Otherwise, the grey values or palette indices, uint8 [h, w].
     """
-    # This check is needed because TensorFlow's PNG decoder also decodes JPEG and GIF files.
+    # TensorFlow's PNG decoder also accepts JPEG and GIF files, so check the PNG signature.
     is_png = tf.equal(tf.strings.substr(data, 0, 8), b"\x89PNG\r\n\x1a\n")
-    # Assert on a boolean, because comparing strings would put raw bytes into the message, which tf.data errors cannot hold.
+    # Assert on a boolean: comparing the strings would put raw bytes into the error message, which tf.data does not support.
     tf.debugging.assert_equal(is_png, True, "a label file is not a PNG file")
     header = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 0, 26), tf.uint8), tf.int32)
     bit_depth, color_type = header[24], header[25]
@@ -115,7 +115,7 @@ def decode_mask(data: tf.Tensor, *, is_color: bool) -> tf.Tensor:
 
     def decode_grey() -> tf.Tensor:
         tf.debugging.assert_equal(color_type, 0, "a label file with ids contains colours")
-        # TensorFlow would stretch values of fewer bits to the range 0 to 255.
+        # TensorFlow would scale values with fewer than 8 bits to the range 0 to 255.
         tf.debugging.assert_equal(bit_depth, 8, "a label file with ids has fewer than 8 bits per value")
         return tf.io.decode_png(data, channels=1)[..., 0]
 
@@ -126,13 +126,13 @@ def decode_mask(data: tf.Tensor, *, is_color: bool) -> tf.Tensor:
 
 
 def _read_palette_indices(data: bytes | np.ndarray) -> np.ndarray:
-    # Inside tf.data, TensorFlow passes bytes. In eager mode, it passes an array that holds one object.
+    # TensorFlow passes bytes inside tf.data, but an array with one bytes object in eager mode.
     with Image.open(io.BytesIO(data if isinstance(data, bytes) else data.item())) as image:
         return np.array(image, np.uint8)
 
 
 def _check_mask_format(path: str, picture: Image.Image, *, is_color: bool) -> DataError | None:
-    """Return an error that explains why `decode_mask` rejects a file that Pillow can read, or None if the format is valid."""
+    """Return an error that explains why `decode_mask` rejects the file's format, or None if the format is valid."""
     if picture.format != "PNG":
         return DataError(f"{path} is a {picture.format} file. Save labels as PNG, which keeps their values exact.")
     bits = _read_bytes(path)[24]
@@ -142,16 +142,16 @@ def _check_mask_format(path: str, picture: Image.Image, *, is_color: bool) -> Da
         is_rgb = picture.mode in ("RGB", "RGBA")
         advice = "If its colours are the labels, set data.label_kind=color." if is_rgb else "Save it as an 8-bit grey PNG."
         return DataError(f"{path} is not an 8-bit id image (mode {picture.mode}). {advice}")
-    # Pillow reads an image of 2 or 4 bits in mode L too, with its values stretched to 8 bits.
+    # Pillow also uses mode L for 2-bit and 4-bit images, and scales their values to 8 bits.
     is_short = picture.mode == "L" and bits < 8
     return DataError(f"{path} has {bits} bits per value. Save it as an 8-bit grey PNG.") if is_short else None
 
 
 def _decode_image(data: tf.Tensor) -> tf.Tensor:
-    """Decode an image file to RGB, uint8 [h, w, 3]. Grey is repeated, and transparency is dropped."""
+    """Decode an image file to RGB, uint8 [h, w, 3]. Grey is repeated three times, and transparency is dropped."""
     image = tf.cond(
         tf.io.is_jpeg(data),
-        # With the accurate DCT, the pixels equal those of other JPEG decoders, bit for bit.
+        # The accurate DCT gives exactly the same pixels as other JPEG decoders.
         lambda: tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE"),
         lambda: tf.io.decode_image(data, channels=3, expand_animations=False),
     )
@@ -174,7 +174,7 @@ def _load_picture(path: str) -> Image.Image:
 def _read_bytes(path: str) -> bytes:
     try:
         return epath.Path(path).read_bytes()
-    # TensorFlow reads the files on object storage and raises its own errors.
+    # TensorFlow reads files on object storage and raises its own error types.
     except (OSError, tf.errors.OpError) as error:
         raise _make_read_error(path, error) from None
 
@@ -184,16 +184,16 @@ def _make_read_error(path: str, error: Exception) -> DataError:
 
 
 def _hash_files(files: Sequence[tf.Tensor | bytes]) -> tf.Tensor:
-    """Return the fingerprint of the contents of one or two files, uint8 [8].
+    """Return a fingerprint for the contents of one or two files, uint8 [8].
 
-    For one file, this is the FarmHash64 of its bytes. For two files, it is the FarmHash64 of their concatenated fingerprints.
+    One file gives the FarmHash64 of its bytes. Two files give the FarmHash64 of their concatenated fingerprints.
     """
     return tf.fingerprint([files])[0]
 
 
 def _get_path(root: str, names: Sequence[str], index: tf.Tensor) -> tf.Tensor:
-    """Return the path of the file at position `index` in the list, as a string tensor."""
-    if tf.executing_eagerly():  # avoid converting all names to a tensor to read one sample
+    """Return the path of the file at list position `index` as a string tensor."""
+    if tf.executing_eagerly():  # converting all names to a tensor for one sample would be slow
         return tf.constant(str(epath.Path(root) / names[int(index)]))
     return tf.strings.join([str(epath.Path(root)), tf.constant(names)[index]], "/")
 
@@ -205,5 +205,5 @@ def _get_paths(samples: Samples, i: int) -> list[str]:
 def reason(error: Exception) -> str:
     """Return the first line of a TensorFlow or Pillow error message, without TensorFlow node names."""
     line = str(error).partition("\n")[0]
-    line = re.sub(r"^cannot identify image file .*", "it is not an image", line)  # Pillow prints the Python object
+    line = re.sub(r"^cannot identify image file .*", "it is not an image", line)  # Pillow includes the Python object's repr
     return re.sub(r"^{{.*?}} | \[Op:.*", "", line)[:200] or type(error).__name__

@@ -1,6 +1,6 @@
-"""Read every sample of a data set, and report problems.
+"""Read every sample in a data set and report problems.
 
-The samples are read with the code that training uses. A problem counts as an error if this code would stop a training run.
+Samples are read with the training code. A problem counts as an error if it would stop a training run.
 """
 
 import dataclasses
@@ -23,17 +23,17 @@ from deeplab_jax.data.survey import count_runs, format_value, run_in_parallel
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import IGNORE, UNKNOWN, LabelSet
 
-MIN_SIDE = 64  # images with a shorter side below this are reported as very small, in pixels
+MIN_SIDE = 64  # in pixels; an image with a shorter side than this is reported as very small
 MAX_PIXELS = 50_000_000  # images with more pixels are reported as very large
-MAX_ASPECT_RATIO = 4  # images with a larger ratio of the longer to the shorter side are reported as very elongated
-ORIENTATION = 274  # the EXIF tag for the orientation
-# Maps Pillow's image modes other than RGB to a sentence that describes how training reads such an image.
+MAX_ASPECT_RATIO = 4  # images with a larger long-to-short side ratio are reported as very elongated
+ORIENTATION = 274  # the EXIF orientation tag
+# Maps each non-RGB Pillow image mode to a message about how training reads images in that mode.
 UNUSUAL_MODES = {
-    "L": "is a grey image. Its values are repeated for red, green and blue.",
-    "LA": "is a grey image with transparency. The transparency is dropped.",
+    "L": "is a grey image. Its values are used for red, green and blue.",
+    "LA": "is a grey image with transparency. The transparency is ignored.",
     "1": "is a black-and-white image. It is read as grey.",
-    "P": "is an image with a palette. The colours of the palette are read.",
-    "RGBA": "is an image with transparency. The transparency is dropped.",
+    "P": "is a palette image. It is converted to its palette colours.",
+    "RGBA": "is an image with transparency. The transparency is ignored.",
     "CMYK": "is a CMYK image. Training converts it to RGB without its colour profile. Save it as RGB.",
     "I;16": "has 16 bits per value, of which only the upper 8 are used. Save it with 8 bits per value.",
     "I": "has 16 bits per value, of which only the upper 8 are used. Save it with 8 bits per value.",
@@ -45,9 +45,9 @@ class Problem:
     """A problem in a data set.
 
     Attributes:
-      sort: The kind of problem. Problems of the same kind are listed under this heading.
-      split: The name of the split with the problem.
-      text: One line that gives the file, what is wrong with it, and what to do.
+      sort: The kind of problem, used as the heading in the report.
+      split: The name of the affected split.
+      text: A one-line message that names the file, the problem and the fix.
       fails: Whether the problem would stop a training run.
     """
 
@@ -59,16 +59,16 @@ class Problem:
 
 @dataclasses.dataclass(slots=True)
 class Tally:
-    """Totals over the readable samples of a split.
+    """Totals over a split's readable samples.
 
     Attributes:
-      source: Where the list of samples comes from.
-      samples: The number of samples, including those that cannot be read.
-      pixels: The number of pixels of each class, int64 [num_classes], by train id.
-      images: The number of samples that contain each class, int64 [num_classes], by train id.
-      sizes: The number of samples of each (width, height).
-      image_modes: The number of images of each Pillow image mode.
-      label_modes: The number of label files of each Pillow image mode.
+      source: Where the sample list comes from.
+      samples: The number of samples, including unreadable ones.
+      pixels: The pixel count for each train id, int64 [num_classes].
+      images: The number of samples that contain each train id, int64 [num_classes].
+      sizes: The number of samples for each image (width, height).
+      image_modes: The number of images for each Pillow image mode.
+      label_modes: The number of label files for each Pillow image mode.
       ignored: The number of ignored pixels.
       unknown: The number of pixels with values outside the label set.
     """
@@ -89,8 +89,8 @@ class Report:
     """The result of `check`.
 
     Attributes:
-      tallies: The totals of each split.
-      problems: All problems. Those that would stop a training run come first.
+      tallies: The totals for each split.
+      problems: All problems, with those that would stop a training run first.
     """
 
     tallies: Mapping[str, Tally]
@@ -104,18 +104,18 @@ class Report:
 
 @dataclasses.dataclass(slots=True)
 class _Sample:
-    """The contents of one sample.
+    """The inspection results for one sample.
 
     Attributes:
-      name: The image file.
-      label: The label file, or "" if there is none.
-      size: The (width, height) of the image.
-      image_mode: Pillow's mode of the image file, or "" if unknown.
-      label_mode: Pillow's mode of the label file, or "" if unknown.
-      orientation: The EXIF orientation of the image. 1 means upright.
-      pixels_hash: A hash of the decoded image, to find duplicates.
-      values: The number of pixels of each label value.
-      error: The message if the sample cannot be read, else "". If it is set, only `name` and `label` are valid.
+      name: The image file name.
+      label: The label file name, or "" if the sample has no label.
+      size: The image's (width, height).
+      image_mode: The image file's Pillow mode, or "" if unknown.
+      label_mode: The label file's Pillow mode, or "" if unknown.
+      orientation: The image's EXIF orientation. 1 means upright.
+      pixels_hash: A hash of the decoded image, for finding duplicates.
+      values: The pixel count for each label value.
+      error: The error message if the sample is unreadable, otherwise "". If set, only `name` and `label` are valid.
     """
 
     name: str
@@ -130,10 +130,12 @@ class _Sample:
 
 
 def open_splits(data: DataConfig, splits: Iterable[str]) -> tuple[dict[str, Samples], list[Problem]]:
-    """Find the given splits as training does.
+    """Find the given splits in the same way as training does.
+
+    The "test" split does not need labels.
 
     Returns:
-      The splits that were found, by name, and a problem for each of the others. The split "test" needs no labels.
+      A dict mapping names to splits, and a list with a problem for each split that cannot be used.
     """
     sets, problems = {}, []
     for split in splits:
@@ -151,14 +153,14 @@ def check(
     on_sample: Callable[[], None] = lambda: None,
     threads: int = 0,
 ) -> Report:
-    """Read every sample of the given splits and report all problems.
+    """Read every sample in the given splits and report all problems.
 
     Args:
-      sets: The splits by name, with the training split first.
-      labels: The label set that gives the label values their meaning.
-      problems: Problems that were found before. They are added to the report.
-      on_sample: A function that is called after each sample, to show progress.
-      threads: The number of samples that are read at the same time. 0 uses one thread per usable CPU core.
+      sets: A dict mapping names to splits, with the training split first.
+      labels: The label set that defines the label values.
+      problems: Earlier problems to include in the report.
+      on_sample: A progress callback that is called after each sample.
+      threads: The number of samples to read in parallel. 0 uses one thread per usable CPU core.
     """
     problems = list(problems)
     tallies: dict[str, Tally] = {}
@@ -180,10 +182,10 @@ def check(
 def read_examples(
     sets: Mapping[str, Samples], labels: LabelSet, count: int = 8
 ) -> Iterator[tuple[str, UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"] | None]]:
-    """Yield (caption, image, train ids) for up to `count` samples of each split, evenly spaced in its list.
+    """Yield (caption, image, train ids) for up to `count` evenly spaced samples from each split.
 
-    Label values outside the label set get the train id 255. The train ids are None in a split without labels. Samples that
-    cannot be read are skipped.
+    Label values outside the label set get the train id 255. The train ids are None in a split without labels. Unreadable
+    samples are skipped.
     """
     for split, samples in sets.items():
         table = value_table(samples.kind, labels)
@@ -197,16 +199,16 @@ def read_examples(
 
 
 def compute_class_weights(pixels: np.ndarray) -> tuple[float, ...]:
-    """Compute the class weights of ENet, 1 / ln(1.02 + share) (arXiv 1606.02147, section 5.2).
+    """Compute ENet's class weights, 1 / ln(1.02 + share) (arXiv 1606.02147, section 5.2).
 
-    The weights are scaled so that their mean over all labelled pixels is 1. This keeps the scale of the loss, so that the
-    learning rate need not change.
+    `share` is the fraction of labelled pixels that belong to the class. The weights are scaled to a mean of 1 over all labelled
+    pixels, which keeps the loss at the same scale, so the learning rate does not need to change.
 
     Args:
-      pixels: The number of pixels of each class.
+      pixels: The pixel count for each class.
 
     Returns:
-      The weight of each class, or () if there are no labelled pixels.
+      The weight for each class, or () if there are no labelled pixels.
     """
     if not pixels.sum():
         return ()
@@ -216,7 +218,7 @@ def compute_class_weights(pixels: np.ndarray) -> tuple[float, ...]:
 
 
 def as_json(report: Report, labels: LabelSet) -> dict[str, Any]:
-    """Return the report as plain Python values: the contents of check.json, from which the page is drawn."""
+    """Return the report as JSON-compatible values, for check.json and the report page."""
     splits = {}
     for split, tally in report.tallies.items():
         splits[split] = {
@@ -245,7 +247,7 @@ def _inspect(samples: Samples, i: int) -> _Sample:
     sample = _Sample(samples.images[i], samples.labels[i] if samples.labels else "")
     try:
         image, values = read_sample(samples, i)
-        samples.store.size(samples, i)  # evaluation reads the size separately, which may fail too
+        samples.store.size(samples, i)  # evaluation reads the size separately, and this can also fail
     except DataError as error:
         sample.error = str(error)
         return sample
@@ -260,21 +262,21 @@ def _inspect(samples: Samples, i: int) -> _Sample:
 
 
 def _read_header(samples: Samples, name: str) -> tuple[str, int]:
-    """Return Pillow's mode of an image file and its EXIF orientation, where 1 means upright.
+    """Return an image file's Pillow mode and EXIF orientation, where 1 means upright.
 
-    The mode is "" and the orientation is 1 if Pillow cannot read the file.
+    If Pillow cannot read the file, return ("", 1).
     """
     try:
         with (epath.Path(samples.root) / name).open("rb") as file, Image.open(file) as picture:
             return picture.mode, picture.getexif().get(ORIENTATION, 1)
-    except Exception:  # not a problem, because training has read the file with TensorFlow
+    except Exception:  # not a problem, because training reads the file with TensorFlow
         return "", 1
 
 
 def _add_to_tally(
     tally: Tally, split: str, samples: Samples, labels: LabelSet, table: np.ndarray, sample: _Sample
 ) -> Iterable[Problem]:
-    """Add a sample to the tally of its split, and yield the problems of the sample."""
+    """Add a sample to its split's tally, and yield the problems with the sample."""
     path = f"{samples.root}/{sample.name}"
     if sample.error:
         yield Problem("samples that cannot be used", split, sample.error, fails=True)
@@ -306,13 +308,13 @@ def _add_to_tally(
         values += f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         text = f"{samples.root}/{sample.label} holds values outside the label set {labels.name}: {values}."
         if len(unknown) > 5:
-            text += " The file may have been resized with interpolation or saved as JPEG. Create it again from the original."
+            text += " The file may have been resized with interpolation or saved as JPEG. Recreate it from the original."
         else:
             ignored = "ignored_colors" if is_color else "ignored_ids"
             text += f" Correct the file, or add the values to the label set (to {ignored} if they have no class)."
         yield Problem("values outside the label set", split, text, fails=True)
     elif not by_class.any():
-        text = f"All pixels in the label of {path} are ignored, so nothing is learned from it. Remove it from the list."
+        text = f"Every label pixel for {path} is ignored, so training learns nothing from it. Remove the image from the list."
         yield Problem("labels that are fully ignored", split, text, fails=False)
 
 
@@ -322,8 +324,8 @@ def _report_unusual_image(split: str, path: str, sample: _Sample) -> Iterable[Pr
         yield Problem(f"images of mode {sample.image_mode}", split, f"{path} {description}", fails=False)
     if sample.orientation != 1:
         text = (
-            f"{path} has the EXIF orientation {sample.orientation}, which training does not apply. "
-            "Save the image upright, in the orientation of its label."
+            f"{path} has the EXIF orientation {sample.orientation}, which training ignores. "
+            "Save the image upright, with the same orientation as its label."
         )
         yield Problem("images with an EXIF orientation", split, text, fails=False)
     short, long = sorted(sample.size)
@@ -332,7 +334,7 @@ def _report_unusual_image(split: str, path: str, sample: _Sample) -> Iterable[Pr
         text = f"{size_text}, so the network sees little detail in it. Check that it is not a thumbnail."
         yield Problem("very small images", split, text, fails=False)
     elif long > MAX_ASPECT_RATIO * short:
-        text = f"{size_text}. Its crops are mostly fill colour, or show only a small part of it. Cut the image into parts."
+        text = f"{size_text}. Crops are mostly fill colour or show only a small part of the image. Split the image into parts."
         yield Problem("very elongated images", split, text, fails=False)
     if short * long > MAX_PIXELS:
         text = f"{size_text}, and evaluation processes full images. Set --config.eval.window, or make the image smaller."
@@ -340,7 +342,7 @@ def _report_unusual_image(split: str, path: str, sample: _Sample) -> Iterable[Pr
 
 
 def _report_duplicates(groups: Iterable[list[tuple[str, str]]]) -> Iterable[Problem]:
-    """Yield a problem for each repeated image. Each group lists the (split, name) of samples with the same image."""
+    """Yield a problem for each duplicate image. A group lists the (split, name) pairs that share one image."""
     for group in groups:
         first_split, first = group[0]
         for split, name in group[1:]:
@@ -349,8 +351,8 @@ def _report_duplicates(groups: Iterable[list[tuple[str, str]]]) -> Iterable[Prob
                 yield Problem("duplicate images in a split", split, text, fails=False)
             else:
                 text = (
-                    f"{name} in {split} is the same image as {first} in {first_split}, so scores may be measured on an image "
-                    "that was used for training. Remove the image from one of the lists."
+                    f"{name} in {split} is the same image as {first} in {first_split}, so scores may be measured on a training "
+                    "image. Remove it from one of the lists."
                 )
                 yield Problem("duplicate images in two splits", split, text, fails=False)
 

@@ -1,4 +1,4 @@
-"""Read the instanceIds files of Cityscapes, which are stored next to the label files.
+"""Read Cityscapes instanceIds files, which are stored next to the label files.
 
 The files are read on the host with Pillow.
 """
@@ -18,13 +18,13 @@ from deeplab_jax.errors import DataError, one_line
 
 
 def instance_file(label: str) -> str:
-    """Return the name of the instanceIds file for a label file `..._gtFine_<kind>.png`, or "" for any other name."""
+    """Return the instanceIds file name for a label file named `..._gtFine_<kind>.png`, or "" for any other name."""
     name, count = re.subn(rf"_gtFine_({'|'.join(KINDS)})\.png$", "_gtFine_instanceIds.png", label)
     return name if count else ""
 
 
 def explain_missing_instances(samples: Samples) -> str:
-    """Return the reason why the instances of a split cannot be read, or "" if its instanceIds files exist."""
+    """Return the reason why a split has no instance ids, or "" if all its instanceIds files exist."""
     if not isinstance(samples.store, ImageFiles):
         return f"instanceIds files are not available from {samples.source}. Evaluate on the original data set to get iIoU."
     files = [instance_file(label) for label in samples.labels]
@@ -35,17 +35,17 @@ def explain_missing_instances(samples: Samples) -> str:
 
 
 def read_instances(samples: Samples, instance_labels: Set[int], index: int, size: tuple[int, int]) -> UInt16[np.ndarray, "h w"]:
-    """Read the instance ids of one sample.
+    """Read one sample's instance ids.
 
     Args:
       samples: A split for which `explain_missing_instances` returns "".
-      instance_labels: The label ids that may have numbered instances, which are values above 1000.
-      index: The position of the sample in the list.
-      size: The (height, width) of its image.
+      instance_labels: The label ids that are allowed to have instances. Instance k of label id n has the value 1000 * n + k.
+      index: The sample's position in the list.
+      size: The image's (height, width).
 
     Raises:
-      DataError: The file cannot be read, is not a 16-bit image, differs in size from its image, or numbers instances of a label
-        that is not in `instance_labels`.
+      DataError: The file is unreadable, is not a 16-bit image, differs in size from its image, or contains instances for a
+        label id missing from `instance_labels`.
     """
     path = epath.Path(samples.root) / instance_file(samples.labels[index])
     try:
@@ -55,7 +55,7 @@ def read_instances(samples: Samples, instance_labels: Set[int], index: int, size
         raise DataError(
             f"{path} cannot be read ({one_line(error)}). Replace the file, or remove it to evaluate without iIoU."
         ) from None
-    if mode not in ("I;16", "I"):  # the mode depends on the version of Pillow
+    if mode not in ("I;16", "I"):  # the mode depends on the Pillow version
         raise DataError(
             f"{path} is not a 16-bit grey image (mode {mode}). "
             "Replace it with the original instanceIds file, or remove it to evaluate without iIoU."
@@ -68,7 +68,7 @@ def read_instances(samples: Samples, instance_labels: Set[int], index: int, size
     unknown = sorted(set(np.unique(values[values > 1000] // 1000).tolist()) - instance_labels)
     if unknown:
         raise DataError(
-            f"{path} numbers instances of label id {unknown[0]} (values from {1000 * unknown[0]}), "
-            "which has no instances. Correct the file."
+            f"{path} contains instances for label id {unknown[0]} (values from {1000 * unknown[0]}), "
+            "but this label is not allowed to have instances. Correct the file."
         )
     return values.astype(np.uint16)

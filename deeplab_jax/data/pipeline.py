@@ -1,19 +1,19 @@
 """Build tf.data pipelines that yield NumPy batches.
 
-A training sample depends only on the seed, on its number in the run, and on the files. A batch of n samples has these entries:
+A training sample depends only on the seed, its number in the run, and the files. A batch of n samples has these entries:
 
 - "image": the images, uint8 [n, h, w, 3].
-- "label": the train ids, uint8 [n, h, w], where 255 is ignored. A split without labels has no such entry.
-- "valid": bool [n]. False for padding rows and for skipped rows.
-- "index": the position of each sample in the list, int64 [n].
-- "fingerprint": a hash of the contents of each sample's files, uint8 [n, 8].
-- "photometric": the factors for `photometric.distort` on the device, float32 [n, 5]. Only in training batches, and only if
-  `data.photometric` is set.
+- "label": the train ids, uint8 [n, h, w], where 255 is ignored. This entry is missing in a split without labels.
+- "valid": whether each row is a real sample, bool [n]. False for padding rows and skipped rows.
+- "index": each sample's position in the list, int64 [n].
+- "fingerprint": a hash of each sample's file contents, uint8 [n, 8].
+- "photometric": the factors for `photometric.distort` on the device, float32 [n, 5]. This entry exists only in training batches
+  and only if `data.photometric` is set.
 
-The fingerprints record which data a run has read. They change if any byte of the image file or the label file changes, and
-`Store.fingerprint` computes them again from the files. A padding row has the fingerprint of the image that it repeats.
+The fingerprints record which data a run has read. They change if any byte in the image or label file changes.
+`Store.fingerprint` recomputes them from the files. A padding row repeats an image and has that image's fingerprint.
 
-A skipped row replaces a training sample that cannot be read. Its image has the fill colour, its label is 255 everywhere, and
+A skipped row replaces an unreadable training sample. Its image is filled with the fill colour, its label is 255 everywhere, and
 its fingerprint is all zeros.
 """
 
@@ -40,7 +40,7 @@ AxisOrder = Literal["NHWC", "NCHW"]
 
 
 def log_skipped(error: DataError) -> None:
-    """Log a warning that a sample was skipped and why, with Python's logging module."""
+    """Log a warning that says which sample was skipped and why."""
     logging.getLogger(__name__).warning("Skipped a sample: %s", error)
 
 
@@ -58,27 +58,27 @@ def train_batches(
     layout: AxisOrder = "NHWC",
     on_skip: Callable[[DataError], None] = log_skipped,
 ) -> Iterator[Batch]:
-    """Yield the training batches of steps `start_step` to `steps` - 1, with the rows that belong to this process.
+    """Yield this process's rows of the training batches for steps `start_step` to `steps` - 1.
 
-    Row r of the global batch of step s is sample number s * batch_size + r of the run. Each epoch is shuffled with a different
+    Row r in the global batch for step s is the run's sample number s * batch_size + r. Each epoch is shuffled with a different
     key. No state is carried from one sample to the next, so starting at a later step takes no extra time.
 
-    Up to `data.max_unreadable` samples that cannot be read are replaced by skipped rows, wherever they occur. Each process
-    counts only the samples that it has skipped itself since it started. Such samples are found when a batch fails, and the
-    batch is then read again without them. The contents of a batch therefore depend only on its step, the seed and the files.
+    Up to `data.max_unreadable` unreadable samples are replaced by skipped rows wherever they occur. Each process counts only
+    the samples that it has skipped itself since it started. When a batch fails, its unreadable samples are identified, and the
+    batch is read again without them. A batch therefore depends only on its step, the seed and the files.
 
     Args:
       samples: A split with labels.
       labels: The label set, which maps the label values to train ids.
-      data: The data section of the config.
-      fill: The RGB colour (0 to 255) of pixels outside the image.
-      seed: The seed of the run.
+      data: The config's data section.
+      fill: The RGB colour (0 to 255) for pixels outside the image.
+      seed: The run's seed.
       start_step: The first step. Earlier steps are not computed.
-      steps: The number of steps of the full run.
+      steps: The total number of steps in the run.
       process_index: The index of this process.
       process_count: The number of processes.
-      layout: The axis order of the images. "NCHW" is for other frameworks.
-      on_skip: A function that is called once for each skipped sample, before the first batch without the sample.
+      layout: The image axis order. "NCHW" is for other frameworks.
+      on_skip: A callback that is called once for each skipped sample, before the first batch without that sample.
 
     Raises:
       DataError: A file cannot be used. The error is raised during iteration and names the file.
@@ -87,7 +87,7 @@ def train_batches(
     table = value_table(samples.kind, labels)
 
     def sample_number(j: tf.Tensor) -> tf.Tensor:
-        """Return the number in the run of the j-th sample of this process."""
+        """Return the run-wide sample number for this process's j-th sample."""
         return j // local * data.batch_size + process_index * local + j % local
 
     def build_dataset(step: int, skipped: tuple[int, ...]) -> tf.data.Dataset:
@@ -125,7 +125,7 @@ def train_batches(
 
 
 def shuffle_index(k: tf.Tensor, num_samples: int, seed: int) -> tf.Tensor:
-    """Return the position in the list of sample number `k` (int64) of a run. Each epoch is a different permutation."""
+    """Return the list position of the run's sample number `k` (int64). Each epoch is a different permutation of the list."""
     epoch = k // num_samples
     key = tf.stack([tf.cast(seed, tf.int64), epoch])
     return tf.random.experimental.index_shuffle(k % num_samples, key, num_samples - 1)
@@ -135,10 +135,10 @@ def shuffle_index(k: tf.Tensor, num_samples: int, seed: int) -> tf.Tensor:
 def plan_evaluation(samples: Samples, batch_size: int) -> list[list[int]]:
     """Return the evaluation batches, each as a list of positions in the sample list.
 
-    Every sample is in one batch. A batch holds images of the same size, so that no image has to be resized.
+    Every sample is in exactly one batch. All images in a batch have the same size, so no image has to be resized.
 
-    The result is cached for the life of the process, because a training run evaluates many times. Opening all files to read
-    their sizes takes minutes on object storage.
+    The result is cached for the life of the process, because a training run evaluates many times, and opening every file to
+    read its image size takes minutes on object storage.
 
     Raises:
       DataError: An image cannot be opened.
@@ -159,25 +159,25 @@ def eval_batches(
     process_count: int = 1,
     layout: AxisOrder = "NHWC",
 ) -> Iterator[Batch]:
-    """Yield the full images of a split, in batches of images of the same size, with the rows that belong to this process.
+    """Yield this process's rows of the evaluation batches.
 
-    An incomplete batch is padded with rows whose "valid" is False.
+    The rows in a batch are full images of the same size. An incomplete batch is padded with rows in which "valid" is False.
 
     Args:
       samples: A split, with or without labels.
       labels: The label set, which maps the label values to train ids.
-      batch_size: The number of rows per batch, over all processes.
+      batch_size: The number of rows per batch, summed over all processes.
       threads: The number of host threads. 0 uses one thread per usable CPU core.
       process_index: The index of this process.
       process_count: The number of processes.
-      layout: The axis order of the images. "NCHW" is for other frameworks.
+      layout: The image axis order. "NCHW" is for other frameworks.
 
     Raises:
       DataError: A file cannot be used. The error is raised during iteration and names the file.
     """
     dataset, positions = _build_evaluation(samples, labels, batch_size, threads, process_index, process_count)
     table = value_table(samples.kind, labels)
-    # No sample may be skipped here, so `iterate` requests the dataset only once, from batch 0 on.
+    # Evaluation skips no samples, so `iterate` requests the dataset only once, starting at batch 0.
     batches = iterate(samples, lambda *_: dataset, positions.__getitem__, lambda i: diagnose(samples, table, i))
     return _convert_layout(batches, layout)
 
@@ -186,16 +186,16 @@ def eval_batches(
 def _build_evaluation(
     samples: Samples, labels: LabelSet, batch_size: int, threads: int, process_index: int, process_count: int
 ) -> tuple[tf.data.Dataset, list[list[int]]]:
-    """Return the dataset of `eval_batches`, and for each batch the positions of its rows in the sample list.
+    """Return the dataset for `eval_batches`, and the list positions of the rows in each batch.
 
-    The result is cached for the life of the process, because TensorFlow never frees the tables that the functions of a dataset
-    hold, and a training run evaluates many times.
+    The result is cached for the life of the process. A training run evaluates many times, and TensorFlow never frees the lookup
+    tables captured by dataset functions.
     """
     local = batch_size // process_count
     local_rows = slice(process_index * local, (process_index + 1) * local)
     plan = plan_evaluation(samples, batch_size)
     valid = np.array([i < len(batch) for batch in plan for i in range(batch_size)[local_rows]])
-    # A padding row must have the image size of its batch, so it repeats the first image. It is masked by "valid".
+    # A padding row must have the same image size as its batch, so it repeats the batch's first image, masked by "valid".
     padded = [(batch + batch[:1] * (batch_size - len(batch)))[local_rows] for batch in plan]
     table = value_table(samples.kind, labels)
 
@@ -209,22 +209,22 @@ def _build_evaluation(
 
 def _read_batches(dataset: tf.data.Dataset, read: Callable[..., Row], threads: int, batch_size: int) -> tf.data.Dataset:
     keep_freed_memory()
-    # Prefetch only two batches. The consumer also keeps batches on the device, so more would only take memory.
+    # Prefetch only two batches. The consumer also keeps batches on the device, so more would only waste memory.
     return map_in_parallel(dataset, read, threads).batch(batch_size, drop_remainder=True).prefetch(2)
 
 
 def map_in_parallel(dataset: tf.data.Dataset, read: Callable[..., Row], threads: int) -> tf.data.Dataset:
-    """Map a function over a dataset in several threads, and keep the order of the elements.
+    """Map a function over a dataset in several threads, keeping the element order.
 
     Args:
-      dataset: The dataset.
-      read: A function without Python branches that depend on tensors, because AutoGraph does not convert it.
+      dataset: The input dataset.
+      read: The function to apply. AutoGraph does not convert it, so its Python branches must not depend on tensors.
       threads: The number of threads. 0 uses one thread per usable CPU core.
     """
     options = tf.data.Options()
     options.deterministic = True
-    # Autotuning delays the end of an iteration, which waits for the tuner thread to wake up. The thread sleeps for as long as
-    # the consumer once took to request a batch (a compilation, for example), up to a minute.
+    # With autotuning, the end of an iteration has to wait until the tuner thread wakes up. After a slow step, such as a
+    # compilation, that thread sleeps for as long as the step took, up to a minute.
     options.autotune.enabled = False
     if threads:
         options.threading.private_threadpool_size = threads
@@ -238,10 +238,10 @@ def _convert_layout(batches: Iterator[Batch], layout: AxisOrder) -> Iterator[Bat
 
 
 class _BatchIterator:
-    """An iterator over the batches of a dataset, which is closed when the program exits.
+    """A dataset iterator that is closed when the program exits.
 
-    Datasets call Python functions from TensorFlow threads. If such a call happens while the interpreter shuts down, the
-    interpreter and the thread wait for each other forever. All iterators must therefore be closed first.
+    Datasets call Python functions from TensorFlow threads. If a call happens while the interpreter is shutting down, the
+    interpreter and the thread deadlock, so all iterators must be closed first.
     """
 
     def __init__(self, dataset: tf.data.Dataset) -> None:
@@ -252,7 +252,7 @@ class _BatchIterator:
         return next(self._iterator)
 
     def close(self) -> None:
-        """Wait for pending reads, and delete the iterator."""
+        """Wait for pending reads and delete the iterator."""
         self._iterator = None
 
 
@@ -275,21 +275,21 @@ def iterate(
     max_unreadable: int = 0,
     on_skip: Callable[[DataError], None] = log_skipped,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the batches of a dataset from number `start` on, and skip or report the samples that cannot be read.
+    """Yield a dataset's batches, starting at batch `start`, and skip or report unreadable samples.
 
-    When a batch fails with a TensorFlow error, its samples are checked one by one. If the bad samples may be skipped, the
-    dataset is built again without them, starting at this batch. Otherwise the error for a bad sample is raised.
+    When a batch fails with a TensorFlow error, its samples are checked one by one. If the limit allows skipping the bad
+    samples, the dataset is rebuilt without them, starting at the failed batch. Otherwise, the error for a bad sample is raised.
 
     Args:
-      samples: The split that is read.
-      build_dataset: A function that maps (number, positions) to a dataset. The dataset starts at the batch with this number
-        and does not read the samples at these positions.
-      list_indices: A function that maps the number of a batch to the positions of its samples in the list.
-      check_sample: A function that maps the position of a sample to an error that explains why the sample cannot be used, or to
-        None if it can be used.
+      samples: The split to read.
+      build_dataset: A function of (batch number, skipped positions). It returns a dataset that starts at this batch and does
+        not read the samples at the skipped positions.
+      list_indices: A function that returns the list positions of the samples in a batch, given the batch number.
+      check_sample: A function that takes a sample's list position. It returns an error that explains why the sample cannot be
+        used, or None if the sample is fine.
       start: The number of the first batch.
-      max_unreadable: The largest number of samples that may be skipped.
-      on_skip: A function that is called once for each skipped sample.
+      max_unreadable: The maximum number of skipped samples.
+      on_skip: A callback that is called once for each skipped sample.
 
     Raises:
       DataError: A sample cannot be used. The error is raised during iteration and names the file.
@@ -305,10 +305,10 @@ def iterate(
         except tf.errors.OpError as error:
             previous = skipped
             skipped = _skip_unreadable(dict.fromkeys(list_indices(number)), previous, check_sample, max_unreadable, on_skip)
-            # Each new dataset must skip at least one more sample, or this loop would not end.
+            # Each new dataset must skip at least one more sample. Otherwise, this loop might never end.
             if skipped == previous:
                 names = ", ".join(samples.images[i] for i in list_indices(number))
-                message = f"Reading {names} failed once ({reason(error)}) but worked when repeated. Check the disk."
+                message = f"Reading {names} failed once ({reason(error)}) but succeeded when retried. Check the disk."
                 raise DataError(message) from None
             batches = _BatchIterator(build_dataset(number, skipped))
         else:
@@ -323,9 +323,9 @@ def _skip_unreadable(
     max_unreadable: int,
     on_skip: Callable[[DataError], None],
 ) -> tuple[int, ...]:
-    """Return the skipped positions `previous`, followed by those of `indices` whose samples cannot be read.
+    """Return the previously skipped positions, followed by the unreadable positions among `indices`.
 
-    The TensorFlow error does not name a file, so the samples of a failed batch are read again one by one.
+    TensorFlow errors do not name the file, so the samples in a failed batch are read again one by one.
     """
     skipped = previous
     for i in indices:

@@ -1,7 +1,7 @@
-"""Write prepared records: decode every sample once, in parallel, and write the samples shard by shard.
+"""Write prepared records: decode every sample once, in parallel, and store the samples in shards.
 
-The manifest is written last. It makes the records valid. An interrupted run leaves complete shards, each next to a JSON
-sidecar file that describes it. The next run keeps the shards that still match the source.
+The manifest is written last, and the records are not valid without it. An interrupted run leaves complete shards, each
+with a JSON sidecar file that describes the shard. The next run reuses the shards that still match the source.
 """
 
 import dataclasses
@@ -43,28 +43,29 @@ from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.files import write_atomically
 from deeplab_jax.runtime.machine import usable_cores
 
-SHARD_SAMPLES = 64  # samples in a shard; for Cityscapes, half a gigabyte
-# Temporary files of the process `pid`: an unfinished manifest, sidecar file or shard, or a shard without its final name.
+SHARD_SAMPLES = 64  # samples per shard; about half a gigabyte for Cityscapes
+# Matches the names of temporary files, which contain the id of the process that writes them. They are unfinished manifests,
+# sidecar files and shards, and finished shards that still lack their final name.
 TEMPORARY = re.compile(
     rf"\.?(?:{re.escape(MANIFEST)}|(?P<split>.+)-\d{{5}}(?:\.json)?)\.(?P<pid>\d+)\.(?:new|bin|bin\.\d+\.new)"
 )
 
 
 def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console) -> None:
-    """Write the records of `splits` to the folder `out`, which then serves as `data.root`.
+    """Write records for `splits` to the folder `out`, which can then be used as `data.root`.
 
     Args:
-      data: The data section of a config. Its root, source, label kind and threads are used.
-      out: A new folder, or the folder of an earlier run, whose records of unchanged samples are kept.
-      splits: The names of the splits. "train+val" counts as two splits.
-      console: The console that shows the progress.
+      data: A config's data section. Only the root, the source, the label kind and the thread count are used.
+      out: A new folder, or the output folder from an earlier run. Existing shards are reused if their samples are unchanged.
+      splits: The split names. "train+val" counts as two splits.
+      console: The console for progress output.
 
     Raises:
       DataError: A split cannot be found (see `find.find_split`), or a sample cannot be read.
-      ConfigError: `out` holds other files, cannot be written, or has too little free space.
+      ConfigError: `out` contains other files, cannot be written, or has too little free space.
     """
     if not data.source and is_records(data.root):
-        raise DataError(f"`root` (={data.root!r}) already holds prepared records. Give the folder of the original data set.")
+        raise DataError(f"`root` (={data.root!r}) already holds prepared records. Pass the original data set folder instead.")
     splits = list(dict.fromkeys(part for split in splits for part in split.split("+")))
     folder = epath.Path(out)
     root = data.root if "://" in data.root or not data.root else str(epath.Path(data.root).resolve())
@@ -73,7 +74,7 @@ def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console)
     for split, samples in sets.items():
         console.print(describe(split, samples), markup=False)
     _require_folder(folder)
-    _read_other_splits(folder, source, splits)  # raises an error for a different source before any file is changed
+    _read_other_splits(folder, source, splits)  # reject a different source before any file changes
     _remove_temporary_files(folder, splits)
     plan = {split: _plan_shards(split, len(samples)) for split, samples in sets.items()}
     _reuse_shards(folder, plan, sets, source, data.threads, console)
@@ -82,8 +83,8 @@ def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console)
         console.print(f"{out} is already up to date", markup=False)
     else:
         _require_space(folder, todo, sets)
-        # Take these splits out of the manifest until all of their shards are complete. The other splits are read from the
-        # manifest each time, because a different process may have prepared some in the meantime.
+        # Remove these splits from the manifest until all their shards are complete. Reread the other splits each time,
+        # because another process might have prepared some of them meanwhile.
         _write_manifest(folder, source, data_dir, _read_other_splits(folder, source, splits))
         _write_shards(folder, sets, todo, source, data.threads, console)
     prepared = {split: _as_json(samples, plan[split]) for split, samples in sets.items()}
@@ -105,7 +106,8 @@ def _write_shards(
         for split, samples in sets.items():
             rows = [i for planned in todo[split] for i in planned.rows]
             task = bar.add_task(split, total=len(rows))
-            # Take the stamps before reading the files, so that a file that changes in the meantime is read again next time.
+            # Record the stamps (size and modification time) before reading. If a file changes during the read, the next run
+            # then sees a different stamp and reads the file again.
             stamps = {i: read_stamp(samples, i) for i in rows}
             decoded = _decode(samples, rows, threads)
             for planned in todo[split]:
@@ -119,12 +121,12 @@ def _progress_bar(console: Console) -> Progress:
 
 @dataclasses.dataclass(slots=True)
 class _PlannedShard:
-    """A shard to write or to keep from an earlier run.
+    """A shard to write, or to reuse from an earlier run.
 
     Attributes:
-      name: The file name up to the digits of the SHA-256, such as "train-00000".
-      rows: The positions of its samples in the list.
-      shard: The shard itself, or None until it has been written or found.
+      name: The file name without the SHA-256 digits and the suffix, such as "train-00000".
+      rows: The list positions of the samples in the shard.
+      shard: The shard, or None until it has been written or reused.
     """
 
     name: str
@@ -145,9 +147,9 @@ def _reuse_shards(
     threads: int,
     console: Console,
 ) -> None:
-    """Set `shard` for each planned shard that an earlier run has written.
+    """Set `shard` on each planned shard that an earlier run has already written.
 
-    The shards are checked in parallel, because the checksums of a large data set take minutes on one core.
+    The shards are checked in parallel, because computing the checksums for a large data set takes minutes on one core.
     """
     jobs = [(planned, sets[split]) for split, each in plan.items() for planned in each]
     with _progress_bar(console) as bar, ThreadPoolExecutor(threads or usable_cores()) as pool:
@@ -160,7 +162,7 @@ def _reuse_shards(
 
 
 def _reuse_shard(folder: epath.Path, planned: _PlannedShard, samples: Samples, source: str) -> Shard | None:
-    """Return the shard from an earlier run if it is intact and its samples are unchanged in the source, or else None."""
+    """Return an earlier run's shard if it is intact and its source samples are unchanged, or None otherwise."""
     try:
         values = json.loads((folder / f"{planned.name}.json").read_text())
         shard = shard_from_json(values["shard"])
@@ -171,11 +173,11 @@ def _reuse_shard(folder: epath.Path, planned: _PlannedShard, samples: Samples, s
     names = [(samples.images[i], "".join(samples.labels[i : i + 1])) for i in planned.rows]
     if not is_same_kind or names != [(record.image, record.label) for record in shard.records]:
         return None
-    # Store the new stamps of files whose modification time has changed, so that the next run need not read these files.
+    # Store the current stamps (size and modification time), so that the next run does not reread files that were only touched.
     records = tuple(
         dataclasses.replace(record, stamp=read_stamp(samples, i)) for i, record in zip(planned.rows, shard.records, strict=True)
     )
-    # In a source at a new location, compare the contents: a different file may have the same size and modification time.
+    # If the source has moved, compare contents, because a different file could have the same size and modification time.
     recorded = [dataclasses.replace(record, stamp=()) for record in shard.records] if has_moved else shard.records
     unchanged = all(is_unchanged(record, samples, i) for i, record in zip(planned.rows, recorded, strict=True))
     if not unchanged or _sha256(folder / shard.file) != shard.sha256:
@@ -198,7 +200,7 @@ def _sha256(path: epath.Path) -> str:
 
 
 def _decode(samples: Samples, rows: Sequence[int], threads: int) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the fields of a `DecodedSample` by name ("image", "values", "fingerprint") for the samples at `rows`, in order."""
+    """Yield a dict of `DecodedSample` fields ("image", "values", "fingerprint") for each sample in `rows`, in order."""
 
     def read(index: tf.Tensor) -> dict[str, tf.Tensor]:
         sample = samples.store.decode(samples, index)
@@ -228,7 +230,7 @@ def _write_shard(
     advance: Callable[[], None],
 ) -> Shard:
     digest, records = hashlib.sha256(), []
-    temporary = folder / f"{planned.name}.{os.getpid()}.bin"  # the final name contains the checksum of the contents
+    temporary = folder / f"{planned.name}.{os.getpid()}.bin"  # the final name includes the checksum
     with write_atomically(temporary) as file:
         for i in planned.rows:
             sample = next(decoded)
@@ -253,8 +255,8 @@ def _write_shard(
 
 
 def _list_versions(folder: epath.Path, planned: _PlannedShard) -> list[epath.Path]:
-    """Return the files in the folder that are a version of a planned shard. Their checksums differ."""
-    # The last 13 characters are a hyphen, 8 digits of the checksum, and ".bin".
+    """Return all existing versions of a planned shard. Their file names differ only in the checksum digits."""
+    # The last 13 characters of a shard name are a hyphen, 8 checksum digits and ".bin".
     return [path for path in folder.iterdir() if SHARD.fullmatch(path.name) and path.name[:-13] == planned.name]
 
 
@@ -280,14 +282,14 @@ def _make_record(samples: Samples, i: int, sample: Mapping[str, np.ndarray], sta
 
 
 def _label_channels(samples: Samples) -> int:
-    """Return the number of bytes that a label pixel takes, which is 0 in a split without labels."""
+    """Return the number of bytes per label pixel: 3 for colours, 1 for ids, 0 without labels."""
     if not samples.labels:
         return 0
     return 3 if samples.kind == "color" else 1
 
 
 def _label_bytes(values: np.ndarray | None) -> np.ndarray:
-    """Return label values as uint8: ids unchanged, and 24-bit colours split into three channels."""
+    """Return label values as uint8. Ids are unchanged, and 24-bit colours are split into three channels."""
     if values is None:
         return np.empty(0, np.uint8)
     if values.dtype == np.uint8:
@@ -300,10 +302,10 @@ def _as_json(samples: Samples, plan: Sequence[_PlannedShard]) -> dict[str, Any]:
 
 
 def _read_other_splits(folder: epath.Path, source: str, splits: Sequence[str]) -> dict[str, Any]:
-    """Return the entries of the manifest for the splits that are not in `splits`.
+    """Return the manifest entries for all splits that are not in `splits`.
 
     Raises:
-      ConfigError: These splits were prepared from a different source.
+      ConfigError: The other splits were prepared from a different source.
     """
     try:
         values = json.loads((folder / MANIFEST).read_text())
@@ -313,14 +315,14 @@ def _read_other_splits(folder: epath.Path, source: str, splits: Sequence[str]) -
         return {}
     if others and previous_source != source:
         raise ConfigError(
-            f"`--out` (={str(folder)!r}) already holds records of {', '.join(others)} from a different source "
+            f"`--out` (={str(folder)!r}) already holds records for {', '.join(others)} from a different source "
             f"({previous_source}). Add these splits to --splits to prepare them again, or choose a different folder."
         )
     return others if is_current_format else {}
 
 
 def _write_manifest(folder: epath.Path, source: str, data_dir: str, splits: Mapping[str, Any]) -> None:
-    """Write the manifest, or remove it if there are no splits."""
+    """Write the manifest, or delete it if `splits` is empty."""
     if not splits:
         _unlink(folder / MANIFEST)
         return
@@ -331,20 +333,20 @@ def _write_manifest(folder: epath.Path, source: str, data_dir: str, splits: Mapp
 
 
 def _remove_outdated(folder: epath.Path, current: set[str], splits: Sequence[str]) -> None:
-    """Remove the shards and sidecar files of these splits that are not `current`, such as those beyond the end of the list."""
+    """Delete all shards and sidecar files for these splits that are not in `current`."""
     for path in folder.iterdir():
         if _split_of(path.name) in splits and path.name not in current:
             _unlink(path)
 
 
 def _split_of(name: str) -> str:
-    """Return the split that a shard or sidecar file belongs to, or "" for any other file."""
+    """Return the split name in a shard or sidecar file name, or "" for any other file name."""
     match = SIDECAR.fullmatch(name) or SHARD.fullmatch(name)
     return match["split"] if match else ""
 
 
 def _require_folder(folder: epath.Path) -> None:
-    """Create the folder if needed, and check that it is empty or holds only records, which may be incomplete."""
+    """Create the folder if needed, and check that it contains nothing but records, complete or not."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         names = [path.name for path in folder.iterdir()]
@@ -360,7 +362,7 @@ def _require_folder(folder: epath.Path) -> None:
 
 
 def _remove_temporary_files(folder: epath.Path, splits: Sequence[str]) -> None:
-    """Remove the temporary files of these splits, and unfinished manifests, that killed processes have left."""
+    """Delete what killed processes left behind: temporary files for these splits, and unfinished manifests."""
     for path in folder.iterdir():
         match = TEMPORARY.fullmatch(path.name)
         if match and (not match["split"] or match["split"] in splits) and not _is_alive(int(match["pid"])):
@@ -368,9 +370,9 @@ def _remove_temporary_files(folder: epath.Path, splits: Sequence[str]) -> None:
 
 
 def _is_alive(process: int) -> bool:
-    """Return whether a different process with this id runs on this machine.
+    """Return whether another process with this id is running on this machine.
 
-    On Windows every other id counts as running, because `os.kill` would end the process there.
+    On Windows, any id except our own counts as running, because `os.kill` would terminate the process.
     """
     if process == os.getpid():
         return False
@@ -395,10 +397,10 @@ def _unlink(path: epath.Path) -> None:
 
 
 def _require_space(folder: epath.Path, todo: Mapping[str, Sequence[_PlannedShard]], sets: Mapping[str, Samples]) -> None:
-    """Check that the disk has enough free space for the shards to write.
+    """Check that the disk has enough free space for the new shards.
 
-    The estimate assumes that all samples of a split have the size of the first one to write. The space of the shards that are
-    replaced is subtracted.
+    The estimate assumes that all samples in a split are as large as the first one to be written, and subtracts the size of
+    the shards that will be replaced.
 
     Raises:
       ConfigError: The disk has too little free space.

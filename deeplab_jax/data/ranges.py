@@ -11,13 +11,13 @@ from etils import epath
 
 
 class File(NamedTuple):
-    """The state of a file when `stat_file` was called.
+    """A file's state at the time of the `stat_file` call.
 
     Attributes:
       path: A local path or a URL.
       size: The size in bytes.
-      version: The inode, size and modification time (ns) of a local file, which differ if the file was replaced. Empty for a
-        remote file.
+      version: The inode, size and modification time (ns) of a local file, used to detect a replaced file. Empty for a remote
+        file.
     """
 
     path: str
@@ -38,13 +38,13 @@ def stat_file(path: str) -> File:
 
 
 def read_range(file: File, start: int, size: int) -> bytes:
-    """Read `size` bytes of a file, starting at byte `start`.
+    """Read `size` bytes from a file, starting at byte `start`.
 
-    The bytes are read rather than mapped into memory, which keeps memory use low for files of any size. A local file stays
-    open between calls. If it is replaced in the meantime, the old contents are read.
+    Reading instead of memory-mapping keeps memory use low for files of any size. A local file stays open between calls, so if
+    the file is replaced in the meantime, this function still reads the old contents.
 
     Raises:
-      OSError: The file cannot be read, ends before the range does, or was replaced before it was opened.
+      OSError: The file is unreadable, ends before the range does, or was replaced before it was opened.
     """
     with open_ranges(file) as read:
         return read(start, size)
@@ -52,12 +52,12 @@ def read_range(file: File, start: int, size: int) -> bytes:
 
 @contextlib.contextmanager
 def open_ranges(file: File) -> Iterator[Callable[[int, int], bytes]]:
-    """Yield a function that reads ranges of one file, for many reads from a single thread.
+    """Yield a function for reading many ranges of one file from a single thread.
 
-    The function takes (start, size) and returns bytes, as `read_range` does. A remote file is opened only once.
+    The function takes (start, size) and returns `size` bytes. A remote file is opened only once.
 
     Raises:
-      OSError: The same errors as in `read_range`.
+      OSError: The file is unreadable, ends before a range does, or was replaced before it was opened.
     """
 
     def require_size(data: bytes, start: int, size: int) -> bytes:
@@ -66,7 +66,7 @@ def open_ranges(file: File) -> Iterator[Callable[[int, int], bytes]]:
         return data
 
     if _is_local(file.path):
-        descriptor = _open(file)  # this reference keeps the file open even if the cache evicts it
+        descriptor = _open(file)  # this reference keeps the file open even after the cache evicts it
         yield lambda start, size: require_size(os.pread(descriptor.number, size, start), start, size)
         return
     with tf.io.gfile.GFile(file.path, "rb") as remote:
@@ -79,7 +79,7 @@ def open_ranges(file: File) -> Iterator[Callable[[int, int], bytes]]:
 
 
 def _is_local(path: str) -> bool:
-    # Windows has no `os.pread`. There, local files are read through TensorFlow too, like remote files.
+    # Windows has no `os.pread`, so local files are also read through TensorFlow there.
     return "://" not in path and hasattr(os, "pread")
 
 
@@ -90,7 +90,7 @@ def _version(status: os.stat_result) -> tuple[int, ...]:
 class _Descriptor:
     """A file descriptor that is closed when its last reference is gone.
 
-    A thread may still be reading from a descriptor that the cache has evicted.
+    Closing a descriptor as soon as the cache evicts it would break threads that are still reading from it.
     """
 
     def __init__(self, path: str) -> None:
@@ -106,5 +106,5 @@ class _Descriptor:
 def _open(file: File) -> _Descriptor:
     descriptor = _Descriptor(file.path)
     if _version(os.fstat(descriptor.number)) != file.version:
-        raise OSError(f"{file.path} was replaced while it was in use, so the program must be restarted")
+        raise OSError(f"{file.path} was replaced while it was in use. Restart the program.")
     return descriptor

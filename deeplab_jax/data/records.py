@@ -1,14 +1,13 @@
 """Read prepared records: samples that were decoded once and stored as raw bytes in large files.
 
-A window of a sample can be read without reading the rest. `prepare.py` writes the records.
+Raw bytes allow a window to be read without reading the rest of the sample. `prepare.py` writes the records.
 
-A folder of records holds `records.json`, the manifest, and for each split shards named `<split>-00000-1a2b3c4d.bin`. A shard
-holds, for each sample, the bytes of the image (uint8 [h, w, 3]) and then the label values (uint8 [h, w] ids, or uint8 [h, w, 3]
-colours).
+A records folder contains a manifest, `records.json`, and shards named `<split>-00000-1a2b3c4d.bin`. For each sample, the shard
+stores the image bytes (uint8 [h, w, 3]), followed by the label values (uint8 [h, w] ids, or uint8 [h, w, 3] colours).
 
-The fingerprint of a record identifies what the source held when the record was prepared. It is not computed from the bytes
-that are read here. The name of a shard ends in the first digits of its SHA-256, so that shards from different runs of
-`data prepare` cannot be confused. Running `data prepare` again checks the bytes against the full SHA-256.
+A record's fingerprint identifies the source contents at the time of preparation. It is not a checksum of the record itself.
+A shard name ends in the first eight digits of the shard's SHA-256, so shards from different `data prepare` runs cannot be
+mixed up. Running `data prepare` again verifies the shards against their full SHA-256.
 """
 
 import dataclasses
@@ -32,10 +31,10 @@ from deeplab_jax.labels import UNKNOWN
 
 MANIFEST = "records.json"
 SHARD = re.compile(r"(?P<split>.+)-\d{5}-[0-9a-f]{8}\.bin")
-SIDECAR = re.compile(r"(?P<split>.+)-\d{5}\.json")  # the JSON file that describes the shard beside it
+SIDECAR = re.compile(r"(?P<split>.+)-\d{5}\.json")  # a JSON file that describes one shard
 FORMAT = 2
-# The maximum number of label values that a record lists. A label set defines fewer values, so a mask with this many has at
-# least one unknown value. Without the limit, a mask with blended colours would list hundreds of thousands of values.
+# The maximum number of label values listed in a record. Label sets define fewer values than this, so a mask that reaches the
+# limit contains an unknown value. Without the limit, a mask with blended colours would list hundreds of thousands of values.
 MOST_VALUES = 1024
 
 
@@ -44,15 +43,14 @@ class Record:
     """One prepared sample: its layout in the shard and the source files it was made from.
 
     Attributes:
-      image: The name of the image in the source.
-      label: The name of the label in the source, or "" if there is none.
+      image: The image name in the source.
+      label: The label name in the source, or "" without a label.
       height: The height in pixels.
       width: The width in pixels.
-      channels: The number of channels of the label: 1 for ids, 3 for colours, 0 without a label.
-      values: The distinct values in the label, at most MOST_VALUES of them. They are 24-bit colours if the label has 3
-        channels.
-      fingerprint: The fingerprint of the source files, in hexadecimal.
-      stamp: The size (bytes) and modification time (ns) of each source file. A file with the same stamp is not read again.
+      channels: The number of label channels: 1 for ids, 3 for colours, 0 without a label.
+      values: The distinct label values, up to MOST_VALUES of them. They are 24-bit colours if the label has 3 channels.
+      fingerprint: The fingerprint of the source contents, in hexadecimal.
+      stamp: The size (bytes) and modification time (ns) of each source file. A file with an unchanged stamp is not reread.
     """
 
     image: str
@@ -66,17 +64,17 @@ class Record:
 
     @property
     def nbytes(self) -> int:
-        """Return the number of bytes that the image and the label take."""
+        """Return the combined size of the image and the label in bytes."""
         return self.height * self.width * (3 + self.channels)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shard:
-    """A file that holds records in list order.
+    """A file that stores records in list order.
 
     Attributes:
-      file: The name of the file in the folder.
-      sha256: The SHA-256 of its bytes, in hexadecimal.
+      file: The file name within the records folder.
+      sha256: The file's SHA-256, in hexadecimal.
       records: The records in the file.
     """
 
@@ -91,14 +89,14 @@ class Split:
 
     Attributes:
       kind: How the labels encode classes.
-      shards: The shards of the split, in list order.
+      shards: The shards, in list order.
     """
 
     kind: str
     shards: tuple[Shard, ...]
 
     def records(self) -> Iterator[tuple[Shard, int, Record]]:
-        """Yield (shard, offset of the first byte in the shard, record) for each sample, in list order."""
+        """Yield (shard, byte offset within the shard, record) for each sample, in list order."""
         for shard in self.shards:
             offset = 0
             for record in shard.records:
@@ -108,12 +106,13 @@ class Split:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Manifest:
-    """The contents of a folder of records.
+    """The contents of `records.json`, which describes a records folder.
 
     Attributes:
-      source: The root folder, or tfds:NAME, that the records were made from.
-      data_dir: The folder in which tfds:NAME was built. "" for the default TFDS folder, or if the source is a root folder.
-      splits: The prepared splits by name.
+      source: The original data set: its root folder, or tfds:NAME.
+      data_dir: The TFDS data directory that contains tfds:NAME. "" means the default directory, or that the source is a root
+        folder.
+      splits: The prepared splits, keyed by name.
     """
 
     source: str
@@ -122,13 +121,13 @@ class Manifest:
 
 
 def is_records(root: str) -> bool:
-    """Return whether `root` is a folder of prepared records."""
-    # Some other data set may contain a file named records.json. Look for shards or their sidecar files too.
+    """Return whether `root` contains prepared records."""
+    # Any data set might contain a file named records.json, so also look for shards or sidecar files.
     return bool(root) and (epath.Path(root) / MANIFEST).exists() and _has_file(root, SHARD, SIDECAR)
 
 
 def is_incomplete(root: str) -> bool:
-    """Return whether `root`, a folder without a manifest, holds shards from an interrupted run of `data prepare`."""
+    """Return whether `root` contains shards from an interrupted `data prepare` run, assuming that it has no manifest."""
     return bool(root) and epath.Path(root).is_dir() and _has_file(root, SHARD)
 
 
@@ -137,10 +136,10 @@ def _has_file(root: str, *patterns: re.Pattern[str]) -> bool:
 
 
 def read_manifest(root: str) -> Manifest:
-    """Read the manifest of a folder of records.
+    """Read the manifest in a records folder.
 
     Raises:
-      DataError: The manifest cannot be read, or it has the format of a different version of this package.
+      DataError: The manifest is unreadable, or was written in the format of a different package version.
     """
     path = epath.Path(root) / MANIFEST
     try:
@@ -153,28 +152,28 @@ def read_manifest(root: str) -> Manifest:
         return Manifest(values["source"], values["data_dir"], splits)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         details = f"{type(error).__name__}: {one_line(error)}"
-        raise DataError(f"{path} is not a valid manifest of records ({details}). Prepare the records again.") from None
+        raise DataError(f"{path} is not a valid records manifest ({details}). Prepare the records again.") from None
 
 
 def shard_from_json(values: dict[str, Any]) -> Shard:
-    """Return the shard that `shard_to_json` turned into JSON values."""
+    """Build a shard from the JSON values returned by `shard_to_json`."""
     rows = [row | {"values": tuple(row["values"]), "stamp": tuple(row["stamp"])} for row in values["records"]]
     return Shard(values["file"], values["sha256"], tuple(Record(**row) for row in rows))
 
 
 def shard_to_json(shard: Shard) -> dict[str, Any]:
-    """Return a shard as plain JSON values."""
+    """Convert a shard to JSON values."""
     return dataclasses.asdict(shard)
 
 
 def find_records(manifest: Manifest, root: str, split: str, *, need_labels: bool = True) -> Samples:
-    """Return the samples of a split in a folder of records.
+    """Return the samples of `split` from a records folder.
 
-    "train+val" joins two splits, one after the other.
+    "train+val" concatenates the two splits.
 
     Raises:
-      DataError: The split does not exist or lacks the labels that are needed, two joined splits share an image or have
-        different kinds of labels, or a shard is missing or truncated.
+      DataError: The split does not exist or lacks required labels, two joined splits share an image or have different label
+        kinds, or a shard is missing or truncated.
     """
     advice = advise_rerun(manifest, root)
     parts = [(part, _require_split(manifest, root, part)) for part in split.split("+")]
@@ -191,12 +190,12 @@ def find_records(manifest: Manifest, root: str, split: str, *, need_labels: bool
     )
     names, labels = tuple(p.record.image for p in locations), tuple(p.record.label for p in locations if p.record.label)
     if need_labels and len(labels) < len(names):
-        raise DataError(f"The records in {root} have no labels in split {split!r}. Choose a split that has labels.")
+        raise DataError(f"The records in {root} have no labels in split {split!r}. Choose a split with labels.")
     return Samples(root, names, labels, parts[0][1].kind, f"the records in {root}", RecordStore(locations, advice))
 
 
 def advise_rerun(manifest: Manifest, root: str) -> str:
-    """Return a sentence that tells the user how to repair records that are damaged or stale."""
+    """Return the advice for repairing damaged or stale records, for use in messages."""
     labelled = [split for split in manifest.splits.values() if any(record.label for _, _, record in split.records())]
     kinds = {split.kind for split in labelled}
     options = ["--splits", *manifest.splits]
@@ -223,16 +222,16 @@ def _require_one_kind(root: str, split: str, parts: Sequence[tuple[str, Split]])
     if len(kinds) > 1:
         shown = " and ".join(f"{kind if labelled else 'no labels'} in {part}" for (kind, labelled), part in kinds.items())
         raise DataError(
-            f"Split {split!r} of the records in {root} mixes labels ({shown}). Join only splits with the same kind of labels."
+            f"Split {split!r} of the records in {root} mixes labels ({shown}). Join only splits with the same label kind."
         )
 
 
 def _require_complete(path: epath.Path, shard: Shard, advice: str) -> File:
-    """Return the file of a shard, after checking that it has the size given in the manifest."""
+    """Return the shard file, after checking its size against the manifest."""
     size = sum(record.nbytes for record in shard.records)
     try:
         file = stat_file(str(path))
-    # TensorFlow accesses the files on object storage and raises its own errors.
+    # Files on object storage are read through TensorFlow, which raises its own error types.
     except (OSError, tf.errors.OpError) as error:
         raise DataError(f"{path} cannot be read ({reason(error)}). {advice}") from None
     if file.size != size:
@@ -242,7 +241,7 @@ def _require_complete(path: epath.Path, shard: Shard, advice: str) -> File:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RecordLocation:
-    """A record and the position of its first byte in a file."""
+    """A record, the file that contains it, and its byte offset in that file."""
 
     file: File
     offset: int
@@ -251,11 +250,11 @@ class RecordLocation:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RecordStore(Store):
-    """The store that reads samples from prepared records.
+    """A store that reads samples from prepared records.
 
     Attributes:
-      locations: The location of each sample, by position in the list.
-      advice: A sentence that tells the user what to do if a record cannot be read.
+      locations: The location of each sample, in list order.
+      advice: What to tell the user if a record cannot be read.
     """
 
     locations: tuple[RecordLocation, ...]
@@ -271,8 +270,8 @@ class RecordStore(Store):
         return DecodedSample(image, tf.ensure_shape(values, (None, None)), self._fingerprint(index))
 
     def open(self, samples: Samples, table: np.ndarray, index: tf.Tensor) -> OpenSample:
-        """Open the sample at position `index`, so that single windows are read from disk. See `Store.open`."""
-        # Check the values listed in the manifest: the window that is read may not contain the unknown value.
+        """Open the sample at position `index`. Only the requested windows are read from disk. See `Store.open`."""
+        # Check the label values listed in the manifest, because the requested window might not contain the unknown value.
         is_known = [bool((table[list(location.record.values)] != UNKNOWN).all()) for location in self.locations]
         tf.debugging.assert_equal(tf.constant(is_known)[index], True, "a label value is not in the table")
         lookup = table.astype(np.uint8)
@@ -295,15 +294,15 @@ class RecordStore(Store):
         return self.locations[i].record.height, self.locations[i].record.width
 
     def fingerprint(self, samples: Samples, i: int) -> bytes:
-        """Return the 8 bytes of the fingerprint of sample `i`, as recorded in the manifest."""
+        """Return the 8-byte fingerprint of sample `i`, as recorded in the manifest."""
         return bytes.fromhex(self.locations[i].record.fingerprint)
 
     def explain(self, samples: Samples, i: int, error: Exception) -> DataError:
-        """Return an error that names the sample and its shard, and tells the user how to repair the records."""
+        """Return an error that names sample `i` and its shard, and says how to repair the records."""
         location = self.locations[i]
         return DataError(f"{location.record.image} cannot be read from {location.file.path} ({reason(error)}). {self.advice}")
 
-    # These arrays are cached because `decode` and `open` also run eagerly, once for each sample.
+    # Cache `_sizes` and `_fingerprints`, because `decode` and `open` can also run eagerly, once per sample.
     @functools.cached_property
     def _sizes(self) -> np.ndarray:
         return np.array([(location.record.height, location.record.width) for location in self.locations], np.int32)
@@ -332,17 +331,20 @@ class RecordStore(Store):
 
 
 def _read_rows(location: RecordLocation, start: int, channels: int, top: int, bottom: int) -> np.ndarray:
-    """Read full rows, which are contiguous in the file, as uint8 [bottom - top, w, channels]."""
+    """Read the rows from `top` to `bottom` at full width, as uint8 [bottom - top, w, channels].
+
+    Full rows are contiguous in the file.
+    """
     stride = location.record.width * channels
     data = read_range(location.file, start + top * stride, (bottom - top) * stride)
     return np.frombuffer(data, np.uint8).reshape(bottom - top, location.record.width, channels)
 
 
 def read_stamp(samples: Samples, i: int) -> tuple[int, ...]:
-    """Return the size (bytes) and the modification time (ns) of each file of sample `i`.
+    """Return the size (bytes) and modification time (ns) of the image and label files for sample `i`.
 
-    The stamp is empty if the samples are not image files. It is also empty for remote files, because each of them would take
-    a request.
+    The result is empty if the samples are not image files. It is also empty for remote files, which would need one request
+    each.
 
     Raises:
       DataError: A file is missing or cannot be accessed.
@@ -359,7 +361,7 @@ def read_stamp(samples: Samples, i: int) -> tuple[int, ...]:
 
 
 def is_unchanged(record: Record, source: Samples, i: int) -> bool:
-    """Return whether sample `i` of the source is still the one that the record was made from.
+    """Return whether sample `i` in the source is unchanged since the record was prepared.
 
     Raises:
       DataError: The source cannot be read.
@@ -370,11 +372,11 @@ def is_unchanged(record: Record, source: Samples, i: int) -> bool:
 
 
 def find_changed_images(samples: Samples, source: Samples) -> list[str]:
-    """Return the images of the samples that have changed in the source since the records were prepared.
+    """Return the image names of the samples whose source has changed since the records were prepared.
 
     Args:
-      samples: A split of prepared records.
-      source: The same samples in the source.
+      samples: The samples from the prepared records.
+      source: The same samples from the original data set.
 
     Raises:
       DataError: The source cannot be read.

@@ -1,7 +1,7 @@
-"""The samples of a split: their names and the store that reads them.
+"""The samples of a split: their file names, and the interface of the store that reads them.
 
-A store reads the samples of one kind of source: image files, prepared records or TensorFlow Datasets. This module does not
-depend on any particular store, nor on augmentation.
+There is one store for each kind of source: image files, prepared records and TensorFlow Datasets. This module depends neither
+on a particular store nor on augmentation.
 """
 
 import dataclasses
@@ -17,22 +17,22 @@ from etils import epath
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import UNKNOWN, LabelSet, color_of
 
-# Reads a window of an image or label. It takes (low, high), int32 [2] each: the first (row, column) of the window, and the
-# (row, column) after its last. It returns the pixels, [high - low, ...].
+# The type of a function that reads a window from an image. It takes (low, high), two int32 [2] tensors: the first (row, column)
+# in the window, and one past the last (row, column). It returns the pixels [h, w, ...], where (h, w) = high - low.
 ReadWindow = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-# Reads the pixels at some rows and columns. It takes (rows, columns), two int32 vectors in ascending order, and returns the
-# pixels where they cross, [number of rows, number of columns].
+# The type of a function that reads the label pixels where given rows and columns cross. It takes (rows, columns), two ascending
+# int32 vectors, and returns the pixels, [number of rows, number of columns].
 ReadPixels = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 class DecodedSample(NamedTuple):
-    """A decoded sample, with the label values as they are stored in the source.
+    """A decoded sample, with label values as stored in the source.
 
     Attributes:
       image: The image, uint8 [h, w, 3].
-      values: The label values [h, w]: ids (uint8) or 24-bit colours (int32), see `value_table`. None in a split without
-        labels.
-      fingerprint: A hash of what the source holds for this sample, uint8 [8].
+      values: The label values [h, w], which are uint8 ids or int32 24-bit colours (see `value_table`). None in a split
+        without labels.
+      fingerprint: A hash of the sample's source contents, uint8 [8].
     """
 
     image: tf.Tensor
@@ -41,13 +41,13 @@ class DecodedSample(NamedTuple):
 
 
 class OpenSample(NamedTuple):
-    """A sample from which single windows can be read.
+    """A sample that is ready for reading windows.
 
     Attributes:
       size: The height and width of the full image, int32 [2].
-      image: A function that reads a window of the image, uint8 [h, w, 3].
-      label: A function that reads label pixels as train ids (uint8). None in a split without labels.
-      fingerprint: A hash of what the source holds for this sample, uint8 [8].
+      image: A function that reads an image window, uint8 [h, w, 3].
+      label: A function that reads label pixels as uint8 train ids. None in a split without labels.
+      fingerprint: A hash of the sample's source contents, uint8 [8].
     """
 
     size: tf.Tensor
@@ -56,7 +56,7 @@ class OpenSample(NamedTuple):
     fingerprint: tf.Tensor
 
     def read_all(self) -> dict[str, tf.Tensor]:
-        """Return the full image and, if the sample has one, the full label, under the keys "image" and "label"."""
+        """Return a dict with the full "image" and, if the sample has a label, the full "label"."""
         arrays = {"image": self.image(tf.zeros(2, tf.int32), self.size)}
         if self.label is not None:
             arrays["label"] = self.label(tf.range(self.size[0]), tf.range(self.size[1]))
@@ -64,27 +64,27 @@ class OpenSample(NamedTuple):
 
 
 class Store(Protocol):
-    """The interface that reads the samples of one kind of source.
+    """The interface for reading samples from one kind of source.
 
-    `decode` and `open` take tensors. They run both eagerly and inside tf.data.
+    `decode` and `open` take tensors and work both eagerly and inside tf.data.
     """
 
     def decode(self, samples: "Samples", index: tf.Tensor) -> DecodedSample:
         """Read and decode the full sample at position `index` in the list.
 
-        A sample that cannot be read raises a TensorFlow error.
+        An unreadable sample raises a TensorFlow error.
         """
 
     def open(self, samples: "Samples", table: np.ndarray, index: tf.Tensor) -> OpenSample:
-        """Open the sample at position `index` in the list, so that windows of it can be read.
+        """Prepare the sample at position `index` in the list for reading windows.
 
-        `table` maps the label values to train ids (see `value_table`). A value without an entry raises a TensorFlow error.
+        `table` maps label values to train ids (see `value_table`). A value missing from the table raises a TensorFlow error.
 
-        The default implementation decodes the full sample first. A store that can read part of a sample overrides it.
+        The default implementation decodes the full sample first. Stores that can read part of a sample override this method.
         """
         sample, label = self.decode(samples, index), None
         if sample.values is not None:
-            # NumPy does this lookup in a third of the time that TensorFlow takes.
+            # NumPy does this lookup three times as fast as TensorFlow.
             train_ids = tf.numpy_function(table.take, [sample.values], tf.int16)
             train_ids.set_shape((None, None))
             tf.debugging.assert_greater(
@@ -97,10 +97,10 @@ class Store(Protocol):
         """Return the (height, width) of sample `i` in pixels."""
 
     def fingerprint(self, samples: "Samples", i: int) -> bytes:
-        """Return the 8 bytes of the fingerprint that `decode` returns, without decoding the sample."""
+        """Return the same 8-byte fingerprint as `decode`, without decoding the sample."""
 
     def explain(self, samples: "Samples", i: int, error: Exception) -> DataError:
-        """Return an error that tells the user why reading sample `i` failed with `error`."""
+        """Return an error that explains to the user why reading sample `i` raised `error`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -108,11 +108,11 @@ class Samples:
     """One split of a data set, in list order.
 
     Attributes:
-      root: The folder that the names are relative to.
+      root: The root folder of the data set.
       images: The image files, relative to `root`.
       labels: The label files, relative to `root`. Empty for a split without labels.
       kind: How the label files encode classes: "labelIds", "labelTrainIds" or "color".
-      source: Where the names come from, for messages.
+      source: Where the file names come from, for use in messages.
       store: The store that reads the samples.
     """
 
@@ -128,13 +128,13 @@ class Samples:
 
 
 def read_list(path: epath.Path) -> Iterator[tuple[str, str]]:
-    """Yield the (image, label) names on each line of a `.lst` file.
+    """Yield an (image, label) pair of file names for each line in a `.lst` file.
 
-    The columns of a line are separated by tabs or, in a line without tabs, by spaces. The label is "" in a line with one
-    column. Blank lines are skipped.
+    Columns are separated by tabs, or by spaces if the line has no tabs. The label is "" if the line has only one column. Blank
+    lines are skipped.
 
     Raises:
-      DataError: The file is not UTF-8, or a line has more than two columns or names a file outside the root.
+      DataError: The file is not UTF-8, a line has more than two columns, or a line names a file outside the root folder.
     """
     for number, line in enumerate(read_lines(path), start=1):
         columns = [c.strip() for c in line.split("\t") if c.strip()] if "\t" in line else line.split()
@@ -155,7 +155,9 @@ def read_list(path: epath.Path) -> Iterator[tuple[str, str]]:
 
 
 def read_lines(path: epath.Path) -> list[str]:
-    """Return the lines of a text file, which may use `\\r\\n` line ends and start with a byte order mark.
+    """Return the lines of a UTF-8 text file.
+
+    The file is allowed to use `\\r\\n` line endings and to start with a byte order mark.
 
     Raises:
       DataError: The file is not UTF-8.
@@ -167,7 +169,7 @@ def read_lines(path: epath.Path) -> list[str]:
 
 
 def digest(samples: Samples) -> str:
-    """Return the SHA-256 of the names, in list order, and of the label kind.
+    """Return a SHA-256 digest of the file names, their order and the label kind.
 
     The digest does not depend on where the data set is stored.
     """
@@ -176,14 +178,14 @@ def digest(samples: Samples) -> str:
 
 
 def require_disjoint(name: str, parts: Iterable[tuple[str, Sequence[str]]]) -> None:
-    """Check that no image is in two of the splits that are joined.
+    """Check that the splits to be joined have no image in common.
 
     Args:
-      name: What the message calls the joined split.
-      parts: The (name, images) of each split.
+      name: The name of the joined split, for the error message.
+      parts: A (name, images) pair for each split.
 
     Raises:
-      DataError: An image is in two of the splits.
+      DataError: Two of the splits share an image.
     """
     seen: dict[str, str] = {}
     for split, images in parts:
@@ -197,24 +199,24 @@ def require_disjoint(name: str, parts: Iterable[tuple[str, Sequence[str]]]) -> N
 
 
 def value_table(kind: str, labels: LabelSet) -> np.ndarray:
-    """Return an int16 table that maps the values in label files of `kind` to train ids.
+    """Return an int16 table that maps label values to train ids.
 
-    Ignored values map to 255, and values without a meaning to `labels.UNKNOWN`. The table for "color" is indexed by 24-bit
-    colour.
+    Ignored values map to 255, and undefined values map to `labels.UNKNOWN`. If `kind` is "color", the table is indexed by
+    24-bit colour.
     """
     return {"labelIds": labels.id_table, "labelTrainIds": labels.train_id_table, "color": labels.color_table}[kind]()
 
 
 def window_reader(array: tf.Tensor) -> ReadWindow:
-    """Return a function that reads windows of an array in memory."""
+    """Return a function that reads windows from an in-memory array."""
     return lambda low, high: array[low[0] : high[0], low[1] : high[1]]
 
 
 def pixel_reader(array: tf.Tensor) -> ReadPixels:
-    """Return a function that gathers pixels from an array [h, w] in memory."""
+    """Return a function that gathers pixels from an in-memory array [h, w]."""
 
     def read(rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
-        # NumPy gathers columns in a fifth of the time that TensorFlow takes.
+        # NumPy gathers columns five times as fast as TensorFlow.
         pixels = tf.numpy_function(lambda a, r, c: a.take(r, 0).take(c, 1), [array, rows, columns], array.dtype, stateful=False)
         return tf.ensure_shape(pixels, (None, None))
 
@@ -222,14 +224,14 @@ def pixel_reader(array: tf.Tensor) -> ReadPixels:
 
 
 def read_sample(samples: Samples, i: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read sample `i` and return its image and its label values.
+    """Read the image and the label values of sample `i`.
 
     Returns:
-      The image, uint8 [h, w, 3], and the label values [h, w] as in `DecodedSample`, which are not looked up in a label set.
-      The values are None in a split without labels.
+      The image, uint8 [h, w, 3], and the label values [h, w] as stored in the source (not train ids), or None in a split
+      without labels.
 
     Raises:
-      DataError: The sample cannot be read, or the image and the label do not belong together.
+      DataError: The sample is unreadable, or the image and the label do not match.
     """
     try:
         sample = samples.store.decode(samples, tf.constant(i, tf.int64))
@@ -239,26 +241,26 @@ def read_sample(samples: Samples, i: int) -> tuple[np.ndarray, np.ndarray | None
 
 
 def diagnose(samples: Samples, table: np.ndarray, i: int) -> DataError | None:
-    """Read sample `i` again and return an error that explains what is wrong with it, or None if it can be read."""
+    """Read sample `i` again and return an error that explains the problem, or None if reading succeeds."""
     try:
         samples.store.open(samples, table, tf.constant(i, tf.int64)).read_all()
-    except Exception as error:  # Pillow decodes palette images and raises many types of errors for broken files
+    except Exception as error:  # Pillow raises many types of errors for broken palette images
         try:
             _, values = read_sample(samples, i)
-        except DataError as problem:  # a file that cannot be read takes precedence over a value that is not in the table
+        except DataError as problem:  # report an unreadable file before an unknown value
             return problem
         return _unknown_value(samples, values, table, i) or samples.store.explain(samples, i, error)
     return None
 
 
 def _unknown_value(samples: Samples, values: np.ndarray | None, table: np.ndarray, i: int) -> DataError | None:
-    """Return an error that names the first label value of sample `i` that is not in `table`, or None."""
+    """Return an error for the first label value of sample `i` that is missing from `table`, or None if there is none."""
     for value, count in zip(*np.unique([] if values is None else values, return_counts=True), strict=True):
         if table[int(value)] == UNKNOWN:
             shown = color_of(int(value)) if samples.kind == "color" else int(value)
             return DataError(
                 f"{samples.root}/{samples.labels[i]} holds the value {shown} ({count} pixels), which the label set does not "
-                f"define for {samples.kind} labels. Correct the file, or add the value to the label set of the config "
+                f"define for {samples.kind} labels. Correct the file, or add the value to the config's label set "
                 "(to ignored_ids or ignored_colors if it has no class)."
             )
     return None

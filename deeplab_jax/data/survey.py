@@ -1,4 +1,4 @@
-"""Find the values or colours in the label files of a data set, and propose a label set for them."""
+"""Find the ids or colours in a data set's label files and propose a label set for them."""
 
 import concurrent.futures
 import dataclasses
@@ -15,18 +15,18 @@ from deeplab_jax.errors import DataError
 from deeplab_jax.labels import IGNORE, Color, LabelSet, color_of, voc_color
 from deeplab_jax.runtime.machine import usable_cores
 
-MAX_VALUES = 255  # most values in a data set, without the ignored id
+MAX_VALUES = 255  # the maximum number of values in a data set, not counting the ignored id
 
 
 @dataclasses.dataclass(slots=True)
 class Occurrence:
-    """The occurrences of one value or 24-bit colour in the label files.
+    """Counts for one label value (an id or a 24-bit colour) over all label files.
 
     Attributes:
-      pixels: The number of pixels that have the value.
-      files: The number of files that contain the value.
-      example: The file in which the most pixels have the value.
-      max_pixels: The number of pixels in that file that have the value.
+      pixels: The number of pixels with this value.
+      files: The number of files that contain this value.
+      example: The file with the most pixels of this value.
+      max_pixels: The number of pixels with this value in the `example` file.
     """
 
     pixels: int = 0
@@ -37,14 +37,14 @@ class Occurrence:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Survey:
-    """The values in the label files of a data set.
+    """The values found in a data set's label files.
 
     Attributes:
-      is_color: Whether the values are 24-bit colours.
-      values: The occurrences of each value, in ascending order of the values.
-      palette: The colours of the values, if the files hold ids and have a palette. Otherwise empty.
+      is_color: Whether the values are 24-bit colours instead of ids.
+      values: A dict mapping each value to its counts, in ascending order.
+      palette: A dict mapping ids to palette colours. Empty unless the files hold palette indices.
       files: The number of files that were read.
-      problems: A message for each file that could not be read, and that training could not read either.
+      problems: A message for each unreadable file. Training cannot read these files either.
     """
 
     is_color: bool
@@ -55,21 +55,19 @@ class Survey:
 
 
 def survey_masks(samples: list[Samples], on_file: Callable[[], None] = lambda: None, threads: int = 0) -> Survey:
-    """Read all label files of the given splits and count their values.
+    """Read all label files in the given splits and count their values.
 
     Args:
-      samples: Splits of one data set, with labels of the same kind.
-      on_file: A function that is called after each file, to show progress.
-      threads: The number of files that are read at the same time. 0 uses one thread per usable CPU core.
+      samples: Splits from one data set, all with the same label kind.
+      on_file: A progress callback that is called after each file.
+      threads: The number of files to read in parallel. 0 uses one thread per usable CPU core.
 
     Raises:
-      DataError: The splits differ in their label kind, do not consist of image files, have no label file that can be read, or
-        contain more than 255 colours.
+      DataError: The splits have different label kinds, are not stored as image files, have no readable label file, or contain
+        more than 255 colours.
     """
     if not all(isinstance(each.store, ImageFiles) for each in samples):
-        raise DataError(
-            f"{samples[0].root} holds no mask files. Give the folder with the original images and masks that it was made from."
-        )
+        raise DataError(f"{samples[0].root} holds no mask files. Use the folder with the original images and masks instead.")
     kinds = sorted({each.kind for each in samples})
     if len(kinds) > 1:
         raise DataError(
@@ -91,15 +89,15 @@ def survey_masks(samples: list[Samples], on_file: Callable[[], None] = lambda: N
                 occurrence.max_pixels, occurrence.example = pixels, name
         palette = colors | palette
         on_file()
-        if len(values) > MAX_VALUES + 1 - is_color:  # for ids, one more is allowed: the ignored id
+        if len(values) > MAX_VALUES + 1 - is_color:  # ids may also include the ignored id
             raise DataError(_explain_too_many(values, f"{root}/{name}"))
     if not values:
-        raise DataError(problems[0] if problems else "The splits have no label files. Use --splits to choose others.")
+        raise DataError(problems[0] if problems else "The splits have no label files. Use --splits to choose other splits.")
     return Survey(is_color, dict(sorted(values.items())), palette, len(names) - len(problems), tuple(problems))
 
 
 def format_value(value: int, is_color: bool) -> str:
-    """Return a value as text: an id such as "7", or the RGB values of a 24-bit colour such as "128,64,128"."""
+    """Return an id as text, such as "7", or a 24-bit colour as its RGB values, such as "128,64,128"."""
     return ",".join(str(part) for part in value.to_bytes(3, "big")) if is_color else str(value)
 
 
@@ -107,8 +105,9 @@ def _explain_too_many(values: dict[int, Occurrence], last: str) -> str:
     most_frequent = sorted(values, key=lambda value: -values[value].pixels)[:8]
     shown = "; ".join(f"{format_value(value, True)} ({values[value].pixels} pixels)" for value in most_frequent)
     return (
-        f"Found more than {MAX_VALUES} distinct colours in the masks up to {last}. This happens when masks are resized with "
-        "interpolation or saved as JPEG. Create them again from the originals: resize without interpolation and save as PNG. "
+        f"The masks contain more than {MAX_VALUES} distinct colours. The last file read was {last}. This happens when masks "
+        "are resized with interpolation or saved as JPEG. Recreate them from the originals: resize without interpolation and "
+        "save as PNG. "
         f"The most frequent colours are: {shown}"
     )
 
@@ -118,14 +117,14 @@ Result = TypeVar("Result")
 
 
 def run_in_parallel(work: Callable[[Item], Result], items: Sequence[Item], threads: int) -> Iterator[Result]:
-    """Call `work` on each item in a pool of threads, and yield the results in order.
+    """Call `work` on each item in a thread pool and yield the results in order.
 
-    Threads run in parallel because image decoding releases the GIL. Each thread works on one item at a time, so no more images
-    than threads are in memory. The results should be small, because they are stored until they are requested.
+    The threads run in parallel because image decoding releases the GIL. Each thread works on one item at a time, which limits
+    the number of images in memory. The results should be small, because they stay in memory until they are requested.
 
     Args:
       work: The function to call on each item.
-      items: The items.
+      items: The items to process.
       threads: The number of threads. 0 uses one thread per usable CPU core.
     """
     pool = concurrent.futures.ThreadPoolExecutor(threads or usable_cores())
@@ -136,11 +135,11 @@ def run_in_parallel(work: Callable[[Item], Result], items: Sequence[Item], threa
 
 
 def _count_values(path: str, is_color: bool) -> tuple[dict[int, int], dict[int, Color], str]:
-    """Count the values of a label file.
+    """Count the values in a label file.
 
     Returns:
-      The number of pixels of each value, the palette colours of these values, and an error message. If the file can be read,
-      the message is "". If not, the other two are empty.
+      The pixel count for each value, the palette colour for each value, and an error message. If the file is readable, the
+      message is "". Otherwise, the two dicts are empty.
     """
     try:
         counts = count_runs(read_mask(path, is_color=is_color).ravel())
@@ -150,7 +149,7 @@ def _count_values(path: str, is_color: bool) -> tuple[dict[int, int], dict[int, 
 
 
 def _read_palette(path: str, values: dict[int, int]) -> dict[int, Color]:
-    """Return the palette colours of `values`, or {} if the file has no palette. No pixels are decoded."""
+    """Return the palette colour for each value, or {} if the file has no palette. Does not decode any pixels."""
     with epath.Path(path).open("rb") as file, Image.open(file) as picture:
         if picture.palette is None:
             return {}
@@ -161,7 +160,7 @@ def _read_palette(path: str, values: dict[int, int]) -> dict[int, Color]:
 def count_runs(values: np.ndarray) -> dict[int, int]:
     """Count how often each value occurs in a flat array.
 
-    Runs of equal values are counted first, because sorting runs is far faster than sorting pixels.
+    Grouping the pixels into runs of equal values first is much faster than sorting all pixels.
     """
     starts = np.concatenate([[0], np.flatnonzero(values[1:] != values[:-1]) + 1])
     lengths = np.diff(starts, append=len(values))
@@ -172,16 +171,16 @@ def count_runs(values: np.ndarray) -> dict[int, int]:
 def propose_labels(
     name: str, survey: Survey, expected: LabelSet | None, label_sets: dict[str, LabelSet]
 ) -> tuple[LabelSet, list[str]]:
-    """Return a label set for the values in the label files, and one note for each assumption that was made.
+    """Return a label set for the values in the label files, and a note for each assumption made.
 
     Args:
-      name: The name of the new label set.
+      name: The name for a new label set.
       survey: The values in the label files.
-      expected: The label set that belongs to the folder layout, or None if there is none.
-      label_sets: The built-in label sets that the values are compared with.
+      expected: The label set implied by the folder layout, or None.
+      label_sets: The built-in label sets to compare the values with.
 
     Raises:
-      DataError: The label files have fewer than two values that can be classes.
+      DataError: The label files contain fewer than two possible classes.
     """
     if expected and _covers(expected, survey) and _uses_most_classes(survey, expected):
         return expected, [f"The folders and all values match the label set {expected.name}, so its classes are used."]
@@ -198,11 +197,11 @@ def _propose_for_colors(name: str, survey: Survey) -> tuple[LabelSet, list[str]]
     colors = tuple(color_of(value) for value in survey.values)
     notes = ["Assumed that every colour is a class."]
     if 0 in survey.values:
-        notes.append("Assumed that black is a class too. If it means unlabelled, move it from classes to ignored_colors.")
+        notes.append("Assumed that black is also a class. If it means unlabelled, move it from classes to ignored_colors.")
     if all(r == g == b for r, g, b in colors):
         notes.append(
-            "All colours are shades of grey. If the masks hold ids saved as RGB, save them as 8-bit grey PNG and run this "
-            "command again."
+            "All colours are shades of grey. If the masks hold ids saved as RGB, save them as 8-bit grey PNG files and run "
+            "this command again."
         )
     names = tuple(f"class {i}" for i in range(len(colors)))
     return LabelSet(name, names, colors, ignored_colors=() if 0 in survey.values else ((0, 0, 0),)), notes
@@ -220,7 +219,7 @@ def _propose_for_ids(name: str, survey: Survey, label_sets: dict[str, LabelSet])
     note = "Assumed that 0 and 255 are two classes." if is_binary else "Assumed that every value is a class. 255 is ignored."
     notes = [note]
     if 0 in ids:
-        notes.append("Assumed that 0 is a class too. If it means unlabelled, move it from classes to ignored_ids.")
+        notes.append("Assumed that 0 is also a class. If it means unlabelled, move it from classes to ignored_ids.")
     for similar in label_sets.values():
         if set(values) - {IGNORE} in (set(similar.class_ids), set(similar.class_ids + similar.ignored_ids) - {IGNORE}):
             notes.append(
@@ -229,7 +228,7 @@ def _propose_for_ids(name: str, survey: Survey, label_sets: dict[str, LabelSet])
             )
     colors = tuple(survey.palette.get(value, (0, 0, 0)) for value in ids)
     if len(set(colors)) < len(colors):
-        # Start at color 1, because color 0 is black, which shows ignored pixels.
+        # Start at VOC colour 1, because colour 0 is black, which is used for ignored pixels.
         colors = tuple(voc_color(value + 1) for value in ids)
     # A label set without explicit ids numbers its classes from 0.
     explicit_ids = () if ids == tuple(range(len(ids))) else ids
@@ -238,14 +237,14 @@ def _propose_for_ids(name: str, survey: Survey, label_sets: dict[str, LabelSet])
 
 
 def _covers(labels: LabelSet, survey: Survey) -> bool:
-    """Check whether every value in the label files belongs to the label set, as a class or as an ignored value."""
+    """Check whether the label set defines every value in the label files, as a class or as an ignored value."""
     if survey.is_color:
         return {color_of(value) for value in survey.values} <= set(labels.colors + labels.ignored_colors)
     return set(survey.values) <= set(labels.class_ids + labels.ignored_ids)
 
 
 def _uses_most_classes(survey: Survey, labels: LabelSet) -> bool:
-    """Check whether more than half of the classes of the label set occur in the label files."""
+    """Check whether more than half of the label set's classes occur in the label files."""
     if survey.is_color:
         seen = {color_of(value) for value in survey.values} & set(labels.colors)
         return 2 * len(seen) > labels.num_classes
@@ -253,10 +252,10 @@ def _uses_most_classes(survey: Survey, labels: LabelSet) -> bool:
 
 
 def _matches_colors(survey: Survey, labels: LabelSet) -> bool:
-    """Check whether the colours in the label files show that their values are the classes of the label set."""
+    """Check whether the colours in the label files match the label set's colours."""
     if survey.is_color:
         return _covers(labels, survey) and _uses_most_classes(survey, labels)
     classes = dict(zip(labels.class_ids, labels.colors, strict=True))
     palette = {value: color for value, color in survey.palette.items() if value in classes}
-    # All classes must occur, because many tools write the VOC palette for classes of a different meaning.
+    # Require all classes to occur, because many tools write the VOC palette for unrelated classes.
     return _covers(labels, survey) and palette == classes

@@ -1,7 +1,7 @@
 """Read segmentation data sets from TensorFlow Datasets (TFDS), one sample at a time and in any order.
 
-TFDS stores examples in TFRecord files, which have no index. The index is built when a split is opened: it takes 8 bytes from
-the header of each example. After that, reading a sample takes the same time at any position, as with image files.
+TFDS stores examples in TFRecord files, which have no index. Opening a split therefore builds an index, for which it reads 8
+bytes per example. After that, any sample can be read directly, as with image files.
 """
 
 import dataclasses
@@ -20,19 +20,19 @@ from deeplab_jax.data.ranges import File, open_ranges, read_range, stat_file
 from deeplab_jax.data.samples import DecodedSample, Samples, Store
 from deeplab_jax.errors import DataError
 
-HEADER, FOOTER = 12, 4  # bytes of a TFRecord before the data (the length and its checksum) and after it (a checksum)
+HEADER, FOOTER = 12, 4  # bytes before the data in a TFRecord (length and checksum) and after it (checksum)
 LABEL_WORDS = ("segmentation", "mask", "annotation", "label")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TfdsStore(Store):
-    """The store that reads samples from the TFRecord files of a TFDS data set.
+    """A store that reads samples from a TFDS data set in TFRecord files.
 
     Attributes:
-      features: The TFDS features that decode the image and the label of an example.
+      features: The TFDS features for decoding the image and the label in an example.
       image: The name of the image feature.
       label: The name of the label feature.
-      locations: The (file, offset, length) of each serialized example, by position in the list.
+      locations: The (file, byte offset, length) of each serialized example, in list order.
     """
 
     features: Any
@@ -49,24 +49,24 @@ class TfdsStore(Store):
         return DecodedSample(image, values, tf.fingerprint([example])[0])
 
     def size(self, samples: Samples, i: int) -> tuple[int, int]:
-        """Return the (height, width) in the header of the encoded image, without decoding it."""
+        """Return the (height, width) of sample `i` in pixels, read from the image header without decoding the image."""
         try:
             example = tf.train.Example.FromString(self._read_example(i))
             (encoded,) = example.features.feature[self.image].bytes_list.value
             with Image.open(io.BytesIO(encoded)) as picture:
                 return picture.height, picture.width
-        except Exception as error:  # the file, the example and the image can each fail with a different type
+        except Exception as error:  # the file, the example and the image raise different error types
             raise self.explain(samples, i, error) from None
 
     def fingerprint(self, samples: Samples, i: int) -> bytes:
-        """Return the fingerprint of the serialized example of sample `i`."""
+        """Return the fingerprint of sample `i`, computed from its serialized example."""
         try:
             return tf.fingerprint([self._read_example(i)])[0].numpy().tobytes()
         except (OSError, tf.errors.OpError) as error:
             raise self.explain(samples, i, error) from None
 
     def explain(self, samples: Samples, i: int, error: Exception) -> DataError:
-        """Return an error that names the example and tells the user to build the data set again."""
+        """Return an error that names sample `i` and tells the user to rebuild the data set."""
         return DataError(f"{samples.images[i]} of {samples.source} cannot be read ({reason(error)}). Build the data set again.")
 
     def _read_example(self, i: int) -> bytes:
@@ -74,19 +74,19 @@ class TfdsStore(Store):
 
 
 def find_tfds(name: str, data_dir: str, split: str, kind: str = "auto") -> Samples:
-    """Return the samples of a split of a TFDS data set that has already been built.
+    """Return the samples of `split` from a TFDS data set that has already been built.
 
     Nothing is downloaded.
 
     Args:
       name: The TFDS name, such as "cityscapes/semantic_segmentation".
-      data_dir: The folder in which the data set was built. "" means the default TFDS folder.
+      data_dir: The TFDS data directory that contains the data set. "" means the default directory.
       split: A split in TFDS notation, such as "train", "validation" or "train[:80%]+test".
       kind: How the label values encode classes. "auto" means "labelIds".
 
     Raises:
-      DataError: The data set or the split does not exist, its features do not consist of one image and one segmentation, or
-        one of its files is missing or truncated.
+      DataError: The data set or the split does not exist, the data set does not have exactly one image feature and one
+        segmentation feature, or a file is missing or truncated.
     """
     if kind == "color":
         raise DataError(
@@ -102,7 +102,7 @@ def find_tfds(name: str, data_dir: str, split: str, kind: str = "auto") -> Sampl
         raise DataError(f"tfds:{name} has no split {split!r} ({_first_line(error)}). Choose from {splits}.") from None
     try:
         examples = [(f"{epath.Path(f.filename).name}/{n:06d}", location) for f in files for n, location in _index_examples(f)]
-    # TensorFlow reads the files on object storage and raises its own errors.
+    # Files on object storage are read through TensorFlow, which raises its own error types.
     except (OSError, tf.errors.OpError) as error:
         raise DataError(f"A file of tfds:{name} cannot be read ({reason(error)}). Build the data set again.") from None
     names = tuple(name for name, _ in examples)
@@ -118,13 +118,13 @@ def find_tfds(name: str, data_dir: str, split: str, kind: str = "auto") -> Sampl
 
 
 def _open_builder(name: str, data_dir: str) -> Any:
-    """Return the builder of a TFDS data set that has been built and is stored in TFRecord files."""
+    """Return a TFDS builder, after checking that the data set has been built and is stored as TFRecord files."""
     import tensorflow_datasets as tfds
 
     source = f"`data.source` (='tfds:{name}')"
     try:
         builder = tfds.builder(name, data_dir=data_dir or None, try_gcs=False)
-    except Exception as error:  # TFDS raises many types of errors for unknown names and versions
+    except Exception as error:  # TFDS raises many error types for unknown names and versions
         where = f" in {data_dir}" if data_dir else ""
         raise DataError(
             f"{source} cannot be loaded{where} ({_first_line(error)}). Check the name, or build the data set with `tfds build`."
@@ -142,7 +142,7 @@ def _open_builder(name: str, data_dir: str) -> Any:
 
 
 def _select_features(builder: Any, image: str, label: str) -> Any:
-    """Return TFDS features that decode only the image and the label of an example."""
+    """Return TFDS features that decode only the image and the label from an example."""
     import tensorflow_datasets as tfds
 
     return tfds.decode.PartialDecoding({image: True, label: True}).extract_features(builder.info.features)
@@ -153,8 +153,8 @@ def _first_line(error: Exception) -> str:
 
 
 def _choose_features(name: str, features: dict[str, Any]) -> tuple[str, str]:
-    """Return the names of the image feature (uint8, 3 channels) and of the segmentation feature (uint8, 1 channel)."""
-    # The shape of a nested feature is a dict of shapes.
+    """Return the names of the image feature (uint8, 3 channels) and the segmentation feature (uint8, 1 channel)."""
+    # A nested feature has a dict of shapes instead of a single shape.
     shapes = {key: feature.shape if isinstance(feature.shape, tuple) else () for key, feature in features.items()}
     channels = {key: shape[2] for key, shape in shapes.items() if len(shape) == 3 and features[key].np_dtype == np.uint8}
     labels = [key for key, n in channels.items() if n == 1]
@@ -173,7 +173,7 @@ def _choose_features(name: str, features: dict[str, Any]) -> tuple[str, str]:
 
 
 def _index_examples(instruction: Any) -> Iterator[tuple[int, tuple[File, int, int]]]:
-    """Yield (number in the file, (file, offset, length)) for each example of a TFDS file instruction."""
+    """Yield (example number in the file, (file, byte offset, length)) for each example that the instruction selects."""
     file = stat_file(str(instruction.filename))
     offset, end = 0, instruction.skip + instruction.take if instruction.take >= 0 else instruction.examples_in_shard
     with open_ranges(file) as read:

@@ -1,1 +1,1 @@
-"""Evaluate a network: compute predictions, scores and pictures from batches of images."""
+"""Evaluate a network: compute predictions, scores and visualisations from image batches."""

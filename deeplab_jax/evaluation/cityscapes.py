@@ -1,7 +1,7 @@
-"""Compute the official Cityscapes scores from pixel counts, like evalPixelLevelSemanticLabeling.py of cityscapesScripts.
+"""Compute the official Cityscapes scores from pixel counts, like cityscapesScripts' evalPixelLevelSemanticLabeling.py.
 
-No files are read here. Only the classes that are evaluated have scores. The official script also lists its other labels and
-the category `void`, whose scores are always nan.
+This module reads no files. It scores only the 19 evaluated classes, whereas the official script also lists the remaining labels
+and the category `void`, always as nan.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ CATEGORIES = {
     "vehicle": ("car", "truck", "bus", "train", "motorcycle", "bicycle"),
 }
 
-# Average size of an instance in pixels, over the training set at 2048x1024.
+# Average instance size in pixels, over the training set at 2048x1024.
 AVERAGE_SIZE = {
     "person": 3462.4756337644,
     "rider": 3930.4788056518,
@@ -34,7 +34,7 @@ AVERAGE_SIZE = {
     "bicycle": 4672.3249222261,
 }
 
-# The script's name for the mean of each kind of score.
+# Maps each kind of score to the official script's name for its mean.
 AVERAGES = {
     "classScores": "averageScoreClasses",
     "classInstScores": "averageScoreInstClasses",
@@ -42,16 +42,16 @@ AVERAGES = {
     "categoryInstScores": "averageScoreInstCategories",
 }
 
-# Lower values in instanceIds files are label ids. They mark stuff, and groups of objects that are not separated.
+# Pixel values below this in instanceIds files are plain label ids. They mark stuff, and groups of unseparated objects.
 FIRST_INSTANCE = 1001
 
 _TRAIN_ID = CITYSCAPES.id_table()
 _AVERAGE_SIZE = np.array([AVERAGE_SIZE.get(name, np.nan) for name in CITYSCAPES.names])
 _CATEGORY_OF = {name: number for number, members in enumerate(CATEGORIES.values()) for name in members}
-# The number of the category of each train id, or -1.
+# The category index for each train id, or -1 for unused train ids.
 _CATEGORY = np.array([_CATEGORY_OF[name] for name in CITYSCAPES.names] + [-1] * (256 - CITYSCAPES.num_classes))
 
-# Label ids for which an instanceIds file may number the instances. Instances of ignored labels are not scored.
+# Label ids that are allowed to have instance numbers in instanceIds files. Instances with ignored labels are not scored.
 INSTANCE_LABELS = frozenset(
     [i for name, i in zip(CITYSCAPES.names, CITYSCAPES.class_ids, strict=True) if name in AVERAGE_SIZE]
     + [i for i in CITYSCAPES.ignored_ids if i != IGNORE]
@@ -59,21 +59,21 @@ INSTANCE_LABELS = frozenset(
 
 
 def is_official(label_set: LabelSet) -> bool:
-    """Return whether the train ids have the same meaning as in Cityscapes. The colours and the name of the set may differ."""
+    """Return whether the label set has the Cityscapes classes and label ids. Its name and colours can differ."""
     return (label_set.names, label_set.class_ids) == (CITYSCAPES.names, CITYSCAPES.class_ids)
 
 
 def instance_counts(prediction: UInt8[np.ndarray, "h w"], instances: UInt16[np.ndarray, "h w"]) -> Float[np.ndarray, "3 19"]:
-    """Measure how well a prediction covers the instances of one image, for each class.
+    """Count an image's instances in each class, and measure how much of them is predicted correctly.
 
     Args:
       prediction: The predicted train ids.
-      instances: The values of an instanceIds file. A value is 1000 * label id + instance number, or a label id if it is below
-        1000. Only the label ids in `INSTANCE_LABELS` may have instance numbers.
+      instances: The pixel values from an instanceIds file: 1000 * label id + instance number, or a plain label id below 1000.
+        Only the label ids in `INSTANCE_LABELS` are allowed to have instance numbers.
 
     Returns:
-      Three rows. The first is the number of instances. The second is the sum, over the instances, of the share of pixels that
-      are predicted as the right class. The third is the same sum for the right category.
+      Three rows with one column per class. The first row counts the instances. The second adds up, over the instances, the
+      share of pixels predicted as the right class. The third does the same for the right category.
     """
     counted = instances >= FIRST_INSTANCE
     ids, predicted = instances[counted], prediction[counted]
@@ -90,17 +90,17 @@ def instance_counts(prediction: UInt8[np.ndarray, "h w"], instances: UInt16[np.n
 
 
 def scores(confusion: Int[np.ndarray, "19 19"], instances: Float[np.ndarray, "3 19"] | None = None) -> Scores:
-    """Return the scores of the official script under its names. A score is nan if nothing was counted for it.
+    """Return the official scores, keyed by the official script's names. A score is nan if no pixels were counted for it.
 
     Args:
-      confusion: The number of pixels for each (label, prediction).
-      instances: The sum of `instance_counts` over the same images. If it is None, the instance scores (iIoU) are left out.
+      confusion: The pixel count for each (label, prediction).
+      instances: The sum of `instance_counts` over the same images, or None to omit the instance scores (iIoU).
     """
     grouped = _merge_into_categories(confusion)
     values = {"classScores": metrics.class_iou(confusion), "categoryScores": metrics.class_iou(grouped)}
     if instances is not None:
-        # Each pixel of an instance of n pixels has the weight average / n. The true positives and false negatives of an
-        # instance therefore add up to the average size of its class.
+        # The official script weights each pixel of an n-pixel instance by (average class size) / n. An instance's true
+        # positives and false negatives therefore add up to the average size for its class.
         total, class_hits, category_hits = instances * _AVERAGE_SIZE
         category_hits, category_total = (
             np.bincount(_CATEGORY[: len(confusion)], row, minlength=len(CATEGORIES)) for row in (category_hits, total)
@@ -122,7 +122,8 @@ def _instance_iou(
 ) -> Float[np.ndarray, " k"]:
     """Return TP / (TP + FN + FP), where TP and FN are weighted by instance size.
 
-    False positives do not belong to an instance, so they count as plain pixels. Classes without instances stay nan.
+    False positives do not belong to an instance, so they count as plain pixels. The result is nan for stuff, and for classes
+    with neither instances nor false positives.
     """
     union = total + confusion.sum(0) - np.diagonal(confusion)
     return np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)

@@ -1,4 +1,4 @@
-"""Run a network over a split, count its confusions, and pass each image to visitors that write files."""
+"""Run a network over a split, count confusions, and pass each image to visitors, such as functions that write files."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -19,10 +19,10 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EvaluatedImage:
-    """An image with its prediction and its label.
+    """An image with its prediction and label.
 
     Attributes:
-      index: The position of the image in the list.
+      index: The image's position in the split.
       image: The decoded image.
       prediction: The predicted train ids.
       label: The true train ids, or None if the split has no labels.
@@ -43,17 +43,17 @@ def score(
     batches: Iterable[Batch],
     show: Callable[[Batch, Sequence[int], Array], None],
 ) -> Int[np.ndarray, "k k"]:
-    """Run one pass over `batches` and return the confusion counts, at the resolution of the labels.
+    """Run one pass over `batches` and return the confusion counts at label resolution.
 
     Args:
       evaluator: The evaluator to run.
-      variables: The variables of the network, {"params", "batch_stats"}, on the mesh.
-      batches: The batches of this process, from `data.pipeline.eval_batches`.
-      show: A function that is called with each batch, the indices of its valid rows, and the predictions of all processes on
-        the devices. Use `local_rows` to get the predictions of this process.
+      variables: The network variables, {"params", "batch_stats"}, placed on the mesh.
+      batches: This process's batches, from `data.pipeline.eval_batches`.
+      show: A function called with each batch, the indices of its valid rows, and the on-device predictions from all processes.
+        Use `local_rows` to get this process's predictions.
 
     Returns:
-      The counts of all processes. They are zero for a split without labels.
+      The counts over all processes, or zeros for a split without labels.
     """
     total = np.zeros((evaluator.num_classes, evaluator.num_classes), np.int64)
     for batch, on_device in prefetch(batches, evaluator.mesh, evaluator.row_unit):
@@ -71,15 +71,15 @@ def evaluate(
     visitors: Sequence[Visitor],
     console: Console,
 ) -> Int[np.ndarray, "k k"]:
-    """Evaluate `batches`, call `visitors` with each image, and return the confusion counts.
+    """Evaluate `batches`, call the visitors with each image, and return the confusion counts.
 
     Args:
-      config: The config of the checkpoint. Its `eval` section sets the evaluation protocol.
-      variables: The variables of the network, {"params", "batch_stats"}.
-      batches: The batches of this process, from `data.pipeline.eval_batches`.
+      config: The checkpoint's config. Its `eval` section sets the evaluation protocol.
+      variables: The network variables, {"params", "batch_stats"}.
+      batches: This process's batches, from `data.pipeline.eval_batches`.
       num_images: The number of valid rows in `batches`.
-      visitors: Functions that are called in order, once for each image that this process read.
-      console: The console that shows the progress.
+      visitors: Functions to call, in order, with each image read by this process.
+      console: The console for the progress bar.
 
     Raises:
       ConfigError: The batch size cannot be divided evenly among the devices.

@@ -1,6 +1,6 @@
 """Compute predictions and confusion counts on the device.
 
-Predictions have the original size of the images. They can be averaged over views (scales and mirror images) and over windows.
+Predictions have the original image size and can be averaged over views (scales and mirror images) and over windows.
 """
 
 import dataclasses
@@ -41,12 +41,12 @@ def logits(
     model: DeepLabV3,
     protocol: EvalConfig,
 ) -> Float[Array, "n h w k"]:
-    """Return float32 logits at the size of the images.
+    """Return full-resolution float32 logits.
 
     Args:
-      variables: The variables of the network, {"params", "batch_stats"}.
-      images: Decoded images of the same size, with values from 0 to 255.
-      model: The network that `evaluation_model` returns.
+      variables: The network variables, {"params", "batch_stats"}.
+      images: Decoded images, all of the same size, with values from 0 to 255.
+      model: The network from `evaluation_model`.
       protocol: The windows, scales and flip to use. With several views, the result is the logarithm of their mean probabilities
         (see `average_views`).
     """
@@ -76,14 +76,14 @@ def predict(
     model: DeepLabV3,
     protocol: EvalConfig,
 ) -> UInt8[Array, "n h w"]:
-    """Return train ids at the size of the images. The arguments are those of `logits`."""
+    """Return full-resolution train ids. Takes the same arguments as `logits`."""
     return jnp.argmax(logits(variables, images, model=model, protocol=protocol), axis=-1).astype(jnp.uint8)
 
 
 def predict_with_confidence(
     variables: Variables, images: UInt8[Array, "n h w 3"], *, model: DeepLabV3, protocol: EvalConfig
 ) -> tuple[UInt8[Array, "n h w"], UInt8[Array, "n h w"]]:
-    """Return train ids as `predict` does, and the probability of each predicted class, scaled to 0-255."""
+    """Return each pixel's train id and its probability, scaled to 0-255. Takes the same arguments as `logits`."""
     values = logits(variables, images, model=model, protocol=protocol)
     largest = jnp.max(values, axis=-1, keepdims=True)
     confidence = 1 / jnp.sum(jnp.exp(values - largest), axis=-1)
@@ -93,7 +93,7 @@ def predict_with_confidence(
 def predict_and_count(
     variables: Variables, batch: dict[str, Array], *, model: DeepLabV3, protocol: EvalConfig
 ) -> tuple[UInt8[Array, "n h w"], Int[Array, "k k"]]:
-    """Return predictions and the confusion counts of the valid rows. The counts are zero for a batch without labels."""
+    """Return the predictions, and the confusion counts over the valid rows (zeros for a batch without labels)."""
     predictions = predict(variables, batch["image"], model=model, protocol=protocol)
     if "label" not in batch:
         return predictions, jnp.zeros((model.num_classes, model.num_classes), jnp.int32)
@@ -113,25 +113,25 @@ def average_views(
 ) -> Float[Array, "n h w k"]:
     """Return logits whose softmax is the mean of the views' softmax, as in mmsegmentation's test-time augmentation.
 
-    For a single view, the logits of the network are returned unchanged. Several views are averaged as probabilities, because
-    logits at different scales are not calibrated the same way. The result is the logarithm of the mean, which is first clipped
-    to the smallest normal float32. Images are resized with half-pixel centres and without antialiasing, in float32. In
-    mmcv, resized images are rounded to 8 bits.
+    The logits for a single view are only resized to the image size. Several views are averaged as probabilities, because logits
+    at different scales are not calibrated the same way. The result is the logarithm of the mean probability, which is first
+    raised to at least the smallest normal float32. Images are resized in float32 with half-pixel centres and no antialiasing,
+    whereas mmcv rounds resized images to 8 bits.
 
     Args:
-      network: A function from a full view to its logits. Use `slide` to build one that works on windows.
-      images: The normalised images. Normalising before or after resizing gives the same result.
-      num_classes: The number of channels of the logits.
-      scales: The factors by which the images are resized.
-      flip: Whether to average over the mirror image at each scale too.
-      align_corners: Whether the logits of the views are resized to the image size with aligned corners.
+      network: A function that maps a full view to its logits. Use `slide` to build one that works on windows.
+      images: Normalised images. Normalising before or after resizing gives the same result.
+      num_classes: The number of logit channels.
+      scales: The factors by which to resize the images.
+      flip: Whether to also average over the mirror image at each scale.
+      align_corners: Whether to use aligned corners when resizing logits to the image size.
     """
     height, width = images.shape[1:3]
 
     def view(scaled: Array) -> Array:
         return _resize(network(scaled), height, width, align_corners)
 
-    # In a loop, the plain and the mirrored view share one compiled network, and only one of them is in memory at a time.
+    # The loop lets the plain and the mirrored view share one compiled network, with only one view in memory at a time.
     def add_views(total: Array, scaled: Array) -> Array:
         def add_view(total: Array, mirrored: Array) -> tuple[Array, None]:
             logits = view(jnp.where(mirrored, scaled[:, :, ::-1], scaled))
@@ -149,7 +149,7 @@ def average_views(
 
 
 def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    """Return height and width multiplied by `scale` and rounded as in mmcv. Both are at least 1."""
+    """Return the height and width times `scale`, rounded as in mmcv and at least 1."""
     return max(int(size[0] * scale + 0.5), 1), max(int(size[1] * scale + 0.5), 1)
 
 
@@ -160,7 +160,7 @@ def _resize(x: Float[AnyArray, "n h w c"], height: Length, width: Length, align_
 
 
 def jit_by_config(function: Any, config: Config) -> Any:
-    """Return a jitted function of (variables, images) with the network and protocol of `config`.
+    """Jit `function` for the network and protocol in `config`, and return it as a function of (variables, images).
 
     Args:
       function: `logits`, `predict` or `predict_with_confidence`.
@@ -171,15 +171,15 @@ def jit_by_config(function: Any, config: Config) -> Any:
 
 
 def can_split_rows(protocol: EvalConfig) -> bool:
-    """Return whether image rows can be split over devices. A window or a resized view must stay on one device."""
+    """Return whether image rows can be split over devices. Windows and resized views must stay on one device."""
     return not max(protocol.window) and protocol.scales == (1.0,)
 
 
 class Evaluator:
-    """A callable that runs `predict_and_count` on a mesh. A program is compiled for each new image size.
+    """A callable that runs `predict_and_count` on a device mesh, compiling a program for each new image size.
 
     Args:
-      config: A validated config, which sets the network and the protocol.
+      config: A validated config, which sets the network and protocol.
       mesh: The device mesh.
     """
 
@@ -200,12 +200,12 @@ class Evaluator:
         self._programs = Programs()
 
     def __call__(self, variables: Variables, batch: dict[str, Array], height: int) -> tuple[Array, Array]:
-        """Return the predictions [n, h, w] and the confusion counts [k, k] of a batch.
+        """Return the predictions [n, h, w] and the confusion counts [k, k] for a batch.
 
         Args:
-          variables: The variables of the network, {"params", "batch_stats"}.
-          batch: A batch that `place` has put on the mesh.
-          height: The height of the images, without the rows that `place` adds as padding.
+          variables: The network variables, {"params", "batch_stats"}.
+          batch: A batch placed on the mesh by `place`.
+          height: The image height, without the padding rows added by `place`.
         """
         key = (height, *sorted((name, x.shape) for name, x in batch.items()))
         program = self._programs.get(key, lambda: hosts.compile_together(self._jitted, variables, batch, height=height))

@@ -1,4 +1,4 @@
-"""Compute confusion counts and metrics from them, like evalPixelLevelSemanticLabeling.py of cityscapesScripts."""
+"""Count confusions and compute metrics from the counts, like cityscapesScripts' evalPixelLevelSemanticLabeling.py."""
 
 from collections.abc import Callable
 
@@ -8,20 +8,20 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from deeplab_jax.labels import IGNORE
 
-Confusion = Int[np.ndarray, "k k"]  # number of pixels for each (label, prediction)
+Confusion = Int[np.ndarray, "k k"]  # the pixel count for each (label, prediction)
 
 
 def valid_pixels(labels: UInt8[Array, "n h w"], valid: Bool[Array, " n"]) -> Bool[Array, "n h w"]:
-    """Return a mask that is True where the label is not 255 and the image is not padding."""
+    """Return a mask that is True for pixels whose label is not 255, except in images that only pad the batch."""
     return (labels != IGNORE) & valid[:, None, None]
 
 
 def confusion_counts(
     labels: UInt8[Array, "n h w"], predictions: UInt8[Array, "n h w"], mask: Bool[Array, "n h w"], num_classes: int
 ) -> Int[Array, "k k"]:
-    """Count the pixels in `mask` for each (label, prediction), on the device.
+    """Count the pixels selected by `mask` for each (label, prediction), on the device.
 
-    The counts are int32, so a batch must have fewer than 2**31 pixels. Add up the counts of batches as int64 on the host.
+    The counts are int32, so a batch must have fewer than 2**31 pixels. To sum over batches, use int64 on the host.
     """
     cell = labels.astype(jnp.int32) * num_classes + predictions.astype(jnp.int32)
     cell = jnp.where(mask, cell, num_classes * num_classes)
@@ -30,31 +30,31 @@ def confusion_counts(
 
 
 def class_iou(confusion: Confusion) -> Float[np.ndarray, " k"]:
-    """Return TP / (TP + FP + FN) of each class, or nan for a class that is in neither the labels nor the predictions."""
+    """Return TP / (TP + FP + FN) for each class, or nan for a class absent from both labels and predictions."""
     hits = np.diagonal(confusion).astype(np.float64)
     union = confusion.sum(0) + confusion.sum(1) - hits
     return np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
 
 
 def mean_iou(confusion: Confusion) -> float:
-    """Return the mean over the classes whose IoU is not nan, or nan if there are no such classes."""
+    """Return the mean IoU over all classes whose IoU is not nan, or nan if there are none."""
     return mean_of_numbers(class_iou(confusion))
 
 
 def mean_of_numbers(values: Float[np.ndarray, " k"]) -> float:
-    """Return the mean of the values that are not nan, or nan if all values are."""
+    """Return the mean of the values, ignoring nan. If all values are nan, return nan."""
     numbers = values[~np.isnan(values)]
     return float(np.mean(numbers)) if numbers.size else float("nan")
 
 
 def pixel_accuracy(confusion: Confusion) -> float:
-    """Return the share of the counted pixels that are predicted correctly, or nan if no pixels were counted."""
+    """Return the share of counted pixels that are predicted correctly, or nan if no pixels were counted."""
     total = int(confusion.sum())
     return float(np.trace(confusion)) / total if total else float("nan")
 
 
-# The metrics that pages, tables and logs show besides the scores of each class, by their names in scores.json. To add one,
-# write a function of the confusion counts that returns nan if nothing was counted, and add a line here.
+# The metrics that pages, tables and logs show in addition to per-class scores, keyed by their names in scores.json. To add a
+# metric, write a function of the confusion counts that returns nan if no pixels were counted, and list it here.
 OVERALL_METRICS: dict[str, Callable[[Confusion], float]] = {
     "miou": mean_iou,
     "pixel_accuracy": pixel_accuracy,
@@ -62,5 +62,5 @@ OVERALL_METRICS: dict[str, Callable[[Confusion], float]] = {
 
 
 def format_metric_name(metric: str) -> str:
-    """Return the display name of a metric, such as "mIoU" for "miou"."""
+    """Return a metric's display name, such as "mIoU" for "miou"."""
     return metric.replace("_", " ").replace("iou", "IoU")

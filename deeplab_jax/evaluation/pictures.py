@@ -1,4 +1,4 @@
-"""Check input images, draw label maps in colour, and write both to files."""
+"""Check input images, draw label maps in colour, and write predictions as PNG files."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from deeplab_jax.labels import LabelSet
 
 
 def require_images(images: Any) -> UInt8[np.ndarray, "n 3 h w"]:
-    """Return `images` as an array, if it has the required dtype and shape.
+    """Return `images` as an array after checking its dtype and shape.
 
     Raises:
       DataError: The dtype or shape is wrong, or the array is empty.
@@ -27,16 +27,16 @@ def require_images(images: Any) -> UInt8[np.ndarray, "n 3 h w"]:
 
 
 def colorize(labels: UInt8[np.ndarray, "h w"], label_set: LabelSet) -> UInt8[np.ndarray, "h w 3"]:
-    """Return an RGB image that shows train ids in the colours of the label set. Ignored pixels are black."""
+    """Return train ids as an RGB image in the label set's colours. Ignored pixels are black."""
     return label_set.palette()[labels]
 
 
 def overlay(
     image: UInt8[np.ndarray, "h w 3"], labels: UInt8[np.ndarray, "h w"], label_set: LabelSet, opacity: float = 0.5
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Return the image blended with the colours of its labels."""
+    """Return the image blended with its label colours."""
     mixed = np.empty_like(image)
-    # Blend a few rows at a time. The floating-point values of a large image would take several times its memory.
+    # Blend 256 rows at a time, because a floating-point copy of a large image would take several times the image's memory.
     for top in range(0, len(image), 256):
         rows = slice(top, top + 256)
         colors = colorize(labels[rows], label_set).astype(np.float32)
@@ -65,10 +65,10 @@ def write_pictures(
     confidence: UInt8[np.ndarray, "h w"] | None = None,
     opacity: float = 0.5,
 ) -> None:
-    """Write the prediction of an image to PNG files.
+    """Write an image's prediction as PNG files.
 
-    The files are `<output>/train_ids/<name>.png` and `<output>/color/<name>.png`. An `overlay` is also written if `image` is
-    given, and a `confidence` map if `confidence` is given.
+    The files are `<output>/train_ids/<name>.png` and `<output>/color/<name>.png`, plus an `overlay` if `image` is given and a
+    `confidence` map if `confidence` is given.
     """
     drawn = {"train_ids": prediction, "color": colorize(prediction, label_set), "confidence": confidence}
     if image is not None:
@@ -76,5 +76,5 @@ def write_pictures(
     for kind, pixels in drawn.items():
         if pixels is not None:
             with write_atomically(epath.Path(output) / kind / f"{name}.png") as file:
-                # Compression level 1 takes a third of the default time. The files are a tenth larger.
+                # Compression level 1 takes a third of the default level's time, for files that are a tenth larger.
                 Image.fromarray(pixels).save(file, "PNG", compress_level=1)

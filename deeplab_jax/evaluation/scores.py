@@ -11,14 +11,14 @@ from deeplab_jax.labels import LabelSet
 
 
 def summary(confusion: Confusion, label_set: LabelSet, official: Scores | None = None) -> dict[str, Any]:
-    """Return the contents of scores.json: OVERALL_METRICS by name, and the IoU of each class under "iou".
+    """Return the contents of scores.json: each metric in OVERALL_METRICS by name, and the per-class IoU under "iou".
 
-    The values are JSON numbers from 0 to 1, or null if nothing was counted.
+    The values are numbers from 0 to 1, or None (null in JSON) if no pixels were counted.
 
     Args:
-      confusion: The number of pixels for each (label, prediction).
-      label_set: The label set, which names the classes.
-      official: The official scores from `cityscapes.scores`. They are stored under "cityscapes".
+      confusion: The pixel count for each (label, prediction).
+      label_set: The label set, for the class names.
+      official: The official scores from `cityscapes.scores`, to store under "cityscapes".
     """
     scores: dict[str, Any] = {name: metric(confusion) for name, metric in OVERALL_METRICS.items()}
     scores["iou"] = dict(zip(label_set.names, class_iou(confusion).tolist(), strict=True))
@@ -26,10 +26,10 @@ def summary(confusion: Confusion, label_set: LabelSet, official: Scores | None =
 
 
 def table(confusion: Confusion, label_set: LabelSet, official: Scores | None = None) -> Table:
-    """Return a table of the scores, in percent.
+    """Return a table of the scores in percent.
 
-    It shows the IoU of each class, the class's share of the labelled pixels, and OVERALL_METRICS. If `official` is given, it
-    also shows the Cityscapes scores of instances and categories.
+    The table lists each class's IoU and share of the labelled pixels, followed by OVERALL_METRICS. If `official` is given, the
+    Cityscapes instance and category scores are added.
     """
     scores, total = summary(confusion, label_set, official), max(int(confusion.sum()), 1)
     extra = scores.get("cityscapes", {})

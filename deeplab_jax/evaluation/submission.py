@@ -1,4 +1,4 @@
-"""Write predictions in the format of the Cityscapes server: one PNG of label ids per image, and a zip file of all PNGs."""
+"""Write predictions in the Cityscapes server's format: one PNG of label ids per image, and a zip file of all PNGs."""
 
 import re
 import zipfile
@@ -19,22 +19,22 @@ _LABEL_IDS = np.array(CITYSCAPES.class_ids, np.uint8)
 
 
 def file_names(images: Sequence[str], label_set: LabelSet) -> tuple[str, ...]:
-    """Return the name of the file to submit for each image, `<city>_<sequence>_<frame>_pred_labelIds.png`.
+    """Return the file name to submit for each image, `<city>_<sequence>_<frame>_pred_labelIds.png`.
 
-    The server and the official script require these names.
+    The server and the official script require this pattern.
 
     Raises:
-      ConfigError: The label set does not have the classes and ids of Cityscapes.
-      DataError: The name of an image does not follow the Cityscapes pattern, or two images would get the same file.
+      ConfigError: The label set does not have the Cityscapes classes and ids.
+      DataError: An image name does not follow the Cityscapes pattern, or two images would get the same file name.
     """
     if not is_official(label_set):
         raise ConfigError(
-            f"`--submission` requires the classes and ids of Cityscapes, but `labels` is {label_set.name!r}. "
-            f"Use a Cityscapes recipe, or write pictures with --output."
+            f"`--submission` requires the Cityscapes classes and ids, but `labels` is {label_set.name!r}. "
+            f"Use a Cityscapes recipe, or write images with --output."
         )
     first: dict[str, str] = {}
     for image in images:
-        # The city must not contain an underscore, because the official script splits names there.
+        # The city must not contain an underscore, because the official script splits file names at underscores.
         match = re.fullmatch(r"([A-Za-z0-9-]+_\d{6}_\d{6})_leftImg8bit\.\w+", epath.Path(image).name)
         if not match:
             raise DataError(
@@ -48,7 +48,7 @@ def file_names(images: Sequence[str], label_set: LabelSet) -> tuple[str, ...]:
 
 
 def write_prediction(folder: str, name: str, prediction: UInt8[np.ndarray, "h w"]) -> None:
-    """Write a prediction, given as train ids, to `<folder>/<name>` as a PNG of label ids."""
+    """Convert a prediction from train ids to label ids, and write it to `<folder>/<name>` as a PNG."""
     with write_atomically(epath.Path(folder) / name) as file:
         Image.fromarray(_LABEL_IDS[prediction]).save(file, "PNG")
 
@@ -56,13 +56,13 @@ def write_prediction(folder: str, name: str, prediction: UInt8[np.ndarray, "h w"
 def write_archive(folder: str, names: Sequence[str]) -> epath.Path:
     """Write `<folder>/submission.zip` and return its path.
 
-    The archive contains the files `names` from the folder and no others. The same files always give the same bytes.
+    The archive contains only the files in `names`. The same files always give the same archive, byte for byte.
     """
     path = epath.Path(folder) / ARCHIVE
     members = [(epath.Path(folder) / name).read_bytes() for name in names]
     with write_atomically(path) as file, zipfile.ZipFile(file, "w") as archive:
         for name, member in zip(names, members, strict=True):
-            entry = zipfile.ZipInfo(name)  # dated 1980, because the current time would change the bytes
+            entry = zipfile.ZipInfo(name)  # dated 1980, because the current time would change the archive's bytes
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, member)
     return path

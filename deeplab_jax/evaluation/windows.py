@@ -1,8 +1,8 @@
-"""Place sliding windows on images and average the logits of the windows.
+"""Slide windows over images and average the window logits.
 
-`slide` averages in one program on the device. `slide_in_strips` averages on the host, one strip of a large image at a time.
-Both give the same logits as `slide_inference` in mmsegmentation. A network is any function from images to float32 logits of
-the same height and width.
+`slide` averages on the device in a single program, whereas `slide_in_strips` averages on the host, one strip of a large image
+at a time. Both give the same logits as mmsegmentation's `slide_inference`. Here, a network is any function that maps images to
+float32 logits of the same height and width.
 """
 
 import dataclasses
@@ -19,13 +19,13 @@ HostNetwork = Callable[[UInt8[np.ndarray, "n h w 3"]], Float[np.ndarray, "n h w 
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """Windows that cover an image.
+    """A grid of windows that covers an image.
 
     Attributes:
-      size: The height and width of a window.
-      rows, columns: The first pixel rows and columns of the windows. Every combination of the two is a window.
-      row_counts, column_counts: The number of windows that cover each pixel row and each pixel column. The product of the two
-        is the number of windows that cover a pixel.
+      size: The window height and width.
+      rows, columns: The top pixel rows and the left pixel columns of the windows. Every (row, column) pair is a window.
+      row_counts, column_counts: How many entries of `rows` cover each pixel row, and how many entries of `columns` cover each
+        pixel column. The product of the two is the number of windows that cover a pixel.
     """
 
     size: tuple[int, int]
@@ -39,8 +39,8 @@ def place_windows(image: tuple[int, int], window: tuple[int, int], stride: tuple
     """Return the windows that cover an image.
 
     Args:
-      image: The height and width of the image.
-      window: The height and width of a window. They are clipped to those of the image.
+      image: The image height and width.
+      window: The window height and width, which are clipped to the image size.
       stride: The vertical and horizontal distance between windows. (0, 0) selects `default_stride`.
     """
     stride = stride if max(stride) else default_stride(window)
@@ -51,14 +51,14 @@ def place_windows(image: tuple[int, int], window: tuple[int, int], stride: tuple
 
 
 def default_stride(window: tuple[int, int]) -> tuple[int, int]:
-    """Return two thirds of the window size, rounded, as mmsegmentation does. For 769 this is 513."""
+    """Return two thirds of the window size, rounded as in mmsegmentation. For example, a window of 769 gives 513."""
     return round(2 * window[0] / 3), round(2 * window[1] / 3)
 
 
 def window_origins(size: int, window: int, stride: int) -> list[int]:
-    """Return the first pixels of the windows along one axis.
+    """Return the first pixel of each window along one axis.
 
-    Windows are `stride` pixels apart. The last window is moved back so that it ends at the edge of the image.
+    Windows are `stride` pixels apart, except that the last one is moved back to end at the image edge.
     """
     last = max(size - window, 0)
     return [*range(0, last, stride), last]
@@ -74,16 +74,16 @@ def _count(size: int, origins: list[int], window: int) -> Float[np.ndarray, " si
 def slide(
     network: Network, images: Float[Array, "n h w c"], num_classes: int, *, window: tuple[int, int], stride: tuple[int, int]
 ) -> Float[Array, "n h w k"]:
-    """Return the logits of each pixel, averaged over the windows that cover it. Everything runs in one program.
+    """Return each pixel's logits, averaged over the windows that cover the pixel. Everything runs in one program.
 
-    The network is compiled once, for the size of a window. The sum of the logits is the only array of the size of the images,
-    regardless of the number of windows.
+    The network is compiled once, for the window size. However many windows there are, only one array of logits has the full
+    image size: their sum.
 
     Args:
       network: The network to apply to each window.
       images: The normalised images.
-      num_classes: The number of channels of the logits.
-      window, stride: The size and distance of the windows (see `place_windows`).
+      num_classes: The number of logit channels.
+      window, stride: The window size and stride (see `place_windows`).
     """
     windows = place_windows((images.shape[1], images.shape[2]), window, stride)
     if len(windows.rows) == len(windows.columns) == 1:
@@ -103,18 +103,18 @@ def slide(
 def slide_in_strips(
     network: HostNetwork, image: UInt8[np.ndarray, "h w 3"], *, window: tuple[int, int], batch_size: int
 ) -> Iterator[tuple[int, Float[np.ndarray, "rows w k"]]]:
-    """Yield the logits that `slide` computes, strip by strip, for an image that is too large for one program.
+    """Yield the same logits as `slide`, strip by strip, for an image too large for one program.
 
-    Only the logits of one row of windows are in memory at a time.
+    Only the logits for one row of windows are in memory at a time.
 
     Args:
       network: The network to apply to batches of `batch_size` windows.
       image: An image of any size.
-      window: The size of the windows (see `place_windows`). The stride is the default one.
+      window: The window size (see `place_windows`). The default stride is used.
       batch_size: The number of windows per batch.
 
     Yields:
-      The position of the first row of a strip, and the logits of the strip. Strips are in order from top to bottom.
+      The first pixel row of each strip, and the strip's logits. Strips are yielded from top to bottom.
     """
     windows = place_windows((image.shape[0], image.shape[1]), window)
     (height, width), total = windows.size, None
@@ -128,7 +128,7 @@ def slide_in_strips(
             for left, values in zip(lefts, logits, strict=False):
                 total[:, left : left + width] += values
         assert total is not None
-        finished = next_top - top  # number of rows that no later window covers
+        finished = next_top - top  # the number of rows that no later window covers
         yield top, total[:finished] / (windows.row_counts[top:next_top, None] * windows.column_counts)[..., None]
         total[: height - finished] = total[finished:]
         total[height - finished :] = 0

@@ -1,1 +1,1 @@
-"""Export trained networks with their preprocessing to StableHLO and ONNX files, and check each file before it is kept."""
+"""Export trained networks, including preprocessing, to StableHLO and ONNX files, and check each file before keeping it."""

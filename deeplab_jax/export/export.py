@@ -1,4 +1,4 @@
-"""Export a checkpoint to a portable file. The file is only kept if its output matches that of the checkpoint."""
+"""Export a checkpoint to a portable file. The file is only kept if its output matches the checkpoint's."""
 
 import dataclasses
 import importlib.metadata
@@ -24,26 +24,26 @@ from deeplab_jax.models import DeepLabV3
 Format = Literal["stablehlo", "onnx"]
 Run = Callable[[np.ndarray], np.ndarray]
 
-# The number, height and width of the images with which a file is checked. Odd sizes reveal differences in rounding.
+# Each exported file is checked on image batches of these sizes: (number, height, width). Odd sizes reveal rounding differences.
 CHECKED_SIZES = ((1, 97, 129), (2, 64, 100))
-# The largest |difference| / |logits|. A different order of summation changes the logits by about 1e-6.
+# The largest allowed |difference| / |logits|. A different summation order changes the logits by about 1e-6.
 LOGITS_TOLERANCE = 1e-4
-# The largest share of pixels with a different label. Labels change where two logits are almost equal.
+# The largest allowed share of pixels whose labels differ. Labels can change where two logits are almost equal.
 LABELS_TOLERANCE = 1e-3
 
 
 def export(checkpoint: str, out: str, fmt: Format, output: stablehlo.Output, say: Callable[[str], None] = print) -> None:
-    """Export the network of a checkpoint in float32. The exported network processes full images at a single scale.
+    """Export a checkpoint's network in float32. The exported network processes full images at a single scale.
 
     Args:
       checkpoint: The checkpoint, in any form that `resolve` accepts.
       out: The file to write. It is only created if the export succeeds.
       fmt: "stablehlo" (for `load_exported`) or "onnx".
-      output: The output of the exported network, "labels" or "logits".
-      say: Is called with each line of the printed summary.
+      output: The exported network's output, "labels" or "logits".
+      say: A function called with each line of the summary.
 
     Raises:
-      CheckpointError: The checkpoint does not exist or cannot be read, or the output of the file does not match it.
+      CheckpointError: The checkpoint is missing or unreadable, or the file's output does not match the checkpoint's.
       ConfigError: A package is missing, or `out` cannot be written.
     """
     if fmt == "onnx":
@@ -68,12 +68,12 @@ def export(checkpoint: str, out: str, fmt: Format, output: stablehlo.Output, say
     with write_atomically(epath.Path(out)) as file:
         file.write(content)
     sizes = ", ".join(f"{n} x {h} x {w}" for n, h, w in CHECKED_SIZES)
-    say(f"Compared the {output} with those of the checkpoint at {sizes}. The largest difference is {max(differences):.1e}.")
+    say(f"Compared the {output} with the checkpoint's at {sizes}. The largest difference is {max(differences):.1e}.")
     say(f"Wrote {out} ({len(content) / 2**20:.1f} MiB). It maps uint8 [n, 3, h, w] to {output}, for any n, h and w.")
 
 
 def _simplify_protocol(config: Config, say: Callable[[str], None]) -> Config:
-    """Return the config with float32, full images and a single scale. Report the settings that are dropped."""
+    """Return the config for float32, full images and a single scale. Report any settings that are dropped."""
     plain = EvalConfig(output_stride=config.eval.output_stride)
     protocol = {"window": config.eval.window, "scales": config.eval.scales, "flip": config.eval.flip}
     if any(value != getattr(plain, field) for field, value in protocol.items()):
@@ -99,7 +99,7 @@ def _metadata(config: Config, step: str, output: str) -> dict[str, Any]:
 
 
 def _build_network(config: Config) -> DeepLabV3:
-    """Return the network at the output stride of evaluation, without the parts that only training needs."""
+    """Return the network at the evaluation output stride, without its training-only parts."""
     network = evaluation_model(config)
     return dataclasses.replace(network, config=dataclasses.replace(network.config, aux_head=False, remat=()))
 
@@ -116,7 +116,7 @@ def _load_onnx(content: bytes) -> Run:
     return onnx.load(content)
 
 
-# The functions that create the content of a file and that load it, by format.
+# For each format, the functions that create and load a file's content.
 _FORMATS: dict[Format, tuple[Callable[..., bytes], Callable[[bytes], Run]]] = {
     "stablehlo": (stablehlo.serialize, loading.load),
     "onnx": (_make_onnx, _load_onnx),
@@ -132,9 +132,9 @@ def _require_onnx() -> None:
 
 
 def _measure_differences(run: Run, segmenter: Segmenter, output: stablehlo.Output) -> list[float]:
-    """Return the difference between the file and the checkpoint at each of CHECKED_SIZES.
+    """Return how much the file's output differs from the checkpoint's at each of CHECKED_SIZES.
 
-    For logits, it is |a - b| / |b|. For labels, it is the share of pixels that differ.
+    For logits, the difference is |a - b| / |b|. For labels, it is the share of pixels that differ.
     """
     differences = []
     for seed, size in enumerate(CHECKED_SIZES):
@@ -148,7 +148,7 @@ def _measure_differences(run: Run, segmenter: Segmenter, output: stablehlo.Outpu
 
 
 def _make_images(seed: int, n: int, h: int, w: int) -> UInt8[np.ndarray, "n 3 h w"]:
-    """Return random images in which neighbouring pixels are similar, as in photographs."""
+    """Return random images whose neighbouring pixels are similar, as in photographs."""
     coarse = np.random.default_rng(seed).uniform(0, 255, (n, 3, h // 16 + 2, w // 16 + 2))
     fine = coarse.repeat(16, 2).repeat(16, 3)[:, :, :h, :w]
     return np.round(0.8 * fine + np.random.default_rng(seed + 1).uniform(0, 51, (n, 3, h, w))).astype(np.uint8)

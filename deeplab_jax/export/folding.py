@@ -1,4 +1,4 @@
-"""Fold the BatchNorm of a trained network into the kernels and biases of the convolutions before it."""
+"""Fold a trained network's BatchNorm layers into the preceding convolutions' kernels and biases."""
 
 import collections
 from collections.abc import Iterable, Iterator
@@ -16,15 +16,15 @@ from deeplab_jax.models.layers import batch_norm
 
 
 def fold(variables: dict[str, Any], network: DeepLabV3) -> dict[str, Any]:
-    """Return variables in which BatchNorm is folded into the kernels. Predictions stay the same, up to rounding.
+    """Return variables with BatchNorm folded into the kernels. Predictions stay the same up to rounding.
 
     gamma * (conv(x) - mean) / sqrt(var + epsilon) + beta is equivalent to a convolution with a bias. The kernel is multiplied
-    by gamma / sqrt(var + epsilon), and of the BatchNorm only the bias remains. A BatchNorm is not folded if it does not follow
-    a convolution, or if the convolution's kernel or output has other uses.
+    by gamma / sqrt(var + epsilon), which leaves only the BatchNorm bias. A BatchNorm is not folded if it does not follow a
+    convolution, or if the convolution's kernel or output has other uses.
 
     Args:
-      variables: The variables of the network, {"params", "batch_stats"}.
-      network: The network, without rematerialised stages. Variables that it does not use are left out of the result.
+      variables: The network variables, {"params", "batch_stats"}.
+      network: The network, without rematerialised stages. Variables that it does not use are omitted from the result.
     """
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     graph = record(lambda variables, images: network.apply(variables, images, False), variables, images)
@@ -38,7 +38,7 @@ def fold(variables: dict[str, Any], network: DeepLabV3) -> dict[str, Any]:
         convolution = producers.get(node.arguments["x"])
         if convolution is None or convolution.operation is not conv2d:
             continue
-        # A kernel or an output that other operations also use must not change.
+        # A kernel or output that other operations also use must not be changed.
         if uses[convolution.output] > 1 or uses[convolution.arguments["kernel"]] > 1:
             continue
         mean, var, scale, bias = (node.arguments[name].path for name in ("mean", "var", "scale", "bias"))

@@ -1,4 +1,4 @@
-"""Run an exported StableHLO file. This requires neither the code of the model nor a config."""
+"""Run an exported StableHLO file. This requires neither the model code nor a config."""
 
 import dataclasses
 import io
@@ -23,8 +23,8 @@ class Exported:
     """An exported network.
 
     Attributes:
-      metadata: The metadata of the file. It includes "names" and "colors" by train id, "mean", "std", "output" ("labels" or
-        "logits") and "versions".
+      metadata: The file's metadata, including "names" and "colors" by train id, "mean", "std", "output" ("labels" or "logits")
+        and "versions".
       program: The jitted computation.
     """
 
@@ -35,19 +35,19 @@ class Exported:
         """Return labels, uint8 [n, h, w], or logits, float32 [n, k, h, w], depending on the export.
 
         Args:
-          images: RGB values from 0 to 255. Any number, height and width work. Each new shape is compiled once.
+          images: RGB values from 0 to 255, for any number, height and width of images. Each new shape is compiled once.
 
         Raises:
-          DataError: The images have a wrong dtype or shape.
+          DataError: The images have the wrong dtype or shape.
         """
         return np.asarray(self.program(require_images(images)))
 
 
 def load_exported(path: str) -> Exported:
-    """Load the network of a file that `deeplab-jax export --format stablehlo` wrote.
+    """Load the network from a file written by `deeplab-jax export --format stablehlo`.
 
     Raises:
-      DataError: The file is not an exported network, or this JAX version cannot read the programs of the one that wrote it.
+      DataError: The file is not an exported network, or was written by an incompatible JAX version.
     """
     try:
         with open(path, "rb") as file:
@@ -57,7 +57,7 @@ def load_exported(path: str) -> Exported:
 
 
 def load(content: bytes) -> Exported:
-    """Load a network, like `load_exported`, from the content of a file. Invalid content can raise any error."""
+    """Load the network from a file's content. Unlike `load_exported`, this can raise any error for invalid content."""
     with zipfile.ZipFile(io.BytesIO(content)) as parts:
         program = jax.export.deserialize(bytearray(parts.read(PROGRAM)))
         return Exported(json.loads(parts.read(METADATA)), jax.jit(program.call))

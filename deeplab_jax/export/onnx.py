@@ -1,7 +1,7 @@
 """Write a network as an ONNX file for any number of images of any size. No other module uses ONNX directly.
 
-The module translates the operations that a network calls (see models/graph.py). To support a new operation, write a function
-and add it to `_EMIT`.
+Each operation that a network calls (see models/graph.py) is translated to ONNX nodes. To support a new operation, write a
+function that translates it and add the function to `_EMIT`.
 """
 
 import itertools
@@ -27,10 +27,10 @@ OPSET = 18  # released in 2022, so runtimes support it
 
 
 class _Writer:
-    """A list of ONNX nodes, in execution order. Each node computes one value, named after its operator and a number.
+    """Builds a list of ONNX nodes in execution order. Each node computes one value, named after its operator and a number.
 
     Args:
-      graph: The graph of the network.
+      graph: The network graph.
       params: The folded parameters, by path.
     """
 
@@ -56,7 +56,7 @@ class _Writer:
         return name
 
     def emit(self, node: Node) -> None:
-        """Add the nodes of an operation.
+        """Add the ONNX nodes for an operation.
 
         Raises:
           CheckpointError: The operation is not supported.
@@ -75,17 +75,17 @@ class _Writer:
 def serialize(network: DeepLabV3, params: dict[str, Any], output: str, metadata: dict[str, Any]) -> bytes:
     """Return the content of an ONNX file.
 
-    The network in the file maps "images", uint8 [n, 3, h, w], to "labels", uint8 [n, h, w], or to "logits", float32
-    [n, k, h, w]. The outputs have the size of the images.
+    The exported network maps "images", uint8 [n, 3, h, w], to "labels", uint8 [n, h, w], or to "logits", float32
+    [n, k, h, w], both at image resolution.
 
     Args:
-      network: The network at the desired output stride, without an auxiliary head and without rematerialised stages.
-      params: The variables that `folding.fold` returns, {"params"}.
+      network: The network at the desired output stride, without an auxiliary head or rematerialised stages.
+      params: The variables from `folding.fold`, {"params"}.
       output: "labels" or "logits".
       metadata: JSON values to store in the file.
 
     Raises:
-      CheckpointError: An operation of the network is not supported.
+      CheckpointError: The network uses an unsupported operation.
     """
     config = network.config
 
@@ -122,13 +122,13 @@ def serialize(network: DeepLabV3, params: dict[str, Any], output: str, metadata:
 
 
 def load(content: bytes) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function that runs the network of an ONNX file on the CPU."""
+    """Return a function that runs an ONNX file's network on the CPU."""
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {"images": images})[0]
 
 
 def _find_convolution_biases(graph: Graph) -> dict[Value, tuple[str, ...]]:
-    """Return a map from convolution outputs to the paths of the biases added to them. One Conv node computes both."""
+    """Return a dict mapping each convolution output to its bias path, if it has a bias. One Conv node computes both."""
     convolutions = {node.output for node in graph.nodes if node.operation is conv2d}
     biased = [node for node in graph.nodes if node.operation is layers.add_bias and node.arguments["x"] in convolutions]
     return {node.arguments["x"]: node.arguments["bias"].path for node in biased}
@@ -159,7 +159,10 @@ def _emit_operator(operator: str, **attributes: Any) -> Callable[..., str]:
 
 
 def _emit_average_pool_2x2(writer: _Writer, node: Node, x: str, stride: int, rate: int) -> str:
-    """Add nodes that divide the sum of the taps inside the image by their number. AveragePool has no dilation in this opset."""
+    """Add nodes for a dilated 2x2 mean over the taps inside the image.
+
+    AveragePool has no dilation in this opset, so convolutions compute the sum and the number of taps.
+    """
     attributes = {"kernel_shape": [2, 2], "pads": [0, 0, rate, rate], "strides": [stride] * 2, "dilations": [rate] * 2}
     channels = node.output.shape[3]
     kernel = np.ones((channels, 1, 2, 2), np.float32)

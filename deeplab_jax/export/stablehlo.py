@@ -23,12 +23,12 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 def serialize(network: DeepLabV3, params: dict[str, Any], output: Output, metadata: dict[str, Any]) -> bytes:
     """Return the content of a file for `load_exported`.
 
-    The program maps uint8 [n, 3, h, w] to labels, uint8 [n, h, w], or to logits, float32 [n, k, h, w], at the size of the
-    images.
+    The program maps images, uint8 [n, 3, h, w], to labels, uint8 [n, h, w], or to logits, float32 [n, k, h, w], both at image
+    resolution.
 
     Args:
       network: The network at the desired output stride.
-      params: The variables, {"params"}. They become part of the program.
+      params: The variables, {"params"}, which become part of the program.
       output: "labels" or "logits".
       metadata: JSON values to store in the file.
     """

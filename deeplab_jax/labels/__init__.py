@@ -1,4 +1,4 @@
-"""Label sets: the classes of a data set, their colours, and the meaning of the values in label files.
+"""Label sets: a data set's classes, their colours, and the meaning of the values in label files.
 
 This package imports neither JAX nor TensorFlow.
 """
@@ -9,5 +9,5 @@ from deeplab_jax.labels.cityscapes import CITYSCAPES
 from deeplab_jax.labels.label_set import IGNORE, UNKNOWN, Color, LabelSet, color_code, color_of
 from deeplab_jax.labels.voc import VOC, voc_color
 
-# To add a label set, create a module in this folder and add it to this table.
+# To add a label set, create a module in this folder and add the label set to this table.
 LABEL_SETS = {label_set.name: label_set for label_set in (CITYSCAPES, CAMVID, VOC, ADE20K)}

@@ -1,9 +1,9 @@
-"""The 150 classes of ADE20K (ADEChallengeData2016)."""
+"""The 150 ADE20K classes (ADEChallengeData2016)."""
 
 from deeplab_jax.labels.label_set import Color, LabelSet
 
-# Names and colours in the order of the ids, 1 to 150. The usual palette uses the same grey for "skyscraper" and "road". Here,
-# colours must be unique, so the blue value of "skyscraper" is larger by one.
+# Names and colours in id order, 1 to 150. The usual palette uses the same grey for "skyscraper" and "road", but `LabelSet`
+# requires unique colours, so the blue value of "skyscraper" is one higher here.
 _CLASSES: tuple[tuple[str, Color], ...] = (
     ("wall", (120, 120, 120)),
     ("building", (180, 120, 120)),

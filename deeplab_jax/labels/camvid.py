@@ -1,8 +1,8 @@
-"""The 11 classes of CamVid."""
+"""The 11 CamVid classes."""
 
 from deeplab_jax.labels.label_set import LabelSet
 
-# The classes and ids in the PNG labels of the SegNet tutorial's copy of CamVid. The value 11 is void.
+# Classes and ids as in the PNG labels from the SegNet tutorial's copy of CamVid, where the value 11 means void.
 CAMVID = LabelSet(
     name="camvid",
     names=("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"),

@@ -1,8 +1,8 @@
-"""The 19 evaluated classes of Cityscapes."""
+"""The 19 Cityscapes classes used for evaluation."""
 
 from deeplab_jax.labels.label_set import LabelSet
 
-# Name, id and colour of the 19 evaluated classes in the order of their train ids, from helpers/labels.py in cityscapesScripts.
+# (name, id, colour) for the 19 evaluation classes in train id order, from helpers/labels.py in cityscapesScripts.
 _CITYSCAPES = (
     ("road", 7, (128, 64, 128)),
     ("sidewalk", 8, (244, 35, 232)),
@@ -30,11 +30,11 @@ CITYSCAPES = LabelSet(
     names=tuple(name for name, _, _ in _CITYSCAPES),
     colors=tuple(color for _, _, color in _CITYSCAPES),
     ids=tuple(i for _, i, _ in _CITYSCAPES),
-    # 255 is the id -1 of "license plate", stored in 8 bits.
+    # "license plate" has the id -1, which is stored as 255 in 8 bits.
     ignored_ids=(0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30, 255),
-    # Black is the colour of the classes "unlabeled" to "static". The other colours are those of "dynamic", "ground", "parking",
+    # Black is the colour for "unlabeled" through "static". The other colours belong to "dynamic", "ground", "parking",
     # "rail track", "guard rail", "bridge", "tunnel", "caravan" and "trailer". Colour files cannot distinguish "polegroup" from
-    # "pole" or "license plate" from "car", because the colours of each pair are the same.
+    # "pole" or "license plate" from "car", because each pair shares a colour.
     ignored_colors=(
         (0, 0, 0),
         (111, 74, 0),

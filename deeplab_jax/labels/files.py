@@ -1,11 +1,11 @@
-"""Find label sets by name, and read and write them as JSON files that users edit.
+"""Find label sets by name, and read and write user-editable JSON files.
 
-The format of a label-set file is:
+A label-set file has this format:
 
     {"name": ..., "classes": [{"name": ..., "id": ..., "color": [r, g, b]}, ...], "ignored_ids": [...],
      "ignored_colors": [[r, g, b], ...]}
 
-The classes are in the order of their train ids. "id" is the value in label files. Either all classes have it, or none.
+The classes are in train id order. "id" is the class value in label files. Either all classes have an "id", or none do.
 "ignored_ids" and "ignored_colors" are optional. Their defaults are 255 and black.
 """
 
@@ -20,13 +20,13 @@ from deeplab_jax.labels import LABEL_SETS, LabelSet
 
 
 def load_labels(spec: str) -> LabelSet:
-    """Return a label set.
+    """Return a label set, given its name or file.
 
     Args:
       spec: A key of `LABEL_SETS`, or the path of a label-set file (.json).
 
     Raises:
-      ConfigError: The name is not a key, or the file does not exist or does not contain a label set.
+      ConfigError: The name is unknown, or the file does not exist or does not contain a valid label set.
     """
     if spec in LABEL_SETS:
         return LABEL_SETS[spec]
@@ -39,17 +39,17 @@ def read_labels(path: str | epath.Path) -> LabelSet:
     """Read a label set from a label-set file.
 
     Raises:
-      ConfigError: The file cannot be read, or one of its fields is not valid. The message names the field.
+      ConfigError: The file cannot be read, or one of its fields is invalid. The message names the field.
     """
     try:
         values = json.loads(epath.Path(path).read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise ConfigError(
-            f"The label set {path} is not valid JSON ({one_line(error)}). Look there for a missing or extra comma or bracket."
+            f"The label set {path} is not valid JSON ({one_line(error)}). Look for a missing or extra comma or bracket there."
         ) from None
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"The label set {path} cannot be read ({one_line(error)}). `deeplab-jax data labels ROOT` writes such a file."
+            f"The label set {path} cannot be read ({one_line(error)}). Run `deeplab-jax data labels ROOT` to create one."
         ) from None
     try:
         return _build_label_set(values)
@@ -100,7 +100,7 @@ def _build_label_set(values: Any) -> LabelSet:
         name=values["name"],
         names=tuple(each["name"] for each in classes),
         colors=tuple(tuple(each["color"]) for each in classes),
-        # A label set has no `ids` if they are the same as the train ids.
+        # `LabelSet.ids` stays empty if the ids are the same as the train ids.
         ids=() if ids == tuple(range(len(ids))) else ids,
         **ignored,
     )

@@ -1,6 +1,6 @@
-"""Label sets: the names and colours of classes, and the mapping from values in label files to train ids.
+"""Label sets: class names and colours, and the mapping from label file values to train ids.
 
-A *train id* is the index of a class in the logits, from 0 to num_classes - 1. The train id 255 is the ignore label.
+A *train id* is a class's channel index in the logits, from 0 to num_classes - 1. The train id 255 is the ignore label.
 """
 
 import dataclasses
@@ -10,26 +10,25 @@ import numpy as np
 from deeplab_jax.errors import ConfigError
 
 IGNORE = 255
-UNKNOWN = -1  # the entry in lookup tables for values that are neither a class nor ignored
+UNKNOWN = -1  # the lookup table entry for values that are neither a class nor ignored
 
 Color = tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LabelSet:
-    """The classes of a data set.
+    """A data set's classes, and their values and colours in label files.
 
     Attributes:
-      name: A short name, which is shown in messages and stored in checkpoints.
-      names: The name of each class, in the order of the train ids.
-      colors: The RGB colour (0-255) of each class, in the order of the train ids.
-      ids: The value of each class in label files that hold ids, in the order of the train ids. If empty, the values are the
-        train ids.
-      ignored_ids: Further values in label files that hold ids. They are mapped to the ignore label.
-      ignored_colors: Further colours in label files that hold colours. They are mapped to the ignore label.
+      name: A short name, shown in messages and stored in checkpoints.
+      names: The class names, in train id order.
+      colors: The RGB colour (0-255) of each class, in train id order.
+      ids: The value of each class in label files that store ids, in train id order. If empty, the values are the train ids.
+      ignored_ids: Other values in label files that store ids. They are mapped to the ignore label.
+      ignored_colors: Other colours in label files that store colours. They are mapped to the ignore label.
 
     Raises:
-      ConfigError: Lengths differ, a class name occurs twice, or a value is out of range or occurs twice.
+      ConfigError: Lengths differ, a class name is repeated, or a value is repeated or out of range.
     """
 
     name: str
@@ -63,7 +62,7 @@ class LabelSet:
         overlap = sorted(set(self.class_ids) & set(self.ignored_ids))
         if overlap or len(set(self.class_ids)) != n:
             raise ConfigError(
-                f"`labels.ids` (={self.class_ids}) contains a value twice, or a value of labels.ignored_ids "
+                f"`labels.ids` (={self.class_ids}) contains a repeated value, or one that is also in labels.ignored_ids "
                 f"(={self.ignored_ids}). Use each value only once."
             )
         if len(set(self.colors)) != n:
@@ -77,18 +76,18 @@ class LabelSet:
 
     @property
     def num_classes(self) -> int:
-        """The number of classes, which is the number of channels of the logits."""
+        """The number of classes, which is also the number of logit channels."""
         return len(self.names)
 
     @property
     def class_ids(self) -> tuple[int, ...]:
-        """The value of each class in label files that hold ids, in the order of the train ids."""
+        """The value of each class in label files that store ids, in train id order."""
         return self.ids or tuple(range(len(self.names)))
 
     def id_table(self) -> np.ndarray:
-        """Return the lookup table for label files that hold ids, int16 [256].
+        """Return the int16 [256] lookup table for label files that store ids.
 
-        Its index is the value in the label file. Its entry is the train id, 255 (ignored) or UNKNOWN.
+        The index is the value in the label file. The entry is the train id, 255 (ignored) or UNKNOWN.
         """
         table = np.full(256, UNKNOWN, np.int16)
         table[list(self.ignored_ids)] = IGNORE
@@ -96,9 +95,9 @@ class LabelSet:
         return table
 
     def train_id_table(self) -> np.ndarray:
-        """Return the lookup table for label files that hold train ids, int16 [256].
+        """Return the int16 [256] lookup table for label files that store train ids.
 
-        Its index is the value in the label file. Its entry is the same train id, 255 (ignored) or UNKNOWN.
+        The index is the value in the label file. The entry is the same train id, 255 (ignored) or UNKNOWN.
         """
         table = np.full(256, UNKNOWN, np.int16)
         table[: self.num_classes] = np.arange(self.num_classes)
@@ -106,10 +105,10 @@ class LabelSet:
         return table
 
     def color_table(self) -> np.ndarray:
-        """Return the lookup table for label files that hold colours, int16 [2**24].
+        """Return the int16 [2**24] lookup table for label files that store colours.
 
-        Its index is 65536 r + 256 g + b. Its entry is the train id, 255 (ignored) or UNKNOWN. A colour of both a class and an
-        ignored class is mapped to the class (in Cityscapes: "car" and "license plate").
+        The index is 65536 r + 256 g + b. The entry is the train id, 255 (ignored) or UNKNOWN. If a class and an ignored class
+        share a colour, like "car" and "license plate" in Cityscapes, the colour maps to the class.
         """
         table = np.full(1 << 24, UNKNOWN, np.int16)
         table[[color_code(c) for c in self.ignored_colors]] = IGNORE
@@ -117,7 +116,7 @@ class LabelSet:
         return table
 
     def palette(self) -> np.ndarray:
-        """Return the RGB colour of each train id, uint8 [256, 3]. The ignore label and unused ids are black."""
+        """Return the RGB colour of each train id as uint8 [256, 3]. The ignore label and unused ids are black."""
         palette = np.zeros((256, 3), np.uint8)
         palette[: self.num_classes] = self.colors
         return palette
@@ -129,5 +128,5 @@ def color_code(color: Color) -> int:
 
 
 def color_of(code: int) -> Color:
-    """Return the colour with the given code. This is the inverse of `color_code`."""
+    """Return the colour encoded by `code`. This is the inverse of `color_code`."""
     return code >> 16, code >> 8 & 255, code & 255

@@ -1,1 +1,1 @@
-"""HTML output: the report of a run, the page of a data check, and the demo."""
+"""HTML output: the run report, the data check page, and the demo."""

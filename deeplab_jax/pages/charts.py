@@ -1,4 +1,4 @@
-"""Draw line charts as SVG. templates/report.css styles them for light and dark mode."""
+"""Draw SVG line charts. templates/report.css styles them for light and dark mode."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ Points = Sequence[tuple[float, float]]
 
 WIDTH, HEIGHT = 520, 260
 LEFT, RIGHT, TOP, BOTTOM = 60, 12, 14, 34  # margins around the plotted area, in SVG units
-# A long run logs a hundred thousand points per line. More than 300 cannot be told apart at this width.
+# A long run logs 100,000 points per line, but no more than 300 can be told apart at this width.
 MAX_POINTS = 300
 
 
@@ -17,9 +17,9 @@ def draw_lines(title: str, series: Mapping[str, Points], *, dots: bool = False) 
     """Return an HTML figure that plots up to three series against the training step.
 
     Args:
-      title: What the values are, with their unit.
-      series: The (step, value) points of each line, by name. The names are shown if there are several lines.
-      dots: Whether to mark every point. Use it for lines with few points.
+      title: The chart title, including the unit of the values.
+      series: Maps each line's name to its (step, value) points. The names are only shown if there are several lines.
+      dots: Whether to mark every point, which helps if there are few.
 
     Returns:
       The figure, or "" if `series` has no points.
@@ -63,14 +63,14 @@ def draw_lines(title: str, series: Mapping[str, Points], *, dots: bool = False) 
 
 
 def downsample(points: Points, limit: int = MAX_POINTS) -> Points:
-    """Return at most `limit` points: the mean value of each group of consecutive points, at the group's last step."""
+    """Reduce a line to at most `limit` points by averaging consecutive points. Each mean is placed at its group's last step."""
     length = math.ceil(len(points) / limit)
     groups = [points[i : i + length] for i in range(0, len(points), max(length, 1))]
     return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
 
 
 def choose_ticks(low: float, high: float) -> list[float]:
-    """Return two to six evenly spaced round numbers that cover the range from `low` to `high`."""
+    """Return two to six round, evenly spaced tick values that cover the range from `low` to `high`."""
     span = (high - low) or abs(high) or 1.0
     power = 10 ** math.floor(math.log10(span / 4))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= span / 4)

@@ -1,4 +1,4 @@
-"""Render the results of a data check as one HTML page."""
+"""Render data check results as a single HTML page."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,19 +11,19 @@ from deeplab_jax.labels import LabelSet
 from deeplab_jax.pages import html_page
 from deeplab_jax.pages.html_page import chip, escape_text, table
 
-MAX_SIDE = 480  # longest side of a picture on the page, in pixels
-MAX_LISTED = 20  # problems of one kind that are listed on the page
-Figure = tuple[str, list[str]]  # a caption and its pictures, all as HTML
+MAX_SIDE = 480  # longest side of an image on the page, in pixels
+MAX_LISTED = 20  # maximum number of problems to list on the page, per kind
+Figure = tuple[str, list[str]]  # a caption and its images, all as HTML
 
 
 def draw_examples(
     examples: Iterable[tuple[str, UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"] | None]], labels: LabelSet
 ) -> Iterator[Figure]:
-    """Yield a figure for each sample: its image and, if it has a label, the image overlaid with the label's colours.
+    """Yield a figure per sample, showing the image and, if there is a label, the image overlaid with the label colours.
 
     Args:
-      examples: (caption, image, train ids or None) of each sample.
-      labels: The label set of the train ids.
+      examples: One (caption, image, train ids or None) tuple per sample.
+      labels: The label set for the train ids.
     """
     for caption, image, label in examples:
         small = html_page.downscale(image, MAX_SIDE)
@@ -35,13 +35,13 @@ def draw_examples(
 
 
 def render_page(title: str, report: Mapping[str, Any], labels: LabelSet, figures: Iterable[Figure]) -> str:
-    """Return the page as HTML.
+    """Return the HTML page for a data check.
 
     Args:
-      title: The title of the page, which names the data set.
+      title: The page title, which names the data set.
       report: The contents of check.json.
-      labels: The label set that the masks were checked against.
-      figures: The samples to show.
+      labels: The label set used to check the masks.
+      figures: The sample figures to show.
     """
     problems, splits = report["problems"], report["splits"]
     fails = sum(problem["fails"] for problem in problems)
@@ -52,22 +52,22 @@ def render_page(title: str, report: Mapping[str, Any], labels: LabelSet, figures
         f"<h1>{escape_text(title)}</h1>{verdict}",
         "<h2>Splits</h2>" + _splits_table(splits),
         "<h2>Problems</h2>" + (_problem_lists(problems) or '<p class="soft">None.</p>'),
-        f"<h2>Classes of {escape_text(labels.name)}</h2>" + _classes_table(splits, report["class_weights"], labels),
+        f"<h2>{escape_text(labels.name)} classes</h2>" + _classes_table(splits, report["class_weights"], labels),
         "<h2>Samples</h2>" + _legend(splits, labels) + html_page.sample_grid(figures),
     ]
     return html_page.render_document(title, "".join(parts))
 
 
 def format_share(part: float, whole: float) -> str:
-    """Return `part / whole` as a percentage. Shares below 0.1 % get three decimals, so that rare classes stay visible."""
+    """Format `part / whole` as a percentage. Values below 0.1 % get three decimals, so that rare classes stay visible."""
     percent = 100 * part / whole if whole else 0
     return f"{percent:.3f} %" if 0 < percent < 0.1 else f"{percent:.1f} %"
 
 
 def class_cells(splits: Mapping[str, Any], name: str) -> list[str]:
-    """Return the table cells of class `name`, two for each split.
+    """Return the table cells for class `name`, two per split.
 
-    They hold the class's share of the labelled pixels and the number of images that contain the class.
+    The first cell is the class's share of the labelled pixels. The second is the number of images containing the class.
     """
     shares = (format_share(split["class_pixels"][name], sum(split["class_pixels"].values())) for split in splits.values())
     images = (f"{split['class_images'][name]:,}" for split in splits.values())
@@ -75,7 +75,7 @@ def class_cells(splits: Mapping[str, Any], name: str) -> list[str]:
 
 
 def ignored_share(split: Mapping[str, Any]) -> str:
-    """Return the share of ignored pixels among all pixels of a split, as a percentage."""
+    """Return the percentage of pixels in a split that are ignored."""
     ignored = split["ignored_pixels"]
     return format_share(ignored, sum(split["class_pixels"].values()) + ignored + split["unknown_pixels"])
 
@@ -106,7 +106,7 @@ def _problem_lists(problems: Sequence[Mapping[str, Any]]) -> str:
 def _classes_table(splits: Mapping[str, Any], class_weights: Mapping[str, Sequence[float]], labels: LabelSet) -> str:
     if not splits:
         return '<p class="soft">No split could be read.</p>'
-    # `class_weights` holds the weights of one split, or is empty.
+    # `class_weights` is either empty or holds the weights for a single split.
     first, weights = next(iter(class_weights.items()), ("", ()))
     head = ["class", "id"] + [f"{word} in {split}" for split in splits for word in ("pixels", "images")]
     head += ["weight"] if weights else []

@@ -1,4 +1,4 @@
-"""Implement `deeplab-jax demo`: a local Gradio page that segments uploaded images."""
+"""Implement `deeplab-jax demo`, a local Gradio page that segments uploaded images."""
 
 import contextlib
 import math
@@ -23,13 +23,13 @@ from deeplab_jax.labels import LabelSet
 from deeplab_jax.pages import html_page
 from deeplab_jax.predict.inputs import read_image, read_size
 
-# Larger uploads are rejected before they are decoded. An image with this many pixels takes 200 MB.
+# Uploads with more pixels are rejected before decoding. An image with this many pixels takes 200 MB of memory.
 MAX_FILE_PIXELS = 2**26
-# Uploads with a longer side are rejected, because a very thin image cannot be reduced to the allowed number of pixels.
+# Uploads with a longer side are rejected, because a very thin image cannot be scaled down to the pixel limit.
 MAX_FILE_SIDE = 2**14
-SESSION_SECONDS = 3600  # uploads and results are deleted after this time
+SESSION_SECONDS = 3600  # lifetime of uploads and results
 
-# The image that the network was given, and its train ids.
+# The image passed to the network, and the predicted train ids.
 Segmentation = tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]
 
 
@@ -39,10 +39,10 @@ def segment_file(segmenter: Segmenter, path: str, max_pixels: int) -> Segmentati
     Args:
       segmenter: The network.
       path: The image file.
-      max_pixels: Images with more pixels are reduced to about this many.
+      max_pixels: Images with more pixels are scaled down to about this many.
 
     Returns:
-      The image that the network was given, and its train ids.
+      The image passed to the network, and the predicted train ids.
 
     Raises:
       DataError: The file cannot be read, or exceeds MAX_FILE_PIXELS or MAX_FILE_SIDE.
@@ -61,7 +61,7 @@ def segment_file(segmenter: Segmenter, path: str, max_pixels: int) -> Segmentati
 
 
 def class_shares(labels: UInt8[np.ndarray, "h w"], label_set: LabelSet) -> str:
-    """Return an HTML table of the classes in an image, with their colours and shares of its pixels, largest first."""
+    """Return an HTML table of the classes in an image, with their colours and pixel shares, largest share first."""
     counts = np.bincount(labels.ravel(), minlength=label_set.num_classes)
     order = [k for k in np.argsort(-counts, kind="stable").tolist() if counts[k]]
     return html_page.render("shares.html", labels=label_set, shares=[(k, counts[k] / labels.size) for k in order])
@@ -69,7 +69,7 @@ def class_shares(labels: UInt8[np.ndarray, "h w"], label_set: LabelSet) -> str:
 
 @contextlib.contextmanager
 def upload_folder() -> Iterator[None]:
-    """Store uploads and results in a temporary folder, which is removed when the block ends or SIGTERM arrives."""
+    """Keep uploads and results in a temporary folder, and remove it when the block ends or SIGTERM arrives."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with tempfile.TemporaryDirectory(prefix="deeplab-jax-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read by Gradio when the page is built
@@ -77,14 +77,14 @@ def upload_folder() -> Iterator[None]:
 
 
 def build_page(segmenter: Segmenter, name: str, max_pixels: int) -> gradio.Blocks:
-    """Build the page, which takes an image and shows the overlay with a legend and the share of each class.
+    """Build the page, which takes an image and shows the segmentation overlay, a legend and the share of each class.
 
-    The opacity slider blends the stored result. It does not run the network again.
+    Moving the opacity slider blends the stored result again, without running the network.
 
     Args:
       segmenter: The network.
-      name: The name of the network, shown as the title.
-      max_pixels: Images with more pixels are reduced to about this many.
+      name: The network name, shown in the title.
+      max_pixels: Images with more pixels are scaled down to about this many.
     """
 
     def segment(path: str | None, opacity: float) -> tuple[Any, str, Segmentation | None]:
@@ -106,8 +106,8 @@ def build_page(segmenter: Segmenter, name: str, max_pixels: int) -> gradio.Block
         result = gradio.State(time_to_live=SESSION_SECONDS)
         with gradio.Row():
             image: Any = gradio.Image(label="Image", type="filepath", sources=["upload", "clipboard"], elem_id="image")
-            # `segment` reads the file itself, so that a broken file gets our error message. This replaces the method of one
-            # instance, because Gradio would write files next to the module of a subclass.
+            # Pass the file path through, because `segment` reads the file itself and reports broken files with our own message.
+            # The method is replaced on this instance, because Gradio would write files next to a subclass's module.
             image.preprocess = lambda payload: payload and payload.path
             shown = gradio.Image(
                 label="Overlay", interactive=False, format="png", buttons=["download", "fullscreen"], elem_id="overlay"
@@ -120,18 +120,18 @@ def build_page(segmenter: Segmenter, name: str, max_pixels: int) -> gradio.Block
 
 
 def serve(page: gradio.Blocks, *, host: str, port: int | None, max_mib: int) -> None:
-    """Print the address and serve until Ctrl-C.
+    """Print the page's address, and serve the page until Ctrl-C.
 
     Args:
-      page: The page that `build_page` returns.
+      page: The page built by `build_page`.
       host: The address to listen on.
-      port: The port to listen on. None selects the first free port from 7860 on.
-      max_mib: The largest upload, in MiB.
+      port: The port to listen on. None selects the first free port, starting at 7860.
+      max_mib: The maximum upload size, in MiB.
 
     Raises:
       ConfigError: The server cannot listen on this host and port.
     """
-    # Check this first. If the host is not an address of this machine, Gradio would spend minutes on a hundred ports.
+    # Check this first. If `host` is not one of this machine's addresses, Gradio would spend minutes trying a hundred ports.
     try:
         with socket.create_server((host, port or 0), reuse_port=False):
             pass

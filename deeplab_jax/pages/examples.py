@@ -1,4 +1,4 @@
-"""Collect what a report shows about predictions: the images with the lowest scores and the most confused classes."""
+"""Find the lowest-scoring images and the most frequently confused classes for a report."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,23 +12,23 @@ from deeplab_jax.evaluation.pictures import colorize
 from deeplab_jax.labels import IGNORE, LabelSet
 from deeplab_jax.pages import html_page
 
-MAX_SIDE = 480  # longest side of a picture on the page, in pixels
+MAX_SIDE = 480  # longest side of an image on the page, in pixels
 _ERROR_COLOR = np.array((255, 59, 48), np.uint8)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Example:
-    """An image with its scores, downscaled for an HTML page.
+    """An evaluated image and its scores, downscaled for an HTML page.
 
     Attributes:
-      name: The name of the image.
-      miou: The mean IoU over the classes in the image's label, 0 to 1.
-      pixel_accuracy: The pixel accuracy of the image, 0 to 1.
-      worst: The train id of the class with the lowest IoU, among the classes in the label.
+      name: The image name.
+      miou: The mean IoU over the classes in the label, from 0 to 1.
+      pixel_accuracy: The pixel accuracy, from 0 to 1.
+      worst: The train id of the labelled class with the lowest IoU.
       image: The input image.
-      truth: The label in the colours of its classes.
-      prediction: The prediction in the colours of its classes.
-      errors: The darkened image in grey, with wrong pixels in red and ignored pixels in black.
+      truth: The label, drawn in its class colours.
+      prediction: The prediction, drawn in its class colours.
+      errors: The image in dark grey, with wrong pixels in red and ignored pixels in black.
     """
 
     name: str
@@ -42,11 +42,11 @@ class Example:
 
 
 class WorstImages:
-    """The images of an evaluation that have the lowest mean IoU.
+    """Collects the images with the lowest mean IoU during an evaluation.
 
     Args:
-      names: The names of all images, in the order of their index.
-      label_set: The classes.
+      names: The names of all images, in index order.
+      label_set: The label set.
       count: The number of images to keep.
     """
 
@@ -70,7 +70,7 @@ class WorstImages:
         self._kept = sorted([*self._kept, (*rank, example)], key=lambda entry: entry[:2])[: self._count]
 
     def examples(self) -> list[Example]:
-        """Return the images that were kept, worst first."""
+        """Return the collected images, worst first."""
         return [example for *_, example in self._kept]
 
 
@@ -95,10 +95,10 @@ def _draw_pictures(
 
 
 def row_shares(confusion: Int[np.ndarray, "k k"]) -> Float[np.ndarray, "k k"]:
-    """Divide each row of confusion counts by its sum.
+    """Normalise each row of a confusion matrix to a sum of 1.
 
     Returns:
-      The share of the pixels of class i that were predicted as class j. The row of a class without pixels is 0.
+      An array in which entry (i, j) is the share of class i pixels predicted as class j. Rows without pixels stay 0.
     """
     return confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
 
@@ -107,11 +107,11 @@ def list_confusions(confusion: Int[np.ndarray, "k k"], count: int) -> list[tuple
     """Return the most frequent confusions, largest share first.
 
     Args:
-      confusion: Pixel counts by (label, prediction).
-      count: The largest number of confusions to return.
+      confusion: Pixel counts, indexed by (label, prediction).
+      count: The maximum number of confusions to return.
 
     Returns:
-      (class, wrongly predicted class, share of the class's pixels) for each confusion.
+      One (true class, predicted class, share of the true class's pixels) tuple per confusion.
     """
     shares = row_shares(confusion)
     np.fill_diagonal(shares, 0)

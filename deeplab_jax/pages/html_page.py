@@ -1,6 +1,6 @@
 """Render HTML pages.
 
-Each page is a single file that loads nothing else. It has a light and a dark mode, and is readable on a phone.
+Each page is a self-contained file with a light and a dark mode, and is readable on a phone.
 """
 
 import base64
@@ -19,19 +19,19 @@ from deeplab_jax.labels import LabelSet
 
 
 def render(template: str, **values: Any) -> str:
-    """Render a file of `templates/`. Values are escaped unless they are Markup."""
+    """Render a template from `templates/`. Values are HTML-escaped unless they are Markup."""
     return _TEMPLATES.get_template(template).render(values)
 
 
 def encode_jpeg(pixels: UInt8[np.ndarray, "h w 3"]) -> str:
-    """Encode a picture as JPEG and return it as a data URL."""
+    """Encode an image as a JPEG data URL."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def percent(share: float) -> str:
-    """Format a share from 0 to 1 as a percentage without the sign, such as "12.3". Return "-" for NaN."""
+    """Format a share from 0 to 1 as a percentage without the % sign, such as "12.3". NaN becomes "-"."""
     return "-" if math.isnan(share) else f"{100 * share:.1f}"
 
 
@@ -46,12 +46,12 @@ _TEMPLATES.filters.update(jpeg=encode_jpeg, percent=percent)
 
 
 def downscale(pixels: UInt8[np.ndarray, "h w *c"], side: int, *, labels: bool = False) -> UInt8[np.ndarray, "h2 w2 *c"]:
-    """Shrink a picture so that no side is longer than `side` pixels. Smaller pictures keep their size.
+    """Shrink an image so that no side is longer than `side` pixels. Smaller images keep their size.
 
     Args:
-      pixels: An image, or a label map.
-      side: The longest side allowed, in pixels.
-      labels: Whether `pixels` is a label map, which is resized by nearest neighbour. Images are resized bilinearly.
+      pixels: An image or a label map.
+      side: The maximum side length, in pixels.
+      labels: Whether `pixels` is a label map. Label maps are resized by nearest neighbour, and images bilinearly.
     """
     height, width = pixels.shape[:2]
     scale = min(1.0, side / max(height, width))
@@ -60,7 +60,7 @@ def downscale(pixels: UInt8[np.ndarray, "h w *c"], side: int, *, labels: bool = 
     return np.asarray(Image.fromarray(pixels).resize(size, filter_))
 
 
-# The parts of a data check page. A `str` argument is HTML, unless its docstring calls it plain text.
+# The functions below build data check pages. Their `str` arguments are HTML unless the docstring says plain text.
 
 
 def render_document(title: str, body: str) -> str:
@@ -69,35 +69,35 @@ def render_document(title: str, body: str) -> str:
 
 
 def escape_text(value: object) -> str:
-    """Return the HTML that shows `value` as plain text.
+    """Escape `value` for display as plain text on an HTML page.
 
-    Characters that UTF-8 cannot encode, which may occur in file names, are shown as backslash escapes.
+    Characters that UTF-8 cannot encode, which can occur in file names, become backslash escapes.
     """
     return str(escape(str(value).encode(errors="backslashreplace").decode()))
 
 
 def table(head: Iterable[object], rows: Iterable[Iterable[str]]) -> str:
-    """Return an HTML table. The cells of `rows` are HTML, and those of `head` are plain text."""
+    """Return an HTML table. The cells in `rows` are HTML, and those in `head` are plain text."""
     return _part("table", head, [map(Markup, row) for row in rows])
 
 
 def chip(labels: LabelSet, k: int) -> str:
-    """Return a small square in the colour of class `k`, as HTML."""
+    """Return HTML for a small square in class `k`'s colour."""
     return _part("chip", labels, k)
 
 
 def legend(labels: LabelSet, classes: Iterable[int], ignored: str) -> str:
-    """Return a colour legend of `classes` as HTML. The plain text `ignored` says what black means."""
+    """Return an HTML colour legend for `classes`, plus a black entry with the plain text `ignored`."""
     return _part("legend", labels, classes, ignored)
 
 
 def picture(alt: str, pixels: UInt8[np.ndarray, "h w 3"]) -> str:
-    """Return an <img> element with an embedded JPEG. `alt` is plain text."""
+    """Return an <img> element that embeds the image as a JPEG. `alt` is plain text."""
     return _part("picture", alt, pixels)
 
 
 def sample_grid(figures: Iterable[tuple[str, Iterable[str]]]) -> str:
-    """Return a grid of figures as HTML. Each figure is a caption with pictures side by side."""
+    """Return an HTML grid of figures. Each figure shows its images side by side above a caption."""
     return _part("samples", [(Markup(caption), map(Markup, pictures)) for caption, pictures in figures])
 
 

@@ -1,4 +1,4 @@
-"""Write the report of a run: evaluate a checkpoint and describe it on one HTML page."""
+"""Write a run report: evaluate a checkpoint and present the results on a single HTML page."""
 
 import dataclasses
 import json
@@ -23,26 +23,26 @@ from deeplab_jax.train.metrics_log import read_log
 from deeplab_jax.train.receipt import read_starts
 
 MAX_MATRIX_CLASSES = 30  # a confusion matrix with more classes is unreadable
-MAX_LISTED = 10  # confusions that are listed in words
+MAX_LISTED = 10  # maximum number of confusions to list as text
 
-Rows = Sequence[Mapping[str, Any]]  # rows of the run's metrics log
+Rows = Sequence[Mapping[str, Any]]  # rows from the run's metrics log
 
 
 def evaluation_config(run: str, split: str | None) -> tuple[Config, epath.Path]:
-    """Return the config for an evaluation on one device, and the path of the checkpoint to evaluate.
+    """Return a single-device evaluation config, and the path of the checkpoint to evaluate.
 
     Args:
       run: A run or checkpoint, in any form that `resolve` accepts.
       split: The split to evaluate. None selects the run's `eval.split`.
 
     Raises:
-      CheckpointError: No checkpoint is found, or it cannot be read.
+      CheckpointError: The checkpoint does not exist or cannot be read.
     """
     checkpoint = resolve(run)
     config = stored_config(str(checkpoint))
     config = dataclasses.replace(
         config,
-        # The run may have used 64 devices, but a report can be written on any machine.
+        # Even if the run used 64 devices, its report can be written on any machine.
         mesh=MeshConfig(data=1),
         eval=dataclasses.replace(config.eval, split=split or config.eval.split),
     )
@@ -61,16 +61,16 @@ def write_report(
     """Evaluate a checkpoint and write the report to `out`. An error leaves no partial file behind.
 
     Args:
-      config: The config that `evaluation_config` returns.
-      checkpoint: The checkpoint that `evaluation_config` returns.
+      config: The config returned by `evaluation_config`.
+      checkpoint: The checkpoint returned by `evaluation_config`.
       out: The HTML file to write.
-      batches: The batches of the evaluated split.
-      names: The names of the split's images.
+      batches: The batches from the evaluated split.
+      names: The names of the images in the split.
       images: The number of worst images to show.
       console: The console for the progress bar and the result.
 
     Raises:
-      CheckpointError: The checkpoint, the log or the receipt cannot be read.
+      CheckpointError: The checkpoint, metrics log or receipt cannot be read.
       DataError: An image or label cannot be read, or the split has no labels.
     """
     workdir = checkpoint.parent.parent
@@ -79,7 +79,7 @@ def write_report(
     variables = restore_model(str(checkpoint), like=config)
     confusion = evaluate(config, variables, batches, len(names), [worst.add], console)
     if not confusion.any():
-        raise DataError(f"`eval.split` (={config.eval.split!r}) has no labels. Choose a split that has labels with --split.")
+        raise DataError(f"`eval.split` (={config.eval.split!r}) has no labels. Choose a labelled split with --split.")
     title, versions = f"{workdir.name}, step {checkpoint.name}", starts[-1].versions if starts else {}
     page = render_report(title, config, train, evaluations, confusion, len(names), worst.examples(), versions)
     with write_atomically(epath.Path(out)) as file:
@@ -97,17 +97,17 @@ def render_report(
     worst: Sequence[Example],
     versions: Mapping[str, str],
 ) -> str:
-    """Return the report as HTML.
+    """Return the HTML report.
 
     Args:
-      title: The name and step of the run.
-      config: The config of the run, with the `eval` fields of this evaluation.
-      train: The training rows of the run's metrics log, or an empty list.
-      evaluations: The evaluation rows of the run's metrics log, or an empty list.
-      confusion: Pixel counts by (label, prediction).
+      title: The run name and step.
+      config: The run's config, with the `eval` fields used for this evaluation.
+      train: The training rows from the metrics log, or an empty list.
+      evaluations: The evaluation rows from the metrics log, or an empty list.
+      confusion: Pixel counts, indexed by (label, prediction).
       images: The number of evaluated images.
       worst: The images to show, worst first.
-      versions: The library versions that the run was trained with.
+      versions: Maps each library used for training to its version.
     """
     labels = config.labels
     return html_page.render(

@@ -1,4 +1,4 @@
-"""`deeplab-jax plan`: estimate whether a training run fits into device memory, and the least time it can take.
+"""`deeplab-jax plan`: estimate whether a training run fits into device memory, and how long it takes at least.
 
-It needs no data set and runs no training step.
+Planning needs no data set and runs no training steps.
 """

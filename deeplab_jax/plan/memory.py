@@ -1,4 +1,4 @@
-"""Estimate the memory of a training step from the network's definition, and suggest ways to reduce it."""
+"""Estimate a training step's memory from the network definition, and suggest ways to reduce it."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -17,12 +17,12 @@ STAGES = (1, 2, 3, 4)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Memory:
-    """The memory that a training step needs on one device, in bytes.
+    """The memory needed by a training step on one device, in bytes.
 
     Attributes:
-      state: Parameters, their moving average, the optimizer state and the BatchNorm statistics.
-      gradients: The gradients of the parameters. With micro-batches, this includes their running sum.
-      activations: Everything that is held for the backward pass when the loss is computed.
+      state: The parameters, their moving average, the optimizer state and the BatchNorm statistics.
+      gradients: The parameter gradients. With micro-batches, their running sum is included.
+      activations: All values held for the backward pass at the time the loss is computed.
     """
 
     state: float
@@ -31,18 +31,18 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """The sum of all parts, in bytes."""
+        """The total memory, in bytes."""
         return self.state + self.gradients + self.activations
 
 
 def estimate(config: Config, mesh: MeshConfig) -> Memory:
-    """Estimate a lower bound of the memory that a training step needs on each device.
+    """Estimate a lower bound for a training step's memory on each device.
 
-    Every convolution output counts twice, because the backward pass needs it before and after BatchNorm.
+    Every convolution output counts twice, because the backward pass needs its values before and after BatchNorm.
 
     Args:
       config: A validated config.
-      mesh: The numbers of devices along the "data" and "spatial" axes. Neither may be 0.
+      mesh: The device counts along the "data" and "spatial" axes. Neither can be 0.
     """
     network_layers = layers(config.model, config.labels.num_classes, config.data.crop_size)
     variables = abstract_variables(DeepLabV3(config.model, config.labels.num_classes))
@@ -50,7 +50,7 @@ def estimate(config: Config, mesh: MeshConfig) -> Memory:
     average = parameters if config.optim.ema_decay else 0
     moments = _count_bytes(jax.eval_shape(make_optimizer(config.optim, 1).init, variables["params"]))
     height, width = config.data.crop_size
-    # Each head has float32 logits at the size of the labels, and their gradient.
+    # Each head needs float32 logits at label resolution, plus their gradient.
     logits = (1 + config.model.aux_head) * 2 * 4 * height * width * config.labels.num_classes
     images = config.data.batch_size / mesh.data / config.train.micro_batches / mesh.spatial
     return Memory(
@@ -61,18 +61,17 @@ def estimate(config: Config, mesh: MeshConfig) -> Memory:
 
 
 def _count_bytes(arrays: Any) -> int:
-    """Return the total size of all arrays, in bytes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arrays))
 
 
 def _activation_bytes(network_layers: list[Layer], remat: tuple[int, ...]) -> int:
-    """Return the bytes of activations that one image needs for the backward pass.
+    """Return the activation memory per image needed for the backward pass, in bytes.
 
-    This is the sum of the stored activations and those of the largest block that is recomputed.
+    This includes all stored activations, plus those in the largest recomputed block.
 
     Args:
-      network_layers: The layers of the network.
-      remat: The backbone stages that are recomputed. Of their blocks, only the inputs are stored.
+      network_layers: The network's layers.
+      remat: The backbone stages to recompute. In these stages, only block inputs are stored.
     """
     stored, recomputed = 0, {"": 0}
     for layer in network_layers:
@@ -90,7 +89,7 @@ def suggest_savings(config: Config, mesh: MeshConfig) -> Iterator[tuple[str, flo
     """Yield config changes that save memory.
 
     Yields:
-      (change, bytes that this change saves on each device by itself, according to `estimate`).
+      One (change, bytes) tuple per change, with the bytes per device that this change alone saves according to `estimate`.
     """
     current = estimate(config, mesh).total
     data, train, model = config.data, config.train, config.model

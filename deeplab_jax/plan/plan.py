@@ -1,4 +1,4 @@
-"""Print the report of `deeplab-jax plan`."""
+"""Print the `deeplab-jax plan` report."""
 
 import dataclasses
 import math
@@ -28,20 +28,20 @@ def plan(
     mfu: float = 1.0,
     compiles: bool = True,
 ) -> None:
-    """Print the parameters, FLOPs and memory of a training run, and the least time of a step and of the full run.
+    """Print a training run's parameters, FLOPs and memory, and its minimum step time and total time.
 
     Args:
       config: A validated config.
       console: The console to print to.
-      devices: The number of devices. None selects the config's mesh on this machine.
-      accelerator: The device to plan for, a key of `ACCELERATORS`. "" selects devices like the first one of this machine,
-        whose speed is then measured.
-      images: The number of training images, for a config that sets `train.epochs`.
+      devices: The number of devices. None uses the config's mesh on this machine.
+      accelerator: The device to plan for, as a key in `ACCELERATORS`. "" plans for devices like this machine's first one, whose
+        speed is then measured.
+      images: The number of training images. It is needed for the total time if the config sets `train.epochs`.
       mfu: The assumed share of the peak rate (model FLOPs utilization), above 0 and at most 1.
-      compiles: Whether to compile the step and print XLA's analysis of its memory and cost.
+      compiles: Whether to compile the step and print XLA's memory and cost analysis.
 
     Raises:
-      ConfigError: An argument cannot be used, or the devices do not divide the batch or the image rows evenly.
+      ConfigError: An argument is invalid, or the batch or the image rows cannot be split evenly over the devices.
     """
     if accelerator and accelerator not in ACCELERATORS:
         raise ConfigError(f"`--accelerator` (={accelerator!r}) is not supported. Use one of {', '.join(ACCELERATORS)}.")
@@ -106,7 +106,7 @@ def _print_memory(
             f"{program.flops / program.accessed:.0f} FLOPs per byte (by XLA's cost analysis, which counts loop bodies once)"
         )
     if limit is None:
-        console.print("The memory size of a device is unknown. Select the device with --accelerator.")
+        console.print("The device memory size is unknown. Select the device with --accelerator.")
         return
     is_exact = program is not None and not is_stand_in
     needed = program.peak_bytes if program and is_exact else lower_bound.total
@@ -123,7 +123,7 @@ def _print_memory(
 
 
 def _is_stand_in(device: jax.Device, mesh: MeshConfig, sheet: Accelerator | None) -> bool:
-    """Check whether `device` only takes the place of a device that this machine does not have."""
+    """Return whether `device` only stands in for hardware that this machine lacks."""
     if sheet:
         return not re.search(sheet.kinds, device.device_kind)
     return device.platform == "cpu" and mesh.data * mesh.spatial > 1
@@ -144,7 +144,7 @@ def _print_time(
     if not sheet and jax.default_backend() == "cpu" and count > 1:
         source += "; each device is assumed to be a machine like this one"
     flops = TRAINING_OVER_FORWARD * network.flops * size / count
-    # The backward pass of a convolution moves its input, output and weights two more times.
+    # A convolution's backward pass moves its input, output and weights two more times.
     moved = TRAINING_OVER_FORWARD * ((network.inputs + network.outputs) * size / count + network.weights)
     console.print(
         f"each device computes {_format_si(rate)}FLOP/s and moves {_format_si(bandwidth)}B/s ({source}), "
@@ -169,7 +169,7 @@ def _print_time(
         steps = total_steps(config, images or 0)
         console.print(
             f"{steps} steps: {format_duration(steps * seconds)}, "
-            "without evaluations, checkpoints, communication and waiting for data"
+            "excluding evaluations, checkpoints, communication and waiting for data"
         )
 
 

@@ -1,4 +1,4 @@
-"""Compile a training step for the planned devices, or for CPU devices in place of them."""
+"""Compile a training step for the planned devices, or for CPU devices that stand in for them."""
 
 import contextlib
 import dataclasses
@@ -16,16 +16,16 @@ from deeplab_jax.train.step import batch_names, compile_train_step
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Program:
-    """XLA's cost and memory analysis of a compiled step, per device.
+    """XLA's cost and memory analysis for a compiled step, per device.
 
     Attributes:
-      seconds: The time that tracing and compilation took.
-      flops: The floating-point operations of a step. XLA counts each instruction once, so the body of a loop counts once.
-      accessed: The bytes that these instructions read and write, with the same caveat.
-      arguments: The size of the arguments, in bytes.
-      outputs: The size of the outputs, in bytes.
-      aliased: The size of the buffers that are both arguments and outputs, in bytes.
-      temporaries: The size of the temporary buffers, in bytes.
+      seconds: The time spent on tracing and compilation, in seconds.
+      flops: The floating-point operations per step. XLA counts each instruction once, so a loop body counts only once.
+      accessed: The bytes read and written per step. Loop bodies again count only once.
+      arguments: The total argument size, in bytes.
+      outputs: The total output size, in bytes.
+      aliased: The total size of buffers used as both argument and output, in bytes.
+      temporaries: The total size of temporary buffers, in bytes.
     """
 
     seconds: float
@@ -38,18 +38,18 @@ class Program:
 
     @property
     def peak_bytes(self) -> int:
-        """The peak memory of a device, in bytes."""
+        """The peak device memory, in bytes."""
         return self.arguments + self.outputs - self.aliased + self.temporaries
 
 
 def find_devices(mesh: MeshConfig, count: int | None) -> list[jax.Device]:
-    """Return the devices to plan for. If this machine has too few devices, CPU devices take their place.
+    """Return the devices to plan for, or CPU devices in their place if this machine has too few.
 
-    Call this before any other use of JAX's devices, because the number of CPU devices is fixed from then on.
+    Call this before JAX's devices are first used, because the number of CPU devices is fixed after that.
 
     Args:
-      mesh: The mesh of the config.
-      count: The number of devices. None selects all devices of this machine, or as many as `mesh` needs if that is more.
+      mesh: The config's mesh.
+      count: The number of devices. None selects all of this machine's devices, or as many as `mesh` needs if that is more.
 
     Raises:
       ConfigError: `count` is below 1, or JAX has already been initialised with too few devices.
@@ -58,7 +58,7 @@ def find_devices(mesh: MeshConfig, count: int | None) -> list[jax.Device]:
         raise ConfigError(f"`--devices` (={count}) cannot be used. Use 1 or more.")
     needed = count or max(mesh.data, 1) * mesh.spatial
     if needed > max(jax.config.jax_num_cpu_devices, 1):  # type: ignore[attr-defined]
-        with contextlib.suppress(RuntimeError):  # JAX is already initialised
+        with contextlib.suppress(RuntimeError):  # raised if JAX is already initialised
             jax.config.update("jax_num_cpu_devices", needed)
     devices = jax.devices()
     if len(devices) < needed:
@@ -72,7 +72,7 @@ def find_devices(mesh: MeshConfig, count: int | None) -> list[jax.Device]:
 
 
 def compile_step(setup: Setup) -> Program:
-    """Compile the training step for the mesh of `setup`. This runs no step and allocates no device memory for it."""
+    """Compile the training step for `setup.mesh`, without running it or allocating its device memory."""
     config, mesh = setup.config, setup.mesh
     start = time.perf_counter()
     step = compile_train_step(mesh, config=config, model=setup.model, optimizer=setup.optimizer)
@@ -91,7 +91,7 @@ def compile_step(setup: Setup) -> Program:
 
 
 def _abstract_batch(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return the shapes and shardings of a batch, as `mesh.place` puts it on the devices."""
+    """Return the batch shapes and shardings that `mesh.place` would produce."""
     config, mesh = setup.config, setup.mesh
     (height, width), size = config.data.crop_size, config.data.batch_size
     if mesh.shape["spatial"] > 1:

@@ -1,1 +1,1 @@
-"""Predict the user's own images and videos."""
+"""Run trained networks on the user's own images and videos."""

@@ -1,6 +1,6 @@
 """Run a network on many images and videos.
 
-Images are grouped by size, so that few programs are compiled. Files are read and written in parallel with the computation.
+Images are grouped by size to limit the number of compiled programs. Files are read and written while the network runs.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from deeplab_jax.predict.inputs import Input
 T = TypeVar("T")
 R = TypeVar("R")
 
-# The size of the windows for images that are too large for one program.
+# The window size for images that are too large for one program.
 WINDOW = (768, 768)
 # The target number of pixels per batch. Smaller batches leave an accelerator idle.
 BATCH_PIXELS = 2**20
@@ -37,14 +37,15 @@ BATCH_PIXELS = 2**20
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Options:
-    """Options that control the results and the batches.
+    """The output and batching options.
 
     Attributes:
       out: The folder for {train_ids,color,overlay,confidence}/<name>.png and, for a video, overlay/<name>.mp4.
-      confidence: Whether to write the largest probability of each pixel too, scaled to 0-255.
+      confidence: Whether to also write each pixel's largest class probability, scaled to 0-255.
       opacity: The opacity of the colours in overlays, from 0 to 1.
-      batch_size: The number of images per batch. 0 uses as many as fit into a million pixels, from 1 to 8.
-      max_pixels: Images with more pixels are processed in windows of 768x768, which limits the memory.
+      batch_size: The number of images per batch. 0 fits as many as possible into about a million pixels, from 1 to 8.
+      max_pixels: The largest image to process at once, in pixels. Larger images are processed in 768x768 windows to limit
+        memory use.
 
     Raises:
       ConfigError: A number is out of range.
@@ -60,9 +61,7 @@ class Options:
         if not 0 <= self.opacity <= 1:
             raise ConfigError(f"`--opacity` (={self.opacity:g}) cannot be used. Use a number from 0 to 1.")
         if self.batch_size < 0:
-            raise ConfigError(
-                f"`--batch-size` (={self.batch_size}) is negative. Use 1 or more, or 0 to choose it automatically."
-            )
+            raise ConfigError(f"`--batch-size` (={self.batch_size}) is negative. Use 1 or more, or 0 to choose automatically.")
         if self.max_pixels < 1:
             raise ConfigError(f"`--max-pixels` (={self.max_pixels}) cannot be used. Use 1 or more.")
 
@@ -71,17 +70,17 @@ Prediction = tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h w"] | None]  #
 
 
 def run(segmenter: Segmenter, inputs: Sequence[Input], options: Options, console: Console, fail: Callable[[str], None]) -> None:
-    """Predict all inputs and write the results. Inputs that cannot be read are reported and skipped.
+    """Run the network on all inputs and write the results. Unreadable inputs are reported and skipped.
 
     Args:
       segmenter: The network to run.
-      inputs: The images and videos that `find_inputs` returns.
-      options: What to write, and where.
-      console: The console that shows the progress.
-      fail: A function that is called with a one-line message for each input that failed.
+      inputs: The images and videos, from `find_inputs`.
+      options: The output and batching options.
+      console: The console for the progress bar.
+      fail: A function called with a one-line message for each failed input.
 
     Raises:
-      ConfigError: A result cannot be written, or there are videos and PyAV is not installed.
+      ConfigError: A result cannot be written, or the inputs include videos but PyAV is not installed.
     """
     images, videos = ([each for each in inputs if files.is_video(each.path) is wanted] for wanted in (False, True))
     if videos:
@@ -89,7 +88,7 @@ def run(segmenter: Segmenter, inputs: Sequence[Input], options: Options, console
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
-        # Pillow warns about large images, which are processed in windows, and about broken metadata, which does not matter.
+        # Pillow warns about large images, which are processed in windows, and about broken metadata, which is harmless.
         warnings.simplefilter("ignore")
         progress = stack.enter_context(Progress(*columns, console=console, disable=not console.is_terminal, transient=True))
         _run_images(segmenter, images, options, progress, fail)
@@ -134,7 +133,7 @@ def _run_images(
 
 
 def _map_ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
-    """Yield the results of `function` in the order of the items. Up to `count` further results are computed in advance."""
+    """Yield `function(item)` for each item, in order, while the pool computes up to `count` results ahead."""
     pending: deque[Future[R]] = deque()
     for item in items:
         pending.append(pool.submit(function, item))
@@ -147,7 +146,7 @@ def _map_ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iter
 def _predict(
     segmenter: Segmenter, loaded: Sequence[tuple[Input, np.ndarray]], at_a_time: int, options: Options
 ) -> Iterator[tuple[Input, np.ndarray, Prediction]]:
-    by_shape = defaultdict(list)  # the size in a file header may have been wrong
+    by_shape = defaultdict(list)  # the size in the file header can be wrong
     for each, image in loaded:
         by_shape[image.shape].append((each, image))
     for (height, width, _), group in by_shape.items():
@@ -155,7 +154,7 @@ def _predict(
         if height * width > options.max_pixels:
             predictions = [_predict_in_windows(segmenter, image, options) for image in images]
         else:
-            # Pad the last batch, because a different batch size would need another program.
+            # Pad the last batch with copies of its last image, because a smaller batch would need another compiled program.
             batch = np.stack(images + images[-1:] * (at_a_time - len(images))).transpose(0, 3, 1, 2)
             if options.confidence:
                 predictions = list(zip(*segmenter.predict_with_confidence(batch), strict=True))
@@ -180,7 +179,7 @@ def _predict_in_windows(segmenter: Segmenter, image: UInt8[np.ndarray, "h w 3"],
 
 
 def batch_size(size: tuple[int, int], options: Options) -> int:
-    """Return the number of images per batch, for images of the given (height, width)."""
+    """Return how many images of the given (height, width) to put in a batch."""
     pixels = size[0] * size[1]
     if pixels > options.max_pixels:
         return 1

@@ -1,4 +1,4 @@
-"""Find the images and videos that the user names, and read images in the orientation in which viewers show them."""
+"""Find the user's images and videos, and read images in the orientation that image viewers show."""
 
 import contextlib
 import dataclasses
@@ -25,9 +25,9 @@ class Input:
     """An image or a video.
 
     Attributes:
-      path: The path of the file.
-      name: The unique name of its results, which may contain folders. The name of a video keeps its suffix, because it becomes
-        the folder of the frames, and this folder must not contain the results of images.
+      path: The file path.
+      name: The unique name for the results, which can contain folders. A video's name keeps its suffix. The name becomes the
+        folder for the video's frames, and the suffix keeps them apart from image results.
     """
 
     path: pathlib.Path
@@ -35,22 +35,22 @@ class Input:
 
 
 def is_video(path: pathlib.Path) -> bool:
-    """Return whether the file has the suffix of a video."""
+    """Return whether the file has a video suffix."""
     return path.suffix.lower() in VIDEOS
 
 
 def find_inputs(arguments: Sequence[str], out: str = "") -> tuple[tuple[Input, ...], tuple[pathlib.Path, ...]]:
-    """Return the inputs that the arguments name, and the files that were skipped because of their suffix.
+    """Return the inputs for the given arguments, and the files skipped because of their suffix.
 
     Args:
-      arguments: Files, folders and `glob` patterns. A file may have any suffix. A folder stands for all files below it that are
-        not hidden. In a pattern, ** matches any number of folders.
-      out: The folder of the results. Files below it are not inputs.
+      arguments: Files, folders and `glob` patterns. A file that is named directly can have any suffix. A folder stands for all
+        files below it except hidden ones. In a pattern, ** matches any number of folders.
+      out: The results folder. Files below it are skipped unless they are named directly.
 
     Raises:
       ConfigError: An argument does not match any file.
     """
-    paths: dict[str, tuple[pathlib.Path, str]] = {}  # by absolute path: the path as given, and the name
+    paths: dict[str, tuple[pathlib.Path, str]] = {}  # absolute path -> (path as given, result name)
     others = []
     for argument in arguments:
         for path, base in _find_files(argument):
@@ -63,8 +63,8 @@ def find_inputs(arguments: Sequence[str], out: str = "") -> tuple[tuple[Input, .
             else:
                 others.append(path)
     count = Counter(name for _, name in paths.values())
-    # If two names are equal, keep the suffixes: a.jpg and a.png become a.jpg.png and a.png.png. If they are still equal,
-    # as for the arguments x/a.jpg and y/a.jpg, use the full path.
+    # If two result names clash, keep the suffixes: a.jpg and a.png become a.jpg.png and a.png.png. If they still clash, as
+    # with the arguments x/a.jpg and y/a.jpg, use the full path.
     names = {
         where: name if count[name] == 1 else str(pathlib.Path(name).with_name(path.name))
         for where, (path, name) in paths.items()
@@ -80,7 +80,7 @@ def find_inputs(arguments: Sequence[str], out: str = "") -> tuple[tuple[Input, .
 def _find_files(argument: str) -> list[tuple[pathlib.Path, pathlib.Path | None]]:
     try:
         paths = list(_list_files(argument)) if argument else []
-    except (OSError, RuntimeError):  # a name that is too long, or the ~ of an unknown user
+    except (OSError, RuntimeError):  # the name is too long, or ~ names an unknown user
         paths = []
     if not paths:
         raise ConfigError(f"`{argument}` does not match any file. Give files, folders or patterns such as 'photos/*.jpg'.")
@@ -88,7 +88,7 @@ def _find_files(argument: str) -> list[tuple[pathlib.Path, pathlib.Path | None]]
 
 
 def _list_files(argument: str) -> Iterator[tuple[pathlib.Path, pathlib.Path | None]]:
-    """Yield each file with the folder that its name is relative to, or with None if the argument is the file itself."""
+    """Yield each matching file and the base folder for its result name, or None as the base if the argument is a file."""
     path = pathlib.Path(argument).expanduser()
     if path.is_dir():
         yield from ((file, path) for file in _select_visible(path.rglob("*"), path))
@@ -100,22 +100,22 @@ def _list_files(argument: str) -> Iterator[tuple[pathlib.Path, pathlib.Path | No
 
 
 def _select_visible(paths: Iterator[pathlib.Path], base: pathlib.Path) -> list[pathlib.Path]:
-    """Return the files that are not hidden below `base`, in sorted order."""
+    """Return the sorted files, except hidden files and files in hidden folders below `base`."""
     return sorted(
         path for path in paths if path.is_file() and not any(part.startswith(".") for part in path.relative_to(base).parts)
     )
 
 
 def read_size(path: pathlib.Path) -> tuple[int, int]:
-    """Read the header of an image and return the (height, width) at which viewers show the image.
+    """Read an image header and return the image's (height, width) after EXIF rotation.
 
-    EXIF data that follows the pixels of a PNG is ignored.
+    In a PNG, EXIF data stored after the pixels is ignored.
 
     Raises:
       DataError: The file is not an image.
     """
     with _translate_errors(path), Image.open(path) as image:
-        # Pillow already rotates TIFFs. It would decode all pixels of a PNG to look for EXIF data after them.
+        # Pillow already rotates TIFFs. To find EXIF data stored after a PNG's pixels, Pillow would decode all of them.
         has_exif = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
         is_transposed = has_exif and image.getexif().get(ExifTags.Base.Orientation) in _TRANSPOSED
         return (image.width, image.height) if is_transposed else (image.height, image.width)
@@ -124,11 +124,11 @@ def read_size(path: pathlib.Path) -> tuple[int, int]:
 def read_image(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
     """Return an image as RGB, rotated according to its EXIF orientation.
 
-    Grey is repeated, transparency is dropped, and 16-bit values are reduced to the upper 8 bits. Only the first image of an
-    animation is used.
+    Grey values are repeated in all three channels, transparency is dropped, and 16-bit values are reduced to their upper 8
+    bits. Only the first frame of an animation is used.
 
     Raises:
-      DataError: The file cannot be read, or it contains floating-point values, which have no fixed range.
+      DataError: The file is unreadable, or contains floating-point values, which have no fixed range.
     """
     with _translate_errors(path), Image.open(path) as image:
         upright = ImageOps.exif_transpose(image)
@@ -141,7 +141,7 @@ def read_image(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
 
 @contextlib.contextmanager
 def _translate_errors(path: pathlib.Path) -> Iterator[None]:
-    """Convert any error that a decoder raises for a broken file to a DataError."""
+    """Convert any decoder error to a DataError that names the file."""
     try:
         yield
     except DataError:

@@ -1,4 +1,4 @@
-"""Read and write the frames of videos with FFmpeg, through PyAV (the optional dependency `video`)."""
+"""Read and write video frames with FFmpeg, through PyAV (the optional dependency `video`)."""
 
 import contextlib
 import fractions
@@ -17,17 +17,17 @@ Frame = UInt8[np.ndarray, "h w 3"]
 
 @contextlib.contextmanager
 def open_video(path: pathlib.Path) -> Iterator[tuple[float, int, Iterator[Frame]]]:
-    """Open a video and yield its frames per second, its number of frames, and an iterator over the frames.
+    """Open a video and yield its frame rate per second, its frame count, and an iterator over the frames.
 
-    The number of frames is 0 if the file does not contain it. Frames are RGB and rotated as the video specifies.
+    The frame count is 0 if the file does not state it. Frames are RGB, rotated as the video specifies.
 
     Raises:
       ConfigError: PyAV is not installed.
-      DataError: The file cannot be read. The iterator also raises this error.
+      DataError: The file is unreadable. The iterator can also raise this error.
     """
     av = require_av()
     try:
-        container = av.open(str(path.absolute()))  # FFmpeg reads the part of a relative path before a colon as a protocol
+        container = av.open(str(path.absolute()))  # in a relative path, FFmpeg mistakes the part before a colon for a protocol
     except (av.FFmpegError, OSError) as error:
         raise DataError(f"{path} cannot be read ({one_line(error)}). Replace the file.") from None
     with container:
@@ -43,7 +43,7 @@ def open_video(path: pathlib.Path) -> Iterator[tuple[float, int, Iterator[Frame]
                     upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
                     if upright.shape != (shape := shape or upright.shape):
                         raise DataError(
-                            f"{path} changes from {shape[1::-1]} to {upright.shape[1::-1]} pixels. Split the video there."
+                            f"{path} changes from {shape[1::-1]} to {upright.shape[1::-1]} pixels. Split the video where its size changes."
                         )
                     yield upright
             except (av.FFmpegError, OSError) as error:
@@ -54,10 +54,10 @@ def open_video(path: pathlib.Path) -> Iterator[tuple[float, int, Iterator[Frame]
 
 @contextlib.contextmanager
 def write_video(path: pathlib.Path, size: tuple[int, int], fps: float) -> Iterator[Callable[[Frame], None]]:
-    """Open a video for writing and yield a function that adds a frame of `size` (height, width).
+    """Open an .mp4 video for writing, and yield a function that appends a frame of `size` (height, width).
 
-    `path` (.mp4) appears when the block ends without an error. The last row or column is repeated if a side is odd, because
-    H.264 stores colours at half the resolution.
+    The file only appears at `path` once the block has ended without an error. If the height or width is odd, the last row or
+    column is repeated, because H.264 stores colours at half resolution.
 
     Raises:
       ConfigError: `path` cannot be written.

@@ -1,4 +1,4 @@
-"""Peak rates, bandwidths and memory of devices, from data sheets and from measurements."""
+"""Device peak rates, bandwidths and memory sizes, from data sheets and measurements."""
 
 import dataclasses
 import functools
@@ -13,21 +13,21 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 GIB = 2**30
-# By default, JAX uses this share of a GPU's memory. XLA_PYTHON_CLIENT_MEM_FRACTION changes it.
+# The share of GPU memory that JAX uses, unless XLA_PYTHON_CLIENT_MEM_FRACTION is set.
 GPU_SHARE = 0.75
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Accelerator:
-    """The specifications of a device, from its vendor's data sheet. docs/explanation/scaling.md lists the sources.
+    """Device specifications from the vendor's data sheet. docs/explanation/scaling.md lists the sources.
 
     Attributes:
-      kinds: A regular expression that matches part of JAX's `device_kind` for this device.
+      kinds: A regular expression to search for in JAX's `device_kind`.
       flops: The peak rate in bfloat16 FLOP/s, accumulated in float32, without sparsity.
       bandwidth: The memory bandwidth in bytes per second.
-      memory: The device memory that JAX uses by default, in bytes.
-      link: The bytes per second that the device sends in a ring of its neighbours, summed over all directions of the ring.
-        0 for devices that are sold without NVLink or a dedicated interconnect.
+      memory: The device memory used by JAX by default, in bytes.
+      link: The rate at which the device sends to its ring neighbours, in bytes per second, summed over all ring directions.
+        0 for devices sold without NVLink or a dedicated interconnect.
     """
 
     kinds: str
@@ -52,12 +52,12 @@ ACCELERATORS = {
 
 
 def peak_rate(kind: str, dtype: str) -> tuple[float, str]:
-    """Return the peak rate of this process's first device in matrix products.
+    """Return the peak matrix product rate for this process's first device.
 
     Args:
-      kind: The `device_kind` of the device.
-      dtype: The dtype of the network. The data sheet is only used for bfloat16, because its rates for other dtypes may need
-        modes that JAX does not use. For other dtypes and for devices that are not in `ACCELERATORS`, the rate is measured.
+      kind: The device's `device_kind`.
+      dtype: The network's dtype. The data sheet is only used for bfloat16, because its rates for other dtypes can require
+        modes that JAX does not use. The rate is measured for other dtypes, and for devices missing from `ACCELERATORS`.
 
     Returns:
       The rate in FLOP/s, and its source: "its data sheet" or "measured".
@@ -69,9 +69,9 @@ def peak_rate(kind: str, dtype: str) -> tuple[float, str]:
 
 
 def mesh_peak_rate(mesh: Mesh, dtype: str) -> tuple[float, str]:
-    """Return the combined `peak_rate` of all devices of a mesh, and its source.
+    """Return the combined `peak_rate` of all devices in a mesh, and its source.
 
-    All CPU devices of a process count as one device, because they share the same cores.
+    A process's CPU devices count as a single device, because they share the same cores.
     """
     devices = list(mesh.devices.flat)
     count = len({device.process_index for device in devices}) if devices[0].platform == "cpu" else len(devices)
@@ -81,7 +81,7 @@ def mesh_peak_rate(mesh: Mesh, dtype: str) -> tuple[float, str]:
 
 @functools.cache
 def matmul_rate(dtype: str) -> float:
-    """Measure the rate of a large matrix product on this process's first device, in FLOP/s. Takes about half a second."""
+    """Measure how fast this process's first device multiplies large matrices, in FLOP/s. Takes about half a second."""
     size = 1024 if jax.default_backend() == "cpu" else 8192
     multiply = jax.jit(lambda x: x @ x)
     return 2 * size**3 / _median_seconds(multiply, jnp.full((size, size), 1 / size, dtype))
@@ -89,12 +89,12 @@ def matmul_rate(dtype: str) -> float:
 
 @functools.cache
 def copy_rate() -> float:
-    """Measure the memory bandwidth of this process's first device in a large copy. Takes about half a second.
+    """Measure the memory bandwidth of this process's first device with a large copy. Takes about half a second.
 
     Returns:
-      The bytes per second that are read and written, together.
+      The bandwidth in bytes per second, counting both reads and writes.
     """
-    # Update the array in place. On a CPU, the operating system would fill the pages of a new array with zeros first.
+    # Update the array in place, because on a CPU, the operating system would first fill a new array's pages with zeros.
     add = jax.jit(lambda x: x + 1, donate_argnums=0)
     numbers = jnp.zeros(GIB // 16, jnp.float32)
     size = numbers.nbytes
@@ -102,10 +102,10 @@ def copy_rate() -> float:
 
 
 def memory_limit(device: jax.Device) -> float | None:
-    """Return the bytes of memory that a program may use on the device.
+    """Return the memory available to a program on the device, in bytes.
 
     Returns:
-      The limit of an accelerator, or the physical memory of the machine for a CPU. None if the limit is unknown.
+      The accelerator's limit or, for a CPU, the machine's physical memory. None if the limit is unknown.
     """
     if device.platform == "cpu":
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) if hasattr(os, "sysconf") else None
@@ -113,7 +113,7 @@ def memory_limit(device: jax.Device) -> float | None:
 
 
 def _median_seconds(work: Callable[[jax.Array], jax.Array], x: jax.Array, budget: float = 0.25) -> float:
-    """Return the median time of `work` after a warm-up call. Each call gets the result of the previous one."""
+    """Return the median time per call to `work`, after a warm-up call. Each call receives the previous call's result."""
     x = jax.block_until_ready(work(x))
     times: list[float] = []
     while len(times) < 3 or sum(times) < budget:

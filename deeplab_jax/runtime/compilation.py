@@ -1,4 +1,4 @@
-"""Reduce the cost of compilation: the persistent cache, compiler options, and the release of freed memory."""
+"""Reduce compilation costs with a persistent cache, compiler options, and the release of freed memory."""
 
 import contextlib
 import ctypes
@@ -14,11 +14,11 @@ import platformdirs
 
 from deeplab_jax.runtime.machine import usable_cores
 
-MAX_BYTES = 1 << 30  # largest total size of the cached programs
+MAX_BYTES = 1 << 30  # maximum total size of the cached programs
 
 
 def enable_compilation_cache() -> None:
-    """Let JAX store compiled programs in `cache_folder`, where later processes find them.
+    """Let JAX store compiled programs in `cache_folder`, for reuse by later processes.
 
     This changes JAX's global configuration, so only entry points should call it. It does nothing in these cases:
 
@@ -27,10 +27,10 @@ def enable_compilation_cache() -> None:
     - The run has several processes.
     - The folder cannot be written.
     """
-    # In a run of several processes, JAX lets only the first one write to the cache. On CPUs or with separate disks, only that
-    # process would find its program again. On GPUs, XLA distributes autotuning over all processes, so the processes that
-    # compile would wait for the one that does not.
-    config: Any = jax.config  # mypy does not know the options, which JAX defines at run time
+    # In a multi-process run, JAX lets only the first process write to the cache. On CPUs or with separate disks, only that
+    # process would find its program again. On GPUs, XLA distributes autotuning over all processes, so the other processes
+    # would compile and wait for the first one, which does not compile.
+    config: Any = jax.config  # JAX defines these options at run time, so mypy does not know them
     is_set_by_user = config.jax_compilation_cache_dir is not None or not config.jax_enable_compilation_cache
     if is_set_by_user or jax.distributed.is_initialized():
         return
@@ -43,23 +43,23 @@ def enable_compilation_cache() -> None:
 
 
 def cache_folder() -> pathlib.Path:
-    """Return the folder for this process's compiled programs: a subfolder of the user's cache for each thread count.
+    """Return the folder for compiled programs, a subfolder of the user's cache specific to the thread count.
 
     Raises:
       RuntimeError: The user has no home directory.
     """
     # JAX's cache key covers the program, its options, XLA_FLAGS, the versions, the devices and the CPU instruction set, so
-    # that different machines with a shared home do not load each other's programs. The key omits the thread count, which XLA
-    # compiles into CPU loops. This is why each count gets a separate folder.
+    # different machines can share a home directory. However, the key omits the thread count, which XLA compiles into CPU loops.
+    # Each thread count therefore gets a separate folder.
     threads = os.environ.get("PJRT_NPROC") or os.environ.get("NPROC") or usable_cores()
     return platformdirs.user_cache_path("deeplab_jax", appauthor=False, opinion=False) / "xla" / f"{threads}-threads"
 
 
 def delete_least_recently_used(folder: pathlib.Path, max_bytes: int) -> None:
-    """Delete the least recently used files in `folder` until the others fit into `max_bytes`.
+    """Delete the least recently used files in `folder` until the rest fit into `max_bytes`.
 
-    JAX's own size limit is not used. It stores a second file next to each program, and if a process dies between writing the
-    two, the cache accepts no more programs.
+    JAX's own size limit is not used, because it stores a second file next to each program. If a process dies between writing
+    the two files, the cache accepts no more programs.
     """
     files = [(path, path.stat()) for path in folder.rglob("*") if path.is_file()]
     total = 0
@@ -70,11 +70,11 @@ def delete_least_recently_used(folder: pathlib.Path, max_bytes: int) -> None:
 
 
 def quick_options(platform: str) -> dict[str, int]:
-    """Return `compiler_options` for `jax.jit` that compile faster, for a program that runs only once.
+    """Return fast-compiling `compiler_options` for `jax.jit`, meant for programs that run only once.
 
-    The results are the same to the last bit. On CPUs, LLVM's highest optimization level takes most of the compile time, and
-    it does not change the arithmetic. (Level 0 would change it, because it does not fuse products with sums.) A level that is
-    set in XLA_FLAGS is respected.
+    The results stay the same to the last bit. On CPUs, LLVM's highest optimization level takes most of the compile time
+    without changing the arithmetic, so a lower level is used. Level 0 would change the arithmetic, because it does not fuse
+    multiplications with additions. A level set in XLA_FLAGS takes precedence.
 
     Args:
       platform: The platform of the devices, such as "cpu" or "gpu".
@@ -83,12 +83,12 @@ def quick_options(platform: str) -> dict[str, int]:
 
 
 def lean_options(platform: str) -> dict[str, str]:
-    """Return `compiler_options` for `jax.jit` that reduce the memory of a large program.
+    """Return memory-saving `compiler_options` for `jax.jit`, meant for large programs.
 
-    They only change programs for CPUs. XLA's default schedule runs independent operations in parallel and holds all of their
-    results. In training, this takes a quarter more memory at the same speed. By default, XLA also removes optimization
-    barriers before it merges common subexpressions, and would then hold slices and tiles of the forward pass for the backward
-    pass (benchmarks/NOTES.md). Options that are set in XLA_FLAGS are respected.
+    Only CPU programs are affected. XLA's default schedule runs independent operations in parallel and holds all of their
+    results, so training takes a quarter more memory at the same speed. By default, XLA also removes optimization barriers
+    before it merges common subexpressions, and would then hold slices and tiles from the forward pass until the backward pass
+    (benchmarks/NOTES.md). Options set in XLA_FLAGS take precedence.
 
     Args:
       platform: The platform of the devices, such as "cpu" or "gpu".
@@ -101,15 +101,15 @@ def lean_options(platform: str) -> dict[str, str]:
 
 
 def _drop_user_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Return `options` without those that the user sets in XLA_FLAGS."""
+    """Return `options` without those already set in XLA_FLAGS."""
     return {name: value for name, value in options.items() if name not in os.environ.get("XLA_FLAGS", "")}
 
 
 class Programs:
-    """A cache of compiled programs in memory. A program of a large network takes a hundred MB or more.
+    """An in-memory cache of compiled programs. A large network's program takes 100 MB or more.
 
     Args:
-      limit: The largest number of programs to keep. Beyond it, the least recently used program is dropped.
+      limit: The maximum number of programs to keep. When it is exceeded, the least recently used program is dropped.
     """
 
     def __init__(self, limit: int = 8) -> None:
@@ -117,7 +117,7 @@ class Programs:
         self._programs: dict[Any, Any] = {}
 
     def get(self, key: Any, compile_it: Callable[[], Any]) -> Any:
-        """Return the program for `key`. If it is not in the cache, compile it with `compile_it`."""
+        """Return the program for `key`, compiling it with `compile_it` if it is not in the cache."""
         self._programs[key] = self._programs.pop(key, None) or compile_it()
         if len(self._programs) > self._limit:
             del self._programs[next(iter(self._programs))]
@@ -125,17 +125,17 @@ class Programs:
 
 
 def compile_program(jitted: Any, *args: Any, **kwargs: Any) -> Any:
-    """Compile `jitted` for these arguments, and return the memory that compilation used to the operating system."""
-    trim_memory()  # otherwise memory freed after reading the weights would add to that of the compiler
+    """Compile `jitted` for these arguments, then release the compiler's freed memory to the operating system."""
+    trim_memory()  # otherwise, memory freed after reading the weights would add to the compiler's peak
     program = jitted.lower(*args, **kwargs).compile()
     trim_memory()
     return program
 
 
 def trim_memory() -> None:
-    """Return freed memory that glibc still holds to the operating system.
+    """Release freed memory still held by glibc to the operating system.
 
-    This is hundreds of MB after a training step was compiled. It does nothing with other C libraries.
+    After compiling a training step, this is hundreds of MB. With other C libraries, this function does nothing.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:

@@ -1,4 +1,4 @@
-"""Coordinate the processes of a run: join them, exchange values, and detect when one of them is lost."""
+"""Coordinate a run's processes: connect them, exchange values, and detect lost processes."""
 
 import contextlib
 import functools
@@ -22,35 +22,35 @@ from deeplab_jax.errors import ConfigError, DeeplabError, HostError, one_line
 from deeplab_jax.runtime.compilation import compile_program
 from deeplab_jax.runtime.launchers import ProcessSpec, find_process_spec, parse_address
 
-LOST_EXIT_CODE = 3  # a process exits with this code if another process has stalled or ended
+LOST_EXIT_CODE = 3  # exit code used when another process has stalled or ended
 HEARTBEAT_SECONDS = 60  # JAX considers a process dead after this time without a heartbeat
-EXIT_DELAY_SECONDS = 1.0  # after an error, so that the other processes can print their own error first
+EXIT_DELAY_SECONDS = 1.0  # delay after an error, so that the other processes can print theirs first
 
 
 def start(coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: int = 300) -> None:
-    """Join the processes of the run. Call this before any other use of JAX. It does nothing in a run of one process.
+    """Connect this process to the others in the run. Call this before any other use of JAX.
 
-    Without flags, the environment variables of the launcher are used. Supported launchers are Open MPI, SLURM's srun, TPU pods
-    and, if the `kubernetes` package is installed, indexed Kubernetes Jobs.
+    In a single-process run, this does nothing. Without flags, the launcher's environment variables are used. Supported
+    launchers are Open MPI, SLURM's srun, TPU pods and, if the `kubernetes` package is installed, indexed Kubernetes Jobs.
 
-    If the processes do not find each other in time, each of them prints one line and exits with code 2. This cannot be an
-    exception, because JAX would abort the process.
+    If the processes do not find each other in time, each prints one line and exits with code 2. No exception can be raised
+    in this case, because JAX would abort the process.
 
     Args:
-      coordinator: The HOST:PORT address at which process 0 listens.
+      coordinator: The HOST:PORT address that process 0 listens on.
       num_processes: The number of processes in the run.
-      process_id: The index of this process, from 0.
-      timeout: The number of seconds to wait for the other processes.
+      process_id: This process's index, from 0.
+      timeout: How long to wait for the other processes, in seconds.
 
     Raises:
-      ConfigError: The flags do not fit together, the port is in use, or the processes have different numbers of devices.
+      ConfigError: The flags are inconsistent, the port is in use, or the processes have different device counts.
     """
     spec = find_process_spec(coordinator, num_processes, process_id, os.environ)
     if spec is None:
         return
     if spec.coordinator and spec.process_id == 0:
         _require_free_port(spec.coordinator)
-    # JAX's preemption service would intercept SIGTERM. We need SIGTERM to end a program or, in training, to save and stop.
+    # JAX's preemption service would intercept SIGTERM, which must end the program or, in training, save and stop.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         with _without_proxies(), _deadline(timeout, functools.partial(_explain_timeout, spec, timeout)):
@@ -76,10 +76,10 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
 
 
 def _require_free_port(coordinator: str) -> None:
-    """Check that the coordinator's port is free. Otherwise JAX would crash, or share the port with another run.
+    """Check that the coordinator's port is free. Otherwise, JAX would crash or share the port with another run.
 
     Raises:
-      ConfigError: The port is in use, or cannot be opened.
+      ConfigError: The port is in use or cannot be opened.
     """
     _, port = parse_address(coordinator)
     is_dual = socket.has_dualstack_ipv6()
@@ -94,7 +94,7 @@ def _require_free_port(coordinator: str) -> None:
 
 @contextlib.contextmanager
 def _without_proxies() -> Iterator[None]:
-    """Hide the proxy variables inside the block. Otherwise gRPC would contact the hosts of the run through a proxy."""
+    """Hide proxy environment variables inside the block, so that gRPC connects to the run's hosts directly."""
     hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.lower().endswith("_proxy")}
     try:
         yield
@@ -104,7 +104,7 @@ def _without_proxies() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _deadline(seconds: float, explain: Callable[[], str]) -> Iterator[None]:
-    """Print the line that `explain` returns and exit with code 2 if the block takes longer than `seconds`."""
+    """Exit with code 2 if the block takes longer than `seconds`, after printing the message returned by `explain`."""
     timer = threading.Timer(seconds, lambda: _print_and_exit(f"error: {explain()}", 2))
     timer.daemon = True
     timer.start()
@@ -115,7 +115,7 @@ def _deadline(seconds: float, explain: Callable[[], str]) -> Iterator[None]:
 
 
 def _explain_timeout(spec: ProcessSpec, timeout: int) -> str:
-    """Return an error message about processes that did not find each other in time."""
+    """Return an error message for processes that did not find each other in time."""
     if not spec.coordinator:
         return (
             f"The processes of the run did not find each other within {timeout} s. "
@@ -139,10 +139,10 @@ def _explain_timeout(spec: ProcessSpec, timeout: int) -> str:
 
 
 def _require_same_device_counts() -> None:
-    # JAX initialises the devices on first use and then waits for every process. Do it here, where all processes meet.
+    # On first use, JAX initialises the devices and waits for every process. Do this here, because all processes get here.
     try:
         devices = jax.devices()
-    # JAX raises several types of errors here. Exit directly, because `exit_process` would initialise the devices again.
+    # JAX raises several error types here. Exit directly, because `exit_process` would initialise the devices again.
     except Exception as error:
         _print_and_exit(
             f"error: JAX found no devices for this process ({one_line(error)}). Check which devices JAX can use on this host.",
@@ -158,7 +158,7 @@ def _require_same_device_counts() -> None:
 
 
 def gather(array: Any) -> np.ndarray:
-    """Return the arrays of all processes, on every process. All processes must call this.
+    """Collect an array from each process, on every process. All processes must call this.
 
     Args:
       array: A small array. Its shape and dtype must be the same on every process.
@@ -193,8 +193,8 @@ def barrier(name: str) -> None:
 def compile_together(jitted: Any, *args: Any, **kwargs: Any) -> Any:
     """Compile `jitted` for these arguments, and wait until every process has done so. All processes must call this.
 
-    Without the wait, a run on CPUs could fail: some processes take longer to compile than others, and Gloo stops waiting for
-    the first contact between processes after 30 s.
+    Without the wait, CPU runs could fail, because some processes take longer to compile than others, and Gloo gives up if
+    the processes do not make contact within 30 s.
     """
     program = compile_program(jitted, *args, **kwargs)
     barrier("compiled")
@@ -205,11 +205,11 @@ def require_same(**facts: Any) -> None:
     """Check that every process was started with the same values. All processes must call this.
 
     Args:
-      **facts: The values to compare, as JSON values. Dicts are compared field by field.
+      **facts: The JSON-serialisable values to compare. Dicts are compared field by field.
 
     Raises:
-      ConfigError: The values differ. This is raised on every process. The message names one process that differs from
-        process 0, and the fields that differ, such as `config.optim.lr`.
+      ConfigError: The values differ. The error is raised on every process. It names a process that differs from process 0,
+        and the differing fields, such as `config.optim.lr`.
     """
     if _is_alone():
         return
@@ -234,7 +234,7 @@ def _gather_bytes(text: bytes) -> list[bytes]:
 
 
 def _describe_difference(tables: list[dict[str, str]], shown: int = 3) -> str:
-    """Return an error message about the first table that differs from table 0. It lists at most `shown` fields."""
+    """Return an error message listing up to `shown` differences between table 0 and the first table that differs from it."""
     process, other = next((i, table) for i, table in enumerate(tables) if table != tables[0])
     names = sorted(name for name in tables[0].keys() | other.keys() if tables[0].get(name) != other.get(name))
     parts = [
@@ -254,13 +254,13 @@ def _shorten(value: str | None) -> str:
 
 
 class Watchdog:
-    """Ends this process if a step takes too long, because a collective that waits for a lost process cannot be cancelled.
+    """Ends this process if a step takes too long, because a collective waiting for a lost process cannot be cancelled.
 
-    It has no effect in a run of one process. It starts counting at the first beat, since programs compile before that. It
-    counts the ticks of its own thread instead of the elapsed time, so that a process may be paused and continued.
+    The watchdog has no effect in a single-process run. It starts counting at the first beat, because programs are compiled
+    before that. It counts its own thread's ticks instead of the elapsed time, so that a process can be paused and resumed.
 
     Args:
-      seconds: The time without a beat after which the process prints one line and exits with code 3. 0 means never.
+      seconds: How long to wait for the next beat before printing one line and exiting with code 3. 0 means forever.
     """
 
     def __init__(self, seconds: int) -> None:
@@ -283,7 +283,7 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._leaving.wait(1.0):
             self._idle += self._beaten
-            if self._idle > self._seconds:  # not >=, because the first tick may come right after the beat
+            if self._idle > self._seconds:  # not >=, because the first tick can come right after the beat
                 _print_and_exit(self._message(), LOST_EXIT_CODE)
 
     def _message(self) -> str:
@@ -296,10 +296,10 @@ class Watchdog:
 
 
 def as_host_error(error: BaseException) -> HostError | None:
-    """Convert an error that was caused by the end of another process into a HostError.
+    """Convert an error caused by losing another process into a HostError.
 
     Returns:
-      The HostError to show instead of `error`, or None if `error` has another cause.
+      The HostError to show instead of `error`, or None if `error` has a different cause.
     """
     if not isinstance(error, RuntimeError | ValueError) or _is_alone():
         return None
@@ -314,11 +314,11 @@ def as_host_error(error: BaseException) -> HostError | None:
 
 @contextlib.contextmanager
 def exit_on_error() -> Iterator[None]:
-    """Run the block, and exit this process if the block raises an error. Use it around the main program.
+    """Exit this process if the block raises an error. Use this context manager around the main program.
 
-    With several processes, an error must end this one soon, because the others may be waiting for it. The exit code is 2 for
-    a user error, 3 if another process was lost, 130 for Ctrl-C, and 1 for a bug, which also prints its traceback. In a run
-    of one process, errors propagate to the caller.
+    In a multi-process run, an error must end the process soon, because the others might be waiting for it. The exit code is
+    2 for a user error, 3 for a lost process, 130 for Ctrl-C, and 1 for a bug, whose traceback is also printed. In a
+    single-process run, errors propagate to the caller.
     """
     try:
         yield
@@ -330,7 +330,7 @@ def exit_on_error() -> Iterator[None]:
 
 
 def _report(error: BaseException) -> int:
-    """Print `error` in a form for users, and return the exit code."""
+    """Print `error` for the user, and return the exit code."""
     lost = error if isinstance(error, HostError) else as_host_error(error)
     if lost or isinstance(error, DeeplabError):
         sys.stderr.write(f"error: {lost or error}\n")
@@ -346,26 +346,26 @@ def _report(error: BaseException) -> int:
 def exit_process(code: int) -> NoReturn:
     """Exit this process after an error.
 
-    With several processes, this skips JAX's shutdown, which would wait for the other processes while they wait for this one.
+    In a multi-process run, JAX's shutdown is skipped, because it would wait for the others while they wait for this process.
     """
     if _is_alone():
         sys.exit(code)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    # The other processes may be about to print the same error. Process 0 exits last, because it runs the coordinator, and JAX
+    # Give the other processes time to print the same error. Process 0 exits last, because it runs the coordinator, and JAX
     # aborts the other processes when the coordinator is gone.
     time.sleep(EXIT_DELAY_SECONDS * (2 if jax.process_index() == 0 else 1))
     os._exit(code)
 
 
 def _is_alone() -> bool:
-    # Check `is_initialized` first. `process_count` would initialise the devices.
+    # Check `is_initialized` first, because `process_count` would initialise the devices.
     return not jax.distributed.is_initialized() or jax.process_count() == 1
 
 
 def _print_and_exit(line: str, code: int) -> NoReturn:
     try:
-        sys.stderr.write(f"{line}\n")  # a single write, because launchers interleave the output of processes
+        sys.stderr.write(f"{line}\n")  # a single write, because launchers interleave process output
         sys.stderr.flush()
     finally:
         os._exit(code)

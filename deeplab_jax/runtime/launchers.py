@@ -1,4 +1,4 @@
-"""Find out from flags or the launcher's environment variables which process of a run this is.
+"""Determine this process's index and the number of processes, from flags or the launcher's environment variables.
 
 This module starts no processes and does not import JAX.
 """
@@ -13,13 +13,13 @@ from deeplab_jax.errors import ConfigError
 
 
 class Launcher(NamedTuple):
-    """A program that starts the processes of a run, and the environment variables that it sets for them.
+    """A program that starts a run's processes, and the environment variables it sets for them.
 
     Attributes:
-      name: The name of the launcher, for messages.
-      size: The variable that holds the number of processes.
-      rank: The variable that holds the index of this process.
-      address: The variables from which JAX derives the address of process 0. Empty if JAX cannot derive it.
+      name: The launcher name, for messages.
+      size: The variable holding the number of processes.
+      rank: The variable holding this process's index.
+      address: The variables JAX uses to derive process 0's address. Empty if JAX cannot derive it.
     """
 
     name: str
@@ -36,8 +36,8 @@ LAUNCHERS = (
         "OMPI_COMM_WORLD_RANK",
         ("OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_LOCAL_RANK"),
     ),
-    # SLURM_STEP_NUM_TASKS is the size of the job step. SLURM_NTASKS is the size of the whole job, which is wrong inside a
-    # salloc shell, where a single process runs.
+    # SLURM_STEP_NUM_TASKS counts the tasks in the job step. SLURM_NTASKS counts those in the full job, which is wrong inside
+    # a salloc shell, where a single process runs.
     Launcher(
         "SLURM",
         "SLURM_STEP_NUM_TASKS",
@@ -50,13 +50,13 @@ LAUNCHERS = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ProcessSpec:
-    """The arguments with which a process joins its run. JAX detects those that are None.
+    """The arguments for joining a run. JAX detects those that are None.
 
     Attributes:
-      coordinator: The HOST:PORT address at which process 0 listens.
+      coordinator: The HOST:PORT address that process 0 listens on.
       num_processes: The number of processes in the run.
-      process_id: The index of this process, from 0.
-      all_devices: Whether the process uses all GPUs that it sees, and not only the GPU of its rank on the host.
+      process_id: This process's index, from 0.
+      all_devices: Whether the process uses all visible GPUs, rather than only the GPU matching its rank on the host.
     """
 
     coordinator: str | None = None
@@ -68,20 +68,20 @@ class ProcessSpec:
 def find_process_spec(
     coordinator: str | None, num_processes: int | None, process_id: int | None, environ: Mapping[str, str]
 ) -> ProcessSpec | None:
-    """Find out which process this is, from the flags or otherwise from the launcher's environment variables.
+    """Determine how this process joins its run, from the flags or, without flags, the launcher's environment variables.
 
     Args:
-      coordinator: The value of `--coordinator`. If it is the only flag, it replaces the address that JAX would derive from
+      coordinator: The value of `--coordinator`. If this is the only flag, it replaces the address that JAX would derive from
         the launcher's variables.
       num_processes: The value of `--num_processes`.
       process_id: The value of `--process_id`.
       environ: The environment variables.
 
     Returns:
-      The arguments with which this process joins the run, or None for a run of one process.
+      The arguments for joining the run, or None for a single-process run.
 
     Raises:
-      ConfigError: Flags are missing or out of range, or the launcher does not say where process 0 is.
+      ConfigError: Flags are missing or out of range, or the launcher does not say where process 0 runs.
     """
     address = coordinator or environ.get("JAX_COORDINATOR_ADDRESS")
     if num_processes is not None or process_id is not None:
@@ -102,7 +102,7 @@ def _spec_from_launcher(launcher: Launcher, coordinator: str | None, environ: Ma
     elif not launcher.address or not all(name in environ for name in launcher.address):
         raise ConfigError(
             f"{launcher.name} started {count} processes but does not say where process 0 runs. "
-            "Set --coordinator=HOST:PORT to the host of process 0 and a free port of that host."
+            "Set --coordinator=HOST:PORT to the host of process 0 and a free port on that host."
         )
     return ProcessSpec(coordinator, int(count), int(environ[launcher.rank]), _has_own_devices(environ))
 
@@ -125,7 +125,7 @@ def _spec_from_flags(coordinator: str | None, num_processes: int | None, process
 
 
 def parse_address(coordinator: str) -> tuple[str, int]:
-    """Split the value of `--coordinator` into host and port.
+    """Split a `--coordinator` value into host and port.
 
     Raises:
       ConfigError: The value is not a HOST:PORT address.
@@ -140,11 +140,11 @@ def parse_address(coordinator: str) -> tuple[str, int]:
 
 
 def _has_own_devices(environ: Mapping[str, str]) -> bool:
-    """Return whether no other process of the run uses the GPUs that this process sees.
+    """Return whether this process shares its visible GPUs with no other process in the run.
 
-    In this case, the process must use all GPUs that it sees. By default, JAX would use the GPU whose index is the local rank
-    of the process. This leaves GPUs idle if the process is the only one on its host. It fails if the launcher shows each
-    process a single GPU, because a process with local rank 1 would look for a second GPU.
+    If so, the process must use all of them. By default, JAX would only use the GPU whose index is the process's local rank,
+    which leaves GPUs idle if there is one process per host. If the launcher shows each process a single GPU, JAX's default
+    fails, because a process with local rank 1 would look for a second GPU.
     """
     if "," not in environ.get("CUDA_VISIBLE_DEVICES", ","):
         return True
@@ -156,9 +156,9 @@ def _has_own_devices(environ: Mapping[str, str]) -> bool:
 
 
 def _is_on_tpu_pod(environ: Mapping[str, str]) -> bool:
-    """Return whether this may be a host of a TPU pod.
+    """Return whether this host might be part of a TPU pod.
 
-    On Google Cloud, only the metadata server knows this for certain. JAX queries that server later.
+    On Google Cloud, only the metadata server can tell for certain. JAX queries that server later.
     """
     if "tpu" not in environ.get("JAX_PLATFORMS", "tpu").split(","):
         return False
@@ -169,6 +169,6 @@ def _is_on_tpu_pod(environ: Mapping[str, str]) -> bool:
 
 
 def _is_in_indexed_job(environ: Mapping[str, str]) -> bool:
-    """Return whether this is a pod of an indexed Kubernetes Job, with the package that JAX needs to find the other pods."""
+    """Return whether this is an indexed Kubernetes Job pod and the `kubernetes` package, which JAX needs, is installed."""
     is_indexed = "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ
     return is_indexed and importlib.util.find_spec("kubernetes") is not None

@@ -1,25 +1,25 @@
-"""Query and configure the machine: the number of usable cores, and how the C library reuses freed memory."""
+"""Count the usable CPU cores, and configure how the C library reuses freed memory."""
 
 import ctypes
 import functools
 import os
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # parameters of mallopt, as numbered in glibc's malloc.h
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # mallopt parameters, as numbered in glibc's malloc.h
 
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Let the C library keep up to 64 MB of freed memory per thread, and reuse it for the next image.
+    """Let the C library keep up to 64 MB of freed memory per thread, for reuse by the next image.
 
-    Otherwise the memory goes back to the kernel, which fills every page with zeros before it hands the page out again. This
-    takes a tenth of the time of reading a record. Only glibc is configured, and only if no MALLOC_ variable is set.
+    Otherwise, the memory goes back to the kernel, which zeroes every page before handing it out again. Zeroing takes a tenth
+    of the time needed to read a record. Only glibc is configured, and only if no MALLOC_ environment variable is set.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
         mallopt(TRIM_THRESHOLD, 64 << 20)
-        mallopt(MMAP_THRESHOLD, 32 << 20)  # its maximum
+        mallopt(MMAP_THRESHOLD, 32 << 20)  # the maximum that glibc allows
 
 
 def usable_cores() -> int:
-    """Return the number of cores that this process may use, which may be fewer than the machine has."""
+    """Return the number of CPU cores available to this process, which can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Build the device mesh, define the shardings of arrays, and move batches from the host to the devices."""
+"""Build the device mesh, define array shardings, and move batches from the host to the devices."""
 
 import collections
 import itertools
@@ -21,13 +21,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] = ()) -> Mesh:
 
     Args:
       config: The size of each axis.
-      devices: The devices of all processes. () selects the devices of JAX's default platform.
+      devices: The devices from all processes. () selects those on JAX's default platform.
 
     Raises:
-      ConfigError: The mesh needs more devices than exist, or its axes do not divide the number of devices. With several
-        processes, it also fails if a process would be left without devices or would share an image with a different process.
+      ConfigError: The mesh needs more devices than exist, or `config.spatial` is not a divisor of the device count. With
+        several processes, this is also raised if devices would stay unused or two processes would share an image.
     """
-    # On a TPU slice, device ids are interleaved across hosts, but the batch rows of a process must be contiguous.
+    # Sort by process, because a process's batch rows must be contiguous. On a TPU slice, device ids are interleaved across hosts.
     devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
     if not config.data and len(devices) % config.spatial:
         raise ConfigError(
@@ -48,7 +48,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] = ()) -> Mesh:
     local = sum(device.process_index == jax.process_index() for device in devices)
     if local % config.spatial and data * config.spatial > 1:
         raise ConfigError(
-            f"`mesh.spatial` (={config.spatial}) is not a divisor of the number of devices per process ({local}), so that "
+            f"`mesh.spatial` (={config.spatial}) is not a divisor of the number of devices per process ({local}), so "
             "two processes would share an image. Use a divisor."
         )
     grid = np.asarray(devices[: data * config.spatial]).reshape(data, config.spatial)
@@ -59,13 +59,13 @@ def check_batch(batch_size: int, mesh: Mesh, field: str, micro_batches: int = 1)
     """Check that a batch can be split evenly over the "data" axis of the mesh.
 
     Args:
-      batch_size: The size of the global batch.
+      batch_size: The global batch size.
       mesh: The device mesh.
-      field: The config field of the batch size, for the error message.
-      micro_batches: The number of parts that the batch is computed in. Each part must be split evenly.
+      field: The name of the batch size field in the config, for the error message.
+      micro_batches: The number of micro-batches. Each of them must be split evenly.
 
     Raises:
-      ConfigError: The batch cannot be split evenly. The message gives the nearest sizes that can.
+      ConfigError: The batch cannot be split evenly. The message suggests the nearest valid sizes.
     """
     data = mesh.shape["data"]
     parts = data * micro_batches
@@ -79,27 +79,27 @@ def check_batch(batch_size: int, mesh: Mesh, field: str, micro_batches: int = 1)
 
 
 def replicated_sharding(mesh: Mesh) -> NamedSharding:
-    """Return the sharding that keeps a full copy of an array on every device, as for parameters and optimizer state."""
+    """Return the sharding for arrays copied in full to every device, such as parameters and optimizer state."""
     return NamedSharding(mesh, P())
 
 
 def batch_shardings(mesh: Mesh, batch: Iterable[str]) -> dict[str, NamedSharding]:
-    """Return the shardings of the batch entries named in `batch`.
+    """Return a dict mapping each entry name in `batch` to its sharding.
 
-    The batch dimension is split over "data". The rows of images and labels are split over "spatial".
+    The batch dimension is split over the "data" axis. Image and label rows are split over the "spatial" axis.
     """
     specs = {"image": P("data", "spatial"), "label": P("data", "spatial"), "valid": P("data"), "photometric": P("data")}
     return {name: NamedSharding(mesh, specs[name]) for name in batch}
 
 
 def place(batch: dict[str, np.ndarray], mesh: Mesh, row_unit: int) -> dict[str, jax.Array]:
-    """Put this process's part of a global batch on its devices. The entries in `HOST_ONLY` are left out.
+    """Put this process's part of a global batch on its devices, except for the `HOST_ONLY` entries.
 
     Args:
-      batch: The batch entries of this process, as NumPy arrays.
+      batch: This process's batch entries, as NumPy arrays.
       mesh: The device mesh.
-      row_unit: The output stride of the network. The rows of images and labels are split over "spatial". They
-        are padded at the bottom so that each device gets a multiple of `row_unit` rows. 0 keeps images whole.
+      row_unit: The network's output stride. Image and label rows are split over the "spatial" axis, and padded at the bottom
+        so that each device gets a multiple of `row_unit` rows. With 0, the rows are not split.
     """
     shardings = batch_shardings(mesh, [name for name in batch if name not in HOST_ONLY])
     if not row_unit:
@@ -110,19 +110,19 @@ def place(batch: dict[str, np.ndarray], mesh: Mesh, row_unit: int) -> dict[str, 
 
 
 def _pad_rows(x: np.ndarray, mesh: Mesh, row_unit: int) -> np.ndarray:
-    """Pad images or labels at the bottom. In labels, padding is the ignore label. In images, no operation reads it."""
+    """Pad images or labels at the bottom. Labels are padded with the ignore label, and image padding is never read."""
     missing = padded_height(x.shape[1], mesh.shape["spatial"], row_unit) - x.shape[1]
     return np.pad(x, ((0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)), constant_values=IGNORE) if missing else x
 
 
 def padded_height(height: int, devices: int, row_unit: int) -> int:
-    """Return `height`, rounded up so that each device gets a multiple of `row_unit` rows."""
+    """Round `height` up so that each device gets a multiple of `row_unit` rows."""
     unit = devices * row_unit
     return -(-height // unit) * unit
 
 
 def local_rows(x: jax.Array) -> np.ndarray:
-    """Copy this process's rows of a batch from its devices to the host. Only the first axis of `x` may be split."""
+    """Copy this process's rows of a sharded batch to the host. Only the first axis of `x` can be sharded."""
     shards = {shard.index[0].start or 0: shard for shard in x.addressable_shards}
     return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])
 
@@ -130,16 +130,16 @@ def local_rows(x: jax.Array) -> np.ndarray:
 def prefetch(
     batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, row_unit: int, ahead: int = 2
 ) -> Iterator[tuple[dict, dict[str, jax.Array]]]:
-    """Yield batches while the next ones are copied to the devices.
+    """Yield batches while the next ones are being copied to the devices.
 
     Args:
-      batches: The batches of this process, on the host.
+      batches: This process's batches, on the host.
       mesh: The device mesh.
       row_unit: See `place`.
-      ahead: The number of batches that are put on the devices before the first one is yielded.
+      ahead: The number of batches to put on the devices before yielding the first one.
 
     Yields:
-      (host batch, the same batch on the devices).
+      Pairs of a host batch and the same batch on the devices.
     """
     queue: collections.deque[tuple[dict, dict[str, jax.Array]]] = collections.deque()
     batches = iter(batches)

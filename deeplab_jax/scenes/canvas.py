@@ -1,11 +1,11 @@
-"""A canvas that paints street scenes with exact labels.
+"""A canvas for painting street scenes with exact labels.
 
 Every object is a polygon. Its corners are given in metres (x to the right of the camera, y above the ground, z ahead) and
-projected by a pinhole camera. One rasterised mask of the polygon is used to paint the image, the labels and the instances, so
-they agree in every pixel. Painting the polygons again in the same order reproduces the labels.
+projected by a pinhole camera. Each polygon is rasterised once, and the same mask is used to paint the image, the labels and
+the instances, so they agree in every pixel. Painting the polygons again in the same order reproduces the labels.
 
-The camera is at x = 0, so objects further from the middle of the street never hide objects closer to it. Scenes are therefore
-painted lane by lane from the outside in, and from far to near within a lane.
+The camera is at x = 0, so objects further to the side never hide objects closer to the middle of the street. Scenes are
+therefore painted lane by lane from the outside in, and from far to near within a lane.
 """
 
 import dataclasses
@@ -25,23 +25,22 @@ THINGS = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicy
 T = TypeVar("T")
 Points = np.ndarray  # float [..., k, 2]: one polygon, or several polygons with k corners each
 Parts = list[tuple[Points, Color]]
-Projection = Callable[[Points], Points]  # maps points on a plane, in metres, to pixels
-Object = tuple[str, list[list[int]]]  # the label and the corners [[x, y], ...] of a polygon, in pixels
-# The standard deviation of the noise on each material, in grey levels. Other materials have 3.5.
+Projection = Callable[[Points], Points]  # maps points on a plane (in metres) to pixels
+Object = tuple[str, list[list[int]]]  # a polygon: its class name and its corners [[x, y], ...] in pixels
+# The noise standard deviation for each material, in grey levels. The default for other materials is 3.5.
 GRAIN = {"sky": 1.5, "road": 5, "terrain": 13, "vegetation": 12, "building": 5, "wall": 7}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Scene:
-    """An image and its annotations in the form that Cityscapes uses.
+    """An image and its annotations in the Cityscapes format.
 
     Attributes:
       image: The RGB image, uint8 [h, w, 3].
       label_ids: The Cityscapes ids, uint8 [h, w].
-      instance_ids: The instance ids, uint16 [h, w]. This is the Cityscapes id, or 1000 * id + k for object number k (from 0) of
-        a class whose objects are counted (THINGS).
-      objects: The (label, [[x, y], ...]) polygons in the order in which they were painted. Painting them in this order
-        reproduces `label_ids`.
+      instance_ids: The instance ids, uint16 [h, w]. In classes with countable objects (THINGS), a pixel's value is
+        1000 * id + k, where k is the object number, starting at 0. Elsewhere, it is the Cityscapes id.
+      objects: The (label, [[x, y], ...]) polygons in painting order. Painting them again in this order reproduces `label_ids`.
     """
 
     image: np.ndarray
@@ -51,10 +50,10 @@ class Scene:
 
 
 class Canvas:
-    """A camera and the image, labels and instances that have been painted so far.
+    """A camera, and the image, labels and instances painted so far.
 
     Args:
-      rng: The source of all random choices in the scene.
+      rng: The random generator for all choices in the scene.
       size: The (height, width) of the image in pixels.
     """
 
@@ -65,7 +64,7 @@ class Canvas:
         self.eye = rng.uniform(1.55, 1.9)
         self.horizon = self.height * rng.uniform(0.38, 0.45)
         self.centre = self.width * rng.uniform(0.45, 0.55)
-        self.bend = rng.uniform(-0.002, 0.002)  # sideways drift of the street, in metres per squared metre ahead
+        self.bend = rng.uniform(-0.002, 0.002)  # the street shifts sideways by bend * z**2 metres at distance z
         self.mirror = rng.choice((-1, 1))
         self.image = Image.new("RGB", (self.width, self.height))
         self.labels = Image.new("L", self.image.size)
@@ -73,7 +72,7 @@ class Canvas:
         self.objects: list[Object] = []
 
     def project(self, x: Points | float, y: Points | float, z: Points | float) -> Points:
-        """Return the pixel positions [..., 2] of points given in metres."""
+        """Project points from metres to pixel positions [..., 2]."""
         scale = self.focal / z
         right = self.centre + self.mirror * (x + self.bend * z * z) * scale
         down = self.horizon + (self.eye - y) * scale
@@ -82,15 +81,15 @@ class Canvas:
         return pixels
 
     def project_ground(self, p: Points) -> Points:
-        """Return the pixel positions of points (z, x) on the ground."""
+        """Project (z, x) points on the ground to pixel positions."""
         return self.project(p[..., 1], 0.0, p[..., 0])
 
     def facade_plane(self, x: float) -> Projection:
-        """Return the projection of points (z, y) on the upright plane that runs along the street at x."""
+        """Return the projection for (z, y) points on the vertical plane along the street at x."""
         return lambda p: self.project(x, p[..., 1], p[..., 0])
 
     def facing_plane(self, x: float, z: float, stretch: float = 1.0, scale: float = 1.0) -> Projection:
-        """Return the projection of points (right, up) on the upright plane that faces the camera at (x, z).
+        """Return the projection for (right, up) points on the vertical plane that faces the camera at (x, z).
 
         A negative `stretch` mirrors the plane horizontally.
         """
@@ -100,11 +99,11 @@ class Canvas:
         """Paint an object over everything painted so far.
 
         Args:
-          label: The Cityscapes name of the class.
-          outline: The corners [k, 2] of the object. They are rounded to whole pixels.
-          fill: The colour of the object. None keeps the background visible, as behind a fence.
-          parts: Coloured polygons painted on the object and clipped to its outline.
-          on: The projection of the plane that holds the outline and the parts. None means that they are given in pixels.
+          label: The Cityscapes class name.
+          outline: The object's corners [k, 2], which are rounded to whole pixels.
+          fill: The fill colour. None leaves the background visible, for example behind a fence.
+          parts: Coloured polygons to paint on the object, clipped to its outline.
+          on: The projection for the outline and the parts. None means that both are given in pixels.
         """
         corners = np.rint(on(outline) if on else outline).astype(int)
         mask = Image.new("1", self.image.size)
@@ -126,9 +125,9 @@ class Canvas:
         self.objects.append((label, corners.tolist()))
 
     def finish(self) -> Scene:
-        """Return the scene, with light and noise added to the image.
+        """Add lighting and noise to the image, and return the scene.
 
-        The light consists of a soft shadow, a brightness and a colour temperature. The noise depends on the material (GRAIN).
+        The lighting combines a soft shadow, a brightness and a colour temperature. GRAIN defines the noise for each material.
         """
         rng, label_ids = self.rng, np.asarray(self.labels)
         y, x = np.linspace(-1, 1, self.height, dtype=np.float32)[:, None], np.linspace(-1, 1, self.width, dtype=np.float32)

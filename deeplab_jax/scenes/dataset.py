@@ -1,4 +1,4 @@
-"""Write a small data set of street scenes in the Cityscapes layout.
+"""Write a small synthetic street scene data set in the Cityscapes layout.
 
 The scenes are drawn by this package, so there is nothing to download and the labels are exact.
 """
@@ -18,7 +18,7 @@ from deeplab_jax.scenes import IDS, Object, Scene, draw_scene
 
 __all__ = ["Scene", "draw_scene", "write"]
 
-FORMAT = 1  # bump this version when the same arguments produce different images
+FORMAT = 1  # bump this when the same arguments no longer produce the same images
 RECORD = "synthetic.json"
 CITIES = {"train": ("polygonburg", "vectorstadt"), "val": ("rasterheim",), "test": ("canvasdorf",)}
 
@@ -32,22 +32,22 @@ def write(
     size: tuple[int, int] = (192, 384),
     seed: int = 0,
 ) -> None:
-    """Write the data set to `root`, or do nothing if `root` already holds the same data set.
+    """Write the data set to `root`, or do nothing if `root` already contains the same data set.
 
-    If writing fails, `root` is not created. A scene depends only on `seed`, its split, its number and `size`. A longer split
-    therefore starts with the scenes of a shorter one.
+    If writing fails, `root` is not created. A scene depends only on `seed`, `size`, its split and its position in the split, so
+    increasing a split's length keeps the existing scenes.
 
     Args:
       root: A folder that does not exist yet. Missing parent folders are created.
-      train: The number of training scenes, which have labels.
-      val: The number of validation scenes, which have labels.
-      test: The number of test scenes, which have no labels.
+      train: The number of labelled training scenes.
+      val: The number of labelled validation scenes.
+      test: The number of unlabelled test scenes.
       size: The (height, width) of the images in pixels.
       seed: The random seed. Different seeds produce different scenes.
 
     Raises:
       ConfigError: A count or the seed is negative, or `size` is below 64 x 64.
-      DataError: `root` exists and does not hold the data set that these arguments describe.
+      DataError: `root` exists but does not contain the requested data set.
     """
     counts = {"train": train, "val": val, "test": test}
     for name, value in {**counts, "seed": seed}.items():
@@ -73,13 +73,13 @@ def write(
         try:
             complete.rename(root)
         except OSError:
-            # A different process may have written the same data set in the meantime.
+            # Another process might have written the same data set meanwhile.
             if _read_record(root) != record:
                 raise
 
 
 def _read_record(root: pathlib.Path) -> Any:
-    """Return the arguments that the data set in `root` was made with, or None if `root` does not hold such a data set."""
+    """Return the arguments recorded for the data set in `root`, or None if there is no valid record."""
     try:
         return json.loads((root / RECORD).read_text())
     except (OSError, ValueError):
@@ -107,9 +107,8 @@ def _write_split(root: pathlib.Path, split: str, rngs: list[np.random.Generator]
 
 def _save(array: np.ndarray, path: pathlib.Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(
-        path, compress_level=1
-    )  # the noise hardly compresses, so a higher level costs time and saves little
+    # The noise hardly compresses, so a higher level would cost time and save little.
+    Image.fromarray(array).save(path, compress_level=1)
 
 
 def _format_polygons(objects: tuple[Object, ...], size: tuple[int, int]) -> str:
@@ -118,7 +117,7 @@ def _format_polygons(objects: tuple[Object, ...], size: tuple[int, int]) -> str:
 
 
 def make_color_table() -> np.ndarray:
-    """Return the official Cityscapes colour of each id that is drawn, uint8 [256, 3]. All other ids are black."""
+    """Return a uint8 [256, 3] table of official Cityscapes colours by id. Ids that are never drawn are black."""
     table = np.zeros((256, 3), np.uint8)
     table[list(CITYSCAPES.ids)] = CITYSCAPES.colors
     table[IDS["parking"]], table[IDS["rail track"]], table[IDS["polegroup"]] = (250, 170, 160), (230, 150, 140), (153, 153, 153)

@@ -1,4 +1,4 @@
-"""Functions that draw the objects of a street scene: street furniture, people, two-wheelers and vehicles."""
+"""Draw the objects in a street scene: street furniture, people, two-wheelers and vehicles."""
 
 import dataclasses
 
@@ -29,11 +29,14 @@ from deeplab_jax.scenes.shapes import (
     shade,
 )
 
-# Objects on the pavement. Each function draws one of them at (x, z).
+# Objects on the pavement. The position (x, z) is in metres.
 
 
 def draw_pavement_objects(c: Canvas, x: float, near: float) -> None:
-    """Draw a row of people, posts and parked two-wheelers, from far to near, starting `near` metres ahead of the camera."""
+    """Draw a row of people, posts and parked two-wheelers on the pavement, from far to near.
+
+    The row starts `near` metres ahead of the camera.
+    """
     extra = pick(c.rng, {draw_litter_bin: 0.4, draw_sign_pair: 0.3, draw_motorcycle: 0.3})
     kinds = [
         draw_traffic_light,
@@ -78,14 +81,14 @@ def draw_traffic_sign(c: Canvas, x: float, z: float) -> None:
 
 
 def draw_sign_pair(c: Canvas, x: float, z: float) -> None:
-    """Draw two traffic signs on a pair of posts. The posts have the class `polegroup`, which is not evaluated."""
+    """Draw two traffic signs on a double post. Its class, `polegroup`, is ignored in evaluation."""
     c.paint("polegroup", rect(-0.3, 0.3, 0, 2.4), STEEL, [(rect(-0.12, 0.12, 0, 2.4), DARK)], c.facing_plane(x, z))
     draw_sign_plate(c, x, 1.7, z)
     draw_sign_plate(c, x, 2.7, z)
 
 
 def draw_sign_plate(c: Canvas, x: float, y: float, z: float) -> None:
-    """Draw the plate of a traffic sign, chosen from six designs, with its centre at height y."""
+    """Draw a traffic sign plate in one of six designs, centred at height y."""
     blue, disc, dash = (36, 84, 172), arc(0, 0, 0.5, n=14), rect(-0.28, 0.28, -0.09, 0.09)
     up, diamond = path("-.55,-.5 .55,-.5 0,.53"), path(".58,0 0,.58 -.58,0 0,-.58")
     kinds: list[tuple[Points, Color, Parts]] = [
@@ -101,14 +104,14 @@ def draw_sign_plate(c: Canvas, x: float, y: float, z: float) -> None:
 
 
 def draw_litter_bin(c: Canvas, x: float, z: float) -> None:
-    """Draw a litter bin. It has the class `static`, which is not evaluated."""
+    """Draw a litter bin. Its class, `static`, is ignored in evaluation."""
     color = pick_color(c.rng, PAINT)
     rim = (rect(-0.4, 0.4, 0.85, 1), shade(color, 0.6))
     c.paint("static", path("-.3,0 .3,0 .38,1 -.38,1"), color, [rim], c.facing_plane(x, z))
 
 
 def draw_person(c: Canvas, x: float, z: float) -> None:
-    """Draw a person who stands or walks."""
+    """Draw a standing or walking person."""
     rng, legs = c.rng, path(".19,.9 .21,0 .04,0 0,.72 -.04,0 -.21,0 -.19,.9")
     spread = 1 + rng.uniform(0, 0.9) * (1 - legs[:, 1:]) * (1, 0)  # moves the feet apart, as in walking
     arms, back = path(".07,1.48 .26,1.43 .34,.84 .22,.84"), path("-.22,.84 -.34,.84 -.26,1.43 -.07,1.48")
@@ -125,7 +128,7 @@ def draw_person(c: Canvas, x: float, z: float) -> None:
 
 
 def choose_side_view(c: Canvas, x: float, z: float) -> Projection:
-    """Return the projection for an object that shows its side to the camera, at a slight random angle, facing left or right."""
+    """Return the projection for an object seen from the side, at a slight random angle, facing left or right."""
     return c.facing_plane(x, z, c.rng.uniform(0.8, 0.95) * c.rng.choice((-1, 1)), 1.1)
 
 
@@ -156,7 +159,7 @@ def draw_motorcycle(c: Canvas, x: float, z: float, on: Projection | None = None)
 
 
 def draw_rider(c: Canvas, on: Projection) -> None:
-    """Draw a rider who leans forward and wears a helmet and a bright band."""
+    """Draw a rider leaning forward, with a helmet and a bright band."""
     rng, back = c.rng, path("-.38,.86 -.36,1.15 -.16,1.52 0,1.56")
     front = path(".2,1.48 .52,1.16 .5,1.02 .2,1.2 .06,1 .32,.82 .2,.26 0,.26 .08,.7 -.2,.8")
     helmet = pick_color(rng, (WHITE, YELLOW, RED, (40, 60, 150)))
@@ -174,29 +177,29 @@ def draw_cyclist(c: Canvas, x: float, z: float) -> None:
 
 
 def draw_motorcyclist(c: Canvas, x: float, z: float) -> None:
-    """Draw a rider on a motorcycle, at 0.75 of the distance z."""
+    """Draw a rider on a motorcycle at (x, 0.75 * z)."""
     on = choose_side_view(c, x, 0.75 * z)
     draw_motorcycle(c, x, z, on)
     draw_rider(c, on)
 
 
-# Vehicles, seen from the front or from behind. (x, z) is the middle of the face that points at the camera.
+# Vehicles, seen from the front or from behind. (x, z) is the middle of the end that faces the camera.
 
 
 @dataclasses.dataclass(slots=True)
 class Body:
-    """The solid body of a vehicle, made by extruding a side profile.
+    """A vehicle body, extruded from a side profile.
 
     All lengths are in metres. The face is the end of the vehicle that points at the camera.
 
     Attributes:
-      label: The Cityscapes name of the class.
-      width: The width of the body.
-      profile: The outline of the side, [k, 2]: (distance behind the face, height).
-      color: The colour of the body.
-      face: Details on the face, in coordinates (right, up).
-      flank: Details on the side, in coordinates (distance behind the face, up). They are drawn if the side is visible.
-      taper: The fraction of the width lost per metre above the waist, which is 0.9 m high. It narrows the details too.
+      label: The Cityscapes class name.
+      width: The body width.
+      profile: The side outline [k, 2], in (distance behind the face, height) coordinates.
+      color: The body colour.
+      face: The details on the face, in (right, up) coordinates.
+      flank: The details on the side, in (distance behind the face, up) coordinates. They are drawn only if the side is visible.
+      taper: The fraction of the width lost per metre above the waist, which is 0.9 m high. Details are narrowed as well.
     """
 
     label: str
@@ -225,12 +228,12 @@ class Body:
 
 
 def make_wheels(*places: float, radius: float) -> Parts:
-    """Return wheels at the given distances behind the face, as parts of a flank."""
+    """Return wheels as flank parts, at the given distances behind the face."""
     return [(arc(z, radius, r), color) for z in places for r, color in ((radius, DARK), (radius / 2, STEEL))]
 
 
 def make_lights(c: Canvas, u: float, y: float, size: float) -> Parts:
-    """Return a pair of lights as parts of a face: red tail lights or pale headlights, at random."""
+    """Return a pair of lights as face parts: red tail lights or pale headlights, at random."""
     color = (214, 30, 30) if c.rng.random() < 0.5 else (252, 244, 206)
     return [(cells([-u - size, u - size], [y - 0.6 * size], 2 * size, 1.2 * size), color)]
 
@@ -259,7 +262,7 @@ def draw_truck(c: Canvas, x: float, z: float) -> None:
 
 
 def draw_bus(c: Canvas, x: float, z: float) -> None:
-    """Draw a bus with a band of windows all around, a lit destination sign above it and a stripe below it."""
+    """Draw a bus with windows all around, a lit destination sign above them and a stripe below."""
     paint, stripe = pick_color(c.rng, PAINT), pick_color(c.rng, (YELLOW, WHITE, (60, 160, 190)))
     face = [(rect(-1.12, 1.12, 1.35, 2.5), GLASS), (path("-.9,1.4 -.3,1.4 .3,2.45 -.3,2.45"), shade(GLASS, 1.3))]
     face += [(rect(-0.9, 0.9, 2.6, 2.96), DARK), (rect(-0.6, 0.6, 2.7, 2.86), YELLOW)]
@@ -270,7 +273,7 @@ def draw_bus(c: Canvas, x: float, z: float) -> None:
 
 
 def draw_tram(c: Canvas, x: float, z: float) -> None:
-    """Draw a long tram, cream above a coloured skirt, with a pantograph on its roof. It has the class `train`."""
+    """Draw a long cream tram with a coloured skirt and a roof pantograph. Its class is `train`."""
     skirt, cream = pick_color(c.rng, PAINT), pick_color(c.rng, ((236, 226, 200), (226, 228, 230)))
     face = [(rect(-2, 2, 0, 1.25), skirt), (path("-1,1.5 1,1.5 .8,2.75 -.8,2.75"), shade(GLASS, 0.75))]
     face += [(rect(-2, 2, 0, 0.25), DARK), (rect(-0.06, 0.06, 0.3, 1.2), cream), *make_lights(c, 0.9, 0.8, 0.15)]
@@ -281,7 +284,7 @@ def draw_tram(c: Canvas, x: float, z: float) -> None:
 
 
 def draw_hood(c: Canvas) -> None:
-    """Draw the bonnet of the car that carries the camera. It has the class `ego vehicle`, which is not evaluated."""
+    """Draw the bonnet of the camera car. Its class, `ego vehicle`, is ignored in evaluation."""
     w, rise = c.width, c.rng.uniform(0.05, 0.1) * c.height
     color = pick_color(c.rng, ((40, 42, 48), (90, 94, 100), (120, 30, 30)))
     across, below = np.linspace(-1, 1, 15), np.array((0, rise))

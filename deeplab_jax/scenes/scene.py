@@ -30,13 +30,13 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int] = (192, 384)) -> 
     """Draw a street as seen from a car.
 
     Args:
-      rng: The random generator. Its state determines the scene.
+      rng: The random generator, whose state determines the scene.
       size: The (height, width) of the image in pixels. Objects scale with the height.
     """
     c = Canvas(rng, size)
     tram, parking, walk = rng.random() < 0.6, rng.random() < 0.5, rng.uniform(2.4, 3.4)
     kerb, far_kerb = rng.uniform(2.2, 2.8), -rng.uniform(5.0, 5.6)
-    right, left = kerb + 2.3 * parking, far_kerb - 3.4 * tram  # the inner edges of the pavements
+    right, left = kerb + 2.3 * parking, far_kerb - 3.4 * tram  # inner pavement edges
 
     draw_sky(c)
     draw_grass(c, rect(0, c.width - 1, c.horizon, c.height - 1), -30, 30)

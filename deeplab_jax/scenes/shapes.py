@@ -1,4 +1,4 @@
-"""Colours, random choices and the polygons that objects are made of."""
+"""Colours, random choices and basic polygons for drawing objects."""
 
 import functools
 from collections.abc import Sequence
@@ -22,39 +22,39 @@ WHITE, RED, YELLOW = (236, 236, 232), (206, 38, 38), (240, 190, 50)
 
 
 def pick(rng: np.random.Generator, weights: dict[T, float]) -> T:
-    """Return one of the keys at random. The values are the probabilities of the keys."""
+    """Return a random key from `weights`, which maps keys to probabilities."""
     return list(weights)[rng.choice(len(weights), p=list(weights.values()))]
 
 
 def pick_color(rng: np.random.Generator, colors: Sequence[Color]) -> Color:
-    """Return one of the colours at random, with a small random change in brightness and hue."""
+    """Return a random colour from `colors`, with slightly varied brightness and hue."""
     which, bright, *tint = rng.random(5).tolist()
     r, g, b = (int(v + 10 * t - 5) for v, t in zip(colors[int(which * len(colors))], tint, strict=True))
     return shade((r, g, b), 0.86 + 0.28 * bright)
 
 
 def shade(color: Color, factor: float) -> Color:
-    """Return the colour with its channels multiplied by `factor`, within 0 to 255."""
+    """Return the colour with its channels multiplied by `factor` and clipped to [0, 255]."""
     r, g, b = (min(255, max(0, int(v * factor))) for v in color)
     return r, g, b
 
 
-# Shapes. A shape that consists of several polygons has them along its first axis.
+# Shapes. If a shape consists of several polygons, they are stacked along the first axis.
 
 
 @functools.cache
 def path(points: str) -> Points:
-    """Return the polygon [k, 2] that is written as "x,y x,y ...", as in SVG."""
+    """Parse an SVG-style string "x,y x,y ..." into a polygon [k, 2]."""
     return np.array([p.split(",") for p in points.split()], float)
 
 
 def rect(x0: float, x1: float, y0: float, y1: float) -> Points:
-    """Return a rectangle [4, 2]."""
+    """Return a rectangle as a polygon [4, 2]."""
     return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
 
 
 def band(low: float, high: float, near: float = 2.0, far: float = 90.0) -> Points:
-    """Return a strip [20, 2] along the street in coordinates (z, v), with v from low to high.
+    """Return a strip along the street as a polygon [20, 2] in (z, v) coordinates, with v from `low` to `high`.
 
     The strip has many corners because the street bends.
     """
@@ -63,14 +63,14 @@ def band(low: float, high: float, near: float = 2.0, far: float = 90.0) -> Point
 
 
 def cells(us: Sequence[float] | Points, vs: Sequence[float] | Points, du: float, dv: float) -> Points:
-    """Return rectangles of size du x dv, [len(us) * len(vs), 4, 2], whose lower left corners form a grid."""
+    """Return a grid of du x dv rectangles, [len(us) * len(vs), 4, 2], with lower left corners at each (u, v)."""
     grid = np.empty((len(vs), len(us), 1, 2))
     grid[..., 0], grid[..., 1] = np.asarray(us)[:, None], np.asarray(vs)[:, None, None]
     return grid.reshape(-1, 1, 2) + rect(0, du, 0, dv)
 
 
 def arc(x: float, y: float, radius: float, start: float = 0, stop: float = 330, n: int = 12) -> Points:
-    """Return n points [n, 2] on a circle, from the angle `start` to `stop` in degrees. By default they outline a full disc."""
+    """Return n points [n, 2] on a circle, from angle `start` to `stop` in degrees. The default is a full circle."""
     turn = np.arange(n) * (np.radians(stop - start) / (n - 1)) + np.radians(start)
     return np.array([x + radius * np.cos(turn), y + radius * np.sin(turn)]).T
 
@@ -88,7 +88,7 @@ def blob(rng: np.random.Generator, middle: Points, rx: float, ry: float) -> Poin
 
 
 def hull(points: Points) -> Points:
-    """Return the corners of the convex hull of points [n, 2], in order around the hull."""
+    """Return the convex hull of points [n, 2] as a polygon [k, 2]."""
 
     def half(run: list) -> list:
         chain: list = []

@@ -1,4 +1,4 @@
-"""Functions that draw the surroundings of a street: the sky, the ground, buildings and parks."""
+"""Draw the surroundings of a street: the sky, the ground, buildings and parks."""
 
 import numpy as np
 from PIL import Image
@@ -43,14 +43,14 @@ def draw_sky(c: Canvas) -> None:
 
 
 def draw_grass(c: Canvas, outline: Points, x0: float, x1: float) -> None:
-    """Draw dry grass inside an outline given in pixels, with tufts scattered between x0 and x1 in metres."""
+    """Draw dry grass inside an outline in pixels, with tufts scattered between x0 and x1 in metres."""
     grass, z = pick_color(c.rng, GRASS), 1 / c.rng.uniform(1 / 40, 1 / 3, (180, 1))
     tufts = c.project(c.rng.uniform(x0, x1, (180, 1)) + np.array((-0.05, 0.05, 0)), np.array((0, 0, 0.26)), z)
     c.paint("terrain", outline, grass, [(tufts[::2], shade(grass, 0.72)), (tufts[1::2], shade(grass, 1.22))])
 
 
 def draw_sidewalk(c: Canvas, x0: float, x1: float) -> None:
-    """Draw a pavement of slabs between kerb stones, often with a strip of grass along the street."""
+    """Draw a slab pavement between kerb stones, often with a grass strip along the street."""
     slabs, side, kerb = pick_color(c.rng, ((168, 160, 152),)), np.sign(x0), min(x0, x1, key=abs)
     seams = [cells(np.arange(2.0, 40, 1.2), [x0], 0.07, x1 - x0), *(band(x, x + 0.04) for x in np.linspace(x0, x1, 4)[1:3])]
     edges = [(band(x - 0.1, x + 0.1), shade(slabs, 1.22)) for x in (x0, x1)]
@@ -61,7 +61,7 @@ def draw_sidewalk(c: Canvas, x0: float, x1: float) -> None:
 
 
 def draw_rail_track(c: Canvas, x0: float, x1: float) -> None:
-    """Draw the track bed of a tram. It has the class `rail track`, which is not evaluated."""
+    """Draw a tram track bed. Its class, `rail track`, is ignored in evaluation."""
     parts = [(cells(np.arange(2.0, 60, 1.1), [x1 - 3.0], 0.35, 2.5), (92, 76, 64))]
     parts += [(band(x, x + 0.12), STEEL) for x in (x1 - 2.5, x1 - 1.0)]
     c.paint("rail track", band(x0, x1), (132, 124, 114), parts, c.project_ground)
@@ -101,7 +101,7 @@ def draw_frontage(c: Canvas, x: float) -> None:
 
 
 def draw_building(c: Canvas, x: float, near: float, far: float) -> None:
-    """Draw a building: its front along the street and the gable that faces the camera."""
+    """Draw a building, with its front along the street and a gable facing the camera."""
     rng, on, side = c.rng, c.facade_plane(x), np.sign(x)
     floors = 1 + 3.2 * np.arange(rng.integers(2, 6))
     roof, plaster, glass = floors[-1] + 2.8, pick_color(rng, PLASTER), shade(GLASS, rng.uniform(0.7, 1.3))
@@ -138,7 +138,7 @@ def draw_walled_park(c: Canvas, x: float, near: float, far: float) -> None:
 
 
 def draw_park(c: Canvas, x: float, near: float, far: float) -> None:
-    """Draw trees and sometimes a bush, further from the street than x."""
+    """Draw trees and sometimes a bush, set back from the frontage line at x."""
     rng, side = c.rng, np.sign(x)
     for z in np.sort(rng.uniform(near, far, rng.integers(1, 3)))[::-1]:
         draw_tree(c, x + side * rng.uniform(2.5, 7), z + 2)
@@ -148,14 +148,14 @@ def draw_park(c: Canvas, x: float, near: float, far: float) -> None:
 
 
 def draw_tree(c: Canvas, x: float, z: float) -> None:
-    """Draw the trunk and the crown of a tree. The trunk has the class `vegetation`, as in Cityscapes."""
+    """Draw a tree. The trunk is part of the class `vegetation`, as in Cityscapes."""
     top, bark, (rx, ry) = c.rng.uniform(3.6, 6.0), pick_color(c.rng, BARK), c.rng.uniform(1.5, 2.3, 2) * c.focal / z
     c.paint("vegetation", rect(-0.22, 0.22, 0, top), bark, [(rect(0.02, 0.3, 0, top), shade(bark, 0.7))], c.facing_plane(x, z))
     draw_foliage(c, blob(c.rng, c.project(x, top, z), rx, ry))
 
 
 def draw_foliage(c: Canvas, outline: Points, leaves: int = 64) -> None:
-    """Draw leaves inside an outline given in pixels."""
+    """Draw leaves inside an outline in pixels."""
     green, low, high = pick_color(c.rng, LEAF), outline.min(0), outline.max(0)
     tufts = c.rng.uniform(low, high, (leaves, 1, 2)) + arc(0, 0, max(1.2, 0.08 * min(high - low)), 0, 300, 6)
     c.paint("vegetation", outline, green, [(tufts[k::3], shade(green, f)) for k, f in enumerate((0.68, 1.22, 1.45))])

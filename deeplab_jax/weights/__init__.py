@@ -1,1 +1,1 @@
-"""Import the weights of torchvision, timm and mmsegmentation, and export weights to their formats."""
+"""Import torchvision, timm and mmsegmentation weights, and export weights for torchvision and mmsegmentation."""

@@ -1,4 +1,4 @@
-"""Convert state dicts to our variables and back.
+"""Convert PyTorch state dicts to Flax variables and back.
 
 The conversion is strict: every tensor is either used or reported.
 """
@@ -18,26 +18,26 @@ from deeplab_jax.weights.state_dicts import StateDict
 
 Variables = dict[names.Path, np.ndarray]
 
-# PyTorch's BatchNorm has this counter, but only reads it if it has no momentum.
+# PyTorch's BatchNorm always stores this counter, but only uses it if `momentum` is None.
 COUNTER = "num_batches_tracked"
-# The tensors of the ImageNet classifier.
+# The ImageNet classifier's tensors: `fc` in ResNets, `classifier.0` and `classifier.3` in torchvision's MobileNetV3.
 CLASSIFIER = {"fc.weight", "fc.bias", *(f"classifier.{i}.{kind}" for i in (0, 3) for kind in ("weight", "bias"))}
-MAX_NAMES = 20  # the maximum number of tensor names in a message
+MAX_NAMES = 20  # the maximum number of tensor names listed in a message
 
 
 def to_variables(state: StateDict, network: Network, *, ignore_head: bool = False) -> tuple[Variables, list[str]]:
-    """Convert the tensors of a state dict to our variables.
+    """Convert a state dict's tensors to Flax variables.
 
     Args:
       state: The state dict.
-      network: The network that `recognize` found in the state dict. Its label set gives the number of classes.
-      ignore_head: Whether to leave out the tensors of the classifiers.
+      network: The network recognised by `recognize`. Its label set determines the number of classes.
+      ignore_head: Whether to skip the classifiers' tensors.
 
     Returns:
-      Our variables by path, and messages about the tensors that were not used.
+      A dict mapping variable paths to arrays, and messages about unused tensors.
 
     Raises:
-      CheckpointError: Tensors are missing, unexpected, of a different shape, or have invalid values. The message lists them.
+      CheckpointError: Tensors are missing or unexpected, or have the wrong shape or invalid values. The message lists them.
     """
     shapes = variable_shapes(network.config)
     if network.is_backbone:
@@ -74,18 +74,18 @@ def to_variables(state: StateDict, network: Network, *, ignore_head: bool = Fals
 
 
 def to_state_dict(variables: Variables, model: ModelConfig, fmt: str, step: int) -> dict[str, np.ndarray]:
-    """Convert our variables to a state dict of the source.
+    """Convert Flax variables to a state dict for the given library.
 
-    The result contains BatchNorm's counters, because load_state_dict(strict=True) needs them.
+    The result includes the BatchNorm counters (num_batches_tracked), because load_state_dict(strict=True) requires them.
 
     Args:
-      variables: All variables of a network, by path.
-      model: The architecture of the network.
-      fmt: The source, a key of `SOURCES`.
-      step: The value of the counters.
+      variables: All of a network's variables, keyed by path.
+      model: The network architecture.
+      fmt: The library, a key of `SOURCES`.
+      step: The value to store in the counters.
 
     Raises:
-      CheckpointError: The source does not have this network.
+      CheckpointError: The library has no equivalent network.
     """
     require_exportable(model, fmt)
     name_of = names.reference_names(variables, model, fmt)
@@ -95,13 +95,13 @@ def to_state_dict(variables: Variables, model: ModelConfig, fmt: str, step: int)
 
 
 def require_exportable(model: ModelConfig, fmt: str) -> None:
-    """Raise a CheckpointError if the source has no network that computes the same function."""
+    """Raise a CheckpointError if the library has no equivalent network."""
     required = SOURCES[fmt].required
     if required is None:
         exported = [name for name, source in SOURCES.items() if source.required]
         raise CheckpointError(f"`--to` (={fmt!r}) has no segmentation networks. Use {' or '.join(exported)}.")
     for field, values in required(model).items():
-        # Different configs can mean the same network, so canonical configs are compared instead of single fields.
+        # Different configs can describe the same network, so compare canonical configs instead of individual fields.
         if not any(canonical(dataclasses.replace(model, **{field: value})) == canonical(model) for value in values):
             supported = " or ".join(map(repr, values))
             raise CheckpointError(
@@ -111,13 +111,13 @@ def require_exportable(model: ModelConfig, fmt: str) -> None:
 
 
 def variable_shapes(config: Config) -> dict[names.Path, tuple[int, ...]]:
-    """Return the shape of each variable of the network that a config describes."""
+    """Return a dict mapping variable paths to shapes for the config's network."""
     variables = graph.abstract_variables(DeepLabV3(config.model, config.labels.num_classes))
     return {path: leaf.shape for path, leaf in names.flatten(variables).items()}
 
 
 def _convert_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape that a variable has in PyTorch, where kernels are OIHW."""
+    """Return a variable's shape in PyTorch, where kernels are OIHW instead of HWIO."""
     return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape
 
 
@@ -136,13 +136,13 @@ def _require_same_shapes(
     if not details:
         return
     labels = network.config.labels
-    advice = "Use the weights of a DeepLabV3 or of a backbone."
+    advice = "Use DeepLabV3 or backbone weights."
     if network.num_classes not in (0, labels.num_classes):
         advice = (
             f"Its head has {network.num_classes} classes, but the label set {labels.name!r} has {labels.num_classes}. Use "
-            f"--labels=RECIPE.py with a label set of {network.num_classes} classes, or --ignore-head."
+            f"--labels=RECIPE.py with a label set for {network.num_classes} classes, or --ignore-head."
         )
-    expected_network = f"a {network.fmt} network with the backbone {network.config.model.backbone}"
+    expected_network = f"the {network.fmt} network with the backbone {network.config.model.backbone}"
     raise CheckpointError(f"`{source}` does not match {expected_network} ({details}). {advice}")
 
 

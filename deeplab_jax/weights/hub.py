@@ -1,4 +1,4 @@
-"""Find weights files by name: either a local path, or `hf:OWNER/NAME[@REVISION]` for a repository on the Hugging Face hub."""
+"""Locate weights files, given a local path or `hf:OWNER/NAME[@REVISION]` for a Hugging Face hub repository."""
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
@@ -18,13 +18,13 @@ FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def local_file(source: str) -> str:
-    """Return the local path of a weights file, and download the file first if necessary.
+    """Return the local path to a weights file, downloading the file first if necessary.
 
     Args:
       source: A path, which is returned unchanged, or hf:OWNER/NAME[@REVISION]. Downloads show a progress bar and are cached.
 
     Raises:
-      CheckpointError: The repository, revision or file does not exist, or the hub cannot be reached and the file is not cached.
+      CheckpointError: The repository, revision or file does not exist, or the hub is unreachable and the file is not cached.
     """
     if not source.startswith(PREFIX):
         return source
@@ -32,7 +32,7 @@ def local_file(source: str) -> str:
     if repository.count("/") != 1:
         raise CheckpointError(f"`{source}` is not a repository. Use hf:OWNER/NAME, such as hf:timm/resnet50.tv_in1k.")
     is_offline = False
-    logging.set_verbosity_error()  # the hub's warnings only repeat its exceptions
+    logging.set_verbosity_error()  # the hub client's warnings only repeat its exceptions
     for name in FILES:
         try:
             return hf_hub_download(repository, name, revision=revision or None, local_files_only=is_offline)
@@ -50,7 +50,7 @@ def local_file(source: str) -> str:
             raise CheckpointError(
                 f"`{source}` is not a repository. Use hf:OWNER/NAME, such as hf:timm/resnet50.tv_in1k."
             ) from None
-        # Errors of the HTTP library pass through the hub's client. Their types depend on the client's version.
+        # The hub client lets HTTP library errors through, and their types depend on the client version.
         except Exception as error:
             raise CheckpointError(
                 f"`{source}` cannot be downloaded ({one_line(error)}). Try again, or use a local file."
@@ -58,8 +58,8 @@ def local_file(source: str) -> str:
     if is_offline:
         raise CheckpointError(
             f"`{source}` is not in the cache, and the hub cannot be reached. Connect to the internet once, or download "
-            f"{FILES[0]} of {repository} on a different machine and use the path of the file."
+            f"{FILES[0]} from {repository} on a different machine and use its path here."
         )
     raise CheckpointError(
-        f"`{source}` contains neither {' nor '.join(FILES)}. Download its weights and use the path of the file."
+        f"`{source}` contains neither {' nor '.join(FILES)}. Download its weights manually and use the downloaded file's path."
     )

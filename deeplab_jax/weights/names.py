@@ -1,6 +1,6 @@
-"""Convert the names and the axis order of tensors between a source and our variables.
+"""Convert tensor names and axis order between reference libraries and our Flax variables.
 
-There is one table of layer names for each source and backbone. Import and export both use it, so they cannot disagree.
+Each combination of library and backbone has one table of layer names. Import and export share it, so they cannot disagree.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from deeplab_jax.weights.sources import SOURCES
 
 HEADS = ("classifier", "aux_classifier")  # the layers whose shapes depend on the label set
 
-Path = tuple[str, ...]  # the path of a variable, such as ("params", "backbone", "stem_conv", "kernel")
+Path = tuple[str, ...]  # a variable path, such as ("params", "backbone", "stem_conv", "kernel")
 
 _LEAVES = {
     ("params", "kernel"): "weight",
@@ -27,15 +27,15 @@ _LEAVES = {
 
 
 def reference_names(paths: Iterable[Path], model: ModelConfig, fmt: str) -> dict[Path, str]:
-    """Return the source's name of each variable.
+    """Return a dict mapping each variable path to its tensor name in the library.
 
     Args:
-      paths: The paths of the variables of a network, or only of its backbone.
-      model: The architecture of the network.
-      fmt: The source, a key of `SOURCES`.
+      paths: The variable paths for a full network, or for its backbone only.
+      model: The network architecture.
+      fmt: The library, a key of `SOURCES`.
 
     Raises:
-      KeyError: The source has no name for one of the layers.
+      KeyError: The library has no name for one of the layers.
     """
     backbone = find_backbone(model.backbone).tensor_names(model, fmt)
     source = SOURCES[fmt]
@@ -45,7 +45,7 @@ def reference_names(paths: Iterable[Path], model: ModelConfig, fmt: str) -> dict
 
 
 def strip_backbone_prefix(name: str) -> str:
-    """Return the name of a backbone's tensor without the prefix that it has in a segmentation network."""
+    """Return a tensor name without the backbone prefix, such as "backbone."."""
     # torchvision's ImageNet MobileNet uses the prefix "features.".
     for prefix in dict.fromkeys([*(source.backbone_prefix for source in SOURCES.values()), "features."]):
         name = name.removeprefix(prefix)
@@ -53,10 +53,10 @@ def strip_backbone_prefix(name: str) -> str:
 
 
 def to_reference(path: Path, value: np.ndarray, model: ModelConfig, fmt: str) -> np.ndarray:
-    """Return one of our variables in the source's axis order.
+    """Convert one of our variables to the library's axis order.
 
-    Kernels are transposed from HWIO to OIHW. The input channels of the ASPP's fusion are put into the order of the
-    source's branches.
+    Kernels are transposed from HWIO to OIHW. The input channels of the ASPP fusion kernel are reordered to match the order in
+    which the library concatenates the ASPP branches.
     """
     if path[-1] != "kernel":
         return value
@@ -66,7 +66,7 @@ def to_reference(path: Path, value: np.ndarray, model: ModelConfig, fmt: str) ->
 
 
 def from_reference(path: Path, value: np.ndarray, model: ModelConfig, fmt: str) -> np.ndarray:
-    """Return a tensor of the source in our axis order. This is the inverse of `to_reference`."""
+    """Convert a library tensor to our axis order. This is the inverse of `to_reference`."""
     if path[-1] != "kernel":
         return value
     value = value.transpose(2, 3, 1, 0)
@@ -78,10 +78,10 @@ def _is_pool_first(path: Path, fmt: str) -> bool:
 
 
 def flatten(variables: Any) -> dict[Path, Any]:
-    """Return the variables in {"params": ..., "batch_stats": ...} by path."""
+    """Flatten {"params": ..., "batch_stats": ...} into a dict keyed by variable path."""
     return traverse_util.flatten_dict(variables)
 
 
 def unflatten(flat: dict[Path, Any]) -> Any:
-    """Return the nested dict of variables that are given by path. This is the inverse of `flatten`."""
+    """Rebuild the nested variables dict from a dict keyed by path. This is the inverse of `flatten`."""
     return traverse_util.unflatten_dict(flat)

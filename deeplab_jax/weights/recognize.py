@@ -1,6 +1,7 @@
-"""Recognise the network of a state dict.
+"""Recognise which network a state dict belongs to.
 
-The architecture follows from the names and shapes of the tensors. Other settings come from the metadata in the file.
+The architecture is inferred from tensor names and shapes. Other settings come from the file's metadata or name, or are the
+library's defaults.
 """
 
 import dataclasses
@@ -18,19 +19,20 @@ from deeplab_jax.weights.source import Facts
 from deeplab_jax.weights.sources import SOURCES
 from deeplab_jax.weights.state_dicts import RECORD, StateDict
 
-# The `ModelConfig` fields that follow from the names and shapes of the tensors.
+# The `ModelConfig` fields that are inferred from tensor names and shapes.
 FROM_TENSORS = field_names(ModelConfig, changes=("shapes",))
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """The network that was recognised in a state dict.
+    """The network recognised in a state dict.
 
     Attributes:
-      fmt: The source of the tensor names, a key of `SOURCES`. "timm" stands for every file that contains only a backbone.
-      config: A config whose sections `model`, `labels` and `eval` describe the network.
-      num_classes: The number of channels of the logits, or 0 if the file contains only a backbone.
-      origin: For each config field that does not follow from the tensors, a description of where its value comes from.
+      fmt: The library whose tensor names the file uses, a key of `SOURCES`. For a file with only a backbone, this is "timm",
+        or "mmseg" if the backbone has mmsegmentation's deep stem.
+      config: A config whose `model`, `labels` and `eval` sections describe the network.
+      num_classes: The number of logit channels, or 0 if the file contains only a backbone.
+      origin: A dict mapping each config field not inferred from the tensors to a description of where its value comes from.
     """
 
     fmt: str
@@ -45,21 +47,22 @@ class Network:
 
 
 def recognize(state: StateDict, fmt: str = "auto", overrides: Mapping[str, Any] | None = None) -> Network:
-    """Recognise the network of a state dict.
+    """Recognise which network a state dict belongs to.
 
     Args:
       state: The state dict.
-      fmt: The expected source, a key of `SOURCES`, or "auto" for any source.
-      overrides: The `ModelConfig` fields that the user set. The defaults of a source can depend on them.
+      fmt: The expected library, a key of `SOURCES`, or "auto" for any library.
+      overrides: The `ModelConfig` fields set by the user. A library's defaults can depend on them.
 
     Raises:
-      CheckpointError: The file contains neither a DeepLabV3 nor a supported backbone, or its source is not `fmt`.
+      CheckpointError: The file contains neither a DeepLabV3 nor a supported backbone, its tensor names do not match `fmt`, or
+        its metadata is invalid.
     """
     shapes = {name: value.shape for name, value in state.tensors.items()}
     source = next(name for name, each in SOURCES.items() if each.has_names({strip_backbone_prefix(name) for name in shapes}))
     if fmt not in ("auto", source) and not SOURCES[source].is_backbone_only:
         raise CheckpointError(
-            f"`{state.source}` has the tensor names of {source}, not of {fmt}. Use --from={source} or --from=auto."
+            f"`{state.source}` has {source} tensor names, not {fmt} names. Use --from={source} or --from=auto."
         )
     try:
         switches = _recognize_backbone(shapes) | SOURCES[source].read_head(shapes)
@@ -73,10 +76,10 @@ def recognize(state: StateDict, fmt: str = "auto", overrides: Mapping[str, Any] 
         return Network(source, validate(config), num_classes, origin)
     except CheckpointError as error:
         raise CheckpointError(f"`{state.source}` {error}") from None
-    # The metadata in a file can be anything, so it can cause many kinds of errors.
+    # A file's metadata can contain anything, so reading it can raise many kinds of errors.
     except (ConfigError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
         raise CheckpointError(
-            f"`{state.source}` contains metadata that cannot be read ({one_line(error)}). Save only the state dict to a file."
+            f"`{state.source}` contains invalid metadata ({one_line(error)}). Save only its state dict to a new file."
         ) from None
 
 
@@ -87,18 +90,18 @@ def _recognize_backbone(shapes: Shapes) -> dict[str, Any]:
         try:
             if (switches := recognize_kind(shapes)) is not None:
                 return switches
-        except CheckpointError as error:  # the tensors may still fit a backbone of a different kind
+        except CheckpointError as error:  # the tensors might still fit a different kind of backbone
             first_error = first_error or error
     if first_error:
         raise first_error
     examples, supported = ", ".join(sorted(shapes)[:3]), ", ".join(BACKBONES)
     raise CheckpointError(
-        f"is not a DeepLabV3 network or a supported backbone (its tensors are {examples}, ...). Use weights of {supported}."
+        f"is not a DeepLabV3 network or a supported backbone (its tensors include {examples}). Use weights for {supported}."
     )
 
 
 def _read_record(state: StateDict, switches: dict[str, Any]) -> tuple[Config, dict[str, str]]:
-    """Return the config that our own export stored in the file, and the origin of its fields."""
+    """Return the config stored in the file by `export_weights`, and the origin of its fields."""
     config = from_dict(state.meta[RECORD])
     from_tensors = {name: value for name, value in switches.items() if name in FROM_TENSORS}
     config.model = dataclasses.replace(config.model, **from_tensors, pretrained="")
@@ -107,7 +110,7 @@ def _read_record(state: StateDict, switches: dict[str, Any]) -> tuple[Config, di
 
 
 def _apply_facts(facts: Facts, model: ModelConfig) -> tuple[Config, dict[str, str]]:
-    """Return a config with the given network and facts, and the origin of each fact."""
+    """Return a config with the given model and facts, and the origin of each fact."""
     config = Config(model=model)
     for field, (value, _) in facts.items():
         section, _, name = field.rpartition(".")

@@ -1,4 +1,4 @@
-"""The interface of a source of weights, which is a library such as torchvision with its own tensor names."""
+"""The interface for a weights source: a library, such as torchvision, with its own tensor names."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
@@ -9,9 +9,9 @@ from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models.stages import Shapes
 from deeplab_jax.weights.state_dicts import StateDict
 
-ASSUMED = "assumed: the reference's default, because tensors do not show it"
+ASSUMED = "assumed: the reference's default, because it cannot be inferred from the tensors"
 
-# Dotted config field, or "labels" -> (value, description of where the value comes from).
+# Maps a dotted config field, or "labels", to (value, description of where the value comes from).
 Facts = dict[str, tuple[Any, str]]
 
 
@@ -20,21 +20,20 @@ class Source:
     """A library whose weights can be imported. If `required` is set, weights can also be exported to it.
 
     Attributes:
-      has_names: (tensor names without the backbone prefix) -> whether the file belongs to this source.
-      head_names: (config) -> the source's name of each layer outside the backbone, by the path of our layer.
-      read_head: (shapes of all tensors) -> the `ModelConfig` fields that follow from the tensors of the heads, and
-        "num_classes". The result is {} for a file that contains only a backbone.
-      read_facts: (state dict, config with the fields that follow from the tensors, `ModelConfig` fields that the user set)
-        -> the settings that the file describes, and this source's defaults for others. The caller puts the name of the file
-        in front of its error messages.
-      required: (config) -> the `ModelConfig` fields that are fixed in this source's networks, with their supported values. None
-        if weights cannot be exported to this source.
-      describe: (config) -> code or fields with which the source builds the network of an exported file.
-      backbone_prefix: The prefix of the backbone's tensors in a segmentation network.
-      is_backbone_only: Whether the files of this source contain only a backbone. Such a file is accepted for every requested
-        source, because all sources use the same names in it.
-      is_pool_first: Whether the image-pooling branch comes first when the ASPP branches are concatenated. In our networks, it
-        comes last.
+      has_names: (tensor names without the backbone prefix) -> whether the file comes from this library.
+      head_names: (model config) -> a dict mapping our layer paths outside the backbone to the library's layer names.
+      read_head: (all tensor shapes) -> the `ModelConfig` fields inferred from the heads' tensors, and "num_classes". The result
+        is {} for a file that contains only a backbone.
+      read_facts: (state dict, model config inferred from the tensors, `ModelConfig` fields set by the user) -> the file's
+        settings, and the library's defaults for the others. The caller prefixes error messages with the file name.
+      required: (model config) -> a dict mapping each `ModelConfig` field that the library fixes to its supported values. None
+        if weights cannot be exported to this library.
+      describe: (config) -> the code or settings that build the exported network in this library.
+      backbone_prefix: The prefix of backbone tensor names in a segmentation network.
+      is_backbone_only: Whether this library's files contain only a backbone. Such files are accepted even if the user requests
+        a different library, because all libraries use the same backbone tensor names.
+      is_pool_first: Whether the library concatenates the image-pooling branch before the other ASPP branches. Our networks
+        concatenate it last.
     """
 
     has_names: Callable[[Collection[str]], bool]
@@ -49,16 +48,15 @@ class Source:
 
 
 def conv_bn(ours: str, conv: str, bn: str) -> dict[str, str]:
-    """Return the source's names of the two layers of our `ConvBNReLU` at the path `ours`."""
+    """Return a dict mapping the layers of our `ConvBNReLU` at `ours` to the library's names `conv` and `bn`."""
     return {f"{ours}/conv": conv, f"{ours}/bn": bn}
 
 
 def output_channels(shapes: Shapes, name: str) -> int:
-    """Return the number of output channels of a convolution.
+    """Return a convolution's number of output channels.
 
     Raises:
-      CheckpointError: The tensor is missing or does not belong to a convolution. The caller puts the name of the file in front
-        of the message.
+      CheckpointError: The tensor is missing or is not a convolution kernel. The caller prefixes the message with the file name.
     """
     shape = shapes.get(name, ())
     if len(shape) != 4:
@@ -68,5 +66,5 @@ def output_channels(shapes: Shapes, name: str) -> int:
 
 
 def has_imagenet_normalization(model: ModelConfig) -> bool:
-    """Return whether images are normalised with the mean and standard deviation of ImageNet, as in the reference recipes."""
+    """Return whether images are normalised with ImageNet's mean and standard deviation, as in the reference recipes."""
     return (tuple(model.mean), tuple(model.std)) == (IMAGENET_MEAN, IMAGENET_STD)

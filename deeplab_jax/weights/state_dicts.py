@@ -1,7 +1,7 @@
 """Read and write state dicts in safetensors files and PyTorch pickles.
 
-Code in a pickle is never run. The wrappers that training scripts put around a state dict are removed. Apart from that, tensor
-names are not interpreted.
+Code inside a pickle is never run. Wrappers and name prefixes added by training scripts are removed, but tensor names are not
+otherwise interpreted.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import ml_dtypes  # adds bfloat16, which both formats can contain, to NumPy
+import ml_dtypes  # gives NumPy the bfloat16 dtype, which both formats can contain
 import numpy as np
 from etils import epath
 from safetensors import safe_open
@@ -25,7 +25,7 @@ from deeplab_jax.errors import CheckpointError, one_line
 from deeplab_jax.files import write_atomically
 
 PICKLES = (".pth", ".pt", ".bin")
-RECORD = "deeplab_jax"  # the key of our own entry in a safetensors header
+RECORD = "deeplab_jax"  # the safetensors header key for the config stored by `deeplab-jax weights export`
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state")
 _EMA_WRAPPERS = ("state_dict_ema", "model_ema")
 SWAPPED = "mmengine saved the moving average in place of the weights, so the moving average is used"
@@ -34,13 +34,13 @@ _PREFIXES = ("module.", "_orig_mod.", "model.")
 
 @dataclasses.dataclass(frozen=True)
 class StateDict:
-    """The content of a weights file.
+    """The contents of a weights file.
 
     Attributes:
-      source: The path or name of the file, for messages.
-      tensors: The tensors by name, as float32 and without wrappers.
-      meta: The metadata in the file: mmsegmentation's "meta", or our own record under the key `RECORD`.
-      notes: Messages for the user about conversions of the tensors.
+      source: The file's path or name, used in messages.
+      tensors: The float32 tensors by name, with wrappers removed.
+      meta: The file's metadata: mmsegmentation's "meta" entry, or our own record under the key `RECORD`.
+      notes: Messages telling the user how the tensors were read and converted.
     """
 
     source: str
@@ -50,15 +50,16 @@ class StateDict:
 
 
 def read(path: str, source: str = "", *, ema: bool = False) -> StateDict:
-    """Read the state dict in a `.safetensors`, `.pth`, `.pt` or `.bin` file. All but the first need PyTorch.
+    """Read a state dict from a `.safetensors`, `.pth`, `.pt` or `.bin` file. All but `.safetensors` need PyTorch.
 
     Args:
-      path: The path of the file.
-      source: The name of the file in messages. The default is its path.
-      ema: Whether to read the exponential moving average that some training scripts store in addition to the weights.
+      path: The file path.
+      source: The file name to show in messages. Defaults to `path`.
+      ema: Whether to read the exponential moving average that some training scripts store alongside the weights.
 
     Raises:
-      CheckpointError: The file is missing or damaged, has a different format, contains code, or has no moving average.
+      CheckpointError: The file is missing, damaged or in an unsupported format, contains code, or lacks the moving average
+        requested by `ema`.
     """
     source, suffix = source or path, epath.Path(path).suffix
     if not epath.Path(path).is_file():
@@ -79,7 +80,7 @@ def read(path: str, source: str = "", *, ema: bool = False) -> StateDict:
         used = "the moving average of the weights is used"
         notes = (*notes, used if ema else "the file also contains a moving average of the weights, which --ema selects")
     elif ema and SWAPPED not in notes:
-        raise CheckpointError(f"`{source}` does not contain a moving average of its weights. Leave out --ema.")
+        raise CheckpointError(f"`{source}` does not contain a moving average of its weights. Omit --ema.")
     tensors, dtype_notes = _to_float32(_to_arrays(content | inner if ema else content, source), source)
     if not tensors:
         raise CheckpointError(f"`{source}` does not contain tensors. Use a file with a state dict.")
@@ -89,12 +90,12 @@ def read(path: str, source: str = "", *, ema: bool = False) -> StateDict:
 def write(path: str, tensors: Mapping[str, np.ndarray], record: dict[str, Any]) -> None:
     """Write a state dict to a `.safetensors`, `.pth` or `.pt` file.
 
-    The file is written under a temporary name and then renamed, so it is never incomplete.
+    The file is written under a temporary name and then renamed, so `path` never holds an incomplete file.
 
     Args:
-      path: The path of the file.
+      path: The file path.
       tensors: The tensors by name.
-      record: JSON values that are stored in the header of a `.safetensors` file. Other files contain only the tensors.
+      record: JSON values to store in the header of a `.safetensors` file. PyTorch files contain only the tensors.
 
     Raises:
       CheckpointError: The suffix is not supported, or PyTorch is not installed.
@@ -120,7 +121,7 @@ def _read_safetensors(path: str, source: str) -> tuple[dict[str, np.ndarray], di
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  `file` is not a dict
         record = {RECORD: json.loads(header[RECORD])} if RECORD in header else {}
-    # Besides safetensors' own error, NumPy raises various errors for unsupported dtypes.
+    # safetensors raises its own error type, and NumPy raises various errors for unsupported dtypes.
     except Exception as error:
         raise CheckpointError(
             f"`{source}` cannot be read ({one_line(error)}). It is truncated, damaged or not a safetensors file. "
@@ -132,19 +133,19 @@ def _read_safetensors(path: str, source: str) -> tuple[dict[str, np.ndarray], di
 def _read_pickle(path: str, source: str) -> Any:
     torch = _import_torch(source)
     try:
-        # torchvision's training script saves its arguments in a Namespace. This class is safe, because it only contains values.
+        # torchvision's training script saves its arguments as a Namespace, which is safe to load because it only holds values.
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # about old pickle protocols
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # PyTorch's message is very long. The user only needs the name of the class or function that PyTorch did not load.
+        # PyTorch's message is very long. Users only need to know which class or function PyTorch refused to load.
         match = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it contains {match[1]}" if match else "it is damaged, or contains more than tensors and plain values"
         raise CheckpointError(
-            f"`{source}` was not read, because that could run code ({reason}). Use a file that was saved with "
+            f"`{source}` was not loaded, because loading it could run code ({reason}). Use a file saved with "
             "torch.save(model.state_dict(), FILE)."
         ) from None
-    # The type of torch.load's error for a damaged file depends on where the file is truncated.
+    # For a truncated file, the type of error raised by torch.load depends on where the file ends.
     except Exception as error:
         raise CheckpointError(
             f"`{source}` cannot be read ({one_line(error)}). It is damaged or truncated. Download or save it again."
@@ -170,16 +171,16 @@ def _unwrap(content: Any, source: str) -> tuple[Mapping[str, Any], Mapping[str, 
 
     key = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), "")
     plain, meta = find_mapping((key,)), find_mapping(("meta",))
-    # mmengine swaps the weights and their average before it saves, so that the average is loaded by default.
+    # mmengine swaps the weights and their average before saving, so the average is loaded by default.
     is_swapped = plain is not None and find_mapping(("ema_state_dict",)) is not None
-    notes = (*([f"the weights are the entry {key!r} of the file"] if key else []), *([SWAPPED] if is_swapped else []))
+    notes = (*([f"the weights come from the file's {key!r} entry"] if key else []), *([SWAPPED] if is_swapped else []))
     return content if plain is None else plain, find_mapping(_EMA_WRAPPERS), dict(meta or {}), notes
 
 
 def _strip_prefixes(content: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Remove the prefixes that DataParallel, torch.compile and Lightning add to every name. Also return notes about them."""
+    """Remove name prefixes added by DataParallel, torch.compile and Lightning. Return the tensors and notes for the user."""
     notes: tuple[str, ...] = ()
-    # The counters of averaged models have no prefix, so they are left out first.
+    # Averaged models add counters without a prefix, so drop these first.
     content = {str(name): value for name, value in content.items() if name not in ("n_averaged", "steps")}
     while prefix := next((p for p in _PREFIXES if content and all(name.startswith(p) for name in content)), ""):
         content = {name.removeprefix(prefix): value for name, value in content.items()}
@@ -188,9 +189,9 @@ def _strip_prefixes(content: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[s
 
 
 def _split_average(content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Separate the weights from the moving average that mmcv's hook stores next to them, and return both by the same names.
+    """Separate the weights from the moving average that mmcv's hook stores next to them. Return both, keyed by weight name.
 
-    The hook stores the average of `a.b` as `ema_a_b`. It does not average the running statistics.
+    The hook stores the average of `a.b` as `ema_a_b`, and does not average running statistics.
     """
     averages = {name: value for name, value in content.items() if name.startswith("ema_")}
     plain = {name: value for name, value in content.items() if name not in averages}
@@ -201,14 +202,14 @@ def _split_average(content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, A
 def _to_float32(tensors: dict[str, np.ndarray], source: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     complex_name = next((name for name, value in tensors.items() if value.dtype.kind == "c"), None)
     if complex_name:
-        raise CheckpointError(f"`{source}` contains complex numbers in {complex_name}. Use real weights.")
+        raise CheckpointError(f"`{source}` contains complex numbers in {complex_name}. Use real-valued weights.")
     counts = collections.Counter(str(v.dtype) for v in tensors.values() if v.dtype != np.float32 and v.ndim)
     notes = tuple(f"tensors converted from {dtype} to float32: {count}" for dtype, count in sorted(counts.items()))
     return {name: value.astype(np.float32, copy=False) for name, value in tensors.items()}, notes
 
 
 def _to_arrays(content: Mapping[str, Any], source: str) -> dict[str, np.ndarray]:
-    """Return the tensors among the values as NumPy arrays."""
+    """Return the tensor entries as NumPy arrays, and skip all other values."""
     arrays = {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
     for name, value in content.items():
         if hasattr(value, "detach"):
@@ -222,6 +223,6 @@ def _to_arrays(content: Mapping[str, Any], source: str) -> dict[str, np.ndarray]
 
 
 def _to_array(tensor: Any) -> np.ndarray:
-    # PyTorch cannot convert bfloat16 tensors to NumPy. Every dtype is kept for now, so that a note can report it.
+    # PyTorch cannot convert bfloat16 tensors to NumPy, so they are converted via float32. The dtype is kept for a later note.
     is_bfloat16 = str(tensor.dtype) == "torch.bfloat16"
     return tensor.float().numpy().astype(ml_dtypes.bfloat16) if is_bfloat16 else tensor.numpy()

@@ -1,4 +1,4 @@
-"""Import a weights file, export a checkpoint, and load the weights from which training starts."""
+"""Import weights files, export checkpoints, and load the initial weights for training."""
 
 import dataclasses
 from collections.abc import Callable
@@ -33,21 +33,21 @@ def import_weights(
     ema: bool = False,
     say: Say = print,
 ) -> None:
-    """Convert a weights file to a checkpoint with its config, label set and normalisation.
+    """Convert a weights file to a checkpoint that includes its config, label set and normalisation.
 
     Args:
       source: A weights file, or hf:OWNER/NAME[@REVISION].
-      out: The folder to write, which must not contain checkpoints. If the import fails, it is not created.
-      fmt: The source of the tensor names, a key of `SOURCES`, or "auto" to recognise it.
-      labels: The label set. None uses the one in the file, or else the one of the source's published weights.
-      model: `ModelConfig` fields that the tensors do not show. They override the recognised values.
-      ignore_head: Whether to leave out the classifiers. The folder can then only be used as `model.pretrained`.
-      ema: Whether to import the moving average that some training scripts store in addition to the weights.
-      say: Is called with each line of the printed summary.
+      out: The output folder. It must not contain checkpoints, and is not created if the import fails.
+      fmt: The library whose tensor names the file uses, a key of `SOURCES`, or "auto" to detect it.
+      labels: The label set. None uses the file's label set, or that of the library's published weights if the file has none.
+      model: `ModelConfig` fields that cannot be inferred from the tensors. They override the recognised values.
+      ignore_head: Whether to skip the classifiers. The folder can then only be used as `model.pretrained`.
+      ema: Whether to import the moving average that some training scripts store alongside the weights.
+      say: A function that is called with each line of the summary.
 
     Raises:
-      CheckpointError: The source cannot be read or does not fit, or `out` already contains checkpoints.
-      ConfigError: An override is not valid.
+      CheckpointError: The weights file is unreadable or unsupported, or `out` already contains checkpoints.
+      ConfigError: An override is invalid.
     """
     checkpoints.require_empty(out)
     state, network = _read(source, fmt, ema, model)
@@ -68,42 +68,42 @@ def import_weights(
 
 
 def export_weights(checkpoint: str, out: str, *, fmt: str, say: Say = print) -> None:
-    """Write a checkpoint as a state dict of a reference library, and print how to build the network that loads it.
+    """Export a checkpoint as a state dict for a reference library, and print how to build the matching network.
 
     Args:
-      checkpoint: A run, one of its steps, or an imported folder.
+      checkpoint: A run folder, one of its steps, or a folder written by `import_weights`.
       out: The `.safetensors`, `.pth` or `.pt` file to write.
       fmt: The library, a key of `SOURCES`.
-      say: Is called with each line of the printed instructions.
+      say: A function that is called with each line of the instructions.
 
     Raises:
-      CheckpointError: The checkpoint does not exist, the library does not have this network, or the file cannot be written.
+      CheckpointError: The checkpoint does not exist, the library has no equivalent network, or the file cannot be written.
     """
     source = choose(fmt, SOURCES, "--to")
     step = checkpoints.resolve(checkpoint)
     config = checkpoints.stored_config(str(step))
     variables = names.flatten(checkpoints.restore_model(str(step), like=config))
     state = to_state_dict(variables, config.model, fmt, int(step.name))
-    # The weights from which the training started are not a property of the network, so they are not stored.
+    # `pretrained` describes how training started, not the network itself, so it is not stored.
     record = to_dict(Config(labels=config.labels, model=dataclasses.replace(config.model, pretrained=""), eval=config.eval))
     state_dicts.write(out, state, record)
-    say(f"{len(state)} tensors of {step} are in {out}. This network loads them with load_state_dict(strict=True):")
+    say(f"Wrote {len(state)} tensors from {step} to {out}. This network loads them with load_state_dict(strict=True):")
     if source.describe:
         say(source.describe(config))
 
 
 def pretrained_variables(config: Config, say: Say = print) -> dict[str, Any]:
-    """Load the variables in `model.pretrained`, from which training starts.
+    """Load the initial variables for training from `model.pretrained`.
 
-    Classifiers are only loaded if the class names are the same. The main classifier and the decoder are only loaded if the
-    decoder settings are the same.
+    Classifiers are only loaded if the class names match. The decoder and the main classifier are only loaded if the decoder
+    settings match.
 
     Args:
-      config: The config of the run.
-      say: Is called with messages about what was loaded.
+      config: The run config.
+      say: A function that is called with messages about the loaded weights.
 
     Returns:
-      A subset of the variables {"params": ..., "batch_stats": ...}.
+      A subset of the network's variables, as a nested dict {"params": ..., "batch_stats": ...}.
 
     Raises:
       CheckpointError: The weights cannot be read.
@@ -140,7 +140,7 @@ def _read(
     source: str, fmt: str = "auto", ema: bool = False, overrides: dict[str, Any] | None = None
 ) -> tuple[state_dicts.StateDict, Network]:
     if fmt != "auto":
-        choose(fmt, SOURCES, "--from")  # fail before a file is downloaded
+        choose(fmt, SOURCES, "--from")  # fail before downloading a file
     state = state_dicts.read(hub.local_file(source), source, ema=ema)
     return state, recognize(state, fmt, overrides)
 
@@ -152,7 +152,7 @@ def _require_same_architecture(config: Config, stored: Config, source: str, *, h
     differences = [f"`model.{field}` (={ours[field]!r}) is {theirs[field]!r}" for field in fields]
     if differences:
         raise ConfigError(
-            f"{', '.join(differences)} in {source}. Set these fields to the values of the weights, or use different weights."
+            f"{', '.join(differences)} in {source}. Set these fields to the weights' values, or use different weights."
         )
     rates, trained = config.model.atrous_rates, stored.model.atrous_rates
     if has_aspp and len(rates) != len(trained):
@@ -162,17 +162,17 @@ def _require_same_architecture(config: Config, stored: Config, source: str, *, h
 
 
 def _describe(network: Network, source: str) -> list[str]:
-    """Return a summary of the recognised network, with one line per config field."""
+    """Return the lines of a network summary: a title, then one line per config field."""
     model, labels = network.config.model, network.config.labels
     origin = {f"model.{name}": "from the tensors" for name in FROM_TENSORS} | network.origin
     if network.is_backbone:
         shown = [name for name in field_names(ModelConfig, part=("backbone",)) if is_used(model, name)]
-        lines = [f"{source}: a backbone with the tensor names of {network.fmt}"]
+        lines = [f"{source}: a backbone with {network.fmt} tensor names"]
     else:
         fixed = field_names(ModelConfig, changes=("shapes", "meaning"))
         shown = [name for name in field_names(ModelConfig) if name in fixed or name in ("output_stride", "dropout")]
         shown = [name for name in shown if is_used(model, name)]
-        lines = [f"{source}: a DeepLabV3 for {network.num_classes} classes with the tensor names of {network.fmt}"]
+        lines = [f"{source}: a DeepLabV3 for {network.num_classes} classes with {network.fmt} tensor names"]
     fields = {f"model.{name}": getattr(model, name) for name in shown}
     fields |= {name: getattr(network.config.eval, name.removeprefix("eval.")) for name in origin if name.startswith("eval.")}
     lines += [f"  {name} = {value!r}  ({origin.get(name, ASSUMED)})" for name, value in fields.items()]

@@ -1,4 +1,4 @@
-"""Tests of the benchmark harness, with sides that compute almost nothing."""
+"""Tests for the benchmark harness, using sides that compute almost nothing."""
 
 import argparse
 import functools
@@ -11,7 +11,7 @@ ARGS = argparse.Namespace(rounds=2, warm_up=1, repeat=1, one_at_a_time=False)
 
 
 def make_side(args, *, value):
-    """Return a side whose result is `value`. If `value` is an exception, raise it."""
+    """Return a side whose result is `value`, or raise `value` if it is an exception."""
     if isinstance(value, Exception):
         raise value
     return side_by_side.Side(lambda: {"loss": np.array(value)}, lambda: None, lambda: None, {"numpy": np.__version__})

@@ -1,4 +1,4 @@
-"""Tests of the study runner, with a stand-in for train.py that writes the same files."""
+"""Tests for the study runner, using a stand-in for train.py that writes the same files."""
 
 import json
 import math
@@ -11,14 +11,14 @@ import sweep
 
 from deeplab_jax.config import digest_of, to_dict
 
-# ml_collections reads config files in a deprecated way.
+# ml_collections loads config files through a deprecated API.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 STUDY = 'RECIPE = "configs/camvid_r18.py"\nROWS = {"base": "", "b4": "--config.data.batch_size=4", "other": ""}\n'
 
 
 def write_log(workdir, miou, *, steps=20, end=20, seconds=(9.0, 3.0, 3.0)):
-    """Write the receipt and the metrics log of a run whose first steps were slow."""
+    """Write the receipt and metrics log for a run with slow first steps."""
     every = steps // max(1, len(seconds))
     rows = [{"step": (i + 1) * every, "kind": "train", "seconds_per_step": s} for i, s in enumerate(seconds)]
     rows.append({"step": steps, "kind": "eval", "miou": miou, "pixel_accuracy": 0.8})
@@ -28,9 +28,9 @@ def write_log(workdir, miou, *, steps=20, end=20, seconds=(9.0, 3.0, 3.0)):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Replace train.py, and return the list of the commands that were run.
+    """Replace train.py, and return the list of commands run.
 
-    Each command leaves the log of a finished training. The mIoU depends on the batch size and the seed.
+    Each command writes a finished run's log, with an mIoU that depends on the batch size and seed.
     """
     commands = []
 
@@ -106,8 +106,8 @@ def test_an_unfinished_run_has_no_result(tmp_path):
     assert sweep.read_result(tmp_path) is None
     write_log(tmp_path, 0.5)
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 2')  # a crash cut off the line
-    # 20 steps at the median time of 3 s.
+        file.write('{"step": 2')  # a line cut off by a crash
+    # 20 steps at a median of 3 s per step take 1 minute.
     assert sweep.read_result(tmp_path) == sweep.Result(steps=20, minutes=1.0, miou=0.5, pixel_accuracy=0.8)
 
 
@@ -134,7 +134,7 @@ def test_a_training_that_fails_ends_the_study(monkeypatch, tmp_path):
 
 
 def test_an_interrupted_training_can_still_save(monkeypatch, tmp_path):
-    # Ctrl-C in a terminal interrupts both processes. Here, the training sends both signals once it can handle its own.
+    # Ctrl-C in a terminal interrupts both processes. This program sends both signals once its own handler is installed.
     program = """
 import os, signal, time
 signal.signal(signal.SIGINT, lambda *_: print("stopping", flush=True))

@@ -30,7 +30,7 @@ def own_data(tmp_path):
 def test_labels_and_check_work_on_own_data(own_data, tmp_path, monkeypatch, capsys):
     code, output = run_cli(monkeypatch, capsys, "data", "labels", own_data)
     assert code == 0
-    assert "Assumed that 0 is a class too" in output
+    assert "Assumed that 0 is also a class" in output
     assert "Wrote 2 classes to" in output
     labels = read_labels(own_data / "labels.json")
     assert (labels.name, labels.ids) == ("own_data", (0, 4))

@@ -60,7 +60,7 @@ def test_the_recipe_for_custom_data_reads_a_label_set_by_name_or_from_a_file(tmp
     ("multi_grid", "output_stride", "rates"),
     [
         ((0.5, 1, 1), 32, (1, 1, 1)),  # the undilated network
-        ((0.5, 1, 1), 16, (1, 2, 2)),  # torchvision and mmsegmentation: the first block keeps the rate of the previous stage
+        ((0.5, 1, 1), 16, (1, 2, 2)),  # torchvision and mmsegmentation: the first block keeps the previous stage's rate
         ((0.5, 1, 1), 8, (2, 4, 4)),
         ((1, 2, 4), 16, (2, 4, 8)),  # the paper, section 3.2
         ((1, 2, 4), 8, (4, 8, 16)),
@@ -161,7 +161,7 @@ def test_an_invalid_field_is_reported_with_its_value(fields, message):
 
 
 def list_fields(node, prefix=""):
-    """Yield the dotted name and the value of every field of a config, except for the label set."""
+    """Yield the dotted name and value of every config field except the label set."""
     for field in dataclasses.fields(node):
         value = getattr(node, field.name)
         if dataclasses.is_dataclass(value):
@@ -173,7 +173,7 @@ def list_fields(node, prefix=""):
 def choose_new_value(default, inherited):
     """Return a value of the same type that differs from the default and from the recipe's value.
 
-    There are only two bools, so a bool differs from the recipe's value only.
+    There are only two bools, so a bool only differs from the recipe's value.
     """
     match default:
         case bool():
@@ -227,7 +227,7 @@ def test_moved_fields_of_a_stored_0_1_config_are_found():
     del values["loss"]["aux_weight"]
     values["optim"]["aux_weight"] = 0.25
     assert from_dict(values) == Config(loss=LossConfig(aux_weight=0.25))
-    assert values["optim"]["aux_weight"] == 0.25  # unchanged, because receipts contain its digest
+    assert values["optim"]["aux_weight"] == 0.25  # the input is not modified, because receipts contain its digest
     del values["loss"]
     assert from_dict(values).loss.aux_weight == 0.25
 

@@ -6,5 +6,5 @@ PAGE = pathlib.Path(__file__).parent.parent.parent / "docs" / "reference" / "con
 
 
 def test_the_generated_page_is_up_to_date():
-    stale = "docs/reference/config.md is stale: python -m deeplab_jax.config.reference > docs/reference/config.md"
+    stale = "docs/reference/config.md is stale. Run python -m deeplab_jax.config.reference > docs/reference/config.md"
     assert PAGE.read_text() == render_markdown(), stale

@@ -26,7 +26,7 @@ from deeplab_jax.data.augmentation import (
 from deeplab_jax.data.samples import OpenSample, pixel_reader, window_reader
 
 MEAN = (123.675, 116.28, 103.53)
-FILL = (124, 116, 104)  # MEAN, rounded
+FILL = (124, 116, 104)  # rounded MEAN
 KEY = make_sample_key(0, 7)
 ALL_STEPS = DataConfig(
     crop_size=(40, 40), scale=(0.7, 2.0), cat_max_ratio=0.75, class_balanced=0.5, rotation=20.0, cutout=0.3, photometric=True
@@ -44,7 +44,7 @@ def choose(label, key=KEY, **options):
 
 
 def reference_window(size, key, crop_size, scale):
-    """Compute the window with plain Python arithmetic."""
+    """Compute the expected window with plain Python arithmetic."""
     u = draw_uniforms(key, "window").numpy()
     factor = scale[0] + u[0] * (scale[1] - scale[0])
     low, high, output_size = [], [], []
@@ -59,7 +59,7 @@ def reference_window(size, key, crop_size, scale):
 
 
 def reference_render(image, label, window, crop_size):
-    """Resize the window pixel by pixel in float64."""
+    """Resize a window pixel by pixel in float64."""
     (y_low, x_low), (y_high, x_high), (rows, columns) = window
     image, label = image[y_low:y_high, x_low:x_high].astype(np.float64), label[y_low:y_high, x_low:x_high]
     out = np.broadcast_to(np.array(FILL, np.float64), (*crop_size, 3)).copy()
@@ -94,7 +94,7 @@ def test_the_window_and_its_pixels_match_a_plain_reference(seed, size, crop_size
     window = Window(*map(tf.constant, window))
     np.testing.assert_array_equal(render_label(pixel_reader(tf.constant(label)), window, crop_size), expected_label)
     actual = render_image(window_reader(tf.constant(image)), window, crop_size, FILL).numpy()
-    # Rounding to integers changes a value by up to 0.5. The rest allows for float32 sums that round differently.
+    # Rounding to integers changes a value by up to 0.5. The extra 0.001 allows for float32 rounding errors.
     assert np.abs(actual - expected_image).max() <= 0.501
 
 
@@ -110,7 +110,7 @@ def test_windows_cover_all_positions_and_scales():
 
 
 def draw_label(rng):
-    """Return a 24x24 label of 6x6 blocks, most of them of class 3."""
+    """Return a 24x24 label made of 6x6 blocks, most of which are class 3."""
     return np.kron(np.where(rng.random((4, 4)) < 0.7, 3, rng.integers(0, 5, (4, 4))), np.ones((6, 6))).astype(np.uint8)
 
 
@@ -119,7 +119,7 @@ def largest_share(values):
     return counts.max() / counts.sum() if np.count_nonzero(counts) > 1 else 1.0
 
 
-def test_windows_with_a_dominant_class_are_drawn_again():
+def test_windows_with_a_dominant_class_are_redrawn():
     redrawn = 0
     for k in range(60):
         label = draw_label(np.random.default_rng(k))
@@ -154,18 +154,19 @@ def test_balanced_windows_are_centred_on_all_classes_equally_often():
             centre_classes.append(int(label[tuple(middle)]))
         assert [b - a for a, b in zip(low, high, strict=True)] == [9, 9]
     counts = np.bincount(centre_classes, minlength=3)
-    # Each class is expected 40 times, within 4 standard deviations. Class 0 is not checked: its pixels near the edge cannot be
-    # centred.
+    # Each class is expected 40 times. The bounds are 4 standard deviations away. Class 0 is not checked, because its pixels
+    # near the image edge cannot be centred.
     assert all(20 <= n <= 61 for n in counts[1:])
     assert 255 not in centre_classes
 
 
-def test_only_a_fraction_of_the_windows_is_balanced_and_the_others_do_not_move():
+def test_only_some_windows_are_balanced_and_the_others_stay_in_place():
     label = np.zeros((40, 60), np.uint8)
     label[20, 30] = 1
     plain = [choose(label, make_sample_key(4, k), crop_size=(5, 5), scale=(1.0, 1.0)) for k in range(100)]
     mixed = [choose(label, make_sample_key(4, k), crop_size=(5, 5), scale=(1.0, 1.0), class_balanced=0.3) for k in range(100)]
-    assert 12 <= sum(a != b for a, b in zip(plain, mixed, strict=True)) <= 48  # 30, within 4 standard deviations
+    # 30 windows are expected to be balanced, plus or minus 4 standard deviations.
+    assert 12 <= sum(a != b for a, b in zip(plain, mixed, strict=True)) <= 48
 
 
 def test_balancing_changes_nothing_if_no_pixel_is_labelled():
@@ -188,7 +189,7 @@ def test_random_numbers_depend_on_seed_sample_number_and_stream():
 
 
 def draw_blocks(seed=0, classes=5):
-    """Return a label of 8x8 blocks, and an image whose grey value is 50 times the class."""
+    """Return an image and its label, made of 8x8 blocks. Each grey value is 50 times the class."""
     label = np.kron(np.random.default_rng(seed).integers(0, classes, (6, 8)), np.ones((8, 8))).astype(np.uint8)
     return np.repeat(label[..., None] * 50, 3, -1), label
 
@@ -208,8 +209,7 @@ def test_image_and_label_stay_aligned_through_all_steps():
     for k in range(20):
         a, b = map(np.array, augment_arrays(image, label, make_sample_key(0, k), ALL_STEPS, MEAN))
         a = a[..., 0].astype(int)
-        # Bilinear interpolation mixes grey values at the borders between blocks. Elsewhere, a pixel has the grey value of its
-        # label.
+        # Bilinear interpolation mixes grey values at block borders. Everywhere else, a pixel's grey value must match its label.
         flat = (b != 255) & (np.diff(a, axis=0, prepend=-1) == 0) & (np.diff(a, axis=1, prepend=-1) == 0)
         assert flat.sum() > 150
         assert (a[flat] == b[flat] * 50).mean() > 0.97
@@ -237,7 +237,7 @@ def test_eager_mode_and_a_dataset_give_identical_samples():
         np.testing.assert_array_equal(b, eager_label)
 
 
-def test_half_of_the_samples_are_mirrored():
+def test_about_half_of_the_samples_are_mirrored():
     image, label = draw_blocks()
     mirrored = 0
     for k in range(60):
@@ -247,11 +247,11 @@ def test_half_of_the_samples_are_mirrored():
         np.testing.assert_array_equal(a, image[:, ::step])
         np.testing.assert_array_equal(b, label[:, ::step])
         mirrored += step == -1
-    assert 15 <= mirrored <= 45  # 30, within 4 standard deviations
+    assert 15 <= mirrored <= 45  # expected 30, plus or minus 4 standard deviations
 
 
 def reference_rotation(image, label, angle, fill):
-    """Rotate about the centre pixel by pixel in float64."""
+    """Rotate an image and its label about the centre, one pixel at a time, in float64."""
     height, width = label.shape
     out, out_label = np.zeros((*label.shape, 3)), np.full(label.shape, 255)
     for y in range(height):
@@ -279,7 +279,7 @@ def test_rotation_matches_a_plain_reference(degrees):
         angle = (2 * float(u[0]) - 1) * math.radians(degrees)
         a, b = apply(rotate, image, label, u, degrees)
         expected_image, expected_label = reference_rotation(image.astype(float), label, angle, FILL)
-        # A float32 position close to the midpoint between two pixels may round to the other pixel.
+        # A float32 position near the midpoint between two pixels might round to either pixel.
         assert (b == expected_label).mean() > 0.98
         assert np.abs(a - expected_image).max() <= 0.55
         angles.append(abs(angle))
@@ -302,7 +302,7 @@ def test_cutout_blanks_one_rectangle_of_the_requested_size():
     assert len(places) > 20
 
 
-def test_photometric_factors_have_the_ranges_of_mmsegmentation():
+def test_photometric_factors_have_the_same_ranges_as_in_mmsegmentation():
     table = np.array(
         [
             draw_photometric({}, draw_uniforms(make_sample_key(3, k), "photometric"), True, FILL)["photometric"]
@@ -312,7 +312,7 @@ def test_photometric_factors_have_the_ranges_of_mmsegmentation():
     low, high = [-32, 0.5, 0.5, -36], [32, 1.5, 1.5, 36]
     for column, (a, b), neutral in zip(table.T, zip(low, high, strict=True), (0, 1, 1, 0), strict=False):
         drawn = column[column != neutral]
-        assert 160 <= len(drawn) <= 240  # 200, within 4 standard deviations
+        assert 160 <= len(drawn) <= 240  # expected 200, plus or minus 4 standard deviations
         assert a <= drawn.min() < a + 0.1 * (b - a)
         assert b - 0.1 * (b - a) < drawn.max() <= b
     assert set(table[:, 4]) == {0.0, 1.0}

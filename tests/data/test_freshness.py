@@ -19,7 +19,7 @@ from deeplab_jax.errors import DataError
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """Return a folder that holds a data set of three samples and its prepared records."""
+    """Return a folder with a three-sample data set and its prepared records."""
     folder = tmp_path_factory.mktemp("prepared")
     root = folder / "a set"
     (root / "list").mkdir(parents=True)
@@ -33,7 +33,7 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture
 def root(prepared, tmp_path):
-    return shutil.copytree(prepared / "a set", tmp_path / "a set")  # this also copies the modification times
+    return shutil.copytree(prepared / "a set", tmp_path / "a set")  # also copies the modification times
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_a_broken_symbolic_link_is_reported(out, root):
 def test_records_can_be_used_without_their_source(out, root):
     shutil.rmtree(root)
     assert len(find(out)) == 3
-    root.mkdir()  # like a mount point where nothing is mounted
+    root.mkdir()  # like an unmounted mount point
     find_module._find_prepared.cache_clear()
     assert len(find(out)) == 3
 

@@ -13,7 +13,7 @@ K2 = 0x9AE16A3B2F90404F
 
 
 def farmhash64(data):
-    """Return the Fingerprint64 of 8 to 16 bytes, as defined in farmhash.cc."""
+    """Compute the FarmHash Fingerprint64 hash of 8 to 16 bytes, as in farmhash.cc."""
 
     def rotate(value, bits):
         return (value >> bits | value << (64 - bits)) & MASK
@@ -32,7 +32,7 @@ def farmhash64(data):
 
 @pytest.fixture
 def pair(tmp_path):
-    """Return one sample. Its files are not images, because a fingerprint only needs their bytes."""
+    """Return a split with one sample. Its files are not real images, because a fingerprint only needs their bytes."""
     (tmp_path / "i").write_bytes(b"an image")
     (tmp_path / "l").write_bytes(b"its label file")
     return Samples(str(tmp_path), ("i",), ("l",), "labelIds", "", ImageFiles())
@@ -46,7 +46,7 @@ def test_a_fingerprint_is_the_farmhash_of_the_files(pair):
 
 
 @pytest.mark.parametrize("name", ["i", "l"])
-def test_every_byte_of_both_files_changes_the_fingerprint(pair, tmp_path, name):
+def test_the_fingerprint_changes_with_every_byte_in_either_file(pair, tmp_path, name):
     path = tmp_path / name
     contents = path.read_bytes()
     seen = {pair.store.fingerprint(pair, 0)}
@@ -76,7 +76,7 @@ def test_a_missing_file_is_named(pair, tmp_path, name):
 
 
 class NotIterable(tuple):
-    """A tuple of names that can be indexed but not iterated over."""
+    """A tuple that can be indexed but not iterated over."""
 
     def __iter__(self):
         raise AssertionError("all names were read for one sample")
@@ -117,7 +117,8 @@ def test_a_reason_is_one_line_without_node_names(message, expected):
     assert reason(OSError(message)) == expected
 
 
-# Masks in all PNG formats. Some formats are valid only for one label kind, and transparency is dropped.
+# Functions that turn an array into a mask image, one for each PNG format. Some formats are valid only for one label kind.
+# Transparency is dropped when a mask is read.
 MASKS = {
     "grey": lambda a: Image.fromarray(a),
     "palette": lambda a: with_palette(a),
@@ -137,7 +138,7 @@ def with_palette(array):
 
 
 def expected_values(name, array, kind):
-    """Return the values that a file of MASKS should give, computed by hand, or None if training rejects the file."""
+    """Return the values that a mask should be read as, or None if the format is invalid for this label kind."""
     if name == "16 bits" or (kind == "labelIds" and name not in ("grey", "palette", "palette of 4 bits")):
         return None
     if kind == "labelIds":

@@ -28,7 +28,7 @@ def mask(*values, size=SIZE):
 
 @pytest.fixture
 def report(tmp_path):
-    """Return a function that writes splits, each a list of (image, label), and returns the report on them."""
+    """Return a function that writes splits, given as lists of (image, label) pairs, and returns their inspection report."""
 
     def write(**splits):
         for split, pairs in splits.items():
@@ -106,7 +106,7 @@ def test_truncated_files_are_errors(report, tmp_path):
     assert result.fails
 
 
-def test_an_image_whose_size_evaluation_cannot_read_is_an_error(report, monkeypatch):
+def test_an_image_with_an_unreadable_size_is_an_error(report, monkeypatch):
     report(train=[(random_image(0), mask(0, 1, 2))])
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     result = report.check_again("train")
@@ -114,7 +114,7 @@ def test_an_image_whose_size_evaluation_cannot_read_is_an_error(report, monkeypa
     assert result.fails
 
 
-def test_a_jpeg_mask_is_reported_as_jpeg_and_not_by_its_values(report, tmp_path):
+def test_a_jpeg_mask_is_reported_as_a_jpeg_file(report, tmp_path):
     report(train=[(random_image(0), mask(0, 1, 2)), (random_image(1), mask(0))])
     random_image(1, "L").save(tmp_path / "train1_label.png", "JPEG", quality=90)
     (problem,) = [p for p in report.check_again("train").problems if p.fails]
@@ -122,7 +122,7 @@ def test_a_jpeg_mask_is_reported_as_jpeg_and_not_by_its_values(report, tmp_path)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
-def test_images_of_unusual_modes_are_noted_but_do_not_stop_training(report, mode):
+def test_images_in_unusual_modes_are_noted_but_do_not_stop_training(report, mode):
     result = report(train=[(random_image(0, mode), mask(0, 1, 2))])
     assert not result.fails
     assert [p.sort for p in result.problems] == [f"images of mode {mode}"]
@@ -182,7 +182,7 @@ def test_lists_that_leave_the_root_and_missing_splits_are_errors(report, tmp_pat
     assert list(result.tallies) == ["train"]
 
 
-def test_class_weights_are_those_of_enet_with_a_mean_of_one_over_pixels():
+def test_class_weights_match_enet_and_average_to_one_over_all_pixels():
     pixels = np.array([900, 100, 0])
     weights = compute_class_weights(pixels)
     enet = [1 / math.log(1.02 + share) for share in (0.9, 0.1, 0)]

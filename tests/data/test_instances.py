@@ -11,7 +11,7 @@ from deeplab_jax.errors import DataError
 
 @pytest.fixture
 def val(street_scenes, tmp_path):
-    """Return a copy of the validation split that a test may damage."""
+    """Return a copy of the validation split, which tests are free to damage."""
     for folder in ("leftImg8bit/val", "gtFine/val", "list"):
         shutil.copytree(street_scenes / folder, tmp_path / folder)
     return find_samples(str(tmp_path), "val")

@@ -13,7 +13,7 @@ SAMPLES = Samples("", tuple(f"{i}.png" for i in range(6)), (), "labelIds", "", I
 
 
 class FakeSource:
-    """A source of batches of two positions, for three epochs of the list. A batch fails if one of its positions is broken."""
+    """A batch source for three epochs of six samples, two per batch. Batches with a broken sample fail."""
 
     def __init__(self, broken, fails_again=True):
         self.broken = broken
@@ -58,7 +58,7 @@ def test_no_sample_is_checked_unless_a_batch_fails():
     assert (source.built, source.checked) == ([(0, ())], [])
 
 
-def test_each_broken_sample_is_found_once_and_the_dataset_continues_from_its_batch():
+def test_each_broken_sample_is_found_once_and_its_batch_is_read_again():
     source = FakeSource(broken=[2, 3, 5])
     assert list(source.batches(max_unreadable=3)) == EPOCH * 3
     assert source.built == [(0, ()), (1, (2, 3)), (2, (2, 3, 5))]
@@ -106,7 +106,7 @@ def test_an_error_that_does_not_repeat_ends_the_run(max_unreadable):
     source = FakeSource(broken=[3], fails_again=False)
     batches = source.batches(max_unreadable=max_unreadable)
     assert next(batches) == [0, 1]
-    message = r"^Reading 2\.png, 3\.png failed once \([^{}\n]+\) but worked when repeated\. Check the disk\.$"
+    message = r"^Reading 2\.png, 3\.png failed once \([^{}\n]+\) but succeeded when retried\. Check the disk\.$"
     with pytest.raises(DataError, match=message):
         next(batches)
     assert source.built == [(0, ())]
@@ -151,5 +151,5 @@ dataset = tf.data.Dataset.range(10**6).map(lambda i: {"i": tf.numpy_function(slo
 batches = iterate(None, lambda *_: dataset.prefetch(2), None, None)
 next(batches)
 """
-    # If the iterator were not closed, the pipeline threads and the interpreter would wait for each other forever.
+    # Without closing the iterator, the pipeline threads and the interpreter would deadlock at exit.
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

@@ -178,6 +178,6 @@ def test_a_layout_can_define_the_label_kind(tmp_path, monkeypatch):
     assert find_samples(str(tmp_path), "train+val").kind == "labelTrainIds"
     assert find_samples(str(tmp_path), "train", "labelIds").kind == "labelIds"
     save_images(tmp_path, "a.png")
-    write_list(tmp_path, "a.png masks/val/val.png", "more")  # a list does not define the kind, and the header shows ids
+    write_list(tmp_path, "a.png masks/val/val.png", "more")  # a list does not define the kind, so the header decides
     with pytest.raises(DataError, match=r"are of different kinds \(labelIds, labelTrainIds\)"):
         find_samples(str(tmp_path), "train+more")

@@ -63,7 +63,7 @@ def test_hosts_split_the_global_batch_without_changing_it(train_set):
 
 
 def test_autotuning_is_off():
-    """Check that autotuning is off. It delayed the end of an iteration by 40 s after a compilation had taken 40 s."""
+    # With autotuning, a 40 s compilation delayed the end of the iteration by another 40 s.
     dataset = pipeline._read_batches(tf.data.Dataset.range(4), lambda i: i, 0, 2)
     assert dataset.options().autotune.enabled is False
 
@@ -76,7 +76,8 @@ def test_the_number_of_threads_does_not_change_the_batches(train_set):
 def test_every_epoch_is_a_different_permutation(train_set):
     order = np.concatenate([b["index"] for b in batches(train_set, steps=9)]).reshape(6, 6)
     assert all(sorted(epoch) == list(range(6)) for epoch in order.tolist())
-    assert len({tuple(epoch) for epoch in order.tolist()}) >= 5  # two of the six may be equal by chance (1 in 48)
+    # By chance, two of the six epochs have the same order with a probability of 1 in 48, so one repeat is allowed.
+    assert len({tuple(epoch) for epoch in order.tolist()}) >= 5
 
 
 def test_a_very_late_step_and_a_list_of_one_sample_work(tmp_path):
@@ -123,7 +124,7 @@ def test_a_second_evaluation_reuses_the_dataset_and_gives_the_same_batches(stree
 
 
 @pytest.mark.parametrize("kind", ["labelIds", "color"])
-def test_label_kinds_give_the_same_train_ids(street_scenes, kind):
+def test_both_label_kinds_give_the_same_train_ids(street_scenes, kind):
     samples = find_samples(str(street_scenes), "val")
     ids = np.concatenate([b["label"] for b in eval_batches(samples, CITYSCAPES, 1)])
     raw = np.stack([read_pixels(street_scenes / name) for name in samples.labels])
@@ -132,7 +133,7 @@ def test_label_kinds_give_the_same_train_ids(street_scenes, kind):
     names = tuple(name.replace("labelIds", kind) for name in colored.labels)
     other = dataclasses.replace(samples, labels=names, kind=kind)
     same_ids = np.concatenate([b["label"] for b in eval_batches(other, CITYSCAPES, 1)])
-    # The id of polegroup (18) is ignored, but its colour is the colour of pole (train id 5).
+    # The polegroup id (18) is ignored, but polegroup has the same colour as pole (train id 5).
     np.testing.assert_array_equal(np.where(raw == 18, 5 if kind == "color" else 255, ids), same_ids)
 
 
@@ -142,7 +143,7 @@ def test_nchw_images_are_transposed(train_set):
 
 
 def write_pair(root, label, mode="L", image_size=(8, 8)):
-    """Write a data set of one image and one label, and return its samples."""
+    """Write a data set with one image and one label, and return its samples."""
     root.mkdir(exist_ok=True)
     Image.new("RGB", image_size).save(root / "i.png")
     picture = label if isinstance(label, Image.Image) else Image.fromarray(np.asarray(label).astype(np.uint8), mode)
@@ -195,7 +196,7 @@ def test_a_bad_label_is_named(tmp_path, case, training):
     assert "\n" not in str(caught.value)
 
 
-# Where the header of a PNG file says "palette", a JPEG file of quality 90 happens to have the same byte.
+# A quality-90 JPEG file happens to contain the PNG "palette" colour type at the same byte position.
 @pytest.mark.parametrize(("kind", "mode", "options"), [("JPEG", "L", {"quality": 90}), ("JPEG", "RGB", {}), ("BMP", "L", {})])
 def test_a_label_that_is_not_a_png_file_is_rejected(tmp_path, kind, mode, options):
     samples = write_pair(tmp_path, np.zeros((8, 8)))
@@ -234,7 +235,7 @@ def read_fingerprints(samples):
     return [list(samples.store.fingerprint(samples, i)) for i in range(len(samples))]
 
 
-def test_fingerprints_in_batches_are_those_of_the_files(train_set, street_scenes):
+def test_fingerprints_in_batches_match_the_files(train_set, street_scenes):
     expected = np.array(read_fingerprints(train_set), np.uint8)
     assert len(np.unique(expected, axis=0)) == 6
     for batch in batches(train_set, steps=3):
@@ -243,7 +244,7 @@ def test_fingerprints_in_batches_are_those_of_the_files(train_set, street_scenes
         samples = find_samples(str(street_scenes), split, need_labels=False)
         (batch,) = eval_batches(samples, CITYSCAPES, 5)
         assert batch["valid"].tolist() == [i < len(samples) for i in range(5)]
-        # Padding rows repeat the first image.
+        # Padding rows repeat the batch's first image.
         assert batch["index"].tolist() == [*range(len(samples)), *[0] * (5 - len(samples))]
         assert batch["fingerprint"].tolist() == [read_fingerprints(samples)[i] for i in batch["index"]]
 
@@ -265,12 +266,12 @@ def test_a_fingerprint_changes_with_a_byte_that_does_not_affect_pixels(tmp_path,
     assert are_equal(after | {"fingerprint": before["fingerprint"]}, before)
 
 
-NUM_SAMPLES = 7  # not a multiple of the batch size 4, so that some batches span two epochs
+NUM_SAMPLES = 7  # not a multiple of the batch size (4), so some batches span two epochs
 
 
 @pytest.fixture(scope="module")
 def intact(tmp_path_factory):
-    """Return a data set of distinct images and labels."""
+    """Return a data set in which all images and labels differ."""
     root = tmp_path_factory.mktemp("intact")
     rng = np.random.default_rng(0)
     (root / "list").mkdir()
@@ -283,7 +284,7 @@ def intact(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clean(intact):
-    """Return the batches of a run in which no sample is broken."""
+    """Return the batches from a run without broken samples."""
     result, messages = read_skipping(intact, allow=1)
     assert messages == []
     return result
@@ -291,7 +292,7 @@ def clean(intact):
 
 @pytest.fixture
 def pairs(intact, tmp_path):
-    """Return a copy of the data set whose files a test may damage."""
+    """Return a copy of the `intact` data set, which tests are free to damage."""
     shutil.copytree(intact.root, tmp_path, dirs_exist_ok=True)
     return find_samples(str(tmp_path), "train")
 
@@ -310,7 +311,7 @@ def write_unknown_value(root, k):
 
 
 def read_skipping(samples, *, allow, steps=6, **options):
-    """Return the batches, and the messages about the samples that were skipped."""
+    """Return the batches and the messages about skipped samples."""
     data = DataConfig(batch_size=4, crop_size=(8, 10), max_unreadable=allow)
     messages = []
     result = batches(samples, labels=PLAIN, data=data, steps=steps, on_skip=lambda e: messages.append(str(e)), **options)
@@ -338,8 +339,8 @@ def assert_only_blank(actual, clean, bad):
         (write_unknown_value, r"l2\.png holds the value 77 \(192 pixels\)"),
     ],
 )
-def test_a_sample_that_cannot_be_read_is_skipped_and_nothing_else_changes(pairs, clean, tmp_path, damage, message):
-    assert np.concatenate([b["index"] for b in clean]).tolist().count(2) == 3  # more than one epoch
+def test_an_unreadable_sample_is_skipped_and_nothing_else_changes(pairs, clean, tmp_path, damage, message):
+    assert np.concatenate([b["index"] for b in clean]).tolist().count(2) == 3  # once in each of three epochs
     damage(tmp_path, 2)
     actual, messages = read_skipping(pairs, allow=1)
     assert_only_blank(actual, clean, [2])
@@ -347,7 +348,7 @@ def test_a_sample_that_cannot_be_read_is_skipped_and_nothing_else_changes(pairs,
     assert re.search(message, messages[0])
 
 
-def test_several_samples_of_one_batch_can_be_skipped(pairs, clean, tmp_path):
+def test_several_samples_in_one_batch_can_be_skipped(pairs, clean, tmp_path):
     first, second = clean[1]["index"][[0, 3]].tolist()
     truncate(tmp_path, first)
     write_unknown_value(tmp_path, second)
@@ -365,7 +366,7 @@ def test_a_sample_that_disappears_during_a_run_is_skipped(pairs, intact, tmp_pat
     delete(tmp_path, 3)
     after = list(run)
     assert_only_blank(before, clean[:4], [])
-    # Batches that were prefetched before the file was deleted may still contain the sample.
+    # Batches prefetched before the deletion might still contain the sample.
     assert_only_blank(after[-40:], clean[-40:], [3])
     assert len(messages) == 1
 
@@ -386,7 +387,7 @@ def test_starting_later_with_broken_samples_gives_the_batches_of_an_uninterrupte
         assert all(are_equal(a, b) for a, b in zip(later, run[start:], strict=True))
 
 
-def test_every_host_skips_the_samples_that_it_cannot_read(pairs, clean, tmp_path):
+def test_each_host_skips_its_own_unreadable_samples(pairs, clean, tmp_path):
     bad = clean[0]["index"][3].item()
     truncate(tmp_path, bad)
     (global_batch,), _ = read_skipping(pairs, allow=1, steps=1)
@@ -417,12 +418,12 @@ def test_no_broken_sample_is_skipped_by_default(pairs, tmp_path):
         read_skipping(pairs, allow=0)
     assert str(caught.value) == (
         f"{tmp_path / 'l4.png'} holds the value 77 (192 pixels), which the label set does not define for labelIds labels. "
-        "Correct the file, or add the value to the label set of the config "
+        "Correct the file, or add the value to the config's label set "
         "(to ignored_ids or ignored_colors if it has no class)."
     )
 
 
-def test_a_file_that_works_the_second_time_is_an_error_and_not_skipped(pairs, tmp_path, monkeypatch):
+def test_a_file_that_is_readable_when_retried_is_an_error_and_not_skipped(pairs, tmp_path, monkeypatch):
     contents = (tmp_path / "i1.png").read_bytes()
     truncate(tmp_path, 1)
 
@@ -431,11 +432,11 @@ def test_a_file_that_works_the_second_time_is_an_error_and_not_skipped(pairs, tm
         return reading.diagnose(*arguments)
 
     monkeypatch.setattr(pipeline, "diagnose", repair_and_diagnose)
-    with pytest.raises(DataError, match=r"Reading .*i1\.png.* failed once \(.* but worked when repeated\. Check the disk\."):
+    with pytest.raises(DataError, match=r"Reading .*i1\.png.* failed once \(.* but succeeded when retried\. Check the disk\."):
         read_skipping(pairs, allow=3)
 
 
-def test_skipped_rows_follow_the_layout_too(pairs, tmp_path):
+def test_skipped_rows_also_follow_the_layout(pairs, tmp_path):
     delete(tmp_path, 2)
     nhwc, _ = read_skipping(pairs, allow=1)
     nchw, _ = read_skipping(pairs, allow=1, layout="NCHW")

@@ -63,19 +63,19 @@ def out(tmp_path):
 
 
 def run(root, out, splits=("train",), threads=0, label_kind="auto"):
-    """Prepare records and return what is printed."""
+    """Prepare records and return the printed text."""
     console = Console(file=io.StringIO(), width=200)
     prepare(DataConfig(root=str(root), threads=threads, label_kind=label_kind), str(out), splits, console)
     return console.file.getvalue()
 
 
 def read_files(out):
-    """Return the contents and the inode of each file except the manifest, by name."""
+    """Return a dict mapping each file name, except the manifest, to (contents, inode)."""
     return {path.name: (path.read_bytes(), path.stat().st_ino) for path in out.iterdir() if path.name != "records.json"}
 
 
 def list_names(out):
-    """Return the sorted names of the shards and sidecar files, without the checksum digits."""
+    """Return the sorted shard and sidecar file names, without the checksum digits."""
     return sorted(re.sub(r"-[0-9a-f]{8}\.bin", ".bin", name) for name in read_files(out))
 
 
@@ -89,7 +89,7 @@ def assert_holds(out, root, split="train"):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """Return a list that collects the positions of all samples that are decoded."""
+    """Return a list that collects the position of every decoded sample."""
     positions = []
     decode = prepare_module._decode
 
@@ -121,7 +121,7 @@ def test_a_second_run_reads_no_image_and_changes_nothing(root, out, decoded, mon
     run(root, out)
     before = read_files(out), (out / "records.json").stat().st_ino
     assert len(decoded) == NUM_SAMPLES
-    monkeypatch.setattr(image_files, "_read_bytes", None)  # only sizes and modification times may be checked
+    monkeypatch.setattr(image_files, "_read_bytes", None)  # any attempt to read file contents fails
     assert f"{out} is already up to date" in run(root, out)
     assert (read_files(out), (out / "records.json").stat().st_ino) == before
     assert len(decoded) == NUM_SAMPLES
@@ -135,11 +135,11 @@ def test_the_number_of_threads_does_not_change_the_files(root, tmp_path):
 
 
 class Killed(BaseException):
-    """An error that no handler catches, like the death of the process."""
+    """An exception that no handler catches, which simulates a killed process."""
 
 
 def kill_at(monkeypatch, shard):
-    """End the run at the first sample of a shard."""
+    """Abort the run at the first sample in a shard."""
     make_record = prepare_module._make_record
 
     def make_record_or_die(samples, i, *rest):
@@ -152,7 +152,7 @@ def kill_at(monkeypatch, shard):
 
 @pytest.fixture
 def dead_process_id():
-    """Return the id of a process that has ended."""
+    """Return the id of a process that has exited."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid
@@ -210,11 +210,11 @@ def test_a_killed_run_continues_with_the_first_missing_shard(root, out, monkeypa
         with pytest.raises(Killed):
             run(root, out)
     kept = read_files(out)
-    assert len(kept) == 2 * shard  # a shard and its sidecar file each, and no temporary files
+    assert len(kept) == 2 * shard  # each complete shard and its sidecar file, and no temporary files
     with pytest.raises(DataError, match=r"holds incomplete records|no samples of split"):
         find_split(DataConfig(root=str(out)), "train")
     decoded.clear()
-    # These are the files that remain if the system kills a process.
+    # A process killed by the operating system leaves these files behind.
     for name in (".train-00002.json.{}.new", ".train-00002.{}.bin.{}.new", "train-00002.{}.bin", ".records.json.{}.new"):
         (out / name.format(dead_process_id, dead_process_id)).write_bytes(b"unfinished")
     run(root, out)
@@ -309,7 +309,7 @@ def test_a_data_set_that_was_moved_is_not_decoded_again(root, out, tmp_path, dec
     run(root, out, ("train", "val"))
     moved = root.rename(tmp_path / "moved")
     with pytest.raises(
-        ConfigError, match=r"already holds records of val from a different source \(.*set\)\. Add these splits to --splits"
+        ConfigError, match=r"already holds records for val from a different source \(.*set\)\. Add these splits to --splits"
     ):
         run(moved, out)
     assert read_manifest(str(out)).source == str(root)
@@ -317,7 +317,7 @@ def test_a_data_set_that_was_moved_is_not_decoded_again(root, out, tmp_path, dec
     run(moved, out, ("train", "val"))
     assert decoded == []
     assert read_manifest(str(out)).source == str(moved)
-    # A file with the same name, size and modification time in a different folder may be a different image.
+    # In a different folder, a file with the same name, size and modification time could be a different image.
     other = shutil.copytree(moved, tmp_path / "other")
     status = (other / "1.png").stat()
     draw(other, 1, seed=2)

@@ -18,7 +18,7 @@ def path(tmp_path):
 def test_many_threads_read_the_requested_ranges(tmp_path):
     rng = np.random.default_rng(0)
     files = []
-    for k in range(300):  # more files than the cache keeps open
+    for k in range(300):  # more files than the cache can keep open
         (tmp_path / str(k)).write_bytes(rng.bytes(50))
         files.append(stat_file(str(tmp_path / str(k))))
     contents = [(tmp_path / str(k)).read_bytes() for k in range(300)]
@@ -47,7 +47,7 @@ def test_reading_past_the_end_of_a_file_is_an_error(path):
         read_range(file, 10200, 41)
 
 
-def test_a_replaced_file_is_read_as_it_was_while_open_and_is_an_error_afterwards(path):
+def test_a_replaced_file_gives_its_old_contents_while_open_and_an_error_afterwards(path):
     old = stat_file(str(path))
     assert read_range(old, 1, 2) == b"\1\2"
     path.with_name("g").write_bytes(b"x" * 10240)
@@ -68,7 +68,7 @@ def test_a_deleted_file_is_an_error(path):
         stat_file(str(path))
 
 
-def test_without_pread_the_same_bytes_are_read(path, monkeypatch):
+def test_ranges_are_read_correctly_without_pread(path, monkeypatch):
     monkeypatch.delattr(os, "pread")
     file = stat_file(str(path))
     assert file.size == 10240

@@ -1,4 +1,4 @@
-"""Tests that batches read from prepared records are byte for byte those read from the original files."""
+"""Tests for prepared records, which must yield exactly the same batches as the original files."""
 
 import io
 import json
@@ -31,14 +31,14 @@ EVERYTHING = {
 
 
 def prepare_records(root, out, splits=("train",), **data):
-    """Prepare records and return what is printed."""
+    """Prepare records and return the printed text."""
     console = Console(file=io.StringIO(), width=200)
     prepare(DataConfig(root=str(root), **data), str(out), splits, console)
     return console.file.getvalue()
 
 
 def write_data_set(root, *, sizes, mode="L", suffix="png", splits=("train",)):
-    """Write random images, labels with the values 0, 1 and 2, and the lists that name them, and return `root`."""
+    """Write random images, labels with values 0 to 2, and their lists to `root`, and return `root`."""
     rng = np.random.default_rng(0)
     (root / "list").mkdir(parents=True)
     for split in splits:
@@ -100,14 +100,14 @@ def test_batches_from_records_equal_batches_from_files(tmp_path, name):
 
 @pytest.fixture(scope="module")
 def scenes(street_scenes, tmp_path_factory):
-    """Return the root of the synthetic street scenes and the folder of their records."""
+    """Return the synthetic street scene folder and a folder with its records."""
     out = tmp_path_factory.mktemp("data") / "records"
     prepare_records(street_scenes, out, ("train", "val", "test"))
     return street_scenes, out
 
 
 def find_both(scenes, split, **options):
-    """Return the samples of a split from the records and from the files."""
+    """Return the samples for one split, first from the records, then from the files."""
     root, out = scenes
     return tuple(find_split(DataConfig(root=str(folder)), split, **options) for folder in (out, root))
 
@@ -182,7 +182,7 @@ def test_a_label_kind_that_differs_from_the_records_is_rejected(scenes):
 
 
 def find_with_unknown_value(tmp_path, mode, value):
-    """Return the samples, as files and as records, of a data set in which one pixel of sample 2 has an unknown value."""
+    """Return samples from files and from records, where one label pixel in sample 2 has an unknown value."""
     root = write_data_set(tmp_path / "set", sizes=[(24, 32)] * 5, mode=mode)
     with Image.open(root / "train2_label.png") as picture:
         label = np.array(picture)
@@ -227,7 +227,7 @@ def test_a_record_lists_a_limited_number_of_the_values_in_a_mask_with_blended_co
 
 @pytest.fixture(scope="module")
 def records_without_source(tmp_path_factory):
-    """Return a folder that holds records whose source has been removed."""
+    """Return a folder with records whose source has been removed."""
     folder = tmp_path_factory.mktemp("without_source")
     prepare_records(write_data_set(folder / "set", sizes=[(24, 32)] * 5), folder / "records")
     shutil.rmtree(folder / "set")
@@ -236,7 +236,7 @@ def records_without_source(tmp_path_factory):
 
 @pytest.fixture
 def records_copy(records_without_source, tmp_path):
-    """Return a copy of these records that a test may damage."""
+    """Return a copy of the records that a test can damage."""
     return shutil.copytree(records_without_source / "records", tmp_path / "records")
 
 
@@ -323,7 +323,7 @@ def test_a_shard_that_is_replaced_during_a_run_is_an_error(records_copy, is_trun
 def test_a_manifest_that_cannot_be_parsed_is_an_error(records_copy, text):
     (records_copy / "records.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(
-        DataError, match=r"records\.json is not a valid manifest of records \(.*\)\. Prepare the records again"
+        DataError, match=r"records\.json is not a valid records manifest \(.*\)\. Prepare the records again"
     ) as caught:
         find_split(DataConfig(root=str(records_copy)), "train")
     assert "\n" not in str(caught.value)
@@ -340,5 +340,5 @@ def test_a_manifest_in_a_different_format_is_an_error(records_copy):
 
 def test_the_arrays_of_a_record_store_are_built_once(records_copy):
     from_records = find_split(DataConfig(root=str(records_copy)), "train")
-    assert from_records.store._sizes is from_records.store._sizes  # cached, because a list may hold thousands of samples
+    assert from_records.store._sizes is from_records.store._sizes  # cached, because a list can contain thousands of samples
     assert hash(from_records) == hash(from_records)

@@ -14,7 +14,7 @@ from deeplab_jax.labels import CITYSCAPES, LABEL_SETS, VOC
 
 @pytest.fixture
 def masks(tmp_path):
-    """Return a function that writes arrays or pictures as label files and returns a split with these labels."""
+    """Return a function that writes arrays or Pillow images as label files and returns them as a split."""
 
     def write(*arrays, kind="labelIds", suffix="png"):
         names = tuple(f"{i}.{suffix}" for i in range(len(arrays)))
@@ -52,13 +52,13 @@ def test_colours_are_counted(masks):
     labels, notes = propose_labels("mine", survey, None, LABEL_SETS)
     assert labels.colors == (black, red)
     assert labels.ignored_colors == ()
-    assert "black is a class too" in notes[1]
+    assert "black is also a class" in notes[1]
 
 
 def test_zero_is_a_class_and_this_is_noted(masks):
     labels, notes = propose(masks([[0, 1, 2]]))
     assert labels.class_ids == (0, 1, 2)
-    assert "0 is a class too" in notes
+    assert "0 is also a class" in notes
     assert (0, 0, 0) not in labels.colors  # black is the colour of ignored pixels
 
 
@@ -89,7 +89,7 @@ def test_palette_indices_are_ids_and_palette_colours_are_used(masks):
 
 def test_label_sets_are_recognized_by_folders_or_colours_but_not_by_ids_only(masks):
     assert propose(masks([[0, *CITYSCAPES.ids[:10]]]), CITYSCAPES)[0] is CITYSCAPES
-    # The folders of Cityscapes with fewer than half of its classes, or with unknown ids, hold a different label set.
+    # Cityscapes folders with fewer than half of its classes, or with unknown ids, are assumed to use a different label set.
     assert propose(masks([[0, *CITYSCAPES.ids[:9]]]), CITYSCAPES)[0].names[1] == "class 7"
     assert propose(masks([[77, *CITYSCAPES.ids]]), CITYSCAPES)[0].ids[-1] == 77
     assert propose(masks([list(CITYSCAPES.colors[:12])], kind="color"))[0] is CITYSCAPES
@@ -113,7 +113,7 @@ def test_more_than_255_colours_are_an_error_that_lists_the_most_frequent(masks):
         survey_masks([masks(many, kind="color")])
 
 
-def test_files_that_training_cannot_read_are_named(masks, tmp_path):
+def test_unreadable_files_are_named(masks, tmp_path):
     samples = masks([[1, 2]], [[(1, 2, 3)]], np.uint8([[3]]), Image.new("I;16", (2, 1)), Image.new("1", (2, 1)))
     (tmp_path / "2.png").write_bytes(b"not a picture")
     survey = survey_masks([samples])
@@ -134,7 +134,7 @@ def test_items_are_processed_by_the_given_number_of_threads():
     barrier = threading.Barrier(3)
 
     def work(_):
-        barrier.wait(30)  # passes only when three threads work at the same time
+        barrier.wait(30)  # returns only once three threads are waiting
         return threading.get_ident()
 
     assert len(set(run_in_parallel(work, range(30), 3))) == 3

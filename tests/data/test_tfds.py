@@ -1,4 +1,4 @@
-"""Tests of TensorFlow Datasets support, on small data sets that are built here. Nothing is downloaded."""
+"""Tests for TensorFlow Datasets support, on small data sets built by the tests. Nothing is downloaded."""
 
 import ast
 import io
@@ -32,7 +32,7 @@ def image_feature(channels, **options):
 
 
 def make_examples(first, count, image_name="image", label_name="segmentation_mask", **more):
-    """Yield `count` examples whose numbers start at `first`. The first pixel of each image holds its number."""
+    """Yield `count` examples, numbered from `first`. The first pixel in each image stores the example number."""
     for i in range(first, first + count):
         rng = np.random.default_rng(i)
         height, width = 12 + i % 2, 16
@@ -62,9 +62,9 @@ def build_data_set(folder, title, features, shards=1, **splits):
 
 @pytest.fixture(scope="module")
 def pets(tmp_path_factory):
-    """Return the folder and the builder of a data set with the features of oxford_iiit_pet.
+    """Return the folder and the builder for a data set with the same features as oxford_iiit_pet.
 
-    Its training split has 10 samples and its test split 5, in 3 files each.
+    The training split has 10 samples and the test split has 5. Each split is stored in 3 files.
     """
     folder = tmp_path_factory.mktemp("tfds")
     features = {
@@ -277,7 +277,7 @@ def test_truncated_missing_and_changed_files_are_errors(tmp_path):
     path.write_bytes(contents[:start] + b"\xff" * length + contents[start + length :])
     with pytest.raises(DataError, match=r"000001 of .* cannot be read \(.*\)\. Build the data set again"):
         samples.store.size(samples, 1)
-    ranges._open.cache_clear()  # a different file is now at this path
+    ranges._open.cache_clear()  # the path now holds a different file
     for read in (samples.store.size, samples.store.fingerprint):
         with pytest.raises(DataError, match=r"000001 of .* cannot be read \(.* was replaced .*\)\. Build the data set again"):
             read(samples, 1)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import tiny_model
+from conftest import random_variables, tiny_model
 from test_windows import CLASSES as FEW_CLASSES
 from test_windows import naive_slide, network, noise
 
@@ -28,10 +28,7 @@ CLASSES = CITYSCAPES.num_classes
 @pytest.fixture(scope="module")
 def variables():
     """Return random weights whose logits differ by about 1, so that averages of logits and of probabilities differ."""
-    model = inference.evaluation_model(CONFIG)
-    variables = jax.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), False))()
-    variables["params"]["classifier"]["kernel"] *= 100
-    return variables
+    return random_variables(inference.evaluation_model(CONFIG))
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import run_cli, tiny_config, tiny_model
+from conftest import random_variables, run_cli, tiny_config, tiny_model
 
 import deeplab_jax as dl
 from deeplab_jax import api
@@ -23,7 +23,7 @@ from deeplab_jax.models import DeepLabV3
 SWITCHES = {
     "basic": {"decoder_width": 8, "low_level_width": 4},
     "bottleneck": {
-        "backbone": "resnet50",
+        "backbone": "seven_bottlenecks",
         "stem": "3x3",
         "shortcut": "avgpool+1x1",
         "output_stride": 8,
@@ -37,16 +37,9 @@ SWITCHES = {
 
 
 def make_network(switches):
-    """Return a config, and variables whose statistics, factors and biases are neither 0 nor 1."""
+    """Return a config and random variables."""
     config = tiny_config(model=tiny_model(**switches))
-    model = DeepLabV3(config.model, config.labels.num_classes)
-    variables = jax.jit(model.init, static_argnums=2)(jax.random.key(0), jax.numpy.zeros((1, 64, 64, 3)), False)
-    rng = np.random.default_rng(0)
-
-    def perturb(leaf):
-        return np.asarray(leaf) + (leaf.ndim == 1) * 0.3 * np.abs(rng.normal(size=leaf.shape)).astype(np.float32)
-
-    return config, jax.tree.map(perturb, variables)
+    return config, random_variables(DeepLabV3(config.model, config.labels.num_classes))
 
 
 @pytest.fixture(scope="module", params=SWITCHES)

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import tiny_resnet18
+from conftest import random_variables, tiny_resnet18
 
 from deeplab_jax.config import ModelConfig
 from deeplab_jax.models import DeepLabV3, normalize
@@ -11,17 +11,6 @@ from deeplab_jax.models.backbones.mobilenetv3 import scale_to_width
 from deeplab_jax.models.decoder import Decoder
 from deeplab_jax.models.graph import abstract_variables
 from deeplab_jax.models.layers import BatchNorm
-
-
-def random_variables(module, *args):
-    """Return variables with random running statistics. With mean 0 and variance 1, errors in their use would not show."""
-    variables = jax.jit(module.init, static_argnums=2)(jax.random.key(0), *args)
-    rng = np.random.default_rng(0)
-    stats = jax.tree_util.tree_map_with_path(
-        lambda path, x: jnp.asarray(rng.uniform(0.5, 1.5, x.shape) - (path[-1].key == "mean"), jnp.float32),
-        variables["batch_stats"],
-    )
-    return {"params": variables["params"], "batch_stats": stats}
 
 
 def with_constant_excitation(variables):
@@ -47,7 +36,7 @@ def make_backbone(name, **switches):
     ("name", "switches"),
     [
         ("resnet18", {}),
-        ("resnet50", {"stem": "3x3", "shortcut": "avgpool+1x1", "multi_grid": (1.0, 2.0, 4.0)}),
+        ("seven_bottlenecks", {"stem": "3x3", "shortcut": "avgpool+1x1", "multi_grid": (1.0, 2.0, 4.0)}),
         ("resnext50_32x4d", {"stage3_first_rate": 2}),
         ("mobilenetv3_large", {"multi_grid": (1.0, 1.0, 1.0)}),
     ],
@@ -55,7 +44,7 @@ def make_backbone(name, **switches):
 def test_dilated_features_match_the_undilated_network_when_subsampled(name, switches):
     image = jnp.asarray(np.random.default_rng(1).normal(size=(1, 97, 66, 3)), jnp.float32)
     networks = {os: make_backbone(name, width=8, output_stride=os, **switches) for os in (32, 16, 8)}
-    variables = with_constant_excitation(random_variables(networks[32], image, False))
+    variables = with_constant_excitation(random_variables(networks[32]))
     features = {os: jax.jit(net.apply, static_argnums=2)(variables, image, False) for os, net in networks.items()}
     for os in (16, 8):
         for expected, dilated in zip(features[32], features[os], strict=True):
@@ -102,9 +91,9 @@ def test_a_decoder_concatenates_resized_features_and_reduced_low_level_features(
 
 def test_dilate_conv2_only_affects_basic_blocks():
     image = jnp.asarray(np.random.default_rng(1).normal(size=(1, 64, 64, 3)), jnp.float32)
-    for depth, is_affected in (("resnet18", True), ("resnet50", False)):
+    for depth, is_affected in (("four_blocks", True), ("seven_bottlenecks", False)):
         networks = [make_backbone(depth, width=8, output_stride=8, dilate_conv2=dilate) for dilate in (True, False)]
-        variables = random_variables(networks[0], image, False)
+        variables = random_variables(networks[0])
         dilated, undilated = (jax.jit(net.apply, static_argnums=2)(variables, image, False).last for net in networks)
         assert (float(jnp.abs(dilated - undilated).max()) > 1e-3) == is_affected
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import tiny_resnet18
+from conftest import random_variables, tiny_resnet18
 from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 
@@ -221,8 +221,7 @@ def test_a_full_network_on_split_rows_in_float64(switches):
         config = tiny_resnet18(**switches, dtype="float64")
         model = DeepLabV3(config, 5)
         x = np.random.default_rng(0).normal(size=(2, height, 40, 3))
-        variables = jax.jit(lambda: model.init(jax.random.key(0), jnp.asarray(x), False))()
-        variables = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), variables)
+        variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), random_variables(model))
         mesh, rows = make_rows(height, devices, config.output_stride)
 
         def loss(params, x, rows):

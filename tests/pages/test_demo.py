@@ -1,4 +1,4 @@
-"""Tests of the demo: its computations, and its page in a headless browser."""
+"""Tests for the demo's functions, and for its page in a headless browser."""
 
 import io
 import os
@@ -17,7 +17,7 @@ from deeplab_jax.pages import demo
 
 
 class Network:
-    """A stand-in for a Segmenter that predicts the red value of a pixel as its class."""
+    """A Segmenter stand-in that predicts each pixel's red value as its class."""
 
     label_set = CITYSCAPES
 
@@ -65,7 +65,7 @@ def test_user_errors_are_reported(monkeypatch, capsys, tmp_path, arguments, mess
 
 @pytest.fixture(scope="module")
 def address(stored_run, tmp_path_factory):
-    """Start the demo of a run in its own process, as a user would, and yield its URL."""
+    """Start the demo in a separate process, as a user would, and yield its URL."""
     temporary = tmp_path_factory.mktemp("uploads")
     program = [sys.executable, "-c", "from deeplab_jax.commands.main import main; main()"]
     command = [*program, "demo", "--checkpoint", str(stored_run), "--max-mib", "1"]
@@ -100,7 +100,7 @@ def test_the_demo_page_works_in_a_browser(chromium, address, street_scenes, tmp_
 
 
 def overlay_pixels(tab):
-    """Return the pixels of the overlay that the page shows."""
+    """Return the pixels of the overlay shown on the page."""
     picture = tab.request.get(tab.get_attribute("#overlay img", "src")).body()
     return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
 

@@ -15,7 +15,7 @@ IGNORED = 255
 
 
 def evaluated_image(index, label, prediction):
-    """Return an evaluated image with a single row of pixels."""
+    """Return an evaluated image with a single pixel row."""
     label, prediction = np.array([label], np.uint8), np.array([prediction], np.uint8)
     return EvaluatedImage(index, np.full((*label.shape, 3), 100, np.uint8), prediction, label)
 
@@ -23,7 +23,7 @@ def evaluated_image(index, label, prediction):
 def test_only_the_requested_number_of_images_is_kept_worst_first():
     worst = WorstImages(["right", "half", "ignored", "wrong", "as wrong"], LABELS, 3)
     worst.add(evaluated_image(0, [0, 1], [0, 1]))
-    worst.add(evaluated_image(1, [0, 1], [0, 0]))  # IoU 1/2 and 0
+    worst.add(evaluated_image(1, [0, 1], [0, 0]))  # the class IoUs are 1/2 and 0
     worst.add(evaluated_image(2, [IGNORED, IGNORED], [0, 1]))
     worst.add(evaluated_image(3, [0, 1], [1, 0]))
     worst.add(evaluated_image(4, [0, 1], [2, 2]))
@@ -143,7 +143,7 @@ def test_user_errors_print_one_line_and_leave_no_file(stored_run, tmp_path, monk
 def test_an_unwritable_output_is_reported_before_any_work(stored_run, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     for out, message in (
-        (tmp_path, "is a folder. Give the path of a file"),
+        (tmp_path, "is a folder. Give a file path"),
         (tmp_path / "file" / "a.html", "file, which is a file"),
     ):
         code, output = run_cli(monkeypatch, capsys, "report", stored_run, "--out", out)

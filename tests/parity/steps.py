@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from deeplab_jax.checkpoints.store import restore_model, stored_config
 from deeplab_jax.config import Config, LossConfig, MeshConfig, OptimConfig
 from deeplab_jax.models import DeepLabV3
-from deeplab_jax.runtime.mesh import make_mesh
+from deeplab_jax.runtime.mesh import make_mesh, replicated_sharding
 from deeplab_jax.train.optimizer import make_optimizer
 from deeplab_jax.train.state import TrainState
 from deeplab_jax.train.step import compile_train_step
@@ -66,14 +66,16 @@ class Ours:
         self.fmt = "mmseg" if self.model.fusion == "3x3" else "torchvision"
         model, optimizer = DeepLabV3(self.model, config.labels.num_classes), make_optimizer(OPTIM, STEPS)
         variables = jax.tree.map(lambda x: jnp.asarray(x, dtype), variables)
-        self.train_state = TrainState(
+        state = TrainState(
             jnp.zeros((), jnp.int32),
             **variables,
             opt_state=optimizer.init(variables["params"]),
             skipped=jnp.zeros((), jnp.int32),
         )
+        mesh = make_mesh(MeshConfig(data=1))
+        self.train_state = jax.device_put(state, replicated_sharding(mesh))  # otherwise the second step compiles again
         self.compiled = compile_train_step(
-            make_mesh(MeshConfig(data=1)),
+            mesh,
             config=Config(model=self.model, loss=LOSS, optim=OPTIM),
             model=model,
             optimizer=optimizer,

@@ -1,4 +1,4 @@
-"""Tests of `deeplab-jax plan` and the estimates that it prints."""
+"""Tests for `deeplab-jax plan` and its estimates."""
 
 import dataclasses
 import re
@@ -13,7 +13,7 @@ from deeplab_jax.config import Config, DataConfig, LossConfig, MeshConfig, Model
 from deeplab_jax.plan.memory import estimate, suggest_savings
 from deeplab_jax.train.begin import abstract_state, set_up
 
-# ml_collections loads recipes in a deprecated way.
+# ml_collections loads recipes through a deprecated API.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 RECIPE = """
@@ -56,7 +56,7 @@ def test_cpu_devices_take_the_place_of_missing_devices(recipe):
     result = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
     assert "on 4 x 2 devices" in result.stdout
-    assert "The memory size of a device is unknown. Select the device with --accelerator." in result.stdout
+    assert "The device memory size is unknown. Select the device with --accelerator." in result.stdout
 
 
 def test_a_plan_in_epochs_asks_for_the_number_of_images(recipe, monkeypatch, capsys):
@@ -80,7 +80,7 @@ def test_a_run_that_does_not_fit_gets_suggestions(monkeypatch, capsys):
         "model.remat='(1,2,3,4)'",
         "mesh.spatial=2",
     ]
-    # 107 TFLOPs at half the peak rate of 197 TFLOP/s.
+    # The step takes 107 TFLOPs, at half the peak rate of 197 TFLOP/s.
     assert "at 50% of the peak rate: 1.09 s per step" in output
 
 
@@ -105,7 +105,7 @@ def test_user_errors_print_one_line(words, message, recipe, monkeypatch, capsys)
     assert re.fullmatch(f"error: {message}.*\n", output), output
 
 
-# mmsegmentation publishes 6.1 and 9.6 GB for two images per GPU in float32.
+# mmsegmentation reports 6.1 and 9.6 GB for float32 training with two images per GPU.
 @pytest.mark.parametrize(("backbone", "gigabytes"), [("resnet50", 6.1), ("resnet101", 9.6)])
 def test_the_estimate_is_close_to_the_memory_use_of_pytorch(backbone, gigabytes):
     model = ModelConfig(backbone=backbone, stem="3x3", output_stride=8, aspp_width=512, fusion="3x3", aux_head=True)
@@ -120,7 +120,7 @@ def test_activations_are_split_over_devices_but_state_and_gradients_are_not():
     assert (four.state, four.gradients) == (one.state, one.gradients)
     setup = set_up(config, 4)
     stored = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract_state(setup)))
-    assert one.state == pytest.approx(stored, abs=64)  # the estimate leaves out the step counters
+    assert one.state == pytest.approx(stored, abs=64)  # the estimate omits the step counters
 
 
 def test_only_changes_that_the_config_lacks_are_suggested():

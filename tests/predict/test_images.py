@@ -4,7 +4,7 @@ import io
 import jax
 import numpy as np
 import pytest
-from conftest import read_pixels, run_cli, tiny_config
+from conftest import random_variables, read_pixels, run_cli, tiny_config
 from PIL import Image
 from rich.console import Console
 
@@ -20,8 +20,7 @@ from deeplab_jax.predict.inputs import find_inputs
 @pytest.fixture(scope="module")
 def segmenter():
     config = tiny_config()
-    variables = DeepLabV3(config.model, config.labels.num_classes).init(jax.random.key(0), np.zeros((1, 64, 64, 3)), False)
-    return api.Segmenter(config, variables)
+    return api.Segmenter(config, random_variables(DeepLabV3(config.model, config.labels.num_classes)))
 
 
 def draw_photo(size, seed=0):

@@ -25,7 +25,7 @@ print(jax.jit(lambda x: jnp.tanh(x @ x).sum())(jnp.arange(64.0).reshape(8, 8) / 
 
 @pytest.fixture
 def user_cache(monkeypatch, tmp_path):
-    """Unset JAX's cache folder, and return the folder that stands in for the user's cache."""
+    """Unset JAX's cache folder, and return a temporary folder that replaces the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     configured = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)
@@ -87,7 +87,7 @@ def test_a_cache_folder_that_cannot_be_written_is_not_an_error(user_cache, monke
     def deny(dir):
         raise PermissionError(13, "Permission denied", str(dir))
 
-    with monkeypatch.context() as patch:  # file permissions would not stop root
+    with monkeypatch.context() as patch:  # tests may run as root, whom file permissions would not stop
         patch.setattr(compilation.tempfile, "TemporaryFile", deny)
         compilation.enable_compilation_cache()
     monkeypatch.delenv("XDG_CACHE_HOME")

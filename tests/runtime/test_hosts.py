@@ -35,7 +35,7 @@ SRUN = {
 }
 POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"}
 
-# The program of each of two processes. Their values first agree. Then they differ, and both processes must exit at once.
+# The program run by each of two processes. Their values agree at first. Then the values differ, and both processes must exit.
 PROGRAM = """
 import json, sys
 import jax
@@ -83,7 +83,7 @@ print("exited", flush=True)
 
 
 def environment(**variables):
-    """Return this process's environment without the variables that a launcher would set, and with `variables`."""
+    """Return this process's environment, without variables set by launchers but with `variables` added."""
     launcher_prefixes = ("OMPI_", "SLURM_", "PMI_", "PMIX_", "TPU_", "JAX_COORD", "JAX_LOCAL", "CUDA_VISIBLE")
     return {name: value for name, value in os.environ.items() if not name.startswith(launcher_prefixes)} | variables
 
@@ -104,7 +104,7 @@ def start_python(*arguments, **variables):
 
 
 def wait_for(*processes, timeout=90):
-    """Return (exit code, stdout, stderr) of each process. Kill those that exceed the timeout."""
+    """Return (exit code, stdout, stderr) for each process. Kill any that exceed the timeout."""
     try:
         outputs = [process.communicate(timeout=timeout) for process in processes]
     finally:
@@ -119,7 +119,7 @@ def drop_gloo_lines(output):
 
 @pytest.fixture(scope="module")
 def two_processes():
-    """Run PROGRAM in two processes with two devices each. The proxies in their environment do not exist."""
+    """Run PROGRAM in two processes with two devices each, and with nonexistent proxies in their environment."""
     address = f"localhost:{free_port()}"
     variables = {"JAX_NUM_CPU_DEVICES": "2", "http_proxy": "http://127.0.0.1:9", "grpc_proxy": "http://127.0.0.1:9"}
     return wait_for(*(start_python("-c", PROGRAM, address, 2, i, **variables) for i in range(2)))
@@ -160,7 +160,7 @@ def test_mpirun_is_recognized():
     [(code, output, errors)] = wait_for(process)
     results = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     assert [each["processes"] for each in results] == [2, 2], errors
-    # Two processes on one host each use the GPU of their rank.
+    # If two processes share a host, each uses the GPU matching its rank.
     assert {each["visible_devices"] for each in results} == {"0", "1"}
     assert errors.count(DIFFERENCE) == 2
     assert code == 2
@@ -211,7 +211,7 @@ def test_a_single_process_does_not_initialize_jax_distributed(monkeypatch, flags
 
 
 def let_initialize_raise(monkeypatch, error):
-    """Pretend that a launcher was found, and let JAX fail to join its processes."""
+    """Pretend that a launcher was found, and make `jax.distributed.initialize` raise `error`."""
 
     def initialize(*_, **__):
         raise error

@@ -1,11 +1,11 @@
-"""Compare the features of imported backbones with golden files, which tests/parity/backbones.py wrote with the references."""
+"""Compare imported backbone features with golden files from the reference networks (see tests/parity/backbones.py)."""
 
 import features
 import fill
 import numpy as np
 import pytest
 
-# The networks that only the long test run covers.
+# Networks covered only by the long test run.
 LONG = ("timm_resnet50d",)
 GOLDEN = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.long] * (path.stem in LONG))
@@ -20,5 +20,5 @@ def test_features_match_the_reference(path):
     actual = features.compute_features(fill.fill(shapes))
     for kind in features.KINDS:
         error = np.linalg.norm(features.sample(actual[kind]) - golden[kind]) / np.linalg.norm(golden[kind])
-        # The project requires 1e-4. The measured error is at most 1e-6, because float32 sums have a different order.
+        # The project requires 1e-4. The measured error is at most 1e-6, caused by a different order of float32 summation.
         assert error < 1e-5, kind

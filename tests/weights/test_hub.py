@@ -1,4 +1,4 @@
-"""Test downloads with a local HTTP server in place of the Hugging Face hub."""
+"""Tests for downloads, with a local HTTP server in place of the Hugging Face hub."""
 
 import hashlib
 import http.server
@@ -52,9 +52,9 @@ def server():
 
 
 def run_local_file(endpoint, cache, *sources):
-    """Return the path or the error message that `local_file` gives for each source.
+    """Call `local_file` for each source in a new process, and return the paths or error messages.
 
-    It runs in a separate process, because the hub's client reads its settings when it is imported.
+    A new process is needed because the hub client reads its settings on import.
     """
     code = """
 import sys

@@ -8,7 +8,7 @@ from deeplab_jax.models.backbones.resnet import DEPTHS
 from deeplab_jax.weights.recognize import recognize
 from deeplab_jax.weights.state_dicts import StateDict
 
-# A configuration as mmcv stores it in checkpoints. References to norm_cfg are replaced by its value.
+# A configuration as stored in checkpoints by mmcv, which replaces references to norm_cfg with its value.
 PUBLISHED = """
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
@@ -53,7 +53,7 @@ def test_resnets_are_recognized_by_their_blocks_and_stems(depth, stem, name):
 
 
 def make_mobilenet(width, **channels):
-    """Return the convolutions of torchvision's MobileNetV3-Large from which its width is recognised."""
+    """Return the kernels that reveal the width of torchvision's MobileNetV3-Large."""
     last = list_blocks(width)[-1][-1].config
     outputs = {"0.0": scale_to_width(16, width), "15.block.0.0": last.expanded, "15.block.2.fc1": 8, "16.0": 6 * last.features}
     outputs |= channels
@@ -105,7 +105,7 @@ def test_a_mobilenet_whose_channels_fit_no_width_is_refused(tensors, channels):
 )
 def test_unsupported_networks_are_refused(names):
     with pytest.raises(
-        CheckpointError, match=r"is not a DeepLabV3 network or a supported backbone .* Use weights of resnet18, "
+        CheckpointError, match=r"is not a DeepLabV3 network or a supported backbone .* Use weights for resnet18, "
     ):
         recognize_tensors(dict.fromkeys(names, np.zeros((8, 8, 1, 1), np.float32)))
 
@@ -215,12 +215,12 @@ def test_only_a_matching_source_can_be_requested():
     backbone = StateDict("x.pth", make_backbone("resnet50", prefix=""), {})
     for source in ("timm", "torchvision", "mmseg"):  # all of them use the same names for a plain backbone
         assert recognize(backbone, source).is_backbone
-    with pytest.raises(CheckpointError, match=r"names of mmseg, not of timm\. Use --from=mmseg"):
+    with pytest.raises(CheckpointError, match=r"has mmseg tensor names, not timm names\. Use --from=mmseg"):
         recognize(StateDict("x.pth", tensors, {}), "timm")
 
 
 def test_a_wide_resnet_is_not_recognized_as_a_resnet():
-    wide = make_backbone("resnet50", prefix="")  # like wide_resnet50_2, whose inner convolutions have twice the stage's width
+    wide = make_backbone("resnet50", prefix="")  # like wide_resnet50_2, whose inner convolutions are twice as wide
     last = {name: np.zeros((8, 8, 1, 1), np.float32) for name in wide if "conv3" in name}
     with pytest.raises(CheckpointError, match="not a DeepLabV3 network or a supported backbone"):
         recognize(StateDict("x.pth", wide | last, {}))

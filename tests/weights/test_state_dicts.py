@@ -118,7 +118,7 @@ class TestPickles:
         torch.save({"state_dict": state, "ema_state_dict": {"steps": torch.tensor(3)}}, tmp_path / "x.pth")
         read = state_dicts.read(str(tmp_path / "x.pth"), ema=ema)
         np.testing.assert_array_equal(read.tensors["a.weight"], STATE["a.weight"])
-        assert read.notes == ("the weights are the entry 'state_dict' of the file", state_dicts.SWAPPED)
+        assert read.notes == ("the weights come from the file's 'state_dict' entry", state_dicts.SWAPPED)
 
     def test_bfloat16_becomes_float32_with_a_note(self, torch, tmp_path):
         torch.save({"a": torch.ones(2, dtype=torch.bfloat16)}, tmp_path / "x.bin")

@@ -1,6 +1,6 @@
-"""Test import, export and fine-tuning with narrow networks.
+"""Tests for import, export and fine-tuning, with narrow networks.
 
-The comparison of names and logits with the references is in test_logits_parity.py.
+test_logits_parity.py compares names and logits with the references.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ def random_variables(config):
 
 
 def make_state_dict(variables, model, fmt):
-    """Return the state dict that the reference would save if its network were as narrow as ours."""
+    """Return the state dict that a reference network of the same width would save."""
     name_of = names.reference_names(variables, model, fmt)
     state = {name: names.to_reference(path, variables[path], model, fmt) for path, name in name_of.items()}
     return state | {"backbone.layer1.0.bn1.num_batches_tracked": np.array(3)}
@@ -47,7 +47,7 @@ def mmseg():
 
 
 def import_state(tmp_path, state, name="weights.safetensors", **arguments):
-    """Import a state dict, and return the folder and the printed lines."""
+    """Import a state dict, and return the output folder and the printed text."""
     save_file(state, tmp_path / name)
     lines, out = [], str(tmp_path / f"imported-{len(list(tmp_path.iterdir()))}")
     transfer.import_weights(str(tmp_path / name), out, say=lines.append, **arguments)
@@ -201,7 +201,7 @@ def test_classifiers_are_only_loaded_for_the_same_classes(mmseg, tmp_path):
     loaded = names.flatten(transfer.pretrained_variables(config, lines.append)).keys()
     assert loaded == {path for path in variables if path[1] not in names.HEADS}
     assert "these parts start with random weights: aux_classifier, classifier" in lines
-    config.model.aspp_width = 16  # the folder of a backbone has no ASPP, so its width does not matter
+    config.model.aspp_width = 16  # a backbone has no ASPP, so `aspp_width` does not matter
     backbone, _ = import_state(
         tmp_path, {name: x for name, x in state.items() if name.startswith("backbone.")}, "b.safetensors"
     )
@@ -216,7 +216,7 @@ def test_a_decoder_starts_random_if_the_weights_have_none(mmseg, tmp_path):
     variables, state = mmseg
     folder, _ = import_state(tmp_path, state)
     lines = []
-    # The decoder is as wide as the ASPP, so the classifier would fit, but it was trained on other features.
+    # The decoder is as wide as the ASPP, so the classifier would fit, but it was trained on different features.
     config = Config(model=dataclasses.replace(MMSEG, decoder_width=8, pretrained=folder))
     loaded = names.flatten(transfer.pretrained_variables(config, lines.append))
     assert loaded.keys() == {path for path in variables if path[1] != "classifier"}
@@ -227,7 +227,7 @@ def test_fields_that_make_no_difference_are_not_compared(mmseg, tmp_path):
     variables, state = mmseg
     folder, _ = import_state(tmp_path, state)
     lines = []
-    # There is no decoder, and the last stage of ResNet-18 has two blocks, so both fields describe the same network.
+    # Neither field changes the network, because there is no decoder and ResNet-18's last stage has only two blocks.
     fields = {"low_level_width": 32, "multi_grid": (0.5, 1.0), "pretrained": folder}
     config = Config(model=dataclasses.replace(MMSEG, **fields))
     assert names.flatten(transfer.pretrained_variables(config, lines.append)).keys() == variables.keys()
@@ -267,7 +267,7 @@ def test_networks_that_a_reference_does_not_have_are_refused(mmseg, tmp_path):
         transfer.export_weights(folder, str(tmp_path / "x.safetensors"), fmt="torchvision")
 
 
-# Networks that the references have, and values of config fields that their networks never have.
+# Networks that each reference library supports, and config values that it never supports.
 SUPPORTED = {
     "torchvision": [
         ModelConfig(fusion="1x1+3x3"),
@@ -350,7 +350,7 @@ def test_the_evaluation_settings_of_the_reference_are_imported(mmseg, tmp_path):
     config = stored_config(folder)
     assert config.model.align_corners
     assert config.eval == EvalConfig(window=(769, 769), window_stride=(513, 513))
-    assert "eval.window = (769, 769)  (the name of the file)" in lines
+    assert "eval.window = (769, 769)  (the file name)" in lines
 
 
 def test_a_source_can_have_a_prefix_and_defaults_that_depend_on_overrides(monkeypatch, tmp_path):

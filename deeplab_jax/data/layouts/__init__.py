@@ -1,6 +1,6 @@
-"""The folder layouts of data sets, which pair images with labels by the location of the files.
+"""Folder layouts for common data sets. A layout pairs images with labels by file location.
 
-Each layout is described in a file of its own.
+Each layout is defined in a separate file.
 """
 
 from etils import epath
@@ -12,22 +12,22 @@ from deeplab_jax.data.layouts.custom import CUSTOM
 from deeplab_jax.data.layouts.layout import Layout
 from deeplab_jax.data.layouts.voc import VOC
 
-# To add a layout, add a file to this folder and an entry to this tuple. The first layout that has the split is used.
+# To add a layout, add a file to this folder and an entry to this tuple. If several layouts match, the first one is used.
 LAYOUTS = (CITYSCAPES, CUSTOM, CAMVID, VOC, ADE20K)
 
 
 def find_layout(root: epath.Path, split: str) -> Layout | None:
-    """Return the first layout in which `root` has the split, or None."""
+    """Return the first layout that finds the split in `root`, or None if no layout does."""
     return next((layout for layout in LAYOUTS if split in layout.splits(root)), None)
 
 
 def recognize_layout(root: epath.Path) -> Layout | None:
-    """Return the first layout in which `root` has any split, or None."""
+    """Return the first layout that finds any split in `root`, or None if no layout does."""
     return next((layout for layout in LAYOUTS if layout.splits(root)), None)
 
 
 def explain_missing_split(root: epath.Path, split: str) -> str:
-    """Return a message that says why no samples of `split` were found: what `root` holds and which files were expected."""
+    """Return the error message for a missing split. It lists the contents of `root` and the expected files."""
     layout = recognize_layout(root)
     if layout:
         splits = ", ".join(layout.splits(root))

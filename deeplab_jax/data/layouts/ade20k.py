@@ -1,4 +1,4 @@
-"""The ADE20K layout (ADEChallengeData2016): images/training/ with annotations/training/."""
+"""The ADE20K layout (ADEChallengeData2016): images/training/ is paired with annotations/training/."""
 
 from collections.abc import Iterator
 

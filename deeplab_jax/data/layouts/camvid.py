@@ -1,4 +1,4 @@
-"""The CamVid layout, as distributed with the SegNet tutorial: train/ with trainannot/."""
+"""The CamVid layout, as distributed with the SegNet tutorial: train/ is paired with trainannot/."""
 
 from collections.abc import Iterator
 

@@ -1,6 +1,6 @@
-"""The Cityscapes layout: one folder for each city.
+"""The Cityscapes layout: one folder per city.
 
-The name of a label file tells how the file encodes classes.
+The label file names indicate how the files encode classes.
 """
 
 import re
@@ -16,9 +16,9 @@ def _list_splits(root: epath.Path) -> list[str]:
 
 
 def _list_pairs(root: epath.Path, split: str, kind: str) -> Iterator[Pair]:
-    """Yield each image with its label from `gtFine`, or from `gtCoarse` if `gtFine` lacks the split (all of train_extra).
+    """Yield (image, label) pairs, with labels from `gtFine`, or from `gtCoarse` if `gtFine` lacks the split.
 
-    The labels are "" if neither folder has the split.
+    For example, train_extra has only coarse labels. If neither folder has the split, each label is "".
     """
     truth = next((name for name in ("gtFine", "gtCoarse") if (root / name / split).is_dir()), "")
     suffix = "labelIds" if kind == "auto" else kind

@@ -1,4 +1,4 @@
-"""The layout for custom data sets: images in input/, masks in target/."""
+"""The layout for custom data sets: images are in input/, and masks are in target/."""
 
 from collections.abc import Iterator
 
@@ -8,9 +8,9 @@ from deeplab_jax.data.layouts.layout import Layout, Pair, list_folders, pair_by_
 
 
 def _list_splits(root: epath.Path) -> list[str]:
-    """Return the names of the folders in `input/`, which are the splits.
+    """Return the names of the folders in `input/`, each of which is a split.
 
-    If none of the folders is named train, val or test, all images together also form the split "train".
+    If no folder is named train, val or test, all images together also form a "train" split.
     """
     if not (root / "input").is_dir():
         return []

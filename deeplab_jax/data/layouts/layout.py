@@ -1,6 +1,6 @@
-"""The description of a folder layout, and functions that several layouts use to scan folders.
+"""The `Layout` class, and helpers for scanning folders.
 
-No pixels are read here.
+This module reads no pixels.
 """
 
 import dataclasses
@@ -16,19 +16,20 @@ Pair = tuple[str, str]
 class Layout:
     """A way to organize a data set in folders.
 
-    If a layout includes lists of images (Pascal VOC), the lists define the splits. Otherwise a split consists of the images in
-    its folder, sorted by name. An image whose label file is missing is still paired with the name of that file, so
+    If a layout includes image lists, as Pascal VOC does, the lists define the splits. Otherwise, a split consists of the images
+    in its folder, sorted by name. If a label file is missing, its image is still paired with the expected file name, so
     `find_samples` reports the missing file instead of dropping the image.
 
     Attributes:
-      name: The common name of the layout.
-      shape: A description of the folders of a split, for messages. "SPLIT" stands for the name of the split.
-      labels: The name of the label set in `labels.LABEL_SETS` that belongs to the layout, or "" if it can have any label set.
-      splits: A function that returns the names of the splits that a root folder has in this layout. The list is empty if the
-        folder has a different layout.
-      pairs: A function that takes (root, split, label kind) and returns the (image, label) names relative to the root. The
-        label is "" in a split without labels.
-      label_kind: How the masks encode classes. "auto" means that the file names or the header of the first file show the kind.
+      name: The display name.
+      shape: The folders and files that make up a split, for use in messages. "SPLIT" is a placeholder for the split name.
+      labels: The name of the matching label set in `labels.LABEL_SETS`, or "" if the layout works with any label set.
+      splits: A function that takes a root folder and returns the split names. It returns an empty list if the folder has a
+        different layout.
+      pairs: A function that takes (root, split, label kind) and returns (image, label) names relative to the root. The label is
+        "" in a split without labels.
+      label_kind: How the masks encode classes. "auto" means that the kind is inferred from the file names or the header of the
+        first label file.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Layout:
 
 
 def list_folders(parent: epath.Path) -> list[str]:
-    """Return the sorted names of the folders in `parent`, or an empty list if `parent` is not a folder."""
+    """Return the sorted folder names in `parent`, or an empty list if `parent` is not a folder."""
     return sorted(path.name for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
 
 
@@ -51,10 +52,10 @@ def list_images(folder: epath.Path) -> list[epath.Path]:
 
 
 def pair_by_name(root: epath.Path, images: epath.Path, labels: epath.Path) -> Iterator[Pair]:
-    """Yield the (image, label) pairs of two folders whose paths within the folders are the same, apart from the suffix.
+    """Yield (image, label) pairs from two folders, matching files by relative path without the suffix.
 
-    An image without a label file is paired with the name that its PNG label would have. If the label folder contains no images
-    at all, the split has no labels and each label is "".
+    An image without a label file is paired with the missing file name, which ends in .png. If the label folder contains no
+    images at all, the split has no labels and each label is "".
     """
     paths = {str(path.relative_to(labels).with_suffix("")): path for path in list_images(labels)} if labels.is_dir() else {}
     for image in list_images(images):

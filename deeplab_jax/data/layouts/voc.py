@@ -1,4 +1,4 @@
-"""The Pascal VOC 2012 layout: all images are in one folder, and text files list the images of each split."""
+"""The Pascal VOC 2012 layout: all images are in one folder, and a text file for each split lists its images."""
 
 from collections.abc import Iterator
 
@@ -17,10 +17,10 @@ def _list_splits(root: epath.Path) -> list[str]:
 
 
 def _list_pairs(root: epath.Path, split: str, kind: str) -> Iterator[Pair]:
-    """Yield the images in the list of a split with their labels in `SegmentationClass`.
+    """Yield (image, label) pairs for the images in the split's list, with labels from `SegmentationClass`.
 
-    Splits whose name ends in "aug" prefer the labels in `SegmentationClassAug`. A split in which no image has a label file,
-    such as "test", has no labels.
+    If the split name ends in "aug", labels from `SegmentationClassAug` take precedence. If no image has a label file, as in
+    "test", the split has no labels.
     """
     folder = _set_folder(root)
     listing = folder / "ImageSets" / "Segmentation" / f"{split}.txt"
@@ -43,11 +43,11 @@ def _set_folder(root: epath.Path) -> epath.Path:
 
 def _read_stems(listing: epath.Path) -> Iterator[str]:
     for number, line in enumerate(read_lines(listing), start=1):
-        # Some lists of the augmented data set have lines of the form `/JPEGImages/x.jpg /SegmentationClassAug/x.png`.
+        # Some lists for the augmented data set contain lines like `/JPEGImages/x.jpg /SegmentationClassAug/x.png`.
         words = line.split()
         if len(words) > 2:
             raise DataError(
-                f"Line {number} of {listing} has {len(words)} columns. Write only the name of an image, without its suffix."
+                f"Line {number} of {listing} has {len(words)} columns. Write only the image name, without its suffix."
             )
         if words:
             yield epath.Path(words[0]).stem

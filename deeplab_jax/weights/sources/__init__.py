@@ -1,9 +1,9 @@
-"""The libraries whose weights are supported. To add one, describe it in a module in this folder and add it to `SOURCES`."""
+"""The libraries whose weights can be imported. To add one, describe it in a new module here and add it to `SOURCES`."""
 
 from deeplab_jax.weights.source import Source
 from deeplab_jax.weights.sources import mmseg, timm, torchvision
 
-# A file belongs to the first source whose names it has. timm comes last, because it accepts the names of every plain backbone.
+# A file is assigned to the first library that accepts its tensor names. timm comes last because it accepts any names.
 SOURCES: dict[str, Source] = {
     "mmseg": mmseg.SOURCE,
     "torchvision": torchvision.SOURCE,

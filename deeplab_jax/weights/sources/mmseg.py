@@ -1,7 +1,8 @@
-"""DeepLabV3 weights of mmsegmentation: their tensor names, and the settings that a checkpoint describes.
+"""mmsegmentation DeepLabV3 weights: their tensor names and the settings stored in checkpoints.
 
-The shapes of tensors do not show strides and rates. Output stride, rates, corner alignment and evaluation settings come from
-the configuration inside a checkpoint, or from its published file name. The configuration is parsed, but never executed.
+Strides and rates cannot be inferred from tensor shapes. Instead, the output stride, rates, corner alignment and evaluation
+settings come from the configuration inside a checkpoint, or from the published file name. The configuration is parsed, but
+never executed.
 """
 
 import ast
@@ -30,12 +31,12 @@ from deeplab_jax.weights.state_dicts import StateDict
 
 
 def has_names(names: Collection[str]) -> bool:
-    """Return whether one of the tensors belongs to mmsegmentation's head or deep stem, whose names are unique to it."""
+    """Return whether any tensor belongs to the head or the deep stem, whose names only mmsegmentation uses."""
     return any(name.startswith(("decode_head.", "stem.")) for name in names)
 
 
 def head_names(model: ModelConfig) -> dict[str, str]:
-    """Return mmsegmentation's name of each layer of the heads, by our name."""
+    """Return a dict mapping our layer paths in the heads to mmsegmentation's layer names."""
     names = {"classifier": "decode_head.conv_seg", "aux_classifier": "auxiliary_head.conv_seg"}
     modules = {"aspp/branch_1x1": "decode_head.aspp_modules.0", "aspp/branch_pool": "decode_head.image_pool.1"}
     modules |= {f"aspp/branch_rate{i}": f"decode_head.aspp_modules.{i}" for i in range(1, len(model.atrous_rates) + 1)}
@@ -46,7 +47,7 @@ def head_names(model: ModelConfig) -> dict[str, str]:
 
 
 def read_head(shapes: Shapes) -> dict[str, Any]:
-    """Return the `ModelConfig` fields that follow from the tensors of the heads, and "num_classes".
+    """Return the `ModelConfig` fields inferred from the heads' tensors, and "num_classes".
 
     The result is {} for a file that contains only a backbone.
     """
@@ -62,20 +63,20 @@ def read_head(shapes: Shapes) -> dict[str, Any]:
 
 
 def read_facts(state: StateDict, model: ModelConfig, overrides: Mapping[str, Any]) -> Facts:
-    """Return the label set and the fields of `model` and `eval` that the file describes.
+    """Return the file's label set and its `model` and `eval` fields.
 
-    The fields come from the configuration inside the checkpoint, or from the name of the file if it has no configuration.
+    The fields come from the configuration inside the checkpoint, or from the file name if there is no configuration.
 
     Raises:
-      CheckpointError: The checkpoint belongs to a network that our implementation cannot reproduce.
+      CheckpointError: Our implementation cannot reproduce the checkpoint's network.
     """
     if model.shortcut != "1x1":
         raise CheckpointError(
-            "contains a ResNetV1d. In dilated stages, mmsegmentation leaves out the pooling of its shortcuts, but our network "
-            "does not. Use the weights of the ImageNet backbone instead."
+            "contains a ResNetV1d. mmsegmentation omits shortcut pooling in dilated stages, whereas our network keeps it. Use "
+            "ImageNet backbone weights instead."
         )
     labels = read_label_set(state)
-    facts: Facts = {"labels": (labels, "the file") if labels else (CITYSCAPES, "assumed: the classes of the published weights")}
+    facts: Facts = {"labels": (labels, "the file") if labels else (CITYSCAPES, "assumed: the published weights' classes")}
     facts["model.output_stride"] = (8, ASSUMED)
     if "dilate_conv2" in BACKBONES[model.backbone].switches:
         facts["model.dilate_conv2"] = (False, ASSUMED)
@@ -83,37 +84,37 @@ def read_facts(state: StateDict, model: ModelConfig, overrides: Mapping[str, Any
     if {"backbone", "decode_head"} <= set(settings.get("model") or ()):
         fields, origin = _read_settings(settings), "the configuration in the file"
     else:
-        fields, origin = _parse_file_name(state.source), "the name of the file"
+        fields, origin = _parse_file_name(state.source), "the file name"
     return facts | {field: (value, origin) for field, value in fields.items()}
 
 
 def read_label_set(state: StateDict) -> LabelSet | None:
-    """Return the label set in the metadata of the file, or None if it has none."""
+    """Return the label set in the file's metadata, or None if the metadata has none."""
     dataset_meta = state.meta.get("dataset_meta") or {}
     names = tuple(map(str, state.meta.get("CLASSES") or dataset_meta.get("classes") or ()))
     palette = state.meta.get("PALETTE") or dataset_meta.get("palette") or ()
     matches = [labels for labels in (CITYSCAPES, VOC) if labels.names == names]
     if matches or not names:
         return matches[0] if matches else None
-    # With reduce_zero_label, as for ADE20K, the value 0 in label files is ignored, and the first class has the value 1.
+    # With reduce_zero_label, as used for ADE20K, label value 0 is ignored and the first class has the value 1.
     is_shifted = "reduce_zero_label=True" in _config_text(state)
     ids, ignored = (tuple(range(1, len(names) + 1)), (0, IGNORE)) if is_shifted else ((), (IGNORE,))
     try:
         colors = tuple((int(r), int(g), int(b)) for r, g, b in palette)
         return LabelSet("imported", names, colors, ids, ignored, ignored_colors=())
     except ConfigError:
-        # Some published palettes use the same colour for several classes, which our label sets do not allow.
+        # Some published palettes use the same colour for several classes, which `LabelSet` does not allow.
         return LabelSet("imported", names, tuple(voc_color(i + 1) for i in range(len(names))), ids, ignored)
 
 
 def _config_text(state: StateDict) -> str:
-    # The key is "config" in mmsegmentation 0.x and "cfg" since 1.0.
+    # mmsegmentation 0.x stores its configuration under "config". Versions from 1.0 use "cfg".
     text = state.meta.get("config") or state.meta.get("cfg")
     return text if isinstance(text, str) else ""
 
 
 def _read_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of `model` and `eval` that an mmsegmentation configuration describes."""
+    """Return the `model` and `eval` fields described by an mmsegmentation configuration."""
     model = settings["model"]
     backbone, head = model["backbone"], model["decode_head"]
     norm = settings.get("img_norm_cfg") or settings.get("data_preprocessor") or model.get("data_preprocessor") or {}
@@ -122,8 +123,8 @@ def _read_settings(settings: dict[str, Any]) -> dict[str, Any]:
     rates, grid = list(head.get("dilations", (1, 6, 12, 18)))[1:], backbone.get("multi_grid")
     if any(rate * stride % 16 for rate in rates):
         raise CheckpointError(
-            f"has the ASPP dilations {rates} at output stride {stride}, which are not integers at output stride 16. Use "
-            "different weights."
+            f"has the ASPP dilations {rates} at output stride {stride}, which do not scale to integers at output stride 16. "
+            "Use different weights."
         )
     test = model.get("test_cfg") or settings.get("test_cfg") or {}
     is_sliding = test.get("mode") == "slide"
@@ -140,7 +141,7 @@ def _read_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _require_supported(stride: int, backbone: dict[str, Any], norm: dict[str, Any]) -> None:
-    """Raise a CheckpointError if mmsegmentation's network computes something else than ours with the same tensors."""
+    """Raise a CheckpointError if our network would compute different outputs from mmsegmentation's with the same tensors."""
     dilations = tuple(max(natural // stride, 1) for natural in (4, 8, 16, 32))
     settings = {
         "style": (backbone.get("style", "pytorch"), "pytorch"),
@@ -155,9 +156,9 @@ def _require_supported(stride: int, backbone: dict[str, Any], norm: dict[str, An
 
 
 def _parse_file_name(source: str) -> dict[str, Any]:
-    """Return the fields of `model` and `eval` that follow from a published file name.
+    """Return the `model` and `eval` fields encoded in a published file name.
 
-    Examples of such names are deeplabv3_r101-d16-mg124_512x1024_... and deeplabv3_r50-d8_769x769_...
+    Examples are deeplabv3_r101-d16-mg124_512x1024_... and deeplabv3_r50-d8_769x769_...
     """
     name = source.replace("\\", "/").rsplit("/", 1)[-1].lower()
     if not name.startswith("deeplabv3_r"):
@@ -171,7 +172,7 @@ def _parse_file_name(source: str) -> dict[str, Any]:
 
 
 def _parse_literals(text: str) -> dict[str, Any]:
-    """Return the variables of a Python file whose values are literals or nested `dict(...)` calls."""
+    """Parse Python source and return the variables whose values are literals or nested `dict(...)` calls."""
     try:
         statements = ast.parse(text).body
     except (SyntaxError, ValueError, RecursionError):
@@ -196,7 +197,7 @@ def _parse_literal(node: ast.expr) -> Any:
 
 
 def required(model: ModelConfig) -> dict[str, tuple[Any, ...]]:
-    """Return the `ModelConfig` fields that are fixed in mmsegmentation's networks, and their supported values."""
+    """Return a dict mapping each `ModelConfig` field that mmsegmentation fixes to its supported values."""
     return {
         "backbone": tuple(name for name, backbone in BACKBONES.items() if "mmseg" in backbone.references),
         "shortcut": ("1x1",),

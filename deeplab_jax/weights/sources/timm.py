@@ -1,6 +1,6 @@
-"""Weights of a backbone without a segmentation head, from timm or torchvision.
+"""Backbone weights without a segmentation head, from timm or torchvision.
 
-The tensor names are defined with each backbone, in deeplab_jax/models/backbones.
+The tensor names are defined alongside each backbone in deeplab_jax/models/backbones.
 """
 
 from deeplab_jax.weights.source import Source

@@ -1,4 +1,4 @@
-"""DeepLabV3 weights of torchvision (torchvision.models.segmentation), for every backbone with torchvision's names."""
+"""torchvision DeepLabV3 weights (torchvision.models.segmentation), for every backbone with torchvision tensor names."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -10,17 +10,17 @@ from deeplab_jax.models.stages import Shapes
 from deeplab_jax.weights.source import ASSUMED, Facts, Source, conv_bn, has_imagenet_normalization, output_channels
 from deeplab_jax.weights.state_dicts import StateDict
 
-# The prefixes are longer than "classifier.", because torchvision's ImageNet networks also have such tensors.
+# "classifier." alone would not be enough, because torchvision's ImageNet networks also use this prefix.
 HEAD_PREFIXES = ("classifier.0.convs.", "classifier.4.", "aux_classifier.")
 
 
 def has_names(names: Collection[str]) -> bool:
-    """Return whether one of the tensors belongs to torchvision's segmentation head."""
+    """Return whether any tensor belongs to torchvision's segmentation heads."""
     return any(name.startswith(HEAD_PREFIXES) for name in names)
 
 
 def head_names(model: ModelConfig) -> dict[str, str]:
-    """Return torchvision's name of each layer of the heads, by our name."""
+    """Return a dict mapping our layer paths in the heads to torchvision's layer names."""
     names = {"classifier": "classifier.4", "aux_classifier": "aux_classifier.4"}
     names |= conv_bn("aspp/branch_1x1", "classifier.0.convs.0.0", "classifier.0.convs.0.1")
     pool = len(model.atrous_rates) + 1
@@ -33,7 +33,7 @@ def head_names(model: ModelConfig) -> dict[str, str]:
 
 
 def read_head(shapes: Shapes) -> dict[str, Any]:
-    """Return the `ModelConfig` fields that follow from the tensors of the heads, and "num_classes"."""
+    """Return the `ModelConfig` fields inferred from the heads' tensors, and "num_classes"."""
     return {
         "aspp_width": output_channels(shapes, "classifier.0.convs.0.0.weight"),
         "fusion": "1x1+3x3",
@@ -44,13 +44,13 @@ def read_head(shapes: Shapes) -> dict[str, Any]:
 
 
 def read_facts(state: StateDict, model: ModelConfig, overrides: Mapping[str, Any]) -> Facts:
-    """Return the settings of torchvision's networks. Its files contain no settings, so they are all assumed."""
-    facts: Facts = {"labels": (VOC, "assumed: the classes of the published weights"), "model.output_stride": (8, ASSUMED)}
+    """Return torchvision's settings, all of them assumed because its weights files contain no settings."""
+    facts: Facts = {"labels": (VOC, "assumed: the published weights' classes"), "model.output_stride": (8, ASSUMED)}
     return facts | {f"model.{field}": (value, ASSUMED) for field, value in _switches(model).items()}
 
 
 def required(model: ModelConfig) -> dict[str, tuple[Any, ...]]:
-    """Return the `ModelConfig` fields that are fixed in torchvision's networks, and their supported values."""
+    """Return a dict mapping each `ModelConfig` field that torchvision fixes to its supported values."""
     fixed = {"multi_grid": ModelConfig().multi_grid, "atrous_rates": ModelConfig().atrous_rates} | _switches(model)
     return {
         "backbone": tuple(name for name, backbone in BACKBONES.items() if "torchvision" in backbone.references),
@@ -68,12 +68,12 @@ def required(model: ModelConfig) -> dict[str, tuple[Any, ...]]:
 
 
 def describe(config: Config) -> str:
-    """Return the Python call that builds the network, and the image normalisation if it is not ImageNet's."""
+    """Return the Python call that builds the network, plus the image normalisation if it differs from ImageNet's."""
     model, reference = config.model, BACKBONES[config.model.backbone].references["torchvision"]
     arguments = f"num_classes={config.labels.num_classes}, aux_loss={model.aux_head}"
     call = f"torchvision.models.segmentation.deeplabv3_{reference['name']}(weights=None, weights_backbone=None, {arguments})"
     if model.output_stride != reference["output_stride"]:
-        call += f" (this network runs at output stride {reference['output_stride']}, not {model.output_stride})"
+        call += f" (torchvision runs this network at output stride {reference['output_stride']}, not {model.output_stride})"
     if has_imagenet_normalization(model):
         return call
     mean, std = ([round(value / 255, 8) for value in values] for values in (model.mean, model.std))
@@ -81,7 +81,7 @@ def describe(config: Config) -> str:
 
 
 def _switches(model: ModelConfig) -> dict[str, Any]:
-    """Return the `ModelConfig` fields whose values in torchvision's networks depend on the backbone."""
+    """Return the `ModelConfig` values that torchvision fixes separately for each backbone."""
     reference = BACKBONES[model.backbone].references.get("torchvision", {})
     return {field: value for field, value in reference.items() if field != "name"}
 
