@@ -2,8 +2,8 @@
 
 `--checkpoint` names a run (its latest step is used), RUN/best, or a single step RUN/checkpoints/N.
 `--config.eval.output_stride=8` evaluates at a different output stride from the one used in training. A split without labels
-cannot be scored, but its predictions can be written: use `--config.eval.split=test` with `--output=DIR` for pictures or with
-`--submission=DIR` for the files that the Cityscapes server accepts. To evaluate on several hosts, start the same command on
+cannot be scored, but its predictions can be written: use `--config.eval.split=test` with `--output=DIR` for images or with
+`--submission=DIR` for files in the format of the Cityscapes server. To evaluate on several hosts, start the same command on
 each of them; the images are divided among them (docs/how-to/clusters.md).
 """
 
@@ -14,10 +14,10 @@ from deeplab_jax.commands.flags import define_host_flags, join_hosts, require_co
 from deeplab_jax.files import require_folder
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a Python file that defines get_config().")
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The folder of a run, RUN/best, or RUN/checkpoints/N.")
-OUTPUT = flags.DEFINE_string("output", None, "The folder for scores.json and the train ids, colours and overlay of each image.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run folder, RUN/best, or RUN/checkpoints/N.")
+OUTPUT = flags.DEFINE_string("output", None, "The folder for scores.json and each image's train ids, colours and overlay.")
 SUBMISSION = flags.DEFINE_string(
-    "submission", None, "The folder for the label-id PNGs and submission.zip of the Cityscapes server."
+    "submission", None, "The folder for the label-id PNGs and submission.zip for the Cityscapes server."
 )
 define_host_flags()
 
@@ -29,7 +29,7 @@ def main() -> None:
     output = OUTPUT.value and require_folder(OUTPUT.value, "--output", "runs/quickstart/val")
     submission = SUBMISSION.value and require_folder(SUBMISSION.value, "--submission", "runs/quickstart/submission")
     with join_hosts() as console:
-        # Import late: a mistyped flag is then reported immediately.
+        # Import late, so that a mistyped flag is reported immediately.
         from deeplab_jax.commands.evaluate import score_checkpoint
 
         score_checkpoint(config, checkpoint, output, submission, console)

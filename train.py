@@ -1,7 +1,7 @@
 """Train a DeepLabV3 model: `python train.py --config=configs/quickstart.py --workdir=runs/quickstart`.
 
-Running the same command again resumes the run in that workdir. A flag such as `--config.optim.lr=0.02` overrides a field of
-the recipe. To train on several hosts, start the same command on each of them (docs/how-to/clusters.md).
+Running the same command again resumes the run in that workdir. A flag such as `--config.optim.lr=0.02` overrides a
+recipe field. To train on several hosts, start the same command on each of them (docs/how-to/clusters.md).
 """
 
 from absl import flags
@@ -20,7 +20,7 @@ def main() -> None:
     config = require_config(CONFIG.value)
     workdir = require_folder(WORKDIR.value, "--workdir", "runs/quickstart")
     with join_hosts() as console:
-        # Import late: a mistyped flag is then reported immediately.
+        # Import late, so that a mistyped flag is reported immediately.
         from deeplab_jax.commands.train import train_recipe
 
         train_recipe(config, workdir, console)

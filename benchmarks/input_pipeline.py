@@ -12,7 +12,7 @@ photometrically distorted. The following pipelines are measured in turn:
 (d) like (b), but with the photometric distortion computed on these cores
 (e) like (c), but with the photometric distortion computed on these cores
 
-As in training, (b) and (c) only draw the random distortion factors, which the accelerator would apply. Each figure is the median
+As in training, (b) and (c) only draw the random distortion factors, which the accelerator would apply. Each figure is a median
 over all rounds, and each ratio is the median of the per-round ratios to (a). Every measurement runs in a separate process,
 starts after a warm-up, and stops before its data runs out. Finally, the time to the first batch and the resident memory over
 many images are measured.

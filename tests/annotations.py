@@ -1,4 +1,4 @@
-"""Check the package's annotations, including array shapes, while tests run (jaxtyping's import hook, see pyproject.toml)."""
+"""Check type annotations and array shapes while tests run, through jaxtyping's import hook (see pyproject.toml)."""
 
 from beartype import BeartypeConf, beartype
 

@@ -11,12 +11,13 @@ import subprocess
 import sys
 
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
-# Compilation takes most of the test time. Processes that tests start share this cache.
+# The tests spend most of their time compiling. Processes started by tests share this cache.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(os.path.dirname(__file__), "..", ".pytest_cache", "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
-# With this flag, the step of a tiny network compiles in 12 s instead of 30 s. Tests do not need fast programs.
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
-# In jax 0.10, the older emitters compile a step in a third of the time.
+# Optimization level 0 halves the compilation of a training step or more, and modules that are not split save a tenth of the
+# rest. Tests do not need fast programs.
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+# In jax 0.10, the older emitters compile a training step three times as fast.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
@@ -49,7 +50,7 @@ RECIPES = sorted(path for path in CONFIGS.glob("*.py") if path.stem not in NEED_
 
 
 def make_once(tmp_path_factory, name, make):
-    """Return a folder that all test workers share. The first worker that needs it calls `make` to fill it."""
+    """Return a folder shared by all test workers. The first worker to need it calls `make` to fill it."""
     temporary = tmp_path_factory.getbasetemp()
     folder = (temporary.parent if "PYTEST_XDIST_WORKER" in os.environ else temporary) / name
     with FileLock(f"{folder}.lock"):
@@ -67,7 +68,7 @@ def street_scenes(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def finished_run(street_scenes, tmp_path_factory):
-    """Return the folder of a run that train.py finished. Its workdir was given as a relative path, as users often do."""
+    """Return the folder of a finished train.py run. It was started with a relative --workdir, as users often do."""
 
     def train(folder):
         folder.mkdir()
@@ -78,7 +79,7 @@ def finished_run(street_scenes, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain_convolutions():
-    """Use XLA's convolution everywhere. It compiles faster, for tests that are not about the network itself."""
+    """Use XLA's convolution everywhere. It compiles faster, and these tests are not about the network itself."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(convolution, "_fastest_form", lambda *shapes: "xla")
         yield
@@ -86,7 +87,7 @@ def plain_convolutions():
 
 @pytest.fixture
 def official_evaluation(monkeypatch):
-    """Return a function from a folder of predictions and the label files to the scores of the cityscapesScripts."""
+    """Return a function that scores a prediction folder against label files with the cityscapesScripts."""
     from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as script  # noqa: N813
 
     monkeypatch.setattr(np, "in1d", np.isin, raising=False)  # the script uses np.in1d, which NumPy 2.4 removed
@@ -103,7 +104,7 @@ def official_evaluation(monkeypatch):
 
 @pytest.fixture(scope="module")
 def stored_run(street_scenes, tmp_path_factory):
-    """Return the folder of a run that holds an untrained network at step 4. Other processes can load it too."""
+    """Return a run folder with an untrained network at step 4. It uses ResNet-18, so other processes can also load it."""
     workdir, config = (
         tmp_path_factory.mktemp("stored") / "run",
         tiny_config(street_scenes, model=tiny_resnet18()),
@@ -117,7 +118,7 @@ def stored_run(street_scenes, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def chromium():
-    """Return a headless browser, or skip the test if the machine has none."""
+    """Return a headless browser, or skip the test if none is installed."""
     sync_api = pytest.importorskip("playwright.sync_api")
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     path = next(filter(None, map(shutil.which, names)), None)
@@ -131,14 +132,14 @@ def chromium():
         "--disable-quic",
     )
     with sync_api.sync_playwright() as playwright:
-        # The sandbox needs privileges that containers lack. It is not needed for our own pages.
+        # The sandbox needs privileges that containers lack, and our own pages do not need it.
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu", *quiet])
         yield browser
         browser.close()
 
 
 def command(program, *flags, root=None):
-    """Return the command line that starts train.py or eval.py with the recipe in tiny.py."""
+    """Return the command that runs train.py or eval.py with the recipe in tiny.py."""
     data = [f"--config.data.root={root}"] if root else []
     return [sys.executable, str(ROOT / program), f"--config={TINY}", *data, *flags]
 
@@ -152,7 +153,7 @@ def run_program(program, *flags, root=None, cwd=ROOT, code=0):
 
 
 def load_tiny_recipe(root, *fields):
-    """Return the config of the recipe in tiny.py, with fields set by flags."""
+    """Return the config from tiny.py, with some fields overridden."""
     return load_recipe(str(TINY), [f"data.root={root}", *fields])
 
 
@@ -164,7 +165,7 @@ def train(root, workdir, *fields):
 
 
 def read_log_rows(workdir, kind):
-    """Return the rows of a kind from the log of a run."""
+    """Return the "train" or "eval" rows from a run's log."""
     table = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [row for row in table if row["kind"] == kind]
 
@@ -203,6 +204,6 @@ def random_variables(network, seed=0):
 
 
 def read_pixels(path) -> np.ndarray:
-    """Return the pixels of an image file without conversion."""
+    """Return an image file's pixels without converting its mode."""
     with Image.open(path) as picture:
         return np.array(picture)

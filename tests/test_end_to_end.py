@@ -1,4 +1,4 @@
-"""Run the programs as users do, as separate processes: train, interrupt, resume and evaluate, and make a mistake with each."""
+"""Run train.py and eval.py as separate processes, like users do: train, interrupt, resume, evaluate and make mistakes."""
 
 import json
 import re

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "deeplab_jax"
-# The packages in order: each one may import only those before it.
+# The packages from lowest to highest. Each one is allowed to import only those before it.
 LAYERS = (
     *("errors", "files", "labels", "config"),
     *("runtime", "models", "losses"),
@@ -18,7 +18,7 @@ LAYERS = (
     "commands",
 )
 WITHOUT_JAX = ("errors", "files", "labels", "config", "data", "scenes")
-# The data packages are separate and must not use JAX. They may use runtime.machine, which does not need JAX.
+# The data packages must not use JAX. They are allowed to use runtime.machine, because it does not need JAX.
 DATA_MAY_IMPORT = ("errors", "files", "labels", "config", "runtime.machine")
 MAY_IMPORT = {layer: LAYERS[:position] for position, layer in enumerate(LAYERS)} | {
     "data": DATA_MAY_IMPORT,

@@ -1,4 +1,4 @@
-"""Test that runs which are killed, moved or distributed, as separate processes, give the same results as an undisturbed run."""
+"""Test that killed, moved and distributed runs give the same results as an undisturbed run."""
 
 import json
 import os
@@ -19,7 +19,7 @@ import pytest
 from deeplab_jax.checkpoints.store import restore_variables
 
 ROOT = pathlib.Path(__file__).parent.parent
-# The recipe tiny.py with dropout. It saves every third step, so that many kills happen during a save.
+# The tiny.py recipe with dropout. It saves every third step, so that many kills happen during a save.
 TINY = [
     f"--config={ROOT / 'tests' / 'tiny.py'}",
     "--config.model.dropout=0.1",
@@ -47,7 +47,7 @@ def train(workdir, root, *flags, steps=10, devices=4, launcher=()):
 
 
 def train_on_two_processes(workdir, root, *flags, steps=10, devices=2):
-    """Run train.py on two processes, with explicit flags instead of a launcher. Return each exit code, stdout and stderr."""
+    """Run train.py as two processes, with flags instead of a launcher. Return (exit code, stdout, stderr) for each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -80,14 +80,14 @@ def assert_close(workdir, other):
 
 @pytest.fixture(scope="module")
 def undisturbed_run(street_scenes, tmp_path_factory):
-    """Return an undisturbed run of ten steps on four devices."""
+    """Return the folder of an undisturbed ten-step run on four devices."""
     workdir = tmp_path_factory.mktemp("straight") / "run"
     train(workdir, street_scenes)
     return workdir
 
 
 def kill_at_random(process, workdir, rng, during_save):
-    """Kill the process at a random time after its first step, or during a save. Return False if it ended earlier."""
+    """Kill the process at a random time after its first step, or during a save. Return False if it finished before that."""
     for line in process.stdout:
         if line.startswith("step"):
             break
@@ -102,7 +102,7 @@ def kill_at_random(process, workdir, rng, during_save):
 
 
 def kill_and_resume(workdir, root, steps, kills, seed):
-    """Kill the run `kills` times, every second time during a save, then let it finish. Return the number of kills."""
+    """Kill the run `kills` times, every other time during a save, then let it finish. Return the number of kills."""
     rng, killed_count = random.Random(seed), 0
     while killed_count < kills:
         command = make_command(workdir, root, steps=steps)
@@ -142,7 +142,7 @@ def test_two_processes_train_and_evaluate_like_one(undisturbed_run, street_scene
     assert_close(tmp_path / "run", undisturbed_run)
     row, expected_row = (read_lines(workdir, "metrics.jsonl")[-1] for workdir in (tmp_path / "run", undisturbed_run))
     assert row["kind"] == "eval"
-    # The tolerance covers ties between classes, which a barely trained network has.
+    # The tolerance allows for ties between classes, which are common in a barely trained network.
     assert row["pixel_accuracy"] == pytest.approx(expected_row["pixel_accuracy"], abs=1e-3)
     assert len(read_lines(tmp_path / "run", "metrics.jsonl")) == len(read_lines(undisturbed_run, "metrics.jsonl"))
 
@@ -174,7 +174,7 @@ def test_a_run_continues_on_a_different_number_of_devices(undisturbed_run, stree
     train(tmp_path / "run", street_scenes, "--config.mesh.spatial=2", steps=10, devices=2)
     output = train(tmp_path / "run", street_scenes, steps=10, devices=1)
     assert "already at step 10" in output
-    # The first six steps used the schedule of a shorter run, but the samples do not depend on the length of a run.
+    # The first six steps used a shorter run's schedule, but the samples do not depend on the length of the run.
     assert (
         read_lines(tmp_path / "run", "receipts.jsonl")[-1]["samples"]
         == read_lines(undisturbed_run, "receipts.jsonl")[-1]["samples"]

@@ -1,4 +1,4 @@
-"""Define the tests' tiny network, with one block per stage, and runs of it. Test processes load this file as a recipe."""
+"""Define a tiny test network with one block per stage, and configs for it. Test processes load this file as a recipe."""
 
 import functools
 
@@ -17,7 +17,7 @@ def _register(name, blocks, is_bottleneck):
     )
 
 
-# These networks compile in half the time of ResNet-18 and ResNet-50.
+# These networks compile twice as fast as ResNet-18 and ResNet-50.
 _register("four_blocks", (1, 1, 1, 1), is_bottleneck=False)
 _register("seven_bottlenecks", (1, 1, 2, 3), is_bottleneck=True)
 
@@ -27,12 +27,12 @@ def tiny_model(**switches) -> ModelConfig:
     return ModelConfig(**{"backbone": "four_blocks", "width": 8, "aspp_width": 8} | switches)
 
 
-# For tests of weights and files, which need a backbone with published names.
+# For tests with weights and files, which need a backbone with published tensor names.
 tiny_resnet18 = functools.partial(tiny_model, backbone="resnet18")
 
 
 def tiny_config(root="", **fields) -> Config:
-    """Return the config of a run with four steps on 32x64 crops."""
+    """Return the config for a four-step run on 32x64 crops."""
     return Config(
         model=fields.pop("model", tiny_model()),
         data=DataConfig(root=str(root), batch_size=4, crop_size=(32, 64), scale=(0.5, 1.0)),
@@ -44,7 +44,7 @@ def tiny_config(root="", **fields) -> Config:
 
 
 def get_config() -> Config:
-    """Return the config of a run with six steps. It saves and evaluates before its last step too."""
+    """Return the config for a six-step run, which also saves and evaluates before its last step."""
     config = tiny_config(model=tiny_model(output_stride=8, dropout=0.0))
     config.train.steps, config.train.eval_every = 6, 3
     return config

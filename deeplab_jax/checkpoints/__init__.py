@@ -1,1 +1,1 @@
-"""Save checkpoints to disk, restore them, and verify them by their checksums."""
+"""Save and restore checkpoints, and verify their checksums."""

@@ -1,4 +1,4 @@
-"""Compare the config of a checkpoint with the config that it is used with."""
+"""Compare the config stored in a checkpoint with the config it is used with."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from deeplab_jax.config.fields import field_names
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models import canonical
 
-# If one of these fields changes, the stored arrays have the wrong shapes or a different meaning.
+# Changing one of these fields would give the stored arrays the wrong shapes or a different meaning.
 FIXED = {f"model.{name}" for name in field_names(ModelConfig, changes=("shapes", "meaning"))}
 
 
@@ -19,12 +19,12 @@ def compare_configs(stored: Config, config: Config, checkpoint: str) -> list[str
     Two spellings of the same network count as equal.
 
     Args:
-      stored: The config of the checkpoint.
+      stored: The checkpoint's config.
       config: The config to use the checkpoint with.
-      checkpoint: The name of the checkpoint, for the error message.
+      checkpoint: The checkpoint's name, for the error message.
 
     Raises:
-      CheckpointError: The network or the classes differ, so that the arrays do not fit or have a different meaning.
+      CheckpointError: The network or the classes differ, so the stored arrays do not fit or have a different meaning.
     """
     then, now = _flatten(stored), _flatten(config)
     canonical_then, canonical_now = _flatten(_spell_canonically(stored)), _flatten(_spell_canonically(config))
@@ -33,7 +33,7 @@ def compare_configs(stored: Config, config: Config, checkpoint: str) -> list[str
         old, new = then["labels.names"], now["labels.names"]
         raise CheckpointError(
             f"`labels` (={config.labels.name!r}, {len(new)} classes) is not the label set that {checkpoint} was trained with "
-            f"({len(old)} classes, {old[0]!r} to {old[-1]!r}). Use the config of the checkpoint, a different checkpoint or "
+            f"({len(old)} classes, {old[0]!r} to {old[-1]!r}). Use the checkpoint's config, a different checkpoint or "
             f"a different workdir."
         )
     for field in fields:
@@ -50,7 +50,7 @@ def _spell_canonically(config: Config) -> Config:
 
 
 def _flatten(config: Config) -> dict[str, Any]:
-    """Return the values of all fields by their dotted names."""
+    """Return all field values, keyed by dotted name."""
     return dict(_walk(to_dict(config), ""))
 
 

@@ -1,6 +1,6 @@
-"""Find the checkpoint folders of a run, `<workdir>/checkpoints/<step>`, and write and compare their checksums.
+"""Find a run's checkpoint folders, `<workdir>/checkpoints/<step>`, and write and check their checksums.
 
-The checksums are the SHA-256 of the files of a step, in the format of coreutils: `cd STEP && sha256sum -c SHA256SUMS`.
+The checksums are SHA-256 digests of a step's files. Check them by hand with `cd STEP && sha256sum -c SHA256SUMS`.
 """
 
 import hashlib
@@ -22,28 +22,28 @@ _CHUNK = 1 << 20
 
 
 class DamagedError(Exception):
-    """A checkpoint that cannot be used. The message gives the reason."""
+    """Raised for a checkpoint that cannot be used. The message gives the reason."""
 
 
 def make_absolute(path: str) -> epath.Path:
-    """Return the path in absolute form, as orbax requires it. URLs such as gs:// are left unchanged."""
-    # Path.absolute treats gs:// as the name of a relative folder.
+    """Return the absolute path, as orbax requires. URLs such as gs:// are left unchanged."""
+    # `Path.absolute` would treat gs:// as a relative folder name.
     return epath.Path(path) if "://" in str(path) else epath.Path(path).absolute()
 
 
 def list_steps(folder: epath.Path) -> list[int]:
     """Return the steps of the complete checkpoints in `folder`, in ascending order."""
     names = [path.name for path in folder.iterdir() if re.fullmatch("0|[1-9][0-9]*", path.name) and path.is_dir()]
-    # Orbax renames a step when it is complete. Where folders cannot be renamed, a marker file shows that it is complete.
+    # Orbax renames a step's folder when the step is complete. Object stores cannot rename folders, so they get a marker file.
     is_local = "://" not in str(folder)
     return sorted(int(name) for name in names if is_local or (folder / name / "commit_success.txt").exists())
 
 
 def read_metrics(step: epath.Path) -> dict[str, float]:
-    """Return the metrics that were passed to `Checkpoints.save`, as orbax stores them.
+    """Return a step's metrics, as stored by `Checkpoints.save`.
 
     Raises:
-      DamagedError: The file has changed since it was written. Reading it may raise other errors too.
+      DamagedError: The file has changed since it was written. Without checksums, an invalid file raises other errors instead.
     """
     path = step / METRICS / "metrics"
     require_unchanged(step, [METRICS])
@@ -51,10 +51,10 @@ def read_metrics(step: epath.Path) -> dict[str, float]:
 
 
 def resolve(checkpoint: str) -> epath.Path:
-    """Return the folder of a single step.
+    """Return the step folder that `checkpoint` refers to.
 
     Args:
-      checkpoint: The folder of a step, the folder of a run (its latest step is used), `<run>/best` or `<run>/latest`.
+      checkpoint: A step folder, a run folder (its latest step is used), `<run>/best` or `<run>/latest`.
 
     Raises:
       CheckpointError: The checkpoint does not exist.
@@ -89,7 +89,7 @@ def require_empty(folder: str) -> None:
 
 
 def move_to_damaged(steps: Iterable[epath.Path]) -> None:
-    """Move steps from the checkpoints of their run to `<workdir>/damaged`. Existing entries there are kept."""
+    """Move step folders to `<workdir>/damaged`, and keep all folders already there."""
     for step in steps:
         folder = step.parent.parent / DAMAGED
         folder.mkdir(exist_ok=True)
@@ -99,7 +99,7 @@ def move_to_damaged(steps: Iterable[epath.Path]) -> None:
 
 
 def write_checksums(step: epath.Path) -> None:
-    """Write the checksums of all files of a step. The files must not change during the call.
+    """Write the checksums for all of a step's files. The files must not change during the call.
 
     Raises:
       ConfigError: The checksums cannot be written.
@@ -110,9 +110,9 @@ def write_checksums(step: epath.Path) -> None:
 
 
 def has_checksums(step: epath.Path) -> bool:
-    """Return whether a step has checksums, right or wrong.
+    """Return whether a step has a checksum file, valid or not.
 
-    They are missing if the process that saved the step died before writing them.
+    It is missing if the saving process died before writing it.
     """
     return (step / CHECKSUMS).exists()
 
@@ -121,11 +121,11 @@ def find_changed_files(step: epath.Path, parts: Collection[str] | None = None) -
     """Return the files that were changed, removed or added since the checksums were written.
 
     Args:
-      step: The folder of the step.
-      parts: The names of the files and folders in `step` to check, or None to check all of them.
+      step: The step folder.
+      parts: The names of the files and folders in `step` to check, or None for all of them.
 
     Returns:
-      Relative paths in sorted order, or None if the step has no checksums.
+      Sorted relative paths, or None if the step has no checksums.
     """
     if not has_checksums(step):
         return None
@@ -166,9 +166,9 @@ def _format(digests: dict[str, str]) -> str:
 
 
 def _read_checksums(step: epath.Path) -> dict[str, str]:
-    """Return the digests by path.
+    """Return a dict mapping file paths to digests.
 
-    If the file contains an invalid line, its own name is added with an impossible digest.
+    If the checksum file has an invalid line, the dict also maps the checksum file itself to an impossible digest.
     """
     text = (step / CHECKSUMS).read_bytes().decode(errors="replace")
     digests = {name: digest for digest, name in _ROW.findall(text)}
@@ -176,7 +176,7 @@ def _read_checksums(step: epath.Path) -> dict[str, str]:
 
 
 def _list_files(folder: epath.Path, prefix: str = "") -> Iterator[str]:
-    """Yield the relative paths of the files below `folder`, without the checksum file and its temporary copies."""
+    """Yield relative paths for all files under `folder`, except the checksum file and its temporary copies."""
     for path in folder.iterdir():
         if path.is_dir():
             yield from _list_files(path, f"{prefix}{path.name}/")

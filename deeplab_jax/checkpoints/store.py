@@ -1,9 +1,9 @@
 """Save and restore checkpoints in `<workdir>/checkpoints/<step>`. This is the only module that uses orbax.
 
-A step is self-contained. It holds two trees of arrays: "model" (the parameters to use and batch_stats) and "training" (what
-else is needed to resume the run), so that evaluation reads only the first. The config with its label set and the package
-version are stored as JSON. When a step is complete, the checksums of its files are added; they are compared before the step
-is read. The latest two steps and the step with the best mIoU are kept.
+Each step is self-contained. It holds two array trees: "model" has the BatchNorm statistics and the parameters for inference,
+and "training" has everything else needed to resume the run, so evaluation reads only "model". The config, including its
+label set, and the package version are stored as JSON. Once a step is complete, checksums of its files are added. They are
+checked before the step is read. The latest two steps and the step with the best mIoU are kept.
 """
 
 import contextlib
@@ -47,13 +47,13 @@ _policies = ocp.training.preservation_policies
 
 
 class Checkpoints:
-    """The checkpoints of a run, for resuming and saving. Use it as a context manager, whose exit waits for the last save.
+    """Saves and restores a run's checkpoints. Use it as a context manager, which waits for the last save on exit.
 
-    The processes of a run share the folder. They must call the same methods in the same order.
+    All processes in a run share the folder, so they must call the same methods in the same order.
 
     Args:
-      workdir: The folder of the run. It is created if it does not exist.
-      config: The config, which is stored with every step.
+      workdir: The run folder, created if it does not exist.
+      config: The config to store with every step.
     """
 
     def __init__(self, workdir: str, config: Config) -> None:
@@ -62,8 +62,8 @@ class Checkpoints:
         with _report_write_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         self._latest = max(list_steps(self._folder), default=None)
-        # The first save opens the manager. By then, `restore` has moved the damaged steps away. Orbax cannot list any step if
-        # one of them is unreadable.
+        # Open the manager at the first save, after `restore` has moved the damaged steps away: a single unreadable step would
+        # prevent orbax from listing any of them.
         self._manager: ocp.training.Checkpointer | None = None
         self._background = ThreadPoolExecutor(max_workers=1)
         self._unfinished: Future[None] | None = None
@@ -79,20 +79,22 @@ class Checkpoints:
             self._finish()
 
     def steps(self) -> list[int]:
-        """Return the steps that this process sees, including damaged ones."""
+        """Return all steps visible to this process, including damaged ones."""
         return list_steps(self._folder)
 
     def latest_step(self) -> int | None:
-        """Return the newest step. It may be damaged; only `restore` checks this."""
+        """Return the newest step. It might be damaged, because only `restore` checks for damage."""
         return self._latest
 
     def save(self, trees: Trees, step: int, metrics: dict[str, float] | None) -> None:
-        """Start to save, and return once the arrays may change. A step is not saved if it or a later one already exists.
+        """Start saving a step in the background, and return once the caller is free to change the arrays.
+
+        Nothing is saved if this step or a later one already exists.
 
         Args:
           trees: The trees to save.
-          step: The number of the step.
-          metrics: The metrics of an evaluation at this step, or None. "miou" decides which step is the best.
+          step: The step number.
+          metrics: The evaluation metrics for this step, or None. "miou" decides which step is best.
 
         Raises:
           CheckpointError: This step or the previous one cannot be written.
@@ -114,17 +116,17 @@ class Checkpoints:
         check: Callable[[int, Trees], None] = lambda step, trees: None,
         warn: Callable[[str], None] = print,
     ) -> tuple[int, Trees]:
-        """Return the newest intact step and its trees. Damaged steps are moved to `<workdir>/damaged`.
+        """Restore the newest intact step and return (step, trees). Damaged steps are moved to `<workdir>/damaged`.
 
-        If all steps are damaged, none of them is moved. Otherwise, the same command would silently start a new run.
+        If all steps are damaged, none are moved, because rerunning the same command would then silently start a new run.
 
         Args:
           abstract: The shapes, dtypes and shardings of the restored trees.
-          check: Function of a step and its trees. It raises DamagedError if the trees are not the saved ones.
-          warn: Function that receives a line about each damaged step.
+          check: Function that takes a step and its trees, and raises DamagedError if the trees differ from the saved ones.
+          warn: Function that is called with a warning about each damaged step.
 
         Raises:
-          CheckpointError: There is no checkpoint, or all are damaged, or the newest intact one does not belong to this run: its
+          CheckpointError: There are no checkpoints, all are damaged, or the newest intact one does not fit this run: its
             network, classes or arrays differ, or it holds only weights.
         """
         restored: tuple[int, Trees] | None = None
@@ -148,14 +150,14 @@ class Checkpoints:
         return restored
 
     def load(self, step: int, abstract: Trees) -> tuple[Config, Trees]:
-        """Return the config and the trees of a step without comparing its checksums.
+        """Return a step's config and trees without checking its checksums.
 
         Args:
-          step: The number of the step.
+          step: The step number.
           abstract: The shapes, dtypes and shardings of the restored trees.
 
         Raises:
-          CheckpointError: The step cannot be read or does not belong to this run; see `restore`.
+          CheckpointError: The step cannot be read or does not fit this run; see `restore`.
         """
         folder = self._folder / str(step)
         with _report_read_errors(folder):
@@ -163,17 +165,17 @@ class Checkpoints:
             return _read_config(folder), ocp.load_checkpointables(folder, abstract)
 
     def find_config_changes(self, step: int) -> list[str]:
-        """Return the fields in which the run's config differs from the config of `step`. See `store.find_config_changes`."""
+        """Return the fields in which the run's config differs from the config stored at `step`, as `field: old -> new`."""
         return find_config_changes(str(self._folder / str(step)), self._config)
 
     def _restore_step(self, step: int, abstract: Trees, check: Callable[[int, Trees], None]) -> Trees:
-        """Return the trees of a step. If the step is damaged, raise DamagedError on all processes."""
+        """Return a step's trees, or raise DamagedError on all processes if the step is damaged."""
         folder = self._folder / str(step)
-        # Compare the checksums first. Orbax accepts some corrupted arrays and logs thousands of lines about others.
-        # Process 0 reads all files, and the other processes check nothing.
+        # Check the checksums first, because orbax accepts some corrupted arrays and logs thousands of lines about others.
+        # Only process 0 checks the files.
         parts = (_METADATA, "commit_success.txt", METRICS, *abstract) if jax.process_index() == 0 else ()
         check_on_all_processes(lambda: require_unchanged(folder, parts))
-        # Arrays of a different network or optimizer would not fit either, but they are not damaged.
+        # Detect a different network or optimizer before loading: its arrays would also fail to load, but are not damaged.
         check_on_all_processes(lambda: self._require_resumable(folder, abstract))
         trees = check_on_all_processes(lambda: ocp.load_checkpointables(folder, abstract))
         check_on_all_processes(lambda: check(step, trees))
@@ -196,7 +198,7 @@ class Checkpoints:
     def _continue_from(self, step: int, damaged: list[int]) -> None:
         """Make `step` the newest step by moving the damaged steps away.
 
-        If `step` has no checksums, because the process that saved it died, they are written.
+        If the saving process died before writing checksums for `step`, they are written now.
         """
         is_first = jax.process_index() == 0
         folders = [self._folder / str(each) for each in damaged] if is_first else []
@@ -218,21 +220,21 @@ class Checkpoints:
 
 
 def find_config_changes(checkpoint: str, config: Config) -> list[str]:
-    """Return the fields in which `config` differs from the config of a checkpoint, as `field: old -> new`.
+    """Return the fields in which `config` differs from a checkpoint's config, as `field: old -> new`.
 
     Args:
       checkpoint: The checkpoint; see `resolve`.
       config: The config to use it with.
 
     Raises:
-      CheckpointError: The checkpoint cannot be read, or its network or classes differ, so that its arrays do not fit or have a
+      CheckpointError: The checkpoint cannot be read, or its network or classes differ, so its arrays do not fit or have a
         different meaning.
     """
     return compare_configs(stored_config(checkpoint), config, checkpoint)
 
 
 def stored_config(checkpoint: str) -> Config:
-    """Return the config of a checkpoint.
+    """Return the config stored in a checkpoint.
 
     Args:
       checkpoint: The checkpoint; see `resolve`.
@@ -247,11 +249,11 @@ def stored_config(checkpoint: str) -> Config:
 
 
 def restore_model(checkpoint: str, like: Config | None = None) -> dict[str, Any]:
-    """Return {"params", "batch_stats"} of a complete network as NumPy arrays.
+    """Return a complete network's "params" and "batch_stats" as NumPy arrays.
 
     Args:
       checkpoint: The checkpoint; see `resolve`.
-      like: The config to use it with, or None for its own config.
+      like: The config that the checkpoint must be compatible with, or None to accept any network.
 
     Raises:
       CheckpointError: The checkpoint does not exist or cannot be read, has a different network or label set from `like`, or has
@@ -269,7 +271,7 @@ def restore_model(checkpoint: str, like: Config | None = None) -> dict[str, Any]
 
 
 def restore_variables(checkpoint: str) -> dict[str, Any]:
-    """Return {"params", "batch_stats"} as NumPy arrays. The checkpoint may hold only a part of a network.
+    """Return a checkpoint's "params" and "batch_stats" as NumPy arrays, even if it holds only part of a network.
 
     Raises:
       CheckpointError: The checkpoint does not exist or cannot be read.
@@ -283,7 +285,7 @@ def restore_variables(checkpoint: str) -> dict[str, Any]:
 
 
 def save_model(folder: str, config: Config, variables: dict[str, Any]) -> None:
-    """Write weights without training state as step 0 of `folder`. `resolve` then accepts the folder as a checkpoint.
+    """Write weights without training state to `folder`, as step 0. `resolve` then accepts the folder as a checkpoint.
 
     Raises:
       CheckpointError: The folder already contains checkpoints, or cannot be written.
@@ -301,7 +303,7 @@ def check_on_all_processes(check: Callable[[], T]) -> T:
 
     Raises:
       DamagedError: `check` failed on at least one process.
-      DeeplabError: `check` raised this error, which is the same on all processes and does not mean damage; or a different
+      DeeplabError: `check` raised this error, which must occur on all processes and does not indicate damage, or a different
         process has ended.
     """
     fault = ""
@@ -309,13 +311,13 @@ def check_on_all_processes(check: Callable[[], T]) -> T:
         result = check()
     except DeeplabError:
         raise
-    # Orbax passes on the errors of its storage layers: ValueError, KeyError, OSError and others, with many lines.
+    # Orbax does not convert errors from its storage layers: ValueError, KeyError, OSError and others, often many lines long.
     except Exception as error:
         cause = _find_cause(error)
         if lost := as_host_error(cause):
             raise lost from error
         if isinstance(cause, MemoryError | jax.errors.JaxRuntimeError):
-            raise  # a fault of the devices: the step must not be moved away because of it
+            raise  # a device error: the step is not damaged and must not be moved away
         fault = _describe_cause(error)
     if not is_true_on_all(not fault):
         raise DamagedError(fault or "a different process cannot read it")
@@ -324,16 +326,16 @@ def check_on_all_processes(check: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def _report_errors(what: str, advice: str) -> Iterator[None]:
-    """Convert errors of other libraries in the block into a CheckpointError with the message `what (reason). advice.`
+    """Convert third-party errors in the `with` block into a CheckpointError with the message `what (reason). advice.`
 
     Raises:
-      HostError: The error was caused by the end of a different process.
+      HostError: The error occurred because a different process ended.
     """
     try:
         yield
     except DeeplabError:
         raise
-    except Exception as error:  # orbax raises many types; see `check_on_all_processes`
+    except Exception as error:  # orbax raises many exception types; see `check_on_all_processes`
         raise as_host_error(_find_cause(error)) or CheckpointError(f"{what} ({_describe_cause(error)}). {advice}.") from error
 
 
@@ -370,16 +372,16 @@ def _read_config(step: epath.Path) -> Config:
 
 
 def _read_metadata(step: epath.Path) -> Trees:
-    """Return the metadata of the trees in a step.
+    """Return the metadata for a step's trees.
 
-    This reads every file that orbax needs to open the parent folder, and therefore raises an error if one of them is damaged.
+    This reads every file that orbax needs to open the checkpoints folder, so it fails if one of them is damaged.
     """
     read_metrics(step)
     return dict(ocp.checkpointables_metadata(step).metadata)
 
 
 def _find_mismatches(saved: Trees, abstract: Trees) -> list[str]:
-    """Return the paths at which the trees differ: in the presence, shape or dtype of an array, or in an empty node."""
+    """Return the paths where the trees differ in an array's presence, shape or dtype, or in an empty node."""
     readable = [name for name in abstract if saved[name] is not None]  # loading reports the others as damaged
     then, now = (_describe_arrays({name: trees[name] for name in readable}) for trees in (saved, abstract))
     return sorted(path for path in then.keys() | now.keys() if then.get(path) != now.get(path))
@@ -393,7 +395,7 @@ def _describe_arrays(trees: Trees) -> dict[str, str]:
 
 
 def _open(folder: epath.Path) -> ocp.training.Checkpointer:
-    """Open the folder for writing. Leftovers of interrupted saves are removed."""
+    """Open the checkpoints folder for writing, and remove leftovers from interrupted saves."""
     keep = [
         _policies.LatestN(2),
         _policies.BestN(get_metric_fn=lambda metrics: metrics["miou"], n=1, keep_checkpoints_without_metrics=False),

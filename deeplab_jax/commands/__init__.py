@@ -1,1 +1,1 @@
-"""The commands of the console script `deeplab-jax`, and the implementation of train.py and eval.py."""
+"""The `deeplab-jax` commands, and the implementations of train.py and eval.py."""

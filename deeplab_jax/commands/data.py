@@ -1,4 +1,4 @@
-"""The `deeplab-jax data ...` commands. Each one imports TensorFlow only if it needs it."""
+"""The `deeplab-jax data ...` commands. Each command imports TensorFlow only if needed."""
 
 import json
 import runpy
@@ -37,14 +37,14 @@ def synthetic(
     size: tuple[int, int] = (192, 384),
     seed: int = 0,
 ) -> None:
-    """Draw a small synthetic data set of street scenes in the Cityscapes layout.
+    """Draw a small data set of synthetic street scenes in the Cityscapes layout.
 
     Args:
       out: The folder to create.
       train: The number of training scenes.
       val: The number of validation scenes.
       test: The number of test scenes, which have no labels.
-      size: The height and width of the images in pixels.
+      size: The image height and width in pixels.
       seed: The random seed. A different seed draws different scenes.
     """
     from deeplab_jax.scenes import dataset
@@ -61,17 +61,18 @@ def prepare(
     data_dir: str = "",
     threads: int = 0,
 ) -> None:
-    """Decode a data set into records, which training reads much faster. Use their folder as data.root.
+    """Decode a data set into records, which training reads much faster. To use them, set data.root to their folder.
 
     If the command is interrupted, run it again to continue. If the data set changes, run it again to update the records.
 
     Args:
-      root: The folder of the data set, or tfds:NAME.
+      root: The data set folder, or tfds:NAME.
       out: The folder to create.
       splits: The splits to prepare.
-      label_kind: labelIds, labelTrainIds or color. Only needed if the file names and the first file's header are misleading.
-      data_dir: The TFDS data directory that contains tfds:NAME, if it is not the default one.
-      threads: The number of host threads. 0 chooses it automatically.
+      label_kind: labelIds, labelTrainIds or color. Only needed if detection, which uses the file names and the first file's
+        header, is wrong.
+      data_dir: The TFDS data directory for tfds:NAME, if it is not the default one.
+      threads: The number of host threads, or 0 to choose automatically.
     """
     from deeplab_jax.data.prepare import prepare as write_records
 
@@ -82,14 +83,15 @@ def prepare(
 
 
 def labels(root: Root, out: str = "", splits: tuple[str, ...] = (), label_kind: str = "auto", threads: int = 0) -> None:
-    """Find the values or colours in the masks of a data set, and write a label-set file for you to edit.
+    """Find the values or colours in a data set's masks, and write a label-set file for you to edit.
 
     Args:
-      root: The folder of the data set, in one of the layouts described in docs/reference/data-formats.md.
+      root: The data set folder, in one of the layouts described in docs/reference/data-formats.md.
       out: The file to write. The default is ROOT/labels.json.
-      splits: The splits whose masks are read. The default is train and val, or all splits if neither exists.
-      label_kind: labelIds, labelTrainIds or color. Only needed if the file names and the first file's header are misleading.
-      threads: The number of masks to read at the same time. 0 uses one thread per CPU core.
+      splits: The splits whose masks to read. The default is train and val, or all splits if neither exists.
+      label_kind: labelIds, labelTrainIds or color. Only needed if detection, which uses the file names and the first file's
+        header, is wrong.
+      threads: The number of masks to read in parallel. 0 uses one thread per CPU core.
     """
     from deeplab_jax.data.find import describe, find_split, list_splits
     from deeplab_jax.data.layouts import recognize_layout
@@ -131,18 +133,18 @@ def check(
     data_dir: str = "",
     threads: int = 0,
 ) -> None:
-    """Open every sample of a data set and report all problems. The exit code is 1 if training would fail.
+    """Open every sample in a data set and report all problems. The exit code is 1 if training would fail.
 
     Args:
-      root: The folder of the data set (layouts: docs/reference/data-formats.md), a folder of prepared records, or tfds:NAME.
-      labels: cityscapes, camvid, voc, ade20k, a label-set file or a recipe. The default is ROOT/labels.json if it exists.
-        Otherwise it is the label set of the layout.
-      splits: The splits to check. Put the training split first, because class weights are computed from it.
-        The split test needs no labels.
-      out: The folder for check.json and for index.html, a page that shows some of the samples.
-      label_kind: labelIds, labelTrainIds, color or auto. Use the same value as for data.label_kind in training.
-      data_dir: The TFDS data directory that contains tfds:NAME, if it is not the default one.
-      threads: The number of samples to read at the same time. 0 uses one thread per CPU core.
+      root: The data set folder (for layouts, see docs/reference/data-formats.md), a prepared records folder, or tfds:NAME.
+      labels: cityscapes, camvid, voc, ade20k, a label-set file or a recipe. The default is ROOT/labels.json if it exists, or
+        else the layout's label set.
+      splits: The splits to check. Put the training split first, because class weights are computed from the first split. The
+        test split needs no labels.
+      out: The folder for check.json and for index.html, a page with the results and some of the samples.
+      label_kind: labelIds, labelTrainIds, color or auto. Use the same value as data.label_kind in training.
+      data_dir: The TFDS data directory for tfds:NAME, if it is not the default one.
+      threads: The number of samples to read in parallel. 0 uses one thread per CPU core.
     """
     from deeplab_jax.data import inspection
     from deeplab_jax.data.find import describe
@@ -171,7 +173,7 @@ def check(
 
 
 def _make_data_config(root: str, label_kind: str, data_dir: str = "") -> DataConfig:
-    """Return the data config with which training would read ROOT.
+    """Return the data config that training would use to read ROOT.
 
     Raises:
       ConfigError: `data_dir` is given, but ROOT is a folder.
@@ -184,14 +186,14 @@ def _make_data_config(root: str, label_kind: str, data_dir: str = "") -> DataCon
 
 def _require_threads(threads: int) -> None:
     if threads < 0:
-        raise ConfigError(f"`--threads` (={threads}) is negative. Use 1 or more, or 0 for automatic.")
+        raise ConfigError(f"`--threads` (={threads}) is negative. Use 1 or more, or 0 to choose automatically.")
 
 
 def choose_labels(spec: str) -> LabelSet:
-    """Return the label set that `spec` names (see `load_labels`), or the label set of a recipe.
+    """Return a label set by its name, label-set file (see `load_labels`) or recipe.
 
     Raises:
-      ConfigError: The file does not exist, or does not contain a label set.
+      ConfigError: The file does not exist or does not contain a label set.
     """
     if spec in LABEL_SETS or spec.endswith(".json"):
         return load_labels(spec)
@@ -211,7 +213,7 @@ def choose_labels(spec: str) -> LabelSet:
 
 
 def _find_labels(root: str, spec: str, console: Console) -> LabelSet:
-    """Return the label set that `spec` names. If `spec` is empty, return the label set of the folder."""
+    """Return the label set for `spec`, or the data set folder's label set if `spec` is empty."""
     from deeplab_jax.data.layouts import recognize_layout
 
     file = epath.Path(root) / LABELS_FILE
@@ -223,7 +225,7 @@ def _find_labels(root: str, spec: str, console: Console) -> LabelSet:
     elif layout and layout.labels:
         labels, origin = LABEL_SETS[layout.labels], f"because the folders have the {layout.name} layout"
     elif root and not root.startswith("tfds:") and not epath.Path(root).is_dir():
-        raise ConfigError(f"`ROOT` (={root!r}) is not a folder. Give the folder of the data set.")
+        raise ConfigError(f"`ROOT` (={root!r}) is not a folder. Give the data set folder.")
     else:
         raise ConfigError(
             f"`--labels` (='') is missing, and {root} contains no {LABELS_FILE}. Run `deeplab-jax data labels {root}`, "
@@ -244,7 +246,7 @@ def _values_table(survey: "Survey", proposed: LabelSet) -> Table:
     for value, each in survey.values.items():
         color = color_of(value)
         name = names.get(color, "ignored") if survey.is_color else by_id.get(value, "ignored")
-        # A value that very few pixels have is more likely an annotation mistake than a class.
+        # A very rare value is more likely an annotation mistake than a class.
         rare = " (rare)" * (each.pixels < 1e-5 * total)
         chip = Text("  ", f"on rgb({color[0]},{color[1]},{color[2]})") + Text(" ") if survey.is_color else Text()
         cells = (name + rare, f"{each.pixels:,}", format_share(each.pixels, total), f"{each.files:,}", each.example)
@@ -252,7 +254,7 @@ def _values_table(survey: "Survey", proposed: LabelSet) -> Table:
     return table
 
 
-MAX_PRINTED = 5  # number of problems of each kind that are printed
+MAX_PRINTED = 5  # the number of problems to print for each kind
 
 
 def _show_report(console: Console, report: Mapping[str, Any], labels: LabelSet) -> None:

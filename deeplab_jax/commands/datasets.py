@@ -1,4 +1,4 @@
-"""Open the data sets that a config names, for train.py, eval.py and the commands."""
+"""Open a config's data sets for train.py, eval.py and the commands."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -17,22 +17,22 @@ from deeplab_jax.train.begin import Data
 
 
 def locate_data(config: Config, root: str | None) -> Config:
-    """Return the config with the current location of its data.
+    """Return the config with its data location set to `root`.
 
     Args:
-      config: The config of a run.
-      root: The folder of the data set or of its prepared records. None keeps the location in the config.
+      config: A run's config.
+      root: The folder with the data set or its prepared records. None keeps the location in the config.
 
     Raises:
-      ConfigError: `root` is not a folder, or neither `root` nor the config names a location.
+      ConfigError: `root` is not a folder, or neither `root` nor the config gives a location.
     """
     if root is None and not config.data.root and not config.data.source:
-        raise ConfigError("The checkpoint does not contain the location of its data set. Give the folder with --root.")
+        raise ConfigError("The checkpoint does not record the location of its data set. Give the folder with --root.")
     if root is None:
         return config
     if not epath.Path(root).is_dir():
-        raise ConfigError(f"`--root` (={root!r}) is not a folder. Give the folder of the data set or of its records.")
-    # Prepared records can replace a TFDS data set too.
+        raise ConfigError(f"`--root` (={root!r}) is not a folder. Give the folder with the data set or its records.")
+    # Prepared records can also replace a TFDS data set.
     source = "" if is_records(root) else config.data.source
     return dataclasses.replace(config, data=dataclasses.replace(config.data, root=root, source=source))
 
@@ -45,7 +45,7 @@ def open_training_set(config: Config) -> Samples:
 def open_evaluation_set(
     config: Config, *, need_labels: bool = True
 ) -> tuple[Samples, Callable[[], Iterator[dict[str, np.ndarray]]]]:
-    """Return the samples of `eval.split`, and a function that returns the batches of this process.
+    """Return the samples in `eval.split`, and a function that returns this process's batches.
 
     Raises the same errors as `find_split`.
     """
@@ -56,14 +56,14 @@ def open_evaluation_set(
 
 
 def open_training_data(config: Config, say: Callable[[str], None]) -> tuple[Data, int]:
-    """Return the data that a run of `config` reads on this process, and the number of its steps.
+    """Return the data that this process reads during training, and the number of training steps.
 
     Args:
       config: A validated config.
-      say: Is called with a line about each split.
+      say: A function called with a line about each split.
 
     Raises:
-      DataError: A split cannot be read (see `find_split`).
+      DataError: A split is unreadable (see `find_split`).
       ConfigError: The config sets neither steps nor epochs.
     """
     train_set = open_training_set(config)

@@ -1,4 +1,4 @@
-"""The command `deeplab-jax demo`."""
+"""The `deeplab-jax demo` command."""
 
 from typing import Annotated
 
@@ -19,11 +19,11 @@ def demo(
     The page shows an overlay, a legend and the share of each class.
 
     Args:
-      checkpoint: The folder of a run, RUN/best, RUN/checkpoints/N, or a folder that `weights import` wrote.
+      checkpoint: A run folder, RUN/best, RUN/checkpoints/N, or a folder written by `weights import`.
       host: The address to listen on. With 0.0.0.0, other machines can connect without a password.
-      port: The port to listen on. The default is the first free port from 7860 on.
-      max_mib: The largest upload in MiB.
-      max_pixels: Images with more pixels are downscaled to this size.
+      port: The port to listen on. The default is the first free port starting at 7860.
+      max_mib: The maximum upload size in MiB.
+      max_pixels: The maximum number of pixels per image. Larger images are downscaled.
     """
     for flag, value in (("--max-mib", max_mib), ("--max-pixels", max_pixels)):
         if value < 1:

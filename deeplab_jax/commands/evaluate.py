@@ -30,28 +30,29 @@ Instances = Float[np.ndarray, "3 19"]
 def score_checkpoint(config: Config, checkpoint: str, output: str | None, submission: str | None, console: Console) -> None:
     """Evaluate a checkpoint, print the scores, and write the requested files.
 
-    Every process of a run must call this function. Each one evaluates its share of the images. The first one prints the scores.
+    Every process in the evaluation must call this function. Each process evaluates its share of the images, and the first one
+    prints the scores.
 
     Args:
-      config: The config of the checkpoint. Its `data` and `eval` sections select the data set and the protocol.
+      config: The checkpoint's config. Its `data` and `eval` sections select the data set and the protocol.
       checkpoint: The checkpoint, in any form that `resolve` accepts.
-      output: The folder for scores.json and the pictures, or None.
-      submission: The folder for the files that the Cityscapes server accepts, or None.
-      console: The console for the progress and the scores.
+      output: The folder for scores.json and the predicted images, or None.
+      submission: The folder for the files to submit to the Cityscapes server, or None.
+      console: The console for progress and scores.
 
     Raises:
-      CheckpointError: The checkpoint cannot be read, or belongs to a different network.
-      ConfigError: There is nothing to score or to write, or a folder cannot be written.
-      DataError: The split cannot be read.
+      CheckpointError: The checkpoint is unreadable, or belongs to a different network.
+      ConfigError: There is nothing to score or write, or a folder is not writable.
+      DataError: The split is unreadable.
     """
     if output and submission and epath.Path(output).is_relative_to(submission):
         raise ConfigError(
-            f"`--output` (={output!r}) is inside --submission, where every PNG is submitted. Choose a folder outside."
+            f"`--output` (={output!r}) is inside --submission, where every PNG is submitted. Choose a folder outside it."
         )
     enable_compilation_cache()
     step = resolve(checkpoint)
     variables = restore_model(str(step), like=config)
-    # These modules import TensorFlow, which takes seconds. An invalid checkpoint is reported before that.
+    # These modules import TensorFlow, which takes seconds, so an invalid checkpoint is reported first.
     from deeplab_jax.commands.datasets import open_evaluation_set
     from deeplab_jax.data.find import describe
     from deeplab_jax.data.samples import digest
@@ -76,7 +77,7 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
     console.print("Compiling the network; on a CPU, this can take a minute.")
     confusion = evaluate(config, variables, batches(), len(samples), visitors, console)
     if instances is not None:
-        instances = hosts.gather(instances).sum(0)  # each process counted only the images that it read
+        instances = hosts.gather(instances).sum(0)  # each process only counted its own images
     hosts.barrier("images written")
     if jax.process_index():
         return
@@ -89,7 +90,7 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
 def _make_instance_counters(config: Config, samples: "Samples", console: Console) -> tuple[Instances | None, list[Visitor]]:
     """Return the instance counts for the official iIoU, and the visitors that update them during the evaluation.
 
-    Without instances to count, the counts are None and there are no visitors.
+    If there are no instances to count, the counts are None and the list of visitors is empty.
     """
     from deeplab_jax.data.instances import explain_missing_instances, read_instances
 

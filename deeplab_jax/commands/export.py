@@ -1,4 +1,4 @@
-"""The command `deeplab-jax export`."""
+"""The `deeplab-jax export` command."""
 
 from typing import Annotated, Literal
 
@@ -13,15 +13,15 @@ def export(
     format: Literal["stablehlo", "onnx"],
     output: Literal["labels", "logits"] = "labels",
 ) -> None:
-    """Export a network to a single portable file that includes the preprocessing. Its input is uint8 [n, 3, h, w].
+    """Export a network and its preprocessing to a single portable file. The input is uint8 [n, 3, h, w].
 
-    The output of the file is compared with that of the checkpoint before the file is kept.
+    The file is only kept if its output matches the checkpoint's.
 
     Args:
-      checkpoint: The folder of a run, RUN/best, RUN/checkpoints/N, or a folder that `weights import` wrote.
+      checkpoint: A run folder, RUN/best, RUN/checkpoints/N, or a folder written by `weights import`.
       out: The file to write.
       format: The file format: onnx, or stablehlo, which `deeplab_jax.load_exported` runs on CPUs, GPUs and TPUs.
-      output: The output of the network: labels (uint8 [n, h, w]) or logits (float32 [n, classes, h, w]).
+      output: The network output: labels (uint8 [n, h, w]) or logits (float32 [n, classes, h, w]).
     """
     require_file(out, "--out")
     from deeplab_jax.export.export import export as write

@@ -1,4 +1,4 @@
-"""The flags of train.py and eval.py: the recipe with its overrides, and the flags that connect the processes of a run."""
+"""Flags for train.py and eval.py: the recipe with its overrides, and the flags that connect a run's processes."""
 
 import collections
 import contextlib
@@ -20,17 +20,17 @@ _NO_CONFIG = "`--config` is missing. Give a recipe, for example --config=configs
 
 
 def define_host_flags() -> None:
-    """Define the flags of `join_hosts`, for programs that run on several hosts."""
-    flags.DEFINE_string("coordinator", None, "HOST:PORT on which process 0 listens, for a run with several processes.")
+    """Define the flags that `join_hosts` reads, for programs that run on several hosts."""
+    flags.DEFINE_string("coordinator", None, "HOST:PORT where process 0 listens, for a run with several processes.")
     flags.DEFINE_integer(
-        "num_processes", None, "The number of processes of the run. It is detected automatically under a launcher."
+        "num_processes", None, "The number of processes in the run. Under a launcher, it is detected automatically."
     )
     flags.DEFINE_integer("process_id", None, "The index of this process, starting at 0.")
 
 
 @contextlib.contextmanager
 def join_hosts() -> Iterator[Console]:
-    """Connect the processes of the run. With several processes, an error in the block ends this process.
+    """Connect the run's processes. With several processes, an error inside the block ends this process.
 
     Yields:
       A console that only prints on the first process.
@@ -48,22 +48,22 @@ def join_hosts() -> Iterator[Console]:
 
 
 def run_with_flags(program: Callable[[], None]) -> None:
-    """Parse the absl flags and run `program`. A user error is printed as one line, and the exit code is 2."""
+    """Parse the absl flags and run `program`. User errors are printed as one line, with exit code 2."""
     # At INFO level, orbax logs every save, and TensorFlow logs every kernel.
     logging.set_verbosity(logging.WARNING)
     app.run(lambda _: run_or_exit(program), flags_parser=lambda argv: run_or_exit(lambda: _parse_flags(argv)))
 
 
 def require_config(value: Any) -> Config:
-    """Return the validated config from the value of a `--config` flag.
+    """Return the validated config from a `--config` flag value.
 
     Raises:
-      ConfigError: No file was given, the file cannot be read or does not return a `Config`, or the config is invalid.
+      ConfigError: No file was given, the file is unreadable or does not return a `Config`, or the config is invalid.
     """
     if value is None:
         raise ConfigError(_NO_CONFIG)
     if not isinstance(value, Config):
-        # config_flags defers the error of an unreadable file until an attribute is read.
+        # For an unreadable file, config_flags only raises the error once an attribute is read.
         try:
             value.seed  # noqa: B018
         except OSError as error:
@@ -74,7 +74,7 @@ def require_config(value: Any) -> Config:
             f"`--config` returns a value of type {type(value).__name__}. "
             "Its get_config() must return a deeplab_jax.config.Config."
         )
-    from deeplab_jax.models import validate  # imports JAX, which is slow; mistyped flags are reported before that
+    from deeplab_jax.models import validate  # imports JAX, which is slow, so mistyped flags are reported first
 
     return validate(value)
 
@@ -83,8 +83,8 @@ def load_recipe(path: str, fields: Sequence[str] = ()) -> Config:
     """Return the config that train.py gets from `--config=path --config.FIELD=VALUE ...`.
 
     Args:
-      path: The path of the recipe.
-      fields: Overrides of the form FIELD=VALUE.
+      path: The recipe path.
+      fields: Overrides in the form FIELD=VALUE.
 
     Raises:
       ConfigError: The recipe is invalid (see `require_config`), a field does not exist, or a value is invalid.
@@ -100,17 +100,19 @@ def _parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) ->
     try:
         rest = values(list(argv))
     except flags.Error as error:
-        # The flags of the config fields only exist if a recipe is given.
+        # The --config.FIELD flags only exist if a recipe is given.
         is_field = isinstance(error, flags.UnrecognizedFlagError) and error.flagname.startswith("config.")
         raise ConfigError(_NO_CONFIG if is_field else _one_line(error)) from None
     except dataclasses.FrozenInstanceError:
         raise ConfigError("`--config.labels` cannot be set by a flag. Set the label set in the recipe.") from None
-    # config_flags does not catch these errors. They come from recipes that cannot be imported and fields that do not exist.
+    # config_flags does not catch these errors, which are caused by broken recipes and unknown fields.
     except (KeyError, OSError, TypeError, SyntaxError, ImportError, AttributeError) as error:
         raise ConfigError(_explain_unknown_field(str(error)) or _explain_broken_recipe(error)) from None
     counts = collections.Counter(re.findall(r"^--?(config\.[\w.]+)", "\n".join(argv), re.MULTILINE))
     for name, times in counts.items():
-        if times > 1 and isinstance(values[name].value, list):  # config_flags would join them into one longer tuple
+        if times > 1 and isinstance(
+            values[name].value, list
+        ):  # config_flags would join the repeated values into one long tuple
             raise ConfigError(f"`--{name}` is given {times} times. Give it once.")
     if rest[1:]:
         raise ConfigError(f"`{rest[1]}` is not a flag. Set config fields with --config.FIELD=VALUE.")
@@ -122,14 +124,14 @@ def _explain_broken_recipe(error: BaseException) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    # Some messages from config_flags contain a full traceback, whose last line is the reason.
+    # Some config_flags messages contain a full traceback, whose last line gives the reason.
     head, _, trace = str(error).partition("Traceback")
     line = " ".join(f"{head} {trace.strip().splitlines()[-1] if trace else ''}".split())
     return re.sub(r".*Failed loading config file.*(?=\[Errno)", "", line)
 
 
 def _explain_unknown_field(message: str) -> str:
-    """Return an error message for a field that config_flags did not find, or "" if `message` has a different reason."""
+    """Return our own error message if `message` reports an unknown config field, or "" otherwise."""
     match = re.search(r"Field (?P<name>\w+) not found on dataclass .*\.(?P<owner>\w+)'", message)
     match = match or re.search(r"\.(?P<owner>\w+)'>\.(?P<name>\w+) does not exist", message)
     if not match:

@@ -1,6 +1,6 @@
 """The console script `deeplab-jax`.
 
-Each command is a function in a separate module. It imports large packages only when it is called, so that --help is fast.
+Each command is a function in a separate module. To keep --help fast, commands import large packages only when called.
 """
 
 import contextlib
@@ -43,14 +43,14 @@ def main() -> None:
 
 
 def parse(arguments: Sequence[str]) -> Callable[[], None]:
-    """Return the call that the command line requests.
+    """Parse a command line and return a function that runs the command.
 
     Args:
-      arguments: The command line, without the name of the program.
+      arguments: The command line, without the program name.
 
     Raises:
       ConfigError: The command does not exist, or its arguments are invalid.
-      SystemExit: The command line requests help, which has been printed.
+      SystemExit: Help was requested and has been printed.
     """
     message = io.StringIO()
     try:
@@ -73,9 +73,9 @@ def _build_app(commands: dict[str, Any]) -> SubcommandApp:
 
 
 def _defer(command: Command) -> Callable[..., Callable[[], None]]:
-    """Return a function that binds the arguments of `command` without calling it.
+    """Return a function that binds arguments to `command` without calling it.
 
-    tyro must not call the command, because it would report an error of the command as an error in the command line.
+    tyro must not call the command itself, because it would report errors from the command as command-line errors.
     """
 
     @functools.wraps(command)
@@ -86,6 +86,6 @@ def _defer(command: Command) -> Callable[..., Callable[[], None]]:
 
 
 def _one_line(message: str) -> str:
-    """Return an error message from tyro on one line, without the frame. The line ends with the help command to run."""
+    """Return a tyro error message as one line, without the box around it. The line ends with the help command to run."""
     reason, _, program = " ".join(re.sub(r"[│╭╮╰╯─]+|-{3,}", " ", message).split()).partition(" For full helptext, run")
     return f"{reason.rstrip('.')}. See{program.removeprefix(':')}"

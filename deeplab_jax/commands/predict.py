@@ -1,4 +1,4 @@
-"""The command `deeplab-jax predict`."""
+"""The `deeplab-jax predict` command."""
 
 import dataclasses
 import sys
@@ -23,24 +23,25 @@ def predict(
     batch_size: int = 0,
     max_pixels: int = 2**22,
 ) -> None:
-    """Predict images and videos. The exit code is 1 if any file could not be read.
+    """Segment images and videos. The exit code is 1 if any file is unreadable.
 
     Args:
       inputs: Image files, video files, folders (including their subfolders), or patterns such as 'photos/**/*.jpg'.
-      checkpoint: The folder of a run, RUN/best, RUN/checkpoints/N, or a folder that `weights import` wrote.
-      out: The folder for the results. Each image gets a PNG in train_ids, color and overlay. A video gets overlay/NAME.mp4.
-        The train ids and colours of its frames are written as PNGs.
-      confidence: Also write the largest probability of each pixel, scaled to 0-255.
+      checkpoint: A run folder, RUN/best, RUN/checkpoints/N, or a folder written by `weights import`.
+      out: The results folder. Each image gets a PNG in train_ids, color and overlay. A video gets overlay/NAME.mp4, and its
+        frames get PNGs in train_ids and color.
+      confidence: Also write each pixel's largest class probability, scaled to 0-255.
       opacity: The opacity of the colours in overlays, from 0 to 1.
-      scales: The factors by which images are resized. Predictions are averaged over them. The default is that of the run.
-      flip: Average over the mirror image too. The default is that of the run.
-      window: The height and width of a sliding window. 0 0 processes full images. The default is that of the run.
-      output_stride: The output stride of the features. The default is that of the run.
-      batch_size: The number of images per batch. 0 uses as many as fit into a million pixels, from 1 to 8.
-      max_pixels: Images with more pixels are processed in windows of 768x768, which limits the memory.
+      scales: The factors by which to resize images. Predictions are averaged over all factors. The default is the run's.
+      flip: Also average over the mirror image. The default is the run's.
+      window: The height and width of a sliding window, or 0 0 for full images. The default is the run's.
+      output_stride: The network's output stride. The default is the run's.
+      batch_size: The number of images per batch. 0 fits as many as possible into about a million pixels, from 1 to 8.
+      max_pixels: The largest image to process at once, in pixels. Larger images are processed in 768x768 windows to limit
+        memory use.
     """
     if any(scale < 0.01 for scale in scales or ()):
-        raise ConfigError(f"`--scales` (={scales}) cannot be used. Use factors of 0.01 or more.")
+        raise ConfigError(f"`--scales` (={scales}) cannot be used. Use factors of at least 0.01.")
     if any(side < 0 for side in window or ()):
         raise ConfigError(f"`--window` (={window}) is negative. Use a positive height and width, or 0 0 for full images.")
     from deeplab_jax.api import Segmenter, load
@@ -51,12 +52,12 @@ def predict(
     options = Options(out, confidence, opacity, batch_size, max_pixels)
     files, others = find_inputs(inputs, out)
     if not files:
-        raise ConfigError(f"`INPUT` (={' '.join(inputs)}) contains no image or video. Give files, folders or 'photos/*.jpg'.")
+        raise ConfigError(f"`INPUT` (={' '.join(inputs)}) contains no image or video. Give files, folders or patterns.")
     segmenter = load(checkpoint)
     overrides = {"scales": scales, "flip": flip, "window": window, "output_stride": output_stride}
     protocol: dict[str, Any] = {field: value for field, value in overrides.items() if value is not None}
     if window:
-        protocol["window_stride"] = (0, 0)  # the stride of the run only fits its own window
+        protocol["window_stride"] = (0, 0)  # the run's stride only fits the run's window
     if protocol:
         config = dataclasses.replace(segmenter.config, eval=dataclasses.replace(segmenter.config.eval, **protocol))
         segmenter = Segmenter(validate(config), segmenter.variables)
@@ -67,7 +68,7 @@ def predict(
         console.print(f"Predicted {len(files) - len(failures)} of {len(files)} files. The results are in {out}.")
         if others:
             names = ", ".join(str(path) for path in others[:3]) + ", ..." * (len(others) > 3)
-            console.print(f"Skipped {len(others)} files that do not have the suffix of an image or video: {names}")
+            console.print(f"Skipped {len(others)} files without an image or video suffix: {names}")
     finally:
         for line in failures:
             console.print(f"failed: {line}")

@@ -1,4 +1,4 @@
-"""Generate docs/reference/commands.md, the reference of all commands, from their signatures and docstrings.
+"""Generate docs/reference/commands.md, the command reference, from the commands' signatures and docstrings.
 
 Run `python -m deeplab_jax.commands.reference > docs/reference/commands.md`.
 """
@@ -34,7 +34,7 @@ PROGRAM_FLAGS = """In addition, `--config.SECTION.FIELD=VALUE` overrides a [conf
 
 
 def render_markdown() -> str:
-    """Return the page in Markdown."""
+    """Return the command reference as Markdown."""
     parts = [INTRODUCTION]
     for name, command in COMMANDS.items():
         if isinstance(command, dict):
@@ -55,7 +55,7 @@ def _render_command(name: str, command: Command) -> str:
 
 
 def _spelling(parameter: inspect.Parameter) -> str:
-    """Return the argument as it is typed on the command line."""
+    """Return an argument as typed on the command line."""
     kind, *markers = _unwrap(parameter.annotation)
     settings = [marker for marker in markers if hasattr(marker, "metavar")]
     metavar = next((each.metavar for each in settings if each.metavar), "") or _metavar(kind)
@@ -77,7 +77,7 @@ def _default(parameter: inspect.Parameter) -> str:
 
 
 def _unwrap(annotation: typing.Any) -> tuple[typing.Any, ...]:
-    """Return the type of an argument without `| None`, followed by tyro's markers."""
+    """Return an argument type without `| None`, followed by its tyro markers."""
     if typing.get_origin(annotation) is typing.Annotated:
         kind, *markers = typing.get_args(annotation)
         return (_unwrap(kind)[0], *markers)
@@ -102,9 +102,10 @@ def _render_program(file: str) -> str:
 
 
 def list_flags(source: ast.Module) -> Iterator[tuple[str, str]]:
-    """Yield the name and description of each flag of a program.
+    """Yield the name and description of each flag that a program defines.
 
-    The source is parsed instead of imported: both programs define `--config`, which absl allows only once in a process.
+    The source is parsed rather than imported, because both programs define `--config` and absl allows that only once per
+    process.
     """
     shared = ast.parse(inspect.getsource(flags.define_host_flags))
     for node in (*ast.walk(source), *ast.walk(shared)):

@@ -1,4 +1,4 @@
-"""The command `deeplab-jax report`."""
+"""The `deeplab-jax report` command."""
 
 from typing import Annotated
 
@@ -19,10 +19,10 @@ def report(
     """Evaluate a run and write an HTML page with its curves, scores, confusions and worst images.
 
     Args:
-      run: The folder of a run, RUN/best, RUN/checkpoints/N, or a folder that `weights import` wrote.
+      run: A run folder, RUN/best, RUN/checkpoints/N, or a folder written by `weights import`.
       out: The HTML file to write.
-      split: The split to evaluate. The default is eval.split of the run.
-      root: The folder of the data set or of its prepared records, if it has moved since the run.
+      split: The split to evaluate. The default is the run's eval.split.
+      root: The folder with the data set or its prepared records, if it has moved since the run.
       images: The number of worst images to show.
     """
     if images < 0:

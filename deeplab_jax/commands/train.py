@@ -10,21 +10,21 @@ from deeplab_jax.weights.transfer import pretrained_variables
 
 
 def train_recipe(config: Config, workdir: str, console: Console) -> None:
-    """Train to the end of the recipe, or resume the run in `workdir`. Every process of the run must call this function.
+    """Train a recipe to completion, or resume the run in `workdir`. Every process in the run must call this function.
 
     Args:
       config: A validated config.
-      workdir: The folder of the run.
-      console: The console that shows the progress.
+      workdir: The run folder.
+      console: The console for progress messages.
 
     Raises:
       ConfigError, CheckpointError, TrainingError: See `train` and `pretrained_variables`.
-      DataError: A split cannot be read.
+      DataError: A split is unreadable.
     """
     from deeplab_jax.commands.datasets import open_training_data  # imports TensorFlow
 
     enable_compilation_cache()
-    # Report an invalid config before the data is read, which can take minutes.
+    # Report an invalid config before reading the data, which can take minutes.
     set_up(config, 1)
     data, steps = open_training_data(config, console.print)
     pretrained = (lambda: pretrained_variables(config, console.print)) if config.model.pretrained else None

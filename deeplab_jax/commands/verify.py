@@ -1,4 +1,4 @@
-"""The command `deeplab-jax verify`."""
+"""The `deeplab-jax verify` command."""
 
 import sys
 from typing import Annotated
@@ -12,13 +12,13 @@ def verify(
     steps: int,
     root: str | None = None,
 ) -> None:
-    """Replay steps of a run and compare samples, losses and state with its receipt. The exit code is 1 if any disagree.
+    """Replay training steps and compare samples, losses and state with the run's receipt. The exit code is 1 if any differ.
 
     Args:
-      run: The folder of the run.
-      from_: The step of an existing checkpoint, or 0 for the start of the run.
+      run: The run folder.
+      from_: The step to start from: the step of an existing checkpoint, or 0 for the start of the run.
       steps: The number of steps to replay.
-      root: The folder of the data set or of its prepared records, if it has moved since the run. For tfds:NAME, its data_dir.
+      root: The folder with the data set or its prepared records, if it has moved since the run. For tfds:NAME, its data_dir.
     """
     from deeplab_jax.commands.datasets import locate_data, open_training_data, open_training_set
     from deeplab_jax.runtime.compilation import enable_compilation_cache

@@ -1,4 +1,4 @@
-"""The commands `deeplab-jax weights import` and `deeplab-jax weights export`."""
+"""The `deeplab-jax weights import` and `deeplab-jax weights export` commands."""
 
 from typing import Annotated
 
@@ -21,23 +21,23 @@ def import_weights(
     ignore_head: bool = False,
     ema: bool = False,
 ) -> None:
-    """Create a checkpoint from the weights of a DeepLabV3 or a backbone from torchvision, timm or mmsegmentation.
+    """Create a checkpoint from torchvision, timm or mmsegmentation weights for a DeepLabV3 or a backbone.
 
-    Some settings cannot be determined from the tensors. They are taken from the file's own configuration or its published
-    name, or they are assumed. The command prints them.
+    Settings that the tensors do not determine are taken from the file's own configuration or published name, or are assumed.
+    The command prints these settings.
 
     Args:
       source: A .safetensors, .pth, .pt or .bin file, or hf:OWNER/NAME[@REVISION].
       out: The folder to create.
-      from_: The library that named the tensors, such as torchvision, timm or mmseg. auto detects it.
+      from_: The library whose tensor names the file uses, such as torchvision, timm or mmseg. auto detects the library.
       labels: The label set: cityscapes, camvid, voc, ade20k, a label-set file (.json), or a recipe that contains one.
       output_stride: The output stride: 8, 16 or 32.
       multi_grid: The rates of the last stage's blocks, relative to the stage's rate. mmsegmentation's D16-MG124 uses 0.5 1 2.
-      stage3_first_rate: The rate of the third stage's first block. In segmentation_models.pytorch, it is 2 at output stride 8.
-      atrous_rates: The rates of the ASPP at output stride 16.
-      align_corners: Resize logits with aligned corners, as in the 769x769 networks of mmsegmentation.
-      ignore_head: Leave out the classifiers, in order to train with different classes.
-      ema: Use the moving average of the weights, if the file contains one.
+      stage3_first_rate: The rate of the third stage's first block. segmentation_models.pytorch uses 2 at output stride 8.
+      atrous_rates: The ASPP rates at output stride 16.
+      align_corners: Resize logits with aligned corners, as in mmsegmentation's 769x769 networks.
+      ignore_head: Omit the classifiers, to train with different classes.
+      ema: Use the weights' moving average, if the file contains one.
     """
     from deeplab_jax.weights import transfer
 
@@ -67,7 +67,7 @@ def export_weights(
     """Export a checkpoint as a state dict that torchvision or mmsegmentation can load with strict=True.
 
     Args:
-      checkpoint: The folder of a run, RUN/best, RUN/checkpoints/N, or a folder that `weights import` wrote.
+      checkpoint: A run folder, RUN/best, RUN/checkpoints/N, or a folder written by `weights import`.
       to: The library whose tensor names to use, such as torchvision or mmseg.
       out: The .safetensors, .pth or .pt file to write.
     """

@@ -27,7 +27,7 @@ OPSET = 18  # released in 2022, so runtimes support it
 
 
 class _Writer:
-    """Builds a list of ONNX nodes in execution order. Each node computes one value, named after its operator and a number.
+    """A list of ONNX nodes in execution order. Each node computes one value, named after its operator plus a number.
 
     Args:
       graph: The network graph.

@@ -43,7 +43,8 @@ def open_video(path: pathlib.Path) -> Iterator[tuple[float, int, Iterator[Frame]
                     upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
                     if upright.shape != (shape := shape or upright.shape):
                         raise DataError(
-                            f"{path} changes from {shape[1::-1]} to {upright.shape[1::-1]} pixels. Split the video where its size changes."
+                            f"{path} changes from {shape[1::-1]} to {upright.shape[1::-1]} pixels. "
+                            "Split the video where its size changes."
                         )
                     yield upright
             except (av.FFmpegError, OSError) as error:

@@ -27,7 +27,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] = ()) -> Mesh:
       ConfigError: The mesh needs more devices than exist, or `config.spatial` is not a divisor of the device count. With
         several processes, this is also raised if devices would stay unused or two processes would share an image.
     """
-    # Sort by process, because a process's batch rows must be contiguous. On a TPU slice, device ids are interleaved across hosts.
+    # Sort by process: a process's batch rows must be contiguous, but a TPU slice interleaves device ids across hosts.
     devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
     if not config.data and len(devices) % config.spatial:
         raise ConfigError(

@@ -1,1 +1,1 @@
-"""Training: the state, optimizer, step, loop, checkpoints and logs. The loop accepts any iterator of NumPy batches."""
+"""Training: the state, optimizer, step, loop, checkpoints and logs. The loop accepts any iterator over NumPy batches."""

@@ -1,4 +1,4 @@
-"""Set up a run: its mesh, network, optimizer and starting state. No training step is taken here."""
+"""Set up the mesh, network, optimizer and initial state for a run. No training steps run here."""
 
 import dataclasses
 import functools
@@ -22,20 +22,23 @@ from deeplab_jax.train.receipt import read_receipts
 from deeplab_jax.train.state import TrainState, from_trees, init_state, replace_variables, state_digest, to_trees
 
 Batch = dict[str, np.ndarray]
-# A function that returns initial variables for a new run, any part of {"params", "batch_stats"}. The others are random.
+# An optional function that returns initial variables for a new run: any part of the {"params", "batch_stats"} tree. The rest
+# is initialised randomly.
 Pretrained = Callable[[], dict[str, Any]] | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Data:
-    """The data that a run reads. The caller builds it, because this package uses neither files nor TensorFlow.
+    """The data that a run reads. The caller builds it, so that `deeplab_jax.train` needs neither image files nor TensorFlow.
 
     Attributes:
-      names: Names of the training images, by position in the list.
+      names: Names of the training images, indexed by position in the training list.
       digest: Digest of the training list.
       eval_digest: Digest of the evaluation list.
-      train_batches: Function of (first, end) that returns this process's rows of the batches for the steps in [first, end).
-      eval_batches: Function that returns this process's rows of one pass over the evaluation split, with labels.
+      train_batches: Function that takes (first, end) and returns this process's slice of each global batch for the steps in
+        [first, end).
+      eval_batches: Function that returns this process's slices of the labelled batches for one pass over the evaluation
+        split.
     """
 
     names: Sequence[str]
@@ -47,7 +50,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Setup:
-    """The fixed parts of a run. `steps` is the last step; the learning rate depends on it."""
+    """The fixed parts of a run. `steps` is the total number of training steps, which sets the learning-rate schedule."""
 
     config: Config
     steps: int
@@ -57,11 +60,11 @@ class Setup:
 
 
 def set_up(config: Config, steps: int, devices: Sequence[jax.Device] = ()) -> Setup:
-    """Build the network and optimizer of a validated config, on the given devices or on all available ones.
+    """Build the mesh, network and optimizer for a validated config. By default, the mesh uses all available devices.
 
     Raises:
-      ConfigError: There are too few devices, a batch does not divide evenly over them, or a loss or the optimizer does not
-        exist.
+      ConfigError: There are too few devices, a batch cannot be divided evenly among them, or the config names an unknown loss
+        or optimizer.
     """
     check_terms(config)
     mesh = make_mesh(config.mesh, devices)
@@ -73,14 +76,14 @@ def set_up(config: Config, steps: int, devices: Sequence[jax.Device] = ()) -> Se
 
 def create_state(setup: Setup, pretrained: Pretrained) -> TrainState:
     """Return the state at step 0, replicated on all devices."""
-    variables = pretrained() if pretrained else None  # load first: errors then appear before the slow compilation
+    variables = pretrained() if pretrained else None  # load these first, so that errors appear before the slow compilation
     options = quick_options(setup.mesh.devices.flat[0].platform)
     state = jax.jit(_init(setup), out_shardings=replicated_sharding(setup.mesh), compiler_options=options)()
     return replace_variables(state, variables) if variables else state
 
 
 def abstract_state(setup: Setup) -> TrainState:
-    """Return the shapes and dtypes of the state, with a sharding that replicates it on all devices."""
+    """Return the state's shapes and dtypes, with a sharding that replicates it on all devices."""
     sharding = replicated_sharding(setup.mesh)
     shapes = jax.eval_shape(_init(setup))
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
@@ -89,7 +92,7 @@ def abstract_state(setup: Setup) -> TrainState:
 def restore_or_create_state(
     setup: Setup, workdir: str, checkpoints: Checkpoints, console: Console, pretrained: Pretrained
 ) -> TrainState:
-    """Return the state of the newest intact checkpoint or, if the run has no checkpoints, a new state."""
+    """Restore the newest intact checkpoint, or create a new state if the run has no checkpoints."""
     if checkpoints.latest_step() is None:
         return create_state(setup, pretrained)
     receipts = read_receipts(workdir)
@@ -105,12 +108,12 @@ def restore_or_create_state(
 
 
 def check_restored_state(trees: Trees, step: int, digest: str | None) -> None:
-    """Raise DamagedError unless `trees` hold the state of `step` and this state has the given digest.
+    """Raise DamagedError if the state in `trees` is from a different step or does not match the digest.
 
     Args:
       trees: The restored trees.
-      step: The step of the checkpoint.
-      digest: The digest of the state in the receipt, or None if the receipt has none.
+      step: The checkpoint's step.
+      digest: The state digest from the receipt, or None if the receipt has none.
     """
     state = from_trees(trees)
     if int(state.step) != step:

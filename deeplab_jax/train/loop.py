@@ -1,4 +1,4 @@
-"""The training loop. Each iteration takes the next batch and a step, then logs, evaluates and saves when these are due."""
+"""The training loop. Each iteration trains on one batch, then logs, evaluates and saves if due."""
 
 import contextlib
 import dataclasses
@@ -30,12 +30,12 @@ from deeplab_jax.train.speed import Meter, ideal_step_seconds
 from deeplab_jax.train.state import TrainState, to_trees
 from deeplab_jax.train.step import compile_train_step
 
-STRIPS = 4  # pictures to log from the first images of an evaluation
+STRIPS = 4  # comparison images logged per evaluation
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Tools:
-    """The objects that the loop works with. They are made once per run."""
+    """The objects used by the training loop, created once per run."""
 
     config: Config
     steps: int
@@ -45,7 +45,7 @@ class _Tools:
     receipts: Receipts
     output: Output
     watchdog: hosts.Watchdog
-    ideal_step_seconds: float  # the time of a step at the peak rate of the devices
+    ideal_step_seconds: float  # the time per step at the devices' peak rate
     start_time: float  # time.perf_counter() when `train` was called
 
 
@@ -58,31 +58,31 @@ def train(
     console: Console,
     pretrained: Pretrained = None,
 ) -> TrainState:
-    """Train until `steps`, starting from the newest intact checkpoint of `workdir` if there is one.
+    """Train up to step `steps`, resuming from the newest intact checkpoint in `workdir` if there is one.
 
-    Every process of a run must call this function.
+    Every process in the run must call this function.
 
     Args:
       config: The validated config.
-      workdir: The folder of the run, shared by all processes.
-      steps: The step at which the run ends.
-      data: The data that the run reads.
+      workdir: The run folder, shared by all processes.
+      steps: The total number of training steps.
+      data: The training and evaluation data.
       console: Console for progress messages. It should be quiet on all processes but the first.
-      pretrained: Function that returns the variables with which a new run starts instead of random ones: any part of
-        {"params", "batch_stats"}.
+      pretrained: Function that returns initial variables for a new run: any part of the {"params", "batch_stats"} tree. The
+        rest is initialised randomly.
 
     Returns:
-      The final state or, after SIGINT or SIGTERM, the state that was reached. It is saved in either case.
+      The final state, or the latest one if SIGINT or SIGTERM stopped the run. Either way, it has been saved.
 
     Raises:
-      ConfigError: A batch does not divide evenly over the devices, or the processes were started with different settings.
-      CheckpointError: The workdir holds a run of a different network, or none of its checkpoints can be read.
-      TrainingError: The loss or the gradient is not finite, and `train.nonfinite` is "stop".
+      ConfigError: A batch cannot be divided evenly among the devices, or the processes were started with different settings.
+      CheckpointError: The workdir holds a run with a different network, or none of its checkpoints can be read.
+      TrainingError: The loss or the gradient is not finite and `train.nonfinite` is "stop".
     """
     start_time = time.perf_counter()
     setup = set_up(config, steps)
     with contextlib.ExitStack() as stack:
-        # The handlers stay installed until the last save is complete: a SIGTERM must not interrupt it.
+        # Keep the handlers installed until the last save is complete, so that SIGTERM cannot interrupt the save.
         stopped = stack.enter_context(_stop_signals(console))
         checkpoints = stack.enter_context(Checkpoints(workdir, config))
         hosts.require_same(
@@ -126,12 +126,12 @@ def train(
 def _train_from(
     state: TrainState, step: int, batches: Iterator[tuple[Batch, dict[str, jax.Array]]], stopped: list[int], tools: _Tools
 ) -> tuple[TrainState, int]:
-    """Run the remaining steps and return the last state and its step. A signal ends the run early."""
+    """Run the remaining steps, or stop early on a signal. Return the last state and its step."""
     config, steps, train_config = tools.config, tools.steps, tools.config.train
     lr = make_schedule(config.optim, steps)
     meter = Meter(step, config.data.batch_size, tools.ideal_step_seconds)
     first = step + 1
-    # Any process may receive the signal, but all of them must stop after the same step.
+    # Any process can receive the signal, but all processes must stop after the same step.
     while step < steps and not hosts.is_true_on_any(bool(stopped)):
         with meter.waiting():
             batch, on_device = next(batches)
@@ -139,7 +139,8 @@ def _train_from(
             train_step = hosts.compile_together(tools.train_step, state, on_device)
         state, scalars = train_step(state, on_device)
         step += 1
-        # Wait for the step. Otherwise the host would run ahead, fill the device with batches and overstate the wait for data.
+        # `float` waits until the step is done. Otherwise, the host would run ahead, fill the device with batches and overstate
+        # the data wait.
         row = {name: float(value) for name, value in scalars.items()}
         tools.watchdog.beat()
         tools.receipts.consumed.add(batch)
@@ -150,8 +151,8 @@ def _train_from(
             if not _is_due(step, train_config.log_every, steps):
                 meter.restart(step)  # compilation must not count towards the speed of later steps
         tools.output.advance(step)
-        # Log before the evaluation, so that its time does not count as training time. Save after it, because the scores
-        # decide which checkpoint is the best.
+        # Log before evaluating, so that evaluation does not count as training time. Save after evaluating, because the scores
+        # decide which checkpoint is best.
         if _is_due(step, train_config.log_every, steps):
             speed = meter.speed(step)
             tools.output.log_training(
@@ -172,7 +173,7 @@ def _train_from(
 
 
 def _save(state: TrainState, step: int, scores: dict[str, float] | None, tools: _Tools) -> None:
-    # Write the receipt first. Without it, damage to the checkpoint could go unnoticed.
+    # Write the receipt before the checkpoint, because damage to a checkpoint without a receipt could go unnoticed.
     if tools.checkpoints.latest_step() != step:
         tools.receipts.write(step, state)
         tools.checkpoints.save(to_trees(state), step, scores)
@@ -193,7 +194,10 @@ def _require_finite(row: Mapping[str, float], step: int, tools: _Tools) -> None:
 def _make_evaluate(
     config: Config, mesh: Mesh, eval_batches: Callable[[], Iterable[Batch]], beat: Callable[[], None]
 ) -> Callable[[TrainState], tuple[dict[str, Any], list[np.ndarray]]]:
-    """Return a function from a state to its scores and this process's first strips. It compiles once per run."""
+    """Return a function that evaluates a state and returns the scores and this process's first comparison images.
+
+    The evaluation is compiled only once per run.
+    """
     evaluator = Evaluator(config, mesh)
 
     def evaluate(state: TrainState) -> tuple[dict[str, Any], list[np.ndarray]]:
@@ -221,7 +225,7 @@ def _is_due(step: int, every: int, steps: int) -> bool:
 
 @contextlib.contextmanager
 def _stop_signals(console: Console) -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, so that the run can finish its current step and save.
+    """Catch SIGINT and SIGTERM so that the run can finish its current step and save.
 
     A second signal ends the process immediately.
 

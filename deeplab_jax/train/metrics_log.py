@@ -1,4 +1,4 @@
-"""Read `metrics.jsonl`, the file with the scalars of a run. `writers.py` writes it."""
+"""Read `metrics.jsonl`, the scalar log written by `writers.py`."""
 
 import json
 from typing import Any
@@ -11,9 +11,9 @@ METRICS = "metrics.jsonl"
 
 
 def read_log(workdir: str, kind: str) -> list[dict[str, Any]]:
-    """Return the rows of a kind, "train" or "eval", in file order. Without a log file, the list is empty.
+    """Return all "train" or all "eval" rows in file order, or an empty list if there is no log file.
 
-    A last line that was truncated by a crash is left out.
+    A last line truncated by a crash is skipped.
 
     Raises:
       CheckpointError: The file is damaged.

@@ -1,4 +1,4 @@
-"""Optax optimizers by name, and the parameter update of a training step."""
+"""Build optax optimizers by name, and apply their updates."""
 
 import inspect
 from collections.abc import Callable
@@ -15,10 +15,10 @@ from deeplab_jax.train.schedules import make_schedule
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Return the optax optimizer of the config with its learning-rate schedule. Pass its gradients through `add_penalty` first.
+    """Return the optax optimizer for a config, including its schedule. Pass the gradients through `add_penalty` first.
 
-    With both, "sgd" is torch.optim.SGD without dampening: g += weight_decay * p; m = momentum * m + g; p -= lr(step) * m. The
-    updates of the auxiliary head are multiplied by `aux_lr_factor`, which matches a PyTorch parameter group with its own
+    Together, "sgd" and `add_penalty` match torch.optim.SGD without dampening: g += weight_decay * p; m = momentum * m + g;
+    p -= lr(step) * m. Auxiliary-head updates are multiplied by `aux_lr_factor`, like a PyTorch parameter group with its own
     learning rate.
 
     Raises:
@@ -48,9 +48,9 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
 
 
 def add_penalty(config: OptimConfig, grads: PyTree, params: PyTree) -> PyTree:
-    """Return the gradients with the gradient of the L2 penalty added.
+    """Add the gradient of the L2 penalty to the gradients.
 
-    The gradients are returned unchanged if the optimizer has its own decoupled weight decay.
+    If the optimizer has built-in decoupled weight decay, return the gradients unchanged.
     """
     if _has_decoupled_decay(_find_optimizer(config.name)[1]):
         return grads
@@ -59,7 +59,7 @@ def add_penalty(config: OptimConfig, grads: PyTree, params: PyTree) -> PyTree:
 
 
 def _find_optimizer(name: str) -> tuple[Callable[..., optax.GradientTransformation], set[str]]:
-    """Return the optax function with this name and the set of its arguments, without the learning rate."""
+    """Return the optax function called `name` and the set of its argument names, except `learning_rate`."""
     make: Any = None if name.startswith(("_", "scale_by")) else getattr(optax, name, None)
     accepted = set(inspect.signature(make).parameters) if inspect.isfunction(make) else set()
     if "learning_rate" not in accepted:
@@ -72,9 +72,9 @@ def _has_decoupled_decay(accepted: set[str]) -> bool:
 
 
 def _decay_mask(config: OptimConfig) -> Callable[[PyTree], PyTree]:
-    """Return a function from the parameters to a tree of booleans that are true for those that decay.
+    """Return a function that maps the parameters to a boolean tree, True where weight decay applies.
 
-    There is always a mask, because the structure of the optimizer state must not depend on `decay_norm_and_bias`.
+    A mask is returned even if all parameters decay, so that the optimizer state has the same structure either way.
     """
     return _select_all if config.decay_norm_and_bias else _select_kernels
 
@@ -82,7 +82,7 @@ def _decay_mask(config: OptimConfig) -> Callable[[PyTree], PyTree]:
 def apply_where(
     applies: Bool[Array, ""], optimizer: optax.GradientTransformation, grads: PyTree, opt_state: PyTree, params: PyTree
 ) -> tuple[PyTree, PyTree]:
-    """Return the parameters and optimizer state after an update, or the old ones where `applies` is false.
+    """Return the updated parameters and optimizer state, or the old ones if `applies` is False.
 
     The schedule advances in either case, because the learning rate depends on the step number.
     """
@@ -94,8 +94,8 @@ def apply_where(
     def keep() -> tuple[PyTree, PyTree]:
         return params, jax.tree.map(_advance_schedule, opt_state, is_leaf=_is_schedule)
 
-    # Use a branch, in which XLA updates the arrays in place. A selection between old and new values would need both, and XLA
-    # would first copy all parameters and moments.
+    # Use `cond`, because XLA updates arrays in place inside a branch. `jnp.where` would need both the old and the new values,
+    # so XLA would first copy all parameters and moments.
     return jax.lax.cond(applies, update, keep)
 
 
@@ -114,7 +114,7 @@ def _scale_aux_head(updates: Any, factor: float) -> Any:
 
 
 def _select_kernels(params: Any) -> Any:
-    """Return a tree that is True for convolution kernels, and False for biases and for the scale and bias of BatchNorm."""
+    """Return a tree that is True for convolution kernels, and False for biases and BatchNorm parameters."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 

@@ -1,4 +1,4 @@
-"""Show the progress of a run: lines and a progress bar on the terminal, and the files written by `writers.WRITERS`."""
+"""Report a run's progress on the terminal, and in the files written by `writers.WRITERS`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,15 +16,15 @@ from deeplab_jax.train.writers import WRITERS
 
 
 class Output:
-    """The terminal and file output of a run, as a context manager.
+    """A context manager for a run's terminal and file output.
 
-    Every process of a run makes one, but only the first process writes files.
+    Every process creates one, but only the first process writes files.
 
     Args:
-      workdir: The folder of the run.
+      workdir: The run folder.
       start_step: The step at which the run starts or resumes.
       steps: The step at which the run ends.
-      console: Console for the lines and, on a terminal, the progress bar.
+      console: Console for the log lines and, on a terminal, the progress bar.
     """
 
     def __init__(self, workdir: str, start_step: int, steps: int, console: Console) -> None:
@@ -52,12 +52,15 @@ class Output:
         self._progress.update(self._task, completed=step)
 
     def report_first_step(self, seconds: float) -> None:
-        """Print the time from the call of `train` to the end of the first step. The next training row logs it too."""
+        """Print the time from the `train` call to the end of the first step, and add it to the next training row."""
         self._extra = {"seconds_to_first_step": seconds}
         self._progress.console.print(f"first step done after {seconds:.1f} s, including compilation")
 
     def log_training(self, step: int, row: Mapping[str, float], seconds_left: float) -> None:
-        """Write a row of training scalars and print its main values, which `row` must contain, and the time left."""
+        """Write a row of training scalars, and print its main values and the time left.
+
+        `row` must contain all printed values; only "skipped" is optional.
+        """
         self._write_scalars(step, "train", {**row, **self._extra})
         self._extra = {}
         skipped = f"  {row['skipped']:.0f} skipped" if row.get("skipped") else ""
@@ -70,7 +73,7 @@ class Output:
         self._progress.console.print(f"step {step:>6}  {line}")
 
     def log_evaluation(self, step: int, summary: Mapping[str, Any], strips: Sequence[UInt8[np.ndarray, "h w 3"]]) -> None:
-        """Write the scores of `evaluation.scores.summary` and the strips, which show image | label | prediction."""
+        """Write the scores from `evaluation.scores.summary` and the comparison images (image | label | prediction)."""
         scores = {name: summary[name] for name in OVERALL_METRICS}
         self._write_scalars(step, "eval", scores | {f"iou/{name}": iou for name, iou in summary["iou"].items()})
         for writer in self._writers:
@@ -85,6 +88,6 @@ class Output:
 
 
 def format_duration(seconds: float) -> str:
-    """Return a duration as text: in minutes and seconds below an hour, else in hours and minutes."""
+    """Return a duration as text, such as "3 min 05 s" or, from an hour upwards, "1 h 02 min"."""
     minutes, hours = int(seconds // 60) % 60, int(seconds // 3600)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {int(seconds) % 60:02} s"

@@ -1,4 +1,4 @@
-"""Photometric distortion on the device. Its random factors are drawn together with the samples (`data/augmentation.py`)."""
+"""Photometric distortion on the device. `data/augmentation.py` draws the random factors on the host."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -9,16 +9,16 @@ NEUTRAL = (0.0, 1.0, 1.0, 0.0, 0.0)
 def distort(images: Float[Array, "n h w 3"], factors: Float[Array, "n 5"]) -> Float[Array, "n h w 3"]:
     """Change brightness, contrast, saturation and hue.
 
-    This is mmsegmentation's PhotoMetricDistortion without its rounding to 8 bits.
+    This is mmsegmentation's PhotoMetricDistortion without the rounding to 8 bits.
 
     Args:
       images: RGB images, 0 to 255.
-      factors: Per image, the brightness offset, the contrast factor, the factor of the HSV saturation, the hue offset in
-        degrees, and a flag: 1 to apply contrast before saturation and hue, 0 to apply it after them. The factors in NEUTRAL
-        leave an image unchanged, bit for bit.
+      factors: Per image: the brightness offset, the contrast factor, the HSV saturation factor, the hue offset in degrees, and
+        a flag that is 1 to apply contrast before saturation and hue, or 0 to apply it after them. NEUTRAL leaves an image
+        unchanged, bit for bit.
 
     Returns:
-      RGB images, 0 to 255. The values are clipped to this range after every operation.
+      RGB images, 0 to 255, clipped to this range after every operation.
     """
     brightness, contrast, saturation, hue, first = (factors[:, i, None, None, None] for i in range(5))
     images = jnp.clip(images + brightness, 0.0, 255.0)
@@ -31,12 +31,12 @@ def distort(images: Float[Array, "n h w 3"], factors: Float[Array, "n 5"]) -> Fl
 def _shift_hue_and_saturation(
     images: Float[Array, "n h w 3"], saturation: Float[Array, "n 1 1"], hue: Float[Array, "n 1 1"]
 ) -> Float[Array, "n h w 3"]:
-    """Scale the saturation and shift the hue in HSV. The HSV value is kept, and the saturation is clipped at 1."""
+    """Scale the HSV saturation, clipped at 1, and shift the hue. The HSV value does not change."""
     red, green, blue = images[..., 0], images[..., 1], images[..., 2]
     value = jnp.maximum(jnp.maximum(red, green), blue)
     chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
     per_chroma = 1.0 / jnp.where(chroma > 0, chroma, 1.0)
-    # The hue in sixths of the colour circle, starting at red. The hue of a grey pixel has no effect.
+    # The hue in sixths of the colour circle, starting at red. For grey pixels, the hue has no effect.
     sixths = jnp.where(
         value == red,
         (green - blue) * per_chroma,
@@ -47,7 +47,7 @@ def _shift_hue_and_saturation(
 
     def channel(offset: float) -> Float[Array, "n h w"]:
         position = shifted + offset
-        position -= 6.0 * jnp.floor(position / 6.0)  # jnp.mod is not vectorised on a CPU
+        position -= 6.0 * jnp.floor(position / 6.0)  # jnp.mod is not vectorised on CPUs
         return value - chroma * jnp.clip(jnp.minimum(position, 4.0 - position), 0.0, 1.0)
 
     return jnp.stack([channel(5.0), channel(3.0), channel(1.0)], axis=-1)

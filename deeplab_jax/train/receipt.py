@@ -1,11 +1,11 @@
-"""Write and read the receipt of a run, with which `verify` checks what the run did.
+"""Write and read a run's receipt, the record that `verify` checks the run against.
 
-The receipt consists of three files in the folder of the run:
+The receipt consists of three files in the run folder:
 
-- `run.json` describes every start of the run: its config, data, versions and devices.
-- `receipts.jsonl` has a row per checkpoint, with one digest of the names and contents of all samples consumed so far and one
-  digest of the state.
-- `samples.tsv` has a fingerprint of the files of every sample seen so far.
+- `run.json` records every start of the run, with its config, data, versions and devices.
+- `receipts.jsonl` has one row per checkpoint, with a digest of the state and a digest of all samples consumed so far (their
+  names and contents).
+- `samples.tsv` lists every sample seen so far, with a fingerprint of its files.
 """
 
 import contextlib
@@ -32,23 +32,23 @@ from deeplab_jax.runtime import hosts
 from deeplab_jax.train.state import TrainState, state_digest
 
 RUN, RECEIPTS, SAMPLES = "run.json", "receipts.jsonl", "samples.tsv"
-SKIPPED = "0" * 16  # the fingerprint of a sample that could not be read
+SKIPPED = "0" * 16  # the fingerprint of an unreadable sample
 _HOW_TO_CONTINUE = "The file was changed or is damaged. Move it to a different folder to continue without the earlier receipt."
 PACKAGES = ("deeplab-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow", "tensorflow-cpu")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Start:
-    """One start of a run, either its beginning or a later resumption.
+    """One start of a run: the first one, or a later resumption.
 
     Attributes:
-      step: The step of the state that the run started from.
-      date: The time in UTC, to the second.
+      step: The step that training continued from, or 0 for a new run.
+      date: The start time in UTC, to the second.
       config: The full config, as returned by `config.to_dict`.
       data: The digest of the training list.
-      steps: The step at which the run was to end.
-      devices: The devices of the run; see `describe_devices`.
-      versions: The versions of the software; see `list_versions`.
+      steps: The planned total number of steps.
+      devices: The devices, from `describe_devices`.
+      versions: The software versions, from `list_versions`.
     """
 
     step: int
@@ -61,16 +61,16 @@ class Start:
 
 
 def describe_start(step: int, config: Config, data: str, steps: int, mesh: Mesh) -> Start:
-    """Return a start with the current time, the devices of the mesh and the installed versions."""
+    """Return a `Start` with the current time, the mesh's devices and the installed versions."""
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return Start(step, date, config_module.to_dict(config), data, steps, describe_devices(mesh), list_versions())
 
 
 def describe_devices(mesh: Mesh) -> dict[str, Any]:
-    """Return the properties of the devices that can change the last bits of a result.
+    """Return the device properties that can change the last bits of a result.
 
     Returns:
-      The number of processes, the kind of device, and the shape of the mesh.
+      The number of processes, the device kind and the mesh shape.
     """
     kind = mesh.devices.flat[0].device_kind
     if kind == "cpu":
@@ -79,22 +79,22 @@ def describe_devices(mesh: Mesh) -> dict[str, Any]:
 
 
 def list_versions() -> dict[str, str]:
-    """Return the versions of Python and of the numerical packages, and the XLA flags."""
+    """Return the versions of Python and the numerical packages, and the XLA flags."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    # JAX_NUM_CPU_DEVICES is not listed, because the mesh shape contains the number of devices.
+    # JAX_NUM_CPU_DEVICES is omitted, because the mesh shape already gives the number of devices.
     return versions | {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "")}
 
 
 def read_starts(workdir: str) -> list[Start]:
-    """Return the starts that led to the current state of the run, oldest first. Without a receipt, the list is empty.
+    """Return the starts that led to the run's current state, oldest first. The list is empty if there is no receipt.
 
     Raises:
-      CheckpointError: `run.json` cannot be read, or a start in it does not match its digest.
+      CheckpointError: `run.json` cannot be read, or one of its starts does not match its digest.
     """
     path = epath.Path(workdir) / RUN
     if not path.exists():
@@ -117,7 +117,7 @@ def _compute_digests(start: Start) -> dict[str, str]:
 
 
 def write_start(workdir: str, start: Start) -> None:
-    """Add a start. Earlier starts at this step or a later one are removed, because the run repeats their steps."""
+    """Add a start to `run.json`. Starts at the same or a later step are removed, because the run repeats those steps."""
     kept = [earlier for earlier in read_starts(workdir) if earlier.step < start.step]
     rows = [dataclasses.asdict(each) | _compute_digests(each) for each in [*kept, start]]
     with write_atomically(epath.Path(workdir) / RUN) as file:
@@ -125,12 +125,12 @@ def write_start(workdir: str, start: Start) -> None:
 
 
 def read_receipts(workdir: str) -> dict[int, dict[str, str]]:
-    """Return {step: {"samples": digest, "state": digest}} of all checkpoints of the run, including deleted ones.
+    """Return a dict mapping steps to {"samples": digest, "state": digest}, for all checkpoints including deleted ones.
 
-    A last line that was truncated by a crash is left out.
+    A last line truncated by a crash is skipped.
 
     Raises:
-      CheckpointError: The file cannot be read.
+      CheckpointError: `receipts.jsonl` cannot be read.
     """
     path = epath.Path(workdir) / RECEIPTS
     with _report_errors(path):
@@ -140,10 +140,10 @@ def read_receipts(workdir: str) -> dict[int, dict[str, str]]:
 
 
 def read_samples(workdir: str) -> dict[str, str]:
-    """Return {image name: fingerprint} of the samples that the run has seen. Fingerprints are hexadecimal.
+    """Return a dict mapping image names to hexadecimal fingerprints, for all samples that the run has seen.
 
     Raises:
-      CheckpointError: The file cannot be read.
+      CheckpointError: `samples.tsv` cannot be read.
     """
     path = epath.Path(workdir) / SAMPLES
     with _report_errors(path):
@@ -160,11 +160,11 @@ def _report_errors(path: epath.Path) -> Iterator[None]:
 
 
 class ConsumedSamples:
-    """The samples that a run consumes, in order and over all processes.
+    """Tracks the samples that a run consumes, in order and across all processes.
 
     Args:
-      names: The names of the images, by position in the list.
-      digest: The digest of the samples consumed earlier, or "" at the beginning of a run.
+      names: The image names, indexed by position in the training list.
+      digest: The digest of all samples consumed so far, or "" for a new run.
     """
 
     def __init__(self, names: Sequence[str], digest: str = "") -> None:
@@ -173,18 +173,18 @@ class ConsumedSamples:
         self._rows: list[tuple[np.ndarray, np.ndarray]] = []
 
     def add(self, batch: Mapping[str, np.ndarray]) -> None:
-        """Add this process's rows of the batch of a step."""
+        """Add this process's slice of a training batch."""
         self._rows.append((batch["index"], batch["fingerprint"]))
 
     def flush(self) -> dict[str, str]:
         """Update `digest` with the samples added since the last call. All processes must call this method.
 
         Returns:
-          {name: fingerprint} of these samples, without those that could not be read.
+          A dict mapping the names of these samples to fingerprints, without unreadable samples.
         """
         if not self._rows:
             return {}
-        # [processes, steps, rows, ...] -> [steps, processes, rows, ...], in the order of the rows in the global batches.
+        # [processes, steps, rows, ...] -> [steps, processes, rows, ...], which is the row order of the global batches.
         indices, fingerprints = (np.swapaxes(hosts.gather(np.stack(each)), 0, 1) for each in zip(*self._rows, strict=True))
         steps, self._rows = len(self._rows), []
         seen: dict[str, str] = {}
@@ -200,21 +200,21 @@ class ConsumedSamples:
 
 
 def extend_digest(digest: str, step: Iterable[tuple[str, str]]) -> str:
-    """Return the SHA-256 of the previous digest and of a step's lines `name<TAB>fingerprint`."""
+    """Return the SHA-256 of the previous digest followed by one step's `name<TAB>fingerprint` lines."""
     text = "".join(f"{name}\t{fingerprint}\n" for name, fingerprint in step)
     return hashlib.sha256(f"{digest}\n{text}".encode()).hexdigest()
 
 
 class Receipts:
-    """Writes the receipt of a run in progress.
+    """Writes the receipt for a run in progress.
 
-    Every process makes one, but only the first process writes. Add each batch to its attribute `consumed`.
+    Every process creates one, but only the first process writes. Add each batch to the `consumed` attribute.
 
     Args:
-      workdir: The folder of the run.
-      start: The start of the run. Rows of later steps are dropped, because the run repeats those steps.
-      names: The names of the training images, by position in the list.
-      warn: Function that receives a line about samples whose files have changed since the run first read them.
+      workdir: The run folder.
+      start: The current start of the run. Rows for later steps are dropped, because the run repeats those steps.
+      names: The image names, indexed by position in the training list.
+      warn: Function that is called with a warning if sample files have changed since the run first read them.
     """
 
     def __init__(self, workdir: str, start: Start, names: Sequence[str], warn: Callable[[str], None]) -> None:
@@ -232,7 +232,7 @@ class Receipts:
                 file.write("".join(_format_row(step, row) for step, row in rows.items()).encode())
 
     def write(self, step: int, state: TrainState) -> None:
-        """Add the row of a checkpoint that is about to be saved. All processes must call this method."""
+        """Add the row for a checkpoint that is about to be saved. All processes must call this method."""
         seen = self.consumed.flush()
         changed = sorted(name for name, text in seen.items() if self._samples.get(name, text) != text)
         if changed:

@@ -1,4 +1,4 @@
-"""Learning rates as functions of the step."""
+"""Learning-rate schedules."""
 
 from collections.abc import Callable
 
@@ -13,30 +13,30 @@ from deeplab_jax.errors import choose
 def poly(config: OptimConfig, steps: int) -> optax.Schedule:
     """Return the schedule lr_end + (lr - lr_end) (1 - step / steps) ** power.
 
-    DeepLab uses this schedule, and so do torchvision and mmsegmentation.
+    DeepLab, torchvision and mmsegmentation use this schedule.
     """
     return lambda step: config.lr_end + (config.lr - config.lr_end) * jnp.maximum(1.0 - step / steps, 0.0) ** config.power
 
 
 def cosine(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Return the schedule lr_end + (lr - lr_end) (1 + cos(pi step / steps)) / 2, one period of SGDR (1608.03983, eq. 5)."""
+    """Return the schedule lr_end + (lr - lr_end) (1 + cos(pi step / steps)) / 2: one SGDR period (1608.03983, eq. 5)."""
     return optax.cosine_decay_schedule(config.lr, steps, alpha=config.lr_end / config.lr)
 
 
 def constant(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Return a schedule that is `lr` at every step."""
+    """Return a constant schedule equal to `lr`."""
     return optax.constant_schedule(config.lr)
 
 
-# Functions of (config, steps) that return a schedule. A schedule receives the step as a float.
+# Each function takes (config, steps) and returns a schedule, which receives the step as a float.
 SCHEDULES: dict[str, Callable[[OptimConfig, int], optax.Schedule]] = {"poly": poly, "cosine": cosine, "constant": constant}
 
 
 def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Return the learning rate as a function of the step: the schedule of the config, multiplied by the warm-up.
+    """Return the learning rate as a function of the step: the config's schedule times the warm-up factor.
 
-    The warm-up factor is min((step + 1) / warmup_steps, 1). The first update uses step 0. The warm-up scales the beginning of
-    the curve instead of delaying it, as in mmsegmentation.
+    The warm-up factor is min((step + 1) / warmup_steps, 1), and the first update uses step 0. As in mmsegmentation, the
+    warm-up scales the beginning of the curve instead of delaying it.
 
     Raises:
       ConfigError: The schedule does not exist.

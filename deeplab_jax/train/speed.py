@@ -1,4 +1,4 @@
-"""The speed of a run, and its share of the peak rate of the devices (MFU)."""
+"""Measure training speed and MFU, the fraction of the devices' peak rate that a run reaches."""
 
 import contextlib
 import time
@@ -12,10 +12,10 @@ from deeplab_jax.runtime.accelerators import mesh_peak_rate
 
 
 def ideal_step_seconds(config: Config, mesh: Mesh) -> tuple[float, str]:
-    """Compute how long a step takes if all devices run at their peak rate.
+    """Compute how long a step would take with all devices at their peak rate.
 
     Returns:
-      The seconds, and a line for the log with the FLOPs, the peak rate and the source of the peak rate.
+      The seconds, and a log line with the FLOPs, the peak rate and its source.
     """
     flops = training_flops(config)
     peak, source = mesh_peak_rate(mesh, config.model.dtype)
@@ -23,12 +23,12 @@ def ideal_step_seconds(config: Config, mesh: Mesh) -> tuple[float, str]:
 
 
 class Meter:
-    """Measures the speed since the last restart, and the share of time spent waiting for data.
+    """Measures the training speed and the fraction of time spent waiting for data, both since the last restart.
 
     Args:
       step: The current step of the run.
-      batch_size: The size of the global batch.
-      ideal_step_seconds: The time of a step at the peak rate of the devices.
+      batch_size: The global batch size.
+      ideal_step_seconds: The time per step at the devices' peak rate.
     """
 
     def __init__(self, step: int, batch_size: int, ideal_step_seconds: float) -> None:
@@ -36,20 +36,21 @@ class Meter:
         self.restart(step)
 
     def restart(self, step: int) -> None:
-        """Restart the measurement at this step."""
+        """Restart the measurement at `step`."""
         self._step, self._start, self._waited = step, time.perf_counter(), 0.0
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count the time in the `with` block as waiting for data."""
+        """Count the time spent in the `with` block as waiting for data."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
 
     def speed(self, step: int) -> dict[str, float]:
-        """Return the mean speed over the steps since the restart.
+        """Return the mean speed since the last restart.
 
-        "mfu" is the ideal time of a step divided by its measured time, and "data_wait" is a share of the time.
+        "mfu" is the ideal step time divided by the measured one, and "data_wait" is the fraction of time spent waiting for
+        data.
         """
         seconds, count = time.perf_counter() - self._start, step - self._step
         return {

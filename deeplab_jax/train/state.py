@@ -1,4 +1,4 @@
-"""The state of a training run: its initialisation, its form in checkpoints, and its digest."""
+"""Create a training state, convert it to and from checkpoint trees, and compute its digest."""
 
 import hashlib
 from typing import TYPE_CHECKING, Any
@@ -11,18 +11,18 @@ from flax import struct
 from deeplab_jax.models import DeepLabV3
 
 if TYPE_CHECKING:
-    import optax  # imported for types only: inference should not wait for this import
+    import optax  # imported only for annotations, so that inference does not wait for it
 
 
 class TrainState(struct.PyTreeNode):
-    """The state after `step` training steps. Random streams are not part of it. They are derived from (seed, step).
+    """The state after `step` training steps. It contains no random keys, because they are derived from (seed, step).
 
     Attributes:
-      step: The number of steps, an int32 scalar.
+      step: The number of steps taken, an int32 scalar.
       params: The parameters, float32.
-      batch_stats: The running means and variances of BatchNorm, float32.
-      opt_state: The optax state.
-      skipped: The number of updates that were not applied because they were not finite, an int32 scalar.
+      batch_stats: The BatchNorm running means and variances, float32.
+      opt_state: The optax optimizer state.
+      skipped: The number of updates skipped because they were not finite, an int32 scalar.
       ema_params: An exponential moving average of `params`, float32, or None if the run does not keep one.
     """
 
@@ -52,17 +52,16 @@ def init_state(model: DeepLabV3, optimizer: "optax.GradientTransformation", seed
 
 
 def replace_variables(state: TrainState, variables: dict[str, Any]) -> TrainState:
-    """Return the state with some of its parameters and statistics replaced. Each array keeps its sharding and dtype.
+    """Return the state with some parameters and BatchNorm statistics replaced. Each array keeps its sharding and dtype.
 
     Args:
-      state: The state at step 0, before the optimizer has seen any parameters. Its moving average, if any, gets the same
-        parameters.
-      variables: {"params", "batch_stats"}. Each may contain any part of the tree.
+      state: A state at step 0, before any optimizer update. Its moving average, if any, gets the same parameters.
+      variables: A dict with the trees "params" and "batch_stats". Entries missing from these trees keep their old values.
     """
 
     def replace(old: Any, new: Any) -> Any:
         if not isinstance(old, dict):
-            # Copy the array. The training step donates the parameters, and the average must not share their memory.
+            # Copy the array: the training step donates the parameters, so the average must not share their memory.
             return jax.device_put(jnp.array(new, old.dtype), old.sharding)
         return {name: replace(part, new[name]) if name in new else part for name, part in old.items()}
 
@@ -74,9 +73,9 @@ def replace_variables(state: TrainState, variables: dict[str, Any]) -> TrainStat
 
 
 def to_trees(state: TrainState) -> dict[str, Any]:
-    """Return the trees that a checkpoint stores.
+    """Return the state as the trees stored in a checkpoint.
 
-    "model" holds what inference uses: the BatchNorm statistics, and the moving average or, without one, the parameters.
+    "model" holds what inference needs: the BatchNorm statistics and the parameters, or their moving average if there is one.
     "training" holds the rest of the state.
     """
     training = {"step": state.step, "opt_state": state.opt_state, "skipped": state.skipped}
@@ -87,14 +86,14 @@ def to_trees(state: TrainState) -> dict[str, Any]:
 
 
 def from_trees(trees: dict[str, Any]) -> TrainState:
-    """Return the state from the trees of `to_trees`."""
+    """Rebuild a state from the trees returned by `to_trees`."""
     model, training = trees["model"], trees["training"]
     average = model["params"] if "params" in training else None
     return TrainState(**model | training, ema_params=average)
 
 
 def state_digest(state: TrainState) -> str:
-    """Return the SHA-256 of all arrays: their names, dtypes, shapes and values. The digest does not depend on shardings.
+    """Return the SHA-256 of all array names, dtypes, shapes and values. The digest does not depend on the sharding.
 
     Args:
       state: The state, as NumPy arrays or as JAX arrays that this process can read in full.

@@ -26,7 +26,7 @@ from deeplab_jax.train.photometric import distort
 from deeplab_jax.train.state import TrainState
 
 Batch = dict[str, Shaped[Array, "n ..."]]
-# (params, batch_stats, images and photometric factors, dropout key) -> (outputs at the size of the labels, new batch_stats)
+# (params, batch_stats, images and photometric factors, dropout key) -> (outputs at label size, new batch_stats)
 Forward = Callable[..., tuple[Outputs, PyTree]]
 # (params, batch_stats, batch with mask, dropout key) -> (loss, (number of correct pixels, new batch_stats))
 BatchLoss = Callable[..., tuple[Array, tuple[Array, PyTree]]]
@@ -41,25 +41,25 @@ def train_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """Return the state after one update on the global batch, and the scalars of the step.
+    """Apply one update on the global batch, and return the new state and the step's scalars.
 
-    The update is not applied if it is not finite, or if every pixel of the batch is ignored or padding. In that case, only the
-    step and the counter of the schedule advance.
+    The update is skipped if it is not finite, or if every pixel in the batch is ignored or padding. A skipped
+    update only advances the step and the schedule counter, and `state.skipped` if it is not finite.
 
     Args:
       state: The state before the update.
-      batch: "image" uint8 [n, h, w, 3], "label" uint8 [n, h, w], "valid" bool [n], and with `data.photometric` also
-        "photometric" float32 [n, 5]; see `photometric.distort`.
-      config: The config of the run. This argument and those below are static.
+      batch: "image" uint8 [n, h, w, 3], "label" uint8 [n, h, w], "valid" bool [n] and, if `data.photometric` is set,
+        "photometric" float32 [n, 5] (the factors for `photometric.distort`).
+      config: The run's config. This argument and those below are static.
       model: The network.
       optimizer: The optimizer from `make_optimizer`.
-      mesh: The device mesh. It is only needed if image rows are split over devices.
+      mesh: The device mesh, needed only if image rows are split across devices.
 
     Returns:
-      The new state, and {"loss", "accuracy", "grad_norm", "skipped"}. "loss" is the minimised value, "accuracy" is taken over
-      the labelled pixels, and "skipped" counts the updates that were not applied so far because they were not finite. All
-      statistics, hard pixels, losses and gradients are those of the global batch on any mesh. For micro-batches, see
-      `_compute_gradient`.
+      The new state and a dict with "loss", "accuracy", "grad_norm" and "skipped". "loss" is the minimised value, "accuracy"
+      covers the labelled pixels, and "skipped" counts all updates so far that were skipped because they were not finite.
+      On any mesh, all statistics, hard pixels, losses and gradients are computed over the global batch. For micro-batches,
+      see `_compute_gradient`.
     """
     dropout_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     rows = split_rows(mesh, config.data.crop_size[0], config.model.output_stride) if mesh else None
@@ -94,10 +94,10 @@ def train_step(
 def _compute_gradient(
     loss_fn: BatchLoss, state: TrainState, batch: Batch, key: Array, micro_batches: int
 ) -> tuple[tuple[Array, tuple[Array, PyTree]], PyTree]:
-    """Return the result of `jax.value_and_grad(loss_fn)` for the batch, computed in `micro_batches` equal parts.
+    """Return the loss and gradient for the batch, like `jax.value_and_grad(loss_fn)`, from `micro_batches` equal parts.
 
-    Each part's loss is divided by the count of the full batch, so that the losses of the parts add up to the loss of the batch.
-    BatchNorm normalises each part separately. Its running statistics are updated once, by the mean over the parts.
+    Each part's loss is divided by the full batch's count, so the parts' losses add up to the batch loss. BatchNorm normalises
+    each part separately, but its running statistics are updated only once, with the mean over the parts.
     """
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
     if micro_batches == 1:
@@ -108,7 +108,8 @@ def _compute_gradient(
         partial = value_and_grad(state.params, state.batch_stats, part, jax.random.fold_in(key, i))
         return jax.tree.map(jnp.add, total, partial), None
 
-    # Row r belongs to part r % micro_batches. The parts are then the same on any mesh, and each device has rows of every part.
+    # Image r of the batch goes to part r % micro_batches, so that the parts are the same on any mesh and every device has
+    # images from every part.
     parts = {name: jnp.moveaxis(x.reshape(-1, micro_batches, *x.shape[1:]), 1, 0) for name, x in batch.items()}
     first = {name: x[0] for name, x in parts.items()}
     shapes = jax.eval_shape(value_and_grad, state.params, state.batch_stats, first, key)
@@ -118,9 +119,9 @@ def _compute_gradient(
 
 
 def _make_forward(config: Config, model: DeepLabV3, mesh: Mesh | None, rows: Rows | None) -> Forward:
-    """Return the forward pass on the global batch.
+    """Return the forward function for the global batch.
 
-    If image rows are split, every device computes its own rows in a `shard_map`.
+    If image rows are split across devices, each device computes its own rows in a `shard_map`.
     """
     forward = functools.partial(_forward, model=model, rows=rows)
     if rows is None:
@@ -134,7 +135,7 @@ def _make_forward(config: Config, model: DeepLabV3, mesh: Mesh | None, rows: Row
 def _forward(
     params: PyTree, batch_stats: PyTree, batch: Batch, key: Array, *, model: DeepLabV3, rows: Rows | None
 ) -> tuple[Outputs, PyTree]:
-    """Return the logits of all heads at the size of the images, and the new batch statistics."""
+    """Return the logits for all heads resized to the image size, and the new batch statistics."""
     images = batch["image"]
     if "photometric" in batch:
         images = distort(images.astype(jnp.float32), batch["photometric"])
@@ -150,10 +151,11 @@ def _forward(
 def _compute_loss(
     params: PyTree, batch_stats: PyTree, batch: Batch, key: Array, *, counts: list[Array], config: Config, forward: Forward
 ) -> tuple[Array, tuple[Array, PyTree]]:
-    """Return this batch's share of the weighted sum of all losses and heads, with its correct pixels and new statistics.
+    """Return this batch's share of the total loss, its number of correct pixels and the new batch statistics.
 
-    Only the main head selects hard pixels, as in mmsegmentation's DeepLabV3 configs with a sampler. (The BiSeNetV2 and STDC
-    configs use a sampler for the auxiliary heads too.)
+    The total loss is the weighted sum over all losses and heads. Only the main head selects hard pixels, as in
+    mmsegmentation's DeepLabV3 configs with a sampler. (The BiSeNetV2 and STDC configs also use a sampler for the auxiliary
+    heads.)
     """
     outputs, batch_stats = forward(params, batch_stats, {name: batch[name] for name in _image_names(config)}, key)
     labels, mask = batch["label"], batch["mask"]
@@ -169,16 +171,16 @@ def _compute_loss(
 
 
 def _compute_divisors(labels: UInt8[Array, "n h w"], mask: Bool[Array, "n h w"], config: Config) -> list[Array]:
-    """Return the divisor of each loss over the full batch."""
+    """Return the number by which each loss sum is divided, computed over the full batch."""
     # The counts do not depend on the logits, so zeros are enough. XLA removes the unused operations.
     logits = jnp.zeros((*labels.shape, config.labels.num_classes))
     return [LOSSES[name](logits, labels, mask, config.loss).count for name in config.loss.terms]
 
 
 def _make_mask(batch: Batch, rows: Rows | None) -> Bool[Array, "n h w"]:
-    """Return a mask of the image pixels.
+    """Return a mask that is True for image pixels and False for padding.
 
-    It is False in padding images and in the rows below an image that pad its height to a multiple of the devices.
+    Padding consists of images added to fill the batch, and rows added below each image to split its height over devices.
     """
     mask = jnp.broadcast_to(batch["valid"][:, None, None], batch["label"].shape)
     return mask & (jnp.arange(mask.shape[1]) < rows.height)[None, :, None] if rows else mask
@@ -197,8 +199,8 @@ def _image_names(config: Config) -> tuple[str, ...]:
 def _update_average(average: PyTree, params: PyTree, step: Array, decay: float) -> PyTree:
     """Return the updated moving average of the parameters.
 
-    The decay is min(decay, (1 + step) / (10 + step)), as in TensorFlow's ExponentialMovingAverage(num_updates), so that the
-    average follows the parameters faster in the first steps.
+    The decay is min(decay, (1 + step) / (10 + step)), as in TensorFlow's ExponentialMovingAverage(num_updates), so the
+    average follows the parameters faster during the first steps.
     """
     kept = jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, average, params)
@@ -211,7 +213,7 @@ def _select(applies: Array, new: PyTree, old: PyTree) -> PyTree:
 def compile_train_step(mesh: Mesh, *, config: Config, model: DeepLabV3, optimizer: optax.GradientTransformation) -> Any:
     """Return `train_step`, jitted over `mesh` with its static arguments bound.
 
-    The compiled step donates the state that is passed to it.
+    The compiled step donates its input state.
     """
     replicated = replicated_sharding(mesh)
 

@@ -1,4 +1,4 @@
-"""Replay steps of a run and compare the results with the run's receipt."""
+"""Replay some of a run's steps and compare the results with its receipt."""
 
 import dataclasses
 import functools
@@ -31,7 +31,7 @@ class Finding:
     """The result of one comparison.
 
     Attributes:
-      agrees: True if the compared values agree and False if they contradict the receipt. None if the comparison proves neither.
+      agrees: True if the compared values agree, False if they contradict the receipt, or None if the comparison proves neither.
       text: What was compared, and the result.
     """
 
@@ -40,7 +40,7 @@ class Finding:
 
 
 def config_at(workdir: str, step: int) -> tuple[Config, Start]:
-    """Return the config with which the run continued after `step`, and the start that recorded this config.
+    """Return the config that the run used right after `step`, and the start that recorded this config.
 
     Raises:
       CheckpointError: The run has no receipt, or the receipt cannot be read.
@@ -65,22 +65,23 @@ def verify(
     fingerprint: Callable[[int], str],
     pretrained: Pretrained = None,
 ) -> Iterator[Finding]:
-    """Replay `steps` steps from the checkpoint at step `start`, or from the beginning if `start` is 0. Yield the findings.
+    """Replay `steps` steps from the checkpoint at step `start`, or from the beginning if `start` is 0, and yield the findings.
 
     Args:
-      workdir: The folder of the run.
+      workdir: The run folder.
       start: The step of an existing checkpoint, or 0.
       steps: The number of steps to replay.
-      data: The data of the run's config, as it is now.
-      fingerprint: Function from a position in the training list to the fingerprint of that sample's files, hexadecimal.
-      pretrained: Function that returns the variables that the run started from, or None.
+      data: The current state of the data that the run's config names.
+      fingerprint: Function that takes a position in the training list and returns the hexadecimal fingerprint of that sample's
+        files.
+      pretrained: Function that returns the run's initial variables, or None if they were random.
 
     Yields:
       One finding per comparison.
 
     Raises:
-      ConfigError: The run does not contain this interval, or its mesh needs more devices than there are.
-      CheckpointError: The checkpoint cannot be read at all.
+      ConfigError: The run does not contain this interval, or its mesh needs more devices than are available.
+      CheckpointError: The checkpoint cannot be read.
     """
     config, run_start = config_at(workdir, start)
     receipts, samples = read_receipts(workdir), read_samples(workdir)
@@ -88,7 +89,7 @@ def verify(
     _check_interval(workdir, start, end, run_start)
     setup = set_up(config, run_start.steps)
     is_same_list = data.digest == run_start.data
-    yield Finding(is_same_list, f"training list: {'unchanged' if is_same_list else 'not the list of the run'}")
+    yield Finding(is_same_list, f"training list: {'unchanged' if is_same_list else 'differs from the run'}")
     yield _compare_contents(data, samples, fingerprint)
     replay_start = receipt.describe_start(start, config, data.digest, run_start.steps, setup.mesh)
     starts = [run_start, *(other for other in read_starts(workdir) if start < other.step < end)]
@@ -105,7 +106,7 @@ def verify(
             state = create_state(setup, pretrained)
             if is_exact:
                 yield _compare_digests("state", start, receipts, state_digest(state))
-        yield Finding(None, f"replaying with {differences or 'the devices and versions of the run'}")
+        yield Finding(None, f"replaying with {differences or 'the same devices and versions as the run'}")
         consumed = ConsumedSamples(data.names, receipts.get(start, {}).get("samples", ""))
         log = {row["step"]: row for row in read_log(workdir, "train") if all(name in row for name in SCALARS)}
         train_step = compile_train_step(setup.mesh, config=config, model=setup.model, optimizer=setup.optimizer)
@@ -148,7 +149,7 @@ def _check_interval(workdir: str, start: int, end: int, run_start: Start) -> Non
 def _check_checkpoint(
     workdir: str, step: int, *, receipts: Mapping[int, Mapping[str, str]], checkpoints: Checkpoints, abstract: Trees
 ) -> Generator[Finding, None, TrainState]:
-    """Check the files, config and state of a checkpoint against its checksums and the receipt, and return its state."""
+    """Check a checkpoint's files, config and state against its checksums and the receipt. Return the state."""
     folder = resolve(str(epath.Path(workdir) / CHECKPOINTS / str(step)))
     changed = find_changed_files(folder)
     if changed is None:
@@ -156,7 +157,7 @@ def _check_checkpoint(
     else:
         yield Finding(not changed, f"files of {folder}: {', '.join(changed[:3]) + ' changed' if changed else 'unchanged'}")
     stored, trees = checkpoints.load(step, abstract)
-    # If the run was restarted from this checkpoint, the checkpoint was saved under the previous start.
+    # The run might have been restarted from this checkpoint, but an earlier start saved it.
     earlier = [start for start in read_starts(workdir) if start.step < step]
     if earlier and stored != from_dict(earlier[-1].config):
         yield Finding(False, f"the config in {folder} differs from the config in {receipt.RUN}")
@@ -166,7 +167,7 @@ def _check_checkpoint(
 
 
 def _compare_contents(data: Data, samples: Mapping[str, str], fingerprint: Callable[[int], str]) -> Finding:
-    """Read every sample that the run has seen again, and compare its fingerprint with the receipt."""
+    """Reread every sample that the run has seen, and compare its fingerprint with the receipt."""
     if not samples:
         return Finding(None, "images and labels: the run has no fingerprints to compare with")
     seen = [(i, name) for i, name in enumerate(data.names) if name in samples]
@@ -194,12 +195,12 @@ def _compare_digests(what: str, step: int, receipts: Mapping[int, Mapping[str, s
 def _compare_scalars(
     step: int, row: Mapping[str, float], logged: Mapping[str, float | None], is_exact: bool, is_first: bool
 ) -> Finding:
-    """Compare the loss, accuracy and gradient norm with the log, in which null stands for a value that is not finite."""
+    """Compare the loss, accuracy and gradient norm with the log, where null means a non-finite value."""
     difference = max(_relative_difference(row[name], logged[name]) for name in SCALARS)
     text = f"step {step}: loss {row['loss']:.6f}, {difference:.1e} from the log"
     if is_exact:
         return Finding(difference == 0, text)
-    # Rounding in one step is far smaller than this limit. Later steps may drift apart, which proves nothing.
+    # Rounding errors in one step are far below this limit. Later steps can drift apart without proving anything.
     return Finding(False if is_first and difference > MAX_FIRST_STEP_DIFFERENCE else None, text)
 
 
@@ -210,7 +211,7 @@ def _relative_difference(value: float, logged: float | None) -> float:
 
 
 def _describe_differences(then: Start, now: Start) -> str:
-    """Return the devices and versions that differ between two starts. Any of them can change the last bits."""
+    """Describe the devices and versions that differ between two starts. Any of them can change the last bits of a result."""
     pairs = [(name, then.devices.get(name), value) for name, value in now.devices.items()]
     pairs += [(name, then.versions.get(name), value) for name, value in now.versions.items()]
     return ", ".join(f"{name} {new!r} instead of {old!r}" for name, old, new in pairs if old != new)

@@ -1,4 +1,4 @@
-"""Writers for the scalars and pictures of a run. To add one, define a class here and add it to `WRITERS`."""
+"""Writers for a run's scalars and images. To add one, define a class here and add it to `WRITERS`."""
 
 import json
 import os
@@ -17,10 +17,10 @@ Strips = Sequence[UInt8[np.ndarray, "h w 3"]]
 
 
 class RunWriter:
-    """Base class of the writers. Its methods do nothing.
+    """Base class for writers. Its methods do nothing.
 
     Args:
-      folder: The folder of the run.
+      folder: The run folder.
       start_step: The step at which the run starts or resumes.
     """
 
@@ -28,25 +28,25 @@ class RunWriter:
         pass
 
     def write_scalars(self, step: int, kind: str, row: Row) -> None:
-        """Write the scalars of a step.
+        """Write one step's scalars.
 
         Args:
-          step: The step.
+          step: The step number.
           kind: "train" or "eval".
-          row: Scalars by name. None stands for a value that is not finite.
+          row: Scalars by name, with None for non-finite values.
         """
 
     def write_images(self, step: int, strips: Strips) -> None:
-        """Write the strips of an evaluation, which show image | label | prediction."""
+        """Write an evaluation's comparison images (image | label | prediction)."""
 
     def close(self) -> None:
-        """Write buffered data and close the writer."""
+        """Flush buffered data and close the writer."""
 
 
 class JsonLines(RunWriter):
-    """Writes `metrics.jsonl`, with one row per line.
+    """Writes `metrics.jsonl`, with one JSON row per line.
 
-    Rows after `start_step` are dropped, because the run repeats those steps.
+    Existing rows after `start_step` are dropped, because the run repeats those steps.
     """
 
     def __init__(self, folder: epath.Path, start_step: int) -> None:
@@ -85,7 +85,7 @@ WRITERS: tuple[type[RunWriter], ...] = (JsonLines, TensorBoard)
 
 
 def _is_row_until(line: str, step: int) -> bool:
-    """Return whether a line is a complete row of a step up to `step`. A crash can truncate a line."""
+    """Return whether a line is a complete row for `step` or an earlier step. A crash can leave a truncated line."""
     try:
         return json.loads(line)["step"] <= step
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""Test which configs a checkpoint can be used with. test_store.py tests that a run's files are read for this."""
+"""Test which configs a checkpoint can be used with. test_store.py tests the same with checkpoints on disk."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from deeplab_jax.models.backbones.resnet import DEPTHS
 from deeplab_jax.models.stages import stage_dilations
 
 BLOCKS = {name: blocks for name, (blocks, _) in DEPTHS.items()} | {"mobilenetv3_large": [len(stage) for stage in STAGES]}
-# Each row spells the same network in two ways.
+# Each row gives two spellings of the same network.
 EQUAL = [
     ({"low_level_width": 48}, {"low_level_width": 32}),
     ({"multi_grid": (0.5, 1.0)}, {"multi_grid": (0.5, 1.0, 1.0)}),

@@ -1,4 +1,4 @@
-"""Test how runs and readers handle checkpoints that are damaged, incomplete or without checksums."""
+"""Tests for checkpoints that are damaged, incomplete or missing their checksums."""
 
 import json
 import os
@@ -24,11 +24,11 @@ from deeplab_jax.train.begin import check_restored_state
 from deeplab_jax.train.state import TrainState, from_trees, state_digest, to_trees
 from deeplab_jax.weights.transfer import pretrained_variables
 
-CONFIG = tiny_config(model=tiny_resnet18())  # the config in version_0_1.zip
+CONFIG = tiny_config(model=tiny_resnet18())  # the config stored in version_0_1.zip
 
 
 def make_state(step):
-    """Return a state of that step. Its arrays differ from the arrays of other steps."""
+    """Return a state whose arrays are different for every step."""
     params = {"classifier": {"kernel": jnp.arange(1000.0) + step}}
     return TrainState(
         step=jnp.asarray(step, jnp.int32),
@@ -54,7 +54,7 @@ def saved_run(tmp_path_factory):
 
 @pytest.fixture
 def run(saved_run, tmp_path):
-    """Return a run with the steps 5 (the best), 6 and 7, with checksums."""
+    """Return a run with checkpoints at steps 5 (the best), 6 and 7, all with checksums."""
     shutil.copytree(saved_run, tmp_path / "run")
     return tmp_path / "run"
 
@@ -72,7 +72,7 @@ def restore(checkpoints, warn, expected=DIGESTS.get, abstract=ABSTRACT):
 
 
 def resume(run, expected=DIGESTS.get, config=CONFIG):
-    """Return the step that the run resumes from, and the warnings. Check that the state is the saved one."""
+    """Return the step that the run resumes from, and the warnings. Check that the restored state matches the saved one."""
     warnings = []
     with Checkpoints(str(run), config) as checkpoints:
         state = restore(checkpoints, warnings.append, expected)
@@ -81,7 +81,7 @@ def resume(run, expected=DIGESTS.get, config=CONFIG):
 
 
 def find_array_file(step):
-    """Return the file that holds the values of the model's arrays."""
+    """Return the file with the model's array values."""
     return max((step / "model").rglob("d/*"), key=lambda path: path.stat().st_size)
 
 
@@ -110,7 +110,7 @@ def remove_checksums(step):
 
 
 MODEL_CHANGED = f"1 of its files do not match {CHECKSUMS}, for example model/"
-# How step 7 is damaged, and a part of the warning about it.
+# How to damage step 7, and part of the expected warning.
 WITH_CHECKSUMS = {
     "an empty folder": (make_empty, "its config is missing"),
     "a flipped bit": (lambda step: flip_bit(find_array_file(step)), MODEL_CHANGED),
@@ -122,7 +122,7 @@ WITH_CHECKSUMS = {
     "no training": (lambda step: shutil.rmtree(step / "training"), "for example training/"),
     "truncated checksums": (lambda step: truncate(step / CHECKSUMS), f"for example {CHECKSUMS}"),
 }
-# Damage that orbax or the digest of the state detects without checksums.
+# Damage that orbax or the state digest detects without checksums.
 WITHOUT_CHECKSUMS = {
     "a flipped bit": (lambda step: flip_bit(find_array_file(step)), "does not match the receipt"),
     "no metadata": (lambda step: (step / "_CHECKPOINT_METADATA").unlink(), "its config is missing"),
@@ -282,7 +282,7 @@ def test_a_good_step_without_checksums_gets_them(run):
     assert find_changed_files(run / "checkpoints" / "7") == []
 
 
-# Places where a flipped bit affects every reader of the model.
+# Places where a flipped bit affects everything that reads the model.
 FLIPS = {
     "the first byte of the arrays": lambda step: flip_bit(find_array_file(step), 0),
     "the middle of the arrays": lambda step: flip_bit(find_array_file(step)),

@@ -91,11 +91,11 @@ def test_a_flipped_bit_in_the_checksums_is_detected(folder):
     (folder / "model" / "d" / "0123").write_bytes(b"short, because it is read often")
     write_checksums(folder)
     text = (folder / CHECKSUMS).read_bytes()
-    end = text.index(b"\n")  # the end of the line for _METADATA
+    end = text.index(b"\n")  # the end of _METADATA's line
     for position in range(len(text)):
         flip_bit(folder / CHECKSUMS, position)
         assert find_changed_files(folder)
-        # Only the line of a file that is not checked may be wrong.
+        # Only the unchecked file's line is allowed to be wrong.
         assert position < end or find_changed_files(folder, ["empty", "model"])
         (folder / CHECKSUMS).write_bytes(text)
 

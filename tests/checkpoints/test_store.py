@@ -27,7 +27,7 @@ def state():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, state):
-    """Return a run whose steps 1 to 5 were saved. Step 2 is the best and step 5 the latest."""
+    """Return a run that saved steps 1 to 5. Step 2 is the best and step 5 the latest."""
     workdir = tmp_path_factory.mktemp("run")
     with Checkpoints(str(workdir), CONFIG) as checkpoints:
         for step, miou in ((1, 0.1), (2, 0.9), (3, 0.2), (4, None), (5, None)):
@@ -36,7 +36,7 @@ def run(tmp_path_factory, state):
 
 
 def make_numbered_state(state, step):
-    """Return the state of a step, with its number added to every parameter."""
+    """Return a state for `step`, with the step number added to every parameter."""
     return state.replace(step=jnp.asarray(step, jnp.int32), params=jax.tree.map(lambda x: x + step, state.params))
 
 
@@ -94,7 +94,7 @@ def test_every_step_has_checksums_before_the_next_save_and_at_the_end(state, tmp
 
 @pytest.fixture(scope="module")
 def averaged_state(state):
-    """Return a state whose average is a tenth of its parameters, and its config."""
+    """Return a state whose moving average is a tenth of its parameters, and its config."""
     config = dataclasses.replace(CONFIG, optim=dataclasses.replace(CONFIG.optim, ema_decay=0.99))
     return state.replace(ema_params=jax.tree.map(lambda x: x / 10, state.params)), config
 

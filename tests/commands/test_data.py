@@ -14,7 +14,7 @@ from deeplab_jax.labels.files import read_labels, write_labels
 
 @pytest.fixture
 def own_data(tmp_path):
-    """Return a folder with three images and masks, whose values are 0, 4 and 255. It contains no other files."""
+    """Return a folder with three images and their masks, but no other files. The mask values are 0, 4 and 255."""
     rng = np.random.default_rng(0)
     for split, i in (("train", 0), ("train", 1), ("val", 2)):
         for folder, shape in (("input", (70, 90, 3)), ("target", (70, 90))):

@@ -1,4 +1,4 @@
-"""Test how the data set of a run is located."""
+"""Tests for locating a run's data set."""
 
 import dataclasses
 

@@ -12,7 +12,7 @@ from deeplab_jax.commands.evaluate import score_checkpoint
 from deeplab_jax.commands.flags import load_recipe
 from deeplab_jax.errors import CheckpointError, ConfigError, DataError
 
-# ml_collections loads recipes in a deprecated way.
+# ml_collections uses a deprecated function to load recipes.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 

@@ -9,7 +9,7 @@ from deeplab_jax.commands import flags
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.files import require_folder
 
-# ml_collections loads recipes in a deprecated way.
+# ml_collections uses a deprecated function to load recipes.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 QUICKSTART = str(CONFIGS / "quickstart.py")
 
@@ -68,7 +68,7 @@ RECIPES = {
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_that_cannot_be_loaded_is_reported_on_one_line(recipe, tmp_path, monkeypatch):
-    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # a train.py process only loads one recipe
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # forget other recipes, since train.py only loads one
     path = tmp_path / "recipe.py"
     path.write_text(recipe)
     with pytest.raises(ConfigError, match=RECIPES[recipe]) as caught:

@@ -1,6 +1,6 @@
-"""Tests that the commands and Python snippets of the documentation work.
+"""Test that the commands and Python snippets in the documentation work.
 
-The short tests parse every command with the real parsers, and run the quick ones. The long test runs each page from top to
+The short tests parse every command with the real parsers and run the quick commands. The long test runs each page from top to
 bottom, as a reader would, on tiny data with narrow networks.
 """
 
@@ -33,12 +33,12 @@ from deeplab_jax.weights import names
 from deeplab_jax.weights.convert import variable_shapes
 from deeplab_jax.weights.transfer import export_weights
 
-# ml_collections loads recipes in a deprecated way.
+# ml_collections uses a deprecated function to load recipes.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if "api" not in path.parts)]
 
-# What the pages' placeholders and example files stand for. Relative paths are in the folder of the `workspace` fixture.
+# Replacements for placeholders and example files in the pages. Relative paths start at the `workspace` fixture's folder.
 PLACEHOLDERS = {
     "/data/cityscapes": "cityscapes",
     "CITYSCAPES": "cityscapes",
@@ -54,7 +54,7 @@ PLACEHOLDERS = {
     "NAME": "a100",
     "N": "4",
     "8": "4",  # conftest.py makes four devices
-    "8000": "2",  # steps of the tiny run
+    "8000": "2",  # the number of steps in the tiny run
     "1000": "2",
     "hf:timm/resnet101.tv_in1k": "",
     "deeplabv3_r50-d8_512x1024_80k_cityscapes_20200606_113404-b92cfdd4.pth": "mmseg.safetensors",
@@ -63,7 +63,7 @@ PLACEHOLDERS = {
     "finetuned.pth": "finetuned.safetensors",
 }
 
-# Commands that are never run, by their first words, and why.
+# Commands that are never run: their first words, and the reason.
 NOT_RUN = (
     ("git clone", "needs the network"),
     ("pip install", "needs the network"),
@@ -79,7 +79,7 @@ NOT_RUN = (
     ("gcloud", "needs a TPU pod"),
 )
 
-# Commands that are parsed but not run, by a part of their words, and why.
+# Commands that are parsed but not run: a part of the command line, and the reason.
 ONLY_PARSED = (
     ("tfds:", "needs a data set that TFDS has built; data/test_tfds.py builds one"),
     ("deeplab-jax demo", "serves until it is interrupted; pages/test_demo.py opens it in a browser"),
@@ -88,7 +88,7 @@ ONLY_PARSED = (
 # Commands that take less than a second.
 QUICK = ("data synthetic", "data labels", "data check", "data prepare", "plan")
 
-# Fields that make a training take seconds, unless the page sets them.
+# Fields that shorten training to seconds. The page's own settings take precedence.
 TINY_RUN = {
     "model.backbone": "resnet18",
     "model.dilate_conv2": False,  # as in mmsegmentation, so that `weights export` works
@@ -113,7 +113,7 @@ TINY_PLAN = ("model.backbone=four_blocks", "model.width=8", "data.crop_size=(32,
 
 @dataclasses.dataclass
 class Block:
-    """A fenced block of a page. `commands` are its lines without comments, placeholders and environment variables."""
+    """A fenced code block. `commands` are its command lines, with placeholders replaced and environment variables removed."""
 
     language: str
     text: str
@@ -154,14 +154,14 @@ def is_only_parsed(words):
 
 
 def parse_program(words):
-    """Parse a command line of train.py or eval.py. Return its config and its other flags."""
+    """Parse a train.py or eval.py command line. Return the config and the other flags."""
     known = {name for name, _ in list_flags(ast.parse((ROOT / words[1]).read_text()))}
     given = dict(re.fullmatch(r"--([\w.]+)=(.*)", word).groups() for word in words[2:])
     recipe = given.pop("config")
     fields = {name.removeprefix("config."): given.pop(name) for name in [*given] if name.startswith("config.")}
     assert given.keys() <= known, f"{words[1]} does not have all of these flags: {', '.join(given)}"
     config = load_recipe(recipe, [f"{name}={value}" for name, value in fields.items()])
-    # The overrides of a stored config would change its network.
+    # TINY_RUN would change a stored config's network, which must match its checkpoint.
     if not recipe.startswith("configs/stored.py"):
         tiny = {name: value for name, value in TINY_RUN.items() if name not in fields}
         if "model.backbone" in fields:
@@ -171,7 +171,7 @@ def parse_program(words):
 
 
 def run(words):
-    """Run a command in this process, as its program would."""
+    """Run a command line in this process."""
     if words[0] == "python":
         config, given = parse_program(words)
         console = Console(file=io.StringIO())
@@ -181,7 +181,7 @@ def run(words):
             score_checkpoint(config, given["checkpoint"], given.get("output"), given.get("submission"), console)
         return
     if words[1] == "plan":
-        fields = [word for word in words if re.match(r"[a-z]+\.\w+=", word)]  # argparse needs all of them in one place
+        fields = [word for word in words if re.match(r"[a-z]+\.\w+=", word)]  # argparse needs them next to each other
         words = [*words[:2], *fields, *TINY_PLAN, *(word for word in words[2:] if word not in fields)]
     code = 0
     try:
@@ -193,7 +193,7 @@ def run(words):
 
 @pytest.fixture(scope="session")
 def example_files(street_scenes, tmp_path_factory):
-    """The files that the pages assume to exist: data sets, photos and a video."""
+    """Return a folder with the files that the pages assume to exist: data sets, photos and a video."""
 
     def make(folder):
         folder.mkdir()
@@ -222,7 +222,7 @@ def write_images(folder, images, masks, stems):
 
 @pytest.fixture
 def workspace(example_files, tmp_path, monkeypatch):
-    """A copy of `example_files` in which a page's commands run."""
+    """Copy `example_files` to a temporary folder and make it the working directory."""
     shutil.copytree(example_files, tmp_path / "workspace", symlinks=True)
     monkeypatch.chdir(tmp_path / "workspace")
     return tmp_path / "workspace"
@@ -230,7 +230,7 @@ def workspace(example_files, tmp_path, monkeypatch):
 
 @pytest.fixture
 def stored_configs(workspace):
-    """Files from which the recipes custom.py and stored.py read: a label set, and checkpoints without a network."""
+    """Create the files that the recipes custom.py and stored.py read: a label set, and checkpoints without a network."""
     write_labels(workspace / "scenes" / "labels.json", LabelSet("scenes", ("a", "b"), ((0, 0, 0), (9, 9, 9))))
     save_model("runs/mine", Config(), {"params": {"x": np.zeros(1)}})
     shutil.copytree("runs/mine", "weights/mmseg_r50")
@@ -261,7 +261,7 @@ def test_quick_commands_run(example_files, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def trained_files(example_files, plain_convolutions, tmp_path_factory):
-    """`example_files` with two runs, and weights in mmsegmentation's names that fit the first run's config."""
+    """Return `example_files` plus two trained runs, and mmsegmentation weights for the first run's network."""
 
     def make(folder):
         shutil.copytree(example_files, folder, symlinks=True)
@@ -290,7 +290,7 @@ PAGES_TO_RUN = [page for page in PAGES if any(block.commands or block.language =
 def test_a_page_runs_from_top_to_bottom(page, trained_files, tmp_path, monkeypatch):
     shutil.copytree(trained_files, tmp_path / "workspace", symlinks=True)
     monkeypatch.chdir(tmp_path / "workspace")
-    # A reader of the tutorial has trained nothing yet; other pages use what another page made.
+    # The tutorial starts without any runs, whereas other pages use files created by earlier pages.
     if page.stem == "tutorial":
         shutil.rmtree("runs")
     elif "data labels" not in page.read_text():

@@ -1,4 +1,4 @@
-"""The diffs in CONTRIBUTING.md show code that exists."""
+"""Test that the diffs in CONTRIBUTING.md show existing code."""
 
 import pathlib
 import re

@@ -1,4 +1,4 @@
-"""Tests that the links in the documentation lead somewhere."""
+"""Test that the links in the documentation resolve."""
 
 import pathlib
 import re
@@ -14,12 +14,12 @@ PAGES = sorted(
 
 
 def read_prose(page):
-    """Return the text of a page without its code blocks, whose lines are neither headings nor links."""
+    """Return a page's text without code blocks, which contain neither headings nor links."""
     return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
 def list_anchors(page):
-    """Return the anchors that GitHub generates for the headings of a page."""
+    """Return the anchors that GitHub generates for a page's headings."""
     anchors = []
     for heading in re.findall(r"^#+ (.+)$", read_prose(page), re.MULTILINE):
         text = re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", heading).strip().lower()

@@ -1,4 +1,4 @@
-"""Compare our Cityscapes scores with those that the official script, evalPixelLevelSemanticLabeling.py, computes from files."""
+"""Compare our Cityscapes scores with those from the official script, evalPixelLevelSemanticLabeling.py."""
 
 import zipfile
 
@@ -53,7 +53,7 @@ def write_predictions(folder, names, predictions):
 
 
 def assert_same(scores, reference):
-    """Check that our scores equal those of the script, including nan. Scores that we leave out must be nan in the script."""
+    """Check that our scores equal the official script's, including nan. Scores that we omit must be nan in the script."""
     for kind, average in cityscapes.AVERAGES.items():
         np.testing.assert_allclose(scores[average], reference[average], rtol=0, atol=1e-9)
         for name, value in reference[kind].items():
@@ -62,14 +62,14 @@ def assert_same(scores, reference):
 
 
 def draw_blocks(rng, values, size, cell):
-    """Return a map of square cells, each filled with one of `values`."""
+    """Return a map of square cells, each filled with a random entry of `values`."""
     height, width = size
     coarse = rng.choice(values, (-(-height // cell), -(-width // cell)))
     return np.kron(coarse, np.ones((cell, cell), coarse.dtype))[:height, :width]
 
 
 def perturb(truth, rng, classes):
-    """Return train ids that are mostly right, like the predictions of a trained network. Ignored pixels get random classes."""
+    """Return mostly correct train ids, like a trained network's predictions. Ignored pixels get random classes."""
     wrong = draw_blocks(rng, [False, False, True], truth.shape, 5) | (truth == IGNORE)
     return np.where(wrong, draw_blocks(rng, classes, truth.shape, 3), truth).astype(np.uint8)
 
@@ -116,7 +116,8 @@ def test_scores_equal_those_of_the_script_if_classes_are_absent(present, predict
     rng = np.random.default_rng(len(present))
     label_ids = [draw_blocks(rng, list(CLASSES[present]), (30, 41), 6) for _ in range(3)]
     countable = np.isin(label_ids, range(24, 34))
-    # Groups keep the label id. Some ids are exactly 1000 * label id. The last image has no instances.
+    # Groups of objects keep the plain label id. Instances with number 0 have exactly 1000 * label id. The last image has no
+    # instances.
     instances = [
         np.where(is_countable, 1000 * label + draw_blocks(rng, [0, 1, 2, 517], (30, 41), 4), label)
         for label, is_countable in zip(label_ids, countable, strict=True)
@@ -131,8 +132,8 @@ def test_scores_equal_those_of_the_script_if_classes_are_absent(present, predict
 
 
 def test_scores_equal_values_computed_by_hand():
-    # The image shows two people, of 1 and 3 pixels, and a car of 2 pixels. The first person is predicted correctly. Of the
-    # second person, 1 pixel is correct, 1 pixel is predicted as rider, and 1 pixel as road.
+    # The image shows two people (1 and 3 pixels) and a car (2 pixels). The first person is predicted correctly. The second
+    # person's pixels are predicted as person, rider and road.
     label_ids = np.array([[24, 24, 24, 24, 26, 26, 7, 4]])
     instances = np.array([[24000, 24001, 24001, 24001, 26000, 26000, 7, 4]])
     prediction = np.array(

@@ -27,7 +27,7 @@ CLASSES = CITYSCAPES.num_classes
 
 @pytest.fixture(scope="module")
 def variables():
-    """Return random weights whose logits differ by about 1, so that averages of logits and of probabilities differ."""
+    """Return random weights whose logits differ by about 1, so averaging logits is not like averaging probabilities."""
     return random_variables(inference.evaluation_model(CONFIG))
 
 
@@ -98,7 +98,7 @@ def test_logits_with_windows_and_views_do_not_depend_on_the_devices(variables, i
 def test_windows_are_applied_within_each_view(variables, images, compiled_logits):
     model = inference.evaluation_model(CONFIG)
     full_logits = jax.jit(lambda images: inference.logits(variables, images, model=model, protocol=EvalConfig()))
-    # `logits` normalises its input. The views are already normalised, so this is undone before each call.
+    # `logits` normalises its input, but the views are already normalised, so undo that before each call.
     mean, std = (np.asarray(values, np.float32)[None, None, None] for values in (CONFIG.model.mean, CONFIG.model.std))
     views = average_views(
         lambda view: slide(lambda x: full_logits(x * std + mean), view, CLASSES, window=(24, 32), stride=(16, 21)),

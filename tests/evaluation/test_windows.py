@@ -12,7 +12,7 @@ MIX = np.array([[1.0, -2.0, 0.5], [0.3, 0.7, -1.0]], np.float32)
 
 
 def network(images):
-    """Return logits that depend on the position of a pixel in the view and on the view's size, like those of a real network."""
+    """Return logits that depend on each pixel's position and on the view size, like a real network's logits."""
     _, h, w, _ = images.shape
     down = jnp.sin(jnp.arange(h) * (2.0 / h))[None, :, None, None]
     right = jnp.cos(jnp.arange(w) * (3.0 / w))[None, None, :, None]
@@ -24,7 +24,7 @@ def noise(*shape):
 
 
 def naive_slide(images, window, stride):
-    """Average over windows with the loop of mmsegmentation, one crop at a time."""
+    """Average over windows with mmsegmentation's loop, one crop at a time."""
     n, h, w, _ = images.shape
     total, seen = np.zeros((n, h, w, CLASSES)), np.zeros((1, h, w, 1))
     for i in range(max(h - window[0] + stride[0] - 1, 0) // stride[0] + 1):
@@ -83,7 +83,7 @@ def test_the_mean_over_windows_equals_a_loop_over_crops(window, stride, actual_s
 def test_strips_contain_the_mean_over_windows(size, batch_size):
     weights = np.random.default_rng(1).normal(size=(3, 2)).astype(np.float32)
 
-    def network(windows):  # depends on all pixels of a window
+    def network(windows):  # depends on every pixel in a window
         windows = windows.astype(np.float32)
         return windows @ weights + windows.mean((1, 2, 3), keepdims=True)
 
@@ -92,4 +92,4 @@ def test_strips_contain_the_mean_over_windows(size, batch_size):
     for top, strip in slide_in_strips(network, image, window=(8, 9), batch_size=batch_size):
         logits[top : top + len(strip)] = strip
     expected = slide(network, jnp.asarray(image[None], np.float32), 2, window=(8, 9), stride=(0, 0))
-    np.testing.assert_allclose(logits, expected[0], rtol=1e-5, atol=1e-4)  # the sums are in the hundreds
+    np.testing.assert_allclose(logits, expected[0], rtol=1e-5, atol=1e-4)  # the logits are in the hundreds

@@ -28,7 +28,7 @@ def draw_photo(size, seed=0):
 
 
 def predict(segmenter, folder, out, **options):
-    """Predict a file or folder and return the messages about the failures."""
+    """Predict a file or folder and return the failure messages."""
     failures = []
     inputs, _ = find_inputs([str(folder)])
     run(segmenter, inputs, Options(str(out), **options), Console(file=io.StringIO()), failures.append)
@@ -45,7 +45,7 @@ def test_results_equal_those_of_the_segmenter_for_any_batch_size(segmenter, tmp_
     assert [line.split()[0] for line in failures] == [str(tmp_path / "in" / "broken.png")]
     for name, image in photos.items():
         expected, confidence = segmenter.predict_with_confidence(image.transpose(2, 0, 1)[None])
-        # Different batch sizes may round differently.
+        # Rounding can differ between batch sizes.
         assert np.mean(read_pixels(tmp_path / "out" / "train_ids" / f"{name}.png") != expected[0]) < 0.01
         np.testing.assert_allclose(read_pixels(tmp_path / "out" / "confidence" / f"{name}.png"), confidence[0], atol=1)
         assert read_pixels(tmp_path / "out" / "overlay" / f"{name}.png").shape == image.shape
@@ -72,7 +72,7 @@ def test_a_large_image_is_processed_in_windows(segmenter, tmp_path, monkeypatch)
     full, windows = (read_pixels(tmp_path / name / "confidence" / "a.png").astype(int) for name in ("full", "windows"))
     assert full.shape == windows.shape
     assert (full != windows).any()
-    assert np.abs(full - windows).mean() < 40  # they differ, because a window has less context
+    assert np.abs(full - windows).mean() < 40  # not equal, because a window has less context
 
 
 def test_images_with_a_wrong_size_in_the_header_are_predicted(segmenter, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ def save(path, image=None, **how):
 
 
 def find_names(*arguments):
-    """Return the name of each input that the arguments name, by its path."""
+    """Return a dict mapping each input's path to its result name."""
     found, _ = inputs.find_inputs([str(argument) for argument in arguments])
     return {str(each.path): each.name for each in found}
 
@@ -31,7 +31,7 @@ def test_files_folders_and_patterns_are_found_and_named(tmp_path):
     assert find_names(tmp_path / "x" / "**" / "*.*") == folder
     assert find_names(files[3], tmp_path / "x" / "d*" / "*.jpg") == {str(files[3]): "c", str(files[1]): "deep/b"}
     assert inputs.find_inputs([str(tmp_path / "x")])[1] == (tmp_path / "x" / "notes.txt",)
-    assert find_names(tmp_path / "x" / "notes.txt") != {}  # a file that is given directly is used, whatever its suffix
+    assert find_names(tmp_path / "x" / "notes.txt") != {}  # a file that is named directly is used, whatever its suffix
 
 
 def test_result_names_are_unique_and_stay_in_the_output_folder(tmp_path, monkeypatch):
@@ -44,7 +44,7 @@ def test_result_names_are_unique_and_stay_in_the_output_folder(tmp_path, monkeyp
         results = [pathlib.PurePath(name) for name in found.values()]
         assert len(results) == len(set(results)) == (4 if "." in arguments else 2)
         assert not [name for name in results if name.is_absolute() or ".." in name.parts]
-        # The frames of a video have a separate folder.
+        # Video frames must have a separate folder.
         assert not [name for name in results for other in results if name in other.parents]
 
 

@@ -1,4 +1,4 @@
-"""Test the safeguards of the training loop by calling `train` in this process."""
+"""Test the training loop's safeguards by calling `train` in this process."""
 
 import dataclasses
 import io
@@ -16,7 +16,7 @@ from deeplab_jax.train.verify import verify
 
 
 def train_with_overflow(root, workdir, nonfinite):
-    """Train four steps with a learning rate so high that the first update overflows."""
+    """Train for four steps with a learning rate so high that the first update overflows."""
     config = tiny_config(root)
     config = dataclasses.replace(
         config,

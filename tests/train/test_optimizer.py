@@ -12,7 +12,7 @@ ADAMW = OptimConfig(name="adamw", schedule="cosine", lr=0.1, weight_decay=0.05, 
 
 
 def apply_updates(config, params, grads, applies=None):
-    """Return the parameters after each update, and the last optimizer state. `applies` selects the updates to apply."""
+    """Return the parameters after each update, and the final optimizer state. `applies` selects the updates to apply."""
     optimizer = make_optimizer(config, steps=10)
     state, after = optimizer.init(params), []
     for update, should_apply in zip(grads, applies or [True] * len(grads), strict=True):
@@ -26,7 +26,7 @@ def make_kernel(*values):
 
 
 def test_two_sgd_steps_match_hand_computed_values():
-    # The order of PyTorch: add the decay to the gradient, then apply momentum, then the learning rate.
+    # PyTorch's order: add weight decay to the gradient, then apply momentum, then the learning rate.
     config = OptimConfig(lr=0.1, schedule="constant", momentum=0.5, weight_decay=0.1)
     after, _ = apply_updates(config, make_kernel(2.0), [make_kernel(1.0)] * 2)
     by_hand = [2 - 0.1 * (1 + 0.2), 1.88 - 0.1 * (0.5 * 1.2 + 1 + 0.188)]
@@ -34,7 +34,7 @@ def test_two_sgd_steps_match_hand_computed_values():
 
 
 def test_five_adamw_steps_with_cosine_decay_match_the_paper():
-    """Compare with Algorithm 2 of 1711.05101 in float64. The scheduled learning rate includes its schedule multiplier."""
+    """Compare with Algorithm 2 in 1711.05101, in float64. Our learning rate includes the paper's schedule multiplier."""
     params = make_kernel(2.0, -3.0, 0.5)
     after, _ = apply_updates(ADAMW, params, [jax.tree.map(lambda p, k=k: jnp.sin(k + p), params) for k in range(5)])
     p = start = np.array([2.0, -3.0, 0.5])
@@ -49,7 +49,7 @@ def test_five_adamw_steps_with_cosine_decay_match_the_paper():
 
 @pytest.mark.parametrize("config", [OptimConfig(), ADAMW, OptimConfig(name="lamb")], ids=lambda config: config.name)
 def test_a_skipped_update_changes_only_the_schedule_counter(config):
-    """The learning rate depends on the step number, and a skipped step counts too."""
+    """The learning rate depends on the step number, which also counts skipped steps."""
     bad, params = make_kernel(jnp.nan), make_kernel(2.0)
     after, state = apply_updates(config, params, [make_kernel(1.0), bad, bad], [True, False, False])
     expected_params, expected_state = apply_updates(config, params, [make_kernel(1.0)])
@@ -72,7 +72,7 @@ def test_decay_norm_and_bias_selects_the_parameters_that_decay(name, decays):
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "rmsprop"])
 def test_the_structure_of_the_state_does_not_depend_on_the_fields(name):
-    """Otherwise a checkpoint would not fit a run that changes one of these fields."""
+    """Otherwise, a run could not be resumed after changing one of these fields."""
     configs = [
         OptimConfig(name=name, decay_norm_and_bias=decays, weight_decay=decay, schedule=schedule, momentum=momentum)
         for decays, decay, schedule, momentum in (
@@ -91,7 +91,7 @@ def test_the_auxiliary_head_has_its_own_learning_rate(name):
     params = {"aux_conv": {"kernel": jnp.zeros(1)}, "classifier": {"kernel": jnp.zeros(1)}}
     (after,), _ = apply_updates(config, params, [jax.tree.map(jnp.ones_like, params)])
     np.testing.assert_allclose(after["aux_conv"]["kernel"], 10 * after["classifier"]["kernel"], rtol=1e-6)
-    np.testing.assert_allclose(after["classifier"]["kernel"], -0.1, rtol=1e-5)  # float32: 1 - b2 has few digits
+    np.testing.assert_allclose(after["classifier"]["kernel"], -0.1, rtol=1e-5)  # in float32, 1 - b2 has few significant digits
 
 
 @pytest.mark.parametrize("name", ["lion", "lamb", "rmsprop", "adafactor", "novograd", "radam", "yogi", "lars"])

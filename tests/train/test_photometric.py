@@ -15,7 +15,7 @@ jitted_distort = jax.jit(distort)
 
 
 def distort_pixel(pixel, brightness, contrast, saturation, hue, first):
-    """Distort a single pixel in the order of mmsegmentation, with the HSV conversion of the Python standard library."""
+    """Distort one pixel in mmsegmentation's order, using the standard library's HSV conversion."""
     pixel = np.clip(np.asarray(pixel, float) + brightness, 0, 255)
     if first:
         pixel = np.clip(pixel * contrast, 0, 255)
@@ -28,12 +28,12 @@ def distort_pixel(pixel, brightness, contrast, saturation, hue, first):
 @given(seed=st.integers(0, 2**32 - 1), factors=st.lists(factor_rows, min_size=2, max_size=2))
 def test_distortion_matches_a_simple_reference(seed, factors):
     images = np.random.default_rng(seed).integers(0, 256, (2, 3, 4, 3)).astype(np.float32)
-    images[0, 0] = [[0, 0, 0], [255, 255, 255], [9, 9, 9], [255, 0, 0]]  # pixels without hue, saturation or value
+    images[0, 0] = [[0, 0, 0], [255, 255, 255], [9, 9, 9], [255, 0, 0]]  # black, white, grey and pure red
     actual = np.asarray(jitted_distort(images, np.array(factors, np.float32)))
     expected = [
         [[distort_pixel(pixel, *row) for pixel in line] for line in image] for image, row in zip(images, factors, strict=True)
     ]
-    # float32 versus float64: nearly grey pixels lose digits of their hue, but their small chroma limits the effect.
+    # float32 against float64: the hue of near-grey pixels loses precision, but their small chroma limits the effect.
     np.testing.assert_allclose(actual, expected, atol=2e-3)
 
 
@@ -47,7 +47,7 @@ def test_neutral_factors_leave_images_bit_identical():
     [
         ((20, 1, 1, 0, 0), (10, 100, 250), (30, 120, 255)),
         ((0, 0.5, 1, 0, 1), (10, 100, 250), (5, 50, 125)),
-        ((0, 1, 0.5, 0, 0), (0, 100, 200), (100, 150, 200)),  # the value is kept, and the other channels move halfway to it
+        ((0, 1, 0.5, 0, 0), (0, 100, 200), (100, 150, 200)),  # the largest channel stays, others move halfway to it
         ((0, 1, 1.5, 0, 0), (50, 100, 150), (0, 75, 150)),
         ((0, 1, 1, 60, 0), (200, 100, 100), (200, 200, 100)),  # red to yellow
         ((30, 0.5, 1, 0, 1), (240, 0, 0), (127.5, 15, 15)),  # brightness is clipped at 255 before contrast is applied

@@ -23,7 +23,7 @@ LR = 0.1
 
 
 def make_batch(seed=0, n=4, classes=3, height=64):
-    """Return a batch of coloured blocks. The colour shows the class, so that a few steps are enough to learn it."""
+    """Return a batch of coloured blocks. Each class has its own colour, so a few steps are enough to learn it."""
     rng = np.random.default_rng(seed)
     label = np.kron(rng.integers(0, classes, (n, 2, 1)), np.ones((1, 33, 32))).astype(np.uint8)[:, :height]
     image = np.array([[200, 30, 30], [30, 200, 30], [30, 30, 200]], np.uint8)[label]
@@ -31,9 +31,9 @@ def make_batch(seed=0, n=4, classes=3, height=64):
 
 
 class Pixels(DeepLabV3):
-    """Two linear classifiers on every eighth pixel.
+    """Two linear classifiers applied to every eighth pixel.
 
-    The step of this network compiles in a second, and it has no batch statistics that couple the images.
+    The training step compiles in a second, and there are no batch statistics that couple the images.
     """
 
     @nn.compact
@@ -47,9 +47,9 @@ class Pixels(DeepLabV3):
 def compile_trainer(
     data=1, spatial=1, height=64, micro_batches=1, network=DeepLabV3, loss=(), optim=(), photometric=False, **switches
 ):
-    """Return (mesh, initial state, step) of a tiny network.
+    """Return (mesh, initial state, training step) for a tiny network.
 
-    The results are cached, because compilation takes most of the time in these tests.
+    The results are cached, because these tests spend most of their time compiling.
     """
     mesh = make_mesh(MeshConfig(data, spatial))
     config = Config(
@@ -66,7 +66,7 @@ def compile_trainer(
 
 
 class Trainer:
-    """A network with a fresh state and its compiled step."""
+    """A fresh training state and its compiled training step."""
 
     def __init__(self, **settings):
         self.mesh, state, self.step = compile_trainer(**settings)
@@ -84,7 +84,7 @@ class Trainer:
 
 
 def distance(a, b):
-    """|a - b| / |b| over all leaves."""
+    """Return |a - b| / |b| over all leaves."""
     a, b = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (a, b))
     return np.linalg.norm(a - b) / np.linalg.norm(b)
 
@@ -92,7 +92,7 @@ def distance(a, b):
 def test_one_batch_is_learnt_to_near_zero_loss_with_one_compilation():
     trainer, fixed = Trainer(), make_batch()
     rows = [trainer.run(fixed) for _ in range(100)]
-    assert rows[0]["loss"] > 1.0  # about 1.4 log 3 for both heads
+    assert rows[0]["loss"] > 1.0  # chance is (1 + 0.4) log 3, because the auxiliary head has weight 0.4
     assert rows[-1]["loss"] < 0.1
     assert rows[-1]["accuracy"] > 0.97
     assert int(trainer.state.step) == 100
@@ -111,7 +111,7 @@ def assert_only_counters_moved(before, after, skipped):
 
 def test_a_batch_without_labelled_pixels_only_advances_the_step():
     trainer = Trainer()
-    trainer.run(make_batch())  # fill momentum and statistics, which would change even with zero gradients
+    trainer.run(make_batch())  # non-zero momentum and statistics would change even with zero gradients
     for empty in ({"label": np.full((4, 64, 32), 255, np.uint8)}, {"valid": np.zeros(4, bool)}):
         before = trainer.get()
         row = trainer.run(make_batch() | empty)
@@ -123,7 +123,7 @@ def test_an_update_that_is_not_finite_is_not_applied():
     trainer = Trainer()
     good = trainer.get()
     kernel = good.params["classifier"]["kernel"].copy()
-    kernel[0, 0, 0, 0] = np.inf  # one weight is enough
+    kernel[0, 0, 0, 0] = np.inf  # one infinite weight is enough
     bad = good.replace(params=good.params | {"classifier": good.params["classifier"] | {"kernel": kernel}})
     trainer.put(bad)
     row = trainer.run(make_batch())
@@ -138,7 +138,7 @@ def test_grad_norm_is_the_norm_of_the_full_gradient():
     row = trainer.run(make_batch())
     moved = jax.tree.map(lambda old, new: (old - new) / LR, before, trainer.get().params)
     norm = np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(moved)))
-    assert row["grad_norm"] == pytest.approx(norm, rel=1e-3)  # computed from differences of float32 parameters
+    assert row["grad_norm"] == pytest.approx(norm, rel=1e-3)  # computed from differences between float32 parameters
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_a_run_is_the_same_on_four_devices(settings):
     for seed in range(3):
         a, b = single.run(make_batch(seed, height=height)), distributed.run(make_batch(seed, height=height))
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-    # float32: three steps with sums in a different order.
+    # Float32 sums are computed in a different order on several devices.
     assert distance(distributed.get().params, single.get().params) < 1e-4
 
 
@@ -168,7 +168,7 @@ def test_rematerialised_stages_change_nothing(switches):
 
 def test_micro_batches_with_equal_statistics_match_the_full_batch():
     twice = {name: x.repeat(2, 0) for name, x in make_batch(n=2).items()}  # both micro-batches get the same images
-    # The number of labelled pixels differs between the parts, so that a separate divisor per part would change the loss.
+    # The parts have different numbers of labelled pixels, so a separate divisor per part would change the loss.
     twice["label"][::2, 10:] = 255
     # float64, because a rounding difference at a ReLU changes a float32 gradient by up to 1e-3.
     with jax.enable_x64(True):
@@ -201,7 +201,7 @@ def partly_ignored(height=64):
 
 
 def compute_head_loss(logits, sample, loss):
-    """Compute the loss of one head in float64, from logits at the stride of the features. Sorting finds the hard pixels."""
+    """Compute one head's loss in float64 from logits at feature resolution. Hard pixels are found by sorting."""
     n, height, width = sample["label"].shape
     logits = jax.image.resize(logits, (n, height, width, 3), "bilinear", antialias=False)
     logits = np.float64(logits[sample["valid"]])
@@ -214,7 +214,7 @@ def compute_head_loss(logits, sample, loss):
     if loss.ohem_threshold:
         ordered = np.sort(np.exp(label_log_p[kept]))
         at_least = ordered[min(loss.ohem_min_kept * len(labels), len(ordered) - 1)]
-        assert at_least > loss.ohem_threshold  # so that the threshold must be raised to keep enough pixels
+        assert at_least > loss.ohem_threshold  # so the threshold must be raised to keep enough pixels
         kept &= np.exp(label_log_p) < at_least
     per_pixel = (1 - loss.label_smoothing) * weights[targets] * label_log_p
     per_pixel += loss.label_smoothing * (weights * log_p).mean(-1)
@@ -224,7 +224,7 @@ def compute_head_loss(logits, sample, loss):
 
 @pytest.mark.parametrize("loss", [(*WEIGHTED, ALL), MINED], ids=["all", "mined"])
 def test_the_loss_matches_a_reference_on_any_mesh(loss):
-    """The auxiliary head does not use mining."""
+    """Only the main head uses hard-pixel mining."""
     sample, settings = partly_ignored(height=65), LossConfig(**dict(loss))
     single = Trainer(network=Pixels, loss=loss, height=65)
     model, params = Pixels(tiny_model(), 3), single.get().params

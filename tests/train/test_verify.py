@@ -1,4 +1,4 @@
-"""Test `verify` on a run in this process. It must agree with an honest run and object to every kind of tampering."""
+"""Test that `verify` accepts an honest run and detects every kind of tampering."""
 
 import dataclasses
 import io
@@ -21,7 +21,7 @@ from deeplab_jax.train.verify import _relative_difference, config_at, verify
 
 @pytest.fixture(scope="module")
 def honest_run(street_scenes, tmp_path_factory):
-    """Return a folder with a run of four steps (checkpoints at 2 and 4) and the data set that it was trained on."""
+    """Return a folder with a four-step run (checkpoints at 2 and 4) and its training data."""
     folder = tmp_path_factory.mktemp("verify")
     shutil.copytree(street_scenes, folder / "scenes")
     config = tiny_config(folder / "scenes")
@@ -80,7 +80,7 @@ def test_a_different_training_list_is_detected(honest_run, tmp_path):
     first, *rest = listing.read_text().splitlines()
     listing.write_text("\n".join([*rest, first]) + "\n")
     findings = list_objections(collect_findings(honest_run / "run", root=tmp_path / "scenes"))
-    assert "training list: not the list of the run" in findings
+    assert "training list: differs from the run" in findings
     assert "step 4: samples differ" in findings
 
 
@@ -126,7 +126,7 @@ def test_a_replaced_checkpoint_does_not_match_the_receipt(tampered_run):
 
 
 def update_digests(table):
-    """Update the digests of a forged receipt, so that they match its contents."""
+    """Make a forged receipt's digests match its contents."""
     for row in table["starts"]:
         values = {name: value for name, value in row.items() if "digest" not in name}
         row |= {"config_digest": digest_of(row["config"]), "digest": digest_of(values)}
