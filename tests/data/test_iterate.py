@@ -24,6 +24,7 @@ class FakeSource:
         self.built.append((number, skipped))
         broken = tf.constant([-1, *(i for i in self.broken if i not in skipped)], tf.int64)
 
+        @tf.autograph.experimental.do_not_convert  # AutoGraph warns on Python 3.13
         def sample(i):
             tf.debugging.assert_none_equal(i % 6, broken)
             return {"index": i % 6}

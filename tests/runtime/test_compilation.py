@@ -87,7 +87,7 @@ def test_a_cache_folder_that_cannot_be_written_is_not_an_error(user_cache, monke
     def deny(dir):
         raise PermissionError(13, "Permission denied", str(dir))
 
-    with monkeypatch.context() as patch:  # tests may run as root, whom file permissions would not stop
+    with monkeypatch.context() as patch:  # file permissions do not stop a test that runs as root
         patch.setattr(compilation.tempfile, "TemporaryFile", deny)
         compilation.enable_compilation_cache()
     monkeypatch.delenv("XDG_CACHE_HOME")
