@@ -1,4 +1,4 @@
-"""Define the CamVid study: the plain baseline recipe and the rows to train. The results are in camvid.md.
+"""Define the baseline recipe and the rows to train for the CamVid study. camvid.md shows the results.
 
 python benchmarks/sweep.py benchmarks/camvid_study.py --root CAMVID --out runs/camvid_study --table camvid_table.md
 """
@@ -14,7 +14,7 @@ RECIPE = "benchmarks/camvid_study.py"
 
 
 def get_config() -> Config:
-    """Return the baseline recipe: published widths, equal class weights. Its training time is the study's budget."""
+    """Return the baseline recipe with published widths and equal class weights. Its training time sets the study's budget."""
     return Config(
         labels=CAMVID,
         model=ModelConfig(backbone="resnet18", output_stride=16),
@@ -29,9 +29,9 @@ _BATCH_4 = {"data.batch_size": 4}
 _NARROW = _BATCH_4 | {"model.width": 32, "model.aspp_width": 64, "model.decoder_width": 32}
 _MILD = {"data.scale": (0.75, 1.5)}
 _STRIDE_32 = {"model.output_stride": 32}
-# Chosen by hand, close to sqrt(road pixels / class pixels) and at most 7.5.
+# Chosen by hand to be close to sqrt(road pixels / class pixels), but at most 7.5.
 _WEIGHTS = {"loss.class_weights": (1.5, 1.0, 7.5, 1.0, 3.0, 1.6, 7.0, 5.0, 3.5, 7.5, 7.5)}
-# The square roots of _WEIGHTS, rounded.
+# The rounded square roots of _WEIGHTS.
 _SOFTER = {"loss.class_weights": (1.2, 1.0, 2.7, 1.0, 1.7, 1.3, 2.6, 2.2, 1.9, 2.7, 2.7)}
 _EQUAL: dict[str, Any] = {"loss.class_weights": ()}
 _CHOSEN = _NARROW | _WEIGHTS | _MILD | _STRIDE_32
@@ -41,7 +41,7 @@ def _flags(epochs: float, fields: Mapping[str, Any]) -> str:
     return shlex.join(f"--config.{field}={value}" for field, value in ({"train.epochs": epochs} | fields).items())
 
 
-# These rows were planned for a quarter of the budget. camvid.md reports how long they actually took.
+# These rows were planned to take a quarter of the budget. camvid.md reports how long they actually took.
 QUARTER = {
     "plain, quarter": _flags(5, {}),
     "batch 4": _flags(5, _BATCH_4),
@@ -52,7 +52,7 @@ QUARTER = {
     "narrow, softer, mild": _flags(11.5, _NARROW | _SOFTER | _MILD),
     "narrow, softer, mild, stride 32": _flags(15, _NARROW | _SOFTER | _MILD | _STRIDE_32),
 }
-# The chosen recipe with a quarter of its steps, and variants with one change each.
+# The chosen recipe cut to a quarter of its steps, and variants of it with one change each.
 VARIANTS = {
     "chosen, quarter": _flags(8, _CHOSEN),
     "no weights": _flags(8, _CHOSEN | _EQUAL),

@@ -1,11 +1,11 @@
-"""Compare the time and memory needed to evaluate a batch with this package and with torchvision.
+"""Compare how much time and memory this package and torchvision need to evaluate a batch.
 
 pip install torch torchvision
 python benchmarks/evaluation.py --size 512 1024
 
 The measured work starts with images and labels on the device. It runs the network, resizes the logits to the label
-size, takes the argmax, and ends with confusion counts on the host. The PyTorch side counts in the same way as
-torchvision's references/segmentation/utils.py. On a GPU, use --dtype bfloat16 --compile --repeat 10. TensorFlow is not needed.
+size, takes the argmax, and ends with confusion counts on the host. The PyTorch side counts the same way as torchvision's
+references/segmentation/utils.py. On a GPU, use --dtype bfloat16 --compile --repeat 10. TensorFlow is not needed.
 """
 
 import argparse
@@ -14,12 +14,12 @@ import networks
 import numpy as np
 import side_by_side
 
-# Bounds on the relative error of the confusion counts. If the two largest logits are almost equal, either class can win.
+# Bounds on the confusion counts' relative error. Where a pixel's two largest logits are almost equal, either class can win.
 BOUNDS = {"float32": {"confusion": 1e-3}, "bfloat16": {"confusion": 1e-1}}
 
 
 def build_ours(args: argparse.Namespace) -> side_by_side.Side:
-    """Return our side, the evaluator used by `eval.py` and in training."""
+    """Return our side, which is the evaluator used by `eval.py` and during training."""
     import jax
 
     from deeplab_jax.evaluation.inference import Evaluator

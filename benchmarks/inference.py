@@ -1,10 +1,10 @@
-"""Compare the time and memory needed for a prediction with this package and with torchvision.
+"""Compare how much time and memory this package and torchvision need for a prediction.
 
 pip install torch torchvision
 python benchmarks/inference.py --size 1024 2048
 python benchmarks/inference.py --size 513 513 --output logits
 
---output is either "labels", the class of each pixel as returned by `predict`, or "logits", resized to the image size.
+--output is either "labels" (the class of each pixel, as returned by `predict`) or "logits" (resized to the image size).
 On a GPU, use --dtype bfloat16 --compile --repeat 10. TensorFlow is not needed.
 """
 
@@ -15,8 +15,8 @@ import networks
 import numpy as np
 import side_by_side
 
-# Bounds on the relative error of the logits, and on the share of pixels with a different label. Labels can differ where a
-# pixel's two largest logits are almost equal.
+# Bounds on the logits' relative error, and on the share of pixels whose labels differ. Labels can differ where a pixel's two
+# largest logits are almost equal.
 BOUNDS = {
     "float32": {"labels": 1e-3, "logits": 1e-4},
     "bfloat16": {"labels": 5e-2, "logits": 3e-2},
@@ -45,7 +45,7 @@ def build_ours(args: argparse.Namespace) -> side_by_side.Side:
 
 
 def build_torchvision(args: argparse.Namespace, *, compiled: bool) -> side_by_side.Side:
-    """Return torchvision's side. The logits are the module's output, and the labels are their argmax."""
+    """Return torchvision's side. Its logits are the module's output, and its labels are their argmax."""
     import torch
 
     network = networks.Torch(args, train=False, compiled=compiled)

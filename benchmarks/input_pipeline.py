@@ -1,10 +1,10 @@
-"""Compare our input pipeline's speed with the usual PyTorch approach, on the same cores.
+"""Compare the speed of our input pipeline with the usual PyTorch approach on the same cores.
 
 pip install torch torchvision
 python benchmarks/input_pipeline.py
 
-The samples are synthetic 1024x2048 photos (photos.py). They are scaled by 0.5 to 2, cropped, randomly mirrored and
-photometrically distorted. The following pipelines are measured in turn:
+The samples are synthetic 1024x2048 photos (photos.py). They are scaled by a random factor from 0.5 to 2, cropped, randomly
+mirrored and photometrically distorted. The following pipelines are measured in turn:
 
 (a) PyTorch's DataLoader (torch_loader.py)
 (b) this package, from PNG files
@@ -12,10 +12,10 @@ photometrically distorted. The following pipelines are measured in turn:
 (d) like (b), but with the photometric distortion computed on these cores
 (e) like (c), but with the photometric distortion computed on these cores
 
-As in training, (b) and (c) only draw the random distortion factors, which the accelerator would apply. Each figure is a median
-over all rounds, and each ratio is the median of the per-round ratios to (a). Every measurement runs in a separate process,
-starts after a warm-up, and stops before its data runs out. Finally, the time to the first batch and the resident memory over
-many images are measured.
+As in training, (b) and (c) only draw the random distortion factors and leave it to the accelerator to apply them. Each
+figure is a median over all rounds, and each ratio is the median of the per-round ratios to (a). Every measurement runs in a
+separate process, starts after a warm-up, and stops before its data runs out. The time to the first batch and the resident
+memory over many images are also measured.
 """
 
 import argparse
@@ -45,7 +45,7 @@ MEAN = (123.675, 116.28, 103.53)
 
 
 def our_batches(root: pathlib.Path, crop: tuple[int, int], batch_size: int, threads: int, start: int) -> Iterator[Any]:
-    """Return an endless iterator over training batches, starting at step `start`."""
+    """Return an endless iterator over training batches that starts at step `start`."""
     import dataclasses
 
     from deeplab_jax.config import DataConfig
@@ -59,7 +59,7 @@ def our_batches(root: pathlib.Path, crop: tuple[int, int], batch_size: int, thre
 
 
 def distort_colors(batches: Iterator[Any]) -> Iterator[Any]:
-    """Yield the images from each batch after photometric distortion, which XLA computes on this machine's cores."""
+    """Yield each batch's images after XLA has applied the photometric distortion on this machine's cores."""
     import jax
     import jax.numpy as jnp
 
@@ -71,7 +71,7 @@ def distort_colors(batches: Iterator[Any]) -> Iterator[Any]:
 
 
 def open_batches(way: str, args: argparse.Namespace) -> Iterator[Any]:
-    """Return an iterator over batches from pipeline `way`, a key in WAYS."""
+    """Return an iterator over batches from the pipeline with key `way` in WAYS."""
     crop = tuple(args.crop)
     if way == "a":
         import torch_loader
@@ -82,7 +82,7 @@ def open_batches(way: str, args: argparse.Namespace) -> Iterator[Any]:
 
 
 def measure_rate(way: str, args: argparse.Namespace) -> dict[str, float]:
-    """Measure the seconds to the first batch and, once the queues are full, the images per second."""
+    """Measure how many seconds the first batch takes and, once the queues are full, how many images arrive per second."""
     if way != "a":
         import deeplab_jax.data.pipeline  # noqa: F401  (a training run has already imported it)
     start_time = time.perf_counter()
@@ -115,7 +115,7 @@ def run_in_process(way: str, job: str, args: argparse.Namespace, **changes: Any)
     """Run a measurement in a separate process and return its result.
 
     Args:
-      way: The pipeline, a key in WAYS.
+      way: The pipeline's key in WAYS.
       job: "rate" or "resident".
       args: The program's flags.
       **changes: Flags to override for this measurement.
@@ -196,7 +196,7 @@ def main() -> None:
 
 
 def rates_table(crop: str, rounds: list[dict[str, Any]]) -> Table:
-    """Return a table with each pipeline's median rate, and the median of its per-round ratios to (a)."""
+    """Return a table of each pipeline's median rate and the median of its per-round ratios to (a)."""
     table = Table("crop " + crop, "images/s", "times (a)", "first batch, s")
     for way in rounds[0]:
         rates = [row[way]["images_per_second"] for row in rounds]

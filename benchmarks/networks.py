@@ -1,6 +1,6 @@
-"""Build this package's DeepLabV3 and torchvision's, with the same weights and inputs, for `side_by_side`.
+"""Build this package's DeepLabV3 and torchvision's with the same weights and inputs, to be compared by `side_by_side`.
 
-JAX and PyTorch are only imported by the functions that need them. The weights are generated from tensor names and shapes
+Only the functions that need JAX or PyTorch import them. The weights are generated from the tensor names and shapes
 (tests/parity/fill.py).
 """
 
@@ -22,7 +22,7 @@ CLASSES = 21
 
 
 def build_parser(description: str, *, size: tuple[int, int], batch: int) -> argparse.ArgumentParser:
-    """Return a parser with the flags for the network, its input and the measurement."""
+    """Return a parser with flags for the network, its input and the measurement."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--depth", type=int, default=50, choices=(50, 101))
     parser.add_argument("--output-stride", type=int, default=8, choices=(8, 16))
@@ -37,12 +37,12 @@ def build_parser(description: str, *, size: tuple[int, int], batch: int) -> argp
 
 
 def compare(work: str, ours: side_by_side.Make, torchvision: Any, args: argparse.Namespace, bounds: dict[str, float]) -> None:
-    """Measure the same work in both implementations and print the report.
+    """Measure the same work in both implementations and print a report.
 
     Args:
-      work: The name of the measured work, for the report title.
+      work: The name of the measured work, used in the report title.
       ours: Builds our side from the flags. See `side_by_side.Make`.
-      torchvision: Builds torchvision's side from the flags and `compiled`, which selects torch.compile.
+      torchvision: Builds torchvision's side from the flags. Its `compiled` argument turns on torch.compile.
       args: The program's flags.
       bounds: The largest allowed relative errors between the sides. See `side_by_side.measure`.
     """
@@ -55,12 +55,12 @@ def compare(work: str, ours: side_by_side.Make, torchvision: Any, args: argparse
 
 
 def random_images(args: argparse.Namespace) -> np.ndarray:
-    """Return random images, uint8 [batch, h, w, 3]."""
+    """Return random uint8 images [batch, h, w, 3]."""
     return np.random.default_rng(0).integers(0, 256, (args.batch, *args.size, 3), np.uint8)
 
 
 def random_labels(args: argparse.Namespace) -> np.ndarray:
-    """Return random labels in 16x16-pixel blocks, some of which are 255, as uint8 [batch, h, w]."""
+    """Return random uint8 labels [batch, h, w]. They are constant over 16x16-pixel blocks, and some blocks are 255."""
     height, width = args.size
     blocks = np.random.default_rng(1).integers(0, CLASSES + 2, (args.batch, height // 16 + 1, width // 16 + 1), np.uint8)
     label = blocks.repeat(16, 1).repeat(16, 2)[:, :height, :width]
@@ -68,7 +68,7 @@ def random_labels(args: argparse.Namespace) -> np.ndarray:
 
 
 def our_config(args: argparse.Namespace) -> Any:
-    """Return a config that matches torchvision's network and recipe, except that dropout is off because it is random."""
+    """Return a config that matches torchvision's network and recipe but has no dropout, because dropout is random."""
     from deeplab_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig, OptimConfig
     from deeplab_jax.labels import VOC
 
@@ -89,7 +89,7 @@ def our_config(args: argparse.Namespace) -> Any:
 
 
 def our_variables(config: Any) -> dict[str, Any]:
-    """Return {"params", "batch_stats"} with the same weights as in torchvision's network.
+    """Return our network's {"params", "batch_stats"} with the same weights as torchvision's network.
 
     `fill` generates the values from torchvision's tensor names and shapes.
     """
@@ -101,7 +101,7 @@ def our_variables(config: Any) -> dict[str, Any]:
     named = names.reference_names(shapes, config.model, "torchvision")
     axes = {path: (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape for path, shape in shapes.items()}
     state = fill.fill({name: axes[path] for path, name in named.items()})
-    # `jnp.array` copies the values, because memory owned by NumPy cannot be donated to a training step.
+    # Copy the values with `jnp.array`, because memory owned by NumPy cannot be donated to a training step.
     return names.unflatten(
         {
             path: jnp.array(names.from_reference(path, state.pop(name), config.model, "torchvision"))
@@ -111,7 +111,7 @@ def our_variables(config: Any) -> dict[str, Any]:
 
 
 def our_versions() -> dict[str, str]:
-    """Return the library versions and the device name."""
+    """Return a dict of the library versions and the device name."""
     import flax
     import jax
     import jaxlib
@@ -129,10 +129,10 @@ def our_device_peak() -> int | None:
 
 
 class Torch:
-    """torchvision's network in channels_last layout, on a GPU if one is available. bfloat16 runs under autocast.
+    """torchvision's network in channels_last layout. It runs on a GPU if one is available, and uses autocast for bfloat16.
 
     Attributes:
-      device: The device that the network runs on, "cuda" or "cpu".
+      device: The device on which the network runs, "cuda" or "cpu".
       network: The PyTorch module, which holds the parameters.
       forward: Maps normalised images to a dict of "out" and "aux" logits at image size. This is `network` or its compiled
         version.
@@ -165,7 +165,7 @@ class Torch:
         self._mean, self._std = (torch.tensor(values, device=self.device)[None, :, None, None] for values in (MEAN, STD))
 
     def image(self, pixels: np.ndarray) -> Any:
-        """Copy uint8 images [n, h, w, 3] to the device, and return them as [n, 3, h, w] in channels_last layout."""
+        """Copy uint8 images [n, h, w, 3] to the device. The result has shape [n, 3, h, w] and channels_last layout."""
         import torch
 
         return torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
@@ -191,7 +191,7 @@ class Torch:
         return torch.cuda.max_memory_allocated() if self.device == "cuda" else None
 
     def versions(self) -> dict[str, str]:
-        """Return the library versions and the device name."""
+        """Return a dict of the library versions and the device name."""
         import torch
         import torchvision
 

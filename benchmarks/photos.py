@@ -1,6 +1,6 @@
-"""Write a data set of synthetic photos as large as Cityscapes images.
+"""Write a data set of synthetic photos with the same resolution as Cityscapes images.
 
-Their PNG files are as large (2.2 MB) and as slow to decode as real photos.
+Their PNG files are as large (2.2 MB) and as slow to decode as those of real photos.
 """
 
 import pathlib
@@ -28,14 +28,14 @@ def draw_photo(rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_label(rng: np.random.Generator) -> np.ndarray:
-    """Return a label map with smooth regions from 19 classes, as uint8 [1024, 2048]."""
+    """Return a uint8 label map [1024, 2048] with smooth regions of 19 classes."""
     coarse = Image.fromarray(rng.integers(0, 256, (12, 24)).astype(np.uint8))
     fine = np.asarray(coarse.resize(SIZE[::-1], Image.Resampling.BICUBIC))
     return (fine.astype(int) * CLASSES // 256).astype(np.uint8)
 
 
 def write(root: pathlib.Path, count: int) -> None:
-    """Write `count` image and label pairs to input/, target/ and list/. Do nothing if they already exist."""
+    """Write `count` pairs of an image and a label to input/, target/ and list/, unless they already exist."""
     listing = root / "list" / "train.lst"
     names = [f"input/{i:04d}.png\ttarget/{i:04d}.png" for i in range(count)]
     if listing.exists() and listing.read_text().splitlines() == names:

@@ -1,9 +1,9 @@
-"""Measure how close `deeplab-jax predict`, which also reads and writes image files, comes to the network's speed.
+"""Measure how close `deeplab-jax predict` comes to the network's speed despite reading and writing image files.
 
-python benchmarks/predict.py CHECKPOINT FOLDER     # a folder of equally sized images
+python benchmarks/predict.py CHECKPOINT FOLDER     # a folder of images that all have the same size
 
-Each round measures the network on batches in memory, and then the full `predict` with output to a temporary folder. Everything
-is compiled before the first round.
+Each round first measures the network on batches in memory, then all of `predict`, which writes to a temporary folder.
+Everything is compiled before the first round.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from deeplab_jax.predict.inputs import find_inputs, read_image
 
 
 def main() -> None:
-    """Measure and print the rates."""
+    """Measure both rates and print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
     parser.add_argument("folder", type=pathlib.Path)

@@ -1,8 +1,8 @@
 """Measure the time and memory of the same work in several implementations ("sides"), and report medians and ratios.
 
-Each side runs in a separate process. First, its results are compared with those of the first side. After a warm-up, the
-sides are measured in rounds. In each round, every side in turn does one untimed run and is then timed, while the other
-sides sleep, so a drift in machine speed affects all sides. Each ratio is the median of the per-round ratios.
+Each side runs in a separate process, and its results are first compared with those of the first side. After a warm-up, the
+sides are measured in rounds. In each round, the sides take turns: each does one untimed run and is then timed while the others
+sleep. A drift in machine speed therefore affects all sides equally. Each ratio is the median of the per-round ratios.
 """
 
 import argparse
@@ -34,9 +34,9 @@ class Side:
     """The functions used to measure one implementation.
 
     Attributes:
-      numbers: Returns a dict of the work's results, for comparison with the other sides.
+      numbers: Returns the results of the work as a dict, to be compared with the other sides' results.
       run: Does the work once and waits until it is finished.
-      device_peak: Returns the accelerator's peak memory in bytes, or None to use the process's peak memory instead.
+      device_peak: Returns the accelerator's peak memory in bytes, or None if the process's peak memory should be used.
       versions: Maps library names to versions.
     """
 
@@ -46,11 +46,11 @@ class Side:
     versions: dict[str, str]
 
 
-Make = Callable[[argparse.Namespace], Side]  # builds a side from the flags, in that side's own process
+Make = Callable[[argparse.Namespace], Side]  # builds a side from the flags; called in the side's own process
 
 
 class Process:
-    """A side that runs in a separate process and waits for requests."""
+    """A side that runs in a separate process and answers requests."""
 
     def __init__(self, make: Make, args: argparse.Namespace) -> None:
         context = multiprocessing.get_context("spawn")
@@ -60,7 +60,7 @@ class Process:
         child_pipe.close()
 
     def request(self, name: str) -> Any:
-        """Ask the side for "versions", "numbers", "seconds" or "peak", and return its answer.
+        """Request "versions", "numbers", "seconds" or "peak" from the side, and return its answer.
 
         Raises:
           RuntimeError: This side cannot be measured. The message gives the reason.
@@ -91,7 +91,7 @@ def _serve(make: Make, args: argparse.Namespace, pipe: Connection) -> None:
                 answer: Any = (numbers, time.perf_counter() - start_time, host_peak())
                 reset_host_peak()
             elif name == "seconds":
-                # The first run is not timed, because the other sides have replaced the cache contents since the last turn, and
+                # The first run is not timed. Since this side's last turn, the other sides have replaced the cache contents, and
                 # the system might have reclaimed freed memory.
                 side.run()
                 start = time.perf_counter()
@@ -111,23 +111,23 @@ def _serve(make: Make, args: argparse.Namespace, pipe: Connection) -> None:
 
 
 def reset_host_peak() -> None:
-    """Reset `host_peak` if the system supports it, so that the peak during compilation does not count for later runs."""
+    """Reset `host_peak`, if the system supports this, so that later readings exclude the peak during compilation."""
     with contextlib.suppress(OSError):
         pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
 def host_peak() -> int:
-    """Return the peak resident memory of this process in bytes, since its start or the last `reset_host_peak`."""
+    """Return this process's peak resident memory, in bytes, since it started or last called `reset_host_peak`."""
     status = pathlib.Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    # `getrusage` is not used on Linux, because a new process inherits its parent's peak.
+    # `getrusage` would be wrong on Linux, where a new process inherits its parent's peak.
     (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
 
 def positive(word: str) -> int:
-    """Parse the value of a flag that must be a positive integer.
+    """Parse a flag value that must be a positive integer.
 
     Raises:
       ValueError: The value is not an integer, or is below 1.
@@ -152,8 +152,8 @@ def measure(sides: dict[str, Make], args: argparse.Namespace, bounds: dict[str, 
     """Measure all sides.
 
     Args:
-      sides: Maps each side's name to the function that builds it. The others are compared with the first one.
-      args: The flags from `add_flags`, plus those needed by the sides.
+      sides: Maps each side's name to the function that builds it. The first side is the one the others are compared with.
+      args: The flags from `add_flags`, plus any that the sides need.
       bounds: Maps each result name to the largest allowed relative error |a - b| / |b|.
 
     Returns:
@@ -206,7 +206,7 @@ def measure(sides: dict[str, Make], args: argparse.Namespace, bounds: dict[str, 
 
 
 def relative_error(a: np.ndarray, b: np.ndarray) -> float:
-    """Return |a - b| / |b| or, for integers, the share of elements that differ.
+    """Return |a - b| / |b| for floats, or the share of elements that differ for integers.
 
     Returns:
       The error, or NaN if the shapes differ or an array contains NaN.
@@ -219,10 +219,10 @@ def relative_error(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def report(title: str, results: dict[str, Any], args: argparse.Namespace, images: int) -> None:
-    """Print a table, write the --json file, and exit with code 1 if either of the first two sides failed.
+    """Print a table and write the --json file. Exit with code 1 if either of the first two sides failed.
 
-    "peak" is the peak memory while the work runs, on the accelerator if there is one and otherwise in the process. "start" is
-    the time and process memory needed for the first results, including imports, weights and compilation. If the system cannot
+    "peak" is the peak memory during the work: the accelerator's, or the process's if there is no accelerator. "start" is the
+    time and process memory needed to get the first results, including imports, weights and compilation. If the system cannot
     reset a process's peak memory, "peak" includes "start".
 
     Args:

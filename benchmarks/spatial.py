@@ -1,9 +1,9 @@
-"""Compare a training step with image rows split over virtual CPU devices to the same step on one device.
+"""Compare a training step whose image rows are split over virtual CPU devices with the same step on one device.
 
 python benchmarks/spatial.py --backbone=resnet18 --size 1025 2049 --spatial 2 4
 
-Without --run, the steps are only compiled, and only their memory is compared. With --run, the loss and the gradient are
-also compared. The gradient is read from the momentum after the first step.
+Without --run, the steps are compiled but not run, and only their memory is compared. With --run, the loss and the gradient
+are also compared. The gradient is read from the optimizer's momentum after the first step.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from deeplab_jax.train.step import compile_train_step
 
 
 def measure(spatial: int) -> dict:
-    """Return the peak bytes per device according to XLA and, with --run, the loss, the gradient norm and the gradient."""
+    """Return XLA's peak bytes per device and, with --run, the loss, the gradient norm and the gradient."""
     config = Config(
         model=ModelConfig(
             backbone=ARGS.backbone,
@@ -74,7 +74,7 @@ def measure(spatial: int) -> dict:
 
 
 def main() -> None:
-    """Print one row per device count. Deviations are relative to one device."""
+    """Print one row per device count, with the deviations from the results on one device."""
     baseline = measure(1)
     table = Table("devices", "GiB per device", "ratio", "loss", "gradient norm", "|g - g1| / |g1|")
     for spatial in (1, *ARGS.spatial):

@@ -1,11 +1,11 @@
-"""Train the rows of a study one after the other, and print the results as a table.
+"""Train the rows of a study one by one, and print the results as a table.
 
 python benchmarks/sweep.py benchmarks/camvid_study.py --root CAMVID --out runs/camvid_study --table benchmarks/camvid_table.md
 
 A study is a Python file that defines RECIPE, the path of a base config, and ROWS, a dict mapping row names to train.py
-flags. After an interruption, run the same command again to skip finished rows and resume the unfinished one. `--rows
-'b4*'` selects rows, and `--seeds 0 1 2` trains each row with each seed. All rows are checked before training starts.
-If a row's recipe or flags have changed, its old runs are neither included in the table nor overwritten.
+flags. If the sweep is interrupted, run the same command again. It skips the finished rows and resumes the unfinished one.
+`--rows 'b4*'` selects rows by name, and `--seeds 0 1 2` trains each row with each seed. All rows are checked before training
+starts. If a row's recipe or flags have changed, its old runs are left out of the table but not overwritten.
 """
 
 import argparse
@@ -39,8 +39,8 @@ class Result:
     Attributes:
       steps: The number of training steps.
       minutes: The training time in minutes, excluding evaluations, checkpoints and compilation.
-      miou: The mean IoU from the last evaluation, 0 to 1.
-      pixel_accuracy: The pixel accuracy from the last evaluation, 0 to 1.
+      miou: The mean IoU in the last evaluation, from 0 to 1.
+      pixel_accuracy: The pixel accuracy in the last evaluation, from 0 to 1.
     """
 
     steps: int
@@ -50,7 +50,7 @@ class Result:
 
 
 def read_result(workdir: pathlib.Path) -> Result | None:
-    """Return a run's result from its receipt and log, or None if the run is unfinished.
+    """Read a run's result from its receipt and log. Return None if the run is unfinished.
 
     Raises:
       SystemExit: The last evaluation has no mIoU.
@@ -67,7 +67,7 @@ def read_result(workdir: pathlib.Path) -> Result | None:
             f"{workdir}: the last evaluation has no mIoU, because its split has no labelled pixels. "
             "Evaluate a split that has labels."
         )
-    # The median ignores steps slowed down by other work on the machine.
+    # The median is robust to steps slowed down by other work on the machine.
     seconds = [row["seconds_per_step"] for row in read_log(str(workdir), "train")]
     minutes = steps * statistics.median(seconds or [math.nan]) / 60
     return Result(steps, minutes, scores[0]["miou"], scores[0]["pixel_accuracy"])
@@ -112,15 +112,15 @@ def load_row(study: Mapping[str, Any], row: str) -> Config:
 
 
 def _recipe_path(recipe_and_argument: str) -> str:
-    """Return the absolute path for a recipe path relative to the repository. Any argument after ":" is kept."""
+    """Make a recipe path absolute by resolving it against the repository root. Any argument after ":" is kept."""
     path, colon, argument = recipe_and_argument.partition(":")
     return f"{ROOT / path}{colon}{argument}"
 
 
 def build_command(study: Mapping[str, Any], row: str, root: str, seed: int) -> str:
-    """Return the shell-quoted arguments for training a row, without --workdir.
+    """Return the shell-quoted command-line arguments for training a row, except --workdir.
 
-    A trailing comment contains a digest of the recipe's config, so that a changed recipe gives a different command.
+    A trailing comment contains a digest of the recipe's config, so the command changes whenever the recipe does.
     """
     words = ("train.py", f"--config={study['RECIPE']}", f"--config.data.root={root}", f"--config.seed={seed}")
     digest = digest_of(to_dict(load_recipe(_recipe_path(study["RECIPE"]))))[:12]
@@ -128,14 +128,14 @@ def build_command(study: Mapping[str, Any], row: str, root: str, seed: int) -> s
 
 
 def train(command: str, workdir: pathlib.Path) -> Result:
-    """Start or resume training a row, and return its result. The output goes to `<workdir>/log.txt`.
+    """Start or resume the training of a row, and return its result. The output goes to `<workdir>/log.txt`.
 
     Args:
       command: The arguments returned by `build_command`.
       workdir: The run folder.
 
     Raises:
-      SystemExit: The training failed or was stopped, or `workdir` holds a run with a different command.
+      SystemExit: The training failed or was stopped, or `workdir` contains a run of a different command.
     """
     has_started = (workdir / "run.json").exists()
     if has_started and (stored := _read_command(workdir)) != command:
@@ -147,7 +147,7 @@ def train(command: str, workdir: pathlib.Path) -> Result:
         with (workdir / "log.txt").open("a") as log, subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log) as child:
             try:
                 child.wait()
-            except KeyboardInterrupt:  # train.py also receives the interrupt, finishes its step and saves
+            except KeyboardInterrupt:  # train.py also gets the signal, finishes its step and saves
                 child.wait()
         if child.returncode:
             last = (workdir / "log.txt").read_text().strip().splitlines()[-1:]
@@ -161,9 +161,9 @@ def train(command: str, workdir: pathlib.Path) -> Result:
 
 
 def find_results(study: Mapping[str, Any], row: str, root: str, out: pathlib.Path) -> list[Result]:
-    """Return a row's results for all finished seeds.
+    """Return the results of a row's finished runs, one per seed.
 
-    Runs with the same name but a different recipe or different flags are skipped.
+    Runs whose row name matches but whose recipe or flags differ are skipped.
     """
     results = []
     for workdir in sorted((out / row).glob("seed*")):
@@ -180,7 +180,7 @@ def _read_command(workdir: pathlib.Path) -> str:
 def format_table(rows: Mapping[str, str], results: Mapping[str, Sequence[Result]]) -> str:
     """Return the results as a Markdown table.
 
-    For several seeds, the table shows the mean, lowest and highest mIoU. The best mean is in bold.
+    If there are several seeds, the table shows the mean, lowest and highest mIoU. The best mean is in bold.
     """
     best = max((_mean_miou(runs) for runs in results.values() if runs), default=0.0)
     lines = ["| row | flags | seeds | steps | minutes | val mIoU | pixel accuracy |", "| --- " * 7 + "|"]

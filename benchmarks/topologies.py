@@ -1,11 +1,11 @@
-"""Train the same run on different numbers of devices and processes, and compare samples and parameters.
+"""Repeat a training run on different numbers of devices and processes, and compare the samples and parameters.
 
 python benchmarks/topologies.py --config=configs/quickstart.py --config.data.batch_size=8
 
-The devices are virtual CPU devices. A two-process run is included if Open MPI's mpirun is installed. Flags not listed
-below are passed on to train.py. The distance between runs a and b is |a - b| / |b| over all parameters and running
-statistics, where b is the run on one device. Resumed runs all start on four devices, so b is the one that also resumes
-on four.
+The devices are virtual CPU devices. If Open MPI's mpirun is installed, a two-process run is included. Flags not listed
+below are passed on to train.py. The distance of a run a from the baseline b is |a - b| / |b|, taken over all parameters and
+running statistics. The baseline is the run on one device. Resumed runs all start on four devices, so their baseline is the
+one that also resumes on four.
 """
 
 import argparse
@@ -28,7 +28,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def run(workdir: pathlib.Path, flags: list[str], steps: int, devices: int, launcher: tuple[str, ...] = ()) -> None:
-    """Train to step `steps` with `train.py`, on `devices` virtual devices per process."""
+    """Train to step `steps` by running `train.py` with `devices` virtual devices per process."""
     schedule = ["--config.train.eval_every=0", "--config.train.save_every=0", "--config.train.log_every=1"]
     command = [*launcher, sys.executable, str(ROOT / "train.py"), f"--workdir={workdir}", *flags, *schedule]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
@@ -40,12 +40,12 @@ def run(workdir: pathlib.Path, flags: list[str], steps: int, devices: int, launc
 
 
 def samples(workdir: pathlib.Path) -> str:
-    """Return a digest of all samples consumed by the run, in order."""
+    """Return a digest of the run's training samples, in order."""
     return json.loads((workdir / "receipts.jsonl").read_text().splitlines()[-1])["samples"]
 
 
 def distance(a: pathlib.Path, b: pathlib.Path) -> float:
-    """Return |a - b| / |b| over the parameters and running statistics in the last checkpoints."""
+    """Return |a - b| / |b| over the parameters and running statistics in the two runs' last checkpoints."""
     ours, theirs = (np.concatenate([x.ravel() for x in jax.tree.leaves(restore_variables(str(each)))]) for each in (a, b))
     return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
 

@@ -1,6 +1,6 @@
-"""Load training samples the usual PyTorch way, as a baseline for input_pipeline.py.
+"""Load training samples in the usual PyTorch way. This is the baseline for input_pipeline.py.
 
-The loader uses PyTorch's DataLoader, Pillow's decoder and torchvision's v2 transforms.
+The samples are decoded by Pillow, augmented by torchvision's v2 transforms and batched by PyTorch's DataLoader.
 """
 
 import pathlib
@@ -22,7 +22,7 @@ from torchvision.transforms import v2  # noqa: E402
 
 
 class Pairs(torch.utils.data.Dataset):
-    """A data set that repeats the image and label pairs listed in list/train.lst."""
+    """A data set that cycles through the image and label pairs listed in list/train.lst."""
 
     def __init__(self, root: pathlib.Path, crop: tuple[int, int], size: tuple[int, int], length: int) -> None:
         lines = (root / "list" / "train.lst").read_text().splitlines()

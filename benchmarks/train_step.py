@@ -1,12 +1,12 @@
-"""Compare the time and memory needed for a training step with this package and with torchvision.
+"""Compare how much time and memory this package and torchvision need for a training step.
 
 pip install torch torchvision
 python benchmarks/train_step.py --batch 2 --size 257 257
 
-Both sides follow torchvision's recipe (references/segmentation/train.py). The loss is the cross-entropy at label size,
-ignoring pixels labelled 255, plus 0.5 times the auxiliary head's loss. The optimizer is SGD with momentum and weight
-decay. Both sides start from the same weights, with uint8 images and labels on the device. On a GPU, use --dtype bfloat16
---compile --repeat 10. TensorFlow is not needed.
+Both sides follow torchvision's recipe (references/segmentation/train.py). The loss is the cross-entropy at label size
+plus 0.5 times the auxiliary head's loss. Pixels labelled 255 are ignored. The optimizer is SGD with momentum and weight
+decay. Both sides start from the same weights, with uint8 images and labels already on the device. On a GPU, use --dtype
+bfloat16 --compile --repeat 10. TensorFlow is not needed.
 """
 
 import argparse
@@ -16,9 +16,9 @@ import numpy as np
 import side_by_side
 
 # Bounds on the relative error of the first step's loss. Gradients are not compared here, because with random weights, they
-# differ by several percent between any two float32 implementations. An activation close to 0 can round to either side of the
-# ReLU threshold, so that the ReLU passes the gradient in only one implementation. tests/parity/train_step.py compares
-# gradients in float64.
+# differ by several percent between any two float32 implementations: an activation close to 0 can round to either side of the
+# ReLU threshold, so the ReLU passes the gradient in only one of them. tests/parity/train_step.py compares the gradients in
+# float64 instead.
 BOUNDS = {"float32": {"loss": 1e-4}, "bfloat16": {"loss": 2e-2}}
 
 

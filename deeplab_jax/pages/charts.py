@@ -9,7 +9,7 @@ Points = Sequence[tuple[float, float]]
 
 WIDTH, HEIGHT = 520, 260
 LEFT, RIGHT, TOP, BOTTOM = 60, 12, 14, 34  # margins around the plotted area, in SVG units
-# A long run logs 100,000 points per line, but no more than 300 can be told apart at this width.
+# A long run logs 100,000 points per line, but the eye cannot tell more than 300 apart at this width.
 MAX_POINTS = 300
 
 
@@ -18,8 +18,8 @@ def draw_lines(title: str, series: Mapping[str, Points], *, dots: bool = False) 
 
     Args:
       title: The chart title, including the unit of the values.
-      series: Maps each line's name to its (step, value) points. The names are only shown if there are several lines.
-      dots: Whether to mark every point, which helps if there are few.
+      series: Maps each line's name to its (step, value) points. The names are shown only if there is more than one line.
+      dots: Whether to mark every point. This helps when there are only a few.
 
     Returns:
       The figure, or "" if `series` has no points.
@@ -63,7 +63,7 @@ def draw_lines(title: str, series: Mapping[str, Points], *, dots: bool = False) 
 
 
 def downsample(points: Points, limit: int = MAX_POINTS) -> Points:
-    """Reduce a line to at most `limit` points by averaging consecutive points. Each mean is placed at its group's last step."""
+    """Reduce a line to at most `limit` points by averaging consecutive points. Each mean is drawn at its group's last step."""
     length = math.ceil(len(points) / limit)
     groups = [points[i : i + length] for i in range(0, len(points), max(length, 1))]
     return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]

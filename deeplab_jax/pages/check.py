@@ -11,15 +11,15 @@ from deeplab_jax.labels import LabelSet
 from deeplab_jax.pages import html_page
 from deeplab_jax.pages.html_page import chip, escape_text, table
 
-MAX_SIDE = 480  # longest side of an image on the page, in pixels
-MAX_LISTED = 20  # maximum number of problems to list on the page, per kind
-Figure = tuple[str, list[str]]  # a caption and its images, all as HTML
+MAX_SIDE = 480  # maximum side length of the images on the page, in pixels
+MAX_LISTED = 20  # maximum number of problems of each kind to list on the page
+Figure = tuple[str, list[str]]  # an HTML caption and the HTML of its images
 
 
 def draw_examples(
     examples: Iterable[tuple[str, UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"] | None]], labels: LabelSet
 ) -> Iterator[Figure]:
-    """Yield a figure per sample, showing the image and, if there is a label, the image overlaid with the label colours.
+    """Yield one figure per sample. It shows the image and, for labelled samples, a second copy overlaid with the label colours.
 
     Args:
       examples: One (caption, image, train ids or None) tuple per sample.
@@ -59,7 +59,7 @@ def render_page(title: str, report: Mapping[str, Any], labels: LabelSet, figures
 
 
 def format_share(part: float, whole: float) -> str:
-    """Format `part / whole` as a percentage. Values below 0.1 % get three decimals, so that rare classes stay visible."""
+    """Format `part / whole` as a percentage. Values below 0.1 % get three decimals, so rare classes do not show as zero."""
     percent = 100 * part / whole if whole else 0
     return f"{percent:.3f} %" if 0 < percent < 0.1 else f"{percent:.1f} %"
 
@@ -75,7 +75,7 @@ def class_cells(splits: Mapping[str, Any], name: str) -> list[str]:
 
 
 def ignored_share(split: Mapping[str, Any]) -> str:
-    """Return the percentage of pixels in a split that are ignored."""
+    """Return the percentage of a split's pixels that are ignored."""
     ignored = split["ignored_pixels"]
     return format_share(ignored, sum(split["class_pixels"].values()) + ignored + split["unknown_pixels"])
 
@@ -106,7 +106,7 @@ def _problem_lists(problems: Sequence[Mapping[str, Any]]) -> str:
 def _classes_table(splits: Mapping[str, Any], class_weights: Mapping[str, Sequence[float]], labels: LabelSet) -> str:
     if not splits:
         return '<p class="soft">No split could be read.</p>'
-    # `class_weights` is either empty or holds the weights for a single split.
+    # `class_weights` is either empty or contains the weights for exactly one split.
     first, weights = next(iter(class_weights.items()), ("", ()))
     head = ["class", "id"] + [f"{word} in {split}" for split in splits for word in ("pixels", "images")]
     head += ["weight"] if weights else []

@@ -1,4 +1,4 @@
-"""Implement `deeplab-jax demo`, a local Gradio page that segments uploaded images."""
+"""Implement `deeplab-jax demo`, a local Gradio page for segmenting uploaded images."""
 
 import contextlib
 import math
@@ -23,11 +23,11 @@ from deeplab_jax.labels import LabelSet
 from deeplab_jax.pages import html_page
 from deeplab_jax.predict.inputs import read_image, read_size
 
-# Uploads with more pixels are rejected before decoding. An image with this many pixels takes 200 MB of memory.
+# Larger uploads are rejected before decoding. A decoded image with this many pixels takes 200 MB of memory.
 MAX_FILE_PIXELS = 2**26
-# Uploads with a longer side are rejected, because a very thin image cannot be scaled down to the pixel limit.
+# Uploads with a longer side are rejected, because an extremely elongated image cannot be scaled down to the pixel limit.
 MAX_FILE_SIDE = 2**14
-SESSION_SECONDS = 3600  # lifetime of uploads and results
+SESSION_SECONDS = 3600  # how long uploads and results are kept
 
 # The image passed to the network, and the predicted train ids.
 Segmentation = tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]
@@ -61,7 +61,7 @@ def segment_file(segmenter: Segmenter, path: str, max_pixels: int) -> Segmentati
 
 
 def class_shares(labels: UInt8[np.ndarray, "h w"], label_set: LabelSet) -> str:
-    """Return an HTML table of the classes in an image, with their colours and pixel shares, largest share first."""
+    """Return an HTML table listing the classes in an image by decreasing pixel share, with their colours."""
     counts = np.bincount(labels.ravel(), minlength=label_set.num_classes)
     order = [k for k in np.argsort(-counts, kind="stable").tolist() if counts[k]]
     return html_page.render("shares.html", labels=label_set, shares=[(k, counts[k] / labels.size) for k in order])
@@ -69,17 +69,17 @@ def class_shares(labels: UInt8[np.ndarray, "h w"], label_set: LabelSet) -> str:
 
 @contextlib.contextmanager
 def upload_folder() -> Iterator[None]:
-    """Keep uploads and results in a temporary folder, and remove it when the block ends or SIGTERM arrives."""
+    """Store uploads and results in a temporary folder that is deleted when the block ends or on SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with tempfile.TemporaryDirectory(prefix="deeplab-jax-demo-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # read by Gradio when the page is built
+        os.environ["GRADIO_TEMP_DIR"] = folder  # Gradio reads this variable when the page is built
         yield
 
 
 def build_page(segmenter: Segmenter, name: str, max_pixels: int) -> gradio.Blocks:
-    """Build the page, which takes an image and shows the segmentation overlay, a legend and the share of each class.
+    """Build a page that segments an uploaded image and shows the overlay, a legend and each class's share.
 
-    Moving the opacity slider blends the stored result again, without running the network.
+    Moving the opacity slider only re-blends the stored result. The network does not run again.
 
     Args:
       segmenter: The network.
@@ -106,8 +106,8 @@ def build_page(segmenter: Segmenter, name: str, max_pixels: int) -> gradio.Block
         result = gradio.State(time_to_live=SESSION_SECONDS)
         with gradio.Row():
             image: Any = gradio.Image(label="Image", type="filepath", sources=["upload", "clipboard"], elem_id="image")
-            # Pass the file path through, because `segment` reads the file itself and reports broken files with our own message.
-            # The method is replaced on this instance, because Gradio would write files next to a subclass's module.
+            # Pass the file path through unread, because `segment` reads the file and reports broken files with our own message.
+            # Replace the method instead of subclassing `Image`, because Gradio would write files next to the subclass's module.
             image.preprocess = lambda payload: payload and payload.path
             shown = gradio.Image(
                 label="Overlay", interactive=False, format="png", buttons=["download", "fullscreen"], elem_id="overlay"
@@ -120,18 +120,18 @@ def build_page(segmenter: Segmenter, name: str, max_pixels: int) -> gradio.Block
 
 
 def serve(page: gradio.Blocks, *, host: str, port: int | None, max_mib: int) -> None:
-    """Print the page's address, and serve the page until Ctrl-C.
+    """Print the page's address, and serve the page until Ctrl-C is pressed.
 
     Args:
       page: The page built by `build_page`.
       host: The address to listen on.
-      port: The port to listen on. None selects the first free port, starting at 7860.
+      port: The port to listen on. If None, use the first free port from 7860 upwards.
       max_mib: The maximum upload size, in MiB.
 
     Raises:
       ConfigError: The server cannot listen on this host and port.
     """
-    # Check this first. If `host` is not one of this machine's addresses, Gradio would spend minutes trying a hundred ports.
+    # Check the address first. If `host` is not one of this machine's, Gradio would spend minutes trying a hundred ports.
     try:
         with socket.create_server((host, port or 0), reuse_port=False):
             pass
@@ -139,7 +139,7 @@ def serve(page: gradio.Blocks, *, host: str, port: int | None, max_mib: int) -> 
         raise ConfigError(
             f"`--host`, `--port` (={host!r}, {port}) cannot be used ({one_line(error)}). Choose a different host or port."
         ) from None
-    # System fonts need no download, so the page works offline.
+    # Use system fonts. They need no download, so the page also works offline.
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     try:
         _, url, _ = page.launch(

@@ -12,13 +12,13 @@ from deeplab_jax.evaluation.pictures import colorize
 from deeplab_jax.labels import IGNORE, LabelSet
 from deeplab_jax.pages import html_page
 
-MAX_SIDE = 480  # longest side of an image on the page, in pixels
+MAX_SIDE = 480  # maximum side length of the images on the page, in pixels
 _ERROR_COLOR = np.array((255, 59, 48), np.uint8)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Example:
-    """An evaluated image and its scores, downscaled for an HTML page.
+    """An evaluated image, downscaled for an HTML page, and its scores.
 
     Attributes:
       name: The image name.
@@ -28,7 +28,7 @@ class Example:
       image: The input image.
       truth: The label, drawn in its class colours.
       prediction: The prediction, drawn in its class colours.
-      errors: The image in dark grey, with wrong pixels in red and ignored pixels in black.
+      errors: The image in dark grey, with misclassified pixels in red and ignored pixels in black.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Example:
 
 
 class WorstImages:
-    """Collects the images with the lowest mean IoU during an evaluation.
+    """Collects the images with the lowest mean IoU in an evaluation.
 
     Args:
       names: The names of all images, in index order.
@@ -95,23 +95,23 @@ def _draw_pictures(
 
 
 def row_shares(confusion: Int[np.ndarray, "k k"]) -> Float[np.ndarray, "k k"]:
-    """Normalise each row of a confusion matrix to a sum of 1.
+    """Normalise each row of a confusion matrix to sum to 1.
 
     Returns:
-      An array in which entry (i, j) is the share of class i pixels predicted as class j. Rows without pixels stay 0.
+      An array whose entry (i, j) is the share of class i pixels predicted as class j. Rows for classes without pixels stay 0.
     """
     return confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
 
 
 def list_confusions(confusion: Int[np.ndarray, "k k"], count: int) -> list[tuple[int, int, float]]:
-    """Return the most frequent confusions, largest share first.
+    """Return the most frequent confusions in descending order.
 
     Args:
       confusion: Pixel counts, indexed by (label, prediction).
       count: The maximum number of confusions to return.
 
     Returns:
-      One (true class, predicted class, share of the true class's pixels) tuple per confusion.
+      A (true class, predicted class, share) tuple per confusion. The share is relative to the true class's pixels.
     """
     shares = row_shares(confusion)
     np.fill_diagonal(shares, 0)

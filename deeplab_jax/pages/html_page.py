@@ -1,6 +1,6 @@
 """Render HTML pages.
 
-Each page is a self-contained file with a light and a dark mode, and is readable on a phone.
+Each page is a single self-contained file that supports light and dark mode and is readable on a phone.
 """
 
 import base64
@@ -51,7 +51,7 @@ def downscale(pixels: UInt8[np.ndarray, "h w *c"], side: int, *, labels: bool = 
     Args:
       pixels: An image or a label map.
       side: The maximum side length, in pixels.
-      labels: Whether `pixels` is a label map. Label maps are resized by nearest neighbour, and images bilinearly.
+      labels: Whether `pixels` is a label map. Label maps use nearest-neighbour interpolation, whereas images use bilinear.
     """
     height, width = pixels.shape[:2]
     scale = min(1.0, side / max(height, width))
@@ -60,18 +60,18 @@ def downscale(pixels: UInt8[np.ndarray, "h w *c"], side: int, *, labels: bool = 
     return np.asarray(Image.fromarray(pixels).resize(size, filter_))
 
 
-# The functions below build data check pages. Their `str` arguments are HTML unless the docstring says plain text.
+# The functions below build data check pages. Their `str` arguments are HTML unless the docstring calls them plain text.
 
 
 def render_document(title: str, body: str) -> str:
-    """Return a complete HTML document. `title` is plain text."""
+    """Return a complete HTML document around `body`. `title` is plain text."""
     return render("document.html", title=title, body=Markup(body))
 
 
 def escape_text(value: object) -> str:
     """Escape `value` for display as plain text on an HTML page.
 
-    Characters that UTF-8 cannot encode, which can occur in file names, become backslash escapes.
+    File names can contain characters that UTF-8 cannot encode. These become backslash escapes.
     """
     return str(escape(str(value).encode(errors="backslashreplace").decode()))
 
@@ -87,7 +87,7 @@ def chip(labels: LabelSet, k: int) -> str:
 
 
 def legend(labels: LabelSet, classes: Iterable[int], ignored: str) -> str:
-    """Return an HTML colour legend for `classes`, plus a black entry with the plain text `ignored`."""
+    """Return an HTML colour legend for `classes`, plus a black entry captioned with the plain text `ignored`."""
     return _part("legend", labels, classes, ignored)
 
 
@@ -97,7 +97,7 @@ def picture(alt: str, pixels: UInt8[np.ndarray, "h w 3"]) -> str:
 
 
 def sample_grid(figures: Iterable[tuple[str, Iterable[str]]]) -> str:
-    """Return an HTML grid of figures. Each figure shows its images side by side above a caption."""
+    """Return an HTML grid of figures, each showing its images side by side above a caption."""
     return _part("samples", [(Markup(caption), map(Markup, pictures)) for caption, pictures in figures])
 
 

@@ -1,4 +1,4 @@
-"""Write a run report: evaluate a checkpoint and present the results on a single HTML page."""
+"""Evaluate a checkpoint and write a run report, a single HTML page with the results."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from deeplab_jax.pages.examples import Example, WorstImages, list_confusions, ro
 from deeplab_jax.train.metrics_log import read_log
 from deeplab_jax.train.receipt import read_starts
 
-MAX_MATRIX_CLASSES = 30  # a confusion matrix with more classes is unreadable
+MAX_MATRIX_CLASSES = 30  # a confusion matrix with more classes would be unreadable
 MAX_LISTED = 10  # maximum number of confusions to list as text
 
 Rows = Sequence[Mapping[str, Any]]  # rows from the run's metrics log
@@ -33,7 +33,7 @@ def evaluation_config(run: str, split: str | None) -> tuple[Config, epath.Path]:
 
     Args:
       run: A run or checkpoint, in any form that `resolve` accepts.
-      split: The split to evaluate. None selects the run's `eval.split`.
+      split: The split to evaluate. If None, use the run's `eval.split`.
 
     Raises:
       CheckpointError: The checkpoint does not exist or cannot be read.
@@ -42,7 +42,7 @@ def evaluation_config(run: str, split: str | None) -> tuple[Config, epath.Path]:
     config = stored_config(str(checkpoint))
     config = dataclasses.replace(
         config,
-        # Even if the run used 64 devices, its report can be written on any machine.
+        # A single-device mesh lets any machine write the report, even for a run that used 64 devices.
         mesh=MeshConfig(data=1),
         eval=dataclasses.replace(config.eval, split=split or config.eval.split),
     )
@@ -58,14 +58,14 @@ def write_report(
     images: int,
     console: Console,
 ) -> None:
-    """Evaluate a checkpoint and write the report to `out`. An error leaves no partial file behind.
+    """Evaluate a checkpoint and write the report to `out`. No partial file is left behind after an error.
 
     Args:
       config: The config returned by `evaluation_config`.
       checkpoint: The checkpoint returned by `evaluation_config`.
       out: The HTML file to write.
-      batches: The batches from the evaluated split.
-      names: The names of the images in the split.
+      batches: The batches of the evaluated split.
+      names: The names of the split's images.
       images: The number of worst images to show.
       console: The console for the progress bar and the result.
 
@@ -101,7 +101,7 @@ def render_report(
 
     Args:
       title: The run name and step.
-      config: The run's config, with the `eval` fields used for this evaluation.
+      config: The run's config, but with the `eval` fields used for this evaluation.
       train: The training rows from the metrics log, or an empty list.
       evaluations: The evaluation rows from the metrics log, or an empty list.
       confusion: Pixel counts, indexed by (label, prediction).

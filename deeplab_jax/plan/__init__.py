@@ -1,4 +1,4 @@
-"""`deeplab-jax plan`: estimate whether a training run fits into device memory, and how long it takes at least.
+"""`deeplab-jax plan`: estimate the minimum duration of a training run, and whether it fits into device memory.
 
 Planning needs no data set and runs no training steps.
 """

@@ -1,4 +1,4 @@
-"""Estimate a training step's memory from the network definition, and suggest ways to reduce it."""
+"""Estimate a training step's memory use from the network definition, and suggest ways to reduce it."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -21,8 +21,8 @@ class Memory:
 
     Attributes:
       state: The parameters, their moving average, the optimizer state and the BatchNorm statistics.
-      gradients: The parameter gradients. With micro-batches, their running sum is included.
-      activations: All values held for the backward pass at the time the loss is computed.
+      gradients: The parameter gradients, plus their running sum if micro-batches are used.
+      activations: All values held for the backward pass when the loss is computed.
     """
 
     state: float
@@ -36,13 +36,13 @@ class Memory:
 
 
 def estimate(config: Config, mesh: MeshConfig) -> Memory:
-    """Estimate a lower bound for a training step's memory on each device.
+    """Estimate a lower bound for the memory that a training step needs on each device.
 
     Every convolution output counts twice, because the backward pass needs its values before and after BatchNorm.
 
     Args:
       config: A validated config.
-      mesh: The device counts along the "data" and "spatial" axes. Neither can be 0.
+      mesh: The number of devices along the "data" and "spatial" axes. Neither can be 0.
     """
     network_layers = layers(config.model, config.labels.num_classes, config.data.crop_size)
     variables = abstract_variables(DeepLabV3(config.model, config.labels.num_classes))
@@ -65,9 +65,9 @@ def _count_bytes(arrays: Any) -> int:
 
 
 def _activation_bytes(network_layers: list[Layer], remat: tuple[int, ...]) -> int:
-    """Return the activation memory per image needed for the backward pass, in bytes.
+    """Return the activation memory, in bytes per image, needed for the backward pass.
 
-    This includes all stored activations, plus those in the largest recomputed block.
+    This is the memory for all stored activations, plus those recomputed in the largest block.
 
     Args:
       network_layers: The network's layers.
@@ -79,7 +79,7 @@ def _activation_bytes(network_layers: list[Layer], remat: tuple[int, ...]) -> in
             stored += 2 * layer.outputs
             continue
         if layer.block not in recomputed:
-            stored += layer.inputs  # the first layer's input is the block's input
+            stored += layer.inputs  # the block's first layer takes the block's input
             recomputed[layer.block] = 0
         recomputed[layer.block] += 2 * layer.outputs
     return stored + max(recomputed.values())
@@ -89,7 +89,7 @@ def suggest_savings(config: Config, mesh: MeshConfig) -> Iterator[tuple[str, flo
     """Yield config changes that save memory.
 
     Yields:
-      One (change, bytes) tuple per change, with the bytes per device that this change alone saves according to `estimate`.
+      A (change, bytes) tuple for each change, where bytes is what it alone saves per device according to `estimate`.
     """
     current = estimate(config, mesh).total
     data, train, model = config.data, config.train, config.model

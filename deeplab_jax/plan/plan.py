@@ -28,16 +28,16 @@ def plan(
     mfu: float = 1.0,
     compiles: bool = True,
 ) -> None:
-    """Print a training run's parameters, FLOPs and memory, and its minimum step time and total time.
+    """Print a training run's parameter count, FLOPs, memory needs, minimum step time and minimum total time.
 
     Args:
       config: A validated config.
       console: The console to print to.
-      devices: The number of devices. None uses the config's mesh on this machine.
-      accelerator: The device to plan for, as a key in `ACCELERATORS`. "" plans for devices like this machine's first one, whose
-        speed is then measured.
-      images: The number of training images. It is needed for the total time if the config sets `train.epochs`.
-      mfu: The assumed share of the peak rate (model FLOPs utilization), above 0 and at most 1.
+      devices: The number of devices. If None, use the config's mesh on this machine.
+      accelerator: The device to plan for, as a key in `ACCELERATORS`. If "", measure the speed of this machine's first device
+        and plan for devices like it.
+      images: The number of training images. Needed to compute the total time if the config sets `train.epochs`.
+      mfu: The fraction of the peak rate to assume (model FLOPs utilization), above 0 and at most 1.
       compiles: Whether to compile the step and print XLA's memory and cost analysis.
 
     Raises:
@@ -123,7 +123,7 @@ def _print_memory(
 
 
 def _is_stand_in(device: jax.Device, mesh: MeshConfig, sheet: Accelerator | None) -> bool:
-    """Return whether `device` only stands in for hardware that this machine lacks."""
+    """Return whether `device` is only a stand-in for hardware that this machine lacks."""
     if sheet:
         return not re.search(sheet.kinds, device.device_kind)
     return device.platform == "cpu" and mesh.data * mesh.spatial > 1

@@ -19,12 +19,12 @@ class Program:
     """XLA's cost and memory analysis for a compiled step, per device.
 
     Attributes:
-      seconds: The time spent on tracing and compilation, in seconds.
-      flops: The floating-point operations per step. XLA counts each instruction once, so a loop body counts only once.
-      accessed: The bytes read and written per step. Loop bodies again count only once.
+      seconds: The time spent tracing and compiling, in seconds.
+      flops: The floating-point operations per step. XLA counts a loop body only once, however often it runs.
+      accessed: The bytes read and written per step. Here too, XLA counts a loop body only once.
       arguments: The total argument size, in bytes.
       outputs: The total output size, in bytes.
-      aliased: The total size of buffers used as both argument and output, in bytes.
+      aliased: The total size of the buffers shared by an argument and an output, in bytes.
       temporaries: The total size of temporary buffers, in bytes.
     """
 
@@ -43,13 +43,13 @@ class Program:
 
 
 def find_devices(mesh: MeshConfig, count: int | None) -> list[jax.Device]:
-    """Return the devices to plan for, or CPU devices in their place if this machine has too few.
+    """Return the devices to plan for. If this machine has too few, return CPU devices as stand-ins.
 
-    Call this before JAX's devices are first used, because the number of CPU devices is fixed after that.
+    Call this before anything uses JAX's devices, because the number of CPU devices is fixed from then on.
 
     Args:
       mesh: The config's mesh.
-      count: The number of devices. None selects all of this machine's devices, or as many as `mesh` needs if that is more.
+      count: The number of devices. If None, use all of this machine's devices or as many as `mesh` needs, whichever is more.
 
     Raises:
       ConfigError: `count` is below 1, or JAX has already been initialised with too few devices.

@@ -1,1 +1,1 @@
-"""Devices, processes and compilation."""
+"""Manage devices, processes and compilation."""

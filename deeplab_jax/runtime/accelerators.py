@@ -1,4 +1,4 @@
-"""Device peak rates, bandwidths and memory sizes, from data sheets and measurements."""
+"""Look up or measure the peak rates, bandwidths and memory sizes of devices."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 GIB = 2**30
-# The share of GPU memory that JAX uses, unless XLA_PYTHON_CLIENT_MEM_FRACTION is set.
+# The fraction of GPU memory that JAX uses unless XLA_PYTHON_CLIENT_MEM_FRACTION is set.
 GPU_SHARE = 0.75
 
 
@@ -23,11 +23,11 @@ class Accelerator:
 
     Attributes:
       kinds: A regular expression to search for in JAX's `device_kind`.
-      flops: The peak rate in bfloat16 FLOP/s, accumulated in float32, without sparsity.
+      flops: The peak rate for dense bfloat16 arithmetic with float32 accumulation, in FLOP/s.
       bandwidth: The memory bandwidth in bytes per second.
-      memory: The device memory used by JAX by default, in bytes.
+      memory: The amount of device memory that JAX uses by default, in bytes.
       link: The rate at which the device sends to its ring neighbours, in bytes per second, summed over all ring directions.
-        0 for devices sold without NVLink or a dedicated interconnect.
+        This is 0 for devices sold without NVLink or another dedicated interconnect.
     """
 
     kinds: str
@@ -52,12 +52,12 @@ ACCELERATORS = {
 
 
 def peak_rate(kind: str, dtype: str) -> tuple[float, str]:
-    """Return the peak matrix product rate for this process's first device.
+    """Return the peak matrix multiplication rate of this process's first device.
 
     Args:
       kind: The device's `device_kind`.
-      dtype: The network's dtype. The data sheet is only used for bfloat16, because its rates for other dtypes can require
-        modes that JAX does not use. The rate is measured for other dtypes, and for devices missing from `ACCELERATORS`.
+      dtype: The network's dtype. The data sheet is used only for bfloat16, because its rates for other dtypes can require
+        modes that JAX does not use. Other dtypes, and devices missing from `ACCELERATORS`, are measured instead.
 
     Returns:
       The rate in FLOP/s, and its source: "its data sheet" or "measured".
@@ -69,7 +69,7 @@ def peak_rate(kind: str, dtype: str) -> tuple[float, str]:
 
 
 def mesh_peak_rate(mesh: Mesh, dtype: str) -> tuple[float, str]:
-    """Return the combined `peak_rate` of all devices in a mesh, and its source.
+    """Return the total peak rate of the devices in a mesh, and its source (see `peak_rate`).
 
     A process's CPU devices count as a single device, because they share the same cores.
     """
@@ -81,7 +81,7 @@ def mesh_peak_rate(mesh: Mesh, dtype: str) -> tuple[float, str]:
 
 @functools.cache
 def matmul_rate(dtype: str) -> float:
-    """Measure how fast this process's first device multiplies large matrices, in FLOP/s. Takes about half a second."""
+    """Measure how fast this process's first device multiplies large matrices, in FLOP/s. This takes about half a second."""
     size = 1024 if jax.default_backend() == "cpu" else 8192
     multiply = jax.jit(lambda x: x @ x)
     return 2 * size**3 / _median_seconds(multiply, jnp.full((size, size), 1 / size, dtype))
@@ -89,12 +89,12 @@ def matmul_rate(dtype: str) -> float:
 
 @functools.cache
 def copy_rate() -> float:
-    """Measure the memory bandwidth of this process's first device with a large copy. Takes about half a second.
+    """Measure the memory bandwidth of this process's first device by copying a large array. This takes about half a second.
 
     Returns:
       The bandwidth in bytes per second, counting both reads and writes.
     """
-    # Update the array in place, because on a CPU, the operating system would first fill a new array's pages with zeros.
+    # Update the array in place: on a CPU, the operating system would zero the pages of a new array first.
     add = jax.jit(lambda x: x + 1, donate_argnums=0)
     numbers = jnp.zeros(GIB // 16, jnp.float32)
     size = numbers.nbytes
@@ -105,7 +105,7 @@ def memory_limit(device: jax.Device) -> float | None:
     """Return the memory available to a program on the device, in bytes.
 
     Returns:
-      The accelerator's limit or, for a CPU, the machine's physical memory. None if the limit is unknown.
+      The accelerator's limit, the machine's physical memory for a CPU, or None if the limit is unknown.
     """
     if device.platform == "cpu":
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) if hasattr(os, "sysconf") else None

@@ -1,4 +1,4 @@
-"""Reduce compilation costs with a persistent cache, compiler options, and the release of freed memory."""
+"""Make compilation cheaper: cache programs on disk, set compiler options, and return freed memory to the operating system."""
 
 import contextlib
 import ctypes
@@ -18,23 +18,23 @@ MAX_BYTES = 1 << 30  # maximum total size of the cached programs
 
 
 def enable_compilation_cache() -> None:
-    """Let JAX store compiled programs in `cache_folder`, for reuse by later processes.
+    """Let JAX store compiled programs in `cache_folder`, so that later processes can reuse them.
 
     This changes JAX's global configuration, so only entry points should call it. It does nothing in these cases:
 
-    - The user chose a folder with `JAX_COMPILATION_CACHE_DIR` ("" means no folder).
+    - The user set `JAX_COMPILATION_CACHE_DIR` to a folder, or to "" for no folder.
     - The user disabled the cache with `JAX_ENABLE_COMPILATION_CACHE=0`.
     - The run has several processes.
-    - The folder cannot be written.
+    - The folder is not writable.
     """
     # In a multi-process run, JAX lets only the first process write to the cache. On CPUs or with separate disks, only that
-    # process would find its program again. On GPUs, XLA distributes autotuning over all processes, so the other processes
-    # would compile and wait for the first one, which does not compile.
-    config: Any = jax.config  # JAX defines these options at run time, so mypy does not know them
+    # process would find its program in the cache later. On GPUs, XLA distributes autotuning over all processes, so the other
+    # processes would compile and then wait for the first one, which has nothing to compile.
+    config: Any = jax.config  # JAX defines these options at run time, so mypy cannot see them
     is_set_by_user = config.jax_compilation_cache_dir is not None or not config.jax_enable_compilation_cache
     if is_set_by_user or jax.distributed.is_initialized():
         return
-    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: the user has no home directory
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError means that the user has no home directory
         folder = cache_folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -43,23 +43,23 @@ def enable_compilation_cache() -> None:
 
 
 def cache_folder() -> pathlib.Path:
-    """Return the folder for compiled programs, a subfolder of the user's cache specific to the thread count.
+    """Return the folder for compiled programs. The user's cache contains one such folder per thread count.
 
     Raises:
       RuntimeError: The user has no home directory.
     """
     # JAX's cache key covers the program, its options, XLA_FLAGS, the versions, the devices and the CPU instruction set, so
-    # different machines can share a home directory. However, the key omits the thread count, which XLA compiles into CPU loops.
-    # Each thread count therefore gets a separate folder.
+    # different machines can share a home directory. However, the key omits the thread count, which XLA hard-codes into CPU
+    # loops, so each thread count gets a separate folder.
     threads = os.environ.get("PJRT_NPROC") or os.environ.get("NPROC") or usable_cores()
     return platformdirs.user_cache_path("deeplab_jax", appauthor=False, opinion=False) / "xla" / f"{threads}-threads"
 
 
 def delete_least_recently_used(folder: pathlib.Path, max_bytes: int) -> None:
-    """Delete the least recently used files in `folder` until the rest fit into `max_bytes`.
+    """Delete the least recently used files in `folder` until the total size is at most `max_bytes`.
 
-    JAX's own size limit is not used, because it stores a second file next to each program. If a process dies between writing
-    the two files, the cache accepts no more programs.
+    JAX's own size limit is not used, because it requires a second file next to each program. If a process dies after writing
+    only one of the two, the cache accepts no more programs.
     """
     files = [(path, path.stat()) for path in folder.rglob("*") if path.is_file()]
     total = 0
@@ -70,28 +70,28 @@ def delete_least_recently_used(folder: pathlib.Path, max_bytes: int) -> None:
 
 
 def quick_options(platform: str) -> dict[str, int]:
-    """Return fast-compiling `compiler_options` for `jax.jit`, meant for programs that run only once.
+    """Return `compiler_options` for `jax.jit` that speed up compilation, for programs that run only once.
 
-    The results stay the same to the last bit. On CPUs, LLVM's highest optimization level takes most of the compile time
-    without changing the arithmetic, so a lower level is used. Level 0 would change the arithmetic, because it does not fuse
-    multiplications with additions. A level set in XLA_FLAGS takes precedence.
+    The results are bit-identical to those with the default options. On CPUs, LLVM's highest optimization level takes most of
+    the compile time without changing the arithmetic, so a lower level is used. Level 0 would change the arithmetic, because
+    it does not fuse multiplications with additions. A level set in XLA_FLAGS takes precedence.
 
     Args:
-      platform: The platform of the devices, such as "cpu" or "gpu".
+      platform: The device platform, such as "cpu" or "gpu".
     """
     return _drop_user_options({"xla_backend_optimization_level": 2} if platform == "cpu" else {})
 
 
 def lean_options(platform: str) -> dict[str, str]:
-    """Return memory-saving `compiler_options` for `jax.jit`, meant for large programs.
+    """Return `compiler_options` for `jax.jit` that save memory, for large programs.
 
     Only CPU programs are affected. XLA's default schedule runs independent operations in parallel and holds all of their
-    results, so training takes a quarter more memory at the same speed. By default, XLA also removes optimization barriers
-    before it merges common subexpressions, and would then hold slices and tiles from the forward pass until the backward pass
-    (benchmarks/NOTES.md). Options set in XLA_FLAGS take precedence.
+    results, so training takes a quarter more memory and is no faster. By default, XLA also removes optimization barriers
+    before merging common subexpressions, so slices and tiles from the forward pass would stay in memory until the backward
+    pass (benchmarks/NOTES.md). Options set in XLA_FLAGS take precedence.
 
     Args:
-      platform: The platform of the devices, such as "cpu" or "gpu".
+      platform: The device platform, such as "cpu" or "gpu".
     """
     options = {
         "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
@@ -101,12 +101,12 @@ def lean_options(platform: str) -> dict[str, str]:
 
 
 def _drop_user_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Return `options` without those already set in XLA_FLAGS."""
+    """Return `options` without those that the user has set in XLA_FLAGS."""
     return {name: value for name, value in options.items() if name not in os.environ.get("XLA_FLAGS", "")}
 
 
 class Programs:
-    """An in-memory cache of compiled programs. A large network's program takes 100 MB or more.
+    """An in-memory cache for compiled programs. A program for a large network takes 100 MB or more.
 
     Args:
       limit: The maximum number of programs to keep. When it is exceeded, the least recently used program is dropped.
@@ -117,7 +117,7 @@ class Programs:
         self._programs: dict[Any, Any] = {}
 
     def get(self, key: Any, compile_it: Callable[[], Any]) -> Any:
-        """Return the program for `key`, compiling it with `compile_it` if it is not in the cache."""
+        """Return the program for `key`. If it is not in the cache, compile it by calling `compile_it`."""
         self._programs[key] = self._programs.pop(key, None) or compile_it()
         if len(self._programs) > self._limit:
             del self._programs[next(iter(self._programs))]
@@ -125,17 +125,17 @@ class Programs:
 
 
 def compile_program(jitted: Any, *args: Any, **kwargs: Any) -> Any:
-    """Compile `jitted` for these arguments, then release the compiler's freed memory to the operating system."""
-    trim_memory()  # otherwise, memory freed after reading the weights would add to the compiler's peak
+    """Compile `jitted` for these arguments, then return the compiler's freed memory to the operating system."""
+    trim_memory()  # otherwise, memory freed after reading the weights would add to the compiler's peak memory
     program = jitted.lower(*args, **kwargs).compile()
     trim_memory()
     return program
 
 
 def trim_memory() -> None:
-    """Release freed memory still held by glibc to the operating system.
+    """Return freed memory that glibc still holds to the operating system.
 
-    After compiling a training step, this is hundreds of MB. With other C libraries, this function does nothing.
+    Compiling a training step leaves hundreds of MB of freed memory. With other C libraries, this function does nothing.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:

@@ -22,19 +22,19 @@ from deeplab_jax.errors import ConfigError, DeeplabError, HostError, one_line
 from deeplab_jax.runtime.compilation import compile_program
 from deeplab_jax.runtime.launchers import ProcessSpec, find_process_spec, parse_address
 
-LOST_EXIT_CODE = 3  # exit code used when another process has stalled or ended
-HEARTBEAT_SECONDS = 60  # JAX considers a process dead after this time without a heartbeat
-EXIT_DELAY_SECONDS = 1.0  # delay after an error, so that the other processes can print theirs first
+LOST_EXIT_CODE = 3  # exit code for a run in which another process has stalled or ended
+HEARTBEAT_SECONDS = 60  # JAX considers a process dead after this long without a heartbeat
+EXIT_DELAY_SECONDS = 1.0  # delay before exiting on an error, so that the other processes can print theirs
 
 
 def start(coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: int = 300) -> None:
     """Connect this process to the others in the run. Call this before any other use of JAX.
 
-    In a single-process run, this does nothing. Without flags, the launcher's environment variables are used. Supported
-    launchers are Open MPI, SLURM's srun, TPU pods and, if the `kubernetes` package is installed, indexed Kubernetes Jobs.
+    In a single-process run, this does nothing. If no flags are given, the launcher's environment variables are used. The
+    supported launchers are Open MPI, SLURM's srun, TPU pods and, with the `kubernetes` package, indexed Kubernetes Jobs.
 
-    If the processes do not find each other in time, each prints one line and exits with code 2. No exception can be raised
-    in this case, because JAX would abort the process.
+    If the processes do not find each other in time, each prints one line and exits with code 2. Raising an exception is not
+    possible here, because JAX would abort the process.
 
     Args:
       coordinator: The HOST:PORT address that process 0 listens on.
@@ -50,7 +50,7 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
         return
     if spec.coordinator and spec.process_id == 0:
         _require_free_port(spec.coordinator)
-    # JAX's preemption service would intercept SIGTERM, which must end the program or, in training, save and stop.
+    # JAX's preemption service would intercept SIGTERM, which must end the program or, during training, save and stop.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         with _without_proxies(), _deadline(timeout, functools.partial(_explain_timeout, spec, timeout)):
@@ -58,12 +58,12 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
                 spec.coordinator,
                 spec.num_processes,
                 spec.process_id,
-                initialization_timeout=timeout + 60,  # later than our own deadline, whose message is easier to read
+                initialization_timeout=timeout + 60,  # later than our own deadline, which gives a more readable message
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             )
     except (RuntimeError, OSError, ImportError, ValueError) as error:
         if isinstance(error, ValueError) and spec.num_processes is None:
-            return  # JAX found no TPU pod, so this is a single TPU host
+            return  # JAX did not find a TPU pod, so this is a single TPU host
         raise ConfigError(
             f"The processes of the run cannot find each other ({one_line(error)}). "
             "Set --coordinator, --num_processes and --process_id."
@@ -94,7 +94,7 @@ def _require_free_port(coordinator: str) -> None:
 
 @contextlib.contextmanager
 def _without_proxies() -> Iterator[None]:
-    """Hide proxy environment variables inside the block, so that gRPC connects to the run's hosts directly."""
+    """Hide the proxy environment variables inside the block, so that gRPC connects to the other hosts directly."""
     hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.lower().endswith("_proxy")}
     try:
         yield
@@ -104,7 +104,7 @@ def _without_proxies() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _deadline(seconds: float, explain: Callable[[], str]) -> Iterator[None]:
-    """Exit with code 2 if the block takes longer than `seconds`, after printing the message returned by `explain`."""
+    """If the block takes longer than `seconds`, print the message returned by `explain` and exit with code 2."""
     timer = threading.Timer(seconds, lambda: _print_and_exit(f"error: {explain()}", 2))
     timer.daemon = True
     timer.start()
@@ -139,10 +139,10 @@ def _explain_timeout(spec: ProcessSpec, timeout: int) -> str:
 
 
 def _require_same_device_counts() -> None:
-    # On first use, JAX initialises the devices and waits for every process. Do this here, because all processes get here.
+    # On first use, JAX initialises the devices and waits for every process. Trigger this here, where every process arrives.
     try:
         devices = jax.devices()
-    # JAX raises several error types here. Exit directly, because `exit_process` would initialise the devices again.
+    # JAX can raise various errors here. Exit directly, because `exit_process` would try to initialise the devices again.
     except Exception as error:
         _print_and_exit(
             f"error: JAX found no devices for this process ({one_line(error)}). Check which devices JAX can use on this host.",
@@ -158,7 +158,7 @@ def _require_same_device_counts() -> None:
 
 
 def gather(array: Any) -> np.ndarray:
-    """Collect an array from each process, on every process. All processes must call this.
+    """Gather one array per process onto all processes. All processes must call this.
 
     Args:
       array: A small array. Its shape and dtype must be the same on every process.
@@ -169,7 +169,7 @@ def gather(array: Any) -> np.ndarray:
     array = np.asarray(array)
     if _is_alone():
         return array[None]
-    # Send the raw bytes, because JAX would convert 64-bit values to 32 bits.
+    # Send raw bytes, because JAX would truncate 64-bit values to 32 bits.
     rows = multihost_utils.process_allgather(np.frombuffer(array.tobytes(), np.uint8))
     return np.frombuffer(rows.tobytes(), array.dtype).reshape(len(rows), *array.shape)
 
@@ -193,8 +193,8 @@ def barrier(name: str) -> None:
 def compile_together(jitted: Any, *args: Any, **kwargs: Any) -> Any:
     """Compile `jitted` for these arguments, and wait until every process has done so. All processes must call this.
 
-    Without the wait, CPU runs could fail, because some processes take longer to compile than others, and Gloo gives up if
-    the processes do not make contact within 30 s.
+    Some processes take longer to compile than others, and Gloo gives up if the processes do not make contact within 30 s, so
+    CPU runs might fail without the wait.
     """
     program = compile_program(jitted, *args, **kwargs)
     barrier("compiled")
@@ -208,8 +208,8 @@ def require_same(**facts: Any) -> None:
       **facts: The JSON-serialisable values to compare. Dicts are compared field by field.
 
     Raises:
-      ConfigError: The values differ. The error is raised on every process. It names a process that differs from process 0,
-        and the differing fields, such as `config.optim.lr`.
+      ConfigError: The values differ. Every process raises this error. The message names a process that differs from process 0,
+        and the fields that differ, such as `config.optim.lr`.
     """
     if _is_alone():
         return
@@ -220,7 +220,7 @@ def require_same(**facts: Any) -> None:
 
 
 def _flatten(tree: Any, name: str = "") -> dict[str, str]:
-    """Flatten a nested dict, and encode its values as JSON. {"a": {"b": 1}} becomes {"a.b": "1"}."""
+    """Flatten a nested dict and encode its values as JSON, so {"a": {"b": 1}} becomes {"a.b": "1"}."""
     if not isinstance(tree, dict) or not tree:
         return {name: json.dumps(tree)}
     fields = (_flatten(value, f"{name}.{key}" if name else str(key)) for key, value in tree.items())
@@ -234,7 +234,7 @@ def _gather_bytes(text: bytes) -> list[bytes]:
 
 
 def _describe_difference(tables: list[dict[str, str]], shown: int = 3) -> str:
-    """Return an error message listing up to `shown` differences between table 0 and the first table that differs from it."""
+    """Return an error message that lists up to `shown` differences between table 0 and the first table that differs."""
     process, other = next((i, table) for i, table in enumerate(tables) if table != tables[0])
     names = sorted(name for name in tables[0].keys() | other.keys() if tables[0].get(name) != other.get(name))
     parts = [
@@ -256,11 +256,11 @@ def _shorten(value: str | None) -> str:
 class Watchdog:
     """Ends this process if a step takes too long, because a collective waiting for a lost process cannot be cancelled.
 
-    The watchdog has no effect in a single-process run. It starts counting at the first beat, because programs are compiled
-    before that. It counts its own thread's ticks instead of the elapsed time, so that a process can be paused and resumed.
+    The watchdog has no effect in a single-process run. It starts counting at the first beat, because compilation happens
+    before that. It counts its own thread's ticks rather than elapsed time, so that a process can be paused and resumed.
 
     Args:
-      seconds: How long to wait for the next beat before printing one line and exiting with code 3. 0 means forever.
+      seconds: How long to wait for the next beat before printing one line and exiting with code 3. If 0, wait forever.
     """
 
     def __init__(self, seconds: int) -> None:
@@ -283,7 +283,7 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._leaving.wait(1.0):
             self._idle += self._beaten
-            if self._idle > self._seconds:  # not >=, because the first tick can come right after the beat
+            if self._idle > self._seconds:  # not >=, because the first tick can come immediately after the beat
                 _print_and_exit(self._message(), LOST_EXIT_CODE)
 
     def _message(self) -> str:
@@ -296,7 +296,7 @@ class Watchdog:
 
 
 def as_host_error(error: BaseException) -> HostError | None:
-    """Convert an error caused by losing another process into a HostError.
+    """Convert an error caused by the loss of another process to a HostError.
 
     Returns:
       The HostError to show instead of `error`, or None if `error` has a different cause.
@@ -316,8 +316,8 @@ def as_host_error(error: BaseException) -> HostError | None:
 def exit_on_error() -> Iterator[None]:
     """Exit this process if the block raises an error. Use this context manager around the main program.
 
-    In a multi-process run, an error must end the process soon, because the others might be waiting for it. The exit code is
-    2 for a user error, 3 for a lost process, 130 for Ctrl-C, and 1 for a bug, whose traceback is also printed. In a
+    In a multi-process run, an error must end the process promptly, because the others might be waiting for it. The exit code
+    is 2 for a user error, 3 for a lost process, 130 for Ctrl-C, and 1 for a bug, whose traceback is also printed. In a
     single-process run, errors propagate to the caller.
     """
     try:
@@ -346,14 +346,14 @@ def _report(error: BaseException) -> int:
 def exit_process(code: int) -> NoReturn:
     """Exit this process after an error.
 
-    In a multi-process run, JAX's shutdown is skipped, because it would wait for the others while they wait for this process.
+    In a multi-process run, skip JAX's shutdown, because it would wait for the others while they wait for this process.
     """
     if _is_alone():
         sys.exit(code)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    # Give the other processes time to print the same error. Process 0 exits last, because it runs the coordinator, and JAX
-    # aborts the other processes when the coordinator is gone.
+    # Give the other processes time to print the same error. Process 0 must exit last: it runs the coordinator, and JAX aborts
+    # the other processes once the coordinator is gone.
     time.sleep(EXIT_DELAY_SECONDS * (2 if jax.process_index() == 0 else 1))
     os._exit(code)
 
@@ -365,7 +365,7 @@ def _is_alone() -> bool:
 
 def _print_and_exit(line: str, code: int) -> NoReturn:
     try:
-        sys.stderr.write(f"{line}\n")  # a single write, because launchers interleave process output
+        sys.stderr.write(f"{line}\n")  # a single write, because launchers interleave the output of different processes
         sys.stderr.flush()
     finally:
         os._exit(code)

@@ -13,13 +13,13 @@ from deeplab_jax.errors import ConfigError
 
 
 class Launcher(NamedTuple):
-    """A program that starts a run's processes, and the environment variables it sets for them.
+    """A program that starts a run's processes and sets environment variables for them.
 
     Attributes:
-      name: The launcher name, for messages.
+      name: The launcher name to use in messages.
       size: The variable holding the number of processes.
       rank: The variable holding this process's index.
-      address: The variables JAX uses to derive process 0's address. Empty if JAX cannot derive it.
+      address: The variables from which JAX derives process 0's address, or () if JAX cannot derive it.
     """
 
     name: str
@@ -29,15 +29,15 @@ class Launcher(NamedTuple):
 
 
 LAUNCHERS = (
-    # Open MPI 5 no longer sets the first variable of `address`.
+    # Open MPI 5 no longer sets the first `address` variable.
     Launcher(
         "Open MPI",
         "OMPI_COMM_WORLD_SIZE",
         "OMPI_COMM_WORLD_RANK",
         ("OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_LOCAL_RANK"),
     ),
-    # SLURM_STEP_NUM_TASKS counts the tasks in the job step. SLURM_NTASKS counts those in the full job, which is wrong inside
-    # a salloc shell, where a single process runs.
+    # SLURM_STEP_NUM_TASKS counts the tasks in the job step, whereas SLURM_NTASKS counts those in the entire job. The latter
+    # is wrong in a salloc shell, which runs a single process.
     Launcher(
         "SLURM",
         "SLURM_STEP_NUM_TASKS",
@@ -50,13 +50,13 @@ LAUNCHERS = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ProcessSpec:
-    """The arguments for joining a run. JAX detects those that are None.
+    """The arguments for joining a run. JAX detects the values of those that are None.
 
     Attributes:
       coordinator: The HOST:PORT address that process 0 listens on.
       num_processes: The number of processes in the run.
       process_id: This process's index, from 0.
-      all_devices: Whether the process uses all visible GPUs, rather than only the GPU matching its rank on the host.
+      all_devices: Whether the process uses all visible GPUs, not just the one that matches its rank on the host.
     """
 
     coordinator: str | None = None
@@ -68,10 +68,10 @@ class ProcessSpec:
 def find_process_spec(
     coordinator: str | None, num_processes: int | None, process_id: int | None, environ: Mapping[str, str]
 ) -> ProcessSpec | None:
-    """Determine how this process joins its run, from the flags or, without flags, the launcher's environment variables.
+    """Determine how this process joins its run. If no flags are given, use the launcher's environment variables.
 
     Args:
-      coordinator: The value of `--coordinator`. If this is the only flag, it replaces the address that JAX would derive from
+      coordinator: The value of `--coordinator`. If no other flag is given, it overrides the address that JAX would derive from
         the launcher's variables.
       num_processes: The value of `--num_processes`.
       process_id: The value of `--process_id`.
@@ -140,17 +140,17 @@ def parse_address(coordinator: str) -> tuple[str, int]:
 
 
 def _has_own_devices(environ: Mapping[str, str]) -> bool:
-    """Return whether this process shares its visible GPUs with no other process in the run.
+    """Return whether this process has its visible GPUs to itself, rather than sharing them with other processes in the run.
 
-    If so, the process must use all of them. By default, JAX would only use the GPU whose index is the process's local rank,
-    which leaves GPUs idle if there is one process per host. If the launcher shows each process a single GPU, JAX's default
-    fails, because a process with local rank 1 would look for a second GPU.
+    If so, the process must use all of them. By default, JAX would use only the GPU whose index is the process's local rank.
+    With one process per host, this would leave GPUs idle. With a launcher that shows each process a single GPU, it would
+    fail, because a process with local rank 1 would look for a second GPU.
     """
     if "," not in environ.get("CUDA_VISIBLE_DEVICES", ","):
         return True
     if "OMPI_COMM_WORLD_LOCAL_SIZE" in environ:
         return environ["OMPI_COMM_WORLD_LOCAL_SIZE"] == "1"
-    # For example, "1(x2),1" means 1 task on each of two nodes, then 1 task on the next node.
+    # For example, "1(x2),1" means one task on each of the first two nodes and one on the third.
     tasks = environ.get("SLURM_STEP_TASKS_PER_NODE", "")
     return all(re.fullmatch(r"1(\(x\d+\))?", part) for part in tasks.split(","))
 
@@ -158,7 +158,7 @@ def _has_own_devices(environ: Mapping[str, str]) -> bool:
 def _is_on_tpu_pod(environ: Mapping[str, str]) -> bool:
     """Return whether this host might be part of a TPU pod.
 
-    On Google Cloud, only the metadata server can tell for certain. JAX queries that server later.
+    On Google Cloud, only the metadata server knows for certain. JAX queries it later.
     """
     if "tpu" not in environ.get("JAX_PLATFORMS", "tpu").split(","):
         return False

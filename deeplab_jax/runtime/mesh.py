@@ -1,4 +1,4 @@
-"""Build the device mesh, define array shardings, and move batches from the host to the devices."""
+"""Build the device mesh, define array shardings, and copy batches from the host to the devices."""
 
 import collections
 import itertools
@@ -21,13 +21,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] = ()) -> Mesh:
 
     Args:
       config: The size of each axis.
-      devices: The devices from all processes. () selects those on JAX's default platform.
+      devices: The devices of all processes. If empty, use those on JAX's default platform.
 
     Raises:
-      ConfigError: The mesh needs more devices than exist, or `config.spatial` is not a divisor of the device count. With
-        several processes, this is also raised if devices would stay unused or two processes would share an image.
+      ConfigError: The mesh needs more devices than there are, or `config.spatial` does not divide the device count. In a
+        multi-process run, this is also raised if devices would be left unused or two processes would share an image.
     """
-    # Sort by process: a process's batch rows must be contiguous, but a TPU slice interleaves device ids across hosts.
+    # Sort by process, because each process's batch rows must be contiguous, but TPU slices interleave device ids across hosts.
     devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
     if not config.data and len(devices) % config.spatial:
         raise ConfigError(
@@ -56,13 +56,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] = ()) -> Mesh:
 
 
 def check_batch(batch_size: int, mesh: Mesh, field: str, micro_batches: int = 1) -> None:
-    """Check that a batch can be split evenly over the "data" axis of the mesh.
+    """Check that a batch can be split evenly over the mesh's "data" axis.
 
     Args:
       batch_size: The global batch size.
       mesh: The device mesh.
       field: The name of the batch size field in the config, for the error message.
-      micro_batches: The number of micro-batches. Each of them must be split evenly.
+      micro_batches: The number of micro-batches. Each one must also split evenly.
 
     Raises:
       ConfigError: The batch cannot be split evenly. The message suggests the nearest valid sizes.
@@ -79,12 +79,12 @@ def check_batch(batch_size: int, mesh: Mesh, field: str, micro_batches: int = 1)
 
 
 def replicated_sharding(mesh: Mesh) -> NamedSharding:
-    """Return the sharding for arrays copied in full to every device, such as parameters and optimizer state."""
+    """Return the sharding for arrays replicated on every device, such as parameters and optimizer state."""
     return NamedSharding(mesh, P())
 
 
 def batch_shardings(mesh: Mesh, batch: Iterable[str]) -> dict[str, NamedSharding]:
-    """Return a dict mapping each entry name in `batch` to its sharding.
+    """Return a dict that maps each entry name in `batch` to its sharding.
 
     The batch dimension is split over the "data" axis. Image and label rows are split over the "spatial" axis.
     """
@@ -93,13 +93,13 @@ def batch_shardings(mesh: Mesh, batch: Iterable[str]) -> dict[str, NamedSharding
 
 
 def place(batch: dict[str, np.ndarray], mesh: Mesh, row_unit: int) -> dict[str, jax.Array]:
-    """Put this process's part of a global batch on its devices, except for the `HOST_ONLY` entries.
+    """Copy this process's part of a global batch to its devices, except for the `HOST_ONLY` entries.
 
     Args:
       batch: This process's batch entries, as NumPy arrays.
       mesh: The device mesh.
       row_unit: The network's output stride. Image and label rows are split over the "spatial" axis, and padded at the bottom
-        so that each device gets a multiple of `row_unit` rows. With 0, the rows are not split.
+        so that each device gets a multiple of `row_unit` rows. If 0, the rows are not split.
     """
     shardings = batch_shardings(mesh, [name for name in batch if name not in HOST_ONLY])
     if not row_unit:
@@ -110,7 +110,7 @@ def place(batch: dict[str, np.ndarray], mesh: Mesh, row_unit: int) -> dict[str, 
 
 
 def _pad_rows(x: np.ndarray, mesh: Mesh, row_unit: int) -> np.ndarray:
-    """Pad images or labels at the bottom. Labels are padded with the ignore label, and image padding is never read."""
+    """Pad images or labels at the bottom. Labels are padded with the ignore label. The padded image rows are never read."""
     missing = padded_height(x.shape[1], mesh.shape["spatial"], row_unit) - x.shape[1]
     return np.pad(x, ((0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)), constant_values=IGNORE) if missing else x
 
@@ -122,7 +122,7 @@ def padded_height(height: int, devices: int, row_unit: int) -> int:
 
 
 def local_rows(x: jax.Array) -> np.ndarray:
-    """Copy this process's rows of a sharded batch to the host. Only the first axis of `x` can be sharded."""
+    """Copy this process's rows of a sharded array to the host. Only the first axis of `x` can be sharded."""
     shards = {shard.index[0].start or 0: shard for shard in x.addressable_shards}
     return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])
 
@@ -136,7 +136,7 @@ def prefetch(
       batches: This process's batches, on the host.
       mesh: The device mesh.
       row_unit: See `place`.
-      ahead: The number of batches to put on the devices before yielding the first one.
+      ahead: The number of batches to copy to the devices before yielding the first one.
 
     Yields:
       Pairs of a host batch and the same batch on the devices.

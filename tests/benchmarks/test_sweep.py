@@ -11,14 +11,14 @@ import sweep
 
 from deeplab_jax.config import digest_of, to_dict
 
-# ml_collections loads config files through a deprecated API.
+# ml_collections uses a deprecated API to load config files.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 STUDY = 'RECIPE = "configs/camvid_r18.py"\nROWS = {"base": "", "b4": "--config.data.batch_size=4", "other": ""}\n'
 
 
 def write_log(workdir, miou, *, steps=20, end=20, seconds=(9.0, 3.0, 3.0)):
-    """Write the receipt and metrics log for a run with slow first steps."""
+    """Write the receipt and metrics log of a run whose first steps were slow."""
     every = steps // max(1, len(seconds))
     rows = [{"step": (i + 1) * every, "kind": "train", "seconds_per_step": s} for i, s in enumerate(seconds)]
     rows.append({"step": steps, "kind": "eval", "miou": miou, "pixel_accuracy": 0.8})
@@ -28,9 +28,9 @@ def write_log(workdir, miou, *, steps=20, end=20, seconds=(9.0, 3.0, 3.0)):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Replace train.py, and return the list of commands run.
+    """Replace train.py with a stand-in, and return a list that records its commands.
 
-    Each command writes a finished run's log, with an mIoU that depends on the batch size and seed.
+    Each command writes the log of a finished run, whose mIoU depends on the batch size and seed.
     """
     commands = []
 
@@ -134,7 +134,8 @@ def test_a_training_that_fails_ends_the_study(monkeypatch, tmp_path):
 
 
 def test_an_interrupted_training_can_still_save(monkeypatch, tmp_path):
-    # Ctrl-C in a terminal interrupts both processes. This program sends both signals once its own handler is installed.
+    # Ctrl-C in a terminal interrupts both processes. This program imitates that by sending both signals, after it has installed
+    # its own handler.
     program = """
 import os, signal, time
 signal.signal(signal.SIGINT, lambda *_: print("stopping", flush=True))

@@ -1,4 +1,4 @@
-"""Tests for the demo's functions, and for its page in a headless browser."""
+"""Tests for the demo's functions and, in a headless browser, for its page."""
 
 import io
 import os
@@ -74,7 +74,7 @@ def address(stored_run, tmp_path_factory):
         yield line.split()[0]
         process.terminate()
         process.wait(60)
-    assert [path for path in temporary.rglob("*") if path.is_file()] == []  # no upload is left behind
+    assert [path for path in temporary.rglob("*") if path.is_file()] == []  # no uploads are left behind
 
 
 def test_the_demo_page_works_in_a_browser(chromium, address, street_scenes, tmp_path):
@@ -95,7 +95,7 @@ def test_the_demo_page_works_in_a_browser(chromium, address, street_scenes, tmp_
     assert not np.array_equal(half_opaque, overlay_pixels(tab))
     tab.screenshot(path=tmp_path / "demo.png")
     assert read_pixels(tmp_path / "demo.png").shape[:2] == (900, 1200)
-    assert [url for url in requests if not url.startswith((address, "data:", "blob:"))] == []  # no other host is contacted
+    assert [url for url in requests if not url.startswith((address, "data:", "blob:"))] == []  # the page contacts no other host
     tab.close()
 
 

@@ -15,7 +15,7 @@ IGNORED = 255
 
 
 def evaluated_image(index, label, prediction):
-    """Return an evaluated image with a single pixel row."""
+    """Return an evaluated image that is one pixel high."""
     label, prediction = np.array([label], np.uint8), np.array([prediction], np.uint8)
     return EvaluatedImage(index, np.full((*label.shape, 3), 100, np.uint8), prediction, label)
 
@@ -23,7 +23,7 @@ def evaluated_image(index, label, prediction):
 def test_only_the_requested_number_of_images_is_kept_worst_first():
     worst = WorstImages(["right", "half", "ignored", "wrong", "as wrong"], LABELS, 3)
     worst.add(evaluated_image(0, [0, 1], [0, 1]))
-    worst.add(evaluated_image(1, [0, 1], [0, 0]))  # the class IoUs are 1/2 and 0
+    worst.add(evaluated_image(1, [0, 1], [0, 0]))  # the two classes have IoUs of 1/2 and 0
     worst.add(evaluated_image(2, [IGNORED, IGNORED], [0, 1]))
     worst.add(evaluated_image(3, [0, 1], [1, 0]))
     worst.add(evaluated_image(4, [0, 1], [2, 2]))

@@ -13,7 +13,7 @@ from deeplab_jax.config import Config, DataConfig, LossConfig, MeshConfig, Model
 from deeplab_jax.plan.memory import estimate, suggest_savings
 from deeplab_jax.train.begin import abstract_state, set_up
 
-# ml_collections loads recipes through a deprecated API.
+# ml_collections uses a deprecated API to load recipes.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 RECIPE = """
@@ -80,7 +80,7 @@ def test_a_run_that_does_not_fit_gets_suggestions(monkeypatch, capsys):
         "model.remat='(1,2,3,4)'",
         "mesh.spatial=2",
     ]
-    # The step takes 107 TFLOPs, at half the peak rate of 197 TFLOP/s.
+    # The step needs 107 TFLOPs and runs at half the peak rate of 197 TFLOP/s.
     assert "at 50% of the peak rate: 1.09 s per step" in output
 
 
@@ -105,7 +105,7 @@ def test_user_errors_print_one_line(words, message, recipe, monkeypatch, capsys)
     assert re.fullmatch(f"error: {message}.*\n", output), output
 
 
-# mmsegmentation reports 6.1 and 9.6 GB for float32 training with two images per GPU.
+# mmsegmentation reports a memory use of 6.1 and 9.6 GB for float32 training with two images per GPU.
 @pytest.mark.parametrize(("backbone", "gigabytes"), [("resnet50", 6.1), ("resnet101", 9.6)])
 def test_the_estimate_is_close_to_the_memory_use_of_pytorch(backbone, gigabytes):
     model = ModelConfig(backbone=backbone, stem="3x3", output_stride=8, aspp_width=512, fusion="3x3", aux_head=True)

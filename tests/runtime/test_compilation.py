@@ -25,7 +25,7 @@ print(jax.jit(lambda x: jnp.tanh(x @ x).sum())(jnp.arange(64.0).reshape(8, 8) / 
 
 @pytest.fixture
 def user_cache(monkeypatch, tmp_path):
-    """Unset JAX's cache folder, and return a temporary folder that replaces the user's cache."""
+    """Unset JAX's cache folder, replace the user's cache folder with a temporary one, and return it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     configured = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)
@@ -87,12 +87,12 @@ def test_a_cache_folder_that_cannot_be_written_is_not_an_error(user_cache, monke
     def deny(dir):
         raise PermissionError(13, "Permission denied", str(dir))
 
-    with monkeypatch.context() as patch:  # file permissions do not stop a test that runs as root
+    with monkeypatch.context() as patch:  # file permissions would not stop a test running as root
         patch.setattr(compilation.tempfile, "TemporaryFile", deny)
         compilation.enable_compilation_cache()
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "")
-    # The user has no entry in the password database.
+    # Pretend that the user has no entry in the password database.
     monkeypatch.setattr("pwd.getpwuid", lambda uid: (_ for _ in ()).throw(KeyError(uid)))
     compilation.enable_compilation_cache()
     assert jax.config.jax_compilation_cache_dir is None
@@ -102,7 +102,7 @@ def test_a_cache_folder_that_cannot_be_written_is_not_an_error(user_cache, monke
     ("system", "name"), [(unix.Unix, ".cache"), (macos.MacOS, "Library/Caches"), (windows.Windows, "AppData/Local")]
 )
 def test_the_cache_folder_follows_the_conventions_of_the_system(system, name, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # the XDG specification ignores relative paths
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # the XDG specification says that relative paths must be ignored
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(windows, "get_win_folder", lambda name: str(tmp_path / "AppData" / "Local"))
     monkeypatch.setattr(platformdirs, "PlatformDirs", system)

@@ -35,7 +35,7 @@ SRUN = {
 }
 POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"}
 
-# The program run by each of two processes. Their values agree at first. Then the values differ, and both processes must exit.
+# Both processes run this program. At first, their values agree. Later, the values differ, and both processes must exit.
 PROGRAM = """
 import json, sys
 import jax
@@ -83,7 +83,7 @@ print("exited", flush=True)
 
 
 def environment(**variables):
-    """Return this process's environment, without variables set by launchers but with `variables` added."""
+    """Return this process's environment, without the launchers' variables and with `variables` added."""
     launcher_prefixes = ("OMPI_", "SLURM_", "PMI_", "PMIX_", "TPU_", "JAX_COORD", "JAX_LOCAL", "CUDA_VISIBLE")
     return {name: value for name, value in os.environ.items() if not name.startswith(launcher_prefixes)} | variables
 
@@ -104,7 +104,7 @@ def start_python(*arguments, **variables):
 
 
 def wait_for(*processes, timeout=90):
-    """Return (exit code, stdout, stderr) for each process. Kill any that exceed the timeout."""
+    """Wait for the processes, and return (exit code, stdout, stderr) for each. Kill any that exceed the timeout."""
     try:
         outputs = [process.communicate(timeout=timeout) for process in processes]
     finally:
@@ -119,7 +119,7 @@ def drop_gloo_lines(output):
 
 @pytest.fixture(scope="module")
 def two_processes():
-    """Run PROGRAM in two processes with two devices each, and with nonexistent proxies in their environment."""
+    """Run PROGRAM in two processes with two devices each. Their environment variables name nonexistent proxies."""
     address = f"localhost:{free_port()}"
     variables = {"JAX_NUM_CPU_DEVICES": "2", "http_proxy": "http://127.0.0.1:9", "grpc_proxy": "http://127.0.0.1:9"}
     return wait_for(*(start_python("-c", PROGRAM, address, 2, i, **variables) for i in range(2)))
@@ -160,7 +160,7 @@ def test_mpirun_is_recognized():
     [(code, output, errors)] = wait_for(process)
     results = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     assert [each["processes"] for each in results] == [2, 2], errors
-    # If two processes share a host, each uses the GPU matching its rank.
+    # When two processes share a host, each uses the GPU that matches its rank.
     assert {each["visible_devices"] for each in results} == {"0", "1"}
     assert errors.count(DIFFERENCE) == 2
     assert code == 2
@@ -174,7 +174,7 @@ def test_srun_is_recognized():
     for code, output, errors in wait_for(*(start_python("-c", PROGRAM, JAX_NUM_CPU_DEVICES="2", **rank) for rank in ranks)):
         result = json.loads(drop_gloo_lines(output)[-1])
         assert result["processes"] == 2
-        assert result["visible_devices"] == "all"  # a single task on a node uses all GPUs of the node
+        assert result["visible_devices"] == "all"  # the only task on a node uses all of the node's GPUs
         assert drop_gloo_lines(errors) == [DIFFERENCE]
         assert code == 2
 
@@ -246,7 +246,7 @@ def test_jax_initialization_errors_become_one_line(monkeypatch):
         (SRUN, ProcessSpec(None, 2, 1, all_devices=True)),
         (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "2"}, ProcessSpec(None, 2, 1, all_devices=False)),
         (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "1,2"}, ProcessSpec(None, 2, 1, all_devices=False)),
-        (SRUN | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, None),  # a salloc shell on a node of the job
+        (SRUN | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, None),  # a salloc shell on one of the job's nodes
         ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, None),  # a batch script
         (SRUN | MPIRUN, ProcessSpec(None, 4, 3, all_devices=False)),  # srun started mpirun's daemons
         ({"JAX_COORDINATOR_ADDRESS": "node1:1"}, None),
@@ -369,7 +369,7 @@ def test_the_watchdog_ignores_the_time_in_which_the_process_is_paused():
     ],
 )
 def test_errors_caused_by_another_process_are_recognized(monkeypatch, error, is_lost):
-    assert hosts.as_host_error(error) is None  # in a run of one process
+    assert hosts.as_host_error(error) is None  # in a single-process run
     monkeypatch.setattr(hosts, "_is_alone", lambda: False)
     host_error = hosts.as_host_error(error)
     assert isinstance(host_error, HostError) == is_lost
