@@ -1,4 +1,4 @@
-"""The Dice loss."""
+"""The multi-class Dice loss."""
 
 import jax
 import jax.numpy as jnp
@@ -14,19 +14,19 @@ def dice(
 ) -> Mean:
     """Return the Dice loss: 1 - 2 sum(p y) / (sum(p) + sum(y)), averaged over classes and then over images.
 
-    p is the softmax and y the one-hot label. The sums run over the pixels of one image that are not ignored. The class mean
-    runs over the classes that appear in the labels of that image. Images without any labelled pixel do not count.
+    Here, p is the softmax and y is the one-hot label. The sums run over one image's non-ignored pixels, and the class mean runs
+    over the classes present in that image's labels. Images without labelled pixels are skipped.
 
-    For a single image that contains all classes, the result equals DiceLoss("multiclass", ignore_index=255) in
-    segmentation_models.pytorch 0.6. That implementation averages over all classes, with loss 0 for absent ones. It also sums
-    over the batch, which makes the loss of an image depend on the other images.
+    For a single image with all classes present, the result equals DiceLoss("multiclass", ignore_index=255) in
+    segmentation_models.pytorch 0.6. Unlike this function, that implementation averages over all classes, with loss 0 for absent
+    ones. It also sums over the batch, so each image's loss depends on the other images.
     """
     valid = (mask & (labels != IGNORE))[..., None]
     probability = jnp.where(valid, jax.nn.softmax(logits), 0.0)
     target = one_hot(labels, logits.shape[-1]) & valid
     pixels = jnp.sum(target, axis=(1, 2))
     overlap = jnp.sum(jnp.where(target, probability, 0.0), axis=(1, 2))
-    # The maximum only changes the denominator of absent classes. For a class that is present, the denominator is at least 1.
+    # The maximum only affects absent classes, because the denominator is at least 1 for every class that is present.
     score = 2 * overlap / jnp.maximum(jnp.sum(probability, axis=(1, 2)) + pixels, 1.0)
     is_present = pixels > 0
     num_present = jnp.sum(is_present, axis=-1)

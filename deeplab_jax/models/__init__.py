@@ -1,4 +1,4 @@
-"""The network as pure Flax Linen modules in NHWC. This package contains no data loading, training or file access."""
+"""The network as pure Flax Linen modules in NHWC. Data loading, training and file access live in other packages."""
 
 from deeplab_jax.models.backbones import BACKBONES
 from deeplab_jax.models.deeplab import DeepLabV3, Outputs, normalize

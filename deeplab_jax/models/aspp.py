@@ -11,7 +11,7 @@ from deeplab_jax.models.layers import BatchNorm, Conv, Dropout, broadcast_like, 
 
 
 class ConvBNReLU(nn.Module):
-    """A convolution without bias, followed by BatchNorm and ReLU."""
+    """A bias-free convolution, followed by BatchNorm and ReLU."""
 
     features: int
     size: int
@@ -31,11 +31,11 @@ class ASPP(nn.Module):
     The branches are concatenated in this order and then fused.
 
     Attributes:
-      rates: The atrous rates, in pixels of the input.
-      features: The number of channels of each branch and of the output.
+      rates: The atrous rates, in input pixels.
+      features: The number of channels in each branch and in the output.
       fusion: The convolutions after the concatenation; see `config.ModelConfig`.
       dropout: The dropout rate after the first fusion convolution.
-      dtype: The data type in which the convolutions compute.
+      dtype: The compute dtype of the convolutions.
     """
 
     rates: tuple[int, ...]

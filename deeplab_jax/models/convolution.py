@@ -1,7 +1,7 @@
-"""The convolution operation of all layers, NHWC. This module alone decides how a convolution is computed.
+"""The convolution used by all layers, NHWC, and the choice of how to compute it.
 
-The choice of form is based on the measurements in benchmarks/NOTES.md. Padding is rate * (k - 1) / 2 on every side, as in
-PyTorch networks. With it, a layer with stride 2 maps height H to ceil(H / 2) for both even and odd H.
+The choice is based on the measurements in benchmarks/NOTES.md. As in PyTorch networks, padding is rate * (k - 1) / 2 on every
+side, so a stride-2 layer maps height H to ceil(H / 2) for both even and odd H.
 """
 
 import functools
@@ -18,7 +18,7 @@ from deeplab_jax.models import winograd
 from deeplab_jax.models.operations import AnyArray, Length, operation
 from deeplab_jax.models.products import multiply, outer
 
-# The maximum number of input bytes that the matrix product of one tap copies at a time.
+# The maximum number of input bytes copied at a time for one tap's matrix product.
 BAND_BYTES = 64 * 2**20
 
 ConvForm = Literal["auto", "xla", "mixed", "products", "winograd", "shifts"]
@@ -33,12 +33,12 @@ def conv2d(
     rate: int = 1,
     form: ConvForm = "auto",
 ) -> Float[Array, "n h2 w2 k"]:
-    """Return the convolution of `x` with `kernel`, with padding rate * (size - 1) / 2.
+    """Return `x` convolved with `kernel`, with padding rate * (size - 1) / 2.
 
     Args:
       x: The input features.
-      kernel: The HWIO weights. Height and width are odd. The kernel is converted to the dtype of `x`. If it has fewer input
-        channels than `x`, the channels are convolved in groups of that size. With groups of one channel, the convolution is
+      kernel: The HWIO weights, with odd height and width. They are converted to the dtype of `x`. If the kernel has fewer input
+        channels than `x`, the channels are convolved in groups of that size. Groups of one channel make the convolution
         depthwise.
       stride: The step of the output grid, in input pixels.
       rate: The distance between the taps, in input pixels.
@@ -70,15 +70,15 @@ def choose_convolution(
     rate: int,
     form: ConvForm = "auto",
 ) -> Callable[[Array, Array, int, int, int], Array]:
-    """Return the function that computes a convolution in the given form.
+    """Return a function that computes a convolution in the given form.
 
-    The function takes (x, kernel, stride, rate, pad). The kernel has the dtype of `x`, and `pad` is the number of zero rows
-    above and below `x`.
+    The function takes (x, kernel, stride, rate, pad), where the kernel has the dtype of `x`, and `pad` is the number of zero
+    rows above and below `x`.
 
     Args:
-      kernel_shape, x_shape: The shapes of the arguments of `conv2d`. `x_shape` may be symbolic.
+      kernel_shape, x_shape: The argument shapes for `conv2d`. `x_shape` can be symbolic.
       dtype: The dtype of `x`.
-      stride, rate, form: The arguments of `conv2d`.
+      stride, rate, form: See `conv2d`.
 
     Raises:
       ValueError: The form does not support this kernel and stride.
@@ -101,7 +101,7 @@ def choose_convolution(
 def _fastest_form(
     kernel_shape: tuple[int, ...], x_shape: tuple[Length, ...], dtype: jnp.dtype, stride: int, rate: int
 ) -> ConvForm:
-    """Return the form that is expected to be the fastest.
+    """Return the form expected to be fastest.
 
     Accelerators and symbolic sizes always use XLA's convolution. On CPUs, the choice depends mainly on the number of
     multiplications.
@@ -117,8 +117,8 @@ def _fastest_form(
     height, width, channels = x_shape[1:]
     multiplications_of_products = _count_tap_outputs(height, rate) * _count_tap_outputs(width, rate)
     # Winograd does not pay off in three cases. In bfloat16, each of its 16 tile sums would be rounded. With few channels, the
-    # transforms dominate the time. With the 2048 channels and large rates of the ASPP, they need more memory than the rest of
-    # the network.
+    # transforms take most of the time. In the ASPP, with 2048 channels and large rates, the transforms need more memory than
+    # the rest of the network.
     is_suitable = dtype != jnp.bfloat16 and min(channels, kernel_shape[3]) >= 64 and channels <= 1024
     if is_suitable and 1.2 * winograd.count_multiplications(height, width, rate) < multiplications_of_products:
         return "winograd"
@@ -126,12 +126,12 @@ def _fastest_form(
 
 
 def _count_tap_outputs(size: int, rate: int) -> int:
-    """Return the number of outputs along one axis, added up over three taps, for which a tap does not read padding."""
+    """Return how many (tap, output) pairs along one axis read input rather than padding, for three taps."""
     return size + 2 * max(size - rate, 0)
 
 
-# The functions below implement the forms. `pad` is the number of zero rows above and below `x`. It is 0 if `x` has a halo.
-# `flip` selects the kernel of the input gradient: the kernel is rotated by 180 degrees, and its channel axes are swapped.
+# The functions below implement the convolution forms. `pad` is the number of zero rows above and below `x`, or 0 if `x` already
+# includes a halo. `flip` computes the input gradient: the kernel is rotated by 180 degrees and its channel axes are swapped.
 
 
 def _convolve_by_xla(x: Array, kernel: Array, stride: int, rate: int, pad: int, flip: bool = False) -> Array:
@@ -150,10 +150,10 @@ def _convolve_by_xla(x: Array, kernel: Array, stride: int, rate: int, pad: int, 
 
 
 def _convolve_by_products(x: Array, kernel: Array, stride: int, rate: int, pad: int, flip: bool = False) -> Array:
-    """Return the convolution as a sum of matrix products, one per tap: input pixels times the tap's c by k matrix.
+    """Compute a convolution as a sum of matrix products, one per tap: input pixels times the tap's c by k matrix.
 
-    Each product leaves out the outputs for which the tap reads padding. At rate 36 on a 65x65 map, most of an outer tap is in
-    the padding, and leaving it out saves up to 60 % of the work.
+    Each product skips the outputs for which its tap would read padding. At rate 36 on a 65x65 map, outer taps read mostly
+    padding, and skipping it saves up to 60 % of the work.
     """
     kh, kw = kernel.shape[:2]
     pad_w = rate * (kw - 1) // 2
@@ -173,10 +173,10 @@ def _output_size(x: Array, kernel: Array, stride: int, rate: int, pad: int) -> t
 def _sum_taps(
     x: Array, kernel: Array, out: tuple[int, int], stride: int, rate: int, pads: tuple[int, int], flip: bool
 ) -> Array:
-    """Return the sum of the matrix products of all taps, for a band of outputs of size `out`.
+    """Return the sum of all taps' matrix products, for a band of outputs with (height, width) `out`.
 
-    The middle tap comes first because it reads input wherever any tap does. The products are added in place, so only one of
-    them is in memory at a time.
+    The middle tap comes first because it usually covers every output. Products are added in place, so only one of them is in
+    memory at a time.
     """
     kh, kw, channels, features = kernel.shape
     channels, features = (features, channels) if flip else (channels, features)
@@ -195,10 +195,9 @@ def _sum_taps(
 def _iterate_taps(
     x: Array, kernel_shape: tuple[int, ...], out: tuple[int, ...], stride: int, rate: int, pads: tuple[int, int]
 ) -> Iterator[tuple[tuple[int, int], Array, tuple[int, int]]]:
-    """Yield (position in the kernel, input pixels, first output) for each tap that reads any input.
+    """Yield (kernel position, input pixels, first output) for each tap that reads any input.
 
-    The input pixels are those that the tap reads outside the padding. The first output is the (row, column) to which the tap's
-    first product is added.
+    The input pixels exclude padding. The first output is the (row, column) that receives the tap's first product.
     """
     for i in range(kernel_shape[0]):
         for j in range(kernel_shape[1]):
@@ -220,9 +219,9 @@ def _tap_range(offset: int, stride: int, size: int, out_size: int) -> tuple[int,
 
 
 def _convolve_by_shifts(x: Array, kernel: Array, stride: int, rate: int, pad: int) -> Array:
-    """Return a depthwise convolution as a sum over taps of shifted inputs times one factor per channel.
+    """Compute a depthwise convolution as a sum over taps: the shifted input times one factor per channel.
 
-    XLA fuses this sum into a single loop.
+    XLA fuses the sum into a single loop.
     """
     wide = jnp.promote_types(x.dtype, jnp.float32)
     pad_w = rate * (kernel.shape[1] - 1) // 2
@@ -238,12 +237,11 @@ def _convolve_by_winograd(x: Array, kernel: Array, stride: int, rate: int, pad: 
 
 
 def _weight_gradient_by_products(x: Array, dy: Array, kernel: Array, stride: int, rate: int, pad: int) -> Array:
-    """Return the HWIO weight gradient as one matrix product per tap: the transposed input pixels times `dy`."""
+    """Compute the HWIO weight gradient with one matrix product per tap: the transposed input pixels times `dy`."""
     kh, kw, channels, features = kernel.shape
     out, pads = dy.shape[1:3], (pad, rate * (kw - 1) // 2)
     if channels < 16 and kh > 1:
-        # With few channels, such as the 3 of the stem, a matrix per tap would be too narrow. All taps share one product
-        # instead.
+        # With few channels, such as the stem's 3, one matrix per tap would be too narrow, so all taps share one product.
         padded = jnp.pad(x, ((0, 0), *((pad, pad) for pad in pads), (0, 0)))
         taps = _iterate_taps(padded, kernel.shape, out, stride, rate, (0, 0))
         columns = [pixels.reshape(-1, channels) for _, pixels, _ in taps]
@@ -262,8 +260,7 @@ def _weight_gradient_by_winograd(x: Array, dy: Array, kernel: Array, stride: int
 def _add_gradients(forward: Callable[..., Array], weight_gradient: Callable[..., Array]) -> Callable[..., Array]:
     """Return `forward` with a custom gradient.
 
-    The input gradient is computed by `forward`, because it is a convolution too. The weight gradient is computed by
-    `weight_gradient`.
+    The input gradient is itself a convolution, so `forward` computes it. The weight gradient is computed by `weight_gradient`.
     """
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -271,8 +268,7 @@ def _add_gradients(forward: Callable[..., Array], weight_gradient: Callable[...,
         return forward(x, kernel, stride, rate, pad)
 
     def backward(stride: int, rate: int, pad: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-        # The barrier makes XLA compute intermediate arrays of the forward pass again instead of keeping them in memory until
-        # here.
+        # The barrier makes XLA recompute the forward pass's intermediate arrays here instead of keeping them in memory.
         x, kernel = lax.optimization_barrier(saved)
         if stride == 1:
             dx = forward(dy, kernel, 1, rate, rate * (kernel.shape[0] - 1) - pad, flip=True)

@@ -1,6 +1,6 @@
-"""The parameters, FLOPs and bytes of a network.
+"""Parameter, FLOP and byte counts for a network.
 
-The numbers follow from the definition of the network. They do not depend on the device or on how the network is computed.
+The counts follow from the network's definition. They do not depend on the device or on how the operations are computed.
 """
 
 import dataclasses
@@ -16,24 +16,23 @@ from deeplab_jax.models.deeplab import DeepLabV3
 from deeplab_jax.models.graph import Node, abstract_variables, record
 from deeplab_jax.models.layers import add_bias, batch_norm
 
-# The backward pass of a convolution costs two more convolutions: one for the gradient of the input, one for that of the
-# weights.
+# A convolution's backward pass costs two more convolutions: one for the input gradient and one for the weight gradient.
 TRAINING_OVER_FORWARD = 3
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Layer:
-    """The cost of a layer with parameters, or of several layers added up.
+    """The cost of one layer with parameters, or the total cost of several layers.
 
-    FLOPs and bytes only include convolutions. Bytes are counted in the network's dtype.
+    FLOPs and bytes only include convolutions. Byte counts are for arrays in the network's dtype.
 
     Attributes:
-      name: The path of the layer in the network, such as "backbone/stage3_block1/conv2", or the name of a part of the network.
-      parameters: The number of trained parameters.
-      statistics: The number of running BatchNorm statistics.
-      flops: The FLOPs of the forward pass for one image. A multiply-add counts as two, and taps in the padding are included.
-      inputs, outputs: The bytes that the forward pass reads and writes for one image.
-      weights: The bytes of the weights.
+      name: The layer's path in the network, such as "backbone/stage3_block1/conv2", or the name of a network part.
+      parameters: The number of trainable parameters.
+      statistics: The number of BatchNorm running statistics.
+      flops: The forward-pass FLOPs for one image. A multiply-add counts as two, and taps in the padding are included.
+      inputs, outputs: The activation bytes read and written in the forward pass for one image.
+      weights: The size of the weights in bytes.
     """
 
     name: str
@@ -46,19 +45,19 @@ class Layer:
 
     @property
     def stage(self) -> int:
-        """The stage of the backbone that contains the layer, from 1, or 0 for layers outside the stages."""
+        """The backbone stage containing the layer, counted from 1, or 0 for layers outside the stages."""
         match = re.match(r"backbone/stage(\d)", self.name)
         return int(match[1]) if match else 0
 
     @property
     def block(self) -> str:
-        """The block of the backbone that contains the layer, such as "stage3_block1", or "" for layers outside the blocks."""
+        """The backbone block containing the layer, such as "stage3_block1", or "" for layers outside the blocks."""
         match = re.match(r"backbone/(stage\d_block\d+)/", self.name)
         return match[1] if match else ""
 
     @property
     def part(self) -> str:
-        """The part of the network: "stem", "stage 1" to "stage 4", "ASPP", "decoder", "classifier" or "auxiliary head"."""
+        """The network part: "stem", "stage 1" to "stage 4", "ASPP", "decoder", "classifier" or "auxiliary head"."""
         if self.stage:
             return f"stage {self.stage}"
         parts = {"backbone": "stem", "aspp": "ASPP", "decoder": "decoder", "classifier": "classifier"}
@@ -66,12 +65,12 @@ class Layer:
 
 
 def layers(model: ModelConfig, num_classes: int, size: tuple[int, int]) -> list[Layer]:
-    """Return the cost of each layer with parameters, in the order of execution.
+    """Return the cost of each layer with parameters, in execution order.
 
     Args:
-      model: The config of the network.
+      model: The network config.
       num_classes: The number of classes.
-      size: The height and width of the image.
+      size: The image height and width.
     """
     network = DeepLabV3(dataclasses.replace(model, remat=()), num_classes)
     images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
@@ -82,28 +81,28 @@ def layers(model: ModelConfig, num_classes: int, size: tuple[int, int]) -> list[
 
 
 def by_part(layers: list[Layer]) -> list[Layer]:
-    """Return the total cost of each part of the network, in the order in which the parts occur in `layers`."""
+    """Return the total cost of each network part, in the order of `layers`."""
     parts = dict.fromkeys(layer.part for layer in layers)
     return [total([layer for layer in layers if layer.part == part], part) for part in parts]
 
 
 def total(layers: list[Layer], name: str = "total") -> Layer:
-    """Return the total cost of all given layers, under the given name."""
+    """Return the total cost of the given layers, as a single layer called `name`."""
     numbers = [field.name for field in dataclasses.fields(Layer) if field.name != "name"]
     return Layer(name, **{number: sum(getattr(layer, number) for layer in layers) for number in numbers})
 
 
 def training_flops(config: Config) -> int:
-    """Return the FLOPs of a training step on the global batch, as they are counted for MFU (model FLOPs utilization).
+    """Return the FLOPs for a training step on the global batch, as counted for MFU (model FLOPs utilization).
 
-    A training step counts as three times the forward pass. Recomputation in the backward pass is not included.
+    A training step counts as three forward passes. Recomputation in the backward pass is not included.
     """
     forward = total(layers(config.model, config.labels.num_classes, config.data.crop_size)).flops
     return TRAINING_OVER_FORWARD * forward * config.data.batch_size
 
 
 def _costs(node: Node) -> list[Layer]:
-    """Return the cost of an operation as a list of one layer, or an empty list if the operation has no parameters."""
+    """Return an operation's cost as a one-layer list, or an empty list if the operation has no parameters."""
     arguments = node.arguments
     if node.operation is conv2d:
         x, kernel, width = arguments["x"], arguments["kernel"], jnp.dtype(node.output.dtype).itemsize

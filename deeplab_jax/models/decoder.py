@@ -1,4 +1,4 @@
-"""The decoder of DeepLabV3+ (arXiv:1802.02611, sections 3.1 and 4.1), NHWC."""
+"""The DeepLabV3+ decoder (arXiv:1802.02611, sections 3.1 and 4.1), NHWC."""
 
 import functools
 from typing import Any
@@ -18,10 +18,10 @@ class Decoder(nn.Module):
     The low-level features are first reduced to fewer channels so that they do not outweigh the ASPP features.
 
     Attributes:
-      features: The number of channels of the 3x3 convolutions.
-      low_level_width: The number of channels to which the low-level features are reduced.
-      align_corners: The alignment of the resize; see `config.ModelConfig`.
-      dtype: The data type in which the convolutions compute.
+      features: The number of output channels in the 3x3 convolutions.
+      low_level_width: The number of low-level channels after the reduction.
+      align_corners: Whether to align corners when resizing; see `config.ModelConfig`.
+      dtype: The compute dtype of the convolutions.
     """
 
     features: int = 256

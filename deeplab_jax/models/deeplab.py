@@ -18,13 +18,13 @@ from deeplab_jax.models.operations import AnyArray
 
 
 class Outputs(NamedTuple):
-    """The outputs of the network, in float32. Each has the stride of the features from which it is computed.
+    """The network outputs, in float32. Each has the same stride as the features it is computed from.
 
     Attributes:
       logits: The logits [n, h / output_stride, w / output_stride, classes], with sizes rounded up. With a decoder, their stride
         is 4.
-      aux: The logits of the auxiliary head at the stride of `Features.aux`, or None without that head. A program under `jit`
-        that does not return them does not compute them.
+      aux: The auxiliary head's logits at the stride of `Features.aux`, or None without that head. Under `jit`, they are only
+        computed if the program uses them.
     """
 
     logits: Float[Array, "n h w k"]
@@ -32,11 +32,11 @@ class Outputs(NamedTuple):
 
 
 class DeepLabV3(nn.Module):
-    """The segmentation network that a `ModelConfig` describes.
+    """The segmentation network described by a `ModelConfig`.
 
     Attributes:
       config: The architecture.
-      num_classes: The number of classes, which is the number of channels of the logits.
+      num_classes: The number of classes, and therefore of logit channels.
     """
 
     config: ModelConfig
@@ -44,11 +44,11 @@ class DeepLabV3(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[AnyArray, "n h w 3"], train: bool) -> Outputs:
-        """Return the logits of normalised images of any size.
+        """Return logits for normalised images of any size.
 
         Args:
-          images: Images as returned by `normalize`.
-          train: Whether to use batch statistics and dropout (which needs the rng "dropout").
+          images: Images produced by `normalize`.
+          train: Whether to use batch statistics and dropout. Dropout needs the rng "dropout".
         """
         c = self.config
         dtype = jnp.dtype(c.dtype)
@@ -72,6 +72,6 @@ class DeepLabV3(nn.Module):
 
 
 def normalize(images: Real[AnyArray, "n h w 3"], mean: tuple[float, ...], std: tuple[float, ...]) -> Float[Array, "n h w 3"]:
-    """Return (image - mean) / std in float32. The images, the mean and the standard deviation are in units of 0-255."""
+    """Return (image - mean) / std in float32. All three arguments are on a 0-255 scale."""
     scale = 1 / jnp.asarray(std, jnp.float32)
     return (jnp.astype(images, jnp.float32) - jnp.asarray(mean, jnp.float32)[None, None, None]) * scale[None, None, None]

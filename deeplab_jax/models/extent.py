@@ -1,12 +1,12 @@
-"""Spatial partitioning: the rows of an image are split over devices, which exchange halos with their neighbours.
+"""Spatial partitioning: an image's rows are split over devices, which exchange halos with their neighbours.
 
 The network runs inside `jax.shard_map` over one mesh axis, and its arrays [n, h, w, c] hold one device's rows. XLA's own
-partitioner is not used for two reasons. With thin slices, it computes wrong gradients of convolutions (jax 0.10.2; off by a
-factor of 10 if a device holds one row). It would also have to split an image unevenly if the height is not a multiple of the
+partitioner is not used, for two reasons. With thin slices, it computes wrong convolution gradients (jax 0.10.2; off by a factor
+of 10 if each device holds one row). It would also have to split an image unevenly whenever the height is not a multiple of the
 number of devices.
 
-Such an image is padded at the bottom until its height is divisible. The padding has no effect on any operation: convolutions
-treat rows outside the image as zeros, while maxima, means and losses ignore them.
+Here, an image is instead padded at the bottom until its height is divisible. The padding has no effect on any operation:
+convolutions treat rows outside the image as zeros, while maxima, means and losses ignore them.
 """
 
 import dataclasses
@@ -30,15 +30,15 @@ from deeplab_jax.runtime.mesh import padded_height
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """The distribution of an image's rows over devices, and an interpreter (see operations.py) that computes on them.
+    """The distribution of image rows over devices, and an interpreter (see operations.py) that computes on split rows.
 
     Under this interpreter, operations return the same values as on full images.
 
     Attributes:
-      axis: The name of the mesh axis.
+      axis: The mesh axis name.
       devices: The number of devices along the axis.
-      height: The number of rows of the image.
-      local: The number of image rows per device, including padding. It is divisible by the strides of the network.
+      height: The number of image rows, without padding.
+      local: The number of image rows per device, including padding. It is divisible by the network's strides.
     """
 
     axis: str
@@ -62,23 +62,23 @@ class Rows:
         return _ON_ROWS[operation](self, *args, **kwargs)
 
     def is_split(self, x: Array) -> bool:
-        """Return whether `x` holds each device's own rows. Otherwise, `x` is the same on all devices, such as an image mean."""
+        """Return whether `x` is split over devices. Otherwise, `x` is the same on all devices, as an image mean is."""
         return self.axis in jax.typeof(x).mat.varying
 
     def get_height(self, x: Shaped[Array, "n h w c"]) -> int:
-        """Return the height of the features `x` over all devices, without padding."""
+        """Return the height of the features `x` summed over all devices, without padding."""
         return -(-self.height // (self.local // x.shape[1]))
 
     def scale_to(self, x: Shaped[Array, "n h w c"]) -> "Rows":
-        """Return the distribution of the rows of the features `x`, which can have a larger stride than the image."""
+        """Return the row distribution for the features `x`, which can be smaller than the image by some stride."""
         return Rows(self.axis, self.devices, self.get_height(x), x.shape[1])
 
     def is_inside(self, x: Shaped[Array, "n h w c"], below: int = 0) -> Bool[Array, "1 h 1 1"]:
-        """Return a mask of the local rows that is True where the row itself, or the row `below` it, is inside the image.
+        """Return a mask over the local rows, True where the row `below` rows further down is inside the image.
 
         Args:
           x: This device's rows.
-          below: The distance of the row to test: 0 for the row itself, or a number of rows further down.
+          below: The distance to the row to test, or 0 to test the row itself.
         """
         row = lax.axis_index(self.axis) * x.shape[1] + jnp.arange(x.shape[1]) + below
         return (row < self.get_height(x))[None, :, None, None]
@@ -90,9 +90,9 @@ class Rows:
         return jnp.where(self.is_inside(x), x, jnp.asarray(value, x.dtype))
 
     def add_halo(self, x: Shaped[Array, "n h w c"], above: int, below: int, value: float = 0.0) -> Shaped[Array, "n h2 w c"]:
-        """Return `x` extended by the `above` rows before it and the `below` rows after it.
+        """Return `x` with `above` more rows at the top and `below` more rows at the bottom.
 
-        Rows outside the image are set to `value`.
+        The rows come from neighbouring devices. Rows outside the image are set to `value`.
         """
         x = self.fill(x, value)
         before = self._receive_rows(x, -1, above, value)
@@ -102,13 +102,13 @@ class Rows:
     def _receive_rows(self, x: Array, side: int, count: int, value: float) -> list[Array]:
         """Return the nearest `count` rows above (side -1) or below (side 1) this device's rows.
 
-        A halo can span several devices. The list has one array per device, nearest device first.
+        A halo can span several devices, so the list has one array per device, nearest device first.
         """
         parts = []
         for hop in range(1, -(-count // x.shape[1]) + 1):
             size = min(count - (hop - 1) * x.shape[1], x.shape[1])
             edge = x[:, -size:] if side < 0 else x[:, :size]
-            # `pairs` is empty if all rows at this distance are outside the image. The exchange is then skipped.
+            # `pairs` is empty if every row at this distance is outside the image, so there is nothing to exchange.
             pairs = [(d + side * hop, d) for d in range(self.devices) if 0 <= d + side * hop < self.devices]
             part = lax.ppermute(edge, self.axis, pairs) if pairs else jnp.zeros_like(edge)
             if value:
@@ -118,36 +118,37 @@ class Rows:
         return parts
 
     def gather(self, x: Float[Array, "... h c"]) -> Float[Array, "... h2 c"]:
-        """Return the rows of all devices, without padding, on every device."""
+        """Return the rows from all devices, without padding, on every device."""
         local = x.shape[-2]
         zeros = jnp.zeros((*x.shape[:-2], self.devices * local, x.shape[-1]), x.dtype)
         own_rows = lax.dynamic_update_slice_in_dim(zeros, x, lax.axis_index(self.axis) * local, axis=-2)
-        # The sum is exact because it only adds zeros. The result of `all_gather` would still be marked as varying over devices.
+        # The sum is exact because it only adds zeros. `all_gather` is no alternative, because JAX marks its result as varying
+        # over devices.
         return lax.psum(own_rows, self.axis)[..., : -(-self.height // (self.local // local)), :]
 
     def mark_varying(self, x: Array) -> Array:
-        """Return `x`, which is the same on all devices, marked as varying over them.
+        """Return the array `x`, which is replicated on all devices, marked as varying over them.
 
-        The gradient of `x` is then summed over the devices in float32 or wider. A sum in bfloat16 would lose precision, and
-        on CPUs it makes XLA abort (jax 0.10.2).
+        The gradient of `x` is then summed over the devices in float32 or wider. A bfloat16 sum would lose precision, and on
+        CPUs it makes XLA abort (jax 0.10.2).
         """
         wide = jnp.promote_types(x.dtype, jnp.float32)
         return lax.pcast(x.astype(wide), self.axis, to="varying").astype(x.dtype)
 
     def take_local(self, x: Shaped[Array, "n h w c"], local: int) -> Shaped[Array, "n local w c"]:
-        """Return this device's `local` rows of an array of which every device holds all rows."""
+        """Return this device's `local` rows from an array that is replicated on all devices."""
         padding = self.devices * local - x.shape[1]
         x = jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0)))
         return lax.dynamic_slice_in_dim(x, lax.axis_index(self.axis) * local, local, axis=1)
 
     def interpolate(self, x: Float[Array, "n h w c"], positions: Float[np.ndarray, " height"]) -> Float[Array, "n local w c"]:
-        """Return features interpolated linearly to the rows of the image.
+        """Return features linearly interpolated to the image rows.
 
         Args:
           x: This device's rows of the features.
-          positions: The position of every image row among the rows of the features.
+          positions: The position of every image row, in units of feature row indices.
         """
-        first = np.arange(self.devices) * x.shape[1]  # the first feature row of each device
+        first = np.arange(self.devices) * x.shape[1]  # each device's first feature row
         padding = self.devices * self.local - self.height
         padded = np.pad(positions, (0, padding), mode="edge").reshape(self.devices, self.local)
         low = np.floor(padded).astype(int)
@@ -166,8 +167,8 @@ def split_rows(mesh: Mesh, height: int, output_stride: int) -> Rows | None:
 
     Args:
       mesh: The device mesh.
-      height: The number of rows of the images.
-      output_stride: The output stride of the network. The number of rows per device is padded to a multiple of it.
+      height: The number of image rows.
+      output_stride: The network's output stride. The number of rows per device is padded to a multiple of it.
     """
     devices = mesh.shape["spatial"]
     if devices == 1:
@@ -175,19 +176,20 @@ def split_rows(mesh: Mesh, height: int, output_stride: int) -> Rows | None:
     return Rows("spatial", devices, height, padded_height(height, devices, output_stride) // devices)
 
 
-# Implementations on one device's rows of the operations that read other pixels or values of the full image.
+# The functions below implement, on one device's rows, the operations that are not pixelwise.
 
 
 def _conv2d(rows: Rows, x: Array, kernel: Array, *, stride: int = 1, rate: int = 1, form: ConvForm = "auto") -> Array:
     if not rows.is_split(x):
         return conv2d(x, kernel, stride=stride, rate=rate, form=form)
     convolve, radius = choose_convolution(kernel.shape, x.shape, x.dtype, stride, rate, form), kernel_radius(kernel.shape, rate)
-    # The kernel is marked before the cast, so its gradients are summed over the devices in the kernel's own precision.
+    # The kernel is marked as varying before the cast, so its gradients are summed over the devices in the kernel's own
+    # precision.
     kernel = rows.mark_varying(kernel).astype(x.dtype)
     if radius == 0:
         return convolve(x, kernel, stride, rate, 0)
 
-    # The backward pass exchanges the halo again. Storing it would keep a second copy of every input.
+    # The backward pass exchanges the halo again, because storing it would keep a second copy of every input.
     @jax.checkpoint
     def convolve_with_halo(x: Array, kernel: Array) -> Array:
         return convolve(rows.add_halo(x, radius, max(radius - stride + 1, 0)), kernel, stride, rate, 0)
@@ -207,7 +209,7 @@ def _image_mean(rows: Rows, x: Array) -> Array:
 
 
 def _drop(rows: Rows, x: Array, key: Array, rate: float) -> Array:
-    # Every device draws the mask of the full image, so the dropped values do not depend on the number of devices.
+    # Every device draws the dropout mask for the full image, so the dropped values do not depend on the number of devices.
     kept = jax.random.bernoulli(key, 1 - rate, (x.shape[0], rows.get_height(x), *x.shape[2:]))
     return layers.apply_dropout_mask(x, rows.take_local(kept, x.shape[1]), rate)
 

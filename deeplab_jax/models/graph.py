@@ -1,6 +1,6 @@
-"""A network as a graph of the operations that it calls.
+"""A network recorded as a graph of operations.
 
-Exports, FLOP counts and BatchNorm folding read this graph instead of the modules.
+Exports, FLOP counts and BatchNorm folding read this graph rather than the modules.
 """
 
 import inspect
@@ -19,12 +19,12 @@ from deeplab_jax.models.operations import interpreted_by
 
 
 class Value(NamedTuple):
-    """An array in the graph: the output of an operation, or the input images.
+    """An array in the graph: an operation's output, or the input images.
 
     Attributes:
-      number: The unique number of the array in the graph. The images have number 0.
-      shape: The shape of the array, NHWC.
-      dtype: The data type of the array.
+      number: The array's unique number in the graph. The images have number 0.
+      shape: The array shape, NHWC.
+      dtype: The array dtype.
     """
 
     number: int
@@ -33,11 +33,11 @@ class Value(NamedTuple):
 
 
 class Variable(NamedTuple):
-    """A parameter or a running statistic of the network.
+    """A network parameter or running statistic.
 
     Attributes:
-      path: The path of the variable, such as ("params", "backbone", "stem_conv", "kernel").
-      shape: The shape of the variable.
+      path: The variable's path, such as ("params", "backbone", "stem_conv", "kernel").
+      shape: The variable's shape.
     """
 
     path: tuple[str, ...]
@@ -45,12 +45,13 @@ class Variable(NamedTuple):
 
 
 class Node(NamedTuple):
-    """One call of an operation.
+    """A single operation call.
 
     Attributes:
       operation: The operation, a function in layers.py, convolution.py or resize.py.
-      arguments: The arguments, by parameter name. Each is a `Value`, a `Variable`, a list of these, or a plain number or flag.
-      output: The array that the call computes.
+      arguments: The arguments, keyed by parameter name. Each is a `Value`, a `Variable`, a list of these, or a plain number or
+        flag.
+      output: The array computed by the call.
     """
 
     operation: Callable[..., Any]
@@ -59,12 +60,12 @@ class Node(NamedTuple):
 
 
 class Graph(NamedTuple):
-    """The operations of a network, in the order in which they are called.
+    """A network's operations, in call order.
 
     Attributes:
       images: The input images.
-      nodes: The calls.
-      outputs: The arrays that the network returns.
+      nodes: The operation calls.
+      outputs: The arrays returned by the network.
     """
 
     images: Value
@@ -73,29 +74,29 @@ class Graph(NamedTuple):
 
 
 def abstract_variables(network: nn.Module) -> Any:
-    """Return the variables {"params", "batch_stats"} of a network as abstract shapes, without computing them."""
+    """Return a network's variables {"params", "batch_stats"} as abstract shapes, without computing them."""
 
     def init() -> Any:
         with interpreted_by(_shape_only):
-            # Any image size works because the shapes of the variables do not depend on it.
+            # Any image size works because variable shapes do not depend on it.
             return network.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False)
 
     return jax.eval_shape(init)
 
 
 def record(network: Callable[[Any, Array], Any], variables: Any, images: jax.ShapeDtypeStruct) -> Graph:
-    """Return the graph of the operations that `network` calls. The network is only traced; nothing is computed.
+    """Return the graph of operations called by `network`. The network is only traced; nothing is computed.
 
     Args:
       network: A function of (variables, images). Every array in it must be computed by operations.
       variables: The variables {"params", "batch_stats"}, as arrays or shapes.
-      images: The shape of the images, NHWC.
+      images: The image shape, NHWC.
 
     Raises:
       ValueError: An operation receives an array that was not computed by an operation.
     """
     nodes: list[Node] = []
-    described: dict[int, Value | Variable] = {}  # by the id of each tracer
+    described: dict[int, Value | Variable] = {}  # keyed by the id of the tracer
     alive: list[Any] = []  # keeps the tracers alive so that Python does not reuse their ids
     numbers = itertools.count()
 
@@ -138,12 +139,12 @@ def record(network: Callable[[Any, Array], Any], variables: Any, images: jax.Sha
     try:
         jax.eval_shape(trace, variables, images)
     finally:
-        # JAX's caches keep a reference to the interpreter. Clearing these containers lets the tracers be freed.
+        # JAX's caches keep a reference to the interpreter, so these containers are cleared for the tracers to be freed.
         described.clear()
         alive.clear()
     return Graph(Value(0, images.shape, images.dtype), tuple(nodes), tuple(outputs))
 
 
 def _shape_only(operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Array:
-    # All forms of a convolution have the same output shape, and "xla" is the fastest to trace.
+    # All convolution forms have the same output shape, and "xla" is the fastest to trace.
     return operation(*args, **(kwargs | {"form": "xla"} if operation is conv2d else kwargs))

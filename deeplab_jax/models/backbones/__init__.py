@@ -1,4 +1,4 @@
-"""The backbones. To add one, create a module in this folder that describes it and add its table to `BACKBONES`."""
+"""The backbones. To add one, describe it in a new module in this folder and add the module's table to `BACKBONES`."""
 
 from deeplab_jax.errors import choose
 from deeplab_jax.models.backbones import mobilenetv3, resnet, resnext
@@ -15,6 +15,6 @@ def find_backbone(name: str) -> Backbone:
     """Return the backbone with the given name.
 
     Raises:
-      ConfigError: There is no backbone with this name.
+      ConfigError: No backbone has this name.
     """
     return choose(name, BACKBONES, "model.backbone")

@@ -1,4 +1,4 @@
-"""A dilated MobileNetV3-Large (Howard et al. 2019, arXiv:1905.02244, table 1) in torchvision's variant, NHWC."""
+"""torchvision's variant of MobileNetV3-Large (Howard et al. 2019, arXiv:1905.02244, table 1) with dilation, NHWC."""
 
 import functools
 from collections.abc import Callable
@@ -17,14 +17,14 @@ EPSILON, MOMENTUM = 1e-3, 0.99  # BatchNorm settings
 
 
 class BlockConfig(NamedTuple):
-    """The settings of a block that do not depend on the preceding blocks.
+    """The block settings that do not depend on preceding blocks.
 
     Attributes:
       size: The height and width of the depthwise kernel.
-      expanded: The number of channels of the depthwise convolution.
+      expanded: The number of channels in the depthwise convolution.
       features: The number of output channels.
-      has_squeeze: Whether the block has squeeze-and-excitation.
-      has_hard_swish: Whether the activation is hard-swish instead of ReLU.
+      has_squeeze: Whether the block uses squeeze-and-excitation.
+      has_hard_swish: Whether the activation is hard-swish rather than ReLU.
     """
 
     size: int
@@ -35,10 +35,10 @@ class BlockConfig(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A block together with the settings that depend on the preceding block.
+    """A block's config, plus the settings that depend on the preceding block.
 
     Attributes:
-      config: The block's settings, with channel numbers for the width of this network.
+      config: The block's settings, with channel counts scaled to the network's width.
       has_expansion: Whether a 1x1 convolution precedes the depthwise convolution.
       is_residual: Whether the block adds its input to its output.
     """
@@ -48,7 +48,7 @@ class Block(NamedTuple):
     is_residual: bool
 
 
-# The channel numbers below are those of width 64, the published network.
+# The channel counts below are for width 64, the published network.
 STEM = BlockConfig(3, 16, 16, False, False)
 STAGES = (
     (BlockConfig(3, 64, 24, False, False), BlockConfig(3, 72, 24, False, False)),
@@ -67,9 +67,9 @@ LAST_EXPANSION = 6  # expansion factor of the 1x1 convolution after the last blo
 
 
 def scale_to_width(channels: int, width: int) -> int:
-    """Return the number of channels that a layer with `channels` at width 64 has at another width.
+    """Return a layer's channel count at `width`, given its count `channels` at width 64.
 
-    The result is channels * width / 64, rounded to a multiple of 8. Rounding reduces it by at most 10 %.
+    The result is channels * width / 64, rounded to a multiple of 8. Rounding never lowers the count by more than 10 %.
     """
     return _round_to_multiple_of_8(channels * width / 64)
 
@@ -82,7 +82,7 @@ def _round_to_multiple_of_8(channels: float) -> int:
 class SqueezeExcitation(nn.Module):
     """A squeeze-and-excitation layer (Hu et al. 2017, arXiv:1709.01507).
 
-    It scales each channel by a function of the means of all channels.
+    It multiplies each channel by a factor computed from all channel means.
     """
 
     conv: Callable[..., nn.Module]
@@ -99,13 +99,13 @@ class SqueezeExcitation(nn.Module):
 class InvertedResidual(nn.Module):
     """An inverted residual block with an optional identity shortcut.
 
-    The block has a 1x1 convolution to more channels, a depthwise convolution, squeeze-and-excitation and a 1x1 convolution to
-    fewer channels. The first 1x1 convolution and squeeze-and-excitation are optional.
+    The block consists of a 1x1 expansion to more channels, a depthwise convolution, squeeze-and-excitation and a 1x1 projection
+    to fewer channels. The expansion and squeeze-and-excitation are optional.
 
     Attributes:
-      block: The settings of the block.
-      stride, rate: The stride and the rate of the depthwise convolution.
-      conv, norm: The constructors of the convolution and normalization layers.
+      block: The block settings.
+      stride, rate: The stride and rate of the depthwise convolution.
+      conv, norm: The constructors for convolution and normalization layers.
     """
 
     block: Block
@@ -133,14 +133,14 @@ class InvertedResidual(nn.Module):
 
 
 def list_blocks(width: int) -> list[list[Block]]:
-    """Return the blocks of each stage at the given width. The first list holds the stem's block."""
+    """Return the blocks in each stage at the given width. The first list holds the stem block."""
     channels, stages = scale_to_width(STEM.features, width), []
     for i, stage in enumerate(((STEM,), *STAGES)):
         blocks = []
         for j, published in enumerate(stage):
             expanded, features = scale_to_width(published.expanded, width), scale_to_width(published.features, width)
             config = published._replace(expanded=expanded, features=features)
-            # The first block of a stage is never residual: it has a stride, or had one before the stage was dilated.
+            # The first block in a stage is never residual, because it has a stride in the undilated network.
             keeps_grid = i == 0 or j > 0
             blocks.append(Block(config, expanded != channels, keeps_grid and features == channels))
             channels = features
@@ -149,12 +149,12 @@ def list_blocks(width: int) -> list[list[Block]]:
 
 
 class MobileNetV3(nn.Module):
-    """A dilated MobileNetV3-Large that returns the features of three stages.
+    """A dilated MobileNetV3-Large that returns features from three stages.
 
     The auxiliary features have stride 8, as in torchvision's segmentation network.
 
     Attributes:
-      config: The config of the network; `scale_to_width` explains how `width` sets the channels.
+      config: The network config. For the effect of `width`, see `scale_to_width`.
     """
 
     config: ModelConfig
@@ -184,14 +184,14 @@ class MobileNetV3(nn.Module):
         return Features(low=outputs_by_stage[0][-1], aux=outputs_by_stage[1][0], last=last)
 
 
-# A tensor of the last block. Its name only occurs in torchvision's MobileNetV3-Large.
+# A tensor in the last block. Only torchvision's MobileNetV3-Large has a tensor with this name.
 MARKER = "15.block.2.fc1.weight"
 
 
 def tensor_names(config: ModelConfig, source: str) -> dict[str, str]:
-    """Return torchvision's name of each layer, by our name.
+    """Return a dict mapping our layer names to torchvision's.
 
-    torchvision numbers the parts of the network in order: the stem, the stem's block, all other blocks, the last convolution.
+    torchvision numbers the network's parts in order: the stem, the stem block, all other blocks and the last convolution.
     """
     names = {"stem_conv": "0.0", "stem_bn": "0.1"}
     (stem,), *stages = list_blocks(config.width)
@@ -208,19 +208,19 @@ def tensor_names(config: ModelConfig, source: str) -> dict[str, str]:
 
 
 def recognize(shapes: Shapes) -> dict[str, Any] | None:
-    """Return the `ModelConfig` fields of a MobileNetV3-Large, or None for a different network.
+    """Return the `ModelConfig` fields for a MobileNetV3-Large, or None for any other network.
 
-    The width is computed from the channels of three layers. Neighbouring widths share most channel numbers, because all of them
-    are rounded to multiples of 8.
+    The width is computed from the last expansion and checked against two other layers. Channel counts are rounded to multiples of
+    8, so neighbouring widths share most of them.
 
     Raises:
-      CheckpointError: No even width gives these channels.
+      CheckpointError: No even width gives these channel counts.
     """
     if MARKER not in shapes:
         return None
     channels = tuple(shapes.get(name, (0,))[0] for name in ("0.0.weight", "15.block.0.0.weight", "16.0.weight"))
     last = STAGES[-1][-1]
-    # Only the last expansion is wide enough to differ between all even widths.
+    # Only the last expansion is wide enough for its channel count to differ between all even widths.
     width = max(2, 2 * round(channels[1] * 64 / last.expanded / 2))
     expected = (
         scale_to_width(STEM.features, width),

@@ -1,6 +1,6 @@
 """Dilated residual networks (He et al. 2015, arXiv:1512.03385), NHWC.
 
-Dilation follows DeepLabV3 (arXiv:1706.05587, section 3.1). The deep stem and the pooled shortcut are those of ResNet-C and
+Dilation follows DeepLabV3 (arXiv:1706.05587, section 3.1). The deep stem and the pooled shortcut come from ResNet-C and
 ResNet-D (He et al. 2018, arXiv:1812.01187).
 """
 
@@ -20,7 +20,7 @@ from deeplab_jax.models.stages import Backbone, Dilation, Features, Shapes, stag
 
 Blocks = tuple[int, int, int, int]
 
-# For each network: the number of blocks in each stage, and whether the blocks are bottlenecks.
+# Maps each network to its number of blocks per stage, and to whether the blocks are bottlenecks.
 DEPTHS: dict[str, tuple[Blocks, bool]] = {
     "resnet18": ((2, 2, 2, 2), False),
     "resnet34": ((3, 4, 6, 3), False),
@@ -31,9 +31,9 @@ DEPTHS: dict[str, tuple[Blocks, bool]] = {
 
 
 class BasicBlock(nn.Module):
-    """A residual block of two 3x3 convolutions and a shortcut.
+    """A residual block with two 3x3 convolutions and a shortcut.
 
-    The first convolution has the block's stride and rate. The second one has `dilation.inner_rate`.
+    The first convolution uses the block's stride and rate, and the second uses `dilation.inner_rate`.
     """
 
     features: int
@@ -53,17 +53,18 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A residual block of a 1x1, a 3x3 and a 1x1 convolution, and a shortcut.
+    """A residual block with a 1x1, a 3x3 and another 1x1 convolution, and a shortcut.
 
-    The 3x3 convolution has the stride and the rate, as in torchvision. The last convolution has four times `features` channels.
+    As in torchvision, the 3x3 convolution uses the block's stride and rate. The last convolution has 4 * `features` output
+    channels.
 
     Attributes:
-      features: The width of the stage, which is a quarter of the block's output channels.
-      dilation: The stride and the rates of the block; see `stages.Dilation`.
-      conv, norm: The constructors of the convolution and normalization layers.
-      pools_shortcut: Whether to average-pool before the convolution of the shortcut.
-      groups: The number of groups of the 3x3 convolution: 1 for a ResNet, more for a ResNeXt.
-      group_width: The channels per group in the first stage of a network of width 64: 64 for a ResNet, fewer for a ResNeXt.
+      features: The stage width, a quarter of the block's output channels.
+      dilation: The block's stride and rates; see `stages.Dilation`.
+      conv, norm: The constructors for convolution and normalization layers.
+      pools_shortcut: Whether to average-pool before the shortcut convolution.
+      groups: The number of groups in the 3x3 convolution: 1 for a ResNet, more for a ResNeXt.
+      group_width: The channels per group in the first stage at network width 64: 64 for a ResNet, fewer for a ResNeXt.
     """
 
     features: int
@@ -88,14 +89,15 @@ class Bottleneck(nn.Module):
 
 
 def inner_width(features: int, group_width: int) -> int:
-    """Return the channels per group of a bottleneck's 3x3 convolution, in a stage of width `features`."""
+    """Return the number of channels per group in a bottleneck's 3x3 convolution, for stage width `features`."""
     return max(1, features * group_width // 64)
 
 
 def _shortcut(x: Array, block: BasicBlock | Bottleneck, features: int, train: bool) -> Array:
     """Return `x`, or a projection of `x` if the block changes the shape.
 
-    The projection is an optional average pool, a 1x1 convolution and BatchNorm. Its layers become submodules of `block`.
+    The projection consists of an optional average pool, a 1x1 convolution and BatchNorm. Its layers become submodules of
+    `block`.
     """
     stride = block.dilation.stride
     if stride == 1 and x.shape[-1] == features:
@@ -107,13 +109,13 @@ def _shortcut(x: Array, block: BasicBlock | Bottleneck, features: int, train: bo
 
 
 class ResNet(nn.Module):
-    """A dilated ResNet that returns the features of its first, third and last stage.
+    """A dilated ResNet that returns features from its first, third and last stages.
 
     Attributes:
-      config: The config of the network.
+      config: The network config.
       blocks: The number of blocks in each stage.
-      is_bottleneck: Whether the blocks are instances of `Bottleneck` rather than `BasicBlock`.
-      groups, group_width: The grouped convolutions of bottlenecks; see `Bottleneck`.
+      is_bottleneck: Whether to use `Bottleneck` rather than `BasicBlock`.
+      groups, group_width: The settings for grouped convolutions; see `Bottleneck`.
     """
 
     config: ModelConfig
@@ -154,15 +156,15 @@ class ResNet(nn.Module):
 
 
 def tensor_names(config: ModelConfig, source: str, blocks: Blocks) -> dict[str, str]:
-    """Return the name of each layer in torchvision, timm or mmsegmentation, by our name."""
+    """Return a dict mapping our layer names to those in torchvision, timm or mmsegmentation."""
     names = {"stem_conv": "conv1", "stem_bn": "bn1"}
     for i in (1, 2, 3):
-        # In timm, the last BatchNorm of a deep stem has the same name as that of a plain stem.
+        # timm gives the last BatchNorm in a deep stem the same name as the only BatchNorm in a plain stem.
         bn = {"mmseg": f"stem.{3 * i - 2}", "timm": "bn1" if i == 3 else f"conv1.{3 * i - 2}"}
         conv = {"mmseg": f"stem.{3 * i - 3}", "timm": f"conv1.{3 * i - 3}"}
         if source in conv:
             names |= {f"stem_conv{i}": conv[source], f"stem_bn{i}": bn[source]}
-    first = int(config.shortcut == "avgpool+1x1")  # with a pool, the pool is layer 0
+    first = int(config.shortcut == "avgpool+1x1")  # the average pool, if any, is layer 0 of the shortcut
     for stage, count in enumerate(blocks, start=1):
         for block in range(count):
             ours, theirs = f"stage{stage}_block{block + 1}", f"layer{stage}.{block}"
@@ -173,26 +175,27 @@ def tensor_names(config: ModelConfig, source: str, blocks: Blocks) -> dict[str, 
 
 
 def count_blocks(shapes: Shapes) -> Blocks:
-    """Return the number of blocks in each stage, counted from the names of the tensors."""
+    """Return the number of blocks in each stage, counted from the tensor names."""
     blocks = [re.match(r"layer(\d)\.(\d+)\.conv1\.weight", name) for name in shapes]
     counts = [1 + max((int(m[2]) for m in blocks if m and m[1] == str(stage)), default=-1) for stage in (1, 2, 3, 4)]
     return counts[0], counts[1], counts[2], counts[3]
 
 
 def recognize_stem_and_shortcut(shapes: Shapes) -> dict[str, str]:
-    """Return the `ModelConfig` fields `stem` and `shortcut`, read from the names of the tensors."""
+    """Return the `ModelConfig` fields `stem` and `shortcut`, inferred from the tensor names."""
     is_deep = "stem.0.weight" in shapes or "conv1.0.weight" in shapes
-    is_pooled = "layer2.0.downsample.2.weight" in shapes  # with a pool, the pool is layer 0
+    is_pooled = "layer2.0.downsample.2.weight" in shapes  # BatchNorm is layer 2 only if a pool is layer 0
     return {"stem": "3x3" if is_deep else "7x7", "shortcut": "avgpool+1x1" if is_pooled else "1x1"}
 
 
 def recognize(shapes: Shapes) -> dict[str, Any] | None:
-    """Return the `ModelConfig` fields of a ResNet, or None for a different network.
+    """Return the `ModelConfig` fields for a ResNet, or None for any other network.
 
-    In a ResNet, the second convolution of a block reads all channels and is as wide as the stage.
+    In a ResNet, each block's second convolution is ungrouped and as wide as the stage.
 
     Raises:
-      CheckpointError: A tensor of the first block is missing or has the wrong rank, or no supported depth has these blocks.
+      CheckpointError: A tensor in the first block is missing or has the wrong rank, or no supported depth has these block
+        counts.
     """
     if not any(name.startswith("layer1.0.") for name in shapes):
         return None

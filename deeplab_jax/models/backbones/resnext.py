@@ -1,6 +1,6 @@
 """A dilated ResNeXt (Xie et al. 2016, arXiv:1611.05431), NHWC.
 
-A ResNeXt is a ResNet with grouped 3x3 convolutions. The networks are those of torchvision.
+A ResNeXt is a ResNet with grouped 3x3 convolutions. The supported networks are torchvision's.
 """
 
 import functools
@@ -16,14 +16,14 @@ from deeplab_jax.models.backbones.resnet import (
 )
 from deeplab_jax.models.stages import Backbone, Shapes
 
-# For each network: the blocks of each stage, the number of groups, and the channels per group in the first stage.
+# Maps each network to its blocks per stage, its number of groups, and its channels per group in the first stage.
 NETWORKS: dict[str, tuple[Blocks, int, int]] = {"resnext50_32x4d": ((3, 4, 6, 3), 32, 4)}
 
 
 def recognize(shapes: Shapes) -> dict[str, Any] | None:
-    """Return the `ModelConfig` fields of a ResNeXt, or None for a different network.
+    """Return the `ModelConfig` fields for a ResNeXt, or None for any other network.
 
-    In a ResNeXt, the second convolution of a block is grouped: each of its outputs reads only some of the channels.
+    In a ResNeXt, each block's second convolution is grouped, so each output channel reads only some of the input channels.
     """
     inner, last = shapes.get("layer1.0.conv2.weight", ()), shapes.get("layer1.0.conv3.weight", ())
     if len(inner) != 4 or len(last) != 4 or inner[0] == inner[1]:
