@@ -70,7 +70,7 @@ class Rows:
         return -(-self.height // (self.local // x.shape[1]))
 
     def scale_to(self, x: Shaped[Array, "n h w c"]) -> "Rows":
-        """Return the row distribution for the features `x`, which can be smaller than the image by some stride."""
+        """Return the row distribution for the features `x`, which can be downsampled from the image."""
         return Rows(self.axis, self.devices, self.get_height(x), x.shape[1])
 
     def is_inside(self, x: Shaped[Array, "n h w c"], below: int = 0) -> Bool[Array, "1 h 1 1"]:

@@ -1,6 +1,6 @@
-"""The operations and layers of the networks, NHWC. Convolutions and resizing are defined in separate files.
+"""The network operations and layers, NHWC, except for convolution.py and resize.py.
 
-Backbones and heads must compute with these operations only, because interpreters (operations.py) cannot see anything else.
+Backbones and heads must only compute with operations, because interpreters (operations.py) cannot see anything else.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,30 +17,29 @@ from deeplab_jax.models.operations import AnyArray, Length, operation, pixelwise
 
 Initializer = Callable[..., Array]
 
-# Kaiming initialization (He et al. 2015) with fan-out, as torchvision and mmsegmentation use it for ResNets.
+# Kaiming initialization (He et al. 2015) with fan-out, as used for ResNets in torchvision and mmsegmentation.
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def at_least_float32(dtype: Any) -> Any:
     """Return `dtype`, or float32 if `dtype` has a lower precision.
 
-    Logits and sums over many pixels are computed in this type. Only comparisons with other implementations use float64.
+    Logits and sums over many pixels use this dtype. It is float64 only in comparisons with other implementations.
     """
     return jnp.promote_types(dtype, jnp.float32)
 
 
 class Conv(nn.Module):
-    """An atrous convolution layer with float32 weights that computes in `dtype`.
+    """An atrous convolution layer with float32 weights, computed in `dtype`.
 
     Attributes:
       features: The number of output channels.
-      size: The height and width of the kernel. It must be odd.
-      stride, rate: The stride and the atrous rate; see `convolution.conv2d`.
-      groups: The number of channel groups that are convolved separately. With one group per channel, the convolution is
-        depthwise.
+      size: The kernel height and width, which must be odd.
+      stride, rate: The stride and atrous rate; see `convolution.conv2d`.
+      groups: The number of separately convolved channel groups. One group per channel makes the convolution depthwise.
       use_bias: Whether to add a bias to each channel.
-      dtype: The data type in which the convolution computes.
-      kernel_init: The initializer of the kernel.
+      dtype: The compute dtype of the convolution.
+      kernel_init: The kernel initializer.
     """
 
     features: int
@@ -64,14 +63,14 @@ class Conv(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalization with the same arithmetic as PyTorch.
+    """Batch normalization with PyTorch's arithmetic.
 
     The statistics are float32, and the running variance includes Bessel's correction. Under `jit` over a mesh, `x` is the
-    global batch. The statistics are therefore global as well, and SyncBN is not needed.
+    global batch, so the statistics are also global and SyncBN is not needed.
 
     Attributes:
-      momentum: The weight of the old running statistics when they are updated. (PyTorch's momentum is 1 minus this value.)
-      epsilon: The constant that is added to the variance.
+      momentum: The weight of the old running statistics in an update. (PyTorch's momentum is 1 minus this value.)
+      epsilon: The constant added to the variance.
     """
 
     momentum: float = 0.9
@@ -79,9 +78,10 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w c"]:
-        """Return `x` normalised with batch statistics if `train` is set, and with running statistics otherwise.
+        """Return `x` normalised with batch statistics if `train` is set, or with running statistics otherwise.
 
-        The result has the dtype of `x`. After folding (`export.folding`), only `bias` remains, and it is added to `x`.
+        The result has the dtype of `x`. After folding (`export.folding`), `bias` is the only remaining parameter and is added
+        to `x`.
         """
         features = x.shape[-1:]
         is_folded = not self.is_initializing() and not self.has_variable("params", "scale")
@@ -102,17 +102,17 @@ class BatchNorm(nn.Module):
 
 
 class Dropout(nn.Module):
-    """A dropout layer, which draws its mask from the rng "dropout".
+    """A dropout layer that draws its mask from the rng "dropout".
 
     Attributes:
-      rate: The fraction of values that are set to zero.
+      rate: The fraction of values to set to zero.
     """
 
     rate: float
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w c"]:
-        """Return `x` with dropout applied if `train` is set. Values that are not dropped are scaled up to preserve the mean."""
+        """Return `x` with dropout applied if `train` is set. The remaining values are scaled up to preserve the mean."""
         return drop(x, self.make_rng("dropout"), self.rate) if train and self.rate else x
 
 
@@ -133,7 +133,7 @@ def batch_norm(
 
 @operation
 def batch_moments(x: Float[Array, "n h w c"]) -> tuple[Float[Array, " c"], Float[Array, " c"], int]:
-    """Return the mean and variance of each channel over all pixels of the batch, and the number of pixels.
+    """Return each channel's mean and variance over all pixels in the batch, and the number of pixels.
 
     The mean and variance are float32 or wider. The variance does not include Bessel's correction.
     """
@@ -148,11 +148,11 @@ def moments(
     Args:
       x: The features.
       row_means: A function that returns the mean of each row, [n, h, c].
-      count: The number of pixels of the batch, which is returned unchanged.
+      count: The number of pixels in the batch, returned unchanged.
     """
     wide = x.astype(at_least_float32(x.dtype))
     mean = jnp.mean(row_means(wide), (0, 1))
-    # The variance takes a second pass. E[x^2] - E[x]^2 would lose precision for large means and then differ from PyTorch's
+    # The variance takes a second pass, because E[x^2] - E[x]^2 would lose precision for large means and differ from PyTorch's
     # result.
     var = jnp.mean(row_means(jnp.square(wide - mean[None, None, None])), (0, 1))
     return mean, var, count
@@ -160,9 +160,9 @@ def moments(
 
 @operation
 def image_mean(x: Float[Array, "n h w c"]) -> Float[Array, "n 1 1 c"]:
-    """Return the mean over the pixels of each image, in float32 or wider.
+    """Return each image's mean over all pixels, in float32 or wider.
 
-    In bfloat16, the mean of 65x65 values would lose too much precision to be useful.
+    In bfloat16, a mean over 65x65 values would be too imprecise.
     """
     return jnp.mean(row_means(x.astype(at_least_float32(x.dtype))), 1)[:, None, None]
 
@@ -170,11 +170,11 @@ def image_mean(x: Float[Array, "n h w c"]) -> Float[Array, "n 1 1 c"]:
 def row_means(x: Float[Array, "n h w c"]) -> Float[Array, "n h c"]:
     """Return the mean of each row.
 
-    Statistics are first averaged within rows and then over rows. This makes them bit-identical for every way of splitting the
-    rows over devices. Even a rounding difference would shift all activations, and those near 0 would then pass their gradient
-    with one split but not with the other.
+    Statistics are averaged within rows first and then over rows, so they are bit-identical however the rows are split over
+    devices. Even a rounding difference would shift all activations, and ReLU would then pass the gradient of an activation near
+    0 with one split but block it with another.
     """
-    # Without the barrier, XLA would merge the mean within rows and the mean over rows.
+    # Without the barrier, XLA would merge the means within rows with the mean over rows.
     return lax.optimization_barrier(jnp.mean(x, 2))
 
 
@@ -227,7 +227,7 @@ def add(x: Float[Array, "*s"], y: Float[Array, "*s"]) -> Float[Array, "*s"]:
 
 @operation
 def scale_channels(x: Float[Array, "n h w c"], scale: Float[Array, "n 1 1 c"]) -> Float[Array, "n h w c"]:
-    """Return `x` with each channel of each image multiplied by its own factor."""
+    """Return `x` with each image's channels multiplied by that image's factors in `scale`."""
     return x * scale
 
 
@@ -239,7 +239,7 @@ def concatenate(parts: Sequence[Float[Array, "n h w _"]]) -> Float[Array, "n h w
 
 @operation
 def broadcast_like(x: Float[Array, "n 1 1 c"], like: Float[Array, "n h w _"]) -> Float[Array, "n h w c"]:
-    """Return the single pixel of each image in `x`, repeated to the height and width of `like`."""
+    """Return the 1x1 images `x`, repeated to the height and width of `like`."""
     return jnp.broadcast_to(x, (*like.shape[:3], x.shape[3]))
 
 
@@ -251,11 +251,11 @@ def add_relu(x: Float[Array, "*s"], shortcut: Float[Array, "*s"]) -> Float[Array
 
 @jax.custom_jvp
 def _add_relu(x: Float[Array, "*s"], shortcut: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """Return relu(x + shortcut), computed as max(x, -shortcut) + shortcut. For finite numbers, the results are bit-identical.
+    """Return relu(x + shortcut), computed as max(x, -shortcut) + shortcut, which is bit-identical for finite numbers.
 
-    XLA would fuse the ReLU and the sum before it into every operation that reads the result. In a stage of n residual blocks,
-    the last block would then add up n + 1 convolution outputs again, and all of them would stay in memory until then. In
-    contrast, XLA computes the sum of two arrays only once.
+    In the direct form, XLA would fuse the sum and the ReLU into every operation that reads the result. In a stage with n
+    residual blocks, the last block would then add up n + 1 convolution outputs again, and all of them would stay in memory
+    until then. When the sum comes last, XLA computes the result only once.
     """
     return jnp.maximum(x, -shortcut) + shortcut
 
@@ -270,7 +270,7 @@ def _add_relu_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -
 def average_pool_2x2(x: Float[Array, "n h w c"], *, stride: int, rate: int = 1) -> Float[Array, "n h2 w2 c"]:
     """Return the 2x2 average pool of `x`, with shape [n, ceil(h / stride), ceil(w / stride), c].
 
-    Taps beyond the bottom and right edges of the image are left out of the average.
+    Taps beyond the image's bottom and right edges are excluded from the average.
 
     Args:
       x: The features to pool.
@@ -285,7 +285,7 @@ def average_pool_2x2(x: Float[Array, "n h w c"], *, stride: int, rate: int = 1) 
 def pad_end(x: Float[Array, "n h w c"], rate: int, axis: int) -> tuple[Array, Array]:
     """Return `x` with `rate` zeros appended along `axis`, and a mask for `average_pairs`.
 
-    For each index along `axis`, the mask tells whether the index `rate` further is inside `x`.
+    For each index i along `axis`, the mask tells whether i + `rate` is inside `x`.
     """
     padded = lax.pad(x, jnp.zeros((), x.dtype), [(0, rate * (other == axis), 0) for other in range(4)])
     is_inside = jnp.arange(x.shape[axis]) + rate < x.shape[axis]
@@ -295,29 +295,29 @@ def pad_end(x: Float[Array, "n h w c"], rate: int, axis: int) -> tuple[Array, Ar
 def average_pairs(
     x: Float[Array, "n h w c"], padded: Array, is_inside: Array, stride: int, rate: int, axis: int
 ) -> Float[Array, "n h2 w2 c"]:
-    """Return the average of each value and the value `rate` further along `axis`.
+    """Return the average of each value and the value `rate` positions further along `axis`.
 
     Where the second value is outside the image, the first value is returned unchanged.
 
     Args:
       x: The features to pool.
-      padded: `x` extended by `rate` values at its end.
+      padded: `x` extended by `rate` values at the end of `axis`.
       is_inside: For each index along `axis`, whether the second value is inside the image.
-      stride, rate: The parameters of `average_pool_2x2`.
+      stride, rate: See `average_pool_2x2`.
       axis: The axis to pool: 1 for rows or 2 for columns.
     """
     second = lax.slice_in_dim(padded, rate, rate + x.shape[axis], axis=axis)
     x = (x + jnp.where(is_inside, second, x)) / 2
-    # This expression gives the same symbolic size as a convolution does.
+    # Written this way, the slice has the same symbolic size as a convolution output.
     return lax.slice_in_dim(x, 0, (x.shape[axis] - 1) // stride * stride + 1, stride, axis)
 
 
 @operation
 def max_pool_3x3(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
-    """Return the 3x3 max pool of the stem, at stride 2 with padding 1.
+    """Return the 3x3 max pool of `x` at stride 2 with padding 1, as used in the stem.
 
-    The gradient goes to one maximum of each window, even if several values tie. The pool is computed from shifted slices, first
-    over columns and then over rows, because the gradient of XLA's window reduction is several times slower on CPUs.
+    Each window passes its gradient to a single maximum, even if several values tie. The pool is computed from shifted slices,
+    first over columns and then over rows, because the gradient of XLA's window reduction is several times slower on CPUs.
     """
     for axis in (2, 1):
         x = max_of_three(pad_with_infinity(x, axis), -(-x.shape[axis] // 2), axis)
@@ -325,16 +325,17 @@ def max_pool_3x3(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
 
 
 def pad_with_infinity(x: Float[Array, "n h w c"], axis: int) -> Array:
-    """Return `x` with one -inf added at both ends of `axis`."""
+    """Return `x` padded with one -inf at each end of `axis`."""
     margins = [(int(other == axis), int(other == axis), 0) for other in range(4)]
     return lax.pad(x, jnp.array(-jnp.inf, x.dtype), margins)
 
 
 def max_of_three(padded: Float[Array, "n h w c"], size: Length, axis: int) -> Array:
-    """Return the maximum of each three neighbouring values along `axis`, at stride 2.
+    """Return the maxima over windows of three values along `axis`, at stride 2.
 
     Args:
-      padded: The features, padded by one value at the start of `axis`, and by one at its end if the unpadded length is odd.
+      padded: The features, padded by one value at the start of `axis`, and by one value at the end if the unpadded length is
+        odd.
       size: The length of the result along `axis`.
       axis: The axis to reduce.
     """

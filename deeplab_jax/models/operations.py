@@ -1,8 +1,8 @@
-"""A mechanism for intercepting the operations of a network.
+"""A mechanism for intercepting network operations.
 
-The modules of a network call operations (layers.py, convolution.py, resize.py). By default, an operation computes on full
-arrays. Inside the scope of an interpreter, the interpreter is called instead. One interpreter computes on image rows that are
-split over devices (extent.py), and one records the operations as a graph (graph.py).
+Network modules call operations (layers.py, convolution.py, resize.py). By default, an operation computes on full arrays. In the
+context of an interpreter, the interpreter is called instead. One interpreter computes on image rows split over devices
+(extent.py), and another records the operations as a graph (graph.py).
 """
 
 import functools
@@ -12,11 +12,10 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-AnyArray = jax.Array | np.ndarray  # the variables of a restored checkpoint are NumPy arrays
+AnyArray = jax.Array | np.ndarray  # variables restored from a checkpoint are NumPy arrays
 Length = Any  # a height or width: an int, or a symbolic size when exporting for images of any size
 
-# A user context is part of JAX's cache keys, so programs that are traced under different interpreters do not share cache
-# entries.
+# A user context is part of JAX's cache keys, so programs traced under different interpreters do not share cache entries.
 _INTERPRETER = jax.make_user_context(None)
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -50,7 +49,7 @@ def pixelwise(function: F) -> F:
 def interpreted_by(interpreter: Callable[..., Any] | None) -> Any:
     """Return a context manager that calls `interpreter(operation, *args, **kwargs)` in place of every operation.
 
-    Enter the context inside the function that JAX traces. Operations that the interpreter itself calls are not intercepted.
+    Enter the context inside the function that JAX traces. Operations called by the interpreter itself are not intercepted.
 
     Args:
       interpreter: A hashable function, or None to intercept nothing.

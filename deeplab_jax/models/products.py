@@ -1,4 +1,4 @@
-"""The matrix products on which the convolutions are built. Each row of a matrix holds one pixel."""
+"""The matrix products used to compute convolutions. Each matrix row holds one pixel."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -20,10 +20,10 @@ def multiply(a: Float[Array, "p c"], b: Float[Array, "..."], transpose_b: bool) 
 def outer(a: Float[Array, "p c"], b: Float[Array, "p k"]) -> Float[Array, "c k"]:
     """Return the matrix product a^T b.
 
-    On CPUs, contracting the rows of both matrices directly can take twice as long as multiplying with a transposed copy.
+    On CPUs, contracting the rows of both matrices directly can take twice as long as multiplying by a transposed copy.
     """
     if min(a.shape[1], b.shape[1]) >= 1024:
-        # A transposed copy reads columns. With rows of 4 KiB or more, every read would miss the cache.
+        # Making a transposed copy reads columns, and with rows of 4 KiB or more, every read would miss the cache.
         return jnp.einsum("pc,pk->ck", a, b)
     if a.shape[1] <= b.shape[1]:
         return lax.optimization_barrier(a.T) @ b

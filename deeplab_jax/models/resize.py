@@ -1,4 +1,4 @@
-"""Bilinear resizing, NHWC. Training uses matrix products, and predictions use a gather of neighbouring pixels."""
+"""Bilinear resizing, NHWC. Training uses matrix products, whereas prediction gathers neighbouring pixels."""
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +28,8 @@ def resize_bilinear(
     Args:
       x: The array to resize.
       height, width: The size of the result.
-      align_corners: The PyTorch option of the same name. If it is set, the centres of the corner pixels stay in place;
-        otherwise, the outer corners of the image do.
+      align_corners: The same as in PyTorch. If set, the centres of the corner pixels stay in place. Otherwise, the image's
+        outer corners do.
     """
     shape = (x.shape[0], height, width, x.shape[3])
     if not align_corners:
@@ -41,9 +41,9 @@ def resize_bilinear(
 def _aligned(size: Length, new_size: Length) -> Float[Array, "2"]:
     """Return [scale, translation] for `scale_and_translate` with aligned corners.
 
-    With these values, output pixel i is sampled at input pixel i (size - 1) / (new_size - 1).
+    With these values, output pixel i is sampled at input position i (size - 1) / (new_size - 1).
     """
-    # The sizes may be symbolic, so this function cannot branch on them in Python.
+    # The sizes can be symbolic, so this function cannot branch on them in Python.
     old, new = jnp.asarray(size, jnp.float32), jnp.asarray(new_size, jnp.float32)
     scale = jnp.where(new > 1, (new - 1) / jnp.maximum(old - 1, 1), 1.0)
     return jnp.where(old > 1, jnp.stack([scale, 0.5 - 0.5 * scale]), jnp.stack([new, jnp.zeros_like(new)]))
@@ -52,10 +52,10 @@ def _aligned(size: Length, new_size: Length) -> Float[Array, "2"]:
 def resize_by_gather(
     x: Float[AnyArray, "n h w c"], height: Length, width: Length, *, align_corners: bool = False
 ) -> Float[Array, "n height width c"]:
-    """Return the same result as `resize_bilinear`, computed by gathering neighbouring pixels instead of a matrix product.
+    """Return the result of `resize_bilinear`, computed by gathering neighbouring pixels instead of by matrix products.
 
-    This form is meant for predictions. XLA can fuse it into an argmax, and its time does not depend on the source size (see
-    benchmarks/NOTES.md). However, its gradient is slower. Symbolic sizes fall back to `resize_bilinear`.
+    This form is meant for prediction, because XLA can fuse it into an argmax and its run time does not depend on the source
+    size (see benchmarks/NOTES.md). However, its gradient is slower. Symbolic sizes fall back to `resize_bilinear`.
     """
     if not all(isinstance(size, int) for size in (*x.shape[1:3], height, width)):
         return resize_bilinear(x, height, width, align_corners=align_corners)
@@ -72,7 +72,7 @@ def resize_by_gather(
 
 
 def compute_sample_positions(size: int, new_size: int, align_corners: bool) -> Float[np.ndarray, " new_size"]:
-    """Return the position of each output pixel's centre along one axis, in units of input pixel indices."""
+    """Return each output pixel centre's position along one axis, in units of input pixel indices."""
     if align_corners:
         return np.linspace(0.0, size - 1, new_size)
     return np.clip((np.arange(new_size) + 0.5) * (size / new_size) - 0.5, 0, size - 1)

@@ -1,4 +1,4 @@
-"""The common structure of all backbones: four stages, some of which trade their stride for dilation.
+"""The structure shared by all backbones: four stages, some of which trade their stride for dilation.
 
 This module also defines `Backbone`, the interface between a backbone and the rest of the package.
 """
@@ -15,16 +15,16 @@ from deeplab_jax.config import ModelConfig, last_stage_rates, unit_of_each_block
 # The output stride of each stage in the undilated network.
 STRIDES_OUT = (4, 8, 16, 32)
 
-Shapes = Mapping[str, tuple[int, ...]]  # the shape of each tensor, by name
+Shapes = Mapping[str, tuple[int, ...]]  # tensor shapes, keyed by tensor name
 
 
 class Features(NamedTuple):
-    """The features that the heads read.
+    """The backbone features used by the heads.
 
     Attributes:
       low: Features at stride 4, for the decoder.
-      aux: Features of a stage before the last one, for the auxiliary head.
-      last: Features of the last stage, at the output stride.
+      aux: Features from a stage before the last one, for the auxiliary head.
+      last: Features from the last stage, at the output stride.
     """
 
     low: Float[Array, "n h1 w1 c1"]
@@ -34,21 +34,20 @@ class Features(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-    """A backbone: its network and everything that the rest of the package needs to know about it.
+    """A backbone's network, plus everything the rest of the package needs to know about it.
 
     Attributes:
-      make: A function that takes a config and returns a module. The module maps (images, train) to `Features`.
+      make: A function that builds the backbone module from a config. The module maps (images, train) to `Features`.
       blocks: The number of blocks in each stage.
-      switches: The fields of `ModelConfig` that this backbone uses but some other backbones do not.
-      tensor_names: A function that takes a config and the name of a source of weights. It returns the source's name of each
-        layer, by the path of our layer below the backbone.
-      recognize: A function that takes the shapes of a backbone's tensors, by name. It returns the fields of `ModelConfig` that
-        they determine, or None if they belong to a different kind of backbone. It raises a CheckpointError if they are of this
-        kind but the network is not supported. The message continues a sentence that starts with the file name, such as "has a
-        backbone with ...".
-      references: For each source that offers segmentation networks with this backbone, the settings specific to them. The
-        modules in `weights/sources` define these settings.
-      ignored: The fields of `ModelConfig` that this backbone accepts but does not use.
+      switches: The `ModelConfig` fields used by this backbone but not by every backbone.
+      tensor_names: A function of (config, source), where the source of the weights is a name such as "timm". It returns a dict
+        mapping our layer paths, relative to the backbone, to the source's layer names.
+      recognize: A function of the tensor shapes in a weights file. It returns the `ModelConfig` fields determined by the
+        shapes, or None for a different kind of backbone. It raises a CheckpointError for an unsupported network of this kind.
+        The error message continues a sentence starting with the file name, such as "has a backbone with ...".
+      references: The settings for published segmentation networks with this backbone, keyed by source. The modules in
+        `weights/sources` define which settings each source has.
+      ignored: The `ModelConfig` fields that this backbone accepts but does not use.
     """
 
     make: Callable[[ModelConfig], nn.Module]
@@ -61,13 +60,13 @@ class Backbone:
 
 
 class Dilation(NamedTuple):
-    """The stride and the rates of a block, in pixels of each convolution's input.
+    """A block's stride and rates, in input pixels of each convolution.
 
     Attributes:
-      stride: The stride of the block's strided convolution.
-      rate: The rate of the same convolution.
-      inner_rate: The rate of the second convolution of a basic block.
-      shortcut_rate: The rate of the pool in a pooled shortcut. It is 0 in blocks without a stride in the undilated network.
+      stride: The block's stride.
+      rate: The rate of the convolution that applies the stride.
+      inner_rate: The rate of the second convolution in a basic block.
+      shortcut_rate: The pooling rate in a pooled shortcut, or 0 for blocks without a stride in the undilated network.
     """
 
     stride: int
@@ -77,21 +76,21 @@ class Dilation(NamedTuple):
 
 
 def strides_in(stem_stride: int) -> tuple[int, ...]:
-    """Return the stride of the input features of each stage in the undilated network."""
+    """Return each stage's input stride in the undilated network."""
     return (stem_stride, *STRIDES_OUT[:-1])
 
 
 def stage_dilations(blocks: Sequence[int], config: ModelConfig, stem_stride: int = 4) -> list[list[Dilation]]:
-    """Return the dilation of every block, by stage.
+    """Return every block's dilation, as one list per stage.
 
-    A stage that trades its stride for dilation keeps the previous stage's rate in its first block, because this block still
-    reads the grid of the previous stage. As a result, the features at output strides 8 and 16 equal those of the undilated
-    network wherever the grids coincide.
+    A stage that trades its stride for dilation keeps the previous stage's rate in its first block, because that block still
+    reads the previous stage's grid. As a result, features at output strides 8 and 16 equal the undilated network's features
+    wherever the grids coincide.
 
     Args:
       blocks: The number of blocks in each stage.
-      config: The config of the network.
-      stem_stride: The stride of the features that the first stage reads.
+      config: The network config.
+      stem_stride: The stride of the first stage's input features.
     """
     stages, output_stride = [], config.output_stride
     for stage, (undilated_in, undilated_out, count) in enumerate(

@@ -1,4 +1,4 @@
-"""Validation and normalization of a `ModelConfig`, based on the fields that its backbone uses."""
+"""Validation and a canonical form for a `ModelConfig`, based on the fields used by its backbone."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ from deeplab_jax.config import Config, ModelConfig, unit_of_each_block
 from deeplab_jax.config.validation import require, validate_fields
 from deeplab_jax.models.backbones import BACKBONES, find_backbone
 
-# The fields of `ModelConfig` that only some backbones use.
+# The `ModelConfig` fields used by only some backbones.
 SWITCHES = frozenset().union(*(backbone.switches for backbone in BACKBONES.values()))
 
 
@@ -26,7 +26,7 @@ def validate(config: Config) -> Config:
 
 
 def is_used(model: ModelConfig, field: str) -> bool:
-    """Return whether the network uses a field. If it does not, the value of the field makes no difference."""
+    """Return whether the network uses a field. The value of an unused field makes no difference."""
     metadata = next(each.metadata for each in dataclasses.fields(model) if each.name == field)
     if field in SWITCHES and field not in find_backbone(model.backbone).switches:
         return False
@@ -34,10 +34,9 @@ def is_used(model: ModelConfig, field: str) -> bool:
 
 
 def canonical(model: ModelConfig) -> ModelConfig:
-    """Return `model` in its canonical form, in which all configs of the same network are equal at every output stride.
+    """Return the canonical form of `model`, which is the same for configs of the same network at every output stride.
 
-    In the canonical form, the last rate of `multi_grid` is not repeated, and fields that the network does not use have their
-    default values.
+    In the canonical form, `multi_grid` does not end in repeated rates, and unused fields have their default values.
     """
     multi_grid = unit_of_each_block(tuple(model.multi_grid), find_backbone(model.backbone).blocks[3])
     while len(multi_grid) > 1 and multi_grid[-1] == multi_grid[-2]:

@@ -1,12 +1,12 @@
 """Winograd's minimal filtering F(2x2, 3x3) for atrous 3x3 convolutions at stride 1, NHWC.
 
-The method is described by Lavin and Gray (2015, arXiv:1509.09308). A tile of 2x2 outputs takes 16 products per pair of
-channels, while a direct convolution takes 36. All coefficients of the transforms are 0, 1/2 or 1, up to sign. On random data,
-the rounding error is therefore the same as that of a direct convolution. At rate r, the pixels of a tile are r apart. They
-are gathered by a reshape, without a copy.
+The method is described by Lavin and Gray (2015, arXiv:1509.09308). A tile of 2x2 outputs takes 16 multiplications per (input,
+output) channel pair, whereas a direct convolution takes 36. All transform coefficients are 0, 1/2 or 1, up to sign, so on
+random data the rounding error is the same as for a direct convolution. At rate r, a tile's pixels are r apart and are gathered
+by a reshape, without a copy.
 
-Each tile is computed as y = O (D x . K k). The transforms K (of the kernel), D (of the input) and O (of the output) are sparse
-matrices that are applied along rows and columns. The dot is a matrix product over the channels, for each of the 16 positions.
+Each tile is computed as y = O (D x . K k). The kernel transform K, input transform D and output transform O are sparse
+matrices, applied along both rows and columns. The dot is a matrix product over the channels at each of the 16 tile positions.
 """
 
 import math
@@ -17,16 +17,16 @@ from jaxtyping import Array, Float
 
 from deeplab_jax.models.products import multiply, outer
 
-# The maximum number of bytes of transformed tiles to hold at a time.
+# The maximum size, in bytes, of the transformed tiles held in memory at a time.
 BAND_BYTES = 256 * 2**20
 
-Grid = list[list[Array]]  # 4 by 4 arrays, one for each position in a tile
+Grid = list[list[Array]]  # 4 by 4 arrays, one per tile position
 
 
 def count_multiplications(height: int, width: int, rate: int) -> int:
-    """Return the number of multiplications per pair of channels for an output of the given size.
+    """Return the number of multiplications per (input, output) channel pair, for an output of the given size.
 
-    Outputs of tiles that extend beyond the edge are included.
+    The outputs of overhanging tiles are included.
     """
     return 4 * math.prod(2 * rate * _count_tiles(size, rate) for size in (height, width))
 
@@ -34,18 +34,18 @@ def count_multiplications(height: int, width: int, rate: int) -> int:
 def convolve(
     x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 _ _"], rate: int, pad: int, *, flip: bool = False
 ) -> Float[Array, "n h2 w k"]:
-    """Return the convolution of `x` with a 3x3 kernel at stride 1.
+    """Return `x` convolved with a 3x3 kernel at stride 1.
 
     Args:
       x: The input features. They are padded with `pad` rows and `rate` columns of zeros on each side.
       kernel: The HWIO weights, [3, 3, c, k]. With `flip`, their shape is [3, 3, k, c].
       rate: The distance between the taps, in pixels.
       pad: The number of zero rows above and below `x`.
-      flip: Whether to rotate the kernel by 180 degrees and swap its channel axes. The input gradient is such a convolution.
+      flip: Whether to rotate the kernel by 180 degrees and swap its channel axes, as needed for the input gradient.
     """
     n, h, w, c = x.shape
     features = kernel.shape[2 if flip else 3]
-    # With the barrier, the transformed kernel is computed only once for all bands.
+    # The barrier makes XLA compute the transformed kernel only once for all bands.
     weights = lax.optimization_barrier(_transform_kernel(kernel))
     if flip:  # rotating the kernel swaps the outer positions and keeps the inner ones
         weights = [[weights[a][b] for b in (3, 1, 2, 0)] for a in (3, 1, 2, 0)]
@@ -71,7 +71,7 @@ def compute_weight_gradient(
 ) -> Float[Array, "3 3 c k"]:
     """Return the gradient of `convolve` with respect to its kernel.
 
-    It is computed with the transposes of the transforms and 16 matrix products over the tiles.
+    The computation uses the transposed transforms and 16 matrix products over the tiles.
     """
     n, h, w, _ = x.shape
     height = dy.shape[1]
@@ -89,8 +89,7 @@ def _count_tiles(size: int, rate: int) -> int:
     return -(-size // (2 * rate))
 
 
-# Along one axis, a transform converts 3 taps, 4 inputs or 2 outputs to 4 positions or back. It is applied to rows and to
-# columns.
+# Along one axis, each transform maps 3 taps, 4 inputs or 2 outputs to 4 tile positions, or back. It is applied to both axes.
 
 
 def _transform_kernel(kernel: Float[Array, "3 3 _ _"]) -> Grid:
@@ -111,7 +110,7 @@ def _transform_kernel_gradient(grid: Grid) -> Float[Array, "3 3 c k"]:
 def _transform_input(x: Float[Array, "n t1 2 r u1 2 r c"]) -> Grid:
     """Return the transformed input tiles, as arrays of shape [n t r u r, c].
 
-    A tile consists of a pair of pixels and the next pair along each axis. Neighbouring tiles therefore overlap by half.
+    Along each axis, a tile consists of a pair of pixels and the next pair, so neighbouring tiles overlap by half.
     """
 
     def spread(d0: Array, d1: Array, d2: Array, d3: Array) -> tuple[Array, ...]:
@@ -133,7 +132,7 @@ def _transform_output(grid: Grid, shape: tuple[int, ...]) -> Float[Array, "n t 2
     def gather(m0: Array, m1: Array, m2: Array, m3: Array) -> tuple[Array, Array]:
         return m0 + m1 + m2, m1 - m2 - m3
 
-    columns = [gather(*row) for row in zip(*grid, strict=True)]  # the two output rows for each position across
+    columns = [gather(*row) for row in zip(*grid, strict=True)]  # two output rows for each horizontal tile position
     rows = [gather(*row) for row in zip(*columns, strict=True)]
     return jnp.stack([jnp.stack([y.reshape(shape) for y in row], axis=4) for row in rows], axis=2)
 

@@ -26,12 +26,12 @@ def mean_loss(logits, labels, valid, **settings):
 
 @functools.cache
 def compile_loss(**settings):
-    """Return a compiled function of (logits, labels, valid) that returns the loss and its gradient."""
+    """Return a compiled function that maps (logits, labels, valid) to the loss and its gradient."""
     return jax.jit(jax.value_and_grad(functools.partial(mean_loss, **settings)))
 
 
 def test_loss_matches_values_computed_by_hand():
-    # Pixel 1 has the probabilities (1/4, 3/4), pixel 2 is ignored, and pixel 3 has the probabilities (1/2, 1/2).
+    # Pixel 1 has class probabilities (1/4, 3/4), pixel 2 is ignored, and pixel 3 has class probabilities (1/2, 1/2).
     logits = jnp.log(jnp.array([[[[1.0, 3.0], [1.0, 1e6], [1.0, 1.0]]]]))
     labels = jnp.array([[[0, 255, 1]]], jnp.uint8)
     loss = functools.partial(mean_loss, logits, labels, jnp.array([True]))
@@ -39,11 +39,11 @@ def test_loss_matches_values_computed_by_hand():
     assert loss() == pytest.approx((log_4 + log_2) / 2)
     assert loss(normalizer="all") == pytest.approx((log_4 + log_2) / 3)
     assert loss(class_weights=(1.0, 3.0)) == pytest.approx((log_4 + 3 * log_2) / 4)
-    # The weight of the ignored pixel is the mean of 1 and 3.
+    # The ignored pixel has the mean class weight, (1 + 3) / 2.
     assert loss(class_weights=(1.0, 3.0), normalizer="all") == pytest.approx((log_4 + 3 * log_2) / 6)
     assert loss(label_smoothing=0.2) == pytest.approx((0.9 * log_4 + 0.1 * log_4_3 + log_2) / 2)
-    # The target probabilities of pixels 1 and 3 are 1/4 and 1/2. Pixel 3 is dropped below the threshold 0.4, even with
-    # `min_kept` above 1, because the limit is then 1/2 and only smaller probabilities are kept.
+    # Pixels 1 and 3 have target probabilities 1/4 and 1/2, so the threshold 0.4 drops pixel 3. A large `min_kept` raises the
+    # limit to 1/2, but pixel 3 is still dropped because only probabilities below the limit are kept.
     assert loss(ohem_threshold=0.4, ohem_min_kept=0) == pytest.approx(log_4)
     assert loss(ohem_threshold=0.4, ohem_min_kept=9, class_weights=(1.0, 3.0)) == pytest.approx(log_4)
     assert loss(ohem_threshold=0.6, ohem_min_kept=9) == pytest.approx((log_4 + log_2) / 2)
@@ -71,8 +71,8 @@ def test_a_batch_without_valid_pixels_has_zero_loss_and_gradient(valid, settings
 def test_classes_with_weight_zero_give_a_finite_loss():
     """Check a batch whose total class weight is 0.
 
-    With label smoothing, the sum of the losses is not 0. PyTorch divides it by the total weight, so its loss is infinite. Our
-    loss divides by the number of pixels instead.
+    With label smoothing, the summed loss is still positive. PyTorch divides it by the total weight and returns infinity,
+    whereas our loss divides by the number of pixels.
     """
     logits, labels = np.log([[[[1.0, 3.0], [1.0, 3.0]]]], dtype=np.float32), np.zeros((1, 1, 2), np.uint8)
     loss, _ = compile_loss(class_weights=(0.0, 1.0), label_smoothing=0.2)(logits, labels, np.array([True]))
@@ -123,10 +123,10 @@ def test_hard_example_mining_keeps_nan_pixels():
     ids=["smoothed", "weighted", "both", "both, more smoothing"],
 )
 def test_class_weights_and_label_smoothing_match_pytorch(settings, loss, gradient_sum, gradient_entry):
-    """Compare with CrossEntropyLoss(weight=, label_smoothing=, ignore_index=255) of torch 2.13.
+    """Compare with torch 2.13's CrossEntropyLoss(weight=, label_smoothing=, ignore_index=255).
 
-    The reference values were computed in float64. They are the loss, the sum of the absolute values of the gradient, and entry
-    [0, 0, 3, 3] of the gradient.
+    The reference values, computed in float64, are the loss, the sum of absolute gradient values, and gradient entry [0, 0, 3,
+    3].
     """
     logits = 3 * np.sin(np.arange(120.0) ** 2).reshape(2, 3, 4, 5)
     numbers = np.arange(24).reshape(2, 3, 4) % 7
@@ -143,9 +143,9 @@ def softmax(logits):
 
 
 def select_by_sort(probability, mask, threshold, min_kept):
-    """Return the pixels that OHEMPixelSampler keeps, computed with a sort as in mmsegmentation.
+    """Return a mask of the pixels kept by mmsegmentation's OHEMPixelSampler, computed with a sort.
 
-    `min_kept` is the number of pixels to keep in the full batch.
+    `min_kept` applies to the full batch.
     """
     ordered = np.sort(probability[mask])
     order_statistic = ordered[min(min_kept, len(ordered) - 1)] if len(ordered) else 0.0
@@ -153,7 +153,7 @@ def select_by_sort(probability, mask, threshold, min_kept):
 
 
 def reference_loss(logits, labels, valid, config):
-    """Return the loss by its definition, computed in float64 pixel by pixel."""
+    """Return the loss computed from its definition, pixel by pixel in float64."""
     classes = logits.shape[-1]
     probability = softmax(logits)
     weights = np.array(config.class_weights or [1.0] * classes)
@@ -177,7 +177,7 @@ def reference_loss(logits, labels, valid, config):
     return total / (total_weight or 1)
 
 
-# The examples are fixed because about one random example in 100,000 has a near tie that float32 and float64 order differently.
+# The examples are fixed because about 1 in 100,000 random examples has a near tie that float32 and float64 order differently.
 @settings(deadline=None, max_examples=60, derandomize=True)
 @given(
     SEEDS,
@@ -208,7 +208,7 @@ compiled_select_hard_pixels = jax.jit(select_hard_pixels, static_argnames="thres
 @settings(deadline=None, max_examples=100)
 @given(SEEDS, st.sampled_from([0.3, 0.7, 1e-30]), st.integers(0, 60), st.sampled_from([3, 50, None]), st.floats(0, 1))
 def test_select_hard_pixels_matches_a_sort(seed, threshold, min_kept, levels, valid_share):
-    """Check random batches, including batches with ties, with fewer valid pixels than `min_kept` and with no valid pixels."""
+    """Check random batches, including some with ties, fewer than `min_kept` valid pixels, or no valid pixels."""
     rng = np.random.default_rng(seed)
     probability = rng.random((2, 4, 5)) ** 3
     probability = (np.round(probability * levels) / levels if levels else probability).astype(np.float32)
@@ -219,9 +219,10 @@ def test_select_hard_pixels_matches_a_sort(seed, threshold, min_kept, levels, va
 
 @pytest.mark.parametrize(("probability", "kept"), [(0.0, 40), (0.5, 40), (0.9, 0), (1.0, 0)])
 def test_select_hard_pixels_with_equal_probabilities(probability, kept):
-    """Check a batch in which all pixels have the same probability.
+    """Check batches whose pixels all have the same probability.
 
-    Below the threshold, all pixels are kept. Above the threshold, none is kept, because no probability is below the tied limit.
+    Below the threshold, all pixels are kept. Above it, none are kept, because the limit is then the shared probability itself
+    and only lower probabilities are kept.
     """
     probabilities = np.full((2, 4, 5), probability, np.float32)
     assert compiled_select_hard_pixels(probabilities, np.ones((2, 4, 5), bool), 0.7, 7).sum() == kept

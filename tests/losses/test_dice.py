@@ -18,13 +18,12 @@ def loss_of_probabilities(probability, labels):
 
 
 def test_loss_matches_values_computed_by_hand():
-    # The middle pixel is ignored. The score of class 0 is 2 (1/4) / (3/4 + 1) = 2/7, and that of class 1 is
-    # 2 (1/2) / (5/4 + 1) = 4/9.
+    # The middle pixel is ignored. Class 0 scores 2 (1/4) / (3/4 + 1) = 2/7, and class 1 scores 2 (1/2) / (5/4 + 1) = 4/9.
     image = [[[1 / 4, 3 / 4], [0.1, 0.9], [1 / 2, 1 / 2]]]
     assert loss_of_probabilities([image], [[[0, 255, 1]]]) == pytest.approx(1 - (2 / 7 + 4 / 9) / 2)
-    # Class 1 is not in the labels, so only class 0 counts. Its score is 2 (3/4) / (3/4 + 2).
+    # Class 1 is missing from the labels, so only class 0 counts, with a score of 2 (3/4) / (3/4 + 2).
     assert loss_of_probabilities([image], [[[0, 255, 0]]]) == pytest.approx(1 - 6 / 11)
-    # The loss is the mean over the first two images. The third one has only ignored pixels and does not count.
+    # The loss is the mean over the first two images. The third image is skipped because all its pixels are ignored.
     by_image = [[[0, 255, 1]], [[0, 255, 0]], [[255, 255, 255]]]
     assert loss_of_probabilities([image] * 3, by_image) == pytest.approx(1 - (2 / 7 + 4 / 9) / 4 - 3 / 11)
 
@@ -37,11 +36,10 @@ def test_perfect_predictions_have_loss_0_and_completely_wrong_ones_have_loss_1()
 
 
 def test_loss_matches_segmentation_models_pytorch():
-    """Compare with DiceLoss("multiclass", ignore_index=255) of segmentation_models.pytorch 0.6.0.
+    """Compare with segmentation_models.pytorch 0.6.0's DiceLoss("multiclass", ignore_index=255).
 
-    The reference values were computed in float64, separately for each image. They are the loss and the sum of the absolute
-    values of the gradient. The second image contains only three of the five classes. The reference averages over all five, so
-    its values are scaled by 5 / 3.
+    The reference values, computed in float64 for each image, are the loss and the sum of absolute gradient values. The second
+    image contains only three of the five classes, but the reference averages over all five, so its values are scaled by 5 / 3.
     """
     logits = 3 * np.sin(np.arange(120.0) ** 2).reshape(2, 3, 4, 5)
     labels = np.arange(24).reshape(2, 3, 4) % 7

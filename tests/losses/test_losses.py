@@ -1,4 +1,4 @@
-"""Tests of the requirements for every loss. A new loss in `LOSSES` is tested automatically."""
+"""Tests for the requirements on every loss. Any loss added to `LOSSES` is tested automatically."""
 
 import functools
 
@@ -20,9 +20,9 @@ ALL = np.ones((4, 8, 5), bool)
 
 @functools.cache
 def compile_loss(name):
-    """Return a compiled function of (logits, labels, mask) that returns (loss, count, gradient).
+    """Return a compiled function that maps (logits, labels, mask) to (loss, count, gradient).
 
-    The gradient is taken with respect to the logits.
+    The gradient is with respect to the logits.
     """
 
     def value(logits, labels, mask):
@@ -37,7 +37,7 @@ def compile_loss(name):
 
 
 def make_batch(seed=0):
-    """Return random logits and labels of four images with four classes and ignored pixels. The second image lacks class 2."""
+    """Return random logits and labels for four images, with four classes and ignored pixels. The second image lacks class 2."""
     rng = np.random.default_rng(seed)
     labels = rng.choice([0, 1, 2, 3, 255], (4, 8, 5)).astype(np.uint8)
     labels[1][labels[1] == 2] = 3
@@ -54,7 +54,7 @@ def test_the_count_depends_only_on_labels_and_mask(name):
 
 @EVERY_LOSS
 def test_padding_does_not_change_loss_and_gradient(name):
-    """Pad the batch with one image, and the images with rows at the bottom."""
+    """Pad the batch with one image, and every image with two rows at the bottom."""
     logits, labels = make_batch()
     mask = ALL.copy()
     mask[3] = mask[:, 6:] = False
@@ -107,7 +107,7 @@ def test_loss_and_gradient_do_not_depend_on_the_devices(name):
     expected = compile_loss(name)(logits, labels, ALL)
     on_devices = NamedSharding(make_mesh(MeshConfig(2, 2)), P("data", "spatial"))
     actual = compile_loss(name)(*(jax.device_put(x, on_devices) for x in (logits, labels, ALL)))
-    # Devices add up float32 values in a different order.
+    # Splitting over devices changes the order of float32 sums.
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-8), actual, expected)
     assert actual[1] == expected[1]
 

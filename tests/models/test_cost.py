@@ -17,8 +17,8 @@ def test_costs_of_a_tiny_network_match_hand_counts():
     assert (stem.parameters, stem.statistics) == (7 * 7 * 3 * 8 + 2 * 8, 2 * 8)
     assert (stem.inputs, stem.outputs, stem.weights) == (4 * 32 * 64 * 3, 4 * 16 * 32 * 8, 4 * 7 * 7 * 3 * 8)
     assert parts["stage 1"].flops == 4 * 2 * (8 * 16) * (3 * 3 * 8 * 8)
-    # From 64 channels: the 1x1 branch, three 3x3 branches (taps in the padding count too), the 1x1 fusion of all five branches,
-    # and the pooling branch, which has a single pixel.
+    # The ASPP input has 64 channels. The terms are the 1x1 branch, three 3x3 branches (including taps in the padding), the 1x1
+    # fusion of five branches, and the pooling branch, which has a single pixel.
     assert parts["ASPP"].flops == 2 * (2 * 4 * (64 * 8 + 3 * 9 * 64 * 8 + 5 * 8 * 8) + 64 * 8)
     assert (parts["classifier"].flops, parts["classifier"].parameters) == (2 * (2 * 4) * 8 * 19, 8 * 19 + 19)
 

@@ -14,10 +14,10 @@ from deeplab_jax.models.layers import BatchNorm
 
 
 def with_constant_excitation(variables):
-    """Return the variables with squeeze-and-excitation made independent of its input.
+    """Return `variables` with squeeze-and-excitation made independent of its input.
 
-    Squeeze-and-excitation reads the mean over all pixels. The mean differs between output strides because a dilated network has
-    additional pixels between those of the undilated network.
+    Squeeze-and-excitation reads image means, which differ between output strides because a dilated network has additional
+    pixels.
     """
 
     def zero_gate(path, leaf):
@@ -28,7 +28,6 @@ def with_constant_excitation(variables):
 
 
 def make_backbone(name, **switches):
-    """Return the module of a backbone."""
     return find_backbone(name).make(ModelConfig(backbone=name, **switches))
 
 
@@ -50,7 +49,7 @@ def test_dilated_features_match_the_undilated_network_when_subsampled(name, swit
         for expected, dilated in zip(features[32], features[os], strict=True):
             step = -(-dilated.shape[1] // expected.shape[1])
             actual = dilated[:, ::step, ::step]
-            # The tolerance allows for float32 sums in a different order through 50 layers.
+            # The tolerance allows for a different float32 summation order in up to 50 layers.
             np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4 * float(jnp.abs(expected).max()))
 
 
@@ -72,10 +71,11 @@ def test_a_decoder_gives_logits_at_stride_4(output_stride):
     assert kernels == {"reduce": (1, 1, 8, 3), "refine1": (3, 3, 8 + 3, 6), "refine2": (3, 3, 6, 6)}
 
 
-# The pixels 0 and 4 resized to twice the size: first with half-pixel centres, then with aligned corners.
+# `resized` holds the row (0, 4) upsampled to four pixels, with half-pixel centres or with aligned corners.
 @pytest.mark.parametrize(("align_corners", "resized"), [(False, (0, 1, 3, 4)), (True, (0, 4 / 3, 8 / 3, 4))])
 def test_a_decoder_concatenates_resized_features_and_reduced_low_level_features(align_corners, resized):
-    # The kernels make the result easy to predict: `reduce` halves and swaps the low-level channels, the others are identities.
+    # The kernels make the result easy to predict: `reduce` halves and swaps the low-level channels, and the others are
+    # identities.
     reduce, keep = np.array([[0, 0.5], [0.5, 0]]), np.zeros((3, 3, 3, 3))
     keep[1, 1] = np.eye(3)
     kernels = {"reduce": reduce[None, None], "refine1": keep, "refine2": keep}
@@ -124,7 +124,7 @@ def test_backbones_have_as_many_parameters_as_torchvision_without_the_classifier
 
 def test_mobilenetv3_rounds_channels_to_multiples_of_8_and_keeps_at_least_90_percent():
     assert [scale_to_width(channels, 64) for channels in (16, 24, 184, 960)] == [16, 24, 184, 960]
-    # 80 channels scale to 10. Rounding them to 8 would lose more than 10 %, so the result is 16.
+    # At width 8, 80 channels scale to 10. Rounding down to 8 would lose more than 10 %, so the result is 16.
     assert [scale_to_width(channels, 8) for channels in (16, 80, 112, 960)] == [8, 16, 16, 120]
 
 

@@ -1,4 +1,4 @@
-"""Tests that operations on image rows split over four devices give the same values and gradients as on full images."""
+"""Tests that operations give the same values and gradients on rows split over four devices as on full images."""
 
 import functools
 
@@ -22,12 +22,12 @@ from deeplab_jax.models.operations import interpreted_by, operation
 from deeplab_jax.models.resize import resize_bilinear, resize_like
 from deeplab_jax.runtime.mesh import make_mesh, padded_height
 
-GARBAGE = 7.0  # the value of the padding, which must not affect any result
+GARBAGE = 7.0  # the padding value, which must not affect any result
 SPLIT = P(None, "spatial")
 
 
 def make_rows(height, devices, output_stride=1):
-    """Return a mesh, and the distribution over it of the rows of an image of the given height."""
+    """Return a mesh and the distribution of `height` image rows over it."""
     mesh = make_mesh(MeshConfig(data=1, spatial=devices))
     return mesh, split_rows(mesh, height, output_stride)
 
@@ -38,7 +38,7 @@ def pad_rows(x, height):
 
 
 def map_over_rows(function, mesh, num_replicated=0, out=SPLIT):
-    """Return `function` mapped over the mesh. Its first argument is split by rows, the others are replicated."""
+    """Return `function` mapped over the mesh. Its first argument is split by rows, and the others are replicated."""
     specs = (SPLIT, *[P()] * num_replicated)
     return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, axis_names={"spatial"})
 
@@ -56,7 +56,7 @@ def interpret(rows, function):
 def assert_same(apply, x, *replicated, devices=4, output_stride=1):
     """Check that `apply(x, *replicated)` and its gradients do not change when the rows of `x` are split over devices.
 
-    The tolerances allow for float32 sums in a different order.
+    The tolerances allow for a different float32 summation order.
     """
     mesh, rows = make_rows(x.shape[1], devices, output_stride)
     split_apply = map_over_rows(interpret(rows, apply), mesh, len(replicated))
@@ -214,7 +214,8 @@ SWITCHES = [
 def test_a_full_network_on_split_rows_in_float64(switches):
     """Compare loss, statistics and gradients in float64.
 
-    In float32, the rounding of a value near 0 decides whether it passes a gradient, and such differences could hide an error.
+    In float32, rounding decides whether ReLU passes the gradient of an activation near 0, and such differences could hide an
+    error.
     """
     height, devices = 65, 4
     with jax.enable_x64(True):
@@ -241,7 +242,7 @@ def test_a_full_network_on_split_rows_in_float64(switches):
         padded = pad_rows(x, padded_height(height, devices, config.output_stride))
         split_gradient = jax.jit(jax.value_and_grad(on_mesh, has_aux=True))(variables["params"], padded)
         for a, b in zip(jax.tree.leaves(split_gradient), jax.tree.leaves(gradient), strict=True):
-            # The tolerance allows for resize weights in float32.
+            # The tolerance allows for float32 resize weights.
             assert np.linalg.norm(a - b) <= 1e-6 * np.linalg.norm(b) + 1e-9
 
 

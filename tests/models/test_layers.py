@@ -14,7 +14,7 @@ from deeplab_jax.runtime.compilation import lean_options
 
 
 def reference_conv(x, kernel, stride, rate):
-    """Return the convolution by its definition, in float64.
+    """Return the convolution computed from its definition, in float64.
 
     The definition is y[o] = sum over taps of x[o * stride + (tap - middle) * rate] kernel[tap].
     """
@@ -31,14 +31,14 @@ def reference_conv(x, kernel, stride, rate):
     return y
 
 
-CASES = [  # size, kernel, stride, rate
+CASES = [  # (height, width), kernel size, stride, rate
     ((5, 6), 1, 1, 1),
     ((5, 6), 1, 2, 1),
     ((7, 4), 3, 1, 1),
     ((7, 8), 3, 2, 1),
     ((9, 6), 3, 1, 4),
     ((9, 6), 3, 2, 2),
-    ((3, 4), 3, 1, 6),  # all outer taps are in the padding
+    ((3, 4), 3, 1, 6),  # the outer taps only read padding
     ((9, 11), 7, 2, 1),
 ]
 
@@ -60,7 +60,7 @@ def test_every_form_matches_the_definition_of_convolution(form, size, kernel_siz
     np.testing.assert_allclose(y, reference_conv(x, kernel, stride, rate), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("channels", [3, 16])  # "mixed" has a special case for few channels
+@pytest.mark.parametrize("channels", [3, 16])  # the weight gradient has a special case for fewer than 16 channels
 @pytest.mark.parametrize(("size", "kernel_size", "stride", "rate"), CASES)
 def test_every_form_has_the_same_gradients(channels, size, kernel_size, stride, rate):
     rng = np.random.default_rng(1)
@@ -75,7 +75,7 @@ def test_every_form_has_the_same_gradients(channels, size, kernel_size, stride, 
 
     for form in supported_forms(kernel_size, stride)[1:]:
         for actual, expected in zip(gradients(form), gradients("xla"), strict=True):
-            np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3)  # float32 sums in a different order
+            np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3)  # the float32 summation order differs
 
 
 @pytest.mark.parametrize(("kernel_size", "stride", "rate"), [(3, 1, 1), (3, 2, 1), (5, 2, 1), (5, 1, 2), (5, 1, 4)])
@@ -93,7 +93,7 @@ def test_a_depthwise_convolution_convolves_each_channel_separately(kernel_size, 
     by_shifts, by_xla = run("shifts"), run("xla")
     np.testing.assert_allclose(by_shifts[0], np.concatenate(expected, -1), rtol=1e-4, atol=1e-5)
     for actual, expected in zip(by_shifts, by_xla, strict=True):
-        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)  # float32 sums in a different order
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)  # the float32 summation order differs
 
 
 @pytest.mark.parametrize(("stride", "rate"), [(1, 1), (2, 1), (1, 2)])
@@ -112,7 +112,7 @@ def test_a_grouped_convolution_convolves_each_group_separately(stride, rate):
         return y, *pullback(jnp.sin(y))
 
     for actual, expected in zip(value_and_gradients(convolve), value_and_gradients(by_group), strict=True):
-        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)  # float32 sums in a different order
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)  # the float32 summation order differs
 
 
 @pytest.mark.parametrize(("form", "channels"), [("shifts", 3), ("products", 1), ("products", 2)])
@@ -128,7 +128,7 @@ def test_winograd_rejects_kernels_other_than_3x3_at_stride_1(size, stride):
 
 
 def test_taps_are_added_in_float32_under_bfloat16():
-    # The middle tap contributes 256 and each of the others 1. With its 8-bit significand, a bfloat16 sum would lose every 1.
+    # The middle tap contributes 256 and each other tap 1. A bfloat16 sum, with its 8-bit significand, would lose every 1.
     kernel = jnp.ones((3, 3, 1, 1), jnp.bfloat16).at[1, 1].set(256)
     y = conv2d(jnp.ones((1, 9, 9, 1), jnp.bfloat16), kernel, rate=4, form="products")
     assert y.dtype == jnp.bfloat16
@@ -154,14 +154,14 @@ def test_bands_do_not_change_the_result_of_a_convolution(monkeypatch, form):
 
     in_one_band = value_and_gradients()
     for module in (convolution, winograd):
-        monkeypatch.setattr(module, "BAND_BYTES", 1000)  # bands of one or two rows of tiles, or five rows of pixels
+        monkeypatch.setattr(module, "BAND_BYTES", 1000)  # bands of one or two tile rows, or five pixel rows
     for actual, expected in zip(value_and_gradients(), in_one_band, strict=True):
-        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)  # rounding depends on the size of the products
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)  # rounding depends on the matrix size
 
 
 def test_winograd_takes_fewer_multiplications_than_a_direct_convolution():
     assert winograd.count_multiplications(8, 8, 1) == 4 * 64  # 16 per tile of 4 outputs; a direct convolution takes 36
-    assert winograd.count_multiplications(33, 33, 4) == 4 * 40 * 40  # tiles of 8x8 outputs extend beyond the edge
+    assert winograd.count_multiplications(33, 33, 4) == 4 * 40 * 40  # tiles of 8x8 outputs overhang the edge
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_memory_does_not_grow_with_the_number_of_residual_blocks():
 
 
 def test_resize_uses_half_pixel_centres():
-    # The expected values are those of PyTorch's interpolate with mode="bilinear" and align_corners=False.
+    # The expected values come from PyTorch's interpolate with mode="bilinear" and align_corners=False.
     x = jnp.array([0.0, 4.0]).reshape(1, 1, 2, 1)
     np.testing.assert_allclose(resize_bilinear(x, 1, 4).reshape(-1), [0, 1, 3, 4], atol=1e-6)
 
@@ -295,7 +295,7 @@ def test_resize_accepts_symbolic_sizes():
 
 def test_resize_with_aligned_corners_keeps_the_corner_pixels():
     x = jnp.array([0.0, 10.0, 40.0])[None, :, None, None]
-    # The five outputs are sampled at the input positions 0, 1/2, 1, 3/2 and 2.
+    # The five outputs are sampled at input positions 0, 1/2, 1, 3/2 and 2.
     np.testing.assert_allclose(resize_bilinear(x, 5, 1, align_corners=True)[0, :, 0, 0], [0, 5, 10, 25, 40], rtol=1e-6)
     np.testing.assert_allclose(resize_bilinear(x, 2, 3, align_corners=True)[0, :, :, 0], [[0] * 3, [40] * 3], rtol=1e-6)
     np.testing.assert_allclose(resize_bilinear(x[:, 1:2], 2, 1, align_corners=True)[0, :, 0, 0], [10, 10])

@@ -1,10 +1,10 @@
-"""Compare the features of our backbones with those of the reference implementations.
+"""Compare our backbone features with those from the reference implementations.
 
 Usage: python tests/parity/backbones.py [--write] [NAME ...]
 
-Both networks get the same random weights and statistics; ours are loaded with `weights import`. They run at output stride 32,
-where the references are not dilated. The script prints the relative error |a - b| / |b|. With --write, it stores the
-reference features as golden files for tests/weights/test_backbone_parity.py. It needs timm and the packages that are listed
+Both networks get the same random weights and statistics, which our network loads with `weights import`. Both run at output
+stride 32, because the reference backbones are not dilated. The script prints the relative error |a - b| / |b|. With --write, it
+stores the reference features as golden files for tests/weights/test_backbone_parity.py. It needs timm and the packages listed
 in references.py.
 """
 
@@ -35,8 +35,8 @@ def make_torchvision_network(name: str) -> torch.nn.Module:
     return get_model(name, weights=None)
 
 
-# The reference networks by name. Each entry has a function that builds the network, and the names of the modules whose outputs
-# correspond to `features.KINDS`.
+# Maps each reference network's name to a function that builds the network, and to the modules whose outputs correspond to
+# `features.KINDS`.
 NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], tuple[str, str, str]]] = {
     "timm_resnet18d": (lambda: make_timm_network("resnet18d"), ("layer1", "layer3", "layer4")),
     "timm_resnet50d": (lambda: make_timm_network("resnet50d"), ("layer1", "layer3", "layer4")),
@@ -49,7 +49,7 @@ NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], tuple[str, str, str]]] 
 
 
 def compute_reference_features(network: torch.nn.Module, modules: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Return the features of the test images by kind, NHWC."""
+    """Return the reference features for the test image as a dict keyed by kind, NHWC."""
     outputs = {}
     for kind, module in zip(features.KINDS, modules, strict=True):
         network.get_submodule(module).register_forward_hook(lambda _, __, y, kind=kind: outputs.update({kind: y}))
@@ -59,7 +59,7 @@ def compute_reference_features(network: torch.nn.Module, modules: tuple[str, ...
 
 
 def compare(name: str, write: bool) -> bool:
-    """Compare one backbone with its reference. Return whether all errors are small enough."""
+    """Compare one backbone with its reference, and return whether all errors are small enough."""
     build, modules = NETWORKS[name]
     network = build()
     weights = live.fill_network(network)

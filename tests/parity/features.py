@@ -1,4 +1,4 @@
-"""Compute the features of our backbones with the weights of fill.py, loaded with `weights import`. Does not need PyTorch."""
+"""Compute features with our backbones and the weights from fill.py, without PyTorch."""
 
 import dataclasses
 import pathlib
@@ -28,10 +28,9 @@ def make_images() -> np.ndarray:
 
 
 def compute_features(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the features of our backbone by kind.
+    """Return our backbone's features as a dict keyed by kind.
 
-    The network is the one with which a training run would start from these weights. It is undilated, like the reference
-    backbones.
+    The weights are loaded as for a training run that starts from them. The network is undilated, like the reference backbones.
     """
     with tempfile.TemporaryDirectory() as folder:
         save_file(weights, f"{folder}/backbone.safetensors")
@@ -45,5 +44,5 @@ def compute_features(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def sample(x: np.ndarray) -> np.ndarray:
-    """Return every third pixel and channel of `x`, which is the part that a golden file stores."""
+    """Return every third row, column and channel of `x`, as stored in the golden files."""
     return x[:, ::3, ::3, ::3]

@@ -1,4 +1,4 @@
-"""Generate weights and images from names and a fixed seed, so that they are the same on every machine.
+"""Generate weights and images that are the same on every machine, from names and a fixed seed.
 
 This module does not need PyTorch.
 """
@@ -15,7 +15,8 @@ SEED = 0
 def uniform(key: str, shape: tuple[int, ...], low: float, high: float) -> np.ndarray:
     """Return uniformly distributed float32 numbers between `low` and `high`, determined by `key`.
 
-    They are computed from the raw bits of Philox, which are the same in all NumPy versions. NumPy's distributions can change.
+    They are computed from Philox's raw bits, which are the same in all NumPy versions, whereas NumPy's distributions can
+    change.
     """
     bits = np.random.Philox(key=zlib.crc32(f"{SEED} {key}".encode())).random_raw(math.prod(shape))
     return (low + (high - low) * ((bits >> np.uint64(40)).astype(np.float32) / np.float32(2**24))).reshape(shape)
@@ -24,7 +25,7 @@ def uniform(key: str, shape: tuple[int, ...], low: float, high: float) -> np.nda
 def fill(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """Return random values for a PyTorch state dict with the given shapes.
 
-    Running statistics and scales are random too. With their initial values of 0 and 1, errors in their use would not show.
+    Running statistics and scales are also random, because their initial values of 0 and 1 would hide errors in their use.
     """
     return {name: _tensor(name, tuple(shape)) for name, shape in shapes.items() if not name.endswith("num_batches_tracked")}
 

@@ -1,10 +1,10 @@
-"""Compare the logits of our networks with those of the reference implementations.
+"""Compare our networks' logits with those from the reference implementations.
 
 Usage: python tests/parity/live.py [--write] [NAME ...]
 
-Both networks get the same random weights and statistics; ours are loaded from a weights file with `weights import`. The
-script prints the relative error |a - b| / |b| of the logits. It also checks that a file from `weights export` loads into the
-reference with strict=True and is bit-identical. With --write, it stores the reference logits as golden files for
+Both networks get the same random weights and statistics, which our network loads from a weights file with `weights import`. The
+script prints the relative error |a - b| / |b| for the logits. It also checks that the weights written by `weights export` load
+into the reference with strict=True and are bit-identical. With --write, it stores the reference logits as golden files for
 tests/weights/test_logits_parity.py. The required packages are listed in references.py.
 """
 
@@ -29,13 +29,14 @@ from deeplab_jax.weights import transfer
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 SIZES = ((321, 513), (129, 97))
-# Special image sizes. This network has rate 36 at output stride 16, so only a wide image lets all taps read input.
+# Exceptions to `SIZES`. This network has rate 36 at output stride 16, so its left and right taps only read padding unless the
+# image is wide.
 WIDE_SIZES = {"torchvision_mobilenetv3": ((97, 641), (129, 97))}
 MAX_ERROR = 1e-4
 
 
 def fill_network(network: torch.nn.Module) -> dict[str, np.ndarray]:
-    """Load the weights of fill.py into a network, set it to evaluation mode and return the weights."""
+    """Load the weights from fill.py into a network, set the network to evaluation mode and return the weights."""
     values = fill.fill({name: tuple(value.shape) for name, value in network.state_dict().items()})
     network.load_state_dict({name: torch.from_numpy(value) for name, value in values.items()}, strict=False)
     network.eval()
@@ -43,7 +44,7 @@ def fill_network(network: torch.nn.Module) -> dict[str, np.ndarray]:
 
 
 def compare(name: str, write: bool) -> bool:
-    """Compare one network with its reference. Return whether all errors are small enough and the export is exact."""
+    """Compare one network with its reference, and return whether all errors are small enough and the export is exact."""
     build, published = references.NETWORKS[name]
     network = build()
     weights = fill_network(network)
@@ -80,7 +81,7 @@ def compare(name: str, write: bool) -> bool:
 def _write_golden(
     name: str, published: str, network: torch.nn.Module, size: tuple[int, int], expected: dict[str, np.ndarray]
 ) -> None:
-    """Write a golden file with the names and shapes of the state dict, and every third row and column of the logits."""
+    """Write a golden file with the state dict's names and shapes, and every third row and column of the logits."""
     state = {key: value.shape for key, value in network.state_dict().items()}
     GOLDEN.mkdir(exist_ok=True)
     np.savez_compressed(

@@ -2,10 +2,10 @@
 
 Usage: python tests/parity/losses.py
 
-The reference is mmsegmentation's CrossEntropyLoss, with pixel weights from its OHEMPixelSampler. For label smoothing, which
-mmsegmentation does not have, it is torch.nn.CrossEntropyLoss. The script prints the relative errors of the loss and of its
-gradient with respect to the logits, and the number of pixels that only one of the two samplers keeps. Everything is computed
-in float32, so the errors include the rounding of both implementations.
+The reference is mmsegmentation's CrossEntropyLoss, with pixel weights from its OHEMPixelSampler. mmsegmentation has no label
+smoothing, so torch.nn.CrossEntropyLoss is the reference for that. The script prints the relative errors in the loss and in its
+gradient with respect to the logits, and the number of pixels kept by only one of the two samplers. Everything is computed in
+float32, so the errors include both implementations' rounding.
 """
 
 import sys
@@ -24,12 +24,12 @@ from deeplab_jax.losses import cross_entropy
 CLASSES, SHAPE = 19, (4, 128, 256)
 WEIGHTS = tuple(0.8 + 0.4 * (7 * c % CLASSES) / CLASSES for c in range(CLASSES))
 MINED = {"ohem_threshold": 0.7, "ohem_min_kept": 1000}
-# The threshold keeps fewer pixels than `ohem_min_kept`, so the order statistic decides.
+# This threshold keeps fewer than `ohem_min_kept` pixels, so the order statistic sets the limit.
 MINED_BY_COUNT = {"ohem_threshold": 0.05, "ohem_min_kept": 10_000}
 
 
 def make_logits_and_labels(ignored_share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return random labels with a share of ignored pixels, and random logits that favour the correct classes."""
+    """Return random logits that favour the correct classes, and random labels with the given share of ignored pixels."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, CLASSES, SHAPE)
     logits = rng.normal(size=(*SHAPE, CLASSES)) * 2 + 3 * (labels[..., None] == np.arange(CLASSES))
@@ -49,13 +49,13 @@ def compute_ours(logits: jax.Array, labels: jax.Array, settings: tuple) -> tuple
 
 
 def find_kept_pixels(logits: np.ndarray, labels: np.ndarray, settings: dict) -> np.ndarray:
-    """Return a mask of the hard pixels in our loss, which are those whose logits have a gradient."""
+    """Return a mask of the pixels kept by our loss, which are the ones with a nonzero gradient."""
     _, gradient = compute_ours(logits, labels, tuple(settings.items()))
     return np.abs(gradient).max(-1) > 0
 
 
 def compute_pixel_weights(logits: torch.Tensor, labels: torch.Tensor, settings: dict) -> torch.Tensor | None:
-    """Return the pixel weights of mmsegmentation's sampler, or None without hard example mining."""
+    """Return the pixel weights from mmsegmentation's sampler, or None without hard example mining."""
     from mmseg.structures.sampler import OHEMPixelSampler
 
     if not settings.get("ohem_threshold"):
@@ -66,7 +66,7 @@ def compute_pixel_weights(logits: torch.Tensor, labels: torch.Tensor, settings: 
 
 
 def compute_reference(logits: np.ndarray, labels: np.ndarray, settings: dict) -> tuple[float, np.ndarray, np.ndarray | None]:
-    """Return the reference's loss, its gradient and the pixel weights of the sampler.
+    """Return the reference loss, its gradient and the sampler's pixel weights.
 
     The reference is mmsegmentation, or PyTorch for label smoothing.
     """
@@ -83,7 +83,8 @@ def compute_reference(logits: np.ndarray, labels: np.ndarray, settings: dict) ->
         module = CrossEntropyLoss(class_weight=weights, avg_non_ignore=settings.get("normalizer") != "all")
         loss = module(x, y, weight=pixel_weights, ignore_index=255)
         if pixel_weights is not None and settings.get("normalizer") != "all":
-            # mmsegmentation divides by the weight of all valid pixels, while our loss divides by that of the hard pixels.
+            # mmsegmentation divides by the total weight of all valid pixels, whereas our loss divides by that of the hard
+            # pixels.
             class_weights = torch.ones(CLASSES) if weights is None else torch.tensor(weights)
             class_weights = torch.where(y == 255, 0.0, class_weights[torch.where(y == 255, 0, y)])
             loss = loss * class_weights.sum() / (class_weights * pixel_weights).sum()
@@ -92,7 +93,7 @@ def compute_reference(logits: np.ndarray, labels: np.ndarray, settings: dict) ->
 
 
 def compare(name: str, settings: dict, ignored_share: float = 0.1) -> float:
-    """Print the errors of one configuration of the loss, and return the largest one."""
+    """Print the errors for one loss configuration, and return the largest one."""
     logits, labels = make_logits_and_labels(ignored_share)
     try:
         loss, gradient, pixel_weights = compute_reference(logits, labels, settings)

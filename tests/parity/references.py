@@ -1,6 +1,6 @@
-"""Build the networks of the reference implementations, for numerical comparisons.
+"""Build the reference implementations' networks for numerical comparisons.
 
-This module needs torch and torchvision. The networks of mmsegmentation also need the other packages:
+This module needs torch and torchvision. The mmsegmentation networks also need the other packages:
 
   pip install torch torchvision
   pip install --no-deps mmsegmentation mmcv-lite mmengine
@@ -18,7 +18,7 @@ import torch
 
 
 class _StandIn(types.ModuleType):
-    """A stand-in for a module of compiled operators. Each of its attributes is an empty class."""
+    """A stand-in for a compiled operator module. Each of its attributes is an empty class."""
 
     __all__ = ()
 
@@ -33,7 +33,7 @@ class _StandIn(types.ModuleType):
 
 
 def import_torchvision() -> None:
-    """Import torchvision, without its compiled operators if they are not compatible with the installed torch."""
+    """Import torchvision, without its compiled operators if they are incompatible with the installed torch."""
     try:
         import torchvision
     except (ImportError, RuntimeError, OSError):
@@ -45,7 +45,7 @@ def import_torchvision() -> None:
 
 
 def import_mmseg() -> None:
-    """Import the models of mmsegmentation, with stand-ins for the compiled operators if mmcv-lite is installed."""
+    """Import mmsegmentation's models, with stand-ins for the compiled operators if only mmcv-lite is installed."""
     import_torchvision()
     if importlib.util.find_spec("mmcv._ext") is None:
         ops = ("", ".point_sample", ".carafe", ".multi_scale_deform_attn", ".modulated_deform_conv")
@@ -71,7 +71,7 @@ def make_torchvision_mobilenet() -> torch.nn.Module:
 def make_mmseg_network(
     depth: int, kind: str = "ResNetV1c", mg124: bool = False, align_corners: bool = False, aux: bool = True
 ) -> torch.nn.Module:
-    """Build a network of mmsegmentation's configs/deeplabv3/: the "d16-mg124" variant if `mg124` is set, otherwise "d8"."""
+    """Build a network from mmsegmentation's configs/deeplabv3/: the "d16-mg124" variant if `mg124` is set, otherwise "d8"."""
     import_mmseg()
     from mmseg.registry import MODELS
 
@@ -105,8 +105,8 @@ def make_mmseg_network(
     return MODELS.build(network)
 
 
-# The reference networks by name. Each entry has a function that builds the network, and the file name of its published
-# weights. The file name is needed for settings that the tensors do not determine.
+# Maps each reference network's name to a function that builds the network, and to the file name of the published weights. Some
+# settings are read from the file name, because the tensors do not determine them.
 NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], str]] = {
     "torchvision_r50": (lambda: make_torchvision_network(50), "deeplabv3_resnet50_coco"),
     "torchvision_r101": (lambda: make_torchvision_network(101), "deeplabv3_resnet101_coco"),
@@ -129,7 +129,7 @@ def is_mmseg(network: torch.nn.Module) -> bool:
 
 
 def compute_outputs(network: torch.nn.Module, images: np.ndarray, mean: np.ndarray, std: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the logits of a reference network at the stride of its features, NHWC.
+    """Return a reference network's logits as NHWC arrays, at the stride of its features.
 
     Args:
       network: The reference network.
@@ -137,7 +137,7 @@ def compute_outputs(network: torch.nn.Module, images: np.ndarray, mean: np.ndarr
       mean, std: The mean and standard deviation for normalization, in units of 0-255.
 
     Returns:
-      {"logits"}, and also "aux" if the network has an auxiliary head.
+      A dict with the key "logits", and also "aux" if the network has an auxiliary head.
     """
     x = torch.from_numpy(((images.astype(np.float32) - mean) / std).transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
@@ -145,7 +145,7 @@ def compute_outputs(network: torch.nn.Module, images: np.ndarray, mean: np.ndarr
 
 
 def forward(network: torch.nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return the logits {"logits", "aux"} of a reference network at the stride of its features, NCHW.
+    """Return a reference network's logits {"logits", "aux"} as NCHW tensors, at the stride of its features.
 
     "aux" is missing if the network has no auxiliary head.
     """

@@ -23,29 +23,29 @@ from deeplab_jax.train.state import TrainState
 from deeplab_jax.train.step import compile_train_step
 from deeplab_jax.weights import names, transfer
 
-# The recipe is references/segmentation/train.py in torchvision. Its learning rate of 0.02 for 32 images corresponds to 0.0025
-# for 4.
+# The recipe comes from torchvision's references/segmentation/train.py. Its learning rate of 0.02 for 32 images scales to 0.0025
+# for 4 images.
 OPTIM = OptimConfig(lr=0.0025, power=0.9, momentum=0.9, weight_decay=1e-4, aux_lr_factor=10.0)
 LOSS = LossConfig(aux_weight=0.5)
 STEPS, ROWS, SIZE = 5, 4, (97, 129)
-MEAN, STD = 128.0, 64.0  # the normalised images are then exact in every precision and equal in both implementations
+MEAN, STD = 128.0, 64.0  # powers of 2 make normalised images exact, so both implementations get the same values
 
 
 class Run(Protocol):
-    """The interface of a training run. All tensors have the names and axes of the reference."""
+    """The interface to a training run. All tensors have the reference's names and axes."""
 
     def step(self, batch: dict[str, np.ndarray]) -> float:
         """Train on a batch and return the loss."""
 
     def gradients(self) -> dict[str, np.ndarray]:
-        """Return the gradients of the first step."""
+        """Return the first step's gradients."""
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the current parameters and running statistics."""
 
 
 def make_batches(num_classes: int) -> list[dict[str, np.ndarray]]:
-    """Return one batch per step, with random images and with random labels in blocks of 8x8 pixels, some of them ignored."""
+    """Return one random batch per step. Each block of 8x8 pixels has a single label, and some blocks are ignored."""
     batches = []
     for step in range(STEPS):
         image = fill.uniform(f"step {step}", (ROWS, *SIZE, 3), 0, 256).astype(np.uint8)
@@ -56,7 +56,7 @@ def make_batches(num_classes: int) -> list[dict[str, np.ndarray]]:
 
 
 class Ours:
-    """A training run in our implementation, which starts from the weights of the reference."""
+    """A training run in our implementation, starting from the reference's weights."""
 
     def __init__(self, weights: dict[str, np.ndarray], published: str, dtype: str) -> None:
         config, variables = import_network(weights, published)
@@ -85,7 +85,7 @@ class Ours:
         before = jax.tree.map(np.array, self.train_state.params)
         self.train_state, scalars = self.compiled(self.train_state, batch)
         if int(self.train_state.step) == 1:
-            # After the first step, the momentum is the gradient plus the weight decay.
+            # After the first step, the momentum equals the gradient plus the weight decay term.
             momentum = optax.tree.get(self.train_state.opt_state, "trace")
             self.first_gradients = jax.tree.map(lambda m, p: np.asarray(m) - OPTIM.weight_decay * p, momentum, before)
         return float(scalars["loss"])
@@ -103,7 +103,7 @@ class Ours:
 
 
 def import_network(weights: dict[str, np.ndarray], published: str) -> tuple[Config, dict]:
-    """Return the config and the variables of a network, imported from a weights file with `weights import`."""
+    """Return a network's config and variables, imported from a weights file with `weights import`."""
     with tempfile.TemporaryDirectory() as folder:
         save_file(weights, f"{folder}/{published}.safetensors")
         transfer.import_weights(f"{folder}/{published}.safetensors", f"{folder}/imported", say=lambda _: None)
@@ -114,8 +114,8 @@ def import_network(weights: dict[str, np.ndarray], published: str) -> tuple[Conf
 def run_steps(run: Run, num_classes: int, steps: int = STEPS) -> dict[str, np.ndarray]:
     """Run the first `steps` steps and return the numbers to compare.
 
-    These are the loss of every step, the gradients of the first step, and the running statistics and parameters after the
-    first and the last step.
+    These are the loss at every step, the gradients at the first step, and the running statistics and parameters after the first
+    and last steps.
     """
     numbers: dict[str, np.ndarray] = {}
     for step, batch in enumerate(make_batches(num_classes)[:steps]):
@@ -129,15 +129,15 @@ def run_steps(run: Run, num_classes: int, steps: int = STEPS) -> dict[str, np.nd
 
 
 def find_vanishing_gradients(numbers: dict[str, np.ndarray]) -> set[str]:
-    """Return the names of the gradients that are 0 up to the rounding of float64.
+    """Return the names of the gradients that are 0 up to float64 rounding.
 
-    They belong to biases that are followed by a convolution and BatchNorm, which removes their effect.
+    They belong to biases followed by a convolution and BatchNorm, because BatchNorm cancels their effect.
     """
     norms = {key: float(np.linalg.norm(x)) for key, x in numbers.items() if key.startswith("gradient")}
     return {key for key, norm in norms.items() if norm < 1e-12 * max(norms.values())}
 
 
 def relative_errors(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, float]:
-    """Return the relative error |a - b| / |b| of each tensor."""
+    """Return the relative error |a - b| / |b| for each tensor."""
     assert actual.keys() == expected.keys()
     return {key: float(np.linalg.norm(actual[key] - b) / max(np.linalg.norm(b), 1e-30)) for key, b in expected.items()}

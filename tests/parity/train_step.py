@@ -1,19 +1,19 @@
-"""Compare five training steps of our implementation with the same steps in PyTorch.
+"""Compare five training steps in our implementation with the same steps in PyTorch.
 
 Usage: python tests/parity/train_step.py [--write] [NAME ...]
 
 The recipe is torchvision's (references/segmentation/train.py): SGD with momentum 0.9, weight decay 1e-4 and a poly learning
 rate. The auxiliary loss has weight 0.5, and the auxiliary head has ten times the learning rate. The losses ignore pixels with
-label 255. Dropout is off because the two implementations cannot share random numbers. The script prints the relative errors
-of the losses, gradients, running statistics and parameters, with the tensor that has the largest error.
+label 255. Dropout is off because the two implementations cannot share random numbers. The script prints the relative errors in
+the losses, gradients, running statistics and parameters, and names the tensors with the largest errors.
 
-In float64, the two agree up to rounding, which shows that they compute the same function. In float32, no two implementations
-agree. If the rounding of an activation near 0 differs, it passes its gradient in one implementation but not in the other.
-This changes the gradients of all layers below. Two more comparisons confirm this explanation. The first one shows that our
-float32 numbers are no further from float64 than PyTorch's. The second one replaces ReLU and max pooling by smooth functions
-in both implementations, and the float32 gradients then agree to 1e-4.
+In float64, both implementations agree up to rounding, so they compute the same function. In float32, no two implementations
+agree: if they round an activation near 0 differently, ReLU passes the gradient in one but not in the other, which changes the
+gradients in all earlier layers. Two more comparisons confirm this explanation. First, our float32 numbers are no further from
+float64 than PyTorch's. Second, with ReLU and max pooling replaced by smooth functions in both implementations, the float32
+gradients agree to 1e-4.
 
-With --write, the script stores a sample of PyTorch's float64 numbers as the golden file for tests/train/test_step_parity.py.
+With --write, the script stores a sample of PyTorch's float64 numbers in a golden file for tests/train/test_step_parity.py.
 """
 
 import argparse
@@ -40,7 +40,7 @@ SAMPLE_SIZE = 32  # the number of entries per tensor in the golden file
 class Hardsigmoid(torch.nn.Module):
     """A hard sigmoid with an exact gradient.
 
-    PyTorch's own hard sigmoid multiplies by a float32 value of 1/6 in the backward pass, even in float64. Its error is 3e-8.
+    Even in float64, PyTorch's own hard sigmoid multiplies by the float32 value of 1/6 in the backward pass, an error of 3e-8.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -84,7 +84,7 @@ class Torch:
 
 
 def make_smooth(network: torch.nn.Module) -> torch.nn.Module:
-    """Replace the activations and the max pool of a PyTorch network by smooth functions, in place, and return the network.
+    """Replace a PyTorch network's activations and max pool with smooth functions in place, and return the network.
 
     SiLU replaces ReLU and hard-swish, the sigmoid replaces the hard sigmoid, and an average pool replaces the max pool.
     """
@@ -101,7 +101,7 @@ def make_smooth(network: torch.nn.Module) -> torch.nn.Module:
 
 @contextlib.contextmanager
 def make_ours_smooth() -> Iterator[None]:
-    """Make the same replacements as `make_smooth` in our networks while they are traced in this context."""
+    """Make the same replacements as `make_smooth` in our networks, for networks traced in this context."""
 
     def average(x: jax.Array, rows: None = None) -> jax.Array:
         return flax.linen.avg_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
@@ -116,7 +116,7 @@ def make_ours_smooth() -> Iterator[None]:
 
 
 def report(title: str, errors: dict[str, float]) -> None:
-    """Print the median and the largest error of each kind of number."""
+    """Print the median and largest error for each kind of number."""
     print(title)
     for kind in (
         "loss after step 0",
@@ -135,7 +135,7 @@ def report(title: str, errors: dict[str, float]) -> None:
 
 
 def compare(name: str, write: bool) -> bool:
-    """Compare the training steps of one network. Return whether all errors are small enough."""
+    """Compare one network's training steps, and return whether all errors are small enough."""
     build, published = references.NETWORKS[name]
     weights, classes = fill_network(build()), 19 if name.startswith("mmseg") else 21
 
@@ -152,7 +152,7 @@ def compare(name: str, write: bool) -> bool:
         our_float64 = run_ours("float64")
     vanishing = find_vanishing_gradients(torch_float64)
     is_same_set = vanishing == find_vanishing_gradients(our_float64)
-    print(f"{name}: {len(vanishing)} gradients vanish and are left out below (the same ones in both: {is_same_set})")
+    print(f"{name}: {len(vanishing)} gradients vanish and are omitted below (the same ones in both: {is_same_set})")
 
     def compute_errors(actual: Numbers, expected: Numbers) -> dict[str, float]:
         return {key: error for key, error in relative_errors(actual, expected).items() if key not in vanishing}
@@ -170,7 +170,8 @@ def compare(name: str, write: bool) -> bool:
         sample = {key: x.reshape(-1)[:SAMPLE_SIZE] for key, x in torch_float64.items()}
         np.savez_compressed(GOLDEN / f"train_{name}.npz", **sample)
     first_loss_error = compute_errors(our_float32, torch_float32)["loss after step 0"]
-    # The last step has a looser bound: five steps of a random ResNet-101 amplify float64 rounding errors by a factor of 1e10.
+    # The last step has a looser bound because five steps on a random ResNet-101 amplify float64 rounding errors by a factor of
+    # 1e10.
     early_errors = [error for key, error in float64_errors.items() if f"step {STEPS - 1}" not in key]
     return (
         is_same_set

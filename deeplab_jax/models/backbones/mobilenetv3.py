@@ -210,8 +210,8 @@ def tensor_names(config: ModelConfig, source: str) -> dict[str, str]:
 def recognize(shapes: Shapes) -> dict[str, Any] | None:
     """Return the `ModelConfig` fields for a MobileNetV3-Large, or None for any other network.
 
-    The width is computed from the last expansion and checked against two other layers. Channel counts are rounded to multiples of
-    8, so neighbouring widths share most of them.
+    The width is computed from the last expansion and checked against two other layers. Neighbouring widths share most channel
+    counts, because all counts are rounded to multiples of 8.
 
     Raises:
       CheckpointError: No even width gives these channel counts.
