@@ -1,4 +1,4 @@
-"""The network operations and layers, NHWC, except for convolution.py and resize.py.
+"""The network operations and layers, NHWC. Convolution and resizing have their own modules.
 
 Backbones and heads must only compute with operations, because interpreters (operations.py) cannot see anything else.
 """
@@ -160,7 +160,7 @@ def moments(
 
 @operation
 def image_mean(x: Float[Array, "n h w c"]) -> Float[Array, "n 1 1 c"]:
-    """Return each image's mean over all pixels, in float32 or wider.
+    """Return the per-channel mean over each image's pixels, in float32 or wider.
 
     In bfloat16, a mean over 65x65 values would be too imprecise.
     """

@@ -23,7 +23,7 @@ def outer(a: Float[Array, "p c"], b: Float[Array, "p k"]) -> Float[Array, "c k"]
     On CPUs, contracting the rows of both matrices directly can take twice as long as multiplying by a transposed copy.
     """
     if min(a.shape[1], b.shape[1]) >= 1024:
-        # Making a transposed copy reads columns, and with rows of 4 KiB or more, every read would miss the cache.
+        # Transposing reads columns, and with rows of 4 KiB or more, every read would miss the cache.
         return jnp.einsum("pc,pk->ck", a, b)
     if a.shape[1] <= b.shape[1]:
         return lax.optimization_barrier(a.T) @ b

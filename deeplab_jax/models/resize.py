@@ -28,8 +28,8 @@ def resize_bilinear(
     Args:
       x: The array to resize.
       height, width: The size of the result.
-      align_corners: The same as in PyTorch. If set, the centres of the corner pixels stay in place. Otherwise, the image's
-        outer corners do.
+      align_corners: PyTorch's option of the same name. If set, the centres of the corner pixels stay in place. Otherwise, the
+        image's outer corners do.
     """
     shape = (x.shape[0], height, width, x.shape[3])
     if not align_corners:

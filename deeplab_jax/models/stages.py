@@ -40,7 +40,7 @@ class Backbone:
       make: A function that builds the backbone module from a config. The module maps (images, train) to `Features`.
       blocks: The number of blocks in each stage.
       switches: The `ModelConfig` fields used by this backbone but not by every backbone.
-      tensor_names: A function of (config, source), where the source of the weights is a name such as "timm". It returns a dict
+      tensor_names: A function of (config, source), where `source` names a weights source such as "timm". It returns a dict
         mapping our layer paths, relative to the backbone, to the source's layer names.
       recognize: A function of the tensor shapes in a weights file. It returns the `ModelConfig` fields determined by the
         shapes, or None for a different kind of backbone. It raises a CheckpointError for an unsupported network of this kind.

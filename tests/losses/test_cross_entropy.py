@@ -125,8 +125,8 @@ def test_hard_example_mining_keeps_nan_pixels():
 def test_class_weights_and_label_smoothing_match_pytorch(settings, loss, gradient_sum, gradient_entry):
     """Compare with torch 2.13's CrossEntropyLoss(weight=, label_smoothing=, ignore_index=255).
 
-    The reference values, computed in float64, are the loss, the sum of absolute gradient values, and gradient entry [0, 0, 3,
-    3].
+    The reference values were computed in float64. They are the loss, the sum of absolute gradient values, and the gradient at
+    [0, 0, 3, 3].
     """
     logits = 3 * np.sin(np.arange(120.0) ** 2).reshape(2, 3, 4, 5)
     numbers = np.arange(24).reshape(2, 3, 4) % 7

@@ -2,7 +2,7 @@
 
 Usage: python tests/parity/backbones.py [--write] [NAME ...]
 
-Both networks get the same random weights and statistics, which our network loads with `weights import`. Both run at output
+Both networks get the same random weights and statistics, which our network loads as pretrained weights. Both run at output
 stride 32, because the reference backbones are not dilated. The script prints the relative error |a - b| / |b|. With --write, it
 stores the reference features as golden files for tests/weights/test_backbone_parity.py. It needs timm and the packages listed
 in references.py.

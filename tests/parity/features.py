@@ -1,4 +1,4 @@
-"""Compute features with our backbones and the weights from fill.py, without PyTorch."""
+"""Compute our backbone features with pretrained weights from fill.py. PyTorch is not needed."""
 
 import dataclasses
 import pathlib

@@ -115,7 +115,7 @@ def run_steps(run: Run, num_classes: int, steps: int = STEPS) -> dict[str, np.nd
     """Run the first `steps` steps and return the numbers to compare.
 
     These are the loss at every step, the gradients at the first step, and the running statistics and parameters after the first
-    and last steps.
+    step. If all `STEPS` steps are run, the statistics and parameters after the last step are included as well.
     """
     numbers: dict[str, np.ndarray] = {}
     for step, batch in enumerate(make_batches(num_classes)[:steps]):
