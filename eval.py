@@ -29,7 +29,7 @@ def main() -> None:
     output = OUTPUT.value and require_folder(OUTPUT.value, "--output", "runs/quickstart/val")
     submission = SUBMISSION.value and require_folder(SUBMISSION.value, "--submission", "runs/quickstart/submission")
     with join_hosts() as console:
-        # Import late, so that a mistyped flag is reported immediately.
+        # Import late, so that a mistyped flag is reported without waiting for slow imports.
         from deeplab_jax.commands.evaluate import score_checkpoint
 
         score_checkpoint(config, checkpoint, output, submission, console)

@@ -20,7 +20,7 @@ def main() -> None:
     config = require_config(CONFIG.value)
     workdir = require_folder(WORKDIR.value, "--workdir", "runs/quickstart")
     with join_hosts() as console:
-        # Import late, so that a mistyped flag is reported immediately.
+        # Import late, so that a mistyped flag is reported without waiting for slow imports.
         from deeplab_jax.commands.train import train_recipe
 
         train_recipe(config, workdir, console)

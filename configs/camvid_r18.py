@@ -18,7 +18,7 @@ def get_config() -> Config:
         labels=CAMVID,
         model=ModelConfig(backbone="resnet18", width=32, output_stride=32, aspp_width=64, decoder_width=32),
         data=DataConfig(batch_size=4, crop_size=(240, 320), scale=(0.75, 1.5)),
-        # Roughly the square root of (number of "road" pixels / number of pixels in the class), capped at 7.5.
+        # Each weight is about sqrt(number of "road" pixels / number of pixels in the class), capped at 7.5.
         loss=LossConfig(class_weights=(1.5, 1.0, 7.5, 1.0, 3.0, 1.6, 7.0, 5.0, 3.5, 7.5, 7.5)),
         optim=OptimConfig(lr=0.02, weight_decay=1e-4),
         train=TrainConfig(epochs=32, log_every=10, eval_every=734, save_every=50),

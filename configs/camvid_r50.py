@@ -3,7 +3,8 @@
 python train.py --config=configs/camvid_r50.py --config.data.root=CAMVID --workdir=runs/camvid_r50
 python eval.py --config=configs/camvid_r50.py --config.data.root=CAMVID --checkpoint=runs/camvid_r50
 
-Hardware and time: this recipe needs a GPU. It has not been run yet, so the time for its 400 epochs (18,350 steps) is unknown.
+Hardware and time: this recipe needs a GPU. It has not been run yet, so it is not known how long its 400 epochs (18,350 steps)
+take.
 Expected result: not measured. Under the protocol used in most papers, networks trained from scratch reach a test mIoU of
 55.6 % (SegNet), 51.3 % (ENet) and 66.4 % (DABNet). To use this protocol, train with --config.data.train_split=train+val, and
 evaluate once with --config.eval.split=test.

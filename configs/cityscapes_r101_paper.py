@@ -3,7 +3,7 @@
 python train.py --config=configs/cityscapes_r101_paper.py --config.data.root=CITYSCAPES --workdir=runs/cityscapes_r101_paper
 python eval.py --config=configs/cityscapes_r101_paper.py --config.data.root=CITYSCAPES --checkpoint=runs/cityscapes_r101_paper
 
-Hardware and time: this recipe has not been run to completion, so the time for its 90,000 steps is unknown.
+Hardware and time: this recipe has not been run to completion, so it is not known how long its 90,000 steps take.
 Expected result: 77.23 % mIoU at output stride 16 and 77.82 % at output stride 8, on val at a single scale. These are the
 paper's results (arXiv 1706.05587, appendix A). The paper also starts from an ImageNet backbone.
 

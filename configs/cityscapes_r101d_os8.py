@@ -1,9 +1,9 @@
-"""Cityscapes (19 classes): DeepLabV3 with a ResNet-101-D at output stride 8, after PaddleSeg's 80k recipe.
+"""Cityscapes (19 classes): DeepLabV3 with a ResNet-101-D at output stride 8, following PaddleSeg's 80k recipe.
 
 python train.py --config=configs/cityscapes_r101d_os8.py --config.data.root=CITYSCAPES --workdir=runs/cityscapes_r101d_os8
 python eval.py --config=configs/cityscapes_r101d_os8.py --config.data.root=CITYSCAPES --checkpoint=runs/cityscapes_r101d_os8
 
-Hardware and time: the reference used 4 GPUs. This recipe has not been run to completion, so its time is unknown.
+Hardware and time: the reference used 4 GPUs. This recipe has not been run to completion, so its run time is unknown.
 Expected result: 80.85 % mIoU on val at a single scale, as reported for the reference,
 PaddleSeg's deeplabv3_resnet101_os8_cityscapes_1024x512_80k.
 

@@ -1,9 +1,9 @@
-"""Cityscapes (19 classes): DeepLabV3 with a ResNet-50 at output stride 8, after mmsegmentation's 80k recipe.
+"""Cityscapes (19 classes): DeepLabV3 with a ResNet-50 at output stride 8, following mmsegmentation's 80k recipe.
 
 python train.py --config=configs/cityscapes_r50_os8.py --config.data.root=CITYSCAPES --workdir=runs/cityscapes_r50_os8
 python eval.py --config=configs/cityscapes_r50_os8.py --config.data.root=CITYSCAPES --checkpoint=runs/cityscapes_r50_os8
 
-Hardware and time: the reference used 4 GPUs. This recipe has not been run to completion, so its time is unknown.
+Hardware and time: the reference used 4 GPUs. This recipe has not been run to completion, so its run time is unknown.
 Expected result: 79.32 % mIoU on val at a single scale, as reported for the reference,
 mmsegmentation's deeplabv3_r50-d8_4xb2-80k_cityscapes-512x1024.
 

@@ -1,4 +1,4 @@
-"""Your own data: a first training run with a ResNet-18 at output stride 16. The classes come from a label-set file.
+"""A first training run on your own data, with a ResNet-18 at output stride 16. The classes come from a label-set file.
 
 deeplab-jax data labels ROOT                  # writes your mask values to ROOT/labels.json, where you name the classes
 deeplab-jax data check ROOT --out=ROOT/check  # checks every file and draws samples
@@ -15,7 +15,7 @@ Expected result: this depends on the data. For CamVid, see the "plain" rows in b
   of your images' height and width, to show more of the scene.
 - If you have few images, start from published weights, which fit this network's width. Set --config.model.pretrained as
   described in docs/how-to/published-weights.md.
-- Without published weights, the narrower network and the class weights of camvid_r18.py learn more in the same time.
+- Without published weights, camvid_r18.py's narrower network and class weights give better results in the same time.
   `deeplab-jax data check` prints class weights for your data.
 """
 

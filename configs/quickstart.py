@@ -1,4 +1,4 @@
-"""A first complete run on a laptop: a narrow ResNet-18 on synthetic street scenes, drawn by the project itself.
+"""A first complete run on a laptop: a narrow ResNet-18 on synthetic street scenes that the project draws itself.
 
 make quickstart
 

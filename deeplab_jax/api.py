@@ -26,7 +26,7 @@ class Segmenter:
 
     Attributes:
       config: The run's config. Its `eval` section sets the output stride, windows, scales and flip. Do not modify the config,
-        because already compiled programs would not change.
+        because programs that are already compiled would not reflect the change.
       variables: The network variables, {"params", "batch_stats"}.
     """
 
@@ -35,7 +35,7 @@ class Segmenter:
 
     @property
     def label_set(self) -> LabelSet:
-        """Return the label set, with the name and colour of each train id."""
+        """Return the label set, which gives each train id's name and colour."""
         return self.config.labels
 
     def logits(self, images: UInt8[np.ndarray, "n 3 h w"]) -> Float[np.ndarray, "n k h w"]:

@@ -32,11 +32,11 @@ class HostError(DeeplabError):
 
 
 def choose(name: str, table: Mapping[str, T], field: str) -> T:
-    """Return the entry of `table` called `name`.
+    """Return the entry called `name` in `table`.
 
     Args:
       name: The name to look up.
-      table: The supported entries, by name.
+      table: The supported entries, keyed by name.
       field: The config field or flag that was set to `name`, for the error message.
 
     Raises:
@@ -55,7 +55,7 @@ def one_line(error: BaseException) -> str:
 def run_or_exit(program: Callable[[], T]) -> T:
     """Run a program and return its result, or exit after a user error.
 
-    A DeeplabError is printed as one line, with exit code 2. Ctrl-C gives exit code 130.
+    A DeeplabError is printed as one line, and the exit code is 2. After Ctrl-C, the exit code is 130.
     """
     try:
         return program()

@@ -1,4 +1,4 @@
-"""Check type annotations and array shapes while tests run, through jaxtyping's import hook (see pyproject.toml)."""
+"""Use jaxtyping's import hook (see pyproject.toml) to check type annotations and array shapes while tests run."""
 
 from beartype import BeartypeConf, beartype
 

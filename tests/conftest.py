@@ -14,8 +14,8 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "4"
 # The tests spend most of their time compiling. Processes started by tests share this cache.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(os.path.dirname(__file__), "..", ".pytest_cache", "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
-# Optimization level 0 halves the compilation of a training step or more, and modules that are not split save a tenth of the
-# rest. Tests do not need fast programs.
+# Optimization level 0 at least halves a training step's compile time, and not splitting modules saves a tenth of the rest.
+# Tests do not need fast programs.
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 # In jax 0.10, the older emitters compile a training step three times as fast.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
@@ -68,7 +68,7 @@ def street_scenes(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def finished_run(street_scenes, tmp_path_factory):
-    """Return the folder of a finished train.py run. It was started with a relative --workdir, as users often do."""
+    """Return the run folder from a finished train.py run. The run was started with a relative --workdir, as is common."""
 
     def train(folder):
         folder.mkdir()

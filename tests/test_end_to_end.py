@@ -1,4 +1,7 @@
-"""Run train.py and eval.py as separate processes, like users do: train, interrupt, resume, evaluate and make mistakes."""
+"""Run train.py and eval.py as separate processes, as users do.
+
+The tests train, interrupt, resume and evaluate, and make typical mistakes.
+"""
 
 import json
 import re

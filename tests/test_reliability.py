@@ -1,4 +1,4 @@
-"""Test that killed, moved and distributed runs give the same results as an undisturbed run."""
+"""Test that killed, moved and distributed runs give the same results as an uninterrupted run."""
 
 import json
 import os
@@ -80,14 +80,14 @@ def assert_close(workdir, other):
 
 @pytest.fixture(scope="module")
 def undisturbed_run(street_scenes, tmp_path_factory):
-    """Return the folder of an undisturbed ten-step run on four devices."""
+    """Return the folder of an uninterrupted ten-step run on four devices."""
     workdir = tmp_path_factory.mktemp("straight") / "run"
     train(workdir, street_scenes)
     return workdir
 
 
 def kill_at_random(process, workdir, rng, during_save):
-    """Kill the process at a random time after its first step, or during a save. Return False if it finished before that."""
+    """Kill the process at a random time after its first step, or during a save. Return False if it had already finished."""
     for line in process.stdout:
         if line.startswith("step"):
             break
@@ -174,7 +174,7 @@ def test_a_run_continues_on_a_different_number_of_devices(undisturbed_run, stree
     train(tmp_path / "run", street_scenes, "--config.mesh.spatial=2", steps=10, devices=2)
     output = train(tmp_path / "run", street_scenes, steps=10, devices=1)
     assert "already at step 10" in output
-    # The first six steps used a shorter run's schedule, but the samples do not depend on the length of the run.
+    # The first six steps used a shorter run's schedule, but the samples do not depend on the run length.
     assert (
         read_lines(tmp_path / "run", "receipts.jsonl")[-1]["samples"]
         == read_lines(undisturbed_run, "receipts.jsonl")[-1]["samples"]

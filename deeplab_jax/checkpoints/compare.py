@@ -16,7 +16,7 @@ FIXED = {f"model.{name}" for name in field_names(ModelConfig, changes=("shapes",
 def compare_configs(stored: Config, config: Config, checkpoint: str) -> list[str]:
     """Return the fields in which `config` differs from `stored`, as `field: old -> new`.
 
-    Two spellings of the same network count as equal.
+    Configs that describe the same network in different ways count as equal.
 
     Args:
       stored: The checkpoint's config.

@@ -1,6 +1,6 @@
 """Find a run's checkpoint folders, `<workdir>/checkpoints/<step>`, and write and check their checksums.
 
-The checksums are SHA-256 digests of a step's files. Check them by hand with `cd STEP && sha256sum -c SHA256SUMS`.
+The checksums are SHA-256 digests of a step's files. To check them by hand, run `cd STEP && sha256sum -c SHA256SUMS`.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ class DamagedError(Exception):
 
 
 def make_absolute(path: str) -> epath.Path:
-    """Return the absolute path, as orbax requires. URLs such as gs:// are left unchanged."""
+    """Make a path absolute, as orbax requires. URLs such as gs://bucket/run are returned unchanged."""
     # `Path.absolute` would treat gs:// as a relative folder name.
     return epath.Path(path) if "://" in str(path) else epath.Path(path).absolute()
 
@@ -34,7 +34,8 @@ def make_absolute(path: str) -> epath.Path:
 def list_steps(folder: epath.Path) -> list[int]:
     """Return the steps of the complete checkpoints in `folder`, in ascending order."""
     names = [path.name for path in folder.iterdir() if re.fullmatch("0|[1-9][0-9]*", path.name) and path.is_dir()]
-    # Orbax renames a step's folder when the step is complete. Object stores cannot rename folders, so they get a marker file.
+    # Orbax renames a step's folder when the step is complete. Object stores cannot rename folders, so orbax adds a marker
+    # file there instead.
     is_local = "://" not in str(folder)
     return sorted(int(name) for name in names if is_local or (folder / name / "commit_success.txt").exists())
 
@@ -43,7 +44,8 @@ def read_metrics(step: epath.Path) -> dict[str, float]:
     """Return a step's metrics, as stored by `Checkpoints.save`.
 
     Raises:
-      DamagedError: The file has changed since it was written. Without checksums, an invalid file raises other errors instead.
+      DamagedError: The file has changed since it was written. If the step has no checksums, an invalid file
+        raises other errors instead.
     """
     path = step / METRICS / "metrics"
     require_unchanged(step, [METRICS])
@@ -89,7 +91,7 @@ def require_empty(folder: str) -> None:
 
 
 def move_to_damaged(steps: Iterable[epath.Path]) -> None:
-    """Move step folders to `<workdir>/damaged`, and keep all folders already there."""
+    """Move step folders to `<workdir>/damaged` without replacing any folder that is already there."""
     for step in steps:
         folder = step.parent.parent / DAMAGED
         folder.mkdir(exist_ok=True)
@@ -110,9 +112,9 @@ def write_checksums(step: epath.Path) -> None:
 
 
 def has_checksums(step: epath.Path) -> bool:
-    """Return whether a step has a checksum file, valid or not.
+    """Return whether a step has a checksum file, even if the file is invalid.
 
-    It is missing if the saving process died before writing it.
+    The file is missing if the saving process died before writing it.
     """
     return (step / CHECKSUMS).exists()
 
@@ -168,7 +170,8 @@ def _format(digests: dict[str, str]) -> str:
 def _read_checksums(step: epath.Path) -> dict[str, str]:
     """Return a dict mapping file paths to digests.
 
-    If the checksum file has an invalid line, the dict also maps the checksum file itself to an impossible digest.
+    If the checksum file has an invalid line, the dict also maps the checksum file itself to an impossible digest, so that
+    the file counts as changed.
     """
     text = (step / CHECKSUMS).read_bytes().decode(errors="replace")
     digests = {name: digest for digest, name in _ROW.findall(text)}

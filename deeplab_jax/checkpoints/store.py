@@ -2,7 +2,7 @@
 
 Each step is self-contained. It holds two array trees: "model" has the BatchNorm statistics and the parameters for inference,
 and "training" has everything else needed to resume the run, so evaluation reads only "model". The config, including its
-label set, and the package version are stored as JSON. Once a step is complete, checksums of its files are added. They are
+label set, and the package version are stored as JSON. Once a step is complete, checksums for its files are added. They are
 checked before the step is read. The latest two steps and the step with the best mIoU are kept.
 """
 
@@ -62,8 +62,8 @@ class Checkpoints:
         with _report_write_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         self._latest = max(list_steps(self._folder), default=None)
-        # Open the manager at the first save, after `restore` has moved the damaged steps away: a single unreadable step would
-        # prevent orbax from listing any of them.
+        # Open the manager at the first save, after `restore` has moved damaged steps aside, because a single unreadable step
+        # would prevent orbax from listing any steps.
         self._manager: ocp.training.Checkpointer | None = None
         self._background = ThreadPoolExecutor(max_workers=1)
         self._unfinished: Future[None] | None = None
@@ -87,7 +87,7 @@ class Checkpoints:
         return self._latest
 
     def save(self, trees: Trees, step: int, metrics: dict[str, float] | None) -> None:
-        """Start saving a step in the background, and return once the caller is free to change the arrays.
+        """Start saving a step in the background, and return once the caller is free to modify the arrays.
 
         Nothing is saved if this step or a later one already exists.
 
@@ -118,7 +118,7 @@ class Checkpoints:
     ) -> tuple[int, Trees]:
         """Restore the newest intact step and return (step, trees). Damaged steps are moved to `<workdir>/damaged`.
 
-        If all steps are damaged, none are moved, because rerunning the same command would then silently start a new run.
+        If all steps are damaged, none are moved. Otherwise, rerunning the same command would silently start a new run.
 
         Args:
           abstract: The shapes, dtypes and shardings of the restored trees.
@@ -126,8 +126,8 @@ class Checkpoints:
           warn: Function that is called with a warning about each damaged step.
 
         Raises:
-          CheckpointError: There are no checkpoints, all are damaged, or the newest intact one does not fit this run: its
-            network, classes or arrays differ, or it holds only weights.
+          CheckpointError: There are no checkpoints, all are damaged, or the newest intact one does not fit this run
+            because its network, classes or arrays differ or it holds only weights.
         """
         restored: tuple[int, Trees] | None = None
         damaged: list[int] = []
@@ -175,7 +175,8 @@ class Checkpoints:
         # Only process 0 checks the files.
         parts = (_METADATA, "commit_success.txt", METRICS, *abstract) if jax.process_index() == 0 else ()
         check_on_all_processes(lambda: require_unchanged(folder, parts))
-        # Detect a different network or optimizer before loading: its arrays would also fail to load, but are not damaged.
+        # Detect a different network or optimizer before loading. Its arrays would also fail to load, but that would
+        # not mean that they are damaged.
         check_on_all_processes(lambda: self._require_resumable(folder, abstract))
         trees = check_on_all_processes(lambda: ocp.load_checkpointables(folder, abstract))
         check_on_all_processes(lambda: check(step, trees))
@@ -196,7 +197,7 @@ class Checkpoints:
             )
 
     def _continue_from(self, step: int, damaged: list[int]) -> None:
-        """Make `step` the newest step by moving the damaged steps away.
+        """Make `step` the newest step by moving damaged steps aside.
 
         If the saving process died before writing checksums for `step`, they are written now.
         """
@@ -256,8 +257,8 @@ def restore_model(checkpoint: str, like: Config | None = None) -> dict[str, Any]
       like: The config that the checkpoint must be compatible with, or None to accept any network.
 
     Raises:
-      CheckpointError: The checkpoint does not exist or cannot be read, has a different network or label set from `like`, or has
-        no classifier.
+      CheckpointError: The checkpoint does not exist or cannot be read, its network or label set differs from that in
+        `like`, or it has no classifier.
     """
     step = str(resolve(checkpoint))
     if like is not None:
@@ -285,7 +286,7 @@ def restore_variables(checkpoint: str) -> dict[str, Any]:
 
 
 def save_model(folder: str, config: Config, variables: dict[str, Any]) -> None:
-    """Write weights without training state to `folder`, as step 0. `resolve` then accepts the folder as a checkpoint.
+    """Write weights to `folder` as step 0, without training state. `resolve` then accepts the folder as a checkpoint.
 
     Raises:
       CheckpointError: The folder already contains checkpoints, or cannot be written.
@@ -299,25 +300,26 @@ def save_model(folder: str, config: Config, variables: dict[str, Any]) -> None:
 
 
 def check_on_all_processes(check: Callable[[], T]) -> T:
-    """Return the result of `check` if it succeeds on every process. All processes must call this function.
+    """Run `check` on every process, and return its result if it succeeds on all. All processes must call this function.
 
     Raises:
       DamagedError: `check` failed on at least one process.
-      DeeplabError: `check` raised this error, which must occur on all processes and does not indicate damage, or a different
-        process has ended.
+      DeeplabError: `check` raised this error, which does not indicate damage and must be raised on all processes, or one of the
+        other processes has ended.
     """
     fault = ""
     try:
         result = check()
     except DeeplabError:
         raise
-    # Orbax does not convert errors from its storage layers: ValueError, KeyError, OSError and others, often many lines long.
+    # Orbax passes on exceptions from its storage layers, such as ValueError, KeyError and OSError. Their messages are often
+    # many lines long.
     except Exception as error:
         cause = _find_cause(error)
         if lost := as_host_error(cause):
             raise lost from error
         if isinstance(cause, MemoryError | jax.errors.JaxRuntimeError):
-            raise  # a device error: the step is not damaged and must not be moved away
+            raise  # a device error: the step is not damaged and must not be moved aside
         fault = _describe_cause(error)
     if not is_true_on_all(not fault):
         raise DamagedError(fault or "a different process cannot read it")
@@ -329,7 +331,7 @@ def _report_errors(what: str, advice: str) -> Iterator[None]:
     """Convert third-party errors in the `with` block into a CheckpointError with the message `what (reason). advice.`
 
     Raises:
-      HostError: The error occurred because a different process ended.
+      HostError: The error occurred because one of the other processes ended.
     """
     try:
         yield
@@ -374,14 +376,17 @@ def _read_config(step: epath.Path) -> Config:
 def _read_metadata(step: epath.Path) -> Trees:
     """Return the metadata for a step's trees.
 
-    This reads every file that orbax needs to open the checkpoints folder, so it fails if one of them is damaged.
+    This reads every file that orbax needs to open the checkpoints folder, so it fails if any of them is damaged.
     """
     read_metrics(step)
     return dict(ocp.checkpointables_metadata(step).metadata)
 
 
 def _find_mismatches(saved: Trees, abstract: Trees) -> list[str]:
-    """Return the paths where the trees differ in an array's presence, shape or dtype, or in an empty node."""
+    """Return the paths at which the two trees differ.
+
+    They differ where an array is missing or has a different shape or dtype, or where only one of them has an empty node.
+    """
     readable = [name for name in abstract if saved[name] is not None]  # loading reports the others as damaged
     then, now = (_describe_arrays({name: trees[name] for name in readable}) for trees in (saved, abstract))
     return sorted(path for path in then.keys() | now.keys() if then.get(path) != now.get(path))

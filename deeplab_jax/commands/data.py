@@ -1,4 +1,4 @@
-"""The `deeplab-jax data ...` commands. Each command imports TensorFlow only if needed."""
+"""The `deeplab-jax data ...` commands. TensorFlow is imported only by the commands that need it."""
 
 import json
 import runpy
@@ -45,7 +45,7 @@ def synthetic(
       val: The number of validation scenes.
       test: The number of test scenes, which have no labels.
       size: The image height and width in pixels.
-      seed: The random seed. A different seed draws different scenes.
+      seed: The random seed. A different seed gives different scenes.
     """
     from deeplab_jax.scenes import dataset
 
@@ -61,7 +61,7 @@ def prepare(
     data_dir: str = "",
     threads: int = 0,
 ) -> None:
-    """Decode a data set into records, which training reads much faster. To use them, set data.root to their folder.
+    """Decode a data set into records, which load much faster in training. To use them, set data.root to the records folder.
 
     If the command is interrupted, run it again to continue. If the data set changes, run it again to update the records.
 
@@ -69,9 +69,9 @@ def prepare(
       root: The data set folder, or tfds:NAME.
       out: The folder to create.
       splits: The splits to prepare.
-      label_kind: labelIds, labelTrainIds or color. Only needed if detection, which uses the file names and the first file's
-        header, is wrong.
-      data_dir: The TFDS data directory for tfds:NAME, if it is not the default one.
+      label_kind: labelIds, labelTrainIds or color. Only needed if the kind detected from the file names and the first file's
+        header is wrong.
+      data_dir: The TFDS data directory for tfds:NAME, if not the default.
       threads: The number of host threads, or 0 to choose automatically.
     """
     from deeplab_jax.data.prepare import prepare as write_records
@@ -89,8 +89,8 @@ def labels(root: Root, out: str = "", splits: tuple[str, ...] = (), label_kind: 
       root: The data set folder, in one of the layouts described in docs/reference/data-formats.md.
       out: The file to write. The default is ROOT/labels.json.
       splits: The splits whose masks to read. The default is train and val, or all splits if neither exists.
-      label_kind: labelIds, labelTrainIds or color. Only needed if detection, which uses the file names and the first file's
-        header, is wrong.
+      label_kind: labelIds, labelTrainIds or color. Only needed if the kind detected from the file names and the first file's
+        header is wrong.
       threads: The number of masks to read in parallel. 0 uses one thread per CPU core.
     """
     from deeplab_jax.data.find import describe, find_split, list_splits
@@ -137,13 +137,14 @@ def check(
 
     Args:
       root: The data set folder (for layouts, see docs/reference/data-formats.md), a prepared records folder, or tfds:NAME.
-      labels: cityscapes, camvid, voc, ade20k, a label-set file or a recipe. The default is ROOT/labels.json if it exists, or
-        else the layout's label set.
+      labels: cityscapes, camvid, voc, ade20k, a label-set file or a recipe. The default is ROOT/labels.json if it exists, and
+        the layout's label set otherwise.
       splits: The splits to check. Put the training split first, because class weights are computed from the first split. The
-        test split needs no labels.
-      out: The folder for check.json and for index.html, a page with the results and some of the samples.
+        test split does not need labels.
+      out: The folder to write check.json and index.html to. index.html shows the results and some of the
+        samples.
       label_kind: labelIds, labelTrainIds, color or auto. Use the same value as data.label_kind in training.
-      data_dir: The TFDS data directory for tfds:NAME, if it is not the default one.
+      data_dir: The TFDS data directory for tfds:NAME, if not the default.
       threads: The number of samples to read in parallel. 0 uses one thread per CPU core.
     """
     from deeplab_jax.data import inspection
@@ -190,7 +191,7 @@ def _require_threads(threads: int) -> None:
 
 
 def choose_labels(spec: str) -> LabelSet:
-    """Return a label set by its name, label-set file (see `load_labels`) or recipe.
+    """Return the label set given by a name, a label-set file (see `load_labels`) or a recipe.
 
     Raises:
       ConfigError: The file does not exist or does not contain a label set.

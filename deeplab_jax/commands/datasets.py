@@ -21,7 +21,7 @@ def locate_data(config: Config, root: str | None) -> Config:
 
     Args:
       config: A run's config.
-      root: The folder with the data set or its prepared records. None keeps the location in the config.
+      root: The folder with the data set or its prepared records. If None, the location stays as it is in the config.
 
     Raises:
       ConfigError: `root` is not a folder, or neither `root` nor the config gives a location.
@@ -32,7 +32,7 @@ def locate_data(config: Config, root: str | None) -> Config:
         return config
     if not epath.Path(root).is_dir():
         raise ConfigError(f"`--root` (={root!r}) is not a folder. Give the folder with the data set or its records.")
-    # Prepared records can also replace a TFDS data set.
+    # Records prepared from a TFDS data set are read directly, without TFDS.
     source = "" if is_records(root) else config.data.source
     return dataclasses.replace(config, data=dataclasses.replace(config.data, root=root, source=source))
 
@@ -45,7 +45,7 @@ def open_training_set(config: Config) -> Samples:
 def open_evaluation_set(
     config: Config, *, need_labels: bool = True
 ) -> tuple[Samples, Callable[[], Iterator[dict[str, np.ndarray]]]]:
-    """Return the samples in `eval.split`, and a function that returns this process's batches.
+    """Return the `eval.split` samples and a function that returns this process's batches.
 
     Raises the same errors as `find_split`.
     """
@@ -56,11 +56,11 @@ def open_evaluation_set(
 
 
 def open_training_data(config: Config, say: Callable[[str], None]) -> tuple[Data, int]:
-    """Return the data that this process reads during training, and the number of training steps.
+    """Return this process's training data and the number of training steps.
 
     Args:
       config: A validated config.
-      say: A function called with a line about each split.
+      say: A function called with a one-line description of each split.
 
     Raises:
       DataError: A split is unreadable (see `find_split`).

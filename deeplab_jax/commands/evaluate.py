@@ -30,7 +30,7 @@ Instances = Float[np.ndarray, "3 19"]
 def score_checkpoint(config: Config, checkpoint: str, output: str | None, submission: str | None, console: Console) -> None:
     """Evaluate a checkpoint, print the scores, and write the requested files.
 
-    Every process in the evaluation must call this function. Each process evaluates its share of the images, and the first one
+    Every process in the evaluation must call this function. Each one evaluates its share of the images, and the first process
     prints the scores.
 
     Args:
@@ -88,9 +88,9 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
 
 
 def _make_instance_counters(config: Config, samples: "Samples", console: Console) -> tuple[Instances | None, list[Visitor]]:
-    """Return the instance counts for the official iIoU, and the visitors that update them during the evaluation.
+    """Return an array of instance counts for the official iIoU, and the visitors that update it during evaluation.
 
-    If there are no instances to count, the counts are None and the list of visitors is empty.
+    If instances cannot be counted, return None and an empty list.
     """
     from deeplab_jax.data.instances import explain_missing_instances, read_instances
 

@@ -13,14 +13,14 @@ def export(
     format: Literal["stablehlo", "onnx"],
     output: Literal["labels", "logits"] = "labels",
 ) -> None:
-    """Export a network and its preprocessing to a single portable file. The input is uint8 [n, 3, h, w].
+    """Export a network with its preprocessing to a single portable file that takes uint8 [n, 3, h, w] images.
 
-    The file is only kept if its output matches the checkpoint's.
+    The file is only written if its output matches the checkpoint's.
 
     Args:
       checkpoint: A run folder, RUN/best, RUN/checkpoints/N, or a folder written by `weights import`.
       out: The file to write.
-      format: The file format: onnx, or stablehlo, which `deeplab_jax.load_exported` runs on CPUs, GPUs and TPUs.
+      format: The file format, onnx or stablehlo. `deeplab_jax.load_exported` runs stablehlo files on CPUs, GPUs and TPUs.
       output: The network output: labels (uint8 [n, h, w]) or logits (float32 [n, classes, h, w]).
     """
     require_file(out, "--out")

@@ -1,4 +1,4 @@
-"""Flags for train.py and eval.py: the recipe with its overrides, and the flags that connect a run's processes."""
+"""Handle the train.py and eval.py flags that select a recipe, override its fields and connect a run's processes."""
 
 import collections
 import contextlib
@@ -20,7 +20,7 @@ _NO_CONFIG = "`--config` is missing. Give a recipe, for example --config=configs
 
 
 def define_host_flags() -> None:
-    """Define the flags that `join_hosts` reads, for programs that run on several hosts."""
+    """Define the flags that `join_hosts` uses to connect programs on several hosts."""
     flags.DEFINE_string("coordinator", None, "HOST:PORT where process 0 listens, for a run with several processes.")
     flags.DEFINE_integer(
         "num_processes", None, "The number of processes in the run. Under a launcher, it is detected automatically."
@@ -30,7 +30,7 @@ def define_host_flags() -> None:
 
 @contextlib.contextmanager
 def join_hosts() -> Iterator[Console]:
-    """Connect the run's processes. With several processes, an error inside the block ends this process.
+    """Connect the run's processes. If there are several, an error inside the block ends this process.
 
     Yields:
       A console that only prints on the first process.
@@ -63,7 +63,7 @@ def require_config(value: Any) -> Config:
     if value is None:
         raise ConfigError(_NO_CONFIG)
     if not isinstance(value, Config):
-        # For an unreadable file, config_flags only raises the error once an attribute is read.
+        # If the file is unreadable, config_flags only raises the error when an attribute is read.
         try:
             value.seed  # noqa: B018
         except OSError as error:
@@ -74,13 +74,13 @@ def require_config(value: Any) -> Config:
             f"`--config` returns a value of type {type(value).__name__}. "
             "Its get_config() must return a deeplab_jax.config.Config."
         )
-    from deeplab_jax.models import validate  # imports JAX, which is slow, so mistyped flags are reported first
+    from deeplab_jax.models import validate  # JAX is slow to import, so mistyped flags are reported first
 
     return validate(value)
 
 
 def load_recipe(path: str, fields: Sequence[str] = ()) -> Config:
-    """Return the config that train.py gets from `--config=path --config.FIELD=VALUE ...`.
+    """Return the config that train.py would build from `--config=path --config.FIELD=VALUE ...`.
 
     Args:
       path: The recipe path.
@@ -100,19 +100,18 @@ def _parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) ->
     try:
         rest = values(list(argv))
     except flags.Error as error:
-        # The --config.FIELD flags only exist if a recipe is given.
+        # The --config.FIELD flags are only defined once a recipe is given.
         is_field = isinstance(error, flags.UnrecognizedFlagError) and error.flagname.startswith("config.")
         raise ConfigError(_NO_CONFIG if is_field else _one_line(error)) from None
     except dataclasses.FrozenInstanceError:
         raise ConfigError("`--config.labels` cannot be set by a flag. Set the label set in the recipe.") from None
-    # config_flags does not catch these errors, which are caused by broken recipes and unknown fields.
+    # Broken recipes and unknown fields cause these errors, which config_flags does not catch.
     except (KeyError, OSError, TypeError, SyntaxError, ImportError, AttributeError) as error:
         raise ConfigError(_explain_unknown_field(str(error)) or _explain_broken_recipe(error)) from None
     counts = collections.Counter(re.findall(r"^--?(config\.[\w.]+)", "\n".join(argv), re.MULTILINE))
     for name, times in counts.items():
-        if times > 1 and isinstance(
-            values[name].value, list
-        ):  # config_flags would join the repeated values into one long tuple
+        # config_flags would concatenate the repeated values into one long tuple.
+        if times > 1 and isinstance(values[name].value, list):
             raise ConfigError(f"`--{name}` is given {times} times. Give it once.")
     if rest[1:]:
         raise ConfigError(f"`{rest[1]}` is not a flag. Set config fields with --config.FIELD=VALUE.")

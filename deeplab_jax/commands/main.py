@@ -1,6 +1,6 @@
-"""The console script `deeplab-jax`.
+"""The `deeplab-jax` console script.
 
-Each command is a function in a separate module. To keep --help fast, commands import large packages only when called.
+Each command is a function that imports large packages only when called, which keeps --help fast.
 """
 
 import contextlib
@@ -86,6 +86,6 @@ def _defer(command: Command) -> Callable[..., Callable[[], None]]:
 
 
 def _one_line(message: str) -> str:
-    """Return a tyro error message as one line, without the box around it. The line ends with the help command to run."""
+    """Return a tyro error message as one line, without its box, ending with the help command to run."""
     reason, _, program = " ".join(re.sub(r"[│╭╮╰╯─]+|-{3,}", " ", message).split()).partition(" For full helptext, run")
     return f"{reason.rstrip('.')}. See{program.removeprefix(':')}"

@@ -17,7 +17,7 @@ def plan(
     mfu: float = 1.0,
     compile: bool = True,
 ) -> None:
-    """Estimate a training run's memory use, whether it fits the devices, and its minimum time. No data set is needed.
+    """Estimate a training run's memory use and minimum duration, and check that it fits on the devices. No data set is needed.
 
     Args:
       config: The recipe, as FILE.py or FILE.py:ARGUMENT.
@@ -25,11 +25,11 @@ def plan(
       devices: The number of devices to compile for. If this machine has fewer, CPU devices are used instead.
       spatial: Overrides mesh.spatial.
       batch_size: Overrides data.batch_size.
-      images: The number of training images, for a recipe that sets epochs instead of steps.
-      accelerator: The device to plan for, based on its data sheet: a100, a100-40gb, h100, h200, l4, a10g, v4, v5e, v5p or v6e.
-        The default is this machine's first device, whose speed is measured.
-      mfu: The assumed share of the device's peak rate. With 1, the times are lower bounds.
-      compile: Compile the training step to get its memory use from XLA. Otherwise, only the network definition is used.
+      images: The number of training images. Only needed if the recipe sets epochs instead of steps.
+      accelerator: The device to plan for, using data-sheet figures: a100, a100-40gb, h100, h200, l4, a10g, v4, v5e, v5p or v6e.
+        By default, this machine's first device is used, and its speed is measured.
+      mfu: The assumed fraction of the device's peak rate. At 1, the times are lower bounds.
+      compile: Compile the training step to get its memory use from XLA. Otherwise, estimates use only the network definition.
     """
     from deeplab_jax.commands.flags import load_recipe
     from deeplab_jax.plan.plan import plan as show

@@ -32,12 +32,13 @@ def predict(
         frames get PNGs in train_ids and color.
       confidence: Also write each pixel's largest class probability, scaled to 0-255.
       opacity: The opacity of the colours in overlays, from 0 to 1.
-      scales: The factors by which to resize images. Predictions are averaged over all factors. The default is the run's.
-      flip: Also average over the mirror image. The default is the run's.
-      window: The height and width of a sliding window, or 0 0 for full images. The default is the run's.
-      output_stride: The network's output stride. The default is the run's.
-      batch_size: The number of images per batch. 0 fits as many as possible into about a million pixels, from 1 to 8.
-      max_pixels: The largest image to process at once, in pixels. Larger images are processed in 768x768 windows to limit
+      scales: The factors by which to resize images. Predictions are averaged over all factors. The default is the run's scales.
+      flip: Also average over the mirror image. The default is the run's setting.
+      window: The sliding window's height and width, or 0 0 for full images. The default is the run's window.
+      output_stride: The network's output stride. The default is the run's output stride.
+      batch_size: The number of images per batch. If 0, use as many images as fit in about a million pixels, between 1
+        and 8.
+      max_pixels: The largest image, in pixels, to process in one piece. Larger images are processed in 768x768 windows to limit
         memory use.
     """
     if any(scale < 0.01 for scale in scales or ()):
@@ -57,7 +58,7 @@ def predict(
     overrides = {"scales": scales, "flip": flip, "window": window, "output_stride": output_stride}
     protocol: dict[str, Any] = {field: value for field, value in overrides.items() if value is not None}
     if window:
-        protocol["window_stride"] = (0, 0)  # the run's stride only fits the run's window
+        protocol["window_stride"] = (0, 0)  # the run's stride was chosen for the run's window
     if protocol:
         config = dataclasses.replace(segmenter.config, eval=dataclasses.replace(segmenter.config.eval, **protocol))
         segmenter = Segmenter(validate(config), segmenter.variables)

@@ -1,4 +1,4 @@
-"""Generate docs/reference/commands.md, the command reference, from the commands' signatures and docstrings.
+"""Generate the command reference, docs/reference/commands.md, from the command signatures and docstrings.
 
 Run `python -m deeplab_jax.commands.reference > docs/reference/commands.md`.
 """

@@ -22,7 +22,7 @@ def report(
       run: A run folder, RUN/best, RUN/checkpoints/N, or a folder written by `weights import`.
       out: The HTML file to write.
       split: The split to evaluate. The default is the run's eval.split.
-      root: The folder with the data set or its prepared records, if it has moved since the run.
+      root: The new location of the data set or its prepared records, if they have moved since the run.
       images: The number of worst images to show.
     """
     if images < 0:

@@ -12,13 +12,14 @@ def verify(
     steps: int,
     root: str | None = None,
 ) -> None:
-    """Replay training steps and compare samples, losses and state with the run's receipt. The exit code is 1 if any differ.
+    """Replay training steps and check samples, losses and state against the run's receipt. The exit code is 1 if any differ.
 
     Args:
       run: The run folder.
-      from_: The step to start from: the step of an existing checkpoint, or 0 for the start of the run.
+      from_: The step to start from. Give the step of an existing checkpoint, or 0 for the start of the run.
       steps: The number of steps to replay.
-      root: The folder with the data set or its prepared records, if it has moved since the run. For tfds:NAME, its data_dir.
+      root: The new location of the data set or its prepared records, if they have moved since the run. For tfds:NAME, give the
+        TFDS data directory.
     """
     from deeplab_jax.commands.datasets import locate_data, open_training_data, open_training_set
     from deeplab_jax.runtime.compilation import enable_compilation_cache

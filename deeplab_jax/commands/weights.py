@@ -21,23 +21,24 @@ def import_weights(
     ignore_head: bool = False,
     ema: bool = False,
 ) -> None:
-    """Create a checkpoint from torchvision, timm or mmsegmentation weights for a DeepLabV3 or a backbone.
+    """Create a checkpoint from torchvision, timm or mmsegmentation weights for a DeepLabV3 network or a backbone.
 
-    Settings that the tensors do not determine are taken from the file's own configuration or published name, or are assumed.
-    The command prints these settings.
+    Settings that cannot be inferred from the tensors are taken from the file's own configuration or published name, or are
+    assumed. The command prints these settings.
 
     Args:
       source: A .safetensors, .pth, .pt or .bin file, or hf:OWNER/NAME[@REVISION].
       out: The folder to create.
-      from_: The library whose tensor names the file uses, such as torchvision, timm or mmseg. auto detects the library.
+      from_: The library whose tensor names the file uses, such as torchvision, timm or mmseg. If auto, the library is
+        detected.
       labels: The label set: cityscapes, camvid, voc, ade20k, a label-set file (.json), or a recipe that contains one.
       output_stride: The output stride: 8, 16 or 32.
       multi_grid: The rates of the last stage's blocks, relative to the stage's rate. mmsegmentation's D16-MG124 uses 0.5 1 2.
       stage3_first_rate: The rate of the third stage's first block. segmentation_models.pytorch uses 2 at output stride 8.
       atrous_rates: The ASPP rates at output stride 16.
       align_corners: Resize logits with aligned corners, as in mmsegmentation's 769x769 networks.
-      ignore_head: Omit the classifiers, to train with different classes.
-      ema: Use the weights' moving average, if the file contains one.
+      ignore_head: Omit the classifiers, so that the network can be trained on different classes.
+      ema: Use the moving average of the weights, if the file contains one.
     """
     from deeplab_jax.weights import transfer
 

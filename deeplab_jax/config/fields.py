@@ -1,4 +1,4 @@
-"""Declare config fields, each with a default, documentation, a check, and the effect of a change on stored weights."""
+"""Declare config fields with their defaults, documentation and checks, and how changing them affects stored weights."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ class Check(NamedTuple):
     Attributes:
       accepts: A function that returns whether a value is valid. It must handle every value of the field's type, and for tuple
         fields, any tuple or list.
-      advice: What to tell the user, in one or two full sentences at the end of the error message.
+      advice: One or two full sentences at the end of the error message, telling the user what to do.
     """
 
     accepts: Callable[[Any], bool]

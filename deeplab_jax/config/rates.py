@@ -13,7 +13,7 @@ def last_stage_rates(multi_grid: tuple[float, ...], output_stride: int) -> tuple
     are relative to that input, subsampling a dilated network's features gives the undilated network's features.
 
     Args:
-      multi_grid: One number per block: its rate in units of the last stage's own rate, 32 / output_stride.
+      multi_grid: Each block's rate, in units of the last stage's own rate, 32 / output_stride.
       output_stride: The network's output stride.
     """
     first, rest = multi_grid[:1], multi_grid[1:]
@@ -27,5 +27,5 @@ def multi_grid_units(rates: tuple[float, ...], output_stride: int) -> tuple[floa
 
 
 def unit_of_each_block(multi_grid: tuple[float, ...], blocks: int) -> tuple[float, ...]:
-    """Return `multi_grid` with exactly `blocks` numbers: extra numbers are dropped, and the last one is repeated if needed."""
+    """Return exactly `blocks` numbers by truncating `multi_grid` or repeating its last number."""
     return (*multi_grid, *multi_grid[-1:] * blocks)[:blocks]

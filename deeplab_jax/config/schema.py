@@ -27,7 +27,7 @@ from deeplab_jax.labels import CITYSCAPES, LabelSet
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 OUTPUT_STRIDES = (8, 16, 32)
-# The largest resize factor in evaluation. A larger factor is probably a typo, and the resized image would exhaust the memory.
+# The largest resize factor allowed in evaluation. A larger one is probably a typo, and the resized image would exhaust memory.
 MAX_SCALE = 8
 
 
@@ -80,15 +80,15 @@ class ModelConfig:
     )
     output_stride: int = field(
         16,
-        "Ratio of the input resolution to that of the backbone's last features: 8, 16 or 32. The same weights work at every "
-        "output stride.",
+        "Ratio of the input resolution to the resolution of the backbone's final features. It is 8, 16 or 32, and the same "
+        "weights work with all three.",
         Check(lambda stride: stride in OUTPUT_STRIDES, "Use 8, 16 or 32."),
     )
     multi_grid: tuple[float, ...] = field(
         (0.5, 1.0, 1.0),
         "Atrous rate of each block in the last stage, in units of that stage's own rate, 32 / output_stride. If there are more "
-        "blocks, the last number is repeated. 0.5 is the previous stage's rate, so (0.5, 1, 1) means no multi-grid. The paper "
-        "uses (1, 2, 4), and mmsegmentation's D16-MG124 networks use (0.5, 1, 2).",
+        "blocks than numbers, the last number is repeated. 0.5 is the previous stage's rate, so (0.5, 1, 1) means no "
+        "multi-grid. The paper uses (1, 2, 4), and mmsegmentation's D16-MG124 networks use (0.5, 1, 2).",
         one_or_more_numbers("Give one or more numbers above 0."),
         changes="meaning",
     )
@@ -167,7 +167,7 @@ class ModelConfig:
     )
     dtype: str = field(
         "float32",
-        "Data type for computing convolutions: `float32` or `bfloat16`. Parameters, BatchNorm statistics and "
+        "Data type in which convolutions are computed: `float32` or `bfloat16`. Parameters, BatchNorm statistics and "
         "logits are always float32.",
         one_of("float32", "bfloat16"),
     )
@@ -189,7 +189,7 @@ class ModelConfig:
         "",
         "Initial weights for training: a torchvision, timm or mmsegmentation weights file, hf:OWNER/NAME for the Hugging Face "
         "hub, a run folder, or a folder written by `deeplab-jax weights import`. Parts of the network that are missing from "
-        "these weights start with random weights. If this field is empty, the full network does.",
+        "these weights are initialised randomly. If this field is empty, the entire network is.",
     )
     remat: tuple[int, ...] = field(
         (),
@@ -213,8 +213,8 @@ class DataConfig:
     )
     source: str = field(
         "",
-        "`tfds:NAME` reads a TensorFlow Datasets (TFDS) data set, with `data.root` as the data_dir. An empty `data.root` then "
-        "means TFDS's default. If this field is empty, the files in `data.root` are read.",
+        "`tfds:NAME` reads a TensorFlow Datasets (TFDS) data set, with `data.root` as the data_dir. If `data.root` is "
+        "empty, TFDS uses its default data_dir. Leave `data.source` empty to read the files in `data.root`.",
         Check(
             lambda source: not source or (source.startswith("tfds:") and source != "tfds:"),
             "Use tfds:NAME, or leave it empty to read the files in data.root.",
@@ -237,7 +237,7 @@ class DataConfig:
     )
     scale: tuple[float, float] = field(
         (0.5, 2.0),
-        "Smallest and largest random resize factor for training images.",
+        "Smallest and largest random resize factors for training images.",
         Check(
             lambda scale: are_numbers(scale, 2) and 0 < scale[0] <= scale[1],
             "Give the smallest and the largest factor, such as --config.data.scale='(0.5,2.0)'.",
@@ -252,8 +252,8 @@ class DataConfig:
     )
     class_balanced: float = field(
         0.0,
-        "Fraction of training samples whose crop is centred on a pixel of a random class. Each class in the image is "
-        "equally likely.",
+        "Fraction of training samples whose crop is centred on a pixel from a randomly chosen class. Every class in "
+        "the image is equally likely.",
         Check(lambda fraction: 0 <= fraction <= 1, "Use a fraction from 0 to 1."),
     )
     photometric: bool = field(
@@ -400,7 +400,7 @@ class TrainConfig:
     )
     log_every: int = field(
         50,
-        "Number of steps between log entries with the loss and other numbers. 0 means never.",
+        "Number of steps between log entries with the loss and other scalars. 0 means never.",
         at_least(0, "Use a number of steps, or 0 for never."),
     )
     eval_every: int = field(
@@ -477,7 +477,7 @@ class MeshConfig:
 
     data: int = field(
         0,
-        "Number of devices over which the batch is split. 0 means the number of all devices divided by `mesh.spatial`.",
+        "Number of devices over which the batch is split. 0 means the total number of devices divided by `mesh.spatial`.",
         at_least(0, "Use a number of devices, or 0 for all devices."),
     )
     spatial: int = field(
@@ -494,7 +494,7 @@ class Config:
     # JAX keeps only 32 bits of the seed, so a larger seed would produce the same random numbers as a smaller one.
     seed: int = field(
         0,
-        "Seed for all random numbers in the run, such as those for initial weights, sample order, augmentation and dropout.",
+        "Seed for all random numbers in the run, including initial weights, sample order, augmentation and dropout.",
         Check(lambda seed: 0 <= seed < 2**32, "Use an integer from 0 to 4294967295."),
     )
     labels: LabelSet = CITYSCAPES

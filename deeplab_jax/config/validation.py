@@ -1,4 +1,4 @@
-"""Validate a config: first each field by its own check, then the rules that involve several fields.
+"""Check each config field individually, and then check the rules that involve several fields.
 
 `models.validate` runs these checks before it checks the backbone name and the backbone-specific fields.
 """
@@ -38,7 +38,7 @@ def require(config: Config, field: str, accepted: bool, advice: str) -> None:
       config: The config to check.
       field: The dotted field name, such as "model.stem". The message shows it with its value.
       accepted: Whether the value is valid.
-      advice: What to tell the user, in one or two full sentences at the end of the error message.
+      advice: One or two full sentences at the end of the error message, telling the user what to do.
     """
     if not accepted:
         raise ConfigError(f"`{field}` (={operator.attrgetter(field)(config)!r}) cannot be used. {advice}")

@@ -1,6 +1,6 @@
 """Read image and label files into NumPy batches.
 
-This is the only package that imports TensorFlow. It does not import JAX, so callers pass the process index and count.
+This is the only package that imports TensorFlow. It does not import JAX, so callers pass in the process index and count.
 """
 
 import os
@@ -10,5 +10,5 @@ import os
 if os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "0":
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 # On CPUs with AVX-512 VNNI, TensorFlow would otherwise use oneDNN kernels, which round differently. TensorFlow also announces
-# them at every log level.
+# those kernels at every log level.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

@@ -1,12 +1,11 @@
 """Augment training samples with pure functions of a sample and its random numbers.
 
-The functions run both eagerly and inside tf.data. `augment` first chooses a window, which is a rectangle of whole source
-pixels, and resizes it to the crop size. Pixels outside the window are never used. `augment` then applies the enabled STEPS in
-order.
+The functions run both eagerly and inside tf.data. `augment` first chooses a window (a rectangle aligned to the source pixels)
+and resizes it to the crop size. Pixels outside the window are never used. `augment` then applies the enabled STEPS in order.
 
-Labels are always resized and rotated with nearest-neighbour interpolation, so the only new label value is 255, which marks
-pixels that are blanked or outside the image. Colours are distorted later, on the device (`photometric.py`). Only the random
-distortion factors are drawn here.
+Labels are always resized and rotated with nearest-neighbour interpolation, so the only label value they can introduce is 255,
+which marks blanked pixels and pixels outside the image. Colours are distorted later, on the device (`photometric.py`). This
+module only draws the random distortion factors.
 """
 
 import math
@@ -24,8 +23,8 @@ from deeplab_jax.labels import IGNORE
 # Augmentation steps can add more entries.
 Row = dict[str, tf.Tensor]
 Fill = tuple[int, ...]  # RGB colour of pixels outside the image
-MAX_RETRIES = 10  # the limit in mmsegmentation's RandomCrop, which then accepts any crop
-NEUTRAL_FACTORS = (0.0, 1.0, 1.0, 0.0, 0.0)  # `photometric.distort` leaves an image unchanged with these factors
+MAX_RETRIES = 10  # mmsegmentation's RandomCrop also accepts any crop after 10 retries
+NEUTRAL_FACTORS = (0.0, 1.0, 1.0, 0.0, 0.0)  # with these factors, `photometric.distort` leaves an image unchanged
 
 
 def augment(sample: OpenSample, key: tf.Tensor, *, data: DataConfig, fill: tuple[float, ...]) -> Row:
@@ -35,7 +34,7 @@ def augment(sample: OpenSample, key: tf.Tensor, *, data: DataConfig, fill: tuple
       sample: A sample with a label.
       key: The sample's random key, from `make_sample_key`.
       data: The config's data section.
-      fill: The RGB colour (0 to 255) for pixels outside the image. Their label is 255.
+      fill: The RGB colour (0 to 255) for pixels outside the image. These pixels get the label 255.
     """
     assert sample.label is not None  # a training split has labels
     pixel = _round_fill(fill)
@@ -49,7 +48,7 @@ def augment(sample: OpenSample, key: tf.Tensor, *, data: DataConfig, fill: tuple
 
 
 def make_blank_row(data: DataConfig, fill: tuple[float, ...]) -> Row:
-    """Return a row like those from `augment`, in which every pixel has the fill colour and the label 255."""
+    """Return a row in the same format as `augment`, with every pixel set to the fill colour and the label 255."""
     image = tf.broadcast_to(tf.constant(_round_fill(fill), tf.uint8), (*data.crop_size, 3))
     row = {"image": image, "label": tf.fill(data.crop_size, tf.constant(IGNORE, tf.uint8))}
     return row | ({"photometric": tf.constant(NEUTRAL_FACTORS)} if data.photometric else {})
@@ -60,13 +59,13 @@ def _round_fill(fill: tuple[float, ...]) -> Fill:
 
 
 def make_sample_key(seed: tf.Tensor | int, number: tf.Tensor | int) -> tf.Tensor:
-    """Return the key, int64 [2], that determines all random numbers for training sample `number`."""
+    """Return the int64 [2] key that determines all random numbers for training sample `number`."""
     return tf.stack([tf.cast(seed, tf.int64), tf.cast(number, tf.int64)])
 
 
 def draw_uniforms(key: tf.Tensor, stream: str) -> tf.Tensor:
     """Return a sample's random numbers for one random stream, as float64 [n] in [0, 1)."""
-    # "auto" might choose a different algorithm on each device, so the algorithm is fixed.
+    # Fix the algorithm, because "auto" can choose a different one on each device.
     numbers = tf.random.stateless_uniform([sum(STREAMS.values())], key, alg="philox")
     return tf.cast(tf.split(numbers, list(STREAMS.values()))[list(STREAMS).index(stream)], tf.float64)
 
@@ -90,14 +89,14 @@ def choose_window(sample: OpenSample, key: tf.Tensor, data: DataConfig) -> Windo
     """Choose a random window from a sample.
 
     The window size is the crop size divided by a factor drawn uniformly from `data.scale`, rounded to whole source pixels. If
-    the image is too short along an axis, the window covers the full image along that axis.
+    the image is smaller than this size along an axis, the window spans the full image along that axis.
 
     The window is redrawn, up to MAX_RETRIES times, as long as a single class covers at least `data.cat_max_ratio` of its
     labelled pixels. This follows mmsegmentation's RandomCrop, except that RandomCrop counts the pixels after resizing.
 
-    With probability `data.class_balanced`, the window is instead centred on a random pixel from a random class, as closely as
-    the image edges allow. Each class in the label is equally likely. Unlike NVIDIA's uniform sampling (arXiv 1812.01593,
-    section 3.3), which draws the class first and then an image, every epoch still uses every image once.
+    With probability `data.class_balanced`, the window is instead centred, as closely as the image edges allow, on a random
+    pixel from a random class. All classes in the label are equally likely. Unlike with NVIDIA's uniform sampling (arXiv
+    1812.01593, section 3.3), which draws the class first and then an image, each epoch still uses every image exactly once.
     """
     size, label = sample.size, sample.label
     assert label is not None  # a training split has labels
@@ -130,7 +129,7 @@ def _draw_window(size: np.ndarray, u: np.ndarray, crop_size: tuple[int, int], sc
 def _choose_varied(places: tf.Tensor, extent: tf.Tensor, label: ReadPixels, cat_max_ratio: float) -> tf.Tensor:
     """Return the first acceptable window position in `places`, or the last position if none is acceptable.
 
-    In an acceptable window, there are at least two classes, and each covers less than `cat_max_ratio` of the labelled pixels.
+    A window is acceptable if it contains at least two classes, each covering less than `cat_max_ratio` of the labelled pixels.
     """
 
     def is_varied(window: np.ndarray) -> np.bool_:
@@ -184,13 +183,13 @@ def render_image(image: ReadWindow, window: Window, crop_size: tuple[int, int], 
     pixels = tf.raw_ops.ResizeBilinear(
         images=image(window.low, window.high)[None], size=window.output_size, half_pixel_centers=True
     )
-    # The cast truncates, and no value is negative, so adding 0.5 first rounds to the nearest integer.
+    # The cast truncates and no value is negative, so adding 0.5 first has the effect of rounding to the nearest integer.
     rounded = tf.cast(pixels[0] + 0.5, tf.uint8)
     return _pad_to_crop(rounded, window, crop_size, tf.constant(fill, tf.uint8))
 
 
 def render_label(label: ReadPixels, window: Window, crop_size: tuple[int, int]) -> tf.Tensor:
-    """Resize a label window by nearest neighbour and pad it to the crop size with 255.
+    """Resize a label window with nearest-neighbour interpolation and pad it to the crop size with 255.
 
     Each output pixel takes the value of the source pixel under its centre.
 
@@ -229,7 +228,7 @@ def flip(row: Row, u: tf.Tensor, amount: bool, fill: Fill) -> Row:
 def rotate(row: Row, u: tf.Tensor, degrees: float, fill: Fill) -> Row:
     """Rotate a crop about its centre by a random angle of up to `degrees` in either direction.
 
-    Pixels that come from outside the crop get the colour `fill` and the label 255. Uses 1 random number.
+    Pixels rotated in from outside the crop get the colour `fill` and the label 255. Uses 1 random number.
     """
     angle = (u[0] * 2 - 1) * degrees * math.pi / 180
     height, width = row["label"].shape
@@ -274,11 +273,11 @@ def cut_out(row: Row, u: tf.Tensor, share: float, fill: Fill) -> Row:
 def draw_photometric(row: Row, u: tf.Tensor, amount: bool, fill: Fill) -> Row:
     """Draw random factors for `photometric.distort` and add them to the row as "photometric", float32 [5].
 
-    The distributions follow mmsegmentation's PhotoMetricDistortion. Each of the first four factors is neutral with probability
-    1/2 and otherwise uniform: brightness in [-32, 32), contrast and saturation in [0.5, 1.5), and hue in [-36, 36) degrees.
-    Only the hue differs slightly, because mmsegmentation draws an integer in [-18, 18), in units of 2 degrees. The fifth factor
-    is 1 if contrast is applied before saturation and hue, or 0 if it is applied after them. Both orders are equally likely.
-    Uses 10 random numbers.
+    The distributions follow mmsegmentation's PhotoMetricDistortion, except that mmsegmentation draws the hue as an integer in
+    [-18, 18), in units of 2 degrees. Each of the first four factors is neutral with probability 1/2 and otherwise uniform:
+    brightness in [-32, 32), contrast and saturation in [0.5, 1.5), and hue in [-36, 36) degrees. The fifth factor is 1 if
+    contrast is applied before saturation and hue, and 0 if it is applied after them. Both orders are equally likely. Uses 10
+    random numbers.
     """
     applies, u = u[:5] < 0.5, u[5:]
     neutral = tf.constant(NEUTRAL_FACTORS[:4], tf.float64)
@@ -287,9 +286,9 @@ def draw_photometric(row: Row, u: tf.Tensor, amount: bool, fill: Fill) -> Row:
     return row | {"photometric": tf.cast(tf.concat([drawn, tf.cast(applies[4:], tf.float64)], 0), tf.float32)}
 
 
-# Maps a DataConfig field to its augmentation step and the number of random numbers that the step uses. The step is a function
-# of (row, random numbers, field value, fill) and runs if the field is set. Add new steps at the end, so that the existing steps
-# keep their random numbers.
+# Maps a DataConfig field to its augmentation step and how many random numbers the step uses. The step is a function of (row,
+# random numbers, field value, fill) and runs if the field is set. Add new steps at the end, so that the existing steps keep
+# their random numbers.
 STEPS: dict[str, tuple[Callable[[Row, tf.Tensor, Any, Fill], Row], int]] = {
     "flip": (flip, 1),
     "rotation": (rotate, 1),

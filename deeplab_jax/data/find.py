@@ -1,6 +1,6 @@
-"""Find the samples of a split in `.lst` files, image folders, prepared records or TensorFlow Datasets.
+"""Find a split's samples in `.lst` files, image folders, prepared records or TensorFlow Datasets.
 
-This module reads no pixels.
+This module does not read any pixels.
 """
 
 import dataclasses
@@ -112,13 +112,13 @@ def _is_available(source: str) -> bool:
 
 
 def find_samples(root: str, split: str, kind: str = "auto", *, need_labels: bool = True) -> Samples:
-    """Return the samples listed in `list/<split>.lst` or, without a list, found in the image folders (see layouts/).
+    """Return the samples listed in `list/<split>.lst`, or those in the image folders if there is no list (see layouts/).
 
     Args:
       root: A local path, or a URL supported by `epath`.
       split: "train", "val", or the name of any other list or folder. "train+val" concatenates the two splits.
-      kind: How the label files encode classes. "auto" tries the layout, the file names, and the header of the first label
-        file, in this order.
+      kind: How the label files encode classes. "auto" tries the layout, the file names, and the header of the first label file,
+        in that order.
       need_labels: Whether to raise an error if the split has no labels.
 
     Raises:
@@ -171,7 +171,7 @@ class _Part:
     Attributes:
       split: The component name, such as "train".
       pairs: The (image, label) file names.
-      source: Where the file names come from, for use in messages.
+      source: Where the file names come from, as shown in messages.
       kind: How the labels encode classes, or "auto".
     """
 
@@ -208,7 +208,7 @@ def describe(split: str, samples: Samples) -> str:
 
 
 def find_missing_files(root: epath.Path, names: Sequence[str]) -> list[str]:
-    """Return the file `names` that do not exist below `root`."""
+    """Return the files in `names` that do not exist below `root`."""
     # List each folder once instead of checking each file, because 6,000 requests to object storage take minutes.
     present: set[str] = set()
     for parent in sorted({str(epath.Path(name).parent) for name in names}):
@@ -236,7 +236,7 @@ def _agree_on_kind(root: epath.Path, parts: Sequence[_Part], source: str) -> str
         for _, label in reversed(part.pairs)
     }
     if "" in example:
-        # Open only the first label file. If another label file has a different kind, reading it raises an error.
+        # Open only the first label file. If another label file has a different kind, reading it later raises an error.
         first = example.pop("")
         example["color" if _png_colors(str(root), first) in (RGB, RGBA) else "labelIds"] = first
     if len(example) > 1:

@@ -13,7 +13,7 @@ from PIL import Image
 from deeplab_jax.data.samples import DecodedSample, Samples, Store
 from deeplab_jax.errors import DataError
 
-# Hide the GPUs from TensorFlow, because it would take the GPU memory that JAX needs.
+# Hide the GPUs from TensorFlow, which would otherwise take the GPU memory that JAX needs.
 tf.config.set_visible_devices([], "GPU")
 
 
@@ -33,7 +33,7 @@ class ImageFiles(Store):
         return DecodedSample(image, values, _hash_files([image_file, label_file]))
 
     def size(self, samples: Samples, i: int) -> tuple[int, int]:
-        """Return the (height, width) of sample `i`, read from its image file header.
+        """Return the (height, width) of sample `i` from its image file's header.
 
         Raises:
           DataError: The header is unreadable.
@@ -55,9 +55,9 @@ class ImageFiles(Store):
         return _hash_files([_read_bytes(path) for path in _get_paths(samples, i)]).numpy().tobytes()
 
     def explain(self, samples: Samples, i: int, error: Exception) -> DataError:
-        """Return an error that names the bad file of sample `i` and says what is wrong with it.
+        """Return an error that names sample `i`'s bad file and says what is wrong with it.
 
-        If Pillow finds nothing wrong with the files, the reason comes from `error`.
+        If Pillow finds nothing wrong with the files, the reason is taken from `error`.
         """
         paths = _get_paths(samples, i)
         try:
@@ -126,7 +126,7 @@ def decode_mask(data: tf.Tensor, *, is_color: bool) -> tf.Tensor:
 
 
 def _read_palette_indices(data: bytes | np.ndarray) -> np.ndarray:
-    # TensorFlow passes bytes inside tf.data, but an array with one bytes object in eager mode.
+    # TensorFlow passes bytes inside tf.data, but an array holding one bytes object in eager mode.
     with Image.open(io.BytesIO(data if isinstance(data, bytes) else data.item())) as image:
         return np.array(image, np.uint8)
 
@@ -148,7 +148,7 @@ def _check_mask_format(path: str, picture: Image.Image, *, is_color: bool) -> Da
 
 
 def _decode_image(data: tf.Tensor) -> tf.Tensor:
-    """Decode an image file to RGB, uint8 [h, w, 3]. Grey is repeated three times, and transparency is dropped."""
+    """Decode an image file to RGB, uint8 [h, w, 3]. Grey is copied to all three channels, and transparency is dropped."""
     image = tf.cond(
         tf.io.is_jpeg(data),
         # The accurate DCT gives exactly the same pixels as other JPEG decoders.
@@ -186,7 +186,7 @@ def _make_read_error(path: str, error: Exception) -> DataError:
 def _hash_files(files: Sequence[tf.Tensor | bytes]) -> tf.Tensor:
     """Return a fingerprint for the contents of one or two files, uint8 [8].
 
-    One file gives the FarmHash64 of its bytes. Two files give the FarmHash64 of their concatenated fingerprints.
+    For one file, this is the FarmHash64 of its bytes. For two files, it is the FarmHash64 of their concatenated fingerprints.
     """
     return tf.fingerprint([files])[0]
 

@@ -23,7 +23,7 @@ from deeplab_jax.data.survey import count_runs, format_value, run_in_parallel
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import IGNORE, UNKNOWN, LabelSet
 
-MIN_SIDE = 64  # in pixels; an image with a shorter side than this is reported as very small
+MIN_SIDE = 64  # in pixels; images whose shorter side is below this are reported as very small
 MAX_PIXELS = 50_000_000  # images with more pixels are reported as very large
 MAX_ASPECT_RATIO = 4  # images with a larger long-to-short side ratio are reported as very elongated
 ORIENTATION = 274  # the EXIF orientation tag
@@ -90,7 +90,7 @@ class Report:
 
     Attributes:
       tallies: The totals for each split.
-      problems: All problems, with those that would stop a training run first.
+      problems: All problems. Those that would stop a training run come first.
     """
 
     tallies: Mapping[str, Tally]
@@ -130,12 +130,12 @@ class _Sample:
 
 
 def open_splits(data: DataConfig, splits: Iterable[str]) -> tuple[dict[str, Samples], list[Problem]]:
-    """Find the given splits in the same way as training does.
+    """Find the given splits the way training does.
 
-    The "test" split does not need labels.
+    The "test" split is not required to have labels.
 
     Returns:
-      A dict mapping names to splits, and a list with a problem for each split that cannot be used.
+      A dict mapping names to splits, and a list with one problem per unusable split.
     """
     sets, problems = {}, []
     for split in splits:
@@ -247,7 +247,7 @@ def _inspect(samples: Samples, i: int) -> _Sample:
     sample = _Sample(samples.images[i], samples.labels[i] if samples.labels else "")
     try:
         image, values = read_sample(samples, i)
-        samples.store.size(samples, i)  # evaluation reads the size separately, and this can also fail
+        samples.store.size(samples, i)  # evaluation reads the size separately, which can also fail
     except DataError as error:
         sample.error = str(error)
         return sample

@@ -39,13 +39,13 @@ def read_instances(samples: Samples, instance_labels: Set[int], index: int, size
 
     Args:
       samples: A split for which `explain_missing_instances` returns "".
-      instance_labels: The label ids that are allowed to have instances. Instance k of label id n has the value 1000 * n + k.
+      instance_labels: The label ids that are allowed to have instances. Instance k of label id n is stored as 1000 * n + k.
       index: The sample's position in the list.
       size: The image's (height, width).
 
     Raises:
       DataError: The file is unreadable, is not a 16-bit image, differs in size from its image, or contains instances for a
-        label id missing from `instance_labels`.
+        label id that is not in `instance_labels`.
     """
     path = epath.Path(samples.root) / instance_file(samples.labels[index])
     try:

@@ -10,8 +10,8 @@ A training sample depends only on the seed, its number in the run, and the files
 - "photometric": the factors for `photometric.distort` on the device, float32 [n, 5]. This entry exists only in training batches
   and only if `data.photometric` is set.
 
-The fingerprints record which data a run has read. They change if any byte in the image or label file changes.
-`Store.fingerprint` recomputes them from the files. A padding row repeats an image and has that image's fingerprint.
+The fingerprints record which data a run has read. A fingerprint changes if any byte in the image or label file changes.
+`Store.fingerprint` recomputes it from the files. A padding row repeats an image and has that image's fingerprint.
 
 A skipped row replaces an unreadable training sample. Its image is filled with the fill colour, its label is 255 everywhere, and
 its fingerprint is all zeros.
@@ -63,9 +63,9 @@ def train_batches(
     Row r in the global batch for step s is the run's sample number s * batch_size + r. Each epoch is shuffled with a different
     key. No state is carried from one sample to the next, so starting at a later step takes no extra time.
 
-    Up to `data.max_unreadable` unreadable samples are replaced by skipped rows wherever they occur. Each process counts only
-    the samples that it has skipped itself since it started. When a batch fails, its unreadable samples are identified, and the
-    batch is read again without them. A batch therefore depends only on its step, the seed and the files.
+    Up to `data.max_unreadable` unreadable samples are replaced by skipped rows wherever they appear. Each process counts only
+    the samples that it has skipped since it started. When a batch fails, its unreadable samples are identified, and the batch
+    is read again without them. A batch therefore depends only on its step, the seed and the files.
 
     Args:
       samples: A split with labels.
@@ -78,7 +78,7 @@ def train_batches(
       process_index: The index of this process.
       process_count: The number of processes.
       layout: The image axis order. "NCHW" is for other frameworks.
-      on_skip: A callback that is called once for each skipped sample, before the first batch without that sample.
+      on_skip: A callback that is called once for each skipped sample, before the first batch without that sample is yielded.
 
     Raises:
       DataError: A file cannot be used. The error is raised during iteration and names the file.
@@ -166,7 +166,7 @@ def eval_batches(
     Args:
       samples: A split, with or without labels.
       labels: The label set, which maps the label values to train ids.
-      batch_size: The number of rows per batch, summed over all processes.
+      batch_size: The total number of rows per batch across all processes.
       threads: The number of host threads. 0 uses one thread per usable CPU core.
       process_index: The index of this process.
       process_count: The number of processes.
@@ -177,7 +177,7 @@ def eval_batches(
     """
     dataset, positions = _build_evaluation(samples, labels, batch_size, threads, process_index, process_count)
     table = value_table(samples.kind, labels)
-    # Evaluation skips no samples, so `iterate` requests the dataset only once, starting at batch 0.
+    # Evaluation never skips samples, so `iterate` requests the dataset only once, starting at batch 0.
     batches = iterate(samples, lambda *_: dataset, positions.__getitem__, lambda i: diagnose(samples, table, i))
     return _convert_layout(batches, layout)
 
@@ -195,7 +195,8 @@ def _build_evaluation(
     local_rows = slice(process_index * local, (process_index + 1) * local)
     plan = plan_evaluation(samples, batch_size)
     valid = np.array([i < len(batch) for batch in plan for i in range(batch_size)[local_rows]])
-    # A padding row must have the same image size as its batch, so it repeats the batch's first image, masked by "valid".
+    # A padding row must have the same image size as its batch, so it repeats the batch's first image and is masked out by
+    # "valid".
     padded = [(batch + batch[:1] * (batch_size - len(batch)))[local_rows] for batch in plan]
     table = value_table(samples.kind, labels)
 
@@ -214,7 +215,7 @@ def _read_batches(dataset: tf.data.Dataset, read: Callable[..., Row], threads: i
 
 
 def map_in_parallel(dataset: tf.data.Dataset, read: Callable[..., Row], threads: int) -> tf.data.Dataset:
-    """Map a function over a dataset in several threads, keeping the element order.
+    """Map a function over a dataset in several threads, preserving the element order.
 
     Args:
       dataset: The input dataset.
@@ -223,8 +224,8 @@ def map_in_parallel(dataset: tf.data.Dataset, read: Callable[..., Row], threads:
     """
     options = tf.data.Options()
     options.deterministic = True
-    # With autotuning, the end of an iteration has to wait until the tuner thread wakes up. After a slow step, such as a
-    # compilation, that thread sleeps for as long as the step took, up to a minute.
+    # With autotuning, an iteration cannot end until the tuner thread wakes up. After a slow step, such as a compilation, that
+    # thread sleeps for as long as the step took, up to a minute.
     options.autotune.enabled = False
     if threads:
         options.threading.private_threadpool_size = threads
@@ -240,7 +241,7 @@ def _convert_layout(batches: Iterator[Batch], layout: AxisOrder) -> Iterator[Bat
 class _BatchIterator:
     """A dataset iterator that is closed when the program exits.
 
-    Datasets call Python functions from TensorFlow threads. If a call happens while the interpreter is shutting down, the
+    Datasets call Python functions from TensorFlow threads. If they do so while the interpreter is shutting down, the
     interpreter and the thread deadlock, so all iterators must be closed first.
     """
 
@@ -277,13 +278,13 @@ def iterate(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield a dataset's batches, starting at batch `start`, and skip or report unreadable samples.
 
-    When a batch fails with a TensorFlow error, its samples are checked one by one. If the limit allows skipping the bad
+    When a batch fails with a TensorFlow error, its samples are checked one by one. If `max_unreadable` allows skipping the bad
     samples, the dataset is rebuilt without them, starting at the failed batch. Otherwise, the error for a bad sample is raised.
 
     Args:
       samples: The split to read.
-      build_dataset: A function of (batch number, skipped positions). It returns a dataset that starts at this batch and does
-        not read the samples at the skipped positions.
+      build_dataset: A function that takes (batch number, skipped positions) and returns a dataset that starts at this batch and
+        does not read the samples at the skipped positions.
       list_indices: A function that returns the list positions of the samples in a batch, given the batch number.
       check_sample: A function that takes a sample's list position. It returns an error that explains why the sample cannot be
         used, or None if the sample is fine.

@@ -1,7 +1,7 @@
 """Write prepared records: decode every sample once, in parallel, and store the samples in shards.
 
-The manifest is written last, and the records are not valid without it. An interrupted run leaves complete shards, each
-with a JSON sidecar file that describes the shard. The next run reuses the shards that still match the source.
+The manifest is written last, and the records are not valid without it. An interrupted run leaves its complete shards behind,
+each with a JSON sidecar file describing the shard. The next run reuses the shards that still match the source.
 """
 
 import dataclasses
@@ -44,8 +44,8 @@ from deeplab_jax.files import write_atomically
 from deeplab_jax.runtime.machine import usable_cores
 
 SHARD_SAMPLES = 64  # samples per shard; about half a gigabyte for Cityscapes
-# Matches the names of temporary files, which contain the id of the process that writes them. They are unfinished manifests,
-# sidecar files and shards, and finished shards that still lack their final name.
+# Matches temporary file names, which contain the id of the writing process. A temporary file is an unfinished manifest, sidecar
+# file or shard, or a finished shard that has not been renamed yet.
 TEMPORARY = re.compile(
     rf"\.?(?:{re.escape(MANIFEST)}|(?P<split>.+)-\d{{5}}(?:\.json)?)\.(?P<pid>\d+)\.(?:new|bin|bin\.\d+\.new)"
 )
@@ -74,7 +74,7 @@ def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console)
     for split, samples in sets.items():
         console.print(describe(split, samples), markup=False)
     _require_folder(folder)
-    _read_other_splits(folder, source, splits)  # reject a different source before any file changes
+    _read_other_splits(folder, source, splits)  # reject a different source before changing any files
     _remove_temporary_files(folder, splits)
     plan = {split: _plan_shards(split, len(samples)) for split, samples in sets.items()}
     _reuse_shards(folder, plan, sets, source, data.threads, console)
@@ -84,7 +84,7 @@ def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console)
     else:
         _require_space(folder, todo, sets)
         # Remove these splits from the manifest until all their shards are complete. Reread the other splits each time,
-        # because another process might have prepared some of them meanwhile.
+        # because another process might have prepared some of them in the meantime.
         _write_manifest(folder, source, data_dir, _read_other_splits(folder, source, splits))
         _write_shards(folder, sets, todo, source, data.threads, console)
     prepared = {split: _as_json(samples, plan[split]) for split, samples in sets.items()}
@@ -282,7 +282,7 @@ def _make_record(samples: Samples, i: int, sample: Mapping[str, np.ndarray], sta
 
 
 def _label_channels(samples: Samples) -> int:
-    """Return the number of bytes per label pixel: 3 for colours, 1 for ids, 0 without labels."""
+    """Return the number of bytes per label pixel: 3 for colours, 1 for ids, or 0 without labels."""
     if not samples.labels:
         return 0
     return 3 if samples.kind == "color" else 1
@@ -346,7 +346,7 @@ def _split_of(name: str) -> str:
 
 
 def _require_folder(folder: epath.Path) -> None:
-    """Create the folder if needed, and check that it contains nothing but records, complete or not."""
+    """Create the folder if needed, and check that it contains nothing but complete or incomplete records."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         names = [path.name for path in folder.iterdir()]
@@ -362,7 +362,7 @@ def _require_folder(folder: epath.Path) -> None:
 
 
 def _remove_temporary_files(folder: epath.Path, splits: Sequence[str]) -> None:
-    """Delete what killed processes left behind: temporary files for these splits, and unfinished manifests."""
+    """Delete the temporary files that killed processes left behind for these splits and for the manifest."""
     for path in folder.iterdir():
         match = TEMPORARY.fullmatch(path.name)
         if match and (not match["split"] or match["split"] in splits) and not _is_alive(int(match["pid"])):

@@ -88,7 +88,7 @@ def _version(status: os.stat_result) -> tuple[int, ...]:
 
 
 class _Descriptor:
-    """A file descriptor that is closed when its last reference is gone.
+    """A file descriptor that is closed when its last reference is dropped.
 
     Closing a descriptor as soon as the cache evicts it would break threads that are still reading from it.
     """

@@ -5,9 +5,9 @@ Raw bytes allow a window to be read without reading the rest of the sample. `pre
 A records folder contains a manifest, `records.json`, and shards named `<split>-00000-1a2b3c4d.bin`. For each sample, the shard
 stores the image bytes (uint8 [h, w, 3]), followed by the label values (uint8 [h, w] ids, or uint8 [h, w, 3] colours).
 
-A record's fingerprint identifies the source contents at the time of preparation. It is not a checksum of the record itself.
-A shard name ends in the first eight digits of the shard's SHA-256, so shards from different `data prepare` runs cannot be
-mixed up. Running `data prepare` again verifies the shards against their full SHA-256.
+A record's fingerprint identifies the source contents from which the record was prepared. It is not a checksum of the record
+itself. A shard name ends in the first eight digits of the shard's SHA-256, so shards from different `data prepare` runs cannot
+be mixed up. Running `data prepare` again verifies the shards against their full SHA-256.
 """
 
 import dataclasses
@@ -34,7 +34,8 @@ SHARD = re.compile(r"(?P<split>.+)-\d{5}-[0-9a-f]{8}\.bin")
 SIDECAR = re.compile(r"(?P<split>.+)-\d{5}\.json")  # a JSON file that describes one shard
 FORMAT = 2
 # The maximum number of label values listed in a record. Label sets define fewer values than this, so a mask that reaches the
-# limit contains an unknown value. Without the limit, a mask with blended colours would list hundreds of thousands of values.
+# limit contains an unknown value. Without the limit, the record for a mask with blended colours would list hundreds of
+# thousands of values.
 MOST_VALUES = 1024
 
 
@@ -44,11 +45,11 @@ class Record:
 
     Attributes:
       image: The image name in the source.
-      label: The label name in the source, or "" without a label.
+      label: The label name in the source, or "" if there is no label.
       height: The height in pixels.
       width: The width in pixels.
-      channels: The number of label channels: 1 for ids, 3 for colours, 0 without a label.
-      values: The distinct label values, up to MOST_VALUES of them. They are 24-bit colours if the label has 3 channels.
+      channels: The number of label channels: 1 for ids, 3 for colours, or 0 if there is no label.
+      values: The distinct label values (at most MOST_VALUES), as 24-bit colours if the label has 3 channels.
       fingerprint: The fingerprint of the source contents, in hexadecimal.
       stamp: The size (bytes) and modification time (ns) of each source file. A file with an unchanged stamp is not reread.
     """
@@ -110,8 +111,8 @@ class Manifest:
 
     Attributes:
       source: The original data set: its root folder, or tfds:NAME.
-      data_dir: The TFDS data directory that contains tfds:NAME. "" means the default directory, or that the source is a root
-        folder.
+      data_dir: The TFDS data directory that contains tfds:NAME, or "" for the default directory. Also "" if the source is a
+        root folder.
       splits: The prepared splits, keyed by name.
     """
 
@@ -139,7 +140,7 @@ def read_manifest(root: str) -> Manifest:
     """Read the manifest in a records folder.
 
     Raises:
-      DataError: The manifest is unreadable, or was written in the format of a different package version.
+      DataError: The manifest is unreadable, or uses the format of a different package version.
     """
     path = epath.Path(root) / MANIFEST
     try:
@@ -333,7 +334,7 @@ class RecordStore(Store):
 def _read_rows(location: RecordLocation, start: int, channels: int, top: int, bottom: int) -> np.ndarray:
     """Read the rows from `top` to `bottom` at full width, as uint8 [bottom - top, w, channels].
 
-    Full rows are contiguous in the file.
+    Full rows are contiguous in the file, so a single read is enough.
     """
     stride = location.record.width * channels
     data = read_range(location.file, start + top * stride, (bottom - top) * stride)

@@ -1,7 +1,7 @@
-"""The samples of a split: their file names, and the interface of the store that reads them.
+"""The samples in a split: their file names, and the interface for the store that reads them.
 
-There is one store for each kind of source: image files, prepared records and TensorFlow Datasets. This module depends neither
-on a particular store nor on augmentation.
+There is one store for each kind of source: image files, prepared records and TensorFlow Datasets. This module does not depend
+on any particular store, or on augmentation.
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ from etils import epath
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import UNKNOWN, LabelSet, color_of
 
-# The type of a function that reads a window from an image. It takes (low, high), two int32 [2] tensors: the first (row, column)
-# in the window, and one past the last (row, column). It returns the pixels [h, w, ...], where (h, w) = high - low.
+# A function type for reading an image window. The function takes two int32 [2] tensors, (low, high): the first (row, column) in
+# the window, and one past the last (row, column). It returns the pixels [h, w, ...], where (h, w) = high - low.
 ReadWindow = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-# The type of a function that reads the label pixels where given rows and columns cross. It takes (rows, columns), two ascending
-# int32 vectors, and returns the pixels, [number of rows, number of columns].
+# A function type for reading label pixels. The function takes two ascending int32 vectors, (rows, columns), and returns the
+# pixels at every combination of the two, [len(rows), len(columns)].
 ReadPixels = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
@@ -41,7 +41,7 @@ class DecodedSample(NamedTuple):
 
 
 class OpenSample(NamedTuple):
-    """A sample that is ready for reading windows.
+    """A sample that has been opened for reading windows.
 
     Attributes:
       size: The height and width of the full image, int32 [2].
@@ -76,7 +76,7 @@ class Store(Protocol):
         """
 
     def open(self, samples: "Samples", table: np.ndarray, index: tf.Tensor) -> OpenSample:
-        """Prepare the sample at position `index` in the list for reading windows.
+        """Open the sample at position `index` in the list for reading windows.
 
         `table` maps label values to train ids (see `value_table`). A value missing from the table raises a TensorFlow error.
 
@@ -112,7 +112,7 @@ class Samples:
       images: The image files, relative to `root`.
       labels: The label files, relative to `root`. Empty for a split without labels.
       kind: How the label files encode classes: "labelIds", "labelTrainIds" or "color".
-      source: Where the file names come from, for use in messages.
+      source: Where the file names come from, as shown in messages.
       store: The store that reads the samples.
     """
 
@@ -157,7 +157,7 @@ def read_list(path: epath.Path) -> Iterator[tuple[str, str]]:
 def read_lines(path: epath.Path) -> list[str]:
     """Return the lines of a UTF-8 text file.
 
-    The file is allowed to use `\\r\\n` line endings and to start with a byte order mark.
+    The file can use `\\r\\n` line endings and start with a byte order mark.
 
     Raises:
       DataError: The file is not UTF-8.
@@ -178,7 +178,7 @@ def digest(samples: Samples) -> str:
 
 
 def require_disjoint(name: str, parts: Iterable[tuple[str, Sequence[str]]]) -> None:
-    """Check that the splits to be joined have no image in common.
+    """Check that the splits to be joined have no images in common.
 
     Args:
       name: The name of the joined split, for the error message.
@@ -254,7 +254,7 @@ def diagnose(samples: Samples, table: np.ndarray, i: int) -> DataError | None:
 
 
 def _unknown_value(samples: Samples, values: np.ndarray | None, table: np.ndarray, i: int) -> DataError | None:
-    """Return an error for the first label value of sample `i` that is missing from `table`, or None if there is none."""
+    """Return an error for the first label value in sample `i` that `table` lacks, or None if it has them all."""
     for value, count in zip(*np.unique([] if values is None else values, return_counts=True), strict=True):
         if table[int(value)] == UNKNOWN:
             shown = color_of(int(value)) if samples.kind == "color" else int(value)

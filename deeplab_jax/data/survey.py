@@ -244,7 +244,7 @@ def _covers(labels: LabelSet, survey: Survey) -> bool:
 
 
 def _uses_most_classes(survey: Survey, labels: LabelSet) -> bool:
-    """Check whether more than half of the label set's classes occur in the label files."""
+    """Check whether more than half of the label set's classes are present in the label files."""
     if survey.is_color:
         seen = {color_of(value) for value in survey.values} & set(labels.colors)
         return 2 * len(seen) > labels.num_classes
@@ -257,5 +257,6 @@ def _matches_colors(survey: Survey, labels: LabelSet) -> bool:
         return _covers(labels, survey) and _uses_most_classes(survey, labels)
     classes = dict(zip(labels.class_ids, labels.colors, strict=True))
     palette = {value: color for value, color in survey.palette.items() if value in classes}
-    # Require all classes to occur, because many tools write the VOC palette for unrelated classes.
+    # Require every class to be present: many tools write the VOC palette even when the classes are not VOC's, so the palette
+    # alone proves nothing.
     return _covers(labels, survey) and palette == classes

@@ -1,7 +1,7 @@
 """Read segmentation data sets from TensorFlow Datasets (TFDS), one sample at a time and in any order.
 
-TFDS stores examples in TFRecord files, which have no index. Opening a split therefore builds an index, for which it reads 8
-bytes per example. After that, any sample can be read directly, as with image files.
+TFDS stores examples in TFRecord files, which have no index. Opening a split therefore builds an index by reading 8 bytes per
+example. After that, any sample can be read directly, as with image files.
 """
 
 import dataclasses

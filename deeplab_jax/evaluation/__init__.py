@@ -1,1 +1,1 @@
-"""Evaluate a network: compute predictions, scores and visualisations from image batches."""
+"""Compute a network's predictions, scores and visualisations for batches of images."""

@@ -1,7 +1,7 @@
-"""Compute the official Cityscapes scores from pixel counts, like cityscapesScripts' evalPixelLevelSemanticLabeling.py.
+"""Compute the official Cityscapes scores from pixel counts, as evalPixelLevelSemanticLabeling.py in cityscapesScripts does.
 
-This module reads no files. It scores only the 19 evaluated classes, whereas the official script also lists the remaining labels
-and the category `void`, always as nan.
+This module does not read any files. It scores only the 19 evaluated classes, whereas the official script also lists the
+remaining labels and the category `void`, whose scores are always nan.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ CATEGORIES = {
     "vehicle": ("car", "truck", "bus", "train", "motorcycle", "bicycle"),
 }
 
-# Average instance size in pixels, over the training set at 2048x1024.
+# The average instance size in pixels for each class, measured on the 2048x1024 training images.
 AVERAGE_SIZE = {
     "person": 3462.4756337644,
     "rider": 3930.4788056518,
@@ -42,7 +42,8 @@ AVERAGES = {
     "categoryInstScores": "averageScoreInstCategories",
 }
 
-# Pixel values below this in instanceIds files are plain label ids. They mark stuff, and groups of unseparated objects.
+# In instanceIds files, pixel values below this are plain label ids. They mark stuff, and groups of objects not annotated
+# individually.
 FIRST_INSTANCE = 1001
 
 _TRAIN_ID = CITYSCAPES.id_table()
@@ -59,12 +60,12 @@ INSTANCE_LABELS = frozenset(
 
 
 def is_official(label_set: LabelSet) -> bool:
-    """Return whether the label set has the Cityscapes classes and label ids. Its name and colours can differ."""
+    """Return whether the label set has the Cityscapes classes and label ids. The name and colours can differ."""
     return (label_set.names, label_set.class_ids) == (CITYSCAPES.names, CITYSCAPES.class_ids)
 
 
 def instance_counts(prediction: UInt8[np.ndarray, "h w"], instances: UInt16[np.ndarray, "h w"]) -> Float[np.ndarray, "3 19"]:
-    """Count an image's instances in each class, and measure how much of them is predicted correctly.
+    """Count an image's instances per class, and sum the share of each instance that is predicted correctly.
 
     Args:
       prediction: The predicted train ids.
@@ -72,8 +73,8 @@ def instance_counts(prediction: UInt8[np.ndarray, "h w"], instances: UInt16[np.n
         Only the label ids in `INSTANCE_LABELS` are allowed to have instance numbers.
 
     Returns:
-      Three rows with one column per class. The first row counts the instances. The second adds up, over the instances, the
-      share of pixels predicted as the right class. The third does the same for the right category.
+      Three rows with one column per class. The first row counts the instances. The second sums each instance's share of
+      pixels predicted as the right class. The third does the same for the right category.
     """
     counted = instances >= FIRST_INSTANCE
     ids, predicted = instances[counted], prediction[counted]
@@ -93,14 +94,14 @@ def scores(confusion: Int[np.ndarray, "19 19"], instances: Float[np.ndarray, "3 
     """Return the official scores, keyed by the official script's names. A score is nan if no pixels were counted for it.
 
     Args:
-      confusion: The pixel count for each (label, prediction).
-      instances: The sum of `instance_counts` over the same images, or None to omit the instance scores (iIoU).
+      confusion: The pixel count for each (label, prediction) pair.
+      instances: `instance_counts`, summed over the same images, or None to omit the instance scores (iIoU).
     """
     grouped = _merge_into_categories(confusion)
     values = {"classScores": metrics.class_iou(confusion), "categoryScores": metrics.class_iou(grouped)}
     if instances is not None:
-        # The official script weights each pixel of an n-pixel instance by (average class size) / n. An instance's true
-        # positives and false negatives therefore add up to the average size for its class.
+        # The official script weights each pixel of an n-pixel instance by (the class's average instance size) / n, so an
+        # instance's true positives and false negatives add up to that average size.
         total, class_hits, category_hits = instances * _AVERAGE_SIZE
         category_hits, category_total = (
             np.bincount(_CATEGORY[: len(confusion)], row, minlength=len(CATEGORIES)) for row in (category_hits, total)
@@ -122,7 +123,7 @@ def _instance_iou(
 ) -> Float[np.ndarray, " k"]:
     """Return TP / (TP + FN + FP), where TP and FN are weighted by instance size.
 
-    False positives do not belong to an instance, so they count as plain pixels. The result is nan for stuff, and for classes
+    False positives do not belong to an instance, so their pixels are not weighted. The result is nan for stuff, and for classes
     with neither instances nor false positives.
     """
     union = total + confusion.sum(0) - np.diagonal(confusion)

@@ -1,4 +1,4 @@
-"""Run a network over a split, count confusions, and pass each image to visitors, such as functions that write files."""
+"""Run a network over a split, count confusions, and call visitor functions with each image, for example to write files."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -43,7 +43,7 @@ def score(
     batches: Iterable[Batch],
     show: Callable[[Batch, Sequence[int], Array], None],
 ) -> Int[np.ndarray, "k k"]:
-    """Run one pass over `batches` and return the confusion counts at label resolution.
+    """Evaluate all `batches` and return the confusion counts at label resolution.
 
     Args:
       evaluator: The evaluator to run.
@@ -53,7 +53,7 @@ def score(
         Use `local_rows` to get this process's predictions.
 
     Returns:
-      The counts over all processes, or zeros for a split without labels.
+      The counts summed over all processes, or zeros for a split without labels.
     """
     total = np.zeros((evaluator.num_classes, evaluator.num_classes), np.int64)
     for batch, on_device in prefetch(batches, evaluator.mesh, evaluator.row_unit):

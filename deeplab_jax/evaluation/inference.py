@@ -47,8 +47,8 @@ def logits(
       variables: The network variables, {"params", "batch_stats"}.
       images: Decoded images, all of the same size, with values from 0 to 255.
       model: The network from `evaluation_model`.
-      protocol: The windows, scales and flip to use. With several views, the result is the logarithm of their mean probabilities
-        (see `average_views`).
+      protocol: The windows, scales and flip to use. With several views, the result is the logarithm of the views' mean
+        probabilities (see `average_views`).
     """
     align_corners = model.config.align_corners
 
@@ -93,7 +93,7 @@ def predict_with_confidence(
 def predict_and_count(
     variables: Variables, batch: dict[str, Array], *, model: DeepLabV3, protocol: EvalConfig
 ) -> tuple[UInt8[Array, "n h w"], Int[Array, "k k"]]:
-    """Return the predictions, and the confusion counts over the valid rows (zeros for a batch without labels)."""
+    """Return the predictions and the valid rows' confusion counts, which are zero for a batch without labels."""
     predictions = predict(variables, batch["image"], model=model, protocol=protocol)
     if "label" not in batch:
         return predictions, jnp.zeros((model.num_classes, model.num_classes), jnp.int32)
@@ -111,12 +111,12 @@ def average_views(
     flip: bool,
     align_corners: bool = False,
 ) -> Float[Array, "n h w k"]:
-    """Return logits whose softmax is the mean of the views' softmax, as in mmsegmentation's test-time augmentation.
+    """Return logits whose softmax is the mean of the views' softmax outputs, as in mmsegmentation's test-time augmentation.
 
-    The logits for a single view are only resized to the image size. Several views are averaged as probabilities, because logits
-    at different scales are not calibrated the same way. The result is the logarithm of the mean probability, which is first
-    raised to at least the smallest normal float32. Images are resized in float32 with half-pixel centres and no antialiasing,
-    whereas mmcv rounds resized images to 8 bits.
+    A single view's logits are only resized to the image size. With several views, probabilities are averaged instead of logits,
+    because logits at different scales are not calibrated the same way. The result is the logarithm of the mean probability,
+    which is first clamped to at least the smallest normal float32. Images are resized in float32 with half-pixel centres and no
+    antialiasing, whereas mmcv rounds resized images to 8 bits.
 
     Args:
       network: A function that maps a full view to its logits. Use `slide` to build one that works on windows.
@@ -131,7 +131,7 @@ def average_views(
     def view(scaled: Array) -> Array:
         return _resize(network(scaled), height, width, align_corners)
 
-    # The loop lets the plain and the mirrored view share one compiled network, with only one view in memory at a time.
+    # The loop lets the plain and mirrored views share one compiled network, and keeps only one view in memory at a time.
     def add_views(total: Array, scaled: Array) -> Array:
         def add_view(total: Array, mirrored: Array) -> tuple[Array, None]:
             logits = view(jnp.where(mirrored, scaled[:, :, ::-1], scaled))
@@ -149,7 +149,7 @@ def average_views(
 
 
 def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    """Return the height and width times `scale`, rounded as in mmcv and at least 1."""
+    """Return the height and width multiplied by `scale` and rounded as in mmcv, but at least 1."""
     return max(int(size[0] * scale + 0.5), 1), max(int(size[1] * scale + 0.5), 1)
 
 
@@ -160,7 +160,7 @@ def _resize(x: Float[AnyArray, "n h w c"], height: Length, width: Length, align_
 
 
 def jit_by_config(function: Any, config: Config) -> Any:
-    """Jit `function` for the network and protocol in `config`, and return it as a function of (variables, images).
+    """Return `function`, jitted for the config's network and protocol, as a function of (variables, images).
 
     Args:
       function: `logits`, `predict` or `predict_with_confidence`.
@@ -171,7 +171,7 @@ def jit_by_config(function: Any, config: Config) -> Any:
 
 
 def can_split_rows(protocol: EvalConfig) -> bool:
-    """Return whether image rows can be split over devices. Windows and resized views must stay on one device."""
+    """Return whether image rows can be split across devices. Windows and resized views must stay on one device."""
     return not max(protocol.window) and protocol.scales == (1.0,)
 
 

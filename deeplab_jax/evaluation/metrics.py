@@ -1,4 +1,4 @@
-"""Count confusions and compute metrics from the counts, like cityscapesScripts' evalPixelLevelSemanticLabeling.py."""
+"""Count confusions and compute metrics from the counts, as cityscapesScripts' evalPixelLevelSemanticLabeling.py does."""
 
 from collections.abc import Callable
 
@@ -8,20 +8,20 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from deeplab_jax.labels import IGNORE
 
-Confusion = Int[np.ndarray, "k k"]  # the pixel count for each (label, prediction)
+Confusion = Int[np.ndarray, "k k"]  # the pixel count for each (label, prediction) pair
 
 
 def valid_pixels(labels: UInt8[Array, "n h w"], valid: Bool[Array, " n"]) -> Bool[Array, "n h w"]:
-    """Return a mask that is True for pixels whose label is not 255, except in images that only pad the batch."""
+    """Return a mask of the pixels whose label is not 255, excluding images that only pad the batch."""
     return (labels != IGNORE) & valid[:, None, None]
 
 
 def confusion_counts(
     labels: UInt8[Array, "n h w"], predictions: UInt8[Array, "n h w"], mask: Bool[Array, "n h w"], num_classes: int
 ) -> Int[Array, "k k"]:
-    """Count the pixels selected by `mask` for each (label, prediction), on the device.
+    """Count the pixels selected by `mask` for each (label, prediction) pair, on the device.
 
-    The counts are int32, so a batch must have fewer than 2**31 pixels. To sum over batches, use int64 on the host.
+    The counts are int32, so a batch must have fewer than 2**31 pixels. Sum over batches in int64 on the host.
     """
     cell = labels.astype(jnp.int32) * num_classes + predictions.astype(jnp.int32)
     cell = jnp.where(mask, cell, num_classes * num_classes)
@@ -54,7 +54,7 @@ def pixel_accuracy(confusion: Confusion) -> float:
 
 
 # The metrics that pages, tables and logs show in addition to per-class scores, keyed by their names in scores.json. To add a
-# metric, write a function of the confusion counts that returns nan if no pixels were counted, and list it here.
+# metric, write a function of the confusion counts that returns nan if no pixels were counted, and add it here.
 OVERALL_METRICS: dict[str, Callable[[Confusion], float]] = {
     "miou": mean_iou,
     "pixel_accuracy": pixel_accuracy,

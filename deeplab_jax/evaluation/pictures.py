@@ -36,7 +36,7 @@ def overlay(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Return the image blended with its label colours."""
     mixed = np.empty_like(image)
-    # Blend 256 rows at a time, because a floating-point copy of a large image would take several times the image's memory.
+    # Blend 256 rows at a time, because a floating-point copy of a large image would take several times as much memory.
     for top in range(0, len(image), 256):
         rows = slice(top, top + 256)
         colors = colorize(labels[rows], label_set).astype(np.float32)
@@ -67,8 +67,8 @@ def write_pictures(
 ) -> None:
     """Write an image's prediction as PNG files.
 
-    The files are `<output>/train_ids/<name>.png` and `<output>/color/<name>.png`, plus an `overlay` if `image` is given and a
-    `confidence` map if `confidence` is given.
+    The files are `<output>/train_ids/<name>.png` and `<output>/color/<name>.png`. If `image` is given, an overlay is
+    written to `<output>/overlay` as well. If `confidence` is given, it is written to `<output>/confidence`.
     """
     drawn = {"train_ids": prediction, "color": colorize(prediction, label_set), "confidence": confidence}
     if image is not None:
@@ -76,5 +76,5 @@ def write_pictures(
     for kind, pixels in drawn.items():
         if pixels is not None:
             with write_atomically(epath.Path(output) / kind / f"{name}.png") as file:
-                # Compression level 1 takes a third of the default level's time, for files that are a tenth larger.
+                # Compression level 1 takes a third as long as the default level, and the files are only a tenth larger.
                 Image.fromarray(pixels).save(file, "PNG", compress_level=1)

@@ -11,12 +11,12 @@ from deeplab_jax.labels import LabelSet
 
 
 def summary(confusion: Confusion, label_set: LabelSet, official: Scores | None = None) -> dict[str, Any]:
-    """Return the contents of scores.json: each metric in OVERALL_METRICS by name, and the per-class IoU under "iou".
+    """Return the contents of scores.json, with the OVERALL_METRICS keyed by name and the per-class IoU under "iou".
 
     The values are numbers from 0 to 1, or None (null in JSON) if no pixels were counted.
 
     Args:
-      confusion: The pixel count for each (label, prediction).
+      confusion: The pixel count for each (label, prediction) pair.
       label_set: The label set, for the class names.
       official: The official scores from `cityscapes.scores`, to store under "cityscapes".
     """

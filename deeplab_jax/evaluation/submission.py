@@ -1,4 +1,4 @@
-"""Write predictions in the Cityscapes server's format: one PNG of label ids per image, and a zip file of all PNGs."""
+"""Write predictions in the Cityscapes server's format, as one PNG of label ids per image and a zip file of all PNGs."""
 
 import re
 import zipfile
@@ -19,7 +19,7 @@ _LABEL_IDS = np.array(CITYSCAPES.class_ids, np.uint8)
 
 
 def file_names(images: Sequence[str], label_set: LabelSet) -> tuple[str, ...]:
-    """Return the file name to submit for each image, `<city>_<sequence>_<frame>_pred_labelIds.png`.
+    """Return each image's submission file name, `<city>_<sequence>_<frame>_pred_labelIds.png`.
 
     The server and the official script require this pattern.
 
@@ -56,13 +56,13 @@ def write_prediction(folder: str, name: str, prediction: UInt8[np.ndarray, "h w"
 def write_archive(folder: str, names: Sequence[str]) -> epath.Path:
     """Write `<folder>/submission.zip` and return its path.
 
-    The archive contains only the files in `names`. The same files always give the same archive, byte for byte.
+    The archive contains only the files in `names`. The same files always give a byte-identical archive.
     """
     path = epath.Path(folder) / ARCHIVE
     members = [(epath.Path(folder) / name).read_bytes() for name in names]
     with write_atomically(path) as file, zipfile.ZipFile(file, "w") as archive:
         for name, member in zip(names, members, strict=True):
-            entry = zipfile.ZipInfo(name)  # dated 1980, because the current time would change the archive's bytes
+            entry = zipfile.ZipInfo(name)  # always dated 1980, because the current time would change the archive's bytes
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, member)
     return path

@@ -1,8 +1,8 @@
 """Slide windows over images and average the window logits.
 
 `slide` averages on the device in a single program, whereas `slide_in_strips` averages on the host, one strip of a large image
-at a time. Both give the same logits as mmsegmentation's `slide_inference`. Here, a network is any function that maps images to
-float32 logits of the same height and width.
+at a time. Both give the same logits as mmsegmentation's `slide_inference`. In this module, a network is any function that
+maps images to float32 logits of the same height and width.
 """
 
 import dataclasses
@@ -23,9 +23,10 @@ class Windows:
 
     Attributes:
       size: The window height and width.
-      rows, columns: The top pixel rows and the left pixel columns of the windows. Every (row, column) pair is a window.
-      row_counts, column_counts: How many entries of `rows` cover each pixel row, and how many entries of `columns` cover each
-        pixel column. The product of the two is the number of windows that cover a pixel.
+      rows, columns: The windows' top pixel rows and left pixel columns. Each (row, column) pair is a window's top-left
+        corner.
+      row_counts, column_counts: How many window rows cover each pixel row, and how many window columns cover each pixel
+        column. The number of windows that cover a pixel is the product of its row count and its column count.
     """
 
     size: tuple[int, int]
@@ -76,8 +77,8 @@ def slide(
 ) -> Float[Array, "n h w k"]:
     """Return each pixel's logits, averaged over the windows that cover the pixel. Everything runs in one program.
 
-    The network is compiled once, for the window size. However many windows there are, only one array of logits has the full
-    image size: their sum.
+    The network is compiled once, for the window size. However many windows there are, only one full-size array of logits is
+    allocated, for the running sum over windows.
 
     Args:
       network: The network to apply to each window.

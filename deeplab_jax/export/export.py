@@ -1,4 +1,4 @@
-"""Export a checkpoint to a portable file. The file is only kept if its output matches the checkpoint's."""
+"""Export a checkpoint to a portable file. The file is only written if its output matches the checkpoint's."""
 
 import dataclasses
 import importlib.metadata
@@ -24,7 +24,7 @@ from deeplab_jax.models import DeepLabV3
 Format = Literal["stablehlo", "onnx"]
 Run = Callable[[np.ndarray], np.ndarray]
 
-# Each exported file is checked on image batches of these sizes: (number, height, width). Odd sizes reveal rounding differences.
+# The (number, height, width) of the image batches used to check each exported file. Odd sizes reveal rounding differences.
 CHECKED_SIZES = ((1, 97, 129), (2, 64, 100))
 # The largest allowed |difference| / |logits|. A different summation order changes the logits by about 1e-6.
 LOGITS_TOLERANCE = 1e-4
@@ -73,7 +73,7 @@ def export(checkpoint: str, out: str, fmt: Format, output: stablehlo.Output, say
 
 
 def _simplify_protocol(config: Config, say: Callable[[str], None]) -> Config:
-    """Return the config for float32, full images and a single scale. Report any settings that are dropped."""
+    """Return the config with float32, full images and a single scale, and report any settings this drops."""
     plain = EvalConfig(output_stride=config.eval.output_stride)
     protocol = {"window": config.eval.window, "scales": config.eval.scales, "flip": config.eval.flip}
     if any(value != getattr(plain, field) for field, value in protocol.items()):
@@ -116,7 +116,7 @@ def _load_onnx(content: bytes) -> Run:
     return onnx.load(content)
 
 
-# For each format, the functions that create and load a file's content.
+# Maps each format to the functions that create and load a file's content.
 _FORMATS: dict[Format, tuple[Callable[..., bytes], Callable[[bytes], Run]]] = {
     "stablehlo": (stablehlo.serialize, loading.load),
     "onnx": (_make_onnx, _load_onnx),

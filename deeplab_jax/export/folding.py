@@ -18,13 +18,13 @@ from deeplab_jax.models.layers import batch_norm
 def fold(variables: dict[str, Any], network: DeepLabV3) -> dict[str, Any]:
     """Return variables with BatchNorm folded into the kernels. Predictions stay the same up to rounding.
 
-    gamma * (conv(x) - mean) / sqrt(var + epsilon) + beta is equivalent to a convolution with a bias. The kernel is multiplied
-    by gamma / sqrt(var + epsilon), which leaves only the BatchNorm bias. A BatchNorm is not folded if it does not follow a
-    convolution, or if the convolution's kernel or output has other uses.
+    gamma * (conv(x) - mean) / sqrt(var + epsilon) + beta is equivalent to a convolution with a bias. Multiplying the kernel
+    by gamma / sqrt(var + epsilon) leaves only a bias, which replaces the BatchNorm bias. A BatchNorm is not folded if it does
+    not follow a convolution, or if the convolution's kernel or output has other uses.
 
     Args:
       variables: The network variables, {"params", "batch_stats"}.
-      network: The network, without rematerialised stages. Variables that it does not use are omitted from the result.
+      network: The network, without rematerialised stages. Variables that the network does not use are omitted from the result.
     """
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     graph = record(lambda variables, images: network.apply(variables, images, False), variables, images)

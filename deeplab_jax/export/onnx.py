@@ -1,4 +1,4 @@
-"""Write a network as an ONNX file for any number of images of any size. No other module uses ONNX directly.
+"""Write a network as an ONNX file for any number of images of any size. This is the only module that uses ONNX directly.
 
 Each operation that a network calls (see models/graph.py) is translated to ONNX nodes. To support a new operation, write a
 function that translates it and add the function to `_EMIT`.
@@ -23,11 +23,11 @@ from deeplab_jax.models.convolution import conv2d, kernel_radius
 from deeplab_jax.models.graph import Graph, Node, Value, record
 from deeplab_jax.models.resize import resize_like
 
-OPSET = 18  # released in 2022, so runtimes support it
+OPSET = 18  # released in 2022, so widely supported by runtimes
 
 
 class _Writer:
-    """A list of ONNX nodes in execution order. Each node computes one value, named after its operator plus a number.
+    """A list of ONNX nodes in execution order. Each node computes one value, whose name is the operator plus a number.
 
     Args:
       graph: The network graph.
@@ -128,7 +128,7 @@ def load(content: bytes) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _find_convolution_biases(graph: Graph) -> dict[Value, tuple[str, ...]]:
-    """Return a dict mapping each convolution output to its bias path, if it has a bias. One Conv node computes both."""
+    """Return a dict mapping the output of each biased convolution to its bias path. One Conv node computes both."""
     convolutions = {node.output for node in graph.nodes if node.operation is conv2d}
     biased = [node for node in graph.nodes if node.operation is layers.add_bias and node.arguments["x"] in convolutions]
     return {node.arguments["x"]: node.arguments["bias"].path for node in biased}
@@ -161,7 +161,7 @@ def _emit_operator(operator: str, **attributes: Any) -> Callable[..., str]:
 def _emit_average_pool_2x2(writer: _Writer, node: Node, x: str, stride: int, rate: int) -> str:
     """Add nodes for a dilated 2x2 mean over the taps inside the image.
 
-    AveragePool has no dilation in this opset, so convolutions compute the sum and the number of taps.
+    AveragePool does not support dilation in this opset, so convolutions compute the sum and the number of taps.
     """
     attributes = {"kernel_shape": [2, 2], "pads": [0, 0, rate, rate], "strides": [stride] * 2, "dilations": [rate] * 2}
     channels = node.output.shape[3]

@@ -1,4 +1,4 @@
-"""Label sets: a data set's classes, their colours, and the meaning of the values in label files.
+"""Label sets: a data set's classes, their colours, and what the values in label files mean.
 
 This package imports neither JAX nor TensorFlow.
 """

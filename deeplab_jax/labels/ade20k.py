@@ -3,7 +3,7 @@
 from deeplab_jax.labels.label_set import Color, LabelSet
 
 # Names and colours in id order, 1 to 150. The usual palette uses the same grey for "skyscraper" and "road", but `LabelSet`
-# requires unique colours, so the blue value of "skyscraper" is one higher here.
+# requires unique colours, so the blue value of "skyscraper" is increased by one here.
 _CLASSES: tuple[tuple[str, Color], ...] = (
     ("wall", (120, 120, 120)),
     ("building", (180, 120, 120)),

@@ -2,7 +2,7 @@
 
 from deeplab_jax.labels.label_set import LabelSet
 
-# Classes and ids as in the PNG labels from the SegNet tutorial's copy of CamVid, where the value 11 means void.
+# The classes and ids match the PNG labels in the SegNet tutorial's copy of CamVid, where the value 11 means void.
 CAMVID = LabelSet(
     name="camvid",
     names=("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"),

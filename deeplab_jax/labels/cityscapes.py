@@ -32,7 +32,7 @@ CITYSCAPES = LabelSet(
     ids=tuple(i for _, i, _ in _CITYSCAPES),
     # "license plate" has the id -1, which is stored as 255 in 8 bits.
     ignored_ids=(0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30, 255),
-    # Black is the colour for "unlabeled" through "static". The other colours belong to "dynamic", "ground", "parking",
+    # Black covers the classes from "unlabeled" to "static". The other colours belong to "dynamic", "ground", "parking",
     # "rail track", "guard rail", "bridge", "tunnel", "caravan" and "trailer". Colour files cannot distinguish "polegroup" from
     # "pole" or "license plate" from "car", because each pair shares a colour.
     ignored_colors=(

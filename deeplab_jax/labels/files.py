@@ -1,4 +1,4 @@
-"""Find label sets by name, and read and write user-editable JSON files.
+"""Find label sets by name, and read and write them as user-editable JSON files.
 
 A label-set file has this format:
 
@@ -20,7 +20,7 @@ from deeplab_jax.labels import LABEL_SETS, LabelSet
 
 
 def load_labels(spec: str) -> LabelSet:
-    """Return a label set, given its name or file.
+    """Return a label set, looked up by name or read from a file.
 
     Args:
       spec: A key of `LABEL_SETS`, or the path of a label-set file (.json).
@@ -58,7 +58,7 @@ def read_labels(path: str | epath.Path) -> LabelSet:
 
 
 def write_labels(path: str | epath.Path, labels: LabelSet) -> None:
-    """Write a label-set file for `read_labels`, with one line per class.
+    """Write a label set to a file that `read_labels` can read, with one line per class.
 
     Raises:
       ConfigError: The file cannot be written.

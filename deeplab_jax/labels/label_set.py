@@ -22,8 +22,8 @@ class LabelSet:
     Attributes:
       name: A short name, shown in messages and stored in checkpoints.
       names: The class names, in train id order.
-      colors: The RGB colour (0-255) of each class, in train id order.
-      ids: The value of each class in label files that store ids, in train id order. If empty, the values are the train ids.
+      colors: Each class's RGB colour (0-255), in train id order.
+      ids: Each class's value in label files that store ids, in train id order. If empty, the values are the train ids.
       ignored_ids: Other values in label files that store ids. They are mapped to the ignore label.
       ignored_colors: Other colours in label files that store colours. They are mapped to the ignore label.
 
@@ -81,7 +81,7 @@ class LabelSet:
 
     @property
     def class_ids(self) -> tuple[int, ...]:
-        """The value of each class in label files that store ids, in train id order."""
+        """Each class's value in label files that store ids, in train id order."""
         return self.ids or tuple(range(len(self.names)))
 
     def id_table(self) -> np.ndarray:
@@ -116,7 +116,7 @@ class LabelSet:
         return table
 
     def palette(self) -> np.ndarray:
-        """Return the RGB colour of each train id as uint8 [256, 3]. The ignore label and unused ids are black."""
+        """Return each train id's RGB colour as uint8 [256, 3]. The ignore label and unused ids are black."""
         palette = np.zeros((256, 3), np.uint8)
         palette[: self.num_classes] = self.colors
         return palette

@@ -15,8 +15,8 @@ def cross_entropy(
 ) -> Mean:
     """Return the softmax cross-entropy over all non-ignored pixels, in nats.
 
-    See `loss.Loss` for the arguments. With class weights w and label smoothing e, a pixel with class y has the loss
-    (1 - e) w_y (-log p_y) + e / k sum_c w_c (-log p_c) and the weight w_y in the mean, as in torch.nn.CrossEntropyLoss.
+    See `loss.Loss` for the arguments. With class weights w and label smoothing e, a pixel of class y adds
+    (1 - e) w_y (-log p_y) + e / k sum_c w_c (-log p_c) to the sum and w_y to the count, as in torch.nn.CrossEntropyLoss.
 
     With `ohem_threshold`, only the hard pixels contribute to the sum; see `select_hard_pixels`. By default, the sum is
     divided by the number of hard pixels, as in HRNet's OhemCrossEntropy. With normalizer "all", it is divided by the number of
@@ -44,10 +44,10 @@ def select_hard_pixels(
     """Return a mask of the `valid` pixels that mmsegmentation's OHEMPixelSampler would keep.
 
     A pixel is kept if its probability is below the larger of two values: `threshold` and the order statistic
-    sorted(probabilities)[min(min_kept, pixels - 1)]. This keeps at least `min_kept` pixels, with two exceptions: pixels tied at
-    the order statistic are dropped, and a batch with at most `min_kept` valid pixels loses its easiest pixel. (Pixels below
-    `threshold` are never dropped.) With a threshold near 0, only the `min_kept` hardest pixels are kept, as with the sampler's
-    thresh=None.
+    sorted(probabilities)[min(min_kept, count - 1)], where only valid pixels are sorted and counted. This keeps at least
+    `min_kept` pixels, with two exceptions: pixels tied at the order statistic are dropped, and a batch with at most `min_kept`
+    valid pixels loses its easiest pixel. (Pixels below `threshold` are never dropped.) With a threshold near 0, only the
+    `min_kept` hardest pixels are kept, as with the sampler's thresh=None.
 
     The order statistic is found by a bitwise binary search over pixel counts. Counts can be summed over devices, whereas a sort
     would have to move pixels between devices.
@@ -82,13 +82,13 @@ def select_hard_pixels(
 def _sum_losses(
     logits: Float[Array, "n h w k"], labels: UInt8[Array, "n h w"], pixels: Bool[Array, "n h w"], config: LossConfig
 ) -> Float[Array, ""]:
-    """Return the sum of the losses over the mask `pixels`. Values outside the mask have no effect."""
+    """Return the loss summed over the pixels in the mask `pixels`. All other pixels have no effect."""
     log_sum = jax.nn.logsumexp(logits, axis=-1)
     loss = log_sum - _target_logit(logits, labels)
     weights = jnp.asarray(config.class_weights or (1.0,) * logits.shape[-1], logits.dtype)
     if config.class_weights:
-        # The weights need no gradient, so a lookup is enough. On CPUs, XLA would store a one-hot comparison for all classes in
-        # memory.
+        # The weights need no gradient, so a lookup is enough. On CPUs, XLA would store a one-hot comparison with all classes
+        # in memory.
         loss *= jnp.take(weights, labels, mode="clip")
     if config.label_smoothing:
         uniform_loss = jnp.mean(weights[None, None, None] * (log_sum[..., None] - logits), axis=-1)
@@ -104,11 +104,11 @@ def _target_logit(logits: Float[Array, "n h w k"], labels: UInt8[Array, "n h w"]
 def _total_weight(
     labels: UInt8[Array, "n h w"], pixels: Bool[Array, "n h w"], mask: Bool[Array, "n h w"], config: LossConfig
 ) -> Shaped[Array, ""]:
-    """Return the number of pixels in the mask `pixels`, or the sum of their class weights if there are any.
+    """Return the number of pixels in the mask `pixels`, or the sum of their class weights if class weights are set.
 
     With normalizer "all", the other pixels in `mask` are counted as well, each with the mean class weight. Without class
-    weights, or without ignored pixels, this equals avg_non_ignore=False in mmsegmentation 1.2.2. With both, mmsegmentation
-    raises an IndexError.
+    weights, or without ignored pixels, this matches avg_non_ignore=False in mmsegmentation 1.2.2. If both are present,
+    mmsegmentation raises an IndexError.
 
     The result is never 0, so a batch without valid pixels has loss 0 instead of NaN.
     """

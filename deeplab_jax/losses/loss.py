@@ -13,7 +13,7 @@ from deeplab_jax.config import LossConfig
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, slots=True)
 class Mean:
-    """A mean stored as a sum and a count. Both can be added up over parts of a batch.
+    """A mean stored as a sum and a count. Both can be summed over parts of a batch.
 
     Attributes:
       total: The sum of the values.
@@ -26,7 +26,7 @@ class Mean:
 
 # The signature of every loss: loss(logits, labels, mask, config). A loss is written for the full batch, because the training
 # step handles micro-batches, devices and split rows.
-#   logits: float32 [n, h, w, k], at the size of the labels.
+#   logits: float32 [n, h, w, k], at the labels' resolution.
 #   labels: uint8 [n, h, w], train ids. 255 is ignored.
 #   mask: bool [n, h, w], False in the padding. Unlike padding, ignored pixels are counted if `loss.normalizer="all"`.
 Loss = Callable[[Float[Array, "n h w k"], UInt8[Array, "n h w"], Bool[Array, "n h w"], LossConfig], Mean]

@@ -1,7 +1,7 @@
-"""The convolution used by all layers, NHWC, and the choice of how to compute it.
+"""The NHWC convolution used by all layers, with several ways to compute it.
 
-The choice is based on the measurements in benchmarks/NOTES.md. As in PyTorch networks, padding is rate * (k - 1) / 2 on every
-side, so a stride-2 layer maps height H to ceil(H / 2) for both even and odd H.
+The choice between them is based on the measurements in benchmarks/NOTES.md. As in PyTorch networks, padding is
+rate * (k - 1) / 2 on every side, so a stride-2 layer maps height H to ceil(H / 2) for both even and odd H.
 """
 
 import functools
@@ -38,8 +38,8 @@ def conv2d(
     Args:
       x: The input features.
       kernel: The HWIO weights, with odd height and width. They are converted to the dtype of `x`. If the kernel has fewer input
-        channels than `x`, the channels are convolved in groups of that size. Groups of one channel make the convolution
-        depthwise.
+        channels than `x`, the channels are convolved in groups of that size. With groups of one channel, the convolution
+        is depthwise.
       stride: The step of the output grid, in input pixels.
       rate: The distance between the taps, in input pixels.
       form: How to compute the convolution:
@@ -126,12 +126,12 @@ def _fastest_form(
 
 
 def _count_tap_outputs(size: int, rate: int) -> int:
-    """Return how many (tap, output) pairs along one axis read input rather than padding, for three taps."""
+    """Return how many (tap, output) pairs of a three-tap kernel read input rather than padding along one axis."""
     return size + 2 * max(size - rate, 0)
 
 
 # The functions below implement the convolution forms. `pad` is the number of zero rows above and below `x`, or 0 if `x` already
-# includes a halo. `flip` computes the input gradient: the kernel is rotated by 180 degrees and its channel axes are swapped.
+# includes a halo. `flip` rotates the kernel by 180 degrees and swaps its channel axes, as needed for the input gradient.
 
 
 def _convolve_by_xla(x: Array, kernel: Array, stride: int, rate: int, pad: int, flip: bool = False) -> Array:
@@ -150,10 +150,10 @@ def _convolve_by_xla(x: Array, kernel: Array, stride: int, rate: int, pad: int, 
 
 
 def _convolve_by_products(x: Array, kernel: Array, stride: int, rate: int, pad: int, flip: bool = False) -> Array:
-    """Compute a convolution as a sum of matrix products, one per tap: input pixels times the tap's c by k matrix.
+    """Compute a convolution as a sum of matrix products, multiplying the input pixels by each tap's c by k matrix.
 
     Each product skips the outputs for which its tap would read padding. At rate 36 on a 65x65 map, outer taps read mostly
-    padding, and skipping it saves up to 60 % of the work.
+    padding, so skipping these outputs saves up to 60 % of the work.
     """
     kh, kw = kernel.shape[:2]
     pad_w = rate * (kw - 1) // 2
@@ -173,7 +173,7 @@ def _output_size(x: Array, kernel: Array, stride: int, rate: int, pad: int) -> t
 def _sum_taps(
     x: Array, kernel: Array, out: tuple[int, int], stride: int, rate: int, pads: tuple[int, int], flip: bool
 ) -> Array:
-    """Return the sum of all taps' matrix products, for a band of outputs with (height, width) `out`.
+    """Return the sum of all taps' matrix products for a band of outputs with (height, width) `out`.
 
     The middle tap comes first because it usually covers every output. Products are added in place, so only one of them is in
     memory at a time.
@@ -219,7 +219,7 @@ def _tap_range(offset: int, stride: int, size: int, out_size: int) -> tuple[int,
 
 
 def _convolve_by_shifts(x: Array, kernel: Array, stride: int, rate: int, pad: int) -> Array:
-    """Compute a depthwise convolution as a sum over taps: the shifted input times one factor per channel.
+    """Compute a depthwise convolution as a sum over taps, multiplying the shifted input by one factor per channel.
 
     XLA fuses the sum into a single loop.
     """
@@ -237,7 +237,7 @@ def _convolve_by_winograd(x: Array, kernel: Array, stride: int, rate: int, pad: 
 
 
 def _weight_gradient_by_products(x: Array, dy: Array, kernel: Array, stride: int, rate: int, pad: int) -> Array:
-    """Compute the HWIO weight gradient with one matrix product per tap: the transposed input pixels times `dy`."""
+    """Compute the HWIO weight gradient by multiplying each tap's transposed input pixels by `dy`."""
     kh, kw, channels, features = kernel.shape
     out, pads = dy.shape[1:3], (pad, rate * (kw - 1) // 2)
     if channels < 16 and kh > 1:

@@ -30,7 +30,7 @@ class Layer:
       name: The layer's path in the network, such as "backbone/stage3_block1/conv2", or the name of a network part.
       parameters: The number of trainable parameters.
       statistics: The number of BatchNorm running statistics.
-      flops: The forward-pass FLOPs for one image. A multiply-add counts as two, and taps in the padding are included.
+      flops: The forward-pass FLOPs for one image. A multiply-add counts as two, and taps that read padding are included.
       inputs, outputs: The activation bytes read and written in the forward pass for one image.
       weights: The size of the weights in bytes.
     """

@@ -21,8 +21,8 @@ class Outputs(NamedTuple):
     """The network outputs, in float32. Each has the same stride as the features it is computed from.
 
     Attributes:
-      logits: The logits [n, h / output_stride, w / output_stride, classes], with sizes rounded up. With a decoder, their stride
-        is 4.
+      logits: The logits, [n, ceil(h / stride), ceil(w / stride), classes]. The stride is 4 with a decoder, and `output_stride`
+        without one.
       aux: The auxiliary head's logits at the stride of `Features.aux`, or None without that head. Under `jit`, they are only
         computed if the program uses them.
     """

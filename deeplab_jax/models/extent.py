@@ -5,8 +5,8 @@ partitioner is not used, for two reasons. With thin slices, it computes wrong co
 of 10 if each device holds one row). It would also have to split an image unevenly whenever the height is not a multiple of the
 number of devices.
 
-Here, an image is instead padded at the bottom until its height is divisible. The padding has no effect on any operation:
-convolutions treat rows outside the image as zeros, while maxima, means and losses ignore them.
+Here, images are instead padded at the bottom so that every device gets the same number of rows. The padding has no effect on
+any operation: convolutions treat rows outside the image as zeros, while maxima, means and losses ignore them.
 """
 
 import dataclasses
@@ -30,9 +30,10 @@ from deeplab_jax.runtime.mesh import padded_height
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """The distribution of image rows over devices, and an interpreter (see operations.py) that computes on split rows.
+    """The distribution of image rows over devices.
 
-    Under this interpreter, operations return the same values as on full images.
+    An instance is also an interpreter (see operations.py) that computes on split rows. Under this interpreter, operations
+    return the same values as on full images.
 
     Attributes:
       axis: The mesh axis name.
@@ -66,15 +67,15 @@ class Rows:
         return self.axis in jax.typeof(x).mat.varying
 
     def get_height(self, x: Shaped[Array, "n h w c"]) -> int:
-        """Return the height of the features `x` summed over all devices, without padding."""
+        """Return the total height of the features `x` across all devices, without padding."""
         return -(-self.height // (self.local // x.shape[1]))
 
     def scale_to(self, x: Shaped[Array, "n h w c"]) -> "Rows":
-        """Return the row distribution for the features `x`, which can be downsampled from the image."""
+        """Return the row distribution at the resolution of the features `x`."""
         return Rows(self.axis, self.devices, self.get_height(x), x.shape[1])
 
     def is_inside(self, x: Shaped[Array, "n h w c"], below: int = 0) -> Bool[Array, "1 h 1 1"]:
-        """Return a mask over the local rows, True where the row `below` rows further down is inside the image.
+        """Return a mask over the local rows that is True where the row `below` rows further down is inside the image.
 
         Args:
           x: This device's rows.
@@ -108,7 +109,7 @@ class Rows:
         for hop in range(1, -(-count // x.shape[1]) + 1):
             size = min(count - (hop - 1) * x.shape[1], x.shape[1])
             edge = x[:, -size:] if side < 0 else x[:, :size]
-            # `pairs` is empty if every row at this distance is outside the image, so there is nothing to exchange.
+            # If every row at this distance is outside the image, `pairs` is empty and there is nothing to exchange.
             pairs = [(d + side * hop, d) for d in range(self.devices) if 0 <= d + side * hop < self.devices]
             part = lax.ppermute(edge, self.axis, pairs) if pairs else jnp.zeros_like(edge)
             if value:
@@ -118,16 +119,16 @@ class Rows:
         return parts
 
     def gather(self, x: Float[Array, "... h c"]) -> Float[Array, "... h2 c"]:
-        """Return the rows from all devices, without padding, on every device."""
+        """Gather the rows from all devices onto every device, and drop the padding."""
         local = x.shape[-2]
         zeros = jnp.zeros((*x.shape[:-2], self.devices * local, x.shape[-1]), x.dtype)
         own_rows = lax.dynamic_update_slice_in_dim(zeros, x, lax.axis_index(self.axis) * local, axis=-2)
-        # The sum is exact because it only adds zeros. `all_gather` is no alternative, because JAX marks its result as varying
+        # The sum is exact because it only adds zeros. `all_gather` cannot be used, because JAX marks its result as varying
         # over devices.
         return lax.psum(own_rows, self.axis)[..., : -(-self.height // (self.local // local)), :]
 
     def mark_varying(self, x: Array) -> Array:
-        """Return the array `x`, which is replicated on all devices, marked as varying over them.
+        """Return the replicated array `x`, marked as varying over devices.
 
         The gradient of `x` is then summed over the devices in float32 or wider. A bfloat16 sum would lose precision, and on
         CPUs it makes XLA abort (jax 0.10.2).
@@ -176,7 +177,7 @@ def split_rows(mesh: Mesh, height: int, output_stride: int) -> Rows | None:
     return Rows("spatial", devices, height, padded_height(height, devices, output_stride) // devices)
 
 
-# The functions below implement, on one device's rows, the operations that are not pixelwise.
+# The functions below implement the non-pixelwise operations on one device's rows.
 
 
 def _conv2d(rows: Rows, x: Array, kernel: Array, *, stride: int = 1, rate: int = 1, form: ConvForm = "auto") -> Array:

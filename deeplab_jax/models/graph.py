@@ -139,7 +139,7 @@ def record(network: Callable[[Any, Array], Any], variables: Any, images: jax.Sha
     try:
         jax.eval_shape(trace, variables, images)
     finally:
-        # JAX's caches keep a reference to the interpreter, so these containers are cleared for the tracers to be freed.
+        # JAX's caches keep a reference to the interpreter, so these containers are cleared to let the tracers be freed.
         described.clear()
         alive.clear()
     return Graph(Value(0, images.shape, images.dtype), tuple(nodes), tuple(outputs))

@@ -239,7 +239,7 @@ def concatenate(parts: Sequence[Float[Array, "n h w _"]]) -> Float[Array, "n h w
 
 @operation
 def broadcast_like(x: Float[Array, "n 1 1 c"], like: Float[Array, "n h w _"]) -> Float[Array, "n h w c"]:
-    """Return the 1x1 images `x`, repeated to the height and width of `like`."""
+    """Return the 1x1 images `x` repeated to the height and width of `like`."""
     return jnp.broadcast_to(x, (*like.shape[:3], x.shape[3]))
 
 

@@ -1,4 +1,4 @@
-"""Validation and a canonical form for a `ModelConfig`, based on the fields used by its backbone."""
+"""Validate a `ModelConfig` and convert it to a canonical form, based on the fields used by its backbone."""
 
 import dataclasses
 
@@ -34,9 +34,10 @@ def is_used(model: ModelConfig, field: str) -> bool:
 
 
 def canonical(model: ModelConfig) -> ModelConfig:
-    """Return the canonical form of `model`, which is the same for configs of the same network at every output stride.
+    """Return the canonical form of `model`.
 
-    In the canonical form, `multi_grid` does not end in repeated rates, and unused fields have their default values.
+    Two configs that describe the same network at every output stride have the same canonical form. In the canonical form,
+    `multi_grid` does not end in repeated rates, and unused fields have their default values.
     """
     multi_grid = unit_of_each_block(tuple(model.multi_grid), find_backbone(model.backbone).blocks[3])
     while len(multi_grid) > 1 and multi_grid[-1] == multi_grid[-2]:

@@ -26,7 +26,7 @@ Grid = list[list[Array]]  # 4 by 4 arrays, one per tile position
 def count_multiplications(height: int, width: int, rate: int) -> int:
     """Return the number of multiplications per (input, output) channel pair, for an output of the given size.
 
-    The outputs of overhanging tiles are included.
+    Tiles that overhang the edge are counted in full.
     """
     return 4 * math.prod(2 * rate * _count_tiles(size, rate) for size in (height, width))
 
@@ -122,7 +122,7 @@ def _transform_input(x: Float[Array, "n t1 2 r u1 2 r c"]) -> Grid:
 
 
 def _transform_output(grid: Grid, shape: tuple[int, ...]) -> Float[Array, "n t 2 r u 2 r k"]:
-    """Return the outputs of all tiles.
+    """Return all tiles' outputs.
 
     Args:
       grid: The products, as arrays of shape [n t r u r, k] with one row per tile.

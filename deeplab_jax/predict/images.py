@@ -31,7 +31,7 @@ R = TypeVar("R")
 
 # The window size for images that are too large for one program.
 WINDOW = (768, 768)
-# The target number of pixels per batch. Smaller batches leave an accelerator idle.
+# The target number of pixels per batch. Smaller batches would not keep an accelerator busy.
 BATCH_PIXELS = 2**20
 
 
@@ -43,8 +43,9 @@ class Options:
       out: The folder for {train_ids,color,overlay,confidence}/<name>.png and, for a video, overlay/<name>.mp4.
       confidence: Whether to also write each pixel's largest class probability, scaled to 0-255.
       opacity: The opacity of the colours in overlays, from 0 to 1.
-      batch_size: The number of images per batch. 0 fits as many as possible into about a million pixels, from 1 to 8.
-      max_pixels: The largest image to process at once, in pixels. Larger images are processed in 768x768 windows to limit
+      batch_size: The number of images per batch. If 0, use as many images as fit in about a million pixels, between 1
+        and 8.
+      max_pixels: The largest image, in pixels, to process in one piece. Larger images are processed in 768x768 windows to limit
         memory use.
 
     Raises:
@@ -154,7 +155,7 @@ def _predict(
         if height * width > options.max_pixels:
             predictions = [_predict_in_windows(segmenter, image, options) for image in images]
         else:
-            # Pad the last batch with copies of its last image, because a smaller batch would need another compiled program.
+            # Pad the last batch with copies of its last image, because a smaller batch would require compiling another program.
             batch = np.stack(images + images[-1:] * (at_a_time - len(images))).transpose(0, 3, 1, 2)
             if options.confidence:
                 predictions = list(zip(*segmenter.predict_with_confidence(batch), strict=True))

@@ -1,4 +1,4 @@
-"""Find the user's images and videos, and read images in the orientation that image viewers show."""
+"""Find the user's images and videos, and read images in the orientation shown by image viewers."""
 
 import contextlib
 import dataclasses
@@ -26,8 +26,8 @@ class Input:
 
     Attributes:
       path: The file path.
-      name: The unique name for the results, which can contain folders. A video's name keeps its suffix. The name becomes the
-        folder for the video's frames, and the suffix keeps them apart from image results.
+      name: A unique name for the results, which can include folders. A video's name keeps the file suffix, because the name is
+        also the folder for the video's frames and must not clash with an image's name.
     """
 
     path: pathlib.Path
@@ -44,7 +44,7 @@ def find_inputs(arguments: Sequence[str], out: str = "") -> tuple[tuple[Input, .
 
     Args:
       arguments: Files, folders and `glob` patterns. A file that is named directly can have any suffix. A folder stands for all
-        files below it except hidden ones. In a pattern, ** matches any number of folders.
+        non-hidden files below it. In a pattern, ** matches any number of folders.
       out: The results folder. Files below it are skipped unless they are named directly.
 
     Raises:
@@ -88,7 +88,7 @@ def _find_files(argument: str) -> list[tuple[pathlib.Path, pathlib.Path | None]]
 
 
 def _list_files(argument: str) -> Iterator[tuple[pathlib.Path, pathlib.Path | None]]:
-    """Yield each matching file and the base folder for its result name, or None as the base if the argument is a file."""
+    """Yield (file, base) pairs. Result names are relative to the folder `base`, which is None if the argument is a file."""
     path = pathlib.Path(argument).expanduser()
     if path.is_dir():
         yield from ((file, path) for file in _select_visible(path.rglob("*"), path))
@@ -100,22 +100,22 @@ def _list_files(argument: str) -> Iterator[tuple[pathlib.Path, pathlib.Path | No
 
 
 def _select_visible(paths: Iterator[pathlib.Path], base: pathlib.Path) -> list[pathlib.Path]:
-    """Return the sorted files, except hidden files and files in hidden folders below `base`."""
+    """Return the files in sorted order, omitting hidden files and files in hidden folders below `base`."""
     return sorted(
         path for path in paths if path.is_file() and not any(part.startswith(".") for part in path.relative_to(base).parts)
     )
 
 
 def read_size(path: pathlib.Path) -> tuple[int, int]:
-    """Read an image header and return the image's (height, width) after EXIF rotation.
+    """Read an image's header and return its (height, width) after EXIF rotation.
 
-    In a PNG, EXIF data stored after the pixels is ignored.
+    EXIF data stored after a PNG's pixels is ignored.
 
     Raises:
       DataError: The file is not an image.
     """
     with _translate_errors(path), Image.open(path) as image:
-        # Pillow already rotates TIFFs. To find EXIF data stored after a PNG's pixels, Pillow would decode all of them.
+        # Pillow already rotates TIFFs. To find EXIF data stored after a PNG's pixels, it would decode the full image.
         has_exif = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
         is_transposed = has_exif and image.getexif().get(ExifTags.Base.Orientation) in _TRANSPOSED
         return (image.width, image.height) if is_transposed else (image.height, image.width)

@@ -17,7 +17,7 @@ Frame = UInt8[np.ndarray, "h w 3"]
 
 @contextlib.contextmanager
 def open_video(path: pathlib.Path) -> Iterator[tuple[float, int, Iterator[Frame]]]:
-    """Open a video and yield its frame rate per second, its frame count, and an iterator over the frames.
+    """Open a video and yield its frames per second, its frame count and an iterator over its frames.
 
     The frame count is 0 if the file does not state it. Frames are RGB, rotated as the video specifies.
 

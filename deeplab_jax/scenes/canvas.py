@@ -38,7 +38,7 @@ class Scene:
     Attributes:
       image: The RGB image, uint8 [h, w, 3].
       label_ids: The Cityscapes ids, uint8 [h, w].
-      instance_ids: The instance ids, uint16 [h, w]. In classes with countable objects (THINGS), a pixel's value is
+      instance_ids: The instance ids, uint16 [h, w]. For classes with countable objects (THINGS), a pixel's value is
         1000 * id + k, where k is the object number, starting at 0. Elsewhere, it is the Cityscapes id.
       objects: The (label, [[x, y], ...]) polygons in painting order. Painting them again in this order reproduces `label_ids`.
     """
@@ -50,7 +50,7 @@ class Scene:
 
 
 class Canvas:
-    """A camera, and the image, labels and instances painted so far.
+    """A camera, together with the image, labels and instances painted so far.
 
     Args:
       rng: The random generator for all choices in the scene.

@@ -73,7 +73,7 @@ def write(
         try:
             complete.rename(root)
         except OSError:
-            # Another process might have written the same data set meanwhile.
+            # Another process might have written the same data set in the meantime.
             if _read_record(root) != record:
                 raise
 
@@ -107,7 +107,7 @@ def _write_split(root: pathlib.Path, split: str, rngs: list[np.random.Generator]
 
 def _save(array: np.ndarray, path: pathlib.Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The noise hardly compresses, so a higher level would cost time and save little.
+    # The noise hardly compresses, so a higher level would cost time and save little space.
     Image.fromarray(array).save(path, compress_level=1)
 
 
@@ -117,7 +117,7 @@ def _format_polygons(objects: tuple[Object, ...], size: tuple[int, int]) -> str:
 
 
 def make_color_table() -> np.ndarray:
-    """Return a uint8 [256, 3] table of official Cityscapes colours by id. Ids that are never drawn are black."""
+    """Return a uint8 [256, 3] table of official Cityscapes colours, indexed by id. Ids that are never drawn are black."""
     table = np.zeros((256, 3), np.uint8)
     table[list(CITYSCAPES.ids)] = CITYSCAPES.colors
     table[IDS["parking"]], table[IDS["rail track"]], table[IDS["polegroup"]] = (250, 170, 160), (230, 150, 140), (153, 153, 153)

@@ -128,7 +128,7 @@ def draw_person(c: Canvas, x: float, z: float) -> None:
 
 
 def choose_side_view(c: Canvas, x: float, z: float) -> Projection:
-    """Return the projection for an object seen from the side, at a slight random angle, facing left or right."""
+    """Return the projection for a side view at a slight random angle, with the object facing left or right."""
     return c.facing_plane(x, z, c.rng.uniform(0.8, 0.95) * c.rng.choice((-1, 1)), 1.1)
 
 
@@ -228,12 +228,12 @@ class Body:
 
 
 def make_wheels(*places: float, radius: float) -> Parts:
-    """Return wheels as flank parts, at the given distances behind the face."""
+    """Return the flank parts for wheels at the given distances behind the face."""
     return [(arc(z, radius, r), color) for z in places for r, color in ((radius, DARK), (radius / 2, STEEL))]
 
 
 def make_lights(c: Canvas, u: float, y: float, size: float) -> Parts:
-    """Return a pair of lights as face parts: red tail lights or pale headlights, at random."""
+    """Return the face parts for a pair of lights, randomly either red tail lights or pale headlights."""
     color = (214, 30, 30) if c.rng.random() < 0.5 else (252, 244, 206)
     return [(cells([-u - size, u - size], [y - 0.6 * size], 2 * size, 1.2 * size), color)]
 

@@ -56,7 +56,7 @@ def rect(x0: float, x1: float, y0: float, y1: float) -> Points:
 def band(low: float, high: float, near: float = 2.0, far: float = 90.0) -> Points:
     """Return a strip along the street as a polygon [20, 2] in (z, v) coordinates, with v from `low` to `high`.
 
-    The strip has many corners because the street bends.
+    The strip has many corners so that it can follow bends in the street.
     """
     z = near * (far / near) ** np.linspace(0, 1, 10)
     return np.array([(*z, *z[::-1]), (low,) * 10 + (high,) * 10]).T

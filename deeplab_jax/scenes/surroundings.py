@@ -28,7 +28,7 @@ from deeplab_jax.scenes.shapes import (
 
 
 def draw_sky(c: Canvas) -> None:
-    """Draw the sky over the full image: a gradient with up to four clouds."""
+    """Fill the image with sky: a gradient with up to four clouds."""
     rng, w, h = c.rng, c.width, c.height
     top = np.array(pick_color(rng, ((88, 142, 206), (120, 160, 200), (150, 164, 180))))
     low = 0.35 * top + 0.65 * np.array((232, 232, 228))
@@ -43,7 +43,7 @@ def draw_sky(c: Canvas) -> None:
 
 
 def draw_grass(c: Canvas, outline: Points, x0: float, x1: float) -> None:
-    """Draw dry grass inside an outline in pixels, with tufts scattered between x0 and x1 in metres."""
+    """Draw dry grass inside an outline (in pixels), with tufts scattered between x0 and x1 (in metres)."""
     grass, z = pick_color(c.rng, GRASS), 1 / c.rng.uniform(1 / 40, 1 / 3, (180, 1))
     tufts = c.project(c.rng.uniform(x0, x1, (180, 1)) + np.array((-0.05, 0.05, 0)), np.array((0, 0, 0.26)), z)
     c.paint("terrain", outline, grass, [(tufts[::2], shade(grass, 0.72)), (tufts[1::2], shade(grass, 1.22))])
@@ -138,7 +138,7 @@ def draw_walled_park(c: Canvas, x: float, near: float, far: float) -> None:
 
 
 def draw_park(c: Canvas, x: float, near: float, far: float) -> None:
-    """Draw trees and sometimes a bush, set back from the frontage line at x."""
+    """Draw trees, and sometimes a bush, behind the frontage line at x."""
     rng, side = c.rng, np.sign(x)
     for z in np.sort(rng.uniform(near, far, rng.integers(1, 3)))[::-1]:
         draw_tree(c, x + side * rng.uniform(2.5, 7), z + 2)
@@ -155,7 +155,7 @@ def draw_tree(c: Canvas, x: float, z: float) -> None:
 
 
 def draw_foliage(c: Canvas, outline: Points, leaves: int = 64) -> None:
-    """Draw leaves inside an outline in pixels."""
+    """Draw leaves inside an outline (in pixels)."""
     green, low, high = pick_color(c.rng, LEAF), outline.min(0), outline.max(0)
     tufts = c.rng.uniform(low, high, (leaves, 1, 2)) + arc(0, 0, max(1.2, 0.08 * min(high - low)), 0, 300, 6)
     c.paint("vegetation", outline, green, [(tufts[k::3], shade(green, f)) for k, f in enumerate((0.68, 1.22, 1.45))])

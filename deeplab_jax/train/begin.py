@@ -22,8 +22,8 @@ from deeplab_jax.train.receipt import read_receipts
 from deeplab_jax.train.state import TrainState, from_trees, init_state, replace_variables, state_digest, to_trees
 
 Batch = dict[str, np.ndarray]
-# An optional function that returns initial variables for a new run: any part of the {"params", "batch_stats"} tree. The rest
-# is initialised randomly.
+# An optional function that returns initial values for any part of a new run's {"params", "batch_stats"} tree. The rest is
+# initialised randomly.
 Pretrained = Callable[[], dict[str, Any]] | None
 
 
@@ -37,8 +37,8 @@ class Data:
       eval_digest: Digest of the evaluation list.
       train_batches: Function that takes (first, end) and returns this process's slice of each global batch for the steps in
         [first, end).
-      eval_batches: Function that returns this process's slices of the labelled batches for one pass over the evaluation
-        split.
+      eval_batches: Function that makes one pass over the evaluation split and returns this process's slices of the labelled
+        batches.
     """
 
     names: Sequence[str]
@@ -50,7 +50,10 @@ class Data:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Setup:
-    """The fixed parts of a run. `steps` is the total number of training steps, which sets the learning-rate schedule."""
+    """The parts of a run that do not change during training.
+
+    `steps` is the total number of training steps, which determines the learning-rate schedule.
+    """
 
     config: Config
     steps: int
@@ -75,7 +78,7 @@ def set_up(config: Config, steps: int, devices: Sequence[jax.Device] = ()) -> Se
 
 
 def create_state(setup: Setup, pretrained: Pretrained) -> TrainState:
-    """Return the state at step 0, replicated on all devices."""
+    """Return the state at step 0, replicated across all devices."""
     variables = pretrained() if pretrained else None  # load these first, so that errors appear before the slow compilation
     options = quick_options(setup.mesh.devices.flat[0].platform)
     state = jax.jit(_init(setup), out_shardings=replicated_sharding(setup.mesh), compiler_options=options)()
@@ -83,7 +86,7 @@ def create_state(setup: Setup, pretrained: Pretrained) -> TrainState:
 
 
 def abstract_state(setup: Setup) -> TrainState:
-    """Return the state's shapes and dtypes, with a sharding that replicates it on all devices."""
+    """Return the state's shapes and dtypes, with shardings that replicate it across all devices."""
     sharding = replicated_sharding(setup.mesh)
     shapes = jax.eval_shape(_init(setup))
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)

@@ -45,7 +45,7 @@ class _Tools:
     receipts: Receipts
     output: Output
     watchdog: hosts.Watchdog
-    ideal_step_seconds: float  # the time per step at the devices' peak rate
+    ideal_step_seconds: float  # seconds per step if all devices ran at their peak rate
     start_time: float  # time.perf_counter() when `train` was called
 
 
@@ -68,11 +68,11 @@ def train(
       steps: The total number of training steps.
       data: The training and evaluation data.
       console: Console for progress messages. It should be quiet on all processes but the first.
-      pretrained: Function that returns initial variables for a new run: any part of the {"params", "batch_stats"} tree. The
-        rest is initialised randomly.
+      pretrained: Function that returns initial values for any part of a new run's {"params", "batch_stats"} tree. The rest is
+        initialised randomly.
 
     Returns:
-      The final state, or the latest one if SIGINT or SIGTERM stopped the run. Either way, it has been saved.
+      The final state, or the latest one if SIGINT or SIGTERM stopped the run. Either way, the state has been saved.
 
     Raises:
       ConfigError: A batch cannot be divided evenly among the devices, or the processes were started with different settings.
@@ -82,7 +82,7 @@ def train(
     start_time = time.perf_counter()
     setup = set_up(config, steps)
     with contextlib.ExitStack() as stack:
-        # Keep the handlers installed until the last save is complete, so that SIGTERM cannot interrupt the save.
+        # Keep the signal handlers installed until the last save is complete, so that SIGTERM cannot interrupt the save.
         stopped = stack.enter_context(_stop_signals(console))
         checkpoints = stack.enter_context(Checkpoints(workdir, config))
         hosts.require_same(
@@ -139,8 +139,8 @@ def _train_from(
             train_step = hosts.compile_together(tools.train_step, state, on_device)
         state, scalars = train_step(state, on_device)
         step += 1
-        # `float` waits until the step is done. Otherwise, the host would run ahead, fill the device with batches and overstate
-        # the data wait.
+        # `float` blocks until the step is done. Without it, the host would run ahead, fill device memory with batches and
+        # overstate the data wait.
         row = {name: float(value) for name, value in scalars.items()}
         tools.watchdog.beat()
         tools.receipts.consumed.add(batch)

@@ -13,7 +13,7 @@ METRICS = "metrics.jsonl"
 def read_log(workdir: str, kind: str) -> list[dict[str, Any]]:
     """Return all "train" or all "eval" rows in file order, or an empty list if there is no log file.
 
-    A last line truncated by a crash is skipped.
+    If a crash truncated the last line, that line is skipped.
 
     Raises:
       CheckpointError: The file is damaged.

@@ -15,11 +15,11 @@ from deeplab_jax.train.schedules import make_schedule
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Return the optax optimizer for a config, including its schedule. Pass the gradients through `add_penalty` first.
+    """Return the optax optimizer for a config, including its schedule.
 
-    Together, "sgd" and `add_penalty` match torch.optim.SGD without dampening: g += weight_decay * p; m = momentum * m + g;
-    p -= lr(step) * m. Auxiliary-head updates are multiplied by `aux_lr_factor`, like a PyTorch parameter group with its own
-    learning rate.
+    Apply `add_penalty` to the gradients before each update. Together, "sgd" and `add_penalty` match torch.optim.SGD without
+    dampening: g += weight_decay * p; m = momentum * m + g; p -= lr(step) * m. Auxiliary-head updates are
+    multiplied by `aux_lr_factor`, like a PyTorch parameter group with its own learning rate.
 
     Raises:
       ConfigError: The optimizer or schedule does not exist, or the optimizer does not accept one of the options.
@@ -48,9 +48,9 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
 
 
 def add_penalty(config: OptimConfig, grads: PyTree, params: PyTree) -> PyTree:
-    """Add the gradient of the L2 penalty to the gradients.
+    """Add the L2 penalty's gradient to `grads`.
 
-    If the optimizer has built-in decoupled weight decay, return the gradients unchanged.
+    If the optimizer has built-in decoupled weight decay, return `grads` unchanged.
     """
     if _has_decoupled_decay(_find_optimizer(config.name)[1]):
         return grads
@@ -59,7 +59,7 @@ def add_penalty(config: OptimConfig, grads: PyTree, params: PyTree) -> PyTree:
 
 
 def _find_optimizer(name: str) -> tuple[Callable[..., optax.GradientTransformation], set[str]]:
-    """Return the optax function called `name` and the set of its argument names, except `learning_rate`."""
+    """Return the optax function called `name` and its argument names other than `learning_rate`."""
     make: Any = None if name.startswith(("_", "scale_by")) else getattr(optax, name, None)
     accepted = set(inspect.signature(make).parameters) if inspect.isfunction(make) else set()
     if "learning_rate" not in accepted:

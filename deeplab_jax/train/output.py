@@ -1,4 +1,4 @@
-"""Report a run's progress on the terminal, and in the files written by `writers.WRITERS`."""
+"""Report a run's progress on the terminal and in the files written by `writers.WRITERS`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -52,14 +52,14 @@ class Output:
         self._progress.update(self._task, completed=step)
 
     def report_first_step(self, seconds: float) -> None:
-        """Print the time from the `train` call to the end of the first step, and add it to the next training row."""
+        """Print how long the run took to complete its first step, and add this time to the next training row."""
         self._extra = {"seconds_to_first_step": seconds}
         self._progress.console.print(f"first step done after {seconds:.1f} s, including compilation")
 
     def log_training(self, step: int, row: Mapping[str, float], seconds_left: float) -> None:
         """Write a row of training scalars, and print its main values and the time left.
 
-        `row` must contain all printed values; only "skipped" is optional.
+        `row` must contain all printed values except "skipped", which is optional.
         """
         self._write_scalars(step, "train", {**row, **self._extra})
         self._extra = {}
@@ -88,6 +88,6 @@ class Output:
 
 
 def format_duration(seconds: float) -> str:
-    """Return a duration as text, such as "3 min 05 s" or, from an hour upwards, "1 h 02 min"."""
+    """Format a duration as "3 min 05 s", or as "1 h 02 min" if it is at least an hour."""
     minutes, hours = int(seconds // 60) % 60, int(seconds // 3600)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {int(seconds) % 60:02} s"

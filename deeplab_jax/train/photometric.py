@@ -12,13 +12,13 @@ def distort(images: Float[Array, "n h w 3"], factors: Float[Array, "n 5"]) -> Fl
     This is mmsegmentation's PhotoMetricDistortion without the rounding to 8 bits.
 
     Args:
-      images: RGB images, 0 to 255.
-      factors: Per image: the brightness offset, the contrast factor, the HSV saturation factor, the hue offset in degrees, and
-        a flag that is 1 to apply contrast before saturation and hue, or 0 to apply it after them. NEUTRAL leaves an image
-        unchanged, bit for bit.
+      images: RGB images with values from 0 to 255.
+      factors: For each image, the brightness offset, the contrast factor, the HSV saturation factor, the hue offset in degrees,
+        and a flag that is 1 to apply contrast before saturation and hue, or 0 to apply it after them. NEUTRAL leaves every
+        bit of an image unchanged.
 
     Returns:
-      RGB images, 0 to 255, clipped to this range after every operation.
+      RGB images. Their values are clipped to the range 0 to 255 after every operation.
     """
     brightness, contrast, saturation, hue, first = (factors[:, i, None, None, None] for i in range(5))
     images = jnp.clip(images + brightness, 0.0, 255.0)
@@ -31,7 +31,7 @@ def distort(images: Float[Array, "n h w 3"], factors: Float[Array, "n 5"]) -> Fl
 def _shift_hue_and_saturation(
     images: Float[Array, "n h w 3"], saturation: Float[Array, "n 1 1"], hue: Float[Array, "n 1 1"]
 ) -> Float[Array, "n h w 3"]:
-    """Scale the HSV saturation, clipped at 1, and shift the hue. The HSV value does not change."""
+    """Scale the HSV saturation, clipping it at 1, and shift the hue. The HSV value does not change."""
     red, green, blue = images[..., 0], images[..., 1], images[..., 2]
     value = jnp.maximum(jnp.maximum(red, green), blue)
     chroma = value - jnp.minimum(jnp.minimum(red, green), blue)

@@ -3,8 +3,8 @@
 The receipt consists of three files in the run folder:
 
 - `run.json` records every start of the run, with its config, data, versions and devices.
-- `receipts.jsonl` has one row per checkpoint, with a digest of the state and a digest of all samples consumed so far (their
-  names and contents).
+- `receipts.jsonl` has one row per checkpoint, with a digest of the state and a digest of the names and contents of all samples
+  consumed so far.
 - `samples.tsv` lists every sample seen so far, with a fingerprint of its files.
 """
 
@@ -79,7 +79,7 @@ def describe_devices(mesh: Mesh) -> dict[str, Any]:
 
 
 def list_versions() -> dict[str, str]:
-    """Return the versions of Python and the numerical packages, and the XLA flags."""
+    """Return the XLA flags and the versions of Python and the numerical packages."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -125,9 +125,9 @@ def write_start(workdir: str, start: Start) -> None:
 
 
 def read_receipts(workdir: str) -> dict[int, dict[str, str]]:
-    """Return a dict mapping steps to {"samples": digest, "state": digest}, for all checkpoints including deleted ones.
+    """Return a dict mapping each checkpoint's step to {"samples": digest, "state": digest}.
 
-    A last line truncated by a crash is skipped.
+    Checkpoints that have since been deleted are included. If a crash truncated the last line, that line is skipped.
 
     Raises:
       CheckpointError: `receipts.jsonl` cannot be read.
@@ -140,7 +140,7 @@ def read_receipts(workdir: str) -> dict[int, dict[str, str]]:
 
 
 def read_samples(workdir: str) -> dict[str, str]:
-    """Return a dict mapping image names to hexadecimal fingerprints, for all samples that the run has seen.
+    """Return a dict mapping the image name of every sample seen by the run to its hexadecimal fingerprint.
 
     Raises:
       CheckpointError: `samples.tsv` cannot be read.
@@ -160,7 +160,7 @@ def _report_errors(path: epath.Path) -> Iterator[None]:
 
 
 class ConsumedSamples:
-    """Tracks the samples that a run consumes, in order and across all processes.
+    """Records the samples consumed by all of a run's processes, in order.
 
     Args:
       names: The image names, indexed by position in the training list.
@@ -180,7 +180,7 @@ class ConsumedSamples:
         """Update `digest` with the samples added since the last call. All processes must call this method.
 
         Returns:
-          A dict mapping the names of these samples to fingerprints, without unreadable samples.
+          A dict mapping these samples' names to fingerprints. Unreadable samples are omitted.
         """
         if not self._rows:
             return {}
@@ -208,7 +208,7 @@ def extend_digest(digest: str, step: Iterable[tuple[str, str]]) -> str:
 class Receipts:
     """Writes the receipt for a run in progress.
 
-    Every process creates one, but only the first process writes. Add each batch to the `consumed` attribute.
+    Every process creates one, but only the first process writes files. Pass each batch to `consumed.add`.
 
     Args:
       workdir: The run folder.
@@ -220,7 +220,7 @@ class Receipts:
     def __init__(self, workdir: str, start: Start, names: Sequence[str], warn: Callable[[str], None]) -> None:
         self._workdir = epath.Path(workdir)
         self._warn = warn
-        # A run that starts at step 0 ignores the receipt of an earlier run in the same folder.
+        # A run that starts at step 0 ignores an earlier run's receipt in the same folder.
         rows = {step: row for step, row in read_receipts(workdir).items() if step <= start.step > 0}
         self.consumed = ConsumedSamples(names, rows[start.step]["samples"] if start.step in rows else "")
         self._samples = read_samples(workdir) if start.step else {}

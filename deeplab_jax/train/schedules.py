@@ -19,12 +19,15 @@ def poly(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def cosine(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Return the schedule lr_end + (lr - lr_end) (1 + cos(pi step / steps)) / 2: one SGDR period (1608.03983, eq. 5)."""
+    """Return the schedule lr_end + (lr - lr_end) (1 + cos(pi step / steps)) / 2.
+
+    This is one SGDR period (1608.03983, eq. 5).
+    """
     return optax.cosine_decay_schedule(config.lr, steps, alpha=config.lr_end / config.lr)
 
 
 def constant(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Return a constant schedule equal to `lr`."""
+    """Return a schedule whose learning rate is always `lr`."""
     return optax.constant_schedule(config.lr)
 
 
@@ -33,9 +36,9 @@ SCHEDULES: dict[str, Callable[[OptimConfig, int], optax.Schedule]] = {"poly": po
 
 
 def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Return the learning rate as a function of the step: the config's schedule times the warm-up factor.
+    """Return the config's learning-rate schedule, multiplied by the warm-up factor.
 
-    The warm-up factor is min((step + 1) / warmup_steps, 1), and the first update uses step 0. As in mmsegmentation, the
+    The warm-up factor is min((step + 1) / warmup_steps, 1), where the first update has step 0. As in mmsegmentation, the
     warm-up scales the beginning of the curve instead of delaying it.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Measure training speed and MFU, the fraction of the devices' peak rate that a run reaches."""
+"""Measure training speed and MFU, the fraction of the devices' peak rate that a run achieves."""
 
 import contextlib
 import time
@@ -12,10 +12,10 @@ from deeplab_jax.runtime.accelerators import mesh_peak_rate
 
 
 def ideal_step_seconds(config: Config, mesh: Mesh) -> tuple[float, str]:
-    """Compute how long a step would take with all devices at their peak rate.
+    """Compute how long a step would take if all devices ran at their peak rate.
 
     Returns:
-      The seconds, and a log line with the FLOPs, the peak rate and its source.
+      The time in seconds, and a log line that gives the FLOPs, the peak rate and where that rate comes from.
     """
     flops = training_flops(config)
     peak, source = mesh_peak_rate(mesh, config.model.dtype)
@@ -23,12 +23,12 @@ def ideal_step_seconds(config: Config, mesh: Mesh) -> tuple[float, str]:
 
 
 class Meter:
-    """Measures the training speed and the fraction of time spent waiting for data, both since the last restart.
+    """Measures training speed and the fraction of time spent waiting for data since the last restart.
 
     Args:
       step: The current step of the run.
       batch_size: The global batch size.
-      ideal_step_seconds: The time per step at the devices' peak rate.
+      ideal_step_seconds: How long a step would take at the devices' peak rate, in seconds.
     """
 
     def __init__(self, step: int, batch_size: int, ideal_step_seconds: float) -> None:

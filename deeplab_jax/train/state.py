@@ -11,7 +11,7 @@ from flax import struct
 from deeplab_jax.models import DeepLabV3
 
 if TYPE_CHECKING:
-    import optax  # imported only for annotations, so that inference does not wait for it
+    import optax  # imported only for annotations, because inference does not need it
 
 
 class TrainState(struct.PyTreeNode):
@@ -39,7 +39,7 @@ def init_state(model: DeepLabV3, optimizer: "optax.GradientTransformation", seed
 
     Jit this function with the desired output sharding.
     """
-    # The parameters do not depend on the image size. A size of 64 keeps tracing cheap.
+    # The image size does not affect the parameters, so a small image keeps tracing cheap.
     variables = model.init(jax.random.key(seed), jnp.zeros((1, 64, 64, 3)), train=False)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -93,7 +93,7 @@ def from_trees(trees: dict[str, Any]) -> TrainState:
 
 
 def state_digest(state: TrainState) -> str:
-    """Return the SHA-256 of all array names, dtypes, shapes and values. The digest does not depend on the sharding.
+    """Return a SHA-256 digest of all arrays' names, dtypes, shapes and values. Sharding does not affect the digest.
 
     Args:
       state: The state, as NumPy arrays or as JAX arrays that this process can read in full.

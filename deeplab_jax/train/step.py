@@ -41,23 +41,23 @@ def train_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """Apply one update on the global batch, and return the new state and the step's scalars.
+    """Apply one update computed from the global batch, and return the new state and the step's scalars.
 
-    The update is skipped if it is not finite, or if every pixel in the batch is ignored or padding. A skipped
-    update only advances the step and the schedule counter, and `state.skipped` if it is not finite.
+    The update is skipped if it is not finite, or if every pixel in the batch is either ignored or padding. A skipped update
+    advances only the step and the schedule counter. `state.skipped` counts the updates that were not finite.
 
     Args:
       state: The state before the update.
       batch: "image" uint8 [n, h, w, 3], "label" uint8 [n, h, w], "valid" bool [n] and, if `data.photometric` is set,
         "photometric" float32 [n, 5] (the factors for `photometric.distort`).
-      config: The run's config. This argument and those below are static.
+      config: The run's config. This argument and all that follow are static.
       model: The network.
       optimizer: The optimizer from `make_optimizer`.
       mesh: The device mesh, needed only if image rows are split across devices.
 
     Returns:
-      The new state and a dict with "loss", "accuracy", "grad_norm" and "skipped". "loss" is the minimised value, "accuracy"
-      covers the labelled pixels, and "skipped" counts all updates so far that were skipped because they were not finite.
+      The new state and a dict with "loss", "accuracy", "grad_norm" and "skipped". "loss" is the value being minimised,
+      "accuracy" covers the labelled pixels, and "skipped" is the number of non-finite updates skipped so far.
       On any mesh, all statistics, hard pixels, losses and gradients are computed over the global batch. For micro-batches,
       see `_compute_gradient`.
     """
@@ -94,10 +94,11 @@ def train_step(
 def _compute_gradient(
     loss_fn: BatchLoss, state: TrainState, batch: Batch, key: Array, micro_batches: int
 ) -> tuple[tuple[Array, tuple[Array, PyTree]], PyTree]:
-    """Return the loss and gradient for the batch, like `jax.value_and_grad(loss_fn)`, from `micro_batches` equal parts.
+    """Compute the batch's loss and gradient in `micro_batches` equal parts, one after the other.
 
-    Each part's loss is divided by the full batch's count, so the parts' losses add up to the batch loss. BatchNorm normalises
-    each part separately, but its running statistics are updated only once, with the mean over the parts.
+    The result has the same structure as with `jax.value_and_grad(loss_fn, has_aux=True)`. Each part's loss is divided by the
+    full batch's count, so the parts' losses add up to the batch loss. BatchNorm normalises each part separately, but its
+    running statistics are updated only once, with the mean over the parts.
     """
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
     if micro_batches == 1:
@@ -135,7 +136,7 @@ def _make_forward(config: Config, model: DeepLabV3, mesh: Mesh | None, rows: Row
 def _forward(
     params: PyTree, batch_stats: PyTree, batch: Batch, key: Array, *, model: DeepLabV3, rows: Rows | None
 ) -> tuple[Outputs, PyTree]:
-    """Return the logits for all heads resized to the image size, and the new batch statistics."""
+    """Return all heads' logits, resized to the image size, and the new batch statistics."""
     images = batch["image"]
     if "photometric" in batch:
         images = distort(images.astype(jnp.float32), batch["photometric"])
@@ -151,7 +152,7 @@ def _forward(
 def _compute_loss(
     params: PyTree, batch_stats: PyTree, batch: Batch, key: Array, *, counts: list[Array], config: Config, forward: Forward
 ) -> tuple[Array, tuple[Array, PyTree]]:
-    """Return this batch's share of the total loss, its number of correct pixels and the new batch statistics.
+    """Return this batch's share of the total loss, its number of correctly classified pixels and the new batch statistics.
 
     The total loss is the weighted sum over all losses and heads. Only the main head selects hard pixels, as in
     mmsegmentation's DeepLabV3 configs with a sampler. (The BiSeNetV2 and STDC configs also use a sampler for the auxiliary
@@ -171,7 +172,7 @@ def _compute_loss(
 
 
 def _compute_divisors(labels: UInt8[Array, "n h w"], mask: Bool[Array, "n h w"], config: Config) -> list[Array]:
-    """Return the number by which each loss sum is divided, computed over the full batch."""
+    """Return the divisor for each loss, computed over the full batch."""
     # The counts do not depend on the logits, so zeros are enough. XLA removes the unused operations.
     logits = jnp.zeros((*labels.shape, config.labels.num_classes))
     return [LOSSES[name](logits, labels, mask, config.loss).count for name in config.loss.terms]
@@ -180,7 +181,8 @@ def _compute_divisors(labels: UInt8[Array, "n h w"], mask: Bool[Array, "n h w"],
 def _make_mask(batch: Batch, rows: Rows | None) -> Bool[Array, "n h w"]:
     """Return a mask that is True for image pixels and False for padding.
 
-    Padding consists of images added to fill the batch, and rows added below each image to split its height over devices.
+    Padding consists of images added to fill the batch, and rows added below each image so that the rows
+    split evenly across devices.
     """
     mask = jnp.broadcast_to(batch["valid"][:, None, None], batch["label"].shape)
     return mask & (jnp.arange(mask.shape[1]) < rows.height)[None, :, None] if rows else mask

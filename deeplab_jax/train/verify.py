@@ -31,8 +31,9 @@ class Finding:
     """The result of one comparison.
 
     Attributes:
-      agrees: True if the compared values agree, False if they contradict the receipt, or None if the comparison proves neither.
-      text: What was compared, and the result.
+      agrees: True if the compared values agree, False if they contradict the receipt, or None if the comparison is
+        inconclusive.
+      text: A description of what was compared, with the result.
     """
 
     agrees: bool | None
@@ -71,7 +72,7 @@ def verify(
       workdir: The run folder.
       start: The step of an existing checkpoint, or 0.
       steps: The number of steps to replay.
-      data: The current state of the data that the run's config names.
+      data: The data named in the run's config, in its current state.
       fingerprint: Function that takes a position in the training list and returns the hexadecimal fingerprint of that sample's
         files.
       pretrained: Function that returns the run's initial variables, or None if they were random.
@@ -157,7 +158,7 @@ def _check_checkpoint(
     else:
         yield Finding(not changed, f"files of {folder}: {', '.join(changed[:3]) + ' changed' if changed else 'unchanged'}")
     stored, trees = checkpoints.load(step, abstract)
-    # The run might have been restarted from this checkpoint, but an earlier start saved it.
+    # Even if the run was restarted from this checkpoint, an earlier start saved it.
     earlier = [start for start in read_starts(workdir) if start.step < step]
     if earlier and stored != from_dict(earlier[-1].config):
         yield Finding(False, f"the config in {folder} differs from the config in {receipt.RUN}")
@@ -195,12 +196,13 @@ def _compare_digests(what: str, step: int, receipts: Mapping[int, Mapping[str, s
 def _compare_scalars(
     step: int, row: Mapping[str, float], logged: Mapping[str, float | None], is_exact: bool, is_first: bool
 ) -> Finding:
-    """Compare the loss, accuracy and gradient norm with the log, where null means a non-finite value."""
+    """Compare the loss, accuracy and gradient norm with the log, where None stands for a non-finite value."""
     difference = max(_relative_difference(row[name], logged[name]) for name in SCALARS)
     text = f"step {step}: loss {row['loss']:.6f}, {difference:.1e} from the log"
     if is_exact:
         return Finding(difference == 0, text)
-    # Rounding errors in one step are far below this limit. Later steps can drift apart without proving anything.
+    # Rounding errors in one step are far below this limit. In later steps, the two runs can drift apart,
+    # which proves nothing.
     return Finding(False if is_first and difference > MAX_FIRST_STEP_DIFFERENCE else None, text)
 
 
@@ -211,7 +213,7 @@ def _relative_difference(value: float, logged: float | None) -> float:
 
 
 def _describe_differences(then: Start, now: Start) -> str:
-    """Describe the devices and versions that differ between two starts. Any of them can change the last bits of a result."""
+    """Describe the devices and versions that differ between two starts. Each can change the last bits of a result."""
     pairs = [(name, then.devices.get(name), value) for name, value in now.devices.items()]
     pairs += [(name, then.versions.get(name), value) for name, value in now.versions.items()]
     return ", ".join(f"{name} {new!r} instead of {old!r}" for name, old, new in pairs if old != new)

@@ -44,7 +44,7 @@ class RunWriter:
 
 
 class JsonLines(RunWriter):
-    """Writes `metrics.jsonl`, with one JSON row per line.
+    """Writes one JSON row per line to `metrics.jsonl`.
 
     Existing rows after `start_step` are dropped, because the run repeats those steps.
     """

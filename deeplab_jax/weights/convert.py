@@ -22,7 +22,7 @@ Variables = dict[names.Path, np.ndarray]
 COUNTER = "num_batches_tracked"
 # The ImageNet classifier's tensors: `fc` in ResNets, `classifier.0` and `classifier.3` in torchvision's MobileNetV3.
 CLASSIFIER = {"fc.weight", "fc.bias", *(f"classifier.{i}.{kind}" for i in (0, 3) for kind in ("weight", "bias"))}
-MAX_NAMES = 20  # the maximum number of tensor names listed in a message
+MAX_NAMES = 20  # the maximum number of tensor names listed per message
 
 
 def to_variables(state: StateDict, network: Network, *, ignore_head: bool = False) -> tuple[Variables, list[str]]:

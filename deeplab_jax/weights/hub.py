@@ -1,4 +1,4 @@
-"""Locate weights files, given a local path or `hf:OWNER/NAME[@REVISION]` for a Hugging Face hub repository."""
+"""Locate weights files on disk or, for `hf:OWNER/NAME[@REVISION]`, in a Hugging Face hub repository."""
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (

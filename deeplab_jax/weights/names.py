@@ -45,7 +45,7 @@ def reference_names(paths: Iterable[Path], model: ModelConfig, fmt: str) -> dict
 
 
 def strip_backbone_prefix(name: str) -> str:
-    """Return a tensor name without the backbone prefix, such as "backbone."."""
+    """Remove the backbone prefix, such as "backbone.", from a tensor name."""
     # torchvision's ImageNet MobileNet uses the prefix "features.".
     for prefix in dict.fromkeys([*(source.backbone_prefix for source in SOURCES.values()), "features."]):
         name = name.removeprefix(prefix)

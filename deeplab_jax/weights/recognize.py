@@ -32,7 +32,7 @@ class Network:
         or "mmseg" if the backbone has mmsegmentation's deep stem.
       config: A config whose `model`, `labels` and `eval` sections describe the network.
       num_classes: The number of logit channels, or 0 if the file contains only a backbone.
-      origin: A dict mapping each config field not inferred from the tensors to a description of where its value comes from.
+      origin: A dict that describes, for each config field not inferred from the tensors, where its value comes from.
     """
 
     fmt: str
@@ -101,7 +101,7 @@ def _recognize_backbone(shapes: Shapes) -> dict[str, Any]:
 
 
 def _read_record(state: StateDict, switches: dict[str, Any]) -> tuple[Config, dict[str, str]]:
-    """Return the config stored in the file by `export_weights`, and the origin of its fields."""
+    """Return the config that `export_weights` stored in the file, and each field's origin."""
     config = from_dict(state.meta[RECORD])
     from_tensors = {name: value for name, value in switches.items() if name in FROM_TENSORS}
     config.model = dataclasses.replace(config.model, **from_tensors, pretrained="")
@@ -110,7 +110,7 @@ def _read_record(state: StateDict, switches: dict[str, Any]) -> tuple[Config, di
 
 
 def _apply_facts(facts: Facts, model: ModelConfig) -> tuple[Config, dict[str, str]]:
-    """Return a config with the given model and facts, and the origin of each fact."""
+    """Return a config with the given model and facts, and each fact's origin."""
     config = Config(model=model)
     for field, (value, _) in facts.items():
         section, _, name = field.rpartition(".")

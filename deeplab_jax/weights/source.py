@@ -1,4 +1,4 @@
-"""The interface for a weights source: a library, such as torchvision, with its own tensor names."""
+"""The interface for weights sources. A source is a library with its own tensor names, such as torchvision."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
@@ -22,11 +22,11 @@ class Source:
     Attributes:
       has_names: (tensor names without the backbone prefix) -> whether the file comes from this library.
       head_names: (model config) -> a dict mapping our layer paths outside the backbone to the library's layer names.
-      read_head: (all tensor shapes) -> the `ModelConfig` fields inferred from the heads' tensors, and "num_classes". The result
-        is {} for a file that contains only a backbone.
+      read_head: (all tensor shapes) -> the `ModelConfig` fields, plus "num_classes", inferred from the heads' tensors. The
+        result is {} for a file that contains only a backbone.
       read_facts: (state dict, model config inferred from the tensors, `ModelConfig` fields set by the user) -> the file's
         settings, and the library's defaults for the others. The caller prefixes error messages with the file name.
-      required: (model config) -> a dict mapping each `ModelConfig` field that the library fixes to its supported values. None
+      required: (model config) -> a dict with the supported values for each `ModelConfig` field that the library fixes. None
         if weights cannot be exported to this library.
       describe: (config) -> the code or settings that build the exported network in this library.
       backbone_prefix: The prefix of backbone tensor names in a segmentation network.
@@ -48,7 +48,7 @@ class Source:
 
 
 def conv_bn(ours: str, conv: str, bn: str) -> dict[str, str]:
-    """Return a dict mapping the layers of our `ConvBNReLU` at `ours` to the library's names `conv` and `bn`."""
+    """Return a dict mapping the layers in our `ConvBNReLU` at the path `ours` to the library's names `conv` and `bn`."""
     return {f"{ours}/conv": conv, f"{ours}/bn": bn}
 
 

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import ml_dtypes  # gives NumPy the bfloat16 dtype, which both formats can contain
+import ml_dtypes  # adds bfloat16, which both formats can contain, to NumPy's dtypes
 import numpy as np
 from etils import epath
 from safetensors import safe_open
@@ -38,7 +38,7 @@ class StateDict:
 
     Attributes:
       source: The file's path or name, used in messages.
-      tensors: The float32 tensors by name, with wrappers removed.
+      tensors: The tensors as float32 arrays, keyed by name. Wrappers and name prefixes are removed.
       meta: The file's metadata: mmsegmentation's "meta" entry, or our own record under the key `RECORD`.
       notes: Messages telling the user how the tensors were read and converted.
     """
@@ -162,7 +162,7 @@ def _import_torch(source: str) -> Any:
 
 
 def _unwrap(content: Any, source: str) -> tuple[Mapping[str, Any], Mapping[str, Any] | None, dict[str, Any], tuple[str, ...]]:
-    """Return the weights, their moving average (or None), the "meta" entry and notes from a training script's checkpoint."""
+    """Split a training script's checkpoint into weights, their moving average (or None), the "meta" entry and notes."""
     if not isinstance(content, Mapping):
         raise CheckpointError(f"`{source}` contains a {type(content).__name__}. Use a file with a state dict.")
 
@@ -223,6 +223,6 @@ def _to_arrays(content: Mapping[str, Any], source: str) -> dict[str, np.ndarray]
 
 
 def _to_array(tensor: Any) -> np.ndarray:
-    # PyTorch cannot convert bfloat16 tensors to NumPy, so they are converted via float32. The dtype is kept for a later note.
+    # PyTorch cannot convert bfloat16 tensors to NumPy, so convert via float32. Keep the dtype for a later note.
     is_bfloat16 = str(tensor.dtype) == "torch.bfloat16"
     return tensor.float().numpy().astype(ml_dtypes.bfloat16) if is_bfloat16 else tensor.numpy()

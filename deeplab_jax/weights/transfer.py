@@ -162,7 +162,7 @@ def _require_same_architecture(config: Config, stored: Config, source: str, *, h
 
 
 def _describe(network: Network, source: str) -> list[str]:
-    """Return the lines of a network summary: a title, then one line per config field."""
+    """Return a network summary as lines of text. The title comes first, followed by one line per config field."""
     model, labels = network.config.model, network.config.labels
     origin = {f"model.{name}": "from the tensors" for name in FROM_TENSORS} | network.origin
     if network.is_backbone:

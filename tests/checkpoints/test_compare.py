@@ -1,4 +1,4 @@
-"""Test which configs a checkpoint can be used with. test_store.py tests the same with checkpoints on disk."""
+"""Test which configs a checkpoint can be used with. test_store.py does the same with checkpoints on disk."""
 
 import dataclasses
 

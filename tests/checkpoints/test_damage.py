@@ -110,7 +110,7 @@ def remove_checksums(step):
 
 
 MODEL_CHANGED = f"1 of its files do not match {CHECKSUMS}, for example model/"
-# How to damage step 7, and part of the expected warning.
+# Ways to damage step 7, each with part of the expected warning.
 WITH_CHECKSUMS = {
     "an empty folder": (make_empty, "its config is missing"),
     "a flipped bit": (lambda step: flip_bit(find_array_file(step)), MODEL_CHANGED),
@@ -282,7 +282,7 @@ def test_a_good_step_without_checksums_gets_them(run):
     assert find_changed_files(run / "checkpoints" / "7") == []
 
 
-# Places where a flipped bit affects everything that reads the model.
+# Places where every reader of the model must detect a flipped bit.
 FLIPS = {
     "the first byte of the arrays": lambda step: flip_bit(find_array_file(step), 0),
     "the middle of the arrays": lambda step: flip_bit(find_array_file(step)),

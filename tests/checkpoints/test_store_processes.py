@@ -69,7 +69,7 @@ def test_all_processes_resume_from_the_same_step_if_one_finds_damage(tmp_path):
         for process in processes:
             stack.callback(process.kill)
         outputs = [process.communicate(timeout=240)[0] for process in processes]
-    # Process 0 detects the flipped bit by the checksums. Later, only process 1 sees a wrong digest.
+    # Process 0 detects the flipped bit through the checksums. Later, only process 1 sees a wrong digest.
     assert [json.loads(text.splitlines()[-1]) for text in outputs] == [[[2, 1], [2, 1]]] * 2
     steps = sorted((tmp_path / "checkpoints").iterdir())
     assert [path.name for path in steps] == ["2", "3"]

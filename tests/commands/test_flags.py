@@ -68,7 +68,7 @@ RECIPES = {
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_that_cannot_be_loaded_is_reported_on_one_line(recipe, tmp_path, monkeypatch):
-    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # forget other recipes, since train.py only loads one
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # forget earlier recipes, because train.py only loads one
     path = tmp_path / "recipe.py"
     path.write_text(recipe)
     with pytest.raises(ConfigError, match=RECIPES[recipe]) as caught:

@@ -173,7 +173,7 @@ def list_fields(node, prefix=""):
 def choose_new_value(default, inherited):
     """Return a value of the same type that differs from the default and from the recipe's value.
 
-    There are only two bools, so a bool only differs from the recipe's value.
+    A bool has only two values, so it can only differ from the recipe's value.
     """
     match default:
         case bool():
@@ -227,7 +227,7 @@ def test_moved_fields_of_a_stored_0_1_config_are_found():
     del values["loss"]["aux_weight"]
     values["optim"]["aux_weight"] = 0.25
     assert from_dict(values) == Config(loss=LossConfig(aux_weight=0.25))
-    assert values["optim"]["aux_weight"] == 0.25  # the input is not modified, because receipts contain its digest
+    assert values["optim"]["aux_weight"] == 0.25  # the input must not change, because receipts contain its digest
     del values["loss"]
     assert from_dict(values).loss.aux_weight == 0.25
 

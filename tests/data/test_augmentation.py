@@ -106,7 +106,7 @@ def test_windows_cover_all_positions_and_scales():
     factors = np.array([100 / (high[0] - low[0]) for low, high, _ in windows])
     assert factors.min() < 0.55
     assert factors.max() > 1.9
-    assert factors.mean() == pytest.approx(1.25, abs=0.17)  # 4 standard errors of 100 uniform draws
+    assert factors.mean() == pytest.approx(1.25, abs=0.17)  # 4 standard errors for 100 uniform draws
 
 
 def draw_label(rng):
@@ -165,7 +165,7 @@ def test_only_some_windows_are_balanced_and_the_others_stay_in_place():
     label[20, 30] = 1
     plain = [choose(label, make_sample_key(4, k), crop_size=(5, 5), scale=(1.0, 1.0)) for k in range(100)]
     mixed = [choose(label, make_sample_key(4, k), crop_size=(5, 5), scale=(1.0, 1.0), class_balanced=0.3) for k in range(100)]
-    # 30 windows are expected to be balanced, plus or minus 4 standard deviations.
+    # 30 balanced windows are expected. The bounds are 4 standard deviations away.
     assert 12 <= sum(a != b for a, b in zip(plain, mixed, strict=True)) <= 48
 
 
@@ -185,11 +185,11 @@ def test_random_numbers_depend_on_seed_sample_number_and_stream():
     assert len(np.unique(numbers)) == numbers.size
     assert numbers.min() >= 0
     assert numbers.max() < 1
-    assert table.mean((0, 1)) == pytest.approx(0.5, abs=0.06)  # 4 standard errors of 400 draws
+    assert table.mean((0, 1)) == pytest.approx(0.5, abs=0.06)  # 4 standard errors for 400 draws
 
 
 def draw_blocks(seed=0, classes=5):
-    """Return an image and its label, made of 8x8 blocks. Each grey value is 50 times the class."""
+    """Return an image and its label, both made of 8x8 blocks. Each pixel's grey value is 50 times its class."""
     label = np.kron(np.random.default_rng(seed).integers(0, classes, (6, 8)), np.ones((8, 8))).astype(np.uint8)
     return np.repeat(label[..., None] * 50, 3, -1), label
 

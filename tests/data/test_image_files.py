@@ -117,7 +117,7 @@ def test_a_reason_is_one_line_without_node_names(message, expected):
     assert reason(OSError(message)) == expected
 
 
-# Functions that turn an array into a mask image, one for each PNG format. Some formats are valid only for one label kind.
+# Maps each PNG format to a function that turns an array into a mask image. Some formats are valid only for one label kind.
 # Transparency is dropped when a mask is read.
 MASKS = {
     "grey": lambda a: Image.fromarray(a),

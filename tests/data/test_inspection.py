@@ -28,7 +28,7 @@ def mask(*values, size=SIZE):
 
 @pytest.fixture
 def report(tmp_path):
-    """Return a function that writes splits, given as lists of (image, label) pairs, and returns their inspection report."""
+    """Return a function that writes lists of (image, label) pairs as splits and returns their inspection report."""
 
     def write(**splits):
         for split, pairs in splits.items():

@@ -13,7 +13,7 @@ SAMPLES = Samples("", tuple(f"{i}.png" for i in range(6)), (), "labelIds", "", I
 
 
 class FakeSource:
-    """A batch source for three epochs of six samples, two per batch. Batches with a broken sample fail."""
+    """A source that yields three epochs of six samples in batches of two. Batches with a broken sample fail."""
 
     def __init__(self, broken, fails_again=True):
         self.broken = broken

@@ -76,7 +76,7 @@ def test_the_number_of_threads_does_not_change_the_batches(train_set):
 def test_every_epoch_is_a_different_permutation(train_set):
     order = np.concatenate([b["index"] for b in batches(train_set, steps=9)]).reshape(6, 6)
     assert all(sorted(epoch) == list(range(6)) for epoch in order.tolist())
-    # By chance, two of the six epochs have the same order with a probability of 1 in 48, so one repeat is allowed.
+    # There is a 1 in 48 chance that two of the six epochs have the same order, so one repeat is allowed.
     assert len({tuple(epoch) for epoch in order.tolist()}) >= 5
 
 
@@ -196,7 +196,7 @@ def test_a_bad_label_is_named(tmp_path, case, training):
     assert "\n" not in str(caught.value)
 
 
-# A quality-90 JPEG file happens to contain the PNG "palette" colour type at the same byte position.
+# In a quality-90 JPEG file, the byte at the position of the PNG colour type happens to mean "palette".
 @pytest.mark.parametrize(("kind", "mode", "options"), [("JPEG", "L", {"quality": 90}), ("JPEG", "RGB", {}), ("BMP", "L", {})])
 def test_a_label_that_is_not_a_png_file_is_rejected(tmp_path, kind, mode, options):
     samples = write_pair(tmp_path, np.zeros((8, 8)))

@@ -182,7 +182,7 @@ def test_a_label_kind_that_differs_from_the_records_is_rejected(scenes):
 
 
 def find_with_unknown_value(tmp_path, mode, value):
-    """Return samples from files and from records, where one label pixel in sample 2 has an unknown value."""
+    """Return the same samples from files and from records, with an unknown value in one label pixel of sample 2."""
     root = write_data_set(tmp_path / "set", sizes=[(24, 32)] * 5, mode=mode)
     with Image.open(root / "train2_label.png") as picture:
         label = np.array(picture)

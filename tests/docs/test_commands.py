@@ -38,7 +38,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarni
 
 PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if "api" not in path.parts)]
 
-# Replacements for placeholders and example files in the pages. Relative paths start at the `workspace` fixture's folder.
+# Replacements for placeholders and example files in the pages. The new paths are relative to the `workspace` folder.
 PLACEHOLDERS = {
     "/data/cityscapes": "cityscapes",
     "CITYSCAPES": "cityscapes",
@@ -63,7 +63,7 @@ PLACEHOLDERS = {
     "finetuned.pth": "finetuned.safetensors",
 }
 
-# Commands that are never run: their first words, and the reason.
+# The first words of each command that is never run, and the reason.
 NOT_RUN = (
     ("git clone", "needs the network"),
     ("pip install", "needs the network"),
@@ -79,7 +79,7 @@ NOT_RUN = (
     ("gcloud", "needs a TPU pod"),
 )
 
-# Commands that are parsed but not run: a part of the command line, and the reason.
+# Part of each command line that is parsed but not run, and the reason.
 ONLY_PARSED = (
     ("tfds:", "needs a data set that TFDS has built; data/test_tfds.py builds one"),
     ("deeplab-jax demo", "serves until it is interrupted; pages/test_demo.py opens it in a browser"),
@@ -181,7 +181,7 @@ def run(words):
             score_checkpoint(config, given["checkpoint"], given.get("output"), given.get("submission"), console)
         return
     if words[1] == "plan":
-        fields = [word for word in words if re.match(r"[a-z]+\.\w+=", word)]  # argparse needs them next to each other
+        fields = [word for word in words if re.match(r"[a-z]+\.\w+=", word)]  # argparse requires them to be adjacent
         words = [*words[:2], *fields, *TINY_PLAN, *(word for word in words[2:] if word not in fields)]
     code = 0
     try:
@@ -230,7 +230,7 @@ def workspace(example_files, tmp_path, monkeypatch):
 
 @pytest.fixture
 def stored_configs(workspace):
-    """Create the files that the recipes custom.py and stored.py read: a label set, and checkpoints without a network."""
+    """Create the files read by two recipes: a label set for custom.py, and checkpoints without a network for stored.py."""
     write_labels(workspace / "scenes" / "labels.json", LabelSet("scenes", ("a", "b"), ((0, 0, 0), (9, 9, 9))))
     save_model("runs/mine", Config(), {"params": {"x": np.zeros(1)}})
     shutil.copytree("runs/mine", "weights/mmseg_r50")

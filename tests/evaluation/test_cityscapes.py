@@ -53,7 +53,7 @@ def write_predictions(folder, names, predictions):
 
 
 def assert_same(scores, reference):
-    """Check that our scores equal the official script's, including nan. Scores that we omit must be nan in the script."""
+    """Check that our scores equal the official script's, including nan. Scores that we omit must be nan in the script's."""
     for kind, average in cityscapes.AVERAGES.items():
         np.testing.assert_allclose(scores[average], reference[average], rtol=0, atol=1e-9)
         for name, value in reference[kind].items():
@@ -62,7 +62,7 @@ def assert_same(scores, reference):
 
 
 def draw_blocks(rng, values, size, cell):
-    """Return a map of square cells, each filled with a random entry of `values`."""
+    """Return a map of square cells, each filled with a random value from `values`."""
     height, width = size
     coarse = rng.choice(values, (-(-height // cell), -(-width // cell)))
     return np.kron(coarse, np.ones((cell, cell), coarse.dtype))[:height, :width]
@@ -116,8 +116,8 @@ def test_scores_equal_those_of_the_script_if_classes_are_absent(present, predict
     rng = np.random.default_rng(len(present))
     label_ids = [draw_blocks(rng, list(CLASSES[present]), (30, 41), 6) for _ in range(3)]
     countable = np.isin(label_ids, range(24, 34))
-    # Groups of objects keep the plain label id. Instances with number 0 have exactly 1000 * label id. The last image has no
-    # instances.
+    # Groups of objects keep the plain label id. Instance number 0 is stored as exactly 1000 * label id. The last image has
+    # no instances.
     instances = [
         np.where(is_countable, 1000 * label + draw_blocks(rng, [0, 1, 2, 517], (30, 41), 4), label)
         for label, is_countable in zip(label_ids, countable, strict=True)
@@ -147,7 +147,7 @@ def test_scores_equal_values_computed_by_hand():
     person = cityscapes.AVERAGE_SIZE["person"]
     assert scores["classScores"]["person"] == pytest.approx(2 / 5)  # 2 correct, 2 missed, 1 false positive on the road
     assert scores["classInstScores"]["person"] == pytest.approx(4 / 3 * person / (2 * person + 1))
-    assert scores["classInstScores"]["rider"] == 0.0  # no instances, and one pixel is predicted
+    assert scores["classInstScores"]["rider"] == 0.0  # no instances, but one pixel is predicted as rider
     assert np.isnan(scores["classInstScores"]["bus"])
     assert np.isnan(scores["classInstScores"]["road"])
     assert scores["categoryScores"] == pytest.approx(

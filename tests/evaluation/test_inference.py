@@ -19,7 +19,7 @@ from deeplab_jax.labels import CITYSCAPES
 from deeplab_jax.models import normalize
 from deeplab_jax.runtime.mesh import local_rows, make_mesh, place, replicated_sharding
 
-# The image size, 36x50, is not a multiple of the window size at any scale. The window is wider than the smaller view.
+# The image size, 36x50, is not a multiple of the window size at any scale. The window is larger than the smaller view.
 PROTOCOL = EvalConfig(batch_size=4, window=(24, 32), scales=(0.5, 1.5), flip=True)
 CONFIG = Config(model=tiny_model(), eval=PROTOCOL)
 CLASSES = CITYSCAPES.num_classes
@@ -27,7 +27,7 @@ CLASSES = CITYSCAPES.num_classes
 
 @pytest.fixture(scope="module")
 def variables():
-    """Return random weights whose logits differ by about 1, so averaging logits is not like averaging probabilities."""
+    """Return random weights whose logits differ by about 1, so averaging logits differs from averaging probabilities."""
     return random_variables(inference.evaluation_model(CONFIG))
 
 

@@ -39,7 +39,7 @@ def test_loss_matches_values_computed_by_hand():
     assert loss() == pytest.approx((log_4 + log_2) / 2)
     assert loss(normalizer="all") == pytest.approx((log_4 + log_2) / 3)
     assert loss(class_weights=(1.0, 3.0)) == pytest.approx((log_4 + 3 * log_2) / 4)
-    # The ignored pixel has the mean class weight, (1 + 3) / 2.
+    # The ignored pixel counts with the mean class weight, (1 + 3) / 2.
     assert loss(class_weights=(1.0, 3.0), normalizer="all") == pytest.approx((log_4 + 3 * log_2) / 6)
     assert loss(label_smoothing=0.2) == pytest.approx((0.9 * log_4 + 0.1 * log_4_3 + log_2) / 2)
     # Pixels 1 and 3 have target probabilities 1/4 and 1/2, so the threshold 0.4 drops pixel 3. A large `min_kept` raises the
@@ -143,7 +143,7 @@ def softmax(logits):
 
 
 def select_by_sort(probability, mask, threshold, min_kept):
-    """Return a mask of the pixels kept by mmsegmentation's OHEMPixelSampler, computed with a sort.
+    """Use a sort to find the pixels that mmsegmentation's OHEMPixelSampler would keep, and return their mask.
 
     `min_kept` applies to the full batch.
     """
@@ -153,7 +153,7 @@ def select_by_sort(probability, mask, threshold, min_kept):
 
 
 def reference_loss(logits, labels, valid, config):
-    """Return the loss computed from its definition, pixel by pixel in float64."""
+    """Compute the loss pixel by pixel from its definition, in float64."""
     classes = logits.shape[-1]
     probability = softmax(logits)
     weights = np.array(config.class_weights or [1.0] * classes)

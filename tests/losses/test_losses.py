@@ -1,4 +1,4 @@
-"""Tests for the requirements on every loss. Any loss added to `LOSSES` is tested automatically."""
+"""Tests for the properties required of every loss. Any loss added to `LOSSES` is tested automatically."""
 
 import functools
 
@@ -37,7 +37,10 @@ def compile_loss(name):
 
 
 def make_batch(seed=0):
-    """Return random logits and labels for four images, with four classes and ignored pixels. The second image lacks class 2."""
+    """Return random logits and labels for four images with four classes.
+
+    Some pixels are ignored, and the second image lacks class 2.
+    """
     rng = np.random.default_rng(seed)
     labels = rng.choice([0, 1, 2, 3, 255], (4, 8, 5)).astype(np.uint8)
     labels[1][labels[1] == 2] = 3
@@ -54,7 +57,7 @@ def test_the_count_depends_only_on_labels_and_mask(name):
 
 @EVERY_LOSS
 def test_padding_does_not_change_loss_and_gradient(name):
-    """Pad the batch with one image, and every image with two rows at the bottom."""
+    """Mark the last image and the bottom two rows of every image as padding."""
     logits, labels = make_batch()
     mask = ALL.copy()
     mask[3] = mask[:, 6:] = False

@@ -54,7 +54,7 @@ def interpret(rows, function):
 
 
 def assert_same(apply, x, *replicated, devices=4, output_stride=1):
-    """Check that `apply(x, *replicated)` and its gradients do not change when the rows of `x` are split over devices.
+    """Check that splitting the rows of `x` over devices does not change `apply(x, *replicated)` or its gradients.
 
     The tolerances allow for a different float32 summation order.
     """

@@ -14,7 +14,7 @@ from deeplab_jax.runtime.compilation import lean_options
 
 
 def reference_conv(x, kernel, stride, rate):
-    """Return the convolution computed from its definition, in float64.
+    """Compute a convolution from its definition, in float64.
 
     The definition is y[o] = sum over taps of x[o * stride + (tap - middle) * rate] kernel[tap].
     """
@@ -154,7 +154,7 @@ def test_bands_do_not_change_the_result_of_a_convolution(monkeypatch, form):
 
     in_one_band = value_and_gradients()
     for module in (convolution, winograd):
-        monkeypatch.setattr(module, "BAND_BYTES", 1000)  # bands of one or two tile rows, or five pixel rows
+        monkeypatch.setattr(module, "BAND_BYTES", 1000)  # one or two Winograd tile rows, or five pixel rows
     for actual, expected in zip(value_and_gradients(), in_one_band, strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)  # rounding depends on the matrix size
 

@@ -35,8 +35,7 @@ def make_torchvision_network(name: str) -> torch.nn.Module:
     return get_model(name, weights=None)
 
 
-# Maps each reference network's name to a function that builds the network, and to the modules whose outputs correspond to
-# `features.KINDS`.
+# Maps each name to the reference network's builder and the modules whose outputs correspond to `features.KINDS`.
 NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], tuple[str, str, str]]] = {
     "timm_resnet18d": (lambda: make_timm_network("resnet18d"), ("layer1", "layer3", "layer4")),
     "timm_resnet50d": (lambda: make_timm_network("resnet50d"), ("layer1", "layer3", "layer4")),

@@ -30,7 +30,8 @@ def make_images() -> np.ndarray:
 def compute_features(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return our backbone's features as a dict keyed by kind.
 
-    The weights are loaded as for a training run that starts from them. The network is undilated, like the reference backbones.
+    The weights are loaded the same way a training run loads pretrained weights. The network is undilated, like the reference
+    backbones.
     """
     with tempfile.TemporaryDirectory() as folder:
         save_file(weights, f"{folder}/backbone.safetensors")

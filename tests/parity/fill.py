@@ -1,4 +1,4 @@
-"""Generate weights and images that are the same on every machine, from names and a fixed seed.
+"""Generate weights and images from names and a fixed seed, with the same values on every machine.
 
 This module does not need PyTorch.
 """
@@ -13,7 +13,7 @@ SEED = 0
 
 
 def uniform(key: str, shape: tuple[int, ...], low: float, high: float) -> np.ndarray:
-    """Return uniformly distributed float32 numbers between `low` and `high`, determined by `key`.
+    """Return float32 numbers drawn uniformly between `low` and `high`, with a seed derived from `key`.
 
     They are computed from Philox's raw bits, which are the same in all NumPy versions, whereas NumPy's distributions can
     change.
@@ -25,7 +25,8 @@ def uniform(key: str, shape: tuple[int, ...], low: float, high: float) -> np.nda
 def fill(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """Return random values for a PyTorch state dict with the given shapes.
 
-    Running statistics and scales are also random, because their initial values of 0 and 1 would hide errors in their use.
+    Running statistics and scales are also random, because their initial values of 0 and 1 would hide errors in how they are
+    used.
     """
     return {name: _tensor(name, tuple(shape)) for name, shape in shapes.items() if not name.endswith("num_batches_tracked")}
 

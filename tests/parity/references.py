@@ -105,8 +105,8 @@ def make_mmseg_network(
     return MODELS.build(network)
 
 
-# Maps each reference network's name to a function that builds the network, and to the file name of the published weights. Some
-# settings are read from the file name, because the tensors do not determine them.
+# Maps each name to the reference network's builder and the file name of its published weights. Some settings are read from the
+# file name, because the tensors do not determine them.
 NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], str]] = {
     "torchvision_r50": (lambda: make_torchvision_network(50), "deeplabv3_resnet50_coco"),
     "torchvision_r101": (lambda: make_torchvision_network(101), "deeplabv3_resnet101_coco"),

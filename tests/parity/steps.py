@@ -32,7 +32,7 @@ MEAN, STD = 128.0, 64.0  # powers of 2 make normalised images exact, so both imp
 
 
 class Run(Protocol):
-    """The interface to a training run. All tensors have the reference's names and axes."""
+    """The interface to a training run. All tensors have the reference's names and axis order."""
 
     def step(self, batch: dict[str, np.ndarray]) -> float:
         """Train on a batch and return the loss."""
@@ -131,7 +131,7 @@ def run_steps(run: Run, num_classes: int, steps: int = STEPS) -> dict[str, np.nd
 def find_vanishing_gradients(numbers: dict[str, np.ndarray]) -> set[str]:
     """Return the names of the gradients that are 0 up to float64 rounding.
 
-    They belong to biases followed by a convolution and BatchNorm, because BatchNorm cancels their effect.
+    These are the gradients of biases followed by a convolution and BatchNorm, because BatchNorm cancels the biases' effect.
     """
     norms = {key: float(np.linalg.norm(x)) for key, x in numbers.items() if key.startswith("gradient")}
     return {key for key, norm in norms.items() if norm < 1e-12 * max(norms.values())}

@@ -10,8 +10,8 @@ the losses, gradients, running statistics and parameters, and names the tensors 
 In float64, both implementations agree up to rounding, so they compute the same function. In float32, no two implementations
 agree: if they round an activation near 0 differently, ReLU passes the gradient in one but not in the other, which changes the
 gradients in all earlier layers. Two more comparisons confirm this explanation. First, our float32 numbers are no further from
-float64 than PyTorch's. Second, with ReLU and max pooling replaced by smooth functions in both implementations, the float32
-gradients agree to 1e-4.
+the float64 ones than PyTorch's are. Second, with ReLU and max pooling replaced by smooth functions in both implementations, the
+float32 gradients agree to 1e-4.
 
 With --write, the script stores a sample of PyTorch's float64 numbers in a golden file for tests/train/test_step_parity.py.
 """

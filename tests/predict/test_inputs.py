@@ -31,7 +31,7 @@ def test_files_folders_and_patterns_are_found_and_named(tmp_path):
     assert find_names(tmp_path / "x" / "**" / "*.*") == folder
     assert find_names(files[3], tmp_path / "x" / "d*" / "*.jpg") == {str(files[3]): "c", str(files[1]): "deep/b"}
     assert inputs.find_inputs([str(tmp_path / "x")])[1] == (tmp_path / "x" / "notes.txt",)
-    assert find_names(tmp_path / "x" / "notes.txt") != {}  # a file that is named directly is used, whatever its suffix
+    assert find_names(tmp_path / "x" / "notes.txt") != {}  # a file named directly is used, whatever its suffix
 
 
 def test_result_names_are_unique_and_stay_in_the_output_folder(tmp_path, monkeypatch):
@@ -44,7 +44,7 @@ def test_result_names_are_unique_and_stay_in_the_output_folder(tmp_path, monkeyp
         results = [pathlib.PurePath(name) for name in found.values()]
         assert len(results) == len(set(results)) == (4 if "." in arguments else 2)
         assert not [name for name in results if name.is_absolute() or ".." in name.parts]
-        # Video frames must have a separate folder.
+        # A video's frame folder must not contain any other results.
         assert not [name for name in results for other in results if name in other.parents]
 
 

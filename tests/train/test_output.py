@@ -19,7 +19,7 @@ def test_the_log_of_a_resumed_run_has_no_gaps_or_duplicates(tmp_path):
         for step in (1, 2, 3):
             output.log_training(step, ROW, 60.0)
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "ki')  # a row truncated by a kill
+        file.write('{"step": 4, "ki')  # a row truncated when the run was killed
     with Output(str(tmp_path), 2, 10, console) as output:
         output.log_training(3, ROW, 60.0)
         output.log_evaluation(3, {"miou": None, "pixel_accuracy": 0.5, "iou": {"road": None}}, [np.zeros((4, 12, 3), np.uint8)])

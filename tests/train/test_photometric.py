@@ -33,7 +33,7 @@ def test_distortion_matches_a_simple_reference(seed, factors):
     expected = [
         [[distort_pixel(pixel, *row) for pixel in line] for line in image] for image, row in zip(images, factors, strict=True)
     ]
-    # float32 against float64: the hue of near-grey pixels loses precision, but their small chroma limits the effect.
+    # In float32, the hue of near-grey pixels loses precision, but their small chroma limits the effect.
     np.testing.assert_allclose(actual, expected, atol=2e-3)
 
 
@@ -47,7 +47,7 @@ def test_neutral_factors_leave_images_bit_identical():
     [
         ((20, 1, 1, 0, 0), (10, 100, 250), (30, 120, 255)),
         ((0, 0.5, 1, 0, 1), (10, 100, 250), (5, 50, 125)),
-        ((0, 1, 0.5, 0, 0), (0, 100, 200), (100, 150, 200)),  # the largest channel stays, others move halfway to it
+        ((0, 1, 0.5, 0, 0), (0, 100, 200), (100, 150, 200)),  # the largest channel stays, and the others move halfway to it
         ((0, 1, 1.5, 0, 0), (50, 100, 150), (0, 75, 150)),
         ((0, 1, 1, 60, 0), (200, 100, 100), (200, 200, 100)),  # red to yellow
         ((30, 0.5, 1, 0, 1), (240, 0, 0), (127.5, 15, 15)),  # brightness is clipped at 255 before contrast is applied

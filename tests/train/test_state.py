@@ -54,7 +54,7 @@ def test_replaced_variables_also_replace_the_average_and_share_no_memory(average
 
 def test_the_digest_covers_names_dtypes_shapes_and_bytes():
     by_hand = hashlib.sha256()
-    by_hand.update(b"params/a bfloat16 [1]\n" + bytes.fromhex("003f"))  # 0.5: the upper half of float32's 0x3f000000
+    by_hand.update(b"params/a bfloat16 [1]\n" + bytes.fromhex("003f"))  # 0.5 is 0x3f00 in bfloat16, stored little-endian
     by_hand.update(b"params/b/kernel float32 [1, 2]\n" + np.asarray([1, 2], "<f4").tobytes())
     by_hand.update(b"skipped int32 []\n" + bytes([2, 0, 0, 0]))
     by_hand.update(b"step int32 []\n" + bytes([3, 0, 0, 0]))

@@ -31,9 +31,9 @@ def make_batch(seed=0, n=4, classes=3, height=64):
 
 
 class Pixels(DeepLabV3):
-    """Two linear classifiers applied to every eighth pixel.
+    """A model that applies two linear classifiers to every eighth pixel.
 
-    The training step compiles in a second, and there are no batch statistics that couple the images.
+    Its training step compiles in a second, and it has no batch statistics that would couple the images.
     """
 
     @nn.compact
@@ -92,7 +92,7 @@ def distance(a, b):
 def test_one_batch_is_learnt_to_near_zero_loss_with_one_compilation():
     trainer, fixed = Trainer(), make_batch()
     rows = [trainer.run(fixed) for _ in range(100)]
-    assert rows[0]["loss"] > 1.0  # chance is (1 + 0.4) log 3, because the auxiliary head has weight 0.4
+    assert rows[0]["loss"] > 1.0  # chance level is (1 + 0.4) log 3, because the auxiliary head has weight 0.4
     assert rows[-1]["loss"] < 0.1
     assert rows[-1]["accuracy"] > 0.97
     assert int(trainer.state.step) == 100
@@ -170,7 +170,7 @@ def test_micro_batches_with_equal_statistics_match_the_full_batch():
     twice = {name: x.repeat(2, 0) for name, x in make_batch(n=2).items()}  # both micro-batches get the same images
     # The parts have different numbers of labelled pixels, so a separate divisor per part would change the loss.
     twice["label"][::2, 10:] = 255
-    # float64, because a rounding difference at a ReLU changes a float32 gradient by up to 1e-3.
+    # Use float64, because a rounding difference at a ReLU can change a float32 gradient by up to 1e-3.
     with jax.enable_x64(True):
         full, parts = Trainer(dtype="float64"), Trainer(dtype="float64", micro_batches=2)
         for trainer in (full, parts):
@@ -184,7 +184,7 @@ def test_micro_batches_with_equal_statistics_match_the_full_batch():
 def test_micro_batches_do_not_depend_on_the_devices():
     single, distributed = Trainer(micro_batches=2), Trainer(data=2, micro_batches=2)
     assert single.run(make_batch())["loss"] == pytest.approx(distributed.run(make_batch())["loss"], rel=1e-4)
-    assert distance(distributed.get().params, single.get().params) < 1e-4  # float32: sums in a different order
+    assert distance(distributed.get().params, single.get().params) < 1e-4  # float32 sums in a different order
 
 
 WEIGHTED = (("class_weights", (0.5, 2.0, 1.5)), ("label_smoothing", 0.1))
@@ -233,7 +233,7 @@ def test_the_loss_matches_a_reference_on_any_mesh(loss):
     aux_settings = dataclasses.replace(settings, ohem_threshold=0.0)
     expected = compute_head_loss(outputs.logits, sample, settings) + 0.4 * compute_head_loss(outputs.aux, sample, aux_settings)
     row = single.run(sample)
-    assert row["loss"] == pytest.approx(expected, rel=1e-5)  # float32
+    assert row["loss"] == pytest.approx(expected, rel=1e-5)  # float32 rounding
     for data, spatial in ((4, 1), (2, 2)):
         distributed = Trainer(network=Pixels, loss=loss, height=65, data=data, spatial=spatial)
         assert distributed.run(sample) == pytest.approx(row, rel=1e-5)
@@ -248,7 +248,7 @@ def test_colours_are_distorted_on_the_device_before_the_network_sees_them(settin
     brighter = sample | {"image": sample["image"] + factors[:, :1, None, None].astype(np.uint8)}
     plain = Trainer(network=Pixels, height=65, **settings).run(brighter)
     distorted = Trainer(network=Pixels, height=65, photometric=True, **settings).run(sample | {"photometric": factors})
-    assert distorted == pytest.approx(plain, rel=1e-6)  # float32
+    assert distorted == pytest.approx(plain, rel=1e-6)  # float32 rounding
 
 
 def test_micro_batches_share_the_divisor_of_class_weights():
@@ -270,7 +270,7 @@ def test_a_sum_of_losses_depends_neither_on_devices_nor_on_micro_batches(setting
     sample = partly_ignored(height=65)
     sample["label"][1] = 255  # an image without labelled pixels
     for _ in range(3):
-        assert distributed.run(sample) == pytest.approx(single.run(sample), rel=1e-5)  # float32
+        assert distributed.run(sample) == pytest.approx(single.run(sample), rel=1e-5)  # float32 rounding
     assert distance(distributed.get().params, single.get().params) < 1e-6
 
 
@@ -279,7 +279,7 @@ def test_a_sum_of_losses_is_weighted():
     both, first, second = (
         Trainer(network=Pixels, loss=loss).run(sample)["loss"] for loss in (BOTH, (), (("terms", ("dice",)),))
     )
-    assert both == pytest.approx(first + 0.5 * second, rel=1e-6)  # float32
+    assert both == pytest.approx(first + 0.5 * second, rel=1e-6)  # float32 rounding
 
 
 ADAMW = (("name", "adamw"), ("schedule", "cosine"), ("lr", 1e-2), ("weight_decay", 0.05))

@@ -20,5 +20,5 @@ def test_features_match_the_reference(path):
     actual = features.compute_features(fill.fill(shapes))
     for kind in features.KINDS:
         error = np.linalg.norm(features.sample(actual[kind]) - golden[kind]) / np.linalg.norm(golden[kind])
-        # The project requires 1e-4. The measured error is at most 1e-6, caused by a different order of float32 summation.
+        # The project requires 1e-4. The measured error is at most 1e-6, because float32 sums use a different order.
         assert error < 1e-5, kind

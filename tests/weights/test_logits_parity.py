@@ -14,9 +14,9 @@ from deeplab_jax.models import normalize
 from deeplab_jax.weights import transfer
 
 GOLDEN_FILES = pathlib.Path(fill.__file__).parent / "golden"
-# The short test run covers these. Convolutions with large atrous rates need large images, because on small ones their outer
-# taps only read padding. ResNet-101 differs from ResNet-50
-# only in depth, and mmsegmentation's ResNet-50 combines parts of the others, so these are left to the long run.
+# The short test run covers only these networks. Convolutions with large atrous rates need large images, because on small ones
+# their outer taps only read padding. ResNet-101 differs from ResNet-50 only in depth, and mmsegmentation's ResNet-50 combines
+# parts of the networks listed here, so both are left to the long run.
 IN_SHORT = ("torchvision_r50_321x513", "mmseg_r18_321x513", "torchvision_mobilenetv3_97x641")
 GOLDEN = [
     pytest.param(path, id=path.stem, marks=[] if path.stem in IN_SHORT else pytest.mark.long)
@@ -47,7 +47,7 @@ def test_logits_match_the_reference(path, tmp_path):
         assert (ours is None) == (key not in golden)
         if ours is not None:
             error = np.linalg.norm(ours[:, ::3, ::3] - golden[key]) / np.linalg.norm(golden[key])
-            # The project requires 1e-4. The measured error is at most 5e-6, caused by a different order of float32 summation.
+            # The project requires 1e-4. The measured error is at most 5e-6, because float32 sums use a different order.
             assert error < 2e-5, key
 
     fmt = "mmseg" if path.stem.startswith("mmseg") else "torchvision"

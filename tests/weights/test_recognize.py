@@ -8,7 +8,7 @@ from deeplab_jax.models.backbones.resnet import DEPTHS
 from deeplab_jax.weights.recognize import recognize
 from deeplab_jax.weights.state_dicts import StateDict
 
-# A configuration as stored in checkpoints by mmcv, which replaces references to norm_cfg with its value.
+# A configuration as mmcv stores it in checkpoints, with references to norm_cfg replaced by its value.
 PUBLISHED = """
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
@@ -236,7 +236,7 @@ def test_label_sets_come_from_the_metadata_or_the_source():
     assert (named.names, named.colors) == (("a", "b"), ((1, 2, 3), (4, 5, 6)))
     ade = recognize_tensors(tensors, {"CLASSES": ("a", "b"), "config": "x = dict(reduce_zero_label=True)"}).config.labels
     assert (ade.class_ids, ade.ignored_ids) == ((1, 2), (0, 255))
-    # Two classes have the same colour, as in some published palettes.
+    # Two classes share a colour, as in some published palettes.
     named = recognize_tensors(tensors, {"CLASSES": ("a", "b"), "PALETTE": [[1, 2, 3], [1, 2, 3]]}).config.labels
     assert named.colors == ((128, 0, 0), (0, 128, 0))
     torchvision = make_backbone("resnet50") | {

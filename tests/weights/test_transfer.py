@@ -1,4 +1,4 @@
-"""Tests for import, export and fine-tuning, with narrow networks.
+"""Test import, export and fine-tuning with narrow networks.
 
 test_logits_parity.py compares names and logits with the references.
 """

@@ -1,6 +1,6 @@
 """Folder layouts for common data sets. A layout pairs images with labels by file location.
 
-Each layout is defined in a separate file.
+Each layout is defined in its own file.
 """
 
 from etils import epath

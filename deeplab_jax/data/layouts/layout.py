@@ -1,6 +1,6 @@
 """The `Layout` class, and helpers for scanning folders.
 
-This module reads no pixels.
+This module does not read any pixels.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ class Layout:
 
     Attributes:
       name: The display name.
-      shape: The folders and files that make up a split, for use in messages. "SPLIT" is a placeholder for the split name.
+      shape: The folders and files that make up a split, as shown in messages. "SPLIT" is a placeholder for the split name.
       labels: The name of the matching label set in `labels.LABEL_SETS`, or "" if the layout works with any label set.
       splits: A function that takes a root folder and returns the split names. It returns an empty list if the folder has a
         different layout.

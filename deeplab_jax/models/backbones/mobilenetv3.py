@@ -1,4 +1,4 @@
-"""torchvision's variant of MobileNetV3-Large (Howard et al. 2019, arXiv:1905.02244, table 1) with dilation, NHWC."""
+"""A dilated version of torchvision's MobileNetV3-Large (Howard et al. 2019, arXiv:1905.02244, table 1), NHWC."""
 
 import functools
 from collections.abc import Callable
@@ -220,7 +220,7 @@ def recognize(shapes: Shapes) -> dict[str, Any] | None:
         return None
     channels = tuple(shapes.get(name, (0,))[0] for name in ("0.0.weight", "15.block.0.0.weight", "16.0.weight"))
     last = STAGES[-1][-1]
-    # Only the last expansion is wide enough for its channel count to differ between all even widths.
+    # Only the last expansion is wide enough to have a different channel count at every even width.
     width = max(2, 2 * round(channels[1] * 64 / last.expanded / 2))
     expected = (
         scale_to_width(STEM.features, width),

@@ -20,7 +20,7 @@ from deeplab_jax.models.stages import Backbone, Dilation, Features, Shapes, stag
 
 Blocks = tuple[int, int, int, int]
 
-# Maps each network to its number of blocks per stage, and to whether the blocks are bottlenecks.
+# Maps each network to its number of blocks per stage and whether the blocks are bottlenecks.
 DEPTHS: dict[str, tuple[Blocks, bool]] = {
     "resnet18": ((2, 2, 2, 2), False),
     "resnet34": ((3, 4, 6, 3), False),
@@ -53,13 +53,13 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A residual block with a 1x1, a 3x3 and another 1x1 convolution, and a shortcut.
+    """A residual block with 1x1, 3x3 and 1x1 convolutions and a shortcut.
 
     As in torchvision, the 3x3 convolution uses the block's stride and rate. The last convolution has 4 * `features` output
     channels.
 
     Attributes:
-      features: The stage width, a quarter of the block's output channels.
+      features: The stage width. The block has four times as many output channels.
       dilation: The block's stride and rates; see `stages.Dilation`.
       conv, norm: The constructors for convolution and normalization layers.
       pools_shortcut: Whether to average-pool before the shortcut convolution.

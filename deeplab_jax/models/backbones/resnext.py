@@ -16,7 +16,7 @@ from deeplab_jax.models.backbones.resnet import (
 )
 from deeplab_jax.models.stages import Backbone, Shapes
 
-# Maps each network to its blocks per stage, its number of groups, and its channels per group in the first stage.
+# Maps each network to its number of blocks per stage, number of groups, and number of channels per group in the first stage.
 NETWORKS: dict[str, tuple[Blocks, int, int]] = {"resnext50_32x4d": ((3, 4, 6, 3), 32, 4)}
 
 

@@ -1,7 +1,7 @@
-"""mmsegmentation DeepLabV3 weights: their tensor names and the settings stored in checkpoints.
+"""Tensor names and stored settings for mmsegmentation's DeepLabV3 weights.
 
 Strides and rates cannot be inferred from tensor shapes. Instead, the output stride, rates, corner alignment and evaluation
-settings come from the configuration inside a checkpoint, or from the published file name. The configuration is parsed, but
+settings come from the configuration stored in a checkpoint or from the published file name. The configuration is parsed, but
 never executed.
 """
 
@@ -47,7 +47,7 @@ def head_names(model: ModelConfig) -> dict[str, str]:
 
 
 def read_head(shapes: Shapes) -> dict[str, Any]:
-    """Return the `ModelConfig` fields inferred from the heads' tensors, and "num_classes".
+    """Infer the `ModelConfig` fields, plus "num_classes", from the heads' tensors.
 
     The result is {} for a file that contains only a backbone.
     """
@@ -65,7 +65,7 @@ def read_head(shapes: Shapes) -> dict[str, Any]:
 def read_facts(state: StateDict, model: ModelConfig, overrides: Mapping[str, Any]) -> Facts:
     """Return the file's label set and its `model` and `eval` fields.
 
-    The fields come from the configuration inside the checkpoint, or from the file name if there is no configuration.
+    The fields come from the configuration stored in the checkpoint or, if there is none, from the file name.
 
     Raises:
       CheckpointError: Our implementation cannot reproduce the checkpoint's network.
@@ -141,7 +141,7 @@ def _read_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _require_supported(stride: int, backbone: dict[str, Any], norm: dict[str, Any]) -> None:
-    """Raise a CheckpointError if our network would compute different outputs from mmsegmentation's with the same tensors."""
+    """Raise a CheckpointError if our network would not reproduce mmsegmentation's outputs with the same tensors."""
     dilations = tuple(max(natural // stride, 1) for natural in (4, 8, 16, 32))
     settings = {
         "style": (backbone.get("style", "pytorch"), "pytorch"),
@@ -197,7 +197,7 @@ def _parse_literal(node: ast.expr) -> Any:
 
 
 def required(model: ModelConfig) -> dict[str, tuple[Any, ...]]:
-    """Return a dict mapping each `ModelConfig` field that mmsegmentation fixes to its supported values."""
+    """Return a dict with the supported values for each `ModelConfig` field that mmsegmentation fixes."""
     return {
         "backbone": tuple(name for name, backbone in BACKBONES.items() if "mmseg" in backbone.references),
         "shortcut": ("1x1",),

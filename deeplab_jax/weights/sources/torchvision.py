@@ -1,4 +1,7 @@
-"""torchvision DeepLabV3 weights (torchvision.models.segmentation), for every backbone with torchvision tensor names."""
+"""Tensor names and settings for torchvision's DeepLabV3 weights (torchvision.models.segmentation).
+
+Every backbone with torchvision tensor names is supported.
+"""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -10,7 +13,7 @@ from deeplab_jax.models.stages import Shapes
 from deeplab_jax.weights.source import ASSUMED, Facts, Source, conv_bn, has_imagenet_normalization, output_channels
 from deeplab_jax.weights.state_dicts import StateDict
 
-# "classifier." alone would not be enough, because torchvision's ImageNet networks also use this prefix.
+# The prefix "classifier." would be ambiguous, because torchvision's ImageNet networks also use it.
 HEAD_PREFIXES = ("classifier.0.convs.", "classifier.4.", "aux_classifier.")
 
 
@@ -33,7 +36,7 @@ def head_names(model: ModelConfig) -> dict[str, str]:
 
 
 def read_head(shapes: Shapes) -> dict[str, Any]:
-    """Return the `ModelConfig` fields inferred from the heads' tensors, and "num_classes"."""
+    """Infer the `ModelConfig` fields, plus "num_classes", from the heads' tensors."""
     return {
         "aspp_width": output_channels(shapes, "classifier.0.convs.0.0.weight"),
         "fusion": "1x1+3x3",
@@ -44,13 +47,13 @@ def read_head(shapes: Shapes) -> dict[str, Any]:
 
 
 def read_facts(state: StateDict, model: ModelConfig, overrides: Mapping[str, Any]) -> Facts:
-    """Return torchvision's settings, all of them assumed because its weights files contain no settings."""
+    """Return torchvision's settings. They are all assumed, because its weights files contain none."""
     facts: Facts = {"labels": (VOC, "assumed: the published weights' classes"), "model.output_stride": (8, ASSUMED)}
     return facts | {f"model.{field}": (value, ASSUMED) for field, value in _switches(model).items()}
 
 
 def required(model: ModelConfig) -> dict[str, tuple[Any, ...]]:
-    """Return a dict mapping each `ModelConfig` field that torchvision fixes to its supported values."""
+    """Return a dict with the supported values for each `ModelConfig` field that torchvision fixes."""
     fixed = {"multi_grid": ModelConfig().multi_grid, "atrous_rates": ModelConfig().atrous_rates} | _switches(model)
     return {
         "backbone": tuple(name for name, backbone in BACKBONES.items() if "torchvision" in backbone.references),
