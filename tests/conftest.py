@@ -138,7 +138,7 @@ def chromium():
         browser.close()
 
 
-def command(program, *flags, root=None):
+def make_command(program, *flags, root=None):
     """Return the command that runs train.py or eval.py with the recipe in tiny.py."""
     data = [f"--config.data.root={root}"] if root else []
     return [sys.executable, str(ROOT / program), f"--config={TINY}", *data, *flags]
@@ -146,7 +146,7 @@ def command(program, *flags, root=None):
 
 def run_program(program, *flags, root=None, cwd=ROOT, code=0):
     """Run a program and return its stdout, or its stderr if the expected exit code is not 0."""
-    arguments = command(program, *flags, root=root)
+    arguments = make_command(program, *flags, root=root)
     result = subprocess.run(arguments, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == code, result.stderr
     return result.stderr if code else result.stdout

@@ -10,7 +10,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from conftest import ROOT, command, read_log_rows, read_pixels, run_program
+from conftest import ROOT, make_command, read_log_rows, read_pixels, run_program
 
 import deeplab_jax as dl
 
@@ -27,7 +27,7 @@ def test_a_run_writes_its_log_events_and_checkpoints(finished_run):
 
 def test_a_run_resumed_after_ctrl_c_equals_an_uninterrupted_run(finished_run, street_scenes, tmp_path):
     workdir = tmp_path / "tiny"
-    arguments = command("train.py", f"--workdir={workdir}", root=street_scenes)
+    arguments = make_command("train.py", f"--workdir={workdir}", root=street_scenes)
     with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             if line.startswith("step      2"):
@@ -49,7 +49,13 @@ def test_evaluation_writes_scores_pictures_and_a_submission(finished_run, street
     output = run_program("eval.py", *flags, root=street_scenes)
     scores = json.loads((tmp_path / "o" / "scores.json").read_text())
     assert scores["miou"] == read_log_rows(finished_run, "eval")[-1]["miou"]
-    for part in (f"{100 * scores['miou']:.2f}", "motorcycle", "iIoU %", f"{tmp_path}/s/submission.zip"):
+    for part in (
+        f"{100 * scores['miou']:.2f}",
+        "motorcycle",
+        "iIoU %",
+        f"{tmp_path}/s/submission.zip",
+        f"Output: {tmp_path}/o",
+    ):
         assert part in output
     for kind in ("train_ids", "color", "overlay"):
         pictures = sorted((tmp_path / "o" / kind).rglob("*.png"))

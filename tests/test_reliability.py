@@ -2,37 +2,33 @@
 
 import json
 import os
-import pathlib
 import random
 import re
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
 import pytest
+from conftest import make_command
 
 from deeplab_jax.checkpoints.store import restore_variables
 
-ROOT = pathlib.Path(__file__).parent.parent
-# The tiny.py recipe with dropout. It saves every third step, so that many kills happen during a save.
-TINY = [
-    f"--config={ROOT / 'tests' / 'tiny.py'}",
+# Save every third step, so that many kills happen during a save.
+FLAGS = (
     "--config.model.dropout=0.1",
     "--config.data.batch_size=8",
     "--config.eval.batch_size=8",
     "--config.train.eval_every=0",
     "--config.train.save_every=3",
-]
+)
 
 
-def make_command(workdir, root, *flags, steps=10):
-    command = [sys.executable, str(ROOT / "train.py"), *TINY, f"--config.data.root={root}", f"--workdir={workdir}"]
-    return [*command, f"--config.train.steps={steps}", *flags]
+def make_train_command(workdir, root, *flags, steps=10):
+    return make_command("train.py", *FLAGS, f"--workdir={workdir}", f"--config.train.steps={steps}", *flags, root=root)
 
 
 def make_environment(devices):
@@ -40,7 +36,7 @@ def make_environment(devices):
 
 
 def train(workdir, root, *flags, steps=10, devices=4, launcher=()):
-    command = [*launcher, *make_command(workdir, root, *flags, steps=steps)]
+    command = [*launcher, *make_train_command(workdir, root, *flags, steps=steps)]
     result = subprocess.run(command, env=make_environment(devices), capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -52,7 +48,7 @@ def train_on_two_processes(workdir, root, *flags, steps=10, devices=2):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     hosts = [f"--coordinator=localhost:{port}", "--num_processes=2"]
-    commands = [make_command(workdir, root, *hosts, f"--process_id={i}", *flags, steps=steps) for i in (0, 1)]
+    commands = [make_train_command(workdir, root, *hosts, f"--process_id={i}", *flags, steps=steps) for i in (0, 1)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": make_environment(devices)}
     processes = [subprocess.Popen(each, **pipes) for each in commands]
     try:
@@ -105,7 +101,7 @@ def kill_and_resume(workdir, root, steps, kills, seed):
     """Kill the run `kills` times, every other time during a save, then let it finish. Return the number of kills."""
     rng, killed_count = random.Random(seed), 0
     while killed_count < kills:
-        command = make_command(workdir, root, steps=steps)
+        command = make_train_command(workdir, root, steps=steps)
         with subprocess.Popen(command, env=make_environment(4), stdout=subprocess.PIPE, text=True) as process:
             killed = kill_at_random(process, workdir, rng, during_save=killed_count % 2 == 1)
         killed_count += killed
@@ -153,7 +149,7 @@ def test_processes_that_were_started_differently_report_this_and_end(street_scen
         port = free.getsockname()[1]
     hosts = [f"--coordinator=localhost:{port}", "--num_processes=2"]
     commands = [
-        make_command(tmp_path / "run", street_scenes, *hosts, f"--process_id={i}", f"--config.optim.lr=0.{i + 1}")
+        make_train_command(tmp_path / "run", street_scenes, *hosts, f"--process_id={i}", f"--config.optim.lr=0.{i + 1}")
         for i in (0, 1)
     ]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": make_environment(1)}

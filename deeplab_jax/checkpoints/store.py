@@ -322,7 +322,7 @@ def check_on_all_processes(check: Callable[[], T]) -> T:
             raise  # a device error: the step is not damaged and must not be moved aside
         fault = _describe_cause(error)
     if not is_true_on_all(not fault):
-        raise DamagedError(fault or "a different process cannot read it")
+        raise DamagedError(fault or "another process cannot read it")
     return result
 
 

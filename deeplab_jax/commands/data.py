@@ -177,9 +177,11 @@ def _make_data_config(root: str, label_kind: str, data_dir: str = "") -> DataCon
     """Return the data config that training would use to read ROOT.
 
     Raises:
-      ConfigError: `data_dir` is given, but ROOT is a folder.
+      ConfigError: ROOT is neither a folder nor tfds:NAME, or `data_dir` is given for a folder.
     """
     source = root if root.startswith("tfds:") else ""
+    if not source and not epath.Path(root).is_dir():
+        raise ConfigError(f"`ROOT` (={root!r}) is not a folder. Give the data set folder.")
     if data_dir and not source:
         raise ConfigError(f"`--data-dir` (={data_dir!r}) only works with tfds:NAME, but ROOT is {root!r}. Leave it out.")
     return DataConfig(root=data_dir if source else root, source=source, label_kind=label_kind)
@@ -225,8 +227,6 @@ def _find_labels(root: str, spec: str, console: Console) -> LabelSet:
         labels, origin = read_labels(file), f"read from {file}"
     elif layout and layout.labels:
         labels, origin = LABEL_SETS[layout.labels], f"because the folders have the {layout.name} layout"
-    elif root and not root.startswith("tfds:") and not epath.Path(root).is_dir():
-        raise ConfigError(f"`ROOT` (={root!r}) is not a folder. Give the data set folder.")
     else:
         raise ConfigError(
             f"`--labels` (='') is missing, and {root} contains no {LABELS_FILE}. Run `deeplab-jax data labels {root}`, "

@@ -74,7 +74,7 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
         )
     if submission:
         visitors.append(lambda each: write_prediction(submission, names[each.index], each.prediction))
-    console.print("Compiling the network; on a CPU, this can take a minute.")
+    console.print("Compiling the network. On a CPU, this can take a minute.")
     confusion = evaluate(config, variables, batches(), len(samples), visitors, console)
     if instances is not None:
         instances = hosts.gather(instances).sum(0)  # each process only counted its own images
@@ -85,6 +85,8 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
         console.print(f"Submission: {write_archive(submission, names)}")
     if samples.labels:
         _report(config, confusion, instances, output, console)
+    if output:
+        console.print(f"Output: {output}")
 
 
 def _make_instance_counters(config: Config, samples: "Samples", console: Console) -> tuple[Instances | None, list[Visitor]]:

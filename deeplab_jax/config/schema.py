@@ -49,8 +49,7 @@ class ModelConfig:
 
     backbone: str = field(
         "resnet50",
-        "Backbone name, such as `resnet50` or `mobilenetv3_large`. `BACKBONES` in deeplab_jax/models/backbones lists all "
-        "names.",
+        "Backbone name. `BACKBONES` in deeplab_jax/models/backbones lists all names.",
         changes="shapes",
         part="backbone",
     )

@@ -129,10 +129,7 @@ def find_samples(root: str, split: str, kind: str = "auto", *, need_labels: bool
     if not root:
         raise DataError("`data.root` (='') is empty. Pass the data set folder with --config.data.root=FOLDER.")
     if not folder.is_dir():
-        raise DataError(
-            f"`data.root` (={root!r}) is not a folder. "
-            "Use --config.data.root=FOLDER to pass the folder that contains list/ and the images."
-        )
+        raise DataError(f"`data.root` (={root!r}) is not a folder. Use --config.data.root=FOLDER to pass the data set folder.")
     parts = [_find_part(folder, part, kind) for part in split.split("+")]
     require_disjoint(f"Split {split!r}", [(part.split, [image for image, _ in part.pairs]) for part in parts])
     pairs = [pair for part in parts for pair in part.pairs]

@@ -98,6 +98,8 @@ def train(
             console.print(
                 f"{workdir} is already at step {step} of {steps}. Increase train.steps or choose a different --workdir."
             )
+        else:
+            console.print("Compiling the training step. On a CPU, this can take a minute or two.")
         ideal_seconds, mfu_basis = ideal_step_seconds(config, setup.mesh)
         console.print(mfu_basis)
         watchdog = stack.enter_context(hosts.Watchdog(config.train.stall_timeout))
@@ -117,10 +119,15 @@ def train(
             tools.receipts.write(step, state)
         batches = prefetch(data.train_batches(step, steps), setup.mesh, config.model.output_stride)
         state, step = _train_from(state, step, batches, stopped, tools)
-    if step < steps:
-        outcome = f"Saved in {workdir}. Run the same command to resume." if step else "There was nothing to save yet."
-        console.print(f"Stopped after step {step} of {steps}. {outcome}")
+    console.print(_describe_end(workdir, step, steps))
     return state
+
+
+def _describe_end(workdir: str, step: int, steps: int) -> str:
+    if step >= steps:
+        return f"Finished at step {step} of {steps}. The checkpoints are in {workdir}/checkpoints."
+    outcome = f"Saved in {workdir}. Run the same command to resume." if step else "There was nothing to save yet."
+    return f"Stopped after step {step} of {steps}. {outcome}"
 
 
 def _train_from(

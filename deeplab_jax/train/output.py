@@ -39,7 +39,6 @@ class Output:
 
     def __enter__(self) -> "Output":
         self._progress.start()
-        self._progress.console.print("compiling the training step; on a CPU, this can take a minute")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -290,14 +290,23 @@ FLIPS = {
     "the metadata": lambda step: flip_bit(step / "_CHECKPOINT_METADATA"),
     "the model's metadata": lambda step: flip_bit(step / "model" / "_METADATA"),
     "the manifest": lambda step: flip_bit(step / "model" / "manifest.ocdbt"),
-    "the checksums": lambda step: flip_bit(step / CHECKSUMS, 0),
+    "a checksum": lambda step: flip_checksum(step, b"0123456789"),
+    "a checksum, which is then not hexadecimal": lambda step: flip_checksum(step, b"af"),
 }
+
+
+def flip_checksum(step, digits):
+    """Flip the lowest bit of the first hexadecimal digit that is one of `digits`."""
+    content = (step / CHECKSUMS).read_bytes()
+    index = min(content.index(digit) for digit in digits if digit in content[:64])
+    (step / CHECKSUMS).write_bytes(content[:index] + bytes([content[index] ^ 1]) + content[index + 1 :])
 
 
 @pytest.mark.parametrize("place", FLIPS)
 def test_a_flipped_bit_is_rejected_by_every_reader_of_the_model(run, place):
     FLIPS[place](run / "checkpoints" / "7")
-    message = rf"Cannot read .*checkpoints/7 \(\d of its files do not match {CHECKSUMS}, for example .*\)\. It is damaged"
+    count = 2 if "not hexadecimal" in place else 1  # the file with this checksum and the checksum file itself
+    message = rf"Cannot read .*checkpoints/7 \({count} of its files do not match {CHECKSUMS}, for example .*\)\. It is damaged"
     readers = [lambda run: restore_model(run, CONFIG), load, lambda run: pretrained_variables(config_with_pretrained(run))]
     for read in readers:
         with pytest.raises(CheckpointError, match=message) as error:

@@ -51,6 +51,13 @@ def test_the_printed_commands_can_be_pasted_into_a_shell(own_data, monkeypatch, 
     assert train[2:] == [f"--config=configs/custom.py:{root}/labels.json", f"--config.data.root={root}", "--workdir=RUN"]
 
 
+def test_a_missing_folder_is_reported_as_the_root_argument(tmp_path, monkeypatch, capsys):
+    root = tmp_path / "nowhere"
+    for command in (("labels", root), ("check", root), ("check", root, "--labels", "voc"), ("prepare", root, "--out", "x")):
+        code, output = run_cli(monkeypatch, capsys, "data", *command)
+        assert (code, output) == (2, f"error: `ROOT` (={str(root)!r}) is not a folder. Give the data set folder.\n")
+
+
 def test_a_negative_number_of_threads_is_refused(own_data, monkeypatch, capsys):
     for command in ("labels", "check"):
         code, output = run_cli(monkeypatch, capsys, "data", command, own_data, "--threads", -1)

@@ -19,7 +19,9 @@ pytestmark = [
 def test_a_finished_run_only_continues_with_more_steps(finished_run, street_scenes, tmp_path):
     workdir = tmp_path / "copy"
     shutil.copytree(finished_run, workdir)
-    assert "already at step 6 of 6" in train(street_scenes, workdir)
+    again = train(street_scenes, workdir)
+    assert "already at step 6 of 6" in again
+    assert "Compiling" not in again
     assert "train.steps: 6 -> 7" in train(street_scenes, workdir, "train.steps=7")
     assert [row["step"] for row in read_log_rows(workdir, "train")] == [1, 2, 3, 4, 5, 6, 7]
 

@@ -248,6 +248,8 @@ def test_commands_are_known_and_their_arguments_are_accepted(page, stored_config
 
 
 def test_quick_commands_run(example_files, tmp_path, monkeypatch):
+    """Run them. `run` checks that each succeeds."""
+    count = 0
     for page in PAGES:
         commands = [words for block in read_blocks(page) for words in block.commands if not is_only_parsed(words)]
         quick = [words for words in commands if any(starts_with(words, f"deeplab-jax {name}") for name in QUICK)]
@@ -257,6 +259,8 @@ def test_quick_commands_run(example_files, tmp_path, monkeypatch):
             monkeypatch.chdir(folder)
         for words in quick:
             run(words)
+            count += 1
+    assert count >= len(QUICK)
 
 
 @pytest.fixture(scope="module")
@@ -295,10 +299,14 @@ def test_a_page_runs_from_top_to_bottom(page, trained_files, tmp_path, monkeypat
         shutil.rmtree("runs")
     elif "data labels" not in page.read_text():
         shutil.copy("labels.json", "scenes")
+    count = 0
     variables = {"dl": dl, "OptimConfig": OptimConfig, "images": np.zeros((1, 3, 64, 96), np.uint8)}
     for block in read_blocks(page):
         if block.language == "python":
             exec(compile(block.text, page.name, "exec"), variables)
+            count += 1
         for words in block.commands:
             if words[0] in ("deeplab-jax", "python") and not is_only_parsed(words) and words[1] != "-m":
                 run(words)
+                count += 1
+    assert count

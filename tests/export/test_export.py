@@ -81,13 +81,13 @@ def test_an_exported_file_gives_the_logits_and_labels_of_the_checkpoint(
         arguments = ("export", "--checkpoint", checkpoint, "--out", path, "--format", form, "--output", output)
         assert run_cli(monkeypatch, capsys, *arguments)[0] == 0
         loaded[output] = dl.load_exported(str(path)) if form == "stablehlo" else run._load_onnx(path.read_bytes())
-    for size in ((1, 33, 65), (3, 48, 40)):
+    for size in ((1, 33, 65), (3, 48, 40), (1, 71, 50)):
         expected = segmenter.logits(make_images(*size))
         actual = loaded["logits"](make_images(*size))
         assert np.linalg.norm(actual - expected) < 1e-4 * np.linalg.norm(expected)
-    labels = loaded["labels"](make_images(3, 48, 40))
-    assert labels.dtype == np.uint8
-    assert np.mean(labels == expected.argmax(1)) >= 0.9999
+        labels = loaded["labels"](make_images(*size))
+        assert labels.dtype == np.uint8
+        assert np.mean(labels == expected.argmax(1)) >= 0.9999
 
 
 @pytest.mark.parametrize(

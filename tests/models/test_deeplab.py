@@ -35,7 +35,7 @@ def make_backbone(name, **switches):
     ("name", "switches"),
     [
         ("resnet18", {}),
-        ("seven_bottlenecks", {"stem": "3x3", "shortcut": "avgpool+1x1", "multi_grid": (1.0, 2.0, 4.0)}),
+        ("resnet50", {"stem": "3x3", "shortcut": "avgpool+1x1", "multi_grid": (1.0, 2.0, 4.0)}),
         ("resnext50_32x4d", {"stage3_first_rate": 2}),
         ("mobilenetv3_large", {"multi_grid": (1.0, 1.0, 1.0)}),
     ],

@@ -111,14 +111,14 @@ def import_network(weights: dict[str, np.ndarray], published: str) -> tuple[Conf
         return config, restore_model(f"{folder}/imported", like=config)
 
 
-def run_steps(run: Run, num_classes: int, steps: int = STEPS) -> dict[str, np.ndarray]:
-    """Run the first `steps` steps and return the numbers to compare.
+def run_steps(run: Run, num_classes: int) -> dict[str, np.ndarray]:
+    """Run all steps and return the numbers to compare.
 
     These are the loss at every step, the gradients at the first step, and the running statistics and parameters after the first
-    step. If all `STEPS` steps are run, the statistics and parameters after the last step are included as well.
+    and the last step.
     """
     numbers: dict[str, np.ndarray] = {}
-    for step, batch in enumerate(make_batches(num_classes)[:steps]):
+    for step, batch in enumerate(make_batches(num_classes)):
         numbers[f"loss after step {step}"] = np.array(run.step(batch))
         if step == 0:
             numbers |= {f"gradient of {name}": x for name, x in run.gradients().items()}

@@ -40,8 +40,7 @@ def test_result_names_are_unique_and_stay_in_the_output_folder(tmp_path, monkeyp
     (tmp_path / "one" / "drive.mp4").write_text("")
     monkeypatch.chdir(tmp_path / "other")
     for arguments in ((one, other, one), ("../one/a.png", "a.png", one), ("../one", ".")):
-        found = find_names(*arguments)
-        results = [pathlib.PurePath(name) for name in found.values()]
+        results = [pathlib.PurePath(name) for name in find_names(*arguments).values()]
         assert len(results) == len(set(results)) == (4 if "." in arguments else 2)
         assert not [name for name in results if name.is_absolute() or ".." in name.parts]
         # A video's frame folder must not contain any other results.

@@ -13,8 +13,7 @@ from deeplab_jax.train.step import compile_train_step
 
 
 def make_narrow(config):
-    # More blocks of the same kind would only take longer.
-    backbone = "four_blocks" if config.model.backbone == "resnet18" else "seven_bottlenecks"
+    backbone = config.model.backbone.replace("101", "50")  # more blocks of the same kind would only take longer
     decoder_width = min(config.model.decoder_width, 8)
     config.model = dataclasses.replace(
         config.model, backbone=backbone, width=8, aspp_width=8, decoder_width=decoder_width, pretrained=""

@@ -14,14 +14,11 @@ import steps
 GOLDEN = pathlib.Path(fill.__file__).parent / "golden"
 
 
-LONG = [
-    pytest.param(name, steps.STEPS, marks=pytest.mark.long)
-    for name in ("mmseg_r18", "torchvision_r50", "torchvision_mobilenetv3")
-]
+LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("torchvision_r50", "torchvision_mobilenetv3")]
 
 
-@pytest.mark.parametrize(("name", "count"), [("mmseg_r18", 2), *LONG])
-def test_steps_match_pytorch(name, count):
+@pytest.mark.parametrize("name", ["mmseg_r18", *LONG])
+def test_five_steps_match_pytorch(name):
     """Compare in float64.
 
     In float32, an activation near 0 can round to the other side of 0, which changes the gradients more than many bugs would.
@@ -31,10 +28,9 @@ def test_steps_match_pytorch(name, count):
     shapes = {str(key): tuple(map(int, shape.split())) for key, shape in zip(network["names"], network["shapes"], strict=True)}
     with jax.enable_x64(True):
         run = steps.Ours(fill.fill(shapes), str(network["published"]), "float64")
-        actual = steps.run_steps(run, network["logits"].shape[-1], count)
-    if count == steps.STEPS:
-        assert actual.keys() == set(golden)
-    expected = {key: golden[key] for key in actual}
+        actual = steps.run_steps(run, network["logits"].shape[-1])
+    expected = dict(golden)
+    assert actual.keys() == expected.keys()
     sampled = {key: actual[key].reshape(-1)[: values.size] for key, values in expected.items()}
     vanishing_names = steps.find_vanishing_gradients(expected)
     assert steps.find_vanishing_gradients(sampled) == vanishing_names
