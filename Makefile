@@ -13,7 +13,7 @@ MODULES := api config labels errors losses models train evaluation checkpoints w
 .PHONY: quickstart test test-long lint format docs clean
 
 quickstart: $(VENV)/installed
-	@echo "1/3 Drawing 160 street scenes into data/synthetic"
+	@echo "1/3 Drawing 160 street scenes into data/synthetic, unless they are there"
 	@$(BIN)/deeplab-jax data synthetic data/synthetic
 	@echo "2/3 Training a small network for a few minutes. Ctrl-C stops it, and \`make quickstart\` resumes it."
 	@$(BIN)/python train.py --config=configs/quickstart.py --workdir=$(RUN)

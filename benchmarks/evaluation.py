@@ -19,7 +19,7 @@ BOUNDS = {"float32": {"confusion": 1e-3}, "bfloat16": {"confusion": 1e-1}}
 
 
 def build_ours(args: argparse.Namespace) -> side_by_side.Side:
-    """Return our side, which is the evaluator used by `eval.py` and during training."""
+    """Return an evaluation with this package, by the evaluator that `eval.py` and training use."""
     import jax
 
     from deeplab_jax.evaluation.inference import Evaluator
@@ -44,7 +44,7 @@ def build_ours(args: argparse.Namespace) -> side_by_side.Side:
 
 
 def build_torchvision(args: argparse.Namespace, *, compiled: bool) -> side_by_side.Side:
-    """Return the PyTorch side, which counts like the ConfusionMatrix class in torchvision's references."""
+    """Return an evaluation with PyTorch, which counts like the ConfusionMatrix class in torchvision's references."""
     import torch
 
     network = networks.Torch(args, train=False, compiled=compiled)

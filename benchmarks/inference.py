@@ -24,7 +24,7 @@ BOUNDS = {
 
 
 def build_ours(args: argparse.Namespace) -> side_by_side.Side:
-    """Return our side, which predicts with the functions behind `load(...).predict`."""
+    """Return inference with this package, by the functions behind `load(...).predict`."""
     import jax
 
     from deeplab_jax.evaluation import inference

@@ -26,7 +26,7 @@ GROUPS = {
 
 
 def build_ours(args: argparse.Namespace, *, output_stride: int, like_mmseg: bool) -> side_by_side.Side:
-    """Return our side, with torchvision's layers or mmsegmentation's."""
+    """Return inference with this package, with torchvision's layers or mmsegmentation's."""
     import jax
 
     from deeplab_jax.config import Config, ModelConfig

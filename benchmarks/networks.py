@@ -41,8 +41,8 @@ def compare(work: str, ours: side_by_side.Make, torchvision: Any, args: argparse
 
     Args:
       work: The name of the measured work, used in the report title.
-      ours: Builds our side from the flags. See `side_by_side.Make`.
-      torchvision: Builds torchvision's side from the flags. Its `compiled` argument turns on torch.compile.
+      ours: Builds this package's work from the flags. See `side_by_side.Make`.
+      torchvision: Builds torchvision's work from the flags. Its `compiled` argument turns on torch.compile.
       args: The program's flags.
       bounds: The largest allowed relative errors between the sides. See `side_by_side.measure`.
     """

@@ -23,7 +23,7 @@ BOUNDS = {"float32": {"loss": 1e-4}, "bfloat16": {"loss": 2e-2}}
 
 
 def build_ours(args: argparse.Namespace) -> side_by_side.Side:
-    """Return our side, the compiled step from `train.py`. Like `train.py`, it reads the scalars after every step."""
+    """Return the training step that `train.py` compiles. Like `train.py`, it reads the scalars after every step."""
     import jax
     import jax.numpy as jnp
 
@@ -59,7 +59,7 @@ def build_ours(args: argparse.Namespace) -> side_by_side.Side:
 
 
 def build_torchvision(args: argparse.Namespace, *, compiled: bool) -> side_by_side.Side:
-    """Return the PyTorch side. It reads the loss after every step, like a training loop with logging."""
+    """Return PyTorch's training step. It reads the loss after every step, as a training loop with logging does."""
     import torch
     from torch.nn.functional import cross_entropy
 

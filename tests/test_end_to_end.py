@@ -1,6 +1,6 @@
 """Run train.py and eval.py as separate processes, as users do.
 
-The tests train, interrupt, resume and evaluate, and make typical mistakes.
+The tests cover training, interruption, resuming and evaluation, as well as common user mistakes.
 """
 
 import json

@@ -86,6 +86,12 @@ def _defer(command: Command) -> Callable[..., Callable[[], None]]:
 
 
 def _one_line(message: str) -> str:
-    """Return a tyro error message as one line, without its box, ending with the help command to run."""
-    reason, _, program = " ".join(re.sub(r"[│╭╮╰╯─]+|-{3,}", " ", message).split()).partition(" For full helptext, run")
-    return f"{reason.rstrip('.')}. See{program.removeprefix(':')}"
+    """Return a tyro error message as one line, without its box and help texts, ending with the help command to run."""
+    # The first line is the box's title. Without a UTF-8 terminal, the box has no side borders, and its lines are dashes.
+    lines = [line[1:].strip("│").rstrip() for line in message.splitlines()[1:]]
+    # Below an option, its help text is indented by eight more spaces.
+    body = " ".join(line for line in lines if not line.startswith(" " * 9))
+    reason, _, program = " ".join(re.sub("[─╯]+|-{3,}", "─", body).split()).partition(" For full helptext, ")
+    reasons = re.sub(r"Argument helptext:[^─]*", "", reason).split("─")
+    help_command = re.sub("^(run|see):? |[ ─]+$", "", program)
+    return f"{'. '.join(each.strip(' .') for each in reasons if each.strip())}. See {help_command}."

@@ -187,7 +187,7 @@ def _find_part(folder: epath.Path, split: str, kind: str) -> _Part:
         layout = find_layout(folder, split)
         if layout is None:
             raise DataError(explain_missing_split(folder, split))
-        source = f"the {layout.name} folders in {folder} (list/{split}.lst does not exist)"
+        source = f"the folders of {folder} ({layout.name} layout)"
         pairs = list(layout.pairs(folder, split, kind))
         part = _Part(split, pairs, source, layout.label_kind if kind == "auto" else kind)
         advice = f"Add images to {layout.shape.replace('SPLIT', split)}."
@@ -221,7 +221,7 @@ def _require_files(root: epath.Path, names: tuple[str, ...], source: str) -> Non
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise DataError(
             f"{len(missing)} of {len(names)} files from {source} are missing below {root}: {shown}. "
-            "Add the files or correct the list."
+            "Add the files or fix the list."
         )
 
 

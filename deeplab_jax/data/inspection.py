@@ -311,7 +311,7 @@ def _add_to_tally(
             text += " The file may have been resized with interpolation or saved as JPEG. Recreate it from the original."
         else:
             ignored = "ignored_colors" if is_color else "ignored_ids"
-            text += f" Correct the file, or add the values to the label set (to {ignored} if they have no class)."
+            text += f" Fix the file, or add the values to the label set (to {ignored} if they have no class)."
         yield Problem("values outside the label set", split, text, fails=True)
     elif not by_class.any():
         text = f"Every label pixel for {path} is ignored, so training learns nothing from it. Remove the image from the list."

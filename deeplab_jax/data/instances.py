@@ -68,7 +68,7 @@ def read_instances(samples: Samples, instance_labels: Set[int], index: int, size
     unknown = sorted(set(np.unique(values[values > 1000] // 1000).tolist()) - instance_labels)
     if unknown:
         raise DataError(
-            f"{path} contains instances for label id {unknown[0]} (values from {1000 * unknown[0]}), "
-            "but this label is not allowed to have instances. Correct the file."
+            f"{path} contains instances of label id {unknown[0]} (pixel values {1000 * unknown[0]} and up), "
+            "but this label cannot have instances. Fix the file."
         )
     return values.astype(np.uint16)

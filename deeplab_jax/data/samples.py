@@ -193,7 +193,7 @@ def require_disjoint(name: str, parts: Iterable[tuple[str, Sequence[str]]]) -> N
         if twice:
             raise DataError(
                 f"{name} contains {twice} twice: it is in {seen[twice]} and in {split}. "
-                "Use only one of these splits, or correct the lists."
+                "Use only one of these splits, or fix the lists."
             )
         seen.update(dict.fromkeys(images, split))
 
@@ -260,7 +260,7 @@ def _unknown_value(samples: Samples, values: np.ndarray | None, table: np.ndarra
             shown = color_of(int(value)) if samples.kind == "color" else int(value)
             return DataError(
                 f"{samples.root}/{samples.labels[i]} holds the value {shown} ({count} pixels), which the label set does not "
-                f"define for {samples.kind} labels. Correct the file, or add the value to the config's label set "
+                f"define for {samples.kind} labels. Fix the file, or add the value to the config's label set "
                 "(to ignored_ids or ignored_colors if it has no class)."
             )
     return None

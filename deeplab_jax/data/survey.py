@@ -12,7 +12,7 @@ from PIL import Image
 from deeplab_jax.data.image_files import ImageFiles, read_mask
 from deeplab_jax.data.samples import Samples
 from deeplab_jax.errors import DataError
-from deeplab_jax.labels import IGNORE, Color, LabelSet, color_of, voc_color
+from deeplab_jax.labels import IGNORE, Color, LabelSet, color_of, distinct_colors
 from deeplab_jax.runtime.machine import usable_cores
 
 MAX_VALUES = 255  # the maximum number of values in a data set, not counting the ignored id
@@ -228,8 +228,7 @@ def _propose_for_ids(name: str, survey: Survey, label_sets: dict[str, LabelSet])
             )
     colors = tuple(survey.palette.get(value, (0, 0, 0)) for value in ids)
     if len(set(colors)) < len(colors):
-        # Start at VOC colour 1, because colour 0 is black, which is used for ignored pixels.
-        colors = tuple(voc_color(value + 1) for value in ids)
+        colors = distinct_colors(len(ids))
     # A label set without explicit ids numbers its classes from 0.
     explicit_ids = () if ids == tuple(range(len(ids))) else ids
     names = tuple(f"class {value}" for value in ids)

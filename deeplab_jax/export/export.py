@@ -62,7 +62,7 @@ def export(checkpoint: str, out: str, fmt: Format, output: stablehlo.Output, say
     if not all(difference <= bound for difference in differences):  # nan fails too
         shown = " and ".join(f"{difference:.1e}" for difference in differences)
         raise CheckpointError(
-            f"`--out` (={out!r}) was not written, because its {output} would differ from those of {step} by {shown}. "
+            f"{out} (--out) was not written, because its {output} would differ from those of {step} by {shown}. "
             "Try a different --format, or report a bug."
         )
     with write_atomically(epath.Path(out)) as file:

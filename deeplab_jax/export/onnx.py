@@ -73,7 +73,7 @@ class _Writer:
 
 
 def serialize(network: DeepLabV3, params: dict[str, Any], output: str, metadata: dict[str, Any]) -> bytes:
-    """Return the content of an ONNX file.
+    """Serialize the network to the bytes of an ONNX file.
 
     The exported network maps "images", uint8 [n, 3, h, w], to "labels", uint8 [n, h, w], or to "logits", float32
     [n, k, h, w], both at image resolution.

@@ -21,7 +21,7 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def serialize(network: DeepLabV3, params: dict[str, Any], output: Output, metadata: dict[str, Any]) -> bytes:
-    """Return the content of a file for `load_exported`.
+    """Serialize the network to bytes that `load_exported` can read.
 
     The program maps images, uint8 [n, 3, h, w], to labels, uint8 [n, h, w], or to logits, float32 [n, k, h, w], both at image
     resolution.

@@ -3,6 +3,7 @@
 A *train id* is a class's channel index in the logits, from 0 to num_classes - 1. The train id 255 is the ignore label.
 """
 
+import colorsys
 import dataclasses
 
 import numpy as np
@@ -130,3 +131,14 @@ def color_code(color: Color) -> int:
 def color_of(code: int) -> Color:
     """Return the colour encoded by `code`. This is the inverse of `color_code`."""
     return code >> 16, code >> 8 & 255, code & 255
+
+
+def distinct_colors(n: int) -> tuple[Color, ...]:
+    """Return `n` colours that are easy to tell apart, for classes that have no colours of their own. None of them is black.
+
+    The hue advances by the golden ratio, which spreads any number of hues evenly around the colour wheel. Saturation and
+    brightness change from one colour to the next, so that neighbouring hues differ in more than the hue.
+    """
+    golden = (5**0.5 - 1) / 2
+    colors = (colorsys.hsv_to_rgb(i * golden % 1, (0.9, 0.5)[i % 2], (1, 0.75, 0.5)[i % 3]) for i in range(n))
+    return tuple((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in colors)

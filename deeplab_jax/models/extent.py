@@ -48,10 +48,10 @@ class Rows:
     local: int
 
     def __call__(self, operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Compute an operation on this device's rows.
+        """Apply an operation to this device's rows.
 
         Raises:
-          ConfigError: The operation is not pixelwise and has no implementation for split rows.
+          ConfigError: The operation is not pixelwise and has no implementation for rows split over devices.
         """
         if operation in PIXELWISE:
             return operation(*args, **kwargs)

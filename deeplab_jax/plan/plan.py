@@ -147,7 +147,7 @@ def _print_time(
     # A convolution's backward pass moves its input, output and weights two more times.
     moved = TRAINING_OVER_FORWARD * ((network.inputs + network.outputs) * size / count + network.weights)
     console.print(
-        f"each device computes {_format_si(rate)}FLOP/s and moves {_format_si(bandwidth)}B/s ({source}), "
+        f"each device reaches {_format_si(rate)}FLOP/s and {_format_si(bandwidth)}B/s ({source}), a ratio of "
         f"{rate / bandwidth:.0f} FLOPs per byte"
     )
     bound = "compute" if flops / rate > moved / bandwidth else "memory"
@@ -162,8 +162,8 @@ def _print_time(
         _print_communication(network, count, sheet, console)
     if config.train.epochs and not images:
         console.print(
-            f"train.epochs={config.train.epochs:g}: the time of the full run depends on the number of training images. "
-            "Pass it with --images."
+            f"train.epochs={config.train.epochs:g}: how long the full run takes depends on the number of training images. "
+            "Pass that number with --images."
         )
     elif config.train.steps or config.train.epochs:
         steps = total_steps(config, images or 0)

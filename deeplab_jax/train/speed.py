@@ -19,7 +19,9 @@ def ideal_step_seconds(config: Config, mesh: Mesh) -> tuple[float, str]:
     """
     flops = training_flops(config)
     peak, source = mesh_peak_rate(mesh, config.model.dtype)
-    return flops / peak, f"MFU: {flops / 1e12:.3g} TFLOPs per step, {peak / 1e12:.3g} TFLOP/s peak ({source})"
+    line = f"MFU is the share of the peak rate: {flops / 1e12:.3g} TFLOPs per step, {peak / 1e12:.3g} TFLOP/s ({source})."
+    # A CPU measures its own peak rate with a matrix product, and Winograd convolutions skip more than half of the FLOPs.
+    return flops / peak, line + " It can exceed 100% on a CPU." * (mesh.devices.flat[0].platform == "cpu")
 
 
 class Meter:

@@ -101,7 +101,7 @@ def _recognize_backbone(shapes: Shapes) -> dict[str, Any]:
 
 
 def _read_record(state: StateDict, switches: dict[str, Any]) -> tuple[Config, dict[str, str]]:
-    """Return the config that `export_weights` stored in the file, and each field's origin."""
+    """Read the config that `export_weights` stored in the file. Return it together with the origin of each field."""
     config = from_dict(state.meta[RECORD])
     from_tensors = {name: value for name, value in switches.items() if name in FROM_TENSORS}
     config.model = dataclasses.replace(config.model, **from_tensors, pretrained="")
@@ -110,7 +110,7 @@ def _read_record(state: StateDict, switches: dict[str, Any]) -> tuple[Config, di
 
 
 def _apply_facts(facts: Facts, model: ModelConfig) -> tuple[Config, dict[str, str]]:
-    """Return a config with the given model and facts, and each fact's origin."""
+    """Build a config from the given model and facts. Return it together with the origin of each field."""
     config = Config(model=model)
     for field, (value, _) in facts.items():
         section, _, name = field.rpartition(".")

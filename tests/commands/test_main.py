@@ -48,7 +48,7 @@ def test_an_unknown_command_is_reported_with_the_available_ones(arguments, liste
     assert output.startswith("error: ")
     assert output.count("\n") == 1
     assert listed in output
-    assert output.endswith("See deeplab-jax --help\n")
+    assert output.endswith("See deeplab-jax --help.\n")
 
 
 @pytest.mark.parametrize(
@@ -108,9 +108,13 @@ def test_weights_are_exported_and_imported_again(tmp_path, monkeypatch, capsys):
     ("arguments", "message"),
     [
         (["weights", "import", "x.pth", "--out", "o", "--from", "foo"], "foo"),
-        (["weights", "import", "x.pth"], "--out"),
-        (["weights", "import", "x.pth", "--out", "o", "--nonsense"], "--nonsense"),
+        (
+            ["weights", "import", "x.pth"],
+            "Missing from deeplab-jax weights import: --out DIR. See deeplab-jax weights import --help.",
+        ),
+        (["weights", "import", "x.pth", "--out", "o", "--nonsense"], "Unrecognized options: --nonsense. See"),
         (["data", "synthetic", "x", "--size", "64"], "--size"),
+        (["data", "chek"], "Available subcommands: synthetic, labels, check, prepare. See deeplab-jax --help."),
     ],
 )
 def test_invalid_arguments_are_reported_on_one_line(arguments, message, monkeypatch, capsys):

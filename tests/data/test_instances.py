@@ -45,7 +45,7 @@ BAD_FILES = {
     "truncated": (None, "cannot be read"),
     "8 bits": (np.zeros((64, 128), np.uint8), r"is not a 16-bit grey image \(mode L\)"),
     "wrong size": (np.zeros((64, 127), np.uint16), "127x64 and 128x64 pixels"),
-    "instances of the road": (np.full((64, 128), 7001, np.uint16), r"label id 7 \(values from 7000\)"),
+    "instances of the road": (np.full((64, 128), 7001, np.uint16), r"label id 7 \(pixel values 7000 and up\)"),
 }
 
 

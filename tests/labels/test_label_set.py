@@ -1,7 +1,8 @@
+import numpy as np
 import pytest
 
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.labels import CITYSCAPES, UNKNOWN, LabelSet
+from deeplab_jax.labels import CITYSCAPES, UNKNOWN, LabelSet, distinct_colors
 
 
 def test_cityscapes_ids_are_mapped_as_in_the_official_table():
@@ -57,3 +58,14 @@ def test_ids_default_to_train_ids():
 def test_invalid_label_sets_are_refused(fields, message):
     with pytest.raises(ConfigError, match=message):
         LabelSet(**{"name": "x", "names": ("a", "b"), "colors": ((1, 2, 3), (4, 5, 6))} | fields)
+
+
+def test_default_colors_are_easy_to_tell_apart():
+    colors = np.array(distinct_colors(19))
+    pairs = [(a, b) for i, a in enumerate(colors) for b in colors[:i]]
+    # The closest two of the first 19 colours in VOC's palette are 64 apart.
+    assert min(np.linalg.norm(a - b) for a, b in pairs) > 64
+
+
+def test_default_colors_are_unique_and_never_black():
+    assert len({*distinct_colors(255), (0, 0, 0)}) == 256

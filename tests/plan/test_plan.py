@@ -63,7 +63,10 @@ def test_a_plan_in_epochs_asks_for_the_number_of_images(recipe, monkeypatch, cap
     words = ("plan", "--config", f"{recipe}:0", "--devices", 1, "--no-compile", "--batch-size", 2)
     code, output = run_cli(monkeypatch, capsys, *words)
     assert code == 0, output
-    assert "train.epochs=2: the time of the full run depends on the number of training images. Pass it with --images." in output
+    assert (
+        "train.epochs=2: how long the full run takes depends on the number of training images. Pass that number with --images."
+        in output
+    )
     code, output = run_cli(monkeypatch, capsys, *words, "--images", 101)
     assert "101 steps: " in output
     assert "may fit: needs at least " in output

@@ -21,7 +21,7 @@ from deeplab_jax.config import (
     unit_of_each_block,
 )
 from deeplab_jax.errors import CheckpointError, ConfigError
-from deeplab_jax.labels import CITYSCAPES, IGNORE, VOC, LabelSet, voc_color
+from deeplab_jax.labels import CITYSCAPES, IGNORE, VOC, LabelSet, distinct_colors
 from deeplab_jax.models import DeepLabV3, canonical
 from deeplab_jax.models.backbones import BACKBONES
 from deeplab_jax.models.graph import abstract_variables
@@ -104,7 +104,7 @@ def read_label_set(state: StateDict) -> LabelSet | None:
         return LabelSet("imported", names, colors, ids, ignored, ignored_colors=())
     except ConfigError:
         # Some published palettes use the same colour for several classes, which `LabelSet` does not allow.
-        return LabelSet("imported", names, tuple(voc_color(i + 1) for i in range(len(names))), ids, ignored)
+        return LabelSet("imported", names, distinct_colors(len(names)), ids, ignored)
 
 
 def _config_text(state: StateDict) -> str:
