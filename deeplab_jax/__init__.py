@@ -24,7 +24,7 @@ __all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> object:
-    # Import lazily: recipes and flag parsing only need `config`, whereas importing JAX and orbax takes seconds.
+    # Import lazily, because importing JAX and orbax takes seconds, and recipes and flag parsing only need `config`.
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -42,7 +42,7 @@ class Segmenter:
         """Normalise the images and return their logits at full resolution.
 
         Args:
-          images: RGB values from 0 to 255, of any height and width. Each new shape is compiled once.
+          images: RGB values from 0 to 255, of any height and width. The network is compiled once for each shape.
 
         Raises:
           DataError: The images have the wrong dtype or shape.

@@ -75,7 +75,7 @@ def assert_close(workdir, other):
 
 
 @pytest.fixture(scope="module")
-def undisturbed_run(street_scenes, tmp_path_factory):
+def uninterrupted_run(street_scenes, tmp_path_factory):
     """Return the folder of an uninterrupted ten-step run on four devices."""
     workdir = tmp_path_factory.mktemp("straight") / "run"
     train(workdir, street_scenes)
@@ -120,9 +120,9 @@ def assert_same_run(workdir, other):
         assert [row.get(name) for row in rows] == [row.get(name) for row in expected]
 
 
-def test_a_killed_run_ends_like_an_undisturbed_run(undisturbed_run, street_scenes, tmp_path):
+def test_a_killed_run_ends_like_an_uninterrupted_run(uninterrupted_run, street_scenes, tmp_path):
     assert kill_and_resume(tmp_path / "run", street_scenes, 10, kills=2, seed=0)
-    assert_same_run(tmp_path / "run", undisturbed_run)
+    assert_same_run(tmp_path / "run", uninterrupted_run)
 
 
 @pytest.mark.long
@@ -132,15 +132,15 @@ def test_a_run_survives_twenty_kills(street_scenes, tmp_path):
     assert_same_run(tmp_path / "run", tmp_path / "straight")
 
 
-def test_two_processes_train_and_evaluate_like_one(undisturbed_run, street_scenes, tmp_path):
+def test_two_processes_train_and_evaluate_like_one(uninterrupted_run, street_scenes, tmp_path):
     for code, _, error in train_on_two_processes(tmp_path / "run", street_scenes):
         assert code == 0, error
-    assert_close(tmp_path / "run", undisturbed_run)
-    row, expected_row = (read_lines(workdir, "metrics.jsonl")[-1] for workdir in (tmp_path / "run", undisturbed_run))
+    assert_close(tmp_path / "run", uninterrupted_run)
+    row, expected_row = (read_lines(workdir, "metrics.jsonl")[-1] for workdir in (tmp_path / "run", uninterrupted_run))
     assert row["kind"] == "eval"
     # The tolerance allows for ties between classes, which are common in a barely trained network.
     assert row["pixel_accuracy"] == pytest.approx(expected_row["pixel_accuracy"], abs=1e-3)
-    assert len(read_lines(tmp_path / "run", "metrics.jsonl")) == len(read_lines(undisturbed_run, "metrics.jsonl"))
+    assert len(read_lines(tmp_path / "run", "metrics.jsonl")) == len(read_lines(uninterrupted_run, "metrics.jsonl"))
 
 
 def test_processes_that_were_started_differently_report_this_and_end(street_scenes, tmp_path):
@@ -165,7 +165,7 @@ def test_processes_that_were_started_differently_report_this_and_end(street_scen
 
 
 @pytest.mark.long
-def test_a_run_continues_on_a_different_number_of_devices(undisturbed_run, street_scenes, tmp_path):
+def test_a_run_continues_on_a_different_number_of_devices(uninterrupted_run, street_scenes, tmp_path):
     train(tmp_path / "run", street_scenes, steps=6, devices=4)
     train(tmp_path / "run", street_scenes, "--config.mesh.spatial=2", steps=10, devices=2)
     output = train(tmp_path / "run", street_scenes, steps=10, devices=1)
@@ -173,20 +173,20 @@ def test_a_run_continues_on_a_different_number_of_devices(undisturbed_run, stree
     # The first six steps used a shorter run's schedule, but the samples do not depend on the run length.
     assert (
         read_lines(tmp_path / "run", "receipts.jsonl")[-1]["samples"]
-        == read_lines(undisturbed_run, "receipts.jsonl")[-1]["samples"]
+        == read_lines(uninterrupted_run, "receipts.jsonl")[-1]["samples"]
     )
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("devices", [1, 2, 8])
-def test_any_number_of_devices_gives_the_same_run(undisturbed_run, street_scenes, tmp_path, devices):
+def test_any_number_of_devices_gives_the_same_run(uninterrupted_run, street_scenes, tmp_path, devices):
     train(tmp_path / "run", street_scenes, devices=devices)
-    assert_close(tmp_path / "run", undisturbed_run)
+    assert_close(tmp_path / "run", uninterrupted_run)
 
 
 @pytest.mark.long
 @pytest.mark.skipif(not shutil.which("mpirun"), reason="needs Open MPI")
-def test_a_run_under_open_mpi_gives_the_same_result(undisturbed_run, street_scenes, tmp_path):
+def test_a_run_under_open_mpi_gives_the_same_result(uninterrupted_run, street_scenes, tmp_path):
     launcher = ("mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", "2")
     train(tmp_path / "run", street_scenes, devices=2, launcher=launcher)
-    assert_close(tmp_path / "run", undisturbed_run)
+    assert_close(tmp_path / "run", uninterrupted_run)

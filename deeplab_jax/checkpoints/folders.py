@@ -44,7 +44,7 @@ def read_metrics(step: epath.Path) -> dict[str, float]:
     """Return a step's metrics, as stored by `Checkpoints.save`.
 
     Raises:
-      DamagedError: The file has changed since it was written. If the step has no checksums, an invalid file
+      DamagedError: The metrics file has changed since it was written. If the step has no checksums, an invalid metrics file
         raises other errors instead.
     """
     path = step / METRICS / "metrics"
@@ -112,7 +112,7 @@ def write_checksums(step: epath.Path) -> None:
 
 
 def has_checksums(step: epath.Path) -> bool:
-    """Return whether a step has a checksum file, even if the file is invalid.
+    """Return whether a step has a checksum file, valid or not.
 
     The file is missing if the saving process died before writing it.
     """
@@ -151,8 +151,8 @@ def _find_best(folder: epath.Path, steps: list[int]) -> int:
             scores |= {step: metrics["miou"]} if metrics.get("miou") is not None else {}
         except (DamagedError, OSError, ValueError, TypeError) as error:
             raise CheckpointError(
-                f"Cannot read {folder / str(step)} ({one_line(error)}). It is damaged or incomplete, so the best step is not "
-                f"known. Name a step instead."
+                f"Cannot read {folder / str(step)} ({one_line(error)}). It is damaged or incomplete, so the best step cannot "
+                "be determined. Give a specific step instead."
             ) from error
     if not scores:
         workdir = folder.parent

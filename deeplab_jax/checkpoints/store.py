@@ -126,8 +126,8 @@ class Checkpoints:
           warn: Function that is called with a warning about each damaged step.
 
         Raises:
-          CheckpointError: There are no checkpoints, all are damaged, or the newest intact one does not fit this run
-            because its network, classes or arrays differ or it holds only weights.
+          CheckpointError: There are no checkpoints, all are damaged, or the newest intact one does not fit this run: its
+            network, classes or arrays differ, or it holds only weights.
         """
         restored: tuple[int, Trees] | None = None
         damaged: list[int] = []
@@ -304,8 +304,8 @@ def check_on_all_processes(check: Callable[[], T]) -> T:
 
     Raises:
       DamagedError: `check` failed on at least one process.
-      DeeplabError: `check` raised this error, which does not indicate damage and must be raised on all processes, or one of the
-        other processes has ended.
+      DeeplabError: `check` raised this error, or one of the other processes has ended. Neither indicates damage. If `check`
+        raises a DeeplabError, it must do so on all processes.
     """
     fault = ""
     try:

@@ -226,7 +226,7 @@ def _find_labels(root: str, spec: str, console: Console) -> LabelSet:
     elif file.exists():
         labels, origin = read_labels(file), f"read from {file}"
     elif layout and layout.labels:
-        labels, origin = LABEL_SETS[layout.labels], f"because the folders have the {layout.name} layout"
+        labels, origin = LABEL_SETS[layout.labels], f"inferred from the {layout.name} folder layout"
     else:
         raise ConfigError(
             f"`--labels` (='') is missing, and {root} contains no {LABELS_FILE}. Run `deeplab-jax data labels {root}`, "

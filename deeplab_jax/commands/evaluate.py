@@ -47,7 +47,8 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
     """
     if output and submission and epath.Path(output).is_relative_to(submission):
         raise ConfigError(
-            f"`--output` (={output!r}) is inside --submission, where every PNG is submitted. Choose a folder outside it."
+            f"`--output` (={output!r}) is inside the --submission folder, where every PNG is submitted. "
+            "Choose a folder outside it."
         )
     enable_compilation_cache()
     step = resolve(checkpoint)

@@ -33,7 +33,7 @@ def predict(
       confidence: Also write each pixel's largest class probability, scaled to 0-255.
       opacity: The opacity of the colours in overlays, from 0 to 1.
       scales: The factors by which to resize images. Predictions are averaged over all factors. The default is the run's scales.
-      flip: Also average over the mirror image. The default is the run's setting.
+      flip: Also predict the mirror image, and average the two predictions. The default is the run's setting.
       window: The sliding window's height and width, or 0 0 for full images. The default is the run's window.
       output_stride: The network's output stride. The default is the run's output stride.
       batch_size: The number of images per batch. If 0, use as many images as fit in about a million pixels, between 1
@@ -66,7 +66,7 @@ def predict(
     failures: list[str] = []
     try:
         run(segmenter, files, options, console, failures.append)
-        console.print(f"Predicted {len(files) - len(failures)} of {len(files)} files. The results are in {out}.")
+        console.print(f"Segmented {len(files) - len(failures)} of {len(files)} files. The results are in {out}.")
         if others:
             names = ", ".join(str(path) for path in others[:3]) + ", ..." * (len(others) > 3)
             console.print(f"Skipped {len(others)} files without an image or video suffix: {names}")

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-# The effect of changing a field on a network with stored weights:
+# How changing a field affects a network with stored weights:
 #   "shapes": The stored arrays no longer fit.
 #   "meaning": The stored arrays fit, but the network computes different outputs with them.
 #   "run": The network is not affected.
@@ -18,7 +18,7 @@ class Check(NamedTuple):
     Attributes:
       accepts: A function that returns whether a value is valid. It must handle every value of the field's type, and for tuple
         fields, any tuple or list.
-      advice: One or two full sentences at the end of the error message, telling the user what to do.
+      advice: One or two full sentences that tell the user what to do. They end the error message.
     """
 
     accepts: Callable[[Any], bool]
@@ -85,7 +85,7 @@ def above_zero() -> Check:
 
 def below_one(noun: str = "fraction") -> Check:
     """Return a check that accepts numbers in [0, 1). The error message calls the value a `noun`."""
-    return Check(lambda value: 0 <= value < 1, f"Use a {noun} of at least 0 and below 1.")
+    return Check(lambda value: 0 <= value < 1, f"Use a {noun} that is at least 0 and below 1.")
 
 
 def integer_pair(minimum: int, advice: str) -> Check:

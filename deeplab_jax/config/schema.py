@@ -281,7 +281,7 @@ class DataConfig:
         0,
         "Number of unreadable training samples that each process tolerates. These samples are reported by name and do not "
         "contribute to the loss or the gradient. One more unreadable sample stops the run. Evaluation never skips samples.",
-        at_least(0, "Use a number of samples of at least 0."),
+        at_least(0, "Use a number of at least 0."),
     )
 
 
@@ -319,16 +319,16 @@ class LossConfig:
     )
     ohem_threshold: float = field(
         0.0,
-        "Probability threshold for online hard example mining (OHEM) in the main head's cross-entropy. Only pixels whose true "
-        "class has a probability below the threshold count, but always at least `loss.ohem_min_kept` pixels per image. 0 "
-        "counts all pixels.",
-        Check(lambda threshold: 0 <= threshold <= 1, "Use a probability from 0 to 1. 0 counts all pixels."),
+        "Probability threshold for online hard example mining (OHEM) in the main head's cross-entropy. Only pixels whose "
+        "predicted probability for the true class is below the threshold contribute to the loss. If fewer than "
+        "`loss.ohem_min_kept` pixels per image qualify, the next hardest pixels are added. 0 uses all pixels.",
+        Check(lambda threshold: 0 <= threshold <= 1, "Use a probability from 0 to 1. 0 uses all pixels."),
     )
     ohem_min_kept: int = field(
         100_000,
-        "Minimum number of pixels kept by online hard example mining, per image. They are the hardest pixels in the batch, so "
-        "an individual image can contribute fewer.",
-        at_least(0, "Use a number of pixels of at least 0."),
+        "Minimum number of pixels per image that online hard example mining keeps, on average over the batch. The hardest "
+        "pixels in the batch are kept, so an individual image can contribute fewer.",
+        at_least(0, "Use a number of at least 0."),
     )
     normalizer: str = field(
         "valid",

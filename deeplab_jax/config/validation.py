@@ -38,7 +38,7 @@ def require(config: Config, field: str, accepted: bool, advice: str) -> None:
       config: The config to check.
       field: The dotted field name, such as "model.stem". The message shows it with its value.
       accepted: Whether the value is valid.
-      advice: One or two full sentences at the end of the error message, telling the user what to do.
+      advice: One or two full sentences that tell the user what to do. They end the error message.
     """
     if not accepted:
         raise ConfigError(f"`{field}` (={operator.attrgetter(field)(config)!r}) cannot be used. {advice}")
@@ -68,7 +68,8 @@ def _rules(config: Config) -> Iterator[tuple[str, bool, str]]:
             rates = rates_at(operator.attrgetter(field)(config), output_stride)
             are_integers = all(rate >= 1 and rate == int(rate) for rate in rates)
             advice = (
-                f"At output stride {output_stride}, it gives the rates {rates}. Choose values that give integer rates above 0."
+                f"At output stride {output_stride}, these values result in the rates {rates}. "
+                "Choose values that result in integer rates above 0."
             )
             yield field, are_integers, advice
     yield from _loss_rules(config)
@@ -82,7 +83,7 @@ def _rules(config: Config) -> Iterator[tuple[str, bool, str]]:
     fits = stride[0] <= window[0] and stride[1] <= window[1]
     yield "eval.window_stride", fits, f"Use at most eval.window (={window}), because larger steps would skip pixels."
     are_distinct = len(set(protocol.scales)) == len(protocol.scales)
-    yield "eval.scales", are_distinct, "Give each factor only once, and set the flag only once."
+    yield "eval.scales", are_distinct, "List each factor only once, and pass the flag only once."
     # Both `train.steps` and `train.epochs` can be 0, because a config that is only used for evaluation needs neither.
     one_is_zero = min(train.steps, train.epochs) == 0
     yield (

@@ -48,7 +48,7 @@ def augment(sample: OpenSample, key: tf.Tensor, *, data: DataConfig, fill: tuple
 
 
 def make_blank_row(data: DataConfig, fill: tuple[float, ...]) -> Row:
-    """Return a row in the same format as `augment`, with every pixel set to the fill colour and the label 255."""
+    """Return a row in the format produced by `augment`. Every pixel has the fill colour and the label 255."""
     image = tf.broadcast_to(tf.constant(_round_fill(fill), tf.uint8), (*data.crop_size, 3))
     row = {"image": image, "label": tf.fill(data.crop_size, tf.constant(IGNORE, tf.uint8))}
     return row | ({"photometric": tf.constant(NEUTRAL_FACTORS)} if data.photometric else {})

@@ -187,7 +187,7 @@ def _find_part(folder: epath.Path, split: str, kind: str) -> _Part:
         layout = find_layout(folder, split)
         if layout is None:
             raise DataError(explain_missing_split(folder, split))
-        source = f"the folders of {folder} ({layout.name} layout)"
+        source = f"the folders in {folder} ({layout.name} layout)"
         pairs = list(layout.pairs(folder, split, kind))
         part = _Part(split, pairs, source, layout.label_kind if kind == "auto" else kind)
         advice = f"Add images to {layout.shape.replace('SPLIT', split)}."

@@ -247,7 +247,7 @@ def _inspect(samples: Samples, i: int) -> _Sample:
     sample = _Sample(samples.images[i], samples.labels[i] if samples.labels else "")
     try:
         image, values = read_sample(samples, i)
-        samples.store.size(samples, i)  # evaluation reads the size separately, which can also fail
+        samples.store.size(samples, i)  # evaluation reads the size separately, and this can also fail
     except DataError as error:
         sample.error = str(error)
         return sample
@@ -320,7 +320,7 @@ def _add_to_tally(
 
 def _report_unusual_image(split: str, path: str, sample: _Sample) -> Iterable[Problem]:
     if sample.image_mode != "RGB" and sample.image_mode:
-        description = UNUSUAL_MODES.get(sample.image_mode, f"is an image of Pillow mode {sample.image_mode}. Save it as RGB.")
+        description = UNUSUAL_MODES.get(sample.image_mode, f"has the Pillow mode {sample.image_mode}. Save it as RGB.")
         yield Problem(f"images of mode {sample.image_mode}", split, f"{path} {description}", fails=False)
     if sample.orientation != 1:
         text = (
@@ -342,7 +342,7 @@ def _report_unusual_image(split: str, path: str, sample: _Sample) -> Iterable[Pr
 
 
 def _report_duplicates(groups: Iterable[list[tuple[str, str]]]) -> Iterable[Problem]:
-    """Yield a problem for each duplicate image. A group lists the (split, name) pairs that share one image."""
+    """Yield a problem for each duplicate image. Each group lists the (split, name) pairs that share an image."""
     for group in groups:
         first_split, first = group[0]
         for split, name in group[1:]:

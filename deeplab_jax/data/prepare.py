@@ -333,7 +333,7 @@ def _write_manifest(folder: epath.Path, source: str, data_dir: str, splits: Mapp
 
 
 def _remove_outdated(folder: epath.Path, current: set[str], splits: Sequence[str]) -> None:
-    """Delete all shards and sidecar files for these splits that are not in `current`."""
+    """Delete these splits' shards and sidecar files, except for the files named in `current`."""
     for path in folder.iterdir():
         if _split_of(path.name) in splits and path.name not in current:
             _unlink(path)
@@ -346,7 +346,7 @@ def _split_of(name: str) -> str:
 
 
 def _require_folder(folder: epath.Path) -> None:
-    """Create the folder if needed, and check that it contains nothing but complete or incomplete records."""
+    """Create the folder if needed, and check that it contains nothing but prepared records, complete or not."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         names = [path.name for path in folder.iterdir()]

@@ -254,7 +254,7 @@ def diagnose(samples: Samples, table: np.ndarray, i: int) -> DataError | None:
 
 
 def _unknown_value(samples: Samples, values: np.ndarray | None, table: np.ndarray, i: int) -> DataError | None:
-    """Return an error for the first label value in sample `i` that `table` lacks, or None if it has them all."""
+    """Return an error for the first label value in sample `i` that is missing from `table`, or None if no value is missing."""
     for value, count in zip(*np.unique([] if values is None else values, return_counts=True), strict=True):
         if table[int(value)] == UNKNOWN:
             shown = color_of(int(value)) if samples.kind == "color" else int(value)

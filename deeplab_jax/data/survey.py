@@ -189,7 +189,9 @@ def propose_labels(
             return candidate, [f"The colours match the label set {candidate.name}, so its classes are used."]
     if len(survey.values) < 2:
         only = format_value(next(iter(survey.values)), survey.is_color)
-        raise DataError(f"The only value in the label files is {only}, but training needs two classes. Check the masks.")
+        raise DataError(
+            f"The only value in the label files is {only}, but training needs at least two classes. Check the masks."
+        )
     return _propose_for_colors(name, survey) if survey.is_color else _propose_for_ids(name, survey, label_sets)
 
 
@@ -213,8 +215,8 @@ def _propose_for_ids(name: str, survey: Survey, label_sets: dict[str, LabelSet])
     ids = tuple(value for value in values if is_binary or value != IGNORE)
     if len(ids) < 2:
         raise DataError(
-            f"The only value in the label files is {ids[0]}, apart from 255, which is ignored. Training needs two classes. "
-            "Check the masks."
+            f"The only value in the label files is {ids[0]}, apart from 255, which is ignored. "
+            "Training needs at least two classes. Check the masks."
         )
     note = "Assumed that 0 and 255 are two classes." if is_binary else "Assumed that every value is a class. 255 is ignored."
     notes = [note]

@@ -173,7 +173,7 @@ def _choose_features(name: str, features: dict[str, Any]) -> tuple[str, str]:
 
 
 def _index_examples(instruction: Any) -> Iterator[tuple[int, tuple[File, int, int]]]:
-    """Yield (example number in the file, (file, byte offset, length)) for each example that the instruction selects."""
+    """Yield (example number in the file, (file, byte offset, length)) for each example that a read instruction selects."""
     file = stat_file(str(instruction.filename))
     offset, end = 0, instruction.skip + instruction.take if instruction.take >= 0 else instruction.examples_in_shard
     with open_ranges(file) as read:

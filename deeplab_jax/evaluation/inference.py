@@ -21,6 +21,7 @@ from deeplab_jax.models import DeepLabV3, normalize
 from deeplab_jax.models.extent import split_rows
 from deeplab_jax.models.operations import AnyArray, Length, interpreted_by
 from deeplab_jax.models.resize import resize_by_gather, resize_like
+from deeplab_jax.models.target import compiling_for, target_platform
 from deeplab_jax.runtime import hosts
 from deeplab_jax.runtime.compilation import Programs, lean_options
 from deeplab_jax.runtime.mesh import replicated_sharding
@@ -167,7 +168,7 @@ def jit_by_config(function: Any, config: Config) -> Any:
       config: A validated config.
     """
     compute = functools.partial(function, model=evaluation_model(config), protocol=config.eval)
-    return jax.jit(compute, compiler_options=lean_options(jax.default_backend()))
+    return jax.jit(compute, compiler_options=lean_options(target_platform()))
 
 
 def can_split_rows(protocol: EvalConfig) -> bool:
@@ -191,11 +192,12 @@ class Evaluator:
         self.row_unit = self._output_stride if can_split_rows(config.eval) else 0
         count = functools.partial(predict_and_count, model=model, protocol=config.eval)
         shardings = (NamedSharding(mesh, P("data")), replicated_sharding(mesh))
+        self._platform = mesh.devices.flat[0].platform
         self._jitted = jax.jit(
             functools.partial(self._run, count),
             static_argnames="height",
             out_shardings=shardings,
-            compiler_options=lean_options(mesh.devices.flat[0].platform),
+            compiler_options=lean_options(self._platform),
         )
         self._programs = Programs()
 
@@ -212,6 +214,10 @@ class Evaluator:
         return program(variables, batch)
 
     def _run(self, count: Any, variables: Variables, batch: dict[str, Array], height: int) -> tuple[Array, Array]:
+        with compiling_for(self._platform):
+            return self._predict_and_count(count, variables, batch, height)
+
+    def _predict_and_count(self, count: Any, variables: Variables, batch: dict[str, Array], height: int) -> tuple[Array, Array]:
         rows = split_rows(self.mesh, height, self._output_stride) if self.row_unit else None
         if rows is None:
             return count(variables, batch)

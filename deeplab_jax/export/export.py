@@ -68,16 +68,20 @@ def export(checkpoint: str, out: str, fmt: Format, output: stablehlo.Output, say
     with write_atomically(epath.Path(out)) as file:
         file.write(content)
     sizes = ", ".join(f"{n} x {h} x {w}" for n, h, w in CHECKED_SIZES)
-    say(f"Compared the {output} with the checkpoint's at {sizes}. The largest difference is {max(differences):.1e}.")
+    say(
+        f"Compared the file's {output} with the checkpoint's for inputs of size {sizes}. "
+        f"The largest difference is {max(differences):.1e}."
+    )
     say(f"Wrote {out} ({len(content) / 2**20:.1f} MiB). It maps uint8 [n, 3, h, w] to {output}, for any n, h and w.")
 
 
 def _simplify_protocol(config: Config, say: Callable[[str], None]) -> Config:
-    """Return the config with float32, full images and a single scale, and report any settings this drops."""
+    """Return the config changed to float32, full images and a single scale. Report any evaluation settings that this drops."""
     plain = EvalConfig(output_stride=config.eval.output_stride)
     protocol = {"window": config.eval.window, "scales": config.eval.scales, "flip": config.eval.flip}
     if any(value != getattr(plain, field) for field, value in protocol.items()):
-        say(f"eval.window, eval.scales and eval.flip (={', '.join(map(str, protocol.values()))}) are not part of the file.")
+        values = ", ".join(map(str, protocol.values()))
+        say(f"The file ignores eval.window, eval.scales and eval.flip (={values}). It processes the full image once.")
     return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32"), eval=plain)
 
 

@@ -35,7 +35,8 @@ class Exported:
         """Return labels, uint8 [n, h, w], or logits, float32 [n, k, h, w], depending on the export.
 
         Args:
-          images: RGB values from 0 to 255, for any number, height and width of images. Each new shape is compiled once.
+          images: Any number of images of any height and width, with RGB values from 0 to 255. The program is compiled once for
+            each shape.
 
         Raises:
           DataError: The images have the wrong dtype or shape.

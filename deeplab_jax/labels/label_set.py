@@ -137,7 +137,7 @@ def distinct_colors(n: int) -> tuple[Color, ...]:
     """Return `n` colours that are easy to tell apart, for classes that have no colours of their own. None of them is black.
 
     The hue advances by the golden ratio, which spreads any number of hues evenly around the colour wheel. Saturation and
-    brightness change from one colour to the next, so that neighbouring hues differ in more than the hue.
+    brightness cycle through different values, so colours with similar hues usually differ in these as well.
     """
     golden = (5**0.5 - 1) / 2
     colors = (colorsys.hsv_to_rgb(i * golden % 1, (0.9, 0.5)[i % 2], (1, 0.75, 0.5)[i % 3]) for i in range(n))

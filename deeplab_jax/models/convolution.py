@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from deeplab_jax.models import winograd
 from deeplab_jax.models.operations import AnyArray, Length, operation
 from deeplab_jax.models.products import multiply, outer
+from deeplab_jax.models.target import target_platform
 
 # The maximum number of input bytes copied at a time for one tap's matrix product.
 BAND_BYTES = 64 * 2**20
@@ -43,7 +44,7 @@ def conv2d(
       stride: The step of the output grid, in input pixels.
       rate: The distance between the taps, in input pixels.
       form: How to compute the convolution:
-        "auto": The fastest form on the current backend.
+        "auto": The fastest form on the target platform.
         "xla": XLA's own convolution.
         "mixed": XLA's own convolution, with the weight gradient computed by matrix products.
         "products": A sum of matrix products, one per tap.
@@ -106,7 +107,7 @@ def _fastest_form(
     Accelerators and symbolic sizes always use XLA's convolution. On CPUs, the choice depends mainly on the number of
     multiplications.
     """
-    if jax.default_backend() != "cpu" or not all(isinstance(size, int) for size in x_shape):
+    if target_platform() != "cpu" or not all(isinstance(size, int) for size in x_shape):
         return "xla"
     if kernel_shape[2] < x_shape[3]:
         return "shifts" if kernel_shape[2] == 1 else "xla"

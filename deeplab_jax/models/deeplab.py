@@ -36,7 +36,7 @@ class DeepLabV3(nn.Module):
 
     Attributes:
       config: The architecture.
-      num_classes: The number of classes, and therefore of logit channels.
+      num_classes: The number of classes, which is also the number of logit channels.
     """
 
     config: ModelConfig
@@ -48,7 +48,7 @@ class DeepLabV3(nn.Module):
 
         Args:
           images: Images produced by `normalize`.
-          train: Whether to use batch statistics and dropout. Dropout needs the rng "dropout".
+          train: Whether to use batch statistics and dropout. Dropout needs an RNG named "dropout".
         """
         c = self.config
         dtype = jnp.dtype(c.dtype)

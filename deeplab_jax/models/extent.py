@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.models import layers
 from deeplab_jax.models.convolution import ConvForm, choose_convolution, conv2d, kernel_radius
-from deeplab_jax.models.operations import PIXELWISE
+from deeplab_jax.models.operations import PIXELWISE, AnyArray
 from deeplab_jax.models.resize import compute_sample_positions, resize_bilinear, resize_by_gather, resize_like
 from deeplab_jax.runtime.mesh import padded_height
 
@@ -63,7 +63,7 @@ class Rows:
         return _ON_ROWS[operation](self, *args, **kwargs)
 
     def is_split(self, x: Array) -> bool:
-        """Return whether `x` is split over devices. Otherwise, `x` is the same on all devices, as an image mean is."""
+        """Return whether `x` is split over devices. If not, `x` is the same on all devices, like an image mean."""
         return self.axis in jax.typeof(x).mat.varying
 
     def get_height(self, x: Shaped[Array, "n h w c"]) -> int:
@@ -198,10 +198,14 @@ def _conv2d(rows: Rows, x: Array, kernel: Array, *, stride: int = 1, rate: int =
     return convolve_with_halo(x, kernel)
 
 
-def _batch_moments(rows: Rows, x: Array) -> tuple[Array, Array, int]:
+def _batch_moments(rows: Rows, x: Array, expected_mean: AnyArray) -> tuple[Array, Array, int]:
     if not rows.is_split(x):
-        return layers.batch_moments(x)
-    return layers.moments(x, lambda x: rows.gather(jnp.mean(x, 2)), x.shape[0] * rows.get_height(x) * x.shape[2])
+        return layers.batch_moments(x, expected_mean)
+
+    def pixel_mean(x: Array) -> Array:
+        return jnp.mean(rows.gather(jnp.mean(x, 2)), (0, 1))
+
+    return layers.moments(x, expected_mean, x.shape[0] * rows.get_height(x) * x.shape[2], pixel_mean)
 
 
 def _image_mean(rows: Rows, x: Array) -> Array:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from deeplab_jax.models.convolution import conv2d
 from deeplab_jax.models.operations import AnyArray, Length, operation, pixelwise
+from deeplab_jax.models.target import target_platform
 
 Initializer = Callable[..., Array]
 
@@ -93,7 +94,7 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, features, jnp.float32)
         if not train:
             return batch_norm(x, running_mean.value, running_var.value, scale, bias, self.epsilon)
-        mean, var, count = batch_moments(x)
+        mean, var, count = batch_moments(x, running_mean.value)
         if not self.is_initializing():
             unbiased = var * (count / max(count - 1, 1))
             running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
@@ -132,30 +133,46 @@ def batch_norm(
 
 
 @operation
-def batch_moments(x: Float[Array, "n h w c"]) -> tuple[Float[Array, " c"], Float[Array, " c"], int]:
+def batch_moments(
+    x: Float[Array, "n h w c"], expected_mean: Float[AnyArray, " c"]
+) -> tuple[Float[Array, " c"], Float[Array, " c"], int]:
     """Return each channel's mean and variance over all pixels in the batch, and the number of pixels.
 
     The mean and variance are float32 or wider. The variance does not include Bessel's correction.
-    """
-    return moments(x, row_means, x.shape[0] * x.shape[1] * x.shape[2])
-
-
-def moments(
-    x: Float[Array, "n h w c"], row_means: Callable[[Array], Array], count: int
-) -> tuple[Float[Array, " c"], Float[Array, " c"], int]:
-    """Return the result of `batch_moments`, computed from row means.
 
     Args:
       x: The features.
-      row_means: A function that returns the mean of each row, [n, h, c].
+      expected_mean: A rough estimate of each channel's mean. On accelerators, the variance is more precise if it is close.
+    """
+    return moments(x, expected_mean, x.shape[0] * x.shape[1] * x.shape[2], _pixel_mean)
+
+
+def _pixel_mean(x: Float[Array, "n h w c"]) -> Float[Array, " c"]:
+    # On accelerators, rounding depends on the number of devices anyway, and XLA fuses a single reduction with its input.
+    return jnp.mean(row_means(x), (0, 1)) if target_platform() == "cpu" else jnp.mean(x, (0, 1, 2))
+
+
+def moments(
+    x: Float[Array, "n h w c"], expected_mean: Float[AnyArray, " c"], count: int, pixel_mean: Callable[[Array], Array]
+) -> tuple[Float[Array, " c"], Float[Array, " c"], int]:
+    """Return the result of `batch_moments`, computed from means over all pixels.
+
+    Args:
+      x: The features.
+      expected_mean: See `batch_moments`.
       count: The number of pixels in the batch, returned unchanged.
+      pixel_mean: A function that maps an array like `x` to each channel's mean over all pixels in the batch.
     """
     wide = x.astype(at_least_float32(x.dtype))
-    mean = jnp.mean(row_means(wide), (0, 1))
-    # The variance takes a second pass, because E[x^2] - E[x]^2 would lose precision for large means and differ from PyTorch's
-    # result.
-    var = jnp.mean(row_means(jnp.square(wide - mean[None, None, None])), (0, 1))
-    return mean, var, count
+    if target_platform() == "cpu":
+        mean = pixel_mean(wide)
+        return mean, pixel_mean(jnp.square(wide - mean[None, None, None])), count
+    # On accelerators, a second pass over `x` would have to wait for an all-reduce of the mean. Instead, both means are computed
+    # in one pass and share one all-reduce. Without the shift, E[x^2] - E[x]^2 would lose precision for large means.
+    shift = lax.stop_gradient(jnp.asarray(expected_mean))
+    shifted = wide - shift[None, None, None]
+    mean, mean_of_squares = pixel_mean(shifted), pixel_mean(jnp.square(shifted))
+    return shift + mean, jnp.maximum(mean_of_squares - jnp.square(mean), 0), count
 
 
 @operation

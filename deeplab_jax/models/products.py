@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 
 def multiply(a: Float[Array, "p c"], b: Float[Array, "..."], transpose_b: bool) -> Float[Array, "p k"]:
-    """Return the matrix product a b, or a b^T without copying `b`, in float32 or wider.
+    """Return the matrix product a b or a b^T, in float32 or wider. No transposed copy of `b` is made.
 
     Args:
       a: The left matrix, [p, c].
@@ -23,7 +23,8 @@ def outer(a: Float[Array, "p c"], b: Float[Array, "p k"]) -> Float[Array, "c k"]
     On CPUs, contracting the rows of both matrices directly can take twice as long as multiplying by a transposed copy.
     """
     if min(a.shape[1], b.shape[1]) >= 1024:
-        # Transposing reads columns, and with rows of 4 KiB or more, every read would miss the cache.
+        # Do not make a transposed copy here. It would have to read whole columns, and with rows of 4 KiB or more, every read
+        # would miss the cache.
         return jnp.einsum("pc,pk->ck", a, b)
     if a.shape[1] <= b.shape[1]:
         return lax.optimization_barrier(a.T) @ b

@@ -81,7 +81,7 @@ def strides_in(stem_stride: int) -> tuple[int, ...]:
 
 
 def stage_dilations(blocks: Sequence[int], config: ModelConfig, stem_stride: int = 4) -> list[list[Dilation]]:
-    """Return every block's dilation as one list per stage.
+    """Return the dilation of every block, grouped into one list per stage.
 
     A stage that trades its stride for dilation keeps the previous stage's rate in its first block, because that block still
     reads the previous stage's grid. As a result, features at output strides 8 and 16 equal the undilated network's features

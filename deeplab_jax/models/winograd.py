@@ -6,7 +6,8 @@ random data the rounding error is the same as for a direct convolution. At rate 
 by a reshape, without a copy.
 
 Each tile is computed as y = O (D x . K k). The kernel transform K, input transform D and output transform O are sparse
-matrices, applied along both rows and columns. The dot is a matrix product over the channels at each of the 16 tile positions.
+matrices, applied along both rows and columns. The "." stands for a matrix product over the channels at each of the 16 tile
+positions.
 """
 
 import math
@@ -89,7 +90,8 @@ def _count_tiles(size: int, rate: int) -> int:
     return -(-size // (2 * rate))
 
 
-# Along one axis, each transform maps 3 taps, 4 inputs or 2 outputs to 4 tile positions, or back. It is applied to both axes.
+# Along one axis, a transform maps 3 taps, 4 inputs or 2 outputs to 4 tile positions, or the other way round. Each transform is
+# applied along both axes.
 
 
 def _transform_kernel(kernel: Float[Array, "3 3 _ _"]) -> Grid:

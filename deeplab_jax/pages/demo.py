@@ -106,7 +106,7 @@ def build_page(segmenter: Segmenter, name: str, max_pixels: int) -> gradio.Block
         result = gradio.State(time_to_live=SESSION_SECONDS)
         with gradio.Row():
             image: Any = gradio.Image(label="Image", type="filepath", sources=["upload", "clipboard"], elem_id="image")
-            # Pass the file path through unread, because `segment` reads the file and reports broken files with our own message.
+            # Pass the file path through unread, because `segment` reads the file and has its own message for broken files.
             # Replace the method instead of subclassing `Image`, because Gradio would write files next to the subclass's module.
             image.preprocess = lambda payload: payload and payload.path
             shown = gradio.Image(

@@ -107,7 +107,7 @@ def _run_images(
         with _report_errors(fail):
             by_size[files.read_size(each.path)].append(each)
     if len(by_size) > 1:
-        progress.console.print(f"The network is compiled for each of the {len(by_size)} image sizes.", markup=False)
+        progress.console.print(f"The network is compiled once for each of the {len(by_size)} image sizes.", markup=False)
     batches: list[tuple[tuple[Input, ...], int]] = []
     for size, group in by_size.items():
         at_a_time = min(batch_size(size, options), len(group))

@@ -125,7 +125,7 @@ class Programs:
 
 
 def compile_program(jitted: Any, *args: Any, **kwargs: Any) -> Any:
-    """Compile `jitted` for these arguments, then return the compiler's freed memory to the operating system."""
+    """Compile `jitted` for these arguments, and then call `trim_memory` to release the compiler's memory."""
     trim_memory()  # otherwise, memory freed after reading the weights would add to the compiler's peak memory
     program = jitted.lower(*args, **kwargs).compile()
     trim_memory()
@@ -133,7 +133,7 @@ def compile_program(jitted: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def trim_memory() -> None:
-    """Return freed memory that glibc still holds to the operating system.
+    """Make glibc return freed memory to the operating system.
 
     Compiling a training step leaves hundreds of MB of freed memory. With other C libraries, this function does nothing.
     """

@@ -65,7 +65,7 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
         if isinstance(error, ValueError) and spec.num_processes is None:
             return  # JAX did not find a TPU pod, so this is a single TPU host
         raise ConfigError(
-            f"The processes of the run cannot find each other ({one_line(error)}). "
+            f"The run's processes cannot find each other ({one_line(error)}). "
             "Set --coordinator, --num_processes and --process_id."
         ) from None
     if spec.all_devices and "JAX_LOCAL_DEVICE_IDS" not in os.environ:
@@ -118,7 +118,7 @@ def _explain_timeout(spec: ProcessSpec, timeout: int) -> str:
     """Return an error message for processes that did not find each other in time."""
     if not spec.coordinator:
         return (
-            f"The processes of the run did not find each other within {timeout} s. "
+            f"The run's processes did not find each other within {timeout} s. "
             "Set --coordinator=HOST:PORT to an address that all processes can reach."
         )
     missing = (
@@ -290,7 +290,7 @@ class Watchdog:
         since = time.strftime("%H:%M:%S", time.localtime(self._last_beat))
         return (
             f"error: Process {jax.process_index()} of {jax.process_count()} has made no progress for {self._seconds} s, "
-            f"since {since}. A process of the run has stalled or died. Check the output of all processes. "
+            f"since {since}. At least one process in the run has stalled or died. Check the output of all processes. "
             "The same command resumes from the last checkpoint."
         )
 
@@ -307,7 +307,7 @@ def as_host_error(error: BaseException) -> HostError | None:
     if not re.search(signs, str(error), re.IGNORECASE):
         return None
     return HostError(
-        f"Another process of the run ended or cannot be reached ({one_line(error)}). "
+        f"Another process in the run has ended or cannot be reached ({one_line(error)}). "
         "Check the output of all processes. The same command resumes from the last checkpoint."
     )
 

@@ -101,7 +101,7 @@ def _spec_from_launcher(launcher: Launcher, coordinator: str | None, environ: Ma
         parse_address(coordinator)
     elif not launcher.address or not all(name in environ for name in launcher.address):
         raise ConfigError(
-            f"{launcher.name} started {count} processes but does not say where process 0 runs. "
+            f"{launcher.name} started {count} processes but does not provide the address of process 0. "
             "Set --coordinator=HOST:PORT to the host of process 0 and a free port on that host."
         )
     return ProcessSpec(coordinator, int(count), int(environ[launcher.rank]), _has_own_devices(environ))
@@ -169,6 +169,6 @@ def _is_on_tpu_pod(environ: Mapping[str, str]) -> bool:
 
 
 def _is_in_indexed_job(environ: Mapping[str, str]) -> bool:
-    """Return whether this is an indexed Kubernetes Job pod and the `kubernetes` package, which JAX needs, is installed."""
+    """Return whether this is a pod in an indexed Kubernetes Job, with the `kubernetes` package that JAX needs installed."""
     is_indexed = "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ
     return is_indexed and importlib.util.find_spec("kubernetes") is not None

@@ -17,7 +17,7 @@ HOST_ONLY = ("index", "fingerprint")  # batch entries that stay on the host
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] = ()) -> Mesh:
-    """Return a ("data", "spatial") mesh over all devices, or over the first data * spatial devices.
+    """Return a ("data", "spatial") mesh over all devices, or over the first data * spatial devices if `config.data` is set.
 
     Args:
       config: The size of each axis.

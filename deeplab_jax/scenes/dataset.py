@@ -60,7 +60,7 @@ def write(
     if root.exists():
         if _read_record(root) != record:
             raise DataError(
-                f"{root} exists and does not hold the requested synthetic data set ({record}). "
+                f"{root} exists but does not hold the requested synthetic data set ({record}). "
                 "Remove it, or choose a different folder."
             )
         return

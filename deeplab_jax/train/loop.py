@@ -1,4 +1,4 @@
-"""The training loop. Each iteration trains on one batch, then logs, evaluates and saves if due."""
+"""The training loop. Each iteration trains on one batch, and then logs, evaluates and saves when due."""
 
 import contextlib
 import dataclasses

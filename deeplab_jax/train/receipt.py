@@ -107,7 +107,9 @@ def read_starts(workdir: str) -> list[Start]:
             start.step for start, row in pairs if any(row[name] != text for name, text in _compute_digests(start).items())
         ]
     if changed:
-        raise CheckpointError(f"The start at step {changed[0]} in {path} does not match its digest. {_HOW_TO_CONTINUE}")
+        raise CheckpointError(
+            f"The run start recorded at step {changed[0]} in {path} does not match its digest. {_HOW_TO_CONTINUE}"
+        )
     return starts
 
 

@@ -21,7 +21,7 @@ def poly(config: OptimConfig, steps: int) -> optax.Schedule:
 def cosine(config: OptimConfig, steps: int) -> optax.Schedule:
     """Return the schedule lr_end + (lr - lr_end) (1 + cos(pi step / steps)) / 2.
 
-    This is one SGDR period (1608.03983, eq. 5).
+    This is one SGDR period (arXiv:1608.03983, eq. 5).
     """
     return optax.cosine_decay_schedule(config.lr, steps, alpha=config.lr_end / config.lr)
 

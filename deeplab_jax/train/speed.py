@@ -19,9 +19,10 @@ def ideal_step_seconds(config: Config, mesh: Mesh) -> tuple[float, str]:
     """
     flops = training_flops(config)
     peak, source = mesh_peak_rate(mesh, config.model.dtype)
-    line = f"MFU is the share of the peak rate: {flops / 1e12:.3g} TFLOPs per step, {peak / 1e12:.3g} TFLOP/s ({source})."
-    # A CPU measures its own peak rate with a matrix product, and Winograd convolutions skip more than half of the FLOPs.
-    return flops / peak, line + " It can exceed 100% on a CPU." * (mesh.devices.flat[0].platform == "cpu")
+    line = f"Each step takes {flops / 1e12:.3g} TFLOPs. MFU is relative to a peak rate of {peak / 1e12:.3g} TFLOP/s ({source})."
+    # A CPU's peak rate is measured with a matrix product, whereas Winograd convolutions need fewer than half of the FLOPs
+    # counted here.
+    return flops / peak, line + " On a CPU, MFU can exceed 100%." * (mesh.devices.flat[0].platform == "cpu")
 
 
 class Meter:

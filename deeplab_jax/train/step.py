@@ -19,6 +19,7 @@ from deeplab_jax.models import DeepLabV3, Outputs, normalize
 from deeplab_jax.models.extent import Rows, split_rows
 from deeplab_jax.models.operations import interpreted_by
 from deeplab_jax.models.resize import resize_like
+from deeplab_jax.models.target import compiling_for
 from deeplab_jax.runtime.compilation import lean_options
 from deeplab_jax.runtime.mesh import batch_shardings, replicated_sharding
 from deeplab_jax.train.optimizer import add_penalty, apply_where
@@ -217,15 +218,16 @@ def compile_train_step(mesh: Mesh, *, config: Config, model: DeepLabV3, optimize
 
     The compiled step donates its input state.
     """
-    replicated = replicated_sharding(mesh)
+    replicated, platform = replicated_sharding(mesh), mesh.devices.flat[0].platform
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        return train_step(state, batch, config=config, model=model, optimizer=optimizer, mesh=mesh)
+        with compiling_for(platform):
+            return train_step(state, batch, config=config, model=model, optimizer=optimizer, mesh=mesh)
 
     return jax.jit(
         step,
         in_shardings=(replicated, batch_shardings(mesh, batch_names(config))),
         out_shardings=(replicated, replicated),
         donate_argnums=0,
-        compiler_options=lean_options(mesh.devices.flat[0].platform),
+        compiler_options=lean_options(platform),
     )

@@ -128,7 +128,7 @@ def verify(
                 if not is_exact:
                     yield _compare_parameters(step, state, stored)
     if not any(start < step <= end for step in (*receipts, *log)):
-        yield Finding(False, f"there is neither a checkpoint nor a log row in steps {start + 1} to {end}. Replay more steps.")
+        yield Finding(False, f"the run has no checkpoint or log row for steps {start + 1} to {end}. Replay more steps.")
 
 
 def _check_interval(workdir: str, start: int, end: int, run_start: Start) -> None:
@@ -143,7 +143,7 @@ def _check_interval(workdir: str, start: int, end: int, run_start: Start) -> Non
     if not start < end <= run_start.steps:
         advice = f"Use 1 to {run_start.steps - start}." if start < run_start.steps else f"Use --from below {run_start.steps}."
         raise ConfigError(
-            f"`--steps` (={end - start}) is out of range after step {start} of a run of {run_start.steps} steps. {advice}"
+            f"`--steps` (={end - start}) is out of range from step {start} in a {run_start.steps}-step run. {advice}"
         )
 
 
@@ -158,7 +158,7 @@ def _check_checkpoint(
     else:
         yield Finding(not changed, f"files of {folder}: {', '.join(changed[:3]) + ' changed' if changed else 'unchanged'}")
     stored, trees = checkpoints.load(step, abstract)
-    # Even if the run was restarted from this checkpoint, an earlier start saved it.
+    # This checkpoint was saved by the last start before `step`, even if the run was later resumed from this checkpoint.
     earlier = [start for start in read_starts(workdir) if start.step < step]
     if earlier and stored != from_dict(earlier[-1].config):
         yield Finding(False, f"the config in {folder} differs from the config in {receipt.RUN}")
@@ -198,7 +198,10 @@ def _compare_scalars(
 ) -> Finding:
     """Compare the loss, accuracy and gradient norm with the log, where None stands for a non-finite value."""
     difference = max(_relative_difference(row[name], logged[name]) for name in SCALARS)
-    text = f"step {step}: loss {row['loss']:.6f}, {difference:.1e} from the log"
+    text = (
+        f"step {step}: loss {row['loss']:.6f}; the loss, accuracy and gradient norm differ from the log by up to "
+        f"{difference:.1e} (relative)"
+    )
     if is_exact:
         return Finding(difference == 0, text)
     # Rounding errors in one step are far below this limit. In later steps, the two runs can drift apart,
@@ -223,5 +226,5 @@ def _compare_parameters(step: int, replayed: TrainState, stored: TrainState) -> 
     pairs = zip(jax.tree.leaves(jax.device_get(replayed.params)), jax.tree.leaves(jax.device_get(stored.params)), strict=True)
     squared_difference, squared_norm = np.sum([(np.sum(np.square(a - b)), np.sum(np.square(b))) for a, b in pairs], axis=0)
     distance = float(np.sqrt(squared_difference / squared_norm))
-    text = f"step {step}: parameters differ from the run's by {distance:.1e}, |a - b| / |b| over all of them"
+    text = f"step {step}: the relative L2 distance between the replayed and the stored parameters is {distance:.1e}"
     return Finding(False if not distance < MAX_PARAMETER_DIFFERENCE else None, text)

@@ -105,8 +105,8 @@ def require_exportable(model: ModelConfig, fmt: str) -> None:
         if not any(canonical(dataclasses.replace(model, **{field: value})) == canonical(model) for value in values):
             supported = " or ".join(map(repr, values))
             raise CheckpointError(
-                f"`--to` (={fmt!r}) has no network with model.{field}={getattr(model, field)!r}, only with {supported}. Export "
-                "to a different library."
+                f"`--to` (={fmt!r}) does not support model.{field}={getattr(model, field)!r}, only {supported}. Export to a "
+                "different library."
             )
 
 

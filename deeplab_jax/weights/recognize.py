@@ -101,7 +101,7 @@ def _recognize_backbone(shapes: Shapes) -> dict[str, Any]:
 
 
 def _read_record(state: StateDict, switches: dict[str, Any]) -> tuple[Config, dict[str, str]]:
-    """Read the config that `export_weights` stored in the file. Return it together with the origin of each field."""
+    """Return the config that `export_weights` stored in the file, and a dict saying where each field's value comes from."""
     config = from_dict(state.meta[RECORD])
     from_tensors = {name: value for name, value in switches.items() if name in FROM_TENSORS}
     config.model = dataclasses.replace(config.model, **from_tensors, pretrained="")
@@ -110,7 +110,7 @@ def _read_record(state: StateDict, switches: dict[str, Any]) -> tuple[Config, di
 
 
 def _apply_facts(facts: Facts, model: ModelConfig) -> tuple[Config, dict[str, str]]:
-    """Build a config from the given model and facts. Return it together with the origin of each field."""
+    """Return a config built from `model` and `facts`, and a dict saying where the value of each field in `facts` comes from."""
     config = Config(model=model)
     for field, (value, _) in facts.items():
         section, _, name = field.rpartition(".")

@@ -9,7 +9,7 @@ from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models.stages import Shapes
 from deeplab_jax.weights.state_dicts import StateDict
 
-ASSUMED = "assumed: the reference's default, because it cannot be inferred from the tensors"
+ASSUMED = "assumed: the reference implementation's default, because the tensors do not determine this field"
 
 # Maps a dotted config field, or "labels", to (value, description of where the value comes from).
 Facts = dict[str, tuple[Any, str]]

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import ml_dtypes  # adds bfloat16, which both formats can contain, to NumPy's dtypes
+import ml_dtypes  # adds the NumPy dtype bfloat16, which both file formats can contain
 import numpy as np
 from etils import epath
 from safetensors import safe_open
@@ -78,7 +78,7 @@ def read(path: str, source: str = "", *, ema: bool = False) -> StateDict:
     content, inner = _split_average(content)
     if average is not None or inner:
         used = "the moving average of the weights is used"
-        notes = (*notes, used if ema else "the file also contains a moving average of the weights, which --ema selects")
+        notes = (*notes, used if ema else "the file also contains a moving average of the weights (use --ema to select it)")
     elif ema and SWAPPED not in notes:
         raise CheckpointError(f"`{source}` does not contain a moving average of its weights. Omit --ema.")
     tensors, dtype_notes = _to_float32(_to_arrays(content | inner if ema else content, source), source)

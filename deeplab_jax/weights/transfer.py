@@ -125,7 +125,7 @@ def pretrained_variables(config: Config, say: Say = print) -> dict[str, Any]:
     if any(getattr(ours, field) != getattr(theirs, field) for field in field_names(ModelConfig, part=("decoder",))):
         left_out |= {"decoder", "classifier"}
     loaded = {path: x for path, x in variables.items() if path in shapes and path[1] not in left_out}
-    say(f"{len(loaded)} of {len(shapes)} variables start from {source}")
+    say(f"{len(loaded)} of {len(shapes)} variables were loaded from {source}")
     random_parts = sorted({path[1] for path in shapes.keys() - loaded.keys()})
     if random_parts:
         say(f"these parts start with random weights: {', '.join(random_parts)}")

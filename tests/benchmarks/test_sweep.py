@@ -127,13 +127,13 @@ def run_program_instead_of_training(monkeypatch, program):
     monkeypatch.setattr(sweep.subprocess, "Popen", lambda words, **kwargs: popen([words[0], "-c", program], **kwargs))
 
 
-def test_a_training_that_fails_ends_the_study(monkeypatch, tmp_path):
+def test_a_failed_training_run_ends_the_study(monkeypatch, tmp_path):
     run_program_instead_of_training(monkeypatch, "raise SystemExit(2)")
     with pytest.raises(SystemExit, match=r"train\.py exited with code 2\. The last line of .*log\.txt is: "):
         run_sweep(monkeypatch, tmp_path)
 
 
-def test_an_interrupted_training_can_still_save(monkeypatch, tmp_path):
+def test_an_interrupted_training_run_can_still_save(monkeypatch, tmp_path):
     # Ctrl-C in a terminal interrupts both processes. This program imitates that by sending both signals, after it has installed
     # its own handler.
     program = """

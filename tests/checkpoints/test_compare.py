@@ -20,7 +20,7 @@ EQUAL = [
     ({"multi_grid": (0.5, 1.0)}, {"multi_grid": (0.5, 1.0, 1.0)}),
     ({"multi_grid": (0.5, 1)}, {"multi_grid": [0.5, 1.0, 1.0, 1.0]}),
     ({"multi_grid": (1.0,)}, {"multi_grid": (1.0, 1.0, 1.0)}),
-    ({"multi_grid": (1.0, 2.0)}, {"multi_grid": (1.0, 2.0, 4.0)}),  # the last stage of ResNet-18 has two blocks
+    ({"multi_grid": (1.0, 2.0)}, {"multi_grid": (1.0, 2.0, 4.0)}),  # ResNet-18's last stage has two blocks
     ({"backbone": "resnet50", "multi_grid": (1.0, 2.0, 4.0)}, {"backbone": "resnet50", "multi_grid": (1.0, 2.0, 4.0, 8.0)}),
     ({"backbone": "resnet50", "dilate_conv2": True}, {"backbone": "resnet50", "dilate_conv2": False}),
     ({"aux_dropout": 0.1}, {"aux_dropout": 0.3}),

@@ -305,7 +305,8 @@ def flip_checksum(step, digits):
 @pytest.mark.parametrize("place", FLIPS)
 def test_a_flipped_bit_is_rejected_by_every_reader_of_the_model(run, place):
     FLIPS[place](run / "checkpoints" / "7")
-    count = 2 if "not hexadecimal" in place else 1  # the file with this checksum and the checksum file itself
+    # A checksum that is not hexadecimal affects two files: the one it belongs to and the checksum file itself.
+    count = 2 if "not hexadecimal" in place else 1
     message = rf"Cannot read .*checkpoints/7 \({count} of its files do not match {CHECKSUMS}, for example .*\)\. It is damaged"
     readers = [lambda run: restore_model(run, CONFIG), load, lambda run: pretrained_variables(config_with_pretrained(run))]
     for read in readers:

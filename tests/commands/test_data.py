@@ -97,7 +97,7 @@ def test_the_exit_code_is_1_if_training_would_fail(own_data, monkeypatch, capsys
 def test_the_label_set_comes_from_the_layout_or_the_flag(street_scenes, own_data, monkeypatch, capsys):
     code, output = run_cli(monkeypatch, capsys, "data", "check", street_scenes, "--splits", "val", "test")
     assert code == 0
-    assert "labels: cityscapes, 19 classes, because the folders have the Cityscapes layout" in output
+    assert "labels: cityscapes, 19 classes, inferred from the Cityscapes folder layout" in output
     code, output = run_cli(monkeypatch, capsys, "data", "check", own_data)
     assert code == 2
     assert "Run `deeplab-jax data labels" in output

@@ -45,7 +45,7 @@ def test_missing_instances_are_explained_and_wrong_names_are_not_submitted(finis
     assert not (tmp_path / "s").exists()
 
 
-def test_a_split_without_labels_gives_pictures_but_no_scores(finished_run, street_scenes, tmp_path):
+def test_a_split_without_labels_gives_images_but_no_scores(finished_run, street_scenes, tmp_path):
     config, best = load_tiny_recipe(street_scenes, "eval.split=test", "eval.output_stride=16"), finished_run / "best"
     assert "mIoU" not in evaluate(config, best, tmp_path / "o", tmp_path / "ids")
     assert len(list((tmp_path / "o" / "overlay").rglob("*.png"))) == 2
@@ -78,7 +78,7 @@ def test_user_errors_are_reported_on_one_line(finished_run, street_scenes):
     for error, message, arguments in (
         (CheckpointError, r"11 classes.*19 classes", (eleven, finished_run)),
         (CheckpointError, r"`checkpoint` \(='nowhere'\) is not a run", (config, "nowhere")),
-        (ConfigError, r"`--output` \(='a/b'\) is inside --submission", (config, finished_run, "a/b", "a")),
+        (ConfigError, r"`--output` \(='a/b'\) is inside the --submission folder", (config, finished_run, "a/b", "a")),
     ):
         with pytest.raises(error, match=message) as caught:
             evaluate(*arguments)

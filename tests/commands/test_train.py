@@ -12,7 +12,7 @@ from deeplab_jax.errors import CheckpointError, ConfigError, DataError
 
 pytestmark = [
     pytest.mark.usefixtures("plain_convolutions"),
-    pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),  # from ml_collections
+    pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),  # raised by ml_collections
 ]
 
 
@@ -31,8 +31,9 @@ def test_training_starts_from_pretrained_weights_and_resumes_without_them(finish
     shutil.copytree(finished_run, pretrained)
     fields = (f"model.pretrained={pretrained}", "optim.lr=1e-9", "optim.schedule=constant")
     first = train(street_scenes, workdir, *fields, "train.steps=1")
-    assert re.search(rf"(\d+) of \1 variables start from {pretrained}", first)
-    # Compare only the parameters. The learning rate is too small to change them, but running statistics move by a tenth.
+    assert re.search(rf"(\d+) of \1 variables were loaded from {pretrained}", first)
+    # Compare only the parameters. The learning rate is too small to change them, but each step moves the running statistics a
+    # tenth of the way to the batch statistics.
     before, after = (restore_variables(str(folder))["params"] for folder in (pretrained, workdir))
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         np.testing.assert_allclose(new, old, atol=1e-6)

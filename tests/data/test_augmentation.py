@@ -106,7 +106,7 @@ def test_windows_cover_all_positions_and_scales():
     factors = np.array([100 / (high[0] - low[0]) for low, high, _ in windows])
     assert factors.min() < 0.55
     assert factors.max() > 1.9
-    assert factors.mean() == pytest.approx(1.25, abs=0.17)  # 4 standard errors for 100 uniform draws
+    assert factors.mean() == pytest.approx(1.25, abs=0.17)  # the tolerance is 4 standard errors for 100 uniform draws
 
 
 def draw_label(rng):
@@ -185,7 +185,7 @@ def test_random_numbers_depend_on_seed_sample_number_and_stream():
     assert len(np.unique(numbers)) == numbers.size
     assert numbers.min() >= 0
     assert numbers.max() < 1
-    assert table.mean((0, 1)) == pytest.approx(0.5, abs=0.06)  # 4 standard errors for 400 draws
+    assert table.mean((0, 1)) == pytest.approx(0.5, abs=0.06)  # the tolerance is 4 standard errors for 400 draws
 
 
 def draw_blocks(seed=0, classes=5):

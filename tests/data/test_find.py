@@ -35,7 +35,7 @@ def test_incomplete_records_are_reported_differently_from_an_empty_folder(tmp_pa
 
 
 @pytest.mark.parametrize("names", [("img-00001.json", "img-00001.bin"), ("records.json", "manifest.json")])
-def test_a_data_set_that_contains_files_with_the_names_of_record_files_is_read_from_its_files(tmp_path, names):
+def test_files_named_like_record_files_do_not_turn_a_data_set_into_records(tmp_path, names):
     (tmp_path / "list").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     Image.new("L", (4, 4)).save(tmp_path / "la.png")
@@ -99,7 +99,7 @@ def test_custom_folders_are_scanned_without_a_list(tmp_path):
     assert find_samples(str(tmp_path), "test", need_labels=False).labels == ()
 
 
-def test_the_missing_label_of_a_custom_image_is_an_error(tmp_path):
+def test_a_missing_label_for_a_custom_image_is_an_error(tmp_path):
     save_images(tmp_path, "input/train/a.jpg", "input/train/b.png", "target/train/a.png")
     with pytest.raises(DataError, match=r"1 of 4 files.*target/train/b\.png"):
         find_samples(str(tmp_path), "train")

@@ -152,5 +152,5 @@ dataset = tf.data.Dataset.range(10**6).map(lambda i: {"i": tf.numpy_function(slo
 batches = iterate(None, lambda *_: dataset.prefetch(2), None, None)
 next(batches)
 """
-    # Without closing the iterator, the pipeline threads and the interpreter would deadlock at exit.
+    # If the iterator were not closed at exit, the pipeline threads and the interpreter would deadlock.
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

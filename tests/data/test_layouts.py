@@ -85,7 +85,7 @@ def test_cityscapes_layout_uses_coarse_labels_if_fine_ones_are_missing(tmp_path)
     assert samples.images == (pairs["train"][0], pairs["train_extra"][0])
     assert samples.labels == (pairs["train"][1], pairs["train_extra"][1])
     assert samples.kind == "labelIds"
-    assert "Cityscapes folders" in samples.source
+    assert "Cityscapes layout" in samples.source
     assert find_names(tmp_path, "val")[1] == (pairs["val"][1],)
 
 

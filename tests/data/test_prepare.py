@@ -89,7 +89,7 @@ def assert_holds(out, root, split="train"):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """Return a list that collects the position of every decoded sample."""
+    """Return a list to which the position of every decoded sample is appended."""
     positions = []
     decode = prepare_module._decode
 

@@ -214,7 +214,7 @@ def test_a_sample_with_an_unknown_value_is_skipped_as_with_files(tmp_path):
     assert not np.concatenate([batch["valid"] for batch in batches[0]]).all()
 
 
-def test_a_record_lists_a_limited_number_of_the_values_in_a_mask_with_blended_colours(tmp_path):
+def test_a_record_lists_only_a_limited_number_of_label_values(tmp_path):
     root = write_data_set(tmp_path / "set", sizes=[(64, 64)], mode="RGB")
     colours = np.arange(64 * 64).astype(">u4").view(np.uint8).reshape(64, 64, 4)[..., 1:]
     Image.fromarray(colours).save(root / "train0_label.png")

@@ -181,7 +181,7 @@ def run(words):
             score_checkpoint(config, given["checkpoint"], given.get("output"), given.get("submission"), console)
         return
     if words[1] == "plan":
-        fields = [word for word in words if re.match(r"[a-z]+\.\w+=", word)]  # argparse requires them to be adjacent
+        fields = [word for word in words if re.match(r"[a-z]+\.\w+=", word)]  # argparse requires fields to be adjacent
         words = [*words[:2], *fields, *TINY_PLAN, *(word for word in words[2:] if word not in fields)]
     code = 0
     try:
@@ -237,7 +237,7 @@ def stored_configs(workspace):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_commands_are_known_and_their_arguments_are_accepted(page, stored_configs):
+def test_commands_exist_and_accept_their_arguments(page, stored_configs):
     for words in (words for block in read_blocks(page) for words in block.commands):
         if words[0] == "deeplab-jax":
             cli.parse(words[1:])
@@ -248,7 +248,7 @@ def test_commands_are_known_and_their_arguments_are_accepted(page, stored_config
 
 
 def test_quick_commands_run(example_files, tmp_path, monkeypatch):
-    """Run them. `run` checks that each succeeds."""
+    """Run every quick command. `run` checks that it succeeds."""
     count = 0
     for page in PAGES:
         commands = [words for block in read_blocks(page) for words in block.commands if not is_only_parsed(words)]

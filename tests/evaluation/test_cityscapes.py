@@ -53,7 +53,7 @@ def write_predictions(folder, names, predictions):
 
 
 def assert_same(scores, reference):
-    """Check that our scores equal the official script's, including nan. Scores that we omit must be nan in the script's."""
+    """Check that our scores equal the official script's, including nan. Scores that we omit must be nan in its output."""
     for kind, average in cityscapes.AVERAGES.items():
         np.testing.assert_allclose(scores[average], reference[average], rtol=0, atol=1e-9)
         for name, value in reference[kind].items():

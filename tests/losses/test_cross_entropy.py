@@ -39,7 +39,7 @@ def test_loss_matches_values_computed_by_hand():
     assert loss() == pytest.approx((log_4 + log_2) / 2)
     assert loss(normalizer="all") == pytest.approx((log_4 + log_2) / 3)
     assert loss(class_weights=(1.0, 3.0)) == pytest.approx((log_4 + 3 * log_2) / 4)
-    # The ignored pixel counts with the mean class weight, (1 + 3) / 2.
+    # The ignored pixel adds the mean class weight, (1 + 3) / 2, to the divisor.
     assert loss(class_weights=(1.0, 3.0), normalizer="all") == pytest.approx((log_4 + 3 * log_2) / 6)
     assert loss(label_smoothing=0.2) == pytest.approx((0.9 * log_4 + 0.1 * log_4_3 + log_2) / 2)
     # Pixels 1 and 3 have target probabilities 1/4 and 1/2, so the threshold 0.4 drops pixel 3. A large `min_kept` raises the
@@ -132,7 +132,7 @@ def test_class_weights_and_label_smoothing_match_pytorch(settings, loss, gradien
     numbers = np.arange(24).reshape(2, 3, 4) % 7
     labels = np.where(numbers < 5, numbers, 255).astype(np.uint8)
     our_loss, our_gradient = compile_loss(**settings)(logits.astype(np.float32), labels, np.array([True, True]))
-    np.testing.assert_allclose(our_loss, loss, rtol=1e-5)  # float32
+    np.testing.assert_allclose(our_loss, loss, rtol=1e-5)  # float32 rounding
     np.testing.assert_allclose(np.abs(our_gradient).sum(), gradient_sum, rtol=1e-5)
     np.testing.assert_allclose(our_gradient[0, 0, 3, 3], gradient_entry, rtol=1e-4)
 
@@ -198,7 +198,7 @@ def test_loss_matches_the_definition_in_float64(seed, settings):
     valid = rng.random(2) < 0.8
     actual, gradient = compile_loss(**settings)(logits, labels, valid)
     expected = reference_loss(logits.astype(np.float64), labels, valid, LossConfig(**settings))
-    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)  # float32 sums of 24 terms
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)  # the tolerance allows for float32 sums of 24 terms
     assert np.isfinite(gradient).all()
 
 

@@ -44,7 +44,7 @@ def map_over_rows(function, mesh, num_replicated=0, out=SPLIT):
 
 
 def interpret(rows, function):
-    """Return `function` with its operations interpreted by `rows`."""
+    """Return a function that calls `function` while `rows` interprets its operations."""
 
     def call(*args):
         with interpreted_by(rows):

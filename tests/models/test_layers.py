@@ -8,8 +8,9 @@ from flax import linen as nn
 
 from deeplab_jax.models import convolution, winograd
 from deeplab_jax.models.convolution import conv2d
-from deeplab_jax.models.layers import BatchNorm, add_relu, average_pool_2x2, max_pool_3x3
+from deeplab_jax.models.layers import BatchNorm, add_relu, average_pool_2x2, batch_moments, max_pool_3x3
 from deeplab_jax.models.resize import resize_bilinear, resize_by_gather
+from deeplab_jax.models.target import compiling_for
 from deeplab_jax.runtime.compilation import lean_options
 
 
@@ -44,7 +45,7 @@ CASES = [  # (height, width), kernel size, stride, rate
 
 
 def supported_forms(kernel_size, stride):
-    """Return the forms that support a kernel of this size at this stride."""
+    """Return the convolution forms that support a kernel of this size at this stride."""
     return ["xla", "mixed", "products", *["winograd"] * (kernel_size == 3 and stride == 1)]
 
 
@@ -183,6 +184,25 @@ def test_the_form_that_saves_the_most_work_is_chosen(kernel, shape, dtype, strid
     assert convolution._fastest_form(kernel, shape, jnp.dtype(dtype), stride, rate) == form
 
 
+def test_programs_for_accelerators_use_xlas_convolution():
+    def convolve(x, kernel):
+        with compiling_for("tpu"):
+            return conv2d(x, kernel)
+
+    shapes = jax.ShapeDtypeStruct((1, 9, 9, 256), jnp.float32), jax.ShapeDtypeStruct((1, 1, 256, 64), jnp.float32)
+    # On this CPU, the convolution would be a matrix product.
+    assert "conv_general_dilated" in str(jax.make_jaxpr(convolve)(*shapes))
+    assert "dot_general" in str(jax.make_jaxpr(conv2d)(*shapes))
+
+
+@pytest.fixture(params=["cpu", "gpu"])
+def target(request):
+    """Trace the test's programs for a CPU and for an accelerator. Both run on the CPU."""
+    with compiling_for(request.param):
+        yield request.param
+
+
+@pytest.mark.usefixtures("target")
 def test_batch_norm_updates_running_statistics_as_pytorch_does():
     x = jnp.array([1.0, 2.0, 3.0, 6.0]).reshape(1, 2, 2, 1)  # mean 3, biased variance 3.5, unbiased 14/3
     norm = BatchNorm()
@@ -200,6 +220,38 @@ def test_batch_norm_of_a_single_value_returns_the_bias():
     y, updated = norm.apply(variables, x, True, mutable=["batch_stats"])
     np.testing.assert_array_equal(y, 0.0)
     assert jnp.isfinite(updated["batch_stats"]["var"]).all()
+
+
+@pytest.mark.parametrize(("error", "tolerance"), [(0.0, 1e-6), (0.1, 1e-6), (5.0, 2e-5)])
+@pytest.mark.usefixtures("target")
+def test_the_variance_is_precise_if_the_expected_mean_is_close(error, tolerance):
+    """The mean is 1,000 standard deviations. `error` is the error of the expected mean, in standard deviations."""
+    x = (1000 + np.random.default_rng(0).normal(size=(2, 64, 64, 3))).astype(np.float32)
+    mean, var, count = batch_moments(jnp.asarray(x), np.full(3, 1000 + error, np.float32))
+    np.testing.assert_allclose(mean, x.astype(np.float64).mean((0, 1, 2)), rtol=2e-7)
+    np.testing.assert_allclose(var, x.astype(np.float64).var((0, 1, 2)), rtol=tolerance)
+    assert count == 2 * 64 * 64
+
+
+@pytest.mark.usefixtures("target")
+def test_the_variance_of_a_constant_channel_is_not_negative():
+    x = jnp.full((2, 8, 8, 1), 0.1)
+    assert batch_moments(x, jnp.full(1, 30.0))[1] >= 0
+
+
+def test_batch_statistics_have_the_same_gradients_on_every_target():
+    x = np.random.default_rng(0).normal(2, 3, (2, 5, 7, 3))
+    weights = np.random.default_rng(1).normal(size=(2, 3))
+
+    def loss(x, platform):
+        with compiling_for(platform):
+            mean, var, _ = batch_moments(x, jnp.ones(3))
+            return jnp.sum(weights[0] * mean + weights[1] * var)
+
+    with jax.enable_x64(True):
+        expected = weights[0] / 70 + weights[1] * 2 / 70 * (x - x.mean((0, 1, 2)))
+        for platform in ("cpu", "gpu"):
+            np.testing.assert_allclose(jax.grad(loss)(jnp.asarray(x), platform), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_batch_norm_statistics_stay_float32_under_bfloat16():
@@ -236,7 +288,7 @@ def test_average_pool_returns_the_mean_of_the_taps_inside_the_image(size, stride
     for oy in range(y.shape[1]):
         for ox in range(y.shape[2]):
             window = x[:, oy * stride : oy * stride + rate + 1 : rate, ox * stride : ox * stride + rate + 1 : rate]
-            np.testing.assert_allclose(y[:, oy, ox], window.mean((1, 2)), rtol=1e-5, atol=1e-6)  # float32 sums
+            np.testing.assert_allclose(y[:, oy, ox], window.mean((1, 2)), rtol=1e-5, atol=1e-6)  # float32 rounding
 
 
 def test_add_relu_is_bit_identical_to_the_relu_of_the_sum():

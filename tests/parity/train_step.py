@@ -101,7 +101,7 @@ def make_smooth(network: torch.nn.Module) -> torch.nn.Module:
 
 @contextlib.contextmanager
 def make_ours_smooth() -> Iterator[None]:
-    """Make the same replacements as `make_smooth` in our networks, for networks traced in this context."""
+    """Make the same replacements as `make_smooth` in all of our networks traced while this context is active."""
 
     def average(x: jax.Array, rows: None = None) -> jax.Array:
         return flax.linen.avg_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))

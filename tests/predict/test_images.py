@@ -135,7 +135,7 @@ def test_the_command_reports_failures_and_exits_with_1(segmenter, tmp_path, monk
     arguments = ("predict", tmp_path, "--checkpoint", "run", "--out", tmp_path / "out")
     code, output = run_cli(monkeypatch, capsys, *arguments, "--flip", "--scales", 0.5, 1, "--window", 32, 32)
     assert code == 0
-    assert "Predicted 1 of 1 files" in output
+    assert "Segmented 1 of 1 files" in output
     assert "notes.txt" in output
     flipped = read_pixels(tmp_path / "out" / "train_ids" / "a.png")
     (tmp_path / "b [1].png").write_text("not an image")

@@ -374,11 +374,11 @@ def test_errors_caused_by_another_process_are_recognized(monkeypatch, error, is_
     host_error = hosts.as_host_error(error)
     assert isinstance(host_error, HostError) == is_lost
     if is_lost:
-        assert str(host_error).startswith("Another process of the run ended or cannot be reached (")
+        assert str(host_error).startswith("Another process in the run has ended or cannot be reached (")
         assert "\n" not in str(host_error)
 
 
-def test_a_single_process_exits_by_exceptions():
+def test_a_single_process_exits_by_raising_exceptions():
     with pytest.raises(SystemExit, match="2"):
         hosts.exit_process(2)
     with pytest.raises(ConfigError, match="an error"), hosts.exit_on_error():
@@ -395,7 +395,7 @@ def test_a_successful_process_exits_normally(monkeypatch):
     ("error", "code", "line"),
     [
         (ConfigError("no such field"), 2, "error: no such field\n"),
-        (ValueError("Gloo all-gather failed: timed out"), 3, "error: Another process of the run ended"),
+        (ValueError("Gloo all-gather failed: timed out"), 3, "error: Another process in the run has ended"),
         (HostError("a process ended"), 3, "error: a process ended"),
         (KeyboardInterrupt(), 130, ""),
         (SystemExit(7), 7, ""),

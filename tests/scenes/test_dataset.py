@@ -138,7 +138,7 @@ def test_an_existing_path_that_is_not_the_same_data_set_is_an_error_and_stays_un
         (path / ("thesis.tex" if "folder" in name else "synthetic.json")).write_text("{")
     before = read_files(tmp_path)
     with pytest.raises(
-        DataError, match=r"exists and does not hold the requested synthetic data set .*\. Remove it, or choose"
+        DataError, match=r"exists but does not hold the requested synthetic data set .*\. Remove it, or choose"
     ) as error:
         synthetic.write(path, **SMALL)
     assert str(path) in str(error.value)

@@ -72,7 +72,7 @@ def test_decay_norm_and_bias_selects_the_parameters_that_decay(name, decays):
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "rmsprop"])
 def test_the_structure_of_the_state_does_not_depend_on_the_fields(name):
-    """Otherwise, a run could not be resumed after changing one of these fields."""
+    """Resuming a run after changing one of these fields requires the same state structure."""
     configs = [
         OptimConfig(name=name, decay_norm_and_bias=decays, weight_decay=decay, schedule=schedule, momentum=momentum)
         for decays, decay, schedule, momentum in (

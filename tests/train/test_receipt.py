@@ -106,7 +106,7 @@ def test_a_config_that_was_changed_in_the_receipt_is_detected(tmp_path):
     table = json.loads(path.read_text())
     table["starts"][0]["config"]["optim"]["lr"] *= 2
     path.write_text(json.dumps(table))
-    with pytest.raises(CheckpointError, match=r"The start at step 0 in .*run\.json does not match its digest"):
+    with pytest.raises(CheckpointError, match=r"The run start recorded at step 0 in .*run\.json does not match its digest"):
         read_starts(str(tmp_path))
 
 

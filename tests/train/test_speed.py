@@ -8,7 +8,7 @@ from deeplab_jax.runtime.mesh import make_mesh
 from deeplab_jax.train import speed
 
 
-def test_mfu_is_the_ideal_time_of_a_step_over_the_measured_time(monkeypatch):
+def test_mfu_is_the_ideal_step_time_divided_by_the_measured_step_time(monkeypatch):
     now = [10.0]
     monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
     meter = speed.Meter(3, batch_size=8, ideal_step_seconds=0.5)
@@ -21,9 +21,9 @@ def test_mfu_is_the_ideal_time_of_a_step_over_the_measured_time(monkeypatch):
     assert meter.speed(6)["mfu"] == 0.5
 
 
-def test_the_ideal_time_is_the_counted_flops_over_the_peak_rate(monkeypatch):
+def test_the_ideal_step_time_is_the_counted_flops_divided_by_the_peak_rate(monkeypatch):
     monkeypatch.setattr(accelerators, "matmul_rate", lambda dtype: 1e9)
     config = tiny_config()
     seconds, line = speed.ideal_step_seconds(config, make_mesh(MeshConfig()))
     assert seconds == pytest.approx(training_flops(config) / 1e9)
-    assert "0.001 TFLOP/s peak (measured)" in line
+    assert "peak rate of 0.001 TFLOP/s (measured)" in line

@@ -138,7 +138,7 @@ def test_grad_norm_is_the_norm_of_the_full_gradient():
     row = trainer.run(make_batch())
     moved = jax.tree.map(lambda old, new: (old - new) / LR, before, trainer.get().params)
     norm = np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(moved)))
-    assert row["grad_norm"] == pytest.approx(norm, rel=1e-3)  # computed from differences between float32 parameters
+    assert row["grad_norm"] == pytest.approx(norm, rel=1e-3)  # differences between float32 parameters are imprecise
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_micro_batches_with_equal_statistics_match_the_full_batch():
 def test_micro_batches_do_not_depend_on_the_devices():
     single, distributed = Trainer(micro_batches=2), Trainer(data=2, micro_batches=2)
     assert single.run(make_batch())["loss"] == pytest.approx(distributed.run(make_batch())["loss"], rel=1e-4)
-    assert distance(distributed.get().params, single.get().params) < 1e-4  # float32 sums in a different order
+    assert distance(distributed.get().params, single.get().params) < 1e-4  # the float32 summation order differs
 
 
 WEIGHTED = (("class_weights", (0.5, 2.0, 1.5)), ("label_smoothing", 0.1))
@@ -214,7 +214,7 @@ def compute_head_loss(logits, sample, loss):
     if loss.ohem_threshold:
         ordered = np.sort(np.exp(label_log_p[kept]))
         at_least = ordered[min(loss.ohem_min_kept * len(labels), len(ordered) - 1)]
-        assert at_least > loss.ohem_threshold  # so the threshold must be raised to keep enough pixels
+        assert at_least > loss.ohem_threshold  # the threshold must be raised to keep enough pixels
         kept &= np.exp(label_log_p) < at_least
     per_pixel = (1 - loss.label_smoothing) * weights[targets] * label_log_p
     per_pixel += loss.label_smoothing * (weights * log_p).mean(-1)

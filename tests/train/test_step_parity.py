@@ -11,18 +11,23 @@ import numpy as np
 import pytest
 import steps
 
+from deeplab_jax.models.target import compiling_for
+from deeplab_jax.train import step
+
 GOLDEN = pathlib.Path(fill.__file__).parent / "golden"
 
 
 LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("torchvision_r50", "torchvision_mobilenetv3")]
 
 
+@pytest.mark.parametrize("target", ["cpu", pytest.param("gpu", marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", ["mmseg_r18", *LONG])
-def test_five_steps_match_pytorch(name):
-    """Compare in float64.
+def test_five_steps_match_pytorch(name, target, monkeypatch):
+    """Compare in float64. The programs for both targets run on the CPU.
 
     In float32, an activation near 0 can round to the other side of 0, which changes the gradients more than many bugs would.
     """
+    monkeypatch.setattr(step, "compiling_for", lambda _: compiling_for(target))
     golden = np.load(GOLDEN / f"train_{name}.npz")
     network = np.load(GOLDEN / f"{name}_129x97.npz")
     shapes = {str(key): tuple(map(int, shape.split())) for key, shape in zip(network["names"], network["shapes"], strict=True)}

@@ -147,7 +147,7 @@ def test_different_versions_are_reported_with_relative_differences(tampered_run)
     findings = collect_findings(tampered_run)
     assert not list_objections(findings)
     assert any("instead of '0.0.1'" in finding.text for finding in findings)
-    assert "step 4: parameters differ from the run's by 0.0e+00, |a - b| / |b| over all of them" in [
+    assert "step 4: the relative L2 distance between the replayed and the stored parameters is 0.0e+00" in [
         finding.text for finding in findings
     ]
 
@@ -163,7 +163,7 @@ def test_values_that_are_not_finite_are_compared_with_null():
 
 
 def test_intervals_outside_the_run_are_rejected(tampered_run, tmp_path):
-    with pytest.raises(ConfigError, match=r"is out of range after step 2 of a run of 4 steps\. Use 1 to 2\."):
+    with pytest.raises(ConfigError, match=r"is out of range from step 2 in a 4-step run\. Use 1 to 2\."):
         collect_findings(tampered_run, 2, 3)
     with pytest.raises(CheckpointError, match=r"does not contain run\.json"):
         config_at(str(tmp_path), 0)

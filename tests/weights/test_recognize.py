@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax.errors import CheckpointError
-from deeplab_jax.labels import CITYSCAPES, VOC
+from deeplab_jax.labels import CITYSCAPES, VOC, distinct_colors
 from deeplab_jax.models.backbones.mobilenetv3 import list_blocks, scale_to_width
 from deeplab_jax.models.backbones.resnet import DEPTHS
 from deeplab_jax.weights.recognize import recognize
@@ -213,7 +213,7 @@ def test_settings_come_from_published_file_names():
 def test_only_a_matching_source_can_be_requested():
     tensors, _ = make_mmseg()
     backbone = StateDict("x.pth", make_backbone("resnet50", prefix=""), {})
-    for source in ("timm", "torchvision", "mmseg"):  # all of them use the same names for a plain backbone
+    for source in ("timm", "torchvision", "mmseg"):  # all three use the same tensor names for a backbone
         assert recognize(backbone, source).is_backbone
     with pytest.raises(CheckpointError, match=r"has mmseg tensor names, not timm names\. Use --from=mmseg"):
         recognize(StateDict("x.pth", tensors, {}), "timm")
@@ -238,7 +238,7 @@ def test_label_sets_come_from_the_metadata_or_the_source():
     assert (ade.class_ids, ade.ignored_ids) == ((1, 2), (0, 255))
     # Two classes share a colour, as in some published palettes.
     named = recognize_tensors(tensors, {"CLASSES": ("a", "b"), "PALETTE": [[1, 2, 3], [1, 2, 3]]}).config.labels
-    assert named.colors == ((128, 0, 0), (0, 128, 0))
+    assert named.colors == distinct_colors(2)
     torchvision = make_backbone("resnet50") | {
         "classifier.4.weight": np.zeros((21, 8, 1, 1), np.float32),
         "classifier.0.convs.0.0.weight": np.zeros((8, 8, 1, 1), np.float32),

@@ -231,7 +231,7 @@ def test_fields_that_make_no_difference_are_not_compared(mmseg, tmp_path):
     fields = {"low_level_width": 32, "multi_grid": (0.5, 1.0), "pretrained": folder}
     config = Config(model=dataclasses.replace(MMSEG, **fields))
     assert names.flatten(transfer.pretrained_variables(config, lines.append)).keys() == variables.keys()
-    assert lines == [f"{len(variables)} of {len(variables)} variables start from {folder}"]
+    assert lines == [f"{len(variables)} of {len(variables)} variables were loaded from {folder}"]
 
 
 @pytest.mark.parametrize(("decoder_width", "low_level_width"), [(8, 4), (16, 8)])
@@ -261,9 +261,7 @@ def test_weights_without_a_training_state_cannot_be_resumed(mmseg, tmp_path):
 
 def test_networks_that_a_reference_does_not_have_are_refused(mmseg, tmp_path):
     folder, _ = import_state(tmp_path, mmseg[1])
-    with pytest.raises(
-        CheckpointError, match=r"no network with model\.backbone='resnet18', only with 'resnet50' or 'resnet101'"
-    ):
+    with pytest.raises(CheckpointError, match=r"does not support model\.backbone='resnet18', only 'resnet50' or 'resnet101'"):
         transfer.export_weights(folder, str(tmp_path / "x.safetensors"), fmt="torchvision")
 
 
@@ -322,7 +320,7 @@ def test_every_unsupported_value_is_refused(fmt, field, value):
             continue  # this backbone does not use the field
         with pytest.raises(CheckpointError) as error:
             require_exportable(dataclasses.replace(model, **{field: value}), fmt)
-        assert f"no network with model.{field}={value!r}, only with " in str(error.value)
+        assert f"does not support model.{field}={value!r}, only " in str(error.value)
 
 
 def test_the_instructions_leave_out_the_default_multi_grid():

@@ -47,7 +47,7 @@ def read_head(shapes: Shapes) -> dict[str, Any]:
 
 
 def read_facts(state: StateDict, model: ModelConfig, overrides: Mapping[str, Any]) -> Facts:
-    """Return torchvision's settings. They are all assumed, because its weights files contain none."""
+    """Return torchvision's settings. They are all assumptions, because its weights files do not store any settings."""
     facts: Facts = {"labels": (VOC, "assumed: the published weights' classes"), "model.output_stride": (8, ASSUMED)}
     return facts | {f"model.{field}": (value, ASSUMED) for field, value in _switches(model).items()}
 
