@@ -1,4 +1,4 @@
-"""Define the baseline recipe and the rows to train for the CamVid study. camvid.md shows the results.
+"""Define the CamVid study: its baseline recipe and the rows to train. camvid.md shows the results.
 
 python benchmarks/sweep.py benchmarks/camvid_study.py --root CAMVID --out runs/camvid_study --table camvid_table.md
 """
@@ -14,7 +14,7 @@ RECIPE = "benchmarks/camvid_study.py"
 
 
 def get_config() -> Config:
-    """Return the baseline recipe with published widths and equal class weights. Its training time sets the study's budget."""
+    """Return the baseline recipe (published widths, equal class weights). Its training time sets the study's budget."""
     return Config(
         labels=CAMVID,
         model=ModelConfig(backbone="resnet18", output_stride=16),

@@ -3,9 +3,10 @@
 pip install torch torchvision
 python benchmarks/evaluation.py --size 512 1024
 
-The measured work starts with images and labels on the device. It runs the network, resizes the logits to the label
-size, takes the argmax, and ends with confusion counts on the host. The PyTorch side counts the same way as torchvision's
-references/segmentation/utils.py. On a GPU, use --dtype bfloat16 --compile --repeat 10. TensorFlow is not needed.
+The measurement starts with the images and labels on the device and ends with the confusion counts on the host. It covers
+running the network, resizing the logits to the label size, taking the argmax and counting. The PyTorch version counts the
+same way as torchvision's references/segmentation/utils.py. On a GPU, use --dtype bfloat16 --compile --repeat 10. TensorFlow
+is not needed.
 """
 
 import argparse
@@ -19,7 +20,7 @@ BOUNDS = {"float32": {"confusion": 1e-3}, "bfloat16": {"confusion": 1e-1}}
 
 
 def build_ours(args: argparse.Namespace) -> side_by_side.Side:
-    """Return an evaluation with this package, by the evaluator that `eval.py` and training use."""
+    """Build an evaluation that uses this package's evaluator, like `eval.py` and training."""
     import jax
 
     from deeplab_jax.evaluation.inference import Evaluator
@@ -44,7 +45,7 @@ def build_ours(args: argparse.Namespace) -> side_by_side.Side:
 
 
 def build_torchvision(args: argparse.Namespace, *, compiled: bool) -> side_by_side.Side:
-    """Return an evaluation with PyTorch, which counts like the ConfusionMatrix class in torchvision's references."""
+    """Build an evaluation in PyTorch that counts like the ConfusionMatrix class in torchvision's references."""
     import torch
 
     network = networks.Torch(args, train=False, compiled=compiled)

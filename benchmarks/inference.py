@@ -9,6 +9,7 @@ On a GPU, use --dtype bfloat16 --compile --repeat 10. TensorFlow is not needed.
 """
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 import networks
@@ -24,15 +25,25 @@ BOUNDS = {
 
 
 def build_ours(args: argparse.Namespace) -> side_by_side.Side:
-    """Return inference with this package, by the functions behind `load(...).predict`."""
+    """Build our inference with torchvision's network."""
+    return build_program(networks.our_config(args), networks.our_variables, args)
+
+
+def build_program(config: Any, make_variables: Callable[[Any], dict[str, Any]], args: argparse.Namespace) -> side_by_side.Side:
+    """Build this package's inference from the functions behind `load(...).predict`.
+
+    Args:
+      config: The network's config.
+      make_variables: Returns the variables {"params", "batch_stats"} for the config.
+      args: The program's flags.
+    """
     import jax
 
     from deeplab_jax.evaluation import inference
     from deeplab_jax.runtime.compilation import compile_program, enable_compilation_cache
 
     enable_compilation_cache()
-    config = networks.our_config(args)
-    variables = jax.device_put(networks.our_variables(config))
+    variables = jax.device_put(make_variables(config))
     images = jax.device_put(networks.random_images(args))
     function = {"labels": inference.predict, "logits": inference.logits}[args.output]
     compute = compile_program(inference.jit_by_config(function, config), variables, images)
@@ -45,7 +56,7 @@ def build_ours(args: argparse.Namespace) -> side_by_side.Side:
 
 
 def build_torchvision(args: argparse.Namespace, *, compiled: bool) -> side_by_side.Side:
-    """Return torchvision's side. Its logits are the module's output, and its labels are their argmax."""
+    """Build torchvision's inference. The logits are the module's output, and the labels are the argmax of the logits."""
     import torch
 
     network = networks.Torch(args, train=False, compiled=compiled)

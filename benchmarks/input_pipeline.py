@@ -1,4 +1,4 @@
-"""Compare the speed of our input pipeline with the usual PyTorch approach on the same cores.
+"""Compare the speed of our input pipeline with that of the usual PyTorch approach on the same cores.
 
 pip install torch torchvision
 python benchmarks/input_pipeline.py

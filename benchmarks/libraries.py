@@ -1,10 +1,10 @@
-"""Compare the prediction time of this package's networks with semantic segmentation networks in other libraries.
+"""Compare the prediction times of this package's networks and other libraries' semantic segmentation networks.
 
 pip install torch torchvision segmentation-models-pytorch ultralytics mmsegmentation mmcv
 python benchmarks/libraries.py --size 512 1024
 
 All networks have 19 classes and random weights, compute in float32, and return logits resized to the image size. Within a
-group, ours has the same layers as the other library's network. Ultralytics has no DeepLabV3, so its networks are not the same
+group, our network has the same layers as the other library's. Ultralytics has no DeepLabV3, so its networks do not do the same
 work. TensorFlow is not needed.
 """
 
@@ -26,7 +26,7 @@ GROUPS = {
 
 
 def build_ours(args: argparse.Namespace, *, output_stride: int, like_mmseg: bool) -> side_by_side.Side:
-    """Return inference with this package, with torchvision's layers or mmsegmentation's."""
+    """Build this package's inference with the same layers as torchvision's or mmsegmentation's network."""
     import jax
 
     from deeplab_jax.config import Config, ModelConfig
@@ -91,7 +91,7 @@ def make_torch_network(library: str, output_stride: int) -> Any:
 
 
 def build_torch(args: argparse.Namespace, *, library: str, output_stride: int) -> side_by_side.Side:
-    """Return another library's side: eager PyTorch in channels_last layout."""
+    """Build another library's inference, which runs in eager PyTorch with the channels_last layout."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -117,7 +117,7 @@ def build_torch(args: argparse.Namespace, *, library: str, output_stride: int) -
 
 
 def build_side(library: str, group: str) -> side_by_side.Make:
-    """Return the function that builds a library's side of a group."""
+    """Return the function that builds a library's inference for a group in GROUPS."""
     output_stride = 16 if group.endswith("16") else 8
     if library == "ours":
         return functools.partial(build_ours, output_stride=output_stride, like_mmseg="512" in group)

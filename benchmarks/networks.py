@@ -8,6 +8,7 @@ import argparse
 import functools
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def compare(work: str, ours: side_by_side.Make, torchvision: Any, args: argparse
       ours: Builds this package's work from the flags. See `side_by_side.Make`.
       torchvision: Builds torchvision's work from the flags. Its `compiled` argument turns on torch.compile.
       args: The program's flags.
-      bounds: The largest allowed relative errors between the sides. See `side_by_side.measure`.
+      bounds: The largest allowed relative errors between the implementations. See `side_by_side.measure`.
     """
     sides = {"ours": ours, "torchvision, eager": functools.partial(torchvision, compiled=False)}
     if args.compile:
@@ -131,6 +132,8 @@ def our_device_peak() -> int | None:
 class Torch:
     """torchvision's network in channels_last layout. It runs on a GPU if one is available, and uses autocast for bfloat16.
 
+    `make_network` builds another network than DeepLabV3 with the ResNet of `args.depth`.
+
     Attributes:
       device: The device on which the network runs, "cuda" or "cpu".
       network: The PyTorch module, which holds the parameters.
@@ -138,21 +141,23 @@ class Torch:
         version.
     """
 
-    def __init__(self, args: argparse.Namespace, *, train: bool, compiled: bool) -> None:
-        import references
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        *,
+        train: bool,
+        compiled: bool,
+        make_network: Callable[[argparse.Namespace], Any] | None = None,
+    ) -> None:
         import torch
 
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.backends.cudnn.benchmark = True  # as in torchvision's training script
+        if self.device == "cuda":
+            # Allow TF32 in matrix products, as cuDNN and JAX already do in convolutions.
+            torch.set_float32_matmul_precision("high")
         self._dtype = args.dtype
-        # torchvision only offers output stride 8.
-        network = references.make_torchvision_network(args.depth)
-        if args.output_stride == 16:
-            from torchvision.models import resnet, segmentation
-
-            backbone = getattr(resnet, f"resnet{args.depth}")(replace_stride_with_dilation=[False, False, True])
-            network.backbone = type(network.backbone)(backbone, {"layer4": "out", "layer3": "aux"})
-            network.classifier = segmentation.deeplabv3.DeepLabHead(2048, CLASSES, (6, 12, 18))
+        network = (make_network or _make_torchvision_network)(args)
         values = fill.fill({name: tuple(value.shape) for name, value in network.state_dict().items()})
         network.load_state_dict({name: torch.from_numpy(value) for name, value in values.items()}, strict=False)
         if not train:
@@ -197,3 +202,17 @@ class Torch:
 
         device = torch.cuda.get_device_name() if self.device == "cuda" else "cpu"
         return {"torch": torch.__version__, "torchvision": torchvision.__version__, "device": device}
+
+
+def _make_torchvision_network(args: argparse.Namespace) -> Any:
+    import references
+
+    # torchvision only offers output stride 8.
+    network = references.make_torchvision_network(args.depth)
+    if args.output_stride == 16:
+        from torchvision.models import resnet, segmentation
+
+        backbone = getattr(resnet, f"resnet{args.depth}")(replace_stride_with_dilation=[False, False, True])
+        network.backbone = type(network.backbone)(backbone, {"layer4": "out", "layer3": "aux"})
+        network.classifier = segmentation.deeplabv3.DeepLabHead(2048, CLASSES, (6, 12, 18))
+    return network

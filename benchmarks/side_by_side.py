@@ -80,34 +80,61 @@ class Process:
         self._process.join()
 
 
+class InProcess(Process):
+    """A side that runs in the calling process. This saves the start of a process, but memory is shared between the sides."""
+
+    def __init__(self, make: Make, args: argparse.Namespace) -> None:
+        self._make, self._args = make, args
+        self._side: Side | None = None
+
+    def request(self, name: str) -> Any:
+        """Do the same as `Process.request`."""
+        start_time = time.perf_counter()
+        try:
+            self._side = self._side or self._make(self._args)
+            return _answer(self._side, name, self._args, start_time)
+        except Exception as error:
+            raise RuntimeError(_describe(error)) from None
+
+    def close(self) -> None:
+        """Release the side."""
+        self._side = None
+
+
 def _serve(make: Make, args: argparse.Namespace, pipe: Connection) -> None:
     try:
         start_time = time.perf_counter()
         side = make(args)
         while True:
-            name = pipe.recv()
-            if name == "numbers":
-                numbers = side.numbers()
-                answer: Any = (numbers, time.perf_counter() - start_time, host_peak())
-                reset_host_peak()
-            elif name == "seconds":
-                # The first run is not timed. Since this side's last turn, the other sides have replaced the cache contents, and
-                # the system might have reclaimed freed memory.
-                side.run()
-                start = time.perf_counter()
-                for _ in range(args.repeat):
-                    side.run()
-                answer = (time.perf_counter() - start) / args.repeat
-            elif name == "peak":
-                answer = side.device_peak() or host_peak()
-            else:
-                answer = side.versions
-            pipe.send(("answer", answer))
+            pipe.send(("answer", _answer(side, pipe.recv(), args, start_time)))
     except EOFError:
         return
     except Exception as error:
         traceback.print_exc(limit=-3)
-        pipe.send(("error", " ".join(f"{type(error).__name__}: {error}".split())[:300]))
+        pipe.send(("error", _describe(error)))
+
+
+def _describe(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _answer(side: Side, name: str, args: argparse.Namespace, start_time: float) -> Any:
+    """Return the answer to a request. `start_time` is the time at which the side's construction began."""
+    if name == "numbers":
+        answer = (side.numbers(), time.perf_counter() - start_time, host_peak())
+        reset_host_peak()
+        return answer
+    if name == "seconds":
+        # The first run is not timed. Since this side's last turn, the other sides have replaced the cache contents, and
+        # the system might have reclaimed freed memory.
+        side.run()
+        start = time.perf_counter()
+        for _ in range(args.repeat):
+            side.run()
+        return (time.perf_counter() - start) / args.repeat
+    if name == "peak":
+        return side.device_peak() or host_peak()
+    return side.versions
 
 
 def reset_host_peak() -> None:
@@ -148,13 +175,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=pathlib.Path, help="file for the measurements")
 
 
-def measure(sides: dict[str, Make], args: argparse.Namespace, bounds: dict[str, float]) -> dict[str, Any]:
+def measure(
+    sides: dict[str, Make], args: argparse.Namespace, bounds: dict[str, float], make_process: type[Process] = Process
+) -> dict[str, Any]:
     """Measure all sides.
 
     Args:
       sides: Maps each side's name to the function that builds it. The first side is the one the others are compared with.
-      args: The flags from `add_flags`, plus any that the sides need.
+      args: The flags from `add_flags`, plus any that the sides need. With `until`, a time by `time.monotonic()`, no round but
+        the first starts later than that.
       bounds: Maps each result name to the largest allowed relative error |a - b| / |b|.
+      make_process: Where each side runs: `Process` or `InProcess`.
 
     Returns:
       A dict mapping each side's name to its measurements, or to {"failed": reason} if the side cannot run.
@@ -164,7 +195,7 @@ def measure(sides: dict[str, Make], args: argparse.Namespace, bounds: dict[str, 
     numbers: dict[str, np.ndarray] = {}
 
     def start(name: str) -> Process:
-        process = Process(sides[name], args)
+        process = make_process(sides[name], args)
         values, seconds, start_peak = process.request("numbers")
         numbers.update({key: values[key] for key in values.keys() - numbers.keys()})
         entry = results.setdefault(name, {"start": seconds, "start_peak": start_peak})
@@ -191,7 +222,9 @@ def measure(sides: dict[str, Make], args: argparse.Namespace, bounds: dict[str, 
     if not args.one_at_a_time:
         for name in sides:
             attempt(name)
-    for _ in range(args.rounds):
+    for i in range(args.rounds):
+        if i and time.monotonic() > getattr(args, "until", math.inf):
+            break
         for name in sides:
             attempt(name, "seconds", "peak")
     for process in running.values():
@@ -221,9 +254,9 @@ def relative_error(a: np.ndarray, b: np.ndarray) -> float:
 def report(title: str, results: dict[str, Any], args: argparse.Namespace, images: int) -> None:
     """Print a table and write the --json file. Exit with code 1 if either of the first two sides failed.
 
-    "peak" is the peak memory during the work: the accelerator's, or the process's if there is no accelerator. "start" is the
-    time and process memory needed to get the first results, including imports, weights and compilation. If the system cannot
-    reset a process's peak memory, "peak" includes "start".
+    "peak" is the peak memory during the work. It is accelerator memory, or process memory if there is no accelerator. "start"
+    is the time and process memory needed to get the first results, including imports, weights and compilation. If the system
+    cannot reset a process's peak memory, "peak" includes "start".
 
     Args:
       title: The table title.

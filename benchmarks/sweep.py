@@ -128,14 +128,14 @@ def build_command(study: Mapping[str, Any], row: str, root: str, seed: int) -> s
 
 
 def train(command: str, workdir: pathlib.Path) -> Result:
-    """Start or resume the training of a row, and return its result. The output goes to `<workdir>/log.txt`.
+    """Start or resume a row's training, and return its result. The output goes to `<workdir>/log.txt`.
 
     Args:
       command: The arguments returned by `build_command`.
       workdir: The run folder.
 
     Raises:
-      SystemExit: The training failed or was stopped, or `workdir` contains a run of a different command.
+      SystemExit: The training failed or was stopped, or `workdir` contains a run started by a different command.
     """
     has_started = (workdir / "run.json").exists()
     if has_started and (stored := _read_command(workdir)) != command:

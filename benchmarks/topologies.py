@@ -3,8 +3,8 @@
 python benchmarks/topologies.py --config=configs/quickstart.py --config.data.batch_size=8
 
 The devices are virtual CPU devices. If Open MPI's mpirun is installed, a two-process run is included. Flags not listed
-below are passed on to train.py. The distance of a run a from the baseline b is |a - b| / |b|, taken over all parameters and
-running statistics. The baseline is the run on one device. Resumed runs all start on four devices, so their baseline is the
+below are passed on to train.py. The distance between a run a and its baseline b is |a - b| / |b|, taken over all parameters
+and running statistics. The baseline is the run on one device. Resumed runs all start on four devices, so their baseline is the
 one that also resumes on four.
 """
 

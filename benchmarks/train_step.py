@@ -10,6 +10,8 @@ bfloat16 --compile --repeat 10. TensorFlow is not needed.
 """
 
 import argparse
+from collections.abc import Callable
+from typing import Any
 
 import networks
 import numpy as np
@@ -23,7 +25,18 @@ BOUNDS = {"float32": {"loss": 1e-4}, "bfloat16": {"loss": 2e-2}}
 
 
 def build_ours(args: argparse.Namespace) -> side_by_side.Side:
-    """Return the training step that `train.py` compiles. Like `train.py`, it reads the scalars after every step."""
+    """Return our training step for torchvision's network."""
+    return build_step(networks.our_config(args), networks.our_variables, args)
+
+
+def build_step(config: Any, make_variables: Callable[[Any], dict[str, Any]], args: argparse.Namespace) -> side_by_side.Side:
+    """Return the training step that `train.py` compiles. Like `train.py`, it reads the scalars after every step.
+
+    Args:
+      config: The run's config.
+      make_variables: Returns the initial {"params", "batch_stats"} for the config.
+      args: The program's flags.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -35,11 +48,10 @@ def build_ours(args: argparse.Namespace) -> side_by_side.Side:
     from deeplab_jax.train.step import compile_train_step
 
     enable_compilation_cache()
-    config = networks.our_config(args)
     mesh = make_mesh(config.mesh)
     model, optimizer = DeepLabV3(config.model, config.labels.num_classes), make_optimizer(config.optim, 10_000)
     step = compile_train_step(mesh, config=config, model=model, optimizer=optimizer)
-    variables = jax.device_put(networks.our_variables(config), replicated_sharding(mesh))
+    variables = jax.device_put(make_variables(config), replicated_sharding(mesh))
     zero = jax.device_put(jnp.zeros((), jnp.int32), replicated_sharding(mesh))
     momentum = jax.device_put(optimizer.init(variables["params"]), replicated_sharding(mesh))
     state = [TrainState(step=zero, skipped=jnp.copy(zero), opt_state=momentum, **variables)]
@@ -58,12 +70,20 @@ def build_ours(args: argparse.Namespace) -> side_by_side.Side:
     return side_by_side.Side(numbers, run, networks.our_device_peak, networks.our_versions())
 
 
-def build_torchvision(args: argparse.Namespace, *, compiled: bool) -> side_by_side.Side:
-    """Return PyTorch's training step. It reads the loss after every step, as a training loop with logging does."""
+def build_torchvision(
+    args: argparse.Namespace, *, compiled: bool, make_network: Callable[[argparse.Namespace], Any] | None = None
+) -> side_by_side.Side:
+    """Return PyTorch's training step. It reads the loss after every step, as a training loop with logging does.
+
+    Args:
+      args: The program's flags.
+      compiled: Whether to use torch.compile.
+      make_network: Builds a network other than the one that the flags describe.
+    """
     import torch
     from torch.nn.functional import cross_entropy
 
-    network = networks.Torch(args, train=True, compiled=compiled)
+    network = networks.Torch(args, train=True, compiled=compiled, make_network=make_network)
     image, label = (
         network.image(networks.random_images(args)),
         torch.from_numpy(networks.random_labels(args)).long().to(network.device),
