@@ -213,6 +213,10 @@ class Evaluator:
         program = self._programs.get(key, lambda: hosts.compile_together(self._jitted, variables, batch, height=height))
         return program(variables, batch)
 
+    def lower(self, variables: Variables, batch: dict[str, Any], height: int) -> Any:
+        """Trace the program for a batch, which can consist of shapes alone, without compiling it."""
+        return self._jitted.lower(variables, batch, height=height)
+
     def _run(self, count: Any, variables: Variables, batch: dict[str, Array], height: int) -> tuple[Array, Array]:
         with compiling_for(self._platform):
             return self._predict_and_count(count, variables, batch, height)

@@ -1,7 +1,6 @@
 """Print the `deeplab-jax plan` report."""
 
 import dataclasses
-import math
 import re
 
 import jax
@@ -12,7 +11,9 @@ from deeplab_jax.config import Config, MeshConfig, total_steps
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.models.cost import TRAINING_OVER_FORWARD, Layer, by_part, layers, total
 from deeplab_jax.plan.memory import estimate, suggest_savings
-from deeplab_jax.plan.program import Program, compile_step, find_devices
+from deeplab_jax.plan.program import Program, compile_evaluation, compile_step, find_devices
+from deeplab_jax.plan.targets import describe_devices
+from deeplab_jax.plan.traffic import format_si, print_traffic
 from deeplab_jax.runtime.accelerators import ACCELERATORS, GIB, Accelerator, copy_rate, matmul_rate, memory_limit
 from deeplab_jax.train.begin import set_up
 from deeplab_jax.train.output import format_duration
@@ -24,7 +25,9 @@ def plan(
     *,
     devices: int | None = None,
     accelerator: str = "",
+    topology: str = "",
     images: int | None = None,
+    image_size: tuple[int, int] | None = None,
     mfu: float = 1.0,
     compiles: bool = True,
 ) -> None:
@@ -33,15 +36,19 @@ def plan(
     Args:
       config: A validated config.
       console: The console to print to.
-      devices: The number of devices. If None, use the config's mesh on this machine.
+      devices: The number of devices. If None, it follows from `topology`, or is 1 with an accelerator. Otherwise, use the
+        config's mesh on this machine.
       accelerator: The device to plan for, as a key in `ACCELERATORS`. If "", measure the speed of this machine's first device
         and plan for devices like it.
+      topology: The arrangement of TPU chips, such as "4x4". If "", it follows from `devices`.
       images: The number of training images. Needed to compute the total time if the config sets `train.epochs`.
+      image_size: The (height, width) of evaluation images, to also compile the evaluation step.
       mfu: The fraction of the peak rate to assume (model FLOPs utilization), above 0 and at most 1.
-      compiles: Whether to compile the step and print XLA's memory and cost analysis.
+      compiles: Whether to compile the step and print what its program needs.
 
     Raises:
-      ConfigError: An argument is invalid, or the batch or the image rows cannot be split evenly over the devices.
+      ConfigError: An argument is invalid, the accelerator's compiler is not installed, or the batch or the image rows cannot be
+        split evenly over the devices.
     """
     if accelerator and accelerator not in ACCELERATORS:
         raise ConfigError(f"`--accelerator` (={accelerator!r}) is not supported. Use one of {', '.join(ACCELERATORS)}.")
@@ -49,8 +56,13 @@ def plan(
         raise ConfigError(f"`--mfu` (={mfu}) cannot be used. Use a number above 0 and at most 1.")
     if images is not None and images < 1:
         raise ConfigError(f"`--images` (={images}) cannot be used. Use 1 or more.")
-    targets = find_devices(config.mesh, devices)
-    if devices:
+    if accelerator and compiles:
+        targets = describe_devices(accelerator, devices, topology)
+    elif topology:
+        raise ConfigError(f"`--topology` (={topology!r}) needs --accelerator, and cannot be used with --no-compile.")
+    else:
+        targets = find_devices(config.mesh, devices)
+    if devices or accelerator:
         config = dataclasses.replace(config, mesh=MeshConfig(spatial=config.mesh.spatial))
     setup = set_up(config, config.train.steps or 1, targets)
     mesh = MeshConfig(**setup.mesh.shape)
@@ -59,12 +71,24 @@ def plan(
     _print_network(config, mesh, network, console)
     program = None
     if compiles:
-        console.print(
-            "compiling the step, which takes a minute or two for a ResNet-50 on a few CPU cores; skip it with --no-compile"
-        )
-        program = compile_step(setup)
+        console.print(_announce_compilation(targets[0].platform))
+        with console.status("compiling the training step"):
+            program = compile_step(setup)
     _print_memory(config, mesh, targets[0], sheet, program, console)
+    if program and sheet:
+        print_traffic(program.traffic, program.flops, mesh.data * mesh.spatial, sheet, console)
+    if compiles and image_size:
+        with console.status("compiling the evaluation step"):
+            evaluation = compile_evaluation(setup, image_size)
+        size = "x".join(map(str, image_size))
+        _print_program(f"evaluation of {config.eval.batch_size} images ({size})", evaluation, targets[0], console)
     _print_time(config, mesh, total(network), sheet, images, mfu, console)
+
+
+def _announce_compilation(platform: str) -> str:
+    duration = {"tpu": "about 5 minutes for a ResNet-50", "gpu": "about half a minute for a ResNet-50"}
+    expected = duration.get(platform, "a minute or two for a ResNet-50")
+    return f"Compiling takes {expected} on 2 CPU cores, unless the result is cached. --no-compile skips it."
 
 
 def _print_network(config: Config, mesh: MeshConfig, network: list[Layer], console: Console) -> None:
@@ -95,16 +119,8 @@ def _print_memory(
         f"{_format_bytes(lower_bound.activations)} activations = {_format_bytes(lower_bound.total)} (lower bound)"
     )
     if program:
-        console.print(
-            f"compiled in {program.seconds:.0f} s for {device.device_kind}: {_format_bytes(program.arguments)} arguments + "
-            f"{_format_bytes(program.outputs)} outputs - {_format_bytes(program.aliased)} aliased + "
-            f"{_format_bytes(program.temporaries)} temporaries = {_format_bytes(program.peak_bytes)}"
-            f"{' (a CPU program, so only an estimate for other devices)' * is_stand_in}"
-        )
-        console.print(
-            f"  each device executes {_format_si(program.flops)}FLOPs and accesses {_format_si(program.accessed)}B, "
-            f"{program.flops / program.accessed:.0f} FLOPs per byte (by XLA's cost analysis, which counts loop bodies once)"
-        )
+        note = "a CPU program, so only an estimate for other devices" if is_stand_in else ""
+        _print_program("training step", program, device, console, note)
     if limit is None:
         console.print("The device memory size is unknown. Select the device with --accelerator.")
         return
@@ -120,6 +136,19 @@ def _print_memory(
     else:
         verdict = "fits: needs" if is_exact else "may fit: needs at least"
         console.print(f"{verdict} {_format_bytes(needed)} of {_format_bytes(limit)} per device, without evaluation")
+
+
+def _print_program(name: str, program: Program, device: jax.Device, console: Console, note: str = "") -> None:
+    console.print(
+        f"{name}, compiled in {program.seconds:.0f} s for {device.device_kind}: {_format_bytes(program.arguments)} arguments + "
+        f"{_format_bytes(program.outputs)} outputs - {_format_bytes(program.aliased)} aliased + "
+        f"{_format_bytes(program.temporaries)} temporaries = {_format_bytes(program.peak_bytes)}{f' ({note})' if note else ''}"
+    )
+    moved = program.traffic.moved
+    console.print(
+        f"  each device executes {format_si(program.flops)}FLOPs and moves at most {format_si(moved)}B to and from its memory, "
+        f"{program.flops / moved:.0f} FLOPs per byte (loop bodies count once)"
+    )
 
 
 def _is_stand_in(device: jax.Device, mesh: MeshConfig, sheet: Accelerator | None) -> bool:
@@ -147,17 +176,17 @@ def _print_time(
     # A convolution's backward pass moves its input, output and weights two more times.
     moved = TRAINING_OVER_FORWARD * ((network.inputs + network.outputs) * size / count + network.weights)
     console.print(
-        f"each device reaches {_format_si(rate)}FLOP/s and {_format_si(bandwidth)}B/s ({source}), a ratio of "
+        f"each device reaches {format_si(rate)}FLOP/s and {format_si(bandwidth)}B/s ({source}), a ratio of "
         f"{rate / bandwidth:.0f} FLOPs per byte"
     )
     bound = "compute" if flops / rate > moved / bandwidth else "memory"
     console.print(
-        f"a step (3 x forward) needs {_format_si(flops * count)}FLOPs in total; "
-        f"per device {_format_si(flops)}FLOPs and {_format_si(moved)}B, {flops / moved:.0f} FLOPs per byte, {bound}-bound"
+        f"a step (3 x forward) needs {format_si(flops * count)}FLOPs in total; "
+        f"per device {format_si(flops)}FLOPs and {format_si(moved)}B, {flops / moved:.0f} FLOPs per byte, {bound}-bound"
     )
     seconds = max(flops / rate / mfu, moved / bandwidth)
     share = f"at {mfu:.0%} of the peak rate" if mfu < 1 else "at the peak rate (lower bound)"
-    console.print(f"{share}: {_format_si(seconds)}s per step, {size / seconds:.1f} images/s")
+    console.print(f"{share}: {format_si(seconds)}s per step, {size / seconds:.1f} images/s")
     if count > 1:
         _print_communication(network, count, sheet, console)
     if config.train.epochs and not images:
@@ -176,19 +205,12 @@ def _print_time(
 def _print_communication(network: Layer, count: int, sheet: Accelerator | None, console: Console) -> None:
     gradients, statistics = 4 * network.parameters, 2 * 4 * network.statistics
     sent = 2 * (count - 1) / count * (gradients + statistics)
-    time = f", {_format_si(sent / sheet.link)}s at {_format_si(sheet.link)}B/s" if sheet and sheet.link else ""
+    time = f", {format_si(sent / sheet.link)}s at {format_si(sheet.link)}B/s" if sheet and sheet.link else ""
     console.print(
-        f"all-reduce: {_format_si(gradients)}B of gradients and {_format_si(statistics)}B of BatchNorm sums; "
-        f"in a ring, each device sends {_format_si(sent)}B per step{time}"
+        f"all-reduce: {format_si(gradients)}B of gradients and {format_si(statistics)}B of BatchNorm sums; "
+        f"in a ring, each device sends {format_si(sent)}B per step{time}"
     )
 
 
 def _format_bytes(size: float) -> str:
     return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / 2**20:.0f} MiB"
-
-
-def _format_si(value: float) -> str:
-    """Format a number with three significant digits and an SI prefix. The caller appends the unit."""
-    power = min(max(math.floor(math.log10(value) / 3), -3), 5) if 0 < value < math.inf else 0
-    prefixes = {-3: "n", -2: "u", -1: "m", 0: "", 1: "k", 2: "M", 3: "G", 4: "T", 5: "P"}
-    return f"{value / 1000.0**power:.3g} {prefixes[power]}"

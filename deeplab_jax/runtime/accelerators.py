@@ -42,6 +42,7 @@ ACCELERATORS = {
     "a100-40gb": Accelerator(r"A100", 312e12, 1555e9, GPU_SHARE * 40 * GIB, 300e9),
     "h100": Accelerator(r"H100 80GB HBM3", 989e12, 3350e9, GPU_SHARE * 80 * GIB, 450e9),
     "h200": Accelerator(r"H200$", 989e12, 4800e9, GPU_SHARE * 141e9, 450e9),
+    "b200": Accelerator(r"B200$", 2250e12, 8000e9, GPU_SHARE * 180e9, 900e9),
     "l4": Accelerator(r"L4$", 121e12, 300e9, GPU_SHARE * 24 * GIB),
     "a10g": Accelerator(r"A10G", 70e12, 600e9, GPU_SHARE * 24 * GIB),
     "v4": Accelerator(r"TPU v4$", 275e12, 1200e9, 32 * GIB, 100e9),
