@@ -92,6 +92,6 @@ def _one_line(message: str) -> str:
     # Below an option, its help text is indented by eight more spaces.
     body = " ".join(line for line in lines if not line.startswith(" " * 9))
     reason, _, program = " ".join(re.sub("[─╯]+|-{3,}", "─", body).split()).partition(" For full helptext, ")
-    reasons = re.sub(r"Argument helptext:[^─]*", "", reason).split("─")
+    reasons = re.sub(r"(Argument helptext|Perhaps you meant):[^─]*", "", reason).split("─")
     help_command = re.sub("^(run|see):? |[ ─]+$", "", program)
     return f"{'. '.join(each.strip(' .') for each in reasons if each.strip())}. See {help_command}."

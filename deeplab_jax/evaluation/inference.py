@@ -21,7 +21,7 @@ from deeplab_jax.models import DeepLabV3, normalize
 from deeplab_jax.models.extent import split_rows
 from deeplab_jax.models.operations import AnyArray, Length, interpreted_by
 from deeplab_jax.models.resize import resize_by_gather, resize_like
-from deeplab_jax.models.target import compiling_for, target_platform
+from deeplab_jax.models.target import compiling_for, get_target
 from deeplab_jax.runtime import hosts
 from deeplab_jax.runtime.compilation import Programs, lean_options
 from deeplab_jax.runtime.mesh import replicated_sharding
@@ -168,7 +168,7 @@ def jit_by_config(function: Any, config: Config) -> Any:
       config: A validated config.
     """
     compute = functools.partial(function, model=evaluation_model(config), protocol=config.eval)
-    return jax.jit(compute, compiler_options=lean_options(target_platform()))
+    return jax.jit(compute, compiler_options=lean_options(get_target().platform))
 
 
 def can_split_rows(protocol: EvalConfig) -> bool:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from deeplab_jax.models import winograd
 from deeplab_jax.models.operations import AnyArray, Length, operation
 from deeplab_jax.models.products import multiply, outer
-from deeplab_jax.models.target import target_platform
+from deeplab_jax.models.target import get_target
 
 # The maximum number of input bytes copied at a time for one tap's matrix product.
 BAND_BYTES = 64 * 2**20
@@ -107,7 +107,7 @@ def _fastest_form(
     Accelerators and symbolic sizes always use XLA's convolution. On CPUs, the choice depends mainly on the number of
     multiplications.
     """
-    if target_platform() != "cpu" or not all(isinstance(size, int) for size in x_shape):
+    if get_target().platform != "cpu" or not all(isinstance(size, int) for size in x_shape):
         return "xla"
     if kernel_shape[2] < x_shape[3]:
         return "shifts" if kernel_shape[2] == 1 else "xla"

@@ -1,22 +1,35 @@
-"""The platform that a program is compiled for. The fastest way to compute an operation depends on it."""
+"""The devices that a program is compiled for. The fastest way to compute an operation depends on them."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
-# A user context is part of JAX's cache keys, so programs traced for different platforms do not share cache entries.
+
+class Target(NamedTuple):
+    """The devices that a program is compiled for.
+
+    Attributes:
+      platform: The platform, such as "cpu", "gpu" or "tpu".
+      images: The number of images that each device processes at a time, or 0 if it is unknown.
+    """
+
+    platform: str
+    images: int = 0
+
+
+# A user context is part of JAX's cache keys, so programs traced for different targets do not share cache entries.
 _TARGET = jax.make_user_context(None)
 
 
-def compiling_for(platform: str) -> Any:
-    """Return a context manager in which operations are traced for `platform`, such as "cpu", "gpu" or "tpu".
+def compiling_for(platform: str, images: int = 0) -> Any:
+    """Return a context manager in which operations are traced for a `Target`.
 
     Enter the context inside the function that JAX traces.
     """
-    return _TARGET(platform)
+    return _TARGET(Target(platform, images))
 
 
-def target_platform() -> str:
-    """Return the platform that `compiling_for` selects, or else the platform of JAX's default device."""
+def get_target() -> Target:
+    """Return the target that `compiling_for` selects, or else JAX's default device."""
     device = jax.config.jax_default_device  # type: ignore[attr-defined]
-    return _TARGET.value or getattr(device, "platform", device) or jax.default_backend()
+    return _TARGET.value or Target(getattr(device, "platform", device) or jax.default_backend())

@@ -12,7 +12,7 @@ from deeplab_jax.errors import ConfigError
 from deeplab_jax.models.cost import TRAINING_OVER_FORWARD, Layer, by_part, layers, total
 from deeplab_jax.plan.memory import estimate, suggest_savings
 from deeplab_jax.plan.program import Program, compile_evaluation, compile_step, find_devices
-from deeplab_jax.plan.targets import describe_devices
+from deeplab_jax.plan.targets import count_chips, describe_devices
 from deeplab_jax.plan.traffic import format_si, print_traffic
 from deeplab_jax.runtime.accelerators import ACCELERATORS, GIB, Accelerator, copy_rate, matmul_rate, memory_limit
 from deeplab_jax.train.begin import set_up
@@ -58,10 +58,8 @@ def plan(
         raise ConfigError(f"`--images` (={images}) cannot be used. Use 1 or more.")
     if accelerator and compiles:
         targets = describe_devices(accelerator, devices, topology)
-    elif topology:
-        raise ConfigError(f"`--topology` (={topology!r}) needs --accelerator, and cannot be used with --no-compile.")
     else:
-        targets = find_devices(config.mesh, devices)
+        targets = find_devices(config.mesh, count_chips(accelerator, topology) if topology else devices)
     if devices or accelerator:
         config = dataclasses.replace(config, mesh=MeshConfig(spatial=config.mesh.spatial))
     setup = set_up(config, config.train.steps or 1, targets)

@@ -140,6 +140,17 @@ def _choose_topology(accelerator: str, count: int | None, topology: str) -> str:
     return "x".join(map(str, sizes))
 
 
+def count_chips(accelerator: str, topology: str) -> int:
+    """Return the number of TPU chips in a topology.
+
+    Raises:
+      ConfigError: The accelerator is not a TPU, or the topology is not one of its topologies.
+    """
+    if accelerator not in TPUS:
+        raise ConfigError(f"`--topology` (={topology!r}) is only for --accelerator {', '.join(TPUS)}.")
+    return math.prod(map(int, _choose_topology(accelerator, None, topology).split("x")))
+
+
 def _describe_tpus(accelerator: str, topology: str) -> Sequence[jax.Device]:
     # Otherwise libtpu looks for the TPUs of this machine, and accepts only one process at a time.
     quiet = {

@@ -94,14 +94,14 @@ def train(
         )
         state = restore_or_create_state(setup, workdir, checkpoints, console, pretrained)
         step = int(state.step)
+        ideal_seconds, mfu_basis = ideal_step_seconds(config, setup.mesh)
         if step >= steps:
             console.print(
                 f"{workdir} is already at step {step} of {steps}. Increase train.steps or choose a different --workdir."
             )
         else:
+            console.print(mfu_basis)
             console.print("Compiling the training step. On a CPU, this can take a minute or two.")
-        ideal_seconds, mfu_basis = ideal_step_seconds(config, setup.mesh)
-        console.print(mfu_basis)
         watchdog = stack.enter_context(hosts.Watchdog(config.train.stall_timeout))
         tools = _Tools(
             config,

@@ -219,9 +219,10 @@ def compile_train_step(mesh: Mesh, *, config: Config, model: DeepLabV3, optimize
     The compiled step donates its input state.
     """
     replicated, platform = replicated_sharding(mesh), mesh.devices.flat[0].platform
+    images = config.data.batch_size // mesh.shape["data"] // config.train.micro_batches
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        with compiling_for(platform):
+        with compiling_for(platform, images):
             return train_step(state, batch, config=config, model=model, optimizer=optimizer, mesh=mesh)
 
     return jax.jit(

@@ -54,6 +54,7 @@ PLACEHOLDERS = {
     "NAME": "a100",
     "N": "4",
     "8": "4",  # conftest.py makes four devices
+    "2x4": "2x2",
     "8000": "2",  # the number of steps in the tiny run
     "1000": "2",
     "hf:timm/resnet101.tv_in1k": "",

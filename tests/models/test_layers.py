@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from deeplab_jax.models import convolution, winograd
 from deeplab_jax.models.convolution import conv2d
-from deeplab_jax.models.layers import BatchNorm, add_relu, average_pool_2x2, batch_moments, max_pool_3x3
+from deeplab_jax.models.layers import BatchNorm, add_relu, average_pool_2x2, batch_moments, finish, max_pool_3x3
 from deeplab_jax.models.resize import resize_bilinear, resize_by_gather
 from deeplab_jax.models.target import compiling_for
 from deeplab_jax.runtime.compilation import lean_options
@@ -195,7 +195,7 @@ def test_programs_for_accelerators_use_xlas_convolution():
     assert "dot_general" in str(jax.make_jaxpr(conv2d)(*shapes))
 
 
-@pytest.fixture(params=["cpu", "gpu"])
+@pytest.fixture(params=["cpu", "gpu", "tpu"])
 def target(request):
     """Trace the test's programs for a CPU and for an accelerator. Both run on the CPU."""
     with compiling_for(request.param):
@@ -237,6 +237,15 @@ def test_the_variance_is_precise_if_the_expected_mean_is_close(error, tolerance)
 def test_the_variance_of_a_constant_channel_is_not_negative():
     x = jnp.full((2, 8, 8, 1), 0.1)
     assert batch_moments(x, jnp.full(1, 30.0))[1] >= 0
+
+
+@pytest.mark.parametrize(("target", "count"), [(("tpu", 1), 1), (("tpu", 8), 0), (("gpu", 1), 0), (("cpu", 1), 0)])
+def test_a_barrier_precedes_batch_norm_if_each_tpu_chip_has_one_image(target, count):
+    def compute(x):
+        with compiling_for(*target):
+            return finish(x)
+
+    assert str(jax.make_jaxpr(compute)(jnp.ones((1, 2, 2, 1)))).count("optimization_barrier") == count
 
 
 def test_batch_statistics_have_the_same_gradients_on_every_target():

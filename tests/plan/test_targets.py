@@ -22,6 +22,12 @@ def test_chips_are_arranged_evenly(accelerator, count, topology):
     assert targets._choose_topology(accelerator, count, "") == topology
 
 
+def test_chips_are_counted():
+    assert targets.count_chips("v5p", "2x2x4") == 16
+    with pytest.raises(ConfigError, match="is only for --accelerator v5e, v5p, v6e"):
+        targets.count_chips("h100", "4x4")
+
+
 def test_every_target_has_a_data_sheet():
     assert set(targets.GPUS) | set(targets.TPUS) <= set(ACCELERATORS)
     for name, gpu in targets.GPUS.items():

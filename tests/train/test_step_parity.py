@@ -27,7 +27,7 @@ def test_five_steps_match_pytorch(name, target, monkeypatch):
 
     In float32, an activation near 0 can round to the other side of 0, which changes the gradients more than many bugs would.
     """
-    monkeypatch.setattr(step, "compiling_for", lambda _: compiling_for(target))
+    monkeypatch.setattr(step, "compiling_for", lambda *_: compiling_for(target))
     golden = np.load(GOLDEN / f"train_{name}.npz")
     network = np.load(GOLDEN / f"{name}_129x97.npz")
     shapes = {str(key): tuple(map(int, shape.split())) for key, shape in zip(network["names"], network["shapes"], strict=True)}
