@@ -44,7 +44,7 @@ def make_config(args: argparse.Namespace) -> Any:
 
 
 def train(args: argparse.Namespace, report: Report) -> Result:
-    """Train until the planned number of steps or the end of the time, and return the scores over time."""
+    """Train until the planned number of steps is reached or time runs out, and return the scores over time."""
     import jax
 
     from deeplab_jax.evaluation.inference import Evaluator

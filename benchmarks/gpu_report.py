@@ -19,7 +19,7 @@ DETAILS = ("sides", "seconds", "goal", "met")  # entries that the table shows el
 
 
 class Report:
-    """One stage's results. They are written to `folder`/`stage`.json after every part, so a stage that is killed keeps them."""
+    """One stage's results, written to `folder`/`stage`.json after every part so that they survive if the stage is killed."""
 
     def __init__(self, folder: pathlib.Path, stage: str, seconds: float) -> None:
         self._path, self._start = folder / f"{stage}.json", time.monotonic()

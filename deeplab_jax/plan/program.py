@@ -33,13 +33,13 @@ class Program:
 
     Attributes:
       seconds: The time spent compiling, in seconds.
-      flops: The floating-point operations per step. XLA counts a loop body only once, however often it runs. It does not count
-        those of GPU programs, so they follow from the network's definition.
+      flops: The floating-point operations per step. XLA counts a loop body only once, however often it runs. For GPU
+        programs, XLA reports no count, so this is computed from the network's definition.
       arguments: The total argument size, in bytes.
       outputs: The total output size, in bytes.
       aliased: The total size of the buffers shared by an argument and an output, in bytes.
       temporaries: The total size of temporary buffers, in bytes.
-      traffic: What the program moves.
+      traffic: The data that the program moves between devices, and to and from device memory.
     """
 
     seconds: float

@@ -58,7 +58,7 @@ def compute_reference_features(network: torch.nn.Module, modules: tuple[str, ...
 
 
 def compare(name: str, write: bool) -> bool:
-    """Compare one backbone with its reference, and return whether all errors are small enough."""
+    """Compare one backbone with its reference, and return whether all errors are within tolerance."""
     build, modules = NETWORKS[name]
     network = build()
     weights = live.fill_network(network)

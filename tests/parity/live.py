@@ -44,7 +44,7 @@ def fill_network(network: torch.nn.Module) -> dict[str, np.ndarray]:
 
 
 def compare(name: str, write: bool) -> bool:
-    """Compare one network with its reference, and return whether all errors are small enough and the export is exact."""
+    """Compare one network with its reference, and return whether all errors are within tolerance and the export is exact."""
     build, published = references.NETWORKS[name]
     network = build()
     weights = fill_network(network)

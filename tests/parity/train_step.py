@@ -135,7 +135,7 @@ def report(title: str, errors: dict[str, float]) -> None:
 
 
 def compare(name: str, write: bool) -> bool:
-    """Compare one network's training steps, and return whether all errors are small enough."""
+    """Compare one network's training steps with its reference, and return whether all errors are within tolerance."""
     build, published = references.NETWORKS[name]
     weights, classes = fill_network(build()), 19 if name.startswith("mmseg") else 21
 

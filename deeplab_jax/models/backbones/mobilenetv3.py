@@ -140,7 +140,7 @@ def list_blocks(width: int) -> list[list[Block]]:
         for j, published in enumerate(stage):
             expanded, features = scale_to_width(published.expanded, width), scale_to_width(published.features, width)
             config = published._replace(expanded=expanded, features=features)
-            # The first block in a stage is never residual, because it has a stride in the undilated network.
+            # The first block in a stage is never residual, because it is strided in the undilated network.
             keeps_grid = i == 0 or j > 0
             blocks.append(Block(config, expanded != channels, keeps_grid and features == channels))
             channels = features
