@@ -81,7 +81,7 @@ def find_process_spec(
       The arguments for joining the run, or None for a single-process run.
 
     Raises:
-      ConfigError: Flags are missing or out of range, or the launcher does not say where process 0 runs.
+      ConfigError: Flags are missing or out of range, or the launcher does not provide the address of process 0.
     """
     address = coordinator or environ.get("JAX_COORDINATOR_ADDRESS")
     if num_processes is not None or process_id is not None:

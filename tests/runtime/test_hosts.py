@@ -281,7 +281,7 @@ def test_the_coordinator_flag_replaces_only_the_address():
     no_address = {name: value for name, value in MPIRUN.items() if "orte" not in name}
     assert find_process_spec("node1:12345", None, None, no_address) == ProcessSpec("node1:12345", 4, 3, all_devices=False)
     for environ, name in ((no_address, "Open MPI"), ({"PMI_SIZE": "4", "PMI_RANK": "3"}, "MPI")):
-        message = f"{name} started 4 processes but does not say .*. Set --coordinator=HOST:PORT"
+        message = f"{name} started 4 processes but does not provide .*. Set --coordinator=HOST:PORT"
         with pytest.raises(ConfigError, match=message):
             find_process_spec(None, None, None, environ)
 
