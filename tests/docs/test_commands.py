@@ -205,6 +205,7 @@ def example_files(street_scenes, tmp_path_factory):
         write_images(folder / "camvid", "train", "trainannot", "abcd")
         write_images(folder / "camvid", "val", "valannot", "ef")
         write_images(folder, "photos", "photo_labels", "a")
+        shutil.copy(folder / "photos/a.jpg", folder / "photo.jpg")
         write_images(folder, "more/days", "more_labels", "b")
         with write_video(folder / "drive.mp4", (32, 48), 10) as add:
             add(np.zeros((32, 48, 3), np.uint8))
@@ -279,6 +280,7 @@ def trained_files(example_files, plain_convolutions, tmp_path_factory):
             ):
                 run(["python", "train.py", f"--config={recipe}", f"--config.data.root={root}", f"--workdir={workdir}"])
             pathlib.Path("scenes/labels.json").rename("labels.json")
+            shutil.copytree("runs/r50", "runs/quickstart")
             config = Config(model=dataclasses.replace(dl.load("runs/r50").config.model, pretrained=""))
             variables = {path: np.ones(shape, np.float32) for path, shape in variable_shapes(config).items()}
             save_model("weights/ones", config, names.unflatten(variables))
