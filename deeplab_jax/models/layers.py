@@ -94,7 +94,7 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, features, jnp.float32)
         if not train:
             return batch_norm(x, running_mean.value, running_var.value, scale, bias, self.epsilon)
-        x = finish(x)
+        x = materialize(x)
         mean, var, count = batch_moments(x, running_mean.value)
         if not self.is_initializing():
             unbiased = var * (count / max(count - 1, 1))
@@ -134,7 +134,7 @@ def batch_norm(
 
 
 @pixelwise
-def finish(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+def materialize(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """Return `x`. If each TPU chip has one image, keep XLA from merging the operations that compute and read `x`.
 
     For a single image, XLA computes convolutions on parts of the image, as a larger batch. Without the barrier, it converts the

@@ -36,8 +36,7 @@ def plan(
     Args:
       config: A validated config.
       console: The console to print to.
-      devices: The number of devices. If None, it follows from `topology`, or is 1 with an accelerator. Otherwise, use the
-        config's mesh on this machine.
+      devices: The number of devices. If None, it follows from `topology` or else from the config's mesh.
       accelerator: The device to plan for, as a key in `ACCELERATORS`. If "", measure the speed of this machine's first device
         and plan for devices like it.
       topology: The arrangement of TPU chips, such as "4x4". If "", it follows from `devices`.
@@ -56,8 +55,13 @@ def plan(
         raise ConfigError(f"`--mfu` (={mfu}) cannot be used. Use a number above 0 and at most 1.")
     if images is not None and images < 1:
         raise ConfigError(f"`--images` (={images}) cannot be used. Use 1 or more.")
+    if devices is not None and devices < 1:
+        raise ConfigError(f"`--devices` (={devices}) cannot be used. Use 1 or more.")
+    if image_size and min(image_size) < 1:
+        raise ConfigError(f"`--image-size` (={image_size}) cannot be used. Use a height and width of at least 1.")
     if accelerator and compiles:
-        targets = describe_devices(accelerator, devices, topology)
+        count = devices or (None if topology else max(config.mesh.data, 1) * config.mesh.spatial)
+        targets = describe_devices(accelerator, count, topology)
     else:
         targets = find_devices(config.mesh, count_chips(accelerator, topology) if topology else devices)
     if devices or accelerator:

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import os
 import pathlib
 import time
 from typing import Any
@@ -24,7 +25,7 @@ from deeplab_jax.runtime.mesh import batch_shardings, padded_height
 from deeplab_jax.train.begin import Setup, abstract_state
 from deeplab_jax.train.step import batch_names, compile_train_step
 
-COMPILERS = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin")
+COMPILERS = ("deeplab_jax", "jax", "jaxlib", "libtpu", "jax-cuda12-plugin")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,10 +67,8 @@ def find_devices(mesh: MeshConfig, count: int | None) -> list[jax.Device]:
       count: The number of devices. If None, use all of this machine's devices or as many as `mesh` needs, whichever is more.
 
     Raises:
-      ConfigError: `count` is below 1, or JAX has already been initialised with too few devices.
+      ConfigError: JAX has already been initialised with too few devices.
     """
-    if count is not None and count < 1:
-        raise ConfigError(f"`--devices` (={count}) cannot be used. Use 1 or more.")
     needed = count or max(mesh.data, 1) * mesh.spatial
     if needed > max(jax.config.jax_num_cpu_devices, 1):  # type: ignore[attr-defined]
         with contextlib.suppress(RuntimeError):  # raised if JAX is already initialised
@@ -107,7 +106,8 @@ def _compile(lowered: Any, setup: Setup, flops: int) -> Program:
     """Compile a program, or read its figures if it was compiled before. `flops` are those of the global batch."""
     devices = setup.mesh.devices.flat
     versions = {name: _find_version(name) for name in COMPILERS}
-    key = json.dumps([versions, [str(device) for device in devices], devices[0].device_kind, lowered.as_text()])
+    flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
+    key = json.dumps([versions, flags, [str(device) for device in devices], devices[0].device_kind, lowered.as_text()])
     with contextlib.suppress(
         OSError, RuntimeError, ValueError, TypeError, KeyError
     ):  # there is no usable file for this program

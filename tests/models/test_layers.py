@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from deeplab_jax.models import convolution, winograd
 from deeplab_jax.models.convolution import conv2d
-from deeplab_jax.models.layers import BatchNorm, add_relu, average_pool_2x2, batch_moments, finish, max_pool_3x3
+from deeplab_jax.models.layers import BatchNorm, add_relu, average_pool_2x2, batch_moments, materialize, max_pool_3x3
 from deeplab_jax.models.resize import resize_bilinear, resize_by_gather
 from deeplab_jax.models.target import compiling_for
 from deeplab_jax.runtime.compilation import lean_options
@@ -243,7 +243,7 @@ def test_the_variance_of_a_constant_channel_is_not_negative():
 def test_a_barrier_precedes_batch_norm_if_each_tpu_chip_has_one_image(target, count):
     def compute(x):
         with compiling_for(*target):
-            return finish(x)
+            return materialize(x)
 
     assert str(jax.make_jaxpr(compute)(jnp.ones((1, 2, 2, 1)))).count("optimization_barrier") == count
 

@@ -114,6 +114,8 @@ def test_a_run_that_does_not_fit_gets_suggestions(monkeypatch, capsys):
         (["--devices=3"], "`data.batch_size` .* cannot be split evenly over 3 devices. Use 3 or 6"),
         (["--devices=4", "--spatial=3"], r"`mesh.spatial` .*3. is not a divisor of the number of devices \(4\)"),
         (["--devices=64"], "`--devices` .*64. cannot be used, because JAX was initialised with 4 devices"),
+        (["--accelerator=h100", "--devices=0"], "`--devices` .*0. cannot be used"),
+        (["--image-size", "0", "64"], "`--image-size` .*0, 64.. cannot be used"),
         (["--devices=0"], "`--devices` .*0. cannot be used"),
         (["--accelerator=abacus"], "`--accelerator` .*'abacus'. is not supported. Use one of a100, "),
         (["--mfu=0"], "`--mfu` .* cannot be used"),
