@@ -213,7 +213,7 @@ def _require_split(manifest: Manifest, root: str, name: str) -> Split:
         available = ", ".join(manifest.splits)
         raise DataError(
             f"The records in {root} have no split {name!r}, only {available}. "
-            f"Prepare the missing split with `deeplab-jax data prepare` with `--splits {name}`."
+            f"Run `deeplab-jax data prepare` with `--splits {name}` to prepare it."
         )
     return manifest.splits[name]
 

@@ -232,7 +232,7 @@ def test_an_interrupted_run_keeps_other_splits_and_removes_its_own_from_the_mani
         with pytest.raises(Killed):
             run(root, out)
     assert_holds(out, root, "val")
-    with pytest.raises(DataError, match=r"have no split 'train', only val\. Prepare .* --splits train\."):
+    with pytest.raises(DataError, match=r"have no split 'train', only val\. Run .* with `--splits train`"):
         find_split(DataConfig(root=str(out)), "train")
     run(root, out)
     assert_holds(out, root)

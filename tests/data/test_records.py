@@ -156,7 +156,7 @@ def test_the_summary_names_the_records(scenes):
 @pytest.mark.parametrize(
     ("split", "options", "message"),
     [
-        ("nope", {}, r"have no split 'nope', only train, val, test\. Prepare .* `--splits nope`\."),
+        ("nope", {}, r"have no split 'nope', only train, val, test\. Run .* with `--splits nope`"),
         ("train+train", {}, r"leftImg8bit/train/.*\.png twice: it is in train and in train\. Use only one"),
         ("val+test", {"need_labels": False}, r"mixes labels \(labelIds in val and no labels in test\)"),
     ],
