@@ -33,13 +33,18 @@ def print_traffic(traffic: Traffic, flops: float, devices: int, sheet: Accelerat
         listed = ", ".join(f"{count} {name.partition(', ')[2]}" for name, count in kinds.items() if ", " in name)
         console.print(f"convolutions, {direction}: {sum(kinds.values())}{f' ({listed})' if listed else ''}")
     console.print(f"copies and transpositions: {traffic.copies}, which write {format_si(traffic.copied)}B")
-    times = {
+    times = least_times(traffic, flops, devices, sheet)
+    parts = ", ".join(f"{name} {format_si(seconds)}s" for name, seconds in times.items() if seconds)
+    console.print(f"least time at the data sheet's rates: {parts}")
+
+
+def least_times(traffic: Traffic, flops: float, devices: int, sheet: Accelerator) -> dict[str, float]:
+    """Return the least time in seconds for "compute", "memory" and "communication", by the data sheet. See `print_traffic`."""
+    return {
         "compute": flops / sheet.flops,
         "memory": traffic.moved / sheet.bandwidth,
         "communication": _communication_seconds(traffic, devices, sheet),
     }
-    parts = ", ".join(f"{name} {format_si(seconds)}s" for name, seconds in times.items() if seconds)
-    console.print(f"least time at the data sheet's rates: {parts}")
 
 
 def _communication_seconds(traffic: Traffic, devices: int, sheet: Accelerator) -> float:

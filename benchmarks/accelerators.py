@@ -1,0 +1,137 @@
+"""Find the largest batch of every recipe that fits on accelerators which this machine does not have, and write a table.
+
+python benchmarks/accelerators.py --out runs/accelerators
+
+The compilers of the accelerators say what each program needs (extras `plan-gpu` and `plan-tpu`). The batch per device is a power
+of two. It is estimated from a compilation with two images per device, and then compiled itself. Rows for several devices use
+the batch of one device. The rows that are already in OUT/rows.jsonl are kept, so that the command can be
+interrupted. It takes about 2 minutes per program for GPUs and 5 for TPUs on 2 CPU cores.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import runpy
+import subprocess
+import sys
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parent.parent
+RECIPES = (
+    "cityscapes_r50_os8",
+    "camvid_r18",
+    "cityscapes_r101_os8",
+    "cityscapes_r101_paper",
+    "camvid_r50",
+    "cityscapes_r50d_os8",
+    "cityscapes_r101d_os8",
+    "custom",
+    "quickstart",
+)
+TARGETS = ("h100:1", "v5e:1x1", "h100:8", "v5e:4x4", "v5p:1x1x1", "v5p:2x2x4")
+FIRST = 2  # images per device in the compilation that the largest batch is estimated from
+
+
+def compile_one(recipe: str, target: str, images: int, remat: bool) -> dict[str, Any]:
+    """Return what the training step needs on each device with `images` images per device."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    from deeplab_jax.config import MeshConfig
+    from deeplab_jax.plan.program import compile_step
+    from deeplab_jax.plan.targets import describe_devices
+    from deeplab_jax.plan.traffic import least_times
+    from deeplab_jax.runtime.accelerators import ACCELERATORS
+    from deeplab_jax.train.begin import set_up
+
+    get_config = runpy.run_path(str(ROOT / "configs" / f"{recipe}.py"))["get_config"]
+    config = get_config("cityscapes") if recipe == "custom" else get_config()
+    accelerator, size = target.split(":")
+    devices = describe_devices(accelerator, *((None, size) if "x" in size else (int(size), "")))
+    config = dataclasses.replace(
+        config,
+        mesh=MeshConfig(),
+        model=dataclasses.replace(config.model, remat=(1, 2, 3, 4) if remat else ()),
+        data=dataclasses.replace(config.data, batch_size=images * len(devices)),
+        eval=dataclasses.replace(config.eval, batch_size=len(devices)),
+        train=dataclasses.replace(config.train, micro_batches=1),
+    )
+    program = compile_step(set_up(config, 1, devices))
+    sheet, traffic = ACCELERATORS[accelerator], program.traffic
+    return {
+        "bytes": program.peak_bytes,
+        "state": program.arguments,
+        "limit": sheet.memory,
+        "flops": program.flops,
+        "traffic": dataclasses.asdict(traffic),
+        "times": least_times(traffic, program.flops, len(devices), sheet),
+        "compiled_in": program.seconds,
+    }
+
+
+def compile_apart(recipe: str, target: str, images: int, remat: bool) -> dict[str, Any]:
+    """Call `compile_one` in a process of its own, because a compiler that runs out of memory can end its process.
+
+    The result has "bytes" infinity if the compiler says that the program does not fit, and "error" if it fails otherwise.
+    """
+    words = [sys.executable, __file__, "--one", recipe, target, str(images), str(int(remat))]
+    result = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT)
+    if result.returncode == 0:
+        return json.loads(result.stdout.splitlines()[-1])
+    if "RESOURCE_EXHAUSTED" in result.stderr or "Ran out of memory" in result.stderr:
+        return {"bytes": float("inf")}
+    return {"bytes": float("inf"), "error": result.stderr[-400:]}
+
+
+def find_largest(recipe: str, target: str, remat: bool) -> dict[str, Any]:
+    """Return the row of the largest batch per device, a power of two, that fits in the device's memory."""
+    first = compile_apart(recipe, target, FIRST, remat)
+    if "limit" not in first:
+        return first | {"images": 0}
+    per_image = (first["bytes"] - first["state"]) / FIRST
+    images = max(FIRST, 2 ** int((first["limit"] - first["state"]) / per_image).bit_length() // 2)
+    while images > FIRST:
+        row = compile_apart(recipe, target, images, remat)
+        if "limit" in row and row["bytes"] <= row["limit"]:
+            return row | {"images": images}
+        images //= 2
+    return first | {"images": FIRST if first["bytes"] <= first["limit"] else 0}
+
+
+def main() -> None:
+    """Compile all rows, and write each as soon as it is known."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/accelerators"))
+    parser.add_argument("--recipes", nargs="+", default=RECIPES)
+    parser.add_argument("--targets", nargs="+", default=TARGETS)
+    parser.add_argument("--one", nargs=4, metavar=("RECIPE", "TARGET", "IMAGES", "REMAT"), help="compile only one program")
+    args = parser.parse_args()
+    if args.one:
+        recipe, target, images, remat = args.one
+        print(json.dumps(compile_one(recipe, target, int(images), remat == "1")))
+        return
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "rows.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    done = {(row["recipe"], row["target"], row["remat"]): row for row in rows}
+    for target in args.targets:
+        single = next(each for each in TARGETS if each.split(":")[0] == target.split(":")[0])
+        for recipe in args.recipes:
+            for remat in (False, True) if target == single else (False,):
+                if (recipe, target, remat) in done:
+                    continue
+                if target == single:
+                    row = find_largest(recipe, target, remat)
+                else:
+                    images = done[recipe, single, remat]["images"]
+                    row = compile_apart(recipe, target, images, remat) | {"images": images}
+                row |= {"recipe": recipe, "target": target, "remat": remat}
+                done[recipe, target, remat] = row
+                with path.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(recipe, target, "remat" if remat else "", row["images"], row["bytes"], flush=True)
+
+
+if __name__ == "__main__":
+    main()
