@@ -139,8 +139,10 @@ def with_palette(array):
 
 def expected_values(name, array, kind):
     """Return the values that a mask should be read as, or None if the format is invalid for this label kind."""
-    if name == "16 bits" or (kind == "labelIds" and name not in ("grey", "palette", "palette of 4 bits")):
+    if name == "16 bits" or (kind == "labelIds" and name in ("RGB", "RGBA", "grey with transparency")):
         return None
+    if name == "1 bit" and kind == "labelIds":
+        return (array > 100).astype(np.uint8)
     if kind == "labelIds":
         return array % 16 if name == "palette of 4 bits" else array
     a = (array % 16 if name == "palette of 4 bits" else array).astype(int)

@@ -84,8 +84,8 @@ def test_a_mask_that_was_resized_with_interpolation_is_recognized(report):
     ("label", "part"),
     [
         (mask(0, size=(80, 100)), "differ in size (100x80 and 80x100 pixels)"),
-        (Image.new("I;16", SIZE), "mode I;16). Save it as an 8-bit grey PNG."),
-        (Image.new("RGB", SIZE), "mode RGB). If its colours are the labels, set data.label_kind=color."),
+        (Image.new("I;16", SIZE, 300), "holds the id 300. Ids must be from 0 to 255: save it as an 8-bit grey PNG."),
+        (Image.new("RGB", SIZE, (1, 2, 3)), "is not an id image, because it has colours. If its colours are the labels, set data.label_kind=color."),
     ],
     ids=["rotated", "16-bit", "colours"],
 )
