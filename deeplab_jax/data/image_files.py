@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 from etils import epath
 from jaxtyping import Int32, UInt8
+from PIL import Image
 
 from deeplab_jax.data.decode import (
     PNG_SIGNATURE,
@@ -117,6 +118,21 @@ def read_mask(path: str, *, is_color: bool) -> UInt8[np.ndarray, "h w"] | Int32[
       DataError: The file is unreadable or has the wrong format.
     """
     return _read_array(path, lambda data: _decode_mask(data, is_color=is_color), _mask_decoder(is_color))
+
+
+def read_mode(path: str) -> str:
+    """Return the Pillow mode of an image file, such as "RGB" or "P" for palette colours, or "" if Pillow cannot open it.
+
+    Raises:
+      DataError: The file is missing or cannot be accessed.
+    """
+    try:
+        with epath.Path(path).open("rb") as file, Image.open(file) as picture:
+            return picture.mode
+    except Image.UnidentifiedImageError:
+        return ""
+    except (OSError, tf.errors.OpError) as error:
+        raise _make_read_error(path, error) from None
 
 
 def _image_decoder(channels: int, value_range: tuple[float, ...]) -> Callable[[bytes], np.ndarray]:

@@ -119,7 +119,12 @@ def test_unreadable_files_are_named(masks, tmp_path):
     survey = survey_masks([samples])
     assert list(survey.values) == [1, 2]
     assert survey.files == 1
-    for name, part in (("1.png", "has colours"), ("2.png", "cannot be read"), ("3.png", "the id 256"), ("4.png", "transparent")):
+    for name, part in (
+        ("1.png", "has colours"),
+        ("2.png", "cannot be read"),
+        ("3.png", "the id 256"),
+        ("4.png", "transparent"),
+    ):
         assert any(name in line and part in line for line in survey.problems)
     with pytest.raises(DataError, match=r"is a JPEG file\. Save labels as PNG"):
         survey_masks([masks([[1, 2]], suffix="jpg")])
