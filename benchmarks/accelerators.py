@@ -91,12 +91,17 @@ def find_largest(recipe: str, target: str, remat: bool) -> dict[str, Any]:
         return first | {"images": 0}
     per_image = (first["bytes"] - first["state"]) / FIRST
     images = max(FIRST, 2 ** int((first["limit"] - first["state"]) / per_image).bit_length() // 2)
-    while images > FIRST:
+    best = first | {"images": FIRST if first["bytes"] <= first["limit"] else 0}
+    while images > best["images"]:
         row = compile_apart(recipe, target, images, remat)
-        if "limit" in row and row["bytes"] <= row["limit"]:
-            return row | {"images": images}
-        images //= 2
-    return first | {"images": FIRST if first["bytes"] <= first["limit"] else 0}
+        if row["bytes"] > row.get("limit", 0):
+            images //= 2
+            continue
+        best = row | {"images": images}
+        # TPU programs for few images need more memory per image than others, so the first estimate can be too low.
+        if 2 * row["bytes"] - row["state"] < 1.1 * row["limit"]:
+            images *= 2
+    return best
 
 
 def main() -> None:

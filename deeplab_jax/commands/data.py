@@ -4,7 +4,7 @@ import json
 import runpy
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deeplab_jax.config import Config, DataConfig
-from deeplab_jax.errors import ConfigError, one_line
+from deeplab_jax.errors import ConfigError, DataError, one_line
 from deeplab_jax.files import write_atomically
 from deeplab_jax.labels import LABEL_SETS, LabelSet, color_of
 from deeplab_jax.labels.files import load_labels, read_labels, write_labels
@@ -96,9 +96,11 @@ def labels(root: Root, out: str = "", splits: tuple[str, ...] = (), label_kind: 
     from deeplab_jax.data.find import describe, find_split, list_splits
     from deeplab_jax.data.layouts import recognize_layout
     from deeplab_jax.data.survey import propose_labels, survey_masks
+    from deeplab_jax.data.suspicion import find_suspicions
 
     _require_threads(threads)
     path = epath.Path(out) if out else epath.Path(root) / LABELS_FILE
+    chosen = splits
     if path.exists():
         raise ConfigError(f"{path} already exists and was not changed. Remove it, or choose a different file with --out.")
     existing = list_splits(root)
@@ -107,8 +109,12 @@ def labels(root: Root, out: str = "", splits: tuple[str, ...] = (), label_kind: 
     console = _console()
     for split, each in zip(splits, samples, strict=True):
         _print_line(console, describe(split, each))
+        for note in each.notes:
+            _print_line(console, f"note: {note}")
     with _progress("masks", sum(len(each) for each in samples)) as advance:
         survey = survey_masks(samples, advance, threads)
+    for suspicion in find_suspicions(survey, None, samples[0].kind):
+        raise DataError(suspicion)
     layout = recognize_layout(epath.Path(root))
     expected = LABEL_SETS.get(layout.labels) if layout else None
     proposed, notes = propose_labels(epath.Path(root).resolve().name or "mine", survey, expected, LABEL_SETS)
@@ -119,15 +125,43 @@ def labels(root: Root, out: str = "", splits: tuple[str, ...] = (), label_kind: 
         _print_line(console, f"note: {note}")
     write_labels(path, proposed)
     _print_line(console, f"Wrote {proposed.num_classes} classes to {path}. Edit their names, then run:")
-    check_command = shlex.join(["deeplab-jax", "data", "check", root, "--labels", str(path), "--out", "DIR"])
-    train_command = ["python", "train.py", f"--config=configs/custom.py:{path}", f"--config.data.root={root}", "--workdir=RUN"]
-    _print_line(console, f"  {check_command}\n  {shlex.join(train_command)}")
+    check_command, train_command = _next_commands(root, str(path), label_kind, chosen, existing)
+    _print_line(console, f"  {shlex.join(check_command)}\n  {shlex.join(train_command)}")
+
+
+def _next_commands(
+    root: str, labels: str, label_kind: str, chosen: Sequence[str], existing: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Return the commands that check the data set and train on it, with the same label kind and splits.
+
+    Args:
+      root: The data set folder.
+      labels: The label-set file.
+      label_kind: The label kind given by the user, or "auto".
+      chosen: The splits given by the user, if any.
+      existing: All splits of the data set.
+    """
+    check_words = ["deeplab-jax", "data", "check", root, "--labels", labels]
+    train_words = ["python", "train.py", f"--config=configs/custom.py:{labels}", f"--config.data.root={root}"]
+    if label_kind != "auto":
+        check_words += ["--label-kind", label_kind]
+        train_words += [f"--config.data.label_kind={label_kind}"]
+    splits = list(chosen or [split for split in ("train", "val") if split in existing] or existing)
+    if splits != ["train", "val"]:
+        check_words += ["--splits", *splits]
+    if splits and splits[0] != "train":
+        train_words += [f"--config.data.train_split={splits[0]}"]
+    if len(splits) == 1:
+        train_words += ["--config.data.val_share=0.2"]
+    elif splits[1:] and splits[1] != "val":
+        train_words += [f"--config.eval.split={splits[1]}"]
+    return [*check_words, "--out", "DIR"], [*train_words, "--workdir=RUN"]
 
 
 def check(
     root: Root,
     labels: str = "",
-    splits: tuple[str, ...] = ("train", "val"),
+    splits: tuple[str, ...] = (),
     out: str = "",
     label_kind: str = "auto",
     data_dir: str = "",
@@ -139,8 +173,8 @@ def check(
       root: The data set folder (for layouts, see docs/reference/data-formats.md), a prepared records folder, or tfds:NAME.
       labels: cityscapes, camvid, voc, ade20k, a label-set file or a recipe. The default is ROOT/labels.json if it exists, and
         the layout's label set otherwise.
-      splits: The splits to check. Put the training split first, because class weights are computed from the first split. The
-        test split does not need labels.
+      splits: The splits to check. The default is train and, if it exists, val. Put the training split first, because class
+        weights are computed from the first split. The test split does not need labels.
       out: The folder to write check.json and index.html to. index.html shows the results and some of the
         samples.
       label_kind: labelIds, labelTrainIds, color or auto. Use the same value as data.label_kind in training.
@@ -237,18 +271,17 @@ def _find_labels(root: str, spec: str, console: Console) -> LabelSet:
 
 
 def _values_table(survey: "Survey", proposed: LabelSet) -> Table:
-    from deeplab_jax.data.survey import format_value
+    from deeplab_jax.data.survey import format_value, is_rare
     from deeplab_jax.pages.check import format_share
 
-    total = sum(each.pixels for each in survey.values.values())
+    total = survey.pixels
     table = Table("colour" if survey.is_color else "value", "class", "pixels", "share", "files", "file with most")
     names = {color: name for name, color in zip(proposed.names, proposed.colors, strict=True)}
     by_id = dict(zip(proposed.class_ids, proposed.names, strict=True))
     for value, each in survey.values.items():
         color = color_of(value)
         name = names.get(color, "ignored") if survey.is_color else by_id.get(value, "ignored")
-        # A very rare value is more likely an annotation mistake than a class.
-        rare = " (rare)" * (each.pixels < 1e-5 * total)
+        rare = " (rare)" * is_rare(each, survey)
         chip = Text("  ", f"on rgb({color[0]},{color[1]},{color[2]})") + Text(" ") if survey.is_color else Text()
         cells = (name + rare, f"{each.pixels:,}", format_share(each.pixels, total), f"{each.files:,}", each.example)
         table.add_row(chip + Text(format_value(value, survey.is_color)), *map(Text, cells))

@@ -12,7 +12,9 @@ from deeplab_jax.data.find import describe, find_split
 from deeplab_jax.data.pipeline import eval_batches, train_batches
 from deeplab_jax.data.records import is_records
 from deeplab_jax.data.samples import Samples, digest
+from deeplab_jax.data.suspicion import sample_suspicions
 from deeplab_jax.errors import ConfigError
+from deeplab_jax.labels import LabelSet
 from deeplab_jax.train.begin import Data
 
 
@@ -55,6 +57,16 @@ def open_evaluation_set(
     return samples, lambda: eval_batches(samples, config.labels, size, threads=threads, **process)
 
 
+def introduce(split: str, samples: Samples, labels: LabelSet, say: Callable[[str], None]) -> None:
+    """Say how large a split is, where it comes from, and what is unusual or suspicious about its files."""
+    say(describe(split, samples))
+    for note in samples.notes:
+        say(f"note: {note}")
+    if jax.process_index() == 0:
+        for suspicion in sample_suspicions(samples, labels):
+            say(f"WARNING: {suspicion} `deeplab-jax data check` looks at all masks.")
+
+
 def open_training_data(config: Config, say: Callable[[str], None]) -> tuple[Data, int]:
     """Return this process's training data and the number of training steps.
 
@@ -68,8 +80,8 @@ def open_training_data(config: Config, say: Callable[[str], None]) -> tuple[Data
     """
     train_set = open_training_set(config)
     eval_set, make_eval_batches = open_evaluation_set(config)
-    say(describe(config.data.train_split, train_set))
-    say(describe(config.eval.split, eval_set))
+    for split, samples in ((config.data.train_split, train_set), (config.eval.split, eval_set)):
+        introduce(split, samples, config.labels, say)
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     data = Data(
         names=train_set.images,

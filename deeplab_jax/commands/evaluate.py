@@ -1,5 +1,6 @@
 """Evaluate a checkpoint. This is the implementation of eval.py."""
 
+import functools
 import json
 from typing import TYPE_CHECKING
 
@@ -54,8 +55,7 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
     step = resolve(checkpoint)
     variables = restore_model(str(step), like=config)
     # These modules import TensorFlow, which takes seconds, so an invalid checkpoint is reported first.
-    from deeplab_jax.commands.datasets import open_evaluation_set
-    from deeplab_jax.data.find import describe
+    from deeplab_jax.commands.datasets import introduce, open_evaluation_set
     from deeplab_jax.data.samples import digest
 
     samples, batches = open_evaluation_set(config, need_labels=False)
@@ -66,7 +66,7 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
     hosts.require_same(config=to_dict(config), checkpoint=str(step), data=digest(samples))
     names = file_names(samples.images, config.labels) if submission else ()
     console.print(f"Checkpoint: {step}")
-    console.print(describe(config.eval.split, samples))
+    introduce(config.eval.split, samples, config.labels, functools.partial(console.print, markup=False))
     instances, visitors = _make_instance_counters(config, samples, console)
     if output:
         stems = [str(epath.Path(image).with_suffix("")) for image in samples.images]

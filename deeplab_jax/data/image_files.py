@@ -77,6 +77,10 @@ class ImageFiles(Store):
         """
         return _hash_files([_read_bytes(path) for path in _get_paths(samples, i)]).numpy().tobytes()
 
+    def label_path(self, samples: Samples, i: int) -> str:
+        """Return the path of sample `i`'s label file."""
+        return _get_paths(samples, i)[1]
+
     def explain(self, samples: Samples, i: int, error: Exception) -> DataError:
         """Return an error that names sample `i`'s bad file and says what is wrong with it.
 

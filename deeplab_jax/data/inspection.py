@@ -19,7 +19,8 @@ from deeplab_jax.config import DataConfig
 from deeplab_jax.data.find import find_split
 from deeplab_jax.data.image_files import ImageFiles
 from deeplab_jax.data.samples import Samples, read_sample, value_table
-from deeplab_jax.data.survey import count_runs, format_value, run_in_parallel
+from deeplab_jax.data.survey import Mask, Survey, format_value, run_in_parallel
+from deeplab_jax.data.suspicion import describe_sample_mask, find_suspicions
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import IGNORE, UNKNOWN, LabelSet
 
@@ -66,6 +67,7 @@ class Tally:
       samples: The number of samples, including unreadable ones.
       pixels: The pixel count for each train id, int64 [num_classes].
       images: The number of samples that contain each train id, int64 [num_classes].
+      survey: The label values.
       sizes: The number of samples for each image (width, height).
       image_modes: The number of images for each Pillow image mode.
       label_modes: The number of label files for each Pillow image mode.
@@ -77,6 +79,7 @@ class Tally:
     samples: int
     pixels: np.ndarray
     images: np.ndarray
+    survey: Survey
     sizes: Counter[tuple[int, int]] = dataclasses.field(default_factory=Counter)
     image_modes: Counter[str] = dataclasses.field(default_factory=Counter)
     label_modes: Counter[str] = dataclasses.field(default_factory=Counter)
@@ -111,10 +114,9 @@ class _Sample:
       label: The label file name, or "" if the sample has no label.
       size: The image's (width, height).
       image_mode: The image file's Pillow mode, or "" if unknown.
-      label_mode: The label file's Pillow mode, or "" if unknown.
       orientation: The image's EXIF orientation. 1 means upright.
       pixels_hash: A hash of the decoded image, for finding duplicates.
-      values: The pixel count for each label value.
+      mask: The label values, or None if the sample has no label.
       error: The error message if the sample is unreadable, otherwise "". If set, only `name` and `label` are valid.
     """
 
@@ -122,27 +124,29 @@ class _Sample:
     label: str = ""
     size: tuple[int, int] = (0, 0)
     image_mode: str = ""
-    label_mode: str = ""
     orientation: int = 1
     pixels_hash: str = ""
-    values: dict[int, int] = dataclasses.field(default_factory=dict)
+    mask: Mask | None = None
     error: str = ""
 
 
-def open_splits(data: DataConfig, splits: Iterable[str]) -> tuple[dict[str, Samples], list[Problem]]:
+def open_splits(data: DataConfig, splits: Sequence[str]) -> tuple[dict[str, Samples], list[Problem]]:
     """Find the given splits the way training does.
 
-    The "test" split is not required to have labels.
+    The "test" split is not required to have labels. Without `splits`, these are "train" and "val", and a missing "val" is a
+    note, because training can hold out a part of the training images.
 
     Returns:
       A dict mapping names to splits, and a list with one problem per unusable split.
     """
     sets, problems = {}, []
-    for split in splits:
+    for split in splits or ("train", "val"):
         try:
             sets[split] = find_split(data, split, need_labels=split != "test")
         except DataError as error:
-            problems.append(Problem("splits that cannot be used", split, str(error), fails=True))
+            is_optional = not splits and split == "val" and "train" in sets and "no samples of split 'val'" in str(error)
+            sort = "no validation split" if is_optional else "splits that cannot be used"
+            problems.append(Problem(sort, split, str(error), fails=not is_optional))
     return sets, problems
 
 
@@ -167,13 +171,20 @@ def check(
     by_hash: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for split, samples in sets.items():
         zeros = np.zeros(labels.num_classes, np.int64)
-        tally = tallies[split] = Tally(samples.source, len(samples), pixels=zeros, images=zeros.copy())
+        tally = tallies[split] = Tally(
+            samples.source, len(samples), zeros, zeros.copy(), Survey(is_color=samples.kind == "color")
+        )
         table = value_table(samples.kind, labels)
         for sample in run_in_parallel(functools.partial(_inspect, samples), range(len(samples)), threads):
             problems += _add_to_tally(tally, split, samples, labels, table, sample)
             if sample.pixels_hash:
                 by_hash[sample.pixels_hash].append((split, sample.name))
             on_sample()
+        problems += [
+            Problem("suspicious masks", split, text, fails=True) for text in find_suspicions(tally.survey, labels, samples.kind)
+        ]
+        problems += [Problem("files", split, note, fails=False) for note in samples.notes]
+    problems += _compare_palettes(tallies)
     problems += _report_duplicates(by_hash.values())
     problems += _report_missing_classes(tallies, labels)
     return Report(tallies, sorted(problems, key=lambda problem: not problem.fails))
@@ -254,10 +265,9 @@ def _inspect(samples: Samples, i: int) -> _Sample:
     sample.size = (image.shape[1], image.shape[0])
     sample.pixels_hash = hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()
     if values is not None:
-        sample.values = count_runs(values.ravel())
+        sample.mask = describe_sample_mask(samples, i, values)
     if isinstance(samples.store, ImageFiles):
         sample.image_mode, sample.orientation = _read_header(samples, samples.images[i])
-        sample.label_mode = _read_header(samples, sample.label)[0] if sample.label else ""
     return sample
 
 
@@ -284,14 +294,15 @@ def _add_to_tally(
     tally.sizes[sample.size] += 1
     if sample.image_mode:
         tally.image_modes[sample.image_mode] += 1
-    if sample.label_mode:
-        tally.label_modes[sample.label_mode] += 1
     yield from _report_unusual_image(split, path, sample)
-    if not samples.labels:
+    if sample.mask is None:
         return
+    if sample.mask.mode:
+        tally.label_modes[sample.mask.mode] += 1
+    tally.survey.add(sample.label, sample.mask)
     unknown = {}
     by_class = np.zeros_like(tally.pixels)
-    for value, pixels in sample.values.items():
+    for value, pixels in sample.mask.values.items():
         train_id = int(table[value])
         if train_id == UNKNOWN:
             unknown[value] = pixels
@@ -339,6 +350,19 @@ def _report_unusual_image(split: str, path: str, sample: _Sample) -> Iterable[Pr
     if short * long > MAX_PIXELS:
         text = f"{size_text}, and evaluation processes full images. Set --config.eval.window, or make the image smaller."
         yield Problem("very large images", split, text, fails=False)
+
+
+def _compare_palettes(tallies: Mapping[str, Tally]) -> Iterable[Problem]:
+    """Yield a problem if the palettes of two splits differ. Each split was already compared with itself."""
+    together = Survey(is_color=False)
+    for split, tally in tallies.items():
+        if tally.survey.conflict or tally.survey.is_color:
+            return
+        for value, (color, name) in tally.survey.palette.items():
+            together.add_palette_color(value, color, name)
+        for text in find_suspicions(together, None, ""):
+            yield Problem("suspicious masks", split, text, fails=True)
+            return
 
 
 def _report_duplicates(groups: Iterable[list[tuple[str, str]]]) -> Iterable[Problem]:

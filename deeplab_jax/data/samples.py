@@ -98,6 +98,10 @@ class Store(Protocol):
     def fingerprint(self, samples: "Samples", i: int) -> bytes:
         """Return the same 8-byte fingerprint as `decode`, without decoding the sample."""
 
+    def label_path(self, samples: "Samples", i: int) -> str:
+        """Return the path of sample `i`'s label file, or "" if the labels are not image files."""
+        return ""
+
     def select(self, rows: Sequence[int]) -> "Store":
         """Return a store for the samples at the given positions in the list.
 

@@ -1,4 +1,4 @@
-"""Find the ids or colours in a data set's label files and propose a label set for them."""
+"""Count the ids or colours in a data set's label files, and propose a label set for them."""
 
 import concurrent.futures
 import dataclasses
@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 from etils import epath
+from jaxtyping import Integer
 from PIL import Image
 
 from deeplab_jax.data.image_files import ImageFiles, read_mask
@@ -15,6 +16,7 @@ from deeplab_jax.errors import DataError
 from deeplab_jax.labels import IGNORE, Color, LabelSet, color_of, distinct_colors
 from deeplab_jax.runtime.machine import usable_cores
 
+LARGE_SHARE = 0.2  # a larger share of unlabelled pixels is questioned
 MAX_VALUES = 255  # the maximum number of values in a data set, not counting the ignored id
 
 
@@ -36,22 +38,87 @@ class Occurrence:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Mask:
+    """What a survey keeps of one label file.
+
+    Attributes:
+      values: The pixel count for each value.
+      runs: The number of runs of equal values, row by row.
+      ramps: The number of runs of one or two pixels whose value lies between the values on both sides. Blending of two values
+        makes such runs, for example at soft edges. Masks drawn by hand have hardly any.
+      mode: The file's Pillow mode, such as "L" or "P", or "" if the labels are not image files.
+      palette: The palette colour of each value. Empty unless the file holds palette indices.
+    """
+
+    values: dict[int, int]
+    runs: int
+    ramps: int
+    mode: str = ""
+    palette: dict[int, Color] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(slots=True)
 class Survey:
-    """The values found in a data set's label files.
+    """The values in a data set's label files.
 
     Attributes:
       is_color: Whether the values are 24-bit colours instead of ids.
-      values: A dict mapping each value to its counts, in ascending order.
-      palette: A dict mapping ids to palette colours. Empty unless the files hold palette indices.
+      occurrences: Maps each value to its counts.
+      palette: Maps each id to its palette colour and the first file that has it. Empty unless the files hold palette indices.
+      conflict: A message about two files whose palettes give one id different colours, or "".
+      modes: Maps each Pillow mode to the number of files and the first file that has it.
       files: The number of files that were read.
+      runs: See `Mask`.
+      ramps: See `Mask`.
       problems: A message for each unreadable file. Training cannot read these files either.
     """
 
     is_color: bool
-    values: dict[int, Occurrence]
-    palette: dict[int, Color]
-    files: int
-    problems: tuple[str, ...]
+    occurrences: dict[int, Occurrence] = dataclasses.field(default_factory=dict)
+    palette: dict[int, tuple[Color, str]] = dataclasses.field(default_factory=dict)
+    conflict: str = ""
+    modes: dict[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
+    files: int = 0
+    runs: int = 0
+    ramps: int = 0
+    problems: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def values(self) -> dict[int, Occurrence]:
+        """The counts for each value, in ascending order of the values."""
+        return dict(sorted(self.occurrences.items()))
+
+    @property
+    def colors(self) -> dict[int, Color]:
+        """The palette colour of each id. Empty unless the files hold palette indices."""
+        return {value: color for value, (color, _) in self.palette.items()}
+
+    @property
+    def pixels(self) -> int:
+        """The number of pixels in all files."""
+        return sum(each.pixels for each in self.occurrences.values())
+
+    def add(self, name: str, mask: Mask) -> None:
+        """Add one label file."""
+        self.files += 1
+        self.runs += mask.runs
+        self.ramps += mask.ramps
+        for value, pixels in mask.values.items():
+            occurrence = self.occurrences.setdefault(value, Occurrence())
+            occurrence.pixels, occurrence.files = occurrence.pixels + pixels, occurrence.files + 1
+            if pixels > occurrence.max_pixels:
+                occurrence.max_pixels, occurrence.example = pixels, name
+        if mask.mode:
+            count, first = self.modes.get(mask.mode, (0, name))
+            self.modes[mask.mode] = (count + 1, first)
+        for value, color in mask.palette.items():
+            self.add_palette_color(value, color, name)
+
+    def add_palette_color(self, value: int, color: Color, name: str) -> None:
+        """Add the palette colour that an id has in one file, and note a conflict with earlier files."""
+        known, first = self.palette.setdefault(value, (color, name))
+        if known != color and not self.conflict:
+            self.conflict = f"In {first}, the colour of id {value} is {known}, but in {name} it is {color}"
 
 
 def survey_masks(samples: list[Samples], on_file: Callable[[], None] = lambda: None, threads: int = 0) -> Survey:
@@ -74,26 +141,71 @@ def survey_masks(samples: list[Samples], on_file: Callable[[], None] = lambda: N
             f"The splits have labels of different kinds ({' and '.join(kinds)}). "
             "Run the command for one split at a time with --splits."
         )
-    is_color = kinds == ["color"]
+    survey = Survey(is_color=kinds == ["color"])
     names = list(dict.fromkeys((each.root, name) for each in samples for name in each.labels))
-    values: dict[int, Occurrence] = {}
-    palette: dict[int, Color] = {}
-    problems = []
-    results = run_in_parallel(lambda name: _count_values(str(epath.Path(name[0]) / name[1]), is_color), names, threads)
-    for (root, name), (counts, colors, problem) in zip(names, results, strict=True):
-        problems += [problem] if problem else []
-        for value, pixels in counts.items():
-            occurrence = values.setdefault(value, Occurrence())
-            occurrence.pixels, occurrence.files = occurrence.pixels + pixels, occurrence.files + 1
-            if pixels > occurrence.max_pixels:
-                occurrence.max_pixels, occurrence.example = pixels, name
-        palette = colors | palette
+    masks = run_in_parallel(lambda name: read_facts(str(epath.Path(name[0]) / name[1]), survey.is_color), names, threads)
+    for (root, name), mask in zip(names, masks, strict=True):
+        if isinstance(mask, DataError):
+            survey.problems.append(str(mask))
+        else:
+            survey.add(name, mask)
         on_file()
-        if len(values) > MAX_VALUES + 1 - is_color:  # ids may also include the ignored id
-            raise DataError(_explain_too_many(values, f"{root}/{name}"))
-    if not values:
-        raise DataError(problems[0] if problems else "The splits have no label files. Use --splits to choose other splits.")
-    return Survey(is_color, dict(sorted(values.items())), palette, len(names) - len(problems), tuple(problems))
+        if len(survey.occurrences) > MAX_VALUES + 1 - survey.is_color:  # ids may also include the ignored id
+            raise DataError(_explain_too_many(survey.values, f"{root}/{name}"))
+    if not survey.files:
+        raise DataError(
+            survey.problems[0] if survey.problems else "The splits have no label files. Use --splits to choose other splits."
+        )
+    return survey
+
+
+def read_facts(path: str, is_color: bool) -> Mask | DataError:
+    """Read a label file and return what a survey needs of it, or the error if the file is unreadable."""
+    try:
+        return describe_mask(read_mask(path, is_color=is_color), path)
+    except DataError as error:
+        return error
+
+
+def describe_mask(values: Integer[np.ndarray, "h w"], path: str = "") -> Mask:
+    """Return what a survey needs of a mask.
+
+    Args:
+      values: The ids or 24-bit colours.
+      path: The label file, or "" if the labels are not image files.
+    """
+    flat = values.ravel()
+    # Counting runs of equal values is much faster than counting pixels.
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    lengths, runs = np.diff(starts, append=len(flat)), flat[starts]
+    distinct, where = np.unique(runs, return_inverse=True)
+    counts = np.bincount(where, weights=lengths).astype(np.int64)
+    by_value = dict(zip(distinct.tolist(), counts.tolist(), strict=True))
+    mode, palette = _read_mode_and_palette(path, by_value) if path else ("", {})
+    return Mask(by_value, len(runs), _count_ramps(runs, lengths), mode, palette)
+
+
+def _count_ramps(runs: Integer[np.ndarray, " n"], lengths: Integer[np.ndarray, " n"]) -> int:
+    """Count the runs of at most two pixels whose value lies strictly between its neighbours', in all bands of a colour."""
+    bands = [runs >> shift & 255 for shift in (16, 8, 0)] if runs.dtype == np.int32 else [runs]
+    between = lengths[1:-1] <= 2
+    for band in bands:
+        before, here, after = band[:-2], band[1:-1], band[2:]
+        between &= ((before <= here) & (here <= after)) | ((before >= here) & (here >= after))
+    changes = (runs[:-2] != runs[1:-1]) & (runs[1:-1] != runs[2:])
+    return int(np.count_nonzero(between & changes))
+
+
+def _read_mode_and_palette(path: str, values: dict[int, int]) -> tuple[str, dict[int, Color]]:
+    """Return a file's Pillow mode and the palette colour of each value. No pixels are decoded."""
+    try:
+        with epath.Path(path).open("rb") as file, Image.open(file) as picture:
+            if picture.mode != "P" or picture.palette is None:
+                return picture.mode, {}
+            flat = picture.palette.getdata()[1]
+            return "P", {v: (flat[3 * v], flat[3 * v + 1], flat[3 * v + 2]) for v in values if 3 * v + 2 < len(flat)}
+    except Image.UnidentifiedImageError:  # a NumPy array, or a TIFF that only tifffile can read
+        return "", {}
 
 
 def format_value(value: int, is_color: bool) -> str:
@@ -134,40 +246,6 @@ def run_in_parallel(work: Callable[[Item], Result], items: Sequence[Item], threa
         pool.shutdown(cancel_futures=True)
 
 
-def _count_values(path: str, is_color: bool) -> tuple[dict[int, int], dict[int, Color], str]:
-    """Count the values in a label file.
-
-    Returns:
-      The pixel count for each value, the palette colour for each value, and an error message. If the file is readable, the
-      message is "". Otherwise, the two dicts are empty.
-    """
-    try:
-        counts = count_runs(read_mask(path, is_color=is_color).ravel())
-    except DataError as error:
-        return {}, {}, str(error)
-    return counts, {} if is_color else _read_palette(path, counts), ""
-
-
-def _read_palette(path: str, values: dict[int, int]) -> dict[int, Color]:
-    """Return the palette colour for each value, or {} if the file has no palette. Does not decode any pixels."""
-    with epath.Path(path).open("rb") as file, Image.open(file) as picture:
-        if picture.palette is None:
-            return {}
-        flat = picture.palette.getdata()[1]
-    return {v: (flat[3 * v], flat[3 * v + 1], flat[3 * v + 2]) for v in values if 3 * v + 2 < len(flat)}
-
-
-def count_runs(values: np.ndarray) -> dict[int, int]:
-    """Count how often each value occurs in a flat array.
-
-    Grouping the pixels into runs of equal values first is much faster than sorting all pixels.
-    """
-    starts = np.concatenate([[0], np.flatnonzero(values[1:] != values[:-1]) + 1])
-    lengths = np.diff(starts, append=len(values))
-    distinct, where = np.unique(values[starts], return_inverse=True)
-    return dict(zip(distinct.tolist(), np.bincount(where, weights=lengths).astype(np.int64).tolist(), strict=True))
-
-
 def propose_labels(
     name: str, survey: Survey, expected: LabelSet | None, label_sets: dict[str, LabelSet]
 ) -> tuple[LabelSet, list[str]]:
@@ -192,7 +270,40 @@ def propose_labels(
         raise DataError(
             f"The only value in the label files is {only}, but training needs at least two classes. Check the masks."
         )
-    return _propose_for_colors(name, survey) if survey.is_color else _propose_for_ids(name, survey, label_sets)
+    proposed, notes = _propose_for_colors(name, survey) if survey.is_color else _propose_for_ids(name, survey, label_sets)
+    return proposed, [*notes, *_question_values(survey)]
+
+
+def _question_values(survey: Survey) -> Iterator[str]:
+    """Yield a note for each value that may not be what it seems."""
+    values = list(survey.values)
+    share = survey.occurrences[IGNORE].pixels / survey.pixels if IGNORE in values else 0.0
+    if not survey.is_color and values != [0, IGNORE] and share > LARGE_SHARE:
+        yield (
+            f"255 covers {share:.0%} of the pixels, and is assumed to mean unlabelled. If it is a class, add it to classes "
+            f"and set "
+            "ignored_ids to []."
+        )
+    ids = [value for value in values if value != IGNORE or values[-2:] != [IGNORE - 1, IGNORE]]
+    steps = set(np.diff(ids).tolist())
+    if not survey.is_color and len(ids) > 2 and len(steps) == 1 and steps != {1}:
+        yield (
+            f"The values are evenly spaced ({', '.join(map(str, ids[:4]))}, ...), like ids that were multiplied for viewing. "
+            f"They are "
+            "used as they are, so the masks of all splits must have the same values."
+        )
+    rare = [format_value(value, survey.is_color) for value, each in survey.values.items() if is_rare(each, survey)]
+    if rare:
+        yield (
+            f"Rare values, which are more likely mistakes than classes: {'; '.join(rare[:8])}. If they are mistakes, move "
+            f"them to "
+            f"{'ignored_colors' if survey.is_color else 'ignored_ids'}."
+        )
+
+
+def is_rare(occurrence: Occurrence, survey: Survey) -> bool:
+    """Return whether a value has so few pixels that it is more likely an annotation mistake than a class."""
+    return occurrence.pixels < 1e-5 * survey.pixels
 
 
 def _propose_for_colors(name: str, survey: Survey) -> tuple[LabelSet, list[str]]:
@@ -228,7 +339,7 @@ def _propose_for_ids(name: str, survey: Survey, label_sets: dict[str, LabelSet])
                 f"The label set {similar.name} has the same values. If they have the same meaning, use "
                 f"--config=configs/custom.py:{similar.name}."
             )
-    colors = tuple(survey.palette.get(value, (0, 0, 0)) for value in ids)
+    colors = tuple(survey.colors.get(value, (0, 0, 0)) for value in ids)
     if len(set(colors)) < len(colors):
         colors = distinct_colors(len(ids))
     # A label set without explicit ids numbers its classes from 0.
@@ -257,7 +368,7 @@ def _matches_colors(survey: Survey, labels: LabelSet) -> bool:
     if survey.is_color:
         return _covers(labels, survey) and _uses_most_classes(survey, labels)
     classes = dict(zip(labels.class_ids, labels.colors, strict=True))
-    palette = {value: color for value, color in survey.palette.items() if value in classes}
+    palette = {value: color for value, color in survey.colors.items() if value in classes}
     # Require every class to be present: many tools write the VOC palette even when the classes are not VOC's, so the palette
     # alone proves nothing.
     return _covers(labels, survey) and palette == classes

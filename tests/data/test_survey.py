@@ -7,7 +7,7 @@ from PIL import Image
 
 from deeplab_jax.data.image_files import ImageFiles
 from deeplab_jax.data.samples import Samples
-from deeplab_jax.data.survey import count_runs, format_value, propose_labels, run_in_parallel, survey_masks
+from deeplab_jax.data.survey import describe_mask, format_value, propose_labels, run_in_parallel, survey_masks
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import CITYSCAPES, LABEL_SETS, VOC
 
@@ -39,7 +39,7 @@ def test_ids_are_counted_and_the_file_with_the_most_pixels_is_the_example(masks)
         (7, 3, 2, "1.png"),
         (255, 1, 1, "1.png"),
     ]
-    assert (survey.files, survey.problems, len(calls)) == (2, (), 2)
+    assert (survey.files, survey.problems, len(calls)) == (2, [], 2)
     labels, notes = propose_labels("mine", survey, None, LABEL_SETS)
     assert (labels.names, labels.ids, labels.ignored_ids) == (("class 1", "class 7"), (1, 7), (255,))
     assert "255 is ignored" in notes[0]
@@ -158,7 +158,18 @@ def test_pending_work_is_cancelled_after_the_first_error():
     assert len(started) < 100_000
 
 
-def test_counting_runs_gives_the_same_counts_as_numpy_unique():
-    values = np.random.default_rng(0).integers(0, 4, 1000).astype(np.int32) * 70000
-    assert count_runs(values) == dict(zip(*(a.tolist() for a in np.unique(values, return_counts=True)), strict=True))
-    assert count_runs(np.array([5], np.uint8)) == {5: 1}
+def test_a_mask_is_described_by_the_same_counts_as_numpy_unique():
+    values = np.random.default_rng(0).integers(0, 4, (10, 100)).astype(np.int32) * 70000
+    counts = dict(zip(*(a.tolist() for a in np.unique(values, return_counts=True)), strict=True))
+    assert describe_mask(values).values == counts
+    assert describe_mask(np.array([[5]], np.uint8)).values == {5: 1}
+
+
+def test_ramps_are_short_runs_between_their_neighbours():
+    assert (describe_mask(np.uint8([[0, 0, 1, 2, 2]])).runs, describe_mask(np.uint8([[0, 0, 1, 2, 2]])).ramps) == (3, 1)
+    assert describe_mask(np.uint8([[9, 9, 5, 5, 2, 2]])).ramps == 1
+    assert describe_mask(np.uint8([[0, 0, 1, 1, 1, 2, 2]])).ramps == 0  # long enough for an object
+    assert describe_mask(np.uint8([[0, 0, 3, 2, 2]])).ramps == 0  # not between
+    colors = np.int32([[0x000000, 0x102000, 0x204000, 0x204001]])
+    assert describe_mask(colors).ramps == 2
+    assert describe_mask(np.int32([[0x000000, 0x10FF00, 0x204000]])).ramps == 0

@@ -1,0 +1,165 @@
+"""Recognize masks that can be read, but whose values probably do not mean what the label set says.
+
+Wrong masks are the most frequent reason for a network that learns nothing. Each suspicion is an error of `data check`, and one
+line at the start of a training or evaluation.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from deeplab_jax.data.samples import Samples, read_sample, value_table
+from deeplab_jax.data.survey import Mask, Survey, describe_mask, format_value
+from deeplab_jax.errors import DataError
+from deeplab_jax.labels import IGNORE, UNKNOWN, LabelSet, color_of
+
+# In masks drawn by hand, up to 3 % of the runs are ramps (see `survey.Mask`), or 5 % after shrinking without interpolation.
+# With interpolation, soft edges or JPEG compression, it is 15 % to 75 % (CamVid).
+MAX_RAMPS = 0.1
+MIN_RAMPS = 20  # below this number, a fraction says nothing
+# In Cityscapes, 12 % of the pixels have label ids that are ignored. Train ids read as label ids lose more than half.
+MAX_IGNORED = 0.3
+SAMPLED = 8  # the number of masks to look at before training
+
+
+def find_suspicions(survey: Survey, labels: LabelSet | None, kind: str, *, is_training_set: bool = False) -> list[str]:
+    """Return one line for each suspicion: what the masks hold, what it probably means, and what to do.
+
+    Args:
+      survey: The values in the masks.
+      labels: The label set that gives the values their meaning, or None if there is none yet.
+      kind: How the masks encode classes: "labelIds", "labelTrainIds" or "color".
+      is_training_set: Whether these are all masks of a training split, which needs at least two classes.
+    """
+    found = [*_find_blends(survey), *_find_mixed_modes(survey), *_find_palette_conflicts(survey)]
+    if labels is not None and survey.occurrences:
+        found += [*_find_train_ids(survey, labels, kind), *_find_shuffled_palette(survey, labels, kind)]
+        found += _find_too_few_classes(survey, labels, kind, is_training_set)
+    return found
+
+
+def sample_suspicions(samples: Samples, labels: LabelSet) -> list[str]:
+    """Read a few masks of a split, and return what is suspicious about them. Unreadable masks are left to training."""
+    survey = Survey(is_color=samples.kind == "color")
+    rows: Iterable[int] = np.unique(np.linspace(0, len(samples) - 1, SAMPLED).round().astype(int)) if samples.labels else []
+    for i in rows:
+        try:
+            _, values = read_sample(samples, int(i))
+        except DataError:
+            continue
+        assert values is not None
+        survey.add(samples.labels[i], describe_sample_mask(samples, int(i), values))
+    return find_suspicions(survey, labels, samples.kind)
+
+
+def describe_sample_mask(samples: Samples, i: int, values: np.ndarray) -> Mask:
+    """Return what a survey needs of the mask of sample `i`, whose values have been read already."""
+    return describe_mask(values, samples.store.label_path(samples, i))
+
+
+def _find_blends(survey: Survey) -> Iterator[str]:
+    if survey.ramps < max(MIN_RAMPS, MAX_RAMPS * survey.runs):
+        return
+    frequent = sorted(survey.occurrences, key=lambda value: -survey.occurrences[value].pixels)
+    share = survey.ramps / survey.runs
+    text = (
+        f"The masks are blended: at {share:.0%} of the edges, thin lines have values between those on both sides, so they "
+        f"belong to "
+        f"no class. {len(frequent)} values occur. Masks that were resized with interpolation, drawn with soft edges or saved "
+        f"as JPEG "
+        "look like this. Recreate them from the originals, without interpolation, as PNG."
+    )
+    if survey.is_color or not {0, 255} <= set(frequent[:3]):
+        yield text
+        return
+    yield f"{text} Masks of 0 and 255 with soft edges can be repaired with a threshold: values below 128 become 0, others 255."
+
+
+def _find_mixed_modes(survey: Survey) -> Iterator[str]:
+    color = [mode for mode in survey.modes if mode in ("RGB", "RGBA")]
+    ids = [mode for mode in survey.modes if mode in ("1", "L", "I;16", "I")]
+    if not (color and ids and survey.is_color):
+        return
+    (color_count, color_file), (id_count, id_file) = survey.modes[color[0]], survey.modes[ids[0]]
+    yield (
+        f"Some masks have colours ({color_count} of mode {color[0]}, such as {color_file}), and others are grey ({id_count} "
+        f"of mode "
+        f"{ids[0]}, such as {id_file}), but all are read as colours. Save all masks in the same way."
+    )
+
+
+def _find_palette_conflicts(survey: Survey) -> Iterator[str]:
+    if survey.conflict:
+        yield (
+            f"The palettes of the masks differ. {survey.conflict}. The ids then have different meanings. "
+            "Set data.label_kind=color (--label-kind color) to use the colours as labels, or save all masks with one palette."
+        )
+
+
+def _find_train_ids(survey: Survey, labels: LabelSet, kind: str) -> Iterator[str]:
+    """Yield a suspicion if masks that are read as label ids hold only train ids."""
+    values = [value for value in survey.occurrences if value != IGNORE]
+    if kind != "labelIds" or not labels.ids or labels.class_ids == tuple(range(labels.num_classes)) or len(values) < 2:
+        return
+    if max(values) >= labels.num_classes:
+        return
+    table = labels.id_table()
+    wrong = sum(survey.occurrences[value].pixels for value in values if table[value] in (IGNORE, UNKNOWN))
+    share = wrong / sum(survey.occurrences[value].pixels for value in values)
+    if share > MAX_IGNORED:
+        yield (
+            f"The masks are read as label ids of {labels.name}, but hold only values from 0 to {max(values)}, like train ids. "
+            f"As "
+            f"label ids, {share:.0%} of the pixels would have no class. Set data.label_kind=labelTrainIds "
+            "(--label-kind labelTrainIds) if they are train ids."
+        )
+
+
+def _find_shuffled_palette(survey: Survey, labels: LabelSet, kind: str) -> Iterator[str]:
+    """Yield a suspicion if the palette gives ids the colours of other classes."""
+    if survey.is_color or survey.conflict:
+        return
+    table = value_table(kind, labels)
+    classes = {color: i for i, color in enumerate(labels.colors)}
+    pairs = [(value, int(table[value]), classes.get(color)) for value, color in survey.colors.items() if color in classes]
+    wrong = [pair for pair in pairs if pair[1] != pair[2]]
+    if len(wrong) < 2 or 2 * len(wrong) <= len(pairs):
+        return
+    value, given, shown = wrong[0]
+    given_name = labels.names[given] if 0 <= given < labels.num_classes else "no class"
+    yield (
+        f"The palette of the masks gives {len(wrong)} ids the colours of other classes: id {value} is {given_name} in the "
+        f"label set "
+        f"{labels.name}, but has the colour of {labels.names[shown or 0]}. Fix the ids or the colours of the label set."
+    )
+
+
+def _find_too_few_classes(survey: Survey, labels: LabelSet, kind: str, is_training_set: bool) -> Iterator[str]:
+    """Yield a suspicion if there is no class, or only one beside ignored values.
+
+    In a training set, one class is too few anyway.
+    """
+    table = value_table(kind, labels)
+    classes = {int(table[value]) for value in survey.occurrences} - {IGNORE, UNKNOWN}
+    values = [format_value(value, survey.is_color) for value in survey.values]
+    shown = ", ".join(values[:6]) + (", ..." if len(values) > 6 else "")
+    if not classes:
+        yield (
+            f"No pixel of the masks has a class: they hold {shown}, all of which the label set {labels.name} ignores or does "
+            f"not "
+            "define. Training learns nothing. Fix the label set or the masks."
+        )
+        return
+    ignored = [value for value in survey.values if table[value] == IGNORE]
+    if len(classes) > 1 or not (ignored or is_training_set):
+        return
+    hint = ""
+    if ignored:
+        name = "ignored_colors" if survey.is_color else "ignored_ids"
+        example = color_of(ignored[-1]) if survey.is_color else ignored[-1]
+        hint = f" If {example} is a class, remove it from {name} (the default is {'black' if survey.is_color else 255})."
+    yield (
+        f"All labelled pixels belong to the class {labels.names[classes.pop()]}: the masks hold {shown}. Training on one "
+        f"class learns "
+        f"nothing.{hint}"
+    )

@@ -1,0 +1,133 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFilter
+
+from deeplab_jax.data.image_files import ImageFiles
+from deeplab_jax.data.samples import Samples
+from deeplab_jax.data.survey import survey_masks
+from deeplab_jax.data.suspicion import find_suspicions, sample_suspicions
+from deeplab_jax.labels import CITYSCAPES, LabelSet
+
+THREE = LabelSet("three", ("a", "b", "c"), ((1, 0, 0), (0, 1, 0), (0, 0, 1)))
+
+
+def draw(seed, values=(0, 1, 2), size=(160, 120)):
+    """Draw a mask with round and angular objects."""
+    rng = np.random.default_rng(seed)
+    picture = Image.new("L", size, values[0])
+    pen = ImageDraw.Draw(picture)
+    for i in range(12):
+        (x, y), (w, h) = rng.integers(0, size), rng.integers(10, 60, 2)
+        (pen.ellipse if i % 2 else pen.rectangle)((x, y, x + w, y + h), fill=values[1 + i % (len(values) - 1)])
+    return picture
+
+
+def soften(picture):
+    width, height = picture.size
+    return picture.resize((2 * width, 2 * height), Image.BILINEAR).filter(ImageFilter.GaussianBlur(0.7)).resize((width, height))
+
+
+def compress(picture):
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=90)
+    return Image.open(file)
+
+
+def with_palette(picture, colors):
+    picture = Image.fromarray(np.asarray(picture), "P")
+    picture.putpalette([part for color in colors for part in color])
+    return picture
+
+
+@pytest.fixture
+def survey(tmp_path):
+    """Save masks, and return their survey and the split."""
+
+    def survey(*masks, kind="labelIds"):
+        for i, mask in enumerate(masks):
+            mask.save(tmp_path / f"{i}.png")
+            Image.new("RGB", mask.size).save(tmp_path / f"i{i}.png")
+        rows = range(len(masks))
+        names = tuple(f"i{i}.png" for i in rows), tuple(f"{i}.png" for i in rows)
+        samples = Samples(str(tmp_path), *names, kind, "", ImageFiles())
+        return survey_masks([samples]), samples
+
+    return survey
+
+
+def check(result, labels, kind="labelIds"):
+    found, samples = result
+    suspicions = find_suspicions(found, labels, kind)
+    assert sample_suspicions(samples, labels) == suspicions  # there are fewer masks than a sample has
+    return suspicions
+
+
+@pytest.mark.parametrize("values", [(0, 1, 2), (0, 255), (3, 9, 40, 41), (0, 1)])
+def test_clean_masks_are_not_suspicious(survey, values):
+    found, _ = survey(*(draw(i, values) for i in range(3)))
+    assert find_suspicions(found, None, "labelIds") == []
+
+
+def test_train_ids_and_label_ids_of_cityscapes_are_told_apart(survey):
+    street = survey(*(draw(i, (7, 8, 11, 21, 23, 26, 1)) for i in range(3)))
+    assert check(street, CITYSCAPES) == []
+
+
+@pytest.mark.parametrize("change", [soften, compress, lambda m: m.resize((200, 150), Image.BILINEAR)])
+@pytest.mark.parametrize("values", [(0, 255), (0, 4, 9)])
+def test_blended_masks_are_found(survey, change, values):
+    found, _ = survey(*(change(draw(i, values)) for i in range(3)))
+    (text,) = find_suspicions(found, None, "labelIds")
+    assert text.startswith("The masks are blended: at ")
+    assert ("repaired with a threshold" in text) == (values == (0, 255))
+
+
+def test_blended_colours_are_found(survey):
+    found, _ = survey(
+        *(soften(with_palette(draw(i), [(0, 0, 0), (255, 0, 0), (0, 90, 9)]).convert("RGB")) for i in range(3)), kind="color"
+    )
+    (text,) = find_suspicions(found, None, "color")
+    assert text.startswith("The masks are blended")
+
+
+def test_palettes_that_differ_are_found(survey):
+    one, two = [(0, 0, 0), (9, 9, 9), (5, 5, 5)], [(9, 9, 9), (0, 0, 0), (5, 5, 5)]
+    found, _ = survey(with_palette(draw(0), one), with_palette(draw(1), two))
+    (text,) = find_suspicions(found, None, "labelIds")
+    assert "In 0.png, the colour of id 0 is (0, 0, 0), but in 1.png it is (9, 9, 9)." in text
+    assert "--label-kind color" in text
+    assert find_suspicions(survey(with_palette(draw(0), one), with_palette(draw(1), one + two))[0], None, "labelIds") == []
+
+
+def test_grey_masks_among_colours_are_found(survey):
+    colors = with_palette(draw(0), [(0, 0, 0), (255, 0, 0), (0, 90, 9)]).convert("RGB")
+    found, _ = survey(colors, draw(1), kind="color")
+    (text,) = find_suspicions(found, None, "color")
+    assert "colours (1 of mode RGB, such as 0.png), and others are grey (1 of mode L, such as 1.png)" in text
+
+
+def test_train_ids_read_as_label_ids_are_found(survey):
+    result = survey(*(draw(i, (0, 1, 2, 8, 10, 13)) for i in range(3)))
+    (text,) = check(result, CITYSCAPES)
+    assert "hold only values from 0 to 13, like train ids" in text
+    assert "data.label_kind=labelTrainIds" in text
+
+
+def test_a_palette_with_the_colours_of_other_classes_is_found(survey):
+    result = survey(with_palette(draw(0), [(1, 0, 0), (0, 0, 1), (0, 1, 0)]))
+    (text,) = check(result, THREE)
+    assert "gives 2 ids the colours of other classes: id 1 is b in the label set three, but has the colour of c" in text
+    assert check(survey(with_palette(draw(0), THREE.colors)), THREE) == []
+
+
+def test_masks_with_one_class_or_none_are_found(survey):
+    (text,) = check(survey(draw(0, (0, 255))), THREE)
+    assert "All labelled pixels belong to the class a: the masks hold 0, 255." in text
+    assert "If 255 is a class, remove it from ignored_ids (the default is 255)." in text
+    found, _ = survey(draw(0, (1, 1)))
+    assert find_suspicions(found, THREE, "labelIds") == []  # a few masks of a large set can show one class
+    assert "belong to the class b" in find_suspicions(found, THREE, "labelIds", is_training_set=True)[0]
+    (text,) = check(survey(draw(0, (255, 254))), THREE)
+    assert text.startswith("No pixel of the masks has a class: they hold 254, 255")
