@@ -16,14 +16,13 @@ from PIL import Image
 
 from deeplab_jax.data.importers import reading
 from deeplab_jax.data.importers.annotation import Annotation, Notes, Shape, Source
-from deeplab_jax.data.layouts.layout import IMAGE_SUFFIXES
 from deeplab_jax.errors import ConfigError, DataError, one_line
 from deeplab_jax.files import write_atomically
 from deeplab_jax.labels import IGNORE
 
 EMPTY = "images without shapes (left out; --keep-empty keeps them as background)"
 SIZES = "images whose size is not that of their annotation (left out)"
-FORMAT = f"images that training cannot read, which is not one of {', '.join(IMAGE_SUFFIXES)} (left out)"
+FORMAT = f"images that training cannot read, which is not one of {', '.join(reading.IMAGE_SUFFIXES)} (left out)"
 DUPLICATE = "images with the name of another one (left out)"
 UNCLEAR_TURN = "images with an EXIF orientation, drawn on the turned or the stored pixels (left out)"
 TURNED = "images with an EXIF orientation (kept; their masks were turned to the stored pixels, which training reads)"
@@ -131,7 +130,7 @@ def _write_sample(
         return False
     if annotation.embedded:
         name = str(PurePosixPath(name).with_suffix({"JPEG": ".jpg"}.get(image_format, f".{image_format.lower()}")))
-    if PurePosixPath(name).suffix.lower() not in IMAGE_SUFFIXES:
+    if PurePosixPath(name).suffix.lower() not in reading.IMAGE_SUFFIXES:
         notes.add(FORMAT, annotation.image)
         return False
     mask = _draw_stored(annotation, stored, orientation, is_turned, drawing, notes)
