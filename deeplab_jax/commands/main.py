@@ -29,10 +29,10 @@ Command = Callable[..., None]
 COMMANDS: dict[str, Command | dict[str, Command]] = {
     "data": {
         "synthetic": data.synthetic,
-        "import": import_annotations,
         "labels": data.labels,
         "check": data.check,
         "prepare": data.prepare,
+        "import": import_annotations,
     },
     "weights": {"import": import_weights, "export": export_weights},
     "verify": verify,

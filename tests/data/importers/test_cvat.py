@@ -15,7 +15,8 @@ def write(path, shapes, meta="", attributes=""):
 
 
 def box(label, left, top, right, bottom, more=""):
-    return f'<box label="{label}" xtl="{left}" ytl="{top}" xbr="{right}" ybr="{bottom}" {more}><attribute name="x">1</attribute></box>'
+    corners = f'xtl="{left}" ytl="{top}" xbr="{right}" ybr="{bottom}"'
+    return f'<box label="{label}" {corners} {more}><attribute name="x">1</attribute></box>'
 
 
 def test_shapes_are_drawn_by_their_z_order(tmp_path):
@@ -84,12 +85,14 @@ def test_what_cannot_be_used_is_noted(tmp_path):
     assert notes.counts() == dict.fromkeys(expected, 1)
 
 
-@pytest.mark.parametrize("shape", ['<mask label="car" rle="1,2" left="0" top="0" width="2" height="2"/>', box("car", 0, "x", 1, 1)])
+@pytest.mark.parametrize(
+    "shape", ['<mask label="car" rle="1,2" left="0" top="0" width="2" height="2"/>', box("car", 0, "x", 1, 1)]
+)
 def test_a_damaged_shape_makes_drawing_fail(tmp_path, shape):
     write_image(tmp_path / "images/my images/a.png", 8, 4)
     write(tmp_path / "annotations.xml", shape)
     (annotation,) = read(tmp_path, Notes()).annotations
-    with pytest.raises(DataError, match="on 'my images/a.png' in"):
+    with pytest.raises(DataError, match=r"on 'my images/a\.png' in"):
         draw(annotation, {"car": 1, None: 255}, size=(4, 8))
 
 

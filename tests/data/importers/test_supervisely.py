@@ -24,7 +24,10 @@ def bitmap(name, data, origin):
 
 
 def write(root, path, objects, tags=()):
-    classes = [{"title": "car", "shape": "polygon", "color": "#FF0080"}, {"title": "sky", "shape": "bitmap", "color": "#00ff00"}]
+    classes = [
+        {"title": "car", "shape": "polygon", "color": "#FF0080"},
+        {"title": "sky", "shape": "bitmap", "color": "#00ff00"},
+    ]
     write_json(root / "meta.json", {"classes": classes, "tags": []})
     content = {"size": {"height": 8, "width": 8}, "tags": [{"name": tag} for tag in tags], "objects": objects}
     write_json(root / path, content)

@@ -13,7 +13,9 @@ def test_a_set_in_the_structure_of_ultralytics(tmp_path):
     write_image(tmp_path / "images/train/x/a.b.jpg", 8, 4)
     write_image(tmp_path / "images/val/c.png", 8, 4)
     write_text(tmp_path / "labels/train/x/a.b.txt", QUARTER)
-    write_text(tmp_path / "set.yaml", "path: /elsewhere/set\ntrain: images/train\nval: images/val\nnames:\n  0: sky\n  1: car\n")
+    write_text(
+        tmp_path / "set.yaml", "path: /elsewhere/set\ntrain: images/train\nval: images/val\nnames:\n  0: sky\n  1: car\n"
+    )
     notes = Notes()
     source = read(tmp_path, notes)
     first, second = source.annotations
