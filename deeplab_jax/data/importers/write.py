@@ -22,7 +22,7 @@ from deeplab_jax.labels import IGNORE
 
 EMPTY = "images without shapes (left out; --keep-empty keeps them as background)"
 SIZES = "images whose size is not that of their annotation (left out)"
-FORMAT = f"images that training cannot read, which is not one of {', '.join(reading.IMAGE_SUFFIXES)} (left out)"
+FORMAT = f"images in a format that training cannot read, not one of {', '.join(reading.IMAGE_SUFFIXES)} (left out)"
 DUPLICATE = "images with the name of another one (left out)"
 UNCLEAR_TURN = "images with an EXIF orientation, drawn on the turned or the stored pixels (left out)"
 TURNED = "images with an EXIF orientation (kept; their masks were turned to the stored pixels, which training reads)"
