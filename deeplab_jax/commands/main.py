@@ -16,6 +16,7 @@ from tyro.extras import SubcommandApp
 from deeplab_jax.commands import data
 from deeplab_jax.commands.demo import demo
 from deeplab_jax.commands.export import export
+from deeplab_jax.commands.import_annotations import import_annotations
 from deeplab_jax.commands.plan import plan
 from deeplab_jax.commands.predict import predict
 from deeplab_jax.commands.report import report
@@ -26,7 +27,13 @@ from deeplab_jax.errors import ConfigError, run_or_exit
 Command = Callable[..., None]
 
 COMMANDS: dict[str, Command | dict[str, Command]] = {
-    "data": {"synthetic": data.synthetic, "labels": data.labels, "check": data.check, "prepare": data.prepare},
+    "data": {
+        "synthetic": data.synthetic,
+        "labels": data.labels,
+        "check": data.check,
+        "prepare": data.prepare,
+        "import": import_annotations,
+    },
     "weights": {"import": import_weights, "export": export_weights},
     "verify": verify,
     "plan": plan,

@@ -114,7 +114,7 @@ def test_weights_are_exported_and_imported_again(tmp_path, monkeypatch, capsys):
         ),
         (["weights", "import", "x.pth", "--out", "o", "--nonsense"], "Unrecognized options: --nonsense. See"),
         (["data", "synthetic", "x", "--size", "64"], "--size"),
-        (["data", "chek"], "Available subcommands: synthetic, labels, check, prepare. See deeplab-jax --help."),
+        (["data", "chek"], "Available subcommands: synthetic, labels, check, prepare, import. See deeplab-jax --help."),
     ],
 )
 def test_invalid_arguments_are_reported_on_one_line(arguments, message, monkeypatch, capsys):

@@ -1,0 +1,90 @@
+"""The command `deeplab-jax data import`."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from etils import epath
+from rich.console import Console
+from rich.progress import Progress
+
+from deeplab_jax.commands.data import LABELS_FILE, Root
+from deeplab_jax.errors import ConfigError, DataError, choose
+from deeplab_jax.labels.files import write_labels
+
+
+def import_annotations(
+    root: Root,
+    tool: Annotated[str, tyro.conf.arg(name="from", metavar="TOOL")],
+    out: str,
+    unlabelled: Literal["background", "ignored"] = "background",
+    order: Literal["file", "area"] = "file",
+    keep_empty: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """Turn the export of an annotation tool into images, masks and a label-set file that training can read.
+
+    Whatever cannot be used is listed at the end. docs/how-to/import-annotations.md describes what is read for each tool.
+
+    Args:
+      root: The folder of the export, unpacked.
+      tool: labelme, coco, yolo, cvat, supervisely or roboflow.
+      out: The folder to create. It must be new or empty.
+      unlabelled: What pixels without a shape are: the class background, with the id 0, or ignored, with the value 255.
+      order: The order of drawing. With file, it is that of the annotations, so the last shape is on top. With area, larger
+        shapes are drawn first, so smaller ones are on top.
+      keep_empty: Keep images without shapes. Use it if they are finished and show only background.
+    """
+    from deeplab_jax.data.importers import IMPORTERS, Notes
+    from deeplab_jax.data.importers.label_ids import choose_labels
+    from deeplab_jax.data.importers.write import Drawing, fill_value, new_folder, require_output, write_samples
+
+    read = choose(tool, IMPORTERS, "--from")
+    source_folder, folder = _require_root(root), Path(out).expanduser().absolute()
+    require_output(source_folder, folder)
+    console, notes = Console(soft_wrap=True, highlight=False), Notes()
+    try:
+        source = read(source_folder, notes)
+        if not source.annotations:
+            raise DataError(f"No image of `ROOT` (={root!r}) has annotations of {tool}. Give the folder of the export.")
+        labels, ids = choose_labels(folder.name or tool, source, has_background=unlabelled == "background")
+        drawing = Drawing(ids, fill_value(unlabelled), order, keep_empty)
+        with new_folder(folder) as part:
+            with Progress(console=Console(stderr=True), transient=True) as bar:
+                task = bar.add_task("images", total=len(source.annotations))
+                counts = write_samples(source, part, drawing, notes, lambda: bar.advance(task))
+            if not counts:
+                raise DataError(f"None of the {len(source.annotations)} annotated images below {root} could be imported.")
+            write_labels(epath.Path(part / LABELS_FILE), labels)
+    finally:
+        for line in notes.lines():
+            _print_line(console, f"note: {line}")
+    total = ", ".join(f"{split}: {counts[split]}" for split in sorted(counts))
+    _print_line(console, f"Wrote the images ({total}) and {labels.num_classes} classes to {out}. To check and train, run:")
+    for command in _next_commands(out, sorted(counts)):
+        _print_line(console, f"  {shlex.join(command)}")
+
+
+def _require_root(root: str) -> Path:
+    path = Path(root).expanduser().absolute()
+    if path.is_file():
+        raise ConfigError(f"`ROOT` (={root!r}) is a file. Unpack it if it is an archive, and give the folder.")
+    if not path.is_dir():
+        raise ConfigError(f"`ROOT` (={root!r}) is not a folder. Give the folder of the export.")
+    return path
+
+
+def _next_commands(out: str, splits: list[str]) -> list[list[str]]:
+    """Return the commands that check the data and train on it."""
+    path = str(Path(out).expanduser())
+    learned = [split for split in ("train", "val") if split in splits] or splits
+    check = ["deeplab-jax", "data", "check", path, "--splits", *learned, "--out", "DIR"]
+    train = ["python", "train.py", f"--config=configs/custom.py:{path}/{LABELS_FILE}", f"--config.data.root={path}"]
+    if "val" not in splits:
+        train.append("--config.data.val_share=0.1")
+    return [check, [*train, "--workdir=RUN"]]
+
+
+def _print_line(console: Console, line: str) -> None:
+    # File names that are not UTF-8 cannot be printed as they are.
+    console.print(line.encode(errors="backslashreplace").decode(), markup=False)

@@ -1,0 +1,192 @@
+"""COCO: a JSON file for each split, with polygons or run lengths of instances, or PNG files of panoptic segments.
+
+See https://cocodataset.org/#format-data. The pixels of each object are those of pycocotools.
+"""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from deeplab_jax.data.importers import reading
+from deeplab_jax.data.importers.annotation import Annotation, Notes, Shape, Source
+from deeplab_jax.data.importers.figures import CocoPolygons, CocoRle, Damaged, Figure, FileRegion, pairs
+from deeplab_jax.errors import DataError
+from deeplab_jax.labels import Color
+
+NOT_USED = "JSON files that were not used"
+NOT_LISTED = "annotations of images that the file does not list"
+FIELDS = {"images": list, "annotations": list, "categories": list}
+
+
+def read(root: Path, notes: Notes) -> Source:
+    """Read the COCO files below a folder.
+
+    The split is a word in the name of the file, as in instances_val2017.json, or else of its folder, as in
+    valid/_annotations.coco.json, and train otherwise. If a folder contains instances_*.json, only these are used in it.
+
+    Args:
+      root: The folder, as an absolute path.
+      notes: Receives what could not be used.
+
+    Raises:
+      DataError: A file is not JSON, or there is no COCO file.
+    """
+    images = reading.Images(root)
+    contents = {path: content for path in _choose_files(root, notes) if (content := _read_content(path, notes))}
+    annotations = [each for path, content in contents.items() for each in _read_images(images, path, content, notes)]
+    return Source(_list_classes(list(contents.values())), annotations)
+
+
+def _choose_files(root: Path, notes: Notes) -> list[Path]:
+    files = reading.list_files(root, [".json"])
+    instances = {path.parent for path in files if path.name.startswith("instances_")}
+    chosen = [path for path in files if path.parent not in instances or path.name.startswith("instances_")]
+    for path in sorted({*files} - {*chosen}):
+        notes.add(NOT_USED, f"{path}, beside instances_*.json")
+    return chosen
+
+
+def _read_content(path: Path, notes: Notes) -> dict[str, Any] | None:
+    content = reading.read_json(path)
+    missing = [key for key, kind in FIELDS.items() if not isinstance(content, dict) or not isinstance(content.get(key), kind)]
+    if missing:
+        notes.add(NOT_USED, f"{path}, which has no list {missing[0]!r}")
+        return None
+    for key in FIELDS:
+        if not all(isinstance(each, dict) for each in content[key]):
+            raise DataError(f"{path} has an entry in {key!r} that is not an object. Export the annotations again.")
+    return content
+
+
+def _list_classes(contents: list[dict[str, Any]]) -> dict[str, Color | None]:
+    """Return the classes of all files.
+
+    Roboflow adds a category that stands for the project: other categories name it as their supercategory, and no annotation
+    uses it. It is left out.
+    """
+    classes: dict[str, Color | None] = {}
+    parents = {category.get("supercategory") for content in contents for category in content["categories"]}
+    for content in contents:
+        used = {id_ for each in content["annotations"] for id_ in _list_categories(each)}
+        for category in content["categories"]:
+            name = str(category.get("name", ""))
+            is_project = category.get("supercategory") == "none" and name in parents and category.get("id") not in used
+            if name and not is_project:
+                color = category.get("color")
+                classes.setdefault(name, _read_color(color))
+    return classes
+
+
+def _list_categories(annotation: dict[str, Any]) -> list[Any]:
+    segments = annotation.get("segments_info")
+    return [each.get("category_id") for each in segments] if isinstance(segments, list) else [annotation.get("category_id")]
+
+
+def _read_color(color: Any) -> Color | None:
+    if isinstance(color, list) and len(color) == 3 and all(isinstance(value, int) and 0 <= value <= 255 for value in color):
+        return color[0], color[1], color[2]
+    return reading.parse_color(color)
+
+
+def _read_images(images: reading.Images, path: Path, content: dict[str, Any], notes: Notes) -> list[Annotation]:
+    folder = path.parent.name if path.parent != images.root else ""
+    split = reading.find_split(path.stem) or reading.find_split(folder) or "train"
+    names = {category.get("id"): str(category.get("name", "")) for category in content["categories"]}
+    of_image = defaultdict(list)
+    for annotation in content["annotations"]:
+        of_image[annotation.get("image_id")].append(annotation)
+    listed = {image.get("id") for image in content["images"]}
+    for annotation in content["annotations"]:
+        if annotation.get("image_id") not in listed:
+            notes.add(NOT_LISTED, f"annotation {annotation.get('id')} in {path}")
+    result = []
+    for image in content["images"]:
+        found = _find_image(images, path, split, image, notes)
+        if found:
+            size = reading.parse_size(image.get("height"), image.get("width"))
+            shapes, unusable = _read_shapes(path, of_image[image.get("id")], names, notes)
+            result.append(Annotation(*found, shapes, size, unusable))
+    return result
+
+
+def _find_image(
+    images: reading.Images, path: Path, split: str, image: dict[str, Any], notes: Notes
+) -> tuple[Path, str, str] | None:
+    """Return an image's file, split and name, or None if there is no such file."""
+    name = str(image.get("file_name") or "")
+    root, word = images.root, path.stem.rpartition("_")[2]
+    folders = (path.parent, root, path.parent.parent) if path.parent != root else (root,)
+    inner = ("", "images", word, f"images/{word}", split, f"images/{split}", f"{split}/images")
+    try:
+        file = images.find(name, split, [folder / each for folder in folders for each in inner]) if name else None
+    except DataError as error:
+        notes.add(reading.OUTSIDE, f"{error}, in {path}")
+        return None
+    if file is None:
+        notes.add(reading.MISSING, f"{name!r} in {path}")
+        return None
+    # Folders in the name stay, except those that a tool always writes.
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    while len(parts) > 1 and (parts[0] == "images" or reading.SPLITS.get(parts[0].lower()) == split):
+        parts = parts[1:]
+    return file, split, "/".join([*parts[:-1], file.name])
+
+
+def _read_shapes(
+    path: Path, annotations: list[dict[str, Any]], names: dict[Any, str], notes: Notes
+) -> tuple[tuple[Shape, ...], str]:
+    """Return an image's shapes, and why the image is unusable or "".
+
+    The order is that of the file, except that crowds are drawn first: their outlines are coarse and lie over single objects.
+    """
+    shapes: list[Shape] = []
+    unusable = ""
+    for annotation in sorted(annotations, key=lambda each: not each.get("iscrowd")):
+        if isinstance(annotation.get("segments_info"), list):
+            shapes += _read_segments(path, annotation, names, notes)
+            continue
+        where = f"annotation {annotation.get('id')} in {path}"
+        segmentation = annotation.get("segmentation")
+        if not segmentation:
+            unusable = reading.ONLY_BOXES
+            continue
+        name = names.get(annotation.get("category_id"))
+        if not name:
+            notes.add(reading.UNKNOWN_CLASS, f"category {annotation.get('category_id')} of {where}")
+        figure: Figure | None
+        try:
+            figure = _make_figure(segmentation, where, notes)
+        except (TypeError, ValueError, KeyError, AttributeError):
+            figure = Damaged(where)
+        if figure:
+            shapes.append(Shape(name or None, figure))
+    return tuple(shapes), unusable
+
+
+def _make_figure(segmentation: Any, where: str, notes: Notes) -> Figure | None:
+    if isinstance(segmentation, dict):
+        height, width = segmentation["size"]
+        counts = segmentation["counts"]
+        return CocoRle((int(height), int(width)), counts if isinstance(counts, str) else tuple(map(int, counts)))
+    rings = [pairs(ring) for ring in segmentation]
+    for ring in rings:
+        if len(ring) < 3:
+            notes.add(reading.FEW_POINTS, where)
+    usable = tuple(ring for ring in rings if len(ring) > 2)
+    return CocoPolygons(usable) if usable else None
+
+
+def _read_segments(path: Path, annotation: dict[str, Any], names: dict[Any, str], notes: Notes) -> list[Shape]:
+    """Return the segments of a panoptic annotation. Its PNG file is in the folder that is named like the JSON file."""
+    file = reading.locate(path.parent, path.parent / path.stem, str(annotation.get("file_name") or ""))
+    if file is None or not file.is_file():
+        return [Shape(None, Damaged(f"the missing PNG file {annotation.get('file_name')!r} of {path}"))]
+    shapes = []
+    for segment in annotation["segments_info"]:
+        if not isinstance(segment, dict) or not isinstance(segment.get("id"), int):
+            return [Shape(None, Damaged(f"a segment without an id of {file}"))]
+        name = names.get(segment.get("category_id"))
+        if not name:
+            notes.add(reading.UNKNOWN_CLASS, f"category {segment.get('category_id')} of {file}")
+        shapes.append(Shape(name or None, FileRegion(file, segment["id"])))
+    return shapes
