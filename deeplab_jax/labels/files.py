@@ -43,7 +43,7 @@ def read_labels(path: str | epath.Path) -> LabelSet:
       ConfigError: The file cannot be read, or one of its fields is invalid. The message names the field.
     """
     try:
-        values = json.loads(epath.Path(path).read_text(encoding="utf-8-sig"))
+        values = json.loads(epath.Path(path).read_bytes().decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"The label set {path} is not valid JSON ({one_line(error)}). Look for a missing or extra comma or bracket there."

@@ -36,6 +36,12 @@ def test_a_class_can_merge_several_ids_and_colors(tmp_path):
     assert '  {"name": "road", "id": 3, "color": [4, 4, 4]}' in lines
 
 
+def test_a_file_can_start_with_a_byte_order_mark(tmp_path):
+    write_labels(tmp_path / "labels.json", OWN)
+    (tmp_path / "labels.json").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "labels.json").read_bytes())
+    assert read_labels(tmp_path / "labels.json") == OWN
+
+
 def test_optional_fields_have_defaults(tmp_path):
     classes = [{"name": "a", "color": [1, 1, 1]}, {"name": "b", "color": [2, 2, 2]}]
     (tmp_path / "labels.json").write_text(json.dumps({"name": "x", "classes": classes}))
