@@ -18,6 +18,7 @@ from deeplab_jax.config.fields import (
     below_one,
     field,
     integer_pair,
+    is_pattern,
     one_of,
     one_or_more_numbers,
 )
@@ -220,6 +221,20 @@ class DataConfig:
         ),
     )
     train_split: str = field("train", "Name of the training split. `train+val` joins two splits.")
+    val_share: float = field(
+        0.0,
+        "Fraction of the training images to hold out for validation, if the data set has no `val` split. The choice depends "
+        "only "
+        "on the image names. `data.train_split` then holds the other images.",
+        Check(lambda share: 0 <= share < 1, "Use a fraction from 0 to below 1."),
+    )
+    val_group: str = field(
+        "",
+        "Regular expression for the part of an image name that images must share to stay together, such as the name of a "
+        "video: "
+        "`'(.*)_\\d+'`. Only used with `data.val_share`.",
+        Check(is_pattern, "Use a regular expression, such as '(.*)_[0-9]+', or leave it empty."),
+    )
     label_kind: str = field(
         "auto",
         "How label files encode classes: `labelIds` for the label set's ids, `labelTrainIds` for train ids, or `color` for "

@@ -3,12 +3,10 @@
 A split combines all conditions. The classes and ids are those of Cityscapes.
 """
 
-from collections.abc import Iterator
-
 from etils import epath
 
-from deeplab_jax.data.layouts.layout import Layout, Pair, list_folders
-from deeplab_jax.data.layouts.renaming import pair_by_renaming
+from deeplab_jax.data.layouts.layout import Layout, Pairing, list_folders
+from deeplab_jax.data.layouts.renaming import join, pair_by_renaming
 
 SPLITS = ("train", "val", "test")
 # Maps each label kind to the part of the label file names that shows the kind.
@@ -21,11 +19,11 @@ def _list_splits(root: epath.Path) -> list[str]:
     return [split for split in SPLITS if any((images / condition / split).is_dir() for condition in conditions)]
 
 
-def _list_pairs(root: epath.Path, split: str, kind: str) -> Iterator[Pair]:
+def _list_pairs(root: epath.Path, split: str, kind: str) -> Pairing:
     images, labels = _image_folder(root), _label_folder(root)
     end = ENDS["labelIds" if kind == "auto" else kind]
-    for condition in list_folders(images):
-        yield from pair_by_renaming(root, images / condition / split, labels / condition / split, "_rgb_anon", end)
+    names = [name for name in list_folders(images) if (images / name / split).is_dir()]
+    return join([pair_by_renaming(root, images / name / split, labels / name / split, "_rgb_anon", end) for name in names])
 
 
 def _image_folder(root: epath.Path) -> epath.Path:

@@ -1,11 +1,10 @@
 """The BDD100K layouts for semantic segmentation (10K images). The masks store the train ids of Cityscapes."""
 
 import dataclasses
-from collections.abc import Iterator
 
 from etils import epath
 
-from deeplab_jax.data.layouts.layout import Layout, Pair, list_folders
+from deeplab_jax.data.layouts.layout import Layout, Pairing, list_folders
 from deeplab_jax.data.layouts.renaming import pair_by_renaming
 
 
@@ -25,7 +24,7 @@ def _list_splits(root: epath.Path) -> list[str]:
     return list_folders(folders.images) if folders else []
 
 
-def _list_pairs(root: epath.Path, split: str, kind: str) -> Iterator[Pair]:
+def _list_pairs(root: epath.Path, split: str, kind: str) -> Pairing:
     folders = _find_folders(root)
     assert folders, "the split was found, so its folders exist"
     labels, end = (folders.colors, folders.color_end) if kind == "color" else (folders.labels, folders.label_end)

@@ -1,10 +1,8 @@
 """The COCO-Stuff layout (164k images): images/train2017/ is paired with the masks in annotations/ or stuffthingmaps/."""
 
-from collections.abc import Iterator
-
 from etils import epath
 
-from deeplab_jax.data.layouts.layout import Layout, Pair
+from deeplab_jax.data.layouts.layout import Layout, Pairing
 from deeplab_jax.data.layouts.renaming import pair_by_renaming
 
 FOLDERS = {"train": "train2017", "val": "val2017", "test": "test2017"}
@@ -16,7 +14,7 @@ def _list_splits(root: epath.Path) -> list[str]:
     return [split for split, name in FOLDERS.items() if (images / name).is_dir()] if _label_folder(root) else []
 
 
-def _list_pairs(root: epath.Path, split: str, kind: str) -> Iterator[Pair]:
+def _list_pairs(root: epath.Path, split: str, kind: str) -> Pairing:
     labels = _label_folder(root)
     assert labels, "the split was found, so its label folder exists"
     # mmsegmentation writes masks of train ids to the same folder.

@@ -1,10 +1,8 @@
 """The layout of the Indian Driving Dataset (IDD), which has the folders of Cityscapes, but other label files."""
 
-from collections.abc import Iterator
-
 from etils import epath
 
-from deeplab_jax.data.layouts.layout import Layout, Pair, list_folders
+from deeplab_jax.data.layouts.layout import Layout, Pairing, list_folders
 from deeplab_jax.data.layouts.renaming import pair_by_renaming
 
 # `createLabels.py --id-type level3Id` of AutoNUE's public-code writes these files, and `--color True` writes the second kind.
@@ -16,7 +14,7 @@ def _list_splits(root: epath.Path) -> list[str]:
     return list_folders(root / "leftImg8bit") if _has_labels(root / "gtFine") else []
 
 
-def _list_pairs(root: epath.Path, split: str, kind: str) -> Iterator[Pair]:
+def _list_pairs(root: epath.Path, split: str, kind: str) -> Pairing:
     end = COLORS if kind == "color" else LABELS
     return pair_by_renaming(root, root / "leftImg8bit" / split, root / "gtFine" / split, "_leftImg8bit", end)
 

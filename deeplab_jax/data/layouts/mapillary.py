@@ -4,11 +4,11 @@ The masks are palette images, whose indices are the ids.
 """
 
 import functools
-from collections.abc import Iterator
 
 from etils import epath
 
-from deeplab_jax.data.layouts.layout import Layout, Pair, pair_by_name
+from deeplab_jax.data.layouts.layout import Layout, Pairing
+from deeplab_jax.data.layouts.pairing import pair_by_name
 
 FOLDERS = {"train": "training", "val": "validation", "test": "testing"}
 # Where the label folder of a version is, within the folder of a split.
@@ -24,7 +24,7 @@ def _list_splits(root: epath.Path, version: tuple[str, ...]) -> list[str]:
     return [split + end for split in names] if _has_labels(root, version) else []
 
 
-def _list_pairs(root: epath.Path, split: str, kind: str, version: tuple[str, ...]) -> Iterator[Pair]:
+def _list_pairs(root: epath.Path, split: str, kind: str, version: tuple[str, ...]) -> Pairing:
     folder = root / FOLDERS[split.removesuffix(SPLIT_END)]
     labels = next((folder / name for name in version if (folder / name).is_dir()), folder / version[-1])
     return pair_by_name(root, folder / "images", labels)

@@ -1,12 +1,12 @@
 """The Pascal VOC 2012 layout: all images are in one folder, and a text file for each split lists its images."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from etils import epath
 
-from deeplab_jax.data.layouts.layout import Layout, Pair, list_images
+from deeplab_jax.data.layouts.layout import Layout, Pairing, list_images, list_masks
 from deeplab_jax.data.layouts.renaming import remove_suffix
-from deeplab_jax.data.samples import read_lines
+from deeplab_jax.data.lists import read_lines
 from deeplab_jax.errors import DataError
 
 IMAGES = "JPEGImages"
@@ -19,8 +19,8 @@ def _list_splits(root: epath.Path) -> list[str]:
     return sorted(path.stem for path in lists.iterdir() if path.suffix == ".txt") if complete else []
 
 
-def _list_pairs(root: epath.Path, split: str, kind: str) -> Iterator[Pair]:
-    """Yield (image, label) pairs for the images in the split's list, with labels from `SegmentationClass`.
+def _list_pairs(root: epath.Path, split: str, kind: str) -> Pairing:
+    """Return (image, label) pairs for the images in the split's list, with labels from `SegmentationClass`.
 
     If the split name ends in "aug", labels from `SegmentationClassAug` take precedence. If no image has a label file, as in
     "test", the split has no labels.
@@ -29,14 +29,17 @@ def _list_pairs(root: epath.Path, split: str, kind: str) -> Iterator[Pair]:
     truths = ("SegmentationClassAug", "SegmentationClass") if split.endswith("aug") else ("SegmentationClass",)
     labels: dict[str, epath.Path] = {}
     for truth in reversed(truths):
-        labels |= _index_by_name(folder / truth, ".png")
-    images = _index_by_name(folder / IMAGES, ".jpg")
+        labels |= _index_by_name(folder / truth, list_masks(folder / truth), ".png")
+    images = _index_by_name(folder / IMAGES, list_images(folder / IMAGES), ".jpg")
     names = list(_read_names(folder / "ImageSets" / "Segmentation" / f"{split}.txt", images))
     labelled = any(name in labels for name in names)
+    pairs = []
     for name in names:
         image = images.get(name, folder / IMAGES / f"{name}.jpg")
         label = labels.get(name, folder / truths[-1] / f"{name}.png")
-        yield str(image.relative_to(root)), str(label.relative_to(root)) if labelled else ""
+        pairs.append((str(image.relative_to(root)), str(label.relative_to(root)) if labelled else ""))
+    why = "" if labelled else f"the folder {(folder / truths[-1]).relative_to(root)} holds no mask of these images."
+    return Pairing(tuple(pairs), why_unlabelled=why)
 
 
 def _set_folder(root: epath.Path) -> epath.Path:
@@ -44,9 +47,8 @@ def _set_folder(root: epath.Path) -> epath.Path:
     return next((folder for folder in candidates if (folder / "ImageSets" / "Segmentation").is_dir()), root)
 
 
-def _index_by_name(folder: epath.Path, suffix: str) -> dict[str, epath.Path]:
-    """Return a dict that maps names relative to `folder`, without suffix, to image files. Of several, `suffix` is preferred."""
-    paths = list_images(folder) if folder.is_dir() else []
+def _index_by_name(folder: epath.Path, paths: Iterable[epath.Path], suffix: str) -> dict[str, epath.Path]:
+    """Return a dict that maps names relative to `folder`, without suffix, to files. Of several files, `suffix` is preferred."""
     ordered = sorted(paths, key=lambda path: path.suffix.lower() == suffix)
     return {remove_suffix(str(path.relative_to(folder))): path for path in ordered}
 
