@@ -28,7 +28,12 @@ def compare_configs(stored: Config, config: Config, checkpoint: str) -> list[str
     """
     then, now = _flatten(stored), _flatten(config)
     canonical_then, canonical_now = _flatten(_spell_canonically(stored)), _flatten(_spell_canonically(config))
-    fields = [field for field in then if then[field] != now[field] and canonical_then[field] != canonical_now[field]]
+    fields = [
+        field
+        # Not every label set has all fields.
+        for field in then | now
+        if then.get(field) != now.get(field) and canonical_then.get(field) != canonical_now.get(field)
+    ]
     if "labels.names" in fields:
         old, new = then["labels.names"], now["labels.names"]
         raise CheckpointError(
@@ -42,7 +47,7 @@ def compare_configs(stored: Config, config: Config, checkpoint: str) -> list[str
                 f"`{field}` (={now[field]!r}) is {then[field]!r} in {checkpoint}. Change it back, or use a different "
                 "checkpoint or workdir."
             )
-    return [f"{field}: {then[field]!r} -> {now[field]!r}" for field in fields]
+    return [f"{field}: {then.get(field)!r} -> {now.get(field)!r}" for field in fields]
 
 
 def _spell_canonically(config: Config) -> Config:

@@ -19,7 +19,7 @@ from rich.text import Text
 from deeplab_jax.config import Config, DataConfig
 from deeplab_jax.errors import ConfigError, DataError, one_line
 from deeplab_jax.files import write_atomically
-from deeplab_jax.labels import LABEL_SETS, LabelSet, color_of
+from deeplab_jax.labels import IGNORE, LABEL_SETS, LabelSet, color_of
 from deeplab_jax.labels.files import load_labels, read_labels, write_labels
 
 if TYPE_CHECKING:
@@ -276,8 +276,8 @@ def _values_table(survey: "Survey", proposed: LabelSet) -> Table:
 
     total = survey.pixels
     table = Table("colour" if survey.is_color else "value", "class", "pixels", "share", "files", "file with most")
-    names = {color: name for name, color in zip(proposed.names, proposed.colors, strict=True)}
-    by_id = dict(zip(proposed.class_ids, proposed.names, strict=True))
+    names = {color: proposed.names[k] for color, k in proposed.train_id_of_color().items() if k != IGNORE}
+    by_id = {value: proposed.names[k] for value, k in proposed.train_id_of_id().items() if k != IGNORE}
     for value, each in survey.values.items():
         color = color_of(value)
         name = names.get(color, "ignored") if survey.is_color else by_id.get(value, "ignored")

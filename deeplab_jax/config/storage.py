@@ -12,11 +12,18 @@ from deeplab_jax.errors import ConfigError
 
 # Maps (section, field) in version 0.1 to (section, field) in this version.
 MOVED_FIELDS = {("optim", "aux_weight"): ("loss", "aux_weight")}
+# Fields of a label set that are stored only if they are used. Label sets that do not merge values are therefore stored as in
+# versions without these fields, with the same digest.
+OPTIONAL_LABEL_FIELDS = ("more_ids", "more_colors")
 
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Return the config as plain JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    values = json.loads(json.dumps(dataclasses.asdict(config)))
+    for field in OPTIONAL_LABEL_FIELDS:
+        if not values["labels"][field]:
+            del values["labels"][field]
+    return values
 
 
 def digest_of(values: dict[str, Any]) -> str:

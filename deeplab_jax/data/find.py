@@ -221,7 +221,7 @@ def _find_part(folder: epath.Path, split: str, kind: str) -> _Part:
             raise DataError(explain_missing_split(folder, split, list_splits(str(folder))))
         source = f"the folders in {folder} ({layout.name} layout)"
         pairing = layout.pairs(folder, split, kind)
-        notes = (*pairing.notes, *_note_unread_lists(folder, split))
+        notes = pairing.notes + (() if layout.reads_lists else _note_unread_lists(folder, split))
         kind = layout.label_kind if kind == "auto" else kind
         part = _Part(split, list(pairing.pairs), source, kind, notes, pairing.why_unlabelled)
         advice = f"Add images to {layout.shape.replace('SPLIT', split)}."

@@ -3,7 +3,7 @@
 import concurrent.futures
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from etils import epath
@@ -334,7 +334,9 @@ def _propose_for_ids(name: str, survey: Survey, label_sets: dict[str, LabelSet])
     if 0 in ids:
         notes.append("Assumed that 0 is also a class. If it means unlabelled, move it from classes to ignored_ids.")
     for similar in label_sets.values():
-        if set(values) - {IGNORE} in (set(similar.class_ids), set(similar.class_ids + similar.ignored_ids) - {IGNORE}):
+        train_ids = similar.train_id_of_id()
+        classes = {value for value, train_id in train_ids.items() if train_id != IGNORE}
+        if set(values) - {IGNORE} in (classes, set(train_ids) - {IGNORE}):
             notes.append(
                 f"The label set {similar.name} has the same values. If they have the same meaning, use "
                 f"--config=configs/custom.py:{similar.name}."
@@ -351,22 +353,24 @@ def _propose_for_ids(name: str, survey: Survey, label_sets: dict[str, LabelSet])
 def _covers(labels: LabelSet, survey: Survey) -> bool:
     """Check whether the label set defines every value in the label files, as a class or as an ignored value."""
     if survey.is_color:
-        return {color_of(value) for value in survey.values} <= set(labels.colors + labels.ignored_colors)
-    return set(survey.values) <= set(labels.class_ids + labels.ignored_ids)
+        return {color_of(value) for value in survey.values} <= labels.train_id_of_color().keys()
+    return set(survey.values) <= labels.train_id_of_id().keys()
 
 
 def _uses_most_classes(survey: Survey, labels: LabelSet) -> bool:
-    """Check whether more than half of the label set's classes are present in the label files."""
-    if survey.is_color:
-        seen = {color_of(value) for value in survey.values} & set(labels.colors)
-        return 2 * len(seen) > labels.num_classes
-    return 2 * len(set(survey.values) & set(labels.class_ids)) > labels.num_classes
+    """Check whether more than half of the values that have a class in the label set are present in the label files."""
+    groups: Sequence[Sequence[Any]] = labels.colors_by_class if survey.is_color else labels.ids_by_class
+    values = {value for group in groups for value in group}
+    seen = values.intersection(map(color_of, survey.values) if survey.is_color else survey.values)
+    return 2 * len(seen) > len(values)
 
 
 def _matches_colors(survey: Survey, labels: LabelSet) -> bool:
     """Check whether the colours in the label files match the label set's colours."""
     if survey.is_color:
         return _covers(labels, survey) and _uses_most_classes(survey, labels)
+    if labels.more_ids:
+        return False  # the colour of each further id is unknown
     classes = dict(zip(labels.class_ids, labels.colors, strict=True))
     palette = {value: color for value, color in survey.colors.items() if value in classes}
     # Require every class to be present: many tools write the VOC palette even when the classes are not VOC's, so the palette

@@ -9,18 +9,9 @@ from jaxtyping import Float, Int, UInt8, UInt16
 
 from deeplab_jax.evaluation import metrics
 from deeplab_jax.labels import CITYSCAPES, IGNORE, LabelSet
+from deeplab_jax.labels.cityscapes_categories import CATEGORIES
 
 Scores = dict[str, float | dict[str, float]]
-
-CATEGORIES = {
-    "flat": ("road", "sidewalk"),
-    "construction": ("building", "wall", "fence"),
-    "object": ("pole", "traffic light", "traffic sign"),
-    "nature": ("vegetation", "terrain"),
-    "sky": ("sky",),
-    "human": ("person", "rider"),
-    "vehicle": ("car", "truck", "bus", "train", "motorcycle", "bicycle"),
-}
 
 # The average instance size in pixels for each class, measured on the 2048x1024 training images.
 AVERAGE_SIZE = {
@@ -60,8 +51,11 @@ INSTANCE_LABELS = frozenset(
 
 
 def is_official(label_set: LabelSet) -> bool:
-    """Return whether the label set has the Cityscapes classes and label ids. The name and colours can differ."""
-    return (label_set.names, label_set.class_ids) == (CITYSCAPES.names, CITYSCAPES.class_ids)
+    """Return whether the label set has the Cityscapes classes and label ids. The name and colours can differ.
+
+    It must not merge further ids into these classes, because the official score ignores the pixels with these ids.
+    """
+    return (label_set.names, label_set.ids_by_class) == (CITYSCAPES.names, CITYSCAPES.ids_by_class)
 
 
 def instance_counts(prediction: UInt8[np.ndarray, "h w"], instances: UInt16[np.ndarray, "h w"]) -> Float[np.ndarray, "3 19"]:

@@ -6,6 +6,7 @@ A label-set file has this format:
      "ignored_colors": [[r, g, b], ...]}
 
 The classes are in train id order. "id" is the class value in label files. Either all classes have an "id", or none do.
+A class can merge several values: "id": [7, 8, 9], "color": [[r, g, b], [r, g, b]]. Submissions and overlays use the first.
 "ignored_ids" and "ignored_colors" are optional. Their defaults are 255 and black.
 """
 
@@ -16,7 +17,7 @@ from etils import epath
 
 from deeplab_jax.errors import ConfigError, one_line
 from deeplab_jax.files import write_atomically
-from deeplab_jax.labels import LABEL_SETS, LabelSet
+from deeplab_jax.labels import LABEL_SETS, Color, LabelSet, group_values
 
 
 def load_labels(spec: str) -> LabelSet:
@@ -42,7 +43,7 @@ def read_labels(path: str | epath.Path) -> LabelSet:
       ConfigError: The file cannot be read, or one of its fields is invalid. The message names the field.
     """
     try:
-        values = json.loads(epath.Path(path).read_text(encoding="utf-8-sig"))
+        values = json.loads(epath.Path(path).read_bytes().decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"The label set {path} is not valid JSON ({one_line(error)}). Look for a missing or extra comma or bracket there."
@@ -63,12 +64,19 @@ def write_labels(path: str | epath.Path, labels: LabelSet) -> None:
     Raises:
       ConfigError: The file cannot be written.
     """
-    rows = zip(labels.names, labels.class_ids, labels.colors, strict=True)
-    classes = [json.dumps({"name": name, "id": i, "color": color}, ensure_ascii=False) for name, i, color in rows]
+    rows = zip(labels.names, labels.ids_by_class, labels.colors_by_class, strict=True)
+    classes = [
+        json.dumps({"name": name, "id": _unwrap(ids), "color": _unwrap(colors)}, ensure_ascii=False)
+        for name, ids, colors in rows
+    ]
     text = f'{{\n"name": {json.dumps(labels.name, ensure_ascii=False)},\n"classes": [\n  ' + ",\n  ".join(classes) + "\n],\n"
     text += f'"ignored_ids": {json.dumps(labels.ignored_ids)},\n"ignored_colors": {json.dumps(labels.ignored_colors)}\n}}\n'
     with write_atomically(epath.Path(path)) as file:
         file.write(text.encode())
+
+
+def _unwrap(values: tuple[Any, ...]) -> Any:
+    return values if len(values) > 1 else values[0]
 
 
 def _build_label_set(values: Any) -> LabelSet:
@@ -79,31 +87,43 @@ def _build_label_set(values: Any) -> LabelSet:
     for i, each in enumerate(classes):
         _require_fields(each, f"`classes[{i}]`", {"name", "color"}, {"id"})
         _require(isinstance(each["name"], str) and each["name"], f"classes[{i}].name", each["name"], "Give a name in quotes.")
-        _require_color(f"classes[{i}].color", each["color"])
     numbered = [i for i, each in enumerate(classes) if "id" in each]
     if numbered and len(numbered) < len(classes):
         missing = next(i for i in range(len(classes)) if i not in numbered)
         raise ConfigError(f"`classes[{missing}]` has no id, but other classes have one. Give an id to every class, or to none.")
-    for i in numbered:
-        _require_byte(f"classes[{i}].id", classes[i]["id"])
+    colors = [_read_colors(f"classes[{i}].color", each["color"]) for i, each in enumerate(classes)]
+    ids = [_read_ids(f"classes[{i}].id", each["id"]) for i, each in enumerate(classes) if numbered]
     for field in ("ignored_ids", "ignored_colors"):
         _require(isinstance(values.get(field, []), list), field, values.get(field), "Give a list, which may be empty: [].")
         for i, value in enumerate(values.get(field, [])):
             (_require_byte if field == "ignored_ids" else _require_color)(f"{field}[{i}]", value)
-    ids = tuple(each["id"] for each in classes if "id" in each)
     ignored: dict[str, Any] = {}
     if "ignored_ids" in values:
         ignored["ignored_ids"] = tuple(values["ignored_ids"])
     if "ignored_colors" in values:
         ignored["ignored_colors"] = tuple(tuple(color) for color in values["ignored_colors"])
-    return LabelSet(
-        name=values["name"],
-        names=tuple(each["name"] for each in classes),
-        colors=tuple(tuple(each["color"]) for each in classes),
-        # `LabelSet.ids` stays empty if the ids are the same as the train ids.
-        ids=() if ids == tuple(range(len(ids))) else ids,
-        **ignored,
-    )
+    return group_values(values["name"], tuple(each["name"] for each in classes), ids, colors, **ignored)
+
+
+def _read_ids(field: str, value: Any) -> tuple[int, ...]:
+    """Return the ids of one class, which the file gives as a number or as a list of numbers."""
+    if not isinstance(value, list):
+        _require_byte(field, value)
+        return (value,)
+    _require(value, field, value, "Give at least one integer from 0 to 255.")
+    for i, each in enumerate(value):
+        _require_byte(f"{field}[{i}]", each)
+    return tuple(value)
+
+
+def _read_colors(field: str, value: Any) -> tuple[Color, ...]:
+    """Return the colours of one class, which the file gives as [r, g, b] or as a list of these."""
+    if not (isinstance(value, list) and value and isinstance(value[0], list)):
+        _require_color(field, value)
+        return (tuple(value),)
+    for i, each in enumerate(value):
+        _require_color(f"{field}[{i}]", each)
+    return tuple(tuple(each) for each in value)
 
 
 def _require_fields(values: Any, where: str, required: set[str], optional: set[str]) -> None:

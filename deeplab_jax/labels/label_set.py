@@ -5,6 +5,7 @@ A *train id* is a class's channel index in the logits, from 0 to num_classes - 1
 
 import colorsys
 import dataclasses
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,6 +21,9 @@ Color = tuple[int, int, int]
 class LabelSet:
     """A data set's classes, and their values and colours in label files.
 
+    A class can have several values and colours in label files. `ids` and `colors` hold the first of each class, which
+    submissions, overlays and palettes use. `more_ids` and `more_colors` hold the others.
+
     Attributes:
       name: A short name, shown in messages and stored in checkpoints.
       names: The class names, in train id order.
@@ -27,6 +31,8 @@ class LabelSet:
       ids: Each class's value in label files that store ids, in train id order. If empty, the values are the train ids.
       ignored_ids: Other values in label files that store ids. They are mapped to the ignore label.
       ignored_colors: Other colours in label files that store colours. They are mapped to the ignore label.
+      more_ids: Further values of each class in label files that store ids, in train id order. If empty, no class has any.
+      more_colors: Further colours of each class in label files that store colours, like `more_ids`.
 
     Raises:
       ConfigError: Lengths differ, a class name is repeated, or a value is repeated or out of range.
@@ -38,42 +44,14 @@ class LabelSet:
     ids: tuple[int, ...] = ()
     ignored_ids: tuple[int, ...] = (IGNORE,)
     ignored_colors: tuple[Color, ...] = ((0, 0, 0),)
+    more_ids: tuple[tuple[int, ...], ...] = ()
+    more_colors: tuple[tuple[Color, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        n = len(self.names)
-        if not 2 <= n <= IGNORE:
-            raise ConfigError(f"`labels.names` has {n} classes. Give 2 to {IGNORE} class names.")
-        if len(set(self.names)) != n:
-            repeated_names = sorted({x for x in self.names if self.names.count(x) > 1})
-            raise ConfigError(
-                f"`labels.names` contains {', '.join(repeated_names)} more than once. Give each class a different name."
-            )
-        if len(self.colors) != n:
-            raise ConfigError(
-                f"`labels.colors` has {len(self.colors)} colours for {n} classes. Give one RGB colour for each class."
-            )
-        if self.ids and len(self.ids) != n:
-            raise ConfigError(
-                f"`labels.ids` has {len(self.ids)} values for {n} classes. Give one value for each class, or none at all."
-            )
-        values = self.class_ids + self.ignored_ids
-        bad = [v for v in values if not 0 <= v <= 255]
-        if bad:
-            raise ConfigError(f"`labels.ids` or `labels.ignored_ids` contains {bad[0]}. Use values from 0 to 255.")
-        overlap = sorted(set(self.class_ids) & set(self.ignored_ids))
-        if overlap or len(set(self.class_ids)) != n:
-            raise ConfigError(
-                f"`labels.ids` (={self.class_ids}) contains a repeated value, or one that is also in labels.ignored_ids "
-                f"(={self.ignored_ids}). Use each value only once."
-            )
-        if len(set(self.colors)) != n:
-            repeated = next(c for c in self.colors if self.colors.count(c) > 1)
-            raise ConfigError(f"`labels.colors` gives {repeated} to more than one class. Give each class a different colour.")
-        for color in self.colors + self.ignored_colors:
-            if len(color) != 3 or not all(0 <= c <= 255 for c in color):
-                raise ConfigError(
-                    f"`labels.colors` or `labels.ignored_colors` contains {color}. Use three numbers from 0 to 255."
-                )
+        _require_names(self.names)
+        _require_lengths(self)
+        _require_ids(self)
+        _require_colors(self)
 
     @property
     def num_classes(self) -> int:
@@ -85,14 +63,38 @@ class LabelSet:
         """Each class's value in label files that store ids, in train id order."""
         return self.ids or tuple(range(len(self.names)))
 
+    @property
+    def ids_by_class(self) -> tuple[tuple[int, ...], ...]:
+        """All values of each class in label files that store ids, in train id order. Submissions use the first one."""
+        more = self.more_ids or ((),) * self.num_classes
+        return tuple((first, *rest) for first, rest in zip(self.class_ids, more, strict=True))
+
+    @property
+    def colors_by_class(self) -> tuple[tuple[Color, ...], ...]:
+        """All colours of each class in label files that store colours, in train id order. Overlays use the first one."""
+        more = self.more_colors or ((),) * self.num_classes
+        return tuple((first, *rest) for first, rest in zip(self.colors, more, strict=True))
+
+    def train_id_of_id(self) -> dict[int, int]:
+        """Return the train id, or 255 (ignored), for each value that label files with ids may contain."""
+        return dict.fromkeys(self.ignored_ids, IGNORE) | _number(self.ids_by_class)
+
+    def train_id_of_color(self) -> dict[Color, int]:
+        """Return the train id, or 255 (ignored), for each colour that label files with colours may contain.
+
+        If a class and an ignored class share a colour, like "car" and "license plate" in Cityscapes, the colour maps to the
+        class.
+        """
+        return dict.fromkeys(self.ignored_colors, IGNORE) | _number(self.colors_by_class)
+
     def id_table(self) -> np.ndarray:
         """Return the int16 [256] lookup table for label files that store ids.
 
         The index is the value in the label file. The entry is the train id, 255 (ignored) or UNKNOWN.
         """
         table = np.full(256, UNKNOWN, np.int16)
-        table[list(self.ignored_ids)] = IGNORE
-        table[list(self.class_ids)] = np.arange(self.num_classes)
+        for value, train_id in self.train_id_of_id().items():
+            table[value] = train_id
         return table
 
     def train_id_table(self) -> np.ndarray:
@@ -108,12 +110,11 @@ class LabelSet:
     def color_table(self) -> np.ndarray:
         """Return the int16 [2**24] lookup table for label files that store colours.
 
-        The index is 65536 r + 256 g + b. The entry is the train id, 255 (ignored) or UNKNOWN. If a class and an ignored class
-        share a colour, like "car" and "license plate" in Cityscapes, the colour maps to the class.
+        The index is 65536 r + 256 g + b. The entry is the train id, 255 (ignored) or UNKNOWN. See `train_id_of_color`.
         """
         table = np.full(1 << 24, UNKNOWN, np.int16)
-        table[[color_code(c) for c in self.ignored_colors]] = IGNORE
-        table[[color_code(c) for c in self.colors]] = np.arange(self.num_classes)
+        for color, train_id in self.train_id_of_color().items():
+            table[color_code(color)] = train_id
         return table
 
     def palette(self) -> np.ndarray:
@@ -121,6 +122,70 @@ class LabelSet:
         palette = np.zeros((256, 3), np.uint8)
         palette[: self.num_classes] = self.colors
         return palette
+
+
+Value = TypeVar("Value")
+
+
+def _number(values: tuple[tuple[Value, ...], ...]) -> dict[Value, int]:
+    return {value: train_id for train_id, group in enumerate(values) for value in group}
+
+
+def _require_names(names: tuple[str, ...]) -> None:
+    if not 2 <= len(names) <= IGNORE:
+        raise ConfigError(f"`labels.names` has {len(names)} classes. Give 2 to {IGNORE} class names.")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ConfigError(f"`labels.names` contains {', '.join(repeated)} more than once. Give each class a different name.")
+
+
+def _require_lengths(labels: LabelSet) -> None:
+    n = len(labels.names)
+    if len(labels.colors) != n:
+        raise ConfigError(
+            f"`labels.colors` has {len(labels.colors)} colours for {n} classes. Give one RGB colour for each class."
+        )
+    if labels.ids and len(labels.ids) != n:
+        raise ConfigError(
+            f"`labels.ids` has {len(labels.ids)} values for {n} classes. Give one value for each class, or none at all."
+        )
+    for field in ("more_ids", "more_colors"):
+        count = len(getattr(labels, field))
+        if count not in (0, n):
+            raise ConfigError(
+                f"`labels.{field}` has {count} groups for {n} classes. Give one group for each class, or none at all."
+            )
+
+
+def _require_ids(labels: LabelSet) -> None:
+    used = [value for group in labels.ids_by_class for value in group]
+    bad = [value for value in (*used, *labels.ignored_ids) if not 0 <= value <= 255]
+    if bad:
+        raise ConfigError(
+            f"`labels.ids`, `labels.more_ids` or `labels.ignored_ids` contains {bad[0]}. Use values from 0 to 255."
+        )
+    repeated = next((value for value in used if used.count(value) > 1 or value in labels.ignored_ids), None)
+    if repeated is not None:
+        raise ConfigError(
+            f"`labels.ids` (={labels.class_ids}) or `labels.more_ids` contains {repeated} more than once, or it is also in "
+            f"labels.ignored_ids (={labels.ignored_ids}). Use each value only once."
+        )
+
+
+def _require_colors(labels: LabelSet) -> None:
+    used = [color for group in labels.colors_by_class for color in group]
+    bad = [c for c in (*used, *labels.ignored_colors) if len(c) != 3 or not all(0 <= part <= 255 for part in c)]
+    if bad:
+        raise ConfigError(
+            f"`labels.colors`, `labels.more_colors` or `labels.ignored_colors` contains {bad[0]}. "
+            "Use three numbers from 0 to 255."
+        )
+    repeated = next((color for color in used if used.count(color) > 1), None)
+    if repeated is not None:
+        raise ConfigError(
+            f"`labels.colors` or `labels.more_colors` gives {repeated} to more than one class. "
+            "Give each class different colours."
+        )
 
 
 def color_code(color: Color) -> int:

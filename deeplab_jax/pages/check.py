@@ -112,7 +112,7 @@ def _classes_table(splits: Mapping[str, Any], class_weights: Mapping[str, Sequen
     head += ["weight"] if weights else []
     rows = []
     for k, name in enumerate(labels.names):
-        cells = [f"{chip(labels, k)}{escape_text(name)}", escape_text(labels.class_ids[k])]
+        cells = [f"{chip(labels, k)}{escape_text(name)}", escape_text(", ".join(map(str, labels.ids_by_class[k])))]
         rows.append(cells + class_cells(splits, name) + [f"{weight:.3f}" for weight in weights[k : k + 1]])
     ignored = ["ignored (share of all pixels)", ""]
     for split in splits.values():

@@ -8,6 +8,7 @@ from conftest import tiny_resnet18
 from deeplab_jax.checkpoints.compare import compare_configs
 from deeplab_jax.config import Config, ModelConfig, to_dict
 from deeplab_jax.errors import CheckpointError
+from deeplab_jax.labels import CITYSCAPES
 from deeplab_jax.models import canonical
 from deeplab_jax.models.backbones.mobilenetv3 import STAGES
 from deeplab_jax.models.backbones.resnet import DEPTHS
@@ -47,6 +48,15 @@ def test_a_different_network_is_reported_in_the_spelling_of_the_config(field, th
     with pytest.raises(CheckpointError) as error:
         compare_configs(then, now, "a run")
     assert f"`model.{field}` (={requested!r}) is {stored!r} in a run. Change it back" in str(error.value)
+
+
+def test_ids_that_are_merged_into_the_same_classes_are_reported():
+    then = Config()
+    now = dataclasses.replace(then, labels=dataclasses.replace(CITYSCAPES, ignored_ids=(255,), more_ids=((9,), *[()] * 18)))
+    changes = compare_configs(then, now, "a run")
+    assert [change.split(":")[0] for change in changes] == ["labels.ignored_ids", "labels.more_ids"]
+    assert changes[1].startswith("labels.more_ids: None -> [[9], []")
+    assert len(compare_configs(now, then, "a run")) == 2
 
 
 @pytest.mark.parametrize("backbone", BLOCKS)

@@ -24,7 +24,7 @@ from deeplab_jax.config import (
     total_steps,
 )
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.labels import LabelSet
+from deeplab_jax.labels import CAMVID11, LabelSet
 from deeplab_jax.labels.files import write_labels
 from deeplab_jax.models import validate
 
@@ -220,6 +220,16 @@ def test_a_stored_config_without_a_newer_field_gets_its_default():
     values = to_dict(Config())
     del values["model"]["decoder_width"]
     assert from_dict(values).model.decoder_width == 0
+
+
+def test_label_sets_are_stored_as_before_unless_they_merge_values():
+    values = to_dict(Config())
+    assert set(values["labels"]) == {"name", "names", "colors", "ids", "ignored_ids", "ignored_colors"}
+    assert from_dict(values) == Config()
+    merged = Config(labels=CAMVID11)
+    values = to_dict(merged)
+    assert values["labels"]["more_ids"][1] == [3, 31, 28, 1]  # bridge, wall, tunnel, archway
+    assert from_dict(values) == merged
 
 
 def test_moved_fields_of_a_stored_0_1_config_are_found():

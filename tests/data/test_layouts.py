@@ -10,6 +10,7 @@ from deeplab_jax.data.layouts import recognize_layout
 from deeplab_jax.data.layouts.layout import Layout
 from deeplab_jax.data.layouts.pairing import pair_by_name
 from deeplab_jax.errors import DataError
+from deeplab_jax.labels import LABEL_SETS
 
 
 def find_names(root, split, **options):
@@ -63,6 +64,46 @@ def test_a_missing_voc_label_and_a_malformed_list_are_errors(tmp_path):
     (tmp_path / "ImageSets/Segmentation/train.txt").write_text("a 1 2")
     with pytest.raises(DataError, match=r"Line 1 of .*train\.txt has 3 columns"):
         find_samples(str(tmp_path), "train")
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "line"),
+    [
+        ("a.png", "a.png", "a"),
+        ("a.jpeg", "a.png", "a.jpeg"),
+        ("a.JPG", "a.png", "  a  "),
+        ("frame.0.1.a.jpg", "frame.0.1.a.png", "frame.0.1.a"),
+        ("my a.jpg", "my a.png", "my a"),
+        ("my a.jpg", "my a.png", "JPEGImages/my a.jpg SegmentationClass/my a.png"),
+        ("my a.jpg", "my a.png", "/JPEGImages/my a.jpg\t/SegmentationClassAug/my a.png"),
+        ("video 1/a.0.jpg", "video 1/a.0.png", "video 1/a.0"),
+        ("a.jpg", "a.png", "VOC2012/JPEGImages/a.jpg VOC2012/SegmentationClass/a.png"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_voc_lists_can_name_files_in_many_ways(tmp_path, image, label, line, encoding):
+    save_images(tmp_path, f"JPEGImages/{image}", f"SegmentationClass/{label}", "JPEGImages/0.jpg", "SegmentationClass/0.png")
+    lists = tmp_path / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_bytes(f"{line}\r\n\r\n0\r\n".encode(encoding))
+    assert find_names(tmp_path, "train") == (
+        (f"JPEGImages/{image}", "JPEGImages/0.jpg"),
+        (f"SegmentationClass/{label}", "SegmentationClass/0.png"),
+    )
+
+
+def test_voc_prefers_the_usual_formats_and_names_missing_images(tmp_path):
+    save_images(tmp_path, "JPEGImages/a.jpg", "JPEGImages/a.png", "SegmentationClass/a.bmp", "SegmentationClass/a.png")
+    lists = tmp_path / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("a\n")
+    assert find_names(tmp_path, "train") == (("JPEGImages/a.jpg",), ("SegmentationClass/a.png",))
+    (lists / "val.txt").write_text("a\nnew b.0\n/JPEGImages/c.jpg /SegmentationClass/c.png\n")
+    with pytest.raises(DataError, match=r"JPEGImages/new b\.0\.jpg, JPEGImages/c\.jpg, SegmentationClass/new b\.0\.png"):
+        find_samples(str(tmp_path), "val")
+    (lists / "val.txt").write_text("a 1")
+    with pytest.raises(DataError, match=r"Line 1 of .*val\.txt has 2 columns"):
+        find_samples(str(tmp_path), "val")
 
 
 @pytest.mark.parametrize("inside", ["", "ADEChallengeData2016/"])
@@ -182,3 +223,197 @@ def test_a_layout_can_define_the_label_kind(tmp_path, monkeypatch):
     write_list(tmp_path, "a.png masks/val/val.png", "more")  # a list does not define the kind, so the header decides
     with pytest.raises(DataError, match=r"are of different kinds \(labelIds, labelTrainIds\)"):
         find_samples(str(tmp_path), "train+more")
+
+
+# One row for each layout and release: its name, its label set, the kind of its labels, and the pairs of each split. A split
+# without labels has images only.
+CONDITIONS = ("fog", "night")
+TREES = {
+    "cityscapes": (
+        "Cityscapes",
+        "cityscapes",
+        "labelIds",
+        {
+            "train": [("leftImg8bit/train/a/a_0_0_leftImg8bit.png", "gtFine/train/a/a_0_0_gtFine_labelIds.png")],
+            "test": [("leftImg8bit/test/b/b_0_0_leftImg8bit.png", "")],
+        },
+    ),
+    "idd": (
+        "IDD",
+        "idd",
+        "labelIds",
+        {
+            "train": [
+                ("leftImg8bit/train/0/1_leftImg8bit.jpg", "gtFine/train/0/1_gtFine_labellevel3Ids.png"),
+                ("leftImg8bit/train/0/2_leftImg8bit.png", "gtFine/train/0/2_gtFine_labellevel3Ids.png"),
+            ],
+            "val": [("leftImg8bit/val/7/1_leftImg8bit.png", "gtFine/val/7/1_gtFine_labellevel3Ids.png")],
+            "test": [("leftImg8bit/test/9/1_leftImg8bit.png", "")],
+        },
+    ),
+    "custom": ("custom", "", "labelIds", {"train": [("input/train/a.jpg", "target/train/a.png")]}),
+    "camvid": ("CamVid", "camvid", "labelIds", {"train": [("train/a.png", "trainannot/a.png")]}),
+    "camvid original": (
+        "original CamVid",
+        "camvid32",
+        "color",
+        {"train": [(f"701_StillsRaw_full/{x}.png", f"LabeledApproved_full/{x}_L.png") for x in ("0006R0_f1", "Seq05VD_f2")]},
+    ),
+    "voc": ("Pascal VOC", "voc", "labelIds", {"train": [("JPEGImages/a.jpg", "SegmentationClass/a.png")]}),
+    "ade20k": ("ADE20K", "ade20k", "labelIds", {"train": [("images/training/a.jpg", "annotations/training/a.png")]}),
+    "mapillary 1.2": (
+        "Mapillary Vistas 1.2",
+        "mapillary",
+        "labelIds",
+        {
+            "train": [("training/images/a.jpg", "training/labels/a.png")],
+            "val": [("validation/images/b.jpg", "validation/labels/b.png")],
+            "test": [("testing/images/c.jpg", "")],
+        },
+    ),
+    "mapillary 1.2 in the folders of 2.0": (
+        "Mapillary Vistas 1.2",
+        "mapillary",
+        "labelIds",
+        {"train": [("training/images/a.jpg", "training/v1.2/labels/a.png")]},
+    ),
+    "mapillary 2.0": (
+        "Mapillary Vistas 2.0",
+        "mapillary2",
+        "labelIds",
+        {
+            "train": [("training/images/a.jpg", "training/v2.0/labels/a.png")],
+            "val": [("validation/images/b.jpg", "validation/v2.0/labels/b.png")],
+            "test": [("testing/images/c.jpg", "")],
+        },
+    ),
+    "bdd100k": (
+        "BDD100K",
+        "cityscapes",
+        "labelTrainIds",
+        {
+            "train": [("images/10k/train/a.jpg", "labels/sem_seg/masks/train/a.png")],
+            "val": [("images/10k/val/b.jpg", "labels/sem_seg/masks/val/b.png")],
+            "test": [("images/10k/test/c.jpg", "")],
+        },
+    ),
+    "bdd100k in its folder": (
+        "BDD100K",
+        "cityscapes",
+        "labelTrainIds",
+        {"train": [("bdd100k/images/10k/train/a.jpg", "bdd100k/labels/sem_seg/masks/train/a.png")]},
+    ),
+    "bdd100k before": (
+        "BDD100K",
+        "cityscapes",
+        "labelTrainIds",
+        {
+            "train": [("seg/images/train/a.jpg", "seg/labels/train/a_train_id.png")],
+            "test": [("seg/images/test/c.jpg", "")],
+        },
+    ),
+    "acdc": (
+        "ACDC",
+        "cityscapes",
+        "labelIds",
+        {
+            "train": [
+                (f"rgb_anon/{x}/train/G1/G1_1_rgb_anon.png", f"gt/{x}/train/G1/G1_1_gt_labelIds.png") for x in CONDITIONS
+            ],
+            "test": [(f"rgb_anon/{x}/test/G1/G1_1_rgb_anon.png", "") for x in CONDITIONS],
+        },
+    ),
+    "coco stuff": (
+        "COCO-Stuff",
+        "coco_stuff",
+        "labelIds",
+        {
+            "train": [("images/train2017/1.jpg", "annotations/train2017/1.png")],
+            "val": [("images/val2017/2.jpg", "annotations/val2017/2.png")],
+            "test": [("images/test2017/3.jpg", "")],
+        },
+    ),
+    "coco stuff in the root": (
+        "COCO-Stuff",
+        "coco_stuff",
+        "labelIds",
+        {"train": [("train2017/1.jpg", "stuffthingmaps/train2017/1.png")]},
+    ),
+}
+
+
+def save_tree(root, splits):
+    save_images(root, *{name for pairs in splits.values() for pair in pairs for name in pair if name})
+    if (root / "JPEGImages").is_dir():
+        (root / "ImageSets" / "Segmentation").mkdir(parents=True)
+        (root / "ImageSets" / "Segmentation" / "train.txt").write_text("a")
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_every_layout_is_recognized_as_itself_and_pairs_its_files(tmp_path, tree):
+    name, labels, kind, splits = TREES[tree]
+    save_tree(tmp_path, splits)
+    assert recognize(tmp_path) == (name, labels)
+    assert set(list_splits(str(tmp_path))) == set(splits)
+    for split, pairs in splits.items():
+        samples = find_samples(str(tmp_path), split, need_labels=bool(pairs[0][1]))
+        assert f"({name} layout)" in samples.source
+        assert samples.images == tuple(image for image, _ in pairs)
+        assert samples.labels == tuple(label for _, label in pairs if label)
+        assert not samples.labels or samples.kind == kind
+
+
+def test_every_layout_is_tested_and_names_an_existing_label_set():
+    assert {layout.name for layout in layouts.LAYOUTS} == {name for name, _, _, _ in TREES.values()}
+    assert {layout.labels for layout in layouts.LAYOUTS} <= {"", *LABEL_SETS}
+
+
+@pytest.mark.parametrize("tree", ["idd", "acdc", "camvid original"])
+def test_a_missing_label_file_is_an_error(tmp_path, tree):
+    _, _, _, splits = TREES[tree]
+    save_tree(tmp_path, splits)
+    missing = splits["train"][1][1]
+    (tmp_path / missing).unlink()
+    with pytest.raises(DataError, match=rf"1 of 4 files.*{missing}"):
+        find_samples(str(tmp_path), "train")
+
+
+def test_vistas_2_0_also_has_the_labels_of_version_1_2(tmp_path):
+    save_images(tmp_path, "training/images/a.jpg", "training/v1.2/labels/a.png", "training/v2.0/labels/a.png")
+    assert recognize(tmp_path) == ("Mapillary Vistas 2.0", "mapillary2")
+    assert find_names(tmp_path, "train")[1] == ("training/v2.0/labels/a.png",)
+    assert find_names(tmp_path, "train_v1.2") == (("training/images/a.jpg",), ("training/v1.2/labels/a.png",))
+
+
+@pytest.mark.parametrize(
+    ("kind", "image", "label"),
+    [
+        ("color", "leftImg8bit/train/0/1_leftImg8bit.png", "gtFine/train/0/1_gtFine_labelColors.png"),
+        ("color", "images/10k/train/a.jpg", "labels/sem_seg/colormaps/train/a.png"),
+        ("labelTrainIds", "rgb_anon/fog/train/G/1_rgb_anon.png", "gt/fog/train/G/1_gt_labelTrainIds.png"),
+        ("color", "rgb_anon/fog/train/G/1_rgb_anon.png", "gt/fog/train/G/1_gt_labelColor.png"),
+        ("labelTrainIds", "images/train2017/1.jpg", "annotations/train2017/1_labelTrainIds.png"),
+        (
+            "labelIds",
+            "rgb_anon_trainvaltest/rgb_anon/fog/train/G/1_rgb_anon.png",
+            "gt_trainval/gt/fog/train/G/1_gt_labelIds.png",
+        ),
+    ],
+)
+def test_the_label_kind_chooses_the_label_files(tmp_path, kind, image, label):
+    save_images(tmp_path, image, label)
+    samples = find_samples(str(tmp_path), "train", kind)
+    assert (samples.images, samples.labels, samples.kind) == ((image,), (label,), kind)
+
+
+def test_original_camvid_images_are_split_by_lists(tmp_path):
+    images, labels = "701_StillsRaw_full/{}.png".format, "LabeledApproved_full/{}_L.png".format
+    save_images(tmp_path, *map(images, "abc"), *map(labels, "abc"))
+    (tmp_path / "train.txt").write_text("b\r\n701_StillsRaw_full/a.png LabeledApproved_full/a_L.png\n", "utf-8-sig")
+    (tmp_path / "val.txt").write_text("c.png\n\n")
+    assert list_splits(str(tmp_path)) == ["train", "val"]
+    assert find_names(tmp_path, "train") == ((images("b"), images("a")), (labels("b"), labels("a")))
+    assert find_names(tmp_path, "val") == ((images("c"),), (labels("c"),))
+    (tmp_path / "val.txt").write_text("d\n")
+    with pytest.raises(DataError, match=r"701_StillsRaw_full/d\.png, LabeledApproved_full/d_L\.png"):
+        find_samples(str(tmp_path), "val")

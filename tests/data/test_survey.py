@@ -9,7 +9,7 @@ from deeplab_jax.data.image_files import ImageFiles
 from deeplab_jax.data.samples import Samples
 from deeplab_jax.data.survey import describe_mask, format_value, propose_labels, run_in_parallel, survey_masks
 from deeplab_jax.errors import DataError
-from deeplab_jax.labels import CITYSCAPES, LABEL_SETS, VOC
+from deeplab_jax.labels import CAMVID32, CITYSCAPES, CITYSCAPES_CATEGORIES, LABEL_SETS, MAPILLARY, VOC
 
 
 @pytest.fixture
@@ -99,6 +99,18 @@ def test_label_sets_are_recognized_by_folders_or_colours_but_not_by_ids_only(mas
     labels, notes = propose(masks([range(12)]))
     assert labels.names[11] == "class 11"
     assert "configs/custom.py:camvid" in notes
+
+
+def test_merged_label_sets_are_not_mistaken_for_the_ones_that_they_merge(masks):
+    # Ten of the 19 classes are recognized as Cityscapes. Nine are not, although they belong to all seven categories.
+    nine = [CITYSCAPES.colors[i] for i in (0, 1, 2, 5, 8, 10, 11, 13, 14)]
+    assert propose(masks([[*nine, CITYSCAPES.colors[15]]], kind="color"))[0] is CITYSCAPES
+    assert propose(masks([nine], kind="color"))[0].num_classes == 9
+    assert propose(masks([list(CAMVID32.colors)], kind="color"))[0] is CAMVID32
+    assert propose(masks(palette([range(66)], (*MAPILLARY.colors, (0, 0, 0)))))[0] is MAPILLARY
+    assert propose(masks(palette([range(1, 66)], ((9, 9, 9), *MAPILLARY.colors[1:], (0, 0, 0)))))[0].num_classes == 65
+    assert propose(masks([[7, 8, 25, 33, 30]]), CITYSCAPES_CATEGORIES)[0].names[0] == "class 7"
+    assert propose(masks([[*CITYSCAPES.ids[:10], 30]]), CITYSCAPES_CATEGORIES)[0] is CITYSCAPES_CATEGORIES
 
 
 def test_grey_masks_saved_as_rgb_are_noted(masks):

@@ -1,5 +1,6 @@
 """Compare our Cityscapes scores with those from the official script, evalPixelLevelSemanticLabeling.py."""
 
+import dataclasses
 import zipfile
 
 import numpy as np
@@ -12,7 +13,7 @@ from deeplab_jax.data.instances import explain_missing_instances, instance_file,
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.evaluation import cityscapes, submission
 from deeplab_jax.evaluation.scores import summary, table
-from deeplab_jax.labels import CITYSCAPES, IGNORE, LabelSet
+from deeplab_jax.labels import CITYSCAPES, IGNORE, MAPILLARY_CITYSCAPES, LabelSet
 
 CLASS = {name: i for i, name in enumerate(CITYSCAPES.names)}
 LABEL_ID = dict(zip(CITYSCAPES.names, CITYSCAPES.class_ids, strict=True))
@@ -209,6 +210,14 @@ def test_images_that_cannot_be_submitted_are_reported_by_name():
         submission.file_names([image, "b/a_000000_000019_leftImg8bit.jpg"], CITYSCAPES)
     with pytest.raises(ConfigError, match="`labels` is 'two'"):
         submission.file_names([image], LabelSet("two", ("a", "b"), ((1, 1, 1), (2, 2, 2))))
+
+
+def test_label_sets_with_merged_ids_are_not_official():
+    assert cityscapes.is_official(dataclasses.replace(CITYSCAPES, name="mine"))
+    trailers_are_trucks = tuple((30,) if name == "truck" else () for name in CITYSCAPES.names)
+    ignored = tuple(i for i in CITYSCAPES.ignored_ids if i != 30)
+    assert not cityscapes.is_official(dataclasses.replace(CITYSCAPES, ignored_ids=ignored, more_ids=trailers_are_trucks))
+    assert not cityscapes.is_official(MAPILLARY_CITYSCAPES)
 
 
 def test_a_folder_that_cannot_be_written_is_reported(tmp_path):

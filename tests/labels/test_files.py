@@ -20,6 +20,28 @@ def test_the_file_has_one_line_per_class(tmp_path):
     assert '  {"name": "Straße", "id": 3, "color": [1, 2, 3]},\n' in (tmp_path / "labels.json").read_text("utf-8")
 
 
+def test_a_class_can_merge_several_ids_and_colors(tmp_path):
+    vehicle = {"name": "vehicle", "id": [7, 8, 9], "color": [[1, 1, 1], [2, 2, 2]]}
+    road = {"name": "road", "id": 3, "color": [[4, 4, 4]]}
+    (tmp_path / "labels.json").write_text(json.dumps({"name": "x", "classes": [vehicle, road], "ignored_ids": [0]}))
+    labels = read_labels(tmp_path / "labels.json")
+    colors = ((1, 1, 1), (4, 4, 4))
+    assert labels == LabelSet(
+        "x", ("vehicle", "road"), colors, (7, 3), (0,), more_ids=((8, 9), ()), more_colors=(((2, 2, 2),), ())
+    )
+    write_labels(tmp_path / "written.json", labels)
+    assert read_labels(tmp_path / "written.json") == labels
+    lines = (tmp_path / "written.json").read_text().splitlines()
+    assert '  {"name": "vehicle", "id": [7, 8, 9], "color": [[1, 1, 1], [2, 2, 2]]},' in lines
+    assert '  {"name": "road", "id": 3, "color": [4, 4, 4]}' in lines
+
+
+def test_a_file_can_start_with_a_byte_order_mark(tmp_path):
+    write_labels(tmp_path / "labels.json", OWN)
+    (tmp_path / "labels.json").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "labels.json").read_bytes())
+    assert read_labels(tmp_path / "labels.json") == OWN
+
+
 def test_optional_fields_have_defaults(tmp_path):
     classes = [{"name": "a", "color": [1, 1, 1]}, {"name": "b", "color": [2, 2, 2]}]
     (tmp_path / "labels.json").write_text(json.dumps({"name": "x", "classes": classes}))
@@ -32,6 +54,12 @@ A, B = {"name": "a", "id": 1, "color": [1, 1, 1]}, {"name": "b", "id": 2, "color
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"classes": [A, B | {"id": []}]}, r"`classes\[1\].id` .=\[\]"),
+        ({"classes": [A, B | {"id": [2, 256]}]}, r"`classes\[1\].id\[1\]` .=256"),
+        ({"classes": [A, B | {"id": [2, 1]}]}, "contains 1 more than once"),
+        ({"classes": [A, B | {"color": [[2, 2, 2], [3, 3]]}]}, r"`classes\[1\].color\[1\]` .=\[3, 3\]"),
+        ({"classes": [A, B | {"color": [[2, 2, 2], [1, 1, 1]]}]}, "more than one class"),
+        ({"classes": [A, B | {"color": []}]}, r"`classes\[1\].color` .=\[\]"),
         ({"classes": None}, "`classes` .=None"),
         ({"name": ""}, "`name` .=''"),
         ({"clases": []}, "'clases'"),
@@ -74,15 +102,3 @@ def test_label_sets_are_found_by_name_and_by_file(tmp_path):
     assert load_labels(str(tmp_path / "own.json")) == OWN
     with pytest.raises(ConfigError, match=r"no label set 'nothing'\. Use cityscapes, .*\.json"):
         load_labels("nothing")
-
-
-def test_built_in_label_sets_match_their_data_sets():
-    assert {name: labels.num_classes for name, labels in LABEL_SETS.items()} == {
-        "cityscapes": 19,
-        "camvid": 11,
-        "voc": 21,
-        "ade20k": 150,
-    }
-    table = LABEL_SETS["ade20k"].id_table()
-    assert table[[0, 1, 13, 150, 255]].tolist() == [255, 0, 12, 149, 255]
-    assert LABEL_SETS["ade20k"].names[12] == "person"

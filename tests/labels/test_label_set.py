@@ -41,6 +41,23 @@ def test_ids_default_to_train_ids():
     assert labels.id_table()[[0, 1, 2, 3, 255]].tolist() == [0, 1, 255, UNKNOWN, 255]
 
 
+def test_a_class_can_have_several_ids_and_colors():
+    labels = LabelSet(
+        "x",
+        ("road", "vehicle"),
+        ((1, 1, 1), (2, 2, 2)),
+        ids=(4, 7),
+        ignored_ids=(0,),
+        more_ids=((), (8, 9)),
+        more_colors=(((1, 1, 2), (1, 1, 3)), ()),
+    )
+    assert labels.class_ids == (4, 7)
+    assert labels.id_table()[[0, 4, 7, 8, 9, 5]].tolist() == [255, 0, 1, 1, 1, UNKNOWN]
+    assert labels.color_table()[[0x010101, 0x010102, 0x010103, 0x020202, 0, 1]].tolist() == [0, 0, 0, 1, 255, UNKNOWN]
+    assert labels.train_id_table()[[0, 1, 2, 255]].tolist() == [0, 1, UNKNOWN, 255]
+    assert labels.palette()[:3].tolist() == [[1, 1, 1], [2, 2, 2], [0, 0, 0]]
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -53,6 +70,14 @@ def test_ids_default_to_train_ids():
         ({"ids": (1, 1)}, "only once"),
         ({"ids": (1, 256)}, "256"),
         ({"ids": (1, 255)}, "only once"),
+        ({"more_ids": ((5,),)}, "`labels.more_ids` has 1 groups for 2 classes"),
+        ({"more_colors": ((), (), ())}, "`labels.more_colors` has 3 groups for 2 classes"),
+        ({"more_ids": ((5,), (5,))}, "contains 5 more than once"),
+        ({"more_ids": ((1,), ())}, "contains 1 more than once"),
+        ({"more_ids": ((255,), ())}, "ignored_ids"),
+        ({"more_ids": ((-1,), ())}, "-1"),
+        ({"more_colors": ((), ((1, 2, 3),))}, "more than one class"),
+        ({"more_colors": ((), ((1, 2),))}, r"\(1, 2\)"),
     ],
 )
 def test_invalid_label_sets_are_refused(fields, message):

@@ -7,16 +7,36 @@ from collections.abc import Sequence
 
 from etils import epath
 
+from deeplab_jax.data.layouts.acdc import ACDC
 from deeplab_jax.data.layouts.ade20k import ADE20K
+from deeplab_jax.data.layouts.bdd100k import BDD100K
 from deeplab_jax.data.layouts.camvid import CAMVID
+from deeplab_jax.data.layouts.camvid_original import CAMVID_ORIGINAL
 from deeplab_jax.data.layouts.cityscapes import CITYSCAPES
+from deeplab_jax.data.layouts.coco_stuff import COCO_STUFF
 from deeplab_jax.data.layouts.custom import CUSTOM
+from deeplab_jax.data.layouts.idd import IDD
 from deeplab_jax.data.layouts.layout import Layout, is_visible
+from deeplab_jax.data.layouts.mapillary import MAPILLARY, MAPILLARY2
 from deeplab_jax.data.layouts.pairing import summarize
 from deeplab_jax.data.layouts.voc import VOC
 
-# To add a layout, add a file to this folder and an entry to this tuple. If several layouts match, the first one is used.
-LAYOUTS = (CITYSCAPES, CUSTOM, CAMVID, VOC, ADE20K)
+# To add a layout, add a file to this folder and an entry to this tuple. If several layouts match, the first one is used: IDD
+# has the folders of Cityscapes, and Mapillary Vistas 2.0 contains the labels of version 1.2.
+LAYOUTS = (
+    IDD,
+    CITYSCAPES,
+    CUSTOM,
+    CAMVID,
+    CAMVID_ORIGINAL,
+    VOC,
+    ADE20K,
+    MAPILLARY2,
+    MAPILLARY,
+    BDD100K,
+    ACDC,
+    COCO_STUFF,
+)
 
 
 def find_layout(root: epath.Path, split: str) -> Layout | None:

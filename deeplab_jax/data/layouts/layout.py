@@ -52,6 +52,7 @@ class Layout:
       pairs: A function that takes (root, split, label kind) and returns the split's samples.
       label_kind: How the masks encode classes. "auto" means that the kind is inferred from the file names or the header of the
         first label file.
+      reads_lists: Whether `SPLIT.txt` in the root folder lists the images of a split.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Layout:
     splits: Callable[[epath.Path], list[str]]
     pairs: Callable[[epath.Path, str, str], Pairing]
     label_kind: str = "auto"
+    reads_lists: bool = False
 
 
 def list_folders(parent: epath.Path) -> list[str]:
