@@ -2,12 +2,23 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from typing import IO
 
 from etils import epath
 
 from deeplab_jax.errors import ConfigError
+
+_HOME = re.compile(r"^((?:[\w.-]+=)?(?:.*\.py:)?)(~[\w.-]*)(?=/|$)")
+
+
+def expand_home(words: Sequence[str]) -> list[str]:
+    """Return command-line words with `~` expanded where it starts a path, because shells leave it alone after `=` or `:`.
+
+    A path can be a whole word, or follow `--flag=`, `field=` or `recipe.py:`.
+    """
+    return [_HOME.sub(lambda match: match[1] + os.path.expanduser(match[2]), word) for word in words]
 
 
 def require_file(path: str, flag: str) -> None:

@@ -28,7 +28,7 @@ class DamagedError(Exception):
 def make_absolute(path: str) -> epath.Path:
     """Make a path absolute, as orbax requires. URLs such as gs://bucket/run are returned unchanged."""
     # `Path.absolute` would treat gs:// as a relative folder name.
-    return epath.Path(path) if "://" in str(path) else epath.Path(path).absolute()
+    return epath.Path(path) if "://" in str(path) else epath.Path(path).expanduser().absolute()
 
 
 def list_steps(folder: epath.Path) -> list[int]:

@@ -1,5 +1,6 @@
 """The `deeplab-jax data ...` commands. TensorFlow is imported only by the commands that need it."""
 
+import dataclasses
 import json
 import runpy
 import shlex
@@ -118,6 +119,8 @@ def labels(root: Root, out: str = "", splits: tuple[str, ...] = (), label_kind: 
     layout = recognize_layout(epath.Path(root))
     expected = LABEL_SETS.get(layout.labels) if layout else None
     proposed, notes = propose_labels(epath.Path(root).resolve().name or "mine", survey, expected, LABEL_SETS)
+    if label_kind != "auto":
+        proposed = dataclasses.replace(proposed, label_kind=label_kind)
     console.print(_values_table(survey, proposed))
     for problem in survey.problems:
         _print_line(console, f"skipped: {problem}")
@@ -189,8 +192,10 @@ def check(
     if out and epath.Path(out).exists() and not epath.Path(out).is_dir():
         raise ConfigError(f"`--out` (={out!r}) is a file. Choose a folder.")
     console = _console()
-    sets, problems = inspection.open_splits(_make_data_config(root, label_kind, data_dir), splits)
     label_set = _find_labels(root, labels, console)
+    if label_kind == "auto":
+        label_kind = label_set.label_kind or "auto"
+    sets, problems = inspection.open_splits(_make_data_config(root, label_kind, data_dir), splits)
     for split, samples in sets.items():
         _print_line(console, describe(split, samples))
     with _progress("samples", sum(map(len, sets.values()))) as advance:

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import difflib
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.console import Console
 import deeplab_jax.config
 from deeplab_jax.config import Config
 from deeplab_jax.errors import ConfigError, run_or_exit
+from deeplab_jax.files import expand_home
 
 _NO_CONFIG = "`--config` is missing. Give a recipe, for example --config=configs/quickstart.py."
 
@@ -51,6 +53,7 @@ def run_with_flags(program: Callable[[], None]) -> None:
     """Parse the absl flags and run `program`. User errors are printed as one line, with exit code 2."""
     # At INFO level, orbax logs every save, and TensorFlow logs every kernel.
     logging.set_verbosity(logging.WARNING)
+    sys.argv[1:] = expand_home(sys.argv[1:])  # config_flags reads sys.argv itself
     app.run(lambda _: run_or_exit(program), flags_parser=lambda argv: run_or_exit(lambda: _parse_flags(argv)))
 
 

@@ -23,6 +23,7 @@ from deeplab_jax.commands.report import report
 from deeplab_jax.commands.verify import verify
 from deeplab_jax.commands.weights import export_weights, import_weights
 from deeplab_jax.errors import ConfigError, run_or_exit
+from deeplab_jax.files import expand_home
 
 Command = Callable[..., None]
 
@@ -46,7 +47,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
 
 def main() -> None:
     """Run `deeplab-jax COMMAND ...`."""
-    run_or_exit(lambda: parse(sys.argv[1:] or ["--help"])())
+    run_or_exit(lambda: parse(expand_home(sys.argv[1:]) or ["--help"])())
 
 
 def parse(arguments: Sequence[str]) -> Callable[[], None]:

@@ -14,7 +14,7 @@ from deeplab_jax.errors import ConfigError
 MOVED_FIELDS = {("optim", "aux_weight"): ("loss", "aux_weight")}
 # Fields of a label set that are stored only if they are used. Label sets that do not merge values are therefore stored as in
 # versions without these fields, with the same digest.
-OPTIONAL_LABEL_FIELDS = ("more_ids", "more_colors")
+OPTIONAL_LABEL_FIELDS = ("more_ids", "more_colors", "label_kind")
 
 
 def to_dict(config: Config) -> dict[str, Any]:

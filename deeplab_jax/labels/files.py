@@ -3,11 +3,12 @@
 A label-set file has this format:
 
     {"name": ..., "classes": [{"name": ..., "id": ..., "color": [r, g, b]}, ...], "ignored_ids": [...],
-     "ignored_colors": [[r, g, b], ...]}
+     "ignored_colors": [[r, g, b], ...], "label_kind": "color"}
 
 The classes are in train id order. "id" is the class value in label files. Either all classes have an "id", or none do.
 A class can merge several values: "id": [7, 8, 9], "color": [[r, g, b], [r, g, b]]. Submissions and overlays use the first.
-"ignored_ids" and "ignored_colors" are optional. Their defaults are 255 and black.
+"ignored_ids" and "ignored_colors" are optional. Their defaults are 255, unless a
+class has this id, and black. "label_kind" is also optional: it says how the label files encode classes (see `data.label_kind`).
 """
 
 import json
@@ -17,7 +18,7 @@ from etils import epath
 
 from deeplab_jax.errors import ConfigError, one_line
 from deeplab_jax.files import write_atomically
-from deeplab_jax.labels import LABEL_SETS, Color, LabelSet, group_values
+from deeplab_jax.labels import IGNORE, LABEL_SETS, Color, LabelSet, group_values
 
 
 def load_labels(spec: str) -> LabelSet:
@@ -70,7 +71,8 @@ def write_labels(path: str | epath.Path, labels: LabelSet) -> None:
         for name, ids, colors in rows
     ]
     text = f'{{\n"name": {json.dumps(labels.name, ensure_ascii=False)},\n"classes": [\n  ' + ",\n  ".join(classes) + "\n],\n"
-    text += f'"ignored_ids": {json.dumps(labels.ignored_ids)},\n"ignored_colors": {json.dumps(labels.ignored_colors)}\n}}\n'
+    text += f'"ignored_ids": {json.dumps(labels.ignored_ids)},\n"ignored_colors": {json.dumps(labels.ignored_colors)}'
+    text += f',\n"label_kind": {json.dumps(labels.label_kind)}\n}}\n' if labels.label_kind else "\n}\n"
     with write_atomically(epath.Path(path)) as file:
         file.write(text.encode())
 
@@ -80,7 +82,7 @@ def _unwrap(values: tuple[Any, ...]) -> Any:
 
 
 def _build_label_set(values: Any) -> LabelSet:
-    _require_fields(values, "The file", {"name", "classes"}, {"ignored_ids", "ignored_colors"})
+    _require_fields(values, "The file", {"name", "classes"}, {"ignored_ids", "ignored_colors", "label_kind"})
     classes = values["classes"]
     _require(isinstance(values["name"], str) and values["name"], "name", values["name"], "Give a name in quotes.")
     _require(isinstance(classes, list), "classes", classes, 'Give a list of {"name", "id", "color"}.')
@@ -97,9 +99,11 @@ def _build_label_set(values: Any) -> LabelSet:
         _require(isinstance(values.get(field, []), list), field, values.get(field), "Give a list, which may be empty: [].")
         for i, value in enumerate(values.get(field, [])):
             (_require_byte if field == "ignored_ids" else _require_color)(f"{field}[{i}]", value)
-    ignored: dict[str, Any] = {}
+    ignored: dict[str, Any] = {"label_kind": values.get("label_kind", "")}
     if "ignored_ids" in values:
         ignored["ignored_ids"] = tuple(values["ignored_ids"])
+    elif any(IGNORE in each for each in ids):
+        ignored["ignored_ids"] = ()  # the default cannot be meant
     if "ignored_colors" in values:
         ignored["ignored_colors"] = tuple(tuple(color) for color in values["ignored_colors"])
     return group_values(values["name"], tuple(each["name"] for each in classes), ids, colors, **ignored)

@@ -33,6 +33,7 @@ class LabelSet:
       ignored_colors: Other colours in label files that store colours. They are mapped to the ignore label.
       more_ids: Further values of each class in label files that store ids, in train id order. If empty, no class has any.
       more_colors: Further colours of each class in label files that store colours, like `more_ids`.
+      label_kind: How this data set's label files encode classes, as in `data.label_kind`. If "", this is detected.
 
     Raises:
       ConfigError: Lengths differ, a class name is repeated, or a value is repeated or out of range.
@@ -46,8 +47,13 @@ class LabelSet:
     ignored_colors: tuple[Color, ...] = ((0, 0, 0),)
     more_ids: tuple[tuple[int, ...], ...] = ()
     more_colors: tuple[tuple[Color, ...], ...] = ()
+    label_kind: str = ""
 
     def __post_init__(self) -> None:
+        if self.label_kind not in ("", "labelIds", "labelTrainIds", "color"):
+            raise ConfigError(
+                f"`labels.label_kind` (={self.label_kind!r}) cannot be used. Use labelIds, labelTrainIds or color."
+            )
         _require_names(self.names)
         _require_lengths(self)
         _require_ids(self)

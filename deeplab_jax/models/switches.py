@@ -13,6 +13,8 @@ SWITCHES = frozenset().union(*(backbone.switches for backbone in BACKBONES.value
 def validate(config: Config) -> Config:
     """Return `config` after checking that it is valid.
 
+    If its label set says how label files encode classes, `data.label_kind` follows.
+
     Raises:
       ConfigError: A field is invalid. The message gives the field, its value and a fix.
     """
@@ -22,6 +24,8 @@ def validate(config: Config) -> Config:
         default = getattr(ModelConfig(), field)
         advice = f"The backbone {config.model.backbone} has no such option. Leave it at {default!r}."
         require(config, f"model.{field}", getattr(config.model, field) == default, advice)
+    if config.data.label_kind == "auto" and config.labels.label_kind:
+        return dataclasses.replace(config, data=dataclasses.replace(config.data, label_kind=config.labels.label_kind))
     return config
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -102,3 +103,22 @@ def test_label_sets_are_found_by_name_and_by_file(tmp_path):
     assert load_labels(str(tmp_path / "own.json")) == OWN
     with pytest.raises(ConfigError, match=r"no label set 'nothing'\. Use cityscapes, .*\.json"):
         load_labels("nothing")
+
+
+def test_a_label_set_keeps_its_label_kind(tmp_path):
+    labels = dataclasses.replace(read(tmp_path, BINARY), label_kind="color")
+    write_labels(tmp_path / "again.json", labels)
+    assert read_labels(tmp_path / "again.json") == labels
+
+
+BINARY = '{"name": "b", "classes": [{"name": "a", "id": 0, "color": [0, 0, 0]}, {"name": "b", "id": 255, "color": [9, 9, 9]}]}'
+
+
+def read(tmp_path, text):
+    (tmp_path / "labels.json").write_text(text)
+    return read_labels(tmp_path / "labels.json")
+
+
+def test_255_is_not_ignored_by_default_if_it_is_a_class(tmp_path):
+    assert read(tmp_path, BINARY).ignored_ids == ()
+    assert read(tmp_path, BINARY.replace("255", "1")).ignored_ids == (255,)

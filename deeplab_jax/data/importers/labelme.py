@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from deeplab_jax.data.decode import IMAGE_SUFFIXES
 from deeplab_jax.data.importers import reading
 from deeplab_jax.data.importers.annotation import Annotation, Notes, Shape, Source
 from deeplab_jax.data.importers.figures import Circle, Damaged, EncodedBitmap, Figure, Outline, Rectangle, pairs
@@ -48,7 +49,7 @@ def read(root: Path, notes: Notes) -> Source:
         if annotation:
             annotations.append(annotation)
     used = {annotation.image for annotation in annotations}
-    for image in reading.list_files(root, reading.IMAGE_SUFFIXES):
+    for image in reading.list_files(root, IMAGE_SUFFIXES):
         if image not in used and not image.with_suffix(".json").exists():
             notes.add(WITHOUT_FILE, image)
     names = sorted({shape.name for each in annotations for shape in each.shapes if shape.name is not None})

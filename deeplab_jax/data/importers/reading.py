@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from deeplab_jax.data.decode import IMAGE_SUFFIXES
 from deeplab_jax.errors import DataError, one_line
 from deeplab_jax.labels import Color
 
 # Those of `data.layouts.layout`, which cannot be imported here: its package imports TensorFlow, which takes seconds.
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 SPLITS = {
     "train": "train",
     "training": "train",

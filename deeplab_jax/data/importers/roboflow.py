@@ -5,6 +5,7 @@ The first has train/_annotations.coco.json, and the second has x.jpg with x_mask
 
 from pathlib import Path
 
+from deeplab_jax.data.decode import IMAGE_SUFFIXES
 from deeplab_jax.data.importers import coco, reading
 from deeplab_jax.data.importers.annotation import Annotation, Notes, Shape, Source
 from deeplab_jax.data.importers.figures import FileRegion, read_values
@@ -37,7 +38,7 @@ def read(root: Path, notes: Notes) -> Source:
     for path in tables:
         names = _read_classes(path)
         classes |= dict.fromkeys(names.values())
-        for image in reading.list_files(path.parent, reading.IMAGE_SUFFIXES):
+        for image in reading.list_files(path.parent, IMAGE_SUFFIXES):
             if image.name.endswith(MASK) and _find_image(image):
                 continue
             annotation = _read_image(root, image, names, notes)
@@ -60,7 +61,7 @@ def _read_classes(path: Path) -> dict[int, str]:
 
 def _find_image(mask: Path) -> Path | None:
     stem = mask.name.removesuffix(MASK)
-    return next((file for suffix in reading.IMAGE_SUFFIXES if (file := mask.with_name(stem + suffix)).is_file()), None)
+    return next((file for suffix in IMAGE_SUFFIXES if (file := mask.with_name(stem + suffix)).is_file()), None)
 
 
 def _read_image(root: Path, image: Path, names: dict[int, str], notes: Notes) -> Annotation | None:

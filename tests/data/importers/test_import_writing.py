@@ -12,15 +12,10 @@ from deeplab_jax.data.importers import Annotation, Notes, Shape, Source, reading
 from deeplab_jax.data.importers.figures import Bitmap, Rectangle
 from deeplab_jax.data.importers.label_ids import choose_labels
 from deeplab_jax.data.importers.write import Drawing, draw_mask, find_view, new_folder, require_output, write_samples
-from deeplab_jax.data.layouts.layout import IMAGE_SUFFIXES
 from deeplab_jax.errors import ConfigError, DataError
 
 DRAWING = Drawing({"car": 1, "sky": 2, None: 255}, fill=0)
 CORNER = Shape("car", Rectangle(((0, 0), (1, 0))))  # two pixels in the upper left corner
-
-
-def test_the_suffixes_are_those_of_the_layouts():
-    assert reading.IMAGE_SUFFIXES == IMAGE_SUFFIXES
 
 
 def test_smaller_shapes_are_on_top_if_drawn_by_area():
