@@ -174,8 +174,8 @@ def check(
 
     Args:
       root: The data set folder (for layouts, see docs/reference/data-formats.md), a prepared records folder, or tfds:NAME.
-      labels: cityscapes, camvid, voc, ade20k, a label-set file or a recipe. The default is ROOT/labels.json if it exists, and
-        the layout's label set otherwise.
+      labels: The name of a label set such as cityscapes, a label-set file or a recipe. The default is ROOT/labels.json if it
+        exists, and the layout's label set otherwise.
       splits: The splits to check. The default is train and, if it exists, val. Put the training split first, because class
         weights are computed from the first split. The test split does not need labels.
       out: The folder to write check.json and index.html to. index.html shows the results and some of the

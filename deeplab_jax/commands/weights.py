@@ -31,7 +31,7 @@ def import_weights(
       out: The folder to create.
       from_: The library whose tensor names the file uses, such as torchvision, timm or mmseg. If auto, the library is
         detected.
-      labels: The label set: cityscapes, camvid, voc, ade20k, a label-set file (.json), or a recipe that contains one.
+      labels: The label set: its name, such as cityscapes, a label-set file (.json), or a recipe that contains one.
       output_stride: The output stride: 8, 16 or 32.
       multi_grid: The rates of the last stage's blocks, relative to the stage's rate. mmsegmentation's D16-MG124 uses 0.5 1 2.
       stage3_first_rate: The rate of the third stage's first block. segmentation_models.pytorch uses 2 at output stride 8.

@@ -9,8 +9,9 @@ from deeplab_jax.data.find import describe, find_samples, list_splits
 from deeplab_jax.data.layouts import recognize_layout
 from deeplab_jax.data.layouts.layout import Layout
 from deeplab_jax.data.layouts.pairing import pair_by_name
+from deeplab_jax.data.suspicion import sample_suspicions
 from deeplab_jax.errors import DataError
-from deeplab_jax.labels import LABEL_SETS
+from deeplab_jax.labels import LABEL_SETS, MAPILLARY, MAPILLARY2, MAPILLARY_CITYSCAPES
 
 
 def find_names(root, split, **options):
@@ -383,6 +384,22 @@ def test_vistas_2_0_also_has_the_labels_of_version_1_2(tmp_path):
     assert recognize(tmp_path) == ("Mapillary Vistas 2.0", "mapillary2")
     assert find_names(tmp_path, "train")[1] == ("training/v2.0/labels/a.png",)
     assert find_names(tmp_path, "train_v1.2") == (("training/images/a.jpg",), ("training/v1.2/labels/a.png",))
+
+
+def test_vistas_labels_of_the_wrong_version_are_suspicious(tmp_path):
+    save_images(tmp_path, "training/images/a.jpg", "training/v2.0/labels/a.png")
+    values = np.repeat(np.arange(65), 8)
+    ids = Image.new("P", (len(values), 1))
+    ids.putdata(values.tolist())
+    ids.putpalette([part for color in MAPILLARY.colors for part in color])
+    (tmp_path / "training/v1.2/labels").mkdir(parents=True)
+    ids.save(tmp_path / "training/v1.2/labels/a.png")
+    Image.new("RGB", ids.size).save(tmp_path / "training/images/a.jpg")
+    samples = find_samples(str(tmp_path), "train_v1.2")
+    assert sample_suspicions(samples, MAPILLARY) == []
+    assert sample_suspicions(samples, MAPILLARY_CITYSCAPES) == []
+    (line,) = sample_suspicions(samples, MAPILLARY2)
+    assert "The palette of the masks gives" in line
 
 
 @pytest.mark.parametrize(
