@@ -10,6 +10,7 @@ import tensorflow as tf
 from etils import epath
 from PIL import Image
 
+from deeplab_jax.data.decode import FormatError, decode_image, read_size
 from deeplab_jax.data.samples import DecodedSample, Samples, Store
 from deeplab_jax.errors import DataError
 
@@ -19,12 +20,20 @@ tf.config.set_visible_devices([], "GPU")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageFiles(Store):
-    """A store for image and label files below `samples.root`."""
+    """A store for image and label files below `samples.root`.
+
+    Attributes:
+      channels: The number of bands in the images, from 1 to 8. See `decode.decode_image`.
+      value_range: The stored values that become 0 and 255, or (). See `decode.decode_image`.
+    """
+
+    channels: int = 3
+    value_range: tuple[float, ...] = ()
 
     def decode(self, samples: Samples, index: tf.Tensor) -> DecodedSample:
         """Read and decode a sample's image and label files. See `Store.decode`."""
         image_file = tf.io.read_file(_get_path(samples.root, samples.images, index))
-        image = _decode_image(image_file)
+        image = _decode_image(image_file, self.channels, self.value_range)
         if not samples.labels:
             return DecodedSample(image, None, _hash_files([image_file]))
         label_file = tf.io.read_file(_get_path(samples.root, samples.labels, index))
@@ -40,8 +49,8 @@ class ImageFiles(Store):
         """
         path = epath.Path(samples.root) / samples.images[i]
         try:
-            with path.open("rb") as file, Image.open(file) as image:
-                return image.height, image.width
+            with path.open("rb") as file:
+                return read_size(file)
         except Exception as error:  # Pillow raises many error types, including one for very large images
             message = f"{path} cannot be read as an image ({reason(error)}). Replace the file or remove it from the list."
             raise DataError(message) from None
@@ -61,7 +70,12 @@ class ImageFiles(Store):
         """
         paths = _get_paths(samples, i)
         try:
+            if self.channels != 3 or self.value_range:
+                decode_image(_read_bytes(paths[0]), self.channels, self.value_range)
+                return _make_read_error(" or ".join(paths), error)
             image, *labels = [_load_picture(path) for path in paths]
+        except FormatError as problem:
+            return DataError(f"{paths[0]} {problem}")
         except DataError as problem:
             return problem
         for label in labels:
@@ -147,8 +161,15 @@ def _check_mask_format(path: str, picture: Image.Image, *, is_color: bool) -> Da
     return DataError(f"{path} has {bits} bits per value. Save it as an 8-bit grey PNG.") if is_short else None
 
 
-def _decode_image(data: tf.Tensor) -> tf.Tensor:
-    """Decode an image file to RGB, uint8 [h, w, 3]. Grey is copied to all three channels, and transparency is dropped."""
+def _decode_image(data: tf.Tensor, channels: int, value_range: tuple[float, ...]) -> tf.Tensor:
+    """Decode an image file like `decode.decode_image`, uint8 [h, w, channels]."""
+    if channels != 3 or value_range:
+
+        def decode(content: bytes | np.ndarray) -> np.ndarray:
+            # TensorFlow passes bytes inside tf.data, but an array holding one bytes object in eager mode.
+            return decode_image(content if isinstance(content, bytes) else content.item(), channels, value_range)
+
+        return tf.ensure_shape(tf.numpy_function(decode, [data], tf.uint8), (None, None, channels))
     image = tf.cond(
         tf.io.is_jpeg(data),
         # The accurate DCT gives exactly the same pixels as other JPEG decoders.

@@ -1,0 +1,321 @@
+"""Decode image and mask files with Pillow, tifffile and NumPy.
+
+Training, evaluation, `data check`, `data prepare` and `predict` all see the pixels that these functions return. TensorFlow
+decodes the most frequent formats faster, and `image_files` uses it for those whose pixels are the same.
+"""
+
+import io
+import math
+import os
+from typing import IO
+
+import numpy as np
+from jaxtyping import Int32, Shaped, UInt8
+from PIL import Image, ImageMode, TiffImagePlugin
+
+IMAGE_SUFFIXES = (".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+MASK_SUFFIXES = (".bmp", ".gif", ".npy", ".png", ".tif", ".tiff", ".webp")
+
+BITS_PER_SAMPLE, ORIENTATION, SAMPLES_PER_PIXEL, SAMPLE_FORMAT = 258, 274, 277, 339  # TIFF and EXIF tags
+TRANSPOSED = frozenset((5, 6, 7, 8))  # EXIF orientations that swap width and height
+LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+NPY_SIGNATURE = b"\x93NUMPY"
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# The fraction of the machine's memory that one decoded image can use.
+MEMORY_SHARE = 0.5
+
+# Pillow refuses images with more than 179 million pixels and warns from 89 million on, to protect servers from strangers'
+# files. Here the files are the user's own, and `_require_memory` refuses only what does not fit.
+Image.MAX_IMAGE_PIXELS = None
+
+
+class FormatError(ValueError):
+    """A file cannot be used. The message continues a sentence that starts with the file name, and says what to do."""
+
+
+def decode_image(data: bytes, channels: int = 3, value_range: tuple[float, ...] = ()) -> UInt8[np.ndarray, "h w channels"]:
+    """Decode an image file.
+
+    A file with `channels` bands is returned as it is. Otherwise, for 3 channels, grey is repeated, transparency is dropped, and
+    palette and CMYK colours are converted to RGB. For 1 channel, colours are converted to grey (ITU-R 601 luma, as in Pillow).
+    Only the first frame of an animation is used. EXIF orientations are not applied, except for TIFF.
+
+    Args:
+      data: The file's bytes.
+      channels: The number of bands to return, from 1 to 8.
+      value_range: The stored values (low, high) that become 0 and 255. Values between them are scaled linearly and rounded, and
+        values outside are clipped. If (), the full range of the file's integer type is used: 8-bit values are unchanged, and
+        16-bit values are reduced to their upper 8 bits.
+
+    Raises:
+      FormatError: The file has the wrong number of bands, or its values have no fixed range.
+      Exception: Pillow or tifffile cannot decode the file. They raise many types of errors.
+    """
+    bands = _read_bands(data, channels, is_exact=bool(value_range))
+    count = bands.shape[2]
+    if count == 2 and channels in (1, 3):  # grey with transparency
+        bands = bands[..., :1]
+    elif count == 4 and channels == 3:
+        bands = bands[..., :3]
+    pixels = _scale_to_bytes(bands, value_range)
+    if pixels.shape[2] == 1 and channels == 3:
+        return np.repeat(pixels, 3, axis=2)
+    if pixels.shape[2] in (3, 4) and channels == 1:
+        return np.asarray(Image.fromarray(np.ascontiguousarray(pixels[..., :3])).convert("L"))[..., None]
+    if pixels.shape[2] != channels:
+        raise FormatError(
+            f"has {count} {'bands' if count > 1 else 'band'}, but `data.channels` is {channels}. "
+            "Set data.channels to the number of bands of the images."
+        )
+    return pixels
+
+
+def decode_mask(data: bytes, *, is_color: bool) -> UInt8[np.ndarray, "h w"] | Int32[np.ndarray, "h w"]:
+    """Decode a label file.
+
+    Ids are grey values, palette indices, the values of a NumPy array, or RGB values that are equal in all three bands. They are
+    never scaled: a file with 4 bits per value has the ids 0 to 15. Transparency is dropped from colours.
+
+    Args:
+      data: The file's bytes.
+      is_color: Whether the label values are 24-bit colours instead of ids.
+
+    Returns:
+      The 24-bit colours, int32, if `is_color`. Otherwise, the ids, uint8.
+
+    Raises:
+      FormatError: The format does not keep values exactly, or the values are not ids from 0 to 255.
+      Exception: Pillow or tifffile cannot decode the file. They raise many types of errors.
+    """
+    if data.startswith(NPY_SIGNATURE):
+        return _as_colors(_read_npy(data)) if is_color else _as_ids(_read_npy(data))
+    picture = _open_picture(io.BytesIO(data))
+    if picture is None:
+        return _as_colors(_read_tiff(data)) if is_color else _as_ids(_read_tiff(data))
+    with picture:
+        _require_lossless(picture, data)
+        if is_color:
+            if _count_bits(picture, data) > 8:
+                raise FormatError("has more than 8 bits per value. Save colours with 8 bits per value.")
+            return _as_colors(np.asarray(picture.convert("RGB")))
+        if picture.mode == "P":
+            return np.array(picture, np.uint8)
+        bits = _count_bits(picture, data)
+        values = np.asarray(picture)
+        if picture.mode in ("RGB", "RGBA", "LA") and values.dtype == np.uint8:
+            values = _drop_equal_bands(values, has_alpha=picture.mode.endswith("A"))
+        if picture.mode == "L" and bits < 8:
+            values = values // (255 // (2**bits - 1))  # Pillow scales values with fewer bits to the range 0 to 255
+        return _as_ids(values)
+
+
+def read_size(file: IO[bytes]) -> tuple[int, int]:
+    """Return the (height, width) of an image file from its header.
+
+    Raises:
+      Exception: Pillow or tifffile cannot read the header. They raise many types of errors.
+    """
+    picture = _open_picture(file)
+    if picture is not None:
+        with picture:
+            return picture.height, picture.width
+    import tifffile
+
+    with tifffile.TiffFile(file) as tiff:
+        page = tiff.pages.first
+        return page.imagelength, page.imagewidth
+
+
+def read_orientation(data: bytes) -> int:
+    """Return an image's EXIF orientation that the pixels do not have yet. 1 means upright.
+
+    EXIF data stored after a PNG's pixels is ignored, because all of the file would have to be decoded. Pillow applies the
+    orientation of a TIFF.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            if picture.format == "TIFF" or (picture.format == "PNG" and "exif" not in picture.info):
+                return 1
+            return int(picture.getexif().get(ORIENTATION, 1))
+    except Exception:  # the metadata can be damaged while the pixels are fine
+        return 1
+
+
+def _open_picture(file: IO[bytes]) -> Image.Image | None:
+    """Open a file with Pillow, or return None for a TIFF that only tifffile can read."""
+    try:
+        picture = Image.open(file)
+    except Image.UnidentifiedImageError:
+        file.seek(0)
+        if file.read(4) in TIFF_SIGNATURES:
+            file.seek(0)
+            return None
+        raise
+    _require_memory(picture.width, picture.height, len(picture.getbands()))
+    return picture
+
+
+def _require_memory(width: int, height: int, bands: int) -> None:
+    needed = 2 * width * height * bands  # the decoder's own buffer, and the array
+    if not hasattr(os, "sysconf"):  # Windows does not say how much memory there is
+        return
+    available = MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > available:
+        raise FormatError(
+            f"has {width}x{height} pixels, which need {needed / 2**30:.1f} GiB of memory, more than half of this machine's. "
+            "Cut it into smaller images."
+        )
+
+
+def _read_bands(data: bytes, channels: int, *, is_exact: bool) -> Shaped[np.ndarray, "h w c"]:
+    """Return an image's stored values. Palette, CMYK and similar images are converted to RGB or grey first.
+
+    Args:
+      data: The file's bytes.
+      channels: The number of bands that the caller needs.
+      is_exact: Whether values with more than 8 bits must keep all of their bits.
+    """
+    picture = _open_picture(io.BytesIO(data))
+    if picture is None:
+        return _read_tiff(data, channels)
+    with picture:
+        if isinstance(picture, TiffImagePlugin.TiffImageFile) and _is_for_tifffile(picture, channels):
+            return _read_tiff(data, channels)
+        bits = _count_bits(picture, data)
+        if is_exact and bits > 8 and len(picture.getbands()) > 1:
+            raise FormatError(
+                f"has {bits} bits per value, of which only 8 can be read. Save it as TIFF to use data.value_range."
+            )
+        picture.load()
+        if picture.mode == "CMYK" and channels == 4 and picture.format == "TIFF":
+            return np.asarray(picture)
+        if picture.mode == "1":
+            picture = picture.convert("L")
+        elif picture.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "RGBX", "RGBa", "La") and not (
+            picture.mode == "RGBX" and channels == 4
+        ):
+            is_transparent = channels == 4 and (picture.mode == "PA" or "transparency" in picture.info)
+            picture = picture.convert("RGBA" if is_transparent else "RGB")
+        values = np.asarray(picture)
+    return values if values.ndim == 3 else values[..., None]
+
+
+def _is_for_tifffile(picture: TiffImagePlugin.TiffImageFile, channels: int) -> bool:
+    """Return whether Pillow would drop bits, signs or needed bands of a TIFF."""
+    bands, sample_format = picture.tag_v2.get(SAMPLES_PER_PIXEL, 1), picture.tag_v2.get(SAMPLE_FORMAT, 1)
+    is_signed = sample_format in (2, (2,))
+    is_deep = bands > 1 and _count_tiff_bits(picture) > 8
+    is_cut = bands > len(picture.getbands()) and channels not in (1, 3)
+    return is_signed or is_deep or is_cut or bands > 4 or getattr(picture, "n_frames", 1) > 1
+
+
+def _count_tiff_bits(picture: TiffImagePlugin.TiffImageFile) -> int:
+    bits = picture.tag_v2.get(BITS_PER_SAMPLE, 1)
+    return max(bits) if isinstance(bits, tuple) else int(bits)
+
+
+def _count_bits(picture: Image.Image, data: bytes) -> int:
+    """Return the number of bits per stored value. Pillow's modes do not distinguish fewer than 8 bits."""
+    if picture.format == "PNG":
+        return data[24]
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
+        return _count_tiff_bits(picture)
+    if picture.mode == "1":
+        return 1
+    return 8 * np.dtype(ImageMode.getmode(picture.mode).typestr).itemsize
+
+
+def _read_tiff(data: bytes, channels: int = 0) -> Shaped[np.ndarray, "h w c"]:
+    """Return the values of a TIFF that Pillow cannot read completely. Pages count as bands if there are `channels` of them."""
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            series = file.series[0]
+            _require_memory(1, 1, math.prod(series.shape) * series.dtype.itemsize)
+            values, axes = series.asarray(), series.axes
+    except ValueError as error:
+        if "imagecodecs" in str(error):
+            message = f"is compressed in a way that needs another package ({error}). Run `pip install imagecodecs`."
+            raise FormatError(message) from None
+        raise
+    if axes == "YX":
+        return values[..., None]
+    if axes in ("SYX", "CYX") or (len(axes) == 3 and axes.endswith("YX") and len(values) == channels):
+        return np.moveaxis(values, 0, 2)
+    if axes in ("YXS", "YXC"):
+        return values
+    raise FormatError(f"has several pages (axes {axes}, shape {values.shape}). Save one image with several bands per file.")
+
+
+def _read_npy(data: bytes) -> Shaped[np.ndarray, "h w"]:
+    values = np.load(io.BytesIO(data), allow_pickle=False)
+    if values.ndim != 2:
+        raise FormatError(
+            f"has the shape {values.shape}. Save one id per pixel, with shape (height, width). "
+            "For one-hot masks, take the argmax over the classes."
+        )
+    return values
+
+
+def _scale_to_bytes(values: Shaped[np.ndarray, "h w c"], value_range: tuple[float, ...]) -> UInt8[np.ndarray, "h w c"]:
+    if value_range:
+        low, high = value_range
+        scaled = np.nan_to_num((values.astype(np.float64) - low) * 255 / (high - low), nan=0.0)
+        return np.rint(scaled.clip(0, 255)).astype(np.uint8)
+    if values.dtype == np.uint8:
+        return values
+    # Pillow reads 16-bit PNG files as 32-bit integers in some releases.
+    is_16_bit = values.dtype.kind in "ui" and values.dtype.itemsize > 1 and values.min() >= 0 and values.max() < 2**16
+    if values.dtype.newbyteorder("=") == np.uint16 or (values.dtype == np.int32 and is_16_bit):
+        return (values >> 8).astype(np.uint8)
+    raise FormatError(
+        f"holds {values.dtype.name} values, which have no fixed range. "
+        "Set data.value_range to the values that are black and white."
+    )
+
+
+def _require_lossless(picture: Image.Image, data: bytes) -> None:
+    is_lossy_format = picture.format in ("JPEG", "MPO", "JPEG2000", "AVIF")
+    is_lossy_file = (picture.format == "WEBP" and b"VP8L" not in data[:64]) or (
+        picture.format == "TIFF" and picture.info.get("compression") in LOSSY_TIFF
+    )
+    if is_lossy_format or is_lossy_file:
+        name = f"lossy {picture.format}" if is_lossy_file else picture.format
+        raise FormatError(f"is a {name} file. Save labels as PNG, which keeps their values exact.")
+
+
+def _drop_equal_bands(values: UInt8[np.ndarray, "h w c"], *, has_alpha: bool) -> UInt8[np.ndarray, "h w"]:
+    """Return the first band of a grey image that is stored as RGB."""
+    if has_alpha:
+        if values[..., -1].min() < 255:
+            raise FormatError("has transparent pixels, which ids cannot have. Save it as an 8-bit grey PNG.")
+        values = values[..., :-1]
+    if (values != values[..., :1]).any():
+        raise FormatError(
+            "is not an id image, because it has colours. If its colours are the labels, set data.label_kind=color."
+        )
+    return values[..., 0]
+
+
+def _as_ids(values: Shaped[np.ndarray, "h w *c"]) -> UInt8[np.ndarray, "h w"]:
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[..., 0]
+    if values.ndim != 2:
+        raise FormatError(f"has {values.shape[-1]} bands. Save ids as an 8-bit grey PNG.")
+    if values.dtype == np.uint8 or values.dtype == bool:
+        return values.astype(np.uint8)
+    if values.dtype.kind not in "iu":
+        raise FormatError(f"holds {values.dtype.name} values. Save ids as an 8-bit grey PNG.")
+    for extreme in (values.min(), values.max()) if values.size else ():
+        if not 0 <= extreme <= 255:
+            raise FormatError(f"holds the id {extreme}. Ids must be from 0 to 255: save it as an 8-bit grey PNG.")
+    return values.astype(np.uint8)
+
+
+def _as_colors(values: Shaped[np.ndarray, "h w *c"]) -> Int32[np.ndarray, "h w"]:
+    if values.ndim != 3 or values.shape[2] != 3 or values.dtype != np.uint8:
+        raise FormatError("is not an RGB image with 8 bits per value. Save colours as an RGB PNG.")
+    codes = values.astype(np.int32)
+    return codes[..., 0] << 16 | codes[..., 1] << 8 | codes[..., 2]
