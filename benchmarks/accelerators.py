@@ -2,10 +2,10 @@
 
 python benchmarks/accelerators.py --out runs/accelerators
 
-The compilers of the accelerators say what each program needs (extras `plan-gpu` and `plan-tpu`). The batch per device is a power
-of two. It is estimated from a compilation with two images per device, and then compiled itself. Rows for several devices use
-the batch of one device. The rows that are already in OUT/rows.jsonl are kept, so that the command can be
-interrupted. It takes about 2 minutes per program for GPUs and 5 for TPUs on 2 CPU cores.
+The compilers of the accelerators say what each program needs (extras `plan-gpu` and `plan-tpu`). The batch per device is a
+power of two. It is estimated from a compilation with two images per device, and then compiled itself. Rows for several devices
+use the batch of one device. The rows that are already in OUT/rows.jsonl are kept, so the command can be interrupted. A program
+takes about 1 minute to compile for GPUs and 5 for TPUs on 2 CPU cores.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -107,3 +108,12 @@ def are_numbers(values: Any, count: int) -> bool:
 def are_one_or_more_numbers(values: Any) -> bool:
     """Return whether `values` is a tuple or list of one or more finite numbers."""
     return isinstance(values, tuple | list) and len(values) > 0 and are_numbers(values, len(values))
+
+
+def is_pattern(text: Any) -> bool:
+    """Return whether `text` is a valid regular expression."""
+    try:
+        re.compile(text)
+    except (re.error, TypeError):
+        return False
+    return True

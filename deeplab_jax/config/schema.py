@@ -18,6 +18,7 @@ from deeplab_jax.config.fields import (
     below_one,
     field,
     integer_pair,
+    is_pattern,
     one_of,
     one_or_more_numbers,
 )
@@ -247,6 +248,20 @@ class DataConfig:
             lambda pair: pair in ((), []) or (are_numbers(pair, 2) and pair[0] < pair[1]),
             "Give the lowest and the highest value, such as --config.data.value_range='(0,4095)', or ().",
         ),
+    )
+    val_share: float = field(
+        0.0,
+        "Fraction of the training images to hold out for validation, if the data set has no `val` split. The choice depends "
+        "only "
+        "on the image names. `data.train_split` then holds the other images.",
+        Check(lambda share: 0 <= share < 1, "Use a fraction from 0 to below 1."),
+    )
+    val_group: str = field(
+        "",
+        "Regular expression for the part of an image name that images must share to stay together, such as the name of a "
+        "video: "
+        "`'(.*)_\\d+'`. Only used with `data.val_share`.",
+        Check(is_pattern, "Use a regular expression, such as '(.*)_[0-9]+', or leave it empty."),
     )
     label_kind: str = field(
         "auto",

@@ -4,35 +4,62 @@ This module does not read any pixels.
 """
 
 import dataclasses
+import difflib
 import functools
+import os
+import posixpath
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from etils import epath
 
 from deeplab_jax.config import DataConfig
 from deeplab_jax.data import records
-from deeplab_jax.data.image_files import ImageFiles
+from deeplab_jax.data.holdout import hold_out
+from deeplab_jax.data.image_files import ImageFiles, read_mode
 from deeplab_jax.data.layouts import explain_missing_split, find_layout, recognize_layout
-from deeplab_jax.data.layouts.layout import Pair
+from deeplab_jax.data.layouts.layout import Pair, is_visible
+from deeplab_jax.data.lists import read_list
 from deeplab_jax.data.ranges import File, stat_file
-from deeplab_jax.data.samples import Samples, read_list, require_disjoint
+from deeplab_jax.data.samples import Samples, require_disjoint
 from deeplab_jax.data.tfds import find_tfds
-from deeplab_jax.errors import DataError, one_line
+from deeplab_jax.errors import DataError
 
 TFDS = "tfds:"
 KINDS = ("labelIds", "labelTrainIds", "color")
-RGB, PALETTE, RGBA = 2, 3, 6  # colour types in a PNG header
 
 
 def find_split(data: DataConfig, split: str, *, need_labels: bool = True) -> Samples:
     """Return the samples of `split` in list order.
 
-    "train+val" concatenates the two splits.
+    "train+val" concatenates the two splits. If `data.val_share` is set, "val" is a part of the training split.
 
     Raises:
       DataError: The split cannot be found (see `find_samples`), or the prepared records no longer match their source.
     """
+    if data.val_share and split in (data.train_split, "val"):
+        _require_no_validation_split(data)
+        whole = _find_whole_split(data, data.train_split, need_labels=need_labels)
+        return hold_out(whole, data.val_share, data.val_group, is_validation=split == "val")
+    return _find_whole_split(data, split, need_labels=need_labels)
+
+
+def _require_no_validation_split(data: DataConfig) -> None:
+    if data.source:
+        splits: Sequence[str] = ()
+    elif records.is_records(data.root):
+        splits = tuple(records.read_manifest(data.root).splits)
+    else:
+        splits = list_splits(data.root)
+    if data.train_split == "val" or "val" in splits:
+        raise DataError(
+            f"`data.val_share` (={data.val_share:g}) cannot be used, because the data set has a split 'val'. "
+            "Set it to 0 to validate on that split."
+        )
+
+
+def _find_whole_split(data: DataConfig, split: str, *, need_labels: bool) -> Samples:
     if data.source:
         return find_tfds(data.source.removeprefix(TFDS), data.root, split, data.label_kind, data.channels)
     if not records.is_records(data.root):
@@ -127,6 +154,7 @@ def find_samples(root: str, split: str, kind: str = "auto", *, need_labels: bool
       DataError: The folder or list is missing or empty, a line is malformed, a file is missing, two joined splits share
         an image, only some images have labels, or the label kinds are mixed.
     """
+    root = os.path.expanduser(root)
     folder = epath.Path(root)
     if not root:
         raise DataError("`data.root` (='') is empty. Pass the data set folder with --config.data.root=FOLDER.")
@@ -144,14 +172,14 @@ def find_samples(root: str, split: str, kind: str = "auto", *, need_labels: bool
             f"For example, {unlabelled!r} has none. Label either all images or none."
         )
     if need_labels and not labelled:
-        raise DataError(
-            f"The images in {source} have no labels, but split {split!r} needs labels. "
-            "In a list, write `image label` on each line."
-        )
+        why = next((part.why_unlabelled for part in parts if part.why_unlabelled), "")
+        why = why or f"{source} names only images. Write `image label` on each line."
+        raise DataError(f"Split {split!r} needs labels, but {why}")
     images, labels = tuple(image for image, _ in pairs), tuple(label for _, label in labelled)
+    _require_utf8(folder, images + labels)
     _require_files(folder, images + labels, source)
     kind = _agree_on_kind(folder, parts, source) if labels else "labelIds" if kind == "auto" else kind
-    return Samples(root, images, labels, kind, source, ImageFiles())
+    return Samples(root, images, labels, kind, source, ImageFiles(), tuple(note for part in parts for note in part.notes))
 
 
 def list_splits(root: str) -> list[str]:
@@ -172,37 +200,49 @@ class _Part:
       pairs: The (image, label) file names.
       source: Where the file names come from, as shown in messages.
       kind: How the labels encode classes, or "auto".
+      notes: What the user should know about the choice of files.
+      why_unlabelled: Why the part has no labels, or "".
     """
 
     split: str
     pairs: list[Pair]
     source: str
     kind: str
+    notes: tuple[str, ...] = ()
+    why_unlabelled: str = ""
 
 
 def _find_part(folder: epath.Path, split: str, kind: str) -> _Part:
     listing = folder / "list" / f"{split}.lst"
     if listing.exists():
-        part = _Part(split, list(read_list(listing)), str(listing), kind)
+        part = _Part(split, list(read_list(listing, folder)), str(listing), kind)
         advice = "Add images to the list, or delete the list to use the image folders."
     else:
         layout = find_layout(folder, split)
         if layout is None:
-            raise DataError(explain_missing_split(folder, split))
+            raise DataError(explain_missing_split(folder, split, list_splits(str(folder))))
         source = f"the folders in {folder} ({layout.name} layout)"
-        pairs = list(layout.pairs(folder, split, kind))
-        part = _Part(split, pairs, source, layout.label_kind if kind == "auto" else kind)
+        pairing = layout.pairs(folder, split, kind)
+        notes = (*pairing.notes, *_note_unread_lists(folder, split))
+        kind = layout.label_kind if kind == "auto" else kind
+        part = _Part(split, list(pairing.pairs), source, kind, notes, pairing.why_unlabelled)
         advice = f"Add images to {layout.shape.replace('SPLIT', split)}."
     if not part.pairs:
         raise DataError(f"Found no samples of split {split!r} in {part.source}. {advice}")
     return part
 
 
+def _note_unread_lists(folder: epath.Path, split: str) -> tuple[str, ...]:
+    names = (f"{split}.txt", f"{split}_list.txt", f"{split}.lst", f"list/{split}.txt")
+    unread = next((name for name in names if (folder / name).exists()), "")
+    return (f"{unread} is not read. Rename it to list/{split}.lst if it lists the images of the split.",) if unread else ()
+
+
 def describe(split: str, samples: Samples) -> str:
     """Return a one-line summary of a split: its size, source and label kind."""
     labels = f"with {samples.kind} labels" if samples.labels else "without labels"
     if samples.labels and samples.kind != "color" and isinstance(samples.store, ImageFiles):
-        labels += " (palette indices)" * (_png_colors(samples.root, samples.labels[0]) == PALETTE)
+        labels += " (palette indices)" * (read_mode(f"{samples.root}/{samples.labels[0]}") == "P")
     return f"{split}: {len(samples)} samples from {samples.source}, {labels}"
 
 
@@ -210,11 +250,24 @@ def find_missing_files(root: epath.Path, names: Sequence[str]) -> list[str]:
     """Return the files in `names` that do not exist below `root`."""
     # List each folder once instead of checking each file, because 6,000 requests to object storage take minutes.
     present: set[str] = set()
-    for parent in sorted({str(epath.Path(name).parent) for name in names}):
-        folder = root / parent
-        if folder.is_dir():
-            present.update(str(epath.Path(parent) / p.name) for p in folder.iterdir())
-    return [name for name in names if str(epath.Path(name)) not in present]
+    for parent in sorted({posixpath.dirname(name) for name in names}):
+        present.update(posixpath.join(parent, name) for name in _list_names(root / parent))
+    return [name for name in names if posixpath.normpath(name) not in present]
+
+
+def _list_names(folder: epath.Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return [path.name for path in folder.iterdir()] if "://" in str(folder) else os.listdir(folder)
+
+
+def _require_utf8(root: epath.Path, names: Sequence[str]) -> None:
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(name).decode(errors="backslashreplace")
+            raise DataError(f"The file name {shown} below {root} is not UTF-8. Rename the file.") from None
 
 
 def _require_files(root: epath.Path, names: tuple[str, ...], source: str) -> None:
@@ -223,8 +276,28 @@ def _require_files(root: epath.Path, names: tuple[str, ...], source: str) -> Non
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise DataError(
             f"{len(missing)} of {len(names)} files from {source} are missing below {root}: {shown}. "
-            "Add the files or fix the list."
+            f"{_compare_with_folder(root, missing[0])}"
         )
+
+
+def _compare_with_folder(root: epath.Path, name: str) -> str:
+    """Return what the folder of a missing file holds instead, and what to do."""
+    folder, base = posixpath.split(name)
+    present = sorted(filter(is_visible, _list_names(root / folder)))
+    alike = [each for each in present if _fold(each) == _fold(base)]
+    if alike:
+        return f"{alike[0]!r} exists, whose name differs in case or in the encoding of accents. Make the names equal."
+    same_stem = [each for each in present if posixpath.splitext(each)[0] == posixpath.splitext(base)[0]]
+    if same_stem:
+        return f"{posixpath.join(folder, same_stem[0])} exists. Use its name in the list, or convert the file."
+    near = difflib.get_close_matches(base, present, n=1, cutoff=0)
+    state = "is empty" if (root / folder).is_dir() else "does not exist"
+    there = f"The most similar name there is {near[0]}." if near else f"The folder {folder or root} {state}."
+    return f"{there} Add the files or fix the list."
+
+
+def _fold(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _agree_on_kind(root: epath.Path, parts: Sequence[_Part], source: str) -> str:
@@ -235,9 +308,9 @@ def _agree_on_kind(root: epath.Path, parts: Sequence[_Part], source: str) -> str
         for _, label in reversed(part.pairs)
     }
     if "" in example:
-        # Open only the first label file. If another label file has a different kind, reading it later raises an error.
+        # Open only the first label file. `data check` compares the formats of all files.
         first = example.pop("")
-        example["color" if _png_colors(str(root), first) in (RGB, RGBA) else "labelIds"] = first
+        example["color" if read_mode(str(root / first)) in ("RGB", "RGBA") else "labelIds"] = first
     if len(example) > 1:
         kinds = ", ".join(sorted(example))
         raise DataError(f"The labels in {source} are of different kinds ({kinds}). Use one kind, or set data.label_kind.")
@@ -247,14 +320,3 @@ def _agree_on_kind(root: epath.Path, parts: Sequence[_Part], source: str) -> str
 def _kind_of_name(name: str) -> str:
     """Return the label kind from a Cityscapes-style file name (`..._<kind>.<suffix>`), or "" for other names."""
     return next((kind for kind in KINDS if re.search(rf"_{kind}\.\w+$", name)), "")
-
-
-def _png_colors(root: str, name: str) -> int | None:
-    """Return the colour type from a PNG header, or None if the file is not a PNG."""
-    path = epath.Path(root) / name
-    try:
-        with path.open("rb") as file:
-            header = file.read(26)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({one_line(error)}). Replace the file or remove it from the list.") from None
-    return header[25] if len(header) == 26 and header.startswith(b"\x89PNG") else None

@@ -326,6 +326,10 @@ class RecordStore(Store):
         """Return the 8-byte fingerprint of sample `i`, as recorded in the manifest."""
         return bytes.fromhex(self.locations[i].record.fingerprint)
 
+    def select(self, rows: Sequence[int]) -> "RecordStore":
+        """Return a store for the samples at the given positions. See `Store.select`."""
+        return dataclasses.replace(self, locations=tuple(self.locations[i] for i in rows))
+
     def explain(self, samples: Samples, i: int, error: Exception) -> DataError:
         """Return an error that names sample `i` and its shard, and says how to repair the records."""
         location = self.locations[i]

@@ -7,12 +7,11 @@ on any particular store, or on augmentation.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
-from etils import epath
 
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import UNKNOWN, LabelSet, color_of
@@ -99,6 +98,13 @@ class Store(Protocol):
     def fingerprint(self, samples: "Samples", i: int) -> bytes:
         """Return the same 8-byte fingerprint as `decode`, without decoding the sample."""
 
+    def select(self, rows: Sequence[int]) -> "Store":
+        """Return a store for the samples at the given positions in the list.
+
+        Stores without state per sample return themselves.
+        """
+        return self
+
     def explain(self, samples: "Samples", i: int, error: Exception) -> DataError:
         """Return an error that explains to the user why reading sample `i` raised `error`."""
 
@@ -114,6 +120,7 @@ class Samples:
       kind: How the label files encode classes: "labelIds", "labelTrainIds" or "color".
       source: Where the file names come from, as shown in messages.
       store: The store that reads the samples.
+      notes: What the user should know about the choice of files.
     """
 
     root: str
@@ -122,50 +129,10 @@ class Samples:
     kind: str
     source: str
     store: Store
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
-
-
-def read_list(path: epath.Path) -> Iterator[tuple[str, str]]:
-    """Yield an (image, label) pair of file names for each line in a `.lst` file.
-
-    Columns are separated by tabs, or by spaces if the line has no tabs. The label is "" if the line has only one column. Blank
-    lines are skipped.
-
-    Raises:
-      DataError: The file is not UTF-8, a line has more than two columns, or a line names a file outside the root folder.
-    """
-    for number, line in enumerate(read_lines(path), start=1):
-        columns = [c.strip() for c in line.split("\t") if c.strip()] if "\t" in line else line.split()
-        if not columns:
-            continue
-        if len(columns) > 2:
-            raise DataError(
-                f"Line {number} of {path} has {len(columns)} columns. "
-                "Write `image` or `image label`, or `image<TAB>label` if the names contain spaces."
-            )
-        for name in columns:
-            if name.startswith("/") or ".." in name.split("/"):
-                raise DataError(
-                    f"Line {number} of {path} names {name!r}, which is outside the root folder. "
-                    "Write names relative to the root folder."
-                )
-        yield columns[0], columns[1] if len(columns) == 2 else ""
-
-
-def read_lines(path: epath.Path) -> list[str]:
-    """Return the lines of a UTF-8 text file.
-
-    The file can use `\\r\\n` line endings and start with a byte order mark.
-
-    Raises:
-      DataError: The file is not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}). Save it as UTF-8.") from None
 
 
 def digest(samples: Samples) -> str:

@@ -7,7 +7,7 @@ example. After that, any sample can be read directly, as with image files.
 import dataclasses
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,10 @@ class TfdsStore(Store):
             return tf.fingerprint([self._read_example(i)])[0].numpy().tobytes()
         except (OSError, tf.errors.OpError) as error:
             raise self.explain(samples, i, error) from None
+
+    def select(self, rows: Sequence[int]) -> "TfdsStore":
+        """Return a store for the samples at the given positions. See `Store.select`."""
+        return dataclasses.replace(self, locations=tuple(self.locations[i] for i in rows))
 
     def explain(self, samples: Samples, i: int, error: Exception) -> DataError:
         """Return an error that names sample `i` and tells the user to rebuild the data set."""

@@ -112,7 +112,7 @@ def test_the_error_for_missing_files_counts_them_and_names_five(tmp_path):
         find_samples(str(tmp_path), "train")
     message = str(caught.value)
     assert "13 of 14 files" in message
-    assert message.count(".png") == 5
+    assert message.partition(", ...")[0].count(".png") == 5
 
 
 @pytest.mark.parametrize(
@@ -141,5 +141,5 @@ def test_a_list_with_labels_for_only_some_images_is_rejected(tmp_path):
 def test_a_split_without_labels_is_an_error_by_default(tmp_path):
     save_images(tmp_path, "a.png")
     write_list(tmp_path, "a.png\n")
-    with pytest.raises(DataError, match="have no labels"):
+    with pytest.raises(DataError, match=r"needs labels, but .*train\.lst names only images\. Write `image label` on each line"):
         find_samples(str(tmp_path), "train")

@@ -84,8 +84,11 @@ def test_a_mask_that_was_resized_with_interpolation_is_recognized(report):
     ("label", "part"),
     [
         (mask(0, size=(80, 100)), "differ in size (100x80 and 80x100 pixels)"),
-        (Image.new("I;16", SIZE), "mode I;16). Save it as an 8-bit grey PNG."),
-        (Image.new("RGB", SIZE), "mode RGB). If its colours are the labels, set data.label_kind=color."),
+        (Image.new("I;16", SIZE, 300), "holds the id 300. Ids must be from 0 to 255: save it as an 8-bit grey PNG."),
+        (
+            Image.new("RGB", SIZE, (1, 2, 3)),
+            "is not an id image, because it has colours. If its colours are the labels, ",
+        ),
     ],
     ids=["rotated", "16-bit", "colours"],
 )
@@ -108,9 +111,9 @@ def test_truncated_files_are_errors(report, tmp_path):
 
 def test_an_image_with_an_unreadable_size_is_an_error(report, monkeypatch):
     report(train=[(random_image(0), mask(0, 1, 2))])
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    monkeypatch.setattr("deeplab_jax.data.decode.MEMORY_SHARE", 1e-12)
     result = report.check_again("train")
-    assert len(find_problems(result, "samples that cannot be used", "train0.png cannot be read as an image")) == 1
+    assert len(find_problems(result, "samples that cannot be used", "train0.png has 100x80 pixels, which need")) == 1
     assert result.fails
 
 

@@ -7,7 +7,8 @@ from test_find import save_images, write_list
 from deeplab_jax.data import layouts
 from deeplab_jax.data.find import describe, find_samples, list_splits
 from deeplab_jax.data.layouts import recognize_layout
-from deeplab_jax.data.layouts.layout import Layout, pair_by_name
+from deeplab_jax.data.layouts.layout import Layout
+from deeplab_jax.data.layouts.pairing import pair_by_name
 from deeplab_jax.errors import DataError
 
 
@@ -111,7 +112,7 @@ def test_custom_folders_without_split_names_form_the_training_split(tmp_path):
     assert find_names(tmp_path, "train")[0] == ("input/seq1/a.png", "input/seq2/b.png")
     assert find_names(tmp_path, "seq2")[0] == ("input/seq2/b.png",)
     save_images(tmp_path, "input/val/c.png", "target/val/c.png")
-    with pytest.raises(DataError, match=r"no samples of split 'train'.*custom folders hold the splits seq1, seq2, val"):
+    with pytest.raises(DataError, match=r"no samples of split 'train'.*which has the splits seq1, seq2, val"):
         find_samples(str(tmp_path), "train")
 
 

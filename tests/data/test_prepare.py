@@ -440,7 +440,7 @@ def test_records_of_a_split_without_labels_hold_only_the_images(root, out):
     run(root, out, ("train", "test"))
     assert next(out.glob("test-00000-*.bin")).stat().st_size == 2 * 8 * 12 * 3
     (root / "list" / "mine.lst").write_text("0.png\n")
-    with pytest.raises(DataError, match="have no labels"):
+    with pytest.raises(DataError, match="names only images"):
         run(root, out, ("mine",))
 
 

@@ -1,10 +1,9 @@
 """The ADE20K layout (ADEChallengeData2016): images/training/ is paired with annotations/training/."""
 
-from collections.abc import Iterator
-
 from etils import epath
 
-from deeplab_jax.data.layouts.layout import Layout, Pair, list_folders, pair_by_name
+from deeplab_jax.data.layouts.layout import Layout, Pairing, list_folders
+from deeplab_jax.data.layouts.pairing import pair_by_name
 
 FOLDERS = {"train": "training", "val": "validation"}
 
@@ -15,7 +14,7 @@ def _list_splits(root: epath.Path) -> list[str]:
     return [split for split, name in FOLDERS.items() if name in folders]
 
 
-def _list_pairs(root: epath.Path, split: str, kind: str) -> Iterator[Pair]:
+def _list_pairs(root: epath.Path, split: str, kind: str) -> Pairing:
     folder = _set_folder(root)
     return pair_by_name(root, folder / "images" / FOLDERS[split], folder / "annotations" / FOLDERS[split])
 

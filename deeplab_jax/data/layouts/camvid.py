@@ -1,10 +1,9 @@
 """The CamVid layout, as distributed with the SegNet tutorial: train/ is paired with trainannot/."""
 
-from collections.abc import Iterator
-
 from etils import epath
 
-from deeplab_jax.data.layouts.layout import Layout, Pair, list_folders, pair_by_name
+from deeplab_jax.data.layouts.layout import Layout, Pairing, list_folders
+from deeplab_jax.data.layouts.pairing import pair_by_name
 
 
 def _list_splits(root: epath.Path) -> list[str]:
@@ -12,7 +11,7 @@ def _list_splits(root: epath.Path) -> list[str]:
     return [name for name in folders if f"{name}annot" in folders]
 
 
-def _list_pairs(root: epath.Path, split: str, kind: str) -> Iterator[Pair]:
+def _list_pairs(root: epath.Path, split: str, kind: str) -> Pairing:
     return pair_by_name(root, root / split, root / f"{split}annot")
 
 

@@ -1,10 +1,9 @@
 """The layout for custom data sets: images are in input/, and masks are in target/."""
 
-from collections.abc import Iterator
-
 from etils import epath
 
-from deeplab_jax.data.layouts.layout import Layout, Pair, list_folders, pair_by_name
+from deeplab_jax.data.layouts.layout import Layout, Pairing, list_folders
+from deeplab_jax.data.layouts.pairing import pair_by_name
 
 
 def _list_splits(root: epath.Path) -> list[str]:
@@ -18,7 +17,7 @@ def _list_splits(root: epath.Path) -> list[str]:
     return folders if {"train", "val", "test"} & set(folders) else ["train", *folders]
 
 
-def _list_pairs(root: epath.Path, split: str, kind: str) -> Iterator[Pair]:
+def _list_pairs(root: epath.Path, split: str, kind: str) -> Pairing:
     folder = split if (root / "input" / split).is_dir() else ""
     return pair_by_name(root, root / "input" / folder, root / "target" / folder)
 

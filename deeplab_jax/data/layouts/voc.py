@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from deeplab_jax.data.layouts.layout import Layout, Pair
-from deeplab_jax.data.samples import read_lines
+from deeplab_jax.data.layouts.layout import Layout, Pairing
+from deeplab_jax.data.lists import read_lines
 from deeplab_jax.errors import DataError
 
 
@@ -16,8 +16,8 @@ def _list_splits(root: epath.Path) -> list[str]:
     return sorted(path.stem for path in lists.iterdir() if path.suffix == ".txt") if complete else []
 
 
-def _list_pairs(root: epath.Path, split: str, kind: str) -> Iterator[Pair]:
-    """Yield (image, label) pairs for the images in the split's list, with labels from `SegmentationClass`.
+def _list_pairs(root: epath.Path, split: str, kind: str) -> Pairing:
+    """Return (image, label) pairs for the images in the split's list, with labels from `SegmentationClass`.
 
     If the split name ends in "aug", labels from `SegmentationClassAug` take precedence. If no image has a label file, as in
     "test", the split has no labels.
@@ -30,10 +30,13 @@ def _list_pairs(root: epath.Path, split: str, kind: str) -> Iterator[Pair]:
         paths |= {path.stem: path for path in (folder / name).iterdir() if path.suffix == ".png"}
     stems = list(_read_stems(listing))
     labelled = any(stem in paths for stem in stems)
+    pairs = []
     for stem in stems:
         label = paths.get(stem, folder / truths[-1] / f"{stem}.png")
         image = folder / "JPEGImages" / f"{stem}.jpg"
-        yield str(image.relative_to(root)), str(label.relative_to(root)) if labelled else ""
+        pairs.append((str(image.relative_to(root)), str(label.relative_to(root)) if labelled else ""))
+    why = "" if labelled else f"the folder {(folder / truths[-1]).relative_to(root)} holds no mask of these images."
+    return Pairing(tuple(pairs), why_unlabelled=why)
 
 
 def _set_folder(root: epath.Path) -> epath.Path:

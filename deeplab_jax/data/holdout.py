@@ -1,0 +1,60 @@
+"""Hold out a part of the training images for validation."""
+
+import dataclasses
+import hashlib
+import re
+
+from deeplab_jax.data.samples import Samples
+from deeplab_jax.errors import ConfigError
+
+
+def hold_out(samples: Samples, share: float, group: str, *, is_validation: bool) -> Samples:
+    """Return the validation part of a split, or its other part.
+
+    The choice depends only on the image names and is the same on every machine: the names are sorted by their SHA-256 hash, and
+    the first ones are held out. Images with the same group stay together. If images are added later, most of the others
+    stay where they are.
+
+    Args:
+      samples: The full split.
+      share: The fraction of images to hold out, above 0 and below 1.
+      group: A regular expression. Its match in an image's name is the image's group: the first parenthesized part, or the whole
+        match. If "", every image is a group of its own.
+      is_validation: Whether to return the held-out part.
+
+    Raises:
+      ConfigError: An image has no group, or there are fewer than two groups.
+    """
+    names = [_find_group(name, group) for name in samples.images] if group else list(samples.images)
+    order = sorted(set(names), key=lambda name: hashlib.sha256(name.encode()).digest())
+    if len(order) < 2:
+        raise ConfigError(
+            f"`data.val_share` (={share:g}) cannot be used, because {samples.source} has only one "
+            f"{'group of images' if group else 'image'}. Provide a validation split instead."
+        )
+    held_out: set[str] = set()
+    sizes = dict.fromkeys(order, 0)
+    for name in names:
+        sizes[name] += 1
+    count = 0
+    for name in order[:-1]:
+        if count >= share * len(names):
+            break
+        held_out.add(name)
+        count += sizes[name]
+    rows = [i for i, name in enumerate(names) if (name in held_out) == is_validation]
+    kept = f"{count} of {len(names)}" if is_validation else f"all but {count} of {len(names)}"
+    return dataclasses.replace(
+        samples,
+        images=tuple(samples.images[i] for i in rows),
+        labels=tuple(samples.labels[i] for i in rows) if samples.labels else (),
+        store=samples.store.select(rows),
+        source=f"{samples.source}, {kept} images by data.val_share={share:g}",
+    )
+
+
+def _find_group(name: str, group: str) -> str:
+    match = re.search(group, name)
+    if not match:
+        raise ConfigError(f"`data.val_group` (={group!r}) does not match the image name {name!r}. It must match every name.")
+    return match[1] if match.re.groups else match[0]
