@@ -24,7 +24,7 @@ def require_images(images: Any, channels: int) -> UInt8[np.ndarray, "n c h w"]:
     """
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != channels or 0 in images.shape:
-        kind = "RGB images" if channels == 3 else f"images with {channels} channels"
+        kind = "RGB images" if channels == 3 else f"images with {channels} channel{'s' * (channels > 1)}"
         raise DataError(
             f"`images` (={images.dtype} {list(images.shape)}) is not usable. Give {kind} as uint8 [n, {channels}, h, w]."
         )
