@@ -35,7 +35,10 @@ def save_rgba(image, path):
 def save_five_bands(image, path):
     """Save 12-bit values, in a TIFF with five bands."""
     tifffile.imwrite(
-        path.with_suffix(".tif"), np.dstack([image, image[..., :2]]).astype(np.uint16) * 16, photometric="minisblack"
+        path.with_suffix(".tif"),
+        np.dstack([image, image[..., :2]]).astype(np.uint16) * 16,
+        photometric="minisblack",
+        planarconfig="contig",
     )
     return path.with_suffix(".tif")
 
