@@ -38,23 +38,24 @@ class Segmenter:
         """Return the label set, which gives each train id's name and colour."""
         return self.config.labels
 
-    def logits(self, images: UInt8[np.ndarray, "n 3 h w"]) -> Float[np.ndarray, "n k h w"]:
+    def logits(self, images: UInt8[np.ndarray, "n c h w"]) -> Float[np.ndarray, "n k h w"]:
         """Normalise the images and return their logits at full resolution.
 
         Args:
-          images: RGB values from 0 to 255, of any height and width. The network is compiled once for each shape.
+          images: Values from 0 to 255, of any height and width, with `config.data.channels` channels, such as RGB. The network
+            is compiled once for each shape.
 
         Raises:
           DataError: The images have the wrong dtype or shape.
         """
         return _to_nchw(self._run(inference.logits, images))
 
-    def predict(self, images: UInt8[np.ndarray, "n 3 h w"]) -> UInt8[np.ndarray, "n h w"]:
+    def predict(self, images: UInt8[np.ndarray, "n c h w"]) -> UInt8[np.ndarray, "n h w"]:
         """Return full-resolution train ids. Takes the same arguments and raises the same errors as `logits`."""
         return self._run(inference.predict, images)
 
     def predict_with_confidence(
-        self, images: UInt8[np.ndarray, "n 3 h w"]
+        self, images: UInt8[np.ndarray, "n c h w"]
     ) -> tuple[UInt8[np.ndarray, "n h w"], UInt8[np.ndarray, "n h w"]]:
         """Return each pixel's train id and its probability, scaled to 0-255."""
         return self._run(inference.predict_with_confidence, images)
@@ -63,8 +64,8 @@ class Segmenter:
     def _programs(self) -> Programs:
         return Programs()
 
-    def _run(self, function: Callable[..., Any], images: UInt8[np.ndarray, "n 3 h w"]) -> Any:
-        images = require_images(images).transpose(0, 2, 3, 1)
+    def _run(self, function: Callable[..., Any], images: UInt8[np.ndarray, "n c h w"]) -> Any:
+        images = require_images(images, self.config.model.channels).transpose(0, 2, 3, 1)
         program = self._programs.get(
             (function, images.shape),
             lambda: compile_program(inference.jit_by_config(function, self.config), self.variables, images),

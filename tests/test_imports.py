@@ -23,6 +23,8 @@ DATA_MAY_IMPORT = ("errors", "files", "labels", "config", "runtime.machine")
 MAY_IMPORT = {layer: LAYERS[:position] for position, layer in enumerate(LAYERS)} | {
     "data": DATA_MAY_IMPORT,
     "scenes": DATA_MAY_IMPORT,
+    # Predictions read image files like training does, but without TensorFlow.
+    "predict": (*LAYERS[: LAYERS.index("predict")], "data.decode"),
     "commands": (*LAYERS, "data", "scenes"),
     "__init__": (),
 }

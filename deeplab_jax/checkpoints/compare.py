@@ -4,13 +4,17 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from deeplab_jax.config import Config, ModelConfig, to_dict
+from deeplab_jax.config import Config, DataConfig, ModelConfig, to_dict
 from deeplab_jax.config.fields import field_names
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models import canonical
 
 # Changing one of these fields would give the stored arrays the wrong shapes or a different meaning.
-FIXED = {f"model.{name}" for name in field_names(ModelConfig, changes=("shapes", "meaning"))}
+# The number of channels comes first, because other fields, such as `model.mean`, depend on it.
+FIXED = [
+    *(f"data.{name}" for name in field_names(DataConfig, changes=("shapes", "meaning"))),
+    *(f"model.{name}" for name in field_names(ModelConfig, changes=("shapes", "meaning"))),
+]
 
 
 def compare_configs(stored: Config, config: Config, checkpoint: str) -> list[str]:
@@ -41,8 +45,8 @@ def compare_configs(stored: Config, config: Config, checkpoint: str) -> list[str
             f"({len(old)} classes, {old[0]!r} to {old[-1]!r}). Use the checkpoint's config, a different checkpoint or "
             f"a different workdir."
         )
-    for field in fields:
-        if field in FIXED:
+    for field in FIXED:
+        if field in fields:
             raise CheckpointError(
                 f"`{field}` (={now[field]!r}) is {then[field]!r} in {checkpoint}. Change it back, or use a different "
                 "checkpoint or workdir."

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deeplab_jax.config import Config, DataConfig
+from deeplab_jax.config.validation import validate_fields
 from deeplab_jax.errors import ConfigError, DataError, one_line
 from deeplab_jax.files import write_atomically
 from deeplab_jax.labels import IGNORE, LABEL_SETS, LabelSet, color_of
@@ -60,6 +61,8 @@ def prepare(
     splits: tuple[str, ...] = ("train", "val"),
     label_kind: str = "auto",
     data_dir: str = "",
+    channels: int = 3,
+    value_range: tuple[float, float] | None = None,
     threads: int = 0,
 ) -> None:
     """Decode a data set into records, which load much faster in training. To use them, set data.root to the records folder.
@@ -73,13 +76,16 @@ def prepare(
       label_kind: labelIds, labelTrainIds or color. Only needed if the kind detected from the file names and the first file's
         header is wrong.
       data_dir: The TFDS data directory for tfds:NAME, if not the default.
+      channels: The number of bands in the images. Use the same value as data.channels in training.
+      value_range: The values in the files that become 0 and 255. Use the same values as data.value_range in training.
       threads: The number of host threads, or 0 to choose automatically.
     """
     from deeplab_jax.data.prepare import prepare as write_records
 
     _require_threads(threads)
     data = _make_data_config(root, label_kind, data_dir)
-    data.threads = threads
+    data.threads, data.channels, data.value_range = threads, channels, value_range or ()
+    validate_fields(Config(data=data))
     write_records(data, out, splits, Console(soft_wrap=True, highlight=False))
 
 

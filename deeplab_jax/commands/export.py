@@ -13,7 +13,7 @@ def export(
     format: Literal["stablehlo", "onnx"],
     output: Literal["labels", "logits"] = "labels",
 ) -> None:
-    """Export a network with its preprocessing to a single portable file that takes uint8 [n, 3, h, w] images.
+    """Export a network with its preprocessing to a single portable file that takes uint8 [n, c, h, w] images.
 
     The file is only written if its output matches the checkpoint's.
 

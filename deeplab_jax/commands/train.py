@@ -6,6 +6,7 @@ from deeplab_jax.config import Config
 from deeplab_jax.runtime.compilation import enable_compilation_cache
 from deeplab_jax.train.begin import set_up
 from deeplab_jax.train.loop import train
+from deeplab_jax.train.photometric import describe_limits
 from deeplab_jax.weights.transfer import pretrained_variables
 
 
@@ -26,6 +27,8 @@ def train_recipe(config: Config, workdir: str, console: Console) -> None:
     enable_compilation_cache()
     # Report an invalid config before reading the data, which can take minutes.
     set_up(config, 1)
+    if config.data.photometric and (limits := describe_limits(config.data.channels)):
+        console.print(limits)
     data, steps = open_training_data(config, console.print)
     pretrained = (lambda: pretrained_variables(config, console.print)) if config.model.pretrained else None
     train(config, workdir, steps=steps, data=data, console=console, pretrained=pretrained)

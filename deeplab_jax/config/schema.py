@@ -27,6 +27,7 @@ from deeplab_jax.labels import CITYSCAPES, LabelSet
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
+MAX_CHANNELS = 8
 OUTPUT_STRIDES = (8, 16, 32)
 # The largest resize factor allowed in evaluation. A larger one is probably a typo, and the resized image would exhaust memory.
 MAX_SCALE = 8
@@ -34,6 +35,10 @@ MAX_SCALE = 8
 
 def _are_names(values: Any) -> bool:
     return isinstance(values, tuple | list) and len(values) > 0 and all(isinstance(value, str) for value in values)
+
+
+def _are_channel_values(values: Any) -> bool:
+    return are_one_or_more_numbers(values) and len(values) <= MAX_CHANNELS
 
 
 def _are_options(values: Any) -> bool:
@@ -171,18 +176,19 @@ class ModelConfig:
         "logits are always float32.",
         one_of("float32", "bfloat16"),
     )
-    mean: tuple[float, float, float] = field(
+    mean: tuple[float, ...] = field(
         IMAGENET_MEAN,
-        "Mean RGB values (0-255) of the training images. The compiled step subtracts them from every image on the device. The "
-        "default is the ImageNet mean.",
-        Check(lambda mean: are_numbers(mean, 3), "Give three numbers, for R, G and B."),
+        "Mean value (0-255) of each channel in the training images. The compiled step subtracts it from every image on the "
+        "device. The default is the ImageNet mean. With `data.channels` other than 3, the default is the average of the three "
+        "ImageNet values for a single channel, and otherwise repeats them: R, G, B, R, ...",
+        Check(_are_channel_values, "Give one number for each channel."),
         changes="meaning",
     )
-    std: tuple[float, float, float] = field(
+    std: tuple[float, ...] = field(
         IMAGENET_STD,
-        "Standard deviation of the RGB values (0-255) in the training images. Every image is divided by it after the mean is "
-        "subtracted. The default is the ImageNet standard deviation.",
-        Check(lambda std: are_numbers(std, 3) and min(std) > 0, "Give three numbers above 0, for R, G and B."),
+        "Standard deviation of each channel (0-255) in the training images. Every image is divided by it after the mean is "
+        "subtracted. The default is the ImageNet standard deviation, which adapts to `data.channels` like `model.mean`.",
+        Check(lambda std: _are_channel_values(std) and min(std) > 0, "Give one number above 0 for each channel."),
         changes="meaning",
     )
     pretrained: str = field(
@@ -200,6 +206,11 @@ class ModelConfig:
             "Give stages from 1 to 4, such as --config.model.remat='(1,2)'.",
         ),
     )
+
+    @property
+    def channels(self) -> int:
+        """Return the number of channels in the images that the network reads."""
+        return len(self.mean)
 
 
 @dataclasses.dataclass(slots=True)
@@ -221,6 +232,23 @@ class DataConfig:
         ),
     )
     train_split: str = field("train", "Name of the training split. `train+val` joins two splits.")
+    channels: int = field(
+        3,
+        "Number of channels (bands) in the images, from 1 to 8: 1 for grey or thermal images, 3 for RGB, 4 for RGB and "
+        "infrared. See docs/how-to/bands.md.",
+        Check(lambda channels: 1 <= channels <= MAX_CHANNELS, f"Use an integer from 1 to {MAX_CHANNELS}."),
+        changes="shapes",
+    )
+    value_range: tuple[float, ...] = field(
+        (),
+        "Values in the image files that become 0 and 255, such as (0, 4095) for 12 bits. Values in between are scaled linearly "
+        "and rounded, and values outside are clipped. () uses the full range of the file's integer type, so 8-bit values are "
+        "unchanged and 16-bit values are reduced to their upper 8 bits. Files with other types need a range.",
+        Check(
+            lambda pair: pair in ((), []) or (are_numbers(pair, 2) and pair[0] < pair[1]),
+            "Give the lowest and the highest value, such as --config.data.value_range='(0,4095)', or ().",
+        ),
+    )
     val_share: float = field(
         0.0,
         "Fraction of the training images to hold out for validation, if the data set has no `val` split. The choice depends "
@@ -273,7 +301,8 @@ class DataConfig:
     photometric: bool = field(
         False,
         "Whether to distort the brightness, contrast, saturation and hue of training images, as mmsegmentation does. The "
-        "distortion runs on the device.",
+        "distortion runs on the device. Saturation and hue change only in the first three channels, and not at all in images "
+        "with fewer.",
     )
     rotation: float = field(
         0.0,

@@ -10,6 +10,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
+from deeplab_jax.config.channels import fill_defaults
 from deeplab_jax.config.fields import are_numbers
 from deeplab_jax.config.rates import aspp_rates, last_stage_rates
 from deeplab_jax.config.schema import Config
@@ -22,10 +23,13 @@ TYPES = {int: "Use an integer.", float: "Use a number.", bool: "Use True or Fals
 def validate_fields(config: Config) -> Config:
     """Return `config` if every field is valid and all fields are consistent.
 
+    The defaults that depend on `data.channels` are filled in (see `fill_defaults`).
+
     Raises:
       ConfigError: A field is invalid. The message gives the field, its value and what to do.
     """
     _validate_section(config, config, "")
+    config = fill_defaults(config)
     for field, accepted, advice in _rules(config):
         require(config, field, accepted, advice)
     return config
@@ -72,6 +76,7 @@ def _rules(config: Config) -> Iterator[tuple[str, bool, str]]:
                 "Choose values that result in integer rates above 0."
             )
             yield field, are_integers, advice
+    yield from _channel_rules(config)
     yield from _loss_rules(config)
     is_below = 0 <= config.optim.lr_end <= config.optim.lr
     yield "optim.lr_end", is_below, f"Use a number from 0 to optim.lr (={config.optim.lr})."
@@ -91,6 +96,15 @@ def _rules(config: Config) -> Iterator[tuple[str, bool, str]]:
         one_is_zero,
         f"Set either train.steps or train.epochs (={train.epochs}) to a number above 0, and the other one to 0.",
     )
+
+
+def _channel_rules(config: Config) -> Iterator[tuple[str, bool, str]]:
+    for field in ("model.mean", "model.std"):
+        has_all = len(operator.attrgetter(field)(config)) == config.data.channels
+        yield field, has_all, f"Give one number for each of the {config.data.channels} channels (data.channels)."
+    is_bytes = not (config.data.source and config.data.value_range)
+    advice = f"The images of {config.data.source} have 8 bits. Leave data.value_range at ()."
+    yield "data.value_range", is_bytes, advice
 
 
 def _loss_rules(config: Config) -> Iterator[tuple[str, bool, str]]:

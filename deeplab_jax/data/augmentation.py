@@ -19,10 +19,10 @@ from deeplab_jax.config import DataConfig
 from deeplab_jax.data.samples import OpenSample, ReadPixels, ReadWindow
 from deeplab_jax.labels import IGNORE
 
-# A training sample as a dict. "image" is uint8 [crop_h, crop_w, 3], and "label" holds train ids, uint8 [crop_h, crop_w].
+# A training sample as a dict. "image" is uint8 [crop_h, crop_w, c], and "label" holds train ids, uint8 [crop_h, crop_w].
 # Augmentation steps can add more entries.
 Row = dict[str, tf.Tensor]
-Fill = tuple[int, ...]  # RGB colour of pixels outside the image
+Fill = tuple[int, ...]  # colour of pixels outside the image, with one value for each channel
 MAX_RETRIES = 10  # mmsegmentation's RandomCrop also accepts any crop after 10 retries
 NEUTRAL_FACTORS = (0.0, 1.0, 1.0, 0.0, 0.0)  # with these factors, `photometric.distort` leaves an image unchanged
 
@@ -34,7 +34,7 @@ def augment(sample: OpenSample, key: tf.Tensor, *, data: DataConfig, fill: tuple
       sample: A sample with a label.
       key: The sample's random key, from `make_sample_key`.
       data: The config's data section.
-      fill: The RGB colour (0 to 255) for pixels outside the image. These pixels get the label 255.
+      fill: The colour (0 to 255, one value for each channel) for pixels outside the image. These pixels get the label 255.
     """
     assert sample.label is not None  # a training split has labels
     pixel = _round_fill(fill)
@@ -49,7 +49,7 @@ def augment(sample: OpenSample, key: tf.Tensor, *, data: DataConfig, fill: tuple
 
 def make_blank_row(data: DataConfig, fill: tuple[float, ...]) -> Row:
     """Return a row in the format produced by `augment`. Every pixel has the fill colour and the label 255."""
-    image = tf.broadcast_to(tf.constant(_round_fill(fill), tf.uint8), (*data.crop_size, 3))
+    image = tf.broadcast_to(tf.constant(_round_fill(fill), tf.uint8), (*data.crop_size, len(fill)))
     row = {"image": image, "label": tf.fill(data.crop_size, tf.constant(IGNORE, tf.uint8))}
     return row | ({"photometric": tf.constant(NEUTRAL_FACTORS)} if data.photometric else {})
 
@@ -178,7 +178,7 @@ def render_image(image: ReadWindow, window: Window, crop_size: tuple[int, int], 
     The interpolation does not use pixels outside the window.
 
     Returns:
-      The crop, uint8 [crop_h, crop_w, 3].
+      The crop, uint8 [crop_h, crop_w, c].
     """
     pixels = tf.raw_ops.ResizeBilinear(
         images=image(window.low, window.high)[None], size=window.output_size, half_pixel_centers=True

@@ -61,10 +61,11 @@ def _require_no_validation_split(data: DataConfig) -> None:
 
 def _find_whole_split(data: DataConfig, split: str, *, need_labels: bool) -> Samples:
     if data.source:
-        return find_tfds(data.source.removeprefix(TFDS), data.root, split, data.label_kind)
+        return find_tfds(data.source.removeprefix(TFDS), data.root, split, data.label_kind, data.channels)
     if not records.is_records(data.root):
         try:
-            return find_samples(data.root, split, data.label_kind, need_labels=need_labels)
+            samples = find_samples(data.root, split, data.label_kind, need_labels=need_labels)
+            return dataclasses.replace(samples, store=ImageFiles(data.channels, tuple(data.value_range)))
         except DataError:
             if records.is_incomplete(data.root):
                 message = (
@@ -75,6 +76,7 @@ def _find_whole_split(data: DataConfig, split: str, *, need_labels: bool) -> Sam
             raise
     manifest_file = stat_file(str(epath.Path(data.root) / records.MANIFEST))
     samples = _find_prepared(data.root, split, manifest_file, need_labels=need_labels)
+    records.require_same_bands(samples, data)
     if data.label_kind in ("auto", samples.kind):
         return samples
     if not samples.labels:

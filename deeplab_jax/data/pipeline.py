@@ -2,7 +2,7 @@
 
 A training sample depends only on the seed, its number in the run, and the files. A batch of n samples has these entries:
 
-- "image": the images, uint8 [n, h, w, 3].
+- "image": the images, uint8 [n, h, w, c].
 - "label": the train ids, uint8 [n, h, w], where 255 is ignored. This entry is missing in a split without labels.
 - "valid": whether each row is a real sample, bool [n]. False for padding rows and skipped rows.
 - "index": each sample's position in the list, int64 [n].
@@ -71,7 +71,7 @@ def train_batches(
       samples: A split with labels.
       labels: The label set, which maps the label values to train ids.
       data: The config's data section.
-      fill: The RGB colour (0 to 255) for pixels outside the image.
+      fill: The colour (0 to 255, one value for each channel) for pixels outside the image.
       seed: The run's seed.
       start_step: The first step. Earlier steps are not computed.
       steps: The total number of steps in the run.

@@ -55,7 +55,8 @@ def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console)
     """Write records for `splits` to the folder `out`, which can then be used as `data.root`.
 
     Args:
-      data: A config's data section. Only the root, the source, the label kind and the thread count are used.
+      data: A config's data section. Only the root, the source, the channels, the value range, the label kind and the thread
+        count are used.
       out: A new folder, or the output folder from an earlier run. Existing shards are reused if their samples are unchanged.
       splits: The split names. "train+val" counts as two splits.
       console: The console for progress output.
@@ -77,16 +78,16 @@ def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console)
     _read_other_splits(folder, source, splits)  # reject a different source before changing any files
     _remove_temporary_files(folder, splits)
     plan = {split: _plan_shards(split, len(samples)) for split, samples in sets.items()}
-    _reuse_shards(folder, plan, sets, source, data.threads, console)
+    _reuse_shards(folder, plan, sets, source, data, console)
     todo = {split: [planned for planned in each if planned.shard is None] for split, each in plan.items()}
     if not any(todo.values()) and (folder / MANIFEST).exists():
         console.print(f"{out} is already up to date", markup=False)
     else:
-        _require_space(folder, todo, sets)
+        _require_space(folder, todo, sets, data.channels)
         # Remove these splits from the manifest until all their shards are complete. Reread the other splits each time,
         # because another process might have prepared some of them in the meantime.
         _write_manifest(folder, source, data_dir, _read_other_splits(folder, source, splits))
-        _write_shards(folder, sets, todo, source, data.threads, console)
+        _write_shards(folder, sets, todo, source, data, console)
     prepared = {split: _as_json(samples, plan[split]) for split, samples in sets.items()}
     _write_manifest(folder, source, data_dir, _read_other_splits(folder, source, splits) | prepared)
     shards = [planned for each in plan.values() for planned in each]
@@ -99,7 +100,7 @@ def _write_shards(
     sets: Mapping[str, Samples],
     todo: Mapping[str, Sequence["_PlannedShard"]],
     source: str,
-    threads: int,
+    data: DataConfig,
     console: Console,
 ) -> None:
     with _progress_bar(console) as bar:
@@ -109,10 +110,10 @@ def _write_shards(
             # Record the stamps (size and modification time) before reading. If a file changes during the read, the next run
             # then sees a different stamp and reads the file again.
             stamps = {i: read_stamp(samples, i) for i in rows}
-            decoded = _decode(samples, rows, threads)
+            decoded = _decode(samples, rows, data.threads)
             for planned in todo[split]:
                 advance = functools.partial(bar.advance, task)
-                planned.shard = _write_shard(folder, planned, samples, source, stamps, decoded, advance)
+                planned.shard = _write_shard(folder, planned, samples, source, data, stamps, decoded, advance)
 
 
 def _progress_bar(console: Console) -> Progress:
@@ -144,7 +145,7 @@ def _reuse_shards(
     plan: Mapping[str, Sequence[_PlannedShard]],
     sets: Mapping[str, Samples],
     source: str,
-    threads: int,
+    data: DataConfig,
     console: Console,
 ) -> None:
     """Set `shard` on each planned shard that an earlier run has already written.
@@ -152,16 +153,16 @@ def _reuse_shards(
     The shards are checked in parallel, because computing the checksums for a large data set takes minutes on one core.
     """
     jobs = [(planned, sets[split]) for split, each in plan.items() for planned in each]
-    with _progress_bar(console) as bar, ThreadPoolExecutor(threads or usable_cores()) as pool:
+    with _progress_bar(console) as bar, ThreadPoolExecutor(data.threads or usable_cores()) as pool:
         task = bar.add_task("existing shards", total=len(jobs))
         for (planned, _), shard in zip(
-            jobs, pool.map(lambda job: _reuse_shard(folder, job[0], job[1], source), jobs), strict=True
+            jobs, pool.map(lambda job: _reuse_shard(folder, job[0], job[1], source, data), jobs), strict=True
         ):
             planned.shard = shard
             bar.advance(task)
 
 
-def _reuse_shard(folder: epath.Path, planned: _PlannedShard, samples: Samples, source: str) -> Shard | None:
+def _reuse_shard(folder: epath.Path, planned: _PlannedShard, samples: Samples, source: str, data: DataConfig) -> Shard | None:
     """Return an earlier run's shard if it is intact and its source samples are unchanged, or None otherwise."""
     try:
         values = json.loads((folder / f"{planned.name}.json").read_text())
@@ -172,6 +173,8 @@ def _reuse_shard(folder: epath.Path, planned: _PlannedShard, samples: Samples, s
         return None
     names = [(samples.images[i], "".join(samples.labels[i : i + 1])) for i in planned.rows]
     if not is_same_kind or names != [(record.image, record.label) for record in shard.records]:
+        return None
+    if any((record.bands, record.value_range) != (data.channels, tuple(data.value_range)) for record in shard.records):
         return None
     # Store the current stamps (size and modification time), so that the next run does not reread files that were only touched.
     records = tuple(
@@ -225,6 +228,7 @@ def _write_shard(
     planned: _PlannedShard,
     samples: Samples,
     source: str,
+    config: DataConfig,
     stamps: Mapping[int, tuple[int, ...]],
     decoded: Iterator[Mapping[str, np.ndarray]],
     advance: Callable[[], None],
@@ -238,7 +242,7 @@ def _write_shard(
                 data = array.tobytes()
                 file.write(data)
                 digest.update(data)
-            records.append(_make_record(samples, i, sample, stamps[i]))
+            records.append(_make_record(samples, i, sample, stamps[i], tuple(config.value_range)))
             advance()
     shard = Shard(f"{planned.name}-{digest.hexdigest()[:8]}.bin", digest.hexdigest(), tuple(records))
     try:
@@ -266,8 +270,10 @@ def _write_sidecar(folder: epath.Path, name: str, kind: str, source: str, shard:
         file.write(json.dumps(description).encode())
 
 
-def _make_record(samples: Samples, i: int, sample: Mapping[str, np.ndarray], stamp: tuple[int, ...]) -> Record:
-    height, width = sample["image"].shape[:2]
+def _make_record(
+    samples: Samples, i: int, sample: Mapping[str, np.ndarray], stamp: tuple[int, ...], value_range: tuple[float, ...]
+) -> Record:
+    height, width, bands = sample["image"].shape
     values = sample.get("values")
     return Record(
         image=samples.images[i],
@@ -278,6 +284,8 @@ def _make_record(samples: Samples, i: int, sample: Mapping[str, np.ndarray], sta
         values=() if values is None else tuple(np.unique(values)[:MOST_VALUES].tolist()),
         fingerprint=sample["fingerprint"].tobytes().hex(),
         stamp=stamp,
+        bands=bands,
+        value_range=value_range,
     )
 
 
@@ -396,7 +404,9 @@ def _unlink(path: epath.Path) -> None:
         ) from None
 
 
-def _require_space(folder: epath.Path, todo: Mapping[str, Sequence[_PlannedShard]], sets: Mapping[str, Samples]) -> None:
+def _require_space(
+    folder: epath.Path, todo: Mapping[str, Sequence[_PlannedShard]], sets: Mapping[str, Samples], bands: int
+) -> None:
     """Check that the disk has enough free space for the new shards.
 
     The estimate assumes that all samples in a split are as large as the first one to be written, and subtracts the size of
@@ -412,7 +422,7 @@ def _require_space(folder: epath.Path, todo: Mapping[str, Sequence[_PlannedShard
         if not plan:
             continue
         height, width = sets[split].store.size(sets[split], plan[0].rows[0])
-        needed += sum(len(planned.rows) for planned in plan) * height * width * (3 + _label_channels(sets[split]))
+        needed += sum(len(planned.rows) for planned in plan) * height * width * (bands + _label_channels(sets[split]))
         needed -= sum(path.stat().length for planned in plan for path in _list_versions(folder, planned))
     free = shutil.disk_usage(os.fspath(folder)).free
     if needed > free:

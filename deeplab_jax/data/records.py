@@ -3,7 +3,7 @@
 Raw bytes allow a window to be read without reading the rest of the sample. `prepare.py` writes the records.
 
 A records folder contains a manifest, `records.json`, and shards named `<split>-00000-1a2b3c4d.bin`. For each sample, the shard
-stores the image bytes (uint8 [h, w, 3]), followed by the label values (uint8 [h, w] ids, or uint8 [h, w, 3] colours).
+stores the image bytes (uint8 [h, w, c]), followed by the label values (uint8 [h, w] ids, or uint8 [h, w, 3] colours).
 
 A record's fingerprint identifies the source contents from which the record was prepared. It is not a checksum of the record
 itself. A shard name ends in the first eight digits of the shard's SHA-256, so shards from different `data prepare` runs cannot
@@ -23,6 +23,7 @@ import numpy as np
 import tensorflow as tf
 from etils import epath
 
+from deeplab_jax.config import DataConfig
 from deeplab_jax.data.image_files import ImageFiles, reason
 from deeplab_jax.data.ranges import File, read_range, stat_file
 from deeplab_jax.data.samples import DecodedSample, OpenSample, Samples, Store, require_disjoint
@@ -52,6 +53,8 @@ class Record:
       values: The distinct label values (at most MOST_VALUES), as 24-bit colours if the label has 3 channels.
       fingerprint: The fingerprint of the source contents, in hexadecimal.
       stamp: The size (bytes) and modification time (ns) of each source file. A file with an unchanged stamp is not reread.
+      bands: The number of image channels (`data.channels`).
+      value_range: The `data.value_range` with which the image was decoded.
     """
 
     image: str
@@ -62,11 +65,13 @@ class Record:
     values: tuple[int, ...]
     fingerprint: str
     stamp: tuple[int, ...]
+    bands: int = 3
+    value_range: tuple[float, ...] = ()
 
     @property
     def nbytes(self) -> int:
         """Return the combined size of the image and the label in bytes."""
-        return self.height * self.width * (3 + self.channels)
+        return self.height * self.width * (self.bands + self.channels)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -158,7 +163,8 @@ def read_manifest(root: str) -> Manifest:
 
 def shard_from_json(values: dict[str, Any]) -> Shard:
     """Build a shard from the JSON values returned by `shard_to_json`."""
-    rows = [row | {"values": tuple(row["values"]), "stamp": tuple(row["stamp"])} for row in values["records"]]
+    tuples = ("values", "stamp", "value_range")  # JSON has lists instead
+    rows = [row | {name: tuple(row[name]) for name in tuples if name in row} for row in values["records"]]
     return Shard(values["file"], values["sha256"], tuple(Record(**row) for row in rows))
 
 
@@ -204,6 +210,11 @@ def advise_rerun(manifest: Manifest, root: str) -> str:
         options += ["--label-kind", *kinds]
     if manifest.data_dir:
         options += ["--data-dir", manifest.data_dir]
+    record = next((record for split in manifest.splits.values() for _, _, record in split.records()), None)
+    if record and record.bands != 3:
+        options += ["--channels", str(record.bands)]
+    if record and record.value_range:
+        options += ["--value-range", *(f"{value:g}" for value in record.value_range)]
     words = ["deeplab-jax", "data", "prepare", manifest.source, "--out", root, *options]
     return f"Run `{shlex.join(words)}` again. It rewrites only the shards that are missing, damaged or out of date."
 
@@ -225,6 +236,23 @@ def _require_one_kind(root: str, split: str, parts: Sequence[tuple[str, Split]])
         raise DataError(
             f"Split {split!r} of the records in {root} mixes labels ({shown}). Join only splits with the same label kind."
         )
+
+
+def require_same_bands(samples: Samples, data: DataConfig) -> None:
+    """Check that prepared images have `data.channels` channels and were decoded with `data.value_range`.
+
+    Raises:
+      DataError: They differ. Predictions would otherwise read image files differently from how the training did.
+    """
+    assert isinstance(samples.store, RecordStore)
+    expected = {"channels": data.channels, "value_range": tuple(data.value_range)}
+    for record in (location.record for location in samples.store.locations):
+        for field, prepared in (("channels", record.bands), ("value_range", record.value_range)):
+            if prepared != expected[field]:
+                raise DataError(
+                    f"`data.{field}` (={expected[field]!r}) does not match the records in {samples.root}, which were prepared "
+                    f"with {prepared!r}. Set it to {prepared!r}, or prepare the records again."
+                )
 
 
 def _require_complete(path: epath.Path, shard: Shard, advice: str) -> File:
@@ -264,7 +292,7 @@ class RecordStore(Store):
     def decode(self, samples: Samples, index: tf.Tensor) -> DecodedSample:
         """Read the full sample at position `index`. See `Store.decode`."""
         size, zero = tf.constant(self._sizes)[index], tf.zeros(2, tf.int32)
-        image = tf.ensure_shape(self._read_window(self._read_image, index, zero, size, tf.uint8), (None, None, 3))
+        image = tf.ensure_shape(self._read_window(self._read_image, index, zero, size, tf.uint8), self._image_shape)
         if not samples.labels:
             return DecodedSample(image, None, self._fingerprint(index))
         values = self._read_window(self._read_values, index, zero, size, tf.int32 if samples.kind == "color" else tf.uint8)
@@ -278,7 +306,7 @@ class RecordStore(Store):
         lookup = table.astype(np.uint8)
 
         def read_image(low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
-            return tf.ensure_shape(self._read_window(self._read_image, index, low, high, tf.uint8), (None, None, 3))
+            return tf.ensure_shape(self._read_window(self._read_image, index, low, high, tf.uint8), self._image_shape)
 
         def pick_train_ids(i: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
             values = self._read_values(int(i), int(rows[0]), 0, int(rows[-1]) + 1, self.locations[i].record.width)
@@ -307,6 +335,10 @@ class RecordStore(Store):
         location = self.locations[i]
         return DataError(f"{location.record.image} cannot be read from {location.file.path} ({reason(error)}). {self.advice}")
 
+    @property
+    def _image_shape(self) -> tuple[None, None, int]:
+        return (None, None, self.locations[0].record.bands)
+
     # Cache `_sizes` and `_fingerprints`, because `decode` and `open` can also run eagerly, once per sample.
     @functools.cached_property
     def _sizes(self) -> np.ndarray:
@@ -324,11 +356,11 @@ class RecordStore(Store):
 
     def _read_image(self, i: int, top: int, left: int, bottom: int, right: int) -> np.ndarray:
         location = self.locations[i]
-        return _read_rows(location, location.offset, 3, top, bottom)[:, left:right]
+        return _read_rows(location, location.offset, location.record.bands, top, bottom)[:, left:right]
 
     def _read_values(self, i: int, top: int, left: int, bottom: int, right: int) -> np.ndarray:
         location = self.locations[i]
-        start = location.offset + 3 * location.record.height * location.record.width
+        start = location.offset + location.record.bands * location.record.height * location.record.width
         values = _read_rows(location, start, location.record.channels, top, bottom)[:, left:right]
         if location.record.channels == 1:
             return values[..., 0]

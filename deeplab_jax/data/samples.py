@@ -28,7 +28,7 @@ class DecodedSample(NamedTuple):
     """A decoded sample, with label values as stored in the source.
 
     Attributes:
-      image: The image, uint8 [h, w, 3].
+      image: The image, uint8 [h, w, c].
       values: The label values [h, w], which are uint8 ids or int32 24-bit colours (see `value_table`). None in a split
         without labels.
       fingerprint: A hash of the sample's source contents, uint8 [8].
@@ -44,7 +44,7 @@ class OpenSample(NamedTuple):
 
     Attributes:
       size: The height and width of the full image, int32 [2].
-      image: A function that reads an image window, uint8 [h, w, 3].
+      image: A function that reads an image window, uint8 [h, w, c].
       label: A function that reads label pixels as uint8 train ids. None in a split without labels.
       fingerprint: A hash of the sample's source contents, uint8 [8].
     """
@@ -198,7 +198,7 @@ def read_sample(samples: Samples, i: int) -> tuple[np.ndarray, np.ndarray | None
     """Read the image and the label values of sample `i`.
 
     Returns:
-      The image, uint8 [h, w, 3], and the label values [h, w] as stored in the source (not train ids), or None in a split
+      The image, uint8 [h, w, c], and the label values [h, w] as stored in the source (not train ids), or None in a split
       without labels.
 
     Raises:

@@ -77,7 +77,7 @@ class TfdsStore(Store):
         return read_range(*self.locations[i])
 
 
-def find_tfds(name: str, data_dir: str, split: str, kind: str = "auto") -> Samples:
+def find_tfds(name: str, data_dir: str, split: str, kind: str = "auto", channels: int = 3) -> Samples:
     """Return the samples of `split` from a TFDS data set that has already been built.
 
     Nothing is downloaded.
@@ -87,6 +87,7 @@ def find_tfds(name: str, data_dir: str, split: str, kind: str = "auto") -> Sampl
       data_dir: The TFDS data directory that contains the data set. "" means the default directory.
       split: A split in TFDS notation, such as "train", "validation" or "train[:80%]+test".
       kind: How the label values encode classes. "auto" means "labelIds".
+      channels: The number of image channels, 1 or 3.
 
     Raises:
       DataError: The data set or the split does not exist, the data set does not have exactly one image feature and one
@@ -96,9 +97,14 @@ def find_tfds(name: str, data_dir: str, split: str, kind: str = "auto") -> Sampl
         raise DataError(
             f"`data.label_kind` (='color') cannot be used with tfds:{name}, whose masks hold ids. Leave it at auto."
         )
+    if channels not in (1, 3):
+        raise DataError(
+            f"`data.channels` (={channels}) cannot be used with tfds:{name}, whose images have 1 or 3 channels. "
+            "Set it to 3, or use image files."
+        )
     builder = _open_builder(name, data_dir)
     available = dict(builder.info.features.items()) if hasattr(builder.info.features, "items") else {}
-    image, label = _choose_features(name, available)
+    image, label = _choose_features(name, available, channels)
     try:
         files = builder.info.splits[split].file_instructions
     except (KeyError, ValueError, AssertionError) as error:
@@ -156,22 +162,22 @@ def _first_line(error: Exception) -> str:
     return next(filter(None, map(str.strip, str(error.args[0] if error.args else "").splitlines())), type(error).__name__)[:200]
 
 
-def _choose_features(name: str, features: dict[str, Any]) -> tuple[str, str]:
-    """Return the names of the image feature (uint8, 3 channels) and the segmentation feature (uint8, 1 channel)."""
+def _choose_features(name: str, features: dict[str, Any], wanted: int) -> tuple[str, str]:
+    """Return the names of the image feature (uint8, `wanted` channels) and the segmentation feature (uint8, 1 channel)."""
     # A nested feature has a dict of shapes instead of a single shape.
     shapes = {key: feature.shape if isinstance(feature.shape, tuple) else () for key, feature in features.items()}
     channels = {key: shape[2] for key, shape in shapes.items() if len(shape) == 3 and features[key].np_dtype == np.uint8}
     labels = [key for key, n in channels.items() if n == 1]
     labels = [key for key in labels if any(word in key for word in LABEL_WORDS)] or labels
-    images = [key for key, n in channels.items() if n == 3]
+    images = [key for key, n in channels.items() if n == wanted and key not in labels]
     images = [key for key in images if key in ("image", "image_left")] or images
     if len(images) != 1 or len(labels) != 1:
         shown = ", ".join(
             f"{key} {shape} {np.dtype(features[key].np_dtype).name}" if shape else key for key, shape in shapes.items()
         )
         raise DataError(
-            f"`data.source` (='tfds:{name}') must have exactly one uint8 image (h, w, 3) and one uint8 segmentation (h, w, 1). "
-            f"Choose a different data set or TFDS config. The features of this one are: {shown}"
+            f"`data.source` (='tfds:{name}') must have exactly one uint8 image (h, w, {wanted}) and one uint8 "
+            f"segmentation (h, w, 1). Choose a different data set or TFDS config. The features of this one are: {shown}"
         )
     return images[0], labels[0]
 

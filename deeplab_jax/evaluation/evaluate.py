@@ -29,7 +29,7 @@ class EvaluatedImage:
     """
 
     index: int
-    image: UInt8[np.ndarray, "h w 3"]
+    image: UInt8[np.ndarray, "h w c"]
     prediction: UInt8[np.ndarray, "h w"]
     label: UInt8[np.ndarray, "h w"] | None
 

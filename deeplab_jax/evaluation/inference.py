@@ -37,7 +37,7 @@ def evaluation_model(config: Config) -> DeepLabV3:
 
 def logits(
     variables: Variables,
-    images: Real[Array, "n h w 3"],
+    images: Real[Array, "n h w c"],
     *,
     model: DeepLabV3,
     protocol: EvalConfig,
@@ -72,7 +72,7 @@ def logits(
 
 def predict(
     variables: Variables,
-    images: UInt8[Array, "n h w 3"],
+    images: UInt8[Array, "n h w c"],
     *,
     model: DeepLabV3,
     protocol: EvalConfig,
@@ -82,7 +82,7 @@ def predict(
 
 
 def predict_with_confidence(
-    variables: Variables, images: UInt8[Array, "n h w 3"], *, model: DeepLabV3, protocol: EvalConfig
+    variables: Variables, images: UInt8[Array, "n h w c"], *, model: DeepLabV3, protocol: EvalConfig
 ) -> tuple[UInt8[Array, "n h w"], UInt8[Array, "n h w"]]:
     """Return each pixel's train id and its probability, scaled to 0-255. Takes the same arguments as `logits`."""
     values = logits(variables, images, model=model, protocol=protocol)

@@ -12,18 +12,31 @@ from deeplab_jax.files import write_atomically
 from deeplab_jax.labels import LabelSet
 
 
-def require_images(images: Any) -> UInt8[np.ndarray, "n 3 h w"]:
+def require_images(images: Any, channels: int) -> UInt8[np.ndarray, "n c h w"]:
     """Return `images` as an array after checking its dtype and shape.
+
+    Args:
+      images: The images, NCHW.
+      channels: The required number of channels.
 
     Raises:
       DataError: The dtype or shape is wrong, or the array is empty.
     """
     images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != channels or 0 in images.shape:
+        kind = "RGB images" if channels == 3 else f"images with {channels} channel{'s' * (channels > 1)}"
         raise DataError(
-            f"`images` (={images.dtype} {list(images.shape)}) is not usable. Give RGB images as uint8 [n, 3, h, w]."
+            f"`images` (={images.dtype} {list(images.shape)}) is not usable. Give {kind} as uint8 [n, {channels}, h, w]."
         )
     return images
+
+
+def to_rgb(image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Return an RGB view of an image with any number of channels, for pictures.
+
+    The first three channels are shown as red, green and blue. With one or two channels, the first is shown in grey.
+    """
+    return image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
 
 
 def colorize(labels: UInt8[np.ndarray, "h w"], label_set: LabelSet) -> UInt8[np.ndarray, "h w 3"]:
@@ -32,9 +45,10 @@ def colorize(labels: UInt8[np.ndarray, "h w"], label_set: LabelSet) -> UInt8[np.
 
 
 def overlay(
-    image: UInt8[np.ndarray, "h w 3"], labels: UInt8[np.ndarray, "h w"], label_set: LabelSet, opacity: float = 0.5
+    image: UInt8[np.ndarray, "h w c"], labels: UInt8[np.ndarray, "h w"], label_set: LabelSet, opacity: float = 0.5
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Return the image blended with its label colours."""
+    """Return the image, as shown by `to_rgb`, blended with its label colours."""
+    image = to_rgb(image)
     mixed = np.empty_like(image)
     # Blend 256 rows at a time, because a floating-point copy of a large image would take several times as much memory.
     for top in range(0, len(image), 256):
@@ -46,13 +60,13 @@ def overlay(
 
 
 def draw_comparison(
-    image: UInt8[np.ndarray, "h w 3"],
+    image: UInt8[np.ndarray, "h w c"],
     label: UInt8[np.ndarray, "h w"],
     prediction: UInt8[np.ndarray, "h w"],
     label_set: LabelSet,
 ) -> UInt8[np.ndarray, "h w3 3"]:
     """Return the image, the label and the prediction side by side."""
-    return np.concatenate([image, colorize(label, label_set), colorize(prediction, label_set)], axis=1)
+    return np.concatenate([to_rgb(image), colorize(label, label_set), colorize(prediction, label_set)], axis=1)
 
 
 def write_pictures(
@@ -61,7 +75,7 @@ def write_pictures(
     label_set: LabelSet,
     prediction: UInt8[np.ndarray, "h w"],
     *,
-    image: UInt8[np.ndarray, "h w 3"] | None = None,
+    image: UInt8[np.ndarray, "h w c"] | None = None,
     confidence: UInt8[np.ndarray, "h w"] | None = None,
     opacity: float = 0.5,
 ) -> None:

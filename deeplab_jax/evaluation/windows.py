@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, UInt8
 
 Network = Callable[[Float[Array, "n h w c"]], Float[Array, "n h w k"]]
-HostNetwork = Callable[[UInt8[np.ndarray, "n h w 3"]], Float[np.ndarray, "n h w k"]]
+HostNetwork = Callable[[UInt8[np.ndarray, "n h w c"]], Float[np.ndarray, "n h w k"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +102,7 @@ def slide(
 
 
 def slide_in_strips(
-    network: HostNetwork, image: UInt8[np.ndarray, "h w 3"], *, window: tuple[int, int], batch_size: int
+    network: HostNetwork, image: UInt8[np.ndarray, "h w c"], *, window: tuple[int, int], batch_size: int
 ) -> Iterator[tuple[int, Float[np.ndarray, "rows w k"]]]:
     """Yield the same logits as `slide`, strip by strip, for an image too large for one program.
 

@@ -72,7 +72,8 @@ def export(checkpoint: str, out: str, fmt: Format, output: stablehlo.Output, say
         f"Compared the file's {output} with the checkpoint's for inputs of size {sizes}. "
         f"The largest difference is {max(differences):.1e}."
     )
-    say(f"Wrote {out} ({len(content) / 2**20:.1f} MiB). It maps uint8 [n, 3, h, w] to {output}, for any n, h and w.")
+    shape = f"[n, {config.model.channels}, h, w]"
+    say(f"Wrote {out} ({len(content) / 2**20:.1f} MiB). It maps uint8 {shape} to {output}, for any n, h and w.")
 
 
 def _simplify_protocol(config: Config, say: Callable[[str], None]) -> Config:
@@ -93,7 +94,7 @@ def _metadata(config: Config, step: str, output: str) -> dict[str, Any]:
         "colors": [list(color) for color in labels.colors],
         "mean": list(config.model.mean),
         "std": list(config.model.std),
-        "input": "uint8 [n, 3, h, w], RGB; normalised inside",
+        "input": f"uint8 [n, {config.model.channels}, h, w]{', RGB' * (config.model.channels == 3)}; normalised inside",
         "output": output,
         "output_stride": evaluation_model(config).config.output_stride,
         "backbone": config.model.backbone,
@@ -142,7 +143,7 @@ def _measure_differences(run: Run, segmenter: Segmenter, output: stablehlo.Outpu
     """
     differences = []
     for seed, size in enumerate(CHECKED_SIZES):
-        images = _make_images(seed, *size)
+        images = _make_images(seed, segmenter.config.model.channels, *size)
         if output == "labels":
             differences.append(float(np.mean(run(images) != segmenter.predict(images))))
         else:
@@ -151,8 +152,8 @@ def _measure_differences(run: Run, segmenter: Segmenter, output: stablehlo.Outpu
     return differences
 
 
-def _make_images(seed: int, n: int, h: int, w: int) -> UInt8[np.ndarray, "n 3 h w"]:
+def _make_images(seed: int, c: int, n: int, h: int, w: int) -> UInt8[np.ndarray, "n c h w"]:
     """Return random images whose neighbouring pixels are similar, as in photographs."""
-    coarse = np.random.default_rng(seed).uniform(0, 255, (n, 3, h // 16 + 2, w // 16 + 2))
+    coarse = np.random.default_rng(seed).uniform(0, 255, (n, c, h // 16 + 2, w // 16 + 2))
     fine = coarse.repeat(16, 2).repeat(16, 3)[:, :, :h, :w]
-    return np.round(0.8 * fine + np.random.default_rng(seed + 1).uniform(0, 51, (n, 3, h, w))).astype(np.uint8)
+    return np.round(0.8 * fine + np.random.default_rng(seed + 1).uniform(0, 51, (n, c, h, w))).astype(np.uint8)

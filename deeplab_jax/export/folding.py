@@ -4,14 +4,12 @@ import collections
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.models.convolution import conv2d
-from deeplab_jax.models.graph import Value, Variable, record
+from deeplab_jax.models.graph import Value, Variable, abstract_images, record
 from deeplab_jax.models.layers import batch_norm
 
 
@@ -26,7 +24,7 @@ def fold(variables: dict[str, Any], network: DeepLabV3) -> dict[str, Any]:
       variables: The network variables, {"params", "batch_stats"}.
       network: The network, without rematerialised stages. Variables that the network does not use are omitted from the result.
     """
-    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    images = abstract_images(network)
     graph = record(lambda variables, images: network.apply(variables, images, False), variables, images)
     used = {each.path for node in graph.nodes for each in _list_values(node.arguments.values()) if isinstance(each, Variable)}
     flat = {path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(variables).items() if path in used}

@@ -31,17 +31,17 @@ class Exported:
     metadata: dict[str, Any]
     program: Callable[[Any], Array]
 
-    def __call__(self, images: UInt8[np.ndarray, "n 3 h w"]) -> np.ndarray:
+    def __call__(self, images: UInt8[np.ndarray, "n c h w"]) -> np.ndarray:
         """Return labels, uint8 [n, h, w], or logits, float32 [n, k, h, w], depending on the export.
 
         Args:
-          images: Any number of images of any height and width, with RGB values from 0 to 255. The program is compiled once for
-            each shape.
+          images: Any number of images of any height and width, with values from 0 to 255. The program is compiled once for each
+            shape.
 
         Raises:
           DataError: The images have the wrong dtype or shape.
         """
-        return np.asarray(self.program(require_images(images)))
+        return np.asarray(self.program(require_images(images, len(self.metadata["mean"]))))
 
 
 def load_exported(path: str) -> Exported:

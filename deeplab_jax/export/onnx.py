@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import onnx
 import onnxruntime
@@ -20,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models import DeepLabV3, layers
 from deeplab_jax.models.convolution import conv2d, kernel_radius
-from deeplab_jax.models.graph import Graph, Node, Value, record
+from deeplab_jax.models.graph import Graph, Node, Value, abstract_images, record
 from deeplab_jax.models.resize import resize_like
 
 OPSET = 18  # released in 2022, so widely supported by runtimes
@@ -75,7 +74,7 @@ class _Writer:
 def serialize(network: DeepLabV3, params: dict[str, Any], output: str, metadata: dict[str, Any]) -> bytes:
     """Serialize the network to the bytes of an ONNX file.
 
-    The exported network maps "images", uint8 [n, 3, h, w], to "labels", uint8 [n, h, w], or to "logits", float32
+    The exported network maps "images", uint8 [n, c, h, w], to "labels", uint8 [n, h, w], or to "logits", float32
     [n, k, h, w], both at image resolution.
 
     Args:
@@ -93,7 +92,7 @@ def serialize(network: DeepLabV3, params: dict[str, Any], output: str, metadata:
         logits: Any = network.apply(variables, images, False)
         return resize_like(logits.logits, images, align_corners=config.align_corners)
 
-    graph = record(run, params, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
+    graph = record(run, params, abstract_images(network))
     writer = _Writer(graph, traverse_util.flatten_dict(params))
     centred = writer.add("Sub", writer.add("Cast", "images", to=TensorProto.FLOAT), writer.per_channel(config.mean))
     scale = 1 / np.asarray(config.std, np.float32)
@@ -110,7 +109,7 @@ def serialize(network: DeepLabV3, params: dict[str, Any], output: str, metadata:
     proto = helper.make_graph(
         writer.nodes,
         "deeplabv3",
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", 3, "h", "w"])],
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", config.channels, "h", "w"])],
         [helper.make_tensor_value_info(output, kind, axes)],
         writer.constants,
     )

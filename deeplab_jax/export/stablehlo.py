@@ -23,7 +23,7 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 def serialize(network: DeepLabV3, params: dict[str, Any], output: Output, metadata: dict[str, Any]) -> bytes:
     """Serialize the network to bytes that `load_exported` can read.
 
-    The program maps images, uint8 [n, 3, h, w], to labels, uint8 [n, h, w], or to logits, float32 [n, k, h, w], both at image
+    The program maps images, uint8 [n, c, h, w], to labels, uint8 [n, h, w], or to logits, float32 [n, k, h, w], both at image
     resolution.
 
     Args:
@@ -33,12 +33,14 @@ def serialize(network: DeepLabV3, params: dict[str, Any], output: Output, metada
       metadata: JSON values to store in the file.
     """
 
-    def run(images: UInt8[Array, "n 3 h w"]) -> Array:
+    def run(images: UInt8[Array, "n c h w"]) -> Array:
         logits = inference.logits(params, images.transpose(0, 2, 3, 1), model=network, protocol=EvalConfig())
         return jnp.argmax(logits, -1).astype(jnp.uint8) if output == "labels" else logits.transpose(0, 3, 1, 2)
 
     n, h, w = jax.export.symbolic_shape("n, h, w")
-    program = jax.export.export(jax.jit(run), platforms=PLATFORMS)(jax.ShapeDtypeStruct((n, 3, h, w), np.uint8))
+    program = jax.export.export(jax.jit(run), platforms=PLATFORMS)(
+        jax.ShapeDtypeStruct((n, network.config.channels, h, w), np.uint8)
+    )
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as file:
         file.writestr(METADATA, json.dumps(metadata, indent=2))

@@ -73,7 +73,7 @@ def layers(model: ModelConfig, num_classes: int, size: tuple[int, int]) -> list[
       size: The image height and width.
     """
     network = DeepLabV3(dataclasses.replace(model, remat=()), num_classes)
-    images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, *size, model.channels), jnp.float32)
     graph = record(lambda variables, images: network.apply(variables, images, False), abstract_variables(network), images)
     costs = [layer for node in graph.nodes for layer in _costs(node)]
     names = dict.fromkeys(layer.name for layer in costs)

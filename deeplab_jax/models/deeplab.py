@@ -1,6 +1,6 @@
 """DeepLabV3: a dilated backbone, ASPP, an optional V3+ decoder, a classifier and an optional auxiliary head for training.
 
-All arrays are NHWC. The network expects normalised images.
+All arrays are NHWC. The network expects normalised images with `config.channels` channels.
 """
 
 from typing import NamedTuple
@@ -43,7 +43,7 @@ class DeepLabV3(nn.Module):
     num_classes: int
 
     @nn.compact
-    def __call__(self, images: Float[AnyArray, "n h w 3"], train: bool) -> Outputs:
+    def __call__(self, images: Float[AnyArray, "n h w c"], train: bool) -> Outputs:
         """Return logits for normalised images of any size.
 
         Args:
@@ -71,7 +71,7 @@ class DeepLabV3(nn.Module):
         return Conv(self.num_classes, use_bias=True, dtype=dtype, kernel_init=nn.initializers.normal(0.01), name=name)(x)
 
 
-def normalize(images: Real[AnyArray, "n h w 3"], mean: tuple[float, ...], std: tuple[float, ...]) -> Float[Array, "n h w 3"]:
+def normalize(images: Real[AnyArray, "n h w c"], mean: tuple[float, ...], std: tuple[float, ...]) -> Float[Array, "n h w c"]:
     """Return (image - mean) / std in float32. All three arguments are on a 0-255 scale."""
     scale = 1 / jnp.asarray(std, jnp.float32)
     return (jnp.astype(images, jnp.float32) - jnp.asarray(mean, jnp.float32)[None, None, None]) * scale[None, None, None]

@@ -73,13 +73,19 @@ class Graph(NamedTuple):
     outputs: tuple[Value, ...]
 
 
+def abstract_images(network: Any) -> jax.ShapeDtypeStruct:
+    """Return a small image's shape, NHWC, for tracing a network with a `ModelConfig`."""
+    return jax.ShapeDtypeStruct((1, 64, 64, network.config.channels), jnp.float32)
+
+
 def abstract_variables(network: nn.Module) -> Any:
     """Return a network's variables {"params", "batch_stats"} as abstract shapes, without computing them."""
+    images = abstract_images(network)
 
     def init() -> Any:
         with interpreted_by(_shape_only):
             # Any image size works because variable shapes do not depend on it.
-            return network.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False)
+            return network.init(jax.random.key(0), jnp.zeros(images.shape), train=False)
 
     return jax.eval_shape(init)
 

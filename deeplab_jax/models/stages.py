@@ -15,6 +15,9 @@ from deeplab_jax.config import ModelConfig, last_stage_rates, unit_of_each_block
 # The output stride of each stage in the undilated network.
 STRIDES_OUT = (4, 8, 16, 32)
 
+# The possible names of the convolution that reads the image, in the modules and in `Backbone.tensor_names`.
+FIRST_LAYERS = ("stem_conv", "stem_conv1")
+
 Shapes = Mapping[str, tuple[int, ...]]  # tensor shapes, keyed by tensor name
 
 
@@ -41,7 +44,8 @@ class Backbone:
       blocks: The number of blocks in each stage.
       switches: The `ModelConfig` fields used by this backbone but not by every backbone.
       tensor_names: A function of (config, source), where `source` names a weights source such as "timm". It returns a dict
-        mapping our layer paths, relative to the backbone, to the source's layer names.
+        mapping our layer paths, relative to the backbone, to the source's layer names. The convolution that reads the image
+        is one of FIRST_LAYERS.
       recognize: A function of the tensor shapes in a weights file. It returns the `ModelConfig` fields determined by the
         shapes, or None for a different kind of backbone. It raises a CheckpointError for an unsupported network of this kind.
         The error message continues a sentence starting with the file name, such as "has a backbone with ...".

@@ -11,14 +11,14 @@ SWITCHES = frozenset().union(*(backbone.switches for backbone in BACKBONES.value
 
 
 def validate(config: Config) -> Config:
-    """Return `config` after checking that it is valid.
+    """Return `config` with its missing defaults (see `fill_defaults`), after checking that it is valid.
 
     If its label set says how label files encode classes, `data.label_kind` follows.
 
     Raises:
       ConfigError: A field is invalid. The message gives the field, its value and a fix.
     """
-    validate_fields(config)
+    config = validate_fields(config)
     backbone = find_backbone(config.model.backbone)
     for field in sorted(SWITCHES - backbone.switches - backbone.ignored):
         default = getattr(ModelConfig(), field)

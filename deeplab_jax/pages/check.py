@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from deeplab_jax.evaluation.pictures import overlay
+from deeplab_jax.evaluation.pictures import overlay, to_rgb
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.pages import html_page
 from deeplab_jax.pages.html_page import chip, escape_text, table
@@ -17,7 +17,7 @@ Figure = tuple[str, list[str]]  # an HTML caption and the HTML of its images
 
 
 def draw_examples(
-    examples: Iterable[tuple[str, UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"] | None]], labels: LabelSet
+    examples: Iterable[tuple[str, UInt8[np.ndarray, "h w c"], UInt8[np.ndarray, "h w"] | None]], labels: LabelSet
 ) -> Iterator[Figure]:
     """Yield one figure per sample. It shows the image and, for labelled samples, a second copy overlaid with the label colours.
 
@@ -26,7 +26,7 @@ def draw_examples(
       labels: The label set for the train ids.
     """
     for caption, image, label in examples:
-        small = html_page.downscale(image, MAX_SIDE)
+        small = html_page.downscale(to_rgb(image), MAX_SIDE)
         pictures = [html_page.picture("image", small)]
         if label is not None:
             colored = overlay(small, html_page.downscale(label, MAX_SIDE, labels=True), labels, opacity=0.6)

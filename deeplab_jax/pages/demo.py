@@ -30,7 +30,7 @@ MAX_FILE_SIDE = 2**14
 SESSION_SECONDS = 3600  # how long uploads and results are kept
 
 # The image passed to the network, and the predicted train ids.
-Segmentation = tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]
+Segmentation = tuple[UInt8[np.ndarray, "h w c"], UInt8[np.ndarray, "h w"]]
 
 
 def segment_file(segmenter: Segmenter, path: str, max_pixels: int) -> Segmentation:
@@ -54,7 +54,7 @@ def segment_file(segmenter: Segmenter, path: str, max_pixels: int) -> Segmentati
             f"{file.name} has {width}x{height} pixels and is too large. Reduce it to at most "
             f"{MAX_FILE_PIXELS / 1e6:.0f} million pixels and {MAX_FILE_SIDE} pixels per side."
         )
-    image = read_image(file)
+    image = read_image(file, segmenter.config.data.channels, segmenter.config.data.value_range)
     side = math.floor(max(height, width) * min(1.0, math.sqrt(max_pixels / (height * width))))
     image = html_page.downscale(image, side)
     return image, segmenter.predict(image.transpose(2, 0, 1)[None])[0]

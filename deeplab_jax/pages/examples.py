@@ -8,7 +8,7 @@ from jaxtyping import Float, Int, UInt8
 
 from deeplab_jax.evaluation import metrics
 from deeplab_jax.evaluation.evaluate import EvaluatedImage
-from deeplab_jax.evaluation.pictures import colorize
+from deeplab_jax.evaluation.pictures import colorize, to_rgb
 from deeplab_jax.labels import IGNORE, LabelSet
 from deeplab_jax.pages import html_page
 
@@ -85,7 +85,7 @@ def _count_confusion(
 def _draw_pictures(
     each: EvaluatedImage, label: UInt8[np.ndarray, "h w"], label_set: LabelSet
 ) -> list[UInt8[np.ndarray, "h w 3"]]:
-    image = html_page.downscale(each.image, MAX_SIDE)
+    image = html_page.downscale(to_rgb(each.image), MAX_SIDE)
     truth = html_page.downscale(label, MAX_SIDE, labels=True)
     prediction = html_page.downscale(each.prediction, MAX_SIDE, labels=True)
     errors = np.repeat(image.mean(-1, keepdims=True) / 2, 3, axis=-1).astype(np.uint8)

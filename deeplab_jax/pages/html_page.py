@@ -57,7 +57,11 @@ def downscale(pixels: UInt8[np.ndarray, "h w *c"], side: int, *, labels: bool = 
     scale = min(1.0, side / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     filter_ = Image.Resampling.NEAREST if labels else Image.Resampling.BILINEAR
-    return np.asarray(Image.fromarray(pixels).resize(size, filter_))
+    if pixels.ndim == 2 or pixels.shape[2] == 3:
+        return np.asarray(Image.fromarray(pixels).resize(size, filter_))
+    # Pillow has no images with any number of bands, and would mix alpha into the others.
+    bands = [Image.fromarray(np.ascontiguousarray(band)).resize(size, filter_) for band in np.moveaxis(pixels, 2, 0)]
+    return np.stack([np.asarray(band) for band in bands], axis=2)
 
 
 # The functions below build data check pages. Their `str` arguments are HTML unless the docstring calls them plain text.

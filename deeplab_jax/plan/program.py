@@ -166,7 +166,7 @@ def _abstract_batch(
     if setup.mesh.shape["spatial"] > 1:
         height = padded_height(height, setup.mesh.shape["spatial"], setup.config.model.output_stride)
     shapes = {
-        "image": ((batch_size, height, width, 3), jnp.uint8),
+        "image": ((batch_size, height, width, setup.config.model.channels), jnp.uint8),
         "label": ((batch_size, height, width), jnp.uint8),
         "valid": ((batch_size,), jnp.bool),
         "photometric": ((batch_size, 5), jnp.float32),

@@ -81,10 +81,12 @@ def run(segmenter: Segmenter, inputs: Sequence[Input], options: Options, console
       fail: A function called with a one-line message for each failed input.
 
     Raises:
-      ConfigError: A result cannot be written, or the inputs include videos but PyAV is not installed.
+      ConfigError: A result cannot be written, or the inputs include videos but PyAV is not installed or the network does not
+        read grey or RGB images.
     """
     images, videos = ([each for each in inputs if files.is_video(each.path) is wanted] for wanted in (False, True))
     if videos:
+        video.require_channels(segmenter.config.data.channels)
         video.require_av()
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with contextlib.ExitStack() as stack:
@@ -101,7 +103,7 @@ def run(segmenter: Segmenter, inputs: Sequence[Input], options: Options, console
 def _run_images(
     segmenter: Segmenter, images: Sequence[Input], options: Options, progress: Progress, fail: Callable[[str], None]
 ) -> None:
-    task = progress.add_task("images", total=len(images))
+    task, data = progress.add_task("images", total=len(images)), segmenter.config.data
     by_size: dict[tuple[int, int], list[Input]] = defaultdict(list)
     for each in images:
         with _report_errors(fail):
@@ -117,7 +119,7 @@ def _run_images(
         loaded = []
         for each in batch:
             with _report_errors(fail):
-                loaded.append((each, files.read_image(each.path)))
+                loaded.append((each, files.read_image(each.path, data.channels, data.value_range)))
         return loaded
 
     with ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(2) as writers:
@@ -164,8 +166,8 @@ def _predict(
         yield from ((each, image, result) for (each, image), result in zip(group, predictions, strict=False))
 
 
-def _predict_in_windows(segmenter: Segmenter, image: UInt8[np.ndarray, "h w 3"], options: Options) -> Prediction:
-    def logits(windows: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n h w k"]:
+def _predict_in_windows(segmenter: Segmenter, image: UInt8[np.ndarray, "h w c"], options: Options) -> Prediction:
+    def logits(windows: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n h w k"]:
         return segmenter.logits(windows.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
 
     ids = np.empty(image.shape[:2], np.uint8)
@@ -206,7 +208,8 @@ def _run_video(segmenter: Segmenter, each: Input, options: Options, progress: Pr
         add = stack.enter_context(video.write_video(overlay, size, fps))
         writers = stack.enter_context(ThreadPoolExecutor(2))
         for number, batch in enumerate(_batches(itertools.chain([first], frames), at_a_time)):
-            named = [(Input(each.path, f"{each.name}/{number * at_a_time + i:06d}"), x) for i, x in enumerate(batch)]
+            pixels = [video.to_channels(frame, segmenter.config.data.channels) for frame in batch]
+            named = [(Input(each.path, f"{each.name}/{number * at_a_time + i:06d}"), x) for i, x in enumerate(pixels)]
             written = []
             for frame, image, prediction in _predict(segmenter, named, at_a_time, options):
                 add(pictures.overlay(image, prediction[0], segmenter.label_set, options.opacity))
@@ -217,7 +220,7 @@ def _run_video(segmenter: Segmenter, each: Input, options: Options, progress: Pr
 
 
 def _write(
-    name: str, image: UInt8[np.ndarray, "h w 3"] | None, prediction: Prediction, segmenter: Segmenter, options: Options
+    name: str, image: UInt8[np.ndarray, "h w c"] | None, prediction: Prediction, segmenter: Segmenter, options: Options
 ) -> None:
     ids, confidence = prediction
     pictures.write_pictures(

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
+from deeplab_jax.data import decode
 from deeplab_jax.errors import ConfigError, DataError, one_line
 
 IMAGES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 VIDEOS = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"))
-_TRANSPOSED = frozenset((5, 6, 7, 8))  # EXIF orientations that swap width and height
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -114,29 +114,34 @@ def read_size(path: pathlib.Path) -> tuple[int, int]:
     Raises:
       DataError: The file is not an image.
     """
-    with _translate_errors(path), Image.open(path) as image:
-        # Pillow already rotates TIFFs. To find EXIF data stored after a PNG's pixels, it would decode the full image.
-        has_exif = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
-        is_transposed = has_exif and image.getexif().get(ExifTags.Base.Orientation) in _TRANSPOSED
-        return (image.width, image.height) if is_transposed else (image.height, image.width)
+    with _translate_errors(path), path.open("rb") as file:
+        height, width = decode.read_size(file)
+        file.seek(0)
+        return (width, height) if decode.read_orientation(file.read()) in decode.TRANSPOSED else (height, width)
 
 
-def read_image(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
-    """Return an image as RGB, rotated according to its EXIF orientation.
+def read_image(path: pathlib.Path, channels: int = 3, value_range: tuple[float, ...] = ()) -> UInt8[np.ndarray, "h w channels"]:
+    """Return an image as training reads it, but rotated according to its EXIF orientation.
 
-    Grey values are repeated in all three channels, transparency is dropped, and 16-bit values are reduced to their upper 8
-    bits. Only the first frame of an animation is used.
+    Args:
+      path: The image file.
+      channels: The number of bands to return. See `decode.decode_image`.
+      value_range: The stored values that become 0 and 255, or (). See `decode.decode_image`.
 
     Raises:
-      DataError: The file is unreadable, or contains floating-point values, which have no fixed range.
+      DataError: The file is unreadable or has the wrong number of bands, or its values have no fixed range.
     """
-    with _translate_errors(path), Image.open(path) as image:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode == "F":
-            raise DataError(f"{path} contains floating-point values, which have no fixed range. Save it with 8 or 16 bits.")
-        if upright.mode.startswith("I"):
-            return np.repeat((np.asarray(upright).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)[..., None], 3, axis=-1)
-        return np.asarray(upright.convert("RGB"))
+    with _translate_errors(path):
+        data = path.read_bytes()
+        return _turn_upright(decode.decode_image(data, channels, value_range), decode.read_orientation(data))
+
+
+def _turn_upright(image: UInt8[np.ndarray, "h w c"], orientation: int) -> UInt8[np.ndarray, "h2 w2 c"]:
+    """Return an image with EXIF orientation 1, given its orientation. The result can be a view."""
+    if orientation in decode.TRANSPOSED:
+        image = image.transpose(1, 0, 2)
+    is_flipped_down, is_flipped_across = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    return image[:: -1 if is_flipped_down else 1, :: -1 if is_flipped_across else 1]
 
 
 @contextlib.contextmanager
@@ -144,10 +149,8 @@ def _translate_errors(path: pathlib.Path) -> Iterator[None]:
     """Convert any decoder error to a DataError that names the file."""
     try:
         yield
-    except DataError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{path} is too large ({one_line(error)}). Cut it into smaller images.") from None
+    except decode.FormatError as error:
+        raise DataError(f"{path} {error}") from None
     except Exception as error:
         reason = "it is not an image" if isinstance(error, UnidentifiedImageError) else one_line(error)
         raise DataError(f"{path} cannot be read ({reason}). Replace the file.") from None

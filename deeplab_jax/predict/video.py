@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from deeplab_jax.errors import ConfigError, DataError, one_line
 
@@ -84,6 +85,19 @@ def write_video(path: pathlib.Path, size: tuple[int, int], fps: float) -> Iterat
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def require_channels(channels: int) -> None:
+    """Raise a ConfigError unless a network that reads images with this many channels can read video frames."""
+    if channels not in (1, 3):
+        raise ConfigError(
+            f"Videos are grey or RGB, but this network reads {channels} channels (data.channels). Give images instead."
+        )
+
+
+def to_channels(frame: Frame, channels: int) -> UInt8[np.ndarray, "h w channels"]:
+    """Return a frame as RGB if `channels` is 3, or as grey (ITU-R 601 luma, as for images) if it is 1."""
+    return frame if channels == 3 else np.asarray(Image.fromarray(frame).convert("L"))[..., None]
 
 
 def require_av() -> Any:

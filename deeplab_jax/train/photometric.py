@@ -6,26 +6,40 @@ from jaxtyping import Array, Float
 NEUTRAL = (0.0, 1.0, 1.0, 0.0, 0.0)
 
 
-def distort(images: Float[Array, "n h w 3"], factors: Float[Array, "n 5"]) -> Float[Array, "n h w 3"]:
+def distort(images: Float[Array, "n h w c"], factors: Float[Array, "n 5"]) -> Float[Array, "n h w c"]:
     """Change brightness, contrast, saturation and hue.
 
-    This is mmsegmentation's PhotoMetricDistortion without the rounding to 8 bits.
+    This is mmsegmentation's PhotoMetricDistortion without the rounding to 8 bits. Brightness and contrast change in all
+    channels. Saturation and hue need colours, so they change only in the first three channels, which are assumed to be R, G and
+    B. Images with one or two channels have no colours.
 
     Args:
-      images: RGB images with values from 0 to 255.
+      images: Images with values from 0 to 255.
       factors: For each image, the brightness offset, the contrast factor, the HSV saturation factor, the hue offset in degrees,
         and a flag that is 1 to apply contrast before saturation and hue, or 0 to apply it after them. NEUTRAL leaves every
         bit of an image unchanged.
 
     Returns:
-      RGB images. Their values are clipped to the range 0 to 255 after every operation.
+      The images. Their values are clipped to the range 0 to 255 after every operation.
     """
     brightness, contrast, saturation, hue, first = (factors[:, i, None, None, None] for i in range(5))
     images = jnp.clip(images + brightness, 0.0, 255.0)
     images = jnp.clip(images * jnp.where(first > 0, contrast, 1.0), 0.0, 255.0)
-    is_plain = (saturation == 1.0) & (hue == 0.0)
-    images = jnp.where(is_plain, images, _shift_hue_and_saturation(images, saturation[..., 0], hue[..., 0]))
+    if images.shape[-1] >= 3:
+        colors, others = images[..., :3], images[..., 3:]
+        is_plain = (saturation == 1.0) & (hue == 0.0)
+        colors = jnp.where(is_plain, colors, _shift_hue_and_saturation(colors, saturation[..., 0], hue[..., 0]))
+        images = jnp.concatenate([colors, others], -1) if others.size else colors
     return jnp.clip(images * jnp.where(first > 0, 1.0, contrast), 0.0, 255.0)
+
+
+def describe_limits(channels: int) -> str:
+    """Return which part of `distort` does not apply to images with this many channels, or "" if all of it applies."""
+    if channels == 3:
+        return ""
+    where = "not changed" if channels < 3 else "changed only in the first three channels (R, G, B)"
+    plural = "s" if channels > 1 else ""
+    return f"data.photometric: saturation and hue are {where}, because the images have {channels} channel{plural}"
 
 
 def _shift_hue_and_saturation(

@@ -40,7 +40,7 @@ def init_state(model: DeepLabV3, optimizer: "optax.GradientTransformation", seed
     Jit this function with the desired output sharding.
     """
     # The image size does not affect the parameters, so a small image keeps tracing cheap.
-    variables = model.init(jax.random.key(seed), jnp.zeros((1, 64, 64, 3)), train=False)
+    variables = model.init(jax.random.key(seed), jnp.zeros((1, 64, 64, model.config.channels)), train=False)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],

@@ -49,7 +49,7 @@ def train_step(
 
     Args:
       state: The state before the update.
-      batch: "image" uint8 [n, h, w, 3], "label" uint8 [n, h, w], "valid" bool [n] and, if `data.photometric` is set,
+      batch: "image" uint8 [n, h, w, c], "label" uint8 [n, h, w], "valid" bool [n] and, if `data.photometric` is set,
         "photometric" float32 [n, 5] (the factors for `photometric.distort`).
       config: The run's config. This argument and all that follow are static.
       model: The network.

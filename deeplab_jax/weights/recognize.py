@@ -8,12 +8,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from deeplab_jax.config import Config, ModelConfig, from_dict
+from deeplab_jax.config import MAX_CHANNELS, Config, ModelConfig, from_dict
 from deeplab_jax.config.fields import field_names
 from deeplab_jax.errors import CheckpointError, ConfigError, one_line
 from deeplab_jax.models import validate
-from deeplab_jax.models.backbones import BACKBONES
-from deeplab_jax.models.stages import Shapes
+from deeplab_jax.models.backbones import BACKBONES, find_backbone
+from deeplab_jax.models.stages import FIRST_LAYERS, Shapes
 from deeplab_jax.weights.names import strip_backbone_prefix
 from deeplab_jax.weights.source import Facts
 from deeplab_jax.weights.sources import SOURCES
@@ -73,6 +73,7 @@ def recognize(state: StateDict, fmt: str = "auto", overrides: Mapping[str, Any] 
             model = ModelConfig(**switches)
             facts = SOURCES[source].read_facts(state, model, overrides or {}) if num_classes else {}
             config, origin = _apply_facts(facts, model)
+        config.data.channels = _count_channels(shapes, config.model, source)
         return Network(source, validate(config), num_classes, origin)
     except CheckpointError as error:
         raise CheckpointError(f"`{state.source}` {error}") from None
@@ -98,6 +99,23 @@ def _recognize_backbone(shapes: Shapes) -> dict[str, Any]:
     raise CheckpointError(
         f"is not a DeepLabV3 network or a supported backbone (its tensors include {examples}). Use weights for {supported}."
     )
+
+
+def _count_channels(shapes: Shapes, model: ModelConfig, fmt: str) -> int:
+    """Return the number of channels in the images that the network reads, from the shape of its first convolution.
+
+    Raises:
+      CheckpointError: The network reads more channels than are supported.
+    """
+    layers = find_backbone(model.backbone).tensor_names(model, fmt)
+    names = {f"{layers[layer]}.weight" for layer in FIRST_LAYERS if layer in layers}
+    kernels = [shape for name, shape in shapes.items() if strip_backbone_prefix(name) in names and len(shape) == 4]
+    if not kernels:
+        return 3  # the missing tensor is reported later, with all others
+    channels = kernels[0][1]
+    if channels > MAX_CHANNELS:
+        raise CheckpointError(f"reads images with {channels} channels, more than {MAX_CHANNELS}. Use different weights.")
+    return channels
 
 
 def _read_record(state: StateDict, switches: dict[str, Any]) -> tuple[Config, dict[str, str]]:

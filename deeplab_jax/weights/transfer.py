@@ -7,13 +7,14 @@ from typing import Any
 from etils import epath
 
 from deeplab_jax.checkpoints import store as checkpoints
-from deeplab_jax.config import Config, ModelConfig, to_dict
+from deeplab_jax.config import Config, DataConfig, ModelConfig, to_dict
 from deeplab_jax.config.fields import field_names
 from deeplab_jax.errors import ConfigError, choose
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import canonical, validate
 from deeplab_jax.models.switches import is_used
 from deeplab_jax.weights import hub, names, state_dicts
+from deeplab_jax.weights.channels import adapt_channels
 from deeplab_jax.weights.convert import to_state_dict, to_variables, variable_shapes
 from deeplab_jax.weights.recognize import FROM_TENSORS, Network, recognize
 from deeplab_jax.weights.source import ASSUMED
@@ -85,7 +86,9 @@ def export_weights(checkpoint: str, out: str, *, fmt: str, say: Say = print) -> 
     variables = names.flatten(checkpoints.restore_model(str(step), like=config))
     state = to_state_dict(variables, config.model, fmt, int(step.name))
     # `pretrained` describes how training started, not the network itself, so it is not stored.
-    record = to_dict(Config(labels=config.labels, model=dataclasses.replace(config.model, pretrained=""), eval=config.eval))
+    model = dataclasses.replace(config.model, pretrained="")
+    data = DataConfig(channels=config.data.channels, value_range=config.data.value_range)
+    record = to_dict(Config(labels=config.labels, model=model, data=data, eval=config.eval))
     state_dicts.write(out, state, record)
     say(f"Wrote {len(state)} tensors from {step} to {out}. This network loads them with load_state_dict(strict=True):")
     if source.describe:
@@ -120,16 +123,21 @@ def pretrained_variables(config: Config, say: Say = print) -> dict[str, Any]:
     has_aspp = any(path[1] == "aspp" for path in variables)
     _require_same_architecture(config, stored, source, has_aspp=has_aspp)
     shapes = variable_shapes(config)
+    variables, adaptation = adapt_channels(variables, shapes, source)
     left_out = set() if config.labels.names == stored.labels.names else set(names.HEADS)
     ours, theirs = canonical(config.model), canonical(stored.model)
     if any(getattr(ours, field) != getattr(theirs, field) for field in field_names(ModelConfig, part=("decoder",))):
         left_out |= {"decoder", "classifier"}
     loaded = {path: x for path, x in variables.items() if path in shapes and path[1] not in left_out}
     say(f"{len(loaded)} of {len(shapes)} variables were loaded from {source}")
+    if adaptation:
+        say(adaptation)
     random_parts = sorted({path[1] for path in shapes.keys() - loaded.keys()})
     if random_parts:
         say(f"these parts start with random weights: {', '.join(random_parts)}")
     for field in field_names(ModelConfig, changes=("meaning",)) if has_aspp else ():
+        if adaptation and field in ("mean", "std"):
+            continue  # they have different numbers of values
         if getattr(ours, field) != getattr(theirs, field):
             value, trained = getattr(config.model, field), getattr(stored.model, field)
             say(f"model.{field} is {value} in the config, but these weights were trained with {trained}")
@@ -176,6 +184,8 @@ def _describe(network: Network, source: str) -> list[str]:
     fields = {f"model.{name}": getattr(model, name) for name in shown}
     fields |= {name: getattr(network.config.eval, name.removeprefix("eval.")) for name in origin if name.startswith("eval.")}
     lines += [f"  {name} = {value!r}  ({origin.get(name, ASSUMED)})" for name, value in fields.items()]
+    if network.config.data.channels != 3:
+        lines.append(f"  data.channels = {network.config.data.channels}  (from the tensors)")
     if not network.is_backbone:
         lines.append(f"  labels = {labels.name!r}, {labels.num_classes} classes  ({origin.get('labels')})")
     return lines

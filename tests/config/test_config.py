@@ -100,6 +100,13 @@ def test_epochs_are_rounded_up_to_full_steps():
         ({"data": DataConfig(scale=(2.0, 0.5))}, "data.scale"),
         ({"data": DataConfig(batch_size=0)}, "data.batch_size"),
         ({"data": DataConfig(source="hub:x")}, "data.source"),
+        ({"data": DataConfig(channels=0)}, r"`data.channels` \(=0\).*1 to 8"),
+        ({"data": DataConfig(channels=9)}, "data.channels"),
+        ({"data": DataConfig(value_range=(5, 5))}, "data.value_range"),
+        ({"data": DataConfig(value_range=(0, 1, 2))}, "data.value_range"),
+        ({"data": DataConfig(source="tfds:x", value_range=(0, 1))}, "data.value_range.*8 bits"),
+        ({"data": DataConfig(channels=4), "model": ModelConfig(mean=(1, 2, 3))}, "model.mean.*each of the 4 channels"),
+        ({"model": ModelConfig(std=(1,))}, "model.std.*each of the 3 channels"),
         ({"data": DataConfig(source="tfds:")}, "data.source"),
         ({"data": DataConfig(cat_max_ratio=0.0)}, "data.cat_max_ratio"),
         ({"data": DataConfig(class_balanced=1.5)}, "data.class_balanced"),
@@ -253,3 +260,20 @@ def test_an_unknown_field_in_a_stored_config_is_reported():
 @pytest.mark.parametrize("rates", [(1.0, 2.0, 4.0), (2.0, 4.0, 4.0), (3.0,)])
 def test_multi_grid_units_is_the_inverse_of_last_stage_rates(output_stride, rates):
     assert last_stage_rates(multi_grid_units(rates, output_stride), output_stride) == rates
+
+
+def test_the_default_normalization_follows_the_number_of_channels():
+    grey, bands = (validate(Config(data=DataConfig(channels=channels))).model for channels in (1, 5))
+    assert (grey.mean, grey.std) == (pytest.approx((114.495,)), pytest.approx((57.63,)))  # the average of the ImageNet values
+    assert bands.mean == (123.675, 116.28, 103.53, 123.675, 116.28)
+    assert bands.channels == 5
+    assert validate(Config()).model == ModelConfig()
+    config = Config(data=DataConfig(channels=1), model=ModelConfig(mean=(7.0,)))
+    assert validate(config).model.mean == (7.0,)
+
+
+def test_a_stored_config_without_channels_is_for_rgb():
+    stored = to_dict(Config())
+    for name in ("channels", "value_range"):
+        del stored["data"][name]
+    assert from_dict(stored) == Config()

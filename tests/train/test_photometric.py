@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deeplab_jax.train.photometric import NEUTRAL, distort
+from deeplab_jax.train.photometric import NEUTRAL, describe_limits, distort
 
 factor_rows = st.tuples(
     st.floats(-32, 32), st.floats(0.5, 1.5), st.floats(0.5, 1.5), st.floats(-36, 36), st.sampled_from([0.0, 1.0])
@@ -56,3 +56,22 @@ def test_neutral_factors_leave_images_bit_identical():
 def test_each_factor_matches_hand_computed_values(factors, before, after):
     images = np.array(before, np.float32).reshape(1, 1, 1, 3)
     np.testing.assert_allclose(jitted_distort(images, np.array([factors], np.float32)).reshape(3), after, atol=1e-3)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 5])
+def test_saturation_and_hue_change_only_the_first_three_channels(channels):
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, 4, channels)).astype(np.float32)
+    factors = np.array([(20, 1.2, 0.5, 30, 1), (-9, 0.7, 1.4, -20, 0)], np.float32)
+    actual = np.asarray(jitted_distort(images, factors))
+    # Brightness and contrast, each clipped, in the order for which saturation and hue make no difference.
+    shifted = np.clip(images + factors[:, 0, None, None, None], 0, 255)
+    expected = np.clip(shifted * factors[:, 1, None, None, None], 0, 255)
+    if channels >= 3:
+        expected[..., :3] = jitted_distort(images[..., :3], factors)
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+def test_the_limits_of_the_distortion_are_described():
+    assert describe_limits(3) == ""
+    assert describe_limits(1) == "data.photometric: saturation and hue are not changed, because the images have 1 channel"
+    assert "only in the first three channels (R, G, B), because the images have 4 channels" in describe_limits(4)

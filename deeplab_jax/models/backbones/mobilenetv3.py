@@ -160,7 +160,7 @@ class MobileNetV3(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w 3"], train: bool) -> Features:
+    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Features:
         """Return the features at strides 4, 8 and `output_stride`."""
         c = self.config
         conv = functools.partial(Conv, dtype=jnp.dtype(c.dtype))

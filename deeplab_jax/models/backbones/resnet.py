@@ -125,7 +125,7 @@ class ResNet(nn.Module):
     group_width: int = 64
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w 3"], train: bool) -> Features:
+    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Features:
         """Return the features at strides 4, min(16, output_stride) and `output_stride`."""
         c = self.config
         conv = functools.partial(Conv, dtype=jnp.dtype(c.dtype))

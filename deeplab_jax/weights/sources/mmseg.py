@@ -148,7 +148,8 @@ def _require_supported(stride: int, backbone: dict[str, Any], norm: dict[str, An
         "dilations": (tuple(backbone.get("dilations", (1, 1, 1, 1))), dilations),
         "contract_dilation": (stride == 32 or backbone.get("contract_dilation", False), True),
         "avg_down": (backbone.get("avg_down", False), False),
-        "to_rgb": (norm.get("to_rgb", norm.get("bgr_to_rgb", True)), True),
+        # Only images with three channels have an order of colours.
+        "to_rgb": (backbone.get("in_channels", 3) != 3 or norm.get("to_rgb", norm.get("bgr_to_rgb", True)), True),
     }
     for field, (value, ours) in settings.items():
         if value != ours:
@@ -222,6 +223,8 @@ def describe(config: Config) -> str:
     if canonical(model).multi_grid != canonical(ModelConfig(backbone=model.backbone)).multi_grid:
         units = unit_of_each_block(model.multi_grid, BACKBONES[model.backbone].blocks[3])
         backbone["multi_grid"] = tuple(int(rate) for rate in last_stage_rates(units, stride))
+    if model.channels != 3:
+        backbone["in_channels"] = model.channels
     if model.width != 64:
         backbone |= {"base_channels": model.width, "stem_channels": model.width}
     head = {

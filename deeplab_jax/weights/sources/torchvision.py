@@ -77,6 +77,9 @@ def describe(config: Config) -> str:
     call = f"torchvision.models.segmentation.deeplabv3_{reference['name']}(weights=None, weights_backbone=None, {arguments})"
     if model.output_stride != reference["output_stride"]:
         call += f" (torchvision runs this network at output stride {reference['output_stride']}, not {model.output_stride})"
+    if model.channels != 3:
+        layer = BACKBONES[model.backbone].tensor_names(model, "torchvision")["stem_conv"]
+        call += f"\nReplace its first convolution, backbone.{layer}, with one for {model.channels} input channels."
     if has_imagenet_normalization(model):
         return call
     mean, std = ([round(value / 255, 8) for value in values] for values in (model.mean, model.std))
