@@ -1,17 +1,21 @@
 """Merge classes of a label set into fewer classes, or ignore them."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.labels.label_set import Color, LabelSet
+from deeplab_jax.labels.label_set import IGNORE, Color, LabelSet
 
 
 def merge(label_set: LabelSet, groups: Mapping[str, Sequence[str]], ignored: Sequence[str] = (), *, name: str = "") -> LabelSet:
     """Return a label set in which each group of classes is one class. It reads the same label files as `label_set`.
 
     For example, `merge(CITYSCAPES, {"vehicle": ("car", "truck", "bus")}, ignored=("sky",))` has 15 classes: "vehicle", followed
-    by the other classes in their order. Label files that store train ids (`labelTrainIds`) must contain the new train ids.
+    by the other classes in their order.
+
+    To merge the train ids that label files store, set the `label_kind` of `label_set` to "labelTrainIds". In the result, they
+    are the ids of the label files.
 
     Args:
       label_set: The label set to start from.
@@ -24,6 +28,8 @@ def merge(label_set: LabelSet, groups: Mapping[str, Sequence[str]], ignored: Seq
       ConfigError: A class does not exist or is used twice, a group is empty, or fewer than two classes remain.
     """
     _require_classes(label_set, groups, ignored)
+    if label_set.label_kind == "labelTrainIds":
+        label_set = dataclasses.replace(label_set, ids=(), more_ids=(), ignored_ids=(IGNORE,), label_kind="labelIds")
     used = {*ignored, *(member for members in groups.values() for member in members)}
     kept = {member: (member,) for member in label_set.names if member not in used}
     repeated = sorted(set(groups) & set(kept))
@@ -41,6 +47,7 @@ def merge(label_set: LabelSet, groups: Mapping[str, Sequence[str]], ignored: Seq
         [_concatenate(colors[member] for member in members) for members in merged.values()],
         ignored_ids=label_set.ignored_ids + _concatenate(ids[member] for member in ignored),
         ignored_colors=label_set.ignored_colors + _concatenate(colors[member] for member in ignored),
+        label_kind=label_set.label_kind,
     )
 
 
@@ -49,7 +56,7 @@ def group_values(
     names: tuple[str, ...],
     ids: Sequence[tuple[int, ...]],
     colors: Sequence[tuple[Color, ...]],
-    **ignored: Any,
+    **others: Any,
 ) -> LabelSet:
     """Return a label set, given all values of each class.
 
@@ -58,7 +65,7 @@ def group_values(
       names: The class names, in train id order.
       ids: The ids of each class. If empty, the ids are the train ids.
       colors: The colours of each class.
-      **ignored: `ignored_ids` and `ignored_colors`, if they differ from the defaults of `LabelSet`.
+      **others: The other fields of `LabelSet`, where they differ from the defaults.
 
     Raises:
       ConfigError: The values do not form a label set. See `LabelSet`.
@@ -74,7 +81,7 @@ def group_values(
         ids=() if first_ids == tuple(range(len(first_ids))) else first_ids,
         more_ids=more_ids if any(more_ids) else (),
         more_colors=more_colors if any(more_colors) else (),
-        **ignored,
+        **others,
     )
 
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -32,6 +34,13 @@ def test_a_class_can_be_renamed_to_a_class_that_it_replaces():
 def test_classes_without_ids_are_merged_by_train_id():
     labels = merge(LabelSet("x", ("a", "b", "c"), ((1, 1, 1), (2, 2, 2), (3, 3, 3))), {"bc": ("b", "c")})
     assert labels.id_table()[[0, 1, 2, 3, 255]].tolist() == [1, 0, 0, UNKNOWN, IGNORE]
+
+
+def test_train_ids_in_label_files_are_merged_as_ids():
+    labels = merge(dataclasses.replace(PETS, label_kind="labelTrainIds"), {"farm": ("hen", "cow")}, ignored=("cat",))
+    assert labels.label_kind == "labelIds"
+    assert labels.id_table()[[0, 1, 2, 3, 255, 10]].tolist() == [IGNORE, 1, 0, 0, IGNORE, UNKNOWN]
+    assert merge(dataclasses.replace(PETS, label_kind="color"), {}).label_kind == "color"
 
 
 @pytest.mark.parametrize(
