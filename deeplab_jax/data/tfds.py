@@ -162,7 +162,7 @@ def _first_line(error: Exception) -> str:
     return next(filter(None, map(str.strip, str(error.args[0] if error.args else "").splitlines())), type(error).__name__)[:200]
 
 
-def _choose_features(name: str, features: dict[str, Any], wanted: int) -> tuple[str, str]:
+def _choose_features(name: str, features: dict[str, Any], wanted: int = 3) -> tuple[str, str]:
     """Return the names of the image feature (uint8, `wanted` channels) and the segmentation feature (uint8, 1 channel)."""
     # A nested feature has a dict of shapes instead of a single shape.
     shapes = {key: feature.shape if isinstance(feature.shape, tuple) else () for key, feature in features.items()}

@@ -26,10 +26,12 @@ class Exported:
       metadata: The file's metadata, including "names" and "colors" by train id, "mean", "std", "output" ("labels" or "logits")
         and "versions".
       program: The jitted computation.
+      channels: The number of channels in the images.
     """
 
     metadata: dict[str, Any]
     program: Callable[[Any], Array]
+    channels: int
 
     def __call__(self, images: UInt8[np.ndarray, "n c h w"]) -> np.ndarray:
         """Return labels, uint8 [n, h, w], or logits, float32 [n, k, h, w], depending on the export.
@@ -41,7 +43,7 @@ class Exported:
         Raises:
           DataError: The images have the wrong dtype or shape.
         """
-        return np.asarray(self.program(require_images(images, len(self.metadata["mean"]))))
+        return np.asarray(self.program(require_images(images, self.channels)))
 
 
 def load_exported(path: str) -> Exported:
@@ -61,4 +63,4 @@ def load(content: bytes) -> Exported:
     """Load the network from a file's content. Unlike `load_exported`, this can raise any error for invalid content."""
     with zipfile.ZipFile(io.BytesIO(content)) as parts:
         program = jax.export.deserialize(bytearray(parts.read(PROGRAM)))
-        return Exported(json.loads(parts.read(METADATA)), jax.jit(program.call))
+        return Exported(json.loads(parts.read(METADATA)), jax.jit(program.call), program.in_avals[0].shape[1])

@@ -312,3 +312,13 @@ def test_tensorflow_datasets_is_imported_only_inside_functions():
     for path in pathlib.Path(tfds_module.__file__).parents[1].rglob("*.py"):
         for node in ast.parse(path.read_text("utf-8")).body:
             assert "tensorflow_datasets" not in ast.dump(node) or isinstance(node, ast.FunctionDef | ast.Expr), path
+
+
+def test_grey_images_have_one_channel_and_other_numbers_are_refused():
+    features = {"image": image_feature(1), "segmentation_mask": image_feature(1)}
+    features = dict(tfds.features.FeaturesDict(features).items())
+    assert tfds_module._choose_features("x", features, 1) == ("image", "segmentation_mask")
+    with pytest.raises(DataError, match=r"exactly one uint8 image \(h, w, 3\)"):
+        tfds_module._choose_features("x", features)
+    with pytest.raises(DataError, match=r"`data.channels` \(=4\) cannot be used with tfds:x"):
+        find_split(DataConfig(source="tfds:x", channels=4), "train")

@@ -158,4 +158,4 @@ def test_a_file_that_is_not_an_export_is_reported(tmp_path):
 
 def test_images_with_a_wrong_dtype_are_refused():
     with pytest.raises(DataError, match=r"`images` \(=float32 \[1, 3, 4, 4\]\)"):
-        require_images(np.zeros((1, 3, 4, 4), np.float32))
+        require_images(np.zeros((1, 3, 4, 4), np.float32), 3)
