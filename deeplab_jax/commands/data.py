@@ -174,6 +174,8 @@ def check(
     out: str = "",
     label_kind: str = "auto",
     data_dir: str = "",
+    channels: int = 3,
+    value_range: tuple[float, float] | None = None,
     threads: int = 0,
 ) -> None:
     """Open every sample in a data set and report all problems. The exit code is 1 if training would fail.
@@ -188,6 +190,8 @@ def check(
         samples.
       label_kind: labelIds, labelTrainIds, color or auto. Use the same value as data.label_kind in training.
       data_dir: The TFDS data directory for tfds:NAME, if not the default.
+      channels: The number of bands in the images. If it is not 3, each band's mean and standard deviation are printed.
+      value_range: The values in the files that become 0 and 255. Use the same values as data.value_range in training.
       threads: The number of samples to read in parallel. 0 uses one thread per CPU core.
     """
     from deeplab_jax.data import inspection
@@ -198,10 +202,13 @@ def check(
     if out and epath.Path(out).exists() and not epath.Path(out).is_dir():
         raise ConfigError(f"`--out` (={out!r}) is a file. Choose a folder.")
     console = _console()
+    data = _make_data_config(root, label_kind, data_dir)
+    data.channels, data.value_range = channels, value_range or ()
+    validate_fields(Config(data=data))
     label_set = _find_labels(root, labels, console)
     if label_kind == "auto":
-        label_kind = label_set.label_kind or "auto"
-    sets, problems = inspection.open_splits(_make_data_config(root, label_kind, data_dir), splits)
+        data.label_kind = label_set.label_kind or "auto"
+    sets, problems = inspection.open_splits(data, splits)
     for split, samples in sets.items():
         _print_line(console, describe(split, samples))
     with _progress("samples", sum(map(len, sets.values()))) as advance:
@@ -325,6 +332,11 @@ def _show_report(console: Console, report: Mapping[str, Any], labels: LabelSet) 
             _print_line(console, f"  {problem['text']}")
         if len(same) > MAX_PRINTED:
             _print_line(console, f"  and {len(same) - MAX_PRINTED} more. Use --out DIR to list all of them in DIR/check.json.")
+    for name, split in list(splits.items())[:1]:  # the training split
+        if split["mean_and_std"]:
+            _print_line(console, f"Mean and standard deviation of each band in {name}:")
+            for field, numbers in zip(("mean", "std"), split["mean_and_std"], strict=True):
+                _print_line(console, f"  --config.model.{field}='({','.join(f'{number:.4g}' for number in numbers)},)'")
     for split, weights in report["class_weights"].items():
         _print_line(console, f"Optional class weights for rare classes, computed from {split} (ENet, arXiv 1606.02147):")
         _print_line(console, f"  --config.loss.class_weights='({','.join(f'{weight:g}' for weight in weights)})'")

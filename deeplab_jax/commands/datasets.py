@@ -12,7 +12,7 @@ from deeplab_jax.data.find import describe, find_split
 from deeplab_jax.data.pipeline import eval_batches, train_batches
 from deeplab_jax.data.records import is_records
 from deeplab_jax.data.samples import Samples, digest
-from deeplab_jax.data.suspicion import sample_suspicions
+from deeplab_jax.data.suspicion import note_orientation, sample_suspicions
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.train.begin import Data
@@ -63,6 +63,8 @@ def introduce(split: str, samples: Samples, labels: LabelSet, say: Callable[[str
     for note in samples.notes:
         say(f"note: {note}")
     if jax.process_index() == 0:
+        if note := note_orientation(samples):
+            say(f"note: {note}")
         for suspicion in sample_suspicions(samples, labels):
             say(f"WARNING: {suspicion} `deeplab-jax data check` looks at all masks.")
 

@@ -77,6 +77,13 @@ class ImageFiles(Store):
         """
         return _hash_files([_read_bytes(path) for path in _get_paths(samples, i)]).numpy().tobytes()
 
+    def orientation(self, samples: Samples, i: int) -> int:
+        """Return the EXIF orientation of sample `i`, or 1 if the file cannot be read."""
+        try:
+            return read_orientation(_read_bytes(_get_paths(samples, i)[0]))
+        except DataError:
+            return 1
+
     def label_path(self, samples: Samples, i: int) -> str:
         """Return the path of sample `i`'s label file."""
         return _get_paths(samples, i)[1]

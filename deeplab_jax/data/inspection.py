@@ -73,6 +73,8 @@ class Tally:
       label_modes: The number of label files for each Pillow image mode.
       ignored: The number of ignored pixels.
       unknown: The number of pixels with values outside the label set.
+      band_sums: The sum and the sum of squares of each band over all pixels, float64 [2, channels]. None for RGB images, whose
+        normalisation follows from the pretrained weights.
     """
 
     source: str
@@ -85,6 +87,15 @@ class Tally:
     label_modes: Counter[str] = dataclasses.field(default_factory=Counter)
     ignored: int = 0
     unknown: int = 0
+    band_sums: np.ndarray | None = None
+
+    def mean_and_std(self) -> tuple[list[float], list[float]] | None:
+        """Return each band's mean and standard deviation over all pixels (0-255), or None for RGB images."""
+        if self.band_sums is None:
+            return None
+        count = sum(width * height * number for (width, height), number in self.sizes.items())
+        mean, square = self.band_sums / count
+        return mean.tolist(), np.sqrt(square - mean**2).tolist()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -116,6 +127,7 @@ class _Sample:
       image_mode: The image file's Pillow mode, or "" if unknown.
       orientation: The image's EXIF orientation. 1 means upright.
       pixels_hash: A hash of the decoded image, for finding duplicates.
+      band_sums: See `Tally`.
       mask: The label values, or None if the sample has no label.
       error: The error message if the sample is unreadable, otherwise "". If set, only `name` and `label` are valid.
     """
@@ -126,6 +138,7 @@ class _Sample:
     image_mode: str = ""
     orientation: int = 1
     pixels_hash: str = ""
+    band_sums: np.ndarray | None = None
     mask: Mask | None = None
     error: str = ""
 
@@ -242,6 +255,7 @@ def as_json(report: Report, labels: LabelSet) -> dict[str, Any]:
             "class_images": dict(zip(labels.names, tally.images.tolist(), strict=True)),
             "ignored_pixels": tally.ignored,
             "unknown_pixels": tally.unknown,
+            "mean_and_std": tally.mean_and_std(),
         }
     first = list(report.tallies.items())[:1]  # the training split
     weights = {split: compute_class_weights(tally.pixels) for split, tally in first if tally.pixels.any()}
@@ -264,6 +278,9 @@ def _inspect(samples: Samples, i: int) -> _Sample:
         return sample
     sample.size = (image.shape[1], image.shape[0])
     sample.pixels_hash = hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()
+    if image.shape[2] != 3:
+        bands = image.reshape(-1, image.shape[2]).astype(np.float64)
+        sample.band_sums = np.stack([bands.sum(0), (bands**2).sum(0)])
     if values is not None:
         sample.mask = describe_sample_mask(samples, i, values)
     if isinstance(samples.store, ImageFiles):
@@ -292,6 +309,8 @@ def _add_to_tally(
         yield Problem("samples that cannot be used", split, sample.error, fails=True)
         return
     tally.sizes[sample.size] += 1
+    if sample.band_sums is not None:
+        tally.band_sums = sample.band_sums if tally.band_sums is None else tally.band_sums + sample.band_sums
     if sample.image_mode:
         tally.image_modes[sample.image_mode] += 1
     yield from _report_unusual_image(split, path, sample)

@@ -98,6 +98,10 @@ class Store(Protocol):
     def fingerprint(self, samples: "Samples", i: int) -> bytes:
         """Return the same 8-byte fingerprint as `decode`, without decoding the sample."""
 
+    def orientation(self, samples: "Samples", i: int) -> int:
+        """Return the EXIF orientation of sample `i` that its pixels do not have yet. 1 means upright."""
+        return 1
+
     def label_path(self, samples: "Samples", i: int) -> str:
         """Return the path of sample `i`'s label file, or "" if the labels are not image files."""
         return ""

@@ -4,7 +4,7 @@ Wrong masks are the most frequent reason for a network that learns nothing. Each
 line at the start of a training or evaluation.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -41,15 +41,31 @@ def find_suspicions(survey: Survey, labels: LabelSet | None, kind: str, *, is_tr
 def sample_suspicions(samples: Samples, labels: LabelSet) -> list[str]:
     """Read a few masks of a split, and return what is suspicious about them. Unreadable masks are left to training."""
     survey = Survey(is_color=samples.kind == "color")
-    rows: Iterable[int] = np.unique(np.linspace(0, len(samples) - 1, SAMPLED).round().astype(int)) if samples.labels else []
-    for i in rows:
+    for i in _choose_rows(samples) if samples.labels else ():
         try:
-            _, values = read_sample(samples, int(i))
+            _, values = read_sample(samples, i)
         except DataError:
             continue
         assert values is not None
-        survey.add(samples.labels[i], describe_sample_mask(samples, int(i), values))
+        survey.add(samples.labels[i], describe_sample_mask(samples, i, values))
     return find_suspicions(survey, labels, samples.kind)
+
+
+def note_orientation(samples: Samples) -> str:
+    """Return a note if one of a few images has an EXIF orientation, which training ignores, or ""."""
+    for i in _choose_rows(samples):
+        orientation = samples.store.orientation(samples, i)
+        if orientation != 1:
+            return (
+                f"{samples.images[i]} has the EXIF orientation {orientation}, which is ignored. If its label was drawn on the "
+                f"upright "
+                "photo, save the photo upright, for example with `mogrify -auto-orient`."
+            )
+    return ""
+
+
+def _choose_rows(samples: Samples) -> list[int]:
+    return np.unique(np.linspace(0, len(samples) - 1, SAMPLED).round().astype(int)).tolist()
 
 
 def describe_sample_mask(samples: Samples, i: int, values: np.ndarray) -> Mask:

@@ -229,7 +229,7 @@ def test_the_error_for_features_without_a_segmentation_lists_them(features, show
         DataError,
         match=rf"`data\.source` \(='tfds:x'\) must have exactly one uint8 image .* features of this one are: .*{shown}",
     ) as caught:
-        tfds_module._choose_features("x", features)
+        tfds_module._choose_features("x", features, 3)
     assert "\n" not in str(caught.value)
 
 

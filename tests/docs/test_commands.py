@@ -220,7 +220,9 @@ def write_images(folder, images, masks, stems):
         for name, shape, high in ((images, (64, 96, 3), 256), (masks, (64, 96), CAMVID.num_classes)):
             path = folder / name / f"{stem}.{'jpg' if name == images else 'png'}"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(rng.integers(0, high, shape, np.uint8)).save(path)
+            # Blocks of one value, because masks of single pixels would look blended.
+            blocks = rng.integers(0, high, (shape[0] // 8, shape[1] // 8, *shape[2:]), np.uint8)
+            Image.fromarray(blocks.repeat(8, 0).repeat(8, 1)).save(path)
 
 
 @pytest.fixture

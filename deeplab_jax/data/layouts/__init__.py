@@ -16,7 +16,7 @@ from deeplab_jax.data.layouts.cityscapes import CITYSCAPES
 from deeplab_jax.data.layouts.coco_stuff import COCO_STUFF
 from deeplab_jax.data.layouts.custom import CUSTOM
 from deeplab_jax.data.layouts.idd import IDD
-from deeplab_jax.data.layouts.layout import Layout, is_visible
+from deeplab_jax.data.layouts.layout import Layout, is_visible, list_folders
 from deeplab_jax.data.layouts.mapillary import MAPILLARY, MAPILLARY2
 from deeplab_jax.data.layouts.pairing import summarize
 from deeplab_jax.data.layouts.voc import VOC
@@ -62,10 +62,22 @@ def explain_missing_split(root: epath.Path, split: str, splits: Sequence[str]) -
         return f"Found no samples of split {split!r} below {root}, which has {names}.{_advise_on_split(split, splits)}"
     expected = "; ".join(f"{layout.shape.replace('SPLIT', split)} ({layout.name})" for layout in LAYOUTS)
     contents = summarize((path.name + "/" * path.is_dir() for path in sorted(root.iterdir()) if is_visible(path.name)), 8)
+    near = _find_nearby_layout(root)
+    if near:
+        return f"Found no samples of split {split!r} below {root}, which holds {contents}. Did you mean {near}?"
     return (
         f"Found no samples of split {split!r} below {root}, which holds {contents}. "
         f"Provide list/{split}.lst or one of these layouts: {expected}."
     )
+
+
+def _find_nearby_layout(root: epath.Path) -> str:
+    """Return the folder just above or below `root` that has a layout, or "". People often give a folder one level off."""
+    if "://" in str(root):
+        return ""
+    above = root.absolute().parents[:2]
+    below = [root / name for name in list_folders(root)[:20]]
+    return next((str(folder) for folder in (*below, *above) if recognize_layout(folder)), "")
 
 
 # Other names that people give to validation splits.
