@@ -125,6 +125,8 @@ def labels(root: Root, out: str = "", splits: tuple[str, ...] = (), label_kind: 
     layout = recognize_layout(epath.Path(root))
     expected = LABEL_SETS.get(layout.labels) if layout else None
     proposed, notes = propose_labels(epath.Path(root).resolve().name or "mine", survey, expected, LABEL_SETS)
+    for suspicion in find_suspicions(survey, proposed, samples[0].kind):
+        raise DataError(suspicion)
     if label_kind != "auto":
         proposed = dataclasses.replace(proposed, label_kind=label_kind)
     console.print(_values_table(survey, proposed))

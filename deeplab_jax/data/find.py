@@ -227,6 +227,10 @@ def _find_part(folder: epath.Path, split: str, kind: str) -> _Part:
         kind = layout.label_kind if kind == "auto" else kind
         part = _Part(split, list(pairing.pairs), source, kind, notes, pairing.why_unlabelled)
         advice = f"Add images to {layout.shape.replace('SPLIT', split)}."
+        if split == "val":
+            advice += (
+                " Or remove the empty folder, and set --config.data.val_share=0.2 to hold out a fifth of the training images."
+            )
     if not part.pairs:
         raise DataError(f"Found no samples of split {split!r} in {part.source}. {advice}")
     return part
