@@ -181,7 +181,9 @@ def describe_mask(values: Integer[np.ndarray, "h w"], path: str = "") -> Mask:
     distinct, where = np.unique(runs, return_inverse=True)
     counts = np.bincount(where, weights=lengths).astype(np.int64)
     by_value = dict(zip(distinct.tolist(), counts.tolist(), strict=True))
-    mode, palette = _read_mode_and_palette(path, by_value) if path else ("", {})
+    # Colours are their own labels, so the palettes can differ.
+    ids = {} if flat.dtype == np.int32 else by_value
+    mode, palette = _read_mode_and_palette(path, ids) if path else ("", {})
     return Mask(by_value, len(runs), _count_ramps(runs, lengths), mode, palette)
 
 

@@ -98,6 +98,8 @@ def test_palettes_that_differ_are_found(survey):
     (text,) = find_suspicions(found, None, "labelIds")
     assert "In 0.png, the colour of id 0 is (0, 0, 0), but in 1.png it is (9, 9, 9)." in text
     assert "--label-kind color" in text
+    found, _ = survey(with_palette(draw(0), one), with_palette(draw(1), two), kind="color")
+    assert find_suspicions(found, None, "color") == []
     assert find_suspicions(survey(with_palette(draw(0), one), with_palette(draw(1), one + two))[0], None, "labelIds") == []
 
 
