@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import read_pixels, run_cli
+from conftest import read_pixels, run_cli, tiny_config
 from PIL import Image, PngImagePlugin
 
 from deeplab_jax.errors import DataError
@@ -20,6 +20,7 @@ class Network:
     """A Segmenter stand-in that predicts each pixel's red value as its class."""
 
     label_set = CITYSCAPES
+    config = tiny_config()
 
     def predict(self, images):
         return images[:, 0]
@@ -39,6 +40,17 @@ def test_a_large_image_is_reduced_and_keeps_its_aspect_ratio(tmp_path):
 
 def test_a_small_image_keeps_its_size(tmp_path):
     assert demo.segment_file(Network(), save_image(tmp_path / "small.png", 1, 3), 300)[0].shape == (1, 3, 3)
+
+
+def test_all_bands_are_read_and_reduced(tmp_path):
+    network = Network()
+    network.config = tiny_config()
+    network.config.data.channels = 4
+    values = np.full((30, 90, 4), (7, 8, 9, 0), np.uint8)
+    Image.fromarray(values).save(tmp_path / "bands.png")
+    image, _ = demo.segment_file(network, str(tmp_path / "bands.png"), 300)
+    # The fourth band is not transparency, so a 0 does not change the other bands.
+    np.testing.assert_array_equal(image, np.broadcast_to(values[:1, :1], (10, 30, 4)))
 
 
 @pytest.mark.parametrize(("limit", "shape"), [("MAX_FILE_PIXELS", (3, 3)), ("MAX_FILE_SIDE", (1, 9))])
