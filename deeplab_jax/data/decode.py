@@ -127,6 +127,13 @@ def read_size(file: IO[bytes]) -> tuple[int, int]:
         return page.imagelength, page.imagewidth
 
 
+def find_orientation(picture: Image.Image) -> int:
+    """Return the EXIF orientation of an open image. See `read_orientation`."""
+    if picture.format == "TIFF" or (picture.format == "PNG" and "exif" not in picture.info):
+        return 1
+    return int(picture.getexif().get(ORIENTATION, 1))
+
+
 def read_orientation(data: bytes) -> int:
     """Return an image's EXIF orientation that the pixels do not have yet. 1 means upright.
 
@@ -135,9 +142,7 @@ def read_orientation(data: bytes) -> int:
     """
     try:
         with Image.open(io.BytesIO(data)) as picture:
-            if picture.format == "TIFF" or (picture.format == "PNG" and "exif" not in picture.info):
-                return 1
-            return int(picture.getexif().get(ORIENTATION, 1))
+            return find_orientation(picture)
     except Exception:  # the metadata can be damaged while the pixels are fine
         return 1
 
