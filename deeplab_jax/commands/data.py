@@ -115,9 +115,9 @@ def labels(root: Root, out: str = "", splits: tuple[str, ...] = (), label_kind: 
     samples = [find_split(_make_data_config(root, label_kind), split) for split in splits]
     console = _console()
     for split, each in zip(splits, samples, strict=True):
-        _print_line(console, describe(split, each))
+        print_line(console, describe(split, each))
         for note in each.notes:
-            _print_line(console, f"note: {note}")
+            print_line(console, f"note: {note}")
     with _progress("masks", sum(len(each) for each in samples)) as advance:
         survey = survey_masks(samples, advance, threads)
     for suspicion in find_suspicions(survey, None, samples[0].kind):
@@ -131,16 +131,16 @@ def labels(root: Root, out: str = "", splits: tuple[str, ...] = (), label_kind: 
         proposed = dataclasses.replace(proposed, label_kind=label_kind)
     console.print(_values_table(survey, proposed))
     for problem in survey.problems:
-        _print_line(console, f"skipped: {problem}")
+        print_line(console, f"skipped: {problem}")
     for note in notes:
-        _print_line(console, f"note: {note}")
+        print_line(console, f"note: {note}")
     write_labels(path, proposed)
-    _print_line(console, f"Wrote {proposed.num_classes} classes to {path}. Edit their names, then run:")
-    check_command, train_command = _next_commands(root, str(path), label_kind, chosen, existing)
-    _print_line(console, f"  {shlex.join(check_command)}\n  {shlex.join(train_command)}")
+    print_line(console, f"Wrote {proposed.num_classes} classes to {path}. Edit their names, then run:")
+    check_command, train_command = next_commands(root, str(path), label_kind, chosen, existing)
+    print_line(console, f"  {shlex.join(check_command)}\n  {shlex.join(train_command)}")
 
 
-def _next_commands(
+def next_commands(
     root: str, labels: str, label_kind: str, chosen: Sequence[str], existing: Sequence[str]
 ) -> tuple[list[str], list[str]]:
     """Return the commands that check the data set and train on it, with the same label kind and splits.
@@ -212,7 +212,7 @@ def check(
         data.label_kind = label_set.label_kind or "auto"
     sets, problems = inspection.open_splits(data, splits)
     for split, samples in sets.items():
-        _print_line(console, describe(split, samples))
+        print_line(console, describe(split, samples))
     with _progress("samples", sum(map(len, sets.values()))) as advance:
         report = inspection.as_json(inspection.check(sets, label_set, problems, advance, threads), label_set)
     _show_report(console, report, label_set)
@@ -223,7 +223,7 @@ def check(
         for name, text in (("check.json", json.dumps(report, indent=1)), ("index.html", page)):
             with write_atomically(folder / name) as file:
                 file.write(text.encode(errors="backslashreplace"))
-        _print_line(console, f"Wrote the page {folder / 'index.html'}.")
+        print_line(console, f"Wrote the page {folder / 'index.html'}.")
     sys.exit(1 if report["training_would_fail"] else 0)
 
 
@@ -286,7 +286,7 @@ def _find_labels(root: str, spec: str, console: Console) -> LabelSet:
             f"`--labels` (='') is missing, and {root} contains no {LABELS_FILE}. Run `deeplab-jax data labels {root}`, "
             f"or set --labels to {', '.join(LABEL_SETS)}, a .json file or a recipe."
         )
-    _print_line(console, f"labels: {labels.name}, {labels.num_classes} classes, {origin}")
+    print_line(console, f"labels: {labels.name}, {labels.num_classes} classes, {origin}")
     return labels
 
 
@@ -326,28 +326,29 @@ def _show_report(console: Console, report: Mapping[str, Any], labels: LabelSet) 
         more = f" and {len(split['sizes']) - 3} more sizes" if len(split["sizes"]) > 3 else ""
         files = {"images": split["image_modes"], "labels": split["label_modes"]}
         modes = "".join(f"; {kind} of mode {', '.join(names)}" for kind, names in files.items() if names)
-        _print_line(console, f"{name}: {sizes}{more}{modes}; {ignored_share(split)} of the pixels are ignored")
+        print_line(console, f"{name}: {sizes}{more}{modes}; {ignored_share(split)} of the pixels are ignored")
     for sort in dict.fromkeys(problem["sort"] for problem in problems):
         same = [problem for problem in problems if problem["sort"] == sort]
-        _print_line(console, f"{'ERROR' if same[0]['fails'] else 'note'}: {sort} ({len(same)})")
+        print_line(console, f"{'ERROR' if same[0]['fails'] else 'note'}: {sort} ({len(same)})")
         for problem in same[:MAX_PRINTED]:
-            _print_line(console, f"  {problem['text']}")
+            print_line(console, f"  {problem['text']}")
         if len(same) > MAX_PRINTED:
-            _print_line(console, f"  and {len(same) - MAX_PRINTED} more. Use --out DIR to list all of them in DIR/check.json.")
+            print_line(console, f"  and {len(same) - MAX_PRINTED} more. Use --out DIR to list all of them in DIR/check.json.")
     for name, split in list(splits.items())[:1]:  # the training split
         if split["mean_and_std"]:
-            _print_line(console, f"Mean and standard deviation of each band in {name}:")
+            print_line(console, f"Mean and standard deviation of each band in {name}:")
             for field, numbers in zip(("mean", "std"), split["mean_and_std"], strict=True):
-                _print_line(console, f"  --config.model.{field}='({','.join(f'{number:.4g}' for number in numbers)},)'")
+                print_line(console, f"  --config.model.{field}='({','.join(f'{number:.4g}' for number in numbers)},)'")
     for split, weights in report["class_weights"].items():
-        _print_line(console, f"Optional class weights for rare classes, computed from {split} (ENet, arXiv 1606.02147):")
-        _print_line(console, f"  --config.loss.class_weights='({','.join(f'{weight:g}' for weight in weights)})'")
+        print_line(console, f"Optional class weights for rare classes, computed from {split} (ENet, arXiv 1606.02147):")
+        print_line(console, f"  --config.loss.class_weights='({','.join(f'{weight:g}' for weight in weights)})'")
     fails = sum(problem["fails"] for problem in problems)
-    _print_line(console, f"Training would fail. Problems to fix: {fails}." if fails else "Training can read every sample.")
+    print_line(console, f"Training would fail. Problems to fix: {fails}." if fails else "Training can read every sample.")
 
 
-def _print_line(console: Console, line: str) -> None:
-    console.print(line, markup=False, soft_wrap=True)
+def print_line(console: Console, line: str) -> None:
+    """Print a line as it is. Bytes in file names that are not UTF-8 are escaped."""
+    console.print(line.encode(errors="backslashreplace").decode(), markup=False, soft_wrap=True)
 
 
 def _console() -> Console:

@@ -9,7 +9,7 @@ from etils import epath
 from rich.console import Console
 from rich.progress import Progress
 
-from deeplab_jax.commands.data import LABELS_FILE, Root
+from deeplab_jax.commands.data import LABELS_FILE, Root, next_commands, print_line
 from deeplab_jax.errors import ConfigError, DataError, choose
 from deeplab_jax.labels.files import write_labels
 
@@ -58,11 +58,12 @@ def import_annotations(
             write_labels(epath.Path(part / LABELS_FILE), labels)
     finally:
         for line in notes.lines():
-            _print_line(console, f"note: {line}")
+            print_line(console, f"note: {line}")
     total = ", ".join(f"{split}: {counts[split]}" for split in sorted(counts))
-    _print_line(console, f"Wrote the images ({total}) and {labels.num_classes} classes to {out}. To check and train, run:")
-    for command in _next_commands(out, sorted(counts)):
-        _print_line(console, f"  {shlex.join(command)}")
+    print_line(console, f"Wrote the images ({total}) and {labels.num_classes} classes to {out}. To check and train, run:")
+    path = str(Path(out).expanduser())
+    for command in next_commands(path, f"{path}/{LABELS_FILE}", "auto", (), sorted(counts)):
+        print_line(console, f"  {shlex.join(command)}")
 
 
 def _require_root(root: str) -> Path:
@@ -72,19 +73,3 @@ def _require_root(root: str) -> Path:
     if not path.is_dir():
         raise ConfigError(f"`ROOT` (={root!r}) is not a folder. Give the folder of the export.")
     return path
-
-
-def _next_commands(out: str, splits: list[str]) -> list[list[str]]:
-    """Return the commands that check the data and train on it."""
-    path = str(Path(out).expanduser())
-    learned = [split for split in ("train", "val") if split in splits] or splits
-    check = ["deeplab-jax", "data", "check", path, "--splits", *learned, "--out", "DIR"]
-    train = ["python", "train.py", f"--config=configs/custom.py:{path}/{LABELS_FILE}", f"--config.data.root={path}"]
-    if "val" not in splits:
-        train.append("--config.data.val_share=0.1")
-    return [check, [*train, "--workdir=RUN"]]
-
-
-def _print_line(console: Console, line: str) -> None:
-    # File names that are not UTF-8 cannot be printed as they are.
-    console.print(line.encode(errors="backslashreplace").decode(), markup=False)

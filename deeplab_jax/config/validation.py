@@ -77,6 +77,9 @@ def _rules(config: Config) -> Iterator[tuple[str, bool, str]]:
             )
             yield field, are_integers, advice
     yield from _channel_rules(config)
+    is_used = not config.data.val_share or protocol.split == "val"
+    yield "data.val_share", is_used, "It makes the split 'val'. Leave eval.split at val, or set data.val_share to 0."
+    yield "data.val_group", not config.data.val_group or config.data.val_share > 0, "It only works with data.val_share above 0."
     yield from _loss_rules(config)
     is_below = 0 <= config.optim.lr_end <= config.optim.lr
     yield "optim.lr_end", is_below, f"Use a number from 0 to optim.lr (={config.optim.lr})."

@@ -95,6 +95,8 @@ def decode_mask(data: bytes, *, is_color: bool) -> UInt8[np.ndarray, "h w"] | In
         return _as_colors(_read_tiff(data)) if is_color else _as_ids(_read_tiff(data))
     with picture:
         _require_lossless(picture, data)
+        if getattr(picture, "n_frames", 1) > 1:
+            raise FormatError("has several frames or pages. Save one mask per file, with one value per pixel.")
         if is_color:
             if _count_bits(picture, data) > 8:
                 raise FormatError("has more than 8 bits per value. Save colours with 8 bits per value.")
@@ -134,14 +136,14 @@ def find_orientation(picture: Image.Image) -> int:
     return int(picture.getexif().get(ORIENTATION, 1))
 
 
-def read_orientation(data: bytes) -> int:
-    """Return an image's EXIF orientation that the pixels do not have yet. 1 means upright.
+def read_orientation(file: IO[bytes]) -> int:
+    """Return an image file's EXIF orientation that the pixels do not have yet. 1 means upright.
 
     EXIF data stored after a PNG's pixels is ignored, because all of the file would have to be decoded. Pillow applies the
     orientation of a TIFF.
     """
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        with Image.open(file) as picture:
             return find_orientation(picture)
     except Exception:  # the metadata can be damaged while the pixels are fine
         return 1
@@ -237,6 +239,9 @@ def _read_tiff(data: bytes, channels: int = 0) -> Shaped[np.ndarray, "h w c"]:
 
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
+            orientation = file.pages.first.tags.valueof(ORIENTATION, 1)
+            if orientation != 1:
+                raise FormatError(f"has the orientation {orientation}, which cannot be applied to it. Save it upright.")
             series = file.series[0]
             _require_memory(1, 1, math.prod(series.shape) * series.dtype.itemsize)
             values, axes = series.asarray(), series.axes

@@ -38,6 +38,7 @@ def find_split(data: DataConfig, split: str, *, need_labels: bool = True) -> Sam
     Raises:
       DataError: The split cannot be found (see `find_samples`), or the prepared records no longer match their source.
     """
+    data = dataclasses.replace(data, root=os.path.expanduser(data.root))
     if data.val_share and split in (data.train_split, "val"):
         _require_no_validation_split(data)
         whole = _find_whole_split(data, data.train_split, need_labels=need_labels)
@@ -154,7 +155,6 @@ def find_samples(root: str, split: str, kind: str = "auto", *, need_labels: bool
       DataError: The folder or list is missing or empty, a line is malformed, a file is missing, two joined splits share
         an image, only some images have labels, or the label kinds are mixed.
     """
-    root = os.path.expanduser(root)
     folder = epath.Path(root)
     if not root:
         raise DataError("`data.root` (='') is empty. Pass the data set folder with --config.data.root=FOLDER.")

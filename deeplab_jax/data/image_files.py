@@ -80,8 +80,9 @@ class ImageFiles(Store):
     def orientation(self, samples: Samples, i: int) -> int:
         """Return the EXIF orientation of sample `i`, or 1 if the file cannot be read."""
         try:
-            return read_orientation(_read_bytes(_get_paths(samples, i)[0]))
-        except DataError:
+            with epath.Path(_get_paths(samples, i)[0]).open("rb") as file:
+                return read_orientation(file)
+        except (OSError, tf.errors.OpError):
             return 1
 
     def label_path(self, samples: Samples, i: int) -> str:
@@ -104,7 +105,7 @@ class ImageFiles(Store):
             return _make_read_error(" or ".join(paths), error)
         shown = " and ".join(f"{width}x{height}" for width, height in sizes)
         names = f"{paths[0]} and its label {samples.labels[i]}"
-        orientation = read_orientation(_read_bytes(paths[0]))
+        orientation = self.orientation(samples, i)
         if orientation in TRANSPOSED and sizes[0] == sizes[1][::-1]:
             return DataError(
                 f"{names} differ in size ({shown} pixels), because the photo is stored on its side (EXIF orientation "

@@ -193,9 +193,9 @@ def check(
             if sample.pixels_hash:
                 by_hash[sample.pixels_hash].append((split, sample.name))
             on_sample()
-        problems += [
-            Problem("suspicious masks", split, text, fails=True) for text in find_suspicions(tally.survey, labels, samples.kind)
-        ]
+        is_training_set = split == next(iter(sets))
+        suspicions = find_suspicions(tally.survey, labels, samples.kind, is_training_set=is_training_set)
+        problems += [Problem("suspicious masks", split, text, fails=True) for text in suspicions]
         problems += [Problem("files", split, note, fails=False) for note in samples.notes]
     problems += _compare_palettes(tallies)
     problems += _report_duplicates(by_hash.values())

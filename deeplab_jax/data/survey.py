@@ -221,8 +221,7 @@ def _explain_too_many(values: dict[int, Occurrence], last: str) -> str:
     return (
         f"The masks contain more than {MAX_VALUES} distinct colours. The last file read was {last}. This happens when masks "
         "are resized with interpolation or saved as JPEG. Recreate them from the originals: resize without interpolation and "
-        "save as PNG. "
-        f"The most frequent colours are: {shown}"
+        f"save as PNG. The most frequent colours are: {shown}"
     )
 
 
@@ -282,24 +281,21 @@ def _question_values(survey: Survey) -> Iterator[str]:
     share = survey.occurrences[IGNORE].pixels / survey.pixels if IGNORE in values else 0.0
     if not survey.is_color and values != [0, IGNORE] and share > LARGE_SHARE:
         yield (
-            f"255 covers {share:.0%} of the pixels, and is assumed to mean unlabelled. If it is a class, add it to classes "
-            f"and set "
-            "ignored_ids to []."
+            f"255 covers {share:.0%} of the pixels, and is assumed to mean unlabelled. If it is a class, add it to classes and "
+            "set ignored_ids to []."
         )
     ids = [value for value in values if value != IGNORE or values[-2:] != [IGNORE - 1, IGNORE]]
     steps = set(np.diff(ids).tolist())
     if not survey.is_color and len(ids) > 2 and len(steps) == 1 and steps != {1}:
         yield (
             f"The values are evenly spaced ({', '.join(map(str, ids[:4]))}, ...), like ids that were multiplied for viewing. "
-            f"They are "
-            "used as they are, so the masks of all splits must have the same values."
+            "They are used as they are, so the masks of all splits must have the same values."
         )
     rare = [format_value(value, survey.is_color) for value, each in survey.values.items() if is_rare(each, survey)]
     if rare:
         yield (
-            f"Rare values, which are more likely mistakes than classes: {'; '.join(rare[:8])}. If they are mistakes, move "
-            f"them to "
-            f"{'ignored_colors' if survey.is_color else 'ignored_ids'}."
+            f"Rare values, which are more likely mistakes than classes: {'; '.join(rare[:8])}. If they are mistakes, move them "
+            f"to {'ignored_colors' if survey.is_color else 'ignored_ids'}."
         )
 
 
@@ -315,8 +311,8 @@ def _propose_for_colors(name: str, survey: Survey) -> tuple[LabelSet, list[str]]
         notes.append("Assumed that black is also a class. If it means unlabelled, move it from classes to ignored_colors.")
     if all(r == g == b for r, g, b in colors):
         notes.append(
-            "All colours are shades of grey. If the masks hold ids saved as RGB, save them as 8-bit grey PNG files and run "
-            "this command again."
+            "All colours are shades of grey. If the masks hold ids saved as RGB, run this command again with "
+            "--label-kind labelIds."
         )
     names = tuple(f"class {i}" for i in range(len(colors)))
     return LabelSet(name, names, colors, ignored_colors=() if 0 in survey.values else ((0, 0, 0),)), notes

@@ -31,11 +31,11 @@ def find_suspicions(survey: Survey, labels: LabelSet | None, kind: str, *, is_tr
       kind: How the masks encode classes: "labelIds", "labelTrainIds" or "color".
       is_training_set: Whether these are all masks of a training split, which needs at least two classes.
     """
-    found = [*_find_blends(survey), *_find_mixed_modes(survey), *_find_palette_conflicts(survey)]
+    suspicions = [*_find_blends(survey), *_find_mixed_modes(survey), *_find_palette_conflicts(survey)]
     if labels is not None and survey.occurrences:
-        found += [*_find_train_ids(survey, labels, kind), *_find_shuffled_palette(survey, labels, kind)]
-        found += _find_too_few_classes(survey, labels, kind, is_training_set)
-    return found
+        suspicions += [*_find_train_ids(survey, labels, kind), *_find_shuffled_palette(survey, labels, kind)]
+        suspicions += _find_too_few_classes(survey, labels, kind, is_training_set)
+    return suspicions
 
 
 def sample_suspicions(samples: Samples, labels: LabelSet) -> list[str]:
@@ -58,8 +58,7 @@ def note_orientation(samples: Samples) -> str:
         if orientation != 1:
             return (
                 f"{samples.images[i]} has the EXIF orientation {orientation}, which is ignored. If its label was drawn on the "
-                f"upright "
-                "photo, save the photo upright, for example with `mogrify -auto-orient`."
+                "upright photo, save the photo upright, for example with `mogrify -auto-orient`."
             )
     return ""
 
@@ -80,10 +79,8 @@ def _find_blends(survey: Survey) -> Iterator[str]:
     share = survey.ramps / survey.runs
     text = (
         f"The masks are blended: at {share:.0%} of the edges, thin lines have values between those on both sides, so they "
-        f"belong to "
-        f"no class. {len(frequent)} values occur. Masks that were resized with interpolation, drawn with soft edges or saved "
-        f"as JPEG "
-        "look like this. Recreate them from the originals, without interpolation, as PNG."
+        f"belong to no class. {len(frequent)} values occur. Masks that were resized with interpolation, drawn with soft edges "
+        "or saved as JPEG look like this. Recreate them from the originals, without interpolation, as PNG."
     )
     if survey.is_color or not {0, 255} <= set(frequent[:3]):
         yield text
@@ -98,9 +95,8 @@ def _find_mixed_modes(survey: Survey) -> Iterator[str]:
         return
     (color_count, color_file), (id_count, id_file) = survey.modes[color[0]], survey.modes[ids[0]]
     yield (
-        f"Some masks have colours ({color_count} of mode {color[0]}, such as {color_file}), and others are grey ({id_count} "
-        f"of mode "
-        f"{ids[0]}, such as {id_file}), but all are read as colours. Save all masks in the same way."
+        f"Some masks have colours ({color_count} of mode {color[0]}, such as {color_file}), and others are grey ({id_count} of "
+        f"mode {ids[0]}, such as {id_file}), but all are read as colours. Save all masks in the same way."
     )
 
 
@@ -125,9 +121,8 @@ def _find_train_ids(survey: Survey, labels: LabelSet, kind: str) -> Iterator[str
     if share > MAX_IGNORED:
         yield (
             f"The masks are read as label ids of {labels.name}, but hold only values from 0 to {max(values)}, like train ids. "
-            f"As "
-            f"label ids, {share:.0%} of the pixels would have no class. Set data.label_kind=labelTrainIds "
-            "(--label-kind labelTrainIds) if they are train ids."
+            f"As label ids, {share:.0%} of the pixels would have no class. Set data.label_kind=labelTrainIds (--label-kind "
+            "labelTrainIds) if they are train ids."
         )
 
 
@@ -145,8 +140,8 @@ def _find_shuffled_palette(survey: Survey, labels: LabelSet, kind: str) -> Itera
     given_name = labels.names[given] if 0 <= given < labels.num_classes else "no class"
     yield (
         f"The palette of the masks gives {len(wrong)} ids the colours of other classes: id {value} is {given_name} in the "
-        f"label set "
-        f"{labels.name}, but has the colour of {labels.names[shown or 0]}. Fix the ids or the colours of the label set."
+        f"label set {labels.name}, but has the colour of {labels.names[shown or 0]}. Fix the ids or the colours of the label "
+        "set."
     )
 
 
@@ -162,8 +157,7 @@ def _find_too_few_classes(survey: Survey, labels: LabelSet, kind: str, is_traini
     if not classes:
         yield (
             f"No pixel of the masks has a class: they hold {shown}, all of which the label set {labels.name} ignores or does "
-            f"not "
-            "define. Training learns nothing. Fix the label set or the masks."
+            "not define. Training learns nothing. Fix the label set or the masks."
         )
         return
     ignored = [value for value in survey.values if table[value] == IGNORE]
@@ -175,7 +169,6 @@ def _find_too_few_classes(survey: Survey, labels: LabelSet, kind: str, is_traini
         example = color_of(ignored[-1]) if survey.is_color else ignored[-1]
         hint = f" If {example} is a class, remove it from {name} (the default is {'black' if survey.is_color else 255})."
     yield (
-        f"All labelled pixels belong to the class {labels.names[classes.pop()]}: the masks hold {shown}. Training on one "
-        f"class learns "
-        f"nothing.{hint}"
+        f"All labelled pixels belong to the class {labels.names[classes.pop()]}: the masks hold {shown}. Training on one class "
+        f"learns nothing.{hint}"
     )

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import glob
+import io
 import itertools
 import os
 import pathlib
@@ -16,7 +17,7 @@ from PIL import UnidentifiedImageError
 from deeplab_jax.data import decode
 from deeplab_jax.errors import ConfigError, DataError, one_line
 
-IMAGES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+IMAGES = frozenset((*decode.IMAGE_SUFFIXES, ".gif", ".pgm", ".ppm"))
 VIDEOS = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"))
 
 
@@ -117,7 +118,7 @@ def read_size(path: pathlib.Path) -> tuple[int, int]:
     with _translate_errors(path), path.open("rb") as file:
         height, width = decode.read_size(file)
         file.seek(0)
-        return (width, height) if decode.read_orientation(file.read()) in decode.TRANSPOSED else (height, width)
+        return (width, height) if decode.read_orientation(file) in decode.TRANSPOSED else (height, width)
 
 
 def read_image(path: pathlib.Path, channels: int = 3, value_range: tuple[float, ...] = ()) -> UInt8[np.ndarray, "h w channels"]:
@@ -133,7 +134,7 @@ def read_image(path: pathlib.Path, channels: int = 3, value_range: tuple[float, 
     """
     with _translate_errors(path):
         data = path.read_bytes()
-        return _turn_upright(decode.decode_image(data, channels, value_range), decode.read_orientation(data))
+        return _turn_upright(decode.decode_image(data, channels, value_range), decode.read_orientation(io.BytesIO(data)))
 
 
 def _turn_upright(image: UInt8[np.ndarray, "h w c"], orientation: int) -> UInt8[np.ndarray, "h2 w2 c"]:

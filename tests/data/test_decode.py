@@ -195,6 +195,7 @@ def test_colours_are_read_exactly(format, tmp_path):
         (save(Image.fromarray(ALPHA), format="PNG"), "has transparent pixels"),
         (png(DEEP[..., 0] | 256, 16), r"holds the id \d+\. Ids must be from 0 to 255"),
         (tiff(GREY.astype(np.float32)), "holds float32 values"),
+        (tiff(np.stack([GREY, GREY]), photometric="minisblack"), "has several frames or pages"),
     ],
 )
 def test_masks_that_cannot_hold_ids_say_why(data, message):
@@ -209,6 +210,11 @@ def test_masks_that_cannot_hold_ids_say_why(data, message):
         (tiff(DEEP, photometric="minisblack", planarconfig="contig"), 3, r"has 6 bands, but `data\.channels` is 3"),
         (tiff(np.float32([[0.5]])), 3, r"holds float32 values, which have no fixed range\. Set data\.value_range"),
         (tiff(np.int16([[5]])), 1, "holds int16 values"),
+        (
+            tiff(DEEP, planarconfig="contig", photometric="minisblack", extratags=[(274, 3, 1, 3, False)]),
+            6,
+            "has the orientation 3",
+        ),
         (tiff(DEEP[:, :, :5].transpose(2, 0, 1), photometric="minisblack"), 3, "has several pages"),
     ],
 )
@@ -226,6 +232,6 @@ def test_an_image_that_needs_more_than_half_of_the_memory_is_refused(monkeypatch
 def test_an_orientation_is_read_where_the_pixels_are_not_turned_yet():
     exif = Image.Exif()
     exif[274] = 6
-    assert read_orientation(save(COLORS, format="JPEG", exif=exif)) == 6
-    assert read_orientation(save(COLORS, format="TIFF", exif=exif)) == 1  # Pillow turns it
-    assert read_orientation(b"no image") == 1
+    assert read_orientation(io.BytesIO(save(COLORS, format="JPEG", exif=exif))) == 6
+    assert read_orientation(io.BytesIO(save(COLORS, format="TIFF", exif=exif))) == 1  # Pillow turns it
+    assert read_orientation(io.BytesIO(b"no image")) == 1

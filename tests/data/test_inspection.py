@@ -117,6 +117,15 @@ def test_an_image_with_an_unreadable_size_is_an_error(report, monkeypatch):
     assert result.fails
 
 
+def test_a_training_split_with_one_class_is_an_error_and_a_validation_split_is_not(report):
+    result = report(train=[(random_image(0), mask(0, 1, 2))], val=[(random_image(1), mask(0))])
+    assert not find_problems(result, "suspicious masks")
+    result = report(train=[(random_image(0), mask(0))])
+    (problem,) = find_problems(result, "suspicious masks")
+    assert "All labelled pixels belong to the class a" in problem.text
+    assert result.fails
+
+
 def test_a_jpeg_mask_is_reported_as_a_jpeg_file(report, tmp_path):
     report(train=[(random_image(0), mask(0, 1, 2)), (random_image(1), mask(0))])
     random_image(1, "L").save(tmp_path / "train1_label.png", "JPEG", quality=90)

@@ -101,11 +101,11 @@ def _read_images(images: reading.Images, path: Path, content: dict[str, Any], no
             notes.add(NOT_LISTED, f"annotation {annotation.get('id')} in {path}")
     result = []
     for image in content["images"]:
-        found = _find_image(images, path, split, image, notes)
-        if found:
+        location = _find_image(images, path, split, image, notes)
+        if location:
             size = reading.parse_size(image.get("height"), image.get("width"))
             shapes, unusable = _read_shapes(path, of_image[image.get("id")], names, notes)
-            result.append(Annotation(*found, shapes, size, unusable))
+            result.append(Annotation(*location, shapes, size, unusable))
     return result
 
 

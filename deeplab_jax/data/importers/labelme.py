@@ -82,9 +82,9 @@ def _find_image(root: Path, path: Path, content: dict[str, Any], notes: Notes) -
             notes.add(reading.OUTSIDE, f"{name!r} in {path}")
             return None
         beside = path.parent / file.name
-        found = next((each for each in (file, beside) if each.is_file()), None)
-        if found:
-            return found
+        location = next((each for each in (file, beside) if each.is_file()), None)
+        if location:
+            return location
     if content.get("imageData"):
         return path
     notes.add(reading.MISSING, f"{name!r} in {path}")

@@ -9,11 +9,13 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from etils import epath
+
 from deeplab_jax.data.decode import IMAGE_SUFFIXES
+from deeplab_jax.data.layouts.layout import list_files as list_visible_files
 from deeplab_jax.errors import DataError, one_line
 from deeplab_jax.labels import Color
 
-# Those of `data.layouts.layout`, which cannot be imported here: its package imports TensorFlow, which takes seconds.
 SPLITS = {
     "train": "train",
     "training": "train",
@@ -73,13 +75,9 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 def list_files(root: Path, suffixes: Iterable[str]) -> list[Path]:
-    """Return the files below `root` with one of the suffixes, in lower case. Hidden files and folders are left out."""
-    suffixes = tuple(suffixes)
-    found = []
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-        found += [Path(folder) / name for name in names if name.lower().endswith(suffixes) and not name.startswith(".")]
-    return sorted(found)
+    """Return the visible files below `root` whose names end in one of `suffixes`, in lower case, sorted by path."""
+    ends = tuple(suffixes)
+    return [Path(path) for path in list_visible_files(epath.Path(root)) if path.name.lower().endswith(ends)]
 
 
 def locate(root: Path, base: Path, name: str) -> Path | None:
@@ -122,8 +120,8 @@ class Images:
         paths = [locate(self.root, base, name) for base in bases]
         if paths and not any(paths):
             raise DataError(f"{name!r} leads out of {self.root}")
-        found = next((path for path in paths if path and path.is_file()), None)
-        return found or self._find_by_name(PurePosixPath(PureWindowsPath(name).as_posix()), split)
+        image = next((path for path in paths if path and path.is_file()), None)
+        return image or self._find_by_name(PurePosixPath(PureWindowsPath(name).as_posix()), split)
 
     def _find_by_name(self, name: PurePosixPath, split: str) -> Path | None:
         if not self._by_name:

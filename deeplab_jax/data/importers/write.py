@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
+from deeplab_jax.data.decode import find_orientation
 from deeplab_jax.data.importers import reading
 from deeplab_jax.data.importers.annotation import Annotation, Notes, Shape, Source
 from deeplab_jax.errors import ConfigError, DataError, one_line
@@ -123,7 +124,7 @@ def _write_sample(
     try:
         data = annotation.embedded() if annotation.embedded else annotation.image.read_bytes()
         with Image.open(io.BytesIO(data)) as picture:
-            stored, orientation = (picture.height, picture.width), picture.getexif().get(0x0112, 1)
+            stored, orientation = (picture.height, picture.width), find_orientation(picture)
             image_format = picture.format or ""
     except Exception as error:  # Pillow raises many error types
         notes.add(reading.BAD_IMAGE, f"{annotation.image} ({one_line(error)})")

@@ -106,8 +106,7 @@ def _choose_rule(root: epath.Path, labels: epath.Path, images: Sequence[tuple[st
     near = difflib.get_close_matches(stem, [str(path.relative_to(labels)) for path in masks.values()], n=1, cutoff=0)
     raise DataError(
         f"No mask in {labels} has the name of an image. The mask of {stem}{suffix} must be named {stem}.png. The most similar "
-        f"name "
-        f"in the folder is {near[0]}."
+        f"name in the folder is {near[0]}."
     )
 
 
