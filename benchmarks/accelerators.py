@@ -43,7 +43,7 @@ def compile_one(recipe: str, target: str, images: int, remat: bool) -> dict[str,
     from deeplab_jax.plan.targets import describe_devices
     from deeplab_jax.plan.traffic import least_times
     from deeplab_jax.runtime.accelerators import ACCELERATORS
-    from deeplab_jax.train.begin import set_up
+    from deeplab_jax.training.begin import set_up
 
     get_config = runpy.run_path(str(ROOT / "configs" / f"{recipe}.py"))["get_config"]
     config = get_config("cityscapes") if recipe == "custom" else get_config()

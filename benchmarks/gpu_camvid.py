@@ -49,8 +49,8 @@ def train(args: argparse.Namespace, report: Report) -> Result:
 
     from deeplab_jax.evaluation.inference import Evaluator
     from deeplab_jax.runtime.mesh import batch_shardings
-    from deeplab_jax.train import begin
-    from deeplab_jax.train.step import batch_names, compile_train_step
+    from deeplab_jax.training import begin
+    from deeplab_jax.training.step import batch_names, compile_train_step
 
     start, config = time.monotonic(), make_config(args)
     steps = args.camvid_steps or (3 if args.dry_run else plan_steps(args, config, report.time_left()))

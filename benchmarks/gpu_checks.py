@@ -120,8 +120,8 @@ def run_step(flags: argparse.Namespace, device: Any) -> dict[str, np.ndarray]:
     import optax
 
     from deeplab_jax.runtime.mesh import place, replicated_sharding
-    from deeplab_jax.train import begin
-    from deeplab_jax.train.step import compile_train_step
+    from deeplab_jax.training import begin
+    from deeplab_jax.training.step import compile_train_step
 
     config = gpu_speed.make_config(flags)
     setup = begin.set_up(config, 100, [device])
@@ -191,8 +191,8 @@ def build_repeated_steps(flags: argparse.Namespace) -> side_by_side.Side:
     import jax
 
     from deeplab_jax.runtime.mesh import place
-    from deeplab_jax.train import begin
-    from deeplab_jax.train.step import compile_train_step
+    from deeplab_jax.training import begin
+    from deeplab_jax.training.step import compile_train_step
 
     config = gpu_speed.make_config(flags)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.1, aux_dropout=0.1))

@@ -67,7 +67,7 @@ def make_config(flags: argparse.Namespace) -> Any:
 
 def make_variables(config: Any) -> dict[str, Any]:
     """Return torchvision's variables if it has this network, and otherwise initial ones."""
-    from deeplab_jax.train import begin
+    from deeplab_jax.training import begin
     from deeplab_jax.weights.sources import torchvision
 
     if all(getattr(config.model, field) in values for field, values in torchvision.required(config.model).items()):

@@ -63,7 +63,7 @@ def distort_colors(batches: Iterator[Any]) -> Iterator[Any]:
     import jax
     import jax.numpy as jnp
 
-    from deeplab_jax.train.photometric import distort
+    from deeplab_jax.training.photometric import distort
 
     step = jax.jit(lambda images, factors: distort(images.astype(jnp.float32), factors).astype(jnp.uint8))
     for batch in batches:

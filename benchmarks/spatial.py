@@ -32,9 +32,9 @@ from rich.table import Table
 from deeplab_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.runtime.mesh import make_mesh, place, replicated_sharding
-from deeplab_jax.train.optimizer import make_optimizer
-from deeplab_jax.train.state import init_state
-from deeplab_jax.train.step import compile_train_step
+from deeplab_jax.training.optimizer import make_optimizer
+from deeplab_jax.training.state import init_state
+from deeplab_jax.training.step import compile_train_step
 
 
 def measure(spatial: int) -> dict:

@@ -26,7 +26,7 @@ from typing import Any
 from deeplab_jax.commands.flags import load_recipe
 from deeplab_jax.config import Config, digest_of, to_dict
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.train.metrics_log import read_log
+from deeplab_jax.training.metrics_log import read_log
 
 ROOT = pathlib.Path(__file__).parent.parent
 COMMAND = "command.txt"

@@ -43,9 +43,9 @@ def build_step(config: Any, make_variables: Callable[[Any], dict[str, Any]], arg
     from deeplab_jax.models import DeepLabV3
     from deeplab_jax.runtime.compilation import compile_program, enable_compilation_cache
     from deeplab_jax.runtime.mesh import make_mesh, place, replicated_sharding
-    from deeplab_jax.train.optimizer import make_optimizer
-    from deeplab_jax.train.state import TrainState
-    from deeplab_jax.train.step import compile_train_step
+    from deeplab_jax.training.optimizer import make_optimizer
+    from deeplab_jax.training.state import TrainState
+    from deeplab_jax.training.step import compile_train_step
 
     enable_compilation_cache()
     mesh = make_mesh(config.mesh)

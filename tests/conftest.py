@@ -39,8 +39,8 @@ from deeplab_jax.commands.train import train_recipe
 from deeplab_jax.models import DeepLabV3, convolution
 from deeplab_jax.models.graph import abstract_variables
 from deeplab_jax.scenes import dataset as synthetic
-from deeplab_jax.train.optimizer import make_optimizer
-from deeplab_jax.train.state import init_state, to_trees
+from deeplab_jax.training.optimizer import make_optimizer
+from deeplab_jax.training.state import init_state, to_trees
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = ROOT / "tests" / "tiny.py"

@@ -12,7 +12,7 @@ LAYERS = (
     *("errors", "files", "labels", "config"),
     *("runtime", "models", "losses"),
     "checkpoints",
-    *("evaluation", "train"),
+    *("evaluation", "training"),
     *("weights", "api"),
     *("export", "predict", "plan", "pages"),
     "commands",

@@ -15,7 +15,7 @@ from deeplab_jax.data.samples import Samples, digest
 from deeplab_jax.data.suspicion import note_orientation, sample_suspicions
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.train.begin import Data
+from deeplab_jax.training.begin import Data
 
 
 def locate_data(config: Config, root: str | None) -> Config:

@@ -4,9 +4,9 @@ from rich.console import Console
 
 from deeplab_jax.config import Config
 from deeplab_jax.runtime.compilation import enable_compilation_cache
-from deeplab_jax.train.begin import set_up
-from deeplab_jax.train.loop import train
-from deeplab_jax.train.photometric import describe_limits
+from deeplab_jax.training.begin import set_up
+from deeplab_jax.training.loop import train
+from deeplab_jax.training.photometric import describe_limits
 from deeplab_jax.weights.transfer import pretrained_variables
 
 

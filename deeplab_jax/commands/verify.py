@@ -23,7 +23,7 @@ def verify(
     """
     from deeplab_jax.commands.datasets import locate_data, open_training_data, open_training_set
     from deeplab_jax.runtime.compilation import enable_compilation_cache
-    from deeplab_jax.train import verify as verification
+    from deeplab_jax.training import verify as verification
     from deeplab_jax.weights.transfer import pretrained_variables
 
     config, _ = verification.config_at(run, from_)

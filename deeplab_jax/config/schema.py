@@ -396,7 +396,7 @@ class OptimConfig:
     schedule: str = field(
         "poly",
         "Name of the learning-rate schedule: `poly`, `cosine` or `constant`. `SCHEDULES` in "
-        "deeplab_jax/train/schedules.py lists all names.",
+        "deeplab_jax/training/schedules.py lists all names.",
     )
     lr: float = field(0.01, "Learning rate at the start of the schedule. Warm-up begins at a lower rate.", above_zero())
     lr_end: float = field(0.0, "Learning rate at the end of the poly and cosine schedules.")

@@ -1,4 +1,4 @@
-"""The losses, keyed by name. `train/step.py` sums them over heads, micro-batches and devices."""
+"""The losses, keyed by name. `training/step.py` sums them over heads, micro-batches and devices."""
 
 from deeplab_jax.config import Config
 from deeplab_jax.errors import ConfigError

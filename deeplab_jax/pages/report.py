@@ -19,8 +19,8 @@ from deeplab_jax.evaluation.metrics import Confusion
 from deeplab_jax.files import write_atomically
 from deeplab_jax.pages import charts, html_page
 from deeplab_jax.pages.examples import Example, WorstImages, list_confusions, row_shares
-from deeplab_jax.train.metrics_log import read_log
-from deeplab_jax.train.receipt import read_starts
+from deeplab_jax.training.metrics_log import read_log
+from deeplab_jax.training.receipt import read_starts
 
 MAX_MATRIX_CLASSES = 30  # a confusion matrix with more classes would be unreadable
 MAX_LISTED = 10  # maximum number of confusions to list as text

@@ -10,7 +10,7 @@ from deeplab_jax.config import Config, MeshConfig
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.models.cost import Layer, layers
 from deeplab_jax.models.graph import abstract_variables
-from deeplab_jax.train.optimizer import make_optimizer
+from deeplab_jax.training.optimizer import make_optimizer
 
 STAGES = (1, 2, 3, 4)
 

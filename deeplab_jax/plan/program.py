@@ -22,8 +22,8 @@ from deeplab_jax.models.cost import layers, total, training_flops
 from deeplab_jax.plan.hlo import Traffic, measure_traffic
 from deeplab_jax.runtime.compilation import cache_folder
 from deeplab_jax.runtime.mesh import batch_shardings, padded_height
-from deeplab_jax.train.begin import Setup, abstract_state
-from deeplab_jax.train.step import batch_names, compile_train_step
+from deeplab_jax.training.begin import Setup, abstract_state
+from deeplab_jax.training.step import batch_names, compile_train_step
 
 COMPILERS = ("deeplab_jax", "jax", "jaxlib", "libtpu", "jax-cuda12-plugin")
 

@@ -20,8 +20,8 @@ from deeplab_jax.api import load
 from deeplab_jax.checkpoints.folders import CHECKSUMS, find_changed_files
 from deeplab_jax.checkpoints.store import Checkpoints, resolve, restore_model, restore_variables, save_model, stored_config
 from deeplab_jax.errors import CheckpointError, ConfigError
-from deeplab_jax.train.begin import check_restored_state
-from deeplab_jax.train.state import TrainState, from_trees, state_digest, to_trees
+from deeplab_jax.training.begin import check_restored_state
+from deeplab_jax.training.state import TrainState, from_trees, state_digest, to_trees
 from deeplab_jax.weights.transfer import pretrained_variables
 
 CONFIG = tiny_config(model=tiny_resnet18())  # the config stored in version_0_1.zip

@@ -13,8 +13,8 @@ from deeplab_jax.checkpoints.store import Checkpoints, find_config_changes, reso
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import DeepLabV3
-from deeplab_jax.train.optimizer import make_optimizer
-from deeplab_jax.train.state import from_trees, init_state, state_digest, to_trees
+from deeplab_jax.training.optimizer import make_optimizer
+from deeplab_jax.training.state import from_trees, init_state, state_digest, to_trees
 
 CONFIG = tiny_config()
 

@@ -21,7 +21,7 @@ from deeplab_jax.data.prepare import prepare
 from deeplab_jax.data.samples import digest, read_sample
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.train import verify as verification
+from deeplab_jax.training import verify as verification
 
 tfds = pytest.importorskip("tensorflow_datasets")
 LABELS = LabelSet("plain", ("a", "b", "c"), ((10, 0, 0), (0, 200, 0), (0, 0, 255)))

@@ -18,9 +18,9 @@ from deeplab_jax.checkpoints.store import restore_model, stored_config
 from deeplab_jax.config import Config, LossConfig, MeshConfig, OptimConfig
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.runtime.mesh import make_mesh, replicated_sharding
-from deeplab_jax.train.optimizer import make_optimizer
-from deeplab_jax.train.state import TrainState
-from deeplab_jax.train.step import compile_train_step
+from deeplab_jax.training.optimizer import make_optimizer
+from deeplab_jax.training.state import TrainState
+from deeplab_jax.training.step import compile_train_step
 from deeplab_jax.weights import names, transfer
 
 # The recipe comes from torchvision's references/segmentation/train.py. Its learning rate of 0.02 for 32 images scales to 0.0025

@@ -13,7 +13,7 @@ gradients in all earlier layers. Two more comparisons confirm this explanation. 
 the float64 ones than PyTorch's are. Second, with ReLU and max pooling replaced by smooth functions in both implementations, the
 float32 gradients agree to 1e-4.
 
-With --write, the script stores a sample of PyTorch's float64 numbers in a golden file for tests/train/test_step_parity.py.
+With --write, the script stores a sample of PyTorch's float64 numbers in a golden file for tests/training/test_step_parity.py.
 """
 
 import argparse

@@ -13,7 +13,7 @@ from conftest import run_cli, tiny_config, tiny_model
 
 from deeplab_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig, TrainConfig
 from deeplab_jax.plan.memory import estimate, suggest_savings
-from deeplab_jax.train.begin import abstract_state, set_up
+from deeplab_jax.training.begin import abstract_state, set_up
 
 # ml_collections uses a deprecated API to load recipes.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")

@@ -18,8 +18,8 @@ from deeplab_jax.errors import CheckpointError, ConfigError
 from deeplab_jax.labels import CITYSCAPES, VOC
 from deeplab_jax.models import BACKBONES, DeepLabV3
 from deeplab_jax.models.switches import SWITCHES
-from deeplab_jax.train.optimizer import make_optimizer
-from deeplab_jax.train.state import init_state, to_trees
+from deeplab_jax.training.optimizer import make_optimizer
+from deeplab_jax.training.state import init_state, to_trees
 from deeplab_jax.weights import convert, names, transfer
 from deeplab_jax.weights.convert import require_exportable
 from deeplab_jax.weights.sources import SOURCES

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from deeplab_jax.config import OptimConfig
 from deeplab_jax.errors import ConfigError, one_line
-from deeplab_jax.train.schedules import make_schedule
+from deeplab_jax.training.schedules import make_schedule
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import pytest
 from conftest import RECIPES
 
-from deeplab_jax.train.begin import abstract_state, set_up
-from deeplab_jax.train.step import compile_train_step
+from deeplab_jax.training.begin import abstract_state, set_up
+from deeplab_jax.training.step import compile_train_step
 
 
 def make_narrow(config):

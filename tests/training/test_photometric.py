@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deeplab_jax.train.photometric import NEUTRAL, describe_limits, distort
+from deeplab_jax.training.photometric import NEUTRAL, describe_limits, distort
 
 factor_rows = st.tuples(
     st.floats(-32, 32), st.floats(0.5, 1.5), st.floats(0.5, 1.5), st.floats(-36, 36), st.sampled_from([0.0, 1.0])

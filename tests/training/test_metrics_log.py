@@ -3,7 +3,7 @@ import json
 import pytest
 
 from deeplab_jax.errors import CheckpointError
-from deeplab_jax.train.metrics_log import METRICS, read_log
+from deeplab_jax.training.metrics_log import METRICS, read_log
 
 ROWS = [{"step": 1, "kind": "train", "loss": 2.0}, {"step": 2, "kind": "train", "loss": None}, {"step": 2, "kind": "eval"}]
 

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from deeplab_jax.commands.datasets import open_training_data
 from deeplab_jax.errors import TrainingError
-from deeplab_jax.train.loop import train
-from deeplab_jax.train.verify import verify
+from deeplab_jax.training.loop import train
+from deeplab_jax.training.verify import verify
 
 
 def train_with_overflow(root, workdir, nonfinite):

@@ -12,7 +12,7 @@ import pytest
 import steps
 
 from deeplab_jax.models.target import compiling_for
-from deeplab_jax.train import step
+from deeplab_jax.training import step
 
 GOLDEN = pathlib.Path(fill.__file__).parent / "golden"
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from deeplab_jax.evaluation.metrics import OVERALL_METRICS
-from deeplab_jax.train.writers import WRITERS
+from deeplab_jax.training.writers import WRITERS
 
 
 class Output:

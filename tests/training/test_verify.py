@@ -15,8 +15,8 @@ from rich.console import Console
 from deeplab_jax.commands.datasets import open_training_data, open_training_set
 from deeplab_jax.config import digest_of
 from deeplab_jax.errors import CheckpointError, ConfigError
-from deeplab_jax.train.loop import train
-from deeplab_jax.train.verify import _relative_difference, config_at, verify
+from deeplab_jax.training.loop import train
+from deeplab_jax.training.verify import _relative_difference, config_at, verify
 
 
 @pytest.fixture(scope="module")

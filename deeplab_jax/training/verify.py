@@ -14,12 +14,12 @@ from deeplab_jax.checkpoints.store import Checkpoints, Trees
 from deeplab_jax.config import Config, from_dict
 from deeplab_jax.errors import CheckpointError, ConfigError, DataError
 from deeplab_jax.runtime.mesh import prefetch
-from deeplab_jax.train import receipt
-from deeplab_jax.train.begin import Data, Pretrained, abstract_state, create_state, set_up
-from deeplab_jax.train.metrics_log import read_log
-from deeplab_jax.train.receipt import ConsumedSamples, Start, read_receipts, read_samples, read_starts
-from deeplab_jax.train.state import TrainState, from_trees, state_digest, to_trees
-from deeplab_jax.train.step import compile_train_step
+from deeplab_jax.training import receipt
+from deeplab_jax.training.begin import Data, Pretrained, abstract_state, create_state, set_up
+from deeplab_jax.training.metrics_log import read_log
+from deeplab_jax.training.receipt import ConsumedSamples, Start, read_receipts, read_samples, read_starts
+from deeplab_jax.training.state import TrainState, from_trees, state_digest, to_trees
+from deeplab_jax.training.step import compile_train_step
 
 SCALARS = ("loss", "accuracy", "grad_norm")
 # The largest relative differences that rounding on different devices can explain.

@@ -8,7 +8,7 @@ from conftest import tiny_config
 from deeplab_jax.config import MeshConfig
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.runtime.mesh import make_mesh
-from deeplab_jax.train.receipt import (
+from deeplab_jax.training.receipt import (
     ConsumedSamples,
     Receipts,
     describe_start,
@@ -17,7 +17,7 @@ from deeplab_jax.train.receipt import (
     read_starts,
     write_start,
 )
-from deeplab_jax.train.state import TrainState
+from deeplab_jax.training.state import TrainState
 
 NAMES = ("a.png", "b.png", "c.png")
 CONFIG = tiny_config("somewhere")

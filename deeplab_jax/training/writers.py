@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
 
 from deeplab_jax.files import write_atomically
-from deeplab_jax.train.metrics_log import METRICS
+from deeplab_jax.training.metrics_log import METRICS
 
 Row = Mapping[str, float | None]
 Strips = Sequence[UInt8[np.ndarray, "h w 3"]]

@@ -22,13 +22,13 @@ from deeplab_jax.evaluation.evaluate import score
 from deeplab_jax.evaluation.inference import Evaluator
 from deeplab_jax.runtime import hosts
 from deeplab_jax.runtime.mesh import local_rows, prefetch
-from deeplab_jax.train.begin import Batch, Data, Pretrained, restore_or_create_state, set_up
-from deeplab_jax.train.output import Output
-from deeplab_jax.train.receipt import Receipts, describe_start
-from deeplab_jax.train.schedules import make_schedule
-from deeplab_jax.train.speed import Meter, ideal_step_seconds
-from deeplab_jax.train.state import TrainState, to_trees
-from deeplab_jax.train.step import compile_train_step
+from deeplab_jax.training.begin import Batch, Data, Pretrained, restore_or_create_state, set_up
+from deeplab_jax.training.output import Output
+from deeplab_jax.training.receipt import Receipts, describe_start
+from deeplab_jax.training.schedules import make_schedule
+from deeplab_jax.training.speed import Meter, ideal_step_seconds
+from deeplab_jax.training.state import TrainState, to_trees
+from deeplab_jax.training.step import compile_train_step
 
 STRIPS = 4  # comparison images logged per evaluation
 

@@ -6,7 +6,7 @@ import pytest
 
 from deeplab_jax.config import OptimConfig
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.train.optimizer import add_penalty, apply_where, make_optimizer
+from deeplab_jax.training.optimizer import add_penalty, apply_where, make_optimizer
 
 ADAMW = OptimConfig(name="adamw", schedule="cosine", lr=0.1, weight_decay=0.05, options=(("b2", 0.95),))
 

@@ -8,8 +8,8 @@ from conftest import tiny_config
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deeplab_jax.models import DeepLabV3
-from deeplab_jax.train.optimizer import make_optimizer
-from deeplab_jax.train.state import TrainState, init_state, replace_variables, state_digest
+from deeplab_jax.training.optimizer import make_optimizer
+from deeplab_jax.training.state import TrainState, init_state, replace_variables, state_digest
 
 CONFIG = tiny_config()
 

@@ -22,9 +22,9 @@ from deeplab_jax.models.resize import resize_like
 from deeplab_jax.models.target import compiling_for
 from deeplab_jax.runtime.compilation import lean_options
 from deeplab_jax.runtime.mesh import batch_shardings, replicated_sharding
-from deeplab_jax.train.optimizer import add_penalty, apply_where
-from deeplab_jax.train.photometric import distort
-from deeplab_jax.train.state import TrainState
+from deeplab_jax.training.optimizer import add_penalty, apply_where
+from deeplab_jax.training.photometric import distort
+from deeplab_jax.training.state import TrainState
 
 Batch = dict[str, Shaped[Array, "n ..."]]
 # (params, batch_stats, images and photometric factors, dropout key) -> (outputs at label size, new batch_stats)

@@ -5,7 +5,7 @@ from deeplab_jax.config import MeshConfig
 from deeplab_jax.models.cost import training_flops
 from deeplab_jax.runtime import accelerators
 from deeplab_jax.runtime.mesh import make_mesh
-from deeplab_jax.train import speed
+from deeplab_jax.training import speed
 
 
 def test_mfu_is_the_ideal_step_time_divided_by_the_measured_step_time(monkeypatch):

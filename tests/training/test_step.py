@@ -14,9 +14,9 @@ from deeplab_jax.config import Config, DataConfig, LossConfig, MeshConfig, Optim
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import DeepLabV3, Outputs
 from deeplab_jax.runtime.mesh import make_mesh, place, replicated_sharding
-from deeplab_jax.train.optimizer import make_optimizer
-from deeplab_jax.train.state import from_trees, init_state, state_digest, to_trees
-from deeplab_jax.train.step import compile_train_step
+from deeplab_jax.training.optimizer import make_optimizer
+from deeplab_jax.training.state import from_trees, init_state, state_digest, to_trees
+from deeplab_jax.training.step import compile_train_step
 
 LABELS = LabelSet("plain", ("a", "b", "c"), ((1, 0, 0), (0, 1, 0), (0, 0, 1)))
 LR = 0.1

@@ -17,9 +17,9 @@ from deeplab_jax.losses import check_terms
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.runtime.compilation import quick_options
 from deeplab_jax.runtime.mesh import check_batch, make_mesh, replicated_sharding
-from deeplab_jax.train.optimizer import make_optimizer
-from deeplab_jax.train.receipt import read_receipts
-from deeplab_jax.train.state import TrainState, from_trees, init_state, replace_variables, state_digest, to_trees
+from deeplab_jax.training.optimizer import make_optimizer
+from deeplab_jax.training.receipt import read_receipts
+from deeplab_jax.training.state import TrainState, from_trees, init_state, replace_variables, state_digest, to_trees
 
 Batch = dict[str, np.ndarray]
 # An optional function that returns initial values for any part of a new run's {"params", "batch_stats"} tree. The rest is
@@ -29,7 +29,7 @@ Pretrained = Callable[[], dict[str, Any]] | None
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Data:
-    """The data that a run reads. The caller builds it, so that `deeplab_jax.train` needs neither image files nor TensorFlow.
+    """The data that a run reads. The caller builds it, so that `deeplab_jax.training` needs neither image files nor TensorFlow.
 
     Attributes:
       names: Names of the training images, indexed by position in the training list.

@@ -3,7 +3,7 @@ import pytest
 
 from deeplab_jax.config import OptimConfig
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.train.schedules import SCHEDULES, make_schedule
+from deeplab_jax.training.schedules import SCHEDULES, make_schedule
 
 
 def compute_rates(steps_to_check, **fields):

@@ -4,7 +4,7 @@ import json
 import numpy as np
 from rich.console import Console
 
-from deeplab_jax.train.output import Output
+from deeplab_jax.training.output import Output
 
 ROW = {"loss": 1.0, "accuracy": 0.5, "lr": 0.1, "images_per_second": 2.0, "mfu": 0.4, "data_wait": 0.25}
 

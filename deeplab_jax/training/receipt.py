@@ -29,7 +29,7 @@ from deeplab_jax.config import Config
 from deeplab_jax.errors import CheckpointError, one_line
 from deeplab_jax.files import write_atomically
 from deeplab_jax.runtime import hosts
-from deeplab_jax.train.state import TrainState, state_digest
+from deeplab_jax.training.state import TrainState, state_digest
 
 RUN, RECEIPTS, SAMPLES = "run.json", "receipts.jsonl", "samples.tsv"
 SKIPPED = "0" * 16  # the fingerprint of an unreadable sample
