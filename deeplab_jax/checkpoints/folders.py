@@ -1,13 +1,15 @@
 """Find a run's checkpoint folders, `<workdir>/checkpoints/<step>`, and write and check their checksums.
 
-The checksums are SHA-256 digests of a step's files. To check them by hand, run `cd STEP && sha256sum -c SHA256SUMS`.
+The checksums are SHA-256 digests of a step's files. To check them by hand, run `cd STEP && sha256sum -c SHA256SUMS`. A step's
+scores are known only later, so they are in a file with its own digest.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from etils import epath
 
@@ -16,7 +18,8 @@ from deeplab_jax.files import write_atomically
 
 CHECKPOINTS, DAMAGED = "checkpoints", "damaged"  # folders in a workdir
 CHECKSUMS = "SHA256SUMS"
-METRICS = "metrics"
+SCORES = "scores.json"
+METRICS = "metrics"  # the folder for the scores of steps from version 0.1
 _ROW = re.compile(r"([0-9a-f]{64})  (.+)\n")
 _CHUNK = 1 << 20
 
@@ -40,16 +43,51 @@ def list_steps(folder: epath.Path) -> list[int]:
     return sorted(int(name) for name in names if is_local or (folder / name / "commit_success.txt").exists())
 
 
-def read_metrics(step: epath.Path) -> dict[str, float]:
-    """Return a step's metrics, as stored by `Checkpoints.save`.
+def write_scores(step: epath.Path, scores: Mapping[str, Any]) -> None:
+    """Write the scores of a complete step, from `evaluation.scores.summary`.
 
     Raises:
-      DamagedError: The metrics file has changed since it was written. If the step has no checksums, an invalid metrics file
-        raises other errors instead.
+      ConfigError: The file cannot be written.
+    """
+    with write_atomically(step / SCORES) as file:
+        file.write((json.dumps({"scores": scores, "sha256": _digest_scores(scores)}) + "\n").encode())
+
+
+def read_scores(step: epath.Path) -> dict[str, Any] | None:
+    """Return a step's scores, or None if it was not evaluated.
+
+    Raises:
+      DamagedError: The scores have changed since they were written.
+    """
+    path = step / SCORES
+    if not path.exists():
+        return read_metrics(step)
+    try:
+        stored = json.loads(path.read_text())
+        scores: dict[str, Any] = stored["scores"]
+        if stored["sha256"] == _digest_scores(scores):
+            return scores
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise DamagedError(f"its {SCORES} has changed since it was written")
+
+
+def read_metrics(step: epath.Path) -> dict[str, Any] | None:
+    """Return the scores of a step from version 0.1, or None if it has none.
+
+    Raises:
+      DamagedError: The file has changed since it was written.
     """
     path = step / METRICS / "metrics"
     require_unchanged(step, [METRICS])
-    return dict(json.loads(path.read_text())) if path.exists() else {}
+    try:
+        return dict(json.loads(path.read_text())) if path.exists() else None
+    except (ValueError, TypeError) as error:  # a step without checksums
+        raise DamagedError(f"its {METRICS} are damaged: {one_line(error)}") from None
+
+
+def _digest_scores(scores: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(scores, sort_keys=True).encode()).hexdigest()
 
 
 def resolve(checkpoint: str) -> epath.Path:
@@ -78,7 +116,13 @@ def resolve(checkpoint: str) -> epath.Path:
     steps = list_steps(folder)
     if not steps:
         raise CheckpointError(f"`checkpoint` (={checkpoint!r}) does not contain a complete checkpoint. Train the model first.")
-    return folder / str(_find_best(folder, steps) if which == "best" else steps[-1])
+    step = find_best(folder, steps) if which == "best" else steps[-1]
+    if step is None:
+        raise CheckpointError(
+            f"`checkpoint` (={checkpoint!r}) does not exist, because no step of the run was evaluated. Use {workdir} for the "
+            f"latest step."
+        )
+    return folder / str(step)
 
 
 def require_empty(folder: str) -> None:
@@ -134,7 +178,8 @@ def find_changed_files(step: epath.Path, parts: Collection[str] | None = None) -
     digests, present = _read_checksums(step), set(_list_files(step))
     names = {name for name in digests.keys() | present if parts is None or name.split("/")[0] in (*parts, CHECKSUMS)}
     computed = _hash(step, names & present)
-    return sorted(name for name in names if computed.get(name) != digests.get(name))
+    changed = {name for name in names if computed.get(name) != digests.get(name)}
+    return sorted(changed | {SCORES} if parts is None and _has_damaged_scores(step) else changed)
 
 
 def require_unchanged(step: epath.Path, parts: Collection[str]) -> None:
@@ -143,24 +188,33 @@ def require_unchanged(step: epath.Path, parts: Collection[str]) -> None:
         raise DamagedError(f"{len(files)} of its files do not match {CHECKSUMS}, for example {files[0]}")
 
 
-def _find_best(folder: epath.Path, steps: list[int]) -> int:
-    scores: dict[int, float] = {}
+def _has_damaged_scores(step: epath.Path) -> bool:
+    if not (step / SCORES).exists():
+        return False
+    try:
+        read_scores(step)
+    except DamagedError:
+        return True
+    return False
+
+
+def find_best(folder: epath.Path, steps: Iterable[int]) -> int | None:
+    """Return the step with the highest mIoU, or the later one of two equal steps. Return None if no step has one.
+
+    Raises:
+      CheckpointError: A step's scores are damaged, so the best step is unknown.
+    """
+    miou: dict[int, float] = {}
     for step in steps:
         try:
-            metrics = read_metrics(folder / str(step))
-            scores |= {step: metrics["miou"]} if metrics.get("miou") is not None else {}
-        except (DamagedError, OSError, ValueError, TypeError) as error:
+            score = (read_scores(folder / str(step)) or {}).get("miou")
+        except (DamagedError, OSError) as error:
             raise CheckpointError(
                 f"Cannot read {folder / str(step)} ({one_line(error)}). It is damaged or incomplete, so the best step cannot "
                 "be determined. Give a specific step instead."
             ) from error
-    if not scores:
-        workdir = folder.parent
-        raise CheckpointError(
-            f"`checkpoint` (='{workdir / 'best'}') does not exist, because no step of the run was evaluated. Use {workdir} for "
-            f"the latest step."
-        )
-    return max(scores, key=lambda step: (scores[step], step))
+        miou |= {step: score} if score is not None else {}
+    return max(miou, key=lambda step: (miou[step], step), default=None)
 
 
 def _format(digests: dict[str, str]) -> str:
@@ -179,11 +233,11 @@ def _read_checksums(step: epath.Path) -> dict[str, str]:
 
 
 def _list_files(folder: epath.Path, prefix: str = "") -> Iterator[str]:
-    """Yield relative paths for all files under `folder`, except the checksum file and its temporary copies."""
+    """Yield relative paths for all files under `folder`, except the checksums, the scores and their temporary copies."""
     for path in folder.iterdir():
         if path.is_dir():
             yield from _list_files(path, f"{prefix}{path.name}/")
-        elif prefix or not (path.name == CHECKSUMS or path.name.startswith(f".{CHECKSUMS}.")):
+        elif prefix or not (path.name in (CHECKSUMS, SCORES) or path.name.startswith((f".{CHECKSUMS}.", f".{SCORES}."))):
             yield prefix + path.name
 
 

@@ -3,14 +3,15 @@
 Each step is self-contained. It holds two array trees: "model" has the BatchNorm statistics and the parameters for inference,
 and "training" has everything else needed to resume the run, so evaluation reads only "model". The config, including its
 label set, and the package version are stored as JSON. Once a step is complete, checksums for its files are added. They are
-checked before the step is read. The latest two steps and the step with the best mIoU are kept.
+checked before the step is read. Its scores are added when it has been evaluated. The latest two steps and the step with the
+best mIoU are kept.
 """
 
 import contextlib
 import functools
 import importlib.metadata
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -24,19 +25,22 @@ from deeplab_jax.checkpoints.folders import (
     CHECKPOINTS,
     METRICS,
     DamagedError,
+    find_best,
     has_checksums,
     list_steps,
     make_absolute,
     move_to_damaged,
     read_metrics,
+    read_scores,
     require_empty,
     require_unchanged,
     resolve,
     write_checksums,
+    write_scores,
 )
 from deeplab_jax.config import Config, from_dict, to_dict
 from deeplab_jax.errors import CheckpointError, DeeplabError, one_line
-from deeplab_jax.runtime.hosts import as_host_error, is_true_on_all
+from deeplab_jax.runtime.hosts import as_host_error, is_true_on_all, is_true_on_any
 
 MODEL, TRAINING = "model", "training"
 Trees = dict[str, Any]  # {MODEL: ..., TRAINING: ...}
@@ -86,7 +90,7 @@ class Checkpoints:
         """Return the newest step. It might be damaged, because only `restore` checks for damage."""
         return self._latest
 
-    def save(self, trees: Trees, step: int, metrics: dict[str, float] | None) -> None:
+    def save(self, trees: Trees, step: int) -> None:
         """Start saving a step in the background, and return once the caller is free to modify the arrays.
 
         Nothing is saved if this step or a later one already exists.
@@ -94,7 +98,6 @@ class Checkpoints:
         Args:
           trees: The trees to save.
           step: The step number.
-          metrics: The evaluation metrics for this step, or None. "miou" decides which step is best.
 
         Raises:
           CheckpointError: This step or the previous one cannot be written.
@@ -104,11 +107,29 @@ class Checkpoints:
         with _report_write_errors(self._folder):
             self._finish()
             self._manager = self._manager or _open(self._folder)
-            saving = self._manager.save_checkpointables_async(
-                step, trees, metrics=metrics, custom_metadata=self._metadata, force=True
-            )
+            saving = self._manager.save_checkpointables_async(step, trees, custom_metadata=self._metadata, force=True)
         self._unfinished = self._background.submit(_write_checksums_when_complete, saving, self._folder / str(step))
         self._latest = step
+
+    def add_scores(self, step: int, scores: Mapping[str, Any]) -> None:
+        """Add a saved step's scores, which `find_best` compares. "miou" decides which step is best.
+
+        Raises:
+          CheckpointError: The step or its scores cannot be written.
+        """
+        with _report_write_errors(self._folder):
+            self._finish()
+        if jax.process_index() == 0:
+            write_scores(self._folder / str(step), scores)
+
+    def is_scored(self, step: int) -> bool:
+        """Return whether a step has intact scores. All processes must call this method."""
+        if jax.process_index():
+            return is_true_on_any(False)
+        try:
+            return is_true_on_any(read_scores(self._folder / str(step)) is not None)
+        except DamagedError:
+            return is_true_on_any(False)
 
     def restore(
         self,
@@ -401,12 +422,23 @@ def _describe_arrays(trees: Trees) -> dict[str, str]:
 
 def _open(folder: epath.Path) -> ocp.training.Checkpointer:
     """Open the checkpoints folder for writing, and remove leftovers from interrupted saves."""
-    keep = [
-        _policies.LatestN(2),
-        _policies.BestN(get_metric_fn=lambda metrics: metrics["miou"], n=1, keep_checkpoints_without_metrics=False),
-    ]
-    policy = _policies.AnyPreservationPolicy(keep)
+    policy = _policies.AnyPreservationPolicy([_policies.LatestN(2), _KeepBest(folder)])
     return ocp.training.Checkpointer(folder, preservation_policy=policy, cleanup_tmp_directories=True)
+
+
+class _KeepBest:
+    """Keeps the best step, and every step if a score is damaged, because the best one is unknown then."""
+
+    def __init__(self, folder: epath.Path) -> None:
+        self._folder = folder
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        try:
+            best = find_best(self._folder, steps)
+        except CheckpointError:
+            return [True] * len(steps)
+        return [step == best for step in steps]
 
 
 def _write_checksums_when_complete(saving: Any, step: epath.Path) -> None:

@@ -15,7 +15,7 @@ from deeplab_jax.data.samples import Samples, digest
 from deeplab_jax.data.suspicion import note_orientation, sample_suspicions
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.training.begin import Data
+from deeplab_jax.training.data import Data
 
 
 def locate_data(config: Config, root: str | None) -> Config:
@@ -89,6 +89,7 @@ def open_training_data(config: Config, say: Callable[[str], None]) -> tuple[Data
         names=train_set.images,
         digest=digest(train_set),
         eval_digest=digest(eval_set),
+        eval_size=len(eval_set),
         train_batches=lambda start, end: train_batches(
             train_set,
             config.labels,

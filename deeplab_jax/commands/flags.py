@@ -43,10 +43,11 @@ def join_hosts() -> Iterator[Console]:
     import jax
 
     from deeplab_jax.runtime import hosts
+    from deeplab_jax.runtime.console import make_console
 
     with hosts.exit_on_error():
         hosts.start(flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id)
-        yield Console(soft_wrap=True, highlight=False, quiet=jax.process_index() > 0)
+        yield make_console(quiet=jax.process_index() > 0)
 
 
 def run_with_flags(program: Callable[[], None]) -> None:

@@ -17,6 +17,10 @@ from deeplab_jax.runtime.mesh import check_batch, local_rows, make_mesh, prefetc
 Batch = dict[str, np.ndarray]
 
 
+class StoppedError(Exception):
+    """Raised if an evaluation was stopped before its last batch."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class EvaluatedImage:
     """An image with its prediction and label.
@@ -42,6 +46,7 @@ def score(
     variables: dict[str, Any],
     batches: Iterable[Batch],
     show: Callable[[Batch, Sequence[int], Array], None],
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Int[np.ndarray, "k k"]:
     """Evaluate all `batches` and return the confusion counts at label resolution.
 
@@ -51,12 +56,18 @@ def score(
       batches: This process's batches, from `data.pipeline.eval_batches`.
       show: A function called with each batch, the indices of its valid rows, and the on-device predictions from all processes.
         Use `local_rows` to get this process's predictions.
+      should_stop: A function called before each batch. It must return the same value on all processes.
 
     Returns:
       The counts summed over all processes, or zeros for a split without labels.
+
+    Raises:
+      StoppedError: `should_stop` returned True.
     """
     total = np.zeros((evaluator.num_classes, evaluator.num_classes), np.int64)
     for batch, on_device in prefetch(batches, evaluator.mesh, evaluator.row_unit):
+        if should_stop():
+            raise StoppedError
         predictions, counts = evaluator(variables, on_device, batch["image"].shape[1])
         total += np.asarray(counts, np.int64)
         show(batch, np.flatnonzero(batch["valid"]).tolist(), predictions)

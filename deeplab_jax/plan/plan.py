@@ -16,7 +16,7 @@ from deeplab_jax.plan.targets import count_chips, describe_devices
 from deeplab_jax.plan.traffic import format_si, print_traffic
 from deeplab_jax.runtime.accelerators import ACCELERATORS, GIB, Accelerator, copy_rate, matmul_rate, memory_limit
 from deeplab_jax.training.begin import set_up
-from deeplab_jax.training.output import format_duration
+from deeplab_jax.training.log import format_duration
 
 
 def plan(

@@ -184,6 +184,13 @@ def is_true_on_any(flag: bool) -> bool:
     return bool(gather(bool(flag)).any())
 
 
+def raise_together(error: str) -> None:
+    """Raise ConfigError on every process if `error` is not empty on at least one. All processes must call this."""
+    errors = [error] if _is_alone() else [text.decode() for text in _gather_bytes(error.encode())]
+    if first := next(filter(None, errors), ""):
+        raise ConfigError(first)
+
+
 def barrier(name: str) -> None:
     """Wait until every process has reached the barrier with this name."""
     if not _is_alone():
@@ -279,6 +286,10 @@ class Watchdog:
     def beat(self) -> None:
         """Report that the process has made progress."""
         self._idle, self._last_beat, self._beaten = 0, time.time(), True
+
+    def pause(self) -> None:
+        """Stop counting until the next beat, for example while a program is compiled."""
+        self._beaten = False
 
     def _watch(self) -> None:
         while not self._leaving.wait(1.0):

@@ -2,14 +2,12 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from jax.sharding import Mesh
-from rich.console import Console
 
 from deeplab_jax.checkpoints.store import Checkpoints, DamagedError, Trees
 from deeplab_jax.config import Config
@@ -17,35 +15,14 @@ from deeplab_jax.losses import check_terms
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.runtime.compilation import quick_options
 from deeplab_jax.runtime.mesh import check_batch, make_mesh, replicated_sharding
+from deeplab_jax.training.log import Log
 from deeplab_jax.training.optimizer import make_optimizer
 from deeplab_jax.training.receipt import read_receipts
 from deeplab_jax.training.state import TrainState, from_trees, init_state, replace_variables, state_digest, to_trees
 
-Batch = dict[str, np.ndarray]
 # An optional function that returns initial values for any part of a new run's {"params", "batch_stats"} tree. The rest is
 # initialised randomly.
 Pretrained = Callable[[], dict[str, Any]] | None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Data:
-    """The data that a run reads. The caller builds it, so that `deeplab_jax.training` needs neither image files nor TensorFlow.
-
-    Attributes:
-      names: Names of the training images, indexed by position in the training list.
-      digest: Digest of the training list.
-      eval_digest: Digest of the evaluation list.
-      train_batches: Function that takes (first, end) and returns this process's slice of each global batch for the steps in
-        [first, end).
-      eval_batches: Function that makes one pass over the evaluation split and returns this process's slices of the labelled
-        batches.
-    """
-
-    names: Sequence[str]
-    digest: str
-    eval_digest: str
-    train_batches: Callable[[int, int], Iterable[Batch]]
-    eval_batches: Callable[[], Iterable[Batch]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -93,7 +70,7 @@ def abstract_state(setup: Setup) -> TrainState:
 
 
 def restore_or_create_state(
-    setup: Setup, workdir: str, checkpoints: Checkpoints, console: Console, pretrained: Pretrained
+    setup: Setup, workdir: str, checkpoints: Checkpoints, log: Log, pretrained: Pretrained
 ) -> TrainState:
     """Restore the newest intact checkpoint, or create a new state if the run has no checkpoints."""
     if checkpoints.latest_step() is None:
@@ -102,11 +79,11 @@ def restore_or_create_state(
     step, trees = checkpoints.restore(
         to_trees(abstract_state(setup)),
         check=lambda step, trees: check_restored_state(trees, step, receipts.get(step, {}).get("state")),
-        warn=lambda line: console.print(f"warning: {line}"),
+        warn=lambda line: log.print(f"warning: {line}"),
     )
-    console.print(f"resuming {workdir} after step {step}")
-    if changes := checkpoints.find_config_changes(step):
-        console.print(f"the config has changed since this checkpoint: {'; '.join(changes)}")
+    log.print(f"resuming {workdir} after step {step}")
+    for change in checkpoints.find_config_changes(step):
+        log.print(f"changed since this checkpoint: {change}")
     return from_trees(trees)
 
 

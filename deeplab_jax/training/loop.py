@@ -1,31 +1,35 @@
-"""The training loop. Each iteration trains on one batch, and then logs, evaluates and saves when due."""
+"""The training loop. Each iteration trains on one batch, and then logs, saves and evaluates when due."""
 
 import contextlib
 import dataclasses
 import math
-import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 from rich.console import Console
 
 from deeplab_jax.checkpoints.store import Checkpoints
 from deeplab_jax.config import Config, to_dict
-from deeplab_jax.errors import TrainingError
+from deeplab_jax.errors import ConfigError, TrainingError
 from deeplab_jax.evaluation import pictures
 from deeplab_jax.evaluation import scores as report
-from deeplab_jax.evaluation.evaluate import score
+from deeplab_jax.evaluation.evaluate import StoppedError, score
 from deeplab_jax.evaluation.inference import Evaluator
 from deeplab_jax.runtime import hosts
 from deeplab_jax.runtime.mesh import local_rows, prefetch
-from deeplab_jax.training.begin import Batch, Data, Pretrained, restore_or_create_state, set_up
+from deeplab_jax.training.begin import Pretrained, restore_or_create_state, set_up
+from deeplab_jax.training.data import Batch, Data
+from deeplab_jax.training.lock import lock_folder
+from deeplab_jax.training.log import Log
 from deeplab_jax.training.output import Output
-from deeplab_jax.training.receipt import Receipts, describe_start
+from deeplab_jax.training.receipt import Receipts, describe_devices, describe_start, list_versions
 from deeplab_jax.training.schedules import make_schedule
+from deeplab_jax.training.signals import catch_stop_signals
 from deeplab_jax.training.speed import Meter, ideal_step_seconds
 from deeplab_jax.training.state import TrainState, to_trees
 from deeplab_jax.training.step import compile_train_step
@@ -41,12 +45,16 @@ class _Tools:
     steps: int
     train_step: Any  # the jitted step
     evaluate: Callable[[TrainState], tuple[dict[str, Any], list[np.ndarray]]]
+    should_stop: Callable[[], bool]
+    check_lock: Callable[[], None]
     checkpoints: Checkpoints
     receipts: Receipts
     output: Output
+    log: Log
     watchdog: hosts.Watchdog
     ideal_step_seconds: float  # seconds per step if all devices ran at their peak rate
     start_time: float  # time.perf_counter() when `train` was called
+    on_evaluation: Callable[[int, dict[str, Any]], None]
 
 
 def train(
@@ -57,6 +65,7 @@ def train(
     data: Data,
     console: Console,
     pretrained: Pretrained = None,
+    on_evaluation: Callable[[int, dict[str, Any]], None] = lambda step, scores: None,
 ) -> TrainState:
     """Train up to step `steps`, resuming from the newest intact checkpoint in `workdir` if there is one.
 
@@ -70,12 +79,16 @@ def train(
       console: Console for progress messages. It should be quiet on all processes but the first.
       pretrained: Function that returns initial values for any part of a new run's {"params", "batch_stats"} tree. The rest is
         initialised randomly.
+      on_evaluation: Function that is called after each evaluation with the step and its scores, from `scores.summary`. It may
+        raise an error to stop the run, because the step has been saved.
 
     Returns:
-      The final state, or the latest one if SIGINT or SIGTERM stopped the run. Either way, the state has been saved.
+      The final state, or the latest one if a signal stopped the run (see `catch_stop_signals`). Either way, the state has been
+      saved.
 
     Raises:
-      ConfigError: A batch cannot be divided evenly among the devices, or the processes were started with different settings.
+      ConfigError: A batch cannot be divided evenly among the devices, the processes were started with different settings, or
+        another run uses the workdir.
       CheckpointError: The workdir holds a run with a different network, or none of its checkpoints can be read.
       TrainingError: The loss or the gradient is not finite and `train.nonfinite` is "stop".
     """
@@ -83,7 +96,9 @@ def train(
     setup = set_up(config, steps)
     with contextlib.ExitStack() as stack:
         # Keep the signal handlers installed until the last save is complete, so that SIGTERM cannot interrupt the save.
-        stopped = stack.enter_context(_stop_signals(console))
+        signals = stack.enter_context(catch_stop_signals())
+        check_lock = stack.enter_context(_lock_on_first_process(workdir, console))
+        log = Log(epath.Path(workdir) if jax.process_index() == 0 else None, console)
         checkpoints = stack.enter_context(Checkpoints(workdir, config))
         hosts.require_same(
             config=to_dict(config),
@@ -92,35 +107,68 @@ def train(
             workdir=workdir,
             checkpoints=checkpoints.steps(),
         )
-        state = restore_or_create_state(setup, workdir, checkpoints, console, pretrained)
+        log.print(_describe_platform(setup.mesh))
+        state = restore_or_create_state(setup, workdir, checkpoints, log, pretrained)
         step = int(state.step)
         ideal_seconds, mfu_basis = ideal_step_seconds(config, setup.mesh)
-        if step >= steps:
-            console.print(
-                f"{workdir} is already at step {step} of {steps}. Increase train.steps or choose a different --workdir."
-            )
-        else:
-            console.print(mfu_basis)
-            console.print("Compiling the training step. On a CPU, this can take a minute or two.")
+        log.print(mfu_basis if step < steps else f"{workdir} is already at step {step} of {steps}.")
+        is_scored = not (step and _is_due(step, config.train.eval_every, steps)) or checkpoints.is_scored(step)
         watchdog = stack.enter_context(hosts.Watchdog(config.train.stall_timeout))
+
+        # Any process can receive the signal, but all processes must stop after the same batch.
+        def should_stop() -> bool:
+            return hosts.is_true_on_any(bool(signals))
+
         tools = _Tools(
             config,
             steps,
             compile_train_step(setup.mesh, config=config, model=setup.model, optimizer=setup.optimizer),
-            _make_evaluate(config, setup.mesh, data.eval_batches, watchdog.beat),
+            _make_evaluate(config, setup.mesh, data, should_stop, watchdog.beat),
+            should_stop,
+            check_lock,
             checkpoints,
-            Receipts(workdir, describe_start(step, config, data.digest, steps, setup.mesh), data.names, console.print),
-            stack.enter_context(Output(workdir, step, steps, console)),
+            Receipts(workdir, describe_start(step, config, data, steps, setup.mesh), data.names, log.print),
+            stack.enter_context(Output(workdir, step, steps, is_scored, log)),
+            log,
             watchdog,
             ideal_seconds,
             start_time,
+            on_evaluation,
         )
         if step == 0:
             tools.receipts.write(step, state)
+        if not is_scored:  # the run ended before this step's evaluation
+            _evaluate(state, step, tools)
+            watchdog.pause()  # while the training step is compiled
         batches = prefetch(data.train_batches(step, steps), setup.mesh, config.model.output_stride)
-        state, step = _train_from(state, step, batches, stopped, tools)
-    console.print(_describe_end(workdir, step, steps))
+        state, step = _train_from(state, step, batches, tools)
+    log.print(_describe_end(workdir, step, steps))
     return state
+
+
+@contextlib.contextmanager
+def _lock_on_first_process(workdir: str, console: Console) -> Iterator[Callable[[], None]]:
+    """Lock the run folder on the first process. If it fails, all processes raise its error."""
+    error, check = "", _do_nothing
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            try:
+                check = stack.enter_context(lock_folder(workdir, console.print))
+            except ConfigError as reason:
+                error = str(reason)
+        hosts.raise_together(error)
+        yield check
+
+
+def _do_nothing() -> None:
+    pass
+
+
+def _describe_platform(mesh: Mesh) -> str:
+    devices, versions = describe_devices(mesh), list_versions()
+    processes = f" in {devices['processes']} processes" if devices["processes"] > 1 else ""
+    software = ", ".join(f"{name} {versions[name]}" for name in ("deeplab-jax", "jax", "flax", "python"))
+    return f"Training on {mesh.size} x {devices['kind']}{processes}, with {software}."
 
 
 def _describe_end(workdir: str, step: int, steps: int) -> str:
@@ -131,19 +179,20 @@ def _describe_end(workdir: str, step: int, steps: int) -> str:
 
 
 def _train_from(
-    state: TrainState, step: int, batches: Iterator[tuple[Batch, dict[str, jax.Array]]], stopped: list[int], tools: _Tools
+    state: TrainState, step: int, batches: Iterator[tuple[Batch, dict[str, jax.Array]]], tools: _Tools
 ) -> tuple[TrainState, int]:
     """Run the remaining steps, or stop early on a signal. Return the last state and its step."""
     config, steps, train_config = tools.config, tools.steps, tools.config.train
     lr = make_schedule(config.optim, steps)
     meter = Meter(step, config.data.batch_size, tools.ideal_step_seconds)
     first = step + 1
-    # Any process can receive the signal, but all processes must stop after the same step.
-    while step < steps and not hosts.is_true_on_any(bool(stopped)):
+    losses: list[tuple[float, float]] = []  # the loss and accuracy of each step since the last log row
+    while step < steps and not tools.should_stop():
         with meter.waiting():
             batch, on_device = next(batches)
         if step + 1 == first:
-            train_step = hosts.compile_together(tools.train_step, state, on_device)
+            with tools.log.waiting_for("compiling the training step"):
+                train_step = hosts.compile_together(tools.train_step, state, on_device)
         state, scalars = train_step(state, on_device)
         step += 1
         # `float` blocks until the step is done. Without it, the host would run ahead, fill device memory with batches and
@@ -151,6 +200,7 @@ def _train_from(
         row = {name: float(value) for name, value in scalars.items()}
         tools.watchdog.beat()
         tools.receipts.consumed.add(batch)
+        losses.append((row["loss"], row["accuracy"]))
         if config.train.nonfinite == "stop":
             _require_finite(row, step, tools)
         if step == first:
@@ -158,32 +208,43 @@ def _train_from(
             if not _is_due(step, train_config.log_every, steps):
                 meter.restart(step)  # compilation must not count towards the speed of later steps
         tools.output.advance(step)
-        # Log before evaluating, so that evaluation does not count as training time. Save after evaluating, because the scores
-        # decide which checkpoint is best.
         if _is_due(step, train_config.log_every, steps):
             speed = meter.speed(step)
-            tools.output.log_training(
-                step, row | {"lr": float(lr(step - 1))} | speed, (steps - step) * speed["seconds_per_step"]
-            )
+            means = dict(zip(("mean_loss", "mean_accuracy"), np.mean(losses, axis=0).tolist(), strict=True))
+            left = (steps - step) * speed["seconds_per_step"]
+            tools.output.log_training(step, row | means | {"lr": float(lr(step - 1))} | speed, left)
+            losses.clear()
             meter.restart(step)
-        scores = None
-        if _is_due(step, train_config.eval_every, steps):
-            summary, strips = tools.evaluate(state)
-            tools.output.log_evaluation(step, summary, strips)
-            scores = {"miou": summary["miou"]} if summary["miou"] is not None else None
+        is_evaluation_due = _is_due(step, train_config.eval_every, steps)
+        # Save before evaluating, so that a failed or interrupted evaluation loses no steps.
+        if is_evaluation_due or _is_due(step, train_config.save_every, steps):
+            _save(state, step, tools)
+        if is_evaluation_due:
+            _evaluate(state, step, tools)
             meter.restart(step)
-        if scores is not None or _is_due(step, train_config.save_every, steps):
-            _save(state, step, scores, tools)
     if 0 < step < steps:
-        _save(state, step, None, tools)
+        _save(state, step, tools)
     return state, step
 
 
-def _save(state: TrainState, step: int, scores: dict[str, float] | None, tools: _Tools) -> None:
+def _save(state: TrainState, step: int, tools: _Tools) -> None:
     # Write the receipt before the checkpoint, because damage to a checkpoint without a receipt could go unnoticed.
     if tools.checkpoints.latest_step() != step:
+        tools.check_lock()
         tools.receipts.write(step, state)
-        tools.checkpoints.save(to_trees(state), step, scores)
+        tools.checkpoints.save(to_trees(state), step)
+
+
+def _evaluate(state: TrainState, step: int, tools: _Tools) -> None:
+    """Evaluate a saved state, unless a signal stops the run. In that case, the run evaluates it when it resumes."""
+    try:
+        summary, strips = tools.evaluate(state)
+    except StoppedError:
+        tools.log.print(f"The evaluation of step {step} was interrupted. The run will start with it when it resumes.")
+        return
+    tools.output.log_evaluation(step, summary, strips)
+    tools.checkpoints.add_scores(step, summary)
+    tools.on_evaluation(step, summary)
 
 
 def _require_finite(row: Mapping[str, float], step: int, tools: _Tools) -> None:
@@ -199,11 +260,11 @@ def _require_finite(row: Mapping[str, float], step: int, tools: _Tools) -> None:
 
 
 def _make_evaluate(
-    config: Config, mesh: Mesh, eval_batches: Callable[[], Iterable[Batch]], beat: Callable[[], None]
+    config: Config, mesh: Mesh, data: Data, should_stop: Callable[[], bool], beat: Callable[[], None]
 ) -> Callable[[TrainState], tuple[dict[str, Any], list[np.ndarray]]]:
     """Return a function that evaluates a state and returns the scores and this process's first comparison images.
 
-    The evaluation is compiled only once per run.
+    The evaluation is compiled only once per run. It raises StoppedError if `should_stop` returns True before its last batch.
     """
     evaluator = Evaluator(config, mesh)
 
@@ -220,7 +281,8 @@ def _make_evaluate(
                 )
 
         params = state.params if state.ema_params is None else state.ema_params
-        confusion = score(evaluator, {"params": params, "batch_stats": state.batch_stats}, eval_batches(), collect_strips)
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        confusion = score(evaluator, variables, data.eval_batches(), collect_strips, should_stop)
         return report.summary(confusion, config.labels), strips
 
     return evaluate
@@ -228,31 +290,3 @@ def _make_evaluate(
 
 def _is_due(step: int, every: int, steps: int) -> bool:
     return step == steps or (every > 0 and step % every == 0)
-
-
-@contextlib.contextmanager
-def _stop_signals(console: Console) -> Iterator[list[int]]:
-    """Catch SIGINT and SIGTERM so that the run can finish its current step and save.
-
-    A second signal ends the process immediately.
-
-    Yields:
-      A list of the signals received so far.
-    """
-    received: list[int] = []
-    signals = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.getsignal(number) for number in signals}
-
-    def receive(number: int, _: object) -> None:
-        received.append(number)
-        for each in signals:
-            signal.signal(each, signal.SIG_DFL)
-        console.print("Stopping after this step. A second signal stops the run immediately.")
-
-    for number in signals:
-        signal.signal(number, receive)
-    try:
-        yield received
-    finally:
-        for number in signals:
-            signal.signal(number, previous[number])

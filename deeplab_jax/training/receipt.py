@@ -29,9 +29,11 @@ from deeplab_jax.config import Config
 from deeplab_jax.errors import CheckpointError, one_line
 from deeplab_jax.files import write_atomically
 from deeplab_jax.runtime import hosts
+from deeplab_jax.training.data import Data
 from deeplab_jax.training.state import TrainState, state_digest
 
 RUN, RECEIPTS, SAMPLES = "run.json", "receipts.jsonl", "samples.tsv"
+_DIGESTS = ("config_digest", "digest")
 SKIPPED = "0" * 16  # the fingerprint of an unreadable sample
 _HOW_TO_CONTINUE = "The file was changed or is damaged. Move it to a different folder to continue without the earlier receipt."
 PACKAGES = ("deeplab-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow", "tensorflow-cpu")
@@ -49,6 +51,9 @@ class Start:
       steps: The planned total number of steps.
       devices: The devices, from `describe_devices`.
       versions: The software versions, from `list_versions`.
+      images: The number of training images. This field and the next two are None in receipts from before version 0.2.
+      eval_data: The digest of the evaluation list.
+      eval_images: The number of evaluation images.
     """
 
     step: int
@@ -58,12 +63,26 @@ class Start:
     steps: int
     devices: dict[str, Any]
     versions: dict[str, str]
+    images: int | None = None
+    eval_data: str | None = None
+    eval_images: int | None = None
 
 
-def describe_start(step: int, config: Config, data: str, steps: int, mesh: Mesh) -> Start:
+def describe_start(step: int, config: Config, data: Data, steps: int, mesh: Mesh) -> Start:
     """Return a `Start` with the current time, the mesh's devices and the installed versions."""
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return Start(step, date, config_module.to_dict(config), data, steps, describe_devices(mesh), list_versions())
+    return Start(
+        step=step,
+        date=date,
+        config=config_module.to_dict(config),
+        data=data.digest,
+        steps=steps,
+        devices=describe_devices(mesh),
+        versions=list_versions(),
+        images=len(data.names),
+        eval_data=data.eval_digest,
+        eval_images=data.eval_size,
+    )
 
 
 def describe_devices(mesh: Mesh) -> dict[str, Any]:
@@ -101,7 +120,7 @@ def read_starts(workdir: str) -> list[Start]:
         return []
     with _report_errors(path):
         rows = json.loads(path.read_text())["starts"]
-        starts = [Start(**{field.name: row[field.name] for field in dataclasses.fields(Start)}) for row in rows]
+        starts = [Start(**{name: value for name, value in row.items() if name not in _DIGESTS}) for row in rows]
         pairs = zip(starts, rows, strict=True)
         changed = [
             start.step for start, row in pairs if any(row[name] != text for name, text in _compute_digests(start).items())
@@ -114,8 +133,32 @@ def read_starts(workdir: str) -> list[Start]:
 
 
 def _compute_digests(start: Start) -> dict[str, str]:
-    values = dataclasses.asdict(start)
-    return {"config_digest": config_module.digest_of(start.config), "digest": config_module.digest_of(values)}
+    values = {name: value for name, value in dataclasses.asdict(start).items() if value is not None}
+    return dict(zip(_DIGESTS, (config_module.digest_of(start.config), config_module.digest_of(values)), strict=True))
+
+
+def find_changes(then: Start, now: Start) -> list[str]:
+    """Return what differs between two starts and can change the results, except for the config, as one line each."""
+    changes = []
+    if then.data != now.data:
+        changes.append(f"the training list{_describe_sizes(then.images, now.images)}")
+    if then.eval_data not in (None, now.eval_data):
+        sizes = _describe_sizes(then.eval_images, now.eval_images)
+        changes.append(f"the evaluation list{sizes}, so earlier scores are not comparable")
+    if then.steps != now.steps:
+        changes.append(f"the length of the run: {now.steps} steps instead of {then.steps}, which changes the learning rate")
+    return changes + find_platform_changes(then, now)
+
+
+def find_platform_changes(then: Start, now: Start) -> list[str]:
+    """Return the devices and versions that differ between two starts. Each can change the last bits of a result."""
+    pairs = [(name, then.devices.get(name), value) for name, value in now.devices.items()]
+    pairs += [(name, then.versions.get(name), value) for name, value in now.versions.items()]
+    return [f"{name} {new!r} instead of {old!r}" for name, old, new in pairs if old != new]
+
+
+def _describe_sizes(then: int | None, now: int | None) -> str:
+    return f" ({now} images)" if then in (None, now) else f" ({now} images instead of {then})"
 
 
 def write_start(workdir: str, start: Start) -> None:
@@ -216,7 +259,8 @@ class Receipts:
       workdir: The run folder.
       start: The current start of the run. Rows for later steps are dropped, because the run repeats those steps.
       names: The image names, indexed by position in the training list.
-      warn: Function that is called with a warning if sample files have changed since the run first read them.
+      warn: Function that is called with a line about each thing that has changed since the last start, such as the devices, and
+        with a warning if sample files have changed since the run first read them.
     """
 
     def __init__(self, workdir: str, start: Start, names: Sequence[str], warn: Callable[[str], None]) -> None:
@@ -226,9 +270,12 @@ class Receipts:
         rows = {step: row for step, row in read_receipts(workdir).items() if step <= start.step > 0}
         self.consumed = ConsumedSamples(names, rows[start.step]["samples"] if start.step in rows else "")
         self._samples = read_samples(workdir) if start.step else {}
+        previous = next(reversed(read_starts(workdir)), None) if start.step else None
         self._is_writer = jax.process_index() == 0
         hosts.barrier("receipts read")  # before the first process rewrites them
         if self._is_writer:
+            for change in find_changes(previous, start) if previous else ():
+                self._warn(f"changed since the last start: {change}")
             write_start(workdir, start)
             with write_atomically(self._workdir / RECEIPTS) as file:
                 file.write("".join(_format_row(step, row) for step, row in rows.items()).encode())

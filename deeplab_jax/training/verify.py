@@ -15,7 +15,8 @@ from deeplab_jax.config import Config, from_dict
 from deeplab_jax.errors import CheckpointError, ConfigError, DataError
 from deeplab_jax.runtime.mesh import prefetch
 from deeplab_jax.training import receipt
-from deeplab_jax.training.begin import Data, Pretrained, abstract_state, create_state, set_up
+from deeplab_jax.training.begin import Pretrained, abstract_state, create_state, set_up
+from deeplab_jax.training.data import Data
 from deeplab_jax.training.metrics_log import read_log
 from deeplab_jax.training.receipt import ConsumedSamples, Start, read_receipts, read_samples, read_starts
 from deeplab_jax.training.state import TrainState, from_trees, state_digest, to_trees
@@ -91,10 +92,13 @@ def verify(
     setup = set_up(config, run_start.steps)
     is_same_list = data.digest == run_start.data
     yield Finding(is_same_list, f"training list: {'unchanged' if is_same_list else 'differs from the run'}")
+    if run_start.eval_data is not None:  # receipts from before version 0.2 do not name it
+        is_same_list = data.eval_digest == run_start.eval_data
+        yield Finding(is_same_list, f"evaluation list: {'unchanged' if is_same_list else 'differs from the run'}")
     yield _compare_contents(data, samples, fingerprint)
-    replay_start = receipt.describe_start(start, config, data.digest, run_start.steps, setup.mesh)
+    replay_start = receipt.describe_start(start, config, data, run_start.steps, setup.mesh)
     starts = [run_start, *(other for other in read_starts(workdir) if start < other.step < end)]
-    differences = next(filter(None, (_describe_differences(each, replay_start) for each in starts)), "")
+    differences = next(filter(None, (", ".join(receipt.find_platform_changes(each, replay_start)) for each in starts)), "")
     is_exact = not differences
     with Checkpoints(workdir, config) as checkpoints:
         kept = set(checkpoints.steps())
@@ -213,13 +217,6 @@ def _relative_difference(value: float, logged: float | None) -> float:
     if logged is None or not math.isfinite(value):
         return 0.0 if logged is None and not math.isfinite(value) else math.inf
     return abs(value - logged) / max(abs(logged), 1e-30)
-
-
-def _describe_differences(then: Start, now: Start) -> str:
-    """Describe the devices and versions that differ between two starts. Each can change the last bits of a result."""
-    pairs = [(name, then.devices.get(name), value) for name, value in now.devices.items()]
-    pairs += [(name, then.versions.get(name), value) for name, value in now.versions.items()]
-    return ", ".join(f"{name} {new!r} instead of {old!r}" for name, old, new in pairs if old != new)
 
 
 def _compare_parameters(step: int, replayed: TrainState, stored: TrainState) -> Finding:

@@ -17,7 +17,7 @@ import pytest
 from conftest import tiny_config, tiny_resnet18
 
 from deeplab_jax.api import load
-from deeplab_jax.checkpoints.folders import CHECKSUMS, find_changed_files
+from deeplab_jax.checkpoints.folders import CHECKSUMS, SCORES, find_changed_files
 from deeplab_jax.checkpoints.store import Checkpoints, resolve, restore_model, restore_variables, save_model, stored_config
 from deeplab_jax.errors import CheckpointError, ConfigError
 from deeplab_jax.training.begin import check_restored_state
@@ -48,7 +48,8 @@ def saved_run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("saved")
     with Checkpoints(str(workdir), CONFIG) as checkpoints:
         for step, miou in ((5, 0.9), (6, 0.1), (7, 0.2)):
-            checkpoints.save(to_trees(make_state(step)), step, {"miou": miou})
+            checkpoints.save(to_trees(make_state(step)), step)
+            checkpoints.add_scores(step, {"miou": miou})
     return workdir
 
 
@@ -100,6 +101,11 @@ def make_empty(step):
     step.mkdir()
 
 
+def add_damaged_metrics(step):
+    (step / "metrics").mkdir()
+    (step / "metrics" / "metrics").write_text("{")
+
+
 def replace_with_step_6(step):
     shutil.rmtree(step)
     shutil.copytree(step.parent / "6", step)
@@ -118,7 +124,6 @@ WITH_CHECKSUMS = {
     "no metadata": (lambda step: (step / "_CHECKPOINT_METADATA").unlink(), "for example _CHECKPOINT_METADATA"),
     "no commit marker": (lambda step: (step / "commit_success.txt").unlink(), "for example commit_success.txt"),
     "truncated metadata": (lambda step: truncate(step / "_CHECKPOINT_METADATA"), "for example _CHECKPOINT_METADATA"),
-    "truncated metrics": (lambda step: truncate(step / "metrics" / "metrics"), "for example metrics/metrics"),
     "no training": (lambda step: shutil.rmtree(step / "training"), "for example training/"),
     "truncated checksums": (lambda step: truncate(step / CHECKSUMS), f"for example {CHECKSUMS}"),
 }
@@ -128,7 +133,7 @@ WITHOUT_CHECKSUMS = {
     "no metadata": (lambda step: (step / "_CHECKPOINT_METADATA").unlink(), "its config is missing"),
     "truncated metadata": (lambda step: truncate(step / "_CHECKPOINT_METADATA"), "its config is missing"),
     "metadata with a list": (lambda step: (step / "_CHECKPOINT_METADATA").write_text("[]"), "its config is missing"),
-    "truncated metrics": (lambda step: truncate(step / "metrics" / "metrics"), "line 1 column"),
+    "damaged metrics of version 0.1": (add_damaged_metrics, "its metrics are damaged: Expecting"),
     "truncated metadata of a tree": (lambda step: truncate(step / "training" / "_METADATA"), "line 1 column"),
     "the files of a different step": (replace_with_step_6, "it holds the state of step 6"),
 }
@@ -140,7 +145,7 @@ def check_step_7_is_moved_away(run, reason):
     with Checkpoints(str(run), CONFIG) as checkpoints:
         state = restore(checkpoints, warnings.append)
         assert state_digest(state) == DIGESTS[6]
-        checkpoints.save(to_trees(make_state(7)), 7, None)
+        checkpoints.save(to_trees(make_state(7)), 7)
     (warning,) = warnings
     assert warning.startswith(f"skipping the damaged checkpoint {run / 'checkpoints' / '7'}: ")
     assert reason in warning
@@ -186,7 +191,7 @@ def test_steps_damaged_earlier_are_kept(run):
         flip_bit(find_array_file(run / "checkpoints" / "7"))
         with Checkpoints(str(run), CONFIG) as checkpoints:
             checkpoints.restore(ABSTRACT, warn=lambda line: None)
-            checkpoints.save(to_trees(make_state(7)), 7, None)
+            checkpoints.save(to_trees(make_state(7)), 7)
     assert list_steps(run, "damaged") == ["7", "7.2", "7.3"]
     assert all(find_changed_files(path) for path in (run / "damaged").iterdir())
 
@@ -201,11 +206,11 @@ def test_several_damaged_steps_are_skipped(run):
 
 
 def test_an_older_step_that_orbax_cannot_list_does_not_prevent_saving(run):
-    truncate(run / "checkpoints" / "5" / "metrics" / "metrics")
+    add_damaged_metrics(run / "checkpoints" / "5")
     warnings = []
     with Checkpoints(str(run), CONFIG) as checkpoints:
         state = restore(checkpoints, warnings.append)
-        checkpoints.save(to_trees(make_state(8)), 8, None)
+        checkpoints.save(to_trees(make_state(8)), 8)
     assert state_digest(state) == DIGESTS[7]
     assert [("checkpoints/5: " in warning) for warning in warnings] == [True]
     assert list_steps(run, "damaged") == ["5"]
@@ -325,10 +330,33 @@ def test_a_flipped_bit_in_the_metadata_is_rejected_when_reading_the_config(run):
         stored_config(str(run))
 
 
-def test_a_flipped_bit_in_the_metrics_prevents_choosing_the_best_step(run):
-    flip_bit(run / "checkpoints" / "5" / "metrics" / "metrics", 0.8)
-    with pytest.raises(CheckpointError, match=r"Cannot read .*checkpoints/5 .* for example metrics/metrics"):
+@pytest.mark.parametrize("damage", [flip_bit, truncate, lambda path: path.write_text("[]")])
+def test_damaged_scores_prevent_choosing_the_best_step_but_not_resuming(run, damage):
+    damage(run / "checkpoints" / "7" / SCORES)
+    with pytest.raises(CheckpointError, match=r"Cannot read .*checkpoints/7 \(its scores.json has changed"):
         resolve(str(run / "best"))
+    assert find_changed_files(run / "checkpoints" / "7") == [SCORES]
+    assert resume(run) == (7, [])
+    with Checkpoints(str(run), CONFIG) as checkpoints:
+        assert not checkpoints.is_scored(7)
+
+
+def test_no_step_is_deleted_while_the_best_one_is_unknown(run):
+    truncate(run / "checkpoints" / "5" / SCORES)
+    with Checkpoints(str(run), CONFIG) as checkpoints:
+        checkpoints.restore(ABSTRACT)
+        checkpoints.save(to_trees(make_state(8)), 8)
+    assert list_steps(run) == ["5", "6", "7", "8"]
+
+
+def test_a_step_can_be_scored_again_after_its_scores_were_damaged(run):
+    truncate(run / "checkpoints" / "7" / SCORES)
+    with Checkpoints(str(run), CONFIG) as checkpoints:
+        checkpoints.restore(ABSTRACT)
+        checkpoints.add_scores(7, {"miou": 0.95, "iou": {"road": None}})
+        assert checkpoints.is_scored(7)
+    assert resolve(str(run / "best")).name == "7"
+    assert find_changed_files(run / "checkpoints" / "7") == []
 
 
 def test_the_model_can_be_read_without_the_training_state(run):
@@ -348,12 +376,13 @@ def test_a_checkpoint_of_version_0_1_can_be_read_and_resumed(tmp_path):
     assert resume(tmp_path) == (7, [])
 
 
-def test_a_checkpoint_has_the_same_files_as_in_version_0_1(run):
+def test_a_checkpoint_has_the_same_files_as_in_version_0_1_except_for_its_scores(run):
     with zipfile.ZipFile(pathlib.Path(__file__).parent / "version_0_1.zip") as archive:
         then = {re.sub("[0-9a-f]{32}", "HASH", name) for name in archive.namelist()}
     step = run / "checkpoints" / "7"
     now = {re.sub("[0-9a-f]{32}", "HASH", str(path.relative_to(run))) for path in step.rglob("*") if path.is_file()}
-    assert now == then
+    assert now - then == {"checkpoints/7/scores.json"}
+    assert then - now == {"checkpoints/7/metrics/metrics", "checkpoints/7/metrics/commit_success.txt"}
 
 
 @pytest.mark.parametrize("leftover", ["a full folder", "an empty folder"])
@@ -367,7 +396,7 @@ def test_leftovers_of_a_killed_save_are_ignored_and_removed_by_the_next_save(run
         assert checkpoints.latest_step() == 6
         assert int(restore(checkpoints, print).step) == 6
         assert other.exists()
-        checkpoints.save(to_trees(make_state(7)), 7, None)
+        checkpoints.save(to_trees(make_state(7)), 7)
     assert list_steps(run) == ["5", "6", "7"]
     assert resume(run) == (7, [])
 
@@ -376,7 +405,7 @@ SAVE_AND_KILL = """
 import os, signal, sys, time
 from test_damage import CONFIG, Checkpoints, make_state, to_trees
 checkpoints = Checkpoints(sys.argv[1], CONFIG)
-checkpoints.save(to_trees(make_state(8)), 8, None)
+checkpoints.save(to_trees(make_state(8)), 8)
 time.sleep(float(sys.argv[2]))
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -395,8 +424,8 @@ def test_a_run_that_is_killed_during_a_save_can_resume(run, seconds):
     assert reached in (7, 8)
     assert warnings == []
     with Checkpoints(str(run), CONFIG) as checkpoints:
-        checkpoints.save(to_trees(make_state(8)), 8, None)
-        checkpoints.save(to_trees(make_state(9)), 9, None)
+        checkpoints.save(to_trees(make_state(8)), 8)
+        checkpoints.save(to_trees(make_state(9)), 9)
     assert list_steps(run) == ["5", "8", "9"]
     assert [find_changed_files(run / "checkpoints" / name) for name in list_steps(run)] == [[], [], []]
     assert resume(run) == (9, [])
@@ -407,8 +436,8 @@ def test_a_failed_save_is_reported_by_the_next_save(run):
         with Checkpoints(str(run), CONFIG) as checkpoints:
             shutil.rmtree(run / "checkpoints")
             (run / "checkpoints").write_text("")
-            checkpoints.save(to_trees(make_state(8)), 8, None)
-            checkpoints.save(to_trees(make_state(9)), 9, None)
+            checkpoints.save(to_trees(make_state(8)), 8)
+            checkpoints.save(to_trees(make_state(9)), 9)
 
     with pytest.raises(CheckpointError, match=r"Cannot write to .*checkpoints"):
         save_to_a_file()

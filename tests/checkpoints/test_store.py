@@ -31,7 +31,9 @@ def run(tmp_path_factory, state):
     workdir = tmp_path_factory.mktemp("run")
     with Checkpoints(str(workdir), CONFIG) as checkpoints:
         for step, miou in ((1, 0.1), (2, 0.9), (3, 0.2), (4, None), (5, None)):
-            checkpoints.save(to_trees(make_numbered_state(state, step)), step, None if miou is None else {"miou": miou})
+            checkpoints.save(to_trees(make_numbered_state(state, step)), step)
+            if miou is not None:
+                checkpoints.add_scores(step, {"miou": miou})
     return workdir
 
 
@@ -87,7 +89,7 @@ def test_every_step_has_checksums_before_the_next_save_and_at_the_end(state, tmp
     folder = tmp_path / "checkpoints"
     with Checkpoints(str(tmp_path), CONFIG) as checkpoints:
         for step in (1, 2, 3):
-            checkpoints.save(to_trees(make_numbered_state(state, step)), step, None)
+            checkpoints.save(to_trees(make_numbered_state(state, step)), step)
             assert step == 1 or find_changed_files(folder / str(step - 1)) == []
     assert {path.name: find_changed_files(path) for path in folder.iterdir()} == {"2": [], "3": []}
 
@@ -103,7 +105,7 @@ def averaged_state(state):
 def averaged_run(averaged_state, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("averaged")
     with Checkpoints(str(workdir), averaged_state[1]) as checkpoints:
-        checkpoints.save(to_trees(averaged_state[0]), 0, None)
+        checkpoints.save(to_trees(averaged_state[0]), 0)
     return workdir
 
 
@@ -211,7 +213,7 @@ def test_a_run_without_evaluations_has_no_best_step(averaged_run):
 def test_a_run_may_be_called_latest_and_have_a_relative_path(state, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with Checkpoints("runs/latest", CONFIG) as checkpoints:
-        checkpoints.save(to_trees(state), 3, None)
+        checkpoints.save(to_trees(state), 3)
     assert resolve("runs/latest") == tmp_path / "runs" / "latest" / "checkpoints" / "3"
     assert resolve("runs/latest/latest").name == "3"
     assert stored_config("runs/latest") == CONFIG
@@ -220,7 +222,7 @@ def test_a_run_may_be_called_latest_and_have_a_relative_path(state, tmp_path, mo
 @pytest.mark.parametrize("content", ["", '{"custom_metadata": {}}'])
 def test_damaged_metadata_is_reported(state, tmp_path, content):
     with Checkpoints(str(tmp_path), CONFIG) as checkpoints:
-        checkpoints.save(to_trees(state), 7, None)
+        checkpoints.save(to_trees(state), 7)
     (tmp_path / "checkpoints" / "7" / "_CHECKPOINT_METADATA").write_text(content)
     with pytest.raises(CheckpointError, match=r"Cannot read .*checkpoints/7"):
         stored_config(str(tmp_path))
@@ -234,7 +236,7 @@ def test_fields_that_do_not_affect_the_arrays_may_change(run):
 
 def test_a_damaged_step_is_reported(run, state, tmp_path):
     with Checkpoints(str(tmp_path), CONFIG) as checkpoints:
-        checkpoints.save(to_trees(state), 7, None)
+        checkpoints.save(to_trees(state), 7)
     for path in (tmp_path / "checkpoints" / "7" / "model").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:10])

@@ -28,7 +28,7 @@ abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, shardin
 def save(checkpoints, step):
     on_host = jax.device_get(make_state(step))
     state = jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, replicated, lambda part: x[part]), on_host)
-    checkpoints.save(to_trees(state), step, None)
+    checkpoints.save(to_trees(state), step)
 
 def resume(checkpoints, expected):
     warnings = []

@@ -3,14 +3,18 @@
 import dataclasses
 import io
 import json
+import os
+import signal
+import threading
 
 import numpy as np
 import pytest
 from conftest import tiny_config
 from rich.console import Console
 
+from deeplab_jax.checkpoints.store import resolve
 from deeplab_jax.commands.datasets import open_training_data
-from deeplab_jax.errors import TrainingError
+from deeplab_jax.errors import DataError, TrainingError
 from deeplab_jax.training.loop import train
 from deeplab_jax.training.verify import verify
 
@@ -52,3 +56,100 @@ def test_updates_that_are_not_finite_are_skipped_counted_and_verified(street_sce
         text for text in (finding.text for finding in findings) if text.startswith("images and labels")
     ]
     assert np.isfinite([row["lr"] for row in rows]).all()
+
+
+def open_data(root, eval_every=2):
+    config = tiny_config(root)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, eval_every=eval_every, save_every=0))
+    return config, *open_training_data(config, lambda line: None)
+
+
+def run(config, data, steps, workdir, **kwargs):
+    text = io.StringIO()
+    state = train(config, str(workdir), steps=steps, data=data, console=Console(file=text, soft_wrap=True), **kwargs)
+    return int(state.step), text.getvalue()
+
+
+def read_rows(workdir):
+    return [(row["kind"], row["step"]) for row in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())]
+
+
+def fail_after_one(batches):
+    yield next(iter(batches()))
+    raise DataError("Cannot read val/b.png.")
+
+
+def signal_after_one(batches, number):
+    yield from batches()
+    os.kill(os.getpid(), number)
+    yield from batches()
+
+
+ROWS = [("train", 1), ("train", 2), ("eval", 2), ("train", 3), ("train", 4), ("eval", 4)]
+
+
+@pytest.mark.parametrize("number", [None, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_failed_or_interrupted_evaluation_loses_no_step_and_is_repeated(street_scenes, tmp_path, number):
+    config, data, steps = open_data(street_scenes)
+    workdir = tmp_path / "run"
+    if number is None:
+        broken = dataclasses.replace(data, eval_batches=lambda: fail_after_one(data.eval_batches))
+        with pytest.raises(DataError, match="Cannot read"):
+            run(config, broken, steps, workdir)
+    else:
+        stopping = dataclasses.replace(data, eval_batches=lambda: signal_after_one(data.eval_batches, number))
+        step, text = run(config, stopping, steps, workdir)
+        assert step == 2
+        assert "The evaluation of step 2 was interrupted." in text
+        assert f"Stopped after step 2 of 4. Saved in {workdir}." in text
+    assert resolve(str(workdir)).name == "2"
+    assert read_rows(workdir) == ROWS[:2]
+    scores = {}
+    step, _ = run(config, data, steps, workdir, on_evaluation=scores.__setitem__)
+    assert step == 4
+    assert read_rows(workdir) == ROWS
+    assert list(scores) == [2, 4]
+    assert resolve(str(workdir / "best")).name == str(max(scores, key=lambda step: (scores[step]["miou"], step)))
+
+
+def test_an_evaluation_whose_scores_were_not_saved_is_not_logged_twice(street_scenes, tmp_path):
+    config, data, steps = open_data(street_scenes, eval_every=0)
+    assert run(config, data, steps, tmp_path)[0] == 4
+    (resolve(str(tmp_path)) / "scores.json").unlink()
+    step, text = run(config, data, steps, tmp_path)
+    assert "is already at step 4 of 4" in text
+    assert step == 4
+    assert read_rows(tmp_path) == [*(("train", step) for step in (1, 2, 3, 4)), ("eval", 4)]
+
+
+def test_a_writer_that_fails_does_not_stop_the_run(street_scenes, tmp_path):
+    (tmp_path / "tensorboard").write_text("not a folder")
+    config, data, steps = open_data(street_scenes)
+    step, text = run(config, data, steps, tmp_path)
+    assert step == 4
+    assert text.count(f"warning: {tmp_path / 'tensorboard'} cannot be written") == 1
+    assert read_rows(tmp_path) == ROWS
+
+
+def test_a_run_in_a_thread_leaves_signals_alone(street_scenes, tmp_path):
+    config, data, steps = open_data(street_scenes)
+    handlers, results = [], []
+
+    def note_handler(step, scores):
+        handlers.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=lambda: results.append(run(config, data, steps, tmp_path, on_evaluation=note_handler)[0]))
+    thread.start()
+    thread.join()
+    assert results == [4]
+    assert handlers == [signal.SIG_DFL] * 2
+
+
+def test_log_txt_has_the_lines_of_the_console_with_their_date(street_scenes, tmp_path):
+    config, data, steps = open_data(street_scenes)
+    _, text = run(config, data, steps, tmp_path)
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line[21:] for line in lines] == text.splitlines()
+    assert all(line[:2] == "20" for line in lines)
+    assert "Training on 4 x cpu" in lines[0]
+    assert any("Compiling the training step" in line for line in lines)

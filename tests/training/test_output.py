@@ -4,9 +4,10 @@ import json
 import numpy as np
 from rich.console import Console
 
+from deeplab_jax.training.log import Log
 from deeplab_jax.training.output import Output
 
-ROW = {"loss": 1.0, "accuracy": 0.5, "lr": 0.1, "images_per_second": 2.0, "mfu": 0.4, "data_wait": 0.25}
+ROW = {"loss": 3.0, "mean_loss": 1.0, "mean_accuracy": 0.5, "lr": 0.1, "images_per_second": 2.0, "mfu": 0.4, "data_wait": 0.25}
 
 
 def read_steps(workdir):
@@ -15,12 +16,12 @@ def read_steps(workdir):
 
 def test_the_log_of_a_resumed_run_has_no_gaps_or_duplicates(tmp_path):
     console = Console(file=io.StringIO())
-    with Output(str(tmp_path), 0, 10, console) as output:
+    with Output(str(tmp_path), 0, 10, True, Log(None, console)) as output:
         for step in (1, 2, 3):
             output.log_training(step, ROW, 60.0)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "ki')  # a row truncated when the run was killed
-    with Output(str(tmp_path), 2, 10, console) as output:
+    with Output(str(tmp_path), 2, 10, True, Log(None, console)) as output:
         output.log_training(3, ROW, 60.0)
         output.log_evaluation(3, {"miou": None, "pixel_accuracy": 0.5, "iou": {"road": None}}, [np.zeros((4, 12, 3), np.uint8)])
     assert read_steps(tmp_path) == [(1, "train"), (2, "train"), (3, "train"), (3, "eval")]
@@ -29,7 +30,7 @@ def test_the_log_of_a_resumed_run_has_no_gaps_or_duplicates(tmp_path):
 
 def test_a_training_line_shows_progress_and_speed(tmp_path):
     text = io.StringIO()
-    with Output(str(tmp_path), 0, 10, Console(file=text, width=80, soft_wrap=True)) as output:
+    with Output(str(tmp_path), 0, 10, True, Log(None, Console(file=text, width=80, soft_wrap=True))) as output:
         output.log_training(5, ROW, 3725.0)
     line = text.getvalue().splitlines()[0]
     parts = ("step      5", "loss 1.0000", "lr 1.00e-01", "2.0 images/s", "MFU 40.0%", "data wait 25.0%", "1 h 02 min left")
@@ -39,7 +40,7 @@ def test_a_training_line_shows_progress_and_speed(tmp_path):
 
 def test_the_time_to_the_first_step_is_printed_immediately_and_logged_once(tmp_path):
     text = io.StringIO()
-    with Output(str(tmp_path), 0, 10, Console(file=text)) as output:
+    with Output(str(tmp_path), 0, 10, True, Log(None, Console(file=text))) as output:
         output.report_first_step(12.34)
         assert "first step done after 12.3 s" in text.getvalue()
         for step in (5, 10):

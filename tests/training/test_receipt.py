@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 
@@ -8,6 +9,7 @@ from conftest import tiny_config
 from deeplab_jax.config import MeshConfig
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.runtime.mesh import make_mesh
+from deeplab_jax.training.data import Data
 from deeplab_jax.training.receipt import (
     ConsumedSamples,
     Receipts,
@@ -28,8 +30,12 @@ def make_batch(*indices):
     return {"index": np.array(indices), "fingerprint": fingerprints}
 
 
-def make_start(step, config=CONFIG):
-    return describe_start(step, config, "list", 10, make_mesh(MeshConfig()))
+def make_data(digest="list", eval_digest="eval list", eval_size=2):
+    return Data(NAMES, digest, eval_digest, eval_size, lambda start, end: [], list)
+
+
+def make_start(step, config=CONFIG, data=None, steps=10):
+    return describe_start(step, config, data or make_data(), steps, make_mesh(MeshConfig()))
 
 
 def make_state(step):
@@ -141,3 +147,35 @@ def test_an_error_names_the_invalid_file(tmp_path, name, read):
     (tmp_path / name).write_text("what{}\n")
     with pytest.raises(CheckpointError, match=rf"Cannot read .*{name} .*The file was changed or is damaged\. Move it"):
         read(str(tmp_path))
+
+
+def test_changes_since_the_last_start_are_reported(tmp_path):
+    warnings = []
+    Receipts(str(tmp_path), make_start(0), NAMES, warnings.append)
+    Receipts(str(tmp_path), make_start(4), NAMES, warnings.append)
+    assert warnings == []
+    data = make_data("another list", "another eval list", 5)
+    start = dataclasses.replace(make_start(6, data=data, steps=20), images=4, devices={"processes": 2})
+    Receipts(str(tmp_path), start, NAMES, warnings.append)
+    assert warnings == [
+        f"changed since the last start: {change}"
+        for change in (
+            "the training list (4 images instead of 3)",
+            "the evaluation list (5 images instead of 2), so earlier scores are not comparable",
+            "the length of the run: 20 steps instead of 10, which changes the learning rate",
+            "processes 2 instead of 1",
+        )
+    ]
+
+
+def test_a_receipt_without_the_evaluation_list_can_be_read(tmp_path):
+    start = dataclasses.replace(make_start(0), images=None, eval_data=None, eval_images=None)
+    write_start(str(tmp_path), start)
+    rows = json.loads((tmp_path / "run.json").read_text())["starts"]
+    for name in ("images", "eval_data", "eval_images"):
+        del rows[0][name]
+    (tmp_path / "run.json").write_text(json.dumps({"starts": rows}))
+    assert read_starts(str(tmp_path)) == [start]
+    warnings = []
+    Receipts(str(tmp_path), make_start(4), NAMES, warnings.append)
+    assert warnings == []

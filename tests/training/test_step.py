@@ -293,7 +293,7 @@ def test_a_run_with_adamw_and_cosine_learns_and_resumes_bit_for_bit(tmp_path):
         parts.run(make_batch())
     config = Config(optim=OptimConfig(ema_decay=0.15))
     with Checkpoints(str(tmp_path), config) as checkpoints:
-        checkpoints.save(to_trees(parts.state), 20, None)
+        checkpoints.save(to_trees(parts.state), 20)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), parts.state)
     with Checkpoints(str(tmp_path), config) as checkpoints:
         step, trees = checkpoints.restore(to_trees(abstract))

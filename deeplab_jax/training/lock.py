@@ -1,0 +1,223 @@
+"""A lock on a run folder, so that two runs never write to the same one."""
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from deeplab_jax.errors import ConfigError
+
+LOCK = "lock.json"
+# The owner touches its lock this often. A lock that was not touched for `_STALE_SECONDS` belongs to a run that has ended.
+# The other processes of a run on CPUs wait for at most 30 s.
+_TOUCH_SECONDS, _STALE_SECONDS = 3.0, 20.0
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
+
+
+@contextlib.contextmanager
+def lock_folder(folder: str, say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+    """Hold the lock on a run folder during the `with` block. Create the folder if it does not exist.
+
+    The lock of a run that has ended without removing it is taken over. On the same host, its process is looked up. A process of
+    another host, or of another container, cannot be looked up, so this waits until its lock is touched or has not been touched
+    for 20 s. Folders in object stores, such as gs://bucket/run, are not locked.
+
+    Args:
+      folder: The run folder.
+      say: Function that is called with a message if there is a reason to wait.
+
+    Yields:
+      A function that checks that the lock is still held. It raises ConfigError if another run has taken it over, which can
+      happen if this process was suspended for a while.
+
+    Raises:
+      ConfigError: Another run holds the lock, or the folder is not writable.
+    """
+    if "://" in folder:
+        yield lambda: None
+        return
+    path, own = Path(folder) / LOCK, _describe_this_process()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _acquire(path, own, say)
+    except OSError as error:
+        raise ConfigError(f"`--workdir` (={folder!r}) is not writable ({error.strerror}). Choose a different folder.") from None
+
+    def check() -> None:
+        owner, _ = _read(path)
+        if owner and owner != own:
+            raise ConfigError(f"Another run has taken over {folder}{_describe(owner)}, so this one stops without saving.")
+
+    released = threading.Event()
+    thread = threading.Thread(target=_touch_until, args=(path, own, released), daemon=True)
+    thread.start()
+    try:
+        yield check
+    finally:
+        released.set()
+        thread.join()
+        if _read(path)[0] == own:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _acquire(path: Path, own: dict[str, Any], say: Callable[[str], None]) -> None:
+    first_touch = 0.0
+    while not _create(path, own):
+        owner, touched = _read(path)
+        if touched == 0:
+            continue  # the owner has just removed it
+        if owner and _can_look_up(owner):
+            if _is_alive(owner):
+                raise _make_error(path, owner)
+        elif (age := _now(path) - touched) < _STALE_SECONDS:
+            if first_touch and touched != first_touch:
+                raise _make_error(path, owner)
+            if not first_touch:
+                limit = f"{_STALE_SECONDS:.0f} s"
+                say(f"{path.parent} is locked{_describe(owner)}. Waiting for up to {limit} to see whether that run is alive.")
+            first_touch = touched
+            time.sleep(min(1.0, _STALE_SECONDS - age))
+            continue
+        _remove_stale(path, owner)
+
+
+def _make_error(path: Path, owner: dict[str, Any] | None) -> ConfigError:
+    return ConfigError(
+        f"`--workdir` (={str(path.parent)!r}) is in use{_describe(owner)}. Wait for that run, or choose a different folder."
+    )
+
+
+def _describe(owner: dict[str, Any] | None) -> str:
+    return f" by process {owner['process']} on {owner['host']} since {owner['since']}" if owner else ""
+
+
+def _create(path: Path, own: dict[str, Any]) -> bool:
+    """Create the lock, or return False if it exists. A link is atomic on network file systems too."""
+    temporary = path.with_name(f".{LOCK}.{own['id']}.new")
+    text = json.dumps(own) + "\n"
+    try:
+        temporary.write_text(text)
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        return _create_without_link(path, text)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _create_without_link(path: Path, text: str) -> bool:
+    try:
+        with path.open("x") as file:
+            file.write(text)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _remove_stale(path: Path, owner: dict[str, Any] | None) -> None:
+    """Remove a stale lock unless another process has replaced it already.
+
+    A process might see the stale lock, and be suspended while another process takes it over. So the lock is first moved, and
+    moved back if it is not the stale one.
+    """
+    moved = path.with_name(f".{LOCK}.{uuid.uuid4().hex}.stale")
+    try:
+        path.rename(moved)
+    except FileNotFoundError:
+        return
+    if _read(moved)[0] != owner:
+        with contextlib.suppress(FileExistsError):
+            os.link(moved, path)
+    moved.unlink()
+
+
+def _touch_until(path: Path, own: dict[str, Any], released: threading.Event) -> None:
+    while not released.wait(_TOUCH_SECONDS):
+        with contextlib.suppress(OSError):
+            if _read(path)[0] == own:
+                os.utime(path)
+
+
+def _read(path: Path) -> tuple[dict[str, Any] | None, float]:
+    """Return a lock's owner and the time when it was last touched, or (None, 0) if there is no lock.
+
+    The owner is None if the file is incomplete. Opening the file makes NFS ask the server for its current time.
+    """
+    try:
+        with path.open() as file:
+            touched, text = os.fstat(file.fileno()).st_mtime, file.read()
+    except FileNotFoundError:
+        return None, 0.0
+    try:
+        owner = json.loads(text)
+        return (owner if {"id", "host", "space", "process", "started", "since"} <= owner.keys() else None), touched
+    except (ValueError, AttributeError):
+        return None, touched
+
+
+def _now(path: Path) -> float:
+    """Return the file system's time, because the clocks of two hosts can differ."""
+    probe = path.with_name(f".{LOCK}.{uuid.uuid4().hex}.time")
+    probe.touch()
+    try:
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink()
+
+
+def _describe_this_process() -> dict[str, Any]:
+    return {
+        "id": uuid.uuid4().hex,
+        "host": socket.gethostname(),
+        "space": _process_space(),
+        "process": os.getpid(),
+        "started": _start_time(os.getpid()),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+
+
+def _process_space() -> str:
+    """Return a name for the set of processes that this process can look up. It changes with every boot and container."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux
+        return ""
+
+
+def _can_look_up(owner: dict[str, Any]) -> bool:
+    return (owner["host"], owner["space"]) == (socket.gethostname(), _process_space())
+
+
+def _is_alive(owner: dict[str, Any]) -> bool:
+    try:
+        os.kill(owner["process"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return owner["started"] == _start_time(owner["process"])
+
+
+def _start_time(process: int) -> str:
+    """Return a process's start time since boot, because the system uses a process's number again after its end.
+
+    It is "" where /proc does not exist, and "ended" for a process that has ended and whose parent has not noticed yet.
+    """
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "ended" if fields[0] in "ZX" else fields[19]

@@ -1,0 +1,59 @@
+"""A run's messages, on the console and in `log.txt`."""
+
+import contextlib
+import datetime
+import threading
+from collections.abc import Iterator
+
+from etils import epath
+from rich.console import Console
+
+LOG = "log.txt"
+_REMINDER_SECONDS = 60
+
+
+class Log:
+    """Prints lines on the console, and appends them to `log.txt` with their date and time.
+
+    Args:
+      folder: The run folder, or None on all processes but the first, which write no file.
+      console: The console.
+    """
+
+    def __init__(self, folder: epath.Path | None, console: Console) -> None:
+        self.console = console
+        self._path = folder / LOG if folder else None
+
+    def print(self, line: str) -> None:
+        """Print one line. The file's line is dropped if it cannot be written."""
+        self.console.print(line, markup=False)
+        if self._path:
+            with contextlib.suppress(OSError), self._path.open("a") as file:
+                file.write(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}  {line}\n")
+
+    @contextlib.contextmanager
+    def waiting_for(self, what: str) -> Iterator[None]:
+        """Print that `what` has started, remind the user of it every minute, and print how long it took."""
+        done, start = threading.Event(), datetime.datetime.now()
+
+        def seconds() -> float:
+            return (datetime.datetime.now() - start).total_seconds()
+
+        def remind() -> None:
+            while not done.wait(_REMINDER_SECONDS):
+                self.print(f"Still {what}, after {format_duration(seconds())}.")
+
+        self.print(f"{what[0].upper()}{what[1:]}.")
+        thread = threading.Thread(target=remind, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration as "3 min 05 s", or as "1 h 02 min" if it is at least an hour."""
+    minutes, hours = int(seconds // 60) % 60, int(seconds // 3600)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {int(seconds) % 60:02} s"

@@ -1,0 +1,47 @@
+"""Catch the signals that ask a run to stop, so that it can finish its current step and save."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+# SIGHUP comes from a closed terminal or a lost connection, and SIGUSR1 from SLURM's `--signal=USR1@120`.
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Windows lacks the last two
+_MESSAGE = b"\nStopping after this step, or after this batch of an evaluation. Press Ctrl-C again to stop without saving.\n"
+
+
+@contextlib.contextmanager
+def catch_stop_signals() -> Iterator[list[int]]:
+    """Catch SIGINT, SIGTERM, SIGHUP and SIGUSR1 in the `with` block.
+
+    A second SIGINT ends the process immediately. Other signals can be repeated, because shells and schedulers often send them
+    twice. Signals that are ignored, such as SIGHUP under `nohup`, stay ignored. Outside the main thread, Python cannot set
+    signal handlers, so all signals keep their effect.
+
+    Yields:
+      A list of the signals received so far.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def receive(number: int, _: object) -> None:
+        if not received:
+            # Python's streams cannot be used here, because the signal might have interrupted one of their writes.
+            with contextlib.suppress(OSError):
+                os.write(2, _MESSAGE)
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+    previous = {number: signal.getsignal(number) for number in numbers}
+    caught = [number for number in numbers if previous[number] not in (signal.SIG_IGN, None)]  # None: a handler in C
+    for number in caught:
+        signal.signal(number, receive)
+    try:
+        yield received
+    finally:
+        for number in caught:
+            signal.signal(number, previous[number])

@@ -1,0 +1,155 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from deeplab_jax.errors import ConfigError
+from deeplab_jax.training import lock
+from deeplab_jax.training.lock import LOCK, lock_folder
+
+HOLD = """
+import sys
+from deeplab_jax.training.lock import lock_folder
+with lock_folder(sys.argv[1], print):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def say_nothing(line):
+    pass
+
+
+@pytest.fixture
+def quick_touches(monkeypatch):
+    monkeypatch.setattr(lock, "_TOUCH_SECONDS", 0.1)
+    monkeypatch.setattr(lock, "_STALE_SECONDS", 2.0)
+
+
+@pytest.fixture
+def owner(tmp_path):
+    """Start a process that holds the lock on `tmp_path`."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "locked\n"
+        yield process
+        process.kill()
+
+
+def rewrite(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_the_lock_of_a_running_process_is_respected_and_named(tmp_path, owner):
+    with pytest.raises(ConfigError, match=rf"`--workdir` \(='{tmp_path}'\) is in use by process {owner.pid} on .* since 20"):
+        lock_folder(str(tmp_path), say_nothing).__enter__()
+    owner.communicate("")
+    with lock_folder(str(tmp_path), say_nothing):
+        assert json.loads((tmp_path / LOCK).read_text())["process"] == os.getpid()
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_lock_of_a_killed_process_is_taken_over_at_once(tmp_path, owner):
+    owner.send_signal(signal.SIGKILL)  # not waited for, so it is a zombie at first
+    time.sleep(0.1)
+    for _ in range(2):
+        with lock_folder(str(tmp_path), say_nothing) as check:
+            check()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_process_number_that_was_used_again_is_not_the_owner(tmp_path, owner):
+    rewrite(tmp_path / LOCK, started="1")
+    with lock_folder(str(tmp_path), say_nothing) as check:
+        check()
+
+
+def test_the_lock_of_another_host_is_respected_while_it_is_touched(tmp_path, quick_touches):
+    lines = []
+    with lock_folder(str(tmp_path), say_nothing):
+        own = json.loads((tmp_path / LOCK).read_text())
+        rewrite(tmp_path / LOCK, host="other")
+        stop = threading.Event()
+        other = own | {"host": "other"}
+        thread = threading.Thread(target=lock._touch_until, args=(tmp_path / LOCK, other, stop))
+        thread.start()
+        with pytest.raises(ConfigError, match=f"is in use by process {os.getpid()} on other since"):
+            lock_folder(str(tmp_path), lines.append).__enter__()
+        stop.set()
+        thread.join()
+    assert len(lines) == 1
+    assert "Waiting for up to 2 s" in lines[0]
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[1]"])
+def test_a_lock_that_nobody_touches_is_taken_over_after_a_while(tmp_path, quick_touches, content):
+    path = tmp_path / LOCK
+    with lock_folder(str(tmp_path), say_nothing):
+        text = path.read_text()
+    path.write_text(text if content is None else content)
+    rewrite(path, host="other") if content is None else None
+    start, lines = time.monotonic(), []
+    with lock_folder(str(tmp_path), lines.append) as check:
+        check()
+    assert 1.5 < time.monotonic() - start < 10
+    assert len(lines) == 1
+
+
+def test_an_owner_that_lost_its_lock_is_told_before_it_saves(tmp_path):
+    with lock_folder(str(tmp_path), say_nothing) as check:
+        check()
+        rewrite(tmp_path / LOCK, id="other")
+        with pytest.raises(ConfigError, match="Another run has taken over"):
+            check()
+    assert (tmp_path / LOCK).exists()  # it belongs to the other run
+
+
+def test_of_many_processes_one_gets_a_stale_lock(tmp_path, owner):
+    owner.kill()
+    owner.wait()
+    held, refused, release = [], [], threading.Event()
+
+    def acquire():
+        try:
+            with lock_folder(str(tmp_path), say_nothing):
+                held.append(1)
+                release.wait()
+        except ConfigError:
+            refused.append(1)
+
+    threads = [threading.Thread(target=acquire) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 20
+    while len(held) + len(refused) < 8 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    release.set()
+    for thread in threads:
+        thread.join()
+    assert (len(held), len(refused)) == (1, 7)
+
+
+def test_a_file_system_without_links_can_be_locked(tmp_path, monkeypatch):
+    def refuse(source, target):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with lock_folder(str(tmp_path), say_nothing), pytest.raises(ConfigError, match="is in use by process"):
+        lock_folder(str(tmp_path), say_nothing).__enter__()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"`--workdir` .* is not writable \(Not a directory\)"):
+        lock_folder(str(tmp_path / "file" / "run"), say_nothing).__enter__()
+
+
+def test_object_stores_are_not_locked():
+    with lock_folder("gs://bucket/run", say_nothing) as check:
+        check()
