@@ -15,7 +15,7 @@ from deeplab_jax.config import Config, to_dict
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.evaluation import cityscapes, scores
 from deeplab_jax.evaluation.evaluate import EvaluatedImage, Visitor, evaluate
-from deeplab_jax.evaluation.metrics import Confusion
+from deeplab_jax.evaluation.metrics import Totals
 from deeplab_jax.evaluation.pictures import write_pictures
 from deeplab_jax.evaluation.submission import file_names, write_archive, write_prediction
 from deeplab_jax.files import write_atomically
@@ -76,7 +76,7 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
     if submission:
         visitors.append(lambda each: write_prediction(submission, names[each.index], each.prediction))
     console.print("Compiling the network. On a CPU, this can take a minute.")
-    confusion = evaluate(config, variables, batches(), len(samples), visitors, console)
+    totals = evaluate(config, variables, batches(), len(samples), visitors, console)
     if instances is not None:
         instances = hosts.gather(instances).sum(0)  # each process only counted its own images
     hosts.barrier("images written")
@@ -85,7 +85,7 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
     if submission:
         console.print(f"Submission: {write_archive(submission, names)}")
     if samples.labels:
-        _report(config, confusion, instances, output, console)
+        _report(config, totals, instances, output, console)
     if output:
         console.print(f"Output: {output}")
 
@@ -112,9 +112,9 @@ def _make_instance_counters(config: Config, samples: "Samples", console: Console
     return sums, [add]
 
 
-def _report(config: Config, confusion: Confusion, instances: Instances | None, output: str | None, console: Console) -> None:
-    official = cityscapes.scores(confusion, instances) if cityscapes.is_official(config.labels) else None
-    console.print(scores.table(confusion, config.labels, official))
+def _report(config: Config, totals: Totals, instances: Instances | None, output: str | None, console: Console) -> None:
+    official = cityscapes.scores(totals.confusion, instances) if cityscapes.is_official(config.labels) else None
+    console.print(scores.table(totals, config.labels, official))
     if output:
         with write_atomically(epath.Path(output) / "scores.json") as file:
-            file.write((json.dumps(scores.summary(confusion, config.labels, official), indent=2) + "\n").encode())
+            file.write((json.dumps(scores.summary(totals, config.labels, official), indent=2) + "\n").encode())

@@ -6,12 +6,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int, UInt8
+from jaxtyping import Array, UInt8
 from rich.console import Console
 from rich.progress import Progress
 
 from deeplab_jax.config import Config
 from deeplab_jax.evaluation.inference import Evaluator
+from deeplab_jax.evaluation.metrics import Totals
 from deeplab_jax.runtime.mesh import check_batch, local_rows, make_mesh, prefetch, replicated_sharding
 
 Batch = dict[str, np.ndarray]
@@ -47,8 +48,8 @@ def score(
     batches: Iterable[Batch],
     show: Callable[[Batch, Sequence[int], Array], None],
     should_stop: Callable[[], bool] = lambda: False,
-) -> Int[np.ndarray, "k k"]:
-    """Evaluate all `batches` and return the confusion counts at label resolution.
+) -> Totals:
+    """Evaluate all `batches` and return the confusion counts and the loss at label resolution.
 
     Args:
       evaluator: The evaluator to run.
@@ -59,19 +60,20 @@ def score(
       should_stop: A function called before each batch. It must return the same value on all processes.
 
     Returns:
-      The counts summed over all processes, or zeros for a split without labels.
+      The sums over all processes, or zeros for a split without labels.
 
     Raises:
       StoppedError: `should_stop` returned True.
     """
-    total = np.zeros((evaluator.num_classes, evaluator.num_classes), np.int64)
+    confusion, loss = np.zeros((evaluator.num_classes, evaluator.num_classes), np.int64), 0.0
     for batch, on_device in prefetch(batches, evaluator.mesh, evaluator.row_unit):
         if should_stop():
             raise StoppedError
-        predictions, counts = evaluator(variables, on_device, batch["image"].shape[1])
-        total += np.asarray(counts, np.int64)
+        predictions, counts, batch_loss = evaluator(variables, on_device, batch["image"].shape[1])
+        confusion += np.asarray(counts, np.int64)
+        loss += float(batch_loss)
         show(batch, np.flatnonzero(batch["valid"]).tolist(), predictions)
-    return total
+    return Totals(confusion, loss)
 
 
 def evaluate(
@@ -81,8 +83,8 @@ def evaluate(
     num_images: int,
     visitors: Sequence[Visitor],
     console: Console,
-) -> Int[np.ndarray, "k k"]:
-    """Evaluate `batches`, call the visitors with each image, and return the confusion counts.
+) -> Totals:
+    """Evaluate `batches`, call the visitors with each image, and return the confusion counts and the loss.
 
     Args:
       config: The checkpoint's config. Its `eval` section sets the evaluation protocol.

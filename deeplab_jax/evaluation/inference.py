@@ -27,6 +27,8 @@ from deeplab_jax.runtime.compilation import Programs, lean_options
 from deeplab_jax.runtime.mesh import replicated_sharding
 
 Variables = dict[str, Any]
+# A batch's predictions, its confusion counts and the sum of its loss.
+Counted = tuple[UInt8[Array, "n h w"], Int[Array, "k k"], Float[Array, ""]]
 
 
 def evaluation_model(config: Config) -> DeepLabV3:
@@ -91,16 +93,15 @@ def predict_with_confidence(
     return jnp.argmax(values, axis=-1).astype(jnp.uint8), jnp.round(255 * confidence).astype(jnp.uint8)
 
 
-def predict_and_count(
-    variables: Variables, batch: dict[str, Array], *, model: DeepLabV3, protocol: EvalConfig
-) -> tuple[UInt8[Array, "n h w"], Int[Array, "k k"]]:
-    """Return the predictions and the valid rows' confusion counts, which are zero for a batch without labels."""
-    predictions = predict(variables, batch["image"], model=model, protocol=protocol)
+def predict_and_count(variables: Variables, batch: dict[str, Array], *, model: DeepLabV3, protocol: EvalConfig) -> Counted:
+    """Return the predictions, and the valid rows' confusion counts and loss, which are zero for a batch without labels."""
+    values = logits(variables, batch["image"], model=model, protocol=protocol)
+    predictions = jnp.argmax(values, axis=-1).astype(jnp.uint8)
     if "label" not in batch:
-        return predictions, jnp.zeros((model.num_classes, model.num_classes), jnp.int32)
+        return predictions, jnp.zeros((model.num_classes, model.num_classes), jnp.int32), jnp.zeros(())
     mask = metrics.valid_pixels(batch["label"], batch["valid"])
     counts = metrics.confusion_counts(batch["label"], predictions, mask, model.num_classes)
-    return predictions, counts
+    return predictions, counts, metrics.loss_sum(values, batch["label"], mask)
 
 
 def average_views(
@@ -191,7 +192,7 @@ class Evaluator:
         self._output_stride = model.config.output_stride
         self.row_unit = self._output_stride if can_split_rows(config.eval) else 0
         count = functools.partial(predict_and_count, model=model, protocol=config.eval)
-        shardings = (NamedSharding(mesh, P("data")), replicated_sharding(mesh))
+        shardings = (NamedSharding(mesh, P("data")), *[replicated_sharding(mesh)] * 2)
         self._platform = mesh.devices.flat[0].platform
         self._jitted = jax.jit(
             functools.partial(self._run, count),
@@ -201,8 +202,8 @@ class Evaluator:
         )
         self._programs = Programs()
 
-    def __call__(self, variables: Variables, batch: dict[str, Array], height: int) -> tuple[Array, Array]:
-        """Return the predictions [n, h, w] and the confusion counts [k, k] for a batch.
+    def __call__(self, variables: Variables, batch: dict[str, Array], height: int) -> Counted:
+        """Return the predictions, the confusion counts and the sum of the loss for a batch.
 
         Args:
           variables: The network variables, {"params", "batch_stats"}.
@@ -217,27 +218,27 @@ class Evaluator:
         """Trace the program for a batch, which can consist of shapes alone, without compiling it."""
         return self._jitted.lower(variables, batch, height=height)
 
-    def _run(self, count: Any, variables: Variables, batch: dict[str, Array], height: int) -> tuple[Array, Array]:
+    def _run(self, count: Any, variables: Variables, batch: dict[str, Array], height: int) -> Counted:
         with compiling_for(self._platform):
             return self._predict_and_count(count, variables, batch, height)
 
-    def _predict_and_count(self, count: Any, variables: Variables, batch: dict[str, Array], height: int) -> tuple[Array, Array]:
+    def _predict_and_count(self, count: Any, variables: Variables, batch: dict[str, Array], height: int) -> Counted:
         rows = split_rows(self.mesh, height, self._output_stride) if self.row_unit else None
         if rows is None:
             return count(variables, batch)
 
-        def count_rows(variables: Variables, batch: dict[str, Array]) -> tuple[Array, Array]:
+        def count_rows(variables: Variables, batch: dict[str, Array]) -> Counted:
             with interpreted_by(rows):
-                predictions, counts = count(variables, batch)
-            return predictions, lax.psum(counts, rows.axis)
+                predictions, counts, loss = count(variables, batch)
+            return predictions, lax.psum(counts, rows.axis), lax.psum(loss, rows.axis)
 
         specs = {name: P() if name == "valid" else P(None, rows.axis) for name in batch}
         split = jax.shard_map(
             count_rows,
             mesh=self.mesh,
             in_specs=(P(), specs),
-            out_specs=(P(None, rows.axis), P()),
+            out_specs=(P(None, rows.axis), P(), P()),
             axis_names={rows.axis},
         )
-        predictions, counts = split(variables, batch)
-        return predictions[:, :height], counts
+        predictions, counts, loss = split(variables, batch)
+        return predictions[:, :height], counts, loss

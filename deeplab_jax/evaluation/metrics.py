@@ -1,7 +1,9 @@
 """Count confusions and compute metrics from the counts, as cityscapesScripts' evalPixelLevelSemanticLabeling.py does."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
@@ -27,6 +29,27 @@ def confusion_counts(
     cell = jnp.where(mask, cell, num_classes * num_classes)
     counts = jnp.bincount(cell.reshape(-1), length=num_classes * num_classes + 1)
     return counts[:-1].reshape(num_classes, num_classes)
+
+
+def loss_sum(logits: Float[Array, "n h w k"], labels: UInt8[Array, "n h w"], mask: Bool[Array, "n h w"]) -> Float[Array, ""]:
+    """Return the sum of the cross-entropy, in nats, over the pixels selected by `mask`."""
+    classes = jnp.where(mask, labels, 0).astype(jnp.int32)[..., None]
+    # Comparing instead of gathering lets XLA compute the sums without keeping the logits in memory.
+    is_chosen = classes == jax.lax.broadcasted_iota(jnp.int32, logits.shape, 3)
+    chosen = jnp.sum(jnp.where(is_chosen, logits, 0), axis=-1)
+    return jnp.sum(jnp.where(mask, jax.nn.logsumexp(logits, axis=-1) - chosen, 0))
+
+
+class Totals(NamedTuple):
+    """The sums over a split.
+
+    Attributes:
+      confusion: The pixel count for each (label, prediction) pair.
+      loss: The sum of the cross-entropy over the labelled pixels, in nats.
+    """
+
+    confusion: Confusion
+    loss: float
 
 
 def class_iou(confusion: Confusion) -> Float[np.ndarray, " k"]:

@@ -6,32 +6,37 @@ from typing import Any
 from rich.table import Table
 
 from deeplab_jax.evaluation.cityscapes import Scores
-from deeplab_jax.evaluation.metrics import OVERALL_METRICS, Confusion, class_iou, format_metric_name
+from deeplab_jax.evaluation.metrics import OVERALL_METRICS, Totals, class_iou, format_metric_name
 from deeplab_jax.labels import LabelSet
 
 
-def summary(confusion: Confusion, label_set: LabelSet, official: Scores | None = None) -> dict[str, Any]:
-    """Return the contents of scores.json, with the OVERALL_METRICS keyed by name and the per-class IoU under "iou".
+def summary(totals: Totals, label_set: LabelSet, official: Scores | None = None) -> dict[str, Any]:
+    """Return the contents of scores.json.
 
-    The values are numbers from 0 to 1, or None (null in JSON) if no pixels were counted.
+    It has the OVERALL_METRICS keyed by name, the per-class IoU under "iou", and the mean cross-entropy over the labelled
+    pixels, in nats, under "loss". The metrics are numbers from 0 to 1. All values are None (null in JSON) if no pixels were
+    counted.
 
     Args:
-      confusion: The pixel count for each (label, prediction) pair.
+      totals: The confusion counts and the loss.
       label_set: The label set, for the class names.
       official: The official scores from `cityscapes.scores`, to store under "cityscapes".
     """
+    confusion, loss = totals
     scores: dict[str, Any] = {name: metric(confusion) for name, metric in OVERALL_METRICS.items()}
+    scores["loss"] = loss / count if (count := int(confusion.sum())) else math.nan
     scores["iou"] = dict(zip(label_set.names, class_iou(confusion).tolist(), strict=True))
     return _nan_to_null(scores | ({"cityscapes": official} if official else {}))
 
 
-def table(confusion: Confusion, label_set: LabelSet, official: Scores | None = None) -> Table:
+def table(totals: Totals, label_set: LabelSet, official: Scores | None = None) -> Table:
     """Return a table of the scores in percent.
 
     The table lists each class's IoU and share of the labelled pixels, followed by OVERALL_METRICS. If `official` is given, the
     Cityscapes instance and category scores are added.
     """
-    scores, total = summary(confusion, label_set, official), max(int(confusion.sum()), 1)
+    confusion, scores = totals.confusion, summary(totals, label_set, official)
+    total = max(int(confusion.sum()), 1)
     extra = scores.get("cityscapes", {})
     has_instances = "classInstScores" in extra
     rows = Table("class", "IoU %", *(["iIoU %"] if has_instances else []), "pixels %", title="Evaluation")

@@ -77,7 +77,7 @@ def write_report(
     train, evaluations, starts = read_log(str(workdir), "train"), read_log(str(workdir), "eval"), read_starts(str(workdir))
     worst = WorstImages(names, config.labels, images)
     variables = restore_model(str(checkpoint), like=config)
-    confusion = evaluate(config, variables, batches, len(names), [worst.add], console)
+    confusion, _ = evaluate(config, variables, batches, len(names), [worst.add], console)
     if not confusion.any():
         raise DataError(f"`eval.split` (={config.eval.split!r}) has no labels. Choose a labelled split with --split.")
     title, versions = f"{workdir.name}, step {checkpoint.name}", starts[-1].versions if starts else {}

@@ -99,10 +99,11 @@ def suggest_savings(config: Config, mesh: MeshConfig) -> Iterator[tuple[str, flo
 
     parts = mesh.data * train.micro_batches
     smaller = data.batch_size // 2 // parts * parts
-    if smaller:
+    if smaller >= 2 * train.micro_batches:  # BatchNorm needs two images at a time, also below
         changed = dataclasses.replace(config, data=dataclasses.replace(data, batch_size=smaller))
         yield f"data.batch_size={smaller}", saved(changed)
-    more = next((k for k in range(2 * train.micro_batches, data.batch_size + 1) if data.batch_size % (mesh.data * k) == 0), 0)
+    counts = range(2 * train.micro_batches, data.batch_size // 2 + 1)
+    more = next((k for k in counts if data.batch_size % (mesh.data * k) == 0), 0)
     if more and not config.loss.ohem_threshold:
         changed = dataclasses.replace(config, train=dataclasses.replace(train, micro_batches=more))
         yield f"train.micro_batches={more}", saved(changed)

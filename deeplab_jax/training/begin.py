@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from deeplab_jax.checkpoints.store import Checkpoints, DamagedError, Trees
 from deeplab_jax.config import Config
+from deeplab_jax.errors import ConfigError
 from deeplab_jax.losses import check_terms
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.runtime.compilation import quick_options
@@ -43,15 +44,26 @@ def set_up(config: Config, steps: int, devices: Sequence[jax.Device] = ()) -> Se
     """Build the mesh, network and optimizer for a validated config. By default, the mesh uses all available devices.
 
     Raises:
-      ConfigError: There are too few devices, a batch cannot be divided evenly among them, or the config names an unknown loss
-        or optimizer.
+      ConfigError: There are too few devices, a batch cannot be divided evenly among them, BatchNorm would see a single image,
+        or the config names an unknown loss or optimizer.
     """
     check_terms(config)
     mesh = make_mesh(config.mesh, devices)
     check_batch(config.data.batch_size, mesh, "data.batch_size", config.train.micro_batches)
+    _require_two_images(config)
     check_batch(config.eval.batch_size, mesh, "eval.batch_size")
     model = DeepLabV3(config.model, config.labels.num_classes)
     return Setup(config, steps, mesh, model, make_optimizer(config.optim, steps))
+
+
+def _require_two_images(config: Config) -> None:
+    # The pooled branch has one value per image, whose variance over one image is 0.
+    size, parts = config.data.batch_size, config.train.micro_batches
+    if size // parts < 2:
+        raise ConfigError(
+            f"`data.batch_size` (={size}) with train.micro_batches={parts} gives BatchNorm one image at a time, but its "
+            f"statistics need two. Use a batch of at least {2 * parts}{' or fewer micro-batches' if parts > 1 else ''}."
+        )
 
 
 def create_state(setup: Setup, pretrained: Pretrained) -> TrainState:

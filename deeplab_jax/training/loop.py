@@ -238,7 +238,8 @@ def _save(state: TrainState, step: int, tools: _Tools) -> None:
 def _evaluate(state: TrainState, step: int, tools: _Tools) -> None:
     """Evaluate a saved state, unless a signal stops the run. In that case, the run evaluates it when it resumes."""
     try:
-        summary, strips = tools.evaluate(state)
+        with tools.log.waiting_for(f"evaluating step {step}"):
+            summary, strips = tools.evaluate(state)
     except StoppedError:
         tools.log.print(f"The evaluation of step {step} was interrupted. The run will start with it when it resumes.")
         return
@@ -282,8 +283,8 @@ def _make_evaluate(
 
         params = state.params if state.ema_params is None else state.ema_params
         variables = {"params": params, "batch_stats": state.batch_stats}
-        confusion = score(evaluator, variables, data.eval_batches(), collect_strips, should_stop)
-        return report.summary(confusion, config.labels), strips
+        totals = score(evaluator, variables, data.eval_batches(), collect_strips, should_stop)
+        return report.summary(totals, config.labels), strips
 
     return evaluate
 

@@ -77,7 +77,7 @@ class Output:
 
     def log_evaluation(self, step: int, summary: Mapping[str, Any], strips: Sequence[UInt8[np.ndarray, "h w 3"]]) -> None:
         """Write the scores from `evaluation.scores.summary` and the comparison images (image | label | prediction)."""
-        scores = {name: summary[name] for name in OVERALL_METRICS}
+        scores = {name: summary[name] for name in ("loss", *OVERALL_METRICS)}
         self._write_scalars(step, "eval", scores | {f"iou/{name}": iou for name, iou in summary["iou"].items()})
         self._write(lambda writer: writer.write_images(step, strips))
         text = "  ".join(f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in scores.items())

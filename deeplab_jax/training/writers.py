@@ -1,6 +1,7 @@
 """Writers for a run's scalars and images. To add one, define a class here and add it to `WRITERS`."""
 
 import contextlib
+import datetime
 import json
 import os
 import time
@@ -72,7 +73,8 @@ class JsonLines(RunWriter):
                 file.write("".join(kept).encode())
 
     def write_scalars(self, step: int, kind: str, row: Row) -> None:
-        self._unwritten += json.dumps({"step": step, "kind": kind, **row}) + "\n"
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self._unwritten += json.dumps({"step": step, "kind": kind, "time": now, **row}) + "\n"
         self._append()
 
     def close(self) -> None:

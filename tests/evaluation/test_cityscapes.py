@@ -12,6 +12,7 @@ from deeplab_jax.data.find import find_samples
 from deeplab_jax.data.instances import explain_missing_instances, instance_file, read_instances
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.evaluation import cityscapes, submission
+from deeplab_jax.evaluation.metrics import Totals
 from deeplab_jax.evaluation.scores import summary, table
 from deeplab_jax.labels import CITYSCAPES, IGNORE, MAPILLARY_CITYSCAPES, LabelSet
 
@@ -176,13 +177,13 @@ def test_reports_contain_the_official_scores_with_null_for_nan():
     confusion, instances = np.zeros((19, 19), np.int64), np.zeros((3, 19))
     confusion[0, 0] = 1
     scores = cityscapes.scores(confusion, instances)
-    written = summary(confusion, CITYSCAPES, scores)["cityscapes"]
+    written = summary(Totals(confusion, 0.0), CITYSCAPES, scores)["cityscapes"]
     assert written["categoryScores"]["flat"] == 1.0
     assert written["averageScoreInstClasses"] is None
-    assert table(confusion, CITYSCAPES, scores).columns[2].header == "iIoU %"
+    assert table(Totals(confusion, 0.0), CITYSCAPES, scores).columns[2].header == "iIoU %"
     without = cityscapes.scores(confusion)
     assert set(without) == {"classScores", "categoryScores", "averageScoreClasses", "averageScoreCategories"}
-    assert len(table(confusion, CITYSCAPES, without).columns) == 3
+    assert len(table(Totals(confusion, 0.0), CITYSCAPES, without).columns) == 3
 
 
 def test_the_archive_only_depends_on_the_files_of_this_run(tmp_path):

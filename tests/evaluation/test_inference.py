@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from deeplab_jax.config import Config, EvalConfig, MeshConfig
 from deeplab_jax.evaluation import inference, pictures, scores
 from deeplab_jax.evaluation.evaluate import score
 from deeplab_jax.evaluation.inference import average_views, scaled_size
+from deeplab_jax.evaluation.metrics import Totals, loss_sum, valid_pixels
 from deeplab_jax.evaluation.windows import default_stride, slide
 from deeplab_jax.labels import CITYSCAPES
 from deeplab_jax.models import normalize
@@ -56,13 +58,14 @@ def test_counts_do_not_depend_on_batch_size_padding_or_devices(variables, images
         evaluator = inference.Evaluator(CONFIG, make_mesh(mesh))
         return score(evaluator, variables, [batch], show), *shown[0]
 
-    together, rows, predictions = count([0, 1, 2, 0], [True, True, True, False], MeshConfig(data=4))
+    (together, loss), rows, predictions = count([0, 1, 2, 0], [True, True, True, False], MeshConfig(data=4))
     assert together.dtype == np.int64
     assert together.sum() == 2 * 36 * 50
     assert predictions.shape == (4, 36, 50)
     assert rows == [0, 1, 2]
-    one_by_one = sum(count([i], [True], MeshConfig(data=1))[0] for i in range(3))
-    np.testing.assert_array_equal(together, one_by_one)
+    one_by_one = [count([i], [True], MeshConfig(data=1))[0] for i in range(3)]
+    np.testing.assert_array_equal(together, sum(totals.confusion for totals in one_by_one))
+    assert loss == pytest.approx(sum(totals.loss for totals in one_by_one), rel=1e-5)  # float32 sums in another order
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(data=1, spatial=4), MeshConfig(data=2, spatial=2)])
@@ -81,9 +84,10 @@ def test_rows_are_split_over_devices_at_an_odd_height(variables, mesh):
         counts = score(evaluator, variables, [batch], lambda _, __, predictions: shown.append(local_rows(predictions)))
         return counts, shown[0]
 
-    (counts, predictions), (expected_counts, expected) = evaluate(mesh), evaluate(MeshConfig(data=1))
+    (totals, predictions), (expected_totals, expected) = evaluate(mesh), evaluate(MeshConfig(data=1))
     np.testing.assert_array_equal(predictions, expected)
-    np.testing.assert_array_equal(counts, expected_counts)
+    np.testing.assert_array_equal(totals.confusion, expected_totals.confusion)
+    assert totals.loss == pytest.approx(expected_totals.loss, rel=1e-5)  # float32 sums in another order
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(data=4), MeshConfig(spatial=2)])
@@ -130,12 +134,21 @@ def test_colours_and_overlays_are_drawn():
 def test_an_absent_class_is_null_and_not_part_of_the_mean():
     confusion = np.zeros((19, 19), np.int64)
     confusion[0, 0], confusion[1, 0] = 3, 1
-    summary = scores.summary(confusion, CITYSCAPES)
+    summary = scores.summary(Totals(confusion, 2.0), CITYSCAPES)
+    assert summary["loss"] == 0.5
     assert summary["iou"]["road"] == 0.75
     assert summary["iou"]["sidewalk"] == 0.0
     assert summary["iou"]["sky"] is None
     assert summary["miou"] == 0.375
-    assert scores.table(confusion, CITYSCAPES).row_count == 21
+    assert scores.table(Totals(confusion, 2.0), CITYSCAPES).row_count == 21
+
+
+def test_the_loss_is_the_cross_entropy_of_the_labelled_pixels():
+    logits = jnp.array([[[[0.0, math.log(3)], [5.0, 1.0], [2.0, 2.0]]]])
+    labels = jnp.array([[[1, 255, 0]]], jnp.uint8)
+    mask = valid_pixels(labels, jnp.ones(1, bool))
+    assert float(loss_sum(logits, labels, mask)) == pytest.approx(math.log(4 / 3) + math.log(2), rel=1e-6)
+    assert scores.summary(Totals(np.zeros((19, 19), np.int64), 0.0), CITYSCAPES)["loss"] is None
 
 
 def naive_resize(x, size):

@@ -12,6 +12,7 @@ import pytest
 from conftest import run_cli, tiny_config, tiny_model
 
 from deeplab_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig, TrainConfig
+from deeplab_jax.errors import ConfigError
 from deeplab_jax.plan.memory import estimate, suggest_savings
 from deeplab_jax.training.begin import abstract_state, set_up
 
@@ -156,10 +157,39 @@ def test_only_changes_that_the_config_lacks_are_suggested():
     assert list(savings) == ["data.batch_size=4", "mesh.spatial=2 on 4 devices"]
     assert savings["data.batch_size=4"] == pytest.approx(estimate(config, mesh).activations / 2)
     plain = dataclasses.replace(tiny_config(), train=TrainConfig(steps=4, micro_batches=2))
+    plain.data.batch_size = 8
     assert [change for change, _ in suggest_savings(plain, MeshConfig(1, 1))] == [
-        "data.batch_size=2",
+        "data.batch_size=4",
         "train.micro_batches=4",
         "model.remat='(1,2,3,4)'",
         "model.dtype=bfloat16",
         "mesh.spatial=2 on 2 devices",
     ]
+
+
+@pytest.mark.parametrize("batch_size", range(1, 9))
+def test_plan_suggests_nothing_that_training_refuses(batch_size):
+    tried = 0
+    for micro_batches in range(1, batch_size + 1):
+        config = dataclasses.replace(tiny_config(), train=TrainConfig(steps=4, micro_batches=micro_batches))
+        config.data.batch_size = batch_size
+        if batch_size % micro_batches or batch_size == micro_batches:
+            continue
+        mesh = MeshConfig(**set_up(config, 4, jax.devices()[:1]).mesh.shape)
+        for change, _ in suggest_savings(config, mesh):
+            field, value = change.split()[0].split("=")
+            if field in ("data.batch_size", "train.micro_batches"):
+                section, name = field.split(".")
+                part = dataclasses.replace(getattr(config, section), **{name: int(value)})
+                set_up(dataclasses.replace(config, **{section: part}), 4, jax.devices()[:1])
+                tried += 1
+    assert tried or batch_size < 4
+
+
+@pytest.mark.parametrize(("batch_size", "micro_batches"), [(1, 1), (2, 2), (4, 4)])
+def test_one_image_at_a_time_is_refused(batch_size, micro_batches):
+    config = dataclasses.replace(tiny_config(), train=TrainConfig(steps=4, micro_batches=micro_batches))
+    config.data.batch_size = batch_size
+    with pytest.raises(ConfigError, match=rf"`data.batch_size` \(={batch_size}\) .* at least {2 * micro_batches}") as error:
+        set_up(config, 4, jax.devices()[:1])
+    assert "\n" not in str(error.value)
