@@ -21,9 +21,9 @@ def main() -> None:
     workdir = require_folder(WORKDIR.value, "--workdir", "runs/quickstart")
     with join_hosts() as console:
         # Import late, so that a mistyped flag is reported without waiting for slow imports.
-        from deeplab_jax.commands.train import train_recipe
+        from deeplab_jax.commands.train import train
 
-        train_recipe(config, workdir, console)
+        train(config, workdir, console=console)
 
 
 if __name__ == "__main__":

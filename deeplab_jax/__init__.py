@@ -1,6 +1,7 @@
 """DeepLabV3 semantic segmentation in JAX/Flax.
 
-Use `load` to get a trained network. Everything else is in submodules. Only `deeplab_jax.data` imports TensorFlow.
+Use `train` to train a network and `load` to get a trained one. Everything else is in submodules. Only `deeplab_jax.data`
+imports TensorFlow.
 """
 
 import importlib
@@ -14,6 +15,7 @@ _HOME = {
     "DeepLabV3": "models",
     "Segmenter": "api",
     "load": "api",
+    "train": "commands.train",
     "load_exported": "export.loading",
     "DeeplabError": "errors",
     "ConfigError": "errors",

@@ -34,8 +34,8 @@ from tiny import tiny_config, tiny_model, tiny_resnet18  # noqa: F401
 
 from deeplab_jax.checkpoints.store import Checkpoints
 from deeplab_jax.commands import main as cli
+from deeplab_jax.commands import train as training_command
 from deeplab_jax.commands.flags import load_recipe
-from deeplab_jax.commands.train import train_recipe
 from deeplab_jax.models import DeepLabV3, convolution
 from deeplab_jax.models.graph import abstract_variables
 from deeplab_jax.scenes import dataset as synthetic
@@ -161,7 +161,7 @@ def load_tiny_recipe(root, *fields):
 def train(root, workdir, *fields):
     """Train in this process and return what train.py would print."""
     console = Console(file=io.StringIO(), soft_wrap=True, highlight=False)
-    train_recipe(load_tiny_recipe(root, *fields), str(workdir), console)
+    training_command.train(load_tiny_recipe(root, *fields), str(workdir), console=console)
     return console.file.getvalue()
 
 

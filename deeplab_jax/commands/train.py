@@ -1,29 +1,55 @@
-"""Train a recipe. This is the implementation of train.py."""
+"""Train a config. This is the implementation of train.py and `dl.train`."""
+
+from collections.abc import Callable
+from typing import Any
 
 from rich.console import Console
 
+from deeplab_jax.checkpoints.folders import CHECKPOINTS, make_absolute, read_scores
 from deeplab_jax.config import Config
+from deeplab_jax.models import validate
 from deeplab_jax.runtime.compilation import enable_compilation_cache
+from deeplab_jax.runtime.console import make_console
+from deeplab_jax.training import loop
 from deeplab_jax.training.begin import set_up
-from deeplab_jax.training.loop import train
 from deeplab_jax.training.photometric import describe_limits
 from deeplab_jax.weights.transfer import pretrained_variables
 
 
-def train_recipe(config: Config, workdir: str, console: Console) -> None:
-    """Train a recipe to completion, or resume the run in `workdir`. Every process in the run must call this function.
+def train(
+    config: Config,
+    workdir: str,
+    *,
+    on_evaluation: Callable[[int, dict[str, Any]], None] = lambda step, scores: None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Train a config to completion, or resume the run in `workdir`. Every process in the run must call this function.
+
+    In the main thread, SIGINT (Ctrl-C), SIGTERM, SIGHUP and SIGUSR1 end the run after its current step, and save it. In other
+    threads, signals keep their effect.
 
     Args:
-      config: A validated config.
+      config: The config, for example from a recipe's get_config().
       workdir: The run folder.
-      console: The console for progress messages.
+      on_evaluation: Function that is called after each evaluation with the step and its scores. If it raises an error, the run
+        stops and can be resumed, because the step has been saved. This is how to prune a trial of a hyperparameter search.
+      console: The console for progress messages. If None, print them on standard output.
+
+    Returns:
+      The run's last step as "step". If this step was evaluated, as the last step of a complete run always is, also its scores:
+      "miou", "pixel_accuracy", "loss" and, by class, "iou".
 
     Raises:
-      ConfigError, CheckpointError, TrainingError: See `train` and `pretrained_variables`.
+      ConfigError: The config is invalid, or another run uses the workdir.
+      CheckpointError: The workdir holds a run with a different network, or its checkpoints or the pretrained weights cannot be
+        read.
       DataError: A split is unreadable.
+      OutOfMemoryError: A device or this machine has too little memory.
+      TrainingError: The loss is not finite, or no batch has a labelled pixel.
     """
     from deeplab_jax.commands.datasets import open_training_data  # imports TensorFlow
 
+    config, console = validate(config), console or make_console()
     enable_compilation_cache()
     # Report an invalid config before reading the data, which can take minutes.
     set_up(config, 1)
@@ -31,4 +57,8 @@ def train_recipe(config: Config, workdir: str, console: Console) -> None:
         console.print(limits)
     data, steps = open_training_data(config, console.print)
     pretrained = (lambda: pretrained_variables(config, console.print)) if config.model.pretrained else None
-    train(config, workdir, steps=steps, data=data, console=console, pretrained=pretrained)
+    state = loop.train(
+        config, workdir, steps=steps, data=data, console=console, pretrained=pretrained, on_evaluation=on_evaluation
+    )
+    step = int(state.step)
+    return {"step": step} | ((read_scores(make_absolute(workdir) / CHECKPOINTS / str(step)) or {}) if step else {})

@@ -20,7 +20,9 @@ from deeplab_jax.evaluation import pictures
 from deeplab_jax.evaluation import scores as report
 from deeplab_jax.evaluation.evaluate import StoppedError, score
 from deeplab_jax.evaluation.inference import Evaluator
+from deeplab_jax.labels import IGNORE
 from deeplab_jax.runtime import hosts
+from deeplab_jax.runtime.memory import report_out_of_memory, require_memory
 from deeplab_jax.runtime.mesh import local_rows, prefetch
 from deeplab_jax.training.begin import Pretrained, restore_or_create_state, set_up
 from deeplab_jax.training.data import Batch, Data
@@ -35,6 +37,11 @@ from deeplab_jax.training.state import TrainState, to_trees
 from deeplab_jax.training.step import compile_train_step
 
 STRIPS = 4  # comparison images logged per evaluation
+_UNLABELLED_BATCHES = 100  # a run stops if so many batches in a row, from its start, have no labelled pixel
+_LESS_MEMORY = (
+    "Lower data.batch_size or data.crop_size, raise train.micro_batches, or set model.dtype=bfloat16 or model.remat. "
+    "`deeplab-jax plan` shows what fits. Other programs might use the same memory."
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,6 +50,7 @@ class _Tools:
 
     config: Config
     steps: int
+    mesh: Mesh
     train_step: Any  # the jitted step
     evaluate: Callable[[TrainState], tuple[dict[str, Any], list[np.ndarray]]]
     should_stop: Callable[[], bool]
@@ -90,11 +98,12 @@ def train(
       ConfigError: A batch cannot be divided evenly among the devices, the processes were started with different settings, or
         another run uses the workdir.
       CheckpointError: The workdir holds a run with a different network, or none of its checkpoints can be read.
-      TrainingError: The loss or the gradient is not finite and `train.nonfinite` is "stop".
+      OutOfMemoryError: A device or this machine has too little memory.
+      TrainingError: The loss or the gradient is not finite and `train.nonfinite` is "stop", or no batch has a labelled pixel.
     """
     start_time = time.perf_counter()
     setup = set_up(config, steps)
-    with contextlib.ExitStack() as stack:
+    with report_out_of_memory(_LESS_MEMORY), contextlib.ExitStack() as stack:
         # Keep the signal handlers installed until the last save is complete, so that SIGTERM cannot interrupt the save.
         signals = stack.enter_context(catch_stop_signals())
         check_lock = stack.enter_context(_lock_on_first_process(workdir, console))
@@ -122,6 +131,7 @@ def train(
         tools = _Tools(
             config,
             steps,
+            setup.mesh,
             compile_train_step(setup.mesh, config=config, model=setup.model, optimizer=setup.optimizer),
             _make_evaluate(config, setup.mesh, data, should_stop, watchdog.beat),
             should_stop,
@@ -186,6 +196,7 @@ def _train_from(
     lr = make_schedule(config.optim, steps)
     meter = Meter(step, config.data.batch_size, tools.ideal_step_seconds)
     first = step + 1
+    has_labels = False
     losses: list[tuple[float, float]] = []  # the loss and accuracy of each step since the last log row
     while step < steps and not tools.should_stop():
         with meter.waiting():
@@ -193,8 +204,15 @@ def _train_from(
         if step + 1 == first:
             with tools.log.waiting_for("compiling the training step"):
                 train_step = hosts.compile_together(tools.train_step, state, on_device)
+            require_memory(train_step, tools.mesh.local_devices, "The training step", _LESS_MEMORY)
         state, scalars = train_step(state, on_device)
         step += 1
+        has_labels = has_labels or hosts.is_true_on_any(bool((batch["label"] != IGNORE).any()))
+        if not has_labels and step == min(first + _UNLABELLED_BATCHES - 1, steps):
+            raise TrainingError(
+                f"None of the {step + 1 - first} batches since step {first} has a labelled pixel, so nothing can be learned. "
+                "Check the masks and the label set with `deeplab-jax data check`."
+            )
         # `float` blocks until the step is done. Without it, the host would run ahead, fill device memory with batches and
         # overstate the data wait.
         row = {name: float(value) for name, value in scalars.items()}
@@ -238,7 +256,8 @@ def _save(state: TrainState, step: int, tools: _Tools) -> None:
 def _evaluate(state: TrainState, step: int, tools: _Tools) -> None:
     """Evaluate a saved state, unless a signal stops the run. In that case, the run evaluates it when it resumes."""
     try:
-        with tools.log.waiting_for(f"evaluating step {step}"):
+        advice = "Lower eval.batch_size, or set eval.window to evaluate parts of the images one after the other."
+        with tools.log.waiting_for(f"evaluating step {step}"), report_out_of_memory(f"{advice} Step {step} is saved."):
             summary, strips = tools.evaluate(state)
     except StoppedError:
         tools.log.print(f"The evaluation of step {step} was interrupted. The run will start with it when it resumes.")

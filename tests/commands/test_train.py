@@ -4,10 +4,13 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from conftest import read_log_rows, train
+from conftest import load_tiny_recipe, read_log_rows, train
 from PIL import Image
+from rich.console import Console
 
+import deeplab_jax as dl
 from deeplab_jax.checkpoints.store import restore_variables
+from deeplab_jax.config import ModelConfig
 from deeplab_jax.errors import CheckpointError, ConfigError, DataError
 
 pytestmark = [
@@ -77,3 +80,27 @@ def test_a_label_that_breaks_during_a_run_is_reported_by_name(split, street_scen
     with pytest.raises(DataError, match=rf"{victim.name} holds the value 99 \(8192 pixels\)") as caught:
         train(broken, tmp_path / "run", "train.eval_every=1")
     assert "\n" not in str(caught.value)
+
+
+def test_training_from_python_returns_scores_and_can_be_pruned(street_scenes, tmp_path):
+    class PrunedError(Exception):
+        pass
+
+    def prune(step, scores):
+        raise PrunedError(f"{step} {0 <= scores['miou'] <= 1}")
+
+    config = load_tiny_recipe(street_scenes, "train.eval_every=3")
+    console = Console(quiet=True)
+    with pytest.raises(PrunedError, match="3 True"):
+        dl.train(config, str(tmp_path), on_evaluation=prune, console=console)
+    steps = []
+    scores = dl.train(config, str(tmp_path), on_evaluation=lambda step, _: steps.append(step), console=console)
+    assert steps == [6]
+    assert scores["step"] == 6
+    assert scores["iou"].keys() == set(config.labels.names)
+    assert dl.train(config, str(tmp_path), console=console) == scores
+
+
+def test_training_from_python_validates_the_config(tmp_path):
+    with pytest.raises(ConfigError, match=r"`model.backbone`"):
+        dl.train(dl.Config(model=ModelConfig(backbone="resnet1")), str(tmp_path))

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from deeplab_jax.checkpoints.store import resolve
 from deeplab_jax.commands.datasets import open_training_data
-from deeplab_jax.errors import DataError, TrainingError
+from deeplab_jax.errors import DataError, OutOfMemoryError, TrainingError
 from deeplab_jax.training.loop import train
 from deeplab_jax.training.verify import verify
 
@@ -153,3 +153,22 @@ def test_log_txt_has_the_lines_of_the_console_with_their_date(street_scenes, tmp
     assert all(line[:2] == "20" for line in lines)
     assert "Training on 4 x cpu" in lines[0]
     assert any("Compiling the training step" in line for line in lines)
+
+
+def test_a_run_whose_pixels_are_all_ignored_stops(street_scenes, tmp_path):
+    config, data, steps = open_data(street_scenes)
+
+    def ignore_all(first, end):
+        return ({**batch, "label": np.full_like(batch["label"], 255)} for batch in data.train_batches(first, end))
+
+    unlabelled = dataclasses.replace(data, train_batches=ignore_all)
+    with pytest.raises(TrainingError, match="None of the 4 batches since step 1 has a labelled pixel"):
+        run(config, unlabelled, steps, tmp_path)
+
+
+def test_a_step_that_does_not_fit_in_memory_is_explained_in_one_line(street_scenes, tmp_path, monkeypatch):
+    config, data, steps = open_data(street_scenes)
+    monkeypatch.setattr("deeplab_jax.runtime.memory.free_bytes", lambda device: 1000)
+    with pytest.raises(OutOfMemoryError, match=r"The training step needs about .* Lower data.batch_size") as error:
+        run(config, data, steps, tmp_path)
+    assert "\n" not in str(error.value)
