@@ -1,5 +1,6 @@
 """Test that killed, moved and distributed runs give the same results as an uninterrupted run."""
 
+import contextlib
 import json
 import os
 import random
@@ -82,33 +83,40 @@ def uninterrupted_run(street_scenes, tmp_path_factory):
     return workdir
 
 
-def kill_at_random(process, workdir, rng, during_save):
-    """Kill the process at a random time after its first step, or during a save. Return False if it had already finished."""
+def kill_at_random(process, workdir, rng, moment):
+    """Kill the process after its first step: at a random time, or during a save or an evaluation.
+
+    Return False if it had already finished.
+    """
+    start = "Evaluating" if moment == "evaluation" else "step"
     for line in process.stdout:
-        if line.startswith("step"):
+        if line.startswith(start):
             break
-    deadline = time.monotonic() + rng.uniform(0, 0.5)
+    deadline = time.monotonic() + rng.uniform(0, 0.1 if moment == "evaluation" else 0.5)
     while process.poll() is None:
         is_saving = any("tmp" in path.name for path in (workdir / "checkpoints").iterdir())
-        if is_saving if during_save else time.monotonic() > deadline:
+        if is_saving if moment == "save" else time.monotonic() > deadline:
             process.send_signal(signal.SIGKILL)
             process.wait()
             return True
     return False
 
 
-def kill_and_resume(workdir, root, steps, kills, seed):
-    """Kill the run `kills` times, every other time during a save, then let it finish. Return the number of kills."""
-    rng, killed_count = random.Random(seed), 0
-    while killed_count < kills:
-        command = make_train_command(workdir, root, steps=steps)
+def kill_and_resume(workdir, root, *flags, steps, kills, seed):
+    """Kill the run `kills` times, in turn at a random time, in a save and in an evaluation. Then let it finish.
+
+    Return the number of kills at each moment.
+    """
+    rng, counts = random.Random(seed), dict.fromkeys(("any", "save", "evaluation"), 0)
+    for i in range(kills):
+        moment = ("any", "save", "evaluation")[i % (3 if flags else 2)]
+        command = make_train_command(workdir, root, *flags, steps=steps)
         with subprocess.Popen(command, env=make_environment(4), stdout=subprocess.PIPE, text=True) as process:
-            killed = kill_at_random(process, workdir, rng, during_save=killed_count % 2 == 1)
-        killed_count += killed
-        if not killed:
-            break
-    train(workdir, root, steps=steps)
-    return killed_count
+            if not kill_at_random(process, workdir, rng, moment):
+                break
+        counts[moment] += 1
+    train(workdir, root, *flags, steps=steps)
+    return counts
 
 
 def assert_same_run(workdir, other):
@@ -116,20 +124,69 @@ def assert_same_run(workdir, other):
     assert read_lines(workdir, "receipts.jsonl") == read_lines(other, "receipts.jsonl")
     rows, expected = read_lines(workdir, "metrics.jsonl"), read_lines(other, "metrics.jsonl")
     assert [(row["kind"], row["step"]) for row in rows] == [(row["kind"], row["step"]) for row in expected]
-    for name in ("loss", "accuracy", "grad_norm", "lr"):
+    for name in ("loss", "accuracy", "grad_norm", "lr", "miou", "pixel_accuracy"):
         assert [row.get(name) for row in rows] == [row.get(name) for row in expected]
 
 
 def test_a_killed_run_ends_like_an_uninterrupted_run(uninterrupted_run, street_scenes, tmp_path):
-    assert kill_and_resume(tmp_path / "run", street_scenes, 10, kills=2, seed=0)
+    assert sum(kill_and_resume(tmp_path / "run", street_scenes, steps=10, kills=2, seed=0).values())
     assert_same_run(tmp_path / "run", uninterrupted_run)
 
 
 @pytest.mark.long
 def test_a_run_survives_twenty_kills(street_scenes, tmp_path):
-    train(tmp_path / "straight", street_scenes, steps=150)
-    assert kill_and_resume(tmp_path / "run", street_scenes, 150, kills=20, seed=1) == 20
+    flags = ("--config.train.eval_every=5",)
+    train(tmp_path / "straight", street_scenes, *flags, steps=250)
+    counts = kill_and_resume(tmp_path / "run", street_scenes, *flags, steps=250, kills=20, seed=1)
+    assert counts == {"any": 7, "save": 7, "evaluation": 6}
     assert_same_run(tmp_path / "run", tmp_path / "straight")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mount a disk of 60 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60m", "tmpfs", folder], capture_output=True, check=False)
+    if mount.returncode:
+        pytest.skip("needs the right to mount a disk")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.long
+def test_a_run_survives_full_disks(street_scenes, small_disk, tmp_path):
+    """Fill the disk at random times. Every start must end by itself, without a traceback, and continue once there is room."""
+    flags = ("--config.train.eval_every=5", "--config.model.width=32")  # a checkpoint of about 6 MB
+    train(tmp_path / "straight", street_scenes, *flags, steps=60)
+    rng, ends = random.Random(2), []
+    for _ in range(10):
+        command = make_train_command(small_disk / "run", street_scenes, *flags, steps=60)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command, env=make_environment(4), **pipes) as process:
+            for line in process.stdout:
+                if line.startswith("step"):
+                    break
+            time.sleep(rng.uniform(0, 1.5))
+            fill(small_disk / "filler")
+            output, error = process.communicate(timeout=300)
+        assert "Traceback" not in output + error
+        assert process.returncode in (0, 2), error
+        if process.returncode:
+            (line,) = (line for line in error.splitlines() if line.startswith("error: "))
+            assert "No space left on device" in line
+        ends.append(process.returncode)
+        (small_disk / "filler").unlink()
+    train(small_disk / "run", street_scenes, *flags, steps=60)
+    assert 2 in ends
+    np.testing.assert_array_equal(load_parameters(small_disk / "run"), load_parameters(tmp_path / "straight"))
+
+
+def fill(path):
+    """Write zeros until the disk is full."""
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 12))
 
 
 def test_two_processes_train_and_evaluate_like_one(uninterrupted_run, street_scenes, tmp_path):

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import importlib.metadata
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -420,8 +421,14 @@ def _describe_arrays(trees: Trees) -> dict[str, str]:
     return {path: f"{leaf.dtype}{leaf.shape}" if hasattr(leaf, "shape") else "empty" for path, leaf in by_path.items()}
 
 
+def _is_not_from_orbax(record: logging.LogRecord) -> bool:
+    return "/orbax/" not in record.pathname.replace("\\", "/")
+
+
 def _open(folder: epath.Path) -> ocp.training.Checkpointer:
     """Open the checkpoints folder for writing, and remove leftovers from interrupted saves."""
+    # Orbax logs errors with their tracebacks and then raises them, and we report them in one line.
+    logging.getLogger("absl").addFilter(_is_not_from_orbax)
     policy = _policies.AnyPreservationPolicy([_policies.LatestN(2), _KeepBest(folder)])
     return ocp.training.Checkpointer(folder, preservation_policy=policy, cleanup_tmp_directories=True)
 

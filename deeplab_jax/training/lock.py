@@ -12,13 +12,37 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from deeplab_jax.errors import ConfigError
+from deeplab_jax.runtime import hosts
 
 LOCK = "lock.json"
 # The owner touches its lock this often. A lock that was not touched for `_STALE_SECONDS` belongs to a run that has ended.
 # The other processes of a run on CPUs wait for at most 30 s.
 _TOUCH_SECONDS, _STALE_SECONDS = 3.0, 20.0
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
+
+
+@contextlib.contextmanager
+def lock_workdir(workdir: str, say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+    """Hold the lock on a run folder for all processes of the run. All processes must call this.
+
+    The first process takes the lock; see `lock_folder`. If it fails, all processes raise its error.
+    """
+    with contextlib.ExitStack() as stack:
+        check, error = _do_nothing, ""
+        if jax.process_index() == 0:
+            try:
+                check = stack.enter_context(lock_folder(workdir, say))
+            except ConfigError as reason:
+                error = str(reason)
+        hosts.raise_together(error)
+        yield check
+
+
+def _do_nothing() -> None:
+    pass
 
 
 @contextlib.contextmanager
@@ -41,7 +65,7 @@ def lock_folder(folder: str, say: Callable[[str], None]) -> Iterator[Callable[[]
       ConfigError: Another run holds the lock, or the folder is not writable.
     """
     if "://" in folder:
-        yield lambda: None
+        yield _do_nothing
         return
     path, own = Path(folder) / LOCK, _describe_this_process()
     try:

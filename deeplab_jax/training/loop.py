@@ -4,39 +4,35 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh
 from rich.console import Console
 
 from deeplab_jax.checkpoints.store import Checkpoints
 from deeplab_jax.config import Config, to_dict
-from deeplab_jax.errors import ConfigError, TrainingError
-from deeplab_jax.evaluation import pictures
-from deeplab_jax.evaluation import scores as report
-from deeplab_jax.evaluation.evaluate import StoppedError, score
-from deeplab_jax.evaluation.inference import Evaluator
+from deeplab_jax.errors import TrainingError
+from deeplab_jax.evaluation.evaluate import StoppedError
 from deeplab_jax.labels import IGNORE
 from deeplab_jax.runtime import hosts
 from deeplab_jax.runtime.memory import report_out_of_memory, require_memory
-from deeplab_jax.runtime.mesh import local_rows, prefetch
-from deeplab_jax.training.begin import Pretrained, restore_or_create_state, set_up
+from deeplab_jax.runtime.mesh import prefetch
+from deeplab_jax.training.begin import Pretrained, Setup, restore_or_create_state, set_up
 from deeplab_jax.training.data import Batch, Data
-from deeplab_jax.training.lock import lock_folder
+from deeplab_jax.training.lock import lock_workdir
 from deeplab_jax.training.log import Log
 from deeplab_jax.training.output import Output
-from deeplab_jax.training.receipt import Receipts, describe_devices, describe_start, list_versions
+from deeplab_jax.training.receipt import Receipts, describe_platform, describe_start
 from deeplab_jax.training.schedules import make_schedule
+from deeplab_jax.training.scoring import Evaluate, make_evaluate
 from deeplab_jax.training.signals import catch_stop_signals
 from deeplab_jax.training.speed import Meter, ideal_step_seconds
 from deeplab_jax.training.state import TrainState, to_trees
 from deeplab_jax.training.step import compile_train_step
 
-STRIPS = 4  # comparison images logged per evaluation
 _UNLABELLED_BATCHES = 100  # a run stops if so many batches in a row, from its start, have no labelled pixel
 _LESS_MEMORY = (
     "Lower data.batch_size or data.crop_size, raise train.micro_batches, or set model.dtype=bfloat16 or model.remat. "
@@ -48,20 +44,14 @@ _LESS_MEMORY = (
 class _Tools:
     """The objects used by the training loop, created once per run."""
 
-    config: Config
-    steps: int
-    mesh: Mesh
-    train_step: Any  # the jitted step
-    evaluate: Callable[[TrainState], tuple[dict[str, Any], list[np.ndarray]]]
+    setup: Setup
+    evaluate: Evaluate
     should_stop: Callable[[], bool]
     check_lock: Callable[[], None]
     checkpoints: Checkpoints
     receipts: Receipts
     output: Output
-    log: Log
     watchdog: hosts.Watchdog
-    ideal_step_seconds: float  # seconds per step if all devices ran at their peak rate
-    start_time: float  # time.perf_counter() when `train` was called
     on_evaluation: Callable[[int, dict[str, Any]], None]
 
 
@@ -106,7 +96,7 @@ def train(
     with report_out_of_memory(_LESS_MEMORY), contextlib.ExitStack() as stack:
         # Keep the signal handlers installed until the last save is complete, so that SIGTERM cannot interrupt the save.
         signals = stack.enter_context(catch_stop_signals())
-        check_lock = stack.enter_context(_lock_on_first_process(workdir, console))
+        check_lock = stack.enter_context(lock_workdir(workdir, console.print))
         log = Log(epath.Path(workdir) if jax.process_index() == 0 else None, console)
         checkpoints = stack.enter_context(Checkpoints(workdir, config))
         hosts.require_same(
@@ -116,7 +106,7 @@ def train(
             workdir=workdir,
             checkpoints=checkpoints.steps(),
         )
-        log.print(_describe_platform(setup.mesh))
+        log.print(describe_platform(setup.mesh))
         state = restore_or_create_state(setup, workdir, checkpoints, log, pretrained)
         step = int(state.step)
         ideal_seconds, mfu_basis = ideal_step_seconds(config, setup.mesh)
@@ -129,20 +119,14 @@ def train(
             return hosts.is_true_on_any(bool(signals))
 
         tools = _Tools(
-            config,
-            steps,
-            setup.mesh,
-            compile_train_step(setup.mesh, config=config, model=setup.model, optimizer=setup.optimizer),
-            _make_evaluate(config, setup.mesh, data, should_stop, watchdog.beat),
+            setup,
+            make_evaluate(setup, data, should_stop, watchdog.beat),
             should_stop,
             check_lock,
             checkpoints,
             Receipts(workdir, describe_start(step, config, data, steps, setup.mesh), data.names, log.print),
             stack.enter_context(Output(workdir, step, steps, is_scored, log)),
-            log,
             watchdog,
-            ideal_seconds,
-            start_time,
             on_evaluation,
         )
         if step == 0:
@@ -151,34 +135,10 @@ def train(
             _evaluate(state, step, tools)
             watchdog.pause()  # while the training step is compiled
         batches = prefetch(data.train_batches(step, steps), setup.mesh, config.model.output_stride)
-        state, step = _train_from(state, step, batches, tools)
+        meter = Meter(step, config.data.batch_size, ideal_seconds)
+        state, step = _train_from(state, step, batches, meter, start_time, tools)
     log.print(_describe_end(workdir, step, steps))
     return state
-
-
-@contextlib.contextmanager
-def _lock_on_first_process(workdir: str, console: Console) -> Iterator[Callable[[], None]]:
-    """Lock the run folder on the first process. If it fails, all processes raise its error."""
-    error, check = "", _do_nothing
-    with contextlib.ExitStack() as stack:
-        if jax.process_index() == 0:
-            try:
-                check = stack.enter_context(lock_folder(workdir, console.print))
-            except ConfigError as reason:
-                error = str(reason)
-        hosts.raise_together(error)
-        yield check
-
-
-def _do_nothing() -> None:
-    pass
-
-
-def _describe_platform(mesh: Mesh) -> str:
-    devices, versions = describe_devices(mesh), list_versions()
-    processes = f" in {devices['processes']} processes" if devices["processes"] > 1 else ""
-    software = ", ".join(f"{name} {versions[name]}" for name in ("deeplab-jax", "jax", "flax", "python"))
-    return f"Training on {mesh.size} x {devices['kind']}{processes}, with {software}."
 
 
 def _describe_end(workdir: str, step: int, steps: int) -> str:
@@ -189,49 +149,57 @@ def _describe_end(workdir: str, step: int, steps: int) -> str:
 
 
 def _train_from(
-    state: TrainState, step: int, batches: Iterator[tuple[Batch, dict[str, jax.Array]]], tools: _Tools
+    state: TrainState,
+    step: int,
+    batches: Iterator[tuple[Batch, dict[str, jax.Array]]],
+    meter: Meter,
+    start_time: float,
+    tools: _Tools,
 ) -> tuple[TrainState, int]:
-    """Run the remaining steps, or stop early on a signal. Return the last state and its step."""
-    config, steps, train_config = tools.config, tools.steps, tools.config.train
+    """Run the remaining steps, or stop early on a signal. Return the last state and its step.
+
+    Args:
+      state: The state at `step`. Its memory is reused.
+      step: The step to continue from.
+      batches: The remaining batches, on the host and on the devices.
+      meter: Measures the speed.
+      start_time: The value of time.perf_counter() when `train` was called.
+      tools: The run's other objects.
+    """
+    config, steps, train_config = tools.setup.config, tools.setup.steps, tools.setup.config.train
     lr = make_schedule(config.optim, steps)
-    meter = Meter(step, config.data.batch_size, tools.ideal_step_seconds)
-    first = step + 1
-    has_labels = False
-    losses: list[tuple[float, float]] = []  # the loss and accuracy of each step since the last log row
+    first, has_labels = step + 1, False
+    rows: list[dict[str, float]] = []  # the scalars of each step since the last log row
     while step < steps and not tools.should_stop():
         with meter.waiting():
             batch, on_device = next(batches)
         if step + 1 == first:
-            with tools.log.waiting_for("compiling the training step"):
-                train_step = hosts.compile_together(tools.train_step, state, on_device)
-            require_memory(train_step, tools.mesh.local_devices, "The training step", _LESS_MEMORY)
+            train_step = _compile(state, on_device, tools)
         state, scalars = train_step(state, on_device)
         step += 1
+        # `float` blocks until the step is done. Without it, the host would run ahead, fill device memory with batches and
+        # overstate the data wait.
+        rows.append({name: float(value) for name, value in scalars.items()})
+        tools.watchdog.beat()
+        tools.receipts.consumed.add(batch)
+        if config.train.nonfinite == "stop":
+            _require_finite(rows[-1], step, tools)
         has_labels = has_labels or hosts.is_true_on_any(bool((batch["label"] != IGNORE).any()))
         if not has_labels and step == min(first + _UNLABELLED_BATCHES - 1, steps):
             raise TrainingError(
                 f"None of the {step + 1 - first} batches since step {first} has a labelled pixel, so nothing can be learned. "
                 "Check the masks and the label set with `deeplab-jax data check`."
             )
-        # `float` blocks until the step is done. Without it, the host would run ahead, fill device memory with batches and
-        # overstate the data wait.
-        row = {name: float(value) for name, value in scalars.items()}
-        tools.watchdog.beat()
-        tools.receipts.consumed.add(batch)
-        losses.append((row["loss"], row["accuracy"]))
-        if config.train.nonfinite == "stop":
-            _require_finite(row, step, tools)
         if step == first:
-            tools.output.report_first_step(time.perf_counter() - tools.start_time)
+            tools.output.report_first_step(time.perf_counter() - start_time)
             if not _is_due(step, train_config.log_every, steps):
                 meter.restart(step)  # compilation must not count towards the speed of later steps
         tools.output.advance(step)
         if _is_due(step, train_config.log_every, steps):
             speed = meter.speed(step)
-            means = dict(zip(("mean_loss", "mean_accuracy"), np.mean(losses, axis=0).tolist(), strict=True))
-            left = (steps - step) * speed["seconds_per_step"]
-            tools.output.log_training(step, row | means | {"lr": float(lr(step - 1))} | speed, left)
-            losses.clear()
+            row = rows[-1] | _average(rows) | {"lr": float(lr(step - 1))} | speed
+            tools.output.log_training(step, row, (steps - step) * speed["seconds_per_step"])
+            rows.clear()
             meter.restart(step)
         is_evaluation_due = _is_due(step, train_config.eval_every, steps)
         # Save before evaluating, so that a failed or interrupted evaluation loses no steps.
@@ -243,6 +211,19 @@ def _train_from(
     if 0 < step < steps:
         _save(state, step, tools)
     return state, step
+
+
+def _compile(state: TrainState, batch: dict[str, jax.Array], tools: _Tools) -> Any:
+    setup = tools.setup
+    step = compile_train_step(setup.mesh, config=setup.config, model=setup.model, optimizer=setup.optimizer)
+    with tools.output.log.waiting_for("compiling the training step"):
+        program = hosts.compile_together(step, state, batch)
+    require_memory(program, setup.mesh.local_devices, "The training step", _LESS_MEMORY)
+    return program
+
+
+def _average(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {f"mean_{name}": float(np.mean([row[name] for row in rows])) for name in ("loss", "accuracy")}
 
 
 def _save(state: TrainState, step: int, tools: _Tools) -> None:
@@ -257,10 +238,10 @@ def _evaluate(state: TrainState, step: int, tools: _Tools) -> None:
     """Evaluate a saved state, unless a signal stops the run. In that case, the run evaluates it when it resumes."""
     try:
         advice = "Lower eval.batch_size, or set eval.window to evaluate parts of the images one after the other."
-        with tools.log.waiting_for(f"evaluating step {step}"), report_out_of_memory(f"{advice} Step {step} is saved."):
+        with tools.output.log.waiting_for(f"evaluating step {step}"), report_out_of_memory(f"{advice} Step {step} is saved."):
             summary, strips = tools.evaluate(state)
     except StoppedError:
-        tools.log.print(f"The evaluation of step {step} was interrupted. The run will start with it when it resumes.")
+        tools.output.log.print(f"The evaluation of step {step} was interrupted. The run will start with it when it resumes.")
         return
     tools.output.log_evaluation(step, summary, strips)
     tools.checkpoints.add_scores(step, summary)
@@ -277,35 +258,6 @@ def _require_finite(row: Mapping[str, float], step: int, tools: _Tools) -> None:
         f"Last good checkpoint: {'none' if last is None else f'step {last}'}. Lower optim.lr, set train.nonfinite=skip, or "
         f"inspect the samples of this step: {names}"
     )
-
-
-def _make_evaluate(
-    config: Config, mesh: Mesh, data: Data, should_stop: Callable[[], bool], beat: Callable[[], None]
-) -> Callable[[TrainState], tuple[dict[str, Any], list[np.ndarray]]]:
-    """Return a function that evaluates a state and returns the scores and this process's first comparison images.
-
-    The evaluation is compiled only once per run. It raises StoppedError if `should_stop` returns True before its last batch.
-    """
-    evaluator = Evaluator(config, mesh)
-
-    def evaluate(state: TrainState) -> tuple[dict[str, Any], list[np.ndarray]]:
-        strips: list[np.ndarray] = []
-
-        def collect_strips(batch: Batch, rows: Sequence[int], predictions: jax.Array) -> None:
-            beat()
-            chosen = rows[: STRIPS - len(strips)]
-            if chosen:
-                on_host = local_rows(predictions)
-                strips.extend(
-                    pictures.draw_comparison(batch["image"][i], batch["label"][i], on_host[i], config.labels) for i in chosen
-                )
-
-        params = state.params if state.ema_params is None else state.ema_params
-        variables = {"params": params, "batch_stats": state.batch_stats}
-        totals = score(evaluator, variables, data.eval_batches(), collect_strips, should_stop)
-        return report.summary(totals, config.labels), strips
-
-    return evaluate
 
 
 def _is_due(step: int, every: int, steps: int) -> bool:

@@ -34,7 +34,7 @@ class Output:
         folder, is_first = epath.Path(workdir), jax.process_index() == 0
         if is_first:
             folder.mkdir(parents=True, exist_ok=True)
-        self._log = log
+        self.log = log
         self._writers = [make(folder, start_step, is_scored) for make in WRITERS] if is_first else []
         self._failed: set[RunWriter] = set()
         columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
@@ -57,7 +57,7 @@ class Output:
     def report_first_step(self, seconds: float) -> None:
         """Print how long the run took to complete its first step, and add this time to the next training row."""
         self._extra = {"seconds_to_first_step": seconds}
-        self._log.print(f"first step done after {seconds:.1f} s, including compilation")
+        self.log.print(f"first step done after {seconds:.1f} s, including compilation")
 
     def log_training(self, step: int, row: Mapping[str, float], seconds_left: float) -> None:
         """Write a row of training scalars, and print its main values and the time left.
@@ -84,7 +84,7 @@ class Output:
         self._print_step(step, f"evaluation: {text}")
 
     def _print_step(self, step: int, line: str) -> None:
-        self._log.print(f"step {step:>6}  {line}  {datetime.datetime.now():%H:%M:%S}")
+        self.log.print(f"step {step:>6}  {line}  {datetime.datetime.now():%H:%M:%S}")
 
     def _write_scalars(self, step: int, kind: str, row: Mapping[str, float | None]) -> None:
         row = {name: None if value is None or not math.isfinite(value) else value for name, value in row.items()}
@@ -99,5 +99,5 @@ class Output:
             except Exception as error:  # writers use other libraries, which raise many kinds of errors
                 if writer not in self._failed:
                     reason = one_line(error)
-                    self._log.print(f"warning: {writer.path} cannot be written ({reason}). The run continues without it.")
+                    self.log.print(f"warning: {writer.path} cannot be written ({reason}). The run continues without it.")
                 self._failed.add(writer)

@@ -97,6 +97,14 @@ def describe_devices(mesh: Mesh) -> dict[str, Any]:
     return {"processes": jax.process_count(), "kind": kind, "mesh": dict(mesh.shape)}
 
 
+def describe_platform(mesh: Mesh) -> str:
+    """Return a log line with the devices and the most important versions."""
+    devices, versions = describe_devices(mesh), list_versions()
+    processes = f" in {devices['processes']} processes" if devices["processes"] > 1 else ""
+    software = ", ".join(f"{name} {versions[name]}" for name in ("deeplab-jax", "jax", "flax", "python"))
+    return f"Training on {mesh.size} x {devices['kind']}{processes}, with {software}."
+
+
 def list_versions() -> dict[str, str]:
     """Return the XLA flags and the versions of Python and the numerical packages."""
     versions = {"python": platform.python_version()}
