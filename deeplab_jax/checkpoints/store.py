@@ -12,6 +12,8 @@ import functools
 import importlib.metadata
 import json
 import logging
+import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -74,14 +76,22 @@ class Checkpoints:
         self._unfinished: Future[None] | None = None
 
     def __enter__(self) -> "Checkpoints":
+        self._excepthook = sys.excepthook
+        sys.excepthook = self._report_uncaught
         return self
 
     def __exit__(self, *_: object) -> None:
         with _report_write_errors(self._folder), contextlib.ExitStack() as stack:
+            stack.callback(setattr, sys, "excepthook", self._excepthook)
             stack.callback(self._background.shutdown)
             if self._manager:
                 stack.callback(self._manager.close)
             self._finish()
+
+    def _report_uncaught(self, kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        # After a failed write, TensorStore's threads report that nobody waits for the other writes any more.
+        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+            self._excepthook(kind, error, trace)
 
     def steps(self) -> list[int]:
         """Return all steps visible to this process, including damaged ones."""
@@ -373,6 +383,8 @@ def _report_read_errors(step: epath.Path) -> contextlib.AbstractContextManager[N
 
 def _describe_cause(error: BaseException) -> str:
     cause = _find_cause(error)
+    if match := re.search("No space left on device|Disk quota exceeded", str(cause)):
+        return match[0]  # at the end of a long message
     return ("no " if isinstance(cause, KeyError) else "") + one_line(cause)
 
 

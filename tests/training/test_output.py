@@ -23,7 +23,9 @@ def test_the_log_of_a_resumed_run_has_no_gaps_or_duplicates(tmp_path):
         file.write('{"step": 4, "ki')  # a row truncated when the run was killed
     with Output(str(tmp_path), 2, 10, True, Log(None, console)) as output:
         output.log_training(3, ROW, 60.0)
-        output.log_evaluation(3, {"loss": None, "miou": None, "pixel_accuracy": 0.5, "iou": {"road": None}}, [np.zeros((4, 12, 3), np.uint8)])
+        output.log_evaluation(
+            3, {"loss": None, "miou": None, "pixel_accuracy": 0.5, "iou": {"road": None}}, [np.zeros((4, 12, 3), np.uint8)]
+        )
     assert read_steps(tmp_path) == [(1, "train"), (2, "train"), (3, "train"), (3, "eval")]
     assert list((tmp_path / "tensorboard").iterdir())
 

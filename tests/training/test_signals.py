@@ -1,0 +1,58 @@
+import signal
+import subprocess
+import sys
+import time
+
+from deeplab_jax.training.signals import catch_stop_signals
+
+PROGRAM = """
+import signal, sys, time
+from deeplab_jax.training.signals import catch_stop_signals
+with catch_stop_signals() as received:
+    print("ready", flush=True)
+    deadline = time.monotonic() + 20
+    while len(received) < int(sys.argv[1]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    print([signal.Signals(number).name for number in received], flush=True)
+"""
+
+
+def send(count, *numbers, **kwargs):
+    """Run PROGRAM until it has received `count` signals. Return its exit code and its last output."""
+    command = [sys.executable, "-c", PROGRAM, str(count)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs) as process:
+        process.stdout.readline()
+        for number in numbers:
+            process.send_signal(number)
+            time.sleep(0.1)  # signals that arrive together are delivered once
+        output, error = process.communicate(timeout=60)
+    return process.returncode, output.strip(), error
+
+
+def test_each_signal_is_caught_and_announced():
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        code, output, error = send(1, number)
+        assert (code, output) == (0, f"['{number.name}']")
+        assert error.count("Stopping after this step") == 1
+
+
+def test_repeated_signals_are_harmless_except_for_a_second_interrupt():
+    code, output, _ = send(3, signal.SIGHUP, signal.SIGTERM, signal.SIGHUP)
+    assert (code, output) == (0, "['SIGHUP', 'SIGTERM', 'SIGHUP']")
+    code, output, _ = send(9, signal.SIGTERM, signal.SIGINT)
+    assert (code, output) == (-signal.SIGINT, "")
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored():
+    code, output, error = send(
+        1, signal.SIGHUP, signal.SIGTERM, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    )
+    assert (code, output) == (0, "['SIGTERM']")
+    assert error.count("Stopping") == 1
+
+
+def test_the_previous_handlers_are_restored():
+    before = signal.getsignal(signal.SIGTERM)
+    with catch_stop_signals():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
