@@ -27,6 +27,10 @@ class TrainingError(DeeplabError):
     """A training run that cannot continue because its loss or gradients are not finite."""
 
 
+class OutOfMemoryError(DeeplabError):
+    """A computation that needs more memory than the host or a device has."""
+
+
 class HostError(DeeplabError):
     """Another process in the run has exited or cannot be reached."""
 
