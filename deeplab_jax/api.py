@@ -5,6 +5,7 @@ The interface takes and returns NCHW arrays, although the network itself uses NH
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -73,17 +74,17 @@ class Segmenter:
         return jax.tree.map(np.asarray, program(self.variables, images))
 
 
-def load(checkpoint: str) -> Segmenter:
+def load(checkpoint: str | os.PathLike[str]) -> Segmenter:
     """Load a trained network.
 
     This also enables JAX's compilation cache, unless the program has already configured it (see
     `compilation.enable_compilation_cache`). To disable the cache, see docs/reference/compilation-cache.md.
 
     Args:
-      checkpoint: A run folder (the latest step is used), `<run>/best`, or a single step, `<run>/checkpoints/<N>`.
+      checkpoint: A run folder (the latest step is used), `<run>/best`, or a step folder such as `<run>/checkpoints/<N>`.
 
     Raises:
-      CheckpointError: The checkpoint does not exist or cannot be read.
+      CheckpointError: The checkpoint does not exist or cannot be read, or the path is something else.
     """
     step = str(resolve(checkpoint))
     config = stored_config(step)

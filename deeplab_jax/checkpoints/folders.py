@@ -11,12 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 from etils import epath
 
-from deeplab_jax.errors import CheckpointError, one_line
+from deeplab_jax.errors import CheckpointError
 from deeplab_jax.files import write_atomically
 
 CHECKPOINTS, DAMAGED = "checkpoints", "damaged"  # folders in a workdir
 CHECKSUMS = "SHA256SUMS"
 METRICS = "metrics"
+METADATA = "_CHECKPOINT_METADATA"  # the file with a step's config
 _ROW = re.compile(r"([0-9a-f]{64})  (.+)\n")
 _CHUNK = 1 << 20
 
@@ -26,9 +27,18 @@ class DamagedError(Exception):
 
 
 def make_absolute(path: str) -> epath.Path:
-    """Make a path absolute, as orbax requires. URLs such as gs://bucket/run are returned unchanged."""
-    # `Path.absolute` would treat gs:// as a relative folder name.
-    return epath.Path(path) if "://" in str(path) else epath.Path(path).expanduser().absolute()
+    """Make a path absolute, as orbax requires. URLs such as gs://bucket/run are returned unchanged.
+
+    Raises:
+      CheckpointError: The URL's scheme is not supported.
+    """
+    try:
+        # `Path.absolute` would treat gs:// as a relative folder name.
+        return epath.Path(path) if "://" in str(path) else epath.Path(path).expanduser().absolute()
+    except KeyError as error:
+        raise CheckpointError(
+            f"`{path}` starts with {error.args[0]}, which cannot be read. Use a local path or gs://."
+        ) from None
 
 
 def list_steps(folder: epath.Path) -> list[int]:
@@ -52,33 +62,23 @@ def read_metrics(step: epath.Path) -> dict[str, float]:
     return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
-def resolve(checkpoint: str) -> epath.Path:
-    """Return the step folder that `checkpoint` refers to.
+def is_step(folder: epath.Path) -> bool:
+    """Return whether a folder is a complete checkpoint, wherever it is and whatever its name."""
+    return (folder / METADATA).exists() and (folder / "model").is_dir()
 
-    Args:
-      checkpoint: A step folder, a run folder (its latest step is used), `<run>/best` or `<run>/latest`.
 
-    Raises:
-      CheckpointError: The checkpoint does not exist.
+def find_steps(path: epath.Path) -> list[epath.Path]:
+    """Return the checkpoints of a run, a `checkpoints` folder or a folder with copied steps, in ascending order.
+
+    A step folder is returned itself. The list is empty for all other paths.
     """
-    path = make_absolute(checkpoint)
-    if path.name.isdigit() and path.parent.name == CHECKPOINTS and path.is_dir():
-        return path
-    if path.parent.name == CHECKPOINTS and path.parent.is_dir():
-        available = ", ".join(map(str, list_steps(path.parent)))
-        raise CheckpointError(f"`checkpoint` (={checkpoint!r}) does not exist. Steps of this run: {available or 'none'}.")
-    is_alias = path.name in ("best", "latest") and not (path / CHECKPOINTS).is_dir()
-    workdir, which = (path.parent, path.name) if is_alias else (path, "latest")
-    folder = workdir / CHECKPOINTS
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"`checkpoint` (={checkpoint!r}) is not a run. Pass the --workdir of a train.py run, or a step in its "
-            f"{CHECKPOINTS} folder."
-        )
-    steps = list_steps(folder)
-    if not steps:
-        raise CheckpointError(f"`checkpoint` (={checkpoint!r}) does not contain a complete checkpoint. Train the model first.")
-    return folder / str(_find_best(folder, steps) if which == "best" else steps[-1])
+    if is_step(path):
+        return [path]
+    for folder in (path / CHECKPOINTS, path):
+        if folder.is_dir() and (steps := list_steps(folder)):
+            # The folders in `checkpoints` are checkpoints even if a file is missing, which must be reported as damage.
+            return [folder / str(n) for n in steps if folder.name == CHECKPOINTS or is_step(folder / str(n))]
+    return []
 
 
 def require_empty(folder: str) -> None:
@@ -141,26 +141,6 @@ def require_unchanged(step: epath.Path, parts: Collection[str]) -> None:
     """Raise DamagedError if `parts` of a step do not match its checksums. See `find_changed_files`."""
     if files := find_changed_files(step, parts):
         raise DamagedError(f"{len(files)} of its files do not match {CHECKSUMS}, for example {files[0]}")
-
-
-def _find_best(folder: epath.Path, steps: list[int]) -> int:
-    scores: dict[int, float] = {}
-    for step in steps:
-        try:
-            metrics = read_metrics(folder / str(step))
-            scores |= {step: metrics["miou"]} if metrics.get("miou") is not None else {}
-        except (DamagedError, OSError, ValueError, TypeError) as error:
-            raise CheckpointError(
-                f"Cannot read {folder / str(step)} ({one_line(error)}). It is damaged or incomplete, so the best step cannot "
-                "be determined. Give a specific step instead."
-            ) from error
-    if not scores:
-        workdir = folder.parent
-        raise CheckpointError(
-            f"`checkpoint` (='{workdir / 'best'}') does not exist, because no step of the run was evaluated. Use {workdir} for "
-            f"the latest step."
-        )
-    return max(scores, key=lambda step: (scores[step], step))
 
 
 def _format(digests: dict[str, str]) -> str:

@@ -22,6 +22,7 @@ from orbax.checkpoint import v1 as ocp
 from deeplab_jax.checkpoints.compare import compare_configs
 from deeplab_jax.checkpoints.folders import (
     CHECKPOINTS,
+    METADATA,
     METRICS,
     DamagedError,
     has_checksums,
@@ -31,9 +32,9 @@ from deeplab_jax.checkpoints.folders import (
     read_metrics,
     require_empty,
     require_unchanged,
-    resolve,
     write_checksums,
 )
+from deeplab_jax.checkpoints.paths import resolve
 from deeplab_jax.config import Config, from_dict, to_dict
 from deeplab_jax.errors import CheckpointError, DeeplabError, one_line
 from deeplab_jax.runtime.hosts import as_host_error, is_true_on_all
@@ -42,7 +43,6 @@ MODEL, TRAINING = "model", "training"
 Trees = dict[str, Any]  # {MODEL: ..., TRAINING: ...}
 T = TypeVar("T")
 
-_METADATA = "_CHECKPOINT_METADATA"
 _policies = ocp.training.preservation_policies
 
 
@@ -173,7 +173,7 @@ class Checkpoints:
         folder = self._folder / str(step)
         # Check the checksums first, because orbax accepts some corrupted arrays and logs thousands of lines about others.
         # Only process 0 checks the files.
-        parts = (_METADATA, "commit_success.txt", METRICS, *abstract) if jax.process_index() == 0 else ()
+        parts = (METADATA, "commit_success.txt", METRICS, *abstract) if jax.process_index() == 0 else ()
         check_on_all_processes(lambda: require_unchanged(folder, parts))
         # Detect a different network or optimizer before loading. Its arrays would also fail to load, but that would
         # not mean that they are damaged.
@@ -245,7 +245,7 @@ def stored_config(checkpoint: str) -> Config:
     """
     step = resolve(checkpoint)
     with _report_read_errors(step):
-        require_unchanged(step, [_METADATA])
+        require_unchanged(step, [METADATA])
         return _read_config(step)
 
 
@@ -279,7 +279,7 @@ def restore_variables(checkpoint: str) -> dict[str, Any]:
     """
     step = resolve(checkpoint)
     with _report_read_errors(step):
-        require_unchanged(step, [_METADATA, MODEL])
+        require_unchanged(step, [METADATA, MODEL])
         saved = ocp.metadata(step, checkpointable_name=MODEL).metadata
         abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved)
         return ocp.load_checkpointables(step, {MODEL: abstract})[MODEL]
@@ -367,7 +367,7 @@ def _make_metadata(config: Config) -> dict[str, Any]:
 
 def _read_config(step: epath.Path) -> Config:
     try:
-        stored = json.loads((step / _METADATA).read_text())["custom_metadata"]["config"]
+        stored = json.loads((step / METADATA).read_text())["custom_metadata"]["config"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         raise DamagedError("its config is missing or invalid") from None
     return from_dict(stored)
