@@ -16,8 +16,9 @@ from rich.console import Console
 
 import deeplab_jax.config
 from deeplab_jax.checkpoints.paths import describe_path, find_run
+from deeplab_jax.commands.exit import run_or_exit
 from deeplab_jax.config import Config
-from deeplab_jax.errors import ConfigError, run_or_exit
+from deeplab_jax.errors import ConfigError
 from deeplab_jax.files import expand_home
 
 _NO_CONFIG = "`--config` is missing. Give a recipe, for example --config=configs/quickstart.py."
