@@ -7,7 +7,7 @@ recipe field. To train on several hosts, start the same command on each of them 
 from absl import flags
 from ml_collections import config_flags
 
-from deeplab_jax.commands.flags import define_host_flags, join_hosts, require_config, run_with_flags
+from deeplab_jax.commands.flags import define_host_flags, join_hosts, require_config, require_workdir, run_with_flags
 from deeplab_jax.files import require_folder
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a Python file that defines get_config().")
@@ -18,7 +18,7 @@ define_host_flags()
 def main() -> None:
     """Parse the flags and train. The implementation is in deeplab_jax."""
     config = require_config(CONFIG.value)
-    workdir = require_folder(WORKDIR.value, "--workdir", "runs/quickstart")
+    workdir = require_workdir(require_folder(WORKDIR.value, "--workdir", "runs/quickstart"))
     with join_hosts() as console:
         # Import late, so that a mistyped flag is reported without waiting for slow imports.
         from deeplab_jax.commands.train import train

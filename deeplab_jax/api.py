@@ -5,6 +5,7 @@ The interface takes and returns NCHW arrays, although the network itself uses NH
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,10 @@ from deeplab_jax.evaluation import inference
 from deeplab_jax.evaluation.pictures import require_images
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.runtime.compilation import Programs, compile_program, enable_compilation_cache
+from deeplab_jax.runtime.memory import report_out_of_memory, require_memory
+
+_MEMORY_ADVICE = "Give fewer or smaller images at a time, or set eval.window in the segmenter's config."
+_DEVICE_ADVICE = "Close other programs on the device, or set JAX_PLATFORMS=cpu (docs/how-to/use-a-network.md)."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Segmenter:
 
         Raises:
           DataError: The images have the wrong dtype or shape.
+          OutOfMemoryError: The images do not fit into memory.
         """
         return _to_nchw(self._run(inference.logits, images))
 
@@ -66,29 +72,36 @@ class Segmenter:
 
     def _run(self, function: Callable[..., Any], images: UInt8[np.ndarray, "n c h w"]) -> Any:
         images = require_images(images, self.config.model.channels).transpose(0, 2, 3, 1)
-        program = self._programs.get(
-            (function, images.shape),
-            lambda: compile_program(inference.jit_by_config(function, self.config), self.variables, images),
-        )
-        return jax.tree.map(np.asarray, program(self.variables, images))
+        count, height, width = images.shape[:3]
+
+        def compile_it() -> Any:
+            program = compile_program(inference.jit_by_config(function, self.config), self.variables, images)
+            what = f"A batch of {count} image{'s' * (count > 1)} of {width}x{height} pixels"
+            require_memory(program, jax.local_devices()[:1], what, _MEMORY_ADVICE)
+            return program
+
+        with report_out_of_memory(_MEMORY_ADVICE):
+            program = self._programs.get((function, images.shape), compile_it)
+            return jax.tree.map(np.asarray, program(self.variables, images))
 
 
-def load(checkpoint: str) -> Segmenter:
+def load(checkpoint: str | os.PathLike[str]) -> Segmenter:
     """Load a trained network.
 
     This also enables JAX's compilation cache, unless the program has already configured it (see
     `compilation.enable_compilation_cache`). To disable the cache, see docs/reference/compilation-cache.md.
 
     Args:
-      checkpoint: A run folder (the latest step is used), `<run>/best`, or a single step, `<run>/checkpoints/<N>`.
+      checkpoint: A run folder (the latest step is used), `<run>/best`, or a step folder such as `<run>/checkpoints/<N>`.
 
     Raises:
-      CheckpointError: The checkpoint does not exist or cannot be read.
+      CheckpointError: The checkpoint does not exist or cannot be read, or the path is something else.
     """
     step = str(resolve(checkpoint))
     config = stored_config(step)
     enable_compilation_cache()
-    return Segmenter(config, jax.device_put(restore_model(step)))
+    with report_out_of_memory(_DEVICE_ADVICE):
+        return Segmenter(config, jax.device_put(restore_model(step)))
 
 
 def _to_nchw(logits: Float[np.ndarray, "n h w k"]) -> Float[np.ndarray, "n k h w"]:

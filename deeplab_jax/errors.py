@@ -30,7 +30,16 @@ class TrainingError(DeeplabError):
 
 
 class OutOfMemoryError(DeeplabError):
-    """A computation that needs more memory than the host or a device has."""
+    """A computation that needs more memory than the host or a device has.
+
+    Attributes:
+      reason: What ran out of memory, or what the computation needs.
+      advice: What to lower.
+    """
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(f"{reason} {advice}")
+        self.reason, self.advice = reason, advice
 
 
 class HostError(DeeplabError):

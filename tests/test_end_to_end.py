@@ -75,7 +75,7 @@ def test_evaluation_writes_scores_images_and_a_submission(finished_run, street_s
     ("program", "flags", "message"),
     [
         ("train.py", [], "`--workdir` is missing"),
-        ("eval.py", ["--checkpoint=nowhere"], r"`checkpoint` \(='nowhere'\) is not a run"),
+        ("eval.py", ["--checkpoint=nowhere"], r"`checkpoint` \(='nowhere'\) does not exist"),
     ],
 )
 def test_a_mistake_gives_a_one_line_error(program, flags, message):

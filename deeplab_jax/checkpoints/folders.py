@@ -20,6 +20,7 @@ CHECKPOINTS, DAMAGED = "checkpoints", "damaged"  # folders in a workdir
 CHECKSUMS = "SHA256SUMS"
 SCORES = "scores.json"
 METRICS = "metrics"  # the folder for the scores of steps from version 0.1
+METADATA = "_CHECKPOINT_METADATA"  # the file with a step's config
 _ROW = re.compile(r"([0-9a-f]{64})  (.+)\n")
 _CHUNK = 1 << 20
 
@@ -29,9 +30,18 @@ class DamagedError(Exception):
 
 
 def make_absolute(path: str) -> epath.Path:
-    """Make a path absolute, as orbax requires. URLs such as gs://bucket/run are returned unchanged."""
-    # `Path.absolute` would treat gs:// as a relative folder name.
-    return epath.Path(path) if "://" in str(path) else epath.Path(path).expanduser().absolute()
+    """Make a path absolute, as orbax requires. URLs such as gs://bucket/run are returned unchanged.
+
+    Raises:
+      CheckpointError: The URL's scheme is not supported.
+    """
+    try:
+        # `Path.absolute` would treat gs:// as a relative folder name.
+        return epath.Path(path) if "://" in str(path) else epath.Path(path).expanduser().absolute()
+    except KeyError as error:
+        raise CheckpointError(
+            f"`{path}` starts with {error.args[0]}, which cannot be read. Use a local path or gs://."
+        ) from None
 
 
 def list_steps(folder: epath.Path) -> list[int]:
@@ -90,39 +100,23 @@ def _digest_scores(scores: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(scores, sort_keys=True).encode()).hexdigest()
 
 
-def resolve(checkpoint: str) -> epath.Path:
-    """Return the step folder that `checkpoint` refers to.
+def is_step(folder: epath.Path) -> bool:
+    """Return whether a folder is a complete checkpoint, wherever it is and whatever its name."""
+    return (folder / METADATA).exists() and (folder / "model").is_dir()
 
-    Args:
-      checkpoint: A step folder, a run folder (its latest step is used), `<run>/best` or `<run>/latest`.
 
-    Raises:
-      CheckpointError: The checkpoint does not exist.
+def find_steps(path: epath.Path) -> list[epath.Path]:
+    """Return the checkpoints of a run, a `checkpoints` folder or a folder with copied steps, in ascending order.
+
+    A step folder is returned itself. The list is empty for all other paths.
     """
-    path = make_absolute(checkpoint)
-    if path.name.isdigit() and path.parent.name == CHECKPOINTS and path.is_dir():
-        return path
-    if path.parent.name == CHECKPOINTS and path.parent.is_dir():
-        available = ", ".join(map(str, list_steps(path.parent)))
-        raise CheckpointError(f"`checkpoint` (={checkpoint!r}) does not exist. Steps of this run: {available or 'none'}.")
-    is_alias = path.name in ("best", "latest") and not (path / CHECKPOINTS).is_dir()
-    workdir, which = (path.parent, path.name) if is_alias else (path, "latest")
-    folder = workdir / CHECKPOINTS
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"`checkpoint` (={checkpoint!r}) is not a run. Pass the --workdir of a train.py run, or a step in its "
-            f"{CHECKPOINTS} folder."
-        )
-    steps = list_steps(folder)
-    if not steps:
-        raise CheckpointError(f"`checkpoint` (={checkpoint!r}) does not contain a complete checkpoint. Train the model first.")
-    step = find_best(folder, steps) if which == "best" else steps[-1]
-    if step is None:
-        raise CheckpointError(
-            f"`checkpoint` (={checkpoint!r}) does not exist, because no step of the run was evaluated. Use {workdir} for the "
-            f"latest step."
-        )
-    return folder / str(step)
+    if is_step(path):
+        return [path]
+    for folder in (path / CHECKPOINTS, path):
+        if folder.is_dir() and (steps := list_steps(folder)):
+            # The folders in `checkpoints` are checkpoints even if a file is missing, which must be reported as damage.
+            return [folder / str(n) for n in steps if folder.name == CHECKPOINTS or is_step(folder / str(n))]
+    return []
 
 
 def require_empty(folder: str) -> None:
@@ -198,23 +192,23 @@ def _has_damaged_scores(step: epath.Path) -> bool:
     return False
 
 
-def find_best(folder: epath.Path, steps: Iterable[int]) -> int | None:
-    """Return the step with the highest mIoU, or the later one of two equal steps. Return None if no step has one.
+def find_best(steps: Iterable[epath.Path]) -> epath.Path | None:
+    """Return the step folder with the highest mIoU, or the later one of two equal steps. Return None if no step has one.
 
     Raises:
       CheckpointError: A step's scores are damaged, so the best step is unknown.
     """
-    miou: dict[int, float] = {}
+    miou: dict[epath.Path, float] = {}
     for step in steps:
         try:
-            score = (read_scores(folder / str(step)) or {}).get("miou")
+            score = (read_scores(step) or {}).get("miou")
         except (DamagedError, OSError) as error:
             raise CheckpointError(
-                f"Cannot read {folder / str(step)} ({one_line(error)}). It is damaged or incomplete, so the best step cannot "
-                "be determined. Give a specific step instead."
+                f"Cannot read {step} ({one_line(error)}). It is damaged or incomplete, so the best step cannot be determined. "
+                "Give a specific step instead."
             ) from error
         miou |= {step: score} if score is not None else {}
-    return max(miou, key=lambda step: (miou[step], step), default=None)
+    return max(miou, key=lambda step: (miou[step], int(step.name)), default=None)
 
 
 def _format(digests: dict[str, str]) -> str:

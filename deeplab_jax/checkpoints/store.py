@@ -26,6 +26,7 @@ from orbax.checkpoint import v1 as ocp
 from deeplab_jax.checkpoints.compare import compare_configs
 from deeplab_jax.checkpoints.folders import (
     CHECKPOINTS,
+    METADATA,
     METRICS,
     DamagedError,
     find_best,
@@ -37,10 +38,10 @@ from deeplab_jax.checkpoints.folders import (
     read_scores,
     require_empty,
     require_unchanged,
-    resolve,
     write_checksums,
     write_scores,
 )
+from deeplab_jax.checkpoints.paths import resolve
 from deeplab_jax.config import Config, from_dict, to_dict
 from deeplab_jax.errors import CheckpointError, DeeplabError, one_line
 from deeplab_jax.runtime.hosts import as_host_error, is_true_on_all, is_true_on_any
@@ -49,7 +50,6 @@ MODEL, TRAINING = "model", "training"
 Trees = dict[str, Any]  # {MODEL: ..., TRAINING: ...}
 T = TypeVar("T")
 
-_METADATA = "_CHECKPOINT_METADATA"
 _policies = ocp.training.preservation_policies
 
 
@@ -205,7 +205,7 @@ class Checkpoints:
         folder = self._folder / str(step)
         # Check the checksums first, because orbax accepts some corrupted arrays and logs thousands of lines about others.
         # Only process 0 checks the files.
-        parts = (_METADATA, "commit_success.txt", METRICS, *abstract) if jax.process_index() == 0 else ()
+        parts = (METADATA, "commit_success.txt", METRICS, *abstract) if jax.process_index() == 0 else ()
         check_on_all_processes(lambda: require_unchanged(folder, parts))
         # Detect a different network or optimizer before loading. Its arrays would also fail to load, but that would
         # not mean that they are damaged.
@@ -277,7 +277,7 @@ def stored_config(checkpoint: str) -> Config:
     """
     step = resolve(checkpoint)
     with _report_read_errors(step):
-        require_unchanged(step, [_METADATA])
+        require_unchanged(step, [METADATA])
         return _read_config(step)
 
 
@@ -311,7 +311,7 @@ def restore_variables(checkpoint: str) -> dict[str, Any]:
     """
     step = resolve(checkpoint)
     with _report_read_errors(step):
-        require_unchanged(step, [_METADATA, MODEL])
+        require_unchanged(step, [METADATA, MODEL])
         saved = ocp.metadata(step, checkpointable_name=MODEL).metadata
         abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved)
         return ocp.load_checkpointables(step, {MODEL: abstract})[MODEL]
@@ -401,7 +401,7 @@ def _make_metadata(config: Config) -> dict[str, Any]:
 
 def _read_config(step: epath.Path) -> Config:
     try:
-        stored = json.loads((step / _METADATA).read_text())["custom_metadata"]["config"]
+        stored = json.loads((step / METADATA).read_text())["custom_metadata"]["config"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         raise DamagedError("its config is missing or invalid") from None
     return from_dict(stored)
@@ -452,9 +452,9 @@ class _KeepBest:
         self._folder = folder
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        steps = [checkpoint.step for checkpoint in checkpoints]
+        steps = [self._folder / str(checkpoint.step) for checkpoint in checkpoints]
         try:
-            best = find_best(self._folder, steps)
+            best = find_best(steps)
         except CheckpointError:
             return [True] * len(steps)
         return [step == best for step in steps]

@@ -19,7 +19,7 @@ def demo(
     The page shows an overlay, a legend and the share of each class.
 
     Args:
-      checkpoint: A run folder, RUN/best, RUN/checkpoints/N, or a folder written by `weights import`.
+      checkpoint: A run folder, RUN/best, RUN/latest, a step folder, or a folder written by `weights import`.
       host: The address to listen on. With 0.0.0.0, other machines can connect without a password.
       port: The port to listen on. The default is the first free port starting at 7860.
       max_mib: The maximum upload size in MiB.

@@ -76,7 +76,7 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
     if submission:
         visitors.append(lambda each: write_prediction(submission, names[each.index], each.prediction))
     console.print("Compiling the network. On a CPU, this can take a minute.")
-    totals = evaluate(config, variables, batches(), len(samples), visitors, console)
+    totals = evaluate(config, variables, batches(), len(samples), visitors, console, samples.images)
     if instances is not None:
         instances = hosts.gather(instances).sum(0)  # each process only counted its own images
     hosts.barrier("images written")

@@ -18,7 +18,7 @@ def export(
     The file is only written if its output matches the checkpoint's.
 
     Args:
-      checkpoint: A run folder, RUN/best, RUN/checkpoints/N, or a folder written by `weights import`.
+      checkpoint: A run folder, RUN/best, RUN/latest, a step folder, or a folder written by `weights import`.
       out: The file to write.
       format: The file format, onnx or stablehlo. `deeplab_jax.load_exported` runs stablehlo files on CPUs, GPUs and TPUs.
       output: The network output: labels (uint8 [n, h, w]) or logits (float32 [n, classes, h, w]).

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import difflib
+import errno
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,8 +15,10 @@ from ml_collections import config_flags
 from rich.console import Console
 
 import deeplab_jax.config
+from deeplab_jax.checkpoints.paths import describe_path, find_run
+from deeplab_jax.commands.exit import run_or_exit
 from deeplab_jax.config import Config
-from deeplab_jax.errors import ConfigError, run_or_exit
+from deeplab_jax.errors import ConfigError
 from deeplab_jax.files import expand_home
 
 _NO_CONFIG = "`--config` is missing. Give a recipe, for example --config=configs/quickstart.py."
@@ -83,6 +86,20 @@ def require_config(value: Any) -> Config:
     return validate(value)
 
 
+def require_workdir(path: str) -> str:
+    """Return `path` if it is not a part of an existing run, where a new run would end up inside the old one.
+
+    Raises:
+      ConfigError: `path` is a run's `checkpoints` folder, a path in it, or its `best` or `latest`.
+    """
+    if run := find_run(path):
+        raise ConfigError(
+            f"`--workdir` (={path!r}) is a part of the run {run}. Give --workdir={run} to continue it. To start a new run from "
+            f"its weights, give a new folder and --config.model.pretrained={path}."
+        )
+    return path
+
+
 def load_recipe(path: str, fields: Sequence[str] = ()) -> Config:
     """Return the config that train.py would build from `--config=path --config.FIELD=VALUE ...`.
 
@@ -123,6 +140,13 @@ def _parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) ->
 
 
 def _explain_broken_recipe(error: BaseException) -> str:
+    # config_flags repeats an OSError's message in an error of its own, without the errno and the file name.
+    if match := re.search(r"\[Errno (\d+)\] [^:]*: '(.*)'$", str(error)):
+        name = match[2]
+        if int(match[1]) == errno.EISDIR:
+            return f"`--config` (={name!r}) is a folder. Give a recipe. The config of a checkpoint is configs/stored.py:{name}."
+        if int(match[1]) == errno.ENOENT and "Did you mean" in (description := describe_path(name)):
+            return f"`--config` (={name!r}) {description}"
     return f"`--config` cannot be loaded ({_one_line(error)}). Fix the recipe or give a different one."
 
 

@@ -15,6 +15,7 @@ from tyro.extras import SubcommandApp
 
 from deeplab_jax.commands import data
 from deeplab_jax.commands.demo import demo
+from deeplab_jax.commands.exit import run_or_exit
 from deeplab_jax.commands.export import export
 from deeplab_jax.commands.import_annotations import import_annotations
 from deeplab_jax.commands.plan import plan
@@ -22,7 +23,7 @@ from deeplab_jax.commands.predict import predict
 from deeplab_jax.commands.report import report
 from deeplab_jax.commands.verify import verify
 from deeplab_jax.commands.weights import export_weights, import_weights
-from deeplab_jax.errors import ConfigError, run_or_exit
+from deeplab_jax.errors import ConfigError
 from deeplab_jax.files import expand_home
 
 Command = Callable[..., None]

@@ -45,11 +45,11 @@ def plan(
     from deeplab_jax.plan.plan import plan as show
     from deeplab_jax.runtime.compilation import enable_compilation_cache
 
-    enable_compilation_cache()  # a later training run can reuse the compiled step
     options = {"mesh.spatial": spatial, "data.batch_size": batch_size, "model.width": width}
     if accelerator:
         options["eval.batch_size"] = batch_size
         jax.config.update("jax_platforms", "cpu")  # planning for other devices must not occupy those of this machine
+    enable_compilation_cache()  # a later training run can reuse the compiled step
     overrides = [f"{field}={value}" for field, value in options.items() if value is not None]
     show(
         load_recipe(config, (*fields, *overrides)),

@@ -27,7 +27,7 @@ def predict(
 
     Args:
       inputs: Image files, video files, folders (including their subfolders), or patterns such as 'photos/**/*.jpg'.
-      checkpoint: A run folder, RUN/best, RUN/checkpoints/N, or a folder written by `weights import`.
+      checkpoint: A run folder, RUN/best, RUN/latest, a step folder, or a folder written by `weights import`.
       out: The results folder. Each image gets a PNG in train_ids, color and overlay. A video gets overlay/NAME.mp4, and its
         frames get PNGs in train_ids and color.
       confidence: Also write each pixel's largest class probability, scaled to 0-255.
@@ -46,6 +46,7 @@ def predict(
     if any(side < 0 for side in window or ()):
         raise ConfigError(f"`--window` (={window}) is negative. Use a positive height and width, or 0 0 for full images.")
     from deeplab_jax.api import Segmenter, load
+    from deeplab_jax.checkpoints.paths import resolve
     from deeplab_jax.models import validate
     from deeplab_jax.predict.images import Options, run
     from deeplab_jax.predict.inputs import find_inputs
@@ -54,7 +55,8 @@ def predict(
     files, others = find_inputs(inputs, out)
     if not files:
         raise ConfigError(f"`INPUT` (={' '.join(inputs)}) contains no image or video. Give files, folders or patterns.")
-    segmenter = load(checkpoint)
+    step = resolve(checkpoint)
+    segmenter = load(step)
     overrides = {"scales": scales, "flip": flip, "window": window, "output_stride": output_stride}
     protocol: dict[str, Any] = {field: value for field, value in overrides.items() if value is not None}
     if window:
@@ -63,6 +65,7 @@ def predict(
         config = dataclasses.replace(segmenter.config, eval=dataclasses.replace(segmenter.config.eval, **protocol))
         segmenter = Segmenter(validate(config), segmenter.variables)
     console = Console(soft_wrap=True, highlight=False, markup=False)
+    console.print(f"Checkpoint: {step}")
     failures: list[str] = []
     try:
         run(segmenter, files, options, console, failures.append)

@@ -19,7 +19,7 @@ def report(
     """Evaluate a run and write an HTML page with its curves, scores, confusions and worst images.
 
     Args:
-      run: A run folder, RUN/best, RUN/checkpoints/N, or a folder written by `weights import`.
+      run: A run folder, RUN/best, RUN/latest, a step folder, or a folder written by `weights import`.
       out: The HTML file to write.
       split: The split to evaluate. The default is the run's eval.split.
       root: The new location of the data set or its prepared records, if they have moved since the run.
@@ -34,7 +34,8 @@ def report(
 
     enable_compilation_cache()
     config, checkpoint = evaluation_config(run, split)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console.print(f"Checkpoint: {checkpoint}")
     config = locate_data(config, root)
     samples, batches = open_evaluation_set(config)
-    console = Console(soft_wrap=True, highlight=False, markup=False)
     write_report(config, checkpoint, out, batches(), samples.images, images, console)

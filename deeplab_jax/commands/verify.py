@@ -21,11 +21,13 @@ def verify(
       root: The new location of the data set or its prepared records, if they have moved since the run. For tfds:NAME, give the
         TFDS data directory.
     """
+    from deeplab_jax.checkpoints.paths import require_run
     from deeplab_jax.commands.datasets import locate_data, open_training_data, open_training_set
     from deeplab_jax.runtime.compilation import enable_compilation_cache
     from deeplab_jax.training import verify as verification
     from deeplab_jax.weights.transfer import pretrained_variables
 
+    require_run(run)
     config, _ = verification.config_at(run, from_)
     config = locate_data(config, root)
     enable_compilation_cache()

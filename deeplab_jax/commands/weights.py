@@ -68,7 +68,7 @@ def export_weights(
     """Export a checkpoint as a state dict that torchvision or mmsegmentation can load with strict=True.
 
     Args:
-      checkpoint: A run folder, RUN/best, RUN/checkpoints/N, or a folder written by `weights import`.
+      checkpoint: A run folder, RUN/best, RUN/latest, a step folder, or a folder written by `weights import`.
       to: The library whose tensor names to use, such as torchvision or mmseg.
       out: The .safetensors, .pth or .pt file to write.
     """

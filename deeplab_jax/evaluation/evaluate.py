@@ -13,6 +13,7 @@ from rich.progress import Progress
 from deeplab_jax.config import Config
 from deeplab_jax.evaluation.inference import Evaluator
 from deeplab_jax.evaluation.metrics import Totals
+from deeplab_jax.runtime.memory import report_out_of_memory
 from deeplab_jax.runtime.mesh import check_batch, local_rows, make_mesh, prefetch, replicated_sharding
 
 Batch = dict[str, np.ndarray]
@@ -48,6 +49,7 @@ def score(
     batches: Iterable[Batch],
     show: Callable[[Batch, Sequence[int], Array], None],
     should_stop: Callable[[], bool] = lambda: False,
+    names: Sequence[str] = (),
 ) -> Totals:
     """Evaluate all `batches` and return the confusion counts and the loss at label resolution.
 
@@ -58,22 +60,35 @@ def score(
       show: A function called with each batch, the indices of its valid rows, and the on-device predictions from all processes.
         Use `local_rows` to get this process's predictions.
       should_stop: A function called before each batch. It must return the same value on all processes.
+      names: The images' names by index, for error messages.
 
     Returns:
       The sums over all processes, or zeros for a split without labels.
 
     Raises:
+      OutOfMemoryError: A batch does not fit into memory.
       StoppedError: `should_stop` returned True.
     """
     confusion, loss = np.zeros((evaluator.num_classes, evaluator.num_classes), np.int64), 0.0
-    for batch, on_device in prefetch(batches, evaluator.mesh, evaluator.row_unit):
-        if should_stop():
-            raise StoppedError
-        predictions, counts, batch_loss = evaluator(variables, on_device, batch["image"].shape[1])
-        confusion += np.asarray(counts, np.int64)
-        loss += float(batch_loss)
-        show(batch, np.flatnonzero(batch["valid"]).tolist(), predictions)
+    with report_out_of_memory(evaluator.memory_advice):
+        for batch, on_device in prefetch(batches, evaluator.mesh, evaluator.row_unit):
+            if should_stop():
+                raise StoppedError
+            what = _describe_batch(batch, names)
+            predictions, counts, batch_loss = evaluator(variables, on_device, batch["image"].shape[1], what)
+            confusion += np.asarray(counts, np.int64)
+            loss += float(batch_loss)
+            show(batch, np.flatnonzero(batch["valid"]).tolist(), predictions)
     return Totals(confusion, loss)
+
+
+def _describe_batch(batch: Batch, names: Sequence[str]) -> str:
+    count, height, width = batch["image"].shape[:3]
+    first = names[int(batch["index"][0])] if names else ""
+    if count == 1 and first:
+        return f"{first} ({width}x{height} pixels)"
+    example = f", such as {first}," if first else ""
+    return f"A batch of {count} image{'s' * (count > 1)} of {width}x{height} pixels{example}"
 
 
 def evaluate(
@@ -83,6 +98,7 @@ def evaluate(
     num_images: int,
     visitors: Sequence[Visitor],
     console: Console,
+    names: Sequence[str] = (),
 ) -> Totals:
     """Evaluate `batches`, call the visitors with each image, and return the confusion counts and the loss.
 
@@ -93,9 +109,11 @@ def evaluate(
       num_images: The number of valid rows in `batches`.
       visitors: Functions to call, in order, with each image read by this process.
       console: The console for the progress bar.
+      names: The images' names by index, for error messages.
 
     Raises:
       ConfigError: The batch size cannot be divided evenly among the devices.
+      OutOfMemoryError: A batch does not fit into memory.
     """
     mesh = make_mesh(config.mesh)
     check_batch(config.eval.batch_size, mesh, "eval.batch_size")
@@ -112,5 +130,6 @@ def evaluate(
                         visit(EvaluatedImage(int(batch["index"][i]), batch["image"][i], on_host[i], labels[i]))
             progress.advance(task, len(rows))
 
-        variables = jax.device_put(variables, replicated_sharding(mesh))
-        return score(evaluator, variables, batches, show)
+        with report_out_of_memory(evaluator.memory_advice):
+            variables = jax.device_put(variables, replicated_sharding(mesh))
+        return score(evaluator, variables, batches, show, names=names)

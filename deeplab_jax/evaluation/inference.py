@@ -24,6 +24,7 @@ from deeplab_jax.models.resize import resize_by_gather, resize_like
 from deeplab_jax.models.target import compiling_for, get_target
 from deeplab_jax.runtime import hosts
 from deeplab_jax.runtime.compilation import Programs, lean_options
+from deeplab_jax.runtime.memory import require_memory
 from deeplab_jax.runtime.mesh import replicated_sharding
 
 Variables = dict[str, Any]
@@ -172,6 +173,13 @@ def jit_by_config(function: Any, config: Config) -> Any:
     return jax.jit(compute, compiler_options=lean_options(get_target().platform))
 
 
+def advise_on_memory(protocol: EvalConfig) -> str:
+    """Return a sentence that says what to lower if an evaluation runs out of memory."""
+    ways = [f"eval.batch_size (={protocol.batch_size}) to 1"] if protocol.batch_size > 1 else []
+    ways += [] if max(protocol.window) else ["eval.window to (769,769)"]
+    return f"Set {' and '.join(ways)}, or cut large images into tiles." if ways else "Cut large images into tiles."
+
+
 def can_split_rows(protocol: EvalConfig) -> bool:
     """Return whether image rows can be split across devices. Windows and resized views must stay on one device."""
     return not max(protocol.window) and protocol.scales == (1.0,)
@@ -201,18 +209,28 @@ class Evaluator:
             compiler_options=lean_options(self._platform),
         )
         self._programs = Programs()
+        self.memory_advice = advise_on_memory(config.eval)
 
-    def __call__(self, variables: Variables, batch: dict[str, Array], height: int) -> Counted:
+    def __call__(self, variables: Variables, batch: dict[str, Array], height: int, what: str = "") -> Counted:
         """Return the predictions, the confusion counts and the sum of the loss for a batch.
 
         Args:
           variables: The network variables, {"params", "batch_stats"}.
           batch: A batch placed on the mesh by `place`.
           height: The image height, without the padding rows added by `place`.
+          what: The subject of an error message about memory, such as "A batch of 4 images".
+
+        Raises:
+          OutOfMemoryError: The program does not fit into the memory of this process's devices.
         """
+
+        def compile_it() -> Any:
+            program = hosts.compile_together(self._jitted, variables, batch, height=height)
+            require_memory(program, self.mesh.local_devices, what or "A batch", self.memory_advice)
+            return program
+
         key = (height, *sorted((name, x.shape) for name, x in batch.items()))
-        program = self._programs.get(key, lambda: hosts.compile_together(self._jitted, variables, batch, height=height))
-        return program(variables, batch)
+        return self._programs.get(key, compile_it)(variables, batch)
 
     def lower(self, variables: Variables, batch: dict[str, Any], height: int) -> Any:
         """Trace the program for a batch, which can consist of shapes alone, without compiling it."""

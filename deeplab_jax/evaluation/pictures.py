@@ -1,5 +1,6 @@
 """Check input images, draw label maps in colour, and write predictions as PNG files."""
 
+import os
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
-from deeplab_jax.errors import DataError
+from deeplab_jax.errors import DataError, one_line
 from deeplab_jax.files import write_atomically
 from deeplab_jax.labels import LabelSet
 
@@ -22,13 +23,36 @@ def require_images(images: Any, channels: int) -> UInt8[np.ndarray, "n c h w"]:
     Raises:
       DataError: The dtype or shape is wrong, or the array is empty.
     """
-    images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != channels or 0 in images.shape:
-        kind = "RGB images" if channels == 3 else f"images with {channels} channel{'s' * (channels > 1)}"
+    kind = "RGB images" if channels == 3 else f"images with {channels} channel{'s' * (channels > 1)}"
+    wanted = f"Give {kind} as uint8 [n, {channels}, h, w]."
+    if isinstance(images, list | tuple) and len({np.shape(image) for image in images if hasattr(image, "shape")}) > 1:
         raise DataError(
-            f"`images` (={images.dtype} {list(images.shape)}) is not usable. Give {kind} as uint8 [n, {channels}, h, w]."
+            f"`images` (={len(images)} images of different shapes) is not usable. Call once for each size. {wanted}"
         )
-    return images
+    try:
+        array = np.asarray(images)
+    except Exception as error:  # any library's arrays can be given, with any errors
+        raise DataError(f"`images` (={type(images).__name__}) is not an array ({one_line(error)}). {wanted}") from None
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] != channels or 0 in array.shape:
+        hint = _suggest_conversion(images, array, channels)
+        raise DataError(f"`images` (={array.dtype} {list(array.shape)}) is not usable. {hint}{wanted}")
+    return array
+
+
+def _suggest_conversion(images: Any, array: np.ndarray, channels: int) -> str:
+    """Return a sentence for a common mistake, followed by a space, or ""."""
+    first = images[0] if isinstance(images, list | tuple) and images else images
+    if isinstance(first, str | bytes | os.PathLike):
+        return "Read the files first, or use `deeplab-jax predict`. "
+    if array.dtype == object:
+        return "All images in a batch must have the same size. "
+    if array.ndim == 3 and channels in (array.shape[0], array.shape[2]):
+        return f"Give a single image as images{'' if array.shape[0] == channels else '.transpose(2, 0, 1)'}[None]. "
+    if array.ndim == 4 and array.shape[1] != channels and array.shape[3] == channels:
+        return "Its channels are last, so use images.transpose(0, 3, 1, 2). "
+    if array.dtype.kind == "f":
+        return "Do not normalise or scale the values: they must be whole numbers from 0 to 255. "
+    return ""
 
 
 def to_rgb(image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:

@@ -91,7 +91,8 @@ def slide(
         return network(images)
 
     def add_window(total: Array, origin: Array) -> tuple[Array, None]:
-        at = (0, origin[0], origin[1], 0)
+        first = jnp.int32(0)  # a plain 0 would be 64 bits wide under JAX_ENABLE_X64, and all indices need one type
+        at = (first, origin[0], origin[1], first)
         crops = lax.dynamic_slice(images, at, (images.shape[0], *windows.size, images.shape[3]))
         before = lax.dynamic_slice(total, at, (*crops.shape[:3], num_classes))
         return lax.dynamic_update_slice(total, before + network(crops), at), None

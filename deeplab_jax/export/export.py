@@ -49,6 +49,7 @@ def export(checkpoint: str, out: str, fmt: Format, output: stablehlo.Output, say
     if fmt == "onnx":
         _require_onnx()
     step = str(resolve(checkpoint))
+    say(f"Checkpoint: {step}")
     stored = stored_config(step)
     variables = restore_model(step, like=stored)
     config = _simplify_protocol(stored, say)

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 import jax
 import jax.export
 import numpy as np
+from etils import epath
 from jaxtyping import Array, UInt8
 
+from deeplab_jax.checkpoints.paths import EXPORTED_PROGRAM, classify_file, describe_path
 from deeplab_jax.errors import DataError, one_line
 from deeplab_jax.evaluation.pictures import require_images
 
-PROGRAM, METADATA = "program.bin", "metadata.json"
+PROGRAM, METADATA = EXPORTED_PROGRAM, "metadata.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,17 +49,23 @@ class Exported:
         return np.asarray(self.program(require_images(images, self.channels)))
 
 
-def load_exported(path: str) -> Exported:
+def load_exported(path: str | os.PathLike[str]) -> Exported:
     """Load the network from a file written by `deeplab-jax export --format stablehlo`.
 
     Raises:
       DataError: The file is not an exported network, or was written by an incompatible JAX version.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise DataError(f"`path` (={path!r}) is not a path. Give a file written by `deeplab-jax export`.")
+    path = os.path.expanduser(path)
     try:
         with open(path, "rb") as file:
             return load(file.read())
     except Exception as error:  # deserializing an invalid file can raise any error
-        raise DataError(f"{path} cannot be loaded ({one_line(error)}). Give a file from `deeplab-jax export`.") from None
+        wanted = "a file written by `deeplab-jax export --format stablehlo`"
+        if os.path.isfile(path) and classify_file(epath.Path(path)) == "stablehlo":
+            raise DataError(f"{path} cannot be loaded ({one_line(error)}). Export it again with this version of JAX.") from None
+        raise DataError(f"`path` (={path!r}) cannot be loaded, because it {describe_path(path, wanted)}") from None
 
 
 def load(content: bytes) -> Exported:

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from deeplab_jax.api import Segmenter
-from deeplab_jax.errors import ConfigError, DataError
+from deeplab_jax.errors import ConfigError, DataError, OutOfMemoryError
 from deeplab_jax.evaluation import pictures
 from deeplab_jax.evaluation.windows import slide_in_strips
 from deeplab_jax.predict import inputs as files
@@ -128,7 +128,9 @@ def _run_images(
         for (batch, at_a_time), loaded in zip(batches, ahead, strict=True):
             for each, image, prediction in _predict(segmenter, loaded, at_a_time, options):
                 pending.append(writers.submit(_write, each.name, image, prediction, segmenter, options))
-            while len(pending) > 4 * at_a_time:
+            # A large image takes most of a GiB until it is written.
+            is_large = any(image.shape[0] * image.shape[1] > options.max_pixels for _, image in loaded)
+            while len(pending) > (1 if is_large else 4 * at_a_time):
                 pending.popleft().result()
             progress.advance(task, len(batch))
         for future in pending:
@@ -159,11 +161,23 @@ def _predict(
         else:
             # Pad the last batch with copies of its last image, because a smaller batch would require compiling another program.
             batch = np.stack(images + images[-1:] * (at_a_time - len(images))).transpose(0, 3, 1, 2)
-            if options.confidence:
-                predictions = list(zip(*segmenter.predict_with_confidence(batch), strict=True))
-            else:
-                predictions = [(ids, None) for ids in segmenter.predict(batch)]
+            with _explain_memory(group[0][0], at_a_time, options):
+                if options.confidence:
+                    predictions = list(zip(*segmenter.predict_with_confidence(batch), strict=True))
+                else:
+                    predictions = [(ids, None) for ids in segmenter.predict(batch)]
         yield from ((each, image, result) for (each, image), result in zip(group, predictions, strict=False))
+
+
+@contextlib.contextmanager
+def _explain_memory(first: Input, at_a_time: int, options: Options) -> Iterator[None]:
+    """Add the file's name and the command's flags to an error about memory."""
+    try:
+        yield
+    except OutOfMemoryError as error:
+        fewer = f"--batch-size 1 (it is {at_a_time}), or " if at_a_time > 1 else ""
+        advice = f"Use {fewer}a smaller --max-pixels (={options.max_pixels}): larger images are processed in windows."
+        raise OutOfMemoryError(f"{first.path} cannot be processed. {error.reason}", advice) from error
 
 
 def _predict_in_windows(segmenter: Segmenter, image: UInt8[np.ndarray, "h w c"], options: Options) -> Prediction:

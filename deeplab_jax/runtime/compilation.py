@@ -125,11 +125,29 @@ class Programs:
 
 
 def compile_program(jitted: Any, *args: Any, **kwargs: Any) -> Any:
-    """Compile `jitted` for these arguments, and then call `trim_memory` to release the compiler's memory."""
+    """Compile `jitted` for these arguments, and then call `trim_memory` to release the compiler's memory.
+
+    The program ignores JAX_DISABLE_JIT.
+    """
     trim_memory()  # otherwise, memory freed after reading the weights would add to the compiler's peak memory
-    program = jitted.lower(*args, **kwargs).compile()
+    with jax.disable_jit(False):
+        program = jitted.lower(*args, **kwargs).compile()
     trim_memory()
-    return program
+    return _IgnoringDisableJit(program) if jax.config.read("jax_disable_jit") else program
+
+
+class _IgnoringDisableJit:
+    """A compiled program that also runs under JAX_DISABLE_JIT, which compiled programs otherwise refuse."""
+
+    def __init__(self, program: Any) -> None:
+        self._program = program
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with jax.disable_jit(False):
+            return self._program(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._program, name)
 
 
 def trim_memory() -> None:

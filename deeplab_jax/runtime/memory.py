@@ -6,6 +6,7 @@ operating system kills the process. So the need must be compared with the free m
 
 import contextlib
 import errno
+import math
 import os
 import pathlib
 import re
@@ -21,6 +22,11 @@ _SIZE = re.compile(r"(?:allocat\w*|reserve|Used) (\d[\d.]*) ?(bytes|[KMGT]i?B?)\
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # An unlimited cgroup v1 reports the largest multiple of the page size below 2**63.
 _UNLIMITED = 2**60
+# Programs that need less than this never reserve a buffer that is too large for a machine.
+_SMALL = 2**28
+# Arrays and convolutions in HLO text. A convolution's result ends with its channels (dim_labels=b01f_01io->b01f).
+_ARRAY = re.compile(r"%([\w.-]+) = \w+\[([\d,]*)\]")
+_CONVOLUTION = re.compile(r" = \w+\[([\d,]*),(\d+)\]\S* convolution\(%[\w.-]+, %([\w.-]+)\).*_01io->b01f")
 
 
 def describe_out_of_memory(error: BaseException) -> str | None:
@@ -61,7 +67,7 @@ def report_out_of_memory(advice: str) -> Iterator[None]:
         raise
     except Exception as error:
         if what := describe_out_of_memory(error):
-            raise OutOfMemoryError(f"{what} {advice}") from error
+            raise OutOfMemoryError(what, advice) from error
         raise
 
 
@@ -80,11 +86,30 @@ def require_memory(program: Any, devices: Sequence[jax.Device], what: str, advic
     needed, free = needed_bytes(program), free_bytes(devices[0])
     if devices[0].platform == "cpu":
         needed *= len(devices)  # CPU devices share the machine's memory
+        largest = largest_convolution_bytes(program) if needed > _SMALL else 0
+        limit = _allocation_limit()
+        if limit is not None and largest > limit:
+            needed, free = needed + largest, limit
     if free is not None and needed > free:
-        raise OutOfMemoryError(
-            f"{what} needs about {_format_bytes(needed)} of memory, but {_describe_device(devices[0], inside=True)} has only "
-            f"{_format_bytes(free)} free. {advice}"
-        )
+        where = _describe_device(devices[0], inside=True)
+        reason = f"{what} needs about {_format_bytes(needed)} of memory, but {where} has only {_format_bytes(free)} available."
+        raise OutOfMemoryError(reason, advice)
+
+
+def largest_convolution_bytes(program: Any) -> int:
+    """Return the size of the largest buffer that XLA's CPU convolutions ask the operating system for, in bytes.
+
+    Eigen, which computes these convolutions, reserves space for one copy of the input per kernel element. It uses little of
+    it, so the buffer does not count as memory in use, but the process aborts if the operating system refuses to reserve it.
+    `memory_analysis` does not include this buffer.
+    """
+    text = program.as_text()
+    shapes = {name: _count_elements(shape) for name, shape in _ARRAY.findall(text)}
+    sizes = [0]
+    for output, features, kernel in _CONVOLUTION.findall(text):
+        outputs = _count_elements(output) * int(features)
+        sizes.append(4 * outputs * shapes.get(kernel, 0) // int(features) ** 2)
+    return max(sizes)
 
 
 def needed_bytes(program: Any) -> int:
@@ -113,6 +138,18 @@ def _available_bytes(path: str = "/proc/meminfo") -> int | None:
         values = dict(re.findall(r"^(\w+): +(\d+) kB$", pathlib.Path(path).read_text(), re.MULTILINE))
         if "MemAvailable" in values:
             return 1024 * (int(values["MemAvailable"]) + int(values.get("SwapFree", 0)))
+    return None
+
+
+def _allocation_limit(path: str = "/proc/meminfo", mode: str = "/proc/sys/vm/overcommit_memory") -> int | None:
+    """Return the largest allocation that Linux permits, whether the memory is used or not, or None if there is no limit."""
+    with contextlib.suppress(OSError, ValueError):
+        values = dict(re.findall(r"^(\w+): +(\d+) kB$", pathlib.Path(path).read_text(), re.MULTILINE))
+        limits = [value for value in (_address_space_bytes(),) if value is not None]
+        if (policy := int(pathlib.Path(mode).read_text())) != 1:
+            names = ("MemTotal", "SwapTotal") if policy == 0 else ("CommitLimit",)
+            limits.append(1024 * sum(int(values[name]) for name in names if name in values))
+        return min(limits, default=None)
     return None
 
 
@@ -157,6 +194,10 @@ def _address_space_bytes() -> int | None:
     except (ImportError, OSError, ValueError):
         return None
     return None if limit == resource.RLIM_INFINITY else limit - pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _count_elements(shape: str) -> int:
+    return math.prod(int(size) for size in shape.split(",") if size)
 
 
 def _describe_device(device: jax.Device, inside: bool = False) -> str:

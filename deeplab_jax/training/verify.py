@@ -9,7 +9,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from deeplab_jax.checkpoints.folders import CHECKPOINTS, CHECKSUMS, find_changed_files, resolve
+from deeplab_jax.checkpoints.folders import CHECKPOINTS, CHECKSUMS, find_changed_files
+from deeplab_jax.checkpoints.paths import resolve
 from deeplab_jax.checkpoints.store import Checkpoints, Trees
 from deeplab_jax.config import Config, from_dict
 from deeplab_jax.errors import CheckpointError, ConfigError, DataError

@@ -1,15 +1,17 @@
 """Import weights files, export checkpoints, and load the initial weights for training."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
 from etils import epath
 
 from deeplab_jax.checkpoints import store as checkpoints
+from deeplab_jax.checkpoints.paths import classify_file, describe_path
 from deeplab_jax.config import Config, DataConfig, ModelConfig, to_dict
 from deeplab_jax.config.fields import field_names
-from deeplab_jax.errors import ConfigError, choose
+from deeplab_jax.errors import CheckpointError, ConfigError, choose
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import canonical, validate
 from deeplab_jax.models.switches import is_used
@@ -21,6 +23,8 @@ from deeplab_jax.weights.source import ASSUMED
 from deeplab_jax.weights.sources import SOURCES
 
 Say = Callable[[str], None]
+
+WEIGHTS = "a weights file, or hf:OWNER/NAME[@REVISION]"
 
 
 def import_weights(
@@ -84,7 +88,7 @@ def export_weights(checkpoint: str, out: str, *, fmt: str, say: Say = print) -> 
     step = checkpoints.resolve(checkpoint)
     config = checkpoints.stored_config(str(step))
     variables = names.flatten(checkpoints.restore_model(str(step), like=config))
-    state = to_state_dict(variables, config.model, fmt, int(step.name))
+    state = to_state_dict(variables, config.model, fmt, int(step.name) if step.name.isdigit() else 0)
     # `pretrained` describes how training started, not the network itself, so it is not stored.
     model = dataclasses.replace(config.model, pretrained="")
     data = DataConfig(channels=config.data.channels, value_range=config.data.value_range)
@@ -112,8 +116,8 @@ def pretrained_variables(config: Config, say: Say = print) -> dict[str, Any]:
       CheckpointError: The weights cannot be read.
       ConfigError: The weights belong to a different network.
     """
-    source = config.model.pretrained
-    if not source.startswith(hub.PREFIX) and epath.Path(source).is_dir():
+    source = os.path.expanduser(config.model.pretrained)
+    if not (source.startswith(hub.PREFIX) or epath.Path(source).is_file()):
         step = str(checkpoints.resolve(source))
         stored, variables = checkpoints.stored_config(step), names.flatten(checkpoints.restore_variables(step))
     else:
@@ -149,7 +153,10 @@ def _read(
 ) -> tuple[state_dicts.StateDict, Network]:
     if fmt != "auto":
         choose(fmt, SOURCES, "--from")  # fail before downloading a file
-    state = state_dicts.read(hub.local_file(source), source, ema=ema)
+    path = hub.local_file(os.path.expanduser(source))
+    if not epath.Path(path).is_file() or classify_file(epath.Path(path)) not in ("weights", "file"):
+        raise CheckpointError(f"`{source}` {describe_path(source, WEIGHTS)}")
+    state = state_dicts.read(path, source, ema=ema)
     return state, recognize(state, fmt, overrides)
 
 

@@ -192,16 +192,16 @@ def test_a_different_network_or_label_set_is_rejected(run, fields, message):
 
 
 def test_an_error_for_a_missing_step_lists_the_existing_steps(run):
-    with pytest.raises(CheckpointError, match="Steps of this run: 2, 4, 5"):
+    with pytest.raises(CheckpointError, match=r"does not exist\. The checkpoints in \S+ are 2, 4, 5\."):
         resolve(str(run / "checkpoints" / "3"))
 
 
 def test_a_missing_run_and_an_empty_run_are_reported(tmp_path):
-    with pytest.raises(CheckpointError, match=r"`checkpoint` \(='.*nowhere'\) is not a run"):
+    with pytest.raises(CheckpointError, match=r"`checkpoint` \(='.*nowhere'\) does not exist"):
         resolve(str(tmp_path / "nowhere"))
     with Checkpoints(str(tmp_path), CONFIG) as checkpoints:
         assert checkpoints.latest_step() is None
-    with pytest.raises(CheckpointError, match="does not contain a complete checkpoint"):
+    with pytest.raises(CheckpointError, match="is a run without a complete checkpoint"):
         resolve(str(tmp_path))
 
 

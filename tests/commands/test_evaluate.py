@@ -77,7 +77,7 @@ def test_user_errors_are_reported_on_one_line(finished_run, street_scenes):
     eleven = load_recipe(str(CONFIGS / "camvid_r18.py"), [f"data.root={street_scenes}"])
     for error, message, arguments in (
         (CheckpointError, r"11 classes.*19 classes", (eleven, finished_run)),
-        (CheckpointError, r"`checkpoint` \(='nowhere'\) is not a run", (config, "nowhere")),
+        (CheckpointError, r"`checkpoint` \(='nowhere'\) does not exist", (config, "nowhere")),
         (ConfigError, r"`--output` \(='a/b'\) is inside the --submission folder", (config, finished_run, "a/b", "a")),
     ):
         with pytest.raises(error, match=message) as caught:

@@ -9,6 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from deeplab_jax import api
+from deeplab_jax.checkpoints import paths
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.predict import images as predict_module
@@ -130,6 +131,7 @@ def test_a_video_gets_an_overlay_video_and_a_label_map_per_frame(segmenter, tmp_
 
 def test_the_command_reports_failures_and_exits_with_1(segmenter, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(api, "load", lambda checkpoint: segmenter)
+    monkeypatch.setattr(paths, "resolve", lambda checkpoint: checkpoint)
     Image.fromarray(draw_photo((32, 64))).save(tmp_path / "a.png")
     (tmp_path / "notes.txt").write_text("not an image")
     arguments = ("predict", tmp_path, "--checkpoint", "run", "--out", tmp_path / "out")
@@ -152,6 +154,7 @@ def test_flip_overrides_the_setting_of_the_run(segmenter, tmp_path, monkeypatch,
     config = dataclasses.replace(segmenter.config, eval=dataclasses.replace(segmenter.config.eval, flip=default))
     flips = []
     monkeypatch.setattr(api, "load", lambda checkpoint: api.Segmenter(config, segmenter.variables))
+    monkeypatch.setattr(paths, "resolve", lambda checkpoint: checkpoint)
     monkeypatch.setattr(predict_module, "run", lambda segmenter, *_: flips.append(segmenter.config.eval.flip))
     Image.fromarray(draw_photo((8, 8))).save(tmp_path / "a.png")
     code, output = run_cli(
@@ -174,6 +177,7 @@ def test_flip_overrides_the_setting_of_the_run(segmenter, tmp_path, monkeypatch,
 )
 def test_invalid_arguments_are_reported_on_one_line(segmenter, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.setattr(api, "load", lambda checkpoint: segmenter)
+    monkeypatch.setattr(paths, "resolve", lambda checkpoint: checkpoint)
     Image.fromarray(draw_photo((8, 8))).save(tmp_path / "a.png")
     code, output = run_cli(
         monkeypatch, capsys, "predict", tmp_path / "a.png", *arguments, "--checkpoint", "run", "--out", tmp_path

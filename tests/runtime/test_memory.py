@@ -23,7 +23,7 @@ class Device:
 
 def make_program(temporary, output, alias=0):
     sizes = {"temp_size_in_bytes": temporary, "output_size_in_bytes": output, "alias_size_in_bytes": alias}
-    return types.SimpleNamespace(memory_analysis=lambda: types.SimpleNamespace(**sizes))
+    return types.SimpleNamespace(memory_analysis=lambda: types.SimpleNamespace(**sizes), as_text=str)
 
 
 @pytest.mark.parametrize(
@@ -101,10 +101,10 @@ def test_the_need_of_a_program_is_its_results_and_temporary_values():
 def test_programs_that_do_not_fit_are_refused(monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda device: 3 << 30)
     memory.require_memory(make_program(2 << 30, 1 << 30), [CPU], "An image", "Cut it.")
-    message = r"^An image needs about 4\.0 GiB of memory, but this machine has only 3\.0 GiB free\. Cut it\.$"
+    message = r"^An image needs about 4\.0 GiB of memory, but this machine has only 3\.0 GiB available\. Cut it\.$"
     with pytest.raises(OutOfMemoryError, match=message):
         memory.require_memory(make_program(1 << 30, 1 << 30), [CPU, CPU], "An image", "Cut it.")
-    message = r"but the GPU cuda:0 \(NVIDIA L4\) has only 3\.0 GiB free"
+    message = r"but the GPU cuda:0 \(NVIDIA L4\) has only 3\.0 GiB available"
     with pytest.raises(OutOfMemoryError, match=message):
         memory.require_memory(make_program(3 << 30, 1 << 30), [Device(), Device()], "An image", "Cut it.")
 
@@ -148,3 +148,30 @@ def test_limits_of_control_groups(tmp_path):
     make_group(root / "memory", 9223372036854771712, 100, "total_inactive_file 20", 1)
     assert memory._control_group_bytes(str(root), str(membership)) is None
     assert memory._control_group_bytes(str(root), str(tmp_path / "missing")) is None
+
+
+def test_the_space_that_a_convolution_reserves_is_counted():
+    # 1 * 10 * 20 positions, 7 * 7 * 3 inputs for each of them, 4 bytes.
+    convolve = jax.jit(
+        lambda x, w: jax.lax.conv_general_dilated(x, w, (2, 2), [(3, 3), (3, 3)], dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    )
+    shapes = [jax.ShapeDtypeStruct(shape, np.float32) for shape in ((1, 20, 40, 3), (7, 7, 3, 8))]
+    assert memory.largest_convolution_bytes(convolve.lower(*shapes).compile()) == 10 * 20 * 7 * 7 * 3 * 4
+    assert memory.largest_convolution_bytes(jax.jit(jnp.sin).lower(1.0).compile()) == 0
+
+
+def test_the_largest_allocation_depends_on_the_overcommit_policy(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "_address_space_bytes", lambda: None)
+    (tmp_path / "meminfo").write_text("MemTotal:       50 kB\nSwapTotal:       2 kB\nCommitLimit:    30 kB\n")
+    for policy, limit in (("0", 52 * 1024), ("1", None), ("2", 30 * 1024)):
+        (tmp_path / "policy").write_text(f"{policy}\n")
+        assert memory._allocation_limit(str(tmp_path / "meminfo"), str(tmp_path / "policy")) == limit
+    assert memory._allocation_limit(str(tmp_path / "missing"), str(tmp_path / "policy")) is None
+
+
+def test_a_program_whose_convolutions_reserve_too_much_is_refused(monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 8 << 30)
+    monkeypatch.setattr(memory, "_allocation_limit", lambda: 9 << 30)
+    monkeypatch.setattr(memory, "largest_convolution_bytes", lambda program: 10 << 30)
+    with pytest.raises(OutOfMemoryError, match=r"needs about 12\.0 GiB of memory, but .* only 9\.0 GiB"):
+        memory.require_memory(make_program(1 << 30, 1 << 30), [CPU], "An image", "Cut it.")

@@ -1,0 +1,40 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from deeplab_jax.commands.exit import run_or_exit
+
+
+def run_code(code, **environment):
+    environ = os.environ | environment
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environ)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+def test_a_platform_that_this_machine_lacks_is_one_line(platform):
+    code = "import jax; from deeplab_jax.commands.exit import run_or_exit; run_or_exit(lambda: jax.numpy.zeros(1))"
+    result = run_code(code, JAX_PLATFORMS=platform)
+    if platform == "cuda" and result.returncode == 0:
+        pytest.skip("this machine has a GPU")
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: `JAX_PLATFORMS` (='{platform}') cannot be used (")
+    assert result.stderr.count("\n") == 1
+
+
+def test_running_out_of_memory_is_one_line(capsys):
+    def program():
+        raise MemoryError("Unable to allocate 2.00 GiB for an array")
+
+    with pytest.raises(SystemExit) as stop:
+        run_or_exit(program)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: This machine ran out of memory allocating 2.0 GiB. Use smaller batches or images.")
+    assert error.count("\n") == 1
+
+
+def test_bugs_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_or_exit(lambda: 1 / 0)
