@@ -19,6 +19,7 @@ from deeplab_jax.weights.unpickle import Stub
 # What DataParallel, torch.compile, FSDP and activation checkpointing insert into names, at any position.
 _WRAPPERS = re.compile(r"(?<![^.])(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
 _AVERAGE = re.compile(r"(?<![A-Za-z])(?:ema|swa|avg|averaged?|averaging|polyak|shadow|EMA|Ema|SWA|Averaged?)(?![a-z])")
+_RAW = re.compile(r"(?<![a-z])(?:online|student|raw|current)(?![a-z])", re.IGNORECASE)
 _OPTIMIZER = re.compile(r"optim|sched|scaler|grads", re.IGNORECASE)
 _COUNTERS = ("n_averaged", "steps", "step", "num_updates", "decay", "initted")  # scalars that averaged models add
 _MAX_DEPTH = 8
@@ -69,18 +70,20 @@ def choose_weights(root: Any, *, ema: bool = False, entry: str = "") -> tuple[di
         raise CheckpointError("does not contain tensors. Use a file with a state dict.")
     swapped = _swapping_owner(root)
     if entry:
-        chosen = _only([each for each in found if each.label == entry], found, f"no weights {entry!r}")
+        chosen = _only([each for each in found if each.label == entry], found, f"contains no weights {entry!r}, only")
     elif swapped:
-        chosen = _only([each for each in found if f"{each.label}.".startswith("state_dict.")], found, "several sets of weights")
+        chosen = _only(
+            [each for each in found if f"{each.label}.".startswith("state_dict.")], found, "contains several sets of weights:"
+        )
     elif ema:
         inline = any(name.startswith("ema_") for each in found for name in each.tensors)
         averages = [each for each in found if each.is_average] or (found if inline else [])
         if not averages:
             reason = f" (the values in {nameless[0]!r} have no names, so they cannot be used)" if nameless else ""
             raise CheckpointError(f"does not contain a moving average of its weights{reason}. Omit --ema.")
-        chosen = _only(averages, found, "several moving averages")
+        chosen = _only(averages, found, "contains several moving averages:")
     else:
-        chosen = _only([each for each in found if not each.is_average] or found, found, "several sets of weights")
+        chosen = _only([each for each in found if not each.is_average] or found, found, "contains several sets of weights:")
     return chosen.tensors, (*_describe(chosen, found, rest, swapped, entry), *_name_unnamed(nameless))
 
 
@@ -88,7 +91,7 @@ def _only(matches: Sequence[Weights], found: Sequence[Weights], fault: str) -> W
     if len(matches) == 1:
         return matches[0]
     labels = ", ".join(repr(each.label) for each in found[:6])
-    raise CheckpointError(f"contains {fault}: {labels}. Choose one: deeplab-jax weights import FILE --entry={found[0].label}")
+    raise CheckpointError(f"{fault} {labels}. Choose one: deeplab-jax weights import FILE --entry={found[0].label}")
 
 
 def _describe(chosen: Weights, found: Sequence[Weights], rest: Mapping[str, int], swapped: str, entry: str) -> Iterator[str]:
@@ -278,7 +281,7 @@ def _split(label: str, tensors: Mapping[str, Value]) -> Iterator[Weights]:
     if len(set(prefixes)) > _MAX_SETS:
         raise CheckpointError(f"contains more than {_MAX_SETS} sets of weights. Save one of them to a new file.")
     for prefix in dict.fromkeys(prefixes):
-        yield _under(label, prefix, names, notes, [other for other in prefixes if other.startswith(prefix) and other != prefix])
+        yield _under(label, prefix, names, notes, [other for other in set(prefixes) if other not in ("", prefix)])
 
 
 def _before_backbone(prefix: str) -> str:
@@ -288,17 +291,21 @@ def _before_backbone(prefix: str) -> str:
     return prefix
 
 
-def _under(label: str, prefix: str, names: Mapping[str, Value], notes: tuple[str, ...], nested: Sequence[str] = ()) -> Weights:
+def _under(
+    label: str, prefix: str, names: Mapping[str, Value], notes: tuple[str, ...], other_prefixes: Sequence[str] = ()
+) -> Weights:
     full = ".".join(part for part in (label, prefix.rstrip(".")) if part)
+    nested = tuple(other for other in other_prefixes if other.startswith(prefix))
     inside = {
         name.removeprefix(prefix): value
         for name, value in names.items()
-        if name.startswith(prefix) and not name.startswith(tuple(nested))
+        if name.startswith(prefix) and not name.startswith(nested)
     }
     counters = {name for name in _COUNTERS if name in inside and getattr(inside[name], "shape", None) == ()}
     inside = {name: value for name, value in inside.items() if name not in counters}
-    is_average = "n_averaged" in counters or _AVERAGE.search(full) is not None
-    others = tuple(sorted(name for name in names if not name.startswith(prefix)))
+    is_raw = _RAW.search(full.rpartition(".")[2])
+    is_average = "n_averaged" in counters or (_AVERAGE.search(full) is not None and not is_raw)
+    others = tuple(sorted(name for name in names if not name.startswith((prefix, *other_prefixes))))
     if prefix:
         notes = (*notes, f"the prefix {prefix!r} was removed from the names")
     return Weights(full, prefix, inside, others, is_average, notes=notes)

@@ -120,8 +120,8 @@ def _open_torch_file(path: str, start: bytes) -> TorchFile:
     kind = next((kind for pattern, kind in _OTHER_FILES if re.match(pattern, start, re.DOTALL | re.IGNORECASE)), None)
     if kind:
         raise CheckpointError(f"is {kind}")
-    # Every pickle protocol from 2 starts with the byte 0x80. Older pickles of a dict start with "(".
-    if start[:1] not in (b"\x80", b"("):
+    # Pickles start with the byte 0x80, or with one of the other characters in protocols 0 and 1.
+    if start[:1] not in (b"\x80", b"(", b"}", b"]", b"c"):
         raise CheckpointError(
             "is neither a safetensors file nor a file written by torch.save. It may be damaged. Download it again."
         )

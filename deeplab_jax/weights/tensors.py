@@ -6,6 +6,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from deeplab_jax.errors import CheckpointError
 from deeplab_jax.weights.unpickle import PERSISTENT, Global, Stub
 
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -42,6 +43,9 @@ _STORAGES = {
     "ByteStorage": "uint8",
     "UntypedStorage": "uint8",
     "BoolStorage": "bool",
+    "QInt8Storage": "int8",
+    "QUInt8Storage": "uint8",
+    "QInt32Storage": "int32",
     "ComplexFloatStorage": "complex64",
     "ComplexDoubleStorage": "complex128",
 }
@@ -81,6 +85,7 @@ def parse_tensor(value: Any) -> Value | None:
     """Return the tensor or array that an object stands for, or None if it is not one.
 
     Raises:
+      CheckpointError: Its data is in a form that cannot be read. The caller prefixes the message with the file name.
       ValueError, TypeError, IndexError: Its description is invalid.
     """
     for _ in range(4):  # parameters and subclasses wrap a tensor
@@ -108,6 +113,8 @@ def _name(value: Any) -> str:
 
 def parse_storage(stub: Any) -> tuple[str, np.dtype[Any], int]:
     """Return the key of a storage, the type of its elements and their number."""
+    if isinstance(stub, Stub) and stub.name == "torch.storage._load_from_bytes":
+        raise CheckpointError("contains tensors written by pickle.dump. Write them with torch.save instead.")
     if not isinstance(stub, Stub) or stub.name != PERSISTENT:
         raise TypeError("a tensor without a storage")
     if not isinstance(stub.args[0], tuple):

@@ -89,7 +89,7 @@ def open_pickle(path: str) -> TorchFile:
     with open(path, "rb") as file:
         buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if buffer[: len(LEGACY_MAGIC)] != LEGACY_MAGIC:
-        return TorchFile(unpickle.load(buffer), functools.partial(_read_span, buffer, {}), False, len(buffer))
+        return TorchFile(unpickle.load(buffer), functools.partial(_read_span, path, {}), False, len(buffer))
     buffer.seek(len(LEGACY_MAGIC))
     if unpickle.load(buffer) != 1001:
         raise ValueError("it has an unknown version")
@@ -106,21 +106,24 @@ def open_pickle(path: str) -> TorchFile:
         position += 8 + size
         if count < 0 or position > len(buffer):
             raise ValueError("it ends before the last tensor")
-    return TorchFile(root, functools.partial(_read_span, buffer, spans), is_big_endian, len(buffer))
+    return TorchFile(root, functools.partial(_read_span, path, spans), is_big_endian, len(buffer))
 
 
-def _read_span(buffer: mmap.mmap, spans: Mapping[str, tuple[int, int]], key: str, size: int) -> bytes:
+def _read_span(path: str, spans: Mapping[str, tuple[int, int]], key: str, size: int) -> bytes:
     position, stored = spans[key]
     if stored != size:
         raise ValueError(f"storage {key[:40]!r} has another size")
-    return buffer[position : position + size]
+    # Reading through the memory map would keep the file's pages in memory next to the values.
+    with open(path, "rb") as file:
+        file.seek(position)
+        return file.read(size)
 
 
 def _storage_sizes(root: Any) -> dict[str, int]:
     """Return the bytes of an element of each storage, which the data that follows does not repeat."""
     sizes = {}
     for stub in _iterate_stubs(root):
-        if stub.name == PERSISTENT:
+        if stub.name == PERSISTENT and isinstance(stub.args[0], tuple) and stub.args[0][0] == "storage":  # others are classes
             key, dtype, _ = parse_storage(stub)
             sizes[key] = dtype.itemsize
     return sizes

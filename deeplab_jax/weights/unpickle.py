@@ -113,7 +113,8 @@ class _Machine:
     def call(self, function: Any, args: Any) -> None:
         if not (isinstance(function, Global | Stub) and isinstance(args, tuple)):
             raise TypeError("a call without a function or arguments")
-        self.stack.append(Stub(function.name, args))
+        # The result of a call has no name of its own, so it cannot be mistaken for what was called.
+        self.stack.append(Stub(function.name if isinstance(function, Global) else "", args))
 
     def set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
