@@ -20,6 +20,7 @@ def import_weights(
     align_corners: bool = False,
     ignore_head: bool = False,
     ema: bool = False,
+    entry: str = "",
 ) -> None:
     """Create a checkpoint from torchvision, timm or mmsegmentation weights for a DeepLabV3 network or a backbone.
 
@@ -27,7 +28,7 @@ def import_weights(
     assumed. The command prints these settings.
 
     Args:
-      source: A .safetensors, .pth, .pt or .bin file, or hf:OWNER/NAME[@REVISION].
+      source: A safetensors or PyTorch file with any suffix, or hf:OWNER/NAME[@REVISION].
       out: The folder to create.
       from_: The library whose tensor names the file uses, such as torchvision, timm or mmseg. If auto, the library is
         detected.
@@ -39,6 +40,7 @@ def import_weights(
       align_corners: Resize logits with aligned corners, as in mmsegmentation's 769x769 networks.
       ignore_head: Omit the classifiers, so that the network can be trained on different classes.
       ema: Use the moving average of the weights, if the file contains one.
+      entry: The weights to use if the file contains several sets, for example ema_state_dict or state_dict.teacher.
     """
     from deeplab_jax.weights import transfer
 
@@ -57,6 +59,7 @@ def import_weights(
         model={field: value for field, value in settings.items() if value is not None},
         ignore_head=ignore_head,
         ema=ema,
+        entry=entry,
     )
 
 

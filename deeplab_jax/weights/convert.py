@@ -11,10 +11,11 @@ import numpy as np
 from deeplab_jax.config import Config, ModelConfig
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models import DeepLabV3, canonical, graph
+from deeplab_jax.models.backbones import BACKBONES
 from deeplab_jax.weights import names
 from deeplab_jax.weights.recognize import Network
+from deeplab_jax.weights.source import StateDict
 from deeplab_jax.weights.sources import SOURCES
-from deeplab_jax.weights.state_dicts import StateDict
 
 Variables = dict[names.Path, np.ndarray]
 
@@ -22,7 +23,7 @@ Variables = dict[names.Path, np.ndarray]
 COUNTER = "num_batches_tracked"
 # The ImageNet classifier's tensors: `fc` in ResNets, `classifier.0` and `classifier.3` in torchvision's MobileNetV3.
 CLASSIFIER = {"fc.weight", "fc.bias", *(f"classifier.{i}.{kind}" for i in (0, 3) for kind in ("weight", "bias"))}
-MAX_NAMES = 20  # the maximum number of tensor names listed per message
+MAX_NAMES = 5  # the maximum number of tensor names listed per message
 
 
 def to_variables(state: StateDict, network: Network, *, ignore_head: bool = False) -> tuple[Variables, list[str]]:
@@ -45,10 +46,16 @@ def to_variables(state: StateDict, network: Network, *, ignore_head: bool = Fals
     model, fmt = network.config.model, network.fmt
     name_of = names.reference_names(shapes, model, fmt)
     tensors = dict(state.tensors)
+    others = _names_outside_network(tensors, network)
+    tensors = {name: value for name, value in tensors.items() if name not in others}
     if network.is_backbone:
         name_of = {path: names.strip_backbone_prefix(name) for path, name in name_of.items()}
         tensors = {names.strip_backbone_prefix(name): value for name, value in tensors.items()}
-    heads = {name for path, name in name_of.items() if path[1] in names.HEADS} if ignore_head else set()
+    classifiers = {name for path, name in name_of.items() if path[1] in names.HEADS}
+    if network.is_sigmoid:
+        # The sigmoid of x is the softmax of 0 and x.
+        tensors |= {name: _prepend_zero(tensors[name]) for name in classifiers & tensors.keys()}
+    heads = classifiers if ignore_head else set()
     counters = {name for name in tensors if name.endswith(COUNTER)}
     classifier = CLASSIFIER & set(tensors) if network.is_backbone else set()
     used = {path: name for path, name in name_of.items() if name not in heads}
@@ -61,6 +68,7 @@ def to_variables(state: StateDict, network: Network, *, ignore_head: bool = Fals
             (counters, f"{COUNTER}, which our BatchNorm does not need"),
             (classifier, f"the ImageNet classifier, {_join(classifier)}"),
             (heads & set(tensors), f"the segmentation classifiers, {_join(heads & set(tensors))}"),
+            (others, f"not part of the {'backbone' if network.is_backbone else 'network'}: {_join(others)}"),
         )
         if unused
     ]
@@ -119,6 +127,30 @@ def variable_shapes(config: Config) -> dict[names.Path, tuple[int, ...]]:
 def _convert_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return a variable's shape in PyTorch, where kernels are OIHW instead of HWIO."""
     return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape
+
+
+def _names_outside_network(tensors: Mapping[str, np.ndarray], network: Network) -> set[str]:
+    """Return the names of the tensors that belong to other modules than the network.
+
+    These are the heads, if only the backbone is used. Otherwise they are modules without kernels, such as class weights that
+    the loss reads.
+    """
+    if network.is_backbone:
+        first = BACKBONES[network.config.model.backbone].first_tensor
+        prefix = next((prefix for prefix in names.backbone_prefixes() if f"{prefix}{first}" in tensors), "")
+        return {name for name in tensors if not name.startswith(prefix)} - CLASSIFIER
+    own = {name.partition(".")[0] for name in SOURCES[network.fmt].head_names(network.config.model).values()}
+    own.add(SOURCES[network.fmt].backbone_prefix.rstrip("."))
+    others: dict[str, list[str]] = {}
+    for name in tensors:
+        others.setdefault(name.partition(".")[0], []).append(name)
+    modules = [each for top, each in others.items() if top not in own and all(tensors[name].ndim < 2 for name in each)]
+    return {name for module in modules for name in module}
+
+
+def _prepend_zero(value: np.ndarray) -> np.ndarray:
+    """Return a classifier's kernel or bias for two classes, from the one for the second class."""
+    return np.concatenate([np.zeros_like(value), value]) if value.shape[:1] == (1,) else value
 
 
 def _require_same_shapes(

@@ -44,10 +44,15 @@ def reference_names(paths: Iterable[Path], model: ModelConfig, fmt: str) -> dict
     return {path: f"{layers['/'.join(path[1:-1])]}.{_LEAVES[path[0], path[-1]]}" for path in paths}
 
 
+def backbone_prefixes() -> list[str]:
+    """Return what can precede the names of a backbone's tensors, such as "backbone."."""
+    # torchvision's ImageNet MobileNet uses the prefix "features.".
+    return list(dict.fromkeys([*(source.backbone_prefix for source in SOURCES.values()), "features."]))
+
+
 def strip_backbone_prefix(name: str) -> str:
     """Remove the backbone prefix, such as "backbone.", from a tensor name."""
-    # torchvision's ImageNet MobileNet uses the prefix "features.".
-    for prefix in dict.fromkeys([*(source.backbone_prefix for source in SOURCES.values()), "features."]):
+    for prefix in backbone_prefixes():
         name = name.removeprefix(prefix)
     return name
 

@@ -11,13 +11,18 @@ from typing import Any
 from deeplab_jax.config import MAX_CHANNELS, Config, ModelConfig, from_dict
 from deeplab_jax.config.fields import field_names
 from deeplab_jax.errors import CheckpointError, ConfigError, one_line
+from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import validate
 from deeplab_jax.models.backbones import BACKBONES, find_backbone
 from deeplab_jax.models.stages import FIRST_LAYERS, Shapes
+from deeplab_jax.weights.foreign import name_backbone
 from deeplab_jax.weights.names import strip_backbone_prefix
-from deeplab_jax.weights.source import Facts
+from deeplab_jax.weights.source import Facts, OtherHeadError, StateDict
 from deeplab_jax.weights.sources import SOURCES
-from deeplab_jax.weights.state_dicts import RECORD, StateDict
+from deeplab_jax.weights.state_dicts import RECORD
+
+# The classes of a network with one logit.
+BINARY = LabelSet("binary", ("background", "foreground"), ((0, 0, 0), (255, 255, 255)), ignored_colors=())
 
 # The `ModelConfig` fields that are inferred from tensor names and shapes.
 FROM_TENSORS = field_names(ModelConfig, changes=("shapes",))
@@ -31,18 +36,22 @@ class Network:
       fmt: The library whose tensor names the file uses, a key of `SOURCES`. For a file with only a backbone, this is "timm",
         or "mmseg" if the backbone has mmsegmentation's deep stem.
       config: A config whose `model`, `labels` and `eval` sections describe the network.
-      num_classes: The number of logit channels, or 0 if the file contains only a backbone.
+      num_classes: The number of classes, or 0 if only the file's backbone can be used.
       origin: A dict that describes, for each config field not inferred from the tensors, where its value comes from.
+      is_sigmoid: Whether the network has one logit channel. It then has two classes, and the first one's logit is 0.
+      other_head: What the head is, such as "has the head of a DeepLabV3+", if it is not a DeepLabV3's.
     """
 
     fmt: str
     config: Config
     num_classes: int
     origin: dict[str, str]
+    is_sigmoid: bool = False
+    other_head: str = ""
 
     @property
     def is_backbone(self) -> bool:
-        """Whether the file contains only a backbone, without a segmentation head."""
+        """Whether only the file's backbone can be used."""
         return self.num_classes == 0
 
 
@@ -65,16 +74,23 @@ def recognize(state: StateDict, fmt: str = "auto", overrides: Mapping[str, Any] 
             f"`{state.source}` has {source} tensor names, not {fmt} names. Use --from={source} or --from=auto."
         )
     try:
-        switches = _recognize_backbone(shapes) | SOURCES[source].read_head(shapes)
-        num_classes = switches.pop("num_classes", 0)
+        switches, other_head = _recognize_backbone(shapes, source), ""
+        try:
+            switches |= SOURCES[source].read_head(shapes)
+        except OtherHeadError as error:
+            other_head = str(error)
+        channels = switches.pop("num_classes", 0)
+        num_classes = 2 if channels == 1 else channels
         if RECORD in state.meta:
             config, origin = _read_record(state, switches)
         else:
             model = ModelConfig(**switches)
             facts = SOURCES[source].read_facts(state, model, overrides or {}) if num_classes else {}
             config, origin = _apply_facts(facts, model)
+        if channels == 1 and config.labels.num_classes != 2:
+            config.labels, origin["labels"] = BINARY, "assumed: the network has one logit"
         config.data.channels = _count_channels(shapes, config.model, source)
-        return Network(source, validate(config), num_classes, origin)
+        return Network(source, validate(config), num_classes, origin, channels == 1, other_head)
     except CheckpointError as error:
         raise CheckpointError(f"`{state.source}` {error}") from None
     # A file's metadata can contain anything, so reading it can raise many kinds of errors.
@@ -84,21 +100,29 @@ def recognize(state: StateDict, fmt: str = "auto", overrides: Mapping[str, Any] 
         ) from None
 
 
-def _recognize_backbone(shapes: Shapes) -> dict[str, Any]:
-    shapes = {strip_backbone_prefix(name): shape for name, shape in shapes.items()}
+def _recognize_backbone(shapes: Shapes, source: str) -> dict[str, Any]:
+    stripped = {strip_backbone_prefix(name): shape for name, shape in shapes.items()}
     first_error = None
     for recognize_kind in dict.fromkeys(backbone.recognize for backbone in BACKBONES.values()):
         try:
-            if (switches := recognize_kind(shapes)) is not None:
+            if (switches := recognize_kind(stripped)) is not None:
                 return switches
         except CheckpointError as error:  # the tensors might still fit a different kind of backbone
             first_error = first_error or error
-    if first_error:
+    kind = name_backbone(stripped)
+    if first_error and not kind:
         raise first_error
-    examples, supported = ", ".join(sorted(shapes)[:3]), ", ".join(BACKBONES)
-    raise CheckpointError(
-        f"is not a DeepLabV3 network or a supported backbone (its tensors include {examples}). Use weights for {supported}."
-    )
+    own = {name for name in shapes if strip_backbone_prefix(name) != name} or shapes
+    names = ", ".join(sorted(own)[:3])
+    try:
+        classes = SOURCES[source].read_head(shapes).get("num_classes")
+    except CheckpointError:
+        classes = None
+    if classes:
+        network = f"is a DeepLabV3 for {classes} classes, but its backbone{f', {kind},' if kind else ''} is not supported"
+    else:
+        network = f"is not a DeepLabV3 network or a supported backbone{f', but contains {kind}' if kind else ''}"
+    raise CheckpointError(f"{network} (its tensors include {names}). Use weights for {', '.join(BACKBONES)}.")
 
 
 def _count_channels(shapes: Shapes, model: ModelConfig, fmt: str) -> int:

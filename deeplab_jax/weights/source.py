@@ -4,12 +4,35 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import numpy as np
+
 from deeplab_jax.config import IMAGENET_MEAN, IMAGENET_STD, Config, ModelConfig
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models.stages import Shapes
-from deeplab_jax.weights.state_dicts import StateDict
 
 ASSUMED = "assumed: the reference implementation's default, because the tensors do not determine this field"
+
+
+@dataclasses.dataclass(frozen=True)
+class StateDict:
+    """The contents of a weights file.
+
+    Attributes:
+      source: The file's path or name, used in messages.
+      tensors: The tensors as float32 arrays, keyed by name. Wrappers and name prefixes are removed.
+      meta: The file's metadata: mmsegmentation's "meta" entry, or our own record.
+      notes: Messages telling the user how the tensors were read and converted.
+    """
+
+    source: str
+    tensors: dict[str, np.ndarray]
+    meta: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+class OtherHeadError(CheckpointError):
+    """A segmentation head that is not a DeepLabV3's. The message continues a sentence that starts with "the network"."""
+
 
 # Maps a dotted config field, or "labels", to (value, description of where the value comes from).
 Facts = dict[str, tuple[Any, str]]
@@ -23,7 +46,7 @@ class Source:
       has_names: (tensor names without the backbone prefix) -> whether the file comes from this library.
       head_names: (model config) -> a dict mapping our layer paths outside the backbone to the library's layer names.
       read_head: (all tensor shapes) -> the `ModelConfig` fields, plus "num_classes", inferred from the heads' tensors. The
-        result is {} for a file that contains only a backbone.
+        result is {} for a file that contains only a backbone. It raises an OtherHeadError for another network's head.
       read_facts: (state dict, model config inferred from the tensors, `ModelConfig` fields set by the user) -> the file's
         settings, and the library's defaults for the others. The caller prefixes error messages with the file name.
       required: (model config) -> a dict with the supported values for each `ModelConfig` field that the library fixes. None
@@ -61,7 +84,7 @@ def output_channels(shapes: Shapes, name: str) -> int:
     shape = shapes.get(name, ())
     if len(shape) != 4:
         fault = f"has the shape {shape}" if name in shapes else "is missing"
-        raise CheckpointError(f"is not a DeepLabV3 network or a supported backbone ({name} {fault}). Use different weights.")
+        raise CheckpointError(f"is not a complete DeepLabV3 network ({name} {fault}). Use different weights.")
     return shape[0]
 
 

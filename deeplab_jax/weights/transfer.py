@@ -36,6 +36,7 @@ def import_weights(
     model: dict[str, Any] | None = None,
     ignore_head: bool = False,
     ema: bool = False,
+    entry: str = "",
     say: Say = print,
 ) -> None:
     """Convert a weights file to a checkpoint that includes its config, label set and normalisation.
@@ -48,6 +49,7 @@ def import_weights(
       model: `ModelConfig` fields that cannot be inferred from the tensors. They override the recognised values.
       ignore_head: Whether to skip the classifiers. The folder can then only be used as `model.pretrained`.
       ema: Whether to import the moving average that some training scripts store alongside the weights.
+      entry: The keys that lead to the weights in the file, separated by dots, if it contains several sets of weights.
       say: A function that is called with each line of the summary.
 
     Raises:
@@ -55,7 +57,7 @@ def import_weights(
       ConfigError: An override is invalid.
     """
     checkpoints.require_empty(out)
-    state, network = _read(source, fmt, ema, model)
+    state, network = _read(source, fmt, model, ema=ema, entry=entry)
     config = dataclasses.replace(network.config, labels=labels or network.config.labels)
     config.model = dataclasses.replace(config.model, **(model or {}))
     origin = network.origin | {f"model.{field}": "set by the user" for field in model or {}}
@@ -149,14 +151,14 @@ def pretrained_variables(config: Config, say: Say = print) -> dict[str, Any]:
 
 
 def _read(
-    source: str, fmt: str = "auto", ema: bool = False, overrides: dict[str, Any] | None = None
+    source: str, fmt: str = "auto", overrides: dict[str, Any] | None = None, *, ema: bool = False, entry: str = ""
 ) -> tuple[state_dicts.StateDict, Network]:
     if fmt != "auto":
         choose(fmt, SOURCES, "--from")  # fail before downloading a file
     path = hub.local_file(os.path.expanduser(source))
     if not epath.Path(path).is_file() or classify_file(epath.Path(path)) not in ("weights", "file"):
         raise CheckpointError(f"`{source}` {describe_path(source, WEIGHTS)}")
-    state = state_dicts.read(path, source, ema=ema)
+    state = state_dicts.read(path, source, ema=ema, entry=entry)
     return state, recognize(state, fmt, overrides)
 
 
@@ -183,11 +185,15 @@ def _describe(network: Network, source: str) -> list[str]:
     if network.is_backbone:
         shown = [name for name in field_names(ModelConfig, part=("backbone",)) if is_used(model, name)]
         lines = [f"{source}: a backbone with {network.fmt} tensor names"]
+        if network.other_head:
+            lines.append(f"only the backbone is imported, because the network {network.other_head}")
     else:
         fixed = field_names(ModelConfig, changes=("shapes", "meaning"))
         shown = [name for name in field_names(ModelConfig) if name in fixed or name in ("output_stride", "dropout")]
         shown = [name for name in shown if is_used(model, name)]
         lines = [f"{source}: a DeepLabV3 for {network.num_classes} classes with {network.fmt} tensor names"]
+        if network.is_sigmoid:
+            lines.append("its one logit x became two logits, 0 and x: the second class is where the sigmoid of x is above 0.5")
     fields = {f"model.{name}": getattr(model, name) for name in shown}
     fields |= {name: getattr(network.config.eval, name.removeprefix("eval.")) for name in origin if name.startswith("eval.")}
     lines += [f"  {name} = {value!r}  ({origin.get(name, ASSUMED)})" for name, value in fields.items()]

@@ -105,7 +105,7 @@ def test_a_mobilenet_whose_channels_fit_no_width_is_refused(tensors, channels):
 )
 def test_unsupported_networks_are_refused(names):
     with pytest.raises(
-        CheckpointError, match=r"is not a DeepLabV3 network or a supported backbone .* Use weights for resnet18, "
+        CheckpointError, match=r"is not a DeepLabV3 network or a supported backbone.* Use weights for resnet18, "
     ):
         recognize_tensors(dict.fromkeys(names, np.zeros((8, 8, 1, 1), np.float32)))
 

@@ -252,6 +252,7 @@ BACKBONES = {
         switches=frozenset(),
         tensor_names=tensor_names,
         recognize=recognize,
+        first_tensor=MARKER,
         references={"torchvision": TORCHVISION},
     )
 }

@@ -29,6 +29,8 @@ DEPTHS: dict[str, tuple[Blocks, bool]] = {
     "resnet152": ((3, 8, 36, 3), True),
 }
 
+FIRST_TENSOR = "layer1.0.conv1.weight"
+
 
 class BasicBlock(nn.Module):
     """A residual block with two 3x3 convolutions and a shortcut.
@@ -194,17 +196,10 @@ def recognize(shapes: Shapes) -> dict[str, Any] | None:
     In a ResNet, each block's second convolution is ungrouped and as wide as the stage.
 
     Raises:
-      CheckpointError: A tensor in the first block is missing or has the wrong rank, or no supported depth has these block
-        counts.
+      CheckpointError: No supported depth has these block counts.
     """
-    if not any(name.startswith("layer1.0.") for name in shapes):
+    if any(len(shapes.get(name, ())) != 4 for name in (FIRST_TENSOR, "layer1.0.conv2.weight")):
         return None
-    for name in ("layer1.0.conv1.weight", "layer1.0.conv2.weight"):
-        if len(shapes.get(name, ())) != 4:
-            raise CheckpointError(
-                f"is not a DeepLabV3 network or a supported backbone: {name} is missing or is not a convolution kernel. "
-                "Use weights of a supported network."
-            )
     width, (inner, read) = shapes["layer1.0.conv1.weight"][0], shapes["layer1.0.conv2.weight"][:2]
     blocks, is_bottleneck = count_blocks(shapes), "layer1.0.conv3.weight" in shapes
     last = shapes["layer1.0.conv3.weight"][0] if is_bottleneck else width
@@ -230,6 +225,7 @@ def _backbone(name: str) -> Backbone:
         switches=frozenset(("stem", "shortcut", *(() if is_bottleneck else ("dilate_conv2",)))),
         tensor_names=lambda config, source: tensor_names(config, source, blocks),
         recognize=recognize,
+        first_tensor=FIRST_TENSOR,
         references=references,
         ignored=frozenset(("dilate_conv2",) if is_bottleneck else ()),
     )

@@ -7,6 +7,7 @@ import functools
 from typing import Any
 
 from deeplab_jax.models.backbones.resnet import (
+    FIRST_TENSOR,
     Blocks,
     ResNet,
     count_blocks,
@@ -45,6 +46,7 @@ def _backbone(name: str) -> Backbone:
         switches=frozenset(("stem", "shortcut")),
         tensor_names=lambda config, source: tensor_names(config, source, blocks),
         recognize=recognize,
+        first_tensor=FIRST_TENSOR,
         ignored=frozenset(("dilate_conv2",)),
     )
 

@@ -26,8 +26,16 @@ from deeplab_jax.models import DeepLabV3, canonical
 from deeplab_jax.models.backbones import BACKBONES
 from deeplab_jax.models.graph import abstract_variables
 from deeplab_jax.models.stages import STRIDES_OUT, Shapes, strides_in
-from deeplab_jax.weights.source import ASSUMED, Facts, Source, conv_bn, has_imagenet_normalization, output_channels
-from deeplab_jax.weights.state_dicts import StateDict
+from deeplab_jax.weights.source import (
+    ASSUMED,
+    Facts,
+    OtherHeadError,
+    Source,
+    StateDict,
+    conv_bn,
+    has_imagenet_normalization,
+    output_channels,
+)
 
 
 def has_names(names: Collection[str]) -> bool:
@@ -50,9 +58,17 @@ def read_head(shapes: Shapes) -> dict[str, Any]:
     """Infer the `ModelConfig` fields, plus "num_classes", from the heads' tensors.
 
     The result is {} for a file that contains only a backbone.
+
+    Raises:
+      OtherHeadError: The head is not a DeepLabV3's.
+      CheckpointError: A tensor is missing.
     """
     if not any(name.startswith("decode_head.") for name in shapes):
         return {}
+    if "decode_head.c1_bottleneck.conv.weight" in shapes:
+        raise OtherHeadError("has the head of a DeepLabV3+")
+    if "decode_head.aspp_modules.0.conv.weight" not in shapes:
+        raise OtherHeadError("has a head without ASPP")
     return {
         "aspp_width": output_channels(shapes, "decode_head.aspp_modules.0.conv.weight"),
         "fusion": "3x3",
@@ -93,6 +109,8 @@ def read_label_set(state: StateDict) -> LabelSet | None:
     dataset_meta = state.meta.get("dataset_meta") or {}
     names = tuple(map(str, state.meta.get("CLASSES") or dataset_meta.get("classes") or ()))
     palette = state.meta.get("PALETTE") or dataset_meta.get("palette") or ()
+    if len(names) == 1:  # a sigmoid decides between this class and everything else
+        names, palette = ("background", *names), ((0, 0, 0), *palette)
     matches = [labels for labels in (CITYSCAPES, VOC) if labels.names == names]
     if matches or not names:
         return matches[0] if matches else None

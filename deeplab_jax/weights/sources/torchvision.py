@@ -10,8 +10,16 @@ from deeplab_jax.config import Config, ModelConfig
 from deeplab_jax.labels import VOC
 from deeplab_jax.models.backbones import BACKBONES
 from deeplab_jax.models.stages import Shapes
-from deeplab_jax.weights.source import ASSUMED, Facts, Source, conv_bn, has_imagenet_normalization, output_channels
-from deeplab_jax.weights.state_dicts import StateDict
+from deeplab_jax.weights.source import (
+    ASSUMED,
+    Facts,
+    OtherHeadError,
+    Source,
+    StateDict,
+    conv_bn,
+    has_imagenet_normalization,
+    output_channels,
+)
 
 # The prefix "classifier." would be ambiguous, because torchvision's ImageNet networks also use it.
 HEAD_PREFIXES = ("classifier.0.convs.", "classifier.4.", "aux_classifier.")
@@ -36,7 +44,14 @@ def head_names(model: ModelConfig) -> dict[str, str]:
 
 
 def read_head(shapes: Shapes) -> dict[str, Any]:
-    """Infer the `ModelConfig` fields, plus "num_classes", from the heads' tensors."""
+    """Infer the `ModelConfig` fields, plus "num_classes", from the heads' tensors.
+
+    Raises:
+      OtherHeadError: The head is not a DeepLabV3's.
+      CheckpointError: A tensor is missing.
+    """
+    if "classifier.0.convs.0.0.weight" not in shapes:
+        raise OtherHeadError("has a head without ASPP")
     return {
         "aspp_width": output_channels(shapes, "classifier.0.convs.0.0.weight"),
         "fusion": "1x1+3x3",
