@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,6 +24,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from deeplab_jax.config import DataConfig
 from deeplab_jax.data.find import describe, find_split
+from deeplab_jax.data.folders import list_names
 from deeplab_jax.data.pipeline import iterate, map_in_parallel
 from deeplab_jax.data.records import (
     FORMAT,
@@ -103,6 +105,7 @@ def _write_shards(
     data: DataConfig,
     console: Console,
 ) -> None:
+    old_versions = _list_versions(folder)
     with _progress_bar(console) as bar:
         for split, samples in sets.items():
             rows = [i for planned in todo[split] for i in planned.rows]
@@ -114,6 +117,9 @@ def _write_shards(
             for planned in todo[split]:
                 advance = functools.partial(bar.advance, task)
                 planned.shard = _write_shard(folder, planned, samples, source, data, stamps, decoded, advance)
+                for path in old_versions.get(planned.name, ()):
+                    if path.name != planned.shard.file:
+                        _unlink(path)
 
 
 def _progress_bar(console: Console) -> Progress:
@@ -252,16 +258,17 @@ def _write_shard(
             f"{temporary} cannot be renamed ({error.strerror}). Fix this problem or choose a different folder."
         ) from None
     _write_sidecar(folder, planned.name, samples.kind, source, shard)
-    for path in _list_versions(folder, planned):
-        if path.name != shard.file:
-            _unlink(path)
     return shard
 
 
-def _list_versions(folder: epath.Path, planned: _PlannedShard) -> list[epath.Path]:
-    """Return all existing versions of a planned shard. Their file names differ only in the checksum digits."""
-    # The last 13 characters of a shard name are a hyphen, 8 checksum digits and ".bin".
-    return [path for path in folder.iterdir() if SHARD.fullmatch(path.name) and path.name[:-13] == planned.name]
+def _list_versions(folder: epath.Path) -> dict[str, list[epath.Path]]:
+    """Return all existing shards by planned name. The versions of a shard differ only in the checksum digits."""
+    versions: dict[str, list[epath.Path]] = defaultdict(list)
+    for name in list_names(folder):
+        if SHARD.fullmatch(name):
+            # The last 13 characters of a shard name are a hyphen, 8 checksum digits and ".bin".
+            versions[name[:-13]].append(folder / name)
+    return versions
 
 
 def _write_sidecar(folder: epath.Path, name: str, kind: str, source: str, shard: Shard) -> None:
@@ -417,13 +424,13 @@ def _require_space(
     """
     if "://" in str(folder):
         return
-    needed = 0
+    needed, versions = 0, _list_versions(folder)
     for split, plan in todo.items():
         if not plan:
             continue
         height, width = sets[split].store.size(sets[split], plan[0].rows[0])
         needed += sum(len(planned.rows) for planned in plan) * height * width * (bands + _label_channels(sets[split]))
-        needed -= sum(path.stat().length for planned in plan for path in _list_versions(folder, planned))
+        needed -= sum(path.stat().length for planned in plan for path in versions.get(planned.name, ()))
     free = shutil.disk_usage(os.fspath(folder)).free
     if needed > free:
         raise ConfigError(

@@ -1,5 +1,6 @@
 """Count the ids or colours in a data set's label files, and propose a label set for them."""
 
+import collections
 import concurrent.futures
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from deeplab_jax.labels import IGNORE, Color, LabelSet, color_of, distinct_color
 from deeplab_jax.runtime.machine import usable_cores
 
 LARGE_SHARE = 0.2  # a larger share of unlabelled pixels is questioned
+AHEAD = 8  # so that one slow file does not stop the other threads
 MAX_VALUES = 255  # the maximum number of values in a data set, not counting the ignored id
 
 
@@ -233,16 +235,23 @@ def run_in_parallel(work: Callable[[Item], Result], items: Sequence[Item], threa
     """Call `work` on each item in a thread pool and yield the results in order.
 
     The threads run in parallel because image decoding releases the GIL. Each thread works on one item at a time, which limits
-    the number of images in memory. The results should be small, because they stay in memory until they are requested.
+    the number of images in memory. At most `AHEAD` results for each thread wait to be requested.
 
     Args:
       work: The function to call on each item.
       items: The items to process.
       threads: The number of threads. 0 uses one thread per usable CPU core.
     """
-    pool = concurrent.futures.ThreadPoolExecutor(threads or usable_cores())
+    threads = threads or usable_cores()
+    pool = concurrent.futures.ThreadPoolExecutor(threads)
+    waiting: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
     try:
-        yield from pool.map(work, items)
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > AHEAD * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
