@@ -20,6 +20,7 @@ from deeplab_jax.data.decode import (
     read_orientation,
     read_size,
 )
+from deeplab_jax.data.omissions import find_omissions
 from deeplab_jax.data.samples import DecodedSample, Samples, Store
 from deeplab_jax.errors import DataError
 
@@ -85,6 +86,14 @@ class ImageFiles(Store):
                 return read_orientation(file)
         except (OSError, tf.errors.OpError):
             return 1
+
+    def omissions(self, samples: Samples, i: int) -> dict[str, str]:
+        """Return what of sample `i`'s image file is not used, or {} if the file cannot be read. See `find_omissions`."""
+        try:
+            with epath.Path(_get_paths(samples, i)[0]).open("rb") as file:
+                return find_omissions(file, self.channels, self.value_range)
+        except (OSError, tf.errors.OpError):
+            return {}
 
     def label_path(self, samples: Samples, i: int) -> str:
         """Return the path of sample `i`'s label file."""

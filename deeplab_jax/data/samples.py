@@ -7,7 +7,7 @@ on any particular store, or on augmentation.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -101,6 +101,10 @@ class Store(Protocol):
     def orientation(self, samples: "Samples", i: int) -> int:
         """Return the EXIF orientation of sample `i` that its pixels do not have yet. 1 means upright."""
         return 1
+
+    def omissions(self, samples: "Samples", i: int) -> Mapping[str, str]:
+        """Return what of sample `i`'s image file is not used. See `omissions.find_omissions`."""
+        return {}
 
     def label_path(self, samples: "Samples", i: int) -> str:
         """Return the path of sample `i`'s label file, or "" if the labels are not image files."""

@@ -9,8 +9,6 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from etils import epath
-
 from deeplab_jax.data.decode import IMAGE_SUFFIXES
 from deeplab_jax.data.folders import list_files as list_visible_files
 from deeplab_jax.errors import DataError, one_line
