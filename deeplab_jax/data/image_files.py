@@ -169,7 +169,7 @@ def _read_array(path: str, decode: Callable[[tf.Tensor], tf.Tensor], explain: Ca
     """Decode a file as training does. If that fails, `explain` decodes it again, with better error messages."""
     data = _read_bytes(path)
     try:
-        return decode(tf.constant(data)).numpy()
+        return np.asarray(decode(tf.constant(data)))
     except Exception as error:  # TensorFlow, Pillow and tifffile raise many error types
         try:
             explain(data)

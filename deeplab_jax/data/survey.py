@@ -15,7 +15,7 @@ from deeplab_jax.data.image_files import ImageFiles, read_mask
 from deeplab_jax.data.samples import Samples
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import IGNORE, Color, LabelSet, color_of, distinct_colors
-from deeplab_jax.runtime.machine import usable_cores
+from deeplab_jax.runtime.machine import keep_freed_memory, usable_cores
 
 LARGE_SHARE = 0.2  # a larger share of unlabelled pixels is questioned
 AHEAD = 8  # so that one slow file does not stop the other threads
@@ -180,9 +180,14 @@ def describe_mask(values: Integer[np.ndarray, "h w"], path: str = "") -> Mask:
     # Counting runs of equal values is much faster than counting pixels.
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
     lengths, runs = np.diff(starts, append=len(flat)), flat[starts]
-    distinct, where = np.unique(runs, return_inverse=True)
-    counts = np.bincount(where, weights=lengths).astype(np.int64)
-    by_value = dict(zip(distinct.tolist(), counts.tolist(), strict=True))
+    if flat.dtype == np.uint8:
+        counts = np.bincount(runs, weights=lengths)
+        distinct = np.flatnonzero(counts)
+        counts = counts[distinct]
+    else:
+        distinct, where = np.unique(runs, return_inverse=True)
+        counts = np.bincount(where, weights=lengths)
+    by_value = dict(zip(distinct.tolist(), counts.astype(np.int64).tolist(), strict=True))
     # Colours are their own labels, so the palettes can differ.
     ids = {} if flat.dtype == np.int32 else by_value
     mode, palette = _read_mode_and_palette(path, ids) if path else ("", {})
@@ -242,6 +247,7 @@ def run_in_parallel(work: Callable[[Item], Result], items: Sequence[Item], threa
       items: The items to process.
       threads: The number of threads. 0 uses one thread per usable CPU core.
     """
+    keep_freed_memory()
     threads = threads or usable_cores()
     pool = concurrent.futures.ThreadPoolExecutor(threads)
     waiting: collections.deque[concurrent.futures.Future[Result]] = collections.deque()

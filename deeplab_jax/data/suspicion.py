@@ -125,7 +125,7 @@ def _find_palette_conflicts(survey: Survey) -> Iterator[str]:
 def _find_train_ids(survey: Survey, labels: LabelSet, kind: str) -> Iterator[str]:
     """Yield a suspicion if masks that are read as label ids hold only train ids."""
     share = _measure_ignored_train_ids(survey, labels, kind)
-    if share > MAX_IGNORED and not _has_void_first(survey, labels):
+    if share > MAX_IGNORED and not _has_small_ids(labels):
         yield (
             f"The masks are read as label ids of {labels.name}, but hold only values from 0 to {_largest(survey)}, like train "
             f"ids. As label ids, {share:.0%} of the pixels would have no class. Set data.label_kind=labelTrainIds "
@@ -136,7 +136,7 @@ def _find_train_ids(survey: Survey, labels: LabelSet, kind: str) -> Iterator[str
 def find_questions(survey: Survey, labels: LabelSet, kind: str) -> list[str]:
     """Return a line for each property of the masks that may be intended, but would otherwise mean wrong classes."""
     share = _measure_ignored_train_ids(survey, labels, kind)
-    if share <= MAX_IGNORED or not _has_void_first(survey, labels):
+    if share <= MAX_IGNORED or not _has_small_ids(labels):
         return []
     return [
         f"{share:.0%} of the pixels have values that the label set {labels.name} ignores, and the largest value is "
@@ -157,11 +157,9 @@ def _measure_ignored_train_ids(survey: Survey, labels: LabelSet, kind: str) -> f
     return wrong / sum(survey.occurrences[value].pixels for value in values)
 
 
-def _has_void_first(survey: Survey, labels: LabelSet) -> bool:
-    """Return whether the masks can be label ids whose first values are ignored, such as 0 where the classes are 1 to n."""
-    values, table = sorted(_list_values(survey)), labels.id_table()
-    has_class = [table[value] not in (IGNORE, UNKNOWN) for value in values]
-    return has_class == sorted(has_class) and 2 * sum(has_class) >= len(values)
+def _has_small_ids(labels: LabelSet) -> bool:
+    """Return whether most label ids are as small as train ids, as in 1 to n, so that right masks can look like train ids."""
+    return 2 * sum(i < labels.num_classes for i in labels.class_ids) >= labels.num_classes
 
 
 def _list_values(survey: Survey) -> list[int]:

@@ -111,8 +111,11 @@ def test_grey_masks_among_colours_are_found(survey):
 
 
 def test_train_ids_read_as_label_ids_are_found(survey):
+    (text,) = check(survey(*(draw(i, (0, 1, 8, 11)) for i in range(3))), CITYSCAPES)  # only the smallest ids have no class
+    assert "like train ids" in text
     result = survey(*(draw(i, (0, 1, 2, 8, 10, 13)) for i in range(3)))
     (text,) = check(result, CITYSCAPES)
+    assert sample_suspicions(result[1], CITYSCAPES) == ([text], [])
     assert "hold only values from 0 to 13, like train ids" in text
     assert "data.label_kind=labelTrainIds" in text
 
