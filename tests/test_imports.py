@@ -24,7 +24,7 @@ MAY_IMPORT = {layer: LAYERS[:position] for position, layer in enumerate(LAYERS)}
     "data": DATA_MAY_IMPORT,
     "scenes": DATA_MAY_IMPORT,
     # Predictions read image files like training does, but without TensorFlow.
-    "predict": (*LAYERS[: LAYERS.index("predict")], "data.decode"),
+    "predict": (*LAYERS[: LAYERS.index("predict")], "data.decode", "data.folders"),
     "commands": (*LAYERS, "data", "scenes"),
     "__init__": (),
 }

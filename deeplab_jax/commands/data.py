@@ -5,27 +5,28 @@ import json
 import runpy
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, NoReturn
 
 import tyro
 from etils import epath
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
-from rich.text import Text
 
+from deeplab_jax.commands.printing import (
+    make_console,
+    make_values_table,
+    print_line,
+    show_problems,
+    show_progress,
+    show_report,
+)
 from deeplab_jax.config import Config, DataConfig
 from deeplab_jax.config.validation import validate_fields
 from deeplab_jax.errors import ConfigError, DataError, one_line
 from deeplab_jax.files import write_atomically
-from deeplab_jax.labels import IGNORE, LABEL_SETS, LabelSet, color_of
+from deeplab_jax.labels import LABEL_SETS, LabelSet
 from deeplab_jax.labels.files import load_labels, read_labels, write_labels
-
-if TYPE_CHECKING:
-    from deeplab_jax.data.survey import Survey
 
 LABELS_FILE = "labels.json"
 Root = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ROOT")]
@@ -113,12 +114,12 @@ def labels(root: Root, out: str = "", splits: tuple[str, ...] = (), label_kind: 
     existing = list_splits(root)
     splits = splits or tuple(split for split in ("train", "val") if split in existing) or tuple(existing) or ("train",)
     samples = [find_split(_make_data_config(root, label_kind), split) for split in splits]
-    console = _console()
+    console = make_console()
     for split, each in zip(splits, samples, strict=True):
         print_line(console, describe(split, each))
         for note in each.notes:
             print_line(console, f"note: {note}")
-    with _progress("masks", sum(len(each) for each in samples)) as advance:
+    with show_progress("masks", sum(len(each) for each in samples)) as advance:
         survey = survey_masks(samples, advance, threads)
     for suspicion in find_suspicions(survey, None, samples[0].kind):
         raise DataError(suspicion)
@@ -129,7 +130,7 @@ def labels(root: Root, out: str = "", splits: tuple[str, ...] = (), label_kind: 
         raise DataError(suspicion)
     if label_kind != "auto":
         proposed = dataclasses.replace(proposed, label_kind=label_kind)
-    console.print(_values_table(survey, proposed))
+    console.print(make_values_table(survey, proposed))
     for problem in survey.problems:
         print_line(console, f"skipped: {problem}")
     for note in notes:
@@ -182,6 +183,8 @@ def check(
 ) -> None:
     """Open every sample in a data set and report all problems. The exit code is 1 if training would fail.
 
+    Without a label set, only the masks are checked.
+
     Args:
       root: The data set folder (for layouts, see docs/reference/data-formats.md), a prepared records folder, or tfds:NAME.
       labels: The name of a label set such as cityscapes, a label-set file or a recipe. The default is ROOT/labels.json if it
@@ -203,19 +206,21 @@ def check(
     _require_threads(threads)
     if out and epath.Path(out).exists() and not epath.Path(out).is_dir():
         raise ConfigError(f"`--out` (={out!r}) is a file. Choose a folder.")
-    console = _console()
+    console = make_console()
     data = _make_data_config(root, label_kind, data_dir)
     data.channels, data.value_range = channels, value_range or ()
     validate_fields(Config(data=data))
     label_set = _find_labels(root, labels, console)
+    if label_set is None:
+        _check_without_labels(console, data, splits, threads)
     if label_kind == "auto":
         data.label_kind = label_set.label_kind or "auto"
     sets, problems = inspection.open_splits(data, splits)
     for split, samples in sets.items():
         print_line(console, describe(split, samples))
-    with _progress("samples", sum(map(len, sets.values()))) as advance:
+    with show_progress("samples", sum(map(len, sets.values()))) as advance:
         report = inspection.as_json(inspection.check(sets, label_set, problems, advance, threads), label_set)
-    _show_report(console, report, label_set)
+    show_report(console, report, label_set)
     if out:
         folder = epath.Path(out)
         figures = check_page.draw_examples(inspection.read_examples(sets, label_set), label_set)
@@ -269,9 +274,13 @@ def choose_labels(spec: str) -> LabelSet:
     return config.labels
 
 
-def _find_labels(root: str, spec: str, console: Console) -> LabelSet:
-    """Return the label set for `spec`, or the data set folder's label set if `spec` is empty."""
+def _find_labels(root: str, spec: str, console: Console) -> LabelSet | None:
+    """Return the label set for `spec`, or the data set folder's label set if `spec` is empty.
+
+    If the folder has image files but no label set, return None.
+    """
     from deeplab_jax.data.layouts import recognize_layout
+    from deeplab_jax.data.records import is_records
 
     file = epath.Path(root) / LABELS_FILE
     layout = recognize_layout(epath.Path(root)) if root and epath.Path(root).is_dir() else None
@@ -281,6 +290,8 @@ def _find_labels(root: str, spec: str, console: Console) -> LabelSet:
         labels, origin = read_labels(file), f"read from {file}"
     elif layout and layout.labels:
         labels, origin = LABEL_SETS[layout.labels], f"inferred from the {layout.name} folder layout"
+    elif root and epath.Path(root).is_dir() and not is_records(root):
+        return None
     else:
         raise ConfigError(
             f"`--labels` (='') is missing, and {root} contains no {LABELS_FILE}. Run `deeplab-jax data labels {root}`, "
@@ -290,76 +301,25 @@ def _find_labels(root: str, spec: str, console: Console) -> LabelSet:
     return labels
 
 
-def _values_table(survey: "Survey", proposed: LabelSet) -> Table:
-    from deeplab_jax.data.survey import format_value, is_rare
-    from deeplab_jax.pages.check import format_share
+def _check_without_labels(console: Console, data: DataConfig, splits: Sequence[str], threads: int) -> NoReturn:
+    """Report what is wrong with the masks of a data set that has no label set yet, and end with the next command."""
+    from deeplab_jax.data.find import describe
+    from deeplab_jax.data.inspection import check_masks, open_splits
 
-    total = survey.pixels
-    table = Table("colour" if survey.is_color else "value", "class", "pixels", "share", "files", "file with most")
-    names = {color: proposed.names[k] for color, k in proposed.train_id_of_color().items() if k != IGNORE}
-    by_id = {value: proposed.names[k] for value, k in proposed.train_id_of_id().items() if k != IGNORE}
-    for value, each in survey.values.items():
-        color = color_of(value)
-        name = names.get(color, "ignored") if survey.is_color else by_id.get(value, "ignored")
-        rare = " (rare)" * is_rare(each, survey)
-        chip = Text("  ", f"on rgb({color[0]},{color[1]},{color[2]})") + Text(" ") if survey.is_color else Text()
-        cells = (name + rare, f"{each.pixels:,}", format_share(each.pixels, total), f"{each.files:,}", each.example)
-        table.add_row(chip + Text(format_value(value, survey.is_color)), *map(Text, cells))
-    return table
-
-
-MAX_PRINTED = 5  # the number of problems to print for each kind
-
-
-def _show_report(console: Console, report: Mapping[str, Any], labels: LabelSet) -> None:
-    """Print a summary of check.json."""
-    from deeplab_jax.pages.check import class_cells, ignored_share
-
-    splits, problems = report["splits"], report["problems"]
-    table = Table("class", *(f"{split} {unit}" for split in splits for unit in ("pixels", "images")))
-    for name in labels.names:
-        table.add_row(Text(name), *class_cells(splits, name))
-    if splits:
-        console.print(table)
-    for name, split in splits.items():
-        sizes = ", ".join(f"{size} ({n})" for size, n in list(split["sizes"].items())[:3])
-        more = f" and {len(split['sizes']) - 3} more sizes" if len(split["sizes"]) > 3 else ""
-        files = {"images": split["image_modes"], "labels": split["label_modes"]}
-        modes = "".join(f"; {kind} of mode {', '.join(names)}" for kind, names in files.items() if names)
-        print_line(console, f"{name}: {sizes}{more}{modes}; {ignored_share(split)} of the pixels are ignored")
-    for sort in dict.fromkeys(problem["sort"] for problem in problems):
-        same = [problem for problem in problems if problem["sort"] == sort]
-        print_line(console, f"{'ERROR' if same[0]['fails'] else 'note'}: {sort} ({len(same)})")
-        for problem in same[:MAX_PRINTED]:
-            print_line(console, f"  {problem['text']}")
-        if len(same) > MAX_PRINTED:
-            print_line(console, f"  and {len(same) - MAX_PRINTED} more. Use --out DIR to list all of them in DIR/check.json.")
-    for name, split in list(splits.items())[:1]:  # the training split
-        if split["mean_and_std"]:
-            print_line(console, f"Mean and standard deviation of each band in {name}:")
-            for field, numbers in zip(("mean", "std"), split["mean_and_std"], strict=True):
-                print_line(console, f"  --config.model.{field}='({','.join(f'{number:.4g}' for number in numbers)},)'")
-    for split, weights in report["class_weights"].items():
-        print_line(console, f"Optional class weights for rare classes, computed from {split} (ENet, arXiv 1606.02147):")
-        print_line(console, f"  --config.loss.class_weights='({','.join(f'{weight:g}' for weight in weights)})'")
-    fails = sum(problem["fails"] for problem in problems)
-    print_line(console, f"Training would fail. Problems to fix: {fails}." if fails else "Training can read every sample.")
-
-
-def print_line(console: Console, line: str) -> None:
-    """Print a line as it is. Bytes in file names that are not UTF-8 are escaped."""
-    console.print(line.encode(errors="backslashreplace").decode(), markup=False, soft_wrap=True)
-
-
-def _console() -> Console:
-    # Without a terminal, Rich assumes 80 columns and would wrap file names.
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)
-
-
-@contextmanager
-def _progress(description: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show a progress bar on the terminal, and yield a function that advances it by one."""
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(description, total=total)
-        yield lambda: bar.advance(task)
+    sets, problems = open_splits(data, splits)
+    for split, samples in sets.items():
+        print_line(console, describe(split, samples))
+    with show_progress("masks", sum(len(samples.labels) for samples in sets.values())) as advance:
+        problems += check_masks(sets, advance, threads)
+    show_problems(console, [dataclasses.asdict(problem) for problem in problems])
+    words = ["deeplab-jax", "data", "labels", data.root]
+    words += ["--label-kind", data.label_kind] if data.label_kind != "auto" else []
+    words += ["--splits", *splits] if splits else []
+    text = (
+        f"`--labels` (='') is missing, and {data.root} contains no {LABELS_FILE}, so only the masks were checked. "
+        f"Run `{shlex.join(words)}`, or set --labels to {', '.join(LABEL_SETS)}, a .json file or a recipe."
+    )
+    if not any(problem.fails for problem in problems):
+        raise ConfigError(text)
+    print_line(console, f"Training would fail. Fix these problems first. Then: {text}")
+    sys.exit(1)

@@ -12,7 +12,7 @@ from deeplab_jax.data.find import describe, find_split
 from deeplab_jax.data.pipeline import eval_batches, train_batches
 from deeplab_jax.data.records import is_records
 from deeplab_jax.data.samples import Samples, digest
-from deeplab_jax.data.suspicion import note_orientation, sample_suspicions
+from deeplab_jax.data.suspicion import note_omissions, sample_suspicions
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.training.data import Data
@@ -63,9 +63,12 @@ def introduce(split: str, samples: Samples, labels: LabelSet, say: Callable[[str
     for note in samples.notes:
         say(f"note: {note}")
     if jax.process_index() == 0:
-        if note := note_orientation(samples):
+        for note in note_omissions(samples):
             say(f"note: {note}")
-        for suspicion in sample_suspicions(samples, labels):
+        suspicions, questions = sample_suspicions(samples, labels)
+        for question in questions:
+            say(f"note: {question}")
+        for suspicion in suspicions:
             say(f"WARNING: {suspicion} `deeplab-jax data check` looks at all masks.")
 
 

@@ -9,7 +9,8 @@ from etils import epath
 from rich.console import Console
 from rich.progress import Progress
 
-from deeplab_jax.commands.data import LABELS_FILE, Root, next_commands, print_line
+from deeplab_jax.commands.data import LABELS_FILE, Root, next_commands
+from deeplab_jax.commands.printing import print_line
 from deeplab_jax.errors import ConfigError, DataError, choose
 from deeplab_jax.labels.files import write_labels
 

@@ -39,6 +39,8 @@ def decode_image(data: bytes, channels: int = 3, value_range: tuple[float, ...] 
 
     A file with `channels` bands is returned as it is. Otherwise, for 3 channels, grey is repeated, transparency is dropped, and
     palette and CMYK colours are converted to RGB. For 1 channel, colours are converted to grey (ITU-R 601 luma, as in Pillow).
+    The last band of a TIFF with 2 or 4 bands is dropped only if it is opaque everywhere, because many programs mark an infrared
+    band as transparency.
     Only the first frame of an animation is used. EXIF orientations are not applied, except for TIFF.
 
     Args:
@@ -54,15 +56,15 @@ def decode_image(data: bytes, channels: int = 3, value_range: tuple[float, ...] 
     """
     bands = _read_bands(data, channels, is_exact=bool(value_range))
     count = bands.shape[2]
-    if count == 2 and channels in (1, 3):  # grey with transparency
-        bands = bands[..., :1]
-    elif count == 4 and channels == 3:
-        bands = bands[..., :3]
+    if count in (2, 4) and channels in (1, 3):  # grey or colours with transparency
+        if data.startswith(TIFF_SIGNATURES):
+            _require_opaque(bands[..., -1], count, channels)
+        bands = bands[..., :-1]
     pixels = _scale_to_bytes(bands, value_range)
     if pixels.shape[2] == 1 and channels == 3:
         return np.repeat(pixels, 3, axis=2)
-    if pixels.shape[2] in (3, 4) and channels == 1:
-        return np.asarray(Image.fromarray(np.ascontiguousarray(pixels[..., :3])).convert("L"))[..., None]
+    if pixels.shape[2] == 3 and channels == 1:
+        return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))[..., None]
     if pixels.shape[2] != channels:
         raise FormatError(
             f"has {count} {'bands' if count > 1 else 'band'}, but `data.channels` is {channels}. "
@@ -97,13 +99,19 @@ def decode_mask(data: bytes, *, is_color: bool) -> UInt8[np.ndarray, "h w"] | In
         _require_lossless(picture, data)
         if getattr(picture, "n_frames", 1) > 1:
             raise FormatError("has several frames or pages. Save one mask per file, with one value per pixel.")
+        if isinstance(picture, TiffImagePlugin.TiffImageFile) and _count_tiff_bands(picture) > len(picture.getbands()):
+            raise FormatError(
+                f"has {_count_tiff_bands(picture)} bands. Save ids as an 8-bit grey PNG, and colours as an RGB PNG."
+            )
         if is_color:
-            if _count_bits(picture, data) > 8:
+            if count_bits(picture, data) > 8:
                 raise FormatError("has more than 8 bits per value. Save colours with 8 bits per value.")
             return _as_colors(np.asarray(picture.convert("RGB")))
         if picture.mode == "P":
             return np.array(picture, np.uint8)
-        bits = _count_bits(picture, data)
+        bits = count_bits(picture, data)
+        if bits > 8 and len(picture.getbands()) > 1:  # Pillow would return the upper 8 bits, which are 0 for ids
+            raise FormatError(f"has several bands with {bits} bits per value. Save ids as an 8-bit grey PNG.")
         values = np.asarray(picture)
         if picture.mode in ("RGB", "RGBA", "LA") and values.dtype == np.uint8:
             values = _drop_equal_bands(values, has_alpha=picture.mode.endswith("A"))
@@ -187,9 +195,9 @@ def _read_bands(data: bytes, channels: int, *, is_exact: bool) -> Shaped[np.ndar
     if picture is None:
         return _read_tiff(data, channels)
     with picture:
-        if isinstance(picture, TiffImagePlugin.TiffImageFile) and _is_for_tifffile(picture, channels):
+        if isinstance(picture, TiffImagePlugin.TiffImageFile) and _is_for_tifffile(picture):
             return _read_tiff(data, channels)
-        bits = _count_bits(picture, data)
+        bits = count_bits(picture, data)
         if is_exact and bits > 8 and len(picture.getbands()) > 1:
             raise FormatError(
                 f"has {bits} bits per value, of which only 8 can be read. Save it as TIFF to use data.value_range."
@@ -208,13 +216,25 @@ def _read_bands(data: bytes, channels: int, *, is_exact: bool) -> Shaped[np.ndar
     return values if values.ndim == 3 else values[..., None]
 
 
-def _is_for_tifffile(picture: TiffImagePlugin.TiffImageFile, channels: int) -> bool:
-    """Return whether Pillow would drop bits, signs or needed bands of a TIFF."""
-    bands, sample_format = picture.tag_v2.get(SAMPLES_PER_PIXEL, 1), picture.tag_v2.get(SAMPLE_FORMAT, 1)
+def _require_opaque(last: Shaped[np.ndarray, "h w"], count: int, channels: int) -> None:
+    if last.dtype.kind != "u" or last.min() < np.iinfo(last.dtype).max:
+        raise FormatError(
+            f"has {count} bands, of which `data.channels` (={channels}) would drop the last one. "
+            f"Set data.channels={count} to read it, or save the file without it if it is transparency."
+        )
+
+
+def _is_for_tifffile(picture: TiffImagePlugin.TiffImageFile) -> bool:
+    """Return whether Pillow would drop bits, signs or bands of a TIFF."""
+    bands, sample_format = _count_tiff_bands(picture), picture.tag_v2.get(SAMPLE_FORMAT, 1)
     is_signed = sample_format in (2, (2,))
     is_deep = bands > 1 and _count_tiff_bits(picture) > 8
-    is_cut = bands > len(picture.getbands()) and channels not in (1, 3)
+    is_cut = bands > len(picture.getbands())
     return is_signed or is_deep or is_cut or bands > 4 or getattr(picture, "n_frames", 1) > 1
+
+
+def _count_tiff_bands(picture: TiffImagePlugin.TiffImageFile) -> int:
+    return int(picture.tag_v2.get(SAMPLES_PER_PIXEL, 1))
 
 
 def _count_tiff_bits(picture: TiffImagePlugin.TiffImageFile) -> int:
@@ -222,8 +242,11 @@ def _count_tiff_bits(picture: TiffImagePlugin.TiffImageFile) -> int:
     return max(bits) if isinstance(bits, tuple) else int(bits)
 
 
-def _count_bits(picture: Image.Image, data: bytes) -> int:
-    """Return the number of bits per stored value. Pillow's modes do not distinguish fewer than 8 bits."""
+def count_bits(picture: Image.Image, data: bytes) -> int:
+    """Return the number of bits per stored value, given an open image and the first bytes of its file.
+
+    Pillow's modes do not distinguish fewer than 8 bits, and hide that colours have more.
+    """
     if picture.format == "PNG":
         return data[24]
     if isinstance(picture, TiffImagePlugin.TiffImageFile):
@@ -243,6 +266,9 @@ def _read_tiff(data: bytes, channels: int = 0) -> Shaped[np.ndarray, "h w c"]:
             if orientation != 1:
                 raise FormatError(f"has the orientation {orientation}, which cannot be applied to it. Save it upright.")
             series = file.series[0]
+            # Reduced copies for zooming and masks of valid pixels are not images of their own.
+            if len([each for each in file.series if not (each.keyframe.is_reduced or each.keyframe.is_mask)]) > 1:
+                raise FormatError("has several pages of different sizes or types. Save one image per file.")
             _require_memory(1, 1, math.prod(series.shape) * series.dtype.itemsize)
             values, axes = series.asarray(), series.axes
     except ValueError as error:

@@ -16,10 +16,11 @@ from etils import epath
 
 from deeplab_jax.config import DataConfig
 from deeplab_jax.data import records
+from deeplab_jax.data.folders import is_visible, list_names
 from deeplab_jax.data.holdout import hold_out
 from deeplab_jax.data.image_files import ImageFiles, read_mode
 from deeplab_jax.data.layouts import explain_missing_split, find_layout, recognize_layout
-from deeplab_jax.data.layouts.layout import Pair, is_visible
+from deeplab_jax.data.layouts.layout import Pair
 from deeplab_jax.data.lists import read_list
 from deeplab_jax.data.ranges import File, stat_file
 from deeplab_jax.data.samples import Samples, require_disjoint
@@ -255,14 +256,8 @@ def find_missing_files(root: epath.Path, names: Sequence[str]) -> list[str]:
     # List each folder once instead of checking each file, because 6,000 requests to object storage take minutes.
     present: set[str] = set()
     for parent in sorted({posixpath.dirname(name) for name in names}):
-        present.update(posixpath.join(parent, name) for name in _list_names(root / parent))
+        present.update(posixpath.join(parent, name) for name in list_names(root / parent))
     return [name for name in names if posixpath.normpath(name) not in present]
-
-
-def _list_names(folder: epath.Path) -> list[str]:
-    if not folder.is_dir():
-        return []
-    return [path.name for path in folder.iterdir()] if "://" in str(folder) else os.listdir(folder)
 
 
 def _require_utf8(root: epath.Path, names: Sequence[str]) -> None:
@@ -287,7 +282,7 @@ def _require_files(root: epath.Path, names: tuple[str, ...], source: str) -> Non
 def _compare_with_folder(root: epath.Path, name: str) -> str:
     """Return what the folder of a missing file holds instead, and what to do."""
     folder, base = posixpath.split(name)
-    present = sorted(filter(is_visible, _list_names(root / folder)))
+    present = sorted(filter(is_visible, list_names(root / folder)))
     alike = [each for each in present if _fold(each) == _fold(base)]
     if alike:
         return f"{alike[0]!r} exists, whose name differs in case or in the encoding of accents. Make the names equal."

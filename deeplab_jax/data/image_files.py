@@ -1,6 +1,7 @@
 """Read samples from image files, and explain why a file is unreadable."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Sequence
 
@@ -19,6 +20,7 @@ from deeplab_jax.data.decode import (
     read_orientation,
     read_size,
 )
+from deeplab_jax.data.omissions import find_omissions
 from deeplab_jax.data.samples import DecodedSample, Samples, Store
 from deeplab_jax.errors import DataError
 
@@ -45,11 +47,11 @@ class ImageFiles(Store):
     def decode(self, samples: Samples, index: tf.Tensor) -> DecodedSample:
         """Read and decode a sample's image and label files. See `Store.decode`."""
         image_file = tf.io.read_file(_get_path(samples.root, samples.images, index))
-        image = _decode_image(image_file, self.channels, self.value_range)
+        image = _compile_image_decoder(self.channels, self.value_range)(image_file)
         if not samples.labels:
             return DecodedSample(image, None, _hash_files([image_file]))
         label_file = tf.io.read_file(_get_path(samples.root, samples.labels, index))
-        values = _decode_mask(label_file, is_color=samples.kind == "color")
+        values = _compile_mask_decoder(samples.kind == "color")(label_file)
         tf.debugging.assert_equal(tf.shape(image)[:2], tf.shape(values), "image and label differ in size")
         return DecodedSample(image, values, _hash_files([image_file, label_file]))
 
@@ -84,6 +86,14 @@ class ImageFiles(Store):
                 return read_orientation(file)
         except (OSError, tf.errors.OpError):
             return 1
+
+    def omissions(self, samples: Samples, i: int) -> dict[str, str]:
+        """Return what of sample `i`'s image file is not used, or {} if the file cannot be read. See `find_omissions`."""
+        try:
+            with epath.Path(_get_paths(samples, i)[0]).open("rb") as file:
+                return find_omissions(file, self.channels, self.value_range)
+        except (OSError, tf.errors.OpError):
+            return {}
 
     def label_path(self, samples: Samples, i: int) -> str:
         """Return the path of sample `i`'s label file."""
@@ -120,7 +130,7 @@ def read_image(path: str, channels: int = 3, value_range: tuple[float, ...] = ()
     Raises:
       DataError: The file is unreadable or has the wrong format.
     """
-    return _read_array(path, lambda data: _decode_image(data, channels, value_range), _image_decoder(channels, value_range))
+    return _read_array(path, _compile_image_decoder(channels, value_range), _image_decoder(channels, value_range))
 
 
 def read_mask(path: str, *, is_color: bool) -> UInt8[np.ndarray, "h w"] | Int32[np.ndarray, "h w"]:
@@ -129,7 +139,7 @@ def read_mask(path: str, *, is_color: bool) -> UInt8[np.ndarray, "h w"] | Int32[
     Raises:
       DataError: The file is unreadable or has the wrong format.
     """
-    return _read_array(path, lambda data: _decode_mask(data, is_color=is_color), _mask_decoder(is_color))
+    return _read_array(path, _compile_mask_decoder(is_color), _mask_decoder(is_color))
 
 
 def read_mode(path: str) -> str:
@@ -159,7 +169,7 @@ def _read_array(path: str, decode: Callable[[tf.Tensor], tf.Tensor], explain: Ca
     """Decode a file as training does. If that fails, `explain` decodes it again, with better error messages."""
     data = _read_bytes(path)
     try:
-        return decode(tf.constant(data)).numpy()
+        return np.asarray(decode(tf.constant(data)))
     except Exception as error:  # TensorFlow, Pillow and tifffile raise many error types
         try:
             explain(data)
@@ -168,6 +178,21 @@ def _read_array(path: str, decode: Callable[[tf.Tensor], tf.Tensor], explain: Ca
         except Exception as problem:
             raise _make_read_error(path, problem) from None
         raise _make_read_error(path, error) from None
+
+
+# Each is compiled once. Running their 20 operations one by one takes 3 milliseconds for each file.
+@functools.cache
+def _compile_image_decoder(channels: int, value_range: tuple[float, ...]) -> Callable[[tf.Tensor], tf.Tensor]:
+    return _compile(lambda data: _decode_image(data, channels, value_range))
+
+
+@functools.cache
+def _compile_mask_decoder(is_color: bool) -> Callable[[tf.Tensor], tf.Tensor]:
+    return _compile(lambda data: _decode_mask(data, is_color=is_color))
+
+
+def _compile(decode: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[tf.Tensor], tf.Tensor]:
+    return tf.function(decode, input_signature=[tf.TensorSpec((), tf.string)], autograph=False)
 
 
 def _decode_image(data: tf.Tensor, channels: int, value_range: tuple[float, ...]) -> tf.Tensor:

@@ -20,24 +20,22 @@ from deeplab_jax.data.decode import find_orientation
 from deeplab_jax.data.find import find_split
 from deeplab_jax.data.image_files import ImageFiles
 from deeplab_jax.data.samples import Samples, read_sample, value_table
-from deeplab_jax.data.survey import Mask, Survey, format_value, run_in_parallel
-from deeplab_jax.data.suspicion import describe_sample_mask, find_suspicions
+from deeplab_jax.data.survey import Mask, Survey, format_value, run_in_parallel, survey_masks
+from deeplab_jax.data.suspicion import describe_sample_mask, find_questions, find_suspicions
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import IGNORE, UNKNOWN, LabelSet
 
 MIN_SIDE = 64  # in pixels; images whose shorter side is below this are reported as very small
 MAX_PIXELS = 50_000_000  # images with more pixels are reported as very large
 MAX_ASPECT_RATIO = 4  # images with a larger long-to-short side ratio are reported as very elongated
-# Maps each non-RGB Pillow image mode to a message about how training reads images in that mode.
+# Modes whose transparency and further bits are reported where an image makes use of them.
+USUAL_MODES = frozenset(("RGB", "RGBA", "LA", "I", "I;16", "I;16B"))
+# Maps other Pillow image modes to a message about how training with 3 channels reads images in that mode.
 UNUSUAL_MODES = {
     "L": "is a grey image. Its values are used for red, green and blue.",
-    "LA": "is a grey image with transparency. The transparency is ignored.",
     "1": "is a black-and-white image. It is read as grey.",
     "P": "is a palette image. It is converted to its palette colours.",
-    "RGBA": "is an image with transparency. The transparency is ignored.",
     "CMYK": "is a CMYK image. Training converts it to RGB without its colour profile. Save it as RGB.",
-    "I;16": "has 16 bits per value, of which only the upper 8 are used. Save it with 8 bits per value.",
-    "I": "has 16 bits per value, of which only the upper 8 are used. Save it with 8 bits per value.",
 }
 
 
@@ -126,7 +124,8 @@ class _Sample:
       size: The image's (width, height).
       image_mode: The image file's Pillow mode, or "" if unknown.
       orientation: The image's EXIF orientation. 1 means upright.
-      pixels_hash: A hash of every 16th pixel of the decoded image, for finding duplicates.
+      omissions: What of the image file is not used. See `omissions.find_omissions`.
+      pixels_hash: A hash of evenly spaced rows of the decoded image, for finding duplicates.
       band_sums: See `Tally`.
       mask: The label values, or None if the sample has no label.
       error: The error message if the sample is unreadable, otherwise "". If set, only `name` and `label` are valid.
@@ -137,6 +136,7 @@ class _Sample:
     size: tuple[int, int] = (0, 0)
     image_mode: str = ""
     orientation: int = 1
+    omissions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     pixels_hash: str = ""
     band_sums: np.ndarray | None = None
     mask: Mask | None = None
@@ -196,11 +196,34 @@ def check(
         is_training_set = split == next(iter(sets))
         suspicions = find_suspicions(tally.survey, labels, samples.kind, is_training_set=is_training_set)
         problems += [Problem("suspicious masks", split, text, fails=True) for text in suspicions]
+        questions = find_questions(tally.survey, labels, samples.kind)
+        problems += [Problem("masks that may mean something else", split, text, fails=False) for text in questions]
         problems += [Problem("files", split, note, fails=False) for note in samples.notes]
     problems += _compare_palettes(tallies)
     problems += _report_duplicates(by_hash.values())
     problems += _report_missing_classes(tallies, labels)
     return Report(tallies, sorted(problems, key=lambda problem: not problem.fails))
+
+
+def check_masks(sets: Mapping[str, Samples], on_mask: Callable[[], None] = lambda: None, threads: int = 0) -> list[Problem]:
+    """Read all masks of splits that have no label set yet, and report what would be wrong with any label set.
+
+    Args:
+      sets: A dict mapping names to splits.
+      on_mask: A progress callback that is called after each mask.
+      threads: The number of masks to read in parallel. 0 uses one thread per usable CPU core.
+    """
+    labelled = [samples for samples in sets.values() if samples.labels]
+    if not labelled:
+        return []
+    names, unreadable = "+".join(sets), "masks that cannot be used"
+    try:
+        survey = survey_masks(labelled, on_mask, threads)
+    except DataError as error:
+        return [Problem(unreadable, names, str(error), fails=True)]
+    suspicions = find_suspicions(survey, None, labelled[0].kind)
+    found = [("suspicious masks", text) for text in suspicions] + [(unreadable, text) for text in survey.problems]
+    return [Problem(sort, names, text, fails=True) for sort, text in found]
 
 
 def read_examples(
@@ -277,8 +300,9 @@ def _inspect(samples: Samples, i: int) -> _Sample:
         sample.error = str(error)
         return sample
     sample.size = (image.shape[1], image.shape[0])
-    # Hashing all pixels would take as long as decoding them.
-    sample.pixels_hash = hashlib.sha256(str(image.shape).encode() + image[::4, ::4].tobytes()).hexdigest()
+    # Hashing all pixels of a large image would take as long as decoding them, so about 1 MB of its rows is hashed.
+    rows = image[:: 1 + (image.nbytes >> 20)]
+    sample.pixels_hash = hashlib.sha256(str(image.shape).encode() + rows.tobytes()).hexdigest()
     if image.shape[2] != 3:
         bands = image.reshape(-1, image.shape[2]).astype(np.float64)
         sample.band_sums = np.stack([bands.sum(0), (bands**2).sum(0)])
@@ -286,6 +310,7 @@ def _inspect(samples: Samples, i: int) -> _Sample:
         sample.mask = describe_sample_mask(samples, i, values)
     if isinstance(samples.store, ImageFiles):
         sample.image_mode, sample.orientation = _read_header(samples, samples.images[i])
+        sample.omissions = samples.store.omissions(samples, i)
     return sample
 
 
@@ -314,7 +339,8 @@ def _add_to_tally(
         tally.band_sums = sample.band_sums if tally.band_sums is None else tally.band_sums + sample.band_sums
     if sample.image_mode:
         tally.image_modes[sample.image_mode] += 1
-    yield from _report_unusual_image(split, path, sample)
+    is_rgb = not isinstance(samples.store, ImageFiles) or samples.store.channels == 3
+    yield from _report_unusual_image(split, path, sample, is_rgb=is_rgb)
     if sample.mask is None:
         return
     if sample.mask.mode:
@@ -349,10 +375,12 @@ def _add_to_tally(
         yield Problem("labels that are fully ignored", split, text, fails=False)
 
 
-def _report_unusual_image(split: str, path: str, sample: _Sample) -> Iterable[Problem]:
-    if sample.image_mode != "RGB" and sample.image_mode:
+def _report_unusual_image(split: str, path: str, sample: _Sample, *, is_rgb: bool) -> Iterable[Problem]:
+    if is_rgb and sample.image_mode and sample.image_mode not in USUAL_MODES:
         description = UNUSUAL_MODES.get(sample.image_mode, f"has the Pillow mode {sample.image_mode}. Save it as RGB.")
         yield Problem(f"images of mode {sample.image_mode}", split, f"{path} {description}", fails=False)
+    for sort, omission in sample.omissions.items():
+        yield Problem(sort, split, f"{path} {omission}", fails=False)
     if sample.orientation != 1:
         text = (
             f"{path} has the EXIF orientation {sample.orientation}, which training ignores. "

@@ -1,9 +1,10 @@
 """Read `.lst` files, which name the images and labels of a split."""
 
+import functools
 import os
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from etils import epath
 
@@ -25,6 +26,10 @@ def read_list(path: epath.Path, root: epath.Path) -> Iterator[tuple[str, str]]:
     Raises:
       DataError: The file is not text, a line has more than two columns, or a line names a file outside the root folder.
     """
+    # A list can have 25,000 lines, so all that depends only on the root folder is done once.
+    spellings = (os.fspath(root), os.path.abspath(root)) if "://" not in str(root) else (str(root),)
+    prefixes = [f"{spelling.rstrip('/')}/" for spelling in spellings]
+    exists = functools.cache(lambda name: (root / name).exists())
     for number, line in enumerate(read_lines(path), start=1):
         columns = _split_columns(line)
         if not columns or columns[0].startswith("#"):
@@ -34,7 +39,7 @@ def read_list(path: epath.Path, root: epath.Path) -> Iterator[tuple[str, str]]:
                 f"Line {number} of {path} has {len(columns)} columns. "
                 "Write `image` or `image label`, or `image<TAB>label` if the names contain spaces."
             )
-        names = [_make_relative(name, root) for name in columns]
+        names = [_make_relative(name, prefixes, root.name, exists) for name in columns]
         for name, column in zip(names, columns, strict=True):
             if name is None:
                 raise DataError(
@@ -50,22 +55,29 @@ def _split_columns(line: str) -> list[str]:
     return list(match.groups()) if match else columns
 
 
-def _make_relative(name: str, root: epath.Path) -> str | None:
-    """Return a name relative to `root` in its shortest form, or None if it is outside."""
+def _make_relative(name: str, prefixes: Sequence[str], root_name: str, exists: Callable[[str], bool]) -> str | None:
+    """Return a name relative to the root folder in its shortest form, or None if it is outside.
+
+    Args:
+      name: The name in the list.
+      prefixes: The spellings of the root folder, each with a slash at the end.
+      root_name: The root folder's own name.
+      exists: A function that returns whether the root folder contains a file or folder.
+    """
     name = name.replace("\\", "/")
-    for prefix in (os.fspath(root), os.path.abspath(root)) if "://" not in str(root) else (str(root),):
-        name = name.removeprefix(f"{prefix.rstrip('/')}/")
+    for prefix in prefixes:
+        name = name.removeprefix(prefix)
     if name.startswith("/"):
         # DeepLab's lists for Cityscapes and VOC start names with a slash. An absolute path elsewhere has no such file in
         # `root`.
-        if not (root / name.lstrip("/").partition("/")[0]).exists():
+        if not exists(name.lstrip("/").partition("/")[0]):
             return None
         name = name.lstrip("/")
     name = posixpath.normpath(name)
     if name.startswith("../") or name == ".." or re.match(r"[A-Za-z]:/", name):
         return None
     first, _, rest = name.partition("/")
-    return rest if rest and first == root.name and not (root / first).exists() else name
+    return rest if rest and first == root_name and not exists(first) else name
 
 
 def read_lines(path: epath.Path) -> list[str]:

@@ -209,7 +209,6 @@ def _build_evaluation(
 
 
 def _read_batches(dataset: tf.data.Dataset, read: Callable[..., Row], threads: int, batch_size: int) -> tf.data.Dataset:
-    keep_freed_memory()
     # Prefetch only two batches. The consumer also keeps batches on the device, so more would only waste memory.
     return map_in_parallel(dataset, read, threads).batch(batch_size, drop_remainder=True).prefetch(2)
 
@@ -222,6 +221,7 @@ def map_in_parallel(dataset: tf.data.Dataset, read: Callable[..., Row], threads:
       read: The function to apply. AutoGraph does not convert it, so its Python branches must not depend on tensors.
       threads: The number of threads. 0 uses one thread per usable CPU core.
     """
+    keep_freed_memory()
     options = tf.data.Options()
     options.deterministic = True
     # With autotuning, an iteration cannot end until the tuner thread wakes up. After a slow step, such as a compilation, that

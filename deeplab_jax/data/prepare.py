@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,11 +19,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from etils import epath
+from jaxtyping import Integer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from deeplab_jax.config import DataConfig
 from deeplab_jax.data.find import describe, find_split
+from deeplab_jax.data.folders import list_names
 from deeplab_jax.data.pipeline import iterate, map_in_parallel
 from deeplab_jax.data.records import (
     FORMAT,
@@ -103,6 +106,7 @@ def _write_shards(
     data: DataConfig,
     console: Console,
 ) -> None:
+    old_versions = _list_versions(folder)
     with _progress_bar(console) as bar:
         for split, samples in sets.items():
             rows = [i for planned in todo[split] for i in planned.rows]
@@ -114,6 +118,9 @@ def _write_shards(
             for planned in todo[split]:
                 advance = functools.partial(bar.advance, task)
                 planned.shard = _write_shard(folder, planned, samples, source, data, stamps, decoded, advance)
+                for path in old_versions.get(planned.name, ()):
+                    if path.name != planned.shard.file:
+                        _unlink(path)
 
 
 def _progress_bar(console: Console) -> Progress:
@@ -239,7 +246,7 @@ def _write_shard(
         for i in planned.rows:
             sample = next(decoded)
             for array in (sample["image"], _label_bytes(sample.get("values"))):
-                data = array.tobytes()
+                data = array.reshape(-1).data
                 file.write(data)
                 digest.update(data)
             records.append(_make_record(samples, i, sample, stamps[i], tuple(config.value_range)))
@@ -252,16 +259,17 @@ def _write_shard(
             f"{temporary} cannot be renamed ({error.strerror}). Fix this problem or choose a different folder."
         ) from None
     _write_sidecar(folder, planned.name, samples.kind, source, shard)
-    for path in _list_versions(folder, planned):
-        if path.name != shard.file:
-            _unlink(path)
     return shard
 
 
-def _list_versions(folder: epath.Path, planned: _PlannedShard) -> list[epath.Path]:
-    """Return all existing versions of a planned shard. Their file names differ only in the checksum digits."""
-    # The last 13 characters of a shard name are a hyphen, 8 checksum digits and ".bin".
-    return [path for path in folder.iterdir() if SHARD.fullmatch(path.name) and path.name[:-13] == planned.name]
+def _list_versions(folder: epath.Path) -> dict[str, list[epath.Path]]:
+    """Return all existing shards by planned name. The versions of a shard differ only in the checksum digits."""
+    versions: dict[str, list[epath.Path]] = defaultdict(list)
+    for name in list_names(folder):
+        if SHARD.fullmatch(name):
+            # The last 13 characters of a shard name are a hyphen, 8 checksum digits and ".bin".
+            versions[name[:-13]].append(folder / name)
+    return versions
 
 
 def _write_sidecar(folder: epath.Path, name: str, kind: str, source: str, shard: Shard) -> None:
@@ -281,7 +289,7 @@ def _make_record(
         height=height,
         width=width,
         channels=_label_channels(samples),
-        values=() if values is None else tuple(np.unique(values)[:MOST_VALUES].tolist()),
+        values=() if values is None else find_distinct(values)[:MOST_VALUES],
         fingerprint=sample["fingerprint"].tobytes().hex(),
         stamp=stamp,
         bands=bands,
@@ -303,6 +311,13 @@ def _label_bytes(values: np.ndarray | None) -> np.ndarray:
     if values.dtype == np.uint8:
         return values
     return np.stack([values >> 16, values >> 8 & 255, values & 255], -1).astype(np.uint8)
+
+
+def find_distinct(values: Integer[np.ndarray, "h w"]) -> tuple[int, ...]:
+    """Return the distinct values in ascending order. Sorting only one value of each run is 10 times as fast as sorting all."""
+    flat = values.ravel()
+    is_last = np.append(flat[1:] != flat[:-1], True)
+    return tuple(np.unique(flat[is_last]).tolist())
 
 
 def _as_json(samples: Samples, plan: Sequence[_PlannedShard]) -> dict[str, Any]:
@@ -417,13 +432,13 @@ def _require_space(
     """
     if "://" in str(folder):
         return
-    needed = 0
+    needed, versions = 0, _list_versions(folder)
     for split, plan in todo.items():
         if not plan:
             continue
         height, width = sets[split].store.size(sets[split], plan[0].rows[0])
         needed += sum(len(planned.rows) for planned in plan) * height * width * (bands + _label_channels(sets[split]))
-        needed -= sum(path.stat().length for planned in plan for path in _list_versions(folder, planned))
+        needed -= sum(path.stat().length for planned in plan for path in versions.get(planned.name, ()))
     free = shutil.disk_usage(os.fspath(folder)).free
     if needed > free:
         raise ConfigError(

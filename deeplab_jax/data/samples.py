@@ -7,7 +7,7 @@ on any particular store, or on augmentation.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -101,6 +101,10 @@ class Store(Protocol):
     def orientation(self, samples: "Samples", i: int) -> int:
         """Return the EXIF orientation of sample `i` that its pixels do not have yet. 1 means upright."""
         return 1
+
+    def omissions(self, samples: "Samples", i: int) -> Mapping[str, str]:
+        """Return what of sample `i`'s image file is not used. See `omissions.find_omissions`."""
+        return {}
 
     def label_path(self, samples: "Samples", i: int) -> str:
         """Return the path of sample `i`'s label file, or "" if the labels are not image files."""
@@ -202,8 +206,8 @@ def read_sample(samples: Samples, i: int) -> tuple[np.ndarray, np.ndarray | None
     """Read the image and the label values of sample `i`.
 
     Returns:
-      The image, uint8 [h, w, c], and the label values [h, w] as stored in the source (not train ids), or None in a split
-      without labels.
+      The image, uint8 [h, w, c], and the label values [h, w], both read-only. The label values are as stored in the source (not
+      train ids), or None in a split without labels.
 
     Raises:
       DataError: The sample is unreadable, or the image and the label do not match.
@@ -212,7 +216,8 @@ def read_sample(samples: Samples, i: int) -> tuple[np.ndarray, np.ndarray | None
         sample = samples.store.decode(samples, tf.constant(i, tf.int64))
     except Exception as error:
         raise samples.store.explain(samples, i, error) from None
-    return sample.image.numpy(), None if sample.values is None else sample.values.numpy()
+    # Unlike `numpy()`, this does not copy the pixels, so the arrays are read-only.
+    return np.asarray(sample.image), None if sample.values is None else np.asarray(sample.values)
 
 
 def diagnose(samples: Samples, table: np.ndarray, i: int) -> DataError | None:

@@ -1,5 +1,6 @@
 """Count the ids or colours in a data set's label files, and propose a label set for them."""
 
+import collections
 import concurrent.futures
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -14,9 +15,10 @@ from deeplab_jax.data.image_files import ImageFiles, read_mask
 from deeplab_jax.data.samples import Samples
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import IGNORE, Color, LabelSet, color_of, distinct_colors
-from deeplab_jax.runtime.machine import usable_cores
+from deeplab_jax.runtime.machine import keep_freed_memory, usable_cores
 
 LARGE_SHARE = 0.2  # a larger share of unlabelled pixels is questioned
+AHEAD = 8  # so that one slow file does not stop the other threads
 MAX_VALUES = 255  # the maximum number of values in a data set, not counting the ignored id
 
 
@@ -178,9 +180,14 @@ def describe_mask(values: Integer[np.ndarray, "h w"], path: str = "") -> Mask:
     # Counting runs of equal values is much faster than counting pixels.
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
     lengths, runs = np.diff(starts, append=len(flat)), flat[starts]
-    distinct, where = np.unique(runs, return_inverse=True)
-    counts = np.bincount(where, weights=lengths).astype(np.int64)
-    by_value = dict(zip(distinct.tolist(), counts.tolist(), strict=True))
+    if flat.dtype == np.uint8:
+        counts = np.bincount(runs, weights=lengths)
+        distinct = np.flatnonzero(counts)
+        counts = counts[distinct]
+    else:
+        distinct, where = np.unique(runs, return_inverse=True)
+        counts = np.bincount(where, weights=lengths)
+    by_value = dict(zip(distinct.tolist(), counts.astype(np.int64).tolist(), strict=True))
     # Colours are their own labels, so the palettes can differ.
     ids = {} if flat.dtype == np.int32 else by_value
     mode, palette = _read_mode_and_palette(path, ids) if path else ("", {})
@@ -233,16 +240,24 @@ def run_in_parallel(work: Callable[[Item], Result], items: Sequence[Item], threa
     """Call `work` on each item in a thread pool and yield the results in order.
 
     The threads run in parallel because image decoding releases the GIL. Each thread works on one item at a time, which limits
-    the number of images in memory. The results should be small, because they stay in memory until they are requested.
+    the number of images in memory. At most `AHEAD` results for each thread wait to be requested.
 
     Args:
       work: The function to call on each item.
       items: The items to process.
       threads: The number of threads. 0 uses one thread per usable CPU core.
     """
-    pool = concurrent.futures.ThreadPoolExecutor(threads or usable_cores())
+    keep_freed_memory()
+    threads = threads or usable_cores()
+    pool = concurrent.futures.ThreadPoolExecutor(threads)
+    waiting: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
     try:
-        yield from pool.map(work, items)
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > AHEAD * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -38,8 +38,11 @@ def find_suspicions(survey: Survey, labels: LabelSet | None, kind: str, *, is_tr
     return suspicions
 
 
-def sample_suspicions(samples: Samples, labels: LabelSet) -> list[str]:
-    """Read a few masks of a split, and return what is suspicious about them. Unreadable masks are left to training."""
+def sample_suspicions(samples: Samples, labels: LabelSet) -> tuple[list[str], list[str]]:
+    """Read a few masks of a split, and return the suspicions and questions about them.
+
+    Unreadable masks are left to training.
+    """
     survey = Survey(is_color=samples.kind == "color")
     for i in _choose_rows(samples) if samples.labels else ():
         try:
@@ -48,11 +51,22 @@ def sample_suspicions(samples: Samples, labels: LabelSet) -> list[str]:
             continue
         assert values is not None
         survey.add(samples.labels[i], describe_sample_mask(samples, i, values))
-    return find_suspicions(survey, labels, samples.kind)
+    if not survey.files:
+        return [], []
+    return find_suspicions(survey, labels, samples.kind), find_questions(survey, labels, samples.kind)
 
 
-def note_orientation(samples: Samples) -> str:
-    """Return a note if one of a few images has an EXIF orientation, which training ignores, or ""."""
+def note_omissions(samples: Samples) -> list[str]:
+    """Return a note for each thing that is stored in one of a few image files and is not used, such as transparency."""
+    notes: dict[str, str] = {}
+    for i in _choose_rows(samples):
+        for sort, text in samples.store.omissions(samples, i).items():
+            notes.setdefault(sort, f"{samples.images[i]} {text}")
+    orientation = _note_orientation(samples)
+    return [*notes.values(), *([orientation] if orientation else [])]
+
+
+def _note_orientation(samples: Samples) -> str:
     for i in _choose_rows(samples):
         orientation = samples.store.orientation(samples, i)
         if orientation != 1:
@@ -110,20 +124,50 @@ def _find_palette_conflicts(survey: Survey) -> Iterator[str]:
 
 def _find_train_ids(survey: Survey, labels: LabelSet, kind: str) -> Iterator[str]:
     """Yield a suspicion if masks that are read as label ids hold only train ids."""
-    values = [value for value in survey.occurrences if value != IGNORE]
+    share = _measure_ignored_train_ids(survey, labels, kind)
+    if share > MAX_IGNORED and not _has_small_ids(labels):
+        yield (
+            f"The masks are read as label ids of {labels.name}, but hold only values from 0 to {_largest(survey)}, like train "
+            f"ids. As label ids, {share:.0%} of the pixels would have no class. Set data.label_kind=labelTrainIds "
+            "(--label-kind labelTrainIds) if they are train ids."
+        )
+
+
+def find_questions(survey: Survey, labels: LabelSet, kind: str) -> list[str]:
+    """Return a line for each property of the masks that may be intended, but would otherwise mean wrong classes."""
+    share = _measure_ignored_train_ids(survey, labels, kind)
+    if share <= MAX_IGNORED or not _has_small_ids(labels):
+        return []
+    return [
+        f"{share:.0%} of the pixels have values that the label set {labels.name} ignores, and the largest value is "
+        f"{_largest(survey)}. This is right if some classes do not occur. If the masks hold train ids, where 0 is "
+        f"{labels.names[0]}, set data.label_kind=labelTrainIds (--label-kind labelTrainIds)."
+    ]
+
+
+def _measure_ignored_train_ids(survey: Survey, labels: LabelSet, kind: str) -> float:
+    """Return the share of pixels without a class if all masks could be train ids as well as label ids, or 0."""
+    values = _list_values(survey)
     if kind != "labelIds" or not labels.ids or labels.class_ids == tuple(range(labels.num_classes)) or len(values) < 2:
-        return
+        return 0.0
     if max(values) >= labels.num_classes:
-        return
+        return 0.0
     table = labels.id_table()
     wrong = sum(survey.occurrences[value].pixels for value in values if table[value] in (IGNORE, UNKNOWN))
-    share = wrong / sum(survey.occurrences[value].pixels for value in values)
-    if share > MAX_IGNORED:
-        yield (
-            f"The masks are read as label ids of {labels.name}, but hold only values from 0 to {max(values)}, like train ids. "
-            f"As label ids, {share:.0%} of the pixels would have no class. Set data.label_kind=labelTrainIds (--label-kind "
-            "labelTrainIds) if they are train ids."
-        )
+    return wrong / sum(survey.occurrences[value].pixels for value in values)
+
+
+def _has_small_ids(labels: LabelSet) -> bool:
+    """Return whether most label ids are as small as train ids, as in 1 to n, so that right masks can look like train ids."""
+    return 2 * sum(i < labels.num_classes for i in labels.class_ids) >= labels.num_classes
+
+
+def _list_values(survey: Survey) -> list[int]:
+    return [value for value in survey.occurrences if value != IGNORE]
+
+
+def _largest(survey: Survey) -> int:
+    return max(_list_values(survey))
 
 
 def _find_shuffled_palette(survey: Survey, labels: LabelSet, kind: str) -> Iterator[str]:

@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from PIL import UnidentifiedImageError
 
 from deeplab_jax.data import decode
+from deeplab_jax.data.folders import is_visible, list_files
 from deeplab_jax.errors import ConfigError, DataError, one_line
 
 IMAGES = frozenset((*decode.IMAGE_SUFFIXES, ".gif", ".pgm", ".ppm"))
@@ -44,8 +45,9 @@ def find_inputs(arguments: Sequence[str], out: str = "") -> tuple[tuple[Input, .
     """Return the inputs for the given arguments, and the files skipped because of their suffix.
 
     Args:
-      arguments: Files, folders and `glob` patterns. A file that is named directly can have any suffix. A folder stands for all
-        non-hidden files below it. In a pattern, ** matches any number of folders.
+      arguments: Files, folders and `glob` patterns. A file that is named directly can have any suffix. A folder stands for the
+        files below it. Hidden files and the folders of other programs are left out, as in training (see `folders.list_files`).
+        In a pattern, ** matches any number of folders.
       out: The results folder. Files below it are skipped unless they are named directly.
 
     Raises:
@@ -92,19 +94,13 @@ def _list_files(argument: str) -> Iterator[tuple[pathlib.Path, pathlib.Path | No
     """Yield (file, base) pairs. Result names are relative to the folder `base`, which is None if the argument is a file."""
     path = pathlib.Path(argument).expanduser()
     if path.is_dir():
-        yield from ((file, path) for file in _select_visible(path.rglob("*"), path))
+        yield from ((path / name, path) for name in list_files(path))
     elif path.exists():
         yield path, None
     else:
         fixed = pathlib.Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
-        yield from ((file, fixed) for file in _select_visible(map(pathlib.Path, glob.iglob(str(path), recursive=True)), fixed))
-
-
-def _select_visible(paths: Iterator[pathlib.Path], base: pathlib.Path) -> list[pathlib.Path]:
-    """Return the files in sorted order, omitting hidden files and files in hidden folders below `base`."""
-    return sorted(
-        path for path in paths if path.is_file() and not any(part.startswith(".") for part in path.relative_to(base).parts)
-    )
+        found = sorted(map(pathlib.Path, glob.iglob(str(path), recursive=True)))
+        yield from ((file, fixed) for file in found if file.is_file() and all(map(is_visible, file.relative_to(fixed).parts)))
 
 
 def read_size(path: pathlib.Path) -> tuple[int, int]:

@@ -43,6 +43,24 @@ def test_labels_and_check_work_on_own_data(own_data, tmp_path, monkeypatch, caps
     assert not json.loads((tmp_path / "out" / "check.json").read_text())["training_would_fail"]
 
 
+def test_check_without_a_label_set_looks_at_the_masks(own_data, monkeypatch, capsys):
+    code, output = run_cli(monkeypatch, capsys, "data", "check", own_data)
+    assert code == 2
+    assert "so only the masks were checked" in output
+    assert f"Run `deeplab-jax data labels {own_data}`, or set --labels to cityscapes" in output
+    for path in own_data.glob("target/*/*.png"):
+        values = np.asarray(Image.open(path)).copy()
+        values[20:60:3, 1::2] = 200  # columns of one pixel between 4 and 255
+        values[20:60:3, ::2] = np.where(np.arange(45) % 2, 4, 255)
+        Image.fromarray(values).save(path)
+    code, output = run_cli(monkeypatch, capsys, "data", "check", own_data, "--label-kind", "labelIds")
+    assert code == 1
+    assert output.index("ERROR: suspicious masks (1)\n  The masks are blended") < output.index(
+        "Training would fail. Fix these problems"
+    )
+    assert f"Run `deeplab-jax data labels {own_data} --label-kind labelIds`" in output
+
+
 def test_the_printed_commands_can_be_pasted_into_a_shell(own_data, monkeypatch, capsys):
     root = own_data.rename(own_data.parent / "my [red]set; it's")
     _, output = run_cli(monkeypatch, capsys, "data", "labels", root)

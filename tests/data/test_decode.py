@@ -34,6 +34,17 @@ def png(array, bits, color_type=0):
     palette = [(b"PLTE", bytes(range(48)))] if color_type == 3 else []
     header = (b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, 0))
     chunks = [header, *palette, (b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in packed))), (b"IEND", b"")]
+    return join_chunks(chunks)
+
+
+def png_rgb_of_16_bits(array):
+    height, width, _ = array.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
+    header = (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
+    return join_chunks([header, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")])
+
+
+def join_chunks(chunks):
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
     )
@@ -60,7 +71,18 @@ palette_picture = Image.fromarray(GREY // 16, "P")
 palette_picture.putpalette([(7 * k + c) % 256 for k in range(16) for c in range(3)])
 PALETTE_RGB = np.stack([(7 * (GREY // 16).astype(int) + c) % 256 for c in range(3)], -1).astype(np.uint8)
 ALPHA = np.dstack([RGB, GREY])
+OPAQUE = np.dstack([RGB, np.full_like(GREY, 255)])
 grey3 = np.repeat(GREY[..., None], 3, -1)
+
+
+def several_sizes(subfiletype):
+    """Write an image and a smaller one to one file."""
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        writer.write(RGB, photometric="rgb")
+        writer.write(RGB[:2, :2], photometric="rgb", subfiletype=subfiletype)
+    return file.getvalue()
+
 
 # (file, number of channels, value range, expected pixels). None: any decoder of the format, tested only for agreement.
 IMAGES = {
@@ -97,7 +119,9 @@ IMAGES = {
     "tiff 16-bit rgb": (tiff(DEEP[..., :3], photometric="rgb"), 3, (), (DEEP[..., :3] >> 8).astype(np.uint8)),
     "tiff 2 bands": (tiff(RGB[..., :2], planarconfig="contig", photometric="minisblack"), 2, (), RGB[..., :2]),
     "tiff 4 bands": (tiff(ALPHA, photometric="rgb", extrasamples=["unspecified"]), 4, (), ALPHA),
-    "tiff 4 bands as 3": (tiff(ALPHA, photometric="rgb", extrasamples=["unspecified"]), 3, (), RGB),
+    "tiff 4 bands as 3, the last opaque": (tiff(OPAQUE, photometric="rgb", extrasamples=["unspecified"]), 3, (), RGB),
+    "tiff rgba as 3 bands, opaque": (save(Image.fromarray(OPAQUE), format="TIFF"), 3, (), RGB),
+    "tiff with a reduced copy": (several_sizes(1), 3, (), RGB),
     "tiff 6 bands of 16 bits": (
         tiff(DEEP, photometric="minisblack", planarconfig="contig"),
         6,
@@ -196,6 +220,9 @@ def test_colours_are_read_exactly(format, tmp_path):
         (png(DEEP[..., 0] | 256, 16), r"holds the id \d+\. Ids must be from 0 to 255"),
         (tiff(GREY.astype(np.float32)), "holds float32 values"),
         (tiff(np.stack([GREY, GREY]), photometric="minisblack"), "has several frames or pages"),
+        (tiff(np.repeat(IDS[..., None], 3, -1).astype(np.uint16), photometric="rgb"), "several bands with 16 bits per value"),
+        (png_rgb_of_16_bits(np.repeat(IDS[..., None], 3, -1)), "several bands with 16 bits per value"),
+        (tiff(ALPHA, photometric="rgb", extrasamples=["unspecified"]), "has 4 bands"),
     ],
 )
 def test_masks_that_cannot_hold_ids_say_why(data, message):
@@ -208,6 +235,12 @@ def test_masks_that_cannot_hold_ids_say_why(data, message):
     [
         (save(COLORS, format="PNG"), 4, r"has 3 bands, but `data\.channels` is 4"),
         (tiff(DEEP, photometric="minisblack", planarconfig="contig"), 3, r"has 6 bands, but `data\.channels` is 3"),
+        (tiff(ALPHA, photometric="rgb", extrasamples=["unspecified"]), 3, "would drop the last one. Set data.channels=4"),
+        (tiff(ALPHA, photometric="rgb", extrasamples=["unspecified"]), 1, "would drop the last one. Set data.channels=4"),
+        (save(Image.fromarray(ALPHA), format="TIFF"), 3, "has 4 bands, of which .* would drop the last one"),
+        (tiff(DEEP[..., :4], photometric="rgb", extrasamples=["unassalpha"]), 3, "would drop the last one"),
+        (tiff(RGB[..., :2], planarconfig="contig", photometric="minisblack"), 1, "Set data.channels=2 to read it"),
+        (several_sizes(0), 3, "has several pages of different sizes"),
         (tiff(np.float32([[0.5]])), 3, r"holds float32 values, which have no fixed range\. Set data\.value_range"),
         (tiff(np.int16([[5]])), 1, "holds int16 values"),
         (

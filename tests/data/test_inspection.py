@@ -133,18 +133,39 @@ def test_a_jpeg_mask_is_reported_as_a_jpeg_file(report, tmp_path):
     assert "train1_label.png is a JPEG file. Save labels as PNG" in problem.text
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
+@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "1"])
 def test_images_in_unusual_modes_are_noted_but_do_not_stop_training(report, mode):
     result = report(train=[(random_image(0, mode), mask(0, 1, 2))])
     assert not result.fails
     assert [p.sort for p in result.problems] == [f"images of mode {mode}"]
 
 
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P"])
+def test_transparent_pixels_are_noted_and_an_opaque_alpha_channel_is_not(report, mode):
+    image = random_image(0, mode)
+    if mode == "P":
+        image.info["transparency"] = image.getpixel((0, 0))
+    assert [p.sort for p in report(train=[(random_image(0, mode), mask(0, 1, 2))]).problems if "transparent" in p.sort] == []
+    if mode != "P":
+        image.putpixel((0, 0), (*image.getpixel((0, 0))[:-1], 254))
+    result = report(train=[(image, mask(0, 1, 2))])
+    (problem,) = find_problems(result, "images with transparent pixels", "train0.png has transparent pixels")
+    assert not problem.fails
+
+
+def test_further_frames_are_noted(report, tmp_path):
+    report(train=[(random_image(0), mask(0, 1, 2))])
+    random_image(0).save(tmp_path / "train0.png", save_all=True, append_images=[random_image(1)])
+    assert find_problems(
+        report.check_again("train"), "images with several frames", "train0.png has 2 frames, of which only the first is used"
+    )
+
+
 def test_a_16_bit_image_is_noted(report):
     image = Image.fromarray(np.arange(SIZE[0] * SIZE[1], dtype=np.uint16).reshape(SIZE[1], SIZE[0]))
     result = report(train=[(image, mask(0, 1, 2))])
     assert not result.fails
-    assert len(find_problems(result, "images of mode I;16", "16 bits per value")) == 1
+    assert len(find_problems(result, "images of 16 bits", "16 bits per value")) == 1
 
 
 def test_a_palette_label_is_read_as_palette_indices(report):

@@ -1,5 +1,6 @@
 import dataclasses
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from PIL import Image
 
 from deeplab_jax.data.image_files import ImageFiles
 from deeplab_jax.data.samples import Samples
-from deeplab_jax.data.survey import describe_mask, format_value, propose_labels, run_in_parallel, survey_masks
+from deeplab_jax.data.survey import AHEAD, describe_mask, format_value, propose_labels, run_in_parallel, survey_masks
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import CAMVID32, CITYSCAPES, CITYSCAPES_CATEGORIES, LABEL_SETS, MAPILLARY, VOC
 
@@ -156,6 +157,14 @@ def test_items_are_processed_by_the_given_number_of_threads():
 
     assert len(set(run_in_parallel(work, range(30), 3))) == 3
     assert list(run_in_parallel(str, range(5), 0)) == list("01234")
+
+
+def test_few_results_wait_to_be_requested():
+    done = []
+    results = run_in_parallel(done.append, range(1000), 2)
+    next(results)
+    time.sleep(0.2)
+    assert len(done) <= 2 * AHEAD + 1
 
 
 def test_pending_work_is_cancelled_after_the_first_error():

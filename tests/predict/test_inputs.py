@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deeplab_jax.data.folders import list_files
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.predict import inputs
 
@@ -45,6 +46,16 @@ def test_result_names_are_unique_and_stay_in_the_output_folder(tmp_path, monkeyp
         assert not [name for name in results if name.is_absolute() or ".." in name.parts]
         # A video's frame folder must not contain any other results.
         assert not [name for name in results for other in results if name in other.parents]
+
+
+def test_the_folders_that_training_passes_over_are_not_inputs(tmp_path):
+    for name in ("a.jpg", "._a.jpg", "@eaDir/a.jpg", ".ipynb_checkpoints/a.jpg", "__MACOSX/a.jpg", "b/c.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert list_files(tmp_path) == ["a.jpg", "b/c.jpg"]
+    for argument in (str(tmp_path), f"{tmp_path}/**/*.jpg"):
+        found, _ = inputs.find_inputs([argument])
+        assert [each.name for each in found] == ["a", "b/c"]
 
 
 def test_results_and_hidden_folders_are_not_inputs(tmp_path):

@@ -9,10 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from etils import epath
-
 from deeplab_jax.data.decode import IMAGE_SUFFIXES
-from deeplab_jax.data.layouts.layout import list_files as list_visible_files
+from deeplab_jax.data.folders import list_files as list_visible_files
 from deeplab_jax.errors import DataError, one_line
 from deeplab_jax.labels import Color
 
@@ -77,7 +75,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
 def list_files(root: Path, suffixes: Iterable[str]) -> list[Path]:
     """Return the visible files below `root` whose names end in one of `suffixes`, in lower case, sorted by path."""
     ends = tuple(suffixes)
-    return [Path(path) for path in list_visible_files(epath.Path(root)) if path.name.lower().endswith(ends)]
+    return [root / name for name in list_visible_files(root) if name.lower().endswith(ends)]
 
 
 def locate(root: Path, base: Path, name: str) -> Path | None:

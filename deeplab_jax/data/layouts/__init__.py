@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
+from deeplab_jax.data.folders import is_visible, list_folders
 from deeplab_jax.data.layouts.acdc import ACDC
 from deeplab_jax.data.layouts.ade20k import ADE20K
 from deeplab_jax.data.layouts.bdd100k import BDD100K
@@ -16,7 +17,7 @@ from deeplab_jax.data.layouts.cityscapes import CITYSCAPES
 from deeplab_jax.data.layouts.coco_stuff import COCO_STUFF
 from deeplab_jax.data.layouts.custom import CUSTOM
 from deeplab_jax.data.layouts.idd import IDD
-from deeplab_jax.data.layouts.layout import Layout, is_visible, list_folders
+from deeplab_jax.data.layouts.layout import Layout
 from deeplab_jax.data.layouts.mapillary import MAPILLARY, MAPILLARY2
 from deeplab_jax.data.layouts.pairing import summarize
 from deeplab_jax.data.layouts.voc import VOC

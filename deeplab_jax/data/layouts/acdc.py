@@ -5,7 +5,8 @@ A split combines all conditions. The classes and ids are those of Cityscapes.
 
 from etils import epath
 
-from deeplab_jax.data.layouts.layout import Layout, Pairing, list_folders
+from deeplab_jax.data.folders import list_folders
+from deeplab_jax.data.layouts.layout import Layout, Pairing
 from deeplab_jax.data.layouts.renaming import join, pair_by_renaming
 
 SPLITS = ("train", "val", "test")

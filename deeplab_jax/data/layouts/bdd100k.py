@@ -4,7 +4,8 @@ import dataclasses
 
 from etils import epath
 
-from deeplab_jax.data.layouts.layout import Layout, Pairing, list_folders
+from deeplab_jax.data.folders import list_folders, list_names
+from deeplab_jax.data.layouts.layout import Layout, Pairing
 from deeplab_jax.data.layouts.renaming import pair_by_renaming
 
 
@@ -45,7 +46,7 @@ def _find_folders(root: epath.Path) -> _Folders | None:
 
 def _has_train_ids(folder: epath.Path) -> bool:
     """Return whether a split in `folder` contains label files of the earlier release."""
-    return any(path.name.endswith("_train_id.png") for split in list_folders(folder) for path in (folder / split).iterdir())
+    return any(name.endswith("_train_id.png") for split in list_folders(folder) for name in list_names(folder / split))
 
 
 _SHAPE = "images/10k/SPLIT/ with labels/sem_seg/masks/SPLIT/, or seg/images/SPLIT/ with seg/labels/SPLIT/*_train_id.png"

@@ -2,7 +2,8 @@
 
 from etils import epath
 
-from deeplab_jax.data.layouts.layout import Layout, Pairing, list_folders
+from deeplab_jax.data.folders import list_folders
+from deeplab_jax.data.layouts.layout import Layout, Pairing
 from deeplab_jax.data.layouts.pairing import pair_by_name
 
 

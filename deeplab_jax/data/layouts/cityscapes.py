@@ -8,7 +8,8 @@ import re
 from etils import epath
 
 from deeplab_jax.data.decode import IMAGE_SUFFIXES
-from deeplab_jax.data.layouts.layout import Layout, Pairing, list_folders, list_images, note_unread_files
+from deeplab_jax.data.folders import list_files, list_folders, select
+from deeplab_jax.data.layouts.layout import Layout, Pairing, note_unread_files
 
 
 def _list_splits(root: epath.Path) -> list[str]:
@@ -22,14 +23,14 @@ def _list_pairs(root: epath.Path, split: str, kind: str) -> Pairing:
     """
     truth = next((name for name in ("gtFine", "gtCoarse") if (root / name / split).is_dir()), "")
     suffix = "labelIds" if kind == "auto" else kind
-    folder = root / "leftImg8bit" / split
+    folder = f"leftImg8bit/{split}"
+    files = list_files(root / folder)
     pairs = []
-    for image in list_images(folder):
-        name = str(image.relative_to(root / "leftImg8bit"))
+    for name in select(files, IMAGE_SUFFIXES):
         label = re.sub(r"_leftImg8bit(\.\w+)$", f"_{truth}_{suffix}.png", name)
-        pairs.append((f"leftImg8bit/{name}", f"{truth}/{label}" if truth else ""))
+        pairs.append((f"{folder}/{name}", f"{truth}/{split}/{label}" if truth else ""))
     why = f"neither gtFine/{split} nor gtCoarse/{split} exists. Unpack gtFine_trainvaltest.zip into the data set folder."
-    return Pairing(tuple(pairs), note_unread_files(root, folder, IMAGE_SUFFIXES), "" if truth else why)
+    return Pairing(tuple(pairs), note_unread_files(folder, files, IMAGE_SUFFIXES), "" if truth else why)
 
 
 CITYSCAPES = Layout(

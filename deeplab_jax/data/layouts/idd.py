@@ -2,7 +2,8 @@
 
 from etils import epath
 
-from deeplab_jax.data.layouts.layout import Layout, Pairing, list_folders
+from deeplab_jax.data.folders import list_folders, list_names
+from deeplab_jax.data.layouts.layout import Layout, Pairing
 from deeplab_jax.data.layouts.renaming import pair_by_renaming
 
 # `createLabels.py --id-type level3Id` of AutoNUE's public-code writes these files, and `--color True` writes the second kind.
@@ -22,7 +23,7 @@ def _list_pairs(root: epath.Path, split: str, kind: str) -> Pairing:
 def _has_labels(folder: epath.Path) -> bool:
     """Return whether the first sequence of any split has IDD's label files."""
     sequences = [folder / split / name for split in list_folders(folder) for name in list_folders(folder / split)[:1]]
-    return any(path.name.endswith((LABELS, COLORS)) for sequence in sequences for path in sequence.iterdir())
+    return any(name.endswith((LABELS, COLORS)) for sequence in sequences for name in list_names(sequence))
 
 
 _SHAPE = f"leftImg8bit/SPLIT/ with gtFine/SPLIT/*/*{LABELS}"

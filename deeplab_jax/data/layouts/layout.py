@@ -1,19 +1,16 @@
-"""The `Layout` class, and helpers for scanning folders.
+"""The `Layout` class, and what a layout finds in its folders.
 
 This module does not read any pixels.
 """
 
 import dataclasses
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 
 from etils import epath
 
-from deeplab_jax.data.decode import IMAGE_SUFFIXES, MASK_SUFFIXES
+from deeplab_jax.data.folders import suffix_of
 
 Pair = tuple[str, str]
-# Folders that file managers, notebooks and network drives create.
-TOOL_FOLDERS = frozenset(("@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"))
 # Files that nobody takes for images.
 OTHER_SUFFIXES = frozenset(
     (".csv", ".db", ".ini", ".json", ".lst", ".md", ".npz", ".pdf", ".py", ".txt", ".url", ".xml", ".yaml", ".yml", "")
@@ -64,54 +61,20 @@ class Layout:
     reads_lists: bool = False
 
 
-def list_folders(parent: epath.Path) -> list[str]:
-    """Return the sorted folder names in `parent`, or an empty list if `parent` is not a folder. Hidden folders are left out."""
-    if not parent.is_dir():
-        return []
-    return sorted(path.name for path in parent.iterdir() if is_visible(path.name) and path.is_dir())
+def note_unread_files(folder: str, names: Sequence[str], suffixes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a note on the files that look like images or masks, but cannot be read.
 
-
-def list_images(folder: epath.Path) -> list[epath.Path]:
-    """Return the image files in `folder` and its subfolders, sorted by path. Links to folders are followed."""
-    return [path for path in list_files(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
-
-
-def list_masks(folder: epath.Path) -> list[epath.Path]:
-    """Return the mask files in `folder` and its subfolders, sorted by path. Links to folders are followed."""
-    return [path for path in list_files(folder) if path.suffix.lower() in MASK_SUFFIXES]
-
-
-def list_files(folder: epath.Path) -> list[epath.Path]:
-    """Return all visible files in `folder` and its subfolders, sorted by path."""
-    return sorted(_walk(folder)) if folder.is_dir() else []
-
-
-def is_visible(name: str) -> bool:
-    """Return whether a file or folder is neither hidden nor created by a file manager or a similar program."""
-    return not name.startswith(".") and name not in TOOL_FOLDERS
-
-
-def _walk(folder: epath.Path) -> Iterator[epath.Path]:
-    is_local = "://" not in str(folder)
-    seen = set()
-    # A folder can contain a link to a folder above it, which would never end.
-    for parent, folders, names in os.walk(folder, followlinks=True) if is_local else folder.walk():
-        real = os.path.realpath(parent) if is_local else str(parent)
-        if real in seen:
-            folders[:] = []
-            continue
-        seen.add(real)
-        folders[:] = filter(is_visible, folders)
-        yield from (epath.Path(parent) / name for name in names if is_visible(name))
-
-
-def note_unread_files(root: epath.Path, folder: epath.Path, suffixes: tuple[str, ...]) -> tuple[str, ...]:
-    """Return a note on the files in `folder` that look like images or masks, but cannot be read."""
-    unread = [path for path in list_files(folder) if path.suffix.lower() not in (*suffixes, *OTHER_SUFFIXES)]
+    Args:
+      folder: The folder, relative to the root.
+      names: All files in the folder. See `folders.list_files`.
+      suffixes: The suffixes of files that can be read.
+    """
+    read = {*suffixes, *OTHER_SUFFIXES}
+    unread = [name for name in names if suffix_of(name) not in read]
     if not unread:
         return ()
     count = f"{len(unread)} files were" if len(unread) > 1 else "1 file was"
     return (
-        f"{count} left out, because the format cannot be read, such as {unread[0].relative_to(root)}. "
+        f"{count} left out, because the format cannot be read, such as {folder}/{unread[0]}. "
         f"Convert them to one of {', '.join(suffixes)}.",
     )

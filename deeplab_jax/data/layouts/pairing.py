@@ -2,13 +2,15 @@
 
 import dataclasses
 import difflib
+import posixpath
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
 from etils import epath
 
 from deeplab_jax.data.decode import IMAGE_SUFFIXES, MASK_SUFFIXES
-from deeplab_jax.data.layouts.layout import Pairing, list_files, list_images, list_masks, note_unread_files
+from deeplab_jax.data.folders import list_files, select, suffix_of
+from deeplab_jax.data.layouts.layout import Pairing, note_unread_files
 from deeplab_jax.errors import DataError
 
 
@@ -49,27 +51,28 @@ def pair_by_name(root: epath.Path, images: epath.Path, labels: epath.Path) -> Pa
     Raises:
       DataError: No rule finds any mask, several rules find a mask for every image, or two masks differ only in their suffix.
     """
-    image_paths = list_images(images)
-    notes = note_unread_files(root, images, IMAGE_SUFFIXES)
-    masks = _index_masks(root, labels)
-    if not masks or not image_paths:
-        unlabelled = tuple((str(path.relative_to(root)), "") for path in image_paths)
-        return Pairing(unlabelled, notes, _explain_no_masks(root, labels))
-    names = [(str(path.relative_to(images).with_suffix("")), path.suffix) for path in image_paths]
-    rule = _choose_rule(root, labels, names, masks)
+    image_folder, label_folder = (str(folder.relative_to(root)) for folder in (images, labels))
+    image_files, label_files = list_files(images), list_files(labels)
+    names = select(image_files, IMAGE_SUFFIXES)
+    notes = note_unread_files(image_folder, image_files, IMAGE_SUFFIXES)
+    masks = _index_masks(label_folder, select(label_files, MASK_SUFFIXES))
+    if not masks or not names:
+        unlabelled = tuple((f"{image_folder}/{name}", "") for name in names)
+        return Pairing(unlabelled, notes, _explain_no_masks(root, labels, label_files))
+    rule = _choose_rule(labels, names, masks)
     pairs, used = [], set()
-    for path, (stem, suffix) in zip(image_paths, names, strict=True):
-        key = _normalize(rule.stem(stem, suffix))
+    for name in names:
+        stem = rule.stem(*posixpath.splitext(name))
+        key = _normalize(stem)
         used.add(key)
-        label = masks.get(key, labels / f"{rule.stem(stem, suffix)}.png")
-        pairs.append((str(path.relative_to(root)), str(label.relative_to(root))))
-    notes += note_unread_files(root, labels, MASK_SUFFIXES)
+        pairs.append((f"{image_folder}/{name}", f"{label_folder}/{masks.get(key, f'{stem}.png')}"))
+    notes += note_unread_files(label_folder, label_files, MASK_SUFFIXES)
     if rule is not SAME:
         notes += (f"Masks are named {rule.pattern}, such as {pairs[0][1]} for {pairs[0][0]}.",)
-    unused = [path for key, path in masks.items() if key not in used]
+    unused = [name for key, name in masks.items() if key not in used]
     if unused:
         count = f"{len(unused)} masks have" if len(unused) > 1 else "1 mask has"
-        notes += (f"{count} no image and will not be used, such as {unused[0].relative_to(root)}.",)
+        notes += (f"{count} no image and will not be used, such as {label_folder}/{unused[0]}.",)
     return Pairing(tuple(pairs), notes)
 
 
@@ -78,20 +81,19 @@ def _normalize(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _index_masks(root: epath.Path, labels: epath.Path) -> dict[str, epath.Path]:
-    """Return the mask files in `labels`, keyed by their normalized relative path without the suffix."""
-    masks: dict[str, epath.Path] = {}
-    for path in list_masks(labels):
-        key = _normalize(str(path.relative_to(labels).with_suffix("")))
+def _index_masks(folder: str, names: Iterable[str]) -> dict[str, str]:
+    """Return the names of masks, keyed by the normalized name without the suffix."""
+    masks: dict[str, str] = {}
+    for name in names:
+        key = _normalize(posixpath.splitext(name)[0])
         if key in masks:
-            raise DataError(
-                f"{masks[key].relative_to(root)} and {path.relative_to(root)} are two masks for one image. Remove one of them."
-            )
-        masks[key] = path
+            raise DataError(f"{folder}/{masks[key]} and {folder}/{name} are two masks for one image. Remove one of them.")
+        masks[key] = name
     return masks
 
 
-def _choose_rule(root: epath.Path, labels: epath.Path, images: Sequence[tuple[str, str]], masks: dict[str, epath.Path]) -> Rule:
+def _choose_rule(labels: epath.Path, names: Sequence[str], masks: dict[str, str]) -> Rule:
+    images = [posixpath.splitext(name) for name in names]
     hits = [(sum(_normalize(rule.stem(*image)) in masks for image in images), rule) for rule in RULES]
     complete = [rule for count, rule in hits if count == len(images)]
     if len(complete) > 1:
@@ -103,21 +105,20 @@ def _choose_rule(root: epath.Path, labels: epath.Path, images: Sequence[tuple[st
     if complete or count:
         return complete[0] if complete else rule
     stem, suffix = images[0]
-    near = difflib.get_close_matches(stem, [str(path.relative_to(labels)) for path in masks.values()], n=1, cutoff=0)
+    near = difflib.get_close_matches(stem, masks.values(), n=1, cutoff=0)
     raise DataError(
         f"No mask in {labels} has the name of an image. The mask of {stem}{suffix} must be named {stem}.png. The most similar "
         f"name in the folder is {near[0]}."
     )
 
 
-def _explain_no_masks(root: epath.Path, labels: epath.Path) -> str:
+def _explain_no_masks(root: epath.Path, labels: epath.Path, files: Sequence[str]) -> str:
     """Return which folder was searched for masks and what it holds, as the second part of a sentence."""
     where = labels.relative_to(root)
     if labels.is_dir():
-        files = list_files(labels)
-        contents = f"only {summarize(str(path.relative_to(labels)) for path in files)}" if files else "nothing"
+        contents = f"only {summarize(files)}" if files else "nothing"
         advice = f"Masks can be {', '.join(MASK_SUFFIXES)}."
-        if any(path.suffix == ".json" for path in files):
+        if any(suffix_of(name) == ".json" for name in files):
             advice += " Convert polygons to masks with `deeplab-jax data import`."
         return f"the folder {where} holds {contents}. {advice}"
     parent = next(folder for folder in labels.parents if folder.is_dir())

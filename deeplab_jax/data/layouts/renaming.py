@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from etils import epath
 
 from deeplab_jax.data.decode import IMAGE_SUFFIXES, MASK_SUFFIXES
-from deeplab_jax.data.layouts.layout import Pairing, list_images, note_unread_files
+from deeplab_jax.data.folders import list_files, select
+from deeplab_jax.data.layouts.layout import Pairing, note_unread_files
 
 
 def pair_by_renaming(root: epath.Path, images: epath.Path, labels: epath.Path, end: str, label_end: str) -> Pairing:
@@ -22,13 +23,14 @@ def pair_by_renaming(root: epath.Path, images: epath.Path, labels: epath.Path, e
       end: A regular expression for the end of image names, without the suffix, such as "_leftImg8bit".
       label_end: The end of label names, such as "_gtFine_labelIds.png".
     """
-    labelled = labels.is_dir()
+    labelled, files = labels.is_dir(), list_files(images)
+    image_folder, label_folder = (str(folder.relative_to(root)) for folder in (images, labels))
     pairs = []
-    for image in list_images(images):
-        name = re.sub(rf"{end}\.\w+$", label_end, str(image.relative_to(images)))
-        pairs.append((str(image.relative_to(root)), str((labels / name).relative_to(root)) if labelled else ""))
-    why = "" if labelled else f"the folder {labels.relative_to(root)} does not exist. Unpack the labels there."
-    return Pairing(tuple(pairs), note_unread_files(root, images, IMAGE_SUFFIXES), why)
+    for image in select(files, IMAGE_SUFFIXES):
+        name = re.sub(rf"{end}\.\w+$", label_end, image)
+        pairs.append((f"{image_folder}/{image}", f"{label_folder}/{name}" if labelled else ""))
+    why = "" if labelled else f"the folder {label_folder} does not exist. Unpack the labels there."
+    return Pairing(tuple(pairs), note_unread_files(image_folder, files, IMAGE_SUFFIXES), why)
 
 
 def join(pairings: Sequence[Pairing]) -> Pairing:

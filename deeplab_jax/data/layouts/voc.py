@@ -1,10 +1,12 @@
 """The Pascal VOC 2012 layout: all images are in one folder, and a text file for each split lists its images."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from etils import epath
 
-from deeplab_jax.data.layouts.layout import Layout, Pairing, list_images, list_masks
+from deeplab_jax.data.decode import IMAGE_SUFFIXES, MASK_SUFFIXES
+from deeplab_jax.data.folders import list_files, select, suffix_of
+from deeplab_jax.data.layouts.layout import Layout, Pairing
 from deeplab_jax.data.layouts.renaming import remove_suffix
 from deeplab_jax.data.lists import read_lines
 from deeplab_jax.errors import DataError
@@ -27,18 +29,18 @@ def _list_pairs(root: epath.Path, split: str, kind: str) -> Pairing:
     """
     folder = _set_folder(root)
     truths = ("SegmentationClassAug", "SegmentationClass") if split.endswith("aug") else ("SegmentationClass",)
-    labels: dict[str, epath.Path] = {}
+    labels: dict[str, str] = {}
     for truth in reversed(truths):
-        labels |= _index_by_name(folder / truth, list_masks(folder / truth), ".png")
-    images = _index_by_name(folder / IMAGES, list_images(folder / IMAGES), ".jpg")
+        labels |= _index_by_name(root, folder / truth, MASK_SUFFIXES, ".png")
+    images = _index_by_name(root, folder / IMAGES, IMAGE_SUFFIXES, ".jpg")
     names = list(_read_names(folder / "ImageSets" / "Segmentation" / f"{split}.txt", images))
     labelled = any(name in labels for name in names)
+    image_folder, label_folder = (str((folder / name).relative_to(root)) for name in (IMAGES, truths[-1]))
     pairs = []
     for name in names:
-        image = images.get(name, folder / IMAGES / f"{name}.jpg")
-        label = labels.get(name, folder / truths[-1] / f"{name}.png")
-        pairs.append((str(image.relative_to(root)), str(label.relative_to(root)) if labelled else ""))
-    why = "" if labelled else f"the folder {(folder / truths[-1]).relative_to(root)} holds no mask of these images."
+        label = labels.get(name, f"{label_folder}/{name}.png") if labelled else ""
+        pairs.append((images.get(name, f"{image_folder}/{name}.jpg"), label))
+    why = "" if labelled else f"the folder {label_folder} holds no mask of these images."
     return Pairing(tuple(pairs), why_unlabelled=why)
 
 
@@ -47,19 +49,23 @@ def _set_folder(root: epath.Path) -> epath.Path:
     return next((folder for folder in candidates if (folder / "ImageSets" / "Segmentation").is_dir()), root)
 
 
-def _index_by_name(folder: epath.Path, paths: Iterable[epath.Path], suffix: str) -> dict[str, epath.Path]:
-    """Return a dict that maps names relative to `folder`, without suffix, to files. Of several files, `suffix` is preferred."""
-    ordered = sorted(paths, key=lambda path: path.suffix.lower() == suffix)
-    return {remove_suffix(str(path.relative_to(folder))): path for path in ordered}
+def _index_by_name(root: epath.Path, folder: epath.Path, suffixes: tuple[str, ...], preferred: str) -> dict[str, str]:
+    """Return a dict that maps names relative to `folder`, without suffix, to names relative to `root`.
+
+    Of several files that differ in the suffix, the one with the suffix `preferred` is used.
+    """
+    prefix = str(folder.relative_to(root))
+    ordered = sorted(select(list_files(folder), suffixes), key=lambda name: suffix_of(name) == preferred)
+    return {remove_suffix(name): f"{prefix}/{name}" for name in ordered}
 
 
-def _read_names(listing: epath.Path, images: Mapping[str, epath.Path]) -> Iterator[str]:
+def _read_names(listing: epath.Path, images: Mapping[str, str]) -> Iterator[str]:
     for number, line in enumerate(read_lines(listing), start=1):
         if line.strip():
             yield _find_name(line.strip(), images, f"Line {number} of {listing}")
 
 
-def _find_name(line: str, images: Mapping[str, epath.Path], where: str) -> str:
+def _find_name(line: str, images: Mapping[str, str], where: str) -> str:
     """Return the image name in a line, which is the name, a path, or an image path and a label path. Names can hold spaces.
 
     Some lists for the augmented data set contain lines like `/JPEGImages/x.jpg /SegmentationClassAug/x.png`.

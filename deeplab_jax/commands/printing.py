@@ -1,0 +1,96 @@
+"""Print tables, reports and progress bars of the `deeplab-jax data` commands."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+from deeplab_jax.labels import IGNORE, LabelSet, color_of
+
+if TYPE_CHECKING:
+    from deeplab_jax.data.survey import Survey
+
+MAX_PRINTED = 5  # the number of problems to print for each kind
+
+
+def make_values_table(survey: "Survey", proposed: LabelSet) -> Table:
+    """Return a table of the values in the masks, with the class that each value has in the proposed label set."""
+    from deeplab_jax.data.survey import format_value, is_rare
+    from deeplab_jax.pages.check import format_share
+
+    total = survey.pixels
+    table = Table("colour" if survey.is_color else "value", "class", "pixels", "share", "files", "file with most")
+    names = {color: proposed.names[k] for color, k in proposed.train_id_of_color().items() if k != IGNORE}
+    by_id = {value: proposed.names[k] for value, k in proposed.train_id_of_id().items() if k != IGNORE}
+    for value, each in survey.values.items():
+        color = color_of(value)
+        name = names.get(color, "ignored") if survey.is_color else by_id.get(value, "ignored")
+        rare = " (rare)" * is_rare(each, survey)
+        chip = Text("  ", f"on rgb({color[0]},{color[1]},{color[2]})") + Text(" ") if survey.is_color else Text()
+        cells = (name + rare, f"{each.pixels:,}", format_share(each.pixels, total), f"{each.files:,}", each.example)
+        table.add_row(chip + Text(format_value(value, survey.is_color)), *map(Text, cells))
+    return table
+
+
+def show_report(console: Console, report: Mapping[str, Any], labels: LabelSet) -> None:
+    """Print a summary of check.json."""
+    from deeplab_jax.pages.check import class_cells, ignored_share
+
+    splits, problems = report["splits"], report["problems"]
+    table = Table("class", *(f"{split} {unit}" for split in splits for unit in ("pixels", "images")))
+    for name in labels.names:
+        table.add_row(Text(name), *class_cells(splits, name))
+    if splits:
+        console.print(table)
+    for name, split in splits.items():
+        sizes = ", ".join(f"{size} ({n})" for size, n in list(split["sizes"].items())[:3])
+        more = f" and {len(split['sizes']) - 3} more sizes" if len(split["sizes"]) > 3 else ""
+        files = {"images": split["image_modes"], "labels": split["label_modes"]}
+        modes = "".join(f"; {kind} of mode {', '.join(names)}" for kind, names in files.items() if names)
+        print_line(console, f"{name}: {sizes}{more}{modes}; {ignored_share(split)} of the pixels are ignored")
+    show_problems(console, problems)
+    for name, split in list(splits.items())[:1]:  # the training split
+        if split["mean_and_std"]:
+            print_line(console, f"Mean and standard deviation of each band in {name}:")
+            for field, numbers in zip(("mean", "std"), split["mean_and_std"], strict=True):
+                print_line(console, f"  --config.model.{field}='({','.join(f'{number:.4g}' for number in numbers)},)'")
+    for split, weights in report["class_weights"].items():
+        print_line(console, f"Optional class weights for rare classes, computed from {split} (ENet, arXiv 1606.02147):")
+        print_line(console, f"  --config.loss.class_weights='({','.join(f'{weight:g}' for weight in weights)})'")
+    fails = sum(problem["fails"] for problem in problems)
+    print_line(console, f"Training would fail. Problems to fix: {fails}." if fails else "Training can read every sample.")
+
+
+def show_problems(console: Console, problems: Sequence[Mapping[str, Any]]) -> None:
+    """Print the first problems of each kind, as they are in check.json."""
+    for sort in dict.fromkeys(problem["sort"] for problem in problems):
+        same = [problem for problem in problems if problem["sort"] == sort]
+        print_line(console, f"{'ERROR' if same[0]['fails'] else 'note'}: {sort} ({len(same)})")
+        for problem in same[:MAX_PRINTED]:
+            print_line(console, f"  {problem['text']}")
+        if len(same) > MAX_PRINTED:
+            print_line(console, f"  and {len(same) - MAX_PRINTED} more. Use --out DIR to list all of them in DIR/check.json.")
+
+
+def print_line(console: Console, line: str) -> None:
+    """Print a line as it is. Bytes in file names that are not UTF-8 are escaped."""
+    console.print(line.encode(errors="backslashreplace").decode(), markup=False, soft_wrap=True)
+
+
+def make_console() -> Console:
+    """Return a console that does not wrap file names."""
+    # Without a terminal, Rich assumes 80 columns and would wrap file names.
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
+
+
+@contextmanager
+def show_progress(description: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show a progress bar on the terminal, and yield a function that advances it by one."""
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda: bar.advance(task)
