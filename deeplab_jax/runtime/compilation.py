@@ -133,7 +133,7 @@ def compile_program(jitted: Any, *args: Any, **kwargs: Any) -> Any:
     with jax.disable_jit(False):
         program = jitted.lower(*args, **kwargs).compile()
     trim_memory()
-    return _IgnoringDisableJit(program) if jax.config.read("jax_disable_jit") else program
+    return _IgnoringDisableJit(program) if jax.config.values["jax_disable_jit"] else program
 
 
 class _IgnoringDisableJit:
