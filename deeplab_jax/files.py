@@ -17,8 +17,24 @@ def expand_home(words: Sequence[str]) -> list[str]:
     """Return command-line words with `~` expanded where it starts a path, because shells leave it alone after `=` or `:`.
 
     A path can be a whole word, or follow `--flag=`, `field=` or `recipe.py:`.
+
+    Raises:
+      ConfigError: A word is not UTF-8. TensorFlow, orbax and JSON files cannot hold such a path.
     """
+    for word in words:
+        if not _is_utf8(word):
+            raise ConfigError(
+                f"The argument {word!r} is not UTF-8. Set PYTHONUTF8=1 if your terminal shows it correctly, or rename the file."
+            )
     return [_HOME.sub(lambda match: match[1] + os.path.expanduser(match[2]), word) for word in words]
+
+
+def _is_utf8(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:  # Python stands for other bytes with half of a surrogate pair
+        return False
+    return True
 
 
 def require_file(path: str, flag: str) -> None:

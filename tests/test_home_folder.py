@@ -1,5 +1,6 @@
 import pytest
 
+from deeplab_jax.errors import ConfigError
 from deeplab_jax.files import expand_home
 
 
@@ -22,3 +23,9 @@ from deeplab_jax.files import expand_home
 def test_the_home_folder_is_expanded_where_it_starts_a_path(monkeypatch, word, expected):
     monkeypatch.setenv("HOME", "/home/me")
     assert expand_home([word]) == [expected]
+
+
+def test_an_argument_that_is_not_utf8_is_an_error():
+    word = b"data.root=stra\xdfe".decode("ascii", "surrogateescape")
+    with pytest.raises(ConfigError, match=r"The argument 'data.root=stra\\udcdfe' is not UTF-8. Set PYTHONUTF8=1"):
+        expand_home([word])

@@ -57,7 +57,7 @@ def run_with_flags(program: Callable[[], None]) -> None:
     """Parse the absl flags and run `program`. User errors are printed as one line, with exit code 2."""
     # At INFO level, orbax logs every save, and TensorFlow logs every kernel.
     logging.set_verbosity(logging.WARNING)
-    sys.argv[1:] = expand_home(sys.argv[1:])  # config_flags reads sys.argv itself
+    sys.argv[1:] = run_or_exit(lambda: expand_home(sys.argv[1:]))  # config_flags reads sys.argv itself
     app.run(lambda _: run_or_exit(program), flags_parser=lambda argv: run_or_exit(lambda: _parse_flags(argv)))
 
 
