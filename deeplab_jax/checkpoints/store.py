@@ -76,22 +76,14 @@ class Checkpoints:
         self._unfinished: Future[None] | None = None
 
     def __enter__(self) -> "Checkpoints":
-        self._excepthook = sys.excepthook
-        sys.excepthook = self._report_uncaught
         return self
 
     def __exit__(self, *_: object) -> None:
         with _report_write_errors(self._folder), contextlib.ExitStack() as stack:
-            stack.callback(setattr, sys, "excepthook", self._excepthook)
             stack.callback(self._background.shutdown)
             if self._manager:
                 stack.callback(self._manager.close)
             self._finish()
-
-    def _report_uncaught(self, kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        # After a failed write, TensorStore's threads report that nobody waits for the other writes any more.
-        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-            self._excepthook(kind, error, trace)
 
     def steps(self) -> list[int]:
         """Return all steps visible to this process, including damaged ones."""
@@ -433,14 +425,26 @@ def _describe_arrays(trees: Trees) -> dict[str, str]:
     return {path: f"{leaf.dtype}{leaf.shape}" if hasattr(leaf, "shape") else "empty" for path, leaf in by_path.items()}
 
 
-def _is_not_from_orbax(record: logging.LogRecord) -> bool:
-    return "/orbax/" not in record.pathname.replace("\\", "/")
+@functools.cache
+def _hide_tracebacks() -> None:
+    """Hide the tracebacks that orbax and TensorStore print about a failed write, which we report in one line.
+
+    Both do so in threads that can outlive the save.
+    """
+    logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname.replace("\\", "/"))
+    show = sys.excepthook
+
+    def show_others(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        # TensorStore's threads report that nobody waits for their other writes any more.
+        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+            show(kind, error, trace)
+
+    sys.excepthook = show_others
 
 
 def _open(folder: epath.Path) -> ocp.training.Checkpointer:
     """Open the checkpoints folder for writing, and remove leftovers from interrupted saves."""
-    # Orbax logs errors with their tracebacks and then raises them, and we report them in one line.
-    logging.getLogger("absl").addFilter(_is_not_from_orbax)
+    _hide_tracebacks()
     policy = _policies.AnyPreservationPolicy([_policies.LatestN(2), _KeepBest(folder)])
     return ocp.training.Checkpointer(folder, preservation_policy=policy, cleanup_tmp_directories=True)
 

@@ -12,6 +12,8 @@ def export(
     out: Annotated[str, tyro.conf.arg(metavar="FILE")],
     format: Literal["stablehlo", "onnx"],
     output: Literal["labels", "logits"] = "labels",
+    size: tuple[int, int] | None = None,
+    opset: int | None = None,
 ) -> None:
     """Export a network with its preprocessing to a single portable file that takes uint8 [n, c, h, w] images.
 
@@ -21,6 +23,8 @@ def export(
       checkpoint: A run folder, RUN/best, RUN/latest, a step folder, or a folder written by `weights import`.
       out: The file to write.
       format: The file format, onnx or stablehlo. `deeplab_jax.load_exported` runs stablehlo files on CPUs, GPUs and TPUs.
+      size: The height and width of the images, for programs that need a fixed size. The file then takes one image at a time.
+      opset: The ONNX operator set, from 11 to 21. The default is 18.
       output: The network output: labels (uint8 [n, h, w]) or logits (float32 [n, classes, h, w]).
     """
     require_file(out, "--out")
@@ -28,4 +32,4 @@ def export(
     from deeplab_jax.runtime.compilation import enable_compilation_cache
 
     enable_compilation_cache()
-    write(checkpoint, out, format, output)
+    write(checkpoint, out, format, output, size=size, opset=opset)

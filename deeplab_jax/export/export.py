@@ -3,7 +3,7 @@
 import dataclasses
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -32,7 +32,16 @@ LOGITS_TOLERANCE = 1e-4
 LABELS_TOLERANCE = 1e-3
 
 
-def export(checkpoint: str, out: str, fmt: Format, output: stablehlo.Output, say: Callable[[str], None] = print) -> None:
+def export(
+    checkpoint: str,
+    out: str,
+    fmt: Format,
+    output: stablehlo.Output,
+    say: Callable[[str], None] = print,
+    *,
+    size: tuple[int, int] | None = None,
+    opset: int | None = None,
+) -> None:
     """Export a checkpoint's network in float32. The exported network processes full images at a single scale.
 
     Args:
@@ -41,13 +50,18 @@ def export(checkpoint: str, out: str, fmt: Format, output: stablehlo.Output, say
       fmt: "stablehlo" (for `load_exported`) or "onnx".
       output: The exported network's output, "labels" or "logits".
       say: A function called with each line of the summary.
+      size: The height and width of the images, of which there is then one, or None for any number and size.
+      opset: The ONNX operator set, or None for the default.
 
     Raises:
       CheckpointError: The checkpoint is missing or unreadable, or the file's output does not match the checkpoint's.
       ConfigError: A package is missing, or `out` cannot be written.
     """
+    if size and min(size) < 1:
+        raise ConfigError(f"`--size` (={size}) cannot be used. Give a positive height and width.")
     if fmt == "onnx":
         _require_onnx()
+    _check_opset(fmt, opset)
     step = str(resolve(checkpoint))
     say(f"Checkpoint: {step}")
     stored = stored_config(step)
@@ -56,9 +70,11 @@ def export(checkpoint: str, out: str, fmt: Format, output: stablehlo.Output, say
     metadata = _metadata(config, step, output)
     make, load = _FORMATS[fmt]
     network = _build_network(config)
-    content = make(network, fold(variables, network), output, metadata)
+    options = {"opset": opset} if opset else {}
+    content = make(network, fold(variables, network), output, metadata, size, **options)
+    checked = ((1, *size),) if size else CHECKED_SIZES
     with jax.default_matmul_precision("highest"):  # by default, GPUs round to TF32
-        differences = _measure_differences(load(content), Segmenter(config, jax.device_put(variables)), output)
+        differences = _measure_differences(load(content), Segmenter(config, jax.device_put(variables)), output, checked)
     bound = LOGITS_TOLERANCE if output == "logits" else LABELS_TOLERANCE
     if not all(difference <= bound for difference in differences):  # nan fails too
         shown = " and ".join(f"{difference:.1e}" for difference in differences)
@@ -68,13 +84,14 @@ def export(checkpoint: str, out: str, fmt: Format, output: stablehlo.Output, say
         )
     with write_atomically(epath.Path(out)) as file:
         file.write(content)
-    sizes = ", ".join(f"{n} x {h} x {w}" for n, h, w in CHECKED_SIZES)
+    sizes = ", ".join(f"{n} x {h} x {w}" for n, h, w in checked)
     say(
         f"Compared the file's {output} with the checkpoint's for inputs of size {sizes}. "
         f"The largest difference is {max(differences):.1e}."
     )
-    shape = f"[n, {config.model.channels}, h, w]"
-    say(f"Wrote {out} ({len(content) / 2**20:.1f} MiB). It maps uint8 {shape} to {output}, for any n, h and w.")
+    shape = f"[1, {config.model.channels}, {size[0]}, {size[1]}]" if size else f"[n, {config.model.channels}, h, w]"
+    sizes = "" if size else ", for any n, h and w"
+    say(f"Wrote {out} ({len(content) / 2**20:.1f} MiB). It maps uint8 {shape} to {output}{sizes}.")
 
 
 def _simplify_protocol(config: Config, say: Callable[[str], None]) -> Config:
@@ -110,10 +127,10 @@ def _build_network(config: Config) -> DeepLabV3:
     return dataclasses.replace(network, config=dataclasses.replace(network.config, aux_head=False, remat=()))
 
 
-def _make_onnx(network: DeepLabV3, params: dict[str, Any], output: stablehlo.Output, metadata: dict[str, Any]) -> bytes:
+def _make_onnx(*arguments: Any, **options: Any) -> bytes:
     from deeplab_jax.export import onnx  # an optional dependency
 
-    return onnx.serialize(network, params, output, metadata)
+    return onnx.serialize(*arguments, **options)
 
 
 def _load_onnx(content: bytes) -> Run:
@@ -137,13 +154,26 @@ def _require_onnx() -> None:
             )
 
 
-def _measure_differences(run: Run, segmenter: Segmenter, output: stablehlo.Output) -> list[float]:
-    """Return how much the file's output differs from the checkpoint's at each of CHECKED_SIZES.
+def _check_opset(fmt: Format, opset: int | None) -> None:
+    if opset is None:
+        return
+    if fmt != "onnx":
+        raise ConfigError(f"`--opset` (={opset}) is only for --format onnx. Omit it.")
+    from deeplab_jax.export.onnx import OPSETS
+
+    if opset not in OPSETS:
+        raise ConfigError(f"`--opset` (={opset}) is not supported. Use {OPSETS[0]} to {OPSETS[-1]}.")
+
+
+def _measure_differences(
+    run: Run, segmenter: Segmenter, output: stablehlo.Output, sizes: Sequence[tuple[int, int, int]]
+) -> list[float]:
+    """Return how much the file's output differs from the checkpoint's at each of the (number, height, width) in `sizes`.
 
     For logits, the difference is |a - b| / |b|. For labels, it is the share of pixels that differ.
     """
     differences = []
-    for seed, size in enumerate(CHECKED_SIZES):
+    for seed, size in enumerate(sizes):
         images = _make_images(seed, segmenter.config.model.channels, *size)
         if output == "labels":
             differences.append(float(np.mean(run(images) != segmenter.predict(images))))

@@ -22,7 +22,8 @@ from deeplab_jax.models.convolution import conv2d, kernel_radius
 from deeplab_jax.models.graph import Graph, Node, Value, abstract_images, record
 from deeplab_jax.models.resize import resize_like
 
-OPSET = 18  # released in 2022, so widely supported by runtimes
+OPSETS = range(11, 22)  # those that the operators below are written for
+DEFAULT_OPSET = 18  # released in 2022, so widely supported by runtimes
 
 
 class _Writer:
@@ -31,9 +32,12 @@ class _Writer:
     Args:
       graph: The network graph.
       params: The folded parameters, by path.
+      opset: The ONNX operator set, one of OPSETS.
+      has_fixed_size: Whether the graph was recorded at the size of the images, so that shapes are constants.
     """
 
-    def __init__(self, graph: Graph, params: dict[tuple[str, ...], np.ndarray]) -> None:
+    def __init__(self, graph: Graph, params: dict[tuple[str, ...], np.ndarray], opset: int, has_fixed_size: bool) -> None:
+        self.opset, self.has_fixed_size = opset, has_fixed_size
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.names: dict[Value, str] = {}
@@ -54,6 +58,14 @@ class _Writer:
         self.nodes.append(helper.make_node(operator, inputs, [name], name, **attributes))
         return name
 
+    def spatial_size(self, value: Value, name: str) -> str:
+        """Return the name of a value's (height, width) as an int64 vector."""
+        if self.has_fixed_size:
+            return self.constant(np.array(value.shape[1:3], np.int64))
+        if self.opset >= 15:
+            return self.add("Shape", name, start=2, end=4)
+        return self.add("Slice", self.add("Shape", name), self.constant(np.array([2])), self.constant(np.array([4])))
+
     def emit(self, node: Node) -> None:
         """Add the ONNX nodes for an operation.
 
@@ -71,7 +83,14 @@ class _Writer:
         return self.names[argument] if isinstance(argument, Value) else argument
 
 
-def serialize(network: DeepLabV3, params: dict[str, Any], output: str, metadata: dict[str, Any]) -> bytes:
+def serialize(
+    network: DeepLabV3,
+    params: dict[str, Any],
+    output: str,
+    metadata: dict[str, Any],
+    size: tuple[int, int] | None = None,
+    opset: int = DEFAULT_OPSET,
+) -> bytes:
     """Serialize the network to the bytes of an ONNX file.
 
     The exported network maps "images", uint8 [n, c, h, w], to "labels", uint8 [n, h, w], or to "logits", float32
@@ -82,6 +101,8 @@ def serialize(network: DeepLabV3, params: dict[str, Any], output: str, metadata:
       params: The variables from `folding.fold`, {"params"}.
       output: "labels" or "logits".
       metadata: JSON values to store in the file.
+      size: The height and width of the images, of which there is then one, or None for any number and size.
+      opset: The ONNX operator set, one of OPSETS.
 
     Raises:
       CheckpointError: The network uses an unsupported operation.
@@ -92,8 +113,10 @@ def serialize(network: DeepLabV3, params: dict[str, Any], output: str, metadata:
         logits: Any = network.apply(variables, images, False)
         return resize_like(logits.logits, images, align_corners=config.align_corners)
 
-    graph = record(run, params, abstract_images(network))
-    writer = _Writer(graph, traverse_util.flatten_dict(params))
+    images = jax.ShapeDtypeStruct((1, *size, config.channels), np.float32) if size else abstract_images(network)
+    graph = record(run, params, images)
+    writer = _Writer(graph, traverse_util.flatten_dict(params), opset, size is not None)
+    n, h, w = (1, *size) if size else ("n", "h", "w")
     centred = writer.add("Sub", writer.add("Cast", "images", to=TensorProto.FLOAT), writer.per_channel(config.mean))
     scale = 1 / np.asarray(config.std, np.float32)
     writer.names[graph.images] = writer.add("Mul", centred, writer.per_channel(scale))
@@ -102,18 +125,18 @@ def serialize(network: DeepLabV3, params: dict[str, Any], output: str, metadata:
     logits = writer.names[graph.outputs[0]]
     axes: Sequence[int | str]
     if output == "labels":
-        y, kind, axes = writer.add("ArgMax", logits, axis=1, keepdims=0), TensorProto.UINT8, ["n", "h", "w"]
+        y, kind, axes = writer.add("ArgMax", logits, axis=1, keepdims=0), TensorProto.UINT8, [n, h, w]
     else:
-        y, kind, axes = logits, TensorProto.FLOAT, ["n", network.num_classes, "h", "w"]
+        y, kind, axes = logits, TensorProto.FLOAT, [n, network.num_classes, h, w]
     writer.nodes.append(helper.make_node("Cast", [y], [output], output, to=kind))
     proto = helper.make_graph(
         writer.nodes,
         "deeplabv3",
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", config.channels, "h", "w"])],
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, [n, config.channels, h, w])],
         [helper.make_tensor_value_info(output, kind, axes)],
         writer.constants,
     )
-    file = helper.make_model(proto, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="deeplab_jax", ir_version=8)
+    file = helper.make_model(proto, opset_imports=[helper.make_opsetid("", opset)], producer_name="deeplab_jax", ir_version=8)
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
     helper.set_model_props(file, texts)
     onnx.checker.check_model(file, full_check=True)
@@ -166,7 +189,7 @@ def _emit_average_pool_2x2(writer: _Writer, node: Node, x: str, stride: int, rat
     channels = node.output.shape[3]
     kernel = np.ones((channels, 1, 2, 2), np.float32)
     total = writer.add("Conv", x, writer.constant(kernel), group=channels, **attributes)
-    size = writer.add("Shape", x, start=2, end=4)
+    size = writer.spatial_size(node.arguments["x"], x)
     one_channel = writer.add("Concat", writer.constant(np.array([1, 1])), size, axis=0)
     ones = writer.add("Expand", writer.constant(np.ones(1, np.float32)), one_channel)
     return writer.add("Div", total, writer.add("Conv", ones, writer.constant(kernel[:1]), **attributes))
@@ -177,15 +200,28 @@ def _emit_concatenate(writer: _Writer, node: Node, parts: list[str]) -> str:
 
 
 def _emit_broadcast_like(writer: _Writer, node: Node, x: str, like: str) -> str:
-    size = writer.add("Concat", writer.constant(np.array([1, 1])), writer.add("Shape", like, start=2, end=4), axis=0)
+    size = writer.add("Concat", writer.constant(np.array([1, 1])), writer.spatial_size(node.arguments["like"], like), axis=0)
     return writer.add("Expand", x, size)
 
 
 def _emit_resize_like(writer: _Writer, node: Node, x: str, like: str, align_corners: bool, by_gather: bool) -> str:
-    channels, size = writer.add("Shape", x, start=0, end=2), writer.add("Shape", like, start=2, end=4)
     mode = "align_corners" if align_corners else "half_pixel"
-    sizes = writer.add("Concat", channels, size, axis=0)
-    return writer.add("Resize", x, "", "", sizes, mode="linear", coordinate_transformation_mode=mode)
+    if writer.has_fixed_size:
+        n, h, w, c = node.output.shape
+        sizes = writer.constant(np.array([n, c, h, w], np.int64))
+    else:
+        batch = writer.add("Slice", writer.add("Shape", x), writer.constant(np.array([0])), writer.constant(np.array([2])))
+        sizes = writer.add("Concat", batch, writer.spatial_size(node.arguments["like"], like), axis=0)
+    # The region of interest is only optional from operator set 13 on.
+    region = writer.constant(np.zeros(0, np.float32)) if writer.opset < 13 else ""
+    scales = writer.constant(np.zeros(0, np.float32)) if writer.opset < 13 else ""
+    return writer.add("Resize", x, region, scales, sizes, mode="linear", coordinate_transformation_mode=mode)
+
+
+def _emit_hard_swish(writer: _Writer, node: Node, x: str) -> str:
+    if writer.opset >= 14:
+        return writer.add("HardSwish", x)
+    return writer.add("Mul", x, writer.add("HardSigmoid", x, alpha=1 / 6, beta=0.5))
 
 
 def _emit_add_relu(writer: _Writer, node: Node, x: str, shortcut: str) -> str:
@@ -197,7 +233,7 @@ _EMIT: dict[Callable[..., Any], Callable[..., str]] = {
     resize_like: _emit_resize_like,
     layers.add_bias: _emit_add_bias,
     layers.relu: _emit_operator("Relu"),
-    layers.hard_swish: _emit_operator("HardSwish"),
+    layers.hard_swish: _emit_hard_swish,
     layers.hard_sigmoid: _emit_operator("HardSigmoid", alpha=1 / 6, beta=0.5),
     layers.add: _emit_operator("Add"),
     layers.add_relu: _emit_add_relu,

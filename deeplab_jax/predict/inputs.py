@@ -7,6 +7,7 @@ import io
 import itertools
 import os
 import pathlib
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -19,6 +20,7 @@ from deeplab_jax.data.folders import is_visible, list_files
 from deeplab_jax.errors import ConfigError, DataError, one_line
 
 IMAGES = frozenset((*decode.IMAGE_SUFFIXES, ".gif", ".pgm", ".ppm"))
+_CAMERA = re.compile(r"\d{1,2}|/dev/video\d+")  # what OpenCV and FFmpeg take for cameras
 VIDEOS = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"))
 
 
@@ -81,6 +83,12 @@ def find_inputs(arguments: Sequence[str], out: str = "") -> tuple[tuple[Input, .
 
 
 def _find_files(argument: str) -> list[tuple[pathlib.Path, pathlib.Path | None]]:
+    if "://" in argument or (_CAMERA.fullmatch(argument) and not _is_file_or_folder(argument)):
+        what = "a web address" if argument.startswith("http") else "a camera or stream"
+        raise ConfigError(
+            f"`{argument}` is {what}. `predict` only reads files. For cameras and streams, use the loop in "
+            "docs/how-to/use-a-network.md. Download a file from the web first."
+        )
     try:
         paths = list(_list_files(argument)) if argument else []
     except (OSError, RuntimeError):  # the name is too long, or ~ names an unknown user
@@ -88,6 +96,11 @@ def _find_files(argument: str) -> list[tuple[pathlib.Path, pathlib.Path | None]]
     if not paths:
         raise ConfigError(f"`{argument}` does not match any file. Give files, folders or patterns such as 'photos/*.jpg'.")
     return paths
+
+
+def _is_file_or_folder(argument: str) -> bool:
+    path = pathlib.Path(argument)
+    return path.is_file() or path.is_dir()
 
 
 def _list_files(argument: str) -> Iterator[tuple[pathlib.Path, pathlib.Path | None]]:

@@ -133,7 +133,8 @@ def compile_program(jitted: Any, *args: Any, **kwargs: Any) -> Any:
     with jax.disable_jit(False):
         program = jitted.lower(*args, **kwargs).compile()
     trim_memory()
-    return _IgnoringDisableJit(program) if jax.config.values["jax_disable_jit"] else program
+    config: Any = jax.config  # JAX defines this option at run time, so mypy cannot see it
+    return _IgnoringDisableJit(program) if config.jax_disable_jit else program
 
 
 class _IgnoringDisableJit:

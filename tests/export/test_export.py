@@ -1,11 +1,13 @@
 """Compare exported files with their checkpoint, at image sizes that the export itself does not check."""
 
 import json
+import re
 import subprocess
 import sys
 
 import jax
 import numpy as np
+import onnx
 import pytest
 from conftest import random_variables, run_cli, tiny_config, tiny_model
 
@@ -147,6 +149,41 @@ print(dl.load_exported({str(tmp_path / "a.dl")!r})(np.zeros((2, 3, 20, 30), np.u
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.stdout.strip() == "(2, 20, 30)", result.stderr
+
+
+@pytest.mark.parametrize(("form", "opset"), [("stablehlo", None), ("onnx", 11), ("onnx", 13), ("onnx", 21)])
+def test_a_file_for_a_fixed_size_gives_the_logits_of_the_checkpoint(segmenter, checkpoint, tmp_path, form, opset):
+    path, lines = tmp_path / "fixed", []
+    run.export(checkpoint, str(path), form, "logits", lines.append, size=(33, 65), opset=opset)
+    assert lines[-1].endswith("It maps uint8 [1, 3, 33, 65] to logits.")
+    loaded = dl.load_exported(path) if form == "stablehlo" else run._load_onnx(path.read_bytes())
+    images = make_images(1, 33, 65)
+    expected = segmenter.logits(images)
+    np.testing.assert_allclose(loaded(images), expected, atol=1e-4 * np.abs(expected).max())
+    if form == "onnx":
+        model = onnx.load(path)
+        assert model.opset_import[0].version == opset
+        assert not {"Shape", "Slice"} & {node.op_type for node in model.graph.node}
+
+
+@pytest.mark.parametrize("opset", [11, 14, 21])
+def test_older_and_newer_operator_sets_take_any_size(segmenter, checkpoint, tmp_path, opset):
+    run.export(checkpoint, str(tmp_path / "a.onnx"), "onnx", "labels", lambda line: None, opset=opset)
+    assert onnx.load(tmp_path / "a.onnx").opset_import[0].version == opset
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--format", "onnx", "--opset", "9"], r"`--opset` \(=9\) is not supported\. Use 11 to 21\."),
+        (["--format", "stablehlo", "--opset", "13"], r"`--opset` \(=13\) is only for --format onnx\."),
+        (["--format", "onnx", "--size", "0", "64"], r"`--size` \(=\(0, 64\)\) cannot be used\."),
+    ],
+)
+def test_impossible_sizes_and_operator_sets_are_refused(tmp_path, monkeypatch, capsys, flags, message):
+    code, output = run_cli(monkeypatch, capsys, "export", "--checkpoint", "run", "--out", tmp_path / "a", *flags)
+    assert code == 2
+    assert re.match(f"error: {message}", output)
 
 
 def test_a_file_that_is_not_an_export_is_reported(tmp_path):

@@ -117,3 +117,19 @@ def test_files_that_cannot_be_read_are_reported(tmp_path):
         inputs.read_image(png)
     with pytest.raises(DataError, match="no fixed range"):
         inputs.read_image(save(tmp_path / "c.tif", Image.fromarray(np.ones((2, 2), np.float32))))
+
+
+@pytest.mark.parametrize("word", ["0", "/dev/video0", "rtsp://10.0.0.1/stream", "http://127.0.0.1:9/photo.jpg"])
+def test_cameras_streams_and_web_addresses_are_refused_with_the_way_to_read_them(word, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ConfigError, match=rf"^`{word}` is a (camera or stream|web address)\. .* docs/how-to/use-a-network\.md\."
+    ):
+        inputs.find_inputs([word])
+
+
+def test_a_folder_may_have_a_number_as_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "1").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "1" / "a.png")
+    assert [each.name for each in inputs.find_inputs(["1"])[0]] == ["a"]
