@@ -138,7 +138,9 @@ def _names_outside_network(tensors: Mapping[str, np.ndarray], network: Network) 
     if network.is_backbone:
         first = BACKBONES[network.config.model.backbone].first_tensor
         prefix = next((prefix for prefix in names.backbone_prefixes() if f"{prefix}{first}" in tensors), "")
-        return {name for name in tensors if not name.startswith(prefix)} - CLASSIFIER
+        # A segmentation network can have a head that is named like an ImageNet classifier.
+        classifier = CLASSIFIER if prefix in ("", "features.") else set()
+        return {name for name in tensors if not name.startswith(prefix)} - classifier
     own = {name.partition(".")[0] for name in SOURCES[network.fmt].head_names(network.config.model).values()}
     own.add(SOURCES[network.fmt].backbone_prefix.rstrip("."))
     others: dict[str, list[str]] = {}

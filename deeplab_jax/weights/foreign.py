@@ -15,13 +15,13 @@ _PATTERNS = {
     "a Res2Net": r"layer1\.0\.convs\.",
     "an SE-ResNet": r"layer1\.0\.se(_module)?\.",
     "an HRNet": r"stage2\.0\.branches\.",
-    "an Xception": r"block1\.(rep|sepconv|conv)|entry_flow\.",
+    "an Xception": r"blocks\.0\.stack\.|block1\.(rep|sepconv|conv)|entry_flow\.",
     "a DenseNet": r"denseblock1\.",
     "a RegNet": r"trunk_output\.block1\.|s1\.b1\.conv1\.",
     "a ConvNeXt": r"stages\.0\.(blocks\.)?0\.(gamma|dwconv|conv_dw|depthwise_conv)|downsample_layers\.0\.|1\.0\.layer_scale",
     "a Swin Transformer": r"layers\.0\.blocks\.0\.attn\.|stages\.0\.blocks\.0\.attn\.|1\.0\.attn\.relative_position",
     "a Mix Transformer (SegFormer)": r"patch_embed1\.|layers\.0\.0\.projection\.|segformer\.",
-    "a Vision Transformer": r"(blocks|layers?)\.0\.(attn|attention)|cls_token$",
+    "a Vision Transformer": r"(blocks|layers?)\.0\.(attn|attention)|(cls|class)_token$",
     "a BiSeNet": r"bisenet\.|spatial_path\.",
     "a VGG": r"28\.weight$|17\.weight$",
 }
@@ -41,5 +41,6 @@ def name_backbone(shapes: Shapes) -> str:
         blocks, groups = count_blocks(shapes), inner[0] // max(inner[1], 1)
         if groups > 1:
             return f"a ResNeXt with {blocks} blocks per stage and {groups} groups of {inner[1]} channels"
-        return f"a Wide ResNet with {blocks} blocks per stage"
+        if last[0] != 4 * inner[0]:
+            return f"a Wide ResNet with {blocks} blocks per stage"
     return ""

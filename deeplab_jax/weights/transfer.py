@@ -126,6 +126,8 @@ def pretrained_variables(config: Config, say: Say = print) -> dict[str, Any]:
         state, network = _read(source)
         has_unknown_classes = network.num_classes != network.config.labels.num_classes
         stored, (variables, _) = network.config, to_variables(state, network, ignore_head=has_unknown_classes)
+        for line in state.notes:
+            say(line)
     has_aspp = any(path[1] == "aspp" for path in variables)
     _require_same_architecture(config, stored, source, has_aspp=has_aspp)
     shapes = variable_shapes(config)

@@ -143,3 +143,8 @@ def test_unsupported_residual_networks_are_described():
     grouped = {name: x[:, :8] if "conv2" in name else x for name, x in wide.items()}
     with pytest.raises(CheckpointError, match="16 groups of 8 channels"):
         convert(grouped)
+    narrow = {f"layer{i}.0.conv{j}.weight": KERNEL for i in (1, 2, 3, 4) for j in (1, 2)} | {
+        f"layer{i}.0.conv3.weight": np.ones((16, 4, 1, 1), np.float32) for i in (1, 2, 3, 4)
+    }
+    with pytest.raises(CheckpointError, match=r"has a backbone with \(1, 1, 1, 1\) bottlenecks per stage"):
+        convert(narrow)
