@@ -62,7 +62,7 @@ def _require_two_images(config: Config) -> None:
     if size // parts < 2:
         raise ConfigError(
             f"`data.batch_size` (={size}) with train.micro_batches={parts} gives BatchNorm one image at a time, but its "
-            f"statistics need two. Use a batch of at least {2 * parts}{' or fewer micro-batches' if parts > 1 else ''}."
+            f"statistics need two. Use a batch of at least {2 * parts}{', or fewer micro-batches' if parts > 1 else ''}."
         )
 
 
