@@ -67,13 +67,15 @@ def make_config(flags: argparse.Namespace) -> Any:
 
 def make_variables(config: Any) -> dict[str, Any]:
     """Return torchvision's variables if it has this network, and otherwise initial ones."""
-    from deeplab_jax.training import begin
+    import jax
+
+    from deeplab_jax.models import DeepLabV3
     from deeplab_jax.weights.sources import torchvision
 
     if all(getattr(config.model, field) in values for field, values in torchvision.required(config.model).items()):
         return networks.our_variables(config)
-    state = begin.create_state(begin.set_up(config, 1), None)
-    return {"params": state.params, "batch_stats": state.batch_stats}
+    model, images = DeepLabV3(config.model, config.labels.num_classes), np.zeros((1, 64, 64, config.model.channels), np.float32)
+    return dict(jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(config.seed)))
 
 
 def build_training(flags: argparse.Namespace) -> side_by_side.Side:

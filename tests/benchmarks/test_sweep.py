@@ -186,7 +186,10 @@ def test_all_rows_are_checked_before_the_first_is_trained(name, flags, message, 
     ("study", "message"),
     [
         ('RECIPE = "configs/camvid_r18.py"', "must define RECIPE, the path of a config, and ROWS"),
-        ('RECIPE = "configs/camvid.py"\nROWS = {"a": ""}', "row 'a': `--config` cannot be loaded"),
+        (
+            'RECIPE = "configs/camvid.py"\nROWS = {"a": ""}',
+            r"row 'a': `--config` \(='.*camvid.py'\) does not exist. Did you mean .*/configs/camvid",
+        ),
     ],
 )
 def test_an_invalid_study_is_an_error(study, message, monkeypatch, tmp_path):

@@ -172,11 +172,12 @@ def test_verify_accepts_records_instead_of_the_tfds_data_set(pets, tmp_path, mon
     prepare_command("tfds:own_pets", str(out), ("train", "test"), data_dir=str(pets[0]))
     config = Config(data=DataConfig(source="tfds:own_pets", root="gone", train_split="train"))
     config.eval.split, config.train.steps = "test", 1
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     monkeypatch.setattr(verification, "config_at", lambda *_: (config, None))
     read = []
     monkeypatch.setattr(verification, "verify", lambda run, from_, steps, data, *_: read.append(data.names) or [])
     with pytest.raises(SystemExit) as stop:
-        cli.verify("run", 0, 1, str(out))
+        cli.verify(str(tmp_path / "run"), 0, 1, str(out))
     assert stop.value.code == 0
     assert read == [find_split(DataConfig(root=str(out)), "train").images]
 

@@ -17,10 +17,10 @@ with catch_stop_signals() as received:
 """
 
 
-def send(count, *numbers, **kwargs):
+def send(count, *numbers, launcher=()):
     """Run PROGRAM until it has received `count` signals. Return its exit code and its last output."""
-    command = [sys.executable, "-c", PROGRAM, str(count)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs) as process:
+    command = [*launcher, sys.executable, "-c", PROGRAM, str(count)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.readline()
         for number in numbers:
             process.send_signal(number)
@@ -44,9 +44,7 @@ def test_repeated_signals_are_harmless_except_for_a_second_interrupt():
 
 
 def test_a_signal_that_nohup_ignores_stays_ignored():
-    code, output, error = send(
-        1, signal.SIGHUP, signal.SIGTERM, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    )
+    code, output, error = send(1, signal.SIGHUP, signal.SIGTERM, launcher=("nohup",))
     assert (code, output) == (0, "['SIGTERM']")
     assert error.count("Stopping") == 1
 
