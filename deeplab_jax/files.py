@@ -70,6 +70,15 @@ def require_folder(path: str | None, flag: str, example: str) -> str:
 
 
 @contextlib.contextmanager
+def report_write_errors(path: epath.Path) -> Iterator[None]:
+    """Raise ConfigError if the block cannot write `path`, for example because the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"Cannot write {path}: {error.strerror or error}. Fix this or choose a different folder.") from None
+
+
+@contextlib.contextmanager
 def write_atomically(path: epath.Path) -> Iterator[IO[bytes]]:
     """Open a temporary file for writing, and rename it to `path` when the block ends.
 
@@ -80,12 +89,11 @@ def write_atomically(path: epath.Path) -> Iterator[IO[bytes]]:
     """
     temporary = path.parent / f".{path.name}.{os.getpid()}.new"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            yield file
-        temporary.replace(path)
-    except OSError as error:
-        raise ConfigError(f"Cannot write {path}: {error.strerror or error}. Fix this or choose a different folder.") from None
+        with report_write_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                yield file
+            temporary.replace(path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

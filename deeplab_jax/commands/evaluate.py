@@ -65,8 +65,9 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
         )
     hosts.require_same(config=to_dict(config), checkpoint=str(step), data=digest(samples))
     names = file_names(samples.images, config.labels) if submission else ()
-    console.print(f"Checkpoint: {step}")
-    introduce(config.eval.split, samples, config.labels, functools.partial(console.print, markup=False))
+    say = functools.partial(console.print, markup=False)
+    say(f"Checkpoint: {step}")
+    introduce(config.eval.split, samples, config.labels, say)
     instances, visitors = _make_instance_counters(config, samples, console)
     if output:
         stems = [str(epath.Path(image).with_suffix("")) for image in samples.images]
@@ -83,11 +84,11 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
     if jax.process_index():
         return
     if submission:
-        console.print(f"Submission: {write_archive(submission, names)}")
+        say(f"Submission: {write_archive(submission, names)}")
     if samples.labels:
         _report(config, totals, instances, output, console)
     if output:
-        console.print(f"Output: {output}")
+        say(f"Output: {output}")
 
 
 def _make_instance_counters(config: Config, samples: "Samples", console: Console) -> tuple[Instances | None, list[Visitor]]:

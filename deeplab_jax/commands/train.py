@@ -1,5 +1,6 @@
 """Train a config. This is the implementation of train.py and `dl.train`."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -53,10 +54,11 @@ def train(
     enable_compilation_cache()
     # Report an invalid config before reading the data, which can take minutes.
     set_up(config, 1)
+    say = functools.partial(console.print, markup=False)
     if config.data.photometric and (limits := describe_limits(config.data.channels)):
-        console.print(limits)
-    data, steps = open_training_data(config, console.print)
-    pretrained = (lambda: pretrained_variables(config, console.print)) if config.model.pretrained else None
+        say(limits)
+    data, steps = open_training_data(config, say)
+    pretrained = (lambda: pretrained_variables(config, say)) if config.model.pretrained else None
     state = loop.train(
         config, workdir, steps=steps, data=data, console=console, pretrained=pretrained, on_evaluation=on_evaluation
     )

@@ -64,7 +64,7 @@ def _walk(folder: epath.Path) -> Iterator[str]:
             folders[:] = []
             continue
         seen.add(real)
-        folders[:] = filter(is_visible, folders)
+        folders[:] = sorted(filter(is_visible, folders))  # of two links to one folder, the first is used on every machine
         inner = str(parent)[len(top) :].replace(os.sep, "/").strip("/")
         yield from (f"{inner}/{name}" if inner else name for name in names if is_visible(name))
 

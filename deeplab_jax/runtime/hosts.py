@@ -344,7 +344,8 @@ def _report(error: BaseException) -> int:
     """Print `error` for the user, and return the exit code."""
     lost = error if isinstance(error, HostError) else as_host_error(error)
     if lost or isinstance(error, DeeplabError):
-        sys.stderr.write(f"error: {lost or error}\n")
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(f"error: {lost or error}\n")
         return LOST_EXIT_CODE if lost else 2
     if isinstance(error, SystemExit) and isinstance(error.code, int):
         return error.code
@@ -362,7 +363,8 @@ def exit_process(code: int) -> NoReturn:
     if _is_alone():
         sys.exit(code)
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        with contextlib.suppress(OSError, ValueError):  # a closed terminal must not keep this process from exiting
+            stream.flush()
     # Give the other processes time to print the same error. Process 0 must exit last: it runs the coordinator, and JAX aborts
     # the other processes once the coordinator is gone.
     time.sleep(EXIT_DELAY_SECONDS * (2 if jax.process_index() == 0 else 1))

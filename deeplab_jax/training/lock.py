@@ -29,6 +29,9 @@ def lock_workdir(workdir: str, say: Callable[[str], None]) -> Iterator[Callable[
     """Hold the lock on a run folder for all processes of the run. All processes must call this.
 
     The first process takes the lock; see `lock_folder`. If it fails, all processes raise its error.
+
+    Yields:
+      A function that checks that the lock is still held. All processes must call it, and all raise its error.
     """
     with contextlib.ExitStack() as stack:
         check, error = _do_nothing, ""
@@ -38,7 +41,15 @@ def lock_workdir(workdir: str, say: Callable[[str], None]) -> Iterator[Callable[
             except ConfigError as reason:
                 error = str(reason)
         hosts.raise_together(error)
-        yield check
+        yield lambda: hosts.raise_together(_find_error(check))
+
+
+def _find_error(check: Callable[[], None]) -> str:
+    try:
+        check()
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def _do_nothing() -> None:
@@ -75,7 +86,9 @@ def lock_folder(folder: str, say: Callable[[str], None]) -> Iterator[Callable[[]
         raise ConfigError(f"`--workdir` (={folder!r}) is not writable ({error.strerror}). Choose a different folder.") from None
 
     def check() -> None:
-        owner, _ = _read(path)
+        owner = None
+        with contextlib.suppress(OSError):  # if the lock cannot be read, saving will report why
+            owner, _ = _read(path)
         if owner and owner != own:
             raise ConfigError(f"Another run has taken over {folder}{_describe(owner)}, so this one stops without saving.")
 
@@ -87,8 +100,8 @@ def lock_folder(folder: str, say: Callable[[str], None]) -> Iterator[Callable[[]
     finally:
         released.set()
         thread.join()
-        if _read(path)[0] == own:
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            if _read(path)[0] == own:
                 path.unlink()
 
 
@@ -96,6 +109,8 @@ def _acquire(path: Path, own: dict[str, Any], say: Callable[[str], None]) -> Non
     first_touch = 0.0
     while not _create(path, own):
         owner, touched = _read(path)
+        if owner == own:
+            return  # NFS can repeat a request whose answer was lost, and then says that the lock exists
         if touched == 0:
             continue  # the owner has just removed it
         if owner and _can_look_up(owner):
@@ -222,6 +237,8 @@ def _process_space() -> str:
 
 
 def _can_look_up(owner: dict[str, Any]) -> bool:
+    if os.name == "nt":  # where `os.kill(process, 0)` sends Ctrl-C
+        return False
     return (owner["host"], owner["space"]) == (socket.gethostname(), _process_space())
 
 
@@ -232,7 +249,8 @@ def _is_alive(owner: dict[str, Any]) -> bool:
         return False
     except PermissionError:
         pass
-    return owner["started"] == _start_time(owner["process"])
+    # The start time of another user's process can be hidden.
+    return _start_time(owner["process"]) in (owner["started"], "")
 
 
 def _start_time(process: int) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import threading
+import time
 from collections.abc import Iterator
 
 from etils import epath
@@ -28,20 +29,17 @@ class Log:
         """Print one line. The file's line is dropped if it cannot be written."""
         self.console.print(line, markup=False)
         if self._path:
-            with contextlib.suppress(OSError), self._path.open("a") as file:
+            with contextlib.suppress(OSError, ValueError), self._path.open("a") as file:
                 file.write(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}  {line}\n")
 
     @contextlib.contextmanager
     def waiting_for(self, what: str) -> Iterator[None]:
-        """Print that `what` has started, remind the user of it every minute, and print how long it took."""
-        done, start = threading.Event(), datetime.datetime.now()
-
-        def seconds() -> float:
-            return (datetime.datetime.now() - start).total_seconds()
+        """Print that `what` has started, and remind the user of it every minute."""
+        done, start = threading.Event(), time.perf_counter()
 
         def remind() -> None:
             while not done.wait(_REMINDER_SECONDS):
-                self.print(f"Still {what}, after {format_duration(seconds())}.")
+                self.print(f"Still {what}, after {format_duration(time.perf_counter() - start)}.")
 
         self.print(f"{what[0].upper()}{what[1:]}.")
         thread = threading.Thread(target=remind, daemon=True)

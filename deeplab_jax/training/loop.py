@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from deeplab_jax.checkpoints.store import Checkpoints
 from deeplab_jax.config import Config, to_dict
-from deeplab_jax.errors import TrainingError
+from deeplab_jax.errors import OutOfMemoryError, TrainingError
 from deeplab_jax.evaluation.evaluate import StoppedError
 from deeplab_jax.labels import IGNORE
 from deeplab_jax.runtime import hosts
@@ -96,7 +97,7 @@ def train(
     with report_out_of_memory(_LESS_MEMORY), contextlib.ExitStack() as stack:
         # Keep the signal handlers installed until the last save is complete, so that SIGTERM cannot interrupt the save.
         signals = stack.enter_context(catch_stop_signals())
-        check_lock = stack.enter_context(lock_workdir(workdir, console.print))
+        check_lock = stack.enter_context(lock_workdir(workdir, functools.partial(console.print, markup=False)))
         log = Log(epath.Path(workdir) if jax.process_index() == 0 else None, console)
         checkpoints = stack.enter_context(Checkpoints(workdir, config))
         hosts.require_same(
@@ -223,7 +224,10 @@ def _compile(state: TrainState, batch: dict[str, jax.Array], tools: _Tools) -> A
 
 
 def _average(rows: list[dict[str, float]]) -> dict[str, float]:
-    return {f"mean_{name}": float(np.mean([row[name] for row in rows])) for name in ("loss", "accuracy")}
+    """Return the mean loss and accuracy of the steps with a finite loss, or nan if there are none."""
+    finite = [row for row in rows if math.isfinite(row["loss"])]
+    names = ("loss", "accuracy")
+    return {f"mean_{name}": float(np.mean([row[name] for row in finite])) if finite else math.nan for name in names}
 
 
 def _save(state: TrainState, step: int, tools: _Tools) -> None:
@@ -237,9 +241,10 @@ def _save(state: TrainState, step: int, tools: _Tools) -> None:
 def _evaluate(state: TrainState, step: int, tools: _Tools) -> None:
     """Evaluate a saved state, unless a signal stops the run. In that case, the run evaluates it when it resumes."""
     try:
-        advice = "Lower eval.batch_size, or set eval.window to evaluate parts of the images one after the other."
-        with tools.output.log.waiting_for(f"evaluating step {step}"), report_out_of_memory(f"{advice} Step {step} is saved."):
+        with tools.output.log.waiting_for(f"evaluating step {step}"):
             summary, strips = tools.evaluate(state)
+    except OutOfMemoryError as error:
+        raise OutOfMemoryError(error.reason, f"{error.advice} Step {step} is saved.") from error
     except StoppedError:
         tools.output.log.print(f"The evaluation of step {step} was interrupted. The run will start with it when it resumes.")
         return

@@ -27,7 +27,7 @@ from jax.sharding import Mesh
 from deeplab_jax import config as config_module
 from deeplab_jax.config import Config
 from deeplab_jax.errors import CheckpointError, one_line
-from deeplab_jax.files import write_atomically
+from deeplab_jax.files import report_write_errors, write_atomically
 from deeplab_jax.runtime import hosts
 from deeplab_jax.training.data import Data
 from deeplab_jax.training.state import TrainState, state_digest
@@ -289,7 +289,11 @@ class Receipts:
                 file.write("".join(_format_row(step, row) for step, row in rows.items()).encode())
 
     def write(self, step: int, state: TrainState) -> None:
-        """Add the row for a checkpoint that is about to be saved. All processes must call this method."""
+        """Add the row for a checkpoint that is about to be saved. All processes must call this method.
+
+        Raises:
+          ConfigError: A file cannot be written.
+        """
         seen = self.consumed.flush()
         changed = sorted(name for name, text in seen.items() if self._samples.get(name, text) != text)
         if changed:
@@ -304,7 +308,8 @@ class Receipts:
             with write_atomically(self._workdir / SAMPLES) as file:
                 file.write("".join(f"{name}\t{text}\n" for name, text in sorted(self._samples.items())).encode())
         row = {"samples": self.consumed.digest, "state": state_digest(state)}
-        with (self._workdir / RECEIPTS).open("a") as file:
+        path = self._workdir / RECEIPTS
+        with report_write_errors(path), path.open("a") as file:
             file.write(_format_row(step, row))
 
 

@@ -104,6 +104,7 @@ class TensorBoard(RunWriter):
         self.path = folder / "tensorboard"
         self._files = 0
         self._events: EventsWriter | None = None
+        self._is_started = False
         # TensorBoard hides the events that an earlier start wrote for this step and later ones.
         self._hidden_from = start_step + 1 if is_scored else start_step
 
@@ -123,6 +124,7 @@ class TensorBoard(RunWriter):
             for each in summaries:
                 self._events.write_event(Event(step=step, wall_time=time.time(), summary=each))
             self._events.flush()
+            self._is_started = True
         except OSError:
             # The file can end with a part of an event, and TensorBoard reads nothing after it. Use a new file next time.
             with contextlib.suppress(OSError):
@@ -134,7 +136,7 @@ class TensorBoard(RunWriter):
         self.path.mkdir(parents=True, exist_ok=True)
         self._files += 1
         events = EventsWriter(os.fspath(self.path / "events"), f".{os.getpid()}.{self._files}")
-        if self._files == 1:
+        if not self._is_started:
             events.write_event(Event(step=self._hidden_from, session_log=SessionLog(status=SessionLog.START)))
         return events
 

@@ -29,3 +29,12 @@ def test_only_visible_folders_are_listed(tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / "c").touch()
     assert list_folders(epath.Path(tmp_path)) == ["a", "b"]
+
+
+def test_of_several_links_to_one_folder_the_first_by_name_is_used(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "x.png").touch()
+    (tmp_path / "near").mkdir()
+    for name in ("m", "z", "b", "k", "a", "y"):
+        (tmp_path / "near" / name).symlink_to(tmp_path / "far")
+    assert list_files(tmp_path / "near") == ["a/x.png"]

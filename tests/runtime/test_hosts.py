@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import shutil
@@ -411,3 +412,22 @@ def test_one_of_several_processes_prints_its_error_and_exits(monkeypatch, capsys
         raise error
     assert codes == [code]
     assert capsys.readouterr().err.startswith(line)
+
+
+def test_a_process_whose_terminal_is_closed_exits(monkeypatch):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise OSError(5, "Input/output error")
+
+        def flush(self):
+            raise OSError(5, "Input/output error")
+
+    codes = []
+    monkeypatch.setattr(hosts, "_is_alone", lambda: False)
+    monkeypatch.setattr(hosts, "EXIT_DELAY_SECONDS", 0)
+    monkeypatch.setattr(hosts.os, "_exit", codes.append)
+    monkeypatch.setattr(sys, "stdout", Closed())
+    monkeypatch.setattr(sys, "stderr", Closed())
+    with hosts.exit_on_error():
+        raise ConfigError("no such field")
+    assert codes == [2]

@@ -153,3 +153,32 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
 def test_object_stores_are_not_locked():
     with lock_folder("gs://bucket/run", say_nothing) as check:
         check()
+
+
+def test_a_lock_that_was_created_although_the_file_system_says_that_it_exists_is_held(tmp_path, monkeypatch):
+    link = os.link
+
+    def lose_the_answer(source, target):
+        link(source, target)
+        raise FileExistsError(17, "File exists")
+
+    monkeypatch.setattr(os, "link", lose_the_answer)
+    with lock_folder(str(tmp_path), say_nothing) as check:
+        check()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_process_whose_start_time_is_hidden_is_alive(tmp_path, owner, monkeypatch):
+    monkeypatch.setattr(lock, "_start_time", lambda process: "")
+    with pytest.raises(ConfigError, match="is in use by process"):
+        lock_folder(str(tmp_path), say_nothing).__enter__()
+
+
+def test_a_lock_that_cannot_be_read_does_not_end_the_run_with_a_traceback(tmp_path, monkeypatch):
+    def fail(path):
+        raise OSError(116, "Stale file handle")
+
+    with lock_folder(str(tmp_path), say_nothing) as check:
+        monkeypatch.setattr(lock, "_read", fail)
+        check()
+    assert (tmp_path / LOCK).exists()

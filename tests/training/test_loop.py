@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import math
 import os
 import signal
 import threading
@@ -15,7 +16,7 @@ from rich.console import Console
 from deeplab_jax.checkpoints.store import resolve
 from deeplab_jax.commands.datasets import open_training_data
 from deeplab_jax.errors import DataError, OutOfMemoryError, TrainingError
-from deeplab_jax.training.loop import train
+from deeplab_jax.training.loop import _average, train
 from deeplab_jax.training.verify import verify
 
 
@@ -172,3 +173,21 @@ def test_a_step_that_does_not_fit_in_memory_is_explained_in_one_line(street_scen
     with pytest.raises(OutOfMemoryError, match=r"The training step needs about .* Lower data.batch_size") as error:
         run(config, data, steps, tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_an_evaluation_that_does_not_fit_in_memory_says_that_the_step_is_saved(street_scenes, tmp_path, monkeypatch):
+    def refuse(program, devices, what, advice):
+        raise OutOfMemoryError("The evaluation is too large.", "Lower something.")
+
+    config, data, steps = open_data(street_scenes)
+    monkeypatch.setattr("deeplab_jax.evaluation.inference.require_memory", refuse)
+    with pytest.raises(OutOfMemoryError, match=r"^The evaluation is too large. Lower something. Step \d+ is saved.$"):
+        run(config, data, steps, tmp_path)
+
+
+def test_steps_without_a_finite_loss_do_not_count_in_the_mean():
+    rows = [
+        {"loss": loss, "accuracy": accuracy} for loss, accuracy in ((1.0, 0.5), (math.nan, 0.0), (math.inf, 0.0), (3.0, 0.25))
+    ]
+    assert _average(rows) == {"mean_loss": 2.0, "mean_accuracy": 0.375}
+    assert all(map(math.isnan, _average(rows[1:3]).values()))

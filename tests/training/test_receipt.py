@@ -1,13 +1,14 @@
 import dataclasses
 import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
 from conftest import tiny_config
 
 from deeplab_jax.config import MeshConfig
-from deeplab_jax.errors import CheckpointError
+from deeplab_jax.errors import CheckpointError, ConfigError
 from deeplab_jax.runtime.mesh import make_mesh
 from deeplab_jax.training.data import Data
 from deeplab_jax.training.receipt import (
@@ -179,3 +180,12 @@ def test_a_receipt_without_the_evaluation_list_can_be_read(tmp_path):
     warnings = []
     Receipts(str(tmp_path), make_start(4), NAMES, warnings.append)
     assert warnings == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux")
+def test_a_full_disk_is_one_line(tmp_path):
+    receipts = Receipts(str(tmp_path), make_start(0), NAMES, print)
+    (tmp_path / "receipts.jsonl").unlink()
+    (tmp_path / "receipts.jsonl").symlink_to("/dev/full")
+    with pytest.raises(ConfigError, match=r"Cannot write .*receipts.jsonl: No space left on device"):
+        receipts.write(0, make_state(0))

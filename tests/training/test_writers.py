@@ -110,3 +110,23 @@ def test_tensorboard_hides_repeated_steps(tmp_path, monkeypatch):
         writer.write_scalars(6, "train", {"loss": 1.0})
         writer.close()
     assert [event.step for event in starts if event.HasField("session_log")] == [6, 5]
+
+
+def test_tensorboard_hides_repeated_steps_although_the_disk_was_full_at_the_start(tmp_path, monkeypatch):
+    writer, starts, write = TensorBoard(epath.Path(tmp_path), 5, True), [], EventsWriter.write_event
+    flush, errors = EventsWriter.flush, [OSError(28, "No space left on device")]
+
+    def fail_once(self):
+        if errors:
+            raise errors.pop()
+        flush(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EventsWriter, "flush", fail_once)
+        with pytest.raises(OSError, match="No space"):
+            writer.write_scalars(6, "train", {"loss": 1.0})
+    monkeypatch.setattr(EventsWriter, "write_event", lambda self, event: (starts.append(event), write(self, event)))
+    writer.write_scalars(7, "train", {"loss": 1.0})
+    writer.write_scalars(8, "train", {"loss": 1.0})
+    writer.close()
+    assert [event.step for event in starts if event.HasField("session_log")] == [6]
