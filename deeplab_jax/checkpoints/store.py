@@ -432,14 +432,14 @@ def _hide_tracebacks() -> None:
     Both do so in threads that can outlive the save.
     """
     logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname.replace("\\", "/"))
-    show = sys.excepthook
+    show = sys.unraisablehook
 
-    def show_others(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    def show_others(report: "sys.UnraisableHookArgs") -> None:
         # TensorStore's threads report that nobody waits for their other writes any more.
-        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-            show(kind, error, trace)
+        if str(report.exc_value) != "Event loop is closed":
+            show(report)
 
-    sys.excepthook = show_others
+    sys.unraisablehook = show_others
 
 
 def _open(folder: epath.Path) -> ocp.training.Checkpointer:
