@@ -47,30 +47,31 @@ _KINDS = {
 }
 
 
-def resolve(checkpoint: str | os.PathLike[str]) -> epath.Path:
+def resolve(checkpoint: str | os.PathLike[str], argument: str = "checkpoint") -> epath.Path:
     """Return the step folder that `checkpoint` refers to.
 
     Args:
       checkpoint: A run folder (its latest step is used), `<run>/best`, `<run>/latest`, `<run>/checkpoints`, or a step folder,
         which may have been copied elsewhere and renamed.
+      argument: The name of the argument, for error messages.
 
     Raises:
       CheckpointError: The checkpoint does not exist, or the path is something else. The message says what it is and which
         command takes it.
     """
     if not isinstance(checkpoint, str | os.PathLike) or not str(checkpoint):
-        raise CheckpointError(f"`checkpoint` (={checkpoint!r}) is not a path. Give a run folder, such as runs/quickstart.")
+        raise CheckpointError(f"`{argument}` (={checkpoint!r}) is not a path. Give a run folder, such as runs/quickstart.")
     given = os.fspath(checkpoint)
     if given.startswith(_REMOTE):
-        raise CheckpointError(f"`checkpoint` (={given!r}) {describe_path(given)}")
+        raise CheckpointError(f"`{argument}` (={given!r}) {describe_path(given)}")
     path = make_absolute(given)
     if path.name.isdigit() and path.parent.name == CHECKPOINTS and path.is_dir():
         return path
     if steps := find_steps(path):
         return steps[-1]
     if path.name in ALIASES and not path.exists() and (steps := find_steps(path.parent)):
-        return steps[-1] if path.name == "latest" else _require_best(steps)
-    raise CheckpointError(f"`checkpoint` (={given!r}) {describe_path(given)}")
+        return steps[-1] if path.name == "latest" else _require_best(steps, argument)
+    raise CheckpointError(f"`{argument}` (={given!r}) {describe_path(given)}")
 
 
 def describe_path(given: str | os.PathLike[str], wanted: str = CHECKPOINT) -> str:
@@ -145,13 +146,13 @@ def find_run(path: str) -> epath.Path | None:
     return None
 
 
-def _require_best(steps: list[epath.Path]) -> epath.Path:
+def _require_best(steps: list[epath.Path], argument: str) -> epath.Path:
     best = find_best(steps)
     if best is None:
         folder = steps[-1].parent
         workdir = folder.parent if folder.name == CHECKPOINTS else folder
         raise CheckpointError(
-            f"`checkpoint` (='{workdir / 'best'}') does not exist, because no step of the run was evaluated. Use {workdir} for "
+            f"`{argument}` (='{workdir / 'best'}') does not exist, because no step of the run was evaluated. Use {workdir} for "
             f"the latest step."
         )
     return best

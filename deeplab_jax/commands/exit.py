@@ -26,6 +26,11 @@ def _explain_jax_errors(program: Callable[[], T]) -> T:
             raise
         if reason := _find_device_problem():
             platforms = os.environ.get("JAX_PLATFORMS", "")
+            if not platforms:
+                raise ConfigError(
+                    f"JAX found no device ({reason}). Install JAX for what this machine has (see "
+                    "docs/how-to/accelerators.md), or set JAX_PLATFORMS=cpu."
+                ) from error
             raise ConfigError(
                 f"`JAX_PLATFORMS` (={platforms!r}) cannot be used ({reason}). Install JAX for this device (see "
                 "docs/how-to/accelerators.md), or unset JAX_PLATFORMS to use what this machine has."

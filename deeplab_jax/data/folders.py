@@ -56,15 +56,16 @@ def list_names(folder: epath.Path) -> list[str]:
 
 def _walk(folder: epath.Path) -> Iterator[str]:
     is_local, top = _is_local(folder), os.fspath(folder)
-    seen = set()
-    # A folder can contain a link to a folder above it, which would never end.
+    above: dict[str, frozenset[str]] = {}  # the real paths of each folder and the folders that it is in
     for parent, folders, names in os.walk(top, followlinks=True) if is_local else folder.walk():
-        real = os.path.realpath(parent) if is_local else str(parent)
-        if real in seen:
+        place = str(parent)
+        outer = above.get(os.path.dirname(place), frozenset())
+        real = os.path.realpath(place) if is_local else place
+        if real in outer:  # a link to a folder above it, which would never end
             folders[:] = []
             continue
-        seen.add(real)
-        folders[:] = sorted(filter(is_visible, folders))  # of two links to one folder, the first is used on every machine
+        above[place] = outer | {real}
+        folders[:] = sorted(filter(is_visible, folders))
         inner = str(parent)[len(top) :].replace(os.sep, "/").strip("/")
         yield from (f"{inner}/{name}" if inner else name for name in names if is_visible(name))
 

@@ -24,6 +24,7 @@ from deeplab_jax.runtime.launchers import ProcessSpec, find_process_spec, parse_
 
 LOST_EXIT_CODE = 3  # exit code for a run in which another process has stalled or ended
 HEARTBEAT_SECONDS = 60  # JAX considers a process dead after this long without a heartbeat
+_is_compiling = threading.Event()  # compiling can take longer than a step may take
 EXIT_DELAY_SECONDS = 1.0  # delay before exiting on an error, so that the other processes can print theirs
 
 
@@ -203,8 +204,12 @@ def compile_together(jitted: Any, *args: Any, **kwargs: Any) -> Any:
     Some processes take longer to compile than others, and Gloo gives up if the processes do not make contact within 30 s, so
     CPU runs might fail without the wait.
     """
-    program = compile_program(jitted, *args, **kwargs)
-    barrier("compiled")
+    _is_compiling.set()
+    try:
+        program = compile_program(jitted, *args, **kwargs)
+        barrier("compiled")
+    finally:
+        _is_compiling.clear()
     return program
 
 
@@ -263,8 +268,9 @@ def _shorten(value: str | None) -> str:
 class Watchdog:
     """Ends this process if a step takes too long, because a collective waiting for a lost process cannot be cancelled.
 
-    The watchdog has no effect in a single-process run. It starts counting at the first beat, because compilation happens
-    before that. It counts its own thread's ticks rather than elapsed time, so that a process can be paused and resumed.
+    The watchdog has no effect in a single-process run. It starts counting at the first beat, because opening the data can take
+    longer, and does not count while `compile_together` runs. It counts its own thread's ticks rather than elapsed time, so that
+    a process can be paused and resumed.
 
     Args:
       seconds: How long to wait for the next beat before printing one line and exiting with code 3. If 0, wait forever.
@@ -287,13 +293,9 @@ class Watchdog:
         """Report that the process has made progress."""
         self._idle, self._last_beat, self._beaten = 0, time.time(), True
 
-    def pause(self) -> None:
-        """Stop counting until the next beat, for example while a program is compiled."""
-        self._beaten = False
-
     def _watch(self) -> None:
         while not self._leaving.wait(1.0):
-            self._idle += self._beaten
+            self._idle += self._beaten and not _is_compiling.is_set()
             if self._idle > self._seconds:  # not >=, because the first tick can come immediately after the beat
                 _print_and_exit(self._message(), LOST_EXIT_CODE)
 

@@ -106,26 +106,27 @@ def lock_folder(folder: str, say: Callable[[str], None]) -> Iterator[Callable[[]
 
 
 def _acquire(path: Path, own: dict[str, Any], say: Callable[[str], None]) -> None:
-    first_touch = 0.0
+    first_touch, deadline = None, 0.0
     while not _create(path, own):
         owner, touched = _read(path)
         if owner == own:
             return  # NFS can repeat a request whose answer was lost, and then says that the lock exists
-        if touched == 0:
-            continue  # the owner has just removed it
         if owner and _can_look_up(owner):
             if _is_alive(owner):
                 raise _make_error(path, owner)
-        elif (age := _now(path) - touched) < _STALE_SECONDS:
-            if first_touch and touched != first_touch:
-                raise _make_error(path, owner)
-            if not first_touch:
+            _remove_stale(path, owner)
+        elif first_touch is None and touched is not None:
+            age = _now(path) - touched
+            first_touch, deadline = touched, time.monotonic() + min(_STALE_SECONDS, max(0.0, _STALE_SECONDS - age))
+            if age < _STALE_SECONDS:
                 limit = f"{_STALE_SECONDS:.0f} s"
                 say(f"{path.parent} is locked{_describe(owner)}. Waiting for up to {limit} to see whether that run is alive.")
-            first_touch = touched
-            time.sleep(min(1.0, _STALE_SECONDS - age))
-            continue
-        _remove_stale(path, owner)
+        elif touched is not None and touched != first_touch:
+            raise _make_error(path, owner)
+        elif touched is not None and time.monotonic() >= deadline:
+            _remove_stale(path, owner)
+        else:
+            time.sleep(0.5)
 
 
 def _make_error(path: Path, owner: dict[str, Any] | None) -> ConfigError:
@@ -166,20 +167,24 @@ def _create_without_link(path: Path, text: str) -> bool:
 
 
 def _remove_stale(path: Path, owner: dict[str, Any] | None) -> None:
-    """Remove a stale lock unless another process has replaced it already.
+    """Remove a stale lock, unless another process has replaced it already.
 
-    A process might see the stale lock, and be suspended while another process takes it over. So the lock is first moved, and
-    moved back if it is not the stale one.
+    Of the processes that found the same stale lock, one at a time may look at it again and remove it.
     """
-    moved = path.with_name(f".{LOCK}.{uuid.uuid4().hex}.stale")
+    permit = path.with_name(f".{LOCK}.{owner['id'] if owner else 'unknown'}.permit")
     try:
-        path.rename(moved)
-    except FileNotFoundError:
+        permit.open("x").close()
+    except FileExistsError:
+        with contextlib.suppress(FileNotFoundError):
+            if _now(path) - permit.stat().st_mtime > _STALE_SECONDS:
+                permit.unlink()  # the process that made it was killed
+        time.sleep(0.05)
         return
-    if _read(moved)[0] != owner:
-        with contextlib.suppress(FileExistsError):
-            os.link(moved, path)
-    moved.unlink()
+    try:
+        if _read(path)[0] == owner:
+            path.unlink(missing_ok=True)
+    finally:
+        permit.unlink(missing_ok=True)
 
 
 def _touch_until(path: Path, own: dict[str, Any], released: threading.Event) -> None:
@@ -189,8 +194,8 @@ def _touch_until(path: Path, own: dict[str, Any], released: threading.Event) -> 
                 os.utime(path)
 
 
-def _read(path: Path) -> tuple[dict[str, Any] | None, float]:
-    """Return a lock's owner and the time when it was last touched, or (None, 0) if there is no lock.
+def _read(path: Path) -> tuple[dict[str, Any] | None, float | None]:
+    """Return a lock's owner and the time when it was last touched, or (None, None) if there is no lock.
 
     The owner is None if the file is incomplete. Opening the file makes NFS ask the server for its current time.
     """
@@ -198,7 +203,7 @@ def _read(path: Path) -> tuple[dict[str, Any] | None, float]:
         with path.open() as file:
             touched, text = os.fstat(file.fileno()).st_mtime, file.read()
     except FileNotFoundError:
-        return None, 0.0
+        return None, None
     try:
         owner = json.loads(text)
         return (owner if {"id", "host", "space", "process", "started", "since"} <= owner.keys() else None), touched

@@ -5,7 +5,8 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -34,6 +35,7 @@ from deeplab_jax.training.speed import Meter, ideal_step_seconds
 from deeplab_jax.training.state import TrainState, to_trees
 from deeplab_jax.training.step import compile_train_step
 
+_MAX_ROWS = 10_000  # the largest number of steps whose mean loss is logged, so that train.log_every=0 needs little memory
 _UNLABELLED_BATCHES = 100  # a run stops if so many batches in a row, from its start, have no labelled pixel
 _LESS_MEMORY = (
     "Lower data.batch_size or data.crop_size, raise train.micro_batches, or set model.dtype=bfloat16 or model.remat. "
@@ -134,17 +136,19 @@ def train(
             tools.receipts.write(step, state)
         if not is_scored:  # the run ended before this step's evaluation
             _evaluate(state, step, tools)
-            watchdog.pause()  # while the training step is compiled
         batches = prefetch(data.train_batches(step, steps), setup.mesh, config.model.output_stride)
         meter = Meter(step, config.data.batch_size, ideal_seconds)
         state, step = _train_from(state, step, batches, meter, start_time, tools)
-    log.print(_describe_end(workdir, step, steps))
+        is_scored = step < steps or checkpoints.is_scored(step)
+    log.print(_describe_end(workdir, step, steps, is_scored))
     return state
 
 
-def _describe_end(workdir: str, step: int, steps: int) -> str:
+def _describe_end(workdir: str, step: int, steps: int, is_scored: bool) -> str:
+    if not is_scored:
+        return f"Finished step {step} of {steps}, but not the last evaluation. Run the same command to repeat it."
     if step >= steps:
-        return f"Finished at step {step} of {steps}. The checkpoints are in {workdir}/checkpoints."
+        return f"Finished at step {step} of {max(step, steps)}. The checkpoints are in {workdir}/checkpoints."
     outcome = f"Saved in {workdir}. Run the same command to resume." if step else "There was nothing to save yet."
     return f"Stopped after step {step} of {steps}. {outcome}"
 
@@ -170,7 +174,7 @@ def _train_from(
     config, steps, train_config = tools.setup.config, tools.setup.steps, tools.setup.config.train
     lr = make_schedule(config.optim, steps)
     first, has_labels = step + 1, False
-    rows: list[dict[str, float]] = []  # the scalars of each step since the last log row
+    rows: deque[dict[str, float]] = deque(maxlen=_MAX_ROWS)  # the scalars of each step since the last log row
     while step < steps and not tools.should_stop():
         with meter.waiting():
             batch, on_device = next(batches)
@@ -223,7 +227,7 @@ def _compile(state: TrainState, batch: dict[str, jax.Array], tools: _Tools) -> A
     return program
 
 
-def _average(rows: list[dict[str, float]]) -> dict[str, float]:
+def _average(rows: Collection[dict[str, float]]) -> dict[str, float]:
     """Return the mean loss and accuracy of the steps with a finite loss, or nan if there are none."""
     finite = [row for row in rows if math.isfinite(row["loss"])]
     names = ("loss", "accuracy")

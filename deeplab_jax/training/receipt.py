@@ -153,7 +153,7 @@ def find_changes(then: Start, now: Start) -> list[str]:
     if then.eval_data not in (None, now.eval_data):
         sizes = _describe_sizes(then.eval_images, now.eval_images)
         changes.append(f"the evaluation list{sizes}, so earlier scores are not comparable")
-    if then.steps != now.steps:
+    if then.steps != now.steps and then.config["train"]["steps"] == now.config["train"]["steps"]:  # set by epochs
         changes.append(f"the length of the run: {now.steps} steps instead of {then.steps}, which changes the learning rate")
     return changes + find_platform_changes(then, now)
 

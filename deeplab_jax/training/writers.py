@@ -106,7 +106,7 @@ class TensorBoard(RunWriter):
         self._events: EventsWriter | None = None
         self._is_started = False
         # TensorBoard hides the events that an earlier start wrote for this step and later ones.
-        self._hidden_from = start_step + 1 if is_scored else start_step
+        self._hidden_from = start_step + 1
 
     def write_scalars(self, step: int, kind: str, row: Row) -> None:
         self._write(step, [summary.scalar(f"{kind}/{name}", value) for name, value in row.items() if value is not None])

@@ -136,7 +136,9 @@ def read_meta(root: Any) -> dict[str, Any]:
 
 def _to_plain(value: Any, budget: list[int], depth: int = 0) -> Any:
     budget[0] -= 1
-    if budget[0] < 0 or depth > _MAX_DEPTH:
+    if depth > _MAX_DEPTH:
+        return None
+    if budget[0] < 0:
         raise CheckpointError("contains too much metadata. Save only its state dict to a new file.")
     if isinstance(value, list | tuple):
         return type(value)(_to_plain(each, budget, depth + 1) for each in value)

@@ -120,7 +120,7 @@ def pretrained_variables(config: Config, say: Say = print) -> dict[str, Any]:
     """
     source = os.path.expanduser(config.model.pretrained)
     if not (source.startswith(hub.PREFIX) or epath.Path(source).is_file()):
-        step = str(checkpoints.resolve(source))
+        step = str(checkpoints.resolve(source, "model.pretrained"))
         stored, variables = checkpoints.stored_config(step), names.flatten(checkpoints.restore_variables(step))
     else:
         state, network = _read(source)

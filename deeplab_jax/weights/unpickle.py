@@ -94,6 +94,12 @@ class _Machine:
         self.marks: list[int] = []  # the sizes of the stack at MARK
         self.memo: dict[int, Any] = {}
 
+    def pop(self) -> None:
+        if self.marks and self.marks[-1] == len(self.stack):
+            self.marks.pop()  # protocols 0 and 1 remove a mark in this way
+        else:
+            self.stack.pop()
+
     def pop_to_mark(self) -> list[Any]:
         start = self.marks.pop()
         items = self.stack[start:]
@@ -202,7 +208,7 @@ _PUSH_NEW: dict[str, Callable[[], Any]] = {
 }
 _STEPS: dict[str, Callable[[_Machine, Any], Any]] = {
     "MARK": lambda m, _: m.marks.append(len(m.stack)),
-    "POP": lambda m, _: m.stack.pop(),
+    "POP": lambda m, _: m.pop(),
     "POP_MARK": lambda m, _: m.pop_to_mark(),
     "DUP": lambda m, _: m.stack.append(m.stack[-1]),
     "LIST": lambda m, _: m.stack.append(m.pop_to_mark()),
