@@ -70,11 +70,14 @@ def check_batch(batch_size: int, mesh: Mesh, field: str, micro_batches: int = 1)
     data = mesh.shape["data"]
     parts = data * micro_batches
     if batch_size % parts:
-        below, above = batch_size // parts * parts, -(-batch_size // parts) * parts
-        sizes = f"{below} or {above}" if below else f"{above}"
+        smallest = (2 if micro_batches > 1 else 1) * micro_batches  # BatchNorm needs two images in each micro-batch
+        below = batch_size // parts * parts
+        above = -(-max(batch_size, smallest) // parts) * parts
+        sizes = f"{below} or {above}" if below >= smallest else f"{above}"
         times = f" x {micro_batches} micro-batches" if micro_batches > 1 else ""
+        devices = f"{data} device{'s' * (data > 1)}"
         raise ConfigError(
-            f"`{field}` (={batch_size}) cannot be split evenly over {data} devices{times}. Use {sizes}, or change mesh.data."
+            f"`{field}` (={batch_size}) cannot be split evenly over {devices}{times}. Use {sizes}, or change mesh.data."
         )
 
 

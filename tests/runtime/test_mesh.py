@@ -67,3 +67,11 @@ def test_prefetch_keeps_the_order_and_does_not_read_too_far_ahead():
     assert read == [0, 1]
     assert host["image"][0, 0, 0, 0] == device["image"][0, 0, 0, 0] == 0
     assert [int(host["image"][0, 0, 0, 0]) for host, _ in items] == [1, 2, 3, 4]
+
+
+def test_the_suggested_batch_leaves_two_images_in_each_micro_batch():
+    mesh = make_mesh(MeshConfig(data=1))
+    with pytest.raises(ConfigError, match=r"over 1 device x 2 micro-batches\. Use 4, or"):
+        check_batch(3, mesh, "data.batch_size", 2)
+    with pytest.raises(ConfigError, match=r"x 2 micro-batches\. Use 4 or 6, or"):
+        check_batch(5, mesh, "data.batch_size", 2)
