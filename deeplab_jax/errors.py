@@ -1,10 +1,7 @@
 """Errors that users can fix. Each message is one line that gives the argument, its value, the problem and the fix."""
 
-import contextlib
-import os
-import sys
-from collections.abc import Callable, Mapping
-from typing import TextIO, TypeVar
+from collections.abc import Mapping
+from typing import TypeVar
 
 T = TypeVar("T")
 
@@ -65,39 +62,3 @@ def choose(name: str, table: Mapping[str, T], field: str) -> T:
 def one_line(error: BaseException) -> str:
     """Return another library's error message as one line of at most 200 characters, for use in our own messages."""
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def run_or_exit(program: Callable[[], T]) -> T:
-    """Run a program and return its result, or exit after a user error.
-
-    A DeeplabError is printed as one line, and the exit code is 2. After Ctrl-C, the exit code is 130. If nobody reads the
-    output any more, as in `| head`, it is 141.
-    """
-    try:
-        return program()
-    except DeeplabError as error:
-        with contextlib.suppress(OSError):
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(141)
-    finally:
-        _flush_or_discard(sys.stdout)
-
-
-def _flush_or_discard(stream: TextIO) -> None:
-    """Flush a stream. If this fails, discard its output, because Python would print a traceback when it exits."""
-    try:
-        stream.flush()
-    except (OSError, ValueError):
-        discard(stream)
-
-
-def discard(stream: TextIO) -> None:
-    """Send everything that is written to a stream from now on to the null device."""
-    with contextlib.suppress(OSError, ValueError):  # notebooks' streams have no file descriptor
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())
-        os.close(null)

@@ -113,12 +113,16 @@ def classify_file(path: epath.Path) -> str:
                     return "stablehlo"
                 is_pytorch = any(name.endswith(("/data.pkl", ".npy")) for name in names)
                 return "weights" if is_pytorch else by_suffix.get(suffix, "archive")
-        # A pickle starts with its protocol; a safetensors file, with the length of a JSON header.
-        if start[:1] == b"\x80" or (start[8:] == b"{" and start[5:8] == bytes(3)):
+        if start[:1] == b"\x80" or is_safetensors(start):  # a pickle starts with its protocol
             return "weights"
         if start.startswith((b"\x1f\x8b", b"7z\xbc\xaf", b"BZh", b"\xfd7zXZ")):
             return by_suffix.get(suffix, "archive")
     return by_suffix.get(suffix, "file")
+
+
+def is_safetensors(start: bytes) -> bool:
+    """Return whether a file that starts with these 9 or more bytes is a safetensors file: the size of a header, and JSON."""
+    return start[4:9] == b"\0\0\0\0{"
 
 
 def require_run(run: str) -> None:

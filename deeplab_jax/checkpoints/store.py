@@ -12,9 +12,8 @@ import functools
 import importlib.metadata
 import json
 import logging
-import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -24,6 +23,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from deeplab_jax.checkpoints.compare import compare_configs
+from deeplab_jax.checkpoints.faults import check_on_all_processes, report_errors, report_read_errors, report_write_errors
 from deeplab_jax.checkpoints.folders import (
     CHECKPOINTS,
     METADATA,
@@ -43,8 +43,8 @@ from deeplab_jax.checkpoints.folders import (
 )
 from deeplab_jax.checkpoints.paths import resolve
 from deeplab_jax.config import Config, from_dict, to_dict
-from deeplab_jax.errors import CheckpointError, DeeplabError, one_line
-from deeplab_jax.runtime.hosts import as_host_error, is_true_on_all, is_true_on_any
+from deeplab_jax.errors import CheckpointError
+from deeplab_jax.runtime.hosts import is_true_on_any
 
 MODEL, TRAINING = "model", "training"
 Trees = dict[str, Any]  # {MODEL: ..., TRAINING: ...}
@@ -66,7 +66,7 @@ class Checkpoints:
     def __init__(self, workdir: str, config: Config) -> None:
         self._config, self._metadata = config, _make_metadata(config)
         self._folder = make_absolute(workdir) / CHECKPOINTS
-        with _report_write_errors(self._folder):
+        with report_write_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         self._latest = max(list_steps(self._folder), default=None)
         # Open the manager at the first save, after `restore` has moved damaged steps aside, because a single unreadable step
@@ -79,7 +79,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with _report_write_errors(self._folder), contextlib.ExitStack() as stack:
+        with report_write_errors(self._folder), contextlib.ExitStack() as stack:
             stack.callback(self._background.shutdown)
             if self._manager:
                 stack.callback(self._manager.close)
@@ -107,7 +107,7 @@ class Checkpoints:
         """
         if self._latest is not None and self._latest >= step:
             return
-        with _report_write_errors(self._folder):
+        with report_write_errors(self._folder):
             self._finish()
             self._manager = self._manager or _open(self._folder)
             saving = self._manager.save_checkpointables_async(step, trees, custom_metadata=self._metadata, force=True)
@@ -120,7 +120,7 @@ class Checkpoints:
         Raises:
           CheckpointError: The step or its scores cannot be written.
         """
-        with _report_write_errors(self._folder):
+        with report_write_errors(self._folder):
             self._finish()
         if jax.process_index() == 0:
             write_scores(self._folder / str(step), scores)
@@ -184,7 +184,7 @@ class Checkpoints:
           CheckpointError: The step cannot be read or does not fit this run; see `restore`.
         """
         folder = self._folder / str(step)
-        with _report_read_errors(folder):
+        with report_read_errors(folder):
             self._require_resumable(folder, abstract)
             return _read_config(folder), ocp.load_checkpointables(folder, abstract)
 
@@ -268,7 +268,7 @@ def stored_config(checkpoint: str) -> Config:
       CheckpointError: The checkpoint does not exist or cannot be read.
     """
     step = resolve(checkpoint)
-    with _report_read_errors(step):
+    with report_read_errors(step):
         require_unchanged(step, [METADATA])
         return _read_config(step)
 
@@ -302,7 +302,7 @@ def restore_variables(checkpoint: str) -> dict[str, Any]:
       CheckpointError: The checkpoint does not exist or cannot be read.
     """
     step = resolve(checkpoint)
-    with _report_read_errors(step):
+    with report_read_errors(step):
         require_unchanged(step, [METADATA, MODEL])
         saved = ocp.metadata(step, checkpointable_name=MODEL).metadata
         abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved)
@@ -317,74 +317,10 @@ def save_model(folder: str, config: Config, variables: dict[str, Any]) -> None:
     """
     require_empty(folder)
     steps = make_absolute(folder) / CHECKPOINTS
-    with _report_errors(f"`out` (={folder!r}) cannot be written", "Choose a different folder"):
+    with report_errors(f"`out` (={folder!r}) cannot be written", "Choose a different folder"):
         with _open(steps) as manager:
             manager.save_checkpointables(0, {MODEL: variables}, custom_metadata=_make_metadata(config))
         write_checksums(steps / "0")
-
-
-def check_on_all_processes(check: Callable[[], T]) -> T:
-    """Run `check` on every process, and return its result if it succeeds on all. All processes must call this function.
-
-    Raises:
-      DamagedError: `check` failed on at least one process.
-      DeeplabError: `check` raised this error, or one of the other processes has ended. Neither indicates damage. If `check`
-        raises a DeeplabError, it must do so on all processes.
-    """
-    fault = ""
-    try:
-        result = check()
-    except DeeplabError:
-        raise
-    # Orbax passes on exceptions from its storage layers, such as ValueError, KeyError and OSError. Their messages are often
-    # many lines long.
-    except Exception as error:
-        cause = _find_cause(error)
-        if lost := as_host_error(cause):
-            raise lost from error
-        if isinstance(cause, MemoryError | jax.errors.JaxRuntimeError):
-            raise  # a device error: the step is not damaged and must not be moved aside
-        fault = _describe_cause(error)
-    if not is_true_on_all(not fault):
-        raise DamagedError(fault or "another process cannot read it")
-    return result
-
-
-@contextlib.contextmanager
-def _report_errors(what: str, advice: str) -> Iterator[None]:
-    """Convert third-party errors in the `with` block into a CheckpointError with the message `what (reason). advice.`
-
-    Raises:
-      HostError: The error occurred because one of the other processes ended.
-    """
-    try:
-        yield
-    except DeeplabError:
-        raise
-    except Exception as error:  # orbax raises many exception types; see `check_on_all_processes`
-        raise as_host_error(_find_cause(error)) or CheckpointError(f"{what} ({_describe_cause(error)}). {advice}.") from error
-
-
-def _report_write_errors(folder: epath.Path) -> contextlib.AbstractContextManager[None]:
-    return _report_errors(f"Cannot write to {folder}", "Fix this, then run the same command to resume from the previous step")
-
-
-def _report_read_errors(step: epath.Path) -> contextlib.AbstractContextManager[None]:
-    return _report_errors(f"Cannot read {step}", "It is damaged or incomplete. Use a different step")
-
-
-def _describe_cause(error: BaseException) -> str:
-    cause = _find_cause(error)
-    if match := re.search("No space left on device|Disk quota exceeded", str(cause)):
-        return match[0]  # at the end of a long message
-    return ("no " if isinstance(cause, KeyError) else "") + one_line(cause)
-
-
-def _find_cause(error: BaseException) -> BaseException:
-    # The outermost orbax error only says that a handler failed.
-    while error.__cause__:
-        error = error.__cause__
-    return error
 
 
 def _make_metadata(config: Config) -> dict[str, Any]:

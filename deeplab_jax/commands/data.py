@@ -14,7 +14,7 @@ from etils import epath
 from rich.console import Console
 
 from deeplab_jax.commands.printing import (
-    make_console,
+    make_table_console,
     make_values_table,
     print_line,
     show_problems,
@@ -114,7 +114,7 @@ def labels(root: Root, out: str = "", splits: tuple[str, ...] = (), label_kind: 
     existing = list_splits(root)
     splits = splits or tuple(split for split in ("train", "val") if split in existing) or tuple(existing) or ("train",)
     samples = [find_split(_make_data_config(root, label_kind), split) for split in splits]
-    console = make_console()
+    console = make_table_console()
     for split, each in zip(splits, samples, strict=True):
         print_line(console, describe(split, each))
         for note in each.notes:
@@ -206,7 +206,7 @@ def check(
     _require_threads(threads)
     if out and epath.Path(out).exists() and not epath.Path(out).is_dir():
         raise ConfigError(f"`--out` (={out!r}) is a file. Choose a folder.")
-    console = make_console()
+    console = make_table_console()
     data = _make_data_config(root, label_kind, data_dir)
     data.channels, data.value_range = channels, value_range or ()
     validate_fields(Config(data=data))

@@ -1,19 +1,44 @@
 """Run a command, and exit with one line after a user error."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
-from deeplab_jax import errors
 from deeplab_jax.errors import ConfigError, DeeplabError, OutOfMemoryError, one_line
 
 T = TypeVar("T")
 
 
 def run_or_exit(program: Callable[[], T]) -> T:
-    """Run a program like `errors.run_or_exit`, and also explain JAX's errors about missing devices and memory."""
-    return errors.run_or_exit(lambda: _explain_jax_errors(program))
+    """Run a program and return its result, or exit after a user error.
+
+    A DeeplabError, or an error of JAX about missing devices or memory, is printed as one line, and the exit code is 2. After
+    Ctrl-C, the exit code is 130. If nobody reads the output any more, as in `| head`, it is 141.
+    """
+    try:
+        return _explain_jax_errors(program)
+    except DeeplabError as error:
+        with contextlib.suppress(OSError):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)
+    finally:
+        _flush_or_discard(sys.stdout)
+
+
+def _flush_or_discard(stream: TextIO) -> None:
+    """Flush a stream. If this fails, discard its output, because Python would print a traceback when it exits."""
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        from deeplab_jax.runtime.console import discard  # Rich, which it imports, is not needed otherwise
+
+        discard(stream)
 
 
 def _explain_jax_errors(program: Callable[[], T]) -> T:

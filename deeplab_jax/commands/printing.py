@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deeplab_jax.labels import IGNORE, LabelSet, color_of
+from deeplab_jax.runtime.console import make_console
 
 if TYPE_CHECKING:
     from deeplab_jax.data.survey import Survey
@@ -81,11 +82,12 @@ def print_line(console: Console, line: str) -> None:
     console.print(line.encode(errors="backslashreplace").decode(), markup=False, soft_wrap=True)
 
 
-def make_console() -> Console:
-    """Return a console that does not wrap file names."""
-    # Without a terminal, Rich assumes 80 columns and would wrap file names.
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)
+def make_table_console() -> Console:
+    """Return a console for tables that does not wrap file names."""
+    console = make_console(soft_wrap=False)
+    if not console.is_terminal:
+        console.width = 160  # Rich assumes 80 columns
+    return console
 
 
 @contextmanager

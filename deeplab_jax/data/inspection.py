@@ -222,8 +222,8 @@ def check_masks(sets: Mapping[str, Samples], on_mask: Callable[[], None] = lambd
     except DataError as error:
         return [Problem(unreadable, names, str(error), fails=True)]
     suspicions = find_suspicions(survey, None, labelled[0].kind)
-    found = [("suspicious masks", text) for text in suspicions] + [(unreadable, text) for text in survey.problems]
-    return [Problem(sort, names, text, fails=True) for sort, text in found]
+    texts = [("suspicious masks", text) for text in suspicions] + [(unreadable, text) for text in survey.problems]
+    return [Problem(sort, names, text, fails=True) for sort, text in texts]
 
 
 def read_examples(

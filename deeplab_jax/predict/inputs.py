@@ -112,8 +112,8 @@ def _list_files(argument: str) -> Iterator[tuple[pathlib.Path, pathlib.Path | No
         yield path, None
     else:
         fixed = pathlib.Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
-        found = sorted(map(pathlib.Path, glob.iglob(str(path), recursive=True)))
-        yield from ((file, fixed) for file in found if file.is_file() and all(map(is_visible, file.relative_to(fixed).parts)))
+        matches = sorted(map(pathlib.Path, glob.iglob(str(path), recursive=True)))
+        yield from ((file, fixed) for file in matches if file.is_file() and all(map(is_visible, file.relative_to(fixed).parts)))
 
 
 def read_size(path: pathlib.Path) -> tuple[int, int]:

@@ -1,21 +1,31 @@
 """A console whose output can fail without stopping the program, for example in a closed terminal or on a full disk."""
 
+import contextlib
 import errno
+import os
 import sys
 from typing import Any, TextIO
 
 from rich.console import Console
 
-from deeplab_jax.errors import discard
 
+def make_console(quiet: bool = False, soft_wrap: bool = True) -> Console:
+    """Return a console on standard output. Lines that cannot be written are dropped.
 
-def make_console(quiet: bool = False) -> Console:
-    """Return a console for progress messages on standard output.
-
-    Lines that cannot be written are dropped.
+    Args:
+      quiet: Whether to print nothing.
+      soft_wrap: Whether to leave long lines to the terminal. Tables need False.
     """
     stream: Any = _Stream(sys.stdout)  # a stand-in for TextIO
-    return Console(file=stream, soft_wrap=True, highlight=False, quiet=quiet)
+    return Console(file=stream, soft_wrap=soft_wrap, highlight=False, quiet=quiet)
+
+
+def discard(stream: TextIO) -> None:
+    """Send everything that is written to a stream from now on to the null device."""
+    with contextlib.suppress(OSError, ValueError):  # notebooks' streams have no file descriptor
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 class _Stream:

@@ -6,7 +6,7 @@ import functools
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from deeplab_jax.runtime import hosts
 from deeplab_jax.runtime.memory import report_out_of_memory, require_memory
 from deeplab_jax.runtime.mesh import prefetch
 from deeplab_jax.training.begin import Pretrained, Setup, restore_or_create_state, set_up
-from deeplab_jax.training.data import Batch, Data
+from deeplab_jax.training.data import Data
 from deeplab_jax.training.lock import lock_workdir
 from deeplab_jax.training.log import Log
 from deeplab_jax.training.output import Output
@@ -68,9 +68,7 @@ def train(
     pretrained: Pretrained = None,
     on_evaluation: Callable[[int, dict[str, Any]], None] = lambda step, scores: None,
 ) -> TrainState:
-    """Train up to step `steps`, resuming from the newest intact checkpoint in `workdir` if there is one.
-
-    Every process in the run must call this function.
+    """Train up to step `steps`, from the newest intact checkpoint in `workdir` if there is one. All processes must call this.
 
     Args:
       config: The validated config.
@@ -84,8 +82,7 @@ def train(
         raise an error to stop the run, because the step has been saved.
 
     Returns:
-      The final state, or the latest one if a signal stopped the run (see `catch_stop_signals`). Either way, the state has been
-      saved.
+      The final state, or the latest one if a signal stopped the run (see `catch_stop_signals`). Either way, it has been saved.
 
     Raises:
       ConfigError: A batch cannot be divided evenly among the devices, the processes were started with different settings, or
@@ -102,25 +99,15 @@ def train(
         check_lock = stack.enter_context(lock_workdir(workdir, functools.partial(console.print, markup=False)))
         log = Log(epath.Path(workdir) if jax.process_index() == 0 else None, console)
         checkpoints = stack.enter_context(Checkpoints(workdir, config))
-        hosts.require_same(
-            config=to_dict(config),
-            data=data.digest,
-            eval_data=data.eval_digest,
-            workdir=workdir,
-            checkpoints=checkpoints.steps(),
-        )
+        _require_same(config, workdir, data, checkpoints)
         log.print(describe_platform(setup.mesh))
         state = restore_or_create_state(setup, workdir, checkpoints, log, pretrained)
         step = int(state.step)
-        ideal_seconds, mfu_basis = ideal_step_seconds(config, setup.mesh)
-        log.print(mfu_basis if step < steps else f"{workdir} is already at step {step} of {steps}.")
+        if step >= steps:
+            log.print(f"{workdir} is already at step {step} of {steps}.")
         is_scored = not (step and _is_due(step, config.train.eval_every, steps)) or checkpoints.is_scored(step)
         watchdog = stack.enter_context(hosts.Watchdog(config.train.stall_timeout))
-
-        # Any process can receive the signal, but all processes must stop after the same batch.
-        def should_stop() -> bool:
-            return hosts.is_true_on_any(bool(signals))
-
+        should_stop = functools.partial(_has_any_signal, signals)
         tools = _Tools(
             setup,
             make_evaluate(setup, data, should_stop, watchdog.beat),
@@ -136,12 +123,26 @@ def train(
             tools.receipts.write(step, state)
         if not is_scored:  # the run ended before this step's evaluation
             _evaluate(state, step, tools)
-        batches = prefetch(data.train_batches(step, steps), setup.mesh, config.model.output_stride)
-        meter = Meter(step, config.data.batch_size, ideal_seconds)
-        state, step = _train_from(state, step, batches, meter, start_time, tools)
-        is_scored = step < steps or checkpoints.is_scored(step)
+        if step < steps:
+            state, step = _train_from(state, step, data, start_time, tools)
+        is_scored = step != steps or checkpoints.is_scored(step)
     log.print(_describe_end(workdir, step, steps, is_scored))
     return state
+
+
+def _has_any_signal(signals: list[int]) -> bool:
+    # Any process can receive a signal, but all processes must stop after the same batch.
+    return hosts.is_true_on_any(bool(signals))
+
+
+def _require_same(config: Config, workdir: str, data: Data, checkpoints: Checkpoints) -> None:
+    hosts.require_same(
+        config=to_dict(config),
+        data=data.digest,
+        eval_data=data.eval_digest,
+        workdir=workdir,
+        checkpoints=checkpoints.steps(),
+    )
 
 
 def _describe_end(workdir: str, step: int, steps: int, is_scored: bool) -> str:
@@ -153,26 +154,14 @@ def _describe_end(workdir: str, step: int, steps: int, is_scored: bool) -> str:
     return f"Stopped after step {step} of {steps}. {outcome}"
 
 
-def _train_from(
-    state: TrainState,
-    step: int,
-    batches: Iterator[tuple[Batch, dict[str, jax.Array]]],
-    meter: Meter,
-    start_time: float,
-    tools: _Tools,
-) -> tuple[TrainState, int]:
-    """Run the remaining steps, or stop early on a signal. Return the last state and its step.
+def _train_from(state: TrainState, step: int, data: Data, start_time: float, tools: _Tools) -> tuple[TrainState, int]:
+    """Run the steps after `step`, or stop early on a signal. Return the last state and its step. The state's memory is reused.
 
-    Args:
-      state: The state at `step`. Its memory is reused.
-      step: The step to continue from.
-      batches: The remaining batches, on the host and on the devices.
-      meter: Measures the speed.
-      start_time: The value of time.perf_counter() when `train` was called.
-      tools: The run's other objects.
+    `start_time` is the value of time.perf_counter() when `train` was called.
     """
     config, steps, train_config = tools.setup.config, tools.setup.steps, tools.setup.config.train
-    lr = make_schedule(config.optim, steps)
+    lr, meter = make_schedule(config.optim, steps), _make_meter(step, tools)
+    batches = prefetch(data.train_batches(step, steps), tools.setup.mesh, config.model.output_stride)
     first, has_labels = step + 1, False
     rows: deque[dict[str, float]] = deque(maxlen=_MAX_ROWS)  # the scalars of each step since the last log row
     while step < steps and not tools.should_stop():
@@ -216,6 +205,13 @@ def _train_from(
     if 0 < step < steps:
         _save(state, step, tools)
     return state, step
+
+
+def _make_meter(step: int, tools: _Tools) -> Meter:
+    config = tools.setup.config
+    ideal_seconds, mfu_basis = ideal_step_seconds(config, tools.setup.mesh)
+    tools.output.log.print(mfu_basis)
+    return Meter(step, config.data.batch_size, ideal_seconds)
 
 
 def _compile(state: TrainState, batch: dict[str, jax.Array], tools: _Tools) -> Any:

@@ -65,42 +65,48 @@ def choose_weights(root: Any, *, ema: bool = False, entry: str = "") -> tuple[di
       CheckpointError: There are no weights, several that the file does not tell apart, or no moving average. The message
         continues a sentence that starts with the file name.
     """
-    found, rest, nameless = _find_weights(root)
-    if not found:
+    candidates, rest, nameless = _find_weights(root)
+    if not candidates:
         raise CheckpointError("does not contain tensors. Use a file with a state dict.")
     swapped = _swapping_owner(root)
     if entry:
-        chosen = _only([each for each in found if each.label == entry], found, f"contains no weights {entry!r}, only")
+        chosen = _only([each for each in candidates if each.label == entry], candidates, f"contains no weights {entry!r}, only")
     elif swapped:
         chosen = _only(
-            [each for each in found if f"{each.label}.".startswith("state_dict.")], found, "contains several sets of weights:"
+            [each for each in candidates if f"{each.label}.".startswith("state_dict.")],
+            candidates,
+            "contains several sets of weights:",
         )
     elif ema:
-        inline = any(name.startswith("ema_") for each in found for name in each.tensors)
-        averages = [each for each in found if each.is_average] or (found if inline else [])
+        inline = any(name.startswith("ema_") for each in candidates for name in each.tensors)
+        averages = [each for each in candidates if each.is_average] or (candidates if inline else [])
         if not averages:
             reason = f" (the values in {nameless[0]!r} have no names, so they cannot be used)" if nameless else ""
             raise CheckpointError(f"does not contain a moving average of its weights{reason}. Omit --ema.")
-        chosen = _only(averages, found, "contains several moving averages:")
+        chosen = _only(averages, candidates, "contains several moving averages:")
     else:
-        chosen = _only([each for each in found if not each.is_average] or found, found, "contains several sets of weights:")
-    return chosen.tensors, (*_describe(chosen, found, rest, swapped, entry), *_name_unnamed(nameless))
+        chosen = _only(
+            [each for each in candidates if not each.is_average] or candidates, candidates, "contains several sets of weights:"
+        )
+    return chosen.tensors, (*_describe(chosen, candidates, rest, swapped, entry), *_name_unnamed(nameless))
 
 
-def _only(matches: Sequence[Weights], found: Sequence[Weights], fault: str) -> Weights:
+def _only(matches: Sequence[Weights], candidates: Sequence[Weights], fault: str) -> Weights:
     if len(matches) == 1:
         return matches[0]
-    labels = ", ".join(repr(each.label) for each in found[:6])
-    raise CheckpointError(f"{fault} {labels}. Choose one: deeplab-jax weights import FILE --entry={found[0].label}")
+    labels = ", ".join(repr(each.label) for each in candidates[:6])
+    raise CheckpointError(f"{fault} {labels}. Choose one: deeplab-jax weights import FILE --entry={candidates[0].label}")
 
 
-def _describe(chosen: Weights, found: Sequence[Weights], rest: Mapping[str, int], swapped: str, entry: str) -> Iterator[str]:
+def _describe(
+    chosen: Weights, candidates: Sequence[Weights], rest: Mapping[str, int], swapped: str, entry: str
+) -> Iterator[str]:
     if chosen.is_module:
         yield "the weights come from a pickled module. They are the tensors of its state_dict()"
     if chosen.label and chosen.label != chosen.prefix.rstrip("."):
         yield f"the weights come from the file's {chosen.label!r} entry"
     yield from chosen.notes
-    others = [each for each in found if each is not chosen]
+    others = [each for each in candidates if each is not chosen]
     averages = [repr(each.label) for each in others if each.is_average]
     plain = [repr(each.label) for each in others if not each.is_average]
     if swapped:
@@ -172,7 +178,7 @@ def _entries(value: Any) -> dict[Any, Any]:
 
 def _find_weights(root: Any) -> tuple[list[Weights], dict[str, int], list[str]]:
     """Return the sets of weights, the sizes of all other entries with tensors, and the lists of averages without names."""
-    found: list[Weights] = []
+    candidates: list[Weights] = []
     unused: list[tuple[str, dict[str, Value]]] = []
     nameless: list[str] = []
     for path, tensors, holder in _iterate_tensors(root):
@@ -180,29 +186,29 @@ def _find_weights(root: Any) -> tuple[list[Weights], dict[str, int], list[str]]:
         if isinstance(holder, list | tuple):
             nameless += [label] if _AVERAGE.search(label) else []
             continue
-        sets = [each for each in _split(label, tensors) if not _is_alias(each, found)]
-        found += [dataclasses.replace(each, is_module=_is_module(holder)) for each in sets]
+        sets = [each for each in _split(label, tensors) if not _is_alias(each, candidates)]
+        candidates += [dataclasses.replace(each, is_module=_is_module(holder)) for each in sets]
         unused += [] if sets else [(label, tensors)]
-        if len(found) > _MAX_SETS:
+        if len(candidates) > _MAX_SETS:
             raise CheckpointError(f"contains more than {_MAX_SETS} sets of weights. Save one of them to a new file.")
-    if not found:
+    if not candidates:
         common = [_common(label, tensors) for label, tensors in unused]
         largest = max((len(each.tensors) for each in common), default=0)
-        found = [each for each in common if 2 * len(each.tensors) > largest]
+        candidates = [each for each in common if 2 * len(each.tensors) > largest]
         unused = [(label, tensors) for label, tensors in unused if 2 * len(tensors) <= largest]
     # Others are scores, counters and settings.
     with_kernels = [(label, tensors) for label, tensors in unused if any(_rank(value) > 1 for value in tensors.values())]
     rest = {label: len(tensors) for label, tensors in with_kernels}
-    return found, rest, nameless
+    return candidates, rest, nameless
 
 
 def _rank(value: Value) -> int:
     return 0 if isinstance(value, Unsupported) else len(value.shape)
 
 
-def _is_alias(weights: Weights, found: Sequence[Weights]) -> bool:
+def _is_alias(weights: Weights, candidates: Sequence[Weights]) -> bool:
     """Return whether the same tensors were found under a different label."""
-    return any(each.tensors.keys() == weights.tensors.keys() and _first(each) == _first(weights) for each in found)
+    return any(each.tensors.keys() == weights.tensors.keys() and _first(each) == _first(weights) for each in candidates)
 
 
 def _first(weights: Weights) -> Any:

@@ -13,6 +13,7 @@ from etils import epath
 from safetensors import safe_open
 from safetensors.numpy import save
 
+from deeplab_jax.checkpoints.paths import is_safetensors
 from deeplab_jax.errors import CheckpointError, one_line
 from deeplab_jax.files import write_atomically
 from deeplab_jax.weights.contents import choose_weights, read_meta
@@ -90,7 +91,7 @@ def _read(path: str, source: str, *, ema: bool, entry: str) -> StateDict:
     file: TorchFile | None = None
     with open(path, "rb") as opened:
         start = opened.read(512)
-    if start[4:9] == b"\0\0\0\0{":  # the header's size, and the header
+    if is_safetensors(start):
         root, meta = _read_safetensors(path)
     else:
         file = _open_torch_file(path, start)

@@ -9,7 +9,7 @@ import pytest
 from deeplab_jax.runtime import console
 
 PROGRAM = """
-from deeplab_jax.errors import run_or_exit
+from deeplab_jax.commands.exit import run_or_exit
 from deeplab_jax.runtime.console import make_console
 def program():
     console = make_console()

@@ -111,7 +111,7 @@ def test_programs_that_do_not_fit_are_refused(monkeypatch):
 
 def test_nothing_is_refused_where_the_free_memory_is_unknown(monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda device: None)
-    memory.require_memory(make_program(1 << 60, 0), [CPU], "An image", "Cut it.")
+    assert memory.require_memory(make_program(1 << 60, 0), [CPU], "An image", "Cut it.") is None
 
 
 def test_free_memory_of_devices():

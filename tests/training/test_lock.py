@@ -67,6 +67,7 @@ def test_a_process_number_that_was_used_again_is_not_the_owner(tmp_path, owner):
     rewrite(tmp_path / LOCK, started="1")
     with lock_folder(str(tmp_path), say_nothing) as check:
         check()
+        assert json.loads((tmp_path / LOCK).read_text())["process"] == os.getpid() != owner.pid
 
 
 def test_the_lock_of_another_host_is_respected_while_it_is_touched(tmp_path, quick_touches):
@@ -150,9 +151,11 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
         lock_folder(str(tmp_path / "file" / "run"), say_nothing).__enter__()
 
 
-def test_object_stores_are_not_locked():
-    with lock_folder("gs://bucket/run", say_nothing) as check:
+def test_object_stores_are_not_locked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with lock_folder("gs://bucket/run", say_nothing) as check, lock_folder("gs://bucket/run", say_nothing):
         check()
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_a_lock_that_was_created_although_the_file_system_says_that_it_exists_is_held(tmp_path, monkeypatch):

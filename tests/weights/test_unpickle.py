@@ -92,7 +92,7 @@ BOMBS = {
 }
 
 
-def refuse(path, message):
+def assert_refused(path, message):
     tracemalloc.start()
     try:
         with pytest.raises(CheckpointError, match=message) as error:
@@ -109,24 +109,24 @@ def refuse(path, message):
 @pytest.mark.parametrize("value", CODE.values(), ids=CODE)
 def test_code_is_refused_and_not_run(tmp_path, monkeypatch, value, writer):
     monkeypatch.chdir(tmp_path)
-    refuse(writer(tmp_path / "x.pth", {"state_dict": {}, "x": value}), "which can run code")
+    assert_refused(writer(tmp_path / "x.pth", {"state_dict": {}, "x": value}), "which can run code")
     assert [path.name for path in tmp_path.iterdir()] == ["x.pth"]
 
 
 @pytest.mark.parametrize("value", DAMAGE.values(), ids=DAMAGE)
 def test_damage_is_refused(tmp_path, value):
-    refuse(write_zip(tmp_path / "x.pth", value), "cannot be read")
+    assert_refused(write_zip(tmp_path / "x.pth", value), "cannot be read")
 
 
 @pytest.mark.parametrize("wrap", [lambda value: value, lambda value: {"meta": {"a": value}}])
 @pytest.mark.parametrize("value", BOMBS.values(), ids=BOMBS)
 def test_bombs_use_little_memory(tmp_path, value, wrap):
-    refuse(write_zip(tmp_path / "x.pth", wrap(value)), "x.pth")
+    assert_refused(write_zip(tmp_path / "x.pth", wrap(value)), "x.pth")
 
 
 def test_long_pickles_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(unpickle, "MAX_OPERATIONS", 1000)
-    refuse(write_zip(tmp_path / "x.pth", Raw(b"N0" * 1000)), "more than 1000 operations")
+    assert_refused(write_zip(tmp_path / "x.pth", Raw(b"N0" * 1000)), "more than 1000 operations")
 
 
 @pytest.mark.parametrize("protocol", range(6))

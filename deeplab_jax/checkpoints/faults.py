@@ -1,0 +1,81 @@
+"""Turn the many errors of orbax and its storage layers into one line, on all processes of a run."""
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import jax
+from etils import epath
+
+from deeplab_jax.checkpoints.folders import DamagedError
+from deeplab_jax.errors import CheckpointError, DeeplabError, one_line
+from deeplab_jax.runtime.hosts import as_host_error, is_true_on_all
+
+T = TypeVar("T")
+
+
+def check_on_all_processes(check: Callable[[], T]) -> T:
+    """Run `check` on every process, and return its result if it succeeds on all. All processes must call this function.
+
+    Raises:
+      DamagedError: `check` failed on at least one process.
+      DeeplabError: `check` raised this error, or one of the other processes has ended. Neither indicates damage. If `check`
+        raises a DeeplabError, it must do so on all processes.
+    """
+    fault = ""
+    try:
+        result = check()
+    except DeeplabError:
+        raise
+    # Orbax passes on exceptions from its storage layers, such as ValueError, KeyError and OSError. Their messages are often
+    # many lines long.
+    except Exception as error:
+        cause = _find_cause(error)
+        if lost := as_host_error(cause):
+            raise lost from error
+        if isinstance(cause, MemoryError | jax.errors.JaxRuntimeError):
+            raise  # a device error: the step is not damaged and must not be moved aside
+        fault = _describe_cause(error)
+    if not is_true_on_all(not fault):
+        raise DamagedError(fault or "another process cannot read it")
+    return result
+
+
+@contextlib.contextmanager
+def report_errors(what: str, advice: str) -> Iterator[None]:
+    """Convert third-party errors in the `with` block into a CheckpointError with the message `what (reason). advice.`
+
+    Raises:
+      HostError: The error occurred because one of the other processes ended.
+    """
+    try:
+        yield
+    except DeeplabError:
+        raise
+    except Exception as error:  # orbax raises many exception types; see `check_on_all_processes`
+        raise as_host_error(_find_cause(error)) or CheckpointError(f"{what} ({_describe_cause(error)}). {advice}.") from error
+
+
+def report_write_errors(folder: epath.Path) -> contextlib.AbstractContextManager[None]:
+    """Report errors that occur while the checkpoints in `folder` are written; see `report_errors`."""
+    return report_errors(f"Cannot write to {folder}", "Fix this, then run the same command to resume from the previous step")
+
+
+def report_read_errors(step: epath.Path) -> contextlib.AbstractContextManager[None]:
+    """Report errors that occur while a step is read; see `report_errors`."""
+    return report_errors(f"Cannot read {step}", "It is damaged or incomplete. Use a different step")
+
+
+def _describe_cause(error: BaseException) -> str:
+    cause = _find_cause(error)
+    if match := re.search("No space left on device|Disk quota exceeded", str(cause)):
+        return match[0]  # at the end of a long message
+    return ("no " if isinstance(cause, KeyError) else "") + one_line(cause)
+
+
+def _find_cause(error: BaseException) -> BaseException:
+    # The outermost orbax error only says that a handler failed.
+    while error.__cause__:
+        error = error.__cause__
+    return error
