@@ -31,10 +31,21 @@ def test_only_visible_folders_are_listed(tmp_path):
     assert list_folders(epath.Path(tmp_path)) == ["a", "b"]
 
 
-def test_of_several_links_to_one_folder_the_first_by_name_is_used(tmp_path):
+def test_every_link_to_a_folder_is_followed_because_its_names_can_have_other_masks(tmp_path):
     (tmp_path / "far").mkdir()
     (tmp_path / "far" / "x.png").touch()
     (tmp_path / "near").mkdir()
-    for name in ("m", "z", "b", "k", "a", "y"):
+    for name in ("z", "b", "a"):
         (tmp_path / "near" / name).symlink_to(tmp_path / "far")
-    assert list_files(tmp_path / "near") == ["a/x.png"]
+    assert list_files(tmp_path / "near") == ["a/x.png", "b/x.png", "z/x.png"]
+
+
+def test_links_that_form_loops_end(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").touch()
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    (tmp_path / "a" / "to_b").symlink_to(tmp_path / "b")
+    (tmp_path / "b" / "to_a").symlink_to(tmp_path / "a")
+    files = list_files(tmp_path)
+    assert files == ["a/to_b/x.png", "a/x.png", "b/to_a/x.png", "b/x.png"]
