@@ -9,12 +9,13 @@ from etils import epath
 
 from deeplab_jax.config import Config, total_steps
 from deeplab_jax.data.find import describe, find_split
-from deeplab_jax.data.pipeline import eval_batches, train_batches
+from deeplab_jax.data.pipeline import eval_batches, plan_evaluation, train_batches
 from deeplab_jax.data.records import is_records
 from deeplab_jax.data.samples import Samples, digest
 from deeplab_jax.data.suspicion import note_omissions, sample_suspicions
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.labels import LabelSet
+from deeplab_jax.runtime.compilation import compile_pixels
 from deeplab_jax.training.data import Data
 
 
@@ -53,8 +54,13 @@ def open_evaluation_set(
     """
     samples = find_split(config.data, config.eval.split, need_labels=need_labels)
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    size, threads = config.eval.batch_size, config.data.threads
-    return samples, lambda: eval_batches(samples, config.labels, size, threads=threads, **process)
+    size, threads, pixels = config.eval.batch_size, config.data.threads, compile_pixels()
+    return samples, lambda: eval_batches(samples, config.labels, size, compile_pixels=pixels, threads=threads, **process)
+
+
+def describe_programs(config: Config, samples: Samples) -> str:
+    """Return a sentence about the number of programs that an evaluation compiles, or "" if all images have one size."""
+    return plan_evaluation(samples, config.eval.batch_size, compile_pixels()).summary
 
 
 def introduce(split: str, samples: Samples, labels: LabelSet, say: Callable[[str], None]) -> None:

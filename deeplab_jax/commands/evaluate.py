@@ -55,7 +55,7 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
     step = resolve(checkpoint)
     variables = restore_model(str(step), like=config)
     # These modules import TensorFlow, which takes seconds, so an invalid checkpoint is reported first.
-    from deeplab_jax.commands.datasets import introduce, open_evaluation_set
+    from deeplab_jax.commands.datasets import describe_programs, introduce, open_evaluation_set
     from deeplab_jax.data.samples import digest
 
     samples, batches = open_evaluation_set(config, need_labels=False)
@@ -76,6 +76,8 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
         )
     if submission:
         visitors.append(lambda each: write_prediction(submission, names[each.index], each.prediction))
+    if programs := describe_programs(config, samples):
+        say(programs)
     console.print("Compiling the network. On a CPU, this can take a minute.")
     totals = evaluate(config, variables, batches(), len(samples), visitors, console, samples.images)
     if instances is not None:

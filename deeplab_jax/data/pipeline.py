@@ -6,6 +6,9 @@ A training sample depends only on the seed, its number in the run, and the files
 - "label": the train ids, uint8 [n, h, w], where 255 is ignored. This entry is missing in a split without labels.
 - "valid": whether each row is a real sample, bool [n]. False for padding rows and skipped rows.
 - "index": each sample's position in the list, int64 [n].
+- "size": each image's height and width, int32 [n, 2]. This entry exists only in evaluation batches with images of different
+  sizes. The images are in the top left corners of their arrays. Below and to the right of them, images are 0 and labels are
+  255.
 - "fingerprint": a hash of each sample's file contents, uint8 [n, 8].
 - "photometric": the factors for `photometric.distort` on the device, float32 [n, 5]. This entry exists only in training batches
   and only if `data.photometric` is set.
@@ -21,8 +24,9 @@ import atexit
 import functools
 import logging
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -32,7 +36,8 @@ from deeplab_jax.data.augmentation import Row, augment, make_blank_row, make_sam
 from deeplab_jax.data.image_files import reason
 from deeplab_jax.data.samples import Samples, diagnose, value_table
 from deeplab_jax.errors import DataError
-from deeplab_jax.labels import LabelSet
+from deeplab_jax.labels import IGNORE, LabelSet
+from deeplab_jax.runtime.canvases import Size, choose_canvases, describe_canvases
 from deeplab_jax.runtime.machine import keep_freed_memory, usable_cores
 
 Batch = dict[str, np.ndarray]
@@ -131,22 +136,51 @@ def shuffle_index(k: tf.Tensor, num_samples: int, seed: int) -> tf.Tensor:
     return tf.random.experimental.index_shuffle(k % num_samples, key, num_samples - 1)
 
 
-@functools.cache
-def plan_evaluation(samples: Samples, batch_size: int) -> list[list[int]]:
-    """Return the evaluation batches, each as a list of positions in the sample list.
+class EvaluationPlan(NamedTuple):
+    """The evaluation batches.
 
-    Every sample is in exactly one batch. All images in a batch have the same size, so no image has to be resized.
+    Attributes:
+      batches: The positions in the sample list of the samples in each batch. Every sample is in exactly one batch.
+      canvases: The height and width of each batch's arrays.
+      is_exact: Whether all images on a batch's canvas have the canvas's size, so that the program needs no sizes.
+      summary: A sentence about the number of programs (see `describe_canvases`).
+    """
+
+    batches: list[list[int]]
+    canvases: list[Size]
+    is_exact: list[bool]
+    summary: str
+
+
+@functools.cache
+def plan_evaluation(samples: Samples, batch_size: int, compile_pixels: int = 0) -> EvaluationPlan:
+    """Return the evaluation batches. No image is resized: images of different sizes share a batch on one canvas.
 
     The result is cached for the life of the process, because a training run evaluates many times, and opening every file to
     read its image size takes minutes on object storage.
 
+    Args:
+      samples: The split.
+      batch_size: The number of samples per batch.
+      compile_pixels: See `choose_canvases`.
+
     Raises:
       DataError: An image cannot be opened.
     """
-    by_size: dict[tuple[int, int], list[int]] = {}
-    for i in range(len(samples)):
-        by_size.setdefault(samples.store.size(samples, i), []).append(i)
-    return [indices[i : i + batch_size] for indices in by_size.values() for i in range(0, len(indices), batch_size)]
+    sizes = [samples.store.size(samples, i) for i in range(len(samples))]
+    counts = Counter(sizes)
+    canvases = choose_canvases(counts, compile_pixels=compile_pixels)
+    sharing = Counter(canvases.values())
+    by_canvas: dict[Size, list[int]] = {}
+    for i, size in enumerate(sizes):
+        by_canvas.setdefault(canvases[size], []).append(i)
+    plan = EvaluationPlan([], [], [], describe_canvases(counts, canvases))
+    for canvas, indices in by_canvas.items():
+        for i in range(0, len(indices), batch_size):
+            plan.batches.append(indices[i : i + batch_size])
+            plan.canvases.append(canvas)
+            plan.is_exact.append(sharing[canvas] == 1 and canvas in counts)
+    return plan
 
 
 def eval_batches(
@@ -154,6 +188,7 @@ def eval_batches(
     labels: LabelSet,
     batch_size: int,
     *,
+    compile_pixels: int = 0,
     threads: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -161,12 +196,13 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Yield this process's rows of the evaluation batches.
 
-    The rows in a batch are full images of the same size. An incomplete batch is padded with rows in which "valid" is False.
+    The rows in a batch are full images. An incomplete batch is padded with rows in which "valid" is False.
 
     Args:
       samples: A split, with or without labels.
       labels: The label set, which maps the label values to train ids.
       batch_size: The total number of rows per batch across all processes.
+      compile_pixels: See `choose_canvases`.
       threads: The number of host threads. 0 uses one thread per usable CPU core.
       process_index: The index of this process.
       process_count: The number of processes.
@@ -175,16 +211,27 @@ def eval_batches(
     Raises:
       DataError: A file cannot be used. The error is raised during iteration and names the file.
     """
-    dataset, positions = _build_evaluation(samples, labels, batch_size, threads, process_index, process_count)
+    plan = plan_evaluation(samples, batch_size, compile_pixels)
+    dataset, positions = _build_evaluation(samples, labels, batch_size, compile_pixels, threads, process_index, process_count)
     table = value_table(samples.kind, labels)
     # Evaluation never skips samples, so `iterate` requests the dataset only once, starting at batch 0.
     batches = iterate(samples, lambda *_: dataset, positions.__getitem__, lambda i: diagnose(samples, table, i))
-    return _convert_layout(batches, layout)
+    return _convert_layout(map(_drop_size, batches, plan.is_exact), layout)
+
+
+def _drop_size(batch: Batch, is_exact: bool) -> Batch:
+    return {name: x for name, x in batch.items() if name != "size"} if is_exact else batch
 
 
 @functools.cache
 def _build_evaluation(
-    samples: Samples, labels: LabelSet, batch_size: int, threads: int, process_index: int, process_count: int
+    samples: Samples,
+    labels: LabelSet,
+    batch_size: int,
+    compile_pixels: int,
+    threads: int,
+    process_index: int,
+    process_count: int,
 ) -> tuple[tf.data.Dataset, list[list[int]]]:
     """Return the dataset for `eval_batches`, and the list positions of the rows in each batch.
 
@@ -193,19 +240,23 @@ def _build_evaluation(
     """
     local = batch_size // process_count
     local_rows = slice(process_index * local, (process_index + 1) * local)
-    plan = plan_evaluation(samples, batch_size)
-    valid = np.array([i < len(batch) for batch in plan for i in range(batch_size)[local_rows]])
-    # A padding row must have the same image size as its batch, so it repeats the batch's first image and is masked out by
-    # "valid".
-    padded = [(batch + batch[:1] * (batch_size - len(batch)))[local_rows] for batch in plan]
+    plan = plan_evaluation(samples, batch_size, compile_pixels)
+    valid = np.array([i < len(batch) for batch in plan.batches for i in range(batch_size)[local_rows]])
+    # A padding row must fit on its batch's canvas, so it repeats the batch's first image and is masked out by "valid".
+    padded = [(batch + batch[:1] * (batch_size - len(batch)))[local_rows] for batch in plan.batches]
     table = value_table(samples.kind, labels)
 
-    def read(index: tf.Tensor, is_valid: tf.Tensor) -> Row:
+    def read(index: tf.Tensor, is_valid: tf.Tensor, canvas: tf.Tensor) -> Row:
         sample = samples.store.open(samples, table, index)
-        return sample.read_all() | {"fingerprint": sample.fingerprint, "valid": is_valid, "index": index}
+        row = sample.read_all() | {"fingerprint": sample.fingerprint, "valid": is_valid, "index": index, "size": sample.size}
+        margins = tf.stack([tf.zeros(2, tf.int32), canvas - sample.size], 1)
+        row["image"] = tf.pad(row["image"], tf.concat([margins, tf.zeros((1, 2), tf.int32)], 0))
+        if "label" in row:
+            row["label"] = tf.pad(row["label"], margins, constant_values=IGNORE)
+        return row
 
-    indices = np.array(padded, np.int64).reshape(-1)
-    return _read_batches(tf.data.Dataset.from_tensor_slices((indices, valid)), read, threads, local), padded
+    indices, canvases = np.array(padded, np.int64).reshape(-1), np.repeat(np.array(plan.canvases, np.int32), local, 0)
+    return _read_batches(tf.data.Dataset.from_tensor_slices((indices, valid, canvases)), read, threads, local), padded
 
 
 def _read_batches(dataset: tf.data.Dataset, read: Callable[..., Row], threads: int, batch_size: int) -> tf.data.Dataset:

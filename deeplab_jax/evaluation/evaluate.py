@@ -1,7 +1,7 @@
 """Run a network over a split, count confusions, and call visitor functions with each image, for example to write files."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -82,6 +82,21 @@ def score(
     return Totals(confusion, loss)
 
 
+def list_images(batch: Batch, rows: Sequence[int], predictions: Array) -> Iterator[EvaluatedImage]:
+    """Yield the images in the given rows of a batch, without the padding around them.
+
+    Args:
+      batch: This process's batch, from `data.pipeline.eval_batches`.
+      rows: The rows to yield.
+      predictions: The on-device predictions from all processes.
+    """
+    on_host = local_rows(predictions)
+    for i in rows:
+        height, width = batch["size"][i] if "size" in batch else batch["image"].shape[1:3]
+        label = batch["label"][i, :height, :width] if "label" in batch else None
+        yield EvaluatedImage(int(batch["index"][i]), batch["image"][i, :height, :width], on_host[i, :height, :width], label)
+
+
 def _describe_batch(batch: Batch, names: Sequence[str]) -> str:
     count, height, width = batch["image"].shape[:3]
     first = names[int(batch["index"][0])] if names else ""
@@ -123,11 +138,9 @@ def evaluate(
 
         def show(batch: Batch, rows: Sequence[int], predictions: Array) -> None:
             if visitors:
-                on_host = local_rows(predictions)
-                labels = batch.get("label", [None] * len(on_host))
-                for i in rows:
+                for image in list_images(batch, rows, predictions):
                     for visit in visitors:
-                        visit(EvaluatedImage(int(batch["index"][i]), batch["image"][i], on_host[i], labels[i]))
+                        visit(image)
             progress.advance(task, len(rows))
 
         with report_out_of_memory(evaluator.memory_advice):

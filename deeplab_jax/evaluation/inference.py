@@ -3,6 +3,7 @@
 Predictions have the original image size and can be averaged over views (scales and mirror images) and over windows.
 """
 
+import contextlib
 import dataclasses
 import functools
 from typing import Any
@@ -16,11 +17,12 @@ from jaxtyping import Array, Float, Int, Real, UInt8
 
 from deeplab_jax.config import Config, EvalConfig
 from deeplab_jax.evaluation import metrics
-from deeplab_jax.evaluation.windows import Network, slide
+from deeplab_jax.evaluation.views import average_views
+from deeplab_jax.evaluation.windows import slide
 from deeplab_jax.models import DeepLabV3, normalize
-from deeplab_jax.models.extent import split_rows
-from deeplab_jax.models.operations import AnyArray, Length, interpreted_by
-from deeplab_jax.models.resize import resize_by_gather, resize_like
+from deeplab_jax.models.extent import Extent, place_on_canvas, split_rows
+from deeplab_jax.models.operations import interpreted_by
+from deeplab_jax.models.resize import Sizes, resize_like
 from deeplab_jax.models.target import compiling_for, get_target
 from deeplab_jax.runtime import hosts
 from deeplab_jax.runtime.compilation import Programs, lean_options
@@ -41,62 +43,87 @@ def evaluation_model(config: Config) -> DeepLabV3:
 def logits(
     variables: Variables,
     images: Real[Array, "n h w c"],
+    sizes: Sizes | None = None,
     *,
     model: DeepLabV3,
     protocol: EvalConfig,
+    rows: Extent | None = None,
 ) -> Float[Array, "n h w k"]:
     """Return full-resolution float32 logits.
 
     Args:
       variables: The network variables, {"params", "batch_stats"}.
-      images: Decoded images, all of the same size, with values from 0 to 255.
+      images: Decoded images with values from 0 to 255.
+      sizes: The images' heights and widths if they are in the top left corners of their arrays, whose height and width must
+        then be divisible by the network's output stride. None if they fill their arrays.
       model: The network from `evaluation_model`.
       protocol: The windows, scales and flip to use. With several views, the result is the logarithm of the views' mean
         probabilities (see `average_views`).
+      rows: How image rows are split over devices, or None if they are not split.
     """
-    align_corners = model.config.align_corners
+    align_corners, unit = model.config.align_corners, model.config.output_stride
 
-    def network(images: Array) -> Array:
-        outputs: Any = model.apply(variables, images, False)
-        return resize_like(outputs.logits, images, align_corners=align_corners, by_gather=True)
+    def network(images: Array, sizes: Sizes | None) -> Array:
+        extent = rows if sizes is None else place_on_canvas(sizes, (images.shape[1], images.shape[2]), rows)
+        with interpreted_by(extent) if extent else contextlib.nullcontext():
+            outputs: Any = model.apply(variables, images, False)
+            return resize_like(outputs.logits, images, align_corners=align_corners, by_gather=True)
 
-    def windows(images: Array) -> Array:
-        return slide(network, images, model.num_classes, window=protocol.window, stride=protocol.window_stride)
+    def windows(images: Array, sizes: Sizes | None) -> Array:
+        window, stride = protocol.window, protocol.window_stride
+        return slide(network, images, sizes, model.num_classes, window=window, stride=stride, unit=unit)
 
     return average_views(
         windows if max(protocol.window) else network,
         normalize(images, model.config.mean, model.config.std),
+        sizes,
         model.num_classes,
         scales=protocol.scales,
         flip=protocol.flip,
         align_corners=align_corners,
+        unit=unit,
     )
 
 
 def predict(
     variables: Variables,
     images: UInt8[Array, "n h w c"],
+    sizes: Sizes | None = None,
     *,
     model: DeepLabV3,
     protocol: EvalConfig,
 ) -> UInt8[Array, "n h w"]:
     """Return full-resolution train ids. Takes the same arguments as `logits`."""
-    return jnp.argmax(logits(variables, images, model=model, protocol=protocol), axis=-1).astype(jnp.uint8)
+    return jnp.argmax(logits(variables, images, sizes, model=model, protocol=protocol), axis=-1).astype(jnp.uint8)
 
 
 def predict_with_confidence(
-    variables: Variables, images: UInt8[Array, "n h w c"], *, model: DeepLabV3, protocol: EvalConfig
+    variables: Variables,
+    images: UInt8[Array, "n h w c"],
+    sizes: Sizes | None = None,
+    *,
+    model: DeepLabV3,
+    protocol: EvalConfig,
 ) -> tuple[UInt8[Array, "n h w"], UInt8[Array, "n h w"]]:
     """Return each pixel's train id and its probability, scaled to 0-255. Takes the same arguments as `logits`."""
-    values = logits(variables, images, model=model, protocol=protocol)
+    values = logits(variables, images, sizes, model=model, protocol=protocol)
     largest = jnp.max(values, axis=-1, keepdims=True)
     confidence = 1 / jnp.sum(jnp.exp(values - largest), axis=-1)
     return jnp.argmax(values, axis=-1).astype(jnp.uint8), jnp.round(255 * confidence).astype(jnp.uint8)
 
 
-def predict_and_count(variables: Variables, batch: dict[str, Array], *, model: DeepLabV3, protocol: EvalConfig) -> Counted:
-    """Return the predictions, and the valid rows' confusion counts and loss, which are zero for a batch without labels."""
-    values = logits(variables, batch["image"], model=model, protocol=protocol)
+def predict_and_count(
+    variables: Variables, batch: dict[str, Array], *, model: DeepLabV3, protocol: EvalConfig, rows: Extent | None = None
+) -> Counted:
+    """Return the predictions, and the valid rows' confusion counts and loss, which are zero for a batch without labels.
+
+    Args:
+      variables: The network variables, {"params", "batch_stats"}.
+      batch: A batch from `eval_batches`. Its labels are 255 outside the images.
+      model, protocol, rows: See `logits`.
+    """
+    sizes = (batch["size"][:, 0], batch["size"][:, 1]) if "size" in batch else None
+    values = logits(variables, batch["image"], sizes, model=model, protocol=protocol, rows=rows)
     predictions = jnp.argmax(values, axis=-1).astype(jnp.uint8)
     if "label" not in batch:
         return predictions, jnp.zeros((model.num_classes, model.num_classes), jnp.int32), jnp.zeros(())
@@ -105,65 +132,8 @@ def predict_and_count(variables: Variables, batch: dict[str, Array], *, model: D
     return predictions, counts, metrics.loss_sum(values, batch["label"], mask)
 
 
-def average_views(
-    network: Network,
-    images: Float[AnyArray, "n h w c"],
-    num_classes: int,
-    *,
-    scales: tuple[float, ...],
-    flip: bool,
-    align_corners: bool = False,
-) -> Float[Array, "n h w k"]:
-    """Return logits whose softmax is the mean of the views' softmax outputs, as in mmsegmentation's test-time augmentation.
-
-    A single view's logits are only resized to the image size. With several views, probabilities are averaged instead of logits,
-    because logits at different scales are not calibrated the same way. The result is the logarithm of the mean probability,
-    which is first clamped to at least the smallest normal float32. Images are resized in float32 with half-pixel centres and no
-    antialiasing, whereas mmcv rounds resized images to 8 bits.
-
-    Args:
-      network: A function that maps a full view to its logits. Use `slide` to build one that works on windows.
-      images: Normalised images. Normalising before or after resizing gives the same result.
-      num_classes: The number of logit channels.
-      scales: The factors by which to resize the images.
-      flip: Whether to also average over the mirror image at each scale.
-      align_corners: Whether to use aligned corners when resizing logits to the image size.
-    """
-    height, width = images.shape[1:3]
-
-    def view(scaled: Array) -> Array:
-        return _resize(network(scaled), height, width, align_corners)
-
-    # The loop lets the plain and mirrored views share one compiled network, and keeps only one view in memory at a time.
-    def add_views(total: Array, scaled: Array) -> Array:
-        def add_view(total: Array, mirrored: Array) -> tuple[Array, None]:
-            logits = view(jnp.where(mirrored, scaled[:, :, ::-1], scaled))
-            return total + jax.nn.softmax(jnp.where(mirrored, logits[:, :, ::-1], logits)), None
-
-        return lax.scan(add_view, total, jnp.array([False, True][: 1 + flip]))[0]
-
-    sizes = [(height, width) if scale == 1 else scaled_size((height, width), scale) for scale in scales]
-    if len(scales) == 1 and not flip:
-        return view(_resize(images, *sizes[0]))
-    total = jnp.zeros((*images.shape[:3], num_classes), jnp.float32)
-    for size in sizes:
-        total = add_views(total, _resize(images, *size))
-    return jnp.log(jnp.maximum(total / (len(scales) * (1 + flip)), jnp.finfo(jnp.float32).tiny))
-
-
-def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    """Return the height and width multiplied by `scale` and rounded as in mmcv, but at least 1."""
-    return max(int(size[0] * scale + 0.5), 1), max(int(size[1] * scale + 0.5), 1)
-
-
-def _resize(x: Float[AnyArray, "n h w c"], height: Length, width: Length, align_corners: bool = False) -> Array:
-    return (
-        jnp.asarray(x) if x.shape[1:3] == (height, width) else resize_by_gather(x, height, width, align_corners=align_corners)
-    )
-
-
 def jit_by_config(function: Any, config: Config) -> Any:
-    """Return `function`, jitted for the config's network and protocol, as a function of (variables, images).
+    """Return `function`, jitted for the config's network and protocol, as a function of (variables, images, sizes).
 
     Args:
       function: `logits`, `predict` or `predict_with_confidence`.
@@ -246,11 +216,10 @@ class Evaluator:
             return count(variables, batch)
 
         def count_rows(variables: Variables, batch: dict[str, Array]) -> Counted:
-            with interpreted_by(rows):
-                predictions, counts, loss = count(variables, batch)
+            predictions, counts, loss = count(variables, batch, rows=rows)
             return predictions, lax.psum(counts, rows.axis), lax.psum(loss, rows.axis)
 
-        specs = {name: P() if name == "valid" else P(None, rows.axis) for name in batch}
+        specs = {name: P(None, rows.axis) if name in ("image", "label") else P() for name in batch}
         split = jax.shard_map(
             count_rows,
             mesh=self.mesh,

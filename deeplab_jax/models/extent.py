@@ -1,12 +1,16 @@
-"""Spatial partitioning: an image's rows are split over devices, which exchange halos with their neighbours.
+"""True image edges inside larger arrays: rows split over devices, and canvases with images of different sizes.
 
-The network runs inside `jax.shard_map` over one mesh axis, and its arrays [n, h, w, c] hold one device's rows. XLA's own
-partitioner is not used, for two reasons. With thin slices, it computes wrong convolution gradients (jax 0.10.2; off by a factor
-of 10 if each device holds one row). It would also have to split an image unevenly whenever the height is not a multiple of the
-number of devices.
+**Split rows.** The network runs inside `jax.shard_map` over one mesh axis, and its arrays [n, h, w, c] hold one device's rows.
+XLA's own partitioner is not used, for two reasons. With thin slices, it computes wrong convolution gradients (jax 0.10.2; off
+by a factor of 10 if each device holds one row). It would also have to split an image unevenly whenever the height is not a
+multiple of the number of devices. Here, images are instead padded at the bottom so that every device gets the same number of
+rows.
 
-Here, images are instead padded at the bottom so that every device gets the same number of rows. The padding has no effect on
-any operation: convolutions treat rows outside the image as zeros, while maxima, means and losses ignore them.
+**Canvases.** Images of different sizes lie in the top left corners of arrays of one size. Each image's height and width are
+data, so one compiled program serves them all.
+
+In both cases, the padding has no effect on any operation: convolutions treat pixels outside the image as zeros, while maxima,
+means, resizes and losses ignore them.
 """
 
 import dataclasses
@@ -15,80 +19,113 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.models import layers
 from deeplab_jax.models.convolution import ConvForm, choose_convolution, conv2d, kernel_radius
 from deeplab_jax.models.operations import PIXELWISE, AnyArray
-from deeplab_jax.models.resize import compute_sample_positions, resize_bilinear, resize_by_gather, resize_like
+from deeplab_jax.models.resize import (
+    Sizes,
+    resize_axis_of_each,
+    resize_bilinear,
+    resize_by_gather,
+    resize_like,
+    sample_positions,
+)
 from deeplab_jax.runtime.mesh import padded_height
 
+# How many feature rows beyond a device's own rows it reads to resize them. Sizes are halved and rounded up once per stride, so
+# a sampling position differs by less than one row from the row number divided by the stride.
+RESIZE_HALO = 2
 
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """The distribution of image rows over devices.
 
-    An instance is also an interpreter (see operations.py) that computes on split rows. Under this interpreter, operations
-    return the same values as on full images.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Extent:
+    """Where the images end inside their arrays, and how the arrays' rows are distributed over devices.
+
+    An instance is also an interpreter (see operations.py). Under this interpreter, operations return the same values inside the
+    images as on arrays that end where the images end.
 
     Attributes:
-      axis: The mesh axis name.
+      axis: The mesh axis over which the rows are split, or None if they are not split.
       devices: The number of devices along the axis.
-      height: The number of image rows, without padding.
+      height: The number of image rows, without padding. On a canvas, each image has its own.
       local: The number of image rows per device, including padding. It is divisible by the network's strides.
+      width: On a canvas, each image's number of columns, without padding. None if images fill their arrays' columns.
+      columns: On a canvas, the number of columns, including padding. It is divisible by the network's strides.
     """
 
-    axis: str
+    axis: str | None
     devices: int
-    height: int
+    height: int | Int[Array, " n"]
     local: int
+    width: Int[Array, " n"] | None = None
+    columns: int = 0
 
     def __call__(self, operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Apply an operation to this device's rows.
 
         Raises:
-          ConfigError: The operation is not pixelwise and has no implementation for rows split over devices.
+          ConfigError: The operation is not pixelwise and has no implementation for arrays with padding.
         """
         if operation in PIXELWISE:
             return operation(*args, **kwargs)
-        if operation not in _ON_ROWS:
+        if operation not in _WITHIN_EXTENT or (self.width is not None and operation in _TRAINING_ONLY):
+            name = f"the operation {operation.__name__} does not support it"
+            if self.axis is None:
+                raise ConfigError(f"Images of different sizes cannot share a batch because {name}. Use images of one size.")
             raise ConfigError(
-                f"`mesh.spatial` (={self.devices}) cannot split image rows because the operation {operation.__name__} does not "
-                "support it. Set --config.mesh.spatial=1."
+                f"`mesh.spatial` (={self.devices}) cannot split image rows because {name}. Set --config.mesh.spatial=1."
             )
-        return _ON_ROWS[operation](self, *args, **kwargs)
+        return _WITHIN_EXTENT[operation](self, *args, **kwargs)
 
     def is_split(self, x: Array) -> bool:
         """Return whether `x` is split over devices. If not, `x` is the same on all devices, like an image mean."""
-        return self.axis in jax.typeof(x).mat.varying
+        return self.axis is not None and self.axis in jax.typeof(x).mat.varying
 
-    def get_height(self, x: Shaped[Array, "n h w c"]) -> int:
-        """Return the total height of the features `x` across all devices, without padding."""
+    def get_height(self, x: Shaped[Array, "n h w c"]) -> Any:
+        """Return the total height of the features `x` across all devices, without padding: an int, or int32 [n] on a canvas."""
         return -(-self.height // (self.local // x.shape[1]))
 
-    def scale_to(self, x: Shaped[Array, "n h w c"]) -> "Rows":
-        """Return the row distribution at the resolution of the features `x`."""
-        return Rows(self.axis, self.devices, self.get_height(x), x.shape[1])
+    def get_width(self, x: Shaped[Array, "n h w c"]) -> Any:
+        """Return the width of the features `x`, without padding: an int, or int32 [n] on a canvas."""
+        return x.shape[2] if self.width is None else -(-self.width // (self.columns // x.shape[2]))
 
-    def is_inside(self, x: Shaped[Array, "n h w c"], below: int = 0) -> Bool[Array, "1 h 1 1"]:
+    def scale_to(self, x: Shaped[Array, "n h w c"]) -> "Extent":
+        """Return the extent at the resolution of the features `x`."""
+        width = None if self.width is None else self.get_width(x)
+        return Extent(self.axis, self.devices, self.get_height(x), x.shape[1], width, x.shape[2])
+
+    def list_rows(self, x: Shaped[Array, "n h w c"]) -> Int[Array, "1 h"]:
+        """Return the number of each of this device's rows within the whole image."""
+        first = 0 if self.axis is None else lax.axis_index(self.axis) * x.shape[1]
+        return first + jnp.arange(x.shape[1])[None]
+
+    def is_row_inside(self, x: Shaped[Array, "n h w c"], below: int = 0) -> Bool[Array, "_ h 1 1"]:
         """Return a mask over the local rows that is True where the row `below` rows further down is inside the image.
 
         Args:
           x: This device's rows.
           below: The distance to the row to test, or 0 to test the row itself.
         """
-        row = lax.axis_index(self.axis) * x.shape[1] + jnp.arange(x.shape[1]) + below
-        return (row < self.get_height(x))[None, :, None, None]
+        return (self.list_rows(x) + below < _column(self.get_height(x)))[:, :, None, None]
+
+    def is_column_inside(self, x: Shaped[Array, "n h w c"], right: int = 0) -> Bool[Array, "_ 1 w 1"]:
+        """Return a mask that is True where the column `right` columns further right is inside the image."""
+        return (jnp.arange(x.shape[2])[None] + right < _column(self.get_width(x)))[:, None, :, None]
 
     def fill(self, x: Shaped[Array, "n h w c"], value: float) -> Shaped[Array, "n h w c"]:
-        """Return `x` with its padding rows set to `value`."""
-        if self.get_height(x) == self.devices * x.shape[1]:
+        """Return `x` with its padding set to `value`."""
+        if self.width is not None:
+            mask = self.is_row_inside(x) & self.is_column_inside(x)
+        elif self.get_height(x) < self.devices * x.shape[1]:
+            mask = self.is_row_inside(x)
+        else:
             return x
-        return jnp.where(self.is_inside(x), x, jnp.asarray(value, x.dtype))
+        return jnp.where(mask, x, jnp.asarray(value, x.dtype))
 
     def add_halo(self, x: Shaped[Array, "n h w c"], above: int, below: int, value: float = 0.0) -> Shaped[Array, "n h2 w c"]:
         """Return `x` with `above` more rows at the top and `below` more rows at the bottom.
@@ -119,20 +156,25 @@ class Rows:
         return parts
 
     def gather(self, x: Float[Array, "... h c"]) -> Float[Array, "... h2 c"]:
-        """Gather the rows from all devices onto every device, and drop the padding."""
+        """Gather the rows from all devices onto every device. If all images have the same height, drop the padding."""
+        if self.axis is None:
+            return x
         local = x.shape[-2]
         zeros = jnp.zeros((*x.shape[:-2], self.devices * local, x.shape[-1]), x.dtype)
         own_rows = lax.dynamic_update_slice_in_dim(zeros, x, lax.axis_index(self.axis) * local, axis=-2)
         # The sum is exact because it only adds zeros. `all_gather` cannot be used, because JAX marks its result as varying
         # over devices.
-        return lax.psum(own_rows, self.axis)[..., : -(-self.height // (self.local // local)), :]
+        rows = lax.psum(own_rows, self.axis)
+        return rows[..., : -(-self.height // (self.local // local)), :] if isinstance(self.height, int) else rows
 
-    def mark_varying(self, x: Array) -> Array:
+    def mark_varying(self, x: AnyArray) -> Array:
         """Return the replicated array `x`, marked as varying over devices.
 
         The gradient of `x` is then summed over the devices in float32 or wider. A bfloat16 sum would lose precision, and on
         CPUs it makes XLA abort (jax 0.10.2).
         """
+        if self.axis is None:
+            return jnp.asarray(x)
         wide = jnp.promote_types(x.dtype, jnp.float32)
         return lax.pcast(x.astype(wide), self.axis, to="varying").astype(x.dtype)
 
@@ -142,28 +184,30 @@ class Rows:
         x = jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0)))
         return lax.dynamic_slice_in_dim(x, lax.axis_index(self.axis) * local, local, axis=1)
 
-    def interpolate(self, x: Float[Array, "n h w c"], positions: Float[np.ndarray, " height"]) -> Float[Array, "n local w c"]:
-        """Return features linearly interpolated to the image rows.
+    def interpolate_rows(self, x: Float[Array, "n h w c"], align_corners: bool) -> Float[Array, "n local w c"]:
+        """Return features on split rows, linearly interpolated to this extent's rows.
 
         Args:
           x: This device's rows of the features.
-          positions: The position of every image row, in units of feature row indices.
+          align_corners: See `resize_bilinear`.
         """
-        first = np.arange(self.devices) * x.shape[1]  # each device's first feature row
-        padding = self.devices * self.local - self.height
-        padded = np.pad(positions, (0, padding), mode="edge").reshape(self.devices, self.local)
-        low = np.floor(padded).astype(int)
-        high = np.minimum(low + 1, self.get_height(x) - 1)
-        above = max(0, int((first - low.min(1)).max()))
-        below = max(0, int((high.max(1) - first).max()) - x.shape[1] + 1)
-        sources = first[:, None, None] - above + np.arange(above + x.shape[1] + below)
-        fraction = (padded - low)[..., None]
-        weights = (sources == low[..., None]) * (1 - fraction) + (sources == high[..., None]) * fraction
-        own_weights = jnp.asarray(weights, x.dtype)[lax.axis_index(self.axis)]
-        return jnp.einsum("oh,nhwc->nowc", own_weights, self.add_halo(x, above, below))
+        assert self.axis is not None
+        device, height = lax.axis_index(self.axis), self.get_height(x)
+        rows = device * self.local + jnp.arange(self.local)[None]
+        low, fraction = sample_positions(rows, _column(height), _column(self.height), align_corners)
+        low, fraction = low[..., None], fraction[..., None]
+        sources = device * x.shape[1] - RESIZE_HALO + jnp.arange(x.shape[1] + 2 * RESIZE_HALO)[None, None]
+        weights = ((sources == low) * (1 - fraction) + (sources == low + 1) * fraction).astype(x.dtype)
+        x = self.add_halo(x, RESIZE_HALO, RESIZE_HALO)
+        return jnp.einsum("oh,nhwc->nowc", weights[0], x) if len(weights) == 1 else jnp.einsum("noh,nhwc->nowc", weights, x)
 
 
-def split_rows(mesh: Mesh, height: int, output_stride: int) -> Rows | None:
+def _column(size: int | Int[Array, " n"]) -> Any:
+    """Return a size as a column, to compare it with every image's indices."""
+    return jnp.reshape(jnp.asarray(size), (-1, 1))
+
+
+def split_rows(mesh: Mesh, height: int, output_stride: int) -> Extent | None:
     """Return the distribution of image rows over the mesh's "spatial" axis, or None if that axis has only one device.
 
     Args:
@@ -174,79 +218,110 @@ def split_rows(mesh: Mesh, height: int, output_stride: int) -> Rows | None:
     devices = mesh.shape["spatial"]
     if devices == 1:
         return None
-    return Rows("spatial", devices, height, padded_height(height, devices, output_stride) // devices)
+    return Extent("spatial", devices, height, padded_height(height, devices, output_stride) // devices)
 
 
-# The functions below implement the non-pixelwise operations on one device's rows.
+def place_on_canvas(sizes: Sizes, canvas: tuple[int, int], rows: Extent | None) -> Extent:
+    """Return the extent of images of different sizes in the top left corners of arrays of one size.
+
+    Args:
+      sizes: Each image's height and width.
+      canvas: The arrays' height and width. Both are divisible by the network's strides.
+      rows: How the arrays' rows are split over devices, from `split_rows`, or None if they are not split.
+    """
+    height, width = sizes
+    if rows is None:
+        return Extent(None, 1, height, canvas[0], width, canvas[1])
+    return dataclasses.replace(rows, height=height, width=width, columns=canvas[1])
 
 
-def _conv2d(rows: Rows, x: Array, kernel: Array, *, stride: int = 1, rate: int = 1, form: ConvForm = "auto") -> Array:
-    if not rows.is_split(x):
+# The functions below implement the non-pixelwise operations on arrays with padding.
+
+
+def _conv2d(extent: Extent, x: Array, kernel: AnyArray, *, stride: int = 1, rate: int = 1, form: ConvForm = "auto") -> Array:
+    radius = kernel_radius(kernel.shape, rate)
+    if not extent.is_split(x):
+        x = extent.fill(x, 0.0) if extent.axis is None and radius else x
         return conv2d(x, kernel, stride=stride, rate=rate, form=form)
-    convolve, radius = choose_convolution(kernel.shape, x.shape, x.dtype, stride, rate, form), kernel_radius(kernel.shape, rate)
+    convolve = choose_convolution(kernel.shape, x.shape, x.dtype, stride, rate, form)
     # The kernel is marked as varying before the cast, so its gradients are summed over the devices in the kernel's own
     # precision.
-    kernel = rows.mark_varying(kernel).astype(x.dtype)
+    kernel = extent.mark_varying(kernel).astype(x.dtype)
     if radius == 0:
         return convolve(x, kernel, stride, rate, 0)
 
     # The backward pass exchanges the halo again, because storing it would keep a second copy of every input.
     @jax.checkpoint
     def convolve_with_halo(x: Array, kernel: Array) -> Array:
-        return convolve(rows.add_halo(x, radius, max(radius - stride + 1, 0)), kernel, stride, rate, 0)
+        return convolve(extent.add_halo(x, radius, max(radius - stride + 1, 0)), kernel, stride, rate, 0)
 
     return convolve_with_halo(x, kernel)
 
 
-def _batch_moments(rows: Rows, x: Array, expected_mean: AnyArray) -> tuple[Array, Array, int]:
-    if not rows.is_split(x):
+def _batch_moments(extent: Extent, x: Array, expected_mean: AnyArray) -> tuple[Array, Array, int]:
+    if not extent.is_split(x):
         return layers.batch_moments(x, expected_mean)
 
     def pixel_mean(x: Array) -> Array:
-        return jnp.mean(rows.gather(jnp.mean(x, 2)), (0, 1))
+        return jnp.mean(extent.gather(jnp.mean(x, 2)), (0, 1))
 
-    return layers.moments(x, expected_mean, x.shape[0] * rows.get_height(x) * x.shape[2], pixel_mean)
-
-
-def _image_mean(rows: Rows, x: Array) -> Array:
-    means = rows.gather(jnp.mean(x.astype(layers.at_least_float32(x.dtype)), 2))
-    return jnp.mean(means, 1)[:, None, None]
+    return layers.moments(x, expected_mean, x.shape[0] * extent.get_height(x) * x.shape[2], pixel_mean)
 
 
-def _drop(rows: Rows, x: Array, key: Array, rate: float) -> Array:
+def _image_mean(extent: Extent, x: Array) -> Array:
+    x = x.astype(layers.at_least_float32(x.dtype))
+    if extent.width is None:
+        return jnp.mean(extent.gather(jnp.mean(x, 2)), 1)[:, None, None]
+    row_means = jnp.sum(extent.fill(x, 0.0), 2) / _column(extent.get_width(x))[..., None]
+    return (jnp.sum(extent.gather(row_means), 1) / _column(extent.get_height(x)))[:, None, None]
+
+
+def _drop(extent: Extent, x: Array, key: Array, rate: float) -> Array:
     # Every device draws the dropout mask for the full image, so the dropped values do not depend on the number of devices.
-    kept = jax.random.bernoulli(key, 1 - rate, (x.shape[0], rows.get_height(x), *x.shape[2:]))
-    return layers.apply_dropout_mask(x, rows.take_local(kept, x.shape[1]), rate)
+    kept = jax.random.bernoulli(key, 1 - rate, (x.shape[0], extent.get_height(x), *x.shape[2:]))
+    return layers.apply_dropout_mask(x, extent.take_local(kept, x.shape[1]), rate)
 
 
-def _average_pool_2x2(rows: Rows, x: Array, *, stride: int, rate: int = 1) -> Array:
-    x = layers.average_pairs(x, rows.add_halo(x, 0, rate), rows.is_inside(x, rate), stride, rate, axis=1)
-    return layers.average_pairs(x, *layers.pad_end(x, rate, axis=2), stride, rate, axis=2)
+def _average_pool_2x2(extent: Extent, x: Array, *, stride: int, rate: int = 1) -> Array:
+    below = layers.pad_end(x, rate, axis=1)[0] if extent.axis is None else extent.add_halo(x, 0, rate)
+    x = layers.average_pairs(x, below, extent.is_row_inside(x, rate), stride, rate, axis=1)
+    right, _ = layers.pad_end(x, rate, axis=2)
+    return layers.average_pairs(x, right, extent.is_column_inside(x, rate), stride, rate, axis=2)
 
 
-def _max_pool_3x3(rows: Rows, x: Array) -> Array:
+def _max_pool_3x3(extent: Extent, x: Array) -> Array:
+    x = extent.fill(x, -jnp.inf)
     x = layers.max_of_three(layers.pad_with_infinity(x, axis=2), -(-x.shape[2] // 2), axis=2)
-    x = layers.max_of_three(rows.add_halo(x, 1, 0, -jnp.inf), -(-x.shape[1] // 2), axis=1)
+    rows = layers.pad_with_infinity(x, axis=1) if extent.axis is None else extent.add_halo(x, 1, 0, -jnp.inf)
+    x = layers.max_of_three(rows, -(-x.shape[1] // 2), axis=1)
     # Infinities in the padding would turn zero gradients there into NaN.
-    return rows.fill(x, 0.0)
+    return extent.fill(x, 0.0)
 
 
-def _resize_like(rows: Rows, x: Array, like: Array, *, align_corners: bool = False, by_gather: bool = False) -> Array:
-    like_rows = rows.scale_to(like)
-    x = like_rows.interpolate(x, compute_sample_positions(like_rows.get_height(x), like_rows.height, align_corners))
-    resize = resize_by_gather if by_gather else resize_bilinear
-    return resize(x, x.shape[1], like.shape[2], align_corners=align_corners)
+def _resize_like(extent: Extent, x: Array, like: Array, *, align_corners: bool = False, by_gather: bool = False) -> Array:
+    target = extent.scale_to(like)
+    if target.width is None:
+        x = target.interpolate_rows(x, align_corners)
+        resize = resize_by_gather if by_gather else resize_bilinear
+        return resize(x, x.shape[1], like.shape[2], align_corners=align_corners)
+    width = extent.get_width(x)
+    if extent.axis is None:
+        x = resize_axis_of_each(x, 1, extent.get_height(x), target.get_height(like), like.shape[1], align_corners)
+    else:
+        x = target.interpolate_rows(x, align_corners)
+    return resize_axis_of_each(x, 2, width, target.width, like.shape[2], align_corners)
 
 
-def _scale_channels(rows: Rows, x: Array, scale: Array) -> Array:
-    return layers.scale_channels(x, rows.mark_varying(scale))
+def _scale_channels(extent: Extent, x: Array, scale: Array) -> Array:
+    return layers.scale_channels(x, extent.mark_varying(scale))
 
 
-def _broadcast_like(rows: Rows, x: Array, like: Array) -> Array:
-    return layers.broadcast_like(rows.mark_varying(x), like)
+def _broadcast_like(extent: Extent, x: Array, like: Array) -> Array:
+    return layers.broadcast_like(extent.mark_varying(x), like)
 
 
-_ON_ROWS: dict[Callable[..., Any], Callable[..., Any]] = {
+_TRAINING_ONLY = (layers.batch_moments, layers.drop)
+_WITHIN_EXTENT: dict[Callable[..., Any], Callable[..., Any]] = {
     conv2d: _conv2d,
     layers.batch_moments: _batch_moments,
     layers.image_mean: _image_mean,

@@ -1,11 +1,15 @@
 """Bilinear resizing, NHWC. Training uses matrix products, whereas prediction gathers neighbouring pixels."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from deeplab_jax.models.operations import AnyArray, Length, operation
+
+Sizes = tuple[Int[Array, " n"], Int[Array, " n"]]  # each image's height and width
 
 
 @operation
@@ -64,15 +68,72 @@ def resize_by_gather(
         size = x.shape[axis]
         if size == new_size:
             continue
-        positions = compute_sample_positions(size, new_size, align_corners)
-        low = np.floor(positions).astype(np.int32)
-        fraction = np.expand_dims(positions - low, [other for other in range(4) if other != axis]).astype(np.float32)
-        x = jnp.take(x, low, axis) * (1 - fraction) + jnp.take(x, np.minimum(low + 1, size - 1), axis) * fraction
+        low, fraction = sample_positions(np.arange(new_size), size, new_size, align_corners)
+        weight = np.expand_dims(fraction, [other for other in range(4) if other != axis]).astype(np.float32)
+        x = jnp.take(x, low, axis) * (1 - weight) + jnp.take(x, np.minimum(low + 1, size - 1), axis) * weight
     return x
 
 
-def compute_sample_positions(size: int, new_size: int, align_corners: bool) -> Float[np.ndarray, " new_size"]:
-    """Return each output pixel centre's position along one axis, in units of input pixel indices."""
+def resize_each(
+    x: Float[Array, "n h w c"],
+    sizes: Sizes,
+    new_sizes: Sizes,
+    canvas: tuple[int, int],
+    *,
+    align_corners: bool = False,
+) -> Float[Array, "n height width c"]:
+    """Return images of different sizes, each resized as by `resize_bilinear`.
+
+    Args:
+      x: The images, each in the top left corner of its array.
+      sizes: The images' heights and widths.
+      new_sizes: The heights and widths of the results.
+      canvas: The height and width of the returned arrays. Pixels outside an image repeat its edge.
+      align_corners: See `resize_bilinear`.
+    """
+    for axis, size, new_size, length in zip((1, 2), sizes, new_sizes, canvas, strict=True):
+        x = resize_axis_of_each(x, axis, size, new_size, length, align_corners)
+    return x
+
+
+def resize_axis_of_each(
+    x: Float[Array, "n h w c"], axis: int, size: Int[Array, " n"], new_size: Int[Array, " n"], length: int, align_corners: bool
+) -> Float[Array, "n h2 w2 c"]:
+    """Return the result of `resize_each` along one axis, in the dtype of `x`.
+
+    Args:
+      x: See `resize_each`.
+      axis: 1 for rows or 2 for columns.
+      size, new_size: Each image's old and new length along the axis.
+      length: The length of the returned arrays along the axis.
+      align_corners: See `resize_bilinear`.
+    """
+    low, fraction = sample_positions(jnp.arange(length)[None], size[:, None], new_size[:, None], align_corners)
+    high = jnp.minimum(low + 1, size[:, None] - 1)
+    weight = jnp.expand_dims(fraction, [other for other in (1, 2, 3) if other != axis])
+    first, second = take_of_each(x, low, axis), take_of_each(x, high, axis)
+    return (first * (1 - weight) + second * weight).astype(x.dtype)
+
+
+def take_of_each(x: Shaped[Array, "n h w c"], indices: Int[Array, "n i"], axis: int) -> Shaped[Array, "n h2 w2 c"]:
+    """Return each image's pixels at its own indices along `axis` (1 for rows, 2 for columns)."""
+    return jax.vmap(lambda image, chosen: jnp.take(image, chosen, axis - 1, mode="clip"))(x, indices)
+
+
+def sample_positions(indices: Any, size: Any, new_size: Any, align_corners: bool) -> tuple[Any, Any]:
+    """Return where output pixels are sampled along one axis, as the input pixel below and the fraction above it.
+
+    The arguments can be NumPy or JAX integers of shapes that broadcast. The positions are computed with integers, so they are
+    exact for images of up to 2**14 pixels per side.
+
+    Args:
+      indices: The output pixels.
+      size, new_size: The number of input and output pixels.
+      align_corners: See `resize_bilinear`.
+    """
     if align_corners:
-        return np.linspace(0.0, size - 1, new_size)
-    return np.clip((np.arange(new_size) + 0.5) * (size / new_size) - 0.5, 0, size - 1)
+        numerator, denominator = indices * (size - 1), new_size - 1 + (new_size == 1)
+    else:
+        numerator, denominator = (2 * indices + 1) * size - new_size, 2 * new_size
+    low = (numerator // denominator).clip(0, size - 1)
+    return low, ((numerator - low * denominator) / denominator).clip(0) * (low < size - 1)

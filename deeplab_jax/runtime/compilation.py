@@ -14,6 +14,10 @@ import platformdirs
 
 from deeplab_jax.runtime.machine import usable_cores
 
+# How many pixels a network processes in the time that it takes to compile it: 10 s at 0.2 million pixels a second on two CPU
+# cores, and about a minute at 20 million pixels a second on a GPU with autotuning (benchmarks/NOTES.md).
+COMPILE_PIXELS = {"cpu": 2 * 10**6}
+COMPILE_PIXELS_ON_ACCELERATORS = 10**9
 MAX_BYTES = 1 << 30  # maximum total size of the cached programs
 
 
@@ -103,6 +107,11 @@ def lean_options(platform: str) -> dict[str, str]:
 def _drop_user_options(options: dict[str, Any]) -> dict[str, Any]:
     """Return `options` without those that the user has set in XLA_FLAGS."""
     return {name: value for name, value in options.items() if name not in os.environ.get("XLA_FLAGS", "")}
+
+
+def compile_pixels() -> int:
+    """Return how many pixels the default device processes in the time that it takes to compile a network. A rough estimate."""
+    return COMPILE_PIXELS.get(jax.default_backend(), COMPILE_PIXELS_ON_ACCELERATORS)
 
 
 class Programs:

@@ -91,7 +91,13 @@ def batch_shardings(mesh: Mesh, batch: Iterable[str]) -> dict[str, NamedSharding
 
     The batch dimension is split over the "data" axis. Image and label rows are split over the "spatial" axis.
     """
-    specs = {"image": P("data", "spatial"), "label": P("data", "spatial"), "valid": P("data"), "photometric": P("data")}
+    specs = {
+        "image": P("data", "spatial"),
+        "label": P("data", "spatial"),
+        "valid": P("data"),
+        "size": P("data"),
+        "photometric": P("data"),
+    }
     return {name: NamedSharding(mesh, specs[name]) for name in batch}
 
 

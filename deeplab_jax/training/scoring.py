@@ -8,9 +8,8 @@ import numpy as np
 
 from deeplab_jax.evaluation import pictures
 from deeplab_jax.evaluation import scores as report
-from deeplab_jax.evaluation.evaluate import score
+from deeplab_jax.evaluation.evaluate import list_images, score
 from deeplab_jax.evaluation.inference import Evaluator
-from deeplab_jax.runtime.mesh import local_rows
 from deeplab_jax.training.begin import Setup
 from deeplab_jax.training.data import Batch, Data
 from deeplab_jax.training.state import TrainState
@@ -35,10 +34,9 @@ def make_evaluate(setup: Setup, data: Data, should_stop: Callable[[], bool], bea
             beat()
             chosen = rows[: STRIPS - len(strips)]
             if chosen:
-                on_host = local_rows(predictions)
-                strips.extend(
-                    pictures.draw_comparison(batch["image"][i], batch["label"][i], on_host[i], config.labels) for i in chosen
-                )
+                for each in list_images(batch, chosen, predictions):
+                    assert each.label is not None  # a run's evaluation split has labels
+                    strips.append(pictures.draw_comparison(each.image, each.label, each.prediction, config.labels))
 
         params = state.params if state.ema_params is None else state.ema_params
         variables = {"params": params, "batch_stats": state.batch_stats}

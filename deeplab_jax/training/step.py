@@ -16,7 +16,7 @@ from deeplab_jax.config import Config
 from deeplab_jax.labels import IGNORE
 from deeplab_jax.losses import LOSSES
 from deeplab_jax.models import DeepLabV3, Outputs, normalize
-from deeplab_jax.models.extent import Rows, split_rows
+from deeplab_jax.models.extent import Extent, split_rows
 from deeplab_jax.models.operations import interpreted_by
 from deeplab_jax.models.resize import resize_like
 from deeplab_jax.models.target import compiling_for
@@ -120,7 +120,7 @@ def _compute_gradient(
     return (loss, (hits, jax.tree.map(lambda x: x / micro_batches, stats))), grads
 
 
-def _make_forward(config: Config, model: DeepLabV3, mesh: Mesh | None, rows: Rows | None) -> Forward:
+def _make_forward(config: Config, model: DeepLabV3, mesh: Mesh | None, rows: Extent | None) -> Forward:
     """Return the forward function for the global batch.
 
     If image rows are split across devices, each device computes its own rows in a `shard_map`.
@@ -135,7 +135,7 @@ def _make_forward(config: Config, model: DeepLabV3, mesh: Mesh | None, rows: Row
 
 
 def _forward(
-    params: PyTree, batch_stats: PyTree, batch: Batch, key: Array, *, model: DeepLabV3, rows: Rows | None
+    params: PyTree, batch_stats: PyTree, batch: Batch, key: Array, *, model: DeepLabV3, rows: Extent | None
 ) -> tuple[Outputs, PyTree]:
     """Return all heads' logits, resized to the image size, and the new batch statistics."""
     images = batch["image"]
@@ -179,7 +179,7 @@ def _compute_divisors(labels: UInt8[Array, "n h w"], mask: Bool[Array, "n h w"],
     return [LOSSES[name](logits, labels, mask, config.loss).count for name in config.loss.terms]
 
 
-def _make_mask(batch: Batch, rows: Rows | None) -> Bool[Array, "n h w"]:
+def _make_mask(batch: Batch, rows: Extent | None) -> Bool[Array, "n h w"]:
     """Return a mask that is True for image pixels and False for padding.
 
     Padding consists of images added to fill the batch, and rows added below each image so that the rows

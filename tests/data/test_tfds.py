@@ -148,13 +148,13 @@ def test_records_of_a_tfds_data_set_give_the_same_batches(pets, tmp_path):
 def test_sizes_match_the_decoded_images(pets):
     samples = find_pets(pets, "train")
     assert [samples.store.size(samples, i) for i in range(10)] == [read_sample(samples, i)[0].shape[:2] for i in range(10)]
-    assert sorted(i for batch in plan_evaluation(samples, 3) for i in batch) == list(range(10))
+    assert sorted(i for batch in plan_evaluation(samples, 3).batches for i in batch) == list(range(10))
 
 
 def test_planning_the_evaluation_decodes_nothing(pets, monkeypatch):
     samples = find_pets(pets, "train")
     monkeypatch.setattr(tfds_module.TfdsStore, "decode", None)
-    assert len(plan_evaluation(samples, 3)) == 4
+    assert len(plan_evaluation(samples, 3).batches) == 4
 
 
 def test_each_file_is_opened_once_to_build_the_index_without_pread(pets, monkeypatch):

@@ -14,8 +14,8 @@ from deeplab_jax.api import Segmenter
 from deeplab_jax.config import Config, EvalConfig, MeshConfig
 from deeplab_jax.evaluation import inference, pictures, scores
 from deeplab_jax.evaluation.evaluate import score
-from deeplab_jax.evaluation.inference import average_views, scaled_size
 from deeplab_jax.evaluation.metrics import Totals, loss_sum, valid_pixels
+from deeplab_jax.evaluation.views import average_views, scaled_size
 from deeplab_jax.evaluation.windows import default_stride, slide
 from deeplab_jax.labels import CITYSCAPES
 from deeplab_jax.models import normalize
@@ -105,8 +105,9 @@ def test_windows_are_applied_within_each_view(variables, images, compiled_logits
     # `logits` normalises its input, but the views are already normalised, so undo that before each call.
     mean, std = (np.asarray(values, np.float32)[None, None, None] for values in (CONFIG.model.mean, CONFIG.model.std))
     views = average_views(
-        lambda view: slide(lambda x: full_logits(x * std + mean), view, CLASSES, window=(24, 32), stride=(16, 21)),
+        lambda view, _: slide(lambda x, _: full_logits(x * std + mean), view, None, CLASSES, window=(24, 32), stride=(16, 21)),
         normalize(images, CONFIG.model.mean, CONFIG.model.std),
+        None,
         CLASSES,
         scales=(0.5, 1.5),
         flip=True,
@@ -180,7 +181,7 @@ def test_the_probabilities_of_several_views_are_averaged(scales, flip, window):
     apply_network = (
         functools.partial(slide, network, num_classes=FEW_CLASSES, window=window, stride=(0, 0)) if window else network
     )
-    run = jax.jit(lambda images: average_views(apply_network, images, FEW_CLASSES, scales=scales, flip=flip))
+    run = jax.jit(lambda images: average_views(apply_network, images, None, FEW_CLASSES, scales=scales, flip=flip))
     probabilities = []
     for scale in scales:
         size = (max(int(9 * scale + 0.5), 1), max(int(13 * scale + 0.5), 1))
@@ -192,17 +193,35 @@ def test_the_probabilities_of_several_views_are_averaged(scales, flip, window):
     np.testing.assert_allclose(np.exp(run(images)).sum(-1), 1.0, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("scales", "flip", "window"),
+    [((0.5, 1.0, 1.5), True, None), ((0.7,), False, None), ((1.5, 0.5), True, (5, 7)), ((0.01, 1.0), False, None)],
+)
+def test_images_of_different_sizes_have_views_of_their_own(scales, flip, window):
+    images, sizes = noise(3, 16, 24, 2), [(9, 13), (16, 24), (11, 4)]
+    options = {"scales": scales, "flip": flip}
+
+    def apply(images, sizes, unit):
+        windows = functools.partial(slide, network, num_classes=FEW_CLASSES, window=window, stride=(0, 0), unit=unit)
+        return average_views(windows if window else network, images, sizes, FEW_CLASSES, **options, unit=unit)
+
+    on_canvas = jax.jit(lambda images, sizes: apply(images, (sizes[:, 0], sizes[:, 1]), 8))(images, jnp.array(sizes))
+    for image, (height, width), logits in zip(images, sizes, on_canvas, strict=True):
+        expected = apply(image[None, :height, :width], None, 1)
+        np.testing.assert_allclose(logits[None, :height, :width], expected, rtol=1e-5, atol=1e-5)
+
+
 def test_a_single_view_keeps_its_logits():
     images = noise(1, 9, 13, 2)
-    full = average_views(network, images, FEW_CLASSES, scales=(1.0,), flip=False)
+    full = average_views(network, images, None, FEW_CLASSES, scales=(1.0,), flip=False)
     np.testing.assert_array_equal(full, network(images))
-    half = average_views(network, images, FEW_CLASSES, scales=(0.5,), flip=False)
+    half = average_views(network, images, None, FEW_CLASSES, scales=(0.5,), flip=False)
     seen = np.asarray(network(naive_resize(images, (5, 7)).astype(np.float32)))
     np.testing.assert_allclose(half, naive_resize(seen, (9, 13)), rtol=1e-5, atol=1e-5)
 
 
 def test_a_probability_of_zero_has_a_finite_logarithm():
-    logits = average_views(lambda images: images * 1e4, jnp.array([[[[1.0, 0.0]]]]), 2, scales=(1.0,), flip=True)
+    logits = average_views(lambda images, _: images * 1e4, jnp.array([[[[1.0, 0.0]]]]), None, 2, scales=(1.0,), flip=True)
     assert jnp.isfinite(logits).all()
     np.testing.assert_allclose(jax.nn.softmax(logits), [[[[1, 0]]]], atol=1e-30)
 

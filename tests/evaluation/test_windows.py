@@ -11,11 +11,12 @@ CLASSES = 3
 MIX = np.array([[1.0, -2.0, 0.5], [0.3, 0.7, -1.0]], np.float32)
 
 
-def network(images):
+def network(images, sizes=None):
     """Return logits that depend on each pixel's position and on the view size, like a real network's logits."""
-    _, h, w, _ = images.shape
-    down = jnp.sin(jnp.arange(h) * (2.0 / h))[None, :, None, None]
-    right = jnp.cos(jnp.arange(w) * (3.0 / w))[None, None, :, None]
+    shape = images.shape[1:3]
+    h, w = (jnp.asarray(size).reshape(-1, 1) for size in sizes or shape)
+    down = jnp.sin(jnp.arange(shape[0])[None] * (2.0 / h))[:, :, None, None]
+    right = jnp.cos(jnp.arange(shape[1])[None] * (3.0 / w))[:, None, :, None]
     return images @ jnp.asarray(MIX) + down * right + images[:, :1, :1, :1] * down
 
 
@@ -74,7 +75,7 @@ def test_windows_cover_every_pixel_and_equal_those_of_mmsegmentation(size, windo
 )
 def test_the_mean_over_windows_equals_a_loop_over_crops(window, stride, actual_stride):
     images = noise(2, 13, 18, 2)
-    run = jax.jit(lambda images: slide(network, images, CLASSES, window=window, stride=stride))
+    run = jax.jit(lambda images: slide(network, images, None, CLASSES, window=window, stride=stride))
     np.testing.assert_allclose(run(images), naive_slide(images, window, actual_stride), rtol=1e-5, atol=1e-5)
 
 
@@ -83,7 +84,7 @@ def test_the_mean_over_windows_equals_a_loop_over_crops(window, stride, actual_s
 def test_strips_contain_the_mean_over_windows(size, batch_size):
     weights = np.random.default_rng(1).normal(size=(3, 2)).astype(np.float32)
 
-    def network(windows):  # depends on every pixel in a window
+    def network(windows, sizes=None):  # depends on every pixel in a window
         windows = windows.astype(np.float32)
         return windows @ weights + windows.mean((1, 2, 3), keepdims=True)
 
@@ -91,5 +92,21 @@ def test_strips_contain_the_mean_over_windows(size, batch_size):
     logits = np.full((*size, 2), np.nan, np.float32)
     for top, strip in slide_in_strips(network, image, window=(8, 9), batch_size=batch_size):
         logits[top : top + len(strip)] = strip
-    expected = slide(network, jnp.asarray(image[None], np.float32), 2, window=(8, 9), stride=(0, 0))
+    expected = slide(network, jnp.asarray(image[None], np.float32), None, 2, window=(8, 9), stride=(0, 0))
     np.testing.assert_allclose(logits, expected[0], rtol=1e-5, atol=1e-4)  # the logits are in the hundreds
+
+
+@pytest.mark.parametrize(
+    ("window", "stride", "actual_stride"),
+    [((5, 7), (0, 0), (3, 5)), ((5, 7), (2, 7), (2, 7)), ((40, 6), (0, 0), (27, 4)), ((40, 40), (0, 0), (27, 27))],
+)
+def test_images_of_different_sizes_have_windows_of_their_own(window, stride, actual_stride):
+    images, sizes = noise(4, 16, 24, 2), [(13, 18), (16, 24), (4, 19), (1, 1)]
+
+    @jax.jit
+    def run(images, sizes):
+        return slide(network, images, (sizes[:, 0], sizes[:, 1]), CLASSES, window=window, stride=stride, unit=8)
+
+    for image, (height, width), logits in zip(images, sizes, run(images, jnp.array(sizes)), strict=True):
+        expected = naive_slide(image[None, :height, :width], window, actual_stride)
+        np.testing.assert_allclose(logits[None, :height, :width], expected, rtol=1e-5, atol=1e-5)

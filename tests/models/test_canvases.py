@@ -1,0 +1,165 @@
+"""Tests that images of different sizes on one canvas give the same values as each image alone."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import random_variables, tiny_model, tiny_resnet18
+from jax.sharding import PartitionSpec as P
+
+from deeplab_jax.config import EvalConfig, MeshConfig
+from deeplab_jax.errors import ConfigError
+from deeplab_jax.evaluation import inference
+from deeplab_jax.models import DeepLabV3
+from deeplab_jax.models.convolution import conv2d
+from deeplab_jax.models.extent import place_on_canvas, split_rows
+from deeplab_jax.models.layers import (
+    average_pool_2x2,
+    batch_moments,
+    broadcast_like,
+    concatenate,
+    image_mean,
+    max_pool_3x3,
+    scale_channels,
+)
+from deeplab_jax.models.operations import interpreted_by
+from deeplab_jax.models.resize import resize_like
+from deeplab_jax.runtime.mesh import make_mesh
+
+CANVAS = (32, 48)
+SIZES = ((32, 48), (31, 17), (1, 1), (8, 33), (17, 2))
+GARBAGE = 7.0  # the padding value, which must not affect any result
+
+
+def draw_images(channels, sizes=SIZES, canvas=CANVAS, garbage=GARBAGE):
+    """Return random images, and the same images in the top left corners of one array."""
+    rng = np.random.default_rng(0)
+    images = [rng.normal(size=(*size, channels)).astype(np.float32) for size in sizes]
+    on_canvas = np.full((len(images), *canvas, channels), garbage, np.float32)
+    for row, image in zip(on_canvas, images, strict=True):
+        row[: image.shape[0], : image.shape[1]] = image
+    return images, on_canvas
+
+
+def run_on_canvas(function, on_canvas, sizes=SIZES):
+    """Return `function` of the images on the canvas, interpreted within their true sizes."""
+
+    @jax.jit
+    def run(x, sizes):
+        with interpreted_by(place_on_canvas((sizes[:, 0], sizes[:, 1]), x.shape[1:3], None)):
+            return function(x)
+
+    return run(on_canvas, jnp.array(sizes))
+
+
+def assert_same(function, channels=3, rtol=1e-5):
+    images, on_canvas = draw_images(channels)
+    values = run_on_canvas(function, on_canvas)
+    for image, value in zip(images, values, strict=True):
+        expected = function(jnp.asarray(image)[None])[0]
+        inside = value[: expected.shape[0], : expected.shape[1]]
+        np.testing.assert_allclose(inside, expected, rtol=rtol, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("form", "kernel_shape", "stride", "rate"),
+    [
+        ("xla", (3, 3, 3, 4), 1, 1),
+        ("mixed", (7, 7, 3, 4), 2, 1),
+        ("products", (3, 3, 3, 4), 2, 2),
+        ("winograd", (3, 3, 3, 4), 1, 6),
+        ("shifts", (5, 5, 1, 3), 2, 1),
+        ("xla", (1, 1, 3, 4), 2, 1),
+    ],
+)
+def test_convolution_on_a_canvas(form, kernel_shape, stride, rate):
+    kernel = np.random.default_rng(1).normal(size=kernel_shape).astype(np.float32)
+    assert_same(lambda x: conv2d(x, kernel, stride=stride, rate=rate, form=form))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: max_pool_3x3(max_pool_3x3(x)),
+        lambda x: average_pool_2x2(x, stride=2),
+        lambda x: average_pool_2x2(x, stride=1, rate=4),
+        lambda x: scale_channels(x, image_mean(x)),
+        lambda x: concatenate([broadcast_like(image_mean(max_pool_3x3(x)), x), x]),
+    ],
+    ids=["max pool", "strided average", "dilated average", "squeeze", "image pooling"],
+)
+def test_pools_and_means_on_a_canvas(function):
+    assert_same(function)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("by_gather", [False, True])
+def test_resizing_on_a_canvas(align_corners, by_gather):
+    resize = functools.partial(resize_like, align_corners=align_corners, by_gather=by_gather)
+    assert_same(lambda x: resize(max_pool_3x3(max_pool_3x3(max_pool_3x3(x))), x))
+    assert_same(lambda x: resize(max_pool_3x3(max_pool_3x3(x)), max_pool_3x3(x)))
+
+
+def test_statistics_for_training_are_refused():
+    with pytest.raises(ConfigError, match="different sizes cannot share a batch because the operation batch_moments"):
+        run_on_canvas(lambda x: batch_moments(x, np.zeros(3, np.float32))[0], draw_images(3)[1])
+
+
+NETWORKS = {
+    "stride 8": tiny_model(output_stride=8),
+    "stride 32": tiny_model(output_stride=32, align_corners=True),
+    "decoder": tiny_resnet18(decoder_width=8, low_level_width=4, align_corners=True),
+    "deep stem": tiny_resnet18(output_stride=8, stem="deep"),
+    "mobilenetv3": tiny_model(backbone="mobilenetv3_large", output_stride=16, multi_grid=(1.0, 1.0, 1.0)),
+}
+
+
+def assert_same_logits(config, protocol=None, sizes=SIZES, canvas=CANVAS):
+    """Check that the logits on a canvas are those of each image alone.
+
+    The tolerance allows for different float32 summation orders in up to 40 layers.
+    """
+    model = DeepLabV3(config, 5)
+    variables = random_variables(model)
+    run = jax.jit(functools.partial(inference.logits, model=model, protocol=protocol or EvalConfig()))
+    images, on_canvas = draw_images(3, sizes, canvas, garbage=128)
+    images = [50 * image + 128 for image in images]
+    heights, widths = np.array(sizes, np.int32).T
+    logits = run(variables, 50 * on_canvas + 128, (heights, widths))
+    for image, values in zip(images, logits, strict=True):
+        expected = run(variables, image[None])[0]
+        inside = values[: expected.shape[0], : expected.shape[1]]
+        assert np.linalg.norm(inside - expected) <= 1e-5 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("config", NETWORKS.values(), ids=NETWORKS)
+def test_logits_on_a_canvas(config):
+    assert_same_logits(config, sizes=SIZES[1:])
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [EvalConfig(scales=(0.5, 1.0, 1.75), flip=True), EvalConfig(window=(24, 21)), EvalConfig(window=(13, 40), flip=True)],
+    ids=["views", "windows", "windows and views"],
+)
+def test_logits_of_windows_and_views_on_a_canvas(protocol):
+    assert_same_logits(tiny_model(), protocol, sizes=((31, 17), (9, 40)))
+
+
+@pytest.mark.parametrize("config", [tiny_model(output_stride=8), NETWORKS["decoder"]], ids=["stride 8", "decoder"])
+def test_split_rows_and_canvases_together(config):
+    sizes, canvas = ((64, 48), (37, 30), (5, 41)), (64, 48)
+    model = DeepLabV3(config, 5)
+    variables, mesh = random_variables(model), make_mesh(MeshConfig(data=1, spatial=4))
+    images, on_canvas = draw_images(3, sizes, canvas)
+    rows = split_rows(mesh, canvas[0], config.output_stride)
+    compute = functools.partial(inference.logits, model=model, protocol=EvalConfig())
+    specs = {"in_specs": (P(), P(None, "spatial"), P()), "out_specs": P(None, "spatial"), "axis_names": {"spatial"}}
+    on_mesh = jax.jit(jax.shard_map(functools.partial(compute, rows=rows), mesh=mesh, **specs))
+    heights, widths = np.array(sizes, np.int32).T
+    for image, values in zip(images, on_mesh(variables, on_canvas, (heights, widths)), strict=True):
+        expected = jax.jit(compute)(variables, image[None])[0]
+        inside = values[: expected.shape[0], : expected.shape[1]]
+        assert np.linalg.norm(inside - expected) <= 1e-5 * np.linalg.norm(expected)
