@@ -11,13 +11,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int32, UInt8
 
 from deeplab_jax.checkpoints.store import resolve, restore_model, stored_config
 from deeplab_jax.config import Config
 from deeplab_jax.evaluation import inference
 from deeplab_jax.evaluation.pictures import require_images
 from deeplab_jax.labels import LabelSet
+from deeplab_jax.runtime.canvases import Size, place_images, standard_canvas
 from deeplab_jax.runtime.compilation import Programs, compile_program, enable_compilation_cache
 from deeplab_jax.runtime.memory import report_out_of_memory, require_memory
 
@@ -47,42 +48,68 @@ class Segmenter:
         """Normalise the images and return their logits at full resolution.
 
         Args:
-          images: Values from 0 to 255, of any height and width, with `config.data.channels` channels, such as RGB. The network
-            is compiled once for each shape.
+          images: Values from 0 to 255, of any height and width, with `config.data.channels` channels, such as RGB. The first
+            height and width get a program of their own. All others share the programs of a few standard canvases, with the same
+            results up to rounding.
 
         Raises:
           DataError: The images have the wrong dtype or shape.
           OutOfMemoryError: The images do not fit into memory.
         """
-        return _to_nchw(self._run(inference.logits, images))
+        return _to_nchw(self._run_images(inference.logits, images))
 
     def predict(self, images: UInt8[np.ndarray, "n c h w"]) -> UInt8[np.ndarray, "n h w"]:
         """Return full-resolution train ids. Takes the same arguments and raises the same errors as `logits`."""
-        return self._run(inference.predict, images)
+        return self._run_images(inference.predict, images)
 
     def predict_with_confidence(
         self, images: UInt8[np.ndarray, "n c h w"]
     ) -> tuple[UInt8[np.ndarray, "n h w"], UInt8[np.ndarray, "n h w"]]:
         """Return each pixel's train id and its probability, scaled to 0-255."""
-        return self._run(inference.predict_with_confidence, images)
+        return self._run_images(inference.predict_with_confidence, images)
 
-    @functools.cached_property
-    def _programs(self) -> Programs:
-        return Programs()
+    def run(
+        self, function: Callable[..., Any], images: UInt8[np.ndarray, "n h w c"], sizes: Int32[np.ndarray, "n 2"] | None
+    ) -> Any:
+        """Return the result of a function of `evaluation.inference`, as NumPy arrays.
 
-    def _run(self, function: Callable[..., Any], images: UInt8[np.ndarray, "n c h w"]) -> Any:
-        images = require_images(images, self.config.model.channels).transpose(0, 2, 3, 1)
-        count, height, width = images.shape[:3]
+        Args:
+          function: `logits`, `predict` or `predict_with_confidence`.
+          images: The images, NHWC, unlike in the other methods.
+          sizes: The images' heights and widths on a canvas from `place_images`, or None if they fill their arrays. Values
+            outside the images are meaningless.
+
+        Raises:
+          OutOfMemoryError: The images do not fit into memory.
+        """
+        each_size = None if sizes is None else (sizes[:, 0], sizes[:, 1])
 
         def compile_it() -> Any:
-            program = compile_program(inference.jit_by_config(function, self.config), self.variables, images)
+            program = compile_program(inference.jit_by_config(function, self.config), self.variables, images, each_size)
+            count, height, width = images.shape[:3]
             what = f"A batch of {count} image{'s' * (count > 1)} of {width}x{height} pixels"
             require_memory(program, jax.local_devices()[:1], what, _MEMORY_ADVICE)
             return program
 
         with report_out_of_memory(_MEMORY_ADVICE):
-            program = self._programs.get((function, images.shape), compile_it)
-            return jax.tree.map(np.asarray, program(self.variables, images))
+            program = self._programs.get((function, images.shape, sizes is None), compile_it)
+            return jax.tree.map(np.asarray, program(self.variables, images, each_size))
+
+    @functools.cached_property
+    def _programs(self) -> Programs:
+        return Programs()
+
+    @functools.cached_property
+    def _first_size(self) -> dict[str, Size]:
+        return {}
+
+    def _run_images(self, function: Callable[..., Any], images: UInt8[np.ndarray, "n c h w"]) -> Any:
+        images = require_images(images, self.config.model.channels).transpose(0, 2, 3, 1)
+        height, width = images.shape[1:3]
+        if self._first_size.setdefault("size", (height, width)) == (height, width):
+            return self.run(function, images, None)
+        result = self.run(function, *place_images(images, standard_canvas((height, width))))
+        return jax.tree.map(lambda x: x[:, :height, :width], result)
 
 
 def load(checkpoint: str | os.PathLike[str]) -> Segmenter:

@@ -1,6 +1,7 @@
 """Open a config's data sets for train.py, eval.py and the commands."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 
 import jax
@@ -94,6 +95,16 @@ def open_training_data(config: Config, say: Callable[[str], None]) -> tuple[Data
     for split, samples in ((config.data.train_split, train_set), (config.eval.split, eval_set)):
         introduce(split, samples, config.labels, say)
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+    @functools.cache
+    def introduce_evaluation() -> None:
+        if programs := describe_programs(config, eval_set):
+            say(programs)
+
+    def begin_evaluation() -> Iterator[dict[str, np.ndarray]]:
+        introduce_evaluation()
+        return make_eval_batches()
+
     data = Data(
         names=train_set.images,
         digest=digest(train_set),
@@ -109,6 +120,6 @@ def open_training_data(config: Config, say: Callable[[str], None]) -> tuple[Data
             steps=end,
             **process,
         ),
-        eval_batches=make_eval_batches,
+        eval_batches=begin_evaluation,
     )
     return data, total_steps(config, len(train_set))

@@ -36,8 +36,8 @@ def predict(
       flip: Also predict the mirror image, and average the two predictions. The default is the run's setting.
       window: The sliding window's height and width, or 0 0 for full images. The default is the run's window.
       output_stride: The network's output stride. The default is the run's output stride.
-      batch_size: The number of images per batch. If 0, use as many images as fit in about a million pixels, between 1
-        and 8.
+      batch_size: The number of images per batch. If 0, use 1 on a CPU and otherwise as many images as fit in about a million
+        pixels, between 1 and 8.
       max_pixels: The largest image, in pixels, to process in one piece. Larger images are processed in 768x768 windows to limit
         memory use.
     """

@@ -28,7 +28,7 @@ def report(
     if images < 0:
         raise ConfigError(f"`--images` (={images}) is negative. Use 0 or more.")
     require_file(out, "--out")
-    from deeplab_jax.commands.datasets import locate_data, open_evaluation_set
+    from deeplab_jax.commands.datasets import describe_programs, locate_data, open_evaluation_set
     from deeplab_jax.pages.report import evaluation_config, write_report
     from deeplab_jax.runtime.compilation import enable_compilation_cache
 
@@ -38,4 +38,6 @@ def report(
     console.print(f"Checkpoint: {checkpoint}")
     config = locate_data(config, root)
     samples, batches = open_evaluation_set(config)
+    if programs := describe_programs(config, samples):
+        console.print(programs)
     write_report(config, checkpoint, out, batches(), samples.images, images, console)

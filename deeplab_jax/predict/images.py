@@ -1,6 +1,7 @@
 """Run a network on many images and videos.
 
-Images are grouped by size to limit the number of compiled programs. Files are read and written while the network runs.
+Images of different sizes share standard canvases to limit the number of compiled programs. Files are read and written while the
+network runs.
 """
 
 import contextlib
@@ -8,11 +9,12 @@ import dataclasses
 import itertools
 import pathlib
 import warnings
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 from rich.console import Console
@@ -20,11 +22,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from deeplab_jax.api import Segmenter
 from deeplab_jax.errors import ConfigError, DataError, OutOfMemoryError
-from deeplab_jax.evaluation import pictures
+from deeplab_jax.evaluation import inference, pictures
 from deeplab_jax.evaluation.windows import slide_in_strips
 from deeplab_jax.predict import inputs as files
 from deeplab_jax.predict import video
 from deeplab_jax.predict.inputs import Input
+from deeplab_jax.runtime.canvases import Size, choose_standard_canvases, describe_canvases, place_images
+from deeplab_jax.runtime.compilation import compile_pixels
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -43,8 +47,8 @@ class Options:
       out: The folder for {train_ids,color,overlay,confidence}/<name>.png and, for a video, overlay/<name>.mp4.
       confidence: Whether to also write each pixel's largest class probability, scaled to 0-255.
       opacity: The opacity of the colours in overlays, from 0 to 1.
-      batch_size: The number of images per batch. If 0, use as many images as fit in about a million pixels, between 1
-        and 8.
+      batch_size: The number of images per batch. If 0, use 1 on a CPU and otherwise as many images as fit in about a million
+        pixels, between 1 and 8.
       max_pixels: The largest image, in pixels, to process in one piece. Larger images are processed in 768x768 windows to limit
         memory use.
 
@@ -65,6 +69,25 @@ class Options:
             raise ConfigError(f"`--batch-size` (={self.batch_size}) is negative. Use 1 or more, or 0 to choose automatically.")
         if self.max_pixels < 1:
             raise ConfigError(f"`--max-pixels` (={self.max_pixels}) cannot be used. Use 1 or more.")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Grid:
+    """The arrays of a batch.
+
+    Attributes:
+      size: The height and width of the arrays.
+      is_exact: Whether all images have this size. Otherwise, they have different sizes and share a canvas.
+      at_a_time: The number of images per batch.
+    """
+
+    size: Size
+    is_exact: bool
+    at_a_time: int
+
+    def holds(self, size: Size) -> bool:
+        """Return whether an image of the given height and width belongs in these arrays."""
+        return size == self.size if self.is_exact else size[0] <= self.size[0] and size[1] <= self.size[1]
 
 
 Prediction = tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h w"] | None]  # train ids, and the confidence or None
@@ -104,16 +127,16 @@ def _run_images(
     segmenter: Segmenter, images: Sequence[Input], options: Options, progress: Progress, fail: Callable[[str], None]
 ) -> None:
     task, data = progress.add_task("images", total=len(images)), segmenter.config.data
-    by_size: dict[tuple[int, int], list[Input]] = defaultdict(list)
+    sizes: dict[Input, Size] = {}
     for each in images:
         with _report_errors(fail):
-            by_size[files.read_size(each.path)].append(each)
-    if len(by_size) > 1:
-        progress.console.print(f"The network is compiled once for each of the {len(by_size)} image sizes.", markup=False)
-    batches: list[tuple[tuple[Input, ...], int]] = []
-    for size, group in by_size.items():
-        at_a_time = min(batch_size(size, options), len(group))
-        batches += [(batch, at_a_time) for batch in _batches(group, at_a_time)]
+            sizes[each] = files.read_size(each.path)
+    by_grid, summary = group_by_canvas(sizes, options)
+    if summary:
+        progress.console.print(summary, markup=False)
+    batches: list[tuple[tuple[Input, ...], Grid]] = []
+    for grid, group in by_grid.items():
+        batches += [(batch, grid) for batch in _batches(group, grid.at_a_time)]
 
     def load(batch: Sequence[Input]) -> list[tuple[Input, np.ndarray]]:
         loaded = []
@@ -125,12 +148,12 @@ def _run_images(
     with ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(2) as writers:
         ahead = _map_ahead(readers, load, [batch for batch, _ in batches], 2)
         pending: deque[Future[None]] = deque()
-        for (batch, at_a_time), loaded in zip(batches, ahead, strict=True):
-            for each, image, prediction in _predict(segmenter, loaded, at_a_time, options):
+        for (batch, grid), loaded in zip(batches, ahead, strict=True):
+            for each, image, prediction in _predict(segmenter, loaded, grid, options):
                 pending.append(writers.submit(_write, each.name, image, prediction, segmenter, options))
             # A large image takes most of a GiB until it is written.
             is_large = any(image.shape[0] * image.shape[1] > options.max_pixels for _, image in loaded)
-            while len(pending) > (1 if is_large else 4 * at_a_time):
+            while len(pending) > (1 if is_large else 4 * grid.at_a_time):
                 pending.popleft().result()
             progress.advance(task, len(batch))
         for future in pending:
@@ -149,24 +172,33 @@ def _map_ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iter
 
 
 def _predict(
-    segmenter: Segmenter, loaded: Sequence[tuple[Input, np.ndarray]], at_a_time: int, options: Options
+    segmenter: Segmenter, loaded: Sequence[tuple[Input, np.ndarray]], grid: Grid, options: Options
 ) -> Iterator[tuple[Input, np.ndarray, Prediction]]:
-    by_shape = defaultdict(list)  # the size in the file header can be wrong
+    groups = defaultdict(list)  # the size in the file header can be wrong
     for each, image in loaded:
-        by_shape[image.shape].append((each, image))
-    for (height, width, _), group in by_shape.items():
+        size = (image.shape[0], image.shape[1])
+        groups[grid if grid.holds(size) else Grid(size, True, 1)].append((each, image))
+    for chosen, group in groups.items():
         images = [image for _, image in group]
-        if height * width > options.max_pixels:
+        if chosen.is_exact and _is_large(chosen.size, options):
             predictions = [_predict_in_windows(segmenter, image, options) for image in images]
         else:
-            # Pad the last batch with copies of its last image, because a smaller batch would require compiling another program.
-            batch = np.stack(images + images[-1:] * (at_a_time - len(images))).transpose(0, 3, 1, 2)
-            with _explain_memory(group[0][0], at_a_time, options):
-                if options.confidence:
-                    predictions = list(zip(*segmenter.predict_with_confidence(batch), strict=True))
-                else:
-                    predictions = [(ids, None) for ids in segmenter.predict(batch)]
-        yield from ((each, image, result) for (each, image), result in zip(group, predictions, strict=False))
+            with _explain_memory(group[0][0], chosen.at_a_time, options):
+                predictions = _predict_batch(segmenter, images, chosen, options)
+        yield from ((each, image, result) for (each, image), result in zip(group, predictions, strict=True))
+
+
+def _predict_batch(segmenter: Segmenter, images: list[np.ndarray], grid: Grid, options: Options) -> list[Prediction]:
+    # Pad the last batch with copies of its last image, because a smaller batch would require compiling another program.
+    batch, sizes = place_images(images + images[-1:] * (grid.at_a_time - len(images)), grid.size)
+    function = inference.predict_with_confidence if options.confidence else inference.predict
+    result = segmenter.run(function, batch, None if grid.is_exact else sizes)
+    ids, confidence = result if options.confidence else (result, None)
+    predictions = []
+    for i, image in enumerate(images):
+        inside = (i, slice(image.shape[0]), slice(image.shape[1]))
+        predictions.append((ids[inside], None if confidence is None else confidence[inside]))
+    return predictions
 
 
 @contextlib.contextmanager
@@ -182,7 +214,11 @@ def _explain_memory(first: Input, at_a_time: int, options: Options) -> Iterator[
 
 def _predict_in_windows(segmenter: Segmenter, image: UInt8[np.ndarray, "h w c"], options: Options) -> Prediction:
     def logits(windows: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n h w k"]:
-        return segmenter.logits(windows.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
+        height, width = windows.shape[1:3]
+        if (height, width) == WINDOW:
+            return segmenter.run(inference.logits, windows, None)
+        # The image is lower or narrower than a window.
+        return segmenter.run(inference.logits, *place_images(windows, WINDOW))[:, :height, :width]
 
     ids = np.empty(image.shape[:2], np.uint8)
     confidence = np.empty_like(ids) if options.confidence else None
@@ -195,12 +231,37 @@ def _predict_in_windows(segmenter: Segmenter, image: UInt8[np.ndarray, "h w c"],
     return ids, confidence
 
 
-def batch_size(size: tuple[int, int], options: Options) -> int:
+def batch_size(size: Size, options: Options) -> int:
     """Return how many images of the given (height, width) to put in a batch."""
-    pixels = size[0] * size[1]
-    if pixels > options.max_pixels:
+    if _is_large(size, options):
         return 1
-    return options.batch_size or min(max(BATCH_PIXELS // pixels, 1), 8)
+    is_cpu = jax.default_backend() == "cpu"  # CPUs process single images just as fast
+    return options.batch_size or (1 if is_cpu else min(max(BATCH_PIXELS // (size[0] * size[1]), 1), 8))
+
+
+def group_by_canvas(sizes: Mapping[T, Size], options: Options) -> tuple[dict[Grid, list[T]], str]:
+    """Return the images grouped by their arrays, and a sentence about the number of programs.
+
+    Args:
+      sizes: The images' heights and widths. Images above `options.max_pixels` are in groups of their own size.
+      options: The batching options.
+    """
+    counts = Counter(size for size in sizes.values() if not _is_large(size, options))
+    canvases = choose_standard_canvases(counts, compile_pixels=compile_pixels()) if counts else {}
+    sharing = Counter(canvases.values())
+    groups: dict[Size, list[T]] = defaultdict(list)
+    for each, size in sizes.items():
+        groups[canvases.get(size, size)].append(each)
+    grids = {}
+    for canvas, group in groups.items():
+        is_exact = canvas not in sharing or (sharing[canvas] == 1 and canvas in counts)
+        at_a_time = min(batch_size(canvas, options), len(group)) if options.batch_size else batch_size(canvas, options)
+        grids[Grid(canvas, is_exact, at_a_time)] = group
+    return grids, describe_canvases(counts, canvases) if counts else ""
+
+
+def _is_large(size: Size, options: Options) -> bool:
+    return size[0] * size[1] > options.max_pixels
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
@@ -217,15 +278,16 @@ def _run_video(segmenter: Segmenter, each: Input, options: Options, progress: Pr
         first = next(frames, None)
         if first is None:
             raise DataError(f"{each.path} does not contain any frames. Replace the file.")
-        size = first.shape[:2]
+        size = (first.shape[0], first.shape[1])
         at_a_time = batch_size(size, options)
+        grid = Grid(size, True, at_a_time)
         add = stack.enter_context(video.write_video(overlay, size, fps))
         writers = stack.enter_context(ThreadPoolExecutor(2))
         for number, batch in enumerate(_batches(itertools.chain([first], frames), at_a_time)):
             pixels = [video.to_channels(frame, segmenter.config.data.channels) for frame in batch]
             named = [(Input(each.path, f"{each.name}/{number * at_a_time + i:06d}"), x) for i, x in enumerate(pixels)]
             written = []
-            for frame, image, prediction in _predict(segmenter, named, at_a_time, options):
+            for frame, image, prediction in _predict(segmenter, named, grid, options):
                 add(pictures.overlay(image, prediction[0], segmenter.label_set, options.opacity))
                 written.append(writers.submit(_write, frame.name, None, prediction, segmenter, options))
             for future in written:

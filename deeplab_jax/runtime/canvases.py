@@ -5,10 +5,11 @@ holds images of one size only is that size, and has no padding at all.
 """
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int32, Shaped
 
 Size = tuple[int, int]  # a height and width, in pixels
 
@@ -73,6 +74,17 @@ def choose_standard_canvases(counts: Mapping[Size, int], *, compile_pixels: int,
 def standard_canvas(size: Size) -> Size:
     """Return the smallest standard canvas that holds an image."""
     return _standard_side(size[0]), _standard_side(size[1])
+
+
+def place_images(
+    images: Sequence[Shaped[np.ndarray, "_ _ c"]] | Shaped[np.ndarray, "n _ _ c"], canvas: Size
+) -> tuple[Shaped[np.ndarray, "n h w c"], Int32[np.ndarray, "n 2"]]:
+    """Return an array with each image in the top left corner of a canvas, and the images' heights and widths."""
+    sizes = np.array([image.shape[:2] for image in images], np.int32)
+    placed = np.zeros((len(images), *canvas, images[0].shape[2]), images[0].dtype)
+    for row, image in zip(placed, images, strict=True):
+        row[: image.shape[0], : image.shape[1]] = image
+    return placed, sizes
 
 
 def describe_canvases(counts: Mapping[Size, int], canvases: Mapping[Size, Size]) -> str:

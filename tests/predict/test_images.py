@@ -54,15 +54,25 @@ def test_results_equal_those_of_the_segmenter_for_any_batch_size(segmenter, tmp_
     np.testing.assert_allclose(read_pixels(tmp_path / "out" / "confidence" / "0.png"), 255 * probabilities[0], atol=1)
 
 
-def test_images_are_grouped_by_size_and_padded_to_full_batches(segmenter, tmp_path, monkeypatch):
+def test_images_of_different_sizes_share_standard_canvases(segmenter, tmp_path, monkeypatch):
     shapes = []
-    monkeypatch.setattr(
-        api.Segmenter, "predict", lambda _, x: shapes.append(x.shape) or np.zeros((len(x), *x.shape[2:]), np.uint8)
-    )
-    for i, size in enumerate([(4, 6), (6, 4), (4, 6), (4, 6), (6, 4), (4, 6), (4, 6)]):
+
+    def run(_, function, images, sizes):
+        shapes.append((images.shape, sizes.tolist()))
+        return np.zeros(images.shape[:3], np.uint8)
+
+    monkeypatch.setattr(api.Segmenter, "run", run)
+    for i, size in enumerate([(4, 6), (70, 4), (4, 6), (5, 9), (6, 64)]):
         Image.fromarray(draw_photo(size)).save(tmp_path / f"{i}.png")
     assert predict(segmenter, tmp_path, tmp_path / "out", batch_size=3) == []
-    assert shapes == [(3, 3, 4, 6), (3, 3, 4, 6), (2, 3, 6, 4)]
+    # The last batch is padded with a copy.
+    assert shapes == [
+        ((3, 64, 64, 3), [[4, 6], [4, 6], [5, 9]]),
+        ((3, 64, 64, 3), [[6, 64], [6, 64], [6, 64]]),
+        ((1, 128, 64, 3), [[70, 4]]),
+    ]
+    for i, size in enumerate([(4, 6), (70, 4), (4, 6), (5, 9), (6, 64)]):
+        assert read_pixels(tmp_path / "out" / "train_ids" / f"{i}.png").shape == size
 
 
 def test_a_large_image_is_processed_in_windows(segmenter, tmp_path, monkeypatch):
