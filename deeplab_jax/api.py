@@ -82,6 +82,17 @@ class Segmenter:
         Raises:
           OutOfMemoryError: The images do not fit into memory.
         """
+        with report_out_of_memory(_MEMORY_ADVICE):
+            each_size = None if sizes is None else (sizes[:, 0], sizes[:, 1])
+            return jax.tree.map(np.asarray, self.compile(function, images, sizes)(self.variables, images, each_size))
+
+    def compile(
+        self, function: Callable[..., Any], images: UInt8[np.ndarray, "n h w c"], sizes: Int32[np.ndarray, "n 2"] | None
+    ) -> Any:
+        """Return the program for arguments like these, as a function of (variables, images, each image's size).
+
+        It is compiled once. Takes the same arguments and raises the same errors as `run`.
+        """
         each_size = None if sizes is None else (sizes[:, 0], sizes[:, 1])
 
         def compile_it() -> Any:
@@ -92,8 +103,7 @@ class Segmenter:
             return program
 
         with report_out_of_memory(_MEMORY_ADVICE):
-            program = self._programs.get((function, images.shape, sizes is None), compile_it)
-            return jax.tree.map(np.asarray, program(self.variables, images, each_size))
+            return self._programs.get((function, images.shape, sizes is None), compile_it)
 
     @functools.cached_property
     def _programs(self) -> Programs:

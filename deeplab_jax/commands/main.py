@@ -22,6 +22,7 @@ from deeplab_jax.commands.plan import plan
 from deeplab_jax.commands.predict import predict
 from deeplab_jax.commands.report import report
 from deeplab_jax.commands.verify import verify
+from deeplab_jax.commands.warm import warm
 from deeplab_jax.commands.weights import export_weights, import_weights
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.files import expand_home
@@ -43,6 +44,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "report": report,
     "export": export,
     "demo": demo,
+    "warm": warm,
 }
 
 

@@ -5,6 +5,7 @@ holds images of one size only is that size, and has no padding at all.
 """
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -74,6 +75,26 @@ def choose_standard_canvases(counts: Mapping[Size, int], *, compile_pixels: int,
 def standard_canvas(size: Size) -> Size:
     """Return the smallest standard canvas that holds an image."""
     return _standard_side(size[0]), _standard_side(size[1])
+
+
+def list_standard_canvases(max_pixels: int) -> list[Size]:
+    """Return the standard canvases for usual photos, smallest first.
+
+    Args:
+      max_pixels: The largest number of pixels of a photo. Its longer side is at most twice its shorter side.
+    """
+    sides = [STANDARD_SIDES[0]]
+    while sides[-1] < math.sqrt(2 * max_pixels):
+        sides.append(_standard_side(sides[-1] + 1))
+    previous = dict(zip(sides[1:], sides, strict=False))
+
+    def is_used(height: int, width: int) -> bool:
+        """Return whether a photo within these limits has this canvas."""
+        shortest = (previous.get(height, 0) + 1, previous.get(width, 0) + 1)
+        return shortest[0] * shortest[1] <= max_pixels and shortest[0] <= 2 * width and shortest[1] <= 2 * height
+
+    canvases = [canvas for canvas in itertools.product(sides, sides) if is_used(*canvas)]
+    return sorted(canvases, key=lambda canvas: (canvas[0] * canvas[1], canvas))
 
 
 def place_images(

@@ -12,11 +12,13 @@ from typing import Any
 import jax
 import platformdirs
 
+from deeplab_jax.errors import ConfigError
 from deeplab_jax.runtime.machine import usable_cores
 
-# How many pixels a network processes in the time that it takes to compile it: 10 s at 0.2 million pixels a second on two CPU
-# cores, and about a minute at 20 million pixels a second on a GPU with autotuning (benchmarks/NOTES.md).
-COMPILE_PIXELS = {"cpu": 2 * 10**6}
+# How many pixels a network processes in the time that it takes to compile it. On two CPU cores, ResNet-50 at output stride 8
+# takes 10 s to compile and processes 0.07 million pixels a second. Accelerators are assumed to need a minute, because of
+# autotuning, and to process 20 million pixels a second.
+COMPILE_PIXELS = {"cpu": 10**6}
 COMPILE_PIXELS_ON_ACCELERATORS = 10**9
 MAX_BYTES = 1 << 30  # maximum total size of the cached programs
 
@@ -44,6 +46,21 @@ def enable_compilation_cache() -> None:
         tempfile.TemporaryFile(dir=folder).close()
         config.update("jax_compilation_cache_dir", str(folder))
         delete_least_recently_used(folder.parent, MAX_BYTES)
+
+
+def require_compilation_cache() -> str:
+    """Return the folder in which JAX stores compiled programs.
+
+    Raises:
+      ConfigError: JAX does not store them.
+    """
+    config: Any = jax.config  # JAX defines these options at run time, so mypy cannot see them
+    if not (config.jax_compilation_cache_dir and config.jax_enable_compilation_cache):
+        raise ConfigError(
+            "Compiled programs are not kept, because the compilation cache is disabled or its folder is not writable. See "
+            "docs/reference/compilation-cache.md."
+        )
+    return config.jax_compilation_cache_dir
 
 
 def cache_folder() -> pathlib.Path:

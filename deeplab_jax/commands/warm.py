@@ -1,0 +1,49 @@
+"""The `deeplab-jax warm` command."""
+
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from deeplab_jax.errors import ConfigError
+
+
+def warm(
+    checkpoint: Annotated[str, tyro.conf.arg(metavar="DIR")],
+    max_pixels: int = 2**20,
+    confidence: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """Compile the programs for photos of all usual sizes, so that `predict` and `demo` start within seconds.
+
+    The programs are kept in the compilation cache (docs/reference/compilation-cache.md). A program that is already there is not
+    compiled again.
+
+    Args:
+      checkpoint: A run folder, RUN/best, RUN/latest, a step folder, or a folder written by `weights import`.
+      max_pixels: The largest photos, in pixels. There are programs for photos with up to twice as many pixels in one direction
+        as in the other.
+      confidence: Compile the programs for `predict --confidence` instead.
+    """
+    if max_pixels < 1:
+        raise ConfigError(f"`--max-pixels` (={max_pixels}) cannot be used. Use 1 or more.")
+    import numpy as np
+
+    from deeplab_jax.api import load
+    from deeplab_jax.evaluation import inference
+    from deeplab_jax.predict.images import WINDOW, Options, batch_size
+    from deeplab_jax.runtime.canvases import list_standard_canvases
+    from deeplab_jax.runtime.compilation import require_compilation_cache
+
+    segmenter = load(checkpoint)
+    folder = require_compilation_cache()
+    function = inference.predict_with_confidence if confidence else inference.predict
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    canvases = list_standard_canvases(max_pixels)
+    for number, (height, width) in enumerate(canvases, start=1):
+        console.print(f"{number} of {len(canvases)}: {width}x{height} pixels")
+        count = batch_size((height, width), Options(""))
+        images = np.zeros((count, height, width, segmenter.config.model.channels), np.uint8)
+        segmenter.compile(function, images, np.full((count, 2), (height, width), np.int32))
+    console.print(f"Windows of larger images: {WINDOW[1]}x{WINDOW[0]} pixels")
+    segmenter.compile(inference.logits, np.zeros((1, *WINDOW, segmenter.config.model.channels), np.uint8), None)
+    console.print(f"The programs are in {folder}.")
