@@ -297,7 +297,7 @@ def build_stablehlo(flags: argparse.Namespace) -> side_by_side.Side:
     images = jax.device_put(networks.random_images(flags).transpose(0, 3, 1, 2))
 
     def run() -> Any:
-        return jax.block_until_ready(exported.program(images))
+        return jax.block_until_ready(exported.run(loading.PROGRAM, images))
 
     return side_by_side.Side(lambda: {"labels": np.asarray(run())}, run, networks.our_device_peak, networks.our_versions())
 

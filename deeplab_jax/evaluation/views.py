@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from deeplab_jax.models.operations import AnyArray
+from deeplab_jax.models.operations import AnyArray, Length
 from deeplab_jax.models.resize import Sizes, resize_by_gather, resize_each, take_of_each
 
 # A function that maps images and their sizes to float32 logits of the same height and width.
@@ -101,7 +101,7 @@ def _scale_each(lengths: Int[Array, " n"], largest: int, scale: float) -> Int[Ar
 
 
 def _resize(
-    x: Array, sizes: Sizes | None, canvas: tuple[int, int], new_sizes: Sizes | None, align_corners: bool = False
+    x: Array, sizes: Sizes | None, canvas: tuple[Length, Length], new_sizes: Sizes | None, align_corners: bool = False
 ) -> Array:
     """Return `x` resized to the height and width `canvas`, or from `sizes` to `new_sizes` on that canvas."""
     if sizes is None or new_sizes is None:

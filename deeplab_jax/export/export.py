@@ -20,12 +20,15 @@ from deeplab_jax.export import loading, stablehlo
 from deeplab_jax.export.folding import fold
 from deeplab_jax.files import write_atomically
 from deeplab_jax.models import DeepLabV3
+from deeplab_jax.runtime.canvases import list_standard_canvases
 
 Format = Literal["stablehlo", "onnx"]
 Run = Callable[[np.ndarray], np.ndarray]
 
 # The (number, height, width) of the image batches used to check each exported file. Odd sizes reveal rounding differences.
 CHECKED_SIZES = ((1, 97, 129), (2, 64, 100))
+# A StableHLO file has CPU programs for the standard canvases of photos with up to this many pixels.
+CANVAS_PIXELS = 2**20
 # The largest allowed |difference| / |logits|. A different summation order changes the logits by about 1e-6.
 LOGITS_TOLERANCE = 1e-4
 # The largest allowed share of pixels whose labels differ. Labels can change where two logits are almost equal.
@@ -70,11 +73,17 @@ def export(
     metadata = _metadata(config, step, output)
     make, load = _FORMATS[fmt]
     network = _build_network(config)
-    options = {"opset": opset} if opset else {}
+    options: dict[str, Any] = {"opset": opset} if opset else {}
+    if fmt == "stablehlo" and not size:
+        options["canvases"] = list_standard_canvases(CANVAS_PIXELS)
+        say(f"Exporting the programs of {len(options['canvases'])} canvases for CPUs. This can take a few minutes.")
     content = make(network, fold(variables, network), output, metadata, size, **options)
     checked = ((1, *size),) if size else CHECKED_SIZES
     with jax.default_matmul_precision("highest"):  # by default, GPUs round to TF32
-        differences = _measure_differences(load(content), Segmenter(config, jax.device_put(variables)), output, checked)
+        segmenter = Segmenter(config, jax.device_put(variables))
+        differences = [
+            difference for run in load(content) for difference in _measure_differences(run, segmenter, output, checked)
+        ]
     bound = LOGITS_TOLERANCE if output == "logits" else LABELS_TOLERANCE
     if not all(difference <= bound for difference in differences):  # nan fails too
         shown = " and ".join(f"{difference:.1e}" for difference in differences)
@@ -139,10 +148,15 @@ def _load_onnx(content: bytes) -> Run:
     return onnx.load(content)
 
 
-# Maps each format to the functions that create and load a file's content.
-_FORMATS: dict[Format, tuple[Callable[..., bytes], Callable[[bytes], Run]]] = {
-    "stablehlo": (stablehlo.serialize, loading.load),
-    "onnx": (_make_onnx, _load_onnx),
+def _load_stablehlo(content: bytes) -> list[Run]:
+    exported = loading.load(content)
+    return [exported, lambda images: np.asarray(exported.run(loading.PROGRAM, images))]
+
+
+# Maps each format to the functions that create a file's content, and that return all ways to run it.
+_FORMATS: dict[Format, tuple[Callable[..., bytes], Callable[[bytes], list[Run]]]] = {
+    "stablehlo": (stablehlo.serialize, _load_stablehlo),
+    "onnx": (_make_onnx, lambda content: [_load_onnx(content)]),
 }
 
 

@@ -1,24 +1,33 @@
 """Run an exported StableHLO file. This requires neither the model code nor a config."""
 
 import dataclasses
+import functools
 import io
 import json
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.export
 import numpy as np
 from etils import epath
-from jaxtyping import Array, UInt8
+from jaxtyping import UInt8
 
 from deeplab_jax.checkpoints.paths import EXPORTED_PROGRAM, classify_file, describe_path
 from deeplab_jax.errors import DataError, one_line
 from deeplab_jax.evaluation.pictures import require_images
+from deeplab_jax.runtime.canvases import Size, place_images
 
-PROGRAM, METADATA = EXPORTED_PROGRAM, "metadata.json"
+PROGRAM, METADATA, WEIGHTS = EXPORTED_PROGRAM, "metadata.json", "weights.npz"
+FIXED = "cpu/fixed.bin"  # a CPU's program for the size of PROGRAM
+_CANVAS = "cpu/canvas-"
+
+
+def canvas_name(canvas: Size) -> str:
+    """Return the name of the part with a CPU's program for a canvas."""
+    return f"{_CANVAS}{canvas[0]}x{canvas[1]}.bin"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,25 +37,66 @@ class Exported:
     Attributes:
       metadata: The file's metadata, including "names" and "colors" by train id, "mean", "std", "output" ("labels" or "logits")
         and "versions".
-      program: The jitted computation.
-      channels: The number of channels in the images.
+      parts: The file's serialized programs.
+      weights: The arrays that every program takes first. Empty for a file whose program contains them.
     """
 
     metadata: dict[str, Any]
-    program: Callable[[Any], Array]
-    channels: int
+    parts: Mapping[str, bytes]
+    weights: Mapping[str, np.ndarray]
+
+    @functools.cached_property
+    def channels(self) -> int:
+        """Return the number of channels in the images."""
+        return self._deserialize(PROGRAM).in_avals[-1].shape[1]
 
     def __call__(self, images: UInt8[np.ndarray, "n c h w"]) -> np.ndarray:
         """Return labels, uint8 [n, h, w], or logits, float32 [n, k, h, w], depending on the export.
 
         Args:
-          images: Any number of images of any height and width, with values from 0 to 255. The program is compiled once for each
-            shape.
+          images: Any number of images of any height and width, with values from 0 to 255. On a CPU, images of different sizes
+            share the programs of a few canvases. Otherwise, the program is compiled once for each shape.
 
         Raises:
           DataError: The images have the wrong dtype or shape.
         """
-        return np.asarray(self.program(require_images(images, self.channels)))
+        images = require_images(images, self.channels)
+        if jax.default_backend() == "cpu" and (canvas := self._find_canvas((images.shape[2], images.shape[3]))):
+            return np.stack([self._run_on_canvas(image, canvas) for image in images])
+        is_fixed = jax.default_backend() == "cpu" and FIXED in self.parts
+        return np.asarray(self.run(FIXED if is_fixed else PROGRAM, images))
+
+    def run(self, part: str, *arguments: Any) -> jax.Array:
+        """Run one of the file's programs."""
+        return self._program(part)(*arguments)
+
+    def _find_canvas(self, size: Size) -> Size | None:
+        names = [name.removeprefix(_CANVAS).removesuffix(".bin") for name in self.parts if name.startswith(_CANVAS)]
+        canvases = [(int(height), int(width)) for height, width in (name.split("x") for name in names)]
+        fitting = [canvas for canvas in canvases if size[0] <= canvas[0] and size[1] <= canvas[1]]
+        return min(fitting, key=lambda canvas: canvas[0] * canvas[1], default=None)
+
+    def _run_on_canvas(self, image: UInt8[np.ndarray, "c h w"], canvas: Size) -> np.ndarray:
+        placed, sizes = place_images([image.transpose(1, 2, 0)], canvas)
+        output = self.run(canvas_name(canvas), placed.transpose(0, 3, 1, 2), sizes)
+        return np.asarray(output)[0, ..., : image.shape[1], : image.shape[2]]
+
+    def _program(self, part: str) -> Any:
+        if part not in self._programs:
+            call = jax.jit(self._deserialize(part).call)
+            self._programs[part] = functools.partial(call, self._device_weights) if self.weights else call
+        return self._programs[part]
+
+    def _deserialize(self, part: str) -> jax.export.Exported:
+        return jax.export.deserialize(bytearray(self.parts[part]))
+
+    @functools.cached_property
+    def _programs(self) -> dict[str, Any]:
+        return {}
+
+    @functools.cached_property
+    def _device_weights(self) -> dict[str, jax.Array]:
+        return jax.device_put(dict(self.weights))
 
 
 def load_exported(path: str | os.PathLike[str]) -> Exported:
@@ -70,6 +120,12 @@ def load_exported(path: str | os.PathLike[str]) -> Exported:
 
 def load(content: bytes) -> Exported:
     """Load the network from a file's content. Unlike `load_exported`, this can raise any error for invalid content."""
-    with zipfile.ZipFile(io.BytesIO(content)) as parts:
-        program = jax.export.deserialize(bytearray(parts.read(PROGRAM)))
-        return Exported(json.loads(parts.read(METADATA)), jax.jit(program.call), program.in_avals[0].shape[1])
+    with zipfile.ZipFile(io.BytesIO(content)) as file:
+        parts = {name: file.read(name) for name in file.namelist() if name.endswith(".bin")}
+        weights: dict[str, np.ndarray] = {}
+        if WEIGHTS in file.namelist():
+            with np.load(io.BytesIO(file.read(WEIGHTS))) as arrays:
+                weights = dict(arrays)
+        exported = Exported(json.loads(file.read(METADATA)), parts, weights)
+    exported._deserialize(PROGRAM)  # an incompatible file fails here
+    return exported

@@ -1,11 +1,15 @@
 """Compare exported files with their checkpoint, at image sizes that the export itself does not check."""
 
+import functools
+import io
 import json
 import re
 import subprocess
 import sys
+import zipfile
 
 import jax
+import jax.export
 import numpy as np
 import onnx
 import pytest
@@ -15,6 +19,7 @@ import deeplab_jax as dl
 from deeplab_jax import api
 from deeplab_jax.config import EvalConfig
 from deeplab_jax.errors import CheckpointError, DataError
+from deeplab_jax.evaluation import inference
 from deeplab_jax.evaluation.inference import evaluation_model
 from deeplab_jax.evaluation.pictures import require_images
 from deeplab_jax.export import export as run
@@ -50,6 +55,12 @@ def segmenter(request):
     return api.Segmenter(config, variables)
 
 
+@pytest.fixture(autouse=True)
+def few_canvases(monkeypatch):
+    """Export only the smallest canvas, because each one takes half a second."""
+    monkeypatch.setattr(run, "CANVAS_PIXELS", 1000)
+
+
 @pytest.fixture
 def checkpoint(monkeypatch, segmenter):
     """Return a fake checkpoint path that loads the segmenter's network without any files."""
@@ -83,7 +94,7 @@ def test_an_exported_file_gives_the_logits_and_labels_of_the_checkpoint(
         arguments = ("export", "--checkpoint", checkpoint, "--out", path, "--format", form, "--output", output)
         assert run_cli(monkeypatch, capsys, *arguments)[0] == 0
         loaded[output] = dl.load_exported(str(path)) if form == "stablehlo" else run._load_onnx(path.read_bytes())
-    for size in ((1, 33, 65), (3, 48, 40), (1, 71, 50)):
+    for size in ((1, 33, 65), (3, 48, 40), (1, 257, 50)):  # the last image is larger than the canvas
         expected = segmenter.logits(make_images(*size))
         actual = loaded["logits"](make_images(*size))
         assert np.linalg.norm(actual - expected) < 1e-4 * np.linalg.norm(expected)
@@ -109,6 +120,48 @@ def test_other_backbones_are_exported_in_both_formats(switches):
     for make, load in ((stablehlo.serialize, loading.load), (run._make_onnx, run._load_onnx)):
         actual = load(make(evaluation_model(config), params, "logits", {}))(make_images(1, 71, 50))
         assert np.linalg.norm(actual - expected) < 1e-4 * np.linalg.norm(expected)
+
+
+def test_images_of_many_sizes_need_one_program_on_a_cpu(segmenter):
+    network = evaluation_model(segmenter.config)
+    canvases = [(64, 96), (64, 64)]
+    file = stablehlo.serialize(network, fold(segmenter.variables, network), "labels", {}, canvases=canvases)
+    exported = loading.load(file)
+    for size in ((1, 20, 64), (2, 64, 30), (1, 1, 1)):
+        images = make_images(*size)
+        assert np.mean(exported(images) == segmenter.predict(images)) >= 0.9999
+    assert list(exported._programs) == [loading.canvas_name((64, 64))]
+    with zipfile.ZipFile(io.BytesIO(file)) as parts:
+        program = jax.export.deserialize(bytearray(parts.read(loading.canvas_name((64, 96)))))
+    assert program.platforms == ("cpu",)
+
+
+def test_programs_for_other_platforms_have_plain_convolutions(segmenter):
+    network = evaluation_model(segmenter.config)
+    file = stablehlo.serialize(network, fold(segmenter.variables, network), "labels", {}, size=(64, 96))
+    with zipfile.ZipFile(io.BytesIO(file)) as parts:
+        plain, fast = (
+            jax.export.deserialize(bytearray(parts.read(name))).mlir_module() for name in (loading.PROGRAM, loading.FIXED)
+        )
+    assert "stablehlo.convolution" in plain
+    assert "stablehlo.dot_general" not in plain
+    assert "stablehlo.dot_general" in fast
+
+
+def test_a_file_of_the_first_version_is_read(segmenter):
+    network = evaluation_model(segmenter.config)
+    compute = functools.partial(inference.logits, segmenter.variables, model=network, protocol=EvalConfig())
+    program = jax.export.export(jax.jit(lambda images: compute(images.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)))(
+        jax.ShapeDtypeStruct((1, 3, 32, 64), np.uint8)
+    )
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as file:
+        file.writestr("metadata.json", "{}")
+        file.writestr("program.bin", bytes(program.serialize()))
+    images = make_images(1, 32, 64)
+    expected = segmenter.logits(images)
+    actual = loading.load(content.getvalue())(images)
+    np.testing.assert_allclose(actual, expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_a_file_contains_its_metadata(segmenter, checkpoint, tmp_path):
