@@ -35,8 +35,11 @@ class OutOfMemoryError(DeeplabError):
     """
 
     def __init__(self, reason: str, advice: str) -> None:
-        super().__init__(f"{reason} {advice}")
+        super().__init__(reason, advice)  # `args` must suffice to make the error again in another process
         self.reason, self.advice = reason, advice
+
+    def __str__(self) -> str:
+        return f"{self.reason} {self.advice}"
 
 
 class HostError(DeeplabError):

@@ -11,6 +11,7 @@ from etils import epath
 from deeplab_jax.checkpoints.folders import DamagedError
 from deeplab_jax.errors import CheckpointError, DeeplabError, one_line
 from deeplab_jax.runtime.hosts import as_host_error, is_true_on_all
+from deeplab_jax.runtime.shared_errors import failing_together
 
 T = TypeVar("T")
 
@@ -20,23 +21,24 @@ def check_on_all_processes(check: Callable[[], T]) -> T:
 
     Raises:
       DamagedError: `check` failed on at least one process.
-      DeeplabError: `check` raised this error, or one of the other processes has ended. Neither indicates damage. If `check`
-        raises a DeeplabError, it must do so on all processes.
+      DeeplabError: `check` raised this error on at least one process, or one of the other processes has ended. Neither
+        indicates damage.
     """
     fault = ""
-    try:
-        result = check()
-    except DeeplabError:
-        raise
-    # Orbax passes on exceptions from its storage layers, such as ValueError, KeyError and OSError. Their messages are often
-    # many lines long.
-    except Exception as error:
-        cause = _find_cause(error)
-        if lost := as_host_error(cause):
-            raise lost from error
-        if isinstance(cause, MemoryError | jax.errors.JaxRuntimeError):
-            raise  # a device error: the step is not damaged and must not be moved aside
-        fault = _describe_cause(error)
+    with failing_together():
+        try:
+            result = check()
+        except DeeplabError:
+            raise
+        # Orbax passes on exceptions from its storage layers, such as ValueError, KeyError and OSError. Their messages are
+        # often many lines long.
+        except Exception as error:
+            cause = _find_cause(error)
+            if lost := as_host_error(cause):
+                raise lost from error
+            if isinstance(cause, MemoryError | jax.errors.JaxRuntimeError):
+                raise  # a device error: the step is not damaged and must not be moved aside
+            fault = _describe_cause(error)
     if not is_true_on_all(not fault):
         raise DamagedError(fault or "another process cannot read it")
     return result

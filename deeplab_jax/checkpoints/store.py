@@ -1,4 +1,4 @@
-"""Save and restore checkpoints in `<workdir>/checkpoints/<step>`. This is the only module that uses orbax.
+"""Save and restore checkpoints in `<workdir>/checkpoints/<step>`. Only this module and `manager` use orbax.
 
 Each step is self-contained. It holds two array trees: "model" has the BatchNorm statistics and the parameters for inference,
 and "training" has everything else needed to resume the run, so evaluation reads only "model". The config, including its
@@ -11,9 +11,7 @@ import contextlib
 import functools
 import importlib.metadata
 import json
-import logging
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -29,7 +27,6 @@ from deeplab_jax.checkpoints.folders import (
     METADATA,
     METRICS,
     DamagedError,
-    find_best,
     has_checksums,
     list_steps,
     make_absolute,
@@ -41,16 +38,16 @@ from deeplab_jax.checkpoints.folders import (
     write_checksums,
     write_scores,
 )
+from deeplab_jax.checkpoints.manager import open_manager
 from deeplab_jax.checkpoints.paths import resolve
 from deeplab_jax.config import Config, from_dict, to_dict
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.runtime.hosts import is_true_on_any
+from deeplab_jax.runtime.shared_errors import failing_together, wait_together
 
 MODEL, TRAINING = "model", "training"
 Trees = dict[str, Any]  # {MODEL: ..., TRAINING: ...}
 T = TypeVar("T")
-
-_policies = ocp.training.preservation_policies
 
 
 class Checkpoints:
@@ -74,16 +71,23 @@ class Checkpoints:
         self._manager: ocp.training.Checkpointer | None = None
         self._background = ThreadPoolExecutor(max_workers=1)
         self._unfinished: Future[None] | None = None
+        self._is_abandoned = False  # whether a save waits for another process, whose part has failed
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with report_write_errors(self._folder), contextlib.ExitStack() as stack:
-            stack.callback(self._background.shutdown)
-            if self._manager:
-                stack.callback(self._manager.close)
-            self._finish()
+            stack.callback(self._close)
+            if kind is None:
+                self._finish()
+            elif self._unfinished:  # the other processes might not get here, so do not ask for their errors
+                self._unfinished.result()
+
+    def _close(self) -> None:
+        self._background.shutdown(wait=not self._is_abandoned)
+        if self._manager and not self._is_abandoned:
+            self._manager.close()
 
     def steps(self) -> list[int]:
         """Return all steps visible to this process, including damaged ones."""
@@ -107,9 +111,9 @@ class Checkpoints:
         """
         if self._latest is not None and self._latest >= step:
             return
+        self._finish()
         with report_write_errors(self._folder):
-            self._finish()
-            self._manager = self._manager or _open(self._folder)
+            self._manager = self._manager or open_manager(self._folder)
             saving = self._manager.save_checkpointables_async(step, trees, custom_metadata=self._metadata, force=True)
         self._unfinished = self._background.submit(_write_checksums_when_complete, saving, self._folder / str(step))
         self._latest = step
@@ -120,19 +124,20 @@ class Checkpoints:
         Raises:
           CheckpointError: The step or its scores cannot be written.
         """
-        with report_write_errors(self._folder):
-            self._finish()
-        if jax.process_index() == 0:
-            write_scores(self._folder / str(step), scores)
+        self._finish()
+        with failing_together():
+            if jax.process_index() == 0:
+                write_scores(self._folder / str(step), scores)
 
-    def is_scored(self, step: int) -> bool:
-        """Return whether a step has intact scores. All processes must call this method."""
+    def needs_scores(self, step: int, is_due: bool) -> bool:
+        """Return whether a step's scores are damaged, or missing although they are due. All processes must call this method."""
         if jax.process_index():
             return is_true_on_any(False)
         try:
-            return is_true_on_any(read_scores(self._folder / str(step)) is not None)
+            is_needed = read_scores(self._folder / str(step)) is None and is_due
         except DamagedError:
-            return is_true_on_any(False)
+            is_needed = True
+        return is_true_on_any(is_needed)
 
     def restore(
         self,
@@ -238,10 +243,12 @@ class Checkpoints:
         self._latest = step
 
     def _finish(self) -> None:
-        """Wait until the most recent save is complete and its checksums are written."""
+        """Wait until the most recent save is complete and its checksums are written. All processes must call this method."""
         unfinished, self._unfinished = self._unfinished, None
-        if unfinished:
-            unfinished.result()
+        try:
+            wait_together(unfinished)
+        finally:
+            self._is_abandoned = unfinished is not None and not unfinished.done()
 
 
 def find_config_changes(checkpoint: str, config: Config) -> list[str]:
@@ -318,7 +325,7 @@ def save_model(folder: str, config: Config, variables: dict[str, Any]) -> None:
     require_empty(folder)
     steps = make_absolute(folder) / CHECKPOINTS
     with report_errors(f"`out` (={folder!r}) cannot be written", "Choose a different folder"):
-        with _open(steps) as manager:
+        with open_manager(steps) as manager:
             manager.save_checkpointables(0, {MODEL: variables}, custom_metadata=_make_metadata(config))
         write_checksums(steps / "0")
 
@@ -361,46 +368,8 @@ def _describe_arrays(trees: Trees) -> dict[str, str]:
     return {path: f"{leaf.dtype}{leaf.shape}" if hasattr(leaf, "shape") else "empty" for path, leaf in by_path.items()}
 
 
-@functools.cache
-def _hide_tracebacks() -> None:
-    """Hide the tracebacks that orbax and TensorStore print about a failed write, which we report in one line.
-
-    Both do so in threads that can outlive the save.
-    """
-    logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname.replace("\\", "/"))
-    show = sys.unraisablehook
-
-    def show_others(report: "sys.UnraisableHookArgs") -> None:
-        # TensorStore's threads report that nobody waits for their other writes any more.
-        if str(report.exc_value) != "Event loop is closed":
-            show(report)
-
-    sys.unraisablehook = show_others
-
-
-def _open(folder: epath.Path) -> ocp.training.Checkpointer:
-    """Open the checkpoints folder for writing, and remove leftovers from interrupted saves."""
-    _hide_tracebacks()
-    policy = _policies.AnyPreservationPolicy([_policies.LatestN(2), _KeepBest(folder)])
-    return ocp.training.Checkpointer(folder, preservation_policy=policy, cleanup_tmp_directories=True)
-
-
-class _KeepBest:
-    """Keeps the best step, and every step if a score is damaged, because the best one is unknown then."""
-
-    def __init__(self, folder: epath.Path) -> None:
-        self._folder = folder
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        steps = [self._folder / str(checkpoint.step) for checkpoint in checkpoints]
-        try:
-            best = find_best(steps)
-        except CheckpointError:
-            return [True] * len(steps)
-        return [step == best for step in steps]
-
-
 def _write_checksums_when_complete(saving: Any, step: epath.Path) -> None:
-    saving.result()
+    with report_write_errors(step.parent):
+        saving.result()
     if jax.process_index() == 0:
         write_checksums(step)

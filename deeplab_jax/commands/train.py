@@ -4,9 +4,10 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from etils import epath
 from rich.console import Console
 
-from deeplab_jax.checkpoints.folders import CHECKPOINTS, make_absolute, read_scores
+from deeplab_jax.checkpoints.folders import CHECKPOINTS, DamagedError, make_absolute, read_scores
 from deeplab_jax.config import Config
 from deeplab_jax.models import validate
 from deeplab_jax.runtime.compilation import enable_compilation_cache
@@ -37,8 +38,9 @@ def train(
       console: The console for progress messages. If None, print them on standard output.
 
     Returns:
-      The run's last step as "step". If this step was evaluated, as the last step of a complete run always is, also its scores:
-      "miou", "pixel_accuracy", "loss" and, by class, "iou".
+      The last step as "step", and as "is_finished" whether the run is finished. It is False if a signal, such as Ctrl-C, ended
+      the run before its last step or during the last evaluation. If the last step was evaluated, as in every finished run,
+      also its scores: "miou", "pixel_accuracy", "loss" and, by class, "iou".
 
     Raises:
       ConfigError: The config is invalid, or another run uses the workdir.
@@ -63,4 +65,12 @@ def train(
         config, workdir, steps=steps, data=data, console=console, pretrained=pretrained, on_evaluation=on_evaluation
     )
     step = int(state.step)
-    return {"step": step} | ((read_scores(make_absolute(workdir) / CHECKPOINTS / str(step)) or {}) if step else {})
+    scores = _read_intact_scores(make_absolute(workdir) / CHECKPOINTS / str(step)) if step else {}
+    return {"step": step, "is_finished": step >= steps and bool(scores)} | scores
+
+
+def _read_intact_scores(step: epath.Path) -> dict[str, Any]:
+    try:
+        return read_scores(step) or {}
+    except DamagedError:  # a signal ended the run before these scores were replaced
+        return {}

@@ -28,6 +28,7 @@ from deeplab_jax.runtime import hosts
 from deeplab_jax.runtime.compilation import Programs, lean_options
 from deeplab_jax.runtime.memory import require_memory
 from deeplab_jax.runtime.mesh import replicated_sharding
+from deeplab_jax.runtime.shared_errors import failing_together
 
 Variables = dict[str, Any]
 # A batch's predictions, its confusion counts and the sum of its loss.
@@ -196,7 +197,8 @@ class Evaluator:
 
         def compile_it() -> Any:
             program = hosts.compile_together(self._jitted, variables, batch, height=height)
-            require_memory(program, self.mesh.local_devices, what or "A batch", self.memory_advice)
+            with failing_together():
+                require_memory(program, self.mesh.local_devices, what or "A batch", self.memory_advice)
             return program
 
         key = (height, *sorted((name, x.shape) for name, x in batch.items()))

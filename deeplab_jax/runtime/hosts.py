@@ -185,13 +185,6 @@ def is_true_on_any(flag: bool) -> bool:
     return bool(gather(bool(flag)).any())
 
 
-def raise_together(error: str) -> None:
-    """Raise ConfigError on every process if `error` is not empty on at least one. All processes must call this."""
-    errors = [error] if _is_alone() else [text.decode() for text in _gather_bytes(error.encode())]
-    if first := next(filter(None, errors), ""):
-        raise ConfigError(first)
-
-
 def barrier(name: str) -> None:
     """Wait until every process has reached the barrier with this name."""
     if not _is_alone():
@@ -228,7 +221,7 @@ def require_same(**facts: Any) -> None:
     own = json.dumps(_flatten(facts), sort_keys=True).encode()
     digests = gather(np.frombuffer(hashlib.sha256(own).digest(), np.uint8))
     if (digests != digests[0]).any():
-        raise ConfigError(_describe_difference([json.loads(text) for text in _gather_bytes(own)]))
+        raise ConfigError(_describe_difference([json.loads(text) for text in gather_bytes(own)]))
 
 
 def _flatten(tree: Any, name: str = "") -> dict[str, str]:
@@ -239,7 +232,8 @@ def _flatten(tree: Any, name: str = "") -> dict[str, str]:
     return {key: value for field in fields for key, value in field.items()}
 
 
-def _gather_bytes(text: bytes) -> list[bytes]:
+def gather_bytes(text: bytes) -> list[bytes]:
+    """Gather one text per process, of any length, onto all processes. All processes must call this."""
     lengths = gather(len(text))
     padded = gather(np.frombuffer(text.ljust(lengths.max(), b"\0"), np.uint8))
     return [row.tobytes()[:length] for row, length in zip(padded, lengths, strict=True)]

@@ -202,6 +202,8 @@ def _count_elements(shape: str) -> int:
 
 def _describe_device(device: jax.Device, inside: bool = False) -> str:
     if device.platform == "cpu":
+        if jax.process_count() > 1:  # other machines print this line too
+            return f"{'the' if inside else 'The'} machine of process {jax.process_index()}"
         return "this machine" if inside else "This machine"
     return f"{'the' if inside else 'The'} {device.platform.upper()} {device} ({device.device_kind})"
 

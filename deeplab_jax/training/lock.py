@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.runtime import hosts
+from deeplab_jax.runtime.shared_errors import failing_together
 
 LOCK = "lock.json"
 # The owner touches its lock this often. A lock that was not touched for `_STALE_SECONDS` belongs to a run that has ended.
@@ -34,22 +34,11 @@ def lock_workdir(workdir: str, say: Callable[[str], None]) -> Iterator[Callable[
       A function that checks that the lock is still held. All processes must call it, and all raise its error.
     """
     with contextlib.ExitStack() as stack:
-        check, error = _do_nothing, ""
-        if jax.process_index() == 0:
-            try:
+        check = _do_nothing
+        with failing_together():
+            if jax.process_index() == 0:
                 check = stack.enter_context(lock_folder(workdir, say))
-            except ConfigError as reason:
-                error = str(reason)
-        hosts.raise_together(error)
-        yield lambda: hosts.raise_together(_find_error(check))
-
-
-def _find_error(check: Callable[[], None]) -> str:
-    try:
-        check()
-    except ConfigError as error:
-        return str(error)
-    return ""
+        yield failing_together()(check)
 
 
 def _do_nothing() -> None:

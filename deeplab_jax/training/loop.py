@@ -22,6 +22,7 @@ from deeplab_jax.labels import IGNORE
 from deeplab_jax.runtime import hosts
 from deeplab_jax.runtime.memory import report_out_of_memory, require_memory
 from deeplab_jax.runtime.mesh import prefetch
+from deeplab_jax.runtime.shared_errors import failing_together
 from deeplab_jax.training.begin import Pretrained, Setup, restore_or_create_state, set_up
 from deeplab_jax.training.data import Data
 from deeplab_jax.training.lock import lock_workdir
@@ -105,7 +106,7 @@ def train(
         step = int(state.step)
         if step >= steps:
             log.print(f"{workdir} is already at step {step} of {steps}.")
-        is_scored = not (step and _is_due(step, config.train.eval_every, steps)) or checkpoints.is_scored(step)
+        is_scored = not (step and checkpoints.needs_scores(step, _is_due(step, config.train.eval_every, steps)))
         watchdog = stack.enter_context(hosts.Watchdog(config.train.stall_timeout))
         should_stop = functools.partial(_has_any_signal, signals)
         tools = _Tools(
@@ -121,11 +122,12 @@ def train(
         )
         if step == 0:
             tools.receipts.write(step, state)
-        if not is_scored:  # the run ended before this step's evaluation
+        if not is_scored:  # the run ended before this step's evaluation, or its scores are damaged
+            log.print(f"The scores of step {step} are missing or damaged, so it is evaluated again.")
             _evaluate(state, step, tools)
         if step < steps:
             state, step = _train_from(state, step, data, start_time, tools)
-        is_scored = step != steps or checkpoints.is_scored(step)
+        is_scored = step != steps or not checkpoints.needs_scores(step, is_due=True)
     log.print(_describe_end(workdir, step, steps, is_scored))
     return state
 
@@ -219,7 +221,8 @@ def _compile(state: TrainState, batch: dict[str, jax.Array], tools: _Tools) -> A
     step = compile_train_step(setup.mesh, config=setup.config, model=setup.model, optimizer=setup.optimizer)
     with tools.output.log.waiting_for("compiling the training step"):
         program = hosts.compile_together(step, state, batch)
-    require_memory(program, setup.mesh.local_devices, "The training step", _LESS_MEMORY)
+    with failing_together():
+        require_memory(program, setup.mesh.local_devices, "The training step", _LESS_MEMORY)
     return program
 
 

@@ -13,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from deeplab_jax.errors import one_line
 from deeplab_jax.evaluation.metrics import OVERALL_METRICS
+from deeplab_jax.files import report_write_errors
+from deeplab_jax.runtime.shared_errors import failing_together
 from deeplab_jax.training.log import Log, format_duration
 from deeplab_jax.training.writers import WRITERS, RunWriter
 
@@ -32,10 +34,12 @@ class Output:
 
     def __init__(self, workdir: str, start_step: int, steps: int, is_scored: bool, log: Log) -> None:
         folder, is_first = epath.Path(workdir), jax.process_index() == 0
-        if is_first:
-            folder.mkdir(parents=True, exist_ok=True)
         self.log = log
-        self._writers = [make(folder, start_step, is_scored) for make in WRITERS] if is_first else []
+        self._writers: list[RunWriter] = []
+        with failing_together(), report_write_errors(folder):
+            if is_first:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._writers = [make(folder, start_step, is_scored) for make in WRITERS]
         self._failed: set[RunWriter] = set()
         columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
         self._progress = Progress(*columns, console=log.console, disable=not log.console.is_terminal)

@@ -29,6 +29,7 @@ from deeplab_jax.config import Config
 from deeplab_jax.errors import CheckpointError, one_line
 from deeplab_jax.files import report_write_errors, write_atomically
 from deeplab_jax.runtime import hosts
+from deeplab_jax.runtime.shared_errors import failing_together
 from deeplab_jax.training.data import Data
 from deeplab_jax.training.state import TrainState, state_digest
 
@@ -274,19 +275,21 @@ class Receipts:
     def __init__(self, workdir: str, start: Start, names: Sequence[str], warn: Callable[[str], None]) -> None:
         self._workdir = epath.Path(workdir)
         self._warn = warn
-        # A run that starts at step 0 ignores an earlier run's receipt in the same folder.
-        rows = {step: row for step, row in read_receipts(workdir).items() if step <= start.step > 0}
-        self.consumed = ConsumedSamples(names, rows[start.step]["samples"] if start.step in rows else "")
-        self._samples = read_samples(workdir) if start.step else {}
-        previous = next(reversed(read_starts(workdir)), None) if start.step else None
+        with failing_together():
+            # A run that starts at step 0 ignores an earlier run's receipt in the same folder.
+            rows = {step: row for step, row in read_receipts(workdir).items() if step <= start.step > 0}
+            self.consumed = ConsumedSamples(names, rows[start.step]["samples"] if start.step in rows else "")
+            self._samples = read_samples(workdir) if start.step else {}
+            previous = next(reversed(read_starts(workdir)), None) if start.step else None
+        # Every process has read the files now, so the first one can rewrite them.
         self._is_writer = jax.process_index() == 0
-        hosts.barrier("receipts read")  # before the first process rewrites them
-        if self._is_writer:
-            for change in find_changes(previous, start) if previous else ():
-                self._warn(f"changed since the last start: {change}")
-            write_start(workdir, start)
-            with write_atomically(self._workdir / RECEIPTS) as file:
-                file.write("".join(_format_row(step, row) for step, row in rows.items()).encode())
+        with failing_together():
+            if self._is_writer:
+                for change in find_changes(previous, start) if previous else ():
+                    self._warn(f"changed since the last start: {change}")
+                write_start(workdir, start)
+                with write_atomically(self._workdir / RECEIPTS) as file:
+                    file.write("".join(_format_row(step, row) for step, row in rows.items()).encode())
 
     def write(self, step: int, state: TrainState) -> None:
         """Add the row for a checkpoint that is about to be saved. All processes must call this method.
@@ -301,8 +304,11 @@ class Receipts:
                 f"warning: the files of {len(changed)} samples have changed since this run first read them, for example "
                 f"{changed[0]}. The run can no longer be reproduced from its config and data."
             )
-        if not self._is_writer:
-            return
+        with failing_together():
+            if self._is_writer:
+                self._write_files(step, state, seen)
+
+    def _write_files(self, step: int, state: TrainState, seen: dict[str, str]) -> None:
         if seen.keys() - self._samples.keys():
             self._samples = seen | self._samples
             with write_atomically(self._workdir / SAMPLES) as file:

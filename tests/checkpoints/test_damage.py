@@ -338,7 +338,7 @@ def test_damaged_scores_prevent_choosing_the_best_step_but_not_resuming(run, dam
     assert find_changed_files(run / "checkpoints" / "7") == [SCORES]
     assert resume(run) == (7, [])
     with Checkpoints(str(run), CONFIG) as checkpoints:
-        assert not checkpoints.is_scored(7)
+        assert checkpoints.needs_scores(7, is_due=False)
 
 
 def test_no_step_is_deleted_while_the_best_one_is_unknown(run):
@@ -354,7 +354,7 @@ def test_a_step_can_be_scored_again_after_its_scores_were_damaged(run):
     with Checkpoints(str(run), CONFIG) as checkpoints:
         checkpoints.restore(ABSTRACT)
         checkpoints.add_scores(7, {"miou": 0.95, "iou": {"road": None}})
-        assert checkpoints.is_scored(7)
+        assert not checkpoints.needs_scores(7, is_due=True)
     assert resolve(str(run / "best")).name == "7"
     assert find_changed_files(run / "checkpoints" / "7") == []
 

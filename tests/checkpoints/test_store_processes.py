@@ -53,25 +53,54 @@ with Checkpoints(workdir, CONFIG) as checkpoints:
 print(json.dumps([by_checksums, by_digest]))
 """
 
+FULL_DISK = """
+import resource, signal
+from deeplab_jax.runtime import hosts
 
-def start_process(index, address, workdir):
+with hosts.exit_on_error(), Checkpoints(workdir, CONFIG) as checkpoints:
+    save(checkpoints, 1)
+    checkpoints.add_scores(1, {"miou": 0.5})
+    if index == 0:  # the first process writes the files, and cannot write the arrays of step 2 any more
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    save(checkpoints, 2)
+    checkpoints.add_scores(2, {"miou": 0.5})
+"""
+
+
+def start_process(index, address, workdir, program=PROCESS):
     here = pathlib.Path(__file__).parent
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]), "JAX_NUM_CPU_DEVICES": "1"}
-    arguments = [sys.executable, "-c", PROCESS, address, str(index), str(workdir)]
-    return subprocess.Popen(arguments, env=env, stdout=subprocess.PIPE, text=True)
+    arguments = [sys.executable, "-c", program, address, str(index), str(workdir)]
+    return subprocess.Popen(arguments, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_all_processes_resume_from_the_same_step_if_one_finds_damage(tmp_path):
+def run_two_processes(workdir, program):
+    """Return (exit code, stdout, stderr) for each process."""
     with socket.create_server(("localhost", 0)) as server:
         address = f"localhost:{server.getsockname()[1]}"
     with contextlib.ExitStack() as stack:
-        processes = [stack.enter_context(start_process(index, address, tmp_path)) for index in range(2)]
+        processes = [stack.enter_context(start_process(index, address, workdir, program)) for index in range(2)]
         for process in processes:
             stack.callback(process.kill)
-        outputs = [process.communicate(timeout=240)[0] for process in processes]
+        outputs = [process.communicate(timeout=240) for process in processes]
+        return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
+
+
+def test_all_processes_resume_from_the_same_step_if_one_finds_damage(tmp_path):
+    outputs = [output for _, output, _ in run_two_processes(tmp_path, PROCESS)]
     # Process 0 detects the flipped bit through the checksums. Later, only process 1 sees a wrong digest.
     assert [json.loads(text.splitlines()[-1]) for text in outputs] == [[[2, 1], [2, 1]]] * 2
     steps = sorted((tmp_path / "checkpoints").iterdir())
     assert [path.name for path in steps] == ["2", "3"]
     assert [find_changed_files(path) for path in steps] == [[], []]
     assert sorted(path.name for path in (tmp_path / "damaged").iterdir()) == ["3", "3.2"]
+
+
+def test_all_processes_report_the_error_of_the_process_that_cannot_write(tmp_path):
+    start, _ = PROCESS.split("def resume")
+    results = run_two_processes(tmp_path, start + FULL_DISK)
+    lines = [[line for line in errors.splitlines() if line.startswith("error: ")] for _, _, errors in results]
+    assert lines[0] == lines[1], results
+    assert [line.startswith(f"error: Cannot write to {tmp_path}/checkpoints (") for line in lines[0]] == [True]
+    assert "Traceback" not in "".join(errors for _, _, errors in results)
+    assert [code for code, _, _ in results] == [2, 2]

@@ -12,6 +12,8 @@ import deeplab_jax as dl
 from deeplab_jax.checkpoints.store import restore_variables
 from deeplab_jax.config import ModelConfig
 from deeplab_jax.errors import CheckpointError, ConfigError, DataError
+from deeplab_jax.evaluation.evaluate import StoppedError
+from deeplab_jax.training import scoring
 
 pytestmark = [
     pytest.mark.usefixtures("plain_convolutions"),
@@ -97,8 +99,26 @@ def test_training_from_python_returns_scores_and_can_be_pruned(street_scenes, tm
     scores = dl.train(config, str(tmp_path), on_evaluation=lambda step, _: steps.append(step), console=console)
     assert steps == [6]
     assert scores["step"] == 6
+    assert scores["is_finished"]
     assert scores["iou"].keys() == set(config.labels.names)
     assert dl.train(config, str(tmp_path), console=console) == scores
+
+
+def test_a_run_stopped_during_its_last_evaluation_is_not_finished(street_scenes, tmp_path, monkeypatch):
+    config, console = load_tiny_recipe(street_scenes, "train.steps=1"), Console(quiet=True)
+
+    def stop(*_):
+        raise StoppedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "score", stop)
+        assert dl.train(config, str(tmp_path), console=console) == {"step": 1, "is_finished": False}
+        # The next start is stopped as well, and finds damaged scores.
+        (tmp_path / "checkpoints" / "1" / "scores.json").write_text("{")
+        assert dl.train(config, str(tmp_path), console=console) == {"step": 1, "is_finished": False}
+    scores = dl.train(config, str(tmp_path), console=console)
+    assert scores["is_finished"]
+    assert 0 <= scores["miou"] <= 1
 
 
 def test_training_from_python_validates_the_config(tmp_path):

@@ -123,6 +123,19 @@ def test_an_evaluation_whose_scores_were_not_saved_is_not_logged_twice(street_sc
     assert read_rows(tmp_path) == [*(("train", step) for step in (1, 2, 3, 4)), ("eval", 4)]
 
 
+@pytest.mark.parametrize("steps", [4, 3])  # with 3, the run is longer than its config
+def test_damaged_scores_of_a_finished_run_are_replaced(street_scenes, tmp_path, steps):
+    config, data, _ = open_data(street_scenes, eval_every=0)
+    assert run(config, data, 4, tmp_path)[0] == 4
+    path = resolve(str(tmp_path)) / "scores.json"
+    text = path.read_text()
+    path.write_text(text.replace("miou", "mioU"))
+    step, output = run(config, data, steps, tmp_path)
+    assert step == 4
+    assert "The scores of step 4 are missing or damaged, so it is evaluated again." in output
+    assert json.loads(path.read_text()) == json.loads(text)
+
+
 def test_a_writer_that_fails_does_not_stop_the_run(street_scenes, tmp_path):
     (tmp_path / "tensorboard").write_text("not a folder")
     config, data, steps = open_data(street_scenes)

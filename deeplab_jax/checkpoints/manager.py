@@ -1,0 +1,70 @@
+"""Open orbax's manager of a checkpoints folder, with the steps to keep and with errors that end a save at once."""
+
+import dataclasses
+import functools
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+from orbax.checkpoint import multihost
+from orbax.checkpoint import v1 as ocp
+
+from deeplab_jax.checkpoints.folders import find_best
+from deeplab_jax.errors import CheckpointError
+
+_policies = ocp.training.preservation_policies
+
+
+def open_manager(folder: epath.Path) -> ocp.training.Checkpointer:
+    """Open the checkpoints folder for writing, and remove leftovers from interrupted saves."""
+    _hide_tracebacks()
+    policy = _policies.AnyPreservationPolicy([_policies.LatestN(2), _KeepBest(folder)])
+    with ocp.Context(async_options=_AsyncOptions()):
+        return ocp.training.Checkpointer(folder, preservation_policy=policy, cleanup_tmp_directories=True)
+
+
+class _AsyncOptions(ocp.options.AsyncOptions):
+    """Options that make a process report at once that its part of a save has failed."""
+
+    def v0(self) -> Any:
+        return dataclasses.replace(super().v0(), barrier_sync_fn=_wait_unless_failing)
+
+
+def _wait_unless_failing(**barrier: Any) -> None:
+    # After an error, orbax would first wait for the other processes, which wait for files of this process.
+    if sys.exc_info()[1] is None:
+        multihost.get_barrier_sync_fn()(**barrier)
+
+
+class _KeepBest:
+    """Keeps the best step, and every step if a score is damaged, because the best one is unknown then."""
+
+    def __init__(self, folder: epath.Path) -> None:
+        self._folder = folder
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        steps = [self._folder / str(checkpoint.step) for checkpoint in checkpoints]
+        try:
+            best = find_best(steps)
+        except CheckpointError:
+            return [True] * len(steps)
+        return [step == best for step in steps]
+
+
+@functools.cache
+def _hide_tracebacks() -> None:
+    """Hide the tracebacks that orbax and TensorStore print about a failed write, which we report in one line.
+
+    Both do so in threads that can outlive the save.
+    """
+    logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname.replace("\\", "/"))
+    show = sys.unraisablehook
+
+    def show_others(report: "sys.UnraisableHookArgs") -> None:
+        # TensorStore's threads report that nobody waits for their other writes any more.
+        if str(report.exc_value) != "Event loop is closed":
+            show(report)
+
+    sys.unraisablehook = show_others
