@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -29,6 +30,11 @@ from PIL import Image
 from rich.console import Console
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Programs started with nohup or in the background ignore these signals, and so would every process that the tests start.
+for ignored in (signal.SIGHUP, signal.SIGINT):
+    if signal.getsignal(ignored) == signal.SIG_IGN:
+        signal.signal(ignored, signal.SIG_DFL if ignored == signal.SIGHUP else signal.default_int_handler)
 
 from tiny import tiny_config, tiny_model, tiny_resnet18  # noqa: F401
 
