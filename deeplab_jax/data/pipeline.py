@@ -248,15 +248,19 @@ def _build_evaluation(
 
     def read(index: tf.Tensor, is_valid: tf.Tensor, canvas: tf.Tensor) -> Row:
         sample = samples.store.open(samples, table, index)
-        row = sample.read_all() | {"fingerprint": sample.fingerprint, "valid": is_valid, "index": index, "size": sample.size}
-        margins = tf.stack([tf.zeros(2, tf.int32), canvas - sample.size], 1)
-        row["image"] = tf.pad(row["image"], tf.concat([margins, tf.zeros((1, 2), tf.int32)], 0))
-        if "label" in row:
-            row["label"] = tf.pad(row["label"], margins, constant_values=IGNORE)
-        return row
+        row = sample.read_all() | {"fingerprint": sample.fingerprint, "valid": is_valid, "index": index}
+        return row if all(plan.is_exact) else _pad_to_canvas(row, sample.size, canvas)
 
     indices, canvases = np.array(padded, np.int64).reshape(-1), np.repeat(np.array(plan.canvases, np.int32), local, 0)
     return _read_batches(tf.data.Dataset.from_tensor_slices((indices, valid, canvases)), read, threads, local), padded
+
+
+def _pad_to_canvas(row: Row, size: tf.Tensor, canvas: tf.Tensor) -> Row:
+    margins = tf.stack([tf.zeros(2, tf.int32), canvas - size], 1)
+    padded = {"image": tf.pad(row["image"], tf.concat([margins, tf.zeros((1, 2), tf.int32)], 0)), "size": size}
+    if "label" in row:
+        padded["label"] = tf.pad(row["label"], margins, constant_values=IGNORE)
+    return row | padded
 
 
 def _read_batches(dataset: tf.data.Dataset, read: Callable[..., Row], threads: int, batch_size: int) -> tf.data.Dataset:
