@@ -13,7 +13,7 @@ from test_windows import naive_slide, network, noise
 from deeplab_jax.api import Segmenter
 from deeplab_jax.config import Config, EvalConfig, MeshConfig
 from deeplab_jax.evaluation import inference, pictures, scores
-from deeplab_jax.evaluation.evaluate import score
+from deeplab_jax.evaluation.evaluate import list_images, score
 from deeplab_jax.evaluation.metrics import Totals, loss_sum, valid_pixels
 from deeplab_jax.evaluation.views import average_views, scaled_size
 from deeplab_jax.evaluation.windows import default_stride, slide
@@ -88,6 +88,34 @@ def test_rows_are_split_over_devices_at_an_odd_height(variables, mesh):
     np.testing.assert_array_equal(predictions, expected)
     np.testing.assert_array_equal(totals.confusion, expected_totals.confusion)
     assert totals.loss == pytest.approx(expected_totals.loss, rel=1e-5)  # float32 sums in another order
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(data=2), MeshConfig(data=1, spatial=4), MeshConfig(data=2, spatial=2)])
+def test_images_of_different_sizes_are_evaluated_on_every_mesh(variables, mesh):
+    rng, sizes = np.random.default_rng(3), [(64, 37), (21, 64)]
+    labels = np.full((2, 64, 64), 255, np.uint8)
+    for label, (height, width) in zip(labels, sizes, strict=True):
+        label[:height, :width] = rng.integers(0, CLASSES, (height, width))
+    images = rng.integers(0, 256, (2, 64, 64, 3), np.uint8)
+    batch = {"image": images, "label": labels, "valid": np.ones(2, bool), "index": np.arange(2)}
+
+    def evaluate(batch, mesh):
+        evaluator = inference.Evaluator(dataclasses.replace(CONFIG, eval=EvalConfig()), make_mesh(mesh))
+        shown = []
+        totals = score(
+            evaluator, variables, [batch], lambda *arguments: shown.extend(x.prediction for x in list_images(*arguments))
+        )
+        return totals, shown
+
+    totals, predictions = evaluate(batch | {"size": np.array(sizes, np.int32)}, mesh)
+    confusion, loss = 0, 0.0
+    for i, (height, width) in enumerate(sizes):
+        alone = {name: x[i : i + 1, :height, :width] if x.ndim > 1 else x[i : i + 1] for name, x in batch.items()}
+        expected, (prediction,) = evaluate(alone, MeshConfig(data=1))
+        np.testing.assert_array_equal(predictions[i], prediction)
+        confusion, loss = confusion + expected.confusion, loss + expected.loss
+    np.testing.assert_array_equal(totals.confusion, confusion)
+    assert totals.loss == pytest.approx(loss, rel=1e-5)  # float32 sums in another order
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(data=4), MeshConfig(spatial=2)])
