@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import difflib
 import errno
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -57,8 +58,24 @@ def run_with_flags(program: Callable[[], None]) -> None:
     """Parse the absl flags and run `program`. User errors are printed as one line, with exit code 2."""
     # At INFO level, orbax logs every save, and TensorFlow logs every kernel.
     logging.set_verbosity(logging.WARNING)
-    sys.argv[1:] = run_or_exit(lambda: expand_home(sys.argv[1:]))  # config_flags reads sys.argv itself
+    # config_flags reads sys.argv itself, and needs the recipe before the fields.
+    sys.argv[1:] = put_recipe_first(run_or_exit(lambda: expand_home(sys.argv[1:])))
     app.run(lambda _: run_or_exit(program), flags_parser=lambda argv: run_or_exit(lambda: _parse_flags(argv)))
+
+
+def put_recipe_first(words: Sequence[str]) -> list[str]:
+    """Return command-line words with `--config=FILE` or `--config FILE` moved to the front."""
+    first: list[str] = []
+    rest: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
+        if word == "--":
+            return [*first, *rest, word, *remaining]
+        if word in ("--config", "-config"):
+            first += [word, *itertools.islice(remaining, 1)]
+        else:
+            (first if re.match("--?config=", word) else rest).append(word)
+    return [*first, *rest]
 
 
 def require_config(value: Any) -> Config:
