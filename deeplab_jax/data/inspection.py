@@ -147,8 +147,8 @@ class _Sample:
 def open_splits(data: DataConfig, splits: Sequence[str]) -> tuple[dict[str, Samples], list[Problem]]:
     """Find the given splits the way training does.
 
-    The "test" split is not required to have labels. Without `splits`, these are "train" and "val", and a missing "val" is a
-    note, because training can hold out a part of the training images.
+    The "test" split is not required to have labels. Without `splits`, these are "train" and "val", which training needs by
+    default.
 
     Returns:
       A dict mapping names to splits, and a list with one problem per unusable split.
@@ -158,9 +158,9 @@ def open_splits(data: DataConfig, splits: Sequence[str]) -> tuple[dict[str, Samp
         try:
             sets[split] = find_split(data, split, need_labels=split != "test")
         except DataError as error:
-            is_optional = not splits and split == "val" and "train" in sets and "no samples of split 'val'" in str(error)
-            sort = "no validation split" if is_optional else "splits that cannot be used"
-            problems.append(Problem(sort, split, str(error), fails=not is_optional))
+            is_only_val = not splits and split == "val" and "train" in sets and "no samples of split 'val'" in str(error)
+            advice = " With such a flag, give --splits to the check, for example --splits train." if is_only_val else ""
+            problems.append(Problem("splits that cannot be used", split, f"{error}{advice}", fails=True))
     return sets, problems
 
 

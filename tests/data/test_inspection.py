@@ -143,7 +143,7 @@ def test_a_jpeg_mask_is_reported_as_a_jpeg_file(report, tmp_path):
     report(train=[(random_image(0), mask(0, 1, 2)), (random_image(1), mask(0))])
     random_image(1, "L").save(tmp_path / "train1_label.png", "JPEG", quality=90)
     (problem,) = [p for p in report.check_again("train").problems if p.fails]
-    assert "train1_label.png is a JPEG file. Save labels as PNG" in problem.text
+    assert "train1_label.png is a JPEG file. Lossy compression changes label values" in problem.text
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "CMYK", "1"])

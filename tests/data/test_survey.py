@@ -140,7 +140,7 @@ def test_unreadable_files_are_named(masks, tmp_path):
         ("4.png", "transparent"),
     ):
         assert any(name in line and part in line for line in survey.problems)
-    with pytest.raises(DataError, match=r"is a JPEG file\. Save labels as PNG"):
+    with pytest.raises(DataError, match=r"is a JPEG file\. Lossy compression changes label values"):
         survey_masks([masks([[1, 2]], suffix="jpg")])
 
 
