@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from rich.console import Console
 
 import deeplab_jax.config
-from deeplab_jax.checkpoints.paths import describe_path, find_run
+from deeplab_jax.checkpoints.paths import RECIPE, describe_path, find_run
 from deeplab_jax.commands.exit import run_or_exit
 from deeplab_jax.config import Config
 from deeplab_jax.errors import ConfigError
@@ -162,7 +162,7 @@ def _explain_broken_recipe(error: BaseException) -> str:
         name = match[2]
         if int(match[1]) == errno.EISDIR:
             return f"`--config` (={name!r}) is a folder. Give a recipe. The config of a checkpoint is configs/stored.py:{name}."
-        if int(match[1]) == errno.ENOENT and "Did you mean" in (description := describe_path(name)):
+        if int(match[1]) == errno.ENOENT and "Did you mean" in (description := describe_path(name, RECIPE)):
             return f"`--config` (={name!r}) {description}"
     return f"`--config` cannot be loaded ({_one_line(error)}). Fix the recipe or give a different one."
 

@@ -38,4 +38,4 @@ def report(
     console.print(f"Checkpoint: {checkpoint}")
     config = locate_data(config, root)
     samples, batches = open_evaluation_set(config)
-    write_report(config, checkpoint, out, batches(), samples.images, images, console)
+    write_report(config, run, checkpoint, out, batches(), samples.images, images, console)

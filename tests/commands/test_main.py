@@ -69,7 +69,7 @@ def test_plan_says_how_it_takes_fields(arguments, advice, monkeypatch, capsys):
 
 @pytest.mark.parametrize("command", [["verify"], ["report"], ["weights", "export"]])
 def test_a_mistyped_path_is_reported_together_with_missing_options(command, tmp_path, monkeypatch, capsys):
-    (tmp_path / "runs" / "toy").mkdir(parents=True)
+    (tmp_path / "runs" / "toy" / "checkpoints").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     code, output = run_cli(monkeypatch, capsys, *command, "runs/tyo")
     assert code == 2
