@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 from etils import epath
-from jaxtyping import Bool, Integer
+from jaxtyping import Bool, Integer, Shaped
 from PIL import Image
 
 from deeplab_jax.labels import Color
@@ -57,11 +57,14 @@ def describe_mask(values: Integer[np.ndarray, "h w"], path: str = "") -> Mask:
     # Counting runs of equal values is much faster than counting pixels.
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
     lengths, runs = np.diff(starts, append=len(flat)), flat[starts]
-    pixels = _count(runs, lengths)
+    distinct, where = (np.arange(256), runs) if runs.dtype == np.uint8 else np.unique(runs, return_inverse=True)
+    pixels = _as_dict(distinct, np.bincount(where, weights=lengths, minlength=len(distinct)))
+    counts = _as_dict(distinct, np.bincount(where, minlength=len(distinct)))
+    ramps = _as_dict(distinct, np.bincount(where[1:-1][_find_ramps(runs, lengths)], minlength=len(distinct)))
     # Colours are their own labels, so the palettes can differ.
     ids = {} if flat.dtype == np.int32 else pixels
     mode, palette = _read_mode_and_palette(path, ids) if path else ("", {})
-    return Mask(pixels, _count(runs), _count(runs[1:-1][_find_ramps(runs, lengths)]), mode, palette)
+    return Mask(pixels, counts, ramps, mode, palette)
 
 
 def is_blended(ramps: int, runs: int) -> bool:
@@ -101,16 +104,10 @@ def format_value(value: int, is_color: bool) -> str:
     return ",".join(str(part) for part in value.to_bytes(3, "big")) if is_color else str(value)
 
 
-def _count(values: Integer[np.ndarray, " n"], weights: Integer[np.ndarray, " n"] | None = None) -> dict[int, int]:
-    """Return how often each value occurs, or the sum of its weights."""
-    if values.dtype == np.uint8:
-        counts = np.bincount(values, weights=weights)
-        distinct = np.flatnonzero(counts)
-        counts = counts[distinct]
-    else:
-        distinct, where = np.unique(values, return_inverse=True)
-        counts = np.bincount(where, weights=weights)
-    return dict(zip(distinct.tolist(), counts.astype(np.int64).tolist(), strict=True))
+def _as_dict(values: Integer[np.ndarray, " n"], counts: Shaped[np.ndarray, " n"]) -> dict[int, int]:
+    """Return the counts that are not 0, by value."""
+    present = np.flatnonzero(counts)
+    return dict(zip(values[present].tolist(), counts[present].astype(np.int64).tolist(), strict=True))
 
 
 def _find_ramps(runs: Integer[np.ndarray, " n"], lengths: Integer[np.ndarray, " n"]) -> Bool[np.ndarray, " n-2"]:
