@@ -138,7 +138,7 @@ def load(checkpoint: str | os.PathLike[str]) -> Segmenter:
     config = stored_config(step)
     enable_compilation_cache()
     with report_out_of_memory(_DEVICE_ADVICE):
-        return Segmenter(config, jax.device_put(restore_model(step)))
+        return Segmenter(config, jax.device_put(restore_model(step, given=checkpoint)))
 
 
 def _to_nchw(logits: Float[np.ndarray, "n h w k"]) -> Float[np.ndarray, "n k h w"]:

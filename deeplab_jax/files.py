@@ -69,13 +69,25 @@ def require_folder(path: str | None, flag: str, example: str) -> str:
     return path
 
 
+def advise_on_write_error(error: object, otherwise: str = "Fix this or choose a different folder") -> str:
+    """Return what to do after a failed write, without a full stop: free space if the disk is full, and `otherwise` if not.
+
+    Args:
+      error: The error, or its message. Libraries raise their own types of errors for a full disk.
+      otherwise: What to do about other errors.
+    """
+    if re.search("No space left on device|Disk quota exceeded", str(error)):
+        return "Free some disk space"
+    return otherwise
+
+
 @contextlib.contextmanager
 def report_write_errors(path: epath.Path) -> Iterator[None]:
     """Raise ConfigError if the block cannot write `path`, for example because the disk is full."""
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"Cannot write {path}: {error.strerror or error}. Fix this or choose a different folder.") from None
+        raise ConfigError(f"Cannot write {path}: {error.strerror or error}. {advise_on_write_error(error)}.") from None
 
 
 @contextlib.contextmanager

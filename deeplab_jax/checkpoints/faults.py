@@ -1,6 +1,7 @@
 """Turn the many errors of orbax and its storage layers into one line, on all processes of a run."""
 
 import contextlib
+import functools
 import re
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -8,8 +9,9 @@ from typing import TypeVar
 import jax
 from etils import epath
 
-from deeplab_jax.checkpoints.folders import DamagedError
+from deeplab_jax.checkpoints.folders import DamagedError, list_steps
 from deeplab_jax.errors import CheckpointError, DeeplabError, one_line
+from deeplab_jax.files import advise_on_write_error
 from deeplab_jax.runtime.hosts import as_host_error, is_true_on_all
 from deeplab_jax.runtime.shared_errors import failing_together
 
@@ -45,8 +47,12 @@ def check_on_all_processes(check: Callable[[], T]) -> T:
 
 
 @contextlib.contextmanager
-def report_errors(what: str, advice: str) -> Iterator[None]:
+def report_errors(what: str, advise: Callable[[str], str]) -> Iterator[None]:
     """Convert third-party errors in the `with` block into a CheckpointError with the message `what (reason). advice.`
+
+    Args:
+      what: What failed.
+      advise: Function that returns the advice for a reason.
 
     Raises:
       HostError: The error occurred because one of the other processes ended.
@@ -56,17 +62,26 @@ def report_errors(what: str, advice: str) -> Iterator[None]:
     except DeeplabError:
         raise
     except Exception as error:  # orbax raises many exception types; see `check_on_all_processes`
-        raise as_host_error(_find_cause(error)) or CheckpointError(f"{what} ({_describe_cause(error)}). {advice}.") from error
+        reason = _describe_cause(error)
+        raise as_host_error(_find_cause(error)) or CheckpointError(f"{what} ({reason}). {advise(reason)}.") from error
 
 
 def report_write_errors(folder: epath.Path) -> contextlib.AbstractContextManager[None]:
     """Report errors that occur while the checkpoints in `folder` are written; see `report_errors`."""
-    return report_errors(f"Cannot write to {folder}", "Fix this, then run the same command to resume from the previous step")
+    return report_errors(f"Cannot write to {folder}", functools.partial(_advise_on_save, folder))
+
+
+def _advise_on_save(folder: epath.Path, reason: str) -> str:
+    steps: list[int] = []
+    with contextlib.suppress(OSError):
+        steps = list_steps(folder)
+    outcome = f"resume from step {steps[-1]}" if steps else "start from the beginning, because no step was saved"
+    return f"{advise_on_write_error(reason, 'Fix this')}, then run the same command to {outcome}"
 
 
 def report_read_errors(step: epath.Path) -> contextlib.AbstractContextManager[None]:
     """Report errors that occur while a step is read; see `report_errors`."""
-    return report_errors(f"Cannot read {step}", "It is damaged or incomplete. Use a different step")
+    return report_errors(f"Cannot read {step}", lambda _: "It is damaged or incomplete. Use a different step")
 
 
 def _describe_cause(error: BaseException) -> str:

@@ -21,6 +21,8 @@ from deeplab_jax.errors import CheckpointError
 ALIASES = ("best", "latest")
 EXPORTED_PROGRAM = "program.bin"  # the part of an exported StableHLO file that holds the network
 CHECKPOINT = "a run folder, or a folder written by `deeplab-jax weights import`"
+EXPORTED = "a file written by `deeplab-jax export --format stablehlo`"
+RECIPE = "a recipe"
 _REMOTE = ("hf:", "http:", "https:")
 _WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl", ".pickle", ".npz", ".h5", ".msgpack")
 _IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".npy", ".mp4", ".avi", ".mkv", ".mov", ".webm")
@@ -88,7 +90,7 @@ def describe_path(given: str | os.PathLike[str], wanted: str = CHECKPOINT) -> st
     if path.name in ALIASES and not path.exists() and find_steps(path.parent):
         return f"{_KINDS['step']}. Give {wanted}."
     if not path.exists():
-        return f"does not exist.{_suggest(path)}"
+        return f"does not exist.{_suggest(path, wanted)}"
     if path.is_dir() and (details := _describe_content(path)):
         return details
     kind = _classify_folder(path) if path.is_dir() else classify_file(path)
@@ -188,8 +190,11 @@ def _classify_folder(folder: epath.Path) -> str:
     return "folder" if names else "empty"
 
 
-def _suggest(path: epath.Path) -> str:
-    """Return a sentence with the existing path that looks most like a missing one, or with the last folder that exists."""
+def _suggest(path: epath.Path, wanted: str) -> str:
+    """Return a sentence with the existing path that looks most like a missing one, or with the last folder that exists.
+
+    A path that is something else than what is `wanted` is not suggested.
+    """
     missing = path
     while not missing.parent.exists() and missing.parent != missing:
         missing = missing.parent
@@ -201,9 +206,19 @@ def _suggest(path: epath.Path) -> str:
     by_key = {name.lower(): name for name in names}
     for key in difflib.get_close_matches(missing.name.lower(), by_key, n=3):
         near = (parent / by_key[key]).joinpath(*rest)
-        if near.exists() or near.name in ALIASES:
+        if near.name in ALIASES or (near.exists() and _is_plausible(near, path, wanted)):
             return f" Did you mean {near}?"
     return f" The folder {parent} contains {_join(names)}." if names else f" The folder {parent} is empty."
+
+
+def _is_plausible(near: epath.Path, missing: epath.Path, wanted: str) -> bool:
+    """Return whether an existing path could be what the user meant, or leads to it."""
+    kind = _classify_folder(near) if near.is_dir() else classify_file(near)
+    if wanted in (RECIPE, EXPORTED):
+        return kind == {RECIPE: "recipe", EXPORTED: "stablehlo"}[wanted]
+    if kind == "weights":
+        return missing.suffix.lower() in _WEIGHTS
+    return kind in ("step", "unfinished") or (kind == "folder" and bool(_describe_content(near)))
 
 
 def _list_names(folder: epath.Path) -> list[str]:

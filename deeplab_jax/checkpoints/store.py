@@ -11,6 +11,7 @@ import contextlib
 import functools
 import importlib.metadata
 import json
+import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -42,6 +43,7 @@ from deeplab_jax.checkpoints.manager import open_manager
 from deeplab_jax.checkpoints.paths import resolve
 from deeplab_jax.config import Config, from_dict, to_dict
 from deeplab_jax.errors import CheckpointError
+from deeplab_jax.files import advise_on_write_error
 from deeplab_jax.runtime.hosts import is_true_on_any
 from deeplab_jax.runtime.shared_errors import failing_together, wait_together
 
@@ -280,12 +282,13 @@ def stored_config(checkpoint: str) -> Config:
         return _read_config(step)
 
 
-def restore_model(checkpoint: str, like: Config | None = None) -> dict[str, Any]:
+def restore_model(checkpoint: str, like: Config | None = None, *, given: str | os.PathLike[str] = "") -> dict[str, Any]:
     """Return a complete network's "params" and "batch_stats" as NumPy arrays.
 
     Args:
       checkpoint: The checkpoint; see `resolve`.
       like: The config that the checkpoint must be compatible with, or None to accept any network.
+      given: What the user gave as the checkpoint, for error messages, if `checkpoint` is a step that was found from it.
 
     Raises:
       CheckpointError: The checkpoint does not exist or cannot be read, its network or label set differs from that in
@@ -296,9 +299,8 @@ def restore_model(checkpoint: str, like: Config | None = None) -> dict[str, Any]
         find_config_changes(step, like)
     variables = restore_variables(step)
     if "classifier" not in variables["params"]:
-        raise CheckpointError(
-            f"`checkpoint` (={checkpoint!r}) has no classifier. Train one with --config.model.pretrained={checkpoint}."
-        )
+        name = os.fspath(given) or checkpoint
+        raise CheckpointError(f"`checkpoint` (={name!r}) has no classifier. Train one with --config.model.pretrained={name}.")
     return variables
 
 
@@ -324,7 +326,8 @@ def save_model(folder: str, config: Config, variables: dict[str, Any]) -> None:
     """
     require_empty(folder)
     steps = make_absolute(folder) / CHECKPOINTS
-    with report_errors(f"`out` (={folder!r}) cannot be written", "Choose a different folder"):
+    advise = functools.partial(advise_on_write_error, otherwise="Choose a different folder")
+    with report_errors(f"`out` (={folder!r}) cannot be written", advise):
         with open_manager(steps) as manager:
             manager.save_checkpointables(0, {MODEL: variables}, custom_metadata=_make_metadata(config))
         write_checksums(steps / "0")

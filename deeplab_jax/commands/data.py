@@ -29,6 +29,7 @@ from deeplab_jax.labels import LABEL_SETS, LabelSet
 from deeplab_jax.labels.files import load_labels, read_labels, write_labels
 
 LABELS_FILE = "labels.json"
+_LABEL_SETS_PAGE = "docs/reference/data-formats.md"
 Root = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ROOT")]
 
 
@@ -189,8 +190,8 @@ def check(
       root: The data set folder (for layouts, see docs/reference/data-formats.md), a prepared records folder, or tfds:NAME.
       labels: The name of a label set such as cityscapes, a label-set file or a recipe. The default is ROOT/labels.json if it
         exists, and the layout's label set otherwise.
-      splits: The splits to check. The default is train and, if it exists, val. Put the training split first, because class
-        weights are computed from the first split. The test split does not need labels.
+      splits: The splits to check. The default is train and val. Put the training split first, because class weights are
+        computed from the first split. The test split does not need labels.
       out: The folder to write check.json and index.html to. index.html shows the results and some of the
         samples.
       label_kind: labelIds, labelTrainIds, color or auto. Use the same value as data.label_kind in training.
@@ -294,8 +295,7 @@ def _find_labels(root: str, spec: str, console: Console) -> LabelSet | None:
         return None
     else:
         raise ConfigError(
-            f"`--labels` (='') is missing, and {root} contains no {LABELS_FILE}. Run `deeplab-jax data labels {root}`, "
-            f"or set --labels to {', '.join(LABEL_SETS)}, a .json file or a recipe."
+            f"`--labels` is missing, and {root} contains no {LABELS_FILE}. Give the label set (see {_LABEL_SETS_PAGE})."
         )
     print_line(console, f"labels: {labels.name}, {labels.num_classes} classes, {origin}")
     return labels
@@ -316,10 +316,10 @@ def _check_without_labels(console: Console, data: DataConfig, splits: Sequence[s
     words += ["--label-kind", data.label_kind] if data.label_kind != "auto" else []
     words += ["--splits", *splits] if splits else []
     text = (
-        f"`--labels` (='') is missing, and {data.root} contains no {LABELS_FILE}, so only the masks were checked. "
-        f"Run `{shlex.join(words)}`, or set --labels to {', '.join(LABEL_SETS)}, a .json file or a recipe."
+        f"`--labels` is missing, and {data.root} contains no {LABELS_FILE}, so only the masks were checked. Write it with "
+        f"`{shlex.join(words)}`, or give a label set with --labels (see {_LABEL_SETS_PAGE})."
     )
     if not any(problem.fails for problem in problems):
         raise ConfigError(text)
-    print_line(console, f"Training would fail. Fix these problems first. Then: {text}")
+    print_line(console, f"Training would fail. Fix these problems first. {text}")
     sys.exit(1)

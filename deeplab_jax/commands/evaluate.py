@@ -53,7 +53,7 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
         )
     enable_compilation_cache()
     step = resolve(checkpoint)
-    variables = restore_model(str(step), like=config)
+    variables = restore_model(str(step), like=config, given=checkpoint)
     # These modules import TensorFlow, which takes seconds, so an invalid checkpoint is reported first.
     from deeplab_jax.commands.datasets import describe_programs, introduce, open_evaluation_set
     from deeplab_jax.data.samples import digest

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import difflib
 import errno
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from ml_collections import config_flags
 from rich.console import Console
 
 import deeplab_jax.config
-from deeplab_jax.checkpoints.paths import describe_path, find_run
+from deeplab_jax.checkpoints.paths import RECIPE, describe_path, find_run
 from deeplab_jax.commands.exit import run_or_exit
 from deeplab_jax.config import Config
 from deeplab_jax.errors import ConfigError
@@ -57,8 +58,24 @@ def run_with_flags(program: Callable[[], None]) -> None:
     """Parse the absl flags and run `program`. User errors are printed as one line, with exit code 2."""
     # At INFO level, orbax logs every save, and TensorFlow logs every kernel.
     logging.set_verbosity(logging.WARNING)
-    sys.argv[1:] = run_or_exit(lambda: expand_home(sys.argv[1:]))  # config_flags reads sys.argv itself
+    # config_flags reads sys.argv itself, and needs the recipe before the fields.
+    sys.argv[1:] = put_recipe_first(run_or_exit(lambda: expand_home(sys.argv[1:])))
     app.run(lambda _: run_or_exit(program), flags_parser=lambda argv: run_or_exit(lambda: _parse_flags(argv)))
+
+
+def put_recipe_first(words: Sequence[str]) -> list[str]:
+    """Return command-line words with `--config=FILE` or `--config FILE` moved to the front."""
+    first: list[str] = []
+    rest: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
+        if word == "--":
+            return [*first, *rest, word, *remaining]
+        if word in ("--config", "-config"):
+            first += [word, *itertools.islice(remaining, 1)]
+        else:
+            (first if re.match("--?config=", word) else rest).append(word)
+    return [*first, *rest]
 
 
 def require_config(value: Any) -> Config:
@@ -145,7 +162,7 @@ def _explain_broken_recipe(error: BaseException) -> str:
         name = match[2]
         if int(match[1]) == errno.EISDIR:
             return f"`--config` (={name!r}) is a folder. Give a recipe. The config of a checkpoint is configs/stored.py:{name}."
-        if int(match[1]) == errno.ENOENT and "Did you mean" in (description := describe_path(name)):
+        if int(match[1]) == errno.ENOENT and "Did you mean" in (description := describe_path(name, RECIPE)):
             return f"`--config` (={name!r}) {description}"
     return f"`--config` cannot be loaded ({_one_line(error)}). Fix the recipe or give a different one."
 

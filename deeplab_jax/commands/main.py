@@ -7,10 +7,12 @@ import contextlib
 import functools
 import io
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from etils import epath
 from tyro.extras import SubcommandApp
 
 from deeplab_jax.commands import data
@@ -70,7 +72,7 @@ def parse(arguments: Sequence[str]) -> Callable[[], None]:
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ConfigError(_one_line(message.getvalue())) from None
+        raise ConfigError(_explain_usage(message.getvalue(), arguments)) from None
 
 
 def _build_app(commands: dict[str, Any]) -> SubcommandApp:
@@ -96,13 +98,48 @@ def _defer(command: Command) -> Callable[..., Callable[[], None]]:
     return bind
 
 
-def _one_line(message: str) -> str:
+def _explain_usage(message: str, arguments: Sequence[str]) -> str:
     """Return a tyro error message as one line, without its box and help texts, ending with the help command to run."""
     # The first line is the box's title. Without a UTF-8 terminal, the box has no side borders, and its lines are dashes.
     lines = [line[1:].strip("│").rstrip() for line in message.splitlines()[1:]]
     # Below an option, its help text is indented by eight more spaces.
     body = " ".join(line for line in lines if not line.startswith(" " * 9))
-    reason, _, program = " ".join(re.sub("[─╯]+|-{3,}", "─", body).split()).partition(" For full helptext, ")
+    reason = " ".join(re.sub("[─╯]+|-{3,}", "─", body).split()).partition(" For full helptext, ")[0]
     reasons = re.sub(r"(Argument helptext|Perhaps you meant):[^─]*", "", reason).split("─")
-    help_command = re.sub("^(run|see):? |[ ─]+$", "", program)
-    return f"{'. '.join(each.strip(' .') for each in reasons if each.strip())}. See {help_command}."
+    # The command that tyro names is not always the one that was called.
+    command = _find_command(arguments)
+    values = arguments[len(command) :]
+    reasons += [_explain_fields(command, values), _explain_missing_path(reason, values)]
+    return (
+        f"{'. '.join(each.strip(' .') for each in reasons if each.strip())}. See {' '.join(['deeplab-jax', *command])} --help."
+    )
+
+
+def _find_command(arguments: Sequence[str]) -> list[str]:
+    """Return the words at the start of a command line that name a command or a group of commands."""
+    found: list[str] = []
+    table: Any = COMMANDS
+    for word in arguments:
+        if not isinstance(table, dict) or word not in table:
+            break
+        found, table = [*found, word], table[word]
+    return found
+
+
+def _explain_fields(command: Sequence[str], values: Sequence[str]) -> str:
+    """Return how the command takes config fields if they are given as train.py takes them, or ""."""
+    matches = [re.match(r"--?(?=\w+\.)(?:config\.)?([\w.]+=.*)", word) for word in values]
+    fields = [match[1] for match in matches if match]
+    if list(command) != ["plan"] or not fields:
+        return ""
+    return f"This command takes config fields without dashes: --config FILE.py {shlex.join(fields)}"
+
+
+def _explain_missing_path(reason: str, values: Sequence[str]) -> str:
+    """Return what is wrong with a path whose options are missing, so that both are reported at once, or ""."""
+    path = values[0] if values else ""
+    if "Missing from" not in reason or re.match(r"-|$|.*[=:*?\[]", path):
+        return ""
+    from deeplab_jax.checkpoints.paths import describe_path
+
+    return "" if epath.Path(path).exists() else f"{path!r} {describe_path(path)}"

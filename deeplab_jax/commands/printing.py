@@ -20,7 +20,8 @@ MAX_PRINTED = 5  # the number of problems to print for each kind
 
 def make_values_table(survey: "Survey", proposed: LabelSet) -> Table:
     """Return a table of the values in the masks, with the class that each value has in the proposed label set."""
-    from deeplab_jax.data.survey import format_value, is_rare
+    from deeplab_jax.data.masks import format_value
+    from deeplab_jax.data.survey import is_rare
     from deeplab_jax.pages.check import format_share
 
     total = survey.pixels

@@ -40,4 +40,4 @@ def report(
     samples, batches = open_evaluation_set(config)
     if programs := describe_programs(config, samples):
         console.print(programs)
-    write_report(config, checkpoint, out, batches(), samples.images, images, console)
+    write_report(config, run, checkpoint, out, batches(), samples.images, images, console)

@@ -14,11 +14,16 @@ from jaxtyping import Int32, Shaped, UInt8
 from PIL import Image, ImageMode, TiffImagePlugin
 
 IMAGE_SUFFIXES = (".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+LOSSY_SUFFIXES = (".avif", ".jfif", ".jp2", ".jpeg", ".jpg")
 MASK_SUFFIXES = (".bmp", ".gif", ".npy", ".png", ".tif", ".tiff", ".webp")
 
 BITS_PER_SAMPLE, ORIENTATION, SAMPLES_PER_PIXEL, SAMPLE_FORMAT = 258, 274, 277, 339  # TIFF and EXIF tags
 TRANSPOSED = frozenset((5, 6, 7, 8))  # EXIF orientations that swap width and height
 LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")
+LOSSY_MASKS = (
+    "Lossy compression changes label values, so some pixels get the ids of other classes. Converting the file does not restore "
+    "them. Export the masks again from the annotation tool or the original data, as PNG."
+)
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 NPY_SIGNATURE = b"\x93NUMPY"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -319,7 +324,7 @@ def _require_lossless(picture: Image.Image, data: bytes) -> None:
     )
     if is_lossy_format or is_lossy_file:
         name = f"lossy {picture.format}" if is_lossy_file else picture.format
-        raise FormatError(f"is a {name} file. Save labels as PNG, which keeps their values exact.")
+        raise FormatError(f"is a {name} file. {LOSSY_MASKS}")
 
 
 def _drop_equal_bands(values: UInt8[np.ndarray, "h w c"], *, has_alpha: bool) -> UInt8[np.ndarray, "h w"]:

@@ -16,6 +16,7 @@ from etils import epath
 
 from deeplab_jax.config import DataConfig
 from deeplab_jax.data import records
+from deeplab_jax.data.decode import IMAGE_SUFFIXES, LOSSY_MASKS, LOSSY_SUFFIXES, MASK_SUFFIXES
 from deeplab_jax.data.folders import is_visible, list_names
 from deeplab_jax.data.holdout import hold_out
 from deeplab_jax.data.image_files import ImageFiles, read_mode
@@ -178,7 +179,7 @@ def find_samples(root: str, split: str, kind: str = "auto", *, need_labels: bool
         raise DataError(f"Split {split!r} needs labels, but {why}")
     images, labels = tuple(image for image, _ in pairs), tuple(label for _, label in labelled)
     _require_utf8(folder, images + labels)
-    _require_files(folder, images + labels, source)
+    _require_files(folder, images, labels, source)
     kind = _agree_on_kind(folder, parts, source) if labels else "labelIds" if kind == "auto" else kind
     return Samples(root, images, labels, kind, source, ImageFiles(), tuple(note for part in parts for note in part.notes))
 
@@ -269,28 +270,34 @@ def _require_utf8(root: epath.Path, names: Sequence[str]) -> None:
             raise DataError(f"The file name {shown} below {root} is not UTF-8. Rename the file.") from None
 
 
-def _require_files(root: epath.Path, names: tuple[str, ...], source: str) -> None:
+def _require_files(root: epath.Path, images: tuple[str, ...], labels: tuple[str, ...], source: str) -> None:
+    names = images + labels
     missing = find_missing_files(root, names)
     if missing:
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise DataError(
             f"{len(missing)} of {len(names)} files from {source} are missing below {root}: {shown}. "
-            f"{_compare_with_folder(root, missing[0])}"
+            f"{_compare_with_folder(root, missing[0], is_mask=missing[0] not in images)}"
         )
 
 
-def _compare_with_folder(root: epath.Path, name: str) -> str:
-    """Return what the folder of a missing file holds instead, and what to do."""
+def _compare_with_folder(root: epath.Path, name: str, *, is_mask: bool) -> str:
+    """Return what the folder of a missing image or mask holds instead, and what to do."""
     folder, base = posixpath.split(name)
     present = sorted(filter(is_visible, list_names(root / folder)))
     alike = [each for each in present if _fold(each) == _fold(base)]
     if alike:
         return f"{alike[0]!r} exists, whose name differs in case or in the encoding of accents. Make the names equal."
     same_stem = [each for each in present if posixpath.splitext(each)[0] == posixpath.splitext(base)[0]]
+    if same_stem and is_mask and all(each.lower().endswith(LOSSY_SUFFIXES) for each in same_stem):
+        return f"{posixpath.join(folder, same_stem[0])} exists, but cannot be used. {LOSSY_MASKS}"
     if same_stem:
         return f"{posixpath.join(folder, same_stem[0])} exists. Use its name in the list, or convert the file."
-    near = difflib.get_close_matches(base, present, n=1, cutoff=0)
-    state = "is empty" if (root / folder).is_dir() else "does not exist"
+    suffixes = MASK_SUFFIXES if is_mask else IMAGE_SUFFIXES
+    near = difflib.get_close_matches(base, [each for each in present if each.lower().endswith(suffixes)], n=1, cutoff=0)
+    state = "does not exist"
+    if (root / folder).is_dir():
+        state = f"holds no {'mask' if is_mask else 'image'} files" if present else "is empty"
     there = f"The most similar name there is {near[0]}." if near else f"The folder {folder or root} {state}."
     return f"{there} Add the files or fix the list."
 

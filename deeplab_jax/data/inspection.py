@@ -19,8 +19,9 @@ from deeplab_jax.config import DataConfig
 from deeplab_jax.data.decode import find_orientation
 from deeplab_jax.data.find import find_split
 from deeplab_jax.data.image_files import ImageFiles
+from deeplab_jax.data.masks import Mask, advise_on_unknown, format_value
 from deeplab_jax.data.samples import Samples, read_sample, value_table
-from deeplab_jax.data.survey import Mask, Survey, format_value, run_in_parallel, survey_masks
+from deeplab_jax.data.survey import Survey, run_in_parallel, survey_masks
 from deeplab_jax.data.suspicion import describe_sample_mask, find_questions, find_suspicions
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import IGNORE, UNKNOWN, LabelSet
@@ -146,8 +147,8 @@ class _Sample:
 def open_splits(data: DataConfig, splits: Sequence[str]) -> tuple[dict[str, Samples], list[Problem]]:
     """Find the given splits the way training does.
 
-    The "test" split is not required to have labels. Without `splits`, these are "train" and "val", and a missing "val" is a
-    note, because training can hold out a part of the training images.
+    The "test" split is not required to have labels. Without `splits`, these are "train" and "val", which training needs by
+    default.
 
     Returns:
       A dict mapping names to splits, and a list with one problem per unusable split.
@@ -157,9 +158,9 @@ def open_splits(data: DataConfig, splits: Sequence[str]) -> tuple[dict[str, Samp
         try:
             sets[split] = find_split(data, split, need_labels=split != "test")
         except DataError as error:
-            is_optional = not splits and split == "val" and "train" in sets and "no samples of split 'val'" in str(error)
-            sort = "no validation split" if is_optional else "splits that cannot be used"
-            problems.append(Problem(sort, split, str(error), fails=not is_optional))
+            is_only_val = not splits and split == "val" and "train" in sets and "no samples of split 'val'" in str(error)
+            advice = " With such a flag, give --splits to the check, for example --splits train." if is_only_val else ""
+            problems.append(Problem("splits that cannot be used", split, f"{error}{advice}", fails=True))
     return sets, problems
 
 
@@ -363,12 +364,8 @@ def _add_to_tally(
         is_color = samples.kind == "color"
         values = ", ".join(f"{format_value(value, is_color)} ({pixels} pixels)" for value, pixels in list(unknown.items())[:5])
         values += f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        text = f"{samples.root}/{sample.label} holds values outside the label set {labels.name}: {values}."
-        if len(unknown) > 5:
-            text += " The file may have been resized with interpolation or saved as JPEG. Recreate it from the original."
-        else:
-            ignored = "ignored_colors" if is_color else "ignored_ids"
-            text += f" Fix the file, or add the values to the label set (to {ignored} if they have no class)."
+        advice = advise_on_unknown(sample.mask, unknown, is_color)
+        text = f"{samples.root}/{sample.label} holds values outside the label set {labels.name}: {values}. {advice}"
         yield Problem("values outside the label set", split, text, fails=True)
     elif not by_class.any():
         text = f"Every label pixel for {path} is ignored, so training learns nothing from it. Remove the image from the list."

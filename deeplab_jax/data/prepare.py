@@ -43,7 +43,7 @@ from deeplab_jax.data.records import (
 )
 from deeplab_jax.data.samples import Samples, read_sample
 from deeplab_jax.errors import ConfigError, DataError
-from deeplab_jax.files import write_atomically
+from deeplab_jax.files import advise_on_write_error, write_atomically
 from deeplab_jax.runtime.machine import usable_cores
 
 SHARD_SAMPLES = 64  # samples per shard; about half a gigabyte for Cityscapes
@@ -255,9 +255,7 @@ def _write_shard(
     try:
         temporary.replace(folder / shard.file)
     except OSError as error:
-        raise ConfigError(
-            f"{temporary} cannot be renamed ({error.strerror}). Fix this problem or choose a different folder."
-        ) from None
+        raise ConfigError(f"{temporary} cannot be renamed ({error.strerror}). {advise_on_write_error(error)}.") from None
     _write_sidecar(folder, planned.name, samples.kind, source, shard)
     return shard
 
@@ -374,7 +372,8 @@ def _require_folder(folder: epath.Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         names = [path.name for path in folder.iterdir()]
     except OSError as error:
-        raise ConfigError(f"`--out` (={str(folder)!r}) cannot be used ({error.strerror}). Choose a different folder.") from None
+        advice = advise_on_write_error(error, "Choose a different folder")
+        raise ConfigError(f"`--out` (={str(folder)!r}) cannot be used ({error.strerror}). {advice}.") from None
     ours = [name for name in names if name.startswith(".") or name == MANIFEST or _split_of(name) or TEMPORARY.fullmatch(name)]
     foreign = [name for name in names if name not in ours]
     if foreign:

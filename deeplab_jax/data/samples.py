@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import tensorflow as tf
 
+from deeplab_jax.data.masks import advise_on_unknown, describe_mask
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import UNKNOWN, LabelSet, color_of
 
@@ -234,13 +235,15 @@ def diagnose(samples: Samples, table: np.ndarray, i: int) -> DataError | None:
 
 
 def _unknown_value(samples: Samples, values: np.ndarray | None, table: np.ndarray, i: int) -> DataError | None:
-    """Return an error for the first label value in sample `i` that is missing from `table`, or None if no value is missing."""
-    for value, count in zip(*np.unique([] if values is None else values, return_counts=True), strict=True):
-        if table[int(value)] == UNKNOWN:
-            shown = color_of(int(value)) if samples.kind == "color" else int(value)
-            return DataError(
-                f"{samples.root}/{samples.labels[i]} holds the value {shown} ({count} pixels), which the label set does not "
-                f"define for {samples.kind} labels. Fix the file, or add the value to the config's label set "
-                "(to ignored_ids or ignored_colors if it has no class)."
-            )
-    return None
+    """Return an error about the label values in sample `i` that are missing from `table`, or None if no value is missing."""
+    mask = None if values is None else describe_mask(values)
+    unknown = [value for value in mask.values if table[value] == UNKNOWN] if mask else []
+    if not mask or not unknown:
+        return None
+    is_color = samples.kind == "color"
+    shown = color_of(unknown[0]) if is_color else unknown[0]
+    others = f" and {len(unknown) - 1} other values" if len(unknown) > 1 else ""
+    return DataError(
+        f"{samples.root}/{samples.labels[i]} holds the value {shown} ({mask.values[unknown[0]]} pixels){others}, which the "
+        f"label set does not define for {samples.kind} labels. {advise_on_unknown(mask, unknown, is_color)}"
+    )

@@ -8,10 +8,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 from etils import epath
-from jaxtyping import Integer
-from PIL import Image
 
 from deeplab_jax.data.image_files import ImageFiles, read_mask
+from deeplab_jax.data.masks import Mask, describe_mask, format_value
 from deeplab_jax.data.samples import Samples
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import IGNORE, Color, LabelSet, color_of, distinct_colors
@@ -39,26 +38,6 @@ class Occurrence:
     max_pixels: int = 0
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Mask:
-    """What a survey keeps of one label file.
-
-    Attributes:
-      values: The pixel count for each value.
-      runs: The number of runs of equal values, row by row.
-      ramps: The number of runs of one or two pixels whose value lies between the values on both sides. Blending of two values
-        makes such runs, for example at soft edges. Masks drawn by hand have hardly any.
-      mode: The file's Pillow mode, such as "L" or "P", or "" if the labels are not image files.
-      palette: The palette colour of each value. Empty unless the file holds palette indices.
-    """
-
-    values: dict[int, int]
-    runs: int
-    ramps: int
-    mode: str = ""
-    palette: dict[int, Color] = dataclasses.field(default_factory=dict)
-
-
 @dataclasses.dataclass(slots=True)
 class Survey:
     """The values in a data set's label files.
@@ -70,8 +49,8 @@ class Survey:
       conflict: A message about two files whose palettes give one id different colours, or "".
       modes: Maps each Pillow mode to the number of files and the first file that has it.
       files: The number of files that were read.
-      runs: See `Mask`.
-      ramps: See `Mask`.
+      runs: The number of runs. See `Mask`.
+      ramps: The number of runs that are ramps. See `Mask`.
       problems: A message for each unreadable file. Training cannot read these files either.
     """
 
@@ -103,8 +82,8 @@ class Survey:
     def add(self, name: str, mask: Mask) -> None:
         """Add one label file."""
         self.files += 1
-        self.runs += mask.runs
-        self.ramps += mask.ramps
+        self.runs += sum(mask.runs.values())
+        self.ramps += sum(mask.ramps.values())
         for value, pixels in mask.values.items():
             occurrence = self.occurrences.setdefault(value, Occurrence())
             occurrence.pixels, occurrence.files = occurrence.pixels + pixels, occurrence.files + 1
@@ -167,59 +146,6 @@ def read_facts(path: str, is_color: bool) -> Mask | DataError:
         return describe_mask(read_mask(path, is_color=is_color), path)
     except DataError as error:
         return error
-
-
-def describe_mask(values: Integer[np.ndarray, "h w"], path: str = "") -> Mask:
-    """Return what a survey needs of a mask.
-
-    Args:
-      values: The ids or 24-bit colours.
-      path: The label file, or "" if the labels are not image files.
-    """
-    flat = values.ravel()
-    # Counting runs of equal values is much faster than counting pixels.
-    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
-    lengths, runs = np.diff(starts, append=len(flat)), flat[starts]
-    if flat.dtype == np.uint8:
-        counts = np.bincount(runs, weights=lengths)
-        distinct = np.flatnonzero(counts)
-        counts = counts[distinct]
-    else:
-        distinct, where = np.unique(runs, return_inverse=True)
-        counts = np.bincount(where, weights=lengths)
-    by_value = dict(zip(distinct.tolist(), counts.astype(np.int64).tolist(), strict=True))
-    # Colours are their own labels, so the palettes can differ.
-    ids = {} if flat.dtype == np.int32 else by_value
-    mode, palette = _read_mode_and_palette(path, ids) if path else ("", {})
-    return Mask(by_value, len(runs), _count_ramps(runs, lengths), mode, palette)
-
-
-def _count_ramps(runs: Integer[np.ndarray, " n"], lengths: Integer[np.ndarray, " n"]) -> int:
-    """Count the runs of at most two pixels whose value lies strictly between its neighbours', in all bands of a colour."""
-    bands = [runs >> shift & 255 for shift in (16, 8, 0)] if runs.dtype == np.int32 else [runs]
-    between = lengths[1:-1] <= 2
-    for band in bands:
-        before, here, after = band[:-2], band[1:-1], band[2:]
-        between &= ((before <= here) & (here <= after)) | ((before >= here) & (here >= after))
-    changes = (runs[:-2] != runs[1:-1]) & (runs[1:-1] != runs[2:])
-    return int(np.count_nonzero(between & changes))
-
-
-def _read_mode_and_palette(path: str, values: dict[int, int]) -> tuple[str, dict[int, Color]]:
-    """Return a file's Pillow mode and the palette colour of each value. No pixels are decoded."""
-    try:
-        with epath.Path(path).open("rb") as file, Image.open(file) as picture:
-            if picture.mode != "P" or picture.palette is None:
-                return picture.mode, {}
-            flat = picture.palette.getdata()[1]
-            return "P", {v: (flat[3 * v], flat[3 * v + 1], flat[3 * v + 2]) for v in values if 3 * v + 2 < len(flat)}
-    except Image.UnidentifiedImageError:  # a NumPy array, or a TIFF that only tifffile can read
-        return "", {}
-
-
-def format_value(value: int, is_color: bool) -> str:
-    """Return an id as text, such as "7", or a 24-bit colour as its RGB values, such as "128,64,128"."""
-    return ",".join(str(part) for part in value.to_bytes(3, "big")) if is_color else str(value)
 
 
 def _explain_too_many(values: dict[int, Occurrence], last: str) -> str:

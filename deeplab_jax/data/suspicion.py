@@ -8,15 +8,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from deeplab_jax.data.masks import BLEND_CAUSES, Mask, advise_threshold, describe_mask, format_value, is_blended
 from deeplab_jax.data.samples import Samples, read_sample, value_table
-from deeplab_jax.data.survey import Mask, Survey, describe_mask, format_value
+from deeplab_jax.data.survey import Survey
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import IGNORE, UNKNOWN, LabelSet, color_of
 
-# In masks drawn by hand, up to 3 % of the runs are ramps (see `survey.Mask`), or 5 % after shrinking without interpolation.
-# With interpolation, soft edges or JPEG compression, it is 15 % to 75 % (CamVid).
-MAX_RAMPS = 0.1
-MIN_RAMPS = 20  # below this number, a fraction says nothing
 # In Cityscapes, 12 % of the pixels have label ids that are ignored. Train ids read as label ids lose more than half.
 MAX_IGNORED = 0.3
 SAMPLED = 8  # the number of masks to look at before training
@@ -87,19 +84,14 @@ def describe_sample_mask(samples: Samples, i: int, values: np.ndarray) -> Mask:
 
 
 def _find_blends(survey: Survey) -> Iterator[str]:
-    if survey.ramps < max(MIN_RAMPS, MAX_RAMPS * survey.runs):
+    if not is_blended(survey.ramps, survey.runs):
         return
     frequent = sorted(survey.occurrences, key=lambda value: -survey.occurrences[value].pixels)
     share = survey.ramps / survey.runs
-    text = (
+    yield (
         f"The masks are blended: at {share:.0%} of the edges, thin lines have values between those on both sides, so they "
-        f"belong to no class. {len(frequent)} values occur. Masks that were resized with interpolation, drawn with soft edges "
-        "or saved as JPEG look like this. Recreate them from the originals, without interpolation, as PNG."
+        f"belong to no class. {len(frequent)} values occur. {BLEND_CAUSES}{advise_threshold(frequent, survey.is_color)}"
     )
-    if survey.is_color or not {0, 255} <= set(frequent[:3]):
-        yield text
-        return
-    yield f"{text} Masks of 0 and 255 with soft edges can be repaired with a threshold: values below 128 become 0, others 255."
 
 
 def _find_mixed_modes(survey: Survey) -> Iterator[str]:

@@ -68,7 +68,7 @@ def export(
     step = str(resolve(checkpoint))
     say(f"Checkpoint: {step}")
     stored = stored_config(step)
-    variables = restore_model(step, like=stored)
+    variables = restore_model(step, like=stored, given=checkpoint)
     config = _simplify_protocol(stored, say)
     metadata = _metadata(config, step, output)
     make, load = _FORMATS[fmt]

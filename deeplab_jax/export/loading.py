@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
-from deeplab_jax.checkpoints.paths import EXPORTED_PROGRAM, classify_file, describe_path
+from deeplab_jax.checkpoints.paths import EXPORTED, EXPORTED_PROGRAM, classify_file, describe_path
 from deeplab_jax.errors import DataError, one_line
 from deeplab_jax.evaluation.pictures import require_images
 from deeplab_jax.runtime.canvases import Size, place_images
@@ -112,10 +112,9 @@ def load_exported(path: str | os.PathLike[str]) -> Exported:
         with open(path, "rb") as file:
             return load(file.read())
     except Exception as error:  # deserializing an invalid file can raise any error
-        wanted = "a file written by `deeplab-jax export --format stablehlo`"
         if os.path.isfile(path) and classify_file(epath.Path(path)) == "stablehlo":
             raise DataError(f"{path} cannot be loaded ({one_line(error)}). Export it again with this version of JAX.") from None
-        raise DataError(f"`path` (={path!r}) cannot be loaded, because it {describe_path(path, wanted)}") from None
+        raise DataError(f"`path` (={path!r}) cannot be loaded, because it {describe_path(path, EXPORTED)}") from None
 
 
 def load(content: bytes) -> Exported:

@@ -51,6 +51,7 @@ def evaluation_config(run: str, split: str | None) -> tuple[Config, epath.Path]:
 
 def write_report(
     config: Config,
+    run: str,
     checkpoint: epath.Path,
     out: str,
     batches: Iterable[Batch],
@@ -62,6 +63,7 @@ def write_report(
 
     Args:
       config: The config returned by `evaluation_config`.
+      run: What the user gave as the run.
       checkpoint: The checkpoint returned by `evaluation_config`.
       out: The HTML file to write.
       batches: The batches of the evaluated split.
@@ -76,7 +78,7 @@ def write_report(
     workdir = checkpoint.parent.parent
     train, evaluations, starts = read_log(str(workdir), "train"), read_log(str(workdir), "eval"), read_starts(str(workdir))
     worst = WorstImages(names, config.labels, images)
-    variables = restore_model(str(checkpoint), like=config)
+    variables = restore_model(str(checkpoint), like=config, given=run)
     confusion, _ = evaluate(config, variables, batches, len(names), [worst.add], console)
     if not confusion.any():
         raise DataError(f"`eval.split` (={config.eval.split!r}) has no labels. Choose a labelled split with --split.")

@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from deeplab_jax.errors import ConfigError, DataError, one_line
+from deeplab_jax.files import advise_on_write_error
 
 Frame = UInt8[np.ndarray, "h w 3"]
 
@@ -81,7 +82,7 @@ def write_video(path: pathlib.Path, size: tuple[int, int], fps: float) -> Iterat
             container.mux(stream.encode())
         temporary.replace(path)
     except (av.FFmpegError, OSError) as error:
-        raise ConfigError(f"Cannot write {path}: {one_line(error)}. Fix this or choose a different folder.") from None
+        raise ConfigError(f"Cannot write {path}: {one_line(error)}. {advise_on_write_error(error)}.") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from deeplab_jax.errors import ConfigError
+from deeplab_jax.files import advise_on_write_error
 from deeplab_jax.runtime.shared_errors import failing_together
 
 LOCK = "lock.json"
@@ -72,7 +73,8 @@ def lock_folder(folder: str, say: Callable[[str], None]) -> Iterator[Callable[[]
         path.parent.mkdir(parents=True, exist_ok=True)
         _acquire(path, own, say)
     except OSError as error:
-        raise ConfigError(f"`--workdir` (={folder!r}) is not writable ({error.strerror}). Choose a different folder.") from None
+        advice = advise_on_write_error(error, "Choose a different folder")
+        raise ConfigError(f"`--workdir` (={folder!r}) is not writable ({error.strerror}). {advice}.") from None
 
     def check() -> None:
         owner = None

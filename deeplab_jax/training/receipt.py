@@ -25,18 +25,20 @@ from etils import epath
 from jax.sharding import Mesh
 
 from deeplab_jax import config as config_module
-from deeplab_jax.config import Config
+from deeplab_jax.config import Config, from_dict
 from deeplab_jax.errors import CheckpointError, one_line
 from deeplab_jax.files import report_write_errors, write_atomically
 from deeplab_jax.runtime import hosts
 from deeplab_jax.runtime.shared_errors import failing_together
 from deeplab_jax.training.data import Data
+from deeplab_jax.training.schedules import make_schedule
 from deeplab_jax.training.state import TrainState, state_digest
 
 RUN, RECEIPTS, SAMPLES = "run.json", "receipts.jsonl", "samples.tsv"
 _DIGESTS = ("config_digest", "digest")
 SKIPPED = "0" * 16  # the fingerprint of an unreadable sample
 _HOW_TO_CONTINUE = "The file was changed or is damaged. Move it to a different folder to continue without the earlier receipt."
+MAX_RISE = 0.01  # in the learning rate; a larger relative rise is reported
 PACKAGES = ("deeplab-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow", "tensorflow-cpu")
 
 
@@ -156,7 +158,16 @@ def find_changes(then: Start, now: Start) -> list[str]:
         changes.append(f"the evaluation list{sizes}, so earlier scores are not comparable")
     if then.steps != now.steps and then.config["train"]["steps"] == now.config["train"]["steps"]:  # set by epochs
         changes.append(f"the length of the run: {now.steps} steps instead of {then.steps}, which changes the learning rate")
-    return changes + find_platform_changes(then, now)
+    return changes + _find_rising_rate(then, now) + find_platform_changes(then, now)
+
+
+def _find_rising_rate(then: Start, now: Start) -> list[str]:
+    """Return a line if the learning rate rises in the next step because the schedules of the two starts differ."""
+    old, new = (make_schedule(from_dict(start.config).optim, start.steps) for start in (then, now))
+    before, planned, rate = float(old(now.step - 1)), float(old(now.step)), float(new(now.step))
+    if now.step >= now.steps or rate <= max(before, planned) * (1 + MAX_RISE):
+        return []
+    return [f"the schedule: the learning rate rises from {before:.2e} in step {now.step} to {rate:.2e} in step {now.step + 1}"]
 
 
 def find_platform_changes(then: Start, now: Start) -> list[str]:

@@ -3,13 +3,13 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 
 import jax
 import numpy as np
 from etils import epath
 
-from deeplab_jax.checkpoints.folders import CHECKPOINTS, CHECKSUMS, find_changed_files
+from deeplab_jax.checkpoints.folders import CHECKPOINTS, CHECKSUMS, find_changed_files, list_steps
 from deeplab_jax.checkpoints.paths import resolve
 from deeplab_jax.checkpoints.store import Checkpoints, Trees
 from deeplab_jax.config import Config, from_dict
@@ -89,7 +89,9 @@ def verify(
     config, run_start = config_at(workdir, start)
     receipts, samples = read_receipts(workdir), read_samples(workdir)
     end = start + steps
+    log = {row["step"]: row for row in read_log(workdir, "train") if all(name in row for name in SCALARS)}
     _check_interval(workdir, start, end, run_start)
+    _require_recorded(start, end, {*receipts, *log, *list_steps(epath.Path(workdir) / CHECKPOINTS)})
     setup = set_up(config, run_start.steps)
     is_same_list = data.digest == run_start.data
     yield Finding(is_same_list, f"training list: {'unchanged' if is_same_list else 'differs from the run'}")
@@ -114,7 +116,6 @@ def verify(
                 yield _compare_digests("state", start, receipts, state_digest(state))
         yield Finding(None, f"replaying with {differences or 'the same devices and versions as the run'}")
         consumed = ConsumedSamples(data.names, receipts.get(start, {}).get("samples", ""))
-        log = {row["step"]: row for row in read_log(workdir, "train") if all(name in row for name in SCALARS)}
         train_step = compile_train_step(setup.mesh, config=config, model=setup.model, optimizer=setup.optimizer)
         batches = prefetch(data.train_batches(start, end), setup.mesh, config.model.output_stride)
         for step, (batch, on_device) in enumerate(batches, start=start + 1):
@@ -132,8 +133,6 @@ def verify(
                 stored = yield from check_checkpoint(step)
                 if not is_exact:
                     yield _compare_parameters(step, state, stored)
-    if not any(start < step <= end for step in (*receipts, *log)):
-        yield Finding(False, f"the run has no checkpoint or log row for steps {start + 1} to {end}. Replay more steps.")
 
 
 def _check_interval(workdir: str, start: int, end: int, run_start: Start) -> None:
@@ -150,6 +149,20 @@ def _check_interval(workdir: str, start: int, end: int, run_start: Start) -> Non
         raise ConfigError(
             f"`--steps` (={end - start}) is out of range from step {start} in a {run_start.steps}-step run. {advice}"
         )
+
+
+def _require_recorded(start: int, end: int, recorded: Collection[int]) -> None:
+    """Check that at least one step after `start` and up to `end` has a result to compare with."""
+    after = sorted(step for step in recorded if step > start)
+    if after and after[0] <= end:
+        return
+    steps = f"step {end}" if end == start + 1 else f"steps {start + 1} to {end}"
+    advice = f"Use --steps {after[0] - start} or more" if after else "Use a smaller --from"
+    first, last = min((step for step in recorded if step), default=0), max(recorded, default=0)
+    raise ConfigError(
+        f"`--steps` (={end - start}) replays only {steps}, of which the run recorded no result to compare with. Its first "
+        f"recorded step is {first}, and its last is {last}. {advice}."
+    )
 
 
 def _check_checkpoint(

@@ -89,7 +89,7 @@ def export_weights(checkpoint: str, out: str, *, fmt: str, say: Say = print) -> 
     source = choose(fmt, SOURCES, "--to")
     step = checkpoints.resolve(checkpoint)
     config = checkpoints.stored_config(str(step))
-    variables = names.flatten(checkpoints.restore_model(str(step), like=config))
+    variables = names.flatten(checkpoints.restore_model(str(step), like=config, given=checkpoint))
     state = to_state_dict(variables, config.model, fmt, int(step.name) if step.name.isdigit() else 0)
     # `pretrained` describes how training started, not the network itself, so it is not stored.
     model = dataclasses.replace(config.model, pretrained="")

@@ -17,6 +17,7 @@ import pytest
 from conftest import tiny_config, tiny_resnet18
 
 from deeplab_jax.api import load
+from deeplab_jax.checkpoints.faults import report_write_errors
 from deeplab_jax.checkpoints.folders import CHECKSUMS, SCORES, find_changed_files
 from deeplab_jax.checkpoints.store import Checkpoints, resolve, restore_model, restore_variables, save_model, stored_config
 from deeplab_jax.errors import CheckpointError, ConfigError
@@ -429,6 +430,19 @@ def test_a_run_that_is_killed_during_a_save_can_resume(run, seconds):
     assert list_steps(run) == ["5", "8", "9"]
     assert [find_changed_files(run / "checkpoints" / name) for name in list_steps(run)] == [[], [], []]
     assert resume(run) == (9, [])
+
+
+@pytest.mark.parametrize("steps", [[], [8, 10]])
+def test_the_advice_after_a_failed_save_names_the_step_to_resume_from(tmp_path, steps):
+    for step in steps:
+        (tmp_path / str(step)).mkdir()
+    (tmp_path / "12.orbax-checkpoint-tmp").mkdir()
+    outcome = "resume from step 10" if steps else "start from the beginning, because no step was saved"
+    for code, reason, fix in ((28, "No space left on device", "Free some disk space"), (5, "Input/output error", "Fix this")):
+        with pytest.raises(CheckpointError) as caught, report_write_errors(tmp_path):
+            raise OSError(code, reason)
+        assert reason in str(caught.value)
+        assert str(caught.value).endswith(f"). {fix}, then run the same command to {outcome}.")
 
 
 def test_a_failed_save_is_reported_by_the_next_save(run):

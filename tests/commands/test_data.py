@@ -1,5 +1,6 @@
 import json
 import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -47,7 +48,8 @@ def test_check_without_a_label_set_looks_at_the_masks(own_data, monkeypatch, cap
     code, output = run_cli(monkeypatch, capsys, "data", "check", own_data)
     assert code == 2
     assert "so only the masks were checked" in output
-    assert f"Run `deeplab-jax data labels {own_data}`, or set --labels to cityscapes" in output
+    assert f"Write it with `deeplab-jax data labels {own_data}`, or give a label set with --labels (see docs/" in output
+    assert "mapillary" not in output
     for path in own_data.glob("target/*/*.png"):
         values = np.asarray(Image.open(path)).copy()
         values[20:60:3, 1::2] = 200  # columns of one pixel between 4 and 255
@@ -58,7 +60,7 @@ def test_check_without_a_label_set_looks_at_the_masks(own_data, monkeypatch, cap
     assert output.index("ERROR: suspicious masks (1)\n  The masks are blended") < output.index(
         "Training would fail. Fix these problems"
     )
-    assert f"Run `deeplab-jax data labels {own_data} --label-kind labelIds`" in output
+    assert f"Write it with `deeplab-jax data labels {own_data} --label-kind labelIds`" in output
 
 
 def test_the_printed_commands_can_be_pasted_into_a_shell(own_data, monkeypatch, capsys):
@@ -112,13 +114,25 @@ def test_the_exit_code_is_1_if_training_would_fail(own_data, monkeypatch, capsys
     assert run_cli(monkeypatch, capsys, "data", "check", own_data, "--splits", "val", "nope")[0] == 1
 
 
+def test_a_missing_validation_split_is_an_error_as_in_training(own_data, monkeypatch, capsys):
+    shutil.rmtree(own_data / "target" / "val")
+    shutil.rmtree(own_data / "input" / "val")
+    run_cli(monkeypatch, capsys, "data", "labels", own_data)
+    code, output = run_cli(monkeypatch, capsys, "data", "check", own_data)
+    assert code == 1
+    assert "ERROR: splits that cannot be used (1)\n  Found no samples of split 'val'" in output
+    assert "Set --config.data.val_share=0.2 to hold out a fifth of the training images for validation." in output
+    assert "give --splits to the check, for example --splits train." in output
+    assert run_cli(monkeypatch, capsys, "data", "check", own_data, "--splits", "train")[0] == 0
+
+
 def test_the_label_set_comes_from_the_layout_or_the_flag(street_scenes, own_data, monkeypatch, capsys):
     code, output = run_cli(monkeypatch, capsys, "data", "check", street_scenes, "--splits", "val", "test")
     assert code == 0
     assert "labels: cityscapes, 19 classes, inferred from the Cityscapes folder layout" in output
     code, output = run_cli(monkeypatch, capsys, "data", "check", own_data)
     assert code == 2
-    assert "Run `deeplab-jax data labels" in output
+    assert "Write it with `deeplab-jax data labels" in output
     code, output = run_cli(monkeypatch, capsys, "data", "check", own_data, "--labels", "voc")
     assert "labels: voc, 21 classes, given by --labels" in output
     assert code == 0

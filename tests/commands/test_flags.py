@@ -35,6 +35,21 @@ def test_wrong_flags_are_reported_on_one_line(arguments, message):
 
 
 @pytest.mark.parametrize(
+    ("words", "ordered"),
+    [
+        (["--config.seed=1", "--config=a.py"], ["--config=a.py", "--config.seed=1"]),
+        (["--workdir", "runs/a", "--config", "a.py", "--x"], ["--config", "a.py", "--workdir", "runs/a", "--x"]),
+        (["--config=a.py", "--config.seed=1"], ["--config=a.py", "--config.seed=1"]),
+        (["-config.seed=1", "-config", "a.py"], ["-config", "a.py", "-config.seed=1"]),
+        (["--config.seed=1", "--", "--config=a.py"], ["--config.seed=1", "--", "--config=a.py"]),
+        (["--config.seed=1", "--config"], ["--config", "--config.seed=1"]),
+    ],
+)
+def test_the_recipe_can_come_after_its_fields(words, ordered):
+    assert flags.put_recipe_first(words) == ordered
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
         (["model.decoderwidth=3"], "Did you mean decoder_width"),

@@ -48,7 +48,36 @@ def test_an_unknown_command_is_reported_with_the_available_ones(arguments, liste
     assert output.startswith("error: ")
     assert output.count("\n") == 1
     assert listed in output
-    assert output.endswith("See deeplab-jax --help.\n")
+    assert output.endswith(f"See deeplab-jax {'data ' * (arguments == ['data'])}--help.\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (["--config.data.batch_size=2"], "--config FILE.py data.batch_size=2. See deeplab-jax plan --help."),
+        (["--config", "a.py", "--config.seed=2", "--no-compile"], "--config FILE.py seed=2. See deeplab-jax plan --help."),
+        (["--config", "a.py", "--model.remat=(1, 2)"], "--config FILE.py 'model.remat=(1, 2)'. See deeplab-jax plan --help."),
+        (["--config", "a.py", "--device=2"], "Unrecognized options: --device=2. See deeplab-jax plan --help."),
+    ],
+)
+def test_plan_says_how_it_takes_fields(arguments, advice, monkeypatch, capsys):
+    code, output = run_cli(monkeypatch, capsys, "plan", *arguments)
+    assert code == 2
+    assert output.count("\n") == 1
+    assert output.endswith(f"{advice}\n")
+
+
+@pytest.mark.parametrize("command", [["verify"], ["report"], ["weights", "export"]])
+def test_a_mistyped_path_is_reported_together_with_missing_options(command, tmp_path, monkeypatch, capsys):
+    (tmp_path / "runs" / "toy" / "checkpoints").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    code, output = run_cli(monkeypatch, capsys, *command, "runs/tyo")
+    assert code == 2
+    assert output.startswith(f"error: Missing from deeplab-jax {' '.join(command)}: --")
+    assert f"'runs/tyo' does not exist. Did you mean {tmp_path}/runs/toy?" in output
+    assert output.endswith(f" See deeplab-jax {' '.join(command)} --help.\n")
+    _, output = run_cli(monkeypatch, capsys, *command, "runs/toy")
+    assert "exist" not in output
 
 
 @pytest.mark.parametrize(
@@ -110,11 +139,11 @@ def test_weights_are_exported_and_imported_again(tmp_path, monkeypatch, capsys):
         (["weights", "import", "x.pth", "--out", "o", "--from", "foo"], "foo"),
         (
             ["weights", "import", "x.pth"],
-            "Missing from deeplab-jax weights import: --out DIR. See deeplab-jax weights import --help.",
+            "Missing from deeplab-jax weights import: --out DIR. 'x.pth' does not exist.",
         ),
         (["weights", "import", "x.pth", "--out", "o", "--nonsense"], "Unrecognized options: --nonsense. See"),
         (["data", "synthetic", "x", "--size", "64"], "--size"),
-        (["data", "chek"], "Available subcommands: synthetic, labels, check, prepare, import. See deeplab-jax --help."),
+        (["data", "chek"], "Available subcommands: synthetic, labels, check, prepare, import. See deeplab-jax data --help."),
     ],
 )
 def test_invalid_arguments_are_reported_on_one_line(arguments, message, monkeypatch, capsys):

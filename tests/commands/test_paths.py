@@ -67,10 +67,7 @@ ACCEPTED += ("renamed", "imported", "runs/quickstart/")
 REFUSED = {
     "run/checkpoints/4/model": r"is a part of the checkpoint \S+/run/checkpoints/4\. Give that folder\.",
     "run/checkpoints/9": r"does not exist\. The checkpoints in \S+/run/checkpoints are 4\.",
-    "run/bset": r"does not exist\. Did you mean \S+/run/best\?",
     "runs": r"is not a run, but contains runs\. Give one of them: \S+/runs/quickstart\.",
-    "runs/quikstart": r"does not exist\. Did you mean \S+/runs/quickstart\?",
-    "rns/quickstart": r"does not exist\. Did you mean \S+/runs/quickstart\?",
     "empty": r"is an empty folder\. Give ",
     "empty/none": r"does not exist\. The folder \S+/empty is empty\.",
     "unfinished": r"is a run without a complete checkpoint\. Train it until its first save\. Give ",
@@ -83,6 +80,17 @@ REFUSED = {
     "run.zip": r"is an archive, which must be unpacked first\. Give ",
     "recipe.py": r"is a Python file\. Recipes are for --config\. Give ",
     "notes.txt": r"is a file, but not a weights file or an exported network\. Give ",
+}
+MISTYPED = {
+    "run/bset": r"does not exist\. Did you mean \S+/run/best\?",
+    "photo/a.png": r"does not exist\. The folder \S+ contains ",  # photos/a.png is no checkpoint
+    "netdl": r"does not exist\. The folder \S+ contains ",
+    "nett": r"does not exist\. The folder \S+ contains ",
+    "net2.pth": r"does not exist\. Did you mean \S+/net\.pth\?",
+    "weigths": r"does not exist\. Did you mean \S+/weights\?",
+    "dta": r"does not exist\. The folder \S+ contains ",
+    "runs/quikstart": r"does not exist\. Did you mean \S+/runs/quickstart\?",
+    "rns/quickstart": r"does not exist\. Did you mean \S+/runs/quickstart\?",
 }
 WEIGHTS = {
     "weights": r"contains weights files, but no checkpoint\. Import one with .*: \S+/weights/net\.safetensors\.",
@@ -137,7 +145,7 @@ def test_a_value_that_is_not_a_path_is_refused(value):
         dl.load(value)
 
 
-@pytest.mark.parametrize(("name", "message"), (REFUSED | WEIGHTS).items())
+@pytest.mark.parametrize(("name", "message"), (REFUSED | MISTYPED | WEIGHTS).items())
 def test_commands_say_what_they_were_given(places, name, message, monkeypatch, capsys):
     for make in COMMANDS.values():
         code, output = run_cli(monkeypatch, capsys, *make(locate(places, name), places))
@@ -159,14 +167,14 @@ CHECKPOINTS = dict.fromkeys(ACCEPTED, re.escape(CHECKPOINT))
 UNREADABLE = {"notes.txt": ".*"}  # tests/weights covers files that are not recognised
 
 
-@pytest.mark.parametrize(("name", "message"), (CHECKPOINTS | REFUSED | UNREADABLE).items())
+@pytest.mark.parametrize(("name", "message"), (CHECKPOINTS | REFUSED | MISTYPED | UNREADABLE).items())
 def test_weights_import_says_what_it_was_given(places, name, message, monkeypatch, capsys):
     code, output = run_cli(monkeypatch, capsys, "weights", "import", f"{places}/{name}", "--out", places / "out")
     assert code == 2
     assert_is_one_line(output, rf"error: `[^`]*` {message}")
 
 
-@pytest.mark.parametrize(("name", "message"), (REFUSED | UNREADABLE).items())
+@pytest.mark.parametrize(("name", "message"), (REFUSED | MISTYPED | UNREADABLE).items())
 def test_pretrained_says_what_it_was_given(places, name, message):
     config = load_tiny_recipe("nowhere", f"model.pretrained={places}/{name}")
     with pytest.raises(DeeplabError) as caught:
@@ -188,7 +196,14 @@ def test_load_exported_says_what_it_was_given(places, name, message):
     assert_is_one_line(str(caught.value), f".* cannot be loaded,? {reason}")
 
 
-@pytest.mark.parametrize(("name", "message"), (REFUSED | WEIGHTS).items())
+def test_load_exported_suggests_only_exported_networks(places):
+    with pytest.raises(DataError, match=r"does not exist\. Did you mean \S+/net\.dl\?"):
+        dl.load_exported(f"{places}/nett.dl")
+    with pytest.raises(DataError, match=r"does not exist\. The folder \S+/runs contains quickstart\."):
+        dl.load_exported(f"{places}/runs/quikstart")
+
+
+@pytest.mark.parametrize(("name", "message"), (REFUSED | MISTYPED | WEIGHTS).items())
 def test_verify_says_what_it_was_given(places, name, message, monkeypatch, capsys):
     code, output = run_cli(monkeypatch, capsys, "verify", locate(places, name), "--from", "0", "--steps", "1")
     assert code == 2
@@ -212,6 +227,8 @@ def test_a_folder_or_a_near_miss_as_recipe_is_explained(places):
         load_recipe(f"{places}/run")
     with pytest.raises(ConfigError, match=r"does not exist\. Did you mean \S+/recipe\.py\?"):
         load_recipe(f"{places}/recpie.py")
+    with pytest.raises(ConfigError, match=r"No such file or directory"):
+        load_recipe(f"{places}/note.txt")
 
 
 def test_a_scheme_that_cannot_be_read_is_explained():

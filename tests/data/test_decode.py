@@ -212,7 +212,7 @@ def test_colours_are_read_exactly(format, tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (save(COLORS, format="JPEG"), "is a JPEG file. Save labels as PNG"),
+        (save(COLORS, format="JPEG"), "is a JPEG file. Lossy compression changes label values"),
         (save(COLORS, format="WEBP"), "is a lossy WEBP file"),
         (save(COLORS, format="TIFF", compression="jpeg"), "is a lossy TIFF file"),
         (save(COLORS, format="PNG"), "is not an id image, because it has colours.*label_kind=color"),

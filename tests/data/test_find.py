@@ -143,3 +143,22 @@ def test_a_split_without_labels_is_an_error_by_default(tmp_path):
     write_list(tmp_path, "a.png\n")
     with pytest.raises(DataError, match=r"needs labels, but .*train\.lst names only images\. Write `image label` on each line"):
         find_samples(str(tmp_path), "train")
+
+
+def test_a_jpeg_file_in_place_of_a_mask_is_explained(tmp_path):
+    for name in ("a.jpg", "a_label.jpg"):
+        (tmp_path / name).touch()
+    write_list(tmp_path, "a.png a_label.png\n")
+    with pytest.raises(DataError, match=r"a\.jpg exists\. Use its name in the list, or convert the file\.$"):
+        find_samples(str(tmp_path), "train")
+    write_list(tmp_path, "a.jpg a_label.png\n")
+    with pytest.raises(DataError, match=r"a_label\.jpg exists, but cannot be used\. Lossy compression changes label values"):
+        find_samples(str(tmp_path), "train")
+
+
+def test_only_files_that_could_be_meant_are_suggested_for_a_missing_one(tmp_path):
+    for name in ("a.jpg", "mask_aa.json", "mask_b.png"):
+        (tmp_path / name).touch()
+    write_list(tmp_path, "a.jpg mask_a.png\n")
+    with pytest.raises(DataError, match=r"The most similar name there is mask_b\.png\."):
+        find_samples(str(tmp_path), "train")

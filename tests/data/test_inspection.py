@@ -26,6 +26,12 @@ def mask(*values, size=SIZE):
     return Image.fromarray(array)
 
 
+def soft_disc(low=0, high=255):
+    y, x = np.mgrid[: SIZE[1], : SIZE[0]]
+    share = np.clip(20 - np.hypot(x - 50, y - 40) + 0.5, 0, 1)  # of a pixel that the disc covers
+    return Image.fromarray(np.round(low + (high - low) * share).astype(np.uint8))
+
+
 @pytest.fixture
 def report(tmp_path):
     """Return a function that writes lists of (image, label) pairs as splits and returns their inspection report."""
@@ -75,9 +81,16 @@ def test_values_outside_the_label_set_are_reported_with_file_and_pixels(report):
     assert result.tallies["train"].unknown == 300
 
 
-def test_a_mask_that_was_resized_with_interpolation_is_recognized(report):
+def test_many_undefined_values_are_questioned(report):
     result = report(train=[(random_image(0), mask(0, 1, 2)), (random_image(1), mask(*range(20)))])
-    assert len(find_problems(result, "values outside the label set", "and 12 more. The file may have been resized")) == 1
+    (problem,) = find_problems(result, "values outside the label set", "and 12 more. So many values rarely are classes.")
+    assert problem.text.endswith("If they are classes, add the values to the label set (to ignored_ids if they have no class).")
+
+
+def test_a_soft_mask_is_not_advised_to_be_added_to_the_label_set(report):
+    result = report(train=[(random_image(0), mask(0, 1, 2)), (random_image(1), soft_disc())])
+    (problem,) = find_problems(result, "values outside the label set", "The mask is blended")
+    assert "add the values" not in problem.text
 
 
 @pytest.mark.parametrize(
@@ -130,7 +143,7 @@ def test_a_jpeg_mask_is_reported_as_a_jpeg_file(report, tmp_path):
     report(train=[(random_image(0), mask(0, 1, 2)), (random_image(1), mask(0))])
     random_image(1, "L").save(tmp_path / "train1_label.png", "JPEG", quality=90)
     (problem,) = [p for p in report.check_again("train").problems if p.fails]
-    assert "train1_label.png is a JPEG file. Save labels as PNG" in problem.text
+    assert "train1_label.png is a JPEG file. Lossy compression changes label values" in problem.text
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "CMYK", "1"])

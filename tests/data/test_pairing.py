@@ -73,13 +73,14 @@ def test_unused_masks_and_unread_files_are_noted(pair):
     ("masks", "reason"),
     [
         ([], "the folder target does not exist, and the data set holds input/. Put the masks into target."),
+        (["a.jpg"], "Lossy compression changes label values, so some pixels get the ids of other classes."),
         (["a.json"], "the folder target holds only a.json. Masks can be .bmp,"),
     ],
 )
 def test_a_split_without_masks_says_where_they_were_expected(pair, masks, reason):
     pairing = pair(["a.jpg"], masks)
     assert pairing.pairs == (("input/a.jpg", ""),)
-    assert pairing.why_unlabelled.startswith(reason)
+    assert reason in pairing.why_unlabelled
 
 
 def test_linked_folders_are_followed_once(pair, tmp_path):

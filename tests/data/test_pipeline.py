@@ -244,7 +244,7 @@ def test_a_label_with_lossy_compression_is_rejected(tmp_path, kind, mode, option
     Image.new(mode, (8, 8)).save(tmp_path / "l.png", kind, **options)
     if mode == "RGB":
         samples = dataclasses.replace(samples, kind="color")
-    with pytest.raises(DataError, match=rf"l\.png is a {kind} file\. Save labels as PNG"):
+    with pytest.raises(DataError, match=rf"l\.png is a {kind} file\. Lossy compression changes label values"):
         list(eval_batches(samples, PLAIN, 1))
 
 
@@ -459,8 +459,7 @@ def test_no_broken_sample_is_skipped_by_default(pairs, tmp_path):
         read_skipping(pairs, allow=0)
     assert str(caught.value) == (
         f"{tmp_path / 'l4.png'} holds the value 77 (192 pixels), which the label set does not define for labelIds labels. "
-        "Fix the file, or add the value to the config's label set "
-        "(to ignored_ids or ignored_colors if it has no class)."
+        "Fix the file, or add the values to the label set (to ignored_ids if they have no class)."
     )
 
 

@@ -147,8 +147,17 @@ def test_a_file_system_without_links_can_be_locked(tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"`--workdir` .* is not writable \(Not a directory\)"):
+    with pytest.raises(ConfigError, match=r"`--workdir` .* is not writable \(Not a directory\)\. Choose a different folder\.$"):
         lock_folder(str(tmp_path / "file" / "run"), say_nothing).__enter__()
+
+
+def test_a_full_disk_needs_space_and_not_a_different_folder(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(lock, "_acquire", fail)
+    with pytest.raises(ConfigError, match=r"not writable \(No space left on device\)\. Free some disk space\.$"):
+        lock_folder(str(tmp_path), say_nothing).__enter__()
 
 
 def test_object_stores_are_not_locked(tmp_path, monkeypatch):

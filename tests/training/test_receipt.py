@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from deeplab_jax.config import MeshConfig
+from deeplab_jax.config import Config, MeshConfig, to_dict
 from deeplab_jax.errors import CheckpointError, ConfigError
 from deeplab_jax.runtime.mesh import make_mesh
 from deeplab_jax.training.data import Data
@@ -15,6 +15,7 @@ from deeplab_jax.training.receipt import (
     ConsumedSamples,
     Receipts,
     describe_start,
+    find_changes,
     read_receipts,
     read_samples,
     read_starts,
@@ -164,9 +165,28 @@ def test_changes_since_the_last_start_are_reported(tmp_path):
             "the training list (4 images instead of 3)",
             "the evaluation list (5 images instead of 2), so earlier scores are not comparable",
             "the length of the run: 20 steps instead of 10, which changes the learning rate",
+            "the schedule: the learning rate rises from 2.68e-02 in step 6 to 3.63e-02 in step 7",
             "processes 2 instead of 1",
         )
     ]
+
+
+@pytest.mark.parametrize(
+    ("steps", "optim", "expected"),
+    [
+        # Poly with power 1: 0.1 (1 - 9/10) in step 10, which is the last one of 10, and then 0.1 (1 - 10/20).
+        (20, {}, ["the schedule: the learning rate rises from 1.00e-02 in step 10 to 5.00e-02 in step 11"]),
+        (10, {}, []),  # there is no next step
+        (20, {"lr": 0.0}, []),
+    ],
+)
+def test_a_learning_rate_that_rises_after_a_complete_run_is_reported(steps, optim, expected):
+    config = Config()
+    config.optim = dataclasses.replace(config.optim, lr=0.1, power=1.0, lr_end=0.0, warmup_steps=0)
+    then = dataclasses.replace(make_start(0), config=to_dict(config), steps=10)
+    config.optim = dataclasses.replace(config.optim, **optim)
+    now = dataclasses.replace(then, step=10, steps=steps, config=to_dict(config))
+    assert [line for line in find_changes(then, now) if "learning rate rises" in line] == expected
 
 
 def test_a_receipt_without_the_evaluation_list_can_be_read(tmp_path):

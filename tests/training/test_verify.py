@@ -63,6 +63,28 @@ def test_an_honest_run_agrees_bit_for_bit(honest_run, start, steps):
     assert f"step {last}: samples agree" in texts
 
 
+def test_steps_without_a_recorded_result_are_refused(tampered_run):
+    rows = [json.loads(line) for line in (tampered_run / "metrics.jsonl").read_text().splitlines()]
+    kept = [json.dumps(row) for row in rows if row["step"] == 4]
+    (tampered_run / "metrics.jsonl").write_text("\n".join(kept) + "\n")
+    message = (
+        r"`--steps` \(=1\) replays only step 3, of which the run recorded no result to compare with\. Its first recorded "
+        r"step is 2, and its last is 4\. Use --steps 2 or more\."
+    )
+    with pytest.raises(ConfigError, match=message):
+        collect_findings(tampered_run, 2, 1)
+
+
+def test_a_run_without_later_results_has_nothing_to_compare(tampered_run):
+    (tampered_run / "metrics.jsonl").unlink()
+    shutil.rmtree(tampered_run / "checkpoints" / "4")
+    receipts = tampered_run / "receipts.jsonl"
+    rows = receipts.read_text().splitlines(keepends=True)
+    receipts.write_text("".join(row for row in rows if json.loads(row)["step"] != 4))
+    with pytest.raises(ConfigError, match=r"Its first recorded step is 2, and its last is 2\. Use a smaller --from\."):
+        collect_findings(tampered_run, 2, 2)
+
+
 def test_a_changed_image_is_named(honest_run, tmp_path):
     shutil.copytree(honest_run / "scenes", tmp_path / "scenes")
     changed = sorted((tmp_path / "scenes" / "leftImg8bit" / "train").rglob("*.png"))[0]

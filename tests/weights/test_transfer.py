@@ -141,8 +141,11 @@ def test_a_different_number_of_classes_needs_a_label_set_or_ignore_head(mmseg, t
     folder, lines = import_state(tmp_path, state, labels=VOC, ignore_head=True)
     assert "tensors not used: 4 (the segmentation classifiers" in lines
     assert_same(folder, {path: x for path, x in variables.items() if path[1] not in names.HEADS})
-    with pytest.raises(CheckpointError, match=r"has no classifier\. Train one with"):
-        dl.load(folder)
+    for given in (folder, f"{folder}/"):
+        with pytest.raises(CheckpointError) as caught:
+            dl.load(given)
+        assert str(caught.value).startswith(f"`checkpoint` (={str(given)!r}) has no classifier. Train one with")
+        assert str(caught.value).endswith(f"pretrained={given}.")
 
 
 def test_an_existing_folder_an_invalid_field_and_invalid_values_are_refused(mmseg, tmp_path):

@@ -18,7 +18,7 @@ from deeplab_jax.data.decode import find_orientation
 from deeplab_jax.data.importers import reading
 from deeplab_jax.data.importers.annotation import Annotation, Notes, Shape, Source
 from deeplab_jax.errors import ConfigError, DataError, one_line
-from deeplab_jax.files import write_atomically
+from deeplab_jax.files import advise_on_write_error, write_atomically
 from deeplab_jax.labels import IGNORE
 
 EMPTY = "images without shapes (left out; --keep-empty keeps them as background)"
@@ -78,7 +78,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         yield part
         part.replace(out)
     except OSError as error:
-        raise ConfigError(f"Cannot write {out}: {error.strerror or error}. Fix this or choose a different folder.") from None
+        raise ConfigError(f"Cannot write {out}: {error.strerror or error}. {advise_on_write_error(error)}.") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from etils import epath
 
-from deeplab_jax.data.decode import IMAGE_SUFFIXES, MASK_SUFFIXES
+from deeplab_jax.data.decode import IMAGE_SUFFIXES, LOSSY_MASKS, LOSSY_SUFFIXES, MASK_SUFFIXES
 from deeplab_jax.data.folders import list_files, select, suffix_of
 from deeplab_jax.data.layouts.layout import Pairing, note_unread_files
 from deeplab_jax.errors import DataError
@@ -118,6 +118,8 @@ def _explain_no_masks(root: epath.Path, labels: epath.Path, files: Sequence[str]
     if labels.is_dir():
         contents = f"only {summarize(files)}" if files else "nothing"
         advice = f"Masks can be {', '.join(MASK_SUFFIXES)}."
+        if any(suffix_of(name) in LOSSY_SUFFIXES for name in files):
+            advice += f" {LOSSY_MASKS}"
         if any(suffix_of(name) == ".json" for name in files):
             advice += " Convert polygons to masks with `deeplab-jax data import`."
         return f"the folder {where} holds {contents}. {advice}"

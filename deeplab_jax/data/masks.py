@@ -1,0 +1,133 @@
+"""Count the values in a mask, and recognize values that come from blending, which belong to no class."""
+
+import dataclasses
+from collections.abc import Collection, Sequence
+
+import numpy as np
+from etils import epath
+from jaxtyping import Bool, Integer, Shaped
+from PIL import Image
+
+from deeplab_jax.labels import Color
+
+# In masks drawn by hand, up to 3 % of the runs are ramps (see `Mask`), or 5 % after shrinking without interpolation.
+# With interpolation, soft edges or JPEG compression, it is 15 % to 75 % (CamVid).
+MAX_RAMPS = 0.1
+MIN_RAMPS = 20  # below this number, a fraction says nothing
+# If this many values mostly occur in ramps, they come from blending. One or two could be thin objects.
+MIN_BLENDED_VALUES = 3
+MANY_VALUES = 6
+BLEND_CAUSES = (
+    "Masks that were resized with interpolation, drawn with soft edges (anti-aliasing) or saved as JPEG look like this. "
+    "Recreate them from the originals, without interpolation, as PNG."
+)
+THRESHOLD = " Masks of 0 and 255 with soft edges can be repaired with a threshold: values below 128 become 0, others 255."
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mask:
+    """What a survey keeps of one label file.
+
+    A ramp is a run of one or two pixels whose value lies between the values on both sides. Blending of two values makes ramps,
+    for example at soft edges. Masks drawn by hand have hardly any.
+
+    Attributes:
+      values: The pixel count for each value.
+      runs: The number of runs of equal values, row by row, for each value.
+      ramps: The number of ramps for each value that has some.
+      mode: The file's Pillow mode, such as "L" or "P", or "" if the labels are not image files.
+      palette: The palette colour of each value. Empty unless the file holds palette indices.
+    """
+
+    values: dict[int, int]
+    runs: dict[int, int]
+    ramps: dict[int, int]
+    mode: str = ""
+    palette: dict[int, Color] = dataclasses.field(default_factory=dict)
+
+
+def describe_mask(values: Integer[np.ndarray, "h w"], path: str = "") -> Mask:
+    """Return what a survey needs of a mask.
+
+    Args:
+      values: The ids or 24-bit colours.
+      path: The label file, or "" if the labels are not image files.
+    """
+    flat = values.ravel()
+    # Counting runs of equal values is much faster than counting pixels.
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    lengths, runs = np.diff(starts, append=len(flat)), flat[starts]
+    distinct, where = (np.arange(256), runs) if runs.dtype == np.uint8 else np.unique(runs, return_inverse=True)
+    pixels = _as_dict(distinct, np.bincount(where, weights=lengths, minlength=len(distinct)))
+    counts = _as_dict(distinct, np.bincount(where, minlength=len(distinct)))
+    ramps = _as_dict(distinct, np.bincount(where[1:-1][_find_ramps(runs, lengths)], minlength=len(distinct)))
+    # Colours are their own labels, so the palettes can differ.
+    ids = {} if flat.dtype == np.int32 else pixels
+    mode, palette = _read_mode_and_palette(path, ids) if path else ("", {})
+    return Mask(pixels, counts, ramps, mode, palette)
+
+
+def is_blended(ramps: int, runs: int) -> bool:
+    """Return whether so many of the runs are ramps that the mask is not drawn by hand."""
+    return ramps >= max(MIN_RAMPS, MAX_RAMPS * runs)
+
+
+def advise_on_unknown(mask: Mask, unknown: Collection[int], is_color: bool) -> str:
+    """Return what to do about the values of a mask that the label set does not define.
+
+    Args:
+      mask: The mask.
+      unknown: Its undefined values.
+      is_color: Whether the values are 24-bit colours instead of ids.
+    """
+    ramps, runs = (sum(counts.get(value, 0) for value in unknown) for counts in (mask.ramps, mask.runs))
+    are_ramps = len(unknown) >= MIN_BLENDED_VALUES and 2 * ramps >= runs
+    if are_ramps or is_blended(sum(mask.ramps.values()), sum(mask.runs.values())):
+        return (
+            "The mask is blended: thin lines have values between those on both sides, so they belong to no class. "
+            f"{BLEND_CAUSES}{advise_threshold(sorted(mask.values, key=lambda value: -mask.values[value]), is_color)}"
+        )
+    ignored = "ignored_colors" if is_color else "ignored_ids"
+    advice = f"add the values to the label set (to {ignored} if they have no class)."
+    if len(unknown) >= MANY_VALUES:
+        return f"So many values rarely are classes. {BLEND_CAUSES} If they are classes, {advice}"
+    return f"Fix the file, or {advice}"
+
+
+def advise_threshold(frequent: Sequence[int], is_color: bool) -> str:
+    """Return how to repair blended masks whose values are given in order of their frequency, or "" if they must be redrawn."""
+    return "" if is_color or not {0, 255} <= set(frequent[:3]) else THRESHOLD
+
+
+def format_value(value: int, is_color: bool) -> str:
+    """Return an id as text, such as "7", or a 24-bit colour as its RGB values, such as "128,64,128"."""
+    return ",".join(str(part) for part in value.to_bytes(3, "big")) if is_color else str(value)
+
+
+def _as_dict(values: Integer[np.ndarray, " n"], counts: Shaped[np.ndarray, " n"]) -> dict[int, int]:
+    """Return the counts that are not 0, by value."""
+    present = np.flatnonzero(counts)
+    return dict(zip(values[present].tolist(), counts[present].astype(np.int64).tolist(), strict=True))
+
+
+def _find_ramps(runs: Integer[np.ndarray, " n"], lengths: Integer[np.ndarray, " n"]) -> Bool[np.ndarray, " n-2"]:
+    """Return which runs, without the first and the last, are ramps, in all bands of a colour."""
+    bands = [runs >> shift & 255 for shift in (16, 8, 0)] if runs.dtype == np.int32 else [runs]
+    between = lengths[1:-1] <= 2
+    for band in bands:
+        before, here, after = band[:-2], band[1:-1], band[2:]
+        between &= ((before <= here) & (here <= after)) | ((before >= here) & (here >= after))
+    changes = (runs[:-2] != runs[1:-1]) & (runs[1:-1] != runs[2:])
+    return between & changes
+
+
+def _read_mode_and_palette(path: str, values: dict[int, int]) -> tuple[str, dict[int, Color]]:
+    """Return a file's Pillow mode and the palette colour of each value. No pixels are decoded."""
+    try:
+        with epath.Path(path).open("rb") as file, Image.open(file) as picture:
+            if picture.mode != "P" or picture.palette is None:
+                return picture.mode, {}
+            flat = picture.palette.getdata()[1]
+            return "P", {v: (flat[3 * v], flat[3 * v + 1], flat[3 * v + 2]) for v in values if 3 * v + 2 < len(flat)}
+    except Image.UnidentifiedImageError:  # a NumPy array, or a TIFF that only tifffile can read
+        return "", {}

@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+
+from deeplab_jax.data.masks import advise_on_unknown, describe_mask
+
+
+def draw_disc(low, high, width=1.0, size=64):
+    """Draw a disc whose edge blends over `width` pixels."""
+    y, x = np.mgrid[:size, :size]
+    share = np.clip((16 - np.hypot(x - 32, y - 32)) / width + 0.5, 0, 1)
+    return np.round(low + (high - low) * share).astype(np.uint8)
+
+
+@pytest.mark.parametrize("width", [1.0, 3.0])
+@pytest.mark.parametrize(("low", "high", "is_binary"), [(0, 255, True), (10, 90, False)])
+def test_values_of_soft_edges_are_not_advised_to_become_classes(low, high, width, is_binary):
+    mask = describe_mask(draw_disc(low, high, width))
+    advice = advise_on_unknown(mask, set(mask.values) - {low, high}, is_color=False)
+    assert advice.startswith("The mask is blended")
+    assert "label set" not in advice
+    assert ("threshold" in advice) == is_binary
+
+
+def test_one_soft_object_among_many_sharp_ones_is_recognized():
+    sharp = np.kron(np.indices((80, 80)).sum(0) % 2 * 2, np.ones((8, 3))).astype(np.uint8)
+    values = np.hstack([sharp[:64], draw_disc(0, 200)])
+    mask = describe_mask(values)
+    assert sum(mask.ramps.values()) < 0.1 * sum(mask.runs.values())
+    assert advise_on_unknown(mask, set(mask.values) - {0, 2, 200}, is_color=False).startswith("The mask is blended")
+
+
+def test_soft_colours_are_recognized():
+    disc = draw_disc(0, 128).astype(np.int32)
+    mask = describe_mask(disc << 16 | disc << 8)
+    advice = advise_on_unknown(mask, set(mask.values) - {0, 0x808000}, is_color=True)
+    assert advice.startswith("The mask is blended")
+    assert "threshold" not in advice
+
+
+def test_objects_of_an_undefined_class_can_be_added():
+    values = np.zeros((64, 64), np.uint8)
+    values[10:30, 10:12], values[40:60, 5:30] = 7, 9  # a thin pole and a box
+    advice = advise_on_unknown(describe_mask(values), {7, 9}, is_color=False)
+    assert advice == "Fix the file, or add the values to the label set (to ignored_ids if they have no class)."
+
+
+def test_a_mask_is_described_by_the_same_counts_as_numpy_unique():
+    values = np.random.default_rng(0).integers(0, 4, (10, 100)).astype(np.int32) * 70000
+    counts = dict(zip(*(a.tolist() for a in np.unique(values, return_counts=True)), strict=True))
+    assert describe_mask(values).values == counts
+    assert describe_mask(np.array([[5]], np.uint8)).values == {5: 1}
+
+
+def test_ramps_are_short_runs_between_their_neighbours():
+    mask = describe_mask(np.uint8([[0, 0, 1, 2, 2]]))
+    assert (mask.runs, mask.ramps) == ({0: 1, 1: 1, 2: 1}, {1: 1})
+    assert describe_mask(np.uint8([[9, 9, 5, 5, 2, 2]])).ramps == {5: 1}
+    assert describe_mask(np.uint8([[0, 0, 1, 1, 1, 2, 2]])).ramps == {}  # long enough for an object
+    assert describe_mask(np.uint8([[0, 0, 3, 2, 2]])).ramps == {}  # not between
+    colors = np.int32([[0x000000, 0x102000, 0x204000, 0x204001]])
+    assert describe_mask(colors).ramps == {0x102000: 1, 0x204000: 1}
+    assert describe_mask(np.int32([[0x000000, 0x10FF00, 0x204000]])).ramps == {}
