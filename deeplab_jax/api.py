@@ -6,19 +6,20 @@ The interface takes and returns NCHW arrays, although the network itself uses NH
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int32, UInt8
+from jaxtyping import Float, UInt8
 
 from deeplab_jax.checkpoints.store import resolve, restore_model, stored_config
 from deeplab_jax.config import Config
+from deeplab_jax.errors import OutOfMemoryError
 from deeplab_jax.evaluation import inference
 from deeplab_jax.evaluation.pictures import require_images
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.runtime.canvases import Size, place_images, standard_canvas
+from deeplab_jax.runtime.canvases import Canvas, Size, place_images, standard_canvas
 from deeplab_jax.runtime.compilation import Programs, compile_program, enable_compilation_cache
 from deeplab_jax.runtime.memory import report_out_of_memory, require_memory
 
@@ -56,7 +57,7 @@ class Segmenter:
           DataError: The images have the wrong dtype or shape.
           OutOfMemoryError: The images do not fit into memory.
         """
-        return _to_nchw(self._run_images(inference.logits, images))
+        return self._run_images(inference.logits, images).transpose(0, 3, 1, 2)
 
     def predict(self, images: UInt8[np.ndarray, "n c h w"]) -> UInt8[np.ndarray, "n h w"]:
         """Return full-resolution train ids. Takes the same arguments and raises the same errors as `logits`."""
@@ -68,58 +69,75 @@ class Segmenter:
         """Return each pixel's train id and its probability, scaled to 0-255."""
         return self._run_images(inference.predict_with_confidence, images)
 
-    def run(
-        self, function: Callable[..., Any], images: UInt8[np.ndarray, "n h w c"], sizes: Int32[np.ndarray, "n 2"] | None
-    ) -> Any:
-        """Return the result of a function of `evaluation.inference`, as NumPy arrays.
+    def run(self, function: Callable[..., Any], images: Sequence[UInt8[np.ndarray, "h w c"]], canvas: Canvas) -> list[Any]:
+        """Return the result of a function of `evaluation.inference` for each image, as NumPy arrays of the image's size.
+
+        If a canvas does not fit into memory, each image is tried alone, because it can be smaller.
 
         Args:
           function: `logits`, `predict` or `predict_with_confidence`.
-          images: The images, NHWC, unlike in the other methods.
-          sizes: The images' heights and widths on a canvas from `place_images`, or None if they fill their arrays. Values
-            outside the images are meaningless.
+          images: The images, each [h, w, c], unlike in the other methods.
+          canvas: A canvas that holds the images.
 
         Raises:
           OutOfMemoryError: The images do not fit into memory.
         """
-        with report_out_of_memory(_MEMORY_ADVICE):
-            each_size = None if sizes is None else (sizes[:, 0], sizes[:, 1])
-            return jax.tree.map(np.asarray, self.compile(function, images, sizes)(self.variables, images, each_size))
+        try:
+            results = self._run_batch(function, images, canvas)
+        except OutOfMemoryError:
+            if canvas.is_exact:
+                raise
+            return [self.run(function, [image], Canvas((image.shape[0], image.shape[1]), True))[0] for image in images]
+        return [
+            jax.tree.map(lambda x, i=i, image=image: x[i, : image.shape[0], : image.shape[1]], results)
+            for i, image in enumerate(images)
+        ]
 
-    def compile(
-        self, function: Callable[..., Any], images: UInt8[np.ndarray, "n h w c"], sizes: Int32[np.ndarray, "n 2"] | None
-    ) -> Any:
-        """Return the program for arguments like these, as a function of (variables, images, each image's size).
+    def compile(self, function: Callable[..., Any], count: int, canvas: Canvas) -> Any:
+        """Return the program for a number of images on a canvas, as a function of (variables, images, sizes).
 
-        It is compiled once. Takes the same arguments and raises the same errors as `run`.
+        Takes the same arguments and raises the same errors as `run`.
         """
-        each_size = None if sizes is None else (sizes[:, 0], sizes[:, 1])
 
         def compile_it() -> Any:
-            program = compile_program(inference.jit_by_config(function, self.config), self.variables, images, each_size)
-            count, height, width = images.shape[:3]
+            images = jax.ShapeDtypeStruct((count, *canvas.size, self.config.model.channels), np.uint8)
+            sizes = None if canvas.is_exact else jax.ShapeDtypeStruct((count, 2), np.int32)
+            program = compile_program(inference.jit_by_config(function, self.config), self.variables, images, sizes)
+            height, width = canvas.size
             what = f"A batch of {count} image{'s' * (count > 1)} of {width}x{height} pixels"
             require_memory(program, jax.local_devices()[:1], what, _MEMORY_ADVICE)
             return program
 
         with report_out_of_memory(_MEMORY_ADVICE):
-            return self._programs.get((function, images.shape, sizes is None), compile_it)
+            return self._programs.get((function, count, canvas), compile_it)
+
+    def _run_batch(self, function: Callable[..., Any], images: Sequence[UInt8[np.ndarray, "h w c"]], canvas: Canvas) -> Any:
+        """Return the result of a function for arrays of the size of the canvas."""
+        placed, sizes = place_images(images, canvas.size)
+        with report_out_of_memory(_MEMORY_ADVICE):
+            program = self.compile(function, len(images), canvas)
+            return jax.tree.map(np.asarray, program(self.variables, placed, None if canvas.is_exact else sizes))
 
     @functools.cached_property
     def _programs(self) -> Programs:
         return Programs()
 
     @functools.cached_property
-    def _first_size(self) -> dict[str, Size]:
-        return {}
+    def _exact_sizes(self) -> list[Size]:
+        return []  # the first size, once an image has been seen
 
     def _run_images(self, function: Callable[..., Any], images: UInt8[np.ndarray, "n c h w"]) -> Any:
-        images = require_images(images, self.config.model.channels).transpose(0, 2, 3, 1)
-        height, width = images.shape[1:3]
-        if self._first_size.setdefault("size", (height, width)) == (height, width):
-            return self.run(function, images, None)
-        result = self.run(function, *place_images(images, standard_canvas((height, width))))
-        return jax.tree.map(lambda x: x[:, :height, :width], result)
+        batch = list(require_images(images, self.config.model.channels).transpose(0, 2, 3, 1))
+        height, width = size = (images.shape[2], images.shape[3])
+        if not self._exact_sizes:
+            self._exact_sizes.append(size)
+        if size == self._exact_sizes[0]:
+            return self._run_batch(function, batch, Canvas(size, True))
+        try:
+            results = self._run_batch(function, batch, standard_canvas(size))
+        except OutOfMemoryError:
+            return self._run_batch(function, batch, Canvas(size, True))
+        return jax.tree.map(lambda x: x[:, :height, :width], results)
 
 
 def load(checkpoint: str | os.PathLike[str]) -> Segmenter:
@@ -139,7 +157,3 @@ def load(checkpoint: str | os.PathLike[str]) -> Segmenter:
     enable_compilation_cache()
     with report_out_of_memory(_DEVICE_ADVICE):
         return Segmenter(config, jax.device_put(restore_model(step, given=checkpoint)))
-
-
-def _to_nchw(logits: Float[np.ndarray, "n h w k"]) -> Float[np.ndarray, "n k h w"]:
-    return logits.transpose(0, 3, 1, 2)

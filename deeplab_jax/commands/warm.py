@@ -16,7 +16,7 @@ def warm(
     """Compile the programs for photos of all usual sizes, so that `predict` and `demo` start within seconds.
 
     The programs are kept in the compilation cache (docs/reference/compilation-cache.md). A program that is already there is not
-    compiled again.
+    compiled again. If a folder has many images of one size, `predict` still compiles a program for this size, which saves time.
 
     Args:
       checkpoint: A run folder, RUN/best, RUN/latest, a step folder, or a folder written by `weights import`.
@@ -26,12 +26,10 @@ def warm(
     """
     if max_pixels < 1:
         raise ConfigError(f"`--max-pixels` (={max_pixels}) cannot be used. Use 1 or more.")
-    import numpy as np
-
     from deeplab_jax.api import load
     from deeplab_jax.evaluation import inference
     from deeplab_jax.predict.images import WINDOW, Options, batch_size
-    from deeplab_jax.runtime.canvases import list_standard_canvases
+    from deeplab_jax.runtime.canvases import Canvas, list_standard_canvases
     from deeplab_jax.runtime.compilation import require_compilation_cache
 
     segmenter = load(checkpoint)
@@ -39,11 +37,12 @@ def warm(
     function = inference.predict_with_confidence if confidence else inference.predict
     console = Console(soft_wrap=True, highlight=False, markup=False)
     canvases = list_standard_canvases(max_pixels)
-    for number, (height, width) in enumerate(canvases, start=1):
+    for number, canvas in enumerate(canvases, start=1):
+        height, width = canvas.size
         console.print(f"{number} of {len(canvases)}: {width}x{height} pixels")
-        count = batch_size((height, width), Options(""))
-        images = np.zeros((count, height, width, segmenter.config.model.channels), np.uint8)
-        segmenter.compile(function, images, np.full((count, 2), (height, width), np.int32))
+        for count in {1, batch_size(canvas.size, Options(""))}:  # the demo has one image at a time
+            segmenter.compile(function, count, canvas)
     console.print(f"Windows of larger images: {WINDOW[1]}x{WINDOW[0]} pixels")
-    segmenter.compile(inference.logits, np.zeros((1, *WINDOW, segmenter.config.model.channels), np.uint8), None)
+    for is_exact in (True, False):
+        segmenter.compile(inference.logits, 1, Canvas(WINDOW, is_exact))
     console.print(f"The programs are in {folder}.")

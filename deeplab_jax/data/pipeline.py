@@ -37,7 +37,7 @@ from deeplab_jax.data.image_files import reason
 from deeplab_jax.data.samples import Samples, diagnose, value_table
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import IGNORE, LabelSet
-from deeplab_jax.runtime.canvases import Size, choose_canvases, describe_canvases
+from deeplab_jax.runtime.canvases import Canvas, Size, choose_canvases, describe_canvases
 from deeplab_jax.runtime.machine import keep_freed_memory, usable_cores
 
 Batch = dict[str, np.ndarray]
@@ -140,15 +140,15 @@ class EvaluationPlan(NamedTuple):
     """The evaluation batches.
 
     Attributes:
+      sizes: Each sample's height and width.
       batches: The positions in the sample list of the samples in each batch. Every sample is in exactly one batch.
-      canvases: The height and width of each batch's arrays.
-      is_exact: Whether all images on a batch's canvas have the canvas's size, so that the program needs no sizes.
+      canvases: Each batch's canvas.
       summary: A sentence about the number of programs (see `describe_canvases`).
     """
 
+    sizes: list[Size]
     batches: list[list[int]]
-    canvases: list[Size]
-    is_exact: list[bool]
+    canvases: list[Canvas]
     summary: str
 
 
@@ -170,16 +170,14 @@ def plan_evaluation(samples: Samples, batch_size: int, compile_pixels: int = 0) 
     sizes = [samples.store.size(samples, i) for i in range(len(samples))]
     counts = Counter(sizes)
     canvases = choose_canvases(counts, compile_pixels=compile_pixels)
-    sharing = Counter(canvases.values())
-    by_canvas: dict[Size, list[int]] = {}
+    by_canvas: dict[Canvas, list[int]] = {}
     for i, size in enumerate(sizes):
         by_canvas.setdefault(canvases[size], []).append(i)
-    plan = EvaluationPlan([], [], [], describe_canvases(counts, canvases))
+    plan = EvaluationPlan(sizes, [], [], describe_canvases(counts, canvases))
     for canvas, indices in by_canvas.items():
         for i in range(0, len(indices), batch_size):
             plan.batches.append(indices[i : i + batch_size])
             plan.canvases.append(canvas)
-            plan.is_exact.append(sharing[canvas] == 1 and canvas in counts)
     return plan
 
 
@@ -215,12 +213,30 @@ def eval_batches(
     dataset, positions = _build_evaluation(samples, labels, batch_size, compile_pixels, threads, process_index, process_count)
     table = value_table(samples.kind, labels)
     # Evaluation never skips samples, so `iterate` requests the dataset only once, starting at batch 0.
-    batches = iterate(samples, lambda *_: dataset, positions.__getitem__, lambda i: diagnose(samples, table, i))
-    return _convert_layout(map(_drop_size, batches, plan.is_exact), layout)
+    batches = iterate(
+        samples,
+        lambda *_: dataset,
+        positions.__getitem__,
+        lambda i: _diagnose_size(samples, i, plan.sizes[i]) or diagnose(samples, table, i),
+    )
+    return _convert_layout(map(_drop_size, batches, plan.canvases), layout)
 
 
-def _drop_size(batch: Batch, is_exact: bool) -> Batch:
-    return {name: x for name, x in batch.items() if name != "size"} if is_exact else batch
+def _diagnose_size(samples: Samples, i: int, planned: Size) -> DataError | None:
+    try:
+        height, width = samples.store.size(samples, i)
+    except DataError:
+        return None  # `diagnose` finds the reason
+    if (height, width) == planned:
+        return None
+    return DataError(
+        f"{samples.images[i]} has {width}x{height} pixels, but it had {planned[1]}x{planned[0]} before this evaluation. "
+        "Do not change the files during a run. Start again."
+    )
+
+
+def _drop_size(batch: Batch, canvas: Canvas) -> Batch:
+    return {name: x for name, x in batch.items() if name != "size"} if canvas.is_exact else batch
 
 
 @functools.cache
@@ -246,13 +262,16 @@ def _build_evaluation(
     padded = [(batch + batch[:1] * (batch_size - len(batch)))[local_rows] for batch in plan.batches]
     table = value_table(samples.kind, labels)
 
-    def read(index: tf.Tensor, is_valid: tf.Tensor, canvas: tf.Tensor) -> Row:
+    def read(index: tf.Tensor, is_valid: tf.Tensor, size: tf.Tensor, canvas: tf.Tensor) -> Row:
         sample = samples.store.open(samples, table, index)
+        tf.debugging.assert_equal(sample.size, size, "the image's size has changed")
         row = sample.read_all() | {"fingerprint": sample.fingerprint, "valid": is_valid, "index": index}
-        return row if all(plan.is_exact) else _pad_to_canvas(row, sample.size, canvas)
+        return row if all(each.is_exact for each in plan.canvases) else _pad_to_canvas(row, size, canvas)
 
-    indices, canvases = np.array(padded, np.int64).reshape(-1), np.repeat(np.array(plan.canvases, np.int32), local, 0)
-    return _read_batches(tf.data.Dataset.from_tensor_slices((indices, valid, canvases)), read, threads, local), padded
+    indices = np.array(padded, np.int64).reshape(-1)
+    sizes = np.array(plan.sizes, np.int32)[indices]
+    canvases = np.repeat(np.array([canvas.size for canvas in plan.canvases], np.int32), local, 0)
+    return _read_batches(tf.data.Dataset.from_tensor_slices((indices, valid, sizes, canvases)), read, threads, local), padded
 
 
 def _pad_to_canvas(row: Row, size: tf.Tensor, canvas: tf.Tensor) -> Row:

@@ -100,10 +100,13 @@ def list_images(batch: Batch, rows: Sequence[int], predictions: Array) -> Iterat
 def _describe_batch(batch: Batch, names: Sequence[str]) -> str:
     count, height, width = batch["image"].shape[:3]
     first = names[int(batch["index"][0])] if names else ""
+    canvas = f"{width}x{height} pixels"
+    if "size" in batch:
+        canvas = f"up to {canvas}"
     if count == 1 and first:
-        return f"{first} ({width}x{height} pixels)"
+        return f"{first} ({canvas})"
     example = f", such as {first}," if first else ""
-    return f"A batch of {count} image{'s' * (count > 1)} of {width}x{height} pixels{example}"
+    return f"A batch of {count} image{'s' * (count > 1)} of {canvas}{example}"
 
 
 def evaluate(

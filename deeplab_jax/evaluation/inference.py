@@ -44,7 +44,7 @@ def evaluation_model(config: Config) -> DeepLabV3:
 def logits(
     variables: Variables,
     images: Real[Array, "n h w c"],
-    sizes: Sizes | None = None,
+    sizes: Int[Array, "n 2"] | None = None,
     *,
     model: DeepLabV3,
     protocol: EvalConfig,
@@ -77,7 +77,7 @@ def logits(
     return average_views(
         windows if max(protocol.window) else network,
         normalize(images, model.config.mean, model.config.std),
-        sizes,
+        None if sizes is None else (sizes[:, 0], sizes[:, 1]),
         model.num_classes,
         scales=protocol.scales,
         flip=protocol.flip,
@@ -89,7 +89,7 @@ def logits(
 def predict(
     variables: Variables,
     images: UInt8[Array, "n h w c"],
-    sizes: Sizes | None = None,
+    sizes: Int[Array, "n 2"] | None = None,
     *,
     model: DeepLabV3,
     protocol: EvalConfig,
@@ -101,7 +101,7 @@ def predict(
 def predict_with_confidence(
     variables: Variables,
     images: UInt8[Array, "n h w c"],
-    sizes: Sizes | None = None,
+    sizes: Int[Array, "n 2"] | None = None,
     *,
     model: DeepLabV3,
     protocol: EvalConfig,
@@ -123,8 +123,7 @@ def predict_and_count(
       batch: A batch from `eval_batches`. Its labels are 255 outside the images.
       model, protocol, rows: See `logits`.
     """
-    sizes = (batch["size"][:, 0], batch["size"][:, 1]) if "size" in batch else None
-    values = logits(variables, batch["image"], sizes, model=model, protocol=protocol, rows=rows)
+    values = logits(variables, batch["image"], batch.get("size"), model=model, protocol=protocol, rows=rows)
     predictions = jnp.argmax(values, axis=-1).astype(jnp.uint8)
     if "label" not in batch:
         return predictions, jnp.zeros((model.num_classes, model.num_classes), jnp.int32), jnp.zeros(())

@@ -26,7 +26,7 @@ Format = Literal["stablehlo", "onnx"]
 Run = Callable[[np.ndarray], np.ndarray]
 
 # The (number, height, width) of the image batches used to check each exported file. Odd sizes reveal rounding differences.
-CHECKED_SIZES = ((1, 97, 129), (2, 64, 100))
+CHECKED_SIZES = ((1, 97, 129), (2, 64, 100), (1, 230, 300))
 # A StableHLO file has CPU programs for the standard canvases of photos with up to this many pixels.
 CANVAS_PIXELS = 2**20
 # The largest allowed |difference| / |logits|. A different summation order changes the logits by about 1e-6.

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import io
 import json
+import math
 import os
 import zipfile
 from collections.abc import Mapping
@@ -19,10 +20,13 @@ from deeplab_jax.checkpoints.paths import EXPORTED, EXPORTED_PROGRAM, classify_f
 from deeplab_jax.errors import DataError, one_line
 from deeplab_jax.evaluation.pictures import require_images
 from deeplab_jax.runtime.canvases import Size, place_images
+from deeplab_jax.runtime.compilation import Programs
 
 PROGRAM, METADATA, WEIGHTS = EXPORTED_PROGRAM, "metadata.json", "weights.npz"
 FIXED = "cpu/fixed.bin"  # a CPU's program for the size of PROGRAM
 _CANVAS = "cpu/canvas-"
+# A canvas with more than this many times the pixels of an image would take longer than the program with plain convolutions.
+MAX_PADDED = 2
 
 
 def canvas_name(canvas: Size) -> str:
@@ -55,7 +59,8 @@ class Exported:
 
         Args:
           images: Any number of images of any height and width, with values from 0 to 255. On a CPU, images of different sizes
-            share the programs of a few canvases. Otherwise, the program is compiled once for each shape.
+            share the programs of a few canvases, unless a canvas would be twice as large as the image. In all other cases, the
+            program is compiled once for each shape.
 
         Raises:
           DataError: The images have the wrong dtype or shape.
@@ -73,7 +78,11 @@ class Exported:
     def _find_canvas(self, size: Size) -> Size | None:
         names = [name.removeprefix(_CANVAS).removesuffix(".bin") for name in self.parts if name.startswith(_CANVAS)]
         canvases = [(int(height), int(width)) for height, width in (name.split("x") for name in names)]
-        fitting = [canvas for canvas in canvases if size[0] <= canvas[0] and size[1] <= canvas[1]]
+        fitting = [
+            canvas
+            for canvas in canvases
+            if size[0] <= canvas[0] and size[1] <= canvas[1] and math.prod(canvas) <= MAX_PADDED * math.prod(size)
+        ]
         return min(fitting, key=lambda canvas: canvas[0] * canvas[1], default=None)
 
     def _run_on_canvas(self, image: UInt8[np.ndarray, "c h w"], canvas: Size) -> np.ndarray:
@@ -82,17 +91,18 @@ class Exported:
         return np.asarray(output)[0, ..., : image.shape[1], : image.shape[2]]
 
     def _program(self, part: str) -> Any:
-        if part not in self._programs:
+        def make() -> Any:
             call = jax.jit(self._deserialize(part).call)
-            self._programs[part] = functools.partial(call, self._device_weights) if self.weights else call
-        return self._programs[part]
+            return functools.partial(call, self._device_weights) if self.weights else call
+
+        return self._programs.get(part, make)
 
     def _deserialize(self, part: str) -> jax.export.Exported:
         return jax.export.deserialize(bytearray(self.parts[part]))
 
     @functools.cached_property
-    def _programs(self) -> dict[str, Any]:
-        return {}
+    def _programs(self) -> Programs:
+        return Programs()
 
     @functools.cached_property
     def _device_weights(self) -> dict[str, jax.Array]:

@@ -23,7 +23,7 @@ from deeplab_jax.evaluation import inference
 from deeplab_jax.export.loading import FIXED, METADATA, PROGRAM, WEIGHTS, canvas_name
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.models.target import compiling_for
-from deeplab_jax.runtime.canvases import Size
+from deeplab_jax.runtime.canvases import Canvas, Size
 
 Output = Literal["labels", "logits"]
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -35,7 +35,7 @@ def serialize(
     output: Output,
     metadata: dict[str, Any],
     size: Size | None = None,
-    canvases: Sequence[Size] = (),
+    canvases: Sequence[Canvas] = (),
 ) -> bytes:
     """Serialize the network to bytes that `load_exported` can read.
 
@@ -58,8 +58,8 @@ def serialize(
     if size:
         parts[FIXED] = _export(functools.partial(run, platform="cpu"), ("cpu",), weights, images((1, channels, *size)))
     for canvas in canvases:
-        arguments = (images((1, channels, *canvas)), jax.ShapeDtypeStruct((1, 2), np.int32))
-        parts[canvas_name(canvas)] = _export(functools.partial(run, platform="cpu"), ("cpu",), weights, *arguments)
+        arguments = (images((1, channels, *canvas.size)), jax.ShapeDtypeStruct((1, 2), np.int32))
+        parts[canvas_name(canvas.size)] = _export(functools.partial(run, platform="cpu"), ("cpu",), weights, *arguments)
     arrays, content = io.BytesIO(), io.BytesIO()
     np.savez(arrays, **weights)  # type: ignore[arg-type]
     with zipfile.ZipFile(content, "w") as file:
@@ -80,10 +80,9 @@ def _run(
     platform: str,
 ) -> Array:
     params = traverse_util.unflatten_dict({tuple(name.split("/")): value for name, value in weights.items()})
-    each_size = None if sizes is None else (sizes[:, 0], sizes[:, 1])
     with compiling_for(platform):
         images = images.transpose(0, 2, 3, 1)
-        logits = inference.logits(params, images, each_size, model=network, protocol=EvalConfig())
+        logits = inference.logits(params, images, sizes, model=network, protocol=EvalConfig())
     return jnp.argmax(logits, -1).astype(jnp.uint8) if output == "labels" else logits.transpose(0, 3, 1, 2)
 
 

@@ -23,7 +23,7 @@ from deeplab_jax.evaluation.pictures import overlay
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.pages import html_page
 from deeplab_jax.predict.inputs import read_image, read_size
-from deeplab_jax.runtime.canvases import place_images, standard_canvas
+from deeplab_jax.runtime.canvases import standard_canvas
 
 # Larger uploads are rejected before decoding. A decoded image with this many pixels takes 200 MB of memory.
 MAX_FILE_PIXELS = 2**26
@@ -59,10 +59,8 @@ def segment_file(segmenter: Segmenter, path: str, max_pixels: int) -> Segmentati
     image = read_image(file, segmenter.config.data.channels, segmenter.config.data.value_range)
     side = math.floor(max(height, width) * min(1.0, math.sqrt(max_pixels / (height * width))))
     image = html_page.downscale(image, side)
-    height, width = image.shape[:2]
     # A standard canvas for every image, because its program is likely to be in the compilation cache.
-    placed = place_images(image[None], standard_canvas((height, width)))
-    return image, segmenter.run(inference.predict, *placed)[0, :height, :width]
+    return image, segmenter.run(inference.predict, [image], standard_canvas((image.shape[0], image.shape[1])))[0]
 
 
 def class_shares(labels: UInt8[np.ndarray, "h w"], label_set: LabelSet) -> str:

@@ -27,7 +27,7 @@ from deeplab_jax.evaluation.windows import slide_in_strips
 from deeplab_jax.predict import inputs as files
 from deeplab_jax.predict import video
 from deeplab_jax.predict.inputs import Input
-from deeplab_jax.runtime.canvases import Size, choose_standard_canvases, describe_canvases, place_images
+from deeplab_jax.runtime.canvases import Canvas, Size, choose_standard_canvases, describe_canvases
 from deeplab_jax.runtime.compilation import compile_pixels
 
 T = TypeVar("T")
@@ -37,6 +37,7 @@ R = TypeVar("R")
 WINDOW = (768, 768)
 # The target number of pixels per batch. Smaller batches would not keep an accelerator busy.
 BATCH_PIXELS = 2**20
+LONG_VIDEO = 1000  # the assumed number of frames in a video that does not say how many it has
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,25 +72,7 @@ class Options:
             raise ConfigError(f"`--max-pixels` (={self.max_pixels}) cannot be used. Use 1 or more.")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Grid:
-    """The arrays of a batch.
-
-    Attributes:
-      size: The height and width of the arrays.
-      is_exact: Whether all images have this size. Otherwise, they have different sizes and share a canvas.
-      at_a_time: The number of images per batch.
-    """
-
-    size: Size
-    is_exact: bool
-    at_a_time: int
-
-    def holds(self, size: Size) -> bool:
-        """Return whether an image of the given height and width belongs in these arrays."""
-        return size == self.size if self.is_exact else size[0] <= self.size[0] and size[1] <= self.size[1]
-
-
+Group = tuple[Canvas, int]  # the arrays of a batch and the number of images per batch
 Prediction = tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h w"] | None]  # train ids, and the confidence or None
 
 
@@ -131,12 +114,12 @@ def _run_images(
     for each in images:
         with _report_errors(fail):
             sizes[each] = files.read_size(each.path)
-    by_grid, summary = group_by_canvas(sizes, options)
+    groups, summary = group_by_canvas(sizes, options)
     if summary:
         progress.console.print(summary, markup=False)
-    batches: list[tuple[tuple[Input, ...], Grid]] = []
-    for grid, group in by_grid.items():
-        batches += [(batch, grid) for batch in _batches(group, grid.at_a_time)]
+    batches: list[tuple[tuple[Input, ...], Group]] = []
+    for group, members in groups.items():
+        batches += [(batch, group) for batch in _batches(members, group[1])]
 
     def load(batch: Sequence[Input]) -> list[tuple[Input, np.ndarray]]:
         loaded = []
@@ -148,12 +131,12 @@ def _run_images(
     with ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(2) as writers:
         ahead = _map_ahead(readers, load, [batch for batch, _ in batches], 2)
         pending: deque[Future[None]] = deque()
-        for (batch, grid), loaded in zip(batches, ahead, strict=True):
-            for each, image, prediction in _predict(segmenter, loaded, grid, options):
+        for (batch, group), loaded in zip(batches, ahead, strict=True):
+            for each, image, prediction in _predict(segmenter, loaded, group, options):
                 pending.append(writers.submit(_write, each.name, image, prediction, segmenter, options))
             # A large image takes most of a GiB until it is written.
             is_large = any(image.shape[0] * image.shape[1] > options.max_pixels for _, image in loaded)
-            while len(pending) > (1 if is_large else 4 * grid.at_a_time):
+            while len(pending) > (1 if is_large else 4 * group[1]):
                 pending.popleft().result()
             progress.advance(task, len(batch))
         for future in pending:
@@ -172,33 +155,25 @@ def _map_ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iter
 
 
 def _predict(
-    segmenter: Segmenter, loaded: Sequence[tuple[Input, np.ndarray]], grid: Grid, options: Options
+    segmenter: Segmenter, loaded: Sequence[tuple[Input, np.ndarray]], group: Group, options: Options
 ) -> Iterator[tuple[Input, np.ndarray, Prediction]]:
     groups = defaultdict(list)  # the size in the file header can be wrong
     for each, image in loaded:
         size = (image.shape[0], image.shape[1])
-        groups[grid if grid.holds(size) else Grid(size, True, 1)].append((each, image))
-    for chosen, group in groups.items():
-        images = [image for _, image in group]
-        if chosen.is_exact and _is_large(chosen.size, options):
+        groups[group if group[0].holds(size) else (Canvas(size, True), 1)].append((each, image))
+    for (canvas, at_a_time), members in groups.items():
+        images = [image for _, image in members]
+        if canvas.is_exact and _is_large(canvas.size, options):
             predictions = [_predict_in_windows(segmenter, image, options) for image in images]
         else:
-            with _explain_memory(group[0][0], chosen.at_a_time, options):
-                predictions = _predict_batch(segmenter, images, chosen, options)
-        yield from ((each, image, result) for (each, image), result in zip(group, predictions, strict=True))
-
-
-def _predict_batch(segmenter: Segmenter, images: list[np.ndarray], grid: Grid, options: Options) -> list[Prediction]:
-    # Pad the last batch with copies of its last image, because a smaller batch would require compiling another program.
-    batch, sizes = place_images(images + images[-1:] * (grid.at_a_time - len(images)), grid.size)
-    function = inference.predict_with_confidence if options.confidence else inference.predict
-    result = segmenter.run(function, batch, None if grid.is_exact else sizes)
-    ids, confidence = result if options.confidence else (result, None)
-    predictions = []
-    for i, image in enumerate(images):
-        inside = (i, slice(image.shape[0]), slice(image.shape[1]))
-        predictions.append((ids[inside], None if confidence is None else confidence[inside]))
-    return predictions
+            # Pad the last batch with copies of its last image, because a smaller batch would require compiling another program.
+            batch = images + images[-1:] * (at_a_time - len(images))
+            with _explain_memory(members[0][0], at_a_time, options):
+                if options.confidence:
+                    predictions = segmenter.run(inference.predict_with_confidence, batch, canvas)
+                else:
+                    predictions = [(ids, None) for ids in segmenter.run(inference.predict, batch, canvas)]
+        yield from ((each, image, result) for (each, image), result in zip(members, predictions, strict=False))
 
 
 @contextlib.contextmanager
@@ -214,11 +189,8 @@ def _explain_memory(first: Input, at_a_time: int, options: Options) -> Iterator[
 
 def _predict_in_windows(segmenter: Segmenter, image: UInt8[np.ndarray, "h w c"], options: Options) -> Prediction:
     def logits(windows: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n h w k"]:
-        height, width = windows.shape[1:3]
-        if (height, width) == WINDOW:
-            return segmenter.run(inference.logits, windows, None)
-        # The image is lower or narrower than a window.
-        return segmenter.run(inference.logits, *place_images(windows, WINDOW))[:, :height, :width]
+        # An image that is lower or narrower than a window does not fill it.
+        return np.stack(segmenter.run(inference.logits, list(windows), Canvas(WINDOW, windows.shape[1:3] == WINDOW)))
 
     ids = np.empty(image.shape[:2], np.uint8)
     confidence = np.empty_like(ids) if options.confidence else None
@@ -239,7 +211,7 @@ def batch_size(size: Size, options: Options) -> int:
     return options.batch_size or (1 if is_cpu else min(max(BATCH_PIXELS // (size[0] * size[1]), 1), 8))
 
 
-def group_by_canvas(sizes: Mapping[T, Size], options: Options) -> tuple[dict[Grid, list[T]], str]:
+def group_by_canvas(sizes: Mapping[T, Size], options: Options) -> tuple[dict[Group, list[T]], str]:
     """Return the images grouped by their arrays, and a sentence about the number of programs.
 
     Args:
@@ -248,16 +220,14 @@ def group_by_canvas(sizes: Mapping[T, Size], options: Options) -> tuple[dict[Gri
     """
     counts = Counter(size for size in sizes.values() if not _is_large(size, options))
     canvases = choose_standard_canvases(counts, compile_pixels=compile_pixels()) if counts else {}
-    sharing = Counter(canvases.values())
-    groups: dict[Size, list[T]] = defaultdict(list)
+    members: dict[Canvas, list[T]] = defaultdict(list)
     for each, size in sizes.items():
-        groups[canvases.get(size, size)].append(each)
-    grids = {}
-    for canvas, group in groups.items():
-        is_exact = canvas not in sharing or (sharing[canvas] == 1 and canvas in counts)
-        at_a_time = min(batch_size(canvas, options), len(group)) if options.batch_size else batch_size(canvas, options)
-        grids[Grid(canvas, is_exact, at_a_time)] = group
-    return grids, describe_canvases(counts, canvases) if counts else ""
+        members[canvases.get(size, Canvas(size, True))].append(each)
+    groups = {}
+    for canvas, group in members.items():
+        at_a_time = batch_size(canvas.size, options)
+        groups[canvas, min(at_a_time, len(group)) if options.batch_size else at_a_time] = group
+    return groups, describe_canvases(counts, canvases) if counts else ""
 
 
 def _is_large(size: Size, options: Options) -> bool:
@@ -279,15 +249,15 @@ def _run_video(segmenter: Segmenter, each: Input, options: Options, progress: Pr
         if first is None:
             raise DataError(f"{each.path} does not contain any frames. Replace the file.")
         size = (first.shape[0], first.shape[1])
+        canvas = choose_standard_canvases({size: count or LONG_VIDEO}, compile_pixels=compile_pixels())[size]
         at_a_time = batch_size(size, options)
-        grid = Grid(size, True, at_a_time)
         add = stack.enter_context(video.write_video(overlay, size, fps))
         writers = stack.enter_context(ThreadPoolExecutor(2))
         for number, batch in enumerate(_batches(itertools.chain([first], frames), at_a_time)):
             pixels = [video.to_channels(frame, segmenter.config.data.channels) for frame in batch]
             named = [(Input(each.path, f"{each.name}/{number * at_a_time + i:06d}"), x) for i, x in enumerate(pixels)]
             written = []
-            for frame, image, prediction in _predict(segmenter, named, grid, options):
+            for frame, image, prediction in _predict(segmenter, named, (canvas, at_a_time), options):
                 add(pictures.overlay(image, prediction[0], segmenter.label_set, options.opacity))
                 written.append(writers.submit(_write, frame.name, None, prediction, segmenter, options))
             for future in written:

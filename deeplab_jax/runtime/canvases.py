@@ -6,8 +6,8 @@ holds images of one size only is that size, and has no padding at all.
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, Shaped
@@ -19,17 +19,36 @@ MAX_PROGRAMS = 8
 MAX_GROWTH = 1.5
 # Every canvas's height and width are multiples of this number, and so divisible by the strides of every network.
 UNIT = 32
+# Larger images have programs of their own, because sampling positions on canvases are 32-bit integers.
+MAX_SIDE = 2**13
 # The heights and widths of the standard canvases, up to the first factor of two. Each is about a quarter more than the last.
 STANDARD_SIDES = (256, 320, 416)
-MAX_SIDES = 24  # the largest number of heights, and of widths, that are tried
-_NO_CANVAS = 1e15  # the cost of an image that no canvas holds
+MAX_TRIED = 24  # the largest number of heights, and of widths, that are tried
+_NO_CANVAS = 1e15  # the cost of an image that a canvas does not hold
 
 
-def choose_canvases(counts: Mapping[Size, int], *, compile_pixels: int, limit: int = MAX_PROGRAMS) -> dict[Size, Size]:
+class Canvas(NamedTuple):
+    """The arrays of a batch.
+
+    Attributes:
+      size: The height and width of the arrays.
+      is_exact: Whether all images have this size, so that the program needs no sizes. Otherwise, the images have different
+        sizes and lie in the top left corners.
+    """
+
+    size: Size
+    is_exact: bool
+
+    def holds(self, size: Size) -> bool:
+        """Return whether an image of the given height and width belongs in these arrays."""
+        return size == self.size if self.is_exact else size[0] <= self.size[0] and size[1] <= self.size[1]
+
+
+def choose_canvases(counts: Mapping[Size, int], *, compile_pixels: int, limit: int = MAX_PROGRAMS) -> dict[Size, Canvas]:
     """Return the canvas for each image size, chosen to take little time.
 
-    The number of canvases is at most `limit`, unless that would need a canvas of more than MAX_GROWTH times the pixels of the
-    largest image. (Sides are rounded up to a multiple of UNIT first.)
+    There are at most `limit` canvases. Not counted are images with sides above MAX_SIDE and images so long that a canvas for
+    them and others would have more than MAX_GROWTH times the pixels of the largest image. They have programs of their own.
 
     Args:
       counts: The number of images of each size.
@@ -40,15 +59,21 @@ def choose_canvases(counts: Mapping[Size, int], *, compile_pixels: int, limit: i
     candidates = np.array(list(itertools.product(_choose_sides(sizes[:, 0]), _choose_sides(sizes[:, 1]))), float)
     candidates = candidates[candidates.prod(1) <= MAX_GROWTH * (-(-sizes // UNIT) * UNIT).prod(1).max()]
     holds = (candidates[:, None] >= sizes[None]).all(2)
-    costs = np.where(holds, candidates.prod(1)[:, None], _NO_CANVAS) * np.array(list(counts.values()))
-    chosen = _choose_rows(costs, compile_pixels, limit)
-    groups: dict[Any, list[Size]] = {}
-    for size, row, cost in zip(counts, costs[chosen].argmin(0).tolist(), costs[chosen].min(0), strict=True):
-        groups.setdefault(row if cost < _NO_CANVAS else size, []).append(size)
-    return {size: _bound(group) for group in groups.values() for size in group}
+    is_held = holds.any(0) & (sizes.max(1) <= MAX_SIDE)
+    canvases = {size: Canvas(size, True) for size in counts}
+    if is_held.any():
+        held = [size for size, each in zip(counts, is_held, strict=True) if each]
+        costs = np.where(holds, candidates.prod(1)[:, None], _NO_CANVAS)[:, is_held] * np.array([counts[size] for size in held])
+        chosen = costs[_choose_rows(costs, compile_pixels, limit)].argmin(0).tolist()
+        for row in set(chosen):
+            group = [size for size, each in zip(held, chosen, strict=True) if each == row]
+            canvases |= dict.fromkeys(group, _bound(group))
+    return canvases
 
 
-def choose_standard_canvases(counts: Mapping[Size, int], *, compile_pixels: int, limit: int = MAX_PROGRAMS) -> dict[Size, Size]:
+def choose_standard_canvases(
+    counts: Mapping[Size, int], *, compile_pixels: int, limit: int = MAX_PROGRAMS
+) -> dict[Size, Canvas]:
     """Return the canvas for each image size, so that the next images of other sizes have the same canvases.
 
     The programs of standard canvases are therefore likely to be in the compilation cache already. A size for which its standard
@@ -57,27 +82,32 @@ def choose_standard_canvases(counts: Mapping[Size, int], *, compile_pixels: int,
     Args:
       counts: The number of images of each size.
       compile_pixels: See `choose_canvases`.
-      limit: The largest number of standard canvases.
+      limit: The largest number of standard canvases. (For exceptions, see `choose_canvases`.)
     """
     standard: dict[Size, int] = {}
     for size, count in counts.items():
-        standard[standard_canvas(size)] = standard.get(standard_canvas(size), 0) + count
+        standard[standard_canvas(size).size] = standard.get(standard_canvas(size).size, 0) + count
     chosen = choose_canvases(standard, compile_pixels=0, limit=limit)
-    canvases = {size: chosen[standard_canvas(size)] for size in counts}
-    for canvas in set(canvases.values()):
-        sizes = [size for size in counts if canvases[size] == canvas]
-        padding = canvas[0] * canvas[1] - sizes[0][0] * sizes[0][1]
-        if len(sizes) == 1 and counts[sizes[0]] * padding > compile_pixels:
-            canvases[sizes[0]] = sizes[0]
+    canvases = {}
+    for size, count in counts.items():
+        canvas = chosen[standard_canvas(size).size].size
+        padding = canvas[0] * canvas[1] - size[0] * size[1]
+        is_exact = count * padding > compile_pixels or max(size) > MAX_SIDE
+        canvases[size] = Canvas(size, True) if is_exact else Canvas(canvas, False)
     return canvases
 
 
-def standard_canvas(size: Size) -> Size:
-    """Return the smallest standard canvas that holds an image."""
-    return _standard_side(size[0]), _standard_side(size[1])
+def standard_canvas(size: Size) -> Canvas:
+    """Return the smallest standard canvas that holds an image.
+
+    If its sides are above 256 pixels, it has at most 1.7 times the pixels of the image.
+    """
+    if max(size) > MAX_SIDE:
+        return Canvas(size, True)
+    return Canvas((_standard_side(size[0]), _standard_side(size[1])), False)
 
 
-def list_standard_canvases(max_pixels: int) -> list[Size]:
+def list_standard_canvases(max_pixels: int) -> list[Canvas]:
     """Return the standard canvases for usual photos, smallest first.
 
     Args:
@@ -93,8 +123,8 @@ def list_standard_canvases(max_pixels: int) -> list[Size]:
         shortest = (previous.get(height, 0) + 1, previous.get(width, 0) + 1)
         return shortest[0] * shortest[1] <= max_pixels and shortest[0] <= 2 * width and shortest[1] <= 2 * height
 
-    canvases = [canvas for canvas in itertools.product(sides, sides) if is_used(*canvas)]
-    return sorted(canvases, key=lambda canvas: (canvas[0] * canvas[1], canvas))
+    used = [size for size in itertools.product(sides, sides) if is_used(*size)]
+    return [Canvas(size, False) for size in sorted(used, key=lambda size: (size[0] * size[1], size))]
 
 
 def place_images(
@@ -108,12 +138,12 @@ def place_images(
     return placed, sizes
 
 
-def describe_canvases(counts: Mapping[Size, int], canvases: Mapping[Size, Size]) -> str:
+def describe_canvases(counts: Mapping[Size, int], canvases: Mapping[Size, Canvas]) -> str:
     """Return a sentence with the number of programs and the share of padding, or "" for images of one size."""
     if len(counts) == 1:
         return ""
     pixels = sum(count * height * width for (height, width), count in counts.items())
-    padded = sum(count * canvases[size][0] * canvases[size][1] for size, count in counts.items())
+    padded = sum(count * math.prod(canvases[size].size) for size, count in counts.items())
     programs = len(set(canvases.values()))
     plural = "s" if programs > 1 else ""
     return (
@@ -122,25 +152,25 @@ def describe_canvases(counts: Mapping[Size, int], canvases: Mapping[Size, Size])
     )
 
 
-def _bound(sizes: Iterable[Size]) -> Size:
+def _bound(sizes: Sequence[Size]) -> Canvas:
     """Return the canvas for images of these sizes."""
-    sizes = set(sizes)
     if len(sizes) == 1:
-        return sizes.pop()
+        return Canvas(sizes[0], True)
     height, width = (max(lengths) for lengths in zip(*sizes, strict=True))
-    return -(-height // UNIT) * UNIT, -(-width // UNIT) * UNIT
+    return Canvas((-(-height // UNIT) * UNIT, -(-width // UNIT) * UNIT), False)
 
 
 def _choose_sides(lengths: np.ndarray) -> list[int]:
-    """Return the possible sides of canvases: the images' own, rounded up, or MAX_SIDES of them."""
+    """Return the possible sides of canvases: the images' own, rounded up, or MAX_TRIED of them."""
     sides = np.unique(-(-lengths // UNIT) * UNIT)
-    return sides[np.unique(np.linspace(0, len(sides) - 1, min(len(sides), MAX_SIDES)).round().astype(int))].tolist()
+    return sides[np.unique(np.linspace(0, len(sides) - 1, min(len(sides), MAX_TRIED)).round().astype(int))].tolist()
 
 
 def _choose_rows(costs: np.ndarray, cost_of_row: float, limit: int) -> list[int]:
     """Return the rows of `costs` whose elementwise minimum has a small sum, at `cost_of_row` for each row.
 
-    Rows are added one by one and then exchanged one by one, as long as that lowers the sum.
+    Rows are added one by one and then exchanged one by one, as long as that lowers the sum. More than `limit` rows are only
+    returned where that many are needed to avoid _NO_CANVAS.
     """
     chosen: list[int] = []
 
@@ -152,8 +182,8 @@ def _choose_rows(costs: np.ndarray, cost_of_row: float, limit: int) -> list[int]
     total = np.inf
     while True:
         row, lower = find_best(chosen)
-        is_worth_it = lower < total if total >= _NO_CANVAS else total - lower > cost_of_row and len(chosen) < limit
-        if not is_worth_it:
+        is_worth_it = total - lower > cost_of_row and len(chosen) < limit
+        if total < _NO_CANVAS and not is_worth_it:
             return chosen
         chosen, total = [*chosen, row], lower
         improves = True

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 from conftest import run_cli
 from PIL import Image
@@ -20,6 +21,7 @@ def test_predict_finds_the_programs_of_warm(stored_run, tmp_path):
 
     output, programs = run("warm", "--checkpoint", stored_run, "--max-pixels", 1000)
     assert "1 of 1: 256x256 pixels" in output
+    assert programs
     Image.fromarray(np.zeros((200, 230, 3), np.uint8)).save(tmp_path / "a.png")
     Image.fromarray(np.zeros((256, 250, 3), np.uint8)).save(tmp_path / "b.png")
     output, after = run("predict", tmp_path, "--checkpoint", stored_run, "--out", tmp_path / "out")
@@ -28,6 +30,16 @@ def test_predict_finds_the_programs_of_warm(stored_run, tmp_path):
 
 
 def test_a_disabled_cache_is_reported(stored_run, monkeypatch, capsys):
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        code, output = run_cli(monkeypatch, capsys, "warm", "--checkpoint", stored_run)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
+    assert code == 2
+    assert "the compilation cache is disabled or its folder is not writable" in output
+
+
+def test_a_wrong_size_is_reported(stored_run, monkeypatch, capsys):
     code, output = run_cli(monkeypatch, capsys, "warm", "--checkpoint", stored_run, "--max-pixels", 0)
     assert code == 2
     assert "`--max-pixels` (=0) cannot be used" in output
@@ -35,4 +47,5 @@ def test_a_disabled_cache_is_reported(stored_run, monkeypatch, capsys):
 
 def test_the_canvases_of_small_photos_equal_those_found_by_hand():
     # Sides of 257 and more need the next canvas, so 257 x 257 pixels are within 70,000, but 257 x 321 pixels are not.
-    assert list_standard_canvases(70_000) == [(256, 256), (256, 320), (320, 256), (320, 320), (256, 416), (416, 256)]
+    canvases = [canvas.size for canvas in list_standard_canvases(70_000)]
+    assert canvases == [(256, 256), (256, 320), (320, 256), (320, 320), (256, 416), (416, 256)]

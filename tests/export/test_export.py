@@ -26,6 +26,7 @@ from deeplab_jax.export import export as run
 from deeplab_jax.export import loading, stablehlo
 from deeplab_jax.export.folding import fold
 from deeplab_jax.models import DeepLabV3
+from deeplab_jax.runtime.canvases import Canvas
 
 SWITCHES = {
     "basic": {"decoder_width": 8, "low_level_width": 4},
@@ -124,13 +125,14 @@ def test_other_backbones_are_exported_in_both_formats(switches):
 
 def test_images_of_many_sizes_need_one_program_on_a_cpu(segmenter):
     network = evaluation_model(segmenter.config)
-    canvases = [(64, 96), (64, 64)]
+    canvases = [Canvas((64, 96), False), Canvas((64, 64), False)]
     file = stablehlo.serialize(network, fold(segmenter.variables, network), "labels", {}, canvases=canvases)
     exported = loading.load(file)
-    for size in ((1, 20, 64), (2, 64, 30), (1, 1, 1)):
+    for size in ((1, 40, 60), (2, 64, 33), (1, 55, 64)):
         images = make_images(*size)
         assert np.mean(exported(images) == segmenter.predict(images)) >= 0.9999
-    assert list(exported._programs) == [loading.canvas_name((64, 64))]
+    assert list(exported._programs._programs) == [loading.canvas_name((64, 64))]
+    assert exported._find_canvas((20, 64)) is None  # the canvas would have more than twice the pixels
     with zipfile.ZipFile(io.BytesIO(file)) as parts:
         program = jax.export.deserialize(bytearray(parts.read(loading.canvas_name((64, 96)))))
     assert program.platforms == ("cpu",)

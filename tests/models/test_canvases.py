@@ -126,8 +126,7 @@ def assert_same_logits(config, protocol=None, sizes=SIZES, canvas=CANVAS):
     run = jax.jit(functools.partial(inference.logits, model=model, protocol=protocol or EvalConfig()))
     images, on_canvas = draw_images(3, sizes, canvas, garbage=128)
     images = [50 * image + 128 for image in images]
-    heights, widths = np.array(sizes, np.int32).T
-    logits = run(variables, 50 * on_canvas + 128, (heights, widths))
+    logits = run(variables, 50 * on_canvas + 128, np.array(sizes, np.int32))
     for image, values in zip(images, logits, strict=True):
         expected = run(variables, image[None])[0]
         inside = values[: expected.shape[0], : expected.shape[1]]
@@ -186,8 +185,7 @@ def test_split_rows_and_canvases_together(config):
     compute = functools.partial(inference.logits, model=model, protocol=EvalConfig())
     specs = {"in_specs": (P(), P(None, "spatial"), P()), "out_specs": P(None, "spatial"), "axis_names": {"spatial"}}
     on_mesh = jax.jit(jax.shard_map(functools.partial(compute, rows=rows), mesh=mesh, **specs))
-    heights, widths = np.array(sizes, np.int32).T
-    for image, values in zip(images, on_mesh(variables, on_canvas, (heights, widths)), strict=True):
+    for image, values in zip(images, on_mesh(variables, on_canvas, np.array(sizes, np.int32)), strict=True):
         expected = jax.jit(compute)(variables, image[None])[0]
         inside = values[: expected.shape[0], : expected.shape[1]]
         assert np.linalg.norm(inside - expected) <= 1e-5 * np.linalg.norm(expected)

@@ -57,9 +57,9 @@ def test_results_equal_those_of_the_segmenter_for_any_batch_size(segmenter, tmp_
 def test_images_of_different_sizes_share_standard_canvases(segmenter, tmp_path, monkeypatch):
     shapes = []
 
-    def run(_, function, images, sizes):
-        shapes.append((images.shape, sizes.tolist()))
-        return np.zeros(images.shape[:3], np.uint8)
+    def run(_, function, images, canvas):
+        shapes.append((canvas.size, [image.shape[:2] for image in images]))
+        return [np.zeros(image.shape[:2], np.uint8) for image in images]
 
     monkeypatch.setattr(api.Segmenter, "run", run)
     for i, size in enumerate([(4, 6), (70, 4), (4, 6), (5, 9), (6, 64)]):
@@ -67,9 +67,9 @@ def test_images_of_different_sizes_share_standard_canvases(segmenter, tmp_path, 
     assert predict(segmenter, tmp_path, tmp_path / "out", batch_size=3) == []
     # The last batch is padded with a copy.
     assert shapes == [
-        ((3, 64, 64, 3), [[4, 6], [4, 6], [5, 9]]),
-        ((3, 64, 64, 3), [[6, 64], [6, 64], [6, 64]]),
-        ((1, 128, 64, 3), [[70, 4]]),
+        ((64, 64), [(4, 6), (4, 6), (5, 9)]),
+        ((64, 64), [(6, 64), (6, 64), (6, 64)]),
+        ((128, 64), [(70, 4)]),
     ]
     for i, size in enumerate([(4, 6), (70, 4), (4, 6), (5, 9), (6, 64)]):
         assert read_pixels(tmp_path / "out" / "train_ids" / f"{i}.png").shape == size

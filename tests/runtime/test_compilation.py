@@ -1,6 +1,8 @@
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -192,3 +194,26 @@ def test_the_least_recently_used_program_is_dropped():
     for key in "abacaba":
         get(key)
     assert compiled == list("abcb")
+
+
+def test_threads_compile_a_program_once():
+    programs, compiled = compilation.Programs(limit=3), []
+
+    def compile_slowly(key):
+        compiled.append(key)
+        time.sleep(0.05)
+        return key
+
+    with ThreadPoolExecutor(8) as pool:
+        keys = list("abcabcabc")
+        assert list(pool.map(lambda key: programs.get(key, lambda: compile_slowly(key)), keys)) == keys
+        assert sorted(compiled) == list("abc")
+        many = [str(i % 12) for i in range(200)]
+        assert list(pool.map(lambda key: programs.get(key, lambda: key), many)) == many
+
+
+def test_a_failed_compilation_is_tried_again():
+    programs = compilation.Programs()
+    with pytest.raises(ZeroDivisionError):
+        programs.get("a", lambda: 1 / 0)
+    assert programs.get("a", lambda: 1) == 1
