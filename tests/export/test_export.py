@@ -67,7 +67,7 @@ def checkpoint(monkeypatch, segmenter):
     """Return a fake checkpoint path that loads the segmenter's network without any files."""
     monkeypatch.setattr(run, "resolve", lambda checkpoint: checkpoint)
     monkeypatch.setattr(run, "stored_config", lambda step: segmenter.config)
-    monkeypatch.setattr(run, "restore_model", lambda step, like: segmenter.variables)
+    monkeypatch.setattr(run, "restore_model", lambda step, like, given: segmenter.variables)
     return "runs/here/checkpoints/7"
 
 
