@@ -4,7 +4,7 @@ pip install torch torchvision
 python benchmarks/image_sizes.py --out runs/image_sizes
 
 Each side runs in its own process, one after the other. The measurement starts with the files on the disk and ends with the
-confusion counts, and includes compiling. The sides are:
+confusion counts, and includes compiling. "programs" are compilations of more than a second. The sides are:
 
   canvases     eval.py's batches, which put images of different sizes on a few canvases
   torchvision  the same network in eager PyTorch, one image at a time
@@ -149,8 +149,10 @@ def run_torchvision(args: argparse.Namespace, keep: Callable[[str, np.ndarray], 
 def run_side(side: str, args: argparse.Namespace) -> None:
     """Run one side in this process, and write its result and predictions."""
     predictions: dict[str, np.ndarray] = {}
+    before = time.process_time()
     run = {"canvases": run_canvases, "torchvision": run_torchvision, "exact": run_exact}[side]
     result = run(args, predictions.__setitem__)
+    result["cpu_seconds"] = time.process_time() - before  # includes drawing the weights
     np.savez_compressed(args.out / f"{side}.npz", **predictions)
     (args.out / f"{side}.json").write_text(json.dumps(result))
 
