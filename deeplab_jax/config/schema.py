@@ -49,6 +49,10 @@ def _are_options(values: Any) -> bool:
     return are_pairs and all(isinstance(name, str) and are_numbers((value,), 1) for name, value in values)
 
 
+# The 3x3 convolutions of the heads: a plain one, or a depthwise separable one with the layers in this order.
+CONVS = ("3x3", "depthwise+1x1", "depthwise+bn+1x1", "depthwise+bn+relu+1x1")
+
+
 @dataclasses.dataclass(slots=True)
 class ModelConfig:
     """The network architecture, stored with every checkpoint. See docs/reference/networks.md for the reference networks."""
@@ -123,11 +127,21 @@ class ModelConfig:
         changes="shapes",
         part="aspp",
     )
+    aspp_conv: str = field(
+        "3x3",
+        "3x3 convolution in the ASPP branches with atrous rates: `3x3`, or a depthwise separable convolution, written as its "
+        "layers in order: `depthwise+1x1` (segmentation_models.pytorch), `depthwise+bn+1x1`, or `depthwise+bn+relu+1x1` "
+        "(mmsegmentation's DeepLabV3+).",
+        one_of(*CONVS),
+        changes="shapes",
+        part="aspp",
+    )
     fusion: str = field(
         "1x1",
-        "Convolutions that fuse the concatenated ASPP branches: `1x1` (paper), `3x3` (mmsegmentation), or `1x1+3x3` for a "
-        "1x1 convolution followed by a 3x3 one (torchvision).",
-        one_of("1x1", "3x3", "1x1+3x3"),
+        "Convolutions that fuse the concatenated ASPP branches: `1x1` (paper), `3x3` (mmsegmentation), `1x1+3x3` for a 1x1 "
+        "convolution followed by a 3x3 one (torchvision), or `1x1+depthwise+1x1`, whose 3x3 convolution is depthwise separable "
+        "(segmentation_models.pytorch's DeepLabV3+).",
+        one_of("1x1", "3x3", "1x1+3x3", "1x1+depthwise+1x1"),
         changes="shapes",
         part="aspp",
     )
@@ -146,6 +160,29 @@ class ModelConfig:
         at_least(1, "Use a number of at least 1. The paper uses 48."),
         changes="shapes",
         part="decoder",
+        is_used=lambda model: model.decoder_width > 0,
+    )
+    decoder_conv: str = field(
+        "3x3",
+        "Kind of the 3x3 convolutions in the DeepLabV3+ decoder, with the same values as `aspp_conv`.",
+        one_of(*CONVS),
+        changes="shapes",
+        part="decoder",
+        is_used=lambda model: model.decoder_width > 0,
+    )
+    decoder_depth: int = field(
+        2,
+        "Number of 3x3 convolutions in the DeepLabV3+ decoder. segmentation_models.pytorch has 1.",
+        at_least(1, "Use a number of at least 1. The paper uses 2."),
+        changes="shapes",
+        part="decoder",
+        is_used=lambda model: model.decoder_width > 0,
+    )
+    decoder_dropout: float = field(
+        0.0,
+        "Dropout rate after the last convolution in the DeepLabV3+ decoder, where mmsegmentation has its only dropout. Dropout "
+        "is active only in training.",
+        below_one(),
         is_used=lambda model: model.decoder_width > 0,
     )
     dropout: float = field(

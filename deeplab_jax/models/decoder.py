@@ -8,7 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from deeplab_jax.models.aspp import ConvBNReLU
-from deeplab_jax.models.layers import concatenate
+from deeplab_jax.models.layers import Dropout, concatenate
 from deeplab_jax.models.resize import resize_like
 
 
@@ -20,12 +20,18 @@ class Decoder(nn.Module):
     Attributes:
       features: The number of output channels in the 3x3 convolutions.
       low_level_width: The number of low-level channels after the reduction.
+      conv: The kind of the 3x3 convolutions; see `ConvBNReLU`.
+      depth: The number of 3x3 convolutions.
+      dropout: The dropout rate after the last convolution.
       align_corners: Whether to align corners when resizing; see `config.ModelConfig`.
       dtype: The compute dtype of the convolutions.
     """
 
     features: int = 256
     low_level_width: int = 48
+    conv: str = "3x3"
+    depth: int = 2
+    dropout: float = 0.0
     align_corners: bool = False
     dtype: Any = jnp.float32
 
@@ -33,7 +39,8 @@ class Decoder(nn.Module):
     def __call__(self, x: Float[Array, "n h w c"], low: Float[Array, "n h1 w1 c1"], train: bool) -> Float[Array, "n h1 w1 k"]:
         """Return features of shape [n, h1, w1, features]."""
         layer = functools.partial(ConvBNReLU, dtype=self.dtype)
-        low = layer(self.low_level_width, 1, name="reduce")(low, train)
+        low = layer(self.low_level_width, "1x1", name="reduce")(low, train)
         x = concatenate([resize_like(x, low, align_corners=self.align_corners), low])
-        x = layer(self.features, 3, name="refine1")(x, train)
-        return layer(self.features, 3, name="refine2")(x, train)
+        for i in range(1, self.depth + 1):
+            x = layer(self.features, self.conv, name=f"refine{i}")(x, train)
+        return Dropout(self.dropout)(x, train)

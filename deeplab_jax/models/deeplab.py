@@ -54,15 +54,24 @@ class DeepLabV3(nn.Module):
         dtype = jnp.dtype(c.dtype)
         features = find_backbone(c.backbone).make(c)(jnp.asarray(images), train)
         rates = tuple(int(rate) for rate in aspp_rates(c.atrous_rates, c.output_stride))
-        x = ASPP(rates, c.aspp_width, c.fusion, c.dropout, dtype, name="aspp")(features.last, train)
+        x = ASPP(rates, c.aspp_width, c.aspp_conv, c.fusion, c.dropout, dtype, name="aspp")(features.last, train)
         if c.decoder_width:
-            decoder = Decoder(c.decoder_width, c.low_level_width, c.align_corners, dtype, name="decoder")
+            decoder = Decoder(
+                c.decoder_width,
+                c.low_level_width,
+                c.decoder_conv,
+                c.decoder_depth,
+                c.decoder_dropout,
+                c.align_corners,
+                dtype,
+                name="decoder",
+            )
             x = decoder(x, features.low, train)
         logits = self._classify(x, "classifier")
         if not c.aux_head:
             return Outputs(logits, None)
         width = features.aux.shape[-1] // 4
-        aux = ConvBNReLU(width, 3, dtype=dtype, name="aux_conv")(features.aux, train)
+        aux = ConvBNReLU(width, "3x3", dtype=dtype, name="aux_conv")(features.aux, train)
         return Outputs(logits, self._classify(Dropout(c.aux_dropout)(aux, train), "aux_classifier"))
 
     def _classify(self, x: Float[Array, "n h w c"], name: str) -> Float[Array, "n h w k"]:

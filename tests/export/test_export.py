@@ -109,10 +109,16 @@ def test_an_exported_file_gives_the_logits_and_labels_of_the_checkpoint(
     [
         {"backbone": "mobilenetv3_large", "multi_grid": (1.0, 1.0, 1.0), "decoder_width": 8},
         {"backbone": "resnext50_32x4d", "aux_head": True},
+        {
+            "aspp_conv": "depthwise+bn+relu+1x1",
+            "fusion": "1x1+depthwise+1x1",
+            "decoder_width": 8,
+            "decoder_conv": "depthwise+bn+1x1",
+        },
     ],
-    ids=lambda switches: switches["backbone"],
+    ids=lambda switches: switches.get("backbone", "separable"),
 )
-def test_other_backbones_are_exported_in_both_formats(switches):
+def test_other_networks_are_exported_in_both_formats(switches):
     config, variables = make_network(switches)
     params, expected = (
         fold(variables, evaluation_model(config)),

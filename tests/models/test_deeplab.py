@@ -6,6 +6,7 @@ from conftest import random_variables, tiny_resnet18
 
 from deeplab_jax.config import ModelConfig
 from deeplab_jax.models import DeepLabV3, normalize
+from deeplab_jax.models.aspp import ConvBNReLU
 from deeplab_jax.models.backbones import find_backbone
 from deeplab_jax.models.backbones.mobilenetv3 import scale_to_width
 from deeplab_jax.models.decoder import Decoder
@@ -87,6 +88,46 @@ def test_a_decoder_concatenates_resized_features_and_reduced_low_level_features(
     y = decoder.apply(jax.tree.map(jnp.float32, {"params": params, "batch_stats": stats}), x, low, False)
     np.testing.assert_allclose(y[0, 0, :, 0], resized, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(y[0, 0, :, 1:], [[0.5, 0], [1.5, 1], [2.5, 2], [3.5, 3]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["depthwise+1x1", "depthwise+bn+1x1", "depthwise+bn+relu+1x1"])
+def test_a_separable_convolution_filters_each_channel_and_then_mixes_them(kind):
+    # The depthwise kernels read the pixel `rate` to the left and multiply it by 1 and -1. BatchNorm adds 1.
+    depthwise = np.zeros((3, 3, 1, 2))
+    depthwise[1, 0, 0] = 1, -1
+    bn = {"scale": np.ones(2), "bias": np.ones(2)}
+    identity = {"mean": np.zeros(2), "var": np.full(2, 1 - BatchNorm.epsilon)}
+    mix = np.array([[1.0, 0], [1, 1]])[None, None]
+    params = {"depthwise": {"kernel": depthwise}, "conv": {"kernel": mix}, "bn": bn | {"bias": np.zeros(2)}}
+    stats = {"bn": identity}
+    if "bn" in kind:
+        params["depthwise_bn"], stats["depthwise_bn"] = bn, identity
+    x = jnp.array([[2.0, 3], [0, 0], [5, 4], [0, 0]]).reshape(1, 1, 4, 2)
+    layer = ConvBNReLU(2, kind, rate=2)
+    y = layer.apply(jax.tree.map(jnp.float32, {"params": params, "batch_stats": stats}), x, False)
+    # At the third pixel, the depthwise outputs are 2 and -3, plus 1 with BatchNorm.
+    middle = {"depthwise+1x1": (2, -3), "depthwise+bn+1x1": (3, -2), "depthwise+bn+relu+1x1": (3, 0)}[kind]
+    np.testing.assert_allclose(y[0, 0, 2], [max(sum(middle), 0), max(middle[1], 0)], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("depth", "layers"), [(1, {"reduce", "refine1"}), (3, {"reduce", "refine1", "refine2", "refine3"})])
+def test_a_decoder_has_as_many_convolutions_as_its_depth(depth, layers):
+    model = DeepLabV3(tiny_resnet18(decoder_width=6, decoder_depth=depth), 5)
+    assert abstract_variables(model)["params"]["decoder"].keys() == layers
+
+
+def test_dropout_of_a_decoder_is_only_active_in_training():
+    decoder = Decoder(features=3, low_level_width=2, dropout=0.5)
+    x, low = jnp.ones((1, 2, 2, 3)), jnp.ones((1, 8, 8, 3))
+    variables = decoder.init(jax.random.key(0), x, low, False)
+    trained, _ = decoder.apply(variables, x, low, True, rngs={"dropout": jax.random.key(1)}, mutable=["batch_stats"])
+    plain, _ = Decoder(features=3, low_level_width=2).apply(variables, x, low, True, mutable=["batch_stats"])
+    kept = trained != 0
+    assert 0 < kept.sum() < (plain != 0).sum()
+    np.testing.assert_allclose(trained[kept], 2 * plain[kept], rtol=1e-6)
+    np.testing.assert_array_equal(
+        decoder.apply(variables, x, low, False), Decoder(features=3, low_level_width=2).apply(variables, x, low, False)
+    )
 
 
 def test_dilate_conv2_only_affects_basic_blocks():

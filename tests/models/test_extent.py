@@ -206,11 +206,18 @@ SWITCHES = [
     {"output_stride": 16, "decoder_width": 8},
     {"output_stride": 8, "aux_head": True, "backbone": "mobilenetv3_large", "multi_grid": (1.0, 1.0, 1.0)},
     {"output_stride": 8, "aux_head": True, "backbone": "resnext50_32x4d"},
+    {
+        "output_stride": 16,
+        "aspp_conv": "depthwise+bn+relu+1x1",
+        "fusion": "1x1+depthwise+1x1",
+        "decoder_width": 8,
+        "decoder_conv": "depthwise+bn+1x1",
+    },
 ]
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("switches", SWITCHES, ids=["aux_head", "decoder", "mobilenetv3", "resnext"])
+@pytest.mark.parametrize("switches", SWITCHES, ids=["aux_head", "decoder", "mobilenetv3", "resnext", "separable"])
 def test_a_full_network_on_split_rows_in_float64(switches):
     """Compare loss, statistics and gradients in float64.
 

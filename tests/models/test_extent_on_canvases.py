@@ -111,6 +111,7 @@ NETWORKS = {
     "stride 8": tiny_model(output_stride=8),
     "stride 32": tiny_model(output_stride=32, align_corners=True),
     "decoder": tiny_resnet18(decoder_width=8, low_level_width=4, align_corners=True),
+    "separable": tiny_resnet18(aspp_conv="depthwise+bn+relu+1x1", decoder_width=8, decoder_conv="depthwise+1x1"),
     "deep stem": tiny_resnet18(output_stride=8, stem="deep"),
     "mobilenetv3": tiny_model(backbone="mobilenetv3_large", output_stride=16, multi_grid=(1.0, 1.0, 1.0)),
 }

@@ -69,9 +69,17 @@ def make_torchvision_mobilenet() -> torch.nn.Module:
 
 
 def make_mmseg_network(
-    depth: int, kind: str = "ResNetV1c", mg124: bool = False, align_corners: bool = False, aux: bool = True
+    depth: int,
+    kind: str = "ResNetV1c",
+    mg124: bool = False,
+    align_corners: bool = False,
+    aux: bool = True,
+    plus: bool = False,
 ) -> torch.nn.Module:
-    """Build a network from mmsegmentation's configs/deeplabv3/: the "d16-mg124" variant if `mg124` is set, otherwise "d8"."""
+    """Build a network from mmsegmentation's configs/deeplabv3/, or from configs/deeplabv3plus/ if `plus` is set.
+
+    It is the "d16-mg124" variant if `mg124` is set, and otherwise "d8".
+    """
     import_mmseg()
     from mmseg.registry import MODELS
 
@@ -93,6 +101,9 @@ def make_mmseg_network(
         "style": "pytorch",
     }
     head = {"type": "ASPPHead", "in_channels": channels, "in_index": 3, "channels": width, "dilations": (1, *rates)}
+    if plus:
+        low, low_width = (64, 12) if depth < 50 else (256, 48)
+        head |= {"type": "DepthwiseSeparableASPPHead", "c1_in_channels": low, "c1_channels": low_width}
     auxiliary = {"type": "FCNHead", "in_channels": channels // 2, "in_index": 2, "channels": aux_width, "num_convs": 1}
     network = {
         "type": "EncoderDecoder",
@@ -120,6 +131,13 @@ NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], str]] = {
     "mmseg_r18b_769": (
         lambda: make_mmseg_network(18, kind="ResNet", align_corners=True),
         "deeplabv3_r18b-d8_769x769_80k_cityscapes",
+    ),
+    "mmseg_plus_r18": (lambda: make_mmseg_network(18, plus=True), "deeplabv3plus_r18-d8_512x1024_80k_cityscapes"),
+    "mmseg_plus_r50": (lambda: make_mmseg_network(50, plus=True), "deeplabv3plus_r50-d8_512x1024_80k_cityscapes"),
+    "mmseg_plus_r101": (lambda: make_mmseg_network(101, plus=True), "deeplabv3plus_r101-d8_512x1024_80k_cityscapes"),
+    "mmseg_plus_r18b_769": (
+        lambda: make_mmseg_network(18, kind="ResNet", align_corners=True, plus=True),
+        "deeplabv3plus_r18b-d8_769x769_80k_cityscapes",
     ),
 }
 

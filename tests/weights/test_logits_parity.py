@@ -16,7 +16,13 @@ from deeplab_jax.weights import transfer
 GOLDEN_FILES = pathlib.Path(fill.__file__).parent / "golden"
 # The short test run covers only these networks. Convolutions with large atrous rates need large images, because on small ones
 # their outer taps only read padding. ResNet-101 differs from ResNet-50 only in depth, so it is left to the long run.
-IN_SHORT = ("torchvision_r50_321x513", "mmseg_r18_321x513", "mmseg_r50_129x97", "torchvision_mobilenetv3_97x641")
+IN_SHORT = (
+    "torchvision_r50_321x513",
+    "mmseg_r18_321x513",
+    "mmseg_r50_129x97",
+    "torchvision_mobilenetv3_97x641",
+    "mmseg_plus_r18_65x641",
+)
 GOLDEN = [
     pytest.param(path, id=path.stem, marks=[] if path.stem in IN_SHORT else pytest.mark.long)
     for path in sorted(GOLDEN_FILES.glob("*x*.npz"))

@@ -40,6 +40,15 @@ def make_mmseg(depth="resnet101", classes=19, **meta):
     return make_backbone(depth) | head, meta
 
 
+def make_mmseg_plus(depth="resnet101"):
+    """Return the kernels that tell mmsegmentation's DeepLabV3+ from its DeepLabV3."""
+    tensors, _ = make_mmseg(depth)
+    return tensors | {
+        "decode_head.c1_bottleneck.conv.weight": np.zeros((6, 8, 1, 1), np.float32),
+        "decode_head.sep_bottleneck.1.pointwise_conv.conv.weight": np.zeros((8, 8, 1, 1), np.float32),
+    }
+
+
 def recognize_tensors(tensors, meta=None, source="x.pth"):
     return recognize(StateDict(source, tensors, meta or {}))
 
@@ -208,6 +217,26 @@ def test_settings_come_from_published_file_names():
     assert (model.output_stride, model.multi_grid, model.align_corners) == (16, (0.5, 1.0, 2.0), False)
     model = recognize_tensors(tensors, source="/d16/mine-769x769.pth").config.model
     assert (model.output_stride, model.multi_grid, model.align_corners) == (8, (0.5, 1.0, 1.0), False)
+
+
+def test_a_decoder_of_mmsegmentation_is_recognized():
+    name = "/w/deeplabv3plus_r101-d16-mg124_769x769_80k_cityscapes.pth"
+    config = recognize_tensors(make_mmseg_plus(), source=name).config
+    model = config.model
+    assert (model.decoder_width, model.low_level_width, model.decoder_depth) == (8, 6, 2)
+    assert model.aspp_conv == model.decoder_conv == "depthwise+bn+relu+1x1"
+    assert (model.dropout, model.decoder_dropout) == (0.0, 0.1)
+    assert (model.output_stride, model.multi_grid, model.align_corners) == (16, (0.5, 1.0, 2.0), True)
+    assert config.eval.window == (769, 769)
+    stored = recognize_tensors(make_mmseg_plus(), {"cfg": PUBLISHED}).config.model
+    assert (stored.dropout, stored.decoder_dropout) == (0.0, 0.2)
+
+
+def test_an_incomplete_decoder_is_reported():
+    tensors = make_mmseg_plus()
+    del tensors["decode_head.sep_bottleneck.1.pointwise_conv.conv.weight"]
+    with pytest.raises(CheckpointError, match=r"sep_bottleneck\.1\.pointwise_conv\.conv\.weight is missing"):
+        recognize_tensors(tensors)
 
 
 def test_only_a_matching_source_can_be_requested():

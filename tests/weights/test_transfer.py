@@ -16,8 +16,8 @@ from deeplab_jax.checkpoints.store import Checkpoints, restore_variables, save_m
 from deeplab_jax.config import Config, EvalConfig, ModelConfig
 from deeplab_jax.errors import CheckpointError, ConfigError
 from deeplab_jax.labels import CITYSCAPES, VOC
-from deeplab_jax.models import BACKBONES, DeepLabV3
-from deeplab_jax.models.switches import SWITCHES
+from deeplab_jax.models import DeepLabV3
+from deeplab_jax.models.switches import is_used
 from deeplab_jax.training.optimizer import make_optimizer
 from deeplab_jax.training.state import init_state, to_trees
 from deeplab_jax.weights import convert, names, transfer
@@ -271,6 +271,7 @@ def test_networks_that_a_reference_does_not_have_are_refused(mmseg, tmp_path):
         transfer.export_weights(folder, str(tmp_path / "x.safetensors"), fmt="torchvision")
 
 
+SEPARABLE = "depthwise+bn+relu+1x1"
 # Networks that each reference library supports, and config values that it never supports.
 SUPPORTED = {
     "torchvision": [
@@ -283,6 +284,7 @@ SUPPORTED = {
         ModelConfig(backbone="resnet34", fusion="3x3", dilate_conv2=False, width=32, align_corners=True),
         ModelConfig(fusion="3x3", dilate_conv2=True, stem="3x3", multi_grid=(1.0, 2.0, 4.0)),
         ModelConfig(backbone="resnet152", fusion="3x3", dilate_conv2=False, atrous_rates=(6, 12)),
+        ModelConfig(fusion="3x3", decoder_width=256, aspp_conv=SEPARABLE, decoder_conv=SEPARABLE, low_level_width=12),
     ],
 }
 UNSUPPORTED = {
@@ -295,15 +297,19 @@ UNSUPPORTED = {
         "stage3_first_rate": (2,),
         "atrous_rates": ((6, 12), (6, 12, 18, 24), (12, 18, 6)),
         "aspp_width": (128, 512),
-        "fusion": ("1x1", "3x3"),
+        "aspp_conv": (SEPARABLE,),
+        "fusion": ("1x1", "3x3", "1x1+depthwise+1x1"),
         "decoder_width": (48, 256),
         "align_corners": (True,),
     },
     "mmseg": {
         "backbone": ("mobilenetv3_large", "resnext50_32x4d"),
         "shortcut": ("avgpool+1x1",),
+        "aspp_conv": ("depthwise+1x1", "depthwise+bn+1x1"),
         "fusion": ("1x1", "1x1+3x3"),
-        "decoder_width": (48, 256),
+        "decoder_width": (48, 512),
+        "decoder_conv": ("3x3", "depthwise+1x1"),
+        "decoder_depth": (1, 3),
         "stage3_first_rate": (2,),
         "dilate_conv2": (True,),
     },
@@ -322,8 +328,8 @@ def test_every_config_of_a_supported_network_is_exportable(fmt, model):
 @pytest.mark.parametrize(("fmt", "field", "value"), UNSUPPORTED_VALUES)
 def test_every_unsupported_value_is_refused(fmt, field, value):
     for model in SUPPORTED[fmt]:
-        if field in SWITCHES - BACKBONES[model.backbone].switches:
-            continue  # this backbone does not use the field
+        if not is_used(model, field):
+            continue
         with pytest.raises(CheckpointError) as error:
             require_exportable(dataclasses.replace(model, **{field: value}), fmt)
         assert f"does not support model.{field}={value!r}, only " in str(error.value)

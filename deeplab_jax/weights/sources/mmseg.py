@@ -1,4 +1,4 @@
-"""Tensor names and stored settings for mmsegmentation's DeepLabV3 weights.
+"""Tensor names and stored settings for mmsegmentation's DeepLabV3 and DeepLabV3+ weights.
 
 Strides and rates cannot be inferred from tensor shapes. Instead, the output stride, rates, corner alignment and evaluation
 settings come from the configuration stored in a checkpoint or from the published file name. The configuration is parsed, but
@@ -37,6 +37,9 @@ from deeplab_jax.weights.source import (
     output_channels,
 )
 
+# mmsegmentation's separable convolutions, which only its DeepLabV3+ has.
+SEPARABLE = "depthwise+bn+relu+1x1"
+
 
 def has_names(names: Collection[str]) -> bool:
     """Return whether any tensor belongs to the head or the deep stem, whose names only mmsegmentation uses."""
@@ -49,6 +52,14 @@ def head_names(model: ModelConfig) -> dict[str, str]:
     modules = {"aspp/branch_1x1": "decode_head.aspp_modules.0", "aspp/branch_pool": "decode_head.image_pool.1"}
     modules |= {f"aspp/branch_rate{i}": f"decode_head.aspp_modules.{i}" for i in range(1, len(model.atrous_rates) + 1)}
     modules |= {"aspp/fuse": "decode_head.bottleneck", "aux_conv": "auxiliary_head.convs.0"}
+    modules |= {"decoder/reduce": "decode_head.c1_bottleneck"}
+    separable = {f"decoder/refine{i}": f"decode_head.sep_bottleneck.{i - 1}" for i in (1, 2)}
+    if model.aspp_conv == SEPARABLE:
+        separable |= {ours: modules.pop(ours) for ours in list(modules) if ours.startswith("aspp/branch_rate")}
+    for ours, theirs in separable.items():
+        depthwise = f"{theirs}.depthwise_conv"
+        names |= {f"{ours}/depthwise": f"{depthwise}.conv", f"{ours}/depthwise_bn": f"{depthwise}.bn"}
+        modules[ours] = f"{theirs}.pointwise_conv"
     for ours, theirs in modules.items():
         names |= conv_bn(ours, f"{theirs}.conv", f"{theirs}.bn")
     return names
@@ -60,21 +71,31 @@ def read_head(shapes: Shapes) -> dict[str, Any]:
     The result is {} for a file that contains only a backbone.
 
     Raises:
-      OtherHeadError: The head is not a DeepLabV3's.
+      OtherHeadError: The head is not a DeepLabV3's or DeepLabV3+'s.
       CheckpointError: A tensor is missing.
     """
     if not any(name.startswith("decode_head.") for name in shapes):
         return {}
-    if "decode_head.c1_bottleneck.conv.weight" in shapes:
-        raise OtherHeadError("has the head of a DeepLabV3+")
     if "decode_head.aspp_modules.0.conv.weight" not in shapes:
         raise OtherHeadError("has a head without ASPP")
-    return {
+    head = {
         "aspp_width": output_channels(shapes, "decode_head.aspp_modules.0.conv.weight"),
         "fusion": "3x3",
         "dropout": 0.1,
         "aux_head": any(name.startswith("auxiliary_head.") for name in shapes),
         "num_classes": output_channels(shapes, "decode_head.conv_seg.weight"),
+    }
+    if not any(name.startswith(("decode_head.c1_bottleneck.", "decode_head.sep_bottleneck.")) for name in shapes):
+        return head
+    if "decode_head.c1_bottleneck.conv.weight" not in shapes:
+        raise OtherHeadError("has the head of a DeepLabV3+ without low-level features")
+    return head | {
+        "aspp_conv": SEPARABLE,
+        "decoder_conv": SEPARABLE,
+        "decoder_width": output_channels(shapes, "decode_head.sep_bottleneck.1.pointwise_conv.conv.weight"),
+        "low_level_width": output_channels(shapes, "decode_head.c1_bottleneck.conv.weight"),
+        "dropout": 0.0,
+        "decoder_dropout": 0.1,
     }
 
 
@@ -98,7 +119,7 @@ def read_facts(state: StateDict, model: ModelConfig, overrides: Mapping[str, Any
         facts["model.dilate_conv2"] = (False, ASSUMED)
     settings = _parse_literals(_config_text(state))
     if {"backbone", "decode_head"} <= set(settings.get("model") or ()):
-        fields, origin = _read_settings(settings), "the configuration in the file"
+        fields, origin = _read_settings(settings, model), "the configuration in the file"
     else:
         fields, origin = _parse_file_name(state.source), "the file name"
     return facts | {field: (value, origin) for field, value in fields.items()}
@@ -131,11 +152,11 @@ def _config_text(state: StateDict) -> str:
     return text if isinstance(text, str) else ""
 
 
-def _read_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the `model` and `eval` fields described by an mmsegmentation configuration."""
-    model = settings["model"]
-    backbone, head = model["backbone"], model["decode_head"]
-    norm = settings.get("img_norm_cfg") or settings.get("data_preprocessor") or model.get("data_preprocessor") or {}
+def _read_settings(settings: dict[str, Any], model: ModelConfig) -> dict[str, Any]:
+    """Return the `model` and `eval` fields described by an mmsegmentation configuration of the network `model`."""
+    network = settings["model"]
+    backbone, head = network["backbone"], network["decode_head"]
+    norm = settings.get("img_norm_cfg") or settings.get("data_preprocessor") or network.get("data_preprocessor") or {}
     stride = 4 * math.prod(backbone.get("strides", (1, 2, 2, 2)))
     _require_supported(stride, backbone, norm)
     rates, grid = list(head.get("dilations", (1, 6, 12, 18)))[1:], backbone.get("multi_grid")
@@ -144,14 +165,14 @@ def _read_settings(settings: dict[str, Any]) -> dict[str, Any]:
             f"has the ASPP dilations {rates} at output stride {stride}, which do not scale to integers at output stride 16. "
             "Use different weights."
         )
-    test = model.get("test_cfg") or settings.get("test_cfg") or {}
+    test = network.get("test_cfg") or settings.get("test_cfg") or {}
     is_sliding = test.get("mode") == "slide"
     fields = {
         "model.output_stride": stride,
         "model.multi_grid": multi_grid_units(tuple(grid), stride) if grid else ModelConfig().multi_grid,
         "model.atrous_rates": tuple(rate * stride // 16 for rate in rates),
         "model.align_corners": head.get("align_corners", False),
-        "model.dropout": head.get("dropout_ratio", 0.1),
+        "model.decoder_dropout" if model.decoder_width else "model.dropout": head.get("dropout_ratio", 0.1),
         "eval.window": tuple(test["crop_size"]) if is_sliding else (0, 0),
         "eval.window_stride": tuple(test["stride"]) if is_sliding else (0, 0),
     }
@@ -177,10 +198,10 @@ def _require_supported(stride: int, backbone: dict[str, Any], norm: dict[str, An
 def _parse_file_name(source: str) -> dict[str, Any]:
     """Return the `model` and `eval` fields encoded in a published file name.
 
-    Examples are deeplabv3_r101-d16-mg124_512x1024_... and deeplabv3_r50-d8_769x769_...
+    Examples are deeplabv3_r101-d16-mg124_512x1024_... and deeplabv3plus_r50-d8_769x769_...
     """
     name = source.replace("\\", "/").rsplit("/", 1)[-1].lower()
-    if not name.startswith("deeplabv3_r"):
+    if not name.startswith(("deeplabv3_r", "deeplabv3plus_r")):
         return {}
     fields: dict[str, Any] = {"model.output_stride": 16} if re.search(r"[-_]d16[-_]", name) else {}
     if "mg124" in name:
@@ -220,15 +241,18 @@ def required(model: ModelConfig) -> dict[str, tuple[Any, ...]]:
     return {
         "backbone": tuple(name for name, backbone in BACKBONES.items() if "mmseg" in backbone.references),
         "shortcut": ("1x1",),
+        "decoder_width": (model.aspp_width if model.decoder_width else 0,),
+        "aspp_conv": (SEPARABLE if model.decoder_width else "3x3",),
         "fusion": ("3x3",),
-        "decoder_width": (0,),
+        "decoder_conv": (SEPARABLE,),
+        "decoder_depth": (2,),
         "stage3_first_rate": (1,),
         "dilate_conv2": (False,),
     }
 
 
 def describe(config: Config) -> str:
-    """Return the settings that turn mmsegmentation's deeplabv3_r50-d8 into this network."""
+    """Return the settings that turn mmsegmentation's deeplabv3_r50-d8, or its deeplabv3plus_r50-d8, into this network."""
     model, stride, classes = config.model, config.model.output_stride, config.labels.num_classes
     params = abstract_variables(DeepLabV3(model, classes))["params"]
     backbone: dict[str, Any] = {
@@ -252,6 +276,9 @@ def describe(config: Config) -> str:
         "num_classes": classes,
         "align_corners": model.align_corners,
     }
+    if model.decoder_width:
+        _, _, low_channels, low_width = params["decoder"]["reduce"]["conv"]["kernel"].shape
+        head |= {"type": "DepthwiseSeparableASPPHead", "c1_in_channels": low_channels, "c1_channels": low_width}
     aux = None
     if model.aux_head:
         _, _, in_channels, channels = params["aux_conv"]["conv"]["kernel"].shape

@@ -79,6 +79,7 @@ def required(model: ModelConfig) -> dict[str, tuple[Any, ...]]:
         "stage3_first_rate": (1,),
         "atrous_rates": (fixed["atrous_rates"],),
         "aspp_width": (256,),
+        "aspp_conv": ("3x3",),
         "fusion": ("1x1+3x3",),
         "decoder_width": (0,),
         "align_corners": (False,),
