@@ -67,7 +67,7 @@ def run_canvases(args: argparse.Namespace, keep: Callable[[str, np.ndarray], Non
     import jax
     from rich.console import Console
 
-    from deeplab_jax.commands.datasets import describe_programs, open_evaluation_set
+    from deeplab_jax.commands.datasets import describe_programs, list_batch_kinds, open_evaluation_set
     from deeplab_jax.config import DataConfig, EvalConfig
     from deeplab_jax.evaluation.evaluate import evaluate
 
@@ -88,7 +88,8 @@ def run_canvases(args: argparse.Namespace, keep: Callable[[str, np.ndarray], Non
     def visit(each: Any) -> None:
         keep(pathlib.Path(samples.images[each.index]).stem, each.prediction)
 
-    totals = evaluate(config, variables, batches(), len(samples), [visit], Console())
+    kinds = list_batch_kinds(config, samples)
+    totals = evaluate(config, variables, batches(), len(samples), [visit], Console(), kinds=kinds)
     seconds = time.perf_counter() - start
     large = [duration for duration in durations if duration > 1]
     return {

@@ -64,6 +64,24 @@ def describe_programs(config: Config, samples: Samples) -> str:
     return plan_evaluation(samples, config.eval.batch_size, compile_pixels()).summary
 
 
+def list_batch_kinds(config: Config, samples: Samples) -> list[dict[str, np.ndarray]]:
+    """Return an empty evaluation batch for each program, in the order of the batches.
+
+    The list is empty if there is only one program, or several processes, which must compile at the same time.
+    """
+    canvases = list(dict.fromkeys(plan_evaluation(samples, config.eval.batch_size, compile_pixels()).canvases))
+    if len(canvases) == 1 or jax.process_count() > 1:
+        return []
+    kinds, count = [], config.eval.batch_size
+    for canvas in canvases:
+        batch: dict[str, np.ndarray] = {"valid": np.zeros(count, bool)}
+        batch["image"] = np.zeros((count, *canvas.size, config.model.channels), np.uint8)
+        batch |= {"label": np.zeros((count, *canvas.size), np.uint8)} if samples.labels else {}
+        batch |= {} if canvas.is_exact else {"size": np.ones((count, 2), np.int32)}
+        kinds.append(batch)
+    return kinds
+
+
 def introduce(split: str, samples: Samples, labels: LabelSet, say: Callable[[str], None]) -> None:
     """Say how large a split is, where it comes from, and what is unusual or suspicious about its files."""
     say(describe(split, samples))

@@ -55,7 +55,7 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
     step = resolve(checkpoint)
     variables = restore_model(str(step), like=config, given=checkpoint)
     # These modules import TensorFlow, which takes seconds, so an invalid checkpoint is reported first.
-    from deeplab_jax.commands.datasets import describe_programs, introduce, open_evaluation_set
+    from deeplab_jax.commands.datasets import describe_programs, introduce, list_batch_kinds, open_evaluation_set
     from deeplab_jax.data.samples import digest
 
     samples, batches = open_evaluation_set(config, need_labels=False)
@@ -79,7 +79,8 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
     if programs := describe_programs(config, samples):
         say(programs)
     console.print("Compiling the network. On a CPU, this can take a minute.")
-    totals = evaluate(config, variables, batches(), len(samples), visitors, console, samples.images)
+    kinds = list_batch_kinds(config, samples)
+    totals = evaluate(config, variables, batches(), len(samples), visitors, console, samples.images, kinds)
     if instances is not None:
         instances = hosts.gather(instances).sum(0)  # each process only counted its own images
     hosts.barrier("images written")

@@ -1,6 +1,7 @@
 """Run a network over a split, count confusions, and call visitor functions with each image, for example to write files."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -13,8 +14,9 @@ from rich.progress import Progress
 from deeplab_jax.config import Config
 from deeplab_jax.evaluation.inference import Evaluator
 from deeplab_jax.evaluation.metrics import Totals
+from deeplab_jax.runtime.compilation import compiling_ahead
 from deeplab_jax.runtime.memory import report_out_of_memory
-from deeplab_jax.runtime.mesh import check_batch, local_rows, make_mesh, prefetch, replicated_sharding
+from deeplab_jax.runtime.mesh import check_batch, local_rows, make_mesh, place, prefetch, replicated_sharding
 
 Batch = dict[str, np.ndarray]
 
@@ -117,6 +119,7 @@ def evaluate(
     visitors: Sequence[Visitor],
     console: Console,
     names: Sequence[str] = (),
+    kinds: Sequence[Batch] = (),
 ) -> Totals:
     """Evaluate `batches`, call the visitors with each image, and return the confusion counts and the loss.
 
@@ -128,6 +131,7 @@ def evaluate(
       visitors: Functions to call, in order, with each image read by this process.
       console: The console for the progress bar.
       names: The images' names by index, for error messages.
+      kinds: A batch of each kind, in the order of `batches`. Their programs are compiled ahead.
 
     Raises:
       ConfigError: The batch size cannot be divided evenly among the devices.
@@ -148,4 +152,9 @@ def evaluate(
 
         with report_out_of_memory(evaluator.memory_advice):
             variables = jax.device_put(variables, replicated_sharding(mesh))
-        return score(evaluator, variables, batches, show, names=names)
+
+        def compile_kind(batch: Batch) -> None:
+            evaluator.compile(variables, place(batch, mesh, evaluator.row_unit), batch["image"].shape[1])
+
+        with compiling_ahead([functools.partial(compile_kind, batch) for batch in kinds]):
+            return score(evaluator, variables, batches, show, names=names)

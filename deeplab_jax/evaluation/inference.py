@@ -184,6 +184,13 @@ class Evaluator:
     def __call__(self, variables: Variables, batch: dict[str, Array], height: int, what: str = "") -> Counted:
         """Return the predictions, the confusion counts and the sum of the loss for a batch.
 
+        Takes the same arguments and raises the same errors as `compile`.
+        """
+        return self.compile(variables, batch, height, what)(variables, batch)
+
+    def compile(self, variables: Variables, batch: dict[str, Array], height: int, what: str = "") -> Any:
+        """Return the program for batches like this one, as a function of (variables, batch).
+
         Args:
           variables: The network variables, {"params", "batch_stats"}.
           batch: A batch placed on the mesh by `place`.
@@ -201,7 +208,7 @@ class Evaluator:
             return program
 
         key = (height, *sorted((name, x.shape) for name, x in batch.items()))
-        return self._programs.get(key, compile_it)(variables, batch)
+        return self._programs.get(key, compile_it)
 
     def lower(self, variables: Variables, batch: dict[str, Any], height: int) -> Any:
         """Trace the program for a batch, which can consist of shapes alone, without compiling it."""

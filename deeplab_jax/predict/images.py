@@ -6,6 +6,7 @@ network runs.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import pathlib
 import warnings
@@ -28,7 +29,7 @@ from deeplab_jax.predict import inputs as files
 from deeplab_jax.predict import video
 from deeplab_jax.predict.inputs import Input
 from deeplab_jax.runtime.canvases import Canvas, Size, choose_standard_canvases, describe_canvases
-from deeplab_jax.runtime.compilation import compile_pixels
+from deeplab_jax.runtime.compilation import compile_pixels, compiling_ahead
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -128,7 +129,13 @@ def _run_images(
                 loaded.append((each, files.read_image(each.path, data.channels, data.value_range)))
         return loaded
 
-    with ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(2) as writers:
+    function = inference.predict_with_confidence if options.confidence else inference.predict
+    compilations = [
+        functools.partial(segmenter.compile, function, at_a_time, canvas)
+        for canvas, at_a_time in groups
+        if not (canvas.is_exact and _is_large(canvas.size, options))
+    ]
+    with compiling_ahead(compilations), ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(2) as writers:
         ahead = _map_ahead(readers, load, [batch for batch, _ in batches], 2)
         pending: deque[Future[None]] = deque()
         for (batch, group), loaded in zip(batches, ahead, strict=True):

@@ -7,8 +7,8 @@ import pathlib
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -164,6 +164,25 @@ class Programs:
                 with self._lock:
                     self._programs.pop(key, None)
         return program.result()
+
+
+@contextlib.contextmanager
+def compiling_ahead(compilations: Sequence[Callable[[], Any]]) -> Iterator[None]:
+    """Call the functions one after the other in a thread while the block runs.
+
+    Compiling uses one core most of the time, so a program is compiled while another one runs. When the block ends, functions
+    that have not started are skipped. Errors are ignored, because whoever needs the program compiles it again and sees them.
+
+    Args:
+      compilations: Functions that put programs into a `Programs` cache.
+    """
+    pool = ThreadPoolExecutor(1)
+    for compile_it in compilations:
+        pool.submit(compile_it)
+    try:
+        yield
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def compile_program(jitted: Any, *args: Any, **kwargs: Any) -> Any:

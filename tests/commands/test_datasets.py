@@ -1,13 +1,20 @@
 """Tests for locating a run's data set."""
 
 import dataclasses
+import io
 
+import numpy as np
 import pytest
-from conftest import tiny_config
+from conftest import random_variables, tiny_config
+from PIL import Image
+from rich.console import Console
 
 from deeplab_jax.commands import datasets
-from deeplab_jax.commands.datasets import locate_data
+from deeplab_jax.commands.datasets import list_batch_kinds, locate_data, open_evaluation_set
 from deeplab_jax.errors import ConfigError
+from deeplab_jax.evaluation.evaluate import evaluate
+from deeplab_jax.evaluation.inference import evaluation_model
+from deeplab_jax.runtime import hosts
 
 
 def test_root_replaces_the_location_of_the_run(street_scenes):
@@ -30,3 +37,30 @@ def test_a_missing_or_wrong_root_is_reported(tmp_path):
         locate_data(tiny_config(), None)
     with pytest.raises(ConfigError, match=r"`--root` \(='.*nowhere'\) is not a folder"):
         locate_data(tiny_config("there"), str(tmp_path / "nowhere"))
+
+
+def test_each_program_of_an_evaluation_is_compiled_once(tmp_path, monkeypatch):
+    sizes = [(60, 33), (64, 20), (30, 300), (50, 50), (30, 310)]
+    for i, size in enumerate(sizes):
+        (tmp_path / "input").mkdir(exist_ok=True)
+        Image.fromarray(np.full((*size, 3), i, np.uint8)).save(tmp_path / "input" / f"{i}.png")
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / "val.lst").write_text("".join(f"input/{i}.png\n" for i in range(5)))
+    config = tiny_config(tmp_path)
+    config.mesh.data, config.eval.batch_size = 1, 2
+    monkeypatch.setattr(datasets, "compile_pixels", lambda: 10**4)
+    samples, batches = open_evaluation_set(config, need_labels=False)
+    compiled, shapes = [], []
+    compile_together = hosts.compile_together
+
+    def compile_and_record(jitted, variables, batch, **options):
+        compiled.append(batch["image"].shape)
+        return compile_together(jitted, variables, batch, **options)
+
+    monkeypatch.setattr(hosts, "compile_together", compile_and_record)
+    kinds, console = list_batch_kinds(config, samples), Console(file=io.StringIO())
+    variables = random_variables(evaluation_model(config))
+    visitors = [lambda each: shapes.append((each.index, each.prediction.shape))]
+    evaluate(config, variables, batches(), 5, visitors, console, kinds=kinds)
+    assert sorted(compiled) == [(2, 32, 320, 3), (2, 64, 64, 3)]
+    assert sorted(shapes) == list(enumerate(sizes))
