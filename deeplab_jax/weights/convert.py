@@ -132,8 +132,8 @@ def _convert_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _names_outside_network(tensors: Mapping[str, np.ndarray], network: Network) -> set[str]:
     """Return the names of the tensors that belong to other modules than the network.
 
-    These are the heads, if only the backbone is used. Otherwise they are modules without kernels, such as class weights that
-    the loss reads.
+    These are the heads, if only the backbone is used. Otherwise they are the library's unused modules, and modules without
+    kernels, such as class weights that the loss reads.
     """
     if network.is_backbone:
         first = BACKBONES[network.config.model.backbone].first_tensor
@@ -141,13 +141,15 @@ def _names_outside_network(tensors: Mapping[str, np.ndarray], network: Network) 
         # A segmentation network can have a head that is named like an ImageNet classifier.
         classifier = CLASSIFIER if prefix in ("", "features.") else set()
         return {name for name in tensors if not name.startswith(prefix)} - classifier
-    own = {name.partition(".")[0] for name in SOURCES[network.fmt].head_names(network.config.model).values()}
-    own.add(SOURCES[network.fmt].backbone_prefix.rstrip("."))
+    source = SOURCES[network.fmt]
+    own = {name.partition(".")[0] for name in source.head_names(network.config.model).values()}
+    own.add(source.backbone_prefix.rstrip("."))
     others: dict[str, list[str]] = {}
     for name in tensors:
         others.setdefault(name.partition(".")[0], []).append(name)
-    modules = [each for top, each in others.items() if top not in own and all(tensors[name].ndim < 2 for name in each)]
-    return {name for module in modules for name in module}
+    foreign = [each for top, each in others.items() if top not in own and all(tensors[name].ndim < 2 for name in each)]
+    unused = [each for top, each in others.items() if top in source.unused]
+    return {name for module in foreign + unused for name in module}
 
 
 def _prepend_zero(value: np.ndarray) -> np.ndarray:

@@ -57,6 +57,7 @@ class Source:
         a different library, because all libraries use the same backbone tensor names.
       is_pool_first: Whether the library concatenates the image-pooling branch before the other ASPP branches. Our networks
         concatenate it last.
+      unused: The modules that the library can add to a network but that segmentation does not need. They are not imported.
     """
 
     has_names: Callable[[Collection[str]], bool]
@@ -68,6 +69,7 @@ class Source:
     backbone_prefix: str = "backbone."
     is_backbone_only: bool = False
     is_pool_first: bool = False
+    unused: frozenset[str] = frozenset()
 
 
 def conv_bn(ours: str, conv: str, bn: str) -> dict[str, str]:

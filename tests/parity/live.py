@@ -33,6 +33,8 @@ SIZES = ((321, 513), (129, 97))
 # unless the image is wide. The logits of DeepLabV3+ have stride 4, so its images are smaller to keep the golden files small.
 OTHER_SIZES = {"torchvision_mobilenetv3": ((97, 641), (129, 97))}
 PLUS_SIZES = ((65, 641), (129, 97))
+# segmentation_models.pytorch's DeepLabV3Plus only takes multiples of its output stride.
+SMP_PLUS_SIZES = ((80, 656), (144, 112))
 MAX_ERROR = 1e-4
 
 
@@ -53,10 +55,16 @@ def compare(name: str, write: bool) -> bool:
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
         save_file(weights, folder / f"{published}.safetensors")
-        transfer.import_weights(str(folder / f"{published}.safetensors"), str(folder / "imported"), say=lambda _: None)
+        _, _, stride = name.partition("_os")
+        transfer.import_weights(
+            str(folder / f"{published}.safetensors"),
+            str(folder / "imported"),
+            model={"output_stride": int(stride)} if stride else None,
+            say=lambda _: None,
+        )
         config = stored_config(str(folder / "imported"))
         variables = restore_model(str(folder / "imported"), like=config)
-        fmt = "mmseg" if references.is_mmseg(network) else "torchvision"
+        fmt = name.partition("_")[0]
         transfer.export_weights(str(folder / "imported"), str(folder / "exported.safetensors"), fmt=fmt, say=lambda _: None)
         exported = load_file(folder / "exported.safetensors")
     network.load_state_dict({key: torch.from_numpy(value.copy()) for key, value in exported.items()}, strict=True)
@@ -64,7 +72,7 @@ def compare(name: str, write: bool) -> bool:
     model = inference.evaluation_model(config)
     forward = jax.jit(lambda v, x: model.apply(v, normalize(x, config.model.mean, config.model.std), train=False))
     is_good = is_identical
-    for height, width in OTHER_SIZES.get(name, PLUS_SIZES if "_plus_" in name else SIZES):
+    for height, width in _sizes(name):
         images = fill.image(height, width)
         expected = references.compute_outputs(network, images, mean, std)
         actual = forward(variables, images)
@@ -77,6 +85,12 @@ def compare(name: str, write: bool) -> bool:
             _write_golden(name, published, network, (height, width), expected)
     print(f"{name:24} the export loads with strict=True; bit-identical: {is_identical}", flush=True)
     return is_good
+
+
+def _sizes(name: str) -> tuple[tuple[int, int], ...]:
+    if name.startswith("smp_plus"):
+        return SMP_PLUS_SIZES
+    return OTHER_SIZES.get(name, PLUS_SIZES if "_plus_" in name else SIZES)
 
 
 def _write_golden(

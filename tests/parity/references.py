@@ -1,14 +1,17 @@
 """Build the reference implementations' networks for numerical comparisons.
 
-This module needs torch and torchvision. The mmsegmentation networks also need the other packages:
+This module needs torch and torchvision. The networks of other libraries also need the other packages:
 
   pip install torch torchvision
   pip install --no-deps mmsegmentation mmcv-lite mmengine
   pip install addict yapf termcolor rich opencv-python-headless prettytable ftfy regex
+  pip install segmentation-models-pytorch
 """
 
+import functools
 import importlib.machinery
 import importlib.util
+import itertools
 import sys
 import types
 from collections.abc import Callable
@@ -116,6 +119,21 @@ def make_mmseg_network(
     return MODELS.build(network)
 
 
+def make_smp_network(depth: int, plus: bool, output_stride: int) -> torch.nn.Module:
+    """Build segmentation_models.pytorch's DeepLabV3, or its DeepLabV3Plus if `plus` is set, with 19 classes."""
+    import_torchvision()
+    import segmentation_models_pytorch as smp
+
+    build = smp.DeepLabV3Plus if plus else smp.DeepLabV3
+    return build(f"resnet{depth}", encoder_weights=None, encoder_output_stride=output_stride, classes=19)
+
+
+def smp_name(depth: int, plus: bool, output_stride: int) -> str:
+    """Return a network's name. It ends in the output stride if that is not the library's default."""
+    suffix = "" if output_stride == (16 if plus else 8) else f"_os{output_stride}"
+    return f"smp_{'plus_' if plus else ''}r{depth}{suffix}"
+
+
 # Maps each name to the reference network's builder and the file name of its published weights. Some settings are read from the
 # file name, because the tensors do not determine them.
 NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], str]] = {
@@ -139,6 +157,10 @@ NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], str]] = {
         lambda: make_mmseg_network(18, kind="ResNet", align_corners=True, plus=True),
         "deeplabv3plus_r18b-d8_769x769_80k_cityscapes",
     ),
+    **{
+        smp_name(*key): (functools.partial(make_smp_network, *key), "smp")
+        for key in itertools.product((18, 34, 50), (False, True), (8, 16))
+    },
 }
 
 
@@ -171,6 +193,8 @@ def forward(network: torch.nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor
         features = network.extract_feat(x)
         heads = {"logits": network.decode_head, "aux": network.auxiliary_head if network.with_auxiliary_head else None}
         return {name: head(features) for name, head in heads.items() if head is not None}
+    if hasattr(network, "segmentation_head"):
+        return {"logits": network.segmentation_head[0](network.decoder(network.encoder(x)))}
     features = network.backbone(x)
     outputs = {"logits": network.classifier(features["out"])}
     return outputs | ({"aux": network.aux_classifier(features["aux"])} if network.aux_classifier is not None else {})

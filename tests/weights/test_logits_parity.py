@@ -1,4 +1,4 @@
-"""Compare imported networks' logits with golden files from torchvision and mmsegmentation (see tests/parity/live.py)."""
+"""Compare imported networks' logits with golden files from the other libraries (see tests/parity/live.py)."""
 
 import pathlib
 
@@ -22,6 +22,7 @@ IN_SHORT = (
     "mmseg_r50_129x97",
     "torchvision_mobilenetv3_97x641",
     "mmseg_plus_r18_65x641",
+    "smp_plus_r18_80x656",
 )
 GOLDEN = [
     pytest.param(path, id=path.stem, marks=[] if path.stem in IN_SHORT else pytest.mark.long)
@@ -55,7 +56,7 @@ def test_logits_match_the_reference(path, tmp_path):
             # The project requires 1e-4. The measured error is at most 5e-6, because float32 sums use a different order.
             assert error < 2e-5, key
 
-    fmt = "mmseg" if path.stem.startswith("mmseg") else "torchvision"
+    fmt = path.stem.partition("_")[0]
     transfer.export_weights(str(tmp_path / "imported"), str(tmp_path / "out.safetensors"), fmt=fmt, say=lines.append)
     exported = load_file(tmp_path / "out.safetensors")
     assert {name: value.shape for name, value in exported.items()} == {str(name): shape for name, shape in shapes.items()}

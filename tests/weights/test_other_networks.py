@@ -15,8 +15,9 @@ from deeplab_jax.weights.state_dicts import StateDict
 MODELS = {
     "mmseg": tiny_resnet18(fusion="3x3", aux_head=True, output_stride=8, dilate_conv2=False),
     "torchvision": tiny_resnet18(fusion="1x1+3x3", aux_head=True, output_stride=8),
+    "smp": tiny_resnet18(fusion="1x1+3x3", output_stride=8),
 }
-LABELS = {"mmseg": CITYSCAPES, "torchvision": VOC}  # what files without a label set are assumed to have
+LABELS = {"mmseg": CITYSCAPES, "torchvision": VOC, "smp": CITYSCAPES}  # what files without a label set are assumed to have
 CLASSIFIERS = {
     "mmseg": ("decode_head.conv_seg", "auxiliary_head.conv_seg"),
     "torchvision": ("classifier.4", "aux_classifier.4"),
@@ -103,6 +104,13 @@ def test_modules_without_kernels_are_not_part_of_the_network(state):
     assert "tensors not used: 1 (not part of the network: criterion.weight)" in messages
     with pytest.raises(CheckpointError, match=r"1 unexpected: refine.weight"):
         convert(tensors | {"refine.weight": KERNEL})
+
+
+def test_a_classification_head_is_not_part_of_the_network():
+    head = {"classification_head.3.weight": np.ones((2, 64), np.float32), "classification_head.3.bias": np.ones(2, np.float32)}
+    _, _, messages = convert(make_state("smp") | head)
+    names = "classification_head.3.bias, classification_head.3.weight"
+    assert messages == [f"tensors not used: 2 (not part of the network: {names})"]
 
 
 def test_a_long_list_of_names_is_cut(state):

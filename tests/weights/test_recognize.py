@@ -239,6 +239,51 @@ def test_an_incomplete_decoder_is_reported():
         recognize_tensors(tensors)
 
 
+def make_smp(aspp="decoder.aspp", **channels):
+    """Return the kernels that tell the networks of segmentation_models.pytorch apart."""
+    kernels = {f"{aspp}.convs.0.0": 8, "segmentation_head.0": 19} | channels
+    head = {f"{name}.weight": np.zeros((count, 8, 1, 1), np.float32) for name, count in kernels.items()}
+    return make_backbone("resnet18", prefix="encoder.") | head
+
+
+PLUS = {"decoder.block2.0.1": 8, "decoder.block1.0": 48, "decoder.aspp.0.convs.1.0.1": 8}
+
+
+def test_networks_of_segmentation_models_are_recognized():
+    network = recognize_tensors(make_smp())
+    model = network.config.model
+    assert (network.fmt, model.fusion, model.aspp_conv, model.decoder_width) == ("smp", "1x1+3x3", "3x3", 0)
+    assert model.align_corners
+    plus = recognize_tensors(make_smp("decoder.aspp.0", **PLUS)).config.model
+    assert (plus.fusion, plus.aspp_conv, plus.decoder_conv) == ("1x1+depthwise+1x1", "depthwise+1x1", "depthwise+1x1")
+    assert (plus.decoder_width, plus.low_level_width, plus.decoder_depth) == (8, 48, 1)
+    plain = {name: count for name, count in PLUS.items() if "aspp" not in name}
+    assert recognize_tensors(make_smp("decoder.aspp.0", **plain)).config.model.aspp_conv == "3x3"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "overrides", "expected"),
+    [
+        (make_smp(), {}, (8, (6, 12, 18), 2)),
+        (make_smp(), {"output_stride": 16}, (16, (12, 24, 36), 1)),
+        (make_smp("decoder.aspp.0", **PLUS), {}, (16, (12, 24, 36), 1)),
+        (make_smp("decoder.aspp.0", **PLUS), {"output_stride": 8}, (8, (6, 12, 18), 2)),
+        (make_smp(), {"output_stride": 32}, (8, (6, 12, 18), 2)),  # not an output stride of this library
+    ],
+)
+def test_rates_of_segmentation_models_depend_on_the_output_stride(tensors, overrides, expected):
+    model = recognize(StateDict("x.pth", tensors, {}), overrides=overrides).config.model
+    assert (model.output_stride, model.atrous_rates, model.stage3_first_rate) == expected
+    assert model.multi_grid == (1.0,)
+
+
+def test_other_networks_of_segmentation_models_are_named():
+    unet = recognize_tensors(make_smp("decoder.blocks"))
+    assert (unet.is_backbone, unet.other_head) == (True, "has a head without ASPP")
+    with pytest.raises(CheckpointError, match=r"x\.pth. was saved by an older version of segmentation_models\.pytorch"):
+        recognize_tensors(make_smp("decoder.0"))
+
+
 def test_only_a_matching_source_can_be_requested():
     tensors, _ = make_mmseg()
     backbone = StateDict("x.pth", make_backbone("resnet50", prefix=""), {})

@@ -286,6 +286,22 @@ SUPPORTED = {
         ModelConfig(backbone="resnet152", fusion="3x3", dilate_conv2=False, atrous_rates=(6, 12)),
         ModelConfig(fusion="3x3", decoder_width=256, aspp_conv=SEPARABLE, decoder_conv=SEPARABLE, low_level_width=12),
     ],
+    "smp": [
+        ModelConfig("resnet18", fusion="1x1+3x3", multi_grid=(1.0, 1.0), align_corners=True, aspp_width=128),
+        ModelConfig(
+            backbone="resnext50_32x4d",
+            output_stride=8,
+            stage3_first_rate=2,
+            multi_grid=(1.0,),
+            atrous_rates=(1, 2, 3),
+            aspp_conv="depthwise+1x1",
+            fusion="1x1+depthwise+1x1",
+            decoder_width=256,
+            decoder_conv="depthwise+1x1",
+            decoder_depth=1,
+            align_corners=True,
+        ),
+    ],
 }
 UNSUPPORTED = {
     "torchvision": {
@@ -312,6 +328,25 @@ UNSUPPORTED = {
         "decoder_depth": (1, 3),
         "stage3_first_rate": (2,),
         "dilate_conv2": (True,),
+    },
+    "smp": {
+        "backbone": ("mobilenetv3_large",),
+        "width": (32, 128),
+        "stem": ("3x3",),
+        "shortcut": ("avgpool+1x1",),
+        "output_stride": (32,),
+        "multi_grid": ((0.5, 1.0, 1.0), (1.0, 2.0, 4.0)),
+        "stage3_first_rate": (3,),
+        "dilate_conv2": (False,),
+        "atrous_rates": ((6, 12), (6, 12, 18, 24)),
+        "decoder_width": (48, 512),
+        "aspp_conv": (SEPARABLE,),
+        "fusion": ("1x1", "3x3"),
+        "low_level_width": (32,),
+        "decoder_conv": ("3x3", SEPARABLE),
+        "decoder_depth": (2,),
+        "aux_head": (True,),
+        "align_corners": (False,),
     },
 }
 UNSUPPORTED_VALUES = [
@@ -343,6 +378,7 @@ def test_the_instructions_leave_out_the_default_multi_grid():
 @pytest.mark.parametrize(
     ("fmt", "normalization"),
     [
+        ("smp", "normalised with mean=[127.5, 51.0, 0.0], std=[127.5, 255.0, 63.75] on values from 0 to 255."),
         ("mmseg", "data_preprocessor=dict(mean=[127.5, 51.0, 0.0], std=[127.5, 255.0, 63.75])"),
         ("torchvision", "\ntorchvision.transforms.Normalize(mean=[0.5, 0.2, 0.0], std=[0.5, 1.0, 0.25]) on values from 0 to 1"),
     ],

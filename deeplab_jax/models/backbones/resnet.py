@@ -216,7 +216,10 @@ def recognize(shapes: Shapes) -> dict[str, Any] | None:
 
 def _backbone(name: str) -> Backbone:
     blocks, is_bottleneck = DEPTHS[name]
-    references: dict[str, dict[str, Any]] = {"mmseg": {"type": "ResNet", "depth": int(name.removeprefix("resnet"))}}
+    references: dict[str, dict[str, Any]] = {
+        "mmseg": {"type": "ResNet", "depth": int(name.removeprefix("resnet"))},
+        "smp": {"encoder_name": name},
+    }
     if name in ("resnet50", "resnet101"):
         references["torchvision"] = {"name": name, "output_stride": 8}
     return Backbone(

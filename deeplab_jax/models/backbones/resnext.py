@@ -47,6 +47,7 @@ def _backbone(name: str) -> Backbone:
         tensor_names=lambda config, source: tensor_names(config, source, blocks),
         recognize=recognize,
         first_tensor=FIRST_TENSOR,
+        references={"smp": {"encoder_name": name}},
         ignored=frozenset(("dilate_conv2",)),
     )
 
