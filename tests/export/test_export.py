@@ -108,6 +108,7 @@ def test_an_exported_file_gives_the_logits_and_labels_of_the_checkpoint(
     [
         {"backbone": "mobilenetv3_large", "multi_grid": (1.0, 1.0, 1.0), "decoder_width": 8},
         {"backbone": "resnext50_32x4d", "aux_head": True},
+        {"backbone": "efficientnet_lite0", "decoder_width": 8},
     ],
     ids=lambda switches: switches["backbone"],
 )
@@ -118,8 +119,9 @@ def test_other_backbones_are_exported_in_both_formats(switches):
         api.Segmenter(config, variables).logits(make_images(1, 71, 50)),
     )
     for make, load in ((stablehlo.serialize, loading.load), (run._make_onnx, run._load_onnx)):
-        actual = load(make(evaluation_model(config), params, "logits", {}))(make_images(1, 71, 50))
-        assert np.linalg.norm(actual - expected) < 1e-4 * np.linalg.norm(expected)
+        for size in (None, (71, 50)):
+            actual = load(make(evaluation_model(config), params, "logits", {}, size=size))(make_images(1, 71, 50))
+            assert np.linalg.norm(actual - expected) < 1e-4 * np.linalg.norm(expected)
 
 
 def test_images_of_many_sizes_need_one_program_on_a_cpu(segmenter):
