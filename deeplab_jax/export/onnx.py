@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models import DeepLabV3, layers
-from deeplab_jax.models.convolution import conv2d, kernel_radius
+from deeplab_jax.models.convolution import conv2d, kernel_radii, kernel_shifts
 from deeplab_jax.models.graph import Graph, Node, Value, abstract_images, record
 from deeplab_jax.models.resize import resize_like
 
@@ -47,7 +47,7 @@ class _Writer:
 
     def constant(self, value: np.ndarray) -> str:
         name = f"constant_{next(self._numbers)}"
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        self.constants.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
         return name
 
     def per_channel(self, values: Any) -> str:
@@ -156,18 +156,33 @@ def _find_convolution_biases(graph: Graph) -> dict[Value, tuple[str, ...]]:
     return {node.arguments["x"]: node.arguments["bias"].path for node in biased}
 
 
-def _emit_conv2d(writer: _Writer, node: Node, x: str, kernel: Any, stride: int, rate: int, form: str) -> str:
+def _emit_conv2d(writer: _Writer, node: Node, x: str, kernel: Any, stride: int, rate: int, padding: str, form: str) -> str:
     weights = writer.params[kernel.path]
     inputs = [x, writer.constant(weights.transpose(3, 2, 0, 1))]
     if node.output in writer.biases:
         inputs.append(writer.constant(writer.params[writer.biases[node.output]]))
-    attributes = {
-        "kernel_shape": weights.shape[:2],
-        "pads": [kernel_radius(weights.shape, rate)] * 4,
-        "strides": [stride] * 2,
-        "dilations": [rate] * 2,
-    }
-    return writer.add("Conv", *inputs, group=node.arguments["x"].shape[3] // weights.shape[2], **attributes)
+    image = node.arguments["x"].shape
+    attributes = {"kernel_shape": weights.shape[:2], "strides": [stride] * 2, "dilations": [rate] * 2}
+    return writer.add(
+        "Conv", *inputs, group=image[3] // weights.shape[2], **attributes, **_padding(writer, node, weights.shape, image)
+    )
+
+
+def _padding(writer: _Writer, node: Node, kernel_shape: tuple[int, ...], image: tuple[int, ...]) -> dict[str, Any]:
+    """Return the attributes of a Conv node that describe its padding.
+
+    Raises:
+      CheckpointError: The padding depends on the image size in a way that ONNX cannot express.
+    """
+    stride, rate, padding = (node.arguments[name] for name in ("stride", "rate", "padding"))
+    bottom, right = kernel_radii(kernel_shape, rate)
+    # Without a fixed size, the graph was recorded at a size that is even in all strided layers.
+    top, left = kernel_shifts(image[1:3], kernel_shape, stride, rate, padding)
+    if writer.has_fixed_size or (top, left) == (0, 0):
+        return {"pads": [bottom - top, right - left, bottom, right]}
+    if rate > 1:  # ONNX Runtime does not support the combination
+        raise CheckpointError('`--format` (=onnx) does not support "same" padding with stride and dilation. Give --size.')
+    return {"auto_pad": "SAME_UPPER"}
 
 
 def _emit_add_bias(writer: _Writer, node: Node, x: str, bias: Any) -> str:
@@ -224,6 +239,10 @@ def _emit_hard_swish(writer: _Writer, node: Node, x: str) -> str:
     return writer.add("Mul", x, writer.add("HardSigmoid", x, alpha=1 / 6, beta=0.5))
 
 
+def _emit_relu6(writer: _Writer, node: Node, x: str) -> str:
+    return writer.add("Clip", x, writer.constant(np.array(0, np.float32)), writer.constant(np.array(6, np.float32)))
+
+
 def _emit_add_relu(writer: _Writer, node: Node, x: str, shortcut: str) -> str:
     return writer.add("Relu", writer.add("Add", x, shortcut))
 
@@ -233,6 +252,7 @@ _EMIT: dict[Callable[..., Any], Callable[..., str]] = {
     resize_like: _emit_resize_like,
     layers.add_bias: _emit_add_bias,
     layers.relu: _emit_operator("Relu"),
+    layers.relu6: _emit_relu6,
     layers.hard_swish: _emit_hard_swish,
     layers.hard_sigmoid: _emit_operator("HardSigmoid", alpha=1 / 6, beta=0.5),
     layers.add: _emit_operator("Add"),

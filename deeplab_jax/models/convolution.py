@@ -1,18 +1,18 @@
 """The NHWC convolution used by all layers, with several ways to compute it.
 
-The choice between them is based on the measurements in benchmarks/NOTES.md. As in PyTorch networks, padding is
-rate * (k - 1) / 2 on every side, so a stride-2 layer maps height H to ceil(H / 2) for both even and odd H.
+The choice between them is based on the measurements in benchmarks/NOTES.md. A stride-2 layer maps height H to ceil(H / 2) for
+both even and odd H. The padding decides at which pixels the kernel is centred; see `conv2d`.
 """
 
 import functools
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from deeplab_jax.models import winograd
 from deeplab_jax.models.operations import AnyArray, Length, operation
@@ -23,6 +23,8 @@ from deeplab_jax.models.target import get_target
 BAND_BYTES = 64 * 2**20
 
 ConvForm = Literal["auto", "xla", "mixed", "products", "winograd", "shifts"]
+Padding = Literal["symmetric", "same"]
+Pads = tuple[tuple[int, int], tuple[int, int]]  # the zeros (above, below) and (left, right) of the input
 
 
 @operation
@@ -32,9 +34,10 @@ def conv2d(
     *,
     stride: int = 1,
     rate: int = 1,
+    padding: Padding = "symmetric",
     form: ConvForm = "auto",
 ) -> Float[Array, "n h2 w2 k"]:
-    """Return `x` convolved with `kernel`, with padding rate * (size - 1) / 2.
+    """Return `x` convolved with `kernel`, with shape [n, ceil(h / stride), ceil(w / stride), k].
 
     Args:
       x: The input features.
@@ -43,6 +46,10 @@ def conv2d(
         is depthwise.
       stride: The step of the output grid, in input pixels.
       rate: The distance between the taps, in input pixels.
+      padding: Where the kernel is centred:
+        "symmetric": At every `stride`-th pixel from the first. All sides have padding rate * (size - 1) / 2, as in PyTorch.
+        "same": As with TensorFlow's "SAME" padding. At stride 2, it is one pixel later along an axis of even length, which then
+          has one zero less before the first pixel. All other cases are the same as "symmetric".
       form: How to compute the convolution:
         "auto": The fastest form on the target platform.
         "xla": XLA's own convolution.
@@ -52,15 +59,58 @@ def conv2d(
         "shifts": A sum of shifted elementwise products, for depthwise kernels.
 
     Raises:
-      ValueError: The form does not support this kernel and stride.
+      ValueError: The form does not support this kernel and stride, or "same" padding does not support this stride.
     """
     convolve = choose_convolution(kernel.shape, x.shape, x.dtype, stride, rate, form)
-    return convolve(x, jnp.astype(kernel, x.dtype), stride, rate, kernel_radius(kernel.shape, rate))
+    radii, shifts = kernel_radii(kernel.shape, rate), kernel_shifts(x.shape[1:3], kernel.shape, stride, rate, padding)
+    if all(isinstance(shift, int) for shift in shifts):
+        pads = [(radius - shift, radius) for radius, shift in zip(radii, shifts, strict=True)]
+    else:  # the parity of a symbolic size is only known when the program runs
+        x, pads = jnp.pad(x, ((0, 0), *((radius, radius + 1) for radius in radii), (0, 0))), [(0, 0), (0, 0)]
+        for axis, shift in enumerate(shifts, start=1):
+            x = shift_by(x, jnp.asarray(shift), axis)
+    return convolve(x, jnp.astype(kernel, x.dtype), stride, rate, (pads[0], pads[1]))
 
 
-def kernel_radius(kernel_shape: tuple[int, ...], rate: int) -> int:
-    """Return the number of input pixels that a dilated kernel covers on each side of its centre."""
-    return rate * (kernel_shape[0] - 1) // 2
+def kernel_radii(kernel_shape: tuple[int, ...], rate: int) -> tuple[int, int]:
+    """Return how many rows and columns a dilated kernel covers on each side of its centre."""
+    return rate * (kernel_shape[0] - 1) // 2, rate * (kernel_shape[1] - 1) // 2
+
+
+def kernel_shifts(
+    size: tuple[Any, ...], kernel_shape: tuple[int, ...], stride: int, rate: int, padding: Padding
+) -> tuple[Any, Any]:
+    """Return how many rows and columns after the first pixel the kernel is centred for the first output.
+
+    Args:
+      size: The height and width of the input: numbers, symbolic sizes, or each image's own.
+      kernel_shape, stride, rate, padding: See `conv2d`.
+
+    Returns:
+      Two values like `size`. Each is 0 or 1.
+
+    Raises:
+      ValueError: "same" padding does not support this stride.
+    """
+    if padding == "same" and stride > 2:
+        raise ValueError(f'`stride` (={stride}) must be 1 or 2 with "same" padding. Use "symmetric".')
+    if padding == "symmetric" or stride == 1:
+        return 0, 0
+    # TensorFlow pads by max((ceil(n / stride) - 1) * stride + rate * (k - 1) + 1 - n, 0) in total, and puts the odd zero last.
+    rows, columns = (1 - n % 2 if radius else 0 for n, radius in zip(size, kernel_radii(kernel_shape, rate), strict=True))
+    return rows, columns
+
+
+def shift_by(x: Float[Array, "n h w c"], shift: Int[Array, "..."], axis: int) -> Float[Array, "n h2 w2 c"]:
+    """Return `x` without one of the values along `axis`: the first one where `shift` is 1, and the last one where it is 0.
+
+    Args:
+      x: The features.
+      shift: One number, or one for each image.
+      axis: 1 for rows or 2 for columns.
+    """
+    early, late = (lax.slice_in_dim(x, i, i + x.shape[axis] - 1, axis=axis) for i in (0, 1))
+    return jnp.where(jnp.reshape(shift, (-1, 1, 1, 1)) > 0, late, early)
 
 
 def choose_convolution(
@@ -70,11 +120,10 @@ def choose_convolution(
     stride: int,
     rate: int,
     form: ConvForm = "auto",
-) -> Callable[[Array, Array, int, int, int], Array]:
+) -> Callable[[Array, Array, int, int, Pads], Array]:
     """Return a function that computes a convolution in the given form.
 
-    The function takes (x, kernel, stride, rate, pad), where the kernel has the dtype of `x`, and `pad` is the number of zero
-    rows above and below `x`.
+    The function takes (x, kernel, stride, rate, pads), where the kernel has the dtype of `x`.
 
     Args:
       kernel_shape, x_shape: The argument shapes for `conv2d`. `x_shape` can be symbolic.
@@ -131,14 +180,12 @@ def _count_tap_outputs(size: int, rate: int) -> int:
     return size + 2 * max(size - rate, 0)
 
 
-# The functions below implement the convolution forms. `pad` is the number of zero rows above and below `x`, or 0 if `x` already
-# includes a halo. `flip` rotates the kernel by 180 degrees and swaps its channel axes, as needed for the input gradient.
+# The functions below implement the convolution forms. `pads` has zeros where `x` already includes a halo. `flip` rotates the
+# kernel by 180 degrees and swaps its channel axes, as needed for the input gradient.
 
 
-def _convolve_by_xla(x: Array, kernel: Array, stride: int, rate: int, pad: int, flip: bool = False) -> Array:
+def _convolve_by_xla(x: Array, kernel: Array, stride: int, rate: int, pads: Pads, flip: bool = False) -> Array:
     kernel = kernel[::-1, ::-1].swapaxes(2, 3) if flip else kernel
-    pad_w = rate * (kernel.shape[1] - 1) // 2
-    pads = ((pad, pad), (pad_w, pad_w))
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -150,31 +197,35 @@ def _convolve_by_xla(x: Array, kernel: Array, stride: int, rate: int, pad: int, 
     )
 
 
-def _convolve_by_products(x: Array, kernel: Array, stride: int, rate: int, pad: int, flip: bool = False) -> Array:
+def _convolve_by_products(x: Array, kernel: Array, stride: int, rate: int, pads: Pads, flip: bool = False) -> Array:
     """Compute a convolution as a sum of matrix products, multiplying the input pixels by each tap's c by k matrix.
 
     Each product skips the outputs for which its tap would read padding. At rate 36 on a 65x65 map, outer taps read mostly
     padding, so skipping these outputs saves up to 60 % of the work.
     """
-    kh, kw = kernel.shape[:2]
-    pad_w = rate * (kw - 1) // 2
-    height, width = _output_size(x, kernel, stride, rate, pad)
-    band_height = height if kh == 1 else max(height * BAND_BYTES // x.nbytes, 1)
+    height, width = _output_size(x, kernel, stride, rate, pads)
+    band_height = height if kernel.shape[0] == 1 else max(height * BAND_BYTES // x.nbytes, 1)
     bands = []
     for first in range(0, height, band_height):
         out = (min(band_height, height - first), width)
-        bands.append(_sum_taps(x, kernel, out, stride, rate, (pad - first * stride, pad_w), flip))
+        bands.append(_sum_taps(x, kernel, out, stride, rate, (pads[0][0] - first * stride, pads[1][0]), flip))
     return jnp.concatenate(bands, axis=1)
 
 
-def _output_size(x: Array, kernel: Array, stride: int, rate: int, pad: int) -> tuple[int, int]:
-    return (x.shape[1] + 2 * pad - rate * (kernel.shape[0] - 1) - 1) // stride + 1, -(-x.shape[2] // stride)
+def _output_size(x: Array, kernel: Array, stride: int, rate: int, pads: Pads) -> tuple[int, int]:
+    height, width = (
+        (size + sum(pad) - rate * (taps - 1) - 1) // stride + 1
+        for size, pad, taps in zip(x.shape[1:3], pads, kernel.shape[:2], strict=True)
+    )
+    return height, width
 
 
 def _sum_taps(
-    x: Array, kernel: Array, out: tuple[int, int], stride: int, rate: int, pads: tuple[int, int], flip: bool
+    x: Array, kernel: Array, out: tuple[int, int], stride: int, rate: int, starts: tuple[int, int], flip: bool
 ) -> Array:
     """Return the sum of all taps' matrix products for a band of outputs with (height, width) `out`.
+
+    `starts` is the number of zeros above and to the left of the band's input.
 
     The middle tap comes first because it usually covers every output. Products are added in place, so only one of them is in
     memory at a time.
@@ -183,7 +234,7 @@ def _sum_taps(
     channels, features = (features, channels) if flip else (channels, features)
     middle = (kh // 2, kw // 2)
     total = jnp.zeros((x.shape[0], *out, features), jnp.promote_types(x.dtype, jnp.float32))
-    taps = sorted(_iterate_taps(x, kernel.shape, out, stride, rate, pads), key=lambda tap: tap[0] != middle)
+    taps = sorted(_iterate_taps(x, kernel.shape, out, stride, rate, starts), key=lambda tap: tap[0] != middle)
     for (i, j), pixels, (top, left) in taps:
         matrix = kernel[kh - 1 - i, kw - 1 - j] if flip else kernel[i, j]
         product = multiply(pixels.reshape(-1, channels), matrix, flip).reshape(*pixels.shape[:3], features)
@@ -194,21 +245,22 @@ def _sum_taps(
 
 
 def _iterate_taps(
-    x: Array, kernel_shape: tuple[int, ...], out: tuple[int, ...], stride: int, rate: int, pads: tuple[int, int]
+    x: Array, kernel_shape: tuple[int, ...], out: tuple[int, ...], stride: int, rate: int, starts: tuple[int, int]
 ) -> Iterator[tuple[tuple[int, int], Array, tuple[int, int]]]:
     """Yield (kernel position, input pixels, first output) for each tap that reads any input.
 
-    The input pixels exclude padding. The first output is the (row, column) that receives the tap's first product.
+    `starts` is the number of zeros above and to the left of `x`. The input pixels exclude padding. The first output is the
+    (row, column) that receives the tap's first product.
     """
     for i in range(kernel_shape[0]):
         for j in range(kernel_shape[1]):
-            offsets = (i * rate - pads[0], j * rate - pads[1])
+            offsets = (i * rate - starts[0], j * rate - starts[1])
             ranges = [_tap_range(*each) for each in zip(offsets, (stride, stride), x.shape[1:3], out, strict=True)]
             if any(first >= last for first, last in ranges):
                 continue
-            starts = [first * stride + offset for (first, _), offset in zip(ranges, offsets, strict=True)]
-            ends = [start + (last - first - 1) * stride + 1 for start, (first, last) in zip(starts, ranges, strict=True)]
-            pixels = lax.slice(x, (0, *starts, 0), (x.shape[0], *ends, x.shape[3]), (1, stride, stride, 1))
+            corner = [first * stride + offset for (first, _), offset in zip(ranges, offsets, strict=True)]
+            ends = [start + (last - first - 1) * stride + 1 for start, (first, last) in zip(corner, ranges, strict=True)]
+            pixels = lax.slice(x, (0, *corner, 0), (x.shape[0], *ends, x.shape[3]), (1, stride, stride, 1))
             yield (i, j), pixels, (ranges[0][0], ranges[1][0])
 
 
@@ -219,43 +271,42 @@ def _tap_range(offset: int, stride: int, size: int, out_size: int) -> tuple[int,
     return first, last
 
 
-def _convolve_by_shifts(x: Array, kernel: Array, stride: int, rate: int, pad: int) -> Array:
+def _convolve_by_shifts(x: Array, kernel: Array, stride: int, rate: int, pads: Pads) -> Array:
     """Compute a depthwise convolution as a sum over taps, multiplying the shifted input by one factor per channel.
 
     XLA fuses the sum into a single loop.
     """
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    pad_w = rate * (kernel.shape[1] - 1) // 2
-    padded = jnp.pad(x, ((0, 0), (pad, pad), (pad_w, pad_w), (0, 0)))
-    factors, out = kernel.astype(wide), _output_size(x, kernel, stride, rate, pad)
+    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    factors, out = kernel.astype(wide), _output_size(x, kernel, stride, rate, pads)
     taps = _iterate_taps(padded, kernel.shape, out, stride, rate, (0, 0))
     terms = [pixels.astype(wide) * factors[i, j, 0][None, None, None] for (i, j), pixels, _ in taps]
     return functools.reduce(jnp.add, terms).astype(x.dtype)
 
 
-def _convolve_by_winograd(x: Array, kernel: Array, stride: int, rate: int, pad: int, flip: bool = False) -> Array:
-    return winograd.convolve(x, kernel, rate, pad, flip=flip)
+def _convolve_by_winograd(x: Array, kernel: Array, stride: int, rate: int, pads: Pads, flip: bool = False) -> Array:
+    return winograd.convolve(x, kernel, rate, pads[0][0], flip=flip)
 
 
-def _weight_gradient_by_products(x: Array, dy: Array, kernel: Array, stride: int, rate: int, pad: int) -> Array:
+def _weight_gradient_by_products(x: Array, dy: Array, kernel: Array, stride: int, rate: int, pads: Pads) -> Array:
     """Compute the HWIO weight gradient by multiplying each tap's transposed input pixels by `dy`."""
     kh, kw, channels, features = kernel.shape
-    out, pads = dy.shape[1:3], (pad, rate * (kw - 1) // 2)
+    out, starts = dy.shape[1:3], (pads[0][0], pads[1][0])
     if channels < 16 and kh > 1:
         # With few channels, such as the stem's 3, one matrix per tap would be too narrow, so all taps share one product.
-        padded = jnp.pad(x, ((0, 0), *((pad, pad) for pad in pads), (0, 0)))
+        padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
         taps = _iterate_taps(padded, kernel.shape, out, stride, rate, (0, 0))
         columns = [pixels.reshape(-1, channels) for _, pixels, _ in taps]
         return outer(jnp.concatenate(columns, axis=-1), dy.reshape(-1, features)).reshape(kernel.shape)
     gradients = dict.fromkeys(itertools.product(range(kh), range(kw)), jnp.zeros((channels, features), x.dtype))
-    for position, pixels, (top, left) in _iterate_taps(x, kernel.shape, out, stride, rate, pads):
+    for position, pixels, (top, left) in _iterate_taps(x, kernel.shape, out, stride, rate, starts):
         part = dy[:, top : top + pixels.shape[1], left : left + pixels.shape[2]]
         gradients[position] = outer(pixels.reshape(-1, channels), part.reshape(-1, features))
     return jnp.stack(list(gradients.values())).reshape(kernel.shape)
 
 
-def _weight_gradient_by_winograd(x: Array, dy: Array, kernel: Array, stride: int, rate: int, pad: int) -> Array:
-    return winograd.compute_weight_gradient(x, dy, rate, pad)
+def _weight_gradient_by_winograd(x: Array, dy: Array, kernel: Array, stride: int, rate: int, pads: Pads) -> Array:
+    return winograd.compute_weight_gradient(x, dy, rate, pads[0][0])
 
 
 def _add_gradients(forward: Callable[..., Array], weight_gradient: Callable[..., Array]) -> Callable[..., Array]:
@@ -265,17 +316,19 @@ def _add_gradients(forward: Callable[..., Array], weight_gradient: Callable[...,
     """
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-    def convolve(x: Array, kernel: Array, stride: int, rate: int, pad: int) -> Array:
-        return forward(x, kernel, stride, rate, pad)
+    def convolve(x: Array, kernel: Array, stride: int, rate: int, pads: Pads) -> Array:
+        return forward(x, kernel, stride, rate, pads)
 
-    def backward(stride: int, rate: int, pad: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    def backward(stride: int, rate: int, pads: Pads, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
         # The barrier makes XLA recompute the forward pass's intermediate arrays here instead of keeping them in memory.
         x, kernel = lax.optimization_barrier(saved)
         if stride == 1:
-            dx = forward(dy, kernel, 1, rate, rate * (kernel.shape[0] - 1) - pad, flip=True)
+            spans = (rate * (taps - 1) for taps in kernel.shape[:2])
+            rows, columns = ((span - first, span - last) for span, (first, last) in zip(spans, pads, strict=True))
+            dx = forward(dy, kernel, 1, rate, (rows, columns), flip=True)
         else:
-            (dx,) = jax.linear_transpose(lambda x: forward(x, kernel, stride, rate, pad), x)(dy)
-        return dx, weight_gradient(x, dy, kernel, stride, rate, pad)
+            (dx,) = jax.linear_transpose(lambda x: forward(x, kernel, stride, rate, pads), x)(dy)
+        return dx, weight_gradient(x, dy, kernel, stride, rate, pads)
 
     convolve.defvjp(lambda x, kernel, *static: (forward(x, kernel, *static), (x, kernel)), backward)
     return convolve

@@ -25,7 +25,15 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.models import layers
-from deeplab_jax.models.convolution import ConvForm, choose_convolution, conv2d, kernel_radius
+from deeplab_jax.models.convolution import (
+    ConvForm,
+    Padding,
+    choose_convolution,
+    conv2d,
+    kernel_radii,
+    kernel_shifts,
+    shift_by,
+)
 from deeplab_jax.models.operations import PIXELWISE, AnyArray
 from deeplab_jax.models.resize import (
     Sizes,
@@ -238,22 +246,42 @@ def place_on_canvas(sizes: Sizes, canvas: tuple[int, int], rows: Extent | None) 
 # The functions below implement the non-pixelwise operations on arrays with padding.
 
 
-def _conv2d(extent: Extent, x: Array, kernel: AnyArray, *, stride: int = 1, rate: int = 1, form: ConvForm = "auto") -> Array:
-    radius = kernel_radius(kernel.shape, rate)
-    if not extent.is_split(x):
-        x = extent.fill(x, 0.0) if extent.axis is None and radius else x
-        return conv2d(x, kernel, stride=stride, rate=rate, form=form)
+def _conv2d(
+    extent: Extent,
+    x: Array,
+    kernel: AnyArray,
+    *,
+    stride: int = 1,
+    rate: int = 1,
+    padding: Padding = "symmetric",
+    form: ConvForm = "auto",
+) -> Array:
+    radii = kernel_radii(kernel.shape, rate)
+    size = (extent.get_height(x), extent.get_width(x))
+    shifts = kernel_shifts(size, kernel.shape, stride, rate, padding)
+    is_shifted_by_data = not all(isinstance(shift, int) for shift in shifts)
+    if not extent.is_split(x) and not is_shifted_by_data:
+        x = extent.fill(x, 0.0) if extent.axis is None and radii != (0, 0) else x
+        return conv2d(x, kernel, stride=stride, rate=rate, padding=padding, form=form)
     convolve = choose_convolution(kernel.shape, x.shape, x.dtype, stride, rate, form)
     # The kernel is marked as varying before the cast, so its gradients are summed over the devices in the kernel's own
     # precision.
     kernel = extent.mark_varying(kernel).astype(x.dtype)
-    if radius == 0:
-        return convolve(x, kernel, stride, rate, 0)
+    if radii == (0, 0):
+        return convolve(x, kernel, stride, rate, ((0, 0), (0, 0)))
 
     # The backward pass exchanges the halo again, because storing it would keep a second copy of every input.
     @jax.checkpoint
     def convolve_with_halo(x: Array, kernel: Array) -> Array:
-        return convolve(extent.add_halo(x, radius, max(radius - stride + 1, 0)), kernel, stride, rate, 0)
+        rows, columns = radii
+        if is_shifted_by_data:
+            x = extent.add_halo(x, rows, max(rows - stride + 1, 0) + 1)
+            x = jnp.pad(x, ((0, 0), (0, 0), (columns, columns + 1), (0, 0)))
+            for axis, shift in enumerate(shifts, start=1):
+                x = shift_by(x, shift, axis)
+            return convolve(x, kernel, stride, rate, ((0, 0), (0, 0)))
+        x = extent.add_halo(x, rows - shifts[0], max(rows - stride + 1 + shifts[0], 0))
+        return convolve(x, kernel, stride, rate, ((0, 0), (columns - shifts[1], columns)))
 
     return convolve_with_halo(x, kernel)
 

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from deeplab_jax.models.convolution import conv2d
+from deeplab_jax.models.convolution import Padding, conv2d
 from deeplab_jax.models.operations import AnyArray, Length, operation, pixelwise
 from deeplab_jax.models.target import get_target
 
@@ -36,7 +36,7 @@ class Conv(nn.Module):
     Attributes:
       features: The number of output channels.
       size: The kernel height and width, which must be odd.
-      stride, rate: The stride and atrous rate; see `convolution.conv2d`.
+      stride, rate, padding: The stride, atrous rate and kind of padding; see `convolution.conv2d`.
       groups: The number of separately convolved channel groups. One group per channel makes the convolution depthwise.
       use_bias: Whether to add a bias to each channel.
       dtype: The compute dtype of the convolution.
@@ -51,13 +51,14 @@ class Conv(nn.Module):
     use_bias: bool = False
     dtype: Any = jnp.float32
     kernel_init: Initializer = he_normal_fan_out
+    padding: Padding = "symmetric"
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 k"]:
         """Return features of shape [n, ceil(h / stride), ceil(w / stride), features] in `dtype`."""
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        y = conv2d(cast(x, self.dtype), kernel, stride=self.stride, rate=self.rate)
+        y = conv2d(cast(x, self.dtype), kernel, stride=self.stride, rate=self.rate, padding=self.padding)
         if self.use_bias:
             y = add_bias(y, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32))
         return y
@@ -234,6 +235,12 @@ def add_bias(x: Float[Array, "n h w c"], bias: Float[AnyArray, " c"]) -> Float[A
 def relu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """Return max(x, 0)."""
     return nn.relu(x)
+
+
+@pixelwise
+def relu6(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """Return min(max(x, 0), 6)."""
+    return nn.relu6(x)
 
 
 @pixelwise

@@ -49,8 +49,9 @@ class Backbone:
       recognize: A function of the tensor shapes in a weights file. It returns the `ModelConfig` fields determined by the
         shapes, or None for a different kind of backbone. It raises a CheckpointError for an unsupported network of this kind.
         The error message continues a sentence starting with the file name, such as "has a backbone with ...".
-      first_tensor: The name of a tensor in every weights file with this kind of backbone. What precedes this name is a prefix
-        that training code added.
+      first_tensors: The names that sources give to one tensor, so that every weights file with this kind of backbone has one of
+        them. What precedes this name is a prefix that training code added.
+      classifier: The layers that the sources' ImageNet networks have after the features. Weights files can contain them.
       references: The settings for published segmentation networks with this backbone, keyed by source. The modules in
         `weights/sources` define which settings each source has.
       ignored: The `ModelConfig` fields that this backbone accepts but does not use.
@@ -61,7 +62,8 @@ class Backbone:
     switches: frozenset[str]
     tensor_names: Callable[[ModelConfig, str], dict[str, str]]
     recognize: Callable[[Shapes], dict[str, Any] | None]
-    first_tensor: str
+    first_tensors: tuple[str, ...]
+    classifier: tuple[str, ...] = ("fc",)
     references: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
 

@@ -280,7 +280,7 @@ def _state_dict(module: Stub) -> dict[str, Any]:
 def _split(label: str, tensors: Mapping[str, Value]) -> Iterator[Weights]:
     """Yield the sets of weights in one dict. Each has its own prefix before a backbone's first block."""
     names, notes = _remove_wrappers(tensors)
-    firsts = {backbone.first_tensor for backbone in BACKBONES.values()}
+    firsts = {first for backbone in BACKBONES.values() for first in backbone.first_tensors}
     prefixes = []
     for name in names:
         first = next((each for each in firsts if name == each or name.endswith(f".{each}")), None)

@@ -21,8 +21,6 @@ Variables = dict[names.Path, np.ndarray]
 
 # PyTorch's BatchNorm always stores this counter, but only uses it if `momentum` is None.
 COUNTER = "num_batches_tracked"
-# The ImageNet classifier's tensors: `fc` in ResNets, `classifier.0` and `classifier.3` in torchvision's MobileNetV3.
-CLASSIFIER = {"fc.weight", "fc.bias", *(f"classifier.{i}.{kind}" for i in (0, 3) for kind in ("weight", "bias"))}
 MAX_NAMES = 5  # the maximum number of tensor names listed per message
 
 
@@ -57,7 +55,7 @@ def to_variables(state: StateDict, network: Network, *, ignore_head: bool = Fals
         tensors |= {name: _prepend_zero(tensors[name]) for name in classifiers & tensors.keys()}
     heads = classifiers if ignore_head else set()
     counters = {name for name in tensors if name.endswith(COUNTER)}
-    classifier = CLASSIFIER & set(tensors) if network.is_backbone else set()
+    classifier = _names_in_classifier(tensors, network) - counters if network.is_backbone else set()
     used = {path: name for path, name in name_of.items() if name not in heads}
     actual = {name: value.shape for name, value in tensors.items() if name not in heads | counters | classifier}
     expected = {name: _convert_shape(shapes[path]) for path, name in used.items()}
@@ -136,10 +134,10 @@ def _names_outside_network(tensors: Mapping[str, np.ndarray], network: Network) 
     kernels, such as class weights that the loss reads.
     """
     if network.is_backbone:
-        first = BACKBONES[network.config.model.backbone].first_tensor
-        prefix = next((prefix for prefix in names.backbone_prefixes() if f"{prefix}{first}" in tensors), "")
+        firsts = BACKBONES[network.config.model.backbone].first_tensors
+        prefix = next((prefix for prefix in names.backbone_prefixes() for first in firsts if prefix + first in tensors), "")
         # A segmentation network can have a head that is named like an ImageNet classifier.
-        classifier = CLASSIFIER if prefix in ("", "features.") else set()
+        classifier = _names_in_classifier(tensors, network) if prefix in ("", "features.") else set()
         return {name for name in tensors if not name.startswith(prefix)} - classifier
     source = SOURCES[network.fmt]
     own = {name.partition(".")[0] for name in source.head_names(network.config.model).values()}
@@ -150,6 +148,12 @@ def _names_outside_network(tensors: Mapping[str, np.ndarray], network: Network) 
     foreign = [each for top, each in others.items() if top not in own and all(tensors[name].ndim < 2 for name in each)]
     unused = [each for top, each in others.items() if top in source.unused]
     return {name for module in foreign + unused for name in module}
+
+
+def _names_in_classifier(tensors: Collection[str], network: Network) -> set[str]:
+    """Return the names of the tensors that belong to the ImageNet classifier."""
+    layers = BACKBONES[network.config.model.backbone].classifier
+    return {name for name in tensors if name.rpartition(".")[0] in layers}
 
 
 def _prepend_zero(value: np.ndarray) -> np.ndarray:

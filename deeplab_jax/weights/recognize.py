@@ -33,8 +33,8 @@ class Network:
     """The network recognised in a state dict.
 
     Attributes:
-      fmt: The library whose tensor names the file uses, a key of `SOURCES`. For a file with only a backbone, this is "timm",
-        or "mmseg" if the backbone has mmsegmentation's deep stem.
+      fmt: The library whose tensor names the file uses, a key of `SOURCES`. For a file with only a backbone, this is "timm"
+        unless only one library names its tensors that way, as mmsegmentation does in its deep stem.
       config: A config whose `model`, `labels` and `eval` sections describe the network.
       num_classes: The number of classes, or 0 if only the file's backbone can be used.
       origin: A dict that describes, for each config field not inferred from the tensors, where its value comes from.

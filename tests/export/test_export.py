@@ -115,6 +115,7 @@ def test_an_exported_file_gives_the_logits_and_labels_of_the_checkpoint(
             "decoder_width": 8,
             "decoder_conv": "depthwise+bn+1x1",
         },
+        {"backbone": "efficientnet_lite0", "decoder_width": 8},
     ],
     ids=lambda switches: switches.get("backbone", "separable"),
 )
@@ -125,8 +126,9 @@ def test_other_networks_are_exported_in_both_formats(switches):
         api.Segmenter(config, variables).logits(make_images(1, 71, 50)),
     )
     for make, load in ((stablehlo.serialize, loading.load), (run._make_onnx, run._load_onnx)):
-        actual = load(make(evaluation_model(config), params, "logits", {}))(make_images(1, 71, 50))
-        assert np.linalg.norm(actual - expected) < 1e-4 * np.linalg.norm(expected)
+        for size in (None, (71, 50)):
+            actual = load(make(evaluation_model(config), params, "logits", {}, size=size))(make_images(1, 71, 50))
+            assert np.linalg.norm(actual - expected) < 1e-4 * np.linalg.norm(expected)
 
 
 def test_images_of_many_sizes_need_one_program_on_a_cpu(segmenter):

@@ -39,9 +39,11 @@ def make_backbone(name, **switches):
         ("resnet50", {"stem": "3x3", "shortcut": "avgpool+1x1", "multi_grid": (1.0, 2.0, 4.0)}),
         ("resnext50_32x4d", {"stage3_first_rate": 2}),
         ("mobilenetv3_large", {"multi_grid": (1.0, 1.0, 1.0)}),
+        ("efficientnet_lite0", {}),
     ],
 )
 def test_dilated_features_match_the_undilated_network_when_subsampled(name, switches):
+    # 97 and 66 give odd sizes at strides 8 and 16, where a network with "same" padding keeps the first row and column as well.
     image = jnp.asarray(np.random.default_rng(1).normal(size=(1, 97, 66, 3)), jnp.float32)
     networks = {os: make_backbone(name, width=8, output_stride=os, **switches) for os in (32, 16, 8)}
     variables = with_constant_excitation(random_variables(networks[32]))
@@ -157,9 +159,12 @@ def test_parameters_do_not_depend_on_training_mode_or_output_stride():
         ("resnet101", 44_549_160 - 2_049_000),
         ("resnext50_32x4d", 25_028_904 - 2_049_000),
         ("mobilenetv3_large", 5_483_032 - (960 * 1280 + 1280) - (1280 * 1000 + 1000)),
+        ("efficientnet_lite0", 4_652_008 - (320 * 1280 + 2 * 1280) - (1280 * 1000 + 1000)),
+        ("efficientnet_lite1", 5_416_680 - (320 * 1280 + 2 * 1280) - (1280 * 1000 + 1000)),
+        ("efficientnet_lite2", 6_092_072 - (352 * 1280 + 2 * 1280) - (1280 * 1000 + 1000)),
     ],
 )
-def test_backbones_have_as_many_parameters_as_torchvision_without_the_classifier(name, parameters):
+def test_backbones_have_as_many_parameters_as_the_reference_without_the_classifier(name, parameters):
     assert sum(x.size for x in jax.tree.leaves(abstract_variables(make_backbone(name))["params"])) == parameters
 
 

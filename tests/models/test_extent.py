@@ -116,6 +116,17 @@ def test_depthwise_convolution_on_split_rows(height, stride, rate):
     assert_same(apply, random_image(height), kernel, output_stride=stride)
 
 
+@pytest.mark.parametrize(("height", "kernel_size", "rate"), [(16, 3, 1), (17, 3, 1), (18, 5, 1), (6, 5, 2), (16, 1, 1)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_convolution_with_same_padding_on_split_rows(height, kernel_size, rate, channels):
+    kernel = np.random.default_rng(1).normal(size=(kernel_size, kernel_size, channels, 3)).astype(np.float32)
+
+    def apply(x, kernel):
+        return conv2d(x, kernel, stride=2, rate=rate, padding="same")
+
+    assert_same(apply, random_image(height), kernel, output_stride=2)
+
+
 @pytest.mark.parametrize(("height", "stride", "rate"), [(17, 2, 1), (13, 1, 2)])
 def test_grouped_convolution_on_split_rows(height, stride, rate):
     kernel = np.random.default_rng(1).normal(size=(3, 3, 2, 8)).astype(np.float32)
@@ -213,11 +224,14 @@ SWITCHES = [
         "decoder_width": 8,
         "decoder_conv": "depthwise+bn+1x1",
     },
+    {"output_stride": 16, "aux_head": True, "backbone": "efficientnet_lite0"},
 ]
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("switches", SWITCHES, ids=["aux_head", "decoder", "mobilenetv3", "resnext", "separable"])
+@pytest.mark.parametrize(
+    "switches", SWITCHES, ids=["aux_head", "decoder", "mobilenetv3", "resnext", "separable", "efficientnet_lite0"]
+)
 def test_a_full_network_on_split_rows_in_float64(switches):
     """Compare loss, statistics and gradients in float64.
 

@@ -80,6 +80,14 @@ def test_convolution_on_a_canvas(form, kernel_shape, stride, rate):
 
 
 @pytest.mark.parametrize(
+    ("kernel_shape", "stride", "rate"), [((3, 3, 3, 4), 2, 1), ((5, 5, 1, 3), 2, 2), ((1, 1, 3, 4), 2, 1), ((5, 5, 1, 3), 1, 1)]
+)
+def test_convolution_with_same_padding_on_a_canvas(kernel_shape, stride, rate):
+    kernel = np.random.default_rng(1).normal(size=kernel_shape).astype(np.float32)
+    assert_same(lambda x: conv2d(x, kernel, stride=stride, rate=rate, padding="same"))
+
+
+@pytest.mark.parametrize(
     "function",
     [
         lambda x: max_pool_3x3(max_pool_3x3(x)),
@@ -114,6 +122,7 @@ NETWORKS = {
     "separable": tiny_resnet18(aspp_conv="depthwise+bn+relu+1x1", decoder_width=8, decoder_conv="depthwise+1x1"),
     "deep stem": tiny_resnet18(output_stride=8, stem="deep"),
     "mobilenetv3": tiny_model(backbone="mobilenetv3_large", output_stride=16, multi_grid=(1.0, 1.0, 1.0)),
+    "efficientnet_lite0": tiny_model(backbone="efficientnet_lite0", output_stride=16),
 }
 
 
@@ -141,7 +150,7 @@ def test_logits_on_a_canvas(config):
 
 BACKBONES_AND_STRIDES = [
     {"backbone": backbone, "output_stride": stride, **({"multi_grid": (1.0, 1.0, 1.0)} if "mobile" in backbone else {})}
-    for backbone in ("resnet18", "resnet50", "resnext50_32x4d", "mobilenetv3_large")
+    for backbone in ("resnet18", "resnet50", "resnext50_32x4d", "mobilenetv3_large", "efficientnet_lite0")
     for stride in (8, 16, 32)
 ]
 
@@ -176,7 +185,11 @@ def test_logits_of_windows_and_views_on_a_canvas(protocol):
     assert_same_logits(tiny_model(), protocol, sizes=((31, 17), (9, 40)))
 
 
-@pytest.mark.parametrize("config", [tiny_model(output_stride=8), NETWORKS["decoder"]], ids=["stride 8", "decoder"])
+@pytest.mark.parametrize(
+    "config",
+    [tiny_model(output_stride=8), NETWORKS["decoder"], NETWORKS["efficientnet_lite0"]],
+    ids=["stride 8", "decoder", "efficientnet_lite0"],
+)
 def test_split_rows_and_canvases_together(config):
     sizes, canvas = ((64, 48), (37, 30), (5, 41)), (64, 48)
     model = DeepLabV3(config, 5)

@@ -14,19 +14,21 @@ from deeplab_jax.models.target import compiling_for
 from deeplab_jax.runtime.compilation import lean_options
 
 
-def reference_conv(x, kernel, stride, rate):
+def reference_conv(x, kernel, stride, rate, starts=None):
     """Compute a convolution from its definition, in float64.
 
-    The definition is y[o] = sum over taps of x[o * stride + (tap - middle) * rate] kernel[tap].
+    The definition is y[o] = sum over taps of x[o * stride + tap * rate - start] kernel[tap], where `starts` has the numbers of
+    zeros above and to the left of `x`. By default, they are middle * rate.
     """
     n, h, w, _ = x.shape
     kh, kw, _, features = kernel.shape
+    top, left = starts or (kh // 2 * rate, kw // 2 * rate)
     y = np.zeros((n, -(-h // stride), -(-w // stride), features))
     for oy in range(y.shape[1]):
         for ox in range(y.shape[2]):
             for i in range(kh):
                 for j in range(kw):
-                    iy, ix = oy * stride + (i - kh // 2) * rate, ox * stride + (j - kw // 2) * rate
+                    iy, ix = oy * stride + i * rate - top, ox * stride + j * rate - left
                     if 0 <= iy < h and 0 <= ix < w:
                         y[:, oy, ox] += x[:, iy, ix] @ kernel[i, j]
     return y
@@ -95,6 +97,64 @@ def test_a_depthwise_convolution_convolves_each_channel_separately(kernel_size, 
     np.testing.assert_allclose(by_shifts[0], np.concatenate(expected, -1), rtol=1e-4, atol=1e-5)
     for actual, expected in zip(by_shifts, by_xla, strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)  # the float32 summation order differs
+
+
+def same_starts(size, kernel_size, stride, rate):
+    """Return the zeros above and to the left, by the definition of "SAME" in TensorFlow's guide to tf.nn."""
+
+    def start(n):
+        return max((-(-n // stride) - 1) * stride + rate * (kernel_size - 1) + 1 - n, 0) // 2
+
+    return start(size[0]), start(size[1])
+
+
+SAME_CASES = [  # (height, width), kernel size, stride, rate
+    ((8, 6), 3, 2, 1),
+    ((7, 8), 3, 2, 1),
+    ((9, 12), 5, 2, 1),
+    ((2, 1), 5, 2, 1),
+    ((10, 9), 3, 2, 2),
+    ((8, 6), 1, 2, 1),
+    ((8, 6), 5, 1, 2),
+]
+
+
+@pytest.mark.parametrize(("size", "kernel_size", "stride", "rate"), SAME_CASES)
+def test_same_padding_is_tensorflows(size, kernel_size, stride, rate):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, *size, 3)), rng.normal(size=(kernel_size, kernel_size, 3, 4))
+    starts = same_starts(size, kernel_size, stride, rate)
+    expected = reference_conv(x, kernel, stride, rate, starts)
+    depthwise = [reference_conv(x[..., c : c + 1], kernel[:, :, :1, c : c + 1], stride, rate, starts) for c in range(3)]
+    x, kernel = jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
+
+    def value_and_gradients(form, kernel):
+        convolve = functools.partial(conv2d, stride=stride, rate=rate, padding="same", form=form)
+        y, pullback = jax.vjp(convolve, x, kernel)
+        return y, *pullback(jnp.sin(y))
+
+    run = jax.jit(value_and_gradients, static_argnums=0)
+    full, by_channel = [run(form, kernel) for form in ("xla", "mixed", "products", "auto")], kernel[:, :, :1, :3]
+    for values, y in ((full, expected), ([run(form, by_channel) for form in ("xla", "shifts")], np.concatenate(depthwise, -1))):
+        for y_of_form, *gradients in values:
+            np.testing.assert_allclose(y_of_form, y, rtol=1e-4, atol=1e-4)  # float32 sums of up to 75 terms
+            for actual, other in zip(gradients, values[0][1:], strict=True):
+                np.testing.assert_allclose(actual, other, rtol=1e-4, atol=1e-4)
+
+
+def test_same_padding_of_symbolic_sizes_depends_on_the_size_of_the_image():
+    kernel = np.random.default_rng(1).normal(size=(5, 5, 1, 3)).astype(np.float32)
+    h, w = jax.export.symbolic_shape("h, w")
+    convolve = functools.partial(conv2d, kernel=kernel, stride=2, padding="same")
+    exported = jax.export.export(jax.jit(convolve))(jax.ShapeDtypeStruct((1, h, w, 3), jnp.float32))
+    for size in ((8, 6), (7, 8), (9, 5), (1, 2)):
+        x = jnp.asarray(np.random.default_rng(2).normal(size=(1, *size, 3)), jnp.float32)
+        np.testing.assert_allclose(exported.call(x), convolve(x), rtol=1e-5, atol=1e-5)
+
+
+def test_same_padding_rejects_strides_above_2():
+    with pytest.raises(ValueError, match=r"`stride` \(=3\) must be 1 or 2"):
+        conv2d(jnp.zeros((1, 4, 4, 2)), jnp.zeros((3, 3, 2, 2)), stride=3, padding="same")
 
 
 @pytest.mark.parametrize(("stride", "rate"), [(1, 1), (2, 1), (1, 2)])

@@ -9,6 +9,7 @@ in references.py.
 """
 
 import argparse
+import functools
 import sys
 from collections.abc import Callable
 
@@ -40,6 +41,13 @@ NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], tuple[str, str, str]]] 
     "timm_resnet18d": (lambda: make_timm_network("resnet18d"), ("layer1", "layer3", "layer4")),
     "timm_resnet50d": (lambda: make_timm_network("resnet50d"), ("layer1", "layer3", "layer4")),
     "torchvision_resnext50_32x4d": (lambda: make_torchvision_network("resnext50_32x4d"), ("layer1", "layer3", "layer4")),
+    **{
+        f"timm_efficientnet_lite{i}": (
+            functools.partial(make_timm_network, f"tf_efficientnet_lite{i}"),
+            ("blocks.1", "blocks.4", "blocks.6"),
+        )
+        for i in (0, 1, 2)
+    },
     "torchvision_mobilenetv3": (
         lambda: make_torchvision_network("mobilenet_v3_large"),
         ("features.3", "features.4", "features.16"),

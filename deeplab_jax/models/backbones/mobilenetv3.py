@@ -252,7 +252,8 @@ BACKBONES = {
         switches=frozenset(),
         tensor_names=tensor_names,
         recognize=recognize,
-        first_tensor=MARKER,
+        first_tensors=(MARKER,),
+        classifier=("classifier.0", "classifier.3"),
         references={"torchvision": TORCHVISION},
     )
 }

@@ -228,7 +228,7 @@ def _backbone(name: str) -> Backbone:
         switches=frozenset(("stem", "shortcut", *(() if is_bottleneck else ("dilate_conv2",)))),
         tensor_names=lambda config, source: tensor_names(config, source, blocks),
         recognize=recognize,
-        first_tensor=FIRST_TENSOR,
+        first_tensors=(FIRST_TENSOR,),
         references=references,
         ignored=frozenset(("dilate_conv2",) if is_bottleneck else ()),
     )

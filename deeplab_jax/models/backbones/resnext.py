@@ -46,7 +46,7 @@ def _backbone(name: str) -> Backbone:
         switches=frozenset(("stem", "shortcut")),
         tensor_names=lambda config, source: tensor_names(config, source, blocks),
         recognize=recognize,
-        first_tensor=FIRST_TENSOR,
+        first_tensors=(FIRST_TENSOR,),
         references={"smp": {"encoder_name": name}},
         ignored=frozenset(("dilate_conv2",)),
     )
