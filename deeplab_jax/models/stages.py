@@ -84,6 +84,11 @@ class Dilation(NamedTuple):
     shortcut_rate: int
 
 
+def rematerialize(block: type[nn.Module], stage: int, config: ModelConfig) -> Any:
+    """Return a block class, wrapped to recompute its activations in the backward pass if the stage (from 1) asks for it."""
+    return nn.remat(block, static_argnums=(2,)) if stage in config.remat else block
+
+
 def strides_in(stem_stride: int) -> tuple[int, ...]:
     """Return each stage's input stride in the undilated network."""
     return (stem_stride, *STRIDES_OUT[:-1])

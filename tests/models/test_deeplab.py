@@ -8,9 +8,9 @@ from deeplab_jax.config import ModelConfig
 from deeplab_jax.models import DeepLabV3, normalize
 from deeplab_jax.models.aspp import ConvBNReLU
 from deeplab_jax.models.backbones import find_backbone
-from deeplab_jax.models.backbones.mobilenetv3 import scale_to_width
 from deeplab_jax.models.decoder import Decoder
 from deeplab_jax.models.graph import abstract_variables
+from deeplab_jax.models.inverted_residual import scale_channel_count
 from deeplab_jax.models.layers import BatchNorm
 
 
@@ -169,9 +169,9 @@ def test_backbones_have_as_many_parameters_as_the_reference_without_the_classifi
 
 
 def test_mobilenetv3_rounds_channels_to_multiples_of_8_and_keeps_at_least_90_percent():
-    assert [scale_to_width(channels, 64) for channels in (16, 24, 184, 960)] == [16, 24, 184, 960]
+    assert [scale_channel_count(channels, 64) for channels in (16, 24, 184, 960)] == [16, 24, 184, 960]
     # At width 8, 80 channels scale to 10. Rounding down to 8 would lose more than 10 %, so the result is 16.
-    assert [scale_to_width(channels, 8) for channels in (16, 80, 112, 960)] == [8, 16, 16, 120]
+    assert [scale_channel_count(channels, 8) for channels in (16, 80, 112, 960)] == [8, 16, 16, 120]
 
 
 @pytest.mark.parametrize("train", [False, True])

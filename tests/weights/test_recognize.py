@@ -3,8 +3,9 @@ import pytest
 
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.labels import CITYSCAPES, VOC, distinct_colors
-from deeplab_jax.models.backbones.mobilenetv3 import list_blocks, scale_to_width
+from deeplab_jax.models.backbones.mobilenetv3 import list_blocks
 from deeplab_jax.models.backbones.resnet import DEPTHS
+from deeplab_jax.models.inverted_residual import scale_channel_count
 from deeplab_jax.weights.recognize import recognize
 from deeplab_jax.weights.state_dicts import StateDict
 
@@ -64,7 +65,12 @@ def test_resnets_are_recognized_by_their_blocks_and_stems(depth, stem, name):
 def make_mobilenet(width, **channels):
     """Return the kernels that reveal the width of torchvision's MobileNetV3-Large."""
     last = list_blocks(width)[-1][-1].config
-    outputs = {"0.0": scale_to_width(16, width), "15.block.0.0": last.expanded, "15.block.2.fc1": 8, "16.0": 6 * last.features}
+    outputs = {
+        "0.0": scale_channel_count(16, width),
+        "15.block.0.0": last.expanded,
+        "15.block.2.fc1": 8,
+        "16.0": 6 * last.features,
+    }
     outputs |= channels
     return {f"features.{name}.weight": np.zeros((count, 1, 1, 1), np.float32) for name, count in outputs.items()}
 

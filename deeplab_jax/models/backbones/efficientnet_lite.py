@@ -15,8 +15,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from deeplab_jax.config import ModelConfig
-from deeplab_jax.models.layers import BatchNorm, Conv, add, relu6
-from deeplab_jax.models.stages import Backbone, Features, Shapes, stage_dilations
+from deeplab_jax.models.inverted_residual import InvertedResidual, scale_channel_count
+from deeplab_jax.models.layers import BatchNorm, Conv, relu6
+from deeplab_jax.models.stages import Backbone, Dilation, Features, Shapes, rematerialize, stage_dilations
 
 EPSILON, MOMENTUM = 1e-3, 0.99  # BatchNorm settings
 EXPANSION = 6
@@ -80,19 +81,6 @@ class Block(NamedTuple):
     features: int
 
 
-def scale_channels(channels: int, factor: float, width: int) -> int:
-    """Return a layer's number of channels at `width`, a multiple of 8. Rounding never lowers it by more than 10 %.
-
-    Args:
-      channels: The number in EfficientNet-Lite0.
-      factor: The network's width relative to EfficientNet-Lite0.
-      width: `ModelConfig.width`: 64 for the published network.
-    """
-    exact = channels * factor * width / 64
-    rounded = max(8, int(exact + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * exact else rounded
-
-
 def list_blocks(scale: Scale, width: int) -> list[list[Block]]:
     """Return the blocks in each stage. The first list holds the stem block."""
     stages, group = [], 0
@@ -101,51 +89,18 @@ def list_blocks(scale: Scale, width: int) -> list[list[Block]]:
         for blocks_of_lite0, size, features in stage:
             is_fixed = group in (0, sum(map(len, STAGES)))
             count = blocks_of_lite0 if is_fixed else math.ceil(blocks_of_lite0 * scale.depth)
-            channels = scale_channels(features, scale.width, width)
+            channels = scale_channel_count(features * scale.width, width)
             blocks += [Block(group, position, size, channels) for position in range(count)]
             group += 1
         stages.append(blocks)
     return stages
 
 
-class InvertedResidual(nn.Module):
-    """An inverted residual block (Sandler et al. 2018, arXiv:1801.04381).
-
-    The block consists of a 1x1 expansion to more channels, a depthwise convolution and a 1x1 projection to fewer channels. The
-    stem block has no expansion.
-
-    Attributes:
-      block: The block settings.
-      stride, rate: The stride and rate of the depthwise convolution.
-      conv, norm: The constructors for convolution and normalization layers.
-    """
-
-    block: Block
-    stride: int
-    rate: int
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
-        """Return features of shape [n, ceil(h / stride), ceil(w / stride), block.features]."""
-        expanded, y = x.shape[-1], x
-        if self.block.group > 0:
-            expanded *= EXPANSION
-            y = self.conv(expanded, name="expand_conv")(y)
-            y = relu6(self.norm(name="expand_bn")(y, train))
-        y = self.conv(expanded, self.block.size, self.stride, self.rate, expanded, name="depthwise_conv")(y)
-        y = relu6(self.norm(name="depthwise_bn")(y, train))
-        y = self.conv(self.block.features, name="project_conv")(y)
-        y = self.norm(name="project_bn")(y, train)
-        return add(x, y) if self.block.position > 0 else y
-
-
 class EfficientNetLite(nn.Module):
     """A dilated EfficientNet-Lite that returns features from three stages.
 
     Attributes:
-      config: The network config. For the effect of `width`, see `scale_channels`.
+      config: The network config. For the effect of `width`, see `scale_channel_count`.
       scale: The network's size relative to EfficientNet-Lite0.
     """
 
@@ -159,17 +114,42 @@ class EfficientNetLite(nn.Module):
         conv = functools.partial(Conv, dtype=jnp.dtype(c.dtype), padding="same")
         norm = functools.partial(BatchNorm, momentum=MOMENTUM, epsilon=EPSILON)
         (stem,), *stages = list_blocks(self.scale, c.width)
-        x = conv(scale_channels(STEM_FEATURES, 1, c.width), 3, 2, name="stem_conv")(x)
+        x = conv(scale_channel_count(STEM_FEATURES, c.width), 3, 2, name="stem_conv")(x)
         x = relu6(norm(name="stem_bn")(x, train))
-        x = InvertedResidual(stem, 1, 1, conv, norm, name="stem_block")(x, train)
+        x = _make_block(InvertedResidual, stem, x.shape[-1], Dilation(1, 1, 1, 0), conv, norm, "stem_block")(x, train)
         dilations = stage_dilations([len(stage) for stage in stages], c, stem_stride=2)
         outputs = []
         for i, (stage, stage_dilation) in enumerate(zip(stages, dilations, strict=True), start=1):
-            make: Any = nn.remat(InvertedResidual, static_argnums=(2,)) if i in c.remat else InvertedResidual
+            kind = rematerialize(InvertedResidual, i, c)
             for j, (block, dilation) in enumerate(zip(stage, stage_dilation, strict=True), start=1):
-                x = make(block, dilation.stride, dilation.rate, conv, norm, name=f"stage{i}_block{j}")(x, train)
+                x = _make_block(kind, block, x.shape[-1], dilation, conv, norm, f"stage{i}_block{j}")(x, train)
             outputs.append(x)
         return Features(low=outputs[0], aux=outputs[2], last=outputs[3])
+
+
+def _make_block(
+    kind: Any,
+    block: Block,
+    channels: int,
+    dilation: Dilation,
+    conv: Callable[..., nn.Module],
+    norm: Callable[..., nn.Module],
+    name: str,
+) -> nn.Module:
+    """Return a block that reads features with the given number of channels. The stem block has no expansion."""
+    return kind(
+        size=block.size,
+        expanded=channels * (EXPANSION if block.group else 1),
+        features=block.features,
+        stride=dilation.stride,
+        rate=dilation.rate,
+        has_expansion=block.group > 0,
+        is_residual=block.position > 0,
+        activation=relu6,
+        conv=conv,
+        norm=norm,
+        name=name,
+    )
 
 
 # The first block's depthwise kernel, as timm and efficientnet_pytorch name it.

@@ -10,8 +10,9 @@ from jaxtyping import Array, Float
 
 from deeplab_jax.config import ModelConfig
 from deeplab_jax.errors import CheckpointError
-from deeplab_jax.models.layers import BatchNorm, Conv, add, hard_sigmoid, hard_swish, image_mean, relu, scale_channels
-from deeplab_jax.models.stages import Backbone, Features, Shapes, stage_dilations
+from deeplab_jax.models.inverted_residual import InvertedResidual, round_to_multiple_of_8, scale_channel_count
+from deeplab_jax.models.layers import BatchNorm, Conv, hard_sigmoid, hard_swish, image_mean, relu, scale_channels
+from deeplab_jax.models.stages import Backbone, Dilation, Features, Shapes, rematerialize, stage_dilations
 
 EPSILON, MOMENTUM = 1e-3, 0.99  # BatchNorm settings
 
@@ -66,19 +67,6 @@ STAGES = (
 LAST_EXPANSION = 6  # expansion factor of the 1x1 convolution after the last block
 
 
-def scale_to_width(channels: int, width: int) -> int:
-    """Return a layer's channel count at `width`, given its count `channels` at width 64.
-
-    The result is channels * width / 64, rounded to a multiple of 8. Rounding never lowers the count by more than 10 %.
-    """
-    return _round_to_multiple_of_8(channels * width / 64)
-
-
-def _round_to_multiple_of_8(channels: float) -> int:
-    rounded = max(8, int(channels + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * channels else rounded
-
-
 class SqueezeExcitation(nn.Module):
     """A squeeze-and-excitation layer (Hu et al. 2017, arXiv:1709.01507).
 
@@ -92,53 +80,17 @@ class SqueezeExcitation(nn.Module):
         """Return `x` with each channel multiplied by a factor from 0 to 1."""
         channels = x.shape[-1]
         layer = functools.partial(self.conv, use_bias=True)
-        squeezed = relu(layer(_round_to_multiple_of_8(channels // 4), name="reduce")(image_mean(x)))
+        squeezed = relu(layer(round_to_multiple_of_8(channels // 4), name="reduce")(image_mean(x)))
         return scale_channels(x, hard_sigmoid(layer(channels, name="expand")(squeezed)))
-
-
-class InvertedResidual(nn.Module):
-    """An inverted residual block with an optional identity shortcut.
-
-    The block consists of a 1x1 expansion to more channels, a depthwise convolution, squeeze-and-excitation and a 1x1 projection
-    to fewer channels. The expansion and squeeze-and-excitation are optional.
-
-    Attributes:
-      block: The block settings.
-      stride, rate: The stride and rate of the depthwise convolution.
-      conv, norm: The constructors for convolution and normalization layers.
-    """
-
-    block: Block
-    stride: int
-    rate: int
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
-        """Return features of shape [n, ceil(h / stride), ceil(w / stride), block.config.features]."""
-        size, expanded, features, has_squeeze, has_hard_swish = self.block.config
-        activation = hard_swish if has_hard_swish else relu
-        y = x
-        if self.block.has_expansion:
-            y = self.conv(expanded, name="expand_conv")(y)
-            y = activation(self.norm(name="expand_bn")(y, train))
-        y = self.conv(expanded, size, self.stride, self.rate, expanded, name="depthwise_conv")(y)
-        y = activation(self.norm(name="depthwise_bn")(y, train))
-        if has_squeeze:
-            y = SqueezeExcitation(self.conv, name="se")(y)
-        y = self.conv(features, name="project_conv")(y)
-        y = self.norm(name="project_bn")(y, train)
-        return add(x, y) if self.block.is_residual else y
 
 
 def list_blocks(width: int) -> list[list[Block]]:
     """Return the blocks in each stage at the given width. The first list holds the stem block."""
-    channels, stages = scale_to_width(STEM.features, width), []
+    channels, stages = scale_channel_count(STEM.features, width), []
     for i, stage in enumerate(((STEM,), *STAGES)):
         blocks = []
         for j, published in enumerate(stage):
-            expanded, features = scale_to_width(published.expanded, width), scale_to_width(published.features, width)
+            expanded, features = scale_channel_count(published.expanded, width), scale_channel_count(published.features, width)
             config = published._replace(expanded=expanded, features=features)
             # The first block in a stage is never residual, because it is strided in the undilated network.
             keeps_grid = i == 0 or j > 0
@@ -154,7 +106,7 @@ class MobileNetV3(nn.Module):
     The auxiliary features have stride 8, as in torchvision's segmentation network.
 
     Attributes:
-      config: The network config. For the effect of `width`, see `scale_to_width`.
+      config: The network config. For the effect of `width`, see `scale_channel_count`.
     """
 
     config: ModelConfig
@@ -166,22 +118,40 @@ class MobileNetV3(nn.Module):
         conv = functools.partial(Conv, dtype=jnp.dtype(c.dtype))
         norm = functools.partial(BatchNorm, momentum=MOMENTUM, epsilon=EPSILON)
         (stem,), *stages = list_blocks(c.width)
-        x = conv(scale_to_width(STEM.features, c.width), 3, 2, name="stem_conv")(x)
+        x = conv(scale_channel_count(STEM.features, c.width), 3, 2, name="stem_conv")(x)
         x = hard_swish(norm(name="stem_bn")(x, train))
-        x = InvertedResidual(stem, 1, 1, conv, norm, name="stem_block")(x, train)
+        x = _make_block(InvertedResidual, stem, Dilation(1, 1, 1, 0), conv, norm, "stem_block")(x, train)
         dilations = stage_dilations([len(stage) for stage in stages], c, stem_stride=2)
         outputs_by_stage = []
         for i, (stage, stage_dilation) in enumerate(zip(stages, dilations, strict=True), start=1):
-            make: Any = nn.remat(InvertedResidual, static_argnums=(2,)) if i in c.remat else InvertedResidual
-            outputs = []
+            kind, outputs = rematerialize(InvertedResidual, i, c), []
             for j, (block, dilation) in enumerate(zip(stage, stage_dilation, strict=True), start=1):
-                name = f"stage{i}_block{j}"
-                x = make(block, dilation.stride, dilation.rate, conv, norm, name=name)(x, train)
+                x = _make_block(kind, block, dilation, conv, norm, f"stage{i}_block{j}")(x, train)
                 outputs.append(x)
             outputs_by_stage.append(outputs)
         last = conv(LAST_EXPANSION * x.shape[-1], name="stage4_conv")(x)
         last = hard_swish(norm(name="stage4_bn")(last, train))
         return Features(low=outputs_by_stage[0][-1], aux=outputs_by_stage[1][0], last=last)
+
+
+def _make_block(
+    kind: Any, block: Block, dilation: Dilation, conv: Callable[..., nn.Module], norm: Callable[..., nn.Module], name: str
+) -> nn.Module:
+    c = block.config
+    return kind(
+        size=c.size,
+        expanded=c.expanded,
+        features=c.features,
+        stride=dilation.stride,
+        rate=dilation.rate,
+        has_expansion=block.has_expansion,
+        is_residual=block.is_residual,
+        activation=hard_swish if c.has_hard_swish else relu,
+        conv=conv,
+        norm=norm,
+        squeeze=SqueezeExcitation if c.has_squeeze else None,
+        name=name,
+    )
 
 
 # A tensor in the last block. Only torchvision's MobileNetV3-Large has a tensor with this name.
@@ -223,9 +193,9 @@ def recognize(shapes: Shapes) -> dict[str, Any] | None:
     # Only the last expansion is wide enough to have a different channel count at every even width.
     width = max(2, 2 * round(channels[1] * 64 / last.expanded / 2))
     expected = (
-        scale_to_width(STEM.features, width),
-        scale_to_width(last.expanded, width),
-        LAST_EXPANSION * scale_to_width(last.features, width),
+        scale_channel_count(STEM.features, width),
+        scale_channel_count(last.expanded, width),
+        LAST_EXPANSION * scale_channel_count(last.features, width),
     )
     if channels != expected:
         stem, expanded, wide = channels

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from deeplab_jax.config import ModelConfig
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models.layers import BatchNorm, Conv, add_relu, average_pool_2x2, max_pool_3x3, relu
-from deeplab_jax.models.stages import Backbone, Dilation, Features, Shapes, stage_dilations
+from deeplab_jax.models.stages import Backbone, Dilation, Features, Shapes, rematerialize, stage_dilations
 
 Blocks = tuple[int, int, int, int]
 
@@ -134,9 +134,7 @@ class ResNet(nn.Module):
         x = max_pool_3x3(self._stem(x, train, conv))
         stages = []
         for i, stage in enumerate(stage_dilations(self.blocks, c)):
-            block: Any = Bottleneck if self.is_bottleneck else BasicBlock
-            if i + 1 in c.remat:
-                block = nn.remat(block, static_argnums=(2,))
+            block = rematerialize(Bottleneck if self.is_bottleneck else BasicBlock, i + 1, c)
             if self.is_bottleneck:
                 block = functools.partial(block, groups=self.groups, group_width=self.group_width)
             make = functools.partial(block, conv=conv, norm=BatchNorm, pools_shortcut=c.shortcut == "avgpool+1x1")
