@@ -16,7 +16,7 @@ from deeplab_jax.data.samples import Samples, digest
 from deeplab_jax.data.suspicion import note_omissions, sample_suspicions
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.runtime.compilation import compile_pixels
+from deeplab_jax.runtime.compilation import estimate_compile_pixels
 from deeplab_jax.training.data import Data
 
 
@@ -55,13 +55,13 @@ def open_evaluation_set(
     """
     samples = find_split(config.data, config.eval.split, need_labels=need_labels)
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    size, threads, pixels = config.eval.batch_size, config.data.threads, compile_pixels()
+    size, threads, pixels = config.eval.batch_size, config.data.threads, estimate_compile_pixels()
     return samples, lambda: eval_batches(samples, config.labels, size, compile_pixels=pixels, threads=threads, **process)
 
 
 def describe_programs(config: Config, samples: Samples) -> str:
     """Return a sentence about the number of programs that an evaluation compiles, or "" if all images have one size."""
-    return plan_evaluation(samples, config.eval.batch_size, compile_pixels()).summary
+    return plan_evaluation(samples, config.eval.batch_size, estimate_compile_pixels()).summary
 
 
 def list_batch_kinds(config: Config, samples: Samples) -> list[dict[str, np.ndarray]]:
@@ -69,7 +69,7 @@ def list_batch_kinds(config: Config, samples: Samples) -> list[dict[str, np.ndar
 
     The list is empty if there is only one program, or several processes, which must compile at the same time.
     """
-    canvases = list(dict.fromkeys(plan_evaluation(samples, config.eval.batch_size, compile_pixels()).canvases))
+    canvases = list(dict.fromkeys(plan_evaluation(samples, config.eval.batch_size, estimate_compile_pixels()).canvases))
     if len(canvases) == 1 or jax.process_count() > 1:
         return []
     kinds, count = [], config.eval.batch_size

@@ -61,8 +61,13 @@ def logits(
       protocol: The windows, scales and flip to use. With several views, the result is the logarithm of the views' mean
         probabilities (see `average_views`).
       rows: How image rows are split over devices, or None if they are not split.
+
+    Raises:
+      ValueError: The arrays are not divisible by the output stride.
     """
     align_corners, unit = model.config.align_corners, model.config.output_stride
+    if sizes is not None and any(side % unit for side in images.shape[1:3]):
+        raise ValueError(f"A canvas of {images.shape[1:3]} is not divisible by the output stride {unit}.")
 
     def network(images: Array, sizes: Sizes | None) -> Array:
         extent = rows if sizes is None else place_on_canvas(sizes, (images.shape[1], images.shape[2]), rows)

@@ -43,16 +43,13 @@ class Exported:
         and "versions".
       parts: The file's serialized programs.
       weights: The arrays that every program takes first. Empty for a file whose program contains them.
+      channels: The number of channels in the images.
     """
 
     metadata: dict[str, Any]
     parts: Mapping[str, bytes]
     weights: Mapping[str, np.ndarray]
-
-    @functools.cached_property
-    def channels(self) -> int:
-        """Return the number of channels in the images."""
-        return self._deserialize(PROGRAM).in_avals[-1].shape[1]
+    channels: int
 
     def __call__(self, images: UInt8[np.ndarray, "n c h w"]) -> np.ndarray:
         """Return labels, uint8 [n, h, w], or logits, float32 [n, k, h, w], depending on the export.
@@ -92,13 +89,10 @@ class Exported:
 
     def _program(self, part: str) -> Any:
         def make() -> Any:
-            call = jax.jit(self._deserialize(part).call)
+            call = jax.jit(_deserialize(self.parts[part]).call)
             return functools.partial(call, self._device_weights) if self.weights else call
 
         return self._programs.get(part, make)
-
-    def _deserialize(self, part: str) -> jax.export.Exported:
-        return jax.export.deserialize(bytearray(self.parts[part]))
 
     @functools.cached_property
     def _programs(self) -> Programs:
@@ -135,6 +129,8 @@ def load(content: bytes) -> Exported:
         if WEIGHTS in file.namelist():
             with np.load(io.BytesIO(file.read(WEIGHTS))) as arrays:
                 weights = dict(arrays)
-        exported = Exported(json.loads(file.read(METADATA)), parts, weights)
-    exported._deserialize(PROGRAM)  # an incompatible file fails here
-    return exported
+        return Exported(json.loads(file.read(METADATA)), parts, weights, _deserialize(parts[PROGRAM]).in_avals[-1].shape[1])
+
+
+def _deserialize(part: bytes) -> jax.export.Exported:
+    return jax.export.deserialize(bytearray(part))

@@ -107,7 +107,12 @@ def resize_axis_of_each(
       size, new_size: Each image's old and new length along the axis.
       length: The length of the returned arrays along the axis.
       align_corners: See `resize_bilinear`.
+
+    Raises:
+      ValueError: The arrays are too large.
     """
+    if 2 * x.shape[axis] * length >= 2**31:
+        raise ValueError(f"Images of {x.shape[axis]} and {length} pixels per side are too large for 32-bit sampling positions.")
     low, fraction = sample_positions(jnp.arange(length)[None], size[:, None], new_size[:, None], align_corners)
     high = jnp.minimum(low + 1, size[:, None] - 1)
     weight = jnp.expand_dims(fraction, [other for other in (1, 2, 3) if other != axis])

@@ -49,6 +49,8 @@ class Backbone:
       recognize: A function of the tensor shapes in a weights file. It returns the `ModelConfig` fields determined by the
         shapes, or None for a different kind of backbone. It raises a CheckpointError for an unsupported network of this kind.
         The error message continues a sentence starting with the file name, such as "has a backbone with ...".
+      check_origin: A function of (file name, source), for a backbone that has the same tensors as another network. It returns
+        what is assumed, or "" if the name is clear. It raises a CheckpointError like `recognize` for the other network.
       first_tensors: The names that sources give to one tensor, so that every weights file with this kind of backbone has one of
         them. What precedes this name is a prefix that training code added.
       classifier: The layers that the sources' ImageNet networks have after the features. Weights files can contain them.
@@ -66,6 +68,7 @@ class Backbone:
     classifier: tuple[str, ...] = ("fc",)
     references: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
+    check_origin: Callable[[str, str], str] = lambda file_name, source: ""
 
 
 class Dilation(NamedTuple):

@@ -29,7 +29,7 @@ from deeplab_jax.predict import inputs as files
 from deeplab_jax.predict import video
 from deeplab_jax.predict.inputs import Input
 from deeplab_jax.runtime.canvases import Canvas, Size, choose_standard_canvases, describe_canvases
-from deeplab_jax.runtime.compilation import compile_pixels, compiling_ahead
+from deeplab_jax.runtime.compilation import compiling_ahead, estimate_compile_pixels
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -226,7 +226,7 @@ def group_by_canvas(sizes: Mapping[T, Size], options: Options) -> tuple[dict[Gro
       options: The batching options.
     """
     counts = Counter(size for size in sizes.values() if not _is_large(size, options))
-    canvases = choose_standard_canvases(counts, compile_pixels=compile_pixels()) if counts else {}
+    canvases = choose_standard_canvases(counts, compile_pixels=estimate_compile_pixels()) if counts else {}
     members: dict[Canvas, list[T]] = defaultdict(list)
     for each, size in sizes.items():
         members[canvases.get(size, Canvas(size, True))].append(each)
@@ -256,7 +256,7 @@ def _run_video(segmenter: Segmenter, each: Input, options: Options, progress: Pr
         if first is None:
             raise DataError(f"{each.path} does not contain any frames. Replace the file.")
         size = (first.shape[0], first.shape[1])
-        canvas = choose_standard_canvases({size: count or LONG_VIDEO}, compile_pixels=compile_pixels())[size]
+        canvas = choose_standard_canvases({size: count or LONG_VIDEO}, compile_pixels=estimate_compile_pixels())[size]
         at_a_time = batch_size(size, options)
         add = stack.enter_context(video.write_video(overlay, size, fps))
         writers = stack.enter_context(ThreadPoolExecutor(2))

@@ -44,16 +44,16 @@ class Canvas(NamedTuple):
         return size == self.size if self.is_exact else size[0] <= self.size[0] and size[1] <= self.size[1]
 
 
-def choose_canvases(counts: Mapping[Size, int], *, compile_pixels: int, limit: int = MAX_PROGRAMS) -> dict[Size, Canvas]:
+def choose_canvases(counts: Mapping[Size, int], compile_pixels: int) -> dict[Size, Canvas]:
     """Return the canvas for each image size, chosen to take little time.
 
-    There are at most `limit` canvases. Not counted are images with sides above MAX_SIDE and images so long that a canvas for
-    them and others would have more than MAX_GROWTH times the pixels of the largest image. They have programs of their own.
+    There are at most MAX_PROGRAMS canvases. This does not count images with sides above MAX_SIDE, nor images so long that a
+    canvas for them and others would have more than MAX_GROWTH times the pixels of the largest image. Each of these sizes has a
+    program of its own.
 
     Args:
       counts: The number of images of each size.
       compile_pixels: How many pixels are processed in the time that it takes to compile a program.
-      limit: The largest number of canvases.
     """
     sizes = np.array(list(counts))
     candidates = np.array(list(itertools.product(_choose_sides(sizes[:, 0]), _choose_sides(sizes[:, 1]))), float)
@@ -64,16 +64,14 @@ def choose_canvases(counts: Mapping[Size, int], *, compile_pixels: int, limit: i
     if is_held.any():
         held = [size for size, each in zip(counts, is_held, strict=True) if each]
         costs = np.where(holds, candidates.prod(1)[:, None], _NO_CANVAS)[:, is_held] * np.array([counts[size] for size in held])
-        chosen = costs[_choose_rows(costs, compile_pixels, limit)].argmin(0).tolist()
+        chosen = costs[_choose_rows(costs, compile_pixels, MAX_PROGRAMS)].argmin(0).tolist()
         for row in set(chosen):
             group = [size for size, each in zip(held, chosen, strict=True) if each == row]
             canvases |= dict.fromkeys(group, _bound(group))
     return canvases
 
 
-def choose_standard_canvases(
-    counts: Mapping[Size, int], *, compile_pixels: int, limit: int = MAX_PROGRAMS
-) -> dict[Size, Canvas]:
+def choose_standard_canvases(counts: Mapping[Size, int], compile_pixels: int) -> dict[Size, Canvas]:
     """Return the canvas for each image size, so that the next images of other sizes have the same canvases.
 
     The programs of standard canvases are therefore likely to be in the compilation cache already. A size for which its standard
@@ -81,13 +79,12 @@ def choose_standard_canvases(
 
     Args:
       counts: The number of images of each size.
-      compile_pixels: See `choose_canvases`.
-      limit: The largest number of standard canvases. (For exceptions, see `choose_canvases`.)
+      compile_pixels: See `choose_canvases`. There are also at most MAX_PROGRAMS canvases, with the same exceptions.
     """
     standard: dict[Size, int] = {}
     for size, count in counts.items():
         standard[standard_canvas(size).size] = standard.get(standard_canvas(size).size, 0) + count
-    chosen = choose_canvases(standard, compile_pixels=0, limit=limit)
+    chosen = choose_canvases(standard, compile_pixels=0)
     canvases = {}
     for size, count in counts.items():
         canvas = chosen[standard_canvas(size).size].size

@@ -20,8 +20,7 @@ from deeplab_jax.runtime.machine import usable_cores
 # How many pixels a network processes in the time that it takes to compile it. On two CPU cores, ResNet-50 at output stride 8
 # takes 10 s to compile and processes 0.07 million pixels a second. Accelerators are assumed to need a minute, because of
 # autotuning, and to process 20 million pixels a second.
-COMPILE_PIXELS = {"cpu": 10**6}
-COMPILE_PIXELS_ON_ACCELERATORS = 10**9
+COMPILE_PIXELS_ON_CPUS, COMPILE_PIXELS_ON_ACCELERATORS = 10**6, 10**9
 MAX_BYTES = 1 << 30  # maximum total size of the cached programs
 
 
@@ -128,9 +127,9 @@ def _drop_user_options(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in os.environ.get("XLA_FLAGS", "")}
 
 
-def compile_pixels() -> int:
-    """Return how many pixels the default device processes in the time that it takes to compile a network. A rough estimate."""
-    return COMPILE_PIXELS.get(jax.default_backend(), COMPILE_PIXELS_ON_ACCELERATORS)
+def estimate_compile_pixels() -> int:
+    """Return roughly how many pixels the default device processes in the time that it takes to compile a network."""
+    return COMPILE_PIXELS_ON_CPUS if jax.default_backend() == "cpu" else COMPILE_PIXELS_ON_ACCELERATORS
 
 
 class Programs:

@@ -39,6 +39,7 @@ class Network:
       num_classes: The number of classes, or 0 if only the file's backbone can be used.
       origin: A dict that describes, for each config field not inferred from the tensors, where its value comes from.
       is_sigmoid: Whether the network has one logit channel. It then has two classes, and the first one's logit is 0.
+      assumption: What the tensors do not show about the backbone and is assumed, or "".
       other_head: What the head is, such as "has the head of a DeepLabV3+", if it is not a DeepLabV3's.
     """
 
@@ -47,6 +48,7 @@ class Network:
     num_classes: int
     origin: dict[str, str]
     is_sigmoid: bool = False
+    assumption: str = ""
     other_head: str = ""
 
     @property
@@ -90,7 +92,8 @@ def recognize(state: StateDict, fmt: str = "auto", overrides: Mapping[str, Any] 
         if channels == 1 and config.labels.num_classes != 2:
             config.labels, origin["labels"] = BINARY, "assumed: the network has one logit"
         config.data.channels = _count_channels(shapes, config.model, source)
-        return Network(source, validate(config), num_classes, origin, channels == 1, other_head)
+        assumption = find_backbone(config.model.backbone).check_origin(state.source, source) if RECORD not in state.meta else ""
+        return Network(source, validate(config), num_classes, origin, channels == 1, assumption, other_head)
     except CheckpointError as error:
         raise CheckpointError(f"`{state.source}` {error}") from None
     # A file's metadata can contain anything, so reading it can raise many kinds of errors.

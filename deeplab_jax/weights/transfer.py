@@ -126,7 +126,7 @@ def pretrained_variables(config: Config, say: Say = print) -> dict[str, Any]:
         state, network = _read(source)
         has_unknown_classes = network.num_classes != network.config.labels.num_classes
         stored, (variables, _) = network.config, to_variables(state, network, ignore_head=has_unknown_classes)
-        for line in state.notes:
+        for line in filter(None, (*state.notes, network.assumption)):
             say(line)
     has_aspp = any(path[1] == "aspp" for path in variables)
     _require_same_architecture(config, stored, source, has_aspp=has_aspp)
@@ -201,6 +201,8 @@ def _describe(network: Network, source: str) -> list[str]:
     fields = {f"model.{name}": getattr(model, name) for name in shown}
     fields |= {name: getattr(network.config.eval, name.removeprefix("eval.")) for name in origin if name.startswith("eval.")}
     lines += [f"  {name} = {value!r}  ({origin.get(name, ASSUMED)})" for name, value in fields.items()]
+    if network.assumption:
+        lines.append(network.assumption)
     if network.config.data.channels != 3:
         lines.append(f"  data.channels = {network.config.data.channels}  (from the tensors)")
     if not network.is_backbone:

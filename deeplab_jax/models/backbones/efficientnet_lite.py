@@ -15,6 +15,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from deeplab_jax.config import ModelConfig
+from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models.inverted_residual import InvertedResidual, scale_channel_count
 from deeplab_jax.models.layers import BatchNorm, Conv, relu6
 from deeplab_jax.models.stages import Backbone, Dilation, Features, Shapes, rematerialize, stage_dilations
@@ -212,6 +213,31 @@ def recognize(shapes: Shapes) -> dict[str, Any] | None:
     return None
 
 
+def check_origin(file_name: str, source: str) -> str:
+    """Return what is assumed about the padding and epsilon, which the tensors do not show, or "" if the origin is clear.
+
+    timm's `efficientnet_lite0` and segmentation_models.pytorch's encoders have the tensors of `tf_efficientnet_lite0`, but they
+    pad symmetrically and have another epsilon. With the same weights, ImageNet logits differ by 13 %.
+
+    Raises:
+      CheckpointError: The weights belong to one of the other networks.
+    """
+    advice = "Use weights of timm's tf_efficientnet_lite networks."
+    if source == "smp":
+        raise CheckpointError(
+            "has segmentation_models.pytorch's EfficientNet-Lite encoder, which pads images differently from TensorFlow's and "
+            f"is not supported. {advice}"
+        )
+    if source != "timm" or re.search(r"tf_efficientnet_lite\d", file_name):
+        return ""
+    if match := re.search(r"efficientnet_lite\d", file_name):
+        raise CheckpointError(
+            f"is named like timm's {match[0]}, which has the same tensors as tf_{match[0]} but pads images differently and is "
+            f"not supported. {advice} If these are such weights, rename the file to tf_{match[0]}."
+        )
+    return "assumed: the weights are those of a tf_efficientnet_lite network. timm's networks without tf_ are not supported"
+
+
 def _backbone(name: str) -> Backbone:
     scale = NETWORKS[name]
     return Backbone(
@@ -221,6 +247,7 @@ def _backbone(name: str) -> Backbone:
         tensor_names=functools.partial(tensor_names, scale=scale),
         recognize=recognize,
         first_tensors=FIRST_TENSORS,
+        check_origin=check_origin,
         classifier=("conv_head", "bn2", "classifier", "_conv_head", "_bn1", "_fc"),
     )
 
