@@ -9,8 +9,9 @@ import numpy as np
 from etils import epath
 
 from deeplab_jax.config import Config, total_steps
+from deeplab_jax.data.evaluation import eval_batches, plan_evaluation
 from deeplab_jax.data.find import describe, find_split
-from deeplab_jax.data.pipeline import eval_batches, plan_evaluation, train_batches
+from deeplab_jax.data.pipeline import train_batches
 from deeplab_jax.data.records import is_records
 from deeplab_jax.data.samples import Samples, digest
 from deeplab_jax.data.suspicion import note_omissions, sample_suspicions

@@ -58,7 +58,7 @@ def score(
     Args:
       evaluator: The evaluator to run.
       variables: The network variables, {"params", "batch_stats"}, placed on the mesh.
-      batches: This process's batches, from `data.pipeline.eval_batches`.
+      batches: This process's batches, from `data.evaluation.eval_batches`.
       show: A function called with each batch, the indices of its valid rows, and the on-device predictions from all processes.
         Use `local_rows` to get this process's predictions.
       should_stop: A function called before each batch. It must return the same value on all processes.
@@ -88,7 +88,7 @@ def list_images(batch: Batch, rows: Sequence[int], predictions: Array) -> Iterat
     """Yield the images in the given rows of a batch, without the padding around them.
 
     Args:
-      batch: This process's batch, from `data.pipeline.eval_batches`.
+      batch: This process's batch, from `data.evaluation.eval_batches`.
       rows: The rows to yield.
       predictions: The on-device predictions from all processes.
     """
@@ -126,7 +126,7 @@ def evaluate(
     Args:
       config: The checkpoint's config. Its `eval` section sets the evaluation protocol.
       variables: The network variables, {"params", "batch_stats"}.
-      batches: This process's batches, from `data.pipeline.eval_batches`.
+      batches: This process's batches, from `data.evaluation.eval_batches`.
       num_images: The number of valid rows in `batches`.
       visitors: Functions to call, in order, with each image read by this process.
       console: The console for the progress bar.

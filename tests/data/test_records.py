@@ -11,9 +11,10 @@ from rich.console import Console
 
 from deeplab_jax.config import DataConfig
 from deeplab_jax.data import records
+from deeplab_jax.data.evaluation import eval_batches, plan_evaluation
 from deeplab_jax.data.find import describe, find_split
 from deeplab_jax.data.instances import explain_missing_instances
-from deeplab_jax.data.pipeline import eval_batches, plan_evaluation, train_batches
+from deeplab_jax.data.pipeline import train_batches
 from deeplab_jax.data.prepare import prepare
 from deeplab_jax.data.samples import digest, read_sample
 from deeplab_jax.errors import DataError

@@ -15,8 +15,9 @@ from deeplab_jax.commands.data import prepare as prepare_command
 from deeplab_jax.config import Config, DataConfig
 from deeplab_jax.data import ranges
 from deeplab_jax.data import tfds as tfds_module
+from deeplab_jax.data.evaluation import eval_batches, plan_evaluation
 from deeplab_jax.data.find import describe, find_split
-from deeplab_jax.data.pipeline import eval_batches, plan_evaluation, train_batches
+from deeplab_jax.data.pipeline import train_batches
 from deeplab_jax.data.prepare import prepare
 from deeplab_jax.data.samples import digest, read_sample
 from deeplab_jax.errors import ConfigError, DataError
