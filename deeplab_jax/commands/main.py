@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from etils import epath
 from tyro.extras import SubcommandApp
 
 from deeplab_jax.commands import data
@@ -117,13 +116,13 @@ def _explain_usage(message: str, arguments: Sequence[str]) -> str:
 
 def _find_command(arguments: Sequence[str]) -> list[str]:
     """Return the words at the start of a command line that name a command or a group of commands."""
-    found: list[str] = []
+    names: list[str] = []
     table: Any = COMMANDS
     for word in arguments:
         if not isinstance(table, dict) or word not in table:
             break
-        found, table = [*found, word], table[word]
-    return found
+        names, table = [*names, word], table[word]
+    return names
 
 
 def _explain_fields(command: Sequence[str], values: Sequence[str]) -> str:
@@ -140,6 +139,8 @@ def _explain_missing_path(reason: str, values: Sequence[str]) -> str:
     path = values[0] if values else ""
     if "Missing from" not in reason or re.match(r"-|$|.*[=:*?\[]", path):
         return ""
+    from etils import epath
+
     from deeplab_jax.checkpoints.paths import describe_path
 
     return "" if epath.Path(path).exists() else f"{path!r} {describe_path(path)}"

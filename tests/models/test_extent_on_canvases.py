@@ -25,7 +25,7 @@ from deeplab_jax.models.layers import (
     scale_channels,
 )
 from deeplab_jax.models.operations import interpreted_by
-from deeplab_jax.models.resize import resize_like
+from deeplab_jax.models.resize import resize_axis_of_each, resize_like
 from deeplab_jax.runtime.mesh import make_mesh
 
 CANVAS = (32, 48)
@@ -113,6 +113,19 @@ def test_resizing_on_a_canvas(align_corners, by_gather):
 def test_statistics_for_training_are_refused():
     with pytest.raises(ConfigError, match="different sizes cannot share a batch because the operation batch_moments"):
         run_on_canvas(lambda x: batch_moments(x, np.zeros(3, np.float32))[0], draw_images(3)[1])
+
+
+def test_arrays_that_would_give_wrong_values_are_refused():
+    model = DeepLabV3(tiny_model(output_stride=8), 5)
+    sizes, images = jnp.ones((1, 2), jnp.int32), jnp.zeros((1, 36, 48, 3), jnp.uint8)
+    with pytest.raises(ValueError, match=r"\(36, 48\) is not divisible by the output stride 8"):
+        inference.logits({}, images, sizes, model=model, protocol=EvalConfig())
+    resize = functools.partial(resize_axis_of_each, axis=1, length=2**16, align_corners=False)
+    lengths = jax.ShapeDtypeStruct((1,), np.int32)
+    with pytest.raises(ValueError, match="too large for 32-bit sampling positions"):
+        jax.eval_shape(
+            lambda x, size: resize(x, size=size, new_size=size), jax.ShapeDtypeStruct((1, 2**14, 1, 1), np.float32), lengths
+        )
 
 
 NETWORKS = {
