@@ -69,6 +69,10 @@ def require_folder(path: str | None, flag: str, example: str) -> str:
     return path
 
 
+# What messages about a full disk contain, whatever library they come from.
+FULL_DISK = re.compile("No space left on device|Disk quota exceeded")
+
+
 def advise_on_write_error(error: object, otherwise: str = "Fix this or choose a different folder") -> str:
     """Return what to do after a failed write, without a full stop: free space if the disk is full, and `otherwise` if not.
 
@@ -76,7 +80,7 @@ def advise_on_write_error(error: object, otherwise: str = "Fix this or choose a 
       error: The error, or its message. Libraries raise their own types of errors for a full disk.
       otherwise: What to do about other errors.
     """
-    if re.search("No space left on device|Disk quota exceeded", str(error)):
+    if FULL_DISK.search(str(error)):
         return "Free some disk space"
     return otherwise
 

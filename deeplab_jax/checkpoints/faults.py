@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import re
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -11,7 +10,7 @@ from etils import epath
 
 from deeplab_jax.checkpoints.folders import DamagedError, list_steps
 from deeplab_jax.errors import CheckpointError, DeeplabError, one_line
-from deeplab_jax.files import advise_on_write_error
+from deeplab_jax.files import FULL_DISK, advise_on_write_error
 from deeplab_jax.runtime.hosts import as_host_error, is_true_on_all
 from deeplab_jax.runtime.shared_errors import failing_together
 
@@ -86,7 +85,7 @@ def report_read_errors(step: epath.Path) -> contextlib.AbstractContextManager[No
 
 def _describe_cause(error: BaseException) -> str:
     cause = _find_cause(error)
-    if match := re.search("No space left on device|Disk quota exceeded", str(cause)):
+    if match := FULL_DISK.search(str(cause)):
         return match[0]  # at the end of a long message
     return ("no " if isinstance(cause, KeyError) else "") + one_line(cause)
 
