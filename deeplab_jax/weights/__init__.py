@@ -1,1 +1,1 @@
-"""Import torchvision, timm and mmsegmentation weights, and export weights for torchvision and mmsegmentation."""
+"""Import weights of other libraries, and export weights for them. The libraries are listed in `sources`."""

@@ -134,7 +134,7 @@ _OTHER_FILES = (
     (rb"version https://git-lfs", "a Git LFS pointer and not the weights file. Run `git lfs pull` in its repository."),
     (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!", "a compressed file. Extract it, and use the weights file inside."),
     (rb".{257}ustar", "a tar archive. Extract it, and use the weights file inside."),
-    (rb"\x89HDF", "an HDF5 file, as written by Keras. Use weights of torchvision, timm or mmsegmentation."),
+    (rb"\x89HDF", "an HDF5 file, as written by Keras. Use PyTorch weights, as written by torchvision or timm."),
     (rb"\x93NUMPY", "a NumPy array. Use a file with a state dict."),
     (rb"\s*\{", "a JSON file. Use a weights file."),
 )
