@@ -412,6 +412,12 @@ class LossConfig:
         "pixels in the batch are kept, so an individual image can contribute fewer.",
         at_least(0, "Use a number of at least 0."),
     )
+    focal_gamma: float = field(
+        2.0,
+        "Exponent of 1 - p in the focal loss, where p is the probability of a pixel's class. Larger values give less weight to "
+        "pixels that are already right.",
+        at_least(0, "Use a number of at least 0. The paper uses 2."),
+    )
     normalizer: str = field(
         "valid",
         "Divisor for the cross-entropy summed over pixels. `valid` divides by the number of pixels that count, or by "

@@ -4,9 +4,11 @@ from deeplab_jax.config import Config
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.losses.cross_entropy import cross_entropy
 from deeplab_jax.losses.dice import dice
+from deeplab_jax.losses.focal import focal
 from deeplab_jax.losses.loss import Loss, Mean
+from deeplab_jax.losses.lovasz import lovasz
 
-LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "dice": dice}
+LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "dice": dice, "focal": focal, "lovasz": lovasz}
 
 
 def check_terms(config: Config) -> None:

@@ -117,6 +117,6 @@ def test_loss_and_gradient_do_not_depend_on_the_devices(name):
 
 def test_an_unknown_loss_is_rejected_with_a_list_of_losses():
     check_terms(Config(loss=LossConfig(terms=("dice", "cross_entropy"), weights=(1.0, 0.5))))
-    message = r"`loss.terms` \(=\('contrast',\)\) contains 'contrast', .* Choose from: cross_entropy, dice\."
+    message = r"`loss.terms` \(=\('contrast',\)\) contains 'contrast', .* Choose from: cross_entropy, dice, focal, lovasz\."
     with pytest.raises(ConfigError, match=message):
         check_terms(Config(loss=LossConfig(terms=("contrast",))))
