@@ -36,7 +36,7 @@ for ignored in (signal.SIGHUP, signal.SIGINT):
     if signal.getsignal(ignored) == signal.SIG_IGN:
         signal.signal(ignored, signal.SIG_DFL if ignored == signal.SIGHUP else signal.default_int_handler)
 
-from tiny import tiny_config, tiny_model, tiny_resnet18  # noqa: F401
+from tiny import smallest_model, tiny_config, tiny_model, tiny_resnet18  # noqa: F401
 
 from deeplab_jax.checkpoints.store import Checkpoints
 from deeplab_jax.commands import main as cli
@@ -89,6 +89,14 @@ def plain_convolutions():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(convolution, "_fastest_form", lambda *shapes: "xla")
         yield
+
+
+@pytest.fixture
+def few_canvases(monkeypatch):
+    """Export StableHLO for the smallest canvas only, because each one takes half a second."""
+    from deeplab_jax.export import export
+
+    monkeypatch.setattr(export, "CANVAS_PIXELS", 1000)
 
 
 @pytest.fixture

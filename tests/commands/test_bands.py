@@ -16,7 +16,7 @@ from deeplab_jax.models import DeepLabV3
 from deeplab_jax.predict.inputs import read_image
 
 pytestmark = [
-    pytest.mark.usefixtures("plain_convolutions"),
+    pytest.mark.usefixtures("plain_convolutions", "few_canvases"),
     pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),  # raised by ml_collections
 ]
 
@@ -75,6 +75,7 @@ def rgb_weights(tmp_path):
     return tmp_path / "rgb"
 
 
+@pytest.mark.parametrize("bands", [1, 5, pytest.param(4, marks=pytest.mark.long)], indirect=True)
 def test_a_run_on_other_bands_from_start_to_export(bands, rgb_weights, tmp_path, monkeypatch, capsys):
     channels, root, fields = bands
     run = tmp_path / "run"

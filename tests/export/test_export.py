@@ -28,6 +28,8 @@ from deeplab_jax.export.folding import fold
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.runtime.canvases import Canvas
 
+pytestmark = pytest.mark.usefixtures("few_canvases")
+
 SWITCHES = {
     "basic": {"decoder_width": 8, "low_level_width": 4},
     "bottleneck": {
@@ -56,10 +58,8 @@ def segmenter(request):
     return api.Segmenter(config, variables)
 
 
-@pytest.fixture(autouse=True)
-def few_canvases(monkeypatch):
-    """Export only the smallest canvas, because each one takes half a second."""
-    monkeypatch.setattr(run, "CANVAS_PIXELS", 1000)
+# Tests of what does not depend on the network use only one.
+one_network = pytest.mark.parametrize("segmenter", ["basic"], indirect=True)
 
 
 @pytest.fixture
@@ -159,6 +159,7 @@ def test_programs_for_other_platforms_have_plain_convolutions(segmenter):
     assert fast.count("stablehlo.convolution") < kernels
 
 
+@one_network
 def test_a_file_of_the_first_version_is_read(segmenter):
     network = evaluation_model(segmenter.config)
     compute = functools.partial(inference.logits, segmenter.variables, model=network, protocol=EvalConfig())
@@ -175,6 +176,7 @@ def test_a_file_of_the_first_version_is_read(segmenter):
     np.testing.assert_allclose(actual, expected, atol=1e-4 * np.abs(expected).max())
 
 
+@one_network
 def test_a_file_contains_its_metadata(segmenter, checkpoint, tmp_path):
     import onnxruntime
 
@@ -189,6 +191,7 @@ def test_a_file_contains_its_metadata(segmenter, checkpoint, tmp_path):
     assert json.loads(onnx_metadata["mean"]) == metadata["mean"]
 
 
+@one_network
 def test_a_file_with_different_logits_is_not_written(segmenter, checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "fold", lambda *arguments: jax.tree.map(lambda leaf: 1.1 * leaf, fold(*arguments)))
     with pytest.raises(CheckpointError, match="was not written, because its logits would differ"):
@@ -196,6 +199,7 @@ def test_a_file_with_different_logits_is_not_written(segmenter, checkpoint, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+@one_network
 def test_settings_that_are_not_part_of_the_file_are_reported(segmenter, checkpoint, tmp_path, monkeypatch):
     lines = []
     monkeypatch.setattr(segmenter.config, "eval", EvalConfig(flip=True))
@@ -203,6 +207,7 @@ def test_settings_that_are_not_part_of_the_file_are_reported(segmenter, checkpoi
     assert "eval.flip" in lines[1]
 
 
+@one_network
 def test_an_exported_file_runs_without_the_code_of_the_model(segmenter, checkpoint, tmp_path):
     run.export(checkpoint, str(tmp_path / "a.dl"), "stablehlo", "labels", say=lambda line: None)
     code = f"""
@@ -230,6 +235,7 @@ def test_a_file_for_a_fixed_size_gives_the_logits_of_the_checkpoint(segmenter, c
         assert not {"Shape", "Slice"} & {node.op_type for node in model.graph.node}
 
 
+@one_network
 @pytest.mark.parametrize("opset", [11, 14, 21])
 def test_older_and_newer_operator_sets_take_any_size(segmenter, checkpoint, tmp_path, opset):
     run.export(checkpoint, str(tmp_path / "a.onnx"), "onnx", "labels", lambda line: None, opset=opset)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import tiny_model
+from conftest import smallest_model
 from flax import linen as nn
 
 from deeplab_jax.checkpoints.store import Checkpoints
@@ -54,7 +54,7 @@ def compile_trainer(
     mesh = make_mesh(MeshConfig(data, spatial))
     config = Config(
         labels=LABELS,
-        model=tiny_model(**{"output_stride": 8, "aux_head": True, "dropout": 0.0, "aux_dropout": 0.0} | switches),
+        model=smallest_model(**{"output_stride": 8, "aux_head": True, "dropout": 0.0, "aux_dropout": 0.0} | switches),
         data=DataConfig(crop_size=(height, 32), photometric=photometric),
         optim=OptimConfig(**{"lr": LR, "weight_decay": 0.0, "ema_decay": 0.15} | dict(optim)),
         train=TrainConfig(micro_batches=micro_batches),
@@ -156,7 +156,10 @@ def test_a_run_is_the_same_on_four_devices(settings):
 
 @pytest.mark.parametrize(
     "switches",
-    [{"shortcut": "avgpool+1x1", "decoder_width": 8}, pytest.param({"backbone": "mobilenetv3_large"}, marks=pytest.mark.long)],
+    [
+        {"backbone": "four_blocks", "shortcut": "avgpool+1x1", "decoder_width": 8},
+        pytest.param({"backbone": "mobilenetv3_large"}, marks=pytest.mark.long),
+    ],
     ids=["resnet", "mobilenet"],
 )
 def test_rematerialised_stages_change_nothing(switches):
@@ -227,7 +230,7 @@ def test_the_loss_matches_a_reference_on_any_mesh(loss):
     """Only the main head uses hard-pixel mining."""
     sample, settings = partly_ignored(height=65), LossConfig(**dict(loss))
     single = Trainer(network=Pixels, loss=loss, height=65)
-    model, params = Pixels(tiny_model(), 3), single.get().params
+    model, params = Pixels(smallest_model(), 3), single.get().params
     mean, std = (np.array(x, np.float32) for x in (model.config.mean, model.config.std))
     outputs = model.apply({"params": params, "batch_stats": {"none": 0.0}}, (sample["image"] - mean) / std, True)
     aux_settings = dataclasses.replace(settings, ohem_threshold=0.0)

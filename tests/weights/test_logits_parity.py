@@ -19,7 +19,6 @@ GOLDEN_FILES = pathlib.Path(fill.__file__).parent / "golden"
 IN_SHORT = (
     "torchvision_r50_321x513",
     "mmseg_r18_321x513",
-    "mmseg_r50_129x97",
     "torchvision_mobilenetv3_97x641",
     "mmseg_plus_r18_65x641",
     "smp_plus_r18_80x656",

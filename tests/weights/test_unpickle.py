@@ -10,7 +10,7 @@ from torch_writer import Call, Name, Raw, write_legacy, write_zip
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.weights import state_dicts, unpickle
 
-DEEP = 20_000
+DEEP = 20_000  # far above the limit on recursion
 
 
 def _double(start: bytes, join: bytes, levels: int) -> bytes:
