@@ -2,7 +2,7 @@
 
 import re
 
-from deeplab_jax.models.backbones.resnet import count_blocks
+from deeplab_jax.models.backbones.resnet import FIRST_TENSOR, count_blocks, find_other_tensor, has_group_norm
 from deeplab_jax.models.stages import Shapes
 
 # Maps each network to the start of a tensor name that only this network has, in one of its published implementations.
@@ -12,10 +12,17 @@ _PATTERNS = {
     "timm's MobileNet or EfficientNet": r"blocks\.0\.0\.(conv_dw|conv_pw)\.|conv_stem\.",
     "an EfficientNet": r"_blocks\.0\._|1\.0\.block\.0\.0\.weight",
     "a ResNeSt": r"layer1\.0\.conv2\.(fc1|conv)\.",
+    "an SK-ResNet": r"layer1\.0\.conv[12]\.paths\.",
     "a Res2Net": r"layer1\.0\.convs\.",
+    "an ECA-ResNet": r"layer[12]\.0\.(se\.conv|eca\.)",
     "an SE-ResNet": r"layer1\.0\.se(_module)?\.",
+    "a ResNet with CBAM": r"layer1\.0\.(cbam|ca|sa)\.",
+    "a ResNet with anti-aliasing": r"layer2\.0\.(aa|conv[123]\.0|downsample\.0)\.filt$",
+    "a ResNet with deformable convolutions": r"layer[2-4]\.0\.conv2\.conv_offset\.",
+    "a pre-activation ResNet": r"stages\.0\.blocks\.0\.conv1\.weight$|block1\.unit01\.",
     "an HRNet": r"stage2\.0\.branches\.",
-    "an Xception": r"blocks\.0\.stack\.|block1\.(rep|sepconv|conv)|entry_flow\.",
+    "a pre-activation Xception": r"blocks\.0\.stack\.conv2\.norm\.",
+    "an Xception without timm's names": r"block1\.(rep|sepconv|conv)|entry_flow\.",
     "a DenseNet": r"denseblock1\.",
     "a RegNet": r"trunk_output\.block1\.|s1\.b1\.conv1\.",
     "a ConvNeXt": r"stages\.0\.(blocks\.)?0\.(gamma|dwconv|conv_dw|depthwise_conv)|downsample_layers\.0\.|1\.0\.layer_scale",
@@ -36,6 +43,12 @@ def name_backbone(shapes: Shapes) -> str:
     for kind, pattern in _PATTERNS.items():
         if any(re.search(rf"(?:^|\.)(?:{pattern})", name) for name in shapes):
             return kind
+    if FIRST_TENSOR not in shapes:
+        return ""
+    if other := find_other_tensor(shapes):
+        return f"a ResNet with layers of another network ({other})"
+    if has_group_norm(shapes):
+        return "a ResNet without BatchNorm's statistics, such as one with GroupNorm"
     inner, last = shapes.get("layer1.0.conv2.weight", ()), shapes.get("layer1.0.conv3.weight", ())
     if len(inner) == 4 and len(last) == 4:
         blocks, groups = count_blocks(shapes), inner[0] // max(inner[1], 1)

@@ -40,6 +40,8 @@ def make_backbone(name, **switches):
         ("resnext50_32x4d", {"stage3_first_rate": 2}),
         ("mobilenetv3_large", {"multi_grid": (1.0, 1.0, 1.0)}),
         ("efficientnet_lite0", {}),
+        ("xception41", {}),
+        pytest.param("xception71", {}, marks=pytest.mark.long),
     ],
 )
 def test_dilated_features_match_the_undilated_network_when_subsampled(name, switches):
@@ -158,6 +160,13 @@ def test_parameters_do_not_depend_on_training_mode_or_output_stride():
         ("resnet50", 25_557_032 - 2_049_000),
         ("resnet101", 44_549_160 - 2_049_000),
         ("resnext50_32x4d", 25_028_904 - 2_049_000),
+        ("resnext101_32x8d", 88_791_336 - 2_049_000),
+        ("resnext101_64x4d", 83_455_272 - 2_049_000),
+        ("wide_resnet50_2", 68_883_240 - 2_049_000),
+        ("wide_resnet101_2", 126_886_696 - 2_049_000),
+        ("xception41", 26_969_560 - 2_049_000),
+        ("xception65", 39_916_312 - 2_049_000),
+        ("xception71", 42_338_736 - 2_049_000),
         ("mobilenetv3_large", 5_483_032 - (960 * 1280 + 1280) - (1280 * 1000 + 1000)),
         ("efficientnet_lite0", 4_652_008 - (320 * 1280 + 2 * 1280) - (1280 * 1000 + 1000)),
         ("efficientnet_lite1", 5_416_680 - (320 * 1280 + 2 * 1280) - (1280 * 1000 + 1000)),

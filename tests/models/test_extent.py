@@ -225,12 +225,15 @@ SWITCHES = [
         "decoder_conv": "depthwise+bn+1x1",
     },
     {"output_stride": 16, "aux_head": True, "backbone": "efficientnet_lite0"},
+    {"output_stride": 16, "decoder_width": 8, "backbone": "xception41"},
 ]
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "switches", SWITCHES, ids=["aux_head", "decoder", "mobilenetv3", "resnext", "separable", "efficientnet_lite0"]
+    "switches",
+    SWITCHES,
+    ids=["aux_head", "decoder", "mobilenetv3", "resnext", "separable", "efficientnet_lite0", "xception"],
 )
 def test_a_full_network_on_split_rows_in_float64(switches):
     """Compare loss, statistics and gradients in float64.

@@ -136,6 +136,7 @@ NETWORKS = {
     "deep stem": tiny_resnet18(output_stride=8, stem="deep"),
     "mobilenetv3": tiny_model(backbone="mobilenetv3_large", output_stride=16, multi_grid=(1.0, 1.0, 1.0)),
     "efficientnet_lite0": tiny_model(backbone="efficientnet_lite0", output_stride=16),
+    "xception": tiny_model(backbone="xception41", output_stride=16, decoder_width=8),
 }
 
 
@@ -163,7 +164,7 @@ def test_logits_on_a_canvas(config):
 
 BACKBONES_AND_STRIDES = [
     {"backbone": backbone, "output_stride": stride, **({"multi_grid": (1.0, 1.0, 1.0)} if "mobile" in backbone else {})}
-    for backbone in ("resnet18", "resnet50", "resnext50_32x4d", "mobilenetv3_large", "efficientnet_lite0")
+    for backbone in ("resnet18", "resnet50", "resnext50_32x4d", "mobilenetv3_large", "efficientnet_lite0", "xception41")
     for stride in (8, 16, 32)
 ]
 

@@ -289,7 +289,7 @@ SUPPORTED = {
     "smp": [
         ModelConfig("resnet18", fusion="1x1+3x3", multi_grid=(1.0, 1.0), align_corners=True, aspp_width=128),
         ModelConfig(
-            backbone="resnext50_32x4d",
+            backbone="resnext101_32x8d",
             output_stride=8,
             stage3_first_rate=2,
             multi_grid=(1.0,),
@@ -330,7 +330,7 @@ UNSUPPORTED = {
         "dilate_conv2": (True,),
     },
     "smp": {
-        "backbone": ("mobilenetv3_large",),
+        "backbone": ("mobilenetv3_large", "resnext101_64x4d", "wide_resnet50_2", "xception65"),
         "width": (32, 128),
         "stem": ("3x3",),
         "shortcut": ("avgpool+1x1",),

@@ -181,11 +181,35 @@ def count_blocks(shapes: Shapes) -> Blocks:
     return counts[0], counts[1], counts[2], counts[3]
 
 
-def recognize_stem_and_shortcut(shapes: Shapes) -> dict[str, str]:
-    """Return the `ModelConfig` fields `stem` and `shortcut`, inferred from the tensor names."""
-    is_deep = "stem.0.weight" in shapes or "conv1.0.weight" in shapes
+def find_other_tensor(shapes: Shapes) -> str:
+    """Return the name of a tensor in the stages that no ResNet, ResNeXt or wide ResNet has, or "" if there is none."""
+    own = re.compile(r"(conv[123]\.weight|(bn[123]|downsample\.[012])\.\w+)$")
+    matches = [(name, re.match(r"layer[1-4]\.\d+\.", name)) for name in sorted(shapes)]
+    return next((name for name, match in matches if match and not own.match(name, match.end())), "")
+
+
+def has_group_norm(shapes: Shapes) -> bool:
+    """Return whether the normalization layers have no running statistics."""
+    return "layer1.0.bn1.weight" in shapes and "layer1.0.bn1.running_mean" not in shapes
+
+
+def recognize_stem_and_shortcut(shapes: Shapes, width: int) -> dict[str, str]:
+    """Return the `ModelConfig` fields `stem` and `shortcut`, inferred from the tensors.
+
+    Raises:
+      CheckpointError: A deep stem has other channel counts than ours.
+    """
+    stems = [[f"{stem}.{i}.weight" for i in (0, 3, 6)] for stem in ("stem", "conv1")]  # mmsegmentation's and timm's names
+    deep = next((names for names in stems if names[0] in shapes), None)
+    actual = [shapes[name][0] for name in deep if shapes.get(name)] if deep else []
+    expected = [width // 2, width // 2, width]
+    if actual != expected[: len(actual)]:
+        raise CheckpointError(
+            f"has a stem with {', '.join(map(str, actual))} channels, like timm's networks with the suffixes s and t, not "
+            f"{', '.join(map(str, expected))}. Use weights of a network with the suffix c or d, or without one."
+        )
     is_pooled = "layer2.0.downsample.2.weight" in shapes  # BatchNorm is layer 2 only if a pool is layer 0
-    return {"stem": "3x3" if is_deep else "7x7", "shortcut": "avgpool+1x1" if is_pooled else "1x1"}
+    return {"stem": "3x3" if deep else "7x7", "shortcut": "avgpool+1x1" if is_pooled else "1x1"}
 
 
 def recognize(shapes: Shapes) -> dict[str, Any] | None:
@@ -194,9 +218,11 @@ def recognize(shapes: Shapes) -> dict[str, Any] | None:
     In a ResNet, each block's second convolution is ungrouped and as wide as the stage.
 
     Raises:
-      CheckpointError: No supported depth has these block counts.
+      CheckpointError: No supported depth has these block counts, or the stem is not supported.
     """
     if any(len(shapes.get(name, ())) != 4 for name in (FIRST_TENSOR, "layer1.0.conv2.weight")):
+        return None
+    if find_other_tensor(shapes) or has_group_norm(shapes):
         return None
     width, (inner, read) = shapes["layer1.0.conv1.weight"][0], shapes["layer1.0.conv2.weight"][:2]
     blocks, is_bottleneck = count_blocks(shapes), "layer1.0.conv3.weight" in shapes
@@ -209,7 +235,31 @@ def recognize(shapes: Shapes) -> dict[str, Any] | None:
         raise CheckpointError(
             f"has a backbone with {blocks} {kind} per stage, which is not supported. Use weights of {', '.join(DEPTHS)}."
         )
-    return {"backbone": depth, "width": width} | recognize_stem_and_shortcut(shapes)
+    return {"backbone": depth, "width": width} | recognize_stem_and_shortcut(shapes, width)
+
+
+def check_origin(file_name: str, source: str) -> str:
+    """Return what is assumed about the layers without tensors, or "" if the origin is clear.
+
+    timm's networks with anti-aliasing have the tensors of plain ones, because the filters that they insert before a stride are
+    constants. In Caffe's networks, the first convolution of a bottleneck has the stride.
+
+    Raises:
+      CheckpointError: The weights belong to one of these networks.
+    """
+    others = {
+        r"resnet(?:aa|blur)\d+d?": "filters features before each stride",
+        r"caffe|msra": "has its strides in other convolutions",
+    }
+    for pattern, difference in others.items():
+        if match := re.search(pattern, file_name, re.IGNORECASE):
+            raise CheckpointError(
+                f"is named like a {match[0]} network, which has the same tensors as a plain ResNet but {difference} and is not "
+                "supported. Use weights of a plain ResNet. If these are such weights, rename the file."
+            )
+    if source != "timm" or re.search(r"resne(t|xt)\d+", file_name, re.IGNORECASE):
+        return ""
+    return "assumed: the weights are those of a plain ResNet. timm's resnetaa and resnetblur networks are not supported"
 
 
 def _backbone(name: str) -> Backbone:
@@ -227,6 +277,7 @@ def _backbone(name: str) -> Backbone:
         tensor_names=lambda config, source: tensor_names(config, source, blocks),
         recognize=recognize,
         first_tensors=(FIRST_TENSOR,),
+        check_origin=check_origin,
         references=references,
         ignored=frozenset(("dilate_conv2",) if is_bottleneck else ()),
     )

@@ -43,7 +43,7 @@ SEPARABLE = "depthwise+bn+relu+1x1"
 
 def has_names(names: Collection[str]) -> bool:
     """Return whether any tensor belongs to the head or the deep stem, whose names only mmsegmentation uses."""
-    return any(name.startswith(("decode_head.", "stem.")) for name in names)
+    return "stem.0.weight" in names or any(name.startswith("decode_head.") for name in names)
 
 
 def head_names(model: ModelConfig) -> dict[str, str]:
