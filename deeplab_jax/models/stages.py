@@ -78,7 +78,7 @@ class Dilation(NamedTuple):
       stride: The block's stride.
       rate: The rate of the convolution that applies the stride.
       inner_rate: The rate of the second convolution in a basic block.
-      shortcut_rate: The pooling rate in a pooled shortcut, or 0 for blocks without a stride in the undilated network.
+      shortcut_rate: The pooling rate in a pooled shortcut, or 0 for a block whose shortcut does not pool.
     """
 
     stride: int
@@ -123,6 +123,7 @@ def stage_dilations(blocks: Sequence[int], config: ModelConfig, stem_stride: int
             rates = [int(rate) for rate in last_stage_rates(unit_of_each_block(config.multi_grid, count), output_stride)]
         strides = [stride_out // stride_in] + [1] * rest
         inner_rates = [stage_rate if config.dilate_conv2 else 1] * count
-        shortcut_rates = [previous_rate if undilated_in < undilated_out else 0] + [0] * rest
+        is_pooled = undilated_in < undilated_out and (config.pool_dilated_shortcuts or stride_in < stride_out)
+        shortcut_rates = [previous_rate if is_pooled else 0] + [0] * rest
         stages.append([Dilation(*each) for each in zip(strides, rates, inner_rates, shortcut_rates, strict=True)])
     return stages

@@ -71,7 +71,7 @@ def to_variables(state: StateDict, network: Network, *, ignore_head: bool = Fals
         if unused
     ]
     invalid = {name for name in used.values() if not np.isfinite(tensors[name]).all()}
-    invalid |= {name for name in used.values() if name.endswith("running_var") and (tensors[name] < 0).any()}
+    invalid |= {name for path, name in used.items() if path[-1] == "var" and (tensors[name] < 0).any()}
     if invalid:
         raise CheckpointError(
             f"`{state.source}` contains NaN, infinity or a variance below 0 in {_join(invalid)}. Use different weights."

@@ -21,8 +21,6 @@ _LEAVES = {
     ("params", "kernel"): "weight",
     ("params", "scale"): "weight",
     ("params", "bias"): "bias",
-    ("batch_stats", "mean"): "running_mean",
-    ("batch_stats", "var"): "running_var",
 }
 
 
@@ -41,7 +39,8 @@ def reference_names(paths: Iterable[Path], model: ModelConfig, fmt: str) -> dict
     source = SOURCES[fmt]
     layers = {f"backbone/{ours}": source.backbone_prefix + theirs for ours, theirs in backbone.items()}
     layers |= source.head_names(model)
-    return {path: f"{layers['/'.join(path[1:-1])]}.{_LEAVES[path[0], path[-1]]}" for path in paths}
+    leaves = _LEAVES | dict(zip((("batch_stats", "mean"), ("batch_stats", "var")), source.statistics, strict=True))
+    return {path: f"{layers['/'.join(path[1:-1])]}.{leaves[path[0], path[-1]]}" for path in paths}
 
 
 def backbone_prefixes() -> list[str]:

@@ -58,6 +58,9 @@ class Source:
       is_pool_first: Whether the library concatenates the image-pooling branch before the other ASPP branches. Our networks
         concatenate it last.
       unused: The modules that the library can add to a network but that segmentation does not need. They are not imported.
+      statistics: The names of BatchNorm's running mean and variance.
+      suffixes: The suffixes of the files to which weights can be exported.
+      loads_with: The function that loads an exported file.
     """
 
     has_names: Callable[[Collection[str]], bool]
@@ -70,6 +73,9 @@ class Source:
     is_backbone_only: bool = False
     is_pool_first: bool = False
     unused: frozenset[str] = frozenset()
+    statistics: tuple[str, str] = ("running_mean", "running_var")
+    suffixes: tuple[str, ...] = (".safetensors", ".pth", ".pt")
+    loads_with: str = "load_state_dict(strict=True)"
 
 
 def conv_bn(ours: str, conv: str, bn: str) -> dict[str, str]:

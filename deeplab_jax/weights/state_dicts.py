@@ -4,6 +4,7 @@ import collections
 import importlib
 import json
 import os
+import pickle
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -60,14 +61,14 @@ def read(path: str, source: str = "", *, ema: bool = False, entry: str = "") -> 
 
 
 def write(path: str, tensors: Mapping[str, np.ndarray], record: dict[str, Any]) -> None:
-    """Write a state dict to a `.safetensors`, `.pth` or `.pt` file.
+    """Write a state dict to a `.safetensors`, `.pth`, `.pt` or `.pdparams` file.
 
     The file is written under a temporary name and then renamed, so `path` never holds an incomplete file.
 
     Args:
       path: The file path.
       tensors: The tensors by name.
-      record: JSON values to store in the header of a `.safetensors` file. PyTorch files contain only the tensors.
+      record: JSON values to store in the header of a `.safetensors` file. Other files contain only the tensors.
 
     Raises:
       CheckpointError: The suffix is not supported, or PyTorch is not installed.
@@ -78,13 +79,20 @@ def write(path: str, tensors: Mapping[str, np.ndarray], record: dict[str, Any]) 
         content = save(dict(tensors), {"format": "pt", RECORD: json.dumps(record)})
         with write_atomically(target) as file:
             file.write(content)
+    elif target.suffix == ".pdparams":
+        # paddle.save writes the same: a pickle of a dict of NumPy arrays.
+        content = pickle.dumps({name: np.ascontiguousarray(value) for name, value in tensors.items()}, protocol=4)
+        with write_atomically(target) as file:
+            file.write(content)
     elif target.suffix in (".pth", ".pt"):
         torch = _import_torch(path)
         state = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
         with write_atomically(target) as file:
             torch.save(state, file)
     else:
-        raise CheckpointError(f"`--out` (={path!r}) has the suffix {target.suffix!r}. Use .safetensors, .pth or .pt.")
+        raise CheckpointError(
+            f"`--out` (={path!r}) has the suffix {target.suffix!r}. Use .safetensors, .pth, .pt or .pdparams."
+        )
 
 
 def _read(path: str, source: str, *, ema: bool, entry: str) -> StateDict:
@@ -135,6 +143,11 @@ _OTHER_FILES = (
     (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!", "a compressed file. Extract it, and use the weights file inside."),
     (rb".{257}ustar", "a tar archive. Extract it, and use the weights file inside."),
     (rb"\x89HDF", "an HDF5 file, as written by Keras. Use PyTorch weights, as written by torchvision or timm."),
+    (
+        # A program starts with its first block, whose number is 0 and whose parent is -1. A tensor starts with its version, 0.
+        rb"\n[\x80-\xff]*[\0-\x7f]\x08\0\x10\xff{9}\x01|\0{16}.\0{3}\x08",
+        "a PaddlePaddle inference model (.pdmodel or .pdiparams), whose tensors have no usable names. Use the .pdparams file.",
+    ),
     (rb"\x93NUMPY", "a NumPy array. Use a file with a state dict."),
     (rb"\s*\{", "a JSON file. Use a weights file."),
 )

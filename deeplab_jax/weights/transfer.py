@@ -79,7 +79,7 @@ def export_weights(checkpoint: str, out: str, *, fmt: str, say: Say = print) -> 
 
     Args:
       checkpoint: A run folder, one of its steps, or a folder written by `import_weights`.
-      out: The `.safetensors`, `.pth` or `.pt` file to write.
+      out: The file to write, with one of the library's suffixes.
       fmt: The library, a key of `SOURCES`.
       say: A function that is called with each line of the instructions.
 
@@ -87,6 +87,8 @@ def export_weights(checkpoint: str, out: str, *, fmt: str, say: Say = print) -> 
       CheckpointError: The checkpoint does not exist, the library has no equivalent network, or the file cannot be written.
     """
     source = choose(fmt, SOURCES, "--to")
+    if (suffix := epath.Path(out).suffix) not in source.suffixes:
+        raise CheckpointError(f"`--out` (={out!r}) has the suffix {suffix!r}. {fmt} reads {', '.join(source.suffixes)} files.")
     step = checkpoints.resolve(checkpoint)
     config = checkpoints.stored_config(str(step))
     variables = names.flatten(checkpoints.restore_model(str(step), like=config, given=checkpoint))
@@ -96,7 +98,7 @@ def export_weights(checkpoint: str, out: str, *, fmt: str, say: Say = print) -> 
     data = DataConfig(channels=config.data.channels, value_range=config.data.value_range)
     record = to_dict(Config(labels=config.labels, model=model, data=data, eval=config.eval))
     state_dicts.write(out, state, record)
-    say(f"Wrote {len(state)} tensors from {step} to {out}. This network loads them with load_state_dict(strict=True):")
+    say(f"Wrote {len(state)} tensors from {step} to {out}. This network loads them with {source.loads_with}:")
     if source.describe:
         say(source.describe(config))
 

@@ -34,6 +34,8 @@ SWITCHES = {
         "backbone": "seven_bottlenecks",
         "stem": "3x3",
         "shortcut": "avgpool+1x1",
+        "pool_dilated_shortcuts": False,
+        "conv_bias": True,
         "output_stride": 8,
         "multi_grid": (0.5, 1.0, 2.0),
         "fusion": "1x1+3x3",

@@ -12,6 +12,7 @@ from deeplab_jax.models.decoder import Decoder
 from deeplab_jax.models.graph import abstract_variables
 from deeplab_jax.models.inverted_residual import scale_channel_count
 from deeplab_jax.models.layers import BatchNorm
+from deeplab_jax.models.stages import stage_dilations
 
 
 def with_constant_excitation(variables):
@@ -132,6 +133,34 @@ def test_dropout_of_a_decoder_is_only_active_in_training():
     np.testing.assert_array_equal(
         decoder.apply(variables, x, low, False), Decoder(features=3, low_level_width=2).apply(variables, x, low, False)
     )
+
+
+@pytest.mark.parametrize(
+    ("output_stride", "pools", "rates"),
+    [(8, True, [0, 1, 1, 2]), (8, False, [0, 1, 0, 0]), (16, False, [0, 1, 1, 0]), (32, False, [0, 1, 1, 1])],
+)
+def test_dilated_stages_can_leave_out_the_pool_of_their_shortcuts(output_stride, pools, rates):
+    config = ModelConfig(shortcut="avgpool+1x1", output_stride=output_stride, pool_dilated_shortcuts=pools)
+    assert [stage[0].shortcut_rate for stage in stage_dilations((2, 2, 2, 2), config)] == rates
+
+
+def test_a_bias_before_batchnorm_shifts_its_mean():
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(1, 5, 4, 6)), jnp.float32)
+    layers = [ConvBNReLU(3, "depthwise+bn+1x1", use_bias=use_bias) for use_bias in (True, False)]
+    variables = jax.tree.map(lambda leaf: leaf + 0.3, layers[0].init(jax.random.key(0), x, False))
+    shifted = jax.tree.map(lambda leaf: leaf, variables)  # a copy of the dicts
+    for conv, bn in (("depthwise", "depthwise_bn"), ("conv", "bn")):
+        shifted["batch_stats"][bn]["mean"] -= shifted["params"][conv].pop("bias")
+    actual, expected = (layer.apply(each, x, False) for layer, each in zip(layers, (variables, shifted), strict=True))
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_all_convolutions_of_the_heads_have_a_bias_but_that_after_image_pooling():
+    config = tiny_resnet18(conv_bias=True, decoder_width=6, fusion="1x1+3x3", aux_head=True)
+    params = abstract_variables(DeepLabV3(config, 5))["params"]
+    biased = {name for part in ("aspp", "decoder") for name, layer in params[part].items() if "bias" in layer["conv"]}
+    assert biased == {*params["aspp"], *params["decoder"]} - {"branch_pool"}
+    assert "bias" not in params["aux_conv"]["conv"]
 
 
 def test_dilate_conv2_only_affects_basic_blocks():

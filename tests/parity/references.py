@@ -157,6 +157,12 @@ NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], str]] = {
         lambda: make_mmseg_network(18, kind="ResNet", align_corners=True, plus=True),
         "deeplabv3plus_r18b-d8_769x769_80k_cityscapes",
     ),
+    "mmseg_r18d": (lambda: make_mmseg_network(18, kind="ResNetV1d"), "deeplabv3_r18d-d8_512x1024_80k_cityscapes"),
+    "mmseg_r50d": (lambda: make_mmseg_network(50, kind="ResNetV1d"), "deeplabv3_r50d-d8_512x1024_80k_cityscapes"),
+    "mmseg_plus_r101d_mg124": (
+        lambda: make_mmseg_network(101, kind="ResNetV1d", mg124=True, plus=True),
+        "deeplabv3plus_r101d-d16-mg124_512x1024_80k_cityscapes",
+    ),
     **{
         smp_name(*key): (functools.partial(make_smp_network, *key), "smp")
         for key in itertools.product((18, 34, 50), (False, True), (8, 16))

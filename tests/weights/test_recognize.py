@@ -129,8 +129,9 @@ def test_pooled_shortcuts_are_recognized_by_the_index_of_their_layers():
     pooled = dict.fromkeys(("layer2.0.downsample.1.weight", "layer2.0.downsample.2.weight"), np.zeros(1, np.float32))
     assert recognize_tensors(make_backbone("resnet50", prefix="") | pooled).config.model.shortcut == "avgpool+1x1"
     tensors, _ = make_mmseg("resnet50")
-    with pytest.raises(CheckpointError, match="ResNetV1d"):
-        recognize_tensors(tensors | {f"backbone.{name}": value for name, value in pooled.items()})
+    model = recognize_tensors(tensors | {f"backbone.{name}": value for name, value in pooled.items()}).config.model
+    assert (model.shortcut, model.pool_dilated_shortcuts) == ("avgpool+1x1", False)
+    assert recognize_tensors(tensors).config.model.pool_dilated_shortcuts
 
 
 def test_settings_come_from_the_configuration_in_a_checkpoint():

@@ -285,6 +285,7 @@ SUPPORTED = {
         ModelConfig(fusion="3x3", dilate_conv2=True, stem="3x3", multi_grid=(1.0, 2.0, 4.0)),
         ModelConfig(backbone="resnet152", fusion="3x3", dilate_conv2=False, atrous_rates=(6, 12)),
         ModelConfig(fusion="3x3", decoder_width=256, aspp_conv=SEPARABLE, decoder_conv=SEPARABLE, low_level_width=12),
+        ModelConfig(fusion="3x3", shortcut="avgpool+1x1", pool_dilated_shortcuts=False),
     ],
     "smp": [
         ModelConfig("resnet18", fusion="1x1+3x3", multi_grid=(1.0, 1.0), align_corners=True, aspp_width=128),
@@ -303,7 +304,41 @@ SUPPORTED = {
         ),
     ],
 }
+_PADDLESEG = ModelConfig(
+    stem="3x3",
+    shortcut="avgpool+1x1",
+    pool_dilated_shortcuts=False,
+    output_stride=8,
+    multi_grid=(1.0, 2.0, 4.0),
+    stage3_first_rate=2,
+    conv_bias=True,
+)
+SUPPORTED["paddleseg"] = [
+    dataclasses.replace(_PADDLESEG, aspp_width=128, align_corners=True, multi_grid=(1.0,)),
+    dataclasses.replace(_PADDLESEG, backbone="resnet101", output_stride=16, stage3_first_rate=1),
+    dataclasses.replace(_PADDLESEG, aspp_conv="depthwise+bn+1x1", decoder_width=256, decoder_conv="depthwise+bn+1x1"),
+]
 UNSUPPORTED = {
+    "paddleseg": {
+        "backbone": ("resnet18", "resnext50_32x4d"),
+        "width": (32, 128),
+        "stem": ("7x7",),
+        "shortcut": ("1x1",),
+        "pool_dilated_shortcuts": (True,),
+        "output_stride": (32,),
+        "multi_grid": ((0.5, 1.0, 1.0),),
+        "stage3_first_rate": (3,),
+        "atrous_rates": ((0.5, 6, 12),),  # a rate of 1 or less at output strides 8 and 16
+        "aspp_width": (),
+        "aspp_conv": ("depthwise+1x1", SEPARABLE),
+        "fusion": ("3x3", "1x1+3x3"),
+        "conv_bias": (False,),
+        "decoder_width": (128,),
+        "low_level_width": (32,),
+        "decoder_conv": ("3x3", SEPARABLE),
+        "decoder_depth": (1, 3),
+        "aux_head": (True,),
+    },
     "torchvision": {
         "backbone": ("resnet18", "resnet34", "resnet152", "resnext50_32x4d"),
         "width": (32, 128),
@@ -315,14 +350,16 @@ UNSUPPORTED = {
         "aspp_width": (128, 512),
         "aspp_conv": (SEPARABLE,),
         "fusion": ("1x1", "3x3", "1x1+depthwise+1x1"),
+        "conv_bias": (True,),
         "decoder_width": (48, 256),
         "align_corners": (True,),
     },
     "mmseg": {
         "backbone": ("mobilenetv3_large", "resnext50_32x4d"),
-        "shortcut": ("avgpool+1x1",),
+        "pool_dilated_shortcuts": (True,),
         "aspp_conv": ("depthwise+1x1", "depthwise+bn+1x1"),
         "fusion": ("1x1", "1x1+3x3"),
+        "conv_bias": (True,),
         "decoder_width": (48, 512),
         "decoder_conv": ("3x3", "depthwise+1x1"),
         "decoder_depth": (1, 3),
@@ -342,6 +379,7 @@ UNSUPPORTED = {
         "decoder_width": (48, 512),
         "aspp_conv": (SEPARABLE,),
         "fusion": ("1x1", "3x3"),
+        "conv_bias": (True,),
         "low_level_width": (32,),
         "decoder_conv": ("3x3", SEPARABLE),
         "decoder_depth": (2,),

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from deeplab_jax.config import ModelConfig
 from deeplab_jax.errors import CheckpointError
+from deeplab_jax.models.backbones import paddle_names
 from deeplab_jax.models.layers import BatchNorm, Conv, add_relu, average_pool_2x2, max_pool_3x3, relu
 from deeplab_jax.models.stages import Backbone, Dilation, Features, Shapes, rematerialize, stage_dilations
 
@@ -156,7 +157,9 @@ class ResNet(nn.Module):
 
 
 def tensor_names(config: ModelConfig, source: str, blocks: Blocks) -> dict[str, str]:
-    """Return a dict mapping our layer names to those in torchvision, timm or mmsegmentation."""
+    """Return a dict mapping our layer names to those in the given source."""
+    if source.startswith("paddle"):
+        return paddle_names.tensor_names(source, config.stem, blocks)
     names = {"stem_conv": "conv1", "stem_bn": "bn1"}
     for i in (1, 2, 3):
         # timm gives the last BatchNorm in a deep stem the same name as the only BatchNorm in a plain stem.
@@ -175,7 +178,7 @@ def tensor_names(config: ModelConfig, source: str, blocks: Blocks) -> dict[str, 
 
 
 def count_blocks(shapes: Shapes) -> Blocks:
-    """Return the number of blocks in each stage, counted from the tensor names."""
+    """Return the number of blocks in each stage, counted from torchvision's tensor names."""
     blocks = [re.match(r"layer(\d)\.(\d+)\.conv1\.weight", name) for name in shapes]
     counts = [1 + max((int(m[2]) for m in blocks if m and m[1] == str(stage)), default=-1) for stage in (1, 2, 3, 4)]
     return counts[0], counts[1], counts[2], counts[3]
@@ -218,8 +221,9 @@ def recognize(shapes: Shapes) -> dict[str, Any] | None:
     In a ResNet, each block's second convolution is ungrouped and as wide as the stage.
 
     Raises:
-      CheckpointError: No supported depth has these block counts, or the stem is not supported.
+      CheckpointError: No supported depth has these block counts, or the stem or the shortcuts are not supported.
     """
+    shapes = paddle_names.to_torchvision(shapes)
     if any(len(shapes.get(name, ())) != 4 for name in (FIRST_TENSOR, "layer1.0.conv2.weight")):
         return None
     if find_other_tensor(shapes) or has_group_norm(shapes):
@@ -235,7 +239,20 @@ def recognize(shapes: Shapes) -> dict[str, Any] | None:
         raise CheckpointError(
             f"has a backbone with {blocks} {kind} per stage, which is not supported. Use weights of {', '.join(DEPTHS)}."
         )
+    if not is_bottleneck and any(name.startswith("layer1.0.downsample.") for name in shapes):
+        raise CheckpointError(
+            f"has PaddlePaddle's {depth}, whose first shortcut is a convolution, which is not supported. Use weights of "
+            "ResNet50_vd, ResNet101_vd or ResNet152_vd, or another library's."
+        )
     return {"backbone": depth, "width": width} | recognize_stem_and_shortcut(shapes, width)
+
+
+# Maps the names of networks to what they do not share with a supported network that has the same tensors.
+OTHER_NETWORKS = {
+    r"resnet(?:aa|blur)\d+d?": "the tensors of a plain ResNet, but filters features before each stride",
+    r"caffe|msra": "the tensors of a plain ResNet, but has its strides in other convolutions",
+    r"resnet\d+_vc": "the tensors of a ResNet_vd, but has other shortcuts",
+}
 
 
 def check_origin(file_name: str, source: str) -> str:
@@ -247,15 +264,11 @@ def check_origin(file_name: str, source: str) -> str:
     Raises:
       CheckpointError: The weights belong to one of these networks.
     """
-    others = {
-        r"resnet(?:aa|blur)\d+d?": "filters features before each stride",
-        r"caffe|msra": "has its strides in other convolutions",
-    }
-    for pattern, difference in others.items():
+    for pattern, difference in OTHER_NETWORKS.items():
         if match := re.search(pattern, file_name, re.IGNORECASE):
             raise CheckpointError(
-                f"is named like a {match[0]} network, which has the same tensors as a plain ResNet but {difference} and is not "
-                "supported. Use weights of a plain ResNet. If these are such weights, rename the file."
+                f"is named like a {match[0]} network, which has {difference} and is not supported. Use weights of the other "
+                "network. If these are such weights, rename the file."
             )
     if source != "timm" or re.search(r"resne(t|xt)\d+", file_name, re.IGNORECASE):
         return ""
@@ -267,17 +280,19 @@ def _backbone(name: str) -> Backbone:
     references: dict[str, dict[str, Any]] = {
         "mmseg": {"type": "ResNet", "depth": int(name.removeprefix("resnet"))},
         "smp": {"encoder_name": name},
+        **({"paddleseg": {"type": f"ResNet{name.removeprefix('resnet')}_vd"}} if is_bottleneck else {}),
     }
     if name in ("resnet50", "resnet101"):
         references["torchvision"] = {"name": name, "output_stride": 8}
     return Backbone(
         make=functools.partial(ResNet, blocks=blocks, is_bottleneck=is_bottleneck, name="backbone"),
         blocks=blocks,
-        switches=frozenset(("stem", "shortcut", *(() if is_bottleneck else ("dilate_conv2",)))),
+        switches=frozenset(("stem", "shortcut", "pool_dilated_shortcuts", *(() if is_bottleneck else ("dilate_conv2",)))),
         tensor_names=lambda config, source: tensor_names(config, source, blocks),
         recognize=recognize,
-        first_tensors=(FIRST_TENSOR,),
+        first_tensors=(FIRST_TENSOR, *paddle_names.FIRST_TENSORS),
         check_origin=check_origin,
+        classifier=("fc", "out"),
         references=references,
         ignored=frozenset(("dilate_conv2",) if is_bottleneck else ()),
     )

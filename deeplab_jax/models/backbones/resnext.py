@@ -59,7 +59,7 @@ def _backbone(name: str) -> Backbone:
             ResNet, blocks=blocks, is_bottleneck=True, groups=groups, group_width=group_width, name="backbone"
         ),
         blocks=blocks,
-        switches=frozenset(("stem", "shortcut")),
+        switches=frozenset(("stem", "shortcut", "pool_dilated_shortcuts")),
         tensor_names=lambda config, source: tensor_names(config, source, blocks),
         recognize=recognize,
         first_tensors=(FIRST_TENSOR,),

@@ -26,6 +26,7 @@ from deeplab_jax.models import DeepLabV3, canonical
 from deeplab_jax.models.backbones import BACKBONES
 from deeplab_jax.models.graph import abstract_variables
 from deeplab_jax.models.stages import STRIDES_OUT, Shapes, strides_in
+from deeplab_jax.models.switches import is_used
 from deeplab_jax.weights.source import (
     ASSUMED,
     Facts,
@@ -107,14 +108,11 @@ def read_facts(state: StateDict, model: ModelConfig, overrides: Mapping[str, Any
     Raises:
       CheckpointError: Our implementation cannot reproduce the checkpoint's network.
     """
-    if model.shortcut != "1x1":
-        raise CheckpointError(
-            "contains a ResNetV1d. mmsegmentation omits shortcut pooling in dilated stages, whereas our network keeps it. Use "
-            "ImageNet backbone weights instead."
-        )
     labels = read_label_set(state)
     facts: Facts = {"labels": (labels, "the file") if labels else (CITYSCAPES, "assumed: the published weights' classes")}
     facts["model.output_stride"] = (8, ASSUMED)
+    if is_used(model, "pool_dilated_shortcuts"):
+        facts["model.pool_dilated_shortcuts"] = (False, "mmsegmentation has no other value")
     if "dilate_conv2" in BACKBONES[model.backbone].switches:
         facts["model.dilate_conv2"] = (False, ASSUMED)
     settings = _parse_literals(_config_text(state))
@@ -186,7 +184,6 @@ def _require_supported(stride: int, backbone: dict[str, Any], norm: dict[str, An
         "style": (backbone.get("style", "pytorch"), "pytorch"),
         "dilations": (tuple(backbone.get("dilations", (1, 1, 1, 1))), dilations),
         "contract_dilation": (stride == 32 or backbone.get("contract_dilation", False), True),
-        "avg_down": (backbone.get("avg_down", False), False),
         # Only images with three channels have an order of colours.
         "to_rgb": (backbone.get("in_channels", 3) != 3 or norm.get("to_rgb", norm.get("bgr_to_rgb", True)), True),
     }
@@ -240,15 +237,25 @@ def required(model: ModelConfig) -> dict[str, tuple[Any, ...]]:
     """Return a dict with the supported values for each `ModelConfig` field that mmsegmentation fixes."""
     return {
         "backbone": tuple(name for name, backbone in BACKBONES.items() if "mmseg" in backbone.references),
-        "shortcut": ("1x1",),
+        "pool_dilated_shortcuts": (False,),
         "decoder_width": (model.aspp_width if model.decoder_width else 0,),
         "aspp_conv": (SEPARABLE if model.decoder_width else "3x3",),
         "fusion": ("3x3",),
+        "conv_bias": (False,),
         "decoder_conv": (SEPARABLE,),
         "decoder_depth": (2,),
         "stage3_first_rate": (1,),
         "dilate_conv2": (False,),
     }
+
+
+# The settings of each stem and shortcut.
+_KINDS: dict[tuple[str, str], dict[str, Any]] = {
+    ("7x7", "1x1"): {},
+    ("3x3", "1x1"): {"type": "ResNetV1c"},
+    ("7x7", "avgpool+1x1"): {"avg_down": True},
+    ("3x3", "avgpool+1x1"): {"type": "ResNetV1d"},
+}
 
 
 def describe(config: Config) -> str:
@@ -257,7 +264,7 @@ def describe(config: Config) -> str:
     params = abstract_variables(DeepLabV3(model, classes))["params"]
     backbone: dict[str, Any] = {
         **BACKBONES[model.backbone].references["mmseg"],
-        **({"type": "ResNetV1c"} if model.stem == "3x3" else {}),
+        **_KINDS[model.stem, model.shortcut],
         "strides": tuple(min(to, stride) // min(at, stride) for at, to in zip(strides_in(4), STRIDES_OUT, strict=True)),
         "dilations": tuple(max(out // stride, 1) for out in STRIDES_OUT),
         "contract_dilation": True,

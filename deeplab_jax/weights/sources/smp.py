@@ -116,6 +116,7 @@ def required(model: ModelConfig) -> dict[str, tuple[Any, ...]]:
         "decoder_width": (model.aspp_width if is_plus else 0,),
         "aspp_conv": ("3x3", SEPARABLE),
         "fusion": (f"1x1+{SEPARABLE}" if is_plus else "1x1+3x3",),
+        "conv_bias": (False,),
         "low_level_width": (48,),
         "decoder_conv": (SEPARABLE,),
         "decoder_depth": (1,),

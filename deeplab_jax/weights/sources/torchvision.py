@@ -81,6 +81,7 @@ def required(model: ModelConfig) -> dict[str, tuple[Any, ...]]:
         "aspp_width": (256,),
         "aspp_conv": ("3x3",),
         "fusion": ("1x1+3x3",),
+        "conv_bias": (False,),
         "decoder_width": (0,),
         "align_corners": (False,),
     }
