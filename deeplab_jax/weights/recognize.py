@@ -92,7 +92,8 @@ def recognize(state: StateDict, fmt: str = "auto", overrides: Mapping[str, Any] 
         if channels == 1 and config.labels.num_classes != 2:
             config.labels, origin["labels"] = BINARY, "assumed: the network has one logit"
         config.data.channels = _count_channels(shapes, config.model, source)
-        assumption = find_backbone(config.model.backbone).check_origin(state.source, source) if RECORD not in state.meta else ""
+        origin_name = str(state.config.get("architecture") or state.source)  # timm's config.json names the network
+        assumption = find_backbone(config.model.backbone).check_origin(origin_name, source) if RECORD not in state.meta else ""
         return Network(source, validate(config), num_classes, origin, channels == 1, assumption, other_head)
     except CheckpointError as error:
         raise CheckpointError(f"`{state.source}` {error}") from None
@@ -119,10 +120,13 @@ def _recognize_backbone(shapes: Shapes, source: str) -> dict[str, Any]:
     names = ", ".join(sorted(own)[:3])
     try:
         classes = SOURCES[source].read_head(shapes).get("num_classes")
+        known = f"is a DeepLabV3 for {classes} classes, but" if classes else ""
+    except OtherHeadError as error:
+        known = f"{error}, and"
     except CheckpointError:
-        classes = None
-    if classes:
-        network = f"is a DeepLabV3 for {classes} classes, but its backbone{f', {kind},' if kind else ''} is not supported"
+        known = ""
+    if known:
+        network = f"{known} its backbone{f', {kind},' if kind else ''} is not supported"
     else:
         network = f"is not a DeepLabV3 network or a supported backbone{f', but contains {kind}' if kind else ''}"
     raise CheckpointError(f"{network} (its tensors include {names}). Use weights for {', '.join(BACKBONES)}.")

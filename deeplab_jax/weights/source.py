@@ -15,23 +15,27 @@ ASSUMED = "assumed: the reference implementation's default, because the tensors 
 
 @dataclasses.dataclass(frozen=True)
 class StateDict:
-    """The contents of a weights file.
+    """The contents of a weights file, or of a folder with weights.
 
     Attributes:
-      source: The file's path or name, used in messages.
+      source: The file's or folder's path or name, used in messages.
       tensors: The tensors as float32 arrays, keyed by name. Wrappers and name prefixes are removed.
       meta: The file's metadata: mmsegmentation's "meta" entry, or our own record.
       notes: Messages telling the user how the tensors were read and converted.
+      config: The content of config.json, if the weights are in a folder that has this file.
+      preprocessing: The content of preprocessor_config.json, likewise.
     """
 
     source: str
     tensors: dict[str, np.ndarray]
     meta: dict[str, Any]
     notes: tuple[str, ...] = ()
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    preprocessing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class OtherHeadError(CheckpointError):
-    """A segmentation head that is not a DeepLabV3's. The message continues a sentence that starts with "the network"."""
+    """A segmentation head that is not a DeepLabV3's. The message continues "the network", such as "is an FCN"."""
 
 
 # Maps a dotted config field, or "labels", to (value, description of where the value comes from).
@@ -49,6 +53,7 @@ class Source:
         result is {} for a file that contains only a backbone. It raises an OtherHeadError for another network's head.
       read_facts: (state dict, model config inferred from the tensors, `ModelConfig` fields set by the user) -> the file's
         settings, and the library's defaults for the others. The caller prefixes error messages with the file name.
+      read_notes: (state dict) -> messages about settings in the file that a config cannot express.
       required: (model config) -> a dict with the supported values for each `ModelConfig` field that the library fixes. None
         if weights cannot be exported to this library.
       describe: (config) -> the code or settings that build the exported network in this library.
@@ -67,6 +72,7 @@ class Source:
     head_names: Callable[[ModelConfig], dict[str, str]] = lambda _: {}
     read_head: Callable[[Shapes], dict[str, Any]] = lambda _: {}
     read_facts: Callable[[StateDict, ModelConfig, Mapping[str, Any]], Facts] = lambda *_: {}
+    read_notes: Callable[[StateDict], tuple[str, ...]] = lambda _: ()
     required: Callable[[ModelConfig], Mapping[str, tuple[Any, ...]]] | None = None
     describe: Callable[[Config], str] | None = None
     backbone_prefix: str = "backbone."

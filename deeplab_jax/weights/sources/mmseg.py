@@ -27,6 +27,7 @@ from deeplab_jax.models.backbones import BACKBONES
 from deeplab_jax.models.graph import abstract_variables
 from deeplab_jax.models.stages import STRIDES_OUT, Shapes, strides_in
 from deeplab_jax.models.switches import is_used
+from deeplab_jax.weights.heads import describe_head
 from deeplab_jax.weights.source import (
     ASSUMED,
     Facts,
@@ -78,7 +79,7 @@ def read_head(shapes: Shapes) -> dict[str, Any]:
     if not any(name.startswith("decode_head.") for name in shapes):
         return {}
     if "decode_head.aspp_modules.0.conv.weight" not in shapes:
-        raise OtherHeadError("has a head without ASPP")
+        raise OtherHeadError(describe_head(shapes))
     head = {
         "aspp_width": output_channels(shapes, "decode_head.aspp_modules.0.conv.weight"),
         "fusion": "3x3",

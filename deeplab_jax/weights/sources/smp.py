@@ -12,6 +12,7 @@ from deeplab_jax.errors import CheckpointError
 from deeplab_jax.labels import CITYSCAPES
 from deeplab_jax.models.backbones import BACKBONES
 from deeplab_jax.models.stages import Shapes
+from deeplab_jax.weights.heads import describe_head
 from deeplab_jax.weights.source import (
     ASSUMED,
     Facts,
@@ -22,9 +23,9 @@ from deeplab_jax.weights.source import (
     has_imagenet_normalization,
     output_channels,
 )
+from deeplab_jax.weights.sources.smp_settings import STRIDES, read_settings
 
 SEPARABLE = "depthwise+1x1"
-STRIDES = (8, 16)
 
 
 def has_names(names: Collection[str]) -> bool:
@@ -65,7 +66,7 @@ def read_head(shapes: Shapes) -> dict[str, Any]:
     is_plus = "decoder.aspp.0.convs.0.0.weight" in shapes
     aspp = "decoder.aspp.0" if is_plus else "decoder.aspp"
     if f"{aspp}.convs.0.0.weight" not in shapes:
-        raise OtherHeadError("has a head without ASPP")
+        raise OtherHeadError(describe_head(shapes))
     head = {
         "aspp_width": output_channels(shapes, f"{aspp}.convs.0.0.weight"),
         "aspp_conv": SEPARABLE if f"{aspp}.convs.1.0.1.weight" in shapes else "3x3",
@@ -85,20 +86,26 @@ def read_head(shapes: Shapes) -> dict[str, Any]:
 
 
 def read_facts(state: StateDict, model: ModelConfig, overrides: Mapping[str, Any]) -> Facts:
-    """Return this library's settings. They are all assumptions, because its state dicts do not store any settings.
+    """Return the network's settings, from config.json if the library wrote one, and otherwise its defaults.
 
     The rates and the dilation of the third stage depend on the output stride.
+
+    Raises:
+      CheckpointError: Our implementation cannot reproduce the network, or config.json belongs to another one.
     """
-    stride = overrides.get("output_stride")
+    classes = output_channels({name: value.shape for name, value in state.tensors.items()}, "segmentation_head.0.weight")
+    stored = read_settings(state.config, model, classes)
+    stride = stored.get("output_stride", overrides.get("output_stride"))
     stride = stride if stride in STRIDES else 16 if model.decoder_width else 8
     fields = {
         "output_stride": stride,
         "atrous_rates": tuple(rate * stride // 16 for rate in (12, 24, 36)),
         "align_corners": True,
     }
-    fields |= _dilation(stride)
-    labels = (CITYSCAPES, "assumed: segmentation_models.pytorch does not store class names")
-    return {"labels": labels} | {f"model.{field}": (value, ASSUMED) for field, value in fields.items()}
+    facts: Facts = {"labels": (CITYSCAPES, "assumed: segmentation_models.pytorch does not store class names")}
+    facts |= {f"model.{field}": (value, ASSUMED) for field, value in (fields | _dilation(stride)).items()}
+    given = stored | _dilation(stride) if stored else {}
+    return facts | {f"model.{field}": (value, "config.json") for field, value in given.items()}
 
 
 def required(model: ModelConfig) -> dict[str, tuple[Any, ...]]:

@@ -10,6 +10,7 @@ from deeplab_jax.config import Config, ModelConfig
 from deeplab_jax.labels import VOC
 from deeplab_jax.models.backbones import BACKBONES
 from deeplab_jax.models.stages import Shapes
+from deeplab_jax.weights.heads import describe_head
 from deeplab_jax.weights.source import (
     ASSUMED,
     Facts,
@@ -22,7 +23,7 @@ from deeplab_jax.weights.source import (
 )
 
 # The prefix "classifier." would be ambiguous, because torchvision's ImageNet networks also use it.
-HEAD_PREFIXES = ("classifier.0.convs.", "classifier.4.", "aux_classifier.")
+HEAD_PREFIXES = ("classifier.0.convs.", "classifier.4.", "classifier.cbr.", "aux_classifier.")
 
 
 def has_names(names: Collection[str]) -> bool:
@@ -51,7 +52,7 @@ def read_head(shapes: Shapes) -> dict[str, Any]:
       CheckpointError: A tensor is missing.
     """
     if "classifier.0.convs.0.0.weight" not in shapes:
-        raise OtherHeadError("has a head without ASPP")
+        raise OtherHeadError(describe_head(shapes))
     return {
         "aspp_width": output_channels(shapes, "classifier.0.convs.0.0.weight"),
         "fusion": "1x1+3x3",
