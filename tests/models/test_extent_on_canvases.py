@@ -157,7 +157,10 @@ def assert_same_logits(config, protocol=None, sizes=SIZES, canvas=CANVAS):
         assert np.linalg.norm(inside - expected) <= 1e-5 * np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize("config", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(config, id=name, marks=[pytest.mark.long] * (name == "xception")) for name, config in NETWORKS.items()],
+)
 def test_logits_on_a_canvas(config):
     assert_same_logits(config, sizes=SIZES[1:])
 
