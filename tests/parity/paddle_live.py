@@ -108,7 +108,7 @@ def compare(name: str, write: bool) -> bool:
         if write:
             np.savez_compressed(
                 GOLDEN / f"{name}_{height}x{width}.npz",
-                published=f"{settings.folder}/model",
+                published=settings.folder,
                 names=np.array(list(weights)),
                 shapes=np.array([" ".join(map(str, value.shape)) for value in weights.values()]),
                 logits=expected[:, ::3, ::3],

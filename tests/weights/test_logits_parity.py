@@ -1,4 +1,4 @@
-"""Compare imported networks' logits with golden files from the other libraries (see tests/parity/live.py)."""
+"""Compare imported networks' logits with golden files from the other libraries (see live.py and paddle_live.py)."""
 
 import pathlib
 
@@ -23,6 +23,7 @@ IN_SHORT = (
     "torchvision_mobilenetv3_97x641",
     "mmseg_plus_r18_65x641",
     "smp_plus_r18_80x656",
+    "paddleseg_plus_r50_os8_129x97",
 )
 GOLDEN = [
     pytest.param(path, id=path.stem, marks=[] if path.stem in IN_SHORT else pytest.mark.long)

@@ -72,7 +72,8 @@ def test_what_paddle_writes_is_read(tmp_path, protocol, is_nested):
     weights |= {"fc.bias": np.float32([np.pi, 1e-40])}
     if is_nested:
         tensors = {name: NamedTensor(value) for name, value in weights.items()}
-        content = {"epoch": 3, "model_state_dict": tensors, "optimizer": {"LR_Scheduler": {"last_epoch": 3}}}
+        optimizer = {"conv2d_0.w_0_moment1_0": NamedTensor(np.ones((4, 4), np.float32)), "LR_Scheduler": {"last_epoch": 3}}
+        content = {"epoch": 3, "model_state_dict": tensors, "opt": optimizer}
     else:
         content = weights | {"StructuredToParameterName@@": dict.fromkeys(weights, "conv2d_0.w_0")}
     (tmp_path / "x.pdparams").write_bytes(pickle.dumps(content, protocol))

@@ -22,8 +22,8 @@ MEAN = STD = (127.5, 127.5, 127.5)
 PUBLISHED_GRID = (1.0, 2.0, 4.0)
 FIXED = "PaddleSeg has no other value"
 GRID_ASSUMED = (
-    "assumed: the default of PaddleSeg's ResNet50_vd, because neither the tensors nor the file name determine this field. All "
-    "of its published configurations have 1 2 4"
+    "assumed: the default of PaddleSeg's ResNet_vd classes, because neither tensors nor file name determine this field. "
+    "All of PaddleSeg's configurations have another: for networks trained with them, use --multi-grid 1 2 4"
 )
 
 
