@@ -96,8 +96,19 @@ def to_state_dict(variables: Variables, model: ModelConfig, fmt: str, step: int)
     require_exportable(model, fmt)
     name_of = names.reference_names(variables, model, fmt)
     state = {name: names.to_reference(path, variables[path], model, fmt) for path, name in name_of.items()}
+    state |= {name: _neutral(name, shape) for name, shape in _unused_shapes(model, fmt).items()}
     counters = [name.replace("running_mean", COUNTER) for name in state if name.endswith("running_mean")]
     return state | {name: np.array(step, np.int64) for name in counters}
+
+
+def _unused_shapes(model: ModelConfig, fmt: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors that a library's network has but does not compute with, keyed by name."""
+    shapes = BACKBONES[model.backbone].unused(model, fmt)
+    return {SOURCES[fmt].backbone_prefix + name: shape for name, shape in shapes.items()}
+
+
+def _neutral(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    return np.full(shape, float(name.endswith("running_var")), np.float32)
 
 
 def require_exportable(model: ModelConfig, fmt: str) -> None:
@@ -147,7 +158,8 @@ def _names_outside_network(tensors: Mapping[str, np.ndarray], network: Network) 
         others.setdefault(name.partition(".")[0], []).append(name)
     foreign = [each for top, each in others.items() if top not in own and all(tensors[name].ndim < 2 for name in each)]
     unused = [each for top, each in others.items() if top in source.unused]
-    return {name for module in foreign + unused for name in module}
+    named = _unused_shapes(network.config.model, network.fmt).keys() & tensors.keys()
+    return named | {name for module in foreign + unused for name in module}
 
 
 def _names_in_classifier(tensors: Collection[str], network: Network) -> set[str]:

@@ -7,7 +7,7 @@ from deeplab_jax.models.stages import Shapes
 
 # Maps each network to the start of a tensor name that only this network has, in one of its published implementations.
 _PATTERNS = {
-    "a MobileNetV2": r"layer1\.0\.conv\.0\.conv\.|1\.conv\.0\.0\.weight|low_level_features\.1\.conv\.",
+    "mmsegmentation's MobileNetV2": r"layer1\.0\.conv\.0\.conv\.",
     "a MobileNetV3-Small": r"11\.block\.2\.fc1\.|layer11\.depthwise_conv\.|layer1\.depthwise_conv\.",
     "timm's MobileNet or EfficientNet": r"blocks\.0\.0\.(conv_dw|conv_pw)\.|conv_stem\.",
     "an EfficientNet": r"_blocks\.0\._|1\.0\.block\.0\.0\.weight",

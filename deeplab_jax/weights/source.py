@@ -60,8 +60,8 @@ class Source:
       backbone_prefix: The prefix of backbone tensor names in a segmentation network.
       is_backbone_only: Whether this library's files contain only a backbone. Such files are accepted even if the user requests
         a different library, because all libraries use the same backbone tensor names.
-      is_pool_first: Whether the library concatenates the image-pooling branch before the other ASPP branches. Our networks
-        concatenate it last.
+      first_inputs: (model config) -> a dict with the layers whose inputs the library concatenates in another order. It maps our
+        path of the layer, such as "aspp/fuse", to the number of the last input channels that come first in the library.
       unused: The modules that the library can add to a network but that segmentation does not need. They are not imported.
     """
 
@@ -74,13 +74,18 @@ class Source:
     describe: Callable[[Config], str] | None = None
     backbone_prefix: str = "backbone."
     is_backbone_only: bool = False
-    is_pool_first: bool = False
+    first_inputs: Callable[[ModelConfig], Mapping[str, int]] = lambda _: {}
     unused: frozenset[str] = frozenset()
 
 
 def conv_bn(ours: str, conv: str, bn: str) -> dict[str, str]:
     """Return a dict mapping the layers in our `ConvBNReLU` at the path `ours` to the library's names `conv` and `bn`."""
     return {f"{ours}/conv": conv, f"{ours}/bn": bn}
+
+
+def separable_bn(ours: str, pair: str, bn: str) -> dict[str, str]:
+    """Return the same for a `depthwise+1x1` convolution, whose two layers are the elements of the library's module `pair`."""
+    return {f"{ours}/depthwise": f"{pair}.0"} | conv_bn(ours, f"{pair}.1", bn)
 
 
 def output_channels(shapes: Shapes, name: str) -> int:

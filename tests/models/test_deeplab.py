@@ -39,6 +39,8 @@ def make_backbone(name, **switches):
         ("resnet50", {"stem": "3x3", "shortcut": "avgpool+1x1", "multi_grid": (1.0, 2.0, 4.0)}),
         ("resnext50_32x4d", {"stage3_first_rate": 2}),
         ("mobilenetv3_large", {"multi_grid": (1.0, 1.0, 1.0)}),
+        ("mobilenetv2", {}),
+        ("mobilenetv2_vainf", {}),
         ("efficientnet_lite0", {}),
     ],
 )
@@ -158,6 +160,9 @@ def test_parameters_do_not_depend_on_training_mode_or_output_stride():
         ("resnet50", 25_557_032 - 2_049_000),
         ("resnet101", 44_549_160 - 2_049_000),
         ("resnext50_32x4d", 25_028_904 - 2_049_000),
+        ("mobilenetv2", 3_504_872 - (1280 * 1000 + 1000)),
+        ("mobilenetv2_vainf", 3_504_872 - (1280 * 1000 + 1000) - (320 * 1280 + 2 * 1280)),
+        ("mobilenetv2_tf", 3_504_872 - (1280 * 1000 + 1000) - (320 * 1280 + 2 * 1280)),
         ("mobilenetv3_large", 5_483_032 - (960 * 1280 + 1280) - (1280 * 1000 + 1000)),
         ("efficientnet_lite0", 4_652_008 - (320 * 1280 + 2 * 1280) - (1280 * 1000 + 1000)),
         ("efficientnet_lite1", 5_416_680 - (320 * 1280 + 2 * 1280) - (1280 * 1000 + 1000)),

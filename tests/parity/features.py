@@ -27,16 +27,16 @@ def make_images() -> np.ndarray:
     return (fill.image(*SIZE).astype(np.float32) - 128) / 64
 
 
-def compute_features(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def compute_features(weights: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
     """Return our backbone's features as a dict keyed by kind.
 
-    The weights are loaded the same way a training run loads pretrained weights. The network is undilated, like the reference
-    backbones.
+    The weights are in a file with this name, which can tell what the tensors do not. They are loaded the same way a training
+    run loads pretrained weights. The network is undilated, like the reference backbones.
     """
     with tempfile.TemporaryDirectory() as folder:
-        save_file(weights, f"{folder}/backbone.safetensors")
-        model = recognize(state_dicts.read(f"{folder}/backbone.safetensors")).config.model
-        config = Config(model=dataclasses.replace(model, output_stride=32, pretrained=f"{folder}/backbone.safetensors"))
+        save_file(weights, f"{folder}/{name}.safetensors")
+        model = recognize(state_dicts.read(f"{folder}/{name}.safetensors")).config.model
+        config = Config(model=dataclasses.replace(model, output_stride=32, pretrained=f"{folder}/{name}.safetensors"))
         variables = transfer.pretrained_variables(config, lambda _: None)
     network = find_backbone(config.model.backbone).make(config.model)
     variables = {collection: part["backbone"] for collection, part in variables.items()}

@@ -219,7 +219,7 @@ def _backbone(name: str) -> Backbone:
         "smp": {"encoder_name": name},
     }
     if name in ("resnet50", "resnet101"):
-        references["torchvision"] = {"name": name, "output_stride": 8}
+        references |= {"torchvision": {"name": name, "output_stride": 8}, "vainf": {"name": name}}
     return Backbone(
         make=functools.partial(ResNet, blocks=blocks, is_bottleneck=is_bottleneck, name="backbone"),
         blocks=blocks,

@@ -297,5 +297,5 @@ SOURCE = Source(
     read_facts=read_facts,
     required=required,
     describe=describe,
-    is_pool_first=True,
+    first_inputs=lambda model: {"aspp/fuse": model.aspp_width},  # the image pooling
 )

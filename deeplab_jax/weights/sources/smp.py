@@ -22,6 +22,7 @@ from deeplab_jax.weights.source import (
     conv_bn,
     has_imagenet_normalization,
     output_channels,
+    separable_bn,
 )
 from deeplab_jax.weights.sources.smp_settings import STRIDES, read_settings
 
@@ -42,12 +43,12 @@ def head_names(model: ModelConfig) -> dict[str, str]:
     names |= conv_bn("aspp/branch_pool", f"{aspp}.convs.{pool}.1", f"{aspp}.convs.{pool}.2")
     names |= conv_bn("aspp/fuse", f"{aspp}.project.0", f"{aspp}.project.1")
     names |= conv_bn("decoder/reduce", "decoder.block1.0", "decoder.block1.1")
-    names |= _separable("decoder/refine1", "decoder.block2.0", "decoder.block2.1")
-    rate_names = _separable if model.aspp_conv == SEPARABLE else conv_bn
+    names |= separable_bn("decoder/refine1", "decoder.block2.0", "decoder.block2.1")
+    rate_names = separable_bn if model.aspp_conv == SEPARABLE else conv_bn
     for i in range(1, pool):
         names |= rate_names(f"aspp/branch_rate{i}", f"{aspp}.convs.{i}.0", f"{aspp}.convs.{i}.1")
     if model.decoder_width:
-        return names | _separable("aspp/refine", "decoder.aspp.1", "decoder.aspp.2")
+        return names | separable_bn("aspp/refine", "decoder.aspp.1", "decoder.aspp.2")
     return names | conv_bn("aspp/refine", "decoder.conv", "decoder.bn")
 
 
@@ -149,10 +150,6 @@ def describe(config: Config) -> str:
     if has_imagenet_normalization(model):
         return call
     return f"{call}\nIts images are normalised with mean={list(model.mean)}, std={list(model.std)} on values from 0 to 255."
-
-
-def _separable(ours: str, pair: str, bn: str) -> dict[str, str]:
-    return {f"{ours}/depthwise": f"{pair}.0", f"{ours}/conv": f"{pair}.1", f"{ours}/bn": bn}
 
 
 def _dilation(output_stride: int) -> dict[str, Any]:

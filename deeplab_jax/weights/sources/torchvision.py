@@ -27,8 +27,11 @@ HEAD_PREFIXES = ("classifier.0.convs.", "classifier.4.", "classifier.cbr.", "aux
 
 
 def has_names(names: Collection[str]) -> bool:
-    """Return whether any tensor belongs to torchvision's segmentation heads."""
-    return any(name.startswith(HEAD_PREFIXES) for name in names)
+    """Return whether any tensor belongs to torchvision's segmentation heads, or to its MobileNetV2.
+
+    timm has other names for a MobileNetV2, but not for the other backbones.
+    """
+    return any(name.startswith((*HEAD_PREFIXES, "1.conv.")) for name in names)
 
 
 def head_names(model: ModelConfig) -> dict[str, str]:
@@ -47,10 +50,14 @@ def head_names(model: ModelConfig) -> dict[str, str]:
 def read_head(shapes: Shapes) -> dict[str, Any]:
     """Infer the `ModelConfig` fields, plus "num_classes", from the heads' tensors.
 
+    The result is {} for a file that contains only a backbone.
+
     Raises:
       OtherHeadError: The head is not a DeepLabV3's.
       CheckpointError: A tensor is missing.
     """
+    if not any(name.startswith(HEAD_PREFIXES) for name in shapes):
+        return {}
     if "classifier.0.convs.0.0.weight" not in shapes:
         raise OtherHeadError(describe_head(shapes))
     return {
