@@ -9,7 +9,7 @@ from deeplab_jax.models.stages import Shapes
 _PATTERNS = {
     "mmsegmentation's MobileNetV2": r"layer1\.0\.conv\.0\.conv\.",
     "a MobileNetV3-Small": r"11\.block\.2\.fc1\.|layer11\.depthwise_conv\.|layer1\.depthwise_conv\.",
-    "timm's MobileNet or EfficientNet": r"blocks\.0\.0\.(conv_dw|conv_pw)\.|conv_stem\.",
+    "timm's MobileNet or EfficientNet": r"blocks\.0\.0\.(conv_dw|conv_pw)\.|conv_stem\.weight",
     "an EfficientNet": r"_blocks\.0\._|1\.0\.block\.0\.0\.weight",
     "a ResNeSt": r"layer1\.0\.conv2\.(fc1|conv)\.",
     "a Res2Net": r"layer1\.0\.convs\.",

@@ -165,6 +165,16 @@ PUBLISHED = (
     _torchvision("deeplabv3_resnet50", "resnet50", "deeplabv3_resnet50_coco-cd0a2569.pth", 66.4),
     _torchvision("deeplabv3_resnet101", "resnet101", "deeplabv3_resnet101_coco-586e9e4e.pth", 67.4),
     _torchvision("deeplabv3_mobilenet_v3_large", "mobilenetv3_large", "deeplabv3_mobilenet_v3_large-fc3c493d.pth", 60.3),
+    # https://huggingface.co/google/deeplabv3_mobilenet_v2_1.0_513, whose page gives no score.
+    Published(
+        "deeplabv3_mobilenet_v2_1.0_513",
+        "huggingface",
+        "mobilenetv2_tf",
+        "hf:google/deeplabv3_mobilenet_v2_1.0_513",
+        "other (see its page)",
+        "not published (VOC classes)",
+        "mIoU",
+    ),
     # https://github.com/huggingface/pytorch-image-models/blob/main/results/results-imagenet.csv. The licences are those in
     # timm/models/resnet.py and timm/models/efficientnet.py. There are more weights with the same architectures.
     _timm("resnet18.a1_in1k", 73.16, 288),

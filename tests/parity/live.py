@@ -52,14 +52,13 @@ def compare(name: str, write: bool) -> bool:
     weights = fill_network(network)
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
-        save_file(weights, folder / f"{published}.safetensors")
-        _, _, stride = name.partition("_os")
-        transfer.import_weights(
-            str(folder / f"{published}.safetensors"),
-            str(folder / "imported"),
-            model={"output_stride": int(stride)} if stride and "_os" not in published else None,
-            say=lambda _: None,
-        )
+        if hasattr(network, "save_pretrained"):  # the settings come from its config.json
+            source = folder / published
+            network.save_pretrained(source)
+        else:
+            source = folder / f"{published}.safetensors"
+            save_file(weights, source)
+        transfer.import_weights(str(source), str(folder / "imported"), say=lambda _: None)
         config = stored_config(str(folder / "imported"))
         variables = restore_model(str(folder / "imported"), like=config)
         fmt = name.partition("_")[0]

@@ -6,6 +6,7 @@ This module needs torch and torchvision. The networks of other libraries also ne
   pip install --no-deps mmsegmentation mmcv-lite mmengine
   pip install addict yapf termcolor rich opencv-python-headless prettytable ftfy regex
   pip install segmentation-models-pytorch
+  pip install transformers
 
 VainF's networks need the folder `network` of github.com/VainF/DeepLabV3Plus-Pytorch on PYTHONPATH.
 """
@@ -162,6 +163,16 @@ def make_vainf_network(name: str, output_stride: int, separable: bool = False) -
 
 VAINF_BACKBONES = {"r50": "resnet50", "r101": "resnet101", "mobilenetv2": "mobilenet"}
 
+
+def make_huggingface_network(output_stride: int, depth_multiplier: float = 1.0) -> torch.nn.Module:
+    """Build transformers' MobileNetV2ForSemanticSegmentation with 21 classes."""
+    import_torchvision()
+    from transformers import MobileNetV2Config, MobileNetV2ForSemanticSegmentation
+
+    config = MobileNetV2Config(depth_multiplier=depth_multiplier, output_stride=output_stride, num_labels=21)
+    return MobileNetV2ForSemanticSegmentation(config)
+
+
 # Maps each name to the reference network's builder and the file name of its published weights. Some settings are read from the
 # file name, because the tensors do not determine them.
 NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], str]] = {
@@ -185,6 +196,11 @@ NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], str]] = {
         lambda: make_mmseg_network(18, kind="ResNet", align_corners=True, plus=True),
         "deeplabv3plus_r18b-d8_769x769_80k_cityscapes",
     ),
+    "huggingface_narrow_os8": (lambda: make_huggingface_network(8, 0.35), "huggingface"),
+    **{
+        f"huggingface_os{stride}": (functools.partial(make_huggingface_network, stride), "huggingface")
+        for stride in (8, 16, 32)
+    },
     **{
         smp_name(*key): (functools.partial(make_smp_network, *key), "smp")
         for key in itertools.product(SMP_ENCODERS, (False, True), (8, 16))
@@ -234,6 +250,8 @@ def forward(network: torch.nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor
         return {name: head(features) for name, head in heads.items() if head is not None}
     if type(network).__module__.startswith("network."):  # VainF's
         return {"logits": network.classifier(network.backbone(x))}
+    if hasattr(network, "mobilenet_v2"):
+        return {"logits": network(x).logits}
     if hasattr(network, "segmentation_head"):
         return {"logits": network.segmentation_head[0](network.decoder(network.encoder(x)))}
     features = network.backbone(x)

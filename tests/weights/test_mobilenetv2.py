@@ -70,9 +70,9 @@ def test_training_starts_from_a_file(tmp_path, naming):
 
 
 def test_the_images_of_tensorflows_network_have_values_from_minus_1_to_1():
-    tensors = {name.removeprefix("mobilenet_v2."): x for name, x in make_state(NAMINGS[2])[1].items()}
+    tensors = {name.removeprefix("mobilenet_v2."): x for name, x in make_state(NAMINGS[2], width=18)[1].items()}
     model = recognize(StateDict("x.pth", tensors, {})).config.model
-    assert (model.backbone, model.width) == ("mobilenetv2_tf", 8)
+    assert (model.backbone, model.width) == ("mobilenetv2_tf", 18)
     assert (model.mean, model.std) == ((127.5,) * 3, (127.5,) * 3)
 
 

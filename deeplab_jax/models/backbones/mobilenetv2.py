@@ -42,6 +42,8 @@ DESIGNS = {
 }
 # The images that the published weights expect, where they are not ImageNet's. They have values from -1 to 1.
 IMAGES = {"mobilenetv2_tf": {"mean": (127.5,) * 3, "std": (127.5,) * 3}}
+# At smaller widths, the first block has as many input as output channels. Only ours then adds its input.
+MIN_TF_WIDTH = 18
 REFERENCES = {
     "mobilenetv2": {"smp": {"encoder_name": "mobilenet_v2"}},
     "mobilenetv2_vainf": {"vainf": {"name": "mobilenet"}},
@@ -114,6 +116,11 @@ def recognize(shapes: Shapes) -> dict[str, Any] | None:
         return None
     design = DESIGNS[naming.backbone]
     width = find_width(shapes, design, tensor_names(ModelConfig(backbone=naming.backbone), naming.source, design))
+    if width is not None and naming.backbone == "mobilenetv2_tf" and width < MIN_TF_WIDTH:
+        raise CheckpointError(
+            f"has a MobileNetV2 with depth_multiplier={width / 64:g}, whose shortcuts differ from ours. Use weights with a "
+            f"depth_multiplier of at least {MIN_TF_WIDTH / 64:g}."
+        )
     if width is not None:
         return {"backbone": naming.backbone, "width": width}
     if naming.source == "timm":
@@ -128,7 +135,7 @@ def unused(config: ModelConfig, source: str, design: Design) -> Shapes:
     """Return the shapes of the last 1x1 convolution in Hugging Face's segmentation network, which does not compute with it."""
     if source != "huggingface":
         return {}
-    channels = scale_channel_count(1280, config.width)
+    channels = scale_channel_count(1280, max(config.width, 64))  # finegrained_output, which is the default
     kernel = {"conv_1x1.convolution.weight": (channels, list_blocks(design, config.width)[-1][-1].features, 1, 1)}
     names = ("weight", "bias", "running_mean", "running_var")
     return kernel | {f"conv_1x1.normalization.{name}": (channels,) for name in names}

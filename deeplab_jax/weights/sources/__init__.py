@@ -1,11 +1,12 @@
 """The libraries whose weights can be imported. To add one, describe it in a new module here and add it to `SOURCES`."""
 
 from deeplab_jax.weights.source import Source
-from deeplab_jax.weights.sources import efficientnet_pytorch, mmseg, smp, timm, torchvision, vainf
+from deeplab_jax.weights.sources import efficientnet_pytorch, huggingface, mmseg, smp, timm, torchvision, vainf
 
 # A file is assigned to the first library that accepts its tensor names. timm comes last because it accepts any names.
 SOURCES: dict[str, Source] = {
     "mmseg": mmseg.SOURCE,
+    "huggingface": huggingface.SOURCE,
     "smp": smp.SOURCE,
     "vainf": vainf.SOURCE,
     "torchvision": torchvision.SOURCE,
