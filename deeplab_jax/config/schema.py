@@ -123,8 +123,9 @@ class ModelConfig:
     )
     atrous_rates: tuple[int, ...] = field(
         (6, 12, 18),
-        "Atrous rates of the 3x3 ASPP branches at output stride 16. The rates are doubled at output stride 8 and halved at 32.",
-        one_or_more_numbers("Give one or more numbers above 0."),
+        "Atrous rates of the 3x3 ASPP branches at output stride 16. The rates are doubled at output stride 8 and halved at 32. "
+        "() leaves these branches out, as in Hugging Face's MobileNetV2 network.",
+        Check(lambda rates: rates in ((), []) or are_one_or_more_numbers(rates), "Give numbers above 0, or () for none."),
         changes="meaning",
     )
     aspp_width: int = field(

@@ -49,8 +49,15 @@ class Backbone:
       recognize: A function of the tensor shapes in a weights file. It returns the `ModelConfig` fields determined by the
         shapes, or None for a different kind of backbone. It raises a CheckpointError for an unsupported network of this kind.
         The error message continues a sentence starting with the file name, such as "has a backbone with ...".
-      check_origin: A function of (file name, source), for a backbone that has the same tensors as another network. It returns
-        what is assumed, or "" if the name is clear. It raises a CheckpointError like `recognize` for the other network.
+      variants: The names of this backbone and of those with the same tensors that compute differently. () if it has none.
+      choose_variant: A function of (file name, source), for a backbone with variants. It returns the name of the one that the
+        file has, and what is assumed, or "" if the file name or the source is clear.
+      unused: A function of (config, source) that returns the shapes of the backbone's tensors in the source's segmentation
+        network that the network does not compute with, keyed by name. Exports contain them as zeros, and as ones where they
+        are variances.
+      margin: The number of rows, and of columns, that the first layer takes off the image.
+      images: A function of the source that returns the `ModelConfig` fields `mean` and `std` for the images that its published
+        weights expect. {} for ImageNet's.
       first_tensors: The names that sources give to one tensor, so that every weights file with this kind of backbone has one of
         them. What precedes this name is a prefix that training code added.
       classifier: The layers that the sources' ImageNet networks have after the features. Weights files can contain them.
@@ -68,7 +75,11 @@ class Backbone:
     classifier: tuple[str, ...] = ("fc",)
     references: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
-    check_origin: Callable[[str, str], str] = lambda file_name, source: ""
+    variants: tuple[str, ...] = ()
+    choose_variant: Callable[[str, str], tuple[str, str]] | None = None
+    unused: Callable[[ModelConfig, str], Shapes] = lambda config, source: {}
+    margin: int = 0
+    images: Callable[[str], Mapping[str, Any]] = lambda source: {}
 
 
 class Dilation(NamedTuple):

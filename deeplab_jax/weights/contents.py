@@ -283,7 +283,7 @@ def _split(label: str, tensors: Mapping[str, Value]) -> Iterator[Weights]:
     firsts = {first for backbone in BACKBONES.values() for first in backbone.first_tensors}
     prefixes = []
     for name in names:
-        first = next((each for each in firsts if name == each or name.endswith(f".{each}")), None)
+        first = max((each for each in firsts if name == each or name.endswith(f".{each}")), key=len, default="")
         if first:
             prefixes.append(_before_backbone(name.removesuffix(first)))
     if len(set(prefixes)) > _MAX_SETS:

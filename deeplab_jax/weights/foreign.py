@@ -10,9 +10,9 @@ _PATTERNS = {
     "the optimizer state of a PaddlePaddle training, whose weights are in the .pdparams file": (
         r"\w+_(velocity|moment[12]?|beta[12]_pow_acc)_\d+$"
     ),
-    "a MobileNetV2": r"layer1\.0\.conv\.0\.conv\.|1\.conv\.0\.0\.weight|low_level_features\.1\.conv\.",
+    "mmsegmentation's MobileNetV2": r"layer1\.0\.conv\.0\.conv\.",
     "a MobileNetV3-Small": r"11\.block\.2\.fc1\.|layer11\.depthwise_conv\.|layer1\.depthwise_conv\.",
-    "timm's MobileNet or EfficientNet": r"blocks\.0\.0\.(conv_dw|conv_pw)\.|conv_stem\.",
+    "timm's MobileNet or EfficientNet": r"blocks\.0\.0\.(conv_dw|conv_pw)\.|conv_stem\.weight",
     "an EfficientNet": r"_blocks\.0\._|1\.0\.block\.0\.0\.weight",
     "a TResNet": r"body\.layer1\.0\.",
     "an SK-ResNet": r"layer1\.0\.conv[12]\.paths\.",

@@ -8,7 +8,7 @@ import pathlib
 import re
 import shlex
 
-APACHE, BSD = "Apache-2.0", "BSD-3-Clause"
+APACHE, BSD, MIT = "Apache-2.0", "BSD-3-Clause", "MIT"
 VOC, CITYSCAPES = "VOC 2012 val", "Cityscapes val"
 ADE20K, MAPILLARY, ISAID, LOVEDA = "ADE20K val", "Mapillary 1.2 val", "iSAID val", "LoveDA val"
 POTSDAM, VAIHINGEN = "Potsdam val", "Vaihingen val"
@@ -66,9 +66,22 @@ def _torchvision(network: str, backbone: str, file: str, miou: float) -> Publish
     return Published(f"{network}_coco", "torchvision", backbone, place, BSD, f"{miou:.2f} COCO val2017, VOC classes", protocol)
 
 
+def _vainf(name: str, backbone: str, key: str, miou: float, data: str) -> Published:
+    place = f"https://www.dropbox.com/s/{key}/best_{name}.pth?dl=1"
+    protocol = "mIoU, one scale, output stride 16; VOC: crops of 513x513 around the centre"
+    return Published(f"best_{name}", "vainf", backbone, place, MIT, f"{miou:.1f} {data}", protocol)
+
+
+def _paddleseg(name: str, folder: str, miou: float, data: str) -> Published:
+    backbone = re.search(r"resnet\d+", name)
+    assert backbone
+    place = f"https://bj.bcebos.com/paddleseg/dygraph/{folder}/{name}/model.pdparams"
+    return Published(name, "paddleseg", backbone[0], place, APACHE, f"{miou:.2f} {data}", "mIoU, one scale, whole images")
+
+
 def _timm(name: str, top1: float, size: int, licence: str = APACHE) -> Published:
-    # timm's c and d are switches of a ResNet, and its tf_efficientnet is the only EfficientNet here.
-    backbone = re.sub(r"^(resnet\d+)[cd]$", r"\1", name.partition(".")[0]).removeprefix("tf_")
+    # timm's c and d are switches of a ResNet.
+    backbone = re.sub(r"^(resnet\d+)[cd]$|^(mobilenetv2)_100$", r"\1\2", name.partition(".")[0]).removeprefix("tf_")
     score = f"{top1:.2f} ImageNet val, {size} px"
     protocol = "top-1 of a backbone, for --config.model.pretrained"
     return Published(name, "timm", backbone, f"hf:timm/{name}", licence, score, protocol)
@@ -165,6 +178,35 @@ PUBLISHED = (
     _torchvision("deeplabv3_resnet50", "resnet50", "deeplabv3_resnet50_coco-cd0a2569.pth", 66.4),
     _torchvision("deeplabv3_resnet101", "resnet101", "deeplabv3_resnet101_coco-586e9e4e.pth", 67.4),
     _torchvision("deeplabv3_mobilenet_v3_large", "mobilenetv3_large", "deeplabv3_mobilenet_v3_large-fc3c493d.pth", 60.3),
+    # https://github.com/VainF/DeepLabV3Plus-Pytorch#results. Another file is only on Google Drive.
+    _vainf("deeplabv3_mobilenet_voc_os16", "mobilenetv2_vainf", "uhksxwfcim3nkpo", 70.1, VOC),
+    _vainf("deeplabv3_resnet50_voc_os16", "resnet50", "3eag5ojccwiexkq", 76.9, VOC),
+    _vainf("deeplabv3_resnet101_voc_os16", "resnet101", "vtenndnsrnh4068", 77.3, VOC),
+    _vainf("deeplabv3plus_mobilenet_voc_os16", "mobilenetv2_vainf", "0idrhwz6opaj7q4", 71.1, VOC),
+    _vainf("deeplabv3plus_resnet50_voc_os16", "resnet50", "dgxyd3jkyz24voa", 77.2, VOC),
+    _vainf("deeplabv3plus_resnet101_voc_os16", "resnet101", "bm3hxe7wmakaqc5", 78.3, VOC),
+    _vainf("deeplabv3plus_mobilenet_cityscapes_os16", "mobilenetv2_vainf", "753ojyvsh3vdjol", 72.1, CITYSCAPES),
+    # https://github.com/PaddlePaddle/PaddleSeg/tree/develop/configs/deeplabv3 and .../deeplabv3p
+    _paddleseg("deeplabv3_resnet50_os8_cityscapes_1024x512_80k", "cityscapes", 79.90, CITYSCAPES),
+    _paddleseg("deeplabv3_resnet101_os8_cityscapes_1024x512_80k", "cityscapes", 80.85, CITYSCAPES),
+    _paddleseg("deeplabv3_resnet50_os8_voc12aug_512x512_40k", "pascal_voc12", 79.76, VOC),
+    _paddleseg("deeplabv3_resnet101_os8_voc12aug_512x512_40k", "pascal_voc12", 80.62, VOC),
+    _paddleseg("deeplabv3p_resnet50_os8_cityscapes_1024x512_80k", "cityscapes", 80.36, CITYSCAPES),
+    _paddleseg("deeplabv3p_resnet50_os8_cityscapes_1024x512_80k_rmiloss", "cityscapes", 81.18, CITYSCAPES),
+    _paddleseg("deeplabv3p_resnet101_os8_cityscapes_1024x512_80k", "cityscapes", 81.10, CITYSCAPES),
+    _paddleseg("deeplabv3p_resnet101_os8_cityscapes_769x769_80k", "cityscapes", 81.53, CITYSCAPES),
+    _paddleseg("deeplabv3p_resnet50_os8_voc12aug_512x512_40k", "pascal_voc12", 80.66, VOC),
+    _paddleseg("deeplabv3p_resnet101_os8_voc12aug_512x512_40k", "pascal_voc12", 80.60, VOC),
+    # https://huggingface.co/google/deeplabv3_mobilenet_v2_1.0_513, whose page gives no score.
+    Published(
+        "deeplabv3_mobilenet_v2_1.0_513",
+        "huggingface",
+        "mobilenetv2_tf",
+        "hf:google/deeplabv3_mobilenet_v2_1.0_513",
+        "other (see its page)",
+        "not published (VOC classes)",
+        "mIoU",
+    ),
     # https://github.com/huggingface/pytorch-image-models/blob/main/results/results-imagenet.csv. The licences are those in
     # timm/models/resnet.py and timm/models/efficientnet.py. There are more weights with the same architectures.
     _timm("resnet18.a1_in1k", 73.16, 288),
@@ -185,6 +227,12 @@ PUBLISHED = (
     _timm("resnet152d.ra2_in1k", 83.68, 320),
     _timm("resnext50_32x4d.a1h_in1k", 82.02, 288),
     _timm("resnext50_32x4d.tv_in1k", 77.63, 224, BSD),
+    _timm("resnext101_32x8d.tv_in1k", 79.31, 224, BSD),
+    _timm("wide_resnet50_2.racm_in1k", 82.26, 288),
+    _timm("wide_resnet50_2.tv_in1k", 78.49, 224, BSD),
+    _timm("xception65.ra3_in1k", 83.19, 299),
+    _timm("xception65.tf_in1k", 79.56, 299),
+    _timm("mobilenetv2_100.ra_in1k", 72.91, 224),
     _timm("tf_efficientnet_lite0.in1k", 74.85, 224),
     _timm("tf_efficientnet_lite1.in1k", 76.67, 240),
     _timm("tf_efficientnet_lite2.in1k", 77.47, 260),

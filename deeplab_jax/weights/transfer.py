@@ -127,7 +127,7 @@ def pretrained_variables(config: Config, say: Say = print) -> dict[str, Any]:
         step = str(checkpoints.resolve(source, "model.pretrained"))
         stored, variables = checkpoints.stored_config(step), names.flatten(checkpoints.restore_variables(step))
     else:
-        state, network = _read(source, say=say)
+        state, network = _read(source, overrides={"backbone": config.model.backbone}, say=say)
         has_unknown_classes = network.num_classes != network.config.labels.num_classes
         stored, (variables, _) = network.config, to_variables(state, network, ignore_head=has_unknown_classes)
         for line in filter(None, (*state.notes, network.assumption)):

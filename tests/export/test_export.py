@@ -119,6 +119,7 @@ def test_an_exported_file_gives_the_logits_and_labels_of_the_checkpoint(
         },
         {"backbone": "efficientnet_lite0", "decoder_width": 8},
         {"backbone": "xception41", "decoder_width": 8},
+        {"backbone": "mobilenetv2_vainf", "output_stride": 8},
     ],
     ids=lambda switches: switches.get("backbone", "separable"),
 )

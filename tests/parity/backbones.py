@@ -61,12 +61,14 @@ NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], tuple[str, str, str]]] 
         )
     },
     **{
-        f"timm_efficientnet_lite{i}": (
-            functools.partial(make_timm_network, f"tf_efficientnet_lite{i}"),
-            ("blocks.1", "blocks.4", "blocks.6"),
-        )
-        for i in (0, 1, 2)
+        f"timm_{name}": (functools.partial(make_timm_network, name), ("blocks.1", "blocks.4", "blocks.6"))
+        for name in (*(f"tf_efficientnet_lite{i}" for i in (0, 1, 2)), "efficientnet_lite0")
     },
+    "timm_mobilenetv2": (lambda: make_timm_network("mobilenetv2_100"), ("blocks.1", "blocks.4", "bn2")),
+    "torchvision_mobilenetv2": (
+        lambda: make_torchvision_network("mobilenet_v2"),
+        ("features.3", "features.13", "features.18"),
+    ),
     "torchvision_mobilenetv3": (
         lambda: make_torchvision_network("mobilenet_v3_large"),
         ("features.3", "features.4", "features.16"),
@@ -90,7 +92,7 @@ def compare(name: str, write: bool) -> bool:
     network = build()
     weights = live.fill_network(network)
     expected = compute_reference_features(network, modules)
-    actual = features.compute_features(weights, features.read_output_stride(name))
+    actual = features.compute_features(weights, name)
     errors = {kind: float(np.linalg.norm(actual[kind] - y) / np.linalg.norm(y)) for kind, y in expected.items()}
     print(f"{name:24}", *(f"{kind} {error:.1e}" for kind, error in errors.items()), flush=True)
     if write:

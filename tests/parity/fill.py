@@ -10,6 +10,8 @@ from collections.abc import Mapping
 import numpy as np
 
 SEED = 0
+# The starts of the names of tensors that networks of segmentation_models.pytorch and transformers have but do not compute with.
+UNUSED = ("encoder.conv_head.", "encoder.bn2.", "mobilenet_v2.conv_1x1.")
 
 
 def uniform(key: str, shape: tuple[int, ...], low: float, high: float) -> np.ndarray:

@@ -6,14 +6,17 @@ import re
 
 import numpy as np
 import pytest
-from conftest import tiny_config, tiny_resnet18
+from conftest import tiny_config, tiny_model, tiny_resnet18
 from safetensors.numpy import save_file
 from test_other_networks import MODELS, make_state
 
 from deeplab_jax.checkpoints.paths import resolve
 from deeplab_jax.checkpoints.store import stored_config
+from deeplab_jax.config import Config
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.weights import names, state_dicts, transfer
+from deeplab_jax.weights.convert import variable_shapes
+from deeplab_jax.weights.recognize import recognize
 
 TENSORS = {name: np.full((2, i + 1), i, np.float32) for i, name in enumerate(("a.weight", "b.weight", "c.weight"))}
 SMP = {"_model_class": "DeepLabV3", "encoder_name": "resnet18", "encoder_output_stride": 8}
@@ -166,3 +169,17 @@ def test_a_training_starts_from_a_folder(tmp_path):
     assert ("params", "aspp", "fuse", "conv", "kernel") in variables
     assert model.fusion == config.model.fusion
     assert f"variables were loaded from {folder}" in lines[0]
+
+
+def test_the_config_of_timm_names_a_network_that_its_tensors_do_not_show(tmp_path):
+    # timm's efficientnet_lite0 and tf_efficientnet_lite0 have the same tensors, but pad images differently.
+    model = tiny_model(backbone="efficientnet_lite0_symmetric", width=8)
+    shapes = {path: shape for path, shape in variable_shapes(Config(model=model)).items() if path[1] == "backbone"}
+    tensors = {
+        names.strip_backbone_prefix(name): names.to_reference(path, np.ones(shapes[path], np.float32), model, "timm")
+        for path, name in names.reference_names(shapes, model, "timm").items()
+    }
+    for architecture, backbone in (("efficientnet_lite0", model.backbone), ("tf_efficientnet_lite0", "efficientnet_lite0")):
+        folder = write_folder(tmp_path / architecture[:2], tensors, config={"architecture": architecture})
+        network = recognize(state_dicts.read(str(folder)))
+        assert (network.config.model.backbone, network.assumption) == (backbone, "")

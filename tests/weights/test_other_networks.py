@@ -122,9 +122,7 @@ def test_a_long_list_of_names_is_cut(state):
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("backbone.layer1.0.conv.0.conv.weight", "a MobileNetV2"),  # mmsegmentation
-        ("features.1.conv.0.0.weight", "a MobileNetV2"),  # torchvision
-        ("backbone.low_level_features.1.conv.0.weight", "a MobileNetV2"),  # VainF
+        ("backbone.layer1.0.conv.0.conv.weight", "mmsegmentation's MobileNetV2"),
         ("backbone.layer1.0.conv2.fc1.weight", "a ResNeSt"),
         ("encoder.layer1.0.se_module.fc1.weight", "an SE-ResNet"),
         ("layer1.0.conv1.paths.0.conv.weight", "an SK-ResNet"),

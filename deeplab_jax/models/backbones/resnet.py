@@ -255,8 +255,8 @@ OTHER_NETWORKS = {
 }
 
 
-def check_origin(file_name: str, source: str) -> str:
-    """Return what is assumed about the layers without tensors, or "" if the origin is clear.
+def choose_variant(file_name: str, source: str, name: str) -> tuple[str, str]:
+    """Return `name`, the network with a file's tensors, and what is assumed about the layers without tensors, or "".
 
     timm's networks with anti-aliasing have the tensors of plain ones, because the filters that they insert before a stride are
     constants. In Caffe's networks, the first convolution of a bottleneck has the stride.
@@ -271,8 +271,8 @@ def check_origin(file_name: str, source: str) -> str:
                 "network. If these are such weights, rename the file."
             )
     if source != "timm" or re.search(r"resne(t|xt)\d+", file_name, re.IGNORECASE):
-        return ""
-    return "assumed: the weights are those of a plain ResNet. timm's resnetaa and resnetblur networks are not supported"
+        return name, ""
+    return name, "assumed: the weights are those of a plain ResNet. timm's resnetaa and resnetblur networks are not supported"
 
 
 def _backbone(name: str) -> Backbone:
@@ -283,7 +283,7 @@ def _backbone(name: str) -> Backbone:
         **({"paddleseg": {"type": f"ResNet{name.removeprefix('resnet')}_vd"}} if is_bottleneck else {}),
     }
     if name in ("resnet50", "resnet101"):
-        references["torchvision"] = {"name": name, "output_stride": 8}
+        references |= {"torchvision": {"name": name, "output_stride": 8}, "vainf": {"name": name}}
     return Backbone(
         make=functools.partial(ResNet, blocks=blocks, is_bottleneck=is_bottleneck, name="backbone"),
         blocks=blocks,
@@ -291,7 +291,8 @@ def _backbone(name: str) -> Backbone:
         tensor_names=lambda config, source: tensor_names(config, source, blocks),
         recognize=recognize,
         first_tensors=(FIRST_TENSOR, *paddle_names.FIRST_TENSORS),
-        check_origin=check_origin,
+        variants=(name,),
+        choose_variant=functools.partial(choose_variant, name=name),
         classifier=("fc", "out"),
         references=references,
         ignored=frozenset(("dilate_conv2",) if is_bottleneck else ()),

@@ -10,7 +10,7 @@ from deeplab_jax.models.backbones.resnet import (
     FIRST_TENSOR,
     Blocks,
     ResNet,
-    check_origin,
+    choose_variant,
     count_blocks,
     find_other_tensor,
     has_group_norm,
@@ -63,7 +63,8 @@ def _backbone(name: str) -> Backbone:
         tensor_names=lambda config, source: tensor_names(config, source, blocks),
         recognize=recognize,
         first_tensors=(FIRST_TENSOR,),
-        check_origin=check_origin,
+        variants=(name,),
+        choose_variant=functools.partial(choose_variant, name=name),
         references={"smp": {"encoder_name": name}} if name in ENCODERS else {},
         ignored=frozenset(("dilate_conv2",)),
     )

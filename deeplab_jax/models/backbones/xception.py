@@ -193,8 +193,7 @@ def recognize(shapes: Shapes) -> dict[str, Any] | None:
         ends = [shapes[kernels[f"{block}/conv3"]][0] for block, _ in _iterate_blocks(network, 64)]
         width = ends[-1] * 64 // LAST_STAGE[-1][-1]
         if width > 0 and width % 2 == 0 and ends == [block.features[2] for _, block in _iterate_blocks(network, width)]:
-            has_rgb = shapes.get(f"{layers['stem_conv1']}.weight", (0, 3))[1] == 3
-            return {"backbone": name, "width": width} | ({"mean": MEAN, "std": STD} if has_rgb else {})
+            return {"backbone": name, "width": width}
     count = len({name.split(".")[1] for name in blocks})
     raise CheckpointError(
         f"has an Xception with {count} blocks, which is not supported. Use weights of {', '.join(NETWORKS)} at an even width."
@@ -211,6 +210,7 @@ def _backbone(name: str) -> Backbone:
         recognize=recognize,
         first_tensors=(FIRST_TENSOR,),
         classifier=("head.fc",),
+        images=lambda source: {"mean": MEAN, "std": STD},
     )
 
 

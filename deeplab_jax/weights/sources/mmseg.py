@@ -235,17 +235,14 @@ def _parse_literal(node: ast.expr) -> Any:
 
 
 def required(model: ModelConfig) -> dict[str, tuple[Any, ...]]:
-    """Return a dict with the supported values for each `ModelConfig` field that mmsegmentation fixes."""
+    """Return the supported values of the `ModelConfig` fields for which not only the default is supported."""
     return {
         "backbone": tuple(name for name, backbone in BACKBONES.items() if "mmseg" in backbone.references),
         "pool_dilated_shortcuts": (False,),
         "decoder_width": (model.aspp_width if model.decoder_width else 0,),
         "aspp_conv": (SEPARABLE if model.decoder_width else "3x3",),
         "fusion": ("3x3",),
-        "conv_bias": (False,),
         "decoder_conv": (SEPARABLE,),
-        "decoder_depth": (2,),
-        "stage3_first_rate": (1,),
         "dilate_conv2": (False,),
     }
 
@@ -303,6 +300,8 @@ SOURCE = Source(
     read_head=read_head,
     read_facts=read_facts,
     required=required,
+    free=Source.free
+    | {"width", "stem", "shortcut", "multi_grid", "atrous_rates", "aspp_width", "low_level_width", "aux_head", "align_corners"},
     describe=describe,
-    is_pool_first=True,
+    first_inputs=lambda model: {"aspp/fuse": model.aspp_width},  # the image pooling
 )

@@ -112,11 +112,10 @@ def read_facts(state: StateDict, model: ModelConfig, overrides: Mapping[str, Any
 
 
 def required(model: ModelConfig) -> dict[str, tuple[Any, ...]]:
-    """Return a dict with the supported values for each `ModelConfig` field that this library fixes."""
+    """Return the supported values of the `ModelConfig` fields for which not only the default is supported."""
     is_plus, rates = model.decoder_width > 0, aspp_rates(model.atrous_rates, model.output_stride)
     return {
         "backbone": tuple(name for name, backbone in BACKBONES.items() if "paddleseg" in backbone.references),
-        "width": (64,),
         "stem": ("3x3",),
         "shortcut": ("avgpool+1x1",),
         "pool_dilated_shortcuts": (False,),
@@ -127,12 +126,8 @@ def required(model: ModelConfig) -> dict[str, tuple[Any, ...]]:
         "decoder_width": (256 if is_plus else 0,),
         "aspp_width": (256 if is_plus else model.aspp_width,),
         "aspp_conv": (SEPARABLE if is_plus else "3x3",),
-        "fusion": ("1x1",),
         "conv_bias": (True,),
-        "low_level_width": (48,),
         "decoder_conv": (SEPARABLE,),
-        "decoder_depth": (2,),
-        "aux_head": (False,),
     }
 
 
@@ -164,6 +159,7 @@ SOURCE = Source(
     read_head=read_head,
     read_facts=read_facts,
     required=required,
+    free=Source.free | {"align_corners"},
     describe=describe,
     statistics=("_mean", "_variance"),
     suffixes=(".pdparams", ".safetensors"),

@@ -22,6 +22,7 @@ from deeplab_jax.weights.source import (
     conv_bn,
     has_imagenet_normalization,
     output_channels,
+    separable_bn,
 )
 from deeplab_jax.weights.sources.smp_settings import STRIDES, read_settings
 
@@ -42,12 +43,12 @@ def head_names(model: ModelConfig) -> dict[str, str]:
     names |= conv_bn("aspp/branch_pool", f"{aspp}.convs.{pool}.1", f"{aspp}.convs.{pool}.2")
     names |= conv_bn("aspp/fuse", f"{aspp}.project.0", f"{aspp}.project.1")
     names |= conv_bn("decoder/reduce", "decoder.block1.0", "decoder.block1.1")
-    names |= _separable("decoder/refine1", "decoder.block2.0", "decoder.block2.1")
-    rate_names = _separable if model.aspp_conv == SEPARABLE else conv_bn
+    names |= separable_bn("decoder/refine1", "decoder.block2.0", "decoder.block2.1")
+    rate_names = separable_bn if model.aspp_conv == SEPARABLE else conv_bn
     for i in range(1, pool):
         names |= rate_names(f"aspp/branch_rate{i}", f"{aspp}.convs.{i}.0", f"{aspp}.convs.{i}.1")
     if model.decoder_width:
-        return names | _separable("aspp/refine", "decoder.aspp.1", "decoder.aspp.2")
+        return names | separable_bn("aspp/refine", "decoder.aspp.1", "decoder.aspp.2")
     return names | conv_bn("aspp/refine", "decoder.conv", "decoder.bn")
 
 
@@ -109,25 +110,18 @@ def read_facts(state: StateDict, model: ModelConfig, overrides: Mapping[str, Any
 
 
 def required(model: ModelConfig) -> dict[str, tuple[Any, ...]]:
-    """Return a dict with the supported values for each `ModelConfig` field that this library fixes."""
+    """Return the supported values of the `ModelConfig` fields for which not only the default is supported."""
     is_plus = model.decoder_width > 0
     return {
         "backbone": tuple(name for name, backbone in BACKBONES.items() if "smp" in backbone.references),
-        "width": (64,),
-        "stem": ("7x7",),
-        "shortcut": ("1x1",),
         "output_stride": STRIDES,
         **{field: (value,) for field, value in _dilation(model.output_stride).items()},
-        "dilate_conv2": (True,),
         "atrous_rates": (model.atrous_rates if len(model.atrous_rates) == 3 else ModelConfig().atrous_rates,),
         "decoder_width": (model.aspp_width if is_plus else 0,),
         "aspp_conv": ("3x3", SEPARABLE),
         "fusion": (f"1x1+{SEPARABLE}" if is_plus else "1x1+3x3",),
-        "conv_bias": (False,),
-        "low_level_width": (48,),
         "decoder_conv": (SEPARABLE,),
         "decoder_depth": (1,),
-        "aux_head": (False,),
         "align_corners": (True,),
     }
 
@@ -152,10 +146,6 @@ def describe(config: Config) -> str:
     return f"{call}\nIts images are normalised with mean={list(model.mean)}, std={list(model.std)} on values from 0 to 255."
 
 
-def _separable(ours: str, pair: str, bn: str) -> dict[str, str]:
-    return {f"{ours}/depthwise": f"{pair}.0", f"{ours}/conv": f"{pair}.1", f"{ours}/bn": bn}
-
-
 def _dilation(output_stride: int) -> dict[str, Any]:
     return {"multi_grid": (1.0,), "stage3_first_rate": 2 if output_stride == 8 else 1}
 
@@ -166,6 +156,7 @@ SOURCE = Source(
     read_head=read_head,
     read_facts=read_facts,
     required=required,
+    free=Source.free | {"aspp_width"},
     describe=describe,
     backbone_prefix="encoder.",
     unused=frozenset({"classification_head"}),

@@ -27,8 +27,11 @@ HEAD_PREFIXES = ("classifier.0.convs.", "classifier.4.", "classifier.cbr.", "aux
 
 
 def has_names(names: Collection[str]) -> bool:
-    """Return whether any tensor belongs to torchvision's segmentation heads."""
-    return any(name.startswith(HEAD_PREFIXES) for name in names)
+    """Return whether any tensor belongs to torchvision's segmentation heads, or to its MobileNetV2.
+
+    timm has other names for a MobileNetV2, but not for the other backbones.
+    """
+    return any(name.startswith((*HEAD_PREFIXES, "1.conv.")) for name in names)
 
 
 def head_names(model: ModelConfig) -> dict[str, str]:
@@ -47,10 +50,14 @@ def head_names(model: ModelConfig) -> dict[str, str]:
 def read_head(shapes: Shapes) -> dict[str, Any]:
     """Infer the `ModelConfig` fields, plus "num_classes", from the heads' tensors.
 
+    The result is {} for a file that contains only a backbone.
+
     Raises:
       OtherHeadError: The head is not a DeepLabV3's.
       CheckpointError: A tensor is missing.
     """
+    if not any(name.startswith(HEAD_PREFIXES) for name in shapes):
+        return {}
     if "classifier.0.convs.0.0.weight" not in shapes:
         raise OtherHeadError(describe_head(shapes))
     return {
@@ -69,22 +76,13 @@ def read_facts(state: StateDict, model: ModelConfig, overrides: Mapping[str, Any
 
 
 def required(model: ModelConfig) -> dict[str, tuple[Any, ...]]:
-    """Return a dict with the supported values for each `ModelConfig` field that torchvision fixes."""
+    """Return the supported values of the `ModelConfig` fields for which not only the default is supported."""
     fixed = {"multi_grid": ModelConfig().multi_grid, "atrous_rates": ModelConfig().atrous_rates} | _switches(model)
     return {
         "backbone": tuple(name for name, backbone in BACKBONES.items() if "torchvision" in backbone.references),
-        "width": (64,),
-        "stem": ("7x7",),
-        "shortcut": ("1x1",),
         "multi_grid": (fixed["multi_grid"],),
-        "stage3_first_rate": (1,),
         "atrous_rates": (fixed["atrous_rates"],),
-        "aspp_width": (256,),
-        "aspp_conv": ("3x3",),
         "fusion": ("1x1+3x3",),
-        "conv_bias": (False,),
-        "decoder_width": (0,),
-        "align_corners": (False,),
     }
 
 
@@ -116,5 +114,6 @@ SOURCE = Source(
     read_head=read_head,
     read_facts=read_facts,
     required=required,
+    free=Source.free | {"aux_head"},
     describe=describe,
 )
