@@ -23,8 +23,15 @@ EXPORTED_PROGRAM = "program.bin"  # the part of an exported StableHLO file that 
 CHECKPOINT = "a run folder, or a folder written by `deeplab-jax weights import`"
 EXPORTED = "a file written by `deeplab-jax export --format stablehlo`"
 RECIPE = "a recipe"
+# The names that Hugging Face's libraries give to weights. An index lists several files. The first that exists is used.
+WEIGHTS_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 _REMOTE = ("hf:", "http:", "https:")
-_WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl", ".pickle", ".npz", ".h5", ".msgpack")
+_WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl", ".pickle", ".pdparams", ".npz", ".h5", ".msgpack")
 _IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".npy", ".mp4", ".avi", ".mkv", ".mov", ".webm")
 # Names that data sets have at their root or one level below.
 _DATA = {"leftImg8bit", "gtFine", "gtCoarse", "JPEGImages", "SegmentationClass", "ImageSets", "701_StillsRaw_full"}
@@ -33,6 +40,7 @@ _DATA |= {"labels.json", "records.json"}
 _TAKES_WEIGHTS = "for `deeplab-jax weights import {path} --out DIR` and for --config.model.pretrained={path}"
 _KINDS = {
     "weights": f"is a weights file, {_TAKES_WEIGHTS}",
+    "weights folder": f"is a folder with weights, {_TAKES_WEIGHTS}",
     "hub": f"names weights on the Hugging Face hub, {_TAKES_WEIGHTS}",
     "stablehlo": "is an exported network, for `deeplab_jax.load_exported`",
     "onnx": "is an ONNX file, for an ONNX runtime",
@@ -95,6 +103,16 @@ def describe_path(given: str | os.PathLike[str], wanted: str = CHECKPOINT) -> st
         return details
     kind = _classify_folder(path) if path.is_dir() else classify_file(path)
     return f"{_KINDS[kind].format(path=name)}. Give {wanted}."
+
+
+def find_weights(folder: epath.Path) -> epath.Path | None:
+    """Return the weights file or the index in a folder as Hugging Face's libraries write it, or None for anything else.
+
+    A run, and a folder written by `deeplab-jax weights import`, is something else, whatever other files it has.
+    """
+    if not folder.is_dir() or find_steps(folder):
+        return None
+    return next((folder / name for name in WEIGHTS_FILES if (folder / name).is_file()), None)
 
 
 def classify_file(path: epath.Path) -> str:
@@ -169,7 +187,7 @@ def _describe_content(folder: epath.Path) -> str:
     if is_step(folder.parent):
         return f"is a part of the checkpoint {folder.parent}. Give that folder."
     names = _list_names(folder)
-    if find_steps(folder) or _DATA & set(names):
+    if find_steps(folder) or find_weights(folder) or _DATA & set(names):
         return ""
     if runs := [name for name in names if (folder / name / CHECKPOINTS).is_dir()]:
         return f"is not a run, but contains runs. Give one of them: {_join(folder / name for name in runs)}."
@@ -183,6 +201,8 @@ def _classify_folder(folder: epath.Path) -> str:
     names = _list_names(folder)
     if find_steps(folder):
         return "step"
+    if find_weights(folder):
+        return "weights folder"
     if folder.name == CHECKPOINTS or {CHECKPOINTS, "run.json"} & set(names):
         return "unfinished"
     if _DATA & set(names) or any(name.lower().endswith(_IMAGES) for name in names):
@@ -218,7 +238,7 @@ def _is_plausible(near: epath.Path, missing: epath.Path, wanted: str) -> bool:
         return kind == {RECIPE: "recipe", EXPORTED: "stablehlo"}[wanted]
     if kind == "weights":
         return missing.suffix.lower() in _WEIGHTS
-    return kind in ("step", "unfinished") or (kind == "folder" and bool(_describe_content(near)))
+    return kind in ("step", "unfinished", "weights folder") or (kind == "folder" and bool(_describe_content(near)))
 
 
 def _list_names(folder: epath.Path) -> list[str]:

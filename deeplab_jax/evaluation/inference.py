@@ -20,6 +20,7 @@ from deeplab_jax.evaluation import metrics
 from deeplab_jax.evaluation.views import average_views
 from deeplab_jax.evaluation.windows import slide
 from deeplab_jax.models import DeepLabV3, normalize
+from deeplab_jax.models.backbones import find_backbone
 from deeplab_jax.models.extent import Extent, place_on_canvas, split_rows
 from deeplab_jax.models.operations import interpreted_by
 from deeplab_jax.models.resize import Sizes, resize_like
@@ -66,11 +67,12 @@ def logits(
       ValueError: The arrays are not divisible by the output stride.
     """
     align_corners, unit = model.config.align_corners, model.config.output_stride
+    margin = find_backbone(model.config.backbone).margin
     if sizes is not None and any(side % unit for side in images.shape[1:3]):
         raise ValueError(f"A canvas of {images.shape[1:3]} is not divisible by the output stride {unit}.")
 
     def network(images: Array, sizes: Sizes | None) -> Array:
-        extent = rows if sizes is None else place_on_canvas(sizes, (images.shape[1], images.shape[2]), rows)
+        extent = rows if sizes is None else place_on_canvas(sizes, (images.shape[1], images.shape[2]), rows, margin)
         with interpreted_by(extent) if extent else contextlib.nullcontext():
             outputs: Any = model.apply(variables, images, False)
             return resize_like(outputs.logits, images, align_corners=align_corners, by_gather=True)
@@ -172,7 +174,7 @@ class Evaluator:
         self.mesh = mesh
         self.num_classes = config.labels.num_classes
         model = evaluation_model(config)
-        self._output_stride = model.config.output_stride
+        self._output_stride, self._margin = model.config.output_stride, find_backbone(model.config.backbone).margin
         self.row_unit = self._output_stride if can_split_rows(config.eval) else 0
         count = functools.partial(predict_and_count, model=model, protocol=config.eval)
         shardings = (NamedSharding(mesh, P("data")), *[replicated_sharding(mesh)] * 2)
@@ -224,7 +226,7 @@ class Evaluator:
             return self._predict_and_count(count, variables, batch, height)
 
     def _predict_and_count(self, count: Any, variables: Variables, batch: dict[str, Array], height: int) -> Counted:
-        rows = split_rows(self.mesh, height, self._output_stride) if self.row_unit else None
+        rows = split_rows(self.mesh, height, self._output_stride, self._margin) if self.row_unit else None
         if rows is None:
             return count(variables, batch)
 

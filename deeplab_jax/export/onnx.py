@@ -156,16 +156,22 @@ def _find_convolution_biases(graph: Graph) -> dict[Value, tuple[str, ...]]:
     return {node.arguments["x"]: node.arguments["bias"].path for node in biased}
 
 
-def _emit_conv2d(writer: _Writer, node: Node, x: str, kernel: Any, stride: int, rate: int, padding: str, form: str) -> str:
+def _emit_conv2d(
+    writer: _Writer, node: Node, x: str, kernel: Any, stride: int, rate: int, padding: str, border: str | None, form: str
+) -> str:
     weights = writer.params[kernel.path]
-    inputs = [x, writer.constant(weights.transpose(3, 2, 0, 1))]
+    constant = writer.constant(weights.transpose(3, 2, 0, 1))
+    inputs = [x if border is None else writer.add("Sub", x, border), constant]
     if node.output in writer.biases:
         inputs.append(writer.constant(writer.params[writer.biases[node.output]]))
     image = node.arguments["x"].shape
     attributes = {"kernel_shape": weights.shape[:2], "strides": [stride] * 2, "dilations": [rate] * 2}
-    return writer.add(
-        "Conv", *inputs, group=image[3] // weights.shape[2], **attributes, **_padding(writer, node, weights.shape, image)
-    )
+    group = image[3] // weights.shape[2]
+    y = writer.add("Conv", *inputs, group=group, **attributes, **_padding(writer, node, weights.shape, image))
+    if border is None:
+        return y
+    taps = writer.add("Expand", border, writer.constant(np.array([1, image[3], *weights.shape[:2]])))
+    return writer.add("Add", y, writer.add("Conv", taps, constant, group=group, kernel_shape=weights.shape[:2]))
 
 
 def _padding(writer: _Writer, node: Node, kernel_shape: tuple[int, ...], image: tuple[int, ...]) -> dict[str, Any]:
@@ -175,6 +181,8 @@ def _padding(writer: _Writer, node: Node, kernel_shape: tuple[int, ...], image: 
       CheckpointError: The padding depends on the image size in a way that ONNX cannot express.
     """
     stride, rate, padding = (node.arguments[name] for name in ("stride", "rate", "padding"))
+    if padding == "valid":
+        return {"pads": [0] * 4}
     bottom, right = kernel_radii(kernel_shape, rate)
     # Without a fixed size, the graph was recorded at a size that is even in all strided layers.
     top, left = kernel_shifts(image[1:3], kernel_shape, stride, rate, padding)
@@ -189,6 +197,10 @@ def _emit_add_bias(writer: _Writer, node: Node, x: str, bias: Any) -> str:
     if node.arguments["x"] in writer.biases:
         return x
     return writer.add("Add", x, writer.per_channel(writer.params[bias.path]))
+
+
+def _emit_as_pixel(writer: _Writer, node: Node, x: Any) -> str:
+    return writer.per_channel(writer.params[x.path])
 
 
 def _emit_operator(operator: str, **attributes: Any) -> Callable[..., str]:
@@ -251,6 +263,7 @@ _EMIT: dict[Callable[..., Any], Callable[..., str]] = {
     conv2d: _emit_conv2d,
     resize_like: _emit_resize_like,
     layers.add_bias: _emit_add_bias,
+    layers.as_pixel: _emit_as_pixel,
     layers.relu: _emit_operator("Relu"),
     layers.relu6: _emit_relu6,
     layers.hard_swish: _emit_hard_swish,

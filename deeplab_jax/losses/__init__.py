@@ -8,7 +8,12 @@ from deeplab_jax.losses.focal import focal
 from deeplab_jax.losses.loss import Loss, Mean
 from deeplab_jax.losses.lovasz import lovasz
 
-LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "dice": dice, "focal": focal, "lovasz": lovasz}
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": cross_entropy,
+    "dice": dice,
+    "focal": focal,
+    "lovasz": lovasz,
+}
 
 
 def check_terms(config: Config) -> None:

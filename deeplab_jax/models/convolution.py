@@ -23,7 +23,7 @@ from deeplab_jax.models.target import get_target
 BAND_BYTES = 64 * 2**20
 
 ConvForm = Literal["auto", "xla", "mixed", "products", "winograd", "shifts"]
-Padding = Literal["symmetric", "same"]
+Padding = Literal["symmetric", "same", "valid"]
 Pads = tuple[tuple[int, int], tuple[int, int]]  # the zeros (above, below) and (left, right) of the input
 
 
@@ -35,9 +35,10 @@ def conv2d(
     stride: int = 1,
     rate: int = 1,
     padding: Padding = "symmetric",
+    border: Float[Array, "1 1 1 c"] | None = None,
     form: ConvForm = "auto",
 ) -> Float[Array, "n h2 w2 k"]:
-    """Return `x` convolved with `kernel`, with shape [n, ceil(h / stride), ceil(w / stride), k].
+    """Return `x` convolved with `kernel`, with shape [n, ceil(h / stride), ceil(w / stride), k], or less without padding.
 
     Args:
       x: The input features.
@@ -50,6 +51,9 @@ def conv2d(
         "symmetric": At every `stride`-th pixel from the first. All sides have padding rate * (size - 1) / 2, as in PyTorch.
         "same": As with TensorFlow's "SAME" padding. At stride 2, it is one pixel later along an axis of even length, which then
           has one zero less before the first pixel. All other cases are the same as "symmetric".
+        "valid": At every `stride`-th pixel from the first where the kernel reads only the image. An image smaller than the
+          kernel has one row or column of outputs, which read zeros below or on the right.
+      border: What a depthwise convolution reads outside the image, instead of zeros.
       form: How to compute the convolution:
         "auto": The fastest form on the target platform.
         "xla": XLA's own convolution.
@@ -61,15 +65,36 @@ def conv2d(
     Raises:
       ValueError: The form does not support this kernel and stride, or "same" padding does not support this stride.
     """
+    if border is not None:
+        y = conv2d(x - border, kernel, stride=stride, rate=rate, padding=padding, form=form)
+        return add_border(y, kernel, border)
     convolve = choose_convolution(kernel.shape, x.shape, x.dtype, stride, rate, form)
     radii, shifts = kernel_radii(kernel.shape, rate), kernel_shifts(x.shape[1:3], kernel.shape, stride, rate, padding)
+    ends = tuple(
+        missing_pixels(size, radius) if padding == "valid" else radius for size, radius in zip(x.shape[1:3], radii, strict=True)
+    )
     if all(isinstance(shift, int) for shift in shifts):
-        pads = [(radius - shift, radius) for radius, shift in zip(radii, shifts, strict=True)]
+        pads = [(radius - shift, end) for radius, shift, end in zip(radii, shifts, ends, strict=True)]
     else:  # the parity of a symbolic size is only known when the program runs
         x, pads = jnp.pad(x, ((0, 0), *((radius, radius + 1) for radius in radii), (0, 0))), [(0, 0), (0, 0)]
         for axis, shift in enumerate(shifts, start=1):
             x = shift_by(x, jnp.asarray(shift), axis)
     return convolve(x, jnp.astype(kernel, x.dtype), stride, rate, (pads[0], pads[1]))
+
+
+def missing_pixels(size: Length, radius: int) -> int:
+    """Return how many pixels an image lacks to be as large as a kernel. A symbolic size is taken to be large enough."""
+    return max(2 * radius + 1 - size, 0) if isinstance(size, int) else 0
+
+
+def add_border(
+    y: Float[Array, "n h w c"], kernel: Float[AnyArray, "kh kw 1 c"], border: Float[Array, "1 1 1 c"]
+) -> Float[Array, "n h w c"]:
+    """Return the convolution of `x`, given that of `x - border`.
+
+    The kernel's taps all read `border`, inside and outside the image, so their sum times `border` is missing.
+    """
+    return y + (jnp.sum(kernel, (0, 1))[None, None] * border).astype(y.dtype)
 
 
 def kernel_radii(kernel_shape: tuple[int, ...], rate: int) -> tuple[int, int]:
@@ -87,13 +112,15 @@ def kernel_shifts(
       kernel_shape, stride, rate, padding: See `conv2d`.
 
     Returns:
-      Two values like `size`. Each is 0 or 1.
+      Two values like `size`. Each is 0 or 1 with padding.
 
     Raises:
       ValueError: "same" padding does not support this stride.
     """
     if padding == "same" and stride > 2:
         raise ValueError(f'`stride` (={stride}) must be 1 or 2 with "same" padding. Use "symmetric".')
+    if padding == "valid":
+        return kernel_radii(kernel_shape, rate)
     if padding == "symmetric" or stride == 1:
         return 0, 0
     # TensorFlow pads by max((ceil(n / stride) - 1) * stride + rate * (k - 1) + 1 - n, 0) in total, and puts the odd zero last.

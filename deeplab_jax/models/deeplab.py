@@ -54,13 +54,15 @@ class DeepLabV3(nn.Module):
         dtype = jnp.dtype(c.dtype)
         features = find_backbone(c.backbone).make(c)(jnp.asarray(images), train)
         rates = tuple(int(rate) for rate in aspp_rates(c.atrous_rates, c.output_stride))
-        x = ASPP(rates, c.aspp_width, c.aspp_conv, c.fusion, c.dropout, dtype, name="aspp")(features.last, train)
+        aspp = ASPP(rates, c.aspp_width, c.aspp_conv, c.fusion, c.conv_bias, c.dropout, dtype, name="aspp")
+        x = aspp(features.last, train)
         if c.decoder_width:
             decoder = Decoder(
                 c.decoder_width,
                 c.low_level_width,
                 c.decoder_conv,
                 c.decoder_depth,
+                c.conv_bias,
                 c.decoder_dropout,
                 c.align_corners,
                 dtype,

@@ -28,10 +28,12 @@ from deeplab_jax.models import layers
 from deeplab_jax.models.convolution import (
     ConvForm,
     Padding,
+    add_border,
     choose_convolution,
     conv2d,
     kernel_radii,
     kernel_shifts,
+    missing_pixels,
     shift_by,
 )
 from deeplab_jax.models.operations import PIXELWISE, AnyArray
@@ -64,6 +66,7 @@ class Extent:
       local: The number of image rows per device, including padding. It is divisible by the network's strides.
       width: On a canvas, each image's number of columns, without padding. None if images fill their arrays' columns.
       columns: On a canvas, the number of columns, including padding. It is divisible by the network's strides.
+      margin: The number of image rows, and of columns, that the first layer takes off; see `Backbone`.
     """
 
     axis: str | None
@@ -72,6 +75,7 @@ class Extent:
     local: int
     width: Int[Array, " n"] | None = None
     columns: int = 0
+    margin: int = 0
 
     def __call__(self, operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Apply an operation to this device's rows.
@@ -96,16 +100,23 @@ class Extent:
 
     def get_height(self, x: Shaped[Array, "n h w c"]) -> Any:
         """Return the total height of the features `x` across all devices, without padding: an int, or int32 [n] on a canvas."""
-        return -(-self.height // (self.local // x.shape[1]))
+        return self._divide(self.height, self.local // x.shape[1])
 
     def get_width(self, x: Shaped[Array, "n h w c"]) -> Any:
         """Return the width of the features `x`, without padding: an int, or int32 [n] on a canvas."""
-        return x.shape[2] if self.width is None else -(-self.width // (self.columns // x.shape[2]))
+        return x.shape[2] if self.width is None else self._divide(self.width, self.columns // x.shape[2])
+
+    def _divide(self, size: Any, stride: int) -> Any:
+        """Return the size of features with the given stride, for a height or width of the image."""
+        if stride > 1 and self.margin:  # the first layer has at least one output
+            size = max(size - self.margin, 1) if isinstance(size, int) else jnp.maximum(size - self.margin, 1)
+        return -(-size // stride)
 
     def scale_to(self, x: Shaped[Array, "n h w c"]) -> "Extent":
         """Return the extent at the resolution of the features `x`."""
         width = None if self.width is None else self.get_width(x)
-        return Extent(self.axis, self.devices, self.get_height(x), x.shape[1], width, x.shape[2])
+        margin = self.margin if x.shape[1] == self.local else 0
+        return Extent(self.axis, self.devices, self.get_height(x), x.shape[1], width, x.shape[2], margin)
 
     def list_rows(self, x: Shaped[Array, "n h w c"]) -> Int[Array, "1 h"]:
         """Return the number of each of this device's rows within the whole image."""
@@ -173,7 +184,7 @@ class Extent:
         # The sum is exact because it only adds zeros. `all_gather` cannot be used, because JAX marks its result as varying
         # over devices.
         rows = lax.psum(own_rows, self.axis)
-        return rows[..., : -(-self.height // (self.local // local)), :] if isinstance(self.height, int) else rows
+        return rows[..., : self._divide(self.height, self.local // local), :] if isinstance(self.height, int) else rows
 
     def mark_varying(self, x: AnyArray) -> Array:
         """Return the replicated array `x`, marked as varying over devices.
@@ -215,32 +226,34 @@ def _column(size: int | Int[Array, " n"]) -> Any:
     return jnp.reshape(jnp.asarray(size), (-1, 1))
 
 
-def split_rows(mesh: Mesh, height: int, output_stride: int) -> Extent | None:
+def split_rows(mesh: Mesh, height: int, output_stride: int, margin: int = 0) -> Extent | None:
     """Return the distribution of image rows over the mesh's "spatial" axis, or None if that axis has only one device.
 
     Args:
       mesh: The device mesh.
       height: The number of image rows.
       output_stride: The network's output stride. The number of rows per device is padded to a multiple of it.
+      margin: The backbone's margin.
     """
     devices = mesh.shape["spatial"]
     if devices == 1:
         return None
-    return Extent("spatial", devices, height, padded_height(height, devices, output_stride) // devices)
+    return Extent("spatial", devices, height, padded_height(height, devices, output_stride) // devices, margin=margin)
 
 
-def place_on_canvas(sizes: Sizes, canvas: tuple[int, int], rows: Extent | None) -> Extent:
+def place_on_canvas(sizes: Sizes, canvas: tuple[int, int], rows: Extent | None, margin: int = 0) -> Extent:
     """Return the extent of images of different sizes in the top left corners of arrays of one size.
 
     Args:
       sizes: Each image's height and width.
       canvas: The arrays' height and width. Both are divisible by the network's strides.
       rows: How the arrays' rows are split over devices, from `split_rows`, or None if they are not split.
+      margin: The backbone's margin.
     """
     height, width = sizes
     if rows is None:
-        return Extent(None, 1, height, canvas[0], width, canvas[1])
-    return dataclasses.replace(rows, height=height, width=width, columns=canvas[1])
+        return Extent(None, 1, height, canvas[0], width, canvas[1], margin)
+    return dataclasses.replace(rows, height=height, width=width, columns=canvas[1], margin=margin)
 
 
 # The functions below implement the non-pixelwise operations on arrays with padding.
@@ -254,13 +267,20 @@ def _conv2d(
     stride: int = 1,
     rate: int = 1,
     padding: Padding = "symmetric",
+    border: Array | None = None,
     form: ConvForm = "auto",
 ) -> Array:
-    radii = kernel_radii(kernel.shape, rate)
+    if border is not None:
+        border = extent.mark_varying(border)
+        y = _conv2d(extent, x - border, kernel, stride=stride, rate=rate, padding=padding, form=form)
+        return add_border(y, extent.mark_varying(kernel), border)
+    radii, is_padded = kernel_radii(kernel.shape, rate), padding != "valid"
+    if not is_padded and radii != (extent.margin // 2,) * 2:
+        raise ValueError(f"`margin` (={extent.margin}) must be 2 * {radii[0]} for this convolution without padding.")
     size = (extent.get_height(x), extent.get_width(x))
     shifts = kernel_shifts(size, kernel.shape, stride, rate, padding)
     is_shifted_by_data = not all(isinstance(shift, int) for shift in shifts)
-    if not extent.is_split(x) and not is_shifted_by_data:
+    if not extent.is_split(x) and not is_shifted_by_data and is_padded:
         x = extent.fill(x, 0.0) if extent.axis is None and radii != (0, 0) else x
         return conv2d(x, kernel, stride=stride, rate=rate, padding=padding, form=form)
     convolve = choose_convolution(kernel.shape, x.shape, x.dtype, stride, rate, form)
@@ -281,7 +301,9 @@ def _conv2d(
                 x = shift_by(x, shift, axis)
             return convolve(x, kernel, stride, rate, ((0, 0), (0, 0)))
         x = extent.add_halo(x, rows - shifts[0], max(rows - stride + 1 + shifts[0], 0))
-        return convolve(x, kernel, stride, rate, ((0, 0), (columns - shifts[1], columns)))
+        # On a canvas, features have as many columns as with padding. The last ones are outside the images.
+        end = columns if is_padded or extent.width is not None else missing_pixels(x.shape[2], columns)
+        return convolve(x, kernel, stride, rate, ((0, 0), (columns - shifts[1], end)))
 
     return convolve_with_halo(x, kernel)
 

@@ -22,6 +22,7 @@ class InvertedResidual(nn.Module):
       has_expansion: Whether a 1x1 convolution precedes the depthwise convolution.
       is_residual: Whether the block adds its input to its output.
       activation: The activation after the expansion and the depthwise convolution.
+      pads_input: Whether the pixels outside the image are zeros in front of the expansion instead of behind it.
       conv, norm: The constructors for convolution and normalization layers.
       squeeze: The constructor for the squeeze-and-excitation layer, or None for a block without it.
     """
@@ -37,15 +38,21 @@ class InvertedResidual(nn.Module):
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
     squeeze: Callable[..., nn.Module] | None = None
+    pads_input: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
         """Return features of shape [n, ceil(h / stride), ceil(w / stride), features]."""
-        y = x
-        if self.has_expansion:
+        y, depthwise = x, (self.expanded, self.size, self.stride, self.rate, self.expanded)
+        if self.has_expansion and self.pads_input:
             y = self.conv(self.expanded, name="expand_conv")(y)
-            y = self.activation(self.norm(name="expand_bn")(y, train))
-        y = self.conv(self.expanded, self.size, self.stride, self.rate, self.expanded, name="depthwise_conv")(y)
+            y, border = self.norm(returns_border=True, name="expand_bn")(y, train)
+            y = self.conv(*depthwise, name="depthwise_conv")(self.activation(y), self.activation(border))
+        else:
+            if self.has_expansion:
+                y = self.conv(self.expanded, name="expand_conv")(y)
+                y = self.activation(self.norm(name="expand_bn")(y, train))
+            y = self.conv(*depthwise, name="depthwise_conv")(y)
         y = self.activation(self.norm(name="depthwise_bn")(y, train))
         if self.squeeze is not None:
             y = self.squeeze(self.conv, name="se")(y)

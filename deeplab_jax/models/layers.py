@@ -54,11 +54,17 @@ class Conv(nn.Module):
     padding: Padding = "symmetric"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 k"]:
-        """Return features of shape [n, ceil(h / stride), ceil(w / stride), features] in `dtype`."""
+    def __call__(self, x: Float[Array, "n h w c"], border: Float[Array, "1 1 1 c"] | None = None) -> Float[Array, "n h2 w2 k"]:
+        """Return features of shape [n, ceil(h / stride), ceil(w / stride), features] in `dtype`.
+
+        Args:
+          x: The input features.
+          border: See `convolution.conv2d`.
+        """
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        y = conv2d(cast(x, self.dtype), kernel, stride=self.stride, rate=self.rate, padding=self.padding)
+        border = None if border is None else cast(border, self.dtype)
+        y = conv2d(cast(x, self.dtype), kernel, stride=self.stride, rate=self.rate, padding=self.padding, border=border)
         if self.use_bias:
             y = add_bias(y, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32))
         return y
@@ -73,13 +79,15 @@ class BatchNorm(nn.Module):
     Attributes:
       momentum: The weight of the old running statistics in an update. (PyTorch's momentum is 1 minus this value.)
       epsilon: The constant added to the variance.
+      returns_border: Whether to also return what the layer makes of a zero, as a 1x1 image.
     """
 
     momentum: float = 0.9
     epsilon: float = 1e-5
+    returns_border: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h w c"]:
+    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Any:
         """Return `x` normalised with batch statistics if `train` is set, or with running statistics otherwise.
 
         The result has the dtype of `x`. After folding (`export.folding`), `bias` is the only remaining parameter and is added
@@ -89,19 +97,20 @@ class BatchNorm(nn.Module):
         is_folded = not self.is_initializing() and not self.has_variable("params", "scale")
         bias = self.param("bias", nn.initializers.zeros, features, jnp.float32)
         if is_folded:
-            return add_bias(x, bias)
+            return (add_bias(x, bias), as_pixel(bias)) if self.returns_border else add_bias(x, bias)
         scale = self.param("scale", nn.initializers.ones, features, jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, features, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, features, jnp.float32)
-        if not train:
-            return batch_norm(x, running_mean.value, running_var.value, scale, bias, self.epsilon)
-        x = materialize(x)
-        mean, var, count = batch_moments(x, running_mean.value)
-        if not self.is_initializing():
+        mean, var = running_mean.value, running_var.value
+        if train:
+            x = materialize(x)
+            mean, var, count = batch_moments(x, mean)
+        if train and not self.is_initializing():
             unbiased = var * (count / max(count - 1, 1))
             running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
             running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased
-        return batch_norm(x, mean, var, scale, bias, self.epsilon)
+        y = batch_norm(x, mean, var, scale, bias, self.epsilon)
+        return (y, normalize_zero(mean, var, scale, bias, self.epsilon)) if self.returns_border else y
 
 
 class Dropout(nn.Module):
@@ -132,6 +141,24 @@ def batch_norm(
     factor = scale * lax.rsqrt(var + epsilon)
     shift = bias - mean * factor
     return (x * factor[None, None, None] + shift[None, None, None]).astype(x.dtype)
+
+
+@pixelwise
+def normalize_zero(
+    mean: Float[AnyArray, " c"],
+    var: Float[AnyArray, " c"],
+    scale: Float[AnyArray, " c"],
+    bias: Float[AnyArray, " c"],
+    epsilon: float,
+) -> Float[Array, "1 1 1 c"]:
+    """Return the result of `batch_norm` for a pixel of zeros, in float32 or wider."""
+    return jnp.asarray(bias - mean * scale * lax.rsqrt(var + epsilon))[None, None, None]
+
+
+@pixelwise
+def as_pixel(x: Float[AnyArray, " c"]) -> Float[Array, "1 1 1 c"]:
+    """Return one value per channel as a 1x1 image."""
+    return jnp.asarray(x)[None, None, None]
 
 
 @pixelwise

@@ -49,8 +49,15 @@ class Backbone:
       recognize: A function of the tensor shapes in a weights file. It returns the `ModelConfig` fields determined by the
         shapes, or None for a different kind of backbone. It raises a CheckpointError for an unsupported network of this kind.
         The error message continues a sentence starting with the file name, such as "has a backbone with ...".
-      check_origin: A function of (file name, source), for a backbone that has the same tensors as another network. It returns
-        what is assumed, or "" if the name is clear. It raises a CheckpointError like `recognize` for the other network.
+      variants: The names of this backbone and of those with the same tensors that compute differently. () if it has none.
+      choose_variant: A function of (file name, source), for a backbone with variants. It returns the name of the one that the
+        file has, and what is assumed, or "" if the file name or the source is clear.
+      unused: A function of (config, source) that returns the shapes of the backbone's tensors in the source's segmentation
+        network that the network does not compute with, keyed by name. Exports contain them as zeros, and as ones where they
+        are variances.
+      margin: The number of rows, and of columns, that the first layer takes off the image.
+      images: A function of the source that returns the `ModelConfig` fields `mean` and `std` for the images that its published
+        weights expect. {} for ImageNet's.
       first_tensors: The names that sources give to one tensor, so that every weights file with this kind of backbone has one of
         them. What precedes this name is a prefix that training code added.
       classifier: The layers that the sources' ImageNet networks have after the features. Weights files can contain them.
@@ -68,7 +75,11 @@ class Backbone:
     classifier: tuple[str, ...] = ("fc",)
     references: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
-    check_origin: Callable[[str, str], str] = lambda file_name, source: ""
+    variants: tuple[str, ...] = ()
+    choose_variant: Callable[[str, str], tuple[str, str]] | None = None
+    unused: Callable[[ModelConfig, str], Shapes] = lambda config, source: {}
+    margin: int = 0
+    images: Callable[[str], Mapping[str, Any]] = lambda source: {}
 
 
 class Dilation(NamedTuple):
@@ -78,7 +89,7 @@ class Dilation(NamedTuple):
       stride: The block's stride.
       rate: The rate of the convolution that applies the stride.
       inner_rate: The rate of the second convolution in a basic block.
-      shortcut_rate: The pooling rate in a pooled shortcut, or 0 for blocks without a stride in the undilated network.
+      shortcut_rate: The pooling rate in a pooled shortcut, or 0 for a block whose shortcut does not pool.
     """
 
     stride: int
@@ -123,6 +134,7 @@ def stage_dilations(blocks: Sequence[int], config: ModelConfig, stem_stride: int
             rates = [int(rate) for rate in last_stage_rates(unit_of_each_block(config.multi_grid, count), output_stride)]
         strides = [stride_out // stride_in] + [1] * rest
         inner_rates = [stage_rate if config.dilate_conv2 else 1] * count
-        shortcut_rates = [previous_rate if undilated_in < undilated_out else 0] + [0] * rest
+        is_pooled = undilated_in < undilated_out and (config.pool_dilated_shortcuts or stride_in < stride_out)
+        shortcut_rates = [previous_rate if is_pooled else 0] + [0] * rest
         stages.append([Dilation(*each) for each in zip(strides, rates, inner_rates, shortcut_rates, strict=True)])
     return stages

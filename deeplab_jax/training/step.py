@@ -16,6 +16,7 @@ from deeplab_jax.config import Config
 from deeplab_jax.labels import IGNORE
 from deeplab_jax.losses import LOSSES
 from deeplab_jax.models import DeepLabV3, Outputs, normalize
+from deeplab_jax.models.backbones import find_backbone
 from deeplab_jax.models.extent import Extent, split_rows
 from deeplab_jax.models.operations import interpreted_by
 from deeplab_jax.models.resize import resize_like
@@ -63,7 +64,8 @@ def train_step(
       see `_compute_gradient`.
     """
     dropout_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    rows = split_rows(mesh, config.data.crop_size[0], config.model.output_stride) if mesh else None
+    margin = find_backbone(config.model.backbone).margin
+    rows = split_rows(mesh, config.data.crop_size[0], config.model.output_stride, margin) if mesh else None
     labels, mask = batch["label"], _make_mask(batch, rows)
     loss_fn = functools.partial(
         _compute_loss,

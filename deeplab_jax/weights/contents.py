@@ -20,7 +20,7 @@ from deeplab_jax.weights.unpickle import Stub
 _WRAPPERS = re.compile(r"(?<![^.])(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
 _AVERAGE = re.compile(r"(?<![A-Za-z])(?:ema|swa|avg|averaged?|averaging|polyak|shadow|EMA|Ema|SWA|Averaged?)(?![a-z])")
 _RAW = re.compile(r"(?<![a-z])(?:online|student|raw|current)(?![a-z])", re.IGNORECASE)
-_OPTIMIZER = re.compile(r"optim|sched|scaler|grads", re.IGNORECASE)
+_OPTIMIZER = re.compile(r"optim|^opt$|sched|scaler|grads", re.IGNORECASE)
 _COUNTERS = ("n_averaged", "steps", "step", "num_updates", "decay", "initted")  # scalars that averaged models add
 _MAX_DEPTH = 8
 _MAX_VALUES = 100_000  # in a file's metadata
@@ -283,7 +283,7 @@ def _split(label: str, tensors: Mapping[str, Value]) -> Iterator[Weights]:
     firsts = {first for backbone in BACKBONES.values() for first in backbone.first_tensors}
     prefixes = []
     for name in names:
-        first = next((each for each in firsts if name == each or name.endswith(f".{each}")), None)
+        first = max((each for each in firsts if name == each or name.endswith(f".{each}")), key=len, default="")
         if first:
             prefixes.append(_before_backbone(name.removesuffix(first)))
     if len(set(prefixes)) > _MAX_SETS:

@@ -5,10 +5,12 @@ The conversion is strict: every tensor is either used or reported.
 
 import dataclasses
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 
 from deeplab_jax.config import Config, ModelConfig
+from deeplab_jax.config.fields import field_names
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models import DeepLabV3, canonical, graph
 from deeplab_jax.models.backbones import BACKBONES
@@ -71,7 +73,7 @@ def to_variables(state: StateDict, network: Network, *, ignore_head: bool = Fals
         if unused
     ]
     invalid = {name for name in used.values() if not np.isfinite(tensors[name]).all()}
-    invalid |= {name for name in used.values() if name.endswith("running_var") and (tensors[name] < 0).any()}
+    invalid |= {name for path, name in used.items() if path[-1] == "var" and (tensors[name] < 0).any()}
     if invalid:
         raise CheckpointError(
             f"`{state.source}` contains NaN, infinity or a variance below 0 in {_join(invalid)}. Use different weights."
@@ -96,17 +98,27 @@ def to_state_dict(variables: Variables, model: ModelConfig, fmt: str, step: int)
     require_exportable(model, fmt)
     name_of = names.reference_names(variables, model, fmt)
     state = {name: names.to_reference(path, variables[path], model, fmt) for path, name in name_of.items()}
+    state |= {name: _neutral(name, shape) for name, shape in _unused_shapes(model, fmt).items()}
     counters = [name.replace("running_mean", COUNTER) for name in state if name.endswith("running_mean")]
     return state | {name: np.array(step, np.int64) for name in counters}
 
 
+def _unused_shapes(model: ModelConfig, fmt: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors that a library's network has but does not compute with, keyed by name."""
+    shapes = BACKBONES[model.backbone].unused(model, fmt)
+    return {SOURCES[fmt].backbone_prefix + name: shape for name, shape in shapes.items()}
+
+
+def _neutral(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    return np.full(shape, float(name.endswith("running_var")), np.float32)
+
+
 def require_exportable(model: ModelConfig, fmt: str) -> None:
     """Raise a CheckpointError if the library has no equivalent network."""
-    required = SOURCES[fmt].required
-    if required is None:
+    if SOURCES[fmt].required is None:
         exported = [name for name, source in SOURCES.items() if source.required]
         raise CheckpointError(f"`--to` (={fmt!r}) has no segmentation networks. Use {' or '.join(exported)}.")
-    for field, values in required(model).items():
+    for field, values in supported_values(model, fmt).items():
         # Different configs can describe the same network, so compare canonical configs instead of individual fields.
         if not any(canonical(dataclasses.replace(model, **{field: value})) == canonical(model) for value in values):
             supported = " or ".join(map(repr, values))
@@ -114,6 +126,15 @@ def require_exportable(model: ModelConfig, fmt: str) -> None:
                 f"`--to` (={fmt!r}) does not support model.{field}={getattr(model, field)!r}, only {supported}. Export to a "
                 "different library."
             )
+
+
+def supported_values(model: ModelConfig, fmt: str) -> dict[str, tuple[Any, ...]]:
+    """Return the values that a library supports for each `ModelConfig` field that it does not leave open."""
+    source = SOURCES[fmt]
+    assert source.required
+    fields = field_names(ModelConfig, changes=("shapes", "meaning"))
+    defaults = {field: (getattr(ModelConfig(), field),) for field in fields if field not in source.free}
+    return defaults | {**source.required(model)}
 
 
 def variable_shapes(config: Config) -> dict[names.Path, tuple[int, ...]]:
@@ -147,7 +168,8 @@ def _names_outside_network(tensors: Mapping[str, np.ndarray], network: Network) 
         others.setdefault(name.partition(".")[0], []).append(name)
     foreign = [each for top, each in others.items() if top not in own and all(tensors[name].ndim < 2 for name in each)]
     unused = [each for top, each in others.items() if top in source.unused]
-    return {name for module in foreign + unused for name in module}
+    named = _unused_shapes(network.config.model, network.fmt).keys() & tensors.keys()
+    return named | {name for module in foreign + unused for name in module}
 
 
 def _names_in_classifier(tensors: Collection[str], network: Network) -> set[str]:

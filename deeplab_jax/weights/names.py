@@ -21,8 +21,6 @@ _LEAVES = {
     ("params", "kernel"): "weight",
     ("params", "scale"): "weight",
     ("params", "bias"): "bias",
-    ("batch_stats", "mean"): "running_mean",
-    ("batch_stats", "var"): "running_var",
 }
 
 
@@ -41,13 +39,15 @@ def reference_names(paths: Iterable[Path], model: ModelConfig, fmt: str) -> dict
     source = SOURCES[fmt]
     layers = {f"backbone/{ours}": source.backbone_prefix + theirs for ours, theirs in backbone.items()}
     layers |= source.head_names(model)
-    return {path: f"{layers['/'.join(path[1:-1])]}.{_LEAVES[path[0], path[-1]]}" for path in paths}
+    leaves = _LEAVES | dict(zip((("batch_stats", "mean"), ("batch_stats", "var")), source.statistics, strict=True))
+    return {path: f"{layers['/'.join(path[1:-1])]}.{leaves[path[0], path[-1]]}" for path in paths}
 
 
 def backbone_prefixes() -> list[str]:
-    """Return what can precede the names of a backbone's tensors, such as "backbone."."""
-    # torchvision's ImageNet MobileNet uses the prefix "features.".
-    return list(dict.fromkeys([*(source.backbone_prefix for source in SOURCES.values()), "features."]))
+    """Return what can precede the names of a backbone's tensors, such as "backbone.". Longer prefixes come first."""
+    # torchvision's ImageNet MobileNets use the prefix "features.", also as encoders of segmentation_models.pytorch.
+    prefixes = [source.backbone_prefix for source in SOURCES.values()]
+    return list(dict.fromkeys([*(f"{prefix}features." for prefix in prefixes), *prefixes, "features."]))
 
 
 def strip_backbone_prefix(name: str) -> str:
@@ -60,26 +60,26 @@ def strip_backbone_prefix(name: str) -> str:
 def to_reference(path: Path, value: np.ndarray, model: ModelConfig, fmt: str) -> np.ndarray:
     """Convert one of our variables to the library's axis order.
 
-    Kernels are transposed from HWIO to OIHW. The input channels of the ASPP fusion kernel are reordered to match the order in
-    which the library concatenates the ASPP branches.
+    Kernels are transposed from HWIO to OIHW. If the library concatenates a layer's inputs in another order, the kernel's
+    channels are reordered.
     """
     if path[-1] != "kernel":
         return value
-    if _is_pool_first(path, fmt):
-        value = np.roll(value, model.aspp_width, axis=2)
-    return np.ascontiguousarray(value.transpose(3, 2, 0, 1))
+    return np.ascontiguousarray(_reorder(path, value, model, fmt, 1).transpose(3, 2, 0, 1))
 
 
 def from_reference(path: Path, value: np.ndarray, model: ModelConfig, fmt: str) -> np.ndarray:
     """Convert a library tensor to our axis order. This is the inverse of `to_reference`."""
     if path[-1] != "kernel":
         return value
-    value = value.transpose(2, 3, 1, 0)
-    return np.ascontiguousarray(np.roll(value, -model.aspp_width, axis=2) if _is_pool_first(path, fmt) else value)
+    return np.ascontiguousarray(_reorder(path, value.transpose(2, 3, 1, 0), model, fmt, -1))
 
 
-def _is_pool_first(path: Path, fmt: str) -> bool:
-    return SOURCES[fmt].is_pool_first and path[1:] == ("aspp", "fuse", "conv", "kernel")
+def _reorder(path: Path, kernel: np.ndarray, model: ModelConfig, fmt: str, sign: int) -> np.ndarray:
+    """Return an HWIO kernel with its input channels in the library's order, or in ours if `sign` is -1."""
+    count = SOURCES[fmt].first_inputs(model).get("/".join(path[1:-2]), 0)
+    # The channels of a depthwise kernel are on the last axis, and the 1x1 convolution after it reads them in the same order.
+    return np.roll(kernel, sign * count, axis=3 if path[-2] == "depthwise" else 2)
 
 
 def flatten(variables: Any) -> dict[Path, Any]:

@@ -77,6 +77,8 @@ def recognize(state: StateDict, fmt: str = "auto", overrides: Mapping[str, Any] 
         )
     try:
         switches, other_head = _recognize_backbone(shapes, source), ""
+        record = state.meta[RECORD].get("model", {}) if RECORD in state.meta else {}
+        switches["backbone"], assumption = _choose_variant(state, source, switches["backbone"], overrides or {}, record)
         try:
             switches |= SOURCES[source].read_head(shapes)
         except OtherHeadError as error:
@@ -87,12 +89,13 @@ def recognize(state: StateDict, fmt: str = "auto", overrides: Mapping[str, Any] 
             config, origin = _read_record(state, switches)
         else:
             model = ModelConfig(**switches)
+            if _count_channels(shapes, model, source) == 3:
+                model = dataclasses.replace(model, **find_backbone(model.backbone).images(source))
             facts = SOURCES[source].read_facts(state, model, overrides or {}) if num_classes else {}
             config, origin = _apply_facts(facts, model)
         if channels == 1 and config.labels.num_classes != 2:
             config.labels, origin["labels"] = BINARY, "assumed: the network has one logit"
         config.data.channels = _count_channels(shapes, config.model, source)
-        assumption = find_backbone(config.model.backbone).check_origin(state.source, source) if RECORD not in state.meta else ""
         return Network(source, validate(config), num_classes, origin, channels == 1, assumption, other_head)
     except CheckpointError as error:
         raise CheckpointError(f"`{state.source}` {error}") from None
@@ -119,13 +122,33 @@ def _recognize_backbone(shapes: Shapes, source: str) -> dict[str, Any]:
     names = ", ".join(sorted(own)[:3])
     try:
         classes = SOURCES[source].read_head(shapes).get("num_classes")
+        known = f"is a DeepLabV3 for {classes} classes, but" if classes else ""
+    except OtherHeadError as error:
+        known = f"{error}, and"
     except CheckpointError:
-        classes = None
-    if classes:
-        network = f"is a DeepLabV3 for {classes} classes, but its backbone{f', {kind},' if kind else ''} is not supported"
+        known = ""
+    if known:
+        network = f"{known} its backbone{f', {kind},' if kind else ''} is not supported"
     else:
         network = f"is not a DeepLabV3 network or a supported backbone{f', but contains {kind}' if kind else ''}"
     raise CheckpointError(f"{network} (its tensors include {names}). Use weights for {', '.join(BACKBONES)}.")
+
+
+def _choose_variant(
+    state: StateDict, source: str, backbone: str, overrides: Mapping[str, Any], record: Mapping[str, Any]
+) -> tuple[str, str]:
+    """Return which of the backbones with these tensors the file has, and what is assumed about it, or "".
+
+    A recorded config decides, then the library and the file name, and then the user.
+    """
+    variants, choose = find_backbone(backbone).variants, find_backbone(backbone).choose_variant
+    if choose is None:
+        return backbone, ""
+    if record.get("backbone") in variants:
+        return record["backbone"], ""
+    name = str(state.config.get("architecture") or state.source)  # timm's config.json names the network
+    backbone, assumption = choose(name, source)
+    return (overrides["backbone"], "") if assumption and overrides.get("backbone") in variants else (backbone, assumption)
 
 
 def _count_channels(shapes: Shapes, model: ModelConfig, fmt: str) -> int:
@@ -135,7 +158,7 @@ def _count_channels(shapes: Shapes, model: ModelConfig, fmt: str) -> int:
       CheckpointError: The network reads more channels than are supported.
     """
     layers = find_backbone(model.backbone).tensor_names(model, fmt)
-    names = {f"{layers[layer]}.weight" for layer in FIRST_LAYERS if layer in layers}
+    names = {strip_backbone_prefix(f"{layers[layer]}.weight") for layer in FIRST_LAYERS if layer in layers}
     kernels = [shape for name, shape in shapes.items() if strip_backbone_prefix(name) in names and len(shape) == 4]
     if not kernels:
         return 3  # the missing tensor is reported later, with all others

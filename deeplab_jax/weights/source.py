@@ -15,23 +15,27 @@ ASSUMED = "assumed: the reference implementation's default, because the tensors 
 
 @dataclasses.dataclass(frozen=True)
 class StateDict:
-    """The contents of a weights file.
+    """The contents of a weights file, or of a folder with weights.
 
     Attributes:
-      source: The file's path or name, used in messages.
+      source: The file's or folder's path or name, used in messages.
       tensors: The tensors as float32 arrays, keyed by name. Wrappers and name prefixes are removed.
       meta: The file's metadata: mmsegmentation's "meta" entry, or our own record.
       notes: Messages telling the user how the tensors were read and converted.
+      config: The content of config.json, if the weights are in a folder that has this file.
+      preprocessing: The content of preprocessor_config.json, likewise.
     """
 
     source: str
     tensors: dict[str, np.ndarray]
     meta: dict[str, Any]
     notes: tuple[str, ...] = ()
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    preprocessing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class OtherHeadError(CheckpointError):
-    """A segmentation head that is not a DeepLabV3's. The message continues a sentence that starts with "the network"."""
+    """A segmentation head that is not a DeepLabV3's. The message continues "the network", such as "is an FCN"."""
 
 
 # Maps a dotted config field, or "labels", to (value, description of where the value comes from).
@@ -49,32 +53,48 @@ class Source:
         result is {} for a file that contains only a backbone. It raises an OtherHeadError for another network's head.
       read_facts: (state dict, model config inferred from the tensors, `ModelConfig` fields set by the user) -> the file's
         settings, and the library's defaults for the others. The caller prefixes error messages with the file name.
-      required: (model config) -> a dict with the supported values for each `ModelConfig` field that the library fixes. None
-        if weights cannot be exported to this library.
+      read_notes: (state dict) -> messages about settings in the file that a config cannot express.
+      required: (model config) -> a dict with the supported values of the `ModelConfig` fields for which the library has others
+        than the default. None if weights cannot be exported to this library.
+      free: The `ModelConfig` fields of which the library supports every value. Of a field that is neither free nor in
+        `required`, only the default is supported, so a source need not know about a new field.
       describe: (config) -> the code or settings that build the exported network in this library.
       backbone_prefix: The prefix of backbone tensor names in a segmentation network.
       is_backbone_only: Whether this library's files contain only a backbone. Such files are accepted even if the user requests
         a different library, because all libraries use the same backbone tensor names.
-      is_pool_first: Whether the library concatenates the image-pooling branch before the other ASPP branches. Our networks
-        concatenate it last.
+      first_inputs: (model config) -> a dict with the layers whose inputs the library concatenates in another order. It maps our
+        path of the layer, such as "aspp/fuse", to the number of the last input channels that come first in the library.
       unused: The modules that the library can add to a network but that segmentation does not need. They are not imported.
+      statistics: The names of BatchNorm's running mean and variance.
+      suffixes: The suffixes of the files to which weights can be exported.
+      loads_with: The function that loads an exported file.
     """
 
     has_names: Callable[[Collection[str]], bool]
     head_names: Callable[[ModelConfig], dict[str, str]] = lambda _: {}
     read_head: Callable[[Shapes], dict[str, Any]] = lambda _: {}
     read_facts: Callable[[StateDict, ModelConfig, Mapping[str, Any]], Facts] = lambda *_: {}
+    read_notes: Callable[[StateDict], tuple[str, ...]] = lambda _: ()
     required: Callable[[ModelConfig], Mapping[str, tuple[Any, ...]]] | None = None
+    free: frozenset[str] = frozenset({"mean", "std"})
     describe: Callable[[Config], str] | None = None
     backbone_prefix: str = "backbone."
     is_backbone_only: bool = False
-    is_pool_first: bool = False
+    first_inputs: Callable[[ModelConfig], Mapping[str, int]] = lambda _: {}
     unused: frozenset[str] = frozenset()
+    statistics: tuple[str, str] = ("running_mean", "running_var")
+    suffixes: tuple[str, ...] = (".safetensors", ".pth", ".pt")
+    loads_with: str = "load_state_dict(strict=True)"
 
 
 def conv_bn(ours: str, conv: str, bn: str) -> dict[str, str]:
     """Return a dict mapping the layers in our `ConvBNReLU` at the path `ours` to the library's names `conv` and `bn`."""
     return {f"{ours}/conv": conv, f"{ours}/bn": bn}
+
+
+def separable_bn(ours: str, pair: str, bn: str) -> dict[str, str]:
+    """Return the same for a `depthwise+1x1` convolution, whose two layers are the elements of the library's module `pair`."""
+    return {f"{ours}/depthwise": f"{pair}.0"} | conv_bn(ours, f"{pair}.1", bn)
 
 
 def output_channels(shapes: Shapes, name: str) -> int:

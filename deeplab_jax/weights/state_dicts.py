@@ -1,9 +1,11 @@
 """Read state dicts from weights files, and write them."""
 
 import collections
+import dataclasses
 import importlib
 import json
 import os
+import pickle
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -13,12 +15,13 @@ from etils import epath
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from deeplab_jax.checkpoints.paths import is_safetensors
+from deeplab_jax.checkpoints.paths import find_weights, is_safetensors
 from deeplab_jax.errors import CheckpointError, one_line
 from deeplab_jax.files import write_atomically
+from deeplab_jax.weights import folders
 from deeplab_jax.weights.contents import choose_weights, read_meta
 from deeplab_jax.weights.source import StateDict
-from deeplab_jax.weights.tensors import Unsupported
+from deeplab_jax.weights.tensors import Tensor, Unsupported, parse_tensor
 from deeplab_jax.weights.torch_files import ZIP_MAGIC, TorchFile, open_pickle, open_zip, read_tensors
 from deeplab_jax.weights.unpickle import UnsafePickleError
 
@@ -26,13 +29,14 @@ RECORD = "deeplab_jax"  # the safetensors header key for the config stored by `d
 
 
 def read(path: str, source: str = "", *, ema: bool = False, entry: str = "") -> StateDict:
-    """Read a state dict from a safetensors file, a file written by torch.save, or a pickle with NumPy arrays.
+    """Read a state dict from a safetensors file, a file written by torch.save, a pickle with NumPy arrays, or a folder.
 
-    The file's content decides what it is, not its suffix. Nothing in it is executed, and PyTorch is not needed.
+    The file's content decides what it is, not its suffix. Nothing in it is executed, and PyTorch is not needed. A folder is as
+    Hugging Face's libraries write it, with one weights file or several, and settings next to them.
 
     Args:
-      path: The file path.
-      source: The file name to show in messages. Defaults to `path`.
+      path: The path of the file or folder.
+      source: The name to show in messages. Defaults to `path`.
       ema: Whether to read the exponential moving average that some training scripts store alongside the weights.
       entry: The keys that lead to the weights, separated by dots, if the file contains several sets of weights.
 
@@ -41,10 +45,15 @@ def read(path: str, source: str = "", *, ema: bool = False, entry: str = "") -> 
         `entry` asks for.
     """
     source = source or path
-    if not os.path.isfile(path):
-        raise CheckpointError(f"`{source}` is not a file. Use a weights file, or hf:OWNER/NAME.")
+    weights = os.fspath(find_weights(epath.Path(path)) or path)
+    if not os.path.isfile(weights):
+        raise CheckpointError(f"`{source}` is not a file. Use a weights file, a folder with one, or hf:OWNER/NAME.")
     try:
-        return _read(path, source, ema=ema, entry=entry)
+        state = _read(weights, source, ema=ema, entry=entry)
+        if weights == path:
+            return state
+        config, preprocessing = (folders.read_settings(path, name) for name in (folders.CONFIG, folders.PREPROCESSING))
+        return dataclasses.replace(state, config=config, preprocessing=preprocessing)
     except CheckpointError as error:
         raise CheckpointError(f"`{source}` {error}") from None
     except UnsafePickleError as error:
@@ -60,14 +69,14 @@ def read(path: str, source: str = "", *, ema: bool = False, entry: str = "") -> 
 
 
 def write(path: str, tensors: Mapping[str, np.ndarray], record: dict[str, Any]) -> None:
-    """Write a state dict to a `.safetensors`, `.pth` or `.pt` file.
+    """Write a state dict to a `.safetensors`, `.pth`, `.pt` or `.pdparams` file.
 
     The file is written under a temporary name and then renamed, so `path` never holds an incomplete file.
 
     Args:
       path: The file path.
       tensors: The tensors by name.
-      record: JSON values to store in the header of a `.safetensors` file. PyTorch files contain only the tensors.
+      record: JSON values to store in the header of a `.safetensors` file. Other files contain only the tensors.
 
     Raises:
       CheckpointError: The suffix is not supported, or PyTorch is not installed.
@@ -78,24 +87,27 @@ def write(path: str, tensors: Mapping[str, np.ndarray], record: dict[str, Any]) 
         content = save(dict(tensors), {"format": "pt", RECORD: json.dumps(record)})
         with write_atomically(target) as file:
             file.write(content)
+    elif target.suffix == ".pdparams":
+        # paddle.save writes the same: a pickle of a dict of NumPy arrays.
+        content = pickle.dumps({name: np.ascontiguousarray(value) for name, value in tensors.items()}, protocol=4)
+        with write_atomically(target) as file:
+            file.write(content)
     elif target.suffix in (".pth", ".pt"):
         torch = _import_torch(path)
         state = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
         with write_atomically(target) as file:
             torch.save(state, file)
     else:
-        raise CheckpointError(f"`--out` (={path!r}) has the suffix {target.suffix!r}. Use .safetensors, .pth or .pt.")
+        raise CheckpointError(
+            f"`--out` (={path!r}) has the suffix {target.suffix!r}. Use .safetensors, .pth, .pt or .pdparams."
+        )
 
 
 def _read(path: str, source: str, *, ema: bool, entry: str) -> StateDict:
-    file: TorchFile | None = None
-    with open(path, "rb") as opened:
-        start = opened.read(512)
-    if is_safetensors(start):
-        root, meta = _read_safetensors(path)
+    if path.endswith(".index.json"):
+        root, meta, file = _read_shards(path), dict[str, Any](), None
     else:
-        file = _open_torch_file(path, start)
-        root, meta = file.root, read_meta(file.root)
+        root, meta, file = _open(path)
     chosen, notes = choose_weights(root, ema=ema, entry=entry)
     unusable = next((f"{name} ({value.kind})" for name, value in chosen.items() if isinstance(value, Unsupported)), None)
     if unusable:
@@ -111,6 +123,36 @@ def _read(path: str, source: str, *, ema: bool, entry: str) -> StateDict:
         notes = (*notes, used if ema else "the file also contains a moving average of the weights (use --ema to select it)")
     tensors, dtype_notes = _to_float32(plain | average if ema else plain)
     return StateDict(source, tensors, meta, (*notes, *dtype_notes))
+
+
+def _open(path: str) -> tuple[Any, dict[str, Any], TorchFile | None]:
+    """Return a file's content, its metadata, and for a PyTorch file, what reads the values of its tensors."""
+    with open(path, "rb") as opened:
+        start = opened.read(512)
+    if is_safetensors(start):
+        return *_read_safetensors(path), None
+    file = _open_torch_file(path, start)
+    return file.root, read_meta(file.root), file
+
+
+def _read_shards(index: str) -> dict[str, np.ndarray]:
+    """Return the tensors of several files, which an index lists."""
+    tensors: dict[str, np.ndarray] = {}
+    for name, wanted in folders.list_shards(index).items():
+        path = os.path.join(os.path.dirname(index), name)
+        if not os.path.isfile(path):
+            raise CheckpointError(f"lacks {name}, which {os.path.basename(index)} lists. Download it as well.")
+        try:
+            root, _, file = _open(path)
+            dense = {key: value for key in wanted if isinstance(value := parse_tensor(root[key]), Tensor | np.ndarray)}
+            if missing := wanted - dense.keys():
+                raise ValueError(f"{min(missing)} is not a dense tensor")
+            tensors |= read_tensors(file, dense) if file else {key: root[key] for key in wanted}
+        except UnsafePickleError:
+            raise
+        except Exception as error:
+            raise CheckpointError(f"has a damaged {name} ({one_line(error)}). Download it again.") from None
+    return tensors
 
 
 def _open_torch_file(path: str, start: bytes) -> TorchFile:
@@ -135,8 +177,13 @@ _OTHER_FILES = (
     (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!", "a compressed file. Extract it, and use the weights file inside."),
     (rb".{257}ustar", "a tar archive. Extract it, and use the weights file inside."),
     (rb"\x89HDF", "an HDF5 file, as written by Keras. Use PyTorch weights, as written by torchvision or timm."),
+    (
+        # A program starts with its first block, whose number is 0 and whose parent is -1. A tensor starts with its version, 0.
+        rb"\n[\x80-\xff]*[\0-\x7f]\x08\0\x10\xff{9}\x01|\0{16}.\0{3}\x08",
+        "a PaddlePaddle inference model (.pdmodel or .pdiparams), whose tensors have no usable names. Use the .pdparams file.",
+    ),
     (rb"\x93NUMPY", "a NumPy array. Use a file with a state dict."),
-    (rb"\s*\{", "a JSON file. Use a weights file."),
+    (rb"\s*\{", "a JSON file. Use a weights file, or the folder with the file."),
 )
 
 

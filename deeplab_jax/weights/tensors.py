@@ -94,6 +94,9 @@ def parse_tensor(value: Any) -> Value | None:
         package, _, name = value.name.rpartition(".")
         if name in ("_rebuild_parameter", "_rebuild_parameter_with_state"):
             value = value.args[0]
+        elif value.name in ("builtins.tuple", "__builtin__.tuple"):  # how paddle.save writes a tensor inside other objects
+            pair = value.args[0] if value.args else ()
+            value = pair[1] if isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) else None
         elif name == "_rebuild_from_type_v2":
             value = Stub(_name(value.args[0]), value.args[2])
         elif name in ("_rebuild_device_tensor_from_numpy", "_rebuild_xla_tensor", "_rebuild_mlc_tensor"):

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from deeplab_jax.errors import CheckpointError
@@ -165,7 +166,8 @@ def read_tensors(file: TorchFile, tensors: Mapping[str, Value]) -> dict[str, np.
                 storages[place] = np.frombuffer(data, stored).astype(value.dtype, copy=False)
             arrays[name] = _view(storages[place], value)
         elif isinstance(value, np.ndarray):
-            arrays[name] = value
+            # NumPy has no bfloat16, so PaddlePaddle stores its bits as integers.
+            arrays[name] = value.view(ml_dtypes.bfloat16) if value.dtype == np.uint16 else value
     return arrays
 
 

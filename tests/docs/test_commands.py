@@ -60,6 +60,7 @@ PLACEHOLDERS = {
     "hf:timm/resnet101.tv_in1k": "",
     "deeplabv3_r50-d8_512x1024_80k_cityscapes_20200606_113404-b92cfdd4.pth": "mmseg.safetensors",
     "deeplabv3_resnet101_coco-586e9e4e.pth": "mmseg.safetensors",
+    "my_smp_network/": "mmseg.safetensors",
     "r50.pth": "r50.safetensors",  # .pth needs PyTorch
     "finetuned.pth": "finetuned.safetensors",
 }

@@ -36,6 +36,8 @@ SWITCHES = {
         "backbone": "seven_bottlenecks",
         "stem": "3x3",
         "shortcut": "avgpool+1x1",
+        "pool_dilated_shortcuts": False,
+        "conv_bias": True,
         "output_stride": 8,
         "multi_grid": (0.5, 1.0, 2.0),
         "fusion": "1x1+3x3",
@@ -116,6 +118,8 @@ def test_an_exported_file_gives_the_logits_and_labels_of_the_checkpoint(
             "decoder_conv": "depthwise+bn+1x1",
         },
         {"backbone": "efficientnet_lite0", "decoder_width": 8},
+        {"backbone": "xception41", "decoder_width": 8},
+        {"backbone": "mobilenetv2_vainf", "output_stride": 8},
     ],
     ids=lambda switches: switches.get("backbone", "separable"),
 )

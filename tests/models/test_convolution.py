@@ -153,6 +153,31 @@ def test_same_padding_rejects_strides_above_2():
         conv2d(jnp.zeros((1, 4, 4, 2)), jnp.zeros((3, 3, 2, 2)), stride=3, padding="same")
 
 
+@pytest.mark.parametrize(("size", "kernel_size", "stride", "rate"), [((8, 7), 3, 2, 1), ((9, 6), 3, 1, 2), ((11, 12), 5, 2, 1)])
+def test_a_convolution_without_padding_reads_only_the_image(size, kernel_size, stride, rate):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, *size, 3)), rng.normal(size=(kernel_size, kernel_size, 3, 4))
+    height, width = ((side - rate * (kernel_size - 1) - 1) // stride + 1 for side in size)
+    expected = reference_conv(x, kernel, stride, rate, (0, 0))[:, :height, :width]
+    x, kernel = jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
+    for form in ("xla", "mixed", "auto"):
+        y = conv2d(x, kernel, stride=stride, rate=rate, padding="valid", form=form)
+        np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)  # float32 sums of up to 75 terms
+
+
+@pytest.mark.parametrize(("stride", "rate"), [(1, 1), (2, 1), (1, 3)])
+def test_a_border_is_what_a_depthwise_convolution_reads_outside_the_image(stride, rate):
+    rng = np.random.default_rng(0)
+    x, kernel, border = rng.normal(size=(2, 8, 7, 3)), rng.normal(size=(3, 3, 1, 3)), rng.normal(size=(1, 1, 1, 3))
+    padded = np.broadcast_to(border, (2, 8 + 2 * rate, 7 + 2 * rate, 3)).copy()
+    padded[:, rate:-rate, rate:-rate] = x
+    full = [reference_conv(padded[..., c : c + 1], kernel[..., c : c + 1], 1, rate) for c in range(3)]
+    expected = np.concatenate(full, -1)[:, rate:-rate:stride, rate:-rate:stride]
+    x, kernel, border = (jnp.asarray(each, jnp.float32) for each in (x, kernel, border))
+    y = conv2d(x, kernel, stride=stride, rate=rate, border=border)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)  # float32 sums of 18 terms
+
+
 @pytest.mark.parametrize(("stride", "rate"), [(1, 1), (2, 1), (1, 2)])
 def test_a_grouped_convolution_convolves_each_group_separately(stride, rate):
     rng = np.random.default_rng(0)

@@ -49,6 +49,12 @@ def test_torchvision_networks_have_the_published_costs(backbone, switches, multi
     assert total.flops / 2e9 == pytest.approx(multiply_adds, rel=5e-5)  # torchvision counts a multiply-add as one operation
 
 
+def test_a_mobilenetv2_has_the_published_cost():
+    layers = cost.layers(ModelConfig(backbone="mobilenetv2", output_stride=32), 19, (224, 224))
+    flops = sum(layer.flops for layer in layers if layer.name.startswith("backbone/")) + 2 * 1280 * 1000
+    assert flops / 2e9 == pytest.approx(0.300774, rel=2e-6)  # 0.301 in torchvision, for the ImageNet network
+
+
 @pytest.mark.parametrize(
     "model", [tiny_resnet18(), ModelConfig(stem="3x3", fusion="3x3", aux_head=True, dtype="bfloat16", remat=(1, 2))]
 )

@@ -12,6 +12,7 @@ from deeplab_jax.models.decoder import Decoder
 from deeplab_jax.models.graph import abstract_variables
 from deeplab_jax.models.inverted_residual import scale_channel_count
 from deeplab_jax.models.layers import BatchNorm
+from deeplab_jax.models.stages import stage_dilations
 
 
 def with_constant_excitation(variables):
@@ -39,7 +40,11 @@ def make_backbone(name, **switches):
         ("resnet50", {"stem": "3x3", "shortcut": "avgpool+1x1", "multi_grid": (1.0, 2.0, 4.0)}),
         ("resnext50_32x4d", {"stage3_first_rate": 2}),
         ("mobilenetv3_large", {"multi_grid": (1.0, 1.0, 1.0)}),
+        ("mobilenetv2", {}),
+        ("mobilenetv2_vainf", {}),
         ("efficientnet_lite0", {}),
+        ("xception41", {}),
+        pytest.param("xception71", {}, marks=pytest.mark.long),
     ],
 )
 def test_dilated_features_match_the_undilated_network_when_subsampled(name, switches):
@@ -132,6 +137,43 @@ def test_dropout_of_a_decoder_is_only_active_in_training():
     )
 
 
+@pytest.mark.parametrize(
+    ("output_stride", "pools", "rates"),
+    [(8, True, [0, 1, 1, 2]), (8, False, [0, 1, 0, 0]), (16, False, [0, 1, 1, 0]), (32, False, [0, 1, 1, 1])],
+)
+def test_dilated_stages_can_leave_out_the_pool_of_their_shortcuts(output_stride, pools, rates):
+    config = ModelConfig(shortcut="avgpool+1x1", output_stride=output_stride, pool_dilated_shortcuts=pools)
+    assert [stage[0].shortcut_rate for stage in stage_dilations((2, 2, 2, 2), config)] == rates
+
+
+def test_a_bias_before_batchnorm_shifts_its_mean():
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(1, 5, 4, 6)), jnp.float32)
+    layers = [ConvBNReLU(3, "depthwise+bn+1x1", use_bias=use_bias) for use_bias in (True, False)]
+    variables = jax.tree.map(lambda leaf: leaf + 0.3, layers[0].init(jax.random.key(0), x, False))
+    shifted = jax.tree.map(lambda leaf: leaf, variables)  # a copy of the dicts
+    for conv, bn in (("depthwise", "depthwise_bn"), ("conv", "bn")):
+        shifted["batch_stats"][bn]["mean"] -= shifted["params"][conv].pop("bias")
+    actual, expected = (layer.apply(each, x, False) for layer, each in zip(layers, (variables, shifted), strict=True))
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_all_convolutions_of_the_heads_have_a_bias_but_that_after_image_pooling():
+    config = tiny_resnet18(conv_bias=True, decoder_width=6, fusion="1x1+3x3", aux_head=True)
+    params = abstract_variables(DeepLabV3(config, 5))["params"]
+    biased = {name for part in ("aspp", "decoder") for name, layer in params[part].items() if "bias" in layer["conv"]}
+    assert biased == {*params["aspp"], *params["decoder"]} - {"branch_pool"}
+    assert "bias" not in params["aux_conv"]["conv"]
+
+
+def test_without_atrous_rates_only_the_1x1_branch_and_the_image_pooling_are_fused():
+    config = tiny_resnet18(atrous_rates=())
+    variables = random_variables(DeepLabV3(config, 3))
+    assert variables["params"]["aspp"].keys() == {"branch_1x1", "branch_pool", "fuse"}
+    assert variables["params"]["aspp"]["fuse"]["conv"]["kernel"].shape[2] == 2 * config.aspp_width
+    logits = DeepLabV3(config, 3).apply(variables, jnp.ones((1, 33, 65, 3)), train=False).logits
+    assert logits.shape == (1, 3, 5, 3)
+
+
 def test_dilate_conv2_only_affects_basic_blocks():
     image = jnp.asarray(np.random.default_rng(1).normal(size=(1, 64, 64, 3)), jnp.float32)
     for depth, is_affected in (("four_blocks", True), ("seven_bottlenecks", False)):
@@ -158,6 +200,16 @@ def test_parameters_do_not_depend_on_training_mode_or_output_stride():
         ("resnet50", 25_557_032 - 2_049_000),
         ("resnet101", 44_549_160 - 2_049_000),
         ("resnext50_32x4d", 25_028_904 - 2_049_000),
+        ("resnext101_32x8d", 88_791_336 - 2_049_000),
+        ("resnext101_64x4d", 83_455_272 - 2_049_000),
+        ("wide_resnet50_2", 68_883_240 - 2_049_000),
+        ("wide_resnet101_2", 126_886_696 - 2_049_000),
+        ("xception41", 26_969_560 - 2_049_000),
+        ("xception65", 39_916_312 - 2_049_000),
+        ("xception71", 42_338_736 - 2_049_000),
+        ("mobilenetv2", 3_504_872 - (1280 * 1000 + 1000)),
+        ("mobilenetv2_vainf", 3_504_872 - (1280 * 1000 + 1000) - (320 * 1280 + 2 * 1280)),
+        ("mobilenetv2_tf", 3_504_872 - (1280 * 1000 + 1000) - (320 * 1280 + 2 * 1280)),
         ("mobilenetv3_large", 5_483_032 - (960 * 1280 + 1280) - (1280 * 1000 + 1000)),
         ("efficientnet_lite0", 4_652_008 - (320 * 1280 + 2 * 1280) - (1280 * 1000 + 1000)),
         ("efficientnet_lite1", 5_416_680 - (320 * 1280 + 2 * 1280) - (1280 * 1000 + 1000)),

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from deeplab_jax.config import MeshConfig
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.models import DeepLabV3
+from deeplab_jax.models.backbones import find_backbone
 from deeplab_jax.models.backbones.mobilenetv3 import SqueezeExcitation
 from deeplab_jax.models.convolution import conv2d
 from deeplab_jax.models.decoder import Decoder
@@ -26,10 +27,10 @@ GARBAGE = 7.0  # the padding value, which must not affect any result
 SPLIT = P(None, "spatial")
 
 
-def make_rows(height, devices, output_stride=1):
+def make_rows(height, devices, output_stride=1, margin=0):
     """Return a mesh and the distribution of `height` image rows over it."""
     mesh = make_mesh(MeshConfig(data=1, spatial=devices))
-    return mesh, split_rows(mesh, height, output_stride)
+    return mesh, split_rows(mesh, height, output_stride, margin)
 
 
 def pad_rows(x, height):
@@ -53,12 +54,12 @@ def interpret(rows, function):
     return call
 
 
-def assert_same(apply, x, *replicated, devices=4, output_stride=1):
+def assert_same(apply, x, *replicated, devices=4, output_stride=1, margin=0):
     """Check that splitting the rows of `x` over devices does not change `apply(x, *replicated)` or its gradients.
 
     The tolerances allow for a different float32 summation order.
     """
-    mesh, rows = make_rows(x.shape[1], devices, output_stride)
+    mesh, rows = make_rows(x.shape[1], devices, output_stride, margin)
     split_apply = map_over_rows(interpret(rows, apply), mesh, len(replicated))
 
     def value_and_gradients(function, cotangent, *args):
@@ -125,6 +126,35 @@ def test_convolution_with_same_padding_on_split_rows(height, kernel_size, rate, 
         return conv2d(x, kernel, stride=2, rate=rate, padding="same")
 
     assert_same(apply, random_image(height), kernel, output_stride=2)
+
+
+@pytest.mark.parametrize(("height", "stride", "rate"), [(17, 2, 1), (13, 1, 2), (5, 1, 4)])
+def test_a_depthwise_convolution_with_a_border_on_split_rows(height, stride, rate):
+    rng = np.random.default_rng(1)
+    kernel, border = (rng.normal(size=shape).astype(np.float32) for shape in ((3, 3, 1, 3), (1, 1, 1, 3)))
+
+    def apply(x, kernel, border):
+        return conv2d(x, kernel, stride=stride, rate=rate, border=border)
+
+    assert_same(apply, random_image(height), kernel, border, output_stride=stride)
+
+
+@pytest.mark.parametrize("height", [16, 17, 9, 10])
+def test_a_network_whose_first_convolution_has_no_padding_on_split_rows(height):
+    rng = np.random.default_rng(1)
+    kernels = [rng.normal(size=(3, 3, 3, 3)).astype(np.float32) for _ in range(2)]
+
+    def apply(x, *kernels):
+        y = conv2d(x, kernels[0], stride=2, padding="valid")
+        y = conv2d(y, kernels[1], stride=2)
+        return resize_like(y, x)
+
+    assert_same(apply, random_image(height), *kernels, output_stride=4, margin=2)
+
+
+def test_an_unexpected_convolution_without_padding_is_refused():
+    with pytest.raises(ValueError, match=r"`margin` \(=0\) must be 2 \* 1"):
+        assert_same(lambda x: conv2d(x, jnp.zeros((3, 3, 3, 3)), stride=2, padding="valid"), random_image(16), output_stride=2)
 
 
 @pytest.mark.parametrize(("height", "stride", "rate"), [(17, 2, 1), (13, 1, 2)])
@@ -225,12 +255,27 @@ SWITCHES = [
         "decoder_conv": "depthwise+bn+1x1",
     },
     {"output_stride": 16, "aux_head": True, "backbone": "efficientnet_lite0"},
+    {"output_stride": 16, "decoder_width": 8, "backbone": "xception41"},
+    {"output_stride": 8, "aux_head": True, "backbone": "mobilenetv2_tf"},
+    {"output_stride": 8, "decoder_width": 8, "backbone": "mobilenetv2_vainf"},
 ]
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "switches", SWITCHES, ids=["aux_head", "decoder", "mobilenetv3", "resnext", "separable", "efficientnet_lite0"]
+    "switches",
+    SWITCHES,
+    ids=[
+        "aux_head",
+        "decoder",
+        "mobilenetv3",
+        "resnext",
+        "separable",
+        "efficientnet_lite0",
+        "xception",
+        "mobilenetv2_tf",
+        "mobilenetv2_vainf",
+    ],
 )
 def test_a_full_network_on_split_rows_in_float64(switches):
     """Compare loss, statistics and gradients in float64.
@@ -244,7 +289,7 @@ def test_a_full_network_on_split_rows_in_float64(switches):
         model = DeepLabV3(config, 5)
         x = np.random.default_rng(0).normal(size=(2, height, 40, 3))
         variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), random_variables(model))
-        mesh, rows = make_rows(height, devices, config.output_stride)
+        mesh, rows = make_rows(height, devices, config.output_stride, find_backbone(config.backbone).margin)
 
         def loss(params, x, rows):
             state = {"params": params, "batch_stats": variables["batch_stats"]}

@@ -13,6 +13,7 @@ from deeplab_jax.config import EvalConfig, MeshConfig
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.evaluation import inference
 from deeplab_jax.models import DeepLabV3
+from deeplab_jax.models.backbones import find_backbone
 from deeplab_jax.models.convolution import conv2d
 from deeplab_jax.models.extent import place_on_canvas, split_rows
 from deeplab_jax.models.layers import (
@@ -43,20 +44,20 @@ def draw_images(channels, sizes=SIZES, canvas=CANVAS, garbage=GARBAGE):
     return images, on_canvas
 
 
-def run_on_canvas(function, on_canvas, sizes=SIZES):
+def run_on_canvas(function, on_canvas, sizes=SIZES, margin=0):
     """Return `function` of the images on the canvas, interpreted within their true sizes."""
 
     @jax.jit
     def run(x, sizes):
-        with interpreted_by(place_on_canvas((sizes[:, 0], sizes[:, 1]), x.shape[1:3], None)):
+        with interpreted_by(place_on_canvas((sizes[:, 0], sizes[:, 1]), x.shape[1:3], None, margin)):
             return function(x)
 
     return run(on_canvas, jnp.array(sizes))
 
 
-def assert_same(function, channels=3, rtol=1e-5):
-    images, on_canvas = draw_images(channels)
-    values = run_on_canvas(function, on_canvas)
+def assert_same(function, channels=3, rtol=1e-5, sizes=SIZES, margin=0):
+    images, on_canvas = draw_images(channels, sizes)
+    values = run_on_canvas(function, on_canvas, sizes, margin)
     for image, value in zip(images, values, strict=True):
         expected = function(jnp.asarray(image)[None])[0]
         inside = value[: expected.shape[0], : expected.shape[1]]
@@ -85,6 +86,22 @@ def test_convolution_on_a_canvas(form, kernel_shape, stride, rate):
 def test_convolution_with_same_padding_on_a_canvas(kernel_shape, stride, rate):
     kernel = np.random.default_rng(1).normal(size=kernel_shape).astype(np.float32)
     assert_same(lambda x: conv2d(x, kernel, stride=stride, rate=rate, padding="same"))
+
+
+def test_a_depthwise_convolution_with_a_border_on_a_canvas():
+    rng = np.random.default_rng(1)
+    kernel, border = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((3, 3, 1, 3), (1, 1, 1, 3)))
+    for stride, rate in ((1, 1), (2, 1), (1, 4)):
+        assert_same(functools.partial(conv2d, kernel=kernel, stride=stride, rate=rate, border=border))
+
+
+def test_a_network_whose_first_convolution_has_no_padding_on_a_canvas():
+    first, second = np.random.default_rng(1).normal(size=(2, 3, 3, 3, 3)).astype(np.float32)
+
+    def apply(x):
+        return resize_like(conv2d(conv2d(x, first, stride=2, padding="valid"), second, stride=2), x)
+
+    assert_same(apply, margin=2)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +152,9 @@ NETWORKS = {
     "separable": tiny_resnet18(aspp_conv="depthwise+bn+relu+1x1", decoder_width=8, decoder_conv="depthwise+1x1"),
     "deep stem": tiny_resnet18(output_stride=8, stem="deep"),
     "mobilenetv3": tiny_model(backbone="mobilenetv3_large", output_stride=16, multi_grid=(1.0, 1.0, 1.0)),
+    "mobilenetv2_vainf": tiny_model(backbone="mobilenetv2_vainf", output_stride=16),
     "efficientnet_lite0": tiny_model(backbone="efficientnet_lite0", output_stride=16),
+    "xception": tiny_model(backbone="xception41", output_stride=16, decoder_width=8),
 }
 
 
@@ -156,14 +175,25 @@ def assert_same_logits(config, protocol=None, sizes=SIZES, canvas=CANVAS):
         assert np.linalg.norm(inside - expected) <= 1e-5 * np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize("config", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(config, id=name, marks=[pytest.mark.long] * (name == "xception")) for name, config in NETWORKS.items()],
+)
 def test_logits_on_a_canvas(config):
     assert_same_logits(config, sizes=SIZES[1:])
 
 
 BACKBONES_AND_STRIDES = [
-    {"backbone": backbone, "output_stride": stride, **({"multi_grid": (1.0, 1.0, 1.0)} if "mobile" in backbone else {})}
-    for backbone in ("resnet18", "resnet50", "resnext50_32x4d", "mobilenetv3_large", "efficientnet_lite0")
+    {"backbone": backbone, "output_stride": stride, **({"multi_grid": (1.0, 1.0, 1.0)} if "mobilenetv3" in backbone else {})}
+    for backbone in (
+        "resnet18",
+        "resnet50",
+        "resnext50_32x4d",
+        "mobilenetv2",
+        "mobilenetv3_large",
+        "efficientnet_lite0",
+        "xception41",
+    )
     for stride in (8, 16, 32)
 ]
 
@@ -200,15 +230,20 @@ def test_logits_of_windows_and_views_on_a_canvas(protocol):
 
 @pytest.mark.parametrize(
     "config",
-    [tiny_model(output_stride=8), NETWORKS["decoder"], NETWORKS["efficientnet_lite0"]],
-    ids=["stride 8", "decoder", "efficientnet_lite0"],
+    [
+        tiny_model(output_stride=8),
+        NETWORKS["decoder"],
+        NETWORKS["efficientnet_lite0"],
+        pytest.param(NETWORKS["mobilenetv2_vainf"], marks=pytest.mark.long),
+    ],
+    ids=["stride 8", "decoder", "efficientnet_lite0", "mobilenetv2_vainf"],
 )
 def test_split_rows_and_canvases_together(config):
     sizes, canvas = ((64, 48), (37, 30), (5, 41)), (64, 48)
     model = DeepLabV3(config, 5)
     variables, mesh = random_variables(model), make_mesh(MeshConfig(data=1, spatial=4))
     images, on_canvas = draw_images(3, sizes, canvas)
-    rows = split_rows(mesh, canvas[0], config.output_stride)
+    rows = split_rows(mesh, canvas[0], config.output_stride, find_backbone(config.backbone).margin)
     compute = functools.partial(inference.logits, model=model, protocol=EvalConfig())
     specs = {"in_specs": (P(), P(None, "spatial"), P()), "out_specs": P(None, "spatial"), "axis_names": {"spatial"}}
     on_mesh = jax.jit(jax.shard_map(functools.partial(compute, rows=rows), mesh=mesh, **specs))

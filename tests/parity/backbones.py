@@ -3,7 +3,7 @@
 Usage: python tests/parity/backbones.py [--write] [NAME ...]
 
 Both networks get the same random weights and statistics, which our network loads as pretrained weights. Both run at output
-stride 32, because the reference backbones are not dilated. The script prints the relative error |a - b| / |b|. With --write, it
+stride 32, unless the name ends in another one. The script prints the relative error |a - b| / |b|. With --write, it
 stores the reference features as golden files for tests/weights/test_backbone_parity.py. It needs timm and the packages listed
 in references.py.
 """
@@ -12,6 +12,7 @@ import argparse
 import functools
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import features
 import live
@@ -22,11 +23,11 @@ import torch
 MAX_ERROR = 1e-4
 
 
-def make_timm_network(name: str) -> torch.nn.Module:
+def make_timm_network(name: str, **settings: Any) -> torch.nn.Module:
     references.import_torchvision()  # timm imports torchvision
     import timm
 
-    return timm.create_model(name)
+    return timm.create_model(name, **settings)
 
 
 def make_torchvision_network(name: str) -> torch.nn.Module:
@@ -36,18 +37,38 @@ def make_torchvision_network(name: str) -> torch.nn.Module:
     return get_model(name, weights=None)
 
 
+STAGES = ("layer1", "layer3", "layer4")  # of a ResNet
+
 # Maps each name to the reference network's builder and the modules whose outputs correspond to `features.KINDS`.
 NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], tuple[str, str, str]]] = {
-    "timm_resnet18d": (lambda: make_timm_network("resnet18d"), ("layer1", "layer3", "layer4")),
-    "timm_resnet50d": (lambda: make_timm_network("resnet50d"), ("layer1", "layer3", "layer4")),
-    "torchvision_resnext50_32x4d": (lambda: make_torchvision_network("resnext50_32x4d"), ("layer1", "layer3", "layer4")),
+    **{f"timm_{name}": (functools.partial(make_timm_network, name), STAGES) for name in ("resnet18d", "resnet50d")},
     **{
-        f"timm_efficientnet_lite{i}": (
-            functools.partial(make_timm_network, f"tf_efficientnet_lite{i}"),
-            ("blocks.1", "blocks.4", "blocks.6"),
-        )
-        for i in (0, 1, 2)
+        f"torchvision_{name}": (functools.partial(make_torchvision_network, name), STAGES)
+        for name in ("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2")
     },
+    # The features at stride 4 are those that the last convolution in a block reads.
+    **{
+        f"timm_xception{depth}{suffix}": (
+            functools.partial(make_timm_network, f"xception{depth}", **settings),
+            (f"blocks.{low}.stack.act3", f"blocks.{last - 2}", f"blocks.{last}"),
+        )
+        for depth, low, last, suffix, settings in (
+            (41, 1, 12, "", {}),
+            (65, 1, 20, "", {}),
+            (65, 1, 20, "_os16", {"output_stride": 16}),
+            (65, 1, 20, "_os8", {"output_stride": 8}),
+            (71, 2, 22, "", {}),
+        )
+    },
+    **{
+        f"timm_{name}": (functools.partial(make_timm_network, name), ("blocks.1", "blocks.4", "blocks.6"))
+        for name in (*(f"tf_efficientnet_lite{i}" for i in (0, 1, 2)), "efficientnet_lite0")
+    },
+    "timm_mobilenetv2": (lambda: make_timm_network("mobilenetv2_100"), ("blocks.1", "blocks.4", "bn2")),
+    "torchvision_mobilenetv2": (
+        lambda: make_torchvision_network("mobilenet_v2"),
+        ("features.3", "features.13", "features.18"),
+    ),
     "torchvision_mobilenetv3": (
         lambda: make_torchvision_network("mobilenet_v3_large"),
         ("features.3", "features.4", "features.16"),
@@ -71,7 +92,7 @@ def compare(name: str, write: bool) -> bool:
     network = build()
     weights = live.fill_network(network)
     expected = compute_reference_features(network, modules)
-    actual = features.compute_features(weights)
+    actual = features.compute_features(weights, name)
     errors = {kind: float(np.linalg.norm(actual[kind] - y) / np.linalg.norm(y)) for kind, y in expected.items()}
     print(f"{name:24}", *(f"{kind} {error:.1e}" for kind, error in errors.items()), flush=True)
     if write:

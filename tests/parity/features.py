@@ -27,16 +27,22 @@ def make_images() -> np.ndarray:
     return (fill.image(*SIZE).astype(np.float32) - 128) / 64
 
 
-def compute_features(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def read_output_stride(name: str) -> int:
+    """Return the output stride in a network's name, such as 8 in `timm_xception65_os8`, or 32 if the name has none."""
+    return int(name.partition("_os")[2] or 32)
+
+
+def compute_features(weights: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
     """Return our backbone's features as a dict keyed by kind.
 
-    The weights are loaded the same way a training run loads pretrained weights. The network is undilated, like the reference
-    backbones.
+    The weights are in a file with this name, which can tell what the tensors do not. They are loaded the same way a training
+    run loads pretrained weights.
     """
     with tempfile.TemporaryDirectory() as folder:
-        save_file(weights, f"{folder}/backbone.safetensors")
-        model = recognize(state_dicts.read(f"{folder}/backbone.safetensors")).config.model
-        config = Config(model=dataclasses.replace(model, output_stride=32, pretrained=f"{folder}/backbone.safetensors"))
+        path = f"{folder}/{name}.safetensors"
+        save_file(weights, path)
+        model = recognize(state_dicts.read(path)).config.model
+        config = Config(model=dataclasses.replace(model, output_stride=read_output_stride(name), pretrained=path))
         variables = transfer.pretrained_variables(config, lambda _: None)
     network = find_backbone(config.model.backbone).make(config.model)
     variables = {collection: part["backbone"] for collection, part in variables.items()}

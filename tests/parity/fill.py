@@ -10,6 +10,8 @@ from collections.abc import Mapping
 import numpy as np
 
 SEED = 0
+# The starts of the names of tensors that networks of segmentation_models.pytorch and transformers have but do not compute with.
+UNUSED = ("encoder.conv_head.", "encoder.bn2.", "mobilenet_v2.conv_1x1.")
 
 
 def uniform(key: str, shape: tuple[int, ...], low: float, high: float) -> np.ndarray:
@@ -23,7 +25,7 @@ def uniform(key: str, shape: tuple[int, ...], low: float, high: float) -> np.nda
 
 
 def fill(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Return random values for a PyTorch state dict with the given shapes.
+    """Return random values for a state dict of PyTorch or PaddlePaddle with the given shapes.
 
     Running statistics and scales are also random, because their initial values of 0 and 1 would hide errors in how they are
     used.
@@ -35,7 +37,7 @@ def _tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
     if len(shape) == 4:
         bound = math.sqrt(6 / math.prod(shape[1:]))
         return uniform(name, shape, -bound, bound)
-    if name.endswith("running_var"):
+    if name.endswith(("running_var", "_variance")):
         return uniform(name, shape, 0.5, 1.5)
     if name.endswith(".weight"):
         return uniform(name, shape, 0.3, 0.9)

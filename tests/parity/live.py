@@ -22,7 +22,6 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from deeplab_jax.checkpoints.store import restore_model, stored_config
-from deeplab_jax.config import ModelConfig
 from deeplab_jax.evaluation import inference
 from deeplab_jax.models import normalize
 from deeplab_jax.weights import transfer
@@ -51,24 +50,24 @@ def compare(name: str, write: bool) -> bool:
     build, published = references.NETWORKS[name]
     network = build()
     weights = fill_network(network)
-    mean, std = (np.array(value, np.float32) for value in (ModelConfig().mean, ModelConfig().std))
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
-        save_file(weights, folder / f"{published}.safetensors")
-        _, _, stride = name.partition("_os")
-        transfer.import_weights(
-            str(folder / f"{published}.safetensors"),
-            str(folder / "imported"),
-            model={"output_stride": int(stride)} if stride else None,
-            say=lambda _: None,
-        )
+        if hasattr(network, "save_pretrained"):  # the settings come from its config.json
+            source = folder / published
+            network.save_pretrained(source)
+        else:
+            source = folder / f"{published}.safetensors"
+            save_file(weights, source)
+        transfer.import_weights(str(source), str(folder / "imported"), say=lambda _: None)
         config = stored_config(str(folder / "imported"))
         variables = restore_model(str(folder / "imported"), like=config)
         fmt = name.partition("_")[0]
         transfer.export_weights(str(folder / "imported"), str(folder / "exported.safetensors"), fmt=fmt, say=lambda _: None)
         exported = load_file(folder / "exported.safetensors")
+    mean, std = (np.array(value, np.float32) for value in (config.model.mean, config.model.std))
     network.load_state_dict({key: torch.from_numpy(value.copy()) for key, value in exported.items()}, strict=True)
-    is_identical = all(np.array_equal(exported[key], value) for key, value in weights.items())
+    used = {key: value for key, value in weights.items() if not key.startswith(fill.UNUSED)}
+    is_identical = all(np.array_equal(exported[key], value) for key, value in used.items())
     model = inference.evaluation_model(config)
     forward = jax.jit(lambda v, x: model.apply(v, normalize(x, config.model.mean, config.model.std), train=False))
     is_good = is_identical

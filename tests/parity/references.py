@@ -6,6 +6,9 @@ This module needs torch and torchvision. The networks of other libraries also ne
   pip install --no-deps mmsegmentation mmcv-lite mmengine
   pip install addict yapf termcolor rich opencv-python-headless prettytable ftfy regex
   pip install segmentation-models-pytorch
+  pip install transformers
+
+VainF's networks need the folder `network` of github.com/VainF/DeepLabV3Plus-Pytorch on PYTHONPATH.
 """
 
 import functools
@@ -119,19 +122,55 @@ def make_mmseg_network(
     return MODELS.build(network)
 
 
-def make_smp_network(depth: int, plus: bool, output_stride: int) -> torch.nn.Module:
+# The names of segmentation_models.pytorch's encoders in the names of networks.
+SMP_ENCODERS = {
+    "r18": "resnet18",
+    "r34": "resnet34",
+    "r50": "resnet50",
+    "mobilenetv2": "mobilenet_v2",
+    "lite0": "timm-tf_efficientnet_lite0",
+    "lite1": "timm-tf_efficientnet_lite1",
+    "lite2": "timm-tf_efficientnet_lite2",
+}
+
+
+def make_smp_network(encoder: str, plus: bool, output_stride: int) -> torch.nn.Module:
     """Build segmentation_models.pytorch's DeepLabV3, or its DeepLabV3Plus if `plus` is set, with 19 classes."""
     import_torchvision()
     import segmentation_models_pytorch as smp
 
     build = smp.DeepLabV3Plus if plus else smp.DeepLabV3
-    return build(f"resnet{depth}", encoder_weights=None, encoder_output_stride=output_stride, classes=19)
+    return build(SMP_ENCODERS[encoder], encoder_weights=None, encoder_output_stride=output_stride, classes=19)
 
 
-def smp_name(depth: int, plus: bool, output_stride: int) -> str:
+def smp_name(encoder: str, plus: bool, output_stride: int) -> str:
     """Return a network's name. It ends in the output stride if that is not the library's default."""
     suffix = "" if output_stride == (16 if plus else 8) else f"_os{output_stride}"
-    return f"smp_{'plus_' if plus else ''}r{depth}{suffix}"
+    return f"smp_{'plus_' if plus else ''}{encoder}{suffix}"
+
+
+def make_vainf_network(name: str, output_stride: int, separable: bool = False) -> torch.nn.Module:
+    """Build a network of VainF/DeepLabV3Plus-Pytorch, such as deeplabv3plus_resnet50, with 19 classes."""
+    import_torchvision()
+    import network
+
+    build = getattr(network.modeling, name)
+    model = build(num_classes=19, output_stride=output_stride, pretrained_backbone=False)
+    if separable:
+        network.convert_to_separable_conv(model.classifier)
+    return model
+
+
+VAINF_BACKBONES = {"r50": "resnet50", "r101": "resnet101", "mobilenetv2": "mobilenet"}
+
+
+def make_huggingface_network(output_stride: int, depth_multiplier: float = 1.0) -> torch.nn.Module:
+    """Build transformers' MobileNetV2ForSemanticSegmentation with 21 classes."""
+    import_torchvision()
+    from transformers import MobileNetV2Config, MobileNetV2ForSemanticSegmentation
+
+    config = MobileNetV2Config(depth_multiplier=depth_multiplier, output_stride=output_stride, num_labels=21)
+    return MobileNetV2ForSemanticSegmentation(config)
 
 
 # Maps each name to the reference network's builder and the file name of its published weights. Some settings are read from the
@@ -157,10 +196,32 @@ NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], str]] = {
         lambda: make_mmseg_network(18, kind="ResNet", align_corners=True, plus=True),
         "deeplabv3plus_r18b-d8_769x769_80k_cityscapes",
     ),
+    "mmseg_r18d": (lambda: make_mmseg_network(18, kind="ResNetV1d"), "deeplabv3_r18d-d8_512x1024_80k_cityscapes"),
+    "mmseg_r50d": (lambda: make_mmseg_network(50, kind="ResNetV1d"), "deeplabv3_r50d-d8_512x1024_80k_cityscapes"),
+    "mmseg_plus_r101d_mg124": (
+        lambda: make_mmseg_network(101, kind="ResNetV1d", mg124=True, plus=True),
+        "deeplabv3plus_r101d-d16-mg124_512x1024_80k_cityscapes",
+    ),
+    "huggingface_narrow_os8": (lambda: make_huggingface_network(8, 0.35), "huggingface"),
+    **{
+        f"huggingface_os{stride}": (functools.partial(make_huggingface_network, stride), "huggingface")
+        for stride in (8, 16, 32)
+    },
     **{
         smp_name(*key): (functools.partial(make_smp_network, *key), "smp")
-        for key in itertools.product((18, 34, 50), (False, True), (8, 16))
+        for key in itertools.product(SMP_ENCODERS, (False, True), (8, 16))
     },
+    **{
+        f"vainf_{'plus_' if plus else ''}{short}_os{stride}": (
+            functools.partial(make_vainf_network, f"deeplabv3{'plus' * plus}_{name}", stride),
+            f"best_deeplabv3{'plus' * plus}_{name}_cityscapes_os{stride}",
+        )
+        for (short, name), plus, stride in itertools.product(VAINF_BACKBONES.items(), (False, True), (8, 16))
+    },
+    "vainf_plus_separable_r50": (
+        functools.partial(make_vainf_network, "deeplabv3plus_resnet50", 16, separable=True),
+        "best_deeplabv3plus_resnet50_cityscapes_os16",
+    ),
 }
 
 
@@ -193,6 +254,10 @@ def forward(network: torch.nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor
         features = network.extract_feat(x)
         heads = {"logits": network.decode_head, "aux": network.auxiliary_head if network.with_auxiliary_head else None}
         return {name: head(features) for name, head in heads.items() if head is not None}
+    if type(network).__module__.startswith("network."):  # VainF's
+        return {"logits": network.classifier(network.backbone(x))}
+    if hasattr(network, "mobilenet_v2"):
+        return {"logits": network(x).logits}
     if hasattr(network, "segmentation_head"):
         return {"logits": network.segmentation_head[0](network.decoder(network.encoder(x)))}
     features = network.backbone(x)

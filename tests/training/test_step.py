@@ -159,8 +159,9 @@ def test_a_run_is_the_same_on_four_devices(settings):
     [
         {"backbone": "four_blocks", "shortcut": "avgpool+1x1", "decoder_width": 8},
         pytest.param({"backbone": "mobilenetv3_large"}, marks=pytest.mark.long),
+        pytest.param({"backbone": "xception41", "decoder_width": 8}, marks=pytest.mark.long),
     ],
-    ids=["resnet", "mobilenet"],
+    ids=["resnet", "mobilenet", "xception"],
 )
 def test_rematerialised_stages_change_nothing(switches):
     plain, again = Trainer(**switches), Trainer(**switches, remat=(1, 2, 3, 4))

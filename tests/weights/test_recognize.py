@@ -129,8 +129,9 @@ def test_pooled_shortcuts_are_recognized_by_the_index_of_their_layers():
     pooled = dict.fromkeys(("layer2.0.downsample.1.weight", "layer2.0.downsample.2.weight"), np.zeros(1, np.float32))
     assert recognize_tensors(make_backbone("resnet50", prefix="") | pooled).config.model.shortcut == "avgpool+1x1"
     tensors, _ = make_mmseg("resnet50")
-    with pytest.raises(CheckpointError, match="ResNetV1d"):
-        recognize_tensors(tensors | {f"backbone.{name}": value for name, value in pooled.items()})
+    model = recognize_tensors(tensors | {f"backbone.{name}": value for name, value in pooled.items()}).config.model
+    assert (model.shortcut, model.pool_dilated_shortcuts) == ("avgpool+1x1", False)
+    assert recognize_tensors(tensors).config.model.pool_dilated_shortcuts
 
 
 def test_settings_come_from_the_configuration_in_a_checkpoint():
@@ -299,11 +300,23 @@ def test_only_a_matching_source_can_be_requested():
         recognize(StateDict("x.pth", tensors, {}), "timm")
 
 
-def test_a_wide_resnet_is_not_recognized_as_a_resnet():
-    wide = make_backbone("resnet50", prefix="")  # like wide_resnet50_2, whose inner convolutions are twice as wide
-    last = {name: np.zeros((8, 8, 1, 1), np.float32) for name in wide if "conv3" in name}
-    with pytest.raises(CheckpointError, match="not a DeepLabV3 network or a supported backbone"):
-        recognize(StateDict("x.pth", wide | last, {}))
+@pytest.mark.parametrize(
+    ("name", "depth", "inner", "per_group"),
+    [
+        ("resnext50_32x4d", "resnet50", 128, 4),
+        ("resnext101_32x8d", "resnet101", 256, 8),
+        ("resnext101_64x4d", "resnet101", 256, 4),
+        ("wide_resnet50_2", "resnet50", 128, 128),
+        ("wide_resnet101_2", "resnet101", 128, 128),
+    ],
+)
+@pytest.mark.parametrize("width", [64, 32])
+def test_wide_and_grouped_resnets_are_recognized_by_their_second_convolutions(name, depth, inner, per_group, width):
+    inner, per_group = inner * width // 64, per_group * width // 64
+    tensors = make_backbone(depth, prefix="", width=width)
+    tensors |= {each: np.zeros((inner, per_group, 1, 1), np.float32) for each in tensors if "conv2" in each}
+    model = recognize_tensors(tensors).config.model
+    assert (model.backbone, model.width) == (name, width)
 
 
 def test_label_sets_come_from_the_metadata_or_the_source():

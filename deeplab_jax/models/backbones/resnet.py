@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from deeplab_jax.config import ModelConfig
 from deeplab_jax.errors import CheckpointError
+from deeplab_jax.models.backbones import paddle_names
 from deeplab_jax.models.layers import BatchNorm, Conv, add_relu, average_pool_2x2, max_pool_3x3, relu
 from deeplab_jax.models.stages import Backbone, Dilation, Features, Shapes, rematerialize, stage_dilations
 
@@ -156,7 +157,9 @@ class ResNet(nn.Module):
 
 
 def tensor_names(config: ModelConfig, source: str, blocks: Blocks) -> dict[str, str]:
-    """Return a dict mapping our layer names to those in torchvision, timm or mmsegmentation."""
+    """Return a dict mapping our layer names to those in the given source."""
+    if source.startswith("paddle"):
+        return paddle_names.tensor_names(source, config.stem, blocks)
     names = {"stem_conv": "conv1", "stem_bn": "bn1"}
     for i in (1, 2, 3):
         # timm gives the last BatchNorm in a deep stem the same name as the only BatchNorm in a plain stem.
@@ -175,17 +178,41 @@ def tensor_names(config: ModelConfig, source: str, blocks: Blocks) -> dict[str, 
 
 
 def count_blocks(shapes: Shapes) -> Blocks:
-    """Return the number of blocks in each stage, counted from the tensor names."""
+    """Return the number of blocks in each stage, counted from torchvision's tensor names."""
     blocks = [re.match(r"layer(\d)\.(\d+)\.conv1\.weight", name) for name in shapes]
     counts = [1 + max((int(m[2]) for m in blocks if m and m[1] == str(stage)), default=-1) for stage in (1, 2, 3, 4)]
     return counts[0], counts[1], counts[2], counts[3]
 
 
-def recognize_stem_and_shortcut(shapes: Shapes) -> dict[str, str]:
-    """Return the `ModelConfig` fields `stem` and `shortcut`, inferred from the tensor names."""
-    is_deep = "stem.0.weight" in shapes or "conv1.0.weight" in shapes
+def find_other_tensor(shapes: Shapes) -> str:
+    """Return the name of a tensor in the stages that no ResNet, ResNeXt or wide ResNet has, or "" if there is none."""
+    own = re.compile(r"(conv[123]\.weight|(bn[123]|downsample\.[012])\.\w+)$")
+    matches = [(name, re.match(r"layer[1-4]\.\d+\.", name)) for name in sorted(shapes)]
+    return next((name for name, match in matches if match and not own.match(name, match.end())), "")
+
+
+def has_group_norm(shapes: Shapes) -> bool:
+    """Return whether the normalization layers have no running statistics."""
+    return "layer1.0.bn1.weight" in shapes and "layer1.0.bn1.running_mean" not in shapes
+
+
+def recognize_stem_and_shortcut(shapes: Shapes, width: int) -> dict[str, str]:
+    """Return the `ModelConfig` fields `stem` and `shortcut`, inferred from the tensors.
+
+    Raises:
+      CheckpointError: A deep stem has other channel counts than ours.
+    """
+    stems = [[f"{stem}.{i}.weight" for i in (0, 3, 6)] for stem in ("stem", "conv1")]  # mmsegmentation's and timm's names
+    deep = next((names for names in stems if names[0] in shapes), None)
+    actual = [shapes[name][0] for name in deep if shapes.get(name)] if deep else []
+    expected = [width // 2, width // 2, width]
+    if actual != expected[: len(actual)]:
+        raise CheckpointError(
+            f"has a stem with {', '.join(map(str, actual))} channels, like timm's networks with the suffixes s and t, not "
+            f"{', '.join(map(str, expected))}. Use weights of a network with the suffix c or d, or without one."
+        )
     is_pooled = "layer2.0.downsample.2.weight" in shapes  # BatchNorm is layer 2 only if a pool is layer 0
-    return {"stem": "3x3" if is_deep else "7x7", "shortcut": "avgpool+1x1" if is_pooled else "1x1"}
+    return {"stem": "3x3" if deep else "7x7", "shortcut": "avgpool+1x1" if is_pooled else "1x1"}
 
 
 def recognize(shapes: Shapes) -> dict[str, Any] | None:
@@ -194,9 +221,12 @@ def recognize(shapes: Shapes) -> dict[str, Any] | None:
     In a ResNet, each block's second convolution is ungrouped and as wide as the stage.
 
     Raises:
-      CheckpointError: No supported depth has these block counts.
+      CheckpointError: No supported depth has these block counts, or the stem or the shortcuts are not supported.
     """
+    shapes = paddle_names.to_torchvision(shapes)
     if any(len(shapes.get(name, ())) != 4 for name in (FIRST_TENSOR, "layer1.0.conv2.weight")):
+        return None
+    if find_other_tensor(shapes) or has_group_norm(shapes):
         return None
     width, (inner, read) = shapes["layer1.0.conv1.weight"][0], shapes["layer1.0.conv2.weight"][:2]
     blocks, is_bottleneck = count_blocks(shapes), "layer1.0.conv3.weight" in shapes
@@ -209,7 +239,40 @@ def recognize(shapes: Shapes) -> dict[str, Any] | None:
         raise CheckpointError(
             f"has a backbone with {blocks} {kind} per stage, which is not supported. Use weights of {', '.join(DEPTHS)}."
         )
-    return {"backbone": depth, "width": width} | recognize_stem_and_shortcut(shapes)
+    if not is_bottleneck and any(name.startswith("layer1.0.downsample.") for name in shapes):
+        raise CheckpointError(
+            f"has PaddlePaddle's {depth}, whose first shortcut is a convolution, which is not supported. Use weights of "
+            "ResNet50_vd, ResNet101_vd or ResNet152_vd, or another library's."
+        )
+    return {"backbone": depth, "width": width} | recognize_stem_and_shortcut(shapes, width)
+
+
+# Maps the names of networks to what they do not share with a supported network that has the same tensors.
+OTHER_NETWORKS = {
+    r"resnet(?:aa|blur)\d+d?": "the tensors of a plain ResNet, but filters features before each stride",
+    r"caffe|msra": "the tensors of a plain ResNet, but has its strides in other convolutions",
+    r"resnet\d+_vc": "the tensors of a ResNet_vd, but has other shortcuts",
+}
+
+
+def choose_variant(file_name: str, source: str, name: str) -> tuple[str, str]:
+    """Return `name`, the network with a file's tensors, and what is assumed about the layers without tensors, or "".
+
+    timm's networks with anti-aliasing have the tensors of plain ones, because the filters that they insert before a stride are
+    constants. In Caffe's networks, the first convolution of a bottleneck has the stride.
+
+    Raises:
+      CheckpointError: The weights belong to one of these networks.
+    """
+    for pattern, difference in OTHER_NETWORKS.items():
+        if match := re.search(pattern, file_name, re.IGNORECASE):
+            raise CheckpointError(
+                f"is named like a {match[0]} network, which has {difference} and is not supported. Use weights of the other "
+                "network. If these are such weights, rename the file."
+            )
+    if source != "timm" or re.search(r"resne(t|xt)\d+", file_name, re.IGNORECASE):
+        return name, ""
+    return name, "assumed: the weights are those of a plain ResNet. timm's resnetaa and resnetblur networks are not supported"
 
 
 def _backbone(name: str) -> Backbone:
@@ -217,16 +280,20 @@ def _backbone(name: str) -> Backbone:
     references: dict[str, dict[str, Any]] = {
         "mmseg": {"type": "ResNet", "depth": int(name.removeprefix("resnet"))},
         "smp": {"encoder_name": name},
+        **({"paddleseg": {"type": f"ResNet{name.removeprefix('resnet')}_vd"}} if is_bottleneck else {}),
     }
     if name in ("resnet50", "resnet101"):
-        references["torchvision"] = {"name": name, "output_stride": 8}
+        references |= {"torchvision": {"name": name, "output_stride": 8}, "vainf": {"name": name}}
     return Backbone(
         make=functools.partial(ResNet, blocks=blocks, is_bottleneck=is_bottleneck, name="backbone"),
         blocks=blocks,
-        switches=frozenset(("stem", "shortcut", *(() if is_bottleneck else ("dilate_conv2",)))),
+        switches=frozenset(("stem", "shortcut", "pool_dilated_shortcuts", *(() if is_bottleneck else ("dilate_conv2",)))),
         tensor_names=lambda config, source: tensor_names(config, source, blocks),
         recognize=recognize,
-        first_tensors=(FIRST_TENSOR,),
+        first_tensors=(FIRST_TENSOR, *paddle_names.FIRST_TENSORS),
+        variants=(name,),
+        choose_variant=functools.partial(choose_variant, name=name),
+        classifier=("fc", "out"),
         references=references,
         ignored=frozenset(("dilate_conv2",) if is_bottleneck else ()),
     )

@@ -26,6 +26,8 @@ from deeplab_jax.models import DeepLabV3, canonical
 from deeplab_jax.models.backbones import BACKBONES
 from deeplab_jax.models.graph import abstract_variables
 from deeplab_jax.models.stages import STRIDES_OUT, Shapes, strides_in
+from deeplab_jax.models.switches import is_used
+from deeplab_jax.weights.heads import describe_head
 from deeplab_jax.weights.source import (
     ASSUMED,
     Facts,
@@ -43,7 +45,7 @@ SEPARABLE = "depthwise+bn+relu+1x1"
 
 def has_names(names: Collection[str]) -> bool:
     """Return whether any tensor belongs to the head or the deep stem, whose names only mmsegmentation uses."""
-    return any(name.startswith(("decode_head.", "stem.")) for name in names)
+    return "stem.0.weight" in names or any(name.startswith("decode_head.") for name in names)
 
 
 def head_names(model: ModelConfig) -> dict[str, str]:
@@ -77,7 +79,7 @@ def read_head(shapes: Shapes) -> dict[str, Any]:
     if not any(name.startswith("decode_head.") for name in shapes):
         return {}
     if "decode_head.aspp_modules.0.conv.weight" not in shapes:
-        raise OtherHeadError("has a head without ASPP")
+        raise OtherHeadError(describe_head(shapes))
     head = {
         "aspp_width": output_channels(shapes, "decode_head.aspp_modules.0.conv.weight"),
         "fusion": "3x3",
@@ -107,14 +109,11 @@ def read_facts(state: StateDict, model: ModelConfig, overrides: Mapping[str, Any
     Raises:
       CheckpointError: Our implementation cannot reproduce the checkpoint's network.
     """
-    if model.shortcut != "1x1":
-        raise CheckpointError(
-            "contains a ResNetV1d. mmsegmentation omits shortcut pooling in dilated stages, whereas our network keeps it. Use "
-            "ImageNet backbone weights instead."
-        )
     labels = read_label_set(state)
     facts: Facts = {"labels": (labels, "the file") if labels else (CITYSCAPES, "assumed: the published weights' classes")}
     facts["model.output_stride"] = (8, ASSUMED)
+    if is_used(model, "pool_dilated_shortcuts"):
+        facts["model.pool_dilated_shortcuts"] = (False, "mmsegmentation has no other value")
     if "dilate_conv2" in BACKBONES[model.backbone].switches:
         facts["model.dilate_conv2"] = (False, ASSUMED)
     settings = _parse_literals(_config_text(state))
@@ -186,7 +185,6 @@ def _require_supported(stride: int, backbone: dict[str, Any], norm: dict[str, An
         "style": (backbone.get("style", "pytorch"), "pytorch"),
         "dilations": (tuple(backbone.get("dilations", (1, 1, 1, 1))), dilations),
         "contract_dilation": (stride == 32 or backbone.get("contract_dilation", False), True),
-        "avg_down": (backbone.get("avg_down", False), False),
         # Only images with three channels have an order of colours.
         "to_rgb": (backbone.get("in_channels", 3) != 3 or norm.get("to_rgb", norm.get("bgr_to_rgb", True)), True),
     }
@@ -237,18 +235,25 @@ def _parse_literal(node: ast.expr) -> Any:
 
 
 def required(model: ModelConfig) -> dict[str, tuple[Any, ...]]:
-    """Return a dict with the supported values for each `ModelConfig` field that mmsegmentation fixes."""
+    """Return the supported values of the `ModelConfig` fields for which not only the default is supported."""
     return {
         "backbone": tuple(name for name, backbone in BACKBONES.items() if "mmseg" in backbone.references),
-        "shortcut": ("1x1",),
+        "pool_dilated_shortcuts": (False,),
         "decoder_width": (model.aspp_width if model.decoder_width else 0,),
         "aspp_conv": (SEPARABLE if model.decoder_width else "3x3",),
         "fusion": ("3x3",),
         "decoder_conv": (SEPARABLE,),
-        "decoder_depth": (2,),
-        "stage3_first_rate": (1,),
         "dilate_conv2": (False,),
     }
+
+
+# The settings of each stem and shortcut.
+_KINDS: dict[tuple[str, str], dict[str, Any]] = {
+    ("7x7", "1x1"): {},
+    ("3x3", "1x1"): {"type": "ResNetV1c"},
+    ("7x7", "avgpool+1x1"): {"avg_down": True},
+    ("3x3", "avgpool+1x1"): {"type": "ResNetV1d"},
+}
 
 
 def describe(config: Config) -> str:
@@ -257,7 +262,7 @@ def describe(config: Config) -> str:
     params = abstract_variables(DeepLabV3(model, classes))["params"]
     backbone: dict[str, Any] = {
         **BACKBONES[model.backbone].references["mmseg"],
-        **({"type": "ResNetV1c"} if model.stem == "3x3" else {}),
+        **_KINDS[model.stem, model.shortcut],
         "strides": tuple(min(to, stride) // min(at, stride) for at, to in zip(strides_in(4), STRIDES_OUT, strict=True)),
         "dilations": tuple(max(out // stride, 1) for out in STRIDES_OUT),
         "contract_dilation": True,
@@ -295,6 +300,8 @@ SOURCE = Source(
     read_head=read_head,
     read_facts=read_facts,
     required=required,
+    free=Source.free
+    | {"width", "stem", "shortcut", "multi_grid", "atrous_rates", "aspp_width", "low_level_width", "aux_head", "align_corners"},
     describe=describe,
-    is_pool_first=True,
+    first_inputs=lambda model: {"aspp/fuse": model.aspp_width},  # the image pooling
 )

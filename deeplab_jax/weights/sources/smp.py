@@ -12,6 +12,7 @@ from deeplab_jax.errors import CheckpointError
 from deeplab_jax.labels import CITYSCAPES
 from deeplab_jax.models.backbones import BACKBONES
 from deeplab_jax.models.stages import Shapes
+from deeplab_jax.weights.heads import describe_head
 from deeplab_jax.weights.source import (
     ASSUMED,
     Facts,
@@ -21,10 +22,11 @@ from deeplab_jax.weights.source import (
     conv_bn,
     has_imagenet_normalization,
     output_channels,
+    separable_bn,
 )
+from deeplab_jax.weights.sources.smp_settings import STRIDES, read_settings
 
 SEPARABLE = "depthwise+1x1"
-STRIDES = (8, 16)
 
 
 def has_names(names: Collection[str]) -> bool:
@@ -41,12 +43,12 @@ def head_names(model: ModelConfig) -> dict[str, str]:
     names |= conv_bn("aspp/branch_pool", f"{aspp}.convs.{pool}.1", f"{aspp}.convs.{pool}.2")
     names |= conv_bn("aspp/fuse", f"{aspp}.project.0", f"{aspp}.project.1")
     names |= conv_bn("decoder/reduce", "decoder.block1.0", "decoder.block1.1")
-    names |= _separable("decoder/refine1", "decoder.block2.0", "decoder.block2.1")
-    rate_names = _separable if model.aspp_conv == SEPARABLE else conv_bn
+    names |= separable_bn("decoder/refine1", "decoder.block2.0", "decoder.block2.1")
+    rate_names = separable_bn if model.aspp_conv == SEPARABLE else conv_bn
     for i in range(1, pool):
         names |= rate_names(f"aspp/branch_rate{i}", f"{aspp}.convs.{i}.0", f"{aspp}.convs.{i}.1")
     if model.decoder_width:
-        return names | _separable("aspp/refine", "decoder.aspp.1", "decoder.aspp.2")
+        return names | separable_bn("aspp/refine", "decoder.aspp.1", "decoder.aspp.2")
     return names | conv_bn("aspp/refine", "decoder.conv", "decoder.bn")
 
 
@@ -65,7 +67,7 @@ def read_head(shapes: Shapes) -> dict[str, Any]:
     is_plus = "decoder.aspp.0.convs.0.0.weight" in shapes
     aspp = "decoder.aspp.0" if is_plus else "decoder.aspp"
     if f"{aspp}.convs.0.0.weight" not in shapes:
-        raise OtherHeadError("has a head without ASPP")
+        raise OtherHeadError(describe_head(shapes))
     head = {
         "aspp_width": output_channels(shapes, f"{aspp}.convs.0.0.weight"),
         "aspp_conv": SEPARABLE if f"{aspp}.convs.1.0.1.weight" in shapes else "3x3",
@@ -85,41 +87,41 @@ def read_head(shapes: Shapes) -> dict[str, Any]:
 
 
 def read_facts(state: StateDict, model: ModelConfig, overrides: Mapping[str, Any]) -> Facts:
-    """Return this library's settings. They are all assumptions, because its state dicts do not store any settings.
+    """Return the network's settings, from config.json if the library wrote one, and otherwise its defaults.
 
     The rates and the dilation of the third stage depend on the output stride.
+
+    Raises:
+      CheckpointError: Our implementation cannot reproduce the network, or config.json belongs to another one.
     """
-    stride = overrides.get("output_stride")
+    classes = output_channels({name: value.shape for name, value in state.tensors.items()}, "segmentation_head.0.weight")
+    stored = read_settings(state.config, model, classes)
+    stride = stored.get("output_stride", overrides.get("output_stride"))
     stride = stride if stride in STRIDES else 16 if model.decoder_width else 8
     fields = {
         "output_stride": stride,
         "atrous_rates": tuple(rate * stride // 16 for rate in (12, 24, 36)),
         "align_corners": True,
     }
-    fields |= _dilation(stride)
-    labels = (CITYSCAPES, "assumed: segmentation_models.pytorch does not store class names")
-    return {"labels": labels} | {f"model.{field}": (value, ASSUMED) for field, value in fields.items()}
+    facts: Facts = {"labels": (CITYSCAPES, "assumed: segmentation_models.pytorch does not store class names")}
+    facts |= {f"model.{field}": (value, ASSUMED) for field, value in (fields | _dilation(stride)).items()}
+    given = stored | _dilation(stride) if stored else {}
+    return facts | {f"model.{field}": (value, "config.json") for field, value in given.items()}
 
 
 def required(model: ModelConfig) -> dict[str, tuple[Any, ...]]:
-    """Return a dict with the supported values for each `ModelConfig` field that this library fixes."""
+    """Return the supported values of the `ModelConfig` fields for which not only the default is supported."""
     is_plus = model.decoder_width > 0
     return {
         "backbone": tuple(name for name, backbone in BACKBONES.items() if "smp" in backbone.references),
-        "width": (64,),
-        "stem": ("7x7",),
-        "shortcut": ("1x1",),
         "output_stride": STRIDES,
         **{field: (value,) for field, value in _dilation(model.output_stride).items()},
-        "dilate_conv2": (True,),
         "atrous_rates": (model.atrous_rates if len(model.atrous_rates) == 3 else ModelConfig().atrous_rates,),
         "decoder_width": (model.aspp_width if is_plus else 0,),
         "aspp_conv": ("3x3", SEPARABLE),
         "fusion": (f"1x1+{SEPARABLE}" if is_plus else "1x1+3x3",),
-        "low_level_width": (48,),
         "decoder_conv": (SEPARABLE,),
         "decoder_depth": (1,),
-        "aux_head": (False,),
         "align_corners": (True,),
     }
 
@@ -144,10 +146,6 @@ def describe(config: Config) -> str:
     return f"{call}\nIts images are normalised with mean={list(model.mean)}, std={list(model.std)} on values from 0 to 255."
 
 
-def _separable(ours: str, pair: str, bn: str) -> dict[str, str]:
-    return {f"{ours}/depthwise": f"{pair}.0", f"{ours}/conv": f"{pair}.1", f"{ours}/bn": bn}
-
-
 def _dilation(output_stride: int) -> dict[str, Any]:
     return {"multi_grid": (1.0,), "stage3_first_rate": 2 if output_stride == 8 else 1}
 
@@ -158,6 +156,7 @@ SOURCE = Source(
     read_head=read_head,
     read_facts=read_facts,
     required=required,
+    free=Source.free | {"aspp_width"},
     describe=describe,
     backbone_prefix="encoder.",
     unused=frozenset({"classification_head"}),

@@ -10,6 +10,7 @@ from deeplab_jax.config import Config, ModelConfig
 from deeplab_jax.labels import VOC
 from deeplab_jax.models.backbones import BACKBONES
 from deeplab_jax.models.stages import Shapes
+from deeplab_jax.weights.heads import describe_head
 from deeplab_jax.weights.source import (
     ASSUMED,
     Facts,
@@ -22,12 +23,15 @@ from deeplab_jax.weights.source import (
 )
 
 # The prefix "classifier." would be ambiguous, because torchvision's ImageNet networks also use it.
-HEAD_PREFIXES = ("classifier.0.convs.", "classifier.4.", "aux_classifier.")
+HEAD_PREFIXES = ("classifier.0.convs.", "classifier.4.", "classifier.cbr.", "aux_classifier.")
 
 
 def has_names(names: Collection[str]) -> bool:
-    """Return whether any tensor belongs to torchvision's segmentation heads."""
-    return any(name.startswith(HEAD_PREFIXES) for name in names)
+    """Return whether any tensor belongs to torchvision's segmentation heads, or to its MobileNetV2.
+
+    timm has other names for a MobileNetV2, but not for the other backbones.
+    """
+    return any(name.startswith((*HEAD_PREFIXES, "1.conv.")) for name in names)
 
 
 def head_names(model: ModelConfig) -> dict[str, str]:
@@ -46,12 +50,16 @@ def head_names(model: ModelConfig) -> dict[str, str]:
 def read_head(shapes: Shapes) -> dict[str, Any]:
     """Infer the `ModelConfig` fields, plus "num_classes", from the heads' tensors.
 
+    The result is {} for a file that contains only a backbone.
+
     Raises:
       OtherHeadError: The head is not a DeepLabV3's.
       CheckpointError: A tensor is missing.
     """
+    if not any(name.startswith(HEAD_PREFIXES) for name in shapes):
+        return {}
     if "classifier.0.convs.0.0.weight" not in shapes:
-        raise OtherHeadError("has a head without ASPP")
+        raise OtherHeadError(describe_head(shapes))
     return {
         "aspp_width": output_channels(shapes, "classifier.0.convs.0.0.weight"),
         "fusion": "1x1+3x3",
@@ -68,21 +76,13 @@ def read_facts(state: StateDict, model: ModelConfig, overrides: Mapping[str, Any
 
 
 def required(model: ModelConfig) -> dict[str, tuple[Any, ...]]:
-    """Return a dict with the supported values for each `ModelConfig` field that torchvision fixes."""
+    """Return the supported values of the `ModelConfig` fields for which not only the default is supported."""
     fixed = {"multi_grid": ModelConfig().multi_grid, "atrous_rates": ModelConfig().atrous_rates} | _switches(model)
     return {
         "backbone": tuple(name for name, backbone in BACKBONES.items() if "torchvision" in backbone.references),
-        "width": (64,),
-        "stem": ("7x7",),
-        "shortcut": ("1x1",),
         "multi_grid": (fixed["multi_grid"],),
-        "stage3_first_rate": (1,),
         "atrous_rates": (fixed["atrous_rates"],),
-        "aspp_width": (256,),
-        "aspp_conv": ("3x3",),
         "fusion": ("1x1+3x3",),
-        "decoder_width": (0,),
-        "align_corners": (False,),
     }
 
 
@@ -114,5 +114,6 @@ SOURCE = Source(
     read_head=read_head,
     read_facts=read_facts,
     required=required,
+    free=Source.free | {"aux_head"},
     describe=describe,
 )
