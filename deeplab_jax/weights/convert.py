@@ -132,9 +132,9 @@ def supported_values(model: ModelConfig, fmt: str) -> dict[str, tuple[Any, ...]]
     """Return the values that a library supports for each `ModelConfig` field that it does not leave open."""
     source = SOURCES[fmt]
     assert source.required
-    fields = field_names(ModelConfig, changes=("shapes", "meaning"))
-    defaults = {field: (getattr(ModelConfig(), field),) for field in fields if field not in source.free}
-    return defaults | {**source.required(model)}
+    fields, supported = field_names(ModelConfig, changes=("shapes", "meaning")), source.required(model)
+    others = [field for field in fields if field not in source.free and field not in supported]
+    return {**supported} | {field: (getattr(ModelConfig(), field),) for field in others}
 
 
 def variable_shapes(config: Config) -> dict[names.Path, tuple[int, ...]]:

@@ -386,6 +386,7 @@ UNSUPPORTED = {
         "aspp_width": (128, 512),
         "aspp_conv": (SEPARABLE, "depthwise+bn+1x1"),
         "fusion": ("3x3",),
+        "conv_bias": (True,),
         "decoder_width": (48, 512),
         "low_level_width": (32,),
         "decoder_conv": (SEPARABLE,),
