@@ -23,6 +23,7 @@ IN_SHORT = (
     "torchvision_mobilenetv3_97x641",
     "mmseg_plus_r18_65x641",
     "smp_plus_r18_80x656",
+    "vainf_plus_mobilenetv2_os16_129x97",
 )
 GOLDEN = [
     pytest.param(path, id=path.stem, marks=[] if path.stem in IN_SHORT else pytest.mark.long)
