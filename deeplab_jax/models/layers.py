@@ -17,6 +17,7 @@ from deeplab_jax.models.operations import AnyArray, Length, operation, pixelwise
 from deeplab_jax.models.target import get_target
 
 Initializer = Callable[..., Array]
+Channels = Float[AnyArray, " c"]  # one value per channel
 
 # Kaiming initialization (He et al. 2015) with fan-out, as used for ResNets in torchvision and mmsegmentation.
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -55,12 +56,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], border: Float[Array, "1 1 1 c"] | None = None) -> Float[Array, "n h2 w2 k"]:
-        """Return features of shape [n, ceil(h / stride), ceil(w / stride), features] in `dtype`.
-
-        Args:
-          x: The input features.
-          border: See `convolution.conv2d`.
-        """
+        """Return features of shape [n, ceil(h / stride), ceil(w / stride), features] in `dtype`. For `border`, see `conv2d`."""
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         border = None if border is None else cast(border, self.dtype)
@@ -90,13 +86,11 @@ class BatchNorm(nn.Module):
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Any:
         """Return `x` normalised with batch statistics if `train` is set, or with running statistics otherwise.
 
-        The result has the dtype of `x`. After folding (`export.folding`), `bias` is the only remaining parameter and is added
-        to `x`.
+        The result has the dtype of `x`. After folding (`export.folding`), `bias` is the only parameter and is added to `x`.
         """
         features = x.shape[-1:]
-        is_folded = not self.is_initializing() and not self.has_variable("params", "scale")
         bias = self.param("bias", nn.initializers.zeros, features, jnp.float32)
-        if is_folded:
+        if not (self.is_initializing() or self.has_variable("params", "scale")):
             return (add_bias(x, bias), as_pixel(bias)) if self.returns_border else add_bias(x, bias)
         scale = self.param("scale", nn.initializers.ones, features, jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, features, jnp.float32)
@@ -130,12 +124,7 @@ class Dropout(nn.Module):
 
 @pixelwise
 def batch_norm(
-    x: Float[Array, "n h w c"],
-    mean: Float[AnyArray, " c"],
-    var: Float[AnyArray, " c"],
-    scale: Float[AnyArray, " c"],
-    bias: Float[AnyArray, " c"],
-    epsilon: float,
+    x: Float[Array, "n h w c"], mean: Channels, var: Channels, scale: Channels, bias: Channels, epsilon: float
 ) -> Float[Array, "n h w c"]:
     """Return (x - mean) / sqrt(var + epsilon) * scale + bias in the dtype of `x`."""
     factor = scale * lax.rsqrt(var + epsilon)
@@ -144,15 +133,9 @@ def batch_norm(
 
 
 @pixelwise
-def normalize_zero(
-    mean: Float[AnyArray, " c"],
-    var: Float[AnyArray, " c"],
-    scale: Float[AnyArray, " c"],
-    bias: Float[AnyArray, " c"],
-    epsilon: float,
-) -> Float[Array, "1 1 1 c"]:
+def normalize_zero(mean: Channels, var: Channels, scale: Channels, bias: Channels, epsilon: float) -> Float[Array, "1 1 1 c"]:
     """Return the result of `batch_norm` for a pixel of zeros, in float32 or wider."""
-    return jnp.asarray(bias - mean * scale * lax.rsqrt(var + epsilon))[None, None, None]
+    return as_pixel(bias - mean * scale * lax.rsqrt(var + epsilon))
 
 
 @pixelwise

@@ -189,7 +189,7 @@ BACKBONES_AND_STRIDES = [
         "resnet18",
         "resnet50",
         "resnext50_32x4d",
-        "mobilenetv2",
+        "mobilenetv2_vainf",
         "mobilenetv3_large",
         "efficientnet_lite0",
         "xception41",
@@ -212,7 +212,8 @@ def test_features_on_a_canvas_in_float64(switches):
         variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), random_variables(model))
         images, on_canvas = draw_images(3)
         apply = jax.jit(lambda x: model.apply(variables, x, False).logits)
-        values = run_on_canvas(lambda x: model.apply(variables, x, False).logits, on_canvas.astype(np.float64))
+        margin = find_backbone(model.config.backbone).margin
+        values = run_on_canvas(lambda x: model.apply(variables, x, False).logits, on_canvas.astype(np.float64), margin=margin)
         for image, value in zip(images, values, strict=True):
             expected = apply(image[None].astype(np.float64))[0]
             inside = value[: expected.shape[0], : expected.shape[1]]
