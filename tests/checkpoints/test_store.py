@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import tiny_config, tiny_model
+from conftest import smallest_model, tiny_config
 
 from deeplab_jax.checkpoints.folders import find_changed_files
 from deeplab_jax.checkpoints.store import Checkpoints, find_config_changes, resolve, restore_model, stored_config
@@ -180,10 +180,10 @@ def test_changed_fields_are_returned(run):
     [
         ({"labels": LabelSet("pets", ("cat", "dog"), ((1, 1, 1), (2, 2, 2)))}, r"'pets', 2 classes.*19 classes"),
         (
-            {"model": tiny_model(backbone="resnet34")},
-            r"`model.backbone` \(='resnet34'\) is 'four_blocks'",
+            {"model": smallest_model(backbone="resnet34")},
+            r"`model.backbone` \(='resnet34'\) is 'four_convolutions'",
         ),
-        ({"model": tiny_model(width=16)}, r"`model.width` \(=16\) is 8"),
+        ({"model": smallest_model(width=16)}, r"`model.width` \(=16\) is 8"),
     ],
 )
 def test_a_different_network_or_label_set_is_rejected(run, fields, message):
@@ -229,7 +229,7 @@ def test_damaged_metadata_is_reported(state, tmp_path, content):
 
 
 def test_fields_that_do_not_affect_the_arrays_may_change(run):
-    changed = dataclasses.replace(CONFIG, model=tiny_model(output_stride=8, dtype="bfloat16"))
+    changed = dataclasses.replace(CONFIG, model=smallest_model(output_stride=8, dtype="bfloat16"))
     restore_model(str(run), changed)
     assert find_config_changes(str(run), changed) == ["model.output_stride: 16 -> 8", "model.dtype: 'float32' -> 'bfloat16'"]
 
