@@ -184,7 +184,8 @@ def test_pretrained_says_what_it_was_given(places, name, message):
 
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_pretrained_accepts_every_spelling_of_a_checkpoint(places, name):
-    config = load_tiny_recipe("nowhere", f"model.pretrained={places}/{name}", "model.backbone=resnet18")
+    network = ("model.backbone=resnet18", "model.atrous_rates=(6,12,18)")
+    config = load_tiny_recipe("nowhere", f"model.pretrained={places}/{name}", *network)
     assert "classifier" in pretrained_variables(config, lambda line: None)["params"]
 
 
