@@ -2,6 +2,7 @@
 
 import functools
 
+import jax.numpy as jnp
 from flax import linen as nn
 
 from deeplab_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
@@ -17,10 +18,11 @@ class FourConvolutions(nn.Module):
 
     @nn.compact
     def __call__(self, x, train):
-        x = relu(BatchNorm(name="stem_bn")(Conv(self.config.width, 3, 2, name="stem_conv")(x), train))
+        conv = functools.partial(Conv, self.config.width, 3, dtype=jnp.dtype(self.config.dtype))
+        x = relu(BatchNorm(name="stem_bn")(conv(2, name="stem_conv")(x), train))
         outputs = []
         for i, (dilation,) in enumerate(stage_dilations((1, 1, 1, 1), self.config, stem_stride=2), start=1):
-            x = Conv(self.config.width, 3, dilation.stride, dilation.rate, name=f"stage{i}_conv")(x)
+            x = conv(dilation.stride, dilation.rate, name=f"stage{i}_conv")(x)
             x = relu(BatchNorm(name=f"stage{i}_bn")(x, train))
             outputs.append(x)
         return Features(low=outputs[0], aux=outputs[2], last=outputs[3])

@@ -66,7 +66,7 @@ def test_counted_parameters_match_the_variables_of_the_network(model):
 
 
 def test_a_training_step_costs_three_forward_passes_regardless_of_dtype_and_remat():
-    config = tiny_config()
+    config = tiny_config(model=tiny_model())
     forward = cost.total(cost.layers(config.model, 19, (32, 64))).flops
     assert cost.training_flops(config) == 3 * 4 * forward
     changed = dataclasses.replace(config, model=tiny_model(dtype="bfloat16", remat=(1, 2, 3, 4)))

@@ -4,7 +4,7 @@ import io
 import jax
 import numpy as np
 import pytest
-from conftest import random_variables, read_pixels, run_cli, tiny_config
+from conftest import random_variables, read_pixels, run_cli, tiny_config, tiny_model
 from PIL import Image
 from rich.console import Console
 
@@ -20,7 +20,7 @@ from deeplab_jax.predict.inputs import find_inputs
 
 @pytest.fixture(scope="module")
 def segmenter():
-    config = tiny_config()
+    config = tiny_config(model=tiny_model())
     return api.Segmenter(config, random_variables(DeepLabV3(config.model, config.labels.num_classes)))
 
 
