@@ -136,6 +136,13 @@ def test_the_folder_of_a_relative_path_counts(plus, tmp_path, monkeypatch):
     assert recognize(StateDict("model.pdparams", plus, {})).config.model.multi_grid == (1.0, 2.0, 4.0)
 
 
+def test_networks_for_other_images_have_the_normalization_for_their_channels():
+    tensors = make_state(dataclasses.replace(V3, mean=(127.5,) * 4, std=(127.5,) * 4))
+    config = recognize(StateDict("x", tensors, {})).config
+    assert (config.data.channels, config.model.mean, config.model.std) == (4, (127.5,) * 4, (127.5,) * 4)
+    assert "normalised" not in SOURCES["paddleseg"].describe(config)
+
+
 def test_21_classes_are_those_of_voc():
     assert recognize(StateDict("x", make_state(V3, labels=VOC), {})).config.labels == VOC
 

@@ -17,8 +17,7 @@ from deeplab_jax.weights.source import ASSUMED, Facts, OtherHeadError, Source, S
 
 SEPARABLE = "depthwise+bn+1x1"
 STRIDES = (8, 16)
-# The images have values from -1 to 1.
-MEAN = STD = (127.5, 127.5, 127.5)
+IMAGE_VALUE = 127.5  # the mean and the standard deviation of each channel, so that images have values from -1 to 1
 PUBLISHED_GRID = (1.0, 2.0, 4.0)
 FIXED = "PaddleSeg has no other value"
 GRID_ASSUMED = (
@@ -104,8 +103,8 @@ def read_facts(state: StateDict, model: ModelConfig, overrides: Mapping[str, Any
         "model.multi_grid": (PUBLISHED_GRID, origin) if published else ((1.0,), GRID_ASSUMED),
         "model.stage3_first_rate": (_first_rate(overrides.get("output_stride", stride)), FIXED),
         "model.pool_dilated_shortcuts": (False, FIXED),
-        "model.mean": (MEAN, ASSUMED),
-        "model.std": (STD, ASSUMED),
+        "model.mean": ((IMAGE_VALUE,) * model.channels, ASSUMED),
+        "model.std": ((IMAGE_VALUE,) * model.channels, ASSUMED),
     }
     classes = state.tensors[f"{head_names(model)['classifier']}.weight"].shape[0]
     return facts | {"labels": (VOC if classes == VOC.num_classes else CITYSCAPES, "assumed: the published weights' classes")}
@@ -144,7 +143,7 @@ def describe(config: Config) -> str:
         f"paddleseg.models.{name}({config.labels.num_classes}, {backbone}, backbone_indices={indices}, aspp_ratios={rates}, "
         f"aspp_out_channels={model.aspp_width}, align_corners={model.align_corners})"
     )
-    if (tuple(model.mean), tuple(model.std)) == (MEAN, STD):
+    if {*model.mean, *model.std} == {IMAGE_VALUE}:
         return call
     return f"{call}\nIts images are normalised with mean={list(model.mean)}, std={list(model.std)} on values from 0 to 255."
 
