@@ -17,7 +17,7 @@ from deeplab_jax.models.backbones import BACKBONES, find_backbone
 from deeplab_jax.models.stages import FIRST_LAYERS, Shapes
 from deeplab_jax.weights.foreign import name_backbone
 from deeplab_jax.weights.names import strip_backbone_prefix
-from deeplab_jax.weights.source import Facts, OtherHeadError, StateDict
+from deeplab_jax.weights.source import Facts, OtherHeadError, StateDict, last_parts
 from deeplab_jax.weights.sources import SOURCES
 from deeplab_jax.weights.state_dicts import RECORD
 
@@ -85,6 +85,7 @@ def recognize(state: StateDict, fmt: str = "auto", overrides: Mapping[str, Any] 
             other_head = str(error)
         logits = switches.pop("num_classes", 0)
         num_classes = 2 if logits == 1 else logits
+        assumption = "" if num_classes else assumption  # a head shows whose network it is
         if RECORD in state.meta:
             config, origin = _read_record(state, switches)
         else:
@@ -147,7 +148,7 @@ def _choose_variant(
         return backbone, ""
     if record.get("backbone") in variants:
         return record["backbone"], ""
-    name = str(state.config.get("architecture") or state.source)  # timm's config.json names the network
+    name = str(state.config.get("architecture") or last_parts(state.source, 2))  # timm's config.json names the network
     backbone, assumption = choose(name, source)
     return (overrides["backbone"], "") if assumption and overrides.get("backbone") in variants else (backbone, assumption)
 

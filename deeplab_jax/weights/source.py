@@ -1,6 +1,7 @@
 """The interface for weights sources. A source is a library with its own tensor names, such as torchvision."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -11,6 +12,11 @@ from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models.stages import Shapes
 
 ASSUMED = "assumed: the reference implementation's default, because the tensors do not determine this field"
+
+
+def last_parts(path: str, count: int) -> str:
+    """Return the last components of a path, such as "folder/file.pth" for two. A relative path is in the working directory."""
+    return "/".join(os.path.abspath(path).replace("\\", "/").split("/")[-count:])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -104,6 +104,7 @@ def test_networks_are_recognized_and_every_tensor_is_used(model):
     tensors = make_state(model)
     network, variables, messages = convert(tensors)
     assert (network.fmt, network.num_classes, network.config.model, messages) == ("paddleseg", 19, model, [])
+    assert network.assumption == ""  # PaddleSeg has no other networks with these tensors
     assert network.config.labels == CITYSCAPES
     assert variables.keys() == variable_shapes(network.config).keys()
     assert ("params", "aspp", "branch_rate1", "conv", "bias") in variables
@@ -182,6 +183,9 @@ def test_networks_with_the_same_names_are_refused():
         convert(basic | {"bb_0_0.short._conv.weight": np.ones((8, 8, 1, 1), np.float32)})
     bare = {name.removeprefix("backbone."): x for name, x in make_state(V3, parts=("backbone",)).items()}
     assert convert(bare, "ResNet50_vd_pretrained.pdparams")[0].is_backbone
+    # The tensors of a ResNet_vc have the same names and shapes.
+    for source, is_assumed in (("ResNet50_vd_pretrained.pdparams", False), ("model.pdparams", True)):
+        assert ("ResNet_vc" in convert(bare, source)[0].assumption) == is_assumed
     with pytest.raises(CheckpointError, match=r"ResNet50_vc_pretrained\.pdparams` is named like a ResNet50_vc network"):
         convert(bare, "ResNet50_vc_pretrained.pdparams")
 

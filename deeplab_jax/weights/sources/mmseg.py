@@ -36,6 +36,7 @@ from deeplab_jax.weights.source import (
     StateDict,
     conv_bn,
     has_imagenet_normalization,
+    last_parts,
     output_channels,
 )
 
@@ -216,7 +217,7 @@ def _parse_file_name(source: str) -> dict[str, Any]:
 
     Examples are deeplabv3_r101-d16-mg124_512x1024_... and deeplabv3plus_r50-d8_769x769_...
     """
-    name = source.replace("\\", "/").rsplit("/", 1)[-1].lower()
+    name = last_parts(source, 1).lower()
     if not name.startswith(("deeplabv3_r", "deeplabv3plus_r")):
         return {}
     fields: dict[str, Any] = {"model.output_stride": 16} if re.search(r"[-_]d16[-_]", name) else {}

@@ -4,7 +4,6 @@ The backbones are its ResNet_vd networks. They dilate whole stages, also the fir
 the pooling in these stages. Older ImageNet files of PaddleClas have the same names, without the prefix.
 """
 
-import os
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -13,7 +12,7 @@ from deeplab_jax.config import Config, ModelConfig, aspp_rates, unit_of_each_blo
 from deeplab_jax.labels import CITYSCAPES, VOC
 from deeplab_jax.models.backbones import BACKBONES
 from deeplab_jax.models.stages import Shapes
-from deeplab_jax.weights.source import ASSUMED, Facts, OtherHeadError, Source, StateDict, conv_bn, output_channels
+from deeplab_jax.weights.source import ASSUMED, Facts, OtherHeadError, Source, StateDict, conv_bn, last_parts, output_channels
 
 SEPARABLE = "depthwise+bn+1x1"
 STRIDES = (8, 16)
@@ -94,8 +93,8 @@ def read_facts(state: StateDict, model: ModelConfig, overrides: Mapping[str, Any
     An example is deeplabv3p_resnet101_os8_cityscapes_769x769_80k/model.pdparams. All of PaddleSeg's configurations with such
     names have the multi-grid (1, 2, 4). The dilation of the third stage depends on the output stride.
     """
-    folder_and_file = "/".join(os.path.abspath(state.source).replace("\\", "/").split("/")[-2:])
-    published = re.search(r"deeplabv3p?_resnet\d+(?:_vd)?_os(8|16)(?!\d)([^/]*)", folder_and_file, re.IGNORECASE)
+    name = last_parts(state.source, 2)
+    published = re.search(r"deeplabv3p?_resnet\d+(?:_vd)?_os(8|16)(?!\d)([^/]*)", name, re.IGNORECASE)
     stride, origin = (int(published[1]), "the folder or file name") if published else (8, ASSUMED)
     facts: Facts = {
         "model.output_stride": (stride, origin),

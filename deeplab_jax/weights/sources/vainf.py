@@ -21,6 +21,7 @@ from deeplab_jax.weights.source import (
     StateDict,
     conv_bn,
     has_imagenet_normalization,
+    last_parts,
     output_channels,
     separable_bn,
 )
@@ -84,8 +85,7 @@ def read_head(shapes: Shapes) -> dict[str, Any]:
 
 def read_facts(state: StateDict, model: ModelConfig, overrides: Mapping[str, Any]) -> Facts:
     """Return the label set for the number of classes, and the output stride in the file name or the training script's."""
-    name = state.source.replace("\\", "/").rsplit("/", 1)[-1]
-    match = re.search(r"_os(8|16)(?!\d)", name)
+    match = re.search(r"_os(8|16)(?!\d)", last_parts(state.source, 1))
     classifier = head_names(model)["classifier"]
     labels = VOC if len(state.tensors[f"{classifier}.weight"]) == VOC.num_classes else CITYSCAPES
     return {
