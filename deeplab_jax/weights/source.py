@@ -122,3 +122,8 @@ def output_channels(shapes: Shapes, name: str) -> int:
 def has_imagenet_normalization(model: ModelConfig) -> bool:
     """Return whether images are normalised with ImageNet's mean and standard deviation, as in the reference recipes."""
     return (tuple(model.mean), tuple(model.std)) == (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def describe_images(model: ModelConfig) -> str:
+    """Return a sentence about the normalisation of the images that an exported network expects."""
+    return f"Its images are normalised with mean={list(model.mean)}, std={list(model.std)} on values from 0 to 255."

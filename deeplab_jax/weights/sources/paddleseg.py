@@ -12,7 +12,17 @@ from deeplab_jax.config import Config, ModelConfig, aspp_rates, unit_of_each_blo
 from deeplab_jax.labels import CITYSCAPES, VOC
 from deeplab_jax.models.backbones import BACKBONES
 from deeplab_jax.models.stages import Shapes
-from deeplab_jax.weights.source import ASSUMED, Facts, OtherHeadError, Source, StateDict, conv_bn, last_parts, output_channels
+from deeplab_jax.weights.source import (
+    ASSUMED,
+    Facts,
+    OtherHeadError,
+    Source,
+    StateDict,
+    conv_bn,
+    describe_images,
+    last_parts,
+    output_channels,
+)
 
 SEPARABLE = "depthwise+bn+1x1"
 STRIDES = (8, 16)
@@ -142,9 +152,7 @@ def describe(config: Config) -> str:
         f"paddleseg.models.{name}({config.labels.num_classes}, {backbone}, backbone_indices={indices}, aspp_ratios={rates}, "
         f"aspp_out_channels={model.aspp_width}, align_corners={model.align_corners})"
     )
-    if {*model.mean, *model.std} == {IMAGE_VALUE}:
-        return call
-    return f"{call}\nIts images are normalised with mean={list(model.mean)}, std={list(model.std)} on values from 0 to 255."
+    return call if {*model.mean, *model.std} == {IMAGE_VALUE} else f"{call}\n{describe_images(model)}"
 
 
 def _first_rate(output_stride: int) -> int:

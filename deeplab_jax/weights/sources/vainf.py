@@ -20,6 +20,7 @@ from deeplab_jax.weights.source import (
     Source,
     StateDict,
     conv_bn,
+    describe_images,
     has_imagenet_normalization,
     last_parts,
     output_channels,
@@ -117,9 +118,7 @@ def describe(config: Config) -> str:
         call += "\nThen network.convert_to_separable_conv(model.classifier)"
     if model.channels != 3:
         call += f"\nReplace its first convolution with one for {model.channels} input channels."
-    if has_imagenet_normalization(model):
-        return call
-    return f"{call}\nIts images are normalised with mean={list(model.mean)}, std={list(model.std)} on values from 0 to 255."
+    return call if has_imagenet_normalization(model) else f"{call}\n{describe_images(model)}"
 
 
 SOURCE = Source(
