@@ -50,8 +50,8 @@ class Backbone:
         shapes, or None for a different kind of backbone. It raises a CheckpointError for an unsupported network of this kind.
         The error message continues a sentence starting with the file name, such as "has a backbone with ...".
       variants: The names of this backbone and of those with the same tensors that compute differently. () if it has none.
-      choose_variant: A function of (file name, source), for a backbone with variants. It returns the name of the one that the
-        file has, and what is assumed, or "" if the file name or the source is clear.
+      choose_variant: A function of (folder and file name, source), for a backbone with variants. It returns the name of the one
+        that the file has, and what is assumed, or "" if the name or the source is clear.
       unused: A function of (config, source) that returns the shapes of the backbone's tensors in the source's segmentation
         network that the network does not compute with, keyed by name. Exports contain them as zeros, and as ones where they
         are variances.

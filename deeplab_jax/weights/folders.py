@@ -32,7 +32,8 @@ def list_shards(index: str) -> dict[str, set[str]]:
     files = _read_json(index).get("weight_map")
     names = list(files.values()) if isinstance(files, dict) else []
     # The files are in the folder itself. A path could lead anywhere.
-    if not isinstance(files, dict) or not all(isinstance(name, str) and name == os.path.basename(name) for name in names):
+    are_names = all(isinstance(name, str) and name == os.path.basename(name) for name in names)
+    if not isinstance(files, dict) or not are_names or not all(map(str.isprintable, (*files, *names))):
         raise CheckpointError(f"has a damaged {os.path.basename(index)}, which lists no weights files. Download it again.")
     shards: dict[str, set[str]] = {name: set() for name in names}
     for tensor, name in files.items():

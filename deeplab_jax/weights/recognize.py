@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from deeplab_jax.config import MAX_CHANNELS, Config, ModelConfig, from_dict
+from deeplab_jax.config import IMAGENET_MEAN, IMAGENET_STD, MAX_CHANNELS, Config, ModelConfig, adapt_to_channels, from_dict
 from deeplab_jax.config.fields import field_names
 from deeplab_jax.errors import CheckpointError, ConfigError, one_line
 from deeplab_jax.labels import LabelSet
@@ -17,7 +17,7 @@ from deeplab_jax.models.backbones import BACKBONES, find_backbone
 from deeplab_jax.models.stages import FIRST_LAYERS, Shapes
 from deeplab_jax.weights.foreign import name_backbone
 from deeplab_jax.weights.names import strip_backbone_prefix
-from deeplab_jax.weights.source import Facts, OtherHeadError, StateDict
+from deeplab_jax.weights.source import Facts, OtherHeadError, StateDict, last_parts
 from deeplab_jax.weights.sources import SOURCES
 from deeplab_jax.weights.state_dicts import RECORD
 
@@ -83,27 +83,29 @@ def recognize(state: StateDict, fmt: str = "auto", overrides: Mapping[str, Any] 
             switches |= SOURCES[source].read_head(shapes)
         except OtherHeadError as error:
             other_head = str(error)
-        channels = switches.pop("num_classes", 0)
-        num_classes = 2 if channels == 1 else channels
+        logits = switches.pop("num_classes", 0)
+        num_classes = 2 if logits == 1 else logits
+        assumption = "" if num_classes else assumption  # a head shows whose network it is
         if RECORD in state.meta:
             config, origin = _read_record(state, switches)
         else:
+            SOURCES[source].check_settings(state)
             model = ModelConfig(**switches)
-            if _count_channels(shapes, model, source) == 3:
-                model = dataclasses.replace(model, **find_backbone(model.backbone).images(source))
+            model = _expect_published_images(model, source, _count_channels(shapes, model, source))
             facts = SOURCES[source].read_facts(state, model, overrides or {}) if num_classes else {}
             config, origin = _apply_facts(facts, model)
-        if channels == 1 and config.labels.num_classes != 2:
+        if logits == 1 and config.labels.num_classes != 2:
             config.labels, origin["labels"] = BINARY, "assumed: the network has one logit"
         config.data.channels = _count_channels(shapes, config.model, source)
-        return Network(source, validate(config), num_classes, origin, channels == 1, assumption, other_head)
+        return Network(source, validate(config), num_classes, origin, logits == 1, assumption, other_head)
     except CheckpointError as error:
         raise CheckpointError(f"`{state.source}` {error}") from None
     # A file's metadata can contain anything, so reading it can raise many kinds of errors.
-    except (ConfigError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
-        raise CheckpointError(
-            f"`{state.source}` contains invalid metadata ({one_line(error)}). Save only its state dict to a new file."
-        ) from None
+    except (ConfigError, TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError) as error:
+        fault, advice = "contains invalid metadata", "Save only its state dict to a new file."
+        if state.config or state.preprocessing:
+            fault, advice = "has invalid settings in its JSON files", "Correct them, or use the weights file alone."
+        raise CheckpointError(f"`{state.source}` {fault} ({one_line(error)}). {advice}") from None
 
 
 def _recognize_backbone(shapes: Shapes, source: str) -> dict[str, Any]:
@@ -146,7 +148,7 @@ def _choose_variant(
         return backbone, ""
     if record.get("backbone") in variants:
         return record["backbone"], ""
-    name = str(state.config.get("architecture") or state.source)  # timm's config.json names the network
+    name = str(state.config.get("architecture") or last_parts(state.source, 2))  # timm's config.json names the network
     backbone, assumption = choose(name, source)
     return (overrides["backbone"], "") if assumption and overrides.get("backbone") in variants else (backbone, assumption)
 
@@ -166,6 +168,13 @@ def _count_channels(shapes: Shapes, model: ModelConfig, fmt: str) -> int:
     if channels > MAX_CHANNELS:
         raise CheckpointError(f"reads images with {channels} channels, more than {MAX_CHANNELS}. Use different weights.")
     return channels
+
+
+def _expect_published_images(model: ModelConfig, source: str, channels: int) -> ModelConfig:
+    """Return the config with the mean and standard deviation of the images that the library's published weights expect."""
+    fields = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, **find_backbone(model.backbone).images(source)}
+    adapted: dict[str, Any] = {field: adapt_to_channels(values, channels) for field, values in fields.items()}
+    return dataclasses.replace(model, **adapted)
 
 
 def _read_record(state: StateDict, switches: dict[str, Any]) -> tuple[Config, dict[str, str]]:

@@ -1,6 +1,7 @@
 """The interface for weights sources. A source is a library with its own tensor names, such as torchvision."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -11,6 +12,11 @@ from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models.stages import Shapes
 
 ASSUMED = "assumed: the reference implementation's default, because the tensors do not determine this field"
+
+
+def last_parts(path: str, count: int) -> str:
+    """Return the last components of a path, such as "folder/file.pth" for two. A relative path is in the working directory."""
+    return "/".join(os.path.abspath(path).replace("\\", "/").split("/")[-count:])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +59,8 @@ class Source:
         result is {} for a file that contains only a backbone. It raises an OtherHeadError for another network's head.
       read_facts: (state dict, model config inferred from the tensors, `ModelConfig` fields set by the user) -> the file's
         settings, and the library's defaults for the others. The caller prefixes error messages with the file name.
+      check_settings: (state dict) -> None. It raises a CheckpointError if the file's settings show a network that ours does not
+        reproduce. It is also called for a file with only a backbone.
       read_notes: (state dict) -> messages about settings in the file that a config cannot express.
       required: (model config) -> a dict with the supported values of the `ModelConfig` fields for which the library has others
         than the default. None if weights cannot be exported to this library.
@@ -74,6 +82,7 @@ class Source:
     head_names: Callable[[ModelConfig], dict[str, str]] = lambda _: {}
     read_head: Callable[[Shapes], dict[str, Any]] = lambda _: {}
     read_facts: Callable[[StateDict, ModelConfig, Mapping[str, Any]], Facts] = lambda *_: {}
+    check_settings: Callable[[StateDict], None] = lambda _: None
     read_notes: Callable[[StateDict], tuple[str, ...]] = lambda _: ()
     required: Callable[[ModelConfig], Mapping[str, tuple[Any, ...]]] | None = None
     free: frozenset[str] = frozenset({"mean", "std"})
@@ -113,3 +122,8 @@ def output_channels(shapes: Shapes, name: str) -> int:
 def has_imagenet_normalization(model: ModelConfig) -> bool:
     """Return whether images are normalised with ImageNet's mean and standard deviation, as in the reference recipes."""
     return (tuple(model.mean), tuple(model.std)) == (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def describe_images(model: ModelConfig) -> str:
+    """Return a sentence about the normalisation of the images that an exported network expects."""
+    return f"Its images are normalised with mean={list(model.mean)}, std={list(model.std)} on values from 0 to 255."

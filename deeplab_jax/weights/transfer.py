@@ -9,7 +9,7 @@ from etils import epath
 
 from deeplab_jax.checkpoints import store as checkpoints
 from deeplab_jax.checkpoints.paths import WEIGHTS_FILES, classify_file, describe_path, find_weights
-from deeplab_jax.config import Config, DataConfig, ModelConfig, to_dict
+from deeplab_jax.config import Config, DataConfig, ModelConfig, adapt_to_channels, to_dict
 from deeplab_jax.config.fields import field_names
 from deeplab_jax.errors import CheckpointError, ConfigError, choose
 from deeplab_jax.labels import LabelSet
@@ -142,20 +142,27 @@ def pretrained_variables(config: Config, say: Say = print) -> dict[str, Any]:
         left_out |= {"decoder", "classifier"}
     loaded = {path: x for path, x in variables.items() if path in shapes and path[1] not in left_out}
     say(f"{len(loaded)} of {len(shapes)} variables were loaded from {source}")
+    trained, usual = stored.model, ModelConfig()
     if adaptation:
         say(adaptation)
+        trained, usual = (_adapt_images(model, config.data.channels) for model in (trained, usual))
     random_parts = sorted({path[1] for path in shapes.keys() - loaded.keys()})
     if random_parts:
         say(f"these parts start with random weights: {', '.join(random_parts)}")
+    theirs = canonical(trained)
     for field in field_names(ModelConfig, changes=("meaning",)):
-        if adaptation and field in ("mean", "std"):
-            continue  # they have different numbers of values
-        if not has_aspp and getattr(theirs, field) == getattr(ModelConfig(), field):
+        if not has_aspp and getattr(theirs, field) == getattr(usual, field):
             continue  # a backbone only has settings of its own where they differ from the usual ones
         if getattr(ours, field) != getattr(theirs, field):
-            value, trained = getattr(config.model, field), getattr(stored.model, field)
-            say(f"model.{field} is {value} in the config, but these weights were trained with {trained}")
+            value, stored_value = getattr(config.model, field), getattr(trained, field)
+            say(f"model.{field} is {value} in the config, but these weights were trained with {stored_value}")
     return names.unflatten(loaded)
+
+
+def _adapt_images(model: ModelConfig, channels: int) -> ModelConfig:
+    """Return the config of a network for RGB images with the normalisation for another number of channels."""
+    mean, std = (adapt_to_channels(tuple(values), channels) for values in (model.mean, model.std))
+    return dataclasses.replace(model, mean=mean, std=std)
 
 
 def _read(

@@ -70,6 +70,15 @@ def test_a_network_for_six_bands_equals_the_rgb_network_on_repeated_rgb(tmp_path
     assert np.linalg.norm(actual - expected) < 1e-5 * np.linalg.norm(expected)  # the sums over channels round differently
 
 
+def test_weights_for_other_values_say_so_also_when_they_are_adapted(tmp_path):
+    stored, lines = store_rgb(tmp_path, mean=(110.0,) * 3), []
+    config = with_channels(tiny_config(model=tiny_model(pretrained=stored)), 4)
+    transfer.pretrained_variables(config, lines.append)
+    assert lines[2:] == [
+        f"model.mean is {config.model.mean} in the config, but these weights were trained with (110.0, 110.0, 110.0, 110.0)"
+    ]
+
+
 def test_the_adaptation_is_reported_and_other_numbers_of_channels_are_refused(tmp_path):
     stored, lines = store_rgb(tmp_path), []
     config = with_channels(tiny_config(model=tiny_model(pretrained=stored)), 4)

@@ -17,6 +17,7 @@ from deeplab_jax.models.backbones import BACKBONES
 from deeplab_jax.weights import convert, names, transfer
 from deeplab_jax.weights.recognize import recognize
 from deeplab_jax.weights.source import StateDict
+from deeplab_jax.weights.sources.huggingface import read_notes
 
 MODEL = ModelConfig(backbone="mobilenetv2_tf", width=18, atrous_rates=(), aspp_width=256, fusion="1x1")
 VOC_LABELS = {str(i): {"tvmonitor": "tv", "diningtable": "dining table"}.get(name, name) for i, name in enumerate(VOC.names)}
@@ -155,13 +156,21 @@ def test_other_classes_become_a_label_set_with_distinct_colors():
         ({}, {"image_std": ["a"] * 3}, "has image_std=['a', 'a', 'a'] in its preprocessor_config.json"),
         ({}, {"rescale_factor": 0}, "has rescale_factor=0.0 in its preprocessor_config.json"),
         ({}, {"do_flip_channel_order": True}, "was trained on BGR images"),
-        ({"classifier_dropout_prob": "a"}, {}, "contains invalid metadata"),
+        ({"classifier_dropout_prob": "a"}, {}, "has invalid settings in its JSON files (could not convert"),
+        ({"classifier_dropout_prob": 10**4000}, {}, "has invalid settings in its JSON files (int too large"),
+        ({"classifier_dropout_prob": 1.5}, {}, "has invalid settings in its JSON files (`model.dropout` (=1.5)"),
+        ({}, {"rescale_factor": 10**4000}, "has invalid settings in its JSON files (int too large"),
+        ({}, {"image_mean": [10**4000] * 3}, "has invalid settings in its JSON files (int too large"),
+        ({"layer_norm_eps": 10**4000}, {}, "has layer_norm_eps=1000"),
+        ({"id2label": {str(i): {"name": i} for i in range(21)}}, {}, "has an id2label in its config.json without a name"),
+        ({"id2label": {str(i): f"{i}\n" for i in range(21)}}, {}, "has an id2label in its config.json without a name"),
     ],
 )
 def test_what_our_network_cannot_express_is_a_one_line_error(config, preprocessing, message):
     with pytest.raises(CheckpointError, match=re.escape(f"`net` {message}")) as error:
         recognize_folder(config, preprocessing)
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 300
 
 
 def test_a_network_whose_shortcuts_differ_is_refused():
@@ -182,6 +191,26 @@ def test_an_imagenet_network_is_a_backbone():
     variables, messages = convert.to_variables(StateDict("net", tensors, {}), network)
     assert all(path[1] == "backbone" for path in variables)
     assert any("classifier" in line for line in messages)
+
+
+@pytest.mark.parametrize(("config", "preprocessing"), [({"tf_padding": False}, {}), ({}, {"do_flip_channel_order": True})])
+def test_the_settings_of_a_backbone_are_checked_too(config, preprocessing):
+    tensors = {name: value for name, value in TENSORS.items() if name.startswith("mobilenet_v2.")}
+    with pytest.raises(CheckpointError, match=r"only True is supported|BGR images"):
+        recognize_folder(config, preprocessing, tensors)
+
+
+def test_images_with_other_channels_have_the_published_normalization():
+    name = "mobilenet_v2.conv_stem.first_conv.convolution.weight"
+    tensors = TENSORS | {name: np.repeat(TENSORS[name][:, :1], 4, axis=1)}
+    config = recognize(StateDict("net", tensors, {}, config=CONFIG)).config
+    assert (config.data.channels, config.model.mean, config.model.std) == (4, (127.5,) * 4, (127.5,) * 4)
+
+
+def test_sizes_that_are_not_numbers_are_not_printed():
+    size = {"a\n": 1, "b": "\x1b"}
+    assert read_notes(StateDict("net", {}, {}, preprocessing={"size": size})) == ()
+    assert "(width 513)" in read_notes(StateDict("net", {}, {}, preprocessing={"size": size | {"width": 513}}))[0]
 
 
 def test_a_training_starts_from_a_folder(tmp_path):

@@ -197,6 +197,13 @@ def test_other_residual_networks_with_the_same_tensors_are_refused_by_name(name,
         recognize(StateDict(name, make_residual_network(), {}))
 
 
+@pytest.mark.parametrize("folder", ["/home/msra/weights", "/data/caffe/new", "C:\\caffe\\new"])
+def test_only_the_file_and_its_folder_name_a_network(folder):
+    network = recognize(StateDict(f"{folder}/mine.pth", make_residual_network(), {}))
+    assert network.config.model.backbone == "resnet50"
+    assert network.assumption
+
+
 @pytest.mark.parametrize(
     ("name", "is_assumed"), [("hf:timm/resnet50d.ra2_in1k", False), ("wide_resnet50_2-9ba9bcbe.pth", False), ("mine.pth", True)]
 )

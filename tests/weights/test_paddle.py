@@ -104,6 +104,7 @@ def test_networks_are_recognized_and_every_tensor_is_used(model):
     tensors = make_state(model)
     network, variables, messages = convert(tensors)
     assert (network.fmt, network.num_classes, network.config.model, messages) == ("paddleseg", 19, model, [])
+    assert network.assumption == ""  # PaddleSeg has no other networks with these tensors
     assert network.config.labels == CITYSCAPES
     assert variables.keys() == variable_shapes(network.config).keys()
     assert ("params", "aspp", "branch_rate1", "conv", "bias") in variables
@@ -134,6 +135,13 @@ def test_the_folder_of_a_relative_path_counts(plus, tmp_path, monkeypatch):
     (tmp_path / PUBLISHED).mkdir()
     monkeypatch.chdir(tmp_path / PUBLISHED)
     assert recognize(StateDict("model.pdparams", plus, {})).config.model.multi_grid == (1.0, 2.0, 4.0)
+
+
+def test_networks_for_other_images_have_the_normalization_for_their_channels():
+    tensors = make_state(dataclasses.replace(V3, mean=(127.5,) * 4, std=(127.5,) * 4))
+    config = recognize(StateDict("x", tensors, {})).config
+    assert (config.data.channels, config.model.mean, config.model.std) == (4, (127.5,) * 4, (127.5,) * 4)
+    assert "normalised" not in SOURCES["paddleseg"].describe(config)
 
 
 def test_21_classes_are_those_of_voc():
@@ -175,6 +183,9 @@ def test_networks_with_the_same_names_are_refused():
         convert(basic | {"bb_0_0.short._conv.weight": np.ones((8, 8, 1, 1), np.float32)})
     bare = {name.removeprefix("backbone."): x for name, x in make_state(V3, parts=("backbone",)).items()}
     assert convert(bare, "ResNet50_vd_pretrained.pdparams")[0].is_backbone
+    # The tensors of a ResNet_vc have the same names and shapes.
+    for source, is_assumed in (("ResNet50_vd_pretrained.pdparams", False), ("model.pdparams", True)):
+        assert ("ResNet_vc" in convert(bare, source)[0].assumption) == is_assumed
     with pytest.raises(CheckpointError, match=r"ResNet50_vc_pretrained\.pdparams` is named like a ResNet50_vc network"):
         convert(bare, "ResNet50_vc_pretrained.pdparams")
 

@@ -172,6 +172,14 @@ def test_settings_that_we_do_not_support_are_refused():
             recognize_tensors(tensors, {"config": PUBLISHED.replace(*change)})
 
 
+def test_the_settings_of_a_backbone_are_checked_too():
+    tensors = make_backbone("resnet50") | {"decode_head.conv_seg.weight": np.zeros((19, 8, 1, 1), np.float32)}
+    assert recognize_tensors(tensors, {"config": PUBLISHED}).is_backbone
+    for change, field in ((("depth=101", "depth=101, style='caffe'"), "style"), (("to_rgb=True", "to_rgb=False"), "to_rgb")):
+        with pytest.raises(CheckpointError, match=f"was trained with {field}="):
+            recognize_tensors(tensors, {"config": PUBLISHED.replace(*change)})
+
+
 @pytest.mark.parametrize(
     "meta",
     [

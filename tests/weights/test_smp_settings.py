@@ -48,12 +48,14 @@ def recognize_folder(is_plus=True, classes=19, stored_classes=None, **changes):
         # Rates are stored in units of output stride 16.
         (False, {"decoder_atrous_rates": [2, 4, 8]}, (8, (1, 2, 4), 0.5, 2)),
         (True, {"decoder_aspp_dropout": 0.1}, (16, (12, 24, 36), 0.1, 1)),
+        (True, {"encoder_output_stride": 16.0}, (16, (12, 24, 36), 0.5, 1)),
     ],
 )
 def test_the_settings_come_from_the_file(is_plus, changes, expected):
     network = recognize_folder(is_plus, **changes)
     model = network.config.model
     assert (model.output_stride, model.atrous_rates, model.dropout, model.stage3_first_rate) == expected
+    assert all(isinstance(rate, int) for rate in model.atrous_rates)
     assert network.origin["model.output_stride"] == "config.json"
 
 
@@ -85,7 +87,11 @@ def test_a_config_of_another_program_leaves_the_defaults():
         ({"decoder_atrous_rates": [5, 10, 15], "encoder_output_stride": 8}, "has decoder_atrous_rates=[5, 10, 15] at output"),
         ({"decoder_atrous_rates": [0, 1, 2]}, "has decoder_atrous_rates=[0, 1, 2] at output stride 16"),
         ({"decoder_atrous_rates": 12}, "has decoder_atrous_rates=12 at output stride 16"),
-        ({"decoder_aspp_dropout": "no"}, "contains invalid metadata"),
+        ({"decoder_atrous_rates": [10**4000] * 3}, "has invalid settings in its JSON files"),
+        ({"decoder_aspp_dropout": "no"}, "has invalid settings in its JSON files"),
+        ({"decoder_aspp_dropout": 10**4000}, "has invalid settings in its JSON files"),
+        ({"encoder_output_stride": 10**4000}, "has encoder_output_stride=1000"),
+        ({"encoder_name": "x" * 4000}, "has encoder_name='xxx"),
         ({"_model_class": "Unet"}, "has _model_class='Unet' in its config.json, but tensors for 'DeepLabV3Plus'"),
         ({"encoder_name": "resnet50"}, "has encoder_name='resnet50' in its config.json, but tensors for 'resnet18'"),
         ({"stored_classes": 3}, "has classes=3 in its config.json, but tensors for 19"),
@@ -98,6 +104,7 @@ def test_what_our_network_cannot_express_is_a_one_line_error(changes, message):
     ) as error:
         recognize_folder(**changes)
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
 
 
 def test_upsampling_of_deeplabv3_is_its_output_stride():

@@ -65,6 +65,16 @@ def test_the_output_stride_comes_from_the_file_name(file_name, overrides, stride
     assert recognize(state, overrides=overrides).config.model.output_stride == stride
 
 
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_a_mobilenet_without_a_head_is_a_backbone(prefix):
+    _, tensors = make_state(NETWORKS["deeplabv3plus_mobilenet"])
+    own = {name.removeprefix("backbone."): value for name, value in tensors.items() if name.startswith("backbone.")}
+    state = StateDict("x.pth", {f"{prefix}{name}": value for name, value in own.items()}, {})
+    network = recognize(state)
+    assert (network.fmt, network.is_backbone, network.config.model.backbone) == ("vainf", True, "mobilenetv2_vainf")
+    assert len(to_variables(state, network)[0]) == len(own)
+
+
 def test_the_number_of_classes_tells_the_data_set():
     for labels in (VOC, CITYSCAPES):
         assert recognize(StateDict("x.pth", make_state(NETWORKS["deeplabv3_resnet50"], labels)[1], {})).config.labels == labels

@@ -87,6 +87,8 @@ def test_several_files_are_read_as_one(tmp_path, suffix):
         ({"weight_map": {}}, "does not contain tensors"),
         ({"weight_map": {"a": 3}}, "has a damaged model.safetensors.index.json"),
         ({"weight_map": {"a": "../x.safetensors"}}, "has a damaged model.safetensors.index.json"),
+        ({"weight_map": {"a": "x\n.safetensors"}}, "has a damaged model.safetensors.index.json"),
+        ({"weight_map": {"a\x1b": "part-0.safetensors"}}, "has a damaged model.safetensors.index.json"),
         ({"weight_map": {"a": "gone.safetensors"}}, "lacks gone.safetensors, which model.safetensors.index.json lists"),
         ({"weight_map": {"b.weight": "part-0.safetensors"}}, "has a damaged part-0.safetensors ("),
     ],

@@ -259,7 +259,8 @@ def choose_variant(file_name: str, source: str, name: str) -> tuple[str, str]:
     """Return `name`, the network with a file's tensors, and what is assumed about the layers without tensors, or "".
 
     timm's networks with anti-aliasing have the tensors of plain ones, because the filters that they insert before a stride are
-    constants. In Caffe's networks, the first convolution of a bottleneck has the stride.
+    constants. In Caffe's networks, the first convolution of a bottleneck has the stride. PaddleClas's ResNet_vc has the
+    tensors of its ResNet_vd, but its shortcuts do not pool.
 
     Raises:
       CheckpointError: The weights belong to one of these networks.
@@ -268,8 +269,10 @@ def choose_variant(file_name: str, source: str, name: str) -> tuple[str, str]:
         if match := re.search(pattern, file_name, re.IGNORECASE):
             raise CheckpointError(
                 f"is named like a {match[0]} network, which has {difference} and is not supported. Use weights of the other "
-                "network. If these are such weights, rename the file."
+                "network. If these are such weights, rename the file or its folder."
             )
+    if source == "paddleseg" and not re.search(r"resnet\d+_vd", file_name, re.IGNORECASE):
+        return name, "assumed: the weights are those of a ResNet_vd. PaddleClas's ResNet_vc networks are not supported"
     if source != "timm" or re.search(r"resne(t|xt)\d+", file_name, re.IGNORECASE):
         return name, ""
     return name, "assumed: the weights are those of a plain ResNet. timm's resnetaa and resnetblur networks are not supported"

@@ -5,6 +5,7 @@ preprocessor_config.json.
 """
 
 from collections.abc import Collection, Mapping
+from reprlib import repr as shorten
 from typing import Any
 
 from deeplab_jax.config import Config, ModelConfig
@@ -65,22 +66,31 @@ def read_head(shapes: Shapes) -> dict[str, Any]:
     }
 
 
+def check_settings(state: StateDict) -> None:
+    """Raise a CheckpointError if the settings are those of a network that ours does not reproduce."""
+    for field, value in _FIXED.items():
+        if state.config.get(field, value) != value:
+            raise CheckpointError(
+                f"has {field}={shorten(state.config[field])} in its config.json, but only {value!r} is supported. Use "
+                "different weights."
+            )
+    if state.preprocessing.get("do_flip_channel_order"):
+        raise CheckpointError("was trained on BGR images, which is not supported. Use different weights.")
+
+
 def read_facts(state: StateDict, model: ModelConfig, overrides: Mapping[str, Any]) -> Facts:
     """Return the settings in config.json and preprocessor_config.json, or the published network's if a file is missing.
 
     Raises:
-      CheckpointError: Our implementation cannot reproduce the network, or a setting is invalid.
+      CheckpointError: A setting is invalid.
     """
     config, origin = state.config, "config.json" if state.config else ASSUMED
-    for field, value in _FIXED.items() if config else ():
-        if config.get(field, value) != value:
-            raise CheckpointError(
-                f"has {field}={config[field]!r} in its config.json, but only {value!r} is supported. Use different weights."
-            )
     # transformers leaves out settings that have its own default values.
     stride = config.get("output_stride", 32) if config else _PUBLISHED_STRIDE
     if stride not in OUTPUT_STRIDES:
-        raise CheckpointError(f"has output_stride={stride!r} in its config.json, but only 8, 16 or 32 is supported.")
+        raise CheckpointError(
+            f"has output_stride={shorten(stride)} in its config.json, but only 8, 16 or 32 is supported. Use different weights."
+        )
     classes = output_channels({name: x.shape for name, x in state.tensors.items()}, f"{_HEAD}.classifier.convolution.weight")
     labels = _read_labels(config, state.preprocessing, classes)
     facts: Facts = {
@@ -95,9 +105,11 @@ def read_facts(state: StateDict, model: ModelConfig, overrides: Mapping[str, Any
 def read_notes(state: StateDict) -> tuple[str, ...]:
     """Return what preprocessor_config.json says that a config cannot express: the size to which images are resized."""
     size = state.preprocessing.get("size")
-    if not isinstance(size, dict) or not size or not state.preprocessing.get("do_resize", True):
+    if not isinstance(size, dict) or not state.preprocessing.get("do_resize", True):
         return ()
-    shown = ", ".join(f"{key} {value}" for key, value in size.items())
+    shown = ", ".join(f"{key} {value}" for key, value in size.items() if isinstance(value, int) and key.isprintable())
+    if not shown:
+        return ()
     return (f"transformers resizes images for these weights ({shown}). eval.py and predict use them as they are",)
 
 
@@ -106,10 +118,11 @@ def _read_labels(config: Mapping[str, Any], preprocessing: Mapping[str, Any], cl
     table = config.get("id2label")
     if not table:
         return None
-    try:
-        names = tuple(str(table[str(i)]) for i in range(len(table)))
-    except (KeyError, TypeError):
-        raise CheckpointError("has an id2label in its config.json without a name for each class from 0 on.") from None
+    names: tuple[Any, ...] = tuple(table.get(str(i)) for i in range(len(table))) if isinstance(table, dict) else ()
+    if not names or not all(isinstance(name, str) and name.isprintable() for name in names):
+        raise CheckpointError(
+            "has an id2label in its config.json without a name for each class from 0 on. Use the config.json of these weights."
+        )
     if len(names) != classes:
         raise CheckpointError(
             f"has {len(names)} classes in the id2label of its config.json, but a head for {classes}. Use the config.json of "
@@ -135,8 +148,6 @@ def _read_normalization(preprocessing: Mapping[str, Any], channels: int) -> Fact
     """Return the `mean` and `std` of the images, on a scale of 0 to 255."""
     if not preprocessing:
         return {}  # the backbone has the published values
-    if preprocessing.get("do_flip_channel_order"):
-        raise CheckpointError("was trained on BGR images, which is not supported. Use different weights.")
     factor = float(preprocessing.get("rescale_factor", 1 / 255)) if preprocessing.get("do_rescale", True) else 1.0
     is_normalized = preprocessing.get("do_normalize", True)
     origin = "preprocessor_config.json" if is_normalized else "preprocessor_config.json, which only rescales images"
@@ -149,7 +160,8 @@ def _read_normalization(preprocessing: Mapping[str, Any], channels: int) -> Fact
         each = tuple(value) if isinstance(value, list | tuple) else (value,) * channels
         if len(each) != channels or not all(isinstance(number, int | float) for number in each):
             raise CheckpointError(
-                f"has image_{field}={value!r} in its preprocessor_config.json, not a number for each of {channels} channels."
+                f"has image_{field}={shorten(value)} in its preprocessor_config.json, not a number for each of {channels} "
+                "channels. Correct it, or use the weights file alone."
             )
         # The product with 255 should be 127.5 and not 127.50000000000001.
         facts[f"model.{field}"] = (tuple(round(number / factor, 6) for number in each), origin)
@@ -188,6 +200,7 @@ SOURCE = Source(
     head_names=head_names,
     read_head=read_head,
     read_facts=read_facts,
+    check_settings=check_settings,
     read_notes=read_notes,
     required=required,
     free=Source.free | {"align_corners"},

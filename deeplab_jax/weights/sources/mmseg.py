@@ -36,6 +36,7 @@ from deeplab_jax.weights.source import (
     StateDict,
     conv_bn,
     has_imagenet_normalization,
+    last_parts,
     output_channels,
 )
 
@@ -101,6 +102,21 @@ def read_head(shapes: Shapes) -> dict[str, Any]:
     }
 
 
+def check_settings(state: StateDict) -> None:
+    """Raise a CheckpointError if the stored configuration has a backbone that computes differently with the same tensors."""
+    settings = _parse_literals(_config_text(state))
+    network = settings.get("model")
+    if not isinstance(network, dict) or not isinstance(backbone := network.get("backbone"), dict):
+        return
+    norm = _read_normalization(settings)
+    fields = {
+        "style": (backbone.get("style", "pytorch"), "pytorch"),
+        # Only images with three channels have an order of colours.
+        "to_rgb": (backbone.get("in_channels", 3) != 3 or norm.get("to_rgb", norm.get("bgr_to_rgb", True)), True),
+    }
+    _require_supported(fields)
+
+
 def read_facts(state: StateDict, model: ModelConfig, overrides: Mapping[str, Any]) -> Facts:
     """Return the file's label set and its `model` and `eval` fields.
 
@@ -155,9 +171,15 @@ def _read_settings(settings: dict[str, Any], model: ModelConfig) -> dict[str, An
     """Return the `model` and `eval` fields described by an mmsegmentation configuration of the network `model`."""
     network = settings["model"]
     backbone, head = network["backbone"], network["decode_head"]
-    norm = settings.get("img_norm_cfg") or settings.get("data_preprocessor") or network.get("data_preprocessor") or {}
+    norm = _read_normalization(settings)
     stride = 4 * math.prod(backbone.get("strides", (1, 2, 2, 2)))
-    _require_supported(stride, backbone, norm)
+    dilations = tuple(max(natural // stride, 1) for natural in STRIDES_OUT)
+    _require_supported(
+        {
+            "dilations": (tuple(backbone.get("dilations", (1, 1, 1, 1))), dilations),
+            "contract_dilation": (stride == 32 or backbone.get("contract_dilation", False), True),
+        }
+    )
     rates, grid = list(head.get("dilations", (1, 6, 12, 18)))[1:], backbone.get("multi_grid")
     if any(rate * stride % 16 for rate in rates):
         raise CheckpointError(
@@ -178,16 +200,13 @@ def _read_settings(settings: dict[str, Any], model: ModelConfig) -> dict[str, An
     return fields | {f"model.{name}": tuple(map(float, norm[name])) for name in ("mean", "std") if name in norm}
 
 
-def _require_supported(stride: int, backbone: dict[str, Any], norm: dict[str, Any]) -> None:
-    """Raise a CheckpointError if our network would not reproduce mmsegmentation's outputs with the same tensors."""
-    dilations = tuple(max(natural // stride, 1) for natural in (4, 8, 16, 32))
-    settings = {
-        "style": (backbone.get("style", "pytorch"), "pytorch"),
-        "dilations": (tuple(backbone.get("dilations", (1, 1, 1, 1))), dilations),
-        "contract_dilation": (stride == 32 or backbone.get("contract_dilation", False), True),
-        # Only images with three channels have an order of colours.
-        "to_rgb": (backbone.get("in_channels", 3) != 3 or norm.get("to_rgb", norm.get("bgr_to_rgb", True)), True),
-    }
+def _read_normalization(settings: dict[str, Any]) -> dict[str, Any]:
+    norm = settings.get("img_norm_cfg") or settings.get("data_preprocessor") or settings["model"].get("data_preprocessor")
+    return norm or {}
+
+
+def _require_supported(settings: dict[str, tuple[Any, Any]]) -> None:
+    """Raise a CheckpointError unless each field's value is the one that our network has."""
     for field, (value, ours) in settings.items():
         if value != ours:
             raise CheckpointError(f"was trained with {field}={value!r}, but only {ours!r} is supported. Use different weights.")
@@ -198,7 +217,7 @@ def _parse_file_name(source: str) -> dict[str, Any]:
 
     Examples are deeplabv3_r101-d16-mg124_512x1024_... and deeplabv3plus_r50-d8_769x769_...
     """
-    name = source.replace("\\", "/").rsplit("/", 1)[-1].lower()
+    name = last_parts(source, 1).lower()
     if not name.startswith(("deeplabv3_r", "deeplabv3plus_r")):
         return {}
     fields: dict[str, Any] = {"model.output_stride": 16} if re.search(r"[-_]d16[-_]", name) else {}
@@ -299,6 +318,7 @@ SOURCE = Source(
     head_names=head_names,
     read_head=read_head,
     read_facts=read_facts,
+    check_settings=check_settings,
     required=required,
     free=Source.free
     | {"width", "stem", "shortcut", "multi_grid", "atrous_rates", "aspp_width", "low_level_width", "aux_head", "align_corners"},

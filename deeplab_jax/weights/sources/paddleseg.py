@@ -4,7 +4,6 @@ The backbones are its ResNet_vd networks. They dilate whole stages, also the fir
 the pooling in these stages. Older ImageNet files of PaddleClas have the same names, without the prefix.
 """
 
-import os
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -13,12 +12,21 @@ from deeplab_jax.config import Config, ModelConfig, aspp_rates, unit_of_each_blo
 from deeplab_jax.labels import CITYSCAPES, VOC
 from deeplab_jax.models.backbones import BACKBONES
 from deeplab_jax.models.stages import Shapes
-from deeplab_jax.weights.source import ASSUMED, Facts, OtherHeadError, Source, StateDict, conv_bn, output_channels
+from deeplab_jax.weights.source import (
+    ASSUMED,
+    Facts,
+    OtherHeadError,
+    Source,
+    StateDict,
+    conv_bn,
+    describe_images,
+    last_parts,
+    output_channels,
+)
 
 SEPARABLE = "depthwise+bn+1x1"
 STRIDES = (8, 16)
-# The images have values from -1 to 1.
-MEAN = STD = (127.5, 127.5, 127.5)
+IMAGE_VALUE = 127.5  # the mean and the standard deviation of each channel, so that images have values from -1 to 1
 PUBLISHED_GRID = (1.0, 2.0, 4.0)
 FIXED = "PaddleSeg has no other value"
 GRID_ASSUMED = (
@@ -95,8 +103,8 @@ def read_facts(state: StateDict, model: ModelConfig, overrides: Mapping[str, Any
     An example is deeplabv3p_resnet101_os8_cityscapes_769x769_80k/model.pdparams. All of PaddleSeg's configurations with such
     names have the multi-grid (1, 2, 4). The dilation of the third stage depends on the output stride.
     """
-    folder_and_file = "/".join(os.path.abspath(state.source).replace("\\", "/").split("/")[-2:])
-    published = re.search(r"deeplabv3p?_resnet\d+(?:_vd)?_os(8|16)(?!\d)([^/]*)", folder_and_file, re.IGNORECASE)
+    name = last_parts(state.source, 2)
+    published = re.search(r"deeplabv3p?_resnet\d+(?:_vd)?_os(8|16)(?!\d)([^/]*)", name, re.IGNORECASE)
     stride, origin = (int(published[1]), "the folder or file name") if published else (8, ASSUMED)
     facts: Facts = {
         "model.output_stride": (stride, origin),
@@ -104,8 +112,8 @@ def read_facts(state: StateDict, model: ModelConfig, overrides: Mapping[str, Any
         "model.multi_grid": (PUBLISHED_GRID, origin) if published else ((1.0,), GRID_ASSUMED),
         "model.stage3_first_rate": (_first_rate(overrides.get("output_stride", stride)), FIXED),
         "model.pool_dilated_shortcuts": (False, FIXED),
-        "model.mean": (MEAN, ASSUMED),
-        "model.std": (STD, ASSUMED),
+        "model.mean": ((IMAGE_VALUE,) * model.channels, ASSUMED),
+        "model.std": ((IMAGE_VALUE,) * model.channels, ASSUMED),
     }
     classes = state.tensors[f"{head_names(model)['classifier']}.weight"].shape[0]
     return facts | {"labels": (VOC if classes == VOC.num_classes else CITYSCAPES, "assumed: the published weights' classes")}
@@ -144,9 +152,7 @@ def describe(config: Config) -> str:
         f"paddleseg.models.{name}({config.labels.num_classes}, {backbone}, backbone_indices={indices}, aspp_ratios={rates}, "
         f"aspp_out_channels={model.aspp_width}, align_corners={model.align_corners})"
     )
-    if (tuple(model.mean), tuple(model.std)) == (MEAN, STD):
-        return call
-    return f"{call}\nIts images are normalised with mean={list(model.mean)}, std={list(model.std)} on values from 0 to 255."
+    return call if {*model.mean, *model.std} == {IMAGE_VALUE} else f"{call}\n{describe_images(model)}"
 
 
 def _first_rate(output_stride: int) -> int:

@@ -20,6 +20,7 @@ from deeplab_jax.weights.source import (
     Source,
     StateDict,
     conv_bn,
+    describe_images,
     has_imagenet_normalization,
     output_channels,
     separable_bn,
@@ -141,9 +142,7 @@ def describe(config: Config) -> str:
     }
     name = "DeepLabV3Plus" if model.decoder_width else "DeepLabV3"
     call = f"segmentation_models_pytorch.{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
-    if has_imagenet_normalization(model):
-        return call
-    return f"{call}\nIts images are normalised with mean={list(model.mean)}, std={list(model.std)} on values from 0 to 255."
+    return call if has_imagenet_normalization(model) else f"{call}\n{describe_images(model)}"
 
 
 def _dilation(output_stride: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Read the config.json that segmentation_models.pytorch's `save_pretrained` writes: the arguments that built the network."""
 
 from collections.abc import Mapping
+from reprlib import repr as shorten
 from typing import Any
 
 from deeplab_jax.config import ModelConfig
@@ -30,6 +31,7 @@ def read_settings(config: Mapping[str, Any], model: ModelConfig, classes: int) -
     is_plus = model.decoder_width > 0
     stride = config.get("encoder_output_stride", 16 if is_plus else 8)
     _require(config, "encoder_output_stride", stride, STRIDES)
+    stride = int(stride)
     _require_same_network(config, model, classes)
     _require(config, "encoder_depth", config.get("encoder_depth", 5), (5,))
     upsampling = 4 if is_plus else stride
@@ -39,11 +41,11 @@ def read_settings(config: Mapping[str, Any], model: ModelConfig, classes: int) -
     are_integers = isinstance(rates, list | tuple) and all(isinstance(rate, int) for rate in rates)
     if not are_integers or any(rate < 1 or rate * stride % 16 for rate in rates):
         raise CheckpointError(
-            f"has decoder_atrous_rates={rates} at output stride {stride} in its config.json, which are not integers at output "
-            "stride 16. Use different weights."
+            f"has decoder_atrous_rates={shorten(rates)} at output stride {stride} in its config.json, which are not integers "
+            "at output stride 16. Use different weights."
         )
     return {
-        "output_stride": int(stride),
+        "output_stride": stride,
         "atrous_rates": tuple(rate * stride // 16 for rate in rates),
         "dropout": float(dropout),
     }
@@ -57,8 +59,8 @@ def _require_same_network(config: Mapping[str, Any], model: ModelConfig, classes
     for field, value in tensors.items():
         if config.get(field, value) != value:
             raise CheckpointError(
-                f"has {field}={config[field]!r} in its config.json, but tensors for {value!r}. Use the "
-                "config.json of these weights."
+                f"has {field}={shorten(config[field])} in its config.json, but tensors for {value!r}. Use the config.json "
+                "of these weights."
             )
 
 
@@ -67,14 +69,15 @@ def _require_activation(activation: Any, classes: int) -> None:
         return
     reason = "Its classes can overlap" if activation == "sigmoid" else "It changes the meaning of the logits"
     raise CheckpointError(
-        f"has activation={activation!r} for {classes} classes in its config.json, which is not supported. {reason}. Use "
-        "weights with one class for each pixel."
+        f"has activation={shorten(activation)} for {classes} classes in its config.json, which is not supported. {reason}. "
+        "Use weights with one class for each pixel."
     )
 
 
 def _require(config: Mapping[str, Any], field: str, value: Any, supported: tuple[Any, ...]) -> None:
     if value not in supported:
+        values = " or ".join(map(repr, supported))
         raise CheckpointError(
-            f"has {field}={config.get(field)!r} in its config.json, but only {' or '.join(map(repr, supported))} is supported. "
-            "Use different weights."
+            f"has {field}={shorten(config.get(field))} in its config.json, but only {values} is supported. Use different "
+            "weights."
         )

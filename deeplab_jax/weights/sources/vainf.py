@@ -20,23 +20,26 @@ from deeplab_jax.weights.source import (
     Source,
     StateDict,
     conv_bn,
+    describe_images,
     has_imagenet_normalization,
+    last_parts,
     output_channels,
     separable_bn,
 )
 
+_HEAD = "classifier.classifier"
 SEPARABLE = "depthwise+1x1"
 STRIDES = (8, 16)
 
 
 def has_names(names: Collection[str]) -> bool:
-    """Return whether any tensor belongs to the head, whose names only this repository uses."""
-    return any(name.startswith("classifier.classifier.") for name in names)
+    """Return whether any tensor belongs to the head or a MobileNetV2, whose names only this repository uses."""
+    return any(name.startswith((f"{_HEAD}.", "low_level_features.")) for name in names)
 
 
 def head_names(model: ModelConfig) -> dict[str, str]:
     """Return a dict mapping our layer paths in the heads to this repository's layer names."""
-    is_plus, last = model.decoder_width > 0, "classifier.classifier"
+    is_plus, last = model.decoder_width > 0, _HEAD
     aspp = "classifier.aspp" if is_plus else f"{last}.0"
     pool = len(model.atrous_rates) + 1
     names = {"classifier": f"{last}.3" if is_plus else f"{last}.4"}
@@ -55,12 +58,16 @@ def head_names(model: ModelConfig) -> dict[str, str]:
 def read_head(shapes: Shapes) -> dict[str, Any]:
     """Infer the `ModelConfig` fields, plus "num_classes", from the heads' tensors.
 
+    The result is {} for a file that contains only a backbone.
+
     Raises:
       OtherHeadError: The head is not a DeepLabV3's or DeepLabV3+'s.
       CheckpointError: A tensor is missing.
     """
+    if not any(name.startswith(f"{_HEAD}.") for name in shapes):
+        return {}
     is_plus = any(name.startswith("classifier.aspp.") for name in shapes)
-    aspp, last = ("classifier.aspp", "3") if is_plus else ("classifier.classifier.0", "4")
+    aspp, last = ("classifier.aspp", "3") if is_plus else (f"{_HEAD}.0", "4")
     if f"{aspp}.convs.0.0.weight" not in shapes:
         raise OtherHeadError(describe_head(shapes))
     conv = SEPARABLE if f"{aspp}.convs.1.0.body.1.weight" in shapes else "3x3"
@@ -69,11 +76,11 @@ def read_head(shapes: Shapes) -> dict[str, Any]:
         "aspp_conv": conv,
         "fusion": "1x1" if is_plus else f"1x1+{conv}",
         "dropout": 0.1,
-        "num_classes": output_channels(shapes, f"classifier.classifier.{last}.weight"),
+        "num_classes": output_channels(shapes, f"{_HEAD}.{last}.weight"),
     }
     if not is_plus:
         return head
-    kernel = "classifier.classifier.0.body.1.weight" if conv == SEPARABLE else "classifier.classifier.0.weight"
+    kernel = f"{_HEAD}.0.body.1.weight" if conv == SEPARABLE else f"{_HEAD}.0.weight"
     return head | {
         "decoder_width": output_channels(shapes, kernel),
         "low_level_width": output_channels(shapes, "classifier.project.0.weight"),
@@ -84,8 +91,7 @@ def read_head(shapes: Shapes) -> dict[str, Any]:
 
 def read_facts(state: StateDict, model: ModelConfig, overrides: Mapping[str, Any]) -> Facts:
     """Return the label set for the number of classes, and the output stride in the file name or the training script's."""
-    name = state.source.replace("\\", "/").rsplit("/", 1)[-1]
-    match = re.search(r"_os(8|16)(?!\d)", name)
+    match = re.search(r"_os(8|16)(?!\d)", last_parts(state.source, 1))
     classifier = head_names(model)["classifier"]
     labels = VOC if len(state.tensors[f"{classifier}.weight"]) == VOC.num_classes else CITYSCAPES
     return {
@@ -117,9 +123,7 @@ def describe(config: Config) -> str:
         call += "\nThen network.convert_to_separable_conv(model.classifier)"
     if model.channels != 3:
         call += f"\nReplace its first convolution with one for {model.channels} input channels."
-    if has_imagenet_normalization(model):
-        return call
-    return f"{call}\nIts images are normalised with mean={list(model.mean)}, std={list(model.std)} on values from 0 to 255."
+    return call if has_imagenet_normalization(model) else f"{call}\n{describe_images(model)}"
 
 
 SOURCE = Source(
