@@ -36,6 +36,7 @@ def parts(tmp_path_factory):
     return {stage: record["parts"] for stage, record in records.items()}
 
 
+@pytest.mark.long
 def test_a_dry_run_measures_every_stage_without_tensorflow_and_torch(parts):
     assert parts.keys() == {"parity", "training", "inference", "determinism", "camvid"}
     for stage in parts.values():

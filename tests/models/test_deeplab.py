@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_variables, tiny_resnet18
+from conftest import random_variables, smallest_model, tiny_resnet18
 
 from deeplab_jax.config import ModelConfig
 from deeplab_jax.models import DeepLabV3, normalize
@@ -38,12 +38,12 @@ def make_backbone(name, **switches):
     [
         ("resnet18", {}),
         ("resnet50", {"stem": "3x3", "shortcut": "avgpool+1x1", "multi_grid": (1.0, 2.0, 4.0)}),
-        ("resnext50_32x4d", {"stage3_first_rate": 2}),
+        pytest.param("resnext50_32x4d", {"stage3_first_rate": 2}, marks=pytest.mark.long),
         ("mobilenetv3_large", {"multi_grid": (1.0, 1.0, 1.0)}),
-        ("mobilenetv2", {}),
+        pytest.param("mobilenetv2", {}, marks=pytest.mark.long),
         ("mobilenetv2_vainf", {}),
         ("efficientnet_lite0", {}),
-        ("xception41", {}),
+        pytest.param("xception41", {}, marks=pytest.mark.long),
         pytest.param("xception71", {}, marks=pytest.mark.long),
     ],
 )
@@ -166,7 +166,7 @@ def test_all_convolutions_of_the_heads_have_a_bias_but_that_after_image_pooling(
 
 
 def test_without_atrous_rates_only_the_1x1_branch_and_the_image_pooling_are_fused():
-    config = tiny_resnet18(atrous_rates=())
+    config = smallest_model(atrous_rates=())
     variables = random_variables(DeepLabV3(config, 3))
     assert variables["params"]["aspp"].keys() == {"branch_1x1", "branch_pool", "fuse"}
     assert variables["params"]["aspp"]["fuse"]["conv"]["kernel"].shape[2] == 2 * config.aspp_width
