@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Any
 
-from deeplab_jax.config.schema import IMAGENET_MEAN, IMAGENET_STD, Config
+from deeplab_jax.config.model import IMAGENET_MEAN, IMAGENET_STD
+from deeplab_jax.config.schema import Config
 
 
 def adapt_to_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:

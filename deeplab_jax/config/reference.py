@@ -10,7 +10,7 @@ from deeplab_jax.config.schema import Config
 
 INTRODUCTION = """# Config fields
 
-This page is generated from `deeplab_jax/config/schema.py`: `python -m deeplab_jax.config.reference > docs/reference/config.md`.
+This page is generated from `deeplab_jax/config`: `python -m deeplab_jax.config.reference > docs/reference/config.md`.
 
 A recipe sets fields in Python. On the command line, `--config.SECTION.FIELD=VALUE` overrides a field.
 

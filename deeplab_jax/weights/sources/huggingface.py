@@ -9,7 +9,7 @@ from reprlib import repr as shorten
 from typing import Any
 
 from deeplab_jax.config import Config, ModelConfig
-from deeplab_jax.config.schema import OUTPUT_STRIDES
+from deeplab_jax.config.model import OUTPUT_STRIDES
 from deeplab_jax.errors import CheckpointError, ConfigError
 from deeplab_jax.labels import IGNORE, VOC, LabelSet, distinct_colors
 from deeplab_jax.models.backbones.mobilenetv2 import MIN_TF_WIDTH
