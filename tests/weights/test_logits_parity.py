@@ -24,6 +24,7 @@ IN_SHORT = (
     "smp_plus_r18_80x656",
     "paddleseg_plus_r50_os8_129x97",
     "huggingface_narrow_os8_129x97",
+    "vainf_plus_mobilenetv2_os16_129x97",
 )
 GOLDEN = [
     pytest.param(path, id=path.stem, marks=[] if path.stem in IN_SHORT else pytest.mark.long)
