@@ -6,7 +6,7 @@ both even and odd H. The padding decides at which pixels the kernel is centred; 
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -312,7 +312,14 @@ def _convolve_by_shifts(x: Array, kernel: Array, stride: int, rate: int, pads: P
 
 
 def _convolve_by_winograd(x: Array, kernel: Array, stride: int, rate: int, pads: Pads, flip: bool = False) -> Array:
-    return winograd.convolve(x, kernel, rate, pads[0][0], flip=flip)
+    # `winograd.convolve` always pads `rate` columns. Further ones are added here, or results that read too many are dropped.
+    further, surplus = [max(pad - rate, 0) for pad in pads[1]], [max(rate - pad, 0) for pad in pads[1]]
+    y = winograd.convolve(_pad_columns(x, further), kernel, rate, pads[0][0], flip=flip)
+    return y[:, :, surplus[0] : y.shape[2] - surplus[1]] if any(surplus) else y
+
+
+def _pad_columns(x: Array, pads: Sequence[int]) -> Array:
+    return jnp.pad(x, ((0, 0), (0, 0), (pads[0], pads[1]), (0, 0))) if any(pads) else x
 
 
 def _weight_gradient_by_products(x: Array, dy: Array, kernel: Array, stride: int, rate: int, pads: Pads) -> Array:
@@ -333,6 +340,7 @@ def _weight_gradient_by_products(x: Array, dy: Array, kernel: Array, stride: int
 
 
 def _weight_gradient_by_winograd(x: Array, dy: Array, kernel: Array, stride: int, rate: int, pads: Pads) -> Array:
+    dy = _pad_columns(dy, [rate - pad for pad in pads[1]])  # the dropped results have no gradient
     return winograd.compute_weight_gradient(x, dy, rate, pads[0][0])
 
 

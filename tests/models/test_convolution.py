@@ -165,6 +165,20 @@ def test_a_convolution_without_padding_reads_only_the_image(size, kernel_size, s
         np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)  # float32 sums of up to 75 terms
 
 
+@pytest.mark.parametrize("form", ["mixed", "products", "winograd"])
+@pytest.mark.parametrize("rate", [1, 2])
+def test_every_form_and_its_gradients_support_valid_padding(form, rate):
+    rng = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 9, 12, 3), (3, 3, 3, 4)))
+
+    def compute(form):
+        y, pull_back = jax.vjp(lambda x, kernel: conv2d(x, kernel, rate=rate, padding="valid", form=form), x, kernel)
+        return y, *pull_back(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+
+    for actual, expected in zip(compute(form), compute("xla"), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)  # float32 sums in another order
+
+
 @pytest.mark.parametrize(("stride", "rate"), [(1, 1), (2, 1), (1, 3)])
 def test_a_border_is_what_a_depthwise_convolution_reads_outside_the_image(stride, rate):
     rng = np.random.default_rng(0)
