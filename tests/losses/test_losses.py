@@ -120,3 +120,22 @@ def test_an_unknown_loss_is_rejected_with_a_list_of_losses():
     message = r"`loss.terms` \(=\('contrast',\)\) contains 'contrast', .* Choose from: cross_entropy, dice, focal, lovasz\."
     with pytest.raises(ConfigError, match=message):
         check_terms(Config(loss=LossConfig(terms=("contrast",))))
+
+
+@pytest.mark.parametrize(
+    ("terms", "fields", "missing"),
+    [
+        (("focal",), {"class_weights": (1.0, 2.0)}, "cross_entropy"),
+        (("dice", "lovasz"), {"label_smoothing": 0.1}, "cross_entropy"),
+        (("cross_entropy",), {"focal_gamma": 3.0}, "focal"),
+    ],
+)
+def test_a_field_that_no_term_reads_is_rejected(terms, fields, missing):
+    with pytest.raises(ConfigError, match=rf"`loss.{next(iter(fields))}` .* has no effect, .* does not contain '{missing}'"):
+        check_terms(Config(loss=LossConfig(terms=terms, weights=(1.0,) * len(terms), **fields)))
+    check_terms(Config(loss=LossConfig(terms=(*terms, missing), weights=(1.0,) * (len(terms) + 1), **fields)))
+
+
+def test_a_loss_of_the_user_can_read_every_field(monkeypatch):
+    monkeypatch.setitem(LOSSES, "mine", LOSSES["dice"])
+    check_terms(Config(loss=LossConfig(terms=("mine",), label_smoothing=0.1)))
