@@ -25,7 +25,7 @@ _OWN_FIELDS = {
 
 
 def check_terms(config: Config) -> None:
-    """Raise a ConfigError if `loss.terms` has an entry that is not a key of `LOSSES`, or if a field is set that no term reads."""
+    """Raise a ConfigError if `loss.terms` has an entry that is not in `LOSSES`, or if a field is set that no term reads."""
     if unknown := [name for name in config.loss.terms if name not in LOSSES]:
         raise ConfigError(
             f"`loss.terms` (={config.loss.terms!r}) contains {unknown[0]!r}, which is not a loss. "
