@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import runpy
 import shlex
 import sys
@@ -260,6 +261,10 @@ def choose_labels(spec: str) -> LabelSet:
     """
     if spec in LABEL_SETS or spec.endswith(".json"):
         return load_labels(spec)
+    if os.path.isfile(spec) and not spec.endswith(".py"):  # a recipe is executed, and other files must not be
+        raise ConfigError(
+            f"The label set {spec!r} is not a .json file or a recipe (.py). Use {', '.join(LABEL_SETS)}, or these."
+        )
     try:
         config = runpy.run_path(spec)["get_config"]()
     # A recipe is a Python program, so it can raise any error.

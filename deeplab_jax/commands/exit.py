@@ -21,7 +21,7 @@ def run_or_exit(program: Callable[[], T]) -> T:
         return _explain_jax_errors(program)
     except DeeplabError as error:
         with contextlib.suppress(OSError):
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {escape_unprintable(str(error))}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -29,6 +29,11 @@ def run_or_exit(program: Callable[[], T]) -> T:
         sys.exit(141)
     finally:
         _flush_or_discard(sys.stdout)
+
+
+def escape_unprintable(text: str) -> str:
+    """Return a text with its control characters escaped, because names of files can contain line breaks and terminal codes."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _flush_or_discard(stream: TextIO) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import errno
 import itertools
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -135,6 +136,10 @@ def load_recipe(path: str, fields: Sequence[str] = ()) -> Config:
 
 
 def _parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
+    for path in re.findall(r"^--?config[=\n]([^:\n]*)", "\n".join(argv), re.MULTILINE):
+        # A recipe is executed. A weights file that is given by mistake must not be.
+        if os.path.isfile(path) and not path.endswith(".py"):
+            raise ConfigError(f"`--config` (={path!r}) is not a recipe, which is a Python file (.py). Give a recipe.")
     try:
         rest = values(list(argv))
     except flags.Error as error:

@@ -1,6 +1,5 @@
 """The `deeplab-jax weights` commands: import, export and list."""
 
-import dataclasses
 import itertools
 from typing import Annotated
 
@@ -96,11 +95,16 @@ def list_weights(words: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.co
         r101.
     """
     from deeplab_jax.errors import ConfigError
-    from deeplab_jax.weights.published import PUBLISHED
+    from deeplab_jax.weights.published import PUBLISHED, Published
 
-    shown = [each for each in PUBLISHED if all(word.lower() in " ".join(dataclasses.astuple(each)).lower() for word in words)]
+    def describe(each: Published) -> str:
+        return " ".join((each.name, each.source, each.backbone, each.licence, each.score)).lower()
+
+    shown = [each for each in PUBLISHED if all(word.lower() in describe(each) for word in words)]
     if not shown:
-        raise ConfigError(f"`WORD` (={' '.join(words)!r}) matches no network. Use fewer words, or none to list all networks.")
+        raise ConfigError(
+            f"`WORD` (={' '.join(words)!r}) matches no published network. Use other words, or none to list all networks."
+        )
     shown = sorted(shown, key=lambda each: (each.source, each.licence, each.protocol, each.name))
     groups = itertools.groupby(shown, lambda each: (each.source, each.licence, each.protocol))
     for i, ((source, licence, protocol), group) in enumerate(groups):

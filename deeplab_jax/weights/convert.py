@@ -202,7 +202,7 @@ def _require_same_shapes(
     if network.num_classes not in (0, labels.num_classes):
         advice = (
             f"Its head has {network.num_classes} classes, but the label set {labels.name!r} has {labels.num_classes}. Use "
-            f"--labels=RECIPE.py with a label set for {network.num_classes} classes, or --ignore-head."
+            f"--labels with a label set for {network.num_classes} classes (a name, a .json file or a recipe), or --ignore-head."
         )
     expected_network = f"the {network.fmt} network with the backbone {network.config.model.backbone}"
     raise CheckpointError(f"`{source}` does not match {expected_network} ({details}). {advice}")

@@ -148,7 +148,8 @@ def _choose_variant(
         return backbone, ""
     if record.get("backbone") in variants:
         return record["backbone"], ""
-    name = str(state.config.get("architecture") or last_parts(state.source, 2))  # timm's config.json names the network
+    # The config.json of timm and of segmentation_models.pytorch names the network.
+    name = str(state.config.get("architecture") or state.config.get("encoder_name") or last_parts(state.source, 2))
     backbone, assumption = choose(name, source)
     return (overrides["backbone"], "") if assumption and overrides.get("backbone") in variants else (backbone, assumption)
 

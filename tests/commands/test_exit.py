@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from deeplab_jax.commands.exit import run_or_exit
+from deeplab_jax.errors import ConfigError
 
 
 def run_code(code, **environment):
@@ -33,6 +34,15 @@ def test_running_out_of_memory_is_one_line(capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: This machine ran out of memory allocating 2.0 GiB. Use smaller batches or images.")
     assert error.count("\n") == 1
+
+
+def test_control_characters_in_a_message_are_escaped(capsys):
+    def program():
+        raise ConfigError("`a\nb\x1b[31mé.pth` cannot be read.")
+
+    with pytest.raises(SystemExit):
+        run_or_exit(program)
+    assert capsys.readouterr().err == "error: `a\\nb\\x1b[31mé.pth` cannot be read.\n"
 
 
 def test_bugs_keep_their_traceback():

@@ -6,6 +6,7 @@ from conftest import CONFIGS
 from ml_collections import config_flags
 
 from deeplab_jax.commands import flags
+from deeplab_jax.commands.data import choose_labels
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.files import require_folder
 
@@ -89,6 +90,16 @@ def test_a_recipe_that_cannot_be_loaded_is_reported_on_one_line(recipe, tmp_path
     with pytest.raises(ConfigError, match=RECIPES[recipe]) as caught:
         flags.load_recipe(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_other_files_are_not_run_as_recipes(tmp_path):
+    path = tmp_path / "weights.pth"
+    path.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(ConfigError, match=r"`--config` .* is not a recipe, which is a Python file"):
+        flags.load_recipe(str(path))
+    with pytest.raises(ConfigError, match=r"is not a \.json file or a recipe"):
+        choose_labels(str(path))
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("flag", ["--workdir", "--checkpoint"])

@@ -63,5 +63,5 @@ def test_words_choose_networks(capsys):
     rows = [line.split()[0] for line in print_list(capsys, "R101", "ade20k") if re.match(r"  \S", line)]
     assert rows
     assert all("r101" in row and "ade20k" in row for row in rows)
-    with pytest.raises(ConfigError, match=r"`WORD` \(='swin'\) matches no network"):
+    with pytest.raises(ConfigError, match=r"`WORD` \(='swin'\) matches no published network"):
         parse(["weights", "list", "swin"])()

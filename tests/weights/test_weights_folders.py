@@ -173,7 +173,7 @@ def test_a_training_starts_from_a_folder(tmp_path):
     assert f"variables were loaded from {folder}" in lines[0]
 
 
-def test_the_config_of_timm_names_a_network_that_its_tensors_do_not_show(tmp_path):
+def test_a_config_names_a_network_that_its_tensors_do_not_show(tmp_path):
     # timm's efficientnet_lite0 and tf_efficientnet_lite0 have the same tensors, but pad images differently.
     model = tiny_model(backbone="efficientnet_lite0_symmetric", width=8)
     shapes = {path: shape for path, shape in variable_shapes(Config(model=model)).items() if path[1] == "backbone"}
@@ -181,7 +181,13 @@ def test_the_config_of_timm_names_a_network_that_its_tensors_do_not_show(tmp_pat
         names.strip_backbone_prefix(name): names.to_reference(path, np.ones(shapes[path], np.float32), model, "timm")
         for path, name in names.reference_names(shapes, model, "timm").items()
     }
-    for architecture, backbone in (("efficientnet_lite0", model.backbone), ("tf_efficientnet_lite0", "efficientnet_lite0")):
-        folder = write_folder(tmp_path / architecture[:2], tensors, config={"architecture": architecture})
+    for i, (config, backbone) in enumerate(
+        (
+            ({"architecture": "efficientnet_lite0"}, model.backbone),
+            ({"architecture": "tf_efficientnet_lite0"}, "efficientnet_lite0"),
+            ({"encoder_name": "tu-efficientnet_lite0"}, model.backbone),  # segmentation_models.pytorch's
+        )
+    ):
+        folder = write_folder(tmp_path / str(i), tensors, config=config)
         network = recognize(state_dicts.read(str(folder)))
         assert (network.config.model.backbone, network.assumption) == (backbone, "")

@@ -9,6 +9,7 @@ from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models.backbones import BACKBONES
 
 STRIDES = (8, 16)
+_MAX_RATE = 10_000
 _CLASSES = {False: "DeepLabV3", True: "DeepLabV3Plus"}  # by whether the network has a decoder
 # They change neither the class with the largest logit nor the probabilities that a softmax gives.
 _HARMLESS = (None, "identity", "softmax", "softmax2d", "logsoftmax", "argmax", "argmax2d")
@@ -39,10 +40,10 @@ def read_settings(config: Mapping[str, Any], model: ModelConfig, classes: int) -
     _require_activation(config.get("activation"), classes)
     rates, dropout = config.get("decoder_atrous_rates", (12, 24, 36)), config.get("decoder_aspp_dropout", 0.5)
     are_integers = isinstance(rates, list | tuple) and all(isinstance(rate, int) for rate in rates)
-    if not are_integers or any(rate < 1 or rate * stride % 16 for rate in rates):
+    if not are_integers or any(not 1 <= rate <= _MAX_RATE or rate * stride % 16 for rate in rates):
         raise CheckpointError(
-            f"has decoder_atrous_rates={shorten(rates)} at output stride {stride} in its config.json, which are not integers "
-            "at output stride 16. Use different weights."
+            f"has decoder_atrous_rates={shorten(rates)} at output stride {stride} in its config.json. At output stride 16, "
+            f"rates must be integers from 1 to {_MAX_RATE}. Use different weights."
         )
     return {
         "output_stride": stride,
@@ -55,7 +56,13 @@ def _require_same_network(config: Mapping[str, Any], model: ModelConfig, classes
     """Raise a CheckpointError if config.json belongs to a network with other tensors."""
     encoder = BACKBONES[model.backbone].references.get("smp", {}).get("encoder_name", config["encoder_name"])
     name = _CLASSES[model.decoder_width > 0]
-    tensors = {"_model_class": name, "encoder_name": encoder, "decoder_channels": model.aspp_width, "classes": classes}
+    tensors = {
+        "_model_class": name,
+        "encoder_name": encoder,
+        "decoder_channels": model.aspp_width,
+        "classes": classes,
+        "in_channels": model.channels,
+    }
     for field, value in tensors.items():
         if config.get(field, value) != value:
             raise CheckpointError(
