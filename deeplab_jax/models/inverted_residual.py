@@ -43,16 +43,17 @@ class InvertedResidual(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 k"]:
         """Return features of shape [n, ceil(h / stride), ceil(w / stride), features]."""
-        y, depthwise = x, (self.expanded, self.size, self.stride, self.rate, self.expanded)
-        if self.has_expansion and self.pads_input:
+        y, border = x, None
+        if self.has_expansion:
             y = self.conv(self.expanded, name="expand_conv")(y)
-            y, border = self.norm(returns_border=True, name="expand_bn")(y, train)
-            y = self.conv(*depthwise, name="depthwise_conv")(self.activation(y), self.activation(border))
-        else:
-            if self.has_expansion:
-                y = self.conv(self.expanded, name="expand_conv")(y)
-                y = self.activation(self.norm(name="expand_bn")(y, train))
-            y = self.conv(*depthwise, name="depthwise_conv")(y)
+            if self.pads_input:
+                y, border = self.norm(returns_border=True, name="expand_bn")(y, train)
+                border = self.activation(border)
+            else:
+                y = self.norm(name="expand_bn")(y, train)
+            y = self.activation(y)
+        depthwise = self.conv(self.expanded, self.size, self.stride, self.rate, self.expanded, name="depthwise_conv")
+        y = depthwise(y) if border is None else depthwise(y, border)
         y = self.activation(self.norm(name="depthwise_bn")(y, train))
         if self.squeeze is not None:
             y = self.squeeze(self.conv, name="se")(y)

@@ -87,6 +87,8 @@ class BatchNorm(nn.Module):
         """Return `x` normalised with batch statistics if `train` is set, or with running statistics otherwise.
 
         The result has the dtype of `x`. After folding (`export.folding`), `bias` is the only parameter and is added to `x`.
+
+        With `returns_border`, return a pair of this array and, as float32 [1, 1, 1, c], what a pixel of zeros becomes.
         """
         features = x.shape[-1:]
         bias = self.param("bias", nn.initializers.zeros, features, jnp.float32)

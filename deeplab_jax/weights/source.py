@@ -106,6 +106,21 @@ def separable_bn(ours: str, pair: str, bn: str) -> dict[str, str]:
     return {f"{ours}/depthwise": f"{pair}.0"} | conv_bn(ours, f"{pair}.1", bn)
 
 
+def aspp_names(aspp: str, rates: int, name_branch: Callable[[str, str, str], dict[str, str]] = conv_bn) -> dict[str, str]:
+    """Return a dict mapping our layers in the ASPP, without `refine`, to the names that torchvision and its followers have.
+
+    Args:
+      aspp: The library's name of the ASPP.
+      rates: The number of branches with atrous rates.
+      name_branch: `conv_bn` or `separable_bn`, for the branches with atrous rates.
+    """
+    names = conv_bn("aspp/branch_1x1", f"{aspp}.convs.0.0", f"{aspp}.convs.0.1")
+    for i in range(1, rates + 1):
+        names |= name_branch(f"aspp/branch_rate{i}", f"{aspp}.convs.{i}.0", f"{aspp}.convs.{i}.1")
+    names |= conv_bn("aspp/branch_pool", f"{aspp}.convs.{rates + 1}.1", f"{aspp}.convs.{rates + 1}.2")
+    return names | conv_bn("aspp/fuse", f"{aspp}.project.0", f"{aspp}.project.1")
+
+
 def output_channels(shapes: Shapes, name: str) -> int:
     """Return a convolution's number of output channels.
 

@@ -35,8 +35,8 @@ def read_output_stride(name: str) -> int:
 def compute_features(weights: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
     """Return our backbone's features as a dict keyed by kind.
 
-    The weights are in a file with this name, which can tell what the tensors do not. They are loaded the same way a training
-    run loads pretrained weights.
+    The weights are stored in a file with this name, because some networks only differ from others in their names. They are
+    loaded the same way a training run loads pretrained weights.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/{name}.safetensors"

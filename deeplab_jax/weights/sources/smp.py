@@ -19,6 +19,7 @@ from deeplab_jax.weights.source import (
     OtherHeadError,
     Source,
     StateDict,
+    aspp_names,
     conv_bn,
     describe_images,
     has_imagenet_normalization,
@@ -38,16 +39,10 @@ def has_names(names: Collection[str]) -> bool:
 def head_names(model: ModelConfig) -> dict[str, str]:
     """Return a dict mapping our layer paths in the heads to this library's layer names."""
     aspp = "decoder.aspp.0" if model.decoder_width else "decoder.aspp"
-    pool = len(model.atrous_rates) + 1
-    names = {"classifier": "segmentation_head.0"}
-    names |= conv_bn("aspp/branch_1x1", f"{aspp}.convs.0.0", f"{aspp}.convs.0.1")
-    names |= conv_bn("aspp/branch_pool", f"{aspp}.convs.{pool}.1", f"{aspp}.convs.{pool}.2")
-    names |= conv_bn("aspp/fuse", f"{aspp}.project.0", f"{aspp}.project.1")
+    name_branch = separable_bn if model.aspp_conv == SEPARABLE else conv_bn
+    names = {"classifier": "segmentation_head.0"} | aspp_names(aspp, len(model.atrous_rates), name_branch)
     names |= conv_bn("decoder/reduce", "decoder.block1.0", "decoder.block1.1")
     names |= separable_bn("decoder/refine1", "decoder.block2.0", "decoder.block2.1")
-    rate_names = separable_bn if model.aspp_conv == SEPARABLE else conv_bn
-    for i in range(1, pool):
-        names |= rate_names(f"aspp/branch_rate{i}", f"{aspp}.convs.{i}.0", f"{aspp}.convs.{i}.1")
     if model.decoder_width:
         return names | separable_bn("aspp/refine", "decoder.aspp.1", "decoder.aspp.2")
     return names | conv_bn("aspp/refine", "decoder.conv", "decoder.bn")

@@ -17,6 +17,7 @@ from deeplab_jax.weights.source import (
     OtherHeadError,
     Source,
     StateDict,
+    aspp_names,
     conv_bn,
     has_imagenet_normalization,
     output_channels,
@@ -37,12 +38,7 @@ def has_names(names: Collection[str]) -> bool:
 def head_names(model: ModelConfig) -> dict[str, str]:
     """Return a dict mapping our layer paths in the heads to torchvision's layer names."""
     names = {"classifier": "classifier.4", "aux_classifier": "aux_classifier.4"}
-    names |= conv_bn("aspp/branch_1x1", "classifier.0.convs.0.0", "classifier.0.convs.0.1")
-    pool = len(model.atrous_rates) + 1
-    for i in range(1, pool):
-        names |= conv_bn(f"aspp/branch_rate{i}", f"classifier.0.convs.{i}.0", f"classifier.0.convs.{i}.1")
-    names |= conv_bn("aspp/branch_pool", f"classifier.0.convs.{pool}.1", f"classifier.0.convs.{pool}.2")
-    names |= conv_bn("aspp/fuse", "classifier.0.project.0", "classifier.0.project.1")
+    names |= aspp_names("classifier.0", len(model.atrous_rates))
     names |= conv_bn("aspp/refine", "classifier.1", "classifier.2")
     return names | conv_bn("aux_conv", "aux_classifier.0", "aux_classifier.1")
 

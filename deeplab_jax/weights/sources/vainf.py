@@ -19,6 +19,7 @@ from deeplab_jax.weights.source import (
     OtherHeadError,
     Source,
     StateDict,
+    aspp_names,
     conv_bn,
     describe_images,
     has_imagenet_normalization,
@@ -41,18 +42,17 @@ def head_names(model: ModelConfig) -> dict[str, str]:
     """Return a dict mapping our layer paths in the heads to this repository's layer names."""
     is_plus, last = model.decoder_width > 0, _HEAD
     aspp = "classifier.aspp" if is_plus else f"{last}.0"
-    pool = len(model.atrous_rates) + 1
+    name_conv = _separable_body if model.aspp_conv == SEPARABLE else conv_bn
     names = {"classifier": f"{last}.3" if is_plus else f"{last}.4"}
-    names |= conv_bn("aspp/branch_1x1", f"{aspp}.convs.0.0", f"{aspp}.convs.0.1")
-    names |= conv_bn("aspp/branch_pool", f"{aspp}.convs.{pool}.1", f"{aspp}.convs.{pool}.2")
-    names |= conv_bn("aspp/fuse", f"{aspp}.project.0", f"{aspp}.project.1")
+    names |= aspp_names(aspp, len(model.atrous_rates), name_conv)
     names |= conv_bn("decoder/reduce", "classifier.project.0", "classifier.project.1")
-    wide = {f"aspp/branch_rate{i}": (f"{aspp}.convs.{i}.0", f"{aspp}.convs.{i}.1") for i in range(1, pool)}
-    wide |= {"decoder/refine1": (f"{last}.0", f"{last}.1")} if is_plus else {"aspp/refine": (f"{last}.1", f"{last}.2")}
-    for ours, (conv, bn) in wide.items():
-        is_separable = model.aspp_conv == SEPARABLE
-        names |= separable_bn(ours, f"{conv}.body", bn) if is_separable else conv_bn(ours, conv, bn)
-    return names
+    if is_plus:
+        return names | name_conv("decoder/refine1", f"{last}.0", f"{last}.1")
+    return names | name_conv("aspp/refine", f"{last}.1", f"{last}.2")
+
+
+def _separable_body(ours: str, conv: str, bn: str) -> dict[str, str]:
+    return separable_bn(ours, f"{conv}.body", bn)
 
 
 def read_head(shapes: Shapes) -> dict[str, Any]:
