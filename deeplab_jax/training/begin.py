@@ -23,6 +23,7 @@ from deeplab_jax.training.parts import check_patterns, list_paths, matches
 from deeplab_jax.training.receipt import read_receipts
 from deeplab_jax.training.schedules import check_schedule
 from deeplab_jax.training.state import TrainState, from_trees, init_state, replace_variables, state_digest, to_trees
+from deeplab_jax.training.stopping import check_metric
 
 # An optional function that returns initial values for any part of a new run's {"params", "batch_stats"} tree. The rest is
 # initialised randomly.
@@ -52,10 +53,12 @@ def set_up(config: Config, steps: int, devices: Sequence[jax.Device] = ()) -> Se
     """
     check_terms(config)
     check_schedule(config.optim)
+    check_metric(config.train, config.labels)
     mesh = make_mesh(config.mesh, devices)
     check_batch(config.data.batch_size, mesh, "data.batch_size", config.train.micro_batches)
     _require_two_images(config)
-    check_batch(config.eval.batch_size, mesh, "eval.batch_size")
+    if config.train.evaluate:
+        check_batch(config.eval.batch_size, mesh, "eval.batch_size")
     model = DeepLabV3(config.model, config.labels.num_classes)
     if config.optim.frozen or config.optim.lr_factors or config.optim.no_decay:
         check_patterns(config.optim, abstract_variables(model))
