@@ -23,6 +23,7 @@ from deeplab_jax.models.resize import resize_like
 from deeplab_jax.models.target import compiling_for
 from deeplab_jax.runtime.compilation import lean_options
 from deeplab_jax.runtime.mesh import batch_shardings, replicated_sharding
+from deeplab_jax.training.mixing import mix
 from deeplab_jax.training.optimizer import add_penalty, apply_where
 from deeplab_jax.training.photometric import distort
 from deeplab_jax.training.state import TrainState
@@ -63,18 +64,19 @@ def train_step(
       On any mesh, all statistics, hard pixels, losses and gradients are computed over the global batch. For micro-batches,
       see `_compute_gradient`.
     """
-    dropout_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     margin = find_backbone(config.model.backbone).margin
     rows = split_rows(mesh, config.data.crop_size[0], config.model.output_stride, margin) if mesh else None
-    labels, mask = batch["label"], _make_mask(batch, rows)
+    images, labels = mix(batch["image"], batch["label"], batch["valid"], key, config)
+    mask = _make_mask(batch, rows)
     loss_fn = functools.partial(
         _compute_loss,
         counts=_compute_divisors(labels, mask, config),
         config=config,
         forward=_make_forward(config, model, mesh, rows),
     )
-    batch = {name: batch[name] for name in _image_names(config)} | {"label": labels, "mask": mask}
-    (loss, (hits, batch_stats)), grads = _compute_gradient(loss_fn, state, batch, dropout_key, config.train.micro_batches)
+    batch = {name: batch[name] for name in _image_names(config)} | {"image": images, "label": labels, "mask": mask}
+    (loss, (hits, batch_stats)), grads = _compute_gradient(loss_fn, state, batch, key, config.train.micro_batches)
     grad_norm = optax.tree.norm(grads)
     is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     counted = jnp.sum(mask & (labels != IGNORE))
