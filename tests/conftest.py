@@ -38,6 +38,7 @@ for ignored in (signal.SIGHUP, signal.SIGINT):
 
 from tiny import smallest_model, tiny_config, tiny_model, tiny_resnet18  # noqa: F401
 
+from deeplab_jax.checkpoints.folders import Rank
 from deeplab_jax.checkpoints.store import Checkpoints
 from deeplab_jax.commands import main as cli
 from deeplab_jax.commands import train as training_command
@@ -127,7 +128,7 @@ def stored_run(street_scenes, tmp_path_factory):
     state = jax.jit(lambda: init_state(DeepLabV3(config.model, config.labels.num_classes), optimizer, 0))()
     with Checkpoints(str(workdir), config) as checkpoints:
         checkpoints.save(to_trees(state.replace(step=jax.numpy.asarray(4, jax.numpy.int32))), 4)
-        checkpoints.add_scores(4, {"miou": 0.5})
+        checkpoints.add_scores(4, {"miou": 0.5}, Rank("miou", 0.5))
     return workdir
 
 

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -53,14 +53,27 @@ def list_steps(folder: epath.Path) -> list[int]:
     return sorted(int(name) for name in names if is_local or (folder / name / "commit_success.txt").exists())
 
 
-def write_scores(step: epath.Path, scores: Mapping[str, Any]) -> None:
-    """Write the scores of a complete step, from `evaluation.scores.summary`.
+class Rank(NamedTuple):
+    """How good a step is.
+
+    Attributes:
+      metric: The metric that was compared.
+      value: A number that is larger for better steps, or None if the metric has no value.
+    """
+
+    metric: str
+    value: float | None
+
+
+def write_scores(step: epath.Path, scores: Mapping[str, Any], rank: Rank) -> None:
+    """Write the scores of a complete step, from `evaluation.scores.summary`, and its rank.
 
     Raises:
       ConfigError: The file cannot be written.
     """
+    content = {"scores": scores, "rank": rank._asdict()}
     with write_atomically(step / SCORES) as file:
-        file.write((json.dumps({"scores": scores, "sha256": _digest_scores(scores)}) + "\n").encode())
+        file.write((json.dumps(content | {"sha256": _digest(content)}) + "\n").encode())
 
 
 def read_scores(step: epath.Path) -> dict[str, Any] | None:
@@ -69,14 +82,33 @@ def read_scores(step: epath.Path) -> dict[str, Any] | None:
     Raises:
       DamagedError: The scores have changed since they were written.
     """
+    content = _read_scores_and_rank(step)
+    return content and content["scores"]
+
+
+def read_rank(step: epath.Path) -> Rank | None:
+    """Return a step's rank, or None if it was not evaluated. Steps without one are ranked by their mIoU.
+
+    Raises:
+      DamagedError: The scores have changed since they were written.
+    """
+    content = _read_scores_and_rank(step)
+    if content is None:
+        return None
+    return Rank(**content["rank"]) if "rank" in content else Rank("miou", content["scores"].get("miou"))
+
+
+def _read_scores_and_rank(step: epath.Path) -> dict[str, Any] | None:
     path = step / SCORES
     if not path.exists():
-        return read_metrics(step)
+        scores = read_metrics(step)
+        return scores and {"scores": scores}
     try:
-        stored = json.loads(path.read_text())
-        scores: dict[str, Any] = stored["scores"]
-        if stored["sha256"] == _digest_scores(scores):
-            return scores
+        content: dict[str, Any] = json.loads(path.read_text())
+        digest = content.pop("sha256")
+        # Versions without ranks computed the digest of the scores alone.
+        if digest == _digest(content if "rank" in content else content["scores"]):
+            return content
     except (ValueError, KeyError, TypeError):
         pass
     raise DamagedError(f"its {SCORES} has changed since it was written")
@@ -96,8 +128,8 @@ def read_metrics(step: epath.Path) -> dict[str, Any] | None:
         raise DamagedError(f"its {METRICS} are damaged: {one_line(error)}") from None
 
 
-def _digest_scores(scores: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(scores, sort_keys=True).encode()).hexdigest()
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def is_step(folder: epath.Path) -> bool:
@@ -193,22 +225,30 @@ def _has_damaged_scores(step: epath.Path) -> bool:
 
 
 def find_best(steps: Iterable[epath.Path]) -> epath.Path | None:
-    """Return the step folder with the highest mIoU, or the later one of two equal steps. Return None if no step has one.
+    """Return the best step folder, or the later one of two equal steps. Return None if no step was evaluated.
+
+    Steps that were ranked by another metric than the last one do not count.
 
     Raises:
       CheckpointError: A step's scores are damaged, so the best step is unknown.
     """
-    miou: dict[epath.Path, float] = {}
+    ranks: dict[epath.Path, Rank] = {}
     for step in steps:
         try:
-            score = (read_scores(step) or {}).get("miou")
+            rank = read_rank(step)
         except (DamagedError, OSError) as error:
             raise CheckpointError(
                 f"Cannot read {step} ({one_line(error)}). It is damaged or incomplete, so the best step cannot be determined. "
                 "Give a specific step instead."
             ) from error
-        miou |= {step: score} if score is not None else {}
-    return max(miou, key=lambda step: (miou[step], int(step.name)), default=None)
+        ranks |= {step: rank} if rank else {}
+    metric = ranks[max(ranks, key=_step_number)].metric if ranks else ""
+    values = {step: rank.value for step, rank in ranks.items() if rank.metric == metric and rank.value is not None}
+    return max(values, key=lambda step: (values[step], _step_number(step)), default=None)
+
+
+def _step_number(step: epath.Path) -> int:
+    return int(step.name)
 
 
 def _format(digests: dict[str, str]) -> str:
@@ -237,10 +277,10 @@ def _list_files(folder: epath.Path, prefix: str = "") -> Iterator[str]:
 
 def _hash(folder: epath.Path, names: Collection[str]) -> dict[str, str]:
     with ThreadPoolExecutor() as pool:  # hashlib releases the GIL
-        return dict(zip(names, pool.map(lambda name: _digest(folder / name), names), strict=True))
+        return dict(zip(names, pool.map(lambda name: _digest_file(folder / name), names), strict=True))
 
 
-def _digest(path: epath.Path) -> str:
+def _digest_file(path: epath.Path) -> str:
     # `hashlib.file_digest` does not accept the TensorFlow file objects that epath returns for gs:// paths.
     digest = hashlib.sha256()
     with path.open("rb") as file:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import logging
 import sys
 from collections.abc import Sequence
@@ -17,10 +18,17 @@ from deeplab_jax.errors import CheckpointError
 _policies = ocp.training.preservation_policies
 
 
-def open_manager(folder: epath.Path) -> ocp.training.Checkpointer:
-    """Open the checkpoints folder for writing, and remove leftovers from interrupted saves."""
+def open_manager(folder: epath.Path, keep_last: int, keep_every: int) -> ocp.training.Checkpointer:
+    """Open the checkpoints folder for writing, and remove leftovers from interrupted saves.
+
+    Args:
+      folder: The checkpoints folder.
+      keep_last: How many of the latest steps to keep. The best one is kept as well.
+      keep_every: The number of steps between those that are kept forever, or 0 to keep no others.
+    """
     _hide_tracebacks()
-    policy = _policies.AnyPreservationPolicy([_policies.LatestN(2), _KeepBest(folder)])
+    kept = [_policies.LatestN(keep_last), _KeepBest(folder), *([_KeepEvery(keep_every)] if keep_every else [])]
+    policy = _policies.AnyPreservationPolicy(kept)
     with ocp.Context(async_options=_AsyncOptions()):
         return ocp.training.Checkpointer(folder, preservation_policy=policy, cleanup_tmp_directories=True)
 
@@ -36,6 +44,17 @@ def _wait_unless_failing(**barrier: Any) -> None:
     # After an error, orbax would first wait for the other processes, which wait for files of this process.
     if sys.exc_info()[1] is None:
         multihost.get_barrier_sync_fn()(**barrier)
+
+
+class _KeepEvery:
+    """Keeps the first step at or after each multiple of `every`."""
+
+    def __init__(self, every: int) -> None:
+        self._every = every
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        counts = [checkpoint.step // self._every for checkpoint in checkpoints]
+        return [count > previous for previous, count in itertools.pairwise([0, *counts])]
 
 
 class _KeepBest:

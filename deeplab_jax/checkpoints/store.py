@@ -3,8 +3,8 @@
 Each step is self-contained. It holds two array trees: "model" has the BatchNorm statistics and the parameters for inference,
 and "training" has everything else needed to resume the run, so evaluation reads only "model". The config, including its
 label set, and the package version are stored as JSON. Once a step is complete, checksums for its files are added. They are
-checked before the step is read. Its scores are added when it has been evaluated. The latest two steps and the step with the
-best mIoU are kept.
+checked before the step is read. Its scores are added when it has been evaluated. The latest steps and the best one
+are kept.
 """
 
 import contextlib
@@ -28,6 +28,8 @@ from deeplab_jax.checkpoints.folders import (
     METADATA,
     METRICS,
     DamagedError,
+    Rank,
+    find_best,
     has_checksums,
     list_steps,
     make_absolute,
@@ -115,13 +117,16 @@ class Checkpoints:
             return
         self._finish()
         with report_write_errors(self._folder):
-            self._manager = self._manager or open_manager(self._folder)
+            self._manager = self._manager or self._open_manager()
             saving = self._manager.save_checkpointables_async(step, trees, custom_metadata=self._metadata, force=True)
         self._unfinished = self._background.submit(_write_checksums_when_complete, saving, self._folder / str(step))
         self._latest = step
 
-    def add_scores(self, step: int, scores: Mapping[str, Any]) -> None:
-        """Add a saved step's scores, which `find_best` compares. "miou" decides which step is best.
+    def _open_manager(self) -> ocp.training.Checkpointer:
+        return open_manager(self._folder, self._config.train.keep_last, self._config.train.keep_every)
+
+    def add_scores(self, step: int, scores: Mapping[str, Any], rank: Rank) -> None:
+        """Add a saved step's scores, and the rank by which `find_best` compares it.
 
         Raises:
           CheckpointError: The step or its scores cannot be written.
@@ -129,7 +134,16 @@ class Checkpoints:
         self._finish()
         with failing_together():
             if jax.process_index() == 0:
-                write_scores(self._folder / str(step), scores)
+                write_scores(self._folder / str(step), scores, rank)
+
+    def best_step(self) -> int | None:
+        """Return the best evaluated step, or None if there is none.
+
+        Raises:
+          CheckpointError: A step's scores are damaged.
+        """
+        best = find_best(self._folder / str(step) for step in list_steps(self._folder))
+        return None if best is None else int(best.name)
 
     def needs_scores(self, step: int, is_due: bool) -> bool:
         """Return whether a step's scores are damaged, or missing although they are due. All processes must call this method."""
@@ -328,7 +342,7 @@ def save_model(folder: str, config: Config, variables: dict[str, Any]) -> None:
     steps = make_absolute(folder) / CHECKPOINTS
     advise = functools.partial(advise_on_write_error, otherwise="Choose a different folder")
     with report_errors(f"`out` (={folder!r}) cannot be written", advise):
-        with open_manager(steps) as manager:
+        with open_manager(steps, keep_last=1, keep_every=0) as manager:
             manager.save_checkpointables(0, {MODEL: variables}, custom_metadata=_make_metadata(config))
         write_checksums(steps / "0")
 

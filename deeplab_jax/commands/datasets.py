@@ -110,25 +110,15 @@ def open_training_data(config: Config, say: Callable[[str], None]) -> tuple[Data
       ConfigError: The config sets neither steps nor epochs.
     """
     train_set = open_training_set(config)
-    eval_set, make_eval_batches = open_evaluation_set(config)
-    for split, samples in ((config.data.train_split, train_set), (config.eval.split, eval_set)):
-        introduce(split, samples, config.labels, say)
+    introduce(config.data.train_split, train_set, config.labels, say)
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
-    @functools.cache
-    def introduce_evaluation() -> None:
-        if programs := describe_programs(config, eval_set):
-            say(programs)
-
-    def begin_evaluation() -> Iterator[dict[str, np.ndarray]]:
-        introduce_evaluation()
-        return make_eval_batches()
-
+    eval_set, eval_batches = _open_evaluation(config, say) if config.train.evaluate else (None, lambda: iter(()))
     data = Data(
         names=train_set.images,
         digest=digest(train_set),
-        eval_digest=digest(eval_set),
-        eval_size=len(eval_set),
+        eval_digest=None if eval_set is None else digest(eval_set),
+        eval_size=None if eval_set is None else len(eval_set),
         train_batches=lambda start, end: train_batches(
             train_set,
             config.labels,
@@ -139,6 +129,25 @@ def open_training_data(config: Config, say: Callable[[str], None]) -> tuple[Data
             steps=end,
             **process,
         ),
-        eval_batches=begin_evaluation,
+        eval_batches=eval_batches,
     )
     return data, total_steps(config, len(train_set))
+
+
+def _open_evaluation(
+    config: Config, say: Callable[[str], None]
+) -> tuple[Samples, Callable[[], Iterator[dict[str, np.ndarray]]]]:
+    """Open and introduce the evaluation split. The first evaluation says how many programs it compiles."""
+    samples, make_batches = open_evaluation_set(config)
+    introduce(config.eval.split, samples, config.labels, say)
+
+    @functools.cache
+    def introduce_programs() -> None:
+        if programs := describe_programs(config, samples):
+            say(programs)
+
+    def begin_evaluation() -> Iterator[dict[str, np.ndarray]]:
+        introduce_programs()
+        return make_batches()
+
+    return samples, begin_evaluation

@@ -38,9 +38,9 @@ def train(
       console: The console for progress messages. If None, print them on standard output.
 
     Returns:
-      The last step as "step", and as "is_finished" whether the run is finished. It is False if a signal, such as Ctrl-C, ended
-      the run before its last step or during the last evaluation. If the last step was evaluated, as in every finished run,
-      also its scores: "miou", "pixel_accuracy", "loss" and, by class, "iou".
+      The last step as "step", and as "is_finished" whether the run is finished, at its end or because of `train.patience`. It
+      is False if a signal, such as Ctrl-C, ended the run before its last step or during the last evaluation. If the last step
+      was evaluated, also its scores: "miou", "pixel_accuracy", "loss" and, by class, "iou".
 
     Raises:
       ConfigError: The config is invalid, or another run uses the workdir.
@@ -61,12 +61,12 @@ def train(
         say(limits)
     data, steps = open_training_data(config, say)
     pretrained = (lambda: pretrained_variables(config, say)) if config.model.pretrained else None
-    state = loop.train(
+    state, is_finished = loop.train(
         config, workdir, steps=steps, data=data, console=console, pretrained=pretrained, on_evaluation=on_evaluation
     )
     step = int(state.step)
     scores = _read_intact_scores(make_absolute(workdir) / CHECKPOINTS / str(step)) if step else {}
-    return {"step": step, "is_finished": step >= steps and bool(scores)} | scores
+    return {"step": step, "is_finished": is_finished} | scores
 
 
 def _read_intact_scores(step: epath.Path) -> dict[str, Any]:

@@ -48,6 +48,35 @@ class TrainConfig:
         "image, label and prediction. 0 evaluates only at the end.",
         at_least(0, "Use a number of steps, or 0 to evaluate only at the end."),
     )
+    eval_every_epochs: float = field(
+        0.0,
+        "Number of epochs between evaluations, rounded to whole steps. If it is above 0, it replaces `train.eval_every`.",
+        at_least(0, "Use a number of epochs, or 0 to use train.eval_every."),
+    )
+    evaluate: bool = field(
+        True,
+        "Whether to evaluate at all. A run without evaluations needs no `eval.split`, and has no best step.",
+    )
+    best_metric: str = field(
+        "miou",
+        "Score that decides which step is the best: one of the scores in scores.json, such as `miou` or `loss`, or that of one "
+        "class, such as `iou/person`.",
+    )
+    patience: int = field(
+        0,
+        "Number of evaluations in a row without a better `train.best_metric` after which the run ends. 0 means never.",
+        at_least(0, "Use a number of evaluations, or 0 to train to the end."),
+    )
+    keep_last: int = field(
+        2,
+        "Number of latest checkpoints to keep. The best one is kept as well.",
+        at_least(1, "Keep at least one. With two, a damaged one is not the end of the run."),
+    )
+    keep_every: int = field(
+        0,
+        "Number of steps between checkpoints that are kept forever. 0 keeps only the latest ones and the best one.",
+        at_least(0, "Use a number of steps, or 0."),
+    )
     save_every: int = field(
         1000,
         "Number of steps between checkpoints. Every evaluation also saves a checkpoint. 0 saves only after evaluations.",

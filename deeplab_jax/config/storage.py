@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import typing
+from collections.abc import Callable
 from typing import Any
 
 from deeplab_jax.config.schema import Config
@@ -12,6 +13,11 @@ from deeplab_jax.errors import ConfigError
 
 # Maps (section, field) in version 0.1 to (section, field) in this version.
 MOVED_FIELDS = {("optim", "aux_weight"): ("loss", "aux_weight")}
+# Maps an optimizer field of version 0.1 to a function of its value that returns the fields with the same effect.
+REPLACED_OPTIM_FIELDS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "aux_lr_factor": lambda factor: {} if factor == 1 else {"lr_factors": [["aux_", factor]]},
+    "decay_norm_and_bias": lambda decays: {} if decays else {"no_decay": [".*/(scale|bias)"]},
+}
 # Fields of a label set that are stored only if they are used. Label sets that do not merge values are therefore stored as in
 # versions without these fields, with the same digest.
 OPTIONAL_LABEL_FIELDS = ("more_ids", "more_colors", "label_kind")
@@ -41,11 +47,14 @@ def from_dict(values: dict[str, Any]) -> Config:
 
 
 def _move_fields(values: Any) -> Any:
-    """Return a copy of `values`, with fields from older versions moved to their current sections."""
+    """Return a copy of `values`, with fields of older versions replaced by those of this version."""
     values = copy.deepcopy(values)
     for (section, name), (new_section, new_name) in MOVED_FIELDS.items():
         if isinstance(values, dict) and name in values.get(section, ()):
             values.setdefault(new_section, {})[new_name] = values[section].pop(name)
+    for name, replace in REPLACED_OPTIM_FIELDS.items():
+        if isinstance(values, dict) and name in values.get("optim", ()):
+            values["optim"] |= replace(values["optim"].pop(name))
     return values
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from deeplab_jax.config.channels import fill_defaults
 from deeplab_jax.config.fields import are_numbers
 from deeplab_jax.config.rates import aspp_rates, last_stage_rates
-from deeplab_jax.config.schema import Config
+from deeplab_jax.config.schema import Config, TrainConfig
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.labels import LabelSet
 
@@ -93,6 +93,7 @@ def _rules(config: Config) -> Iterator[tuple[str, bool, str]]:
     yield "eval.window_stride", fits, f"Use at most eval.window (={window}), because larger steps would skip pixels."
     are_distinct = len(set(protocol.scales)) == len(protocol.scales)
     yield "eval.scales", are_distinct, "List each factor only once, and pass the flag only once."
+    yield from _evaluation_rules(train)
     # Both `train.steps` and `train.epochs` can be 0, because a config that is only used for evaluation needs neither.
     one_is_zero = min(train.steps, train.epochs) == 0
     yield (
@@ -100,6 +101,14 @@ def _rules(config: Config) -> Iterator[tuple[str, bool, str]]:
         one_is_zero,
         f"Set either train.steps or train.epochs (={train.epochs}) to a number above 0, and the other one to 0.",
     )
+
+
+def _evaluation_rules(train: TrainConfig) -> Iterator[tuple[str, bool, str]]:
+    if not train.evaluate:
+        for field in ("patience", "eval_every_epochs"):
+            yield f"train.{field}", not getattr(train, field), "It needs evaluations. Set it to 0, or train.evaluate to True."
+    is_regular = train.eval_every > 0 or train.eval_every_epochs > 0
+    yield "train.patience", not train.patience or is_regular, "Set train.eval_every or train.eval_every_epochs as well."
 
 
 def _channel_rules(config: Config) -> Iterator[tuple[str, bool, str]]:

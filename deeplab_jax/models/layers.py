@@ -87,6 +87,7 @@ class BatchNorm(nn.Module):
         """Return `x` normalised with batch statistics if `train` is set, or with running statistics otherwise.
 
         The result has the dtype of `x`. After folding (`export.folding`), `bias` is the only parameter and is added to `x`.
+        Running statistics in the collection "frozen_stats" rather than "batch_stats" are used in training, too.
 
         With `returns_border`, return a pair of this array and, as float32 [1, 1, 1, c], what a pixel of zeros becomes.
         """
@@ -95,8 +96,10 @@ class BatchNorm(nn.Module):
         if not (self.is_initializing() or self.has_variable("params", "scale")):
             return (add_bias(x, bias), as_pixel(bias)) if self.returns_border else add_bias(x, bias)
         scale = self.param("scale", nn.initializers.ones, features, jnp.float32)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, features, jnp.float32)
-        running_var = self.variable("batch_stats", "var", jnp.ones, features, jnp.float32)
+        is_frozen = self.has_variable("frozen_stats", "mean")
+        collection, train = "frozen_stats" if is_frozen else "batch_stats", train and not is_frozen
+        running_mean = self.variable(collection, "mean", jnp.zeros, features, jnp.float32)
+        running_var = self.variable(collection, "var", jnp.ones, features, jnp.float32)
         mean, var = running_mean.value, running_var.value
         if train:
             x = materialize(x)

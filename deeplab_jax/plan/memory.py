@@ -11,6 +11,7 @@ from deeplab_jax.models import DeepLabV3
 from deeplab_jax.models.cost import Layer, layers
 from deeplab_jax.models.graph import abstract_variables
 from deeplab_jax.training.optimizer import make_optimizer
+from deeplab_jax.training.parts import Tree, list_paths, split
 
 STAGES = (1, 2, 3, 4)
 
@@ -46,18 +47,25 @@ def estimate(config: Config, mesh: MeshConfig) -> Memory:
     """
     network_layers = layers(config.model, config.labels.num_classes, config.data.crop_size)
     variables = abstract_variables(DeepLabV3(config.model, config.labels.num_classes))
-    parameters = _count_bytes(variables["params"])
-    average = parameters if config.optim.ema_decay else 0
-    moments = _count_bytes(jax.eval_shape(make_optimizer(config.optim, 1).init, variables["params"]))
+    trained, _ = split(variables["params"], config.optim.frozen)
+    average = _count_bytes(trained) if config.optim.ema_decay else 0
+    moments = _count_bytes(jax.eval_shape(make_optimizer(config.optim, 1).init, trained))
     height, width = config.data.crop_size
     # Each head needs float32 logits at label resolution, plus their gradient.
     logits = (1 + config.model.aux_head) * 2 * 4 * height * width * config.labels.num_classes
     images = config.data.batch_size / mesh.data / config.train.micro_batches / mesh.spatial
     return Memory(
         state=_count_bytes(variables) + average + moments,
-        gradients=parameters * (2 if config.train.micro_batches > 1 else 1),
-        activations=images * (_activation_bytes(network_layers, config.model.remat) + logits),
+        gradients=_count_bytes(trained) * (2 if config.train.micro_batches > 1 else 1),
+        activations=images * (_activation_bytes(_drop_frozen(network_layers, trained), config.model.remat) + logits),
     )
+
+
+def _drop_frozen(network_layers: list[Layer], trained: Tree) -> list[Layer]:
+    """Return the layers from the first trained one on. The backward pass needs no values of the layers before it."""
+    names = {path.rpartition("/")[0] for path in list_paths(trained)}
+    first = next(i for i, layer in enumerate(network_layers) if layer.name in names)
+    return network_layers[first:]
 
 
 def _count_bytes(arrays: Any) -> int:

@@ -14,12 +14,16 @@ from deeplab_jax.config import Config
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.losses import check_terms
 from deeplab_jax.models import DeepLabV3
+from deeplab_jax.models.graph import abstract_variables
 from deeplab_jax.runtime.compilation import quick_options
 from deeplab_jax.runtime.mesh import check_batch, make_mesh, replicated_sharding
 from deeplab_jax.training.log import Log
 from deeplab_jax.training.optimizer import make_optimizer
+from deeplab_jax.training.parts import check_patterns, list_paths, matches
 from deeplab_jax.training.receipt import read_receipts
+from deeplab_jax.training.schedules import check_schedule
 from deeplab_jax.training.state import TrainState, from_trees, init_state, replace_variables, state_digest, to_trees
+from deeplab_jax.training.stopping import check_metric
 
 # An optional function that returns initial values for any part of a new run's {"params", "batch_stats"} tree. The rest is
 # initialised randomly.
@@ -48,30 +52,58 @@ def set_up(config: Config, steps: int, devices: Sequence[jax.Device] = ()) -> Se
         or the config names an unknown loss or optimizer.
     """
     check_terms(config)
+    check_schedule(config.optim)
+    check_metric(config.train, config.labels)
     mesh = make_mesh(config.mesh, devices)
     check_batch(config.data.batch_size, mesh, "data.batch_size", config.train.micro_batches)
     _require_two_images(config)
-    check_batch(config.eval.batch_size, mesh, "eval.batch_size")
+    if config.train.evaluate:
+        check_batch(config.eval.batch_size, mesh, "eval.batch_size")
     model = DeepLabV3(config.model, config.labels.num_classes)
+    if config.optim.frozen or config.optim.lr_factors or config.optim.no_decay:
+        check_patterns(config.optim, abstract_variables(model))
     return Setup(config, steps, mesh, model, make_optimizer(config.optim, steps))
 
 
 def _require_two_images(config: Config) -> None:
     # The pooled branch has one value per image, whose variance over one image is 0.
+    if matches("aspp/branch_pool/bn/mean", config.optim.frozen):
+        return
     size, parts = config.data.batch_size, config.train.micro_batches
     if size // parts < 2:
         raise ConfigError(
             f"`data.batch_size` (={size}) with train.micro_batches={parts} gives BatchNorm one image at a time, but its "
-            f"statistics need two. Use a batch of at least {2 * parts}{', or fewer micro-batches' if parts > 1 else ''}."
+            f"statistics need two. Use a batch of at least {2 * parts}{', fewer micro-batches' if parts > 1 else ''}, or "
+            "freeze the statistics of pretrained weights: --config.optim.frozen=\"('.*/(mean|var)',)\"."
         )
 
 
-def create_state(setup: Setup, pretrained: Pretrained) -> TrainState:
-    """Return the state at step 0, replicated across all devices."""
+def create_state(setup: Setup, pretrained: Pretrained, say: Callable[[str], None] = print) -> TrainState:
+    """Return the state at step 0, replicated across all devices. `say` receives a warning if frozen arrays are random."""
     variables = pretrained() if pretrained else None  # load these first, so that errors appear before the slow compilation
     options = quick_options(setup.mesh.devices.flat[0].platform)
     state = jax.jit(_init(setup), out_shardings=replicated_sharding(setup.mesh), compiler_options=options)()
+    if names := _list_random_frozen(setup.config, state, variables or {}):
+        say(
+            f"warning: `optim.frozen` (={setup.config.optim.frozen!r}) keeps {names[0]} fixed{_and_more(names)}, with "
+            "initial values that no weights replace. Start from weights that have them (model.pretrained), or train them."
+        )
     return replace_variables(state, variables) if variables else state
+
+
+def _list_random_frozen(config: Config, state: TrainState, variables: dict[str, Any]) -> list[str]:
+    """Return the paths of the frozen arrays that `variables` does not have."""
+    trees = [(state.params, variables.get("params", {})), (state.batch_stats, variables.get("batch_stats", {}))]
+    return [
+        path
+        for tree, loaded in trees
+        for path in list_paths(tree)
+        if matches(path, config.optim.frozen) and path not in list_paths(loaded)
+    ]
+
+
+def _and_more(names: Sequence[str]) -> str:
+    return f" and {len(names) - 1} more" if names[1:] else ""
 
 
 def abstract_state(setup: Setup) -> TrainState:
@@ -86,7 +118,7 @@ def restore_or_create_state(
 ) -> TrainState:
     """Restore the newest intact checkpoint, or create a new state if the run has no checkpoints."""
     if checkpoints.latest_step() is None:
-        return create_state(setup, pretrained)
+        return create_state(setup, pretrained, log.print)
     receipts = read_receipts(workdir)
     step, trees = checkpoints.restore(
         to_trees(abstract_state(setup)),
@@ -116,4 +148,6 @@ def check_restored_state(trees: Trees, step: int, digest: str | None) -> None:
 
 def _init(setup: Setup) -> Callable[[], TrainState]:
     config = setup.config
-    return functools.partial(init_state, setup.model, setup.optimizer, config.seed, config.optim.ema_decay > 0)
+    return functools.partial(
+        init_state, setup.model, setup.optimizer, config.seed, config.optim.ema_decay > 0, config.optim.frozen
+    )

@@ -15,8 +15,8 @@ class Data:
     Attributes:
       names: Names of the training images, indexed by position in the training list.
       digest: Digest of the training list.
-      eval_digest: Digest of the evaluation list.
-      eval_size: Number of images in the evaluation list.
+      eval_digest: Digest of the evaluation list, or None if the run does not evaluate.
+      eval_size: Number of images in the evaluation list, or None.
       train_batches: Function that takes (first, end) and returns this process's slice of each global batch for the steps in
         [first, end).
       eval_batches: Function that makes one pass over the evaluation split and returns this process's slices of the labelled
@@ -25,7 +25,7 @@ class Data:
 
     names: Sequence[str]
     digest: str
-    eval_digest: str
-    eval_size: int
+    eval_digest: str | None
+    eval_size: int | None
     train_batches: Callable[[int, int], Iterable[Batch]]
     eval_batches: Callable[[], Iterable[Batch]]

@@ -7,13 +7,14 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 from rich.console import Console
 
+from deeplab_jax.checkpoints.folders import Rank
 from deeplab_jax.checkpoints.store import Checkpoints
 from deeplab_jax.config import Config, to_dict
 from deeplab_jax.errors import OutOfMemoryError, TrainingError
@@ -35,6 +36,7 @@ from deeplab_jax.training.signals import catch_stop_signals
 from deeplab_jax.training.speed import Meter, ideal_step_seconds
 from deeplab_jax.training.state import TrainState, to_trees
 from deeplab_jax.training.step import compile_train_step
+from deeplab_jax.training.stopping import evaluation_interval, is_due, is_stalled, rank
 
 _MAX_ROWS = 10_000  # the largest number of steps whose mean loss is logged, so that train.log_every=0 needs little memory
 _UNLABELLED_BATCHES = 100  # a run stops if so many batches in a row, from its start, have no labelled pixel
@@ -57,6 +59,19 @@ class _Tools:
     output: Output
     watchdog: hosts.Watchdog
     on_evaluation: Callable[[int, dict[str, Any]], None]
+    eval_every: int
+
+
+class Outcome(NamedTuple):
+    """What a run ends with.
+
+    Attributes:
+      state: The final state, or the latest one if a signal stopped the run. Either way, it has been saved.
+      is_finished: Whether the run is complete: it has reached its last step or `train.patience`, and is evaluated.
+    """
+
+    state: TrainState
+    is_finished: bool
 
 
 def train(
@@ -68,7 +83,7 @@ def train(
     console: Console,
     pretrained: Pretrained = None,
     on_evaluation: Callable[[int, dict[str, Any]], None] = lambda step, scores: None,
-) -> TrainState:
+) -> Outcome:
     """Train up to step `steps`, from the newest intact checkpoint in `workdir` if there is one. All processes must call this.
 
     Args:
@@ -81,9 +96,6 @@ def train(
         initialised randomly.
       on_evaluation: Function that is called after each evaluation with the step and its scores, from `scores.summary`. It may
         raise an error to stop the run, because the step has been saved.
-
-    Returns:
-      The final state, or the latest one if a signal stopped the run (see `catch_stop_signals`). Either way, it has been saved.
 
     Raises:
       ConfigError: A batch cannot be divided evenly among the devices, the processes were started with different settings, or
@@ -106,7 +118,9 @@ def train(
         step = int(state.step)
         if step >= steps:
             log.print(f"{workdir} is already at step {step} of {steps}.")
-        is_scored = not (step and checkpoints.needs_scores(step, _is_due(step, config.train.eval_every, steps)))
+        eval_every = evaluation_interval(config, len(data.names))
+        is_evaluated = config.train.evaluate and is_due(step, eval_every, steps)
+        is_scored = not (step and checkpoints.needs_scores(step, is_evaluated))
         watchdog = stack.enter_context(hosts.Watchdog(config.train.stall_timeout))
         should_stop = functools.partial(_has_any_signal, signals)
         tools = _Tools(
@@ -119,17 +133,19 @@ def train(
             stack.enter_context(Output(workdir, step, steps, is_scored, log)),
             watchdog,
             on_evaluation,
+            eval_every,
         )
         if step == 0:
             tools.receipts.write(step, state)
         if not is_scored:  # the run ended before this step's evaluation, or its scores are damaged
             log.print(f"The scores of step {step} are missing or damaged, so it is evaluated again.")
             _evaluate(state, step, tools)
-        if step < steps:
+        if step < steps and not _stops_early(step, tools):
             state, step = _train_from(state, step, data, start_time, tools)
-        is_scored = step != steps or not checkpoints.needs_scores(step, is_due=True)
-    log.print(_describe_end(workdir, step, steps, is_scored))
-    return state
+        is_scored = step != steps or not checkpoints.needs_scores(step, is_due=config.train.evaluate)
+        is_finished = is_scored and (step >= steps or _stops_early(step, tools))
+    log.print(_describe_end(workdir, step, steps, is_scored, is_finished))
+    return Outcome(state, is_finished)
 
 
 def _has_any_signal(signals: list[int]) -> bool:
@@ -147,9 +163,11 @@ def _require_same(config: Config, workdir: str, data: Data, checkpoints: Checkpo
     )
 
 
-def _describe_end(workdir: str, step: int, steps: int, is_scored: bool) -> str:
+def _describe_end(workdir: str, step: int, steps: int, is_scored: bool, is_finished: bool) -> str:
     if not is_scored:
         return f"Finished step {step} of {steps}, but not the last evaluation. Run the same command to repeat it."
+    if is_finished and step < steps:
+        return f"Finished at step {step} of {steps}, because of train.patience. The best step is {workdir}/best."
     if step >= steps:
         return f"Finished at step {step} of {max(step, steps)}. The checkpoints are in {workdir}/checkpoints."
     outcome = f"Saved in {workdir}. Run the same command to resume." if step else "There was nothing to save yet."
@@ -188,22 +206,24 @@ def _train_from(state: TrainState, step: int, data: Data, start_time: float, too
             )
         if step == first:
             tools.output.report_first_step(time.perf_counter() - start_time)
-            if not _is_due(step, train_config.log_every, steps):
+            if not is_due(step, train_config.log_every, steps):
                 meter.restart(step)  # compilation must not count towards the speed of later steps
         tools.output.advance(step)
-        if _is_due(step, train_config.log_every, steps):
+        if is_due(step, train_config.log_every, steps):
             speed = meter.speed(step)
             row = rows[-1] | _average(rows) | {"lr": float(lr(step - 1))} | speed
             tools.output.log_training(step, row, (steps - step) * speed["seconds_per_step"])
             rows.clear()
             meter.restart(step)
-        is_evaluation_due = _is_due(step, train_config.eval_every, steps)
+        is_evaluation_due = train_config.evaluate and is_due(step, tools.eval_every, steps)
         # Save before evaluating, so that a failed or interrupted evaluation loses no steps.
-        if is_evaluation_due or _is_due(step, train_config.save_every, steps):
+        if is_evaluation_due or is_due(step, train_config.save_every, steps):
             _save(state, step, tools)
         if is_evaluation_due:
             _evaluate(state, step, tools)
             meter.restart(step)
+            if _stops_early(step, tools):
+                break
     if 0 < step < steps:
         _save(state, step, tools)
     return state, step
@@ -252,8 +272,19 @@ def _evaluate(state: TrainState, step: int, tools: _Tools) -> None:
         tools.output.log.print(f"The evaluation of step {step} was interrupted. The run will start with it when it resumes.")
         return
     tools.output.log_evaluation(step, summary, strips)
-    tools.checkpoints.add_scores(step, summary)
+    metric = tools.setup.config.train.best_metric
+    tools.checkpoints.add_scores(step, summary, Rank(metric, rank(summary, metric)))
     tools.on_evaluation(step, summary)
+
+
+def _stops_early(step: int, tools: _Tools) -> bool:
+    """Return whether `train.patience` ends the run at an evaluated step. All processes must call this function."""
+    patience = tools.setup.config.train.patience
+    if not (patience and tools.eval_every and step and step % tools.eval_every == 0):
+        return False
+    # Only the first process is sure to see scores that were written a moment ago.
+    is_first = jax.process_index() == 0
+    return hosts.is_true_on_any(is_first and is_stalled(step, tools.checkpoints.best_step(), tools.eval_every, patience))
 
 
 def _require_finite(row: Mapping[str, float], step: int, tools: _Tools) -> None:
@@ -266,7 +297,3 @@ def _require_finite(row: Mapping[str, float], step: int, tools: _Tools) -> None:
         f"Last good checkpoint: {'none' if last is None else f'step {last}'}. Lower optim.lr, set train.nonfinite=skip, or "
         f"inspect the samples of this step: {names}"
     )
-
-
-def _is_due(step: int, every: int, steps: int) -> bool:
-    return step == steps or (every > 0 and step % every == 0)

@@ -1,5 +1,6 @@
 """Build optax optimizers by name, and apply their updates."""
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -7,76 +8,129 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, PyTree
+import optax.contrib
+from jaxtyping import Array, Bool, Float, PyTree
 
 from deeplab_jax.config import OptimConfig
 from deeplab_jax.errors import ConfigError, one_line
+from deeplab_jax.training.parts import list_blocks, list_paths, lr_factor, matches
 from deeplab_jax.training.schedules import make_schedule
+
+# The arguments of optax's optimizers that other config fields set.
+_RESERVED = {"weight_decay", "mask", "weight_decay_mask"}
+_RESERVED |= {"adam_weight_decay", "adam_learning_rate", "muon_weight_dimension_numbers"}  # Muon's
+_EXAMPLES = "sgd, adamw, lion, lamb or muon"
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     """Return the optax optimizer for a config, including its schedule.
 
-    Apply `add_penalty` to the gradients before each update. Together, "sgd" and `add_penalty` match torch.optim.SGD without
-    dampening: g += weight_decay * p; m = momentum * m + g; p -= lr(step) * m. Auxiliary-head updates are
-    multiplied by `aux_lr_factor`, like a PyTorch parameter group with its own learning rate.
+    Apply `prepare_gradient` to the gradients before each update. Together, they match a PyTorch loop with one parameter group
+    for each learning rate. With "sgd", it has torch.optim.SGD without dampening: g += weight_decay * p; m = momentum * m + g;
+    p -= lr(step) * m.
 
     Raises:
       ConfigError: The optimizer or schedule does not exist, or the optimizer does not accept one of the options.
     """
     make, accepted = _find_optimizer(config.name)
     options: dict[str, Any] = dict(config.options)
-    if unknown := sorted(set(options) - accepted | set(options) & {"mask"}):
+    if unknown := sorted(set(options) - accepted | set(options) & _RESERVED):
         raise ConfigError(
             f"`optim.options` (={config.options!r}) cannot be used: optax.{config.name} does not accept {unknown[0]!r} here. "
-            f"Choose from {', '.join(sorted(accepted - {'mask'}))}."
+            f"Choose from {', '.join(sorted(accepted - _RESERVED))}."
         )
     if "momentum" in accepted:
         options = {"momentum": config.momentum} | options
-    if _has_decoupled_decay(accepted):
-        options = {"weight_decay": config.weight_decay, "mask": _decay_mask(config)} | options
+    if "mask" in accepted and _has_decoupled_decay(accepted):
+        options = {"weight_decay": config.weight_decay, "mask": functools.partial(_select_decaying, config)} | options
     schedule = make_schedule(config, steps)
     try:
-        optimizer = make(learning_rate=schedule, **options)
+        optimizer = _make_muon(config, schedule, options) if config.name == "muon" else make(learning_rate=schedule, **options)
         jax.eval_shape(lambda x: optimizer.update(x, optimizer.init(x), x), {"kernel": jnp.zeros((1, 1, 1, 1))})
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"`optim.name` (={config.name!r}) cannot be used here ({one_line(error)}). Choose a different optimizer, such "
-            f"as sgd, adamw, lion or lamb."
+            f"as {_EXAMPLES}."
         ) from None
-    return optax.chain(optimizer, optax.stateless(lambda updates, _: _scale_aux_head(updates, config.aux_lr_factor)))
+    return optax.chain(optimizer, optax.stateless(lambda updates, _: _scale_parts(updates, config)))
 
 
-def add_penalty(config: OptimConfig, grads: PyTree, params: PyTree) -> PyTree:
-    """Add the L2 penalty's gradient to `grads`.
+def prepare_gradient(config: OptimConfig, grads: PyTree, params: PyTree, norm: Float[Array, ""]) -> PyTree:
+    """Return the gradient that the optimizer receives: clipped as by torch.nn.utils.clip_grad_norm_, and with the L2 penalty's.
 
-    If the optimizer has built-in decoupled weight decay, return `grads` unchanged.
+    Optimizers with built-in decoupled weight decay need no penalty.
+
+    Args:
+      config: The config.
+      grads: The gradient of the loss.
+      params: The parameters.
+      norm: The L2 norm of `grads`.
     """
+    if config.clip_norm:
+        # The small number is PyTorch's.
+        scale = jnp.minimum(config.clip_norm / (norm + 1e-6), 1.0)
+        grads = jax.tree.map(lambda x: scale * x, grads)
     if _has_decoupled_decay(_find_optimizer(config.name)[1]):
         return grads
-    penalty = optax.add_decayed_weights(config.weight_decay, _decay_mask(config))
+    penalty = optax.add_decayed_weights(config.weight_decay, functools.partial(_select_decaying, config))
     return penalty.update(grads, penalty.init(params), params)[0]
 
 
 def _find_optimizer(name: str) -> tuple[Callable[..., optax.GradientTransformation], set[str]]:
-    """Return the optax function called `name` and its argument names other than `learning_rate`."""
-    make: Any = None if name.startswith(("_", "scale_by")) else getattr(optax, name, None)
+    """Return the function called `name` in optax or optax.contrib, and its argument names other than `learning_rate`."""
+    make: Any = None if name.startswith(("_", "scale_by")) else getattr(optax, name, getattr(optax.contrib, name, None))
     accepted = set(inspect.signature(make).parameters) if inspect.isfunction(make) else set()
     if "learning_rate" not in accepted:
-        raise ConfigError(f"`optim.name` (={name!r}) is not an optax optimizer. Choose one, such as sgd, adamw, lion or lamb.")
+        raise ConfigError(f"`optim.name` (={name!r}) is not an optax optimizer. Choose one, such as {_EXAMPLES}.")
     return make, accepted - {"learning_rate"}
 
 
 def _has_decoupled_decay(accepted: set[str]) -> bool:
-    return {"weight_decay", "mask"} <= accepted
+    return "weight_decay" in accepted and not accepted.isdisjoint(("mask", "weight_decay_mask"))
 
 
-def _decay_mask(config: OptimConfig) -> Callable[[PyTree], PyTree]:
-    """Return a function that maps the parameters to a boolean tree, True where weight decay applies.
+def _select_decaying(config: OptimConfig, params: PyTree) -> PyTree:
+    """Return a boolean tree that is True where weight decay applies.
 
-    A mask is returned even if all parameters decay, so that the optimizer state has the same structure either way.
+    It is used even if all parameters decay, so that the optimizer state has the same structure either way.
     """
-    return _select_all if config.decay_norm_and_bias else _select_kernels
+    return _map_paths(lambda path, _: not matches(path, config.no_decay), params)
+
+
+def _make_muon(config: OptimConfig, schedule: optax.Schedule, options: dict[str, Any]) -> optax.GradientTransformation:
+    """Return optax's Muon with our weight decay, because its own ignores the mask where Adam updates the parameters."""
+    return optax.chain(
+        optax.contrib.muon(1.0, muon_weight_dimension_numbers=_choose_muon_matrices, **options),
+        optax.add_decayed_weights(-config.weight_decay, functools.partial(_select_decaying, config)),
+        optax.scale_by_schedule(schedule),
+    )
+
+
+def _choose_muon_matrices(params: PyTree) -> PyTree:
+    """Return which arrays Muon updates, and which of their axes are the rows of a matrix. Adam updates the others.
+
+    As Jordan et al. (2024, https://kellerjordan.github.io/posts/muon) advise, Muon updates the kernels of hidden convolutions,
+    as matrices of [height * width * inputs, outputs], but not the first and last layers. Depthwise kernels are not matrices.
+    """
+    dimensions = optax.contrib.MuonDimensionNumbers((0, 1, 2), (3,))
+
+    def choose(path: str, x: Array) -> Any:
+        is_hidden = x.ndim == 4 and x.shape[2] > 1 and not any(name in path for name in ("stem_conv", "classifier"))
+        return dimensions if is_hidden else None
+
+    return _map_paths(choose, params)
+
+
+def _scale_parts(updates: PyTree, config: OptimConfig) -> PyTree:
+    """Multiply the updates by their learning-rate factors."""
+    blocks = list_blocks(list_paths(updates))
+    return _map_paths(lambda path, x: x * lr_factor(path, config, blocks), updates)
+
+
+def _map_paths(function: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
+    """Return a tree of the results of `function`, which receives the path and the value of each leaf."""
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+    return jax.tree_util.tree_map_with_path(lambda path, x: function(name(path), x), tree)
 
 
 def apply_where(
@@ -105,18 +159,3 @@ def _is_schedule(state: Any) -> bool:
 
 def _advance_schedule(state: Any) -> Any:
     return state._replace(count=optax.safe_increment(state.count)) if _is_schedule(state) else state
-
-
-def _scale_aux_head(updates: Any, factor: float) -> Any:
-    return {
-        name: jax.tree.map(lambda x: factor * x, part) if name.startswith("aux_") else part for name, part in updates.items()
-    }
-
-
-def _select_kernels(params: Any) -> Any:
-    """Return a tree that is True for convolution kernels, and False for biases and BatchNorm parameters."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
-
-
-def _select_all(params: Any) -> Any:
-    return jax.tree.map(lambda _: True, params)

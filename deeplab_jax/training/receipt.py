@@ -55,7 +55,7 @@ class Start:
       devices: The devices, from `describe_devices`.
       versions: The software versions, from `list_versions`.
       images: The number of training images. This field and the next two are None in receipts from before version 0.2.
-      eval_data: The digest of the evaluation list.
+      eval_data: The digest of the evaluation list, or None for a run without evaluations.
       eval_images: The number of evaluation images.
     """
 
@@ -153,7 +153,7 @@ def find_changes(then: Start, now: Start) -> list[str]:
     changes = []
     if then.data != now.data:
         changes.append(f"the training list{_describe_sizes(then.images, now.images)}")
-    if then.eval_data not in (None, now.eval_data):
+    if now.eval_data and then.eval_data not in (None, now.eval_data):
         sizes = _describe_sizes(then.eval_images, now.eval_images)
         changes.append(f"the evaluation list{sizes}, so earlier scores are not comparable")
     if then.steps != now.steps and then.config["train"]["steps"] == now.config["train"]["steps"]:  # set by epochs

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from deeplab_jax.config import OptimConfig
-from deeplab_jax.errors import choose
+from deeplab_jax.errors import ConfigError, choose
 
 
 def poly(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -26,13 +26,65 @@ def cosine(config: OptimConfig, steps: int) -> optax.Schedule:
     return optax.cosine_decay_schedule(config.lr, steps, alpha=config.lr_end / config.lr)
 
 
+def one_cycle(config: OptimConfig, steps: int) -> optax.Schedule:
+    """Return a schedule that rises from lr / 25 to lr over 30 % of the run, and then falls to lr_end. Both parts are cosines.
+
+    It is torch.optim.lr_scheduler.OneCycleLR with its default arguments, except for the end, where PyTorch has lr / 250,000
+    (Smith and Topin 2018, arXiv:1708.07120).
+    """
+    peak, last = max(0.3 * steps - 1, 1.0), max(steps - 1, 2)
+
+    def lr(step: jax.Array) -> jax.Array:
+        start, end = config.lr / 25, config.lr_end
+        rise = start + (config.lr - start) * (1 - jnp.cos(jnp.pi * step / peak)) / 2
+        fall = end + (config.lr - end) * (1 + jnp.cos(jnp.pi * jnp.minimum((step - peak) / (last - peak), 1.0))) / 2
+        return jnp.where(step <= peak, rise, fall)
+
+    return lr
+
+
+def piecewise(config: OptimConfig, steps: int) -> optax.Schedule:
+    """Return a schedule that is multiplied by `gamma` at each of `milestones`, like torch.optim.lr_scheduler.MultiStepLR."""
+    return lambda step: config.lr * config.gamma ** sum(step >= round(point * steps) for point in config.milestones)
+
+
 def constant(config: OptimConfig, steps: int) -> optax.Schedule:
     """Return a schedule whose learning rate is always `lr`."""
     return optax.constant_schedule(config.lr)
 
 
 # Each function takes (config, steps) and returns a schedule, which receives the step as a float.
-SCHEDULES: dict[str, Callable[[OptimConfig, int], optax.Schedule]] = {"poly": poly, "cosine": cosine, "constant": constant}
+SCHEDULES: dict[str, Callable[[OptimConfig, int], optax.Schedule]] = {
+    "poly": poly,
+    "cosine": cosine,
+    "one_cycle": one_cycle,
+    "piecewise": piecewise,
+    "constant": constant,
+}
+
+
+# The fields that only some of these schedules read.
+_OWN_FIELDS = {
+    "power": ("poly",),
+    "lr_end": ("poly", "cosine", "one_cycle"),
+    "milestones": ("piecewise",),
+    "gamma": ("piecewise",),
+}
+
+
+def check_schedule(config: OptimConfig) -> None:
+    """Raise a ConfigError if a field is set that the schedule does not read, or if the piecewise schedule has no milestones."""
+    for field, schedules in _OWN_FIELDS.items():
+        value = getattr(config, field)
+        if config.schedule in SCHEDULES and config.schedule not in schedules and value != getattr(OptimConfig(), field):
+            raise ConfigError(
+                f"`optim.{field}` (={value!r}) has no effect with optim.schedule={config.schedule}. Leave it at "
+                f"{getattr(OptimConfig(), field)!r}, or use {' or '.join(schedules)}."
+            )
+    if config.schedule == "piecewise" and not config.milestones:
+        raise ConfigError(
+            "`optim.milestones` (=()) is empty, so the rate would be constant. Give fractions of the run, such as (0.6,0.9)."
+        )
 
 
 def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:

@@ -12,7 +12,7 @@ from deeplab_jax.evaluation.evaluate import list_images, score
 from deeplab_jax.evaluation.inference import Evaluator
 from deeplab_jax.training.begin import Setup
 from deeplab_jax.training.data import Batch, Data
-from deeplab_jax.training.state import TrainState
+from deeplab_jax.training.state import TrainState, inference_variables
 
 STRIPS = 4  # comparison images logged per evaluation
 # A function of the state that returns the scores, from `scores.summary`, and this process's first comparison images.
@@ -38,9 +38,7 @@ def make_evaluate(setup: Setup, data: Data, should_stop: Callable[[], bool], bea
                     assert each.label is not None  # a run's evaluation split has labels
                     strips.append(pictures.draw_comparison(each.image, each.label, each.prediction, config.labels))
 
-        params = state.params if state.ema_params is None else state.ema_params
-        variables = {"params": params, "batch_stats": state.batch_stats}
-        totals = score(evaluator, variables, data.eval_batches(), collect_strips, should_stop)
+        totals = score(evaluator, inference_variables(state), data.eval_batches(), collect_strips, should_stop)
         return report.summary(totals, config.labels), strips
 
     return evaluate

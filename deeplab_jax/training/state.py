@@ -1,6 +1,7 @@
 """Create a training state, convert it to and from checkpoint trees, and compute its digest."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from flax import struct
 
 from deeplab_jax.models import DeepLabV3
+from deeplab_jax.training.parts import merge, restrict, split
 
 if TYPE_CHECKING:
     import optax  # imported only for annotations, because inference does not need it
@@ -21,9 +23,9 @@ class TrainState(struct.PyTreeNode):
       step: The number of steps taken, an int32 scalar.
       params: The parameters, float32.
       batch_stats: The BatchNorm running means and variances, float32.
-      opt_state: The optax optimizer state.
+      opt_state: The optax optimizer state of the trained parameters.
       skipped: The number of updates skipped because they were not finite, an int32 scalar.
-      ema_params: An exponential moving average of `params`, float32, or None if the run does not keep one.
+      ema_params: An exponential moving average of the trained parameters, float32, or None if the run does not keep one.
     """
 
     step: Any
@@ -34,21 +36,31 @@ class TrainState(struct.PyTreeNode):
     ema_params: Any = None
 
 
-def init_state(model: DeepLabV3, optimizer: "optax.GradientTransformation", seed: int, ema: bool = False) -> TrainState:
+def init_state(
+    model: DeepLabV3, optimizer: "optax.GradientTransformation", seed: int, ema: bool = False, frozen: Sequence[str] = ()
+) -> TrainState:
     """Return the state at step 0, which depends only on the arguments.
 
-    Jit this function with the desired output sharding.
+    Jit this function with the desired output sharding. Parameters that match a pattern in `frozen` have neither an optimizer
+    state nor a moving average.
     """
     # The image size does not affect the parameters, so a small image keeps tracing cheap.
     variables = model.init(jax.random.key(seed), jnp.zeros((1, 64, 64, model.config.channels)), train=False)
+    trained, _ = split(variables["params"], frozen)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
-        opt_state=optimizer.init(variables["params"]),
+        opt_state=optimizer.init(trained),
         skipped=jnp.zeros((), jnp.int32),
-        ema_params=variables["params"] if ema else None,
+        ema_params=trained if ema else None,
     )
+
+
+def inference_variables(state: TrainState) -> dict[str, Any]:
+    """Return the variables to evaluate, with the moving average of the parameters if there is one."""
+    params = state.params if state.ema_params is None else merge(state.params, state.ema_params)
+    return {"params": params, "batch_stats": state.batch_stats}
 
 
 def replace_variables(state: TrainState, variables: dict[str, Any]) -> TrainState:
@@ -76,20 +88,21 @@ def to_trees(state: TrainState) -> dict[str, Any]:
     """Return the state as the trees stored in a checkpoint.
 
     "model" holds what inference needs: the BatchNorm statistics and the parameters, or their moving average if there is one.
-    "training" holds the rest of the state.
+    "training" holds the rest of the state. With a moving average, that includes the trained parameters themselves.
     """
     training = {"step": state.step, "opt_state": state.opt_state, "skipped": state.skipped}
-    if state.ema_params is None:
-        return {"model": {"params": state.params, "batch_stats": state.batch_stats}, "training": training}
-    model = {"params": state.ema_params, "batch_stats": state.batch_stats}
-    return {"model": model, "training": training | {"params": state.params}}
+    if state.ema_params is not None:
+        training |= {"params": restrict(state.params, state.ema_params)}
+    return {"model": inference_variables(state), "training": training}
 
 
 def from_trees(trees: dict[str, Any]) -> TrainState:
     """Rebuild a state from the trees returned by `to_trees`."""
     model, training = trees["model"], trees["training"]
-    average = model["params"] if "params" in training else None
-    return TrainState(**model | training, ema_params=average)
+    if "params" not in training:
+        return TrainState(**model | training)
+    average = restrict(model["params"], training["params"])
+    return TrainState(**model | training | {"params": merge(model["params"], training["params"])}, ema_params=average)
 
 
 def state_digest(state: TrainState) -> str:

@@ -24,14 +24,16 @@ from deeplab_jax.models.target import compiling_for
 from deeplab_jax.runtime.compilation import lean_options
 from deeplab_jax.runtime.mesh import batch_shardings, replicated_sharding
 from deeplab_jax.training.mixing import mix
-from deeplab_jax.training.optimizer import add_penalty, apply_where
+from deeplab_jax.training.optimizer import apply_where, prepare_gradient
+from deeplab_jax.training.parts import merge, split
 from deeplab_jax.training.photometric import distort
 from deeplab_jax.training.state import TrainState
 
 Batch = dict[str, Shaped[Array, "n ..."]]
-# (params, batch_stats, images and photometric factors, dropout key) -> (outputs at label size, new batch_stats)
+# (trained params, live batch_stats, fixed variables, images and photometric factors, dropout key) -> (outputs at label size,
+# new batch_stats)
 Forward = Callable[..., tuple[Outputs, PyTree]]
-# (params, batch_stats, batch with mask, dropout key) -> (loss, (number of correct pixels, new batch_stats))
+# (trained params, live batch_stats, batch with mask, dropout key) -> (loss, (number of correct pixels, new batch_stats))
 BatchLoss = Callable[..., tuple[Array, tuple[Array, PyTree]]]
 
 
@@ -69,25 +71,29 @@ def train_step(
     rows = split_rows(mesh, config.data.crop_size[0], config.model.output_stride, margin) if mesh else None
     images, labels = mix(batch["image"], batch["label"], batch["valid"], key, config)
     mask = _make_mask(batch, rows)
+    trained, fixed_params = split(state.params, config.optim.frozen)
+    live_stats, fixed_stats = split(state.batch_stats, config.optim.frozen)
     loss_fn = functools.partial(
         _compute_loss,
         counts=_compute_divisors(labels, mask, config),
         config=config,
         forward=_make_forward(config, model, mesh, rows),
+        fixed={"params": fixed_params, "frozen_stats": fixed_stats},
     )
     batch = {name: batch[name] for name in _image_names(config)} | {"image": images, "label": labels, "mask": mask}
-    (loss, (hits, batch_stats)), grads = _compute_gradient(loss_fn, state, batch, key, config.train.micro_batches)
+    gradient = _compute_gradient(loss_fn, trained, live_stats, batch, key, config.train.micro_batches)
+    (loss, (hits, new_stats)), grads = gradient
     grad_norm = optax.tree.norm(grads)
     is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     counted = jnp.sum(mask & (labels != IGNORE))
     applies = is_finite & (counted > 0)
-    grads = add_penalty(config.optim, grads, state.params)
-    params, opt_state = apply_where(applies, optimizer, grads, state.opt_state, state.params)
+    grads = prepare_gradient(config.optim, grads, trained, grad_norm)
+    params, opt_state = apply_where(applies, optimizer, grads, state.opt_state, trained)
     average = state.ema_params and _update_average(state.ema_params, params, state.step, config.optim.ema_decay)
     state = TrainState(
         step=state.step + 1,
-        params=params,
-        batch_stats=_select(applies, batch_stats, state.batch_stats),
+        params=merge(params, fixed_params),
+        batch_stats=merge(_select(applies, new_stats, live_stats), fixed_stats),
         opt_state=opt_state,
         skipped=state.skipped + ~is_finite,
         ema_params=average and _select(applies, average, state.ema_params),
@@ -97,7 +103,7 @@ def train_step(
 
 
 def _compute_gradient(
-    loss_fn: BatchLoss, state: TrainState, batch: Batch, key: Array, micro_batches: int
+    loss_fn: BatchLoss, params: PyTree, batch_stats: PyTree, batch: Batch, key: Array, micro_batches: int
 ) -> tuple[tuple[Array, tuple[Array, PyTree]], PyTree]:
     """Compute the batch's loss and gradient in `micro_batches` equal parts, one after the other.
 
@@ -107,18 +113,18 @@ def _compute_gradient(
     """
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
     if micro_batches == 1:
-        return value_and_grad(state.params, state.batch_stats, batch, key)
+        return value_and_grad(params, batch_stats, batch, key)
 
     def add(total: Any, numbered: tuple[Array, Batch]) -> tuple[Any, None]:
         i, part = numbered
-        partial = value_and_grad(state.params, state.batch_stats, part, jax.random.fold_in(key, i))
+        partial = value_and_grad(params, batch_stats, part, jax.random.fold_in(key, i))
         return jax.tree.map(jnp.add, total, partial), None
 
     # Image r of the batch goes to part r % micro_batches, so that the parts are the same on any mesh and every device has
     # images from every part.
     parts = {name: jnp.moveaxis(x.reshape(-1, micro_batches, *x.shape[1:]), 1, 0) for name, x in batch.items()}
     first = {name: x[0] for name, x in parts.items()}
-    shapes = jax.eval_shape(value_and_grad, state.params, state.batch_stats, first, key)
+    shapes = jax.eval_shape(value_and_grad, params, batch_stats, first, key)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     ((loss, (hits, stats)), grads), _ = jax.lax.scan(add, zeros, (jnp.arange(micro_batches), parts))
     return (loss, (hits, jax.tree.map(lambda x: x / micro_batches, stats))), grads
@@ -134,28 +140,43 @@ def _make_forward(config: Config, model: DeepLabV3, mesh: Mesh | None, rows: Ext
         return forward
     by_rows = P(None, rows.axis)
     images = {name: by_rows if name == "image" else P() for name in _image_names(config)}
-    specs = (P(), P(), images, P())
+    specs = (P(), P(), P(), images, P())
     return jax.shard_map(forward, mesh=mesh, in_specs=specs, out_specs=(by_rows, P()), axis_names={rows.axis})
 
 
 def _forward(
-    params: PyTree, batch_stats: PyTree, batch: Batch, key: Array, *, model: DeepLabV3, rows: Extent | None
+    params: PyTree,
+    batch_stats: PyTree,
+    fixed: dict[str, PyTree],
+    batch: Batch,
+    key: Array,
+    *,
+    model: DeepLabV3,
+    rows: Extent | None,
 ) -> tuple[Outputs, PyTree]:
     """Return all heads' logits, resized to the image size, and the new batch statistics."""
     images = batch["image"]
     if "photometric" in batch:
         images = distort(images.astype(jnp.float32), batch["photometric"])
     images = normalize(images, model.config.mean, model.config.std)
-    variables = {"params": params, "batch_stats": batch_stats}
+    variables = {"params": merge(params, fixed["params"]), "batch_stats": batch_stats, "frozen_stats": fixed["frozen_stats"]}
     with interpreted_by(rows):
         outputs, updated = model.apply(variables, images, True, mutable=["batch_stats"], rngs={"dropout": key})
         resize = functools.partial(resize_like, like=images, align_corners=model.config.align_corners)
         outputs = Outputs(resize(outputs.logits), outputs.aux if outputs.aux is None else resize(outputs.aux))
-    return outputs, updated["batch_stats"]
+    return outputs, updated.get("batch_stats", {})
 
 
 def _compute_loss(
-    params: PyTree, batch_stats: PyTree, batch: Batch, key: Array, *, counts: list[Array], config: Config, forward: Forward
+    params: PyTree,
+    batch_stats: PyTree,
+    batch: Batch,
+    key: Array,
+    *,
+    counts: list[Array],
+    config: Config,
+    forward: Forward,
+    fixed: dict[str, PyTree],
 ) -> tuple[Array, tuple[Array, PyTree]]:
     """Return this batch's share of the total loss, its number of correctly classified pixels and the new batch statistics.
 
@@ -163,7 +184,7 @@ def _compute_loss(
     mmsegmentation's DeepLabV3 configs with a sampler. (The BiSeNetV2 and STDC configs also use a sampler for the auxiliary
     heads.)
     """
-    outputs, batch_stats = forward(params, batch_stats, {name: batch[name] for name in _image_names(config)}, key)
+    outputs, batch_stats = forward(params, batch_stats, fixed, {name: batch[name] for name in _image_names(config)}, key)
     labels, mask = batch["label"], batch["mask"]
     aux_config = dataclasses.replace(config.loss, ohem_threshold=0.0)
     loss = jnp.zeros((), outputs.logits.dtype)

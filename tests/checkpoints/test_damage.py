@@ -18,7 +18,7 @@ from conftest import tiny_config, tiny_resnet18
 
 from deeplab_jax.api import load
 from deeplab_jax.checkpoints.faults import report_write_errors
-from deeplab_jax.checkpoints.folders import CHECKSUMS, SCORES, find_changed_files
+from deeplab_jax.checkpoints.folders import CHECKSUMS, SCORES, Rank, find_changed_files
 from deeplab_jax.checkpoints.store import Checkpoints, resolve, restore_model, restore_variables, save_model, stored_config
 from deeplab_jax.errors import CheckpointError, ConfigError
 from deeplab_jax.training.begin import check_restored_state
@@ -50,7 +50,7 @@ def saved_run(tmp_path_factory):
     with Checkpoints(str(workdir), CONFIG) as checkpoints:
         for step, miou in ((5, 0.9), (6, 0.1), (7, 0.2)):
             checkpoints.save(to_trees(make_state(step)), step)
-            checkpoints.add_scores(step, {"miou": miou})
+            checkpoints.add_scores(step, {"miou": miou}, Rank("miou", miou))
     return workdir
 
 
@@ -354,7 +354,7 @@ def test_a_step_can_be_scored_again_after_its_scores_were_damaged(run):
     truncate(run / "checkpoints" / "7" / SCORES)
     with Checkpoints(str(run), CONFIG) as checkpoints:
         checkpoints.restore(ABSTRACT)
-        checkpoints.add_scores(7, {"miou": 0.95, "iou": {"road": None}})
+        checkpoints.add_scores(7, {"miou": 0.95, "iou": {"road": None}}, Rank("miou", 0.95))
         assert not checkpoints.needs_scores(7, is_due=True)
     assert resolve(str(run / "best")).name == "7"
     assert find_changed_files(run / "checkpoints" / "7") == []

@@ -8,7 +8,7 @@ import optax
 import pytest
 from conftest import smallest_model, tiny_config
 
-from deeplab_jax.checkpoints.folders import find_changed_files
+from deeplab_jax.checkpoints.folders import Rank, find_changed_files
 from deeplab_jax.checkpoints.store import Checkpoints, find_config_changes, resolve, restore_model, stored_config
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.labels import LabelSet
@@ -33,7 +33,7 @@ def run(tmp_path_factory, state):
         for step, miou in ((1, 0.1), (2, 0.9), (3, 0.2), (4, None), (5, None)):
             checkpoints.save(to_trees(make_numbered_state(state, step)), step)
             if miou is not None:
-                checkpoints.add_scores(step, {"miou": miou})
+                checkpoints.add_scores(step, {"miou": miou}, Rank("miou", miou))
     return workdir
 
 

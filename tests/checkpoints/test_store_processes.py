@@ -18,6 +18,7 @@ jax.distributed.initialize(address, 2, index)
 
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from deeplab_jax.checkpoints.folders import Rank
 from deeplab_jax.runtime.hosts import barrier
 from test_damage import ABSTRACT, CONFIG, DIGESTS, Checkpoints, state_digest, to_trees
 from test_damage import find_array_file, flip_bit, make_state, restore
@@ -59,11 +60,11 @@ from deeplab_jax.runtime import hosts
 
 with hosts.exit_on_error(), Checkpoints(workdir, CONFIG) as checkpoints:
     save(checkpoints, 1)
-    checkpoints.add_scores(1, {"miou": 0.5})
+    checkpoints.add_scores(1, {"miou": 0.5}, Rank("miou", 0.5))
     if index == 0:  # the first process writes the files, and cannot write the arrays of step 2 any more
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
     save(checkpoints, 2)
-    checkpoints.add_scores(2, {"miou": 0.5})
+    checkpoints.add_scores(2, {"miou": 0.5}, Rank("miou", 0.5))
 """
 
 

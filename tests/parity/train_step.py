@@ -59,7 +59,7 @@ class Torch:
                 setattr(module, child, Hardsigmoid())
         aux = [p for name, p in network.named_parameters() if name.startswith(("aux_classifier.", "auxiliary_head."))]
         others = [p for name, p in network.named_parameters() if not name.startswith(("aux_classifier.", "auxiliary_head."))]
-        groups = [{"params": others}, {"params": aux, "lr": OPTIM.lr * OPTIM.aux_lr_factor}]
+        groups = [{"params": others}, {"params": aux, "lr": OPTIM.lr * dict(OPTIM.lr_factors)["aux_"]}]
         self.sgd = torch.optim.SGD(groups, lr=OPTIM.lr, momentum=OPTIM.momentum, weight_decay=OPTIM.weight_decay)
         self.schedule = torch.optim.lr_scheduler.PolynomialLR(self.sgd, total_iters=STEPS, power=OPTIM.power)
 

@@ -29,7 +29,7 @@ def train_with_overflow(root, workdir, nonfinite):
         train=dataclasses.replace(config.train, nonfinite=nonfinite),
     )
     data, steps = open_training_data(config, lambda line: None)
-    state = train(config, str(workdir), steps=steps, data=data, console=Console(file=io.StringIO()))
+    state, _ = train(config, str(workdir), steps=steps, data=data, console=Console(file=io.StringIO()))
     return state, data
 
 
@@ -67,7 +67,7 @@ def open_data(root, eval_every=2):
 
 def run(config, data, steps, workdir, **kwargs):
     text = io.StringIO()
-    state = train(config, str(workdir), steps=steps, data=data, console=Console(file=text, soft_wrap=True), **kwargs)
+    state, _ = train(config, str(workdir), steps=steps, data=data, console=Console(file=text, soft_wrap=True), **kwargs)
     return int(state.step), text.getvalue()
 
 

@@ -1,9 +1,11 @@
+import math
+
 import jax.numpy as jnp
 import pytest
 
 from deeplab_jax.config import OptimConfig
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.training.schedules import SCHEDULES, make_schedule
+from deeplab_jax.training.schedules import SCHEDULES, check_schedule, make_schedule
 
 
 def compute_rates(steps_to_check, **fields):
@@ -22,6 +24,32 @@ def test_cosine_matches_hand_computed_values():
     assert compute_rates((0, 2, 5, 10, 12), lr=0.01, lr_end=0.001, schedule="cosine") == pytest.approx(by_hand)
 
 
+def test_one_cycle_matches_hand_computed_values():
+    """The peak is at step 0.3 * 10 - 1 and the end at step 9, as in torch.optim.lr_scheduler.OneCycleLR."""
+    middle = 0.1 + 0.9 * (1 + math.cos(math.pi * 3 / 7)) / 2
+    by_hand = [1 / 25, 13 / 25, 1.0, middle, 0.1, 0.1]
+    assert compute_rates((0, 1, 2, 5, 9, 12), lr=1.0, lr_end=0.1, schedule="one_cycle") == pytest.approx(by_hand)
+
+
+def test_piecewise_multiplies_the_rate_at_each_milestone():
+    rates = compute_rates((0, 5, 6, 8, 9), lr=1.0, schedule="piecewise", milestones=(0.6, 0.9), gamma=0.5)
+    assert rates == [1.0, 1.0, 0.5, 0.5, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"schedule": "cosine", "power": 2.0}, r"`optim.power` \(=2.0\) has no effect.*poly"),
+        ({"schedule": "constant", "lr_end": 0.001}, "`optim.lr_end`"),
+        ({"milestones": (0.5,)}, r"`optim.milestones`.*piecewise"),
+        ({"schedule": "piecewise"}, r"`optim.milestones` \(=\(\)\) is empty"),
+    ],
+)
+def test_a_field_that_the_schedule_does_not_read_is_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        check_schedule(OptimConfig(**fields))
+
+
 def test_constant_is_the_same_rate_at_every_step():
     assert compute_rates((0, 5, 12), lr=0.25, schedule="constant") == [0.25] * 3
 
@@ -35,10 +63,10 @@ def test_warm_up_scales_the_schedule_linearly():
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_every_schedule_accepts_a_step_on_the_device(schedule):
     lr = make_schedule(OptimConfig(lr=0.5, schedule=schedule), steps=10)(jnp.asarray(0, jnp.int32))
-    assert lr == 0.5
+    assert lr == pytest.approx(0.5 / 25 if schedule == "one_cycle" else 0.5)
     assert (lr.shape, lr.dtype) == ((), jnp.float32)
 
 
 def test_an_unknown_schedule_is_reported_with_the_known_ones():
-    with pytest.raises(ConfigError, match=r"`optim.schedule` \(='step'\).*Use one of poly, cosine, constant"):
+    with pytest.raises(ConfigError, match=r"`optim.schedule` \(='step'\).*Use one of poly, cosine, one_cycle, piecewise"):
         make_schedule(OptimConfig(schedule="step"), steps=10)

@@ -71,7 +71,8 @@ def compile_trainer(
         loss=LossConfig(**dict(loss)),
     )
     model, optimizer = network(config.model, 3), make_optimizer(config.optim, 100)
-    state = jax.jit(lambda: init_state(model, optimizer, 0, ema=True), out_shardings=replicated_sharding(mesh))()
+    init = functools.partial(init_state, model, optimizer, 0, ema=True, frozen=config.optim.frozen)
+    state = jax.jit(init, out_shardings=replicated_sharding(mesh))()
     return mesh, jax.device_get(state), compile_train_step(mesh, config=config, model=model, optimizer=optimizer)
 
 

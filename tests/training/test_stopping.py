@@ -1,0 +1,129 @@
+import dataclasses
+import io
+import json
+
+import pytest
+from conftest import tiny_config
+from rich.console import Console
+
+from deeplab_jax.checkpoints.store import resolve
+from deeplab_jax.commands.datasets import open_training_data
+from deeplab_jax.config import Config, TrainConfig
+from deeplab_jax.errors import ConfigError
+from deeplab_jax.labels import CAMVID
+from deeplab_jax.models import validate
+from deeplab_jax.training import loop
+from deeplab_jax.training.stopping import check_metric, evaluation_interval, is_stalled, rank
+
+MIOU = {1: 0.1, 2: 0.5, 3: 0.4, 4: 0.3, 5: 0.2, 6: 0.9}
+
+
+class InterruptedRunError(Exception):
+    pass
+
+
+@pytest.fixture
+def run(street_scenes, tmp_path, monkeypatch):
+    """Return a function that runs six steps, with an evaluation after each whose scores are made up.
+
+    It returns whether the run is finished, its last step, the log and the checkpoints.
+    """
+
+    def make_evaluate(*_):
+        def evaluate(state):
+            miou = MIOU[int(state.step)]
+            return {"miou": miou, "pixel_accuracy": 0.5, "loss": miou, "iou": {"road": -miou}}, []
+
+        return evaluate
+
+    monkeypatch.setattr(loop, "make_evaluate", make_evaluate)
+
+    def run(stop_at=0, **fields):
+        def interrupt(step, scores):
+            if step == stop_at:
+                raise InterruptedRunError
+
+        config = tiny_config(street_scenes)
+        settings = {"steps": 6, "eval_every": 1, "save_every": 1} | fields
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, **settings))
+        data, steps = open_training_data(validate(config), lambda line: None)
+        log = Console(file=io.StringIO(), soft_wrap=True)
+        outcome = loop.train(config, str(tmp_path), steps=steps, data=data, console=log, on_evaluation=interrupt)
+        kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+        return outcome.is_finished, int(outcome.state.step), log.file.getvalue(), kept
+
+    return run
+
+
+def test_a_run_ends_after_as_many_evaluations_without_a_better_score_as_its_patience(run, tmp_path):
+    is_finished, step, log, kept = run(patience=2)
+    assert (is_finished, step, kept) == (True, 4, [2, 3, 4])
+    assert f"Finished at step 4 of 6, because of train.patience. The best step is {tmp_path}/best." in log
+    is_finished, step, log, _ = run(patience=2)  # the same command again
+    assert (is_finished, step) == (True, 4)
+    assert "because of train.patience" in log
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["kind"] == "eval"] == [1, 2, 3, 4]
+
+
+def test_an_interrupted_run_stops_at_the_same_step(run):
+    with pytest.raises(InterruptedRunError):
+        run(stop_at=3, patience=2)
+    assert run(patience=2)[:2] == (True, 4)
+
+
+def test_the_best_step_follows_the_metric(run, tmp_path):
+    assert run(best_metric="loss", keep_last=1)[3] == [1, 6]
+    assert resolve(str(tmp_path / "best")).name == "1"
+
+
+def test_more_checkpoints_are_kept_on_request(run):
+    assert run(keep_last=1, keep_every=2, best_metric="iou/road")[3] == [1, 2, 4, 6]
+
+
+def test_a_run_without_evaluations_needs_no_split(run, tmp_path):
+    is_finished, step, log, kept = run(evaluate=False)
+    assert (is_finished, step, kept) == (True, 6, [5, 6])
+    assert "step      6  evaluation" not in log
+    assert not list(tmp_path.glob("checkpoints/*/scores.json"))
+
+
+def test_the_patience_counts_evaluations_since_the_best_one():
+    assert not is_stalled(400, 300, every=100, patience=2)
+    assert is_stalled(500, 300, every=100, patience=2)
+    assert is_stalled(200, None, every=100, patience=2)
+    assert not is_stalled(10**6, 100, every=100, patience=0)
+
+
+@pytest.mark.parametrize(("epochs", "interval"), [(0.0, 7), (1.0, 25), (0.5, 12), (0.001, 1)])
+def test_an_interval_in_epochs_is_rounded_to_steps(epochs, interval):
+    config = Config(train=TrainConfig(eval_every=7, eval_every_epochs=epochs))
+    config.data.batch_size = 4
+    assert evaluation_interval(config, 100) == interval
+
+
+def test_lower_losses_have_higher_ranks():
+    scores = {"miou": None, "loss": 0.5, "iou": {"road": 0.25, "sky": float("nan")}}
+    metrics = ("miou", "loss", "iou/road", "iou/sky")
+    assert [rank(scores, metric) for metric in metrics] == [None, -0.5, 0.25, None]
+
+
+@pytest.mark.parametrize("name", ["mIoU", "iou/rode", "iou", "iou/"])
+def test_an_unknown_metric_is_refused(name):
+    check_metric(TrainConfig(best_metric="iou/road"), CAMVID)
+    with pytest.raises(ConfigError, match=r"`train.best_metric` \(=.*Use one of miou.*iou/sky"):
+        check_metric(TrainConfig(best_metric=name), CAMVID)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"patience": 2, "eval_every": 0}, r"`train.patience` \(=2\).*train.eval_every"),
+        ({"patience": 2, "evaluate": False}, r"`train.patience`.*train.evaluate"),
+        ({"eval_every_epochs": 2.0, "evaluate": False}, "`train.eval_every_epochs`"),
+        ({"keep_last": 0}, "`train.keep_last`"),
+    ],
+)
+def test_settings_that_cannot_work_together_are_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        validate(Config(train=TrainConfig(steps=1, **fields)))
