@@ -1,5 +1,7 @@
 """Print tables, reports and progress bars of the `deeplab-jax data` commands."""
 
+import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -63,6 +65,11 @@ def show_report(console: Console, report: Mapping[str, Any], labels: LabelSet) -
     for split, weights in report["class_weights"].items():
         print_line(console, f"Optional class weights for rare classes, computed from {split} (ENet, arXiv 1606.02147):")
         print_line(console, f"  --config.loss.class_weights='({','.join(f'{weight:g}' for weight in weights)})'")
+    for split, names in report["rare_classes"].items():
+        if names:
+            value = f"({','.join(json.dumps(name, ensure_ascii=False) for name in names)},)"
+            print_line(console, f"Optional copy-paste of the classes with less than a tenth of an even share of {split}:")
+            print_line(console, f"  --config.data.copy_paste=0.5 --config.data.copy_paste_classes={shlex.quote(value)}")
     fails = sum(problem["fails"] for problem in problems)
     print_line(console, f"Training would fail. Problems to fix: {fails}." if fails else "Training can read every sample.")
 

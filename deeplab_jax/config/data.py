@@ -2,8 +2,20 @@
 
 import dataclasses
 
-from deeplab_jax.config.fields import Check, are_numbers, at_least, below_one, field, integer_pair, is_pattern, one_of
+from deeplab_jax.config.fields import (
+    Check,
+    are_numbers,
+    are_strings,
+    at_least,
+    below_one,
+    field,
+    integer_pair,
+    is_pattern,
+    one_of,
+)
 from deeplab_jax.config.model import MAX_CHANNELS
+
+_PROBABILITY = Check(lambda probability: 0 <= probability <= 1, "Use a probability from 0 to 1.")
 
 
 @dataclasses.dataclass(slots=True)
@@ -107,6 +119,23 @@ class DataConfig:
         "Height and width of a rectangle blanked at a random position in each training sample, as a fraction of the crop's "
         "height and width. Labels inside the rectangle are ignored.",
         below_one("fraction of the crop size"),
+    )
+    class_mix: float = field(
+        0.0,
+        "Probability that a training sample receives the pixels of half of the classes in the previous sample of its batch "
+        "(ClassMix). The mixing runs on the device.",
+        _PROBABILITY,
+    )
+    copy_paste: float = field(
+        0.0,
+        "Probability that a training sample receives the pixels of the classes in `data.copy_paste_classes` from the previous "
+        "sample of its batch. The mixing runs on the device.",
+        _PROBABILITY,
+    )
+    copy_paste_classes: tuple[str, ...] = field(
+        (),
+        "Names of the classes for `data.copy_paste`. `deeplab-jax data check` prints the rare ones.",
+        Check(are_strings, "Give class names: --config.data.copy_paste_classes=\"('pole','rider')\"."),
     )
     threads: int = field(
         0,

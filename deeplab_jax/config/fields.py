@@ -110,6 +110,11 @@ def are_one_or_more_numbers(values: Any) -> bool:
     return isinstance(values, tuple | list) and len(values) > 0 and are_numbers(values, len(values))
 
 
+def are_strings(values: Any) -> bool:
+    """Return whether `values` is a tuple or list of strings."""
+    return isinstance(values, tuple | list) and all(isinstance(value, str) for value in values)
+
+
 def is_pattern(text: Any) -> bool:
     """Return whether `text` is a valid regular expression."""
     try:

@@ -80,6 +80,7 @@ def _rules(config: Config) -> Iterator[tuple[str, bool, str]]:
     is_used = not config.data.val_share or protocol.split == "val"
     yield "data.val_share", is_used, "It makes the split 'val'. Leave eval.split at val, or set data.val_share to 0."
     yield "data.val_group", not config.data.val_group or config.data.val_share > 0, "It only works with data.val_share above 0."
+    yield from _mixing_rules(config)
     yield from _loss_rules(config)
     is_below = 0 <= config.optim.lr_end <= config.optim.lr
     yield "optim.lr_end", is_below, f"Use a number from 0 to optim.lr (={config.optim.lr})."
@@ -117,6 +118,23 @@ def _channel_rules(config: Config) -> Iterator[tuple[str, bool, str]]:
     is_bytes = not (config.data.source and config.data.value_range)
     advice = f"The images of {config.data.source} have 8 bits. Leave data.value_range at ()."
     yield "data.value_range", is_bytes, advice
+
+
+def _mixing_rules(config: Config) -> Iterator[tuple[str, bool, str]]:
+    data, labels = config.data, config.labels
+    unknown = [name for name in data.copy_paste_classes if name not in labels.names]
+    yield (
+        "data.copy_paste_classes",
+        not unknown,
+        f"The label set {labels.name} has no class {' or '.join(map(repr, unknown))}. "
+        f"Its classes are: {', '.join(labels.names)}.",
+    )
+    has_classes = len(data.copy_paste_classes) > 0
+    yield "data.copy_paste_classes", data.copy_paste > 0 or not has_classes, "It only works with data.copy_paste above 0."
+    yield "data.copy_paste", has_classes or not data.copy_paste, "Name the classes to paste in data.copy_paste_classes."
+    for field in ("class_mix", "copy_paste"):
+        advice = f"Use at least 2 with data.{field}, because each sample receives pixels from another one."
+        yield "data.batch_size", data.batch_size > 1 or not getattr(data, field), advice
 
 
 def _loss_rules(config: Config) -> Iterator[tuple[str, bool, str]]:

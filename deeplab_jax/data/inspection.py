@@ -265,6 +265,15 @@ def compute_class_weights(pixels: np.ndarray) -> tuple[float, ...]:
     return tuple(round(float(w), 3) for w in weights / (share * weights).sum())
 
 
+def find_rare_classes(pixels: np.ndarray) -> list[int]:
+    """Return the train ids of the classes that have some pixels, but less than a tenth of an even share.
+
+    Args:
+      pixels: The pixel count for each class.
+    """
+    return np.flatnonzero((pixels > 0) & (10 * len(pixels) * pixels < pixels.sum())).tolist()
+
+
 def as_json(report: Report, labels: LabelSet) -> dict[str, Any]:
     """Return the report as JSON-compatible values, for check.json and the report page."""
     splits = {}
@@ -288,6 +297,7 @@ def as_json(report: Report, labels: LabelSet) -> dict[str, Any]:
         "training_would_fail": report.fails,
         "splits": splits,
         "class_weights": weights,
+        "rare_classes": {split: [labels.names[k] for k in find_rare_classes(tally.pixels)] for split, tally in first},
         "problems": [dataclasses.asdict(problem) for problem in report.problems],
     }
 

@@ -23,6 +23,7 @@ from deeplab_jax.models.resize import resize_like
 from deeplab_jax.models.target import compiling_for
 from deeplab_jax.runtime.compilation import lean_options
 from deeplab_jax.runtime.mesh import batch_shardings, replicated_sharding
+from deeplab_jax.training.mixing import mix
 from deeplab_jax.training.optimizer import apply_where, prepare_gradient
 from deeplab_jax.training.parts import merge, split
 from deeplab_jax.training.photometric import distort
@@ -65,10 +66,11 @@ def train_step(
       On any mesh, all statistics, hard pixels, losses and gradients are computed over the global batch. For micro-batches,
       see `_compute_gradient`.
     """
-    dropout_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     margin = find_backbone(config.model.backbone).margin
     rows = split_rows(mesh, config.data.crop_size[0], config.model.output_stride, margin) if mesh else None
-    labels, mask = batch["label"], _make_mask(batch, rows)
+    images, labels = mix(batch["image"], batch["label"], batch["valid"], key, config)
+    mask = _make_mask(batch, rows)
     trained, fixed_params = split(state.params, config.optim.frozen)
     live_stats, fixed_stats = split(state.batch_stats, config.optim.frozen)
     loss_fn = functools.partial(
@@ -78,8 +80,8 @@ def train_step(
         forward=_make_forward(config, model, mesh, rows),
         fixed={"params": fixed_params, "frozen_stats": fixed_stats},
     )
-    batch = {name: batch[name] for name in _image_names(config)} | {"label": labels, "mask": mask}
-    gradient = _compute_gradient(loss_fn, trained, live_stats, batch, dropout_key, config.train.micro_batches)
+    batch = {name: batch[name] for name in _image_names(config)} | {"image": images, "label": labels, "mask": mask}
+    gradient = _compute_gradient(loss_fn, trained, live_stats, batch, key, config.train.micro_batches)
     (loss, (hits, new_stats)), grads = gradient
     grad_norm = optax.tree.norm(grads)
     is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)

@@ -1,3 +1,4 @@
+import ast
 import json
 import shlex
 import shutil
@@ -9,7 +10,7 @@ from PIL import Image
 
 from deeplab_jax.commands.data import choose_labels
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.labels import VOC
+from deeplab_jax.labels import VOC, LabelSet
 from deeplab_jax.labels.files import read_labels, write_labels
 
 
@@ -92,6 +93,18 @@ def test_no_class_weights_are_printed_without_labelled_pixels(own_data, monkeypa
     _, output = run_cli(monkeypatch, capsys, "data", "check", own_data, "--labels", "voc")
     assert "100.0 % of the pixels are ignored" in output
     assert "loss.class_weights" not in output
+
+
+def test_rare_classes_are_printed_as_flags_for_copy_paste(own_data, monkeypatch, capsys):
+    label = np.zeros((70, 90), np.uint8)
+    label[0] = 1  # 1/70 of the pixels, and a tenth of an even share is 1/20
+    for path in own_data.glob("target/train/*.png"):
+        Image.fromarray(label).save(path)
+    write_labels(own_data / "labels.json", LabelSet("mine", ("a", "it's $1"), ((1, 0, 0), (0, 1, 0))))
+    _, output = run_cli(monkeypatch, capsys, "data", "check", own_data, "--splits", "train")
+    (line,) = [line for line in output.splitlines() if "copy_paste_classes" in line]
+    _, value = shlex.split(line)[1].split("=")
+    assert ast.literal_eval(value) == ("it's $1",)
 
 
 def test_an_existing_label_set_file_is_not_overwritten(own_data, monkeypatch, capsys):

@@ -7,7 +7,7 @@ from PIL import Image
 from test_find import write_list
 
 from deeplab_jax.config import DataConfig
-from deeplab_jax.data.inspection import as_json, check, compute_class_weights, open_splits, read_examples
+from deeplab_jax.data.inspection import as_json, check, compute_class_weights, find_rare_classes, open_splits, read_examples
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.pages import check as check_page
 
@@ -237,10 +237,17 @@ def test_class_weights_match_enet_and_average_to_one_over_all_pixels():
     assert compute_class_weights(np.array([0, 0])) == ()
 
 
+def test_rare_classes_have_less_than_a_tenth_of_an_even_share():
+    # An even share of 1000 pixels for four classes is 250.
+    assert find_rare_classes(np.array([951, 24, 0, 25])) == [1]
+    assert find_rare_classes(np.zeros(3, int)) == []
+
+
 def test_a_data_set_without_labelled_pixels_gives_no_class_weights(report):
     result = report(train=[(random_image(0), mask(255))])
     assert "weight" not in check_page.render_page("", as_json(result, LABELS), LABELS, [])
     assert as_json(result, LABELS)["class_weights"] == {}
+    assert as_json(result, LABELS)["rare_classes"] == {"train": []}
 
 
 def test_the_page_and_the_json_are_complete_and_need_no_network(report, tmp_path):

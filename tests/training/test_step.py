@@ -14,6 +14,7 @@ from deeplab_jax.config import Config, DataConfig, LossConfig, MeshConfig, Optim
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import DeepLabV3, Outputs
 from deeplab_jax.runtime.mesh import make_mesh, place, replicated_sharding
+from deeplab_jax.training.mixing import mix
 from deeplab_jax.training.optimizer import make_optimizer
 from deeplab_jax.training.state import from_trees, init_state, state_digest, to_trees
 from deeplab_jax.training.step import compile_train_step
@@ -45,7 +46,16 @@ class Pixels(DeepLabV3):
 
 @functools.cache
 def compile_trainer(
-    data=1, spatial=1, height=64, micro_batches=1, network=DeepLabV3, loss=(), optim=(), photometric=False, **switches
+    data=1,
+    spatial=1,
+    height=64,
+    micro_batches=1,
+    network=DeepLabV3,
+    loss=(),
+    optim=(),
+    photometric=False,
+    mixing=(),
+    **switches,
 ):
     """Return (mesh, initial state, training step) for a tiny network.
 
@@ -55,7 +65,7 @@ def compile_trainer(
     config = Config(
         labels=LABELS,
         model=smallest_model(**{"output_stride": 8, "aux_head": True, "dropout": 0.0, "aux_dropout": 0.0} | switches),
-        data=DataConfig(crop_size=(height, 32), photometric=photometric),
+        data=DataConfig(crop_size=(height, 32), photometric=photometric, **dict(mixing)),
         optim=OptimConfig(**{"lr": LR, "weight_decay": 0.0, "ema_decay": 0.15} | dict(optim)),
         train=TrainConfig(micro_batches=micro_batches),
         loss=LossConfig(**dict(loss)),
@@ -254,6 +264,23 @@ def test_colours_are_distorted_on_the_device_before_the_network_sees_them(settin
     plain = Trainer(network=Pixels, height=65, **settings).run(brighter)
     distorted = Trainer(network=Pixels, height=65, photometric=True, **settings).run(sample | {"photometric": factors})
     assert distorted == pytest.approx(plain, rel=1e-6)  # float32 rounding
+
+
+MIXING = (("class_mix", 0.5), ("copy_paste", 0.5), ("copy_paste_classes", ("c",)))
+
+
+@pytest.mark.parametrize("settings", [{}, {"data": 2, "spatial": 2}, {"micro_batches": 2}])
+def test_the_batch_is_mixed_before_it_is_distorted_and_split(settings):
+    config = Config(labels=LABELS, data=DataConfig(**dict(MIXING)))
+    sample = partly_ignored(height=65) | {"photometric": np.array([[10, 1.1, 0.7, 9, i % 2] for i in range(4)], np.float32)}
+    plain = Trainer(network=Pixels, height=65, photometric=True, **settings)
+    mixing = Trainer(network=Pixels, height=65, photometric=True, mixing=MIXING, **settings)
+    for step in range(3):
+        key = jax.random.fold_in(jax.random.key(config.seed), step)
+        image, label = mix(*(jnp.array(sample[name]) for name in ("image", "label", "valid")), key, config)
+        assert step or (label != sample["label"]).any()
+        mixed = sample | {"image": np.asarray(image), "label": np.asarray(label)}
+        assert mixing.run(sample) == pytest.approx(plain.run(mixed), rel=1e-6)  # float32 rounding
 
 
 def test_micro_batches_share_the_divisor_of_class_weights():
