@@ -18,9 +18,10 @@ def cross_entropy(
     See `loss.Loss` for the arguments. With class weights w and label smoothing e, a pixel of class y adds
     (1 - e) w_y (-log p_y) + e / k sum_c w_c (-log p_c) to the sum and w_y to the count, as in torch.nn.CrossEntropyLoss.
 
-    With `relax_border`, a pixel near a class boundary may have any of the classes nearby; see `find_targets`. Its p_y is the sum
-    of their probabilities, and its w_y is the mean of their weights, as in NVIDIA's ImgWtLossSoftNLL (Zhu et al. 2019,
-    arXiv:1812.01593). NVIDIA divides by the number of pixels, also with class weights.
+    With `relax_border`, a pixel near a class boundary may have any of the classes nearby; see `find_targets`. Its p_y is the
+    sum of their probabilities, and its w_y is the mean of their weights, as in NVIDIA's ImgWtLossSoftNLL (Zhu et al. 2019,
+    arXiv:1812.01593). Unlike this function, NVIDIA's divides by the number of pixels even with class weights. It also adds up
+    the images' means, and its own class weights follow from the classes in each image.
 
     With `ohem_threshold`, only the hard pixels contribute to the sum; see `select_hard_pixels`. By default, the sum is
     divided by the number of hard pixels, as in HRNet's OhemCrossEntropy. With normalizer "all", it is divided by the number of

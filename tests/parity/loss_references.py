@@ -78,6 +78,7 @@ def cross_entropy_nvidia(logits: torch.Tensor, labels: torch.Tensor, settings: S
 @functools.cache
 def import_nvidia() -> tuple[types.ModuleType, types.ModuleType, types.SimpleNamespace]:
     """Import the losses and the transforms of NVIDIA/semantic-segmentation, with stand-ins for what they do not need here."""
+    references.import_torchvision()
     cfg = types.SimpleNamespace(BATCH_WEIGHTING=False, STRICTBORDERCLASS=None, REDUCE_BORDER_EPOCH=-1)
     cfg.DATASET = types.SimpleNamespace(IGNORE_LABEL=255)
     stand_ins = {"config": {"cfg": cfg}, "runx": {}, "runx.logx": {"logx": None}, "loss.rmi": {"RMILoss": None}}

@@ -2,13 +2,13 @@
 
 Usage: python tests/parity/losses.py
 
-The references, run in float64, are mmsegmentation, PyTorch, segmentation_models.pytorch, PaddleSeg and NVIDIA's
-semantic-segmentation. The script prints the values and the relative errors of the loss and of its gradient with respect to the
-logits, with ours in float64 and in float32. With hard example mining, it also prints the number of pixels that only one of the two
-samplers keeps. The script fails if an error in float64 is above 1e-6.
+The references, computed in float64, are mmsegmentation, PyTorch, segmentation_models.pytorch, PaddleSeg and NVIDIA's
+semantic-segmentation. The script prints both losses, and the relative errors of the loss and of its gradient with respect to
+the logits, with ours in float64 and in float32. With hard example mining, it also prints the number of pixels that only one
+of the two samplers keeps. It fails if an error in float64 is above 1e-6.
 
-The references need this package, checkouts of PaddlePaddle/PaddleSeg and NVIDIA/semantic-segmentation (main) on PYTHONPATH, the
-packages in references.py and paddle_live.py, and scikit-image and scipy.
+The script needs this package, checkouts of PaddlePaddle/PaddleSeg and of NVIDIA/semantic-segmentation (its branch main) on
+PYTHONPATH, and the packages that references.py and paddle_live.py list.
 """
 
 import sys
@@ -72,7 +72,7 @@ CASES = {
 
 
 def make_logits_and_labels(ignored: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return random logits that favor the correct classes, and blocks of labels with the given share of ignored pixels."""
+    """Return random logits that favour the correct classes, and blocks of labels with the given share of ignored pixels."""
     rng = np.random.default_rng(0)
     n, h, w = SHAPE
     labels = rng.integers(0, CLASSES, (n, h // 8, w // 8)).repeat(8, 1).repeat(8, 2)
