@@ -1,6 +1,7 @@
 """The part of the config that describes the loss."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from deeplab_jax.config.fields import Check, are_one_or_more_numbers, at_least, below_one, field, one_of
@@ -10,9 +11,13 @@ def _are_names(values: Any) -> bool:
     return isinstance(values, tuple | list) and len(values) > 0 and all(isinstance(value, str) for value in values)
 
 
+def _has_term(name: str) -> Callable[["LossConfig"], bool]:
+    return lambda loss: name in loss.terms
+
+
 @dataclasses.dataclass(slots=True)
 class LossConfig:
-    """The loss terms, and how the cross-entropy weights pixels."""
+    """The loss terms and their settings. `is_used` says which term reads a field."""
 
     terms: tuple[str, ...] = field(
         ("cross_entropy",),
@@ -36,11 +41,20 @@ class LossConfig:
         (),
         "Weight of each class in the cross-entropy, in train id order. () gives all classes the same weight. "
         "`deeplab-jax data check` prints suggestions.",
+        is_used=_has_term("cross_entropy"),
     )
     label_smoothing: float = field(
         0.0,
         "Label smoothing in the cross-entropy: the fraction of the target distribution spread evenly over all classes.",
         below_one(),
+        is_used=_has_term("cross_entropy"),
+    )
+    relax_border: int = field(
+        0,
+        "Boundary relaxation in the cross-entropy: a pixel may have any class that is at most this many pixels away in each "
+        "direction, and its loss is -log of the sum of their probabilities. NVIDIA uses 1. 0 turns it off.",
+        Check(lambda border: 0 <= border <= 10, "Use a number of pixels from 0 to 10."),
+        is_used=_has_term("cross_entropy"),
     )
     ohem_threshold: float = field(
         0.0,
@@ -48,18 +62,21 @@ class LossConfig:
         "predicted probability for the true class is below the threshold contribute to the loss. If fewer than "
         "`loss.ohem_min_kept` pixels per image qualify, the next hardest pixels are added. 0 uses all pixels.",
         Check(lambda threshold: 0 <= threshold <= 1, "Use a probability from 0 to 1. 0 uses all pixels."),
+        is_used=_has_term("cross_entropy"),
     )
     ohem_min_kept: int = field(
         100_000,
         "Minimum number of pixels per image that online hard example mining keeps, on average over the batch. The hardest "
         "pixels in the batch are kept, so an individual image can contribute fewer.",
         at_least(0, "Use a number of at least 0."),
+        is_used=_has_term("cross_entropy"),
     )
     focal_gamma: float = field(
         2.0,
         "Exponent of 1 - p in the focal loss, where p is the probability of a pixel's class. Larger values give less weight to "
         "pixels that are already right.",
         at_least(0, "Use a number of at least 0. The paper uses 2."),
+        is_used=_has_term("focal"),
     )
     normalizer: str = field(
         "valid",
@@ -67,4 +84,5 @@ class LossConfig:
         "the sum of their class weights if these are set. `all` divides by the total number of pixels in the batch, like "
         "mmsegmentation with avg_non_ignore=False.",
         one_of("valid", "all"),
+        is_used=_has_term("cross_entropy"),
     )

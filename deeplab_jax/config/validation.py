@@ -158,3 +158,5 @@ def _loss_rules(config: Config) -> Iterator[tuple[str, bool, str]]:
         is_full_batch,
         "Hard pixels are selected from the full batch. Set train.micro_batches to 1, or loss.ohem_threshold to 0.",
     )
+    is_large = "rmi" not in config.loss.terms or min(config.data.crop_size) >= 16
+    yield "data.crop_size", is_large, "The loss 'rmi' compares regions of 9 x 9 pixels. Use at least 16 x 16."

@@ -1,5 +1,7 @@
 """The losses, keyed by name. `training/step.py` sums them over heads, micro-batches and devices."""
 
+import dataclasses
+
 from deeplab_jax.config import Config, LossConfig
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.losses.cross_entropy import cross_entropy
@@ -7,36 +9,34 @@ from deeplab_jax.losses.dice import dice
 from deeplab_jax.losses.focal import focal
 from deeplab_jax.losses.loss import Loss, Mean
 from deeplab_jax.losses.lovasz import lovasz
+from deeplab_jax.losses.rmi import rmi
 
 LOSSES: dict[str, Loss] = {
     "cross_entropy": cross_entropy,
     "dice": dice,
     "focal": focal,
     "lovasz": lovasz,
-}
-
-# The fields that only one of these losses reads.
-_OWN_FIELDS = {
-    "cross_entropy": ("class_weights", "label_smoothing", "ohem_threshold"),
-    "dice": (),
-    "focal": ("focal_gamma",),
-    "lovasz": (),
+    "rmi": rmi,
 }
 
 
 def check_terms(config: Config) -> None:
-    """Raise a ConfigError if `loss.terms` has an entry that is not in `LOSSES`, or if a field is set that no term reads."""
+    """Raise a ConfigError if `loss.terms` has an entry that is not in `LOSSES`, or if a field is set that no term reads.
+
+    A loss that a recipe adds to `LOSSES` can read any field.
+    """
     if unknown := [name for name in config.loss.terms if name not in LOSSES]:
         raise ConfigError(
             f"`loss.terms` (={config.loss.terms!r}) contains {unknown[0]!r}, which is not a loss. "
             f"Choose from: {', '.join(LOSSES)}."
         )
-    if set(config.loss.terms) <= _OWN_FIELDS.keys():  # other losses can read any field
-        for name in _OWN_FIELDS.keys() - set(config.loss.terms):
-            for field in _OWN_FIELDS[name]:
-                value = getattr(config.loss, field)
-                if value != getattr(LossConfig(), field):
-                    raise ConfigError(
-                        f"`loss.{field}` (={value!r}) has no effect, because `loss.terms` (={config.loss.terms!r}) does not "
-                        f"contain {name!r}. Leave it at {getattr(LossConfig(), field)!r}, or add the term."
-                    )
+    if not all(LOSSES[name].__module__.startswith(__name__) for name in config.loss.terms):
+        return
+    for field in dataclasses.fields(LossConfig):
+        is_used, value = field.metadata["is_used"], getattr(config.loss, field.name)
+        if is_used and not is_used(config.loss) and value != field.default:
+            readers = [repr(name) for name in LOSSES if is_used(dataclasses.replace(config.loss, terms=(name,)))]
+            raise ConfigError(
+                f"`loss.{field.name}` (={value!r}) has no effect, because `loss.terms` (={config.loss.terms!r}) does not "
+                f"contain {' or '.join(readers)}. Leave it at {field.default!r}, or add the term."
+            )

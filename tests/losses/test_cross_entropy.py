@@ -50,6 +50,56 @@ def test_loss_matches_values_computed_by_hand():
     assert loss(ohem_threshold=0.4, ohem_min_kept=0, normalizer="all") == pytest.approx(log_4 / 3)
 
 
+def test_relaxed_loss_matches_values_computed_by_hand():
+    """Check one row of pixels with the classes 0, 1, ignored, 1 and 2. The pixels have class probabilities (1/4, 1/4, 1/2)."""
+    logits = jnp.log(jnp.broadcast_to(jnp.array([1 / 4, 1 / 4, 1 / 2]), (1, 1, 5, 3)))
+    labels = jnp.array([[[0, 1, 255, 1, 2]]], jnp.uint8)
+    loss = functools.partial(mean_loss, logits, labels, jnp.array([True]), relax_border=1)
+    # The first two pixels may be 0 or 1, and the last two 1 or 2.
+    log_2, log_4_3 = np.log(2), np.log(4 / 3)
+    assert loss() == pytest.approx((2 * log_2 + 2 * log_4_3) / 4)
+    assert loss(normalizer="all") == pytest.approx((2 * log_2 + 2 * log_4_3) / 5)
+    # The mean weights are 2 and 4.
+    assert loss(class_weights=(1.0, 3.0, 5.0)) == pytest.approx((2 * 2 * log_2 + 2 * 4 * log_4_3) / 12)
+    uniform = (2 * np.log(4) + log_2) / 3
+    assert loss(label_smoothing=0.3) == pytest.approx(0.7 * (log_2 + log_4_3) / 2 + 0.3 * uniform)
+    # The last two pixels have probability 3/4 for their classes, which is above the threshold.
+    assert loss(ohem_threshold=0.6, ohem_min_kept=0) == pytest.approx(log_2)
+    # With a border of 4, every pixel may have any class.
+    assert loss(relax_border=4) == pytest.approx(0, abs=1e-6)
+
+
+def test_padding_is_not_near_a_boundary():
+    """Check that the labels in padded rows are not targets of the pixels above."""
+    logits, labels = jnp.zeros((1, 2, 2, 2)), jnp.array([[[0, 0], [1, 1]]], jnp.uint8)
+    mask = jnp.array([[[True, True], [False, False]]])
+    mean = cross_entropy(logits, labels, mask, LossConfig(relax_border=1))
+    assert mean.total / mean.count == pytest.approx(np.log(2))
+
+
+@pytest.mark.parametrize(
+    ("settings", "loss", "gradient_sum", "gradient_entry"),
+    [
+        ({"relax_border": 1}, 0.7673948904438954, 0.8045258000690316, -0.008353688165298747),
+        ({"relax_border": 1, "class_weights": WEIGHTS}, 0.8270925606386991, 0.8250189301258878, -0.0030960820928355006),
+    ],
+    ids=["plain", "weighted"],
+)
+def test_relaxed_loss_matches_nvidia(settings, loss, gradient_sum, gradient_entry):
+    """Compare with NVIDIA's ImgWtLossSoftNLL and RelaxedBoundaryLossToTensor, for which tests/parity/losses.py has the details.
+
+    The reference values were computed in float64. They are the loss, the sum of absolute gradient values, and the gradient at
+    [0, 0, 3, 3].
+    """
+    logits = 3 * np.sin(np.arange(120.0) ** 2).reshape(2, 3, 4, 5)
+    numbers = np.arange(24).reshape(2, 3, 4) % 7
+    labels = np.where(numbers < 5, numbers, 255).astype(np.uint8)
+    our_loss, our_gradient = compile_loss(**settings)(logits.astype(np.float32), labels, np.array([True, True]))
+    np.testing.assert_allclose(our_loss, loss, rtol=1e-5)  # float32 rounding
+    np.testing.assert_allclose(np.abs(our_gradient).sum(), gradient_sum, rtol=1e-5)
+    np.testing.assert_allclose(our_gradient[0, 0, 3, 3], gradient_entry, rtol=1e-4)
+
+
 @pytest.mark.parametrize("valid", [True, False])
 @pytest.mark.parametrize(
     "settings",

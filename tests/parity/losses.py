@@ -1,135 +1,142 @@
-"""Compare our cross-entropy and its gradient with mmsegmentation and PyTorch.
+"""Compare every loss and its gradient with the reference implementations.
 
 Usage: python tests/parity/losses.py
 
-The reference is mmsegmentation's CrossEntropyLoss, with pixel weights from its OHEMPixelSampler. mmsegmentation has no label
-smoothing, so torch.nn.CrossEntropyLoss is the reference for that. The script prints the relative errors in the loss and in its
-gradient with respect to the logits, and the number of pixels kept by only one of the two samplers. Everything is computed in
-float32, so the errors include both implementations' rounding.
+The references, computed in float64, are mmsegmentation, PyTorch, segmentation_models.pytorch, PaddleSeg and NVIDIA's
+semantic-segmentation. The script prints both losses, and the relative errors of the loss and of its gradient with respect to
+the logits, with ours in float64 and in float32. With hard example mining, it also prints the number of pixels that only one
+of the two samplers keeps. It fails if an error in float64 is above 1e-6.
+
+The script needs this package, checkouts of PaddlePaddle/PaddleSeg and of NVIDIA/semantic-segmentation (its branch main) on
+PYTHONPATH, and the packages that references.py and paddle_live.py list.
 """
 
 import sys
-import types
+import unittest.mock
 import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import loss_references
 import numpy as np
-import references
+import paddle
 import torch
 
 from deeplab_jax.config import LossConfig
-from deeplab_jax.losses import cross_entropy
+from deeplab_jax.losses import LOSSES
 
-CLASSES, SHAPE = 19, (4, 128, 256)
+CLASSES, SHAPE = 19, (2, 128, 256)
 WEIGHTS = tuple(0.8 + 0.4 * (7 * c % CLASSES) / CLASSES for c in range(CLASSES))
+MAX_ERROR = 1e-6
+
+WEIGHTED, SMOOTHED, OVER_ALL = {"class_weights": WEIGHTS}, {"label_smoothing": 0.1}, {"normalizer": "all"}
 MINED = {"ohem_threshold": 0.7, "ohem_min_kept": 1000}
 # This threshold keeps fewer than `ohem_min_kept` pixels, so the order statistic sets the limit.
 MINED_BY_COUNT = {"ohem_threshold": 0.05, "ohem_min_kept": 10_000}
 
 
-def make_logits_and_labels(ignored_share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return random logits that favour the correct classes, and random labels with the given share of ignored pixels."""
+class Case(NamedTuple):
+    """A loss with its settings, its reference and the share of ignored pixels."""
+
+    loss: str
+    reference: Callable[..., Any]
+    settings: dict[str, Any]
+    ignored: float = 0.1
+
+
+MMSEG, TORCH, NVIDIA = (getattr(loss_references, f"cross_entropy_{name}") for name in ("mmseg", "torch", "nvidia"))
+CASES = {
+    "mmseg": Case("cross_entropy", MMSEG, {}),
+    "mmseg, normalizer all": Case("cross_entropy", MMSEG, OVER_ALL),
+    "torch, smoothed": Case("cross_entropy", TORCH, SMOOTHED),
+    "torch, weighted, smoothed": Case("cross_entropy", TORCH, WEIGHTED | SMOOTHED),
+    "mmseg, weighted": Case("cross_entropy", MMSEG, WEIGHTED, ignored=0),  # it has no weight for the label 255
+    "mmseg, weighted, normalizer all": Case("cross_entropy", MMSEG, WEIGHTED | OVER_ALL, ignored=0),
+    "mmseg, OHEM": Case("cross_entropy", MMSEG, MINED),
+    "mmseg, OHEM, normalizer all": Case("cross_entropy", MMSEG, MINED | OVER_ALL),
+    "mmseg, OHEM by count": Case("cross_entropy", MMSEG, MINED_BY_COUNT),
+    "mmseg, OHEM by count, normalizer all": Case("cross_entropy", MMSEG, MINED_BY_COUNT | OVER_ALL),
+    "mmseg, OHEM by count, weighted": Case("cross_entropy", MMSEG, MINED_BY_COUNT | WEIGHTED | OVER_ALL, ignored=0),
+    "mmseg, OHEM, min_kept above pixels": Case("cross_entropy", MMSEG, {"ohem_threshold": 0.05, "ohem_min_kept": 10**6}),
+    "NVIDIA, relaxed": Case("cross_entropy", NVIDIA, {"relax_border": 1}),
+    "NVIDIA, relaxed, weighted": Case("cross_entropy", NVIDIA, {"relax_border": 1} | WEIGHTED),
+    "NVIDIA, relaxed by 3": Case("cross_entropy", NVIDIA, {"relax_border": 3}),
+    "smp": Case("dice", loss_references.dice_smp, {}),
+    "PaddleSeg": Case("focal", loss_references.focal_paddleseg, {"focal_gamma": 2.0}),
+    "PaddleSeg, gamma 0.5": Case("focal", loss_references.focal_paddleseg, {"focal_gamma": 0.5}),
+    "smp, per image": Case("lovasz", loss_references.lovasz_smp, {}),
+    "PaddleSeg's RMILoss": Case("rmi", loss_references.rmi_paddleseg, {}),
+}
+
+
+def make_logits_and_labels(ignored: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return random logits that favour the correct classes, and blocks of labels with the given share of ignored pixels."""
     rng = np.random.default_rng(0)
-    labels = rng.integers(0, CLASSES, SHAPE)
+    n, h, w = SHAPE
+    labels = rng.integers(0, CLASSES, (n, h // 8, w // 8)).repeat(8, 1).repeat(8, 2)
     logits = rng.normal(size=(*SHAPE, CLASSES)) * 2 + 3 * (labels[..., None] == np.arange(CLASSES))
-    return logits.astype(np.float32), np.where(rng.random(SHAPE) < ignored_share, 255, labels).astype(np.uint8)
+    # Values that float32 can represent, so that both precisions have the same maxima and hard pixels.
+    return logits.astype(np.float32), np.where(rng.random(SHAPE) < ignored, 255, labels).astype(np.uint8)
 
 
-@jax.jit(static_argnames="settings")
-def compute_ours(logits: jax.Array, labels: jax.Array, settings: tuple) -> tuple[jax.Array, jax.Array]:
-    """Return our loss and its gradient with respect to the logits."""
-    config = LossConfig(**dict(settings))
+def compute_ours(logits: np.ndarray, labels: np.ndarray, case: Case) -> tuple[float, np.ndarray]:
+    """Return our loss and its gradient with respect to the logits, in the precision of the logits."""
 
     def loss(logits: jax.Array) -> jax.Array:
-        mean = cross_entropy(logits, labels, jnp.ones(labels.shape, bool), config)
+        mean = LOSSES[case.loss](logits, jnp.asarray(labels), jnp.ones(labels.shape, bool), LossConfig(**case.settings))
         return mean.total / mean.count
 
-    return jax.value_and_grad(loss)(logits)
+    with jax.enable_x64(True):
+        value, gradient = jax.jit(jax.value_and_grad(loss))(logits)
+    return float(value), np.asarray(gradient)
 
 
-def find_kept_pixels(logits: np.ndarray, labels: np.ndarray, settings: dict) -> np.ndarray:
-    """Return a mask of the pixels kept by our loss, which are the ones with a nonzero gradient."""
-    _, gradient = compute_ours(logits, labels, tuple(settings.items()))
-    return np.abs(gradient).max(-1) > 0
-
-
-def compute_pixel_weights(logits: torch.Tensor, labels: torch.Tensor, settings: dict) -> torch.Tensor | None:
-    """Return the pixel weights from mmsegmentation's sampler, or None without hard example mining."""
-    from mmseg.structures.sampler import OHEMPixelSampler
-
-    if not settings.get("ohem_threshold"):
-        return None
-    context = types.SimpleNamespace(ignore_index=255)
-    sampler = OHEMPixelSampler(context, settings["ohem_threshold"], settings["ohem_min_kept"])
-    return sampler.sample(logits, labels[:, None])
-
-
-def compute_reference(logits: np.ndarray, labels: np.ndarray, settings: dict) -> tuple[float, np.ndarray, np.ndarray | None]:
-    """Return the reference loss, its gradient and the sampler's pixel weights.
-
-    The reference is mmsegmentation, or PyTorch for label smoothing.
-    """
-    from mmseg.models.losses import CrossEntropyLoss
-
-    x = torch.from_numpy(logits).permute(0, 3, 1, 2).contiguous().requires_grad_()
-    y = torch.from_numpy(labels.astype(np.int64))
-    weights, smoothing = settings.get("class_weights"), settings.get("label_smoothing", 0.0)
-    pixel_weights = compute_pixel_weights(x, y, settings)
-    if smoothing:
-        weights = None if weights is None else torch.tensor(weights)
-        loss = torch.nn.CrossEntropyLoss(weight=weights, label_smoothing=smoothing, ignore_index=255)(x, y)
+def compute_reference(logits: np.ndarray, labels: np.ndarray, case: Case) -> tuple[float, np.ndarray]:
+    """Return the reference's loss and its gradient with respect to the logits, in float64."""
+    arrays = np.moveaxis(logits, -1, 1).astype(np.float64), labels.astype(np.int64)
+    if case.reference.__name__.endswith("_paddleseg"):
+        x, y = (paddle.to_tensor(np.ascontiguousarray(array)) for array in arrays)
+        x.stop_gradient = False
     else:
-        module = CrossEntropyLoss(class_weight=weights, avg_non_ignore=settings.get("normalizer") != "all")
-        loss = module(x, y, weight=pixel_weights, ignore_index=255)
-        if pixel_weights is not None and settings.get("normalizer") != "all":
-            # mmsegmentation divides by the total weight of all valid pixels, whereas our loss divides by that of the hard
-            # pixels.
-            class_weights = torch.ones(CLASSES) if weights is None else torch.tensor(weights)
-            class_weights = torch.where(y == 255, 0.0, class_weights[torch.where(y == 255, 0, y)])
-            loss = loss * class_weights.sum() / (class_weights * pixel_weights).sum()
-    loss.backward()
-    return loss.item(), x.grad.permute(0, 2, 3, 1).numpy(), None if pixel_weights is None else pixel_weights.numpy()
+        x, y = (torch.from_numpy(array) for array in arrays)
+        x.requires_grad_()
+    # Some references convert labels to float32, which cannot be multiplied by float64.
+    with unittest.mock.patch.object(torch.Tensor, "float", torch.Tensor.double):
+        loss = case.reference(x, y, case.settings)
+        loss.backward()
+    return float(loss), np.moveaxis(x.grad.numpy(), 1, -1)
 
 
-def compare(name: str, settings: dict, ignored_share: float = 0.1) -> float:
-    """Print the errors for one loss configuration, and return the largest one."""
-    logits, labels = make_logits_and_labels(ignored_share)
-    try:
-        loss, gradient, pixel_weights = compute_reference(logits, labels, settings)
-    except IndexError as error:
-        print(f"{name:58} skipped, because mmsegmentation raises an IndexError: {error}")
-        return 0.0
-    our_loss, our_gradient = compute_ours(logits, labels, tuple(settings.items()))
-    errors = abs(our_loss / loss - 1), np.linalg.norm(our_gradient - gradient) / np.linalg.norm(gradient)
-    line = f"{name:58} loss {loss:.6f}, loss error {errors[0]:.1e}, gradient error {errors[1]:.1e}"
-    if pixel_weights is not None:
-        differences = np.sum(find_kept_pixels(logits, labels, settings) != (pixel_weights > 0))
-        line += f"; {int(pixel_weights.sum())} of {np.sum(labels != 255)} pixels kept, {differences} kept by only one sampler"
+def count_differing_pixels(logits: np.ndarray, labels: np.ndarray, gradient: np.ndarray, case: Case) -> int:
+    """Return the number of pixels kept by only one sampler. Our loss keeps those with a nonzero gradient."""
+    x = torch.from_numpy(np.moveaxis(logits, -1, 1).astype(np.float64))
+    kept = loss_references.sample_hard_pixels(x, torch.from_numpy(labels.astype(np.int64)), case.settings)
+    return int(np.sum((np.abs(gradient).max(-1) > 0) != (kept.numpy() > 0)))
+
+
+def compare(name: str, case: Case) -> float:
+    """Print a row of the table, and return the largest error in float64."""
+    logits, labels = make_logits_and_labels(case.ignored)
+    expected, expected_gradient = compute_reference(logits, labels, case)
+    errors = []
+    for dtype in (np.float64, np.float32):
+        loss, gradient = compute_ours(logits.astype(dtype), labels, case)
+        distance = np.linalg.norm(gradient - expected_gradient) / np.linalg.norm(expected_gradient)
+        errors.append((loss, abs(loss / expected - 1), distance))
+    double, single = errors
+    line = f"{case.loss:13}  {name:36}  {double[0]:11.7f} {expected:11.7f}"
+    line += f"  {double[1]:8.1e} {double[2]:8.1e}  {single[1]:8.1e} {single[2]:8.1e}"
+    if case.settings.get("ohem_threshold"):
+        line += f"  {count_differing_pixels(logits, labels, gradient, case)} pixels differ"
     print(line)
-    return max(errors)
+    return max(double[1:])
 
 
 if __name__ == "__main__":
-    references.import_mmseg()
-    warnings.filterwarnings("ignore", message="Default ``avg_non_ignore``")
-    weighted, smoothed, over_all = {"class_weights": WEIGHTS}, {"label_smoothing": 0.1}, {"normalizer": "all"}
-    results = [
-        compare("plain", {}),
-        compare("normalizer all", over_all),
-        compare("smoothed (torch)", smoothed),
-        compare("weighted and smoothed (torch)", weighted | smoothed),
-        compare("weighted, no ignored pixels", weighted, ignored_share=0),
-        compare("weighted, normalizer all, no ignored pixels", weighted | over_all, ignored_share=0),
-        compare("weighted", weighted),
-        compare("weighted, normalizer all", weighted | over_all),
-        compare("OHEM", MINED),
-        compare("OHEM, normalizer all", MINED | over_all),
-        compare("OHEM by count", MINED_BY_COUNT),
-        compare("OHEM by count, normalizer all", MINED_BY_COUNT | over_all),
-        compare(
-            "OHEM by count, weighted, normalizer all, no ignored pixels", MINED_BY_COUNT | weighted | over_all, ignored_share=0
-        ),
-        compare("OHEM, min_kept above the number of pixels", {"ohem_threshold": 0.05, "ohem_min_kept": 10**6}),
-    ]
-    sys.exit(0 if max(results) < 1e-5 else 1)
+    warnings.filterwarnings("ignore")  # from the references
+    print(f"{'loss':13}  {'reference':36}  {'ours':>11} {'reference':>11}  {'loss and gradient':17}  {'in float32':17}")
+    largest = max(compare(name, case) for name, case in CASES.items())
+    print(f"Largest error in float64: {largest:.1e}")
+    sys.exit(largest > MAX_ERROR)

@@ -293,12 +293,20 @@ def test_micro_batches_share_the_divisor_of_class_weights():
 
 BOTH = (("terms", ("cross_entropy", "dice")), ("weights", (1.0, 0.5)))
 
+# Losses that couple the pixels of an image, also across split rows.
+COUPLED = (
+    ("terms", ("cross_entropy", "dice", "rmi")),
+    ("weights", (1.0, 0.5, 0.5)),
+    ("relax_border", 1),
+    ("class_weights", (0.5, 2.0, 1.5)),
+)
+
 
 @pytest.mark.parametrize(
     "settings", [{"data": 4}, {"data": 2, "spatial": 2}, {"micro_batches": 2}, {"data": 2, "micro_batches": 2}]
 )
 def test_a_sum_of_losses_depends_neither_on_devices_nor_on_micro_batches(settings):
-    single, distributed = (Trainer(network=Pixels, loss=BOTH, height=65, **each) for each in ({}, settings))
+    single, distributed = (Trainer(network=Pixels, loss=COUPLED, height=65, **each) for each in ({}, settings))
     sample = partly_ignored(height=65)
     sample["label"][1] = 255  # an image without labelled pixels
     for _ in range(3):
