@@ -2,13 +2,8 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
-from deeplab_jax.config.fields import Check, are_one_or_more_numbers, at_least, below_one, field, one_of
-
-
-def _are_names(values: Any) -> bool:
-    return isinstance(values, tuple | list) and len(values) > 0 and all(isinstance(value, str) for value in values)
+from deeplab_jax.config.fields import Check, are_one_or_more_numbers, are_strings, at_least, below_one, field, one_of
 
 
 def _has_term(name: str) -> Callable[["LossConfig"], bool]:
@@ -22,7 +17,10 @@ class LossConfig:
     terms: tuple[str, ...] = field(
         ("cross_entropy",),
         "Names of the losses to add up. `LOSSES` in deeplab_jax/losses lists all names.",
-        Check(_are_names, "Give the names of one or more losses: --config.loss.terms=\"('cross_entropy','dice')\"."),
+        Check(
+            lambda names: are_strings(names) and len(names) > 0,
+            "Give the names of one or more losses: --config.loss.terms=\"('cross_entropy','dice')\".",
+        ),
     )
     weights: tuple[float, ...] = field(
         (1.0,),

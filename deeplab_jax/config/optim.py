@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from deeplab_jax.config.fields import Check, above_zero, are_numbers, at_least, below_one, field, is_pattern
+from deeplab_jax.config.fields import Check, above_zero, are_numbers, are_strings, at_least, below_one, field, is_pattern
 
 
 def _are_pairs(values: Any) -> bool:
@@ -19,7 +19,7 @@ def _are_factors(values: Any) -> bool:
 
 
 def _are_patterns(values: Any) -> bool:
-    return isinstance(values, tuple | list) and all(isinstance(value, str) and is_pattern(value) for value in values)
+    return are_strings(values) and all(map(is_pattern, values))
 
 
 def _patterns(example: str) -> Check:
