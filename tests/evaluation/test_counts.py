@@ -130,6 +130,19 @@ def test_a_perfect_prediction_has_a_boundary_iou_of_one_next_to_ignored_pixels()
     assert counts.tolist() == [[10, 0, 0], [0, 10, 0], [0, 0, 4]]  # each class has 4x3 pixels, of which 2x1 are inside
 
 
+def test_the_boundaries_on_a_canvas_have_the_radius_of_each_image():
+    sizes = [(60, 80), (9, 12)]  # radii of 2 and 1, whereas the canvas has 4
+    labels, predictions = np.random.default_rng(0).integers(0, 2, (2, 2, 8, 8)).repeat(16, 2).repeat(16, 3).astype(np.uint8)
+    for label, (height, width) in zip(labels, sizes, strict=True):
+        label[height:], label[:, width:] = 255, 255
+    together = boundary_counts(*map(jnp.asarray, (labels, predictions, labels != 255, np.array(sizes, np.int32))), 2)
+    alone = 0
+    for label, prediction, (height, width) in zip(labels, predictions, sizes, strict=True):
+        images = (x[None, :height, :width] for x in (label, prediction, label != 255))
+        alone = alone + boundary_counts(*map(jnp.asarray, images), None, 2)
+    np.testing.assert_array_equal(together, alone)
+
+
 def test_images_without_labelled_pixels_do_not_count():
     logits, labels, _, sizes = make_images(0)
     totals = count(logits, np.full_like(labels, 255), np.ones(2, bool), sizes)
