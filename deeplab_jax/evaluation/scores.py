@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from deeplab_jax.evaluation.cityscapes import Scores
@@ -69,9 +70,9 @@ def format_score(metric: Metric[Any], value: float | None) -> str:
 
 
 def _make_table(title: str, *columns: str) -> Table:
-    table = Table(*columns, title=title)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for i, column in enumerate(columns):  # with iIoU, the table by class fits into 80 columns
+        table.add_column(column, justify="right" if i else "left", no_wrap=not i)
     return table
 
 
