@@ -36,7 +36,7 @@ def build_ours(args: argparse.Namespace) -> side_by_side.Side:
     on_device = place(batch, mesh, evaluator.row_unit)
 
     def run() -> np.ndarray:
-        return np.asarray(evaluator(variables, on_device, args.size[0])[1])
+        return np.asarray(evaluator(variables, on_device, args.size[0])[1].confusion)
 
     def numbers() -> dict[str, np.ndarray]:
         return {"confusion": run().astype(float)}

@@ -62,7 +62,7 @@ def test_evaluation_writes_scores_images_and_a_submission(finished_run, street_s
     for part in (
         f"{100 * scores['miou']:.2f}",
         "motorcycle",
-        "iIoU %",
+        "iIoU",
         f"{tmp_path}/s/submission.zip",
         f"Output: {tmp_path}/o",
     ):

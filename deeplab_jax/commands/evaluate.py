@@ -118,7 +118,8 @@ def _make_instance_counters(config: Config, samples: "Samples", console: Console
 
 def _report(config: Config, totals: Totals, instances: Instances | None, output: str | None, console: Console) -> None:
     official = cityscapes.scores(totals.confusion, instances) if cityscapes.is_official(config.labels) else None
-    console.print(scores.table(totals, config.labels, official))
+    for table in scores.tables(totals, config.labels, official):
+        console.print(table)
     if output:
         with write_atomically(epath.Path(output) / "scores.json") as file:
             file.write((json.dumps(scores.summary(totals, config.labels, official), indent=2) + "\n").encode())

@@ -16,7 +16,7 @@ def report(
     root: str | None = None,
     images: int = 24,
 ) -> None:
-    """Evaluate a run and write an HTML page with its curves, scores, confusions and worst images.
+    """Evaluate a run and write an HTML page with its curves, scores, calibration, confusions and worst images.
 
     Args:
       run: A run folder, RUN/best, RUN/latest, a step folder, or a folder written by `weights import`.

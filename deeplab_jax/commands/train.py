@@ -40,7 +40,7 @@ def train(
     Returns:
       The last step as "step", and as "is_finished" whether the run is finished, at its end or because of `train.patience`. It
       is False if a signal, such as Ctrl-C, ended the run before its last step or during the last evaluation. If the last step
-      was evaluated, also its scores: "miou", "pixel_accuracy", "loss" and, by class, "iou".
+      was evaluated, also its scores, as in scores.json: "miou", "loss" and so on and, by class, "iou".
 
     Raises:
       ConfigError: The config is invalid, or another run uses the workdir.

@@ -1,4 +1,4 @@
-"""Run a network over a split, count confusions, and call visitor functions with each image, for example to write files."""
+"""Run a network over a split, add up its totals, and call visitor functions with each image, for example to write files."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from deeplab_jax.config import Config
 from deeplab_jax.evaluation.inference import Evaluator
-from deeplab_jax.evaluation.metrics import Totals
+from deeplab_jax.evaluation.metrics import Totals, add_totals, empty_totals
 from deeplab_jax.runtime.compilation import compiling_ahead
 from deeplab_jax.runtime.memory import report_out_of_memory
 from deeplab_jax.runtime.mesh import check_batch, local_rows, make_mesh, place, prefetch, replicated_sharding
@@ -53,7 +53,7 @@ def score(
     should_stop: Callable[[], bool] = lambda: False,
     names: Sequence[str] = (),
 ) -> Totals:
-    """Evaluate all `batches` and return the confusion counts and the loss at label resolution.
+    """Evaluate all `batches` at label resolution and return the totals.
 
     Args:
       evaluator: The evaluator to run.
@@ -71,17 +71,16 @@ def score(
       OutOfMemoryError: A batch does not fit into memory.
       StoppedError: `should_stop` returned True.
     """
-    confusion, loss = np.zeros((evaluator.num_classes, evaluator.num_classes), np.int64), 0.0
+    totals = empty_totals(evaluator.num_classes)
     with report_out_of_memory(evaluator.memory_advice):
         for batch, on_device in prefetch(batches, evaluator.mesh, evaluator.row_unit):
             if should_stop():
                 raise StoppedError
             what = _describe_batch(batch, names)
-            predictions, counts, batch_loss = evaluator(variables, on_device, batch["image"].shape[1], what)
-            confusion += np.asarray(counts, np.int64)
-            loss += float(batch_loss)
+            predictions, counts = evaluator(variables, on_device, batch["image"].shape[1], what)
+            totals = add_totals(totals, counts)
             show(batch, np.flatnonzero(batch["valid"]).tolist(), predictions)
-    return Totals(confusion, loss)
+    return totals
 
 
 def list_images(batch: Batch, rows: Sequence[int], predictions: Array) -> Iterator[EvaluatedImage]:
@@ -121,7 +120,7 @@ def evaluate(
     names: Sequence[str] = (),
     kinds: Sequence[Batch] = (),
 ) -> Totals:
-    """Evaluate `batches`, call the visitors with each image, and return the confusion counts and the loss.
+    """Evaluate `batches`, call the visitors with each image, and return the totals.
 
     Args:
       config: The checkpoint's config. Its `eval` section sets the evaluation protocol.

@@ -1,4 +1,4 @@
-"""Compute predictions and confusion counts on the device.
+"""Compute predictions, and what the metrics are computed from, on the device.
 
 Predictions have the original image size and can be averaged over views (scales and mirror images) and over windows.
 """
@@ -16,7 +16,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Real, UInt8
 
 from deeplab_jax.config import Config, EvalConfig
-from deeplab_jax.evaluation import metrics
+from deeplab_jax.evaluation.counts import PixelCounts, confidences, count_images, count_pixels, valid_pixels
+from deeplab_jax.evaluation.metrics import Totals, empty_totals
 from deeplab_jax.evaluation.views import average_views
 from deeplab_jax.evaluation.windows import slide
 from deeplab_jax.models import DeepLabV3, normalize
@@ -32,8 +33,7 @@ from deeplab_jax.runtime.mesh import replicated_sharding
 from deeplab_jax.runtime.shared_errors import failing_together
 
 Variables = dict[str, Any]
-# A batch's predictions, its confusion counts and the sum of its loss.
-Counted = tuple[UInt8[Array, "n h w"], Int[Array, "k k"], Float[Array, ""]]
+Counted = tuple[UInt8[Array, "n h w"], Totals]  # a batch's predictions and totals
 
 
 def evaluation_model(config: Config) -> DeepLabV3:
@@ -115,15 +115,13 @@ def predict_with_confidence(
 ) -> tuple[UInt8[Array, "n h w"], UInt8[Array, "n h w"]]:
     """Return each pixel's train id and its probability, scaled to 0-255. Takes the same arguments as `logits`."""
     values = logits(variables, images, sizes, model=model, protocol=protocol)
-    largest = jnp.max(values, axis=-1, keepdims=True)
-    confidence = 1 / jnp.sum(jnp.exp(values - largest), axis=-1)
-    return jnp.argmax(values, axis=-1).astype(jnp.uint8), jnp.round(255 * confidence).astype(jnp.uint8)
+    return jnp.argmax(values, axis=-1).astype(jnp.uint8), jnp.round(255 * confidences(values)).astype(jnp.uint8)
 
 
 def predict_and_count(
     variables: Variables, batch: dict[str, Array], *, model: DeepLabV3, protocol: EvalConfig, rows: Extent | None = None
-) -> Counted:
-    """Return the predictions, and the valid rows' confusion counts and loss, which are zero for a batch without labels.
+) -> tuple[UInt8[Array, "n h w"], PixelCounts | None]:
+    """Return the predictions, and the sums over the pixels of the valid images, or None for a batch without labels.
 
     Args:
       variables: The network variables, {"params", "batch_stats"}.
@@ -133,10 +131,9 @@ def predict_and_count(
     values = logits(variables, batch["image"], batch.get("size"), model=model, protocol=protocol, rows=rows)
     predictions = jnp.argmax(values, axis=-1).astype(jnp.uint8)
     if "label" not in batch:
-        return predictions, jnp.zeros((model.num_classes, model.num_classes), jnp.int32), jnp.zeros(())
-    mask = metrics.valid_pixels(batch["label"], batch["valid"])
-    counts = metrics.confusion_counts(batch["label"], predictions, mask, model.num_classes)
-    return predictions, counts, metrics.loss_sum(values, batch["label"], mask)
+        return predictions, None
+    mask = valid_pixels(batch["label"], batch["valid"])
+    return predictions, count_pixels(values, batch["label"], predictions, mask)
 
 
 def jit_by_config(function: Any, config: Config) -> Any:
@@ -163,7 +160,7 @@ def can_split_rows(protocol: EvalConfig) -> bool:
 
 
 class Evaluator:
-    """A callable that runs `predict_and_count` on a device mesh, compiling a program for each new image size.
+    """A callable that predicts and counts batches on a device mesh, compiling a program for each new image size.
 
     Args:
       config: A validated config, which sets the network and protocol.
@@ -177,7 +174,7 @@ class Evaluator:
         self._output_stride, self._margin = model.config.output_stride, find_backbone(model.config.backbone).margin
         self.row_unit = self._output_stride if can_split_rows(config.eval) else 0
         count = functools.partial(predict_and_count, model=model, protocol=config.eval)
-        shardings = (NamedSharding(mesh, P("data")), *[replicated_sharding(mesh)] * 2)
+        shardings = (NamedSharding(mesh, P("data")), replicated_sharding(mesh))
         self._platform = mesh.devices.flat[0].platform
         self._jitted = jax.jit(
             functools.partial(self._run, count),
@@ -189,7 +186,7 @@ class Evaluator:
         self.memory_advice = advise_on_memory(config.eval)
 
     def __call__(self, variables: Variables, batch: dict[str, Array], height: int, what: str = "") -> Counted:
-        """Return the predictions, the confusion counts and the sum of the loss for a batch.
+        """Return the predictions and the totals for a batch. The totals are zeros if it has no labels.
 
         Takes the same arguments and raises the same errors as `compile`.
         """
@@ -223,24 +220,33 @@ class Evaluator:
 
     def _run(self, count: Any, variables: Variables, batch: dict[str, Array], height: int) -> Counted:
         with compiling_for(self._platform):
-            return self._predict_and_count(count, variables, batch, height)
+            predictions, pixels = self._predict_and_count(count, variables, batch, height)
+        if pixels is None:
+            return predictions, jax.tree.map(jnp.asarray, empty_totals(self.num_classes))
+        # Whether a pixel lies on a boundary depends on rows of other devices, so each device gets full label maps.
+        whole = NamedSharding(self.mesh, P("data"))
+        labels, predictions = lax.with_sharding_constraint((batch["label"][:, :height], predictions), whole)
+        mask = valid_pixels(labels, batch["valid"])
+        return predictions, count_images(pixels, labels, predictions, mask, batch.get("size"))
 
-    def _predict_and_count(self, count: Any, variables: Variables, batch: dict[str, Array], height: int) -> Counted:
+    def _predict_and_count(
+        self, count: Any, variables: Variables, batch: dict[str, Array], height: int
+    ) -> tuple[UInt8[Array, "n h w"], PixelCounts | None]:
         rows = split_rows(self.mesh, height, self._output_stride, self._margin) if self.row_unit else None
         if rows is None:
             return count(variables, batch)
 
-        def count_rows(variables: Variables, batch: dict[str, Array]) -> Counted:
-            predictions, counts, loss = count(variables, batch, rows=rows)
-            return predictions, lax.psum(counts, rows.axis), lax.psum(loss, rows.axis)
+        def count_rows(variables: Variables, batch: dict[str, Array]) -> tuple[Array, PixelCounts | None]:
+            predictions, pixels = count(variables, batch, rows=rows)
+            return predictions, lax.psum(pixels, rows.axis)
 
         specs = {name: P(None, rows.axis) if name in ("image", "label") else P() for name in batch}
         split = jax.shard_map(
             count_rows,
             mesh=self.mesh,
             in_specs=(P(), specs),
-            out_specs=(P(None, rows.axis), P(), P()),
+            out_specs=(P(None, rows.axis), P()),
             axis_names={rows.axis},
         )
-        predictions, counts, loss = split(variables, batch)
-        return predictions[:, :height], counts, loss
+        predictions, pixels = split(variables, batch)
+        return predictions[:, :height], pixels

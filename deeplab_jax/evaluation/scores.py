@@ -1,63 +1,79 @@
-"""Format scores as a table and as the contents of scores.json."""
+"""Format scores as tables and as the contents of scores.json."""
 
 import math
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from deeplab_jax.evaluation.cityscapes import Scores
-from deeplab_jax.evaluation.metrics import OVERALL_METRICS, Totals, class_iou, format_metric_name
+from deeplab_jax.evaluation.metrics import CLASS_METRICS, OVERALL_METRICS, Metric, Totals
 from deeplab_jax.labels import LabelSet
 
 
 def summary(totals: Totals, label_set: LabelSet, official: Scores | None = None) -> dict[str, Any]:
     """Return the contents of scores.json.
 
-    It has the OVERALL_METRICS keyed by name, the per-class IoU under "iou", and the mean cross-entropy over the labelled
-    pixels, in nats, under "loss". The metrics are numbers from 0 to 1. All values are None (null in JSON) if no pixels were
-    counted.
+    It has the OVERALL_METRICS, and the CLASS_METRICS as dicts keyed by class name. Values are None (null in JSON) where nothing
+    was counted.
 
     Args:
-      totals: The confusion counts and the loss.
+      totals: The sums over the split.
       label_set: The label set, for the class names.
       official: The official scores from `cityscapes.scores`, to store under "cityscapes".
     """
-    confusion, loss = totals
-    scores: dict[str, Any] = {name: metric(confusion) for name, metric in OVERALL_METRICS.items()}
-    scores["loss"] = loss / count if (count := int(confusion.sum())) else math.nan
-    scores["iou"] = dict(zip(label_set.names, class_iou(confusion).tolist(), strict=True))
+    scores: dict[str, Any] = {name: metric.compute(totals) for name, metric in OVERALL_METRICS.items()}
+    for name, metric in CLASS_METRICS.items():
+        scores[name] = dict(zip(label_set.names, metric.compute(totals).tolist(), strict=True))
     return _nan_to_null(scores | ({"cityscapes": official} if official else {}))
 
 
-def table(totals: Totals, label_set: LabelSet, official: Scores | None = None) -> Table:
-    """Return a table of the scores in percent.
+def tables(totals: Totals, label_set: LabelSet, official: Scores | None = None) -> list[Table]:
+    """Return a table of the CLASS_METRICS and each class's share of the labelled pixels, and a table of the OVERALL_METRICS.
 
-    The table lists each class's IoU and share of the labelled pixels, followed by OVERALL_METRICS. If `official` is given, the
-    Cityscapes instance and category scores are added.
+    If `official` is given, the tables also have the Cityscapes instance scores, and a third one has the category scores.
     """
-    confusion, scores = totals.confusion, summary(totals, label_set, official)
-    total = max(int(confusion.sum()), 1)
+    scores = summary(totals, label_set, official)
     extra = scores.get("cityscapes", {})
-    has_instances = "classInstScores" in extra
-    rows = Table("class", "IoU %", *(["iIoU %"] if has_instances else []), "pixels %", title="Evaluation")
-    for column in rows.columns[1:]:
-        column.justify = "right"
+    instance_column = ["iIoU"] if "classInstScores" in extra else []
+    pixels = totals.confusion.sum(1) / max(int(totals.confusion.sum()), 1)
 
-    def add(name: str, iou: float | None, instance_iou: float | None, pixels: str = "") -> None:
-        rows.add_row(name, _percent(iou), *([_percent(instance_iou)] if has_instances else []), pixels)
+    def instance_cell(scores: dict[str, Any], name: str) -> list[str]:
+        return [_percent(scores.get(name))] if instance_column else []
 
-    for i, (name, iou) in enumerate(scores["iou"].items()):
-        add(name, iou, extra.get("classInstScores", {}).get(name), _percent(confusion[i].sum() / total))
-    rows.add_section()
-    for name in OVERALL_METRICS:
-        add(format_metric_name(name), scores[name], extra.get("averageScoreInstClasses") if name == "miou" else None)
-    if extra:
-        rows.add_section()
-        for name, iou in extra["categoryScores"].items():
-            add(name, iou, extra.get("categoryInstScores", {}).get(name))
-        rows.add_section()
-        add("category mIoU", extra["averageScoreCategories"], extra.get("averageScoreInstCategories"))
-    return rows
+    titles = [metric.title for metric in CLASS_METRICS.values()]
+    classes = _make_table("Scores by class, in %", "class", *titles, *instance_column, "pixels")
+    for name, share in zip(label_set.names, pixels, strict=True):
+        values = [_percent(scores[metric][name]) for metric in CLASS_METRICS]
+        classes.add_row(name, *values, *instance_cell(extra.get("classInstScores", {}), name), _percent(share))
+    overall = _make_table("Overall scores", "metric", "value")
+    for name, metric in OVERALL_METRICS.items():
+        overall.add_row(metric.title, format_score(metric, scores[name]))
+    if not extra:
+        return [classes, overall]
+    if instance_column:
+        overall.add_row("mean iIoU", f"{_percent(extra['averageScoreInstClasses'])} %")
+    categories = _make_table("Scores by category, in %", "category", "IoU", *instance_column)
+    for name, iou in extra["categoryScores"].items():
+        categories.add_row(name, _percent(iou), *instance_cell(extra.get("categoryInstScores", {}), name))
+    categories.add_section()
+    mean_of_instances = [_percent(extra["averageScoreInstCategories"])] if instance_column else []
+    categories.add_row("mean", _percent(extra["averageScoreCategories"]), *mean_of_instances)
+    return [classes, overall, categories]
+
+
+def format_score(metric: Metric[Any], value: float | None) -> str:
+    """Return a metric's value as text: a share in percent with two decimals, others with four decimals, and no value as "-"."""
+    if not metric.is_share:
+        return "-" if value is None or math.isnan(value) else f"{value:.4f}"
+    return f"{_percent(value)} %"
+
+
+def _make_table(title: str, *columns: str) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for i, column in enumerate(columns):  # with iIoU, the table by class fits into 80 columns
+        table.add_column(column, justify="right" if i else "left", no_wrap=not i)
+    return table
 
 
 def _nan_to_null(value: Any) -> Any:

@@ -13,13 +13,15 @@ LEFT, RIGHT, TOP, BOTTOM = 60, 12, 14, 34  # margins around the plotted area, in
 MAX_POINTS = 300
 
 
-def draw_lines(title: str, series: Mapping[str, Points], *, dots: bool = False) -> Markup:
-    """Return an HTML figure that plots up to three series against the training step.
+def draw_lines(title: str, series: Mapping[str, Points], *, dots: bool = False, x_name: str = "step") -> Markup:
+    """Return an HTML figure that plots up to three series against the training step, or against another quantity.
 
     Args:
       title: The chart title, including the unit of the values.
-      series: Maps each line's name to its (step, value) points. The names are shown only if there is more than one line.
+      series: Maps each line's name to its (step, value) points, with steps of at least 0. The names are shown only if there is
+        more than one line.
       dots: Whether to mark every point. This helps when there are only a few.
+      x_name: The name of the quantity on the horizontal axis, shown with the points that are marked.
 
     Returns:
       The figure, or "" if `series` has no points.
@@ -51,7 +53,7 @@ def draw_lines(title: str, series: Mapping[str, Points], *, dots: bool = False) 
         parts.append(f'<path class="line line{i}" d="M{path}"/>')
         if dots or len(points) == 1:
             for step, value in points:
-                tip = escape(f"{name}: {value:.4g} at step {step:g}")
+                tip = escape(f"{name}: {value:.4g} at {x_name} {step:g}")
                 parts.append(
                     f'<circle class="dot{i}" cx="{x(step):.1f}" cy="{y(value):.1f}" r="3.5"><title>{tip}</title></circle>'
                 )

@@ -65,7 +65,7 @@ class WorstImages:
         rank = (metrics.mean_of_numbers(iou), each.index)
         if len(self._kept) == self._count and rank > self._kept[-1][:2]:
             return
-        scores = (rank[0], metrics.pixel_accuracy(confusion), int(np.nanargmin(iou)))
+        scores = (rank[0], float(np.trace(confusion) / confusion.sum()), int(np.nanargmin(iou)))
         example = Example(self._names[each.index], *scores, *_draw_pictures(each, each.label, self._label_set))
         self._kept = sorted([*self._kept, (*rank, example)], key=lambda entry: entry[:2])[: self._count]
 

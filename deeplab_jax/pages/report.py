@@ -13,9 +13,9 @@ from rich.console import Console
 from deeplab_jax.checkpoints.store import resolve, restore_model, stored_config
 from deeplab_jax.config import Config, MeshConfig, to_dict
 from deeplab_jax.errors import DataError
-from deeplab_jax.evaluation import metrics
+from deeplab_jax.evaluation import scores
 from deeplab_jax.evaluation.evaluate import Batch, evaluate
-from deeplab_jax.evaluation.metrics import Confusion
+from deeplab_jax.evaluation.metrics import BINS, CLASS_METRICS, OVERALL_METRICS, Totals
 from deeplab_jax.files import write_atomically
 from deeplab_jax.pages import charts, html_page
 from deeplab_jax.pages.examples import Example, WorstImages, list_confusions, row_shares
@@ -79,14 +79,14 @@ def write_report(
     train, evaluations, starts = read_log(str(workdir), "train"), read_log(str(workdir), "eval"), read_starts(str(workdir))
     worst = WorstImages(names, config.labels, images)
     variables = restore_model(str(checkpoint), like=config, given=run)
-    confusion, _ = evaluate(config, variables, batches, len(names), [worst.add], console)
-    if not confusion.any():
+    totals = evaluate(config, variables, batches, len(names), [worst.add], console)
+    if not totals.confusion.any():
         raise DataError(f"`eval.split` (={config.eval.split!r}) has no labels. Choose a labelled split with --split.")
     title, versions = f"{workdir.name}, step {checkpoint.name}", starts[-1].versions if starts else {}
-    page = render_report(title, config, train, evaluations, confusion, len(names), worst.examples(), versions)
+    page = render_report(title, config, train, evaluations, totals, len(names), worst.examples(), versions)
     with write_atomically(epath.Path(out)) as file:
         file.write(page.encode(errors="backslashreplace"))  # file names need not be valid UTF-8
-    console.print(f"{out}: mIoU {metrics.mean_iou(confusion):.4f} on {config.eval.split}, {len(names)} images")
+    console.print(f"{out}: mIoU {OVERALL_METRICS['miou'].compute(totals):.4f} on {config.eval.split}, {len(names)} images")
 
 
 def render_report(
@@ -94,7 +94,7 @@ def render_report(
     config: Config,
     train: Rows,
     evaluations: Rows,
-    confusion: Confusion,
+    totals: Totals,
     images: int,
     worst: Sequence[Example],
     versions: Mapping[str, str],
@@ -106,19 +106,21 @@ def render_report(
       config: The run's config, but with the `eval` fields used for this evaluation.
       train: The training rows from the metrics log, or an empty list.
       evaluations: The evaluation rows from the metrics log, or an empty list.
-      confusion: Pixel counts, indexed by (label, prediction).
+      totals: The sums over the evaluated images, which have labelled pixels.
       images: The number of evaluated images.
       worst: The images to show, worst first.
       versions: Maps each library used for training to its version.
     """
-    labels = config.labels
+    labels, confusion = config.labels, np.asarray(totals.confusion)
     return html_page.render(
         "report.html",
         title=title,
         labels=labels,
-        facts=_facts(config, train, confusion, images),
+        facts=_facts(config, train, totals, images),
         charts=_charts(train, evaluations),
-        class_iou=metrics.class_iou(confusion).tolist(),
+        class_titles=[metric.title for metric in CLASS_METRICS.values()],
+        class_scores=_list_class_scores(totals),
+        reliability=_draw_reliability(totals),
         confusions=list_confusions(confusion, MAX_LISTED),
         shares=row_shares(confusion).tolist() if labels.num_classes <= MAX_MATRIX_CLASSES else [],
         labelled=confusion.any(1).tolist(),
@@ -129,24 +131,42 @@ def render_report(
     )
 
 
-def _facts(config: Config, train: Rows, confusion: Confusion, images: int) -> dict[str, str]:
+def _facts(config: Config, train: Rows, totals: Totals, images: int) -> dict[str, str]:
     where = f" on {config.eval.split}, {images:,} images"
     facts = {
-        metrics.format_metric_name(name) + where * (name == "miou"): html_page.percent(metric(confusion))
-        for name, metric in metrics.OVERALL_METRICS.items()
+        metric.title + where * (name == "miou"): scores.format_score(metric, metric.compute(totals))
+        for name, metric in OVERALL_METRICS.items()
     }
     facts["backbone"] = f"{config.model.backbone}, output stride {config.eval.output_stride or config.model.output_stride}"
     return facts | ({"steps": f"{train[-1]['step']:,}"} if train else {})
+
+
+def _list_class_scores(totals: Totals) -> list[list[float]]:
+    """Return each class's CLASS_METRICS, followed by its share of the labelled pixels."""
+    shares = totals.confusion.sum(1) / totals.confusion.sum()
+    return np.stack([*(metric.compute(totals) for metric in CLASS_METRICS.values()), shares], axis=1).tolist()
+
+
+def _draw_reliability(totals: Totals) -> Markup:
+    """Return a reliability diagram: the accuracy over the mean confidence, in percent, of the bins with pixels."""
+    pixels, hits, confidence = (values[totals.calibration.pixels > 0] for values in totals.calibration)
+    points = list(zip((100 * confidence / pixels).tolist(), (100 * hits / pixels).tolist(), strict=True))
+    lines = {"network": points, "perfect calibration": [(0, 0), (100, 100)]}
+    return charts.draw_lines(f"accuracy in % over confidence in %, in {BINS} bins", lines, dots=True, x_name="confidence")
 
 
 def _charts(train: Rows, evaluations: Rows) -> list[Markup]:
     def points(rows: Rows, name: str, factor: float = 1) -> charts.Points:
         return [(row["step"], factor * row[name]) for row in rows if row.get(name) is not None]
 
-    scores = {metrics.format_metric_name(name): points(evaluations, name, 100) for name in metrics.OVERALL_METRICS}
+    def evaluated(*names: str) -> dict[str, charts.Points]:
+        return {OVERALL_METRICS[name].title: points(evaluations, name, 100) for name in names}
+
     drawn = [
         charts.draw_lines("training loss", {"loss": points(train, "loss")}),
-        charts.draw_lines("evaluation scores, %", scores, dots=True),
+        charts.draw_lines("evaluation loss", {"loss": points(evaluations, "loss")}, dots=True),
+        charts.draw_lines("evaluation scores, %", evaluated("miou", "pixel_accuracy", "boundary_miou"), dots=True),
+        charts.draw_lines("calibration error, %", evaluated("ece"), dots=True),
         charts.draw_lines("learning rate", {"learning rate": points(train, "lr")}),
         charts.draw_lines("images per second", {"images per second": points(train, "images_per_second")}),
     ]

@@ -18,6 +18,8 @@ from deeplab_jax.runtime.shared_errors import failing_together
 from deeplab_jax.training.log import Log, format_duration
 from deeplab_jax.training.writers import WRITERS, RunWriter
 
+PRINTED_SCORES = ("miou", "pixel_accuracy", "boundary_miou", "ece", "loss")  # the scores that fit on the line of an evaluation
+
 
 class Output:
     """A context manager for a run's terminal and file output.
@@ -80,11 +82,15 @@ class Output:
         self._print_step(step, line)
 
     def log_evaluation(self, step: int, summary: Mapping[str, Any], strips: Sequence[UInt8[np.ndarray, "h w 3"]]) -> None:
-        """Write the scores from `evaluation.scores.summary` and the comparison images (image | label | prediction)."""
-        scores = {name: summary[name] for name in ("loss", *OVERALL_METRICS)}
+        """Write the scores from `evaluation.scores.summary` and the comparison images (image | label | prediction).
+
+        Of the scores by class, only the IoU is logged. The others are in the checkpoint's scores.json.
+        """
+        scores = {name: summary[name] for name in OVERALL_METRICS}
         self._write_scalars(step, "eval", scores | {f"iou/{name}": iou for name, iou in summary["iou"].items()})
         self._write(lambda writer: writer.write_images(step, strips))
-        text = "  ".join(f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in scores.items())
+        printed = {OVERALL_METRICS[name].title: scores[name] for name in PRINTED_SCORES}
+        text = "  ".join(f"{title} {'-' if value is None else f'{value:.4f}'}" for title, value in printed.items())
         self._print_step(step, f"evaluation: {text}")
 
     def _print_step(self, step: int, line: str) -> None:

@@ -6,11 +6,8 @@ from typing import Any
 
 from deeplab_jax.config import Config, TrainConfig
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.evaluation.metrics import OVERALL_METRICS
+from deeplab_jax.evaluation.metrics import CLASS_METRICS, OVERALL_METRICS
 from deeplab_jax.labels import LabelSet
-
-CLASS_METRICS = ("iou",)
-LOWER_IS_BETTER = ("loss",)
 
 
 def is_due(step: int, every: int, steps: int) -> bool:
@@ -48,12 +45,11 @@ def is_stalled(step: int, best: int | None, every: int, patience: int) -> bool:
 
 def check_metric(config: TrainConfig, labels: LabelSet) -> None:
     """Raise a ConfigError if `train.best_metric` is not the name of a score."""
-    names = [*OVERALL_METRICS, "loss", *(f"{metric}/{name}" for metric in CLASS_METRICS for name in labels.names)]
+    names = [*OVERALL_METRICS, *(f"{metric}/{name}" for metric in CLASS_METRICS for name in labels.names)]
     if config.best_metric not in names:
-        shown = ", ".join([*OVERALL_METRICS, "loss"])
         raise ConfigError(
-            f"`train.best_metric` (={config.best_metric!r}) is not a score. Use one of {shown}, or a class's score, such as "
-            f"iou/{labels.names[0]}."
+            f"`train.best_metric` (={config.best_metric!r}) is not a score. Use one of {', '.join(OVERALL_METRICS)}, or a "
+            f"class's score, such as iou/{labels.names[0]}."
         )
 
 
@@ -68,4 +64,4 @@ def rank(scores: Mapping[str, Any], metric: str) -> float | None:
     value = scores[kind][name] if name else scores[kind]
     if value is None or math.isnan(value):
         return None
-    return -value if kind in LOWER_IS_BETTER else value
+    return -value if kind in OVERALL_METRICS and OVERALL_METRICS[kind].lower_is_better else value

@@ -12,8 +12,8 @@ from deeplab_jax.data.find import find_samples
 from deeplab_jax.data.instances import explain_missing_instances, instance_file, read_instances
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.evaluation import cityscapes, submission
-from deeplab_jax.evaluation.metrics import Totals
-from deeplab_jax.evaluation.scores import summary, table
+from deeplab_jax.evaluation.metrics import empty_totals
+from deeplab_jax.evaluation.scores import summary, tables
 from deeplab_jax.labels import CITYSCAPES, IGNORE, MAPILLARY_CITYSCAPES, LabelSet
 
 CLASS = {name: i for i, name in enumerate(CITYSCAPES.names)}
@@ -177,13 +177,17 @@ def test_reports_contain_the_official_scores_with_null_for_nan():
     confusion, instances = np.zeros((19, 19), np.int64), np.zeros((3, 19))
     confusion[0, 0] = 1
     scores = cityscapes.scores(confusion, instances)
-    written = summary(Totals(confusion, 0.0), CITYSCAPES, scores)["cityscapes"]
+    totals = empty_totals(19)._replace(confusion=confusion)
+    written = summary(totals, CITYSCAPES, scores)["cityscapes"]
     assert written["categoryScores"]["flat"] == 1.0
     assert written["averageScoreInstClasses"] is None
-    assert table(Totals(confusion, 0.0), CITYSCAPES, scores).columns[2].header == "iIoU %"
+    by_class, overall, by_category = tables(totals, CITYSCAPES, scores)
+    assert [by_class.columns[-2].header, by_category.columns[-1].header] == ["iIoU", "iIoU"]
+    assert list(overall.columns[0].cells)[-1] == "mean iIoU"
+    assert [next(column.cells) for column in by_category.columns] == ["flat", "100.00", "-"]
     without = cityscapes.scores(confusion)
     assert set(without) == {"classScores", "categoryScores", "averageScoreClasses", "averageScoreCategories"}
-    assert len(table(Totals(confusion, 0.0), CITYSCAPES, without).columns) == 3
+    assert [len(table.columns) for table in tables(totals, CITYSCAPES, without)] == [7, 2, 2]
 
 
 def test_the_archive_only_depends_on_the_files_of_this_run(tmp_path):

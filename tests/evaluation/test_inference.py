@@ -1,6 +1,5 @@
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from deeplab_jax.api import Segmenter
 from deeplab_jax.config import Config, EvalConfig, MeshConfig
 from deeplab_jax.evaluation import inference, pictures, scores
 from deeplab_jax.evaluation.evaluate import list_images, score
-from deeplab_jax.evaluation.metrics import Totals, loss_sum, valid_pixels
+from deeplab_jax.evaluation.metrics import add_totals, empty_totals
 from deeplab_jax.evaluation.views import average_views, scaled_size
 from deeplab_jax.evaluation.windows import default_stride, slide
 from deeplab_jax.labels import CITYSCAPES
@@ -44,6 +43,13 @@ def compiled_logits():
     return jax.jit(lambda variables, images: inference.logits(variables, images, model=model, protocol=PROTOCOL))
 
 
+def assert_equal_totals(totals, expected):
+    """Compare totals: counts exactly, and float32 sums, whose order may differ, to 1e-5."""
+    for x, y in zip(jax.tree.leaves(totals), jax.tree.leaves(expected), strict=True):
+        assert np.asarray(x).any()
+        np.testing.assert_allclose(x, y, rtol=1e-5 if x.dtype == np.float64 else 0)
+
+
 def test_counts_do_not_depend_on_batch_size_padding_or_devices(variables, images):
     labels = np.random.default_rng(1).integers(0, CLASSES, (3, 36, 50)).astype(np.uint8)
     labels[0] = 255
@@ -58,14 +64,13 @@ def test_counts_do_not_depend_on_batch_size_padding_or_devices(variables, images
         evaluator = inference.Evaluator(CONFIG, make_mesh(mesh))
         return score(evaluator, variables, [batch], show), *shown[0]
 
-    (together, loss), rows, predictions = count([0, 1, 2, 0], [True, True, True, False], MeshConfig(data=4))
-    assert together.dtype == np.int64
-    assert together.sum() == 2 * 36 * 50
+    totals, rows, predictions = count([0, 1, 2, 0], [True, True, True, False], MeshConfig(data=4))
+    assert totals.confusion.sum() == 2 * 36 * 50
+    assert totals.images == 2
     assert predictions.shape == (4, 36, 50)
     assert rows == [0, 1, 2]
     one_by_one = [count([i], [True], MeshConfig(data=1))[0] for i in range(3)]
-    np.testing.assert_array_equal(together, sum(totals.confusion for totals in one_by_one))
-    assert loss == pytest.approx(sum(totals.loss for totals in one_by_one), rel=1e-5)  # float32 sums in another order
+    assert_equal_totals(totals, functools.reduce(add_totals, one_by_one))
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(data=1, spatial=4), MeshConfig(data=2, spatial=2)])
@@ -86,8 +91,7 @@ def test_rows_are_split_over_devices_at_an_odd_height(variables, mesh):
 
     (totals, predictions), (expected_totals, expected) = evaluate(mesh), evaluate(MeshConfig(data=1))
     np.testing.assert_array_equal(predictions, expected)
-    np.testing.assert_array_equal(totals.confusion, expected_totals.confusion)
-    assert totals.loss == pytest.approx(expected_totals.loss, rel=1e-5)  # float32 sums in another order
+    assert_equal_totals(totals, expected_totals)
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(data=2), MeshConfig(data=1, spatial=4), MeshConfig(data=2, spatial=2)])
@@ -108,14 +112,13 @@ def test_images_of_different_sizes_are_evaluated_on_every_mesh(variables, mesh):
         return totals, shown
 
     totals, predictions = evaluate(batch | {"size": np.array(sizes, np.int32)}, mesh)
-    confusion, loss = 0, 0.0
+    added = empty_totals(CLASSES)
     for i, (height, width) in enumerate(sizes):
         alone = {name: x[i : i + 1, :height, :width] if x.ndim > 1 else x[i : i + 1] for name, x in batch.items()}
         expected, (prediction,) = evaluate(alone, MeshConfig(data=1))
         np.testing.assert_array_equal(predictions[i], prediction)
-        confusion, loss = confusion + expected.confusion, loss + expected.loss
-    np.testing.assert_array_equal(totals.confusion, confusion)
-    assert totals.loss == pytest.approx(loss, rel=1e-5)  # float32 sums in another order
+        added = add_totals(added, expected)
+    assert_equal_totals(totals, added)
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(data=4), MeshConfig(spatial=2)])
@@ -163,21 +166,18 @@ def test_colours_and_overlays_are_drawn():
 def test_an_absent_class_is_null_and_not_part_of_the_mean():
     confusion = np.zeros((19, 19), np.int64)
     confusion[0, 0], confusion[1, 0] = 3, 1
-    summary = scores.summary(Totals(confusion, 2.0), CITYSCAPES)
+    totals = empty_totals(19)._replace(confusion=confusion, loss=np.float64(2))
+    summary = scores.summary(totals, CITYSCAPES)
     assert summary["loss"] == 0.5
-    assert summary["iou"]["road"] == 0.75
-    assert summary["iou"]["sidewalk"] == 0.0
-    assert summary["iou"]["sky"] is None
+    assert [summary["iou"][name] for name in ("road", "sidewalk", "sky")] == [0.75, 0.0, None]
+    assert [summary["precision"][name] for name in ("road", "sidewalk", "sky")] == [0.75, None, None]
     assert summary["miou"] == 0.375
-    assert scores.table(Totals(confusion, 2.0), CITYSCAPES).row_count == 21
-
-
-def test_the_loss_is_the_cross_entropy_of_the_labelled_pixels():
-    logits = jnp.array([[[[0.0, math.log(3)], [5.0, 1.0], [2.0, 2.0]]]])
-    labels = jnp.array([[[1, 255, 0]]], jnp.uint8)
-    mask = valid_pixels(labels, jnp.ones(1, bool))
-    assert float(loss_sum(logits, labels, mask)) == pytest.approx(math.log(4 / 3) + math.log(2), rel=1e-6)
-    assert scores.summary(Totals(np.zeros((19, 19), np.int64), 0.0), CITYSCAPES)["loss"] is None
+    assert summary["image_miou"] is None
+    classes, overall = scores.tables(totals, CITYSCAPES)
+    assert [next(column.cells) for column in classes.columns] == ["road", "75.00", "75.00", "100.00", "85.71", "-", "75.00"]
+    values = list(overall.columns[1].cells)
+    assert (values[0], values[-1]) == ("37.50 %", "0.5000")
+    assert scores.summary(empty_totals(19), CITYSCAPES)["loss"] is None
 
 
 def naive_resize(x, size):

@@ -6,6 +6,7 @@ from conftest import read_pixels, run_cli
 
 from deeplab_jax.config import Config
 from deeplab_jax.evaluation.evaluate import EvaluatedImage
+from deeplab_jax.evaluation.metrics import empty_totals
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.pages import charts, report
 from deeplab_jax.pages.examples import WorstImages, list_confusions
@@ -81,8 +82,8 @@ def test_a_long_line_is_downsampled_to_means():
 
 
 def test_a_page_without_a_log_or_errors_says_so():
-    confusion = np.diag([4, 4, 0])
-    html = report.render_report("weights", Config(labels=LABELS), [], [], confusion, 1, [], {})
+    totals = empty_totals(3)._replace(confusion=np.diag([4, 4, 0]))
+    html = report.render_report("weights", Config(labels=LABELS), [], [], totals, 1, [], {})
     assert "There is no training log." in html
     assert "Every labelled pixel is predicted correctly." in html
     assert "&lt;sign&gt;" in html
@@ -110,8 +111,9 @@ def test_the_report_page_works_in_a_browser(chromium, stored_run, tmp_path, monk
         assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
         assert messages == []
         assert tab.evaluate("document.documentElement.scrollWidth") <= width  # nothing overflows the viewport
-        assert tab.locator("svg").count() == 4
+        assert tab.locator("svg").count() == 5
         assert tab.locator(".bar").count() == 19
+        assert tab.locator("tr:has(.bar)").nth(0).locator("td").count() == 8
         assert tab.locator(".worst figure").count() == 2
         assert tab.evaluate("[...document.images].every(x => x.naturalWidth > 0)")
         assert tab.locator("h1").inner_text() == "run, step 4"

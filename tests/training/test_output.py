@@ -4,6 +4,7 @@ import json
 import numpy as np
 from rich.console import Console
 
+from deeplab_jax.evaluation.metrics import OVERALL_METRICS
 from deeplab_jax.training.log import Log
 from deeplab_jax.training.output import Output
 
@@ -23,11 +24,21 @@ def test_the_log_of_a_resumed_run_has_no_gaps_or_duplicates(tmp_path):
         file.write('{"step": 4, "ki')  # a row truncated when the run was killed
     with Output(str(tmp_path), 2, 10, True, Log(None, console)) as output:
         output.log_training(3, ROW, 60.0)
-        output.log_evaluation(
-            3, {"loss": None, "miou": None, "pixel_accuracy": 0.5, "iou": {"road": None}}, [np.zeros((4, 12, 3), np.uint8)]
-        )
+        scores = dict.fromkeys(OVERALL_METRICS) | {"pixel_accuracy": 0.5, "iou": {"road": None}, "f1": {"road": None}}
+        output.log_evaluation(3, scores, [np.zeros((4, 12, 3), np.uint8)])
     assert read_steps(tmp_path) == [(1, "train"), (2, "train"), (3, "train"), (3, "eval")]
     assert list((tmp_path / "tensorboard").iterdir())
+    row = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"pixel_accuracy": 0.5, "miou": None, "iou/road": None}.items() <= row.items()
+    assert "f1/road" not in row
+
+
+def test_an_evaluation_is_one_line(tmp_path):
+    text = io.StringIO()
+    with Output(str(tmp_path), 0, 10, True, Log(None, Console(file=text, soft_wrap=True))) as output:
+        output.log_evaluation(5, dict.fromkeys(OVERALL_METRICS, 0.25) | {"ece": None, "iou": {}}, [])
+    scores = "mIoU 0.2500  pixel accuracy 0.2500  boundary mIoU 0.2500  calibration error -  loss 0.2500"
+    assert text.getvalue().startswith(f"step      5  evaluation: {scores}")
 
 
 def test_a_training_line_shows_progress_and_speed(tmp_path):
