@@ -1,10 +1,8 @@
 """Compare the config stored in a checkpoint with the config it is used with."""
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
 
-from deeplab_jax.config import Config, DataConfig, ModelConfig, to_dict
+from deeplab_jax.config import Config, DataConfig, ModelConfig, flatten
 from deeplab_jax.config.fields import field_names
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models import canonical
@@ -30,8 +28,8 @@ def compare_configs(stored: Config, config: Config, checkpoint: str) -> list[str
     Raises:
       CheckpointError: The network or the classes differ, so the stored arrays do not fit or have a different meaning.
     """
-    then, now = _flatten(stored), _flatten(config)
-    canonical_then, canonical_now = _flatten(_spell_canonically(stored)), _flatten(_spell_canonically(config))
+    then, now = flatten(stored), flatten(config)
+    canonical_then, canonical_now = flatten(_spell_canonically(stored)), flatten(_spell_canonically(config))
     fields = [
         field
         # Not every label set has all fields.
@@ -56,16 +54,3 @@ def compare_configs(stored: Config, config: Config, checkpoint: str) -> list[str
 
 def _spell_canonically(config: Config) -> Config:
     return dataclasses.replace(config, model=canonical(config.model))
-
-
-def _flatten(config: Config) -> dict[str, Any]:
-    """Return all field values, keyed by dotted name."""
-    return dict(_walk(to_dict(config), ""))
-
-
-def _walk(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _walk(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

@@ -110,6 +110,12 @@ def are_one_or_more_numbers(values: Any) -> bool:
     return isinstance(values, tuple | list) and len(values) > 0 and are_numbers(values, len(values))
 
 
+def are_distinct_strings(values: Any) -> bool:
+    """Return whether `values` is a tuple or list of strings, each of which occurs once. It can be empty."""
+    is_list = isinstance(values, tuple | list) and all(isinstance(value, str) for value in values)
+    return is_list and len(set(values)) == len(values)
+
+
 def is_pattern(text: Any) -> bool:
     """Return whether `text` is a valid regular expression."""
     try:

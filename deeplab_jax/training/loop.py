@@ -116,7 +116,7 @@ def train(
             check_lock,
             checkpoints,
             Receipts(workdir, describe_start(step, config, data, steps, setup.mesh), data.names, log.print),
-            stack.enter_context(Output(workdir, step, steps, is_scored, log)),
+            stack.enter_context(Output(config, workdir, step, steps, is_scored, log)),
             watchdog,
             on_evaluation,
         )
@@ -128,6 +128,7 @@ def train(
         if step < steps:
             state, step = _train_from(state, step, data, start_time, tools)
         is_scored = step != steps or not checkpoints.needs_scores(step, is_due=True)
+        tools.output.outcome = "finished" if is_scored and step >= steps else "stopped"
     log.print(_describe_end(workdir, step, steps, is_scored))
     return state
 
@@ -253,6 +254,7 @@ def _evaluate(state: TrainState, step: int, tools: _Tools) -> None:
         return
     tools.output.log_evaluation(step, summary, strips)
     tools.checkpoints.add_scores(step, summary)
+    tools.output.upload_checkpoint(step)
     tools.on_evaluation(step, summary)
 
 

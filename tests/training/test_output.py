@@ -2,6 +2,7 @@ import io
 import json
 
 import numpy as np
+from conftest import tiny_config
 from rich.console import Console
 
 from deeplab_jax.training.log import Log
@@ -16,12 +17,12 @@ def read_steps(workdir):
 
 def test_the_log_of_a_resumed_run_has_no_gaps_or_duplicates(tmp_path):
     console = Console(file=io.StringIO())
-    with Output(str(tmp_path), 0, 10, True, Log(None, console)) as output:
+    with Output(tiny_config(), str(tmp_path), 0, 10, True, Log(None, console)) as output:
         for step in (1, 2, 3):
             output.log_training(step, ROW, 60.0)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "ki')  # a row truncated when the run was killed
-    with Output(str(tmp_path), 2, 10, True, Log(None, console)) as output:
+    with Output(tiny_config(), str(tmp_path), 2, 10, True, Log(None, console)) as output:
         output.log_training(3, ROW, 60.0)
         output.log_evaluation(
             3, {"loss": None, "miou": None, "pixel_accuracy": 0.5, "iou": {"road": None}}, [np.zeros((4, 12, 3), np.uint8)]
@@ -32,7 +33,7 @@ def test_the_log_of_a_resumed_run_has_no_gaps_or_duplicates(tmp_path):
 
 def test_a_training_line_shows_progress_and_speed(tmp_path):
     text = io.StringIO()
-    with Output(str(tmp_path), 0, 10, True, Log(None, Console(file=text, width=80, soft_wrap=True))) as output:
+    with Output(tiny_config(), str(tmp_path), 0, 10, True, Log(None, Console(file=text, width=80, soft_wrap=True))) as output:
         output.log_training(5, ROW, 3725.0)
     line = text.getvalue().splitlines()[0]
     parts = ("step      5", "loss 1.0000", "lr 1.00e-01", "2.0 images/s", "MFU 40.0%", "data wait 25.0%", "1 h 02 min left")
@@ -42,7 +43,7 @@ def test_a_training_line_shows_progress_and_speed(tmp_path):
 
 def test_the_time_to_the_first_step_is_printed_immediately_and_logged_once(tmp_path):
     text = io.StringIO()
-    with Output(str(tmp_path), 0, 10, True, Log(None, Console(file=text))) as output:
+    with Output(tiny_config(), str(tmp_path), 0, 10, True, Log(None, Console(file=text))) as output:
         output.report_first_step(12.34)
         assert "first step done after 12.3 s" in text.getvalue()
         for step in (5, 10):
