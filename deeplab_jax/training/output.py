@@ -98,7 +98,7 @@ class Output:
         self._print_step(step, f"evaluation: {text}")
 
     def upload_checkpoint(self, step: int) -> None:
-        """Give a step's checkpoint to the writers, if `train.upload_checkpoints` says so. It must be complete and have scores."""
+        """Give a step's checkpoint to the writers, if `train.upload_checkpoints` says so. It must be complete and scored."""
         if self._uploads != "none":
             self._write(lambda writer: self._upload(writer, self._folder / CHECKPOINTS / str(step)))
 

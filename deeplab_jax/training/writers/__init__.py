@@ -55,6 +55,8 @@ def open_writers(names: Sequence[str], run: RunStart, say: Callable[[str], None]
     writers: list[RunWriter] = [JsonLines(run)]
     for name in names:
         kind = WRITERS[name]
-        is_tracker = issubclass(kind, Tracker)
-        writers.append(TrackerProcess(kind, name, run, say, repeated) if is_tracker else kind(run))
+        if issubclass(kind, Tracker):
+            writers.append(TrackerProcess(kind, name, run, say, repeated))
+        else:
+            writers.append(kind(run))
     return writers

@@ -1,6 +1,7 @@
 """Write to Weights & Biases."""
 
 import os
+import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +18,7 @@ class WeightsAndBiases(Tracker):
     package = "wandb"
 
     def __init__(self, run: RunStart, say: Callable[[str], None]) -> None:
-        import wandb
-
-        tracked = read_id(run, "wandb") or wandb.util.generate_id()
+        tracked = read_id(run, "wandb") or secrets.token_hex(4)
         keep_id(run, "wandb", tracked, say)
         self._run = _open(run, tracked, say)
         self._run.define_metric(_STEP, hidden=True)
@@ -64,18 +63,17 @@ def _open(run: RunStart, tracked: str, say: Callable[[str], None]) -> Any:
             settings=wandb.Settings(console="off", silent=True, init_timeout=60),
         )
 
-    mode = os.environ.get("WANDB_MODE", "online")
-    reason = (
-        "" if mode != "online" or wandb.login(prompt=False) else "there is no API key. Set WANDB_API_KEY or run `wandb login`"
-    )
-    if mode == "online" and not reason:
+    mode, reason = os.environ.get("WANDB_MODE", "online"), ""
+    if mode == "online":
         try:
+            if not wandb.login(prompt=False):
+                raise ValueError("There is no API key. Set WANDB_API_KEY or run `wandb login`.")
             opened = init(mode)
             say(f"this run is {opened.url}.")
             return opened
-        except Exception as error:  # the network, the key, or the project
-            reason = one_line(error).rstrip(".")
-    opened = init("offline" if reason else mode)
-    if opened.settings.mode != "disabled":
-        say(f"{reason}. " * bool(reason) + f"This run is offline. `wandb sync {os.path.dirname(opened.dir)}` uploads it.")
+        except Exception as error:  # the key, the network or the project
+            mode, reason = "offline", f"{one_line(error).rstrip('.')}. "
+    opened = init(mode)
+    if mode == "offline":
+        say(f"{reason}This run is offline. `wandb sync {os.path.dirname(opened.dir)}` uploads it.")
     return opened
