@@ -14,11 +14,12 @@ MAX_POINTS = 300
 
 
 def draw_lines(title: str, series: Mapping[str, Points], *, dots: bool = False) -> Markup:
-    """Return an HTML figure that plots up to three series against the training step.
+    """Return an HTML figure that plots series against the training step.
 
     Args:
       title: The chart title, including the unit of the values.
-      series: Maps each line's name to its (step, value) points. The names are shown only if there is more than one line.
+      series: Maps each line's name to its (step, value) points. The page's style gives each line a colour, by its position. The
+        names are shown only if there is more than one line.
       dots: Whether to mark every point. This helps when there are only a few.
 
     Returns:

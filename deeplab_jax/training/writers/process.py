@@ -6,6 +6,7 @@ limited time. If the run is killed, the process notices the end of the stream, a
 """
 
 import contextlib
+import functools
 import json
 import os
 import pickle
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, BinaryIO
 
 from deeplab_jax.errors import one_line
-from deeplab_jax.training.writers.tracker import Tracker, id_file, upload_folder
+from deeplab_jax.training.writers.tracker import Tracker, keep_last_step, read_last_step, upload_folder
 from deeplab_jax.training.writers.writer import Checkpoint, Outcome, Row, RunStart, RunWriter, Strips
 
 _MAX_WAITING = 256 << 20  # bytes of calls that may wait for the process
@@ -51,13 +52,13 @@ class TrackerProcess(RunWriter):
     ) -> None:
         self.target, self.takes_checkpoints = name, kind.takes_checkpoints
         self._say = say
-        is_continued = run.step > 0 and id_file(run, name).exists()
-        self._known = {(row["step"], row["kind"]): row.get("loss") for row in repeated} if is_continued else {}
+        last = {kind: read_last_step(run, name, kind) for kind in ("train", "eval")}
+        self._known = {(row["step"], row["kind"]): row.get("loss") for row in repeated if row["step"] <= last[row["kind"]]}
         self._uploads = upload_folder(run, name)
         self._has_uploads = self._is_repeated = False
         shutil.rmtree(self._uploads, ignore_errors=True)
         self._calls: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._waiting = 0
+        self._waiting, self._lock = 0, threading.Lock()
         self._errors: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._process = subprocess.Popen(
             [sys.executable, "-c", f"from {__name__} import main; main()"],
@@ -122,7 +123,8 @@ class TrackerProcess(RunWriter):
 
     def _put(self, call: Any) -> None:
         data = pickle.dumps(call)
-        self._waiting += len(data)
+        with self._lock:
+            self._waiting += len(data)
         self._calls.put(data)
 
     def _raise_error(self) -> None:
@@ -135,7 +137,8 @@ class TrackerProcess(RunWriter):
             while data := self._calls.get():
                 stream.write(data)
                 stream.flush()
-                self._waiting -= len(data)
+                with self._lock:
+                    self._waiting -= len(data)
 
     def _receive(self) -> None:
         assert self._process.stdout is not None
@@ -166,11 +169,17 @@ def main() -> None:
             print(json.dumps([kind, text]), file=answers, flush=True)
 
     kind, name, run = pickle.load(calls)
-    _serve(calls, lambda: kind(run, lambda line: tell("say", f"{name}: {line}")), tell)
+
+    def make() -> Tracker:
+        return kind(run, lambda line: tell("say", f"{name}: {line}"))
+
+    _serve(calls, make, functools.partial(keep_last_step, run, name), tell)
     tell("closed", "")
 
 
-def _serve(calls: BinaryIO, make: Callable[[], Tracker], tell: Callable[[str, str], None]) -> None:
+def _serve(
+    calls: BinaryIO, make: Callable[[], Tracker], keep: Callable[[str, int], None], tell: Callable[[str, str], None]
+) -> None:
     """Make the calls on a tracker, until `close`. A tracker that cannot be made is tried again for the next call."""
     tracker, has_failed, method = None, False, ""
     while method != "close":
@@ -182,6 +191,8 @@ def _serve(calls: BinaryIO, make: Callable[[], Tracker], tell: Callable[[str, st
             tracker = tracker or make()
             getattr(tracker, method)(*args)
             has_failed = False
+            if method == "write_scalars":
+                keep(args[1], args[0])
         except Exception as error:  # libraries raise many kinds of errors
             if not has_failed:
                 tell("error", f"{method}: {one_line(error)}")

@@ -1,10 +1,11 @@
 """The base class of writers for experiment trackers, and how they remember a run's id."""
 
+import contextlib
 import importlib.util
 import json
 import os
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from etils import epath
 
@@ -47,26 +48,42 @@ def read_id(run: RunStart, name: str) -> str | None:
 
     A run from step 0 is a new one, like its log and its receipt.
     """
-    path = id_file(run, name)
-    if run.step == 0 or not path.exists():
-        return None
-    try:
-        return str(json.loads(path.read_text())["id"])
-    except (ValueError, KeyError, TypeError):
-        return None
+    return _read(run, name).get("id") if run.step > 0 else None
 
 
 def keep_id(run: RunStart, name: str, tracked: str, say: Callable[[str], None]) -> None:
     """Store the id of the tracked run for the next start."""
     try:
-        with write_atomically(id_file(run, name)) as file:
-            file.write((json.dumps({"id": tracked}) + "\n").encode())
+        _write(run, name, (_read(run, name) if run.step > 0 else {}) | {"id": tracked})
     except ConfigError as error:
-        say(f"warning: {name}: when this run is resumed, it will be a new tracked run. {one_line(error)}")
+        say(f"warning: when this run is resumed, it will be a new tracked run. {one_line(error)}")
+
+
+def read_last_step(run: RunStart, name: str, kind: str) -> int:
+    """Return the last step whose row of this kind the tracked run has, or 0."""
+    return int(_read(run, name).get(kind, 0)) if run.step > 0 else 0
+
+
+def keep_last_step(run: RunStart, name: str, kind: str, step: int) -> None:
+    """Store the step of the last row, so that a resumed run does not write it again."""
+    with contextlib.suppress(ConfigError):
+        _write(run, name, _read(run, name) | {kind: step})
+
+
+def _read(run: RunStart, name: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(id_file(run, name).read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _write(run: RunStart, name: str, state: dict[str, Any]) -> None:
+    with write_atomically(id_file(run, name)) as file:
+        file.write((json.dumps(state) + "\n").encode())
 
 
 def id_file(run: RunStart, name: str) -> epath.Path:
-    """Return the file with the id of a tracked run."""
+    """Return the file with the id of a tracked run and its last steps."""
     return run.folder / _FOLDER / f"{name}.json"
 
 
