@@ -39,8 +39,8 @@ def compare_configs(stored: Config, config: Config, checkpoint: str) -> list[str
     for field in FIXED:
         if field in fields:
             raise CheckpointError(
-                f"`{field}` (={fields[field][1]!r}) is {fields[field][0]!r} in {checkpoint}. Change it back, or use a different "
-                "checkpoint or workdir."
+                f"`{field}` (={fields[field][1]!r}) is {fields[field][0]!r} in {checkpoint}. Change it back, or use a "
+                "different checkpoint or workdir."
             )
     return [f"{field}: {old!r} -> {new!r}" for field, (old, new) in fields.items()]
 

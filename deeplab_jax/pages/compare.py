@@ -13,7 +13,7 @@ from rich.table import Table
 from deeplab_jax.checkpoints.compare import find_differences
 from deeplab_jax.checkpoints.folders import CHECKPOINTS, DamagedError, find_best, find_steps, make_absolute, read_scores
 from deeplab_jax.checkpoints.store import resolve, restore_model, stored_config
-from deeplab_jax.config import Config, from_dict
+from deeplab_jax.config import Config, MeshConfig, from_dict
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.evaluation import scores as score_file
 from deeplab_jax.evaluation.evaluate import Batch, evaluate
@@ -69,8 +69,8 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
     """Read the runs to compare.
 
     Args:
-      paths: Run folders, whose best checkpoint is used, or their latest one if none was evaluated. Other checkpoints can be given
-        in any form that `resolve` accepts.
+      paths: Run folders, whose best checkpoint is used, or their latest one if none was evaluated. Other checkpoints can be
+        given in any form that `resolve` accepts.
 
     Raises:
       ConfigError: There are fewer than two paths, more than eight, or two are the same.
@@ -124,9 +124,7 @@ def list_notes(runs: Sequence[Run]) -> list[str]:
         notes.append(f"The runs have different classes ({counts}), so their mean scores are not comparable.")
     lists = {run.start.eval_data for run in runs if run.start and run.start.eval_data}
     if len(lists) > 1:
-        notes.append(
-            "The runs were evaluated on different images during training, so the scores in their logs are not comparable."
-        )
+        notes.append("The runs were evaluated on different images during training, so their logs are not comparable.")
     notes += [f"{run.name} has no log." for run in runs if not run.train and not run.evaluations]
     notes += [f"{run.name} has no checkpoint yet." for run in runs if not run.checkpoint]
     notes += [f"{run.name}: step {run.step} has no scores." for run in runs if run.checkpoint and not run.scores]
@@ -200,30 +198,27 @@ def _with_differences(name: str, values: Sequence[float | None]) -> list[str]:
     first, *others = values
     shown = [_number(name, first)]
     for value in others:
-        is_comparable = value is not None and first is not None
-        difference = f" ({_number(name, value - first, '+')})" if is_comparable else ""
+        difference = "" if value is None or first is None else f" ({_number(name, value - first, '+')})"
         shown.append(_number(name, value) + difference)
     return shown
 
 
 def evaluation_config(run: Run, split: str) -> Config:
     """Return a run's config for an evaluation of `split` on one device."""
-    from deeplab_jax.config import MeshConfig
-
     return dataclasses.replace(run.config, mesh=MeshConfig(data=1), eval=dataclasses.replace(run.config.eval, split=split))
 
 
 def require_same_classes(runs: Sequence[Run], images: int) -> None:
     """Raise ConfigError unless the predictions of all runs can be compared."""
-    names = " Use --images 0 to compare their curves and stored scores."
+    advice = "Use --images 0 to compare their curves and stored scores."
     for run in runs:
         if not run.checkpoint:
-            raise ConfigError(f"`--images` (={images}) needs checkpoints, and {run.name} has none yet.{names}")
+            raise ConfigError(f"`--images` (={images}) needs checkpoints, and {run.name} has none yet. {advice}")
         first, labels = runs[0].config.labels, run.config.labels
         if labels.names != first.names:
             raise ConfigError(
-                f"`--images` (={images}) needs runs with the same classes. {runs[0].name} has {first.num_classes} ({first.name}), "
-                f"and {run.name} has {labels.num_classes} ({labels.name}).{names}"
+                f"`--images` (={images}) needs runs with the same classes. {runs[0].name} has {first.num_classes} "
+                f"({first.name}), and {run.name} has {labels.num_classes} ({labels.name}). {advice}"
             )
 
 
@@ -323,7 +318,7 @@ def _draw_charts(runs: Sequence[Run]) -> list[Markup]:
         # A run without points keeps its place, and thus its colour.
         return {run.name: [(row["step"], factor * row[name]) for row in rows(run) if row.get(name) is not None] for run in runs}
 
-    drawn = [charts.draw_lines("training loss", lines(lambda run: run.train, "mean_loss"))]
+    drawn = [charts.draw_lines("training loss", lines(lambda run: run.train, "loss"))]
     for name in sorted(scores, key=lambda name: name != "miou"):
         series = lines(lambda run: run.evaluations, name, 100 if _is_share(name) else 1)
         drawn.append(charts.draw_lines(f"evaluation: {_label(name)}", series, dots=True))

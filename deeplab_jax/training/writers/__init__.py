@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from deeplab_jax.config import TrainConfig
 from deeplab_jax.errors import ConfigError, choose
-from deeplab_jax.training.writers.json_lines import JsonLines, read_repeated_rows
+from deeplab_jax.training.writers.json_lines import JsonLines, read_rows
 from deeplab_jax.training.writers.mlflow_client import Mlflow
 from deeplab_jax.training.writers.process import TrackerProcess
 from deeplab_jax.training.writers.tensorboard import TensorBoard
@@ -51,12 +51,12 @@ def open_writers(names: Sequence[str], run: RunStart, say: Callable[[str], None]
     Raises:
       ConfigError: The log cannot be written.
     """
-    repeated = read_repeated_rows(run)
+    rows = read_rows(run)
     writers: list[RunWriter] = [JsonLines(run)]
     for name in names:
         kind = WRITERS[name]
         if issubclass(kind, Tracker):
-            writers.append(TrackerProcess(kind, name, run, say, repeated))
+            writers.append(TrackerProcess(kind, name, run, say, rows))
         else:
             writers.append(kind(run))
     return writers

@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -49,14 +50,13 @@ class JsonLines(RunWriter):
         self._unwritten = ""
 
 
-def read_repeated_rows(run: RunStart) -> list[dict[str, Any]]:
-    """Return the rows of the steps that a run repeats. Call this before `JsonLines` drops them."""
+def read_rows(run: RunStart) -> list[dict[str, Any]]:
+    """Return the rows of earlier starts. Call this before `JsonLines` drops those that the run repeats."""
     path = run.folder / METRICS
-    rows = [_parse(line) for line in _read_lines(path)] if path.exists() else []
-    return [row for row in rows if row and is_repeated(row, run)]
+    return [row for line in _read_lines(path) if (row := _parse(line))] if path.exists() else []
 
 
-def is_repeated(row: dict[str, Any], run: RunStart) -> bool:
+def is_repeated(row: Mapping[str, Any], run: RunStart) -> bool:
     """Return whether a run writes the row of this step and kind again."""
     return bool(row["step"] > run.step or (row["step"] == run.step and row["kind"] != "train" and not run.is_scored))
 

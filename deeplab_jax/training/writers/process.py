@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, BinaryIO
 
 from deeplab_jax.errors import one_line
+from deeplab_jax.training.writers.json_lines import is_repeated
 from deeplab_jax.training.writers.tracker import Tracker, keep_last_step, read_last_step, upload_folder
 from deeplab_jax.training.writers.writer import Checkpoint, Outcome, Row, RunStart, RunWriter, Strips
 
@@ -32,14 +33,15 @@ _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 class TrackerProcess(RunWriter):
     """Passes calls on to a tracker in another process. Its errors are raised by the next call.
 
-    Rows that a resumed run repeats are passed on only if they differ from the rows before, which the tracker already has.
+    The tracked run of a resumed run is completed from the log: a kill can lose the last rows on their way to the tracker, which
+    can also be a new one. Rows that the run repeats are passed on only if they differ from those that the tracker already has.
 
     Args:
       kind: The tracker's class.
       name: The writer's name.
       run: The start of the run.
       say: Function that prints a line in the run's log. Other threads call it.
-      repeated: The rows of the log that the run writes again.
+      rows: The rows that earlier starts have logged.
     """
 
     def __init__(
@@ -48,12 +50,11 @@ class TrackerProcess(RunWriter):
         name: str,
         run: RunStart,
         say: Callable[[str], None],
-        repeated: Iterable[Mapping[str, Any]],
+        rows: Iterable[Mapping[str, Any]],
     ) -> None:
         self.target, self.takes_checkpoints = name, kind.takes_checkpoints
         self._say = say
-        last = {kind: read_last_step(run, name, kind) for kind in ("train", "eval")}
-        self._known = {(row["step"], row["kind"]): row.get("loss") for row in repeated if row["step"] <= last[row["kind"]]}
+        self._known: dict[tuple[int, str], float | None] = {}
         self._uploads = upload_folder(run, name)
         self._has_uploads = self._is_repeated = False
         shutil.rmtree(self._uploads, ignore_errors=True)
@@ -72,6 +73,19 @@ class TrackerProcess(RunWriter):
         threading.Thread(target=self._send, daemon=True).start()
         self._receiver = threading.Thread(target=self._receive, daemon=True)
         self._receiver.start()
+        if run.step > 0:
+            self._complete(run, rows)
+
+    def _complete(self, run: RunStart, rows: Iterable[Mapping[str, Any]]) -> None:
+        last = {kind: read_last_step(run, self.target, kind) for kind in ("train", "eval")}
+        for row in rows:
+            step, kind = row["step"], row["kind"]
+            has_row = step <= last[kind]
+            if has_row and is_repeated(row, run):
+                self._known[step, kind] = row.get("loss")
+            elif not has_row and not is_repeated(row, run):
+                values = {name: value for name, value in row.items() if name not in ("step", "kind", "time")}
+                self.write_scalars(step, kind, values)
 
     def write_scalars(self, step: int, kind: str, row: Row) -> None:
         self._is_repeated = (step, kind) in self._known and self._known[step, kind] == row.get("loss")

@@ -16,9 +16,9 @@ from deeplab_jax.training.writers import Checkpoint, RunStart, check_writers, pr
 from deeplab_jax.training.writers.process import TrackerProcess
 
 
-def open_tracker(tmp_path, kind=fake_trackers.Recorder, step=0, repeated=(), lines=None):
+def open_tracker(tmp_path, kind=fake_trackers.Recorder, step=0, rows=(), lines=None):
     run = RunStart(str(tmp_path), step, True, {"optim.lr": 0.1})
-    return TrackerProcess(kind, "fake", run, ([] if lines is None else lines).append, repeated)
+    return TrackerProcess(kind, "fake", run, ([] if lines is None else lines).append, rows)
 
 
 def read_calls(tmp_path):
@@ -108,18 +108,34 @@ def test_the_tracker_of_a_killed_run_closes_it(tmp_path):
     assert [call[1] for call in read_calls(tmp_path)] == [1, "stopped"]
 
 
-def test_repeated_rows_are_sent_again_only_if_they_differ(tmp_path):
-    repeated = [{"step": 3, "kind": "train", "loss": 0.3}, {"step": 4, "kind": "eval", "loss": 0.4}]
-    for step in (0, 2):  # the first start has no tracked run to continue
-        tracker = open_tracker(tmp_path, step=step, repeated=repeated)
-        tracker.write_scalars(3, "train", {"loss": 0.3})
-        tracker.write_scalars(4, "train", {"loss": 0.35})
-        tracker.write_scalars(4, "eval", {"loss": 0.4})
-        tracker.write_images(4, [])
+def test_a_resumed_run_has_every_row_once(tmp_path):
+    tracker = open_tracker(tmp_path)
+    for step, kind in ((1, "train"), (2, "train"), (2, "eval"), (3, "train"), (4, "train")):
+        tracker.write_scalars(step, kind, {"loss": step / 10})
+    tracker.close("stopped")
+    # The log has a row that did not reach the tracker, and the run repeats the steps after 3.
+    kinds = [(1, "train"), (2, "train"), (2, "eval"), (3, "train"), (3, "eval"), (4, "train"), (5, "train")]
+    rows = [{"step": step, "kind": kind, "time": "", "loss": step / 10} for step, kind in kinds]
+    tracker = open_tracker(tmp_path, step=3, rows=rows)
+    tracker.write_scalars(4, "train", {"loss": 0.4})
+    tracker.write_scalars(5, "train", {"loss": 0.5})
+    tracker.close("stopped")
+    # The last start repeats steps 4 and 5 with another learning rate, and thus other losses.
+    tracker = open_tracker(tmp_path, step=3, rows=rows)
+    tracker.write_scalars(4, "train", {"loss": 0.44})
+    tracker.close("finished")
+    calls = [(call[1], call[2], call[3]["loss"]) for call in read_calls(tmp_path) if call[0] == "scalars"]
+    assert calls[5:] == [(3, "eval", 0.3), (5, "train", 0.5), (4, "train", 0.44)]
+
+
+def test_the_images_of_a_repeated_evaluation_are_not_sent_again(tmp_path):
+    rows = [{"step": 2, "kind": "eval", "loss": 0.2}]
+    for step in (0, 1):
+        tracker = open_tracker(tmp_path, step=step, rows=rows)
+        tracker.write_scalars(2, "eval", {"loss": 0.2})
+        tracker.write_images(2, [])
         tracker.close("finished")
-    sent = [call[:2] for call in read_calls(tmp_path)]
-    assert sent[:5] == [["scalars", 3], ["scalars", 4], ["scalars", 4], ["images", 4], ["close", "finished"]]
-    assert sent[5:] == [["scalars", 4], ["close", "finished"]]
+    assert [call[0] for call in read_calls(tmp_path)] == ["scalars", "images", "close", "close"]
 
 
 def test_a_run_folder_that_is_not_writable_does_not_stop_the_tracker(tmp_path):
