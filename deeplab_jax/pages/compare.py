@@ -12,6 +12,7 @@ from rich.table import Table
 
 from deeplab_jax.checkpoints.compare import find_differences
 from deeplab_jax.checkpoints.folders import CHECKPOINTS, DamagedError, find_best, find_steps, make_absolute, read_scores
+from deeplab_jax.checkpoints.paths import ALIASES
 from deeplab_jax.checkpoints.store import resolve, restore_model, stored_config
 from deeplab_jax.config import Config, MeshConfig, from_dict
 from deeplab_jax.errors import ConfigError, DataError
@@ -86,10 +87,11 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
 
 
 def _shorten(paths: Sequence[str]) -> list[str]:
-    """Return the last parts of paths: as few for all as make them different."""
-    for count in range(1, 100):
-        names = ["/".join(path.rstrip("/").split("/")[-count:]) for path in paths]
-        if len(set(names)) == len(names):
+    """Return the last parts of paths, as few for all as make them different. A step alone is not a name."""
+    parts = [path.replace(f"/{CHECKPOINTS}/", "/").rstrip("/").split("/") for path in paths]
+    for count in range(1, max(map(len, parts))):
+        names = ["/".join(each[-count:]) for each in parts]
+        if len(set(names)) == len(names) and not any(name.isdigit() or name in ALIASES for name in names):
             return names
     return list(paths)
 

@@ -1,12 +1,18 @@
+import contextlib
 import io
 import json
 
 import numpy as np
+import pytest
 from conftest import tiny_config
+from etils import epath
 from rich.console import Console
 
+from deeplab_jax.checkpoints.folders import write_scores
+from deeplab_jax.training import output as output_module
 from deeplab_jax.training.log import Log
 from deeplab_jax.training.output import Output
+from deeplab_jax.training.writers import RunWriter
 
 ROW = {"loss": 3.0, "mean_loss": 1.0, "mean_accuracy": 0.5, "lr": 0.1, "images_per_second": 2.0, "mfu": 0.4, "data_wait": 0.25}
 
@@ -50,3 +56,54 @@ def test_the_time_to_the_first_step_is_printed_immediately_and_logged_once(tmp_p
             output.log_training(step, ROW, 60.0)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row.get("seconds_to_first_step") for row in rows] == [12.34, None]
+
+
+class Recorder(RunWriter):
+    """A writer that keeps the checkpoints and the outcome."""
+
+    target, takes_checkpoints = "recorder", True
+
+    def __init__(self):
+        self.checkpoints, self.outcome = [], None
+
+    def write_checkpoint(self, checkpoint):
+        self.checkpoints.append((checkpoint.step, checkpoint.miou, checkpoint.is_best))
+
+    def close(self, outcome):
+        self.outcome = outcome
+
+
+def open_output(tmp_path, monkeypatch, uploads="none"):
+    """Return an output with a recorder."""
+    recorder, config = Recorder(), tiny_config()
+    config.train.upload_checkpoints = uploads
+    monkeypatch.setattr(output_module, "open_writers", lambda names, run, say: [recorder])
+    return Output(config, str(tmp_path), 0, 10, True, Log(None, Console(file=io.StringIO()))), recorder
+
+
+@pytest.mark.parametrize(("error", "outcome"), [(None, "finished"), (ValueError, "failed"), (KeyboardInterrupt, "stopped")])
+def test_writers_are_told_how_the_run_ended(tmp_path, monkeypatch, error, outcome):
+    output, recorder = open_output(tmp_path, monkeypatch)
+    with contextlib.suppress(ValueError, KeyboardInterrupt), output:
+        if error:
+            raise error
+        output.outcome = "finished"
+    assert recorder.outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("uploads", "expected"),
+    [
+        ("none", []),
+        ("best", [(1, 0.2, True), (3, 0.3, True)]),
+        ("all", [(1, 0.2, True), (2, 0.1, False), (3, 0.3, True)]),
+    ],
+)
+def test_the_chosen_checkpoints_are_uploaded(tmp_path, monkeypatch, uploads, expected):
+    output, recorder = open_output(tmp_path, monkeypatch, uploads)
+    for step, miou in ((1, 0.2), (2, 0.1), (3, 0.3)):
+        folder = epath.Path(tmp_path) / "checkpoints" / str(step)
+        folder.mkdir(parents=True)
+        write_scores(folder, {"miou": miou})
+        output.upload_checkpoint(step)
+    assert recorder.checkpoints == expected
