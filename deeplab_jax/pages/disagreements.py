@@ -56,7 +56,7 @@ class Disagreements:
 
     def __init__(self, names: Sequence[str], label_set: LabelSet, runs: int, count: int) -> None:
         self._names, self._label_set, self._runs = names, label_set, runs
-        self._per_run = -(-count // runs)
+        self._count = count
         self._earlier: dict[int, list[bytes]] = {}
         self._kept: list[list[tuple[float, int, Disagreement]]] = [[] for _ in range(runs)]
 
@@ -73,8 +73,15 @@ class Disagreements:
         self._compare(each, each.label, [*predictions, each.prediction])
 
     def by_winner(self) -> list[list[Disagreement]]:
-        """Return for each run the images that it predicts better than others, the largest difference first."""
-        return [[entry for *_, entry in kept] for kept in self._kept]
+        """Return for each run the images that it predicts better than others, the largest difference first.
+
+        Every run has the same share of the images, if it has so many. The largest other differences fill the rest.
+        """
+        share = self._count // self._runs
+        first = [entry for kept in self._kept for entry in kept[:share]]
+        others = sorted((entry for kept in self._kept for entry in kept[share:]), key=_rank)
+        shown = {entry[1] for entry in [*first, *others[: self._count - len(first)]]}
+        return [[image for _, index, image in kept if index in shown] for kept in self._kept]
 
     def _compare(
         self, each: EvaluatedImage, label: UInt8[np.ndarray, "h w"], predictions: Sequence[UInt8[np.ndarray, "h w"]]
@@ -87,11 +94,11 @@ class Disagreements:
         winner, gap = int(np.argmax(miou)), max(miou) - min(miou)
         kept = self._kept[winner]
         rank = (-gap, each.index)
-        if gap == 0 or (len(kept) == self._per_run and (not kept or rank > kept[-1][:2])):
+        if gap == 0 or (len(kept) == self._count and rank > kept[-1][:2]):
             return
         accuracy = [metrics.pixel_accuracy(confusion) for confusion in confusions]
         entry = self._draw(self._names[each.index], miou, accuracy, each, label, predictions)
-        self._kept[winner] = sorted([*kept, (*rank, entry)], key=lambda entry: entry[:2])[: self._per_run]
+        self._kept[winner] = sorted([*kept, (*rank, entry)], key=_rank)[: self._count]
 
     def _draw(
         self,
@@ -110,6 +117,10 @@ class Disagreements:
             differences[mask] = color
         pictures = [colorize(labels, self._label_set) for labels in (truth, *guesses)]
         return Disagreement(name, miou, accuracy, image, pictures[0], pictures[1:], differences)
+
+
+def _rank(entry: tuple[float, int, Disagreement]) -> tuple[float, int]:
+    return entry[:2]
 
 
 def _disputed_pixels(

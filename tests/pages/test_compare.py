@@ -40,7 +40,8 @@ def test_images_are_listed_for_the_run_that_predicts_them_better_the_largest_dif
     assert better[0].miou == [1, 0]
     assert better[1].accuracy == [1, 0.75]
     assert better[1].miou[1] == pytest.approx((2 / 3 + 1 / 2) / 2)
-    assert [len(each) for each in find(1, [right, right], [wrong, wrong])] == [1, 0]
+    assert [len(each) for each in find(3, [right, right, right, right], [wrong, wrong, wrong, wrong])] == [3, 0]
+    assert [len(each) for each in find(2, [right, right, right, wrong], [wrong, wrong, wrong, right])] == [1, 1]
 
 
 def test_differences_have_the_colour_of_the_run_that_is_right():

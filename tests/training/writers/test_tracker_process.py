@@ -14,6 +14,7 @@ from deeplab_jax.config import TrainConfig
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.training.writers import Checkpoint, RunStart, check_writers, process
 from deeplab_jax.training.writers.process import TrackerProcess
+from deeplab_jax.training.writers.tracker import require_package
 
 
 def open_tracker(tmp_path, kind=fake_trackers.Recorder, step=0, rows=(), lines=None):
@@ -163,3 +164,10 @@ def test_writers_that_cannot_work_are_refused(monkeypatch, fields, message):
     with pytest.raises(ConfigError) as error:
         check_writers(TrainConfig(**fields))
     assert message in str(error.value)
+
+
+def test_a_folder_with_the_name_of_a_package_is_not_the_package(tmp_path, monkeypatch):
+    (tmp_path / "a_tracker").mkdir()  # W&B writes to a folder called wandb
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="package is missing"):
+        require_package("wandb", "a_tracker")
