@@ -25,6 +25,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long"
 
 test-long: $(VENV)/installed-dev
+	$(BIN)/pip install --quiet -e ".[wandb,mlflow,trackio]"
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/installed-dev

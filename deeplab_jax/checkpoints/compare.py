@@ -1,10 +1,10 @@
 """Compare the config stored in a checkpoint with the config it is used with."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
-from deeplab_jax.config import Config, DataConfig, ModelConfig, to_dict
+from deeplab_jax.config import Config, DataConfig, ModelConfig, flatten
 from deeplab_jax.config.fields import field_names
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models import canonical
@@ -20,8 +20,6 @@ FIXED = [
 def compare_configs(stored: Config, config: Config, checkpoint: str) -> list[str]:
     """Return the fields in which `config` differs from `stored`, as `field: old -> new`.
 
-    Configs that describe the same network in different ways count as equal.
-
     Args:
       stored: The checkpoint's config.
       config: The config to use the checkpoint with.
@@ -30,16 +28,9 @@ def compare_configs(stored: Config, config: Config, checkpoint: str) -> list[str
     Raises:
       CheckpointError: The network or the classes differ, so the stored arrays do not fit or have a different meaning.
     """
-    then, now = _flatten(stored), _flatten(config)
-    canonical_then, canonical_now = _flatten(_spell_canonically(stored)), _flatten(_spell_canonically(config))
-    fields = [
-        field
-        # Not every label set has all fields.
-        for field in then | now
-        if then.get(field) != now.get(field) and canonical_then.get(field) != canonical_now.get(field)
-    ]
+    fields = find_differences([stored, config])
     if "labels.names" in fields:
-        old, new = then["labels.names"], now["labels.names"]
+        old, new = fields["labels.names"]
         raise CheckpointError(
             f"`labels` (={config.labels.name!r}, {len(new)} classes) is not the label set that {checkpoint} was trained with "
             f"({len(old)} classes, {old[0]!r} to {old[-1]!r}). Use the checkpoint's config, a different checkpoint or "
@@ -48,24 +39,28 @@ def compare_configs(stored: Config, config: Config, checkpoint: str) -> list[str
     for field in FIXED:
         if field in fields:
             raise CheckpointError(
-                f"`{field}` (={now[field]!r}) is {then[field]!r} in {checkpoint}. Change it back, or use a different "
-                "checkpoint or workdir."
+                f"`{field}` (={fields[field][1]!r}) is {fields[field][0]!r} in {checkpoint}. Change it back, or use a "
+                "different checkpoint or workdir."
             )
-    return [f"{field}: {then.get(field)!r} -> {now.get(field)!r}" for field in fields]
+    return [f"{field}: {old!r} -> {new!r}" for field, (old, new) in fields.items()]
+
+
+def find_differences(configs: Sequence[Config]) -> dict[str, list[Any]]:
+    """Return the fields in which configs differ, each with its value in every config. Not every label set has all fields.
+
+    Configs that describe the same network in different ways count as equal.
+    """
+    given = [flatten(config) for config in configs]
+    spelled = [flatten(_spell_canonically(config)) for config in configs]
+    fields = {field: None for values in given for field in values}
+
+    def differ(tables: Sequence[dict[str, Any]], field: str) -> bool:
+        return any(values.get(field) != tables[0].get(field) for values in tables)
+
+    return {
+        field: [values.get(field) for values in given] for field in fields if differ(given, field) and differ(spelled, field)
+    }
 
 
 def _spell_canonically(config: Config) -> Config:
     return dataclasses.replace(config, model=canonical(config.model))
-
-
-def _flatten(config: Config) -> dict[str, Any]:
-    """Return all field values, keyed by dotted name."""
-    return dict(_walk(to_dict(config), ""))
-
-
-def _walk(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _walk(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

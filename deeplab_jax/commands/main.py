@@ -15,6 +15,7 @@ from typing import Any
 from tyro.extras import SubcommandApp
 
 from deeplab_jax.commands import data
+from deeplab_jax.commands.compare import compare
 from deeplab_jax.commands.demo import demo
 from deeplab_jax.commands.exit import run_or_exit
 from deeplab_jax.commands.export import export
@@ -43,6 +44,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "plan": plan,
     "predict": predict,
     "report": report,
+    "compare": compare,
     "export": export,
     "demo": demo,
     "warm": warm,

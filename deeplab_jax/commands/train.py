@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from etils import epath
 from rich.console import Console
 
@@ -12,9 +13,11 @@ from deeplab_jax.config import Config
 from deeplab_jax.models import validate
 from deeplab_jax.runtime.compilation import enable_compilation_cache
 from deeplab_jax.runtime.console import make_console
+from deeplab_jax.runtime.shared_errors import failing_together
 from deeplab_jax.training import loop
 from deeplab_jax.training.begin import set_up
 from deeplab_jax.training.photometric import describe_limits
+from deeplab_jax.training.writers import check_writers
 from deeplab_jax.weights.transfer import pretrained_variables
 
 
@@ -56,6 +59,9 @@ def train(
     enable_compilation_cache()
     # Report an invalid config before reading the data, which can take minutes.
     set_up(config, 1)
+    with failing_together():
+        if jax.process_index() == 0:  # the other processes write nothing
+            check_writers(config.train)
     say = functools.partial(console.print, markup=False)
     if config.data.photometric and (limits := describe_limits(config.data.channels)):
         say(limits)

@@ -13,4 +13,4 @@ from deeplab_jax.config.schema import (
     TrainConfig,
     total_steps,
 )
-from deeplab_jax.config.storage import digest_of, from_dict, to_dict
+from deeplab_jax.config.storage import digest_of, flatten, from_dict, to_dict

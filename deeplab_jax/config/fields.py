@@ -115,6 +115,11 @@ def are_strings(values: Any) -> bool:
     return isinstance(values, tuple | list) and all(isinstance(value, str) for value in values)
 
 
+def are_distinct_strings(values: Any) -> bool:
+    """Return whether `values` is a tuple or list of strings, each of which occurs once. It can be empty."""
+    return are_strings(values) and len(set(values)) == len(values)
+
+
 def is_pattern(text: Any) -> bool:
     """Return whether `text` is a valid regular expression."""
     try:

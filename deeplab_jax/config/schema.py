@@ -11,6 +11,7 @@ import math
 from deeplab_jax.config.data import DataConfig
 from deeplab_jax.config.fields import (
     Check,
+    are_distinct_strings,
     are_one_or_more_numbers,
     at_least,
     field,
@@ -98,6 +99,21 @@ class TrainConfig:
         600,
         "Number of seconds without progress after which a multi-process run ends. 0 means never.",
         at_least(0, "Use a number of seconds, or 0 for never."),
+    )
+    writers: tuple[str, ...] = field(
+        ("tensorboard",),
+        "Where the run's scalars and images are written, in addition to metrics.jsonl: `tensorboard`, `wandb`, `mlflow` and "
+        "`trackio`. See docs/how-to/track-runs.md.",
+        Check(
+            are_distinct_strings,
+            "Give names, each once: --config.train.writers=\"('tensorboard','wandb')\", or () for none.",
+        ),
+    )
+    upload_checkpoints: str = field(
+        "none",
+        "Which checkpoints the writers upload, once they are evaluated: `none`, `best` (each one with the best mIoU so far) or "
+        "`all`. TensorBoard takes none.",
+        one_of("none", "best", "all"),
     )
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import json
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from deeplab_jax.config.schema import Config
@@ -30,6 +30,19 @@ def to_dict(config: Config) -> dict[str, Any]:
         if not values["labels"][field]:
             del values["labels"][field]
     return values
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Return the values of `to_dict`, keyed by dotted field name, such as "optim.lr"."""
+    return dict(_walk(to_dict(config), ""))
+
+
+def _walk(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _walk(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def digest_of(values: dict[str, Any]) -> str:

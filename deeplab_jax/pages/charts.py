@@ -14,12 +14,12 @@ MAX_POINTS = 300
 
 
 def draw_lines(title: str, series: Mapping[str, Points], *, dots: bool = False, x_name: str = "step") -> Markup:
-    """Return an HTML figure that plots up to three series against the training step, or against another quantity.
+    """Return an HTML figure that plots series against the training step, or against another quantity.
 
     Args:
       title: The chart title, including the unit of the values.
-      series: Maps each line's name to its (step, value) points, with steps of at least 0. The names are shown only if there is
-        more than one line.
+      series: Maps each line's name to its (step, value) points. The page's style gives each line a colour, by its position. The
+        names are shown only if there is more than one line.
       dots: Whether to mark every point. This helps when there are only a few.
       x_name: The name of the quantity on the horizontal axis, shown with the points that are marked.
 

@@ -58,7 +58,7 @@ class WorstImages:
         """Keep the image if its mean IoU is among the lowest so far. Pass this method to `evaluate` as a visitor."""
         if not self._count or each.label is None:
             return
-        confusion = _count_confusion(each.label, each.prediction, self._label_set.num_classes)
+        confusion = count_confusion(each.label, each.prediction, self._label_set.num_classes)
         if not confusion.any():
             return
         iou = np.where(confusion.sum(1) > 0, metrics.class_iou(confusion), np.nan)
@@ -74,9 +74,10 @@ class WorstImages:
         return [example for *_, example in self._kept]
 
 
-def _count_confusion(
+def count_confusion(
     label: UInt8[np.ndarray, "h w"], prediction: UInt8[np.ndarray, "h w"], classes: int
 ) -> Int[np.ndarray, "k k"]:
+    """Return the pixel count for each (label, prediction) pair of one image."""
     is_labelled = label != IGNORE
     cells = label[is_labelled].astype(np.int64) * classes + prediction[is_labelled]
     return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)

@@ -130,7 +130,7 @@ def train(
             check_lock,
             checkpoints,
             Receipts(workdir, describe_start(step, config, data, steps, setup.mesh), data.names, log.print),
-            stack.enter_context(Output(workdir, step, steps, is_scored, log)),
+            stack.enter_context(Output(config, workdir, step, steps, is_scored, log)),
             watchdog,
             on_evaluation,
             eval_every,
@@ -144,6 +144,7 @@ def train(
             state, step = _train_from(state, step, data, start_time, tools)
         is_scored = step != steps or not checkpoints.needs_scores(step, is_due=config.train.evaluate)
         is_finished = is_scored and (step >= steps or _stops_early(step, tools))
+        tools.output.outcome = "finished" if is_finished else "stopped"
     log.print(_describe_end(workdir, step, steps, is_scored, is_finished))
     return Outcome(state, is_finished)
 
@@ -274,6 +275,7 @@ def _evaluate(state: TrainState, step: int, tools: _Tools) -> None:
     tools.output.log_evaluation(step, summary, strips)
     metric = tools.setup.config.train.best_metric
     tools.checkpoints.add_scores(step, summary, Rank(metric, rank(summary, metric)))
+    tools.output.upload_checkpoint(step)
     tools.on_evaluation(step, summary)
 
 

@@ -1,4 +1,4 @@
-"""Read `metrics.jsonl`, the scalar log written by `writers.py`."""
+"""Read `metrics.jsonl`, the scalar log written by `writers.JsonLines`."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""Report a run's progress in its log, on the terminal's progress bar and in the files written by `writers.WRITERS`."""
+"""Report a run's progress in its log, on the terminal's progress bar and by its writers."""
 
 import datetime
 import math
@@ -11,12 +11,14 @@ from etils import epath
 from jaxtyping import UInt8
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from deeplab_jax.checkpoints.folders import CHECKPOINTS, find_best, find_steps, make_absolute, read_scores
+from deeplab_jax.config import Config, flatten
 from deeplab_jax.errors import one_line
 from deeplab_jax.evaluation.metrics import OVERALL_METRICS
 from deeplab_jax.files import report_write_errors
 from deeplab_jax.runtime.shared_errors import failing_together
 from deeplab_jax.training.log import Log, format_duration
-from deeplab_jax.training.writers import WRITERS, RunWriter
+from deeplab_jax.training.writers import Checkpoint, Outcome, RunStart, RunWriter, open_writers
 
 PRINTED_SCORES = ("miou", "pixel_accuracy", "boundary_miou", "ece", "loss")  # the scores that fit on the line of an evaluation
 
@@ -26,7 +28,11 @@ class Output:
 
     Every process creates one, but only the first process writes files.
 
+    Attributes:
+      outcome: How the run ends, unless an error ends it. The loop sets it to "finished" when the run is complete.
+
     Args:
+      config: The run's config.
       workdir: The run folder.
       start_step: The step at which the run starts or resumes.
       steps: The step at which the run ends.
@@ -34,14 +40,17 @@ class Output:
       log: The run's log. Its console shows the progress bar if it is a terminal.
     """
 
-    def __init__(self, workdir: str, start_step: int, steps: int, is_scored: bool, log: Log) -> None:
-        folder, is_first = epath.Path(workdir), jax.process_index() == 0
+    def __init__(self, config: Config, workdir: str, start_step: int, steps: int, is_scored: bool, log: Log) -> None:
+        folder, is_first = make_absolute(workdir), jax.process_index() == 0
         self.log = log
+        self.outcome: Outcome = "stopped"
+        self._folder, self._uploads = folder, config.train.upload_checkpoints
         self._writers: list[RunWriter] = []
         with failing_together(), report_write_errors(folder):
             if is_first:
                 folder.mkdir(parents=True, exist_ok=True)
-                self._writers = [make(folder, start_step, is_scored) for make in WRITERS]
+                start = RunStart(str(folder), start_step, is_scored, flatten(config))
+                self._writers = open_writers(config.train.writers, start, log.print)
         self._failed: set[RunWriter] = set()
         columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
         self._progress = Progress(*columns, console=log.console, disable=not log.console.is_terminal)
@@ -52,9 +61,10 @@ class Output:
         self._progress.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._progress.stop()
-        self._write(lambda writer: writer.close())
+        outcome: Outcome = "failed" if kind and issubclass(kind, Exception) else self.outcome
+        self._write(lambda writer: writer.close(outcome))
 
     def advance(self, step: int) -> None:
         """Move the progress bar to `step`."""
@@ -93,6 +103,16 @@ class Output:
         text = "  ".join(f"{title} {'-' if value is None else f'{value:.4f}'}" for title, value in printed.items())
         self._print_step(step, f"evaluation: {text}")
 
+    def upload_checkpoint(self, step: int) -> None:
+        """Give a step's checkpoint to the writers, if `train.upload_checkpoints` says so. It must be complete and scored."""
+        if self._uploads != "none":
+            self._write(lambda writer: self._upload(writer, self._folder / CHECKPOINTS / str(step)))
+
+    def _upload(self, writer: RunWriter, step: epath.Path) -> None:
+        is_best = find_best(find_steps(self._folder)) == step
+        if writer.takes_checkpoints and (is_best or self._uploads == "all"):
+            writer.write_checkpoint(Checkpoint(int(step.name), str(step), (read_scores(step) or {}).get("miou"), is_best))
+
     def _print_step(self, step: int, line: str) -> None:
         self.log.print(f"step {step:>6}  {line}  {datetime.datetime.now():%H:%M:%S}")
 
@@ -109,5 +129,5 @@ class Output:
             except Exception as error:  # writers use other libraries, which raise many kinds of errors
                 if writer not in self._failed:
                     reason = one_line(error)
-                    self.log.print(f"warning: {writer.path} cannot be written ({reason}). The run continues without it.")
+                    self.log.print(f"warning: {writer.target} cannot be written ({reason}). The run continues without it.")
                 self._failed.add(writer)

@@ -86,6 +86,7 @@ NOT_RUN = (
 # Part of each command line that is parsed but not run, and the reason.
 ONLY_PARSED = (
     ("pypi:", "needs the extra lite0"),
+    ("train.writers", "needs the extra wandb; training/writers/test_trackers.py trains with it"),
     ("tfds:", "needs a data set that TFDS has built; data/test_tfds.py builds one"),
     ("deeplab-jax data import", "needs an export; commands/test_import_annotations.py writes one"),
     ("deeplab-jax demo", "serves until it is interrupted; pages/test_demo.py opens it in a browser"),

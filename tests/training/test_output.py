@@ -1,12 +1,19 @@
+import contextlib
 import io
 import json
 
 import numpy as np
+import pytest
+from conftest import tiny_config
+from etils import epath
 from rich.console import Console
 
+from deeplab_jax.checkpoints.folders import write_scores
 from deeplab_jax.evaluation.metrics import OVERALL_METRICS
+from deeplab_jax.training import output as output_module
 from deeplab_jax.training.log import Log
 from deeplab_jax.training.output import Output
+from deeplab_jax.training.writers import RunWriter
 
 ROW = {"loss": 3.0, "mean_loss": 1.0, "mean_accuracy": 0.5, "lr": 0.1, "images_per_second": 2.0, "mfu": 0.4, "data_wait": 0.25}
 
@@ -17,12 +24,12 @@ def read_steps(workdir):
 
 def test_the_log_of_a_resumed_run_has_no_gaps_or_duplicates(tmp_path):
     console = Console(file=io.StringIO())
-    with Output(str(tmp_path), 0, 10, True, Log(None, console)) as output:
+    with Output(tiny_config(), str(tmp_path), 0, 10, True, Log(None, console)) as output:
         for step in (1, 2, 3):
             output.log_training(step, ROW, 60.0)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "ki')  # a row truncated when the run was killed
-    with Output(str(tmp_path), 2, 10, True, Log(None, console)) as output:
+    with Output(tiny_config(), str(tmp_path), 2, 10, True, Log(None, console)) as output:
         output.log_training(3, ROW, 60.0)
         scores = dict.fromkeys(OVERALL_METRICS) | {"pixel_accuracy": 0.5, "iou": {"road": None}, "f1": {"road": None}}
         output.log_evaluation(3, scores, [np.zeros((4, 12, 3), np.uint8)])
@@ -35,7 +42,7 @@ def test_the_log_of_a_resumed_run_has_no_gaps_or_duplicates(tmp_path):
 
 def test_an_evaluation_is_one_line(tmp_path):
     text = io.StringIO()
-    with Output(str(tmp_path), 0, 10, True, Log(None, Console(file=text, soft_wrap=True))) as output:
+    with Output(tiny_config(), str(tmp_path), 0, 10, True, Log(None, Console(file=text, soft_wrap=True))) as output:
         output.log_evaluation(5, dict.fromkeys(OVERALL_METRICS, 0.25) | {"ece": None, "iou": {}}, [])
     scores = "mIoU 0.2500  pixel accuracy 0.2500  boundary mIoU 0.2500  calibration error -  loss 0.2500"
     assert text.getvalue().startswith(f"step      5  evaluation: {scores}")
@@ -43,7 +50,7 @@ def test_an_evaluation_is_one_line(tmp_path):
 
 def test_a_training_line_shows_progress_and_speed(tmp_path):
     text = io.StringIO()
-    with Output(str(tmp_path), 0, 10, True, Log(None, Console(file=text, width=80, soft_wrap=True))) as output:
+    with Output(tiny_config(), str(tmp_path), 0, 10, True, Log(None, Console(file=text, width=80, soft_wrap=True))) as output:
         output.log_training(5, ROW, 3725.0)
     line = text.getvalue().splitlines()[0]
     parts = ("step      5", "loss 1.0000", "lr 1.00e-01", "2.0 images/s", "MFU 40.0%", "data wait 25.0%", "1 h 02 min left")
@@ -53,10 +60,61 @@ def test_a_training_line_shows_progress_and_speed(tmp_path):
 
 def test_the_time_to_the_first_step_is_printed_immediately_and_logged_once(tmp_path):
     text = io.StringIO()
-    with Output(str(tmp_path), 0, 10, True, Log(None, Console(file=text))) as output:
+    with Output(tiny_config(), str(tmp_path), 0, 10, True, Log(None, Console(file=text))) as output:
         output.report_first_step(12.34)
         assert "first step done after 12.3 s" in text.getvalue()
         for step in (5, 10):
             output.log_training(step, ROW, 60.0)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row.get("seconds_to_first_step") for row in rows] == [12.34, None]
+
+
+class Recorder(RunWriter):
+    """A writer that keeps the checkpoints and the outcome."""
+
+    target, takes_checkpoints = "recorder", True
+
+    def __init__(self):
+        self.checkpoints, self.outcome = [], None
+
+    def write_checkpoint(self, checkpoint):
+        self.checkpoints.append((checkpoint.step, checkpoint.miou, checkpoint.is_best))
+
+    def close(self, outcome):
+        self.outcome = outcome
+
+
+def open_output(tmp_path, monkeypatch, uploads="none"):
+    """Return an output with a recorder."""
+    recorder, config = Recorder(), tiny_config()
+    config.train.upload_checkpoints = uploads
+    monkeypatch.setattr(output_module, "open_writers", lambda names, run, say: [recorder])
+    return Output(config, str(tmp_path), 0, 10, True, Log(None, Console(file=io.StringIO()))), recorder
+
+
+@pytest.mark.parametrize(("error", "outcome"), [(None, "finished"), (ValueError, "failed"), (KeyboardInterrupt, "stopped")])
+def test_writers_are_told_how_the_run_ended(tmp_path, monkeypatch, error, outcome):
+    output, recorder = open_output(tmp_path, monkeypatch)
+    with contextlib.suppress(ValueError, KeyboardInterrupt), output:
+        if error:
+            raise error
+        output.outcome = "finished"
+    assert recorder.outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("uploads", "expected"),
+    [
+        ("none", []),
+        ("best", [(1, 0.2, True), (3, 0.3, True)]),
+        ("all", [(1, 0.2, True), (2, 0.1, False), (3, 0.3, True)]),
+    ],
+)
+def test_the_chosen_checkpoints_are_uploaded(tmp_path, monkeypatch, uploads, expected):
+    output, recorder = open_output(tmp_path, monkeypatch, uploads)
+    for step, miou in ((1, 0.2), (2, 0.1), (3, 0.3)):
+        folder = epath.Path(tmp_path) / "checkpoints" / str(step)
+        folder.mkdir(parents=True)
+        write_scores(folder, {"miou": miou}, Rank("miou", miou))
+        output.upload_checkpoint(step)
+    assert recorder.checkpoints == expected

@@ -8,7 +8,11 @@ from google.protobuf.message import DecodeError
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 
-from deeplab_jax.training.writers import JsonLines, TensorBoard
+from deeplab_jax.training.writers import JsonLines, RunStart, TensorBoard
+
+
+def start(tmp_path, step, is_scored):
+    return RunStart(str(tmp_path), step, is_scored, {})
 
 
 def read_rows(workdir):
@@ -38,15 +42,15 @@ def write_half(self, data):
 
 
 def test_rows_that_could_not_be_written_are_written_later(tmp_path, monkeypatch):
-    writer = JsonLines(epath.Path(tmp_path), 0, True)
+    writer = JsonLines(start(tmp_path, 0, True))
     writer.write_scalars(1, "train", {"loss": 1.0})
     with monkeypatch.context() as patch:
-        patch.setattr(type(writer.path), "open", raise_full_disk)
+        patch.setattr(type(epath.Path(tmp_path)), "open", raise_full_disk)
         for step in (2, 3):
             with pytest.raises(OSError, match="No space"):
                 writer.write_scalars(step, "train", {"loss": 1.0})
     assert read_rows(tmp_path) == [(1, "train")]
-    writer.close()
+    writer.close("finished")
     assert read_rows(tmp_path) == [(1, "train"), (2, "train"), (3, "train")]
 
 
@@ -55,7 +59,7 @@ def raise_full_disk(*args, **kwargs):
 
 
 def test_a_row_that_was_written_in_part_is_removed(tmp_path, monkeypatch):
-    writer = JsonLines(epath.Path(tmp_path), 0, True)
+    writer = JsonLines(start(tmp_path, 0, True))
     writer.write_scalars(1, "train", {"loss": 1.0})
 
     class FullFile:
@@ -71,31 +75,31 @@ def test_a_row_that_was_written_in_part_is_removed(tmp_path, monkeypatch):
             raise_full_disk()
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(writer.path), "open", lambda self, mode: FullFile())
+        patch.setattr(type(epath.Path(tmp_path)), "open", lambda self, mode: FullFile())
         with pytest.raises(OSError, match="No space"):
             writer.write_scalars(2, "train", {"loss": 1.0})
     assert read_rows(tmp_path) == [(1, "train")]
 
 
 def test_an_interrupted_evaluation_has_no_row_after_the_restart(tmp_path):
-    writer = JsonLines(epath.Path(tmp_path), 0, True)
+    writer = JsonLines(start(tmp_path, 0, True))
     for step, kind in ((1, "train"), (2, "train"), (2, "eval"), (3, "train")):
         writer.write_scalars(step, kind, {})
-    JsonLines(epath.Path(tmp_path), 2, True)
+    JsonLines(start(tmp_path, 2, True))
     assert read_rows(tmp_path) == [(1, "train"), (2, "train"), (2, "eval")]
-    JsonLines(epath.Path(tmp_path), 2, False)
+    JsonLines(start(tmp_path, 2, False))
     assert read_rows(tmp_path) == [(1, "train"), (2, "train")]
 
 
 def test_tensorboard_continues_in_a_new_file_after_an_error(tmp_path, monkeypatch):
-    writer = TensorBoard(epath.Path(tmp_path), 0, True)
+    writer = TensorBoard(start(tmp_path, 0, True))
     writer.write_scalars(1, "train", {"loss": 1.0, "skipped": None})
     with monkeypatch.context() as patch:
         patch.setattr("tensorboardX.record_writer.RecordWriter.write", write_half)
         with pytest.raises(OSError, match="No space"):
             writer.write_images(2, [np.zeros((4, 12, 3), np.uint8)])
     writer.write_scalars(3, "train", {"loss": 2.0})
-    writer.close()
+    writer.close("finished")
     assert read_events(tmp_path)[-1] == (3, "train/loss")
     assert (1, "train/loss") in read_events(tmp_path)
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
@@ -106,14 +110,14 @@ def test_tensorboard_hides_repeated_steps(tmp_path, monkeypatch):
     write = EventsWriter.write_event
     monkeypatch.setattr(EventsWriter, "write_event", lambda self, event: (starts.append(event), write(self, event)))
     for is_scored in (True, False):
-        writer = TensorBoard(epath.Path(tmp_path), 5, is_scored)
+        writer = TensorBoard(start(tmp_path, 5, is_scored))
         writer.write_scalars(6, "train", {"loss": 1.0})
-        writer.close()
+        writer.close("finished")
     assert [event.step for event in starts if event.HasField("session_log")] == [6, 6]
 
 
 def test_tensorboard_hides_repeated_steps_although_the_disk_was_full_at_the_start(tmp_path, monkeypatch):
-    writer, starts, write = TensorBoard(epath.Path(tmp_path), 5, True), [], EventsWriter.write_event
+    writer, starts, write = TensorBoard(start(tmp_path, 5, True)), [], EventsWriter.write_event
     flush, errors = EventsWriter.flush, [OSError(28, "No space left on device")]
 
     def fail_once(self):
@@ -128,5 +132,5 @@ def test_tensorboard_hides_repeated_steps_although_the_disk_was_full_at_the_star
     monkeypatch.setattr(EventsWriter, "write_event", lambda self, event: (starts.append(event), write(self, event)))
     writer.write_scalars(7, "train", {"loss": 1.0})
     writer.write_scalars(8, "train", {"loss": 1.0})
-    writer.close()
+    writer.close("finished")
     assert [event.step for event in starts if event.HasField("session_log")] == [6]
