@@ -66,6 +66,15 @@ def field_names(section: type, *, changes: tuple[Change, ...] = (), part: tuple[
     )
 
 
+def find_unused(section: Any) -> list[dataclasses.Field[Any]]:
+    """Return the fields of a config section that are set to another value than their default, but have no effect."""
+    return [
+        each
+        for each in dataclasses.fields(section)
+        if each.metadata["is_used"] and not each.metadata["is_used"](section) and getattr(section, each.name) != each.default
+    ]
+
+
 def one_of(*choices: str) -> Check:
     """Return a check that accepts only the given strings.
 

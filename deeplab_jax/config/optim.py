@@ -1,6 +1,7 @@
 """The part of the config that describes the optimizer and the learning-rate schedule."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from deeplab_jax.config.fields import Check, above_zero, are_numbers, are_strings, at_least, below_one, field, is_pattern
@@ -26,6 +27,10 @@ def _patterns(example: str) -> Check:
     return Check(_are_patterns, f"Give regular expressions, such as --config.optim.{example}, or ().")
 
 
+def _has_schedule(*names: str) -> Callable[["OptimConfig"], bool]:
+    return lambda optim: optim.schedule in names
+
+
 @dataclasses.dataclass(slots=True)
 class OptimConfig:
     """The optax optimizer and the learning-rate schedule with linear warm-up."""
@@ -46,8 +51,14 @@ class OptimConfig:
         "Learning rate at the start of the schedule, or the highest one of `one_cycle`. Warm-up begins at a lower rate.",
         above_zero(),
     )
-    lr_end: float = field(0.0, "Learning rate at the end of the poly, cosine and one_cycle schedules.")
-    power: float = field(0.9, "Exponent of the poly schedule, (1 - step / steps) ** power.", above_zero())
+    lr_end: float = field(
+        0.0,
+        "Learning rate at the end of the poly, cosine and one_cycle schedules.",
+        is_used=_has_schedule("poly", "cosine", "one_cycle"),
+    )
+    power: float = field(
+        0.9, "Exponent of the poly schedule, (1 - step / steps) ** power.", above_zero(), is_used=_has_schedule("poly")
+    )
     milestones: tuple[float, ...] = field(
         (),
         "Points of the run at which the piecewise schedule multiplies the learning rate by `gamma`, as fractions of its steps: "
@@ -58,8 +69,14 @@ class OptimConfig:
             ),
             "Give rising fractions above 0 and below 1, such as --config.optim.milestones='(0.6,0.9)', or ().",
         ),
+        is_used=_has_schedule("piecewise"),
     )
-    gamma: float = field(0.1, "Factor of the piecewise schedule at each of its `milestones`.", above_zero())
+    gamma: float = field(
+        0.1,
+        "Factor of the piecewise schedule at each of its `milestones`.",
+        above_zero(),
+        is_used=_has_schedule("piecewise"),
+    )
     warmup_steps: int = field(
         0,
         "Number of steps over which the learning rate rises linearly, starting from lr / warmup_steps. 0 means no warm-up.",

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from deeplab_jax.config import Config, LossConfig
+from deeplab_jax.config import Config
+from deeplab_jax.config.fields import find_unused
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.losses.cross_entropy import cross_entropy
 from deeplab_jax.losses.dice import dice
@@ -32,11 +33,10 @@ def check_terms(config: Config) -> None:
         )
     if not all(LOSSES[name].__module__.startswith(__name__) for name in config.loss.terms):
         return
-    for field in dataclasses.fields(LossConfig):
-        is_used, value = field.metadata["is_used"], getattr(config.loss, field.name)
-        if is_used and not is_used(config.loss) and value != field.default:
-            readers = [repr(name) for name in LOSSES if is_used(dataclasses.replace(config.loss, terms=(name,)))]
-            raise ConfigError(
-                f"`loss.{field.name}` (={value!r}) has no effect, because `loss.terms` (={config.loss.terms!r}) does not "
-                f"contain {' or '.join(readers)}. Leave it at {field.default!r}, or add the term."
-            )
+    for field in find_unused(config.loss):
+        is_used = field.metadata["is_used"]
+        readers = [repr(name) for name in LOSSES if is_used(dataclasses.replace(config.loss, terms=(name,)))]
+        raise ConfigError(
+            f"`loss.{field.name}` (={getattr(config.loss, field.name)!r}) has no effect, because `loss.terms` "
+            f"(={config.loss.terms!r}) does not contain {' or '.join(readers)}. Leave it at {field.default!r}, or add the term."
+        )

@@ -1,5 +1,6 @@
 """Learning-rate schedules."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from deeplab_jax.config import OptimConfig
+from deeplab_jax.config.fields import find_unused
 from deeplab_jax.errors import ConfigError, choose
 
 
@@ -63,24 +65,19 @@ SCHEDULES: dict[str, Callable[[OptimConfig, int], optax.Schedule]] = {
 }
 
 
-# The fields that only some of these schedules read.
-_OWN_FIELDS = {
-    "power": ("poly",),
-    "lr_end": ("poly", "cosine", "one_cycle"),
-    "milestones": ("piecewise",),
-    "gamma": ("piecewise",),
-}
-
-
 def check_schedule(config: OptimConfig) -> None:
-    """Raise a ConfigError if a field is set that the schedule does not read, or if the piecewise schedule has no milestones."""
-    for field, schedules in _OWN_FIELDS.items():
-        value = getattr(config, field)
-        if config.schedule in SCHEDULES and config.schedule not in schedules and value != getattr(OptimConfig(), field):
-            raise ConfigError(
-                f"`optim.{field}` (={value!r}) has no effect with optim.schedule={config.schedule}. Leave it at "
-                f"{getattr(OptimConfig(), field)!r}, or use {' or '.join(schedules)}."
-            )
+    """Raise a ConfigError if a field is set that the schedule does not read, or if the piecewise schedule has no milestones.
+
+    A schedule that a recipe adds to `SCHEDULES` can read any field.
+    """
+    if choose(config.schedule, SCHEDULES, "optim.schedule").__module__ != __name__:
+        return
+    for field in find_unused(config):
+        readers = [name for name in SCHEDULES if field.metadata["is_used"](dataclasses.replace(config, schedule=name))]
+        raise ConfigError(
+            f"`optim.{field.name}` (={getattr(config, field.name)!r}) has no effect with optim.schedule={config.schedule}. "
+            f"Leave it at {field.default!r}, or use {' or '.join(readers)}."
+        )
     if config.schedule == "piecewise" and not config.milestones:
         raise ConfigError(
             "`optim.milestones` (=()) is empty, so the rate would be constant. Give fractions of the run, such as (0.6,0.9)."
