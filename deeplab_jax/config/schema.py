@@ -111,7 +111,7 @@ class TrainConfig:
     )
     upload_checkpoints: str = field(
         "none",
-        "Which checkpoints the writers upload, once they are evaluated: `none`, `best` (each one with the best mIoU so far) or "
+        "Which checkpoints the writers upload, once they are evaluated: `none`, `best` (each one that is the best so far) or "
         "`all`. TensorBoard takes none.",
         one_of("none", "best", "all"),
     )

@@ -8,7 +8,7 @@ from conftest import tiny_config
 from etils import epath
 from rich.console import Console
 
-from deeplab_jax.checkpoints.folders import write_scores
+from deeplab_jax.checkpoints.folders import Rank, write_scores
 from deeplab_jax.evaluation.metrics import OVERALL_METRICS
 from deeplab_jax.training import output as output_module
 from deeplab_jax.training.log import Log
