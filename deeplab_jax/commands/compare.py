@@ -8,7 +8,7 @@ from deeplab_jax.errors import ConfigError
 from deeplab_jax.files import require_file
 
 if TYPE_CHECKING:
-    from deeplab_jax.pages.compare import Run, Split
+    from deeplab_jax.pages.comparison import Run, Split
 
 
 def compare(
@@ -34,7 +34,7 @@ def compare(
         raise ConfigError(f"`--images` (={images}) is negative. Use 0 or more.")
     if out:
         require_file(out, "--out")
-    from deeplab_jax.pages.compare import evaluate_runs, print_table, read_runs, require_same_classes, write_page
+    from deeplab_jax.pages.comparison import evaluate_runs, print_table, read_runs, require_same_classes, write_page
     from deeplab_jax.runtime.compilation import enable_compilation_cache
     from deeplab_jax.runtime.console import make_console
 
@@ -56,7 +56,7 @@ def compare(
 
 def _open_split(run: "Run", split: str, root: str | None) -> "Split":
     from deeplab_jax.commands.datasets import locate_data, open_evaluation_set
-    from deeplab_jax.pages.compare import Split, evaluation_config
+    from deeplab_jax.pages.comparison import Split, evaluation_config
 
     config = locate_data(evaluation_config(run, split), root)
     samples, batches = open_evaluation_set(config)

@@ -11,8 +11,7 @@ from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.evaluation.evaluate import EvaluatedImage
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import DeepLabV3
-from deeplab_jax.pages import compare
-from deeplab_jax.pages.compare import Run, Split
+from deeplab_jax.pages.comparison import Run, Split
 from deeplab_jax.pages.disagreements import Disagreements
 from deeplab_jax.training.receipt import Start, write_start
 
@@ -66,46 +65,46 @@ def make_run(name, config=None, **fields):
 
 def test_scores_are_shown_with_their_difference_to_the_first_run():
     a, b = make_run("a"), make_run("b", scores={"miou": 0.55, "loss": 1.25, "iou": {"road": 0.25, "sky": 0.5}})
-    html = compare.render_page([a, b], [], "")
+    html = comparison.render_page([a, b], [], "")
     for text in ("50.00", "55.00 (+5.00)", "1.2500 (-0.2500)", "25.00 (-25.00)", "75.00", "&lt;sign&gt;"):
         assert (text in html) == (text != "&lt;sign&gt;")  # there are no images, and thus no legend
-    assert compare.class_scores([a, b])["sky"] == [None, 0.5]
-    assert compare.scalar_scores([a, b])["pixel_accuracy"] == [0.75, None]
+    assert comparison.class_scores([a, b])["sky"] == [None, 0.5]
+    assert comparison.scalar_scores([a, b])["pixel_accuracy"] == [0.75, None]
 
 
 def test_only_config_fields_that_differ_are_shown():
     other = Config(labels=LABELS)
     other.optim.lr, other.model.multi_grid = 0.5, (1, 2, 1)
     runs = [make_run("a"), make_run("b", other)]
-    assert compare.shown_differences(runs) == {
+    assert comparison.shown_differences(runs) == {
         "model.multi_grid": [", ".join(map(str, Config().model.multi_grid)), "1, 2, 1"],
         "optim.lr": [str(Config().optim.lr), "0.5"],
     }
-    assert "The configs are equal." in compare.render_page([runs[0], make_run("c")], [], "")
+    assert "The configs are equal." in comparison.render_page([runs[0], make_run("c")], [], "")
 
 
 def test_runs_with_different_classes_are_compared_only_by_the_classes_of_both():
     runs = [make_run("a"), make_run("b", Config(labels=OTHERS), scores={"miou": 0.4, "iou": {"sky": 0.3, "tree": 0.1}})]
-    assert compare.class_scores(runs) == {"sky": [None, 0.3]}
-    assert compare.shown_differences(runs) == {"labels.name": ["three", "two"]}
-    assert compare.list_notes(runs)[0].startswith("The runs have different classes (a 3, b 2)")
+    assert comparison.class_scores(runs) == {"sky": [None, 0.3]}
+    assert comparison.shown_differences(runs) == {"labels.name": ["three", "two"]}
+    assert comparison.list_notes(runs)[0].startswith("The runs have different classes (a 3, b 2)")
     checkpoints = [dataclasses.replace(run, checkpoint="somewhere") for run in runs]
     with pytest.raises(ConfigError, match=r"a has 3 \(three\), and b has 2 \(two\)\. Use --images 0"):
-        compare.require_same_classes(checkpoints, 12)
+        comparison.require_same_classes(checkpoints, 12)
     with pytest.raises(ConfigError, match="a has none yet"):
-        compare.require_same_classes(runs, 12)
+        comparison.require_same_classes(runs, 12)
 
 
 def test_runs_on_different_images_are_not_evaluated():
     splits = [Split(Config(labels=LABELS), names, list) for names in (["1", "2"], ["1", "3", "4"])]
     with pytest.raises(DataError, match=r"'val' of b has other images \(3\) than that of a \(2\).*--root"):
-        compare.evaluate_runs([make_run("a"), make_run("b")], splits, 2, None)
+        comparison.evaluate_runs([make_run("a"), make_run("b")], splits, 2, None)
 
 
 def test_names_are_as_short_as_they_can_be():
-    assert compare._shorten(["/runs/a", "/runs/b"]) == ["a", "b"]
-    assert compare._shorten(["/x/run/best", "/y/run/best"]) == ["x/run/best", "y/run/best"]
-    assert compare._shorten(["/x/run/checkpoints/2", "/x/run/latest"]) == ["run/2", "run/latest"]
+    assert comparison._shorten(["/runs/a", "/runs/b"]) == ["a", "b"]
+    assert comparison._shorten(["/x/run/best", "/y/run/best"]) == ["x/run/best", "y/run/best"]
+    assert comparison._shorten(["/x/run/checkpoints/2", "/x/run/latest"]) == ["run/2", "run/latest"]
 
 
 @pytest.mark.parametrize(
