@@ -11,6 +11,7 @@ from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.evaluation.evaluate import EvaluatedImage
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import DeepLabV3
+from deeplab_jax.pages import comparison
 from deeplab_jax.pages.comparison import Run, Split
 from deeplab_jax.pages.disagreements import Disagreements
 from deeplab_jax.training.receipt import Start, write_start
