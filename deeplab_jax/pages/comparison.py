@@ -266,17 +266,17 @@ def evaluate_runs(
                 f"The split {split!r} of {run.name} has other images ({len(each.names)}) than that of {runs[0].name} "
                 f"({len(splits[0].names)}). Give the folder of one data set with --root, or use --images 0."
             )
-    found = Disagreements(splits[0].names, runs[0].config.labels, len(runs), count)
+    disagreements = Disagreements(splits[0].names, runs[0].config.labels, len(runs), count)
     scored = []
     for run, each in zip(runs, splits, strict=True):
         console.print(f"Evaluating {run.name}, step {run.step}, on {split} ({len(each.names)} images)", markup=False)
         variables = restore_model(str(run.checkpoint), like=each.config, given=run.name)
-        totals = evaluate(each.config, variables, each.batches(), len(each.names), [found.add], console, each.names)
+        totals = evaluate(each.config, variables, each.batches(), len(each.names), [disagreements.add], console, each.names)
         summary = score_file.summary(totals, run.config.labels)
         if summary["miou"] is None:
             raise DataError(f"`eval.split` (={split!r}) has no labels. Choose a labelled split with --split.")
         scored.append(dataclasses.replace(run, scores=summary))
-    return scored, found.by_winner()
+    return scored, disagreements.by_winner()
 
 
 def write_page(runs: Sequence[Run], images: Sequence[Sequence[Disagreement]], source: str, out: str) -> None:

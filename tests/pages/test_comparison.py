@@ -132,7 +132,7 @@ def test_a_run_that_has_just_started_is_compared_without_an_evaluation(stored_ru
     start = Start(0, "", to_dict(config), "", 40, {}, {})
     write_start(str(tmp_path / "new"), start)
     (tmp_path / "new" / "metrics.jsonl").write_text(json.dumps({"step": 3, "kind": "train", "loss": 1.0}) + '\n{"step": 4, "ki')
-    monkeypatch.setattr(compare, "evaluate", None)
+    monkeypatch.setattr(comparison, "evaluate", None)
     page = tmp_path / "page.html"
     code, output = run_cli(monkeypatch, capsys, "compare", stored_run, tmp_path / "new", "--images", 0, "--out", page)
     assert code == 0, output
