@@ -1,7 +1,7 @@
 """The part of the config that describes the optimizer and the learning-rate schedule."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from deeplab_jax.config.fields import Check, above_zero, are_numbers, are_strings, at_least, below_one, field, is_pattern
@@ -130,3 +130,9 @@ class OptimConfig:
         "loaded and exported instead of the parameters. 0 disables the average.",
         below_one("number"),
     )
+
+    def __post_init__(self) -> None:
+        # A recipe can also give the pairs as a dict. Flags only know tuples.
+        for name in ("options", "lr_factors"):
+            if isinstance(pairs := getattr(self, name), Mapping):
+                setattr(self, name, tuple(pairs.items()))

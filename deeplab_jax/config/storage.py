@@ -65,9 +65,10 @@ def _move_fields(values: Any) -> Any:
     for (section, name), (new_section, new_name) in MOVED_FIELDS.items():
         if isinstance(values, dict) and name in values.get(section, ()):
             values.setdefault(new_section, {})[new_name] = values[section].pop(name)
+    optim = values.get("optim") if isinstance(values, dict) else None
     for name, replace in REPLACED_OPTIM_FIELDS.items():
-        if isinstance(values, dict) and name in values.get("optim", ()):
-            values["optim"] |= replace(values["optim"].pop(name))
+        if isinstance(optim, dict) and name in optim:
+            optim |= replace(optim.pop(name))
     return values
 
 

@@ -264,6 +264,24 @@ def test_moved_fields_of_a_stored_0_1_config_are_found():
     assert from_dict(values).loss.aux_weight == 0.25
 
 
+@pytest.mark.parametrize(
+    ("stored", "fields"),
+    [
+        ({"aux_lr_factor": 10.0, "decay_norm_and_bias": True}, {"lr_factors": (("aux_", 10.0),)}),
+        ({"aux_lr_factor": 1.0, "decay_norm_and_bias": False}, {"no_decay": (".*/(scale|bias)",)}),
+    ],
+)
+def test_optimizer_fields_of_0_1_are_replaced_by_those_with_the_same_effect(stored, fields):
+    values = to_dict(Config())
+    values["optim"] |= stored
+    assert from_dict(values) == Config(optim=OptimConfig(**fields))
+
+
+def test_a_recipe_can_give_factors_as_a_dict():
+    config = OptimConfig(lr_factors={"backbone": 0.1}, options={"nesterov": True})
+    assert config == OptimConfig(lr_factors=(("backbone", 0.1),), options=(("nesterov", True),))
+
+
 def test_an_unknown_field_in_a_stored_config_is_reported():
     values = to_dict(Config())
     values["model"]["depth"] = 50
