@@ -176,7 +176,7 @@ def _require_best(steps: list[epath.Path], argument: str) -> epath.Path:
         folder = steps[-1].parent
         workdir = folder.parent if folder.name == CHECKPOINTS else folder
         raise CheckpointError(
-            f"`{argument}` (='{workdir / 'best'}') does not exist, because no step of the run was evaluated. Use {workdir} for "
+            f"`{argument}` (='{workdir / 'best'}') does not exist, because no step of the run has a score. Use {workdir} for "
             f"the latest step."
         )
     return best

@@ -29,12 +29,12 @@ from deeplab_jax.checkpoints.folders import (
     METRICS,
     DamagedError,
     Rank,
-    find_best,
     has_checksums,
     list_steps,
     make_absolute,
     move_to_damaged,
     read_metrics,
+    read_rank,
     read_scores,
     require_empty,
     require_unchanged,
@@ -136,14 +136,19 @@ class Checkpoints:
             if jax.process_index() == 0:
                 write_scores(self._folder / str(step), scores, rank)
 
-    def best_step(self) -> int | None:
-        """Return the best evaluated step, or None if there is none.
+    def rank_again(self, rank: Callable[[Mapping[str, Any]], Rank]) -> None:
+        """Rank the evaluated steps by another metric, if the run has changed it. Steps with damaged scores are left alone.
 
         Raises:
-          CheckpointError: A step's scores are damaged.
+          CheckpointError: The scores cannot be written.
         """
-        best = find_best(self._folder / str(step) for step in list_steps(self._folder))
-        return None if best is None else int(best.name)
+        if jax.process_index():
+            return
+        for step in (self._folder / str(number) for number in list_steps(self._folder)):
+            with contextlib.suppress(DamagedError):
+                scores = read_scores(step)
+                if scores is not None and read_rank(step) != rank(scores):
+                    write_scores(step, scores, rank(scores))
 
     def needs_scores(self, step: int, is_due: bool) -> bool:
         """Return whether a step's scores are damaged, or missing although they are due. All processes must call this method."""

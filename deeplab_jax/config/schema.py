@@ -60,8 +60,8 @@ class TrainConfig:
     )
     best_metric: str = field(
         "miou",
-        "Score that decides which step is the best: one of the scores in scores.json, such as `miou` or `loss`, or that of one "
-        "class, such as `iou/person`.",
+        "Score that decides which step is the best: one of the overall scores in scores.json, such as `miou` or `loss`, or the "
+        "IoU of a class, such as `iou/person`.",
     )
     patience: int = field(
         0,

@@ -13,10 +13,10 @@ from deeplab_jax.errors import ConfigError
 
 # Maps (section, field) in version 0.1 to (section, field) in this version.
 MOVED_FIELDS = {("optim", "aux_weight"): ("loss", "aux_weight")}
-# Maps an optimizer field of version 0.1 to a function of its value that returns the fields with the same effect.
-REPLACED_OPTIM_FIELDS: dict[str, Callable[[Any], dict[str, Any]]] = {
-    "aux_lr_factor": lambda factor: {} if factor == 1 else {"lr_factors": [["aux_", factor]]},
-    "decay_norm_and_bias": lambda decays: {} if decays else {"no_decay": [".*/(scale|bias)"]},
+# Maps an optimizer field of version 0.1 to a function of its value and the config that returns the fields with the same effect.
+REPLACED_OPTIM_FIELDS: dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]] = {
+    "aux_lr_factor": lambda factor, config: {"lr_factors": [["aux_", factor]]} if factor != 1 and _has_aux_head(config) else {},
+    "decay_norm_and_bias": lambda decays, config: {} if decays else {"no_decay": [".*/(scale|bias)"]},
 }
 # Fields of a label set that are stored only if they are used. Label sets that do not merge values are therefore stored as in
 # versions without these fields, with the same digest.
@@ -68,8 +68,12 @@ def _move_fields(values: Any) -> Any:
     optim = values.get("optim") if isinstance(values, dict) else None
     for name, replace in REPLACED_OPTIM_FIELDS.items():
         if isinstance(optim, dict) and name in optim:
-            optim |= replace(optim.pop(name))
+            optim |= replace(optim.pop(name), values)
     return values
+
+
+def _has_aux_head(values: dict[str, Any]) -> bool:
+    return isinstance(model := values.get("model"), dict) and bool(model.get("aux_head"))
 
 
 def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:

@@ -105,8 +105,10 @@ def _rules(config: Config) -> Iterator[tuple[str, bool, str]]:
 
 def _evaluation_rules(train: TrainConfig) -> Iterator[tuple[str, bool, str]]:
     if not train.evaluate:
-        for field in ("patience", "eval_every_epochs"):
-            yield f"train.{field}", not getattr(train, field), "It needs evaluations. Set it to 0, or train.evaluate to True."
+        for field in ("patience", "eval_every_epochs", "best_metric", "upload_checkpoints"):
+            default = getattr(TrainConfig(), field)
+            advice = f"It needs evaluations. Leave it at {default!r}, or set train.evaluate to True."
+            yield f"train.{field}", getattr(train, field) == default, advice
     is_regular = train.eval_every > 0 or train.eval_every_epochs > 0
     yield "train.patience", not train.patience or is_regular, "Set train.eval_every or train.eval_every_epochs as well."
 

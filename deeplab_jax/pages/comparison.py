@@ -8,6 +8,7 @@ from typing import Any
 from etils import epath
 from markupsafe import Markup
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from deeplab_jax.checkpoints.compare import find_differences
@@ -149,20 +150,24 @@ def class_scores(runs: Sequence[Run]) -> dict[str, list[float | None]]:
 
 def print_table(runs: Sequence[Run], console: Console) -> None:
     """Print the progress, scores and differing config fields. Differences to the first run are in brackets."""
-    table = Table("", *(run.name for run in runs))
+    table = Table("", *(escape(run.name) for run in runs))
     for column in table.columns[1:]:
         column.justify, column.overflow = "right", "fold"
-    table.add_row("steps", *(run.progress for run in runs))
-    table.add_row("checkpoint", *(run.step for run in runs))
+
+    def add_row(*cells: str) -> None:
+        table.add_row(*map(escape, cells))  # a regular expression in a config field can look like rich's markup
+
+    add_row("steps", *(run.progress for run in runs))
+    add_row("checkpoint", *(run.step for run in runs))
     table.add_section()
     for name, values in scalar_scores(runs).items():
-        table.add_row(_label(name), *_with_differences(name, values))
+        add_row(_label(name), *_with_differences(name, values))
     table.add_section()
     for name, values in class_scores(runs).items():
-        table.add_row(f"IoU % {name}", *_with_differences("iou", values))
+        add_row(f"IoU % {name}", *_with_differences("iou", values))
     table.add_section()
     for field, settings in shown_differences(runs).items():
-        table.add_row(field, *settings)
+        add_row(field, *settings)
     console.print(table)
     for note in list_notes(runs):
         console.print(f"note: {note}", markup=False)

@@ -60,7 +60,7 @@ def set_up(config: Config, steps: int, devices: Sequence[jax.Device] = ()) -> Se
     if config.train.evaluate:
         check_batch(config.eval.batch_size, mesh, "eval.batch_size")
     model = DeepLabV3(config.model, config.labels.num_classes)
-    if config.optim.frozen or config.optim.lr_factors or config.optim.no_decay:
+    if config.optim.frozen or config.optim.lr_factors or config.optim.no_decay or config.optim.layer_decay < 1:
         check_patterns(config.optim, abstract_variables(model))
     return Setup(config, steps, mesh, model, make_optimizer(config.optim, steps))
 
@@ -93,13 +93,9 @@ def create_state(setup: Setup, pretrained: Pretrained, say: Callable[[str], None
 
 def _list_random_frozen(config: Config, state: TrainState, variables: dict[str, Any]) -> list[str]:
     """Return the paths of the frozen arrays that `variables` does not have."""
-    trees = [(state.params, variables.get("params", {})), (state.batch_stats, variables.get("batch_stats", {}))]
-    return [
-        path
-        for tree, loaded in trees
-        for path in list_paths(tree)
-        if matches(path, config.optim.frozen) and path not in list_paths(loaded)
-    ]
+    paths = [*list_paths(state.params), *list_paths(state.batch_stats)]
+    loaded = {path for tree in variables.values() for path in list_paths(tree)}
+    return [path for path in paths if matches(path, config.optim.frozen) and path not in loaded]
 
 
 def _and_more(names: Sequence[str]) -> str:

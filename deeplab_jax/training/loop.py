@@ -28,6 +28,7 @@ from deeplab_jax.training.begin import Pretrained, Setup, restore_or_create_stat
 from deeplab_jax.training.data import Data
 from deeplab_jax.training.lock import lock_workdir
 from deeplab_jax.training.log import Log
+from deeplab_jax.training.metrics_log import read_log
 from deeplab_jax.training.output import Output
 from deeplab_jax.training.receipt import Receipts, describe_platform, describe_start
 from deeplab_jax.training.schedules import make_schedule
@@ -110,6 +111,8 @@ def train(
         # Keep the signal handlers installed until the last save is complete, so that SIGTERM cannot interrupt the save.
         signals = stack.enter_context(catch_stop_signals())
         check_lock = stack.enter_context(lock_workdir(workdir, functools.partial(console.print, markup=False)))
+        # Trackers can take long to close, so close them after everything that must not wait.
+        outputs = stack.enter_context(contextlib.ExitStack())
         log = Log(epath.Path(workdir) if jax.process_index() == 0 else None, console)
         checkpoints = stack.enter_context(Checkpoints(workdir, config))
         _require_same(config, workdir, data, checkpoints)
@@ -119,8 +122,9 @@ def train(
         if step >= steps:
             log.print(f"{workdir} is already at step {step} of {steps}.")
         eval_every = evaluation_interval(config, len(data.names))
-        is_evaluated = config.train.evaluate and is_due(step, eval_every, steps)
-        is_scored = not (step and checkpoints.needs_scores(step, is_evaluated))
+        checkpoints.rank_again(functools.partial(_rank, config=config))
+        is_evaluated = bool(step) and config.train.evaluate
+        is_scored = not (is_evaluated and checkpoints.needs_scores(step, is_due(step, eval_every, steps)))
         watchdog = stack.enter_context(hosts.Watchdog(config.train.stall_timeout))
         should_stop = functools.partial(_has_any_signal, signals)
         tools = _Tools(
@@ -130,7 +134,7 @@ def train(
             check_lock,
             checkpoints,
             Receipts(workdir, describe_start(step, config, data, steps, setup.mesh), data.names, log.print),
-            stack.enter_context(Output(config, workdir, step, steps, is_scored, log)),
+            outputs.enter_context(Output(config, workdir, step, steps, is_scored, log)),
             watchdog,
             on_evaluation,
             eval_every,
@@ -140,10 +144,11 @@ def train(
         if not is_scored:  # the run ended before this step's evaluation, or its scores are damaged
             log.print(f"The scores of step {step} are missing or damaged, so it is evaluated again.")
             _evaluate(state, step, tools)
-        if step < steps and not _stops_early(step, tools):
-            state, step = _train_from(state, step, data, start_time, tools)
-        is_scored = step != steps or not checkpoints.needs_scores(step, is_due=config.train.evaluate)
-        is_finished = is_scored and (step >= steps or _stops_early(step, tools))
+        has_stalled = _is_stalled(workdir, config)
+        if step < steps and not has_stalled:
+            state, step, has_stalled = _train_from(state, step, data, workdir, start_time, tools)
+        is_scored = step != steps or not (config.train.evaluate and checkpoints.needs_scores(step, is_due=True))
+        is_finished = is_scored and (step >= steps or has_stalled)
         tools.output.outcome = "finished" if is_finished else "stopped"
     log.print(_describe_end(workdir, step, steps, is_scored, is_finished))
     return Outcome(state, is_finished)
@@ -168,15 +173,19 @@ def _describe_end(workdir: str, step: int, steps: int, is_scored: bool, is_finis
     if not is_scored:
         return f"Finished step {step} of {steps}, but not the last evaluation. Run the same command to repeat it."
     if is_finished and step < steps:
-        return f"Finished at step {step} of {steps}, because of train.patience. The best step is {workdir}/best."
+        return f"Finished at step {step} of {steps}, because of train.patience. {workdir}/best is its best step."
     if step >= steps:
         return f"Finished at step {step} of {max(step, steps)}. The checkpoints are in {workdir}/checkpoints."
     outcome = f"Saved in {workdir}. Run the same command to resume." if step else "There was nothing to save yet."
     return f"Stopped after step {step} of {steps}. {outcome}"
 
 
-def _train_from(state: TrainState, step: int, data: Data, start_time: float, tools: _Tools) -> tuple[TrainState, int]:
-    """Run the steps after `step`, or stop early on a signal. Return the last state and its step. The state's memory is reused.
+def _train_from(
+    state: TrainState, step: int, data: Data, workdir: str, start_time: float, tools: _Tools
+) -> tuple[TrainState, int, bool]:
+    """Run the steps after `step`, or stop early on a signal or because of `train.patience`. The state's memory is reused.
+
+    Return the last state, its step, and whether `train.patience` has ended the run.
 
     `start_time` is the value of time.perf_counter() when `train` was called.
     """
@@ -221,13 +230,12 @@ def _train_from(state: TrainState, step: int, data: Data, start_time: float, too
         if is_evaluation_due or is_due(step, train_config.save_every, steps):
             _save(state, step, tools)
         if is_evaluation_due:
-            _evaluate(state, step, tools)
+            if _evaluate(state, step, tools) and _is_stalled(workdir, config):
+                return state, step, True
             meter.restart(step)
-            if _stops_early(step, tools):
-                break
     if 0 < step < steps:
         _save(state, step, tools)
-    return state, step
+    return state, step, False
 
 
 def _make_meter(step: int, tools: _Tools) -> Meter:
@@ -262,8 +270,8 @@ def _save(state: TrainState, step: int, tools: _Tools) -> None:
         tools.checkpoints.save(to_trees(state), step)
 
 
-def _evaluate(state: TrainState, step: int, tools: _Tools) -> None:
-    """Evaluate a saved state, unless a signal stops the run. In that case, the run evaluates it when it resumes."""
+def _evaluate(state: TrainState, step: int, tools: _Tools) -> bool:
+    """Evaluate a saved state, and return True. If a signal stops the run, return False. The run repeats it when it resumes."""
     try:
         with tools.output.log.waiting_for(f"evaluating step {step}"):
             summary, strips = tools.evaluate(state)
@@ -271,22 +279,28 @@ def _evaluate(state: TrainState, step: int, tools: _Tools) -> None:
         raise OutOfMemoryError(error.reason, f"{error.advice} Step {step} is saved.") from error
     except StoppedError:
         tools.output.log.print(f"The evaluation of step {step} was interrupted. The run will start with it when it resumes.")
-        return
+        return False
     tools.output.log_evaluation(step, summary, strips)
-    metric = tools.setup.config.train.best_metric
-    tools.checkpoints.add_scores(step, summary, Rank(metric, rank(summary, metric)))
+    tools.checkpoints.add_scores(step, summary, _rank(summary, tools.setup.config))
     tools.output.upload_checkpoint(step)
     tools.on_evaluation(step, summary)
+    return True
 
 
-def _stops_early(step: int, tools: _Tools) -> bool:
-    """Return whether `train.patience` ends the run at an evaluated step. All processes must call this function."""
-    patience = tools.setup.config.train.patience
-    if not (patience and tools.eval_every and step and step % tools.eval_every == 0):
+def _rank(scores: Mapping[str, Any], config: Config) -> Rank:
+    return Rank(config.train.best_metric, rank(scores, config.train.best_metric))
+
+
+def _is_stalled(workdir: str, config: Config) -> bool:
+    """Return whether `train.patience` ends the run, judged by the evaluations in its log. All processes must call this."""
+    if not config.train.patience:
         return False
-    # Only the first process is sure to see scores that were written a moment ago.
-    is_first = jax.process_index() == 0
-    return hosts.is_true_on_any(is_first and is_stalled(step, tools.checkpoints.best_step(), tools.eval_every, patience))
+    stalled = False
+    with failing_together():
+        if jax.process_index() == 0:  # which writes the log
+            ranks = [rank(row, config.train.best_metric) for row in read_log(workdir, "eval")]
+            stalled = is_stalled(ranks, config.train.patience)
+    return hosts.is_true_on_any(stalled)
 
 
 def _require_finite(row: Mapping[str, float], step: int, tools: _Tools) -> None:

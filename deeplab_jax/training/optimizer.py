@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from deeplab_jax.config import OptimConfig
 from deeplab_jax.errors import ConfigError, one_line
+from deeplab_jax.models.stages import FIRST_LAYERS
 from deeplab_jax.training.parts import list_blocks, list_paths, lr_factor, matches
 from deeplab_jax.training.schedules import make_schedule
 
@@ -41,12 +42,18 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
         )
     if "momentum" in accepted:
         options = {"momentum": config.momentum} | options
-    if "mask" in accepted and _has_decoupled_decay(accepted):
-        options = {"weight_decay": config.weight_decay, "mask": functools.partial(_select_decaying, config)} | options
+    elif config.momentum != OptimConfig().momentum:
+        raise ConfigError(
+            f"`optim.momentum` (={config.momentum}) has no effect, because optax.{config.name} has no such argument. Leave it "
+            f"at {OptimConfig().momentum}, and set optim.options."
+        )
+    if mask := _find_mask_argument(accepted):
+        options = {"weight_decay": config.weight_decay, mask: functools.partial(_select_decaying, config)} | options
     schedule = make_schedule(config, steps)
     try:
-        optimizer = _make_muon(config, schedule, options) if config.name == "muon" else make(learning_rate=schedule, **options)
-        jax.eval_shape(lambda x: optimizer.update(x, optimizer.init(x), x), {"kernel": jnp.zeros((1, 1, 1, 1))})
+        optimizer = _make_muon(config, schedule) if config.name == "muon" else make(learning_rate=schedule, **options)
+        _, state = jax.eval_shape(lambda x: optimizer.update(x, optimizer.init(x), x), {"kernel": jnp.zeros((1, 1, 1, 1))})
+        _require_schedule(state)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"`optim.name` (={config.name!r}) cannot be used here ({one_line(error)}). Choose a different optimizer, such "
@@ -70,7 +77,7 @@ def prepare_gradient(config: OptimConfig, grads: PyTree, params: PyTree, norm: F
         # The small number is PyTorch's.
         scale = jnp.minimum(config.clip_norm / (norm + 1e-6), 1.0)
         grads = jax.tree.map(lambda x: scale * x, grads)
-    if _has_decoupled_decay(_find_optimizer(config.name)[1]):
+    if _find_mask_argument(_find_optimizer(config.name)[1]):
         return grads
     penalty = optax.add_decayed_weights(config.weight_decay, functools.partial(_select_decaying, config))
     return penalty.update(grads, penalty.init(params), params)[0]
@@ -85,8 +92,18 @@ def _find_optimizer(name: str) -> tuple[Callable[..., optax.GradientTransformati
     return make, accepted - {"learning_rate"}
 
 
-def _has_decoupled_decay(accepted: set[str]) -> bool:
-    return "weight_decay" in accepted and not accepted.isdisjoint(("mask", "weight_decay_mask"))
+def _find_mask_argument(accepted: set[str]) -> str:
+    """Return the argument that selects the parameters with decoupled weight decay, or "" if the optimizer has no such decay."""
+    return next((name for name in ("mask", "weight_decay_mask") if {"weight_decay", name} <= accepted), "")
+
+
+def _require_schedule(state: PyTree) -> None:
+    """Raise a ValueError if the optimizer does not work in a run, although it accepts our arguments."""
+    parts = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, optax.contrib.ScheduleFreeState) or _is_schedule(part))
+    if any(isinstance(part, optax.contrib.ScheduleFreeState) for part in parts):
+        raise ValueError("evaluation would need other parameters than training")
+    if not any(map(_is_schedule, parts)):
+        raise ValueError("its learning rate would not follow the schedule after a skipped update")
 
 
 def _select_decaying(config: OptimConfig, params: PyTree) -> PyTree:
@@ -97,10 +114,10 @@ def _select_decaying(config: OptimConfig, params: PyTree) -> PyTree:
     return _map_paths(lambda path, _: not matches(path, config.no_decay), params)
 
 
-def _make_muon(config: OptimConfig, schedule: optax.Schedule, options: dict[str, Any]) -> optax.GradientTransformation:
+def _make_muon(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Return optax's Muon with our weight decay, because its own ignores the mask where Adam updates the parameters."""
     return optax.chain(
-        optax.contrib.muon(1.0, muon_weight_dimension_numbers=_choose_muon_matrices, **options),
+        optax.contrib.muon(1.0, muon_weight_dimension_numbers=_choose_muon_matrices, **dict(config.options)),
         optax.add_decayed_weights(-config.weight_decay, functools.partial(_select_decaying, config)),
         optax.scale_by_schedule(schedule),
     )
@@ -111,11 +128,12 @@ def _choose_muon_matrices(params: PyTree) -> PyTree:
 
     As Jordan et al. (2024, https://kellerjordan.github.io/posts/muon) advise, Muon updates the kernels of hidden convolutions,
     as matrices of [height * width * inputs, outputs], but not the first and last layers. Depthwise kernels are not matrices.
+    The kernel of a convolution with a few groups is one matrix for all groups.
     """
     dimensions = optax.contrib.MuonDimensionNumbers((0, 1, 2), (3,))
 
     def choose(path: str, x: Array) -> Any:
-        is_hidden = x.ndim == 4 and x.shape[2] > 1 and not any(name in path for name in ("stem_conv", "classifier"))
+        is_hidden = x.ndim == 4 and x.shape[2] > 1 and not {*FIRST_LAYERS, "classifier", "aux_classifier"} & {*path.split("/")}
         return dimensions if is_hidden else None
 
     return _map_paths(choose, params)

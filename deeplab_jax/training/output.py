@@ -109,8 +109,10 @@ class Output:
             self._write(lambda writer: self._upload(writer, self._folder / CHECKPOINTS / str(step)))
 
     def _upload(self, writer: RunWriter, step: epath.Path) -> None:
+        if not writer.takes_checkpoints:
+            return
         is_best = find_best(find_steps(self._folder)) == step
-        if writer.takes_checkpoints and (is_best or self._uploads == "all"):
+        if is_best or self._uploads == "all":
             writer.write_checkpoint(Checkpoint(int(step.name), str(step), (read_scores(step) or {}).get("miou"), is_best))
 
     def _print_step(self, step: int, line: str) -> None:

@@ -53,7 +53,7 @@ def lr_factor(path: str, config: OptimConfig, blocks: Sequence[tuple[int, int]])
     Args:
       path: The parameter's path.
       config: The config. The last pattern in `lr_factors` that matches decides. As in BEiT (Bao et al. 2021, arXiv:2106.08254,
-        section 3.3), the factor is multiplied by `layer_decay` once for each block between the parameter and the heads.
+        section 3.3), the factor is multiplied by `layer_decay` once for each block from the parameter's own to the last one.
       blocks: The backbone's blocks, from `list_blocks`.
     """
     factor = next((factor for pattern, factor in reversed(config.lr_factors) if re.match(pattern, path)), 1.0)
@@ -82,20 +82,14 @@ def check_patterns(config: OptimConfig, variables: dict[str, Tree]) -> None:
       variables: The network's "params" and "batch_stats", as arrays or shapes.
     """
     params, statistics = list_paths(variables["params"]), list_paths(variables["batch_stats"])
-    patterns = {"no_decay": config.no_decay, "lr_factors": [pattern for pattern, _ in config.lr_factors]}
-    for field, names, paths in (
-        *((field, names, params) for field, names in patterns.items()),
-        ("frozen", config.frozen, params + statistics),
-    ):
-        for name in names:
-            if not any(re.match(name, path) for path in paths):
-                raise ConfigError(
-                    f"`optim.{field}` (={getattr(config, field)!r}) contains {name!r}, which matches none of the network's "
-                    f"arrays. Their paths start with {', '.join(sorted({path.split('/')[0] for path in paths}))}, such as "
-                    f"{paths[0]}."
-                )
-    if all(matches(path, config.frozen) for path in params):
+    _require_matches("frozen", config, config.frozen, params + statistics, "arrays")
+    trained = [path for path in params if not matches(path, config.frozen)]
+    if not trained:
         raise ConfigError(f"`optim.frozen` (={config.frozen!r}) matches all parameters, so nothing would be trained.")
+    _require_matches("no_decay", config, config.no_decay, trained, "trained parameters")
+    _require_matches("lr_factors", config, [pattern for pattern, _ in config.lr_factors], trained, "trained parameters")
+    if config.layer_decay < 1 and not list_blocks(trained):
+        raise ConfigError(f"`optim.layer_decay` (={config.layer_decay}) has no effect, because the whole backbone is frozen.")
     fixed = {path for path in statistics if matches(path, config.frozen)}
     for path in sorted(fixed):
         pair = re.sub("(mean|var)$", lambda match: "var" if match[1] == "mean" else "mean", path)
@@ -103,4 +97,14 @@ def check_patterns(config: OptimConfig, variables: dict[str, Tree]) -> None:
             raise ConfigError(
                 f"`optim.frozen` (={config.frozen!r}) matches {path}, but not {pair}. Match both, for example with "
                 "'.*/(mean|var)'."
+            )
+
+
+def _require_matches(field: str, config: OptimConfig, patterns: Sequence[str], paths: Sequence[str], what: str) -> None:
+    parts = ", ".join(sorted({path.split("/")[0] for path in paths}))
+    for pattern in patterns:
+        if not any(re.match(pattern, path) for path in paths):
+            raise ConfigError(
+                f"`optim.{field}` (={getattr(config, field)!r}) contains {pattern!r}, which matches none of the network's "
+                f"{what}. Their paths start with {parts}, such as {paths[0]}."
             )

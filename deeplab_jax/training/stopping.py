@@ -1,12 +1,12 @@
 """Decide when a run evaluates, which evaluation is its best, and when it stops early."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deeplab_jax.config import Config, TrainConfig
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.evaluation.metrics import CLASS_METRICS, OVERALL_METRICS
+from deeplab_jax.evaluation.metrics import OVERALL_METRICS
 from deeplab_jax.labels import LabelSet
 
 
@@ -29,27 +29,24 @@ def evaluation_interval(config: Config, images: int) -> int:
     return max(1, round(epochs * images / config.data.batch_size)) if epochs else config.train.eval_every
 
 
-def is_stalled(step: int, best: int | None, every: int, patience: int) -> bool:
-    """Return whether the last `patience` evaluations up to `step` did not beat the one of step `best`.
-
-    It depends only on the steps, so a run that is resumed decides as if it had not been interrupted.
+def is_stalled(ranks: Sequence[float | None], patience: int) -> bool:
+    """Return whether none of the last `patience` evaluations is better than all earlier ones.
 
     Args:
-      step: The step of the latest evaluation.
-      best: The best step, or None if no evaluation has a score.
-      every: The number of steps between evaluations.
+      ranks: The result of `rank` for each evaluation of the run.
       patience: The number of evaluations to wait for a better one. 0 waits forever.
     """
-    return patience > 0 and every > 0 and step // every - (best or 0) // every >= patience
+    values = [-math.inf if value is None else value for value in ranks]
+    # An evaluation that equals the best one is not better, so the earliest of the best ones counts.
+    return 0 < patience < len(values) and values.index(max(values)) < len(values) - patience
 
 
 def check_metric(config: TrainConfig, labels: LabelSet) -> None:
-    """Raise a ConfigError if `train.best_metric` is not the name of a score."""
-    names = [*OVERALL_METRICS, *(f"{metric}/{name}" for metric in CLASS_METRICS for name in labels.names)]
-    if config.best_metric not in names:
+    """Raise a ConfigError if `train.best_metric` is not the name of a score in the run's log."""
+    if config.best_metric not in [*OVERALL_METRICS, *(f"iou/{name}" for name in labels.names)]:
         raise ConfigError(
-            f"`train.best_metric` (={config.best_metric!r}) is not a score. Use one of {', '.join(OVERALL_METRICS)}, or a "
-            f"class's score, such as iou/{labels.names[0]}."
+            f"`train.best_metric` (={config.best_metric!r}) is not a score. Use one of {', '.join(OVERALL_METRICS)}, or the "
+            f"IoU of a class, such as iou/{labels.names[0]}."
         )
 
 
@@ -57,11 +54,10 @@ def rank(scores: Mapping[str, Any], metric: str) -> float | None:
     """Return a number that is larger for better scores, or None if the metric has no value.
 
     Args:
-      scores: The scores from `evaluation.scores.summary`.
-      metric: The metric, such as "miou", or a class's metric, such as "iou/road".
+      scores: The scores from `evaluation.scores.summary`, or their row in the run's log.
+      metric: The metric, such as "miou", or the IoU of a class, such as "iou/road".
     """
-    kind, _, name = metric.partition("/")
-    value = scores[kind][name] if name else scores[kind]
+    value = scores.get(metric, scores.get("iou", {}).get(metric.removeprefix("iou/")))
     if value is None or math.isnan(value):
         return None
-    return -value if kind in OVERALL_METRICS and OVERALL_METRICS[kind].lower_is_better else value
+    return -value if metric in OVERALL_METRICS and OVERALL_METRICS[metric].lower_is_better else value

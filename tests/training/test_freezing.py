@@ -87,6 +87,8 @@ VARIABLES = {
         ({"lr_factors": (("head", 2.0),)}, r"`optim.lr_factors`.*'head'.*start with backbone, classifier"),
         ({"no_decay": (".*/mean",)}, r"`optim.no_decay`"),
         ({"frozen": (".*",)}, "matches all parameters"),
+        ({"frozen": ("backbone",), "lr_factors": (("backbone", 0.1),)}, "`optim.lr_factors`.*trained parameters"),
+        ({"frozen": ("backbone",), "layer_decay": 0.9}, "`optim.layer_decay`.*whole backbone is frozen"),
         ({"frozen": (".*/mean",)}, r"matches backbone/bn/mean, but not backbone/bn/var\. Match both"),
     ],
 )

@@ -64,7 +64,7 @@ def test_a_skipped_update_changes_only_the_schedule_counter(config):
     jax.tree.map(np.testing.assert_array_equal, state[0][:-1], expected_state[0][:-1])
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars", "rmsprop", "muon"])
 @pytest.mark.parametrize(
     ("patterns", "fixed"),
     [((), set()), ((".*/(scale|bias)",), {"conv/bias", "bn/scale"}), (("bn", "conv/k"), {"bn/scale", "conv/kernel"})],
@@ -86,7 +86,7 @@ def test_the_structure_of_the_state_does_not_depend_on_the_fields(name):
         )
         for no_decay, decay, schedule, momentum, lr_factors in (
             ((), 0.1, "poly", 0.9, ()),
-            ((".*/bias",), 0.1, "cosine", 0.0, (("conv", 0.1),)),
+            ((".*/bias",), 0.1, "cosine", 0.9 if name == "adamw" else 0.0, (("conv", 0.1),)),
             ((), 0.0, "one_cycle", 0.9, ()),
         )
     ]
@@ -177,6 +177,9 @@ def test_options_use_the_optax_names():
         ({"options": (("learning_rate", 0.5),)}, "`optim.options`"),
         ({"options": (("mask", 1),), "name": "adamw"}, "`optim.options`"),
         ({"schedule": "step"}, "`optim.schedule`"),
+        ({"name": "adamw", "momentum": 0.5}, r"`optim.momentum` \(=0.5\) has no effect.*optax.adamw"),
+        ({"name": "schedule_free_sgd"}, r"`optim.name`.*evaluation would need other parameters"),
+        ({"name": "prodigy"}, r"`optim.name`.*would not follow the schedule"),
     ],
 )
 def test_a_wrong_field_gives_a_one_line_error(fields, message):

@@ -16,7 +16,7 @@ RECIPES = {
     "lion": {"network": Pixels, "optim": (("name", "lion"), ("lr", 0.001), ("no_decay", (".*/bias",)))},
     "lamb": {"network": Pixels, "optim": (("name", "lamb"), ("lr", 0.01), ("weight_decay", 0.1))},
     "muon, frozen statistics": {"optim": (("name", "muon"), ("lr", 0.01), ("frozen", (".*/(mean|var)",)))},
-    "sgd, frozen backbone": {"optim": (("frozen", ("backbone",)), ("layer_decay", 0.9))},
+    "sgd, frozen stages": {"optim": (("frozen", ("backbone/stem", "backbone/stage[12]")), ("layer_decay", 0.9))},
 }
 
 

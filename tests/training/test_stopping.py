@@ -1,6 +1,8 @@
 import dataclasses
 import io
 import json
+import os
+import signal
 
 import pytest
 from conftest import tiny_config
@@ -10,6 +12,7 @@ from deeplab_jax.checkpoints.store import resolve
 from deeplab_jax.commands.datasets import open_training_data
 from deeplab_jax.config import Config, TrainConfig
 from deeplab_jax.errors import ConfigError
+from deeplab_jax.evaluation.evaluate import StoppedError
 from deeplab_jax.evaluation.metrics import OVERALL_METRICS
 from deeplab_jax.labels import CAMVID
 from deeplab_jax.models import validate
@@ -17,6 +20,11 @@ from deeplab_jax.training import loop
 from deeplab_jax.training.stopping import check_metric, evaluation_interval, is_stalled, rank
 
 MIOU = {1: 0.1, 2: 0.5, 3: 0.4, 4: 0.3, 5: 0.2, 6: 0.9}
+
+
+def make_scores(step):
+    miou = MIOU[step]
+    return dict.fromkeys(OVERALL_METRICS, 0.5) | {"miou": miou, "loss": miou, "iou": {"road": -miou}}
 
 
 class InterruptedRunError(Exception):
@@ -32,8 +40,7 @@ def run(street_scenes, tmp_path, monkeypatch):
 
     def make_evaluate(*_):
         def evaluate(state):
-            miou = MIOU[int(state.step)]
-            return dict.fromkeys(OVERALL_METRICS, 0.5) | {"miou": miou, "loss": miou, "iou": {"road": -miou}}, []
+            return make_scores(int(state.step)), []
 
         return evaluate
 
@@ -59,7 +66,7 @@ def run(street_scenes, tmp_path, monkeypatch):
 def test_a_run_ends_after_as_many_evaluations_without_a_better_score_as_its_patience(run, tmp_path):
     is_finished, step, log, kept = run(patience=2)
     assert (is_finished, step, kept) == (True, 4, [2, 3, 4])
-    assert f"Finished at step 4 of 6, because of train.patience. The best step is {tmp_path}/best." in log
+    assert f"Finished at step 4 of 6, because of train.patience. {tmp_path}/best is its best step." in log
     is_finished, step, log, _ = run(patience=2)  # the same command again
     assert (is_finished, step) == (True, 4)
     assert "because of train.patience" in log
@@ -89,11 +96,53 @@ def test_a_run_without_evaluations_needs_no_split(run, tmp_path):
     assert not list(tmp_path.glob("checkpoints/*/scores.json"))
 
 
-def test_the_patience_counts_evaluations_since_the_best_one():
-    assert not is_stalled(400, 300, every=100, patience=2)
-    assert is_stalled(500, 300, every=100, patience=2)
-    assert is_stalled(200, None, every=100, patience=2)
-    assert not is_stalled(10**6, 100, every=100, patience=0)
+@pytest.mark.parametrize(
+    ("ranks", "patience", "expected"),
+    [
+        ([0.1, 0.5, 0.4], 2, False),
+        ([0.1, 0.5, 0.4, 0.3], 2, True),
+        ([0.1, 0.5, 0.4, 0.3, 0.6], 2, False),
+        ([0.5, 0.5, 0.5], 2, True),  # an equal score is not a better one
+        ([0.5, 0.4], 0, False),
+        ([None, None, None], 2, True),
+        ([None, None, 0.1], 2, False),
+        ([], 1, False),
+        ([0.3], 1, False),
+    ],
+)
+def test_a_run_stalls_after_as_many_evaluations_as_its_patience(ranks, patience, expected):
+    assert is_stalled(ranks, patience) == expected
+
+
+def test_an_interrupted_evaluation_does_not_end_the_run(run, monkeypatch):
+    def make_stopping_evaluate(*_):
+        def evaluate(state):
+            if int(state.step) == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+                raise StoppedError
+            return make_scores(int(state.step)), []
+
+        return evaluate
+
+    with monkeypatch.context() as context:
+        context.setattr(loop, "make_evaluate", make_stopping_evaluate)
+        is_finished, step, log, _ = run(patience=2)
+    assert (is_finished, step) == (False, 4)
+    assert "The evaluation of step 4 was interrupted" in log
+    assert run(patience=2)[:2] == (True, 4)
+
+
+def test_a_changed_metric_ranks_the_kept_steps_again(run, tmp_path):
+    with pytest.raises(InterruptedRunError):
+        run(stop_at=4, keep_last=4)
+    assert resolve(str(tmp_path / "best")).name == "2"
+    assert run(best_metric="loss", keep_last=1)[3] == [1, 6]
+    assert resolve(str(tmp_path / "best")).name == "1"
+
+
+def test_more_patience_continues_a_run(run):
+    assert run(patience=2)[:2] == (True, 4)
+    assert run(patience=4)[:2] == (True, 6)
 
 
 @pytest.mark.parametrize(("epochs", "interval"), [(0.0, 7), (1.0, 25), (0.5, 12), (0.001, 1)])
@@ -121,6 +170,7 @@ def test_an_unknown_metric_is_refused(name):
     [
         ({"patience": 2, "eval_every": 0}, r"`train.patience` \(=2\).*train.eval_every"),
         ({"patience": 2, "evaluate": False}, r"`train.patience`.*train.evaluate"),
+        ({"best_metric": "loss", "evaluate": False}, r"`train.best_metric`.*train.evaluate"),
         ({"eval_every_epochs": 2.0, "evaluate": False}, "`train.eval_every_epochs`"),
         ({"keep_last": 0}, "`train.keep_last`"),
     ],

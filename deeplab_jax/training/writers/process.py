@@ -27,6 +27,7 @@ from deeplab_jax.training.writers.writer import Checkpoint, Outcome, Row, RunSta
 _MAX_WAITING = 256 << 20  # bytes of calls that may wait for the process
 _QUIET_SECONDS = 2.0  # `close` says what it waits for only after this time
 _CLOSE_SECONDS, _UPLOAD_SECONDS = 60.0, 600.0  # how long `close` waits, without and with checkpoints to upload
+_STOPPED_SECONDS = 10.0  # schedulers kill a run soon after the signal that ends it
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
@@ -85,7 +86,7 @@ class TrackerProcess(RunWriter):
                 self._known[step, kind] = row.get("loss")
             elif not has_row and not is_repeated(row, run):
                 values = {name: value for name, value in row.items() if name not in ("step", "kind", "time")}
-                self.write_scalars(step, kind, values)
+                self._put(("write_scalars", (step, kind, values)))
 
     def write_scalars(self, step: int, kind: str, row: Row) -> None:
         self._is_repeated = (step, kind) in self._known and self._known[step, kind] == row.get("loss")
@@ -108,7 +109,7 @@ class TrackerProcess(RunWriter):
     def close(self, outcome: Outcome) -> None:
         self._put(("close", (outcome,)))
         self._calls.put(None)
-        seconds = _UPLOAD_SECONDS if self._has_uploads else _CLOSE_SECONDS
+        seconds = _STOPPED_SECONDS if outcome == "stopped" else _UPLOAD_SECONDS if self._has_uploads else _CLOSE_SECONDS
         try:
             self._wait(seconds)
         except subprocess.TimeoutExpired:
