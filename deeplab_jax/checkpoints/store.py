@@ -137,18 +137,18 @@ class Checkpoints:
                 write_scores(self._folder / str(step), scores, rank)
 
     def rank_again(self, rank: Callable[[Mapping[str, Any]], Rank]) -> None:
-        """Rank the evaluated steps by another metric, if the run has changed it. Steps with damaged scores are left alone.
+        """Rank the evaluated steps again, if `rank` returns another rank than before. Damaged scores are left alone.
 
         Raises:
           CheckpointError: The scores cannot be written.
         """
-        if jax.process_index():
-            return
-        for step in (self._folder / str(number) for number in list_steps(self._folder)):
-            with contextlib.suppress(DamagedError):
-                scores = read_scores(step)
-                if scores is not None and read_rank(step) != rank(scores):
-                    write_scores(step, scores, rank(scores))
+        with failing_together():
+            numbers = list_steps(self._folder) if jax.process_index() == 0 else []
+            for step in (self._folder / str(number) for number in numbers):
+                with contextlib.suppress(DamagedError):
+                    scores = read_scores(step)
+                    if scores is not None and read_rank(step) != rank(scores):
+                        write_scores(step, scores, rank(scores))
 
     def needs_scores(self, step: int, is_due: bool) -> bool:
         """Return whether a step's scores are damaged, or missing although they are due. All processes must call this method."""

@@ -51,6 +51,7 @@ _LESS_MEMORY = (
 class _Tools:
     """The objects used by the training loop, created once per run."""
 
+    workdir: str
     setup: Setup
     evaluate: Evaluate
     should_stop: Callable[[], bool]
@@ -128,6 +129,7 @@ def train(
         watchdog = stack.enter_context(hosts.Watchdog(config.train.stall_timeout))
         should_stop = functools.partial(_has_any_signal, signals)
         tools = _Tools(
+            workdir,
             setup,
             make_evaluate(setup, data, should_stop, watchdog.beat),
             should_stop,
@@ -139,19 +141,26 @@ def train(
             on_evaluation,
             eval_every,
         )
-        if step == 0:
-            tools.receipts.write(step, state)
         if not is_scored:  # the run ended before this step's evaluation, or its scores are damaged
             log.print(f"The scores of step {step} are missing or damaged, so it is evaluated again.")
             _evaluate(state, step, tools)
-        has_stalled = _is_stalled(workdir, config)
-        if step < steps and not has_stalled:
-            state, step, has_stalled = _train_from(state, step, data, workdir, start_time, tools)
-        is_scored = step != steps or not (config.train.evaluate and checkpoints.needs_scores(step, is_due=True))
-        is_finished = is_scored and (step >= steps or has_stalled)
-        tools.output.outcome = "finished" if is_finished else "stopped"
-    log.print(_describe_end(workdir, step, steps, is_scored, is_finished))
-    return Outcome(state, is_finished)
+        outcome, end = _run(state, step, data, start_time, tools)
+        tools.output.outcome = "finished" if outcome.is_finished else "stopped"
+    log.print(end)
+    return outcome
+
+
+def _run(state: TrainState, step: int, data: Data, start_time: float, tools: _Tools) -> tuple[Outcome, str]:
+    """Train from `step` to the end, and return the outcome and a sentence about it."""
+    config, steps = tools.setup.config, tools.setup.steps
+    if step == 0:
+        tools.receipts.write(step, state)
+    has_stalled = _is_stalled(tools)
+    if step < steps and not has_stalled:
+        state, step, has_stalled = _train_from(state, step, data, start_time, tools)
+    is_scored = step != steps or not (config.train.evaluate and tools.checkpoints.needs_scores(step, is_due=True))
+    is_finished = is_scored and (step >= steps or has_stalled)
+    return Outcome(state, is_finished), _describe_end(tools.workdir, step, steps, is_scored, is_finished)
 
 
 def _has_any_signal(signals: list[int]) -> bool:
@@ -180,9 +189,7 @@ def _describe_end(workdir: str, step: int, steps: int, is_scored: bool, is_finis
     return f"Stopped after step {step} of {steps}. {outcome}"
 
 
-def _train_from(
-    state: TrainState, step: int, data: Data, workdir: str, start_time: float, tools: _Tools
-) -> tuple[TrainState, int, bool]:
+def _train_from(state: TrainState, step: int, data: Data, start_time: float, tools: _Tools) -> tuple[TrainState, int, bool]:
     """Run the steps after `step`, or stop early on a signal or because of `train.patience`. The state's memory is reused.
 
     Return the last state, its step, and whether `train.patience` has ended the run.
@@ -230,7 +237,7 @@ def _train_from(
         if is_evaluation_due or is_due(step, train_config.save_every, steps):
             _save(state, step, tools)
         if is_evaluation_due:
-            if _evaluate(state, step, tools) and _is_stalled(workdir, config):
+            if _evaluate(state, step, tools) and _is_stalled(tools):
                 return state, step, True
             meter.restart(step)
     if 0 < step < steps:
@@ -291,14 +298,15 @@ def _rank(scores: Mapping[str, Any], config: Config) -> Rank:
     return Rank(config.train.best_metric, rank(scores, config.train.best_metric))
 
 
-def _is_stalled(workdir: str, config: Config) -> bool:
+def _is_stalled(tools: _Tools) -> bool:
     """Return whether `train.patience` ends the run, judged by the evaluations in its log. All processes must call this."""
+    config = tools.setup.config
     if not config.train.patience:
         return False
     stalled = False
     with failing_together():
         if jax.process_index() == 0:  # which writes the log
-            ranks = [rank(row, config.train.best_metric) for row in read_log(workdir, "eval")]
+            ranks = [rank(row, config.train.best_metric) for row in read_log(tools.workdir, "eval")]
             stalled = is_stalled(ranks, config.train.patience)
     return hosts.is_true_on_any(stalled)
 
