@@ -71,7 +71,7 @@ def tiny_config(root="", **fields) -> Config:
     return Config(
         model=fields.pop("model", smallest_model()),
         data=DataConfig(root=str(root), batch_size=4, crop_size=(32, 64), scale=(0.5, 1.0)),
-        optim=OptimConfig(lr=0.05),
+        optim=fields.pop("optim", OptimConfig(lr=0.05)),
         train=TrainConfig(steps=4, log_every=1, eval_every=4, save_every=2),
         eval=EvalConfig(batch_size=4),
         **fields,

@@ -248,7 +248,7 @@ def find_best(steps: Iterable[epath.Path]) -> epath.Path | None:
 
 
 def _step_number(step: epath.Path) -> int:
-    return int(step.name)
+    return int(step.name) if step.name.isdigit() else 0  # a step that was copied alone can have any name
 
 
 def _format(digests: dict[str, str]) -> str:

@@ -19,7 +19,7 @@ from deeplab_jax.runtime.compilation import quick_options
 from deeplab_jax.runtime.mesh import check_batch, make_mesh, replicated_sharding
 from deeplab_jax.training.log import Log
 from deeplab_jax.training.optimizer import make_optimizer
-from deeplab_jax.training.parts import check_patterns, list_paths, matches
+from deeplab_jax.training.parts import check_patterns, list_paths, matches, split
 from deeplab_jax.training.receipt import read_receipts
 from deeplab_jax.training.schedules import check_schedule
 from deeplab_jax.training.state import TrainState, from_trees, init_state, replace_variables, state_digest, to_trees
@@ -88,7 +88,16 @@ def create_state(setup: Setup, pretrained: Pretrained, say: Callable[[str], None
             f"warning: `optim.frozen` (={setup.config.optim.frozen!r}) keeps {names[0]} fixed{_and_more(names)}, with "
             "initial values that no weights replace. Start from weights that have them (model.pretrained), or train them."
         )
-    return replace_variables(state, variables) if variables else state
+    return _start_from(setup, state, variables) if variables else state
+
+
+def _start_from(setup: Setup, state: TrainState, variables: dict[str, Any]) -> TrainState:
+    """Return the state with some variables replaced, and with an optimizer state for them, as some optimizers store them."""
+    state = replace_variables(state, variables)
+    trained, _ = split(state.params, setup.config.optim.frozen)
+    options = quick_options(setup.mesh.devices.flat[0].platform)
+    init = jax.jit(setup.optimizer.init, out_shardings=replicated_sharding(setup.mesh), compiler_options=options)
+    return state.replace(opt_state=init(trained))
 
 
 def _list_random_frozen(config: Config, state: TrainState, variables: dict[str, Any]) -> list[str]:

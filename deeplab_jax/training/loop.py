@@ -37,7 +37,7 @@ from deeplab_jax.training.signals import catch_stop_signals
 from deeplab_jax.training.speed import Meter, ideal_step_seconds
 from deeplab_jax.training.state import TrainState, to_trees
 from deeplab_jax.training.step import compile_train_step
-from deeplab_jax.training.stopping import evaluation_interval, is_due, is_stalled, rank
+from deeplab_jax.training.stopping import compute_rank, evaluation_interval, is_due, is_stalled
 
 _MAX_ROWS = 10_000  # the largest number of steps whose mean loss is logged, so that train.log_every=0 needs little memory
 _UNLABELLED_BATCHES = 100  # a run stops if so many batches in a row, from its start, have no labelled pixel
@@ -288,14 +288,19 @@ def _evaluate(state: TrainState, step: int, tools: _Tools) -> bool:
         tools.output.log.print(f"The evaluation of step {step} was interrupted. The run will start with it when it resumes.")
         return False
     tools.output.log_evaluation(step, summary, strips)
-    tools.checkpoints.add_scores(step, summary, _rank(summary, tools.setup.config))
+    rank = _rank(summary, tools.setup.config)
+    if rank.value is None:
+        tools.output.log.print(
+            f"warning: step {step} has no {rank.metric}, so it cannot be the best step. See train.best_metric."
+        )
+    tools.checkpoints.add_scores(step, summary, rank)
     tools.output.upload_checkpoint(step)
     tools.on_evaluation(step, summary)
     return True
 
 
 def _rank(scores: Mapping[str, Any], config: Config) -> Rank:
-    return Rank(config.train.best_metric, rank(scores, config.train.best_metric))
+    return Rank(config.train.best_metric, compute_rank(scores, config.train.best_metric))
 
 
 def _is_stalled(tools: _Tools) -> bool:
@@ -306,7 +311,7 @@ def _is_stalled(tools: _Tools) -> bool:
     stalled = False
     with failing_together():
         if jax.process_index() == 0:  # which writes the log
-            ranks = [rank(row, config.train.best_metric) for row in read_log(tools.workdir, "eval")]
+            ranks = [compute_rank(row, config.train.best_metric) for row in read_log(tools.workdir, "eval")]
             stalled = is_stalled(ranks, config.train.patience)
     return hosts.is_true_on_any(stalled)
 

@@ -20,6 +20,8 @@ from deeplab_jax.training.schedules import make_schedule
 # The arguments of optax's optimizers that other config fields set.
 _RESERVED = {"weight_decay", "mask", "weight_decay_mask"}
 _RESERVED |= {"adam_weight_decay", "adam_learning_rate", "muon_weight_dimension_numbers"}  # Muon's
+# Optimizers for matrices only, and for the gradients of single images.
+_UNSUITABLE = ("galore", "dpsgd")
 _EXAMPLES = "sgd, adamw, lion, lamb or muon"
 
 
@@ -85,10 +87,14 @@ def prepare_gradient(config: OptimConfig, grads: PyTree, params: PyTree, norm: F
 
 def _find_optimizer(name: str) -> tuple[Callable[..., optax.GradientTransformation], set[str]]:
     """Return the function called `name` in optax or optax.contrib, and its argument names other than `learning_rate`."""
-    make: Any = None if name.startswith(("_", "scale_by")) else getattr(optax, name, getattr(optax.contrib, name, None))
+    make: Any = None
+    if name not in _UNSUITABLE and not name.startswith(("_", "scale_by")):
+        make = getattr(optax, name, getattr(optax.contrib, name, None))
     accepted = set(inspect.signature(make).parameters) if inspect.isfunction(make) else set()
     if "learning_rate" not in accepted:
-        raise ConfigError(f"`optim.name` (={name!r}) is not an optax optimizer. Choose one, such as {_EXAMPLES}.")
+        raise ConfigError(
+            f"`optim.name` (={name!r}) is not an optax optimizer for such networks. Choose one, such as {_EXAMPLES}."
+        )
     return make, accepted - {"learning_rate"}
 
 

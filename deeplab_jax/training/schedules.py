@@ -47,7 +47,7 @@ def one_cycle(config: OptimConfig, steps: int) -> optax.Schedule:
 
 def piecewise(config: OptimConfig, steps: int) -> optax.Schedule:
     """Return a schedule that is multiplied by `gamma` at each of `milestones`, like torch.optim.lr_scheduler.MultiStepLR."""
-    return lambda step: config.lr * config.gamma ** sum(step >= round(point * steps) for point in config.milestones)
+    return lambda step: config.lr * config.gamma ** sum(step >= max(round(point * steps), 1) for point in config.milestones)
 
 
 def constant(config: OptimConfig, steps: int) -> optax.Schedule:

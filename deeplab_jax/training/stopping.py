@@ -33,12 +33,13 @@ def is_stalled(ranks: Sequence[float | None], patience: int) -> bool:
     """Return whether none of the last `patience` evaluations is better than all earlier ones.
 
     Args:
-      ranks: The result of `rank` for each evaluation of the run.
+      ranks: The result of `compute_rank` for each evaluation of the run.
       patience: The number of evaluations to wait for a better one. 0 waits forever.
     """
     values = [-math.inf if value is None else value for value in ranks]
     # An evaluation that equals the best one is not better, so the earliest of the best ones counts.
-    return 0 < patience < len(values) and values.index(max(values)) < len(values) - patience
+    is_late = 0 < patience < len(values) and values.index(max(values)) < len(values) - patience
+    return is_late and max(values) > -math.inf  # without any score, nothing can be said
 
 
 def check_metric(config: TrainConfig, labels: LabelSet) -> None:
@@ -50,7 +51,7 @@ def check_metric(config: TrainConfig, labels: LabelSet) -> None:
         )
 
 
-def rank(scores: Mapping[str, Any], metric: str) -> float | None:
+def compute_rank(scores: Mapping[str, Any], metric: str) -> float | None:
     """Return a number that is larger for better scores, or None if the metric has no value.
 
     Args:

@@ -206,7 +206,7 @@ def test_a_missing_run_and_an_empty_run_are_reported(tmp_path):
 
 
 def test_a_run_without_evaluations_has_no_best_step(averaged_run):
-    with pytest.raises(CheckpointError, match=r"/best'\) does not exist, because no step of the run was evaluated\. Use "):
+    with pytest.raises(CheckpointError, match=r"/best'\) does not exist, because no step of the run has a score\. Use "):
         resolve(str(averaged_run / "best"))
 
 

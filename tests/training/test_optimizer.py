@@ -168,7 +168,10 @@ def test_options_use_the_optax_names():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"name": "sdg"}, r"`optim.name` \(='sdg'\) is not an optax optimizer\. Choose one, such as sgd, adamw"),
+        (
+            {"name": "sdg"},
+            r"`optim.name` \(='sdg'\) is not an optax optimizer for such networks\. Choose one",
+        ),
         ({"name": "GradientTransformation"}, "`optim.name`"),
         (
             {"options": (("b1", 0.5),)},

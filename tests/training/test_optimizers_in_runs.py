@@ -3,10 +3,14 @@
 import jax
 import numpy as np
 import pytest
+from conftest import tiny_config
 from test_step import Pixels, Trainer, distance, make_batch
 
 from deeplab_jax.checkpoints.store import Checkpoints
-from deeplab_jax.config import Config
+from deeplab_jax.config import Config, OptimConfig
+from deeplab_jax.models.graph import abstract_variables
+from deeplab_jax.training.begin import create_state, set_up
+from deeplab_jax.training.parts import split
 from deeplab_jax.training.state import from_trees, state_digest, to_trees
 
 # Pixels compiles in a second, but only the full network has a backbone to freeze and kernels for Muon.
@@ -49,3 +53,14 @@ def test_a_run_is_the_same_on_more_devices(settings, devices):
     change, other = (jax.tree.map(np.subtract, trainer.get().params, start) for trainer in (single, distributed))
     # Float32 sums are computed in a different order on several devices. Lion moves each parameter by the sign of its gradient.
     assert distance(other, change) < 1e-3
+
+
+def test_an_optimizer_that_stores_the_first_parameters_starts_from_pretrained_ones():
+    config = tiny_config(optim=OptimConfig(name="cocob", frozen=("backbone",)))
+    setup = set_up(config, 4)
+    weights = jax.tree.map(lambda x: np.full(x.shape, 5, x.dtype), abstract_variables(setup.model))
+    state = create_state(setup, lambda: weights)
+    expected = setup.optimizer.init(split(state.params, ("backbone",))[0])
+    assert jax.tree.structure(state.opt_state) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, state.opt_state, expected)
+    assert any((x == 5).all() for x in jax.tree.leaves(state.opt_state))

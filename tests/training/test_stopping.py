@@ -17,14 +17,14 @@ from deeplab_jax.evaluation.metrics import OVERALL_METRICS
 from deeplab_jax.labels import CAMVID
 from deeplab_jax.models import validate
 from deeplab_jax.training import loop
-from deeplab_jax.training.stopping import check_metric, evaluation_interval, is_stalled, rank
+from deeplab_jax.training.stopping import check_metric, compute_rank, evaluation_interval, is_stalled
 
 MIOU = {1: 0.1, 2: 0.5, 3: 0.4, 4: 0.3, 5: 0.2, 6: 0.9}
 
 
 def make_scores(step):
     miou = MIOU[step]
-    return dict.fromkeys(OVERALL_METRICS, 0.5) | {"miou": miou, "loss": miou, "iou": {"road": -miou}}
+    return dict.fromkeys(OVERALL_METRICS, 0.5) | {"miou": miou, "loss": miou, "iou": {"road": -(miou or 0)}}
 
 
 class InterruptedRunError(Exception):
@@ -104,7 +104,7 @@ def test_a_run_without_evaluations_needs_no_split(run, tmp_path):
         ([0.1, 0.5, 0.4, 0.3, 0.6], 2, False),
         ([0.5, 0.5, 0.5], 2, True),  # an equal score is not a better one
         ([0.5, 0.4], 0, False),
-        ([None, None, None], 2, True),
+        ([None, None, None], 2, False),
         ([None, None, 0.1], 2, False),
         ([], 1, False),
         ([0.3], 1, False),
@@ -132,6 +132,12 @@ def test_an_interrupted_evaluation_does_not_end_the_run(run, monkeypatch):
     assert run(patience=2)[:2] == (True, 4)
 
 
+def test_a_metric_without_a_value_is_reported(run, monkeypatch):
+    monkeypatch.setitem(MIOU, 1, None)
+    _, _, log, _ = run(steps=1)
+    assert "warning: step 1 has no miou, so it cannot be the best step." in log
+
+
 def test_a_changed_metric_ranks_the_kept_steps_again(run, tmp_path):
     with pytest.raises(InterruptedRunError):
         run(stop_at=4, keep_last=4)
@@ -155,7 +161,7 @@ def test_an_interval_in_epochs_is_rounded_to_steps(epochs, interval):
 def test_lower_losses_have_higher_ranks():
     scores = {"miou": None, "loss": 0.5, "iou": {"road": 0.25, "sky": float("nan")}}
     metrics = ("miou", "loss", "iou/road", "iou/sky")
-    assert [rank(scores, metric) for metric in metrics] == [None, -0.5, 0.25, None]
+    assert [compute_rank(scores, metric) for metric in metrics] == [None, -0.5, 0.25, None]
 
 
 @pytest.mark.parametrize("name", ["mIoU", "iou/rode", "iou", "iou/"])

@@ -196,21 +196,22 @@ def _serve(
     calls: BinaryIO, make: Callable[[], Tracker], keep: Callable[[str, int], None], tell: Callable[[str, str], None]
 ) -> None:
     """Make the calls on a tracker, until `close`. A tracker that cannot be made is tried again for the next call."""
-    tracker, has_failed, method = None, False, ""
+    tracker, has_failed, has_gap, method = None, False, False, ""
     while method != "close":
         try:
             method, args = pickle.load(calls)
-        except EOFError:
+        except (EOFError, pickle.UnpicklingError):  # a kill can leave a part of a call
             method, args = "close", ("stopped",)
         try:
             tracker = tracker or make()
             getattr(tracker, method)(*args)
             has_failed = False
-            if method == "write_scalars":
+            if method == "write_scalars" and not has_gap:
                 keep(args[1], args[0])
         except Exception as error:  # libraries raise many kinds of errors
             if not has_failed:
                 tell("error", f"{method}: {one_line(error)}")
             has_failed = True
+            has_gap = has_gap or method == "write_scalars"  # a resumed run sends all rows from the first lost one
         if method == "write_checkpoint":
             shutil.rmtree(args[0].folder, ignore_errors=True)
