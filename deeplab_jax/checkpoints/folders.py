@@ -225,8 +225,9 @@ def _has_damaged_scores(step: epath.Path) -> bool:
 
 
 def find_best(steps: Iterable[epath.Path]) -> epath.Path | None:
-    """Return the best step folder, or the later one of two equal steps. Return None if no step was evaluated.
+    """Return the best step folder, or the earlier one of two equal steps. Return None if no step was evaluated.
 
+    `train.patience` treats equal steps in the same way.
     Steps that were ranked by another metric than the last one do not count.
 
     Raises:
@@ -244,7 +245,7 @@ def find_best(steps: Iterable[epath.Path]) -> epath.Path | None:
         ranks |= {step: rank} if rank else {}
     metric = ranks[max(ranks, key=_step_number)].metric if ranks else ""
     values = {step: rank.value for step, rank in ranks.items() if rank.metric == metric and rank.value is not None}
-    return max(values, key=lambda step: (values[step], _step_number(step)), default=None)
+    return max(values, key=lambda step: (values[step], -_step_number(step)), default=None)
 
 
 def _step_number(step: epath.Path) -> int:

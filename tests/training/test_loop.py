@@ -110,7 +110,7 @@ def test_a_failed_or_interrupted_evaluation_loses_no_step_and_is_repeated(street
     assert step == 4
     assert read_rows(workdir) == ROWS
     assert list(scores) == [2, 4]
-    assert resolve(str(workdir / "best")).name == str(max(scores, key=lambda step: (scores[step]["miou"], step)))
+    assert resolve(str(workdir / "best")).name == str(max(scores, key=lambda step: (scores[step]["miou"], -step)))
 
 
 def test_an_evaluation_whose_scores_were_not_saved_is_not_logged_twice(street_scenes, tmp_path):

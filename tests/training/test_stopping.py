@@ -85,6 +85,12 @@ def test_the_best_step_follows_the_metric(run, tmp_path):
     assert resolve(str(tmp_path / "best")).name == "1"
 
 
+def test_of_two_equal_steps_the_earlier_one_is_the_best(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(MIOU, 4, MIOU[2])
+    assert run(patience=2)[:2] == (True, 4)
+    assert resolve(str(tmp_path / "best")).name == "2"
+
+
 def test_more_checkpoints_are_kept_on_request(run):
     assert run(keep_last=1, keep_every=2, best_metric="iou/road")[3] == [1, 2, 4, 6]
 
