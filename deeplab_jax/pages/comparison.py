@@ -166,25 +166,25 @@ def print_table(runs: Sequence[Run], console: Console) -> None:
     for name, values in class_scores(runs).items():
         add_row(f"IoU % {name}", *_with_differences("iou", values))
     table.add_section()
-    for field, settings in shown_differences(runs).items():
+    for field, settings in format_differences(runs).items():
         add_row(field, *settings)
     console.print(table)
     for note in list_notes(runs):
         console.print(f"note: {note}", markup=False)
 
 
-def shown_differences(runs: Sequence[Run]) -> dict[str, list[str]]:
+def format_differences(runs: Sequence[Run]) -> dict[str, list[str]]:
     """Return the config fields that differ, with each run's value as text. Of a label set, only the name is shown."""
     differences = find_differences([run.config for run in runs])
     return {
-        field: ["-" if value is None else _shown(value) for value in values]
+        field: ["-" if value is None else _format_value(value) for value in values]
         for field, values in differences.items()
         if not field.startswith("labels.") or field == "labels.name"
     }
 
 
-def _shown(value: Any) -> str:
-    return ", ".join(map(_shown, value)) or "()" if isinstance(value, list) else str(value)
+def _format_value(value: Any) -> str:
+    return ", ".join(map(_format_value, value)) or "()" if isinstance(value, list) else str(value)
 
 
 def _label(name: str) -> str:
@@ -312,7 +312,7 @@ def render_page(runs: Sequence[Run], images: Sequence[Sequence[Disagreement]], s
             for name, values in class_scores(runs).items()
         },
         charts=_draw_charts(runs),
-        differences=shown_differences(runs),
+        differences=format_differences(runs),
         images=images,
         labels=runs[0].config.labels,
     )

@@ -12,7 +12,7 @@ from deeplab_jax.evaluation.evaluate import EvaluatedImage
 from deeplab_jax.evaluation.pictures import colorize, to_rgb
 from deeplab_jax.labels import IGNORE, LabelSet
 from deeplab_jax.pages import html_page
-from deeplab_jax.pages.examples import MAX_SIDE, count_confusion
+from deeplab_jax.pages.examples import MAX_SIDE, count_confusion, darken, labelled_iou, pixel_accuracy
 
 # The colours of pixels that only one of two runs predicts correctly, as of the runs' lines in templates/compare.css.
 _ONLY_FIRST, _ONLY_SECOND = np.array([(31, 111, 235), (230, 145, 56)], np.uint8)
@@ -89,14 +89,13 @@ class Disagreements:
         confusions = [count_confusion(label, prediction, self._label_set.num_classes) for prediction in predictions]
         if not confusions[0].any():
             return
-        is_present = confusions[0].sum(1) > 0
-        miou = [metrics.mean_of_numbers(np.where(is_present, metrics.class_iou(c), np.nan)) for c in confusions]
+        miou = [metrics.mean_of_numbers(labelled_iou(confusion)) for confusion in confusions]
         winner, gap = int(np.argmax(miou)), max(miou) - min(miou)
         kept = self._kept[winner]
         rank = (-gap, each.index)
         if gap == 0 or (len(kept) == self._count and rank > kept[-1][:2]):
             return
-        accuracy = [float(np.trace(confusion) / confusion.sum()) for confusion in confusions]
+        accuracy = [pixel_accuracy(confusion) for confusion in confusions]
         entry = self._draw(self._names[each.index], miou, accuracy, each, label, predictions)
         self._kept[winner] = sorted([*kept, (*rank, entry)], key=_rank)[: self._count]
 
@@ -111,7 +110,7 @@ class Disagreements:
     ) -> Disagreement:
         image = html_page.downscale(to_rgb(each.image), MAX_SIDE)
         truth, *guesses = (html_page.downscale(labels, MAX_SIDE, labels=True) for labels in (label, *predictions))
-        differences = np.repeat(image.mean(-1, keepdims=True) / 2, 3, axis=-1).astype(np.uint8)
+        differences = darken(image)
         is_right = [(guess == truth) & (truth != IGNORE) for guess in guesses]
         for mask, color in _disputed_pixels(is_right):
             differences[mask] = color

@@ -61,11 +61,11 @@ class WorstImages:
         confusion = count_confusion(each.label, each.prediction, self._label_set.num_classes)
         if not confusion.any():
             return
-        iou = np.where(confusion.sum(1) > 0, metrics.class_iou(confusion), np.nan)
+        iou = labelled_iou(confusion)
         rank = (metrics.mean_of_numbers(iou), each.index)
         if len(self._kept) == self._count and rank > self._kept[-1][:2]:
             return
-        scores = (rank[0], float(np.trace(confusion) / confusion.sum()), int(np.nanargmin(iou)))
+        scores = (rank[0], pixel_accuracy(confusion), int(np.nanargmin(iou)))
         example = Example(self._names[each.index], *scores, *_draw_pictures(each, each.label, self._label_set))
         self._kept = sorted([*self._kept, (*rank, example)], key=lambda entry: entry[:2])[: self._count]
 
@@ -83,13 +83,28 @@ def count_confusion(
     return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
 
 
+def labelled_iou(confusion: Int[np.ndarray, "k k"]) -> Float[np.ndarray, " k"]:
+    """Return each class's IoU in one image, or nan for a class that its label does not have."""
+    return np.where(confusion.sum(1) > 0, metrics.class_iou(confusion), np.nan)
+
+
+def pixel_accuracy(confusion: Int[np.ndarray, "k k"]) -> float:
+    """Return the share of an image's labelled pixels that are predicted correctly. There must be some."""
+    return float(np.trace(confusion) / confusion.sum())
+
+
+def darken(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Return an image in dark grey, on which coloured pixels stand out."""
+    return np.repeat(image.mean(-1, keepdims=True) / 2, 3, axis=-1).astype(np.uint8)
+
+
 def _draw_pictures(
     each: EvaluatedImage, label: UInt8[np.ndarray, "h w"], label_set: LabelSet
 ) -> list[UInt8[np.ndarray, "h w 3"]]:
     image = html_page.downscale(to_rgb(each.image), MAX_SIDE)
     truth = html_page.downscale(label, MAX_SIDE, labels=True)
     prediction = html_page.downscale(each.prediction, MAX_SIDE, labels=True)
-    errors = np.repeat(image.mean(-1, keepdims=True) / 2, 3, axis=-1).astype(np.uint8)
+    errors = darken(image)
     errors[truth != prediction] = _ERROR_COLOR
     errors[truth == IGNORE] = 0
     return [image, colorize(truth, label_set), colorize(prediction, label_set), errors]

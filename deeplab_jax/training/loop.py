@@ -64,7 +64,7 @@ class _Tools:
     eval_every: int
 
 
-class Outcome(NamedTuple):
+class Result(NamedTuple):
     """What a run ends with.
 
     Attributes:
@@ -85,7 +85,7 @@ def train(
     console: Console,
     pretrained: Pretrained = None,
     on_evaluation: Callable[[int, dict[str, Any]], None] = lambda step, scores: None,
-) -> Outcome:
+) -> Result:
     """Train up to step `steps`, from the newest intact checkpoint in `workdir` if there is one. All processes must call this.
 
     Args:
@@ -144,14 +144,13 @@ def train(
         if not is_scored:  # the run ended before this step's evaluation, or its scores are damaged
             log.print(f"The scores of step {step} are missing or damaged, so it is evaluated again.")
             _evaluate(state, step, tools)
-        outcome, end = _run(state, step, data, start_time, tools)
-        tools.output.outcome = "finished" if outcome.is_finished else "stopped"
-    log.print(end)
-    return outcome
+        result = _run(state, step, data, start_time, tools)
+    log.print(_describe_end(workdir, int(result.state.step), steps, result.is_finished))
+    return result
 
 
-def _run(state: TrainState, step: int, data: Data, start_time: float, tools: _Tools) -> tuple[Outcome, str]:
-    """Train from `step` to the end, and return the outcome and a sentence about it."""
+def _run(state: TrainState, step: int, data: Data, start_time: float, tools: _Tools) -> Result:
+    """Train from `step` to the end of the run, or until a signal or `train.patience` stops it."""
     config, steps = tools.setup.config, tools.setup.steps
     if step == 0:
         tools.receipts.write(step, state)
@@ -160,7 +159,8 @@ def _run(state: TrainState, step: int, data: Data, start_time: float, tools: _To
         state, step, has_stalled = _train_from(state, step, data, start_time, tools)
     is_scored = step != steps or not (config.train.evaluate and tools.checkpoints.needs_scores(step, is_due=True))
     is_finished = is_scored and (step >= steps or has_stalled)
-    return Outcome(state, is_finished), _describe_end(tools.workdir, step, steps, is_scored, is_finished)
+    tools.output.outcome = "finished" if is_finished else "stopped"
+    return Result(state, is_finished)
 
 
 def _has_any_signal(signals: list[int]) -> bool:
@@ -178,8 +178,8 @@ def _require_same(config: Config, workdir: str, data: Data, checkpoints: Checkpo
     )
 
 
-def _describe_end(workdir: str, step: int, steps: int, is_scored: bool, is_finished: bool) -> str:
-    if not is_scored:
+def _describe_end(workdir: str, step: int, steps: int, is_finished: bool) -> str:
+    if step >= steps and not is_finished:
         return f"Finished step {step} of {steps}, but not the last evaluation. Run the same command to repeat it."
     if is_finished and step < steps:
         return f"Finished at step {step} of {steps}, because of train.patience. {workdir}/best is its best step."

@@ -24,10 +24,17 @@ def read_log(workdir: str, kind: str) -> list[dict[str, Any]]:
     *lines, _ = path.read_bytes().decode(errors="replace").split("\n")
     rows = []
     for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            if row["kind"] == kind and isinstance(row["step"], int):
-                rows.append(row)
-        except (ValueError, KeyError, TypeError):
-            raise CheckpointError(f"{path}, line {number} is not a valid log row. Delete this line.") from None
+        row = parse_row(line)
+        if row is None:
+            raise CheckpointError(f"{path}, line {number} is not a valid log row. Delete this line.")
+        rows += [row] if row["kind"] == kind else []
     return rows
+
+
+def parse_row(line: str) -> dict[str, Any] | None:
+    """Return the row in a line of the log, or None for a damaged line, such as the last one after a crash."""
+    try:
+        row: dict[str, Any] = json.loads(line)
+        return row if isinstance(row["step"], int) and isinstance(row["kind"], str) else None
+    except (ValueError, KeyError, TypeError):
+        return None

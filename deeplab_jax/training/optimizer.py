@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from deeplab_jax.config import OptimConfig
 from deeplab_jax.errors import ConfigError, one_line
 from deeplab_jax.models.stages import FIRST_LAYERS
-from deeplab_jax.training.parts import list_blocks, list_paths, lr_factor, matches
+from deeplab_jax.training.parts import compute_lr_factor, list_blocks, list_paths, matches
 from deeplab_jax.training.schedules import make_schedule
 
 # The arguments of optax's optimizers that other config fields set.
@@ -148,7 +148,7 @@ def _choose_muon_matrices(params: PyTree) -> PyTree:
 def _scale_parts(updates: PyTree, config: OptimConfig) -> PyTree:
     """Multiply the updates by their learning-rate factors."""
     blocks = list_blocks(list_paths(updates))
-    return _map_paths(lambda path, x: x * lr_factor(path, config, blocks), updates)
+    return _map_paths(lambda path, x: x * compute_lr_factor(path, config, blocks), updates)
 
 
 def _map_paths(function: Callable[[str, Any], Any], tree: PyTree) -> PyTree:

@@ -47,7 +47,7 @@ def restrict(tree: Tree, like: Tree) -> Tree:
     return {name: restrict(tree[name], part) if isinstance(part, dict) else tree[name] for name, part in like.items()}
 
 
-def lr_factor(path: str, config: OptimConfig, blocks: Sequence[tuple[int, int]]) -> float:
+def compute_lr_factor(path: str, config: OptimConfig, blocks: Sequence[tuple[int, int]]) -> float:
     """Return the factor of a parameter's learning rate.
 
     Args:

@@ -41,9 +41,9 @@ def test_boundaries_equal_the_iterated_erosion_of_each_class(seed, radius):
     rng = np.random.default_rng(seed)
     classes = np.where(rng.random((2, 24, 32)) < 0.01, rng.choice([1, 254, 255], (2, 24, 32)), 0).astype(np.uint8)
     radii = np.array([radius, rng.integers(1, radius + 1)], np.int32)
-    found = np.asarray(find_boundaries(jnp.asarray(classes), jnp.asarray(radii), 14))
+    boundaries = np.asarray(find_boundaries(jnp.asarray(classes), jnp.asarray(radii), 14))
     for i in range(2):
-        np.testing.assert_array_equal(found[i], naive_boundaries(classes[i], radii[i]))
+        np.testing.assert_array_equal(boundaries[i], naive_boundaries(classes[i], radii[i]))
 
 
 # 50 pixels of diagonal are a radius of 1. At 25, 75 and 125 pixels, the authors' code rounds to even.

@@ -22,14 +22,14 @@ IGNORED = 255
 
 
 def find(count, *runs):
-    """Return the images found for each run, given its predictions. Every label is 0 0 1 1 and an ignored pixel."""
+    """Return the images disagreements for each run, given its predictions. Every label is 0 0 1 1 and an ignored pixel."""
     label = np.array([[0, 0, 1, 1, IGNORED]], np.uint8)
-    found = Disagreements(["a", "b", "c", "d"], LABELS, len(runs), count)
+    disagreements = Disagreements(["a", "b", "c", "d"], LABELS, len(runs), count)
     for predictions in runs:
         for index, prediction in enumerate(predictions):
             image = np.full((1, 5, 3), 100, np.uint8)
-            found.add(EvaluatedImage(index, image, np.array([[*prediction, 0]], np.uint8), label))
-    return found.by_winner()
+            disagreements.add(EvaluatedImage(index, image, np.array([[*prediction, 0]], np.uint8), label))
+    return disagreements.by_winner()
 
 
 def test_images_are_listed_for_the_run_that_predicts_them_better_the_largest_difference_first():
@@ -77,7 +77,7 @@ def test_only_config_fields_that_differ_are_shown():
     other = Config(labels=LABELS)
     other.optim.lr, other.model.multi_grid = 0.5, (1, 2, 1)
     runs = [make_run("a"), make_run("b", other)]
-    assert comparison.shown_differences(runs) == {
+    assert comparison.format_differences(runs) == {
         "model.multi_grid": [", ".join(map(str, Config().model.multi_grid)), "1, 2, 1"],
         "optim.lr": [str(Config().optim.lr), "0.5"],
     }
@@ -87,7 +87,7 @@ def test_only_config_fields_that_differ_are_shown():
 def test_runs_with_different_classes_are_compared_only_by_the_classes_of_both():
     runs = [make_run("a"), make_run("b", Config(labels=OTHERS), scores={"miou": 0.4, "iou": {"sky": 0.3, "tree": 0.1}})]
     assert comparison.class_scores(runs) == {"sky": [None, 0.3]}
-    assert comparison.shown_differences(runs) == {"labels.name": ["three", "two"]}
+    assert comparison.format_differences(runs) == {"labels.name": ["three", "two"]}
     assert comparison.list_notes(runs)[0].startswith("The runs have different classes (a 3, b 2)")
     checkpoints = [dataclasses.replace(run, checkpoint="somewhere") for run in runs]
     with pytest.raises(ConfigError, match=r"a has 3 \(three\), and b has 2 \(two\)\. Use --images 0"):

@@ -28,7 +28,7 @@ from deeplab_jax.models import DeepLabV3
 from deeplab_jax.models.backbones import BACKBONES, resnet
 from deeplab_jax.runtime.mesh import make_mesh, replicated_sharding
 from deeplab_jax.training.begin import set_up
-from deeplab_jax.training.parts import split
+from deeplab_jax.training.parts import matches, split
 from deeplab_jax.training.state import TrainState
 from deeplab_jax.training.step import compile_train_step
 from deeplab_jax.weights import names
@@ -126,10 +126,6 @@ class Ours:
     def step(self, batch: dict[str, np.ndarray]) -> float:
         self.train_state, scalars = self.compiled(self.train_state, batch)
         return float(scalars["loss"])
-
-
-def matches(path: str, patterns: tuple[str, ...]) -> bool:
-    return any(re.match(pattern, path) for pattern in patterns)
 
 
 def make_network() -> torch.nn.Module:

@@ -7,7 +7,7 @@ import pytest
 from deeplab_jax.config import OptimConfig
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.training.optimizer import apply_where, make_optimizer, prepare_gradient
-from deeplab_jax.training.parts import lr_factor
+from deeplab_jax.training.parts import compute_lr_factor
 
 ADAMW = OptimConfig(name="adamw", schedule="cosine", lr=0.1, weight_decay=0.05, options=(("b2", 0.95),))
 CONFIGS = (OptimConfig(), ADAMW, OptimConfig(name="lamb"), OptimConfig(name="muon"))
@@ -105,7 +105,7 @@ def test_a_part_has_its_own_learning_rate(name):
 
 def test_the_last_pattern_that_matches_decides_the_rate():
     config = OptimConfig(lr_factors=(("backbone", 0.5), ("backbone/stage4", 2.0), (".*/bias", 3.0)))
-    factors = {path: lr_factor(path, config, [(0, 0), (4, 1)]) for path in (
+    factors = {path: compute_lr_factor(path, config, [(0, 0), (4, 1)]) for path in (
         "backbone/stem_conv/kernel", "backbone/stage4_block1/conv1/kernel", "backbone/stem_conv/bias", "aspp/fuse/kernel"
     )}  # fmt: skip
     assert list(factors.values()) == [0.5, 2.0, 3.0, 1.0]

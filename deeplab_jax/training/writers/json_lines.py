@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from deeplab_jax.files import write_atomically
-from deeplab_jax.training.metrics_log import METRICS
+from deeplab_jax.training.metrics_log import METRICS, parse_row
 from deeplab_jax.training.writers.writer import Outcome, Row, RunStart, RunWriter
 
 
@@ -25,7 +25,7 @@ class JsonLines(RunWriter):
         self.target = str(self._path)
         self._unwritten = ""
         if self._path.exists():
-            kept = [line + "\n" for line in _read_lines(self._path) if (row := _parse(line)) and not is_repeated(row, run)]
+            kept = [line + "\n" for line in _read_lines(self._path) if (row := parse_row(line)) and not is_repeated(row, run)]
             with write_atomically(self._path) as file:
                 file.write("".join(kept).encode())
 
@@ -53,7 +53,7 @@ class JsonLines(RunWriter):
 def read_rows(run: RunStart) -> list[dict[str, Any]]:
     """Return the rows of earlier starts. Call this before `JsonLines` drops those that the run repeats."""
     path = run.folder / METRICS
-    return [row for line in _read_lines(path) if (row := _parse(line))] if path.exists() else []
+    return [row for line in _read_lines(path) if (row := parse_row(line))] if path.exists() else []
 
 
 def is_repeated(row: Mapping[str, Any], run: RunStart) -> bool:
@@ -63,12 +63,3 @@ def is_repeated(row: Mapping[str, Any], run: RunStart) -> bool:
 
 def _read_lines(path: epath.Path) -> list[str]:
     return path.read_bytes().decode(errors="replace").splitlines()
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    """Return a row, or None for an incomplete line, which a crash can leave."""
-    try:
-        row: dict[str, Any] = json.loads(line)
-        return row if isinstance(row["step"], int) and isinstance(row["kind"], str) else None
-    except (ValueError, KeyError, TypeError):
-        return None

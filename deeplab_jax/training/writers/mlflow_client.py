@@ -71,8 +71,8 @@ class Mlflow(Tracker):
 
     def _find_experiment(self) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-        found = self._client.get_experiment_by_name(name)
-        return found.experiment_id if found else str(self._client.create_experiment(name))
+        experiment = self._client.get_experiment_by_name(name)
+        return experiment.experiment_id if experiment else str(self._client.create_experiment(name))
 
 
 def _clean(name: str) -> str:

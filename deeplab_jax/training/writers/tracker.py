@@ -34,7 +34,7 @@ class Tracker(RunWriter):
     takes_checkpoints = True
 
     def __init__(self, run: RunStart, say: Callable[[str], None]) -> None:
-        raise NotImplementedError
+        super().__init__(run)
 
 
 def require_package(name: str, package: str) -> None:
