@@ -21,6 +21,8 @@ from deeplab_jax.models.target import get_target
 
 # The maximum number of input bytes copied at a time for one tap's matrix product.
 BAND_BYTES = 64 * 2**20
+# The size of the gradient's rows that a depthwise kernel's taps read one after the other. They should stay in the cache.
+CACHED_BYTES = 2**20
 
 ConvForm = Literal["auto", "xla", "mixed", "products", "winograd", "shifts"]
 Padding = Literal["symmetric", "same", "valid"]
@@ -298,12 +300,13 @@ def _tap_range(offset: int, stride: int, size: int, out_size: int) -> tuple[int,
     return first, last
 
 
-def _convolve_by_shifts(x: Array, kernel: Array, stride: int, rate: int, pads: Pads) -> Array:
+def _convolve_by_shifts(x: Array, kernel: Array, stride: int, rate: int, pads: Pads, flip: bool = False) -> Array:
     """Compute a depthwise convolution as a sum over taps, multiplying the shifted input by one factor per channel.
 
     XLA fuses the sum into a single loop.
     """
     wide = jnp.promote_types(x.dtype, jnp.float32)
+    kernel = kernel[::-1, ::-1] if flip else kernel
     padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     factors, out = kernel.astype(wide), _output_size(x, kernel, stride, rate, pads)
     taps = _iterate_taps(padded, kernel.shape, out, stride, rate, (0, 0))
@@ -337,6 +340,36 @@ def _weight_gradient_by_products(x: Array, dy: Array, kernel: Array, stride: int
         part = dy[:, top : top + pixels.shape[1], left : left + pixels.shape[2]]
         gradients[position] = outer(pixels.reshape(-1, channels), part.reshape(-1, features))
     return jnp.stack(list(gradients.values())).reshape(kernel.shape)
+
+
+def _weight_gradient_by_shifts(x: Array, dy: Array, kernel: Array, stride: int, rate: int, pads: Pads) -> Array:
+    """Compute a depthwise kernel's gradient in two nested loops, over bands of rows and over taps.
+
+    A sum per tap over the whole image would read `x` and `dy` from memory once for each of the 9 or 25 taps. It would also copy
+    the shifted `x`, because XLA does not fuse slices into sums. The images are added up after the loops, so that a batch that is
+    split over devices needs a single all-reduce.
+    """
+    kh, kw = kernel.shape[:2]
+    images, height, width, channels = dy.shape
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    bands = min(-(-dy.size * wide.itemsize // CACHED_BYTES), height)
+    rows = -(-height // bands)
+    missing = bands * rows - height
+    dy = jnp.pad(dy, ((0, 0), (0, missing), (0, 0), (0, 0)))
+    x = jnp.pad(x, ((0, 0), (pads[0][0], pads[0][1] + missing * stride), pads[1], (0, 0)))
+
+    def sum_band(band: Array) -> Float[Array, "taps n c"]:
+        part = lax.dynamic_slice_in_dim(dy, band * rows, rows, axis=1).astype(wide)
+
+        def sum_tap(tap: Array) -> Float[Array, "n c"]:
+            corner = (0, band * rows * stride + tap // kw * rate, tap % kw * rate, 0)
+            size = (images, (rows - 1) * stride + 1, (width - 1) * stride + 1, channels)
+            pixels = lax.dynamic_slice(x, corner, size)[:, ::stride, ::stride]
+            return jnp.sum(pixels.astype(wide) * part, (1, 2))
+
+        return lax.map(sum_tap, jnp.arange(kh * kw))
+
+    return jnp.sum(lax.map(sum_band, jnp.arange(bands)), (0, 2)).reshape(kernel.shape).astype(kernel.dtype)
 
 
 def _weight_gradient_by_winograd(x: Array, dy: Array, kernel: Array, stride: int, rate: int, pads: Pads) -> Array:
@@ -374,5 +407,5 @@ _FORMS: dict[str, Callable[..., Array]] = {
     "mixed": _add_gradients(_convolve_by_xla, _weight_gradient_by_products),
     "products": _add_gradients(_convolve_by_products, _weight_gradient_by_products),
     "winograd": _add_gradients(_convolve_by_winograd, _weight_gradient_by_winograd),
-    "shifts": _convolve_by_shifts,
+    "shifts": _add_gradients(_convolve_by_shifts, _weight_gradient_by_shifts),
 }
