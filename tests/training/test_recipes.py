@@ -23,9 +23,21 @@ def make_narrow(config):
     return config
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_the_step_of_every_recipe_keeps_the_shapes_of_the_state(path):
-    config = make_narrow(runpy.run_path(str(path))["get_config"]())
+def list_narrow_configs():
+    """Return the configs by recipe. Of recipes that only differ in what `make_narrow` changes, only the first one is in it."""
+    configs = {}
+    for path in RECIPES:
+        config = make_narrow(runpy.run_path(str(path))["get_config"]())
+        if config not in configs.values():
+            configs[path.stem] = config
+    return configs
+
+
+CONFIGS = list_narrow_configs()
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_the_step_of_every_recipe_keeps_the_shapes_of_the_state(config):
     setup = set_up(config, 100)
     step = compile_train_step(setup.mesh, config=config, model=setup.model, optimizer=setup.optimizer)
     n, (height, width) = config.data.batch_size, config.data.crop_size
