@@ -30,7 +30,7 @@ def main() -> None:
         raise ConfigError("`--checkpoint` is missing. Give a run folder, for example --checkpoint=runs/quickstart.")
     output = OUTPUT.value and require_folder(OUTPUT.value, "--output", "runs/quickstart/val")
     submission = SUBMISSION.value and require_folder(SUBMISSION.value, "--submission", "runs/quickstart/submission")
-    with join_hosts() as console:
+    with join_hosts(config.mesh) as console:
         # Import late, so that a mistyped flag is reported without waiting for slow imports.
         from deeplab_jax.commands.evaluate import score_checkpoint
 

@@ -19,7 +19,7 @@ def main() -> None:
     """Parse the flags and train. The implementation is in deeplab_jax."""
     config = require_config(CONFIG.value)
     workdir = require_workdir(require_folder(WORKDIR.value, "--workdir", "runs/quickstart"))
-    with join_hosts() as console:
+    with join_hosts(config.mesh) as console:
         # Import late, so that a mistyped flag is reported without waiting for slow imports.
         from deeplab_jax.commands.train import train
 

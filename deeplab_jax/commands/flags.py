@@ -19,7 +19,7 @@ from rich.console import Console
 import deeplab_jax.config
 from deeplab_jax.checkpoints.paths import RECIPE, describe_path, find_run
 from deeplab_jax.commands.exit import run_or_exit
-from deeplab_jax.config import Config
+from deeplab_jax.config import Config, MeshConfig
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.files import expand_home
 
@@ -36,8 +36,11 @@ def define_host_flags() -> None:
 
 
 @contextlib.contextmanager
-def join_hosts() -> Iterator[Console]:
+def join_hosts(mesh: MeshConfig) -> Iterator[Console]:
     """Connect the run's processes. If there are several, an error inside the block ends this process.
+
+    Args:
+      mesh: The config's mesh. In a single-process run, the CPU is divided into as many devices, if it has as many cores.
 
     Yields:
       A console that only prints on the first process.
@@ -49,9 +52,12 @@ def join_hosts() -> Iterator[Console]:
 
     from deeplab_jax.runtime import hosts
     from deeplab_jax.runtime.console import make_console
+    from deeplab_jax.runtime.machine import usable_cores
+    from deeplab_jax.runtime.mesh import split_cpu
 
     with hosts.exit_on_error():
-        hosts.start(flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id)
+        if not hosts.start(flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id):
+            split_cpu(min(mesh.data * mesh.spatial, usable_cores()))
         yield make_console(quiet=jax.process_index() > 0)
 
 

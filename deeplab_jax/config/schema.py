@@ -161,7 +161,8 @@ class MeshConfig:
 
     data: int = field(
         0,
-        "Number of devices over which the batch is split. 0 means the total number of devices divided by `mesh.spatial`.",
+        "Number of devices over which the batch is split. 0 means the total number of devices divided by `mesh.spatial`. On a "
+        "CPU, train.py and eval.py divide its cores into as many devices, which is faster for small networks.",
         at_least(0, "Use a number of devices, or 0 for all devices."),
     )
     spatial: int = field(

@@ -345,9 +345,9 @@ def _weight_gradient_by_products(x: Array, dy: Array, kernel: Array, stride: int
 def _weight_gradient_by_shifts(x: Array, dy: Array, kernel: Array, stride: int, rate: int, pads: Pads) -> Array:
     """Compute a depthwise kernel's gradient in two nested loops, over bands of rows and over taps.
 
-    A sum per tap over the whole image would read `x` and `dy` from memory once for each of the 9 or 25 taps. It would also copy
-    the shifted `x`, because XLA does not fuse slices into sums. The images are added up after the loops, so that a batch that is
-    split over devices needs a single all-reduce.
+    A sum over the whole image for each of the 9 or 25 taps would read `x` and `dy` from memory that many times. It would also
+    copy the shifted `x`, because XLA does not fuse slices into sums. The images are added up after the loops, so that a batch
+    that is split over devices needs a single all-reduce.
     """
     kh, kw = kernel.shape[:2]
     images, height, width, channels = dy.shape

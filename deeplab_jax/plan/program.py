@@ -21,7 +21,7 @@ from deeplab_jax.files import write_atomically
 from deeplab_jax.models.cost import layers, total, training_flops
 from deeplab_jax.plan.hlo import Traffic, measure_traffic
 from deeplab_jax.runtime.compilation import cache_folder
-from deeplab_jax.runtime.mesh import batch_shardings, padded_height
+from deeplab_jax.runtime.mesh import batch_shardings, padded_height, split_cpu
 from deeplab_jax.training.begin import Setup, abstract_state
 from deeplab_jax.training.step import batch_names, compile_train_step
 
@@ -70,9 +70,7 @@ def find_devices(mesh: MeshConfig, count: int | None) -> list[jax.Device]:
       ConfigError: JAX has already been initialised with too few devices.
     """
     needed = count or max(mesh.data, 1) * mesh.spatial
-    if needed > max(jax.config.jax_num_cpu_devices, 1):  # type: ignore[attr-defined]
-        with contextlib.suppress(RuntimeError):  # raised if JAX is already initialised
-            jax.config.update("jax_num_cpu_devices", needed)
+    split_cpu(needed)
     devices = jax.devices()
     if len(devices) < needed:
         devices = jax.devices("cpu")

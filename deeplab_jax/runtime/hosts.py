@@ -28,7 +28,7 @@ _is_compiling = threading.Event()  # compiling can take longer than a step may t
 EXIT_DELAY_SECONDS = 1.0  # delay before exiting on an error, so that the other processes can print theirs
 
 
-def start(coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: int = 300) -> None:
+def start(coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: int = 300) -> bool:
     """Connect this process to the others in the run. Call this before any other use of JAX.
 
     In a single-process run, this does nothing. If no flags are given, the launcher's environment variables are used. The
@@ -43,12 +43,15 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
       process_id: This process's index, from 0.
       timeout: How long to wait for the other processes, in seconds.
 
+    Returns:
+      Whether this process belongs to a run with other processes.
+
     Raises:
       ConfigError: The flags are inconsistent, the port is in use, or the processes have different device counts.
     """
     spec = find_process_spec(coordinator, num_processes, process_id, os.environ)
     if spec is None:
-        return
+        return False
     if spec.coordinator and spec.process_id == 0:
         _require_free_port(spec.coordinator)
     # JAX's preemption service would intercept SIGTERM, which must end the program or, during training, save and stop.
@@ -64,7 +67,7 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
             )
     except (RuntimeError, OSError, ImportError, ValueError) as error:
         if isinstance(error, ValueError) and spec.num_processes is None:
-            return  # JAX did not find a TPU pod, so this is a single TPU host
+            return False  # JAX did not find a TPU pod, so this is a single TPU host
         raise ConfigError(
             f"The run's processes cannot find each other ({one_line(error)}). "
             "Set --coordinator, --num_processes and --process_id."
@@ -74,6 +77,7 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
             visible = os.environ.get(f"JAX_{kind.upper()}_VISIBLE_DEVICES", "all")
             jax.config.update(f"jax_{kind}_visible_devices", visible)
     _require_same_device_counts()
+    return True
 
 
 def _require_free_port(coordinator: str) -> None:

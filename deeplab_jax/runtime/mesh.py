@@ -1,6 +1,7 @@
 """Build the device mesh, define array shardings, and copy batches from the host to the devices."""
 
 import collections
+import contextlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -14,6 +15,16 @@ from deeplab_jax.errors import ConfigError
 from deeplab_jax.labels import IGNORE
 
 HOST_ONLY = ("index", "fingerprint")  # batch entries that stay on the host
+
+
+def split_cpu(devices: int) -> None:
+    """Let JAX divide the CPU into `devices` devices. This does nothing if JAX has been initialised or has as many.
+
+    With small layers, a device does not keep several cores busy. Two devices on two cores train up to 1.3 times as fast as one.
+    """
+    if devices > max(jax.config.jax_num_cpu_devices, 1):  # type: ignore[attr-defined]
+        with contextlib.suppress(RuntimeError):  # raised if JAX is already initialised
+            jax.config.update("jax_num_cpu_devices", devices)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] = ()) -> Mesh:

@@ -1,3 +1,5 @@
+import os
+import subprocess
 import sys
 
 import pytest
@@ -9,6 +11,7 @@ from deeplab_jax.commands import flags
 from deeplab_jax.commands.data import choose_labels
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.files import require_folder
+from deeplab_jax.runtime.machine import usable_cores
 
 # ml_collections uses a deprecated function to load recipes.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -107,3 +110,19 @@ def test_a_missing_folder_or_a_file_in_its_place_is_reported(flag):
     for path, message in ((None, f"`{flag}` is missing"), (__file__, rf"`{flag}` \(='.*'\) is a file")):
         with pytest.raises(ConfigError, match=message):
             require_folder(path, flag, "runs/quickstart")
+
+
+def test_a_mesh_divides_the_cpu_into_devices():
+    program = """
+import jax
+from absl import flags
+from deeplab_jax.commands.flags import define_host_flags, join_hosts
+from deeplab_jax.config import MeshConfig
+define_host_flags()
+flags.FLAGS(["train.py"])
+with join_hosts(MeshConfig(data=2)):
+    print(jax.device_count())
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
+    output = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True).stdout
+    assert int(output) == min(2, usable_cores())
