@@ -241,9 +241,10 @@ class Checkpoints:
         if names := _find_mismatches(saved, abstract):
             shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
             optim = [change for change in changes if change.startswith("optim.")]
+            advice = "Undo these changes" if optim else "Use the package version that wrote them"
             raise CheckpointError(
-                f"The arrays in {folder} do not match the state of this run ({'; '.join([*optim, shown])}). Use the optimizer "
-                f"and the package version that wrote them, or {new_run}."
+                f"The arrays in {folder} do not match the state of this run ({'; '.join([*optim, shown])}). "
+                f"{advice}, or {new_run}."
             )
 
     def _continue_from(self, step: int, damaged: list[int]) -> None:

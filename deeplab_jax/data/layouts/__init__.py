@@ -90,4 +90,7 @@ def _advise_on_split(split: str, splits: Sequence[str]) -> str:
         return " Choose one of these."
     other = next((name for name in VALIDATION if name in splits), "")
     use = f"Set --config.eval.split={other} to validate on that split, or " if other else "Set "
-    return f" {use}--config.data.val_share=0.2 to hold out a fifth of the training images for validation."
+    return (
+        f" {use}--config.data.val_share=0.2 to hold out a fifth of the training images for validation. To train without "
+        "validation, set --config.train.evaluate=False."
+    )
