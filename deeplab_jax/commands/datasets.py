@@ -111,6 +111,7 @@ def open_training_data(config: Config, say: Callable[[str], None]) -> tuple[Data
     """
     train_set = open_training_set(config)
     introduce(config.data.train_split, train_set, config.labels, say)
+    epoch_size = train_set.part_sizes[0] if config.data.mix else len(train_set)
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
     eval_set, eval_batches = _open_evaluation(config, say) if config.train.evaluate else (None, lambda: iter(()))
@@ -130,8 +131,9 @@ def open_training_data(config: Config, say: Callable[[str], None]) -> tuple[Data
             **process,
         ),
         eval_batches=eval_batches,
+        epoch_size=epoch_size,
     )
-    return data, total_steps(config, len(train_set))
+    return data, total_steps(config, epoch_size)
 
 
 def _open_evaluation(
