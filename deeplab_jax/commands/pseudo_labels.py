@@ -43,8 +43,8 @@ def write_split(
       fail: A function called with a one-line message for each failed input.
 
     Raises:
-      ConfigError: `out` is not a new split of the data set that the network was trained on, or the network's classes are not
-        those of the data set.
+      ConfigError: `out` is not a new split of the data set that the network was trained on, the network's classes are not those
+        of the data set, or no pixel was kept.
       DataError: An image is already in one of the run's splits or not below the data set folder, or a label or list exists that
         this command did not write.
     """
@@ -62,9 +62,13 @@ def write_split(
     run(segmenter, inputs, options, console, fail, output)
     if not written:
         return
-    pseudo_labels.write_list(root, split, written)
     _print_summary(segmenter.label_set, written, min_confidence)
-    others = [part for part in segmenter.config.data.train_split.split("+") if part != split]
+    if not any(each.kept.any() for each in written):
+        raise ConfigError(
+            f"`--min-confidence` (={min_confidence:g}) keeps no pixel, so {listing} was not written. Use a smaller probability."
+        )
+    pseudo_labels.write_list(root, split, written)
+    others = _other_splits(segmenter.config.data, split)
     joined, ratio = "+".join([*others, split]), ",".join("1" * (len(others) + 1))
     console.print(f"Wrote {listing}. To train on it, with an equal share of each split in every batch:")
     console.print(f"  --config.data.root={root} --config.data.train_split={joined} --config.data.mix='({ratio})'")
@@ -78,7 +82,8 @@ def _prepare_split(root: Path, split: str, segmenter: Segmenter, inputs: Sequenc
     if is_records(str(root)):
         raise ConfigError(f"{flag} is in prepared records. Give a split of the original data set, and prepare it afterwards.")
     existing = list_splits(str(root))
-    missing = [part for part in data.train_split.split("+") if part not in existing]
+    labelled = _other_splits(data, split) or [split]
+    missing = [part for part in labelled if part not in existing]
     if missing:
         raise ConfigError(
             f"{flag} must be a data set folder and the name of a new split, such as ROOT/pseudo, but {root} has no split "
@@ -90,8 +95,9 @@ def _prepare_split(root: Path, split: str, segmenter: Segmenter, inputs: Sequenc
         raise ConfigError(
             f"{flag} is a split that this command did not write, or that was edited. It is not replaced. Choose another name."
         )
-    _require_new_images(root, split, data, segmenter.config.eval.split, existing, inputs)
-    samples = find_samples(str(root), data.train_split, data.label_kind)
+    splits = [part for part in (*labelled, segmenter.config.eval.split) if part in existing and part != split]
+    _require_new_images(root, splits, data.label_kind, inputs)
+    samples = find_samples(str(root), "+".join(labelled), data.label_kind)
     _require_same_classes(str(root), segmenter.label_set, samples.kind)
     # The first file shows label sets that differ, where neither the layout nor a file says so.
     if error := diagnose(samples, value_table(samples.kind, segmenter.label_set), 0):
@@ -99,16 +105,18 @@ def _prepare_split(root: Path, split: str, segmenter: Segmenter, inputs: Sequenc
     return samples.kind
 
 
-def _require_new_images(
-    root: Path, split: str, data: DataConfig, eval_split: str, existing: Sequence[str], inputs: Sequence[Input]
-) -> None:
-    """Check that no input is in the run's training or evaluation split."""
+def _other_splits(data: DataConfig, split: str) -> list[str]:
+    """Return the training splits of a run, except for the one that is written."""
+    return [part for part in data.train_split.split("+") if part != split]
+
+
+def _require_new_images(root: Path, splits: Sequence[str], kind: str, inputs: Sequence[Input]) -> None:
+    """Check that no input is in any of the splits."""
     paths = {os.path.abspath(each.path) for each in inputs}
-    for other in dict.fromkeys((*data.train_split.split("+"), eval_split)):
-        if other != split and other in existing:
-            images = find_samples(str(root), other, data.label_kind, need_labels=False).images
-            if twice := next((image for image in images if str(root / image) in paths), None):
-                raise DataError(f"{twice} is in the split {other!r} already. Predict only images that are in no split.")
+    for split in splits:
+        images = find_samples(str(root), split, kind, need_labels=False).images
+        if twice := next((image for image in images if str(root / image) in paths), None):
+            raise DataError(f"{twice} is in the split {split!r} already. Predict only images that are in no split.")
 
 
 def _require_same_classes(root: str, labels: LabelSet, kind: str) -> None:

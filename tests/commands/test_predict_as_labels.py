@@ -100,6 +100,24 @@ def test_without_a_probability_nine_tenths_are_required(segmenter, root, predict
     assert ((label != 255) != (probabilities.max(1)[0] >= 0.9)).mean() < 0.001
 
 
+def test_a_split_without_any_labelled_pixel_is_not_written(root, predict):
+    code, output = predict(confidence=1.0)
+    assert code == 2
+    assert "`--min-confidence` (=1) keeps no pixel" in output
+    assert not (root / "list" / "pseudo.lst").exists()
+
+
+def test_a_second_round_replaces_the_split_that_the_network_was_trained_on(segmenter, root, predict):
+    assert predict()[0] == 0
+    data = dataclasses.replace(segmenter.config.data, train_split="train+pseudo", mix=(1, 1))
+    second = api.Segmenter(dataclasses.replace(segmenter.config, data=data), segmenter.variables)
+    code, output = predict(network=second)
+    assert code == 0
+    assert "--config.data.train_split=train+pseudo --config.data.mix='(1,1)'" in output
+    code, output = predict(network=second, out="more")
+    assert "is in the split 'pseudo' already" in output
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
