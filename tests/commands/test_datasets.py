@@ -37,8 +37,14 @@ def test_epochs_of_mixed_splits_are_passes_over_the_first_one(street_scenes, mix
     config = tiny_config(street_scenes)
     config.data.train_split, config.data.mix = "train+val", mix  # 6 and 3 images in batches of 4
     config.train.steps, config.train.epochs, config.train.evaluate = 0, 4.0, False
-    data, total = open_training_data(config, lambda line: None)
+    lines = []
+    data, total = open_training_data(config, lines.append)
     assert (total, data.epoch_size) == (steps, 6 if mix else 9)
+    counts = {
+        (1, 1): "2 of the 6 samples in train, 2 of the 3 samples in val",
+        (1, 3): "1 of the 6 samples in train, 3 of the 3",
+    }
+    assert not mix or counts[mix] in lines[-1]
 
 
 def test_a_missing_or_wrong_root_is_reported(tmp_path):

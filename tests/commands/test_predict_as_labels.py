@@ -15,6 +15,7 @@ from deeplab_jax.data.find import find_split
 from deeplab_jax.data.pipeline import train_batches
 from deeplab_jax.labels import CAMVID, CITYSCAPES, IGNORE
 from deeplab_jax.models import DeepLabV3
+from deeplab_jax.predict import images
 
 MIN_CONFIDENCE = 0.6
 
@@ -35,10 +36,10 @@ def root(street_scenes, tmp_path):
 def predict(segmenter, root, monkeypatch, capsys):
     """Return a function that runs the command on the images of the test split and returns its exit code and output."""
 
-    def run(*arguments, network=segmenter, out="pseudo", images="leftImg8bit/test", confidence=MIN_CONFIDENCE):
+    def run(*arguments, network=segmenter, out="pseudo", folder="leftImg8bit/test", confidence=MIN_CONFIDENCE):
         monkeypatch.setattr(api, "load", lambda checkpoint: network)
         monkeypatch.setattr(paths, "resolve", lambda checkpoint: checkpoint)
-        words = ("predict", root / images, "--checkpoint", "run", "--out", root / out)
+        words = ("predict", root / folder, "--checkpoint", "run", "--out", root / out)
         threshold = () if confidence is None else ("--min-confidence", confidence)
         return run_cli(monkeypatch, capsys, *words, "--as-labels", *threshold, *arguments)
 
@@ -100,6 +101,20 @@ def test_without_a_probability_nine_tenths_are_required(segmenter, root, predict
     assert ((label != 255) != (probabilities.max(1)[0] >= 0.9)).mean() < 0.001
 
 
+def test_large_images_are_predicted_in_windows(root, predict, monkeypatch):
+    monkeypatch.setattr(images, "WINDOW", (32, 64))
+
+    def read_labels(confidence):
+        assert predict("--max-pixels", 4000, confidence=confidence)[0] == 0
+        samples = find_split(DataConfig(root=str(root)), "pseudo")
+        return np.concatenate([batch["label"] for batch in eval_batches(samples, CITYSCAPES, 1)])
+
+    everything, confident = read_labels(0.0), read_labels(MIN_CONFIDENCE)
+    assert (everything != IGNORE).all()
+    assert 0.1 < (confident == IGNORE).mean() < 0.9
+    np.testing.assert_array_equal(confident[confident != IGNORE], everything[confident != IGNORE])
+
+
 def test_a_split_without_any_labelled_pixel_is_not_written(root, predict):
     code, output = predict(confidence=1.0)
     assert code == 2
@@ -128,8 +143,8 @@ def test_a_second_round_replaces_the_split_that_the_network_was_trained_on(segme
         ([], {"out": "a+b"}, "scenes/a+b') has a plus sign"),
         ([], {"out": "."}, "contains no image outside --out"),
         ([], {"out": "here/pseudo"}, "must be a data set folder and the name of a new split, such as ROOT/pseudo, but"),
-        ([], {"images": "leftImg8bit/val"}, "is in the split 'val' already. Predict only images that are in no split."),
-        ([], {"images": "../outside.png"}, "outside.png is not below"),
+        ([], {"folder": "leftImg8bit/val"}, "is in the split 'val' already. Predict only images that are in no split."),
+        ([], {"folder": "../outside.png"}, "outside.png is not below"),
     ],
 )
 def test_wrong_arguments_are_reported_on_one_line(root, predict, arguments, options, message):
@@ -154,6 +169,6 @@ def test_other_classes_videos_and_records_are_refused(segmenter, root, predict, 
     assert code == 2
     assert "label set camvid (11 classes) does not fit cityscapes (19 classes), inferred from the Cityscapes" in output
     (root / "drive.mp4").write_text("")
-    assert "drive.mp4 is a video, which cannot be a part of a split" in predict(images="drive.mp4")[1]
+    assert "drive.mp4 is a video, which cannot be a part of a split" in predict(folder="drive.mp4")[1]
     monkeypatch.setattr("deeplab_jax.commands.pseudo_labels.is_records", lambda root: True)
     assert "is in prepared records" in predict()[1]
