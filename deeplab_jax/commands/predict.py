@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -62,13 +63,7 @@ def predict(
 
     options = Options(out, confidence, opacity, batch_size, max_pixels)
     files, others = find_inputs(inputs, out)
-    if not files and as_labels:
-        raise ConfigError(
-            f"`INPUT` (={' '.join(inputs)}) contains no image outside --out (={out}), which must be the data set folder and "
-            "the name of a new split, such as ROOT/pseudo."
-        )
-    if not files:
-        raise ConfigError(f"`INPUT` (={' '.join(inputs)}) contains no image or video. Give files, folders or patterns.")
+    _require_files(files, inputs, out, as_labels)
     step = resolve(checkpoint)
     segmenter = load(step)
     overrides = {"scales": scales, "flip": flip, "window": window, "output_stride": output_stride}
@@ -85,8 +80,8 @@ def predict(
         if as_labels:
             from deeplab_jax.commands.pseudo_labels import write_split  # imports TensorFlow
 
-            threshold = DEFAULT_CONFIDENCE if min_confidence is None else min_confidence
-            write_split(segmenter, files, options, threshold, console, failures.append)
+            limit = DEFAULT_CONFIDENCE if min_confidence is None else min_confidence
+            write_split(segmenter, files, options, limit, console, failures.append)
         else:
             run(segmenter, files, options, console, failures.append)
         console.print(f"Segmented {len(files) - len(failures)} of {len(files)} files. The results are in {out}.")
@@ -97,6 +92,16 @@ def predict(
         for line in failures:
             console.print(f"failed: {line}")
     sys.exit(1 if failures else 0)
+
+
+def _require_files(files: Sequence[Any], inputs: Sequence[str], out: str, as_labels: bool) -> None:
+    if not files and as_labels:
+        raise ConfigError(
+            f"`INPUT` (={' '.join(inputs)}) contains no image outside --out (={out}), which must be the data set folder and "
+            "the name of a new split, such as ROOT/pseudo."
+        )
+    if not files:
+        raise ConfigError(f"`INPUT` (={' '.join(inputs)}) contains no image or video. Give files, folders or patterns.")
 
 
 def _check_label_flags(as_labels: bool, min_confidence: float | None, confidence: bool, opacity: float) -> None:
