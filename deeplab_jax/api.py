@@ -75,7 +75,7 @@ class Segmenter:
         If a canvas does not fit into memory, each image is tried alone, because it can be smaller.
 
         Args:
-          function: `logits`, `predict` or `predict_with_confidence`.
+          function: See `inference.jit_by_config`.
           images: The images, each [h, w, c], unlike in the other methods.
           canvas: A canvas that holds the images.
 

@@ -280,22 +280,30 @@ def choose_labels(spec: str) -> LabelSet:
     return config.labels
 
 
+def find_folder_labels(root: str) -> tuple[LabelSet, str] | None:
+    """Return a data set folder's label set and where it comes from, or None if neither a file nor the layout gives one."""
+    from deeplab_jax.data.layouts import recognize_layout
+
+    file = epath.Path(root) / LABELS_FILE
+    if file.exists():
+        return read_labels(file), f"read from {file}"
+    layout = recognize_layout(epath.Path(root)) if root and epath.Path(root).is_dir() else None
+    if layout and layout.labels:
+        return LABEL_SETS[layout.labels], f"inferred from the {layout.name} folder layout"
+    return None
+
+
 def _find_labels(root: str, spec: str, console: Console) -> LabelSet | None:
     """Return the label set for `spec`, or the data set folder's label set if `spec` is empty.
 
     If the folder has image files but no label set, return None.
     """
-    from deeplab_jax.data.layouts import recognize_layout
     from deeplab_jax.data.records import is_records
 
-    file = epath.Path(root) / LABELS_FILE
-    layout = recognize_layout(epath.Path(root)) if root and epath.Path(root).is_dir() else None
     if spec:
         labels, origin = choose_labels(spec), "given by --labels"
-    elif file.exists():
-        labels, origin = read_labels(file), f"read from {file}"
-    elif layout and layout.labels:
-        labels, origin = LABEL_SETS[layout.labels], f"inferred from the {layout.name} folder layout"
+    elif found := find_folder_labels(root):
+        labels, origin = found
     elif root and epath.Path(root).is_dir() and not is_records(root):
         return None
     else:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from deeplab_jax.config import Config, total_steps
+from deeplab_jax.config import Config, count_by_split, total_steps
 from deeplab_jax.data.evaluation import eval_batches, plan_evaluation
 from deeplab_jax.data.find import describe, find_split
 from deeplab_jax.data.pipeline import train_batches
@@ -111,6 +111,11 @@ def open_training_data(config: Config, say: Callable[[str], None]) -> tuple[Data
     """
     train_set = open_training_set(config)
     introduce(config.data.train_split, train_set, config.labels, say)
+    epoch_size = train_set.part_sizes[0] if config.data.mix else len(train_set)
+    if config.data.mix:
+        splits = zip(count_by_split(config.data), config.data.train_split.split("+"), train_set.part_sizes, strict=True)
+        shares = ", ".join(f"{count} of the {size} samples in {split}" for count, split, size in splits)
+        say(f"Each batch has {shares}. An epoch is a pass over the first split.")
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
     eval_set, eval_batches = _open_evaluation(config, say) if config.train.evaluate else (None, lambda: iter(()))
@@ -130,8 +135,9 @@ def open_training_data(config: Config, say: Callable[[str], None]) -> tuple[Data
             **process,
         ),
         eval_batches=eval_batches,
+        epoch_size=epoch_size,
     )
-    return data, total_steps(config, len(train_set))
+    return data, total_steps(config, epoch_size)
 
 
 def _open_evaluation(

@@ -31,7 +31,8 @@ def plan(
       spatial: Overrides mesh.spatial.
       batch_size: Overrides data.batch_size. With --accelerator, also overrides eval.batch_size.
       width: Overrides model.width. A narrow network compiles faster on GPUs, and has the same collectives.
-      images: The number of training images. Only needed if the recipe sets epochs instead of steps.
+      images: The number of training images, or of those in the first split if the recipe sets data.mix. Only needed if the
+        recipe sets epochs instead of steps.
       image_size: The height and width of evaluation images, to also compile the evaluation step.
       accelerator: The device to plan for, using data-sheet figures: a100, a100-40gb, h100, h200, b200, l4, a10g, v4, v5e, v5p
         or v6e. The step is compiled for a100, h100, h200 and b200 if the extra plan-gpu is installed, and for v5e, v5p and v6e

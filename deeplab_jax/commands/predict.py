@@ -2,12 +2,15 @@
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 
 from deeplab_jax.errors import ConfigError
+
+DEFAULT_CONFIDENCE = 0.9
 
 
 def predict(
@@ -16,6 +19,8 @@ def predict(
     out: Annotated[str, tyro.conf.arg(metavar="DIR")],
     confidence: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     opacity: float = 0.5,
+    as_labels: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    min_confidence: float | None = None,
     scales: tuple[float, ...] | None = None,
     flip: tyro.conf.DisallowNone[bool | None] = None,
     window: tuple[int, int] | None = None,
@@ -32,6 +37,10 @@ def predict(
         frames get PNGs in train_ids and color.
       confidence: Also write each pixel's largest class probability, scaled to 0-255.
       opacity: The opacity of the colours in overlays, from 0 to 1.
+      as_labels: Write the predictions as the labels of a new split instead of pictures. --out is then the data set folder and
+        the name of the split, such as ROOT/pseudo. See docs/how-to/pseudo-labels.md.
+      min_confidence: With --as-labels, the smallest probability of a pixel's class for which the pixel gets a label. All others
+        are ignored in training. The default is 0.9.
       scales: The factors by which to resize images. Predictions are averaged over all factors. The default is the run's scales.
       flip: Also predict the mirror image, and average the two predictions. The default is the run's setting.
       window: The sliding window's height and width, or 0 0 for full images. The default is the run's window.
@@ -45,6 +54,7 @@ def predict(
         raise ConfigError(f"`--scales` (={scales}) cannot be used. Use factors of at least 0.01.")
     if any(side < 0 for side in window or ()):
         raise ConfigError(f"`--window` (={window}) is negative. Use a positive height and width, or 0 0 for full images.")
+    _check_label_flags(as_labels, min_confidence, confidence, opacity)
     from deeplab_jax.api import Segmenter, load
     from deeplab_jax.checkpoints.paths import resolve
     from deeplab_jax.models import validate
@@ -53,8 +63,7 @@ def predict(
 
     options = Options(out, confidence, opacity, batch_size, max_pixels)
     files, others = find_inputs(inputs, out)
-    if not files:
-        raise ConfigError(f"`INPUT` (={' '.join(inputs)}) contains no image or video. Give files, folders or patterns.")
+    _require_files(files, inputs, out, as_labels)
     step = resolve(checkpoint)
     segmenter = load(step)
     overrides = {"scales": scales, "flip": flip, "window": window, "output_stride": output_stride}
@@ -68,7 +77,13 @@ def predict(
     console.print(f"Checkpoint: {step}")
     failures: list[str] = []
     try:
-        run(segmenter, files, options, console, failures.append)
+        if as_labels:
+            from deeplab_jax.commands.pseudo_labels import write_split  # imports TensorFlow
+
+            limit = DEFAULT_CONFIDENCE if min_confidence is None else min_confidence
+            write_split(segmenter, files, options, limit, console, failures.append)
+        else:
+            run(segmenter, files, options, console, failures.append)
         console.print(f"Segmented {len(files) - len(failures)} of {len(files)} files. The results are in {out}.")
         if others:
             names = ", ".join(str(path) for path in others[:3]) + ", ..." * (len(others) > 3)
@@ -77,3 +92,24 @@ def predict(
         for line in failures:
             console.print(f"failed: {line}")
     sys.exit(1 if failures else 0)
+
+
+def _require_files(files: Sequence[Any], inputs: Sequence[str], out: str, as_labels: bool) -> None:
+    if not files and as_labels:
+        raise ConfigError(
+            f"`INPUT` (={' '.join(inputs)}) contains no image outside --out (={out}), which must be the data set folder and "
+            "the name of a new split, such as ROOT/pseudo."
+        )
+    if not files:
+        raise ConfigError(f"`INPUT` (={' '.join(inputs)}) contains no image or video. Give files, folders or patterns.")
+
+
+def _check_label_flags(as_labels: bool, min_confidence: float | None, confidence: bool, opacity: float) -> None:
+    if min_confidence is not None and not as_labels:
+        raise ConfigError(f"`--min-confidence` (={min_confidence:g}) only works with --as-labels. Add it, or leave this out.")
+    if min_confidence is not None and not 0 <= min_confidence <= 1:
+        raise ConfigError(f"`--min-confidence` (={min_confidence:g}) cannot be used. Use a probability from 0 to 1.")
+    if as_labels and confidence:
+        raise ConfigError("`--confidence` cannot be combined with --as-labels, which writes no pictures. Run both one by one.")
+    if as_labels and opacity != 0.5:
+        raise ConfigError(f"`--opacity` (={opacity:g}) cannot be combined with --as-labels, which writes no pictures.")

@@ -3,6 +3,7 @@
 from deeplab_jax.config.channels import adapt_to_channels, fill_defaults
 from deeplab_jax.config.data import DataConfig
 from deeplab_jax.config.loss import LossConfig
+from deeplab_jax.config.mix import count_by_split, smallest_batch
 from deeplab_jax.config.model import IMAGENET_MEAN, IMAGENET_STD, MAX_CHANNELS, ModelConfig
 from deeplab_jax.config.optim import OptimConfig
 from deeplab_jax.config.rates import aspp_rates, last_stage_rates, multi_grid_units, unit_of_each_block

@@ -5,6 +5,7 @@ import dataclasses
 from deeplab_jax.config.fields import (
     Check,
     are_numbers,
+    are_one_or_more_numbers,
     are_strings,
     at_least,
     below_one,
@@ -37,6 +38,16 @@ class DataConfig:
         ),
     )
     train_split: str = field("train", "Name of the training split. `train+val` joins two splits.")
+    mix: tuple[float, ...] = field(
+        (),
+        "Ratio of the splits that `data.train_split` joins in every batch, such as (1, 3) for a quarter of the first split, "
+        "whatever the sizes of the splits. Each split is then shuffled by itself, and an epoch is a pass over the first split. "
+        "() mixes the splits by their sizes.",
+        Check(
+            lambda mix: mix in ((), []) or (are_one_or_more_numbers(mix) and min(mix) > 0),
+            "Give a number above 0 for each split, such as --config.data.mix='(1,1)', or ().",
+        ),
+    )
     channels: int = field(
         3,
         "Number of channels (bands) in the images, from 1 to 8: 1 for grey or thermal images, 3 for RGB, 4 for RGB and "
@@ -58,7 +69,8 @@ class DataConfig:
         0.0,
         "Fraction of the training images to hold out for validation, if the data set has no `val` split. The choice depends "
         "only "
-        "on the image names. `data.train_split` then holds the other images.",
+        "on the image names. `data.train_split` then holds the other images. With `data.mix`, only images of the first split "
+        "are held out.",
         Check(lambda share: 0 <= share < 1, "Use a fraction from 0 to below 1."),
     )
     val_group: str = field(

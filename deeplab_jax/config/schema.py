@@ -19,6 +19,7 @@ from deeplab_jax.config.fields import (
     one_of,
 )
 from deeplab_jax.config.loss import LossConfig
+from deeplab_jax.config.mix import count_by_split
 from deeplab_jax.config.model import OUTPUT_STRIDES, ModelConfig
 from deeplab_jax.config.optim import OptimConfig
 from deeplab_jax.errors import ConfigError
@@ -35,8 +36,8 @@ class TrainConfig:
     steps: int = field(0, "Number of optimizer steps. 0 means that `train.epochs` sets the run length.")
     epochs: float = field(
         0.0,
-        "Number of passes over the training split. 0 means that `train.steps` sets the run length. A batch can contain "
-        "samples from two passes.",
+        "Number of passes over the training split, or over the first split if `data.mix` is set. 0 means that `train.steps` "
+        "sets the run length. A batch can contain samples from two passes.",
     )
     log_every: int = field(
         50,
@@ -197,12 +198,12 @@ def total_steps(config: Config, num_train: int) -> int:
 
     Args:
       config: The run config.
-      num_train: The number of samples in the training split.
+      num_train: The number of samples in the training split, or in the first split if `data.mix` is set.
 
     Raises:
       ConfigError: The config sets neither `train.steps` nor `train.epochs`.
     """
-    steps = config.train.steps or math.ceil(config.train.epochs * num_train / config.data.batch_size)
+    steps = config.train.steps or math.ceil(config.train.epochs * num_train / count_by_split(config.data)[0])
     if not steps:
         raise ConfigError("`train.steps` (=0) cannot be used. Set train.steps or train.epochs to a number above 0.")
     return steps

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from deeplab_jax.config.channels import fill_defaults
+from deeplab_jax.config.data import DataConfig
 from deeplab_jax.config.fields import are_numbers
+from deeplab_jax.config.mix import smallest_batch
 from deeplab_jax.config.rates import aspp_rates, last_stage_rates
 from deeplab_jax.config.schema import Config, TrainConfig
 from deeplab_jax.errors import ConfigError
@@ -80,6 +82,7 @@ def _rules(config: Config) -> Iterator[tuple[str, bool, str]]:
     is_used = not config.data.val_share or protocol.split == "val"
     yield "data.val_share", is_used, "It makes the split 'val'. Leave eval.split at val, or set data.val_share to 0."
     yield "data.val_group", not config.data.val_group or config.data.val_share > 0, "It only works with data.val_share above 0."
+    yield from _mix_rules(config.data)
     yield from _mixing_rules(config)
     yield from _loss_rules(config)
     is_below = 0 <= config.optim.lr_end <= config.optim.lr
@@ -120,6 +123,17 @@ def _channel_rules(config: Config) -> Iterator[tuple[str, bool, str]]:
     is_bytes = not (config.data.source and config.data.value_range)
     advice = f"The images of {config.data.source} have 8 bits. Leave data.value_range at ()."
     yield "data.value_range", is_bytes, advice
+
+
+def _mix_rules(data: DataConfig) -> Iterator[tuple[str, bool, str]]:
+    if not data.mix:
+        return
+    splits = len(data.train_split.split("+"))
+    advice = f"Give one number for each of the {splits} splits in data.train_split (={data.train_split!r})."
+    yield "data.mix", len(data.mix) == splits, advice
+    unit = smallest_batch(data)
+    advice = f"It needs a multiple of {unit} samples. Change data.batch_size (={data.batch_size}) or the ratio."
+    yield "data.mix", data.batch_size % unit == 0, advice
 
 
 def _mixing_rules(config: Config) -> Iterator[tuple[str, bool, str]]:

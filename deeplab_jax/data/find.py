@@ -35,7 +35,8 @@ KINDS = ("labelIds", "labelTrainIds", "color")
 def find_split(data: DataConfig, split: str, *, need_labels: bool = True) -> Samples:
     """Return the samples of `split` in list order.
 
-    "train+val" concatenates the two splits. If `data.val_share` is set, "val" is a part of the training split.
+    "train+val" concatenates the two splits. If `data.val_share` is set, "val" is a part of the training split: of
+    the first joined split if `data.mix` is set.
 
     Raises:
       DataError: The split cannot be found (see `find_samples`), or the prepared records no longer match their source.
@@ -44,7 +45,8 @@ def find_split(data: DataConfig, split: str, *, need_labels: bool = True) -> Sam
     if data.val_share and split in (data.train_split, "val"):
         _require_no_validation_split(data)
         whole = _find_whole_split(data, data.train_split, need_labels=need_labels)
-        return hold_out(whole, data.val_share, data.val_group, is_validation=split == "val")
+        eligible = whole.part_sizes[0] if data.mix else len(whole)
+        return hold_out(whole, data.val_share, data.val_group, is_validation=split == "val", eligible=eligible)
     return _find_whole_split(data, split, need_labels=need_labels)
 
 
@@ -181,7 +183,8 @@ def find_samples(root: str, split: str, kind: str = "auto", *, need_labels: bool
     _require_utf8(folder, images + labels)
     _require_files(folder, images, labels, source)
     kind = _agree_on_kind(folder, parts, source) if labels else "labelIds" if kind == "auto" else kind
-    return Samples(root, images, labels, kind, source, ImageFiles(), tuple(note for part in parts for note in part.notes))
+    notes, sizes = tuple(note for part in parts for note in part.notes), tuple(len(part.pairs) for part in parts)
+    return Samples(root, images, labels, kind, source, ImageFiles(), notes, sizes)
 
 
 def list_splits(root: str) -> list[str]:

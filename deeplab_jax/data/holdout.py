@@ -2,13 +2,14 @@
 
 import dataclasses
 import hashlib
+import itertools
 import re
 
 from deeplab_jax.data.samples import Samples
 from deeplab_jax.errors import ConfigError
 
 
-def hold_out(samples: Samples, share: float, group: str, *, is_validation: bool) -> Samples:
+def hold_out(samples: Samples, share: float, group: str, *, is_validation: bool, eligible: int) -> Samples:
     """Return the validation part of a split, or its other part.
 
     The choice depends only on the image names and is the same on every machine: the names are sorted by their SHA-256 hash, and
@@ -21,11 +22,13 @@ def hold_out(samples: Samples, share: float, group: str, *, is_validation: bool)
       group: A regular expression. Its match in an image's name is the image's group: the first parenthesized part, or the whole
         match. If "", every image is a group of its own.
       is_validation: Whether to return the held-out part.
+      eligible: The number of images at the start of the list that can be held out. The share refers to these.
 
     Raises:
       ConfigError: An image has no group, or there are fewer than two groups.
     """
-    names = [_find_group(name, group) for name in samples.images] if group else list(samples.images)
+    names = list(samples.images[:eligible])
+    names = [_find_group(name, group) for name in names] if group else names
     order = sorted(set(names), key=lambda name: hashlib.sha256(name.encode()).digest())
     if len(order) < 2:
         raise ConfigError(
@@ -42,7 +45,9 @@ def hold_out(samples: Samples, share: float, group: str, *, is_validation: bool)
             break
         held_out.add(name)
         count += sizes[name]
-    rows = [i for i, name in enumerate(names) if (name in held_out) == is_validation]
+    rows = [i for i in range(len(samples)) if (i < eligible and names[i] in held_out) == is_validation]
+    ends = list(itertools.accumulate(samples.part_sizes, initial=0))
+    part_sizes = tuple(sum(start <= i < end for i in rows) for start, end in itertools.pairwise(ends))
     kept = f"{count} of {len(names)}" if is_validation else f"all but {count} of {len(names)}"
     return dataclasses.replace(
         samples,
@@ -50,6 +55,7 @@ def hold_out(samples: Samples, share: float, group: str, *, is_validation: bool)
         labels=tuple(samples.labels[i] for i in rows) if samples.labels else (),
         store=samples.store.select(rows),
         source=f"{samples.source}, {kept} images by data.val_share={share:g}",
+        part_sizes=part_sizes,
     )
 
 

@@ -32,6 +32,7 @@ import tensorflow as tf
 from deeplab_jax.config import DataConfig
 from deeplab_jax.data.augmentation import Row, augment, make_blank_row, make_sample_key
 from deeplab_jax.data.image_files import reason
+from deeplab_jax.data.order import make_order
 from deeplab_jax.data.samples import Samples, diagnose, value_table
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import LabelSet
@@ -62,8 +63,8 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Yield this process's rows of the training batches for steps `start_step` to `steps` - 1.
 
-    Row r in the global batch for step s is the run's sample number s * batch_size + r. Each epoch is shuffled with a different
-    key. No state is carried from one sample to the next, so starting at a later step takes no extra time.
+    Row r in the global batch for step s is the run's sample number s * batch_size + r (see `make_order`). No state is carried
+    from one sample to the next, so starting at a later step takes no extra time.
 
     Up to `data.max_unreadable` unreadable samples are replaced by skipped rows wherever they appear. Each process counts only
     the samples that it has skipped since it started. When a batch fails, its unreadable samples are identified, and the batch
@@ -84,9 +85,11 @@ def train_batches(
 
     Raises:
       DataError: A file cannot be used. The error is raised during iteration and names the file.
+      ConfigError: `data.mix` does not fit the samples.
     """
     local = data.batch_size // process_count
     table = value_table(samples.kind, labels)
+    choose_index = make_order(samples, data, seed)
 
     def sample_number(j: tf.Tensor) -> tf.Tensor:
         """Return the run-wide sample number for this process's j-th sample."""
@@ -95,7 +98,7 @@ def train_batches(
     def build_dataset(step: int, skipped: tuple[int, ...]) -> tf.data.Dataset:
         def make_row(j: tf.Tensor) -> Row:
             k = sample_number(j)
-            index = shuffle_index(k, len(samples), seed)
+            index = choose_index(k)
 
             def read() -> Row:
                 sample = samples.store.open(samples, table, index)
@@ -112,7 +115,7 @@ def train_batches(
 
     def list_indices(step: int) -> list[int]:
         local_numbers = range(step * local, (step + 1) * local)
-        return [int(shuffle_index(sample_number(tf.constant(j, tf.int64)), len(samples), seed)) for j in local_numbers]
+        return [int(choose_index(sample_number(tf.constant(j, tf.int64)))) for j in local_numbers]
 
     batches = iterate(
         samples,
@@ -124,13 +127,6 @@ def train_batches(
         on_skip=on_skip,
     )
     return convert_layout(batches, layout)
-
-
-def shuffle_index(k: tf.Tensor, num_samples: int, seed: int) -> tf.Tensor:
-    """Return the list position of the run's sample number `k` (int64). Each epoch is a different permutation of the list."""
-    epoch = k // num_samples
-    key = tf.stack([tf.cast(seed, tf.int64), epoch])
-    return tf.random.experimental.index_shuffle(k % num_samples, key, num_samples - 1)
 
 
 def read_batches(dataset: tf.data.Dataset, read: Callable[..., Row], threads: int, batch_size: int) -> tf.data.Dataset:

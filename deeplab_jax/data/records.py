@@ -198,7 +198,9 @@ def find_records(manifest: Manifest, root: str, split: str, *, need_labels: bool
     names, labels = tuple(p.record.image for p in locations), tuple(p.record.label for p in locations if p.record.label)
     if need_labels and len(labels) < len(names):
         raise DataError(f"The records in {root} have no labels in split {split!r}. Choose a split with labels.")
-    return Samples(root, names, labels, parts[0][1].kind, f"the records in {root}", RecordStore(locations, advice))
+    sizes = tuple(len(each) for _, each in images)
+    store = RecordStore(locations, advice)
+    return Samples(root, names, labels, parts[0][1].kind, f"the records in {root}", store, part_sizes=sizes)
 
 
 def advise_rerun(manifest: Manifest, root: str) -> str:

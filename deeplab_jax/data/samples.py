@@ -134,6 +134,7 @@ class Samples:
       source: Where the file names come from, as shown in messages.
       store: The store that reads the samples.
       notes: What the user should know about the choice of files.
+      part_sizes: The number of samples from each of the joined splits, in order.
     """
 
     root: str
@@ -143,6 +144,7 @@ class Samples:
     source: str
     store: Store
     notes: tuple[str, ...] = ()
+    part_sizes: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)

@@ -124,7 +124,9 @@ def find_tfds(name: str, data_dir: str, split: str, kind: str = "auto", channels
     store = TfdsStore(features, image, label, tuple(location for _, location in examples))
     labels = tuple(f"{name}#{label}" for name in names)
     source = f"tfds:{builder.info.full_name}"
-    return Samples(str(builder.data_path), names, labels, "labelIds" if kind == "auto" else kind, source, store)
+    sizes = tuple(builder.info.splits[part.strip()].num_examples for part in split.split("+"))
+    kind = "labelIds" if kind == "auto" else kind
+    return Samples(str(builder.data_path), names, labels, kind, source, store, part_sizes=sizes)
 
 
 def _open_builder(name: str, data_dir: str) -> Any:

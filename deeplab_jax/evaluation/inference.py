@@ -20,6 +20,7 @@ from deeplab_jax.evaluation.counts import PixelCounts, confidences, count_images
 from deeplab_jax.evaluation.metrics import Totals, empty_totals
 from deeplab_jax.evaluation.views import average_views
 from deeplab_jax.evaluation.windows import slide
+from deeplab_jax.labels import IGNORE
 from deeplab_jax.models import DeepLabV3, normalize
 from deeplab_jax.models.backbones import find_backbone
 from deeplab_jax.models.extent import Extent, place_on_canvas, split_rows
@@ -118,6 +119,24 @@ def predict_with_confidence(
     return jnp.argmax(values, axis=-1).astype(jnp.uint8), jnp.round(255 * confidences(values)).astype(jnp.uint8)
 
 
+def predict_labels(
+    variables: Variables,
+    images: UInt8[Array, "n h w c"],
+    sizes: Int[Array, "n 2"] | None = None,
+    *,
+    model: DeepLabV3,
+    protocol: EvalConfig,
+    min_confidence: float,
+) -> tuple[UInt8[Array, "n h w"], UInt8[Array, "n h w"]]:
+    """Return each pixel's train id, and the same with 255 where its probability is below `min_confidence`.
+
+    Takes the same other arguments as `logits`.
+    """
+    values = logits(variables, images, sizes, model=model, protocol=protocol)
+    train_ids = jnp.argmax(values, axis=-1).astype(jnp.uint8)
+    return train_ids, jnp.where(confidences(values) >= min_confidence, train_ids, jnp.uint8(IGNORE))
+
+
 def predict_and_count(
     variables: Variables, batch: dict[str, Array], *, model: DeepLabV3, protocol: EvalConfig, rows: Extent | None = None
 ) -> tuple[UInt8[Array, "n h w"], PixelCounts | None]:
@@ -140,7 +159,7 @@ def jit_by_config(function: Any, config: Config) -> Any:
     """Return `function`, jitted for the config's network and protocol, as a function of (variables, images, sizes).
 
     Args:
-      function: `logits`, `predict` or `predict_with_confidence`.
+      function: `logits`, `predict`, `predict_with_confidence`, or `predict_labels` with a fixed `min_confidence`.
       config: A validated config.
     """
     compute = functools.partial(function, model=evaluation_model(config), protocol=config.eval)

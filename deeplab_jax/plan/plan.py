@@ -40,7 +40,7 @@ def plan(
       accelerator: The device to plan for, as a key in `ACCELERATORS`. If "", measure the speed of this machine's first device
         and plan for devices like it.
       topology: The arrangement of TPU chips, such as "4x4". If "", it follows from `devices`.
-      images: The number of training images. Needed to compute the total time if the config sets `train.epochs`.
+      images: The number of training images in an epoch. Needed to compute the total time if the config sets `train.epochs`.
       image_size: The (height, width) of evaluation images, to also compile the evaluation step.
       mfu: The fraction of the peak rate to assume (model FLOPs utilization), above 0 and at most 1.
       compiles: Whether to compile the step and print what its program needs.

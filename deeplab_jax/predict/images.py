@@ -13,7 +13,7 @@ import warnings
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -25,6 +25,7 @@ from deeplab_jax.api import Segmenter
 from deeplab_jax.errors import ConfigError, DataError, OutOfMemoryError
 from deeplab_jax.evaluation import inference, pictures
 from deeplab_jax.evaluation.windows import slide_in_strips
+from deeplab_jax.labels import LabelSet
 from deeplab_jax.predict import inputs as files
 from deeplab_jax.predict import video
 from deeplab_jax.predict.inputs import Input
@@ -74,10 +75,48 @@ class Options:
 
 
 Group = tuple[Canvas, int]  # the arrays of a batch and the number of images per batch
-Prediction = tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h w"] | None]  # train ids, and the confidence or None
+Prediction = tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h w"] | None]  # train ids, and a second array (see `Output`)
 
 
-def run(segmenter: Segmenter, inputs: Sequence[Input], options: Options, console: Console, fail: Callable[[str], None]) -> None:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Output:
+    """What to compute for each image, and how to write it.
+
+    Attributes:
+      function: A function of `evaluation.inference` that returns train ids, alone or with a second array of the same type.
+      second: For windows, a function that computes the second array from the train ids and their probabilities, or None.
+      write: A function that writes the prediction for an input, whose pixels are None for a frame of a video.
+    """
+
+    function: Callable[..., Any]
+    second: Callable[[UInt8[np.ndarray, "h w"], Float[np.ndarray, "h w"]], UInt8[np.ndarray, "h w"]] | None
+    write: Callable[[Input, UInt8[np.ndarray, "h w c"] | None, Prediction], None]
+
+
+def make_picture_output(label_set: LabelSet, options: Options) -> Output:
+    """Return the output that `Options.out` describes."""
+
+    def write(each: Input, image: UInt8[np.ndarray, "h w c"] | None, prediction: Prediction) -> None:
+        ids, confidence = prediction
+        pictures.write_pictures(
+            options.out, each.name, label_set, ids, image=image, confidence=confidence, opacity=options.opacity
+        )
+
+    if not options.confidence:
+        return Output(inference.predict, None, write)
+    return Output(
+        inference.predict_with_confidence, lambda ids, probability: np.round(255 * probability).astype(np.uint8), write
+    )
+
+
+def run(
+    segmenter: Segmenter,
+    inputs: Sequence[Input],
+    options: Options,
+    console: Console,
+    fail: Callable[[str], None],
+    output: Output | None = None,
+) -> None:
     """Run the network on all inputs and write the results. Unreadable inputs are reported and skipped.
 
     Args:
@@ -86,6 +125,7 @@ def run(segmenter: Segmenter, inputs: Sequence[Input], options: Options, console
       options: The output and batching options.
       console: The console for the progress bar.
       fail: A function called with a one-line message for each failed input.
+      output: What to compute and write. If None, write pictures.
 
     Raises:
       ConfigError: A result cannot be written, or the inputs include videos but PyAV is not installed or the network does not
@@ -95,20 +135,26 @@ def run(segmenter: Segmenter, inputs: Sequence[Input], options: Options, console
     if videos:
         video.require_channels(segmenter.config.data.channels)
         video.require_av()
+    output = output or make_picture_output(segmenter.label_set, options)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         # Pillow warns about large images, which are processed in windows, and about broken metadata, which is harmless.
         warnings.simplefilter("ignore")
         progress = stack.enter_context(Progress(*columns, console=console, disable=not console.is_terminal, transient=True))
-        _run_images(segmenter, images, options, progress, fail)
+        _run_images(segmenter, images, options, output, progress, fail)
         for each in videos:
             with _report_errors(fail):
-                _run_video(segmenter, each, options, progress)
+                _run_video(segmenter, each, options, output, progress)
 
 
 def _run_images(
-    segmenter: Segmenter, images: Sequence[Input], options: Options, progress: Progress, fail: Callable[[str], None]
+    segmenter: Segmenter,
+    images: Sequence[Input],
+    options: Options,
+    output: Output,
+    progress: Progress,
+    fail: Callable[[str], None],
 ) -> None:
     task, data = progress.add_task("images", total=len(images)), segmenter.config.data
     sizes: dict[Input, Size] = {}
@@ -129,9 +175,8 @@ def _run_images(
                 loaded.append((each, files.read_image(each.path, data.channels, data.value_range)))
         return loaded
 
-    function = inference.predict_with_confidence if options.confidence else inference.predict
     compilations = [
-        functools.partial(segmenter.compile, function, at_a_time, canvas)
+        functools.partial(segmenter.compile, output.function, at_a_time, canvas)
         for canvas, at_a_time in groups
         if not (canvas.is_exact and _is_large(canvas.size, options))
     ]
@@ -139,8 +184,8 @@ def _run_images(
         ahead = _map_ahead(readers, load, [batch for batch, _ in batches], 2)
         pending: deque[Future[None]] = deque()
         for (batch, group), loaded in zip(batches, ahead, strict=True):
-            for each, image, prediction in _predict(segmenter, loaded, group, options):
-                pending.append(writers.submit(_write, each.name, image, prediction, segmenter, options))
+            for each, image, prediction in _predict(segmenter, loaded, group, options, output):
+                pending.append(writers.submit(output.write, each, image, prediction))
             # A large image takes most of a GiB until it is written.
             is_large = any(image.shape[0] * image.shape[1] > options.max_pixels for _, image in loaded)
             while len(pending) > (1 if is_large else 4 * group[1]):
@@ -162,7 +207,7 @@ def _map_ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iter
 
 
 def _predict(
-    segmenter: Segmenter, loaded: Sequence[tuple[Input, np.ndarray]], group: Group, options: Options
+    segmenter: Segmenter, loaded: Sequence[tuple[Input, np.ndarray]], group: Group, options: Options, output: Output
 ) -> Iterator[tuple[Input, np.ndarray, Prediction]]:
     groups = defaultdict(list)  # the size in the file header can be wrong
     for each, image in loaded:
@@ -171,15 +216,13 @@ def _predict(
     for (canvas, at_a_time), members in groups.items():
         images = [image for _, image in members]
         if canvas.is_exact and _is_large(canvas.size, options):
-            predictions = [_predict_in_windows(segmenter, image, options) for image in images]
+            predictions = [_predict_in_windows(segmenter, image, options, output) for image in images]
         else:
             # Pad the last batch with copies of its last image, because a smaller batch would require compiling another program.
             batch = images + images[-1:] * (at_a_time - len(images))
             with _explain_memory(members[0][0], at_a_time, options):
-                if options.confidence:
-                    predictions = segmenter.run(inference.predict_with_confidence, batch, canvas)
-                else:
-                    predictions = [(ids, None) for ids in segmenter.run(inference.predict, batch, canvas)]
+                results = segmenter.run(output.function, batch, canvas)
+            predictions = [each if isinstance(each, tuple) else (each, None) for each in results]
         yield from ((each, image, result) for (each, image), result in zip(members, predictions, strict=False))
 
 
@@ -194,20 +237,22 @@ def _explain_memory(first: Input, at_a_time: int, options: Options) -> Iterator[
         raise OutOfMemoryError(f"{first.path} cannot be processed. {error.reason}", advice) from error
 
 
-def _predict_in_windows(segmenter: Segmenter, image: UInt8[np.ndarray, "h w c"], options: Options) -> Prediction:
+def _predict_in_windows(
+    segmenter: Segmenter, image: UInt8[np.ndarray, "h w c"], options: Options, output: Output
+) -> Prediction:
     def logits(windows: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n h w k"]:
         # An image that is lower or narrower than a window does not fill it.
         return np.stack(segmenter.run(inference.logits, list(windows), Canvas(WINDOW, windows.shape[1:3] == WINDOW)))
 
     ids = np.empty(image.shape[:2], np.uint8)
-    confidence = np.empty_like(ids) if options.confidence else None
+    second = np.empty_like(ids) if output.second else None
     for top, strip in slide_in_strips(logits, image, window=WINDOW, batch_size=max(options.batch_size, 1)):
         rows = slice(top, top + len(strip))
         ids[rows] = strip.argmax(-1)
-        if confidence is not None:
+        if output.second and second is not None:
             strip -= strip.max(-1, keepdims=True)
-            confidence[rows] = np.round(255 / np.exp(strip).sum(-1))
-    return ids, confidence
+            second[rows] = output.second(ids[rows], 1 / np.exp(strip).sum(-1))
+    return ids, second
 
 
 def batch_size(size: Size, options: Options) -> int:
@@ -247,7 +292,7 @@ def _batches(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
         yield batch
 
 
-def _run_video(segmenter: Segmenter, each: Input, options: Options, progress: Progress) -> None:
+def _run_video(segmenter: Segmenter, each: Input, options: Options, output: Output, progress: Progress) -> None:
     overlay = pathlib.Path(options.out) / "overlay" / (each.name if each.name.endswith(".mp4") else f"{each.name}.mp4")
     with contextlib.ExitStack() as stack:
         fps, count, frames = stack.enter_context(video.open_video(each.path))
@@ -264,21 +309,12 @@ def _run_video(segmenter: Segmenter, each: Input, options: Options, progress: Pr
             pixels = [video.to_channels(frame, segmenter.config.data.channels) for frame in batch]
             named = [(Input(each.path, f"{each.name}/{number * at_a_time + i:06d}"), x) for i, x in enumerate(pixels)]
             written = []
-            for frame, image, prediction in _predict(segmenter, named, (canvas, at_a_time), options):
+            for frame, image, prediction in _predict(segmenter, named, (canvas, at_a_time), options, output):
                 add(pictures.overlay(image, prediction[0], segmenter.label_set, options.opacity))
-                written.append(writers.submit(_write, frame.name, None, prediction, segmenter, options))
+                written.append(writers.submit(output.write, frame, None, prediction))
             for future in written:
                 future.result()
             progress.advance(task, len(batch))
-
-
-def _write(
-    name: str, image: UInt8[np.ndarray, "h w c"] | None, prediction: Prediction, segmenter: Segmenter, options: Options
-) -> None:
-    ids, confidence = prediction
-    pictures.write_pictures(
-        options.out, name, segmenter.label_set, ids, image=image, confidence=confidence, opacity=options.opacity
-    )
 
 
 @contextlib.contextmanager

@@ -150,8 +150,26 @@ def _turn_upright(image: UInt8[np.ndarray, "h w c"], orientation: int) -> UInt8[
     """Return an image with EXIF orientation 1, given its orientation. The result can be a view."""
     if orientation in decode.TRANSPOSED:
         image = image.transpose(1, 0, 2)
-    is_flipped_down, is_flipped_across = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
-    return image[:: -1 if is_flipped_down else 1, :: -1 if is_flipped_across else 1]
+    rows, columns = _flips(orientation)
+    return image[::rows, ::columns]
+
+
+def turn_as_stored(pixels: UInt8[np.ndarray, "h w"], path: pathlib.Path) -> UInt8[np.ndarray, "h2 w2"]:
+    """Return the labels of an upright image for the pixels as they are stored in its file, which is what training reads.
+
+    Raises:
+      DataError: The file is unreadable.
+    """
+    with _translate_errors(path), path.open("rb") as file:
+        orientation = decode.read_orientation(file)
+    rows, columns = _flips(orientation)
+    turned = pixels[::rows, ::columns]
+    return turned.T if orientation in decode.TRANSPOSED else turned
+
+
+def _flips(orientation: int) -> tuple[int, int]:
+    """Return the steps, 1 or -1, along rows and columns that make an image upright after its transposition."""
+    return -1 if orientation in (3, 4, 7, 8) else 1, -1 if orientation in (2, 3, 6, 7) else 1
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ class Data:
         [first, end).
       eval_batches: Function that makes one pass over the evaluation split and returns this process's slices of the labelled
         batches.
+      epoch_size: Number of training images in an epoch: all, or those of the first split with `data.mix`.
     """
 
     names: Sequence[str]
@@ -29,3 +30,4 @@ class Data:
     eval_size: int | None
     train_batches: Callable[[int, int], Iterable[Batch]]
     eval_batches: Callable[[], Iterable[Batch]]
+    epoch_size: int

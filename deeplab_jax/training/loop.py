@@ -122,7 +122,7 @@ def train(
         step = int(state.step)
         if step >= steps:
             log.print(f"{workdir} is already at step {step} of {steps}.")
-        eval_every = evaluation_interval(config, len(data.names))
+        eval_every = evaluation_interval(config, data.epoch_size)
         checkpoints.rank_again(functools.partial(_rank, config=config))
         is_evaluated = bool(step) and config.train.evaluate
         is_scored = not (is_evaluated and checkpoints.needs_scores(step, is_due(step, eval_every, steps)))

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deeplab_jax.config import Config, TrainConfig
+from deeplab_jax.config import Config, TrainConfig, count_by_split
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.evaluation.metrics import OVERALL_METRICS
 from deeplab_jax.labels import LabelSet
@@ -23,10 +23,10 @@ def evaluation_interval(config: Config, images: int) -> int:
 
     Args:
       config: The config.
-      images: The number of training images, which determines the length of an epoch.
+      images: The number of training images in an epoch.
     """
     epochs = config.train.eval_every_epochs
-    return max(1, round(epochs * images / config.data.batch_size)) if epochs else config.train.eval_every
+    return max(1, round(epochs * images / count_by_split(config.data)[0])) if epochs else config.train.eval_every
 
 
 def is_stalled(ranks: Sequence[float | None], patience: int) -> bool:

@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from deeplab_jax.commands import datasets
-from deeplab_jax.commands.datasets import list_batch_kinds, locate_data, open_evaluation_set
+from deeplab_jax.commands.datasets import list_batch_kinds, locate_data, open_evaluation_set, open_training_data
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.evaluation.evaluate import evaluate
 from deeplab_jax.evaluation.inference import evaluation_model
@@ -30,6 +30,21 @@ def test_records_can_replace_a_tfds_data_set(tmp_path, monkeypatch):
     assert locate_data(config, str(tmp_path)).data.source == "tfds:cityscapes"
     monkeypatch.setattr(datasets, "is_records", lambda root: root == str(tmp_path))
     assert locate_data(config, str(tmp_path)).data.source == ""
+
+
+@pytest.mark.parametrize(("mix", "steps"), [((), 9), ((1, 1), 12), ((1, 3), 24)])
+def test_epochs_of_mixed_splits_are_passes_over_the_first_one(street_scenes, mix, steps):
+    config = tiny_config(street_scenes)
+    config.data.train_split, config.data.mix = "train+val", mix  # 6 and 3 images in batches of 4
+    config.train.steps, config.train.epochs, config.train.evaluate = 0, 4.0, False
+    lines = []
+    data, total = open_training_data(config, lines.append)
+    assert (total, data.epoch_size) == (steps, 6 if mix else 9)
+    counts = {
+        (1, 1): "2 of the 6 samples in train, 2 of the 3 samples in val",
+        (1, 3): "1 of the 6 samples in train, 3 of the 3",
+    }
+    assert not mix or counts[mix] in lines[-1]
 
 
 def test_a_missing_or_wrong_root_is_reported(tmp_path):

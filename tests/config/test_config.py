@@ -17,9 +17,11 @@ from deeplab_jax.config import (
     OptimConfig,
     TrainConfig,
     aspp_rates,
+    count_by_split,
     from_dict,
     last_stage_rates,
     multi_grid_units,
+    smallest_batch,
     to_dict,
     total_steps,
 )
@@ -87,6 +89,19 @@ def test_epochs_are_rounded_up_to_full_steps():
     assert total_steps(config, 367) == 918  # 20 epochs of 367 samples are 917.5 batches of 8
 
 
+@pytest.mark.parametrize(("mix", "counts"), [((3, 1), (6, 2)), ((6, 2), (6, 2)), ((0.25, 0.75), (2, 6)), ((0.5, 0.5), (4, 4))])
+def test_a_ratio_sets_the_number_of_samples_from_each_split(mix, counts):
+    config = Config(data=DataConfig(batch_size=8, train_split="train+pseudo", mix=mix), train=TrainConfig(epochs=3))
+    assert count_by_split(validate(config).data) == counts
+    assert total_steps(config, 100) == math.ceil(3 * 100 / counts[0])  # an epoch is a pass over the first split
+
+
+def test_tenths_divide_a_batch_exactly():
+    # In binary floating point, 0.7 * 10 + 0.1 * 30 and similar sums are not exact.
+    data = DataConfig(batch_size=30, train_split="a+b+c", mix=(0.7, 0.2, 0.1))
+    assert (smallest_batch(data), count_by_split(data)) == (10, (21, 6, 3))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -112,6 +127,10 @@ def test_epochs_are_rounded_up_to_full_steps():
         ({"data": DataConfig(class_balanced=1.5)}, "data.class_balanced"),
         ({"data": DataConfig(rotation=-5.0)}, "data.rotation"),
         ({"data": DataConfig(cutout=1.0)}, "data.cutout"),
+        ({"data": DataConfig(mix=(1, 1))}, r"`data.mix` \(=\(1, 1\)\).*each of the 1 splits in data.train_split \(='train'\)"),
+        ({"data": DataConfig(mix=(1, 0), train_split="a+b")}, "data.mix.*number above 0 for each split"),
+        ({"data": DataConfig(mix=(1, 2), train_split="a+b")}, r"data.mix.*multiple of 3 samples.*batch_size \(=16\)"),
+        ({"data": DataConfig(mix=(0.7, 0.3), train_split="a+b")}, "data.mix.*multiple of 10 samples"),
         ({"data": DataConfig(class_mix=1.5)}, "data.class_mix.*probability"),
         ({"data": DataConfig(class_mix=0.5, batch_size=1)}, "data.batch_size.*at least 2 with data.class_mix"),
         ({"data": DataConfig(copy_paste=-0.5, copy_paste_classes=("pole",))}, "data.copy_paste.*probability"),

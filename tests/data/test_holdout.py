@@ -20,7 +20,7 @@ def split(names):
 @given(st.sets(st.text("abc/", min_size=1), min_size=2, max_size=30), st.floats(0.01, 0.99))
 def test_both_parts_together_are_the_split_in_its_order(names, share):
     samples = split(sorted(names))
-    held, rest = (hold_out(samples, share, "", is_validation=part) for part in (True, False))
+    held, rest = (hold_out(samples, share, "", is_validation=part, eligible=len(samples)) for part in (True, False))
     assert sorted(held.images + rest.images) == sorted(names)
     assert held.images
     assert rest.images
@@ -32,21 +32,21 @@ def test_both_parts_together_are_the_split_in_its_order(names, share):
 def test_the_names_with_the_smallest_hashes_are_held_out():
     names = [f"{i}.png" for i in range(10)]
     smallest = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())[:3]
-    assert set(hold_out(split(names), 0.3, "", is_validation=True).images) == set(smallest)
+    assert set(hold_out(split(names), 0.3, "", is_validation=True, eligible=10).images) == set(smallest)
 
 
 def test_images_of_a_group_stay_together():
     samples = split([f"video{i}_{k:03d}.png" for i in range(5) for k in range(10)])
-    held = hold_out(samples, 0.2, r"(video\d+)_", is_validation=True)
+    held = hold_out(samples, 0.2, r"(video\d+)_", is_validation=True, eligible=len(samples))
     assert len(held) == 10
     assert len({name[:6] for name in held.images}) == 1
 
 
 def test_groups_that_do_not_work_are_errors():
     with pytest.raises(ConfigError, match=r"`data\.val_group` \(='x'\) does not match the image name 'a'"):
-        hold_out(split(["a", "b"]), 0.5, "x", is_validation=True)
+        hold_out(split(["a", "b"]), 0.5, "x", is_validation=True, eligible=2)
     with pytest.raises(ConfigError, match="has only one group"):
-        hold_out(split(["xa", "xb"]), 0.5, "x", is_validation=True)
+        hold_out(split(["xa", "xb"]), 0.5, "x", is_validation=True, eligible=2)
 
 
 def test_a_validation_split_is_made_from_the_training_split(tmp_path):

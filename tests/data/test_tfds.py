@@ -90,6 +90,7 @@ def test_samples_match_those_of_tfds_in_content_and_order(pets, split):
     samples = find_pets(pets, split)
     expected = list(tfds.as_numpy(pets[1].as_dataset(split)))
     assert len(samples) == len(expected) > 0
+    assert samples.part_sizes == tuple(len(find_pets(pets, part)) for part in split.split("+"))
     assert len(set(samples.images)) == len(samples)
     for i in np.random.default_rng(0).permutation(len(samples)):
         picture, values = read_sample(samples, int(i))

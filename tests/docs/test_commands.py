@@ -88,6 +88,8 @@ ONLY_PARSED = (
     ("pypi:", "needs the extra lite0"),
     ("train.writers", "needs the extra wandb; training/writers/test_trackers.py trains with it"),
     ("tfds:", "needs a data set that TFDS has built; data/test_tfds.py builds one"),
+    ("--as-labels", "an untrained network is not sure of any pixel; commands/test_predict_as_labels.py runs it"),
+    ("data.mix", "needs pseudo-labels; commands/test_predict_as_labels.py and data/test_order.py use it"),
     ("deeplab-jax data import", "needs an export; commands/test_import_annotations.py writes one"),
     ("deeplab-jax demo", "serves until it is interrupted; pages/test_demo.py opens it in a browser"),
 )

@@ -33,7 +33,7 @@ def make_batch(*indices):
 
 
 def make_data(digest="list", eval_digest="eval list", eval_size=2):
-    return Data(NAMES, digest, eval_digest, eval_size, lambda start, end: [], list)
+    return Data(NAMES, digest, eval_digest, eval_size, lambda start, end: [], list, len(NAMES))
 
 
 def make_start(step, config=CONFIG, data=None, steps=10):

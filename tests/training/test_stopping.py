@@ -164,6 +164,12 @@ def test_an_interval_in_epochs_is_rounded_to_steps(epochs, interval):
     assert evaluation_interval(config, 100) == interval
 
 
+def test_an_epoch_is_a_pass_over_the_first_of_mixed_splits():
+    config = Config(train=TrainConfig(eval_every_epochs=0.5))
+    config.data.batch_size, config.data.train_split, config.data.mix = 8, "train+pseudo", (1, 3)
+    assert evaluation_interval(config, 100) == 25
+
+
 def test_lower_losses_have_higher_ranks():
     scores = {"miou": None, "loss": 0.5, "iou": {"road": 0.25, "sky": float("nan")}}
     metrics = ("miou", "loss", "iou/road", "iou/sky")

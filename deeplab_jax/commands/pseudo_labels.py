@@ -1,0 +1,150 @@
+"""Write pseudo-labels for `deeplab-jax predict --as-labels`: find out what the data set needs, and report what was kept."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from deeplab_jax.api import Segmenter
+from deeplab_jax.commands.data import find_folder_labels
+from deeplab_jax.commands.printing import make_table_console
+from deeplab_jax.config import DataConfig
+from deeplab_jax.data.find import find_samples, list_splits
+from deeplab_jax.data.records import is_records
+from deeplab_jax.data.samples import diagnose, value_table
+from deeplab_jax.errors import ConfigError, DataError
+from deeplab_jax.labels import LabelSet
+from deeplab_jax.predict import pseudo_labels
+from deeplab_jax.predict.images import Options, run
+from deeplab_jax.predict.inputs import Input, is_video
+from deeplab_jax.predict.pseudo_labels import PseudoLabel
+
+
+def write_split(
+    segmenter: Segmenter,
+    inputs: Sequence[Input],
+    options: Options,
+    min_confidence: float,
+    console: Console,
+    fail: Callable[[str], None],
+) -> None:
+    """Predict images, write the confident pixels as the labels of a new split, and print what was kept.
+
+    Args:
+      segmenter: The network to run.
+      inputs: The images.
+      options: The batching options. Its `out` is the data set folder and the name of the new split, such as ROOT/pseudo.
+      min_confidence: The smallest probability of a pixel's class for which the pixel gets a label.
+      console: The console for progress and the summary.
+      fail: A function called with a one-line message for each failed input.
+
+    Raises:
+      ConfigError: `out` is not a new split of the data set that the network was trained on, the network's classes are not those
+        of the data set, or no pixel was kept.
+      DataError: An image is already in one of the run's splits or not below the data set folder, or a label or list exists that
+        this command did not write.
+    """
+    out = Path(os.path.abspath(options.out))
+    root, split = out.parent, out.name
+    kind = _prepare_split(root, split, segmenter, inputs)
+    values = pseudo_labels.value_of_train_id(segmenter.label_set, kind)
+    files = pseudo_labels.name_files(inputs, root, split, kind)
+    pseudo_labels.require_replaceable(root, [label for _, label in files.values()])
+    listing = pseudo_labels.list_path(root, split)
+    listing.unlink(missing_ok=True)  # written last, so that an interrupted command does not leave a split with some old labels
+    written: list[PseudoLabel] = []
+    classes = segmenter.label_set.num_classes
+    output = pseudo_labels.make_output(files, root, values, classes, min_confidence, written)
+    run(segmenter, inputs, options, console, fail, output)
+    if not written:
+        return
+    _print_summary(segmenter.label_set, written, min_confidence)
+    if not any(each.kept.any() for each in written):
+        raise ConfigError(
+            f"`--min-confidence` (={min_confidence:g}) keeps no pixel, so {listing} was not written. Use a smaller probability."
+        )
+    pseudo_labels.write_list(root, split, written)
+    others = _other_splits(segmenter.config.data, split)
+    joined, ratio = "+".join([*others, split]), ",".join("1" * (len(others) + 1))
+    console.print(f"Wrote {listing}. To train on it, with an equal share of each split in every batch:")
+    console.print(f"  --config.data.root={root} --config.data.train_split={joined} --config.data.mix='({ratio})'")
+
+
+def _prepare_split(root: Path, split: str, segmenter: Segmenter, inputs: Sequence[Input]) -> str:
+    """Return how the data set's label files encode classes, after checking that the new split fits the data set."""
+    data, flag = segmenter.config.data, f"`--out` (={str(root / split)!r})"
+    if videos := [each.path for each in inputs if is_video(each.path)]:
+        raise ConfigError(f"{videos[0]} is a video, which cannot be a part of a split. Save its frames as images first.")
+    if is_records(str(root)):
+        raise ConfigError(f"{flag} is in prepared records. Give a split of the original data set, and prepare it afterwards.")
+    existing = list_splits(str(root))
+    labelled = _other_splits(data, split) or [split]
+    missing = [part for part in labelled if part not in existing]
+    if missing:
+        raise ConfigError(
+            f"{flag} must be a data set folder and the name of a new split, such as ROOT/pseudo, but {root} has no split "
+            f"{missing[0]!r}, which the network was trained on."
+        )
+    if "+" in split:
+        raise ConfigError(f"{flag} has a plus sign in its name, which joins splits. Choose another name.")
+    if split in existing and not pseudo_labels.is_written_list(pseudo_labels.list_path(root, split)):
+        raise ConfigError(
+            f"{flag} is a split that this command did not write, or that was edited. It is not replaced. Choose another name."
+        )
+    splits = [part for part in (*labelled, segmenter.config.eval.split) if part in existing and part != split]
+    _require_new_images(root, splits, data.label_kind, inputs)
+    samples = find_samples(str(root), "+".join(labelled), data.label_kind)
+    _require_same_classes(str(root), segmenter.label_set, samples.kind)
+    # The first file shows label sets that differ, where neither the layout nor a file says so.
+    if error := diagnose(samples, value_table(samples.kind, segmenter.label_set), 0):
+        raise error
+    return samples.kind
+
+
+def _other_splits(data: DataConfig, split: str) -> list[str]:
+    """Return the training splits of a run, except for the one that is written."""
+    return [part for part in data.train_split.split("+") if part != split]
+
+
+def _require_new_images(root: Path, splits: Sequence[str], kind: str, inputs: Sequence[Input]) -> None:
+    """Check that no input is in any of the splits."""
+    paths = {os.path.abspath(each.path) for each in inputs}
+    for split in splits:
+        images = find_samples(str(root), split, kind, need_labels=False).images
+        if twice := next((image for image in images if str(root / image) in paths), None):
+            raise DataError(f"{twice} is in the split {split!r} already. Predict only images that are in no split.")
+
+
+def _require_same_classes(root: str, labels: LabelSet, kind: str) -> None:
+    """Check that the classes of a network are those of a data set, or merged from them."""
+    found = find_folder_labels(root)
+    if found is None:
+        return
+    expected, origin = found
+    if kind == "labelTrainIds":
+        fits = labels.names == expected.names
+    else:
+        groups, known = (each.colors_by_class if kind == "color" else each.ids_by_class for each in (labels, expected))
+        is_known = {value for group in groups for value in group} <= {value for group in known for value in group}
+        fits = is_known and (labels.names == expected.names or labels.num_classes < expected.num_classes)
+    if not fits:
+        raise ConfigError(
+            f"The network's label set {labels.name} ({labels.num_classes} classes) does not fit {expected.name} "
+            f"({expected.num_classes} classes), {origin}. Use a network that was trained on these classes."
+        )
+
+
+def _print_summary(label_set: LabelSet, written: Sequence[PseudoLabel], min_confidence: float) -> None:
+    predicted, kept = (np.sum([getattr(each, name) for each in written], axis=0) for name in ("predicted", "kept"))
+    table = Table("class", "predicted pixels", "kept")
+    for name, count, rest in zip(label_set.names, predicted, kept, strict=True):
+        table.add_row(Text(name), f"{count / predicted.sum():.2%}", f"{rest / count:.1%}" if count else "-")
+    console = make_table_console()
+    console.print(table)
+    share = kept.sum() / predicted.sum()
+    count = f"{len(written)} image{'s' * (len(written) > 1)}"
+    console.print(f"Kept {share:.1%} of the pixels of {count}: those with a probability of {min_confidence:g} or more.")

@@ -1,0 +1,214 @@
+"""Write a network's confident predictions as the labels of a new split (pseudo-labels).
+
+A split consists of `ROOT/SPLIT/IMAGE_KIND.png`, the labels, and `ROOT/list/SPLIT.lst`, which names them with their images. Each
+file contains a digest of its own contents, so files that were made or corrected by hand are recognized and never overwritten.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import io
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import Float, Int64, UInt8
+from PIL import Image, PngImagePlugin
+
+from deeplab_jax.errors import ConfigError, DataError
+from deeplab_jax.evaluation import inference
+from deeplab_jax.files import write_atomically
+from deeplab_jax.labels import IGNORE, LabelSet
+from deeplab_jax.predict.images import Output, Prediction
+from deeplab_jax.predict.inputs import Input, turn_as_stored
+
+_MARK = "deeplab-jax predict --as-labels"
+_COMMENT = f"# {_MARK} "
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PseudoLabel:
+    """A written label.
+
+    Attributes:
+      image, label: The files, relative to the root folder.
+      predicted: The number of pixels that the network predicted as each class.
+      kept: The number of these pixels that have a label.
+    """
+
+    image: str
+    label: str
+    predicted: Int64[np.ndarray, " k"]
+    kept: Int64[np.ndarray, " k"]
+
+
+def name_files(inputs: Sequence[Input], root: Path, split: str, kind: str) -> dict[Input, tuple[str, str]]:
+    """Return the image and label file of each input, relative to `root`.
+
+    Args:
+      inputs: The images.
+      root: The data set folder.
+      split: The name of the new split.
+      kind: How label files encode classes: "labelIds", "labelTrainIds" or "color".
+
+    Raises:
+      DataError: An image is not below `root`, or its name cannot be written to a list.
+    """
+    top = Path(os.path.abspath(root))
+    images = {}
+    for each in inputs:
+        path = Path(os.path.abspath(each.path))
+        if not path.is_relative_to(top):
+            raise DataError(f"{each.path} is not below {root}. Move or link the images into the data set folder.")
+        images[each] = path.relative_to(top).as_posix()
+        _require_listable(images[each])
+    stems = Counter(str(PurePosixPath(image).with_suffix("")) for image in images.values())
+
+    def name_label(image: str) -> str:
+        stem = str(PurePosixPath(image).with_suffix(""))
+        return f"{split}/{stem if stems[stem] == 1 else image}_{kind}.png"
+
+    return {each: (image, name_label(image)) for each, image in images.items()}
+
+
+def _require_listable(name: str) -> None:
+    try:
+        name.encode()
+        is_text = True
+    except UnicodeEncodeError:
+        is_text = False
+    if not is_text or name != name.strip() or len(name.splitlines()) > 1 or name.startswith("#") or {"\t", "\\"} & set(name):
+        raise DataError(f"The file name {name!r} cannot be written to a list. Rename the file.")
+
+
+def value_of_train_id(label_set: LabelSet, kind: str) -> UInt8[np.ndarray, "256 ..."]:
+    """Return the value in label files for each train id and for 255 (ignored): uint8 [256], or [256, 3] for colours.
+
+    Raises:
+      ConfigError: The label set has no value for ignored pixels.
+    """
+    if kind == "labelTrainIds":
+        return np.arange(256, dtype=np.uint8)
+    ignored: list[Any]
+    if kind == "color":
+        colors = {color for group in label_set.colors_by_class for color in group}
+        ignored = [color for color in label_set.ignored_colors if color not in colors]
+        values = label_set.palette()
+    else:
+        # 255 if possible, because it stands for ignored pixels in most data sets.
+        ignored = sorted(label_set.ignored_ids, key=lambda value: value != IGNORE)
+        values = np.zeros(256, np.uint8)
+        values[: label_set.num_classes] = label_set.class_ids
+    if not ignored:
+        raise ConfigError(
+            f"The label set {label_set.name} ignores no value, so unsure pixels cannot be written as {kind}. "
+            f"Add one to its ignored_{'colors' if kind == 'color' else 'ids'}."
+        )
+    values[IGNORE] = ignored[0]
+    return values
+
+
+def make_output(
+    files: dict[Input, tuple[str, str]],
+    root: Path,
+    values: UInt8[np.ndarray, "256 ..."],
+    num_classes: int,
+    min_confidence: float,
+    written: list[PseudoLabel],
+) -> Output:
+    """Return an output for `images.run` that writes labels.
+
+    Args:
+      files: The result of `name_files`.
+      root: The data set folder.
+      values: The result of `value_of_train_id`.
+      num_classes: The number of classes.
+      min_confidence: The smallest probability of a pixel's class for which the pixel gets a label.
+      written: Receives an entry for each written file, in any order.
+    """
+
+    def write(each: Input, image: UInt8[np.ndarray, "h w c"] | None, prediction: Prediction) -> None:
+        ids, labels = prediction
+        assert labels is not None  # `predict_labels` returns both
+        stored = values[turn_as_stored(labels, each.path)]
+        image_file, label_file = files[each]
+        with write_atomically(epath.Path(root) / label_file) as file:
+            file.write(_encode_label(stored))
+        predicted, kept = (np.bincount(each.ravel(), minlength=256)[:num_classes] for each in (ids, labels))
+        written.append(PseudoLabel(image_file, label_file, predicted, kept))
+
+    def keep_confident(ids: UInt8[np.ndarray, "h w"], confidence: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
+        return np.where(confidence >= np.float32(min_confidence), ids, np.uint8(IGNORE))
+
+    return Output(functools.partial(inference.predict_labels, min_confidence=min_confidence), keep_confident, write)
+
+
+def _encode_label(pixels: UInt8[np.ndarray, "h w ..."]) -> bytes:
+    marks, buffer = PngImagePlugin.PngInfo(), io.BytesIO()
+    marks.add_text(_MARK, _digest_pixels(pixels))
+    Image.fromarray(pixels).save(buffer, "PNG", pnginfo=marks)
+    return buffer.getvalue()
+
+
+def _digest_pixels(pixels: UInt8[np.ndarray, "h w ..."]) -> str:
+    return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
+
+
+def write_list(root: Path, split: str, labels: Sequence[PseudoLabel]) -> None:
+    """Write `list/<split>.lst`, sorted by image.
+
+    Raises:
+      ConfigError: The file cannot be written.
+    """
+    lines = "".join(f"{each.image}\t{each.label}\n" for each in sorted(labels, key=lambda each: each.image))
+    with write_atomically(epath.Path(list_path(root, split))) as file:
+        file.write(f"{_COMMENT}{_digest_text(lines)}\n{lines}".encode())
+
+
+def list_path(root: Path, split: str) -> Path:
+    """Return the list file of a split."""
+    return root / "list" / f"{split}.lst"
+
+
+def _digest_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def is_written_list(path: Path) -> bool:
+    """Return whether `write_list` wrote a file and it is unchanged."""
+    try:
+        first, _, rest = path.read_text(encoding="utf-8").partition("\n")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return first == _COMMENT + _digest_text(rest)
+
+
+def require_replaceable(root: Path, labels: Sequence[str]) -> None:
+    """Check that existing label files were written by `make_output` and are unchanged.
+
+    Args:
+      root: The data set folder.
+      labels: The label files to write, relative to `root`.
+
+    Raises:
+      DataError: A label was made or corrected by other means.
+    """
+    for label in labels:
+        path = root / label
+        if path.exists() and not _is_written_label(path):
+            raise DataError(
+                f"{path} exists and is not, or no longer, what `predict --as-labels` wrote, so it is not overwritten. "
+                "Move it away, or choose another split in --out."
+            )
+
+
+def _is_written_label(path: Path) -> bool:
+    try:
+        with Image.open(path) as picture:
+            return getattr(picture, "text", {}).get(_MARK) == _digest_pixels(np.array(picture))
+    except (OSError, ValueError, SyntaxError):  # Pillow's errors for files that are not images
+        return False
