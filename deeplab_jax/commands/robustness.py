@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def robustness(
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
-    corruptions: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = (),
+    corruptions: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = (),
     severities: tuple[int, ...] = (1, 3, 5),
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None,
     split: str | None = None,
@@ -98,7 +98,7 @@ def _evaluate(
         say(f"The results in {folder} have different {changed}, so they are replaced.")
         results = None
     elif results and results.cells:
-        say(f"Continuing: {folder} already has {len(results.cells)} scores.")
+        say(f"Scores that {folder} already has: {len(results.cells)}")
     results = evaluate_corruptions(
         results or Robustness(settings),
         config,

@@ -32,7 +32,7 @@ def test_clean_images_get_the_logged_score_and_finished_cells_are_kept(
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"scores": content["scores"][:1]}))
     output = run("contrast")
-    assert "already has 1 scores" in output
+    assert "already has: 1\n" in output
     assert "1/1 contrast" in output
     assert read_results(epath.Path(tmp_path)) == finished
     # Results of other weights are not continued.
