@@ -228,7 +228,7 @@ def _convolve(x: Float[np.ndarray, "h w *c"], kernel: Float[np.ndarray, "a b"], 
     bands = (1,) * (x.ndim - 2)
     margins = [(side // 2, side // 2) for side in kernel.shape] + [(0, 0) for _ in bands]
     kernel = kernel.astype(x.dtype).reshape(*kernel.shape, *bands)
-    return signal.oaconvolve(np.pad(x, margins, mode=mode), kernel, mode="valid", axes=(0, 1))
+    return signal.fftconvolve(np.pad(x, margins, mode=mode), kernel, mode="valid", axes=(0, 1))
 
 
 def _make_line(radius: int, sigma: float, degrees: float) -> Float[np.ndarray, "a b"]:
