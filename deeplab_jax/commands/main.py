@@ -23,6 +23,7 @@ from deeplab_jax.commands.import_annotations import import_annotations
 from deeplab_jax.commands.plan import plan
 from deeplab_jax.commands.predict import predict
 from deeplab_jax.commands.report import report
+from deeplab_jax.commands.robustness import robustness
 from deeplab_jax.commands.verify import verify
 from deeplab_jax.commands.warm import warm
 from deeplab_jax.commands.weights import export_weights, import_weights, list_weights
@@ -44,6 +45,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "plan": plan,
     "predict": predict,
     "report": report,
+    "robustness": robustness,
     "compare": compare,
     "export": export,
     "demo": demo,

@@ -110,6 +110,24 @@ def _describe_batch(batch: Batch, names: Sequence[str]) -> str:
     return f"A batch of {count} image{'s' * (count > 1)} of {canvas}{example}"
 
 
+def open_evaluator(config: Config, variables: dict[str, Any]) -> tuple[Evaluator, dict[str, Any]]:
+    """Return an evaluator for a config, and the variables placed on its devices.
+
+    Args:
+      config: The checkpoint's config. Its `eval` section sets the evaluation protocol.
+      variables: The network variables, {"params", "batch_stats"}.
+
+    Raises:
+      ConfigError: The batch size cannot be divided evenly among the devices.
+      OutOfMemoryError: The variables do not fit into memory.
+    """
+    mesh = make_mesh(config.mesh)
+    check_batch(config.eval.batch_size, mesh, "eval.batch_size")
+    evaluator = Evaluator(config, mesh)
+    with report_out_of_memory(evaluator.memory_advice):
+        return evaluator, jax.device_put(variables, replicated_sharding(mesh))
+
+
 def evaluate(
     config: Config,
     variables: dict[str, Any],
@@ -136,9 +154,7 @@ def evaluate(
       ConfigError: The batch size cannot be divided evenly among the devices.
       OutOfMemoryError: A batch does not fit into memory.
     """
-    mesh = make_mesh(config.mesh)
-    check_batch(config.eval.batch_size, mesh, "eval.batch_size")
-    evaluator = Evaluator(config, mesh)
+    evaluator, variables = open_evaluator(config, variables)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task("evaluating", total=num_images)
 
@@ -149,11 +165,8 @@ def evaluate(
                         visit(image)
             progress.advance(task, len(rows))
 
-        with report_out_of_memory(evaluator.memory_advice):
-            variables = jax.device_put(variables, replicated_sharding(mesh))
-
         def compile_kind(batch: Batch) -> None:
-            evaluator.compile(variables, place(batch, mesh, evaluator.row_unit), batch["image"].shape[1])
+            evaluator.compile(variables, place(batch, evaluator.mesh, evaluator.row_unit), batch["image"].shape[1])
 
         with compiling_ahead([functools.partial(compile_kind, batch) for batch in kinds]):
             return score(evaluator, variables, batches, show, names=names)

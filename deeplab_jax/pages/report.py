@@ -16,7 +16,9 @@ from deeplab_jax.errors import DataError
 from deeplab_jax.evaluation import scores
 from deeplab_jax.evaluation.evaluate import Batch, evaluate
 from deeplab_jax.evaluation.metrics import BINS, CLASS_METRICS, OVERALL_METRICS, Totals
+from deeplab_jax.evaluation.robustness import CLEAN, Robustness, read_results
 from deeplab_jax.files import write_atomically
+from deeplab_jax.labels import LabelSet
 from deeplab_jax.pages import charts, html_page
 from deeplab_jax.pages.examples import Example, WorstImages, list_confusions, row_shares
 from deeplab_jax.training.metrics_log import read_log
@@ -83,7 +85,8 @@ def write_report(
     if not totals.confusion.any():
         raise DataError(f"`eval.split` (={config.eval.split!r}) has no labels. Choose a labelled split with --split.")
     title, versions = f"{workdir.name}, step {checkpoint.name}", starts[-1].versions if starts else {}
-    page = render_report(title, config, train, evaluations, totals, len(names), worst.examples(), versions)
+    robustness = describe_robustness(read_results(workdir / "robustness"), config.labels)
+    page = render_report(title, config, train, evaluations, totals, len(names), worst.examples(), versions, robustness)
     with write_atomically(epath.Path(out)) as file:
         file.write(page.encode(errors="backslashreplace"))  # file names need not be valid UTF-8
     console.print(f"{out}: mIoU {OVERALL_METRICS['miou'].compute(totals):.4f} on {config.eval.split}, {len(names)} images")
@@ -98,6 +101,7 @@ def render_report(
     images: int,
     worst: Sequence[Example],
     versions: Mapping[str, str],
+    robustness: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the HTML report.
 
@@ -110,6 +114,7 @@ def render_report(
       images: The number of evaluated images.
       worst: The images to show, worst first.
       versions: Maps each library used for training to its version.
+      robustness: The scores on corrupted images, from `describe_robustness`.
     """
     labels, confusion = config.labels, np.asarray(totals.confusion)
     return html_page.render(
@@ -128,7 +133,28 @@ def render_report(
         worst=worst,
         config=json.dumps(to_dict(config), indent=1),
         versions={name: version for name, version in versions.items() if version},
+        robustness=robustness,
     )
+
+
+def describe_robustness(results: Robustness | None, labels: LabelSet) -> dict[str, Any] | None:
+    """Return what robustness.html shows, or None without scores on clean images or with those of other classes.
+
+    Args:
+      results: The contents of the run's robustness folder, or None if it has none.
+      labels: The run's label set.
+    """
+    if results is None or CLEAN not in results.cells or results.cells[CLEAN]["iou"].keys() != set(labels.names):
+        return None
+    severities, corruptions, clean = results.severities(), results.corruptions(), results.cells[CLEAN]
+    summary = results.summary()
+    return {
+        "settings": results.settings,
+        "severities": severities,
+        "summary": summary,
+        "rows": [(name, [results.miou(name, s) for s in severities], summary["corruptions"][name]) for name in corruptions],
+        "classes": [(clean["iou"][name], [results.class_iou(each, name) for each in corruptions]) for name in labels.names],
+    }
 
 
 def _facts(config: Config, train: Rows, totals: Totals, images: int) -> dict[str, str]:

@@ -105,11 +105,11 @@ def from_trees(trees: dict[str, Any]) -> TrainState:
     return TrainState(**model | training | {"params": merge(model["params"], training["params"])}, ema_params=average)
 
 
-def state_digest(state: TrainState) -> str:
+def state_digest(state: TrainState | dict[str, Any]) -> str:
     """Return a SHA-256 digest of all arrays' names, dtypes, shapes and values. Sharding does not affect the digest.
 
     Args:
-      state: The state, as NumPy arrays or as JAX arrays that this process can read in full.
+      state: The state, or the variables of a network, as NumPy arrays or as JAX arrays that this process can read in full.
     """
     digest = hashlib.sha256()
     leaves = jax.tree_util.tree_leaves_with_path(state)

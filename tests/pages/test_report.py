@@ -7,6 +7,7 @@ from conftest import read_pixels, run_cli
 from deeplab_jax.config import Config
 from deeplab_jax.evaluation.evaluate import EvaluatedImage
 from deeplab_jax.evaluation.metrics import empty_totals
+from deeplab_jax.evaluation.robustness import CLEAN, Robustness
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.pages import charts, report
 from deeplab_jax.pages.examples import WorstImages, list_confusions
@@ -88,6 +89,30 @@ def test_a_page_without_a_log_or_errors_says_so():
     assert "Every labelled pixel is predicted correctly." in html
     assert "&lt;sign&gt;" in html
     assert "<sign>" not in html
+
+
+def test_scores_on_corrupted_images_are_shown_if_there_are_any():
+    def scores(*iou):
+        return {"miou": sum(iou) / 3, "iou": dict(zip(LABELS.names, iou, strict=True))}
+
+    def render(results):
+        totals = empty_totals(3)._replace(confusion=np.diag([4, 4, 0]))
+        shown = report.describe_robustness(results, LABELS)
+        return report.render_report("run", Config(labels=LABELS), [], [], totals, 1, [], {}, shown)
+
+    settings = {"step": "4", "split": "val", "images": 2}
+    cells = {CLEAN: scores(0.9, 0.6, 0.0), ("shot_noise", 1): scores(0.6, 0.6, 0.0), ("shot_noise", 3): scores(0.0, 0.3, 0.0)}
+    html = render(Robustness(settings, cells))
+    assert "step 4 on val, 2 images" in html
+    # mIoUs of 0.4 and 0.1 are 20 % and 80 % below 0.5. A class that is lost completely is 70 % red.
+    assert "<td>shot noise</td>" in html
+    assert 'var(--bad) 14%, transparent)">40.0</td>' in html
+    assert 'var(--bad) 56%, transparent)">10.0</td>' in html
+    assert 'var(--bad) 47%, transparent)">30.0</td>' in html  # the road's mean, a third of 0.9
+    other = LabelSet(name="other", names=("a", "b"), colors=((0, 0, 0), (1, 1, 1)))
+    assert report.describe_robustness(Robustness(settings, cells), other) is None
+    assert "Robustness" not in render(Robustness(settings))
+    assert "Robustness" not in render(None)
 
 
 def write_metrics_log(workdir):

@@ -1,0 +1,249 @@
+"""Score a network on corrupted images (see `corruptions`), and keep the scores in a file after each corruption and severity."""
+
+import collections
+import csv
+import dataclasses
+import io
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from etils import epath
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from deeplab_jax.config import Config
+from deeplab_jax.errors import DataError
+from deeplab_jax.evaluation import scores
+from deeplab_jax.evaluation.corruptions import corrupt
+from deeplab_jax.evaluation.evaluate import Batch, open_evaluator, score
+from deeplab_jax.files import write_atomically
+from deeplab_jax.labels import LabelSet
+from deeplab_jax.runtime.machine import usable_cores
+
+FILE, TABLE = "robustness.json", "robustness.csv"
+SEED = 0  # not the run's, so that all runs see the same images
+AHEAD = 2  # batches to corrupt while the device is busy
+
+Cell = tuple[str, int]  # a corruption and a severity
+CLEAN: Cell = ("clean", 0)
+Scores = Mapping[str, Any]  # see `scores.summary`
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Robustness:
+    """The scores of a network on corrupted images.
+
+    Attributes:
+      settings: Everything that the scores depend on, as JSON values.
+      cells: The scores by corruption and severity. Those of the uncorrupted images are under CLEAN.
+    """
+
+    settings: Mapping[str, Any]
+    cells: Mapping[Cell, Scores] = dataclasses.field(default_factory=dict)
+
+    def corruptions(self) -> list[str]:
+        """Return the corruptions, in the order in which they were evaluated."""
+        return list(dict.fromkeys(name for name, _ in self.cells if name != CLEAN[0]))
+
+    def severities(self) -> list[int]:
+        """Return the severities of any corruption, in ascending order."""
+        return sorted({severity for _, severity in self.cells} - {CLEAN[1]})
+
+    def miou(self, name: str, severity: int) -> float | None:
+        """Return a cell's mIoU, or None if it has not been evaluated."""
+        return self.cells[name, severity]["miou"] if (name, severity) in self.cells else None
+
+    def mean_miou(self, name: str) -> float | None:
+        """Return a corruption's mean mIoU over the severities, or None if some severities are missing."""
+        return _mean([self.miou(name, severity) for severity in self.severities()])
+
+    def class_iou(self, name: str, class_name: str) -> float | None:
+        """Return a class's mean IoU over a corruption's severities, or None if some have no value."""
+        cells = [self.cells.get((name, severity)) for severity in self.severities()]
+        return _mean([cell["iou"][class_name] if cell else None for cell in cells])
+
+    def summary(self) -> dict[str, Any]:
+        """Return the mIoU of each corruption, their mean, and its share of the mIoU on clean images, each None if unknown."""
+        by_corruption = {name: self.mean_miou(name) for name in self.corruptions()}
+        clean, mean = self.miou(*CLEAN), _mean(list(by_corruption.values()))
+        return {
+            "clean": clean,
+            "mean": mean,
+            "relative": mean / clean if mean is not None and clean else None,
+            "corruptions": by_corruption,
+        }
+
+
+def read_results(folder: epath.Path) -> Robustness | None:
+    """Return the results in a folder, or None if there are none.
+
+    Raises:
+      DataError: The file is damaged.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text())
+        rows = {(row.pop("corruption"), row.pop("severity")): row for row in content["scores"]}
+        return Robustness(content["settings"], rows)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"Cannot read {path} ({error}). Delete it and run `deeplab-jax robustness` again.") from None
+
+
+def write_results(folder: epath.Path, results: Robustness) -> None:
+    """Write robustness.json, and robustness.csv with a row for each corruption and severity.
+
+    Raises:
+      ConfigError: The folder is not writable.
+    """
+    rows = [{"corruption": name, "severity": severity, **each} for (name, severity), each in results.cells.items()]
+    content = {"settings": results.settings, "summary": results.summary(), "scores": rows}
+    with write_atomically(folder / FILE) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())
+    text = io.StringIO()
+    flat = [
+        {key: value for key, value in row.items() if not isinstance(value, Mapping)}
+        | {f"iou/{name}": value for name, value in row["iou"].items()}
+        for row in rows
+    ]
+    writer = csv.DictWriter(text, flat[0] if flat else ["corruption", "severity"])
+    writer.writeheader()
+    writer.writerows(flat)
+    with write_atomically(folder / TABLE) as file:
+        file.write(text.getvalue().encode())
+
+
+def evaluate_corruptions(
+    results: Robustness,
+    config: Config,
+    variables: dict[str, Any],
+    make_batches: Callable[[], Iterator[Batch]],
+    names: Sequence[str],
+    cells: Sequence[Cell],
+    save: Callable[[Robustness], None],
+    console: Console,
+) -> Robustness:
+    """Evaluate the cells that `results` lacks, and return the results with them. All cells use the same compiled programs.
+
+    Args:
+      results: The results so far.
+      config: The checkpoint's config. Its `eval` section sets the evaluation protocol.
+      variables: The network variables, {"params", "batch_stats"}.
+      make_batches: A function that returns the batches of the split.
+      names: The images' names by index. An image's random parts depend on its name.
+      cells: The corruptions and severities to evaluate.
+      save: A function that is called with the results after each cell.
+      console: The console for the progress.
+
+    Raises:
+      DataError: An image is unreadable, or no pixel of the split has a label.
+      OutOfMemoryError: A batch does not fit into memory.
+    """
+    save(results)  # reports a folder that is not writable before any work
+    missing = [cell for cell in dict.fromkeys(cells) if cell not in results.cells]
+    if not missing:
+        return results
+    console.print("Compiling the network. On a CPU, this can take a minute.")
+    evaluator, variables = open_evaluator(config, variables)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task("evaluating", total=len(missing) * len(names))
+        for number, (name, severity) in enumerate(missing, 1):
+            start, batches = time.monotonic(), make_batches()
+            if (name, severity) != CLEAN:
+                batches = corrupt_batches(batches, name, severity, names, config.data.threads)
+            totals = score(evaluator, variables, batches, lambda _, rows, __: progress.advance(task, len(rows)), names=names)
+            if not totals.confusion.any():
+                raise DataError(f"`eval.split` (={config.eval.split!r}) has no labels. Choose a labelled split with --split.")
+            results = dataclasses.replace(
+                results, cells={**results.cells, (name, severity): scores.summary(totals, config.labels)}
+            )
+            save(results)
+            what = f"{name}, severity {severity}" if severity else name
+            seconds = time.monotonic() - start
+            console.print(f"{number}/{len(missing)} {what}: mIoU {_percent(results.miou(name, severity))} % ({seconds:.0f} s)")
+    return results
+
+
+def corrupt_batches(
+    batches: Iterable[Batch], name: str, severity: int, names: Sequence[str], threads: int = 0
+) -> Iterator[Batch]:
+    """Yield evaluation batches with corrupted images. The next ones are computed meanwhile, in several threads.
+
+    Args:
+      batches: Batches from `data.evaluation.eval_batches`. Margins around images and padding rows are left as they are.
+      name: The corruption.
+      severity: The severity, from 1 to 5.
+      names: The images' names by index.
+      threads: The number of threads. 0 uses one thread per usable CPU core.
+    """
+
+    def corrupt_row(batch: Batch, i: int) -> np.ndarray:
+        height, width = batch["size"][i] if "size" in batch else batch["image"].shape[1:3]
+        return corrupt(batch["image"][i, :height, :width], name, severity, SEED, names[int(batch["index"][i])])
+
+    def finish(batch: Batch, rows: Sequence[int], corrupted: Iterator[np.ndarray]) -> Batch:
+        images = batch["image"].copy()
+        for i, pixels in zip(rows, corrupted, strict=True):
+            images[i, : pixels.shape[0], : pixels.shape[1]] = pixels
+        return batch | {"image": images}
+
+    queue: collections.deque[tuple[Batch, Sequence[int], Iterator[np.ndarray]]] = collections.deque()
+    with ThreadPoolExecutor(threads or usable_cores()) as pool:
+        for batch in batches:
+            rows = np.flatnonzero(batch["valid"]).tolist()
+            queue.append((batch, rows, pool.map(corrupt_row, itertools.repeat(batch, len(rows)), rows)))
+            if len(queue) > AHEAD:
+                yield finish(*queue.popleft())
+        while queue:
+            yield finish(*queue.popleft())
+
+
+def tables(results: Robustness, labels: LabelSet) -> list[Table]:
+    """Return a table of the mIoU by corruption and severity, and one of the IoU by class, both in percent."""
+    severities, summary = results.severities(), results.summary()
+    by_corruption = _make_table("mIoU in %", "corruption", *(f"severity {s}" for s in severities), "mean", "of clean")
+    clean = summary["clean"]
+    by_corruption.add_row(CLEAN[0], *[""] * len(severities), _percent(clean), "")
+    by_corruption.add_section()
+    for name, mean in summary["corruptions"].items():
+        cells = [_percent(results.miou(name, severity)) for severity in severities]
+        by_corruption.add_row(name, *cells, _percent(mean), _percent(_divide(mean, clean)))
+    by_corruption.add_section()
+    means = [_percent(_mean([results.miou(name, s) for name in results.corruptions()])) for s in severities]
+    by_corruption.add_row("mean", *means, _percent(summary["mean"]), _percent(summary["relative"]))
+    by_class = _make_table("IoU by class in %", "class", "clean", "corrupted", "lowest", "corruption")
+    for class_name in labels.names:
+        values = {name: results.class_iou(name, class_name) for name in results.corruptions()}
+        known = {name: value for name, value in values.items() if value is not None}
+        lowest = min(known, key=known.__getitem__, default="")
+        shares = [results.cells[CLEAN]["iou"][class_name], _mean(list(values.values())), known.get(lowest)]
+        by_class.add_row(class_name, *map(_percent, shares), lowest)
+    return [by_corruption, by_class]
+
+
+def _make_table(title: str, *columns: str) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=not i)
+    return table
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if numbers and len(numbers) == len(values) else None
+
+
+def _divide(part: float | None, whole: float | None) -> float | None:
+    return part / whole if part is not None and whole else None
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f}"

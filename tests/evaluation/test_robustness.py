@@ -1,0 +1,109 @@
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+from etils import epath
+
+from deeplab_jax.errors import DataError
+from deeplab_jax.evaluation.corruptions import corrupt
+from deeplab_jax.evaluation.robustness import (
+    CLEAN,
+    SEED,
+    Robustness,
+    corrupt_batches,
+    read_results,
+    tables,
+    write_results,
+)
+from deeplab_jax.labels import LabelSet
+
+LABELS = LabelSet(name="two", names=("road", "sky"), colors=((128, 64, 128), (70, 130, 180)))
+
+
+def make_scores(road, sky):
+    return {"miou": (road + (sky or 0)) / 2, "iou": {"road": road, "sky": sky}}
+
+
+RESULTS = Robustness(
+    {"step": "4"},
+    {
+        CLEAN: make_scores(0.8, 0.4),
+        ("fog", 1): make_scores(0.6, 0.4),
+        ("fog", 5): make_scores(0.2, 0.0),
+        ("snow", 1): make_scores(0.4, 0.2),
+        ("snow", 5): make_scores(0.4, None),
+    },
+)
+
+
+def test_means_are_over_severities_and_then_over_corruptions():
+    # Fog has (0.5 + 0.1) / 2, snow has (0.3 + 0.2) / 2, and clean images have 0.6.
+    summary = RESULTS.summary()
+    assert summary["corruptions"] == pytest.approx({"fog": 0.3, "snow": 0.25})
+    assert summary["mean"] == pytest.approx(0.275)
+    assert summary["relative"] == pytest.approx(0.275 / 0.6)
+    assert RESULTS.class_iou("fog", "road") == pytest.approx(0.4)
+    assert RESULTS.class_iou("snow", "sky") is None
+
+
+def test_a_mean_without_all_its_parts_is_not_given():
+    partial = Robustness({}, {cell: each for cell, each in RESULTS.cells.items() if cell != ("snow", 5)})
+    assert partial.summary()["corruptions"] == {"fog": pytest.approx(0.3), "snow": None}
+    assert partial.summary()["mean"] is None
+    empty = Robustness({}, {CLEAN: make_scores(0.0, 0.0)})
+    assert empty.summary() == {"clean": 0, "mean": None, "relative": None, "corruptions": {}}
+    assert all(table.row_count for table in tables(empty, LABELS))
+
+
+def test_results_are_the_same_after_writing_and_reading(tmp_path):
+    tmp_path = epath.Path(tmp_path)
+    assert read_results(tmp_path) is None
+    write_results(tmp_path, Robustness({}))
+    assert read_results(tmp_path) == Robustness({})
+    write_results(tmp_path, RESULTS)
+    assert read_results(tmp_path) == RESULTS
+    with (tmp_path / "robustness.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0] == {
+        "corruption": "clean",
+        "severity": "0",
+        "miou": str(0.6000000000000001),
+        "iou/road": "0.8",
+        "iou/sky": "0.4",
+    }
+    assert len(rows) == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["robustness.csv", "robustness.json"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", json.dumps({"settings": {}, "scores": [{"severity": 1}]})])
+def test_a_damaged_file_is_reported(tmp_path, text):
+    (tmp_path / "robustness.json").write_text(text)
+    with pytest.raises(DataError, match=re.escape(f"Cannot read {tmp_path / 'robustness.json'}")):
+        read_results(epath.Path(tmp_path))
+
+
+def test_the_table_names_the_corruption_that_costs_a_class_the_most():
+    _, by_class = tables(RESULTS, LABELS)
+    cells = [list(column.cells) for column in by_class.columns]
+    assert cells == [["road", "sky"], ["80.00", "40.00"], ["40.00", "-"], ["40.00", "20.00"], ["fog", "fog"]]
+
+
+def test_batches_keep_their_margins_padding_rows_and_order():
+    rng = np.random.default_rng(0)
+    images = rng.integers(1, 256, (5, 2, 16, 24, 3), np.uint8)
+    size, names = np.array([[16, 24], [10, 12]]), [f"{i}.png" for i in range(10)]
+    batches = [
+        {"image": x, "size": size, "valid": np.array([True, i < 4]), "index": np.array([2 * i, 2 * i + 1])}
+        for i, x in enumerate(images)
+    ]
+    seen = list(corrupt_batches(batches, "gaussian_noise", 1, names, threads=3))
+    assert len(seen) == 5
+    for i, (batch, x) in enumerate(zip(seen, images, strict=True)):
+        np.testing.assert_array_equal(batch["image"][0], corrupt(x[0], "gaussian_noise", 1, SEED, f"{2 * i}.png"))
+        expected = x[1].copy()
+        if i < 4:
+            expected[:10, :12] = corrupt(x[1, :10, :12], "gaussian_noise", 1, SEED, f"{2 * i + 1}.png")
+        np.testing.assert_array_equal(batch["image"][1], expected)
+        assert batch["index"] is batches[i]["index"]
