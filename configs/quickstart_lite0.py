@@ -1,4 +1,4 @@
-"""A first complete run on a laptop: a DeepLabV3+ from ImageNet weights, on synthetic street scenes that the project draws itself.
+"""A first complete run on a laptop: a DeepLabV3+ from ImageNet weights, on street scenes that the project draws itself.
 
 make quickstart
 

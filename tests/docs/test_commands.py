@@ -86,6 +86,7 @@ NOT_RUN = (
 # Part of each command line that is parsed but not run, and the reason.
 ONLY_PARSED = (
     ("pypi:", "needs the extra lite0"),
+    ("model.pdparams", "needs a file in PaddleSeg's format; weights/test_paddle.py writes one"),
     ("train.writers", "needs the extra wandb; training/writers/test_trackers.py trains with it"),
     ("tfds:", "needs a data set that TFDS has built; data/test_tfds.py builds one"),
     ("--as-labels", "an untrained network is not sure of any pixel; commands/test_predict_as_labels.py runs it"),
