@@ -40,7 +40,7 @@ def join_hosts(mesh: MeshConfig) -> Iterator[Console]:
     """Connect the run's processes. If there are several, an error inside the block ends this process.
 
     Args:
-      mesh: The config's mesh. In a single-process run, the CPU is divided into as many devices, if it has as many cores.
+      mesh: The config's mesh. In a single-process run, the CPU is divided into as many devices; see `split_cpu_for`.
 
     Yields:
       A console that only prints on the first process.
@@ -52,12 +52,11 @@ def join_hosts(mesh: MeshConfig) -> Iterator[Console]:
 
     from deeplab_jax.runtime import hosts
     from deeplab_jax.runtime.console import make_console
-    from deeplab_jax.runtime.machine import usable_cores
-    from deeplab_jax.runtime.mesh import split_cpu
+    from deeplab_jax.runtime.mesh import split_cpu_for
 
     with hosts.exit_on_error():
         if not hosts.start(flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id):
-            split_cpu(min(mesh.data * mesh.spatial, usable_cores()))
+            split_cpu_for(mesh)
         yield make_console(quiet=jax.process_index() > 0)
 
 

@@ -24,11 +24,13 @@ def verify(
     from deeplab_jax.checkpoints.paths import require_run
     from deeplab_jax.commands.datasets import locate_data, open_training_data, open_training_set
     from deeplab_jax.runtime.compilation import enable_compilation_cache
+    from deeplab_jax.runtime.mesh import split_cpu_for
     from deeplab_jax.training import verify as verification
     from deeplab_jax.weights.transfer import pretrained_variables
 
     require_run(run)
     config, _ = verification.config_at(run, from_)
+    split_cpu_for(config.mesh)
     config = locate_data(config, root)
     enable_compilation_cache()
     data, _ = open_training_data(config, print)
