@@ -92,7 +92,7 @@ def _evaluate(
     introduce(config.eval.split, samples, config.labels, say)
     if programs := describe_programs(config, samples):
         say(programs)
-    results, settings = read_results(folder), _describe_settings(config, variables, checkpoint, samples)
+    results, settings = read_results(folder), describe_settings(config, variables, checkpoint, samples)
     if results and results.settings != settings:
         changed = " and ".join(name for name in settings if settings[name] != results.settings.get(name))
         say(f"The results in {folder} have different {changed}, so they are replaced.")
@@ -114,22 +114,30 @@ def _evaluate(
     say(f"Output: {folder}")
 
 
-def _describe_settings(
+def describe_settings(
     config: "Config", variables: dict[str, Any], checkpoint: epath.Path, samples: "Samples"
 ) -> dict[str, Any]:
-    """Return what the scores depend on, as JSON values."""
-    from deeplab_jax.config import to_dict
-    from deeplab_jax.data.samples import digest
+    """Return what the scores depend on, as JSON values. See `evaluation.robustness.DIFFERENCES`.
+
+    Raises:
+      DataError: A file of the split is missing or unreadable.
+    """
+    from deeplab_jax.config import digest_of, to_dict
+    from deeplab_jax.data.samples import digest_contents
     from deeplab_jax.evaluation.robustness import SEED
     from deeplab_jax.training.state import state_digest
 
+    values = to_dict(config)
     return {
         "step": checkpoint.name,
         "weights": state_digest(variables),
-        "split": config.eval.split,
+        "model": {name: value for name, value in values["model"].items() if name not in ("pretrained", "remat")},
+        "labels": digest_of(values["labels"]),
+        "split": values["eval"].pop("split"),
         "images": len(samples),
-        "data": digest(samples),
-        "eval": to_dict(config)["eval"],
+        "files": digest_contents(samples),
+        "data": {"value_range": values["data"]["value_range"]},
+        "eval": values["eval"],
         "seed": SEED,
         # NumPy may change its random numbers between versions, and Pillow its JPEG encoder.
         "versions": {name: importlib.metadata.version(name) for name in ("deeplab-jax", "numpy", "scipy", "pillow")},

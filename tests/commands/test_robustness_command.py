@@ -1,9 +1,14 @@
+import dataclasses
 import json
 
 import pytest
 from conftest import read_log_rows, run_cli
 from etils import epath
 
+from deeplab_jax.commands.robustness import describe_settings
+from deeplab_jax.config import Config
+from deeplab_jax.data.image_files import ImageFiles
+from deeplab_jax.data.samples import Samples
 from deeplab_jax.evaluation import robustness
 from deeplab_jax.evaluation.robustness import CLEAN, Robustness, read_results
 
@@ -41,6 +46,32 @@ def test_clean_images_get_the_logged_score_and_finished_cells_are_kept(
     monkeypatch.setattr(robustness, "evaluate_corruptions", lambda results, *_: given.append(results) or finished)
     assert "have different weights, so they are replaced" in run("contrast")
     assert given == [Robustness(finished.settings)]
+
+
+def test_the_settings_have_whatever_changes_the_scores_and_nothing_else(tmp_path):
+    for name in ("image", "label"):
+        (tmp_path / name).write_bytes(b"")
+    samples = Samples(str(tmp_path), ("image",), ("label",), "labelIds", "list", ImageFiles())
+
+    def describe(**changes):
+        config = Config()
+        for section, fields in changes.items():
+            config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **fields)})
+        return describe_settings(config, {}, epath.Path("run/checkpoints/4"), samples)
+
+    def changed(**changes):
+        return [name for name, value in describe(**changes).items() if value != describe()[name]]
+
+    assert changed(model={"align_corners": not Config().model.align_corners}) == ["model"]
+    assert changed(labels={"ids": tuple(range(1, 20))}) == ["labels"]
+    assert changed(data={"value_range": (0, 4095)}) == ["data"]
+    assert changed(eval={"flip": True}) == ["eval"]
+    assert changed(eval={"split": "test"}) == ["split"]
+    assert changed(data={"root": "moved", "batch_size": 1}, optim={"lr": 7}, model={"pretrained": "", "remat": (1,)}) == []
+    before = describe()
+    assert json.loads(json.dumps(before)) == before
+    (tmp_path / "label").write_bytes(b"corrected")
+    assert [name for name, value in describe().items() if value != before[name]] == ["files"]
 
 
 @pytest.mark.parametrize(
