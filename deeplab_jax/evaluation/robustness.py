@@ -60,25 +60,42 @@ class Robustness:
         """Return a cell's mIoU, or None if it has not been evaluated."""
         return self.cells[name, severity]["miou"] if (name, severity) in self.cells else None
 
+    def shared_severities(self) -> list[int]:
+        """Return the severities that all corruptions have, in ascending order. All means are over these."""
+        corruptions = self.corruptions()
+        return [severity for severity in self.severities() if all((name, severity) in self.cells for name in corruptions)]
+
     def mean_miou(self, name: str) -> float | None:
-        """Return a corruption's mean mIoU over the severities, or None if some severities are missing."""
-        return _mean([self.miou(name, severity) for severity in self.severities()])
+        """Return a corruption's mean mIoU over the shared severities, or None if there are none."""
+        return _mean([self.miou(name, severity) for severity in self.shared_severities()])
 
     def class_iou(self, name: str, class_name: str) -> float | None:
-        """Return a class's mean IoU over a corruption's severities, or None if some have no value."""
-        cells = [self.cells.get((name, severity)) for severity in self.severities()]
-        return _mean([cell["iou"][class_name] if cell else None for cell in cells])
+        """Return a class's mean IoU over a corruption's shared severities, or None if some have no value."""
+        return _mean([self.cells[name, severity]["iou"][class_name] for severity in self.shared_severities()])
 
     def summary(self) -> dict[str, Any]:
-        """Return the mIoU of each corruption, their mean, and its share of the mIoU on clean images, each None if unknown."""
+        """Return the shared severities, the mIoU of each corruption, their mean, and its share of the mIoU on clean images.
+
+        A score is None if it is unknown.
+        """
         by_corruption = {name: self.mean_miou(name) for name in self.corruptions()}
         clean, mean = self.miou(*CLEAN), _mean(list(by_corruption.values()))
         return {
+            "severities": self.shared_severities(),
             "clean": clean,
             "mean": mean,
             "relative": mean / clean if mean is not None and clean else None,
             "corruptions": by_corruption,
         }
+
+    def describe_means(self) -> str:
+        """Return what the means are over, such as "mean over severities 1, 3 and 5", or "" without corrupted images."""
+        if not self.corruptions():
+            return ""
+        if not (shared := self.shared_severities()):
+            return "no mean, because the corruptions have no severity in common"
+        *others, last = map(str, shared)
+        return f"mean over severities {', '.join(others)} and {last}" if others else f"mean over severity {last}"
 
 
 def read_results(folder: epath.Path) -> Robustness | None:
@@ -209,7 +226,8 @@ def corrupt_batches(
 def tables(results: Robustness, labels: LabelSet) -> list[Table]:
     """Return a table of the mIoU by corruption and severity, and one of the IoU by class, both in percent."""
     severities, summary = results.severities(), results.summary()
-    by_corruption = _make_table("mIoU in %", "corruption", *(f"severity {s}" for s in severities), "mean", "of clean")
+    means = f", {results.describe_means()}".rstrip(", ")
+    by_corruption = _make_table(f"mIoU in %{means}", "corruption", *(f"severity {s}" for s in severities), "mean", "of clean")
     clean = summary["clean"]
     by_corruption.add_row(CLEAN[0], *[""] * len(severities), _percent(clean), "")
     by_corruption.add_section()
@@ -217,9 +235,9 @@ def tables(results: Robustness, labels: LabelSet) -> list[Table]:
         cells = [_percent(results.miou(name, severity)) for severity in severities]
         by_corruption.add_row(name, *cells, _percent(mean), _percent(_divide(mean, clean)))
     by_corruption.add_section()
-    means = [_percent(_mean([results.miou(name, s) for name in results.corruptions()])) for s in severities]
-    by_corruption.add_row("mean", *means, _percent(summary["mean"]), _percent(summary["relative"]))
-    by_class = _make_table("IoU by class in %", "class", "clean", "corrupted", "lowest", "corruption")
+    columns = [_percent(_mean([results.miou(name, s) for name in results.corruptions()])) for s in severities]
+    by_corruption.add_row("mean", *columns, _percent(summary["mean"]), _percent(summary["relative"]))
+    by_class = _make_table(f"IoU by class in %{means}", "class", "clean", "corrupted", "lowest", "corruption")
     for class_name in labels.names:
         values = {name: results.class_iou(name, class_name) for name in results.corruptions()}
         known = {name: value for name, value in values.items() if value is not None}

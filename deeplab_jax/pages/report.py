@@ -152,6 +152,7 @@ def describe_robustness(results: Robustness | None, labels: LabelSet) -> dict[st
         "settings": results.settings,
         "severities": severities,
         "summary": summary,
+        "means": results.describe_means(),
         "rows": [(name, [results.miou(name, s) for s in severities], summary["corruptions"][name]) for name in corruptions],
         "classes": [(clean["iou"][name], [results.class_iou(each, name) for each in corruptions]) for name in labels.names],
     }

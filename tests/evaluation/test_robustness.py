@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import re
 
@@ -48,13 +49,31 @@ def test_means_are_over_severities_and_then_over_corruptions():
     assert RESULTS.class_iou("snow", "sky") is None
 
 
-def test_a_mean_without_all_its_parts_is_not_given():
-    partial = Robustness({}, {cell: each for cell, each in RESULTS.cells.items() if cell != ("snow", 5)})
-    assert partial.summary()["corruptions"] == {"fog": pytest.approx(0.3), "snow": None}
-    assert partial.summary()["mean"] is None
+def test_means_are_over_the_severities_that_all_corruptions_have():
+    more = dataclasses.replace(RESULTS, cells={**RESULTS.cells, ("fog", 3): make_scores(0.0, 0.0)})
+    assert more.summary() == RESULTS.summary()
+    assert more.summary()["severities"] == [1, 5]
+    assert more.class_iou("fog", "road") == RESULTS.class_iou("fog", "road")
+    by_corruption, by_class = tables(more, LABELS)
+    assert by_corruption.title == "mIoU in %, mean over severities 1 and 5"
+    assert by_class.title == "IoU by class in %, mean over severities 1 and 5"
+    assert [list(column.cells) for column in by_corruption.columns][2] == ["", "0.00", "-", "-"]  # severity 3
+
+
+def test_there_are_no_means_without_a_common_severity():
+    apart = Robustness({}, {cell: RESULTS.cells[cell] for cell in (CLEAN, ("fog", 1), ("snow", 5))})
+    corruptions = {"fog": None, "snow": None}
+    assert apart.summary() == {
+        "severities": [],
+        "clean": pytest.approx(0.6),
+        "mean": None,
+        "relative": None,
+        "corruptions": corruptions,
+    }
+    assert tables(apart, LABELS)[0].title == "mIoU in %, no mean, because the corruptions have no severity in common"
     empty = Robustness({}, {CLEAN: make_scores(0.0, 0.0)})
-    assert empty.summary() == {"clean": 0, "mean": None, "relative": None, "corruptions": {}}
-    assert all(table.row_count for table in tables(empty, LABELS))
+    assert empty.summary() == {"severities": [], "clean": 0, "mean": None, "relative": None, "corruptions": {}}
+    assert tables(empty, LABELS)[0].title == "mIoU in %"
 
 
 def test_results_are_the_same_after_writing_and_reading(tmp_path):

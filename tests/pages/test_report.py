@@ -104,6 +104,7 @@ def test_scores_on_corrupted_images_are_shown_if_there_are_any():
     cells = {CLEAN: scores(0.9, 0.6, 0.0), ("shot_noise", 1): scores(0.6, 0.6, 0.0), ("shot_noise", 3): scores(0.0, 0.3, 0.0)}
     html = render(Robustness(settings, cells))
     assert "step 4 on val, 2 images" in html
+    assert "IoU of each class in per cent, mean over severities 1 and 3." in html
     # mIoUs of 0.4 and 0.1 are 20 % and 80 % below 0.5. A class that is lost completely is 70 % red.
     assert "<td>shot noise</td>" in html
     assert 'var(--bad) 14%, transparent)">40.0</td>' in html
