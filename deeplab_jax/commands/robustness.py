@@ -30,7 +30,8 @@ def robustness(
     """Score a run on images with the 15 corruptions of ImageNet-C: noise, blur, weather, and digital faults.
 
     It prints the mIoU by corruption and severity, and writes robustness.json and robustness.csv, which also have the scores of
-    each class. `deeplab-jax report` shows those in RUN/robustness. An interrupted command continues where it stopped.
+    each class. `deeplab-jax report` shows those in RUN/robustness. An interrupted command continues where it stopped. A
+    folder with scores of another checkpoint or split is left as it is.
 
     Args:
       run: A run folder, RUN/best, RUN/latest, a step folder, or a folder written by `weights import`.
@@ -79,10 +80,9 @@ def _evaluate(
     from deeplab_jax.evaluation.robustness import (
         CLEAN,
         Robustness,
+        add_results,
         evaluate_corruptions,
-        read_results,
         tables,
-        write_results,
     )
 
     config, console = locate_data(config, root), make_console()
@@ -92,23 +92,12 @@ def _evaluate(
     introduce(config.eval.split, samples, config.labels, say)
     if programs := describe_programs(config, samples):
         say(programs)
-    results, settings = read_results(folder), describe_settings(config, variables, checkpoint, samples)
-    if results and results.settings != settings:
-        changed = " and ".join(name for name in settings if settings[name] != results.settings.get(name))
-        say(f"The results in {folder} have different {changed}, so they are replaced.")
-        results = None
-    elif results and results.cells:
+    # This reports a folder that is not writable, or has other scores, before any work.
+    results = add_results(folder, Robustness(describe_settings(config, variables, checkpoint, samples)))
+    if results.cells:
         say(f"Scores that {folder} already has: {len(results.cells)}")
-    results = evaluate_corruptions(
-        results or Robustness(settings),
-        config,
-        variables,
-        make_batches,
-        samples.images,
-        [CLEAN, *cells],
-        lambda results: write_results(folder, results),
-        console,
-    )
+    save = functools.partial(add_results, folder)
+    results = evaluate_corruptions(results, config, variables, make_batches, samples.images, [CLEAN, *cells], save, console)
     for table in tables(results, config.labels):
         make_console(soft_wrap=False).print(table)
     say(f"Output: {folder}")

@@ -19,7 +19,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from deeplab_jax.config import Config
-from deeplab_jax.errors import DataError
+from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.evaluation import scores
 from deeplab_jax.evaluation.corruptions import corrupt
 from deeplab_jax.evaluation.evaluate import Batch, open_evaluator, score
@@ -30,6 +30,23 @@ from deeplab_jax.runtime.machine import usable_cores
 FILE, TABLE = "robustness.json", "robustness.csv"
 SEED = 0  # not the run's, so that all runs see the same images
 AHEAD = 2  # batches to corrupt while the device is busy
+
+# What scores are of if a setting differs, in the words of an error message.
+DIFFERENCES = {
+    "step": "another checkpoint",
+    "weights": "other weights",
+    "model": "another network",
+    "labels": "another label set",
+    "split": "other images",
+    "images": "other images",
+    "files": "other images or labels",
+    "data": "images that were read differently",
+    "eval": "another evaluation protocol",
+    "seed": "other random numbers",
+    "versions": "other library versions",
+}
+IMPLIED = {"step": {"weights"}, "split": {"images", "files"}, "images": {"files"}}  # what differs anyway if a setting does
+DIGESTS = ("weights", "labels", "files")
 
 Cell = tuple[str, int]  # a corruption and a severity
 CLEAN: Cell = ("clean", 0)
@@ -110,7 +127,7 @@ def read_results(folder: epath.Path) -> Robustness | None:
     try:
         content = json.loads(path.read_text())
         rows = {(row.pop("corruption"), row.pop("severity")): row for row in content["scores"]}
-        return Robustness(content["settings"], rows)
+        return Robustness(dict(content["settings"]), rows)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"Cannot read {path} ({error}). Delete it and run `deeplab-jax robustness` again.") from None
 
@@ -138,6 +155,42 @@ def write_results(folder: epath.Path, results: Robustness) -> None:
         file.write(text.getvalue().encode())
 
 
+def add_results(folder: epath.Path, results: Robustness) -> Robustness:
+    """Add scores to those that a folder already has, and return all of them. Two commands can write to the same folder.
+
+    Raises:
+      ConfigError: The folder has scores with other settings, or is not writable.
+      DataError: The folder's file is damaged.
+    """
+    stored = read_results(folder)
+    cells = stored.cells if stored else {}
+    if stored and cells and (others := _describe_differences(stored.settings, results.settings)):
+        raise ConfigError(f"`--out` (={str(folder)!r}) has scores of {others}. Choose another --out, or delete the folder.")
+    merged = dataclasses.replace(results, cells={**cells, **results.cells})
+    write_results(folder, merged)
+    return merged
+
+
+def _describe_differences(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Return what scores with the settings `stored` are of, or "" if the settings are the same."""
+    if stored.keys() != settings.keys():
+        return "another version of this command"
+    changed = [name for name in settings if stored[name] != settings[name]]
+    implied = set().union(*(IMPLIED.get(name, ()) for name in changed))
+    return " and ".join(
+        DIFFERENCES[name] + _describe_values(name, stored[name], settings[name]) for name in changed if name not in implied
+    )
+
+
+def _describe_values(name: str, old: Any, new: Any) -> str:
+    if name in DIGESTS:
+        return ""
+    if not isinstance(new, Mapping):
+        old, new = {name: old}, {name: new}
+    fields = [each for each in {**old, **new} if old.get(each) != new.get(each)]
+    return f" ({', '.join(f'{each} {old.get(each)}, not {new.get(each)}' for each in fields)})"
+
+
 def evaluate_corruptions(
     results: Robustness,
     config: Config,
@@ -145,7 +198,7 @@ def evaluate_corruptions(
     make_batches: Callable[[], Iterator[Batch]],
     names: Sequence[str],
     cells: Sequence[Cell],
-    save: Callable[[Robustness], None],
+    save: Callable[[Robustness], Robustness],
     console: Console,
 ) -> Robustness:
     """Evaluate the cells that `results` lacks, and return the results with them. All cells use the same compiled programs.
@@ -157,14 +210,13 @@ def evaluate_corruptions(
       make_batches: A function that returns the batches of the split.
       names: The images' names by index. An image's random parts depend on its name.
       cells: The corruptions and severities to evaluate.
-      save: A function that is called with the results after each cell.
+      save: A function that stores the results after each cell, and returns them with any that another command has stored.
       console: The console for the progress.
 
     Raises:
       DataError: An image is unreadable, or no pixel of the split has a label.
       OutOfMemoryError: A batch does not fit into memory.
     """
-    save(results)  # reports a folder that is not writable before any work
     missing = [cell for cell in dict.fromkeys(cells) if cell not in results.cells]
     if not missing:
         return results
@@ -173,6 +225,9 @@ def evaluate_corruptions(
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task("evaluating", total=len(missing) * len(names))
         for number, (name, severity) in enumerate(missing, 1):
+            if (name, severity) in results.cells:  # another command has stored it meanwhile
+                progress.advance(task, len(names))
+                continue
             start, batches = time.monotonic(), make_batches()
             if (name, severity) != CLEAN:
                 batches = corrupt_batches(batches, name, severity, names, config.data.threads)
@@ -182,7 +237,7 @@ def evaluate_corruptions(
             results = dataclasses.replace(
                 results, cells={**results.cells, (name, severity): scores.summary(totals, config.labels)}
             )
-            save(results)
+            results = save(results)
             what = f"{name}, severity {severity}" if severity else name
             seconds = time.monotonic() - start
             console.print(f"{number}/{len(missing)} {what}: mIoU {_percent(results.miou(name, severity))} % ({seconds:.0f} s)")
