@@ -75,17 +75,17 @@ def write_report(
 
     Raises:
       CheckpointError: The checkpoint, metrics log or receipt cannot be read.
-      DataError: An image or label cannot be read, or the split has no labels.
+      DataError: An image, a label or robustness.json cannot be read, or the split has no labels.
     """
     workdir = checkpoint.parent.parent
     train, evaluations, starts = read_log(str(workdir), "train"), read_log(str(workdir), "eval"), read_starts(str(workdir))
+    robustness = describe_robustness(read_results(workdir / "robustness"), config.labels)
     worst = WorstImages(names, config.labels, images)
     variables = restore_model(str(checkpoint), like=config, given=run)
     totals = evaluate(config, variables, batches, len(names), [worst.add], console)
     if not totals.confusion.any():
         raise DataError(f"`eval.split` (={config.eval.split!r}) has no labels. Choose a labelled split with --split.")
     title, versions = f"{workdir.name}, step {checkpoint.name}", starts[-1].versions if starts else {}
-    robustness = describe_robustness(read_results(workdir / "robustness"), config.labels)
     page = render_report(title, config, train, evaluations, totals, len(names), worst.examples(), versions, robustness)
     with write_atomically(epath.Path(out)) as file:
         file.write(page.encode(errors="backslashreplace"))  # file names need not be valid UTF-8

@@ -3,8 +3,11 @@ import json
 import numpy as np
 import pytest
 from conftest import read_pixels, run_cli
+from etils import epath
+from rich.console import Console
 
 from deeplab_jax.config import Config
+from deeplab_jax.errors import DataError
 from deeplab_jax.evaluation.evaluate import EvaluatedImage
 from deeplab_jax.evaluation.metrics import empty_totals
 from deeplab_jax.evaluation.robustness import CLEAN, Robustness
@@ -177,3 +180,12 @@ def test_an_unwritable_output_is_reported_before_any_work(stored_run, tmp_path, 
         code, output = run_cli(monkeypatch, capsys, "report", stored_run, "--out", out)
         assert code == 2
         assert message in output
+
+
+def test_a_damaged_robustness_file_is_reported_before_the_evaluation(tmp_path, monkeypatch):
+    (tmp_path / "robustness").mkdir()
+    (tmp_path / "robustness" / "robustness.json").write_text("{")
+    monkeypatch.setattr(report, "restore_model", lambda *_, **__: pytest.fail("the checkpoint was read first"))
+    checkpoint = epath.Path(tmp_path / "checkpoints" / "4")
+    with pytest.raises(DataError, match=r"robustness\.json.*Delete it"):
+        report.write_report(Config(), "run", checkpoint, str(tmp_path / "report.html"), [], [], 1, Console(quiet=True))
