@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -22,7 +21,8 @@ from deeplab_jax.config import Config
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.evaluation import scores
 from deeplab_jax.evaluation.corruptions import corrupt
-from deeplab_jax.evaluation.evaluate import Batch, open_evaluator, score
+from deeplab_jax.evaluation.evaluate import Batch, open_evaluator, require_labels, score
+from deeplab_jax.evaluation.scores import make_table, percent
 from deeplab_jax.files import write_atomically
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.runtime.machine import usable_cores
@@ -232,15 +232,14 @@ def evaluate_corruptions(
             if (name, severity) != CLEAN:
                 batches = corrupt_batches(batches, name, severity, names, config.data.threads)
             totals = score(evaluator, variables, batches, lambda _, rows, __: progress.advance(task, len(rows)), names=names)
-            if not totals.confusion.any():
-                raise DataError(f"`eval.split` (={config.eval.split!r}) has no labels. Choose a labelled split with --split.")
+            require_labels(totals, config.eval.split)
             results = dataclasses.replace(
                 results, cells={**results.cells, (name, severity): scores.summary(totals, config.labels)}
             )
             results = save(results)
             what = f"{name}, severity {severity}" if severity else name
             seconds = time.monotonic() - start
-            console.print(f"{number}/{len(missing)} {what}: mIoU {_percent(results.miou(name, severity))} % ({seconds:.0f} s)")
+            console.print(f"{number}/{len(missing)} {what}: mIoU {percent(results.miou(name, severity))} % ({seconds:.0f} s)")
     return results
 
 
@@ -282,31 +281,24 @@ def tables(results: Robustness, labels: LabelSet) -> list[Table]:
     """Return a table of the mIoU by corruption and severity, and one of the IoU by class, both in percent."""
     severities, summary = results.severities(), results.summary()
     means = f", {results.describe_means()}".rstrip(", ")
-    by_corruption = _make_table(f"mIoU in %{means}", "corruption", *(f"severity {s}" for s in severities), "mean", "of clean")
+    by_corruption = make_table(f"mIoU in %{means}", "corruption", *(f"severity {s}" for s in severities), "mean", "of clean")
     clean = summary["clean"]
-    by_corruption.add_row(CLEAN[0], *[""] * len(severities), _percent(clean), "")
+    by_corruption.add_row(CLEAN[0], *[""] * len(severities), percent(clean), "")
     by_corruption.add_section()
     for name, mean in summary["corruptions"].items():
-        cells = [_percent(results.miou(name, severity)) for severity in severities]
-        by_corruption.add_row(name, *cells, _percent(mean), _percent(_divide(mean, clean)))
+        cells = [percent(results.miou(name, severity)) for severity in severities]
+        by_corruption.add_row(name, *cells, percent(mean), percent(_divide(mean, clean)))
     by_corruption.add_section()
-    columns = [_percent(_mean([results.miou(name, s) for name in results.corruptions()])) for s in severities]
-    by_corruption.add_row("mean", *columns, _percent(summary["mean"]), _percent(summary["relative"]))
-    by_class = _make_table(f"IoU by class in %{means}", "class", "clean", "corrupted", "lowest", "corruption")
+    columns = [percent(_mean([results.miou(name, s) for name in results.corruptions()])) for s in severities]
+    by_corruption.add_row("mean", *columns, percent(summary["mean"]), percent(summary["relative"]))
+    by_class = make_table(f"IoU by class in %{means}", "class", "clean", "corrupted", "lowest", "corruption")
     for class_name in labels.names:
         values = {name: results.class_iou(name, class_name) for name in results.corruptions()}
         known = {name: value for name, value in values.items() if value is not None}
         lowest = min(known, key=known.__getitem__, default="")
         shares = [results.cells[CLEAN]["iou"][class_name], _mean(list(values.values())), known.get(lowest)]
-        by_class.add_row(class_name, *map(_percent, shares), lowest)
+        by_class.add_row(class_name, *map(percent, shares), lowest)
     return [by_corruption, by_class]
-
-
-def _make_table(title: str, *columns: str) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", no_wrap=not i)
-    return table
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -316,7 +308,3 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _divide(part: float | None, whole: float | None) -> float | None:
     return part / whole if part is not None and whole else None
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2f}"

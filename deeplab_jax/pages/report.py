@@ -12,9 +12,8 @@ from rich.console import Console
 
 from deeplab_jax.checkpoints.store import resolve, restore_model, stored_config
 from deeplab_jax.config import Config, MeshConfig, to_dict
-from deeplab_jax.errors import DataError
 from deeplab_jax.evaluation import scores
-from deeplab_jax.evaluation.evaluate import Batch, evaluate
+from deeplab_jax.evaluation.evaluate import Batch, evaluate, require_labels
 from deeplab_jax.evaluation.metrics import BINS, CLASS_METRICS, OVERALL_METRICS, Totals
 from deeplab_jax.evaluation.robustness import CLEAN, Robustness, read_results
 from deeplab_jax.files import write_atomically
@@ -83,8 +82,7 @@ def write_report(
     worst = WorstImages(names, config.labels, images)
     variables = restore_model(str(checkpoint), like=config, given=run)
     totals = evaluate(config, variables, batches, len(names), [worst.add], console)
-    if not totals.confusion.any():
-        raise DataError(f"`eval.split` (={config.eval.split!r}) has no labels. Choose a labelled split with --split.")
+    require_labels(totals, config.eval.split)
     title, versions = f"{workdir.name}, step {checkpoint.name}", starts[-1].versions if starts else {}
     page = render_report(title, config, train, evaluations, totals, len(names), worst.examples(), versions, robustness)
     with write_atomically(epath.Path(out)) as file:

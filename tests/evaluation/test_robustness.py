@@ -128,6 +128,9 @@ def test_scores_that_another_command_stores_meanwhile_are_not_computed_again(mon
     assert set(results.cells) == set(cells)
     assert results.miou("fog", 1) == RESULTS.miou("fog", 1)
     assert len(evaluated) == 2
+    monkeypatch.setattr(robustness, "score", lambda *_, **__: empty_totals(2))
+    with pytest.raises(DataError, match=r"`eval.split` \(='val'\) has no labels"):
+        robustness.evaluate_corruptions(Robustness({}), config, {}, lambda: iter(()), [], [CLEAN], save, console)
 
 
 @pytest.mark.parametrize(
