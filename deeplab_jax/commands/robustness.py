@@ -30,7 +30,8 @@ def robustness(
     """Score a run on images with the 15 corruptions of ImageNet-C: noise, blur, weather, and digital faults.
 
     It prints the mIoU by corruption and severity, and writes robustness.json and robustness.csv, which also have the scores of
-    each class. `deeplab-jax report` shows those in RUN/robustness. An interrupted command continues where it stopped.
+    each class. `deeplab-jax report` shows those in RUN/robustness. An interrupted command continues where it stopped. A
+    folder with scores of another checkpoint or split is left as it is.
 
     Args:
       run: A run folder, RUN/best, RUN/latest, a step folder, or a folder written by `weights import`.
@@ -79,10 +80,9 @@ def _evaluate(
     from deeplab_jax.evaluation.robustness import (
         CLEAN,
         Robustness,
+        add_results,
         evaluate_corruptions,
-        read_results,
         tables,
-        write_results,
     )
 
     config, console = locate_data(config, root), make_console()
@@ -92,44 +92,41 @@ def _evaluate(
     introduce(config.eval.split, samples, config.labels, say)
     if programs := describe_programs(config, samples):
         say(programs)
-    results, settings = read_results(folder), _describe_settings(config, variables, checkpoint, samples)
-    if results and results.settings != settings:
-        changed = " and ".join(name for name in settings if settings[name] != results.settings.get(name))
-        say(f"The results in {folder} have different {changed}, so they are replaced.")
-        results = None
-    elif results and results.cells:
+    # This reports a folder that is not writable, or has other scores, before any work.
+    results = add_results(folder, Robustness(describe_settings(config, variables, checkpoint, samples)))
+    if results.cells:
         say(f"Scores that {folder} already has: {len(results.cells)}")
-    results = evaluate_corruptions(
-        results or Robustness(settings),
-        config,
-        variables,
-        make_batches,
-        samples.images,
-        [CLEAN, *cells],
-        lambda results: write_results(folder, results),
-        console,
-    )
+    save = functools.partial(add_results, folder)
+    results = evaluate_corruptions(results, config, variables, make_batches, samples.images, [CLEAN, *cells], save, console)
     for table in tables(results, config.labels):
         make_console(soft_wrap=False).print(table)
     say(f"Output: {folder}")
 
 
-def _describe_settings(
+def describe_settings(
     config: "Config", variables: dict[str, Any], checkpoint: epath.Path, samples: "Samples"
 ) -> dict[str, Any]:
-    """Return what the scores depend on, as JSON values."""
-    from deeplab_jax.config import to_dict
-    from deeplab_jax.data.samples import digest
+    """Return what the scores depend on, as JSON values. See `evaluation.robustness.DIFFERENCES`.
+
+    Raises:
+      DataError: A file of the split is missing or unreadable.
+    """
+    from deeplab_jax.config import digest_of, to_dict
+    from deeplab_jax.data.samples import digest_contents
     from deeplab_jax.evaluation.robustness import SEED
     from deeplab_jax.training.state import state_digest
 
+    values = to_dict(config)
     return {
         "step": checkpoint.name,
         "weights": state_digest(variables),
-        "split": config.eval.split,
+        "model": {name: value for name, value in values["model"].items() if name not in ("pretrained", "remat")},
+        "labels": digest_of(values["labels"]),
+        "split": values["eval"].pop("split"),
         "images": len(samples),
-        "data": digest(samples),
-        "eval": to_dict(config)["eval"],
+        "files": digest_contents(samples),
+        "data": {"value_range": values["data"]["value_range"]},
+        "eval": values["eval"],
         "seed": SEED,
         # NumPy may change its random numbers between versions, and Pillow its JPEG encoder.
         "versions": {name: importlib.metadata.version(name) for name in ("deeplab-jax", "numpy", "scipy", "pillow")},

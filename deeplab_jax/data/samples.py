@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -157,6 +158,21 @@ def digest(samples: Samples) -> str:
     """
     names = json.dumps([samples.kind, samples.images, samples.labels])
     return hashlib.sha256(names.encode()).hexdigest()
+
+
+def digest_contents(samples: Samples) -> str:
+    """Return a SHA-256 digest of the file names, their order, the label kind, and the contents of all files.
+
+    The digest does not depend on where the data set is stored, and is the same for its prepared records.
+
+    Raises:
+      DataError: A file is missing or unreadable.
+    """
+    total = hashlib.sha256(digest(samples).encode())
+    with ThreadPoolExecutor() as pool:
+        for fingerprint in pool.map(lambda i: samples.store.fingerprint(samples, i), range(len(samples))):
+            total.update(fingerprint)
+    return total.hexdigest()
 
 
 def require_disjoint(name: str, parts: Iterable[tuple[str, Sequence[str]]]) -> None:

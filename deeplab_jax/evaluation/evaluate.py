@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from deeplab_jax.config import Config
+from deeplab_jax.errors import DataError
 from deeplab_jax.evaluation.inference import Evaluator
 from deeplab_jax.evaluation.metrics import Totals, add_totals, empty_totals
 from deeplab_jax.runtime.compilation import compiling_ahead
@@ -170,3 +171,13 @@ def evaluate(
 
         with compiling_ahead([functools.partial(compile_kind, batch) for batch in kinds]):
             return score(evaluator, variables, batches, show, names=names)
+
+
+def require_labels(totals: Totals, split: str) -> None:
+    """Check that an evaluation of the split `split` has counted any pixels.
+
+    Raises:
+      DataError: No pixel of the split has a label.
+    """
+    if not totals.confusion.any():
+        raise DataError(f"`eval.split` (={split!r}) has no labels. Choose a labelled split with --split.")

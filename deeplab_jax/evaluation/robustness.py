@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from deeplab_jax.config import Config
-from deeplab_jax.errors import DataError
+from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.evaluation import scores
 from deeplab_jax.evaluation.corruptions import corrupt
-from deeplab_jax.evaluation.evaluate import Batch, open_evaluator, score
+from deeplab_jax.evaluation.evaluate import Batch, open_evaluator, require_labels, score
+from deeplab_jax.evaluation.scores import make_table, percent
 from deeplab_jax.files import write_atomically
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.runtime.machine import usable_cores
@@ -30,6 +30,23 @@ from deeplab_jax.runtime.machine import usable_cores
 FILE, TABLE = "robustness.json", "robustness.csv"
 SEED = 0  # not the run's, so that all runs see the same images
 AHEAD = 2  # batches to corrupt while the device is busy
+
+# What scores are of if a setting differs, in the words of an error message.
+DIFFERENCES = {
+    "step": "another checkpoint",
+    "weights": "other weights",
+    "model": "another network",
+    "labels": "another label set",
+    "split": "other images",
+    "images": "other images",
+    "files": "other images or labels",
+    "data": "images that were read differently",
+    "eval": "another evaluation protocol",
+    "seed": "other random numbers",
+    "versions": "other library versions",
+}
+IMPLIED = {"step": {"weights"}, "split": {"images", "files"}, "images": {"files"}}  # what differs anyway if a setting does
+DIGESTS = ("weights", "labels", "files")
 
 Cell = tuple[str, int]  # a corruption and a severity
 CLEAN: Cell = ("clean", 0)
@@ -60,25 +77,42 @@ class Robustness:
         """Return a cell's mIoU, or None if it has not been evaluated."""
         return self.cells[name, severity]["miou"] if (name, severity) in self.cells else None
 
+    def shared_severities(self) -> list[int]:
+        """Return the severities that all corruptions have, in ascending order. All means are over these."""
+        corruptions = self.corruptions()
+        return [severity for severity in self.severities() if all((name, severity) in self.cells for name in corruptions)]
+
     def mean_miou(self, name: str) -> float | None:
-        """Return a corruption's mean mIoU over the severities, or None if some severities are missing."""
-        return _mean([self.miou(name, severity) for severity in self.severities()])
+        """Return a corruption's mean mIoU over the shared severities, or None if there are none."""
+        return _mean([self.miou(name, severity) for severity in self.shared_severities()])
 
     def class_iou(self, name: str, class_name: str) -> float | None:
-        """Return a class's mean IoU over a corruption's severities, or None if some have no value."""
-        cells = [self.cells.get((name, severity)) for severity in self.severities()]
-        return _mean([cell["iou"][class_name] if cell else None for cell in cells])
+        """Return a class's mean IoU over a corruption's shared severities, or None if some have no value."""
+        return _mean([self.cells[name, severity]["iou"][class_name] for severity in self.shared_severities()])
 
     def summary(self) -> dict[str, Any]:
-        """Return the mIoU of each corruption, their mean, and its share of the mIoU on clean images, each None if unknown."""
+        """Return the shared severities, the mIoU of each corruption, their mean, and its share of the mIoU on clean images.
+
+        A score is None if it is unknown.
+        """
         by_corruption = {name: self.mean_miou(name) for name in self.corruptions()}
         clean, mean = self.miou(*CLEAN), _mean(list(by_corruption.values()))
         return {
+            "severities": self.shared_severities(),
             "clean": clean,
             "mean": mean,
             "relative": mean / clean if mean is not None and clean else None,
             "corruptions": by_corruption,
         }
+
+    def describe_means(self) -> str:
+        """Return what the means are over, such as "mean over severities 1, 3 and 5", or "" without corrupted images."""
+        if not self.corruptions():
+            return ""
+        if not (shared := self.shared_severities()):
+            return "no mean, because the corruptions have no severity in common"
+        *others, last = map(str, shared)
+        return f"mean over severities {', '.join(others)} and {last}" if others else f"mean over severity {last}"
 
 
 def read_results(folder: epath.Path) -> Robustness | None:
@@ -93,7 +127,7 @@ def read_results(folder: epath.Path) -> Robustness | None:
     try:
         content = json.loads(path.read_text())
         rows = {(row.pop("corruption"), row.pop("severity")): row for row in content["scores"]}
-        return Robustness(content["settings"], rows)
+        return Robustness(dict(content["settings"]), rows)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"Cannot read {path} ({error}). Delete it and run `deeplab-jax robustness` again.") from None
 
@@ -121,6 +155,42 @@ def write_results(folder: epath.Path, results: Robustness) -> None:
         file.write(text.getvalue().encode())
 
 
+def add_results(folder: epath.Path, results: Robustness) -> Robustness:
+    """Add scores to those that a folder already has, and return all of them. Two commands can write to the same folder.
+
+    Raises:
+      ConfigError: The folder has scores with other settings, or is not writable.
+      DataError: The folder's file is damaged.
+    """
+    stored = read_results(folder)
+    cells = stored.cells if stored else {}
+    if stored and cells and (others := _describe_differences(stored.settings, results.settings)):
+        raise ConfigError(f"`--out` (={str(folder)!r}) has scores of {others}. Choose another --out, or delete the folder.")
+    merged = dataclasses.replace(results, cells={**cells, **results.cells})
+    write_results(folder, merged)
+    return merged
+
+
+def _describe_differences(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Return what scores with the settings `stored` are of, or "" if the settings are the same."""
+    if stored.keys() != settings.keys():
+        return "another version of this command"
+    changed = [name for name in settings if stored[name] != settings[name]]
+    implied = set().union(*(IMPLIED.get(name, ()) for name in changed))
+    return " and ".join(
+        DIFFERENCES[name] + _describe_values(name, stored[name], settings[name]) for name in changed if name not in implied
+    )
+
+
+def _describe_values(name: str, old: Any, new: Any) -> str:
+    if name in DIGESTS:
+        return ""
+    if not isinstance(new, Mapping):
+        old, new = {name: old}, {name: new}
+    fields = [each for each in {**old, **new} if old.get(each) != new.get(each)]
+    return f" ({', '.join(f'{each} {old.get(each)}, not {new.get(each)}' for each in fields)})"
+
+
 def evaluate_corruptions(
     results: Robustness,
     config: Config,
@@ -128,7 +198,7 @@ def evaluate_corruptions(
     make_batches: Callable[[], Iterator[Batch]],
     names: Sequence[str],
     cells: Sequence[Cell],
-    save: Callable[[Robustness], None],
+    save: Callable[[Robustness], Robustness],
     console: Console,
 ) -> Robustness:
     """Evaluate the cells that `results` lacks, and return the results with them. All cells use the same compiled programs.
@@ -140,14 +210,13 @@ def evaluate_corruptions(
       make_batches: A function that returns the batches of the split.
       names: The images' names by index. An image's random parts depend on its name.
       cells: The corruptions and severities to evaluate.
-      save: A function that is called with the results after each cell.
+      save: A function that stores the results after each cell, and returns them with any that another command has stored.
       console: The console for the progress.
 
     Raises:
       DataError: An image is unreadable, or no pixel of the split has a label.
       OutOfMemoryError: A batch does not fit into memory.
     """
-    save(results)  # reports a folder that is not writable before any work
     missing = [cell for cell in dict.fromkeys(cells) if cell not in results.cells]
     if not missing:
         return results
@@ -156,19 +225,21 @@ def evaluate_corruptions(
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task("evaluating", total=len(missing) * len(names))
         for number, (name, severity) in enumerate(missing, 1):
+            if (name, severity) in results.cells:  # another command has stored it meanwhile
+                progress.advance(task, len(names))
+                continue
             start, batches = time.monotonic(), make_batches()
             if (name, severity) != CLEAN:
                 batches = corrupt_batches(batches, name, severity, names, config.data.threads)
             totals = score(evaluator, variables, batches, lambda _, rows, __: progress.advance(task, len(rows)), names=names)
-            if not totals.confusion.any():
-                raise DataError(f"`eval.split` (={config.eval.split!r}) has no labels. Choose a labelled split with --split.")
+            require_labels(totals, config.eval.split)
             results = dataclasses.replace(
                 results, cells={**results.cells, (name, severity): scores.summary(totals, config.labels)}
             )
-            save(results)
+            results = save(results)
             what = f"{name}, severity {severity}" if severity else name
             seconds = time.monotonic() - start
-            console.print(f"{number}/{len(missing)} {what}: mIoU {_percent(results.miou(name, severity))} % ({seconds:.0f} s)")
+            console.print(f"{number}/{len(missing)} {what}: mIoU {percent(results.miou(name, severity))} % ({seconds:.0f} s)")
     return results
 
 
@@ -209,31 +280,25 @@ def corrupt_batches(
 def tables(results: Robustness, labels: LabelSet) -> list[Table]:
     """Return a table of the mIoU by corruption and severity, and one of the IoU by class, both in percent."""
     severities, summary = results.severities(), results.summary()
-    by_corruption = _make_table("mIoU in %", "corruption", *(f"severity {s}" for s in severities), "mean", "of clean")
+    means = f", {results.describe_means()}".rstrip(", ")
+    by_corruption = make_table(f"mIoU in %{means}", "corruption", *(f"severity {s}" for s in severities), "mean", "of clean")
     clean = summary["clean"]
-    by_corruption.add_row(CLEAN[0], *[""] * len(severities), _percent(clean), "")
+    by_corruption.add_row(CLEAN[0], *[""] * len(severities), percent(clean), "")
     by_corruption.add_section()
     for name, mean in summary["corruptions"].items():
-        cells = [_percent(results.miou(name, severity)) for severity in severities]
-        by_corruption.add_row(name, *cells, _percent(mean), _percent(_divide(mean, clean)))
+        cells = [percent(results.miou(name, severity)) for severity in severities]
+        by_corruption.add_row(name, *cells, percent(mean), percent(_divide(mean, clean)))
     by_corruption.add_section()
-    means = [_percent(_mean([results.miou(name, s) for name in results.corruptions()])) for s in severities]
-    by_corruption.add_row("mean", *means, _percent(summary["mean"]), _percent(summary["relative"]))
-    by_class = _make_table("IoU by class in %", "class", "clean", "corrupted", "lowest", "corruption")
+    columns = [percent(_mean([results.miou(name, s) for name in results.corruptions()])) for s in severities]
+    by_corruption.add_row("mean", *columns, percent(summary["mean"]), percent(summary["relative"]))
+    by_class = make_table(f"IoU by class in %{means}", "class", "clean", "corrupted", "lowest", "corruption")
     for class_name in labels.names:
         values = {name: results.class_iou(name, class_name) for name in results.corruptions()}
         known = {name: value for name, value in values.items() if value is not None}
         lowest = min(known, key=known.__getitem__, default="")
         shares = [results.cells[CLEAN]["iou"][class_name], _mean(list(values.values())), known.get(lowest)]
-        by_class.add_row(class_name, *map(_percent, shares), lowest)
+        by_class.add_row(class_name, *map(percent, shares), lowest)
     return [by_corruption, by_class]
-
-
-def _make_table(title: str, *columns: str) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", no_wrap=not i)
-    return table
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -243,7 +308,3 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _divide(part: float | None, whole: float | None) -> float | None:
     return part / whole if part is not None and whole else None
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2f}"

@@ -39,26 +39,26 @@ def tables(totals: Totals, label_set: LabelSet, official: Scores | None = None) 
     pixels = totals.confusion.sum(1) / max(int(totals.confusion.sum()), 1)
 
     def instance_cell(scores: dict[str, Any], name: str) -> list[str]:
-        return [_percent(scores.get(name))] if instance_column else []
+        return [percent(scores.get(name))] if instance_column else []
 
     titles = [metric.title for metric in CLASS_METRICS.values()]
-    classes = _make_table("Scores by class, in %", "class", *titles, *instance_column, "pixels")
+    classes = make_table("Scores by class, in %", "class", *titles, *instance_column, "pixels")
     for name, share in zip(label_set.names, pixels, strict=True):
-        values = [_percent(scores[metric][name]) for metric in CLASS_METRICS]
-        classes.add_row(name, *values, *instance_cell(extra.get("classInstScores", {}), name), _percent(share))
-    overall = _make_table("Overall scores", "metric", "value")
+        values = [percent(scores[metric][name]) for metric in CLASS_METRICS]
+        classes.add_row(name, *values, *instance_cell(extra.get("classInstScores", {}), name), percent(share))
+    overall = make_table("Overall scores", "metric", "value")
     for name, metric in OVERALL_METRICS.items():
         overall.add_row(metric.title, format_score(metric, scores[name]))
     if not extra:
         return [classes, overall]
     if instance_column:
-        overall.add_row("mean iIoU", f"{_percent(extra['averageScoreInstClasses'])} %")
-    categories = _make_table("Scores by category, in %", "category", "IoU", *instance_column)
+        overall.add_row("mean iIoU", f"{percent(extra['averageScoreInstClasses'])} %")
+    categories = make_table("Scores by category, in %", "category", "IoU", *instance_column)
     for name, iou in extra["categoryScores"].items():
-        categories.add_row(name, _percent(iou), *instance_cell(extra.get("categoryInstScores", {}), name))
+        categories.add_row(name, percent(iou), *instance_cell(extra.get("categoryInstScores", {}), name))
     categories.add_section()
-    mean_of_instances = [_percent(extra["averageScoreInstCategories"])] if instance_column else []
-    categories.add_row("mean", _percent(extra["averageScoreCategories"]), *mean_of_instances)
+    mean_of_instances = [percent(extra["averageScoreInstCategories"])] if instance_column else []
+    categories.add_row("mean", percent(extra["averageScoreCategories"]), *mean_of_instances)
     return [classes, overall, categories]
 
 
@@ -66,21 +66,23 @@ def format_score(metric: Metric[Any], value: float | None) -> str:
     """Return a metric's value as text: a share in percent with two decimals, others with four decimals, and no value as "-"."""
     if not metric.is_share:
         return "-" if value is None or math.isnan(value) else f"{value:.4f}"
-    return f"{_percent(value)} %"
+    return f"{percent(value)} %"
 
 
-def _make_table(title: str, *columns: str) -> Table:
+def make_table(title: str, *columns: str) -> Table:
+    """Return an empty table. The first column is for names and the others are for numbers."""
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, column in enumerate(columns):  # with iIoU, the table by class fits into 80 columns
         table.add_column(column, justify="right" if i else "left", no_wrap=not i)
     return table
 
 
+def percent(share: float | None) -> str:
+    """Return a share in percent with two decimals, without the sign, or "-" for None."""
+    return "-" if share is None else f"{100 * share:.2f}"
+
+
 def _nan_to_null(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _nan_to_null(x) for name, x in value.items()}
     return None if math.isnan(value) else float(value)
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2f}"

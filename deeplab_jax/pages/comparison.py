@@ -18,7 +18,7 @@ from deeplab_jax.checkpoints.store import resolve, restore_model, stored_config
 from deeplab_jax.config import Config, MeshConfig, from_dict
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.evaluation import scores as score_file
-from deeplab_jax.evaluation.evaluate import Batch, evaluate
+from deeplab_jax.evaluation.evaluate import Batch, evaluate, require_labels
 from deeplab_jax.evaluation.metrics import OVERALL_METRICS
 from deeplab_jax.files import write_atomically
 from deeplab_jax.pages import charts, html_page
@@ -277,10 +277,8 @@ def evaluate_runs(
         console.print(f"Evaluating {run.name}, step {run.step}, on {split} ({len(each.names)} images)", markup=False)
         variables = restore_model(str(run.checkpoint), like=each.config, given=run.name)
         totals = evaluate(each.config, variables, each.batches(), len(each.names), [disagreements.add], console, each.names)
-        summary = score_file.summary(totals, run.config.labels)
-        if summary["miou"] is None:
-            raise DataError(f"`eval.split` (={split!r}) has no labels. Choose a labelled split with --split.")
-        scored.append(dataclasses.replace(run, scores=summary))
+        require_labels(totals, split)
+        scored.append(dataclasses.replace(run, scores=score_file.summary(totals, run.config.labels)))
     return scored, disagreements.by_winner()
 
 

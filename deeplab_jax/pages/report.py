@@ -12,9 +12,8 @@ from rich.console import Console
 
 from deeplab_jax.checkpoints.store import resolve, restore_model, stored_config
 from deeplab_jax.config import Config, MeshConfig, to_dict
-from deeplab_jax.errors import DataError
 from deeplab_jax.evaluation import scores
-from deeplab_jax.evaluation.evaluate import Batch, evaluate
+from deeplab_jax.evaluation.evaluate import Batch, evaluate, require_labels
 from deeplab_jax.evaluation.metrics import BINS, CLASS_METRICS, OVERALL_METRICS, Totals
 from deeplab_jax.evaluation.robustness import CLEAN, Robustness, read_results
 from deeplab_jax.files import write_atomically
@@ -75,17 +74,16 @@ def write_report(
 
     Raises:
       CheckpointError: The checkpoint, metrics log or receipt cannot be read.
-      DataError: An image or label cannot be read, or the split has no labels.
+      DataError: An image, a label or robustness.json cannot be read, or the split has no labels.
     """
     workdir = checkpoint.parent.parent
     train, evaluations, starts = read_log(str(workdir), "train"), read_log(str(workdir), "eval"), read_starts(str(workdir))
+    robustness = describe_robustness(read_results(workdir / "robustness"), config.labels)
     worst = WorstImages(names, config.labels, images)
     variables = restore_model(str(checkpoint), like=config, given=run)
     totals = evaluate(config, variables, batches, len(names), [worst.add], console)
-    if not totals.confusion.any():
-        raise DataError(f"`eval.split` (={config.eval.split!r}) has no labels. Choose a labelled split with --split.")
+    require_labels(totals, config.eval.split)
     title, versions = f"{workdir.name}, step {checkpoint.name}", starts[-1].versions if starts else {}
-    robustness = describe_robustness(read_results(workdir / "robustness"), config.labels)
     page = render_report(title, config, train, evaluations, totals, len(names), worst.examples(), versions, robustness)
     with write_atomically(epath.Path(out)) as file:
         file.write(page.encode(errors="backslashreplace"))  # file names need not be valid UTF-8
@@ -152,6 +150,7 @@ def describe_robustness(results: Robustness | None, labels: LabelSet) -> dict[st
         "settings": results.settings,
         "severities": severities,
         "summary": summary,
+        "means": results.describe_means(),
         "rows": [(name, [results.miou(name, s) for s in severities], summary["corruptions"][name]) for name in corruptions],
         "classes": [(clean["iou"][name], [results.class_iou(each, name) for each in corruptions]) for name in labels.names],
     }

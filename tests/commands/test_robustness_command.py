@@ -1,11 +1,15 @@
+import dataclasses
 import json
 
 import pytest
 from conftest import read_log_rows, run_cli
 from etils import epath
 
-from deeplab_jax.evaluation import robustness
-from deeplab_jax.evaluation.robustness import CLEAN, Robustness, read_results
+from deeplab_jax.commands.robustness import describe_settings
+from deeplab_jax.config import Config
+from deeplab_jax.data.image_files import ImageFiles
+from deeplab_jax.data.samples import Samples
+from deeplab_jax.evaluation.robustness import CLEAN, DIFFERENCES, read_results
 
 # ml_collections uses a deprecated function to load recipes.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -35,12 +39,41 @@ def test_clean_images_get_the_logged_score_and_finished_cells_are_kept(
     assert "already has: 1\n" in output
     assert "1/1 contrast" in output
     assert read_results(epath.Path(tmp_path)) == finished
-    # Results of other weights are not continued.
-    path.write_text(json.dumps(content | {"settings": content["settings"] | {"weights": "others"}}))
-    given = []
-    monkeypatch.setattr(robustness, "evaluate_corruptions", lambda results, *_: given.append(results) or finished)
-    assert "have different weights, so they are replaced" in run("contrast")
-    assert given == [Robustness(finished.settings)]
+    # Scores of another checkpoint are kept, and the command stops before it evaluates anything.
+    path.write_text(json.dumps(content | {"settings": content["settings"] | {"step": "1"}}))
+    kept = path.read_bytes()
+    code, output = run_cli(monkeypatch, capsys, "robustness", finished_run, "--root", street_scenes, "--out", tmp_path)
+    assert code == 2
+    assert "has scores of another checkpoint (step 1, not " in output
+    assert "Compiling" not in output
+    assert path.read_bytes() == kept
+
+
+def test_the_settings_have_whatever_changes_the_scores_and_nothing_else(tmp_path):
+    for name in ("image", "label"):
+        (tmp_path / name).write_bytes(b"")
+    samples = Samples(str(tmp_path), ("image",), ("label",), "labelIds", "list", ImageFiles())
+
+    def describe(**changes):
+        config = Config()
+        for section, fields in changes.items():
+            config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **fields)})
+        return describe_settings(config, {}, epath.Path("run/checkpoints/4"), samples)
+
+    def changed(**changes):
+        return [name for name, value in describe(**changes).items() if value != describe()[name]]
+
+    assert changed(model={"align_corners": not Config().model.align_corners}) == ["model"]
+    assert changed(labels={"names": Config().labels.names[::-1]}) == ["labels"]
+    assert changed(data={"value_range": (0, 4095)}) == ["data"]
+    assert changed(eval={"flip": True}) == ["eval"]
+    assert changed(eval={"split": "test"}) == ["split"]
+    assert changed(data={"root": "moved", "batch_size": 1}, optim={"lr": 7}, model={"pretrained": "", "remat": (1,)}) == []
+    before = describe()
+    assert before.keys() == DIFFERENCES.keys()
+    assert json.loads(json.dumps(before)) == before
+    (tmp_path / "label").write_bytes(b"corrected")
+    assert [name for name, value in describe().items() if value != before[name]] == ["files"]
 
 
 @pytest.mark.parametrize(

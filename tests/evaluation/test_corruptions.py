@@ -94,7 +94,7 @@ def test_pixelate_averages_blocks(image):
     np.testing.assert_allclose(corruptions.pixelate(image, 5, np.random.default_rng(0)), expected, atol=0.5)  # rounding
 
 
-def test_fog_of_any_image_has_the_published_mean():
+def test_fog_over_a_white_image_is_from_a_quarter_of_white_to_white():
     # White becomes (1 + 3 * clouds) / 4 at severity 5, and clouds are from 0 to 1.
     foggy = corruptions.fog(np.full((64, 64, 3), 255, np.uint8), 5, np.random.default_rng(0))
     assert foggy.min() == 63  # 255 / 4

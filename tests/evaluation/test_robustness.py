@@ -1,17 +1,23 @@
 import csv
+import dataclasses
 import json
 import re
 
 import numpy as np
 import pytest
 from etils import epath
+from rich.console import Console
 
-from deeplab_jax.errors import DataError
+from deeplab_jax.config import Config
+from deeplab_jax.errors import ConfigError, DataError
+from deeplab_jax.evaluation import robustness
 from deeplab_jax.evaluation.corruptions import corrupt
+from deeplab_jax.evaluation.metrics import empty_totals
 from deeplab_jax.evaluation.robustness import (
     CLEAN,
     SEED,
     Robustness,
+    add_results,
     corrupt_batches,
     read_results,
     tables,
@@ -48,13 +54,31 @@ def test_means_are_over_severities_and_then_over_corruptions():
     assert RESULTS.class_iou("snow", "sky") is None
 
 
-def test_a_mean_without_all_its_parts_is_not_given():
-    partial = Robustness({}, {cell: each for cell, each in RESULTS.cells.items() if cell != ("snow", 5)})
-    assert partial.summary()["corruptions"] == {"fog": pytest.approx(0.3), "snow": None}
-    assert partial.summary()["mean"] is None
+def test_means_are_over_the_severities_that_all_corruptions_have():
+    more = dataclasses.replace(RESULTS, cells={**RESULTS.cells, ("fog", 3): make_scores(0.0, 0.0)})
+    assert more.summary() == RESULTS.summary()
+    assert more.summary()["severities"] == [1, 5]
+    assert more.class_iou("fog", "road") == RESULTS.class_iou("fog", "road")
+    by_corruption, by_class = tables(more, LABELS)
+    assert by_corruption.title == "mIoU in %, mean over severities 1 and 5"
+    assert by_class.title == "IoU by class in %, mean over severities 1 and 5"
+    assert [list(column.cells) for column in by_corruption.columns][2] == ["", "0.00", "-", "-"]  # severity 3
+
+
+def test_there_are_no_means_without_a_common_severity():
+    apart = Robustness({}, {cell: RESULTS.cells[cell] for cell in (CLEAN, ("fog", 1), ("snow", 5))})
+    corruptions = {"fog": None, "snow": None}
+    assert apart.summary() == {
+        "severities": [],
+        "clean": pytest.approx(0.6),
+        "mean": None,
+        "relative": None,
+        "corruptions": corruptions,
+    }
+    assert tables(apart, LABELS)[0].title == "mIoU in %, no mean, because the corruptions have no severity in common"
     empty = Robustness({}, {CLEAN: make_scores(0.0, 0.0)})
-    assert empty.summary() == {"clean": 0, "mean": None, "relative": None, "corruptions": {}}
-    assert all(table.row_count for table in tables(empty, LABELS))
+    assert empty.summary() == {"severities": [], "clean": 0, "mean": None, "relative": None, "corruptions": {}}
+    assert tables(empty, LABELS)[0].title == "mIoU in %"
 
 
 def test_results_are_the_same_after_writing_and_reading(tmp_path):
@@ -75,6 +99,69 @@ def test_results_are_the_same_after_writing_and_reading(tmp_path):
     }
     assert len(rows) == 5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["robustness.csv", "robustness.json"]
+
+
+def test_two_commands_keep_each_others_scores(tmp_path):
+    folder = epath.Path(tmp_path)
+    one, other = (Robustness(RESULTS.settings, {cell: RESULTS.cells[cell]}) for cell in (CLEAN, ("fog", 1)))
+    assert add_results(folder, one) == one
+    both = add_results(folder, other)
+    assert both.cells == {**one.cells, **other.cells}
+    assert read_results(folder) == both
+
+
+def test_scores_that_another_command_stores_meanwhile_are_not_computed_again(monkeypatch):
+    evaluated = []
+
+    def score(*_, **__):
+        evaluated.append(None)
+        return empty_totals(2)._replace(confusion=np.eye(2, dtype=np.int64))
+
+    def save(results):
+        return dataclasses.replace(results, cells={("fog", 1): RESULTS.cells["fog", 1], **results.cells})
+
+    monkeypatch.setattr(robustness, "open_evaluator", lambda *_: (None, {}))
+    monkeypatch.setattr(robustness, "score", score)
+    config, console = Config(labels=LABELS), Console(quiet=True)
+    cells = [CLEAN, ("fog", 1), ("snow", 1)]
+    results = robustness.evaluate_corruptions(Robustness({}), config, {}, lambda: iter(()), [], cells, save, console)
+    assert set(results.cells) == set(cells)
+    assert results.miou("fog", 1) == RESULTS.miou("fog", 1)
+    assert len(evaluated) == 2
+    monkeypatch.setattr(robustness, "score", lambda *_, **__: empty_totals(2))
+    with pytest.raises(DataError, match=r"`eval.split` \(='val'\) has no labels"):
+        robustness.evaluate_corruptions(Robustness({}), config, {}, lambda: iter(()), [], [CLEAN], save, console)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"step": "8", "weights": "2"}, "another checkpoint (step 4, not 8)."),
+        ({"weights": "2"}, "other weights."),
+        ({"split": "test"}, "other images (split val, not test)."),
+        ({"eval": {"flip": True}}, "another evaluation protocol (flip False, not True)."),
+        ({"versions": {"numpy": "2.1", "scipy": "1.0"}}, "other library versions (numpy 2.0, not 2.1)."),
+        ({"files": "2"}, "other images or labels."),
+        (
+            {"split": "test", "files": "2", "seed": 1},
+            "other images (split val, not test) and other random numbers (seed 0, not 1).",
+        ),
+        ({"new": 1}, "another version of this command."),
+    ],
+)
+def test_scores_of_anything_else_are_refused_and_kept(tmp_path, changes, text):
+    folder = epath.Path(tmp_path)
+    settings = {"step": "4", "weights": "1", "split": "val", "files": "1", "eval": {"flip": False}, "seed": 0}
+    settings |= {"versions": {"numpy": "2.0", "scipy": "1.0"}}
+    finished = Robustness(settings, RESULTS.cells)
+    write_results(folder, finished)
+    with pytest.raises(ConfigError, match=re.escape(text)) as error:
+        add_results(folder, Robustness(settings | changes))
+    assert str(error.value).startswith(f"`--out` (={str(folder)!r}) has scores of ")
+    assert str(error.value).endswith(". Choose another --out, or delete the folder.")
+    assert read_results(folder) == finished
+    write_results(folder, Robustness(settings))  # without scores, there is nothing to lose
+    assert add_results(folder, Robustness(settings | changes)).settings == settings | changes
 
 
 @pytest.mark.parametrize("text", ["{", "[]", json.dumps({"settings": {}, "scores": [{"severity": 1}]})])

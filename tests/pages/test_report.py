@@ -3,8 +3,11 @@ import json
 import numpy as np
 import pytest
 from conftest import read_pixels, run_cli
+from etils import epath
+from rich.console import Console
 
 from deeplab_jax.config import Config
+from deeplab_jax.errors import DataError
 from deeplab_jax.evaluation.evaluate import EvaluatedImage
 from deeplab_jax.evaluation.metrics import empty_totals
 from deeplab_jax.evaluation.robustness import CLEAN, Robustness
@@ -104,6 +107,7 @@ def test_scores_on_corrupted_images_are_shown_if_there_are_any():
     cells = {CLEAN: scores(0.9, 0.6, 0.0), ("shot_noise", 1): scores(0.6, 0.6, 0.0), ("shot_noise", 3): scores(0.0, 0.3, 0.0)}
     html = render(Robustness(settings, cells))
     assert "step 4 on val, 2 images" in html
+    assert "IoU of each class in per cent, mean over severities 1 and 3." in html
     # mIoUs of 0.4 and 0.1 are 20 % and 80 % below 0.5. A class that is lost completely is 70 % red.
     assert "<td>shot noise</td>" in html
     assert 'var(--bad) 14%, transparent)">40.0</td>' in html
@@ -176,3 +180,12 @@ def test_an_unwritable_output_is_reported_before_any_work(stored_run, tmp_path, 
         code, output = run_cli(monkeypatch, capsys, "report", stored_run, "--out", out)
         assert code == 2
         assert message in output
+
+
+def test_a_damaged_robustness_file_is_reported_before_the_evaluation(tmp_path, monkeypatch):
+    (tmp_path / "robustness").mkdir()
+    (tmp_path / "robustness" / "robustness.json").write_text("{")
+    monkeypatch.setattr(report, "restore_model", lambda *_, **__: pytest.fail("the checkpoint was read first"))
+    checkpoint = epath.Path(tmp_path / "checkpoints" / "4")
+    with pytest.raises(DataError, match=r"robustness\.json.*Delete it"):
+        report.write_report(Config(), "run", checkpoint, str(tmp_path / "report.html"), [], [], 1, Console(quiet=True))
