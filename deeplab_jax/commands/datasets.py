@@ -121,7 +121,7 @@ def open_training_data(config: Config, say: Callable[[str], None]) -> tuple[Data
     eval_set, eval_batches = _open_evaluation(config, say) if config.train.evaluate else (None, lambda: iter(()))
     data = Data(
         names=train_set.images,
-        digest=digest(train_set),
+        digest=digest(train_set, is_mixed=bool(config.data.mix)),
         eval_digest=None if eval_set is None else digest(eval_set),
         eval_size=None if eval_set is None else len(eval_set),
         train_batches=lambda start, end: train_batches(
