@@ -1,6 +1,7 @@
 """Write pseudo-labels for `deeplab-jax predict --as-labels`: find out what the data set needs, and report what was kept."""
 
 import os
+import shlex
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,9 @@ def write_split(
     pseudo_labels.write_list(root, split, written)
     others = _other_splits(segmenter.config.data, split)
     joined, ratio = "+".join([*others, split]), ",".join("1" * (len(others) + 1))
+    flags = {"root": root, "train_split": joined, "mix": f"({ratio})"}
     console.print(f"Wrote {listing}. To train on it, with an equal share of each split in every batch:")
-    console.print(f"  --config.data.root={root} --config.data.train_split={joined} --config.data.mix='({ratio})'")
+    console.print("  " + shlex.join(f"--config.data.{field}={value}" for field, value in flags.items()))
 
 
 def _prepare_split(root: Path, split: str, segmenter: Segmenter, inputs: Sequence[Input]) -> str:

@@ -43,8 +43,8 @@ def test_epochs_of_mixed_splits_are_passes_over_the_first_one(street_scenes, mix
     data, total = open_training_data(config, lines.append)
     assert (total, data.epoch_size) == (steps, 6 if mix else 9)
     counts = {
-        (1, 1): "2 of the 6 samples in train, 2 of the 3 samples in val",
-        (1, 3): "1 of the 6 samples in train, 3 of the 3",
+        (1, 1): "Each batch has 2 samples from train (6) and 2 from val (3).",
+        (1, 3): "Each batch has 1 sample from train (6) and 3 from val (3).",
     }
     assert not mix or counts[mix] in lines[-1]
 

@@ -1,4 +1,5 @@
 import dataclasses
+import shlex
 import shutil
 
 import jax
@@ -64,7 +65,7 @@ def test_confident_pixels_become_a_split_that_training_reads(segmenter, root, pr
         kept, pixels = kept + (batch["label"] != IGNORE).sum(), pixels + expected.size
     assert 0.1 < kept / pixels < 0.9
     assert f"Kept {kept / pixels:.1%} of the pixels of 2 images" in output
-    assert f"--config.data.root={root} --config.data.train_split=train+pseudo --config.data.mix='(1,1)'" in output
+    assert f"--config.data.root={root} --config.data.train_split=train+pseudo '--config.data.mix=(1,1)'" in output
     batch = next(train_batches(joined, CITYSCAPES, data, (0, 0, 0), seed=0, start_step=0, steps=1))
     assert (batch["index"] >= 6).sum() == 2
 
@@ -89,7 +90,7 @@ def test_a_repeated_command_replaces_its_labels_but_no_others(root, predict):
     before = (root / "list" / "pseudo.lst").read_text()
     code, output = predict()
     assert code == 2
-    assert f"{label} exists and is not, or no longer, what `predict --as-labels` wrote" in output
+    assert f"{label} was not written by `predict --as-labels`, or was edited since" in output
     assert (root / "list" / "pseudo.lst").read_text() == before
 
 
@@ -129,7 +130,7 @@ def test_a_second_round_replaces_the_split_that_the_network_was_trained_on(segme
     second = api.Segmenter(dataclasses.replace(segmenter.config, data=data), segmenter.variables)
     code, output = predict(network=second)
     assert code == 0
-    assert "--config.data.train_split=train+pseudo --config.data.mix='(1,1)'" in output
+    assert "--config.data.train_split=train+pseudo '--config.data.mix=(1,1)'" in output
     code, output = predict(network=second, out="more")
     assert "is in the split 'pseudo' already" in output
 
@@ -180,6 +181,17 @@ def test_links_to_validation_images_are_refused_but_not_those_to_other_images(ro
     other.parent.mkdir()
     other.symlink_to(outside)
     assert predict(folder="free")[0] == 0
+
+
+def test_the_printed_flags_can_be_pasted_into_a_shell(root, predict):
+    (root / "my data").mkdir()
+    for folder in ("leftImg8bit", "gtFine"):
+        shutil.move(root / folder, root / "my data" / folder)
+    code, output = predict(folder="my data/leftImg8bit/test", out="my data/less sure", confidence=0.0)
+    assert code == 0
+    words = next(shlex.split(line) for line in output.splitlines() if "--config.data.root" in line)
+    expected = [f"root={root / 'my data'}", "train_split=train+less sure", "mix=(1,1)"]
+    assert words == [f"--config.data.{each}" for each in expected]
 
 
 def test_the_same_images_can_be_labelled_as_several_splits(root, predict):
