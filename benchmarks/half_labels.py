@@ -19,7 +19,7 @@ from deeplab_jax.commands.flags import load_recipe
 from deeplab_jax.config import total_steps
 from deeplab_jax.data.find import find_samples
 
-HALF, PSEUDO, ALL = "half of the labels", "half of the labels and pseudo-labels", "all labels"
+HALF, ALL = "half of the labels", "all labels"
 
 
 def hide_labels(root: pathlib.Path, out: pathlib.Path) -> int:
@@ -51,15 +51,15 @@ def _link(target: pathlib.Path, link: pathlib.Path) -> None:
         link.symlink_to(target)
 
 
-def predict(run: pathlib.Path, root: pathlib.Path, min_confidence: float) -> None:
-    """Label the images in `root`/unlabelled as the split "pseudo", unless it exists.
+def predict(run: pathlib.Path, root: pathlib.Path, split: str, min_confidence: float) -> None:
+    """Label the images in `root`/unlabelled as a new split, unless it exists.
 
     Raises:
       SystemExit: The prediction failed.
     """
-    if (root / "list" / "pseudo.lst").exists():
+    if (root / "list" / f"{split}.lst").exists():
         return
-    words = ("predict", root / "unlabelled", "--checkpoint", run, "--out", root / "pseudo")
+    words = ("predict", root / "unlabelled", "--checkpoint", run, "--out", root / split)
     flags = ("--as-labels", "--flip", "--min-confidence", min_confidence)
     code = "from deeplab_jax.commands.main import main; main()"
     result = subprocess.run([sys.executable, "-c", code, *map(str, (*words, *flags))], cwd=sweep.ROOT, check=False)
@@ -81,14 +81,16 @@ def main() -> None:
     half = out / "data"
     count = hide_labels(args.root.resolve(), half)
     steps = args.steps or total_steps(load_recipe(str(sweep.ROOT / args.recipe)), count)
-    rows = {HALF: "", PSEUDO: "--config.data.train_split=train+pseudo --config.data.mix=(1,1)", ALL: ""}
+    # Named after the probability, so that another one in the same folder does not reuse these labels.
+    split, both = f"pseudo_{args.min_confidence}", f"half of the labels and pseudo-labels above {args.min_confidence}"
+    rows = {HALF: "", both: f"--config.data.train_split=train+{split} --config.data.mix=(1,1)", ALL: ""}
     results = {}
     for row, flags in rows.items():
         root = args.root.resolve() if row == ALL else half
         words = ["train.py", f"--config={args.recipe}", f"--config.data.root={root}", f"--config.seed={args.seed}"]
         words += [f"--config.train.steps={steps}", "--config.train.epochs=0.0", *shlex.split(flags)]
-        if row == PSEUDO:
-            predict(out / HALF, half, args.min_confidence)
+        if row == both:
+            predict(out / HALF, half, split, args.min_confidence)
         results[row] = [sweep.train(shlex.join(words), out / row)]
         print(f"{row}: val mIoU {100 * results[row][0].miou:.1f}", flush=True)
     print(sweep.format_table(rows, results))

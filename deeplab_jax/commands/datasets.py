@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -114,14 +114,16 @@ def open_training_data(config: Config, say: Callable[[str], None]) -> tuple[Data
     epoch_size = train_set.part_sizes[0] if config.data.mix else len(train_set)
     if config.data.mix:
         splits = zip(count_by_split(config.data), config.data.train_split.split("+"), train_set.part_sizes, strict=True)
-        shares = ", ".join(f"{count} of the {size} samples in {split}" for count, split, size in splits)
-        say(f"Each batch has {shares}. An epoch is a pass over the first split.")
+        (count, split, size), *others = splits
+        shares = [f"{count} sample{'s' * (count > 1)} from {split} ({size})"]
+        shares += [f"{count} from {split} ({size})" for count, split, size in others]
+        say(f"Each batch has {_enumerate(shares)}. An epoch is a pass over the first split.")
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
     eval_set, eval_batches = _open_evaluation(config, say) if config.train.evaluate else (None, lambda: iter(()))
     data = Data(
         names=train_set.images,
-        digest=digest(train_set),
+        digest=digest(train_set, is_mixed=bool(config.data.mix)),
         eval_digest=None if eval_set is None else digest(eval_set),
         eval_size=None if eval_set is None else len(eval_set),
         train_batches=lambda start, end: train_batches(
@@ -138,6 +140,11 @@ def open_training_data(config: Config, say: Callable[[str], None]) -> tuple[Data
         epoch_size=epoch_size,
     )
     return data, total_steps(config, epoch_size)
+
+
+def _enumerate(words: Sequence[str]) -> str:
+    """Return "a", "a and b" or "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def _open_evaluation(

@@ -1,14 +1,18 @@
 """The `deeplab-jax predict` command."""
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 
 from deeplab_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from deeplab_jax.api import Segmenter
 
 DEFAULT_CONFIDENCE = 0.9
 
@@ -50,14 +54,9 @@ def predict(
       max_pixels: The largest image, in pixels, to process in one piece. Larger images are processed in 768x768 windows to limit
         memory use.
     """
-    if any(scale < 0.01 for scale in scales or ()):
-        raise ConfigError(f"`--scales` (={scales}) cannot be used. Use factors of at least 0.01.")
-    if any(side < 0 for side in window or ()):
-        raise ConfigError(f"`--window` (={window}) is negative. Use a positive height and width, or 0 0 for full images.")
+    protocol = _make_protocol(scales, flip, window, output_stride)
     _check_label_flags(as_labels, min_confidence, confidence, opacity)
-    from deeplab_jax.api import Segmenter, load
     from deeplab_jax.checkpoints.paths import resolve
-    from deeplab_jax.models import validate
     from deeplab_jax.predict.images import Options, run
     from deeplab_jax.predict.inputs import find_inputs
 
@@ -65,14 +64,7 @@ def predict(
     files, others = find_inputs(inputs, out)
     _require_files(files, inputs, out, as_labels)
     step = resolve(checkpoint)
-    segmenter = load(step)
-    overrides = {"scales": scales, "flip": flip, "window": window, "output_stride": output_stride}
-    protocol: dict[str, Any] = {field: value for field, value in overrides.items() if value is not None}
-    if window:
-        protocol["window_stride"] = (0, 0)  # the run's stride was chosen for the run's window
-    if protocol:
-        config = dataclasses.replace(segmenter.config, eval=dataclasses.replace(segmenter.config.eval, **protocol))
-        segmenter = Segmenter(validate(config), segmenter.variables)
+    segmenter = _load(step, protocol)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"Checkpoint: {step}")
     failures: list[str] = []
@@ -94,6 +86,32 @@ def predict(
     sys.exit(1 if failures else 0)
 
 
+def _make_protocol(
+    scales: tuple[float, ...] | None, flip: bool | None, window: tuple[int, int] | None, output_stride: int | None
+) -> dict[str, Any]:
+    """Return the fields of the run's `eval` config to replace."""
+    if any(scale < 0.01 for scale in scales or ()):
+        raise ConfigError(f"`--scales` (={scales}) cannot be used. Use factors of at least 0.01.")
+    if any(side < 0 for side in window or ()):
+        raise ConfigError(f"`--window` (={window}) is negative. Use a positive height and width, or 0 0 for full images.")
+    overrides: dict[str, Any] = {"scales": scales, "flip": flip, "window": window, "output_stride": output_stride}
+    if window:
+        overrides["window_stride"] = (0, 0)  # the run's stride was chosen for the run's window
+    return {field: value for field, value in overrides.items() if value is not None}
+
+
+def _load(step: os.PathLike[str], protocol: dict[str, Any]) -> "Segmenter":
+    """Load a network, with some fields of its `eval` config replaced."""
+    from deeplab_jax.api import Segmenter, load
+    from deeplab_jax.models import validate
+
+    segmenter = load(step)
+    if not protocol:
+        return segmenter
+    config = dataclasses.replace(segmenter.config, eval=dataclasses.replace(segmenter.config.eval, **protocol))
+    return Segmenter(validate(config), segmenter.variables)
+
+
 def _require_files(files: Sequence[Any], inputs: Sequence[str], out: str, as_labels: bool) -> None:
     if not files and as_labels:
         raise ConfigError(
@@ -110,6 +128,8 @@ def _check_label_flags(as_labels: bool, min_confidence: float | None, confidence
     if min_confidence is not None and not 0 <= min_confidence <= 1:
         raise ConfigError(f"`--min-confidence` (={min_confidence:g}) cannot be used. Use a probability from 0 to 1.")
     if as_labels and confidence:
-        raise ConfigError("`--confidence` cannot be combined with --as-labels, which writes no pictures. Run both one by one.")
+        raise ConfigError(
+            "`--confidence` cannot be combined with --as-labels, which writes no pictures. Run the command twice."
+        )
     if as_labels and opacity != 0.5:
         raise ConfigError(f"`--opacity` (={opacity:g}) cannot be combined with --as-labels, which writes no pictures.")

@@ -1,8 +1,10 @@
 """Write pseudo-labels for `deeplab-jax predict --as-labels`: find out what the data set needs, and report what was kept."""
 
 import os
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -70,8 +72,9 @@ def write_split(
     pseudo_labels.write_list(root, split, written)
     others = _other_splits(segmenter.config.data, split)
     joined, ratio = "+".join([*others, split]), ",".join("1" * (len(others) + 1))
+    flags = {"root": root, "train_split": joined, "mix": f"({ratio})"}
     console.print(f"Wrote {listing}. To train on it, with an equal share of each split in every batch:")
-    console.print(f"  --config.data.root={root} --config.data.train_split={joined} --config.data.mix='({ratio})'")
+    console.print("  " + shlex.join(f"--config.data.{field}={value}" for field, value in flags.items()))
 
 
 def _prepare_split(root: Path, split: str, segmenter: Segmenter, inputs: Sequence[Input]) -> str:
@@ -95,8 +98,8 @@ def _prepare_split(root: Path, split: str, segmenter: Segmenter, inputs: Sequenc
         raise ConfigError(
             f"{flag} is a split that this command did not write, or that was edited. It is not replaced. Choose another name."
         )
-    splits = [part for part in (*labelled, segmenter.config.eval.split) if part in existing and part != split]
-    _require_new_images(root, splits, data.label_kind, inputs)
+    used = [*labelled, *segmenter.config.eval.split.split("+")]
+    _require_new_images(root, [part for part in existing if part != split], used, data.label_kind, inputs)
     samples = find_samples(str(root), "+".join(labelled), data.label_kind)
     _require_same_classes(str(root), segmenter.label_set, samples.kind)
     # The first file shows label sets that differ, where neither the layout nor a file says so.
@@ -110,13 +113,28 @@ def _other_splits(data: DataConfig, split: str) -> list[str]:
     return [part for part in data.train_split.split("+") if part != split]
 
 
-def _require_new_images(root: Path, splits: Sequence[str], kind: str, inputs: Sequence[Input]) -> None:
-    """Check that no input is in any of the splits."""
-    paths = {os.path.abspath(each.path) for each in inputs}
+def _require_new_images(root: Path, splits: Sequence[str], used: Sequence[str], kind: str, inputs: Sequence[Input]) -> None:
+    """Check that no input, or file that an input links to, is in a split with labels or in one that the run uses."""
+    paths = {os.path.realpath(each.path): each.path for each in inputs}
     for split in splits:
-        images = find_samples(str(root), split, kind, need_labels=False).images
-        if twice := next((image for image in images if str(root / image) in paths), None):
-            raise DataError(f"{twice} is in the split {split!r} already. Predict only images that are in no split.")
+        for image in _list_images(root, split, kind, is_used=split in used):
+            if path := paths.get(os.path.realpath(root / image)):
+                raise DataError(
+                    f"{path} is in the split {split!r} already, as {image}. "
+                    "Predict only images that are in no split with labels."
+                )
+
+
+def _list_images(root: Path, split: str, kind: str, *, is_used: bool) -> tuple[str, ...]:
+    """Return the images of a split. If the run does not use it, leave out images without labels made by hand."""
+    if is_used:
+        return find_samples(str(root), split, kind, need_labels=False).images
+    if pseudo_labels.is_written_list(pseudo_labels.list_path(root, split)):
+        return ()
+    try:
+        return find_samples(str(root), split, kind).images
+    except DataError:  # no labels, or a split that can neither be trained nor evaluated on
+        return ()
 
 
 def _require_same_classes(root: str, labels: LabelSet, kind: str) -> None:
@@ -125,17 +143,35 @@ def _require_same_classes(root: str, labels: LabelSet, kind: str) -> None:
     if found is None:
         return
     expected, origin = found
-    if kind == "labelTrainIds":
-        fits = labels.names == expected.names
-    else:
-        groups, known = (each.colors_by_class if kind == "color" else each.ids_by_class for each in (labels, expected))
-        is_known = {value for group in groups for value in group} <= {value for group in known for value in group}
-        fits = is_known and (labels.names == expected.names or labels.num_classes < expected.num_classes)
-    if not fits:
+    if not fits(labels, expected, kind):
         raise ConfigError(
             f"The network's label set {labels.name} ({labels.num_classes} classes) does not fit {expected.name} "
             f"({expected.num_classes} classes), {origin}. Use a network that was trained on these classes."
         )
+
+
+def fits(labels: LabelSet, expected: LabelSet, kind: str) -> bool:
+    """Return whether label files have the same meaning in two label sets, except that classes can be merged or ignored.
+
+    Args:
+      labels: The label set with the same classes or fewer.
+      expected: The label set with all classes.
+      kind: How the label files encode classes: "labelIds", "labelTrainIds" or "color".
+    """
+    if kind == "labelTrainIds":
+        return labels.names == expected.names
+    groups: Sequence[tuple[Any, ...]]
+    whole: Sequence[tuple[Any, ...]]
+    defined: Collection[Any]
+    if kind == "color":
+        groups, whole, defined = labels.colors_by_class, expected.colors_by_class, labels.train_id_of_color()
+    else:
+        groups, whole, defined = labels.ids_by_class, expected.ids_by_class, labels.train_id_of_id()
+    if labels.names == expected.names:
+        return [*map(set, groups)] == [*map(set, whole)]
+    values = {value for group in whole for value in group}
+    is_known = {value for group in groups for value in group} <= values
+    return is_known and values <= set(defined) and labels.num_classes < expected.num_classes
 
 
 def _print_summary(label_set: LabelSet, written: Sequence[PseudoLabel], min_confidence: float) -> None:

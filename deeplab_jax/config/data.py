@@ -40,9 +40,9 @@ class DataConfig:
     train_split: str = field("train", "Name of the training split. `train+val` joins two splits.")
     mix: tuple[float, ...] = field(
         (),
-        "Ratio of the splits that `data.train_split` joins in every batch, such as (1, 3) for a quarter of the first split, "
-        "whatever the sizes of the splits. Each split is then shuffled by itself, and an epoch is a pass over the first split. "
-        "() mixes the splits by their sizes.",
+        "Ratio in which each batch draws from the splits in `data.train_split`, such as (1, 3) for a quarter from the first "
+        "split, whatever the sizes of the splits. Each split is then shuffled by itself, and an epoch is a pass over the first "
+        "split. () mixes the splits by their sizes.",
         Check(
             lambda mix: mix in ((), []) or (are_one_or_more_numbers(mix) and min(mix) > 0),
             "Give a number above 0 for each split, such as --config.data.mix='(1,1)', or ().",

@@ -132,7 +132,9 @@ def _mix_rules(data: DataConfig) -> Iterator[tuple[str, bool, str]]:
     advice = f"Give one number for each of the {splits} splits in data.train_split (={data.train_split!r})."
     yield "data.mix", len(data.mix) == splits, advice
     unit = smallest_batch(data)
-    advice = f"It needs a multiple of {unit} samples. Change data.batch_size (={data.batch_size}) or the ratio."
+    advice = (
+        f"This ratio needs a batch size that is a multiple of {unit}. Change data.batch_size (={data.batch_size}) or the ratio."
+    )
     yield "data.mix", data.batch_size % unit == 0, advice
 
 

@@ -119,10 +119,10 @@ def _require_fresh(manifest: records.Manifest, split: str, samples: Samples) -> 
     stale, advice = f"The records in {samples.root} are stale.", records.advise_rerun(manifest, samples.root)
     try:
         current = find_samples(source, split, samples.kind, need_labels=bool(samples.labels))
-        if (current.images, current.labels) != (samples.images, samples.labels):
-            raise DataError(
-                f"The sample list has changed (records: {len(samples)} samples, {current.source}: {len(current)} samples)."
-            )
+        # Where one joined split ends and the next one begins, also decides the order (see `data.mix`).
+        if any(getattr(current, field) != getattr(samples, field) for field in ("images", "labels", "part_sizes")):
+            sizes, now = (" + ".join(map(str, each.part_sizes)) for each in (samples, current))
+            raise DataError(f"The sample list has changed (records: {sizes} samples, {current.source}: {now} samples).")
         changed = records.find_changed_images(samples, current)
     except DataError as error:
         raise DataError(f"{stale} {error} {advice}") from None

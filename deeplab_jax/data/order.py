@@ -70,8 +70,12 @@ def arrange_rows(counts: Sequence[int]) -> list[int]:
 
     Devices hold consecutive rows, and micro-batch i of n holds the rows r with r % n = i. Whatever the numbers of devices and
     micro-batches, each of them should have about its share of every split. Rows are therefore filled one by one, each from the
-    split that so far lacks most samples in the devices and micro-batches to which the row can belong. For equal counts of two
-    splits, this is the Thue-Morse sequence.
+    split that least raises the sum of (samples - share)^4 over all devices and micro-batches to which the row can belong, where
+    the share refers to the rows filled so far. Squares would allow one of these to be far from its share. For equal counts of
+    two splits, this is the Thue-Morse sequence.
+
+    For two splits with counts up to 12, no device or micro-batch has more than one sample of a split above its share, rounded
+    up. For three splits, it is two samples for 21 of the 1,728 combinations of counts, such as (4, 6, 10).
 
     Args:
       counts: The number of rows of each split.
@@ -83,12 +87,12 @@ def arrange_rows(counts: Sequence[int]) -> list[int]:
     for row in range(size):
         parts = [("device", n, row * n // size) for n in divisors] + [("micro-batch", n, row % n) for n in divisors]
         filled = {part: 1 + sum(used[*part, split] for split in range(len(counts))) for part in parts}
-        lacking = {
-            split: sum(count * filled[part] - size * used[*part, split] for part in parts)
-            for split, count in enumerate(counts)
-            if rows.count(split) < count
-        }
-        chosen = max(lacking, key=lambda split: lacking[split])
+        raised = {}
+        for split, count in enumerate(counts):
+            if rows.count(split) < count:
+                excess = [size * used[*part, split] - count * filled[part] for part in parts]  # in units of 1 / size
+                raised[split] = sum((each + size) ** 4 - each**4 for each in excess)
+        chosen = min(raised, key=lambda split: raised[split])
         rows.append(chosen)
         used.update((*part, chosen) for part in parts)
     return rows

@@ -151,13 +151,18 @@ class Samples:
         return len(self.images)
 
 
-def digest(samples: Samples) -> str:
+def digest(samples: Samples, *, is_mixed: bool = False) -> str:
     """Return a SHA-256 digest of the file names, their order and the label kind.
 
     The digest does not depend on where the data set is stored.
+
+    Args:
+      samples: The split.
+      is_mixed: Whether `data.mix` is set. The training order then also depends on the sizes of the joined splits, so the digest
+        includes them.
     """
-    names = json.dumps([samples.kind, samples.images, samples.labels])
-    return hashlib.sha256(names.encode()).hexdigest()
+    values = [samples.kind, samples.images, samples.labels, *([samples.part_sizes] if is_mixed else [])]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def digest_contents(samples: Samples) -> str:

@@ -201,7 +201,7 @@ def require_replaceable(root: Path, labels: Sequence[str]) -> None:
         path = root / label
         if path.exists() and not _is_written_label(path):
             raise DataError(
-                f"{path} exists and is not, or no longer, what `predict --as-labels` wrote, so it is not overwritten. "
+                f"{path} was not written by `predict --as-labels`, or was edited since, so it is not overwritten. "
                 "Move it away, or choose another split in --out."
             )
 

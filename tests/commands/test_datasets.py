@@ -1,7 +1,9 @@
 """Tests for locating a run's data set."""
 
 import dataclasses
+import hashlib
 import io
+import json
 
 import numpy as np
 import pytest
@@ -41,10 +43,28 @@ def test_epochs_of_mixed_splits_are_passes_over_the_first_one(street_scenes, mix
     data, total = open_training_data(config, lines.append)
     assert (total, data.epoch_size) == (steps, 6 if mix else 9)
     counts = {
-        (1, 1): "2 of the 6 samples in train, 2 of the 3 samples in val",
-        (1, 3): "1 of the 6 samples in train, 3 of the 3",
+        (1, 1): "Each batch has 2 samples from train (6) and 2 from val (3).",
+        (1, 3): "Each batch has 1 sample from train (6) and 3 from val (3).",
     }
     assert not mix or counts[mix] in lines[-1]
+
+
+@pytest.mark.parametrize("mix", [(), (1, 1)])
+def test_a_sample_in_another_of_the_mixed_splits_changes_the_digest(tmp_path, mix):
+    (tmp_path / "list").mkdir()
+    for stem in "abcd":
+        Image.new("L", (2, 2)).save(tmp_path / f"{stem}.png")
+    config = tiny_config(tmp_path)
+    config.data.train_split, config.data.mix, config.train.evaluate = "train+pseudo", mix, False
+    digests = []
+    for parts in ("ab", "cd"), ("a", "bcd"):
+        for split, stems in zip(("train", "pseudo"), parts, strict=True):
+            (tmp_path / "list" / f"{split}.lst").write_text("".join(f"{stem}.png\t{stem}.png\n" for stem in stems))
+        digests.append(open_training_data(config, lambda line: None)[0].digest)
+    names = tuple(f"{stem}.png" for stem in "abcd")
+    stored = hashlib.sha256(json.dumps(["labelIds", names, names]).encode()).hexdigest()  # without a ratio, as in version 0.1
+    assert [digest == stored for digest in digests] == [not mix] * 2
+    assert (digests[0] == digests[1]) == (not mix)
 
 
 def test_a_missing_or_wrong_root_is_reported(tmp_path):

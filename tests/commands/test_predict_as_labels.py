@@ -1,4 +1,5 @@
 import dataclasses
+import shlex
 import shutil
 
 import jax
@@ -9,11 +10,12 @@ from PIL import Image
 
 from deeplab_jax import api
 from deeplab_jax.checkpoints import paths
+from deeplab_jax.commands.pseudo_labels import fits
 from deeplab_jax.config import DataConfig
 from deeplab_jax.data.evaluation import eval_batches
 from deeplab_jax.data.find import find_split
 from deeplab_jax.data.pipeline import train_batches
-from deeplab_jax.labels import CAMVID, CITYSCAPES, IGNORE
+from deeplab_jax.labels import CAMVID, CITYSCAPES, IGNORE, LABEL_SETS, LabelSet, distinct_colors, merge
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.predict import images
 
@@ -63,7 +65,7 @@ def test_confident_pixels_become_a_split_that_training_reads(segmenter, root, pr
         kept, pixels = kept + (batch["label"] != IGNORE).sum(), pixels + expected.size
     assert 0.1 < kept / pixels < 0.9
     assert f"Kept {kept / pixels:.1%} of the pixels of 2 images" in output
-    assert f"--config.data.root={root} --config.data.train_split=train+pseudo --config.data.mix='(1,1)'" in output
+    assert f"--config.data.root={root} --config.data.train_split=train+pseudo '--config.data.mix=(1,1)'" in output
     batch = next(train_batches(joined, CITYSCAPES, data, (0, 0, 0), seed=0, start_step=0, steps=1))
     assert (batch["index"] >= 6).sum() == 2
 
@@ -88,7 +90,7 @@ def test_a_repeated_command_replaces_its_labels_but_no_others(root, predict):
     before = (root / "list" / "pseudo.lst").read_text()
     code, output = predict()
     assert code == 2
-    assert f"{label} exists and is not, or no longer, what `predict --as-labels` wrote" in output
+    assert f"{label} was not written by `predict --as-labels`, or was edited since" in output
     assert (root / "list" / "pseudo.lst").read_text() == before
 
 
@@ -128,7 +130,7 @@ def test_a_second_round_replaces_the_split_that_the_network_was_trained_on(segme
     second = api.Segmenter(dataclasses.replace(segmenter.config, data=data), segmenter.variables)
     code, output = predict(network=second)
     assert code == 0
-    assert "--config.data.train_split=train+pseudo --config.data.mix='(1,1)'" in output
+    assert "--config.data.train_split=train+pseudo '--config.data.mix=(1,1)'" in output
     code, output = predict(network=second, out="more")
     assert "is in the split 'pseudo' already" in output
 
@@ -143,7 +145,7 @@ def test_a_second_round_replaces_the_split_that_the_network_was_trained_on(segme
         ([], {"out": "a+b"}, "scenes/a+b') has a plus sign"),
         ([], {"out": "."}, "contains no image outside --out"),
         ([], {"out": "here/pseudo"}, "must be a data set folder and the name of a new split, such as ROOT/pseudo, but"),
-        ([], {"folder": "leftImg8bit/val"}, "is in the split 'val' already. Predict only images that are in no split."),
+        ([], {"folder": "leftImg8bit/val"}, "Predict only images that are in no split with labels."),
         ([], {"folder": "../outside.png"}, "outside.png is not below"),
     ],
 )
@@ -154,6 +156,70 @@ def test_wrong_arguments_are_reported_on_one_line(root, predict, arguments, opti
     assert message in output
     assert len(output.strip().splitlines()) <= 2  # the second one is the checkpoint
     assert not (root / "list" / "pseudo.lst").exists()
+
+
+@pytest.mark.parametrize("eval_split", ["val+test", "train", "test"])
+def test_validation_images_are_refused_whatever_the_run_evaluates(segmenter, root, predict, eval_split):
+    protocol = dataclasses.replace(segmenter.config.eval, split=eval_split)
+    network = api.Segmenter(dataclasses.replace(segmenter.config, eval=protocol), segmenter.variables)
+    code, output = predict(network=network, folder="leftImg8bit/val")
+    assert code == 2
+    assert "is in the split 'val' already, as leftImg8bit/val/" in output
+    assert not (root / "list" / "pseudo.lst").exists()
+
+
+def test_links_to_validation_images_are_refused_but_not_those_to_other_images(root, predict):
+    outside = root.parent / "outside.png"
+    validation, other = next((root / "leftImg8bit" / "val").rglob("*.png")), root / "free" / "a.png"
+    shutil.copy(validation, outside)
+    (root / "extra").symlink_to(root / "leftImg8bit" / "val")
+    (root / "linked").mkdir()
+    (root / "linked" / "a.png").symlink_to(validation)
+    for folder in ("extra", "linked"):
+        code, output = predict(folder=folder)
+        assert (code, "is in the split 'val' already" in output) == (2, True), output
+    other.parent.mkdir()
+    other.symlink_to(outside)
+    assert predict(folder="free")[0] == 0
+
+
+def test_the_printed_flags_can_be_pasted_into_a_shell(root, predict):
+    (root / "my data").mkdir()
+    for folder in ("leftImg8bit", "gtFine"):
+        shutil.move(root / folder, root / "my data" / folder)
+    code, output = predict(folder="my data/leftImg8bit/test", out="my data/less sure", confidence=0.0)
+    assert code == 0
+    words = next(shlex.split(line) for line in output.splitlines() if "--config.data.root" in line)
+    expected = [f"root={root / 'my data'}", "train_split=train+less sure", "mix=(1,1)"]
+    assert words == [f"--config.data.{each}" for each in expected]
+
+
+def test_the_same_images_can_be_labelled_as_several_splits(root, predict):
+    assert predict()[0] == 0
+    assert predict(out="less_sure", confidence=0.0)[0] == 0
+
+
+FOUR, EIGHT = (LabelSet("custom", tuple("abcdefgh"[:n]), distinct_colors(n)) for n in (4, 8))
+MERGED = merge(EIGHT, {"ab": ("a", "b")}, ignored=("h",))
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected", "kinds"),
+    [
+        (CITYSCAPES, CITYSCAPES, ["labelIds", "labelTrainIds", "color"]),
+        (LABEL_SETS["cityscapes_categories"], CITYSCAPES, ["labelIds", "color"]),
+        (LABEL_SETS["camvid11"], LABEL_SETS["camvid32"], ["labelIds", "color"]),
+        (LABEL_SETS["mapillary_cityscapes"], LABEL_SETS["mapillary"], ["labelIds", "color"]),
+        (MERGED, EIGHT, ["labelIds", "color"]),
+        (CAMVID, LABEL_SETS["voc"], []),
+        (CITYSCAPES, LABEL_SETS["ade20k"], []),
+        (FOUR, EIGHT, []),
+        (EIGHT, FOUR, []),
+        (dataclasses.replace(EIGHT, ids=(1, 0, *range(2, 8))), EIGHT, ["labelTrainIds", "color"]),
+    ],
+)
+def test_a_network_fits_its_own_classes_and_those_it_merges(labels, expected, kinds):
+    assert [kind for kind in ("labelIds", "labelTrainIds", "color") if fits(labels, expected, kind)] == kinds
 
 
 def test_min_confidence_needs_as_labels(tmp_path, monkeypatch, capsys):

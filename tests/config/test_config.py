@@ -129,8 +129,11 @@ def test_tenths_divide_a_batch_exactly():
         ({"data": DataConfig(cutout=1.0)}, "data.cutout"),
         ({"data": DataConfig(mix=(1, 1))}, r"`data.mix` \(=\(1, 1\)\).*each of the 1 splits in data.train_split \(='train'\)"),
         ({"data": DataConfig(mix=(1, 0), train_split="a+b")}, "data.mix.*number above 0 for each split"),
-        ({"data": DataConfig(mix=(1, 2), train_split="a+b")}, r"data.mix.*multiple of 3 samples.*batch_size \(=16\)"),
-        ({"data": DataConfig(mix=(0.7, 0.3), train_split="a+b")}, "data.mix.*multiple of 10 samples"),
+        (
+            {"data": DataConfig(mix=(1, 2), train_split="a+b")},
+            r"needs a batch size that is a multiple of 3\..*batch_size \(=16\)",
+        ),
+        ({"data": DataConfig(mix=(0.7, 0.3), train_split="a+b")}, r"data.mix.*multiple of 10\."),
         ({"data": DataConfig(class_mix=1.5)}, "data.class_mix.*probability"),
         ({"data": DataConfig(class_mix=0.5, batch_size=1)}, "data.batch_size.*at least 2 with data.class_mix"),
         ({"data": DataConfig(copy_paste=-0.5, copy_paste_classes=("pole",))}, "data.copy_paste.*probability"),

@@ -80,6 +80,26 @@ def test_records_are_stale_after_the_list_changes(out, root, lines):
     assert_stale(out, root, rf"has changed \(records: 3 samples, .*train\.lst: {lines.count('l')} samples\)\.")
 
 
+def test_records_of_joined_splits_are_stale_after_a_sample_moves_to_the_next_split(tmp_path):
+    root, out = tmp_path / "set", tmp_path / "records"
+    (root / "list").mkdir(parents=True)
+    for i in range(4):
+        Image.new("L", (2, 2)).save(root / f"{i}.png")
+
+    def write_lists(**rows):
+        for split, numbers in rows.items():
+            (root / "list" / f"{split}.lst").write_text("".join(f"{i}.png\t{i}.png\n" for i in numbers))
+
+    write_lists(train=[0, 1], pseudo=[2, 3])
+    prepare(DataConfig(root=str(root)), str(out), ("train", "pseudo"), Console(file=io.StringIO()))
+    data = DataConfig(root=str(out), train_split="train+pseudo", mix=(1, 1))
+    assert find_split(data, data.train_split).part_sizes == (2, 2)
+    write_lists(train=[0], pseudo=[1, 2, 3])
+    find_module._find_prepared.cache_clear()
+    with pytest.raises(DataError, match=r"changed \(records: 2 \+ 2 samples, .*: 1 \+ 3 samples\)"):
+        find_split(data, data.train_split)
+
+
 def test_records_are_stale_after_a_list_or_a_file_is_removed(out, root):
     (root / "l1.png").unlink()
     assert_stale(out, root, r"1 of 6 files from .*train\.lst are missing below .*: l1\.png\.")

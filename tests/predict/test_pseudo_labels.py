@@ -81,7 +81,7 @@ def test_only_unchanged_files_of_this_command_are_replaced(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "other.png")
     (tmp_path / "broken.png").write_text("not an image")
     for name in ("corrected.png", "other.png", "broken.png"):
-        with pytest.raises(DataError, match=rf"{name} exists and is not, or no longer, .*so it is not overwritten"):
+        with pytest.raises(DataError, match=rf"{name} was not written by .*, or was edited since, so it is not overwritten"):
             pseudo_labels.require_replaceable(tmp_path, ["a.png", name])
 
 
