@@ -262,7 +262,7 @@ def test_a_config_of_a_different_version_is_not_damage_but_a_changed_one_is(run)
 def test_a_state_of_a_different_version_is_not_damage(run):
     training = ABSTRACT["training"]
     later = ABSTRACT | {"training": training | {"clipped": training["skipped"]}}
-    message = r"The arrays in .*checkpoints/7 do not match the state of this run \(training/clipped\)\. Use the optimizer and "
+    message = r"The arrays in .*checkpoints/7 do not match the state of this run \(training/clipped\)\. Use the package version"
     with Checkpoints(str(run), CONFIG) as checkpoints, pytest.raises(CheckpointError, match=message):
         restore(checkpoints, print, abstract=later)
     assert list_steps(run) == ["5", "6", "7"]
