@@ -302,8 +302,8 @@ def _find_labels(root: str, spec: str, console: Console) -> LabelSet | None:
 
     if spec:
         labels, origin = choose_labels(spec), "given by --labels"
-    elif found := find_folder_labels(root):
-        labels, origin = found
+    elif folder_labels := find_folder_labels(root):
+        labels, origin = folder_labels
     elif root and epath.Path(root).is_dir() and not is_records(root):
         return None
     else:

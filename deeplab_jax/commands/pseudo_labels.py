@@ -139,10 +139,10 @@ def _list_images(root: Path, split: str, kind: str, *, is_used: bool) -> tuple[s
 
 def _require_same_classes(root: str, labels: LabelSet, kind: str) -> None:
     """Check that the classes of a network are those of a data set, or merged from them."""
-    found = find_folder_labels(root)
-    if found is None:
+    folder_labels = find_folder_labels(root)
+    if folder_labels is None:
         return
-    expected, origin = found
+    expected, origin = folder_labels
     if not fits(labels, expected, kind):
         raise ConfigError(
             f"The network's label set {labels.name} ({labels.num_classes} classes) does not fit {expected.name} "

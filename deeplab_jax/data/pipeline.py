@@ -21,6 +21,7 @@ its fingerprint is all zeros.
 """
 
 import atexit
+import functools
 import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -91,31 +92,21 @@ def train_batches(
     table = value_table(samples.kind, labels)
     choose_index = make_order(samples, data, seed)
 
-    def sample_number(j: tf.Tensor) -> tf.Tensor:
-        """Return the run-wide sample number for this process's j-th sample."""
+    def sample_number(j: tf.Tensor) -> tf.Tensor:  # of this process's j-th sample, in the whole run
         return j // local * data.batch_size + process_index * local + j % local
 
     def build_dataset(step: int, skipped: tuple[int, ...]) -> tf.data.Dataset:
         def make_row(j: tf.Tensor) -> Row:
             k = sample_number(j)
             index = choose_index(k)
-
-            def read() -> Row:
-                sample = samples.store.open(samples, table, index)
-                row = augment(sample, make_sample_key(seed, k), data=data, fill=fill)
-                return row | {"valid": tf.constant(True), "fingerprint": sample.fingerprint}
-
-            def skip() -> Row:
-                return make_blank_row(data, fill) | {"valid": tf.constant(False), "fingerprint": tf.zeros(8, tf.uint8)}
-
+            read = functools.partial(_read_row, samples, table, index, make_sample_key(seed, k), data, fill)
             is_skipped = tf.reduce_any(index == tf.constant(skipped, tf.int64))
-            return (tf.cond(is_skipped, skip, read) if skipped else read()) | {"index": index}
+            return (tf.cond(is_skipped, lambda: _make_skipped_row(data, fill), read) if skipped else read()) | {"index": index}
 
         return read_batches(tf.data.Dataset.range(step * local, steps * local), make_row, data.threads, local)
 
     def list_indices(step: int) -> list[int]:
-        local_numbers = range(step * local, (step + 1) * local)
-        return [int(choose_index(sample_number(tf.constant(j, tf.int64)))) for j in local_numbers]
+        return [int(choose_index(sample_number(tf.constant(step * local + row, tf.int64)))) for row in range(local)]
 
     batches = iterate(
         samples,
@@ -127,6 +118,18 @@ def train_batches(
         on_skip=on_skip,
     )
     return convert_layout(batches, layout)
+
+
+def _read_row(
+    samples: Samples, table: tf.Tensor, index: tf.Tensor, key: tf.Tensor, data: DataConfig, fill: tuple[float, ...]
+) -> Row:
+    sample = samples.store.open(samples, table, index)
+    row = augment(sample, key, data=data, fill=fill)
+    return row | {"valid": tf.constant(True), "fingerprint": sample.fingerprint}
+
+
+def _make_skipped_row(data: DataConfig, fill: tuple[float, ...]) -> Row:
+    return make_blank_row(data, fill) | {"valid": tf.constant(False), "fingerprint": tf.zeros(8, tf.uint8)}
 
 
 def read_batches(dataset: tf.data.Dataset, read: Callable[..., Row], threads: int, batch_size: int) -> tf.data.Dataset:

@@ -6,7 +6,7 @@ both even and odd H. The padding decides at which pixels the kernel is centred; 
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -14,19 +14,17 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from deeplab_jax.models import winograd
+from deeplab_jax.models import depthwise, winograd
 from deeplab_jax.models.operations import AnyArray, Length, operation
 from deeplab_jax.models.products import multiply, outer
+from deeplab_jax.models.taps import Pads, iterate_taps, output_size
 from deeplab_jax.models.target import get_target
 
 # The maximum number of input bytes copied at a time for one tap's matrix product.
 BAND_BYTES = 64 * 2**20
-# The size of the gradient's rows that a depthwise kernel's taps read one after the other. They should stay in the cache.
-CACHED_BYTES = 2**20
 
 ConvForm = Literal["auto", "xla", "mixed", "products", "winograd", "shifts"]
 Padding = Literal["symmetric", "same", "valid"]
-Pads = tuple[tuple[int, int], tuple[int, int]]  # the zeros (above, below) and (left, right) of the input
 
 
 @operation
@@ -232,21 +230,13 @@ def _convolve_by_products(x: Array, kernel: Array, stride: int, rate: int, pads:
     Each product skips the outputs for which its tap would read padding. At rate 36 on a 65x65 map, outer taps read mostly
     padding, so skipping these outputs saves up to 60 % of the work.
     """
-    height, width = _output_size(x, kernel, stride, rate, pads)
+    height, width = output_size(x, kernel, stride, rate, pads)
     band_height = height if kernel.shape[0] == 1 else max(height * BAND_BYTES // x.nbytes, 1)
     bands = []
     for first in range(0, height, band_height):
         out = (min(band_height, height - first), width)
         bands.append(_sum_taps(x, kernel, out, stride, rate, (pads[0][0] - first * stride, pads[1][0]), flip))
     return jnp.concatenate(bands, axis=1)
-
-
-def _output_size(x: Array, kernel: Array, stride: int, rate: int, pads: Pads) -> tuple[int, int]:
-    height, width = (
-        (size + sum(pad) - rate * (taps - 1) - 1) // stride + 1
-        for size, pad, taps in zip(x.shape[1:3], pads, kernel.shape[:2], strict=True)
-    )
-    return height, width
 
 
 def _sum_taps(
@@ -263,7 +253,7 @@ def _sum_taps(
     channels, features = (features, channels) if flip else (channels, features)
     middle = (kh // 2, kw // 2)
     total = jnp.zeros((x.shape[0], *out, features), jnp.promote_types(x.dtype, jnp.float32))
-    taps = sorted(_iterate_taps(x, kernel.shape, out, stride, rate, starts), key=lambda tap: tap[0] != middle)
+    taps = sorted(iterate_taps(x, kernel.shape, out, stride, rate, starts), key=lambda tap: tap[0] != middle)
     for (i, j), pixels, (top, left) in taps:
         matrix = kernel[kh - 1 - i, kw - 1 - j] if flip else kernel[i, j]
         product = multiply(pixels.reshape(-1, channels), matrix, flip).reshape(*pixels.shape[:3], features)
@@ -271,47 +261,6 @@ def _sum_taps(
         subtotal = lax.slice(total, start, [first + size for first, size in zip(start, product.shape, strict=True)])
         total = lax.dynamic_update_slice(total, subtotal + product, start)
     return total.astype(x.dtype)
-
-
-def _iterate_taps(
-    x: Array, kernel_shape: tuple[int, ...], out: tuple[int, ...], stride: int, rate: int, starts: tuple[int, int]
-) -> Iterator[tuple[tuple[int, int], Array, tuple[int, int]]]:
-    """Yield (kernel position, input pixels, first output) for each tap that reads any input.
-
-    `starts` is the number of zeros above and to the left of `x`. The input pixels exclude padding. The first output is the
-    (row, column) that receives the tap's first product.
-    """
-    for i in range(kernel_shape[0]):
-        for j in range(kernel_shape[1]):
-            offsets = (i * rate - starts[0], j * rate - starts[1])
-            ranges = [_tap_range(*each) for each in zip(offsets, (stride, stride), x.shape[1:3], out, strict=True)]
-            if any(first >= last for first, last in ranges):
-                continue
-            corner = [first * stride + offset for (first, _), offset in zip(ranges, offsets, strict=True)]
-            ends = [start + (last - first - 1) * stride + 1 for start, (first, last) in zip(corner, ranges, strict=True)]
-            pixels = lax.slice(x, (0, *corner, 0), (x.shape[0], *ends, x.shape[3]), (1, stride, stride, 1))
-            yield (i, j), pixels, (ranges[0][0], ranges[1][0])
-
-
-def _tap_range(offset: int, stride: int, size: int, out_size: int) -> tuple[int, int]:
-    """Return the range [first, last) of outputs o whose input o * stride + offset is in [0, size)."""
-    first = max(0, -(offset // stride))
-    last = min(out_size, (size - 1 - offset) // stride + 1)
-    return first, last
-
-
-def _convolve_by_shifts(x: Array, kernel: Array, stride: int, rate: int, pads: Pads, flip: bool = False) -> Array:
-    """Compute a depthwise convolution as a sum over taps, multiplying the shifted input by one factor per channel.
-
-    XLA fuses the sum into a single loop.
-    """
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    kernel = kernel[::-1, ::-1] if flip else kernel
-    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    factors, out = kernel.astype(wide), _output_size(x, kernel, stride, rate, pads)
-    taps = _iterate_taps(padded, kernel.shape, out, stride, rate, (0, 0))
-    terms = [pixels.astype(wide) * factors[i, j, 0][None, None, None] for (i, j), pixels, _ in taps]
-    return functools.reduce(jnp.add, terms).astype(x.dtype)
 
 
 def _convolve_by_winograd(x: Array, kernel: Array, stride: int, rate: int, pads: Pads, flip: bool = False) -> Array:
@@ -332,44 +281,14 @@ def _weight_gradient_by_products(x: Array, dy: Array, kernel: Array, stride: int
     if channels < 16 and kh > 1:
         # With few channels, such as the stem's 3, one matrix per tap would be too narrow, so all taps share one product.
         padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-        taps = _iterate_taps(padded, kernel.shape, out, stride, rate, (0, 0))
+        taps = iterate_taps(padded, kernel.shape, out, stride, rate, (0, 0))
         columns = [pixels.reshape(-1, channels) for _, pixels, _ in taps]
         return outer(jnp.concatenate(columns, axis=-1), dy.reshape(-1, features)).reshape(kernel.shape)
     gradients = dict.fromkeys(itertools.product(range(kh), range(kw)), jnp.zeros((channels, features), x.dtype))
-    for position, pixels, (top, left) in _iterate_taps(x, kernel.shape, out, stride, rate, starts):
+    for position, pixels, (top, left) in iterate_taps(x, kernel.shape, out, stride, rate, starts):
         part = dy[:, top : top + pixels.shape[1], left : left + pixels.shape[2]]
         gradients[position] = outer(pixels.reshape(-1, channels), part.reshape(-1, features))
     return jnp.stack(list(gradients.values())).reshape(kernel.shape)
-
-
-def _weight_gradient_by_shifts(x: Array, dy: Array, kernel: Array, stride: int, rate: int, pads: Pads) -> Array:
-    """Compute a depthwise kernel's gradient in two nested loops, over bands of rows and over taps.
-
-    A sum over the whole image for each of the 9 or 25 taps would read `x` and `dy` from memory that many times. It would also
-    copy the shifted `x`, because XLA does not fuse slices into sums. The images are added up after the loops, so that a batch
-    that is split over devices needs a single all-reduce.
-    """
-    kh, kw = kernel.shape[:2]
-    images, height, width, channels = dy.shape
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    bands = min(-(-dy.size * wide.itemsize // CACHED_BYTES), height)
-    rows = -(-height // bands)
-    missing = bands * rows - height
-    dy = jnp.pad(dy, ((0, 0), (0, missing), (0, 0), (0, 0)))
-    x = jnp.pad(x, ((0, 0), (pads[0][0], pads[0][1] + missing * stride), pads[1], (0, 0)))
-
-    def sum_band(band: Array) -> Float[Array, "taps n c"]:
-        part = lax.dynamic_slice_in_dim(dy, band * rows, rows, axis=1).astype(wide)
-
-        def sum_tap(tap: Array) -> Float[Array, "n c"]:
-            corner = (0, band * rows * stride + tap // kw * rate, tap % kw * rate, 0)
-            size = (images, (rows - 1) * stride + 1, (width - 1) * stride + 1, channels)
-            pixels = lax.dynamic_slice(x, corner, size)[:, ::stride, ::stride]
-            return jnp.sum(pixels.astype(wide) * part, (1, 2))
-
-        return lax.map(sum_tap, jnp.arange(kh * kw))
-
-    return jnp.sum(lax.map(sum_band, jnp.arange(bands)), (0, 2)).reshape(kernel.shape).astype(kernel.dtype)
 
 
 def _weight_gradient_by_winograd(x: Array, dy: Array, kernel: Array, stride: int, rate: int, pads: Pads) -> Array:
@@ -407,5 +326,5 @@ _FORMS: dict[str, Callable[..., Array]] = {
     "mixed": _add_gradients(_convolve_by_xla, _weight_gradient_by_products),
     "products": _add_gradients(_convolve_by_products, _weight_gradient_by_products),
     "winograd": _add_gradients(_convolve_by_winograd, _weight_gradient_by_winograd),
-    "shifts": _add_gradients(_convolve_by_shifts, _weight_gradient_by_shifts),
+    "shifts": _add_gradients(depthwise.convolve, depthwise.compute_weight_gradient),
 }

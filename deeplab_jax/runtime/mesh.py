@@ -33,7 +33,10 @@ def split_cpu_for(config: MeshConfig) -> None:
 
 
 def _runs_on_cpu() -> bool:
-    """Return whether JAX was told to use the CPU, or has no plugin for an accelerator. A plugin can also fail to load."""
+    """Return whether JAX is set to use the CPU, or has no plugin for an accelerator.
+
+    If a plugin fails to load, JAX falls back to the CPU. A mesh for accelerators must not go unnoticed there.
+    """
     if platforms := jax.config.jax_platforms:  # type: ignore[attr-defined]
         return platforms == "cpu"
     return not importlib.metadata.entry_points(group="jax_plugins") and importlib.util.find_spec("libtpu") is None

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deeplab_jax.models import convolution, winograd
+from deeplab_jax.models import convolution, depthwise, winograd
 from deeplab_jax.models.convolution import conv2d
 from deeplab_jax.models.target import compiling_for
 
@@ -79,7 +79,7 @@ def test_every_form_has_the_same_gradients(channels, size, kernel_size, stride, 
 
 @pytest.mark.parametrize(("kernel_size", "stride", "rate"), [(3, 1, 1), (3, 2, 1), (5, 2, 1), (5, 1, 2), (5, 1, 4)])
 def test_a_depthwise_convolution_convolves_each_channel_separately(kernel_size, stride, rate, monkeypatch):
-    monkeypatch.setattr(convolution, "CACHED_BYTES", 400)  # several bands, the last one with fewer rows
+    monkeypatch.setattr(depthwise, "CACHED_BYTES", 400)  # several bands, the last one with fewer rows
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(2, 7, 9, 3)), rng.normal(size=(kernel_size, kernel_size, 1, 3))
     expected = [reference_conv(x[..., c : c + 1], kernel[..., c : c + 1], stride, rate) for c in range(3)]

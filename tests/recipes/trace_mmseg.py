@@ -109,6 +109,10 @@ REFERENCE = {
 
 
 def list_rows(depth: int) -> tuple[Row, ...]:
+    return (*_list_network_rows(depth), *_list_data_rows(), *_list_training_rows())
+
+
+def _list_network_rows(depth: int) -> tuple[Row, ...]:
     return (
         same("model.type", {}, "A backbone and a head."),
         differs(
@@ -162,6 +166,11 @@ def list_rows(depth: int) -> tuple[Row, ...]:
             {"model.aux_head": True},
             "One 3x3 convolution with 256 channels on the third stage.",
         ),
+    )
+
+
+def _list_data_rows() -> tuple[Row, ...]:
+    return (
         equal("data_preprocessor.mean", "model.mean"),
         equal("data_preprocessor.std", "model.std"),
         same("data_preprocessor.bgr_to_rgb", {}, "Images are read as RGB."),
@@ -194,6 +203,11 @@ def list_rows(depth: int) -> tuple[Row, ...]:
             {"seed": 0},
             "Every image once per epoch, in an order of our own. mmsegmentation's seed is random.",
         ),
+    )
+
+
+def _list_training_rows() -> tuple[Row, ...]:
+    return (
         same("optim_wrapper.optimizer.type", {"optim.name": "sgd"}, "torch.optim.SGD."),
         equal("optim_wrapper.optimizer.lr", "optim.lr"),
         equal("optim_wrapper.optimizer.momentum", "optim.momentum"),

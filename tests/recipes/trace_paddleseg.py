@@ -57,6 +57,10 @@ R101_CHANGES = {
 
 def list_rows(depth: int) -> tuple[Row, ...]:
     """Return the rows that both configs share."""
+    return (*_list_network_rows(depth), *_list_training_rows())
+
+
+def _list_network_rows(depth: int) -> tuple[Row, ...]:
     return (
         same(
             "model.type",
@@ -96,6 +100,11 @@ def list_rows(depth: int) -> tuple[Row, ...]:
         equal("model.aspp_out_channels", "model.aspp_width"),
         equal("model.align_corners", "model.align_corners"),
         same("model.pretrained", {"model.aux_head": False}, "Only the backbone has weights. There is no auxiliary head."),
+    )
+
+
+def _list_training_rows() -> tuple[Row, ...]:
+    return (
         same("(docs*).GPUs batch_size", {"data.batch_size": 8}, "The learning rates of its configs are for 4 GPUs."),
         equal("iters", "train.steps"),
         same("*_dataset.type *.dataset_root", {"data.root": ""}, "Set on the command line."),
