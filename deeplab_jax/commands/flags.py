@@ -22,6 +22,7 @@ from deeplab_jax.commands.exit import run_or_exit
 from deeplab_jax.config import Config, MeshConfig
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.files import expand_home
+from deeplab_jax.runtime.machine import reuse_step_memory
 
 _NO_CONFIG = "`--config` is missing. Give a recipe, for example --config=configs/quickstart.py."
 
@@ -64,6 +65,7 @@ def run_with_flags(program: Callable[[], None]) -> None:
     """Parse the absl flags and run `program`. User errors are printed as one line, with exit code 2."""
     # At INFO level, orbax logs every save, and TensorFlow logs every kernel.
     logging.set_verbosity(logging.WARNING)
+    reuse_step_memory()
     # config_flags reads sys.argv itself, and needs the recipe before the fields.
     sys.argv[1:] = put_recipe_first(run_or_exit(lambda: expand_home(sys.argv[1:])))
     app.run(lambda _: run_or_exit(program), flags_parser=lambda argv: run_or_exit(lambda: _parse_flags(argv)))

@@ -29,6 +29,7 @@ from deeplab_jax.commands.warm import warm
 from deeplab_jax.commands.weights import export_weights, import_weights, list_weights
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.files import expand_home
+from deeplab_jax.runtime.machine import reuse_step_memory
 
 Command = Callable[..., None]
 
@@ -55,6 +56,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
 
 def main() -> None:
     """Run `deeplab-jax COMMAND ...`."""
+    reuse_step_memory()
     run_or_exit(lambda: parse(expand_home(sys.argv[1:]) or ["--help"])())
 
 

@@ -1,10 +1,8 @@
 """Make compilation cheaper: cache programs on disk, set compiler options, and return freed memory to the operating system."""
 
 import contextlib
-import ctypes
 import os
 import pathlib
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +13,7 @@ import jax
 import platformdirs
 
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.runtime.machine import usable_cores
+from deeplab_jax.runtime.machine import trim_memory, usable_cores
 
 # How many pixels a network processes in the time that it takes to compile it. On two CPU cores, ResNet-50 at output stride 8
 # takes 10 s to compile and processes 0.07 million pixels a second. Accelerators are assumed to need a minute, because of
@@ -209,13 +207,3 @@ class _IgnoringDisableJit:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._program, name)
-
-
-def trim_memory() -> None:
-    """Make glibc return freed memory to the operating system.
-
-    Compiling a training step leaves hundreds of MB of freed memory. With other C libraries, this function does nothing.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(ctypes.c_size_t(0))

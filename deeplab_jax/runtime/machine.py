@@ -1,25 +1,68 @@
-"""Count the usable CPU cores, and configure how the C library reuses freed memory."""
+"""Count the usable CPU cores, and configure how the C library reuses freed memory.
+
+The functions about memory only affect glibc.
+"""
 
 import ctypes
 import functools
+import importlib.metadata
+import importlib.util
 import os
+import sys
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # mallopt parameters, as numbered in glibc's malloc.h
-
-
-@functools.cache
-def keep_freed_memory() -> None:
-    """Let the C library keep up to 64 MB of freed memory per thread, so that the next image can reuse it.
-
-    Otherwise, the memory goes back to the kernel, which zeroes every page before handing it out again. Zeroing takes a tenth
-    of the time it takes to read a record. This only affects glibc, and only if no MALLOC_ environment variable is set.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
-        mallopt(TRIM_THRESHOLD, 64 << 20)
-        mallopt(MMAP_THRESHOLD, 32 << 20)  # the maximum that glibc allows
+# mallopt's parameters, as numbered in glibc's malloc.h
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -3, -4, -8
 
 
 def usable_cores() -> int:
     """Return the number of CPU cores available to this process. The machine itself might have more."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def runs_on_cpu(platforms: str | None) -> bool:
+    """Return whether JAX uses the CPU: because it is set to, or because it has no plugin for an accelerator.
+
+    If a plugin fails to load, JAX falls back to the CPU. This function then returns False.
+
+    Args:
+      platforms: JAX's setting, from JAX_PLATFORMS or `jax.config.jax_platforms`.
+    """
+    if platforms:
+        return platforms == "cpu"
+    return not importlib.metadata.entry_points(group="jax_plugins") and importlib.util.find_spec("libtpu") is None
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Let the C library keep freed blocks of up to 32 MB, so that the next image can reuse them.
+
+    Otherwise, the memory goes back to the kernel, which zeroes every page before handing it out again. Zeroing takes a tenth
+    of the time it takes to read a record. `trim_memory` returns it.
+    """
+    _set_options({TRIM_THRESHOLD: -1, MMAP_THRESHOLD: 32 << 20})  # never trim; the highest threshold that glibc allows
+
+
+def reuse_step_memory() -> None:
+    """If JAX will run on the CPU, let each training step reuse the memory of the last one.
+
+    XLA allocates hundreds of MB for a step and frees them after it. If they go back to the kernel, zeroing their pages takes up
+    to a third of the step's time (benchmarks/NOTES.md). Only a heap that all threads share can keep such blocks, so the process
+    then has one heap. This must be called before JAX starts its threads.
+    """
+    if runs_on_cpu(os.environ.get("JAX_PLATFORMS")):
+        _set_options({ARENA_MAX: 1, MMAP_MAX: 0, TRIM_THRESHOLD: -1})
+
+
+def _set_options(options: dict[int, int]) -> None:
+    """Call mallopt for each option, unless the user has set a MALLOC_ environment variable."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
+        for option, value in options.items():
+            mallopt(option, value)
+
+
+def trim_memory() -> None:
+    """Return freed memory to the operating system. Compiling a training step leaves hundreds of MB of it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(ctypes.c_size_t(0))

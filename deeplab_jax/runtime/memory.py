@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from deeplab_jax.errors import OutOfMemoryError
+from deeplab_jax.runtime.machine import trim_memory
 
 _OUT_OF_MEMORY = re.compile(r"out.of.memory|bad_alloc|ALLOC_FAILED|Attempting to (reserve|allocate)|\bOOM\b", re.I)
 _SIZE = re.compile(r"(?:allocat\w*|reserve|Used) (\d[\d.]*) ?(bytes|[KMGT]i?B?)\b")
@@ -124,11 +125,13 @@ def free_bytes(device: jax.Device) -> int | None:
     """Return how many bytes a program can still allocate on the device, or None if that is unknown.
 
     For a CPU, this is the smallest of the machine's available memory and swap space, the rest of the memory limit of this
-    process's control group (as set by containers and SLURM), and the rest of `ulimit -v`.
+    process's control group (as set by containers and SLURM), and the rest of `ulimit -v`. Freed memory that the C library has
+    kept counts as free.
     """
     if device.platform != "cpu":
         stats = device.memory_stats() or {}
         return stats["bytes_limit"] - stats["bytes_in_use"] if {"bytes_limit", "bytes_in_use"} <= stats.keys() else None
+    trim_memory()
     limits = (_available_bytes(), _control_group_bytes(), _address_space_bytes())
     return min((limit for limit in limits if limit is not None), default=None)
 

@@ -2,8 +2,6 @@
 
 import collections
 import contextlib
-import importlib.metadata
-import importlib.util
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from deeplab_jax.config import MeshConfig
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.labels import IGNORE
-from deeplab_jax.runtime.machine import usable_cores
+from deeplab_jax.runtime.machine import runs_on_cpu, usable_cores
 
 HOST_ONLY = ("index", "fingerprint")  # batch entries that stay on the host
 
@@ -24,22 +22,13 @@ HOST_ONLY = ("index", "fingerprint")  # batch entries that stay on the host
 def split_cpu_for(config: MeshConfig) -> None:
     """Let JAX divide the CPU into as many devices as the mesh needs, if it runs on the CPU and there are as many cores.
 
-    With small layers, one device does not keep several cores busy.
+    With small layers, one device does not keep several cores busy. If a plugin fails to load and JAX falls back to the CPU, the
+    CPU is not divided, because a mesh for accelerators must not go unnoticed there.
     """
     devices = config.data * config.spatial
     is_set_by_user = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if devices <= usable_cores() and not is_set_by_user and _runs_on_cpu():
+    if devices <= usable_cores() and not is_set_by_user and runs_on_cpu(jax.config.jax_platforms):  # type: ignore[attr-defined]
         split_cpu(devices)
-
-
-def _runs_on_cpu() -> bool:
-    """Return whether JAX is set to use the CPU, or has no plugin for an accelerator.
-
-    If a plugin fails to load, JAX falls back to the CPU. A mesh for accelerators must not go unnoticed there.
-    """
-    if platforms := jax.config.jax_platforms:  # type: ignore[attr-defined]
-        return platforms == "cpu"
-    return not importlib.metadata.entry_points(group="jax_plugins") and importlib.util.find_spec("libtpu") is None
 
 
 def split_cpu(devices: int) -> None:

@@ -1,0 +1,65 @@
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+# Allocate a block like XLA's for a training step four times, in a thread of its own, and count the pages that the kernel had to
+# provide for the last three.
+COUNT_PAGES = """
+import ctypes, resource, sys, threading
+from deeplab_jax.runtime import machine
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+def count():
+    for _ in range(4):
+        block = libc.malloc(200 << 20)
+        ctypes.memset(block, 1, 200 << 20)
+        libc.free(block)
+        pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+pages = []
+for name in sys.argv[1:]: getattr(machine, name)()
+thread = threading.Thread(target=count)
+thread.start()
+thread.join()
+print(pages[-1] - pages[0])
+"""
+only_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be configured")
+
+
+def run(code, *args, **variables):
+    environment = {"PATH": os.environ["PATH"], "JAX_PLATFORMS": "cpu"} | variables
+    return subprocess.run(
+        [sys.executable, "-c", code, *args], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+
+
+@only_glibc
+def test_a_step_reuses_the_memory_of_the_last_one():
+    block = 3 * (200 << 20) // os.sysconf("SC_PAGE_SIZE")
+    assert int(run(COUNT_PAGES)) >= block
+    assert int(run(COUNT_PAGES, "reuse_step_memory")) < block / 100
+    # The input pipeline configures the C library later, and must not undo it.
+    assert int(run(COUNT_PAGES, "reuse_step_memory", "keep_freed_memory")) < block / 100
+    # An accelerator's memory is not the C library's.
+    assert int(run(COUNT_PAGES, "reuse_step_memory", JAX_PLATFORMS="cuda")) >= block
+
+
+@only_glibc
+def test_freed_memory_is_returned_to_the_system():
+    code = """
+import ctypes, os
+from deeplab_jax.runtime.machine import trim_memory
+def resident(): return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+if not hasattr(libc, "malloc_trim"): print(1 << 30)
+blocks = [libc.malloc(10_000) for _ in range(5000)]
+for block in blocks: ctypes.memset(block, 1, 10_000)
+libc.malloc(10_000)  # a block above the others, so that the heap cannot shrink by itself
+for block in blocks: libc.free(block)
+before = resident(); trim_memory(); print(before - resident())
+"""
+    returned = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(returned.split()[0]) > 40e6
