@@ -79,7 +79,8 @@ class DeepLabV3(nn.Module):
     def _classify(self, x: Float[Array, "n h w c"], name: str) -> Float[Array, "n h w k"]:
         # The classifier uses float32 even if the network uses bfloat16, because the softmax is sensitive to rounding.
         dtype = at_least_float32(self.config.dtype)
-        return Conv(self.num_classes, use_bias=True, dtype=dtype, kernel_init=nn.initializers.normal(0.01), name=name)(x)
+        # As in segmentation_models.pytorch. mmsegmentation's kernels, with a standard deviation of 0.01, learn more slowly.
+        return Conv(self.num_classes, use_bias=True, dtype=dtype, kernel_init=nn.initializers.glorot_uniform(), name=name)(x)
 
 
 def normalize(images: Real[AnyArray, "n h w c"], mean: tuple[float, ...], std: tuple[float, ...]) -> Float[Array, "n h w c"]:

@@ -19,8 +19,14 @@ from deeplab_jax.models.target import get_target
 Initializer = Callable[..., Array]
 Channels = Float[AnyArray, " c"]  # one value per channel
 
-# Kaiming initialization (He et al. 2015) with fan-out, as used for ResNets in torchvision and mmsegmentation.
-he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+def he_normal_fan_out(groups: int = 1) -> Initializer:
+    """Return Kaiming initialization with fan-out (He et al. 2015, section 2.2).
+
+    An input channel feeds only the output channels of its group, so the fan-out is divided by the number of groups, as in timm
+    and in TensorFlow's EfficientNet. torchvision does not divide it, which makes depthwise kernels smaller by sqrt(groups).
+    """
+    return nn.initializers.variance_scaling(2.0 * groups, "fan_out", "normal")
 
 
 def at_least_float32(dtype: Any) -> Any:
@@ -41,7 +47,7 @@ class Conv(nn.Module):
       groups: The number of separately convolved channel groups. One group per channel makes the convolution depthwise.
       use_bias: Whether to add a bias to each channel.
       dtype: The compute dtype of the convolution.
-      kernel_init: The kernel initializer.
+      kernel_init: The kernel initializer. The default is `he_normal_fan_out`.
     """
 
     features: int
@@ -51,14 +57,14 @@ class Conv(nn.Module):
     groups: int = 1
     use_bias: bool = False
     dtype: Any = jnp.float32
-    kernel_init: Initializer = he_normal_fan_out
+    kernel_init: Initializer | None = None
     padding: Padding = "symmetric"
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], border: Float[Array, "1 1 1 c"] | None = None) -> Float[Array, "n h2 w2 k"]:
         """Return features of shape [n, ceil(h / stride), ceil(w / stride), features] in `dtype`. For `border`, see `conv2d`."""
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        kernel = self.param("kernel", self.kernel_init or he_normal_fan_out(self.groups), shape, jnp.float32)
         border = None if border is None else cast(border, self.dtype)
         y = conv2d(cast(x, self.dtype), kernel, stride=self.stride, rate=self.rate, padding=self.padding, border=border)
         if self.use_bias:
