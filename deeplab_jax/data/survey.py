@@ -278,7 +278,7 @@ def _propose_for_ids(name: str, survey: Survey, label_sets: dict[str, LabelSet])
         if set(values) - {IGNORE} in (classes, set(train_ids) - {IGNORE}):
             notes.append(
                 f"The label set {similar.name} has the same values. If they have the same meaning, use "
-                f"--config=configs/custom.py:{similar.name}."
+                f"--config=configs/custom_lite0.py:{similar.name}."
             )
     colors = tuple(survey.colors.get(value, (0, 0, 0)) for value in ids)
     if len(set(colors)) < len(colors):

@@ -69,7 +69,7 @@ def test_the_printed_commands_can_be_pasted_into_a_shell(own_data, monkeypatch, 
     _, output = run_cli(monkeypatch, capsys, "data", "labels", root)
     check, train = (shlex.split(line) for line in output.splitlines() if line.startswith("  "))
     assert check == ["deeplab-jax", "data", "check", str(root), "--labels", f"{root}/labels.json", "--out", "DIR"]
-    assert train[2:] == [f"--config=configs/custom.py:{root}/labels.json", f"--config.data.root={root}", "--workdir=RUN"]
+    assert train[2:] == [f"--config=configs/custom_lite0.py:{root}/labels.json", f"--config.data.root={root}", "--workdir=RUN"]
 
 
 def test_a_missing_folder_is_reported_as_the_root_argument(tmp_path, monkeypatch, capsys):

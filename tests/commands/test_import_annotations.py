@@ -37,7 +37,7 @@ def test_an_export_becomes_a_data_set_that_passes_the_check(export, tmp_path, mo
     assert read_labels(out / "labels.json").names == ("background", "car")
     assert sorted({*read_pixels(out / "target/val/b.png").ravel().tolist()}) == [0, 1]
     check, train = (shlex.split(line) for line in output.splitlines() if line.startswith("  "))
-    assert train[2:] == [f"--config=configs/custom.py:{out}/labels.json", f"--config.data.root={out}", "--workdir=RUN"]
+    assert train[2:] == [f"--config=configs/custom_lite0.py:{out}/labels.json", f"--config.data.root={out}", "--workdir=RUN"]
     check[check.index("DIR")] = str(tmp_path / "check")
     code, output = run_cli(monkeypatch, capsys, *check[1:])
     assert (code, "Training can read every sample." in output) == (0, True)

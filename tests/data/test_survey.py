@@ -100,7 +100,7 @@ def test_label_sets_are_recognized_by_folders_or_colours_but_not_by_ids_only(mas
     assert propose(masks(palette([range(20)], VOC.colors)))[0].names[7] == "class 7"
     labels, notes = propose(masks([range(12)]))
     assert labels.names[11] == "class 11"
-    assert "configs/custom.py:camvid" in notes
+    assert "configs/custom_lite0.py:camvid" in notes
 
 
 def test_merged_label_sets_are_not_mistaken_for_the_ones_that_they_merge(masks):
