@@ -73,7 +73,7 @@ class Cluster:
         wait_until(lambda: self.show(job)["JobState"] == "PENDING", 60)
         self.call("scontrol", "update", f"JobId={job}", "StartTime=now")
 
-    def wait_for(self, job, timeout=300):
+    def wait_for(self, job, timeout=900):
         """Wait until a job ends, and return its state."""
         states = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
         wait_until(lambda: self.show(job)["JobState"] in states, timeout)

@@ -11,7 +11,7 @@ from conftest import ROOT, TINY
 from slurm import start_cluster, wait_until
 
 pytestmark = pytest.mark.cluster
-STEPS = 400  # long enough to preempt the run twice
+STEPS = 160  # long enough to preempt the run twice
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def make_flags(street_scenes):
     """Return a function that returns the flags for a run without evaluations."""
 
     def make(workdir, steps):
-        values = {"steps": steps, "log_every": 20, "save_every": 200, "eval_every": 0}
+        values = {"steps": steps, "log_every": 5, "save_every": 80, "eval_every": 0}
         fields = [f"--config.train.{name}={value}" for name, value in values.items()]
         return [f"--config={TINY}", f"--config.data.root={street_scenes}", f"--workdir={workdir}", *fields]
 
@@ -42,7 +42,7 @@ def wait_for_step(workdir, step):
         log = workdir / "metrics.jsonl"
         return log.exists() and any(json.loads(line)["step"] >= step for line in log.read_text().splitlines())
 
-    wait_until(is_there, 120)
+    wait_until(is_there, 300)
 
 
 def train_with_flags(cluster, flags):
@@ -51,19 +51,19 @@ def train_with_flags(cluster, flags):
         address = f"localhost:{server.getsockname()[1]}"
     command = [sys.executable, str(ROOT / "train.py"), *flags, f"--coordinator={address}", "--num_processes=2"]
     processes = [subprocess.Popen([*command, f"--process_id={i}"], cwd=ROOT, env=cluster.environment) for i in range(2)]
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    assert [process.wait(timeout=900) for process in processes] == [0, 0]
 
 
 def test_a_preempted_and_requeued_job_equals_a_run_started_with_flags(cluster, make_flags, tmp_path):
     log, workdir = tmp_path / "log", tmp_path / "run"
     job = cluster.submit(log, make_flags(workdir, STEPS), "--partition=grace")
-    wait_for_step(workdir, 20)
+    wait_for_step(workdir, 5)
     # In the grace time, SLURM sends SIGTERM and waits. The script requeues the job.
     other = cluster.call("sbatch", "--parsable", "--partition=high", "--nodes=2", "--output=/dev/null", "--wrap=true")
     assert cluster.wait_for(other) == "COMPLETED"
     cluster.start_now(job)
     stopped = int(re.search(rf"Stopped after step (\d+) of {STEPS}", log.read_text())[1])
-    wait_for_step(workdir, stopped + 20)
+    wait_for_step(workdir, stopped + 5)
     # Here SLURM requeues the job itself.
     cluster.call("scontrol", "requeue", job)
     cluster.start_now(job)
@@ -77,7 +77,7 @@ def test_a_preempted_and_requeued_job_equals_a_run_started_with_flags(cluster, m
 def test_a_job_resumes_on_another_number_of_nodes(cluster, make_flags, tmp_path):
     log, workdir = tmp_path / "log", tmp_path / "run"
     job = cluster.submit(log, make_flags(workdir, STEPS))
-    wait_for_step(workdir, 20)
+    wait_for_step(workdir, 5)
     cluster.call("scancel", "--signal=TERM", job)  # as #SBATCH --signal does before the time limit
     wait_until(lambda: cluster.show(job)["Restarts"] == "1", 60)
     cluster.call("scontrol", "update", f"JobId={job}", "NumNodes=1")
@@ -89,7 +89,7 @@ def test_a_job_resumes_on_another_number_of_nodes(cluster, make_flags, tmp_path)
 def test_each_task_of_an_array_trains_with_its_own_seed(cluster, make_flags, tmp_path):
     flags = [*make_flags(tmp_path / "seed%a", 2), "--config.seed=%a"]
     job = cluster.submit(tmp_path / "log-%a", flags, "--nodes=1", "--array=3-4")
-    wait_until(lambda: not cluster.call("squeue", "--noheader", f"--job={job}"), 180)
+    wait_until(lambda: not cluster.call("squeue", "--noheader", f"--job={job}"), 600)
     for seed in (3, 4):
         starts = json.loads((tmp_path / f"seed{seed}" / "run.json").read_text())
         assert f'"seed": {seed}' in json.dumps(starts)
