@@ -70,10 +70,10 @@ class Cluster:
 
     def start_now(self, job):
         """Start a requeued job without the two minutes' delay with which SLURM protects its nodes."""
-        wait_until(lambda: self.show(job)["JobState"] == "PENDING", 60)
+        wait_until(lambda: self.show(job)["JobState"] == "PENDING", 600)
         self.call("scontrol", "update", f"JobId={job}", "StartTime=now")
 
-    def wait_for(self, job, timeout=900):
+    def wait_for(self, job, timeout=1800):
         """Wait until a job ends, and return its state."""
         states = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
         wait_until(lambda: self.show(job)["JobState"] in states, timeout)
@@ -136,4 +136,4 @@ def start_cluster(folder):
         )
         yield cluster
         cluster.call("scancel", "--user", user)
-        wait_until(lambda: not cluster.call("squeue", "--noheader"), 90)
+        wait_until(lambda: not cluster.call("squeue", "--noheader"), 300)

@@ -42,7 +42,7 @@ def wait_for_step(workdir, step):
         log = workdir / "metrics.jsonl"
         return log.exists() and any(json.loads(line)["step"] >= step for line in log.read_text().splitlines())
 
-    wait_until(is_there, 300)
+    wait_until(is_there, 1800)
 
 
 def train_with_flags(cluster, flags):
@@ -51,7 +51,7 @@ def train_with_flags(cluster, flags):
         address = f"localhost:{server.getsockname()[1]}"
     command = [sys.executable, str(ROOT / "train.py"), *flags, f"--coordinator={address}", "--num_processes=2"]
     processes = [subprocess.Popen([*command, f"--process_id={i}"], cwd=ROOT, env=cluster.environment) for i in range(2)]
-    assert [process.wait(timeout=900) for process in processes] == [0, 0]
+    assert [process.wait(timeout=1800) for process in processes] == [0, 0]
 
 
 def test_a_preempted_and_requeued_job_equals_a_run_started_with_flags(cluster, make_flags, tmp_path):
@@ -79,7 +79,7 @@ def test_a_job_resumes_on_another_number_of_nodes(cluster, make_flags, tmp_path)
     job = cluster.submit(log, make_flags(workdir, STEPS))
     wait_for_step(workdir, 5)
     cluster.call("scancel", "--signal=TERM", job)  # as #SBATCH --signal does before the time limit
-    wait_until(lambda: cluster.show(job)["Restarts"] == "1", 60)
+    wait_until(lambda: cluster.show(job)["Restarts"] == "1", 600)
     cluster.call("scontrol", "update", f"JobId={job}", "NumNodes=1")
     cluster.start_now(job)
     assert cluster.wait_for(job) == "COMPLETED", log.read_text()
@@ -89,7 +89,7 @@ def test_a_job_resumes_on_another_number_of_nodes(cluster, make_flags, tmp_path)
 def test_each_task_of_an_array_trains_with_its_own_seed(cluster, make_flags, tmp_path):
     flags = [*make_flags(tmp_path / "seed%a", 2), "--config.seed=%a"]
     job = cluster.submit(tmp_path / "log-%a", flags, "--nodes=1", "--array=3-4")
-    wait_until(lambda: not cluster.call("squeue", "--noheader", f"--job={job}"), 600)
+    wait_until(lambda: not cluster.call("squeue", "--noheader", f"--job={job}"), 1800)
     for seed in (3, 4):
         starts = json.loads((tmp_path / f"seed{seed}" / "run.json").read_text())
         assert f'"seed": {seed}' in json.dumps(starts)

@@ -50,12 +50,12 @@ def test_other_values_are_refused(text):
         choose_shard(text, {})
 
 
-@pytest.mark.parametrize("task", [1, 5, 7])
-def test_an_uneven_array_is_refused_by_all_of_its_tasks(task):
-    with pytest.raises(
-        ConfigError, match="cannot be derived from SLURM's array, whose 3 tasks are not evenly spaced from 1 to 7"
-    ):
-        choose_shard("", array(task, 1, 7, 3))
+def test_a_task_of_an_uneven_array_is_refused():
+    # At least one task of --array=1,5,7 ends like this, and its shard is missing.
+    with pytest.raises(ConfigError, match="cannot be derived from SLURM's array, whose 3 tasks are not evenly spaced from 1 to 7"):
+        choose_shard("", array(5, 1, 7, 3))
+    with pytest.raises(ConfigError, match="not evenly spaced from 1 to 4"):
+        choose_shard("", array(1, 1, 4, 3))  # --array=1,2,4
 
 
 def make_joins(folder, count, work="work"):
