@@ -67,22 +67,20 @@ def predict(
     from deeplab_jax.checkpoints.paths import resolve
     from deeplab_jax.predict.images import Options
     from deeplab_jax.predict.inputs import find_inputs
-    from deeplab_jax.runtime.work_shard import EVERYTHING, Join, choose_shard
+    from deeplab_jax.runtime.work_shard import choose_shard
 
-    share = choose_shard(shard, os.environ)
-    options = Options(out, confidence, opacity, batch_size, max_pixels, share)
+    options = Options(out, confidence, opacity, batch_size, max_pixels, choose_shard(shard, os.environ))
     files, others = find_inputs(inputs, out)
     _require_files(files, inputs, out, as_labels)
     step = resolve(checkpoint)
     segmenter = _load(step, protocol)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"Checkpoint: {step}")
-    if share.count > 1:
-        console.print(share.describe())
+    if options.shard.count > 1:
+        console.print(options.shard.describe())
     failures: list[str] = []
     limit = DEFAULT_CONFIDENCE if min_confidence is None else min_confidence
-    settings = (as_labels, limit, dataclasses.replace(options, shard=EVERYTHING))
-    join = Join(share, epath.Path(out), _digest_work(segmenter, files, *settings) if share.count > 1 else "")
+    join = _make_join(segmenter, files, options, (as_labels, limit))
     try:
         if as_labels:
             from deeplab_jax.commands.pseudo_labels import write_split  # imports TensorFlow
@@ -113,23 +111,28 @@ def _write_pictures(
 
     join.withdraw()
     count = run(segmenter, files, options, console, fail)
-    if join.finish(count, console.print):
+    counts = join.finish(count, console.print)
+    if counts and options.shard.count > 1:
+        console.print(f"All {len(counts)} shards are done, with {sum(counts)} files in total.")
         join.clean()
-        if options.shard.count > 1:
-            console.print(f"All {options.shard.count} shards are done.")
     return count
 
 
-def _digest_work(segmenter: "Segmenter", files: Sequence["Input"], *facts: Any) -> str:
-    """Return a digest of everything that the predictions depend on but the pixels of the files."""
+def _make_join(segmenter: "Segmenter", files: Sequence["Input"], options: "Options", settings: tuple[Any, ...]) -> "Join":
+    """Return what joins the results of all shards. Shards of other networks, files or settings do not join."""
     import jax
     import numpy as np
 
+    from deeplab_jax.runtime.work_shard import EVERYTHING, Join
+
+    if options.shard == EVERYTHING:
+        return Join(EVERYTHING, epath.Path(options.out), "")
     names = [(str(each.path), each.name) for each in files]
-    digest = hashlib.sha256(repr((segmenter.config.eval, names, facts)).encode())
+    facts = (segmenter.config.eval, names, dataclasses.replace(options, shard=EVERYTHING), settings)
+    digest = hashlib.sha256(repr(facts).encode(errors="surrogateescape"))
     for leaf in jax.tree.leaves(segmenter.variables):
-        digest.update(np.ascontiguousarray(leaf).data)
-    return digest.hexdigest()[:16]
+        digest.update(np.asarray(leaf).tobytes())
+    return Join(options.shard, epath.Path(options.out), digest.hexdigest()[:16])
 
 
 def _make_protocol(

@@ -137,7 +137,7 @@ class Join:
         return [results[number] for number in sorted(results)]
 
     def clean(self) -> None:
-        """Remove the results of all shards, after the task of the last process is done."""
+        """Remove the results of all shards, once the last process has used them."""
         if self.shard.count == 1:
             return
         with write_atomically(self._claim):

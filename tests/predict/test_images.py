@@ -175,7 +175,7 @@ def test_shards_write_the_files_that_one_process_writes(segmenter, tmp_path, mon
     (code_2, output_2), (code_1, output_1) = (predict_shard("shards", "--shard", f"{number}/2") for number in (2, 1))
     assert sorted([code_1, code_2]) == [0, 1]  # one of them has the broken file
     assert "Shard 1 of 2 is not done yet." in output_2
-    assert "All 2 shards are done." in output_1
+    assert "All 2 shards are done, with 8 files in total." in output_1
     assert len(read_files(tmp_path / "shards")) == 3 * 7
     assert read_files(tmp_path / "shards") == read_files(tmp_path / "alone")
 
