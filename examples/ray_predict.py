@@ -33,7 +33,7 @@ class Predictor:
         failures: list[str] = []
         options = Options(self._out, shard=WorkShard(row["id"] + 1, self._shards))
         count = run(self._segmenter, self._files, options, Console(quiet=True), failures.append)
-        return {"files": count, "failures": failures}
+        return {"files": count, "failures": "\n".join(failures)}
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def main() -> None:
         **({"num_gpus": flags.gpus_per_worker} if flags.gpus_per_worker else {"num_cpus": 1}),
     )
     rows = rows.take_all()
-    failures = [line for row in rows for line in row["failures"]]
+    failures = [line for row in rows for line in row["failures"].splitlines()]
     count = sum(row["files"] for row in rows)
     print(f"Segmented {count - len(failures)} of {count} files. The results are in {out}.")
     for line in failures:

@@ -19,7 +19,8 @@ def train(settings: dict) -> None:
     config = load_recipe(settings["recipe"], [*settings["fields"], f"optim.lr={settings['lr']}"])
     workdir = os.path.join(settings["workdir"], f"lr_{settings['lr']}")
     scores = dl.train(config, workdir, on_evaluation=lambda step, scores: tune.report({"step": step, "miou": scores["miou"]}))
-    tune.report({"step": scores["step"], "miou": scores["miou"]})  # the run may have been complete before
+    if "miou" in scores:  # the run may have been complete before, and then has no evaluation
+        tune.report({"step": scores["step"], "miou": scores["miou"]})
 
 
 def main() -> None:
@@ -46,8 +47,8 @@ def main() -> None:
     print(f"{'lr':>8}  {'step':>6}  {'mIoU':>6}  run")
     for result in sorted(results, key=lambda result: result.config["lr"]):
         lr, row = result.config["lr"], result.metrics or {}
-        if result.error:
-            print(f"{lr:8g}  {'failed: ' + str(result.error).splitlines()[-1]}")
+        if result.error or "miou" not in row:
+            print(f"{lr:8g}  failed: {str(result.error or 'no evaluation').splitlines()[-1]}")
         else:
             print(f"{lr:8g}  {row['step']:6d}  {row['miou']:6.2%}  {workdir}/lr_{lr}")
 
