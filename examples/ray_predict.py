@@ -56,7 +56,7 @@ def main() -> None:
     rows = ray.data.range(shards, override_num_blocks=shards).map(
         Predictor,
         fn_constructor_args=(inputs, checkpoint, out, shards),
-        concurrency=flags.workers,
+        compute=ray.data.ActorPoolStrategy(size=flags.workers),
         **({"num_gpus": flags.gpus_per_worker} if flags.gpus_per_worker else {"num_cpus": 1}),
     )
     rows = rows.take_all()
