@@ -32,8 +32,8 @@ class Predictor:
 
         failures: list[str] = []
         options = Options(self._out, shard=WorkShard(row["id"] + 1, self._shards))
-        count = run(self._segmenter, self._files, options, Console(quiet=True), failures.append)
-        return {"files": count, "failures": "\n".join(failures)}
+        share = run(self._segmenter, self._files, options, Console(quiet=True), failures.append)
+        return {"files": share.count, "plan": share.plan, "failures": "\n".join(failures)}
 
 
 def main() -> None:
@@ -60,6 +60,8 @@ def main() -> None:
         **({"num_gpus": flags.gpus_per_worker} if flags.gpus_per_worker else {"num_cpus": 1}),
     )
     rows = rows.take_all()
+    if len({row["plan"] for row in rows}) > 1:
+        raise SystemExit("error: The workers have different devices, or could not read all inputs. Run the command again.")
     failures = [line for row in rows for line in row["failures"].splitlines()]
     count = sum(row["files"] for row in rows)
     print(f"Segmented {count - len(failures)} of {count} files. The results are in {out}.")

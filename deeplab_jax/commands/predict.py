@@ -110,12 +110,12 @@ def _write_pictures(
     from deeplab_jax.predict.images import run
 
     join.withdraw()
-    count = run(segmenter, files, options, console, fail)
-    counts = join.finish(count, console.print)
+    share = run(segmenter, files, options, console, fail)
+    counts = join.finish(share.count, share.plan, console.print)
     if counts and options.shard.count > 1:
         console.print(f"All {len(counts)} shards are done, with {sum(counts)} files in total.")
         join.clean()
-    return count
+    return share.count
 
 
 def _make_join(segmenter: "Segmenter", files: Sequence["Input"], options: "Options", settings: tuple[Any, ...]) -> "Join":

@@ -68,12 +68,12 @@ def write_split(
     written: list[PseudoLabel] = []
     classes = segmenter.label_set.num_classes
     output = pseudo_labels.make_output(files, root, values, classes, min_confidence, written)
-    count = run(segmenter, inputs, options, console, fail, output)
+    share = run(segmenter, inputs, options, console, fail, output)
     results = [each.to_json() for each in written]
-    shards = join.finish(results, lambda line: console.print(f"{line} The last one to end writes {listing}."))
+    shards = join.finish(results, share.plan, lambda line: console.print(f"{line} The last one to end writes {listing}."))
     written = [PseudoLabel.from_json(values) for each in shards or () for values in each]
     if not written:
-        return count
+        return share.count
     _print_summary(segmenter.label_set, written, min_confidence)
     if not any(each.kept.any() for each in written):
         raise ConfigError(
@@ -86,7 +86,7 @@ def write_split(
     flags = {"root": root, "train_split": joined, "mix": f"({ratio})"}
     console.print(f"Wrote {listing}. To train on it, with an equal share of each split in every batch:")
     console.print("  " + shlex.join(f"--config.data.{field}={value}" for field, value in flags.items()))
-    return count
+    return share.count
 
 
 def _prepare_split(root: Path, split: str, segmenter: Segmenter, inputs: Sequence[Input]) -> str:

@@ -7,6 +7,7 @@ network runs.
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import itertools
 import pathlib
 import warnings
@@ -97,6 +98,20 @@ class Output:
     write: Callable[[Input, UInt8[np.ndarray, "h w c"] | None, Prediction], None]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Share:
+    """What `run` did.
+
+    Attributes:
+      count: The number of inputs in `Options.shard`, including unreadable ones.
+      plan: A digest of how all inputs were divided. Shards with different plans, for example because one of them could not read
+        the size of an image, might miss some inputs.
+    """
+
+    count: int
+    plan: str
+
+
 def make_picture_output(label_set: LabelSet, options: Options) -> Output:
     """Return the output that `Options.out` describes."""
 
@@ -120,7 +135,7 @@ def run(
     console: Console,
     fail: Callable[[str], None],
     output: Output | None = None,
-) -> int:
+) -> Share:
     """Run the network on the inputs and write the results. Unreadable inputs are reported and skipped.
 
     Args:
@@ -130,9 +145,6 @@ def run(
       console: The console for the progress bar.
       fail: A function called with a one-line message for each failed input.
       output: What to compute and write. If None, write pictures.
-
-    Returns:
-      The number of inputs in `options.shard`, which by default are all of them. It includes unreadable ones.
 
     Raises:
       ConfigError: A result cannot be written, or the inputs include videos but PyAV is not installed or the network does not
@@ -149,12 +161,12 @@ def run(
         # Pillow warns about large images, which are processed in windows, and about broken metadata, which is harmless.
         warnings.simplefilter("ignore")
         progress = stack.enter_context(Progress(*columns, console=console, disable=not console.is_terminal, transient=True))
-        count = _run_images(segmenter, images, options, output, progress, fail)
+        share = _run_images(segmenter, images, options, output, progress, fail)
         own_videos = options.shard.take(videos)
         for each in own_videos:
             with _report_errors(fail):
                 _run_video(segmenter, each, options, output, progress)
-    return count + len(own_videos)
+    return dataclasses.replace(share, count=share.count + len(own_videos))
 
 
 def _run_images(
@@ -164,7 +176,7 @@ def _run_images(
     output: Output,
     progress: Progress,
     fail: Callable[[str], None],
-) -> int:
+) -> Share:
     data = segmenter.config.data
     sizes: dict[Input, Size] = {}
     failures: list[str] = []
@@ -180,6 +192,7 @@ def _run_images(
     batches: list[tuple[tuple[Input, ...], Group]] = []
     for group, members in groups.items():
         batches += [(batch, group) for batch in _batches(members, group[1])]
+    plan = repr([([each.name for each in batch], group) for batch, group in batches])
     batches = options.shard.take(batches)
     count = sum(len(batch) for batch, _ in batches)
     task = progress.add_task("images", total=count)
@@ -209,7 +222,7 @@ def _run_images(
             progress.advance(task, len(batch))
         for future in pending:
             future.result()
-    return count + len(failures)
+    return Share(count + len(failures), hashlib.sha256(plan.encode(errors="surrogateescape")).hexdigest())
 
 
 def _map_ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:

@@ -109,11 +109,12 @@ class Join:
         if self.shard.count > 1:
             self._file(self.shard.number).unlink(missing_ok=True)
 
-    def finish(self, result: Any, say: Callable[[str], None]) -> list[Any] | None:
+    def finish(self, result: Any, plan: str, say: Callable[[str], None]) -> list[Any] | None:
         """Add this shard's result, once its work is done.
 
         Args:
           result: A JSON value.
+          plan: How the work was divided. Results with another plan count as missing.
           say: Called with a line that names the missing shards, if there are any.
 
         Returns:
@@ -123,11 +124,13 @@ class Join:
         if self.shard.count == 1:
             return [result]
         with write_atomically(self._file(self.shard.number)) as file:
-            file.write(json.dumps(result).encode())
+            file.write(json.dumps([plan, result]).encode())
         results = {}
         for number in range(1, self.shard.count + 1):
             with contextlib.suppress(FileNotFoundError):
-                results[number] = json.loads(self._file(number).read_text())
+                other_plan, other = json.loads(self._file(number).read_text())
+                if other_plan == plan:
+                    results[number] = other
         if missing := set(range(1, self.shard.count + 1)) - results.keys():
             # Another process that was the last one might be removing the files.
             if self._claim.exists() or not self._file(self.shard.number).exists():

@@ -14,7 +14,7 @@ from deeplab_jax.errors import ConfigError
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.predict import images as predict_module
 from deeplab_jax.predict import video
-from deeplab_jax.predict.images import Options, run
+from deeplab_jax.predict.images import Options, Share, run
 from deeplab_jax.predict.inputs import find_inputs
 
 
@@ -188,7 +188,7 @@ def test_flip_overrides_the_setting_of_the_run(segmenter, tmp_path, monkeypatch,
     flips = []
     monkeypatch.setattr(api, "load", lambda checkpoint: api.Segmenter(config, segmenter.variables))
     monkeypatch.setattr(paths, "resolve", lambda checkpoint: checkpoint)
-    monkeypatch.setattr(predict_module, "run", lambda segmenter, *_: flips.append(segmenter.config.eval.flip) or 1)
+    monkeypatch.setattr(predict_module, "run", lambda segmenter, *_: flips.append(segmenter.config.eval.flip) or Share(1, ""))
     Image.fromarray(draw_photo((8, 8))).save(tmp_path / "a.png")
     code, output = run_cli(
         monkeypatch, capsys, "predict", tmp_path / "a.png", *arguments, "--checkpoint", "run", "--out", tmp_path

@@ -65,10 +65,10 @@ def make_joins(folder, count, work="work"):
 def test_the_last_shard_has_all_results_and_the_others_name_the_missing_ones(tmp_path):
     first, second, third = make_joins(tmp_path, 3)
     lines = []
-    assert second.finish("b", lines.append) is None
-    assert third.finish("c", lines.append) is None
+    assert second.finish("b", "plan", lines.append) is None
+    assert third.finish("c", "plan", lines.append) is None
     assert lines == ["Shards 1, 3 of 3 are not done yet.", "Shard 1 of 3 is not done yet."]
-    assert first.finish("a", lines.append) == ["a", "b", "c"]
+    assert first.finish("a", "plan", lines.append) == ["a", "b", "c"]
     first.clean()
     assert len(lines) == 2
     assert not list(tmp_path.iterdir())
@@ -78,27 +78,29 @@ def test_results_of_other_work_and_withdrawn_results_do_not_count(tmp_path):
     first, second = make_joins(tmp_path, 2)
     lines = []
     for other in (*make_joins(tmp_path, 2, "other"), *make_joins(tmp_path, 3)):
-        other.finish(None, lambda line: None)
-    second.finish("old", lines.append)
+        other.finish(None, "plan", lambda line: None)
+    second.finish("b", "another plan", lambda line: None)
+    assert first.finish("a", "plan", lambda line: None) is None
+    second.finish("old", "plan", lines.append)
     second.withdraw()
-    assert first.finish("a", lines.append) is None
+    assert first.finish("a", "plan", lines.append) is None
     assert lines == ["Shard 1 of 2 is not done yet.", "Shard 2 of 2 is not done yet."]
-    assert second.finish("new", lines.append) == ["a", "new"]
+    assert second.finish("new", "plan", lines.append) == ["a", "new"]
 
 
 def test_a_shard_whose_result_was_joined_by_another_says_nothing(tmp_path, monkeypatch):
     first, second = make_joins(tmp_path, 2)
     lines = []
-    first.finish("a", lambda line: None)
+    first.finish("a", "plan", lambda line: None)
     # Another process removes the results after the second shard has added its own.
-    monkeypatch.setattr("json.loads", lambda text: first.clean() or text)
-    assert second.finish("b", lines.append) is None
+    monkeypatch.setattr("json.loads", lambda text: first.clean() or ("plan", text))
+    assert second.finish("b", "plan", lines.append) is None
     assert lines == []
 
 
 def test_one_process_leaves_no_files(tmp_path):
     join = Join(EVERYTHING, epath.Path(tmp_path), "")
     join.withdraw()
-    assert join.finish("a", print) == ["a"]
+    assert join.finish("a", "plan", print) == ["a"]
     join.clean()
     assert not list(tmp_path.iterdir())
