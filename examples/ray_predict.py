@@ -48,18 +48,15 @@ def main() -> None:
     flags = parser.parse_args()
     shards = flags.shards or 4 * flags.workers
     # Ray runs the workers in folders of their own.
-    inputs, checkpoint, out = (
-        [*map(os.path.abspath, flags.inputs)],
-        os.path.abspath(flags.checkpoint),
-        os.path.abspath(flags.out),
-    )
-    rows = ray.data.range(shards, override_num_blocks=shards).map(
+    inputs = [os.path.abspath(each) for each in flags.inputs]
+    checkpoint, out = os.path.abspath(flags.checkpoint), os.path.abspath(flags.out)
+    dataset = ray.data.range(shards, override_num_blocks=shards).map(
         Predictor,
         fn_constructor_args=(inputs, checkpoint, out, shards),
         compute=ray.data.ActorPoolStrategy(size=flags.workers),
         **({"num_gpus": flags.gpus_per_worker} if flags.gpus_per_worker else {"num_cpus": 1}),
     )
-    rows = rows.take_all()
+    rows = dataset.take_all()
     if len({row["plan"] for row in rows}) > 1:
         raise SystemExit("error: The workers have different devices, or could not read all inputs. Run the command again.")
     failures = [line for row in rows for line in row["failures"].splitlines()]
