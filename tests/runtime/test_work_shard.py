@@ -81,10 +81,10 @@ def test_results_of_other_work_and_withdrawn_results_do_not_count(tmp_path):
         other.finish(None, "plan", lambda line: None)
     second.finish("b", "another plan", lambda line: None)
     assert first.finish("a", "plan", lambda line: None) is None
-    second.finish("old", "plan", lines.append)
+    assert second.finish("old", "plan", lines.append) == ["a", "old"]
     second.withdraw()
     assert first.finish("a", "plan", lines.append) is None
-    assert lines == ["Shard 1 of 2 is not done yet.", "Shard 2 of 2 is not done yet."]
+    assert lines == ["Shard 2 of 2 is not done yet."]
     assert second.finish("new", "plan", lines.append) == ["a", "new"]
 
 
