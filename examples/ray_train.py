@@ -1,7 +1,7 @@
 """Train a recipe with Ray Train.
 
-    python examples/ray_train.py configs/cityscapes_r50_os8.py /shared/runs/r50 --workers 2 --gpus-per-worker 4 \
-        data.root=/shared/cityscapes
+    python examples/ray_train.py configs/cityscapes_r50_os8.py /shared/runs/r50 data.root=/shared/cityscapes \
+        --workers 2 --gpus-per-worker 4
 
 Ray starts the workers, JAX connects them, and `dl.train` does the rest. If a worker dies, Ray ends the others and starts all of
 them again, and the run resumes from its last checkpoint. Without --gpus-per-worker, the workers use CPUs.
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--gpus-per-worker", type=int, default=0)
     parser.add_argument("--max-failures", type=int, default=3, help="how often Ray starts the workers again")
-    flags = parser.parse_args()
+    flags = parser.parse_intermixed_args()
     gpus = flags.gpus_per_worker
     JaxTrainer(
         train,

@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("fields", nargs="*", metavar="FIELD=VALUE", help="config fields, such as data.root=/shared/cityscapes")
     parser.add_argument("--lr", type=float, nargs="+", required=True)
     parser.add_argument("--gpus-per-trial", type=int, default=0)
-    flags = parser.parse_args()
+    flags = parser.parse_intermixed_args()
     gpus, workdir = flags.gpus_per_trial, os.path.abspath(flags.workdir)
     space = {
         "recipe": os.path.abspath(flags.recipe),

@@ -38,7 +38,7 @@ def test_a_run_resumes_after_a_worker_is_killed(street_scenes, tmp_path):
     workdir = tmp_path / "run"
     values = {"steps": STEPS, "log_every": 5, "save_every": 10, "eval_every": 0}
     fields = [f"data.root={street_scenes}", *(f"train.{name}={value}" for name, value in values.items())]
-    command = [sys.executable, "examples/ray_train.py", str(TINY), str(workdir), "--workers=2", *fields]
+    command = [sys.executable, "examples/ray_train.py", str(TINY), str(workdir), *fields, "--workers=2"]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, env=ENVIRONMENT, cwd=ROOT, stdout=log, stderr=log)
     wait_until(lambda: len(list((workdir / "checkpoints").glob("*/SHA256SUMS"))) > 1 or process.poll() is not None, 900)
@@ -57,7 +57,7 @@ def test_a_run_resumes_after_a_worker_is_killed(street_scenes, tmp_path):
 
 def test_a_search_prints_a_table(street_scenes, tmp_path):
     fields = (f"data.root={street_scenes}", "train.steps=4", "train.eval_every=4")
-    output = run("examples/ray_tune.py", TINY, tmp_path / "sweep", "--lr", 0.01, 0.05, *fields)
+    output = run("examples/ray_tune.py", TINY, tmp_path / "sweep", *fields, "--lr", 0.01, 0.05)
     rows = re.findall(r"^ +(0\.0\d) +4 +[\d.]+% +(\S+)$", output, re.MULTILINE)
     assert rows == [(lr, str(tmp_path / "sweep" / f"lr_{lr}")) for lr in ("0.01", "0.05")]
 
