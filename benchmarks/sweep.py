@@ -149,7 +149,7 @@ def train(command: str, workdir: pathlib.Path) -> Result:
                 child.wait()
             except KeyboardInterrupt:  # train.py also gets the signal, finishes its step and saves
                 child.wait()
-        if child.returncode:
+        if child.returncode not in (0, 75):  # 75: a signal stopped the run
             last = (workdir / "log.txt").read_text().strip().splitlines()[-1:]
             sys.exit(
                 f"train.py exited with code {child.returncode}. The last line of {workdir / 'log.txt'} is: {''.join(last)}"

@@ -44,7 +44,7 @@ def test_a_run_resumed_after_ctrl_c_equals_an_uninterrupted_run(finished_run, st
                 process.send_signal(signal.SIGINT)
                 break
         output = process.stdout.read()
-        assert process.wait(timeout=300) == 0
+        assert process.wait(timeout=300) == 75
     stopped = int(re.search(r"Stopped after step (\d+) of 6", output).group(1))
     assert 2 <= stopped < 6
     assert f"resuming {workdir} after step {stopped}" in run_program("train.py", f"--workdir={workdir}", root=street_scenes)

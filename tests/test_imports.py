@@ -19,7 +19,7 @@ LAYERS = (
 )
 WITHOUT_JAX = ("errors", "files", "labels", "config", "data", "scenes")
 # The data packages must not use JAX. They are allowed to use the runtime modules that do not need JAX.
-DATA_MAY_IMPORT = ("errors", "files", "labels", "config", "runtime.machine", "runtime.canvases")
+DATA_MAY_IMPORT = ("errors", "files", "labels", "config", "runtime.machine", "runtime.canvases", "runtime.work_shard")
 MAY_IMPORT = {layer: LAYERS[:position] for position, layer in enumerate(LAYERS)} | {
     "data": DATA_MAY_IMPORT,
     "scenes": DATA_MAY_IMPORT,

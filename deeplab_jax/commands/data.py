@@ -67,6 +67,7 @@ def prepare(
     channels: int = 3,
     value_range: tuple[float, float] | None = None,
     threads: int = 0,
+    shard: Annotated[str, tyro.conf.arg(metavar="I/N")] = "",
 ) -> None:
     """Decode a data set into records, which load much faster in training. To use them, set data.root to the records folder.
 
@@ -82,14 +83,20 @@ def prepare(
       channels: The number of bands in the images. Use the same value as data.channels in training.
       value_range: The values in the files that become 0 and 255. Use the same values as data.value_range in training.
       threads: The number of host threads, or 0 to choose automatically.
+      shard: Do one share of the work, with I from 1 to N, and leave the others to N - 1 processes with the same command. The
+        default is the share of this task of a SLURM array, and otherwise everything. See docs/how-to/clusters.md.
     """
     from deeplab_jax.data.prepare import prepare as write_records
+    from deeplab_jax.runtime.work_shard import choose_shard
 
     _require_threads(threads)
     data = _make_data_config(root, label_kind, data_dir)
     data.threads, data.channels, data.value_range = threads, channels, value_range or ()
     validate_fields(Config(data=data))
-    write_records(data, out, splits, Console(soft_wrap=True, highlight=False))
+    share, console = choose_shard(shard, os.environ), Console(soft_wrap=True, highlight=False)
+    if share.count > 1:
+        console.print(share.describe())
+    write_records(data, out, splits, console, share)
 
 
 def labels(root: Root, out: str = "", splits: tuple[str, ...] = (), label_kind: str = "auto", threads: int = 0) -> None:

@@ -1,18 +1,23 @@
 """The `deeplab-jax predict` command."""
 
 import dataclasses
+import hashlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
+from etils import epath
 from rich.console import Console
 
 from deeplab_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     from deeplab_jax.api import Segmenter
+    from deeplab_jax.predict.images import Options
+    from deeplab_jax.predict.inputs import Input
+    from deeplab_jax.runtime.work_shard import Join
 
 DEFAULT_CONFIDENCE = 0.9
 
@@ -31,6 +36,7 @@ def predict(
     output_stride: Literal[8, 16, 32] | None = None,
     batch_size: int = 0,
     max_pixels: int = 2**22,
+    shard: Annotated[str, tyro.conf.arg(metavar="I/N")] = "",
 ) -> None:
     """Segment images and videos. The exit code is 1 if any file is unreadable.
 
@@ -53,30 +59,36 @@ def predict(
         pixels, between 1 and 8.
       max_pixels: The largest image, in pixels, to process in one piece. Larger images are processed in 768x768 windows to limit
         memory use.
+      shard: Do one share of the work, with I from 1 to N, and leave the others to N - 1 processes with the same command. The
+        default is the share of this task of a SLURM array, and otherwise everything. See docs/how-to/clusters.md.
     """
     protocol = _make_protocol(scales, flip, window, output_stride)
     _check_label_flags(as_labels, min_confidence, confidence, opacity)
     from deeplab_jax.checkpoints.paths import resolve
-    from deeplab_jax.predict.images import Options, run
+    from deeplab_jax.predict.images import Options
     from deeplab_jax.predict.inputs import find_inputs
+    from deeplab_jax.runtime.work_shard import choose_shard
 
-    options = Options(out, confidence, opacity, batch_size, max_pixels)
+    options = Options(out, confidence, opacity, batch_size, max_pixels, choose_shard(shard, os.environ))
     files, others = find_inputs(inputs, out)
     _require_files(files, inputs, out, as_labels)
     step = resolve(checkpoint)
     segmenter = _load(step, protocol)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"Checkpoint: {step}")
+    if options.shard.count > 1:
+        console.print(options.shard.describe())
     failures: list[str] = []
+    limit = DEFAULT_CONFIDENCE if min_confidence is None else min_confidence
+    join = _make_join(segmenter, files, options, (as_labels, limit))
     try:
         if as_labels:
             from deeplab_jax.commands.pseudo_labels import write_split  # imports TensorFlow
 
-            limit = DEFAULT_CONFIDENCE if min_confidence is None else min_confidence
-            write_split(segmenter, files, options, limit, console, failures.append)
+            count = write_split(segmenter, files, options, limit, console, failures.append, join)
         else:
-            run(segmenter, files, options, console, failures.append)
-        console.print(f"Segmented {len(files) - len(failures)} of {len(files)} files. The results are in {out}.")
+            count = _write_pictures(segmenter, files, options, console, failures.append, join)
+        console.print(f"Segmented {count - len(failures)} of {count} files. The results are in {out}.")
         if others:
             names = ", ".join(str(path) for path in others[:3]) + ", ..." * (len(others) > 3)
             console.print(f"Skipped {len(others)} files without an image or video suffix: {names}")
@@ -84,6 +96,43 @@ def predict(
         for line in failures:
             console.print(f"failed: {line}")
     sys.exit(1 if failures else 0)
+
+
+def _write_pictures(
+    segmenter: "Segmenter",
+    files: Sequence["Input"],
+    options: "Options",
+    console: Console,
+    fail: Callable[[str], None],
+    join: "Join",
+) -> int:
+    """Predict the files of this process's share, and return their number."""
+    from deeplab_jax.predict.images import run
+
+    join.withdraw()
+    share = run(segmenter, files, options, console, fail)
+    counts = join.finish(share.count, share.plan, console.print)
+    if counts and options.shard.count > 1:
+        console.print(f"All {len(counts)} shards are done, with {sum(counts)} files in total.")
+        join.clean()
+    return share.count
+
+
+def _make_join(segmenter: "Segmenter", files: Sequence["Input"], options: "Options", settings: tuple[Any, ...]) -> "Join":
+    """Return what joins the results of all shards. Shards of other networks, files or settings do not join."""
+    import jax
+    import numpy as np
+
+    from deeplab_jax.runtime.work_shard import EVERYTHING, Join
+
+    if options.shard == EVERYTHING:
+        return Join(EVERYTHING, epath.Path(options.out), "")
+    names = [(str(each.path), each.name) for each in files]
+    facts = (segmenter.config.eval, names, dataclasses.replace(options, shard=EVERYTHING), settings)
+    digest = hashlib.sha256(repr(facts).encode(errors="surrogateescape"))
+    for leaf in jax.tree.leaves(segmenter.variables):
+        digest.update(np.asarray(leaf).tobytes())
+    return Join(options.shard, epath.Path(options.out), digest.hexdigest()[:16])
 
 
 def _make_protocol(

@@ -24,6 +24,7 @@ from deeplab_jax.predict import pseudo_labels
 from deeplab_jax.predict.images import Options, run
 from deeplab_jax.predict.inputs import Input, is_video
 from deeplab_jax.predict.pseudo_labels import PseudoLabel
+from deeplab_jax.runtime.work_shard import Join
 
 
 def write_split(
@@ -33,7 +34,8 @@ def write_split(
     min_confidence: float,
     console: Console,
     fail: Callable[[str], None],
-) -> None:
+    join: Join,
+) -> int:
     """Predict images, write the confident pixels as the labels of a new split, and print what was kept.
 
     Args:
@@ -43,6 +45,10 @@ def write_split(
       min_confidence: The smallest probability of a pixel's class for which the pixel gets a label.
       console: The console for progress and the summary.
       fail: A function called with a one-line message for each failed input.
+      join: Joins the labels of several processes. The last one writes the list and prints what all of them kept.
+
+    Returns:
+      The number of inputs in `options.shard`.
 
     Raises:
       ConfigError: `out` is not a new split of the data set that the network was trained on, the network's classes are not those
@@ -57,24 +63,30 @@ def write_split(
     files = pseudo_labels.name_files(inputs, root, split, kind)
     pseudo_labels.require_replaceable(root, [label for _, label in files.values()])
     listing = pseudo_labels.list_path(root, split)
+    join.withdraw()
     listing.unlink(missing_ok=True)  # written last, so that an interrupted command does not leave a split with some old labels
     written: list[PseudoLabel] = []
     classes = segmenter.label_set.num_classes
     output = pseudo_labels.make_output(files, root, values, classes, min_confidence, written)
-    run(segmenter, inputs, options, console, fail, output)
+    share = run(segmenter, inputs, options, console, fail, output)
+    results = [each.to_json() for each in written]
+    shards = join.finish(results, share.plan, lambda line: console.print(f"{line} The last one to end writes {listing}."))
+    written = [PseudoLabel.from_json(values) for each in shards or () for values in each]
     if not written:
-        return
+        return share.count
     _print_summary(segmenter.label_set, written, min_confidence)
     if not any(each.kept.any() for each in written):
         raise ConfigError(
             f"`--min-confidence` (={min_confidence:g}) keeps no pixel, so {listing} was not written. Use a smaller probability."
         )
     pseudo_labels.write_list(root, split, written)
+    join.clean()
     others = _other_splits(segmenter.config.data, split)
     joined, ratio = "+".join([*others, split]), ",".join("1" * (len(others) + 1))
     flags = {"root": root, "train_split": joined, "mix": f"({ratio})"}
     console.print(f"Wrote {listing}. To train on it, with an equal share of each split in every batch:")
     console.print("  " + shlex.join(f"--config.data.{field}={value}" for field, value in flags.items()))
+    return share.count
 
 
 def _prepare_split(root: Path, split: str, segmenter: Segmenter, inputs: Sequence[Input]) -> str:

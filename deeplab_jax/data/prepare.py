@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -45,17 +45,20 @@ from deeplab_jax.data.samples import Samples, read_sample
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.files import advise_on_write_error, write_atomically
 from deeplab_jax.runtime.machine import usable_cores
+from deeplab_jax.runtime.work_shard import EVERYTHING, WorkShard
 
 SHARD_SAMPLES = 64  # samples per shard; about half a gigabyte for Cityscapes
 # Matches temporary file names, which contain the id of the writing process. A temporary file is an unfinished manifest, sidecar
 # file or shard, or a finished shard that has not been renamed yet.
 TEMPORARY = re.compile(
-    rf"\.?(?:{re.escape(MANIFEST)}|(?P<split>.+)-\d{{5}}(?:\.json)?)\.(?P<pid>\d+)\.(?:new|bin|bin\.\d+\.new)"
+    rf"\.?(?:{re.escape(MANIFEST)}|(?P<name>(?P<split>.+)-\d{{5}})(?:\.json)?)\.(?P<pid>\d+)\.(?:new|bin|bin\.\d+\.new)"
 )
 
 
-def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console) -> None:
+def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console, share: WorkShard = EVERYTHING) -> None:
     """Write records for `splits` to the folder `out`, which can then be used as `data.root`.
+
+    If the work is split over several processes, each one writes whole record shards, and the last one writes the manifest.
 
     Args:
       data: A config's data section. Only the root, the source, the channels, the value range, the label kind and the thread
@@ -63,6 +66,7 @@ def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console)
       out: A new folder, or the output folder from an earlier run. Existing shards are reused if their samples are unchanged.
       splits: The split names. "train+val" counts as two splits.
       console: The console for progress output.
+      share: This process's share of the record shards.
 
     Raises:
       DataError: A split cannot be found (see `find.find_split`), or a sample cannot be read.
@@ -79,23 +83,46 @@ def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console)
         console.print(describe(split, samples), markup=False)
     _require_folder(folder)
     _read_other_splits(folder, source, splits)  # reject a different source before changing any files
-    _remove_temporary_files(folder, splits)
     plan = {split: _plan_shards(split, len(samples)) for split, samples in sets.items()}
-    _reuse_shards(folder, plan, sets, source, data, console)
-    todo = {split: [planned for planned in each if planned.shard is None] for split, each in plan.items()}
+    jobs = [(planned, sets[split]) for split, each in plan.items() for planned in each]
+    own = share.take(jobs)
+    _remove_temporary_files(folder, splits, {planned.name for planned, _ in own} if share.count > 1 else None)
+    _reuse_shards(folder, own, source, data, console)
+    todo = {
+        split: [planned for planned, each in own if each is samples and not planned.shard] for split, samples in sets.items()
+    }
     if not any(todo.values()) and (folder / MANIFEST).exists():
-        console.print(f"{out} is already up to date", markup=False)
+        console.print(f"{'Shard ' + str(share) + ' of ' if share.count > 1 else ''}{out} is already up to date", markup=False)
     else:
         _require_space(folder, todo, sets, data.channels)
         # Remove these splits from the manifest until all their shards are complete. Reread the other splits each time,
         # because another process might have prepared some of them in the meantime.
         _write_manifest(folder, source, data_dir, _read_other_splits(folder, source, splits))
         _write_shards(folder, sets, todo, source, data, console)
+    if missing := _find_missing(folder, jobs, share, source, data, console):
+        line = f"{share.describe_missing(missing)} The last one to end writes {folder / MANIFEST}."
+        console.print(line, markup=False, soft_wrap=True)
+        return
     prepared = {split: _as_json(samples, plan[split]) for split, samples in sets.items()}
     _write_manifest(folder, source, data_dir, _read_other_splits(folder, source, splits) | prepared)
     shards = [planned for each in plan.values() for planned in each]
     current = {f"{planned.name}.json" for planned in shards} | {planned.shard.file for planned in shards if planned.shard}
     _remove_outdated(folder, current, splits)
+
+
+def _find_missing(
+    folder: epath.Path, jobs: Sequence["_Job"], share: WorkShard, source: str, data: DataConfig, console: Console
+) -> list[int]:
+    """Return the numbers of the shares of the work that are not done. If there are none, set `shard` on all planned shards."""
+    others = [number for number in range(1, share.count + 1) if number != share.number]
+    shares = {number: WorkShard(number, share.count).take(jobs) for number in others}
+    missing = [
+        number for number, each in shares.items() if not all((folder / f"{planned.name}.json").exists() for planned, _ in each)
+    ]
+    if missing:  # do not read what others have written before all of it is there
+        return missing
+    _reuse_shards(folder, [job for each in shares.values() for job in each], source, data, console)
+    return [number for number, each in shares.items() if not all(planned.shard for planned, _ in each)]
 
 
 def _write_shards(
@@ -142,24 +169,21 @@ class _PlannedShard:
     shard: Shard | None
 
 
+_Job = tuple[_PlannedShard, Samples]
+
+
 def _plan_shards(split: str, count: int) -> list[_PlannedShard]:
     starts = range(0, count, SHARD_SAMPLES)
     return [_PlannedShard(f"{split}-{n:05d}", range(i, min(i + SHARD_SAMPLES, count)), None) for n, i in enumerate(starts)]
 
 
-def _reuse_shards(
-    folder: epath.Path,
-    plan: Mapping[str, Sequence[_PlannedShard]],
-    sets: Mapping[str, Samples],
-    source: str,
-    data: DataConfig,
-    console: Console,
-) -> None:
-    """Set `shard` on each planned shard that an earlier run has already written.
+def _reuse_shards(folder: epath.Path, jobs: Sequence["_Job"], source: str, data: DataConfig, console: Console) -> None:
+    """Set `shard` on each planned shard that an earlier run, or another process, has already written.
 
     The shards are checked in parallel, because computing the checksums for a large data set takes minutes on one core.
     """
-    jobs = [(planned, sets[split]) for split, each in plan.items() for planned in each]
+    if not jobs:
+        return
     with _progress_bar(console) as bar, ThreadPoolExecutor(data.threads or usable_cores()) as pool:
         task = bar.add_task("existing shards", total=len(jobs))
         for (planned, _), shard in zip(
@@ -383,10 +407,16 @@ def _require_folder(folder: epath.Path) -> None:
         )
 
 
-def _remove_temporary_files(folder: epath.Path, splits: Sequence[str]) -> None:
-    """Delete the temporary files that killed processes left behind for these splits and for the manifest."""
+def _remove_temporary_files(folder: epath.Path, splits: Sequence[str], names: Collection[str] | None) -> None:
+    """Delete the temporary files that killed processes left behind for these splits and for the manifest.
+
+    If other processes write to the same folder, `names` has this process's planned shards, and only theirs are deleted. A
+    process of another host does not count as running.
+    """
     for path in folder.iterdir():
         match = TEMPORARY.fullmatch(path.name)
+        if match and names is not None and match["name"] not in names:
+            continue
         if match and (not match["split"] or match["split"] in splits) and not _is_alive(int(match["pid"])):
             _unlink(path)
 

@@ -7,6 +7,7 @@ network runs.
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import itertools
 import pathlib
 import warnings
@@ -31,6 +32,7 @@ from deeplab_jax.predict import video
 from deeplab_jax.predict.inputs import Input
 from deeplab_jax.runtime.canvases import Canvas, Size, choose_standard_canvases, describe_canvases
 from deeplab_jax.runtime.compilation import compiling_ahead, estimate_compile_pixels
+from deeplab_jax.runtime.work_shard import EVERYTHING, WorkShard
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -54,6 +56,8 @@ class Options:
         pixels, between 1 and 8.
       max_pixels: The largest image, in pixels, to process in one piece. Larger images are processed in 768x768 windows to limit
         memory use.
+      shard: This process's share of the batches and videos. It does not change what is in a batch, so the results are those of
+        one process to the bit.
 
     Raises:
       ConfigError: A number is out of range.
@@ -64,6 +68,7 @@ class Options:
     opacity: float = 0.5
     batch_size: int = 0
     max_pixels: int = 2**22
+    shard: WorkShard = EVERYTHING
 
     def __post_init__(self) -> None:
         if not 0 <= self.opacity <= 1:
@@ -93,6 +98,20 @@ class Output:
     write: Callable[[Input, UInt8[np.ndarray, "h w c"] | None, Prediction], None]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Share:
+    """What `run` did.
+
+    Attributes:
+      count: The number of inputs in `Options.shard`, including unreadable ones.
+      plan: A digest of how all inputs were divided. Shards with different plans, for example because one of them could not read
+        the size of an image, might miss some inputs.
+    """
+
+    count: int
+    plan: str
+
+
 def make_picture_output(label_set: LabelSet, options: Options) -> Output:
     """Return the output that `Options.out` describes."""
 
@@ -116,8 +135,8 @@ def run(
     console: Console,
     fail: Callable[[str], None],
     output: Output | None = None,
-) -> None:
-    """Run the network on all inputs and write the results. Unreadable inputs are reported and skipped.
+) -> Share:
+    """Run the network on the inputs and write the results. Unreadable inputs are reported and skipped.
 
     Args:
       segmenter: The network to run.
@@ -142,10 +161,12 @@ def run(
         # Pillow warns about large images, which are processed in windows, and about broken metadata, which is harmless.
         warnings.simplefilter("ignore")
         progress = stack.enter_context(Progress(*columns, console=console, disable=not console.is_terminal, transient=True))
-        _run_images(segmenter, images, options, output, progress, fail)
-        for each in videos:
+        share = _run_images(segmenter, images, options, output, progress, fail)
+        own_videos = options.shard.take(videos)
+        for each in own_videos:
             with _report_errors(fail):
                 _run_video(segmenter, each, options, output, progress)
+    return dataclasses.replace(share, count=share.count + len(own_videos))
 
 
 def _run_images(
@@ -155,18 +176,26 @@ def _run_images(
     output: Output,
     progress: Progress,
     fail: Callable[[str], None],
-) -> None:
-    task, data = progress.add_task("images", total=len(images)), segmenter.config.data
+) -> Share:
+    data = segmenter.config.data
     sizes: dict[Input, Size] = {}
-    for each in images:
-        with _report_errors(fail):
+    failures: list[str] = []
+    for each in images:  # of all shards, because the sizes of all images decide on the canvases
+        with _report_errors(failures.append):
             sizes[each] = files.read_size(each.path)
+    failures = options.shard.take(failures)
+    for line in failures:
+        fail(line)
     groups, summary = group_by_canvas(sizes, options)
     if summary:
         progress.console.print(summary, markup=False)
     batches: list[tuple[tuple[Input, ...], Group]] = []
     for group, members in groups.items():
         batches += [(batch, group) for batch in _batches(members, group[1])]
+    plan = repr([([each.name for each in batch], group) for batch, group in batches])
+    batches = options.shard.take(batches)
+    count = sum(len(batch) for batch, _ in batches)
+    task = progress.add_task("images", total=count)
 
     def load(batch: Sequence[Input]) -> list[tuple[Input, np.ndarray]]:
         loaded = []
@@ -177,7 +206,7 @@ def _run_images(
 
     compilations = [
         functools.partial(segmenter.compile, output.function, at_a_time, canvas)
-        for canvas, at_a_time in groups
+        for canvas, at_a_time in dict.fromkeys(group for _, group in batches)
         if not (canvas.is_exact and _is_large(canvas.size, options))
     ]
     with compiling_ahead(compilations), ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(2) as writers:
@@ -193,6 +222,7 @@ def _run_images(
             progress.advance(task, len(batch))
         for future in pending:
             future.result()
+    return Share(count + len(failures), hashlib.sha256(plan.encode(errors="surrogateescape")).hexdigest())
 
 
 def _map_ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:

@@ -45,6 +45,16 @@ class PseudoLabel:
     predicted: Int64[np.ndarray, " k"]
     kept: Int64[np.ndarray, " k"]
 
+    def to_json(self) -> list[Any]:
+        """Return JSON values for `from_json`."""
+        return [self.image, self.label, self.predicted.tolist(), self.kept.tolist()]
+
+    @classmethod
+    def from_json(cls, values: Sequence[Any]) -> "PseudoLabel":
+        """Return the label for the result of `to_json`."""
+        image, label, predicted, kept = values
+        return cls(image, label, np.array(predicted, np.int64), np.array(kept, np.int64))
+
 
 def name_files(inputs: Sequence[Input], root: Path, split: str, kind: str) -> dict[Input, tuple[str, str]]:
     """Return the image and label file of each input, relative to `root`.

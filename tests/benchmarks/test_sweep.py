@@ -143,6 +143,7 @@ os.kill(os.getppid(), signal.SIGINT)
 os.kill(os.getpid(), signal.SIGINT)
 time.sleep(1)
 print("saved", flush=True)
+raise SystemExit(75)
 """
     run_program_instead_of_training(monkeypatch, program)
     with pytest.raises(SystemExit, match=r"was stopped\. Run the same command again"):

@@ -238,3 +238,29 @@ def test_other_classes_videos_and_records_are_refused(segmenter, root, predict, 
     assert "drive.mp4 is a video, which cannot be a part of a split" in predict(folder="drive.mp4")[1]
     monkeypatch.setattr("deeplab_jax.commands.pseudo_labels.is_records", lambda root: True)
     assert "is in prepared records" in predict()[1]
+
+
+def read_split(root):
+    paths = [root / "list" / "pseudo.lst", *(root / "pseudo").rglob("*")]
+    return {str(path.relative_to(root)): path.read_bytes() for path in paths if path.is_file()}
+
+
+def test_shards_write_the_split_that_one_process_writes(root, predict):
+    (root / "leftImg8bit" / "test" / "broken.png").write_text("not an image")
+    assert predict()[0] == 1
+    expected = read_split(root)
+    (root / "list" / "pseudo.lst").unlink()
+    shutil.rmtree(root / "pseudo")
+    outputs = [predict("--shard", f"{number}/3")[1] for number in (2, 3, 1)]
+    assert "Shard 1 of 3 is not done yet. The last one to end writes" in outputs[1]
+    assert "Wrote" not in outputs[0] + outputs[1]
+    assert sum("failed:" in output for output in outputs) == 1
+    assert "of the pixels of 2 images" in outputs[2]
+    assert read_split(root) == expected
+
+
+def test_shards_with_another_probability_do_not_join(root, predict):
+    predict("--shard", "1/2", confidence=0.5)
+    output = predict("--shard", "2/2")[1]
+    assert "Shard 1 of 2 is not done yet." in output
+    assert not (root / "list" / "pseudo.lst").exists()

@@ -25,6 +25,7 @@ from deeplab_jax.data.records import read_manifest
 from deeplab_jax.data.samples import read_sample
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.files import write_atomically
+from deeplab_jax.runtime.work_shard import EVERYTHING, WorkShard
 
 NUM_SAMPLES = 7
 
@@ -62,10 +63,10 @@ def out(tmp_path):
     return tmp_path / "records"
 
 
-def run(root, out, splits=("train",), threads=0, label_kind="auto"):
+def run(root, out, splits=("train",), threads=0, label_kind="auto", share=EVERYTHING):
     """Prepare records and return the printed text."""
     console = Console(file=io.StringIO(), width=200)
-    prepare(DataConfig(root=str(root), threads=threads, label_kind=label_kind), str(out), splits, console)
+    prepare(DataConfig(root=str(root), threads=threads, label_kind=label_kind), str(out), splits, console, share)
     return console.file.getvalue()
 
 
@@ -461,3 +462,47 @@ def test_the_prepare_command(root, out, monkeypatch, capsys):
 def test_distinct_values_are_found(values):
     array = np.array(values, np.int32)
     assert prepare_module.find_distinct(array) == tuple(np.unique(array).tolist())
+
+
+def read_all(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# Seven training and two validation samples are four record shards.
+@pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2)])
+def test_several_processes_write_the_files_that_one_process_writes(root, out, order, tmp_path):
+    run(root, tmp_path / "alone", ("train", "val"))
+    lines = [run(root, out, ("train", "val"), share=WorkShard(number, 3)).splitlines()[-1] for number in order]
+    assert read_all(out) == read_all(tmp_path / "alone")
+    assert f"Shard {order[2]} of 3 is not done yet. The last one to end writes {out}/records.json." == lines[1]
+    assert "not done" not in lines[2]
+
+
+def test_without_one_of_the_processes_there_are_no_records(root, out):
+    run(root, out, share=WorkShard(2, 2))
+    with pytest.raises(DataError):
+        find_split(DataConfig(root=str(out)), "train")
+    assert "not done" not in run(root, out)  # one process can write what is missing
+    assert_holds(out, root)
+
+
+def test_a_shard_of_an_earlier_version_of_the_data_is_missing(root, out):
+    for number in (1, 2):
+        run(root, out, share=WorkShard(number, 2))
+    draw(root, 1, seed=1)  # in the first record shard
+    draw(root, 4, seed=1)  # in the second one
+    assert "Shard 1 of 2 is not done yet." in run(root, out, share=WorkShard(2, 2))
+    assert not (out / "records.json").exists()
+    run(root, out, share=WorkShard(1, 2))
+    assert_holds(out, root)
+    assert f"Shard 1 of 2 of {out} is already up to date" in run(root, out, share=WorkShard(1, 2))
+
+
+def test_the_unfinished_files_of_other_processes_are_kept(root, out):
+    out.mkdir()
+    for name in ("train-00000.999999.bin", "train-00001.999999.bin", "records.json.999999.new"):
+        (out / name).touch()
+    run(root, out, share=WorkShard(1, 2))
+    assert not (out / "train-00000.999999.bin").exists()
+    assert (out / "train-00001.999999.bin").exists()
+    assert (out / "records.json.999999.new").exists()

@@ -78,7 +78,12 @@ NOT_RUN = (
     ("cd", "changes the shell; its sha256sum is tested in checkpoints/test_store.py"),
     ("tensorboard", "not a dependency of the package"),
     ("tfds build", "downloads a data set"),
-    ("srun", "needs SLURM"),
+    ("sbatch", "needs SLURM; cluster/test_slurm.py runs it"),
+    ("podman", "needs a container engine"),
+    ("kubectl", "needs Kubernetes; cluster/test_kubernetes.py checks the manifest"),
+    ("python examples/ray_train.py", "needs Ray; cluster/test_ray.py runs it"),
+    ("python examples/ray_tune.py", "needs Ray; cluster/test_ray.py runs it"),
+    ("python examples/ray_predict.py", "needs Ray; cluster/test_ray.py runs it"),
     ("mpirun", "needs Open MPI; runtime/test_hosts.py runs it where it is installed"),
     ("gcloud", "needs a TPU pod"),
 )
@@ -98,7 +103,7 @@ ONLY_PARSED = (
 # Pages that are not run from top to bottom, and the reason.
 NOT_RUN_PAGES = {
     "clusters": "needs several hosts; runtime/test_hosts.py starts several processes",
-    "train-from-python": "trains for minutes, and needs Optuna and Ray; commands/test_train.py calls dl.train",
+    "train-from-python": "trains for minutes, and needs Optuna; commands/test_train.py calls dl.train",
 }
 
 # Commands that take less than a second.

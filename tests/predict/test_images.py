@@ -14,7 +14,7 @@ from deeplab_jax.errors import ConfigError
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.predict import images as predict_module
 from deeplab_jax.predict import video
-from deeplab_jax.predict.images import Options, run
+from deeplab_jax.predict.images import Options, Share, run
 from deeplab_jax.predict.inputs import find_inputs
 
 
@@ -157,6 +157,29 @@ def test_the_command_reports_failures_and_exits_with_1(segmenter, tmp_path, monk
     assert (read_pixels(tmp_path / "out" / "train_ids" / "a.png") != flipped).any()
 
 
+def test_shards_write_the_files_that_one_process_writes(segmenter, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(api, "load", lambda checkpoint: segmenter)
+    monkeypatch.setattr(paths, "resolve", lambda checkpoint: checkpoint)
+    for i, size in enumerate([(32, 64), (20, 30), (32, 64), (32, 64), (40, 60), (20, 30), (32, 64)]):
+        Image.fromarray(draw_photo(size, i)).save(tmp_path / f"{i}.png")
+    (tmp_path / "broken.png").write_text("not an image")
+
+    def predict_shard(out, *arguments):
+        words = ("predict", f"{tmp_path}/*.png", "--checkpoint", "run", "--batch-size", 2, "--out", tmp_path / out)
+        return run_cli(monkeypatch, capsys, *words, *arguments)
+
+    def read_files(out):
+        return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    predict_shard("alone")
+    (code_2, output_2), (code_1, output_1) = (predict_shard("shards", "--shard", f"{number}/2") for number in (2, 1))
+    assert sorted([code_1, code_2]) == [0, 1]  # one of them has the broken file
+    assert "Shard 1 of 2 is not done yet." in output_2
+    assert "All 2 shards are done, with 8 files in total." in output_1
+    assert len(read_files(tmp_path / "shards")) == 3 * 7
+    assert read_files(tmp_path / "shards") == read_files(tmp_path / "alone")
+
+
 @pytest.mark.parametrize(
     ("default", "arguments", "expected"), [(True, [], True), (True, ["--no-flip"], False), (False, ["--flip"], True)]
 )
@@ -165,7 +188,7 @@ def test_flip_overrides_the_setting_of_the_run(segmenter, tmp_path, monkeypatch,
     flips = []
     monkeypatch.setattr(api, "load", lambda checkpoint: api.Segmenter(config, segmenter.variables))
     monkeypatch.setattr(paths, "resolve", lambda checkpoint: checkpoint)
-    monkeypatch.setattr(predict_module, "run", lambda segmenter, *_: flips.append(segmenter.config.eval.flip))
+    monkeypatch.setattr(predict_module, "run", lambda segmenter, *_: flips.append(segmenter.config.eval.flip) or Share(1, ""))
     Image.fromarray(draw_photo((8, 8))).save(tmp_path / "a.png")
     code, output = run_cli(
         monkeypatch, capsys, "predict", tmp_path / "a.png", *arguments, "--checkpoint", "run", "--out", tmp_path
@@ -182,6 +205,7 @@ def test_flip_overrides_the_setting_of_the_run(segmenter, tmp_path, monkeypatch,
         (["--scales", "0"], "`--scales`"),
         (["--window", "-1", "5"], "`--window`"),
         (["--output-stride", "5"], "--output-stride"),
+        (["--shard", "3/2"], "`--shard`"),
         (["nowhere.png"], "`nowhere.png` does not match any file"),
     ],
 )
