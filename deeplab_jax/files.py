@@ -8,6 +8,7 @@ from typing import IO
 
 from etils import epath
 
+from deeplab_jax.buckets import is_url
 from deeplab_jax.errors import ConfigError
 
 _HOME = re.compile(r"^((?:[\w.-]+=)?(?:.*\.py:)?)(~[\w.-]*)(?=/|$)")
@@ -96,13 +97,18 @@ def report_write_errors(path: epath.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def write_atomically(path: epath.Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file for writing, and rename it to `path` when the block ends.
+    """Open a temporary file for writing, and rename it to `path`, or upload it to that URL, when the block ends.
 
     If the block raises an error, `path` is left unchanged. Missing parent folders are created.
 
     Raises:
       ConfigError: `path` cannot be written.
+      BucketError: `path` is a URL that cannot be written.
     """
+    if is_url(path):
+        with report_write_errors(path), path.open("wb") as file:
+            yield file
+        return
     temporary = path.parent / f".{path.name}.{os.getpid()}.new"
     try:
         with report_write_errors(path):

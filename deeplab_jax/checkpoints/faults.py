@@ -9,7 +9,7 @@ import jax
 from etils import epath
 
 from deeplab_jax.checkpoints.folders import DamagedError, list_steps
-from deeplab_jax.errors import CheckpointError, DeeplabError, one_line
+from deeplab_jax.errors import BucketError, CheckpointError, DeeplabError, one_line
 from deeplab_jax.files import FULL_DISK, advise_on_write_error
 from deeplab_jax.runtime.hosts import as_host_error, is_true_on_all
 from deeplab_jax.runtime.shared_errors import failing_together
@@ -72,7 +72,7 @@ def report_write_errors(folder: epath.Path) -> contextlib.AbstractContextManager
 
 def _advise_on_save(folder: epath.Path, reason: str) -> str:
     steps: list[int] = []
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, BucketError):
         steps = list_steps(folder)
     outcome = f"resume from step {steps[-1]}" if steps else "start from the beginning, because no step was saved"
     return f"{advise_on_write_error(reason, 'Fix this')}, then run the same command to {outcome}"

@@ -262,8 +262,7 @@ def _require_complete(path: epath.Path, shard: Shard, advice: str) -> File:
     size = sum(record.nbytes for record in shard.records)
     try:
         file = stat_file(str(path))
-    # Files on object storage are read through TensorFlow, which raises its own error types.
-    except (OSError, tf.errors.OpError) as error:
+    except OSError as error:
         raise DataError(f"{path} cannot be read ({reason(error)}). {advice}") from None
     if file.size != size:
         raise DataError(f"{path} has {file.size} bytes instead of {size}. {advice}")

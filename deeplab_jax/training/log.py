@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from etils import epath
 from rich.console import Console
 
+from deeplab_jax.errors import BucketError
+
 LOG = "log.txt"
 _REMINDER_SECONDS = 60
 
@@ -29,7 +31,7 @@ class Log:
         """Print one line. The file's line is dropped if it cannot be written."""
         self.console.print(line, markup=False)
         if self._path:
-            with contextlib.suppress(OSError, ValueError), self._path.open("a") as file:
+            with contextlib.suppress(OSError, ValueError, BucketError), self._path.open("a") as file:
                 file.write(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}  {line}\n")
 
     @contextlib.contextmanager

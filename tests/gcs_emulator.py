@@ -1,0 +1,95 @@
+"""Run an emulator of Google Cloud Storage in a thread, with what gcp-storage-emulator lacks."""
+
+import contextlib
+import functools
+import http.server
+import json
+import logging
+import threading
+import urllib.parse
+
+from gcp_storage_emulator.handlers.buckets import create_bucket
+from gcp_storage_emulator.server import RequestHandler
+from gcp_storage_emulator.storage import Storage
+
+BUCKET = "bucket"
+# Every request for these buckets is answered with the status.
+REFUSED = {"anonymous": 401, "forbidden": 403}
+
+
+@contextlib.contextmanager
+def run_emulator():
+    """Yield (environment variables for clients, the emulator's storage)."""
+    for name in ("api", "gcp_storage_emulator"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    storage = _Storage(use_memory_fs=True)
+    create_bucket(BUCKET, storage)
+    with _Server(("127.0.0.1", 0), functools.partial(_Handler, storage)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        yield (
+            {
+                "STORAGE_EMULATOR_HOST": address,
+                "TENSORSTORE_GCS_HTTP_URL": address,
+                "FSSPEC_GCS_TOKEN": "anon",
+                "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",
+                "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # asks another service of Google
+            },
+            storage,
+        )
+        server.shutdown()
+
+
+class _Storage(Storage):
+    def _write_config_to_file(self):
+        pass  # a list of all files, after every request
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        pass  # clients may hang up, and some are killed
+
+
+class _Handler(RequestHandler):
+    lock = threading.Lock()
+
+    def parse_request(self):
+        if not super().parse_request():
+            return False
+        url = urllib.parse.urlparse(self.path)
+        bucket = next((name for name in REFUSED if f"/b/{name}" in url.path), "")
+        query = urllib.parse.parse_qs(url.query)
+        if bucket:
+            self._refuse(REFUSED[bucket], f"The caller may not use {bucket}")
+        elif query.get("ifGenerationMatch") == ["0"] and self._exists(url.path, query):
+            self._refuse(412, "The file exists")
+        else:
+            return True
+        return False
+
+    def _exists(self, path, query):
+        name = query.get("name", [urllib.parse.unquote(path.rpartition("/o/")[2])])[0]
+        return name in self.storage.objects.get(path.split("/b/")[1].split("/")[0], {})
+
+    def _refuse(self, status, message):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        content = json.dumps({"error": {"code": status, "message": message}}).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+def _one_at_a_time(method):
+    def call(self):
+        with _Handler.lock:
+            method(self)
+
+    return call
+
+
+for _name in ("do_GET", "do_POST", "do_PUT", "do_DELETE", "do_PATCH"):
+    setattr(_Handler, _name, _one_at_a_time(getattr(RequestHandler, _name)))
