@@ -32,8 +32,9 @@ from etils.epath import backend, gpath, stat_utils
 from deeplab_jax.errors import BucketError, one_line
 
 COMMIT_MARKER = "commit_success.txt"  # the file with which orbax ends a save to a bucket
+SCHEMES = ("gs", "s3", "hf")
 # For each scheme, the package that fsspec needs, and how to log in.
-_PACKAGES = {"gs": "deeplab-jax[gs]", "s3": "deeplab-jax[s3]", "hf": "huggingface_hub"}
+_PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "hf": "huggingface_hub"}
 _LOGINS = {
     "gs": "Run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to a key file",
     "s3": "Run `aws configure`, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
@@ -58,7 +59,7 @@ def read_range(url: str, start: int, size: int) -> bytes:
         return bytes(_file_system(url).cat_file(url, start=start, end=start + size))
 
 
-@epath.register_path_cls([f"{scheme}://" for scheme in _PACKAGES])
+@epath.register_path_cls([f"{scheme}://" for scheme in SCHEMES])
 class BucketPath(gpath.PosixGPath):
     """An `epath.Path` for URLs."""
 
@@ -120,7 +121,9 @@ def _explain(url: str) -> Iterator[None]:
     except (FileExistsError, IsADirectoryError, NotADirectoryError):
         raise
     except ImportError as error:
-        raise BucketError(f"{url} needs a package ({one_line(error)}). Run `pip install '{_PACKAGES[_scheme(url)]}'`.") from None
+        raise BucketError(
+            f"{url} needs a package ({one_line(error)}). Run `pip install '{_PACKAGES[_scheme(url)]}'`."
+        ) from None
     except Exception as error:  # each package has its own errors
         raise BucketError(_describe(error, url)) from error
 

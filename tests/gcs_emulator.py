@@ -33,6 +33,7 @@ def run_emulator():
                 "TENSORSTORE_GCS_HTTP_URL": address,
                 "FSSPEC_GCS_TOKEN": "anon",
                 "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",
+                "GOOGLE_CLOUD_PROJECT": "project",
                 "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # asks another service of Google
             },
             storage,
@@ -41,8 +42,23 @@ def run_emulator():
 
 
 class _Storage(Storage):
-    def _write_config_to_file(self):
-        pass  # a list of all files, after every request
+    """Files in memory.
+
+    Attributes:
+      history: What the bucket held after each change, if it is a list. The last item is the current state.
+      on_change: Function that is called after each change.
+    """
+
+    history = None
+    on_change = staticmethod(lambda: None)
+
+    def _write_config_to_file(self):  # called after each change
+        if self.history is not None:
+            self.history.append(({name: dict(files) for name, files in self.objects.items()}, dict(self._store._files)))
+        self.on_change()
+
+    def go_back_to(self, state):
+        self.objects, self._store._files = {name: dict(files) for name, files in state[0].items()}, dict(state[1])
 
 
 class _Server(http.server.ThreadingHTTPServer):

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
+from deeplab_jax.buckets import is_url
 from deeplab_jax.config import DataConfig
 from deeplab_jax.data import records
 from deeplab_jax.data.decode import IMAGE_SUFFIXES, LOSSY_MASKS, LOSSY_SUFFIXES, MASK_SUFFIXES
@@ -137,7 +138,7 @@ def _is_available(source: str) -> bool:
 
     An empty folder counts as unavailable, because it might be an unmounted mount point.
     """
-    if source.startswith(TFDS) or "://" in source:
+    if source.startswith(TFDS) or is_url(source):
         return False
     try:
         return next(epath.Path(source).iterdir(), None) is not None

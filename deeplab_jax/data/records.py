@@ -23,6 +23,7 @@ import numpy as np
 import tensorflow as tf
 from etils import epath
 
+from deeplab_jax.buckets import is_url
 from deeplab_jax.config import DataConfig
 from deeplab_jax.data.image_files import ImageFiles, reason
 from deeplab_jax.data.ranges import File, read_range, stat_file
@@ -387,7 +388,7 @@ def read_stamp(samples: Samples, i: int) -> tuple[int, ...]:
     Raises:
       DataError: A file is missing or cannot be accessed.
     """
-    if not isinstance(samples.store, ImageFiles) or "://" in samples.root:
+    if not isinstance(samples.store, ImageFiles) or is_url(samples.root):
         return ()
     try:
         stats = [os.stat(f"{samples.root}/{name}") for name in (samples.images[i], *samples.labels[i : i + 1])]
