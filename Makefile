@@ -10,7 +10,7 @@ RUN := runs/quickstart
 # The modules with which the API reference of `make docs` starts. Packages include their modules.
 MODULES := api config labels errors losses models training evaluation checkpoints weights data predict export pages plan
 
-.PHONY: quickstart test test-long lint format docs clean
+.PHONY: quickstart test test-long test-cluster lint format docs clean
 
 quickstart: $(VENV)/installed
 	@echo "1/3 Drawing 160 street scenes into data/synthetic, unless they are there"
@@ -22,11 +22,15 @@ quickstart: $(VENV)/installed
 	@echo "Scores, colours and overlays: $(RUN)/val. Checkpoints: $(RUN)/checkpoints."
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long and not cluster"
 
 test-long: $(VENV)/installed-dev
 	$(BIN)/pip install --quiet -e ".[wandb,mlflow,trackio]"
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not cluster"
+
+test-cluster: $(VENV)/installed-dev
+	$(BIN)/pip install --quiet -e ".[s3]" "moto[server]>=5.2"
+	$(BIN)/python -m pytest -m cluster
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -54,5 +58,5 @@ $(VENV)/installed: pyproject.toml
 $(VENV)/installed-dev: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet -e ".[demo,onnx,video]" --group dev
+	$(BIN)/pip install --quiet -e ".[demo,gs,onnx,video]" --group dev
 	touch $@ $(VENV)/installed

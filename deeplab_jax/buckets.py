@@ -59,6 +59,20 @@ def read_range(url: str, start: int, size: int) -> bytes:
         return bytes(_file_system(url).cat_file(url, start=start, end=start + size))
 
 
+def create_file(url: str, content: bytes) -> bool:
+    """Create a file, or return False if it exists. Of several programs that try this at the same time, only one succeeds.
+
+    Raises:
+      BucketError: The bucket cannot be used.
+    """
+    try:
+        with _explain(url):
+            _file_system(url).pipe_file(url, content, mode="create")
+    except FileExistsError:
+        return False
+    return True
+
+
 @epath.register_path_cls([f"{scheme}://" for scheme in SCHEMES])
 class BucketPath(gpath.PosixGPath):
     """An `epath.Path` for URLs."""

@@ -85,14 +85,18 @@ def test_a_missing_file_is_no_fault_of_the_bucket(folder):
         with pytest.raises(FileNotFoundError, match=str(folder)):
             read()
     folder.unlink(missing_ok=True)
-    assert not (folder.exists() or folder.is_dir())
+    assert not folder.exists()
+    assert not folder.is_dir()
 
 
 @pytest.mark.parametrize(
     ("url", "message"),
     [
         ("gs://missing/a", "The bucket gs://missing does not exist. Create it, or fix its name"),
-        ("gs://anonymous/a", "gs://anonymous/a cannot be used without credentials .* Run `gcloud auth application-default login`"),
+        (
+            "gs://anonymous/a",
+            "gs://anonymous/a cannot be used without credentials .* Run `gcloud auth application-default login`",
+        ),
         ("gs://forbidden/a", "This account may not use gs://forbidden/a"),
         ("gs://", "gs:// names no bucket"),
     ],
@@ -108,7 +112,9 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch):
     monkeypatch.setitem(fsspec.registry.known_implementations, "s3", {"class": "no_such.Package", "err": "Install s3fs"})
     monkeypatch.delitem(fsspec.registry._registry, "s3", raising=False)
     buckets._make_file_system.cache_clear()
-    with pytest.raises(BucketError, match=r"s3://b/a needs the package s3fs. Run `pip install 'deeplab-jax\[s3\]'` to install it."):
+    with pytest.raises(
+        BucketError, match=r"s3://b/a needs the package s3fs. Run `pip install 'deeplab-jax\[s3\]'` to install it."
+    ):
         epath.Path("s3://b/a").exists()
 
 
