@@ -24,6 +24,7 @@ def run_emulator():
         logging.getLogger(name).setLevel(logging.CRITICAL)
     storage = _Storage(use_memory_fs=True)
     create_bucket(BUCKET, storage)
+    storage.buckets[BUCKET]["softDeletePolicy"] = {"retentionDurationSeconds": 0}
     with _Server(("127.0.0.1", 0), functools.partial(_Handler, storage)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"

@@ -109,8 +109,10 @@ def test_a_bucket_that_cannot_be_used_is_reported_in_one_line(url, message):
 
 
 def test_a_missing_package_is_named_with_its_command(monkeypatch):
-    monkeypatch.setitem(fsspec.registry.known_implementations, "s3", {"class": "no_such.Package", "err": "Install s3fs"})
-    monkeypatch.delitem(fsspec.registry._registry, "s3", raising=False)
+    def fail(*args, **kwargs):
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec, "filesystem", fail)
     buckets._make_file_system.cache_clear()
     with pytest.raises(
         BucketError, match=r"s3://b/a needs the package s3fs. Run `pip install 'deeplab-jax\[s3\]'` to install it."
@@ -147,7 +149,7 @@ def test_a_save_killed_after_any_write_leaves_a_checkpoint_that_restores_right(g
     gcs.history = []
     save(str(folder), 2)
     history, gcs.history = gcs.history, None
-    assert len(history) > 40
+    assert len(history) > 30
     restored = []
     for state in history[::5]:
         gcs.go_back_to(state)
