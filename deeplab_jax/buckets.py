@@ -134,9 +134,10 @@ def _explain(url: str) -> Iterator[None]:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url) from None
     except (FileExistsError, IsADirectoryError, NotADirectoryError):
         raise
-    except ImportError as error:
+    except ImportError:
+        scheme = _scheme(url)
         raise BucketError(
-            f"{url} needs a package ({one_line(error)}). Run `pip install '{_PACKAGES[_scheme(url)]}'`."
+            f"{url} needs the package {_PACKAGES[scheme]}. Run `pip install 'deeplab-jax[{scheme}]'` to install it."
         ) from None
     except Exception as error:  # each package has its own errors
         raise BucketError(_describe(error, url)) from error

@@ -70,6 +70,17 @@ def require_folder(path: str | None, flag: str, example: str) -> str:
     return path
 
 
+def require_local(path: str, argument: str) -> str:
+    """Return `path` if it is on this machine.
+
+    Raises:
+      ConfigError: `path` is a URL.
+    """
+    if is_url(path):
+        raise ConfigError(f"`{argument}` (={path!r}) is a URL, but this command only works on this machine. Give a local path.")
+    return path
+
+
 # What messages about a full disk contain, whatever library they come from.
 FULL_DISK = re.compile("No space left on device|Disk quota exceeded")
 

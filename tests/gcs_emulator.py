@@ -6,7 +6,6 @@ import http.server
 import json
 import logging
 import threading
-import urllib.parse
 
 from gcp_storage_emulator.handlers.buckets import create_bucket
 from gcp_storage_emulator.server import RequestHandler
@@ -42,16 +41,27 @@ def run_emulator():
         server.shutdown()
 
 
+class _ExistsError(Exception):
+    pass
+
+
 class _Storage(Storage):
     """Files in memory.
 
     Attributes:
       history: What the bucket held after each change, if it is a list. The last item is the current state.
       on_change: Function that is called after each change.
+      is_new_required: Whether the current request fails if the file exists.
     """
 
     history = None
+    is_new_required = False
     on_change = staticmethod(lambda: None)
+
+    def create_file(self, bucket_name, file_name, *args):
+        if self.is_new_required and file_name in self.objects.get(bucket_name, {}):
+            raise _ExistsError
+        super().create_file(bucket_name, file_name, *args)
 
     def _write_config_to_file(self):  # called after each change
         if self.history is not None:
@@ -75,23 +85,13 @@ class _Handler(RequestHandler):
     def parse_request(self):
         if not super().parse_request():
             return False
-        url = urllib.parse.urlparse(self.path)
-        bucket = next((name for name in REFUSED if f"/b/{name}" in url.path), "")
-        query = urllib.parse.parse_qs(url.query)
+        bucket = next((name for name in REFUSED if f"/b/{name}" in self.path), "")
         if bucket:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
             self._refuse(REFUSED[bucket], f"The caller may not use {bucket}")
-        elif query.get("ifGenerationMatch") == ["0"] and self._exists(url.path, query):
-            self._refuse(412, "The file exists")
-        else:
-            return True
-        return False
-
-    def _exists(self, path, query):
-        name = query.get("name", [urllib.parse.unquote(path.rpartition("/o/")[2])])[0]
-        return name in self.storage.objects.get(path.split("/b/")[1].split("/")[0], {})
+        return not bucket
 
     def _refuse(self, status, message):
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
         content = json.dumps({"error": {"code": status, "message": message}}).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -103,7 +103,11 @@ class _Handler(RequestHandler):
 def _one_at_a_time(method):
     def call(self):
         with _Handler.lock:
-            method(self)
+            self.storage.is_new_required = "ifGenerationMatch=0" in self.path
+            try:
+                method(self)
+            except _ExistsError:
+                self._refuse(412, "The file exists")
 
     return call
 

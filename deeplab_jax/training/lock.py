@@ -1,7 +1,4 @@
-"""A lock on a run folder, so that two runs never write to the same one.
-
-A folder in a bucket has an `epath.Path`, which has the methods of `Path` that are used here.
-"""
+"""A lock on a run folder, so that two runs never write to the same one."""
 
 import contextlib
 import errno
@@ -13,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 from etils import epath
@@ -23,6 +20,7 @@ from deeplab_jax.errors import BucketError, ConfigError
 from deeplab_jax.files import advise_on_write_error
 from deeplab_jax.runtime.shared_errors import failing_together
 
+AnyPath: TypeAlias = Path | epath.Path  # the second for buckets
 LOCK = "lock.json"
 # The owner touches its lock this often. A lock that was not touched for `_STALE_SECONDS` belongs to a run that has ended.
 # The other processes of a run on CPUs wait for at most 30 s.
@@ -99,7 +97,7 @@ def lock_folder(folder: str, say: Callable[[str], None]) -> Iterator[Callable[[]
                 path.unlink()
 
 
-def _acquire(path: Path, own: dict[str, Any], say: Callable[[str], None]) -> None:
+def _acquire(path: AnyPath, own: dict[str, Any], say: Callable[[str], None]) -> None:
     first_touch, deadline = None, 0.0
     while not _create(path, own):
         owner, touched = _read(path)
@@ -123,7 +121,7 @@ def _acquire(path: Path, own: dict[str, Any], say: Callable[[str], None]) -> Non
             time.sleep(0.5)
 
 
-def _make_error(path: Path, owner: dict[str, Any] | None) -> ConfigError:
+def _make_error(path: AnyPath, owner: dict[str, Any] | None) -> ConfigError:
     return ConfigError(
         f"`--workdir` (={str(path.parent)!r}) is in use{_describe(owner)}. Wait for that run, or choose a different folder."
     )
@@ -133,7 +131,7 @@ def _describe(owner: dict[str, Any] | None) -> str:
     return f" by process {owner['process']} on {owner['host']} since {owner['since']}" if owner else ""
 
 
-def _create(path: Path, own: dict[str, Any]) -> bool:
+def _create(path: AnyPath, own: dict[str, Any]) -> bool:
     """Create the lock, or return False if it exists. A link is atomic on network file systems too."""
     text = _format(own)
     if is_url(path):
@@ -157,7 +155,7 @@ def _format(owner: dict[str, Any]) -> str:
     return json.dumps(owner) + "\n"
 
 
-def _create_without_link(path: Path, text: str) -> bool:
+def _create_without_link(path: AnyPath, text: str) -> bool:
     if is_url(path):
         return create_file(str(path), text.encode())
     try:
@@ -168,7 +166,7 @@ def _create_without_link(path: Path, text: str) -> bool:
     return True
 
 
-def _remove_stale(path: Path, owner: dict[str, Any] | None) -> None:
+def _remove_stale(path: AnyPath, owner: dict[str, Any] | None) -> None:
     """Remove a stale lock, unless another process has replaced it already.
 
     Of the processes that found the same stale lock, one at a time may look at it again and remove it.
@@ -187,26 +185,26 @@ def _remove_stale(path: Path, owner: dict[str, Any] | None) -> None:
         permit.unlink(missing_ok=True)
 
 
-def _touch_until(path: Path, own: dict[str, Any], released: threading.Event) -> None:
+def _touch_until(path: AnyPath, own: dict[str, Any], released: threading.Event) -> None:
     while not released.wait(_TOUCH_SECONDS):
         with contextlib.suppress(OSError, BucketError):
             if _read(path)[0] == own:
                 _touch(path, own)
 
 
-def _touch(path: Path, own: dict[str, Any]) -> None:
+def _touch(path: AnyPath, own: dict[str, Any]) -> None:
     if is_url(path):
         path.write_text(_format(own))
     else:
         os.utime(path)
 
 
-def _read_time(path: Path) -> float:
+def _read_time(path: AnyPath) -> float:
     """Return when a file was last touched, by the file system's clock. In a bucket, it is in whole seconds."""
     return float(path.stat().mtime) if isinstance(path, epath.Path) else path.stat().st_mtime
 
 
-def _read(path: Path) -> tuple[dict[str, Any] | None, float | None]:
+def _read(path: AnyPath) -> tuple[dict[str, Any] | None, float | None]:
     """Return a lock's owner and the time when it was last touched, or (None, None) if there is no lock.
 
     The owner is None if the file is incomplete. Opening the file makes NFS ask the server for its current time.
@@ -226,7 +224,7 @@ def _read(path: Path) -> tuple[dict[str, Any] | None, float | None]:
         return None, touched
 
 
-def _now(path: Path) -> float:
+def _now(path: AnyPath) -> float:
     """Return the file system's time, because the clocks of two hosts can differ."""
     probe = path.with_name(f".{LOCK}.{uuid.uuid4().hex}.time")
     probe.write_text("")
