@@ -50,23 +50,23 @@ class _Storage(Storage):
 
     Attributes:
       history: What the bucket held after each change, if it is a list. The last item is the current state.
-      on_change: Function that is called after each change.
+      on_write: Function that is called with the name of each file that was written.
       is_new_required: Whether the current request fails if the file exists.
     """
 
     history = None
+    on_write = staticmethod(lambda name: None)
     is_new_required = False
-    on_change = staticmethod(lambda: None)
 
     def create_file(self, bucket_name, file_name, *args):
         if self.is_new_required and file_name in self.objects.get(bucket_name, {}):
             raise _ExistsError
         super().create_file(bucket_name, file_name, *args)
+        self.on_write(file_name)
 
     def _write_config_to_file(self):  # called after each change
         if self.history is not None:
             self.history.append(({name: dict(files) for name, files in self.objects.items()}, dict(self._store._files)))
-        self.on_change()
 
     def go_back_to(self, state):
         self.objects, self._store._files = {name: dict(files) for name, files in state[0].items()}, dict(state[1])
