@@ -6,14 +6,13 @@ import http.server
 import json
 import logging
 import threading
+from typing import ClassVar
 
 from gcp_storage_emulator.handlers.buckets import create_bucket
 from gcp_storage_emulator.server import RequestHandler
 from gcp_storage_emulator.storage import Storage
 
 BUCKET = "bucket"
-# Every request for these buckets is answered with the status.
-REFUSED = {"anonymous": 401, "forbidden": 403}
 
 
 @contextlib.contextmanager
@@ -51,11 +50,13 @@ class _Storage(Storage):
     Attributes:
       history: What the bucket held after each change, if it is a list. The last item is the current state.
       on_write: Function that is called with the name of each file that was written.
+      refused: The status with which requests are answered, by a part of their URL.
       is_new_required: Whether the current request fails if the file exists.
     """
 
     history = None
     on_write = staticmethod(lambda name: None)
+    refused: ClassVar = {"/b/anonymous": 401, "/b/forbidden": 403}
     is_new_required = False
 
     def create_file(self, bucket_name, file_name, *args):
@@ -85,11 +86,11 @@ class _Handler(RequestHandler):
     def parse_request(self):
         if not super().parse_request():
             return False
-        bucket = next((name for name in REFUSED if f"/b/{name}" in self.path), "")
-        if bucket:
+        status = next((self.storage.refused[part] for part in self.storage.refused if part in self.path), 0)
+        if status:
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            self._refuse(REFUSED[bucket], f"The caller may not use {bucket}")
-        return not bucket
+            self._refuse(status, "The caller may not do this")
+        return not status
 
     def _refuse(self, status, message):
         content = json.dumps({"error": {"code": status, "message": message}}).encode()

@@ -160,6 +160,15 @@ def test_a_save_killed_after_any_write_leaves_a_checkpoint_that_restores_right(g
     assert restored == sorted(restored)
 
 
+def test_arrays_that_may_not_be_read_are_not_damaged(gcs, folder, monkeypatch):
+    save(str(folder), 1)
+    monkeypatch.setitem(gcs.refused, "%2Fd%2F", 403)  # as for TensorStore, if its credentials are not those of gcsfs
+    monkeypatch.setattr("deeplab_jax.checkpoints.store.require_unchanged", lambda step, parts: None)
+    with pytest.raises(BucketError, match=r"The checkpoint cannot be read .* Check the credentials"):
+        restore(str(folder))
+    assert [path.name for path in folder.iterdir()] == ["checkpoints"]
+
+
 def test_a_run_in_a_bucket_equals_the_run_on_disk(folder, finished_run, street_scenes):
     data = folder / "data"
     for path in filter(lambda path: path.is_file(), street_scenes.rglob("*")):
