@@ -29,7 +29,7 @@ from typing import IO, Any
 from etils import epath
 from etils.epath import backend, gpath, stat_utils
 
-from deeplab_jax.errors import BucketError, one_line
+from deeplab_jax.errors import BucketError, ConfigError, one_line
 
 COMMIT_MARKER = "commit_success.txt"  # the file with which orbax ends a save to a bucket
 SCHEMES = ("gs", "s3", "hf")
@@ -46,6 +46,12 @@ _BLOCK = 1 << 20  # bytes read at a time, if a file is not read as a whole
 def is_url(path: str | os.PathLike[str]) -> bool:
     """Return whether a path is a URL, such as gs://bucket/run, and not a path on this machine."""
     return "://" in os.fspath(path)
+
+
+def require_scheme(path: str, argument: str) -> None:
+    """Raise ConfigError if `path` is a URL of a kind that cannot be read or written."""
+    if is_url(path) and _scheme(path) not in SCHEMES:
+        raise ConfigError(f"`{argument}` (={path!r}) cannot be used. Give a local path, or a URL with gs://, s3:// or hf://.")
 
 
 def read_range(url: str, start: int, size: int) -> bytes:
@@ -162,11 +168,11 @@ def _require_bucket(bucket: str) -> None:
 def _describe(error: Exception, url: str) -> str:
     names = {each.__name__ for each in type(error).__mro__}
     status = getattr(error, "code", None)
-    login = _LOGINS[_scheme(url)]
     if status == 401 or {"GoogleAuthError", "NoCredentialsError", "PartialCredentialsError"} & names:
-        return f"{url} cannot be used without credentials ({one_line(error)}). {login}."
+        return f"{url} cannot be used without credentials ({one_line(error)}). {_LOGINS[_scheme(url)]}."
     if isinstance(error, PermissionError) or status == 403 or str(error).startswith("Forbidden"):
-        return f"This account may not use {url} ({one_line(error)}). {login}, as an account that may read and write there."
+        advice = "Give it the permissions in docs/how-to/buckets.md, or log in as another one"
+        return f"This account may not use {url} ({one_line(error)}). {advice}."
     return (
         f"{url} cannot be used ({type(error).__name__}: {one_line(error)}). Check the network, and run the same command again."
     )
@@ -268,7 +274,7 @@ class _Backend(backend.Backend):
 
     def walk(self, top: Any, *, top_down: bool = True, on_error: Any = None) -> Iterator[tuple[Any, list[str], list[str]]]:
         url = os.fspath(top)
-        with _explain(url):
+        with contextlib.suppress(FileNotFoundError), _explain(url):
             for folder, folders, names in _file_system(url).walk(url, topdown=top_down, on_error=on_error or "raise"):
                 yield _as_url(folder, url), folders, [name for name in names if name]
 

@@ -8,7 +8,7 @@ from typing import IO
 
 from etils import epath
 
-from deeplab_jax.buckets import is_url
+from deeplab_jax.buckets import is_url, require_scheme
 from deeplab_jax.errors import ConfigError
 
 _HOME = re.compile(r"^((?:[\w.-]+=)?(?:.*\.py:)?)(~[\w.-]*)(?=/|$)")
@@ -44,6 +44,7 @@ def require_file(path: str, flag: str) -> None:
     Raises:
       ConfigError: `path` is a folder, or one of its parents is a file.
     """
+    require_scheme(path, flag)
     file = epath.Path(path)
     if file.is_dir():
         raise ConfigError(f"`{flag}` (={path!r}) is a folder. Give a file path.")
@@ -65,6 +66,7 @@ def require_folder(path: str | None, flag: str, example: str) -> str:
     """
     if not path:
         raise ConfigError(f"`{flag}` is missing. Give a folder, for example {flag}={example}.")
+    require_scheme(path, flag)
     if epath.Path(path).is_file():
         raise ConfigError(f"`{flag}` (={path!r}) is a file. Give a folder, for example {flag}={example}.")
     return path

@@ -11,7 +11,9 @@ from etils import epath
 
 from deeplab_jax import buckets
 from deeplab_jax.checkpoints.store import Checkpoints
-from deeplab_jax.errors import BucketError, CheckpointError
+from deeplab_jax.config import DataConfig
+from deeplab_jax.data.find import find_split
+from deeplab_jax.errors import BucketError, CheckpointError, ConfigError
 from deeplab_jax.files import write_atomically
 
 pytestmark = pytest.mark.usefixtures("gcs")
@@ -118,6 +120,13 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch):
         BucketError, match=r"s3://b/a needs the package s3fs. Run `pip install 'deeplab-jax\[s3\]'` to install it."
     ):
         epath.Path("s3://b/a").exists()
+
+
+def test_urls_of_other_kinds_are_refused():
+    with pytest.raises(
+        ConfigError, match=r"^`data.root` \(='hdfs://a/b'\) cannot be used. Give a local path, or a URL with gs://"
+    ):
+        find_split(DataConfig(root="hdfs://a/b"), "train")
 
 
 def test_checkpoints_in_s3_are_refused():

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from deeplab_jax.buckets import is_url
+from deeplab_jax.buckets import is_url, require_scheme
 from deeplab_jax.config import DataConfig
 from deeplab_jax.data import records
 from deeplab_jax.data.decode import IMAGE_SUFFIXES, LOSSY_MASKS, LOSSY_SUFFIXES, MASK_SUFFIXES
@@ -42,6 +42,7 @@ def find_split(data: DataConfig, split: str, *, need_labels: bool = True) -> Sam
     Raises:
       DataError: The split cannot be found (see `find_samples`), or the prepared records no longer match their source.
     """
+    require_scheme(data.root, "data.root")
     data = dataclasses.replace(data, root=os.path.expanduser(data.root))
     if data.val_share and split in (data.train_split, "val"):
         _require_no_validation_split(data)
