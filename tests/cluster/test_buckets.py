@@ -148,9 +148,10 @@ def test_two_processes_share_a_run_in_the_bucket(data, street_scenes, tmp_path):
 @pytest.fixture
 def s3(monkeypatch):
     """Run an emulator of S3 with the empty bucket s3://bucket."""
-    moto = pytest.importorskip("moto.server", reason="run `make test-cluster`")
-    boto3 = pytest.importorskip("boto3")
-    server = moto.ThreadedMotoServer(port=0, verbose=False)
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     for name, value in {
