@@ -16,7 +16,8 @@ from deeplab_jax.data.find import find_split
 from deeplab_jax.errors import BucketError, CheckpointError, ConfigError
 from deeplab_jax.files import write_atomically
 
-pytestmark = pytest.mark.usefixtures("gcs")
+# ml_collections uses a deprecated function to load recipes.
+pytestmark = [pytest.mark.usefixtures("gcs"), pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")]
 CONFIG = tiny_config()
 
 

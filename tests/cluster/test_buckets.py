@@ -18,7 +18,8 @@ from deeplab_jax.export import loading
 from deeplab_jax.weights import names
 from deeplab_jax.weights.convert import variable_shapes
 
-pytestmark = pytest.mark.cluster
+# ml_collections uses a deprecated function to load recipes.
+pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")]
 ROOT = epath.Path("gs://bucket/cluster")
 FLAGS = ("--config.train.steps=12", "--config.train.save_every=2", "--config.train.eval_every=6")
 # After how many writes of a start's first save the run is killed. A save has about 22 writes up to the one that completes it.
