@@ -36,7 +36,7 @@ test-long: $(VENV)/installed-dev
 
 # SLURM comes from the packages of Debian or Ubuntu.
 test-cluster: $(VENV)/installed-dev
-	$(BIN)/pip install --quiet -e ".[ray]" --group cluster
+	$(BIN)/pip install --quiet -e ".[ray,s3]" --group cluster
 	@command -v slurmctld munged >/dev/null || { $(SUDO) apt-get update && $(SUDO) apt-get install --yes --no-install-recommends slurm-wlm munge; }
 	$(BIN)/python -m pytest -m cluster
 
@@ -67,5 +67,5 @@ $(VENV)/installed: pyproject.toml
 $(VENV)/installed-dev: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet -e ".[demo,onnx,video]" --group dev
+	$(BIN)/pip install --quiet -e ".[demo,gs,onnx,video]" --group dev
 	touch $@

@@ -6,6 +6,8 @@ imports TensorFlow.
 
 import importlib
 
+from deeplab_jax import buckets  # noqa: F401  # decides what `epath.Path` does with URLs
+
 _HOME = {
     "CITYSCAPES": "labels",
     "VOC": "labels",

@@ -42,6 +42,13 @@ class OutOfMemoryError(DeeplabError):
         return f"{self.reason} {self.advice}"
 
 
+class BucketError(DeeplabError):
+    """A bucket that does not exist, cannot be reached or may not be used, or whose package is missing.
+
+    It says nothing about single files, which raise FileNotFoundError as on disk.
+    """
+
+
 class HostError(DeeplabError):
     """Another process in the run has exited or cannot be reached."""
 

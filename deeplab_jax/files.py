@@ -8,6 +8,7 @@ from typing import IO
 
 from etils import epath
 
+from deeplab_jax.buckets import is_url, require_scheme
 from deeplab_jax.errors import ConfigError
 
 _HOME = re.compile(r"^((?:[\w.-]+=)?(?:.*\.py:)?)(~[\w.-]*)(?=/|$)")
@@ -43,6 +44,7 @@ def require_file(path: str, flag: str) -> None:
     Raises:
       ConfigError: `path` is a folder, or one of its parents is a file.
     """
+    require_scheme(path, flag)
     file = epath.Path(path)
     if file.is_dir():
         raise ConfigError(f"`{flag}` (={path!r}) is a folder. Give a file path.")
@@ -64,8 +66,20 @@ def require_folder(path: str | None, flag: str, example: str) -> str:
     """
     if not path:
         raise ConfigError(f"`{flag}` is missing. Give a folder, for example {flag}={example}.")
+    require_scheme(path, flag)
     if epath.Path(path).is_file():
         raise ConfigError(f"`{flag}` (={path!r}) is a file. Give a folder, for example {flag}={example}.")
+    return path
+
+
+def require_local(path: str, argument: str) -> str:
+    """Return `path` if it is on this machine.
+
+    Raises:
+      ConfigError: `path` is a URL.
+    """
+    if is_url(path):
+        raise ConfigError(f"`{argument}` (={path!r}) is a URL, but this command only works on this machine. Give a local path.")
     return path
 
 
@@ -96,13 +110,18 @@ def report_write_errors(path: epath.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def write_atomically(path: epath.Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file for writing, and rename it to `path` when the block ends.
+    """Open a temporary file for writing, and rename it to `path`, or upload it to that URL, when the block ends.
 
     If the block raises an error, `path` is left unchanged. Missing parent folders are created.
 
     Raises:
       ConfigError: `path` cannot be written.
+      BucketError: `path` is a URL that cannot be written.
     """
+    if is_url(path):
+        with report_write_errors(path), path.open("wb") as file:
+            yield file
+        return
     temporary = path.parent / f".{path.name}.{os.getpid()}.new"
     try:
         with report_write_errors(path):

@@ -84,6 +84,19 @@ def finished_run(street_scenes, tmp_path_factory):
     return make_once(tmp_path_factory, "there", train) / "runs" / "tiny"
 
 
+@pytest.fixture(scope="session")
+def gcs():
+    """Run an emulator of Google Cloud Storage with the empty bucket gs://bucket, and return its storage."""
+    import fsspec
+    import gcs_emulator
+
+    with gcs_emulator.run_emulator() as (environment, storage), pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.setitem(fsspec.config.conf, "gcs", {"token": environment["FSSPEC_GCS_TOKEN"]})
+        yield storage
+
+
 @pytest.fixture(scope="module")
 def plain_convolutions():
     """Use XLA's convolution everywhere. It compiles faster, and these tests are not about the network itself."""

@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "deeplab_jax"
 # The packages from lowest to highest. Each one is allowed to import only those before it.
 LAYERS = (
-    *("errors", "files", "labels", "config"),
+    *("errors", "buckets", "files", "labels", "config"),
     *("runtime", "models", "losses"),
     "checkpoints",
     *("evaluation", "training"),
@@ -17,16 +17,19 @@ LAYERS = (
     *("export", "predict", "plan", "pages"),
     "commands",
 )
-WITHOUT_JAX = ("errors", "files", "labels", "config", "data", "scenes")
+WITHOUT_JAX = ("errors", "buckets", "files", "labels", "config", "data", "scenes")
 # The data packages must not use JAX. They are allowed to use the runtime modules that do not need JAX.
-DATA_MAY_IMPORT = ("errors", "files", "labels", "config", "runtime.machine", "runtime.canvases", "runtime.work_shard")
+DATA_MAY_IMPORT = (
+    *("errors", "buckets", "files", "labels", "config"),
+    *("runtime.machine", "runtime.canvases", "runtime.work_shard"),
+)
 MAY_IMPORT = {layer: LAYERS[:position] for position, layer in enumerate(LAYERS)} | {
     "data": DATA_MAY_IMPORT,
     "scenes": DATA_MAY_IMPORT,
     # Predictions read image files like training does, but without TensorFlow.
     "predict": (*LAYERS[: LAYERS.index("predict")], "data.decode", "data.folders"),
     "commands": (*LAYERS, "data", "scenes"),
-    "__init__": (),
+    "__init__": ("buckets",),
 }
 
 

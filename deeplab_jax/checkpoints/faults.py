@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import re
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -9,12 +10,14 @@ import jax
 from etils import epath
 
 from deeplab_jax.checkpoints.folders import DamagedError, list_steps
-from deeplab_jax.errors import CheckpointError, DeeplabError, one_line
+from deeplab_jax.errors import BucketError, CheckpointError, DeeplabError, one_line
 from deeplab_jax.files import FULL_DISK, advise_on_write_error
 from deeplab_jax.runtime.hosts import as_host_error, is_true_on_all
 from deeplab_jax.runtime.shared_errors import failing_together
 
 T = TypeVar("T")
+# The errors that TensorStore raises if a bucket refuses requests or does not answer.
+_NO_ACCESS = re.compile("^(PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED)")
 
 
 def check_on_all_processes(check: Callable[[], T]) -> T:
@@ -39,6 +42,11 @@ def check_on_all_processes(check: Callable[[], T]) -> T:
                 raise lost from error
             if isinstance(cause, MemoryError | jax.errors.JaxRuntimeError):
                 raise  # a device error: the step is not damaged and must not be moved aside
+            if _NO_ACCESS.search(str(cause)):
+                raise BucketError(
+                    f"The checkpoint cannot be read ({one_line(cause)}). Check the credentials and the network, and run the "
+                    "same command again."
+                ) from error
             fault = _describe_cause(error)
     if not is_true_on_all(not fault):
         raise DamagedError(fault or "another process cannot read it")
@@ -72,7 +80,7 @@ def report_write_errors(folder: epath.Path) -> contextlib.AbstractContextManager
 
 def _advise_on_save(folder: epath.Path, reason: str) -> str:
     steps: list[int] = []
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, BucketError):
         steps = list_steps(folder)
     outcome = f"resume from step {steps[-1]}" if steps else "start from the beginning, because no step was saved"
     return f"{advise_on_write_error(reason, 'Fix this')}, then run the same command to {outcome}"

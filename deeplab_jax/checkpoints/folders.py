@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from deeplab_jax.buckets import COMMIT_MARKER, is_url
 from deeplab_jax.errors import CheckpointError, one_line
 from deeplab_jax.files import write_atomically
 
@@ -22,7 +23,7 @@ SCORES = "scores.json"
 METRICS = "metrics"  # the folder for the scores of steps from version 0.1
 METADATA = "_CHECKPOINT_METADATA"  # the file with a step's config
 _ROW = re.compile(r"([0-9a-f]{64})  (.+)\n")
-_CHUNK = 1 << 20
+_CHUNK = 1 << 22
 
 
 class DamagedError(Exception):
@@ -35,22 +36,21 @@ def make_absolute(path: str) -> epath.Path:
     Raises:
       CheckpointError: The URL's scheme is not supported.
     """
-    try:
-        # `Path.absolute` would treat gs:// as a relative folder name.
-        return epath.Path(path) if "://" in str(path) else epath.Path(path).expanduser().absolute()
-    except KeyError as error:
+    if not is_url(path):
+        return epath.Path(path).expanduser().absolute()
+    if not str(path).startswith("gs://"):
         raise CheckpointError(
-            f"`{path}` starts with {error.args[0]}, which cannot be read. Use a local path or gs://."
-        ) from None
+            f"`{path}` cannot hold checkpoints, which orbax stores only on disk and in gs://. Use one of these."
+        )
+    return epath.Path(path)
 
 
 def list_steps(folder: epath.Path) -> list[int]:
     """Return the steps of the complete checkpoints in `folder`, in ascending order."""
     names = [path.name for path in folder.iterdir() if re.fullmatch("0|[1-9][0-9]*", path.name) and path.is_dir()]
-    # Orbax renames a step's folder when the step is complete. Object stores cannot rename folders, so orbax adds a marker
-    # file there instead.
-    is_local = "://" not in str(folder)
-    return sorted(int(name) for name in names if is_local or (folder / name / "commit_success.txt").exists())
+    # Orbax renames a step's folder when the step is complete. Buckets cannot rename folders, so orbax adds a marker file there
+    # instead.
+    return sorted(int(name) for name in names if not is_url(folder) or (folder / name / COMMIT_MARKER).exists())
 
 
 class Rank(NamedTuple):
@@ -267,13 +267,14 @@ def _read_checksums(step: epath.Path) -> dict[str, str]:
     return digests if text and text == _format(digests) else digests | {CHECKSUMS: ""}
 
 
-def _list_files(folder: epath.Path, prefix: str = "") -> Iterator[str]:
+def _list_files(folder: epath.Path) -> Iterator[str]:
     """Yield relative paths for all files under `folder`, except the checksums, the scores and their temporary copies."""
-    for path in folder.iterdir():
-        if path.is_dir():
-            yield from _list_files(path, f"{prefix}{path.name}/")
-        elif prefix or not (path.name in (CHECKSUMS, SCORES) or path.name.startswith((f".{CHECKSUMS}.", f".{SCORES}."))):
-            yield prefix + path.name
+    for parent, _, names in folder.walk():
+        inner = parent.relative_to(folder).as_posix()
+        if inner != ".":
+            yield from (f"{inner}/{name}" for name in names)
+        else:
+            yield from (name for name in names if not re.match(rf"{CHECKSUMS}$|{SCORES}$|\.({CHECKSUMS}|{SCORES})\.", name))
 
 
 def _hash(folder: epath.Path, names: Collection[str]) -> dict[str, str]:
@@ -282,7 +283,6 @@ def _hash(folder: epath.Path, names: Collection[str]) -> dict[str, str]:
 
 
 def _digest_file(path: epath.Path) -> str:
-    # `hashlib.file_digest` does not accept the TensorFlow file objects that epath returns for gs:// paths.
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):

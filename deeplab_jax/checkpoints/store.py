@@ -21,6 +21,7 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from deeplab_jax.buckets import COMMIT_MARKER
 from deeplab_jax.checkpoints.compare import compare_configs
 from deeplab_jax.checkpoints.faults import check_on_all_processes, report_errors, report_read_errors, report_write_errors
 from deeplab_jax.checkpoints.folders import (
@@ -223,7 +224,7 @@ class Checkpoints:
         folder = self._folder / str(step)
         # Check the checksums first, because orbax accepts some corrupted arrays and logs thousands of lines about others.
         # Only process 0 checks the files.
-        parts = (METADATA, "commit_success.txt", METRICS, *abstract) if jax.process_index() == 0 else ()
+        parts = (METADATA, COMMIT_MARKER, METRICS, *abstract) if jax.process_index() == 0 else ()
         check_on_all_processes(lambda: require_unchanged(folder, parts))
         # Detect a different network or optimizer before loading. Its arrays would also fail to load, but that would
         # not mean that they are damaged.

@@ -7,7 +7,6 @@ import runpy
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, NoReturn
 
 import tyro
@@ -25,7 +24,7 @@ from deeplab_jax.commands.printing import (
 from deeplab_jax.config import Config, DataConfig
 from deeplab_jax.config.validation import validate_fields
 from deeplab_jax.errors import ConfigError, DataError, one_line
-from deeplab_jax.files import write_atomically
+from deeplab_jax.files import require_local, write_atomically
 from deeplab_jax.labels import LABEL_SETS, LabelSet
 from deeplab_jax.labels.files import load_labels, read_labels, write_labels
 
@@ -35,7 +34,7 @@ Root = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ROOT")]
 
 
 def synthetic(
-    out: Annotated[Path, tyro.conf.Positional],
+    out: Annotated[str, tyro.conf.Positional],
     train: int = 128,
     val: int = 24,
     test: int = 8,
@@ -54,7 +53,7 @@ def synthetic(
     """
     from deeplab_jax.scenes import dataset
 
-    dataset.write(out, train=train, val=val, test=test, size=size, seed=seed)
+    dataset.write(require_local(out, "OUT"), train=train, val=val, test=test, size=size, seed=seed)
     print(f"Wrote {train} training, {val} validation and {test} test scenes to {out}.")
 
 

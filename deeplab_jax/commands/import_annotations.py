@@ -12,6 +12,7 @@ from rich.progress import Progress
 from deeplab_jax.commands.data import LABELS_FILE, Root, next_commands
 from deeplab_jax.commands.printing import print_line
 from deeplab_jax.errors import ConfigError, DataError, choose
+from deeplab_jax.files import require_local
 from deeplab_jax.labels.files import write_labels
 
 
@@ -41,7 +42,7 @@ def import_annotations(
     from deeplab_jax.data.importers.write import Drawing, fill_value, new_folder, require_output, write_samples
 
     read = choose(tool, IMPORTERS, "--from")
-    source_folder, folder = _require_root(root), Path(out).expanduser().absolute()
+    source_folder, folder = _require_root(root), Path(require_local(out, "--out")).expanduser().absolute()
     require_output(source_folder, folder)
     console, notes = Console(soft_wrap=True, highlight=False), Notes()
     try:
@@ -68,7 +69,7 @@ def import_annotations(
 
 
 def _require_root(root: str) -> Path:
-    path = Path(root).expanduser().absolute()
+    path = Path(require_local(root, "ROOT")).expanduser().absolute()
     if path.is_file():
         raise ConfigError(f"`ROOT` (={root!r}) is a file. Unpack it if it is an archive, and give the folder.")
     if not path.is_dir():

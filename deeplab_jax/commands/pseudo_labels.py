@@ -19,6 +19,7 @@ from deeplab_jax.data.find import find_samples, list_splits
 from deeplab_jax.data.records import is_records
 from deeplab_jax.data.samples import diagnose, value_table
 from deeplab_jax.errors import ConfigError, DataError
+from deeplab_jax.files import require_local
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.predict import pseudo_labels
 from deeplab_jax.predict.images import Options, run
@@ -56,7 +57,7 @@ def write_split(
       DataError: An image is already in one of the run's splits or not below the data set folder, or a label or list exists that
         this command did not write.
     """
-    out = Path(os.path.abspath(options.out))
+    out = Path(os.path.abspath(require_local(options.out, "--out")))
     root, split = out.parent, out.name
     kind = _prepare_split(root, split, segmenter, inputs)
     values = pseudo_labels.value_of_train_id(segmenter.label_set, kind)

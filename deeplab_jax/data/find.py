@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
+from deeplab_jax.buckets import is_url, require_scheme
 from deeplab_jax.config import DataConfig
 from deeplab_jax.data import records
 from deeplab_jax.data.decode import IMAGE_SUFFIXES, LOSSY_MASKS, LOSSY_SUFFIXES, MASK_SUFFIXES
@@ -41,6 +42,7 @@ def find_split(data: DataConfig, split: str, *, need_labels: bool = True) -> Sam
     Raises:
       DataError: The split cannot be found (see `find_samples`), or the prepared records no longer match their source.
     """
+    require_scheme(data.root, "data.root")
     data = dataclasses.replace(data, root=os.path.expanduser(data.root))
     if data.val_share and split in (data.train_split, "val"):
         _require_no_validation_split(data)
@@ -137,7 +139,7 @@ def _is_available(source: str) -> bool:
 
     An empty folder counts as unavailable, because it might be an unmounted mount point.
     """
-    if source.startswith(TFDS) or "://" in source:
+    if source.startswith(TFDS) or is_url(source):
         return False
     try:
         return next(epath.Path(source).iterdir(), None) is not None

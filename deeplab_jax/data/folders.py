@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterable, Iterator
 
 from etils import epath
 
+from deeplab_jax.buckets import is_url
+
 # Folders that file managers, notebooks and network drives create.
 TOOL_FOLDERS = frozenset(("@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"))
 
@@ -41,7 +43,7 @@ def list_folders(parent: epath.Path) -> list[str]:
     """Return the sorted names of the visible folders in `parent`, or an empty list if `parent` is not a folder."""
     if not parent.is_dir():
         return []
-    if not _is_local(parent):
+    if is_url(parent):
         return sorted(path.name for path in parent.iterdir() if is_visible(path.name) and path.is_dir())
     with os.scandir(parent) as entries:
         return sorted(entry.name for entry in entries if is_visible(entry.name) and entry.is_dir())
@@ -51,11 +53,11 @@ def list_names(folder: epath.Path) -> list[str]:
     """Return the names of everything in `folder`, or an empty list if it is not a folder."""
     if not folder.is_dir():
         return []
-    return os.listdir(folder) if _is_local(folder) else [path.name for path in folder.iterdir()]
+    return [path.name for path in folder.iterdir()] if is_url(folder) else os.listdir(folder)
 
 
 def _walk(folder: epath.Path) -> Iterator[str]:
-    is_local, top = _is_local(folder), os.fspath(folder)
+    is_local, top = not is_url(folder), os.fspath(folder)
     above: dict[str, frozenset[str]] = {}  # the real paths of each folder and the folders that it is in
     for parent, folders, names in os.walk(top, followlinks=True) if is_local else folder.walk():
         place = str(parent)
@@ -68,7 +70,3 @@ def _walk(folder: epath.Path) -> Iterator[str]:
         folders[:] = sorted(filter(is_visible, folders))
         inner = str(parent)[len(top) :].replace(os.sep, "/").strip("/")
         yield from (f"{inner}/{name}" if inner else name for name in names if is_visible(name))
-
-
-def _is_local(folder: epath.Path) -> bool:
-    return "://" not in str(folder)

@@ -11,6 +11,7 @@ from etils import epath
 from jaxtyping import Int32, UInt8
 from PIL import Image
 
+from deeplab_jax.buckets import is_url
 from deeplab_jax.data.decode import (
     PNG_SIGNATURE,
     TRANSPOSED,
@@ -22,7 +23,7 @@ from deeplab_jax.data.decode import (
 )
 from deeplab_jax.data.omissions import find_omissions
 from deeplab_jax.data.samples import DecodedSample, Samples, Store
-from deeplab_jax.errors import DataError
+from deeplab_jax.errors import BucketError, DataError
 
 # Hide the GPUs from TensorFlow, which would otherwise take the GPU memory that JAX needs.
 tf.config.set_visible_devices([], "GPU")
@@ -46,11 +47,11 @@ class ImageFiles(Store):
 
     def decode(self, samples: Samples, index: tf.Tensor) -> DecodedSample:
         """Read and decode a sample's image and label files. See `Store.decode`."""
-        image_file = tf.io.read_file(_get_path(samples.root, samples.images, index))
+        image_file = _read_file(samples.root, samples.images, index)
         image = _compile_image_decoder(self.channels, self.value_range)(image_file)
         if not samples.labels:
             return DecodedSample(image, None, _hash_files([image_file]))
-        label_file = tf.io.read_file(_get_path(samples.root, samples.labels, index))
+        label_file = _read_file(samples.root, samples.labels, index)
         values = _compile_mask_decoder(samples.kind == "color")(label_file)
         tf.debugging.assert_equal(tf.shape(image)[:2], tf.shape(values), "image and label differ in size")
         return DecodedSample(image, values, _hash_files([image_file, label_file]))
@@ -67,6 +68,8 @@ class ImageFiles(Store):
                 return read_size(file)
         except FormatError as error:
             raise DataError(f"{path} {error}") from None
+        except BucketError:
+            raise
         except Exception as error:  # Pillow and tifffile raise many error types
             message = f"{path} cannot be read as an image ({reason(error)}). Replace the file or remove it from the list."
             raise DataError(message) from None
@@ -84,7 +87,7 @@ class ImageFiles(Store):
         try:
             with epath.Path(_get_paths(samples, i)[0]).open("rb") as file:
                 return read_orientation(file)
-        except (OSError, tf.errors.OpError):
+        except OSError:
             return 1
 
     def omissions(self, samples: Samples, i: int) -> dict[str, str]:
@@ -92,7 +95,7 @@ class ImageFiles(Store):
         try:
             with epath.Path(_get_paths(samples, i)[0]).open("rb") as file:
                 return find_omissions(file, self.channels, self.value_range)
-        except (OSError, tf.errors.OpError):
+        except OSError:
             return {}
 
     def label_path(self, samples: Samples, i: int) -> str:
@@ -153,7 +156,7 @@ def read_mode(path: str) -> str:
             return picture.mode
     except Image.UnidentifiedImageError:
         return ""
-    except (OSError, tf.errors.OpError) as error:
+    except OSError as error:
         raise _make_read_error(path, error) from None
 
 
@@ -241,10 +244,12 @@ def _decode_mask(data: tf.Tensor, *, is_color: bool) -> tf.Tensor:
 
 
 def _call(decode: Callable[[bytes], np.ndarray], data: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    return tf.numpy_function(lambda file: decode(_to_bytes(file)), [data], dtype, stateful=False)
+
+
+def _to_bytes(value: bytes | np.ndarray) -> bytes:
     # TensorFlow passes bytes inside tf.data, but an array holding one bytes object in eager mode.
-    return tf.numpy_function(
-        lambda file: decode(file if isinstance(file, bytes) else file.item()), [data], dtype, stateful=False
-    )
+    return value if isinstance(value, bytes) else value.item()
 
 
 def _is_simple_png(data: tf.Tensor, has_color: tuple[bool, ...]) -> tf.Tensor:
@@ -279,8 +284,7 @@ def _is_simple_jpeg(data: tf.Tensor, has_color: tuple[bool, ...]) -> tf.Tensor:
 def _read_bytes(path: str) -> bytes:
     try:
         return epath.Path(path).read_bytes()
-    # TensorFlow reads files on object storage and raises its own error types.
-    except (OSError, tf.errors.OpError) as error:
+    except OSError as error:
         raise _make_read_error(path, error) from None
 
 
@@ -294,6 +298,14 @@ def _hash_files(files: Sequence[tf.Tensor | bytes]) -> tf.Tensor:
     For one file, this is the FarmHash64 of its bytes. For two files, it is the FarmHash64 of their concatenated fingerprints.
     """
     return tf.fingerprint([files])[0]
+
+
+def _read_file(root: str, names: Sequence[str], index: tf.Tensor) -> tf.Tensor:
+    """Return the content of the file at list position `index` as a string tensor."""
+    path = _get_path(root, names, index)
+    if not is_url(root):
+        return tf.io.read_file(path)
+    return tf.numpy_function(lambda url: epath.Path(_to_bytes(url).decode()).read_bytes(), [path], tf.string, stateful=False)
 
 
 def _get_path(root: str, names: Sequence[str], index: tf.Tensor) -> tf.Tensor:

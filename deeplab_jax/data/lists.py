@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from etils import epath
 
+from deeplab_jax.buckets import is_url
 from deeplab_jax.data.decode import IMAGE_SUFFIXES, MASK_SUFFIXES
 from deeplab_jax.errors import DataError
 
@@ -27,7 +28,7 @@ def read_list(path: epath.Path, root: epath.Path) -> Iterator[tuple[str, str]]:
       DataError: The file is not text, a line has more than two columns, or a line names a file outside the root folder.
     """
     # A list can have 25,000 lines, so all that depends only on the root folder is done once.
-    spellings = (os.fspath(root), os.path.abspath(root)) if "://" not in str(root) else (str(root),)
+    spellings = (os.fspath(root), os.path.abspath(root)) if not is_url(root) else (str(root),)
     prefixes = [f"{spelling.rstrip('/')}/" for spelling in spellings]
     exists = functools.cache(lambda name: (root / name).exists())
     for number, line in enumerate(read_lines(path), start=1):

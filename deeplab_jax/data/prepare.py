@@ -23,6 +23,7 @@ from jaxtyping import Integer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from deeplab_jax.buckets import is_url
 from deeplab_jax.config import DataConfig
 from deeplab_jax.data.find import describe, find_split
 from deeplab_jax.data.folders import list_names
@@ -76,7 +77,7 @@ def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console,
         raise DataError(f"`root` (={data.root!r}) already holds prepared records. Pass the original data set folder instead.")
     splits = list(dict.fromkeys(part for split in splits for part in split.split("+")))
     folder = epath.Path(out)
-    root = data.root if "://" in data.root or not data.root else str(epath.Path(data.root).resolve())
+    root = data.root if is_url(data.root) or not data.root else str(epath.Path(data.root).resolve())
     source, data_dir = (data.source, root) if data.source else (root, "")
     sets = {split: find_split(data, split, need_labels=split != "test") for split in splits}
     for split, samples in sets.items():
@@ -397,7 +398,7 @@ def _require_folder(folder: epath.Path) -> None:
         names = [path.name for path in folder.iterdir()]
     except OSError as error:
         advice = advise_on_write_error(error, "Choose a different folder")
-        raise ConfigError(f"`--out` (={str(folder)!r}) cannot be used ({error.strerror}). {advice}.") from None
+        raise ConfigError(f"`--out` (={str(folder)!r}) cannot be used ({error.strerror or error}). {advice}.") from None
     ours = [name for name in names if name.startswith(".") or name == MANIFEST or _split_of(name) or TEMPORARY.fullmatch(name)]
     foreign = [name for name in names if name not in ours]
     if foreign:
@@ -459,7 +460,7 @@ def _require_space(
     Raises:
       ConfigError: The disk has too little free space.
     """
-    if "://" in str(folder):
+    if is_url(folder):
         return
     needed, versions = 0, _list_versions(folder)
     for split, plan in todo.items():

@@ -6,8 +6,10 @@ import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import tensorflow as tf
 from etils import epath
+
+from deeplab_jax.buckets import is_url
+from deeplab_jax.buckets import read_range as read_url_range
 
 
 class File(NamedTuple):
@@ -31,7 +33,7 @@ def stat_file(path: str) -> File:
     Raises:
       OSError: The file does not exist or cannot be accessed.
     """
-    if not _is_local(path):
+    if is_url(path):
         return File(path, epath.Path(path).stat().length, ())
     status = os.stat(path)
     return File(path, status.st_size, _version(status))
@@ -54,7 +56,7 @@ def read_range(file: File, start: int, size: int) -> bytes:
 def open_ranges(file: File) -> Iterator[Callable[[int, int], bytes]]:
     """Yield a function for reading many ranges of one file from a single thread.
 
-    The function takes (start, size) and returns `size` bytes. A remote file is opened only once.
+    The function takes (start, size) and returns `size` bytes. Each call is one request if the file is in a bucket.
 
     Raises:
       OSError: The file is unreadable, ends before a range does, or was replaced before it was opened.
@@ -65,22 +67,20 @@ def open_ranges(file: File) -> Iterator[Callable[[int, int], bytes]]:
             raise OSError(f"{file.path} ends at byte {start + len(data)}")
         return data
 
-    if _is_local(file.path):
+    if not is_url(file.path) and hasattr(os, "pread"):
         descriptor = _open(file)  # this reference keeps the file open even after the cache evicts it
         yield lambda start, size: require_size(os.pread(descriptor.number, size, start), start, size)
         return
-    with tf.io.gfile.GFile(file.path, "rb") as remote:
+    if is_url(file.path):
+        yield lambda start, size: require_size(read_url_range(file.path, start, size), start, size)
+        return
+    with open(file.path, "rb") as shared:  # Windows has no `os.pread`
 
         def read(start: int, size: int) -> bytes:
-            remote.seek(start)
-            return require_size(remote.read(size), start, size)
+            shared.seek(start)
+            return require_size(shared.read(size), start, size)
 
         yield read
-
-
-def _is_local(path: str) -> bool:
-    # Windows has no `os.pread`, so local files are also read through TensorFlow there.
-    return "://" not in path and hasattr(os, "pread")
 
 
 def _version(status: os.stat_result) -> tuple[int, ...]:

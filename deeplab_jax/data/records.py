@@ -23,6 +23,7 @@ import numpy as np
 import tensorflow as tf
 from etils import epath
 
+from deeplab_jax.buckets import is_url
 from deeplab_jax.config import DataConfig
 from deeplab_jax.data.image_files import ImageFiles, reason
 from deeplab_jax.data.ranges import File, read_range, stat_file
@@ -262,8 +263,7 @@ def _require_complete(path: epath.Path, shard: Shard, advice: str) -> File:
     size = sum(record.nbytes for record in shard.records)
     try:
         file = stat_file(str(path))
-    # Files on object storage are read through TensorFlow, which raises its own error types.
-    except (OSError, tf.errors.OpError) as error:
+    except OSError as error:
         raise DataError(f"{path} cannot be read ({reason(error)}). {advice}") from None
     if file.size != size:
         raise DataError(f"{path} has {file.size} bytes instead of {size}. {advice}")
@@ -388,7 +388,7 @@ def read_stamp(samples: Samples, i: int) -> tuple[int, ...]:
     Raises:
       DataError: A file is missing or cannot be accessed.
     """
-    if not isinstance(samples.store, ImageFiles) or "://" in samples.root:
+    if not isinstance(samples.store, ImageFiles) or is_url(samples.root):
         return ()
     try:
         stats = [os.stat(f"{samples.root}/{name}") for name in (samples.images[i], *samples.labels[i : i + 1])]

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import pathlib
 import warnings
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from etils import epath
 from jaxtyping import Float, UInt8
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -323,7 +323,7 @@ def _batches(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
 
 
 def _run_video(segmenter: Segmenter, each: Input, options: Options, output: Output, progress: Progress) -> None:
-    overlay = pathlib.Path(options.out) / "overlay" / (each.name if each.name.endswith(".mp4") else f"{each.name}.mp4")
+    overlay = epath.Path(options.out) / "overlay" / (each.name if each.name.endswith(".mp4") else f"{each.name}.mp4")
     with contextlib.ExitStack() as stack:
         fps, count, frames = stack.enter_context(video.open_video(each.path))
         task = progress.add_task(each.path.name, total=count or None)

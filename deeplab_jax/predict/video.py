@@ -2,17 +2,17 @@
 
 import contextlib
 import fractions
-import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
 from deeplab_jax.errors import ConfigError, DataError, one_line
-from deeplab_jax.files import advise_on_write_error
+from deeplab_jax.files import advise_on_write_error, write_atomically
 
 Frame = UInt8[np.ndarray, "h w 3"]
 
@@ -56,7 +56,7 @@ def open_video(path: pathlib.Path) -> Iterator[tuple[float, int, Iterator[Frame]
 
 
 @contextlib.contextmanager
-def write_video(path: pathlib.Path, size: tuple[int, int], fps: float) -> Iterator[Callable[[Frame], None]]:
+def write_video(path: epath.Path, size: tuple[int, int], fps: float) -> Iterator[Callable[[Frame], None]]:
     """Open an .mp4 video for writing, and yield a function that appends a frame of `size` (height, width).
 
     The file only appears at `path` once the block has ended without an error. If the height or width is odd, the last row or
@@ -66,11 +66,9 @@ def write_video(path: pathlib.Path, size: tuple[int, int], fps: float) -> Iterat
       ConfigError: `path` cannot be written.
     """
     av = require_av()
-    temporary = path.absolute().with_name(f".{path.stem}.{os.getpid()}.new.mp4")
     height, width = size
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with av.open(str(temporary), "w") as container:
+        with write_atomically(path) as file, av.open(file, "w", format="mp4") as container:
             stream: Any = container.add_stream("libx264", rate=fractions.Fraction(fps).limit_denominator(1001))
             stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
 
@@ -80,12 +78,8 @@ def write_video(path: pathlib.Path, size: tuple[int, int], fps: float) -> Iterat
 
             yield add
             container.mux(stream.encode())
-        temporary.replace(path)
-    except (av.FFmpegError, OSError) as error:
+    except av.FFmpegError as error:
         raise ConfigError(f"Cannot write {path}: {one_line(error)}. {advise_on_write_error(error)}.") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def require_channels(channels: int) -> None:

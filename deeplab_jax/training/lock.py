@@ -10,14 +10,17 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
+from etils import epath
 
-from deeplab_jax.errors import ConfigError
+from deeplab_jax.buckets import create_file, is_url
+from deeplab_jax.errors import BucketError, ConfigError
 from deeplab_jax.files import advise_on_write_error
 from deeplab_jax.runtime.shared_errors import failing_together
 
+AnyPath: TypeAlias = Path | epath.Path  # the second for buckets
 LOCK = "lock.json"
 # The owner touches its lock this often. A lock that was not touched for `_STALE_SECONDS` belongs to a run that has ended.
 # The other processes of a run on CPUs wait for at most 30 s.
@@ -52,7 +55,7 @@ def lock_folder(folder: str, say: Callable[[str], None]) -> Iterator[Callable[[]
 
     The lock of a run that has ended without removing it is taken over. On the same host, its process is looked up. A process of
     another host, or of another container, cannot be looked up, so this waits until its lock is touched or has not been touched
-    for 20 s. Folders in object stores, such as gs://bucket/run, are not locked.
+    for 20 s. Buckets can be locked too: they create a file only if it does not exist, and note when it was written.
 
     Args:
       folder: The run folder.
@@ -64,11 +67,9 @@ def lock_folder(folder: str, say: Callable[[str], None]) -> Iterator[Callable[[]
 
     Raises:
       ConfigError: Another run holds the lock, or the folder is not writable.
+      BucketError: The bucket cannot be used.
     """
-    if "://" in folder:
-        yield _do_nothing
-        return
-    path, own = Path(folder) / LOCK, _describe_this_process()
+    path, own = (epath.Path(folder) if is_url(folder) else Path(folder)) / LOCK, _describe_this_process()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _acquire(path, own, say)
@@ -78,7 +79,7 @@ def lock_folder(folder: str, say: Callable[[str], None]) -> Iterator[Callable[[]
 
     def check() -> None:
         owner = None
-        with contextlib.suppress(OSError):  # if the lock cannot be read, saving will report why
+        with contextlib.suppress(OSError, BucketError):  # if the lock cannot be read, saving will report why
             owner, _ = _read(path)
         if owner and owner != own:
             raise ConfigError(f"Another run has taken over {folder}{_describe(owner)}, so this one stops without saving.")
@@ -91,12 +92,12 @@ def lock_folder(folder: str, say: Callable[[str], None]) -> Iterator[Callable[[]
     finally:
         released.set()
         thread.join()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, BucketError):
             if _read(path)[0] == own:
                 path.unlink()
 
 
-def _acquire(path: Path, own: dict[str, Any], say: Callable[[str], None]) -> None:
+def _acquire(path: AnyPath, own: dict[str, Any], say: Callable[[str], None]) -> None:
     first_touch, deadline = None, 0.0
     while not _create(path, own):
         owner, touched = _read(path)
@@ -120,7 +121,7 @@ def _acquire(path: Path, own: dict[str, Any], say: Callable[[str], None]) -> Non
             time.sleep(0.5)
 
 
-def _make_error(path: Path, owner: dict[str, Any] | None) -> ConfigError:
+def _make_error(path: AnyPath, owner: dict[str, Any] | None) -> ConfigError:
     return ConfigError(
         f"`--workdir` (={str(path.parent)!r}) is in use{_describe(owner)}. Wait for that run, or choose a different folder."
     )
@@ -130,10 +131,12 @@ def _describe(owner: dict[str, Any] | None) -> str:
     return f" by process {owner['process']} on {owner['host']} since {owner['since']}" if owner else ""
 
 
-def _create(path: Path, own: dict[str, Any]) -> bool:
+def _create(path: AnyPath, own: dict[str, Any]) -> bool:
     """Create the lock, or return False if it exists. A link is atomic on network file systems too."""
+    text = _format(own)
+    if is_url(path):
+        return _create_without_link(path, text)
     temporary = path.with_name(f".{LOCK}.{own['id']}.new")
-    text = json.dumps(own) + "\n"
     try:
         temporary.write_text(text)
         os.link(temporary, path)
@@ -148,7 +151,13 @@ def _create(path: Path, own: dict[str, Any]) -> bool:
     return True
 
 
-def _create_without_link(path: Path, text: str) -> bool:
+def _format(owner: dict[str, Any]) -> str:
+    return json.dumps(owner) + "\n"
+
+
+def _create_without_link(path: AnyPath, text: str) -> bool:
+    if is_url(path):
+        return create_file(str(path), text.encode())
     try:
         with path.open("x") as file:
             file.write(text)
@@ -157,17 +166,15 @@ def _create_without_link(path: Path, text: str) -> bool:
     return True
 
 
-def _remove_stale(path: Path, owner: dict[str, Any] | None) -> None:
+def _remove_stale(path: AnyPath, owner: dict[str, Any] | None) -> None:
     """Remove a stale lock, unless another process has replaced it already.
 
     Of the processes that found the same stale lock, one at a time may look at it again and remove it.
     """
     permit = path.with_name(f".{LOCK}.{owner['id'] if owner else 'unknown'}.permit")
-    try:
-        permit.open("x").close()
-    except FileExistsError:
+    if not _create_without_link(permit, ""):
         with contextlib.suppress(FileNotFoundError):
-            if _now(path) - permit.stat().st_mtime > _STALE_SECONDS:
+            if _now(path) - _read_time(permit) > _STALE_SECONDS:
                 permit.unlink()  # the process that made it was killed
         time.sleep(0.05)
         return
@@ -178,21 +185,36 @@ def _remove_stale(path: Path, owner: dict[str, Any] | None) -> None:
         permit.unlink(missing_ok=True)
 
 
-def _touch_until(path: Path, own: dict[str, Any], released: threading.Event) -> None:
+def _touch_until(path: AnyPath, own: dict[str, Any], released: threading.Event) -> None:
     while not released.wait(_TOUCH_SECONDS):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, BucketError):
             if _read(path)[0] == own:
-                os.utime(path)
+                _touch(path, own)
 
 
-def _read(path: Path) -> tuple[dict[str, Any] | None, float | None]:
+def _touch(path: AnyPath, own: dict[str, Any]) -> None:
+    if is_url(path):
+        path.write_text(_format(own))
+    else:
+        os.utime(path)
+
+
+def _read_time(path: AnyPath) -> float:
+    """Return when a file was last touched, by the file system's clock. In a bucket, it is in whole seconds."""
+    return float(path.stat().mtime) if isinstance(path, epath.Path) else path.stat().st_mtime
+
+
+def _read(path: AnyPath) -> tuple[dict[str, Any] | None, float | None]:
     """Return a lock's owner and the time when it was last touched, or (None, None) if there is no lock.
 
     The owner is None if the file is incomplete. Opening the file makes NFS ask the server for its current time.
     """
     try:
-        with path.open() as file:
-            touched, text = os.fstat(file.fileno()).st_mtime, file.read()
+        if is_url(path):
+            touched, text = _read_time(path), path.read_text()
+        else:
+            with path.open() as file:
+                touched, text = os.fstat(file.fileno()).st_mtime, file.read()
     except FileNotFoundError:
         return None, None
     try:
@@ -202,12 +224,12 @@ def _read(path: Path) -> tuple[dict[str, Any] | None, float | None]:
         return None, touched
 
 
-def _now(path: Path) -> float:
+def _now(path: AnyPath) -> float:
     """Return the file system's time, because the clocks of two hosts can differ."""
     probe = path.with_name(f".{LOCK}.{uuid.uuid4().hex}.time")
-    probe.touch()
+    probe.write_text("")
     try:
-        return probe.stat().st_mtime
+        return _read_time(probe)
     finally:
         probe.unlink()
 

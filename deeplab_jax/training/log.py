@@ -9,12 +9,16 @@ from collections.abc import Iterator
 from etils import epath
 from rich.console import Console
 
+from deeplab_jax.buckets import is_url
+from deeplab_jax.errors import BucketError
+
 LOG = "log.txt"
 _REMINDER_SECONDS = 60
+_UPLOAD_SECONDS = 2.0  # a bucket takes a second for each version of a file
 
 
 class Log:
-    """Prints lines on the console, and appends them to `log.txt` with their date and time.
+    """Prints lines on the console, and appends them to `log.txt` with their date and time. In a bucket, they appear 2 s later.
 
     Args:
       folder: The run folder, or None on all processes but the first, which write no file.
@@ -24,13 +28,27 @@ class Log:
     def __init__(self, folder: epath.Path | None, console: Console) -> None:
         self.console = console
         self._path = folder / LOG if folder else None
+        self._unwritten = ""
+        self._lock = threading.Lock()
 
     def print(self, line: str) -> None:
         """Print one line. The file's line is dropped if it cannot be written."""
         self.console.print(line, markup=False)
-        if self._path:
-            with contextlib.suppress(OSError, ValueError), self._path.open("a") as file:
-                file.write(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}  {line}\n")
+        if not self._path:
+            return
+        with self._lock:
+            is_waiting = bool(self._unwritten)
+            self._unwritten += f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}  {line}\n"
+        if not is_url(self._path):
+            self._write(self._path)
+        elif not is_waiting:
+            threading.Timer(_UPLOAD_SECONDS, self._write, [self._path]).start()  # Python waits for it when the run ends
+
+    def _write(self, path: epath.Path) -> None:
+        with self._lock:
+            lines, self._unwritten = self._unwritten, ""
+            with contextlib.suppress(OSError, ValueError, BucketError), path.open("a") as file:
+                file.write(lines)
 
     @contextlib.contextmanager
     def waiting_for(self, what: str) -> Iterator[None]:

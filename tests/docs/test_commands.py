@@ -102,6 +102,7 @@ ONLY_PARSED = (
 
 # Pages that are not run from top to bottom, and the reason.
 NOT_RUN_PAGES = {
+    "buckets": "needs a bucket; test_buckets.py trains in an emulator",
     "clusters": "needs several hosts; runtime/test_hosts.py starts several processes",
     "train-from-python": "trains for minutes, and needs Optuna; commands/test_train.py calls dl.train",
 }

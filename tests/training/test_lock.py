@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+from etils import epath
 
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.training import lock
@@ -160,11 +161,21 @@ def test_a_full_disk_needs_space_and_not_a_different_folder(tmp_path, monkeypatc
         lock_folder(str(tmp_path), say_nothing).__enter__()
 
 
-def test_object_stores_are_not_locked(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with lock_folder("gs://bucket/run", say_nothing) as check, lock_folder("gs://bucket/run", say_nothing):
+def test_a_bucket_is_locked(gcs, monkeypatch, quick_touches):
+    workdir, lines = epath.Path("gs://bucket/locked"), []
+    with lock_folder(str(workdir), say_nothing) as check:
         check()
-        assert list(tmp_path.iterdir()) == []
+        monkeypatch.setattr(lock, "_can_look_up", lambda owner: False)  # as on another host
+        with pytest.raises(ConfigError, match=f"`--workdir` \\(='{workdir}'\\) is in use by process {os.getpid()}"):
+            lock_folder(str(workdir), lines.append).__enter__()
+        assert "Waiting for up to 2 s" in lines[0]
+        text = (workdir / LOCK).read_text()
+    assert list(workdir.iterdir()) == []
+    (workdir / LOCK).write_text(text)  # the lock of a process that was killed
+    with lock_folder(str(workdir), say_nothing):
+        rewrite(workdir / LOCK, id="another")
+        with pytest.raises(ConfigError, match="Another run has taken over"):
+            check()
 
 
 def test_a_lock_that_was_created_although_the_file_system_says_that_it_exists_is_held(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
+from deeplab_jax.buckets import is_url
 from deeplab_jax.data.folders import is_visible, list_folders
 from deeplab_jax.data.layouts.acdc import ACDC
 from deeplab_jax.data.layouts.ade20k import ADE20K
@@ -74,7 +75,7 @@ def explain_missing_split(root: epath.Path, split: str, splits: Sequence[str]) -
 
 def _find_nearby_layout(root: epath.Path) -> str:
     """Return the folder just above or below `root` that has a layout, or "". People often give a folder one level off."""
-    if "://" in str(root):
+    if is_url(root):
         return ""
     above = root.absolute().parents[:2]
     below = [root / name for name in list_folders(root)[:20]]

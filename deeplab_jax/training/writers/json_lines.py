@@ -9,6 +9,7 @@ from typing import Any
 
 from etils import epath
 
+from deeplab_jax.buckets import is_url
 from deeplab_jax.files import write_atomically
 from deeplab_jax.training.metrics_log import METRICS, parse_row
 from deeplab_jax.training.writers.writer import Outcome, Row, RunStart, RunWriter
@@ -39,7 +40,7 @@ class JsonLines(RunWriter):
             self._append()
 
     def _append(self) -> None:
-        size = self._path.stat().length if self._path.exists() else 0
+        size = self._path.stat().length if not is_url(self._path) and self._path.exists() else 0
         try:
             with self._path.open("a") as file:
                 file.write(self._unwritten)

@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, BinaryIO
 
+from deeplab_jax.buckets import is_url
 from deeplab_jax.errors import one_line
 from deeplab_jax.training.writers.json_lines import is_repeated
 from deeplab_jax.training.writers.tracker import Tracker, keep_last_step, read_last_step, upload_folder
@@ -99,8 +100,8 @@ class TrackerProcess(RunWriter):
 
     def write_checkpoint(self, checkpoint: Checkpoint) -> None:
         # The run can delete the checkpoint before it is uploaded. Hard links keep the files, and take no time and no space.
-        if "://" in checkpoint.folder:
-            raise RuntimeError("checkpoints in object stores are not uploaded")
+        if is_url(checkpoint.folder):
+            raise RuntimeError("checkpoints in buckets are not uploaded")
         copy = self._uploads / str(checkpoint.step)
         shutil.copytree(checkpoint.folder, copy, copy_function=os.link)
         self._has_uploads = True

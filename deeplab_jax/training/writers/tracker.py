@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from etils import epath
 
+from deeplab_jax.buckets import is_url
 from deeplab_jax.errors import ConfigError, one_line
 from deeplab_jax.files import write_atomically
 from deeplab_jax.training.writers.writer import RunStart, RunWriter
@@ -95,4 +96,4 @@ def upload_folder(run: RunStart, name: str) -> epath.Path:
 
 def run_name(run: RunStart) -> str:
     """Return the run folder's name."""
-    return os.path.basename(os.path.abspath(run.workdir)) if "://" not in run.workdir else run.folder.name
+    return os.path.basename(os.path.abspath(run.workdir)) if not is_url(run.workdir) else run.folder.name

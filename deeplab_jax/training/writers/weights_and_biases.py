@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
+from deeplab_jax.buckets import is_url
 from deeplab_jax.errors import one_line
 from deeplab_jax.training.writers.tracker import PROJECT, Tracker, keep_id, read_id, run_name
 from deeplab_jax.training.writers.writer import Checkpoint, Outcome, Row, RunStart, Strips
@@ -56,7 +57,7 @@ def _open(run: RunStart, tracked: str, say: Callable[[str], None]) -> Any:
             name=os.environ.get("WANDB_NAME", run_name(run)),
             id=tracked,
             resume="allow",
-            dir=None if "://" in run.workdir else run.workdir,
+            dir=None if is_url(run.workdir) else run.workdir,
             config=run.config,
             allow_val_change=True,
             mode=mode,

@@ -1,0 +1,194 @@
+"""Test URLs against an emulator of Google Cloud Storage."""
+
+import json
+
+import fsspec
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_config, train
+from etils import epath
+
+from deeplab_jax import buckets
+from deeplab_jax.checkpoints.store import Checkpoints
+from deeplab_jax.config import DataConfig
+from deeplab_jax.data.find import find_split
+from deeplab_jax.errors import BucketError, CheckpointError, ConfigError
+from deeplab_jax.files import write_atomically
+
+# ml_collections uses a deprecated function to load recipes.
+pytestmark = [pytest.mark.usefixtures("gcs"), pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")]
+CONFIG = tiny_config()
+
+
+@pytest.fixture
+def folder(request):
+    return epath.Path("gs://bucket") / request.node.name
+
+
+def write_files(folder, *names):
+    for name in names:
+        (folder / name).write_text(name)
+
+
+def list_files(folder):
+    return sorted((parent / name).relative_to(folder).as_posix() for parent, _, names in folder.walk() for name in names)
+
+
+def test_files_are_written_read_and_appended_to(folder):
+    (folder / "a.txt").write_text("ä")
+    with (folder / "a.txt").open("a") as file:
+        file.write("\nb")
+    assert (folder / "a.txt").read_bytes() == "ä\nb".encode()
+    assert (folder / "a.txt").open().read() == "ä\nb"
+    with (folder / "a.txt").open("rb") as file:
+        assert (file.seek(2), file.read(1), file.seek(-1, 2), file.read()) == (2, b"\n", 3, b"b")
+    assert buckets.read_range(str(folder / "a.txt"), 1, 2) == b"\xa4\n"
+    assert (folder / "a.txt").stat().length == 4
+
+
+def test_a_file_appears_only_when_it_is_complete(folder):
+    def write_half():
+        with write_atomically(folder / "a") as file:
+            file.write(b"half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        write_half()
+    assert not (folder / "a").exists()
+
+
+def test_folders_are_listed_moved_and_removed(folder):
+    folder.mkdir()
+    assert list(folder.iterdir()) == []
+    write_files(folder, "a/1", "a/b/2", "3")
+    assert {path.name: path.is_dir() for path in folder.iterdir()} == {"a": True, "3": False}
+    (folder / "a").rename(folder / "c")
+    assert list_files(folder) == ["3", "c/1", "c/b/2"]
+    (folder / "3").replace(folder / "c/1")
+    assert (folder / "c/1").read_text() == "3"
+    with pytest.raises(FileExistsError):
+        (folder / "c").mkdir()
+    (folder / "c").rmtree()
+    assert not folder.exists()
+
+
+def test_a_listing_shows_what_other_programs_have_just_written(folder, gcs):
+    write_files(folder, "a")
+    assert list_files(folder) == ["a"]
+    other = fsspec.filesystem("gcs", skip_instance_cache=True)
+    other.pipe_file(str(folder / "b/c"), b"longer")
+    other.pipe_file(str(folder / "a"), b"longer")
+    assert list_files(folder) == ["a", "b/c"]
+    assert (folder / "a").open("rb").read() == b"longer"
+
+
+def test_a_missing_file_is_no_fault_of_the_bucket(folder):
+    for read in (folder.read_bytes, folder.open, folder.stat, folder.unlink):
+        with pytest.raises(FileNotFoundError, match=str(folder)):
+            read()
+    folder.unlink(missing_ok=True)
+    assert not folder.exists()
+    assert not folder.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("gs://missing/a", "The bucket gs://missing does not exist. Create it, or fix its name"),
+        (
+            "gs://anonymous/a",
+            "gs://anonymous/a cannot be used without credentials .* Run `gcloud auth application-default login`",
+        ),
+        ("gs://forbidden/a", "This account may not use gs://forbidden/a"),
+        ("gs://", "gs:// names no bucket"),
+    ],
+)
+def test_a_bucket_that_cannot_be_used_is_reported_in_one_line(url, message):
+    path = epath.Path(url)
+    for use in (path.exists, path.is_dir, path.read_bytes, lambda: list(path.iterdir()), lambda: path.mkdir(parents=True)):
+        with pytest.raises(BucketError, match=f"^{message}[^\n]*$"):
+            use()
+
+
+def test_a_missing_package_is_named_with_its_command(monkeypatch):
+    def fail(*args, **kwargs):
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec, "filesystem", fail)
+    buckets._make_file_system.cache_clear()
+    with pytest.raises(
+        BucketError, match=r"s3://b/a needs the package s3fs. Run `pip install 'deeplab-jax\[s3\]'` to install it."
+    ):
+        epath.Path("s3://b/a").exists()
+
+
+def test_urls_of_other_kinds_are_refused():
+    with pytest.raises(
+        ConfigError, match=r"^`data.root` \(='hdfs://a/b'\) cannot be used. Give a local path, or a URL with gs://"
+    ):
+        find_split(DataConfig(root="hdfs://a/b"), "train")
+
+
+def test_checkpoints_in_s3_are_refused():
+    with pytest.raises(CheckpointError, match="`s3://b/run` cannot hold checkpoints"):
+        Checkpoints("s3://b/run", CONFIG)
+
+
+def make_trees(step):
+    return {"model": {"weights": jax.numpy.full((2, 3), step, "float32")}, "training": {"step": jax.numpy.asarray(step)}}
+
+
+def restore(workdir):
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), make_trees(0))
+    with Checkpoints(workdir, CONFIG) as checkpoints:
+        return checkpoints.restore(abstract)
+
+
+def save(workdir, *steps):
+    config = tiny_config()
+    config.train.keep_last = 1
+    with Checkpoints(workdir, config) as checkpoints:
+        for step in steps:
+            checkpoints.save(make_trees(step), step)
+
+
+def test_a_save_killed_after_any_write_leaves_a_checkpoint_that_restores_right(gcs, folder):
+    """The history of the bucket holds the states that a kill could leave. Saving the second step also removes the first."""
+    save(str(folder), 1)
+    gcs.history = []
+    save(str(folder), 2)
+    history, gcs.history = gcs.history, None
+    assert len(history) > 30
+    restored = []
+    for state in history[::5]:
+        gcs.go_back_to(state)
+        step, trees = restore(str(folder))
+        jax.tree.map(np.testing.assert_array_equal, trees, make_trees(step))
+        restored.append(step)
+    assert set(restored) == {1, 2}
+    assert restored == sorted(restored)
+
+
+def test_arrays_that_may_not_be_read_are_not_damaged(gcs, folder, monkeypatch):
+    save(str(folder), 1)
+    monkeypatch.setitem(gcs.refused, "%2Fd%2F", 403)  # as for TensorStore, if its credentials are not those of gcsfs
+    monkeypatch.setattr("deeplab_jax.checkpoints.store.require_unchanged", lambda step, parts: None)
+    with pytest.raises(BucketError, match=r"The checkpoint cannot be read .* Check the credentials"):
+        restore(str(folder))
+    assert [path.name for path in folder.iterdir()] == ["checkpoints"]
+
+
+def test_a_run_in_a_bucket_equals_the_run_on_disk(folder, finished_run, street_scenes):
+    data = folder / "data"
+    for path in filter(lambda path: path.is_file(), street_scenes.rglob("*")):
+        (data / path.relative_to(street_scenes).as_posix()).write_bytes(path.read_bytes())
+    workdir = folder / "run"
+    output = train(data, workdir)
+    assert f"Finished at step 6 of 6. The checkpoints are in {workdir}/checkpoints." in output
+    for name in ("receipts.jsonl", "samples.tsv"):
+        assert (workdir / name).read_text() == (finished_run / name).read_text()
+    scores = [json.loads((run / "checkpoints/6/scores.json").read_text())["scores"] for run in (workdir, finished_run)]
+    assert scores[0] == scores[1]
+    assert [path.stat().length > 1000 for path in (workdir / "tensorboard").iterdir()] == [True]
+    assert len((workdir / "metrics.jsonl").read_text().splitlines()) == 8
