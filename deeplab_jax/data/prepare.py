@@ -9,10 +9,9 @@ import functools
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -33,7 +32,6 @@ from deeplab_jax.data.records import (
     MANIFEST,
     MOST_VALUES,
     SHARD,
-    SIDECAR,
     Record,
     Shard,
     is_records,
@@ -42,6 +40,14 @@ from deeplab_jax.data.records import (
     shard_from_json,
     shard_to_json,
 )
+from deeplab_jax.data.records_folder import (
+    read_other_splits,
+    remove_file,
+    remove_outdated,
+    remove_temporary_files,
+    require_records_folder,
+    write_manifest,
+)
 from deeplab_jax.data.samples import Samples, read_sample
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.files import advise_on_write_error, write_atomically
@@ -49,11 +55,6 @@ from deeplab_jax.runtime.machine import usable_cores
 from deeplab_jax.runtime.work_shard import EVERYTHING, WorkShard
 
 SHARD_SAMPLES = 64  # samples per shard; about half a gigabyte for Cityscapes
-# Matches temporary file names, which contain the id of the writing process. A temporary file is an unfinished manifest, sidecar
-# file or shard, or a finished shard that has not been renamed yet.
-TEMPORARY = re.compile(
-    rf"\.?(?:{re.escape(MANIFEST)}|(?P<name>(?P<split>.+)-\d{{5}})(?:\.json)?)\.(?P<pid>\d+)\.(?:new|bin|bin\.\d+\.new)"
-)
 
 
 def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console, share: WorkShard = EVERYTHING) -> None:
@@ -82,12 +83,12 @@ def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console,
     sets = {split: find_split(data, split, need_labels=split != "test") for split in splits}
     for split, samples in sets.items():
         console.print(describe(split, samples), markup=False)
-    _require_folder(folder)
-    _read_other_splits(folder, source, splits)  # reject a different source before changing any files
+    require_records_folder(folder)
+    read_other_splits(folder, source, splits)  # reject a different source before changing any files
     plan = {split: _plan_shards(split, len(samples)) for split, samples in sets.items()}
     jobs = [(planned, sets[split]) for split, each in plan.items() for planned in each]
     own = share.take(jobs)
-    _remove_temporary_files(folder, splits, {planned.name for planned, _ in own} if share.count > 1 else None)
+    remove_temporary_files(folder, splits, {planned.name for planned, _ in own} if share.count > 1 else None)
     _reuse_shards(folder, own, source, data, console)
     todo = {
         split: [planned for planned, each in own if each is samples and not planned.shard] for split, samples in sets.items()
@@ -98,17 +99,17 @@ def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console,
         _require_space(folder, todo, sets, data.channels)
         # Remove these splits from the manifest until all their shards are complete. Reread the other splits each time,
         # because another process might have prepared some of them in the meantime.
-        _write_manifest(folder, source, data_dir, _read_other_splits(folder, source, splits))
+        write_manifest(folder, source, data_dir, read_other_splits(folder, source, splits))
         _write_shards(folder, sets, todo, source, data, console)
     if missing := _find_missing(folder, jobs, share, source, data, console):
         line = f"{share.describe_missing(missing)} The last one to end writes {folder / MANIFEST}."
         console.print(line, markup=False, soft_wrap=True)
         return
     prepared = {split: _as_json(samples, plan[split]) for split, samples in sets.items()}
-    _write_manifest(folder, source, data_dir, _read_other_splits(folder, source, splits) | prepared)
+    write_manifest(folder, source, data_dir, read_other_splits(folder, source, splits) | prepared)
     shards = [planned for each in plan.values() for planned in each]
     current = {f"{planned.name}.json" for planned in shards} | {planned.shard.file for planned in shards if planned.shard}
-    _remove_outdated(folder, current, splits)
+    remove_outdated(folder, current, splits)
 
 
 def _find_missing(
@@ -148,7 +149,7 @@ def _write_shards(
                 planned.shard = _write_shard(folder, planned, samples, source, data, stamps, decoded, advance)
                 for path in old_versions.get(planned.name, ()):
                     if path.name != planned.shard.file:
-                        _unlink(path)
+                        remove_file(path)
 
 
 def _progress_bar(console: Console) -> Progress:
@@ -345,108 +346,6 @@ def find_distinct(values: Integer[np.ndarray, "h w"]) -> tuple[int, ...]:
 
 def _as_json(samples: Samples, plan: Sequence[_PlannedShard]) -> dict[str, Any]:
     return {"kind": samples.kind, "shards": [shard_to_json(planned.shard) for planned in plan if planned.shard]}
-
-
-def _read_other_splits(folder: epath.Path, source: str, splits: Sequence[str]) -> dict[str, Any]:
-    """Return the manifest entries for all splits that are not in `splits`.
-
-    Raises:
-      ConfigError: The other splits were prepared from a different source.
-    """
-    try:
-        values = json.loads((folder / MANIFEST).read_text())
-        others = {name: split for name, split in values["splits"].items() if name not in splits}
-        previous_source, is_current_format = values["source"], values["format"] == FORMAT
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return {}
-    if others and previous_source != source:
-        raise ConfigError(
-            f"`--out` (={str(folder)!r}) already holds records for {', '.join(others)} from a different source "
-            f"({previous_source}). Add these splits to --splits to prepare them again, or choose a different folder."
-        )
-    return others if is_current_format else {}
-
-
-def _write_manifest(folder: epath.Path, source: str, data_dir: str, splits: Mapping[str, Any]) -> None:
-    """Write the manifest, or delete it if `splits` is empty."""
-    if not splits:
-        _unlink(folder / MANIFEST)
-        return
-    text = json.dumps({"format": FORMAT, "source": source, "data_dir": data_dir, "splits": splits})
-    if not (folder / MANIFEST).exists() or (folder / MANIFEST).read_text() != text:
-        with write_atomically(folder / MANIFEST) as file:
-            file.write(text.encode())
-
-
-def _remove_outdated(folder: epath.Path, current: set[str], splits: Sequence[str]) -> None:
-    """Delete these splits' shards and sidecar files, except for the files named in `current`."""
-    for path in folder.iterdir():
-        if _split_of(path.name) in splits and path.name not in current:
-            _unlink(path)
-
-
-def _split_of(name: str) -> str:
-    """Return the split name in a shard or sidecar file name, or "" for any other file name."""
-    match = SIDECAR.fullmatch(name) or SHARD.fullmatch(name)
-    return match["split"] if match else ""
-
-
-def _require_folder(folder: epath.Path) -> None:
-    """Create the folder if needed, and check that it contains nothing but prepared records, complete or not."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        names = [path.name for path in folder.iterdir()]
-    except OSError as error:
-        advice = advise_on_write_error(error, "Choose a different folder")
-        raise ConfigError(f"`--out` (={str(folder)!r}) cannot be used ({error.strerror or error}). {advice}.") from None
-    ours = [name for name in names if name.startswith(".") or name == MANIFEST or _split_of(name) or TEMPORARY.fullmatch(name)]
-    foreign = [name for name in names if name not in ours]
-    if foreign:
-        raise ConfigError(
-            f"`--out` (={str(folder)!r}) holds {foreign[0]}, which is not part of prepared records. "
-            "Choose a new or empty folder."
-        )
-
-
-def _remove_temporary_files(folder: epath.Path, splits: Sequence[str], names: Collection[str] | None) -> None:
-    """Delete the temporary files that killed processes left behind for these splits and for the manifest.
-
-    If other processes write to the same folder, `names` has this process's planned shards, and only theirs are deleted. A
-    process of another host does not count as running.
-    """
-    for path in folder.iterdir():
-        match = TEMPORARY.fullmatch(path.name)
-        if match and names is not None and match["name"] not in names:
-            continue
-        if match and (not match["split"] or match["split"] in splits) and not _is_alive(int(match["pid"])):
-            _unlink(path)
-
-
-def _is_alive(process: int) -> bool:
-    """Return whether another process with this id is running on this machine.
-
-    On Windows, any id except our own counts as running, because `os.kill` would terminate the process.
-    """
-    if process == os.getpid():
-        return False
-    if os.name == "nt":
-        return True
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # the process belongs to a different user
-        return True
-    return True
-
-
-def _unlink(path: epath.Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be removed ({error.strerror}). Fix this problem or choose a different folder."
-        ) from None
 
 
 def _require_space(
