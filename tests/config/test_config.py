@@ -46,8 +46,9 @@ def test_every_recipe_is_valid_survives_json_and_documents_its_command(path):
     assert path.stem in recipe.__doc__ or "make quickstart" in recipe.__doc__
 
 
-def test_the_recipe_for_custom_data_reads_a_label_set_by_name_or_from_a_file(tmp_path):
-    recipe = load_recipe(CONFIGS / "custom.py")
+@pytest.mark.parametrize("name", ["custom", "custom_lite0"])
+def test_the_recipes_for_custom_data_read_a_label_set_by_name_or_from_a_file(name, tmp_path):
+    recipe = load_recipe(CONFIGS / f"{name}.py")
     labels = LabelSet("pets", ("cat", "dog"), ((1, 1, 1), (2, 2, 2)), ids=(3, 7))
     write_labels(tmp_path / "labels.json", labels)
     config = validate(recipe.get_config(str(tmp_path / "labels.json")))
