@@ -269,8 +269,8 @@ def _read_checksums(step: epath.Path) -> dict[str, str]:
 
 def _list_files(folder: epath.Path) -> Iterator[str]:
     """Yield relative paths for all files under `folder`, except the checksums, the scores and their temporary copies."""
-    for parent, _, names in folder.walk():
-        inner = parent.relative_to(folder).as_posix()
+    for parent, _, names in epath.Path(folder).walk():  # `pathlib.Path` has no walk in Python 3.11
+        inner = parent.relative_to(epath.Path(folder)).as_posix()
         if inner != ".":
             yield from (f"{inner}/{name}" for name in names)
         else:

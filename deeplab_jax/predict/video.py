@@ -56,7 +56,7 @@ def open_video(path: pathlib.Path) -> Iterator[tuple[float, int, Iterator[Frame]
 
 
 @contextlib.contextmanager
-def write_video(path: epath.Path, size: tuple[int, int], fps: float) -> Iterator[Callable[[Frame], None]]:
+def write_video(path: pathlib.Path | epath.Path, size: tuple[int, int], fps: float) -> Iterator[Callable[[Frame], None]]:
     """Open an .mp4 video for writing, and yield a function that appends a frame of `size` (height, width).
 
     The file only appears at `path` once the block has ended without an error. If the height or width is odd, the last row or
@@ -68,7 +68,7 @@ def write_video(path: epath.Path, size: tuple[int, int], fps: float) -> Iterator
     av = require_av()
     height, width = size
     try:
-        with write_atomically(path) as file, av.open(file, "w", format="mp4") as container:
+        with write_atomically(epath.Path(path)) as file, av.open(file, "w", format="mp4") as container:
             stream: Any = container.add_stream("libx264", rate=fractions.Fraction(fps).limit_denominator(1001))
             stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
 

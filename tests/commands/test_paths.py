@@ -233,5 +233,5 @@ def test_a_folder_or_a_near_miss_as_recipe_is_explained(places):
 
 
 def test_a_scheme_that_cannot_be_read_is_explained():
-    with pytest.raises(CheckpointError, match=r"^`hdfs://bucket/run` cannot hold checkpoints, because"):
+    with pytest.raises(CheckpointError, match=r"^`hdfs://bucket/run` cannot hold checkpoints, which orbax stores only"):
         dl.load("hdfs://bucket/run")

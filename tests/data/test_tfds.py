@@ -7,7 +7,6 @@ import pathlib
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from rich.console import Console
 
 from deeplab_jax.commands import main as cli
@@ -160,10 +159,10 @@ def test_planning_the_evaluation_decodes_nothing(pets, monkeypatch):
 
 
 def test_each_file_is_opened_once_to_build_the_index_without_pread(pets, monkeypatch):
-    names, gfile = [], tf.io.gfile.GFile
+    names, original = [], open
     expected = [location[1:] for location in find_pets(pets, "train").store.locations]
     monkeypatch.delattr(os, "pread")
-    monkeypatch.setattr(tf.io.gfile, "GFile", lambda name, mode: names.append(name) or gfile(name, mode))
+    monkeypatch.setattr("builtins.open", lambda name, *args, **kwargs: names.append(name) or original(name, *args, **kwargs))
     assert [location[1:] for location in find_pets(pets, "train").store.locations] == expected
     names = [name for name in names if "tfrecord" in str(name)]
     assert len(names) == len(set(names)) == 3
