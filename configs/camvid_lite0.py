@@ -6,9 +6,9 @@ python eval.py --config=configs/camvid_lite0.py --config.data.root=CAMVID --chec
 
 `mesh.data=2` divides two CPU cores into two devices. Leave it out on one core or on an accelerator.
 
-Hardware and time: 2 CPU cores, 17 min for the steps at 7.1 images/s.
-Result: a val mIoU of 70.1 and 69.6 % and a pixel accuracy of 93.2 and 92.8 % for seeds 0 and 2, measured on 2026-11-29. See
-benchmarks/camvid.md for what was tried.
+Hardware and time: 2 CPU cores, 19 min 31 s (measured with seed 1 on an otherwise idle machine).
+Result: a val mIoU of 70.1, 70.1 and 69.6 % and a pixel accuracy of 93.2, 93.3 and 92.8 % for seeds 0, 1 and 2, measured on
+2026-11-29. See benchmarks/camvid.md for what was tried.
 """
 
 from deeplab_jax.config import Config, DataConfig, EvalConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
