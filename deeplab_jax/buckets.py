@@ -243,8 +243,8 @@ class _Backend(backend.Backend):
 
     @_explained
     def isdir(self, path: str) -> bool:
-        found = self._find(path)
-        return found is not None and found["type"] == "directory"
+        entry = self._find(path)
+        return entry is not None and entry["type"] == "directory"
 
     def _find(self, path: str) -> dict[str, Any] | None:
         bucket, name = _split(path)
@@ -270,7 +270,7 @@ class _Backend(backend.Backend):
 
     @_explained
     def glob(self, path: str) -> list[str]:
-        return [_as_url(found, path) for found in _file_system(path).glob(path)]
+        return [_as_url(match, path) for match in _file_system(path).glob(path)]
 
     def walk(self, top: Any, *, top_down: bool = True, on_error: Any = None) -> Iterator[tuple[Any, list[str], list[str]]]:
         url = os.fspath(top)
@@ -283,8 +283,8 @@ class _Backend(backend.Backend):
 
     @_explained
     def mkdir(self, path: str, *, exist_ok: bool = False, mode: int | None = None) -> None:
-        found = self._find(path)
-        if found and not (exist_ok and found["type"] == "directory"):
+        entry = self._find(path)
+        if entry and not (exist_ok and entry["type"] == "directory"):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
 
     @_explained

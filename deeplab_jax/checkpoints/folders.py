@@ -274,7 +274,8 @@ def _list_files(folder: epath.Path) -> Iterator[str]:
         if inner != ".":
             yield from (f"{inner}/{name}" for name in names)
         else:
-            yield from (name for name in names if not re.match(rf"{CHECKSUMS}$|{SCORES}$|\.({CHECKSUMS}|{SCORES})\.", name))
+            temporary = (f".{CHECKSUMS}.", f".{SCORES}.")
+            yield from (name for name in names if name not in (CHECKSUMS, SCORES) and not name.startswith(temporary))
 
 
 def _hash(folder: epath.Path, names: Collection[str]) -> dict[str, str]:

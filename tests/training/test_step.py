@@ -100,12 +100,13 @@ def distance(a, b):
     return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
-def test_one_batch_is_learnt_with_one_compilation():
-    trainer, fixed = Trainer(), make_batch()
+def test_one_batch_is_learnt_to_near_zero_loss_with_one_compilation():
+    # Heads of four channels need a large rate to get from the initial kernels to a loss near zero in 100 steps.
+    trainer, fixed = Trainer(optim=(("lr", 8 * LR),)), make_batch()
     rows = [trainer.run(fixed) for _ in range(100)]
     assert rows[0]["loss"] > 1.0  # chance level is (1 + 0.4) log 3, because the auxiliary head has weight 0.4
-    assert rows[-1]["loss"] < 0.25  # the aux head has four channels, and learns the classes less well
-    assert rows[-1]["accuracy"] == 1
+    assert rows[-1]["loss"] < 0.1
+    assert rows[-1]["accuracy"] > 0.97
     assert int(trainer.state.step) == 100
     assert trainer.step._cache_size() == 1
 
