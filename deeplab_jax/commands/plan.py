@@ -11,6 +11,7 @@ def plan(
     fields: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FIELD=VALUE")] = (),
     devices: int | None = None,
     topology: str = "",
+    hosts: int | None = None,
     spatial: int | None = None,
     batch_size: int | None = None,
     width: int | None = None,
@@ -28,6 +29,7 @@ def plan(
       devices: The number of devices to compile for. Without --accelerator, CPU devices take the place of those that this
         machine lacks.
       topology: The arrangement of TPU chips, such as 4x4 for v5e and v6e or 2x2x4 for v5p. The default follows from --devices.
+      hosts: The number of hosts that have these devices, to also print what each host sends, reads and loses in a preemption.
       spatial: Overrides mesh.spatial.
       batch_size: Overrides data.batch_size. With --accelerator, also overrides eval.batch_size.
       width: Overrides model.width. A narrow network compiles faster on GPUs, and has the same collectives.
@@ -58,6 +60,7 @@ def plan(
         devices=devices,
         accelerator=accelerator,
         topology=topology,
+        hosts=hosts,
         image_size=image_size,
         images=images,
         mfu=mfu,

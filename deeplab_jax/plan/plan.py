@@ -10,6 +10,7 @@ from rich.table import Table
 from deeplab_jax.config import Config, MeshConfig, total_steps
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.models.cost import TRAINING_OVER_FORWARD, Layer, by_part, layers, total
+from deeplab_jax.plan.hosts import print_communication, print_hosts
 from deeplab_jax.plan.memory import estimate, suggest_savings
 from deeplab_jax.plan.program import Program, compile_evaluation, compile_step, find_devices
 from deeplab_jax.plan.targets import count_chips, describe_devices
@@ -26,6 +27,7 @@ def plan(
     devices: int | None = None,
     accelerator: str = "",
     topology: str = "",
+    hosts: int | None = None,
     images: int | None = None,
     image_size: tuple[int, int] | None = None,
     mfu: float = 1.0,
@@ -40,6 +42,7 @@ def plan(
       accelerator: The device to plan for, as a key in `ACCELERATORS`. If "", measure the speed of this machine's first device
         and plan for devices like it.
       topology: The arrangement of TPU chips, such as "4x4". If "", it follows from `devices`.
+      hosts: The number of hosts that have the devices, to also print what each host exchanges, reads and saves.
       images: The number of training images in an epoch. Needed to compute the total time if the config sets `train.epochs`.
       image_size: The (height, width) of evaluation images, to also compile the evaluation step.
       mfu: The fraction of the peak rate to assume (model FLOPs utilization), above 0 and at most 1.
@@ -57,6 +60,8 @@ def plan(
         raise ConfigError(f"`--images` (={images}) cannot be used. Use 1 or more.")
     if devices is not None and devices < 1:
         raise ConfigError(f"`--devices` (={devices}) cannot be used. Use 1 or more.")
+    if hosts is not None and hosts < 1:
+        raise ConfigError(f"`--hosts` (={hosts}) cannot be used. Use 1 or more.")
     if image_size and min(image_size) < 1:
         raise ConfigError(f"`--image-size` (={image_size}) cannot be used. Use a height and width of at least 1.")
     if accelerator and compiles:
@@ -68,6 +73,7 @@ def plan(
         config = dataclasses.replace(config, mesh=MeshConfig(spatial=config.mesh.spatial))
     setup = set_up(config, config.train.steps or 1, targets)
     mesh = MeshConfig(**setup.mesh.shape)
+    _require_hosts_fit(hosts, mesh)
     sheet = ACCELERATORS.get(accelerator)
     network = layers(config.model, config.labels.num_classes, config.data.crop_size)
     _print_network(config, mesh, network, console)
@@ -84,7 +90,19 @@ def plan(
             evaluation = compile_evaluation(setup, image_size)
         size = "x".join(map(str, image_size))
         _print_program(f"evaluation of {config.eval.batch_size} images ({size})", evaluation, targets[0], console)
-    _print_time(config, mesh, total(network), sheet, images, mfu, console)
+    seconds = _print_time(config, mesh, total(network), sheet, images, mfu, console)
+    if hosts:
+        state_bytes = estimate(config, mesh).state
+        print_hosts(config, total(network), hosts, mesh.data * mesh.spatial, seconds, state_bytes, console)
+
+
+def _require_hosts_fit(hosts: int | None, mesh: MeshConfig) -> None:
+    devices = mesh.data * mesh.spatial
+    if hosts and (devices % hosts or devices // hosts % mesh.spatial):
+        raise ConfigError(
+            f"`--hosts` (={hosts}) cannot be used with {devices} devices and mesh.spatial={mesh.spatial}. Every host must have "
+            "the same number of devices, and mesh.spatial must be a divisor of it."
+        )
 
 
 def _announce_compilation(platform: str) -> str:
@@ -168,7 +186,8 @@ def _print_time(
     images: int | None,
     mfu: float,
     console: Console,
-) -> None:
+) -> float:
+    """Print how long a step and the run take at least. Return the time of a step in seconds."""
     count, size, dtype = mesh.data * mesh.spatial, config.data.batch_size, config.model.dtype
     rate, bandwidth = (sheet.flops, sheet.bandwidth) if sheet else (matmul_rate(dtype), copy_rate())
     source = f"data sheet, bfloat16{'; float32 is slower' * (dtype == 'float32')}" if sheet else f"measured, {dtype}"
@@ -190,7 +209,7 @@ def _print_time(
     share = f"at {mfu:.0%} of the peak rate" if mfu < 1 else "at the peak rate (lower bound)"
     console.print(f"{share}: {format_si(seconds)}s per step, {size / seconds:.1f} images/s")
     if count > 1:
-        _print_communication(network, count, sheet, console)
+        print_communication(network, count, sheet, console)
     if config.train.epochs and not images:
         console.print(
             f"train.epochs={config.train.epochs:g}: how long the full run takes depends on the number of training images. "
@@ -202,16 +221,7 @@ def _print_time(
             f"{steps} steps: {format_duration(steps * seconds)}, "
             "excluding evaluations, checkpoints, communication and waiting for data"
         )
-
-
-def _print_communication(network: Layer, count: int, sheet: Accelerator | None, console: Console) -> None:
-    gradients, statistics = 4 * network.parameters, 2 * 4 * network.statistics
-    sent = 2 * (count - 1) / count * (gradients + statistics)
-    time = f", {format_si(sent / sheet.link)}s at {format_si(sheet.link)}B/s" if sheet and sheet.link else ""
-    console.print(
-        f"all-reduce: {format_si(gradients)}B of gradients and {format_si(statistics)}B of BatchNorm sums; "
-        f"in a ring, each device sends {format_si(sent)}B per step{time}"
-    )
+    return seconds
 
 
 def _format_bytes(size: float) -> str:

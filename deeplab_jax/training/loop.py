@@ -24,6 +24,7 @@ from deeplab_jax.runtime import hosts
 from deeplab_jax.runtime.memory import report_out_of_memory, require_memory
 from deeplab_jax.runtime.mesh import prefetch
 from deeplab_jax.runtime.shared_errors import failing_together
+from deeplab_jax.runtime.slow_processes import SlowProcessCheck
 from deeplab_jax.training.begin import Pretrained, Setup, restore_or_create_state, set_up
 from deeplab_jax.training.data import Data
 from deeplab_jax.training.lock import lock_workdir
@@ -60,6 +61,7 @@ class _Tools:
     receipts: Receipts
     output: Output
     watchdog: hosts.Watchdog
+    find_slow_process: SlowProcessCheck
     on_evaluation: Callable[[int, dict[str, Any]], None]
     eval_every: int
 
@@ -138,6 +140,7 @@ def train(
             Receipts(workdir, describe_start(step, config, data, steps, setup.mesh), data.names, log.print),
             outputs.enter_context(Output(config, workdir, step, steps, is_scored, log)),
             watchdog,
+            SlowProcessCheck(),
             on_evaluation,
             eval_every,
         )
@@ -230,6 +233,8 @@ def _train_from(state: TrainState, step: int, data: Data, start_time: float, too
             speed = meter.speed(step)
             row = rows[-1] | _average(rows) | {"lr": float(lr(step - 1))} | speed
             tools.output.log_training(step, row, (steps - step) * speed["seconds_per_step"])
+            if warning := tools.find_slow_process(speed["data_wait"]):
+                tools.output.log.print(warning)
             rows.clear()
             meter.restart(step)
         is_evaluation_due = train_config.evaluate and is_due(step, tools.eval_every, steps)

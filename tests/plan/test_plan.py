@@ -120,6 +120,9 @@ def test_a_run_that_does_not_fit_gets_suggestions(monkeypatch, capsys):
         (["--devices=0"], "`--devices` .*0. cannot be used"),
         (["--accelerator=abacus"], "`--accelerator` .*'abacus'. is not supported. Use one of a100, "),
         (["--mfu=0"], "`--mfu` .* cannot be used"),
+        (["--hosts=0"], "`--hosts` .*0. cannot be used"),
+        (["--devices=4", "--hosts=3"], "`--hosts` .*3. cannot be used with 4 devices"),
+        (["--devices=4", "--hosts=4", "--spatial=2"], "`--hosts` .*4. cannot be used with 4 devices and mesh.spatial=2"),
         (["--images=0"], "`--images` .*0. cannot be used"),
         (["--batch-size=0"], "`data.batch_size` .*0. cannot be used"),
         (["model.depth=50"], "`depth` is not a field of ModelConfig"),
@@ -193,3 +196,24 @@ def test_one_image_at_a_time_is_refused(batch_size, micro_batches):
     with pytest.raises(ConfigError, match=rf"`data.batch_size` \(={batch_size}\) .* at least {2 * micro_batches}") as error:
         set_up(config, 4, jax.devices()[:1])
     assert "\n" not in str(error.value)
+
+
+def test_hosts_exchange_read_and_lose(recipe, monkeypatch, capsys):
+    words = ("plan", "--config", recipe, "--devices", 4, "--hosts", 2, "--accelerator", "h100", "--no-compile")
+    code, output = run_cli(monkeypatch, capsys, *words, "train.save_every=100")
+    assert code == 0, output
+    assert "2 hosts with 2 devices each, which train 2 images per step each:" in output
+    # In a ring of two, a host sends what is summed once: 2 x (2 - 1) / 2 = 1. A ring of four devices sends 1.5 times that.
+    units = {"kB": 1e3, "MB": 1e6}
+    summed, sent = (
+        float(number) * units[unit]
+        for who in ("host", "device")
+        for number, unit in re.findall(rf"each {who} sends ([\d.]+) (\wB) per step", output)
+    )
+    assert sent == pytest.approx(1.5 * summed, rel=0.01)
+    rate, host_rate = map(
+        float, re.search(r"storage: ([\d.]+) images/s with their labels, ([\d.]+) for each host", output).groups()
+    )
+    assert host_rate == pytest.approx(rate / 2, abs=0.1)
+    assert re.search(r"checkpoint: [\d.]+ [kM]B", output)
+    assert "loses up to 100 steps (train.save_every)" in output

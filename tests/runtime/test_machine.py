@@ -47,6 +47,24 @@ def test_a_step_reuses_the_memory_of_the_last_one():
 
 
 @only_glibc
+def test_the_gaps_in_the_heap_are_filled():
+    code = """
+import ctypes, sys
+from deeplab_jax.runtime import machine
+if sys.argv[1:]: machine.reuse_step_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+blocks = [libc.malloc(10_000) for _ in range(5000)]
+for block in blocks[::2]: libc.free(block)
+machine.fill_heap_gaps()
+print(sum(libc.malloc(10_000) < max(blocks) for _ in range(2500)))
+"""
+    assert int(run(code, "reuse_step_memory")) == 0
+    assert int(run(code)) >= 2400  # without a single heap, nothing is filled
+    assert int(run(code, "reuse_step_memory", MALLOC_ARENA_MAX="1")) >= 2400  # the user has configured the C library
+
+
+@only_glibc
 def test_freed_memory_is_returned_to_the_system():
     code = """
 import ctypes, os
