@@ -21,15 +21,15 @@ import io
 import logging
 import os
 import posixpath
-import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from etils import epath
 from etils.epath import backend, gpath, stat_utils
 
-from deeplab_jax.errors import BucketError, ConfigError, one_line
+from deeplab_jax.errors import BucketError, BucketOutageError, ConfigError, one_line
 
 COMMIT_MARKER = "commit_success.txt"  # the file with which orbax ends a save to a bucket
 SCHEMES = ("gs", "s3", "hf")
@@ -77,6 +77,17 @@ def create_file(url: str, content: bytes) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def touch_file(url: str) -> None:
+    """Update the time of a file in `gs://`, whoever wrote it. Its content stays, even if another program replaces it meanwhile.
+
+    Raises:
+      BucketError: The bucket cannot be used.
+      OSError: The file does not exist.
+    """
+    with _explain(url):
+        _file_system(url).setxattrs(url, touched=str(time.time_ns()))
 
 
 @epath.register_path_cls([f"{scheme}://" for scheme in SCHEMES])
@@ -146,7 +157,7 @@ def _explain(url: str) -> Iterator[None]:
             f"{url} needs the package {_PACKAGES[scheme]}. Run `pip install 'deeplab-jax[{scheme}]'` to install it."
         ) from None
     except Exception as error:  # each package has its own errors
-        raise BucketError(_describe(error, url)) from error
+        raise _as_bucket_error(error, url) from error
 
 
 @functools.cache
@@ -162,18 +173,18 @@ def _require_bucket(bucket: str) -> None:
     except OSError:
         return
     except Exception as error:
-        raise BucketError(_describe(error, bucket)) from error
+        raise _as_bucket_error(error, bucket) from error
 
 
-def _describe(error: Exception, url: str) -> str:
+def _as_bucket_error(error: Exception, url: str) -> BucketError:
     names = {each.__name__ for each in type(error).__mro__}
     status = getattr(error, "code", None)
     if status == 401 or {"GoogleAuthError", "NoCredentialsError", "PartialCredentialsError"} & names:
-        return f"{url} cannot be used without credentials ({one_line(error)}). {_LOGINS[_scheme(url)]}."
+        return BucketError(f"{url} cannot be used without credentials ({one_line(error)}). {_LOGINS[_scheme(url)]}.")
     if isinstance(error, PermissionError) or status == 403 or str(error).startswith("Forbidden"):
         advice = "Give it the permissions in docs/how-to/buckets.md, or log in as another one"
-        return f"This account may not use {url} ({one_line(error)}). {advice}."
-    return (
+        return BucketError(f"This account may not use {url} ({one_line(error)}). {advice}.")
+    return BucketOutageError(
         f"{url} cannot be used ({type(error).__name__}: {one_line(error)}). Check the network, and run the same command again."
     )
 
@@ -319,11 +330,7 @@ class _Backend(backend.Backend):
         target = os.fspath(dst)
         if not overwrite and self.exists(target):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
-        if _scheme(path) == _scheme(target):
-            _file_system(path).cp_file(path, target)  # inside the bucket
-            return
-        with epath.Path(path).open("rb") as source, epath.Path(target).open("wb") as file:
-            shutil.copyfileobj(source, file)
+        _file_system(path).cp_file(path, target)
 
     @_explained
     def stat(self, path: str) -> stat_utils.StatResult:

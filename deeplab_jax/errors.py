@@ -7,7 +7,13 @@ T = TypeVar("T")
 
 
 class DeeplabError(Exception):
-    """Base class for errors that users can fix. Programs print the message as one line and exit with code 2."""
+    """Base class for errors that users can fix. Programs print the message as one line and exit with `exit_code`.
+
+    Attributes:
+      exit_code: 2, or 3 if the same command can succeed later without a change. SLURM and Kubernetes then start it again.
+    """
+
+    exit_code = 2
 
 
 class ConfigError(DeeplabError):
@@ -49,8 +55,16 @@ class BucketError(DeeplabError):
     """
 
 
+class BucketOutageError(BucketError):
+    """A bucket that did not answer, or not without errors, for longer than the packages' own retries."""
+
+    exit_code = 3
+
+
 class HostError(DeeplabError):
     """Another process in the run has exited or cannot be reached."""
+
+    exit_code = 3
 
 
 def choose(name: str, table: Mapping[str, T], field: str) -> T:

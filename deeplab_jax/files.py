@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import secrets
 from collections.abc import Iterator, Sequence
 from typing import IO
 
@@ -122,7 +123,8 @@ def write_atomically(path: epath.Path) -> Iterator[IO[bytes]]:
         with report_write_errors(path), path.open("wb") as file:
             yield file
         return
-    temporary = path.parent / f".{path.name}.{os.getpid()}.new"
+    # In containers, many programs on the same disk have the same process id.
+    temporary = path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.new"
     try:
         with report_write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)

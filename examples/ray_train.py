@@ -26,6 +26,11 @@ def train(settings: dict) -> None:
     dl.train(config, settings["workdir"], console=make_console(quiet=jax.process_index() > 0))
 
 
+def _make_absolute(path: str) -> str:
+    """Return an absolute path, because Ray runs the workers in folders of their own. URLs stay as they are."""
+    return path if "://" in path else os.path.abspath(path)
+
+
 def main() -> None:
     """Start the workers, and wait for the end of the run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -40,8 +45,8 @@ def main() -> None:
     JaxTrainer(
         train,
         train_loop_config={
-            "recipe": os.path.abspath(flags.recipe),
-            "workdir": os.path.abspath(flags.workdir),
+            "recipe": _make_absolute(flags.recipe),
+            "workdir": _make_absolute(flags.workdir),
             "fields": flags.fields,
         },
         # Ray connects the workers only if it expects accelerators. JAX_PLATFORMS decides what they use.

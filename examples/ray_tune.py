@@ -23,6 +23,11 @@ def train(settings: dict) -> None:
         tune.report({"step": scores["step"], "miou": scores["miou"]})
 
 
+def _make_absolute(path: str) -> str:
+    """Return an absolute path, because Ray runs the workers in folders of their own. URLs stay as they are."""
+    return path if "://" in path else os.path.abspath(path)
+
+
 def main() -> None:
     """Run all trials, as many at a time as the machines hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -32,9 +37,9 @@ def main() -> None:
     parser.add_argument("--lr", type=float, nargs="+", required=True)
     parser.add_argument("--gpus-per-trial", type=int, default=0)
     flags = parser.parse_intermixed_args()
-    gpus, workdir = flags.gpus_per_trial, os.path.abspath(flags.workdir)
+    gpus, workdir = flags.gpus_per_trial, _make_absolute(flags.workdir)
     space = {
-        "recipe": os.path.abspath(flags.recipe),
+        "recipe": _make_absolute(flags.recipe),
         "workdir": workdir,
         "fields": flags.fields,
         "lr": tune.grid_search(flags.lr),

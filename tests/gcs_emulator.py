@@ -1,6 +1,7 @@
 """Run an emulator of Google Cloud Storage in a thread, with what gcp-storage-emulator lacks."""
 
 import contextlib
+import datetime
 import functools
 import http.server
 import json
@@ -64,6 +65,10 @@ class _Storage(Storage):
             raise _ExistsError
         super().create_file(bucket_name, file_name, *args)
         self.on_write(file_name)
+
+    def patch_object(self, bucket_name, file_name, file_obj):
+        now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        super().patch_object(bucket_name, file_name, file_obj | {"updated": now})
 
     def _write_config_to_file(self):  # called after each change
         if self.history is not None:

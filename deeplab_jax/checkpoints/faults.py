@@ -10,14 +10,15 @@ import jax
 from etils import epath
 
 from deeplab_jax.checkpoints.folders import DamagedError, list_steps
-from deeplab_jax.errors import BucketError, CheckpointError, DeeplabError, one_line
+from deeplab_jax.errors import BucketError, BucketOutageError, CheckpointError, DeeplabError, one_line
 from deeplab_jax.files import FULL_DISK, advise_on_write_error
 from deeplab_jax.runtime.hosts import as_host_error, is_true_on_all
 from deeplab_jax.runtime.shared_errors import failing_together
 
 T = TypeVar("T")
-# The errors that TensorStore raises if a bucket refuses requests or does not answer.
-_NO_ACCESS = re.compile("^(PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED)")
+# The errors that TensorStore raises if a bucket refuses requests, and if it does not answer.
+_REFUSAL = re.compile("^(PERMISSION_DENIED|UNAUTHENTICATED)")
+_OUTAGE = re.compile("^(UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED)")
 
 
 def check_on_all_processes(check: Callable[[], T]) -> T:
@@ -42,11 +43,8 @@ def check_on_all_processes(check: Callable[[], T]) -> T:
                 raise lost from error
             if isinstance(cause, MemoryError | jax.errors.JaxRuntimeError):
                 raise  # a device error: the step is not damaged and must not be moved aside
-            if _NO_ACCESS.search(str(cause)):
-                raise BucketError(
-                    f"The checkpoint cannot be read ({one_line(cause)}). Check the credentials and the network, and run the "
-                    "same command again."
-                ) from error
+            if bucket_error := _as_bucket_error(cause, "The checkpoint cannot be read"):
+                raise bucket_error from error
             fault = _describe_cause(error)
     if not is_true_on_all(not fault):
         raise DamagedError(fault or "another process cannot read it")
@@ -63,14 +61,27 @@ def report_errors(what: str, advise: Callable[[str], str]) -> Iterator[None]:
 
     Raises:
       HostError: The error occurred because one of the other processes ended.
+      BucketError: The error occurred because a bucket refuses requests or does not answer.
     """
     try:
         yield
     except DeeplabError:
         raise
     except Exception as error:  # orbax raises many exception types; see `check_on_all_processes`
-        reason = _describe_cause(error)
-        raise as_host_error(_find_cause(error)) or CheckpointError(f"{what} ({reason}). {advise(reason)}.") from error
+        cause, reason = _find_cause(error), _describe_cause(error)
+        known = as_host_error(cause) or _as_bucket_error(cause, what)
+        raise known or CheckpointError(f"{what} ({reason}). {advise(reason)}.") from error
+
+
+def _as_bucket_error(cause: BaseException, what: str) -> BucketError | None:
+    """Return an error about a bucket, if TensorStore raised `cause` because a bucket cannot be used."""
+    if isinstance(cause, jax.errors.JaxRuntimeError):  # a device without memory is RESOURCE_EXHAUSTED, too
+        return None
+    if _REFUSAL.search(str(cause)):
+        return BucketError(f"{what} ({one_line(cause)}). Check the credentials, and run the same command again.")
+    if _OUTAGE.search(str(cause)):
+        return BucketOutageError(f"{what} ({one_line(cause)}). Check the network, and run the same command again.")
+    return None
 
 
 def report_write_errors(folder: epath.Path) -> contextlib.AbstractContextManager[None]:

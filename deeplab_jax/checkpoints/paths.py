@@ -242,7 +242,7 @@ def _is_plausible(near: epath.Path, missing: epath.Path, wanted: str) -> bool:
 
 
 def _list_names(folder: epath.Path) -> list[str]:
-    with contextlib.suppress(OSError):  # an unreadable folder, or a bucket that does not exist
+    with contextlib.suppress(OSError):  # an unreadable folder
         return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     return []
 

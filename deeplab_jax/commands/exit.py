@@ -14,15 +14,16 @@ T = TypeVar("T")
 def run_or_exit(program: Callable[[], T]) -> T:
     """Run a program and return its result, or exit after a user error.
 
-    A DeeplabError, or an error of JAX about missing devices or memory, is printed as one line, and the exit code is 2. After
-    Ctrl-C, the exit code is 130. If nobody reads the output any more, as in `| head`, it is 141.
+    A DeeplabError, or an error of JAX about missing devices or memory, is printed as one line. Its exit code is 2, or 3 if the
+    same command can succeed later. After Ctrl-C, the exit code is 130. If nobody reads the output any more, as in `| head`, it
+    is 141.
     """
     try:
         return _explain_jax_errors(program)
     except DeeplabError as error:
         with contextlib.suppress(OSError):
             print(f"error: {escape_unprintable(str(error))}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:

@@ -80,7 +80,7 @@ def predict(
         console.print(options.shard.describe())
     failures: list[str] = []
     limit = DEFAULT_CONFIDENCE if min_confidence is None else min_confidence
-    join = _make_join(segmenter, files, options, (as_labels, limit))
+    join = _make_join(segmenter, files, options, as_labels, limit)
     try:
         if as_labels:
             from deeplab_jax.commands.pseudo_labels import write_split  # imports TensorFlow
@@ -114,11 +114,12 @@ def _write_pictures(
     counts = join.finish(share.count, share.plan, console.print)
     if counts and options.shard.count > 1:
         console.print(f"All {len(counts)} shards are done, with {sum(counts)} files in total.")
-        join.clean()
     return share.count
 
 
-def _make_join(segmenter: "Segmenter", files: Sequence["Input"], options: "Options", settings: tuple[Any, ...]) -> "Join":
+def _make_join(
+    segmenter: "Segmenter", files: Sequence["Input"], options: "Options", as_labels: bool, min_confidence: float
+) -> "Join":
     """Return what joins the results of all shards. Shards of other networks, files or settings do not join."""
     import jax
     import numpy as np
@@ -128,11 +129,12 @@ def _make_join(segmenter: "Segmenter", files: Sequence["Input"], options: "Optio
     if options.shard == EVERYTHING:
         return Join(EVERYTHING, epath.Path(options.out), "")
     names = [(str(each.path), each.name) for each in files]
-    facts = (segmenter.config.eval, names, dataclasses.replace(options, shard=EVERYTHING), settings)
+    facts = (segmenter.config.eval, names, dataclasses.replace(options, shard=EVERYTHING), as_labels, min_confidence)
     digest = hashlib.sha256(repr(facts).encode(errors="surrogateescape"))
     for leaf in jax.tree.leaves(segmenter.variables):
         digest.update(np.asarray(leaf).tobytes())
-    return Join(options.shard, epath.Path(options.out), digest.hexdigest()[:16])
+    # Pictures of other inputs can be in the same folder. Labels are one split.
+    return Join(options.shard, epath.Path(options.out), digest.hexdigest()[:16], is_exclusive=as_labels)
 
 
 def _make_protocol(

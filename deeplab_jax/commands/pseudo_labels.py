@@ -71,7 +71,11 @@ def write_split(
     output = pseudo_labels.make_output(files, root, values, classes, min_confidence, written)
     share = run(segmenter, inputs, options, console, fail, output)
     results = [each.to_json() for each in written]
-    shards = join.finish(results, share.plan, lambda line: console.print(f"{line} The last one to end writes {listing}."))
+    try:
+        shards = join.finish(results, share.plan, lambda line: console.print(f"{line} The last one to end writes {listing}."))
+    except ConfigError:
+        listing.unlink(missing_ok=True)  # another command's, whose labels this one has replaced
+        raise
     written = [PseudoLabel.from_json(values) for each in shards or () for values in each]
     if not written:
         return share.count
@@ -81,7 +85,6 @@ def write_split(
             f"`--min-confidence` (={min_confidence:g}) keeps no pixel, so {listing} was not written. Use a smaller probability."
         )
     pseudo_labels.write_list(root, split, written)
-    join.clean()
     others = _other_splits(segmenter.config.data, split)
     joined, ratio = "+".join([*others, split]), ",".join("1" * (len(others) + 1))
     flags = {"root": root, "train_split": joined, "mix": f"({ratio})"}

@@ -34,7 +34,7 @@ from deeplab_jax.config import DataConfig
 from deeplab_jax.data.augmentation import Row, augment, make_blank_row, make_sample_key
 from deeplab_jax.data.image_files import reason
 from deeplab_jax.data.order import make_order
-from deeplab_jax.data.samples import Samples, diagnose, value_table
+from deeplab_jax.data.samples import Samples, diagnose, raise_bucket_error, value_table
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.runtime.machine import keep_freed_memory, usable_cores
@@ -220,6 +220,7 @@ def iterate(
 
     Raises:
       DataError: A sample cannot be used. The error is raised during iteration and names the file.
+      BucketError: The bucket with the data cannot be used.
     """
     number = start
     skipped: tuple[int, ...] = ()
@@ -230,6 +231,7 @@ def iterate(
         except StopIteration:
             return
         except tf.errors.OpError as error:
+            raise_bucket_error(error)
             previous = skipped
             skipped = _skip_unreadable(dict.fromkeys(list_indices(number)), previous, check_sample, max_unreadable, on_skip)
             # Each new dataset must skip at least one more sample. Otherwise, this loop might never end.

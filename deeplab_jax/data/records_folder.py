@@ -15,7 +15,7 @@ from deeplab_jax.files import advise_on_write_error, write_atomically
 # Matches temporary file names, which contain the id of the writing process. A temporary file is an unfinished manifest, sidecar
 # file or shard, or a finished shard that has not been renamed yet.
 TEMPORARY = re.compile(
-    rf"\.?(?:{re.escape(MANIFEST)}|(?P<name>(?P<split>.+)-\d{{5}})(?:\.json)?)\.(?P<pid>\d+)\.(?:new|bin|bin\.\d+\.new)"
+    rf"\.?(?:{re.escape(MANIFEST)}|(?P<name>(?P<split>.+)-\d{{5}})(?:\.json)?)\.(?P<pid>\d+)\.(?:bin|(?:bin\.\d+\.)?(?:[0-9a-f]{{8}}\.)?new)"
 )
 
 

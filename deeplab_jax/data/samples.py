@@ -7,6 +7,7 @@ on any particular store, or on augmentation.
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
@@ -15,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from deeplab_jax.data.masks import advise_on_unknown, describe_mask
-from deeplab_jax.errors import DataError
+from deeplab_jax.errors import BucketError, BucketOutageError, DataError
 from deeplab_jax.labels import UNKNOWN, LabelSet, color_of
 
 # A function type for reading an image window. The function takes two int32 [2] tensors, (low, high): the first (row, column) in
@@ -226,6 +227,12 @@ def pixel_reader(array: tf.Tensor) -> ReadPixels:
     return read
 
 
+def raise_bucket_error(error: Exception) -> None:
+    """Raise BucketError if TensorFlow reports one as `error`. The sample may be intact then."""
+    if match := re.search(r"\b(BucketError|BucketOutageError): (.+)", str(error)):
+        raise (BucketOutageError if match[1] == "BucketOutageError" else BucketError)(match[2]) from None
+
+
 def read_sample(samples: Samples, i: int) -> tuple[np.ndarray, np.ndarray | None]:
     """Read the image and the label values of sample `i`.
 
@@ -235,10 +242,12 @@ def read_sample(samples: Samples, i: int) -> tuple[np.ndarray, np.ndarray | None
 
     Raises:
       DataError: The sample is unreadable, or the image and the label do not match.
+      BucketError: The bucket cannot be used.
     """
     try:
         sample = samples.store.decode(samples, tf.constant(i, tf.int64))
     except Exception as error:
+        raise_bucket_error(error)
         raise samples.store.explain(samples, i, error) from None
     # Unlike `numpy()`, this does not copy the pixels, so the arrays are read-only.
     return np.asarray(sample.image), None if sample.values is None else np.asarray(sample.values)
@@ -249,6 +258,7 @@ def diagnose(samples: Samples, table: np.ndarray, i: int) -> DataError | None:
     try:
         samples.store.open(samples, table, tf.constant(i, tf.int64)).read_all()
     except Exception as error:  # Pillow raises many types of errors for broken palette images
+        raise_bucket_error(error)
         try:
             _, values = read_sample(samples, i)
         except DataError as problem:  # report an unreadable file before an unknown value

@@ -64,7 +64,7 @@ def print_hosts(
             "minute until the other hosts notice it"
         )
     else:
-        console.print("  lost host: loses the steps since the last evaluation, because train.save_every is 0")
+        console.print("  lost host: loses the steps since the last evaluation, or the whole run, because train.save_every is 0")
 
 
 def _ring_bytes(reduced: float, members: int) -> float:

@@ -13,7 +13,7 @@ import jax
 import platformdirs
 
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.runtime.machine import fill_heap_gaps, trim_memory, usable_cores
+from deeplab_jax.runtime.machine import trim_memory, usable_cores
 
 # How many pixels a network processes in the time that it takes to compile it. On two CPU cores, ResNet-50 at output stride 8
 # takes 10 s to compile and processes 0.07 million pixels a second. Accelerators are assumed to need a minute, because of
@@ -191,7 +191,6 @@ def compile_program(jitted: Any, *args: Any, **kwargs: Any) -> Any:
     with jax.disable_jit(False):
         program = jitted.lower(*args, **kwargs).compile()
     trim_memory()
-    fill_heap_gaps()
     config: Any = jax.config  # JAX defines this option at run time, so mypy cannot see it
     return _IgnoringDisableJit(program) if config.jax_disable_jit else program
 

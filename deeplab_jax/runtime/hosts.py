@@ -22,7 +22,6 @@ from deeplab_jax.errors import ConfigError, DeeplabError, HostError, one_line
 from deeplab_jax.runtime.compilation import compile_program
 from deeplab_jax.runtime.launchers import ProcessSpec, find_process_spec, parse_address
 
-LOST_EXIT_CODE = 3  # exit code for a run in which another process has stalled or ended
 HEARTBEAT_SECONDS = 60  # JAX considers a process dead after this long without a heartbeat
 _is_compiling = threading.Event()  # compiling can take longer than a step may take
 EXIT_DELAY_SECONDS = 1.0  # delay before exiting on an error, so that the other processes can print theirs
@@ -34,7 +33,7 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
     In a single-process run, this does nothing. If no flags are given, the launcher's environment variables are used. The
     supported launchers are Open MPI, SLURM's srun, TPU pods and, with the `kubernetes` package, indexed Kubernetes Jobs.
 
-    If the processes do not find each other in time, each prints one line and exits with code 2. Raising an exception is not
+    If the processes do not find each other in time, each prints one line and exits with code 3. Raising an exception is not
     possible here, because JAX would abort the process.
 
     Args:
@@ -109,8 +108,8 @@ def _without_proxies() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _deadline(seconds: float, explain: Callable[[], str]) -> Iterator[None]:
-    """If the block takes longer than `seconds`, print the message returned by `explain` and exit with code 2."""
-    timer = threading.Timer(seconds, lambda: _print_and_exit(f"error: {explain()}", 2))
+    """If the block takes longer than `seconds`, print the message returned by `explain` and exit with code 3."""
+    timer = threading.Timer(seconds, lambda: _print_and_exit(f"error: {explain()}", HostError.exit_code))
     timer.daemon = True
     timer.start()
     try:
@@ -295,7 +294,7 @@ class Watchdog:
         while not self._leaving.wait(1.0):
             self._idle += self._beaten and not _is_compiling.is_set()
             if self._idle > self._seconds:  # not >=, because the first tick can come immediately after the beat
-                _print_and_exit(self._message(), LOST_EXIT_CODE)
+                _print_and_exit(self._message(), HostError.exit_code)
 
     def _message(self) -> str:
         since = time.strftime("%H:%M:%S", time.localtime(self._last_beat))
@@ -342,11 +341,11 @@ def exit_on_error() -> Iterator[None]:
 
 def _report(error: BaseException) -> int:
     """Print `error` for the user, and return the exit code."""
-    lost = error if isinstance(error, HostError) else as_host_error(error)
-    if lost or isinstance(error, DeeplabError):
+    known = error if isinstance(error, DeeplabError) else as_host_error(error)
+    if known:
         with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(f"error: {lost or error}\n")
-        return LOST_EXIT_CODE if lost else 2
+            sys.stderr.write(f"error: {known}\n")
+        return known.exit_code
     if isinstance(error, SystemExit) and isinstance(error.code, int):
         return error.code
     if isinstance(error, KeyboardInterrupt):

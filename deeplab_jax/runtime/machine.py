@@ -60,8 +60,8 @@ def fill_heap_gaps() -> None:
     """If `reuse_step_memory` has set up one heap for all threads, take its gaps of 4 kB and more out of use.
 
     Compiling a step leaves some 60,000 of them, of all sizes. Whenever a layer allocates memory, the C library would search
-    them while all other threads wait, which makes a step of a small network a third slower (benchmarks/NOTES.md). Taking them
-    costs no more than the pages that hold their sizes, if `trim_memory` is called first.
+    them while all other threads wait, which makes a step of a small network a third slower (benchmarks/NOTES.md). The gaps
+    stay out of use until the process ends, so this is not for programs that compile again and again.
     """
     if not _has_single_heap:
         return

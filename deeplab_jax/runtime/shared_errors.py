@@ -55,6 +55,13 @@ def _find_first(error: DeeplabError | None) -> DeeplabError:
     first = next(filter(None, gather_bytes(own)))
     if error and first == own:
         return error
-    kinds = {kind.__name__: kind for kind in DeeplabError.__subclasses__()}
     name, *args = json.loads(first)
-    return kinds.get(name, DeeplabError)(*args)
+    return _find_kinds(DeeplabError).get(name, DeeplabError)(*args)
+
+
+def _find_kinds(base: type[DeeplabError]) -> dict[str, type[DeeplabError]]:
+    """Return a class and all classes derived from it, by name."""
+    kinds = {base.__name__: base}
+    for kind in base.__subclasses__():
+        kinds |= _find_kinds(kind)
+    return kinds

@@ -18,6 +18,7 @@ from deeplab_jax.files import write_atomically
 
 T = TypeVar("T")
 _ARRAY = "SLURM_ARRAY_TASK_"
+_RESULT = ".shards-"  # how the names of files with results start
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -94,64 +95,67 @@ def _find_array_task(environ: Mapping[str, str]) -> WorkShard:
 class Join:
     """Collects the results of all shards in hidden files, so that the process that ends last has all of them.
 
+    The files stay, so a shard can be done again later.
+
     Attributes:
       shard: This process's share.
       folder: The folder for the files.
-      work: A digest of everything that the results depend on. Files of other work are ignored.
+      work: A digest of everything that the results depend on.
+      is_exclusive: Whether other work must not write to the same folder at the same time.
     """
 
     shard: WorkShard
     folder: epath.Path
     work: str
+    is_exclusive: bool = True
 
     def withdraw(self) -> None:
-        """Remove this shard's result, before its work is done again."""
-        if self.shard.count > 1:
-            self._file(self.shard.number).unlink(missing_ok=True)
+        """Remove this shard's result, before its work is done again, and the results of other work if it is excluded."""
+        for path in [*self._list_other_work(), self._file(self.shard.number)]:
+            path.unlink(missing_ok=True)
 
     def finish(self, result: Any, plan: str, say: Callable[[str], None]) -> list[Any] | None:
         """Add this shard's result, once its work is done.
 
         Args:
           result: A JSON value.
-          plan: How the work was divided. Results with another plan count as missing.
+          plan: How the work was divided.
           say: Called with a line that names the missing shards, if there are any.
 
         Returns:
           The results of all shards in order if this is the last one, and otherwise None. If several end at the same moment,
-          all of them can be the last one, and must do the same. Call `clean` afterwards.
+          all of them can be the last one, and must do the same.
+
+        Raises:
+          ConfigError: Other work has ended in the same folder meanwhile, or the shards were divided differently.
         """
         if self.shard.count == 1:
             return [result]
         with write_atomically(self._file(self.shard.number)) as file:
             file.write(json.dumps([plan, result]).encode())
-        results = {}
+        if self._list_other_work():
+            raise ConfigError(
+                f"Another command with other inputs or settings has written to {self.folder} at the same time, so the files in "
+                "it are mixed. Stop it, and run this command again for all shards."
+            )
+        plans, results = {}, {}
         for number in range(1, self.shard.count + 1):
             with contextlib.suppress(FileNotFoundError):
-                other_plan, other = json.loads(self._file(number).read_text())
-                if other_plan == plan:
-                    results[number] = other
+                plans[number], results[number] = json.loads(self._file(number).read_text())
         if missing := set(range(1, self.shard.count + 1)) - results.keys():
-            # Another process that was the last one might be removing the files.
-            if self._claim.exists() or not self._file(self.shard.number).exists():
-                return None
             say(self.shard.describe_missing(missing))
             return None
+        if others := [number for number in plans if plans[number] != plan]:
+            raise ConfigError(
+                f"Shard {others[0]} of {self.shard.count} was divided differently from shard {self.shard.number}. Run all "
+                "shards on devices of the same kind, where all inputs can be read."
+            )
         return [results[number] for number in sorted(results)]
 
-    def clean(self) -> None:
-        """Remove the results of all shards, once the last process has used them."""
-        if self.shard.count == 1:
-            return
-        with write_atomically(self._claim):
-            pass
-        for number in range(1, self.shard.count + 1):
-            self._file(number).unlink(missing_ok=True)
-        self._claim.unlink(missing_ok=True)
-
-    @property
-    def _claim(self) -> epath.Path:
-        return self.folder / f".shards-{self.work}.joined"
-
     def _file(self, number: int) -> epath.Path:
-        return self.folder / f".shards-{self.work}.{number}-of-{self.shard.count}"
+        return self.folder / f"{_RESULT}{self.work}.{number}-of-{self.shard.count}"
+
+    def _list_other_work(self) -> list[epath.Path]:
+        own = {self._file(number).name for number in range(1, self.shard.count + 1)}
+        paths = self.folder.iterdir() if self.is_exclusive and self.folder.exists() else ()
+        return [path for path in paths if path.name.startswith(_RESULT) and path.name not in own]

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import jax
 from etils import epath
 
-from deeplab_jax.buckets import create_file, is_url
+from deeplab_jax.buckets import create_file, is_url, touch_file
 from deeplab_jax.errors import BucketError, ConfigError
 from deeplab_jax.files import advise_on_write_error
 from deeplab_jax.runtime.shared_errors import failing_together
@@ -78,10 +78,11 @@ def lock_folder(folder: str, say: Callable[[str], None]) -> Iterator[Callable[[]
         raise ConfigError(f"`--workdir` (={folder!r}) is not writable ({error.strerror}). {advice}.") from None
 
     def check() -> None:
-        owner = None
-        with contextlib.suppress(OSError, BucketError):  # if the lock cannot be read, saving will report why
+        try:
             owner, _ = _read(path)
-        if owner and owner != own:
+        except (OSError, BucketError):
+            return  # saving will report why the folder cannot be read
+        if owner != own:  # without an owner, the other run has ended, or someone has removed the lock
             raise ConfigError(f"Another run has taken over {folder}{_describe(owner)}, so this one stops without saving.")
 
     released = threading.Event()
@@ -133,7 +134,7 @@ def _describe(owner: dict[str, Any] | None) -> str:
 
 def _create(path: AnyPath, own: dict[str, Any]) -> bool:
     """Create the lock, or return False if it exists. A link is atomic on network file systems too."""
-    text = _format(own)
+    text = json.dumps(own) + "\n"
     if is_url(path):
         return _create_without_link(path, text)
     temporary = path.with_name(f".{LOCK}.{own['id']}.new")
@@ -149,10 +150,6 @@ def _create(path: AnyPath, own: dict[str, Any]) -> bool:
     finally:
         temporary.unlink(missing_ok=True)
     return True
-
-
-def _format(owner: dict[str, Any]) -> str:
-    return json.dumps(owner) + "\n"
 
 
 def _create_without_link(path: AnyPath, text: str) -> bool:
@@ -189,12 +186,12 @@ def _touch_until(path: AnyPath, own: dict[str, Any], released: threading.Event) 
     while not released.wait(_TOUCH_SECONDS):
         with contextlib.suppress(OSError, BucketError):
             if _read(path)[0] == own:
-                _touch(path, own)
+                _touch(path)
 
 
-def _touch(path: AnyPath, own: dict[str, Any]) -> None:
+def _touch(path: AnyPath) -> None:
     if is_url(path):
-        path.write_text(_format(own))
+        touch_file(str(path))
     else:
         os.utime(path)
 

@@ -28,27 +28,33 @@ class Log:
     def __init__(self, folder: epath.Path | None, console: Console) -> None:
         self.console = console
         self._path = folder / LOG if folder else None
-        self._unwritten = ""
-        self._lock = threading.Lock()
+        self._unwritten: list[str] = []
+        self._write_lock = threading.Lock()
 
     def print(self, line: str) -> None:
-        """Print one line. The file's line is dropped if it cannot be written."""
+        """Print one line. If it cannot be written to the file, it is written with the next one."""
         self.console.print(line, markup=False)
         if not self._path:
             return
-        with self._lock:
-            is_waiting = bool(self._unwritten)
-            self._unwritten += f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}  {line}\n"
+        is_waiting = bool(self._unwritten)
+        self._unwritten.append(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}  {line}\n")
         if not is_url(self._path):
-            self._write(self._path)
+            self.flush()
         elif not is_waiting:
-            threading.Timer(_UPLOAD_SECONDS, self._write, [self._path]).start()  # Python waits for it when the run ends
+            timer = threading.Timer(_UPLOAD_SECONDS, self.flush)
+            timer.daemon = True
+            timer.start()
 
-    def _write(self, path: epath.Path) -> None:
-        with self._lock:
-            lines, self._unwritten = self._unwritten, ""
-            with contextlib.suppress(OSError, ValueError, BucketError), path.open("a") as file:
-                file.write(lines)
+    def flush(self) -> None:
+        """Write the lines that are not in the file yet."""
+        with self._write_lock:  # lines can be added during an upload
+            count = len(self._unwritten)
+            if not self._path or not count:
+                return
+            with contextlib.suppress(OSError, ValueError, BucketError):
+                with self._path.open("a") as file:
+                    file.write("".join(self._unwritten[:count]))
+                del self._unwritten[:count]
 
     @contextlib.contextmanager
     def waiting_for(self, what: str) -> Iterator[None]:

@@ -21,6 +21,7 @@ from deeplab_jax.errors import OutOfMemoryError, TrainingError
 from deeplab_jax.evaluation.evaluate import StoppedError
 from deeplab_jax.labels import IGNORE
 from deeplab_jax.runtime import hosts
+from deeplab_jax.runtime.machine import fill_heap_gaps
 from deeplab_jax.runtime.memory import report_out_of_memory, require_memory
 from deeplab_jax.runtime.mesh import prefetch
 from deeplab_jax.runtime.shared_errors import failing_together
@@ -117,6 +118,7 @@ def train(
         # Trackers can take long to close, so close them after everything that must not wait.
         outputs = stack.enter_context(contextlib.ExitStack())
         log = Log(epath.Path(workdir) if jax.process_index() == 0 else None, console)
+        stack.callback(log.flush)
         checkpoints = stack.enter_context(Checkpoints(workdir, config))
         _require_same(config, workdir, data, checkpoints)
         log.print(describe_platform(setup.mesh))
@@ -149,6 +151,7 @@ def train(
             _evaluate(state, step, tools)
         result = _run(state, step, data, start_time, tools)
     log.print(_describe_end(workdir, int(result.state.step), steps, result.is_finished))
+    log.flush()
     return result
 
 
@@ -262,6 +265,7 @@ def _compile(state: TrainState, batch: dict[str, jax.Array], tools: _Tools) -> A
     step = compile_train_step(setup.mesh, config=setup.config, model=setup.model, optimizer=setup.optimizer)
     with tools.output.log.waiting_for("compiling the training step"):
         program = hosts.compile_together(step, state, batch)
+        fill_heap_gaps()
     with failing_together():
         require_memory(program, setup.mesh.local_devices, "The training step", _LESS_MEMORY)
     return program

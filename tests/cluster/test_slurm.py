@@ -69,7 +69,7 @@ def test_a_preempted_and_requeued_job_equals_a_run_started_with_flags(cluster, m
     cluster.start_now(job)
     assert cluster.wait_for(job) == "COMPLETED", log.read_text()
     assert cluster.show(job)["Restarts"] == "2"
-    assert log.read_text().count("2 processes") >= 1
+    assert log.read_text().count("2 processes") == 3
     train_with_flags(cluster, make_flags(tmp_path / "flags", STEPS))
     assert read_end(workdir) == read_end(tmp_path / "flags")
 
@@ -84,6 +84,10 @@ def test_a_job_resumes_on_another_number_of_nodes(cluster, make_flags, tmp_path)
     cluster.start_now(job)
     assert cluster.wait_for(job) == "COMPLETED", log.read_text()
     assert read_end(workdir)["step"] == STEPS
+    assert "resuming" in log.read_text()
+    starts = re.findall("^Training on .*", log.read_text(), re.MULTILINE)
+    assert ["2 processes" in start for start in starts] == [True, False]
+    assert cluster.show(job)["NumNodes"] == "1"
 
 
 def test_each_task_of_an_array_trains_with_its_own_seed(cluster, make_flags, tmp_path):

@@ -184,7 +184,7 @@ def test_processes_that_do_not_find_each_other_exit_with_one_line():
     ports = [free_port(), free_port()]
     program = "import sys; from deeplab_jax.runtime import hosts; hosts.start(sys.argv[1], 2, int(sys.argv[2]), timeout=2)"
     first, second = wait_for(*(start_python("-c", program, f"localhost:{port}", i) for i, port in enumerate(ports)))
-    assert (first[0], second[0]) == (2, 2)
+    assert (first[0], second[0]) == (3, 3)
     assert first[2].startswith(
         f"error: Not all 2 processes connected to `--coordinator` (='localhost:{ports[0]}') within 2 s. "
     )
@@ -340,7 +340,7 @@ def test_the_watchdog_is_off_for_a_single_process_or_zero_seconds(monkeypatch):
 
 def test_the_watchdog_ends_a_process_that_stalls():
     [(code, output, errors)] = wait_for(start_python("-c", WATCHDOG_PROGRAM, 20))
-    assert code == hosts.LOST_EXIT_CODE
+    assert code == HostError.exit_code
     assert output.split() == ["started", "stalling"]
     assert errors.startswith("error: Process 0 of 1 has made no progress for 1 s, since ")
     assert errors.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Tests for the check for slow processes. Two real processes are tested in tests/cluster."""
+"""Tests for the check for slow processes."""
 
 import numpy as np
 import pytest

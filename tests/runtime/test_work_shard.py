@@ -69,38 +69,43 @@ def test_the_last_shard_has_all_results_and_the_others_name_the_missing_ones(tmp
     assert third.finish("c", "plan", lines.append) is None
     assert lines == ["Shards 1, 3 of 3 are not done yet.", "Shard 1 of 3 is not done yet."]
     assert first.finish("a", "plan", lines.append) == ["a", "b", "c"]
-    first.clean()
     assert len(lines) == 2
-    assert not list(tmp_path.iterdir())
 
 
-def test_results_of_other_work_and_withdrawn_results_do_not_count(tmp_path):
+def test_a_shard_can_be_done_again(tmp_path):
     first, second = make_joins(tmp_path, 2)
     lines = []
-    for other in (*make_joins(tmp_path, 2, "other"), *make_joins(tmp_path, 3)):
-        other.finish(None, "plan", lambda line: None)
-    second.finish("b", "another plan", lambda line: None)
-    assert first.finish("a", "plan", lambda line: None) is None
-    assert second.finish("old", "plan", lines.append) == ["a", "old"]
+    first.finish("a", "plan", lines.append)
+    second.finish("old", "plan", lines.append)
     second.withdraw()
     assert first.finish("a", "plan", lines.append) is None
-    assert lines == ["Shard 2 of 2 is not done yet."]
+    assert lines == ["Shard 2 of 2 is not done yet."] * 2
     assert second.finish("new", "plan", lines.append) == ["a", "new"]
 
 
-def test_a_shard_whose_result_was_joined_by_another_says_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("others", [{"work": "other", "count": 2}, {"work": "work", "count": 3}])
+def test_other_work_is_removed_at_the_start_and_an_error_at_the_end(others, tmp_path):
+    other, *_ = make_joins(tmp_path, **others)
+    other.finish(None, "plan", lambda line: None)
     first, second = make_joins(tmp_path, 2)
-    lines = []
-    first.finish("a", "plan", lambda line: None)
-    # Another process removes the results after the second shard has added its own.
-    monkeypatch.setattr("json.loads", lambda text: first.clean() or ("plan", text))
-    assert second.finish("b", "plan", lines.append) is None
-    assert lines == []
+    first.withdraw()
+    assert first.finish("a", "plan", lambda line: None) is None
+    with pytest.raises(ConfigError, match="at the same time"):
+        other.finish(None, "plan", lambda line: None)
+    with pytest.raises(ConfigError, match="at the same time"):
+        second.finish("b", "plan", lambda line: None)
+
+
+def test_shards_that_were_divided_differently_do_not_join(tmp_path):
+    first, second = make_joins(tmp_path, 2)
+    first.finish("a", "a plan", lambda line: None)
+    with pytest.raises(ConfigError, match="Shard 1 of 2 was divided differently from shard 2"):
+        second.finish("b", "another plan", lambda line: None)
 
 
 def test_one_process_leaves_no_files(tmp_path):
     join = Join(EVERYTHING, epath.Path(tmp_path), "")
+    make_joins(tmp_path, 2)[0].finish("a", "plan", lambda line: None)
     join.withdraw()
     assert join.finish("a", "plan", print) == ["a"]
-    join.clean()
     assert not list(tmp_path.iterdir())

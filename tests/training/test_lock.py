@@ -111,6 +111,13 @@ def test_an_owner_that_lost_its_lock_is_told_before_it_saves(tmp_path):
     assert (tmp_path / LOCK).exists()  # it belongs to the other run
 
 
+def test_an_owner_whose_lock_is_gone_is_told_before_it_saves(tmp_path):
+    with lock_folder(str(tmp_path), say_nothing) as check:
+        (tmp_path / LOCK).unlink()  # the other run has ended
+        with pytest.raises(ConfigError, match="Another run has taken over"):
+            check()
+
+
 def test_of_many_processes_one_gets_a_stale_lock(tmp_path, owner):
     owner.kill()
     owner.wait()

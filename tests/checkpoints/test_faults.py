@@ -1,0 +1,33 @@
+import pytest
+from etils import epath
+
+from deeplab_jax.checkpoints.faults import check_on_all_processes, report_read_errors
+from deeplab_jax.errors import BucketError, BucketOutageError, CheckpointError
+
+# How TensorStore's messages start, and what they mean.
+FAULTS = [
+    ("PERMISSION_DENIED: Error opening driver", BucketError, "Check the credentials"),
+    ("UNAVAILABLE: CURL error", BucketOutageError, "Check the network"),
+]
+
+
+def fail(message):
+    # Orbax raises its own errors from those of TensorStore.
+    raise KeyError("handler") from ValueError(message)
+
+
+@pytest.mark.parametrize(("message", "kind", "advice"), FAULTS)
+def test_a_checkpoint_in_a_bucket_that_cannot_be_used_is_not_damaged(message, kind, advice):
+    with pytest.raises(BucketError, match=f"The checkpoint cannot be read .*{message}.* {advice}") as caught:
+        check_on_all_processes(lambda: fail(message))
+    assert type(caught.value) is kind
+    expected = pytest.raises(BucketError, match=f"Cannot read gs://b/run/1 .*{message}.* {advice}")
+    with expected as caught, report_read_errors(epath.Path("gs://b/run/1")):
+        fail(message)
+    assert type(caught.value) is kind
+
+
+def test_other_errors_mean_damage():
+    expected = pytest.raises(CheckpointError, match=r"Cannot read run/1 .* It is damaged or incomplete")
+    with expected, report_read_errors(epath.Path("run/1")):
+        fail("DATA_LOSS: checksum does not match")
