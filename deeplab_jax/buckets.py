@@ -133,9 +133,10 @@ def _split(url: str) -> tuple[str, str]:
 def _make_file_system(scheme: str) -> Any:
     import fsspec  # in each process, so that no process forks the connections of another one
 
+    # gcsfs has another client for zonal buckets, which asks for the kind of each bucket. Not everyone may do this.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs the tracebacks of errors that BucketError reports in a line
-    # `finalize_on_close` is for Google's zonal buckets, whose files could be appended to otherwise.
-    return fsspec.filesystem(scheme, use_listings_cache=False, **({"finalize_on_close": True} if scheme == "gs" else {}))
+    return fsspec.filesystem(scheme, use_listings_cache=False)
 
 
 @contextlib.contextmanager
@@ -184,9 +185,10 @@ def _as_bucket_error(error: Exception, url: str) -> BucketError:
     if isinstance(error, PermissionError) or status == 403 or str(error).startswith("Forbidden"):
         advice = "Give it the permissions in docs/how-to/buckets.md, or log in as another one"
         return BucketError(f"This account may not use {url} ({one_line(error)}). {advice}.")
-    return BucketOutageError(
-        f"{url} cannot be used ({type(error).__name__}: {one_line(error)}). Check the network, and run the same command again."
-    )
+    reason = f"{url} cannot be used ({type(error).__name__}: {one_line(error)})"
+    if status in (408, 429) or (not isinstance(status, int) and isinstance(error, OSError)) or str(status).startswith("5"):
+        return BucketOutageError(f"{reason}. Check the network, and run the same command again.")
+    return BucketError(f"{reason}. Check the URL, the bucket and the account.")
 
 
 def _explained(method: Callable[..., Any]) -> Callable[..., Any]:

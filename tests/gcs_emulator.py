@@ -34,7 +34,6 @@ def run_emulator():
                 "FSSPEC_GCS_TOKEN": "anon",
                 "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",
                 "GOOGLE_CLOUD_PROJECT": "project",
-                "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # asks another service of Google
             },
             storage,
         )

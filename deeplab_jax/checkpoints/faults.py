@@ -75,7 +75,8 @@ def report_errors(what: str, advise: Callable[[str], str]) -> Iterator[None]:
 
 def _as_bucket_error(cause: BaseException, what: str) -> BucketError | None:
     """Return an error about a bucket, if TensorStore raised `cause` because a bucket cannot be used."""
-    if isinstance(cause, jax.errors.JaxRuntimeError):  # a device without memory is RESOURCE_EXHAUSTED, too
+    # A device without memory is RESOURCE_EXHAUSTED, too, and so are local files on a full disk.
+    if isinstance(cause, jax.errors.JaxRuntimeError) or "[OS error" in str(cause) or FULL_DISK.search(str(cause)):
         return None
     if _REFUSAL.search(str(cause)):
         return BucketError(f"{what} ({one_line(cause)}). Check the credentials, and run the same command again.")

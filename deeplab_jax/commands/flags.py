@@ -62,7 +62,7 @@ def join_hosts(mesh: MeshConfig) -> Iterator[Console]:
 
 
 def run_with_flags(program: Callable[[], None]) -> None:
-    """Parse the absl flags and run `program`. User errors are printed as one line, with exit code 2."""
+    """Parse the absl flags and run `program`. User errors are printed as one line."""
     # At INFO level, orbax logs every save, and TensorFlow logs every kernel.
     logging.set_verbosity(logging.WARNING)
     reuse_step_memory()

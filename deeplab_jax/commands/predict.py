@@ -127,7 +127,7 @@ def _make_join(
     from deeplab_jax.runtime.work_shard import EVERYTHING, Join
 
     if options.shard == EVERYTHING:
-        return Join(EVERYTHING, epath.Path(options.out), "")
+        return Join(EVERYTHING, epath.Path(options.out), "", is_exclusive=as_labels)
     names = [(str(each.path), each.name) for each in files]
     facts = (segmenter.config.eval, names, dataclasses.replace(options, shard=EVERYTHING), as_labels, min_confidence)
     digest = hashlib.sha256(repr(facts).encode(errors="surrogateescape"))

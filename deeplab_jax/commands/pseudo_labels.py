@@ -25,7 +25,7 @@ from deeplab_jax.predict import pseudo_labels
 from deeplab_jax.predict.images import Options, run
 from deeplab_jax.predict.inputs import Input, is_video
 from deeplab_jax.predict.pseudo_labels import PseudoLabel
-from deeplab_jax.runtime.work_shard import Join
+from deeplab_jax.runtime.work_shard import Join, MixedWorkError
 
 
 def write_split(
@@ -73,12 +73,14 @@ def write_split(
     results = [each.to_json() for each in written]
     try:
         shards = join.finish(results, share.plan, lambda line: console.print(f"{line} The last one to end writes {listing}."))
-    except ConfigError:
-        listing.unlink(missing_ok=True)  # another command's, whose labels this one has replaced
+    except MixedWorkError:
+        listing.unlink(missing_ok=True)  # the other command's, some of whose labels this one has replaced
         raise
     written = [PseudoLabel.from_json(values) for each in shards or () for values in each]
     if not written:
         return share.count
+    if gone := [each.label for each in written if not (root / each.label).exists()]:
+        raise ConfigError(f"{root / gone[0]} has been removed since it was written. Run the command again for all shards.")
     _print_summary(segmenter.label_set, written, min_confidence)
     if not any(each.kept.any() for each in written):
         raise ConfigError(

@@ -327,8 +327,8 @@ def exit_on_error() -> Iterator[None]:
     """Exit this process if the block raises an error. Use this context manager around the main program.
 
     In a multi-process run, an error must end the process promptly, because the others might be waiting for it. The exit code
-    is 2 for a user error, 3 for a lost process, 130 for Ctrl-C, and 1 for a bug, whose traceback is also printed. In a
-    single-process run, errors propagate to the caller.
+    is 2 for a user error, 3 for a lost process or bucket, 130 for Ctrl-C, and 1 for a bug, whose traceback is also printed.
+    In a single-process run, errors propagate to the caller.
     """
     try:
         yield

@@ -56,20 +56,24 @@ def reuse_step_memory() -> None:
         _has_single_heap = _set_options({ARENA_MAX: 1, MMAP_MAX: 0, TRIM_THRESHOLD: -1})
 
 
+@functools.cache
 def fill_heap_gaps() -> None:
-    """If `reuse_step_memory` has set up one heap for all threads, take its gaps of 4 kB and more out of use.
+    """If `reuse_step_memory` has set up one heap for all threads, take its gaps of 4 kB and more out of use. Do this only once.
 
     Compiling a step leaves some 60,000 of them, of all sizes. Whenever a layer allocates memory, the C library would search
     them while all other threads wait, which makes a step of a small network a third slower (benchmarks/NOTES.md). The gaps
-    stay out of use until the process ends, so this is not for programs that compile again and again.
+    stay out of use until the process ends, so a second call does nothing.
     """
     if not _has_single_heap:
         return
     libc = ctypes.CDLL(None)
     libc.malloc.restype = ctypes.c_void_p
     libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+    libc.sbrk.restype, libc.sbrk.argtypes = ctypes.c_void_p, [ctypes.c_ssize_t]
     size, end = _LARGEST_GAP, libc.malloc(2 * _LARGEST_GAP)  # no gap is that large, so this block is at the end of the heap
-    while end and size >= _SMALLEST_GAP:
+    start = libc.sbrk(0) - 2 * _LARGEST_GAP - 2**20 if end else 0
+    is_in_heap = bool(end) and start < end < libc.sbrk(0)  # not so with another allocator, such as jemalloc
+    while is_in_heap and size >= _SMALLEST_GAP:
         while (block := libc.malloc(size)) and block < end:
             pass  # the block stays allocated
         libc.free(block)

@@ -41,6 +41,8 @@ class SlowProcessCheck:
     def __init__(self) -> None:
         self._is_alone = jax.process_count() == 1
         self._hosts = [] if self._is_alone else [name.decode() for name in hosts.gather_bytes(socket.gethostname().encode())]
+        if not self._is_alone:
+            _make_products()  # before the step is compiled and its memory is checked
         self._time = time.monotonic()
         self._last: SlowProcess | None = None
         self._named: set[SlowProcess] = set()

@@ -91,6 +91,10 @@ def _find_array_task(environ: Mapping[str, str]) -> WorkShard:
     return WorkShard((task - low) // step + 1, count, f"task {task} of SLURM's array")
 
 
+class MixedWorkError(ConfigError):
+    """Two commands have written different results to the same folder at the same time."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Join:
     """Collects the results of all shards in hidden files, so that the process that ends last has all of them.
@@ -119,7 +123,7 @@ class Join:
 
         Args:
           result: A JSON value.
-          plan: How the work was divided.
+          plan: How the work was divided. Results with another plan count as missing.
           say: Called with a line that names the missing shards, if there are any.
 
         Returns:
@@ -127,29 +131,31 @@ class Join:
           all of them can be the last one, and must do the same.
 
         Raises:
-          ConfigError: Other work has ended in the same folder meanwhile, or the shards were divided differently.
+          MixedWorkError: Other work has ended in the same folder meanwhile.
         """
         if self.shard.count == 1:
             return [result]
         with write_atomically(self._file(self.shard.number)) as file:
             file.write(json.dumps([plan, result]).encode())
         if self._list_other_work():
-            raise ConfigError(
+            for number in range(1, self.shard.count + 1):
+                self._file(number).unlink(missing_ok=True)
+            raise MixedWorkError(
                 f"Another command with other inputs or settings has written to {self.folder} at the same time, so the files in "
                 "it are mixed. Stop it, and run this command again for all shards."
             )
-        plans, results = {}, {}
+        results, differing = {}, []
         for number in range(1, self.shard.count + 1):
             with contextlib.suppress(FileNotFoundError):
-                plans[number], results[number] = json.loads(self._file(number).read_text())
+                other_plan, other = json.loads(self._file(number).read_text())
+                if other_plan == plan:
+                    results[number] = other
+                else:
+                    differing.append(number)
         if missing := set(range(1, self.shard.count + 1)) - results.keys():
-            say(self.shard.describe_missing(missing))
+            hint = f" Shard {differing[0]} was done with other devices, or could not read the same inputs." if differing else ""
+            say(self.shard.describe_missing(missing) + hint)
             return None
-        if others := [number for number in plans if plans[number] != plan]:
-            raise ConfigError(
-                f"Shard {others[0]} of {self.shard.count} was divided differently from shard {self.shard.number}. Run all "
-                "shards on devices of the same kind, where all inputs can be read."
-            )
         return [results[number] for number in sorted(results)]
 
     def _file(self, number: int) -> epath.Path:

@@ -82,7 +82,12 @@ def lock_folder(folder: str, say: Callable[[str], None]) -> Iterator[Callable[[]
             owner, _ = _read(path)
         except (OSError, BucketError):
             return  # saving will report why the folder cannot be read
-        if owner != own:  # without an owner, the other run has ended, or someone has removed the lock
+        if owner is None:
+            raise ConfigError(
+                f"{path} is gone, so another run might have used {folder} meanwhile. This one stops without saving. Run the "
+                "same command again to resume from the last checkpoint."
+            )
+        if owner != own:
             raise ConfigError(f"Another run has taken over {folder}{_describe(owner)}, so this one stops without saving.")
 
     released = threading.Event()

@@ -30,20 +30,25 @@ class Log:
         self._path = folder / LOG if folder else None
         self._unwritten: list[str] = []
         self._write_lock = threading.Lock()
+        self._has_timer = False
 
     def print(self, line: str) -> None:
         """Print one line. If it cannot be written to the file, it is written with the next one."""
         self.console.print(line, markup=False)
         if not self._path:
             return
-        is_waiting = bool(self._unwritten)
         self._unwritten.append(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}  {line}\n")
         if not is_url(self._path):
             self.flush()
-        elif not is_waiting:
-            timer = threading.Timer(_UPLOAD_SECONDS, self.flush)
+        elif not self._has_timer:
+            self._has_timer = True
+            timer = threading.Timer(_UPLOAD_SECONDS, self._flush_later)
             timer.daemon = True
             timer.start()
+
+    def _flush_later(self) -> None:
+        self._has_timer = False  # a line that is printed from now on needs another upload
+        self.flush()
 
     def flush(self) -> None:
         """Write the lines that are not in the file yet."""

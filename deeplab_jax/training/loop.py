@@ -115,11 +115,12 @@ def train(
         # Keep the signal handlers installed until the last save is complete, so that SIGTERM cannot interrupt the save.
         signals = stack.enter_context(catch_stop_signals())
         check_lock = stack.enter_context(lock_workdir(workdir, functools.partial(console.print, markup=False)))
-        # Trackers can take long to close, so close them after everything that must not wait.
-        outputs = stack.enter_context(contextlib.ExitStack())
         log = Log(epath.Path(workdir) if jax.process_index() == 0 else None, console)
         stack.callback(log.flush)
-        checkpoints = stack.enter_context(Checkpoints(workdir, config))
+        parts = stack.enter_context(contextlib.ExitStack())
+        # Trackers can take long to close, so close them after everything that must not wait.
+        outputs = parts.enter_context(contextlib.ExitStack())
+        checkpoints = parts.enter_context(Checkpoints(workdir, config))
         _require_same(config, workdir, data, checkpoints)
         log.print(describe_platform(setup.mesh))
         state = restore_or_create_state(setup, workdir, checkpoints, log, pretrained)
@@ -130,7 +131,7 @@ def train(
         checkpoints.rank_again(functools.partial(_rank, config=config))
         is_evaluated = bool(step) and config.train.evaluate
         is_scored = not (is_evaluated and checkpoints.needs_scores(step, is_due(step, eval_every, steps)))
-        watchdog = stack.enter_context(hosts.Watchdog(config.train.stall_timeout))
+        watchdog = parts.enter_context(hosts.Watchdog(config.train.stall_timeout))
         should_stop = functools.partial(_has_any_signal, signals)
         tools = _Tools(
             workdir,
@@ -150,8 +151,8 @@ def train(
             log.print(f"The scores of step {step} are missing or damaged, so it is evaluated again.")
             _evaluate(state, step, tools)
         result = _run(state, step, data, start_time, tools)
-    log.print(_describe_end(workdir, int(result.state.step), steps, result.is_finished))
-    log.flush()
+        parts.close()
+        log.print(_describe_end(workdir, int(result.state.step), steps, result.is_finished))
     return result
 
 

@@ -1,7 +1,7 @@
 import pytest
 from etils import epath
 
-from deeplab_jax.checkpoints.faults import check_on_all_processes, report_read_errors
+from deeplab_jax.checkpoints.faults import check_on_all_processes, report_read_errors, report_write_errors
 from deeplab_jax.errors import BucketError, BucketOutageError, CheckpointError
 
 # How TensorStore's messages start, and what they mean.
@@ -25,6 +25,20 @@ def test_a_checkpoint_in_a_bucket_that_cannot_be_used_is_not_damaged(message, ki
     with expected as caught, report_read_errors(epath.Path("gs://b/run/1")):
         fail(message)
     assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "RESOURCE_EXHAUSTED: Failed to write: file:///run/1 [OS error 28: No space left on device]",
+        "PERMISSION_DENIED: Failed to open: file:///run/1 [OS error 13: Permission denied]",
+    ],
+)
+def test_errors_of_a_disk_are_not_about_a_bucket(message):
+    expected = pytest.raises(CheckpointError, match=r"Cannot write to run/checkpoints")
+    with expected as caught, report_write_errors(epath.Path("run/checkpoints")):
+        fail(message)
+    assert caught.value.exit_code == 2
 
 
 def test_other_errors_mean_damage():

@@ -56,6 +56,7 @@ PLACEHOLDERS = {
     "NAME": "a100",
     "N": "4",
     "8": "4",  # conftest.py makes four devices
+    "64": "4",
     "2x4": "2x2",
     "8000": "2",  # the number of steps in the tiny run
     "1000": "2",

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import pytest
@@ -87,20 +88,30 @@ def test_a_shard_can_be_done_again(tmp_path):
 def test_other_work_is_removed_at_the_start_and_an_error_at_the_end(others, tmp_path):
     other, *_ = make_joins(tmp_path, **others)
     other.finish(None, "plan", lambda line: None)
-    first, second = make_joins(tmp_path, 2)
+    first, _ = make_joins(tmp_path, 2)
     first.withdraw()
     assert first.finish("a", "plan", lambda line: None) is None
     with pytest.raises(ConfigError, match="at the same time"):
         other.finish(None, "plan", lambda line: None)
-    with pytest.raises(ConfigError, match="at the same time"):
-        second.finish("b", "plan", lambda line: None)
+    assert not list(tmp_path.glob(f".shards-{others['work']}.*of-{others['count']}"))
 
 
-def test_shards_that_were_divided_differently_do_not_join(tmp_path):
+def test_a_shard_that_was_divided_differently_is_missing(tmp_path):
     first, second = make_joins(tmp_path, 2)
+    lines = []
     first.finish("a", "a plan", lambda line: None)
-    with pytest.raises(ConfigError, match="Shard 1 of 2 was divided differently from shard 2"):
-        second.finish("b", "another plan", lambda line: None)
+    assert second.finish("b", "another plan", lines.append) is None
+    assert lines == ["Shard 1 of 2 is not done yet. Shard 1 was done with other devices, or could not read the same inputs."]
+    assert first.finish("a", "another plan", lines.append) == ["a", "b"]
+
+
+def test_pictures_of_other_inputs_can_be_in_the_same_folder(tmp_path):
+    first, second = (dataclasses.replace(join, is_exclusive=False) for join in make_joins(tmp_path, 2))
+    make_joins(tmp_path, 2, "other")[0].finish(None, "plan", lambda line: None)
+    first.withdraw()
+    first.finish("a", "plan", lambda line: None)
+    assert second.finish("b", "plan", lambda line: None) == ["a", "b"]
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_one_process_leaves_no_files(tmp_path):

@@ -113,8 +113,8 @@ def test_an_owner_that_lost_its_lock_is_told_before_it_saves(tmp_path):
 
 def test_an_owner_whose_lock_is_gone_is_told_before_it_saves(tmp_path):
     with lock_folder(str(tmp_path), say_nothing) as check:
-        (tmp_path / LOCK).unlink()  # the other run has ended
-        with pytest.raises(ConfigError, match="Another run has taken over"):
+        (tmp_path / LOCK).unlink()  # by another run that has ended
+        with pytest.raises(ConfigError, match="is gone, so another run might have used"):
             check()
 
 
