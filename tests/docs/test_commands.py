@@ -300,7 +300,7 @@ def trained_files(example_files, plain_convolutions, tmp_path_factory):
             run(["deeplab-jax", "data", "labels", "scenes"])
             for recipe, root, workdir in (
                 ("configs/cityscapes_r50_os8.py", "cityscapes", "runs/r50"),
-                ("configs/custom.py:scenes/labels.json", "scenes", "runs/mine"),
+                ("configs/custom_lite0.py:scenes/labels.json", "scenes", "runs/mine"),
             ):
                 run(["python", "train.py", f"--config={recipe}", f"--config.data.root={root}", f"--workdir={workdir}"])
             pathlib.Path("scenes/labels.json").rename("labels.json")
