@@ -186,9 +186,10 @@ def _as_bucket_error(error: Exception, url: str) -> BucketError:
         advice = "Give it the permissions in docs/how-to/buckets.md, or log in as another one"
         return BucketError(f"This account may not use {url} ({one_line(error)}). {advice}.")
     reason = f"{url} cannot be used ({type(error).__name__}: {one_line(error)})"
-    if status in (408, 429) or (not isinstance(status, int) and isinstance(error, OSError)) or str(status).startswith("5"):
-        return BucketOutageError(f"{reason}. Check the network, and run the same command again.")
-    return BucketError(f"{reason}. Check the URL, the bucket and the account.")
+    is_refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)  # not for a slow or busy server
+    if is_refused or isinstance(error, TypeError | ValueError | AttributeError):
+        return BucketError(f"{reason}. Check the URL, the bucket and the account.")
+    return BucketOutageError(f"{reason}. Check the network, and run the same command again.")
 
 
 def _explained(method: Callable[..., Any]) -> Callable[..., Any]:

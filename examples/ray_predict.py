@@ -11,6 +11,9 @@ import os
 
 import ray
 
+from deeplab_jax.buckets import is_url
+from deeplab_jax.checkpoints.folders import make_absolute
+
 
 class Predictor:
     """A worker with a network, which predicts any shard of the inputs."""
@@ -36,11 +39,6 @@ class Predictor:
         return {"files": share.count, "plan": share.plan, "failures": "\n".join(failures)}
 
 
-def _make_absolute(path: str) -> str:
-    """Return an absolute path, because Ray runs the workers in folders of their own. URLs stay as they are."""
-    return path if "://" in path else os.path.abspath(path)
-
-
 def main() -> None:
     """Predict all shards, and print what failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -52,8 +50,9 @@ def main() -> None:
     parser.add_argument("--gpus-per-worker", type=int, default=0)
     flags = parser.parse_args()
     shards = flags.shards or 4 * flags.workers
-    inputs = [_make_absolute(each) for each in flags.inputs]
-    checkpoint, out = _make_absolute(flags.checkpoint), _make_absolute(flags.out)
+    # Ray runs the workers in folders of their own.
+    inputs = [os.path.abspath(each) for each in flags.inputs]
+    checkpoint, out = str(make_absolute(flags.checkpoint)), flags.out if is_url(flags.out) else os.path.abspath(flags.out)
     dataset = ray.data.range(shards, override_num_blocks=shards).map(
         Predictor,
         fn_constructor_args=(inputs, checkpoint, out, shards),

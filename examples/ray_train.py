@@ -13,6 +13,8 @@ import os
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.jax import JaxConfig, JaxTrainer
 
+from deeplab_jax.checkpoints.folders import make_absolute
+
 
 def train(settings: dict) -> None:
     """Train in one worker. JAX must not be imported before Ray has set it up, so the imports are here."""
@@ -24,11 +26,6 @@ def train(settings: dict) -> None:
 
     config = load_recipe(settings["recipe"], settings["fields"])
     dl.train(config, settings["workdir"], console=make_console(quiet=jax.process_index() > 0))
-
-
-def _make_absolute(path: str) -> str:
-    """Return an absolute path, because Ray runs the workers in folders of their own. URLs stay as they are."""
-    return path if "://" in path else os.path.abspath(path)
 
 
 def main() -> None:
@@ -45,8 +42,8 @@ def main() -> None:
     JaxTrainer(
         train,
         train_loop_config={
-            "recipe": _make_absolute(flags.recipe),
-            "workdir": _make_absolute(flags.workdir),
+            "recipe": os.path.abspath(flags.recipe),
+            "workdir": str(make_absolute(flags.workdir)),
             "fields": flags.fields,
         },
         # Ray connects the workers only if it expects accelerators. JAX_PLATFORMS decides what they use.

@@ -10,6 +10,8 @@ import os
 
 from ray import tune
 
+from deeplab_jax.checkpoints.folders import make_absolute
+
 
 def train(settings: dict) -> None:
     """Train one trial, and report its scores after each evaluation."""
@@ -23,11 +25,6 @@ def train(settings: dict) -> None:
         tune.report({"step": scores["step"], "miou": scores["miou"]})
 
 
-def _make_absolute(path: str) -> str:
-    """Return an absolute path, because Ray runs the workers in folders of their own. URLs stay as they are."""
-    return path if "://" in path else os.path.abspath(path)
-
-
 def main() -> None:
     """Run all trials, as many at a time as the machines hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -37,9 +34,9 @@ def main() -> None:
     parser.add_argument("--lr", type=float, nargs="+", required=True)
     parser.add_argument("--gpus-per-trial", type=int, default=0)
     flags = parser.parse_intermixed_args()
-    gpus, workdir = flags.gpus_per_trial, _make_absolute(flags.workdir)
+    gpus, workdir = flags.gpus_per_trial, str(make_absolute(flags.workdir))
     space = {
-        "recipe": _make_absolute(flags.recipe),
+        "recipe": os.path.abspath(flags.recipe),
         "workdir": workdir,
         "fields": flags.fields,
         "lr": tune.grid_search(flags.lr),

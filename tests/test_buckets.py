@@ -230,3 +230,26 @@ def test_a_run_in_a_bucket_equals_the_run_on_disk(folder, finished_run, street_s
     assert scores[0] == scores[1]
     assert [path.stat().length > 1000 for path in (workdir / "tensorboard").iterdir()] == [True]
     assert len((workdir / "metrics.jsonl").read_text().splitlines()) == 8
+
+
+class _HttpError(Exception):
+    """An error like gcsfs's, with the status of the answer."""
+
+    def __init__(self, status):
+        super().__init__(str(status))
+        self.code = status
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (_HttpError(503), BucketOutageError),
+        (_HttpError(429), BucketOutageError),
+        (_HttpError(400), BucketError),
+        (ConnectionResetError(), BucketOutageError),
+        (Exception("the server disconnected"), BucketOutageError),  # as in aiohttp
+        (TypeError("a bug"), BucketError),
+    ],
+)
+def test_only_what_can_pass_is_an_outage(error, kind):
+    assert type(buckets._as_bucket_error(error, "gs://bucket/a")) is kind

@@ -52,18 +52,7 @@ def plan(
       ConfigError: An argument is invalid, the accelerator's compiler is not installed, or the batch or the image rows cannot be
         split evenly over the devices.
     """
-    if accelerator and accelerator not in ACCELERATORS:
-        raise ConfigError(f"`--accelerator` (={accelerator!r}) is not supported. Use one of {', '.join(ACCELERATORS)}.")
-    if not 0 < mfu <= 1:
-        raise ConfigError(f"`--mfu` (={mfu}) cannot be used. Use a number above 0 and at most 1.")
-    if images is not None and images < 1:
-        raise ConfigError(f"`--images` (={images}) cannot be used. Use 1 or more.")
-    if devices is not None and devices < 1:
-        raise ConfigError(f"`--devices` (={devices}) cannot be used. Use 1 or more.")
-    if hosts is not None and hosts < 1:
-        raise ConfigError(f"`--hosts` (={hosts}) cannot be used. Use 1 or more.")
-    if image_size and min(image_size) < 1:
-        raise ConfigError(f"`--image-size` (={image_size}) cannot be used. Use a height and width of at least 1.")
+    _check_arguments(accelerator, mfu, images, devices, hosts, image_size)
     if accelerator and compiles:
         count = devices or (None if topology else max(config.mesh.data, 1) * config.mesh.spatial)
         targets = describe_devices(accelerator, count, topology)
@@ -94,6 +83,28 @@ def plan(
     if hosts:
         state_bytes = estimate(config, mesh).state
         print_hosts(config, total(network), hosts, mesh.data * mesh.spatial, seconds, state_bytes, console)
+
+
+def _check_arguments(
+    accelerator: str,
+    mfu: float,
+    images: int | None,
+    devices: int | None,
+    hosts: int | None,
+    image_size: tuple[int, int] | None,
+) -> None:
+    if accelerator and accelerator not in ACCELERATORS:
+        raise ConfigError(f"`--accelerator` (={accelerator!r}) is not supported. Use one of {', '.join(ACCELERATORS)}.")
+    if not 0 < mfu <= 1:
+        raise ConfigError(f"`--mfu` (={mfu}) cannot be used. Use a number above 0 and at most 1.")
+    if images is not None and images < 1:
+        raise ConfigError(f"`--images` (={images}) cannot be used. Use 1 or more.")
+    if devices is not None and devices < 1:
+        raise ConfigError(f"`--devices` (={devices}) cannot be used. Use 1 or more.")
+    if hosts is not None and hosts < 1:
+        raise ConfigError(f"`--hosts` (={hosts}) cannot be used. Use 1 or more.")
+    if image_size and min(image_size) < 1:
+        raise ConfigError(f"`--image-size` (={image_size}) cannot be used. Use a height and width of at least 1.")
 
 
 def _require_hosts_fit(hosts: int | None, mesh: MeshConfig) -> None:

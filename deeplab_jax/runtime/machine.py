@@ -71,8 +71,7 @@ def fill_heap_gaps() -> None:
     libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
     libc.sbrk.restype, libc.sbrk.argtypes = ctypes.c_void_p, [ctypes.c_ssize_t]
     size, end = _LARGEST_GAP, libc.malloc(2 * _LARGEST_GAP)  # no gap is that large, so this block is at the end of the heap
-    start = libc.sbrk(0) - 2 * _LARGEST_GAP - 2**20 if end else 0
-    is_in_heap = bool(end) and start < end < libc.sbrk(0)  # not so with another allocator, such as jemalloc
+    is_in_heap = bool(end) and end < libc.sbrk(0)  # not so with another allocator, such as jemalloc
     while is_in_heap and size >= _SMALLEST_GAP:
         while (block := libc.malloc(size)) and block < end:
             pass  # the block stays allocated

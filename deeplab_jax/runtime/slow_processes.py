@@ -57,21 +57,21 @@ class SlowProcessCheck:
             return ""
         self._time = time.monotonic()
         waits, seconds = hosts.gather(np.array([data_wait, _time_products()])).T
-        found = find_slow_process(waits.tolist(), seconds.tolist())
-        is_new = found is not None and found == self._last and found not in self._named
-        self._last = found
-        if found is None or not is_new:
+        slow = find_slow_process(waits.tolist(), seconds.tolist())
+        is_new = slow is not None and slow == self._last and slow not in self._named
+        self._last = slow
+        if slow is None or not is_new:
             return ""
-        self._named.add(found)
-        who = f"warning: Process {found.process}, on host {self._hosts[found.process]},"
-        if found.cause == "devices":
-            ratio = seconds[found.process] / statistics.median_low(seconds)
+        self._named.add(slow)
+        who = f"warning: Process {slow.process}, on host {self._hosts[slow.process]},"
+        if slow.cause == "devices":
+            ratio = seconds[slow.process] / statistics.median_low(seconds)
             return (
-                f"{who} computes {ratio:.1f} times slower than the others, which wait for it. Check what else runs on that "
-                "host, and whether its devices are throttled."
+                f"{who} takes {ratio:.1f} times as long to compute as the others, which wait for it. Check what else "
+                "runs on that host, and whether its devices are throttled."
             )
         return (
-            f"{who} waits for its data {waits[found.process]:.0%} of the time, and the others wait for it. Check its storage "
+            f"{who} waits for its data {waits[slow.process]:.0%} of the time, and the others wait for it. Check its storage "
             "and its CPU, or raise data.threads."
         )
 

@@ -84,8 +84,8 @@ def lock_folder(folder: str, say: Callable[[str], None]) -> Iterator[Callable[[]
             return  # saving will report why the folder cannot be read
         if owner is None:
             raise ConfigError(
-                f"{path} is gone, so another run might have used {folder} meanwhile. This one stops without saving. Run the "
-                "same command again to resume from the last checkpoint."
+                f"{path} is gone or damaged, so another run might have used {folder} meanwhile. This one stops without "
+                "saving. Run the same command again to resume from the last checkpoint."
             )
         if owner != own:
             raise ConfigError(f"Another run has taken over {folder}{_describe(owner)}, so this one stops without saving.")

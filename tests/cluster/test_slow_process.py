@@ -44,5 +44,5 @@ def test_the_log_names_the_process_that_the_other_one_waits_for(street_scenes, t
         for _ in range(2):  # other programs on the second process's core
             stack.enter_context(running(1, [sys.executable, "-c", "while True: pass"]))
         wait_until(lambda: find("warning: Process"), 300)
-    (number, host) = find(r"warning: Process (\d), on host (\S+), computes [\d.]+ times slower").groups()
+    (number, host) = find(r"warning: Process (\d), on host (\S+), takes [\d.]+ times as long").groups()
     assert (number, host) == ("1", socket.gethostname())

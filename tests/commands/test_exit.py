@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from deeplab_jax.commands.exit import run_or_exit
-from deeplab_jax.errors import ConfigError
+from deeplab_jax.errors import BucketError, BucketOutageError, ConfigError
 
 
 def run_code(code, **environment):
@@ -48,3 +48,14 @@ def test_control_characters_in_a_message_are_escaped(capsys):
 def test_bugs_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
         run_or_exit(lambda: 1 / 0)
+
+
+@pytest.mark.parametrize(("error", "code"), [(BucketError("refused"), 2), (BucketOutageError("silent"), 3)])
+def test_an_outage_has_its_own_exit_code(error, code, capsys):
+    def program():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        run_or_exit(program)
+    assert stop.value.code == code
+    assert capsys.readouterr().err == f"error: {error}\n"

@@ -39,7 +39,7 @@ def test_a_process_is_named_once_and_only_if_two_checks_in_a_row_find_it(check):
     lines = [check(0.0) for _ in range(4)]
     assert lines == [
         "",
-        "warning: Process 1, on host node2, computes 2.0 times slower than the others, which wait for it. "
+        "warning: Process 1, on host node2, takes 2.0 times as long to compute as the others, which wait for it. "
         "Check what else runs on that host, and whether its devices are throttled.",
         "",
         "",

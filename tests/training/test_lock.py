@@ -114,7 +114,7 @@ def test_an_owner_that_lost_its_lock_is_told_before_it_saves(tmp_path):
 def test_an_owner_whose_lock_is_gone_is_told_before_it_saves(tmp_path):
     with lock_folder(str(tmp_path), say_nothing) as check:
         (tmp_path / LOCK).unlink()  # by another run that has ended
-        with pytest.raises(ConfigError, match="is gone, so another run might have used"):
+        with pytest.raises(ConfigError, match="is gone or damaged, so another run might have used"):
             check()
 
 
