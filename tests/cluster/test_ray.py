@@ -64,7 +64,8 @@ def test_a_search_prints_a_table(street_scenes, tmp_path):
 
 def test_ray_and_shards_predict_the_files_that_one_process_predicts(stored_run, street_scenes, tmp_path):
     def read_files(folder):
-        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        paths = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".shards-")]
+        return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
     words = (street_scenes / "leftImg8bit", "--checkpoint", stored_run, "--out")
     main = ("-c", "from deeplab_jax.commands.main import main; main()")
