@@ -1,5 +1,6 @@
 """Test whole runs in buckets: killed in saves, evaluated, exported and reported, on two processes, and with data in S3."""
 
+import json
 import signal
 import subprocess
 
@@ -176,5 +177,9 @@ def test_data_and_predictions_can_be_in_s3(s3, street_scenes, finished_run, tmp_
     assert {path.name for path in (s3 / "out").iterdir()} == {"train_ids", "color", "overlay"}
     code, output = run_cli(monkeypatch, capsys, "data", "prepare", data, "--out", s3 / "records")
     assert code == 0, output
+    train(s3 / "records", tmp_path / "recorded")
+    assert (tmp_path / "recorded/receipts.jsonl").read_text() == (finished_run / "receipts.jsonl").read_text()
+    run_program("eval.py", f"--checkpoint={finished_run}", f"--output={s3}/val", root=data)
+    assert json.loads((s3 / "val/scores.json").read_text())["miou"] >= 0
     with pytest.raises(dl.DeeplabError, match="The bucket s3://missing does not exist"):
         epath.Path("s3://missing/a").exists()
