@@ -65,6 +65,7 @@ def predict(
     protocol = _make_protocol(scales, flip, window, output_stride)
     _check_label_flags(as_labels, min_confidence, confidence, opacity)
     from deeplab_jax.checkpoints.paths import resolve
+    from deeplab_jax.data.layouts.pairing import summarize
     from deeplab_jax.predict.images import Options
     from deeplab_jax.predict.inputs import find_inputs
     from deeplab_jax.runtime.work_shard import choose_shard
@@ -90,8 +91,7 @@ def predict(
             count = _write_pictures(segmenter, files, options, console, failures.append, join)
         console.print(f"Segmented {count - len(failures)} of {count} files. The results are in {out}.")
         if others:
-            names = ", ".join(str(path) for path in others[:3]) + ", ..." * (len(others) > 3)
-            console.print(f"Skipped {len(others)} files without an image or video suffix: {names}")
+            console.print(f"Skipped {len(others)} files without an image or video suffix: {summarize(map(str, others), 3)}")
     finally:
         for line in failures:
             console.print(f"failed: {line}")

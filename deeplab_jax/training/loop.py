@@ -129,8 +129,7 @@ def train(
             log.print(f"{workdir} is already at step {step} of {steps}.")
         eval_every = evaluation_interval(config, data.epoch_size)
         checkpoints.rank_again(functools.partial(_rank, config=config))
-        is_evaluated = bool(step) and config.train.evaluate
-        is_scored = not (is_evaluated and checkpoints.needs_scores(step, is_due(step, eval_every, steps)))
+        is_scored = not (step and config.train.evaluate and checkpoints.needs_scores(step, is_due(step, eval_every, steps)))
         watchdog = parts.enter_context(hosts.Watchdog(config.train.stall_timeout))
         should_stop = functools.partial(_has_any_signal, signals)
         tools = _Tools(
@@ -147,18 +146,21 @@ def train(
             on_evaluation,
             eval_every,
         )
-        if not is_scored:  # the run ended before this step's evaluation, or its scores are damaged
-            log.print(f"The scores of step {step} are missing or damaged, so it is evaluated again.")
-            _evaluate(state, step, tools)
-        result = _run(state, step, data, start_time, tools)
+        result = _run(state, step, data, start_time, tools, is_scored=is_scored)
         parts.close()
         log.print(_describe_end(workdir, int(result.state.step), steps, result.is_finished))
     return result
 
 
-def _run(state: TrainState, step: int, data: Data, start_time: float, tools: _Tools) -> Result:
-    """Train from `step` to the end of the run, or until a signal or `train.patience` stops it."""
+def _run(state: TrainState, step: int, data: Data, start_time: float, tools: _Tools, *, is_scored: bool) -> Result:
+    """Train from `step` to the end of the run, or until a signal or `train.patience` stops it.
+
+    `is_scored` says whether the evaluation that was due at `step` has been completed. If not, it is repeated first.
+    """
     config, steps = tools.setup.config, tools.setup.steps
+    if not is_scored:  # the run ended before this step's evaluation, or its scores are damaged
+        tools.output.log.print(f"The scores of step {step} are missing or damaged, so it is evaluated again.")
+        _evaluate(state, step, tools)
     if step == 0:
         tools.receipts.write(step, state)
     has_stalled = _is_stalled(tools)

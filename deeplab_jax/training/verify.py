@@ -93,11 +93,7 @@ def verify(
     _check_interval(workdir, start, end, run_start)
     _require_recorded(start, end, {*receipts, *log, *list_steps(epath.Path(workdir) / CHECKPOINTS)})
     setup = set_up(config, run_start.steps)
-    is_same_list = data.digest == run_start.data
-    yield Finding(is_same_list, f"training list: {'unchanged' if is_same_list else 'differs from the run'}")
-    if run_start.eval_data is not None:  # receipts from before version 0.2 do not name it
-        is_same_list = data.eval_digest == run_start.eval_data
-        yield Finding(is_same_list, f"evaluation list: {'unchanged' if is_same_list else 'differs from the run'}")
+    yield from _compare_lists(data, run_start)
     yield _compare_contents(data, samples, fingerprint)
     replay_start = receipt.describe_start(start, config, data, run_start.steps, setup.mesh)
     starts = [run_start, *(other for other in read_starts(workdir) if start < other.step < end)]
@@ -133,6 +129,14 @@ def verify(
                 stored = yield from check_checkpoint(step)
                 if not is_exact:
                     yield _compare_parameters(step, state, stored)
+
+
+def _compare_lists(data: Data, run_start: Start) -> Iterator[Finding]:
+    digests: dict[str, tuple[str | None, str]] = {"training": (data.digest, run_start.data)}
+    if run_start.eval_data is not None:  # receipts from before version 0.2 do not name it
+        digests["evaluation"] = data.eval_digest, run_start.eval_data
+    for name, (now, then) in digests.items():
+        yield Finding(now == then, f"{name} list: {'unchanged' if now == then else 'differs from the run'}")
 
 
 def _check_interval(workdir: str, start: int, end: int, run_start: Start) -> None:
