@@ -9,14 +9,13 @@ interrupted, run the same command again.
 
 import argparse
 import pathlib
-import shlex
 import subprocess
 import sys
 
 import sweep
 
 from deeplab_jax.commands.flags import load_recipe
-from deeplab_jax.config import total_steps
+from deeplab_jax.config import digest_of, total_steps
 from deeplab_jax.data.find import find_samples
 
 HALF, ALL = "half of the labels", "all labels"
@@ -81,17 +80,20 @@ def main() -> None:
     half = out / "data"
     count = hide_labels(args.root.resolve(), half)
     steps = args.steps or total_steps(load_recipe(str(sweep.ROOT / args.recipe)), count)
-    # Named after the probability, so that another one in the same folder does not reuse these labels.
-    split, both = f"pseudo_{args.min_confidence}", f"half of the labels and pseudo-labels above {args.min_confidence}"
-    rows = {HALF: "", both: f"--config.data.train_split=train+{split} --config.data.mix=(1,1)", ALL: ""}
+    both = f"{HALF} and pseudo-labels above {args.min_confidence}"
+    length = f"--config.train.steps={steps} --config.train.epochs=0.0"
+    rows = {HALF: length}
+    study = {"RECIPE": args.recipe, "ROWS": rows}
+    # Named after the network and the probability, so that labels of others are not taken for these.
+    network = sweep.build_command(study, HALF, str(half), args.seed)
+    split = f"pseudo_{digest_of({'network': network, 'min_confidence': args.min_confidence})[:8]}"
+    rows |= {both: f"{length} --config.data.train_split=train+{split} --config.data.mix=(1,1)", ALL: length}
     results = {}
-    for row, flags in rows.items():
+    for row in rows:
         root = args.root.resolve() if row == ALL else half
-        words = ["train.py", f"--config={args.recipe}", f"--config.data.root={root}", f"--config.seed={args.seed}"]
-        words += [f"--config.train.steps={steps}", "--config.train.epochs=0.0", *shlex.split(flags)]
         if row == both:
             predict(out / HALF, half, split, args.min_confidence)
-        results[row] = [sweep.train(shlex.join(words), out / row)]
+        results[row] = [sweep.train(sweep.build_command(study, row, str(root), args.seed), out / row)]
         print(f"{row}: val mIoU {100 * results[row][0].miou:.1f}", flush=True)
     print(sweep.format_table(rows, results))
 

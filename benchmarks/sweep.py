@@ -167,7 +167,8 @@ def find_results(study: Mapping[str, Any], row: str, root: str, out: pathlib.Pat
     """
     results = []
     for workdir in sorted((out / row).glob("seed*")):
-        if _read_command(workdir) == build_command(study, row, root, int(workdir.name.removeprefix("seed"))):
+        seed = workdir.name.removeprefix("seed")  # also "0_old", if the user moved a run away
+        if seed.isdigit() and _read_command(workdir) == build_command(study, row, root, int(seed)):
             results.append(read_result(workdir))
     return [each for each in results if each]
 

@@ -56,8 +56,9 @@ def compare(
 
 def _open_split(run: "Run", split: str, root: str | None) -> "Split":
     from deeplab_jax.commands.datasets import locate_data, open_evaluation_set
-    from deeplab_jax.pages.comparison import Split, evaluation_config
+    from deeplab_jax.evaluation.protocol import on_one_device
+    from deeplab_jax.pages.comparison import Split
 
-    config = locate_data(evaluation_config(run, split), root)
+    config = locate_data(on_one_device(run.config, split), root)
     samples, batches = open_evaluation_set(config)
     return Split(config, samples.images, batches)

@@ -10,13 +10,14 @@ from etils import epath
 from jaxtyping import Float
 from rich.console import Console
 
-from deeplab_jax.checkpoints.store import resolve, restore_model
+from deeplab_jax.checkpoints.store import resolve, restore_model, stored_config
 from deeplab_jax.config import Config, to_dict
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.evaluation import cityscapes, scores
 from deeplab_jax.evaluation.evaluate import EvaluatedImage, Visitor, evaluate
 from deeplab_jax.evaluation.metrics import Totals
 from deeplab_jax.evaluation.pictures import write_pictures
+from deeplab_jax.evaluation.protocol import describe_differences, keep_output_stride
 from deeplab_jax.evaluation.submission import file_names, write_archive, write_prediction
 from deeplab_jax.files import write_atomically
 from deeplab_jax.runtime import hosts
@@ -35,7 +36,7 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
     prints the scores.
 
     Args:
-      config: The checkpoint's config. Its `data` and `eval` sections select the data set and the protocol.
+      config: A config with the checkpoint's network. Its `data` and `eval` sections select the data set and the protocol.
       checkpoint: The checkpoint, in any form that `resolve` accepts.
       output: The folder for scores.json and the predicted images, or None.
       submission: The folder for the files to submit to the Cityscapes server, or None.
@@ -54,6 +55,9 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
     enable_compilation_cache()
     step = resolve(checkpoint)
     variables = restore_model(str(step), like=config, given=checkpoint)
+    stored = stored_config(str(step))
+    differences = describe_differences(config, stored)
+    config = keep_output_stride(config, stored)
     # These modules import TensorFlow, which takes seconds, so an invalid checkpoint is reported first.
     from deeplab_jax.commands.datasets import describe_programs, introduce, list_batch_kinds, open_evaluation_set
     from deeplab_jax.data.samples import digest
@@ -66,7 +70,7 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
     hosts.require_same(config=to_dict(config), checkpoint=str(step), data=digest(samples))
     names = file_names(samples.images, config.labels) if submission else ()
     say = functools.partial(console.print, markup=False)
-    say(f"Checkpoint: {step}")
+    say("\n".join([f"Checkpoint: {step}", *differences]))
     introduce(config.eval.split, samples, config.labels, say)
     instances, visitors = _make_instance_counters(config, samples, console)
     if output:

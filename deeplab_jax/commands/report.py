@@ -28,12 +28,15 @@ def report(
     if images < 0:
         raise ConfigError(f"`--images` (={images}) is negative. Use 0 or more.")
     require_file(out, "--out")
+    from deeplab_jax.checkpoints.store import resolve, stored_config
     from deeplab_jax.commands.datasets import describe_programs, locate_data, open_evaluation_set
-    from deeplab_jax.pages.report import evaluation_config, write_report
+    from deeplab_jax.evaluation.protocol import on_one_device
+    from deeplab_jax.pages.report import write_report
     from deeplab_jax.runtime.compilation import enable_compilation_cache
 
     enable_compilation_cache()
-    config, checkpoint = evaluation_config(run, split)
+    checkpoint = resolve(run)
+    config = on_one_device(stored_config(str(checkpoint)), split)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"Checkpoint: {checkpoint}")
     config = locate_data(config, root)

@@ -52,10 +52,12 @@ def robustness(
     import jax
 
     from deeplab_jax.checkpoints.folders import CHECKPOINTS
+    from deeplab_jax.checkpoints.store import resolve, stored_config
     from deeplab_jax.config import MeshConfig
-    from deeplab_jax.pages.report import evaluation_config
+    from deeplab_jax.evaluation.protocol import on_one_device
 
-    config, checkpoint = evaluation_config(run, split)
+    checkpoint = resolve(run)
+    config = on_one_device(stored_config(str(checkpoint)), split)
     if config.model.channels != 3:
         raise ConfigError(f"`run` (={run!r}) takes images with {config.model.channels} bands. Corruptions need RGB images.")
     if checkpoint.parent.name == CHECKPOINTS:

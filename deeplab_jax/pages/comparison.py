@@ -15,7 +15,7 @@ from deeplab_jax.checkpoints.compare import find_differences
 from deeplab_jax.checkpoints.folders import CHECKPOINTS, DamagedError, find_best, find_steps, make_absolute, read_scores
 from deeplab_jax.checkpoints.paths import ALIASES
 from deeplab_jax.checkpoints.store import resolve, restore_model, stored_config
-from deeplab_jax.config import Config, MeshConfig, from_dict
+from deeplab_jax.config import Config, from_dict
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.evaluation import scores as score_file
 from deeplab_jax.evaluation.evaluate import Batch, evaluate, require_labels
@@ -209,11 +209,6 @@ def _with_differences(name: str, values: Sequence[float | None]) -> list[str]:
         difference = "" if value is None or first is None else f" ({_number(name, value - first, '+')})"
         shown.append(_number(name, value) + difference)
     return shown
-
-
-def evaluation_config(run: Run, split: str) -> Config:
-    """Return a run's config for an evaluation of `split` on one device."""
-    return dataclasses.replace(run.config, mesh=MeshConfig(data=1), eval=dataclasses.replace(run.config.eval, split=split))
 
 
 def require_same_classes(runs: Sequence[Run], images: int) -> None:

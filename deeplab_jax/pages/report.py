@@ -1,6 +1,5 @@
 """Evaluate a checkpoint and write a run report, a single HTML page with the results."""
 
-import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,8 +9,8 @@ from etils import epath
 from markupsafe import Markup
 from rich.console import Console
 
-from deeplab_jax.checkpoints.store import resolve, restore_model, stored_config
-from deeplab_jax.config import Config, MeshConfig, to_dict
+from deeplab_jax.checkpoints.store import restore_model
+from deeplab_jax.config import Config, to_dict
 from deeplab_jax.evaluation import scores
 from deeplab_jax.evaluation.evaluate import Batch, evaluate, require_labels
 from deeplab_jax.evaluation.metrics import BINS, CLASS_METRICS, OVERALL_METRICS, Totals
@@ -29,27 +28,6 @@ MAX_LISTED = 10  # maximum number of confusions to list as text
 Rows = Sequence[Mapping[str, Any]]  # rows from the run's metrics log
 
 
-def evaluation_config(run: str, split: str | None) -> tuple[Config, epath.Path]:
-    """Return a single-device evaluation config, and the path of the checkpoint to evaluate.
-
-    Args:
-      run: A run or checkpoint, in any form that `resolve` accepts.
-      split: The split to evaluate. If None, use the run's `eval.split`.
-
-    Raises:
-      CheckpointError: The checkpoint does not exist or cannot be read.
-    """
-    checkpoint = resolve(run)
-    config = stored_config(str(checkpoint))
-    config = dataclasses.replace(
-        config,
-        # A single-device mesh lets any machine write the report, even for a run that used 64 devices.
-        mesh=MeshConfig(data=1),
-        eval=dataclasses.replace(config.eval, split=split or config.eval.split),
-    )
-    return config, checkpoint
-
-
 def write_report(
     config: Config,
     run: str,
@@ -63,9 +41,9 @@ def write_report(
     """Evaluate a checkpoint and write the report to `out`. No partial file is left behind after an error.
 
     Args:
-      config: The config returned by `evaluation_config`.
+      config: The config for the evaluation, on one device.
       run: What the user gave as the run.
-      checkpoint: The checkpoint returned by `evaluation_config`.
+      checkpoint: The step folder to evaluate.
       out: The HTML file to write.
       batches: The batches of the evaluated split.
       names: The names of the split's images.

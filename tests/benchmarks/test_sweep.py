@@ -1,5 +1,6 @@
 """Tests for the study runner, using a stand-in for train.py that writes the same files."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -72,6 +73,7 @@ def test_every_row_is_trained_once_with_every_seed(monkeypatch, tmp_path, traine
         "| base |  | 2 | 20 | 1.0 | 41.0 (40.0 to 42.0) | 80.0 |",
         "| b4 | `data.batch_size=4` | 2 | 20 | 1.0 | **51.0 (50.0 to 52.0)** | 80.0 |",
     ]
+    (tmp_path / "runs" / "base" / "seed0_old").mkdir()  # a run that the user has moved away
     assert run_sweep(monkeypatch, tmp_path, "--rows", "b*", "--seeds", "0", "1") == table
     assert len(trained) == 4
 
@@ -199,15 +201,23 @@ def test_an_invalid_study_is_an_error(study, message, monkeypatch, tmp_path):
         run_sweep(monkeypatch, tmp_path)
 
 
-CAMVID_STUDY = sweep.open_study(str(sweep.ROOT / "benchmarks" / "camvid_study.py"))
+STUDIES = {
+    name: sweep.open_study(str(sweep.ROOT / "benchmarks" / f"{name}.py")) for name in ("camvid_study", "camvid_lite0_study")
+}
 
 
-def test_every_row_of_the_camvid_study_has_a_valid_and_different_config():
-    configs = [sweep.load_row(CAMVID_STUDY, row) for row in CAMVID_STUDY["ROWS"]]
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_row_of_a_study_has_a_valid_and_different_config(name):
+    configs = [sweep.load_row(STUDIES[name], row) for row in STUDIES[name]["ROWS"]]
     assert len({digest_of(to_dict(config)) for config in configs}) == len(configs)
 
 
-def test_the_fast_camvid_recipe_is_the_chosen_row_of_the_study():
+def test_the_chosen_rows_of_the_studies_are_the_recipes():
+    study = STUDIES["camvid_study"]
     recipe = runpy.run_path(str(sweep.ROOT / "configs" / "camvid_r18.py"))["get_config"]()
     recipe.train.eval_every = 0  # evaluations during training do not change the result
-    assert sweep.load_row(CAMVID_STUDY, CAMVID_STUDY["CHOSEN"]) == recipe
+    assert sweep.load_row(study, study["CHOSEN"]) == recipe
+    recipe = runpy.run_path(str(sweep.ROOT / "configs" / "camvid_lite0.py"))["get_config"]()
+    recipe.data.train_split = "without0006"
+    recipe.train = dataclasses.replace(recipe.train, steps=360, epochs=0.0, eval_every_epochs=0.0)
+    assert sweep.load_row(STUDIES["camvid_lite0_study"], "chosen") == recipe

@@ -29,6 +29,19 @@ def test_evaluation_with_the_stored_config_gives_the_logged_score(finished_run, 
     assert json.loads((tmp_path / "scores.json").read_text())["miou"] == read_log_rows(finished_run, "eval")[-1]["miou"]
 
 
+def test_a_recipe_with_another_output_stride_gives_the_score_of_training(finished_run, street_scenes, tmp_path):
+    trained = load_recipe(f"{CONFIGS / 'stored.py'}:{finished_run}", []).model.output_stride
+    config = load_tiny_recipe(street_scenes, f"model.output_stride={8 if trained != 8 else 16}", "eval.flip=False")
+    output = evaluate(config, finished_run, tmp_path)
+    assert f"is {trained} in the checkpoint, which is used. Set `eval.output_stride` for another one." in output
+    assert "eval.flip" not in output
+    assert json.loads((tmp_path / "scores.json").read_text())["miou"] == read_log_rows(finished_run, "eval")[-1]["miou"]
+    config = load_tiny_recipe(street_scenes, "eval.flip=True", f"eval.output_stride={8 if trained != 8 else 16}")
+    output = evaluate(config, finished_run, tmp_path)
+    assert "`eval.flip` (=True) is False in the checkpoint, so scores can differ from those of training." in output
+    assert json.loads((tmp_path / "scores.json").read_text())["miou"] != read_log_rows(finished_run, "eval")[-1]["miou"]
+
+
 def test_missing_instances_are_explained_and_wrong_names_are_not_submitted(finished_run, street_scenes, tmp_path):
     copy = tmp_path / "set"
     shutil.copytree(street_scenes, copy)
