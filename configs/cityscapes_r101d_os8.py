@@ -12,8 +12,6 @@ Differences from the reference:
 - Convolutions are computed in bfloat16.
 - Resize factors are drawn from a continuous range. PaddleSeg uses steps of 0.25.
 - Photometric distortion uses mmsegmentation's ranges. PaddleSeg uses 0.4 for each factor and 25 degrees for the hue.
-- The third stage's first block has the previous stage's atrous rate. PaddleSeg uses a rate of 2.
-- Shortcuts in dilated stages are pooled with a dilated window. PaddleSeg does not pool them.
 
 The backbone weights are downloaded once from the Hugging Face hub. To pin a revision, add @REVISION to `pretrained`. On a
 machine without internet access, use --config.model.pretrained=FILE with a previously downloaded file.
@@ -28,8 +26,10 @@ def get_config() -> Config:
             backbone="resnet101",
             stem="3x3",
             shortcut="avgpool+1x1",
+            pool_dilated_shortcuts=False,
             output_stride=8,
             multi_grid=(1.0, 2.0, 4.0),
+            stage3_first_rate=2,
             dropout=0.1,
             dtype="bfloat16",
             pretrained="hf:timm/resnet101d.ra2_in1k",

@@ -121,20 +121,16 @@ def _make_join(
     segmenter: "Segmenter", files: Sequence["Input"], options: "Options", as_labels: bool, min_confidence: float
 ) -> "Join":
     """Return what joins the results of all shards. Shards of other networks, files or settings do not join."""
-    import jax
-    import numpy as np
-
     from deeplab_jax.runtime.work_shard import EVERYTHING, Join
+    from deeplab_jax.training.state import state_digest
 
     if options.shard == EVERYTHING:
         return Join(EVERYTHING, epath.Path(options.out), "", is_exclusive=as_labels)
     names = [(str(each.path), each.name) for each in files]
-    facts = (segmenter.config.eval, names, dataclasses.replace(options, shard=EVERYTHING), as_labels, min_confidence)
-    digest = hashlib.sha256(repr(facts).encode(errors="surrogateescape"))
-    for leaf in jax.tree.leaves(segmenter.variables):
-        digest.update(np.asarray(leaf).tobytes())
+    settings = (segmenter.config.eval, dataclasses.replace(options, shard=EVERYTHING), as_labels, min_confidence)
+    work = repr((state_digest(segmenter.variables), names, settings)).encode(errors="surrogateescape")
     # Pictures of other inputs can be in the same folder. Labels are one split.
-    return Join(options.shard, epath.Path(options.out), digest.hexdigest()[:16], is_exclusive=as_labels)
+    return Join(options.shard, epath.Path(options.out), hashlib.sha256(work).hexdigest()[:16], is_exclusive=as_labels)
 
 
 def _make_protocol(

@@ -130,7 +130,12 @@ def _mix_rules(data: DataConfig) -> Iterator[tuple[str, bool, str]]:
         return
     splits = len(data.train_split.split("+"))
     advice = f"Give one number for each of the {splits} splits in data.train_split (={data.train_split!r})."
-    yield "data.mix", len(data.mix) == splits, advice
+    if splits == 1:
+        advice = (
+            f"`data.train_split` (={data.train_split!r}) names only one split, so there is nothing to mix. Join splits with +, "
+            f"such as --config.data.train_split={data.train_split}+pseudo."
+        )
+    yield "data.mix", splits > 1 and len(data.mix) == splits, advice
     unit = smallest_batch(data)
     advice = (
         f"This ratio needs a batch size that is a multiple of {unit}. Change data.batch_size (={data.batch_size}) or the ratio."

@@ -31,7 +31,7 @@ FILE, TABLE = "robustness.json", "robustness.csv"
 SEED = 0  # not the run's, so that all runs see the same images
 AHEAD = 2  # batches to corrupt while the device is busy
 
-# What scores are of if a setting differs, in the words of an error message.
+# How an error message describes stored scores if a setting differs: "the folder has scores of ...".
 DIFFERENCES = {
     "step": "another checkpoint",
     "weights": "other weights",
@@ -156,7 +156,9 @@ def write_results(folder: epath.Path, results: Robustness) -> None:
 
 
 def add_results(folder: epath.Path, results: Robustness) -> Robustness:
-    """Add scores to those that a folder already has, and return all of them. Two commands can write to the same folder.
+    """Add scores to those that a folder already has, and return all of them.
+
+    Two commands can take turns in the same folder. If both save in the same instant, one of them loses a score.
 
     Raises:
       ConfigError: The folder has scores with other settings, or is not writable.
@@ -172,7 +174,7 @@ def add_results(folder: epath.Path, results: Robustness) -> Robustness:
 
 
 def _describe_differences(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """Return what scores with the settings `stored` are of, or "" if the settings are the same."""
+    """Return how the stored scores differ, as the end of "has scores of", or "" if the settings are the same."""
     if stored.keys() != settings.keys():
         return "another version of this command"
     changed = [name for name in settings if stored[name] != settings[name]]

@@ -148,7 +148,7 @@ def make_output(
         image_file, label_file = files[each]
         with write_atomically(epath.Path(root) / label_file) as file:
             file.write(_encode_label(stored))
-        predicted, kept = (np.bincount(each.ravel(), minlength=256)[:num_classes] for each in (ids, labels))
+        predicted, kept = (np.bincount(pixels.ravel(), minlength=256)[:num_classes] for pixels in (ids, labels))
         written.append(PseudoLabel(image_file, label_file, predicted, kept))
 
     def keep_confident(ids: UInt8[np.ndarray, "h w"], confidence: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:

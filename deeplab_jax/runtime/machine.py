@@ -61,8 +61,8 @@ def fill_heap_gaps() -> None:
     """If `reuse_step_memory` has set up one heap for all threads, take its gaps of 4 kB and more out of use. Do this only once.
 
     Compiling a step leaves some 60,000 of them, of all sizes. Whenever a layer allocates memory, the C library would search
-    them while all other threads wait, which makes a step of a small network a third slower (benchmarks/NOTES.md). The gaps
-    stay out of use until the process ends, so a second call does nothing.
+    them while all other threads wait, which makes a step of a small network a third slower (benchmarks/NOTES.md). Later
+    compilations, such as that of the evaluation, have not slowed steps down again.
     """
     if not _has_single_heap:
         return

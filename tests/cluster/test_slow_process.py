@@ -11,7 +11,8 @@ import pytest
 from conftest import ROOT, TINY
 from slurm import wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")]
+CORES = sorted(os.sched_getaffinity(0))[:2]
+pytestmark = [pytest.mark.cluster, pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")]
 ENVIRONMENT = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
 
 
@@ -20,7 +21,7 @@ def running(core, command):
     """Run a program on one core during the block."""
     process = subprocess.Popen(["taskset", "--cpu-list", str(core), *map(str, command)], cwd=ROOT, env=ENVIRONMENT)
     try:
-        yield
+        yield process
     finally:
         process.kill()
         process.wait()
@@ -38,11 +39,14 @@ def test_the_log_names_the_process_that_the_other_one_waits_for(street_scenes, t
         return log.exists() and re.search(pattern, log.read_text())
 
     with contextlib.ExitStack() as stack:
-        for core in (0, 1):
-            stack.enter_context(running(core, [*command, f"--process_id={core}"]))
-        wait_until(lambda: find("step +10 "), 600)
+        runs = [stack.enter_context(running(core, [*command, f"--process_id={i}"])) for i, core in enumerate(CORES)]
+
+        def wait_for(pattern, timeout):
+            wait_until(lambda: find(pattern) or any(run.poll() is not None for run in runs), timeout)
+
+        wait_for("step +10 ", 600)
         for _ in range(2):  # other programs on the second process's core
-            stack.enter_context(running(1, [sys.executable, "-c", "while True: pass"]))
-        wait_until(lambda: find("warning: Process"), 300)
+            stack.enter_context(running(CORES[1], [sys.executable, "-c", "while True: pass"]))
+        wait_for("warning: Process", 300)
     (number, host) = find(r"warning: Process (\d), on host (\S+), takes [\d.]+ times as long").groups()
     assert (number, host) == ("1", socket.gethostname())

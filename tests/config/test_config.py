@@ -128,7 +128,11 @@ def test_tenths_divide_a_batch_exactly():
         ({"data": DataConfig(class_balanced=1.5)}, "data.class_balanced"),
         ({"data": DataConfig(rotation=-5.0)}, "data.rotation"),
         ({"data": DataConfig(cutout=1.0)}, "data.cutout"),
-        ({"data": DataConfig(mix=(1, 1))}, r"`data.mix` \(=\(1, 1\)\).*each of the 1 splits in data.train_split \(='train'\)"),
+        (
+            {"data": DataConfig(mix=(1, 1))},
+            r"`data.mix` \(=\(1, 1\)\).*only one split.* --config.data.train_split=train\+pseudo",
+        ),
+        ({"data": DataConfig(mix=(1, 1), train_split="a+b+c")}, r"each of the 3 splits in data.train_split \(='a\+b\+c'\)"),
         ({"data": DataConfig(mix=(1, 0), train_split="a+b")}, "data.mix.*number above 0 for each split"),
         (
             {"data": DataConfig(mix=(1, 2), train_split="a+b")},

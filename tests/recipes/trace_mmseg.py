@@ -4,6 +4,7 @@ from trace_rows import Row, Trace, differs, equal, no_effect, same
 
 REFERENCE = {
     "(file name).GPUs": 4,
+    "(decode_heads).init_cfg": "Normal, std=0.01, of conv_seg",
     "data_preprocessor.mean": (123.675, 116.28, 103.53),
     "data_preprocessor.std": (58.395, 57.12, 57.375),
     "data_preprocessor.bgr_to_rgb": True,
@@ -151,6 +152,7 @@ def _list_network_rows(depth: int) -> tuple[Row, ...]:
             {"model.dropout": 0.0, "model.decoder_dropout": 0.1},
             "Its only dropout is before the classifier.",
         ),
+        differs("(decode_heads).init_cfg", {}, "Classifiers start with Glorot's uniform kernels, which are larger."),
         same("model.*.num_classes", {"labels.num_classes": 19}, "Cityscapes' train ids."),
         equal("model.decode_head.align_corners", "model.align_corners"),
         same("model.auxiliary_head.align_corners", {}, "As the main head."),
