@@ -9,6 +9,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
+from deeplab_jax.buckets import CHECKPOINT_SCHEMES
 from deeplab_jax.commands.flags import define_host_flags, join_hosts, require_config, require_workdir, run_with_flags
 from deeplab_jax.files import require_folder
 
@@ -21,7 +22,7 @@ STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL: a signal stopped the run, which was saved
 def main() -> None:
     """Parse the flags and train. The implementation is in deeplab_jax."""
     config = require_config(CONFIG.value)
-    workdir = require_workdir(require_folder(WORKDIR.value, "--workdir", "runs/quickstart"))
+    workdir = require_workdir(require_folder(WORKDIR.value, "--workdir", "runs/quickstart", CHECKPOINT_SCHEMES))
     with join_hosts(config.mesh) as console:
         # Import late, so that a mistyped flag is reported without waiting for slow imports.
         from deeplab_jax.commands.train import train

@@ -21,9 +21,10 @@ import io
 import logging
 import os
 import posixpath
+import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
 from etils import epath
@@ -33,6 +34,7 @@ from deeplab_jax.errors import BucketError, BucketOutageError, ConfigError, one_
 
 COMMIT_MARKER = "commit_success.txt"  # the file with which orbax ends a save to a bucket
 SCHEMES = ("gs", "s3", "hf")
+CHECKPOINT_SCHEMES = ("gs",)  # orbax stores arrays only on disk and in gs://
 # For each scheme, the package that fsspec needs, and how to log in.
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "hf": "huggingface_hub"}
 _LOGINS = {
@@ -48,10 +50,14 @@ def is_url(path: str | os.PathLike[str]) -> bool:
     return "://" in os.fspath(path)
 
 
-def require_scheme(path: str, argument: str) -> None:
-    """Raise ConfigError if `path` is a URL of a kind that cannot be read or written."""
-    if is_url(path) and _scheme(path) not in SCHEMES:
-        raise ConfigError(f"`{argument}` (={path!r}) cannot be used. Give a local path, or a URL with gs://, s3:// or hf://.")
+def require_scheme(path: str, argument: str, schemes: Sequence[str] = SCHEMES) -> None:
+    """Raise ConfigError if `path` is a URL with another scheme, or one in which a slash is missing."""
+    if match := re.match(rf"({'|'.join(SCHEMES)}):/?(?!/)", path):
+        raise ConfigError(f"`{argument}` (={path!r}) is not a URL. Did you mean {match[1]}://{path[match.end() :]}?")
+    if is_url(path) and _scheme(path) not in schemes:
+        urls = " or ".join(f"{scheme}://" for scheme in schemes)
+        reason = "" if schemes == SCHEMES else ", because checkpoints can only be stored there"
+        raise ConfigError(f"`{argument}` (={path!r}) cannot be used. Give a local path, or a URL with {urls}{reason}.")
 
 
 def read_range(url: str, start: int, size: int) -> bytes:
@@ -135,7 +141,8 @@ def _make_file_system(scheme: str) -> Any:
 
     # gcsfs has another client for zonal buckets, which asks for the kind of each bucket. Not everyone may do this.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs the tracebacks of errors that BucketError reports in a line
+    for package in ("gcsfs", "fsspec"):  # they log the tracebacks of errors that BucketError reports in a line
+        logging.getLogger(package).setLevel(logging.CRITICAL)
     return fsspec.filesystem(scheme, use_listings_cache=False)
 
 
@@ -232,8 +239,9 @@ def _write(url: str, mode: str) -> Iterator[IO[Any]]:
     with tempfile.TemporaryDirectory() as folder:
         local = os.path.join(folder, "file")
         if "a" in mode:
-            with contextlib.suppress(FileNotFoundError), _explain(url):
-                _file_system(url).get_file(url, local)
+            # Not `get_file`, in which gcsfs nests its retries: it notices an outage only after minutes.
+            with contextlib.suppress(FileNotFoundError), _explain(url), open(local, "wb") as copy:
+                copy.write(_file_system(url).cat_file(url))
         with open(local, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
         # Upload only now, so that nothing appears if the block raises an error.

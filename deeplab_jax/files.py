@@ -9,7 +9,7 @@ from typing import IO
 
 from etils import epath
 
-from deeplab_jax.buckets import is_url, require_scheme
+from deeplab_jax.buckets import SCHEMES, is_url, require_scheme
 from deeplab_jax.errors import ConfigError
 
 _HOME = re.compile(r"^((?:[\w.-]+=)?(?:.*\.py:)?)(~[\w.-]*)(?=/|$)")
@@ -54,20 +54,21 @@ def require_file(path: str, flag: str) -> None:
         raise ConfigError(f"`{flag}` (={path!r}) would be inside {nearest}, which is a file. Choose a different folder.")
 
 
-def require_folder(path: str | None, flag: str, example: str) -> str:
+def require_folder(path: str | None, flag: str, example: str, schemes: Sequence[str] = SCHEMES) -> str:
     """Return `path` if it can be used as a folder. The folder does not have to exist yet.
 
     Args:
       path: The user's path, or None.
       flag: The flag that sets the path.
       example: An example path for the error message.
+      schemes: The schemes that URLs can have.
 
     Raises:
-      ConfigError: `path` is missing, or is a file.
+      ConfigError: `path` is missing, is a file, or is a URL with another scheme.
     """
     if not path:
         raise ConfigError(f"`{flag}` is missing. Give a folder, for example {flag}={example}.")
-    require_scheme(path, flag)
+    require_scheme(path, flag, schemes)
     if epath.Path(path).is_file():
         raise ConfigError(f"`{flag}` (={path!r}) is a file. Give a folder, for example {flag}={example}.")
     return path

@@ -13,6 +13,9 @@ import ray
 
 from deeplab_jax.buckets import is_url
 from deeplab_jax.checkpoints.folders import make_absolute
+from deeplab_jax.checkpoints.paths import resolve
+from deeplab_jax.commands.exit import run_or_exit
+from deeplab_jax.predict.inputs import find_inputs
 
 
 class Predictor:
@@ -20,7 +23,6 @@ class Predictor:
 
     def __init__(self, inputs: list[str], checkpoint: str, out: str, shards: int) -> None:
         import deeplab_jax as dl
-        from deeplab_jax.predict.inputs import find_inputs
 
         self._segmenter = dl.load(checkpoint)
         self._files, _ = find_inputs(inputs, out)
@@ -53,6 +55,7 @@ def main() -> None:
     # Ray runs the workers in folders of their own.
     inputs = [os.path.abspath(each) for each in flags.inputs]
     checkpoint, out = str(make_absolute(flags.checkpoint)), flags.out if is_url(flags.out) else os.path.abspath(flags.out)
+    run_or_exit(lambda: (resolve(checkpoint), find_inputs(inputs, out)))  # report wrong flags before the workers start
     dataset = ray.data.range(shards, override_num_blocks=shards).map(
         Predictor,
         fn_constructor_args=(inputs, checkpoint, out, shards),

@@ -14,6 +14,8 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.jax import JaxConfig, JaxTrainer
 
 from deeplab_jax.checkpoints.folders import make_absolute
+from deeplab_jax.commands.exit import run_or_exit
+from deeplab_jax.commands.flags import load_recipe
 
 
 def train(settings: dict) -> None:
@@ -21,7 +23,6 @@ def train(settings: dict) -> None:
     import jax
 
     import deeplab_jax as dl
-    from deeplab_jax.commands.flags import load_recipe
     from deeplab_jax.runtime.console import make_console
 
     config = load_recipe(settings["recipe"], settings["fields"])
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--max-failures", type=int, default=3, help="how often Ray starts the workers again")
     flags = parser.parse_intermixed_args()
     gpus = flags.gpus_per_worker
+    run_or_exit(lambda: load_recipe(flags.recipe, flags.fields))  # report wrong flags before the workers start
     JaxTrainer(
         train,
         train_loop_config={

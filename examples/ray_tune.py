@@ -11,12 +11,13 @@ import os
 from ray import tune
 
 from deeplab_jax.checkpoints.folders import make_absolute
+from deeplab_jax.commands.exit import run_or_exit
+from deeplab_jax.commands.flags import load_recipe
 
 
 def train(settings: dict) -> None:
     """Train one trial, and report its scores after each evaluation."""
     import deeplab_jax as dl
-    from deeplab_jax.commands.flags import load_recipe
 
     config = load_recipe(settings["recipe"], [*settings["fields"], f"optim.lr={settings['lr']}"])
     workdir = os.path.join(settings["workdir"], f"lr_{settings['lr']}")
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--gpus-per-trial", type=int, default=0)
     flags = parser.parse_intermixed_args()
     gpus, workdir = flags.gpus_per_trial, str(make_absolute(flags.workdir))
+    run_or_exit(lambda: load_recipe(flags.recipe, flags.fields))  # report wrong flags before the trials start
     space = {
         "recipe": os.path.abspath(flags.recipe),
         "workdir": workdir,

@@ -11,13 +11,14 @@ from etils import epath
 from rich.console import Console
 
 from deeplab_jax import buckets
+from deeplab_jax.buckets import CHECKPOINT_SCHEMES
 from deeplab_jax.checkpoints.store import Checkpoints
 from deeplab_jax.config import DataConfig
 from deeplab_jax.data.find import find_split
 from deeplab_jax.data.pipeline import train_batches
 from deeplab_jax.data.prepare import prepare
 from deeplab_jax.errors import BucketError, BucketOutageError, CheckpointError, ConfigError
-from deeplab_jax.files import write_atomically
+from deeplab_jax.files import require_folder, write_atomically
 from deeplab_jax.labels import CITYSCAPES
 
 pytestmark = [
@@ -138,6 +139,24 @@ def test_urls_of_other_kinds_are_refused():
         ConfigError, match=r"^`data.root` \(='hdfs://a/b'\) cannot be used. Give a local path, or a URL with gs://"
     ):
         find_split(DataConfig(root="hdfs://a/b"), "train")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("gs:/b/run", r"`--workdir` \(='gs:/b/run'\) is not a URL. Did you mean gs://b/run\?"),
+        ("s3:b", r"is not a URL. Did you mean s3://b\?"),
+        ("s3://b/run", "Give a local path, or a URL with gs://, because checkpoints can only be stored there"),
+    ],
+)
+def test_a_workdir_that_cannot_work_is_refused_before_the_bucket_is_asked(path, message):
+    with pytest.raises(ConfigError, match=message):
+        require_folder(path, "--workdir", "runs/r50", CHECKPOINT_SCHEMES)
+
+
+def test_local_names_with_a_colon_are_paths(tmp_path):
+    assert require_folder(str(tmp_path / "gs:a"), "--workdir", "runs/r50")
+    assert require_folder("gsx:/a", "--workdir", "runs/r50")
 
 
 def test_checkpoints_in_s3_are_refused():

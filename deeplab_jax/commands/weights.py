@@ -5,6 +5,7 @@ from typing import Annotated
 
 import tyro
 
+from deeplab_jax.buckets import CHECKPOINT_SCHEMES
 from deeplab_jax.commands.data import choose_labels
 from deeplab_jax.files import require_folder
 
@@ -58,7 +59,7 @@ def import_weights(
     }
     transfer.import_weights(
         source,
-        require_folder(out, "--out", "weights/mmseg_r50"),
+        require_folder(out, "--out", "weights/mmseg_r50", CHECKPOINT_SCHEMES),
         fmt=from_,
         labels=choose_labels(labels) if labels else None,
         model={field: value for field, value in settings.items() if value is not None},

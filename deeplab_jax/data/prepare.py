@@ -110,6 +110,8 @@ def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console,
     shards = [planned for each in plan.values() for planned in each]
     current = {f"{planned.name}.json" for planned in shards} | {planned.shard.file for planned in shards if planned.shard}
     remove_outdated(folder, current, splits)
+    if share.count > 1:
+        console.print(f"All {share.count} shards are done. {folder / MANIFEST} is written.", markup=False, soft_wrap=True)
 
 
 def _find_missing(

@@ -10,7 +10,7 @@ from etils import epath
 from rich.console import Console
 
 from deeplab_jax.buckets import is_url
-from deeplab_jax.errors import BucketError
+from deeplab_jax.errors import BucketError, BucketOutageError
 
 LOG = "log.txt"
 _REMINDER_SECONDS = 60
@@ -19,6 +19,8 @@ _UPLOAD_SECONDS = 2.0  # a bucket takes a second for each version of a file
 
 class Log:
     """Prints lines on the console, and appends them to `log.txt` with their date and time. In a bucket, they appear 2 s later.
+
+    Use it as a context manager, which writes the last lines when it ends.
 
     Args:
       folder: The run folder, or None on all processes but the first, which write no file.
@@ -31,6 +33,13 @@ class Log:
         self._unwritten: list[str] = []
         self._write_lock = threading.Lock()
         self._has_timer = False
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if not (kind and issubclass(kind, BucketOutageError)):  # in an outage, this would take another half minute, in vain
+            self.flush()
 
     def print(self, line: str) -> None:
         """Print one line. If it cannot be written to the file, it is written with the next one."""

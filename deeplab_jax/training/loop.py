@@ -115,8 +115,7 @@ def train(
         # Keep the signal handlers installed until the last save is complete, so that SIGTERM cannot interrupt the save.
         signals = stack.enter_context(catch_stop_signals())
         check_lock = stack.enter_context(lock_workdir(workdir, functools.partial(console.print, markup=False)))
-        log = Log(epath.Path(workdir) if jax.process_index() == 0 else None, console)
-        stack.callback(log.flush)
+        log = stack.enter_context(Log(epath.Path(workdir) if jax.process_index() == 0 else None, console))
         parts = stack.enter_context(contextlib.ExitStack())
         # Trackers can take long to close, so close them after everything that must not wait.
         outputs = parts.enter_context(contextlib.ExitStack())

@@ -13,12 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from deeplab_jax.checkpoints.folders import CHECKPOINTS, find_best, find_steps, make_absolute, read_scores
 from deeplab_jax.config import Config, flatten
-from deeplab_jax.errors import one_line
+from deeplab_jax.errors import BucketOutageError, one_line
 from deeplab_jax.evaluation.metrics import OVERALL_METRICS
 from deeplab_jax.files import report_write_errors
 from deeplab_jax.runtime.shared_errors import failing_together
 from deeplab_jax.training.log import Log, format_duration
-from deeplab_jax.training.writers import Checkpoint, Outcome, RunStart, RunWriter, open_writers
+from deeplab_jax.training.writers import Checkpoint, Outcome, RunStart, RunWriter, TrackerProcess, open_writers
 
 PRINTED_SCORES = ("miou", "pixel_accuracy", "boundary_miou", "ece", "loss")  # the scores that fit on the line of an evaluation
 
@@ -64,6 +64,8 @@ class Output:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._progress.stop()
         outcome: Outcome = "failed" if kind and issubclass(kind, Exception) else self.outcome
+        if kind and issubclass(kind, BucketOutageError):  # writers that upload to the bucket would wait in vain
+            self._writers = [writer for writer in self._writers if isinstance(writer, TrackerProcess)]
         self._write(lambda writer: writer.close(outcome))
 
     def advance(self, step: int) -> None:

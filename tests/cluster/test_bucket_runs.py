@@ -1,9 +1,14 @@
 """Test whole runs in buckets: killed in saves, evaluated, exported and reported, on two processes, and with data in S3."""
 
 import json
+import os
+import re
 import signal
 import subprocess
+import threading
+import time
 
+import gcs_emulator
 import jax
 import numpy as np
 import pytest
@@ -145,6 +150,24 @@ def test_two_processes_share_a_run_in_the_bucket(data, street_scenes, tmp_path):
             for code, _, errors in train_on_two_processes(workdir, root, steps=steps):
                 assert code == 0, errors
     assert read_lines(ROOT / "two", "receipts.jsonl") == read_lines(tmp_path / "two", "receipts.jsonl")
+
+
+def test_an_outage_ends_the_run_with_one_line(street_scenes, tmp_path, monkeypatch):
+    flags = ("--config.train.steps=100000", "--config.train.save_every=5", "--config.train.eval_every=0")
+    output = tmp_path / "output"
+    with gcs_emulator.run_emulator() as (environment, storage):
+        written = threading.Event()
+        storage.on_write = lambda name: written.set() if "commit_success" in name else None
+        command = make_command("train.py", "--workdir=gs://bucket/run", *flags, root=street_scenes)
+        with output.open("w") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | environment)
+        assert written.wait(600)
+    start = time.monotonic()
+    assert process.wait(600) == 3
+    assert time.monotonic() - start < 240  # the packages try again for half a minute, more than once on the way out
+    errors = output.read_text().split("100000")[-1]
+    assert "Traceback" not in errors
+    assert re.search(r"^error: gs://bucket/run.* Check the network, and run the same command again.$", errors, re.MULTILINE)
 
 
 @pytest.fixture
