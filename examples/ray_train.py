@@ -15,17 +15,23 @@ from ray.train.v2.jax import JaxConfig, JaxTrainer
 
 from deeplab_jax.checkpoints.folders import make_absolute
 from deeplab_jax.commands.exit import run_or_exit
-from deeplab_jax.commands.flags import load_recipe
+
+
+def load_config(recipe: str, fields: list[str]):
+    """Load the config, in the script or in a worker. JAX must not be imported before Ray has set it up."""
+    from deeplab_jax.commands.flags import load_recipe
+
+    return load_recipe(recipe, fields)
 
 
 def train(settings: dict) -> None:
-    """Train in one worker. JAX must not be imported before Ray has set it up, so the imports are here."""
+    """Train in one worker."""
     import jax
 
     import deeplab_jax as dl
     from deeplab_jax.runtime.console import make_console
 
-    config = load_recipe(settings["recipe"], settings["fields"])
+    config = load_config(settings["recipe"], settings["fields"])
     dl.train(config, settings["workdir"], console=make_console(quiet=jax.process_index() > 0))
 
 
@@ -40,7 +46,7 @@ def main() -> None:
     parser.add_argument("--max-failures", type=int, default=3, help="how often Ray starts the workers again")
     flags = parser.parse_intermixed_args()
     gpus = flags.gpus_per_worker
-    run_or_exit(lambda: load_recipe(flags.recipe, flags.fields))  # report wrong flags before the workers start
+    run_or_exit(lambda: load_config(flags.recipe, flags.fields))  # report wrong flags before the workers start
     JaxTrainer(
         train,
         train_loop_config={

@@ -12,14 +12,20 @@ from ray import tune
 
 from deeplab_jax.checkpoints.folders import make_absolute
 from deeplab_jax.commands.exit import run_or_exit
-from deeplab_jax.commands.flags import load_recipe
+
+
+def load_config(recipe: str, fields: list[str]):
+    """Load the config, in the script or in a trial."""
+    from deeplab_jax.commands.flags import load_recipe
+
+    return load_recipe(recipe, fields)
 
 
 def train(settings: dict) -> None:
     """Train one trial, and report its scores after each evaluation."""
     import deeplab_jax as dl
 
-    config = load_recipe(settings["recipe"], [*settings["fields"], f"optim.lr={settings['lr']}"])
+    config = load_config(settings["recipe"], [*settings["fields"], f"optim.lr={settings['lr']}"])
     workdir = os.path.join(settings["workdir"], f"lr_{settings['lr']}")
     scores = dl.train(config, workdir, on_evaluation=lambda step, scores: tune.report({"step": step, "miou": scores["miou"]}))
     if "miou" in scores:  # the run may have been complete before, and then has no evaluation
@@ -36,7 +42,7 @@ def main() -> None:
     parser.add_argument("--gpus-per-trial", type=int, default=0)
     flags = parser.parse_intermixed_args()
     gpus, workdir = flags.gpus_per_trial, str(make_absolute(flags.workdir))
-    run_or_exit(lambda: load_recipe(flags.recipe, flags.fields))  # report wrong flags before the trials start
+    run_or_exit(lambda: load_config(flags.recipe, flags.fields))  # report wrong flags before the trials start
     space = {
         "recipe": os.path.abspath(flags.recipe),
         "workdir": workdir,
