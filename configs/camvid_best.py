@@ -6,9 +6,8 @@ python eval.py --config=configs/camvid_best.py --config.data.root=CAMVID --check
 
 `mesh.data=2` divides two CPU cores into two devices. Leave it out on one core or on an accelerator.
 
-Hardware and time: the time with two cores was not measured. On one CPU core, beside another training, it took 1 h 42 min.
-Result: a val mIoU of 74.4 % and a pixel accuracy of 94.4 % with seed 0, the only one, measured on 2026-11-30 on one core. The fields
-were set by flags of camvid_lite0.py.
+Hardware and time: not measured with two cores. On one CPU core, beside another training, it took 1 h 42 min.
+Result: a val mIoU of 74.4 % and a pixel accuracy of 94.4 % with seed 0, the only one, measured on 2026-11-30 on one core.
 See benchmarks/camvid.md for what was tried.
 """
 
