@@ -4,8 +4,8 @@ python train.py --config=configs/camvid_r18.py --config.data.root=CAMVID --workd
 python eval.py --config=configs/camvid_r18.py --config.data.root=CAMVID --checkpoint=runs/camvid_r18
 
 Hardware and time: a step takes about 0.45 s on one CPU core, which makes 22 minutes of training steps.
-Result: a val mIoU of 56.7 % and a pixel accuracy of 86.2 %, and with --config.train.epochs=128 66.8 % and 92.3 %, with seed 0, the
-only one, measured on 2026-11-30. With SGD and the cross-entropy alone, the 32 epochs reached a val mIoU of 52.2 %.
+Result: a val mIoU of 56.7 % and a pixel accuracy of 86.2 %, and 66.8 % and 92.3 % with --config.train.epochs=128, with seed 0,
+the only one, measured on 2026-11-30. With SGD and the cross-entropy alone, the 32 epochs reached a val mIoU of 52.2 %.
 benchmarks/camvid.md has the comparison.
 """
 
