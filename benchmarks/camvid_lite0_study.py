@@ -20,7 +20,6 @@ _SGD = {"optim.name": "sgd", "optim.lr": 0.05, "optim.weight_decay": 1e-4}
 _CROSS_ENTROPY = {"loss.terms": ("cross_entropy",), "loss.weights": (1.0,)}
 _PHOTOMETRIC = {"data.photometric": True}
 _LONG = {"train.steps": 1330}
-_WIDE = {"model.aspp_width": 192, "model.decoder_width": 192}
 _SEPARABLE = {"model.aspp_conv": "depthwise+1x1", "model.decoder_conv": "depthwise+1x1"}
 
 
@@ -35,7 +34,7 @@ ROWS = {
     "no class weights": _flags({"loss.class_weights": ()}),
     "stride 16": _flags({"model.output_stride": 16}),
     "EMA": _flags({"optim.ema_decay": 0.98}),
-    "heads of 192": _flags(_WIDE),
+    "heads of 192": _flags({"model.aspp_width": 192, "model.decoder_width": 192}),
     "1330 steps": _flags(_LONG),
     "1330 steps, photometric": _flags(_LONG | _PHOTOMETRIC),
     "SGD": _flags(_SGD),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from deeplab_jax.buckets import COMMIT_MARKER, is_url
+from deeplab_jax.buckets import CHECKPOINT_SCHEMES, COMMIT_MARKER, is_url
 from deeplab_jax.errors import CheckpointError, one_line
 from deeplab_jax.files import write_atomically
 
@@ -38,7 +38,7 @@ def make_absolute(path: str) -> epath.Path:
     """
     if not is_url(path):
         return epath.Path(path).expanduser().absolute()
-    if not str(path).startswith("gs://"):
+    if path.partition("://")[0] not in CHECKPOINT_SCHEMES:
         raise CheckpointError(
             f"`{path}` cannot hold checkpoints, which orbax stores only on disk and in gs://. Use one of these."
         )
