@@ -25,9 +25,6 @@ pytestmark = [
     pytest.mark.usefixtures("gcs"),
     # ml_collections uses a deprecated function to load recipes.
     pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),
-    # After an error, orbax drops the coroutine that loads the other tree. Python notices it at some time later.
-    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
-    pytest.mark.filterwarnings("ignore:Exception ignored in. <coroutine:pytest.PytestUnraisableExceptionWarning"),
 ]
 CONFIG = tiny_config()
 
