@@ -18,17 +18,8 @@ import sys
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parent.parent
-RECIPES = (
-    "cityscapes_r50_os8",
-    "camvid_r18",
-    "cityscapes_r101_os8",
-    "cityscapes_r101_paper",
-    "camvid_r50",
-    "cityscapes_r50d_os8",
-    "cityscapes_r101d_os8",
-    "custom",
-    "quickstart",
-)
+# Every recipe but the one that needs a checkpoint
+RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "stored")
 TARGETS = ("h100:1", "v5e:1x1", "h100:8", "v5e:4x4", "v5p:1x1x1", "v5p:2x2x4")
 FIRST = 2  # images per device in the compilation that the largest batch is estimated from
 
@@ -46,7 +37,7 @@ def compile_one(recipe: str, target: str, images: int, remat: bool) -> dict[str,
     from deeplab_jax.training.begin import set_up
 
     get_config = runpy.run_path(str(ROOT / "configs" / f"{recipe}.py"))["get_config"]
-    config = get_config("cityscapes") if recipe == "custom" else get_config()
+    config = get_config("cityscapes") if recipe.startswith("custom") else get_config()
     accelerator, size = target.split(":")
     devices = describe_devices(accelerator, *((None, size) if "x" in size else (int(size), "")))
     config = dataclasses.replace(
@@ -122,8 +113,8 @@ def main() -> None:
     done = {(row["recipe"], row["target"], row["remat"]): row for row in rows}
     for target in args.targets:
         single = next(each for each in TARGETS if each.split(":")[0] == target.split(":")[0])
-        for recipe in args.recipes:
-            for remat in (False, True) if target == single else (False,):
+        for remat in (False, True) if target == single else (False,):
+            for recipe in args.recipes:
                 if (recipe, target, remat) in done:
                     continue
                 if target == single:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 # SIGHUP comes from a closed terminal or a lost connection, and SIGUSR1 from SLURM's `--signal=USR1@120`.
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Windows lacks the last two
-_MESSAGE = b"\nStopping after this step, or after this batch of an evaluation. Press Ctrl-C again to stop without saving.\n"
+_MESSAGE = "Stopping after this step, or after this batch of an evaluation."
 
 
 @contextlib.contextmanager
@@ -31,7 +31,8 @@ def catch_stop_signals() -> Iterator[list[int]]:
         if not received:
             # Python's streams cannot be used here, because the signal might have interrupted one of their writes.
             with contextlib.suppress(OSError):
-                os.write(2, _MESSAGE)
+                advice = " Press Ctrl-C again to stop without saving." if number == signal.SIGINT else ""
+                os.write(2, f"\n{_MESSAGE}{advice}\n".encode())
         received.append(number)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 

@@ -34,6 +34,7 @@ def test_each_signal_is_caught_and_announced():
         code, output, error = send(1, number)
         assert (code, output) == (0, f"['{number.name}']")
         assert error.count("Stopping after this step") == 1
+        assert ("Press Ctrl-C again" in error) == (number == signal.SIGINT)
 
 
 def test_repeated_signals_are_harmless_except_for_a_second_interrupt():

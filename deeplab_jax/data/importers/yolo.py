@@ -48,19 +48,19 @@ def read(root: Path, notes: Notes) -> Source:
 def _find_description(root: Path, notes: Notes) -> tuple[Path, dict[str, Any]]:
     """Return the YAML file with class names that is closest to the root, and its content."""
     yaml = import_extra("yaml", "YOLO data sets")
-    found: list[tuple[Path, dict[str, Any]]] = []
+    descriptions: list[tuple[Path, dict[str, Any]]] = []
     for path in sorted(reading.list_files(root, [".yaml", ".yml"]), key=lambda each: (len(each.parts), each)):
         try:
             content = yaml.safe_load(reading.read_text(path))
         except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise DataError(f"{path} is not valid YAML ({one_line(error)}). Correct it or remove it.") from None
         if isinstance(content, dict) and content.get("names"):
-            found.append((path, content))
-    for path, _ in found[1:]:
-        notes.add(OTHER_YAML, f"{path}, beside {found[0][0]}")
-    if not found:
+            descriptions.append((path, content))
+    for path, _ in descriptions[1:]:
+        notes.add(OTHER_YAML, f"{path}, beside {descriptions[0][0]}")
+    if not descriptions:
         raise DataError(f"{root} has no YAML file with class `names`. Add the data.yaml with which the export was made.")
-    return found[0]
+    return descriptions[0]
 
 
 def _read_names(path: Path, names: Any) -> dict[int, str]:
