@@ -39,9 +39,12 @@ test-long: $(VENV)/installed-dev
 	$(BIN)/pip install --quiet -e ".[wandb,mlflow,trackio]"
 	$(BIN)/python -m pytest -m "not cluster"
 
-# SLURM comes from the packages of Debian or Ubuntu.
+# SLURM comes from the packages of Debian or Ubuntu. s3fs and moto need a common version of botocore. pip searches for it for more
+# than nine minutes, unless the version is fixed.
 test-cluster: $(VENV)/installed-dev
-	$(BIN)/pip install --quiet -e ".[ray,s3]" --group cluster
+	$(BIN)/pip install --quiet -e ".[ray,s3]"
+	$(BIN)/pip freeze | grep ^botocore== > $(VENV)/botocore.txt
+	$(BIN)/pip install --quiet --group cluster --constraint $(VENV)/botocore.txt
 	@command -v slurmctld munged >/dev/null || { $(SUDO) apt-get update && $(SUDO) apt-get install --yes --no-install-recommends slurm-wlm munge; }
 	$(BIN)/python -m pytest -m cluster
 
