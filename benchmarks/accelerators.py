@@ -1,4 +1,4 @@
-"""Find the largest batch of every recipe that fits on accelerators which this machine does not have, and write a table.
+"""Find the largest batch of every recipe that fits on accelerators which this machine does not have, and print tables.
 
 python benchmarks/accelerators.py --out runs/accelerators
 
@@ -21,6 +21,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # Every recipe but the one that needs a checkpoint
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "stored")
 TARGETS = ("h100:1", "v5e:1x1", "h100:8", "v5e:4x4", "v5p:1x1x1", "v5p:2x2x4")
+SINGLE = ("1", "1x1", "1x1x1")  # the sizes with one device
 FIRST = 2  # images per device in the compilation that the largest batch is estimated from
 
 
@@ -95,6 +96,38 @@ def find_largest(recipe: str, target: str, remat: bool) -> dict[str, Any]:
     return best
 
 
+def print_tables(rows: list[dict[str, Any]]) -> None:
+    """Print a Markdown table for single devices, and one for several devices."""
+    with_remat = {(row["recipe"], row["target"]): row for row in rows if row["remat"]}
+    print("| recipe | device | images, GiB | images, GiB with remat | GB moved | least time: compute, memory |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for row in rows:
+        accelerator, size = row["target"].split(":")
+        if row["remat"] or size not in SINGLE:
+            continue
+        remat = with_remat.get((row["recipe"], row["target"]))
+        fits = [f"{each['images']}, {each['bytes'] / 2**30:.1f}" if each else "" for each in (row, remat)]
+        print(f"| `{row['recipe']}.py` | {accelerator} | {' | '.join([*fits, *_format_times(row)])} |")
+    print(
+        "\n| recipe | devices | images per device | GiB | all-reduces | GB moved | least time: compute, memory, communication |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for row in rows:
+        accelerator, size = row["target"].split(":")
+        if size in SINGLE or "traffic" not in row:
+            continue
+        count = sum(count for count, _ in row["traffic"]["collectives"].values())
+        cells = [row["images"], f"{row['bytes'] / 2**30:.1f}", count, *_format_times(row)]
+        print(f"| `{row['recipe']}.py` | {size} {accelerator} | {' | '.join(map(str, cells))} |")
+
+
+def _format_times(row: dict[str, Any]) -> tuple[str, str]:
+    if "traffic" not in row:
+        return "", ""
+    times = ", ".join(f"{1000 * seconds:.3g}" for seconds in row["times"].values() if seconds)
+    return f"{row['traffic']['moved'] / 1e9:.3g}", f"{times} ms"
+
+
 def main() -> None:
     """Compile all rows, and write each as soon as it is known."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -127,6 +160,7 @@ def main() -> None:
                 with path.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 print(recipe, target, "remat" if remat else "", row["images"], row["bytes"], flush=True)
+    print_tables(list(done.values()))
 
 
 if __name__ == "__main__":
