@@ -1,6 +1,7 @@
 """Configure the tests (four fake CPU devices, strict shape checks) and provide shared fixtures and helpers."""
 
 import copy
+import gc
 import importlib.metadata
 import io
 import json
@@ -21,6 +22,9 @@ os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_cpu_parallel
 # In jax 0.10, XLA's older emitters compile a training step three times as fast as its fusion emitters.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+
+# Tracing a network creates many objects, which Python would search for garbage every 700 objects.
+gc.set_threshold(50_000)
 
 import jax
 import numpy as np

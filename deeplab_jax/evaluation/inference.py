@@ -238,7 +238,7 @@ class Evaluator:
         return self._jitted.lower(variables, batch, height=height)
 
     def _run(self, count: Any, variables: Variables, batch: dict[str, Array], height: int) -> Counted:
-        with compiling_for(self._platform):
+        with compiling_for(self._platform, mesh=self.mesh):
             predictions, pixels = self._predict_and_count(count, variables, batch, height)
         if pixels is None:
             return predictions, jax.tree.map(jnp.asarray, empty_totals(self.num_classes))

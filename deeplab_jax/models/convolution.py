@@ -12,6 +12,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from deeplab_jax.models import depthwise, winograd
@@ -213,15 +214,42 @@ def _count_tap_outputs(size: int, rate: int) -> int:
 
 def _convolve_by_xla(x: Array, kernel: Array, stride: int, rate: int, pads: Pads, flip: bool = False) -> Array:
     kernel = kernel[::-1, ::-1].swapaxes(2, 3) if flip else kernel
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        pads,
+    groups = x.shape[3] // kernel.shape[2]
+    convolve = functools.partial(
+        lax.conv_general_dilated,
+        window_strides=(stride, stride),
+        padding=pads,
         rhs_dilation=(rate, rate),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[3] // kernel.shape[2],
+        feature_group_count=groups,
     )
+    return (_split_batch(convolve, x) if 1 < groups < x.shape[3] else convolve)(x, kernel)
+
+
+def _split_batch(convolve: Callable[[Array, Array], Array], x: Array) -> Callable[[Array, Array], Array]:
+    """Return `convolve` such that each device convolves its own images.
+
+    XLA's partitioner does not split grouped convolutions. It gathers the whole batch on every device. This remains so if image
+    rows are split as well, because JAX cannot differentiate a shard_map in the shard_map of the rows.
+    """
+    mesh = get_target().mesh
+    is_nested = not jax.sharding.get_abstract_mesh().empty
+    if mesh is None or mesh.shape["data"] == 1 or x.shape[0] % mesh.shape["data"] or is_nested:
+        return convolve
+
+    def convolve_local(x: Array, kernel: Array) -> Array:
+        # XLA's CPU compiler crashes if the kernel's gradient is summed over devices in bfloat16. It is summed where the kernel
+        # becomes a varying value, which is in float32 here.
+        return convolve(x, jnp.astype(lax.pcast(kernel, "data", to="varying"), x.dtype))
+
+    split = jax.shard_map(
+        convolve_local,
+        mesh=mesh,
+        in_specs=(P("data"), P()),
+        out_specs=P("data"),
+        axis_names={"data"},
+    )
+    return lambda x, kernel: split(x, jnp.astype(kernel, jnp.promote_types(x.dtype, jnp.float32)))
 
 
 def _convolve_by_products(x: Array, kernel: Array, stride: int, rate: int, pads: Pads, flip: bool = False) -> Array:

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 
 class Target(NamedTuple):
@@ -11,22 +12,24 @@ class Target(NamedTuple):
     Attributes:
       platform: The platform, such as "cpu", "gpu" or "tpu".
       images: The number of images that each device processes at a time, or 0 if it is unknown.
+      mesh: The mesh whose "data" axis the batch is split over, or None if there is a single device.
     """
 
     platform: str
     images: int = 0
+    mesh: Mesh | None = None
 
 
 # A user context is part of JAX's cache keys, so programs traced for different targets do not share cache entries.
 _TARGET = jax.make_user_context(None)
 
 
-def compiling_for(platform: str, images: int = 0) -> Any:
+def compiling_for(platform: str, images: int = 0, mesh: Mesh | None = None) -> Any:
     """Return a context manager in which operations are traced for a `Target`.
 
     Enter the context inside the function that JAX traces.
     """
-    return _TARGET(Target(platform, images))
+    return _TARGET(Target(platform, images, mesh))
 
 
 def get_target() -> Target:

@@ -247,7 +247,7 @@ def compile_train_step(mesh: Mesh, *, config: Config, model: DeepLabV3, optimize
     images = config.data.batch_size // mesh.shape["data"] // config.train.micro_batches
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        with compiling_for(platform, images):
+        with compiling_for(platform, images, mesh):
             return train_step(state, batch, config=config, model=model, optimizer=optimizer, mesh=mesh)
 
     return jax.jit(

@@ -4,10 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from deeplab_jax.config import MeshConfig
 from deeplab_jax.models import convolution, depthwise, winograd
 from deeplab_jax.models.convolution import conv2d
 from deeplab_jax.models.target import compiling_for
+from deeplab_jax.runtime.mesh import make_mesh
 
 
 def reference_conv(x, kernel, stride, rate, starts=None):
@@ -289,3 +293,30 @@ def test_programs_for_accelerators_use_xlas_convolution():
     # On this CPU, the convolution would be a matrix product.
     assert "conv_general_dilated" in str(jax.make_jaxpr(convolve)(*shapes))
     assert "dot_general" in str(jax.make_jaxpr(conv2d)(*shapes))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_each_device_convolves_the_groups_of_its_own_images(dtype):
+    mesh = make_mesh(MeshConfig(data=4))
+    rng = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(rng.normal(size=shape), dtype) for shape in ((4, 9, 7, 8), (3, 3, 2, 8)))
+
+    def convolve(x, kernel):
+        return conv2d(x, kernel, stride=2)
+
+    def convolve_on_mesh(x, kernel):
+        with compiling_for("cpu", mesh=mesh):
+            return convolve(x, kernel)
+
+    def add_up(convolve, x, kernel):
+        return jnp.sum(jnp.square(convolve(x, kernel).astype(jnp.float32)))
+
+    gradient = jax.grad(functools.partial(add_up, convolve_on_mesh), (0, 1))
+    shardings = (NamedSharding(mesh, P("data")), NamedSharding(mesh, P()))
+    compiled = jax.jit(gradient, in_shardings=shardings).lower(x, kernel).compile()
+    assert "all-gather" not in compiled.as_text()
+    expected = jax.grad(functools.partial(add_up, convolve), (0, 1))(x, kernel)
+    for actual, wanted in zip(compiled(x, kernel), expected, strict=True):
+        actual, wanted = (np.asarray(each, np.float32) for each in (actual, wanted))
+        # The sums are in float32, and their results are rounded to the dtype.
+        assert np.linalg.norm(actual - wanted) < jnp.finfo(dtype).eps * np.linalg.norm(wanted)

@@ -13,7 +13,8 @@ from deeplab_jax.training.step import compile_train_step
 
 
 def make_narrow(config):
-    backbone = config.model.backbone.replace("101", "50")  # more blocks of the same kind would only take longer
+    # More blocks of the same kind would only take longer.
+    backbone = "seven_bottlenecks" if config.model.backbone in ("resnet50", "resnet101") else config.model.backbone
     decoder_width = min(config.model.decoder_width, 8)
     config.model = dataclasses.replace(
         config.model, backbone=backbone, width=8, aspp_width=8, decoder_width=decoder_width, pretrained=""
