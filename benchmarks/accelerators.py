@@ -4,8 +4,8 @@ python benchmarks/accelerators.py --out runs/accelerators
 
 The compilers of the accelerators say what each program needs (extras `plan-gpu` and `plan-tpu`). The batch per device is a
 power of two. It is estimated from a compilation with two images per device, and then compiled itself. Rows for several devices
-use the batch of one device. The rows that are already in OUT/rows.jsonl are kept, so the command can be interrupted. A program
-takes about 1 minute to compile for GPUs and 5 for TPUs on 2 CPU cores.
+use the batch of one device. The rows that are already in OUT/rows.jsonl are kept, so the command can be interrupted, and
+repeated for rows that failed. A program takes about 1 minute to compile for GPUs and 5 for TPUs on 2 CPU cores.
 """
 
 import argparse
@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # Every recipe but the one that needs a checkpoint
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "stored")
 TARGETS = ("h100:1", "v5e:1x1", "h100:8", "v5e:4x4", "v5p:1x1x1", "v5p:2x2x4")
-SINGLE = ("1", "1x1", "1x1x1")  # the sizes with one device
+SINGLE = ("h100:1", "v5e:1x1", "v5p:1x1x1")  # the targets with one device
 FIRST = 2  # images per device in the compilation that the largest batch is estimated from
 
 
@@ -65,7 +65,10 @@ def compile_one(recipe: str, target: str, images: int, remat: bool) -> dict[str,
 def compile_apart(recipe: str, target: str, images: int, remat: bool) -> dict[str, Any]:
     """Call `compile_one` in a process of its own, because a compiler that runs out of memory can end its process.
 
-    The result has "bytes" infinity if the compiler says that the program does not fit, and "error" if it fails otherwise.
+    The result has "bytes" infinity if the compiler says that the program does not fit.
+
+    Raises:
+      RuntimeError: The compilation failed for another reason.
     """
     words = [sys.executable, __file__, "--one", recipe, target, str(images), str(int(remat))]
     result = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT)
@@ -73,7 +76,7 @@ def compile_apart(recipe: str, target: str, images: int, remat: bool) -> dict[st
         return json.loads(result.stdout.splitlines()[-1])
     if "RESOURCE_EXHAUSTED" in result.stderr or "Ran out of memory" in result.stderr:
         return {"bytes": float("inf")}
-    return {"bytes": float("inf"), "error": result.stderr[-400:]}
+    raise RuntimeError(f"{images} images per device failed with exit code {result.returncode}: {result.stderr[-400:]}")
 
 
 def find_largest(recipe: str, target: str, remat: bool) -> dict[str, Any]:
@@ -96,15 +99,24 @@ def find_largest(recipe: str, target: str, remat: bool) -> dict[str, Any]:
     return best
 
 
+def find_row(recipe: str, target: str, remat: bool, on_one: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the row of the largest batch, or on several devices the row of the batch that is the largest `on_one`."""
+    if target in SINGLE:
+        return find_largest(recipe, target, remat)
+    if on_one is None:
+        raise RuntimeError("has no row for one device")
+    return compile_apart(recipe, target, on_one["images"], remat) | {"images": on_one["images"]}
+
+
 def print_tables(rows: list[dict[str, Any]]) -> None:
     """Print a Markdown table for single devices, and one for several devices."""
     with_remat = {(row["recipe"], row["target"]): row for row in rows if row["remat"]}
     print("| recipe | device | images, GiB | images, GiB with remat | GB moved | least time: compute, memory |")
     print("| --- | --- | --- | --- | --- | --- |")
     for row in rows:
-        accelerator, size = row["target"].split(":")
-        if row["remat"] or size not in SINGLE:
+        if row["remat"] or row["target"] not in SINGLE:
             continue
+        accelerator = row["target"].split(":")[0]
         remat = with_remat.get((row["recipe"], row["target"]))
         fits = [f"{each['images']}, {each['bytes'] / 2**30:.1f}" if each else "" for each in (row, remat)]
         print(f"| `{row['recipe']}.py` | {accelerator} | {' | '.join([*fits, *_format_times(row)])} |")
@@ -113,9 +125,9 @@ def print_tables(rows: list[dict[str, Any]]) -> None:
     )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for row in rows:
-        accelerator, size = row["target"].split(":")
-        if size in SINGLE or "traffic" not in row:
+        if row["target"] in SINGLE or "traffic" not in row:
             continue
+        accelerator, size = row["target"].split(":")
         count = sum(count for count, _ in row["traffic"]["collectives"].values())
         cells = [row["images"], f"{row['bytes'] / 2**30:.1f}", count, *_format_times(row)]
         print(f"| `{row['recipe']}.py` | {size} {accelerator} | {' | '.join(map(str, cells))} |")
@@ -145,16 +157,16 @@ def main() -> None:
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     done = {(row["recipe"], row["target"], row["remat"]): row for row in rows}
     for target in args.targets:
-        single = next(each for each in TARGETS if each.split(":")[0] == target.split(":")[0])
+        single = next(each for each in SINGLE if each.split(":")[0] == target.split(":")[0])
         for remat in (False, True) if target == single else (False,):
             for recipe in args.recipes:
                 if (recipe, target, remat) in done:
                     continue
-                if target == single:
-                    row = find_largest(recipe, target, remat)
-                else:
-                    images = done[recipe, single, remat]["images"]
-                    row = compile_apart(recipe, target, images, remat) | {"images": images}
+                try:
+                    row = find_row(recipe, target, remat, done.get((recipe, single, remat)))
+                except RuntimeError as error:
+                    print(f"failed: {recipe} {target} {'remat' if remat else ''} {error}", flush=True)
+                    continue
                 row |= {"recipe": recipe, "target": target, "remat": remat}
                 done[recipe, target, remat] = row
                 with path.open("a") as file:
