@@ -213,7 +213,7 @@ class Checkpoints:
         folder = self._folder / str(step)
         with report_read_errors(folder):
             self._require_resumable(folder, abstract)
-            return _read_config(folder), _load_trees(folder, abstract)
+            return _read_config(folder), ocp.load_checkpointables(folder, abstract)
 
     def find_config_changes(self, step: int) -> list[str]:
         """Return the fields in which the run's config differs from the config stored at `step`, as `field: old -> new`."""
@@ -229,7 +229,7 @@ class Checkpoints:
         # Detect a different network or optimizer before loading. Its arrays would also fail to load, but that would
         # not mean that they are damaged.
         check_on_all_processes(lambda: self._require_resumable(folder, abstract))
-        trees = check_on_all_processes(lambda: _load_trees(folder, abstract))
+        trees = check_on_all_processes(lambda: ocp.load_checkpointables(folder, abstract))
         check_on_all_processes(lambda: check(step, trees))
         return trees
 
@@ -336,7 +336,7 @@ def restore_variables(checkpoint: str) -> dict[str, Any]:
         require_unchanged(step, [METADATA, MODEL])
         saved = ocp.metadata(step, checkpointable_name=MODEL).metadata
         abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved)
-        return _load_trees(step, {MODEL: abstract})[MODEL]
+        return ocp.load_checkpointables(step, {MODEL: abstract})[MODEL]
 
 
 def save_model(folder: str, config: Config, variables: dict[str, Any]) -> None:
@@ -373,12 +373,6 @@ def _read_metadata(step: epath.Path) -> Trees:
     """
     read_metrics(step)
     return dict(ocp.checkpointables_metadata(step).metadata)
-
-
-def _load_trees(step: epath.Path, abstract: Trees) -> Trees:
-    # Load one tree per call. If a call for several trees fails at the first, orbax drops the coroutines of the others,
-    # and Python warns about them at some later time.
-    return {name: ocp.load_checkpointables(step, {name: tree})[name] for name, tree in abstract.items()}
 
 
 def _find_mismatches(saved: Trees, abstract: Trees) -> list[str]:

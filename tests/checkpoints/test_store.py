@@ -1,5 +1,4 @@
 import dataclasses
-import gc
 import shutil
 
 import jax
@@ -84,16 +83,6 @@ def test_any_existing_step_can_be_loaded(run, state):
         assert state_digest(from_trees(trees)) == state_digest(make_numbered_state(state, 4))
         with pytest.raises(CheckpointError, match=r"Cannot read .*checkpoints/3"):
             checkpoints.load(3, make_abstract(state))
-
-
-@pytest.mark.filterwarnings("error:coroutine 'PyTreeHandler")
-def test_a_failed_load_leaves_no_tree_to_load(run, state, tmp_path):
-    shutil.copytree(run, tmp_path / "run")
-    for name in to_trees(state):
-        shutil.rmtree(tmp_path / "run/checkpoints/5" / name / "d")
-    with Checkpoints(str(tmp_path / "run"), CONFIG) as checkpoints, pytest.raises(CheckpointError):
-        checkpoints.load(5, make_abstract(state))
-    gc.collect()  # reports coroutines that were never awaited
 
 
 def test_every_step_has_checksums_before_the_next_save_and_at_the_end(state, tmp_path):
