@@ -121,7 +121,7 @@ def print_tables(rows: list[dict[str, Any]]) -> None:
         fits = [f"{each['images']}, {each['bytes'] / 2**30:.1f}" if each else "" for each in (row, remat)]
         print(f"| `{row['recipe']}.py` | {accelerator} | {' | '.join([*fits, *_format_times(row)])} |")
     print(
-        "\n| recipe | devices | images per device | GiB | all-reduces | GB moved | least time: compute, memory, communication |"
+        "\n| recipe | devices | images per device | GiB | collectives | GB moved | least time: compute, memory, communication |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for row in rows:

@@ -23,7 +23,7 @@ os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_cpu_parallel
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
-# Tracing a network creates many objects, which Python would search for garbage every 700 objects.
+# Tracing a network creates many objects. By default, Python looks for garbage after every 700 new ones.
 gc.set_threshold(50_000)
 
 import jax

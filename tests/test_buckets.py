@@ -182,7 +182,7 @@ def save(workdir, *steps):
 def test_a_save_killed_in_the_middle_leaves_a_checkpoint_that_restores_right(gcs, folder):
     """The history of the bucket holds the states that a kill could leave. Saving the second step also removes the first.
 
-    Every tenth state is restored, and those around the changes of a marker.
+    Every fifth state is restored, and those around the changes of a marker.
     """
     save(str(folder), 1)
     gcs.history = []
@@ -194,7 +194,7 @@ def test_a_save_killed_in_the_middle_leaves_a_checkpoint_that_restores_right(gcs
     valid = [[any(name.endswith(end) for name in state[0]["bucket"]) for end in ends] for state in history]
     changes = {i for i in range(1, len(history)) if valid[i] != valid[i - 1]}
     assert len(changes) == 2  # the second step becomes valid, and then the first one invalid
-    for i in sorted({*range(0, len(history), 10), *changes, *(i - 1 for i in changes)}):
+    for i in sorted({*range(0, len(history), 5), *changes, *(i - 1 for i in changes)}):
         gcs.go_back_to(history[i])
         step, trees = restore(str(folder))
         jax.tree.map(np.testing.assert_array_equal, trees, make_trees(step))

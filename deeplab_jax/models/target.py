@@ -12,7 +12,7 @@ class Target(NamedTuple):
     Attributes:
       platform: The platform, such as "cpu", "gpu" or "tpu".
       images: The number of images that each device processes at a time, or 0 if it is unknown.
-      mesh: The mesh whose "data" axis the batch is split over, or None if there is a single device.
+      mesh: The mesh whose "data" axis the batch is split over, or None without a mesh.
     """
 
     platform: str
