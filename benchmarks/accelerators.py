@@ -3,9 +3,10 @@
 python benchmarks/accelerators.py --out runs/accelerators
 
 The compilers of the accelerators say what each program needs (extras `plan-gpu` and `plan-tpu`). The batch per device is a
-power of two. It is estimated from a compilation with two images per device, and then compiled itself. Rows for several devices
-use the batch of one device. The rows that are already in OUT/rows.jsonl are kept, so the command can be interrupted, and
-repeated for rows that failed. A program takes about 1 minute to compile for GPUs and 5 for TPUs on 2 CPU cores.
+power of two. It is estimated from the recipe's row for another kind of device or, if there is none, from a compilation with two
+images per device. Then it is compiled itself. Rows for several devices use the batch of one device. The rows that are already
+in OUT/rows.jsonl are kept, so the command can be interrupted, and repeated for rows that failed. A program takes about 1 minute
+to compile for GPUs and 5 for TPUs on 2 CPU cores.
 """
 
 import argparse
@@ -79,33 +80,47 @@ def compile_apart(recipe: str, target: str, images: int, remat: bool) -> dict[st
     raise RuntimeError(f"{images} images per device failed with exit code {result.returncode}: {result.stderr[-400:]}")
 
 
-def find_largest(recipe: str, target: str, remat: bool) -> dict[str, Any]:
+def estimate_images(recipe: str, target: str, remat: bool, other: dict[str, Any] | None) -> int:
+    """Return how many images, a power of two, probably fit on a device.
+
+    The row of an `other` kind of device saves a compilation.
+    """
+    from deeplab_jax.runtime.accelerators import ACCELERATORS
+
+    compiled = other or compile_apart(recipe, target, FIRST, remat) | {"images": FIRST}
+    if "state" not in compiled:
+        return FIRST
+    limit = ACCELERATORS[target.split(":")[0]].memory
+    images = compiled["images"] * (limit - compiled["state"]) / (compiled["bytes"] - compiled["state"])
+    return max(FIRST, 2 ** (int(images).bit_length() - 1))
+
+
+def find_largest(recipe: str, target: str, remat: bool, other: dict[str, Any] | None) -> dict[str, Any]:
     """Return the row of the largest batch per device, a power of two, that fits in the device's memory."""
-    first = compile_apart(recipe, target, FIRST, remat)
-    if "limit" not in first:
-        return first | {"images": 0}
-    per_image = (first["bytes"] - first["state"]) / FIRST
-    images = max(FIRST, 2 ** int((first["limit"] - first["state"]) / per_image).bit_length() // 2)
-    best = first | {"images": FIRST if first["bytes"] <= first["limit"] else 0}
+    images = estimate_images(recipe, target, remat, other)
+    best: dict[str, Any] = {"bytes": float("inf"), "images": 0}
     while images > best["images"]:
         row = compile_apart(recipe, target, images, remat)
         if row["bytes"] > row.get("limit", 0):
             images //= 2
             continue
         best = row | {"images": images}
-        # TPU programs for few images need more memory per image than others, so the first estimate can be too low.
+        # TPU programs for few images need more memory per image than others, so the estimate can be too low.
         if 2 * row["bytes"] - row["state"] < 1.1 * row["limit"]:
             images *= 2
     return best
 
 
-def find_row(recipe: str, target: str, remat: bool, on_one: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the row of the largest batch, or on several devices the row of the batch that is the largest `on_one`."""
+def find_row(recipe: str, target: str, remat: bool, done: dict[tuple[str, str, bool], dict[str, Any]]) -> dict[str, Any]:
+    """Return the row of the largest batch, or on several devices the row of the batch that is the largest on one."""
     if target in SINGLE:
-        return find_largest(recipe, target, remat)
-    if on_one is None:
+        others = [done.get((recipe, single, remat), {}) for single in SINGLE if single != target]
+        return find_largest(recipe, target, remat, next((row for row in others if "state" in row), None))
+    single = next(each for each in SINGLE if each.split(":")[0] == target.split(":")[0])
+    if (recipe, single, remat) not in done:
         raise RuntimeError("has no row for one device")
-    return compile_apart(recipe, target, on_one["images"], remat) | {"images": on_one["images"]}
+    images = done[recipe, single, remat]["images"]
+    return compile_apart(recipe, target, images, remat) | {"images": images}
 
 
 def print_tables(rows: list[dict[str, Any]]) -> None:
@@ -157,13 +172,12 @@ def main() -> None:
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     done = {(row["recipe"], row["target"], row["remat"]): row for row in rows}
     for target in args.targets:
-        single = next(each for each in SINGLE if each.split(":")[0] == target.split(":")[0])
-        for remat in (False, True) if target == single else (False,):
+        for remat in (False, True) if target in SINGLE else (False,):
             for recipe in args.recipes:
                 if (recipe, target, remat) in done:
                     continue
                 try:
-                    row = find_row(recipe, target, remat, done.get((recipe, single, remat)))
+                    row = find_row(recipe, target, remat, done)
                 except RuntimeError as error:
                     print(f"failed: {recipe} {target} {'remat' if remat else ''} {error}", flush=True)
                     continue

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.errors import ScopeParamShapeError
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
@@ -35,6 +36,23 @@ def at_least_float32(dtype: Any) -> Any:
     Logits and sums over many pixels use this dtype. It is float64 only in comparisons with other implementations.
     """
     return jnp.promote_types(dtype, jnp.float32)
+
+
+def parameter(layer: nn.Module, name: str, init: Initializer, shape: tuple[int, ...]) -> AnyArray:
+    """Return the float32 parameter `name` of a layer.
+
+    This is `layer.param`, but flax traces the initializer for its shape whenever the network is traced, which takes up to a
+    third of the time.
+
+    Raises:
+      flax.errors.ScopeParamShapeError: The layer has a parameter of another shape.
+    """
+    if not layer.has_variable("params", name):
+        return layer.param(name, init, shape, jnp.float32)
+    value = layer.get_variable("params", name)
+    if value.shape != shape:
+        raise ScopeParamShapeError(name, "/".join(layer.path), value.shape, shape)
+    return value
 
 
 class Conv(nn.Module):
@@ -64,11 +82,11 @@ class Conv(nn.Module):
     def __call__(self, x: Float[Array, "n h w c"], border: Float[Array, "1 1 1 c"] | None = None) -> Float[Array, "n h2 w2 k"]:
         """Return features of shape [n, ceil(h / stride), ceil(w / stride), features] in `dtype`. For `border`, see `conv2d`."""
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", self.kernel_init or he_normal_fan_out(self.groups), shape, jnp.float32)
+        kernel = parameter(self, "kernel", self.kernel_init or he_normal_fan_out(self.groups), shape)
         border = None if border is None else cast(border, self.dtype)
         y = conv2d(cast(x, self.dtype), kernel, stride=self.stride, rate=self.rate, padding=self.padding, border=border)
         if self.use_bias:
-            y = add_bias(y, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32))
+            y = add_bias(y, parameter(self, "bias", nn.initializers.zeros, (self.features,)))
         return y
 
 
@@ -98,10 +116,10 @@ class BatchNorm(nn.Module):
         With `returns_border`, return a pair of this array and, as float32 [1, 1, 1, c], what a pixel of zeros becomes.
         """
         features = x.shape[-1:]
-        bias = self.param("bias", nn.initializers.zeros, features, jnp.float32)
+        bias = parameter(self, "bias", nn.initializers.zeros, features)
         if not (self.is_initializing() or self.has_variable("params", "scale")):
             return (add_bias(x, bias), as_pixel(bias)) if self.returns_border else add_bias(x, bias)
-        scale = self.param("scale", nn.initializers.ones, features, jnp.float32)
+        scale = parameter(self, "scale", nn.initializers.ones, features)
         is_frozen = self.has_variable("frozen_stats", "mean")
         collection, train = "frozen_stats" if is_frozen else "batch_stats", train and not is_frozen
         running_mean = self.variable(collection, "mean", jnp.zeros, features, jnp.float32)

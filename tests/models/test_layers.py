@@ -3,9 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax.errors import ScopeParamShapeError
 
 from deeplab_jax.models.convolution import conv2d
-from deeplab_jax.models.layers import BatchNorm, add_relu, average_pool_2x2, batch_moments, materialize, max_pool_3x3
+from deeplab_jax.models.layers import BatchNorm, Conv, add_relu, average_pool_2x2, batch_moments, materialize, max_pool_3x3
 from deeplab_jax.models.resize import resize_bilinear, resize_by_gather
 from deeplab_jax.models.target import compiling_for
 from deeplab_jax.runtime.compilation import lean_options
@@ -176,3 +177,9 @@ def test_resize_with_aligned_corners_keeps_the_corner_pixels():
     np.testing.assert_allclose(resize_bilinear(x, 5, 1, align_corners=True)[0, :, 0, 0], [0, 5, 10, 25, 40], rtol=1e-6)
     np.testing.assert_allclose(resize_bilinear(x, 2, 3, align_corners=True)[0, :, :, 0], [[0] * 3, [40] * 3], rtol=1e-6)
     np.testing.assert_allclose(resize_bilinear(x[:, 1:2], 2, 1, align_corners=True)[0, :, 0, 0], [10, 10])
+
+
+def test_a_parameter_of_another_shape_is_refused():
+    layer, x = Conv(4, size=3), jnp.zeros((1, 8, 8, 2))
+    with pytest.raises(ScopeParamShapeError, match="kernel"):
+        layer.apply({"params": {"kernel": jnp.zeros((3, 3, 5, 4))}}, x)
