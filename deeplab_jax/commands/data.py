@@ -207,7 +207,7 @@ def check(
       value_range: The values in the files that become 0 and 255. Use the same values as data.value_range in training.
       threads: The number of samples to read in parallel. 0 uses one thread per CPU core.
     """
-    from deeplab_jax.data import inspection
+    from deeplab_jax.data import inspection, inspection_report
     from deeplab_jax.data.find import describe
     from deeplab_jax.pages import check as check_page
 
@@ -227,7 +227,7 @@ def check(
     for split, samples in sets.items():
         print_line(console, describe(split, samples))
     with show_progress("samples", sum(map(len, sets.values()))) as advance:
-        report = inspection.as_json(inspection.check(sets, label_set, problems, advance, threads), label_set)
+        report = inspection_report.as_json(inspection.check(sets, label_set, problems, advance, threads), label_set)
     show_report(console, report, label_set)
     if out:
         folder = epath.Path(out)

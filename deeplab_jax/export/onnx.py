@@ -17,7 +17,7 @@ from flax import traverse_util
 from onnx import TensorProto, helper, numpy_helper
 
 from deeplab_jax.errors import CheckpointError
-from deeplab_jax.models import DeepLabV3, layers
+from deeplab_jax.models import DeepLabV3, layers, pooling
 from deeplab_jax.models.convolution import conv2d, kernel_radii, kernel_shifts
 from deeplab_jax.models.graph import Graph, Node, Value, abstract_images, record
 from deeplab_jax.models.resize import resize_like
@@ -274,6 +274,6 @@ _EMIT: dict[Callable[..., Any], Callable[..., str]] = {
     layers.concatenate: _emit_concatenate,
     layers.image_mean: _emit_operator("GlobalAveragePool"),
     layers.broadcast_like: _emit_broadcast_like,
-    layers.max_pool_3x3: _emit_operator("MaxPool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
-    layers.average_pool_2x2: _emit_average_pool_2x2,
+    pooling.max_pool_3x3: _emit_operator("MaxPool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
+    pooling.average_pool_2x2: _emit_average_pool_2x2,
 }

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.models import layers
+from deeplab_jax.models import layers, pooling
 from deeplab_jax.models.convolution import (
     ConvForm,
     Padding,
@@ -333,17 +333,17 @@ def _drop(extent: Extent, x: Array, key: Array, rate: float) -> Array:
 
 
 def _average_pool_2x2(extent: Extent, x: Array, *, stride: int, rate: int = 1) -> Array:
-    below = layers.pad_end(x, rate, axis=1)[0] if extent.axis is None else extent.add_halo(x, 0, rate)
-    x = layers.average_pairs(x, below, extent.is_row_inside(x, rate), stride, rate, axis=1)
-    right, _ = layers.pad_end(x, rate, axis=2)
-    return layers.average_pairs(x, right, extent.is_column_inside(x, rate), stride, rate, axis=2)
+    below = pooling.pad_end(x, rate, axis=1)[0] if extent.axis is None else extent.add_halo(x, 0, rate)
+    x = pooling.average_pairs(x, below, extent.is_row_inside(x, rate), stride, rate, axis=1)
+    right, _ = pooling.pad_end(x, rate, axis=2)
+    return pooling.average_pairs(x, right, extent.is_column_inside(x, rate), stride, rate, axis=2)
 
 
 def _max_pool_3x3(extent: Extent, x: Array) -> Array:
     x = extent.fill(x, -jnp.inf)
-    x = layers.max_of_three(layers.pad_with_infinity(x, axis=2), -(-x.shape[2] // 2), axis=2)
-    rows = layers.pad_with_infinity(x, axis=1) if extent.axis is None else extent.add_halo(x, 1, 0, -jnp.inf)
-    x = layers.max_of_three(rows, -(-x.shape[1] // 2), axis=1)
+    x = pooling.max_of_three(pooling.pad_with_infinity(x, axis=2), -(-x.shape[2] // 2), axis=2)
+    rows = pooling.pad_with_infinity(x, axis=1) if extent.axis is None else extent.add_halo(x, 1, 0, -jnp.inf)
+    x = pooling.max_of_three(rows, -(-x.shape[1] // 2), axis=1)
     # Infinities in the padding would turn zero gradients there into NaN.
     return extent.fill(x, 0.0)
 
@@ -376,8 +376,8 @@ _WITHIN_EXTENT: dict[Callable[..., Any], Callable[..., Any]] = {
     layers.batch_moments: _batch_moments,
     layers.image_mean: _image_mean,
     layers.drop: _drop,
-    layers.average_pool_2x2: _average_pool_2x2,
-    layers.max_pool_3x3: _max_pool_3x3,
+    pooling.average_pool_2x2: _average_pool_2x2,
+    pooling.max_pool_3x3: _max_pool_3x3,
     resize_like: _resize_like,
     layers.scale_channels: _scale_channels,
     layers.broadcast_like: _broadcast_like,

@@ -48,7 +48,7 @@ class Node(NamedTuple):
     """A single operation call.
 
     Attributes:
-      operation: The operation, a function in layers.py, convolution.py or resize.py.
+      operation: The operation, a function in layers.py, pooling.py, convolution.py or resize.py.
       arguments: The arguments, keyed by parameter name. Each is a `Value`, a `Variable`, a list of these, or a plain number or
         flag.
       output: The array computed by the call.

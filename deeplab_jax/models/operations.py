@@ -1,8 +1,8 @@
 """A mechanism for intercepting network operations.
 
-Network modules call operations (layers.py, convolution.py, resize.py). By default, an operation computes on full arrays. Inside
-an interpreter's context, the interpreter is called instead. One interpreter computes on image rows split over devices
-(extent.py), and another records the operations as a graph (graph.py).
+Network modules call operations (layers.py, pooling.py, convolution.py, resize.py). By default, an operation computes on full
+arrays. Inside an interpreter's context, the interpreter is called instead. One interpreter computes on image rows split over
+devices (extent.py), and another records the operations as a graph (graph.py).
 """
 
 import functools

@@ -1,5 +1,4 @@
 import json
-import math
 
 import numpy as np
 import pytest
@@ -7,7 +6,8 @@ from PIL import Image
 from test_find import write_list
 
 from deeplab_jax.config import DataConfig
-from deeplab_jax.data.inspection import as_json, check, compute_class_weights, find_rare_classes, open_splits, read_examples
+from deeplab_jax.data.inspection import check, open_splits, read_examples
+from deeplab_jax.data.inspection_report import as_json
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.pages import check as check_page
 
@@ -226,21 +226,6 @@ def test_lists_that_leave_the_root_and_missing_splits_are_errors(report, tmp_pat
     assert find_problems(result, "splits that cannot be used", "is outside the root folder")
     assert result.fails
     assert list(result.tallies) == ["train"]
-
-
-def test_class_weights_match_enet_and_average_to_one_over_all_pixels():
-    pixels = np.array([900, 100, 0])
-    weights = compute_class_weights(pixels)
-    enet = [1 / math.log(1.02 + share) for share in (0.9, 0.1, 0)]
-    assert weights == pytest.approx([w / (0.9 * enet[0] + 0.1 * enet[1]) for w in enet], abs=5e-4)
-    assert np.dot(pixels / 1000, weights) == pytest.approx(1, abs=1e-3)
-    assert compute_class_weights(np.array([0, 0])) == ()
-
-
-def test_rare_classes_have_less_than_a_tenth_of_an_even_share():
-    # An even share of 1000 pixels for four classes is 250.
-    assert find_rare_classes(np.array([951, 24, 0, 25])) == [1]
-    assert find_rare_classes(np.zeros(3, int)) == []
 
 
 def test_a_data_set_without_labelled_pixels_gives_no_class_weights(report):

@@ -18,8 +18,9 @@ from deeplab_jax.models.backbones.mobilenetv3 import SqueezeExcitation
 from deeplab_jax.models.convolution import conv2d
 from deeplab_jax.models.decoder import Decoder
 from deeplab_jax.models.extent import split_rows
-from deeplab_jax.models.layers import BatchNorm, Conv, Dropout, average_pool_2x2, broadcast_like, image_mean, max_pool_3x3
+from deeplab_jax.models.layers import BatchNorm, Conv, Dropout, broadcast_like, image_mean
 from deeplab_jax.models.operations import interpreted_by, operation
+from deeplab_jax.models.pooling import average_pool_2x2, max_pool_3x3
 from deeplab_jax.models.resize import resize_bilinear, resize_like
 from deeplab_jax.runtime.mesh import make_mesh, padded_height
 

@@ -17,15 +17,14 @@ from deeplab_jax.models.backbones import find_backbone
 from deeplab_jax.models.convolution import conv2d
 from deeplab_jax.models.extent import place_on_canvas, split_rows
 from deeplab_jax.models.layers import (
-    average_pool_2x2,
     batch_moments,
     broadcast_like,
     concatenate,
     image_mean,
-    max_pool_3x3,
     scale_channels,
 )
 from deeplab_jax.models.operations import interpreted_by
+from deeplab_jax.models.pooling import average_pool_2x2, max_pool_3x3
 from deeplab_jax.models.resize import resize_axis_of_each, resize_like
 from deeplab_jax.runtime.mesh import make_mesh
 

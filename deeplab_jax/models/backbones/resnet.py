@@ -16,7 +16,8 @@ from jaxtyping import Array, Float
 from deeplab_jax.config import ModelConfig
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models.backbones import paddle_names
-from deeplab_jax.models.layers import BatchNorm, Conv, add_relu, average_pool_2x2, max_pool_3x3, relu
+from deeplab_jax.models.layers import BatchNorm, Conv, add_relu, relu
+from deeplab_jax.models.pooling import average_pool_2x2, max_pool_3x3
 from deeplab_jax.models.stages import Backbone, Dilation, Features, Shapes, rematerialize, stage_dilations
 
 Blocks = tuple[int, int, int, int]
