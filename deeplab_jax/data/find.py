@@ -19,6 +19,7 @@ from deeplab_jax.config import DataConfig
 from deeplab_jax.data import records
 from deeplab_jax.data.decode import IMAGE_SUFFIXES, LOSSY_MASKS, LOSSY_SUFFIXES, MASK_SUFFIXES
 from deeplab_jax.data.folders import is_visible, list_names
+from deeplab_jax.data.freshness import find_changed_images
 from deeplab_jax.data.holdout import hold_out
 from deeplab_jax.data.image_files import ImageFiles, read_mode
 from deeplab_jax.data.layouts import explain_missing_split, find_layout, recognize_layout
@@ -125,7 +126,7 @@ def _require_fresh(manifest: records.Manifest, split: str, samples: Samples) -> 
         if any(getattr(current, field) != getattr(samples, field) for field in ("images", "labels", "part_sizes")):
             sizes, now = (" + ".join(map(str, each.part_sizes)) for each in (samples, current))
             raise DataError(f"The sample list has changed (records: {sizes} samples, {current.source}: {now} samples).")
-        changed = records.find_changed_images(samples, current)
+        changed = find_changed_images(samples, current)
     except DataError as error:
         raise DataError(f"{stale} {error} {advice}") from None
     if changed:

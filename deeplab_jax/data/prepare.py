@@ -26,6 +26,7 @@ from deeplab_jax.buckets import is_url
 from deeplab_jax.config import DataConfig
 from deeplab_jax.data.find import describe, find_split
 from deeplab_jax.data.folders import list_names
+from deeplab_jax.data.freshness import is_unchanged, read_stamp
 from deeplab_jax.data.pipeline import iterate, map_in_parallel
 from deeplab_jax.data.records import (
     FORMAT,
@@ -35,8 +36,6 @@ from deeplab_jax.data.records import (
     Record,
     Shard,
     is_records,
-    is_unchanged,
-    read_stamp,
     shard_from_json,
     shard_to_json,
 )

@@ -10,9 +10,9 @@ from rich.console import Console
 from deeplab_jax.config import DataConfig
 from deeplab_jax.data import find as find_module
 from deeplab_jax.data.find import find_split
+from deeplab_jax.data.freshness import read_stamp
 from deeplab_jax.data.image_files import ImageFiles
 from deeplab_jax.data.prepare import prepare
-from deeplab_jax.data.records import read_stamp
 from deeplab_jax.data.samples import Samples
 from deeplab_jax.errors import DataError
 
