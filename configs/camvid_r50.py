@@ -9,7 +9,7 @@ Expected result: not measured. Under the protocol used in most papers, networks 
 55.6 % (SegNet), 51.3 % (ENet) and 66.4 % (DABNet). To use this protocol, train with --config.data.train_split=train+val, and
 evaluate once with --config.eval.split=test.
 
-The larger weights for rare classes and the narrower range of resize factors come from camvid_r18.py, where they helped. In that
+The class weights are the square roots of camvid_r18.py's. They and the narrower range of resize factors helped there. In that
 study (benchmarks/camvid.md), photometric distortion did not improve training runs of a few minutes. The depth, decoder, output
 stride, photometric distortion and run length are common choices.
 """

@@ -10,8 +10,9 @@ If your data has the classes of a built-in label set, use configs/custom_lite0.p
 
 Hardware and time: not measured. camvid_lite0.py's 1468 steps on smaller crops take 14 minutes on 2 CPU cores
 with --config.mesh.data=2. Add it on a CPU with several cores.
-Expected result: this depends on the data. camvid_lite0.py has the same settings for CamVid; benchmarks/camvid.md shows what was
-tried. On a GPU, set --config.data.crop_size to about two thirds of your images' height and width.
+Expected result: this depends on the data. camvid_lite0.py has the same network, losses and optimizer;
+benchmarks/camvid.md shows what was tried. On a GPU, set --config.data.crop_size to about two thirds of your images' height and
+width.
 """
 
 from deeplab_jax.config import Config, DataConfig, EvalConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig

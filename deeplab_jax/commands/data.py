@@ -34,7 +34,7 @@ Root = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ROOT")]
 
 
 def synthetic(
-    out: Annotated[str, tyro.conf.Positional],
+    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")],
     train: int = 128,
     val: int = 24,
     test: int = 8,

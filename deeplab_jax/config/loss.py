@@ -12,7 +12,7 @@ def _has_term(name: str) -> Callable[["LossConfig"], bool]:
 
 @dataclasses.dataclass(slots=True)
 class LossConfig:
-    """The loss terms and their settings. `is_used` says which term reads a field."""
+    """The loss terms and their settings. A setting that no chosen term reads is an error."""
 
     terms: tuple[str, ...] = field(
         ("cross_entropy",),

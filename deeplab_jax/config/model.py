@@ -96,7 +96,8 @@ class ModelConfig:
     )
     aspp_width: int = field(
         256,
-        "Number of channels in each ASPP branch and in the fused output.",
+        "Number of channels in each branch and in the output of the ASPP (atrous spatial pyramid pooling: parallel atrous "
+        "convolutions with different rates).",
         at_least(1, "Use a number of at least 1. The paper uses 256."),
         changes="shapes",
         part="aspp",

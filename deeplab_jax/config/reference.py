@@ -17,6 +17,9 @@ A recipe sets fields in Python. On the command line, `--config.SECTION.FIELD=VAL
 The last column shows whether a checkpoint can be used after a field is changed. An empty entry means that it can. **shapes**
 means that the stored arrays would no longer fit. **meaning** means that they would fit, but the network would compute different
 outputs with them.
+
+The field `labels` is a [label set](data-formats.md#label-sets). It has no flag: recipes set it, and
+`configs/custom_lite0.py:LABELS.json` reads it from a file. The default is `cityscapes`.
 """
 
 

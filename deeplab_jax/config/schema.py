@@ -125,7 +125,7 @@ class EvalConfig:
     split: str = field("val", "Name of the split to evaluate.")
     batch_size: int = field(
         8,
-        "Number of images per evaluation batch, across all devices. All images in a batch have the same size.",
+        "Number of images per evaluation batch, across all devices. Images of different sizes can share a batch.",
         at_least(1, "Use a number of at least 1."),
     )
     output_stride: int = field(

@@ -304,7 +304,8 @@ def trained_files(example_files, plain_convolutions, tmp_path_factory):
             ):
                 run(["python", "train.py", f"--config={recipe}", f"--config.data.root={root}", f"--workdir={workdir}"])
             pathlib.Path("scenes/labels.json").rename("labels.json")
-            shutil.copytree("runs/r50", "runs/quickstart")
+            for copy in ("runs/quickstart", "runs/r101"):
+                shutil.copytree("runs/r50", copy)
             config = Config(model=dataclasses.replace(dl.load("runs/r50").config.model, pretrained=""))
             variables = {path: np.ones(shape, np.float32) for path, shape in variable_shapes(config).items()}
             save_model("weights/ones", config, names.unflatten(variables))
