@@ -124,8 +124,9 @@ def write_atomically(path: epath.Path) -> Iterator[IO[bytes]]:
         with report_write_errors(path), path.open("wb") as file:
             yield file
         return
-    # In containers, many programs on the same disk have the same process id.
-    temporary = path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.new"
+    # In containers, many programs on the same disk have the same process id. The longest names would not leave room for both.
+    start = path.name.encode(errors="surrogateescape")[:200].decode(errors="ignore")
+    temporary = path.parent / f".{start}.{os.getpid()}.{secrets.token_hex(4)}.new"
     try:
         with report_write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -75,13 +75,18 @@ def resolve(checkpoint: str | os.PathLike[str], argument: str = "checkpoint") ->
     if given.startswith(_REMOTE):
         raise CheckpointError(f"`{argument}` (={given!r}) {describe_path(given)}")
     path = make_absolute(given)
-    if path.name.isdigit() and path.parent.name == CHECKPOINTS and path.is_dir():
-        return path
-    if steps := find_steps(path):
-        return steps[-1]
-    if path.name in ALIASES and not path.exists() and (steps := find_steps(path.parent)):
-        return steps[-1] if path.name == "latest" else _require_best(steps, argument)
-    raise CheckpointError(f"`{argument}` (={given!r}) {describe_path(given)}")
+    try:
+        if path.name.isdigit() and path.parent.name == CHECKPOINTS and path.is_dir():
+            return path
+        if steps := find_steps(path):
+            return steps[-1]
+        if path.name in ALIASES and not path.exists() and (steps := find_steps(path.parent)):
+            return steps[-1] if path.name == "latest" else _require_best(steps, argument)
+        raise CheckpointError(f"`{argument}` (={given!r}) {describe_path(given)}")
+    except PermissionError as error:
+        raise CheckpointError(
+            f"`{argument}` (={given!r}) cannot be read ({error.strerror}: {error.filename}). Ask its owner for access."
+        ) from None
 
 
 def describe_path(given: str | os.PathLike[str], wanted: str = CHECKPOINT) -> str:

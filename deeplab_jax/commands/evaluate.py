@@ -108,7 +108,7 @@ def _make_instance_counters(config: Config, samples: "Samples", console: Console
     if not (samples.labels and cityscapes.is_official(config.labels)):
         return None, []
     if reason := explain_missing_instances(samples):
-        console.print(f"iIoU is not computed: {reason}")
+        console.print(f"iIoU is not computed: {reason}", markup=False)
         return None, []
     sums = np.zeros((3, config.labels.num_classes))
 
@@ -122,8 +122,8 @@ def _make_instance_counters(config: Config, samples: "Samples", console: Console
 
 def _report(config: Config, totals: Totals, instances: Instances | None, output: str | None, console: Console) -> None:
     official = cityscapes.scores(totals.confusion, instances) if cityscapes.is_official(config.labels) else None
-    for table in scores.tables(totals, config.labels, official):
-        console.print(table)
     if output:
         with write_atomically(epath.Path(output) / "scores.json") as file:
             file.write((json.dumps(scores.summary(totals, config.labels, official), indent=2) + "\n").encode())
+    for table in scores.tables(totals, config.labels, official):
+        console.print(table)

@@ -12,6 +12,7 @@ from etils import epath
 from rich.console import Console
 
 from deeplab_jax.errors import ConfigError
+from deeplab_jax.files import require_folder
 
 if TYPE_CHECKING:
     from deeplab_jax.api import Segmenter
@@ -62,6 +63,7 @@ def predict(
       shard: Do one share of the work, with I from 1 to N, and leave the others to N - 1 processes with the same command. The
         default is the share of this task of a SLURM array, and otherwise everything. See docs/how-to/clusters.md.
     """
+    require_folder(out, "--out", "predicted")
     protocol = _make_protocol(scales, flip, window, output_stride)
     _check_label_flags(as_labels, min_confidence, confidence, opacity)
     from deeplab_jax.checkpoints.paths import resolve
@@ -72,7 +74,8 @@ def predict(
 
     options = Options(out, confidence, opacity, batch_size, max_pixels, choose_shard(shard, os.environ))
     files, others = find_inputs(inputs, out)
-    _require_files(files, inputs, out, as_labels)
+    if not files:
+        raise ConfigError(f"`INPUT` (={' '.join(inputs)}) contains no image or video. Give files, folders or patterns.")
     step = resolve(checkpoint)
     segmenter = _load(step, protocol)
     console = Console(soft_wrap=True, highlight=False, markup=False)
@@ -157,16 +160,6 @@ def _load(step: os.PathLike[str], protocol: dict[str, Any]) -> "Segmenter":
         return segmenter
     config = dataclasses.replace(segmenter.config, eval=dataclasses.replace(segmenter.config.eval, **protocol))
     return Segmenter(validate(config), segmenter.variables)
-
-
-def _require_files(files: Sequence[Any], inputs: Sequence[str], out: str, as_labels: bool) -> None:
-    if not files and as_labels:
-        raise ConfigError(
-            f"`INPUT` (={' '.join(inputs)}) contains no image outside --out (={out}), which must be the data set folder and "
-            "the name of a new split, such as ROOT/pseudo."
-        )
-    if not files:
-        raise ConfigError(f"`INPUT` (={' '.join(inputs)}) contains no image or video. Give files, folders or patterns.")
 
 
 def _check_label_flags(as_labels: bool, min_confidence: float | None, confidence: bool, opacity: float) -> None:

@@ -63,4 +63,4 @@ def _find_group(name: str, group: str) -> str:
     match = re.search(group, name)
     if not match:
         raise ConfigError(f"`data.val_group` (={group!r}) does not match the image name {name!r}. It must match every name.")
-    return match[1] if match.re.groups else match[0]
+    return next((part for part in match.groups() if part is not None), match[0])

@@ -206,6 +206,7 @@ def iterate(
 
     When a batch fails with a TensorFlow error, its samples are checked one by one. If `max_unreadable` allows skipping the bad
     samples, the dataset is rebuilt without them, starting at the failed batch. Otherwise, the error for a bad sample is raised.
+    If no sample is bad, as after a short failure of a network disk, the batch is read once more.
 
     Args:
       samples: The split to read.
@@ -223,6 +224,7 @@ def iterate(
       BucketError: The bucket with the data cannot be used.
     """
     number = start
+    repeated = -1  # the last batch that was read once more
     skipped: tuple[int, ...] = ()
     batches = _BatchIterator(build_dataset(number, skipped))
     while True:
@@ -234,11 +236,14 @@ def iterate(
             raise_bucket_error(error)
             previous = skipped
             skipped = _skip_unreadable(dict.fromkeys(list_indices(number)), previous, check_sample, max_unreadable, on_skip)
-            # Each new dataset must skip at least one more sample. Otherwise, this loop might never end.
+            # Each new dataset skips at least one more sample, or repeats a batch once. Otherwise, this loop might never end.
             if skipped == previous:
                 names = ", ".join(samples.images[i] for i in list_indices(number))
-                message = f"Reading {names} failed once ({reason(error)}) but succeeded when retried. Check the disk."
-                raise DataError(message) from None
+                if repeated == number:
+                    message = f"Reading {names} failed twice ({reason(error)}), although each file can be read. Check the disk."
+                    raise DataError(message) from None
+                repeated = number
+                logging.getLogger(__name__).warning("Reading %s failed (%s). Reading it once more.", names, reason(error))
             batches = _BatchIterator(build_dataset(number, skipped))
         else:
             yield batch

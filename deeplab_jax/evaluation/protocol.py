@@ -39,6 +39,6 @@ def describe_differences(config: Config, stored: Config) -> list[str]:
             lines.append(
                 f"`{field}` (={now}) is {then} in the checkpoint, which is used. Set `eval.output_stride` for another one."
             )
-        elif field == "model.dtype" or (field.startswith("eval.") and field not in _FREE):
+        elif field in ("model.dtype", "data.value_range") or (field.startswith("eval.") and field not in _FREE):
             lines.append(f"`{field}` (={now!r}) is {then!r} in the checkpoint, so scores can differ from those of training.")
     return lines

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -299,7 +300,7 @@ def tables(results: Robustness, labels: LabelSet) -> list[Table]:
         known = {name: value for name, value in values.items() if value is not None}
         lowest = min(known, key=known.__getitem__, default="")
         shares = [results.cells[CLEAN]["iou"][class_name], _mean(list(values.values())), known.get(lowest)]
-        by_class.add_row(class_name, *map(percent, shares), lowest)
+        by_class.add_row(escape(class_name), *map(percent, shares), lowest)
     return [by_corruption, by_class]
 
 

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from deeplab_jax.evaluation.cityscapes import Scores
@@ -45,7 +46,7 @@ def tables(totals: Totals, label_set: LabelSet, official: Scores | None = None) 
     classes = make_table("Scores by class, in %", "class", *titles, *instance_column, "pixels")
     for name, share in zip(label_set.names, pixels, strict=True):
         values = [percent(scores[metric][name]) for metric in CLASS_METRICS]
-        classes.add_row(name, *values, *instance_cell(extra.get("classInstScores", {}), name), percent(share))
+        classes.add_row(escape(name), *values, *instance_cell(extra.get("classInstScores", {}), name), percent(share))
     overall = make_table("Overall scores", "metric", "value")
     for name, metric in OVERALL_METRICS.items():
         overall.add_row(metric.title, format_score(metric, scores[name]))
@@ -55,7 +56,7 @@ def tables(totals: Totals, label_set: LabelSet, official: Scores | None = None) 
         overall.add_row("mean iIoU", f"{percent(extra['averageScoreInstClasses'])} %")
     categories = make_table("Scores by category, in %", "category", "IoU", *instance_column)
     for name, iou in extra["categoryScores"].items():
-        categories.add_row(name, percent(iou), *instance_cell(extra.get("categoryInstScores", {}), name))
+        categories.add_row(escape(name), percent(iou), *instance_cell(extra.get("categoryInstScores", {}), name))
     categories.add_section()
     mean_of_instances = [percent(extra["averageScoreInstCategories"])] if instance_column else []
     categories.add_row("mean", percent(extra["averageScoreCategories"]), *mean_of_instances)

@@ -1,12 +1,13 @@
 """Estimate a training step's memory use from the network definition, and suggest ways to reduce it."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 
-from deeplab_jax.config import Config, MeshConfig
+from deeplab_jax.config import Config, MeshConfig, smallest_batch
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.models.cost import Layer, layers
 from deeplab_jax.models.graph import abstract_variables
@@ -105,7 +106,7 @@ def suggest_savings(config: Config, mesh: MeshConfig) -> Iterator[tuple[str, flo
     def saved(changed: Config, on: MeshConfig = mesh) -> float:
         return current - estimate(changed, on).total
 
-    parts = mesh.data * train.micro_batches
+    parts = math.lcm(mesh.data * train.micro_batches, smallest_batch(data))
     smaller = data.batch_size // 2 // parts * parts
     if smaller >= 2 * train.micro_batches:  # BatchNorm needs two images at a time, also below
         changed = dataclasses.replace(config, data=dataclasses.replace(data, batch_size=smaller))

@@ -15,7 +15,8 @@ from deeplab_jax.plan.memory import estimate, suggest_savings
 from deeplab_jax.plan.program import Program, compile_evaluation, compile_step, find_devices
 from deeplab_jax.plan.targets import count_chips, describe_devices
 from deeplab_jax.plan.traffic import format_si, print_traffic
-from deeplab_jax.runtime.accelerators import ACCELERATORS, GIB, Accelerator, copy_rate, matmul_rate, memory_limit
+from deeplab_jax.runtime.accelerators import ACCELERATORS, GIB, Accelerator, copy_rate, matmul_rate
+from deeplab_jax.runtime.memory import memory_limit
 from deeplab_jax.training.begin import set_up
 from deeplab_jax.training.log import format_duration
 

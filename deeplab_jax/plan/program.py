@@ -117,7 +117,7 @@ def _compile(lowered: Any, setup: Setup, flops: int) -> Program:
     options = {"xla_gpu_enable_triton_gemm": False} if devices[0].platform == "gpu" else {}
     compiled = lowered.compile(compiler_options=options)
     program = _describe(compiled, flops / setup.mesh.size, time.perf_counter() - start)
-    with contextlib.suppress(OSError, RuntimeError):  # a cache is not required
+    with contextlib.suppress(OSError, RuntimeError, ConfigError):  # a cache is not required
         path = _cache_file(key)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with write_atomically(epath.Path(path)) as file:

@@ -21,6 +21,7 @@ from deeplab_jax.errors import ConfigError, DataError, one_line
 
 IMAGES = frozenset((*decode.IMAGE_SUFFIXES, ".gif", ".pgm", ".ppm"))
 _CAMERA = re.compile(r"\d{1,2}|/dev/video\d+")  # what OpenCV and FFmpeg take for cameras
+RESULTS = ("color", "confidence", "overlay", "train_ids")  # the folders that `predict` writes to
 VIDEOS = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"))
 
 
@@ -50,17 +51,18 @@ def find_inputs(arguments: Sequence[str], out: str = "") -> tuple[tuple[Input, .
       arguments: Files, folders and `glob` patterns. A file that is named directly can have any suffix. A folder stands for the
         files below it. Hidden files and the folders of other programs are left out, as in training (see `folders.list_files`).
         In a pattern, ** matches any number of folders.
-      out: The results folder. Files below it are skipped unless they are named directly.
+      out: The results folder. Files in its RESULTS folders are skipped unless they are named directly.
 
     Raises:
       ConfigError: An argument does not match any file.
     """
     paths: dict[str, tuple[pathlib.Path, str]] = {}  # absolute path -> (path as given, result name)
     others = []
+    skipped = [os.path.abspath(os.path.join(out, folder)) for folder in RESULTS if out]
     for argument in arguments:
         for path, base in _find_files(argument):
             where = os.path.abspath(path)
-            if base and out and pathlib.Path(where).is_relative_to(os.path.abspath(out)):
+            if base and any(map(pathlib.Path(where).is_relative_to, skipped)):
                 continue
             if base is None or path.suffix.lower() in IMAGES | VIDEOS:
                 short = path.relative_to(base) if base else pathlib.Path(path.name)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 import re
 import statistics
 import time
@@ -100,17 +99,6 @@ def copy_rate() -> float:
     numbers = jnp.zeros(GIB // 16, jnp.float32)
     size = numbers.nbytes
     return 2 * size / _median_seconds(add, numbers)
-
-
-def memory_limit(device: jax.Device) -> float | None:
-    """Return the memory available to a program on the device, in bytes.
-
-    Returns:
-      The accelerator's limit, the machine's physical memory for a CPU, or None if the limit is unknown.
-    """
-    if device.platform == "cpu":
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) if hasattr(os, "sysconf") else None
-    return (device.memory_stats() or {}).get("bytes_limit")
 
 
 def _median_seconds(work: Callable[[jax.Array], jax.Array], x: jax.Array, budget: float = 0.25) -> float:

@@ -121,6 +121,18 @@ def needed_bytes(program: Any) -> int:
     return int(analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
 
 
+def memory_limit(device: jax.Device) -> float | None:
+    """Return the memory available to a program on the device, in bytes, or None if that is unknown.
+
+    For a CPU, this is the smallest of the machine's physical memory and the limits described in `free_bytes`.
+    """
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit")
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    limits = (physical, _control_group_bytes(), _address_space_bytes())
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
 def free_bytes(device: jax.Device) -> int | None:
     """Return how many bytes a program can still allocate on the device, or None if that is unknown.
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from etils import epath
 
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.files import write_atomically
+from deeplab_jax.files import report_write_errors, write_atomically
 
 T = TypeVar("T")
 _ARRAY = "SLURM_ARRAY_TASK_"
@@ -115,8 +115,9 @@ class Join:
 
     def withdraw(self) -> None:
         """Remove this shard's result, before its work is done again, and the results of other work if it is excluded."""
-        for path in [*self._list_other_work(), self._file(self.shard.number)]:
-            path.unlink(missing_ok=True)
+        with report_write_errors(self.folder):
+            for path in [*self._list_other_work(), self._file(self.shard.number)]:
+                path.unlink(missing_ok=True)
 
     def finish(self, result: Any, plan: str, say: Callable[[str], None]) -> list[Any] | None:
         """Add this shard's result, once its work is done.

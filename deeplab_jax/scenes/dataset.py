@@ -10,9 +10,11 @@ import tempfile
 from typing import Any
 
 import numpy as np
+from etils import epath
 from PIL import Image
 
 from deeplab_jax.errors import ConfigError, DataError
+from deeplab_jax.files import report_write_errors
 from deeplab_jax.labels import CITYSCAPES
 from deeplab_jax.scenes import IDS, Object, Scene, draw_scene
 
@@ -46,7 +48,7 @@ def write(
       seed: The random seed. Different seeds produce different scenes.
 
     Raises:
-      ConfigError: A count or the seed is negative, or `size` is below 64 x 64.
+      ConfigError: A count or the seed is negative, `size` is below 64 x 64, or `root` cannot be written.
       DataError: `root` exists but does not contain the requested data set.
     """
     counts = {"train": train, "val": val, "test": test}
@@ -64,18 +66,19 @@ def write(
                 "Remove it, or choose a different folder."
             )
         return
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
-        complete = pathlib.Path(scratch, "set")
-        for number, (split, count) in enumerate(counts.items()):
-            _write_split(complete, split, [np.random.default_rng((seed, number, i)) for i in range(count)], size)
-        (complete / RECORD).write_text(json.dumps(record) + "\n")
-        try:
-            complete.rename(root)
-        except OSError:
-            # Another process might have written the same data set in the meantime.
-            if _read_record(root) != record:
-                raise
+    with report_write_errors(epath.Path(root)):
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
+            complete = pathlib.Path(scratch, "set")
+            for number, (split, count) in enumerate(counts.items()):
+                _write_split(complete, split, [np.random.default_rng((seed, number, i)) for i in range(count)], size)
+            (complete / RECORD).write_text(json.dumps(record) + "\n")
+            try:
+                complete.rename(root)
+            except OSError:
+                # Another process might have written the same data set in the meantime.
+                if _read_record(root) != record:
+                    raise
 
 
 def _read_record(root: pathlib.Path) -> Any:

@@ -20,8 +20,8 @@ from deeplab_jax.training.schedules import make_schedule
 # The arguments of optax's optimizers that other config fields set.
 _RESERVED = {"weight_decay", "mask", "weight_decay_mask"}
 _RESERVED |= {"adam_weight_decay", "adam_learning_rate", "muon_weight_dimension_numbers"}  # Muon's
-# Optimizers for matrices only, and for the gradients of single images.
-_UNSUITABLE = ("galore", "dpsgd")
+# Optimizers for matrices only, for the gradients of single images, and with a random key, which checkpoints cannot store.
+_UNSUITABLE = ("galore", "dpsgd", "noisy_sgd")
 _EXAMPLES = "sgd, adamw, lion, lamb or muon"
 
 
@@ -93,7 +93,7 @@ def _find_optimizer(name: str) -> tuple[Callable[..., optax.GradientTransformati
     accepted = set(inspect.signature(make).parameters) if inspect.isfunction(make) else set()
     if "learning_rate" not in accepted:
         raise ConfigError(
-            f"`optim.name` (={name!r}) is not an optax optimizer for such networks. Choose one, such as {_EXAMPLES}."
+            f"`optim.name` (={name!r}) is not an optax optimizer that can be used here. Choose one, such as {_EXAMPLES}."
         )
     return make, accepted - {"learning_rate"}
 

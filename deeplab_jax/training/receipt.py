@@ -212,7 +212,7 @@ def read_samples(workdir: str) -> dict[str, str]:
     """
     path = epath.Path(workdir) / SAMPLES
     with _report_errors(path):
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = path.read_text().split("\n")[:-1] if path.exists() else []  # names can contain Unicode's other line breaks
         return dict(line.rsplit("\t", 1) for line in lines)
 
 

@@ -156,6 +156,9 @@ def pretrained_variables(config: Config, say: Say = print) -> dict[str, Any]:
         if getattr(ours, field) != getattr(theirs, field):
             value, stored_value = getattr(config.model, field), getattr(trained, field)
             say(f"model.{field} is {value} in the config, but these weights were trained with {stored_value}")
+    if stored.data.value_range != config.data.value_range:
+        now, then = config.data.value_range, stored.data.value_range
+        say(f"data.value_range is {now} in the config, but these weights were trained with {then}")
     return names.unflatten(loaded)
 
 

@@ -1,5 +1,6 @@
 """Every command that takes a checkpoint or a weights file, with every kind of path that users give it."""
 
+import errno
 import pathlib
 import pickle
 import re
@@ -14,6 +15,7 @@ from rich.console import Console
 from safetensors.numpy import save_file
 
 import deeplab_jax as dl
+from deeplab_jax.checkpoints import paths
 from deeplab_jax.checkpoints.paths import resolve
 from deeplab_jax.checkpoints.store import restore_model, save_model
 from deeplab_jax.commands.evaluate import score_checkpoint
@@ -24,6 +26,15 @@ from deeplab_jax.weights.transfer import pretrained_variables
 # ml_collections uses a deprecated function to load recipes.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+
+
+def test_a_run_that_may_not_be_read_is_one_line(tmp_path, monkeypatch):
+    def refuse(path, *args):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(paths, "find_steps", refuse)
+    with pytest.raises(CheckpointError, match=r"^`checkpoint` \(='.*run'\) cannot be read \(Permission denied: .*run\)\. Ask"):
+        resolve(str(tmp_path / "run"))
 
 
 @pytest.fixture(scope="module")

@@ -143,7 +143,7 @@ def test_a_second_round_replaces_the_split_that_the_network_was_trained_on(segme
         (["--opacity", "0.3"], {}, "`--opacity` (=0.3) cannot be combined with --as-labels"),
         ([], {"out": "train"}, "scenes/train') is a split that this command did not write, or that was edited"),
         ([], {"out": "a+b"}, "scenes/a+b') has a plus sign"),
-        ([], {"out": "."}, "contains no image outside --out"),
+        ([], {"out": "."}, "must be a data set folder and the name of a new split, such as ROOT/pseudo, but"),
         ([], {"out": "here/pseudo"}, "must be a data set folder and the name of a new split, such as ROOT/pseudo, but"),
         ([], {"folder": "leftImg8bit/val"}, "Predict only images that are in no split with labels."),
         ([], {"folder": "../outside.png"}, "outside.png is not below"),

@@ -42,6 +42,13 @@ def test_images_of_a_group_stay_together():
     assert len({name[:6] for name in held.images}) == 1
 
 
+def test_a_group_can_be_one_of_several():
+    samples = split([f"{scene}{i}_{k}.png" for scene in ("train", "vid") for i in range(5) for k in range(10)])
+    held = hold_out(samples, 0.1, r"(train\d)_|(vid\d)_", is_validation=True, eligible=len(samples))
+    assert len({name.split("_")[0] for name in held.images}) == 1
+    assert len(held) == 10
+
+
 def test_groups_that_do_not_work_are_errors():
     with pytest.raises(ConfigError, match=r"`data\.val_group` \(='x'\) does not match the image name 'a'"):
         hold_out(split(["a", "b"]), 0.5, "x", is_validation=True, eligible=2)

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -103,14 +104,31 @@ def test_the_first_broken_sample_is_an_error_if_none_may_be_skipped():
 
 
 @pytest.mark.parametrize("max_unreadable", [0, 5])
-def test_an_error_that_does_not_repeat_ends_the_run(max_unreadable):
+def test_a_batch_that_fails_for_a_moment_is_read_once_more(max_unreadable, caplog):
+    source = FakeSource(broken=[3], fails_again=False)
+    build = source.build_dataset
+
+    def fail_once(number, skipped):
+        dataset = build(number, skipped)
+        source.broken = []
+        return dataset
+
+    source.build_dataset = fail_once
+    assert list(source.batches(max_unreadable=max_unreadable)) == EPOCH * 3
+    assert source.built == [(0, ()), (1, ())]
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert re.fullmatch(r"Reading 2\.png, 3\.png failed \([^{}\n]+\)\. Reading it once more\.", message)
+
+
+@pytest.mark.parametrize("max_unreadable", [0, 5])
+def test_a_batch_that_fails_twice_ends_the_run(max_unreadable):
     source = FakeSource(broken=[3], fails_again=False)
     batches = source.batches(max_unreadable=max_unreadable)
     assert next(batches) == [0, 1]
-    message = r"^Reading 2\.png, 3\.png failed once \([^{}\n]+\) but succeeded when retried\. Check the disk\.$"
+    message = r"^Reading 2\.png, 3\.png failed twice \([^{}\n]+\), although each file can be read\. Check the disk\.$"
     with pytest.raises(DataError, match=message):
         next(batches)
-    assert source.built == [(0, ())]
+    assert source.built == [(0, ()), (1, ())]
     assert source.messages == []
 
 
@@ -118,9 +136,9 @@ def test_a_batch_that_still_fails_after_skipping_ends_the_run():
     source = FakeSource(broken=[2, 3])
     build = source.build_dataset
     source.build_dataset = lambda number, skipped: build(number, tuple(i for i in skipped if i != 3))
-    with pytest.raises(DataError, match="failed once"):
+    with pytest.raises(DataError, match="failed twice"):
         list(source.batches(max_unreadable=5))
-    assert len(source.built) == 2
+    assert len(source.built) == 3
 
 
 def test_other_errors_are_passed_on():

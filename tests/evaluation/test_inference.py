@@ -1,11 +1,13 @@
 import dataclasses
 import functools
+import io
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import random_variables, tiny_model
+from rich.console import Console
 from test_windows import CLASSES as FEW_CLASSES
 from test_windows import naive_slide, network, noise
 
@@ -178,6 +180,14 @@ def test_an_absent_class_is_null_and_not_part_of_the_mean():
     values = list(overall.columns[1].cells)
     assert (values[0], values[-1]) == ("37.50 %", "0.5000")
     assert scores.summary(empty_totals(19), CITYSCAPES)["loss"] is None
+
+
+def test_names_with_brackets_are_printed_as_they_are():
+    labels = dataclasses.replace(CITYSCAPES, names=("lane [white]", "a [/b]", *CITYSCAPES.names[2:]))
+    classes, _ = scores.tables(empty_totals(19), labels)
+    console = Console(file=io.StringIO(), width=200)
+    console.print(classes)
+    assert all(name in console.file.getvalue() for name in labels.names)
 
 
 def naive_resize(x, size):

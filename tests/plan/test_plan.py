@@ -170,6 +170,12 @@ def test_only_changes_that_the_config_lacks_are_suggested():
     ]
 
 
+def test_a_smaller_batch_keeps_the_mix_of_the_splits():
+    config = tiny_config()
+    config.data = dataclasses.replace(config.data, batch_size=12, train_split="a+b", mix=(1, 3))
+    assert next(suggest_savings(config, MeshConfig(1, 1)))[0] == "data.batch_size=4"
+
+
 @pytest.mark.parametrize("batch_size", range(1, 9))
 def test_plan_suggests_nothing_that_training_refuses(batch_size):
     tried = 0

@@ -67,6 +67,12 @@ def test_results_and_hidden_folders_are_not_inputs(tmp_path):
     assert others == ()
 
 
+def test_images_beside_their_results_are_inputs(tmp_path):
+    photo, _ = save(tmp_path / "photos" / "a.png"), save(tmp_path / "photos" / "overlay" / "a.png")
+    found, _ = inputs.find_inputs([str(tmp_path / "photos")], str(tmp_path / "photos"))
+    assert [each.path for each in found] == [photo]
+
+
 @pytest.mark.parametrize("argument", ["nowhere*.png", "", "~nobody-of-that-name/a.png", "x" * 5000])
 def test_an_argument_without_files_is_reported(argument):
     with pytest.raises(ConfigError, match="does not match any file"):

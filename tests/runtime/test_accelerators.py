@@ -1,4 +1,3 @@
-import jax
 import pytest
 
 from deeplab_jax.config import MeshConfig
@@ -41,6 +40,5 @@ def test_the_cpu_devices_of_a_process_share_its_cores():
     assert 1e8 < rate < 1e15
 
 
-def test_memory_size_and_bandwidth_of_this_machine_are_plausible():
-    assert 2**28 < accelerators.memory_limit(jax.devices()[0]) < 2**46
+def test_the_bandwidth_of_this_machine_is_plausible():
     assert 1e8 < accelerators.copy_rate() < 1e14

@@ -1,3 +1,4 @@
+import os
 import types
 
 import jax
@@ -175,3 +176,12 @@ def test_a_program_whose_convolutions_reserve_too_much_is_refused(monkeypatch):
     monkeypatch.setattr(memory, "largest_convolution_bytes", lambda program: 10 << 30)
     with pytest.raises(OutOfMemoryError, match=r"needs about 12\.0 GiB of memory, but .* only 9\.0 GiB"):
         memory.require_memory(make_program(1 << 30, 1 << 30), [CPU], "An image", "Cut it.")
+
+
+def test_the_limit_of_a_cpu_is_that_of_its_container(monkeypatch):
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    monkeypatch.setattr(memory, "_address_space_bytes", lambda: None)
+    for limit, expected in ((None, physical), (2**28, 2**28), (2**60, physical)):
+        monkeypatch.setattr(memory, "_control_group_bytes", lambda limit=limit: limit)
+        assert memory.memory_limit(CPU) == expected
+    assert memory.memory_limit(Device(bytes_limit=100, bytes_in_use=30)) == 100

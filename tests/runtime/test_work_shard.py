@@ -114,6 +114,12 @@ def test_pictures_of_other_inputs_can_be_in_the_same_folder(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def test_a_folder_that_cannot_be_used_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"^Cannot write .*file/out: Not a directory\."):
+        Join(EVERYTHING, epath.Path(tmp_path / "file" / "out"), "").withdraw()
+
+
 def test_one_process_leaves_no_files(tmp_path):
     join = Join(EVERYTHING, epath.Path(tmp_path), "")
     make_joins(tmp_path, 2)[0].finish("a", "plan", lambda line: None)

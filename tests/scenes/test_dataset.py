@@ -146,6 +146,12 @@ def test_an_existing_path_that_is_not_the_same_data_set_is_an_error_and_stays_un
     assert read_files(tmp_path) == before
 
 
+def test_a_folder_that_cannot_be_created_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"^Cannot write .*file/x/y: Not a directory\."):
+        synthetic.write(tmp_path / "file" / "x" / "y", train=0, val=0, test=0)
+
+
 def test_an_interrupted_call_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt

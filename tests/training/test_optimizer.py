@@ -170,7 +170,7 @@ def test_options_use_the_optax_names():
     [
         (
             {"name": "sdg"},
-            r"`optim.name` \(='sdg'\) is not an optax optimizer for such networks\. Choose one",
+            r"`optim.name` \(='sdg'\) is not an optax optimizer that can be used here\. Choose one",
         ),
         ({"name": "GradientTransformation"}, "`optim.name`"),
         (
@@ -182,6 +182,7 @@ def test_options_use_the_optax_names():
         ({"schedule": "step"}, "`optim.schedule`"),
         ({"name": "adamw", "momentum": 0.5}, r"`optim.momentum` \(=0.5\) has no effect.*optax.adamw"),
         ({"name": "schedule_free_sgd"}, r"`optim.name`.*evaluation would need other parameters"),
+        ({"name": "noisy_sgd"}, "is not an optax optimizer that can be used here"),
         ({"name": "prodigy"}, r"`optim.name`.*would not follow the schedule"),
     ],
 )

@@ -80,6 +80,14 @@ def test_a_resumed_run_has_the_same_receipt_as_an_uninterrupted_run(tmp_path):
     assert not warnings
 
 
+def test_names_can_contain_the_line_breaks_of_unicode(tmp_path):
+    names = ("a\u0085 1.png", "b\u2028.png", "c\x0c.png")
+    receipts = Receipts(str(tmp_path), make_start(0), names, print)
+    receipts.consumed.add(make_batch(0, 1, 2))
+    receipts.write(1, make_state(1))
+    assert list(read_samples(str(tmp_path))) == list(names)
+
+
 def test_a_file_that_changes_during_the_run_gives_a_warning(tmp_path):
     warnings = []
     receipts = Receipts(str(tmp_path), make_start(0), NAMES, warnings.append)

@@ -79,6 +79,14 @@ def test_weights_for_other_values_say_so_also_when_they_are_adapted(tmp_path):
     ]
 
 
+def test_weights_for_another_range_of_values_say_so(tmp_path):
+    stored, lines = store_rgb(tmp_path), []
+    config = tiny_config(model=tiny_model(pretrained=stored))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, value_range=(0.0, 4095.0)))
+    transfer.pretrained_variables(config, lines.append)
+    assert lines[1:] == ["data.value_range is (0.0, 4095.0) in the config, but these weights were trained with ()"]
+
+
 def test_the_adaptation_is_reported_and_other_numbers_of_channels_are_refused(tmp_path):
     stored, lines = store_rgb(tmp_path), []
     config = with_channels(tiny_config(model=tiny_model(pretrained=stored)), 4)
