@@ -340,5 +340,5 @@ def _check_without_labels(console: Console, data: DataConfig, splits: Sequence[s
     )
     if not any(problem.fails for problem in problems):
         raise ConfigError(text)
-    print_line(console, f"Training would fail. Fix these problems first. {text}")
+    print_line(console, f"Training would fail or learn wrong classes. Fix these problems first. {text}")
     sys.exit(1)

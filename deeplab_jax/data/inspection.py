@@ -1,6 +1,7 @@
 """Read every sample in a data set and report problems.
 
-Samples are read with the training code. A problem counts as an error if it would stop a training run.
+Samples are read with the training code. A problem counts as an error if it would stop a training run, or make it learn
+wrong classes.
 """
 
 import dataclasses

@@ -19,7 +19,7 @@ class Problem:
       sort: The kind of problem, used as the heading in the report.
       split: The name of the affected split.
       text: A one-line message that names the file, the problem and the fix.
-      fails: Whether the problem would stop a training run.
+      fails: Whether the problem would stop a training run, or make it learn wrong classes.
     """
 
     sort: str
@@ -74,7 +74,7 @@ class Report:
 
     Attributes:
       tallies: The totals for each split.
-      problems: All problems. Those that would stop a training run come first.
+      problems: All problems. Those for which `fails` is set come first.
     """
 
     tallies: Mapping[str, Tally]
@@ -82,7 +82,7 @@ class Report:
 
     @property
     def fails(self) -> bool:
-        """Return whether any problem would stop a training run."""
+        """Return whether any problem would stop a training run, or make it learn wrong classes."""
         return any(problem.fails for problem in self.problems)
 
 

@@ -45,7 +45,7 @@ def render_page(title: str, report: Mapping[str, Any], labels: LabelSet, figures
     """
     problems, splits = report["problems"], report["splits"]
     fails = sum(problem["fails"] for problem in problems)
-    verdict = f'<p class="bad">Training would fail. Problems to fix: {fails}.</p>'
+    verdict = f'<p class="bad">Training would fail or learn wrong classes. Problems to fix: {fails}.</p>'
     if not fails:
         verdict = f'<p class="good">Training can read every sample. Notes: {len(problems)}.</p>'
     parts = [

@@ -59,7 +59,7 @@ def test_check_without_a_label_set_looks_at_the_masks(own_data, monkeypatch, cap
     code, output = run_cli(monkeypatch, capsys, "data", "check", own_data, "--label-kind", "labelIds")
     assert code == 1
     assert output.index("ERROR: suspicious masks (1)\n  The masks are blended") < output.index(
-        "Training would fail. Fix these problems"
+        "Training would fail or learn wrong classes. Fix these problems"
     )
     assert f"Write it with `deeplab-jax data labels {own_data} --label-kind labelIds`" in output
 

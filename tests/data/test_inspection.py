@@ -244,7 +244,7 @@ def test_the_page_and_the_json_are_complete_and_need_no_network(report, tmp_path
     assert "&lt;root&gt; &amp; more" in page
     assert "&lt;c&gt;" in page
     assert "<c>" not in page
-    assert "Training would fail. Problems to fix: 1." in page
+    assert "Training would fail or learn wrong classes. Problems to fix: 1." in page
     assert page.count("data:image/jpeg;base64,") == 6
     assert not [word for word in ("http:", "https:", "<script", "<link") if word in page]
     values = json.loads(json.dumps(as_json(result, LABELS)))
