@@ -71,8 +71,8 @@ def show_report(console: Console, report: Mapping[str, Any], labels: LabelSet) -
             print_line(console, f"Optional copy-paste of the classes with less than a tenth of an even share of {split}:")
             print_line(console, f"  --config.data.copy_paste=0.5 --config.data.copy_paste_classes={shlex.quote(value)}")
     fails = sum(problem["fails"] for problem in problems)
-    problems = f"Training would fail or learn wrong classes. Problems to fix: {fails}."
-    print_line(console, problems if fails else "Training can read every sample.")
+    verdict = f"Training would fail or learn wrong classes. Problems to fix: {fails}."
+    print_line(console, verdict if fails else "Training can read every sample.")
 
 
 def show_problems(console: Console, problems: Sequence[Mapping[str, Any]]) -> None:
