@@ -26,10 +26,11 @@ def draw_lines(title: str, series: Mapping[str, Points], *, dots: bool = False, 
     Returns:
       The figure, or "" if `series` has no points.
     """
-    series = {name: downsample(points) for name, points in series.items() if points}
-    if not series:
+    # A line without points keeps its position, and thus its colour.
+    lines = [(i, name, downsample(points)) for i, (name, points) in enumerate(series.items()) if points]
+    if not lines:
         return Markup("")
-    all_points = [point for points in series.values() for point in points]
+    all_points = [point for *_, points in lines for point in points]
     steps, values = [step for step, _ in all_points], [value for _, value in all_points]
     ticks_x, ticks_y = choose_ticks(0, max(steps)), choose_ticks(min(0, *values), max(values))
     low, high, last = ticks_y[0], ticks_y[-1], max(steps) or 1
@@ -48,7 +49,7 @@ def draw_lines(title: str, series: Mapping[str, Points], *, dots: bool = False, 
         if tick <= last:
             anchor = "end" if x(tick) > WIDTH - 40 else "middle"
             parts.append(f'<text x="{x(tick):.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{format_step(tick)}</text>')
-    for i, (name, points) in enumerate(series.items()):
+    for i, name, points in lines:
         path = "L".join(f"{x(step):.1f} {y(value):.1f}" for step, value in points)
         parts.append(f'<path class="line line{i}" d="M{path}"/>')
         if dots or len(points) == 1:
@@ -59,7 +60,7 @@ def draw_lines(title: str, series: Mapping[str, Points], *, dots: bool = False, 
                 )
     keys = ""
     if len(series) > 1:
-        keys = ": " + ", ".join(f'<b class="key{i}">{escape(name)}</b>' for i, name in enumerate(series))
+        keys = ": " + ", ".join(f'<b class="key{i}">{escape(name)}</b>' for i, name, _ in lines)
     image = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
     return Markup(f"<figure><figcaption>{escape(title)}{keys}</figcaption>{image}</figure>")
 

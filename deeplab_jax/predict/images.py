@@ -325,26 +325,32 @@ def _batches(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
 def _run_video(segmenter: Segmenter, each: Input, options: Options, output: Output, progress: Progress) -> None:
     overlay = epath.Path(options.out) / "overlay" / (each.name if each.name.endswith(".mp4") else f"{each.name}.mp4")
     with contextlib.ExitStack() as stack:
-        fps, count, frames = stack.enter_context(video.open_video(each.path))
-        task = progress.add_task(each.path.name, total=count or None)
-        first = next(frames, None)
+        source = stack.enter_context(video.open_video(each.path))
+        task = progress.add_task(each.path.name, total=source.count or None)
+        first = next(source.frames, None)
         if first is None:
             raise DataError(f"{each.path} does not contain any frames. Replace the file.")
-        size = (first.shape[0], first.shape[1])
-        canvas = choose_standard_canvases({size: count or LONG_VIDEO}, compile_pixels=estimate_compile_pixels())[size]
+        size = (first[1].shape[0], first[1].shape[1])
+        canvas = choose_standard_canvases({size: source.count or LONG_VIDEO}, compile_pixels=estimate_compile_pixels())[size]
         at_a_time = batch_size(size, options)
-        add = stack.enter_context(video.write_video(overlay, size, fps))
+        add = stack.enter_context(video.write_video(overlay, size, source.fps))
         writers = stack.enter_context(ThreadPoolExecutor(2))
-        for number, batch in enumerate(_batches(itertools.chain([first], frames), at_a_time)):
-            pixels = [video.to_channels(frame, segmenter.config.data.channels) for frame in batch]
+        for number, batch in enumerate(_batches(itertools.chain([first], source.frames), at_a_time)):
+            pixels = [video.to_channels(frame, segmenter.config.data.channels) for _, frame in batch]
             named = [(Input(each.path, f"{each.name}/{number * at_a_time + i:06d}"), x) for i, x in enumerate(pixels)]
             written = []
-            for frame, image, prediction in _predict(segmenter, named, (canvas, at_a_time), options, output):
-                add(pictures.overlay(image, prediction[0], segmenter.label_set, options.opacity))
+            predicted = _predict(segmenter, named, (canvas, at_a_time), options, output)
+            for (time, _), (frame, image, prediction) in zip(batch, predicted, strict=True):
+                add(time, pictures.overlay(image, prediction[0], segmenter.label_set, options.opacity))
                 written.append(writers.submit(output.write, frame, None, prediction))
             for future in written:
                 future.result()
             progress.advance(task, len(batch))
+    if source.damaged:
+        raise DataError(
+            f"{each.path} has {source.damaged} damaged parts. The frames in them are missing from the results, and those that "
+            "follow can look wrong."
+        )
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Read and write video frames with FFmpeg, through PyAV (the optional dependency `video`)."""
 
 import contextlib
+import dataclasses
 import fractions
 import pathlib
 from collections.abc import Callable, Iterator
@@ -15,17 +16,33 @@ from deeplab_jax.errors import ConfigError, DataError, one_line
 from deeplab_jax.files import advise_on_write_error, write_atomically
 
 Frame = UInt8[np.ndarray, "h w 3"]
+TIME_BASE = fractions.Fraction(1, 90_000)  # seconds; MPEG's own unit, in which all usual frame rates are exact
+
+
+@dataclasses.dataclass(slots=True)
+class Video:
+    """An open video.
+
+    Attributes:
+      fps: The average number of frames per second.
+      count: The number of frames, or 0 if the file does not state it.
+      frames: The time of each frame in seconds, from the first one, and the frame in RGB, rotated as the video specifies.
+      damaged: How many packets could not be decoded so far. Their frames are missing from `frames`.
+    """
+
+    fps: float
+    count: int
+    frames: Iterator[tuple[float, Frame]]
+    damaged: int = 0
 
 
 @contextlib.contextmanager
-def open_video(path: pathlib.Path) -> Iterator[tuple[float, int, Iterator[Frame]]]:
-    """Open a video and yield its frames per second, its frame count and an iterator over its frames.
-
-    The frame count is 0 if the file does not state it. Frames are RGB, rotated as the video specifies.
+def open_video(path: pathlib.Path) -> Iterator[Video]:
+    """Open a video.
 
     Raises:
       ConfigError: PyAV is not installed.
-      DataError: The file is unreadable. The iterator can also raise this error.
+      DataError: The file is unreadable. The iterator over its frames can also raise this error.
     """
     av = require_av()
     try:
@@ -36,31 +53,43 @@ def open_video(path: pathlib.Path) -> Iterator[tuple[float, int, Iterator[Frame]
         if not container.streams.video:
             raise DataError(f"{path} does not contain a video stream. Give a video file.")
         stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
+        stream.thread_type = "SLICE"  # threads for frames can lose the last ones of a damaged video without an error
+        video = Video(float(stream.average_rate or 25), stream.frames, iter(()))
 
-        def decode() -> Iterator[Frame]:
+        def decode() -> Iterator[Any]:
             try:
-                shape = None
-                for frame in container.decode(stream):
-                    upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-                    if upright.shape != (shape := shape or upright.shape):
-                        raise DataError(
-                            f"{path} changes from {shape[1::-1]} to {upright.shape[1::-1]} pixels. "
-                            "Split the video where its size changes."
-                        )
-                    yield upright
+                for packet in container.demux(stream):
+                    try:
+                        yield from packet.decode()
+                    except av.error.InvalidDataError:
+                        video.damaged += 1
             except (av.FFmpegError, OSError) as error:
                 raise DataError(f"{path} is truncated ({one_line(error)}). Replace the file.") from None
 
-        yield float(stream.average_rate or 25), stream.frames, decode()
+        def read() -> Iterator[tuple[float, Frame]]:
+            shape, start, number = None, None, 0
+            for number, frame in enumerate(decode()):
+                upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+                if upright.shape != (shape := shape or upright.shape):
+                    raise DataError(
+                        f"{path} changes from {shape[1::-1]} to {upright.shape[1::-1]} pixels. "
+                        "Split the video where its size changes."
+                    )
+                time = number / video.fps if frame.time is None else frame.time
+                start = time if start is None else start
+                yield time - start, upright
+
+        video.frames = read()
+        yield video
 
 
 @contextlib.contextmanager
-def write_video(path: pathlib.Path | epath.Path, size: tuple[int, int], fps: float) -> Iterator[Callable[[Frame], None]]:
+def write_video(path: pathlib.Path | epath.Path, size: tuple[int, int], fps: float) -> Iterator[Callable[[float, Frame], None]]:
     """Open an .mp4 video for writing, and yield a function that appends a frame of `size` (height, width).
 
-    The file only appears at `path` once the block has ended without an error. If the height or width is odd, the last row or
-    column is repeated, because H.264 stores colours at half resolution.
+    The function takes the frame's time in seconds, and the frame. `fps` is the usual number of frames per second. The file only
+    appears at `path` once the block has ended without an error. If the height or width is odd, the last row or column is
+    repeated, because H.264 stores colours at half resolution.
 
     Raises:
       ConfigError: `path` cannot be written.
@@ -71,10 +100,15 @@ def write_video(path: pathlib.Path | epath.Path, size: tuple[int, int], fps: flo
         with write_atomically(epath.Path(path)) as file, av.open(file, "w", format="mp4") as container:
             stream: Any = container.add_stream("libx264", rate=fractions.Fraction(fps).limit_denominator(1001))
             stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
+            stream.codec_context.time_base = TIME_BASE
+            last = -1
 
-            def add(frame: Frame) -> None:
+            def add(time: float, frame: Frame) -> None:
+                nonlocal last
                 even = np.ascontiguousarray(np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), "edge"))
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+                picture = av.VideoFrame.from_ndarray(even, format="rgb24")
+                picture.time_base, picture.pts = TIME_BASE, (last := max(last + 1, round(time / TIME_BASE)))
+                container.mux(stream.encode(picture))
 
             yield add
             container.mux(stream.encode())

@@ -230,7 +230,7 @@ def example_files(street_scenes, tmp_path_factory):
         shutil.copy(folder / "photos/a.jpg", folder / "photo.jpg")
         write_images(folder, "more/days", "more_labels", "b")
         with write_video(folder / "drive.mp4", (32, 48), 10) as add:
-            add(np.zeros((32, 48, 3), np.uint8))
+            add(0.0, np.zeros((32, 48, 3), np.uint8))
 
     return make_once(tmp_path_factory, "documented", make)
 

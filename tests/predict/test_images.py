@@ -96,13 +96,38 @@ def test_images_with_a_wrong_size_in_the_header_are_predicted(segmenter, tmp_pat
 
 def test_a_video_that_changes_its_size_is_reported(segmenter, tmp_path, monkeypatch):
     with video.write_video(tmp_path / "drive.mp4", (32, 64), fps=5) as add:
-        for _ in range(4):
-            add(draw_photo((32, 64)))
+        for i in range(4):
+            add(i / 5, draw_photo((32, 64)))
     rotations = iter([0, 0, 90, 90])
     monkeypatch.setattr(video.np, "rot90", lambda frame, _: np.swapaxes(frame, 0, 1) if next(rotations) else frame)
     (failure,) = predict(segmenter, tmp_path, tmp_path / "out", batch_size=2)
     assert "drive.mp4 changes from (64, 32) to (32, 64) pixels" in failure
     assert not (tmp_path / "out" / "overlay" / "drive.mp4").exists()
+
+
+def test_the_frames_of_an_overlay_have_the_times_of_the_video(segmenter, tmp_path):
+    times = [0, 0.2, 0.4, 0.5, 0.51, 2.0]
+    with video.write_video(tmp_path / "screen.mp4", (32, 64), fps=5) as add:
+        for time in times:
+            add(time, draw_photo((32, 64)))
+    assert predict(segmenter, tmp_path, tmp_path / "out", batch_size=2) == []
+    with video.open_video(tmp_path / "out" / "overlay" / "screen.mp4") as result:
+        assert [time for time, _ in result.frames] == pytest.approx(times, abs=1e-4)  # a tick of the video has 1/90,000 s
+
+
+def test_a_video_with_a_damaged_part_keeps_its_other_frames(segmenter, tmp_path):
+    with video.write_video(tmp_path / "drive.mp4", (32, 64), fps=5) as add:
+        for i in range(8):
+            add(i / 5, np.random.default_rng(i).integers(0, 256, (32, 64, 3), np.uint8))
+    with video.require_av().open(str(tmp_path / "drive.mp4")) as container:
+        position = [packet.pos for packet in container.demux(video=0) if packet.size][-2]
+    data = bytearray((tmp_path / "drive.mp4").read_bytes())
+    data[position : position + 4] = b"\xff" * 4
+    (tmp_path / "drive.mp4").write_bytes(data)
+    (failure,) = predict(segmenter, tmp_path, tmp_path / "out", batch_size=2)
+    assert "drive.mp4 has 1 damaged parts. The frames in them are missing" in failure
+    with video.open_video(tmp_path / "out" / "overlay" / "drive.mp4") as result:
+        assert len(list(result.frames)) == 7
 
 
 def test_a_video_that_cannot_be_written_is_reported(tmp_path):
@@ -122,16 +147,16 @@ def test_a_folder_without_images_is_reported(tmp_path, monkeypatch, capsys):
 def test_a_video_gets_an_overlay_video_and_a_label_map_per_frame(segmenter, tmp_path, size):
     with video.write_video(tmp_path / "drive.mp4", size, fps=5) as add:
         for i in range(3):
-            add(np.full((*size, 3), 80 * i, np.uint8))
+            add(i / 5, np.full((*size, 3), 80 * i, np.uint8))
     (tmp_path / "cut.mp4").write_bytes((tmp_path / "drive.mp4").read_bytes()[:300])
     failures = predict(segmenter, tmp_path, tmp_path / "out", batch_size=2)
     assert len(failures) == 1
     assert "cut.mp4 cannot be read" in failures[0]
-    with video.open_video(tmp_path / "out" / "overlay" / "drive.mp4") as (fps, count, frames):
-        assert (fps, count) == (5, 3)
-        overlays = list(frames)
-    with video.open_video(tmp_path / "drive.mp4") as (_, _, frames):
-        originals = list(frames)
+    with video.open_video(tmp_path / "out" / "overlay" / "drive.mp4") as result:
+        assert (result.fps, result.count) == (5, 3)
+        overlays = [frame for _, frame in result.frames]
+    with video.open_video(tmp_path / "drive.mp4") as source:
+        originals = [frame for _, frame in source.frames]
     assert abs(int(originals[2].mean()) - 160) < 5  # H.264 is lossy
     for i, (overlay, original) in enumerate(zip(overlays, originals, strict=True)):
         assert overlay.shape == original.shape == (size[0] + size[0] % 2, size[1] + size[1] % 2, 3)
