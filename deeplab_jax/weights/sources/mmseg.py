@@ -109,10 +109,11 @@ def check_settings(state: StateDict) -> None:
     if not isinstance(network, dict) or not isinstance(backbone := network.get("backbone"), dict):
         return
     norm = _read_normalization(settings)
+    order = "bgr_to_rgb" if "bgr_to_rgb" in norm else "to_rgb"
     fields = {
         "style": (backbone.get("style", "pytorch"), "pytorch"),
         # Only images with three channels have an order of colours.
-        "to_rgb": (backbone.get("in_channels", 3) != 3 or norm.get("to_rgb", norm.get("bgr_to_rgb", True)), True),
+        order: (backbone.get("in_channels", 3) != 3 or norm.get(order, True), True),
     }
     _require_supported(fields)
 
@@ -201,8 +202,16 @@ def _read_settings(settings: dict[str, Any], model: ModelConfig) -> dict[str, An
 
 
 def _read_normalization(settings: dict[str, Any]) -> dict[str, Any]:
-    norm = settings.get("img_norm_cfg") or settings.get("data_preprocessor") or settings["model"].get("data_preprocessor")
-    return norm or {}
+    """Return the settings of the normalisation: img_norm_cfg in version 0.x, or data_preprocessor with its defaults."""
+    network = settings["model"]
+    norm = network.get("data_preprocessor") or settings.get("data_preprocessor")
+    if not norm:
+        return settings.get("img_norm_cfg") or {}
+    norm = {"bgr_to_rgb": False} | norm
+    if norm.get("mean") is None:  # the images keep their values from 0 to 255
+        channels = network["backbone"].get("in_channels", 3)
+        norm |= {"mean": (0.0,) * channels, "std": (1.0,) * channels}
+    return norm
 
 
 def _require_supported(settings: dict[str, tuple[Any, Any]]) -> None:
