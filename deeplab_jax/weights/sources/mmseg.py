@@ -141,6 +141,21 @@ def read_facts(state: StateDict, model: ModelConfig, overrides: Mapping[str, Any
     return facts | {field: (value, origin) for field, value in fields.items()}
 
 
+def read_threshold(state: StateDict) -> float:
+    """Return the probability above which a head with one logit predicts the second class.
+
+    Raises:
+      CheckpointError: It is not between 0 and 1.
+    """
+    head = (_parse_literals(_config_text(state)).get("model") or {}).get("decode_head") or {}
+    threshold = head.get("threshold")
+    if threshold is None:
+        return 0.3  # mmsegmentation's default
+    if not 0 < threshold < 1:
+        raise CheckpointError(f"has decode_head.threshold={threshold!r}, which is not between 0 and 1. Use different weights.")
+    return float(threshold)
+
+
 def read_label_set(state: StateDict) -> LabelSet | None:
     """Return the label set in the file's metadata, or None if the metadata has none."""
     dataset_meta = state.meta.get("dataset_meta") or {}
@@ -328,6 +343,7 @@ SOURCE = Source(
     read_head=read_head,
     read_facts=read_facts,
     check_settings=check_settings,
+    read_threshold=read_threshold,
     required=required,
     free=Source.free
     | {"width", "stem", "shortcut", "multi_grid", "atrous_rates", "aspp_width", "low_level_width", "aux_head", "align_corners"},
