@@ -123,6 +123,17 @@ def test_the_same_weights_under_two_keys_are_one_set():
     assert choose({"state_dict": RAW, "model": RAW})[2] == "the weights come from the file's 'state_dict' entry"
 
 
+@pytest.mark.parametrize("keys", [("model_ema", "model"), ("model", "model_ema")])
+@pytest.mark.parametrize("frozen", list(RAW))
+def test_an_average_can_share_tensors_with_the_weights(keys, frozen):
+    sets = {"model": RAW, "model_ema": AVERAGE | {frozen: RAW[frozen]}}
+    root = {key: sets[key] for key in keys}
+    for ema, key, note in ((False, "model", "also contains a moving average"), (True, "model_ema", "the moving average of")):
+        tensors, notes = choose_weights(root, ema=ema)
+        assert all(tensors[name] is value for name, value in sets[key].items())
+        assert note in "; ".join(notes)
+
+
 def test_an_average_without_names_is_mentioned():
     root = {"model": RAW, "ema": {"shadow_params": list(AVERAGE.values())}}
     assert "'ema.shadow_params' has no names" in choose(root)[2]
