@@ -22,7 +22,7 @@ from deeplab_jax.weights.unpickle import Stub
 _WRAPPERS = re.compile(r"(?<![^.])(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
 _AVERAGE = re.compile(r"(?<![A-Za-z])(?:ema|swa|avg|averaged?|averaging|polyak|shadow|EMA|Ema|SWA|Averaged?)(?![a-z])")
 _RAW = re.compile(r"(?<![a-z])(?:online|student|raw|current)(?![a-z])", re.IGNORECASE)
-_OPTIMIZER = re.compile(r"optim|^opt$|sched|scaler|grads", re.IGNORECASE)
+_OPTIMIZER = re.compile(r"optimi[sz]er|optims?(?-i:(?![a-z]))|^opt$|sched|scaler|grads", re.IGNORECASE)  # not "optimal"
 _COUNTERS = ("n_averaged", "steps", "step", "num_updates", "decay", "initted")  # scalars that averaged models add
 _MAX_DEPTH = 8
 _MAX_VALUES = 100_000  # in a file's metadata

@@ -66,6 +66,23 @@ def test_weights_are_found_under_any_key(path):
     assert (value, notes) == (1, f"the weights come from the file's '{'.'.join(path)}' entry")
 
 
+@pytest.mark.parametrize("key", ["optimal_state_dict", "optimized_model", "optimised", "optimum", "OptimalModel"])
+def test_words_that_start_like_an_optimizer_are_not_one(key):
+    assert choose({"epoch": 1, key: RAW})[0] == 1
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("opt", "optim", "optims", "optim_state", "optimG", "g_optim", "Optim", "optim1"),
+        *("optimizer", "optimizers", "optimizer_state_dict", "optimizerG", "netOptimizer", "OPTIMIZER", "optimiser"),
+        *("lr_scheduler", "scaler", "grads"),
+    ],
+)
+def test_the_state_of_an_optimizer_is_not_used(key):
+    assert choose({key: {"momentum": AVERAGE}, "model": RAW})[2] == "the weights come from the file's 'model' entry"
+
+
 @pytest.mark.parametrize(
     "root",
     [
