@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.models.backbones import BACKBONES
 from deeplab_jax.weights.names import backbone_prefixes
@@ -20,7 +22,7 @@ from deeplab_jax.weights.unpickle import Stub
 _WRAPPERS = re.compile(r"(?<![^.])(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
 _AVERAGE = re.compile(r"(?<![A-Za-z])(?:ema|swa|avg|averaged?|averaging|polyak|shadow|EMA|Ema|SWA|Averaged?)(?![a-z])")
 _RAW = re.compile(r"(?<![a-z])(?:online|student|raw|current)(?![a-z])", re.IGNORECASE)
-_OPTIMIZER = re.compile(r"optim|^opt$|sched|scaler|grads", re.IGNORECASE)
+_OPTIMIZER = re.compile(r"optimi[sz]er|optims?(?-i:(?![a-z]))|^opt$|sched|scaler|grads", re.IGNORECASE)  # not "optimal"
 _COUNTERS = ("n_averaged", "steps", "step", "num_updates", "decay", "initted")  # scalars that averaged models add
 _MAX_DEPTH = 8
 _MAX_VALUES = 100_000  # in a file's metadata
@@ -208,12 +210,15 @@ def _rank(value: Value) -> int:
 
 def _is_alias(weights: Weights, candidates: Sequence[Weights]) -> bool:
     """Return whether the same tensors were found under a different label."""
-    return any(each.tensors.keys() == weights.tensors.keys() and _first(each) == _first(weights) for each in candidates)
+    return any(
+        each.tensors.keys() == weights.tensors.keys()
+        and all(_identity(each.tensors[name]) == _identity(value) for name, value in weights.tensors.items())
+        for each in candidates
+    )
 
 
-def _first(weights: Weights) -> Any:
-    value = next(iter(weights.tensors.values()))
-    return id(value) if not isinstance(value, Unsupported) and hasattr(value, "tobytes") else value
+def _identity(value: Value) -> Any:
+    return id(value) if isinstance(value, np.ndarray) else value
 
 
 def _iterate_tensors(root: Any) -> Iterator[tuple[tuple[str, ...], dict[str, Value], Any]]:

@@ -53,8 +53,9 @@ def to_variables(state: StateDict, network: Network, *, ignore_head: bool = Fals
         tensors = {names.strip_backbone_prefix(name): value for name, value in tensors.items()}
     classifiers = {name for path, name in name_of.items() if path[1] in names.HEADS}
     if network.is_sigmoid:
-        # The sigmoid of x is the softmax of 0 and x.
-        tensors |= {name: _prepend_zero(tensors[name]) for name in classifiers & tensors.keys()}
+        # The sigmoid of x is the softmax of 0 and x. Only the main classifier decides, so only its bias has a threshold.
+        shifts = {name_of["params", "classifier", "bias"]: network.shift}
+        tensors |= {name: _prepend_zero(tensors[name], shifts.get(name, 0.0)) for name in classifiers & tensors.keys()}
     heads = classifiers if ignore_head else set()
     counters = {name for name in tensors if name.endswith(COUNTER)}
     classifier = _names_in_classifier(tensors, network) - counters if network.is_backbone else set()
@@ -178,9 +179,9 @@ def _names_in_classifier(tensors: Collection[str], network: Network) -> set[str]
     return {name for name in tensors if name.rpartition(".")[0] in layers}
 
 
-def _prepend_zero(value: np.ndarray) -> np.ndarray:
-    """Return a classifier's kernel or bias for two classes, from the one for the second class."""
-    return np.concatenate([np.zeros_like(value), value]) if value.shape[:1] == (1,) else value
+def _prepend_zero(value: np.ndarray, shift: float) -> np.ndarray:
+    """Return a classifier's kernel or bias for two classes, from the one for the second class, to which `shift` is added."""
+    return np.concatenate([np.zeros_like(value), value + shift]) if value.shape[:1] == (1,) else value
 
 
 def _require_same_shapes(

@@ -5,6 +5,7 @@ library's defaults.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,6 +40,7 @@ class Network:
       num_classes: The number of classes, or 0 if only the file's backbone can be used.
       origin: A dict that describes, for each config field not inferred from the tensors, where its value comes from.
       is_sigmoid: Whether the network has one logit channel. It then has two classes, and the first one's logit is 0.
+      threshold: The probability above which the library predicts the second class, if the network has one logit channel.
       assumption: What the tensors do not show about the backbone and is assumed, or "".
       other_head: What the head is, such as "has the head of a DeepLabV3+", if it is not a DeepLabV3's.
     """
@@ -48,6 +50,7 @@ class Network:
     num_classes: int
     origin: dict[str, str]
     is_sigmoid: bool = False
+    threshold: float = 0.5
     assumption: str = ""
     other_head: str = ""
 
@@ -55,6 +58,11 @@ class Network:
     def is_backbone(self) -> bool:
         """Whether only the file's backbone can be used."""
         return self.num_classes == 0
+
+    @property
+    def shift(self) -> float:
+        """What to add to the one logit, so that it is above 0 where its sigmoid is above `threshold`."""
+        return math.log((1 - self.threshold) / self.threshold)
 
 
 def recognize(state: StateDict, fmt: str = "auto", overrides: Mapping[str, Any] | None = None) -> Network:
@@ -97,7 +105,8 @@ def recognize(state: StateDict, fmt: str = "auto", overrides: Mapping[str, Any] 
         if logits == 1 and config.labels.num_classes != 2:
             config.labels, origin["labels"] = BINARY, "assumed: the network has one logit"
         config.data.channels = _count_channels(shapes, config.model, source)
-        return Network(source, validate(config), num_classes, origin, logits == 1, assumption, other_head)
+        threshold = SOURCES[source].read_threshold(state) if logits == 1 else 0.5
+        return Network(source, validate(config), num_classes, origin, logits == 1, threshold, assumption, other_head)
     except CheckpointError as error:
         raise CheckpointError(f"`{state.source}` {error}") from None
     # A file's metadata can contain anything, so reading it can raise many kinds of errors.

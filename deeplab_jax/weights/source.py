@@ -61,6 +61,7 @@ class Source:
         settings, and the library's defaults for the others. The caller prefixes error messages with the file name.
       check_settings: (state dict) -> None. It raises a CheckpointError if the file's settings show a network that ours does not
         reproduce. It is also called for a file with only a backbone.
+      read_threshold: (state dict) -> the probability above which a network with one logit predicts the second class.
       read_notes: (state dict) -> messages about settings in the file that a config cannot express.
       required: (model config) -> a dict with the supported values of the `ModelConfig` fields for which the library has others
         than the default. None if weights cannot be exported to this library.
@@ -83,6 +84,7 @@ class Source:
     read_head: Callable[[Shapes], dict[str, Any]] = lambda _: {}
     read_facts: Callable[[StateDict, ModelConfig, Mapping[str, Any]], Facts] = lambda *_: {}
     check_settings: Callable[[StateDict], None] = lambda _: None
+    read_threshold: Callable[[StateDict], float] = lambda _: 0.5
     read_notes: Callable[[StateDict], tuple[str, ...]] = lambda _: ()
     required: Callable[[ModelConfig], Mapping[str, tuple[Any, ...]]] | None = None
     free: frozenset[str] = frozenset({"mean", "std"})

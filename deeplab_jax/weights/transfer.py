@@ -221,7 +221,11 @@ def _describe(network: Network, source: str) -> list[str]:
         shown = [name for name in shown if is_used(model, name)]
         lines = [f"{source}: a DeepLabV3 for {network.num_classes} classes with {network.fmt} tensor names"]
         if network.is_sigmoid:
-            lines.append("its one logit x became two logits, 0 and x: the second class is where the sigmoid of x is above 0.5")
+            second = f"x{network.shift:+.3f}" if network.shift else "x"
+            lines.append(
+                f"its one logit x became two logits, 0 and {second}: the second class is where the sigmoid of x is above "
+                f"{network.threshold}"
+            )
     fields = {f"model.{name}": getattr(model, name) for name in shown}
     fields |= {name: getattr(network.config.eval, name.removeprefix("eval.")) for name in origin if name.startswith("eval.")}
     lines += [f"  {name} = {value!r}  ({origin.get(name, ASSUMED)})" for name, value in fields.items()]

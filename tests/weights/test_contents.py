@@ -66,6 +66,23 @@ def test_weights_are_found_under_any_key(path):
     assert (value, notes) == (1, f"the weights come from the file's '{'.'.join(path)}' entry")
 
 
+@pytest.mark.parametrize("key", ["optimal_state_dict", "optimized_model", "optimised", "optimum", "OptimalModel"])
+def test_words_that_start_like_an_optimizer_are_not_one(key):
+    assert choose({"epoch": 1, key: RAW})[0] == 1
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("opt", "optim", "optims", "optim_state", "optimG", "g_optim", "Optim", "optim1"),
+        *("optimizer", "optimizers", "optimizer_state_dict", "optimizerG", "netOptimizer", "OPTIMIZER", "optimiser"),
+        *("lr_scheduler", "scaler", "grads"),
+    ],
+)
+def test_the_state_of_an_optimizer_is_not_used(key):
+    assert choose({key: {"momentum": AVERAGE}, "model": RAW})[2] == "the weights come from the file's 'model' entry"
+
+
 @pytest.mark.parametrize(
     "root",
     [
@@ -121,6 +138,17 @@ def test_several_sets_of_weights_are_asked_about():
 
 def test_the_same_weights_under_two_keys_are_one_set():
     assert choose({"state_dict": RAW, "model": RAW})[2] == "the weights come from the file's 'state_dict' entry"
+
+
+@pytest.mark.parametrize("keys", [("model_ema", "model"), ("model", "model_ema")])
+@pytest.mark.parametrize("frozen", list(RAW))
+def test_an_average_can_share_tensors_with_the_weights(keys, frozen):
+    sets = {"model": RAW, "model_ema": AVERAGE | {frozen: RAW[frozen]}}
+    root = {key: sets[key] for key in keys}
+    for ema, key, note in ((False, "model", "also contains a moving average"), (True, "model_ema", "the moving average of")):
+        tensors, notes = choose_weights(root, ema=ema)
+        assert all(tensors[name] is value for name, value in sets[key].items())
+        assert note in "; ".join(notes)
 
 
 def test_an_average_without_names_is_mentioned():

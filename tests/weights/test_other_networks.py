@@ -8,9 +8,10 @@ from deeplab_jax.config import Config
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.labels import CITYSCAPES, VOC
 from deeplab_jax.weights import names
-from deeplab_jax.weights.convert import to_variables, variable_shapes
+from deeplab_jax.weights.convert import to_state_dict, to_variables, variable_shapes
 from deeplab_jax.weights.recognize import recognize
 from deeplab_jax.weights.state_dicts import StateDict
+from deeplab_jax.weights.transfer import _describe
 
 MODELS = {
     "mmseg": tiny_resnet18(fusion="3x3", aux_head=True, output_stride=8, dilate_conv2=False),
@@ -57,10 +58,40 @@ def test_one_logit_becomes_two_classes(state):
     assert network.config.labels.names == ("background", "foreground")
     kernel, bias = variables["params", "classifier", "kernel"], variables["params", "classifier", "bias"]
     name = CLASSIFIERS[fmt][0]
-    # The softmax of (0, x) is the sigmoid of x.
+    # The softmax of (0, x) is the sigmoid of x. mmsegmentation decides at 0.3, where x is -log(7/3).
     assert not kernel[..., 0].any()
     np.testing.assert_array_equal(kernel[0, 0, :, 1], tensors[f"{name}.weight"][1, :, 0, 0])
-    np.testing.assert_array_equal(bias, [0, tensors[f"{name}.bias"][1]])
+    shift = {"mmseg": np.float32(0.84729786), "torchvision": 0}[fmt]
+    np.testing.assert_array_equal(bias, [0, tensors[f"{name}.bias"][1] + shift])
+    auxiliary = variables["params", "aux_classifier", "bias"]
+    np.testing.assert_array_equal(auxiliary, [0, tensors[f"{CLASSIFIERS[fmt][1]}.bias"][1]])
+
+
+@pytest.mark.parametrize(
+    ("settings", "threshold"),
+    [("", 0.3), (", threshold=None", 0.3), (", threshold=0.5", 0.5), (", threshold=0.75", 0.75), (", threshold=1e-6", 1e-6)],
+)
+def test_one_logit_is_compared_with_the_threshold_of_the_head(settings, threshold):
+    tensors = with_one_logit("mmseg", make_state("mmseg"))
+    network, variables, _ = convert(tensors, {"cfg": f"model = dict(decode_head=dict(out_channels=1{settings}))"})
+    bias = variables["params", "classifier", "bias"]
+    x = np.linspace(-20, 20, 1001)  # logits without their bias
+    logit = x + tensors["decode_head.conv_seg.bias"]
+    # The second class is the larger logit where mmsegmentation's sigmoid is above the threshold.
+    np.testing.assert_array_equal(x + bias[1] > bias[0], 1 / (1 + np.exp(-logit)) > threshold)
+    assert f"the sigmoid of x is above {threshold}" in "\n".join(_describe(network, "x.pth"))
+    # An export has two logits, so another import finds the same tensors.
+    exported = to_state_dict(variables, network.config.model, "mmseg", step=0)
+    again = convert(exported, {"CLASSES": ("background", "foreground")})[1]
+    for path, value in variables.items():
+        np.testing.assert_array_equal(again[path], value)
+
+
+@pytest.mark.parametrize("threshold", ["0", "1.0", "2", "'x'"])
+def test_a_threshold_that_is_no_probability_is_refused(threshold):
+    tensors = with_one_logit("mmseg", make_state("mmseg"))
+    with pytest.raises(CheckpointError, match=r"^`x\.pth` (has decode_head.threshold=|contains invalid metadata)"):
+        convert(tensors, {"cfg": f"model = dict(decode_head=dict(threshold={threshold}))"})
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,37 @@ def test_settings_come_from_the_configuration_in_a_checkpoint():
     assert (model.output_stride, model.atrous_rates, model.multi_grid) == (8, (6, 12, 18), (0.5, 1.0, 1.0))
 
 
+PREPROCESSOR = "data_preprocessor = dict(mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0], bgr_to_rgb=True)"
+VERSION_1 = PUBLISHED.replace("img_norm_cfg = dict(mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0], to_rgb=True)", PREPROCESSOR)
+
+
+def test_the_preprocessor_of_the_model_takes_precedence():
+    tensors, _ = make_mmseg()
+    own = PREPROCESSOR.replace("data_preprocessor = ", "data_preprocessor=").replace("1.0", "7.0")
+    for unused in ("", "data_preprocessor = dict(mean=[0.0], std=[1.0])\n", "img_norm_cfg = dict(to_rgb=False)\n"):
+        text = unused + PUBLISHED.replace("img_norm_cfg", "unused").replace("    backbone=", f"    {own}, backbone=")
+        assert recognize_tensors(tensors, {"cfg": text}).config.model.mean == (7.0, 2.0, 3.0)
+    text = f"img_norm_cfg = dict(to_rgb=False)\n{VERSION_1}"
+    assert recognize_tensors(tensors, {"cfg": text}).config.model.mean == (1.0, 2.0, 3.0)
+
+
+def test_a_preprocessor_without_a_mean_does_not_normalize():
+    tensors, _ = make_mmseg()
+    for text in ("", "mean=None, std=None, "):
+        text = VERSION_1.replace("mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0], ", text)
+        model = recognize_tensors(tensors, {"cfg": text}).config.model
+        assert (model.mean, model.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize("order", ["", ", bgr_to_rgb=False", ", rgb_to_bgr=True"])
+def test_networks_that_see_bgr_are_refused(order):
+    tensors, _ = make_mmseg()
+    with pytest.raises(CheckpointError, match="was trained with bgr_to_rgb=False, but only True is supported"):
+        recognize_tensors(tensors, {"cfg": VERSION_1.replace(", bgr_to_rgb=True", order)})
+    # In version 0.x, RGB is the default.
+    recognize_tensors(tensors, {"config": PUBLISHED.replace(", to_rgb=True", "")})
+
+
 def test_a_configuration_that_cannot_be_parsed_is_ignored():
     tensors, _ = make_mmseg()
     for text in ("model = dict(", "model = build()", "", "import os\nos.remove('x')"):

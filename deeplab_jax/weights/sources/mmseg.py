@@ -109,10 +109,11 @@ def check_settings(state: StateDict) -> None:
     if not isinstance(network, dict) or not isinstance(backbone := network.get("backbone"), dict):
         return
     norm = _read_normalization(settings)
+    order = "bgr_to_rgb" if "bgr_to_rgb" in norm else "to_rgb"
     fields = {
         "style": (backbone.get("style", "pytorch"), "pytorch"),
         # Only images with three channels have an order of colours.
-        "to_rgb": (backbone.get("in_channels", 3) != 3 or norm.get("to_rgb", norm.get("bgr_to_rgb", True)), True),
+        order: (backbone.get("in_channels", 3) != 3 or norm.get(order, True), True),
     }
     _require_supported(fields)
 
@@ -138,6 +139,21 @@ def read_facts(state: StateDict, model: ModelConfig, overrides: Mapping[str, Any
     else:
         fields, origin = _parse_file_name(state.source), "the file name"
     return facts | {field: (value, origin) for field, value in fields.items()}
+
+
+def read_threshold(state: StateDict) -> float:
+    """Return the probability above which a head with one logit predicts the second class.
+
+    Raises:
+      CheckpointError: It is not between 0 and 1.
+    """
+    head = (_parse_literals(_config_text(state)).get("model") or {}).get("decode_head") or {}
+    threshold = head.get("threshold")
+    if threshold is None:
+        return 0.3  # mmsegmentation's default
+    if not 0 < threshold < 1:
+        raise CheckpointError(f"has decode_head.threshold={threshold!r}, which is not between 0 and 1. Use different weights.")
+    return float(threshold)
 
 
 def read_label_set(state: StateDict) -> LabelSet | None:
@@ -201,8 +217,16 @@ def _read_settings(settings: dict[str, Any], model: ModelConfig) -> dict[str, An
 
 
 def _read_normalization(settings: dict[str, Any]) -> dict[str, Any]:
-    norm = settings.get("img_norm_cfg") or settings.get("data_preprocessor") or settings["model"].get("data_preprocessor")
-    return norm or {}
+    """Return the settings of the normalisation: img_norm_cfg in version 0.x, or data_preprocessor with its defaults."""
+    network = settings["model"]
+    norm = network.get("data_preprocessor") or settings.get("data_preprocessor")
+    if not norm:
+        return settings.get("img_norm_cfg") or {}
+    norm = {"bgr_to_rgb": False} | norm
+    if norm.get("mean") is None:  # the images keep their values from 0 to 255
+        channels = network["backbone"].get("in_channels", 3)
+        norm |= {"mean": (0.0,) * channels, "std": (1.0,) * channels}
+    return norm
 
 
 def _require_supported(settings: dict[str, tuple[Any, Any]]) -> None:
@@ -319,6 +343,7 @@ SOURCE = Source(
     read_head=read_head,
     read_facts=read_facts,
     check_settings=check_settings,
+    read_threshold=read_threshold,
     required=required,
     free=Source.free
     | {"width", "stem", "shortcut", "multi_grid", "atrous_rates", "aspp_width", "low_level_width", "aux_head", "align_corners"},
