@@ -43,7 +43,7 @@ def require_file(path: str, flag: str) -> None:
     """Check that `path` can be an output file. Call this before doing any work.
 
     Raises:
-      ConfigError: `path` is a folder, or one of its parents is a file.
+      ConfigError: `path` is a folder, one of its parents is a file, or its folder is not writable.
     """
     require_scheme(path, flag)
     file = epath.Path(path)
@@ -52,6 +52,8 @@ def require_file(path: str, flag: str) -> None:
     nearest = next((parent for parent in file.parents if parent.exists()), None)
     if nearest and not nearest.is_dir():
         raise ConfigError(f"`{flag}` (={path!r}) would be inside {nearest}, which is a file. Choose a different folder.")
+    if nearest and not is_url(file) and not os.access(nearest, os.W_OK):
+        raise ConfigError(f"`{flag}` (={path!r}) would be inside {nearest}, which is not writable. Choose a different folder.")
 
 
 def require_folder(path: str | None, flag: str, example: str, schemes: Sequence[str] = SCHEMES) -> str:

@@ -3,7 +3,8 @@ import os
 import pytest
 from etils import epath
 
-from deeplab_jax.files import write_atomically
+from deeplab_jax.errors import ConfigError
+from deeplab_jax.files import require_file, write_atomically
 
 
 @pytest.mark.parametrize("name", ["a" * 251 + ".png", "图" * 83 + ".png"], ids=["ascii", "three bytes each"])
@@ -12,3 +13,10 @@ def test_the_longest_names_can_be_written(tmp_path, name):
         file.write(b"x")
     assert os.listdir(tmp_path) == [name]
     assert (tmp_path / name).read_bytes() == b"x"
+
+
+def test_a_folder_that_is_not_writable_is_refused_before_the_work(tmp_path, monkeypatch):
+    require_file(str(tmp_path / "new" / "report.html"), "--out")
+    monkeypatch.setattr(os, "access", lambda folder, mode: os.fspath(folder) != os.fspath(tmp_path))
+    with pytest.raises(ConfigError, match=r"^`--out` \(='.*report\.html'\) would be inside .*, which is not writable\."):
+        require_file(str(tmp_path / "new" / "report.html"), "--out")
