@@ -63,6 +63,24 @@ def test_a_tilde_is_the_home_folder(export, tmp_path, monkeypatch, capsys):
     assert f"--config.data.root={tmp_path}/out" in output
 
 
+def test_root_and_output_can_be_relative_to_the_folder_above(export, tmp_path, monkeypatch, capsys):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    code, output = run_cli(monkeypatch, capsys, "data", "import", f"../{export.name}", "--from", "labelme", "--out", "../out")
+    assert (code, (tmp_path / "out/labels.json").exists()) == (0, True)
+    assert "paths that leave ROOT" not in output
+
+
+@pytest.mark.parametrize(("root", "out"), [("work/../export", "export/out"), ("export", "link/out"), ("link", "export/out")])
+def test_an_output_inside_of_root_is_refused_however_it_is_written(export, tmp_path, monkeypatch, capsys, root, out):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "link").symlink_to(export.rename(tmp_path / "export"))
+    arguments = ("data", "import", f"{tmp_path}/{root}", "--from", "labelme", "--out", f"{tmp_path}/{out}")
+    code, output = run_cli(monkeypatch, capsys, *arguments)
+    assert (code, "is inside ROOT" in output) == (2, True)
+    assert not (tmp_path / "export/out").exists()
+
+
 @pytest.mark.parametrize(
     ("root", "tool", "out", "message"),
     [

@@ -252,12 +252,12 @@ def fill_value(unlabelled: str) -> int:
 
 
 def require_output(root: Path, out: Path) -> None:
-    """Check that `out` is a new or empty folder outside `root`.
+    """Check that `out`, a path without symbolic links, is a new or empty folder outside `root`.
 
     Raises:
       ConfigError: It is not.
     """
-    if out.is_relative_to(root):
+    if out.is_relative_to(os.path.realpath(root)):
         raise ConfigError(f"`--out` (={str(out)!r}) is inside ROOT ({root}). Choose a folder outside of it.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"`--out` (={str(out)!r}) already exists and is not an empty folder. Choose a new folder.")
