@@ -71,6 +71,13 @@ def test_root_and_output_can_be_relative_to_the_folder_above(export, tmp_path, m
     assert "paths that leave ROOT" not in output
 
 
+def test_the_output_can_be_a_link_to_an_empty_folder(export, tmp_path, monkeypatch, capsys):
+    (tmp_path / "disk/out").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk/out")
+    code, _ = run_cli(monkeypatch, capsys, "data", "import", export, "--from", "labelme", "--out", tmp_path / "link")
+    assert (code, (tmp_path / "link").is_symlink(), (tmp_path / "disk/out/labels.json").exists()) == (0, True, True)
+
+
 @pytest.mark.parametrize(("root", "out"), [("work/../export", "export/out"), ("export", "link/out"), ("link", "export/out")])
 def test_an_output_inside_of_root_is_refused_however_it_is_written(export, tmp_path, monkeypatch, capsys, root, out):
     (tmp_path / "work").mkdir()

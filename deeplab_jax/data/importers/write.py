@@ -252,7 +252,7 @@ def fill_value(unlabelled: str) -> int:
 
 
 def require_output(root: Path, out: Path) -> None:
-    """Check that `out`, a path without symbolic links, is a new or empty folder outside `root`.
+    """Check that `out`, a path without symbolic links, is a new or empty folder outside `root`, and can be replaced.
 
     Raises:
       ConfigError: It is not.
@@ -261,3 +261,5 @@ def require_output(root: Path, out: Path) -> None:
         raise ConfigError(f"`--out` (={str(out)!r}) is inside ROOT ({root}). Choose a folder outside of it.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"`--out` (={str(out)!r}) already exists and is not an empty folder. Choose a new folder.")
+    if os.path.ismount(out):  # the finished import is renamed to `out`
+        raise ConfigError(f"`--out` (={str(out)!r}) is a mount point, which cannot be replaced. Choose a folder inside of it.")

@@ -144,6 +144,13 @@ def test_the_output_must_be_new_and_outside_of_the_root(tmp_path):
             require_output(tmp_path / root, tmp_path / out)
 
 
+def test_a_mount_point_cannot_be_the_output(tmp_path, monkeypatch):
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path)
+    with pytest.raises(ConfigError, match=r"is a mount point.* Choose a folder inside of it\."):
+        require_output(tmp_path / "root", tmp_path)
+    require_output(tmp_path / "root", tmp_path / "out")
+
+
 def test_classes_follow_the_background_and_keep_usable_colors():
     classes = {"car": (1, 2, 3), "_background_": (9, 9, 9), "sky": (1, 2, 3), "road": None, "pole": (0, 0, 0)}
     labels, ids = choose_labels("x", Source(classes, []), has_background=False)
