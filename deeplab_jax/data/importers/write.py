@@ -210,13 +210,10 @@ def draw_mask(shapes: tuple[Shape, ...], size: tuple[int, int], drawing: Drawing
       DataError: A shape is damaged.
     """
     mask = np.full(size, drawing.fill, np.uint8)
-    if drawing.order == "file":
-        for shape in shapes:
-            mask[shape.figure.draw(*size)] = drawing.ids[shape.name]
-        return mask
-    regions = [(shape.figure.draw(*size), shape.name) for shape in shapes]
-    for region, name in sorted(regions, key=lambda each: -np.count_nonzero(each[0])):
-        mask[region] = drawing.ids[name]
+    if drawing.order == "area":  # each shape is drawn twice, because the pixels of all shapes may not fit into memory
+        shapes = tuple(sorted(shapes, key=lambda shape: -np.count_nonzero(shape.figure.draw(*size))))
+    for shape in shapes:
+        mask[shape.figure.draw(*size)] = drawing.ids[shape.name]
     return mask
 
 
