@@ -56,6 +56,19 @@ def test_pixels_without_a_shape_can_be_ignored(export, tmp_path, monkeypatch, ca
     assert np.unique(read_pixels(tmp_path / "out/target/val/b.png")).tolist() == [1, 255]
 
 
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("linestrip", "The notes list the shapes that cannot be used."), ("circle", "For example, the circle 'car' in ")],
+)
+def test_an_export_without_a_usable_shape_is_an_error_that_says_so(export, tmp_path, monkeypatch, capsys, kind, reason):
+    for path in export.rglob("*.json"):
+        path.write_text(path.read_text().replace("polygon", kind))
+    code, output = run_cli(monkeypatch, capsys, "data", "import", export, "--from", "labelme", "--out", tmp_path / "out")
+    assert code == 2
+    assert f"error: None of the 3 annotated images has a usable shape. {reason}" in output
+    assert ("note: shapes without an area or of an unsupported type (not drawn) (2)" in output) == (kind == "linestrip")
+
+
 def test_a_tilde_is_the_home_folder(export, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     code, output = run_cli(monkeypatch, capsys, "data", "import", f"~/{export.name}", "--from", "labelme", "--out", "~/out")
