@@ -18,7 +18,7 @@ from deeplab_jax.data.decode import find_orientation
 from deeplab_jax.data.importers import reading
 from deeplab_jax.data.importers.annotation import Annotation, Notes, Shape, Source
 from deeplab_jax.errors import ConfigError, DataError, one_line
-from deeplab_jax.files import advise_on_write_error, write_atomically
+from deeplab_jax.files import advise_on_write_error, link_or_copy, report_write_errors, write_atomically
 from deeplab_jax.labels import IGNORE
 
 EMPTY = "images without shapes (left out; --keep-empty keeps them as background)"
@@ -138,7 +138,12 @@ def _write_sample(
     if mask is None:
         return False
     image_path = folder / "input" / annotation.split / name
-    _link_or_copy(annotation.image if not annotation.embedded else None, data, image_path)
+    with report_write_errors(epath.Path(image_path)):
+        image_path.parent.mkdir(parents=True, exist_ok=True)
+        if annotation.embedded:
+            image_path.write_bytes(data)
+        else:
+            link_or_copy(annotation.image.resolve(), image_path)
     mask_path = folder / "target" / annotation.split / PurePosixPath(name).with_suffix(".png")
     with write_atomically(epath.Path(mask_path)) as file:
         Image.fromarray(mask).save(file, "PNG")
@@ -230,17 +235,6 @@ def _output_name(annotation: Annotation) -> str:
     name = re.sub("[\ud800-\udfff]", lambda match: f"%{ord(match[0]) & 0xFF:02X}", annotation.name)
     path = PurePosixPath(name)
     return str(path.with_stem(f"{path.stem}_image")) if path.stem.lower().endswith(KIND_ENDINGS) else str(path)
-
-
-def _link_or_copy(image: Path | None, data: bytes, path: Path) -> None:
-    """Make `path` a hard link to `image`, or a file with the bytes `data` if that is impossible."""
-    if image is not None:
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.link(image.resolve(), path)
-            return
-    with write_atomically(epath.Path(path)) as file:
-        file.write(data)
 
 
 def fill_value(unlabelled: str) -> int:
