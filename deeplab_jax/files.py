@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator, Sequence
 from typing import IO
 
@@ -110,6 +111,18 @@ def report_write_errors(path: epath.Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(f"Cannot write {path}: {error.strerror or error}. {advise_on_write_error(error)}.") from None
+
+
+def link_or_copy(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Make `target` a hard link to the file `source`, or a copy, because some file systems, such as exFAT, have no links.
+
+    Raises:
+      OSError: `target` cannot be written.
+    """
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)  # without the permissions, which such file systems may refuse
 
 
 @contextlib.contextmanager

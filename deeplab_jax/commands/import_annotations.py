@@ -1,5 +1,6 @@
 """The command `deeplab-jax data import`."""
 
+import os
 import shlex
 from pathlib import Path
 from typing import Annotated, Literal
@@ -42,7 +43,8 @@ def import_annotations(
     from deeplab_jax.data.importers.write import Drawing, fill_value, new_folder, require_output, write_samples
 
     read = choose(tool, IMPORTERS, "--from")
-    source_folder, folder = _require_root(root), Path(require_local(out, "--out")).expanduser().absolute()
+    # The finished import is renamed to the output folder, which cannot replace a link.
+    source_folder, folder = _require_root(root), Path(os.path.realpath(os.path.expanduser(require_local(out, "--out"))))
     require_output(source_folder, folder)
     console, notes = Console(soft_wrap=True, highlight=False), Notes()
     try:
@@ -69,7 +71,7 @@ def import_annotations(
 
 
 def _require_root(root: str) -> Path:
-    path = Path(require_local(root, "ROOT")).expanduser().absolute()
+    path = Path(os.path.abspath(os.path.expanduser(require_local(root, "ROOT"))))
     if path.is_file():
         raise ConfigError(f"`ROOT` (={root!r}) is a file. Unpack it if it is an archive, and give the folder.")
     if not path.is_dir():

@@ -56,11 +56,49 @@ def test_pixels_without_a_shape_can_be_ignored(export, tmp_path, monkeypatch, ca
     assert np.unique(read_pixels(tmp_path / "out/target/val/b.png")).tolist() == [1, 255]
 
 
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("linestrip", "The notes list the shapes that cannot be used."), ("circle", "For example, the circle 'car' in ")],
+)
+def test_an_export_without_a_usable_shape_is_an_error_that_says_so(export, tmp_path, monkeypatch, capsys, kind, reason):
+    for path in export.rglob("*.json"):
+        path.write_text(path.read_text().replace("polygon", kind))
+    code, output = run_cli(monkeypatch, capsys, "data", "import", export, "--from", "labelme", "--out", tmp_path / "out")
+    assert code == 2
+    assert f"error: None of the 3 annotated images has a usable shape. {reason}" in output
+    assert ("note: shapes without an area or of an unsupported type (not drawn) (2)" in output) == (kind == "linestrip")
+
+
 def test_a_tilde_is_the_home_folder(export, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     code, output = run_cli(monkeypatch, capsys, "data", "import", f"~/{export.name}", "--from", "labelme", "--out", "~/out")
     assert (code, (tmp_path / "out/labels.json").exists()) == (0, True)
     assert f"--config.data.root={tmp_path}/out" in output
+
+
+def test_root_and_output_can_be_relative_to_the_folder_above(export, tmp_path, monkeypatch, capsys):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    code, output = run_cli(monkeypatch, capsys, "data", "import", f"../{export.name}", "--from", "labelme", "--out", "../out")
+    assert (code, (tmp_path / "out/labels.json").exists()) == (0, True)
+    assert "paths that leave ROOT" not in output
+
+
+def test_the_output_can_be_a_link_to_an_empty_folder(export, tmp_path, monkeypatch, capsys):
+    (tmp_path / "disk/out").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk/out")
+    code, _ = run_cli(monkeypatch, capsys, "data", "import", export, "--from", "labelme", "--out", tmp_path / "link")
+    assert (code, (tmp_path / "link").is_symlink(), (tmp_path / "disk/out/labels.json").exists()) == (0, True, True)
+
+
+@pytest.mark.parametrize(("root", "out"), [("work/../export", "export/out"), ("export", "link/out"), ("link", "export/out")])
+def test_an_output_inside_of_root_is_refused_however_it_is_written(export, tmp_path, monkeypatch, capsys, root, out):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "link").symlink_to(export.rename(tmp_path / "export"))
+    arguments = ("data", "import", f"{tmp_path}/{root}", "--from", "labelme", "--out", f"{tmp_path}/{out}")
+    code, output = run_cli(monkeypatch, capsys, *arguments)
+    assert (code, "is inside ROOT" in output) == (2, True)
+    assert not (tmp_path / "export/out").exists()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import math
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+from deeplab_jax.data.decode import IMAGE_SUFFIXES
 from deeplab_jax.data.importers import reading
 from deeplab_jax.data.importers.annotation import Annotation, Notes, Shape, Source
 from deeplab_jax.data.importers.figures import Bitmap, CocoPolygons, Damaged, Ellipse, Figure, decode_runs, pairs
@@ -16,6 +17,8 @@ from deeplab_jax.labels import Color
 
 OTHER_XML = "XML files that are not CVAT annotations"
 IGNORED_TAGS = ("tag", "attribute")
+AREA_TAGS = ("polygon", "box", "ellipse", "mask")
+TYPES_WITHOUT_AREA = ("skeleton", "points", "polyline", "tag")
 
 
 class _NoDoctype(ET.TreeBuilder):
@@ -47,9 +50,10 @@ def read(root: Path, notes: Notes) -> Source:
             continue
         if tree.find("track") is not None:
             raise DataError(f"{path} is in the format for videos. Export it as `CVAT for images 1.1`.")
+        used = {shape.get("label") for tag in AREA_TAGS for shape in tree.iterfind(f"image/{tag}")}
         for label in tree.iterfind("meta/*/labels/label"):
             name = label.findtext("name")
-            if name:
+            if name and (name in used or _can_have_area(label)):
                 classes.setdefault(name, reading.parse_color(label.findtext("color")))
         subsets = {task.findtext("id"): task.findtext("subset") or "" for task in tree.iterfind("meta//task")}
         for image in tree.iterfind("image"):
@@ -58,6 +62,11 @@ def read(root: Path, notes: Notes) -> Source:
             if annotation:
                 annotations.append(annotation)
     return Source(classes, annotations, is_turned=True)
+
+
+def _can_have_area(label: ET.Element) -> bool:
+    """Return whether the shapes of a label can have an area. A label with a parent is a point of a skeleton."""
+    return label.find("parent") is None and label.findtext("type") not in TYPES_WITHOUT_AREA
 
 
 def _only(subsets: dict[str | None, str]) -> str:
@@ -79,8 +88,11 @@ def _read_image(
     name = image.get("name") or ""
     split = reading.find_split(subset) or "train"
     folders = [path.parent / each for each in ("images", f"images/{subset}", subset, "")]
+    # Exports of videos name the frames without a suffix.
+    suffixes = ("",) if name.lower().endswith(IMAGE_SUFFIXES) else ("", *IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES))
     try:
-        file = images.find(name, split, [*folders, images.root, images.root / "images"]) if name else None
+        files = (images.find(name + suffix, split, [*folders, images.root, images.root / "images"]) for suffix in suffixes)
+        file = next(filter(None, files), None) if name else None
     except DataError as error:
         notes.add(reading.OUTSIDE, f"{error}, in {path}")
         return None

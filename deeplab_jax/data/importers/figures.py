@@ -63,9 +63,9 @@ class Outline:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rectangle:
-    """An upright rectangle given by two opposite corners, drawn with Pillow."""
+    """An upright rectangle given by two opposite corners or all four, drawn with Pillow."""
 
-    corners: tuple[Point, Point]
+    corners: Ring
 
     def extent(self) -> Extent | None:
         """See `Figure.extent`."""

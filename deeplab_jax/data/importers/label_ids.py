@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from deeplab_jax.data.importers.annotation import Source
+from deeplab_jax.data.importers.figures import Damaged
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import IGNORE, Color, LabelSet, distinct_colors
 
@@ -21,9 +22,15 @@ def choose_labels(name: str, source: Source, *, has_background: bool) -> tuple[L
       has_background: Whether there must be a background class, for the pixels without a shape.
 
     Raises:
-      DataError: There are fewer than 2 classes.
+      DataError: There are fewer than 2 classes, or none at all.
       ConfigError: There are more than 255 classes.
     """
+    if not source.classes:
+        figures = (shape.figure for each in source.annotations for shape in each.shapes)
+        damaged = next((figure.where for figure in figures if isinstance(figure, Damaged)), "")
+        reason = f"For example, {damaged} is damaged" if damaged else "The notes list the shapes that cannot be used"
+        count = len(source.annotations)
+        raise DataError(f"None of the {count} annotated images has a usable shape. {reason}. Correct them, or draw polygons.")
     others = [each for each in source.classes if not is_background(each)]
     has_background = has_background or len(others) < len(source.classes)
     names = ["background"] * has_background + others

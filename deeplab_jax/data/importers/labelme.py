@@ -125,8 +125,8 @@ def _make_figure(kind: str, values: dict[str, Any]) -> Figure | None:
             return Outline(points) if len(points) > 2 else None
         case "oriented_rectangle" if len(points) == 4:
             return Outline(points)
-        case "rectangle" if len(points) == 2:
-            return Rectangle((points[0], points[1]))
+        case "rectangle" if len(points) in (2, 4):  # other tools write all four corners
+            return Rectangle(points)
         case "circle":
             center, edge = points
             return Circle(center, math.dist(center, edge))

@@ -23,7 +23,7 @@ SPLITS = {
     "test": "test",
     "testing": "test",
 }
-OUTSIDE = "paths that leave ROOT (images left out)"
+OUTSIDE = "paths that leave ROOT (images left out; give the folder above both the images and the annotations)"
 MISSING = "annotations whose image is missing"
 UNREADABLE = "annotation files that cannot be read (left out)"
 FEW_POINTS = "polygons with fewer than 3 points (not drawn)"

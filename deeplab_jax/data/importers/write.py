@@ -18,7 +18,7 @@ from deeplab_jax.data.decode import find_orientation
 from deeplab_jax.data.importers import reading
 from deeplab_jax.data.importers.annotation import Annotation, Notes, Shape, Source
 from deeplab_jax.errors import ConfigError, DataError, one_line
-from deeplab_jax.files import advise_on_write_error, write_atomically
+from deeplab_jax.files import advise_on_write_error, link_or_copy, report_write_errors, write_atomically
 from deeplab_jax.labels import IGNORE
 
 EMPTY = "images without shapes (left out; --keep-empty keeps them as background)"
@@ -138,7 +138,12 @@ def _write_sample(
     if mask is None:
         return False
     image_path = folder / "input" / annotation.split / name
-    _link_or_copy(annotation.image if not annotation.embedded else None, data, image_path)
+    with report_write_errors(epath.Path(image_path)):
+        image_path.parent.mkdir(parents=True, exist_ok=True)
+        if annotation.embedded:
+            image_path.write_bytes(data)
+        else:
+            link_or_copy(annotation.image.resolve(), image_path)
     mask_path = folder / "target" / annotation.split / PurePosixPath(name).with_suffix(".png")
     with write_atomically(epath.Path(mask_path)) as file:
         Image.fromarray(mask).save(file, "PNG")
@@ -210,13 +215,10 @@ def draw_mask(shapes: tuple[Shape, ...], size: tuple[int, int], drawing: Drawing
       DataError: A shape is damaged.
     """
     mask = np.full(size, drawing.fill, np.uint8)
-    if drawing.order == "file":
-        for shape in shapes:
-            mask[shape.figure.draw(*size)] = drawing.ids[shape.name]
-        return mask
-    regions = [(shape.figure.draw(*size), shape.name) for shape in shapes]
-    for region, name in sorted(regions, key=lambda each: -np.count_nonzero(each[0])):
-        mask[region] = drawing.ids[name]
+    if drawing.order == "area":  # each shape is drawn twice, because the pixels of all shapes may not fit into memory
+        shapes = tuple(sorted(shapes, key=lambda shape: -np.count_nonzero(shape.figure.draw(*size))))
+    for shape in shapes:
+        mask[shape.figure.draw(*size)] = drawing.ids[shape.name]
     return mask
 
 
@@ -235,29 +237,20 @@ def _output_name(annotation: Annotation) -> str:
     return str(path.with_stem(f"{path.stem}_image")) if path.stem.lower().endswith(KIND_ENDINGS) else str(path)
 
 
-def _link_or_copy(image: Path | None, data: bytes, path: Path) -> None:
-    """Make `path` a hard link to `image`, or a file with the bytes `data` if that is impossible."""
-    if image is not None:
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.link(image.resolve(), path)
-            return
-    with write_atomically(epath.Path(path)) as file:
-        file.write(data)
-
-
 def fill_value(unlabelled: str) -> int:
     """Return the id of pixels without a shape for "background" or "ignored"."""
     return 0 if unlabelled == "background" else IGNORE
 
 
 def require_output(root: Path, out: Path) -> None:
-    """Check that `out` is a new or empty folder outside `root`.
+    """Check that `out`, a path without symbolic links, is a new or empty folder outside `root`, and can be replaced.
 
     Raises:
       ConfigError: It is not.
     """
-    if out.is_relative_to(root):
+    if out.is_relative_to(os.path.realpath(root)):
         raise ConfigError(f"`--out` (={str(out)!r}) is inside ROOT ({root}). Choose a folder outside of it.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"`--out` (={str(out)!r}) already exists and is not an empty folder. Choose a new folder.")
+    if os.path.ismount(out):  # the finished import is renamed to `out`
+        raise ConfigError(f"`--out` (={str(out)!r}) is a mount point, which cannot be replaced. Choose a folder inside of it.")

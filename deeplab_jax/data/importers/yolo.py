@@ -28,9 +28,14 @@ def read(root: Path, notes: Notes) -> Source:
       notes: Receives what could not be used.
 
     Raises:
-      DataError: There is no YAML file with class names, or it cannot be read.
+      DataError: There is no YAML file with class names, it cannot be read, or it describes keypoints.
     """
     path, content = _find_description(root, notes)
+    if content.get("kpt_shape"):
+        raise DataError(
+            f"{path} has `kpt_shape` (={content['kpt_shape']!r}): its lines are boxes with keypoints, which have no outlines. "
+            "Export polygons, or remove `kpt_shape` if the lines are polygons."
+        )
     names = _read_names(path, content.get("names"))
     annotations: list[Annotation] = []
     for key in SPLIT_KEYS:

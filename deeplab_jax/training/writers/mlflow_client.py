@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from deeplab_jax.training.writers.tracker import PROJECT, Tracker, keep_id, read_id, run_name
 from deeplab_jax.training.writers.writer import Checkpoint, Outcome, Row, RunStart, Strips
@@ -26,7 +26,8 @@ class Mlflow(Tracker):
         from mlflow.exceptions import MlflowException
 
         self._client = MlflowClient()
-        params = {_clean(field): str(value)[:_MAX_LENGTH] for field, value in run.config.items()}
+        names = clean_names(run.config)
+        params = {names[field]: str(value)[:_MAX_LENGTH] for field, value in run.config.items()}
         tracked = read_id(run, "mlflow")
         if tracked:
             try:
@@ -53,8 +54,8 @@ class Mlflow(Tracker):
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
-        numbers = {_clean(f"{kind}/{name}"): value for name, value in row.items() if value is not None}
-        metrics = [Metric(name, value, now, step) for name, value in numbers.items()]
+        names = clean_names(row)  # also those without a value, so that the numbers are the same at each step
+        metrics = [Metric(f"{kind}/{names[name]}", value, now, step) for name, value in row.items() if value is not None]
         self._client.log_batch(self._run, metrics=metrics, synchronous=True)
 
     def write_images(self, step: int, strips: Strips) -> None:
@@ -75,6 +76,14 @@ class Mlflow(Tracker):
         return experiment.experiment_id if experiment else str(self._client.create_experiment(name))
 
 
-def _clean(name: str) -> str:
-    """Replace the characters that MLflow does not accept in names."""
-    return re.sub(r"[^\w\-./: ]", "_", name, flags=re.ASCII)
+def clean_names(names: Iterable[str]) -> dict[str, str]:
+    """Return each name without the characters that MLflow refuses. Names that would become the same are numbered."""
+    cleaned: dict[str, str] = {}
+    for name in names:
+        text = unique = re.sub(r"[^\w\-./: ]", "_", name)
+        number = 1
+        while unique in cleaned.values():
+            number += 1
+            unique = f"{text}_{number}"
+        cleaned[name] = unique
+    return cleaned

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 from deeplab_jax.buckets import is_url
 from deeplab_jax.errors import one_line
+from deeplab_jax.files import link_or_copy
 from deeplab_jax.training.writers.json_lines import is_repeated
 from deeplab_jax.training.writers.tracker import Tracker, keep_last_step, read_last_step, upload_folder
 from deeplab_jax.training.writers.writer import Checkpoint, Outcome, Row, RunStart, RunWriter, Strips
@@ -99,11 +100,12 @@ class TrackerProcess(RunWriter):
             self._call("write_images", step, list(strips))
 
     def write_checkpoint(self, checkpoint: Checkpoint) -> None:
-        # The run can delete the checkpoint before it is uploaded. Hard links keep the files, and take no time and no space.
+        # The run can delete the checkpoint before it is uploaded. Hard links keep the files, and take no time and no space,
+        # where the file system has them.
         if is_url(checkpoint.folder):
             raise RuntimeError("checkpoints in buckets are not uploaded")
         copy = self._uploads / str(checkpoint.step)
-        shutil.copytree(checkpoint.folder, copy, copy_function=os.link)
+        shutil.copytree(checkpoint.folder, copy, copy_function=link_or_copy)
         self._has_uploads = True
         self._call("write_checkpoint", Checkpoint(checkpoint.step, str(copy), checkpoint.miou, checkpoint.is_best))
 

@@ -54,6 +54,27 @@ def test_polygons_boxes_and_ellipses(tmp_path):
     assert draw(annotation, {"car": 1, "sky": 2}, size=(4, 8)) == ["11000000", "11001111", "00001111", "01110000"]
 
 
+@pytest.mark.parametrize("file", ["images/v1.5/frame_000000.PNG", "frames/v1.5/frame_000000.jpg"])
+def test_frames_of_videos_are_named_without_a_suffix(tmp_path, file):
+    write_image(tmp_path / file, 8, 4)
+    text = write(tmp_path / "annotations.xml", "").read_text().replace("my images/a.png", "v1.5/frame_000000")
+    write_text(tmp_path / "annotations.xml", text)
+    notes = Notes()
+    (annotation,) = read(tmp_path, notes).annotations
+    assert (annotation.image, notes.counts()) == (tmp_path / file, {})
+    assert annotation.name == f"v1.5/{annotation.image.name}"
+
+
+def test_labels_without_an_area_are_no_classes(tmp_path):
+    write_image(tmp_path / "images/my images/a.png", 8, 4)
+    types = {"any": "any", "person": "skeleton", "nose": "points", "lane": "polyline", "night": "tag", "drawn": "polyline"}
+    parents = {"nose": "<parent>person</parent>"}
+    labels = (f"<label><name>{name}</name><type>{kind}</type>{parents.get(name, '')}</label>" for name, kind in types.items())
+    text = write(tmp_path / "annotations.xml", box("drawn", 0, 0, 1, 1)).read_text()
+    write_text(tmp_path / "annotations.xml", text.replace("</labels>", f"{''.join(labels)}</labels>"))
+    assert list(read(tmp_path, Notes()).classes) == ["car", "sky", "any", "drawn"]
+
+
 @pytest.mark.parametrize(
     ("meta", "attributes", "split"),
     [

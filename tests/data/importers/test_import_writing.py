@@ -1,5 +1,6 @@
 import io
 import os
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +23,15 @@ def test_smaller_shapes_are_on_top_if_drawn_by_area():
     small, large = Shape("car", Rectangle(((1, 0), (1, 0)))), Shape("sky", Rectangle(((0, 0), (2, 0))))
     assert draw_mask((small, large), (1, 4), DRAWING).tolist() == [[2, 2, 2, 0]]
     assert draw_mask((small, large), (1, 4), replace(DRAWING, order="area", fill=255)).tolist() == [[2, 1, 2, 255]]
+
+
+def test_drawing_by_area_needs_no_more_memory_for_more_shapes():
+    shapes = tuple(Shape("car", Bitmap(np.ones((i, i), bool))) for i in range(1, 51))
+    tracemalloc.start()
+    draw_mask(shapes, (400, 500), replace(DRAWING, order="area"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * 400 * 500  # the mask, a shape, and what NumPy needs to assign; 50 shapes would be 10 MB
 
 
 def run(folder, *annotations, is_turned=True, drawing=DRAWING):
@@ -142,6 +152,13 @@ def test_the_output_must_be_new_and_outside_of_the_root(tmp_path):
     for root, out in (("root", "full"), ("root", "full/x"), ("full", "full/new"), ("full", "full")):
         with pytest.raises(ConfigError, match="`--out`"):
             require_output(tmp_path / root, tmp_path / out)
+
+
+def test_a_mount_point_cannot_be_the_output(tmp_path, monkeypatch):
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path)
+    with pytest.raises(ConfigError, match=r"is a mount point.* Choose a folder inside of it\."):
+        require_output(tmp_path / "root", tmp_path)
+    require_output(tmp_path / "root", tmp_path / "out")
 
 
 def test_classes_follow_the_background_and_keep_usable_colors():

@@ -41,6 +41,13 @@ def test_shapes_are_drawn_in_the_order_of_the_file(tmp_path):
     ]
 
 
+def test_a_rectangle_can_have_all_four_corners(tmp_path):
+    write_image(tmp_path / "a.png", 4, 4)
+    write(tmp_path / "a.json", [shape("car", [[1, 2], [2, 2], [2, 3], [1, 3]], "rectangle")], size=(4, 4))
+    (annotation,) = read(tmp_path, Notes()).annotations
+    assert draw(annotation, {"car": 1}, size=(4, 4)) == ["0000", "0000", "0110", "0110"]
+
+
 def test_images_are_found_where_the_file_says_or_beside_it_or_inside_it(tmp_path):
     write_image(tmp_path / "images/a.png")
     write_image(tmp_path / "labels/moved.png")
@@ -63,6 +70,7 @@ def test_an_image_outside_of_the_folder_is_refused(tmp_path, name):
     notes = Notes()
     assert not read(tmp_path / "root", notes).annotations
     assert notes.counts() == {reading.OUTSIDE: 1}
+    assert "give the folder above both the images and the annotations" in next(notes.lines())
 
 
 def test_what_cannot_be_used_is_noted(tmp_path):
@@ -87,6 +95,7 @@ def test_what_cannot_be_used_is_noted(tmp_path):
         shape("car", [[0, 0], [1, 1]], "mask"),
         shape("car", [[0, 0], [1, 1]], "mask", mask="?"),
         shape("car", [[0, 0]], "rectangle"),
+        shape("car", [[0, 0], [1, 0], [1, 1]], "rectangle"),
         {"points": []},
         7,
     ],

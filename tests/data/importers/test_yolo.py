@@ -74,7 +74,13 @@ def test_what_cannot_be_used_is_noted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("names: [", "not valid YAML"), ("train: x", "no YAML file with class"), ("names: 3", "neither")]
+    ("text", "message"),
+    [
+        ("names: [", "not valid YAML"),
+        ("train: x", "no YAML file with class"),
+        ("names: 3", "neither"),
+        ("names: [tiger]\nkpt_shape: [12, 2]", r"`kpt_shape` \(=\[12, 2\]\).*Export polygons"),
+    ],
 )
 def test_a_malformed_description_is_an_error_that_names_it(tmp_path, text, message):
     write_text(tmp_path / "data.yaml", text)

@@ -40,7 +40,13 @@ def test_calls_are_made_in_order_and_messages_reach_the_log(tmp_path):
     assert lines == ["fake: lr 0.1"]
 
 
-def test_a_checkpoint_can_be_deleted_before_it_is_uploaded(tmp_path):
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_checkpoint_can_be_deleted_before_it_is_uploaded(tmp_path, monkeypatch, has_links):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")  # as on exFAT
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuse)
     step = tmp_path / "checkpoints" / "2"
     (step / "model").mkdir(parents=True)
     (step / "model" / "array").write_text("weights")
