@@ -193,8 +193,8 @@ def find_samples(root: str, split: str, kind: str = "auto", *, need_labels: bool
 def list_splits(root: str) -> list[str]:
     """Return the split names in a folder: first the splits with a `.lst` file, then those with image folders."""
     folder = epath.Path(root)
-    lists = folder / "list"
-    listed = sorted(path.stem for path in lists.iterdir() if path.suffix == ".lst") if lists.is_dir() else []
+    names = filter(is_visible, list_names(folder / "list"))
+    listed = sorted(name.removesuffix(".lst") for name in names if name.endswith(".lst"))
     layout = recognize_layout(folder) if folder.is_dir() else None
     return list(dict.fromkeys(listed + (layout.splits(folder) if layout else [])))
 
@@ -222,7 +222,7 @@ class _Part:
 
 def _find_part(folder: epath.Path, split: str, kind: str) -> _Part:
     listing = folder / "list" / f"{split}.lst"
-    if listing.exists():
+    if listing.exists() or listing.name in list_names(listing.parent):  # it may exist and be unreadable
         part = _Part(split, list(read_list(listing, folder)), str(listing), kind)
         advice = "Add images to the list, or delete the list to use the image folders."
     else:

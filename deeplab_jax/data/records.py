@@ -23,6 +23,7 @@ import tensorflow as tf
 from etils import epath
 
 from deeplab_jax.config import DataConfig
+from deeplab_jax.data.folders import list_names
 from deeplab_jax.data.image_files import reason
 from deeplab_jax.data.ranges import File, read_range, stat_file
 from deeplab_jax.data.samples import DecodedSample, OpenSample, Samples, Store, require_disjoint
@@ -137,7 +138,7 @@ def is_incomplete(root: str) -> bool:
 
 
 def _has_file(root: str, *patterns: re.Pattern[str]) -> bool:
-    return any(pattern.fullmatch(path.name) for path in epath.Path(root).iterdir() for pattern in patterns)
+    return any(pattern.fullmatch(name) for name in list_names(epath.Path(root)) for pattern in patterns)
 
 
 def read_manifest(root: str) -> Manifest:
