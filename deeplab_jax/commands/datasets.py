@@ -121,6 +121,8 @@ def open_training_data(config: Config, say: Callable[[str], None]) -> tuple[Data
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
     eval_set, eval_batches = _open_evaluation(config, say) if config.train.evaluate else (None, lambda: iter(()))
+    if eval_set and config.eval.split != config.data.train_split:
+        _warn_of_shared_images(config, train_set, eval_set, say)
     data = Data(
         names=train_set.images,
         digest=digest(train_set, is_mixed=bool(config.data.mix)),
@@ -140,6 +142,17 @@ def open_training_data(config: Config, say: Callable[[str], None]) -> tuple[Data
         epoch_size=epoch_size,
     )
     return data, total_steps(config, epoch_size)
+
+
+def _warn_of_shared_images(config: Config, train_set: Samples, eval_set: Samples, say: Callable[[str], None]) -> None:
+    trained = set(train_set.images)
+    shared = [image for image in eval_set.images if image in trained]
+    if shared:
+        say(
+            f"WARNING: {len(shared)} of the {len(eval_set)} images in {config.eval.split} are also in "
+            f"{config.data.train_split}, such as {shared[0]}, so the scores are better than those on new images. Set "
+            "--config.eval.split to a split without training images, or fix the lists."
+        )
 
 
 def _enumerate(words: Sequence[str]) -> str:

@@ -96,6 +96,8 @@ VALIDATION = ("valid", "validation", "dev", "testing", "test")
 
 
 def _advise_on_split(split: str, splits: Sequence[str]) -> str:
+    if split == "train":
+        return " Choose one of these with --config.data.train_split, and another one with --config.eval.split."
     if split != "val":
         return " Choose one of these."
     other = next((name for name in VALIDATION if name in splits), "")
