@@ -11,7 +11,7 @@ from typing import IO
 
 import numpy as np
 from jaxtyping import Int32, Shaped, UInt8
-from PIL import Image, ImageMode, TiffImagePlugin
+from PIL import BmpImagePlugin, Image, ImageMode, ImagePalette, TiffImagePlugin
 
 IMAGE_SUFFIXES = (".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LOSSY_SUFFIXES = (".avif", ".jfif", ".jp2", ".jpeg", ".jpg")
@@ -173,7 +173,24 @@ def _open_picture(file: IO[bytes]) -> Image.Image | None:
             return None
         raise
     _require_memory(picture.width, picture.height, len(picture.getbands()))
+    if isinstance(picture, BmpImagePlugin.BmpImageFile):
+        _correct_bits(picture, file)
     return picture
+
+
+def _correct_bits(picture: BmpImagePlugin.BmpImageFile, file: IO[bytes]) -> None:
+    """Let Pillow read the palette indices of a BMP with the bits that its header gives.
+
+    Pillow reads 1 bit if the palette is black and white, and 8 bits if the colours are the indices.
+    """
+    file.seek(0)
+    header = file.read(30)
+    bits = int.from_bytes(header[24:26] if header[14] == 12 else header[28:30], "little")
+    if (picture.mode, bits) not in (("1", 4), ("1", 8), ("L", 1), ("L", 4)):
+        return
+    tile, greys = picture.tile[0], (0, 255) if picture.mode == "1" else range(2**bits)
+    picture._mode, picture.palette = "P", ImagePalette.raw("RGB", bytes(grey for grey in greys for _ in range(3)))
+    picture.tile = [tile._replace(args=(BmpImagePlugin.BIT2MODE[bits][1], *(tile.args or ())[1:]))]
 
 
 def _require_memory(width: int, height: int, bands: int) -> None:
