@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from etils import epath
 from jaxtyping import Bool, Integer, Shaped
-from PIL import Image
+from PIL import Image, ImagePalette
 
 from deeplab_jax.labels import Color
 
@@ -127,7 +127,16 @@ def _read_mode_and_palette(path: str, values: dict[int, int]) -> tuple[str, dict
         with epath.Path(path).open("rb") as file, Image.open(file) as picture:
             if picture.mode != "P" or picture.palette is None:
                 return picture.mode, {}
-            flat = picture.palette.getdata()[1]
-            return "P", {v: (flat[3 * v], flat[3 * v + 1], flat[3 * v + 2]) for v in values if 3 * v + 2 < len(flat)}
+            colors = _read_palette(picture.palette)
+            return "P", {value: colors[value] for value in values if value < len(colors)}
     except Image.UnidentifiedImageError:  # a NumPy array, or a TIFF that only tifffile can read
         return "", {}
+
+
+def _read_palette(palette: ImagePalette.ImagePalette) -> list[Color]:
+    """Return the colours of a palette, which TIFF stores by band and BMP as BGRX."""
+    order, colors = palette.getdata()
+    picture = Image.new("P", (1, 1))  # to load the palette into a file's own picture, its pixels would have to be decoded
+    picture.putpalette(colors, order)
+    flat = picture.getpalette("RGB") or []
+    return list(zip(flat[::3], flat[1::3], flat[2::3], strict=True))
