@@ -179,6 +179,17 @@ def test_custom_folders_named_like_a_split_do_not_form_the_training_split(tmp_pa
     assert len(find_samples(str(tmp_path / "places"), "train")) == 3
 
 
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [("input/train/a", "target/train/a"), ("train/a", "trainannot/a"), ("leftImg8bit/train/a", "gtFine/train/a")],
+)
+def test_images_that_would_share_a_label_are_an_error(tmp_path, image, label):
+    ends = ("_leftImg8bit", "_gtFine_labelIds") if "leftImg8bit" in image else ("", "")
+    save_images(tmp_path, f"{image}{ends[0]}.png", f"{image}{ends[0]}.jpg", f"{label}{ends[1]}.png")
+    with pytest.raises(DataError, match=rf"{image}{ends[0]}\.jpg and {image}{ends[0]}\.png would share the label {label}"):
+        find_samples(str(tmp_path), "train")
+
+
 def test_the_error_for_an_unknown_layout_lists_the_contents_and_the_expected_files(tmp_path):
     save_images(tmp_path, "photos/a.png", "readme.png")
     with pytest.raises(DataError) as caught:

@@ -64,8 +64,8 @@ def explain_missing_split(root: epath.Path, split: str, splits: Sequence[str]) -
         names = f"the splits {', '.join(splits)}" if len(splits) > 1 else f"only the split {splits[0]}"
         return f"Found no samples of split {split!r} below {root}, which has {names}.{_advise_on_split(split, splits)}"
     expected = "; ".join(f"{layout.shape.replace('SPLIT', split)} ({layout.name})" for layout in LAYOUTS)
-    names = sorted(filter(is_visible, list_names(root)))
-    contents = summarize((name + "/" * (root / name).is_dir() for name in names), 8)
+    present = sorted(filter(is_visible, list_names(root)))
+    contents = summarize((name + "/" * (root / name).is_dir() for name in present), 8)
     near = _find_nearby_layout(root)
     if near:
         return f"Found no samples of split {split!r} below {root}, which holds {contents}. Did you mean {near}?"
