@@ -149,7 +149,9 @@ def check_masks(sets: Mapping[str, Samples], on_mask: Callable[[], None] = lambd
         return [Problem(unreadable, names, str(error), fails=True)]
     suspicions = find_suspicions(survey, None, labelled[0].kind)
     texts = [("suspicious masks", text) for text in suspicions] + [(unreadable, text) for text in survey.problems]
-    return [Problem(sort, names, text, fails=True) for sort, text in texts]
+    questions = find_questions(survey, None, labelled[0].kind)
+    problems = [Problem(sort, names, text, fails=True) for sort, text in texts]
+    return problems + [Problem("masks that may mean something else", names, text, fails=False) for text in questions]
 
 
 def read_examples(

@@ -48,6 +48,12 @@ def test_objects_of_an_undefined_class_can_be_added():
     assert advice == "Fix the file, or add the values to the label set (to ignored_ids if they have no class)."
 
 
+def test_thin_objects_are_not_called_blended():
+    values = np.zeros((64, 64), np.uint8)
+    values[4:60, 10:12], values[4:60, 12:30], values[62, :9] = 1, 2, 7  # a membrane at the cell's left, and an undefined value
+    assert advise_on_unknown(describe_mask(values), {7}, is_color=False).startswith("Fix the file")
+
+
 def test_a_mask_is_described_by_the_same_counts_as_numpy_unique():
     values = np.random.default_rng(0).integers(0, 4, (10, 100)).astype(np.int32) * 70000
     counts = dict(zip(*(a.tolist() for a in np.unique(values, return_counts=True)), strict=True))
