@@ -14,7 +14,7 @@ from deeplab_jax.data.find import describe, find_split
 from deeplab_jax.data.pipeline import train_batches
 from deeplab_jax.data.records import is_records
 from deeplab_jax.data.samples import Samples, digest
-from deeplab_jax.data.suspicion import note_omissions, sample_suspicions
+from deeplab_jax.data.suspicion import sample_notes
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.runtime.compilation import estimate_compile_pixels
@@ -89,13 +89,8 @@ def introduce(split: str, samples: Samples, labels: LabelSet, say: Callable[[str
     for note in samples.notes:
         say(f"note: {note}")
     if jax.process_index() == 0:
-        for note in note_omissions(samples):
-            say(f"note: {note}")
-        suspicions, questions = sample_suspicions(samples, labels)
-        for question in questions:
-            say(f"note: {question}")
-        for suspicion in suspicions:
-            say(f"WARNING: {suspicion} `deeplab-jax data check` looks at all masks.")
+        for line in sample_notes(samples, labels):
+            say(line)
 
 
 def open_training_data(config: Config, say: Callable[[str], None]) -> tuple[Data, int]:

@@ -360,12 +360,16 @@ class RecordStore(Store):
         return _read_rows(location, location.offset, location.record.bands, top, bottom)[:, left:right]
 
     def _read_values(self, i: int, top: int, left: int, bottom: int, right: int) -> np.ndarray:
-        location = self.locations[i]
-        start = location.offset + location.record.bands * location.record.height * location.record.width
-        values = _read_rows(location, start, location.record.channels, top, bottom)[:, left:right]
-        if location.record.channels == 1:
-            return values[..., 0]
-        return values.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
+        return read_values(self.locations[i], top, bottom)[:, left:right]
+
+
+def read_values(location: RecordLocation, top: int, bottom: int) -> np.ndarray:
+    """Read the label values in the rows from `top` to `bottom`, as ids or 24-bit colours."""
+    start = location.offset + location.record.bands * location.record.height * location.record.width
+    values = _read_rows(location, start, location.record.channels, top, bottom)
+    if location.record.channels == 1:
+        return values[..., 0]
+    return values.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
 
 
 def _read_rows(location: RecordLocation, start: int, channels: int, top: int, bottom: int) -> np.ndarray:

@@ -4,7 +4,7 @@ Wrong masks are the most frequent reason for a network that learns nothing. Each
 line at the start of a training or evaluation.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -59,6 +59,31 @@ def sample_suspicions(samples: Samples, labels: LabelSet | None) -> tuple[list[s
     if not survey.files:
         return [], []
     return find_suspicions(survey, labels, samples.kind), find_questions(survey, labels, samples.kind)
+
+
+def sample_notes(samples: Samples, labels: LabelSet | None) -> Iterator[str]:
+    """Yield a line for each thing that a few files of a split show and that the user should know.
+
+    Args:
+      samples: The split.
+      labels: The label set, or None if there is none yet.
+    """
+    suspicions, questions = sample_suspicions(samples, labels)
+    for note in (*note_omissions(samples), *questions):
+        yield f"note: {note}"
+    for suspicion in suspicions:
+        yield f"WARNING: {suspicion} `deeplab-jax data check` looks at all masks."
+
+
+def compare_palettes(surveys: Iterable[Survey]) -> Iterator[str]:
+    """Yield a suspicion if the palettes of two splits differ. Each split was already compared with itself."""
+    together = Survey(is_color=False)
+    for survey in surveys:
+        if survey.conflict or survey.is_color:
+            return
+        for value, (color, name) in survey.palette.items():
+            together.add_palette_color(value, color, name)
+    yield from _find_palette_conflicts(together)
 
 
 def note_omissions(samples: Samples) -> list[str]:
