@@ -143,10 +143,11 @@ def read_size(file: IO[bytes]) -> tuple[int, int]:
 
 
 def find_orientation(picture: Image.Image) -> int:
-    """Return the EXIF orientation of an open image. See `read_orientation`."""
+    """Return the EXIF orientation of an open image, or 1 if it is not from 1 to 8. See `read_orientation`."""
     if picture.format == "TIFF" or (picture.format == "PNG" and "exif" not in picture.info):
         return 1
-    return int(picture.getexif().get(ORIENTATION, 1))
+    orientation = picture.getexif().get(ORIENTATION, 1)
+    return int(orientation) if orientation in range(1, 9) else 1  # some programs write 0
 
 
 def read_orientation(file: IO[bytes]) -> int:
@@ -285,7 +286,7 @@ def _read_tiff(data: bytes, channels: int = 0) -> Shaped[np.ndarray, "h w c"]:
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             orientation = file.pages.first.tags.valueof(ORIENTATION, 1)
-            if orientation != 1:
+            if orientation in range(2, 9):
                 raise FormatError(f"has the orientation {orientation}, which cannot be applied to it. Save it upright.")
             series = file.series[0]
             # Reduced copies for zooming and masks of valid pixels are not images of their own.

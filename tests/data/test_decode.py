@@ -300,3 +300,12 @@ def test_an_orientation_is_read_where_the_pixels_are_not_turned_yet():
     assert read_orientation(io.BytesIO(save(COLORS, format="JPEG", exif=exif))) == 6
     assert read_orientation(io.BytesIO(save(COLORS, format="TIFF", exif=exif))) == 1  # Pillow turns it
     assert read_orientation(io.BytesIO(b"no image")) == 1
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_orientations_without_a_meaning_are_upright(orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    assert read_orientation(io.BytesIO(save(COLORS, format="JPEG", exif=exif))) == 1
+    many = tiff(DEEP, planarconfig="contig", photometric="minisblack", extratags=[(274, 3, 1, orientation, False)])
+    assert decode_image(many, 6).shape == DEEP.shape
