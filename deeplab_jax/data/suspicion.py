@@ -173,10 +173,10 @@ def find_questions(survey: Survey, labels: LabelSet | None, kind: str) -> list[s
 def _ask_about_thin_lines(survey: Survey) -> Iterator[str]:
     thin = find_thin_values(survey.runs, survey.ramps)
     if 0 < len(thin) < MIN_BLENDED_VALUES:
-        values = ", ".join(format_value(value, survey.is_color) for value in thin)
+        values = " and ".join(format_value(value, survey.is_color) for value in thin)
         yield (
-            f"At {_measure_ramps(survey):.0%} of the edges, thin lines with the values {values} lie between other values. This "
-            f"is right if they are thin objects, such as outlines. {BLEND_CAUSES}"
+            f"At {_measure_ramps(survey):.0%} of the edges, thin lines of the value {values} lie between other values. This "
+            f"is right if they are thin objects, such as outlines. Otherwise, the masks are blended. {BLEND_CAUSES}"
         )
 
 

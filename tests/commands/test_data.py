@@ -71,7 +71,7 @@ def test_a_label_set_is_written_for_thin_classes_with_a_note(own_data, tmp_path,
         Image.fromarray(mask).save(path)
     code, output = run_cli(monkeypatch, capsys, "data", "labels", own_data, "--out", tmp_path / "labels.json")
     assert code == 0
-    assert "note: At 33% of the edges, thin lines with the values 1 lie between" in output
+    assert "note: At 33% of the edges, thin lines of the value 1 lie between" in output
     code, output = run_cli(monkeypatch, capsys, "data", "check", own_data)
     assert "masks that may mean something else" in output
     assert "ERROR" not in output

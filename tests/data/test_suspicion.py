@@ -98,11 +98,11 @@ def draw_cells(seed, thin=(1,)):
 
 
 def test_one_or_two_thin_classes_are_asked_about(survey):
-    for thin, shown in (((1,), "1"), ((1, 2), "1, 2")):
+    for thin, shown in (((1,), "1"), ((1, 2), "1 and 2")):
         result = survey(*(draw_cells(i, thin) for i in range(4)))
         assert find_suspicions(result[0], None, "labelIds") == []
         (question,) = find_questions(result[0], None, "labelIds")
-        assert f"of the edges, thin lines with the values {shown} lie between" in question
+        assert f"of the edges, thin lines of the value {shown} lie between" in question
         assert "\n" not in question
         assert sample_suspicions(result[1], CELLS) == ([], [question])
     assert find_questions(survey(*(draw(i) for i in range(3)))[0], None, "labelIds") == []
