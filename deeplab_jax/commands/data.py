@@ -112,7 +112,7 @@ def labels(root: Root, out: str = "", splits: tuple[str, ...] = (), label_kind: 
     from deeplab_jax.data.find import describe, find_split, list_splits
     from deeplab_jax.data.layouts import recognize_layout
     from deeplab_jax.data.survey import propose_labels, survey_masks
-    from deeplab_jax.data.suspicion import find_suspicions
+    from deeplab_jax.data.suspicion import find_questions, find_suspicions
 
     _require_threads(threads)
     path = epath.Path(out) if out else epath.Path(root) / LABELS_FILE
@@ -141,7 +141,7 @@ def labels(root: Root, out: str = "", splits: tuple[str, ...] = (), label_kind: 
     console.print(make_values_table(survey, proposed))
     for problem in survey.problems:
         print_line(console, f"skipped: {problem}")
-    for note in notes:
+    for note in (*notes, *find_questions(survey, proposed, samples[0].kind)):
         print_line(console, f"note: {note}")
     write_labels(path, proposed)
     print_line(console, f"Wrote {proposed.num_classes} classes to {path}. Edit their names, then run:")

@@ -14,7 +14,7 @@ from deeplab_jax.data.find import describe, find_split
 from deeplab_jax.data.pipeline import train_batches
 from deeplab_jax.data.records import is_records
 from deeplab_jax.data.samples import Samples, digest
-from deeplab_jax.data.suspicion import note_omissions, sample_suspicions
+from deeplab_jax.data.suspicion import sample_notes
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.runtime.compilation import estimate_compile_pixels
@@ -89,13 +89,8 @@ def introduce(split: str, samples: Samples, labels: LabelSet, say: Callable[[str
     for note in samples.notes:
         say(f"note: {note}")
     if jax.process_index() == 0:
-        for note in note_omissions(samples):
-            say(f"note: {note}")
-        suspicions, questions = sample_suspicions(samples, labels)
-        for question in questions:
-            say(f"note: {question}")
-        for suspicion in suspicions:
-            say(f"WARNING: {suspicion} `deeplab-jax data check` looks at all masks.")
+        for line in sample_notes(samples, labels):
+            say(line)
 
 
 def open_training_data(config: Config, say: Callable[[str], None]) -> tuple[Data, int]:
@@ -121,6 +116,8 @@ def open_training_data(config: Config, say: Callable[[str], None]) -> tuple[Data
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
     eval_set, eval_batches = _open_evaluation(config, say) if config.train.evaluate else (None, lambda: iter(()))
+    if eval_set and config.eval.split != config.data.train_split:
+        _warn_of_shared_images(config, train_set, eval_set, say)
     data = Data(
         names=train_set.images,
         digest=digest(train_set, is_mixed=bool(config.data.mix)),
@@ -140,6 +137,17 @@ def open_training_data(config: Config, say: Callable[[str], None]) -> tuple[Data
         epoch_size=epoch_size,
     )
     return data, total_steps(config, epoch_size)
+
+
+def _warn_of_shared_images(config: Config, train_set: Samples, eval_set: Samples, say: Callable[[str], None]) -> None:
+    trained = set(train_set.images)
+    shared = [image for image in eval_set.images if image in trained]
+    if shared:
+        say(
+            f"WARNING: {len(shared)} of the {len(eval_set)} images in {config.eval.split} are also in "
+            f"{config.data.train_split}, such as {shared[0]}, so the scores are better than those on new images. Set "
+            "--config.eval.split to a split without training images, or fix the lists."
+        )
 
 
 def _enumerate(words: Sequence[str]) -> str:

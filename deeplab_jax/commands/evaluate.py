@@ -16,7 +16,7 @@ from deeplab_jax.errors import ConfigError
 from deeplab_jax.evaluation import cityscapes, scores
 from deeplab_jax.evaluation.evaluate import EvaluatedImage, Visitor, evaluate
 from deeplab_jax.evaluation.metrics import Totals
-from deeplab_jax.evaluation.pictures import write_pictures
+from deeplab_jax.evaluation.pictures import name_results, write_pictures
 from deeplab_jax.evaluation.protocol import describe_differences, keep_output_stride
 from deeplab_jax.evaluation.submission import file_names, write_archive, write_prediction
 from deeplab_jax.files import write_atomically
@@ -74,9 +74,9 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
     introduce(config.eval.split, samples, config.labels, say)
     instances, visitors = _make_instance_counters(config, samples, console)
     if output:
-        stems = [str(epath.Path(image).with_suffix("")) for image in samples.images]
+        results = name_results(samples.images)
         visitors.append(
-            lambda each: write_pictures(output, stems[each.index], config.labels, each.prediction, image=each.image)
+            lambda each: write_pictures(output, results[each.index], config.labels, each.prediction, image=each.image)
         )
     if submission:
         visitors.append(lambda each: write_prediction(submission, names[each.index], each.prediction))

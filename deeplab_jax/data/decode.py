@@ -11,7 +11,7 @@ from typing import IO
 
 import numpy as np
 from jaxtyping import Int32, Shaped, UInt8
-from PIL import Image, ImageMode, TiffImagePlugin
+from PIL import BmpImagePlugin, Image, ImageMode, ImagePalette, TiffImagePlugin
 
 IMAGE_SUFFIXES = (".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LOSSY_SUFFIXES = (".avif", ".jfif", ".jp2", ".jpeg", ".jpg")
@@ -143,10 +143,11 @@ def read_size(file: IO[bytes]) -> tuple[int, int]:
 
 
 def find_orientation(picture: Image.Image) -> int:
-    """Return the EXIF orientation of an open image. See `read_orientation`."""
+    """Return the EXIF orientation of an open image, or 1 if it is not from 1 to 8. See `read_orientation`."""
     if picture.format == "TIFF" or (picture.format == "PNG" and "exif" not in picture.info):
         return 1
-    return int(picture.getexif().get(ORIENTATION, 1))
+    orientation = picture.getexif().get(ORIENTATION, 1)
+    return int(orientation) if orientation in range(1, 9) else 1  # some programs write 0
 
 
 def read_orientation(file: IO[bytes]) -> int:
@@ -173,7 +174,24 @@ def _open_picture(file: IO[bytes]) -> Image.Image | None:
             return None
         raise
     _require_memory(picture.width, picture.height, len(picture.getbands()))
+    if isinstance(picture, BmpImagePlugin.BmpImageFile):
+        _correct_bits(picture, file)
     return picture
+
+
+def _correct_bits(picture: BmpImagePlugin.BmpImageFile, file: IO[bytes]) -> None:
+    """Let Pillow read the palette indices of a BMP with the bits that its header gives.
+
+    Pillow reads 1 bit if the palette is black and white, and 8 bits if the colours are the indices.
+    """
+    file.seek(0)
+    header = file.read(30)
+    bits = int.from_bytes(header[24:26] if header[14] == 12 else header[28:30], "little")
+    if (picture.mode, bits) not in (("1", 4), ("1", 8), ("L", 1), ("L", 4)):
+        return
+    tile, greys = picture.tile[0], (0, 255) if picture.mode == "1" else range(2**bits)
+    picture._mode, picture.palette = "P", ImagePalette.raw("RGB", bytes(grey for grey in greys for _ in range(3)))
+    picture.tile = [tile._replace(args=(BmpImagePlugin.BIT2MODE[bits][1], *(tile.args or ())[1:]))]
 
 
 def _require_memory(width: int, height: int, bands: int) -> None:
@@ -268,7 +286,7 @@ def _read_tiff(data: bytes, channels: int = 0) -> Shaped[np.ndarray, "h w c"]:
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             orientation = file.pages.first.tags.valueof(ORIENTATION, 1)
-            if orientation != 1:
+            if orientation in range(2, 9):
                 raise FormatError(f"has the orientation {orientation}, which cannot be applied to it. Save it upright.")
             series = file.series[0]
             # Reduced copies for zooming and masks of valid pixels are not images of their own.

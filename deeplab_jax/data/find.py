@@ -193,8 +193,8 @@ def find_samples(root: str, split: str, kind: str = "auto", *, need_labels: bool
 def list_splits(root: str) -> list[str]:
     """Return the split names in a folder: first the splits with a `.lst` file, then those with image folders."""
     folder = epath.Path(root)
-    lists = folder / "list"
-    listed = sorted(path.stem for path in lists.iterdir() if path.suffix == ".lst") if lists.is_dir() else []
+    names = filter(is_visible, list_names(folder / "list"))
+    listed = sorted(name.removesuffix(".lst") for name in names if name.endswith(".lst"))
     layout = recognize_layout(folder) if folder.is_dir() else None
     return list(dict.fromkeys(listed + (layout.splits(folder) if layout else [])))
 
@@ -222,7 +222,7 @@ class _Part:
 
 def _find_part(folder: epath.Path, split: str, kind: str) -> _Part:
     listing = folder / "list" / f"{split}.lst"
-    if listing.exists():
+    if listing.exists() or listing.name in list_names(listing.parent):  # it may exist and be unreadable
         part = _Part(split, list(read_list(listing, folder)), str(listing), kind)
         advice = "Add images to the list, or delete the list to use the image folders."
     else:
@@ -231,6 +231,7 @@ def _find_part(folder: epath.Path, split: str, kind: str) -> _Part:
             raise DataError(explain_missing_split(folder, split, list_splits(str(folder))))
         source = f"the folders in {folder} ({layout.name} layout)"
         pairing = layout.pairs(folder, split, kind)
+        _require_own_labels(pairing.pairs)
         notes = pairing.notes + (() if layout.reads_lists else _note_unread_lists(folder, split))
         kind = layout.label_kind if kind == "auto" else kind
         part = _Part(split, list(pairing.pairs), source, kind, notes, pairing.why_unlabelled)
@@ -242,6 +243,15 @@ def _find_part(folder: epath.Path, split: str, kind: str) -> _Part:
     if not part.pairs:
         raise DataError(f"Found no samples of split {split!r} in {part.source}. {advice}")
     return part
+
+
+def _require_own_labels(pairs: Sequence[Pair]) -> None:
+    """Check that no two images of a layout have the same label, as images do whose names differ only in the suffix."""
+    images: dict[str, str] = {}
+    for image, label in pairs:
+        other = images.setdefault(label, image) if label else image
+        if other != image:
+            raise DataError(f"{other} and {image} would share the label {label}. Rename or remove one of the images.")
 
 
 def _note_unread_lists(folder: epath.Path, split: str) -> tuple[str, ...]:

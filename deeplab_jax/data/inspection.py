@@ -23,7 +23,7 @@ from deeplab_jax.data.inspection_report import Problem, Report, Tally
 from deeplab_jax.data.masks import Mask, advise_on_unknown, format_value
 from deeplab_jax.data.samples import Samples, read_sample, value_table
 from deeplab_jax.data.survey import Survey, run_in_parallel, survey_masks
-from deeplab_jax.data.suspicion import describe_sample_mask, find_questions, find_suspicions
+from deeplab_jax.data.suspicion import compare_palettes, describe_sample_mask, find_questions, find_suspicions
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import IGNORE, UNKNOWN, LabelSet
 
@@ -126,7 +126,8 @@ def check(
         questions = find_questions(tally.survey, labels, samples.kind)
         problems += [Problem("masks that may mean something else", split, text, fails=False) for text in questions]
         problems += [Problem("files", split, note, fails=False) for note in samples.notes]
-    problems += _compare_palettes(tallies)
+    conflicts = compare_palettes(tally.survey for tally in tallies.values())
+    problems += [Problem("suspicious masks", "+".join(sets), text, fails=True) for text in conflicts]
     problems += _report_duplicates(by_hash.values())
     problems += _report_missing_classes(tallies, labels)
     return Report(tallies, sorted(problems, key=lambda problem: not problem.fails))
@@ -150,7 +151,9 @@ def check_masks(sets: Mapping[str, Samples], on_mask: Callable[[], None] = lambd
         return [Problem(unreadable, names, str(error), fails=True)]
     suspicions = find_suspicions(survey, None, labelled[0].kind)
     texts = [("suspicious masks", text) for text in suspicions] + [(unreadable, text) for text in survey.problems]
-    return [Problem(sort, names, text, fails=True) for sort, text in texts]
+    questions = find_questions(survey, None, labelled[0].kind)
+    problems = [Problem(sort, names, text, fails=True) for sort, text in texts]
+    return problems + [Problem("masks that may mean something else", names, text, fails=False) for text in questions]
 
 
 def read_examples(
@@ -275,19 +278,6 @@ def _report_unusual_image(split: str, path: str, sample: _Sample, *, is_rgb: boo
     if short * long > MAX_PIXELS:
         text = f"{size_text}, and evaluation processes full images. Set --config.eval.window, or make the image smaller."
         yield Problem("very large images", split, text, fails=False)
-
-
-def _compare_palettes(tallies: Mapping[str, Tally]) -> Iterable[Problem]:
-    """Yield a problem if the palettes of two splits differ. Each split was already compared with itself."""
-    together = Survey(is_color=False)
-    for split, tally in tallies.items():
-        if tally.survey.conflict or tally.survey.is_color:
-            return
-        for value, (color, name) in tally.survey.palette.items():
-            together.add_palette_color(value, color, name)
-        for text in find_suspicions(together, None, ""):
-            yield Problem("suspicious masks", split, text, fails=True)
-            return
 
 
 def _report_duplicates(groups: Iterable[list[tuple[str, str]]]) -> Iterable[Problem]:

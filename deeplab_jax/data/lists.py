@@ -87,9 +87,13 @@ def read_lines(path: epath.Path) -> list[str]:
     The file can use `\\r\\n` line endings and start with a byte order mark.
 
     Raises:
-      DataError: The file has another encoding.
+      DataError: The file cannot be read, or has another encoding.
     """
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"{path} cannot be read ({reason}). Make it a readable text file, or remove it.") from None
     encoding = BYTE_ORDER_MARKS.get(data[:2], "utf-8-sig")
     try:
         return data.decode(encoding).splitlines()

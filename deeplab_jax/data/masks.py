@@ -1,12 +1,12 @@
 """Count the values in a mask, and recognize values that come from blending, which belong to no class."""
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from etils import epath
 from jaxtyping import Bool, Integer, Shaped
-from PIL import Image
+from PIL import Image, ImagePalette
 
 from deeplab_jax.labels import Color
 
@@ -16,6 +16,8 @@ MAX_RAMPS = 0.1
 MIN_RAMPS = 20  # below this number, a fraction says nothing
 # If this many values mostly occur in ramps, they come from blending. One or two could be thin objects.
 MIN_BLENDED_VALUES = 3
+# A value is thin if this share of its runs are ramps. After JPEG compression, 20 % to 50 % are, for each of many values.
+MIN_THIN = 0.2
 MANY_VALUES = 6
 BLEND_CAUSES = (
     "Masks that were resized with interpolation, drawn with soft edges (anti-aliasing) or saved as JPEG look like this. "
@@ -67,9 +69,14 @@ def describe_mask(values: Integer[np.ndarray, "h w"], path: str = "") -> Mask:
     return Mask(pixels, counts, ramps, mode, palette)
 
 
-def is_blended(ramps: int, runs: int) -> bool:
-    """Return whether so many of the runs are ramps that the mask is not drawn by hand."""
-    return ramps >= max(MIN_RAMPS, MAX_RAMPS * runs)
+def find_thin_values(runs: Mapping[int, int], ramps: Mapping[int, int]) -> list[int]:
+    """Return the values of thin lines that lie between other values, if masks have more of them than usual.
+
+    `MIN_BLENDED_VALUES` or more of them come from blending. See `Mask` for `runs` and `ramps`.
+    """
+    if sum(ramps.values()) < max(MIN_RAMPS, MAX_RAMPS * sum(runs.values())):
+        return []
+    return sorted(value for value, count in ramps.items() if count >= MIN_THIN * runs[value])
 
 
 def advise_on_unknown(mask: Mask, unknown: Collection[int], is_color: bool) -> str:
@@ -82,7 +89,7 @@ def advise_on_unknown(mask: Mask, unknown: Collection[int], is_color: bool) -> s
     """
     ramps, runs = (sum(counts.get(value, 0) for value in unknown) for counts in (mask.ramps, mask.runs))
     are_ramps = len(unknown) >= MIN_BLENDED_VALUES and 2 * ramps >= runs
-    if are_ramps or is_blended(sum(mask.ramps.values()), sum(mask.runs.values())):
+    if are_ramps or len(find_thin_values(mask.runs, mask.ramps)) >= MIN_BLENDED_VALUES:
         return (
             "The mask is blended: thin lines have values between those on both sides, so they belong to no class. "
             f"{BLEND_CAUSES}{advise_threshold(sorted(mask.values, key=lambda value: -mask.values[value]), is_color)}"
@@ -127,7 +134,16 @@ def _read_mode_and_palette(path: str, values: dict[int, int]) -> tuple[str, dict
         with epath.Path(path).open("rb") as file, Image.open(file) as picture:
             if picture.mode != "P" or picture.palette is None:
                 return picture.mode, {}
-            flat = picture.palette.getdata()[1]
-            return "P", {v: (flat[3 * v], flat[3 * v + 1], flat[3 * v + 2]) for v in values if 3 * v + 2 < len(flat)}
+            colors = _read_palette(picture.palette)
+            return "P", {value: colors[value] for value in values if value < len(colors)}
     except Image.UnidentifiedImageError:  # a NumPy array, or a TIFF that only tifffile can read
         return "", {}
+
+
+def _read_palette(palette: ImagePalette.ImagePalette) -> list[Color]:
+    """Return the colours of a palette, which TIFF stores by band and BMP as BGRX."""
+    order, colors = palette.getdata()
+    picture = Image.new("P", (1, 1))  # to load the palette into a file's own picture, its pixels would have to be decoded
+    picture.putpalette(colors, order)
+    flat = picture.getpalette("RGB") or []
+    return list(zip(flat[::3], flat[1::3], flat[2::3], strict=True))

@@ -27,15 +27,20 @@ from deeplab_jax.config import DataConfig
 from deeplab_jax.data.find import describe, find_split
 from deeplab_jax.data.folders import list_names
 from deeplab_jax.data.freshness import is_unchanged, read_stamp
+from deeplab_jax.data.masks import Mask
 from deeplab_jax.data.pipeline import iterate, map_in_parallel
+from deeplab_jax.data.ranges import stat_file
 from deeplab_jax.data.records import (
     FORMAT,
     MANIFEST,
     MOST_VALUES,
     SHARD,
     Record,
+    RecordLocation,
     Shard,
+    Split,
     is_records,
+    read_values,
     shard_from_json,
     shard_to_json,
 )
@@ -48,6 +53,8 @@ from deeplab_jax.data.records_folder import (
     write_manifest,
 )
 from deeplab_jax.data.samples import Samples, read_sample
+from deeplab_jax.data.survey import Survey
+from deeplab_jax.data.suspicion import compare_palettes, describe_sample_mask, find_suspicions, sample_notes
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.files import advise_on_write_error, write_atomically
 from deeplab_jax.runtime.machine import usable_cores
@@ -70,7 +77,7 @@ def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console,
       share: This process's share of the record shards.
 
     Raises:
-      DataError: A split cannot be found (see `find.find_split`), or a sample cannot be read.
+      DataError: A split cannot be found (see `find.find_split`), a sample cannot be read, or the masks are suspicious.
       ConfigError: `out` contains other files, cannot be written, or has too little free space.
     """
     if not data.source and is_records(data.root):
@@ -81,10 +88,12 @@ def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console,
     source, data_dir = (data.source, root) if data.source else (root, "")
     sets = {split: find_split(data, split, need_labels=split != "test") for split in splits}
     for split, samples in sets.items():
-        console.print(describe(split, samples), markup=False)
+        for line in (describe(split, samples), *(f"note: {note}" for note in samples.notes)):
+            console.print(line, markup=False)
     require_records_folder(folder)
     read_other_splits(folder, source, splits)  # reject a different source before changing any files
-    plan = {split: _plan_shards(split, len(samples)) for split, samples in sets.items()}
+    surveys = {split: Survey(is_color=samples.kind == "color") for split, samples in sets.items()}
+    plan = {split: _plan_shards(split, len(samples), surveys[split]) for split, samples in sets.items()}
     jobs = [(planned, sets[split]) for split, each in plan.items() for planned in each]
     own = share.take(jobs)
     remove_temporary_files(folder, splits, {planned.name for planned, _ in own} if share.count > 1 else None)
@@ -96,6 +105,9 @@ def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console,
         console.print(f"{'Shard ' + str(share) + ' of ' if share.count > 1 else ''}{out} is already up to date", markup=False)
     else:
         _require_space(folder, todo, sets, data.channels)
+        for samples in sets.values():
+            for line in sample_notes(samples, None):
+                console.print(line, markup=False)
         # Remove these splits from the manifest until all their shards are complete. Reread the other splits each time,
         # because another process might have prepared some of them in the meantime.
         write_manifest(folder, source, data_dir, read_other_splits(folder, source, splits))
@@ -104,6 +116,7 @@ def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console,
         line = f"{share.describe_missing(missing)} The last one to end writes {folder / MANIFEST}."
         console.print(line, markup=False, soft_wrap=True)
         return
+    _require_plausible_masks(sets, surveys)
     prepared = {split: _as_json(samples, plan[split]) for split, samples in sets.items()}
     write_manifest(folder, source, data_dir, read_other_splits(folder, source, splits) | prepared)
     shards = [planned for each in plan.values() for planned in each]
@@ -111,6 +124,13 @@ def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console,
     remove_outdated(folder, current, splits)
     if share.count > 1:
         console.print(f"All {share.count} shards are done. {folder / MANIFEST} is written.", markup=False, soft_wrap=True)
+
+
+def _require_plausible_masks(sets: Mapping[str, Samples], surveys: Mapping[str, Survey]) -> None:
+    """Raise DataError if the masks are suspicious. `data check` cannot see the palettes of masks in records."""
+    suspicions = [text for split, survey in surveys.items() for text in find_suspicions(survey, None, sets[split].kind)]
+    for text in (*suspicions, *compare_palettes(surveys.values())):
+        raise DataError(f"The records of {', '.join(sets)} cannot be used. {text}")
 
 
 def _find_missing(
@@ -137,7 +157,7 @@ def _write_shards(
     console: Console,
 ) -> None:
     old_versions = _list_versions(folder)
-    with _progress_bar(console) as bar:
+    with _progress_bar(console) as bar, ThreadPoolExecutor(data.threads or usable_cores()) as pool:
         for split, samples in sets.items():
             rows = [i for planned in todo[split] for i in planned.rows]
             task = bar.add_task(split, total=len(rows))
@@ -147,7 +167,7 @@ def _write_shards(
             decoded = _decode(samples, rows, data.threads)
             for planned in todo[split]:
                 advance = functools.partial(bar.advance, task)
-                planned.shard = _write_shard(folder, planned, samples, source, data, stamps, decoded, advance)
+                planned.shard = _write_shard(folder, planned, samples, source, data, stamps, decoded, pool, advance)
                 for path in old_versions.get(planned.name, ()):
                     if path.name != planned.shard.file:
                         remove_file(path)
@@ -164,20 +184,22 @@ class _PlannedShard:
     Attributes:
       name: The file name without the SHA-256 digits and the suffix, such as "train-00000".
       rows: The list positions of the samples in the shard.
+      survey: The values in the masks of the split, to which those of the shard are added when it is written or reused.
       shard: The shard, or None until it has been written or reused.
     """
 
     name: str
     rows: range
-    shard: Shard | None
+    survey: Survey
+    shard: Shard | None = None
 
 
 _Job = tuple[_PlannedShard, Samples]
 
 
-def _plan_shards(split: str, count: int) -> list[_PlannedShard]:
+def _plan_shards(split: str, count: int, survey: Survey) -> list[_PlannedShard]:
     starts = range(0, count, SHARD_SAMPLES)
-    return [_PlannedShard(f"{split}-{n:05d}", range(i, min(i + SHARD_SAMPLES, count)), None) for n, i in enumerate(starts)]
+    return [_PlannedShard(f"{split}-{n:05d}", range(i, min(i + SHARD_SAMPLES, count)), survey) for n, i in enumerate(starts)]
 
 
 def _reuse_shards(folder: epath.Path, jobs: Sequence["_Job"], source: str, data: DataConfig, console: Console) -> None:
@@ -187,12 +209,18 @@ def _reuse_shards(folder: epath.Path, jobs: Sequence["_Job"], source: str, data:
     """
     if not jobs:
         return
+
+    def reuse(job: _Job) -> tuple[Shard | None, list[Mask]]:
+        planned, samples = job
+        shard = _reuse_shard(folder, planned, samples, source, data)
+        return shard, list(_read_masks(folder, shard, samples, planned.rows)) if shard and samples.labels else []
+
     with _progress_bar(console) as bar, ThreadPoolExecutor(data.threads or usable_cores()) as pool:
         task = bar.add_task("existing shards", total=len(jobs))
-        for (planned, _), shard in zip(
-            jobs, pool.map(lambda job: _reuse_shard(folder, job[0], job[1], source, data), jobs), strict=True
-        ):
+        for (planned, samples), (shard, masks) in zip(jobs, pool.map(reuse, jobs), strict=True):
             planned.shard = shard
+            for i, mask in zip(planned.rows, masks, strict=False):
+                planned.survey.add(samples.labels[i], mask)
             bar.advance(task)
 
 
@@ -223,6 +251,13 @@ def _reuse_shard(folder: epath.Path, planned: _PlannedShard, samples: Samples, s
     if has_moved or updated != shard:
         _write_sidecar(folder, planned.name, samples.kind, source, updated)
     return updated
+
+
+def _read_masks(folder: epath.Path, shard: Shard, samples: Samples, rows: Sequence[int]) -> Iterator[Mask]:
+    """Yield what a survey needs of each mask in a shard."""
+    file = stat_file(str(folder / shard.file))
+    for i, (_, offset, record) in zip(rows, Split(samples.kind, (shard,)).records(), strict=True):
+        yield describe_sample_mask(samples, i, read_values(RecordLocation(file, offset, record), 0, record.height))
 
 
 def _sha256(path: epath.Path) -> str:
@@ -265,9 +300,10 @@ def _write_shard(
     config: DataConfig,
     stamps: Mapping[int, tuple[int, ...]],
     decoded: Iterator[Mapping[str, np.ndarray]],
+    pool: ThreadPoolExecutor,
     advance: Callable[[], None],
 ) -> Shard:
-    digest, records = hashlib.sha256(), []
+    digest, records, masks = hashlib.sha256(), [], {}
     temporary = folder / f"{planned.name}.{os.getpid()}.bin"  # the final name includes the checksum
     with write_atomically(temporary) as file:
         for i in planned.rows:
@@ -277,7 +313,11 @@ def _write_shard(
                 file.write(data)
                 digest.update(data)
             records.append(_make_record(samples, i, sample, stamps[i], tuple(config.value_range)))
+            if "values" in sample:
+                masks[i] = pool.submit(describe_sample_mask, samples, i, sample["values"])
             advance()
+    for i, mask in masks.items():
+        planned.survey.add(samples.labels[i], mask.result())
     shard = Shard(f"{planned.name}-{digest.hexdigest()[:8]}.bin", digest.hexdigest(), tuple(records))
     try:
         temporary.replace(folder / shard.file)

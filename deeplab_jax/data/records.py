@@ -23,6 +23,7 @@ import tensorflow as tf
 from etils import epath
 
 from deeplab_jax.config import DataConfig
+from deeplab_jax.data.folders import list_names
 from deeplab_jax.data.image_files import reason
 from deeplab_jax.data.ranges import File, read_range, stat_file
 from deeplab_jax.data.samples import DecodedSample, OpenSample, Samples, Store, require_disjoint
@@ -137,7 +138,7 @@ def is_incomplete(root: str) -> bool:
 
 
 def _has_file(root: str, *patterns: re.Pattern[str]) -> bool:
-    return any(pattern.fullmatch(path.name) for path in epath.Path(root).iterdir() for pattern in patterns)
+    return any(pattern.fullmatch(name) for name in list_names(epath.Path(root)) for pattern in patterns)
 
 
 def read_manifest(root: str) -> Manifest:
@@ -359,12 +360,16 @@ class RecordStore(Store):
         return _read_rows(location, location.offset, location.record.bands, top, bottom)[:, left:right]
 
     def _read_values(self, i: int, top: int, left: int, bottom: int, right: int) -> np.ndarray:
-        location = self.locations[i]
-        start = location.offset + location.record.bands * location.record.height * location.record.width
-        values = _read_rows(location, start, location.record.channels, top, bottom)[:, left:right]
-        if location.record.channels == 1:
-            return values[..., 0]
-        return values.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
+        return read_values(self.locations[i], top, bottom)[:, left:right]
+
+
+def read_values(location: RecordLocation, top: int, bottom: int) -> np.ndarray:
+    """Read the label values in the rows from `top` to `bottom`, as ids or 24-bit colours."""
+    start = location.offset + location.record.bands * location.record.height * location.record.width
+    values = _read_rows(location, start, location.record.channels, top, bottom)
+    if location.record.channels == 1:
+        return values[..., 0]
+    return values.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
 
 
 def _read_rows(location: RecordLocation, start: int, channels: int, top: int, bottom: int) -> np.ndarray:

@@ -49,8 +49,8 @@ class Survey:
       conflict: A message about two files whose palettes give one id different colours, or "".
       modes: Maps each Pillow mode to the number of files and the first file that has it.
       files: The number of files that were read.
-      runs: The number of runs. See `Mask`.
-      ramps: The number of runs that are ramps. See `Mask`.
+      runs: The number of runs for each value. See `Mask`.
+      ramps: The number of runs that are ramps for each value that has some. See `Mask`.
       problems: A message for each unreadable file. Training cannot read these files either.
     """
 
@@ -60,8 +60,8 @@ class Survey:
     conflict: str = ""
     modes: dict[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
     files: int = 0
-    runs: int = 0
-    ramps: int = 0
+    runs: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
+    ramps: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
     problems: list[str] = dataclasses.field(default_factory=list)
 
     @property
@@ -82,8 +82,8 @@ class Survey:
     def add(self, name: str, mask: Mask) -> None:
         """Add one label file."""
         self.files += 1
-        self.runs += sum(mask.runs.values())
-        self.ramps += sum(mask.ramps.values())
+        self.runs.update(mask.runs)
+        self.ramps.update(mask.ramps)
         for value, pixels in mask.values.items():
             occurrence = self.occurrences.setdefault(value, Occurrence())
             occurrence.pixels, occurrence.files = occurrence.pixels + pixels, occurrence.files + 1

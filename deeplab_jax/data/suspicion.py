@@ -4,11 +4,19 @@ Wrong masks are the most frequent reason for a network that learns nothing. Each
 line at the start of a training or evaluation.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from deeplab_jax.data.masks import BLEND_CAUSES, Mask, advise_threshold, describe_mask, format_value, is_blended
+from deeplab_jax.data.masks import (
+    BLEND_CAUSES,
+    MIN_BLENDED_VALUES,
+    Mask,
+    advise_threshold,
+    describe_mask,
+    find_thin_values,
+    format_value,
+)
 from deeplab_jax.data.samples import Samples, read_sample, value_table
 from deeplab_jax.data.survey import Survey
 from deeplab_jax.errors import DataError
@@ -35,7 +43,7 @@ def find_suspicions(survey: Survey, labels: LabelSet | None, kind: str, *, is_tr
     return suspicions
 
 
-def sample_suspicions(samples: Samples, labels: LabelSet) -> tuple[list[str], list[str]]:
+def sample_suspicions(samples: Samples, labels: LabelSet | None) -> tuple[list[str], list[str]]:
     """Read a few masks of a split, and return the suspicions and questions about them.
 
     Unreadable masks are left to training.
@@ -51,6 +59,31 @@ def sample_suspicions(samples: Samples, labels: LabelSet) -> tuple[list[str], li
     if not survey.files:
         return [], []
     return find_suspicions(survey, labels, samples.kind), find_questions(survey, labels, samples.kind)
+
+
+def sample_notes(samples: Samples, labels: LabelSet | None) -> Iterator[str]:
+    """Yield a line for each thing that a few files of a split show and that the user should know.
+
+    Args:
+      samples: The split.
+      labels: The label set, or None if there is none yet.
+    """
+    suspicions, questions = sample_suspicions(samples, labels)
+    for note in (*note_omissions(samples), *questions):
+        yield f"note: {note}"
+    for suspicion in suspicions:
+        yield f"WARNING: {suspicion} `deeplab-jax data check` looks at all masks."
+
+
+def compare_palettes(surveys: Iterable[Survey]) -> Iterator[str]:
+    """Yield a suspicion if the palettes of two splits differ. Each split was already compared with itself."""
+    together = Survey(is_color=False)
+    for survey in surveys:
+        if survey.conflict or survey.is_color:
+            return
+        for value, (color, name) in survey.palette.items():
+            together.add_palette_color(value, color, name)
+    yield from _find_palette_conflicts(together)
 
 
 def note_omissions(samples: Samples) -> list[str]:
@@ -84,14 +117,18 @@ def describe_sample_mask(samples: Samples, i: int, values: np.ndarray) -> Mask:
 
 
 def _find_blends(survey: Survey) -> Iterator[str]:
-    if not is_blended(survey.ramps, survey.runs):
+    if len(find_thin_values(survey.runs, survey.ramps)) < MIN_BLENDED_VALUES:
         return
     frequent = sorted(survey.occurrences, key=lambda value: -survey.occurrences[value].pixels)
-    share = survey.ramps / survey.runs
     yield (
-        f"The masks are blended: at {share:.0%} of the edges, thin lines have values between those on both sides, so they "
-        f"belong to no class. {len(frequent)} values occur. {BLEND_CAUSES}{advise_threshold(frequent, survey.is_color)}"
+        f"The masks are blended: at {_measure_ramps(survey):.0%} of the edges, thin lines have values between those on both "
+        f"sides, so they belong to no class. {len(frequent)} values occur. {BLEND_CAUSES}"
+        f"{advise_threshold(frequent, survey.is_color)}"
     )
+
+
+def _measure_ramps(survey: Survey) -> float:
+    return sum(survey.ramps.values()) / sum(survey.runs.values())
 
 
 def _find_mixed_modes(survey: Survey) -> Iterator[str]:
@@ -125,16 +162,33 @@ def _find_train_ids(survey: Survey, labels: LabelSet, kind: str) -> Iterator[str
         )
 
 
-def find_questions(survey: Survey, labels: LabelSet, kind: str) -> list[str]:
-    """Return a line for each property of the masks that may be intended, but would otherwise mean wrong classes."""
+def find_questions(survey: Survey, labels: LabelSet | None, kind: str) -> list[str]:
+    """Return a line for each property of the masks that may be intended, but would otherwise mean wrong classes.
+
+    The arguments are those of `find_suspicions`.
+    """
+    return [*_ask_about_thin_lines(survey), *(_ask_about_train_ids(survey, labels, kind) if labels else ())]
+
+
+def _ask_about_thin_lines(survey: Survey) -> Iterator[str]:
+    thin = find_thin_values(survey.runs, survey.ramps)
+    if 0 < len(thin) < MIN_BLENDED_VALUES:
+        values = " and ".join(format_value(value, survey.is_color) for value in thin)
+        yield (
+            f"At {_measure_ramps(survey):.0%} of the edges, thin lines of the value {values} lie between other values. This "
+            f"is right if they are thin objects, such as outlines. Otherwise, the masks are blended. {BLEND_CAUSES}"
+        )
+
+
+def _ask_about_train_ids(survey: Survey, labels: LabelSet, kind: str) -> Iterator[str]:
     share = _measure_ignored_train_ids(survey, labels, kind)
     if share <= MAX_IGNORED or not _has_small_ids(labels):
-        return []
-    return [
+        return
+    yield (
         f"{share:.0%} of the pixels have values that the label set {labels.name} ignores, and the largest value is "
         f"{_largest(survey)}. This is right if some classes do not occur. If the masks hold train ids, where 0 is "
         f"{labels.names[0]}, set data.label_kind=labelTrainIds (--label-kind labelTrainIds)."
-    ]
+    )
 
 
 def _measure_ignored_train_ids(survey: Survey, labels: LabelSet, kind: str) -> float:

@@ -1,6 +1,9 @@
 """Check input images, draw label maps in colour, and write predictions as PNG files."""
 
 import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -91,6 +94,13 @@ def draw_comparison(
 ) -> UInt8[np.ndarray, "h w3 3"]:
     """Return the image, the label and the prediction side by side."""
     return np.concatenate([to_rgb(image), colorize(label, label_set), colorize(prediction, label_set)], axis=1)
+
+
+def name_results(images: Sequence[str]) -> list[str]:
+    """Return a name for each image's results: its path without the suffix, or with it if paths differ only in the suffix."""
+    stems = {image: str(PurePosixPath(image).with_suffix("")) for image in images}
+    count = Counter(stems.values())
+    return [stems[image] if count[stems[image]] == 1 else image for image in images]
 
 
 def write_pictures(

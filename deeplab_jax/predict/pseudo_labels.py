@@ -9,9 +9,8 @@ import functools
 import hashlib
 import io
 import os
-from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from PIL import Image, PngImagePlugin
 
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.evaluation import inference
+from deeplab_jax.evaluation.pictures import name_results
 from deeplab_jax.files import write_atomically
 from deeplab_jax.labels import IGNORE, LabelSet
 from deeplab_jax.predict.images import Output, Prediction
@@ -76,13 +76,8 @@ def name_files(inputs: Sequence[Input], root: Path, split: str, kind: str) -> di
             raise DataError(f"{each.path} is not below {root}. Move or link the images into the data set folder.")
         images[each] = path.relative_to(top).as_posix()
         _require_listable(images[each])
-    stems = Counter(str(PurePosixPath(image).with_suffix("")) for image in images.values())
-
-    def name_label(image: str) -> str:
-        stem = str(PurePosixPath(image).with_suffix(""))
-        return f"{split}/{stem if stems[stem] == 1 else image}_{kind}.png"
-
-    return {each: (image, name_label(image)) for each, image in images.items()}
+    results = name_results(list(images.values()))
+    return {each: (image, f"{split}/{name}_{kind}.png") for (each, image), name in zip(images.items(), results, strict=True)}
 
 
 def _require_listable(name: str) -> None:

@@ -53,7 +53,7 @@ def test_check_without_a_label_set_looks_at_the_masks(own_data, monkeypatch, cap
     assert "mapillary" not in output
     for path in own_data.glob("target/*/*.png"):
         values = np.asarray(Image.open(path)).copy()
-        values[20:60:3, 1::2] = 200  # columns of one pixel between 4 and 255
+        values[20:60:3, 1::2] = 100 + 50 * np.arange(14)[:, None] % 150  # columns of one pixel between 4 and 255
         values[20:60:3, ::2] = np.where(np.arange(45) % 2, 4, 255)
         Image.fromarray(values).save(path)
     code, output = run_cli(monkeypatch, capsys, "data", "check", own_data, "--label-kind", "labelIds")
@@ -62,6 +62,19 @@ def test_check_without_a_label_set_looks_at_the_masks(own_data, monkeypatch, cap
         "Training would fail or learn wrong classes. Fix these problems"
     )
     assert f"Write it with `deeplab-jax data labels {own_data} --label-kind labelIds`" in output
+
+
+def test_a_label_set_is_written_for_thin_classes_with_a_note(own_data, tmp_path, monkeypatch, capsys):
+    for path in (own_data / "target").rglob("*.png"):
+        mask = np.zeros((70, 90), np.uint8)
+        mask[:, 20:22], mask[:, 22:60] = 1, 2
+        Image.fromarray(mask).save(path)
+    code, output = run_cli(monkeypatch, capsys, "data", "labels", own_data, "--out", tmp_path / "labels.json")
+    assert code == 0
+    assert "note: At 33% of the edges, thin lines of the value 1 lie between" in output
+    code, output = run_cli(monkeypatch, capsys, "data", "check", own_data)
+    assert "masks that may mean something else" in output
+    assert "ERROR" not in output
 
 
 def test_the_printed_commands_can_be_pasted_into_a_shell(own_data, monkeypatch, capsys):

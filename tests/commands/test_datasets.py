@@ -67,6 +67,17 @@ def test_a_sample_in_another_of_the_mixed_splits_changes_the_digest(tmp_path, mi
     assert (digests[0] == digests[1]) == (not mix)
 
 
+@pytest.mark.parametrize(("train", "val", "count"), [("train+val", "val", 3), ("train", "val", 0), ("val", "val", 0)])
+def test_images_that_are_both_trained_on_and_scored_are_reported(street_scenes, train, val, count):
+    config = tiny_config(street_scenes)
+    config.data.train_split, config.eval.split = train, val
+    lines = []
+    open_training_data(config, lines.append)
+    warnings = [line for line in lines if line.startswith("WARNING") and "are also in" in line]
+    assert len(warnings) == bool(count)
+    assert all(line.startswith("WARNING: 3 of the 3 images in val are also in train+val, such as left") for line in warnings)
+
+
 def test_a_missing_or_wrong_root_is_reported(tmp_path):
     with pytest.raises(ConfigError, match="Give the folder with --root"):
         locate_data(tiny_config(), None)

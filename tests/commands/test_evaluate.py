@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 from conftest import CONFIGS, load_tiny_recipe, read_log_rows, read_pixels
+from PIL import Image
 from rich.console import Console
 
 import deeplab_jax as dl
@@ -65,6 +66,15 @@ def test_a_split_without_labels_gives_images_but_no_scores(finished_run, street_
     assert len(list((tmp_path / "ids").glob("canvasdorf_*_pred_labelIds.png"))) == 2
     with pytest.raises(ConfigError, match="Use --output"):
         evaluate(config, best)
+
+
+def test_images_that_differ_only_in_the_suffix_have_their_own_predictions(finished_run, tmp_path):
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / "test.lst").write_text("a.png\na.jpg\nb.png\n")
+    for name in ("a.png", "a.jpg", "b.png"):
+        Image.new("RGB", (64, 64)).save(tmp_path / name)
+    evaluate(load_tiny_recipe(tmp_path, "eval.split=test"), finished_run, tmp_path / "o")
+    assert sorted(path.name for path in (tmp_path / "o" / "color").iterdir()) == ["a.jpg.png", "a.png.png", "b.png"]
 
 
 def test_the_segmenter_uses_nchw_and_agrees_with_the_evaluation(finished_run, street_scenes, tmp_path):

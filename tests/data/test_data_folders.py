@@ -1,8 +1,34 @@
 import os
 
+import pytest
 from etils import epath
+from PIL import Image
 
+from deeplab_jax.config import DataConfig
+from deeplab_jax.data.find import find_samples, find_split
 from deeplab_jax.data.folders import list_files, list_folders, list_names, select
+from deeplab_jax.errors import DataError
+
+DENIED = PermissionError(13, "Permission denied")
+
+
+@pytest.fixture
+def forbid(monkeypatch):
+    """Return a function that makes a folder unreadable, also for root."""
+
+    def forbid(folder, error=DENIED):
+        def refuse(function):
+            def call(path):
+                if os.fspath(path) == os.fspath(folder):
+                    raise type(error)(*error.args, os.fspath(path))
+                return function(path)
+
+            return call
+
+        for name in ("scandir", "listdir"):
+            monkeypatch.setattr(os, name, refuse(getattr(os, name)))
+
+    return forbid
 
 
 def test_files_are_sorted_by_folder_and_listed_without_examining_them(tmp_path, monkeypatch):
@@ -49,3 +75,37 @@ def test_links_that_form_loops_end(tmp_path):
     (tmp_path / "b" / "to_a").symlink_to(tmp_path / "a")
     files = list_files(tmp_path)
     assert files == ["a/to_b/x.png", "a/x.png", "b/to_a/x.png", "b/x.png"]
+
+
+@pytest.mark.parametrize("error", [DENIED, OSError(5, "Input/output error")])
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, forbid, error):
+    (tmp_path / "aachen").mkdir()
+    (tmp_path / "bochum").mkdir()
+    (tmp_path / "aachen" / "x.png").touch()
+    forbid(tmp_path / "bochum", error)
+    for function, folder in ((list_files, tmp_path), (list_folders, tmp_path / "bochum"), (list_names, tmp_path / "bochum")):
+        with pytest.raises(DataError, match=rf"The folder .*/bochum cannot be listed \({error.strerror}\)\. Make it readable"):
+            function(epath.Path(folder))
+    assert list_folders(epath.Path(tmp_path)) == ["aachen", "bochum"]
+
+
+@pytest.mark.parametrize("folder", ["leftImg8bit/train/x", "leftImg8bit", "gtFine/train/x", "list"])
+def test_every_folder_of_a_split_must_be_readable(tmp_path, forbid, folder):
+    for name in ("leftImg8bit/train/x/a_leftImg8bit.png", "gtFine/train/x/a_gtFine_labelIds.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.new("L", (4, 4)).save(tmp_path / name)
+    (tmp_path / "list").mkdir()
+    assert len(find_split(DataConfig(root=str(tmp_path)), "train")) == 1
+    forbid(tmp_path / folder)
+    with pytest.raises(DataError, match=r"The folder .* cannot be listed \(Permission denied\)"):
+        find_split(DataConfig(root=str(tmp_path)), "train")
+
+
+def test_folders_around_the_root_that_cannot_be_listed_are_not_suggested(tmp_path, forbid):
+    (tmp_path / "set" / "photos").mkdir(parents=True)
+    forbid(tmp_path)
+    with pytest.raises(DataError, match=r"Found no samples of split 'train' below .*/set, which holds photos/"):
+        find_samples(str(tmp_path / "set"), "train")
+    forbid(tmp_path / "set" / "photos")
+    with pytest.raises(DataError, match="which holds photos/"):
+        find_samples(str(tmp_path / "set"), "train")

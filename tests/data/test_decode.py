@@ -50,6 +50,23 @@ def join_chunks(chunks):
     )
 
 
+def bmp(array, bits, colors, header=40, compression=0):
+    """Write a bottom-up BMP of palette indices with 1, 4 or 8 bits, from Microsoft's description of the format."""
+    (height, width), entry = array.shape, 3 if header == 12 else 4
+    values = array[::-1]
+    if bits < 8:
+        values = np.packbits(np.unpackbits(values[..., None], axis=-1)[..., -bits:].reshape(height, -1), axis=-1)
+    if compression:  # RLE8: runs of length 1, and the end of the line after each
+        pixels = b"".join(b"".join(b"\1" + bytes([value]) for value in row) + b"\0\0" for row in values) + b"\0\1"
+    else:
+        pixels = np.pad(values, ((0, 0), (0, -values.shape[1] % 4))).tobytes()
+    palette = b"".join(bytes([grey] * 3 + [0])[:entry] for grey in colors)
+    start = 14 + header + len(palette)
+    sizes = struct.pack("<HHHH", width, height, 1, bits) if header == 12 else struct.pack("<iiHH", width, height, 1, bits)
+    rest = b"" if header == 12 else struct.pack("<IIiiII", compression, len(pixels), 0, 0, len(colors), 0)
+    return struct.pack("<2sIIII", b"BM", start + len(pixels), 0, start, header) + sizes + rest + palette + pixels
+
+
 def tiff(array, **options):
     file = io.BytesIO()
     tifffile.imwrite(file, array, **options)
@@ -70,6 +87,8 @@ def in_training(data, tmp_path, channels=3, value_range=(), mask=None, kind="lab
 palette_picture = Image.fromarray(GREY // 16, "P")
 palette_picture.putpalette([(7 * k + c) % 256 for k in range(16) for c in range(3)])
 PALETTE_RGB = np.stack([(7 * (GREY // 16).astype(int) + c) % 256 for c in range(3)], -1).astype(np.uint8)
+black_and_white = Image.fromarray(IDS, "P")
+black_and_white.putpalette([0, 0, 0, 255, 255, 255])
 ALPHA = np.dstack([RGB, GREY])
 OPAQUE = np.dstack([RGB, np.full_like(GREY, 255)])
 grey3 = np.repeat(GREY[..., None], 3, -1)
@@ -109,6 +128,9 @@ IMAGES = {
     "bmp palette": (save(palette_picture, format="BMP"), 3, (), PALETTE_RGB),
     "bmp grey": (save(Image.fromarray(GREY), format="BMP"), 3, (), grey3),
     "bmp 1 bit": (save(Image.fromarray(IDS > 0), format="BMP"), 3, (), np.repeat(255 * IDS[..., None], 3, -1)),
+    "bmp black and white of 8 bits": (bmp(IDS, 8, (0, 255)), 3, (), np.repeat(255 * IDS[..., None], 3, -1)),
+    "bmp black and white of 4 bits as 1 band": (bmp(IDS, 4, (0, 255)), 1, (), 255 * IDS[..., None]),
+    "bmp grey of 4 bits": (bmp(GREY // 16, 4, range(16)), 3, (), grey3 // 16),
     "webp lossless": (save(Image.fromarray(RGB), format="WEBP", lossless=True), 3, (), RGB),
     "webp lossy": (save(Image.fromarray(RGB), format="WEBP"), 3, (), None),
     "tiff rgb": (save(Image.fromarray(RGB), format="TIFF"), 3, (), RGB),
@@ -177,6 +199,16 @@ MASKS = {
     "tiff 32 bits": (tiff(GREY.astype(np.int32)), GREY),
     "bmp grey": (save(Image.fromarray(GREY), format="BMP"), GREY),
     "bmp palette": (save(palette_picture, format="BMP"), GREY // 16),
+    "bmp 1 bit": (bmp(IDS, 1, (0, 255)), IDS),
+    "bmp 1 bit with a short header": (bmp(IDS, 1, (0, 255), header=12), IDS),
+    "bmp black and white of 4 bits": (bmp(IDS, 4, (0, 255)), IDS),
+    "bmp black and white of 8 bits": (bmp(IDS, 8, (0, 255)), IDS),
+    "bmp white and black of 8 bits": (bmp(IDS, 8, (255, 0)), IDS),
+    "bmp black and white, compressed": (bmp(IDS, 8, (0, 255), compression=1), IDS),
+    "bmp black and white by Pillow": (save(black_and_white, format="BMP"), IDS),
+    "bmp grey of 4 bits": (bmp(GREY // 16, 4, range(16)), GREY // 16),
+    "bmp black of 1 bit": (bmp(0 * IDS, 1, (0,)), 0 * IDS),
+    "bmp grey of 8 bits with few colours": (bmp(GREY // 64, 8, range(4)), GREY // 64),
     "webp lossless": (save(Image.fromarray(grey3), format="WEBP", lossless=True), GREY),
     "gif": (save(palette_picture, format="GIF", optimize=False), GREY // 16),
 }
@@ -268,3 +300,12 @@ def test_an_orientation_is_read_where_the_pixels_are_not_turned_yet():
     assert read_orientation(io.BytesIO(save(COLORS, format="JPEG", exif=exif))) == 6
     assert read_orientation(io.BytesIO(save(COLORS, format="TIFF", exif=exif))) == 1  # Pillow turns it
     assert read_orientation(io.BytesIO(b"no image")) == 1
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_orientations_without_a_meaning_are_upright(orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    assert read_orientation(io.BytesIO(save(COLORS, format="JPEG", exif=exif))) == 1
+    many = tiff(DEEP, planarconfig="contig", photometric="minisblack", extratags=[(274, 3, 1, orientation, False)])
+    assert decode_image(many, 6).shape == DEEP.shape

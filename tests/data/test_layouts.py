@@ -158,6 +158,38 @@ def test_custom_folders_without_split_names_form_the_training_split(tmp_path):
         find_samples(str(tmp_path), "train")
 
 
+@pytest.mark.parametrize("names", [("training", "validation"), ("train", "valid"), ("Train", "Val"), ("training", "dev")])
+def test_custom_folders_can_have_other_names_for_the_usual_splits(tmp_path, names):
+    for name in names:
+        save_images(tmp_path, f"input/{name}/{name}.png", f"target/{name}/{name}.png")
+    for split, name in zip(("train", "val"), names, strict=True):
+        samples = find_samples(str(tmp_path), split)
+        assert (samples.images, samples.labels) == ((f"input/{name}/{name}.png",), (f"target/{name}/{name}.png",))
+        assert samples.notes == ((f"The split {split} is the folder input/{name}.",) if split != name else ())
+        assert find_samples(str(tmp_path), name).images == samples.images
+
+
+def test_custom_folders_named_like_a_split_do_not_form_the_training_split(tmp_path):
+    for name in ("train_set", "val_set"):
+        save_images(tmp_path, f"input/{name}/a.png", f"target/{name}/a.png")
+    with pytest.raises(DataError, match=r"which has the splits train_set, val_set\. Choose one .* --config\.data\.train_split"):
+        find_samples(str(tmp_path), "train")
+    for name in ("valley", "testimony", "devon"):  # places
+        save_images(tmp_path / "places", f"input/{name}/{name}.png", f"target/{name}/{name}.png")
+    assert len(find_samples(str(tmp_path / "places"), "train")) == 3
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [("input/train/a", "target/train/a"), ("train/a", "trainannot/a"), ("leftImg8bit/train/a", "gtFine/train/a")],
+)
+def test_images_that_would_share_a_label_are_an_error(tmp_path, image, label):
+    ends = ("_leftImg8bit", "_gtFine_labelIds") if "leftImg8bit" in image else ("", "")
+    save_images(tmp_path, f"{image}{ends[0]}.png", f"{image}{ends[0]}.jpg", f"{label}{ends[1]}.png")
+    with pytest.raises(DataError, match=rf"{image}{ends[0]}\.jpg and {image}{ends[0]}\.png would share the label {label}"):
+        find_samples(str(tmp_path), "train")
+
+
 def test_the_error_for_an_unknown_layout_lists_the_contents_and_the_expected_files(tmp_path):
     save_images(tmp_path, "photos/a.png", "readme.png")
     with pytest.raises(DataError) as caught:

@@ -2,6 +2,7 @@ import pytest
 from etils import epath
 from test_find import write_list
 
+from deeplab_jax.data.find import find_samples
 from deeplab_jax.data.lists import read_list
 from deeplab_jax.errors import DataError
 
@@ -58,3 +59,12 @@ def test_a_list_that_is_not_utf8_is_an_error(tmp_path):
     path.write_bytes("münchen.png".encode("latin-1"))
     with pytest.raises(DataError, match=r"train\.lst is not UTF-8 text"):
         list(read_list(path, epath.Path(tmp_path)))
+
+
+def test_a_list_that_cannot_be_read_is_an_error(tmp_path):
+    (tmp_path / "list" / "train.lst").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"list/train\.lst cannot be read \(Is a directory\)\. Make it a readable text file"):
+        find_samples(str(tmp_path), "train")
+    (tmp_path / "list" / "val.lst").symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"list/val\.lst cannot be read \(No such file or directory\)"):
+        find_samples(str(tmp_path), "val")

@@ -1,6 +1,10 @@
+import struct
+
 import numpy as np
 import pytest
+from PIL import Image
 
+from deeplab_jax.data.decode import decode_mask
 from deeplab_jax.data.masks import advise_on_unknown, describe_mask
 
 
@@ -44,6 +48,12 @@ def test_objects_of_an_undefined_class_can_be_added():
     assert advice == "Fix the file, or add the values to the label set (to ignored_ids if they have no class)."
 
 
+def test_thin_objects_are_not_called_blended():
+    values = np.zeros((64, 64), np.uint8)
+    values[4:60, 10:12], values[4:60, 12:30], values[62, :9] = 1, 2, 7  # a membrane at the cell's left, and an undefined value
+    assert advise_on_unknown(describe_mask(values), {7}, is_color=False).startswith("Fix the file")
+
+
 def test_a_mask_is_described_by_the_same_counts_as_numpy_unique():
     values = np.random.default_rng(0).integers(0, 4, (10, 100)).astype(np.int32) * 70000
     counts = dict(zip(*(a.tolist() for a in np.unique(values, return_counts=True)), strict=True))
@@ -60,3 +70,33 @@ def test_ramps_are_short_runs_between_their_neighbours():
     colors = np.int32([[0x000000, 0x102000, 0x204000, 0x204001]])
     assert describe_mask(colors).ramps == {0x102000: 1, 0x204000: 1}
     assert describe_mask(np.int32([[0x000000, 0x10FF00, 0x204000]])).ramps == {}
+
+
+PALETTE = {0: (1, 2, 3), 1: (0, 128, 0), 2: (0, 0, 200), 3: (9, 8, 7)}
+
+
+@pytest.mark.parametrize("count", [4, 16, 256])
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp", "gif"])
+def test_the_palette_of_every_format_is_read(tmp_path, suffix, count):
+    values = np.tile(np.arange(4, dtype=np.uint8), (4, 1))
+    picture = Image.fromarray(values, "P")
+    picture.putpalette([part for color in PALETTE.values() for part in color] + [5, 5, 5] * (count - 4))
+    picture.save(tmp_path / f"mask.{suffix}")
+    mask = describe_mask(values, str(tmp_path / f"mask.{suffix}"))
+    assert (mask.mode, mask.palette) == ("P", PALETTE)
+
+
+def test_the_palette_of_a_tiff_with_4_bits_is_read(tmp_path):
+    values = np.tile(np.arange(4, dtype=np.uint8), (4, 1))
+    colors = np.zeros((3, 16), "<u2")
+    colors[:, :4] = 257 * np.uint16(list(PALETTE.values())).T
+    packed = bytes([0x01, 0x23] * 4)  # two values in a byte
+    start = 8 + 2 + 12 * 9 + 4  # of the pixels, after the header and the tags
+    # Width, height, bits, compression, palette, offset, rows, bytes and colours, from the TIFF specification.
+    tags = [(256, 3, 1, 4), (257, 3, 1, 4), (258, 3, 1, 4), (259, 3, 1, 1), (262, 3, 1, 3)]
+    tags += [(273, 4, 1, start), (278, 3, 1, 4), (279, 4, 1, 8), (320, 3, 48, start + 8)]
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    data = struct.pack("<2sHIH", b"II", 42, 8, 9) + entries + bytes(4) + packed + colors.tobytes()
+    (tmp_path / "mask.tif").write_bytes(data)
+    assert (decode_mask(data, is_color=False) == values).all()
+    assert describe_mask(values, str(tmp_path / "mask.tif")).palette == PALETTE

@@ -506,3 +506,64 @@ def test_the_unfinished_files_of_other_processes_are_kept(root, out):
     assert not (out / "train-00000.999999.bin").exists()
     assert (out / "train-00001.999999.bin").exists()
     assert (out / "records.json.999999.new").exists()
+
+
+def swap_palettes(root, rows=(5,)):
+    """Give the masks a palette, in which the masks in `rows` have the colours of two ids swapped."""
+    colors = np.uint8([[0, 0, 0], [128, 0, 0], [0, 128, 0]])
+    for k in range(NUM_SAMPLES):
+        picture = Image.fromarray(np.asarray(Image.open(root / f"l{k}.png")), "P")
+        picture.putpalette(colors[[0, 2, 1] if k in rows else [0, 1, 2]].tobytes())
+        picture.save(root / f"l{k}.png")
+
+
+def test_notes_about_the_files_are_printed(root, out):
+    exif = Image.Exif()
+    exif[274] = 3
+    Image.new("RGB", (12, 8)).save(root / "0.png", exif=exif)
+    shutil.rmtree(root / "list")
+    for k in range(NUM_SAMPLES):
+        for folder, name in (("input", f"{k}.png"), ("target", f"l{k}.png")):
+            (root / folder / "train").mkdir(parents=True, exist_ok=True)
+            (root / name).rename(root / folder / "train" / f"{k}.png")
+    (root / "input" / "train" / "9.heic").touch()
+    output = run(root, out).replace("\n", " ")
+    assert "note: 1 file was left out, because the format cannot be read, such as input/train/9.heic" in output
+    assert "note: input/train/0.png has the EXIF orientation 3" in output
+    assert "9.heic" in run(root, out)  # also of records that are up to date
+
+
+@pytest.mark.parametrize("splits", [("train",), ("val", "train")])
+def test_suspicious_masks_are_refused_until_they_are_read_as_colours(root, out, splits):
+    swap_palettes(root)
+    for _ in range(2):  # the second run reuses all shards
+        with pytest.raises(DataError, match=r"^The records of .* cannot be used\. The palettes of the masks differ\. In l"):
+            run(root, out, splits)
+        assert not (out / "records.json").exists()
+    run(root, out, splits, label_kind="color")
+    assert find_split(DataConfig(root=str(out)), "train").kind == "color"
+
+
+def test_a_warning_about_suspicious_masks_comes_before_the_records_are_written(root, out, monkeypatch):
+    swap_palettes(root)
+    console = Console(file=io.StringIO(), width=1000)
+    monkeypatch.setattr(prepare_module, "_write_shards", lambda *_: sys.exit())
+    with pytest.raises(SystemExit):
+        prepare(DataConfig(root=str(root)), str(out), ["train"], console)
+    assert "WARNING: The palettes of the masks differ." in console.file.getvalue()
+
+
+def test_palettes_of_two_splits_are_compared(root, out):
+    write_list(root, "train", range(5))
+    swap_palettes(root, (5, 6))
+    run(root, out, ("train",))
+    run(root, out, ("val",))
+    with pytest.raises(DataError, match=r"of train, val cannot be used\. The palettes of the masks differ"):
+        run(root, out, ("train", "val"))
+
+
+def test_the_last_of_several_processes_refuses_suspicious_masks(root, out):
+    swap_palettes(root, (6,))  # in the last shard
+    run(root, out, share=WorkShard(1, 2))
+    with pytest.raises(DataError, match="The palettes of the masks differ"):
+        run(root, out, share=WorkShard(2, 2))

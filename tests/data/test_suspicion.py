@@ -7,9 +7,10 @@ from PIL import Image, ImageDraw, ImageFilter
 from deeplab_jax.data.image_files import ImageFiles
 from deeplab_jax.data.samples import Samples
 from deeplab_jax.data.survey import survey_masks
-from deeplab_jax.data.suspicion import find_suspicions, sample_suspicions
+from deeplab_jax.data.suspicion import find_questions, find_suspicions, sample_suspicions
 from deeplab_jax.labels import CITYSCAPES, LabelSet
 
+CELLS = LabelSet("cells", ("a", "b", "c", "d"), ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0)))
 THREE = LabelSet("three", ("a", "b", "c"), ((1, 0, 0), (0, 1, 0), (0, 0, 1)))
 
 
@@ -82,6 +83,30 @@ def test_blended_masks_are_found(survey, change, values):
     (text,) = find_suspicions(found, None, "labelIds")
     assert text.startswith("The masks are blended: at ")
     assert ("repaired with a threshold" in text) == (values == (0, 255))
+
+
+def draw_cells(seed, thin=(1,)):
+    """Draw round cells, whose membranes of 1 to 2 pixels have the values in `thin`, from the outside to the inside."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:128, :128]
+    mask = np.zeros((128, 128), np.uint8)
+    for _ in range(8):
+        (cy, cx), radius = rng.integers(15, 113, 2), rng.integers(8, 14)
+        for inside, value in enumerate((*thin, len(thin) + 1)):
+            mask[np.hypot(y - cy, x - cx) < radius + 1.5 * (len(thin) - inside)] = value
+    return Image.fromarray(mask)
+
+
+def test_one_or_two_thin_classes_are_asked_about(survey):
+    for thin, shown in (((1,), "1"), ((1, 2), "1 and 2")):
+        result = survey(*(draw_cells(i, thin) for i in range(4)))
+        assert find_suspicions(result[0], None, "labelIds") == []
+        (question,) = find_questions(result[0], None, "labelIds")
+        assert f"of the edges, thin lines of the value {shown} lie between" in question
+        assert "\n" not in question
+        assert sample_suspicions(result[1], CELLS) == ([], [question])
+    assert find_questions(survey(*(draw(i) for i in range(3)))[0], None, "labelIds") == []
+    assert find_suspicions(survey(*(draw_cells(i, (1, 2, 3)) for i in range(4)))[0], None, "labelIds")
 
 
 def test_blended_colours_are_found(survey):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from deeplab_jax.buckets import is_url
-from deeplab_jax.data.folders import is_visible, list_folders
+from deeplab_jax.data.folders import is_visible, list_folders, list_names
 from deeplab_jax.data.layouts.acdc import ACDC
 from deeplab_jax.data.layouts.ade20k import ADE20K
 from deeplab_jax.data.layouts.bdd100k import BDD100K
@@ -22,6 +22,7 @@ from deeplab_jax.data.layouts.layout import Layout
 from deeplab_jax.data.layouts.mapillary import MAPILLARY, MAPILLARY2
 from deeplab_jax.data.layouts.pairing import summarize
 from deeplab_jax.data.layouts.voc import VOC
+from deeplab_jax.errors import DataError
 
 # To add a layout, add a file to this folder and an entry to this tuple. If several layouts match, the first one is used: IDD
 # has the folders of Cityscapes, and Mapillary Vistas 2.0 contains the labels of version 1.2.
@@ -63,7 +64,8 @@ def explain_missing_split(root: epath.Path, split: str, splits: Sequence[str]) -
         names = f"the splits {', '.join(splits)}" if len(splits) > 1 else f"only the split {splits[0]}"
         return f"Found no samples of split {split!r} below {root}, which has {names}.{_advise_on_split(split, splits)}"
     expected = "; ".join(f"{layout.shape.replace('SPLIT', split)} ({layout.name})" for layout in LAYOUTS)
-    contents = summarize((path.name + "/" * path.is_dir() for path in sorted(root.iterdir()) if is_visible(path.name)), 8)
+    present = sorted(filter(is_visible, list_names(root)))
+    contents = summarize((name + "/" * (root / name).is_dir() for name in present), 8)
     near = _find_nearby_layout(root)
     if near:
         return f"Found no samples of split {split!r} below {root}, which holds {contents}. Did you mean {near}?"
@@ -79,7 +81,14 @@ def _find_nearby_layout(root: epath.Path) -> str:
         return ""
     above = root.absolute().parents[:2]
     below = [root / name for name in list_folders(root)[:20]]
-    return next((str(folder) for folder in (*below, *above) if recognize_layout(folder)), "")
+    return next((str(folder) for folder in (*below, *above) if _has_layout(folder)), "")
+
+
+def _has_layout(folder: epath.Path) -> bool:
+    try:
+        return recognize_layout(folder) is not None
+    except DataError:  # only a guess, so it does not matter that the folder cannot be listed
+        return False
 
 
 # Other names that people give to validation splits.
@@ -87,6 +96,8 @@ VALIDATION = ("valid", "validation", "dev", "testing", "test")
 
 
 def _advise_on_split(split: str, splits: Sequence[str]) -> str:
+    if split == "train":
+        return " Choose one of these with --config.data.train_split, and another one with --config.eval.split."
     if split != "val":
         return " Choose one of these."
     other = next((name for name in VALIDATION if name in splits), "")

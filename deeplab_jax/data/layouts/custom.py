@@ -1,26 +1,45 @@
 """The layout for custom data sets: images are in input/, and masks are in target/."""
 
+import dataclasses
+import re
+
 from etils import epath
 
 from deeplab_jax.data.folders import list_folders
 from deeplab_jax.data.layouts.layout import Layout, Pairing
 from deeplab_jax.data.layouts.pairing import pair_by_name
 
+# Other names of folders for the usual splits, in lower case.
+SYNONYMS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
+# A folder for a part of the data set, such as "val_set" or "Test2017". "valley" is none.
+PART = re.compile(r"(train|val|test|dev)(ing|id|idation|set)?([^a-z]|$)", re.IGNORECASE)
+
 
 def _list_splits(root: epath.Path) -> list[str]:
-    """Return the names of the folders in `input/`, each of which is a split.
+    """Return the names of the folders in `input/`, each of which is a split, and the usual splits that have another name.
 
-    If no folder is named train, val or test, all images together also form a "train" split.
+    If no folder has a name like a split, all images together also form a "train" split.
     """
     if not (root / "input").is_dir():
         return []
     folders = list_folders(root / "input")
-    return folders if {"train", "val", "test"} & set(folders) else ["train", *folders]
+    if not any(map(PART.match, folders)):
+        return ["train", *folders]
+    return [*folders, *(split for split in SYNONYMS if split not in folders and _find_folder(folders, split))]
 
 
 def _list_pairs(root: epath.Path, split: str, kind: str) -> Pairing:
-    folder = split if (root / "input" / split).is_dir() else ""
-    return pair_by_name(root, root / "input" / folder, root / "target" / folder)
+    folder = _find_folder(list_folders(root / "input"), split)
+    pairing = pair_by_name(root, root / "input" / folder, root / "target" / folder)
+    note = (f"The split {split} is the folder input/{folder}.",) if folder not in ("", split) else ()
+    return dataclasses.replace(pairing, notes=note + pairing.notes)
+
+
+def _find_folder(folders: list[str], split: str) -> str:
+    """Return the folder of a split, or "" if there is none."""
+    if split in folders:
+        return split
+    return next((name for other in SYNONYMS.get(split, ()) for name in folders if name.lower() == other), "")
 
 
 CUSTOM = Layout("custom", shape="input/SPLIT/ with target/SPLIT/", labels="", splits=_list_splits, pairs=_list_pairs)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from etils import epath
 
 from deeplab_jax.data.decode import IMAGE_SUFFIXES, LOSSY_MASKS, LOSSY_SUFFIXES, MASK_SUFFIXES
-from deeplab_jax.data.folders import list_files, select, suffix_of
+from deeplab_jax.data.folders import list_files, list_names, select, suffix_of
 from deeplab_jax.data.layouts.layout import Pairing, note_unread_files
 from deeplab_jax.errors import DataError
 
@@ -124,7 +124,7 @@ def _explain_no_masks(root: epath.Path, labels: epath.Path, files: Sequence[str]
             advice += " Convert polygons to masks with `deeplab-jax data import`."
         return f"the folder {where} holds {contents}. {advice}"
     parent = next(folder for folder in labels.parents if folder.is_dir())
-    contents = summarize(path.name + "/" * path.is_dir() for path in sorted(parent.iterdir()))
+    contents = summarize(name + "/" * (parent / name).is_dir() for name in sorted(list_names(parent)))
     shown = "the data set" if parent == root else str(parent.relative_to(root))
     return f"the folder {where} does not exist, and {shown} holds {contents}. Put the masks into {where}."
 
