@@ -231,7 +231,7 @@ def _find_part(folder: epath.Path, split: str, kind: str) -> _Part:
             raise DataError(explain_missing_split(folder, split, list_splits(str(folder))))
         source = f"the folders in {folder} ({layout.name} layout)"
         pairing = layout.pairs(folder, split, kind)
-        _require_own_labels(pairing.pairs)
+        _require_usable_names(pairing.pairs)
         notes = pairing.notes + (() if layout.reads_lists else _note_unread_lists(folder, split))
         kind = layout.label_kind if kind == "auto" else kind
         part = _Part(split, list(pairing.pairs), source, kind, notes, pairing.why_unlabelled)
@@ -245,10 +245,12 @@ def _find_part(folder: epath.Path, split: str, kind: str) -> _Part:
     return part
 
 
-def _require_own_labels(pairs: Sequence[Pair]) -> None:
-    """Check that no two images of a layout have the same label, as images do whose names differ only in the suffix."""
+def _require_usable_names(pairs: Sequence[Pair]) -> None:
+    """Check that no name contains a line break, and that no two images have the same label, as "a.jpg" and "a.png" would."""
     images: dict[str, str] = {}
     for image, label in pairs:
+        if "\n" in image:
+            raise DataError(f"The image name {image!r} contains a line break, which the files of a run cannot hold. Rename it.")
         other = images.setdefault(label, image) if label else image
         if other != image:
             raise DataError(f"{other} and {image} would share the label {label}. Rename or remove one of the images.")

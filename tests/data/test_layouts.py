@@ -179,6 +179,12 @@ def test_custom_folders_named_like_a_split_do_not_form_the_training_split(tmp_pa
     assert len(find_samples(str(tmp_path / "places"), "train")) == 3
 
 
+def test_a_name_with_a_line_break_is_an_error(tmp_path):
+    save_images(tmp_path, "input/train/a\nb.png", "target/train/a\nb.png")
+    with pytest.raises(DataError, match=r"^The image name 'input/train/a\\nb\.png' contains a line break"):
+        find_samples(str(tmp_path), "train")
+
+
 @pytest.mark.parametrize(
     ("image", "label"),
     [("input/train/a", "target/train/a"), ("train/a", "trainannot/a"), ("leftImg8bit/train/a", "gtFine/train/a")],
