@@ -14,7 +14,7 @@ from deeplab_jax.config.channels import fill_defaults
 from deeplab_jax.config.data import DataConfig
 from deeplab_jax.config.fields import are_numbers
 from deeplab_jax.config.mix import smallest_batch
-from deeplab_jax.config.rates import aspp_rates, last_stage_rates
+from deeplab_jax.config.rates import aspp_rates, last_stage_rates, unit_of_each_block
 from deeplab_jax.config.schema import Config, TrainConfig
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.labels import LabelSet
@@ -66,10 +66,15 @@ def _validate_section(config: Config, section: Any, prefix: str) -> None:
             require(config, name, check.accepts(value), check.advice)
 
 
+def _multi_grid_rates(multi_grid: tuple[float, ...], output_stride: int) -> tuple[float, ...]:
+    """Return the rate of each block. One number is that of all blocks, but the first one has another rate at stride 32."""
+    return last_stage_rates(unit_of_each_block(multi_grid, max(len(multi_grid), 2)), output_stride)
+
+
 def _rules(config: Config) -> Iterator[tuple[str, bool, str]]:
     """Yield (field, is accepted, advice) for each rule that involves several fields."""
     model, protocol, train = config.model, config.eval, config.train
-    for field, rates_at in (("model.multi_grid", last_stage_rates), ("model.atrous_rates", aspp_rates)):
+    for field, rates_at in (("model.multi_grid", _multi_grid_rates), ("model.atrous_rates", aspp_rates)):
         for output_stride in sorted({model.output_stride, protocol.output_stride or model.output_stride}):
             rates = rates_at(operator.attrgetter(field)(config), output_stride)
             are_integers = all(rate >= 1 and rate == int(rate) for rate in rates)

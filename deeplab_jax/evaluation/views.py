@@ -63,7 +63,8 @@ def average_views(
 
     if len(scales) == 1 and not flip:
         return view(*_scale(images, sizes, scales[0], unit))
-    total = jnp.zeros((*images.shape[:3], num_classes), jnp.float32)
+    # Made from the images, because a sum over split rows must start with an array that is split like them.
+    total = jnp.broadcast_to(jnp.zeros_like(images[..., :1], jnp.float32), (*images.shape[:3], num_classes))
     for scale in scales:
         total = add_views(total, *_scale(images, sizes, scale, unit))
     return jnp.log(jnp.maximum(total / (len(scales) * (1 + flip)), jnp.finfo(jnp.float32).tiny))

@@ -43,13 +43,13 @@ class Exported:
         and "versions".
       parts: The file's serialized programs.
       weights: The arrays that every program takes first. Empty for a file whose program contains them.
-      channels: The number of channels in the images.
+      shape: The [n, c, h, w] of the images that the file takes. A symbol stands for any number.
     """
 
     metadata: dict[str, Any]
     parts: Mapping[str, bytes]
     weights: Mapping[str, np.ndarray]
-    channels: int
+    shape: tuple[Any, ...]
 
     def __call__(self, images: UInt8[np.ndarray, "n c h w"]) -> np.ndarray:
         """Return labels, uint8 [n, h, w], or logits, float32 [n, k, h, w], depending on the export.
@@ -62,7 +62,12 @@ class Exported:
         Raises:
           DataError: The images have the wrong dtype or shape.
         """
-        images = require_images(images, self.channels)
+        images = require_images(images, self.shape[1])
+        if any(isinstance(own, int) and own != size for own, size in zip(self.shape, images.shape, strict=True)):
+            raise DataError(
+                f"`images` (of shape {list(images.shape)}) cannot be used: this file takes uint8 {list(self.shape)}. "
+                "Resize them, or export the network without --size."
+            )
         if jax.default_backend() == "cpu" and (canvas := self._find_canvas((images.shape[2], images.shape[3]))):
             return np.stack([self._run_on_canvas(image, canvas) for image in images])
         is_fixed = jax.default_backend() == "cpu" and FIXED in self.parts
@@ -129,7 +134,7 @@ def load(content: bytes) -> Exported:
         if WEIGHTS in file.namelist():
             with np.load(io.BytesIO(file.read(WEIGHTS))) as arrays:
                 weights = dict(arrays)
-        return Exported(json.loads(file.read(METADATA)), parts, weights, _deserialize(parts[PROGRAM]).in_avals[-1].shape[1])
+        return Exported(json.loads(file.read(METADATA)), parts, weights, _deserialize(parts[PROGRAM]).in_avals[-1].shape)
 
 
 def _deserialize(part: bytes) -> jax.export.Exported:

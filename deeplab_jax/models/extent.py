@@ -218,7 +218,10 @@ class Extent:
         sources = device * x.shape[1] - RESIZE_HALO + jnp.arange(x.shape[1] + 2 * RESIZE_HALO)[None, None]
         weights = ((sources == low) * (1 - fraction) + (sources == low + 1) * fraction).astype(x.dtype)
         x = self.add_halo(x, RESIZE_HALO, RESIZE_HALO)
-        return jnp.einsum("oh,nhwc->nowc", weights[0], x) if len(weights) == 1 else jnp.einsum("noh,nhwc->nowc", weights, x)
+        # As in `resize_bilinear`, accelerators must not round the logits and weights to fewer bits.
+        if len(weights) == 1:
+            return jnp.einsum("oh,nhwc->nowc", weights[0], x, precision="highest")
+        return jnp.einsum("noh,nhwc->nowc", weights, x, precision="highest")
 
 
 def _column(size: int | Int[Array, " n"]) -> Any:

@@ -13,10 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from etils import epath
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from deeplab_jax.config import MeshConfig
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.evaluation.inference import Evaluator
+from deeplab_jax.evaluation.inference import Evaluator, evaluation_model
 from deeplab_jax.files import write_atomically
 from deeplab_jax.models.cost import layers, total, training_flops
 from deeplab_jax.plan.hlo import Traffic, measure_traffic
@@ -86,7 +88,8 @@ def compile_step(setup: Setup) -> Program:
     """Compile the training step for `setup.mesh`, without running it or allocating its device memory."""
     config, mesh = setup.config, setup.mesh
     step = compile_train_step(mesh, config=config, model=setup.model, optimizer=setup.optimizer)
-    batch = _abstract_batch(setup, batch_names(config), config.data.batch_size, config.data.crop_size)
+    unit = config.model.output_stride
+    batch = _abstract_batch(setup, batch_names(config), config.data.batch_size, config.data.crop_size, unit)
     return _compile(step.lower(abstract_state(setup), batch), setup, training_flops(config))
 
 
@@ -95,8 +98,9 @@ def compile_evaluation(setup: Setup, size: tuple[int, int]) -> Program:
     evaluator, state = Evaluator(setup.config, setup.mesh), abstract_state(setup)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     config = setup.config
-    batch = _abstract_batch(setup, ("image", "label", "valid"), config.eval.batch_size, size)
-    flops = total(layers(config.model, config.labels.num_classes, size)).flops * config.eval.batch_size
+    batch = _abstract_batch(setup, ("image", "label", "valid"), config.eval.batch_size, size, evaluator.row_unit)
+    network = evaluation_model(config).config
+    flops = total(layers(network, config.labels.num_classes, size)).flops * config.eval.batch_size
     return _compile(evaluator.lower(variables, batch, size[0]), setup, flops)
 
 
@@ -150,7 +154,7 @@ def _describe(compiled: Any, flops: float, seconds: float) -> Program:
 
 
 def _abstract_batch(
-    setup: Setup, names: tuple[str, ...], batch_size: int, size: tuple[int, int]
+    setup: Setup, names: tuple[str, ...], batch_size: int, size: tuple[int, int], row_unit: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the batch shapes and shardings that `mesh.place` would produce.
 
@@ -159,10 +163,11 @@ def _abstract_batch(
       names: The names of the batch entries.
       batch_size: The global batch size.
       size: The image height and width.
+      row_unit: See `mesh.place`.
     """
     height, width = size
-    if setup.mesh.shape["spatial"] > 1:
-        height = padded_height(height, setup.mesh.shape["spatial"], setup.config.model.output_stride)
+    if setup.mesh.shape["spatial"] > 1 and row_unit:
+        height = padded_height(height, setup.mesh.shape["spatial"], row_unit)
     shapes = {
         "image": ((batch_size, height, width, setup.config.model.channels), jnp.uint8),
         "label": ((batch_size, height, width), jnp.uint8),
@@ -170,4 +175,6 @@ def _abstract_batch(
         "photometric": ((batch_size, 5), jnp.float32),
     }
     shardings = batch_shardings(setup.mesh, names)
+    if not row_unit:
+        shardings = {name: NamedSharding(setup.mesh, P("data")) for name in names}
     return {name: jax.ShapeDtypeStruct(*shapes[name], sharding=sharding) for name, sharding in shardings.items()}

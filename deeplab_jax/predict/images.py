@@ -331,7 +331,8 @@ def _run_video(segmenter: Segmenter, each: Input, options: Options, output: Outp
         if first is None:
             raise DataError(f"{each.path} does not contain any frames. Replace the file.")
         size = (first[1].shape[0], first[1].shape[1])
-        canvas = choose_standard_canvases({size: source.count or LONG_VIDEO}, compile_pixels=estimate_compile_pixels())[size]
+        canvases = choose_standard_canvases({size: source.count or LONG_VIDEO}, compile_pixels=estimate_compile_pixels())
+        canvas = Canvas(size, True) if _is_large(size, options) else canvases[size]
         at_a_time = batch_size(size, options)
         add = stack.enter_context(video.write_video(overlay, size, source.fps))
         writers = stack.enter_context(ThreadPoolExecutor(2))

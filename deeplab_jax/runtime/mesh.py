@@ -68,7 +68,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] = ()) -> Mesh:
             "Set mesh.data=0 to use all devices."
         )
     local = sum(device.process_index == jax.process_index() for device in devices)
-    if local % config.spatial and data * config.spatial > 1:
+    if jax.process_count() > 1 and local % config.spatial:
         raise ConfigError(
             f"`mesh.spatial` (={config.spatial}) is not a divisor of the number of devices per process ({local}), so "
             "two processes would share an image. Use a divisor."

@@ -109,6 +109,8 @@ def test_tenths_divide_a_batch_exactly():
         ({"model": ModelConfig(backbone="vgg")}, r"`model.backbone` \(='vgg'\).*resnet50"),
         ({"model": ModelConfig(output_stride=4)}, r"`model.output_stride` \(=4\)"),
         ({"model": ModelConfig(multi_grid=(0.3, 1))}, "multi_grid"),
+        ({"model": ModelConfig(multi_grid=(1.5,), output_stride=32)}, r"multi_grid.* result in the rates \(3\.0, 1\.5\)"),
+        ({"model": ModelConfig(multi_grid=(1.5,), output_stride=16), "eval": EvalConfig(output_stride=32)}, "multi_grid"),
         ({"model": ModelConfig(atrous_rates=(5, 7), output_stride=32)}, "atrous_rates"),
         ({"model": ModelConfig(multi_grid=())}, "multi_grid"),
         ({"eval": EvalConfig(output_stride=3)}, "eval.output_stride"),

@@ -75,8 +75,11 @@ def test_counts_do_not_depend_on_batch_size_padding_or_devices(variables, images
     assert_equal_totals(totals, functools.reduce(add_totals, one_by_one))
 
 
-@pytest.mark.parametrize("mesh", [MeshConfig(data=1, spatial=4), MeshConfig(data=2, spatial=2)])
-def test_rows_are_split_over_devices_at_an_odd_height(variables, mesh):
+@pytest.mark.parametrize(
+    ("mesh", "flip"),
+    [(MeshConfig(data=1, spatial=4), False), (MeshConfig(data=2, spatial=2), False), (MeshConfig(spatial=2), True)],
+)
+def test_rows_are_split_over_devices_at_an_odd_height(variables, mesh, flip):
     rng = np.random.default_rng(2)
     batch = {
         "image": rng.integers(0, 256, (2, 37, 50, 3), np.uint8),
@@ -85,7 +88,7 @@ def test_rows_are_split_over_devices_at_an_odd_height(variables, mesh):
     }
 
     def evaluate(mesh):
-        evaluator = inference.Evaluator(dataclasses.replace(CONFIG, eval=EvalConfig()), make_mesh(mesh))
+        evaluator = inference.Evaluator(dataclasses.replace(CONFIG, eval=EvalConfig(flip=flip)), make_mesh(mesh))
         assert evaluator.row_unit
         shown = []
         counts = score(evaluator, variables, [batch], lambda _, __, predictions: shown.append(local_rows(predictions)))

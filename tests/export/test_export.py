@@ -232,6 +232,10 @@ def test_a_file_for_a_fixed_size_gives_the_logits_of_the_checkpoint(segmenter, c
     images = make_images(1, 33, 65)
     expected = segmenter.logits(images)
     np.testing.assert_allclose(loaded(images), expected, atol=1e-4 * np.abs(expected).max())
+    if form == "stablehlo":
+        for others in (make_images(2, 33, 65), make_images(1, 48, 65)):
+            with pytest.raises(DataError, match=r"this file takes uint8 \[1, 3, 33, 65\]\. Resize them"):
+                loaded(others)
     if form == "onnx":
         model = onnx.load(path)
         assert model.opset_import[0].version == opset

@@ -11,8 +11,10 @@ import jax
 import pytest
 from conftest import run_cli, tiny_config, tiny_model
 
-from deeplab_jax.config import Config, DataConfig, LossConfig, MeshConfig, ModelConfig, TrainConfig
+from deeplab_jax.config import Config, DataConfig, EvalConfig, LossConfig, MeshConfig, ModelConfig, TrainConfig
 from deeplab_jax.errors import ConfigError
+from deeplab_jax.models.cost import layers, total
+from deeplab_jax.plan import program
 from deeplab_jax.plan.memory import estimate, suggest_savings
 from deeplab_jax.training.begin import abstract_state, set_up
 
@@ -60,6 +62,24 @@ def test_cpu_devices_take_the_place_of_missing_devices(recipe):
     assert result.returncode == 0, result.stderr
     assert "on 4 x 2 devices" in result.stdout
     assert "The device memory size is unknown. Select the device with --accelerator." in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("protocol", "rows"),
+    [
+        (EvalConfig(batch_size=2), 96),  # a multiple of 16 for each of two devices
+        (EvalConfig(batch_size=2, output_stride=8), 80),
+        (EvalConfig(batch_size=2, output_stride=32), 128),
+        (EvalConfig(batch_size=2, scales=(0.5,)), 80),  # rows are not split
+    ],
+)
+def test_the_planned_evaluation_is_that_of_eval_py(protocol, rows, monkeypatch):
+    config = dataclasses.replace(tiny_config(model=tiny_model(output_stride=16)), eval=protocol, mesh=MeshConfig(1, 2))
+    monkeypatch.setattr(program, "_compile", lambda lowered, setup, flops: (lowered, flops))
+    lowered, flops = program.compile_evaluation(set_up(config, 4, jax.devices()[:2]), (80, 96))
+    assert lowered.in_avals[0][1]["image"].shape == (2, rows, 96, 3)
+    network = dataclasses.replace(config.model, output_stride=protocol.output_stride or 16)
+    assert flops == 2 * total(layers(network, config.labels.num_classes, (80, 96))).flops
 
 
 @pytest.mark.long

@@ -115,6 +115,18 @@ def test_the_frames_of_an_overlay_have_the_times_of_the_video(segmenter, tmp_pat
         assert [time for time, _ in result.frames] == pytest.approx(times, abs=1e-4)  # a tick of the video has 1/90,000 s
 
 
+def test_large_frames_are_seen_in_windows_as_large_images_are(segmenter, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict_module, "WINDOW", (32, 64))
+    with video.write_video(tmp_path / "drive.mp4", (64, 96), fps=5) as add:
+        add(0.0, draw_photo((64, 96)))
+    with video.open_video(tmp_path / "drive.mp4") as source:
+        Image.fromarray(next(source.frames)[1]).save(tmp_path / "frame.png")
+    assert predict(segmenter, tmp_path, tmp_path / "out", max_pixels=6000) == []
+    frame = read_pixels(tmp_path / "out" / "train_ids" / "drive.mp4" / "000000.png")
+    np.testing.assert_array_equal(frame, read_pixels(tmp_path / "out" / "train_ids" / "frame.png"))
+    assert (frame != segmenter.predict(np.asarray(Image.open(tmp_path / "frame.png")).transpose(2, 0, 1)[None])[0]).any()
+
+
 def test_a_video_with_a_damaged_part_keeps_its_other_frames(segmenter, tmp_path):
     with video.write_video(tmp_path / "drive.mp4", (32, 64), fps=5) as add:
         for i in range(8):

@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 
@@ -10,6 +11,7 @@ def test_a_mesh_takes_all_devices_or_the_requested_number():
     assert dict(make_mesh(MeshConfig()).shape) == {"data": 4, "spatial": 1}
     assert dict(make_mesh(MeshConfig(spatial=2)).shape) == {"data": 2, "spatial": 2}
     assert make_mesh(MeshConfig(data=1)).size == 1
+    assert dict(make_mesh(MeshConfig(data=1, spatial=2), jax.devices()[:3]).shape) == {"data": 1, "spatial": 2}
 
 
 @pytest.mark.parametrize(
