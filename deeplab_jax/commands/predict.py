@@ -82,23 +82,36 @@ def predict(
     console.print(f"Checkpoint: {step}")
     if options.shard.count > 1:
         console.print(options.shard.describe())
-    failures: list[str] = []
+    if others:
+        console.print(f"Skipped {len(others)} files without an image or video suffix: {summarize(map(str, others), 3)}")
     limit = DEFAULT_CONFIDENCE if min_confidence is None else min_confidence
-    join = _make_join(segmenter, files, options, as_labels, limit)
+    failures = _write_results(segmenter, files, options, as_labels, limit, console)
+    sys.exit(1 if failures else 0)
+
+
+def _write_results(
+    segmenter: "Segmenter",
+    files: Sequence["Input"],
+    options: "Options",
+    as_labels: bool,
+    min_confidence: float,
+    console: Console,
+) -> list[str]:
+    """Predict the files of this process's share, print what failed, and return it."""
+    failures: list[str] = []
+    join = _make_join(segmenter, files, options, as_labels, min_confidence)
     try:
         if as_labels:
             from deeplab_jax.commands.pseudo_labels import write_split  # imports TensorFlow
 
-            count = write_split(segmenter, files, options, limit, console, failures.append, join)
+            count = write_split(segmenter, files, options, min_confidence, console, failures.append, join)
         else:
             count = _write_pictures(segmenter, files, options, console, failures.append, join)
-        console.print(f"Segmented {count - len(failures)} of {count} files. The results are in {out}.")
-        if others:
-            console.print(f"Skipped {len(others)} files without an image or video suffix: {summarize(map(str, others), 3)}")
+        console.print(f"Segmented {count - len(failures)} of {count} files. The results are in {options.out}.")
     finally:
         for line in failures:
             console.print(f"failed: {line}")
-    sys.exit(1 if failures else 0)
+    return failures
 
 
 def _write_pictures(
