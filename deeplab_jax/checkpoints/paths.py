@@ -4,7 +4,7 @@ import contextlib
 import difflib
 import os
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from etils import epath
 
@@ -75,7 +75,7 @@ def resolve(checkpoint: str | os.PathLike[str], argument: str = "checkpoint") ->
     if given.startswith(_REMOTE):
         raise CheckpointError(f"`{argument}` (={given!r}) {describe_path(given)}")
     path = make_absolute(given)
-    try:
+    with _report_no_access(f"`{argument}` (={given!r})"):
         if path.name.isdigit() and path.parent.name == CHECKPOINTS and path.is_dir():
             return path
         if steps := find_steps(path):
@@ -83,9 +83,15 @@ def resolve(checkpoint: str | os.PathLike[str], argument: str = "checkpoint") ->
         if path.name in ALIASES and not path.exists() and (steps := find_steps(path.parent)):
             return steps[-1] if path.name == "latest" else _require_best(steps, argument)
         raise CheckpointError(f"`{argument}` (={given!r}) {describe_path(given)}")
+
+
+@contextlib.contextmanager
+def _report_no_access(what: str) -> Iterator[None]:
+    try:
+        yield
     except PermissionError as error:
         raise CheckpointError(
-            f"`{argument}` (={given!r}) cannot be read ({error.strerror}: {error.filename}). Ask its owner for access."
+            f"{what} cannot be read ({error.strerror}: {error.filename}). Ask its owner for access."
         ) from None
 
 
@@ -115,9 +121,10 @@ def find_weights(folder: epath.Path) -> epath.Path | None:
 
     A run, and a folder written by `deeplab-jax weights import`, is something else, whatever other files it has.
     """
-    if not folder.is_dir() or find_steps(folder):
-        return None
-    return next((folder / name for name in WEIGHTS_FILES if (folder / name).is_file()), None)
+    with _report_no_access(str(folder)):
+        if not folder.is_dir() or find_steps(folder):
+            return None
+        return next((folder / name for name in WEIGHTS_FILES if (folder / name).is_file()), None)
 
 
 def classify_file(path: epath.Path) -> str:

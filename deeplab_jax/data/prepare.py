@@ -9,8 +9,6 @@ import functools
 import hashlib
 import json
 import os
-import shutil
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -25,7 +23,6 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from deeplab_jax.buckets import is_url
 from deeplab_jax.config import DataConfig
 from deeplab_jax.data.find import describe, find_split
-from deeplab_jax.data.folders import list_names
 from deeplab_jax.data.freshness import is_unchanged, read_stamp
 from deeplab_jax.data.masks import Mask
 from deeplab_jax.data.pipeline import iterate, map_in_parallel
@@ -34,7 +31,6 @@ from deeplab_jax.data.records import (
     FORMAT,
     MANIFEST,
     MOST_VALUES,
-    SHARD,
     Record,
     RecordLocation,
     Shard,
@@ -45,11 +41,13 @@ from deeplab_jax.data.records import (
     shard_to_json,
 )
 from deeplab_jax.data.records_folder import (
+    list_versions,
     read_other_splits,
     remove_file,
     remove_outdated,
     remove_temporary_files,
     require_records_folder,
+    require_space,
     write_manifest,
 )
 from deeplab_jax.data.samples import Samples, read_sample
@@ -156,7 +154,7 @@ def _write_shards(
     data: DataConfig,
     console: Console,
 ) -> None:
-    old_versions = _list_versions(folder)
+    old_versions = list_versions(folder)
     with _progress_bar(console) as bar, ThreadPoolExecutor(data.threads or usable_cores()) as pool:
         for split, samples in sets.items():
             rows = [i for planned in todo[split] for i in planned.rows]
@@ -327,16 +325,6 @@ def _write_shard(
     return shard
 
 
-def _list_versions(folder: epath.Path) -> dict[str, list[epath.Path]]:
-    """Return all existing shards by planned name. The versions of a shard differ only in the checksum digits."""
-    versions: dict[str, list[epath.Path]] = defaultdict(list)
-    for name in list_names(folder):
-        if SHARD.fullmatch(name):
-            # The last 13 characters of a shard name are a hyphen, 8 checksum digits and ".bin".
-            versions[name[:-13]].append(folder / name)
-    return versions
-
-
 def _write_sidecar(folder: epath.Path, name: str, kind: str, source: str, shard: Shard) -> None:
     description = {"format": FORMAT, "source": source, "kind": kind, "shard": shard_to_json(shard)}
     with write_atomically(folder / f"{name}.json") as file:
@@ -402,16 +390,11 @@ def _require_space(
     """
     if is_url(folder):
         return
-    needed, versions = 0, _list_versions(folder)
+    needed, versions = 0, list_versions(folder)
     for split, plan in todo.items():
         if not plan:
             continue
         height, width = sets[split].store.size(sets[split], plan[0].rows[0])
         needed += sum(len(planned.rows) for planned in plan) * height * width * (bands + _label_channels(sets[split]))
         needed -= sum(path.stat().length for planned in plan for path in versions.get(planned.name, ()))
-    free = shutil.disk_usage(os.fspath(folder)).free
-    if needed > free:
-        raise ConfigError(
-            f"`--out` (={str(folder)!r}) has {free / 1e9:.3g} GB of free space, but the records need about "
-            f"{needed / 1e9:.3g} GB. Free some space or choose a different folder."
-        )
+    require_space(folder, needed)

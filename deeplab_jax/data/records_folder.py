@@ -1,13 +1,16 @@
-"""The folder of prepared records: its manifest, and the files that may be removed from it."""
+"""The folder of prepared records: its manifest and shards, its free space, and the files that may be removed from it."""
 
 import json
 import os
 import re
+import shutil
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
+from deeplab_jax.data.folders import list_names
 from deeplab_jax.data.records import FORMAT, MANIFEST, SHARD, SIDECAR
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.files import advise_on_write_error, write_atomically
@@ -34,6 +37,26 @@ def require_records_folder(folder: epath.Path) -> None:
             f"`--out` (={str(folder)!r}) holds {foreign[0]}, which is not part of prepared records. "
             "Choose a new or empty folder."
         )
+
+
+def require_space(folder: epath.Path, needed: int) -> None:
+    """Raise a ConfigError if the folder's disk has less than `needed` bytes of free space."""
+    free = shutil.disk_usage(os.fspath(folder)).free
+    if needed > free:
+        raise ConfigError(
+            f"`--out` (={str(folder)!r}) has {free / 1e9:.3g} GB of free space, but the records need about "
+            f"{needed / 1e9:.3g} GB. Free some space or choose a different folder."
+        )
+
+
+def list_versions(folder: epath.Path) -> dict[str, list[epath.Path]]:
+    """Return all existing shards by planned name. The versions of a shard differ only in the checksum digits."""
+    versions: dict[str, list[epath.Path]] = defaultdict(list)
+    for name in list_names(folder):
+        if SHARD.fullmatch(name):
+            # The last 13 characters of a shard name are a hyphen, 8 checksum digits and ".bin".
+            versions[name[:-13]].append(folder / name)
+    return versions
 
 
 def read_other_splits(folder: epath.Path, source: str, splits: Sequence[str]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def sample_notes(samples: Samples, labels: LabelSet | None) -> Iterator[str]:
     for note in (*note_omissions(samples), *questions):
         yield f"note: {note}"
     for suspicion in suspicions:
-        yield f"WARNING: {suspicion} `deeplab-jax data check` looks at all masks."
+        yield f"WARNING: {suspicion} Run `deeplab-jax data check` to check all masks."
 
 
 def compare_palettes(surveys: Iterable[Survey]) -> Iterator[str]:

@@ -212,7 +212,8 @@ def read_samples(workdir: str) -> dict[str, str]:
     """
     path = epath.Path(workdir) / SAMPLES
     with _report_errors(path):
-        lines = path.read_text().split("\n")[:-1] if path.exists() else []  # names can contain Unicode's other line breaks
+        # Names can contain other line breaks than "\n": those of Unicode, and "\r", which read_text() would replace.
+        lines = path.read_bytes().decode().split("\n")[:-1] if path.exists() else []
         return dict(line.rsplit("\t", 1) for line in lines)
 
 

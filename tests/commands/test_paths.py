@@ -10,6 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 from conftest import load_tiny_recipe, run_cli
+from etils import epath
 from PIL import Image
 from rich.console import Console
 from safetensors.numpy import save_file
@@ -35,6 +36,8 @@ def test_a_run_that_may_not_be_read_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "find_steps", refuse)
     with pytest.raises(CheckpointError, match=r"^`checkpoint` \(='.*run'\) cannot be read \(Permission denied: .*run\)\. Ask"):
         resolve(str(tmp_path / "run"))
+    with pytest.raises(CheckpointError, match=r"^.*tmp.* cannot be read \(Permission denied: "):
+        paths.find_weights(epath.Path(tmp_path))
 
 
 @pytest.fixture(scope="module")

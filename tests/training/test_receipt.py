@@ -81,7 +81,7 @@ def test_a_resumed_run_has_the_same_receipt_as_an_uninterrupted_run(tmp_path):
 
 
 def test_names_can_contain_the_line_breaks_of_unicode(tmp_path):
-    names = ("a\u0085 1.png", "b\u2028.png", "c\x0c.png")
+    names = ("a\u0085 1.png", "b\u2028.png", "c\x0cd\r.png")
     receipts = Receipts(str(tmp_path), make_start(0), names, print)
     receipts.consumed.add(make_batch(0, 1, 2))
     receipts.write(1, make_state(1))

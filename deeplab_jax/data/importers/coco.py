@@ -10,6 +10,7 @@ from typing import Any
 from deeplab_jax.data.importers import reading
 from deeplab_jax.data.importers.annotation import Annotation, Notes, Shape, Source
 from deeplab_jax.data.importers.figures import CocoPolygons, CocoRle, Damaged, Figure, FileRegion, pairs
+from deeplab_jax.data.split_names import SPLITS
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import Color
 
@@ -127,7 +128,7 @@ def _find_image(
         return None
     # Folders in the name stay, except those that a tool always writes.
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-    while len(parts) > 1 and (parts[0] == "images" or reading.SPLITS.get(parts[0].lower()) == split):
+    while len(parts) > 1 and (parts[0] == "images" or SPLITS.get(parts[0].lower()) == split):
         parts = parts[1:]
     return file, split, "/".join([*parts[:-1], file.name])
 

@@ -11,18 +11,10 @@ from typing import Any
 
 from deeplab_jax.data.decode import IMAGE_SUFFIXES
 from deeplab_jax.data.folders import list_files as list_visible_files
+from deeplab_jax.data.split_names import SPLITS
 from deeplab_jax.errors import DataError, one_line
 from deeplab_jax.labels import Color
 
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
 OUTSIDE = "paths that leave ROOT (images left out; give the folder above both the images and the annotations)"
 MISSING = "annotations whose image is missing"
 UNREADABLE = "annotation files that cannot be read (left out)"

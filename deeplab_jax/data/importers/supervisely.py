@@ -11,6 +11,7 @@ from typing import Any
 from deeplab_jax.data.importers import reading
 from deeplab_jax.data.importers.annotation import Annotation, Notes, Shape, Source
 from deeplab_jax.data.importers.figures import Damaged, EncodedBitmap, Figure, Outline, Rectangle, Ring, pairs
+from deeplab_jax.data.split_names import SPLITS
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import Color
 
@@ -67,10 +68,10 @@ def _read_file(
         return None
     # Nested data sets are in a folder called datasets.
     parts = [part for part in folder.relative_to(root).parts if part != "datasets"]
-    split = next((reading.SPLITS[part.lower()] for part in parts if part.lower() in reading.SPLITS), "")
-    inner = [part for part in parts if part.lower() not in reading.SPLITS]
+    split = next((SPLITS[part.lower()] for part in parts if part.lower() in SPLITS), "")
+    inner = [part for part in parts if part.lower() not in SPLITS]
     tags = [str(tag.get("name", "")).lower() for tag in content.get("tags") or [] if isinstance(tag, dict)]
-    split = next((reading.SPLITS[tag] for tag in tags if tag in reading.SPLITS), split) or "train"
+    split = next((SPLITS[tag] for tag in tags if tag in SPLITS), split) or "train"
     shapes = tuple(shape for each in content["objects"] if (shape := _read_object(path, each, classes, notes)))
     size = content.get("size") if isinstance(content.get("size"), dict) else {}
     sides = reading.parse_size(size.get("height"), size.get("width")) if size else None

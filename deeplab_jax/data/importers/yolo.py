@@ -13,6 +13,7 @@ from deeplab_jax.data.importers import reading
 from deeplab_jax.data.importers.annotation import Annotation, Notes, Shape, Source
 from deeplab_jax.data.importers.extra import import_extra
 from deeplab_jax.data.importers.figures import CocoPolygons, Damaged, pairs
+from deeplab_jax.data.split_names import SPLITS
 from deeplab_jax.errors import DataError, one_line
 
 SPLIT_KEYS = ("train", "val", "valid", "test")
@@ -46,7 +47,7 @@ def read(root: Path, notes: Notes) -> Source:
                 notes.add(NO_FOLDER, f"{key}: {entry} in {path}")
                 continue
             for image, name in _list_images(root, place, notes):
-                annotations.append(_read_image(image, reading.SPLITS[key], name, names, notes))
+                annotations.append(_read_image(image, SPLITS[key], name, names, notes))
     return Source(dict.fromkeys(names.values()), annotations, is_turned=True)
 
 

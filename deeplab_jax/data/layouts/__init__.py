@@ -22,6 +22,7 @@ from deeplab_jax.data.layouts.layout import Layout
 from deeplab_jax.data.layouts.mapillary import MAPILLARY, MAPILLARY2
 from deeplab_jax.data.layouts.pairing import summarize
 from deeplab_jax.data.layouts.voc import VOC
+from deeplab_jax.data.split_names import SPLITS
 from deeplab_jax.errors import DataError
 
 # To add a layout, add a file to this folder and an entry to this tuple. If several layouts match, the first one is used: IDD
@@ -91,16 +92,12 @@ def _has_layout(folder: epath.Path) -> bool:
         return False
 
 
-# Other names that people give to validation splits.
-VALIDATION = ("valid", "validation", "dev", "testing", "test")
-
-
 def _advise_on_split(split: str, splits: Sequence[str]) -> str:
     if split == "train":
         return " Choose one of these with --config.data.train_split, and another one with --config.eval.split."
     if split != "val":
         return " Choose one of these."
-    other = next((name for name in VALIDATION if name in splits), "")
+    other = next((name for name, usual in SPLITS.items() if usual != "train" and name in splits), "")
     use = f"Set --config.eval.split={other} to validate on that split, or " if other else "Set "
     return (
         f" {use}--config.data.val_share=0.2 to hold out a fifth of the training images for validation. To train without "

@@ -8,9 +8,8 @@ from etils import epath
 from deeplab_jax.data.folders import list_folders
 from deeplab_jax.data.layouts.layout import Layout, Pairing
 from deeplab_jax.data.layouts.pairing import pair_by_name
+from deeplab_jax.data.split_names import SPLITS
 
-# Other names of folders for the usual splits, in lower case.
-SYNONYMS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
 # A folder for a part of the data set, such as "val_set" or "Test2017". "valley" is none.
 PART = re.compile(r"(train|val|test|dev)(ing|id|idation|set)?([^a-z]|$)", re.IGNORECASE)
 
@@ -25,7 +24,10 @@ def _list_splits(root: epath.Path) -> list[str]:
     folders = list_folders(root / "input")
     if not any(map(PART.match, folders)):
         return ["train", *folders]
-    return [*folders, *(split for split in SYNONYMS if split not in folders and _find_folder(folders, split))]
+    return [
+        *folders,
+        *(split for split in dict.fromkeys(SPLITS.values()) if split not in folders and _find_folder(folders, split)),
+    ]
 
 
 def _list_pairs(root: epath.Path, split: str, kind: str) -> Pairing:
@@ -39,7 +41,7 @@ def _find_folder(folders: list[str], split: str) -> str:
     """Return the folder of a split, or "" if there is none."""
     if split in folders:
         return split
-    return next((name for other in SYNONYMS.get(split, ()) for name in folders if name.lower() == other), "")
+    return next((name for other, usual in SPLITS.items() if usual == split for name in folders if name.lower() == other), "")
 
 
 CUSTOM = Layout("custom", shape="input/SPLIT/ with target/SPLIT/", labels="", splits=_list_splits, pairs=_list_pairs)
