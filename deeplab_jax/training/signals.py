@@ -34,7 +34,8 @@ def catch_stop_signals() -> Iterator[list[int]]:
                 advice = " Press Ctrl-C again to stop without saving." if number == signal.SIGINT else ""
                 os.write(2, f"\n{_MESSAGE}{advice}\n".encode())
         received.append(number)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if signal.SIGINT in caught:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
     previous = {number: signal.getsignal(number) for number in numbers}

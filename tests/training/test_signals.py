@@ -50,6 +50,12 @@ def test_a_signal_that_nohup_ignores_stays_ignored():
     assert error.count("Stopping") == 1
 
 
+def test_an_interrupt_that_a_background_program_ignores_stays_ignored():
+    ignoring = ("sh", "-c", 'trap "" INT; exec "$@"', "sh")
+    code, output, _ = send(2, signal.SIGTERM, signal.SIGINT, signal.SIGTERM, launcher=ignoring)
+    assert (code, output) == (0, "['SIGTERM', 'SIGTERM']")
+
+
 def test_the_previous_handlers_are_restored():
     before = signal.getsignal(signal.SIGTERM)
     with catch_stop_signals():
