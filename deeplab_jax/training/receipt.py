@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 
 from deeplab_jax import config as config_module
 from deeplab_jax.config import Config, from_dict
-from deeplab_jax.errors import CheckpointError, one_line
+from deeplab_jax.errors import CheckpointError, ConfigError, one_line
 from deeplab_jax.files import report_write_errors, write_atomically
 from deeplab_jax.runtime import hosts
 from deeplab_jax.runtime.shared_errors import failing_together
@@ -163,7 +163,10 @@ def find_changes(then: Start, now: Start) -> list[str]:
 
 def _find_rising_rate(then: Start, now: Start) -> list[str]:
     """Return a line if the learning rate rises in the next step because the schedules of the two starts differ."""
-    old, new = (make_schedule(from_dict(start.config).optim, start.steps) for start in (then, now))
+    try:
+        old, new = (make_schedule(from_dict(start.config).optim, start.steps) for start in (then, now))
+    except ConfigError:  # the earlier start had the schedule of another recipe
+        return []
     before, planned, rate = float(old(now.step - 1)), float(old(now.step)), float(new(now.step))
     if now.step >= now.steps or rate <= max(before, planned) * (1 + MAX_RISE):
         return []

@@ -197,6 +197,13 @@ def test_a_learning_rate_that_rises_after_a_complete_run_is_reported(steps, opti
     assert [line for line in find_changes(then, now) if "learning rate rises" in line] == expected
 
 
+def test_a_run_continues_without_the_schedule_of_its_first_recipe():
+    config = Config()
+    now = dataclasses.replace(make_start(4), config=to_dict(config))
+    config.optim = dataclasses.replace(config.optim, schedule="mine")  # a recipe can add it to SCHEDULES
+    assert find_changes(dataclasses.replace(make_start(0), config=to_dict(config)), now) == []
+
+
 def test_a_receipt_without_the_evaluation_list_can_be_read(tmp_path):
     start = dataclasses.replace(make_start(0), images=None, eval_data=None, eval_images=None)
     write_start(str(tmp_path), start)
