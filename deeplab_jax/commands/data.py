@@ -92,7 +92,7 @@ def prepare(
     data = _make_data_config(root, label_kind, data_dir)
     data.threads, data.channels, data.value_range = threads, channels, value_range or ()
     validate_fields(Config(data=data))
-    share, console = choose_shard(shard, os.environ), Console(soft_wrap=True, highlight=False)
+    share, console = choose_shard(shard, os.environ), Console(soft_wrap=True, highlight=False, emoji=False)
     if share.count > 1:
         console.print(share.describe())
     write_records(data, out, splits, console, share)

@@ -46,7 +46,7 @@ def import_annotations(
     # The finished import is renamed to the output folder, which cannot replace a link.
     source_folder, folder = _require_root(root), Path(os.path.realpath(os.path.expanduser(require_local(out, "--out"))))
     require_output(source_folder, folder)
-    console, notes = Console(soft_wrap=True, highlight=False), Notes()
+    console, notes = Console(soft_wrap=True, highlight=False, emoji=False), Notes()
     try:
         source = read(source_folder, notes)
         if not source.annotations:

@@ -56,7 +56,7 @@ def plan(
     overrides = [f"{field}={value}" for field, value in options.items() if value is not None]
     show(
         load_recipe(config, (*fields, *overrides)),
-        Console(soft_wrap=True, highlight=False),
+        Console(soft_wrap=True, highlight=False, emoji=False),
         devices=devices,
         accelerator=accelerator,
         topology=topology,

@@ -78,7 +78,7 @@ def predict(
         raise ConfigError(f"`INPUT` (={' '.join(inputs)}) contains no image or video. Give files, folders or patterns.")
     step = resolve(checkpoint)
     segmenter = _load(step, protocol)
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = Console(soft_wrap=True, highlight=False, emoji=False, markup=False)
     console.print(f"Checkpoint: {step}")
     if options.shard.count > 1:
         console.print(options.shard.describe())

@@ -37,7 +37,7 @@ def report(
     enable_compilation_cache()
     checkpoint = resolve(run)
     config = on_one_device(stored_config(str(checkpoint)), split)
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = Console(soft_wrap=True, highlight=False, emoji=False, markup=False)
     console.print(f"Checkpoint: {checkpoint}")
     config = locate_data(config, root)
     samples, batches = open_evaluation_set(config)

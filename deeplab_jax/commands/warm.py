@@ -35,7 +35,7 @@ def warm(
     segmenter = load(checkpoint)
     folder = require_compilation_cache()
     function = inference.predict_with_confidence if confidence else inference.predict
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = Console(soft_wrap=True, highlight=False, emoji=False, markup=False)
     canvases = list_standard_canvases(max_pixels)
     for number, canvas in enumerate(canvases, start=1):
         height, width = canvas.size

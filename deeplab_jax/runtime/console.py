@@ -17,7 +17,7 @@ def make_console(quiet: bool = False, soft_wrap: bool = True) -> Console:
       soft_wrap: Whether to leave long lines to the terminal. Tables need False.
     """
     stream: Any = _Stream(sys.stdout)  # a stand-in for TextIO
-    return Console(file=stream, soft_wrap=soft_wrap, highlight=False, quiet=quiet)
+    return Console(file=stream, soft_wrap=soft_wrap, highlight=False, emoji=False, quiet=quiet)
 
 
 def discard(stream: TextIO) -> None:

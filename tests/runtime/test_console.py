@@ -61,3 +61,9 @@ def test_lines_that_cannot_be_written_are_dropped(code, monkeypatch):
     stream.broken = False
     out.print("three")
     assert stream.getvalue() == "one\nthree\n"
+
+
+def test_names_are_printed_as_they_are(capsys):
+    name = "runs/:car:/fe80::a:b:c"  # Rich would replace the names of emojis
+    console.make_console().print(name, markup=False)
+    assert capsys.readouterr().out == f"{name}\n"
