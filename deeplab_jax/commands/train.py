@@ -1,6 +1,7 @@
 """Train a config. This is the implementation of train.py and `dl.train`."""
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -8,8 +9,10 @@ import jax
 from etils import epath
 from rich.console import Console
 
+from deeplab_jax.buckets import CHECKPOINT_SCHEMES
 from deeplab_jax.checkpoints.folders import CHECKPOINTS, DamagedError, make_absolute, read_scores
 from deeplab_jax.config import Config
+from deeplab_jax.files import require_folder
 from deeplab_jax.models import validate
 from deeplab_jax.runtime.compilation import enable_compilation_cache
 from deeplab_jax.runtime.console import make_console
@@ -23,7 +26,7 @@ from deeplab_jax.weights.transfer import pretrained_variables
 
 def train(
     config: Config,
-    workdir: str,
+    workdir: str | os.PathLike[str],
     *,
     on_evaluation: Callable[[int, dict[str, Any]], None] = lambda step, scores: None,
     console: Console | None = None,
@@ -35,7 +38,7 @@ def train(
 
     Args:
       config: The config, for example from a recipe's get_config().
-      workdir: The run folder.
+      workdir: The run folder. `~` is expanded.
       on_evaluation: Function that is called after each evaluation with the step and its scores. If it raises an error, the run
         stops and can be resumed, because the step has been saved. This is how to prune a trial of a hyperparameter search.
       console: The console for progress messages. If None, print them on standard output.
@@ -46,7 +49,7 @@ def train(
       was evaluated, also its scores, as in scores.json: "miou", "loss" and so on and, by class, "iou".
 
     Raises:
-      ConfigError: The config is invalid, or another run uses the workdir.
+      ConfigError: The config is invalid, or the workdir is not a folder or used by another run.
       CheckpointError: The workdir holds a run with a different network, or its checkpoints or the pretrained weights cannot be
         read.
       DataError: A split is unreadable.
@@ -56,6 +59,7 @@ def train(
     from deeplab_jax.commands.datasets import open_training_data  # imports TensorFlow
 
     config, console = validate(config), console or make_console()
+    workdir = require_folder(os.path.expanduser(workdir), "workdir", "runs/quickstart", CHECKPOINT_SCHEMES)
     enable_compilation_cache()
     # Report an invalid config before reading the data, which can take minutes.
     set_up(config, 1)

@@ -1,5 +1,6 @@
 import re
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from deeplab_jax.checkpoints.store import restore_variables
 from deeplab_jax.config import ModelConfig
 from deeplab_jax.errors import CheckpointError, ConfigError, DataError
 from deeplab_jax.evaluation.evaluate import StoppedError
-from deeplab_jax.training import scoring
+from deeplab_jax.training import loop, scoring
 
 pytestmark = [
     pytest.mark.usefixtures("plain_convolutions"),
@@ -44,6 +45,22 @@ def test_training_starts_from_pretrained_weights_and_resumes_without_them(finish
         np.testing.assert_allclose(new, old, atol=1e-6)
     shutil.rmtree(pretrained)
     assert f"resuming {workdir} after step 1" in train(street_scenes, workdir, *fields, "train.steps=2")
+
+
+def test_the_home_folder_is_expanded_in_a_workdir(street_scenes, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    workdirs = []
+
+    def note_workdir(config, workdir, **_):
+        workdirs.append(workdir)
+        return loop.Result(SimpleNamespace(step=0), False)
+
+    monkeypatch.setattr(loop, "train", note_workdir)
+    dl.train(load_tiny_recipe(street_scenes), "~/run", console=Console(quiet=True))
+    dl.train(load_tiny_recipe(street_scenes), tmp_path / "other", console=Console(quiet=True))
+    assert workdirs == [str(tmp_path / "run"), str(tmp_path / "other")]
+    with pytest.raises(ConfigError, match="`workdir` is missing"):
+        dl.train(load_tiny_recipe(street_scenes), "")
 
 
 @pytest.mark.parametrize(
