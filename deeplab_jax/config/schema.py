@@ -7,6 +7,7 @@ never changes.
 
 import dataclasses
 import math
+from fractions import Fraction
 
 from deeplab_jax.config.data import DataConfig
 from deeplab_jax.config.fields import (
@@ -203,7 +204,8 @@ def total_steps(config: Config, num_train: int) -> int:
     Raises:
       ConfigError: The config sets neither `train.steps` nor `train.epochs`.
     """
-    steps = config.train.steps or math.ceil(config.train.epochs * num_train / count_by_split(config.data)[0])
+    epochs = Fraction(str(config.train.epochs))  # the decimal number that the user wrote
+    steps = config.train.steps or math.ceil(epochs * num_train / count_by_split(config.data)[0])
     if not steps:
         raise ConfigError("`train.steps` (=0) cannot be used. Set train.steps or train.epochs to a number above 0.")
     return steps

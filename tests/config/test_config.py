@@ -88,6 +88,8 @@ def test_training_needs_a_number_of_steps_or_epochs():
 def test_epochs_are_rounded_up_to_full_steps():
     config = Config(data=DataConfig(batch_size=8), train=TrainConfig(epochs=20))
     assert total_steps(config, 367) == 918  # 20 epochs of 367 samples are 917.5 batches of 8
+    config = Config(data=DataConfig(batch_size=10), train=TrainConfig(epochs=1.1))
+    assert total_steps(config, 100) == 11  # in binary, 1.1 x 100 is more than 110
 
 
 @pytest.mark.parametrize(("mix", "counts"), [((3, 1), (6, 2)), ((6, 2), (6, 2)), ((0.25, 0.75), (2, 6)), ((0.5, 0.5), (4, 4))])
