@@ -15,6 +15,10 @@ def _are_pairs(values: Any) -> bool:
     return are_pairs and all(isinstance(name, str) and are_numbers((value,), 1) for name, value in values)
 
 
+def _are_options(values: Any) -> bool:
+    return _are_pairs(values) and len(dict(values)) == len(values)
+
+
 def _are_factors(values: Any) -> bool:
     return _are_pairs(values) and all(is_pattern(pattern) and factor > 0 for pattern, factor in values)
 
@@ -39,7 +43,7 @@ class OptimConfig:
     options: tuple[tuple[str, float], ...] = field(
         (),
         "Additional optimizer arguments, as pairs of an optax argument name and a number: `(('b2',0.95),('nesterov',True))`.",
-        Check(_are_pairs, "Give pairs of a name and a number: --config.optim.options=\"(('b2',0.95),)\"."),
+        Check(_are_options, "Give pairs of a name and a number, each name once: --config.optim.options=\"(('b2',0.95),)\"."),
     )
     schedule: str = field(
         "poly",

@@ -42,6 +42,11 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
             f"`optim.options` (={config.options!r}) cannot be used: optax.{config.name} does not accept {unknown[0]!r} here. "
             f"Choose from {', '.join(sorted(accepted - _RESERVED))}."
         )
+    if "momentum" in options and config.momentum != OptimConfig().momentum:
+        raise ConfigError(
+            f"`optim.momentum` (={config.momentum}) has no effect, because optim.options sets momentum={options['momentum']}. "
+            "Set only one of them."
+        )
     if "momentum" in accepted:
         options = {"momentum": config.momentum} | options
     elif config.momentum != OptimConfig().momentum:

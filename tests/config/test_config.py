@@ -169,6 +169,7 @@ def test_tenths_divide_a_batch_exactly():
         ({"loss": LossConfig(aux_weight=-1.0)}, "loss.aux_weight"),
         ({"optim": OptimConfig(options=("b1", 0.9))}, "optim.options"),
         ({"optim": OptimConfig(options=(("b1", "0.9"),))}, "optim.options"),
+        ({"optim": OptimConfig(options=(("b1", 0.9), ("b1", 0.8)))}, "optim.options"),
         ({"optim": OptimConfig(lr=-1)}, "optim.lr"),
         ({"optim": OptimConfig(momentum=1.0)}, "optim.momentum"),
         ({"train": TrainConfig(steps=1, epochs=1)}, "train.steps"),

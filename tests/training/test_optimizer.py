@@ -179,6 +179,7 @@ def test_options_use_the_optax_names():
         ),
         ({"options": (("learning_rate", 0.5),)}, "`optim.options`"),
         ({"options": (("mask", 1),), "name": "adamw"}, "`optim.options`"),
+        ({"options": (("momentum", 0.5),), "momentum": 0.8}, r"`optim.momentum` \(=0.8\).*optim.options sets momentum=0.5"),
         ({"schedule": "step"}, "`optim.schedule`"),
         ({"name": "adamw", "momentum": 0.5}, r"`optim.momentum` \(=0.5\) has no effect.*optax.adamw"),
         ({"name": "schedule_free_sgd"}, r"`optim.name`.*evaluation would need other parameters"),
