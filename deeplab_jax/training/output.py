@@ -1,6 +1,7 @@
 """Report a run's progress in its log, on the terminal's progress bar and by its writers."""
 
 import datetime
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -52,6 +53,9 @@ class Output:
                 start = RunStart(str(folder), start_step, is_scored, flatten(config))
                 self._writers = open_writers(config.train.writers, start, log.print)
         self._failed: set[RunWriter] = set()
+        if self._uploads != "none" and start_step and is_scored:
+            for step in find_steps(folder):
+                self._write(functools.partial(self._upload_missing, step=step))
         columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
         self._progress = Progress(*columns, console=log.console, disable=not log.console.is_terminal)
         self._task = self._progress.add_task("compiling", total=steps, completed=start_step)
@@ -109,6 +113,11 @@ class Output:
         """Give a step's checkpoint to the writers, if `train.upload_checkpoints` says so. It must be complete and scored."""
         if self._uploads != "none":
             self._write(lambda writer: self._upload(writer, self._folder / CHECKPOINTS / str(step)))
+
+    def _upload_missing(self, writer: RunWriter, step: epath.Path) -> None:
+        """Upload an evaluated checkpoint if the writer lacks it, because an earlier start ended during the upload."""
+        if not writer.has_checkpoint(int(step.name)) and read_scores(step) is not None:
+            self._upload(writer, step)
 
     def _upload(self, writer: RunWriter, step: epath.Path) -> None:
         if not writer.takes_checkpoints:

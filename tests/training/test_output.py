@@ -74,8 +74,11 @@ class Recorder(RunWriter):
 
     target, takes_checkpoints = "recorder", True
 
-    def __init__(self):
-        self.checkpoints, self.outcome = [], None
+    def __init__(self, uploaded=0):
+        self.checkpoints, self.outcome, self._uploaded = [], None, uploaded
+
+    def has_checkpoint(self, step):
+        return step <= self._uploaded
 
     def write_checkpoint(self, checkpoint):
         self.checkpoints.append((checkpoint.step, checkpoint.miou, checkpoint.is_best))
@@ -84,12 +87,12 @@ class Recorder(RunWriter):
         self.outcome = outcome
 
 
-def open_output(tmp_path, monkeypatch, uploads="none"):
+def open_output(tmp_path, monkeypatch, uploads="none", start_step=0, uploaded=0):
     """Return an output with a recorder."""
-    recorder, config = Recorder(), tiny_config()
+    recorder, config = Recorder(uploaded), tiny_config()
     config.train.upload_checkpoints = uploads
     monkeypatch.setattr(output_module, "open_writers", lambda names, run, say: [recorder])
-    return Output(config, str(tmp_path), 0, 10, True, Log(None, Console(file=io.StringIO()))), recorder
+    return Output(config, str(tmp_path), start_step, 10, True, Log(None, Console(file=io.StringIO()))), recorder
 
 
 @pytest.mark.parametrize(("error", "outcome"), [(None, "finished"), (ValueError, "failed"), (KeyboardInterrupt, "stopped")])
@@ -118,3 +121,16 @@ def test_the_chosen_checkpoints_are_uploaded(tmp_path, monkeypatch, uploads, exp
         write_scores(folder, {"miou": miou}, Rank("miou", miou))
         output.upload_checkpoint(step)
     assert recorder.checkpoints == expected
+
+
+@pytest.mark.parametrize(
+    ("uploads", "expected"), [("none", []), ("best", [(3, 0.3, True)]), ("all", [(2, 0.1, False), (3, 0.3, True)])]
+)
+def test_checkpoints_that_an_earlier_start_did_not_upload_are_uploaded(tmp_path, monkeypatch, uploads, expected):
+    for step, miou in ((1, 0.2), (2, 0.1), (3, 0.3), (4, None)):
+        folder = epath.Path(tmp_path) / "checkpoints" / str(step)
+        folder.mkdir(parents=True)
+        if miou:  # the last one was not evaluated
+            write_scores(folder, {"miou": miou}, Rank("miou", miou))
+    assert open_output(tmp_path, monkeypatch, uploads, start_step=4, uploaded=1)[1].checkpoints == expected
+    assert open_output(tmp_path, monkeypatch, uploads, start_step=4, uploaded=3)[1].checkpoints == []

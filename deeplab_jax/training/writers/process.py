@@ -60,6 +60,7 @@ class TrackerProcess(RunWriter):
         self._known: dict[tuple[int, str], float | None] = {}
         self._uploads = upload_folder(run, name)
         self._has_uploads = self._is_repeated = False
+        self._last_uploaded = read_last_step(run, name, "checkpoint")
         shutil.rmtree(self._uploads, ignore_errors=True)
         self._calls: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._waiting, self._lock = 0, threading.Lock()
@@ -109,6 +110,9 @@ class TrackerProcess(RunWriter):
         self._has_uploads = True
         self._call("write_checkpoint", Checkpoint(checkpoint.step, str(copy), checkpoint.miou, checkpoint.is_best))
 
+    def has_checkpoint(self, step: int) -> bool:
+        return step <= self._last_uploaded
+
     def close(self, outcome: Outcome) -> None:
         self._put(("close", (outcome,)))
         self._calls.put(None)
@@ -118,7 +122,8 @@ class TrackerProcess(RunWriter):
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
-            raise TimeoutError(f"it did not finish within {seconds:.0f} s, so it may lack the last rows") from None
+            lost = "the last rows and checkpoints" if self._has_uploads else "the last rows"
+            raise TimeoutError(f"it did not finish within {seconds:.0f} s, so it may lack {lost}") from None
         finally:
             shutil.rmtree(self._uploads, ignore_errors=True)
         self._receiver.join(_QUIET_SECONDS)
@@ -211,6 +216,8 @@ def _serve(
             has_failed = False
             if method == "write_scalars" and not has_gap:
                 keep(args[1], args[0])
+            elif method == "write_checkpoint":
+                keep("checkpoint", args[0].step)
         except Exception as error:  # libraries raise many kinds of errors
             if not has_failed:
                 tell("error", f"{method}: {one_line(error)}")

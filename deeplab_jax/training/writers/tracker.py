@@ -62,12 +62,12 @@ def keep_id(run: RunStart, name: str, tracked: str, say: Callable[[str], None]) 
 
 
 def read_last_step(run: RunStart, name: str, kind: str) -> int:
-    """Return the last step whose row of this kind the tracked run has, or 0."""
+    """Return the last step whose row of this kind, "train" or "eval", or "checkpoint" the tracked run has, or 0."""
     return int(_read(run, name).get(kind, 0)) if run.step > 0 else 0
 
 
 def keep_last_step(run: RunStart, name: str, kind: str, step: int) -> None:
-    """Store the step of the last row, so that a resumed run does not write it again."""
+    """Store the step of the last row or checkpoint, so that a resumed run does not write it again."""
     with contextlib.suppress(ConfigError):
         _write(run, name, _read(run, name) | {kind: step})
 

@@ -87,5 +87,9 @@ class RunWriter:
     def write_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Store a copy of a checkpoint. Its files may be deleted after the call."""
 
+    def has_checkpoint(self, step: int) -> bool:
+        """Return whether an earlier start of the run has stored a copy of this checkpoint or a later one."""
+        return False
+
     def close(self, outcome: Outcome) -> None:
         """Flush buffered data, record how the run ended and close the writer."""

@@ -46,6 +46,13 @@ class Failing(Recorder):
         super().write_scalars(step, kind, row)
 
 
+class Offline(Recorder):
+    """Cannot upload files."""
+
+    def write_checkpoint(self, checkpoint):
+        raise ConnectionError("no network")
+
+
 class Hanging(Recorder):
     """Waits for a network forever."""
 

@@ -1,3 +1,4 @@
+import contextlib
 import importlib.util
 import json
 import os
@@ -22,10 +23,17 @@ def open_tracker(tmp_path, kind=fake_trackers.Recorder, step=0, rows=(), lines=N
     return TrackerProcess(kind, "fake", run, ([] if lines is None else lines).append, rows)
 
 
+@pytest.fixture
+def quiet(monkeypatch):
+    """Let `close` wait without a message, because a busy machine takes seconds to start the process."""
+    monkeypatch.setattr(process, "_QUIET_SECONDS", 60.0)
+
+
 def read_calls(tmp_path):
     return [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.usefixtures("quiet")
 def test_calls_are_made_in_order_and_messages_reach_the_log(tmp_path):
     lines = []
     tracker = open_tracker(tmp_path, lines=lines)
@@ -56,6 +64,21 @@ def test_a_checkpoint_can_be_deleted_before_it_is_uploaded(tmp_path, monkeypatch
     tracker.close("finished")
     assert read_calls(tmp_path)[0] == ["checkpoint", 2, True, "weights"]
     assert [path.name for path in (tmp_path / "trackers").iterdir()] == ["fake.json"]
+
+
+def test_a_resumed_run_knows_which_checkpoints_were_uploaded(tmp_path):
+    step = tmp_path / "checkpoints" / "2"
+    (step / "model").mkdir(parents=True)
+    (step / "model" / "array").write_text("weights")
+    for kind in (fake_trackers.Offline, fake_trackers.Recorder):
+        tracker = open_tracker(tmp_path, kind, step=2)
+        assert not tracker.has_checkpoint(2)
+        tracker.write_checkpoint(Checkpoint(2, str(step), 0.5, True))
+        with contextlib.suppress(RuntimeError):
+            tracker.close("stopped")
+    tracker = open_tracker(tmp_path, step=3)
+    assert [tracker.has_checkpoint(number) for number in (1, 2, 3)] == [True, True, False]
+    tracker.close("finished")
 
 
 def test_an_error_is_raised_later_and_the_next_rows_are_written(tmp_path):
@@ -145,6 +168,7 @@ def test_the_images_of_a_repeated_evaluation_are_not_sent_again(tmp_path):
     assert [call[0] for call in read_calls(tmp_path)] == ["scalars", "images", "close", "close"]
 
 
+@pytest.mark.usefixtures("quiet")
 def test_a_run_folder_that_is_not_writable_does_not_stop_the_tracker(tmp_path):
     (tmp_path / "trackers").write_text("a file")
     lines = []
