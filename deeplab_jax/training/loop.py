@@ -33,7 +33,7 @@ from deeplab_jax.training.log import Log
 from deeplab_jax.training.metrics_log import read_log
 from deeplab_jax.training.output import Output
 from deeplab_jax.training.receipt import Receipts, describe_platform, describe_start
-from deeplab_jax.training.schedules import make_schedule
+from deeplab_jax.training.schedules import describe_long_warmup, make_schedule
 from deeplab_jax.training.scoring import Evaluate, make_evaluate
 from deeplab_jax.training.signals import catch_stop_signals
 from deeplab_jax.training.speed import Meter, ideal_step_seconds
@@ -122,6 +122,8 @@ def train(
         checkpoints = parts.enter_context(Checkpoints(workdir, config))
         _require_same(config, workdir, data, checkpoints)
         log.print(describe_platform(setup.mesh))
+        if warning := describe_long_warmup(config.optim, steps):
+            log.print(warning)
         state = restore_or_create_state(setup, workdir, checkpoints, log, pretrained)
         step = int(state.step)
         if step >= steps:

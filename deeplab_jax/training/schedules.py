@@ -84,6 +84,16 @@ def check_schedule(config: OptimConfig) -> None:
         )
 
 
+def describe_long_warmup(config: OptimConfig, steps: int) -> str:
+    """Return a warning if the run ends before its warm-up, or ""."""
+    if config.warmup_steps <= steps:
+        return ""
+    return (
+        f"warning: `optim.warmup_steps` (={config.warmup_steps}) is more than the {steps} steps of the run, so it ends during "
+        f"its warm-up and never reaches optim.lr (={config.lr}). Use fewer warm-up steps."
+    )
+
+
 def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     """Return the config's learning-rate schedule, multiplied by the warm-up factor.
 

@@ -5,7 +5,7 @@ import pytest
 
 from deeplab_jax.config import OptimConfig
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.training.schedules import SCHEDULES, check_schedule, make_schedule
+from deeplab_jax.training.schedules import SCHEDULES, check_schedule, describe_long_warmup, make_schedule
 
 
 def compute_rates(steps_to_check, **fields):
@@ -58,6 +58,12 @@ def test_warm_up_scales_the_schedule_linearly():
     by_hand = [0.25, 0.9 * 0.5, 0.8 * 0.75, 0.7, 0.6]
     assert compute_rates(range(5), lr=1.0, power=1.0, warmup_steps=4) == pytest.approx(by_hand)
     assert compute_rates(range(3), lr=1.0, warmup_steps=2, schedule="constant") == pytest.approx([0.5, 1.0, 1.0])
+
+
+def test_a_warm_up_that_is_longer_than_the_run_is_reported():
+    config = OptimConfig(lr=0.5, warmup_steps=20)
+    assert describe_long_warmup(config, 20) == ""
+    assert "`optim.warmup_steps` (=20) is more than the 19 steps of the run" in describe_long_warmup(config, 19)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
