@@ -6,7 +6,7 @@ import functools
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ from rich.console import Console
 from deeplab_jax.checkpoints.folders import Rank
 from deeplab_jax.checkpoints.store import Checkpoints
 from deeplab_jax.config import Config, to_dict
-from deeplab_jax.errors import OutOfMemoryError, TrainingError
+from deeplab_jax.errors import BucketError, DataError, DeeplabError, OutOfMemoryError, TrainingError
 from deeplab_jax.evaluation.evaluate import StoppedError
 from deeplab_jax.labels import IGNORE
 from deeplab_jax.runtime import hosts
@@ -56,7 +56,7 @@ class _Tools:
     workdir: str
     setup: Setup
     evaluate: Evaluate
-    should_stop: Callable[[], bool]
+    should_stop: Callable[..., bool]
     check_lock: Callable[[], None]
     checkpoints: Checkpoints
     receipts: Receipts
@@ -106,6 +106,8 @@ def train(
       ConfigError: A batch cannot be divided evenly among the devices, the processes were started with different settings, or
         another run uses the workdir.
       CheckpointError: The workdir holds a run with a different network, or none of its checkpoints can be read.
+      DataError: An image or a label cannot be read. The steps before its batch are saved.
+      BucketError: The same for a bucket.
       OutOfMemoryError: A device or this machine has too little memory.
       TrainingError: The loss or the gradient is not finite and `train.nonfinite` is "stop", or no batch has a labelled pixel.
     """
@@ -173,9 +175,9 @@ def _run(state: TrainState, step: int, data: Data, start_time: float, tools: _To
     return Result(state, is_finished)
 
 
-def _has_any_signal(signals: list[int]) -> bool:
-    # Any process can receive a signal, but all processes must stop after the same batch.
-    return hosts.is_true_on_any(bool(signals))
+def _has_any_signal(signals: list[int], error: DeeplabError | None = None) -> bool:
+    # Any process can receive a signal or have an error, but all processes must stop after the same batch.
+    return hosts.is_true_on_any(bool(signals or error))
 
 
 def _require_same(config: Config, workdir: str, data: Data, checkpoints: Checkpoints) -> None:
@@ -209,11 +211,14 @@ def _train_from(state: TrainState, step: int, data: Data, start_time: float, too
     config, steps, train_config = tools.setup.config, tools.setup.steps, tools.setup.config.train
     lr, meter = make_schedule(config.optim, steps), _make_meter(step, tools)
     batches = prefetch(data.train_batches(step, steps), tools.setup.mesh, config.model.output_stride)
-    first, has_labels = step + 1, False
+    first, has_labels, error = step + 1, False, None
     rows: deque[dict[str, float]] = deque(maxlen=_MAX_ROWS)  # the scalars of each step since the last log row
-    while step < steps and not tools.should_stop():
+    while step < steps:
         with meter.waiting():
-            batch, on_device = next(batches)
+            pair, error = _read_batch(batches)
+        if tools.should_stop(error):  # all processes stop at the same step, and save it
+            break
+        batch, on_device = pair
         if step + 1 == first:
             train_step = _compile(state, on_device, tools)
         state, scalars = train_step(state, on_device)
@@ -254,7 +259,22 @@ def _train_from(state: TrainState, step: int, data: Data, start_time: float, too
             meter.restart(step)
     if 0 < step < steps:
         _save(state, step, tools)
+    with failing_together():
+        if error:
+            raise _add_step(error, step) if step else error
     return state, step, False
+
+
+def _read_batch(batches: Iterator[Any]) -> tuple[Any, DeeplabError | None]:
+    """Return the next batch, or the error because of which it cannot be read."""
+    try:
+        return next(batches), None
+    except (DataError, BucketError) as error:
+        return None, error
+
+
+def _add_step(error: DeeplabError, step: int) -> DeeplabError:
+    return type(error)(f"{error} Step {step} is saved.")
 
 
 def _make_meter(step: int, tools: _Tools) -> Meter:
@@ -297,6 +317,8 @@ def _evaluate(state: TrainState, step: int, tools: _Tools) -> bool:
             summary, strips = tools.evaluate(state)
     except OutOfMemoryError as error:
         raise OutOfMemoryError(error.reason, f"{error.advice} Step {step} is saved.") from error
+    except (DataError, BucketError) as error:
+        raise _add_step(error, step) from error
     except StoppedError:
         tools.output.log.print(f"The evaluation of step {step} was interrupted. The run will start with it when it resumes.")
         return False

@@ -95,7 +95,7 @@ def test_a_failed_or_interrupted_evaluation_loses_no_step_and_is_repeated(street
     workdir = tmp_path / "run"
     if number is None:
         broken = dataclasses.replace(data, eval_batches=lambda: fail_after_one(data.eval_batches))
-        with pytest.raises(DataError, match="Cannot read"):
+        with pytest.raises(DataError, match=r"^Cannot read val/b.png. Step 2 is saved.$"):
             run(config, broken, steps, workdir)
     else:
         stopping = dataclasses.replace(data, eval_batches=lambda: signal_after_one(data.eval_batches, number))
@@ -178,6 +178,23 @@ def test_a_run_whose_pixels_are_all_ignored_stops(street_scenes, tmp_path):
     unlabelled = dataclasses.replace(data, train_batches=ignore_all)
     with pytest.raises(TrainingError, match="None of the 4 batches since step 1 has a labelled pixel"):
         run(config, unlabelled, steps, tmp_path)
+
+
+def test_a_batch_that_cannot_be_read_loses_no_step(street_scenes, tmp_path):
+    config, data, steps = open_data(street_scenes, eval_every=0)
+
+    def fail_in_last(first, end):
+        yield from data.train_batches(first, end - 1)
+        raise DataError("Cannot read train/b.png.")
+
+    broken = dataclasses.replace(data, train_batches=fail_in_last)
+    # Two batches are read ahead.
+    with pytest.raises(DataError, match=r"^Cannot read train/b.png. Step 2 is saved.$"):
+        run(config, broken, steps, tmp_path)
+    assert resolve(str(tmp_path)).name == "2"
+    assert run(config, data, steps, tmp_path)[0] == steps
+    assert read_rows(tmp_path) == [*(("train", step) for step in (1, 2, 3, 4)), ("eval", 4)]
+    assert not [each.text for each in verify(str(tmp_path), 0, 4, data, lambda i: "") if each.agrees is False][1:]
 
 
 def test_a_step_that_does_not_fit_in_memory_is_explained_in_one_line(street_scenes, tmp_path, monkeypatch):
