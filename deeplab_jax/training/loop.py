@@ -19,7 +19,6 @@ from deeplab_jax.checkpoints.store import Checkpoints
 from deeplab_jax.config import Config, to_dict
 from deeplab_jax.errors import BucketError, DataError, DeeplabError, OutOfMemoryError, TrainingError
 from deeplab_jax.evaluation.evaluate import StoppedError
-from deeplab_jax.labels import IGNORE
 from deeplab_jax.runtime import hosts
 from deeplab_jax.runtime.machine import fill_heap_gaps
 from deeplab_jax.runtime.memory import report_out_of_memory, require_memory
@@ -212,7 +211,7 @@ def _train_from(state: TrainState, step: int, data: Data, start_time: float, too
     lr, meter = make_schedule(config.optim, steps), _make_meter(step, tools)
     batches = prefetch(data.train_batches(step, steps), tools.setup.mesh, config.model.output_stride)
     first, has_labels, error = step + 1, False, None
-    rows: deque[dict[str, float]] = deque(maxlen=_MAX_ROWS)  # the scalars of each step since the last log row
+    rows: deque[dict[str, float]] = deque(maxlen=_MAX_ROWS)  # the scalars of each labelled step since the last log row
     while step < steps:
         with meter.waiting():
             pair, error = _read_batch(batches)
@@ -225,13 +224,16 @@ def _train_from(state: TrainState, step: int, data: Data, start_time: float, too
         step += 1
         # `float` blocks until the step is done. Without it, the host would run ahead, fill device memory with batches and
         # overstate the data wait.
-        rows.append({name: float(value) for name, value in scalars.items()})
+        row = {name: float(value) for name, value in scalars.items()}
+        is_labelled = row.pop("labelled") > 0
+        rows += [row] if is_labelled else []
         tools.watchdog.beat()
         tools.receipts.consumed.add(batch)
         if config.train.nonfinite == "stop":
-            _require_finite(rows[-1], step, tools)
-        has_labels = has_labels or hosts.is_true_on_any(bool((batch["label"] != IGNORE).any()))
-        if not has_labels and step == min(first + _UNLABELLED_BATCHES - 1, steps):
+            _require_finite(row, step, tools)
+        has_labels = has_labels or is_labelled
+        # A run that is resumed near its end may have a few such batches left, like one that is not interrupted.
+        if not has_labels and step + 1 - first == min(_UNLABELLED_BATCHES, steps):
             raise TrainingError(
                 f"None of the {step + 1 - first} batches since step {first} has a labelled pixel, so nothing can be learned. "
                 "Check the masks and the label set with `deeplab-jax data check`."
@@ -243,7 +245,7 @@ def _train_from(state: TrainState, step: int, data: Data, start_time: float, too
         tools.output.advance(step)
         if is_due(step, train_config.log_every, steps):
             speed = meter.speed(step)
-            row = rows[-1] | _average(rows) | {"lr": float(lr(step - 1))} | speed
+            row |= _average(rows) | {"lr": float(lr(step - 1))} | speed
             tools.output.log_training(step, row, (steps - step) * speed["seconds_per_step"])
             if warning := tools.find_slow_process(speed["data_wait"]):
                 tools.output.log.print(warning)

@@ -61,8 +61,9 @@ def train_step(
       mesh: The device mesh, needed only if image rows are split across devices.
 
     Returns:
-      The new state and a dict with "loss", "accuracy", "grad_norm" and "skipped". "loss" is the value being minimised,
-      "accuracy" covers the labelled pixels, and "skipped" is the number of non-finite updates skipped so far.
+      The new state and a dict with "loss", "accuracy", "grad_norm", "skipped" and "labelled". "loss" is the value being
+      minimised, "accuracy" covers the labelled pixels, "skipped" is the number of non-finite updates skipped so far, and
+      "labelled" is the number of labelled pixels. Without any, the loss and the accuracy are 0.
       On any mesh, all statistics, hard pixels, losses and gradients are computed over the global batch. For micro-batches,
       see `_compute_gradient`.
     """
@@ -99,7 +100,8 @@ def train_step(
         ema_params=average and _select(applies, average, state.ema_params),
     )
     accuracy = hits / jnp.maximum(counted, 1)
-    return state, {"loss": loss, "accuracy": accuracy, "grad_norm": grad_norm, "skipped": state.skipped}
+    scalars = {"loss": loss, "accuracy": accuracy, "grad_norm": grad_norm, "skipped": state.skipped, "labelled": counted}
+    return state, scalars
 
 
 def _compute_gradient(

@@ -180,6 +180,31 @@ def test_a_run_whose_pixels_are_all_ignored_stops(street_scenes, tmp_path):
         run(config, unlabelled, steps, tmp_path)
 
 
+def replace_labels(data, step):
+    """Return the data, but ignore all pixels of the batch of a step."""
+
+    def ignore(first, end):
+        for number, batch in enumerate(data.train_batches(first, end), start=first + 1):
+            yield batch | {"label": np.full_like(batch["label"], 255)} if number == step else batch
+
+    return dataclasses.replace(data, train_batches=ignore)
+
+
+def test_the_last_steps_of_a_resumed_run_need_no_labelled_pixels(street_scenes, tmp_path):
+    config, data, steps = open_data(street_scenes, eval_every=3)
+    data = replace_labels(data, steps)
+
+    def stop(step, scores):
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        run(config, data, steps, tmp_path, on_evaluation=stop)
+    assert resolve(str(tmp_path)).name == "3"
+    assert run(config, data, steps, tmp_path)[0] == steps
+    last = read_train_rows(tmp_path)[-1]
+    assert (last["loss"], last["mean_loss"], last["mean_accuracy"]) == (0, None, None)
+
+
 def test_a_batch_that_cannot_be_read_loses_no_step(street_scenes, tmp_path):
     config, data, steps = open_data(street_scenes, eval_every=0)
 

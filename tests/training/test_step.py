@@ -127,7 +127,7 @@ def test_a_batch_without_labelled_pixels_only_advances_the_step():
     for empty in ({"label": np.full((4, 64, 32), 255, np.uint8)}, {"valid": np.zeros(4, bool)}):
         before = trainer.get()
         row = trainer.run(make_batch() | empty)
-        assert row["loss"] == row["grad_norm"] == row["skipped"] == 0
+        assert row["loss"] == row["grad_norm"] == row["skipped"] == row["labelled"] == 0
         assert_only_counters_moved(before, trainer.get(), skipped=0)
 
 
