@@ -220,6 +220,7 @@ def _train_from(state: TrainState, step: int, data: Data, start_time: float, too
         batch, on_device = pair
         if step + 1 == first:
             train_step = _compile(state, on_device, tools)
+            meter.restart(step)  # compilation must not count towards the speed
         state, scalars = train_step(state, on_device)
         step += 1
         # `float` blocks until the step is done. Without it, the host would run ahead, fill device memory with batches and
@@ -241,7 +242,7 @@ def _train_from(state: TrainState, step: int, data: Data, start_time: float, too
         if step == first:
             tools.output.report_first_step(time.perf_counter() - start_time)
             if not is_due(step, train_config.log_every, steps):
-                meter.restart(step)  # compilation must not count towards the speed of later steps
+                meter.restart(step)  # the first step is slower than later ones
         tools.output.advance(step)
         if is_due(step, train_config.log_every, steps):
             speed = meter.speed(step)

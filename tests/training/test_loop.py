@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from rich.console import Console
 from deeplab_jax.checkpoints.store import resolve
 from deeplab_jax.commands.datasets import open_training_data
 from deeplab_jax.errors import DataError, OutOfMemoryError, TrainingError
+from deeplab_jax.training import loop
 from deeplab_jax.training.loop import _average, train
 from deeplab_jax.training.verify import verify
 
@@ -220,6 +222,20 @@ def test_a_batch_that_cannot_be_read_loses_no_step(street_scenes, tmp_path):
     assert run(config, data, steps, tmp_path)[0] == steps
     assert read_rows(tmp_path) == [*(("train", step) for step in (1, 2, 3, 4)), ("eval", 4)]
     assert not [each.text for each in verify(str(tmp_path), 0, 4, data, lambda i: "") if each.agrees is False][1:]
+
+
+def test_compilation_does_not_count_towards_the_speed(street_scenes, tmp_path, monkeypatch):
+    config, data, steps = open_data(street_scenes, eval_every=0)
+    compile_step = loop._compile
+
+    def compile_slowly(*args):
+        program = compile_step(*args)
+        time.sleep(5)
+        return program
+
+    monkeypatch.setattr(loop, "_compile", compile_slowly)
+    run(config, data, steps, tmp_path)
+    assert read_train_rows(tmp_path)[0]["seconds_per_step"] < 5
 
 
 def test_a_step_that_does_not_fit_in_memory_is_explained_in_one_line(street_scenes, tmp_path, monkeypatch):
