@@ -131,7 +131,9 @@ def train(
             log.print(f"{workdir} is already at step {step} of {steps}.")
         eval_every = evaluation_interval(config, data.epoch_size)
         checkpoints.rank_again(functools.partial(_rank, config=config))
-        is_scored = not (step and config.train.evaluate and checkpoints.needs_scores(step, is_due(step, eval_every, steps)))
+        # A run that has passed its last step, which was lowered, ends here.
+        is_evaluation_due = is_due(step, eval_every, max(step, steps))
+        is_scored = not (step and config.train.evaluate and checkpoints.needs_scores(step, is_evaluation_due))
         watchdog = parts.enter_context(hosts.Watchdog(config.train.stall_timeout))
         should_stop = functools.partial(_has_any_signal, signals)
         tools = _Tools(
@@ -168,7 +170,7 @@ def _run(state: TrainState, step: int, data: Data, start_time: float, tools: _To
     has_stalled = _is_stalled(tools)
     if step < steps and not has_stalled:
         state, step, has_stalled = _train_from(state, step, data, start_time, tools)
-    is_scored = step != steps or not (config.train.evaluate and tools.checkpoints.needs_scores(step, is_due=True))
+    is_scored = step < steps or not (config.train.evaluate and tools.checkpoints.needs_scores(step, is_due=True))
     is_finished = is_scored and (step >= steps or has_stalled)
     tools.output.outcome = "finished" if is_finished else "stopped"
     return Result(state, is_finished)

@@ -102,6 +102,14 @@ def test_a_run_without_evaluations_needs_no_split(run, tmp_path):
     assert not list(tmp_path.glob("checkpoints/*/scores.json"))
 
 
+def test_a_run_whose_last_step_is_lowered_below_its_current_one_ends_with_an_evaluation(run, tmp_path):
+    run(evaluate=False)
+    is_finished, step, log, _ = run(steps=4, eval_every=0)
+    assert (is_finished, step) == (True, 6)
+    assert "step      6  evaluation" in log
+    assert "step      6  evaluation" not in run(steps=4, eval_every=0)[2]
+
+
 @pytest.mark.parametrize(
     ("ranks", "patience", "expected"),
     [
