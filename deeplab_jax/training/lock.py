@@ -111,7 +111,8 @@ def _acquire(path: AnyPath, own: dict[str, Any], say: Callable[[str], None]) -> 
             return  # NFS can repeat a request whose answer was lost, and then says that the lock exists
         if owner and _can_look_up(owner):
             if _is_alive(owner):
-                raise _make_error(path, owner)
+                is_copy = touched is not None and _now(path) - touched > _STALE_SECONDS  # or the owner is suspended
+                raise _make_error(path, owner, f" If it is a copy of that run's folder, delete {path}." if is_copy else "")
             _remove_stale(path, owner)
         elif first_touch is None and touched is not None:
             age = _now(path) - touched
@@ -127,9 +128,10 @@ def _acquire(path: AnyPath, own: dict[str, Any], say: Callable[[str], None]) -> 
             time.sleep(0.5)
 
 
-def _make_error(path: AnyPath, owner: dict[str, Any] | None) -> ConfigError:
+def _make_error(path: AnyPath, owner: dict[str, Any] | None, advice: str = "") -> ConfigError:
+    workdir = str(path.parent)
     return ConfigError(
-        f"`--workdir` (={str(path.parent)!r}) is in use{_describe(owner)}. Wait for that run, or choose a different folder."
+        f"`--workdir` (={workdir!r}) is in use{_describe(owner)}. Wait for that run, or choose a different folder.{advice}"
     )
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,6 +54,17 @@ def test_the_lock_of_a_running_process_is_respected_and_named(tmp_path, owner):
     with lock_folder(str(tmp_path), say_nothing):
         assert json.loads((tmp_path / LOCK).read_text())["process"] == os.getpid()
     assert os.listdir(tmp_path) == []
+
+
+def test_the_lock_in_a_copy_of_the_folder_of_a_running_process_is_explained(tmp_path, owner):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for age, is_explained in ((0, False), (60, True)):
+        shutil.copy(tmp_path / LOCK, copy)
+        os.utime(copy / LOCK, (time.time() - age,) * 2)
+        with pytest.raises(ConfigError, match="is in use by process") as error:
+            lock_folder(str(copy), say_nothing).__enter__()
+        assert (f"If it is a copy of that run's folder, delete {copy / LOCK}." in str(error.value)) == is_explained
 
 
 def test_the_lock_of_a_killed_process_is_taken_over_at_once(tmp_path, owner):
