@@ -42,8 +42,8 @@ class TrainConfig:
     )
     log_every: int = field(
         50,
-        "Number of steps between log entries with the loss and other scalars. 0 means never.",
-        at_least(0, "Use a number of steps, or 0 for never."),
+        "Number of steps between log entries with the loss and other scalars. The last step has one too. 0 logs no others.",
+        at_least(0, "Use a number of steps, or 0 to log only the last one."),
     )
     eval_every: int = field(
         4000,
