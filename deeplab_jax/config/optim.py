@@ -8,10 +8,8 @@ from deeplab_jax.config.fields import Check, above_zero, are_numbers, are_string
 
 
 def _are_pairs(values: Any) -> bool:
-    """Return whether `values` is a tuple or list of (text, number) pairs. A bool counts as a number."""
-    are_pairs = isinstance(values, tuple | list) and all(
-        isinstance(value, tuple | list) and len(value) == 2 for value in values
-    )
+    """Return whether `values` is a tuple of (text, number) pairs. A bool counts as a number."""
+    are_pairs = isinstance(values, tuple) and all(isinstance(value, tuple) and len(value) == 2 for value in values)
     return are_pairs and all(isinstance(name, str) and are_numbers((value,), 1) for name, value in values)
 
 
@@ -65,7 +63,7 @@ class OptimConfig:
         "`(0.6,0.9)`.",
         Check(
             lambda points: (
-                are_numbers(points, len(points)) and list(points) == sorted({*points}) and all(0 < x < 1 for x in points)
+                are_numbers(points, len(points)) and points == tuple(sorted({*points})) and all(0 < x < 1 for x in points)
             ),
             "Give rising fractions above 0 and below 1, such as --config.optim.milestones='(0.6,0.9)', or ().",
         ),
