@@ -6,6 +6,8 @@ from typing import Any
 
 from deeplab_jax.config.fields import Check, above_zero, are_numbers, are_strings, at_least, below_one, field, is_pattern
 
+MAX_STEPS = 2**31 - 1  # a step is an int32 number
+
 
 def _are_pairs(values: Any) -> bool:
     """Return whether `values` is a tuple of (text, number) pairs. A bool counts as a number."""
@@ -78,7 +80,7 @@ class OptimConfig:
     warmup_steps: int = field(
         0,
         "Number of steps over which the learning rate rises linearly, starting from lr / warmup_steps. 0 means no warm-up.",
-        at_least(0, "Use a number of at least 0."),
+        Check(lambda steps: 0 <= steps <= MAX_STEPS, f"Use a number from 0 to {MAX_STEPS}."),
     )
     momentum: float = field(0.9, "Momentum, for optimizers that use it, such as sgd.", below_one("number"))
     weight_decay: float = field(

@@ -87,6 +87,13 @@ def test_training_needs_a_number_of_steps_or_epochs():
         total_steps(Config(), 10)
 
 
+@pytest.mark.parametrize("train", [TrainConfig(steps=2**31), TrainConfig(epochs=1e9)])
+def test_a_run_cannot_have_more_steps_than_can_be_counted(train):
+    assert total_steps(Config(train=TrainConfig(steps=2**31 - 1)), 1) == 2**31 - 1
+    with pytest.raises(ConfigError, match=r"gives the run \d+ steps. Use at most 2147483647"):
+        total_steps(Config(train=train), 10_000)
+
+
 def test_lists_and_numpy_values_become_tuples_and_numbers():
     given = Config(
         data=DataConfig(crop_size=[np.int64(64), 64], mix=[]),
@@ -133,6 +140,7 @@ def test_tenths_divide_a_batch_exactly():
         ({"model": ModelConfig(multi_grid=())}, "multi_grid"),
         ({"eval": EvalConfig(output_stride=3)}, "eval.output_stride"),
         ({"data": DataConfig(crop_size=512)}, r"`data.crop_size` \(=512\).*Give two integers"),
+        ({"optim": OptimConfig(warmup_steps=2**31)}, r"`optim.warmup_steps` \(=2147483648\).*from 0 to 2147483647"),
         ({"optim": OptimConfig(milestones=0.5)}, r"`optim.milestones` \(=0.5\).*Give rising fractions"),
         ({"optim": OptimConfig(frozen=None)}, r"`optim.frozen` \(=None\).*Give regular expressions"),
         ({"loss": LossConfig(class_weights=None)}, r"`loss.class_weights` \(=None\).*Give one number"),
