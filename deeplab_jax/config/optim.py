@@ -39,7 +39,10 @@ class OptimConfig:
     options: tuple[tuple[str, float], ...] = field(
         (),
         "Additional optimizer arguments, as pairs of an optax argument name and a number: `(('b2',0.95),('nesterov',True))`.",
-        Check(_are_pairs, "Give pairs of a name and a number: --config.optim.options=\"(('b2',0.95),)\"."),
+        Check(
+            lambda pairs: _are_pairs(pairs) and len(dict(pairs)) == len(pairs),
+            "Give pairs of a name and a number, each name once: --config.optim.options=\"(('b2',0.95),)\".",
+        ),
     )
     schedule: str = field(
         "poly",

@@ -42,9 +42,15 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
             f"`optim.options` (={config.options!r}) cannot be used: optax.{config.name} does not accept {unknown[0]!r} here. "
             f"Choose from {', '.join(sorted(accepted - _RESERVED))}."
         )
+    is_default = config.momentum == OptimConfig().momentum
+    if "momentum" in options and not is_default:
+        raise ConfigError(
+            f"`optim.momentum` (={config.momentum}) and optim.options (={config.options!r}) give the momentum twice. "
+            "Give it once."
+        )
     if "momentum" in accepted:
         options = {"momentum": config.momentum} | options
-    elif config.momentum != OptimConfig().momentum:
+    elif not is_default:
         raise ConfigError(
             f"`optim.momentum` (={config.momentum}) has no effect, because optax.{config.name} has no such argument. Leave it "
             f"at {OptimConfig().momentum}, and set optim.options."

@@ -141,6 +141,7 @@ def test_tenths_divide_a_batch_exactly():
         ({"eval": EvalConfig(output_stride=3)}, "eval.output_stride"),
         ({"data": DataConfig(crop_size=512)}, r"`data.crop_size` \(=512\).*Give two integers"),
         ({"optim": OptimConfig(warmup_steps=2**31)}, r"`optim.warmup_steps` \(=2147483648\).*from 0 to 2147483647"),
+        ({"optim": OptimConfig(options=(("b2", 0.9), ("b2", 0.95)))}, "`optim.options` .* each name once"),
         ({"optim": OptimConfig(milestones=0.5)}, r"`optim.milestones` \(=0.5\).*Give rising fractions"),
         ({"optim": OptimConfig(frozen=None)}, r"`optim.frozen` \(=None\).*Give regular expressions"),
         ({"loss": LossConfig(class_weights=None)}, r"`loss.class_weights` \(=None\).*Give one number"),

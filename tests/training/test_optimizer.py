@@ -181,6 +181,10 @@ def test_options_use_the_optax_names():
         ({"options": (("mask", 1),), "name": "adamw"}, "`optim.options`"),
         ({"schedule": "step"}, "`optim.schedule`"),
         ({"name": "adamw", "momentum": 0.5}, r"`optim.momentum` \(=0.5\) has no effect.*optax.adamw"),
+        (
+            {"momentum": 0.5, "options": (("momentum", 0.8),)},
+            r"`optim.momentum` \(=0.5\) and optim.options .*give the momentum twice",
+        ),
         ({"name": "schedule_free_sgd"}, r"`optim.name`.*evaluation would need other parameters"),
         ({"name": "noisy_sgd"}, "is not an optax optimizer that can be used here"),
         ({"name": "prodigy"}, r"`optim.name`.*would not follow the schedule"),
