@@ -29,8 +29,13 @@ def validate_fields(config: Config) -> Config:
     filled in (see `fill_defaults`).
 
     Raises:
-      ConfigError: A field is invalid. The message gives the field, its value and what to do.
+      ConfigError: The config is not a `Config`, or a field is invalid. The message gives the field, its value and what to do.
     """
+    if not isinstance(config, Config):
+        raise ConfigError(
+            f"The config (={config!r}) is not a Config. Give a deeplab_jax.config.Config, such as what a recipe's get_config() "
+            "returns."
+        )
     config = _make_plain(config)
     _validate_section(config, config, "")
     config = fill_defaults(config)

@@ -27,6 +27,7 @@ from deeplab_jax.config import (
     total_steps,
 )
 from deeplab_jax.config.fields import find_unused
+from deeplab_jax.config.validation import validate_fields
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.labels import CAMVID11, LabelSet
 from deeplab_jax.labels.files import write_labels
@@ -92,6 +93,12 @@ def test_a_run_cannot_have_more_steps_than_can_be_counted(train):
     assert total_steps(Config(train=TrainConfig(steps=2**31 - 1)), 1) == 2**31 - 1
     with pytest.raises(ConfigError, match=r"gives the run \d+ steps. Use at most 2147483647"):
         total_steps(Config(train=train), 10_000)
+
+
+@pytest.mark.parametrize("config", [None, "configs/quickstart.py", {"seed": 1}, Config])
+def test_what_is_not_a_config_is_refused(config):
+    with pytest.raises(ConfigError, match=r"^The config \(=.*\) is not a Config\. Give a .*get_config\(\) returns\.$"):
+        validate_fields(config)  # the annotations of `validate`, which calls it, are checked in tests
 
 
 def test_lists_and_numpy_values_become_tuples_and_numbers():
