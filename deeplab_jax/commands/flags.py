@@ -9,6 +9,7 @@ import itertools
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ import deeplab_jax.config
 from deeplab_jax.checkpoints.paths import RECIPE, describe_path, find_run
 from deeplab_jax.commands.exit import run_or_exit
 from deeplab_jax.config import Config, MeshConfig
-from deeplab_jax.errors import ConfigError
+from deeplab_jax.errors import ConfigError, DeeplabError
 from deeplab_jax.files import expand_home
 from deeplab_jax.runtime.machine import reuse_step_memory
 
@@ -143,21 +144,26 @@ def load_recipe(path: str, fields: Sequence[str] = ()) -> Config:
 
 
 def _parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    for path in re.findall(r"^--?config[=\n]([^:\n]*)", "\n".join(argv), re.MULTILINE):
+    recipes = re.findall(r"^--?config[=\n]([^:\n]*)", "\n".join(argv), re.MULTILINE)
+    for path in recipes:
         # A recipe is executed. A weights file that is given by mistake must not be.
         if os.path.isfile(path) and not path.endswith(".py"):
             raise ConfigError(f"`--config` (={path!r}) is not a recipe, which is a Python file (.py). Give a recipe.")
+    _require_single_fields(argv)
     try:
         rest = values(list(argv))
-    except flags.Error as error:
+    except DeeplabError:
+        raise
+    except Exception as error:  # a recipe is a Python program, so it can raise any error
+        cause = _find_cause(error)
         # The --config.FIELD flags are only defined once a recipe is given.
-        is_field = isinstance(error, flags.UnrecognizedFlagError) and error.flagname.startswith("config.")
-        raise ConfigError(_NO_CONFIG if is_field else _one_line(error)) from None
-    except dataclasses.FrozenInstanceError:
-        raise ConfigError("`--config.labels` cannot be set by a flag. Set the label set in the recipe.") from None
-    # Broken recipes and unknown fields cause these errors, which config_flags does not catch.
-    except (KeyError, OSError, TypeError, SyntaxError, ImportError, AttributeError) as error:
-        raise ConfigError(_explain_unknown_field(str(error)) or _explain_broken_recipe(error)) from None
+        if isinstance(cause, flags.UnrecognizedFlagError) and cause.flagname.startswith("config."):
+            raise ConfigError(_NO_CONFIG) from None
+        if isinstance(cause, flags.Error):
+            raise ConfigError(_one_line(cause)) from None
+        raise ConfigError(_explain_unknown_field(str(cause)) or _explain_broken_recipe(cause, *recipes[-1:])) from None
+    if values["config"].present and values["config"].value is None:
+        raise ConfigError("`--config` returns None. Its get_config() must return a deeplab_jax.config.Config.")
     counts = collections.Counter(re.findall(r"^--?(config\.[\w.]+)", "\n".join(argv), re.MULTILINE))
     for name, times in counts.items():
         # config_flags would concatenate the repeated values into one long tuple.
@@ -168,7 +174,26 @@ def _parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) ->
     return rest
 
 
-def _explain_broken_recipe(error: BaseException) -> str:
+def _require_single_fields(argv: Sequence[str]) -> None:
+    """Raise a ConfigError if a flag sets the label set or a whole section of the config."""
+    names = re.findall(r"^--?config\.(\w+(?:\.\w+)*)", "\n".join(argv), re.MULTILINE)
+    if any(name.split(".")[0] == "labels" for name in names):
+        raise ConfigError("`--config.labels` cannot be set by a flag. Set the label set in the recipe.")
+    for name in names:
+        section = getattr(Config(), name, None)
+        if dataclasses.is_dataclass(section):
+            fields = ", ".join(field.name for field in dataclasses.fields(section))
+            raise ConfigError(f"`--config.{name}` is a section of the config. Set its fields instead: {fields}.")
+
+
+def _find_cause(error: BaseException) -> BaseException:
+    """Return the error that a recipe raised. config_flags and absl repeat some of these in errors of their own."""
+    while error.__context__ and "Error whilst parsing config file" in str(error):
+        error = error.__context__
+    return error
+
+
+def _explain_broken_recipe(error: BaseException, recipe: str = "") -> str:
     # config_flags repeats an OSError's message in an error of its own, without the errno and the file name.
     if match := re.search(r"\[Errno (\d+)\] [^:]*: '(.*)'$", str(error)):
         name = match[2]
@@ -176,22 +201,27 @@ def _explain_broken_recipe(error: BaseException) -> str:
             return f"`--config` (={name!r}) is a folder. Give a recipe. The config of a checkpoint is configs/stored.py:{name}."
         if int(match[1]) == errno.ENOENT and "Did you mean" in (description := describe_path(name, RECIPE)):
             return f"`--config` (={name!r}) {description}"
-    return f"`--config` cannot be loaded ({_one_line(error)}). Fix the recipe or give a different one."
+    reason = _one_line(error) if isinstance(error, OSError) else f"{type(error).__name__}: {_one_line(error)}".rstrip(": ")
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename in (recipe, os.path.abspath(recipe))]
+    place = f"line {lines[-1]}: " if lines else ""
+    return f"`--config` cannot be loaded ({place}{reason}). Fix the recipe or give a different one."
 
 
 def _one_line(error: BaseException) -> str:
-    # Some config_flags messages contain a full traceback, whose last line gives the reason.
-    head, _, trace = str(error).partition("Traceback")
-    line = " ".join(f"{head} {trace.strip().splitlines()[-1] if trace else ''}".split())
-    return re.sub(r".*Failed loading config file.*(?=\[Errno)", "", line)
+    return re.sub(r".*Failed loading config file.*(?=\[Errno)", "", " ".join(str(error).split()))
 
 
 def _explain_unknown_field(message: str) -> str:
     """Return our own error message if `message` reports an unknown config field, or "" otherwise."""
     match = re.search(r"Field (?P<name>\w+) not found on dataclass .*\.(?P<owner>\w+)'", message)
     match = match or re.search(r"\.(?P<owner>\w+)'>\.(?P<name>\w+) does not exist", message)
-    if not match:
+    # Recipes, rather than flags, cause these messages.
+    match = match or re.match(r"'(?P<owner>\w+)' object has no attribute '(?P<name>\w+)'", message)
+    match = match or re.match(r"(?P<owner>\w+)\.__init__\(\) got an unexpected keyword argument '(?P<name>\w+)'", message)
+    section = getattr(deeplab_jax.config, match["owner"], None) if match else None
+    if not match or not dataclasses.is_dataclass(section):
         return ""
-    names = [field.name for field in dataclasses.fields(getattr(deeplab_jax.config, match["owner"]))]
+    names = [field.name for field in dataclasses.fields(section)]
     hint = "".join(f"Did you mean {name}? " for name in difflib.get_close_matches(match["name"], names, n=1))
     return f"`{match['name']}` is not a field of {match['owner']}. {hint}Its fields are {', '.join(names)}."

@@ -23,6 +23,6 @@ def fill_defaults(config: Config) -> Config:
     adapted: dict[str, Any] = {
         name: adapt_to_channels(default, channels)
         for name, default in defaults.items()
-        if channels != 3 and getattr(model, name) in (default, list(default))
+        if channels != 3 and getattr(model, name) == default
     }
     return dataclasses.replace(config, model=dataclasses.replace(model, **adapted)) if adapted else config

@@ -44,7 +44,7 @@ class DataConfig:
         "split, whatever the sizes of the splits. Each split is then shuffled by itself, and an epoch is a pass over the first "
         "split. () mixes the splits by their sizes.",
         Check(
-            lambda mix: mix in ((), []) or (are_one_or_more_numbers(mix) and min(mix) > 0),
+            lambda mix: mix == () or (are_one_or_more_numbers(mix) and min(mix) > 0),
             "Give a number above 0 for each split, such as --config.data.mix='(1,1)', or ().",
         ),
     )
@@ -61,7 +61,7 @@ class DataConfig:
         "and rounded, and values outside are clipped. () uses the full range of the file's integer type, so 8-bit values are "
         "unchanged and 16-bit values are reduced to their upper 8 bits. Files with other types need a range.",
         Check(
-            lambda pair: pair in ((), []) or (are_numbers(pair, 2) and pair[0] < pair[1]),
+            lambda pair: pair == () or (are_numbers(pair, 2) and pair[0] < pair[1]),
             "Give the lowest and the highest value, such as --config.data.value_range='(0,4095)', or ().",
         ),
     )

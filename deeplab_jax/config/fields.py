@@ -18,7 +18,7 @@ class Check(NamedTuple):
 
     Attributes:
       accepts: A function that returns whether a value is valid. It must handle every value of the field's type, and for tuple
-        fields, any tuple or list.
+        fields, any tuple.
       advice: One or two full sentences that tell the user what to do. They end the error message.
     """
 
@@ -104,28 +104,28 @@ def integer_pair(minimum: int, advice: str) -> Check:
 
 
 def one_or_more_numbers(advice: str) -> Check:
-    """Return a check that accepts a tuple or list of one or more finite numbers."""
+    """Return a check that accepts a tuple of one or more finite numbers."""
     return Check(are_one_or_more_numbers, advice)
 
 
 def are_numbers(values: Any, count: int) -> bool:
-    """Return whether `values` is a tuple or list of exactly `count` finite numbers."""
-    is_list = isinstance(values, tuple | list) and len(values) == count
-    return is_list and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    """Return whether `values` is a tuple of exactly `count` finite numbers."""
+    is_tuple = isinstance(values, tuple) and len(values) == count
+    return is_tuple and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
 
 
 def are_one_or_more_numbers(values: Any) -> bool:
-    """Return whether `values` is a tuple or list of one or more finite numbers."""
-    return isinstance(values, tuple | list) and len(values) > 0 and are_numbers(values, len(values))
+    """Return whether `values` is a tuple of one or more finite numbers."""
+    return isinstance(values, tuple) and len(values) > 0 and are_numbers(values, len(values))
 
 
 def are_strings(values: Any) -> bool:
-    """Return whether `values` is a tuple or list of strings."""
-    return isinstance(values, tuple | list) and all(isinstance(value, str) for value in values)
+    """Return whether `values` is a tuple of strings."""
+    return isinstance(values, tuple) and all(isinstance(value, str) for value in values)
 
 
 def are_distinct_strings(values: Any) -> bool:
-    """Return whether `values` is a tuple or list of strings, each of which occurs once. It can be empty."""
+    """Return whether `values` is a tuple of strings, each of which occurs once. It can be empty."""
     return are_strings(values) and len(set(values)) == len(values)
 
 

@@ -91,7 +91,7 @@ class ModelConfig:
         (6, 12, 18),
         "Atrous rates of the 3x3 ASPP branches at output stride 16. The rates are doubled at output stride 8 and halved at 32. "
         "() leaves these branches out, as in Hugging Face's MobileNetV2 network.",
-        Check(lambda rates: rates in ((), []) or are_one_or_more_numbers(rates), "Give numbers above 0, or () for none."),
+        Check(lambda rates: rates == () or are_one_or_more_numbers(rates), "Give numbers above 0, or () for none."),
         changes="meaning",
     )
     aspp_width: int = field(
@@ -222,7 +222,7 @@ class ModelConfig:
         "Backbone stages, 1 to 4, whose blocks are recomputed in the backward pass. This saves memory, because their "
         "activations are not stored.",
         Check(
-            lambda stages: stages in ((), []) or (are_one_or_more_numbers(stages) and set(stages) <= {1, 2, 3, 4}),
+            lambda stages: stages == () or (are_one_or_more_numbers(stages) and set(stages) <= {1, 2, 3, 4}),
             "Give stages from 1 to 4, such as --config.model.remat='(1,2)'.",
         ),
     )

@@ -6,12 +6,12 @@ from typing import Any
 
 from deeplab_jax.config.fields import Check, above_zero, are_numbers, are_strings, at_least, below_one, field, is_pattern
 
+MAX_STEPS = 2**31 - 1  # a step is an int32 number
+
 
 def _are_pairs(values: Any) -> bool:
-    """Return whether `values` is a tuple or list of (text, number) pairs. A bool counts as a number."""
-    are_pairs = isinstance(values, tuple | list) and all(
-        isinstance(value, tuple | list) and len(value) == 2 for value in values
-    )
+    """Return whether `values` is a tuple of (text, number) pairs. A bool counts as a number."""
+    are_pairs = isinstance(values, tuple) and all(isinstance(value, tuple) and len(value) == 2 for value in values)
     return are_pairs and all(isinstance(name, str) and are_numbers((value,), 1) for name, value in values)
 
 
@@ -69,7 +69,7 @@ class OptimConfig:
         "`(0.6,0.9)`.",
         Check(
             lambda points: (
-                are_numbers(points, len(points)) and list(points) == sorted({*points}) and all(0 < x < 1 for x in points)
+                are_numbers(points, len(points)) and points == tuple(sorted({*points})) and all(0 < x < 1 for x in points)
             ),
             "Give rising fractions above 0 and below 1, such as --config.optim.milestones='(0.6,0.9)', or ().",
         ),
@@ -84,7 +84,7 @@ class OptimConfig:
     warmup_steps: int = field(
         0,
         "Number of steps over which the learning rate rises linearly, starting from lr / warmup_steps. 0 means no warm-up.",
-        at_least(0, "Use a number of at least 0."),
+        Check(lambda steps: 0 <= steps <= MAX_STEPS, f"Use a number from 0 to {MAX_STEPS}."),
     )
     momentum: float = field(0.9, "Momentum, for optimizers that use it, such as sgd.", below_one("number"))
     weight_decay: float = field(

@@ -22,7 +22,7 @@ from deeplab_jax.config.fields import (
 from deeplab_jax.config.loss import LossConfig
 from deeplab_jax.config.mix import count_by_split
 from deeplab_jax.config.model import OUTPUT_STRIDES, ModelConfig
-from deeplab_jax.config.optim import OptimConfig
+from deeplab_jax.config.optim import MAX_STEPS, OptimConfig
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.labels import CITYSCAPES, LabelSet
 
@@ -202,10 +202,14 @@ def total_steps(config: Config, num_train: int) -> int:
       num_train: The number of samples in the training split, or in the first split if `data.mix` is set.
 
     Raises:
-      ConfigError: The config sets neither `train.steps` nor `train.epochs`.
+      ConfigError: The config sets neither `train.steps` nor `train.epochs`, or the run would have too many steps.
     """
     epochs = Fraction(str(config.train.epochs))  # the decimal number that the user wrote
     steps = config.train.steps or math.ceil(epochs * num_train / count_by_split(config.data)[0])
     if not steps:
         raise ConfigError("`train.steps` (=0) cannot be used. Set train.steps or train.epochs to a number above 0.")
+    if steps > MAX_STEPS:
+        raise ConfigError(
+            f"`train.{'steps' if config.train.steps else 'epochs'}` gives the run {steps} steps. Use at most {MAX_STEPS}."
+        )
     return steps

@@ -10,6 +10,7 @@ from typing import Any
 
 from deeplab_jax.config.schema import Config
 from deeplab_jax.errors import ConfigError
+from deeplab_jax.labels import to_plain
 
 # Maps (section, field) in version 0.1 to (section, field) in this version.
 MOVED_FIELDS = {("optim", "aux_weight"): ("loss", "aux_weight")}
@@ -92,8 +93,4 @@ def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
 def _convert(hint: Any, value: Any, name: str) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return _build(hint, value, name + ".")
-    return _to_tuple(value) if isinstance(value, list) else value
-
-
-def _to_tuple(value: Any) -> Any:
-    return tuple(_to_tuple(v) for v in value) if isinstance(value, list) else value
+    return to_plain(value)

@@ -17,7 +17,7 @@ from deeplab_jax.config.mix import smallest_batch
 from deeplab_jax.config.rates import aspp_rates, last_stage_rates, unit_of_each_block
 from deeplab_jax.config.schema import Config, TrainConfig
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.labels import LabelSet
+from deeplab_jax.labels import LabelSet, to_plain
 
 TYPES = {int: "Use an integer.", float: "Use a number.", bool: "Use True or False.", str: "Use a string."}
 
@@ -25,11 +25,18 @@ TYPES = {int: "Use an integer.", float: "Use a number.", bool: "Use True or Fals
 def validate_fields(config: Config) -> Config:
     """Return `config` if every field is valid and all fields are consistent.
 
-    The defaults that depend on `data.channels` are filled in (see `fill_defaults`).
+    Lists and NumPy values become tuples and Python numbers (see `to_plain`). The defaults that depend on `data.channels` are
+    filled in (see `fill_defaults`).
 
     Raises:
-      ConfigError: A field is invalid. The message gives the field, its value and what to do.
+      ConfigError: The config is not a `Config`, or a field is invalid. The message gives the field, its value and what to do.
     """
+    if not isinstance(config, Config):
+        raise ConfigError(
+            f"The config (={config!r}) is not a Config. Give a deeplab_jax.config.Config, such as what a recipe's get_config() "
+            "returns."
+        )
+    config = _make_plain(config)
     _validate_section(config, config, "")
     config = fill_defaults(config)
     for field, accepted, advice in _rules(config):
@@ -50,6 +57,13 @@ def require(config: Config, field: str, accepted: bool, advice: str) -> None:
         raise ConfigError(f"`{field}` (={operator.attrgetter(field)(config)!r}) cannot be used. {advice}")
 
 
+def _make_plain(value: Any) -> Any:
+    if not dataclasses.is_dataclass(value) or isinstance(value, LabelSet | type):
+        return to_plain(value)
+    fields = {field.name: _make_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return dataclasses.replace(value, **fields)
+
+
 def _validate_section(config: Config, section: Any, prefix: str) -> None:
     """Check each field's type and then its value. Floats must be finite."""
     hints = typing.get_type_hints(type(section))
@@ -63,7 +77,8 @@ def _validate_section(config: Config, section: Any, prefix: str) -> None:
             if kind is not LabelSet:
                 _validate_section(config, value, f"{name}.")
         if check := field.metadata.get("check"):
-            require(config, name, check.accepts(value), check.advice)
+            is_kind = typing.get_origin(kind) is not tuple or isinstance(value, tuple)
+            require(config, name, is_kind and check.accepts(value), check.advice)
 
 
 def _multi_grid_rates(multi_grid: tuple[float, ...], output_stride: int) -> tuple[float, ...]:
@@ -173,7 +188,7 @@ def _loss_rules(config: Config) -> Iterator[tuple[str, bool, str]]:
         f"Give one number for each of the {terms} entries of loss.terms.",
     )
     weights, classes = config.loss.class_weights, config.labels.num_classes
-    are_weights = not weights or (are_numbers(weights, classes) and min(weights) >= 0)
+    are_weights = weights == () or (are_numbers(weights, classes) and min(weights) >= 0)
     yield (
         "loss.class_weights",
         are_weights,

@@ -14,6 +14,7 @@ from deeplab_jax.labels.label_set import IGNORE, UNKNOWN, Color, LabelSet, color
 from deeplab_jax.labels.mapillary import MAPILLARY, MAPILLARY_CITYSCAPES
 from deeplab_jax.labels.mapillary2 import MAPILLARY2
 from deeplab_jax.labels.merging import group_values, merge
+from deeplab_jax.labels.plain import to_plain
 from deeplab_jax.labels.voc import VOC
 
 # To add a label set, create a module in this folder and add the label set to this table. If the masks of a data set fit several

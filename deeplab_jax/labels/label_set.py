@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from deeplab_jax.errors import ConfigError
+from deeplab_jax.labels.plain import to_plain
 
 IGNORE = 255
 UNKNOWN = -1  # the lookup table entry for values that are neither a class nor ignored
@@ -22,7 +23,7 @@ class LabelSet:
     """A data set's classes, and their values and colours in label files.
 
     A class can have several values and colours in label files. `ids` and `colors` hold the first of each class, which
-    submissions, overlays and palettes use. `more_ids` and `more_colors` hold the others.
+    submissions, overlays and palettes use. `more_ids` and `more_colors` hold the others. Lists and NumPy arrays become tuples.
 
     Attributes:
       name: A short name, shown in messages and stored in checkpoints.
@@ -36,7 +37,7 @@ class LabelSet:
       label_kind: How this data set's label files encode classes, as in `data.label_kind`. If "", this is detected.
 
     Raises:
-      ConfigError: Lengths differ, a class name is repeated, or a value is repeated or out of range.
+      ConfigError: A field has the wrong type, lengths differ, a class name is repeated, or a value is repeated or out of range.
     """
 
     name: str
@@ -50,11 +51,14 @@ class LabelSet:
     label_kind: str = ""
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, to_plain(getattr(self, field.name)))
+        _require_tuples(self)
         if self.label_kind not in ("", "labelIds", "labelTrainIds", "color"):
             raise ConfigError(
                 f"`labels.label_kind` (={self.label_kind!r}) cannot be used. Use labelIds, labelTrainIds or color."
             )
-        _require_names(self.names)
+        _require_names(self.name, self.names)
         _require_lengths(self)
         _require_ids(self)
         _require_colors(self)
@@ -137,7 +141,20 @@ def _number(values: tuple[tuple[Value, ...], ...]) -> dict[Value, int]:
     return {value: train_id for train_id, group in enumerate(values) for value in group}
 
 
-def _require_names(names: tuple[str, ...]) -> None:
+def _require_tuples(labels: LabelSet) -> None:
+    for field in ("names", "colors", "ids", "ignored_ids", "ignored_colors", "more_ids", "more_colors"):
+        value, is_nested = getattr(labels, field), field.startswith("more_")
+        if not isinstance(value, tuple) or (is_nested and not all(isinstance(group, tuple) for group in value)):
+            kind = "tuple of tuples, one for each class" if is_nested else "tuple"
+            raise ConfigError(f"`labels.{field}` (={value!r}) cannot be used. Use a {kind}.")
+
+
+def _require_names(label_set: str, names: tuple[str, ...]) -> None:
+    if not isinstance(label_set, str) or not label_set:
+        raise ConfigError(f"`labels.name` (={label_set!r}) cannot be used. Give the label set a name in quotes.")
+    unnamed = [name for name in names if not isinstance(name, str) or not name]
+    if unnamed:
+        raise ConfigError(f"`labels.names` contains {unnamed[0]!r}. Give each class a name in quotes.")
     if not 2 <= len(names) <= IGNORE:
         raise ConfigError(f"`labels.names` has {len(names)} classes. Give 2 to {IGNORE} class names.")
     repeated = sorted({name for name in names if names.count(name) > 1})
@@ -165,10 +182,10 @@ def _require_lengths(labels: LabelSet) -> None:
 
 def _require_ids(labels: LabelSet) -> None:
     used = [value for group in labels.ids_by_class for value in group]
-    bad = [value for value in (*used, *labels.ignored_ids) if not 0 <= value <= 255]
+    bad = [value for value in (*used, *labels.ignored_ids) if not _is_byte(value)]
     if bad:
         raise ConfigError(
-            f"`labels.ids`, `labels.more_ids` or `labels.ignored_ids` contains {bad[0]}. Use values from 0 to 255."
+            f"`labels.ids`, `labels.more_ids` or `labels.ignored_ids` contains {bad[0]!r}. Use integers from 0 to 255."
         )
     repeated = next((value for value in used if used.count(value) > 1 or value in labels.ignored_ids), None)
     if repeated is not None:
@@ -180,11 +197,12 @@ def _require_ids(labels: LabelSet) -> None:
 
 def _require_colors(labels: LabelSet) -> None:
     used = [color for group in labels.colors_by_class for color in group]
-    bad = [c for c in (*used, *labels.ignored_colors) if len(c) != 3 or not all(0 <= part <= 255 for part in c)]
+    colors = (*used, *labels.ignored_colors)
+    bad = [c for c in colors if not isinstance(c, tuple) or len(c) != 3 or not all(map(_is_byte, c))]
     if bad:
         raise ConfigError(
-            f"`labels.colors`, `labels.more_colors` or `labels.ignored_colors` contains {bad[0]}. "
-            "Use three numbers from 0 to 255."
+            f"`labels.colors`, `labels.more_colors` or `labels.ignored_colors` contains {bad[0]!r}. "
+            "Use three integers from 0 to 255."
         )
     repeated = next((color for color in used if used.count(color) > 1), None)
     if repeated is not None:
@@ -192,6 +210,10 @@ def _require_colors(labels: LabelSet) -> None:
             f"`labels.colors` or `labels.more_colors` gives {repeated} to more than one class. "
             "Give each class different colours."
         )
+
+
+def _is_byte(value: object) -> bool:
+    return type(value) is int and 0 <= value <= 255
 
 
 def color_code(color: Color) -> int:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from deeplab_jax.config import Config
+from deeplab_jax.config import Config, LossConfig
 from deeplab_jax.config.fields import find_unused
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.losses.cross_entropy import cross_entropy
@@ -22,7 +22,7 @@ LOSSES: dict[str, Loss] = {
 
 
 def check_terms(config: Config) -> None:
-    """Raise a ConfigError if `loss.terms` has an entry that is not in `LOSSES`, or if a field is set that no term reads.
+    """Raise a ConfigError if `loss.terms` has an entry that is not in `LOSSES`, or if a field is set that has no effect.
 
     A loss that a recipe adds to `LOSSES` can read any field.
     """
@@ -40,3 +40,10 @@ def check_terms(config: Config) -> None:
             f"`loss.{field.name}` (={getattr(config.loss, field.name)!r}) has no effect, because `loss.terms` "
             f"(={config.loss.terms!r}) does not contain {' or '.join(readers)}. Leave it at {field.default!r}, or add the term."
         )
+    for name, is_used, reason in (
+        ("ohem_min_kept", config.loss.ohem_threshold > 0, "`loss.ohem_threshold` is 0. Set a threshold, such as 0.7"),
+        ("aux_weight", config.model.aux_head, "the network has no auxiliary head. Set model.aux_head to True"),
+    ):
+        value, default = getattr(config.loss, name), getattr(LossConfig(), name)
+        if not is_used and value != default:
+            raise ConfigError(f"`loss.{name}` (={value!r}) has no effect, because {reason}, or leave it at {default!r}.")

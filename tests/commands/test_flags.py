@@ -60,6 +60,11 @@ def test_the_recipe_can_come_after_its_fields(words, ordered):
         (["data.crop=3"], r"`crop` is not a field.*crop_size"),
         (["date.root=3"], "`date` is not a field.*data"),
         (["optim.lr=fast"], "optim.lr=fast"),
+        (["labels=voc"], "`--config.labels` cannot be set by a flag"),
+        (["labels.names=('a','b')"], "`--config.labels` cannot be set by a flag"),
+        (["labels.id=1"], "`--config.labels` cannot be set by a flag"),
+        (["model=resnet50"], "`--config.model` is a section of the config. Set its fields instead: backbone, width"),
+        (["loss=1"], "`--config.loss` is a section of the config"),
         (["eval.window=512"], r"`eval.window` \(=\(512,\)\)"),
         (["model.multi_grid=(1,2)", "model.multi_grid=(1,1)"], "`--config.model.multi_grid` is given 2 times. Give it once"),
     ],
@@ -76,12 +81,24 @@ def test_a_recipe_that_does_not_exist_is_reported_on_one_line():
     assert "\n" not in str(caught.value)
 
 
+OWN = "from deeplab_jax.config import *\ndef get_config():\n c = Config()\n "
 RECIPES = {
     "def get_config(:": "invalid syntax",
     "import nothere": "No module named 'nothere'",
     "x = 1": "get_config",
     "def get_config(): return 3": "returns a value of type int",
-    "from deeplab_jax.config import *\ndef get_config(): return DataConfig(batchsize=3)": "batchsize",
+    "from deeplab_jax.config import *\ndef get_config(): return DataConfig(batchsize=3)": (
+        "`batchsize` is not a field of DataConfig. Did you mean batch_size?"
+    ),
+    OWN + "c.optim.rate = 3": "`rate` is not a field of OptimConfig",
+    OWN + "c.labels.name = 'x'": "line 4: FrozenInstanceError: .*'name'",
+    "def get_config(): return sed": r"cannot be loaded \(line 1: NameError: name 'sed' is not defined\)\. Fix",
+    "def get_config(): return 1 / 0": "line 1: ZeroDivisionError",
+    "import os\nx = os.environ['NOWHERE']": r"\(line 2: KeyError: 'NOWHERE'\)",
+    "def get_config(): raise ValueError('two\\nlines')": r"\(line 1: ValueError: two lines\)",
+    "def get_config(): raise RuntimeError": r"\(line 1: RuntimeError\)",
+    "def get_config(): return None": r"`--config` returns None\. Its get_config\(\) must return a",
+    "get_config = 3": "TypeError: 'int' object is not callable",
 }
 
 

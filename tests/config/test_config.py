@@ -3,6 +3,7 @@ import importlib.util
 import math
 import pathlib
 
+import numpy as np
 import pytest
 from absl import flags
 from conftest import CONFIGS, RECIPES
@@ -25,6 +26,8 @@ from deeplab_jax.config import (
     to_dict,
     total_steps,
 )
+from deeplab_jax.config.fields import find_unused
+from deeplab_jax.config.validation import validate_fields
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.labels import CAMVID11, LabelSet
 from deeplab_jax.labels.files import write_labels
@@ -85,6 +88,35 @@ def test_training_needs_a_number_of_steps_or_epochs():
         total_steps(Config(), 10)
 
 
+@pytest.mark.parametrize("train", [TrainConfig(steps=2**31), TrainConfig(epochs=1e9)])
+def test_a_run_cannot_have_more_steps_than_can_be_counted(train):
+    assert total_steps(Config(train=TrainConfig(steps=2**31 - 1)), 1) == 2**31 - 1
+    with pytest.raises(ConfigError, match=r"gives the run \d+ steps. Use at most 2147483647"):
+        total_steps(Config(train=train), 10_000)
+
+
+@pytest.mark.parametrize("config", [None, "configs/quickstart.py", {"seed": 1}, Config])
+def test_what_is_not_a_config_is_refused(config):
+    with pytest.raises(ConfigError, match=r"^The config \(=.*\) is not a Config\. Give a .*get_config\(\) returns\.$"):
+        validate_fields(config)  # the annotations of `validate`, which calls it, are checked in tests
+
+
+def test_lists_and_numpy_values_become_tuples_and_numbers():
+    given = Config(
+        data=DataConfig(crop_size=[np.int64(64), 64], mix=[]),
+        loss=LossConfig(class_weights=np.full(19, 0.5), terms=["cross_entropy"]),
+        optim=OptimConfig(lr=np.float64(0.1), milestones=[], options=[["nesterov", np.True_]]),
+    )
+    config = validate(given)
+    assert config.data.crop_size == (64, 64)
+    assert config.loss.class_weights == (0.5,) * 19
+    assert config.optim.options == (("nesterov", True),)
+    assert from_dict(to_dict(config)) == config
+    assert find_unused(config.optim) == []  # [] would not be the default ()
+    assert type(config.optim.lr) is float
+    assert given.data.mix == []
+
+
 def test_epochs_are_rounded_up_to_full_steps():
     config = Config(data=DataConfig(batch_size=8), train=TrainConfig(epochs=20))
     assert total_steps(config, 367) == 918  # 20 epochs of 367 samples are 917.5 batches of 8
@@ -116,6 +148,13 @@ def test_tenths_divide_a_batch_exactly():
         ({"model": ModelConfig(atrous_rates=(5, 7), output_stride=32)}, "atrous_rates"),
         ({"model": ModelConfig(multi_grid=())}, "multi_grid"),
         ({"eval": EvalConfig(output_stride=3)}, "eval.output_stride"),
+        ({"data": DataConfig(crop_size=512)}, r"`data.crop_size` \(=512\).*Give two integers"),
+        ({"optim": OptimConfig(warmup_steps=2**31)}, r"`optim.warmup_steps` \(=2147483648\).*from 0 to 2147483647"),
+        ({"optim": OptimConfig(options=(("b2", 0.9), ("b2", 0.95)))}, "`optim.options` .* each name once"),
+        ({"optim": OptimConfig(milestones=0.5)}, r"`optim.milestones` \(=0.5\).*Give rising fractions"),
+        ({"optim": OptimConfig(frozen=None)}, r"`optim.frozen` \(=None\).*Give regular expressions"),
+        ({"loss": LossConfig(class_weights=None)}, r"`loss.class_weights` \(=None\).*Give one number"),
+        ({"loss": LossConfig(class_weights=np.ones((2, 19)))}, r"`loss.class_weights`.*Give one number"),
         ({"data": DataConfig(crop_size=(512,))}, r"`data.crop_size` \(=\(512,\)\).*Give two integers"),
         ({"data": DataConfig(scale=(2.0, 0.5))}, "data.scale"),
         ({"data": DataConfig(batch_size=0)}, "data.batch_size"),

@@ -1,3 +1,6 @@
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 
@@ -78,11 +81,32 @@ def test_a_class_can_have_several_ids_and_colors():
         ({"more_ids": ((-1,), ())}, "-1"),
         ({"more_colors": ((), ((1, 2, 3),))}, "more than one class"),
         ({"more_colors": ((), ((1, 2),))}, r"\(1, 2\)"),
+        ({"name": ""}, r"`labels.name` \(=''\)"),
+        ({"names": "ab"}, r"`labels.names` \(='ab'\) cannot be used. Use a tuple."),
+        ({"names": ("a", 3)}, "`labels.names` contains 3. Give each class a name in quotes"),
+        ({"names": ("a", "")}, "`labels.names` contains ''"),
+        ({"ids": 3}, r"`labels.ids` \(=3\)"),
+        ({"ids": (1.5, 2)}, "contains 1.5. Use integers"),
+        ({"ids": ("1", "2")}, "contains '1'"),
+        ({"ids": (True, False)}, "contains True"),
+        ({"ignored_ids": 255}, r"`labels.ignored_ids` \(=255\)"),
+        ({"ignored_colors": (0, 0, 0)}, "contains 0. Use three integers"),
+        ({"colors": ((1.5, 2, 3), (4, 5, 6))}, r"contains \(1.5, 2, 3\)"),
+        ({"more_ids": (5, 6)}, r"`labels.more_ids` \(=\(5, 6\)\).* tuple of tuples"),
     ],
 )
 def test_invalid_label_sets_are_refused(fields, message):
     with pytest.raises(ConfigError, match=message):
         LabelSet(**{"name": "x", "names": ("a", "b"), "colors": ((1, 2, 3), (4, 5, 6))} | fields)
+
+
+def test_lists_and_numpy_values_become_tuples():
+    labels = LabelSet(
+        "pets", ["cat", "dog"], np.array([[1, 1, 1], [2, 2, 2]], np.uint8), ids=[np.int64(3), 7], ignored_ids=range(2)
+    )
+    assert labels == LabelSet("pets", ("cat", "dog"), ((1, 1, 1), (2, 2, 2)), ids=(3, 7), ignored_ids=(0, 1))
+    assert labels.color_table()[0x020202] == 1
+    assert json.dumps(dataclasses.asdict(labels))
 
 
 def test_default_colors_are_easy_to_tell_apart():

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from deeplab_jax.config import Config, LossConfig, MeshConfig
+from deeplab_jax.config import Config, LossConfig, MeshConfig, ModelConfig
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.losses import LOSSES, check_terms
 from deeplab_jax.runtime.mesh import make_mesh
@@ -152,6 +152,17 @@ def test_a_field_that_no_term_reads_is_rejected(terms, fields, missing):
     with pytest.raises(ConfigError, match=rf"`loss.{next(iter(fields))}` .* has no effect, .* does not contain '{missing}'"):
         check_terms(Config(loss=LossConfig(terms=terms, weights=(1.0,) * len(terms), **fields)))
     check_terms(Config(loss=LossConfig(terms=(*terms, missing), weights=(1.0,) * (len(terms) + 1), **fields)))
+
+
+def test_a_field_of_a_feature_that_is_off_is_rejected():
+    with pytest.raises(
+        ConfigError, match=r"`loss.ohem_min_kept` \(=1000\) has no effect, because `loss.ohem_threshold` is 0\."
+    ):
+        check_terms(Config(loss=LossConfig(ohem_min_kept=1000)))
+    check_terms(Config(loss=LossConfig(ohem_min_kept=1000, ohem_threshold=0.7)))
+    with pytest.raises(ConfigError, match=r"`loss.aux_weight` \(=0\.5\) .* Set model.aux_head to True, or leave it at 0\.4"):
+        check_terms(Config(loss=LossConfig(aux_weight=0.5)))
+    check_terms(Config(loss=LossConfig(aux_weight=0.5), model=ModelConfig(aux_head=True)))
 
 
 def test_a_loss_of_the_user_can_read_every_field(monkeypatch):

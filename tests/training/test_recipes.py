@@ -20,7 +20,8 @@ def make_narrow(config):
         config.model, backbone=backbone, width=8, aspp_width=8, decoder_width=decoder_width, pretrained=""
     )
     config.data = dataclasses.replace(config.data, crop_size=(64, 64))
-    config.loss = dataclasses.replace(config.loss, ohem_min_kept=100)
+    if config.loss.ohem_threshold:
+        config.loss = dataclasses.replace(config.loss, ohem_min_kept=100)
     return config
 
 
