@@ -39,7 +39,7 @@ def import_annotations(
       keep_empty: Keep images without shapes. Use it if they are finished and show only background.
     """
     from deeplab_jax.data.importers import IMPORTERS, Notes
-    from deeplab_jax.data.importers.label_ids import choose_labels
+    from deeplab_jax.data.importers.label_ids import choose_labels, find_alike
     from deeplab_jax.data.importers.write import Drawing, fill_value, new_folder, require_output, write_samples
 
     read = choose(tool, IMPORTERS, "--from")
@@ -52,6 +52,8 @@ def import_annotations(
         if not source.annotations:
             raise DataError(f"No image of `ROOT` (={root!r}) has annotations of {tool}. Give the folder of the export.")
         labels, ids = choose_labels(folder.name or tool, source, has_background=unlabelled == "background")
+        for alike in find_alike(source.classes):
+            notes.add("class names that look alike (kept as separate classes)", alike)
         drawing = Drawing(ids, fill_value(unlabelled), order, keep_empty)
         with new_folder(folder) as part:
             with Progress(console=Console(stderr=True), transient=True) as bar:

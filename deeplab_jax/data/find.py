@@ -223,7 +223,8 @@ class _Part:
 def _find_part(folder: epath.Path, split: str, kind: str) -> _Part:
     listing = folder / "list" / f"{split}.lst"
     if listing.exists() or listing.name in list_names(listing.parent):  # it may exist and be unreadable
-        part = _Part(split, list(read_list(listing, folder)), str(listing), kind)
+        pairs = list(read_list(listing, folder))
+        part = _Part(split, pairs, str(listing), kind, _note_shared_label(pairs))
         advice = "Add images to the list, or delete the list to use the image folders."
     else:
         layout = find_layout(folder, split)
@@ -240,9 +241,20 @@ def _find_part(folder: epath.Path, split: str, kind: str) -> _Part:
             advice += (
                 " Or remove the empty folder, and set --config.data.val_share=0.2 to hold out a fifth of the training images."
             )
+        if pairing.notes:
+            advice = " ".join(pairing.notes)
     if not part.pairs:
         raise DataError(f"Found no samples of split {split!r} in {part.source}. {advice}")
     return part
+
+
+def _note_shared_label(pairs: Sequence[Pair]) -> tuple[str, ...]:
+    images: dict[str, str] = {}
+    for image, label in pairs:
+        other = images.setdefault(label, image) if label else image
+        if other != image:
+            return (f"Images share a label: {other} and {image} have {label}. This is right only if they show the same scene.",)
+    return ()
 
 
 def _require_usable_names(pairs: Sequence[Pair]) -> None:

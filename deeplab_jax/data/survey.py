@@ -49,6 +49,7 @@ class Survey:
       conflict: A message about two files whose palettes give one id different colours, or "".
       modes: Maps each Pillow mode to the number of files and the first file that has it.
       files: The number of files that were read.
+      single: For each value that is the only one beside 0 in some files, the number of these files and the first of them.
       runs: The number of runs for each value. See `Mask`.
       ramps: The number of runs that are ramps for each value that has some. See `Mask`.
       problems: A message for each unreadable file. Training cannot read these files either.
@@ -60,6 +61,7 @@ class Survey:
     conflict: str = ""
     modes: dict[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
     files: int = 0
+    single: dict[int, tuple[int, str]] = dataclasses.field(default_factory=dict)
     runs: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
     ramps: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
     problems: list[str] = dataclasses.field(default_factory=list)
@@ -89,6 +91,10 @@ class Survey:
             occurrence.pixels, occurrence.files = occurrence.pixels + pixels, occurrence.files + 1
             if pixels > occurrence.max_pixels:
                 occurrence.max_pixels, occurrence.example = pixels, name
+        others = [value for value in mask.values if value]
+        if len(others) == 1:
+            count, first = self.single.get(others[0], (0, name))
+            self.single[others[0]] = (count + 1, first)
         if mask.mode:
             count, first = self.modes.get(mask.mode, (0, name))
             self.modes[mask.mode] = (count + 1, first)

@@ -167,7 +167,11 @@ def find_questions(survey: Survey, labels: LabelSet | None, kind: str) -> list[s
 
     The arguments are those of `find_suspicions`.
     """
-    return [*_ask_about_thin_lines(survey), *(_ask_about_train_ids(survey, labels, kind) if labels else ())]
+    return [
+        *_ask_about_thin_lines(survey),
+        *_ask_about_mixed_binaries(survey, labels, kind),
+        *(_ask_about_train_ids(survey, labels, kind) if labels else ()),
+    ]
 
 
 def _ask_about_thin_lines(survey: Survey) -> Iterator[str]:
@@ -177,6 +181,20 @@ def _ask_about_thin_lines(survey: Survey) -> Iterator[str]:
         yield (
             f"At {_measure_ramps(survey):.0%} of the edges, thin lines of the value {values} lie between other values. This "
             f"is right if they are thin objects, such as outlines. Otherwise, the masks are blended. {BLEND_CAUSES}"
+        )
+
+
+def _ask_about_mixed_binaries(survey: Survey, labels: LabelSet | None, kind: str) -> Iterator[str]:
+    """Yield a question if some masks hold 0 and 1 and others 0 and 255, which is ignored, but none of them holds both."""
+    if survey.is_color or not {1, IGNORE} <= set(survey.occurrences) <= {0, 1, IGNORE}:
+        return
+    if labels is not None and value_table(kind, labels)[IGNORE] != IGNORE:
+        return
+    ones, ignored = (survey.single.get(value, (0, "")) for value in (1, IGNORE))
+    if (ones[0], ignored[0]) == (survey.occurrences[1].files, survey.occurrences[IGNORE].files):
+        yield (
+            f"255 occurs only in masks of 0 and 255 ({ignored[0]}, such as {ignored[1]}), and 1 only in masks of 0 and 1 "
+            f"({ones[0]}, such as {ones[1]}). 255 is ignored. If it means the same as 1, save all masks with the same values."
         )
 
 

@@ -10,6 +10,9 @@ _PATTERNS = {
     "the optimizer state of a PaddlePaddle training, whose weights are in the .pdparams file": (
         r"\w+_(velocity|moment[12]?|beta[12]_pow_acc)_\d+$"
     ),
+    "a pruned or parametrized network (call torch.nn.utils.prune.remove or parametrize.remove_parametrizations, and save it)": (
+        r"(.+\.)?(weight_orig|parametrizations\.weight\..+)$"
+    ),
     "mmsegmentation's MobileNetV2": r"layer1\.0\.conv\.0\.conv\.",
     "a MobileNetV3-Small": r"11\.block\.2\.fc1\.|layer11\.depthwise_conv\.|layer1\.depthwise_conv\.",
     "timm's MobileNet or EfficientNet": r"blocks\.0\.0\.(conv_dw|conv_pw)\.|conv_stem\.weight",

@@ -131,6 +131,30 @@ def test_an_empty_list_and_an_unknown_split_are_errors(tmp_path):
         find_samples(str(tmp_path), "nope")
 
 
+def test_folders_of_files_that_cannot_be_read_are_not_called_empty(tmp_path):
+    for name in ("a.heic", "b.gif"):
+        (tmp_path / "input/train").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "input/train" / name).touch()
+    with pytest.raises(DataError, match=r"no samples of split 'train'.*2 files were left out.* input/train/a\.heic\. Convert"):
+        find_samples(str(tmp_path), "train")
+
+
+def test_folders_of_no_layout_get_short_advice(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    with pytest.raises(DataError, match=r"which holds images/, masks/\. Put the images into input/train/ and the masks"):
+        find_samples(str(tmp_path), "train")
+
+
+def test_images_of_a_list_that_share_a_label_are_noted(tmp_path):
+    save_images(tmp_path, "a.png", "b.png", "c.png", "l.png", "m.png")
+    write_list(tmp_path, "a.png l.png\nb.png l.png\nb.png l.png\nc.png m.png\n")
+    (note,) = find_samples(str(tmp_path), "train").notes
+    assert note == "Images share a label: a.png and b.png have l.png. This is right only if they show the same scene."
+    write_list(tmp_path, "a.png l.png\na.png l.png\n")
+    assert find_samples(str(tmp_path), "train").notes == ()
+
+
 def test_a_list_with_labels_for_only_some_images_is_rejected(tmp_path):
     save_images(tmp_path, "a.png", "b.png")
     write_list(tmp_path, "a.png b.png\nb.png\n")

@@ -109,6 +109,20 @@ def test_one_or_two_thin_classes_are_asked_about(survey):
     assert find_suspicions(survey(*(draw_cells(i, (1, 2, 3)) for i in range(4)))[0], None, "labelIds")
 
 
+def test_masks_of_0_and_1_among_masks_of_0_and_255_are_asked_about(survey):
+    two = LabelSet("two", ("a", "b"), ((0, 0, 0), (0, 1, 0)))
+    masks = [draw(0, (0, 1)), draw(1, (0, 255)), draw(2, (0, 255)), draw(3, (0, 0))]
+    found, _ = survey(*masks)
+    (question,) = find_questions(found, None, "labelIds")
+    assert "255 occurs only in masks of 0 and 255 (2, such as 1.png)" in question
+    assert "1 only in masks of 0 and 1 (1, such as 0.png)" in question
+    assert find_questions(found, two, "labelIds") == [question]
+    assert not find_suspicions(found, two, "labelIds")
+    with_both, _ = survey(*masks, draw(4, (0, 1, 255)))
+    assert not find_questions(with_both, None, "labelIds")
+    assert not find_questions(survey(draw(0, (0, 1, 2)), draw(1, (0, 255)))[0], None, "labelIds")
+
+
 def test_blended_colours_are_found(survey):
     found, _ = survey(
         *(soften(with_palette(draw(i), [(0, 0, 0), (255, 0, 0), (0, 90, 9)]).convert("RGB")) for i in range(3)), kind="color"

@@ -187,6 +187,14 @@ def make_residual_network(name="resnet50", **changes):
     return tensors | {name: ones(shape, np.float32) for name, shape in changes.items()}
 
 
+@pytest.mark.parametrize("name", ["weight_orig", "parametrizations.weight.original0"])
+def test_pruned_and_parametrized_networks_are_named(state, name):
+    _, tensors = state
+    parts = {each.replace("weight", name) if value.ndim == 4 else each: value for each, value in tensors.items()}
+    with pytest.raises(CheckpointError, match=r"its backbone, a pruned or parametrized network"):
+        convert(parts)
+
+
 @pytest.mark.parametrize("backbone", ["resnet50", "resnext50_32x4d", "wide_resnet50_2"])
 @pytest.mark.parametrize(
     ("changes", "kind"),

@@ -56,7 +56,26 @@ def _read_content(path: Path, notes: Notes) -> dict[str, Any] | None:
     for key in FIELDS:
         if not all(isinstance(each, dict) for each in content[key]):
             raise DataError(f"{path} has an entry in {key!r} that is not an object. Export the annotations again.")
+    _require_own_ids(path, "images", content["images"], "file_name")
+    _require_own_ids(path, "categories", content["categories"], "name")
     return content
+
+
+def _require_own_ids(path: Path, key: str, entries: list[dict[str, Any]], field: str) -> None:
+    names: dict[str, Any] = {}
+    for each in entries:
+        id_, name = _id(each, "id"), each.get(field)
+        first = names.setdefault(id_, name)
+        if first != name:
+            raise DataError(
+                f"{path} has the id {id_} twice in {key!r}, for {first!r} and {name!r}, so the annotations with this "
+                "id could belong to both. Give each its own id. Merged files often have this fault."
+            )
+
+
+def _id(entry: dict[str, Any], key: str) -> str:
+    """Return an id as text, because some tools write an id as a number in one place and as text in another."""
+    return str(entry.get(key))
 
 
 def _list_classes(contents: list[dict[str, Any]]) -> dict[str, Color | None]:
@@ -71,16 +90,16 @@ def _list_classes(contents: list[dict[str, Any]]) -> dict[str, Color | None]:
         used = {id_ for each in content["annotations"] for id_ in _list_categories(each)}
         for category in content["categories"]:
             name = str(category.get("name", ""))
-            is_project = category.get("supercategory") == "none" and name in parents and category.get("id") not in used
+            is_project = category.get("supercategory") == "none" and name in parents and _id(category, "id") not in used
             if name and not is_project:
                 color = category.get("color")
                 classes.setdefault(name, _read_color(color))
     return classes
 
 
-def _list_categories(annotation: dict[str, Any]) -> list[Any]:
+def _list_categories(annotation: dict[str, Any]) -> list[str]:
     segments = annotation.get("segments_info")
-    return [each.get("category_id") for each in segments] if isinstance(segments, list) else [annotation.get("category_id")]
+    return [_id(each, "category_id") for each in (segments if isinstance(segments, list) else [annotation])]
 
 
 def _read_color(color: Any) -> Color | None:
@@ -92,39 +111,61 @@ def _read_color(color: Any) -> Color | None:
 def _read_images(images: reading.Images, path: Path, content: dict[str, Any], notes: Notes) -> list[Annotation]:
     folder = path.parent.name if path.parent != images.root else ""
     split = reading.find_split(path.stem) or reading.find_split(folder) or "train"
-    names = {category.get("id"): str(category.get("name", "")) for category in content["categories"]}
+    names = {_id(category, "id"): str(category.get("name", "")) for category in content["categories"]}
     of_image = defaultdict(list)
     for annotation in content["annotations"]:
-        of_image[annotation.get("image_id")].append(annotation)
-    listed = {image.get("id") for image in content["images"]}
+        of_image[_id(annotation, "image_id")].append(annotation)
+    listed = {_id(image, "id") for image in content["images"]}
     for annotation in content["annotations"]:
-        if annotation.get("image_id") not in listed:
+        if _id(annotation, "image_id") not in listed:
             notes.add(NOT_LISTED, f"annotation {annotation.get('id')} in {path}")
+    shared = reading.shared_folder(_file_name(image) for image in content["images"])
     result = []
     for image in content["images"]:
-        location = _find_image(images, path, split, image, notes)
+        location = _find_image(images, path, split, _file_name(image), shared, notes)
         if location:
             size = reading.parse_size(image.get("height"), image.get("width"))
-            shapes, unusable = _read_shapes(path, of_image[image.get("id")], names, notes)
+            shapes, unusable = _read_shapes(path, of_image[_id(image, "id")], names, notes)
             result.append(Annotation(*location, shapes, size, unusable))
+    _require_pixels(path, result)
     return result
 
 
+def _require_pixels(path: Path, annotations: list[Annotation]) -> None:
+    figures = (shape.figure for annotation in annotations for shape in annotation.shapes)
+    rings = [ring for figure in figures if isinstance(figure, CocoPolygons) for ring in figure.rings]
+    if rings and all(0 <= value <= 1 for ring in rings for point in ring for value in point):
+        raise DataError(
+            f"All coordinates of the polygons in {path} are between 0 and 1, like fractions of the image's size. "
+            "Export them in pixels."
+        )
+
+
+def _file_name(image: dict[str, Any]) -> str:
+    return str(image.get("file_name") or "")
+
+
 def _find_image(
-    images: reading.Images, path: Path, split: str, image: dict[str, Any], notes: Notes
+    images: reading.Images, path: Path, split: str, name: str, shared: list[str], notes: Notes
 ) -> tuple[Path, str, str] | None:
-    """Return an image's file, split and name, or None if there is no such file."""
-    name = str(image.get("file_name") or "")
+    """Return an image's file, split and name, or None if there is no such file.
+
+    `shared` is the folder with which all names in the file begin. See `reading.find_moved`.
+    """
     root, word = images.root, path.stem.rpartition("_")[2]
     folders = (path.parent, root, path.parent.parent) if path.parent != root else (root,)
     inner = ("", "images", word, f"images/{word}", split, f"images/{split}", f"{split}/images")
+    bases = [folder / each for folder in folders for each in inner]
+    kind, example = reading.MISSING, f"{name!r} in {path}"
     try:
-        file = images.find(name, split, [folder / each for folder in folders for each in inner]) if name else None
+        file = images.find(name, split, bases) if name else None
     except DataError as error:
-        notes.add(reading.OUTSIDE, f"{error}, in {path}")
-        return None
+        file, kind, example = None, reading.OUTSIDE, f"{error}, in {path}"
+    if file is None and (file := reading.find_moved(root, bases, name, shared)):
+        notes.add(reading.MOVED, f"{file} for {name!r} in {path}")
+        name = "/".join(reading.split_name(name)[len(shared) :])
     if file is None:
-        notes.add(reading.MISSING, f"{name!r} in {path}")
+        notes.add(kind, example)
         return None
     # Folders in the name stay, except those that a tool always writes.
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
@@ -148,10 +189,10 @@ def _read_shapes(
             continue
         where = f"annotation {annotation.get('id')} in {path}"
         segmentation = annotation.get("segmentation")
-        if not segmentation:
+        if _is_box(segmentation):
             unusable = reading.ONLY_BOXES
             continue
-        name = names.get(annotation.get("category_id"))
+        name = names.get(_id(annotation, "category_id"))
         if not name:
             notes.add(reading.UNKNOWN_CLASS, f"category {annotation.get('category_id')} of {where}")
         figure: Figure | None
@@ -162,6 +203,12 @@ def _read_shapes(
         if figure:
             shapes.append(Shape(name or None, figure))
     return tuple(shapes), unusable
+
+
+def _is_box(segmentation: Any) -> bool:
+    """Return whether an object has no outline: [], [[]], or the corners of its box as two points, which pycocotools accepts."""
+    rings = segmentation if isinstance(segmentation, list) else [segmentation]
+    return not segmentation or all(isinstance(ring, list) and len(ring) in (0, 4) for ring in rings)
 
 
 def _make_figure(segmentation: Any, where: str, notes: Notes) -> Figure | None:
@@ -186,7 +233,7 @@ def _read_segments(path: Path, annotation: dict[str, Any], names: dict[Any, str]
     for segment in annotation["segments_info"]:
         if not isinstance(segment, dict) or not isinstance(segment.get("id"), int):
             return [Shape(None, Damaged(f"a segment without an id of {file}"))]
-        name = names.get(segment.get("category_id"))
+        name = names.get(_id(segment, "category_id"))
         if not name:
             notes.add(reading.UNKNOWN_CLASS, f"category {segment.get('category_id')} of {file}")
         shapes.append(Shape(name or None, FileRegion(file, segment["id"])))

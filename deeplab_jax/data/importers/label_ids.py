@@ -1,6 +1,6 @@
 """Choose the label set of imported annotations."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from deeplab_jax.data.importers.annotation import Source
 from deeplab_jax.data.importers.figures import Damaged
@@ -44,6 +44,14 @@ def choose_labels(name: str, source: Source, *, has_background: bool) -> tuple[L
     ids: dict[str | None, int] = {None: IGNORE}
     ids |= {each: 0 if is_background(each) else names.index(each) for each in source.classes}
     return labels, ids
+
+
+def find_alike(names: Iterable[str]) -> list[str]:
+    """Return the groups of class names that differ only in case or in spaces around them, such as "'car', 'Car'"."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name.strip().casefold(), []).append(name)
+    return [", ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
 
 
 def is_background(name: str) -> bool:

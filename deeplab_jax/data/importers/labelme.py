@@ -73,21 +73,19 @@ def _read_file(root: Path, path: Path, content: dict[str, Any], notes: Notes) ->
 def _find_image(root: Path, path: Path, content: dict[str, Any], notes: Notes) -> Path | None:
     """Return the image file, or `path` itself if the annotation file contains the image, or None if there is no image.
 
-    If the image is not where `imagePath` says, a file of the same name beside the annotation file is used.
+    If the image is not where `imagePath` says, or this leads out of `root`, a file of the same name beside the annotation file
+    is used.
     """
-    name = content.get("imagePath")
+    name, kind = content.get("imagePath"), reading.MISSING
     if isinstance(name, str) and name:
-        file = reading.locate(root, path.parent, name)
-        if file is None:
-            notes.add(reading.OUTSIDE, f"{name!r} in {path}")
-            return None
-        beside = path.parent / file.name
-        location = next((each for each in (file, beside) if each.is_file()), None)
+        file, beside = reading.locate(root, path.parent, name), path.parent / reading.split_name(name)[-1]
+        location = next((each for each in (file, beside) if each and each.is_file()), None)
         if location:
             return location
+        kind = reading.MISSING if file else reading.OUTSIDE
     if content.get("imageData"):
         return path
-    notes.add(reading.MISSING, f"{name!r} in {path}")
+    notes.add(kind, f"{name!r} in {path}")
     return None
 
 
@@ -99,9 +97,9 @@ def _read_embedded(path: Path) -> bytes:
 
 
 def _read_shape(path: Path, values: Any, notes: Notes) -> Shape | None:
-    if not isinstance(values, dict) or not isinstance(values.get("label"), str) or not values["label"]:
+    if not isinstance(values, dict) or not isinstance(values.get("label"), (str, int)) or values["label"] == "":
         return Shape(None, Damaged(f"a shape without a label in {path}"))
-    label, kind = values["label"], values.get("shape_type") or "polygon"
+    label, kind = str(values["label"]), values.get("shape_type") or "polygon"
     where = f"the {kind} {label!r} in {path}"
     if kind in WITHOUT_AREA:
         notes.add(reading.UNSUPPORTED, where)
@@ -123,7 +121,7 @@ def _make_figure(kind: str, values: dict[str, Any]) -> Figure | None:
     match kind:
         case "polygon":
             return Outline(points) if len(points) > 2 else None
-        case "oriented_rectangle" if len(points) == 4:
+        case "oriented_rectangle" | "rotation" if len(points) == 4:  # X-AnyLabeling calls it a rotation
             return Outline(points)
         case "rectangle" if len(points) in (2, 4):  # other tools write all four corners
             return Rectangle(points)
@@ -134,6 +132,6 @@ def _make_figure(kind: str, values: dict[str, Any]) -> Figure | None:
             (left, top), (right, bottom) = ((int(x), int(y)) for x, y in points)
             size = (bottom - top + 1, right - left + 1)
             return EncodedBitmap(base64.b64decode(values["mask"]), left, top, size)
-        case "rectangle" | "oriented_rectangle":
+        case "rectangle" | "oriented_rectangle" | "rotation":
             raise ValueError("a rectangle with a wrong number of points")
     return None

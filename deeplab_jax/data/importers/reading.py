@@ -1,11 +1,12 @@
 """Read annotation files, find images below ROOT, and name splits and colours."""
 
 import csv
+import itertools
 import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -17,6 +18,7 @@ from deeplab_jax.labels import Color
 
 OUTSIDE = "paths that leave ROOT (images left out; give the folder above both the images and the annotations)"
 MISSING = "annotations whose image is missing"
+MOVED = "images that were found without the folder in which their annotations place them"
 UNREADABLE = "annotation files that cannot be read (left out)"
 FEW_POINTS = "polygons with fewer than 3 points (not drawn)"
 BAD_IMAGE = "images that cannot be read (left out)"
@@ -81,6 +83,28 @@ def locate(root: Path, base: Path, name: str) -> Path | None:
         windows = PureWindowsPath(name)
         path = Path(os.path.normpath(base / windows.as_posix())) if not windows.drive else Path(windows.as_posix())
     return path if path.is_absolute() and path.is_relative_to(root) else None
+
+
+def split_name(name: str) -> list[str]:
+    """Return the folders and the file of a path or URL of any system."""
+    return PureWindowsPath(name).as_posix().split("/")
+
+
+def shared_folder(names: Iterable[str]) -> list[str]:
+    """Return the folders with which all paths begin."""
+    levels = zip(*(split_name(name)[:-1] for name in names), strict=False)
+    return [level[0] for level in itertools.takewhile(lambda level: len({*level}) == 1, levels)]
+
+
+def find_moved(root: Path, bases: Iterable[Path], name: str, shared: Sequence[str]) -> Path | None:
+    """Return the image in one of the folders `bases` if its name there lacks the folder `shared`, or None.
+
+    The folder with which all names in an annotation file begin can be one of another computer, or of the tool.
+    """
+    if not shared:
+        return None
+    paths = (locate(root, base, "/".join(split_name(name)[len(shared) :])) for base in bases)
+    return next((path for path in paths if path and path.is_file()), None)
 
 
 class Images:

@@ -25,6 +25,7 @@ EMPTY = "images without shapes (left out; --keep-empty keeps them as background)
 SIZES = "images whose size is not that of their annotation (left out)"
 FORMAT = f"images in a format that training cannot read, not one of {', '.join(reading.IMAGE_SUFFIXES)} (left out)"
 DUPLICATE = "images with the name of another one (left out)"
+SHARED = "images of more than one split (their scores are not those of unseen images)"
 UNCLEAR_TURN = "images with an EXIF orientation, drawn on the turned or the stored pixels (left out)"
 TURNED = "images with an EXIF orientation (kept; their masks were turned to the stored pixels, which training reads)"
 BEYOND = "shapes that reach beyond their image (cut off)"
@@ -101,6 +102,7 @@ def write_samples(source: Source, folder: Path, drawing: Drawing, notes: Notes, 
     """
     counts: Counter[str] = Counter()
     written: set[str] = set()
+    splits: dict[Path, str] = {}
     for annotation in source.annotations:
         name = _output_name(annotation)
         stem = f"{annotation.split}/{PurePosixPath(name).with_suffix('')}"
@@ -109,6 +111,9 @@ def write_samples(source: Source, folder: Path, drawing: Drawing, notes: Notes, 
         elif _write_sample(annotation, source.is_turned, folder, name, drawing, notes):
             written.add(stem)
             counts[annotation.split] += 1
+            first = splits.setdefault(annotation.image, annotation.split)
+            if first != annotation.split:
+                notes.add(SHARED, f"{annotation.image} in {first} and {annotation.split}")
         advance()
     return counts
 

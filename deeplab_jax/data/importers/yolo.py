@@ -18,6 +18,8 @@ from deeplab_jax.errors import DataError, one_line
 
 SPLIT_KEYS = ("train", "val", "valid", "test")
 OTHER_YAML = "YAML files that were not used"
+# As fractions of the size. Shapes can reach beyond the image, but pixels and percentages are far larger.
+LARGEST = 2.0
 NO_FOLDER = "folders and lists of data.yaml that do not exist"
 
 
@@ -29,7 +31,7 @@ def read(root: Path, notes: Notes) -> Source:
       notes: Receives what could not be used.
 
     Raises:
-      DataError: There is no YAML file with class names, it cannot be read, or it describes keypoints.
+      DataError: There is no YAML file with class names, it cannot be read or describes keypoints, or no image has labels.
     """
     path, content = _find_description(root, notes)
     if content.get("kpt_shape"):
@@ -48,6 +50,12 @@ def read(root: Path, notes: Notes) -> Source:
                 continue
             for image, name in _list_images(root, place, notes):
                 annotations.append(_read_image(image, SPLITS[key], name, names, notes))
+    if annotations and not any(_label_file(each.image).is_file() for each in annotations):
+        image = annotations[0].image
+        raise DataError(
+            f"None of the {len(annotations)} images of {path} has a label file. The labels of {image} must be in "
+            f"{_label_file(image)}."
+        )
     return Source(dict.fromkeys(names.values()), annotations, is_turned=True)
 
 
@@ -72,7 +80,9 @@ def _find_description(root: Path, notes: Notes) -> tuple[Path, dict[str, Any]]:
 def _read_names(path: Path, names: Any) -> dict[int, str]:
     """Return the class names by index. YAML files have a list of names, or a mapping from indices to names."""
     try:
-        items = names.items() if isinstance(names, dict) else enumerate(list(names))
+        items = list(names.items() if isinstance(names, dict) else enumerate(names))
+        if isinstance(names, str) or any(isinstance(name, (list, dict)) for _, name in items):
+            raise TypeError
         return {int(index): str(name) for index, name in items}
     except (TypeError, ValueError):
         raise DataError(f"`names` (={names!r}) in {path} is neither a list nor a mapping from numbers. Correct it.") from None
@@ -99,9 +109,14 @@ def _list_images(root: Path, place: Path, notes: Notes) -> list[tuple[Path, str]
         parent = place / "images" if (place / "images").is_dir() else place
         return [(path, path.relative_to(parent).as_posix()) for path in reading.list_files(parent, reading.IMAGE_SUFFIXES)]
     images = []
-    for line in filter(None, map(str.strip, reading.read_text(place).splitlines())):
+    lines = list(filter(None, map(str.strip, reading.read_text(place).splitlines())))
+    shared = reading.shared_folder(lines)
+    folders = (place.parent, root, root / "images", root / "images" / place.stem)
+    for line in lines:
         paths = [reading.locate(root, folder, line) for folder in (place.parent, root)]
         path = next((each for each in paths if each and each.is_file()), None)
+        if path is None and (path := reading.find_moved(root, folders, line, shared)):
+            notes.add(reading.MOVED, f"{path} for {line!r} in {place}")
         if path:
             images.append((path, _name_in_list(path, root)))
         else:
@@ -155,16 +170,20 @@ def _read_image(image: Path, split: str, name: str, names: dict[int, str], notes
 def _read_line(words: list[str], size: tuple[int, int], names: dict[int, str], where: str, notes: Notes) -> Shape | None:
     height, width = size
     try:
-        index = int(float(words[0]))
-        points = tuple((x * width, y * height) for x, y in pairs(words[1:]))
+        number, points = float(words[0]), pairs(words[1:])
+        index = int(number)
     except (ValueError, OverflowError):
         return Shape(None, Damaged(where))
+    if index != number:
+        return Shape(None, Damaged(f"the class {words[0]} in {where}"))
+    if any(not -LARGEST < value < LARGEST for point in points for value in point):
+        return Shape(None, Damaged(f"coordinates that are no fractions of the image's size in {where}"))
     if len(points) < 3:
         notes.add(reading.FEW_POINTS, where)
         return None
     if index not in names:
         notes.add(reading.UNKNOWN_CLASS, f"class {index} in {where}")
-    return Shape(names.get(index), CocoPolygons((points,)))
+    return Shape(names.get(index), CocoPolygons((tuple((x * width, y * height) for x, y in points),)))
 
 
 def _turned_size(image: Path) -> tuple[int, int] | None:

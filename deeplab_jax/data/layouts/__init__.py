@@ -64,15 +64,16 @@ def explain_missing_split(root: epath.Path, split: str, splits: Sequence[str]) -
     if splits:
         names = f"the splits {', '.join(splits)}" if len(splits) > 1 else f"only the split {splits[0]}"
         return f"Found no samples of split {split!r} below {root}, which has {names}.{_advise_on_split(split, splits)}"
-    expected = "; ".join(f"{layout.shape.replace('SPLIT', split)} ({layout.name})" for layout in LAYOUTS)
+    others = "; ".join(f"{each.shape.replace('SPLIT', split)} ({each.name})" for each in LAYOUTS if each is not CUSTOM)
     present = sorted(filter(is_visible, list_names(root)))
     contents = summarize((name + "/" * (root / name).is_dir() for name in present), 8)
     near = _find_nearby_layout(root)
     if near:
         return f"Found no samples of split {split!r} below {root}, which holds {contents}. Did you mean {near}?"
     return (
-        f"Found no samples of split {split!r} below {root}, which holds {contents}. "
-        f"Provide list/{split}.lst or one of these layouts: {expected}."
+        f"Found no samples of split {split!r} below {root}, which holds {contents}. Put the images into input/{split}/ and the "
+        f"masks into target/{split}/, or name them in list/{split}.lst. The folders of public data sets are "
+        f"read, too: {others}."
     )
 
 

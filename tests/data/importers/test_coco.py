@@ -94,6 +94,82 @@ def test_images_are_found_by_the_end_of_their_path(tmp_path):
     assert notes.counts() == {reading.MISSING: 1}
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["/home/joe/set/a.png", "/home/joe/set/x/b.png"],
+        ["C:\\set\\a.png", "C:\\set\\x\\b.png"],
+        ["..\\..\\media\\upload\\4\\a.png", "..\\..\\media\\upload\\4\\x\\b.png"],  # Label Studio
+        ["images/1/a.png", "images/1/x/b.png"],  # Label Studio
+        ["https://example.org/a.png", "https://example.org/x/b.png"],
+    ],
+)
+def test_images_are_found_without_the_folder_of_another_computer(tmp_path, names):
+    write_image(tmp_path / "images/a.png", 4, 2)
+    write_image(tmp_path / "images/x/b.png", 4, 2)
+    write_image(tmp_path / "other/c.png", 4, 2)
+    images = [{"id": i, "file_name": name} for i, name in enumerate(names)]
+    write(tmp_path / "result.json", [{"image_id": 1, "category_id": 7, "segmentation": COLUMNS}], images)
+    notes = Notes()
+    first, second = coco.read(tmp_path, notes).annotations
+    assert (first.image, first.name) == (tmp_path / "images/a.png", "a.png")
+    assert (second.image, second.name) == (tmp_path / "images/x/b.png", "x/b.png")
+    assert (len(first.shapes), len(second.shapes), notes.counts()) == (0, 1, {reading.MOVED: 2})
+
+
+def test_an_image_of_another_folder_is_not_taken_for_that_of_another_computer(tmp_path):
+    write_image(tmp_path / "camera2/a.png", 4, 2)
+    write(tmp_path / "result.json", [], [{"id": 1, "file_name": "/home/joe/camera1/a.png"}])
+    notes = Notes()
+    assert not coco.read(tmp_path, notes).annotations
+    assert notes.counts() == {reading.OUTSIDE: 1}
+
+
+def test_ids_can_be_text(tmp_path):
+    write_image(tmp_path / "a.png", 4, 2)
+    objects = [{"image_id": "1", "category_id": "9", "segmentation": COLUMNS}]
+    write(tmp_path / "x.json", objects)
+    notes = Notes()
+    (annotation,) = coco.read(tmp_path, notes).annotations
+    assert ([shape.name for shape in annotation.shapes], notes.counts()) == (["sky"], {})
+
+
+@pytest.mark.parametrize(
+    ("images", "categories", "message"),
+    [
+        (["a.png", "b.png"], ["car"], r"x\.json has the id 1 twice in 'images', for 'a.png' and 'b.png'"),
+        (["a.png"], ["car", "sky"], r"x\.json has the id 1 twice in 'categories', for 'car' and 'sky'"),
+    ],
+)
+def test_an_id_of_two_images_or_classes_is_an_error(tmp_path, images, categories, message):
+    images = [{"id": 1, "file_name": name} for name in images]
+    write(tmp_path / "x.json", [], images, [{"id": 1, "name": name} for name in categories])
+    with pytest.raises(DataError, match=message):
+        coco.read(tmp_path, Notes())
+
+
+def test_an_image_can_be_listed_twice(tmp_path):
+    write_image(tmp_path / "a.png", 4, 2)
+    write(tmp_path / "x.json", [], [{"id": 1, "file_name": "a.png"}] * 2)
+    assert len(coco.read(tmp_path, Notes()).annotations) == 2
+
+
+@pytest.mark.parametrize("segmentation", [[], [[]], [[0, 0, 4, 2]]])
+def test_a_box_has_no_outline(tmp_path, segmentation):
+    write_image(tmp_path / "a.png", 4, 2)
+    objects = [{"category_id": 7, "segmentation": COLUMNS}, {"category_id": 7, "segmentation": segmentation}]
+    write(tmp_path / "x.json", objects)
+    (annotation,) = coco.read(tmp_path, Notes()).annotations
+    assert annotation.unusable == reading.ONLY_BOXES
+
+
+def test_fractions_of_the_size_are_an_error(tmp_path):
+    write_image(tmp_path / "a.png", 4, 2)
+    write(tmp_path / "x.json", [{"category_id": 7, "segmentation": [[0, 0, 0.5, 0, 0.5, 1]]}])
+    with pytest.raises(DataError, match=r"x\.json are between 0 and 1.*in pixels"):
+        coco.read(tmp_path, Notes())
+
+
 @pytest.mark.parametrize("text", ["{", '{"images": [1], "annotations": [], "categories": []}'])
 def test_a_malformed_file_is_an_error_that_names_it(tmp_path, text):
     write_text(tmp_path / "x.json", text)

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from deeplab_jax.data.importers import Annotation, Notes, Shape, Source, reading, write
 from deeplab_jax.data.importers.figures import Bitmap, Rectangle
-from deeplab_jax.data.importers.label_ids import choose_labels
+from deeplab_jax.data.importers.label_ids import choose_labels, find_alike
 from deeplab_jax.data.importers.write import Drawing, draw_mask, find_view, new_folder, require_output, write_samples
 from deeplab_jax.errors import ConfigError, DataError
 
@@ -108,6 +108,17 @@ def test_images_that_would_train_wrongly_are_left_out(tmp_path):
     kinds = (write.SIZES, write.UNCLEAR_TURN, write.FORMAT, write.EMPTY, reading.ONLY_BOXES)
     assert notes == {**dict.fromkeys(kinds, 1), reading.BAD_IMAGE: 2}
     assert not (tmp_path / "out").exists()
+
+
+def test_an_image_of_two_splits_is_noted(tmp_path):
+    image = write_image(tmp_path / "in/a.jpg", 4, 2)
+    annotations = [Annotation(image, split, "a.jpg", (CORNER,)) for split in ("train", "val")]
+    assert run(tmp_path / "out", *annotations) == ({"train": 1, "val": 1}, {write.SHARED: 1})
+
+
+def test_class_names_that_look_alike_are_listed():
+    assert find_alike(["car", "road", "Car", "car "]) == ["'car', 'Car', 'car '"]
+    assert find_alike(["car", "cars"]) == []
 
 
 def test_images_without_shapes_can_be_kept(tmp_path):

@@ -48,6 +48,14 @@ def test_a_rectangle_can_have_all_four_corners(tmp_path):
     assert draw(annotation, {"car": 1}, size=(4, 4)) == ["0000", "0000", "0110", "0110"]
 
 
+@pytest.mark.parametrize("kind", ["rotation", "oriented_rectangle"])  # X-AnyLabeling, LabelMe
+def test_a_turned_rectangle_has_four_corners(tmp_path, kind):
+    write_image(tmp_path / "a.png", 4, 4)
+    write(tmp_path / "a.json", [shape(7, [[1, 0], [2, 1], [1, 2], [0, 1]], kind)], size=(4, 4))
+    (annotation,) = read(tmp_path, Notes()).annotations
+    assert draw(annotation, {"7": 1}, size=(4, 4)) == ["0100", "1110", "0100", "0000"]
+
+
 def test_images_are_found_where_the_file_says_or_beside_it_or_inside_it(tmp_path):
     write_image(tmp_path / "images/a.png")
     write_image(tmp_path / "labels/moved.png")
@@ -63,10 +71,25 @@ def test_images_are_found_where_the_file_says_or_beside_it_or_inside_it(tmp_path
     assert notes.counts() == {reading.MISSING: 1, WITHOUT_FILE: 1}
 
 
-@pytest.mark.parametrize("name", ["../../a.png", "/etc/a.png", "x/../../../a.png", "..\\..\\a.png", "C:\\a.png"])
-def test_an_image_outside_of_the_folder_is_refused(tmp_path, name):
+OUTSIDE_NAMES = ["../../a.png", "/etc/a.png", "x/../../../a.png", "..\\..\\a.png", "C:\\a.png"]
+
+
+@pytest.mark.parametrize("name", OUTSIDE_NAMES)
+def test_the_path_of_another_computer_is_replaced_by_the_image_beside_or_inside_the_file(tmp_path, name):
     write_image(tmp_path / "a.png")
     write(tmp_path / "root/sub/a.json", [], name, encode_png([[1]]))
+    (embedded,) = read(tmp_path / "root", Notes()).annotations
+    assert embedded.embedded().startswith(b"\x89PNG")
+    write_image(tmp_path / "root/sub/a.png")
+    notes = Notes()
+    (beside,) = read(tmp_path / "root", notes).annotations
+    assert (beside.image, beside.embedded, notes.counts()) == (tmp_path / "root/sub/a.png", None, {})
+
+
+@pytest.mark.parametrize("name", OUTSIDE_NAMES)
+def test_an_image_outside_of_the_folder_is_refused(tmp_path, name):
+    write_image(tmp_path / "a.png")
+    write(tmp_path / "root/sub/a.json", [], name)
     notes = Notes()
     assert not read(tmp_path / "root", notes).annotations
     assert notes.counts() == {reading.OUTSIDE: 1}

@@ -39,11 +39,25 @@ def test_a_set_in_the_structure_of_roboflow(tmp_path):
 def test_splits_can_be_lists_of_files(tmp_path):
     write_image(tmp_path / "images/train/a.png")
     write_text(tmp_path / "train.txt", "./images/train/a.png\n./images/train/gone.png\n/etc/x.png\n")
+    write_text(tmp_path / "labels/train/a.txt", "")
     write_text(tmp_path / "data.yaml", "train: train.txt\nnames: [sky]")
     notes = Notes()
     (annotation,) = read(tmp_path, notes).annotations
     assert (annotation.split, annotation.name) == ("train", "a.png")
     assert notes.counts() == {reading.MISSING: 1, reading.OUTSIDE: 1}
+
+
+@pytest.mark.parametrize("folder", ["/home/joe/set", "C:/set", "build/x64"])
+def test_lists_of_another_computer_are_read(tmp_path, folder):
+    for name in ("a", "x/b"):
+        write_image(tmp_path / f"images/train/{name}.png")
+        write_text(tmp_path / f"labels/train/{name}.txt", QUARTER)
+    write_text(tmp_path / "train.txt", f"{folder}/a.png\n\n{folder}/x/b.png\n")
+    write_text(tmp_path / "data.yaml", "train: train.txt\nnames: [sky, car]")
+    notes = Notes()
+    first, second = read(tmp_path, notes).annotations
+    assert [(each.name, len(each.shapes)) for each in (first, second)] == [("a.png", 1), ("x/b.png", 1)]
+    assert notes.counts() == {reading.MOVED: 2}
 
 
 def test_the_polygons_of_a_turned_image_belong_to_the_turned_view(tmp_path):
@@ -74,11 +88,42 @@ def test_what_cannot_be_used_is_noted(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "line", ["0 2 2 20 2 20 20", "0 10 10 50 10 50 50", "0.5 0 0 1 0 1 1", "car 0 0 1 0 1 1", "0,0,0,1,0,1,1"]
+)
+def test_pixels_percentages_and_other_lines_are_damaged(tmp_path, line):
+    write_image(tmp_path / "images/a.png", 40, 30)
+    write_text(tmp_path / "labels/a.txt", line)
+    write_text(tmp_path / "data.yaml", "train: images\nnames: [sky, car]")
+    (annotation,) = read(tmp_path, Notes()).annotations
+    with pytest.raises(DataError, match="line 1 of"):
+        draw(annotation, {"sky": 1, None: 255})
+
+
+def test_shapes_that_reach_beyond_the_image_a_little_are_kept(tmp_path):
+    write_image(tmp_path / "images/a.png", 4, 2)
+    write_text(tmp_path / "labels/a.txt", "0.0 -0.25 0 1.5 0 1.5 1")
+    write_text(tmp_path / "data.yaml", "train: images\nnames: [sky, car]")
+    (annotation,) = read(tmp_path, Notes()).annotations
+    assert annotation.shapes[0].name == "sky"
+    assert annotation.shapes[0].figure.extent() == (-1, 0, 6, 2)
+
+
+def test_images_without_any_label_file_are_an_error(tmp_path):
+    write_image(tmp_path / "images/a.png")
+    write_text(tmp_path / "annotations/a.txt", QUARTER)
+    write_text(tmp_path / "data.yaml", "train: images\nnames: [sky, car]")
+    with pytest.raises(DataError, match=r"None of the 1 images .* has a label file\..*images/a\.png.*labels/a\.txt"):
+        read(tmp_path, Notes())
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("names: [", "not valid YAML"),
         ("train: x", "no YAML file with class"),
         ("names: 3", "neither"),
+        ("names: car, road", r"`names` \(='car, road'\).*neither"),
+        ("names: [{car: 0}, {road: 1}]", "neither"),
         ("names: [tiger]\nkpt_shape: [12, 2]", r"`kpt_shape` \(=\[12, 2\]\).*Export polygons"),
     ],
 )
