@@ -83,7 +83,8 @@ def predict(
     if options.shard.count > 1:
         console.print(options.shard.describe())
     if others:
-        console.print(f"Skipped {len(others)} files without an image or video suffix: {summarize(map(str, others), 3)}")
+        count = f"{len(others)} file{'s' * (len(others) > 1)}"
+        console.print(f"Skipped {count} without an image or video suffix: {summarize(map(str, others), 3)}")
     limit = DEFAULT_CONFIDENCE if min_confidence is None else min_confidence
     failures = _write_results(segmenter, files, options, as_labels, limit, console)
     sys.exit(1 if failures else 0)
@@ -97,7 +98,7 @@ def _write_results(
     min_confidence: float,
     console: Console,
 ) -> list[str]:
-    """Predict the files of this process's share, print what failed, and return it."""
+    """Predict the files of this process's share. Print and return a line for each that failed."""
     failures: list[str] = []
     join = _make_join(segmenter, files, options, as_labels, min_confidence)
     try:
@@ -136,7 +137,7 @@ def _write_pictures(
 def _make_join(
     segmenter: "Segmenter", files: Sequence["Input"], options: "Options", as_labels: bool, min_confidence: float
 ) -> "Join":
-    """Return what joins the results of all shards. Shards of other networks, files or settings do not join."""
+    """Return the `Join` for the shards of this command. Those of other networks, files or settings do not count."""
     from deeplab_jax.runtime.work_shard import EVERYTHING, Join
     from deeplab_jax.training.state import state_digest
 

@@ -79,8 +79,8 @@ def write_split(
     written = [PseudoLabel.from_json(values) for each in shards or () for values in each]
     if not written:
         return share.count
-    if gone := [each.label for each in written if not (root / each.label).exists()]:
-        raise ConfigError(f"{root / gone[0]} has been removed since it was written. Run the command again for all shards.")
+    if removed := [each.label for each in written if not (root / each.label).exists()]:
+        raise ConfigError(f"{root / removed[0]} has been removed since it was written. Run the command again for all shards.")
     _print_summary(segmenter.label_set, written, min_confidence)
     if not any(each.kept.any() for each in written):
         raise ConfigError(
@@ -114,7 +114,8 @@ def _prepare_split(root: Path, split: str, segmenter: Segmenter, inputs: Sequenc
         raise ConfigError(f"{flag} has a plus sign in its name, which joins splits. Choose another name.")
     if split in existing and not pseudo_labels.is_written_list(pseudo_labels.list_path(root, split)):
         raise ConfigError(
-            f"{flag} is a split that this command did not write, or that was edited. It is not replaced. Choose another name."
+            f"{flag} is a split that this command did not write, or that was edited since, so it is not overwritten. "
+            "Choose another name."
         )
     used = [*labelled, *segmenter.config.eval.split.split("+")]
     _require_new_images(root, [part for part in existing if part != split], used, data.label_kind, inputs)
@@ -138,7 +139,7 @@ def _require_new_images(root: Path, splits: Sequence[str], used: Sequence[str], 
         for image in _list_images(root, split, kind, is_used=split in used):
             if path := paths.get(os.path.realpath(root / image)):
                 raise DataError(
-                    f"{path} is in the split {split!r} already, as {image}. "
+                    f"{path} is already in the split {split!r}, as {image}. "
                     "Predict only images that are in no split with labels."
                 )
 

@@ -51,7 +51,7 @@ class _Sample:
       size: The image's (width, height).
       image_mode: The image file's Pillow mode, or "" if unknown.
       orientation: The image's EXIF orientation. 1 means upright.
-      omissions: What of the image file is not used. See `omissions.find_omissions`.
+      omissions: The parts of the image file that are not used. See `omissions.find_omissions`.
       pixels_hash: A hash of evenly spaced rows of the decoded image, for finding duplicates.
       band_sums: See `Tally`.
       mask: The label values, or None if the sample has no label.

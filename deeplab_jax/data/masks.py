@@ -13,10 +13,10 @@ from deeplab_jax.labels import Color
 # In masks drawn by hand, up to 3 % of the runs are ramps (see `Mask`), or 5 % after shrinking without interpolation.
 # With interpolation, soft edges or JPEG compression, it is 15 % to 75 % (CamVid).
 MAX_RAMPS = 0.1
-MIN_RAMPS = 20  # below this number, a fraction says nothing
+MIN_RAMPS = 20  # with fewer ramps, their share is not reliable
 # If this many values mostly occur in ramps, they come from blending. One or two could be thin objects.
 MIN_BLENDED_VALUES = 3
-# A value is thin if this share of its runs are ramps. After JPEG compression, 20 % to 50 % are, for each of many values.
+# A value is thin if this share of its runs are ramps. After JPEG compression, it is 20 % to 50 % for many values.
 MIN_THIN = 0.2
 MANY_VALUES = 6
 BLEND_CAUSES = (

@@ -106,7 +106,7 @@ class Store(Protocol):
         return 1
 
     def omissions(self, samples: "Samples", i: int) -> Mapping[str, str]:
-        """Return what of sample `i`'s image file is not used. See `omissions.find_omissions`."""
+        """Return the parts of sample `i`'s image file that are not used. See `omissions.find_omissions`."""
         return {}
 
     def label_path(self, samples: "Samples", i: int) -> str:

@@ -224,7 +224,7 @@ def _identity(value: Value) -> Any:
 def _iterate_tensors(root: Any) -> Iterator[tuple[tuple[str, ...], dict[str, Value], Any]]:
     """Yield the keys that lead to each dict, module or list with tensors, its tensors, and itself.
 
-    What is nested less comes first.
+    Less nested ones come first.
     """
     seen: set[int] = set()
     queue: collections.deque[tuple[tuple[str, ...], Any]] = collections.deque([((), root)])

@@ -107,7 +107,7 @@ def test_an_output_inside_of_root_is_refused_however_it_is_written(export, tmp_p
         ("nowhere", "labelme", "out", "`ROOT` (="),
         ("a.zip", "labelme", "out", "is a file. Unpack it"),
         ("export", "paint", "out", "`--from` (='paint') is not supported. Use one of labelme, coco, yolo, cvat"),
-        ("export", "coco", "out", "has annotations of coco. Give the folder of the export."),
+        ("export", "coco", "out", "has coco annotations. Give the folder of the export."),
         ("export", "labelme", "export/out", "is inside ROOT"),
         ("export", "labelme", "full", "already exists and is not an empty folder"),
     ],

@@ -164,7 +164,7 @@ def test_validation_images_are_refused_whatever_the_run_evaluates(segmenter, roo
     network = api.Segmenter(dataclasses.replace(segmenter.config, eval=protocol), segmenter.variables)
     code, output = predict(network=network, folder="leftImg8bit/val")
     assert code == 2
-    assert "is in the split 'val' already, as leftImg8bit/val/" in output
+    assert "is already in the split 'val', as leftImg8bit/val/" in output
     assert not (root / "list" / "pseudo.lst").exists()
 
 

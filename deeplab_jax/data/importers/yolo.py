@@ -1,4 +1,4 @@
-"""YOLO segmentation: data.yaml, and a text file of normalized polygons for each image.
+"""YOLO segmentation: data.yaml, and a text file of normalised polygons for each image.
 
 See https://docs.ultralytics.com/datasets/segment. The pixels are those of pycocotools, because coordinates between 0 and 1
 measure the image's area as COCO's do, and data sets in this format are often converted from COCO.

@@ -10,7 +10,7 @@ from deeplab_jax.data.layouts.layout import Layout, Pairing
 from deeplab_jax.data.layouts.pairing import pair_by_name
 from deeplab_jax.data.split_names import SPLITS
 
-# A folder for a part of the data set, such as "val_set" or "Test2017". "valley" is none.
+# A folder for a part of the data set, such as "val_set" or "Test2017", but not "valley".
 PART = re.compile(r"(train|val|test|dev)(ing|id|idation|set)?([^a-z]|$)", re.IGNORECASE)
 
 

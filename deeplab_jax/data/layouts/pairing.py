@@ -82,7 +82,7 @@ def _normalize(name: str) -> str:
 
 
 def _index_masks(folder: str, names: Iterable[str]) -> dict[str, str]:
-    """Return the names of masks, keyed by the normalized name without the suffix."""
+    """Return the names of masks, keyed by the normalised name without the suffix."""
     masks: dict[str, str] = {}
     for name in names:
         key = _normalize(posixpath.splitext(name)[0])
@@ -113,7 +113,7 @@ def _choose_rule(labels: epath.Path, names: Sequence[str], masks: dict[str, str]
 
 
 def _explain_no_masks(root: epath.Path, labels: epath.Path, files: Sequence[str]) -> str:
-    """Return which folder was searched for masks and what it holds, as the second part of a sentence."""
+    """Return which folder was searched for masks and what it holds, as the end of a sentence."""
     where = labels.relative_to(root)
     if labels.is_dir():
         contents = f"only {summarize(files)}" if files else "nothing"
