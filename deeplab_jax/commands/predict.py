@@ -11,7 +11,7 @@ import tyro
 from etils import epath
 from rich.console import Console
 
-from deeplab_jax.errors import ConfigError
+from deeplab_jax.errors import ConfigError, summarize
 from deeplab_jax.files import require_folder
 
 if TYPE_CHECKING:
@@ -67,7 +67,6 @@ def predict(
     protocol = _make_protocol(scales, flip, window, output_stride)
     _check_label_flags(as_labels, min_confidence, confidence, opacity)
     from deeplab_jax.checkpoints.paths import resolve
-    from deeplab_jax.data.layouts.pairing import summarize
     from deeplab_jax.predict.images import Options
     from deeplab_jax.predict.inputs import find_inputs
     from deeplab_jax.runtime.work_shard import choose_shard
@@ -84,7 +83,7 @@ def predict(
         console.print(options.shard.describe())
     if others:
         count = f"{len(others)} file{'s' * (len(others) > 1)}"
-        console.print(f"Skipped {count} without an image or video suffix: {summarize(map(str, others), 3)}")
+        console.print(f"Skipped {count} without an image or video suffix: {summarize(others, 3)}")
     limit = DEFAULT_CONFIDENCE if min_confidence is None else min_confidence
     failures = _write_results(segmenter, files, options, as_labels, limit, console)
     sys.exit(1 if failures else 0)

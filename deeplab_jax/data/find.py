@@ -28,7 +28,7 @@ from deeplab_jax.data.lists import read_list
 from deeplab_jax.data.ranges import File, stat_file
 from deeplab_jax.data.samples import Samples, require_disjoint
 from deeplab_jax.data.tfds import find_tfds
-from deeplab_jax.errors import DataError
+from deeplab_jax.errors import DataError, summarize
 
 TFDS = "tfds:"
 KINDS = ("labelIds", "labelTrainIds", "color")
@@ -292,9 +292,8 @@ def _require_files(root: epath.Path, images: tuple[str, ...], labels: tuple[str,
     names = images + labels
     missing = find_missing_files(root, names)
     if missing:
-        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise DataError(
-            f"{len(missing)} of {len(names)} files from {source} are missing below {root}: {shown}. "
+            f"{len(missing)} of {len(names)} files from {source} are missing below {root}: {summarize(missing)}. "
             f"{_compare_with_folder(root, missing[0], is_mask=missing[0] not in images)}"
         )
 

@@ -24,7 +24,7 @@ from deeplab_jax.data.masks import Mask, advise_on_unknown, format_value
 from deeplab_jax.data.samples import Samples, read_sample, value_table
 from deeplab_jax.data.survey import Survey, run_in_parallel, survey_masks
 from deeplab_jax.data.suspicion import compare_palettes, describe_sample_mask, find_questions, find_suspicions
-from deeplab_jax.errors import DataError
+from deeplab_jax.errors import DataError, summarize
 from deeplab_jax.labels import IGNORE, UNKNOWN, LabelSet
 
 MIN_SIDE = 64  # in pixels; images whose shorter side is below this are reported as very small
@@ -245,8 +245,7 @@ def _add_to_tally(
     tally.unknown += sum(unknown.values())
     if unknown:
         is_color = samples.kind == "color"
-        values = ", ".join(f"{format_value(value, is_color)} ({pixels} pixels)" for value, pixels in list(unknown.items())[:5])
-        values += f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        values = summarize(f"{format_value(value, is_color)} ({pixels} pixels)" for value, pixels in unknown.items())
         advice = advise_on_unknown(sample.mask, unknown, is_color)
         text = f"{samples.root}/{sample.label} holds values outside the label set {labels.name}: {values}. {advice}"
         yield Problem("values outside the label set", split, text, fails=True)

@@ -19,7 +19,7 @@ from deeplab_jax.data.masks import (
 )
 from deeplab_jax.data.samples import Samples, read_sample, value_table
 from deeplab_jax.data.survey import Survey
-from deeplab_jax.errors import DataError
+from deeplab_jax.errors import DataError, summarize
 from deeplab_jax.labels import IGNORE, UNKNOWN, LabelSet, color_of
 
 # In Cityscapes, 12 % of the pixels have label ids that are ignored. Train ids read as label ids lose more than half.
@@ -243,7 +243,7 @@ def _find_too_few_classes(survey: Survey, labels: LabelSet, kind: str, is_traini
     table = value_table(kind, labels)
     classes = {int(table[value]) for value in survey.occurrences} - {IGNORE, UNKNOWN}
     values = [format_value(value, survey.is_color) for value in survey.values]
-    shown = ", ".join(values[:6]) + (", ..." if len(values) > 6 else "")
+    shown = summarize(values)
     if not classes:
         yield (
             f"No pixel of the masks has a class: they hold {shown}, all of which the label set {labels.name} ignores or does "

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from deeplab_jax.errors import CheckpointError
+from deeplab_jax.errors import CheckpointError, summarize
 from deeplab_jax.models.backbones import BACKBONES
 from deeplab_jax.weights.names import backbone_prefixes
 from deeplab_jax.weights.tensors import Unsupported, Value, parse_array, parse_tensor
@@ -122,12 +122,11 @@ def _describe(
     if plain:
         yield f"the file also contains other weights: {', '.join(plain)} (use --entry to select them)"
     if rest:
-        entries = ", ".join(f"{label!r} ({count})" for label, count in list(rest.items())[:6])
+        entries = summarize(f"{label!r} ({count})" for label, count in rest.items())
         yield f"entries with tensors that are not used: {entries}"
     if chosen.others:
-        more = f" and {len(chosen.others) - 5} more" if len(chosen.others) > 5 else ""
-        names = ", ".join(chosen.others[:5])
-        yield f"tensors not used: {len(chosen.others)} (outside the prefix {chosen.prefix!r}: {names}{more})"
+        names = summarize(chosen.others)
+        yield f"tensors not used: {len(chosen.others)} (outside the prefix {chosen.prefix!r}: {names})"
 
 
 def _name_unnamed(labels: Sequence[str]) -> Iterator[str]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from deeplab_jax.config import Config, ModelConfig
 from deeplab_jax.config.fields import field_names
-from deeplab_jax.errors import CheckpointError
+from deeplab_jax.errors import CheckpointError, summarize
 from deeplab_jax.models import DeepLabV3, canonical, graph
 from deeplab_jax.models.backbones import BACKBONES
 from deeplab_jax.weights import names
@@ -23,7 +23,6 @@ Variables = dict[names.Path, np.ndarray]
 
 # PyTorch's BatchNorm always stores this counter, but only uses it if `momentum` is None.
 COUNTER = "num_batches_tracked"
-MAX_NAMES = 5  # the maximum number of tensor names listed per message
 
 
 def to_variables(state: StateDict, network: Network, *, ignore_head: bool = False) -> tuple[Variables, list[str]]:
@@ -67,9 +66,9 @@ def to_variables(state: StateDict, network: Network, *, ignore_head: bool = Fals
         f"tensors not used: {len(unused)} ({reason})"
         for unused, reason in (
             (counters, f"{COUNTER}, which our BatchNorm does not need"),
-            (classifier, f"the ImageNet classifier, {_join(classifier)}"),
-            (heads & set(tensors), f"the segmentation classifiers, {_join(heads & set(tensors))}"),
-            (others, f"not part of the {'backbone' if network.is_backbone else 'network'}: {_join(others)}"),
+            (classifier, f"the ImageNet classifier, {summarize(sorted(classifier))}"),
+            (heads & set(tensors), f"the segmentation classifiers, {summarize(sorted(heads & set(tensors)))}"),
+            (others, f"not part of the {'backbone' if network.is_backbone else 'network'}: {summarize(sorted(others))}"),
         )
         if unused
     ]
@@ -77,7 +76,8 @@ def to_variables(state: StateDict, network: Network, *, ignore_head: bool = Fals
     invalid |= {name for path, name in used.items() if path[-1] == "var" and (tensors[name] < 0).any()}
     if invalid:
         raise CheckpointError(
-            f"`{state.source}` contains NaN, infinity or a variance below 0 in {_join(invalid)}. Use different weights."
+            f"`{state.source}` contains NaN, infinity or a variance below 0 in {summarize(sorted(invalid))}. "
+            "Use different weights."
         )
     return {path: names.from_reference(path, tensors[name], model, fmt) for path, name in used.items()}, messages
 
@@ -195,7 +195,7 @@ def _require_same_shapes(
             f"{name} {actual[name]} instead of {expected[name]}" for name in common if actual[name] != expected[name]
         ],
     }
-    details = "; ".join(f"{len(items)} {kind}: {_join(items)}" for kind, items in faults.items() if items)
+    details = "; ".join(f"{len(items)} {kind}: {summarize(sorted(items))}" for kind, items in faults.items() if items)
     if not details:
         return
     labels = network.config.labels
@@ -207,8 +207,3 @@ def _require_same_shapes(
         )
     expected_network = f"the {network.fmt} network with the backbone {network.config.model.backbone}"
     raise CheckpointError(f"`{source}` does not match {expected_network} ({details}). {advice}")
-
-
-def _join(items: Collection[str]) -> str:
-    more = f" and {len(items) - MAX_NAMES} more" if len(items) > MAX_NAMES else ""
-    return ", ".join(sorted(items)[:MAX_NAMES]) + more
