@@ -6,7 +6,6 @@ import shutil
 import sys
 from types import SimpleNamespace
 
-import numpy as np
 import preparation
 import pytest
 from conftest import run_cli
@@ -131,12 +130,6 @@ def test_the_prepare_command(root, out, monkeypatch, capsys):
     code, output = run_cli(monkeypatch, capsys, "data", "prepare", root, "--out", out, "--data-dir", "/x")
     assert code == 2
     assert output == f"error: `--data-dir` (='/x') only works with tfds:NAME, but ROOT is '{root}'. Leave it out.\n"
-
-
-@pytest.mark.parametrize("values", [[[3]], [[3, 3], [3, 3]], [[5, 5, 0], [0, 7, 5]], [[2**24 - 1, 0]]])
-def test_distinct_values_are_found(values):
-    array = np.array(values, np.int32)
-    assert prepare_module.find_distinct(array) == tuple(np.unique(array).tolist())
 
 
 def test_notes_about_the_files_are_printed(root, out):
