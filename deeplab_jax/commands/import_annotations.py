@@ -10,7 +10,7 @@ from etils import epath
 from rich.console import Console
 from rich.progress import Progress
 
-from deeplab_jax.commands.data import LABELS_FILE, Root, next_commands
+from deeplab_jax.commands.data import LABELS_FILE, Root, list_next_commands
 from deeplab_jax.commands.printing import print_line
 from deeplab_jax.errors import ConfigError, DataError, choose
 from deeplab_jax.files import require_local
@@ -66,7 +66,7 @@ def import_annotations(
     total = ", ".join(f"{split}: {counts[split]}" for split in sorted(counts))
     print_line(console, f"Wrote the images ({total}) and {labels.num_classes} classes to {out}. To check and train, run:")
     path = str(Path(out).expanduser())
-    for command in next_commands(path, f"{path}/{LABELS_FILE}", "auto", (), sorted(counts)):
+    for command in list_next_commands(path, f"{path}/{LABELS_FILE}", "auto", (), sorted(counts)):
         print_line(console, f"  {shlex.join(command)}")
 
 

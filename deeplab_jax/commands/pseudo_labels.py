@@ -17,7 +17,7 @@ from deeplab_jax.commands.printing import make_table_console
 from deeplab_jax.config import DataConfig
 from deeplab_jax.data.find import find_samples, list_splits
 from deeplab_jax.data.records import is_records
-from deeplab_jax.data.samples import diagnose, value_table
+from deeplab_jax.data.samples import diagnose, make_value_table
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.files import require_local
 from deeplab_jax.labels import LabelSet
@@ -87,7 +87,7 @@ def write_split(
             f"`--min-confidence` (={min_confidence:g}) keeps no pixel, so {listing} was not written. Use a smaller probability."
         )
     pseudo_labels.write_list(root, split, written)
-    others = _other_splits(segmenter.config.data, split)
+    others = _list_other_splits(segmenter.config.data, split)
     joined, ratio = "+".join([*others, split]), ",".join("1" * (len(others) + 1))
     flags = {"root": root, "train_split": joined, "mix": f"({ratio})"}
     console.print(f"Wrote {listing}. To train on it, with an equal share of each split in every batch:")
@@ -103,7 +103,7 @@ def _prepare_split(root: Path, split: str, segmenter: Segmenter, inputs: Sequenc
     if is_records(str(root)):
         raise ConfigError(f"{flag} is in prepared records. Give a split of the original data set, and prepare it afterwards.")
     existing = list_splits(str(root))
-    labelled = _other_splits(data, split) or [split]
+    labelled = _list_other_splits(data, split) or [split]
     missing = [part for part in labelled if part not in existing]
     if missing:
         raise ConfigError(
@@ -122,12 +122,12 @@ def _prepare_split(root: Path, split: str, segmenter: Segmenter, inputs: Sequenc
     samples = find_samples(str(root), "+".join(labelled), data.label_kind)
     _require_same_classes(str(root), segmenter.label_set, samples.kind)
     # The first file shows label sets that differ, where neither the layout nor a file says so.
-    if error := diagnose(samples, value_table(samples.kind, segmenter.label_set), 0):
+    if error := diagnose(samples, make_value_table(samples.kind, segmenter.label_set), 0):
         raise error
     return samples.kind
 
 
-def _other_splits(data: DataConfig, split: str) -> list[str]:
+def _list_other_splits(data: DataConfig, split: str) -> list[str]:
     """Return the training splits of a run, except for the one that is written."""
     return [part for part in data.train_split.split("+") if part != split]
 

@@ -326,7 +326,7 @@ def _fold(name: str) -> str:
 def _agree_on_kind(root: epath.Path, parts: Sequence[_Part], source: str) -> str:
     """Return the label kind shared by all parts."""
     example = {
-        _kind_of_name(label) if part.kind == "auto" else part.kind: label
+        _find_kind_in_name(label) if part.kind == "auto" else part.kind: label
         for part in reversed(parts)
         for _, label in reversed(part.pairs)
     }
@@ -340,6 +340,6 @@ def _agree_on_kind(root: epath.Path, parts: Sequence[_Part], source: str) -> str
     return next(iter(example))
 
 
-def _kind_of_name(name: str) -> str:
+def _find_kind_in_name(name: str) -> str:
     """Return the label kind from a Cityscapes-style file name (`..._<kind>.<suffix>`), or "" for other names."""
     return next((kind for kind in KINDS if re.search(rf"_{kind}\.\w+$", name)), "")

@@ -21,7 +21,7 @@ from deeplab_jax.data.find import find_split
 from deeplab_jax.data.image_files import ImageFiles
 from deeplab_jax.data.inspection_report import Problem, Report, Tally
 from deeplab_jax.data.masks import Mask, advise_on_unknown, format_value
-from deeplab_jax.data.samples import Samples, read_sample, value_table
+from deeplab_jax.data.samples import Samples, make_value_table, read_sample
 from deeplab_jax.data.survey import Survey, run_in_parallel, survey_masks
 from deeplab_jax.data.suspicion import compare_palettes, describe_sample_mask, find_questions, find_suspicions
 from deeplab_jax.errors import DataError, summarize
@@ -114,7 +114,7 @@ def check(
         tally = tallies[split] = Tally(
             samples.source, len(samples), zeros, zeros.copy(), Survey(is_color=samples.kind == "color")
         )
-        table = value_table(samples.kind, labels)
+        table = make_value_table(samples.kind, labels)
         for sample in run_in_parallel(functools.partial(_inspect, samples), range(len(samples)), threads):
             problems += _add_to_tally(tally, split, samples, labels, table, sample)
             if sample.pixels_hash:
@@ -165,7 +165,7 @@ def read_examples(
     samples are skipped.
     """
     for split, samples in sets.items():
-        table = value_table(samples.kind, labels)
+        table = make_value_table(samples.kind, labels)
         table = np.where(table == UNKNOWN, IGNORE, table).astype(np.uint8)
         for i in np.unique(np.linspace(0, len(samples) - 1, count).round().astype(int)).tolist():
             try:

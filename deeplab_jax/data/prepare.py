@@ -315,7 +315,7 @@ def _write_shard(
     with write_atomically(temporary) as file:
         for i in planned.rows:
             sample = next(decoded)
-            for array in (sample["image"], _label_bytes(sample.get("values"))):
+            for array in (sample["image"], _split_colors(sample.get("values"))):
                 data = array.reshape(-1).data
                 file.write(data)
                 digest.update(data)
@@ -350,7 +350,7 @@ def _make_record(
         label="".join(samples.labels[i : i + 1]),
         height=height,
         width=width,
-        channels=_label_channels(samples),
+        channels=_count_label_channels(samples),
         values=() if values is None else find_distinct(values)[:MOST_VALUES],
         fingerprint=sample["fingerprint"].tobytes().hex(),
         stamp=stamp,
@@ -359,14 +359,14 @@ def _make_record(
     )
 
 
-def _label_channels(samples: Samples) -> int:
+def _count_label_channels(samples: Samples) -> int:
     """Return the number of bytes per label pixel: 3 for colours, 1 for ids, or 0 without labels."""
     if not samples.labels:
         return 0
     return 3 if samples.kind == "color" else 1
 
 
-def _label_bytes(values: np.ndarray | None) -> np.ndarray:
+def _split_colors(values: np.ndarray | None) -> np.ndarray:
     """Return label values as uint8. Ids are unchanged, and 24-bit colours are split into three channels."""
     if values is None:
         return np.empty(0, np.uint8)
@@ -393,6 +393,6 @@ def _require_space(
         if not plan:
             continue
         height, width = sets[split].store.size(sets[split], plan[0].rows[0])
-        needed += sum(len(planned.rows) for planned in plan) * height * width * (bands + _label_channels(sets[split]))
+        needed += sum(len(planned.rows) for planned in plan) * height * width * (bands + _count_label_channels(sets[split]))
         needed -= sum(path.stat().length for planned in plan for path in versions.get(planned.name, ()))
     require_space(folder, needed)

@@ -45,7 +45,7 @@ def to_variables(state: StateDict, network: Network, *, ignore_head: bool = Fals
     model, fmt = network.config.model, network.fmt
     name_of = names.reference_names(shapes, model, fmt)
     tensors = dict(state.tensors)
-    others = _names_outside_network(tensors, network)
+    others = _find_names_outside_network(tensors, network)
     tensors = {name: value for name, value in tensors.items() if name not in others}
     if network.is_backbone:
         name_of = {path: names.strip_backbone_prefix(name) for path, name in name_of.items()}
@@ -57,7 +57,7 @@ def to_variables(state: StateDict, network: Network, *, ignore_head: bool = Fals
         tensors |= {name: _prepend_zero(tensors[name], shifts.get(name, 0.0)) for name in classifiers & tensors.keys()}
     heads = classifiers if ignore_head else set()
     counters = {name for name in tensors if name.endswith(COUNTER)}
-    classifier = _names_in_classifier(tensors, network) - counters if network.is_backbone else set()
+    classifier = _find_names_in_classifier(tensors, network) - counters if network.is_backbone else set()
     used = {path: name for path, name in name_of.items() if name not in heads}
     actual = {name: value.shape for name, value in tensors.items() if name not in heads | counters | classifier}
     expected = {name: _convert_shape(shapes[path]) for path, name in used.items()}
@@ -99,18 +99,18 @@ def to_state_dict(variables: Variables, model: ModelConfig, fmt: str, step: int)
     require_exportable(model, fmt)
     name_of = names.reference_names(variables, model, fmt)
     state = {name: names.to_reference(path, variables[path], model, fmt) for path, name in name_of.items()}
-    state |= {name: _neutral(name, shape) for name, shape in _unused_shapes(model, fmt).items()}
+    state |= {name: _make_neutral(name, shape) for name, shape in _list_unused_shapes(model, fmt).items()}
     counters = [name.replace("running_mean", COUNTER) for name in state if name.endswith("running_mean")]
     return state | {name: np.array(step, np.int64) for name in counters}
 
 
-def _unused_shapes(model: ModelConfig, fmt: str) -> dict[str, tuple[int, ...]]:
+def _list_unused_shapes(model: ModelConfig, fmt: str) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the tensors that a library's network has but does not compute with, keyed by name."""
     shapes = BACKBONES[model.backbone].unused(model, fmt)
     return {SOURCES[fmt].backbone_prefix + name: shape for name, shape in shapes.items()}
 
 
-def _neutral(name: str, shape: tuple[int, ...]) -> np.ndarray:
+def _make_neutral(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return np.full(shape, float(name.endswith("running_var")), np.float32)
 
 
@@ -149,7 +149,7 @@ def _convert_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape
 
 
-def _names_outside_network(tensors: Mapping[str, np.ndarray], network: Network) -> set[str]:
+def _find_names_outside_network(tensors: Mapping[str, np.ndarray], network: Network) -> set[str]:
     """Return the names of the tensors that belong to other modules than the network.
 
     These are the heads, if only the backbone is used. Otherwise they are the library's unused modules, and modules without
@@ -159,7 +159,7 @@ def _names_outside_network(tensors: Mapping[str, np.ndarray], network: Network) 
         firsts = BACKBONES[network.config.model.backbone].first_tensors
         prefix = next((prefix for prefix in names.backbone_prefixes() for first in firsts if prefix + first in tensors), "")
         # A segmentation network can have a head that is named like an ImageNet classifier.
-        classifier = _names_in_classifier(tensors, network) if prefix in ("", "features.") else set()
+        classifier = _find_names_in_classifier(tensors, network) if prefix in ("", "features.") else set()
         return {name for name in tensors if not name.startswith(prefix)} - classifier
     source = SOURCES[network.fmt]
     own = {name.partition(".")[0] for name in source.head_names(network.config.model).values()}
@@ -169,11 +169,11 @@ def _names_outside_network(tensors: Mapping[str, np.ndarray], network: Network) 
         others.setdefault(name.partition(".")[0], []).append(name)
     foreign = [each for top, each in others.items() if top not in own and all(tensors[name].ndim < 2 for name in each)]
     unused = [each for top, each in others.items() if top in source.unused]
-    named = _unused_shapes(network.config.model, network.fmt).keys() & tensors.keys()
+    named = _list_unused_shapes(network.config.model, network.fmt).keys() & tensors.keys()
     return named | {name for module in foreign + unused for name in module}
 
 
-def _names_in_classifier(tensors: Collection[str], network: Network) -> set[str]:
+def _find_names_in_classifier(tensors: Collection[str], network: Network) -> set[str]:
     """Return the names of the tensors that belong to the ImageNet classifier."""
     layers = BACKBONES[network.config.model.backbone].classifier
     return {name for name in tensors if name.rpartition(".")[0] in layers}

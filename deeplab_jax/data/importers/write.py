@@ -102,7 +102,7 @@ def write_samples(source: Source, folder: Path, drawing: Drawing, notes: Notes, 
     counts: Counter[str] = Counter()
     written: set[str] = set()
     for annotation in source.annotations:
-        name = _output_name(annotation)
+        name = _make_output_name(annotation)
         stem = f"{annotation.split}/{PurePosixPath(name).with_suffix('')}"
         if stem in written:
             notes.add(DUPLICATE, f"{annotation.image}: {annotation.split} already has {name}")
@@ -230,7 +230,7 @@ def _is_beyond(shape: Shape, size: tuple[int, int]) -> bool:
     return min(left, top) < -MARGIN or right > size[1] + MARGIN or bottom > size[0] + MARGIN
 
 
-def _output_name(annotation: Annotation) -> str:
+def _make_output_name(annotation: Annotation) -> str:
     """Return the image's path below the split folder. Bytes that are not UTF-8 become %XX, because lists are UTF-8."""
     name = re.sub("[\ud800-\udfff]", lambda match: f"%{ord(match[0]) & 0xFF:02X}", annotation.name)
     path = PurePosixPath(name)

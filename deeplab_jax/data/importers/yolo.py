@@ -135,7 +135,7 @@ def _read_image(image: Path, split: str, name: str, names: dict[int, str], notes
     except DataError as error:
         notes.add(reading.UNREADABLE, error)
         return Annotation(image, split, name, (), unusable=reading.UNREADABLE)
-    size = _turned_size(image)
+    size = _read_turned_size(image)
     if size is None:
         return Annotation(image, split, name, (), unusable=reading.BAD_IMAGE)
     shapes, unusable = [], ""
@@ -167,7 +167,7 @@ def _read_line(words: list[str], size: tuple[int, int], names: dict[int, str], w
     return Shape(names.get(index), CocoPolygons((points,)))
 
 
-def _turned_size(image: Path) -> tuple[int, int] | None:
+def _read_turned_size(image: Path) -> tuple[int, int] | None:
     """Return the (height, width) of an image as its EXIF orientation turns it, or None if it cannot be read."""
     try:
         with Image.open(image) as picture:
