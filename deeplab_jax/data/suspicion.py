@@ -236,7 +236,7 @@ def _find_shuffled_palette(survey: Survey, labels: LabelSet, kind: str) -> Itera
 
 
 def _find_too_few_classes(survey: Survey, labels: LabelSet, kind: str, is_training_set: bool) -> Iterator[str]:
-    """Yield a suspicion if there is no class, or only one beside ignored values.
+    """Yield a suspicion if there is no class, or only one besides ignored values.
 
     In a training set, one class is too few anyway.
     """

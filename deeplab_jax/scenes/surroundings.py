@@ -77,7 +77,7 @@ def draw_road(c: Canvas, x0: float, x1: float) -> None:
     c.paint("road", band(x0, x1), asphalt, [(line, (228, 226, 214)) for line in lines], c.project_ground)
 
 
-# Buildings and parks beside the street.
+# Buildings and parks along the street.
 
 
 def draw_skyline(c: Canvas) -> None:

@@ -73,7 +73,7 @@ def _read_file(root: Path, path: Path, content: dict[str, Any], notes: Notes) ->
 def _find_image(root: Path, path: Path, content: dict[str, Any], notes: Notes) -> Path | None:
     """Return the image file, or `path` itself if the annotation file contains the image, or None if there is no image.
 
-    If the image is not where `imagePath` says, a file of the same name beside the annotation file is used.
+    If the image is not where `imagePath` says, a file of the same name next to the annotation file is used.
     """
     name = content.get("imagePath")
     if isinstance(name, str) and name:
@@ -81,8 +81,8 @@ def _find_image(root: Path, path: Path, content: dict[str, Any], notes: Notes) -
         if file is None:
             notes.add(reading.OUTSIDE, f"{name!r} in {path}")
             return None
-        beside = path.parent / file.name
-        location = next((each for each in (file, beside) if each.is_file()), None)
+        neighbour = path.parent / file.name
+        location = next((each for each in (file, neighbour) if each.is_file()), None)
         if location:
             return location
     if content.get("imageData"):

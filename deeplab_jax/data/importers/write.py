@@ -63,7 +63,7 @@ class Drawing:
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `out`, and rename it to `out` when the block ends.
+    """Yield a temporary folder next to `out`, and rename it to `out` when the block ends.
 
     After an error the temporary folder is removed. If the process is killed, it stays, and the next call removes it.
 

@@ -63,7 +63,7 @@ def _find_description(root: Path, notes: Notes) -> tuple[Path, dict[str, Any]]:
         if isinstance(content, dict) and content.get("names"):
             descriptions.append((path, content))
     for path, _ in descriptions[1:]:
-        notes.add(OTHER_YAML, f"{path}, beside {descriptions[0][0]}")
+        notes.add(OTHER_YAML, f"{path}, next to {descriptions[0][0]}")
     if not descriptions:
         raise DataError(f"{root} has no YAML file with class `names`. Add the data.yaml with which the export was made.")
     return descriptions[0]
@@ -95,7 +95,7 @@ def _find_place(root: Path, path: Path, base: str, entry: str) -> Path | None:
 def _list_images(root: Path, place: Path, notes: Notes) -> list[tuple[Path, str]]:
     """Return the images of a split, and their names below the split's folder of images."""
     if place.is_dir():
-        # The folder is a split or its images. With the split, the folder of images is no part of the name.
+        # The folder is a split or its images. With the split, the folder of images is not part of the name.
         parent = place / "images" if (place / "images").is_dir() else place
         return [(path, path.relative_to(parent).as_posix()) for path in reading.list_files(parent, reading.IMAGE_SUFFIXES)]
     images = []
