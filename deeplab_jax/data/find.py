@@ -267,7 +267,7 @@ def describe(split: str, samples: Samples) -> str:
     labels = f"with {samples.kind} labels" if samples.labels else "without labels"
     if samples.labels and samples.kind != "color" and isinstance(samples.store, ImageFiles):
         labels += " (palette indices)" * (read_mode(f"{samples.root}/{samples.labels[0]}") == "P")
-    return f"{split}: {len(samples)} samples from {samples.source}, {labels}"
+    return f"{split}: {len(samples)} sample{'s' * (len(samples) > 1)} from {samples.source}, {labels}"
 
 
 def find_missing_files(root: epath.Path, names: Sequence[str]) -> list[str]:

@@ -139,7 +139,7 @@ def _number(values: tuple[tuple[Value, ...], ...]) -> dict[Value, int]:
 
 def _require_names(names: tuple[str, ...]) -> None:
     if not 2 <= len(names) <= IGNORE:
-        raise ConfigError(f"`labels.names` has {len(names)} classes. Give 2 to {IGNORE} class names.")
+        raise ConfigError(f"`labels.names` (of length {len(names)}) cannot be used. Give 2 to {IGNORE} class names.")
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ConfigError(f"`labels.names` contains {', '.join(repeated)} more than once. Give each class a different name.")

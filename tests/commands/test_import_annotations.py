@@ -47,7 +47,7 @@ def test_pixels_without_a_shape_can_be_ignored(export, tmp_path, monkeypatch, ca
     arguments = ("data", "import", export, "--from", "labelme", "--out", tmp_path / "out", "--unlabelled", "ignored")
     code, output = run_cli(monkeypatch, capsys, *arguments)
     assert code == 2
-    assert "error: The annotations have 1 classes, and training needs 2 or more." in output
+    assert "error: The annotations have only the class 'car', and training needs 2 or more. Use `--unlabelled" in output
     assert not (tmp_path / "out").exists()
     path = export / "val/b.json"
     path.write_text(path.read_text().replace("car", "sky"))

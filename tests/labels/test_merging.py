@@ -52,7 +52,7 @@ def test_train_ids_in_label_files_are_merged_as_ids():
         ({"farm": ()}, (), r"`groups\['farm'\]`"),
         ({"farm": "hen"}, (), r"`groups\['farm'\]` .='hen'"),
         ({"dog": ("hen", "cow")}, (), "'dog'"),
-        ({"farm": ("hen", "cow")}, ("cat", "dog"), "1 classes"),
+        ({"farm": ("hen", "cow")}, ("cat", "dog"), r"labels\.names` \(of length 1\) cannot be used"),
     ],
 )
 def test_groups_that_cannot_be_merged_are_refused(groups, ignored, message):
