@@ -87,12 +87,15 @@ def write_split(
             f"`--min-confidence` (={min_confidence:g}) keeps no pixel, so {listing} was not written. Use a smaller probability."
         )
     pseudo_labels.write_list(root, split, written)
-    others = _list_other_splits(segmenter.config.data, split)
-    joined, ratio = "+".join([*others, split]), ",".join("1" * (len(others) + 1))
-    flags = {"root": root, "train_split": joined, "mix": f"({ratio})"}
     console.print(f"Wrote {listing}. To train on it, with an equal share of each split in every batch:")
-    console.print("  " + shlex.join(f"--config.data.{field}={value}" for field, value in flags.items()))
+    console.print(f"  {_list_flags(root, [*_list_other_splits(segmenter.config.data, split), split])}")
     return share.count
+
+
+def _list_flags(root: Path, splits: Sequence[str]) -> str:
+    """Return the train.py flags that train on the splits, with an equal share of each in every batch."""
+    flags = {"root": root, "train_split": "+".join(splits), "mix": f"({','.join('1' * len(splits))})"}
+    return shlex.join(f"--config.data.{field}={value}" for field, value in flags.items())
 
 
 def _prepare_split(root: Path, split: str, segmenter: Segmenter, inputs: Sequence[Input]) -> str:
