@@ -40,7 +40,7 @@ from deeplab_jax.data.records import (
     shard_to_json,
 )
 from deeplab_jax.data.records_folder import (
-    list_versions,
+    list_shard_files,
     read_other_splits,
     remove_file,
     remove_outdated,
@@ -171,7 +171,7 @@ def _find_missing(output: _Output, jobs: Sequence["_Job"], share: WorkShard) -> 
 
 
 def _write_shards(output: _Output, sets: Mapping[str, Samples], todo: Mapping[str, Sequence["_PlannedShard"]]) -> None:
-    old_versions = list_versions(output.folder)
+    old_versions = list_shard_files(output.folder)
     with output.work() as (bar, pool):
         for split, samples in sets.items():
             rows = [i for planned in todo[split] for i in planned.rows]
@@ -388,7 +388,7 @@ def _require_space(
     """
     if is_url(folder):
         return
-    needed, versions = 0, list_versions(folder)
+    needed, versions = 0, list_shard_files(folder)
     for split, plan in todo.items():
         if not plan:
             continue

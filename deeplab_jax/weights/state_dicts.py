@@ -52,7 +52,7 @@ def read(path: str, source: str = "", *, ema: bool = False, entry: str = "") -> 
         state = _read(weights, source, ema=ema, entry=entry)
         if weights == path:
             return state
-        config, preprocessing = (folders.read_settings(path, name) for name in (folders.CONFIG, folders.PREPROCESSING))
+        config, preprocessing = (folders.read_settings_file(path, name) for name in (folders.CONFIG, folders.PREPROCESSING))
         return dataclasses.replace(state, config=config, preprocessing=preprocessing)
     except CheckpointError as error:
         raise CheckpointError(f"`{source}` {error}") from None
