@@ -118,8 +118,8 @@ def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console,
     shards = {split: [planned.shard for planned in plan[split] if planned.shard] for split in sets}
     prepared = {split: {"kind": sets[split].kind, "shards": [*map(shard_to_json, each)]} for split, each in shards.items()}
     write_manifest(folder, source, data_dir, read_other_splits(folder, source, splits) | prepared)
-    current = {f"{planned.name}.json" for planned, _ in jobs} | {shard.file for each in shards.values() for shard in each}
-    remove_outdated(folder, current, splits)
+    files = {shard.file for each in shards.values() for shard in each}
+    remove_outdated(folder, files | {f"{planned.name}.json" for planned, _ in jobs}, splits)
     if share.count > 1:
         console.print(f"All {share.count} shards are done. {folder / MANIFEST} is written.", markup=False, soft_wrap=True)
 

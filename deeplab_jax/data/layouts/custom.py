@@ -41,7 +41,8 @@ def _find_folder(folders: list[str], split: str) -> str:
     """Return the folder of a split, or "" if there is none."""
     if split in folders:
         return split
-    return next((name for other, usual in SPLITS.items() if usual == split for name in folders if name.lower() == other), "")
+    names = [name for name, usual in SPLITS.items() if usual == split]
+    return next((folder for name in names for folder in folders if folder.lower() == name), "")
 
 
 CUSTOM = Layout("custom", shape="input/SPLIT/ with target/SPLIT/", labels="", splits=_list_splits, pairs=_list_pairs)
