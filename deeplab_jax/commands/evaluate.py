@@ -2,7 +2,6 @@
 
 import functools
 import json
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import jax
@@ -21,7 +20,6 @@ from deeplab_jax.evaluation.pictures import name_results, write_pictures
 from deeplab_jax.evaluation.protocol import describe_differences, keep_output_stride
 from deeplab_jax.evaluation.submission import file_names, write_archive, write_prediction
 from deeplab_jax.files import write_atomically
-from deeplab_jax.labels import LabelSet
 from deeplab_jax.runtime import hosts
 from deeplab_jax.runtime.compilation import enable_compilation_cache
 
@@ -75,7 +73,7 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
     say("\n".join([f"Checkpoint: {step}", *differences]))
     introduce(config.eval.split, samples, config.labels, say)
     instances, visitors = _make_instance_counters(config, samples, console)
-    visitors += _make_writers(config.labels, samples.images, names, output, submission)
+    visitors += _make_writers(config, samples, names, output, submission)
     if programs := describe_programs(config, samples):
         say(programs)
     console.print("Compiling the network. On a CPU, this can take a minute.")
@@ -92,19 +90,6 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
         _report(config, totals, instances, output, console)
     if output:
         say(f"Output: {output}")
-
-
-def _make_writers(
-    labels: LabelSet, images: Sequence[str], names: Sequence[str], output: str | None, submission: str | None
-) -> list[Visitor]:
-    """Return the visitors that write each image's pictures and its submission file, called `names`, if asked to."""
-    results = name_results(images)
-    writers: list[Visitor] = []
-    if output:
-        writers.append(lambda each: write_pictures(output, results[each.index], labels, each.prediction, image=each.image))
-    if submission:
-        writers.append(lambda each: write_prediction(submission, names[each.index], each.prediction))
-    return writers
 
 
 def _make_instance_counters(config: Config, samples: "Samples", console: Console) -> tuple[Instances | None, list[Visitor]]:
@@ -127,6 +112,21 @@ def _make_instance_counters(config: Config, samples: "Samples", console: Console
         np.add(sums, cityscapes.instance_counts(each.prediction, instances), out=sums)
 
     return sums, [add]
+
+
+def _make_writers(
+    config: Config, samples: "Samples", names: tuple[str, ...], output: str | None, submission: str | None
+) -> list[Visitor]:
+    """Return the visitors that write each image's pictures, and its submission file with one of the `names`, if asked to."""
+    results = name_results(samples.images)
+    writers: list[Visitor] = []
+    if output:
+        writers.append(
+            lambda each: write_pictures(output, results[each.index], config.labels, each.prediction, image=each.image)
+        )
+    if submission:
+        writers.append(lambda each: write_prediction(submission, names[each.index], each.prediction))
+    return writers
 
 
 def _report(config: Config, totals: Totals, instances: Instances | None, output: str | None, console: Console) -> None:

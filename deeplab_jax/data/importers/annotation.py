@@ -45,7 +45,7 @@ class Annotation:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class AnnotationSet:
+class Source:
     """The annotations of one data set.
 
     Attributes:

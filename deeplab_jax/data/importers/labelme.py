@@ -12,7 +12,7 @@ from typing import Any
 
 from deeplab_jax.data.decode import IMAGE_SUFFIXES
 from deeplab_jax.data.importers import reading
-from deeplab_jax.data.importers.annotation import Annotation, AnnotationSet, Notes, Shape
+from deeplab_jax.data.importers.annotation import Annotation, Notes, Shape, Source
 from deeplab_jax.data.importers.figures import Circle, Damaged, EncodedBitmap, Figure, Outline, Rectangle, pairs
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import Color
@@ -22,7 +22,7 @@ WITHOUT_FILE = "images without an annotation file (left out)"
 WITHOUT_AREA = ("point", "points", "line", "linestrip")
 
 
-def read(root: Path, notes: Notes) -> AnnotationSet:
+def read(root: Path, notes: Notes) -> Source:
     """Read the LabelMe files below a folder.
 
     The split is the first folder if that is named train, val or test, and train otherwise. Classes are in alphabetical order,
@@ -36,7 +36,7 @@ def read(root: Path, notes: Notes) -> AnnotationSet:
       DataError: There is no LabelMe file.
     """
     annotations = []
-    for path in reading.find_files(root, [".json"]):
+    for path in reading.list_files(root, [".json"]):
         try:
             content = reading.read_json(path)
         except DataError as error:
@@ -49,12 +49,12 @@ def read(root: Path, notes: Notes) -> AnnotationSet:
         if annotation:
             annotations.append(annotation)
     used = {annotation.image for annotation in annotations}
-    for image in reading.find_files(root, IMAGE_SUFFIXES):
+    for image in reading.list_files(root, IMAGE_SUFFIXES):
         if image not in used and not image.with_suffix(".json").exists():
             notes.add(WITHOUT_FILE, image)
     names = sorted({shape.name for each in annotations for shape in each.shapes if shape.name is not None})
     classes: dict[str, Color | None] = dict.fromkeys(names)
-    return AnnotationSet(classes, annotations, is_turned=True)
+    return Source(classes, annotations, is_turned=True)
 
 
 def _read_file(root: Path, path: Path, content: dict[str, Any], notes: Notes) -> Annotation | None:
@@ -73,7 +73,7 @@ def _read_file(root: Path, path: Path, content: dict[str, Any], notes: Notes) ->
 def _find_image(root: Path, path: Path, content: dict[str, Any], notes: Notes) -> Path | None:
     """Return the image file, or `path` itself if the annotation file contains the image, or None if there is no image.
 
-    If the image is not where `imagePath` says, a file of the same name next to the annotation file is used.
+    If the image is not where `imagePath` says, a file of the same name beside the annotation file is used.
     """
     name = content.get("imagePath")
     if isinstance(name, str) and name:
@@ -81,8 +81,8 @@ def _find_image(root: Path, path: Path, content: dict[str, Any], notes: Notes) -
         if file is None:
             notes.add(reading.OUTSIDE, f"{name!r} in {path}")
             return None
-        neighbour = path.parent / file.name
-        location = next((each for each in (file, neighbour) if each.is_file()), None)
+        beside = path.parent / file.name
+        location = next((each for each in (file, beside) if each.is_file()), None)
         if location:
             return location
     if content.get("imageData"):
