@@ -147,7 +147,7 @@ def test_other_classes_become_a_label_set_with_distinct_colors():
         ({"output_stride": "8"}, {}, "has output_stride='8' in its config.json"),
         ({"id2label": {"0": "a"}}, {}, "has a head for 21 classes, but an id2label for 1 in its config.json"),
         ({"id2label": {"a": "b"}}, {}, "has an id2label in its config.json without a name for each class"),
-        ({"id2label": {str(i): "same" for i in range(21)}}, {}, "that is not a valid label set"),
+        ({"id2label": {str(i): "same" for i in range(21)}}, {}, "has an id2label in its config.json that is not a valid"),
         (
             {},
             {"image_mean": [0.5]},
