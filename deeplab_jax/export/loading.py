@@ -41,7 +41,7 @@ class Exported:
     Attributes:
       metadata: The file's metadata, including "names" and "colors" by train id, "mean", "std", "output" ("labels" or "logits")
         and "versions".
-      parts: The file's serialised programs.
+      parts: The file's serialized programs.
       weights: The arrays that every program takes first. Empty for a file whose program contains them.
       shape: The [n, c, h, w] of the images that the file takes. A symbol stands for any number.
     """
@@ -120,7 +120,7 @@ def load_exported(path: str | os.PathLike[str]) -> Exported:
     try:
         with open(path, "rb") as file:
             return load(file.read())
-    except Exception as error:  # deserialising an invalid file can raise any error
+    except Exception as error:  # deserializing an invalid file can raise any error
         if os.path.isfile(path) and classify_file(epath.Path(path)) == "stablehlo":
             raise DataError(f"{path} cannot be loaded ({one_line(error)}). Export it again with this version of JAX.") from None
         raise DataError(f"`path` (={path!r}) cannot be loaded, because it {describe_path(path, EXPORTED)}") from None
