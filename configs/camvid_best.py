@@ -6,7 +6,7 @@ python eval.py --config=configs/camvid_best.py --config.data.root=CAMVID --check
 
 `mesh.data=2` divides two CPU cores into two devices. Leave it out on one core or on an accelerator.
 
-Hardware and time: not measured with two cores. On one CPU core, beside another training, it took 1 h 42 min.
+Hardware and time: not measured with two cores. On one CPU core, next to another training, it took 1 h 42 min.
 Result: a val mIoU of 74.4 % and a pixel accuracy of 94.4 % with seed 0, the only one, measured on 2026-11-30 on one core.
 See benchmarks/camvid.md for what was tried.
 """
@@ -40,7 +40,7 @@ def get_config() -> Config:
             weight_decay=0.05,
             warmup_steps=20,
             lr_factors=(("backbone", 0.1),),
-            frozen=("backbone/.*/(mean|var)",),  # 367 images are too few to learn BatchNorm's statistics anew
+            frozen=("backbone/.*/(mean|var)",),  # 367 images are too few to learn new BatchNorm statistics
         ),
         train=TrainConfig(epochs=24, log_every=20, eval_every_epochs=6, save_every=100),
         eval=EvalConfig(batch_size=4),

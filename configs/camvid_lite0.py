@@ -41,7 +41,7 @@ def get_config() -> Config:
             weight_decay=0.05,
             warmup_steps=20,
             lr_factors=(("backbone", 0.1),),
-            frozen=("backbone/.*/(mean|var)",),  # 367 images are too few to learn BatchNorm's statistics anew
+            frozen=("backbone/.*/(mean|var)",),  # 367 images are too few to learn new BatchNorm statistics
         ),
         train=TrainConfig(epochs=16, log_every=20, eval_every_epochs=4, save_every=100),
         eval=EvalConfig(batch_size=4),

@@ -46,7 +46,7 @@ def get_config(labels: str = "") -> Config:
             weight_decay=0.05,
             warmup_steps=20,
             lr_factors=(("backbone", 0.1),),
-            frozen=("backbone/.*/(mean|var)",),  # a small data set has too few images to learn BatchNorm's statistics anew
+            frozen=("backbone/.*/(mean|var)",),  # a small data set has too few images to learn new BatchNorm statistics
         ),
         train=TrainConfig(steps=1500, log_every=10, eval_every=250, save_every=50),
         eval=EvalConfig(batch_size=4),

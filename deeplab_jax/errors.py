@@ -1,6 +1,6 @@
 """Errors that users can fix. Each message is one line that gives the argument, its value, the problem and the fix."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -81,6 +81,12 @@ def choose(name: str, table: Mapping[str, T], field: str) -> T:
     if name not in table:
         raise ConfigError(f"`{field}` (={name!r}) is not supported. Use one of {', '.join(table)}.")
     return table[name]
+
+
+def summarize(items: Iterable[object], most: int = 5) -> str:
+    """Return the first items and the number of the others, such as "a, b and 7 more", or "nothing" if there are none."""
+    names = [str(item) for item in items]
+    return (", ".join(names[:most]) or "nothing") + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def one_line(error: BaseException) -> str:

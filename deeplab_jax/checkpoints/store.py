@@ -309,7 +309,7 @@ def restore_model(checkpoint: str, like: Config | None = None, *, given: str | o
     Args:
       checkpoint: The checkpoint; see `resolve`.
       like: The config that the checkpoint must be compatible with, or None to accept any network.
-      given: What the user gave as the checkpoint, for error messages, if `checkpoint` is a step that was found from it.
+      given: The user's own path, for error messages, if `checkpoint` is a step that was found from it.
 
     Raises:
       CheckpointError: The checkpoint does not exist or cannot be read, its network or label set differs from that in

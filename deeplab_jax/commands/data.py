@@ -145,11 +145,11 @@ def labels(root: Root, out: str = "", splits: tuple[str, ...] = (), label_kind: 
         print_line(console, f"note: {note}")
     write_labels(path, proposed)
     print_line(console, f"Wrote {proposed.num_classes} classes to {path}. Edit their names, then run:")
-    check_command, train_command = next_commands(root, str(path), label_kind, chosen, existing)
+    check_command, train_command = list_next_commands(root, str(path), label_kind, chosen, existing)
     print_line(console, f"  {shlex.join(check_command)}\n  {shlex.join(train_command)}")
 
 
-def next_commands(
+def list_next_commands(
     root: str, labels: str, label_kind: str, chosen: Sequence[str], existing: Sequence[str]
 ) -> tuple[list[str], list[str]]:
     """Return the commands that check the data set and train on it, with the same label kind and splits.

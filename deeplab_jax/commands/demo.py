@@ -14,7 +14,7 @@ def demo(
     max_mib: int = 20,
     max_pixels: int = 2**21,
 ) -> None:
-    """Serve a web page that segments images you drop on it. Requires pip install 'deeplab-jax[demo]'.
+    """Serve a web page that segments images you drop on it. Requires `pip install 'deeplab-jax[demo]'`.
 
     The page shows an overlay, a legend and the share of each class.
 

@@ -73,13 +73,7 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
     say("\n".join([f"Checkpoint: {step}", *differences]))
     introduce(config.eval.split, samples, config.labels, say)
     instances, visitors = _make_instance_counters(config, samples, console)
-    if output:
-        results = name_results(samples.images)
-        visitors.append(
-            lambda each: write_pictures(output, results[each.index], config.labels, each.prediction, image=each.image)
-        )
-    if submission:
-        visitors.append(lambda each: write_prediction(submission, names[each.index], each.prediction))
+    visitors += _make_writers(config, samples, names, output, submission)
     if programs := describe_programs(config, samples):
         say(programs)
     console.print("Compiling the network. On a CPU, this can take a minute.")
@@ -118,6 +112,21 @@ def _make_instance_counters(config: Config, samples: "Samples", console: Console
         np.add(sums, cityscapes.instance_counts(each.prediction, instances), out=sums)
 
     return sums, [add]
+
+
+def _make_writers(
+    config: Config, samples: "Samples", names: tuple[str, ...], output: str | None, submission: str | None
+) -> list[Visitor]:
+    """Return the visitors that write each image's pictures, and its submission file with one of the `names`, if asked to."""
+    results = name_results(samples.images)
+    writers: list[Visitor] = []
+    if output:
+        writers.append(
+            lambda each: write_pictures(output, results[each.index], config.labels, each.prediction, image=each.image)
+        )
+    if submission:
+        writers.append(lambda each: write_prediction(submission, names[each.index], each.prediction))
+    return writers
 
 
 def _report(config: Config, totals: Totals, instances: Instances | None, output: str | None, console: Console) -> None:

@@ -14,7 +14,7 @@ T = TypeVar("T")
 def run_or_exit(program: Callable[[], T]) -> T:
     """Run a program and return its result, or exit after a user error.
 
-    A DeeplabError, or an error of JAX about missing devices or memory, is printed as one line. Its exit code is 2, or 3 if the
+    A DeeplabError, or a JAX error about missing devices or memory, is printed as one line. Its exit code is 2, or 3 if the
     same command can succeed later. After Ctrl-C, the exit code is 130. If nobody reads the output any more, as in `| head`, it
     is 141.
     """

@@ -1,4 +1,4 @@
-"""The command `deeplab-jax data import`."""
+"""The `deeplab-jax data import` command."""
 
 import os
 import shlex
@@ -10,7 +10,7 @@ from etils import epath
 from rich.console import Console
 from rich.progress import Progress
 
-from deeplab_jax.commands.data import LABELS_FILE, Root, next_commands
+from deeplab_jax.commands.data import LABELS_FILE, Root, list_next_commands
 from deeplab_jax.commands.printing import print_line
 from deeplab_jax.errors import ConfigError, DataError, choose
 from deeplab_jax.files import require_local
@@ -33,10 +33,10 @@ def import_annotations(
       root: The folder of the export, unpacked.
       tool: labelme, coco, yolo, cvat, supervisely or roboflow.
       out: The folder to create. It must be new or empty.
-      unlabelled: What pixels without a shape are: the class background, with the id 0, or ignored, with the value 255.
-      order: The order of drawing. With file, it is that of the annotations, so the last shape is on top. With area, larger
-        shapes are drawn first, so smaller ones are on top.
-      keep_empty: Keep images without shapes. Use it if they are finished and show only background.
+      unlabelled: What pixels without a shape become: the class background (id 0), or ignored (value 255).
+      order: The drawing order. With file, it is the order in the annotation file, so the last shape is on top. With area,
+        larger shapes are drawn first, so smaller ones are on top.
+      keep_empty: Keep images without shapes. Use this if they are finished and show only background.
     """
     from deeplab_jax.data.importers import IMPORTERS, Notes
     from deeplab_jax.data.importers.label_ids import choose_labels, find_alike
@@ -50,7 +50,7 @@ def import_annotations(
     try:
         source = read(source_folder, notes)
         if not source.annotations:
-            raise DataError(f"No image of `ROOT` (={root!r}) has annotations of {tool}. Give the folder of the export.")
+            raise DataError(f"No image in `ROOT` (={root!r}) has {tool} annotations. Give the folder of the export.")
         labels, ids = choose_labels(folder.name or tool, source, has_background=unlabelled == "background")
         for alike in find_alike(source.classes):
             notes.add("class names that look alike (kept as separate classes)", alike)
@@ -68,7 +68,7 @@ def import_annotations(
     total = ", ".join(f"{split}: {counts[split]}" for split in sorted(counts))
     print_line(console, f"Wrote the images ({total}) and {labels.num_classes} classes to {out}. To check and train, run:")
     path = str(Path(out).expanduser())
-    for command in next_commands(path, f"{path}/{LABELS_FILE}", "auto", (), sorted(counts)):
+    for command in list_next_commands(path, f"{path}/{LABELS_FILE}", "auto", (), sorted(counts)):
         print_line(console, f"  {shlex.join(command)}")
 
 

@@ -29,7 +29,7 @@ def plan(
       devices: The number of devices to compile for. Without --accelerator, CPU devices take the place of those that this
         machine lacks.
       topology: The arrangement of TPU chips, such as 4x4 for v5e and v6e or 2x2x4 for v5p. The default follows from --devices.
-      hosts: The number of hosts that have these devices, to also print what each one sends and reads, and what its loss costs.
+      hosts: The number of hosts that share these devices. Also print what each host sends and reads, and what losing one costs.
       spatial: Overrides mesh.spatial.
       batch_size: Overrides data.batch_size. With --accelerator, also overrides eval.batch_size.
       width: Overrides model.width. A narrow network compiles faster on GPUs, and has the same collectives.

@@ -11,7 +11,7 @@ import tyro
 from etils import epath
 from rich.console import Console
 
-from deeplab_jax.errors import ConfigError
+from deeplab_jax.errors import ConfigError, summarize
 from deeplab_jax.files import require_folder
 
 if TYPE_CHECKING:
@@ -67,7 +67,6 @@ def predict(
     protocol = _make_protocol(scales, flip, window, output_stride)
     _check_label_flags(as_labels, min_confidence, confidence, opacity)
     from deeplab_jax.checkpoints.paths import resolve
-    from deeplab_jax.data.layouts.pairing import summarize
     from deeplab_jax.predict.images import Options
     from deeplab_jax.predict.inputs import find_inputs
     from deeplab_jax.runtime.work_shard import choose_shard
@@ -83,7 +82,8 @@ def predict(
     if options.shard.count > 1:
         console.print(options.shard.describe())
     if others:
-        console.print(f"Skipped {len(others)} files without an image or video suffix: {summarize(map(str, others), 3)}")
+        count = f"{len(others)} file{'s' * (len(others) > 1)}"
+        console.print(f"Skipped {count} without an image or video suffix: {summarize(others, 3)}")
     limit = DEFAULT_CONFIDENCE if min_confidence is None else min_confidence
     failures = _write_results(segmenter, files, options, as_labels, limit, console)
     sys.exit(1 if failures else 0)
@@ -97,7 +97,7 @@ def _write_results(
     min_confidence: float,
     console: Console,
 ) -> list[str]:
-    """Predict the files of this process's share, print what failed, and return it."""
+    """Predict the files of this process's share. Print and return a line for each that failed."""
     failures: list[str] = []
     join = _make_join(segmenter, files, options, as_labels, min_confidence)
     try:
@@ -136,7 +136,7 @@ def _write_pictures(
 def _make_join(
     segmenter: "Segmenter", files: Sequence["Input"], options: "Options", as_labels: bool, min_confidence: float
 ) -> "Join":
-    """Return what joins the results of all shards. Shards of other networks, files or settings do not join."""
+    """Return the `Join` for the shards of this command. Those of other networks, files or settings do not count."""
     from deeplab_jax.runtime.work_shard import EVERYTHING, Join
     from deeplab_jax.training.state import state_digest
 

@@ -17,7 +17,7 @@ from deeplab_jax.commands.printing import make_table_console
 from deeplab_jax.config import DataConfig
 from deeplab_jax.data.find import find_samples, list_splits
 from deeplab_jax.data.records import is_records
-from deeplab_jax.data.samples import diagnose, value_table
+from deeplab_jax.data.samples import diagnose, make_value_table
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.files import require_local
 from deeplab_jax.labels import LabelSet
@@ -79,20 +79,23 @@ def write_split(
     written = [PseudoLabel.from_json(values) for each in shards or () for values in each]
     if not written:
         return share.count
-    if gone := [each.label for each in written if not (root / each.label).exists()]:
-        raise ConfigError(f"{root / gone[0]} has been removed since it was written. Run the command again for all shards.")
+    if removed := [each.label for each in written if not (root / each.label).exists()]:
+        raise ConfigError(f"{root / removed[0]} has been removed since it was written. Run the command again for all shards.")
     _print_summary(segmenter.label_set, written, min_confidence)
     if not any(each.kept.any() for each in written):
         raise ConfigError(
             f"`--min-confidence` (={min_confidence:g}) keeps no pixel, so {listing} was not written. Use a smaller probability."
         )
     pseudo_labels.write_list(root, split, written)
-    others = _other_splits(segmenter.config.data, split)
-    joined, ratio = "+".join([*others, split]), ",".join("1" * (len(others) + 1))
-    flags = {"root": root, "train_split": joined, "mix": f"({ratio})"}
     console.print(f"Wrote {listing}. To train on it, with an equal share of each split in every batch:")
-    console.print("  " + shlex.join(f"--config.data.{field}={value}" for field, value in flags.items()))
+    console.print(f"  {_list_flags(root, [*_list_other_splits(segmenter.config.data, split), split])}")
     return share.count
+
+
+def _list_flags(root: Path, splits: Sequence[str]) -> str:
+    """Return the train.py flags that train on the splits, with an equal share of each in every batch."""
+    flags = {"root": root, "train_split": "+".join(splits), "mix": f"({','.join('1' * len(splits))})"}
+    return shlex.join(f"--config.data.{field}={value}" for field, value in flags.items())
 
 
 def _prepare_split(root: Path, split: str, segmenter: Segmenter, inputs: Sequence[Input]) -> str:
@@ -103,7 +106,7 @@ def _prepare_split(root: Path, split: str, segmenter: Segmenter, inputs: Sequenc
     if is_records(str(root)):
         raise ConfigError(f"{flag} is in prepared records. Give a split of the original data set, and prepare it afterwards.")
     existing = list_splits(str(root))
-    labelled = _other_splits(data, split) or [split]
+    labelled = _list_other_splits(data, split) or [split]
     missing = [part for part in labelled if part not in existing]
     if missing:
         raise ConfigError(
@@ -114,19 +117,20 @@ def _prepare_split(root: Path, split: str, segmenter: Segmenter, inputs: Sequenc
         raise ConfigError(f"{flag} has a plus sign in its name, which joins splits. Choose another name.")
     if split in existing and not pseudo_labels.is_written_list(pseudo_labels.list_path(root, split)):
         raise ConfigError(
-            f"{flag} is a split that this command did not write, or that was edited. It is not replaced. Choose another name."
+            f"{flag} is a split that this command did not write, or that was edited since, so it is not overwritten. "
+            "Choose another name."
         )
     used = [*labelled, *segmenter.config.eval.split.split("+")]
     _require_new_images(root, [part for part in existing if part != split], used, data.label_kind, inputs)
     samples = find_samples(str(root), "+".join(labelled), data.label_kind)
     _require_same_classes(str(root), segmenter.label_set, samples.kind)
     # The first file shows label sets that differ, where neither the layout nor a file says so.
-    if error := diagnose(samples, value_table(samples.kind, segmenter.label_set), 0):
+    if error := diagnose(samples, make_value_table(samples.kind, segmenter.label_set), 0):
         raise error
     return samples.kind
 
 
-def _other_splits(data: DataConfig, split: str) -> list[str]:
+def _list_other_splits(data: DataConfig, split: str) -> list[str]:
     """Return the training splits of a run, except for the one that is written."""
     return [part for part in data.train_split.split("+") if part != split]
 
@@ -138,7 +142,7 @@ def _require_new_images(root: Path, splits: Sequence[str], used: Sequence[str], 
         for image in _list_images(root, split, kind, is_used=split in used):
             if path := paths.get(os.path.realpath(root / image)):
                 raise DataError(
-                    f"{path} is in the split {split!r} already, as {image}. "
+                    f"{path} is already in the split {split!r}, as {image}. "
                     "Predict only images that are in no split with labels."
                 )
 

@@ -50,15 +50,15 @@ def _render_command(name: str, command: Command) -> str:
     descriptions = {argument: _in_cell(text) for argument, text in rows}
     table = "| argument | default | description |\n| --- | --- | --- |\n"
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
-        table += f"| {_spelling(parameter)} | {_default(parameter)} | {descriptions[parameter.name]} |\n"
+        table += f"| {_spell(parameter)} | {_spell_default(parameter)} | {descriptions[parameter.name]} |\n"
     return f"## deeplab-jax {name}\n\n{introduction.strip()}\n\n{table}"
 
 
-def _spelling(parameter: inspect.Parameter) -> str:
+def _spell(parameter: inspect.Parameter) -> str:
     """Return an argument as typed on the command line."""
     kind, *markers = _unwrap(parameter.annotation)
     settings = [marker for marker in markers if hasattr(marker, "metavar")]
-    metavar = next((each.metavar for each in settings if each.metavar), "") or _metavar(kind)
+    metavar = next((each.metavar for each in settings if each.metavar), "") or _make_metavar(kind)
     if tyro.conf.Positional in markers:
         return f"`{metavar}`"
     name = next((each.name for each in settings if each.name), "") or parameter.name.replace("_", "-")
@@ -67,7 +67,7 @@ def _spelling(parameter: inspect.Parameter) -> str:
     return f"`--{name} {metavar}`"
 
 
-def _default(parameter: inspect.Parameter) -> str:
+def _spell_default(parameter: inspect.Parameter) -> str:
     value = parameter.default
     if value is parameter.empty:
         return "required"
@@ -86,7 +86,7 @@ def _unwrap(annotation: typing.Any) -> tuple[typing.Any, ...]:
     return (annotation,)
 
 
-def _metavar(kind: typing.Any) -> str:
+def _make_metavar(kind: typing.Any) -> str:
     arguments = typing.get_args(kind)
     if typing.get_origin(kind) is typing.Literal:
         return f"{{{','.join(map(str, arguments))}}}"

@@ -31,7 +31,7 @@ def robustness(
 
     It prints the mIoU by corruption and severity, and writes robustness.json and robustness.csv, which also have the scores of
     each class. `deeplab-jax report` shows those in RUN/robustness. An interrupted command continues where it stopped. A
-    folder with scores of another checkpoint or split is left as it is.
+    folder with scores of another checkpoint or split is not changed.
 
     Args:
       run: A run folder, RUN/best, RUN/latest, a step folder, or a folder written by `weights import`.

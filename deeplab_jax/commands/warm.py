@@ -20,8 +20,7 @@ def warm(
 
     Args:
       checkpoint: A run folder, RUN/best, RUN/latest, a step folder, or a folder written by `weights import`.
-      max_pixels: The largest photos, in pixels. There are programs for photos with up to twice as many pixels in one direction
-        as in the other.
+      max_pixels: The largest photos, in pixels. The longer side can be up to twice as long as the shorter one.
       confidence: Compile the programs for `predict --confidence` instead.
     """
     if max_pixels < 1:

@@ -126,7 +126,7 @@ class OptimConfig:
         "Arrays that training does not change, as regular expressions on their paths: parameters (`kernel`, `scale`, `bias`) "
         "and BatchNorm's running statistics (`mean`, `var`). A layer with frozen statistics normalises with them in training. "
         "`('backbone',)` freezes the backbone, and `('.*/(mean|var)',)` all statistics. A run is resumed with the same frozen "
-        "arrays. See docs/training.md.",
+        "arrays. See docs/reference/training.md.",
         _patterns("frozen=\"('backbone',)\""),
     )
     ema_decay: float = field(

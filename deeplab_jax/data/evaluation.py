@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from deeplab_jax.data.augmentation import Row
 from deeplab_jax.data.pipeline import AxisOrder, Batch, convert_layout, iterate, read_batches
-from deeplab_jax.data.samples import Samples, diagnose, value_table
+from deeplab_jax.data.samples import Samples, diagnose, make_value_table
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import IGNORE, LabelSet
 from deeplab_jax.runtime.canvases import Canvas, Size, choose_canvases, describe_canvases
@@ -91,7 +91,7 @@ def eval_batches(
     """
     plan = plan_evaluation(samples, batch_size, compile_pixels)
     dataset, positions = _build_evaluation(samples, labels, batch_size, compile_pixels, threads, process_index, process_count)
-    table = value_table(samples.kind, labels)
+    table = make_value_table(samples.kind, labels)
     # Evaluation never skips samples, so `iterate` requests the dataset only once, starting at batch 0.
     batches = iterate(
         samples,
@@ -140,7 +140,7 @@ def _build_evaluation(
     valid = np.array([i < len(batch) for batch in plan.batches for i in range(batch_size)[local_rows]])
     # A padding row must fit on its batch's canvas, so it repeats the batch's first image and is masked out by "valid".
     padded = [(batch + batch[:1] * (batch_size - len(batch)))[local_rows] for batch in plan.batches]
-    table = value_table(samples.kind, labels)
+    table = make_value_table(samples.kind, labels)
 
     def read(index: tf.Tensor, is_valid: tf.Tensor, size: tf.Tensor, canvas: tf.Tensor) -> Row:
         sample = samples.store.open(samples, table, index)

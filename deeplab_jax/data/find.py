@@ -28,7 +28,7 @@ from deeplab_jax.data.lists import read_list
 from deeplab_jax.data.ranges import File, stat_file
 from deeplab_jax.data.samples import Samples, require_disjoint
 from deeplab_jax.data.tfds import find_tfds
-from deeplab_jax.errors import DataError
+from deeplab_jax.errors import DataError, summarize
 
 TFDS = "tfds:"
 KINDS = ("labelIds", "labelTrainIds", "color")
@@ -279,7 +279,7 @@ def describe(split: str, samples: Samples) -> str:
     labels = f"with {samples.kind} labels" if samples.labels else "without labels"
     if samples.labels and samples.kind != "color" and isinstance(samples.store, ImageFiles):
         labels += " (palette indices)" * (read_mode(f"{samples.root}/{samples.labels[0]}") == "P")
-    return f"{split}: {len(samples)} samples from {samples.source}, {labels}"
+    return f"{split}: {len(samples)} sample{'s' * (len(samples) > 1)} from {samples.source}, {labels}"
 
 
 def find_missing_files(root: epath.Path, names: Sequence[str]) -> list[str]:
@@ -304,9 +304,8 @@ def _require_files(root: epath.Path, images: tuple[str, ...], labels: tuple[str,
     names = images + labels
     missing = find_missing_files(root, names)
     if missing:
-        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise DataError(
-            f"{len(missing)} of {len(names)} files from {source} are missing below {root}: {shown}. "
+            f"{len(missing)} of {len(names)} files from {source} are missing below {root}: {summarize(missing)}. "
             f"{_compare_with_folder(root, missing[0], is_mask=missing[0] not in images)}"
         )
 
@@ -339,7 +338,7 @@ def _fold(name: str) -> str:
 def _agree_on_kind(root: epath.Path, parts: Sequence[_Part], source: str) -> str:
     """Return the label kind shared by all parts."""
     example = {
-        _kind_of_name(label) if part.kind == "auto" else part.kind: label
+        _find_kind_in_name(label) if part.kind == "auto" else part.kind: label
         for part in reversed(parts)
         for _, label in reversed(part.pairs)
     }
@@ -353,6 +352,6 @@ def _agree_on_kind(root: epath.Path, parts: Sequence[_Part], source: str) -> str
     return next(iter(example))
 
 
-def _kind_of_name(name: str) -> str:
+def _find_kind_in_name(name: str) -> str:
     """Return the label kind from a Cityscapes-style file name (`..._<kind>.<suffix>`), or "" for other names."""
     return next((kind for kind in KINDS if re.search(rf"_{kind}\.\w+$", name)), "")

@@ -1,4 +1,4 @@
-"""Tell whether prepared records are out of date: whether their source has changed since."""
+"""Check whether the source of prepared records has changed since they were prepared."""
 
 import os
 

@@ -19,8 +19,8 @@ def hold_out(samples: Samples, share: float, group: str, *, is_validation: bool,
     Args:
       samples: The full split.
       share: The fraction of images to hold out, above 0 and below 1.
-      group: A regular expression. Its match in an image's name is the image's group: the first parenthesized part, or the whole
-        match. If "", every image is a group of its own.
+      group: A regular expression. Its match in an image's name is the image's group: the first part in parentheses, or the
+        whole match. If "", every image is a group of its own.
       is_validation: Whether to return the held-out part.
       eligible: The number of images at the start of the list that can be held out. The share refers to these.
 

@@ -91,7 +91,7 @@ class ImageFiles(Store):
             return 1
 
     def omissions(self, samples: Samples, i: int) -> dict[str, str]:
-        """Return what of sample `i`'s image file is not used, or {} if the file cannot be read. See `find_omissions`."""
+        """Return the unused parts of sample `i`'s image file, or {} if it cannot be read. See `find_omissions`."""
         try:
             with epath.Path(_get_paths(samples, i)[0]).open("rb") as file:
                 return find_omissions(file, self.channels, self.value_range)
@@ -201,7 +201,7 @@ def _compile(decode: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[tf.Tensor], 
 def _decode_image(data: tf.Tensor, channels: int, value_range: tuple[float, ...]) -> tf.Tensor:
     """Decode an image file like `decode.decode_image`, uint8 [h, w, channels].
 
-    TensorFlow decodes 8-bit JPEG and PNG files half again as fast as Pillow, with the same pixels.
+    TensorFlow decodes 8-bit JPEG and PNG files 1.5 times as fast as Pillow, with the same pixels.
     """
 
     def decode_slowly() -> tf.Tensor:

@@ -21,10 +21,10 @@ from deeplab_jax.data.find import find_split
 from deeplab_jax.data.image_files import ImageFiles
 from deeplab_jax.data.inspection_report import Problem, Report, Tally
 from deeplab_jax.data.masks import Mask, advise_on_unknown, format_value
-from deeplab_jax.data.samples import Samples, read_sample, value_table
+from deeplab_jax.data.samples import Samples, make_value_table, read_sample
 from deeplab_jax.data.survey import Survey, run_in_parallel, survey_masks
 from deeplab_jax.data.suspicion import compare_palettes, describe_sample_mask, find_questions, find_suspicions
-from deeplab_jax.errors import DataError
+from deeplab_jax.errors import DataError, summarize
 from deeplab_jax.labels import IGNORE, UNKNOWN, LabelSet
 
 MIN_SIDE = 64  # in pixels; images whose shorter side is below this are reported as very small
@@ -51,7 +51,7 @@ class _Sample:
       size: The image's (width, height).
       image_mode: The image file's Pillow mode, or "" if unknown.
       orientation: The image's EXIF orientation. 1 means upright.
-      omissions: What of the image file is not used. See `omissions.find_omissions`.
+      omissions: The parts of the image file that are not used. See `omissions.find_omissions`.
       pixels_hash: A hash of evenly spaced rows of the decoded image, for finding duplicates.
       band_sums: See `Tally`.
       mask: The label values, or None if the sample has no label.
@@ -114,7 +114,7 @@ def check(
         tally = tallies[split] = Tally(
             samples.source, len(samples), zeros, zeros.copy(), Survey(is_color=samples.kind == "color")
         )
-        table = value_table(samples.kind, labels)
+        table = make_value_table(samples.kind, labels)
         for sample in run_in_parallel(functools.partial(_inspect, samples), range(len(samples)), threads):
             problems += _add_to_tally(tally, split, samples, labels, table, sample)
             if sample.pixels_hash:
@@ -165,7 +165,7 @@ def read_examples(
     samples are skipped.
     """
     for split, samples in sets.items():
-        table = value_table(samples.kind, labels)
+        table = make_value_table(samples.kind, labels)
         table = np.where(table == UNKNOWN, IGNORE, table).astype(np.uint8)
         for i in np.unique(np.linspace(0, len(samples) - 1, count).round().astype(int)).tolist():
             try:
@@ -245,8 +245,7 @@ def _add_to_tally(
     tally.unknown += sum(unknown.values())
     if unknown:
         is_color = samples.kind == "color"
-        values = ", ".join(f"{format_value(value, is_color)} ({pixels} pixels)" for value, pixels in list(unknown.items())[:5])
-        values += f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        values = summarize(f"{format_value(value, is_color)} ({pixels} pixels)" for value, pixels in unknown.items())
         advice = advise_on_unknown(sample.mask, unknown, is_color)
         text = f"{samples.root}/{sample.label} holds values outside the label set {labels.name}: {values}. {advice}"
         yield Problem("values outside the label set", split, text, fails=True)

@@ -1,4 +1,4 @@
-"""Find what of an image file is not used: transparency, bits and frames."""
+"""Find the parts of an image file that are not used: transparency, bits and frames."""
 
 from collections.abc import Iterator
 from typing import IO
@@ -9,7 +9,7 @@ from deeplab_jax.data.decode import count_bits
 
 
 def find_omissions(file: IO[bytes], channels: int, value_range: tuple[float, ...]) -> dict[str, str]:
-    """Return what `decode.decode_image` leaves out of an image file, or {} if that is nothing or Pillow cannot read the file.
+    """Return what `decode.decode_image` leaves out of an image file, or {} if it uses everything or Pillow cannot read it.
 
     Only images with transparency are decoded, to see whether they use it.
 

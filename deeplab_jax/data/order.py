@@ -75,7 +75,7 @@ def arrange_rows(counts: Sequence[int]) -> list[int]:
     two splits, this is the Thue-Morse sequence.
 
     For two splits with counts up to 12, no device or micro-batch has more than one sample of a split above its share, rounded
-    up. For three splits, it is two samples for 21 of the 1,728 combinations of counts, such as (4, 6, 10).
+    up. With three splits, it can be two samples, for 21 of the 1,728 combinations of counts, such as (4, 6, 10).
 
     Args:
       counts: The number of rows of each split.

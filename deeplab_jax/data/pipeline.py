@@ -34,7 +34,7 @@ from deeplab_jax.config import DataConfig
 from deeplab_jax.data.augmentation import Row, augment, make_blank_row, make_sample_key
 from deeplab_jax.data.image_files import reason
 from deeplab_jax.data.order import make_order
-from deeplab_jax.data.samples import Samples, diagnose, raise_bucket_error, value_table
+from deeplab_jax.data.samples import Samples, diagnose, make_value_table, raise_bucket_error
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.runtime.machine import keep_freed_memory, usable_cores
@@ -89,7 +89,7 @@ def train_batches(
       ConfigError: `data.mix` does not fit the samples.
     """
     local = data.batch_size // process_count
-    table = value_table(samples.kind, labels)
+    table = make_value_table(samples.kind, labels)
     choose_index = make_order(samples, data, seed)
 
     def sample_number(j: tf.Tensor) -> tf.Tensor:  # of this process's j-th sample, in the whole run

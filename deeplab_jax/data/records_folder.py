@@ -49,7 +49,7 @@ def require_space(folder: epath.Path, needed: int) -> None:
         )
 
 
-def list_versions(folder: epath.Path) -> dict[str, list[epath.Path]]:
+def list_shard_files(folder: epath.Path) -> dict[str, list[epath.Path]]:
     """Return all existing shards by planned name. The versions of a shard differ only in the checksum digits."""
     versions: dict[str, list[epath.Path]] = defaultdict(list)
     for name in list_names(folder):

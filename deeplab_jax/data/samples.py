@@ -32,7 +32,7 @@ class DecodedSample(NamedTuple):
 
     Attributes:
       image: The image, uint8 [h, w, c].
-      values: The label values [h, w], which are uint8 ids or int32 24-bit colours (see `value_table`). None in a split
+      values: The label values [h, w], which are uint8 ids or int32 24-bit colours (see `make_value_table`). None in a split
         without labels.
       fingerprint: A hash of the sample's source contents, uint8 [8].
     """
@@ -80,7 +80,7 @@ class Store(Protocol):
     def open(self, samples: "Samples", table: np.ndarray, index: tf.Tensor) -> OpenSample:
         """Open the sample at position `index` in the list for reading windows.
 
-        `table` maps label values to train ids (see `value_table`). A value missing from the table raises a TensorFlow error.
+        `table` maps label values to train ids (see `make_value_table`). A value that it lacks raises a TensorFlow error.
 
         The default implementation decodes the full sample first. Stores that can read part of a sample override this method.
         """
@@ -92,8 +92,8 @@ class Store(Protocol):
             tf.debugging.assert_greater(
                 tf.reduce_min(train_ids), tf.constant(UNKNOWN, tf.int16), "a label value is not in the table"
             )
-            label = pixel_reader(tf.cast(train_ids, tf.uint8))
-        return OpenSample(tf.shape(sample.image)[:2], window_reader(sample.image), label, sample.fingerprint)
+            label = make_pixel_reader(tf.cast(train_ids, tf.uint8))
+        return OpenSample(tf.shape(sample.image)[:2], make_window_reader(sample.image), label, sample.fingerprint)
 
     def size(self, samples: "Samples", i: int) -> tuple[int, int]:
         """Return the (height, width) of sample `i` in pixels."""
@@ -106,7 +106,7 @@ class Store(Protocol):
         return 1
 
     def omissions(self, samples: "Samples", i: int) -> Mapping[str, str]:
-        """Return what of sample `i`'s image file is not used. See `omissions.find_omissions`."""
+        """Return the parts of sample `i`'s image file that are not used. See `omissions.find_omissions`."""
         return {}
 
     def label_path(self, samples: "Samples", i: int) -> str:
@@ -202,7 +202,7 @@ def require_disjoint(name: str, parts: Iterable[tuple[str, Sequence[str]]]) -> N
         seen.update(dict.fromkeys(images, split))
 
 
-def value_table(kind: str, labels: LabelSet) -> np.ndarray:
+def make_value_table(kind: str, labels: LabelSet) -> np.ndarray:
     """Return an int16 table that maps label values to train ids.
 
     Ignored values map to 255, and undefined values map to `labels.UNKNOWN`. If `kind` is "color", the table is indexed by
@@ -211,12 +211,12 @@ def value_table(kind: str, labels: LabelSet) -> np.ndarray:
     return {"labelIds": labels.id_table, "labelTrainIds": labels.train_id_table, "color": labels.color_table}[kind]()
 
 
-def window_reader(array: tf.Tensor) -> ReadWindow:
+def make_window_reader(array: tf.Tensor) -> ReadWindow:
     """Return a function that reads windows from an in-memory array."""
     return lambda low, high: array[low[0] : high[0], low[1] : high[1]]
 
 
-def pixel_reader(array: tf.Tensor) -> ReadPixels:
+def make_pixel_reader(array: tf.Tensor) -> ReadPixels:
     """Return a function that gathers pixels from an in-memory array [h, w]."""
 
     def read(rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:

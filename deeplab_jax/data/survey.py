@@ -130,7 +130,7 @@ def survey_masks(samples: list[Samples], on_file: Callable[[], None] = lambda: N
         )
     survey = Survey(is_color=kinds == ["color"])
     names = list(dict.fromkeys((each.root, name) for each in samples for name in each.labels))
-    masks = run_in_parallel(lambda name: read_facts(str(epath.Path(name[0]) / name[1]), survey.is_color), names, threads)
+    masks = run_in_parallel(lambda name: survey_mask(str(epath.Path(name[0]) / name[1]), survey.is_color), names, threads)
     for (root, name), mask in zip(names, masks, strict=True):
         if isinstance(mask, DataError):
             survey.problems.append(str(mask))
@@ -146,7 +146,7 @@ def survey_masks(samples: list[Samples], on_file: Callable[[], None] = lambda: N
     return survey
 
 
-def read_facts(path: str, is_color: bool) -> Mask | DataError:
+def survey_mask(path: str, is_color: bool) -> Mask | DataError:
     """Read a label file and return what a survey needs of it, or the error if the file is unreadable."""
     try:
         return describe_mask(read_mask(path, is_color=is_color), path)

@@ -17,9 +17,9 @@ from deeplab_jax.data.masks import (
     find_thin_values,
     format_value,
 )
-from deeplab_jax.data.samples import Samples, read_sample, value_table
+from deeplab_jax.data.samples import Samples, make_value_table, read_sample
 from deeplab_jax.data.survey import Survey
-from deeplab_jax.errors import DataError
+from deeplab_jax.errors import DataError, summarize
 from deeplab_jax.labels import IGNORE, UNKNOWN, LabelSet, color_of
 
 # In Cityscapes, 12 % of the pixels have label ids that are ignored. Train ids read as label ids lose more than half.
@@ -156,8 +156,8 @@ def _find_train_ids(survey: Survey, labels: LabelSet, kind: str) -> Iterator[str
     share = _measure_ignored_train_ids(survey, labels, kind)
     if share > MAX_IGNORED and not _has_small_ids(labels):
         yield (
-            f"The masks are read as label ids of {labels.name}, but hold only values from 0 to {_largest(survey)}, like train "
-            f"ids. As label ids, {share:.0%} of the pixels would have no class. Set data.label_kind=labelTrainIds "
+            f"The masks are read as label ids of {labels.name}, but hold only values from 0 to {_find_largest(survey)}, like "
+            f"train ids. As label ids, {share:.0%} of the pixels would have no class. Set data.label_kind=labelTrainIds "
             "(--label-kind labelTrainIds) if they are train ids."
         )
 
@@ -204,7 +204,7 @@ def _ask_about_train_ids(survey: Survey, labels: LabelSet, kind: str) -> Iterato
         return
     yield (
         f"{share:.0%} of the pixels have values that the label set {labels.name} ignores, and the largest value is "
-        f"{_largest(survey)}. This is right if some classes do not occur. If the masks hold train ids, where 0 is "
+        f"{_find_largest(survey)}. This is right if some classes do not occur. If the masks hold train ids, where 0 is "
         f"{labels.names[0]}, set data.label_kind=labelTrainIds (--label-kind labelTrainIds)."
     )
 
@@ -230,7 +230,7 @@ def _list_values(survey: Survey) -> list[int]:
     return [value for value in survey.occurrences if value != IGNORE]
 
 
-def _largest(survey: Survey) -> int:
+def _find_largest(survey: Survey) -> int:
     return max(_list_values(survey))
 
 
@@ -238,7 +238,7 @@ def _find_shuffled_palette(survey: Survey, labels: LabelSet, kind: str) -> Itera
     """Yield a suspicion if the palette gives ids the colours of other classes."""
     if survey.is_color or survey.conflict:
         return
-    table = value_table(kind, labels)
+    table = make_value_table(kind, labels)
     classes = {color: i for i, color in enumerate(labels.colors)}
     pairs = [(value, int(table[value]), classes.get(color)) for value, color in survey.colors.items() if color in classes]
     wrong = [pair for pair in pairs if pair[1] != pair[2]]
@@ -254,14 +254,14 @@ def _find_shuffled_palette(survey: Survey, labels: LabelSet, kind: str) -> Itera
 
 
 def _find_too_few_classes(survey: Survey, labels: LabelSet, kind: str, is_training_set: bool) -> Iterator[str]:
-    """Yield a suspicion if there is no class, or only one beside ignored values.
+    """Yield a suspicion if there is no class, or only one besides ignored values.
 
     In a training set, one class is too few anyway.
     """
-    table = value_table(kind, labels)
+    table = make_value_table(kind, labels)
     classes = {int(table[value]) for value in survey.occurrences} - {IGNORE, UNKNOWN}
     values = [format_value(value, survey.is_color) for value in survey.values]
-    shown = ", ".join(values[:6]) + (", ..." if len(values) > 6 else "")
+    shown = summarize(values)
     if not classes:
         yield (
             f"No pixel of the masks has a class: they hold {shown}, all of which the label set {labels.name} ignores or does "

@@ -32,7 +32,7 @@ class TfdsStore(Store):
       features: The TFDS features for decoding the image and the label in an example.
       image: The name of the image feature.
       label: The name of the label feature.
-      locations: The (file, byte offset, length) of each serialized example, in list order.
+      locations: The (file, byte offset, length) of each serialised example, in list order.
     """
 
     features: Any
@@ -59,7 +59,7 @@ class TfdsStore(Store):
             raise self.explain(samples, i, error) from None
 
     def fingerprint(self, samples: Samples, i: int) -> bytes:
-        """Return the fingerprint of sample `i`, computed from its serialized example."""
+        """Return the fingerprint of sample `i`, computed from its serialised example."""
         try:
             return tf.fingerprint([self._read_example(i)])[0].numpy().tobytes()
         except (OSError, tf.errors.OpError) as error:

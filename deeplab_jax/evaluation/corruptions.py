@@ -151,7 +151,7 @@ def brightness(image: Pixels, severity: int, _: Generator) -> Pixels:
     x = _to_floats(image)
     value = x.max(axis=2, keepdims=True)
     raised = np.minimum(value + 0.1 * severity, 1)
-    # With the same hue and saturation, RGB is proportional to the value. Black has no hue and becomes gray.
+    # With the same hue and saturation, RGB is proportional to the value. Black has no hue and becomes grey.
     return _to_bytes(np.where(value > 0, x / np.where(value > 0, value, 1), 1) * raised)
 
 
@@ -285,7 +285,7 @@ def _draw_clouds(size: int, decay: float, rng: Generator) -> Float[np.ndarray, "
 
 
 def _draw_frost(height: int, width: int, rng: Generator) -> Float[np.ndarray, "h w 3"]:
-    """Draw needles of ice over clouds, in a bluish gray.
+    """Draw needles of ice over clouds, in a bluish grey.
 
     The mean colour and the contrast vary from image to image as much as they do in the authors' photographs.
     """

@@ -30,7 +30,7 @@ def require_images(images: Any, channels: int) -> UInt8[np.ndarray, "n c h w"]:
     wanted = f"Give {kind} as uint8 [n, {channels}, h, w]."
     if isinstance(images, list | tuple) and len({np.shape(image) for image in images if hasattr(image, "shape")}) > 1:
         raise DataError(
-            f"`images` (={len(images)} images of different shapes) is not usable. Call once for each size. {wanted}"
+            f"`images` (={len(images)} images of different shapes) cannot be used. Call once for each size. {wanted}"
         )
     try:
         array = np.asarray(images)
@@ -38,7 +38,7 @@ def require_images(images: Any, channels: int) -> UInt8[np.ndarray, "n c h w"]:
         raise DataError(f"`images` (={type(images).__name__}) is not an array ({one_line(error)}). {wanted}") from None
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] != channels or 0 in array.shape:
         hint = _suggest_conversion(images, array, channels)
-        raise DataError(f"`images` (={array.dtype} {list(array.shape)}) is not usable. {hint}{wanted}")
+        raise DataError(f"`images` (={array.dtype} {list(array.shape)}) cannot be used. {hint}{wanted}")
     return array
 
 

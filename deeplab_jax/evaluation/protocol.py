@@ -37,7 +37,8 @@ def describe_differences(config: Config, stored: Config) -> list[str]:
     for field, (then, now) in find_differences([stored, config]).items():
         if field == "model.output_stride" and not config.eval.output_stride:
             lines.append(
-                f"`{field}` (={now}) is {then} in the checkpoint, which is used. Set `eval.output_stride` for another one."
+                f"`{field}` (={now}) is {then} in the checkpoint, whose value is used. "
+                "Set `eval.output_stride` for another one."
             )
         elif field in ("model.dtype", "data.value_range") or (field.startswith("eval.") and field not in _FREE):
             lines.append(f"`{field}` (={now!r}) is {then!r} in the checkpoint, so scores can differ from those of training.")

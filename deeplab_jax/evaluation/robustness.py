@@ -46,7 +46,7 @@ DIFFERENCES = {
     "seed": "other random numbers",
     "versions": "other library versions",
 }
-IMPLIED = {"step": {"weights"}, "split": {"images", "files"}, "images": {"files"}}  # what differs anyway if a setting does
+IMPLIED = {"step": {"weights"}, "split": {"images", "files"}, "images": {"files"}}  # what else differs if a setting does
 DIGESTS = ("weights", "labels", "files")
 
 Cell = tuple[str, int]  # a corruption and a severity

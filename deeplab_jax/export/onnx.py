@@ -91,7 +91,7 @@ def serialize(
     size: tuple[int, int] | None = None,
     opset: int = DEFAULT_OPSET,
 ) -> bytes:
-    """Serialize the network to the bytes of an ONNX file.
+    """Serialise the network to the bytes of an ONNX file.
 
     The exported network maps "images", uint8 [n, c, h, w], to "labels", uint8 [n, h, w], or to "logits", float32
     [n, k, h, w], both at image resolution.

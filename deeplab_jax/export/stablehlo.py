@@ -1,4 +1,4 @@
-"""Serialize a network as StableHLO with `jax.export`, for any number of images of any size, on CPUs, GPUs and TPUs.
+"""Serialise a network as StableHLO with `jax.export`, for any number of images of any size, on CPUs, GPUs and TPUs.
 
 A program for images of any size contains plain convolutions. CPUs have faster forms, but these need fixed sizes, so the file
 also contains a program for CPUs for each of many canvases. All programs share one copy of the weights.
@@ -37,7 +37,7 @@ def serialize(
     size: Size | None = None,
     canvases: Sequence[Canvas] = (),
 ) -> bytes:
-    """Serialize the network to bytes that `load_exported` can read.
+    """Serialise the network to bytes that `load_exported` can read.
 
     The programs map images, uint8 [n, c, h, w], to labels, uint8 [n, h, w], or to logits, float32 [n, k, h, w], both at image
     resolution.

@@ -156,7 +156,7 @@ def _require_names(label_set: str, names: tuple[str, ...]) -> None:
     if unnamed:
         raise ConfigError(f"`labels.names` contains {unnamed[0]!r}. Give each class a name in quotes.")
     if not 2 <= len(names) <= IGNORE:
-        raise ConfigError(f"`labels.names` has {len(names)} classes. Give 2 to {IGNORE} class names.")
+        raise ConfigError(f"`labels.names` (of length {len(names)}) cannot be used. Give 2 to {IGNORE} class names.")
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ConfigError(f"`labels.names` contains {', '.join(repeated)} more than once. Give each class a different name.")

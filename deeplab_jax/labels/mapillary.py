@@ -80,7 +80,7 @@ MAPILLARY = LabelSet(
     ignored_ids=(65,),
 )
 
-# The mapping that papers on domain generalization use since RobustNet (arXiv 2103.15597, datasets/mapillary.py in its code). It
+# The mapping that papers on domain generalisation use since RobustNet (arXiv 2103.15597, datasets/mapillary.py in its code). It
 # ignores the classes without a clear counterpart, such as "crosswalk - plain" and "street light".
 _CITYSCAPES_CLASSES = {
     "road": ("road", "lane marking - general", "manhole"),

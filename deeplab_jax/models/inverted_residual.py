@@ -23,7 +23,7 @@ class InvertedResidual(nn.Module):
       is_residual: Whether the block adds its input to its output.
       activation: The activation after the expansion and the depthwise convolution.
       pads_input: Whether the pixels outside the image are zeros in front of the expansion instead of behind it.
-      conv, norm: The constructors for convolution and normalization layers.
+      conv, norm: The constructors for convolution and normalisation layers.
       squeeze: The constructor for the squeeze-and-excitation layer, or None for a block without it.
     """
 

@@ -22,7 +22,7 @@ Channels = Float[AnyArray, " c"]  # one value per channel
 
 
 def he_normal_fan_out(groups: int = 1) -> Initializer:
-    """Return Kaiming initialization with fan-out (He et al. 2015, section 2.2).
+    """Return Kaiming initialisation with fan-out (He et al. 2015, section 2.2).
 
     An input channel feeds only the output channels of its group, so the fan-out is divided by the number of groups, as in timm
     and in TensorFlow's EfficientNet. torchvision does not divide it, which makes depthwise kernels smaller by sqrt(groups).
@@ -91,7 +91,7 @@ class Conv(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalization with PyTorch's arithmetic.
+    """Batch normalisation with PyTorch's arithmetic.
 
     The statistics are float32, and the running variance includes Bessel's correction. Under `jit` over a mesh, `x` is the
     global batch, so the statistics are also global and SyncBN is not needed.

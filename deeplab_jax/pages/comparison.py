@@ -88,7 +88,7 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
 
 
 def _shorten(paths: Sequence[str]) -> list[str]:
-    """Return the last parts of paths, as few for all as make them different. A step alone is not a name."""
+    """Return the last parts of each path, as few as tell all paths apart. A step alone is not a name."""
     parts = [path.replace(f"/{CHECKPOINTS}/", "/").rstrip("/").split("/") for path in paths]
     for count in range(1, max(map(len, parts))):
         names = ["/".join(each[-count:]) for each in parts]

@@ -180,7 +180,7 @@ def _run_images(
     data = segmenter.config.data
     sizes: dict[Input, Size] = {}
     failures: list[str] = []
-    for each in images:  # of all shards, because the sizes of all images decide on the canvases
+    for each in images:  # of all shards, because the sizes of all images determine the canvases
         with _report_errors(failures.append):
             sizes[each] = files.read_size(each.path)
     failures = options.shard.take(failures)

@@ -1,7 +1,7 @@
 """Write a network's confident predictions as the labels of a new split (pseudo-labels).
 
 A split consists of `ROOT/SPLIT/IMAGE_KIND.png`, the labels, and `ROOT/list/SPLIT.lst`, which names them with their images. Each
-file contains a digest of its own contents, so files that were made or corrected by hand are recognized and never overwritten.
+file contains a digest of its own contents, so files that were made or corrected by hand are recognised and never overwritten.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
 """Synthetic street scenes with exact labels, drawn with Pillow."""
 
-from deeplab_jax.scenes.canvas import IDS, THINGS, Object, Scene
+from deeplab_jax.scenes.painter import IDS, THINGS, Object, Scene
 from deeplab_jax.scenes.scene import draw_scene

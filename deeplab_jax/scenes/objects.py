@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from deeplab_jax.labels import Color
-from deeplab_jax.scenes.canvas import Canvas, Parts, Points, Projection
+from deeplab_jax.scenes.painter import Painter, Parts, Points, Projection
 from deeplab_jax.scenes.shapes import (
     DARK,
     GLASS,
@@ -32,7 +32,7 @@ from deeplab_jax.scenes.shapes import (
 # Objects on the pavement. The position (x, z) is in metres.
 
 
-def draw_pavement_objects(c: Canvas, x: float, near: float) -> None:
+def draw_pavement_objects(c: Painter, x: float, near: float) -> None:
     """Draw a row of people, posts and parked two-wheelers on the pavement, from far to near.
 
     The row starts `near` metres ahead of the camera.
@@ -53,19 +53,19 @@ def draw_pavement_objects(c: Canvas, x: float, near: float) -> None:
         kinds[k](c, x + c.rng.uniform(-0.5, 0.5), z)
 
 
-def draw_pole(c: Canvas, outline: Points, on: Projection) -> None:
+def draw_pole(c: Painter, outline: Points, on: Projection) -> None:
     """Draw a pole with the given outline, shaded on its right side."""
     color = pick_color(c.rng, METAL)
     c.paint("pole", outline, color, [(rect(0.03, 0.16, 0, 9), shade(color, 0.7))], on)
 
 
-def draw_street_lamp(c: Canvas, x: float, z: float) -> None:
+def draw_street_lamp(c: Painter, x: float, z: float) -> None:
     """Draw a street lamp with its arm over the road."""
     on = c.facing_plane(x, z, -np.sign(x), c.rng.uniform(0.9, 1.15))
     draw_pole(c, path("-.15,0 .15,0 .14,4.6 1.6,4.9 1.6,5.15 -.14,4.85"), on)
 
 
-def draw_traffic_light(c: Canvas, x: float, z: float) -> None:
+def draw_traffic_light(c: Painter, x: float, z: float) -> None:
     """Draw a traffic light on its pole."""
     on, lit = c.facing_plane(x, z, scale=c.rng.uniform(0.9, 1.1)), c.rng.integers(3)
     draw_pole(c, rect(-0.15, 0.15, 0, 2.8), on)
@@ -74,20 +74,20 @@ def draw_traffic_light(c: Canvas, x: float, z: float) -> None:
     c.paint("traffic light", rect(-0.36, 0.36, 2.6, 4.15), DARK, parts, on)
 
 
-def draw_traffic_sign(c: Canvas, x: float, z: float) -> None:
+def draw_traffic_sign(c: Painter, x: float, z: float) -> None:
     """Draw a traffic sign on its pole."""
     draw_pole(c, rect(-0.15, 0.15, 0, 2.6), c.facing_plane(x, z))
     draw_sign_plate(c, x, 2.6, z)
 
 
-def draw_sign_pair(c: Canvas, x: float, z: float) -> None:
+def draw_sign_pair(c: Painter, x: float, z: float) -> None:
     """Draw two traffic signs on a double post. Its class, `polegroup`, is ignored in evaluation."""
     c.paint("polegroup", rect(-0.3, 0.3, 0, 2.4), STEEL, [(rect(-0.12, 0.12, 0, 2.4), DARK)], c.facing_plane(x, z))
     draw_sign_plate(c, x, 1.7, z)
     draw_sign_plate(c, x, 2.7, z)
 
 
-def draw_sign_plate(c: Canvas, x: float, y: float, z: float) -> None:
+def draw_sign_plate(c: Painter, x: float, y: float, z: float) -> None:
     """Draw a traffic sign plate in one of six designs, centred at height y."""
     blue, disc, dash = (36, 84, 172), arc(0, 0, 0.5, n=14), rect(-0.28, 0.28, -0.09, 0.09)
     up, diamond = path("-.55,-.5 .55,-.5 0,.53"), path(".58,0 0,.58 -.58,0 0,-.58")
@@ -103,14 +103,14 @@ def draw_sign_plate(c: Canvas, x: float, y: float, z: float) -> None:
     c.paint("traffic sign", outline, color, parts, lambda p: c.project(x + p[..., 0], y + p[..., 1], z))
 
 
-def draw_litter_bin(c: Canvas, x: float, z: float) -> None:
+def draw_litter_bin(c: Painter, x: float, z: float) -> None:
     """Draw a litter bin. Its class, `static`, is ignored in evaluation."""
     color = pick_color(c.rng, PAINT)
     rim = (rect(-0.4, 0.4, 0.85, 1), shade(color, 0.6))
     c.paint("static", path("-.3,0 .3,0 .38,1 -.38,1"), color, [rim], c.facing_plane(x, z))
 
 
-def draw_person(c: Canvas, x: float, z: float) -> None:
+def draw_person(c: Painter, x: float, z: float) -> None:
     """Draw a standing or walking person."""
     rng, legs = c.rng, path(".19,.9 .21,0 .04,0 0,.72 -.04,0 -.21,0 -.19,.9")
     spread = 1 + rng.uniform(0, 0.9) * (1 - legs[:, 1:]) * (1, 0)  # moves the feet apart, as in walking
@@ -127,12 +127,12 @@ def draw_person(c: Canvas, x: float, z: float) -> None:
 # Two-wheelers, seen from the side.
 
 
-def choose_side_view(c: Canvas, x: float, z: float) -> Projection:
+def choose_side_view(c: Painter, x: float, z: float) -> Projection:
     """Return the projection for a side view at a slight random angle, with the object facing left or right."""
     return c.facing_plane(x, z, c.rng.uniform(0.8, 0.95) * c.rng.choice((-1, 1)), 1.1)
 
 
-def draw_bicycle(c: Canvas, x: float, z: float, on: Projection | None = None) -> None:
+def draw_bicycle(c: Painter, x: float, z: float, on: Projection | None = None) -> None:
     """Draw a bicycle. The background is visible between the spokes."""
     saddle, handlebar = path("-.32,.82 -.4,1 -.08,1 -.12,.82 .34,.85"), path(".26,1 .3,1.12 .52,1.12 .5,.9")
     crank, hubs = path(".06,.2 -.1,.2"), path("-.55,.36 .55,.36")[:, None]
@@ -145,7 +145,7 @@ def draw_bicycle(c: Canvas, x: float, z: float, on: Projection | None = None) ->
     c.paint("bicycle", outline, None, parts, on or choose_side_view(c, x, z))
 
 
-def draw_motorcycle(c: Canvas, x: float, z: float, on: Projection | None = None) -> None:
+def draw_motorcycle(c: Painter, x: float, z: float, on: Projection | None = None) -> None:
     """Draw a motorcycle with wide tyres, an engine and a tank."""
     paint, top = pick_color(c.rng, PAINT), path("-.95,.86 -.5,.92 0,.92 .3,1.05 .36,1.2 .56,1.2 .62,.95")
     low = path(".2,.18 -.25,.18")
@@ -158,7 +158,7 @@ def draw_motorcycle(c: Canvas, x: float, z: float, on: Projection | None = None)
     c.paint("motorcycle", outline, (52, 52, 56), parts, on or choose_side_view(c, x, z))
 
 
-def draw_rider(c: Canvas, on: Projection) -> None:
+def draw_rider(c: Painter, on: Projection) -> None:
     """Draw a rider leaning forward, with a helmet and a bright band."""
     rng, back = c.rng, path("-.38,.86 -.36,1.15 -.16,1.52 0,1.56")
     front = path(".2,1.48 .52,1.16 .5,1.02 .2,1.2 .06,1 .32,.82 .2,.26 0,.26 .08,.7 -.2,.8")
@@ -169,14 +169,14 @@ def draw_rider(c: Canvas, on: Projection) -> None:
     c.paint("rider", np.concatenate([back, arc(0.1, 1.72, 0.18, 230, -60), front]), pick_color(rng, PAINT), parts, on)
 
 
-def draw_cyclist(c: Canvas, x: float, z: float) -> None:
+def draw_cyclist(c: Painter, x: float, z: float) -> None:
     """Draw a rider on a bicycle."""
     on = choose_side_view(c, x, z)
     draw_bicycle(c, x, z, on)
     draw_rider(c, on)
 
 
-def draw_motorcyclist(c: Canvas, x: float, z: float) -> None:
+def draw_motorcyclist(c: Painter, x: float, z: float) -> None:
     """Draw a rider on a motorcycle at (x, 0.75 * z)."""
     on = choose_side_view(c, x, 0.75 * z)
     draw_motorcycle(c, x, z, on)
@@ -210,7 +210,7 @@ class Body:
     flank: Parts
     taper: float = 0
 
-    def draw(self, c: Canvas, x: float, z: float) -> None:
+    def draw(self, c: Painter, x: float, z: float) -> None:
         """Draw the body with its face at (x, z), at a random scale from 0.94 to 1.06."""
         scale, half = c.rng.uniform(0.94, 1.06), self.width / 2
 
@@ -232,13 +232,13 @@ def make_wheels(*places: float, radius: float) -> Parts:
     return [(arc(z, radius, r), color) for z in places for r, color in ((radius, DARK), (radius / 2, STEEL))]
 
 
-def make_lights(c: Canvas, u: float, y: float, size: float) -> Parts:
+def make_lights(c: Painter, u: float, y: float, size: float) -> Parts:
     """Return the face parts for a pair of lights, randomly either red tail lights or pale headlights."""
     color = (214, 30, 30) if c.rng.random() < 0.5 else (252, 244, 206)
     return [(cells([-u - size, u - size], [y - 0.6 * size], 2 * size, 1.2 * size), color)]
 
 
-def draw_car(c: Canvas, x: float, z: float) -> None:
+def draw_car(c: Painter, x: float, z: float) -> None:
     """Draw a car with a low glass cabin on a wider body."""
     paint, glass = pick_color(c.rng, PAINT), shade(GLASS, 0.7)
     face = [(path("-.9,.98 .9,.98 .85,1.65 -.85,1.65"), glass), (rect(-1, 1, 0.25, 0.42), shade(paint, 0.55))]
@@ -249,7 +249,7 @@ def draw_car(c: Canvas, x: float, z: float) -> None:
     Body("car", 1.8, profile, paint, face, flank, taper=0.35).draw(c, x, z)
 
 
-def draw_truck(c: Canvas, x: float, z: float) -> None:
+def draw_truck(c: Painter, x: float, z: float) -> None:
     """Draw a lorry: a tall ribbed box with doors, open space underneath, and a cab at the far end."""
     paint = pick_color(c.rng, PAINT)
     edge, profile = shade(paint, 0.6), path("0,0 0,3.45 6,3.45 6.1,2.7 7.8,2.6 8,0")
@@ -261,7 +261,7 @@ def draw_truck(c: Canvas, x: float, z: float) -> None:
     Body("truck", 2.5, profile, paint, face, flank).draw(c, x, z)
 
 
-def draw_bus(c: Canvas, x: float, z: float) -> None:
+def draw_bus(c: Painter, x: float, z: float) -> None:
     """Draw a bus with windows all around, a lit destination sign above them and a stripe below."""
     paint, stripe = pick_color(c.rng, PAINT), pick_color(c.rng, (YELLOW, WHITE, (60, 160, 190)))
     face = [(rect(-1.12, 1.12, 1.35, 2.5), GLASS), (path("-.9,1.4 -.3,1.4 .3,2.45 -.3,2.45"), shade(GLASS, 1.3))]
@@ -272,7 +272,7 @@ def draw_bus(c: Canvas, x: float, z: float) -> None:
     Body("bus", 2.5, path("0,0 0,3.1 11,3.1 11.2,0"), paint, face, flank).draw(c, x, z)
 
 
-def draw_tram(c: Canvas, x: float, z: float) -> None:
+def draw_tram(c: Painter, x: float, z: float) -> None:
     """Draw a long cream tram with a coloured skirt and a roof pantograph. Its class is `train`."""
     skirt, cream = pick_color(c.rng, PAINT), pick_color(c.rng, ((236, 226, 200), (226, 228, 230)))
     face = [(rect(-2, 2, 0, 1.25), skirt), (path("-1,1.5 1,1.5 .8,2.75 -.8,2.75"), shade(GLASS, 0.75))]
@@ -283,7 +283,7 @@ def draw_tram(c: Canvas, x: float, z: float) -> None:
     Body("train", 2.6, profile, cream, face, flank).draw(c, x, z)
 
 
-def draw_hood(c: Canvas) -> None:
+def draw_hood(c: Painter) -> None:
     """Draw the bonnet of the camera car. Its class, `ego vehicle`, is ignored in evaluation."""
     w, rise = c.width, c.rng.uniform(0.05, 0.1) * c.height
     color = pick_color(c.rng, ((40, 42, 48), (90, 94, 100), (120, 30, 30)))

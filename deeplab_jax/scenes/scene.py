@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from deeplab_jax.scenes.canvas import Canvas, Scene
 from deeplab_jax.scenes.objects import (
     draw_bus,
     draw_car,
@@ -14,6 +13,7 @@ from deeplab_jax.scenes.objects import (
     draw_tram,
     draw_truck,
 )
+from deeplab_jax.scenes.painter import Painter, Scene
 from deeplab_jax.scenes.shapes import WHITE, band, cells, pick, rect
 from deeplab_jax.scenes.surroundings import (
     draw_frontage,
@@ -33,7 +33,7 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int] = (192, 384)) -> 
       rng: The random generator, whose state determines the scene.
       size: The (height, width) of the image in pixels. Objects scale with the height.
     """
-    c = Canvas(rng, size)
+    c = Painter(rng, size)
     tram, parking, walk = rng.random() < 0.6, rng.random() < 0.5, rng.uniform(2.4, 3.4)
     kerb, far_kerb = rng.uniform(2.2, 2.8), -rng.uniform(5.0, 5.6)
     right, left = kerb + 2.3 * parking, far_kerb - 3.4 * tram  # inner pavement edges

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from deeplab_jax.labels import Color
-from deeplab_jax.scenes.canvas import Points, T
+from deeplab_jax.scenes.painter import Points, T
 
 # Vehicles, clothes and walls share colours, so a network has to tell the classes apart by shape and pattern.
 PAINT = ((176, 40, 38), (38, 74, 140), (228, 228, 224), (52, 56, 62), (150, 154, 160), (222, 170, 46), (44, 112, 78))

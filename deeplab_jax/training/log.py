@@ -38,7 +38,7 @@ class Log:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if not (kind and issubclass(kind, BucketOutageError)):  # in an outage, this would take another half minute, in vain
+        if not (kind and issubclass(kind, BucketOutageError)):  # during an outage, this would fail after another half minute
             self.flush()
 
     def print(self, line: str) -> None:

@@ -68,7 +68,7 @@ class Output:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._progress.stop()
         outcome: Outcome = "failed" if kind and issubclass(kind, Exception) else self.outcome
-        if kind and issubclass(kind, BucketOutageError):  # writers that upload to the bucket would wait in vain
+        if kind and issubclass(kind, BucketOutageError):  # writers that upload to the bucket would only wait and fail
             self._writers = [writer for writer in self._writers if isinstance(writer, TrackerProcess)]
         self._write(lambda writer: writer.close(outcome))
 

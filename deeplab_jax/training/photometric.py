@@ -3,8 +3,6 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-NEUTRAL = (0.0, 1.0, 1.0, 0.0, 0.0)
-
 
 def distort(images: Float[Array, "n h w c"], factors: Float[Array, "n 5"]) -> Float[Array, "n h w c"]:
     """Change brightness, contrast, saturation and hue.
@@ -16,8 +14,8 @@ def distort(images: Float[Array, "n h w c"], factors: Float[Array, "n 5"]) -> Fl
     Args:
       images: Images with values from 0 to 255.
       factors: For each image, the brightness offset, the contrast factor, the HSV saturation factor, the hue offset in degrees,
-        and a flag that is 1 to apply contrast before saturation and hue, or 0 to apply it after them. NEUTRAL leaves every
-        bit of an image unchanged.
+        and a flag that is 1 to apply contrast before saturation and hue, or 0 to apply it after them. The
+        factors (0, 1, 1, 0, 0) leave every bit of an image unchanged.
 
     Returns:
       The images. Their values are clipped to the range 0 to 255 after every operation.

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from deeplab_jax.errors import CheckpointError
+from deeplab_jax.errors import CheckpointError, summarize
 from deeplab_jax.models.backbones import BACKBONES
 from deeplab_jax.weights.names import backbone_prefixes
 from deeplab_jax.weights.tensors import Unsupported, Value, parse_array, parse_tensor
@@ -70,11 +70,13 @@ def choose_weights(root: Any, *, ema: bool = False, entry: str = "") -> tuple[di
     candidates, rest, nameless = _find_weights(root)
     if not candidates:
         raise CheckpointError("does not contain tensors. Use a file with a state dict.")
-    swapped = _swapping_owner(root)
+    swapped = _find_swapping_owner(root)
     if entry:
-        chosen = _only([each for each in candidates if each.label == entry], candidates, f"contains no weights {entry!r}, only")
+        chosen = _choose_only(
+            [each for each in candidates if each.label == entry], candidates, f"contains no weights {entry!r}, only"
+        )
     elif swapped:
-        chosen = _only(
+        chosen = _choose_only(
             [each for each in candidates if f"{each.label}.".startswith("state_dict.")],
             candidates,
             "contains several sets of weights:",
@@ -85,18 +87,18 @@ def choose_weights(root: Any, *, ema: bool = False, entry: str = "") -> tuple[di
         if not averages:
             reason = f" (the values in {nameless[0]!r} have no names, so they cannot be used)" if nameless else ""
             raise CheckpointError(f"does not contain a moving average of its weights{reason}. Omit --ema.")
-        chosen = _only(averages, candidates, "contains several moving averages:")
+        chosen = _choose_only(averages, candidates, "contains several moving averages:")
     else:
-        chosen = _only(
+        chosen = _choose_only(
             [each for each in candidates if not each.is_average] or candidates, candidates, "contains several sets of weights:"
         )
-    return chosen.tensors, (*_describe(chosen, candidates, rest, swapped, entry), *_name_unnamed(nameless))
+    return chosen.tensors, (*_describe(chosen, candidates, rest, swapped, entry), *_describe_unnamed(nameless))
 
 
-def _only(matches: Sequence[Weights], candidates: Sequence[Weights], fault: str) -> Weights:
+def _choose_only(matches: Sequence[Weights], candidates: Sequence[Weights], fault: str) -> Weights:
     if len(matches) == 1:
         return matches[0]
-    labels = ", ".join(repr(each.label) for each in candidates[:6])
+    labels = summarize(repr(each.label) for each in candidates)
     raise CheckpointError(f"{fault} {labels}. Choose one: deeplab-jax weights import FILE --entry={candidates[0].label}")
 
 
@@ -122,24 +124,23 @@ def _describe(
     if plain:
         yield f"the file also contains other weights: {', '.join(plain)} (use --entry to select them)"
     if rest:
-        entries = ", ".join(f"{label!r} ({count})" for label, count in list(rest.items())[:6])
+        entries = summarize(f"{label!r} ({count})" for label, count in rest.items())
         yield f"entries with tensors that are not used: {entries}"
     if chosen.others:
-        more = f" and {len(chosen.others) - 5} more" if len(chosen.others) > 5 else ""
-        names = ", ".join(chosen.others[:5])
-        yield f"tensors not used: {len(chosen.others)} (outside the prefix {chosen.prefix!r}: {names}{more})"
+        names = summarize(chosen.others)
+        yield f"tensors not used: {len(chosen.others)} (outside the prefix {chosen.prefix!r}: {names})"
 
 
-def _name_unnamed(labels: Sequence[str]) -> Iterator[str]:
+def _describe_unnamed(labels: Sequence[str]) -> Iterator[str]:
     if labels:
         yield f"the moving average in {labels[0]!r} has no names and is not used"
 
 
 def read_meta(root: Any) -> dict[str, Any]:
     """Return the file's "meta" entry with plain values. Other objects in it become None."""
-    meta = _entries(root).get("meta")
+    meta = _list_entries(root).get("meta")
     budget = [_MAX_VALUES]
-    return {str(key): _to_plain(value, budget) for key, value in _entries(meta).items()}
+    return {str(key): _to_plain(value, budget) for key, value in _list_entries(meta).items()}
 
 
 def _to_plain(value: Any, budget: list[int], depth: int = 0) -> Any:
@@ -160,18 +161,18 @@ def _to_plain(value: Any, budget: list[int], depth: int = 0) -> Any:
     return value if isinstance(value, str | int | float | None) else None
 
 
-def _swapping_owner(root: Any) -> str:
+def _find_swapping_owner(root: Any) -> str:
     """Return the library that saved the moving average under "state_dict" and the raw weights elsewhere, or ""."""
-    entries = _entries(root)
+    entries = _list_entries(root)
     if "state_dict" not in entries:
         return ""
-    averages = _entries(entries.get("ema_state_dict"))
-    if averages and ("steps" in averages or "mmengine_version" in _entries(entries.get("meta"))):
+    averages = _list_entries(entries.get("ema_state_dict"))
+    if averages and ("steps" in averages or "mmengine_version" in _list_entries(entries.get("meta"))):
         return "mmengine"
     return "Lightning" if "current_model_state" in entries and "averaging_state" in entries else ""
 
 
-def _entries(value: Any) -> dict[Any, Any]:
+def _list_entries(value: Any) -> dict[Any, Any]:
     """Return the entries of a dict, or of a stub for a kind of dict."""
     if isinstance(value, Stub):
         value = value.items
@@ -194,7 +195,7 @@ def _find_weights(root: Any) -> tuple[list[Weights], dict[str, int], list[str]]:
         if len(candidates) > _MAX_SETS:
             raise CheckpointError(f"contains more than {_MAX_SETS} sets of weights. Save one of them to a new file.")
     if not candidates:
-        common = [_common(label, tensors) for label, tensors in unused]
+        common = [_strip_common_prefix(label, tensors) for label, tensors in unused]
         largest = max((len(each.tensors) for each in common), default=0)
         candidates = [each for each in common if 2 * len(each.tensors) > largest]
         unused = [(label, tensors) for label, tensors in unused if 2 * len(tensors) <= largest]
@@ -224,7 +225,7 @@ def _identity(value: Value) -> Any:
 def _iterate_tensors(root: Any) -> Iterator[tuple[tuple[str, ...], dict[str, Value], Any]]:
     """Yield the keys that lead to each dict, module or list with tensors, its tensors, and itself.
 
-    What is nested less comes first.
+    Less nested ones come first.
     """
     seen: set[int] = set()
     queue: collections.deque[tuple[tuple[str, ...], Any]] = collections.deque([((), root)])
@@ -233,7 +234,7 @@ def _iterate_tensors(root: Any) -> Iterator[tuple[tuple[str, ...], dict[str, Val
         if not isinstance(value, dict | list | tuple | Stub) or id(value) in seen or len(path) > _MAX_DEPTH:
             continue
         seen.add(id(value))
-        children = _children(value)
+        children = _list_children(value)
         values = {key: parse_tensor(child) for key, child in children.items()}
         tensors = {key: tensor for key, tensor in values.items() if tensor is not None}
         if tensors:
@@ -242,14 +243,14 @@ def _iterate_tensors(root: Any) -> Iterator[tuple[tuple[str, ...], dict[str, Val
         queue.extend(((*path, key), children[key]) for key in inner)
 
 
-def _children(value: Any) -> dict[str, Any]:
+def _list_children(value: Any) -> dict[str, Any]:
     """Return what an object contains: entries, items, attributes, or the tensors of a pickled module."""
     if isinstance(value, list | tuple):
         return {str(i): each for i, each in enumerate(value)}
     if isinstance(value, dict):
         return {key: each for key, each in value.items() if isinstance(key, str)}
     if _is_module(value):
-        return _state_dict(value)
+        return _make_state_dict(value)
     attributes = value.state if isinstance(value.state, dict) else {}
     arguments = {key: each for arg in value.args if isinstance(arg, dict) for key, each in arg.items()}
     children = {**arguments, **attributes, **(value.items or {})}
@@ -260,7 +261,7 @@ def _is_module(value: Any) -> bool:
     return isinstance(value, Stub) and isinstance(value.state, dict) and {"_modules", "_parameters"} <= value.state.keys()
 
 
-def _state_dict(module: Stub) -> dict[str, Any]:
+def _make_state_dict(module: Stub) -> dict[str, Any]:
     """Return the parameters and buffers of a pickled module, named as its state_dict() names them."""
     tensors: dict[str, Any] = {}
     stack = [("", module)]
@@ -274,10 +275,10 @@ def _state_dict(module: Stub) -> dict[str, Any]:
         passing = state.get("_non_persistent_buffers_set")
         passing = passing.args[0] if isinstance(passing, Stub) and passing.args else passing
         for kind in ("_parameters", "_buffers"):
-            for name, tensor in _entries(state.get(kind)).items():
+            for name, tensor in _list_entries(state.get(kind)).items():
                 if not (isinstance(passing, list) and name in passing):
                     tensors[f"{prefix}{name}"] = tensor
-        children = _entries(state["_modules"]).items()
+        children = _list_entries(state["_modules"]).items()
         stack += [(f"{prefix}{name}.", child) for name, child in reversed(list(children))]
     return tensors
 
@@ -290,21 +291,21 @@ def _split(label: str, tensors: Mapping[str, Value]) -> Iterator[Weights]:
     for name in names:
         first = max((each for each in firsts if name == each or name.endswith(f".{each}")), key=len, default="")
         if first:
-            prefixes.append(_before_backbone(name.removesuffix(first)))
+            prefixes.append(_strip_backbone_prefix(name.removesuffix(first)))
     if len(set(prefixes)) > _MAX_SETS:
         raise CheckpointError(f"contains more than {_MAX_SETS} sets of weights. Save one of them to a new file.")
     for prefix in dict.fromkeys(prefixes):
-        yield _under(label, prefix, names, notes, [other for other in set(prefixes) if other not in ("", prefix)])
+        yield _select_under(label, prefix, names, notes, [other for other in set(prefixes) if other not in ("", prefix)])
 
 
-def _before_backbone(prefix: str) -> str:
+def _strip_backbone_prefix(prefix: str) -> str:
     for each in backbone_prefixes():
         if prefix == each or prefix.endswith(f".{each}"):
             return prefix.removesuffix(each)
     return prefix
 
 
-def _under(
+def _select_under(
     label: str, prefix: str, names: Mapping[str, Value], notes: tuple[str, ...], other_prefixes: Sequence[str] = ()
 ) -> Weights:
     full = ".".join(part for part in (label, prefix.rstrip(".")) if part)
@@ -324,7 +325,7 @@ def _under(
     return Weights(full, prefix, inside, others, is_average, notes=notes)
 
 
-def _common(label: str, tensors: Mapping[str, Value]) -> Weights:
+def _strip_common_prefix(label: str, tensors: Mapping[str, Value]) -> Weights:
     """Return the weights of an unknown network, without the prefix that all kernels have in common."""
     names, notes = _remove_wrappers(tensors)
     kernels = [name for name, value in names.items() if _rank(value) > 1] or list(names)
@@ -336,7 +337,7 @@ def _common(label: str, tensors: Mapping[str, Value]) -> Weights:
         if not dot or f"{first}." in backbone_prefixes() or not is_shared:
             break
         prefix = longer
-    return _under(label, prefix, names, notes)
+    return _select_under(label, prefix, names, notes)
 
 
 def _remove_wrappers(tensors: Mapping[str, Value]) -> tuple[dict[str, Value], tuple[str, ...]]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from deeplab_jax.config import Config, ModelConfig
 from deeplab_jax.config.fields import field_names
-from deeplab_jax.errors import CheckpointError
+from deeplab_jax.errors import CheckpointError, summarize
 from deeplab_jax.models import DeepLabV3, canonical, graph
 from deeplab_jax.models.backbones import BACKBONES
 from deeplab_jax.weights import names
@@ -23,7 +23,6 @@ Variables = dict[names.Path, np.ndarray]
 
 # PyTorch's BatchNorm always stores this counter, but only uses it if `momentum` is None.
 COUNTER = "num_batches_tracked"
-MAX_NAMES = 5  # the maximum number of tensor names listed per message
 
 
 def to_variables(state: StateDict, network: Network, *, ignore_head: bool = False) -> tuple[Variables, list[str]]:
@@ -46,7 +45,7 @@ def to_variables(state: StateDict, network: Network, *, ignore_head: bool = Fals
     model, fmt = network.config.model, network.fmt
     name_of = names.reference_names(shapes, model, fmt)
     tensors = dict(state.tensors)
-    others = _names_outside_network(tensors, network)
+    others = _find_names_outside_network(tensors, network)
     tensors = {name: value for name, value in tensors.items() if name not in others}
     if network.is_backbone:
         name_of = {path: names.strip_backbone_prefix(name) for path, name in name_of.items()}
@@ -58,7 +57,7 @@ def to_variables(state: StateDict, network: Network, *, ignore_head: bool = Fals
         tensors |= {name: _prepend_zero(tensors[name], shifts.get(name, 0.0)) for name in classifiers & tensors.keys()}
     heads = classifiers if ignore_head else set()
     counters = {name for name in tensors if name.endswith(COUNTER)}
-    classifier = _names_in_classifier(tensors, network) - counters if network.is_backbone else set()
+    classifier = _find_names_in_classifier(tensors, network) - counters if network.is_backbone else set()
     used = {path: name for path, name in name_of.items() if name not in heads}
     actual = {name: value.shape for name, value in tensors.items() if name not in heads | counters | classifier}
     expected = {name: _convert_shape(shapes[path]) for path, name in used.items()}
@@ -67,9 +66,9 @@ def to_variables(state: StateDict, network: Network, *, ignore_head: bool = Fals
         f"tensors not used: {len(unused)} ({reason})"
         for unused, reason in (
             (counters, f"{COUNTER}, which our BatchNorm does not need"),
-            (classifier, f"the ImageNet classifier, {_join(classifier)}"),
-            (heads & set(tensors), f"the segmentation classifiers, {_join(heads & set(tensors))}"),
-            (others, f"not part of the {'backbone' if network.is_backbone else 'network'}: {_join(others)}"),
+            (classifier, f"the ImageNet classifier, {summarize(sorted(classifier))}"),
+            (heads & set(tensors), f"the segmentation classifiers, {summarize(sorted(heads & set(tensors)))}"),
+            (others, f"not part of the {'backbone' if network.is_backbone else 'network'}: {summarize(sorted(others))}"),
         )
         if unused
     ]
@@ -77,7 +76,8 @@ def to_variables(state: StateDict, network: Network, *, ignore_head: bool = Fals
     invalid |= {name for path, name in used.items() if path[-1] == "var" and (tensors[name] < 0).any()}
     if invalid:
         raise CheckpointError(
-            f"`{state.source}` contains NaN, infinity or a variance below 0 in {_join(invalid)}. Use different weights."
+            f"`{state.source}` contains NaN, infinity or a variance below 0 in {summarize(sorted(invalid))}. "
+            "Use different weights."
         )
     return {path: names.from_reference(path, tensors[name], model, fmt) for path, name in used.items()}, messages
 
@@ -99,18 +99,18 @@ def to_state_dict(variables: Variables, model: ModelConfig, fmt: str, step: int)
     require_exportable(model, fmt)
     name_of = names.reference_names(variables, model, fmt)
     state = {name: names.to_reference(path, variables[path], model, fmt) for path, name in name_of.items()}
-    state |= {name: _neutral(name, shape) for name, shape in _unused_shapes(model, fmt).items()}
+    state |= {name: _make_neutral(name, shape) for name, shape in _list_unused_shapes(model, fmt).items()}
     counters = [name.replace("running_mean", COUNTER) for name in state if name.endswith("running_mean")]
     return state | {name: np.array(step, np.int64) for name in counters}
 
 
-def _unused_shapes(model: ModelConfig, fmt: str) -> dict[str, tuple[int, ...]]:
+def _list_unused_shapes(model: ModelConfig, fmt: str) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the tensors that a library's network has but does not compute with, keyed by name."""
     shapes = BACKBONES[model.backbone].unused(model, fmt)
     return {SOURCES[fmt].backbone_prefix + name: shape for name, shape in shapes.items()}
 
 
-def _neutral(name: str, shape: tuple[int, ...]) -> np.ndarray:
+def _make_neutral(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return np.full(shape, float(name.endswith("running_var")), np.float32)
 
 
@@ -149,7 +149,7 @@ def _convert_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape
 
 
-def _names_outside_network(tensors: Mapping[str, np.ndarray], network: Network) -> set[str]:
+def _find_names_outside_network(tensors: Mapping[str, np.ndarray], network: Network) -> set[str]:
     """Return the names of the tensors that belong to other modules than the network.
 
     These are the heads, if only the backbone is used. Otherwise they are the library's unused modules, and modules without
@@ -159,7 +159,7 @@ def _names_outside_network(tensors: Mapping[str, np.ndarray], network: Network) 
         firsts = BACKBONES[network.config.model.backbone].first_tensors
         prefix = next((prefix for prefix in names.backbone_prefixes() for first in firsts if prefix + first in tensors), "")
         # A segmentation network can have a head that is named like an ImageNet classifier.
-        classifier = _names_in_classifier(tensors, network) if prefix in ("", "features.") else set()
+        classifier = _find_names_in_classifier(tensors, network) if prefix in ("", "features.") else set()
         return {name for name in tensors if not name.startswith(prefix)} - classifier
     source = SOURCES[network.fmt]
     own = {name.partition(".")[0] for name in source.head_names(network.config.model).values()}
@@ -169,11 +169,11 @@ def _names_outside_network(tensors: Mapping[str, np.ndarray], network: Network) 
         others.setdefault(name.partition(".")[0], []).append(name)
     foreign = [each for top, each in others.items() if top not in own and all(tensors[name].ndim < 2 for name in each)]
     unused = [each for top, each in others.items() if top in source.unused]
-    named = _unused_shapes(network.config.model, network.fmt).keys() & tensors.keys()
+    named = _list_unused_shapes(network.config.model, network.fmt).keys() & tensors.keys()
     return named | {name for module in foreign + unused for name in module}
 
 
-def _names_in_classifier(tensors: Collection[str], network: Network) -> set[str]:
+def _find_names_in_classifier(tensors: Collection[str], network: Network) -> set[str]:
     """Return the names of the tensors that belong to the ImageNet classifier."""
     layers = BACKBONES[network.config.model.backbone].classifier
     return {name for name in tensors if name.rpartition(".")[0] in layers}
@@ -195,7 +195,7 @@ def _require_same_shapes(
             f"{name} {actual[name]} instead of {expected[name]}" for name in common if actual[name] != expected[name]
         ],
     }
-    details = "; ".join(f"{len(items)} {kind}: {_join(items)}" for kind, items in faults.items() if items)
+    details = "; ".join(f"{len(items)} {kind}: {summarize(sorted(items))}" for kind, items in faults.items() if items)
     if not details:
         return
     labels = network.config.labels
@@ -207,8 +207,3 @@ def _require_same_shapes(
         )
     expected_network = f"the {network.fmt} network with the backbone {network.config.model.backbone}"
     raise CheckpointError(f"`{source}` does not match {expected_network} ({details}). {advice}")
-
-
-def _join(items: Collection[str]) -> str:
-    more = f" and {len(items) - MAX_NAMES} more" if len(items) > MAX_NAMES else ""
-    return ", ".join(sorted(items)[:MAX_NAMES]) + more

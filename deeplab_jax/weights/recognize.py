@@ -133,13 +133,13 @@ def _recognize_backbone(shapes: Shapes, source: str) -> dict[str, Any]:
     names = ", ".join(sorted(own)[:3])
     try:
         classes = SOURCES[source].read_head(shapes).get("num_classes")
-        known = f"is a DeepLabV3 for {classes} classes, but" if classes else ""
+        head = f"is a DeepLabV3 for {classes} classes, but" if classes else ""
     except OtherHeadError as error:
-        known = f"{error}, and"
+        head = f"{error}, and"
     except CheckpointError:
-        known = ""
-    if known:
-        network = f"{known} its backbone{f', {kind},' if kind else ''} is not supported"
+        head = ""
+    if head:
+        network = f"{head} its backbone{f', {kind},' if kind else ''} is not supported"
     else:
         network = f"is not a DeepLabV3 network or a supported backbone{f', but contains {kind}' if kind else ''}"
     raise CheckpointError(f"{network} (its tensors include {names}). Use weights for {', '.join(BACKBONES)}.")

@@ -52,7 +52,7 @@ def read(path: str, source: str = "", *, ema: bool = False, entry: str = "") -> 
         state = _read(weights, source, ema=ema, entry=entry)
         if weights == path:
             return state
-        config, preprocessing = (folders.read_settings(path, name) for name in (folders.CONFIG, folders.PREPROCESSING))
+        config, preprocessing = (folders.read_settings_file(path, name) for name in (folders.CONFIG, folders.PREPROCESSING))
         return dataclasses.replace(state, config=config, preprocessing=preprocessing)
     except CheckpointError as error:
         raise CheckpointError(f"`{source}` {error}") from None
@@ -126,9 +126,9 @@ def _read(path: str, source: str, *, ema: bool, entry: str) -> StateDict:
 
 
 def _open(path: str) -> tuple[Any, dict[str, Any], TorchFile | None]:
-    """Return a file's content, its metadata, and for a PyTorch file, what reads the values of its tensors."""
-    with open(path, "rb") as opened:
-        start = opened.read(512)
+    """Return a file's content and its metadata, and a PyTorch file as a `TorchFile`, with which its tensors can be read."""
+    with open(path, "rb") as stream:
+        start = stream.read(512)
     if is_safetensors(start):
         return *_read_safetensors(path), None
     file = _open_torch_file(path, start)

@@ -20,8 +20,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from deeplab_jax.checkpoints.folders import Rank
 from deeplab_jax.runtime.hosts import barrier
-from test_damage import ABSTRACT, CONFIG, DIGESTS, Checkpoints, state_digest, to_trees
-from test_damage import find_array_file, flip_bit, make_state, restore
+from saved_runs import ABSTRACT, CONFIG, DIGESTS, Checkpoints, state_digest, to_trees
+from saved_runs import find_array_file, flip_bit, make_state, restore
 
 replicated = NamedSharding(Mesh(np.array(jax.devices()), "data"), PartitionSpec())
 abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), ABSTRACT)

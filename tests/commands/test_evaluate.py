@@ -34,7 +34,7 @@ def test_a_recipe_with_another_output_stride_gives_the_score_of_training(finishe
     trained = load_recipe(f"{CONFIGS / 'stored.py'}:{finished_run}", []).model.output_stride
     config = load_tiny_recipe(street_scenes, f"model.output_stride={8 if trained != 8 else 16}", "eval.flip=False")
     output = evaluate(config, finished_run, tmp_path)
-    assert f"is {trained} in the checkpoint, which is used. Set `eval.output_stride` for another one." in output
+    assert f"is {trained} in the checkpoint, whose value is used. Set `eval.output_stride` for another one." in output
     assert "eval.flip" not in output
     assert json.loads((tmp_path / "scores.json").read_text())["miou"] == read_log_rows(finished_run, "eval")[-1]["miou"]
     config = load_tiny_recipe(street_scenes, "eval.flip=True", f"eval.output_stride={8 if trained != 8 else 16}")
@@ -91,7 +91,7 @@ def test_the_segmenter_uses_nchw_and_agrees_with_the_evaluation(finished_run, st
     np.testing.assert_array_equal(logits.argmax(1), labels)
     assert segmenter.label_set.names[13] == "car"
     assert segmenter.predict(np.zeros((2, 3, 1, 7), np.uint8)).shape == (2, 1, 7)
-    with pytest.raises(dl.DataError, match=r"`images` \(=float32 \[1, 3, 4, 4\]\) is not usable"):
+    with pytest.raises(dl.DataError, match=r"`images` \(=float32 \[1, 3, 4, 4\]\) cannot be used"):
         segmenter.predict(np.zeros((1, 3, 4, 4), np.float32))
 
 

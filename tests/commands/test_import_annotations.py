@@ -47,7 +47,7 @@ def test_pixels_without_a_shape_can_be_ignored(export, tmp_path, monkeypatch, ca
     arguments = ("data", "import", export, "--from", "labelme", "--out", tmp_path / "out", "--unlabelled", "ignored")
     code, output = run_cli(monkeypatch, capsys, *arguments)
     assert code == 2
-    assert "error: The annotations have 1 classes, and training needs 2 or more." in output
+    assert "error: The annotations have only the class 'car', and training needs 2 or more. Use `--unlabelled" in output
     assert not (tmp_path / "out").exists()
     path = export / "val/b.json"
     path.write_text(path.read_text().replace("car", "sky"))
@@ -107,7 +107,7 @@ def test_an_output_inside_of_root_is_refused_however_it_is_written(export, tmp_p
         ("nowhere", "labelme", "out", "`ROOT` (="),
         ("a.zip", "labelme", "out", "is a file. Unpack it"),
         ("export", "paint", "out", "`--from` (='paint') is not supported. Use one of labelme, coco, yolo, cvat"),
-        ("export", "coco", "out", "has annotations of coco. Give the folder of the export."),
+        ("export", "coco", "out", "has coco annotations. Give the folder of the export."),
         ("export", "labelme", "export/out", "is inside ROOT"),
         ("export", "labelme", "full", "already exists and is not an empty folder"),
     ],

@@ -132,7 +132,7 @@ def test_a_second_round_replaces_the_split_that_the_network_was_trained_on(segme
     assert code == 0
     assert "--config.data.train_split=train+pseudo '--config.data.mix=(1,1)'" in output
     code, output = predict(network=second, out="more")
-    assert "is in the split 'pseudo' already" in output
+    assert "is already in the split 'pseudo'" in output
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_validation_images_are_refused_whatever_the_run_evaluates(segmenter, roo
     network = api.Segmenter(dataclasses.replace(segmenter.config, eval=protocol), segmenter.variables)
     code, output = predict(network=network, folder="leftImg8bit/val")
     assert code == 2
-    assert "is in the split 'val' already, as leftImg8bit/val/" in output
+    assert "is already in the split 'val', as leftImg8bit/val/" in output
     assert not (root / "list" / "pseudo.lst").exists()
 
 
@@ -177,7 +177,7 @@ def test_links_to_validation_images_are_refused_but_not_those_to_other_images(ro
     (root / "linked" / "a.png").symlink_to(validation)
     for folder in ("extra", "linked"):
         code, output = predict(folder=folder)
-        assert (code, "is in the split 'val' already" in output) == (2, True), output
+        assert (code, "is already in the split 'val'" in output) == (2, True), output
     other.parent.mkdir()
     other.symlink_to(outside)
     assert predict(folder="free")[0] == 0

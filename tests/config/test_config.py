@@ -73,7 +73,7 @@ def test_the_recipes_for_custom_data_read_a_label_set_by_name_or_from_a_file(nam
         ((0.5, 1, 2), 16, (1, 2, 4)),  # mmsegmentation's D16-MG124
     ],
 )
-def test_multi_grid_rates(multi_grid, output_stride, rates):
+def test_the_rates_of_the_last_stage_follow_the_output_stride(multi_grid, output_stride, rates):
     assert last_stage_rates(multi_grid, output_stride) == rates
 
 

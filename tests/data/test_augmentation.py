@@ -23,7 +23,7 @@ from deeplab_jax.data.augmentation import (
     render_label,
     rotate,
 )
-from deeplab_jax.data.samples import OpenSample, pixel_reader, window_reader
+from deeplab_jax.data.samples import OpenSample, make_pixel_reader, make_window_reader
 
 MEAN = (123.675, 116.28, 103.53)
 FILL = (124, 116, 104)  # rounded MEAN
@@ -35,7 +35,7 @@ ALL_STEPS = DataConfig(
 
 def open_arrays(image, label):
     image, label = tf.constant(image), tf.constant(label)
-    return OpenSample(tf.shape(label), window_reader(image), pixel_reader(label), tf.zeros(8, tf.uint8))
+    return OpenSample(tf.shape(label), make_window_reader(image), make_pixel_reader(label), tf.zeros(8, tf.uint8))
 
 
 def choose(label, key=KEY, **options):
@@ -92,8 +92,8 @@ def test_the_window_and_its_pixels_match_a_plain_reference(seed, size, crop_size
     assert window == reference_window(size, key, crop_size, scale)
     expected_image, expected_label = reference_render(image, label, window, crop_size)
     window = Window(*map(tf.constant, window))
-    np.testing.assert_array_equal(render_label(pixel_reader(tf.constant(label)), window, crop_size), expected_label)
-    actual = render_image(window_reader(tf.constant(image)), window, crop_size, FILL).numpy()
+    np.testing.assert_array_equal(render_label(make_pixel_reader(tf.constant(label)), window, crop_size), expected_label)
+    actual = render_image(make_window_reader(tf.constant(image)), window, crop_size, FILL).numpy()
     # Rounding to integers changes a value by up to 0.5. The extra 0.001 allows for float32 rounding errors.
     assert np.abs(actual - expected_image).max() <= 0.501
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from deeplab_jax.data.decode import decode_mask
-from deeplab_jax.data.masks import advise_on_unknown, describe_mask
+from deeplab_jax.data.masks import advise_on_unknown, describe_mask, find_distinct
 
 
 def draw_disc(low, high, width=1.0, size=64):
@@ -59,6 +59,12 @@ def test_a_mask_is_described_by_the_same_counts_as_numpy_unique():
     counts = dict(zip(*(a.tolist() for a in np.unique(values, return_counts=True)), strict=True))
     assert describe_mask(values).values == counts
     assert describe_mask(np.array([[5]], np.uint8)).values == {5: 1}
+
+
+@pytest.mark.parametrize("values", [[[3]], [[3, 3], [3, 3]], [[5, 5, 0], [0, 7, 5]], [[2**24 - 1, 0]]])
+def test_distinct_values_are_found(values):
+    array = np.array(values, np.int32)
+    assert find_distinct(array) == tuple(np.unique(array).tolist())
 
 
 def test_ramps_are_short_runs_between_their_neighbours():

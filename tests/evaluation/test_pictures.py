@@ -28,7 +28,7 @@ def test_arrays_and_lists_of_images_of_one_size_are_accepted(images):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        ([IMAGES[0], IMAGES[1][:, :4]], r"\(=2 images of different shapes\) is not usable\. Call once for each size\."),
+        ([IMAGES[0], IMAGES[1][:, :4]], r"\(=2 images of different shapes\) cannot be used\. Call once for each size\."),
         ([Image.fromarray(HWC[0]), Image.fromarray(HWC[1][:4])], r"\(=.*\) is not "),
         ([Image.fromarray(image) for image in HWC], r"Its channels are last, so use images\.transpose\(0, 3, 1, 2\)\."),
         (

@@ -19,7 +19,7 @@ from deeplab_jax.labels import (
 )
 
 
-def test_the_number_of_classes():
+def test_label_sets_have_the_published_number_of_classes():
     assert {name: labels.num_classes for name, labels in LABEL_SETS.items()} == {
         "cityscapes": 19,
         "camvid": 11,
@@ -119,7 +119,7 @@ IDS = [
 
 
 @pytest.mark.parametrize(("labels", "expected"), IDS, ids=lambda value: getattr(value, "name", ""))
-def test_ids(labels, expected):
+def test_ids_have_the_classes_of_their_data_set(labels, expected):
     assert {value: class_of_id(labels, value) for value in expected} == expected
 
 
@@ -165,7 +165,7 @@ COLORS = [
 
 
 @pytest.mark.parametrize(("labels", "expected"), COLORS, ids=lambda value: getattr(value, "name", ""))
-def test_colors(labels, expected):
+def test_colors_have_the_classes_of_their_data_set(labels, expected):
     assert {color: class_of_color(labels, color) for color in expected} == expected
 
 

@@ -72,7 +72,7 @@ A, B = {"name": "a", "id": 1, "color": [1, 1, 1]}, {"name": "b", "id": 2, "color
         ({"classes": [A, B | {"id": "2"}]}, r"`classes\[1\].id` .='2'"),
         ({"classes": [A, B | {"id": True}]}, r"`classes\[1\].id`"),
         ({"classes": [A, {"name": "b", "color": [2, 2, 2]}]}, r"`classes\[1\]` has no id"),
-        ({"classes": [A]}, "1 classes"),
+        ({"classes": [A]}, r"labels\.names` \(of length 1\) cannot be used"),
         ({"classes": [A, A]}, "more than once"),
         ({"ignored_ids": 255}, "`ignored_ids` .=255"),
         ({"ignored_ids": [1]}, "only once"),

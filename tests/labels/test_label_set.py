@@ -64,7 +64,7 @@ def test_a_class_can_have_several_ids_and_colors():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"names": ("a",), "colors": ((1, 2, 3),)}, "1 classes"),
+        ({"names": ("a",), "colors": ((1, 2, 3),)}, r"labels\.names` \(of length 1\) cannot be used"),
         ({"names": ("a", "a")}, "more than once"),
         ({"colors": ((1, 2, 3),)}, "1 colours for 2 classes"),
         ({"colors": ((1, 2, 3), (1, 2, 300))}, "300"),

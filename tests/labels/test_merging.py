@@ -52,10 +52,10 @@ def test_train_ids_in_label_files_are_merged_as_ids():
         ({"farm": ()}, (), r"`groups\['farm'\]`"),
         ({"farm": "hen"}, (), r"`groups\['farm'\]` .='hen'"),
         ({"dog": ("hen", "cow")}, (), "'dog'"),
-        ({"farm": ("hen", "cow")}, ("cat", "dog"), "1 classes"),
+        ({"farm": ("hen", "cow")}, ("cat", "dog"), r"labels\.names` \(of length 1\) cannot be used"),
     ],
 )
-def test_mistakes_are_refused(groups, ignored, message):
+def test_groups_that_cannot_be_merged_are_refused(groups, ignored, message):
     with pytest.raises(ConfigError, match=message) as error:
         merge(PETS, groups, ignored)
     assert "\n" not in str(error.value)

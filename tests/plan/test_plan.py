@@ -224,7 +224,7 @@ def test_one_image_at_a_time_is_refused(batch_size, micro_batches):
     assert "\n" not in str(error.value)
 
 
-def test_hosts_exchange_read_and_lose(recipe, monkeypatch, capsys):
+def test_what_hosts_exchange_read_and_can_lose_is_printed(recipe, monkeypatch, capsys):
     words = ("plan", "--config", recipe, "--devices", 4, "--hosts", 2, "--accelerator", "h100", "--no-compile")
     code, output = run_cli(monkeypatch, capsys, *words, "train.save_every=100")
     assert code == 0, output

@@ -3,7 +3,7 @@ import pytest
 from conftest import read_pixels
 from PIL import Image
 
-from deeplab_jax.data.samples import value_table
+from deeplab_jax.data.samples import make_value_table
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.labels import CAMVID, CITYSCAPES, IGNORE, LABEL_SETS, LabelSet
 from deeplab_jax.predict import pseudo_labels
@@ -20,7 +20,7 @@ def test_the_reader_of_training_gets_the_train_ids_back(name, kind):
     train_ids = np.array([*range(labels.num_classes), IGNORE])
     values = value_of_train_id(labels, kind)[train_ids].astype(int)
     stored = values @ (65536, 256, 1) if kind == "color" else values
-    np.testing.assert_array_equal(value_table(kind, labels)[stored], train_ids)
+    np.testing.assert_array_equal(make_value_table(kind, labels)[stored], train_ids)
 
 
 def test_unsure_pixels_are_255_if_the_label_set_ignores_it():

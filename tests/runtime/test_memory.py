@@ -115,7 +115,7 @@ def test_nothing_is_refused_where_the_free_memory_is_unknown(monkeypatch):
     assert memory.require_memory(make_program(1 << 60, 0), [CPU], "An image", "Cut it.") is None
 
 
-def test_free_memory_of_devices():
+def test_the_free_memory_of_a_device_is_its_limit_less_what_is_in_use():
     assert memory.free_bytes(Device(bytes_limit=100, bytes_in_use=30)) == 70
     assert memory.free_bytes(Device()) is None
     assert memory.free_bytes(CPU) is None or memory.free_bytes(CPU) > 0
@@ -135,7 +135,7 @@ def make_group(folder, limit, usage, stat, version):
         (folder / name).write_text(f"{value}\n")
 
 
-def test_limits_of_control_groups(tmp_path):
+def test_the_smallest_limit_of_the_control_groups_applies(tmp_path):
     membership = tmp_path / "cgroup"
     membership.write_text("3:cpu,cpuacct:/\n0::/job/step\n")
     root = tmp_path / "v2"

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deeplab_jax.training.photometric import NEUTRAL, describe_limits, distort
+from deeplab_jax.data.augmentation import NEUTRAL_FACTORS
+from deeplab_jax.training.photometric import describe_limits, distort
 
 factor_rows = st.tuples(
     st.floats(-32, 32), st.floats(0.5, 1.5), st.floats(0.5, 1.5), st.floats(-36, 36), st.sampled_from([0.0, 1.0])
@@ -39,7 +40,7 @@ def test_distortion_matches_a_simple_reference(seed, factors):
 
 def test_neutral_factors_leave_images_bit_identical():
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.float32)
-    np.testing.assert_array_equal(jitted_distort(images, np.array([NEUTRAL] * 2, np.float32)), images)
+    np.testing.assert_array_equal(jitted_distort(images, np.array([NEUTRAL_FACTORS] * 2, np.float32)), images)
 
 
 @pytest.mark.parametrize(

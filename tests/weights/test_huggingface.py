@@ -145,9 +145,9 @@ def test_other_classes_become_a_label_set_with_distinct_colors():
         ({"layer_norm_eps": 1e-5}, {}, "has layer_norm_eps=1e-05 in its config.json"),
         ({"output_stride": 4}, {}, "has output_stride=4 in its config.json, but only 8, 16 or 32 is supported"),
         ({"output_stride": "8"}, {}, "has output_stride='8' in its config.json"),
-        ({"id2label": {"0": "a"}}, {}, "has 1 classes in the id2label of its config.json, but a head for 21"),
+        ({"id2label": {"0": "a"}}, {}, "has a head for 21 classes, but an id2label for 1 in its config.json"),
         ({"id2label": {"a": "b"}}, {}, "has an id2label in its config.json without a name for each class"),
-        ({"id2label": {str(i): "same" for i in range(21)}}, {}, "has an id2label in its config.json that is no label set"),
+        ({"id2label": {str(i): "same" for i in range(21)}}, {}, "has an id2label in its config.json that is not a valid"),
         (
             {},
             {"image_mean": [0.5]},

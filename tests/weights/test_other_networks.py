@@ -158,7 +158,7 @@ def test_a_long_list_of_names_is_cut(state):
         ("encoder.layer1.0.se_module.fc1.weight", "an SE-ResNet"),
         ("layer1.0.conv1.paths.0.conv.weight", "an SK-ResNet"),
         ("body.layer1.0.conv2.conv.weight", "a TResNet"),
-        ("stages.0.0.conv1.gain", "a ResNet without normalization"),
+        ("stages.0.0.conv1.gain", "a ResNet without normalisation"),
         ("backbone.stage2.0.branches.0.0.conv1.weight", "an HRNet"),
         ("blocks.0.0.conv_dw.weight", "timm's MobileNet or EfficientNet"),
         ("backbone.block1.rep.0.conv1.weight", "an Xception without timm's names"),

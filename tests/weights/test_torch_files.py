@@ -76,7 +76,7 @@ def test_tensors_can_be_views_of_a_shared_storage(tmp_path, legacy):
     assert read["empty"].shape == (0, 4)
 
 
-def test_big_endian_storages(tmp_path):
+def test_big_endian_storages_are_read(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.pth", "w") as file:
         file.writestr("a/data.pkl", dump({"a": view("FloatStorage", 2, 0, (2,), (1,))}))
         file.writestr("a/byteorder", "big")

@@ -43,7 +43,7 @@ def _choose_files(root: Path, notes: Notes) -> list[Path]:
     instances = {path.parent for path in files if path.name.startswith("instances_")}
     chosen = [path for path in files if path.parent not in instances or path.name.startswith("instances_")]
     for path in sorted({*files} - {*chosen}):
-        notes.add(NOT_USED, f"{path}, beside instances_*.json")
+        notes.add(NOT_USED, f"{path}, next to instances_*.json")
     return chosen
 
 

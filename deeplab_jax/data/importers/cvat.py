@@ -57,7 +57,7 @@ def read(root: Path, notes: Notes) -> Source:
                 classes.setdefault(name, reading.parse_color(label.findtext("color")))
         subsets = {task.findtext("id"): task.findtext("subset") or "" for task in tree.iterfind("meta//task")}
         for image in tree.iterfind("image"):
-            subset = image.get("subset") or subsets.get(image.get("task_id")) or _only(subsets)
+            subset = image.get("subset") or subsets.get(image.get("task_id")) or _get_only(subsets)
             annotation = _read_image(images, path, image, subset, classes, notes)
             if annotation:
                 annotations.append(annotation)
@@ -69,7 +69,7 @@ def _can_have_area(label: ET.Element) -> bool:
     return label.find("parent") is None and label.findtext("type") not in TYPES_WITHOUT_AREA
 
 
-def _only(subsets: dict[str | None, str]) -> str:
+def _get_only(subsets: dict[str | None, str]) -> str:
     return next(iter(subsets.values())) if len(subsets) == 1 else ""
 
 
@@ -100,7 +100,7 @@ def _read_image(
         notes.add(reading.MISSING, f"{name!r} in {path}")
         return None
     shapes = []
-    for element in sorted(image, key=_z_order):
+    for element in sorted(image, key=_read_z_order):
         if element.tag in IGNORED_TAGS or element.get("outside") == "1":
             continue
         shape = _read_shape(element, f"the {element.tag} {element.get('label')!r} on {name!r} in {path}", classes, notes)
@@ -111,7 +111,7 @@ def _read_image(
     return Annotation(file, split, "/".join([*parts[:-1], file.name]), tuple(shapes), size)
 
 
-def _z_order(element: ET.Element) -> float:
+def _read_z_order(element: ET.Element) -> float:
     try:
         return float(element.get("z_order", 0))
     except ValueError:
@@ -136,7 +136,7 @@ def _read_shape(element: ET.Element, where: str, classes: dict[str, Color | None
 def _make_figure(element: ET.Element) -> Figure | None:
     """Return the figure of an element, or None if its type is unsupported or it is a polygon with fewer than 3 points."""
 
-    def numbers(*names: str) -> list[float]:
+    def read_numbers(*names: str) -> list[float]:
         values = [float(element.attrib[name]) for name in names]
         if not all(map(math.isfinite, values)):
             raise ValueError("a coordinate that is not finite")
@@ -148,14 +148,14 @@ def _make_figure(element: ET.Element) -> Figure | None:
             points = pairs(value for point in element.attrib["points"].split(";") for value in point.split(","))
             return CocoPolygons((points,)) if len(points) > 2 else None
         case "box":
-            left, top, right, bottom = numbers("xtl", "ytl", "xbr", "ybr")
+            left, top, right, bottom = read_numbers("xtl", "ytl", "xbr", "ybr")
             corners = ((left, top), (right, top), (right, bottom), (left, bottom))
             return CocoPolygons((tuple(_rotate(x, y, corners, rotation) for x, y in corners) if rotation else corners,))
         case "ellipse":
-            x, y, rx, ry = numbers("cx", "cy", "rx", "ry")
+            x, y, rx, ry = read_numbers("cx", "cy", "rx", "ry")
             return Ellipse((x, y), (rx, ry), rotation)
         case "mask":
-            left, top, width, height = map(int, numbers("left", "top", "width", "height"))
+            left, top, width, height = map(int, read_numbers("left", "top", "width", "height"))
             counts = tuple(int(count) for count in element.attrib["rle"].split(","))
             return Bitmap(decode_runs(counts, height, width), left, top)
     return None

@@ -240,7 +240,7 @@ class FileRegion:
 
     def draw(self, height: int, width: int) -> np.ndarray:
         """See `Figure.draw`."""
-        values = read_values(self.path)
+        values = read_mask_values(self.path)
         if values.shape != (height, width):
             shapes = f"{values.shape[1]}x{values.shape[0]} pixels for an image of {width}x{height}"
             raise DataError(f"the mask {self.path} has {shapes}")
@@ -263,7 +263,7 @@ class Damaged:
 
 
 @functools.lru_cache(maxsize=1)  # an image's regions follow each other
-def read_values(path: Path) -> np.ndarray:
+def read_mask_values(path: Path) -> np.ndarray:
     """Read a file of grey values or palette indices, or of colours as 65536 b + 256 g + r (COCO panoptic), int [h, w].
 
     Raises:

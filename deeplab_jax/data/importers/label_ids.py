@@ -35,10 +35,9 @@ def choose_labels(name: str, source: Source, *, has_background: bool) -> tuple[L
     has_background = has_background or len(others) < len(source.classes)
     names = ["background"] * has_background + others
     if len(names) < 2:
-        raise DataError(
-            f"The annotations have {len(names)} classes, and training needs 2 or more. Use `--unlabelled background`, "
-            "which makes the pixels without annotation a class."
-        )
+        advice = "Use `--unlabelled background`, which makes the pixels without annotation a class."
+        advice = "Draw shapes of another class." if has_background else advice
+        raise DataError(f"The annotations have only the class {names[0]!r}, and training needs 2 or more. {advice}")
     colors = ([BLACK] if has_background else []) + choose_colors([source.classes[each] for each in others])
     labels = LabelSet(name, tuple(names), tuple(colors), ignored_colors=() if has_background else (BLACK,))
     ids: dict[str | None, int] = {None: IGNORE}

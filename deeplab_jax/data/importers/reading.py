@@ -154,7 +154,7 @@ class Images:
 
 
 def find_split(text: str) -> str:
-    """Return the split that a name contains as a word, like "instances_val2017", or "" if it contains none."""
+    """Return the split that a name contains as a word, as in "instances_val2017", or "" if it contains none."""
     words = (word.lower() for word in re.findall("[A-Za-z]+", text))
     return next((SPLITS[word] for word in words if word in SPLITS), "")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from deeplab_jax.data.decode import IMAGE_SUFFIXES
 from deeplab_jax.data.importers import coco, reading
 from deeplab_jax.data.importers.annotation import Annotation, Notes, Shape, Source
-from deeplab_jax.data.importers.figures import FileRegion, read_values
+from deeplab_jax.data.importers.figures import FileRegion, read_mask_values
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import Color
 
@@ -70,7 +70,7 @@ def _read_image(root: Path, image: Path, names: dict[int, str], notes: Notes) ->
     if not mask.is_file():
         return Annotation(image, split, name, ())
     try:
-        values = read_values(mask)
+        values = read_mask_values(mask)
     except DataError as error:
         notes.add(reading.UNREADABLE, error)
         return None

@@ -64,7 +64,7 @@ class Drawing:
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `out`, and rename it to `out` when the block ends.
+    """Yield a temporary folder next to `out`, and rename it to `out` when the block ends.
 
     After an error the temporary folder is removed. If the process is killed, it stays, and the next call removes it.
 
@@ -104,7 +104,7 @@ def write_samples(source: Source, folder: Path, drawing: Drawing, notes: Notes, 
     written: set[str] = set()
     splits: dict[Path, str] = {}
     for annotation in source.annotations:
-        name = _output_name(annotation)
+        name = _make_output_name(annotation)
         stem = f"{annotation.split}/{PurePosixPath(name).with_suffix('')}"
         if stem in written:
             notes.add(DUPLICATE, f"{annotation.image}: {annotation.split} already has {name}")
@@ -235,7 +235,7 @@ def _is_beyond(shape: Shape, size: tuple[int, int]) -> bool:
     return min(left, top) < -MARGIN or right > size[1] + MARGIN or bottom > size[0] + MARGIN
 
 
-def _output_name(annotation: Annotation) -> str:
+def _make_output_name(annotation: Annotation) -> str:
     """Return the image's path below the split folder. Bytes that are not UTF-8 become %XX, because lists are UTF-8."""
     name = re.sub("[\ud800-\udfff]", lambda match: f"%{ord(match[0]) & 0xFF:02X}", annotation.name)
     path = PurePosixPath(name)

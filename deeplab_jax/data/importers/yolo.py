@@ -1,4 +1,4 @@
-"""YOLO segmentation: data.yaml, and a text file of normalized polygons for each image.
+"""YOLO segmentation: data.yaml, and a text file of normalised polygons for each image.
 
 See https://docs.ultralytics.com/datasets/segment. The pixels are those of pycocotools, because coordinates between 0 and 1
 measure the image's area as COCO's do, and data sets in this format are often converted from COCO.
@@ -71,7 +71,7 @@ def _find_description(root: Path, notes: Notes) -> tuple[Path, dict[str, Any]]:
         if isinstance(content, dict) and content.get("names"):
             descriptions.append((path, content))
     for path, _ in descriptions[1:]:
-        notes.add(OTHER_YAML, f"{path}, beside {descriptions[0][0]}")
+        notes.add(OTHER_YAML, f"{path}, next to {descriptions[0][0]}")
     if not descriptions:
         raise DataError(f"{root} has no YAML file with class `names`. Add the data.yaml with which the export was made.")
     return descriptions[0]
@@ -105,7 +105,7 @@ def _find_place(root: Path, path: Path, base: str, entry: str) -> Path | None:
 def _list_images(root: Path, place: Path, notes: Notes) -> list[tuple[Path, str]]:
     """Return the images of a split, and their names below the split's folder of images."""
     if place.is_dir():
-        # The folder is a split or its images. With the split, the folder of images is no part of the name.
+        # The folder is a split or its images. With the split, the folder of images is not part of the name.
         parent = place / "images" if (place / "images").is_dir() else place
         return [(path, path.relative_to(parent).as_posix()) for path in reading.list_files(parent, reading.IMAGE_SUFFIXES)]
     images = []
@@ -150,7 +150,7 @@ def _read_image(image: Path, split: str, name: str, names: dict[int, str], notes
     except DataError as error:
         notes.add(reading.UNREADABLE, error)
         return Annotation(image, split, name, (), unusable=reading.UNREADABLE)
-    size = _turned_size(image)
+    size = _read_turned_size(image)
     if size is None:
         return Annotation(image, split, name, (), unusable=reading.BAD_IMAGE)
     shapes, unusable = [], ""
@@ -186,7 +186,7 @@ def _read_line(words: list[str], size: tuple[int, int], names: dict[int, str], w
     return Shape(names.get(index), CocoPolygons((tuple((x * width, y * height) for x, y in points),)))
 
 
-def _turned_size(image: Path) -> tuple[int, int] | None:
+def _read_turned_size(image: Path) -> tuple[int, int] | None:
     """Return the (height, width) of an image as its EXIF orientation turns it, or None if it cannot be read."""
     try:
         with Image.open(image) as picture:

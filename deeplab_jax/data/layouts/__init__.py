@@ -20,10 +20,9 @@ from deeplab_jax.data.layouts.custom import CUSTOM
 from deeplab_jax.data.layouts.idd import IDD
 from deeplab_jax.data.layouts.layout import Layout
 from deeplab_jax.data.layouts.mapillary import MAPILLARY, MAPILLARY2
-from deeplab_jax.data.layouts.pairing import summarize
 from deeplab_jax.data.layouts.voc import VOC
 from deeplab_jax.data.split_names import SPLITS
-from deeplab_jax.errors import DataError
+from deeplab_jax.errors import DataError, summarize
 
 # To add a layout, add a file to this folder and an entry to this tuple. If several layouts match, the first one is used: IDD
 # has the folders of Cityscapes, and Mapillary Vistas 2.0 contains the labels of version 1.2.

@@ -21,7 +21,7 @@ def _list_splits(root: epath.Path) -> list[str]:
 
 
 def _list_pairs(root: epath.Path, split: str, kind: str) -> Pairing:
-    images, labels = _image_folder(root), _label_folder(root)
+    images, labels = _image_folder(root), _find_label_folder(root)
     end = ENDS["labelIds" if kind == "auto" else kind]
     names = [name for name in list_folders(images) if (images / name / split).is_dir()]
     return join([pair_by_renaming(root, images / name / split, labels / name / split, "_rgb_anon", end) for name in names])
@@ -32,7 +32,7 @@ def _image_folder(root: epath.Path) -> epath.Path:
     return folder if folder.is_dir() else root / "rgb_anon"
 
 
-def _label_folder(root: epath.Path) -> epath.Path:
+def _find_label_folder(root: epath.Path) -> epath.Path:
     folder = root / "gt_trainval" / "gt"
     return folder if folder.is_dir() else root / "gt"
 

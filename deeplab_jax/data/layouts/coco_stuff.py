@@ -11,11 +11,11 @@ LABELS = ("stuffthingmaps", "stuffthingmaps_trainval2017", "annotations")
 
 def _list_splits(root: epath.Path) -> list[str]:
     images = _image_folder(root)
-    return [split for split, name in FOLDERS.items() if (images / name).is_dir()] if _label_folder(root) else []
+    return [split for split, name in FOLDERS.items() if (images / name).is_dir()] if _find_label_folder(root) else []
 
 
 def _list_pairs(root: epath.Path, split: str, kind: str) -> Pairing:
-    labels = _label_folder(root)
+    labels = _find_label_folder(root)
     assert labels, "the split was found, so its label folder exists"
     # mmsegmentation writes masks of train ids to the same folder.
     end = "_labelTrainIds.png" if kind == "labelTrainIds" else ".png"
@@ -26,7 +26,7 @@ def _image_folder(root: epath.Path) -> epath.Path:
     return root / "images" if any((root / "images" / name).is_dir() for name in FOLDERS.values()) else root
 
 
-def _label_folder(root: epath.Path) -> epath.Path | None:
+def _find_label_folder(root: epath.Path) -> epath.Path | None:
     folders = (root / labels for labels in LABELS)
     return next((folder for folder in folders if any((folder / name).is_dir() for name in FOLDERS.values())), None)
 

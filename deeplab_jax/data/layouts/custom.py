@@ -10,7 +10,7 @@ from deeplab_jax.data.layouts.layout import Layout, Pairing
 from deeplab_jax.data.layouts.pairing import pair_by_name
 from deeplab_jax.data.split_names import SPLITS
 
-# A folder for a part of the data set, such as "val_set" or "Test2017". "valley" is none.
+# A folder for a part of the data set, such as "val_set" or "Test2017", but not "valley".
 PART = re.compile(r"(train|val|test|dev)(ing|id|idation|set)?([^a-z]|$)", re.IGNORECASE)
 
 
@@ -41,7 +41,8 @@ def _find_folder(folders: list[str], split: str) -> str:
     """Return the folder of a split, or "" if there is none."""
     if split in folders:
         return split
-    return next((name for other, usual in SPLITS.items() if usual == split for name in folders if name.lower() == other), "")
+    names = [name for name, usual in SPLITS.items() if usual == split]
+    return next((folder for name in names for folder in folders if folder.lower() == name), "")
 
 
 CUSTOM = Layout("custom", shape="input/SPLIT/ with target/SPLIT/", labels="", splits=_list_splits, pairs=_list_pairs)

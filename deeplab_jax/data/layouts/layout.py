@@ -11,7 +11,7 @@ from etils import epath
 from deeplab_jax.data.folders import suffix_of
 
 Pair = tuple[str, str]
-# Files that nobody takes for images.
+# The suffixes of files that are clearly not images.
 OTHER_SUFFIXES = frozenset(
     (".csv", ".db", ".ini", ".json", ".lst", ".md", ".npz", ".pdf", ".py", ".txt", ".url", ".xml", ".yaml", ".yml", "")
 )
@@ -34,7 +34,7 @@ class Pairing:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Layout:
-    """A way to organize a data set in folders.
+    """A way to organise a data set in folders.
 
     If a layout includes image lists, as Pascal VOC does, the lists define the splits. Otherwise, a split consists of the images
     in its folder, sorted by name. If a label file is missing, its image is still paired with the expected file name, so

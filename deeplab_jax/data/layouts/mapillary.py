@@ -11,21 +11,21 @@ from deeplab_jax.data.layouts.layout import Layout, Pairing
 from deeplab_jax.data.layouts.pairing import pair_by_name
 
 FOLDERS = {"train": "training", "val": "validation", "test": "testing"}
-# Where the label folder of a version is, within the folder of a split.
+# The label folder of each version, relative to the folder of a split.
 VERSION_1 = ("v1.2/labels", "labels")
 VERSION_2 = ("v2.0/labels",)
-# Vistas 2.0 also contains the labels of version 1.2. These splits have names with this end.
-SPLIT_END = "_v1.2"
+# Vistas 2.0 also contains the labels of version 1.2. The names of these splits end with this suffix.
+SPLIT_SUFFIX = "_v1.2"
 
 
 def _list_splits(root: epath.Path, version: tuple[str, ...]) -> list[str]:
-    end = SPLIT_END if version == VERSION_1 and _has_labels(root, VERSION_2) else ""
+    suffix = SPLIT_SUFFIX if version == VERSION_1 and _has_labels(root, VERSION_2) else ""
     names = [split for split, folder in FOLDERS.items() if (root / folder / "images").is_dir()]
-    return [split + end for split in names] if _has_labels(root, version) else []
+    return [split + suffix for split in names] if _has_labels(root, version) else []
 
 
 def _list_pairs(root: epath.Path, split: str, kind: str, version: tuple[str, ...]) -> Pairing:
-    folder = root / FOLDERS[split.removesuffix(SPLIT_END)]
+    folder = root / FOLDERS[split.removesuffix(SPLIT_SUFFIX)]
     labels = next((folder / name for name in version if (folder / name).is_dir()), folder / version[-1])
     return pair_by_name(root, folder / "images", labels)
 

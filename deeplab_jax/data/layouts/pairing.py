@@ -11,7 +11,7 @@ from etils import epath
 from deeplab_jax.data.decode import IMAGE_SUFFIXES, LOSSY_MASKS, LOSSY_SUFFIXES, MASK_SUFFIXES
 from deeplab_jax.data.folders import list_files, list_names, select, suffix_of
 from deeplab_jax.data.layouts.layout import Pairing, note_unread_files
-from deeplab_jax.errors import DataError
+from deeplab_jax.errors import DataError, summarize
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def _normalize(name: str) -> str:
 
 
 def _index_masks(folder: str, names: Iterable[str]) -> dict[str, str]:
-    """Return the names of masks, keyed by the normalized name without the suffix."""
+    """Return the names of masks, keyed by the normalised name without the suffix."""
     masks: dict[str, str] = {}
     for name in names:
         key = _normalize(posixpath.splitext(name)[0])
@@ -113,7 +113,7 @@ def _choose_rule(labels: epath.Path, names: Sequence[str], masks: dict[str, str]
 
 
 def _explain_no_masks(root: epath.Path, labels: epath.Path, files: Sequence[str]) -> str:
-    """Return which folder was searched for masks and what it holds, as the second part of a sentence."""
+    """Return which folder was searched for masks and what it holds, as the end of a sentence."""
     where = labels.relative_to(root)
     if labels.is_dir():
         contents = f"only {summarize(files)}" if files else "nothing"
@@ -127,11 +127,3 @@ def _explain_no_masks(root: epath.Path, labels: epath.Path, files: Sequence[str]
     contents = summarize(name + "/" * (parent / name).is_dir() for name in sorted(list_names(parent)))
     shown = "the data set" if parent == root else str(parent.relative_to(root))
     return f"the folder {where} does not exist, and {shown} holds {contents}. Put the masks into {where}."
-
-
-def summarize(names: Iterable[str], most: int = 5) -> str:
-    """Return the first names and the number of the others, such as "a, b and 7 more"."""
-    listed = list(names)
-    if not listed:
-        return "nothing"
-    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")

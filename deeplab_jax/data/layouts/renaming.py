@@ -11,7 +11,7 @@ from deeplab_jax.data.layouts.layout import Pairing, note_unread_files
 
 
 def pair_by_renaming(root: epath.Path, images: epath.Path, labels: epath.Path, end: str, label_end: str) -> Pairing:
-    """Return (image, label) pairs from two folders. A label's relative path is that of its image with a different end.
+    """Return (image, label) pairs from two folders. A label's relative path is that of its image with a different ending.
 
     An image without a label file is paired with the missing file name. If the label folder does not exist, the split has no
     labels.

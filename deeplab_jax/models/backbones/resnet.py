@@ -65,7 +65,7 @@ class Bottleneck(nn.Module):
     Attributes:
       features: The stage width. The block has four times as many output channels.
       dilation: The block's stride and rates; see `stages.Dilation`.
-      conv, norm: The constructors for convolution and normalization layers.
+      conv, norm: The constructors for convolution and normalisation layers.
       pools_shortcut: Whether to average-pool before the shortcut convolution.
       groups: The number of groups in the 3x3 convolution: 1 for a ResNet, more for a ResNeXt.
       group_width: The channels per group in the first stage at network width 64: 64 for a ResNet, fewer for a ResNeXt.
@@ -193,7 +193,7 @@ def find_other_tensor(shapes: Shapes) -> str:
 
 
 def has_group_norm(shapes: Shapes) -> bool:
-    """Return whether the normalization layers have no running statistics."""
+    """Return whether the normalisation layers have no running statistics."""
     return "layer1.0.bn1.weight" in shapes and "layer1.0.bn1.running_mean" not in shapes
 
 

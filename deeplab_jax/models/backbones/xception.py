@@ -82,7 +82,7 @@ class XceptionBlock(nn.Module):
     Attributes:
       block: The block's settings.
       dilation: The block's stride and rate. The last depthwise convolution has the stride.
-      conv, norm: The constructors for convolution and normalization layers.
+      conv, norm: The constructors for convolution and normalisation layers.
     """
 
     block: Block

@@ -42,7 +42,7 @@ def require_package(name: str, package: str) -> None:
     """Raise ConfigError if the package of the writer `name` is not installed."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:  # a folder called wandb, which W&B itself creates, is not the package
-        raise ConfigError(f"`train.writers` has {name!r}, whose package is missing. Run pip install 'deeplab_jax[{name}]'.")
+        raise ConfigError(f"`train.writers` has {name!r}, whose package is missing. Run `pip install 'deeplab-jax[{name}]'`.")
 
 
 def read_id(run: RunStart, name: str) -> str | None:

@@ -125,7 +125,7 @@ def _read_labels(config: Mapping[str, Any], preprocessing: Mapping[str, Any], cl
         )
     if len(names) != classes:
         raise CheckpointError(
-            f"has {len(names)} classes in the id2label of its config.json, but a head for {classes}. Use the config.json of "
+            f"has a head for {classes} classes, but an id2label for {len(names)} in its config.json. Use the config.json of "
             "these weights."
         )
     if [_simplify(name) for name in names] == [_simplify(name) for name in VOC.names]:
@@ -136,7 +136,7 @@ def _read_labels(config: Mapping[str, Any], preprocessing: Mapping[str, Any], cl
     try:
         return LabelSet("imported", names, distinct_colors(classes), ids, ignored)
     except ConfigError as error:
-        raise CheckpointError(f"has an id2label in its config.json that is no label set: {error}") from None
+        raise CheckpointError(f"has an id2label in its config.json that is not a valid label set: {error}") from None
 
 
 def _simplify(name: str) -> str:

@@ -185,5 +185,15 @@ def test_classes_follow_the_background_and_keep_usable_colors():
 def test_without_a_background_ids_begin_with_the_first_class():
     labels, ids = choose_labels("x", Source({"car": None, "sky": None}, []), has_background=False)
     assert (labels.names, ids) == (("car", "sky"), {"car": 0, "sky": 1, None: 255})
-    with pytest.raises(DataError, match="1 classes"):
-        choose_labels("x", Source({"car": None}, []), has_background=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("car", "have only the class 'car', and training needs 2 or more. Use `--unlabelled background`"),
+        ("_background_", "have only the class 'background', and training needs 2 or more. Draw shapes of another class."),
+    ],
+)
+def test_a_single_class_is_refused_with_advice_that_helps(name, message):
+    with pytest.raises(DataError, match=message):
+        choose_labels("x", Source({name: None}, []), has_background=False)

@@ -185,7 +185,7 @@ def test_a_run_folder_that_is_not_writable_does_not_stop_the_tracker(tmp_path):
             {"writers": ("tensorbord",)},
             "`train.writers` (='tensorbord') is not supported. Use one of tensorboard, wandb",
         ),
-        ({"writers": ("tensorboard", "wandb")}, "pip install 'deeplab_jax[wandb]'"),
+        ({"writers": ("tensorboard", "wandb")}, "Run `pip install 'deeplab-jax[wandb]'`."),
         ({"upload_checkpoints": "best"}, "`train.upload_checkpoints` (='best') needs a writer that takes checkpoints"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A canvas for painting street scenes with exact labels.
+"""Paint street scenes with exact labels.
 
 Every object is a polygon. Its corners are given in metres (x to the right of the camera, y above the ground, z ahead) and
 projected by a pinhole camera. Each polygon is rasterised once, and the same mask is used to paint the image, the labels and
@@ -49,8 +49,8 @@ class Scene:
     objects: tuple[Object, ...]
 
 
-class Canvas:
-    """A camera, together with the image, labels and instances painted so far.
+class Painter:
+    """Paints objects as a camera sees them, and holds the image, labels and instances painted so far.
 
     Args:
       rng: The random generator for all choices in the scene.
