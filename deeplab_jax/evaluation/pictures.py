@@ -99,10 +99,13 @@ def draw_comparison(
 
 
 def name_results(images: Sequence[str]) -> list[str]:
-    """Return a name for each image's results: its path without the suffix, or with it if paths differ only in the suffix."""
+    """Return a name for each image's results: its path without the suffix, or with it if another one has that name."""
     stems = {image: str(PurePosixPath(image).with_suffix("")) for image in images}
     count = Counter(stems.values())
-    return [stems[image] if count[stems[image]] == 1 else image for image in images]
+    names = [stems[image] if count[stems[image]] == 1 else image for image in images]
+    # Beside a.jpg and a.png, which keep their suffixes, a.jpg.tif must keep its own.
+    taken = Counter(names)
+    return [name if taken[name] == 1 else image for name, image in zip(names, images, strict=True)]
 
 
 def write_pictures(

@@ -323,7 +323,7 @@ def _batches(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
 
 
 def _run_video(segmenter: Segmenter, each: Input, options: Options, output: Output, progress: Progress) -> None:
-    overlay = epath.Path(options.out) / "overlay" / (each.name if each.name.endswith(".mp4") else f"{each.name}.mp4")
+    overlay = epath.Path(options.out) / "overlay" / each.video_name
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(video.open_video(each.path))
         task = progress.add_task(each.path.name, total=source.count or None)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from deeplab_jax.errors import DataError
-from deeplab_jax.evaluation.pictures import require_images
+from deeplab_jax.evaluation.pictures import name_results, require_images
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 3, 5, 7), np.uint8)
 HWC = IMAGES.transpose(0, 2, 3, 1)
@@ -60,3 +60,8 @@ def test_other_values_are_refused_on_one_line(images, message):
         require_images(images, 3)
     assert str(caught.value).endswith("Give RGB images as uint8 [n, 3, h, w].")
     assert "\n" not in str(caught.value)
+
+
+def test_results_have_different_names():
+    images = ["a.jpg", "a.png", "a.jpg.tif", "sub/a.jpg", "b.c.png"]
+    assert name_results(images) == ["a.jpg", "a.png", "a.jpg.tif", "sub/a", "b.c"]
