@@ -70,6 +70,7 @@ def predict(
     from deeplab_jax.data.layouts.pairing import summarize
     from deeplab_jax.predict.images import Options
     from deeplab_jax.predict.inputs import find_inputs
+    from deeplab_jax.runtime.console import make_console
     from deeplab_jax.runtime.work_shard import choose_shard
 
     options = Options(out, confidence, opacity, batch_size, max_pixels, choose_shard(shard, os.environ))
@@ -78,7 +79,7 @@ def predict(
         raise ConfigError(f"`INPUT` (={' '.join(inputs)}) contains no image or video. Give files, folders or patterns.")
     step = resolve(checkpoint)
     segmenter = _load(step, protocol)
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = make_console(markup=False)
     console.print(f"Checkpoint: {step}")
     if options.shard.count > 1:
         console.print(options.shard.describe())

@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import os
 
 import jax
 import numpy as np
@@ -188,9 +189,12 @@ def test_the_command_reports_failures_and_exits_with_1(segmenter, tmp_path, monk
     assert "notes.txt" in output
     flipped = read_pixels(tmp_path / "out" / "train_ids" / "a.png")
     (tmp_path / "b [1].png").write_text("not an image")
+    for name in (b"\xff.png", b"\xff.txt"):  # not UTF-8
+        (tmp_path / os.fsdecode(name)).write_text("not an image")
     code, output = run_cli(monkeypatch, capsys, *arguments)
     assert code == 1
     assert f"failed: {tmp_path / 'b [1].png'} cannot be read (it is not an image)" in output
+    assert f"failed: {tmp_path}/\\udcff.png cannot be read" in output
     assert (read_pixels(tmp_path / "out" / "train_ids" / "a.png") != flipped).any()
 
 

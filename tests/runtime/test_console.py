@@ -61,3 +61,11 @@ def test_lines_that_cannot_be_written_are_dropped(code, monkeypatch):
     stream.broken = False
     out.print("three")
     assert stream.getvalue() == "one\nthree\n"
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("utf-8", "\\udcff ö\n"), ("ascii", "\\udcff \\xf6\n")])
+def test_characters_that_the_terminal_lacks_are_escaped(encoding, shown, monkeypatch):
+    buffer = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding=encoding, write_through=True))
+    console.make_console().print("\udcff ö")
+    assert buffer.getvalue().decode(encoding) == shown
