@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
-from PIL import Image
 
 from deeplab_jax.errors import ConfigError, DataError, one_line
 from deeplab_jax.files import advise_on_write_error, write_atomically
@@ -122,11 +121,6 @@ def require_channels(channels: int) -> None:
         raise ConfigError(
             f"Videos are grey or RGB, but this network reads {channels} channels (data.channels). Give images instead."
         )
-
-
-def to_channels(frame: Frame, channels: int) -> UInt8[np.ndarray, "h w channels"]:
-    """Return a frame as RGB if `channels` is 3, or as grey (ITU-R 601 luma, as for images) if it is 1."""
-    return frame if channels == 3 else np.asarray(Image.fromarray(frame).convert("L"))[..., None]
 
 
 def require_av() -> Any:

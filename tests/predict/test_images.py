@@ -177,6 +177,28 @@ def test_a_video_gets_an_overlay_video_and_a_label_map_per_frame(segmenter, tmp_
         np.testing.assert_array_equal(ids, segmenter.predict(original.transpose(2, 0, 1)[None])[0])
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_frames_are_read_as_images_are(segmenter, tmp_path, monkeypatch, channels):
+    seen = []
+
+    def run(_, function, images, canvas):
+        seen.extend(images)
+        return [np.zeros(image.shape[:2], np.uint8) for image in images]
+
+    monkeypatch.setattr(api.Segmenter, "run", run)
+    data = dataclasses.replace(segmenter.config.data, channels=channels, value_range=(0, 127.5))
+    with video.write_video(tmp_path / "drive.mp4", (32, 64), fps=5) as add:
+        add(0, np.full((32, 64, 3), (40, 60, 80), np.uint8))
+    with video.open_video(tmp_path / "drive.mp4") as source:
+        Image.fromarray(next(source.frames)[1]).save(tmp_path / "frame.png")
+    narrow = api.Segmenter(dataclasses.replace(segmenter.config, data=data), {})
+    assert predict(narrow, tmp_path, tmp_path / "out") == []
+    image, frame = seen
+    assert image.shape == (32, 64, channels)
+    np.testing.assert_array_equal(frame, image)
+    assert abs(int(frame[0, 0, 0]) - (80 if channels == 3 else 113)) < 8  # twice the values; H.264 is lossy
+
+
 def test_the_command_reports_failures_and_exits_with_1(segmenter, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(api, "load", lambda checkpoint: segmenter)
     monkeypatch.setattr(paths, "resolve", lambda checkpoint: checkpoint)
