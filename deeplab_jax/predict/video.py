@@ -15,6 +15,7 @@ from deeplab_jax.errors import ConfigError, DataError, one_line
 from deeplab_jax.files import advise_on_write_error, write_atomically
 
 Frame = UInt8[np.ndarray, "h w 3"]
+ENCODER = "libx264"
 TIME_BASE = fractions.Fraction(1, 90_000)  # seconds; MPEG's own unit, in which all usual frame rates are exact
 
 
@@ -97,7 +98,7 @@ def write_video(path: pathlib.Path | epath.Path, size: tuple[int, int], fps: flo
     height, width = size
     try:
         with write_atomically(epath.Path(path)) as file, av.open(file, "w", format="mp4") as container:
-            stream: Any = container.add_stream("libx264", rate=fractions.Fraction(fps).limit_denominator(1001))
+            stream: Any = container.add_stream(ENCODER, rate=fractions.Fraction(fps).limit_denominator(1001))
             stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
             stream.codec_context.time_base = TIME_BASE
             last = -1
@@ -127,10 +128,15 @@ def require_av() -> Any:
     """Return the PyAV module.
 
     Raises:
-      ConfigError: PyAV is not installed.
+      ConfigError: PyAV is not installed, or cannot write H.264.
     """
     try:
         import av
     except ImportError:
         raise ConfigError("Videos require the package PyAV. Run `pip install 'deeplab-jax[video]'` to install it.") from None
+    if ENCODER not in av.codecs_available:
+        raise ConfigError(
+            f"Videos require FFmpeg's encoder {ENCODER}, which this PyAV lacks, as some packages of conda do. Run "
+            "`pip install --force-reinstall av`."
+        )
     return av

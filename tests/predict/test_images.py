@@ -149,6 +149,13 @@ def test_a_video_that_cannot_be_written_is_reported(tmp_path):
         pass
 
 
+def test_a_build_of_ffmpeg_without_the_encoder_is_reported_before_any_work(segmenter, tmp_path, monkeypatch):
+    (tmp_path / "drive.mp4").touch()
+    monkeypatch.setattr("av.codecs_available", {"mpeg4"})
+    with pytest.raises(ConfigError, match=r"libx264.* Run `pip install --force-reinstall av`"):
+        predict(segmenter, tmp_path, tmp_path / "out")
+
+
 def test_a_folder_without_images_is_reported(tmp_path, monkeypatch, capsys):
     (tmp_path / "notes.txt").write_text("not an image")
     code, output = run_cli(monkeypatch, capsys, "predict", tmp_path, "--checkpoint", "run", "--out", tmp_path / "out")
