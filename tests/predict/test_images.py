@@ -157,10 +157,10 @@ def test_a_build_of_ffmpeg_without_the_encoder_is_reported_before_any_work(segme
 
 
 def test_a_folder_without_images_is_reported(tmp_path, monkeypatch, capsys):
-    (tmp_path / "notes.txt").write_text("not an image")
+    (tmp_path / "a.heic").write_text("not read")
     code, output = run_cli(monkeypatch, capsys, "predict", tmp_path, "--checkpoint", "run", "--out", tmp_path / "out")
     assert code == 2
-    assert "contains no image or video" in output
+    assert f"contains no image or video, only {tmp_path}/a.heic. Give files with one of the suffixes .avi, .bmp, " in output
 
 
 @pytest.mark.parametrize("size", [(32, 64), (33, 65)])
