@@ -128,7 +128,7 @@ class Segmenter:
 
     def _run_images(self, function: Callable[..., Any], images: UInt8[np.ndarray, "n c h w"]) -> Any:
         batch = list(require_images(images, self.config.model.channels).transpose(0, 2, 3, 1))
-        height, width = size = (images.shape[2], images.shape[3])
+        height, width = size = (batch[0].shape[0], batch[0].shape[1])
         if not self._exact_sizes:
             self._exact_sizes.append(size)
         if size == self._exact_sizes[0]:

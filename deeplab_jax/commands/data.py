@@ -86,13 +86,14 @@ def prepare(
         default is the share of this task of a SLURM array, and otherwise everything. See docs/how-to/clusters.md.
     """
     from deeplab_jax.data.prepare import prepare as write_records
+    from deeplab_jax.runtime.console import make_console
     from deeplab_jax.runtime.work_shard import choose_shard
 
     _require_threads(threads)
     data = _make_data_config(root, label_kind, data_dir)
     data.threads, data.channels, data.value_range = threads, channels, value_range or ()
     validate_fields(Config(data=data))
-    share, console = choose_shard(shard, os.environ), Console(soft_wrap=True, highlight=False, emoji=False)
+    share, console = choose_shard(shard, os.environ), make_console()
     if share.count > 1:
         console.print(share.describe())
     write_records(data, out, splits, console, share)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 from typing import TYPE_CHECKING
 
 import jax
@@ -10,6 +11,7 @@ from etils import epath
 from jaxtyping import Float
 from rich.console import Console
 
+from deeplab_jax.buckets import is_url
 from deeplab_jax.checkpoints.store import resolve, restore_model, stored_config
 from deeplab_jax.config import Config, to_dict
 from deeplab_jax.errors import ConfigError
@@ -47,7 +49,7 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
       ConfigError: There is nothing to score or write, or a folder is not writable.
       DataError: The split is unreadable.
     """
-    if output and submission and epath.Path(output).is_relative_to(submission):
+    if output and submission and _is_inside(output, submission):
         raise ConfigError(
             f"`--output` (={output!r}) is inside the --submission folder, where every PNG is submitted. "
             "Choose a folder outside it."
@@ -90,6 +92,11 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
         _report(config, totals, instances, output, console)
     if output:
         say(f"Output: {output}")
+
+
+def _is_inside(path: str, folder: str) -> bool:
+    whole, top = (each if is_url(each) else os.path.realpath(each) for each in (path, folder))
+    return epath.Path(whole).is_relative_to(top)
 
 
 def _make_instance_counters(config: Config, samples: "Samples", console: Console) -> tuple[Instances | None, list[Visitor]]:

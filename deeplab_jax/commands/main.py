@@ -110,6 +110,7 @@ def _explain_usage(message: str, arguments: Sequence[str]) -> str:
     # Below an option, its help text is indented by eight more spaces.
     body = " ".join(line for line in lines if not line.startswith(" " * 9))
     reason = " ".join(re.sub("[─╯]+|-{3,}", "─", body).split()).partition(" For full helptext, ")[0]
+    reason = _explain_value(reason)
     reasons = re.sub(r"(Argument helptext|Perhaps you meant):[^─]*", "", reason).split("─")
     # The command that tyro names is not always the one that was called.
     command = _find_command(arguments)
@@ -118,6 +119,26 @@ def _explain_usage(message: str, arguments: Sequence[str]) -> str:
     return (
         f"{'. '.join(each.strip(' .') for each in reasons if each.strip())}. See {' '.join(['deeplab-jax', *command])} --help."
     )
+
+
+def _explain_value(reason: str) -> str:
+    """Return tyro's reason without Python's types and errors if it is about the value of an option."""
+    option = r"Error parsing (\S+): "
+    reason = re.sub(rf"{option}invalid literal for int\(\) with base 10: ('.*?')", r"`\1` (=\2) is not a whole number", reason)
+    reason = re.sub(rf"{option}could not convert string to float: ('.*?')", r"`\1` (=\2) is not a number", reason)
+
+    def explain(match: re.Match[str]) -> str:
+        name, form, words = match.groups()
+        return f"`{name}` (={words.replace(', ', ' ')}) cannot be read. Give {form.strip('{}')}"
+
+    def list_choices(match: re.Match[str]) -> str:
+        value, name, listed = match.groups()
+        choices = [choice for choice in re.findall(r"'(.*?)'", listed) if choice != "None"]  # in random order
+        return f"`{name}` (={value}) is not supported. Use one of {', '.join(sorted(choices, key=lambda x: (len(x), x)))}"
+
+    reason = re.sub(r"invalid choice ('.*?') for argument '(\S+)'\. Expected one of \((.*?)\)", list_choices, reason)
+    several = rf"{option}no type matching (?:{{None}}\|)?(.*?) could be instantiated from \[(.*?)\]\.[^─]*"
+    return re.sub(several, explain, reason)
 
 
 def _find_command(arguments: Sequence[str]) -> list[str]:

@@ -3,7 +3,6 @@
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 
 def plan(
@@ -47,6 +46,7 @@ def plan(
     from deeplab_jax.commands.flags import load_recipe
     from deeplab_jax.plan.plan import plan as show
     from deeplab_jax.runtime.compilation import enable_compilation_cache
+    from deeplab_jax.runtime.console import make_console
 
     options = {"mesh.spatial": spatial, "data.batch_size": batch_size, "model.width": width}
     if accelerator:
@@ -56,7 +56,7 @@ def plan(
     overrides = [f"{field}={value}" for field, value in options.items() if value is not None]
     show(
         load_recipe(config, (*fields, *overrides)),
-        Console(soft_wrap=True, highlight=False, emoji=False),
+        make_console(),
         devices=devices,
         accelerator=accelerator,
         topology=topology,

@@ -68,16 +68,21 @@ def predict(
     _check_label_flags(as_labels, min_confidence, confidence, opacity)
     from deeplab_jax.checkpoints.paths import resolve
     from deeplab_jax.predict.images import Options
-    from deeplab_jax.predict.inputs import find_inputs
+    from deeplab_jax.predict.inputs import IMAGES, VIDEOS, find_inputs
+    from deeplab_jax.runtime.console import make_console
     from deeplab_jax.runtime.work_shard import choose_shard
 
     options = Options(out, confidence, opacity, batch_size, max_pixels, choose_shard(shard, os.environ))
     files, others = find_inputs(inputs, out)
     if not files:
-        raise ConfigError(f"`INPUT` (={' '.join(inputs)}) contains no image or video. Give files, folders or patterns.")
+        rest = f", only {summarize(map(str, others), 3)}" if others else ""
+        raise ConfigError(
+            f"`INPUT` (={' '.join(inputs)}) contains no image or video{rest}. Give files with one of the suffixes "
+            f"{', '.join(sorted(IMAGES | VIDEOS))}."
+        )
     step = resolve(checkpoint)
     segmenter = _load(step, protocol)
-    console = Console(soft_wrap=True, highlight=False, emoji=False, markup=False)
+    console = make_console(markup=False)
     console.print(f"Checkpoint: {step}")
     if options.shard.count > 1:
         console.print(options.shard.describe())
@@ -153,10 +158,10 @@ def _make_protocol(
     scales: tuple[float, ...] | None, flip: bool | None, window: tuple[int, int] | None, output_stride: int | None
 ) -> dict[str, Any]:
     """Return the fields of the run's `eval` config to replace."""
-    if any(scale < 0.01 for scale in scales or ()):
-        raise ConfigError(f"`--scales` (={scales}) cannot be used. Use factors of at least 0.01.")
-    if any(side < 0 for side in window or ()):
-        raise ConfigError(f"`--window` (={window}) is negative. Use a positive height and width, or 0 0 for full images.")
+    if scales is not None and not (scales and all(0.01 <= scale <= 8 for scale in scales)):
+        raise ConfigError(f"`--scales` (={scales}) cannot be used. Give factors from 0.01 to 8.")
+    if window and min(window) < 1 and window != (0, 0):
+        raise ConfigError(f"`--window` (={window}) cannot be used. Give a positive height and width, or 0 0 for full images.")
     overrides: dict[str, Any] = {"scales": scales, "flip": flip, "window": window, "output_stride": output_stride}
     if window:
         overrides["window_stride"] = (0, 0)  # the run's stride was chosen for the run's window

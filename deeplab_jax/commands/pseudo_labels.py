@@ -113,6 +113,11 @@ def _prepare_split(root: Path, split: str, segmenter: Segmenter, inputs: Sequenc
             f"{flag} must be a data set folder and the name of a new split, such as ROOT/pseudo, but {root} has no split "
             f"{missing[0]!r}, which the network was trained on."
         )
+    if among := [each.path for each in inputs if Path(os.path.abspath(each.path)).is_relative_to(root / split)]:
+        raise ConfigError(
+            f"{flag} is a folder with images to predict, such as {among[0]}. The same command would later take the labels for "
+            "images. Choose another name for the split."
+        )
     if "+" in split:
         raise ConfigError(f"{flag} has a plus sign in its name, which joins splits. Choose another name.")
     if split in existing and not pseudo_labels.is_written_list(pseudo_labels.list_path(root, split)):

@@ -3,7 +3,6 @@
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.files import require_file
@@ -33,11 +32,12 @@ def report(
     from deeplab_jax.evaluation.protocol import on_one_device
     from deeplab_jax.pages.report import write_report
     from deeplab_jax.runtime.compilation import enable_compilation_cache
+    from deeplab_jax.runtime.console import make_console
 
     enable_compilation_cache()
     checkpoint = resolve(run)
     config = on_one_device(stored_config(str(checkpoint)), split)
-    console = Console(soft_wrap=True, highlight=False, emoji=False, markup=False)
+    console = make_console(markup=False)
     console.print(f"Checkpoint: {checkpoint}")
     config = locate_data(config, root)
     samples, batches = open_evaluation_set(config)

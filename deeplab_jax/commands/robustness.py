@@ -46,6 +46,8 @@ def robustness(
     for name in corruptions:
         if name not in CORRUPTIONS:
             raise ConfigError(f"`--corruptions` (={name!r}) is not a corruption. Choose from {', '.join(CORRUPTIONS)}.")
+    if not severities:
+        raise ConfigError("`--severities` is empty. Use for example --severities 1 3 5.")
     for severity in severities:
         if severity not in SEVERITIES:
             raise ConfigError(f"`--severities` (={severity}) is not from 1 to 5. Use for example --severities 1 3 5.")

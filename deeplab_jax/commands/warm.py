@@ -3,7 +3,6 @@
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from deeplab_jax.errors import ConfigError
 
@@ -30,11 +29,12 @@ def warm(
     from deeplab_jax.predict.images import WINDOW, Options, batch_size
     from deeplab_jax.runtime.canvases import Canvas, list_standard_canvases
     from deeplab_jax.runtime.compilation import require_compilation_cache
+    from deeplab_jax.runtime.console import make_console
 
     segmenter = load(checkpoint)
     folder = require_compilation_cache()
     function = inference.predict_with_confidence if confidence else inference.predict
-    console = Console(soft_wrap=True, highlight=False, emoji=False, markup=False)
+    console = make_console(markup=False)
     canvases = list_standard_canvases(max_pixels)
     for number, canvas in enumerate(canvases, start=1):
         height, width = canvas.size

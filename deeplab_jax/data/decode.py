@@ -65,16 +65,30 @@ def decode_image(data: bytes, channels: int = 3, value_range: tuple[float, ...] 
         if data.startswith(TIFF_SIGNATURES):
             _require_opaque(bands[..., -1], count, channels)
         bands = bands[..., :-1]
-    pixels = _scale_to_bytes(bands, value_range)
-    if pixels.shape[2] == 1 and channels == 3:
-        return np.repeat(pixels, 3, axis=2)
-    if pixels.shape[2] == 3 and channels == 1:
-        return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))[..., None]
+    pixels = convert_bands(bands, channels, value_range)
     if pixels.shape[2] != channels:
         raise FormatError(
             f"has {count} {'bands' if count > 1 else 'band'}, but `data.channels` is {channels}. "
             "Set data.channels to the number of bands of the images."
         )
+    return pixels
+
+
+def convert_bands(
+    bands: Shaped[np.ndarray, "h w c"], channels: int, value_range: tuple[float, ...] = ()
+) -> UInt8[np.ndarray, "h w c2"]:
+    """Return an image's values scaled to 0-255, and grey or colours converted if there are 3 or 1 `channels`.
+
+    Takes the arguments of `decode_image`.
+
+    Raises:
+      FormatError: The values have no fixed range.
+    """
+    pixels = _scale_to_bytes(bands, value_range)
+    if pixels.shape[2] == 1 and channels == 3:
+        return np.repeat(pixels, 3, axis=2)
+    if pixels.shape[2] == 3 and channels == 1:
+        return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))[..., None]
     return pixels
 
 

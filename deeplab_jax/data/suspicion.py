@@ -188,7 +188,7 @@ def _ask_about_mixed_binaries(survey: Survey, labels: LabelSet | None, kind: str
     """Yield a question if some masks hold 0 and 1 and others 0 and 255, which is ignored, but none of them holds both."""
     if survey.is_color or not {1, IGNORE} <= set(survey.occurrences) <= {0, 1, IGNORE}:
         return
-    if labels is not None and value_table(kind, labels)[IGNORE] != IGNORE:
+    if labels is not None and make_value_table(kind, labels)[IGNORE] != IGNORE:
         return
     ones, ignored = (survey.single.get(value, (0, "")) for value in (1, IGNORE))
     if (ones[0], ignored[0]) == (survey.occurrences[1].files, survey.occurrences[IGNORE].files):

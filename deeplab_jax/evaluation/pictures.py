@@ -45,15 +45,17 @@ def require_images(images: Any, channels: int) -> UInt8[np.ndarray, "n c h w"]:
 def _suggest_conversion(images: Any, array: np.ndarray, channels: int) -> str:
     """Return a sentence for a common mistake, followed by a space, or ""."""
     first = images[0] if isinstance(images, list | tuple) and images else images
+    # Pillow's images and PyTorch's tensors have methods of this name with other arguments.
+    name = "images" if isinstance(images, np.ndarray) else "np.asarray(images)"
     if isinstance(first, str | bytes | os.PathLike):
         return "Read the files first, or use `deeplab-jax predict`. "
-    if array.dtype == object:
+    if array.dtype == object and array.ndim:
         return "All images in a batch must have the same size. "
     if array.ndim == 3 and channels in (array.shape[0], array.shape[2]):
-        return f"Give a single image as images{'' if array.shape[0] == channels else '.transpose(2, 0, 1)'}[None]. "
+        return f"Give a single image as {name}{'' if array.shape[0] == channels else '.transpose(2, 0, 1)'}[None]. "
     if array.ndim == 4 and array.shape[1] != channels and array.shape[3] == channels:
-        return "Its channels are last, so use images.transpose(0, 3, 1, 2). "
-    if array.dtype.kind == "f":
+        return f"Its channels are last, so use {name}.transpose(0, 3, 1, 2). "
+    if array.dtype.kind == "f" and array.size:
         return "Do not normalise or scale the values: they must be whole numbers from 0 to 255. "
     return ""
 
@@ -97,10 +99,13 @@ def draw_comparison(
 
 
 def name_results(images: Sequence[str]) -> list[str]:
-    """Return a name for each image's results: its path without the suffix, or with it if paths differ only in the suffix."""
+    """Return a name for each image's results: its path without the suffix, or with it if another one has that name."""
     stems = {image: str(PurePosixPath(image).with_suffix("")) for image in images}
     count = Counter(stems.values())
-    return [stems[image] if count[stems[image]] == 1 else image for image in images]
+    names = [stems[image] if count[stems[image]] == 1 else image for image in images]
+    # Beside a.jpg and a.png, which keep their suffixes, a.jpg.tif must keep its own.
+    taken = Counter(names)
+    return [name if taken[name] == 1 else image for name, image in zip(names, images, strict=True)]
 
 
 def write_pictures(

@@ -121,6 +121,7 @@ def _metadata(config: Config, step: str, output: str) -> dict[str, Any]:
         "colors": [list(color) for color in labels.colors],
         "mean": list(config.model.mean),
         "std": list(config.model.std),
+        "value_range": list(config.data.value_range),
         "input": f"uint8 [n, {config.model.channels}, h, w]{', RGB' * (config.model.channels == 3)}; normalised inside",
         "output": output,
         "output_stride": evaluation_model(config).config.output_stride,

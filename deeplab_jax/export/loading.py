@@ -39,8 +39,8 @@ class Exported:
     """An exported network.
 
     Attributes:
-      metadata: The file's metadata, including "names" and "colors" by train id, "mean", "std", "output" ("labels" or "logits")
-        and "versions".
+      metadata: The file's metadata, including "names" and "colors" by train id, "mean", "std", "value_range" (the stored
+        values that training scaled to 0 and 255, if any), "output" ("labels" or "logits") and "versions".
       parts: The file's serialized programs.
       weights: The arrays that every program takes first. Empty for a file whose program contains them.
       shape: The [n, c, h, w] of the images that the file takes. A symbol stands for any number.

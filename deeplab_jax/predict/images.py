@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from deeplab_jax.api import Segmenter
+from deeplab_jax.data.decode import convert_bands
 from deeplab_jax.errors import ConfigError, DataError, OutOfMemoryError
 from deeplab_jax.evaluation import inference, pictures
 from deeplab_jax.evaluation.windows import slide_in_strips
@@ -323,7 +324,7 @@ def _batches(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
 
 
 def _run_video(segmenter: Segmenter, each: Input, options: Options, output: Output, progress: Progress) -> None:
-    overlay = epath.Path(options.out) / "overlay" / (each.name if each.name.endswith(".mp4") else f"{each.name}.mp4")
+    data, overlay = segmenter.config.data, epath.Path(options.out) / "overlay" / each.video_name
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(video.open_video(each.path))
         task = progress.add_task(each.path.name, total=source.count or None)
@@ -337,7 +338,7 @@ def _run_video(segmenter: Segmenter, each: Input, options: Options, output: Outp
         add = stack.enter_context(video.write_video(overlay, size, source.fps))
         writers = stack.enter_context(ThreadPoolExecutor(2))
         for number, batch in enumerate(_batches(itertools.chain([first], source.frames), at_a_time)):
-            pixels = [video.to_channels(frame, segmenter.config.data.channels) for _, frame in batch]
+            pixels = [convert_bands(frame, data.channels, data.value_range) for _, frame in batch]
             named = [(Input(each.path, f"{each.name}/{number * at_a_time + i:06d}"), x) for i, x in enumerate(pixels)]
             written = []
             predicted = _predict(segmenter, named, (canvas, at_a_time), options, output)

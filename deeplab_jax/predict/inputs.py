@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import UnidentifiedImageError
 
+from deeplab_jax.buckets import SCHEMES
 from deeplab_jax.data import decode
 from deeplab_jax.data.folders import is_visible, list_files
 from deeplab_jax.errors import ConfigError, DataError, one_line
@@ -38,6 +39,11 @@ class Input:
     path: pathlib.Path
     name: str
 
+    @property
+    def video_name(self) -> str:
+        """Return the name of the overlay of a video, which is always an .mp4 file."""
+        return self.name if self.name.endswith(".mp4") else f"{self.name}.mp4"
+
 
 def is_video(path: pathlib.Path) -> bool:
     """Return whether the file has a video suffix."""
@@ -51,19 +57,17 @@ def find_inputs(arguments: Sequence[str], out: str = "") -> tuple[tuple[Input, .
       arguments: Files, folders and `glob` patterns. A file that is named directly can have any suffix. A folder stands for the
         files below it. Hidden files and the folders of other programs are left out, as in training (see `folders.list_files`).
         In a pattern, ** matches any number of folders.
-      out: The results folder. Files in its RESULTS folders are skipped unless they are named directly.
+      out: The results folder. Files in its RESULTS folders, and links to them, are skipped, because new results can replace
+        them.
 
     Raises:
-      ConfigError: An argument does not match any file.
+      ConfigError: An argument does not match any file but skipped ones, or two inputs would have the same results.
     """
     paths: dict[str, tuple[pathlib.Path, str]] = {}  # absolute path -> (path as given, result name)
     others = []
-    skipped = [os.path.abspath(os.path.join(out, folder)) for folder in RESULTS if out]
     for argument in arguments:
-        for path, base in _find_files(argument):
+        for path, base in _leave_out_results(_find_files(argument), argument, out):
             where = os.path.abspath(path)
-            if base and any(map(pathlib.Path(where).is_relative_to, skipped)):
-                continue
             if base is None or path.suffix.lower() in IMAGES | VIDEOS:
                 short = path.relative_to(base) if base else pathlib.Path(path.name)
                 paths.setdefault(where, (path, str(short if is_video(path) else short.with_suffix(""))))
@@ -81,15 +85,49 @@ def find_inputs(arguments: Sequence[str], out: str = "") -> tuple[tuple[Input, .
         Input(paths[where][0], name if count[name] == 1 else str(pathlib.Path(where).relative_to(pathlib.Path(where).anchor)))
         for where, name in names.items()
     )
+    _require_separate(inputs)
     return inputs, tuple(others)
+
+
+def _leave_out_results(
+    files: Sequence[tuple[pathlib.Path, pathlib.Path | None]], argument: str, out: str
+) -> list[tuple[pathlib.Path, pathlib.Path | None]]:
+    """Return the (file, base) pairs of an argument without those in the results folders of `out`.
+
+    Raises:
+      ConfigError: All files are in these folders.
+    """
+    folders = [os.path.join(out, folder) for folder in RESULTS if out]
+    results = [os.path.realpath(folder) for folder in folders if os.path.isdir(folder)]
+    rest = [(path, base) for path, base in files if not any(map(pathlib.Path(os.path.realpath(path)).is_relative_to, results))]
+    if not rest:
+        raise ConfigError(
+            f"`{argument}` has only files in the folders {', '.join(RESULTS)} of `--out` (={out!r}), which results could "
+            "replace. Choose another --out."
+        )
+    return rest
+
+
+def _require_separate(inputs: Sequence[Input]) -> None:
+    """Check that no file in the results of a video is also a result of another input."""
+    videos = {each.name: each for each in inputs if is_video(each.path)}
+    overlays: dict[str, Input] = {}
+    for each in inputs:
+        # The frames of a video are in a folder with the name of the video.
+        others = [videos[name] for name in map(str, pathlib.PurePath(each.name).parents) if name in videos]
+        if each.name in videos and (other := overlays.setdefault(each.video_name, each)) != each:
+            others.append(other)
+        if others:
+            raise ConfigError(f"{others[0].path} and {each.path} would have results with the same names. Rename one of them.")
 
 
 def _find_files(argument: str) -> list[tuple[pathlib.Path, pathlib.Path | None]]:
     if "://" in argument or (_CAMERA.fullmatch(argument) and not _is_file_or_folder(argument)):
         what = "a web address" if argument.startswith("http") else "a camera or stream"
+        what = "in a bucket" if argument.startswith(tuple(f"{scheme}://" for scheme in SCHEMES)) else what
         raise ConfigError(
-            f"`{argument}` is {what}. `predict` only reads files. For cameras and streams, use the loop in "
-            "docs/how-to/use-a-network.md. Download a file from the web first."
+            f"`{argument}` is {what}. `predict` only reads files on this machine. Download files first. For cameras and "
+            "streams, use the loop in docs/how-to/use-a-network.md."
         )
     try:
         paths = list(_list_files(argument)) if argument else []

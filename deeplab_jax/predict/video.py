@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
-from PIL import Image
 
 from deeplab_jax.errors import ConfigError, DataError, one_line
 from deeplab_jax.files import advise_on_write_error, write_atomically
 
 Frame = UInt8[np.ndarray, "h w 3"]
+ENCODER = "libx264"
 TIME_BASE = fractions.Fraction(1, 90_000)  # seconds; MPEG's own unit, in which all usual frame rates are exact
 
 
@@ -98,7 +98,7 @@ def write_video(path: pathlib.Path | epath.Path, size: tuple[int, int], fps: flo
     height, width = size
     try:
         with write_atomically(epath.Path(path)) as file, av.open(file, "w", format="mp4") as container:
-            stream: Any = container.add_stream("libx264", rate=fractions.Fraction(fps).limit_denominator(1001))
+            stream: Any = container.add_stream(ENCODER, rate=fractions.Fraction(fps).limit_denominator(1001))
             stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
             stream.codec_context.time_base = TIME_BASE
             last = -1
@@ -124,19 +124,19 @@ def require_channels(channels: int) -> None:
         )
 
 
-def to_channels(frame: Frame, channels: int) -> UInt8[np.ndarray, "h w channels"]:
-    """Return a frame as RGB if `channels` is 3, or as grey (ITU-R 601 luma, as for images) if it is 1."""
-    return frame if channels == 3 else np.asarray(Image.fromarray(frame).convert("L"))[..., None]
-
-
 def require_av() -> Any:
     """Return the PyAV module.
 
     Raises:
-      ConfigError: PyAV is not installed.
+      ConfigError: PyAV is not installed, or cannot write H.264.
     """
     try:
         import av
     except ImportError:
         raise ConfigError("Videos require the package PyAV. Run `pip install 'deeplab-jax[video]'` to install it.") from None
+    if ENCODER not in av.codecs_available:
+        raise ConfigError(
+            f"Videos require FFmpeg's encoder {ENCODER}, which this PyAV lacks, as some packages of conda do. Run "
+            "`pip install --force-reinstall av`."
+        )
     return av

@@ -9,15 +9,16 @@ from typing import Any, TextIO
 from rich.console import Console
 
 
-def make_console(quiet: bool = False, soft_wrap: bool = True) -> Console:
+def make_console(quiet: bool = False, soft_wrap: bool = True, markup: bool = True) -> Console:
     """Return a console on standard output. Lines that cannot be written are dropped.
 
     Args:
       quiet: Whether to print nothing.
       soft_wrap: Whether to leave long lines to the terminal. Tables need False.
+      markup: Whether text in brackets sets a style. Names of files need False.
     """
     stream: Any = _Stream(sys.stdout)  # a stand-in for TextIO
-    return Console(file=stream, soft_wrap=soft_wrap, highlight=False, emoji=False, quiet=quiet)
+    return Console(file=stream, soft_wrap=soft_wrap, highlight=False, emoji=False, quiet=quiet, markup=markup)
 
 
 def discard(stream: TextIO) -> None:
@@ -29,7 +30,7 @@ def discard(stream: TextIO) -> None:
 
 
 class _Stream:
-    """A text stream that drops what cannot be written."""
+    """A text stream that escapes characters that its encoding lacks, and drops what cannot be written."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -40,6 +41,8 @@ class _Stream:
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
+        except UnicodeEncodeError as error:  # such as for a file name that is not UTF-8
+            return self.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
         except (OSError, ValueError) as error:
             self._handle(error)
             return len(text)

@@ -1,5 +1,6 @@
 import io
 import json
+import pathlib
 import shutil
 
 import numpy as np
@@ -102,6 +103,11 @@ def test_user_errors_are_reported_on_one_line(finished_run, street_scenes):
         (CheckpointError, r"11 classes.*19 classes", (eleven, finished_run)),
         (CheckpointError, r"`checkpoint` \(='nowhere'\) does not exist", (config, "nowhere")),
         (ConfigError, r"`--output` \(='a/b'\) is inside the --submission folder", (config, finished_run, "a/b", "a")),
+        (
+            ConfigError,
+            r"`--output` \(='./a'\) is inside the --submission",
+            (config, finished_run, "./a", pathlib.Path("a").absolute()),
+        ),
     ):
         with pytest.raises(error, match=message) as caught:
             evaluate(*arguments)

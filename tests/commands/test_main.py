@@ -143,6 +143,30 @@ def test_weights_are_exported_and_imported_again(tmp_path, monkeypatch, capsys):
         ),
         (["weights", "import", "x.pth", "--out", "o", "--nonsense"], "Unrecognized options: --nonsense. See"),
         (["data", "synthetic", "x", "--size", "64"], "--size"),
+        (
+            ["export", "--checkpoint", "c", "--out", "o", "--format", "onnx", "--size", "3"],
+            "`--size` (='3') cannot be read. Give INT INT. See",
+        ),
+        (["plan", "--config", "c", "--hosts", "a b"], "`--hosts` (='a b') cannot be read. Give INT. See"),
+        (
+            ["predict", "x", "--checkpoint", "c", "--out", "o", "--batch-size", "a"],
+            "`--batch-size` (='a') is not a whole number. See",
+        ),
+        (["predict", "x", "--checkpoint", "c", "--out", "o", "--opacity", "a"], "`--opacity` (='a') is not a number. See"),
+        (
+            ["predict", "x", "--checkpoint", "c", "--out", "o", "--scales"],
+            "`--scales` (=()) cannot be used. Give factors from 0.01 to 8.",
+        ),
+        (["predict", "x", "--checkpoint", "c", "--out", "o", "--scales", "nan"], "`--scales` (=(nan,)) cannot be used. Give"),
+        (
+            ["predict", "x", "--checkpoint", "c", "--out", "o", "--window", "0", "5"],
+            "`--window` (=(0, 5)) cannot be used. Give a",
+        ),
+        (
+            ["predict", "x", "--checkpoint", "c", "--out", "o", "--output-stride", "4"],
+            "`--output-stride` (='4') is not supported. Use one of 8, 16, 32. See",
+        ),
+        (["robustness", "x", "--severities"], "`--severities` is empty. Use for example --severities 1 3 5."),
         (["data", "chek"], "Available subcommands: synthetic, labels, check, prepare, import. See deeplab-jax data --help."),
     ],
 )

@@ -264,3 +264,12 @@ def test_shards_with_another_probability_do_not_join(root, predict):
     output = predict("--shard", "2/2")[1]
     assert "Shard 1 of 2 is not done yet." in output
     assert not (root / "list" / "pseudo.lst").exists()
+
+
+def test_labels_are_not_written_among_the_images(root, predict):
+    (root / "more").mkdir()
+    shutil.copy(next((root / "leftImg8bit" / "test").rglob("*.png")), root / "more" / "a.png")
+    code, output = predict(out="more", folder="more")
+    assert code == 2
+    assert f"`--out` (='{root}/more') is a folder with images to predict, such as {root}/more/a.png" in output
+    assert sorted(path.name for path in (root / "more").iterdir()) == ["a.png"]

@@ -1,5 +1,6 @@
 """Compare exported files with their checkpoint, at image sizes that the export itself does not check."""
 
+import dataclasses
 import functools
 import io
 import json
@@ -180,15 +181,18 @@ def test_a_file_of_the_first_version_is_read(segmenter):
 
 
 @one_network
-def test_a_file_contains_its_metadata(segmenter, checkpoint, tmp_path):
+def test_a_file_contains_its_metadata(segmenter, checkpoint, tmp_path, monkeypatch):
     import onnxruntime
 
+    config = dataclasses.replace(segmenter.config, data=dataclasses.replace(segmenter.config.data, value_range=(0, 4095)))
+    monkeypatch.setattr(run, "stored_config", lambda step: config)
     run.export(checkpoint, str(tmp_path / "a.dl"), "stablehlo", "labels", say=lambda line: None)
     run.export(checkpoint, str(tmp_path / "a.onnx"), "onnx", "labels", say=lambda line: None)
     metadata = dl.load_exported(str(tmp_path / "a.dl")).metadata
     assert metadata["names"] == list(segmenter.config.labels.names)
     assert metadata["colors"][0] == [128, 64, 128]
     assert metadata["checkpoint"] == "7"
+    assert metadata["value_range"] == [0, 4095]
     onnx_metadata = onnxruntime.InferenceSession(tmp_path / "a.onnx").get_modelmeta().custom_metadata_map
     assert json.loads(onnx_metadata["names"]) == metadata["names"]
     assert json.loads(onnx_metadata["mean"]) == metadata["mean"]

@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import os
 
 import jax
 import numpy as np
@@ -148,11 +149,18 @@ def test_a_video_that_cannot_be_written_is_reported(tmp_path):
         pass
 
 
+def test_a_build_of_ffmpeg_without_the_encoder_is_reported_before_any_work(segmenter, tmp_path, monkeypatch):
+    (tmp_path / "drive.mp4").touch()
+    monkeypatch.setattr("av.codecs_available", {"mpeg4"})
+    with pytest.raises(ConfigError, match=r"libx264.* Run `pip install --force-reinstall av`"):
+        predict(segmenter, tmp_path, tmp_path / "out")
+
+
 def test_a_folder_without_images_is_reported(tmp_path, monkeypatch, capsys):
-    (tmp_path / "notes.txt").write_text("not an image")
+    (tmp_path / "a.heic").write_text("not read")
     code, output = run_cli(monkeypatch, capsys, "predict", tmp_path, "--checkpoint", "run", "--out", tmp_path / "out")
     assert code == 2
-    assert "contains no image or video" in output
+    assert f"contains no image or video, only {tmp_path}/a.heic. Give files with one of the suffixes .avi, .bmp, " in output
 
 
 @pytest.mark.parametrize("size", [(32, 64), (33, 65)])
@@ -176,6 +184,28 @@ def test_a_video_gets_an_overlay_video_and_a_label_map_per_frame(segmenter, tmp_
         np.testing.assert_array_equal(ids, segmenter.predict(original.transpose(2, 0, 1)[None])[0])
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_frames_are_read_as_images_are(segmenter, tmp_path, monkeypatch, channels):
+    seen = []
+
+    def run(_, function, images, canvas):
+        seen.extend(images)
+        return [np.zeros(image.shape[:2], np.uint8) for image in images]
+
+    monkeypatch.setattr(api.Segmenter, "run", run)
+    data = dataclasses.replace(segmenter.config.data, channels=channels, value_range=(0, 127.5))
+    with video.write_video(tmp_path / "drive.mp4", (32, 64), fps=5) as add:
+        add(0, np.full((32, 64, 3), (40, 60, 80), np.uint8))
+    with video.open_video(tmp_path / "drive.mp4") as source:
+        Image.fromarray(next(source.frames)[1]).save(tmp_path / "frame.png")
+    narrow = api.Segmenter(dataclasses.replace(segmenter.config, data=data), {})
+    assert predict(narrow, tmp_path, tmp_path / "out") == []
+    image, frame = seen
+    assert image.shape == (32, 64, channels)
+    np.testing.assert_array_equal(frame, image)
+    assert abs(int(frame[0, 0, 0]) - (80 if channels == 3 else 113)) < 8  # twice the values; H.264 is lossy
+
+
 def test_the_command_reports_failures_and_exits_with_1(segmenter, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(api, "load", lambda checkpoint: segmenter)
     monkeypatch.setattr(paths, "resolve", lambda checkpoint: checkpoint)
@@ -188,9 +218,12 @@ def test_the_command_reports_failures_and_exits_with_1(segmenter, tmp_path, monk
     assert "notes.txt" in output
     flipped = read_pixels(tmp_path / "out" / "train_ids" / "a.png")
     (tmp_path / "b [1].png").write_text("not an image")
+    for name in (b"\xff.png", b"\xff.txt"):  # not UTF-8
+        (tmp_path / os.fsdecode(name)).write_text("not an image")
     code, output = run_cli(monkeypatch, capsys, *arguments)
     assert code == 1
     assert f"failed: {tmp_path / 'b [1].png'} cannot be read (it is not an image)" in output
+    assert f"failed: {tmp_path}/\\udcff.png cannot be read" in output
     assert (read_pixels(tmp_path / "out" / "train_ids" / "a.png") != flipped).any()
 
 

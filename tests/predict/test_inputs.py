@@ -1,4 +1,5 @@
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -73,6 +74,31 @@ def test_images_beside_their_results_are_inputs(tmp_path):
     assert [each.path for each in found] == [photo]
 
 
+@pytest.mark.parametrize("argument", ["color/a.png", "color", "color/*.png", "link.png", "../photos/overlay/a.mp4"])
+def test_files_that_results_could_replace_are_refused(tmp_path, monkeypatch, argument):
+    save(tmp_path / "photos" / "color" / "a.png")
+    (tmp_path / "photos" / "overlay").mkdir()
+    (tmp_path / "photos" / "overlay" / "a.mp4").touch()
+    (tmp_path / "photos" / "link.png").symlink_to("color/a.png")
+    (tmp_path / "same").symlink_to("photos")
+    monkeypatch.chdir(tmp_path / "photos")
+    for out in (".", "../same"):
+        with pytest.raises(ConfigError, match=rf"^`{re.escape(argument)}` .* `--out` \(='{out}'\)"):
+            inputs.find_inputs([argument], out)
+    assert len(inputs.find_inputs([argument], "elsewhere")[0]) == 1
+
+
+def test_inputs_whose_results_would_replace_each_other_are_refused(tmp_path):
+    for name in ("a.mov", "a.mov.mp4", "b.mp4", "frames/b.mp4/000000.png", "c/d.mov"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for arguments in (["a.mov", "a.mov.mp4"], ["b.mp4", "frames"]):
+        paths = [str(tmp_path / name) for name in arguments]
+        with pytest.raises(ConfigError, match=rf"{tmp_path}/{arguments[0]} and {tmp_path}/{arguments[1]}.* Rename"):
+            inputs.find_inputs(paths)
+    assert len(find_names(tmp_path / "a.mov.mp4", tmp_path / "c", tmp_path / "frames")) == 3
+
+
 @pytest.mark.parametrize("argument", ["nowhere*.png", "", "~nobody-of-that-name/a.png", "x" * 5000])
 def test_an_argument_without_files_is_reported(argument):
     with pytest.raises(ConfigError, match="does not match any file"):
@@ -125,11 +151,11 @@ def test_files_that_cannot_be_read_are_reported(tmp_path):
         inputs.read_image(save(tmp_path / "c.tif", Image.fromarray(np.ones((2, 2), np.float32))))
 
 
-@pytest.mark.parametrize("word", ["0", "/dev/video0", "rtsp://10.0.0.1/stream", "http://127.0.0.1:9/photo.jpg"])
+@pytest.mark.parametrize("word", ["0", "/dev/video0", "rtsp://10.0.0.1/stream", "http://127.0.0.1:9/photo.jpg", "gs://b/a.jpg"])
 def test_cameras_streams_and_web_addresses_are_refused_with_the_way_to_read_them(word, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        ConfigError, match=rf"^`{word}` is a (camera or stream|web address)\. .* docs/how-to/use-a-network\.md\."
+        ConfigError, match=rf"^`{word}` is (a camera or stream|a web address|in a bucket)\. .* docs/how-to/use-a-network\.md\."
     ):
         inputs.find_inputs([word])
 

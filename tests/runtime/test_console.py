@@ -67,3 +67,11 @@ def test_names_are_printed_as_they_are(capsys):
     name = "runs/:car:/fe80::a:b:c"  # Rich would replace the names of emojis
     console.make_console().print(name, markup=False)
     assert capsys.readouterr().out == f"{name}\n"
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("utf-8", "\\udcff ö\n"), ("ascii", "\\udcff \\xf6\n")])
+def test_characters_that_the_terminal_lacks_are_escaped(encoding, shown, monkeypatch):
+    buffer = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding=encoding, write_through=True))
+    console.make_console().print("\udcff ö")
+    assert buffer.getvalue().decode(encoding) == shown

@@ -1,0 +1,16 @@
+import jax.numpy as jnp
+import numpy as np
+from conftest import random_variables, tiny_config
+
+from deeplab_jax import api
+from deeplab_jax.models import DeepLabV3
+
+
+def test_images_can_be_any_kind_of_array_or_a_list(plain_convolutions):
+    config = tiny_config()
+    segmenter = api.Segmenter(config, random_variables(DeepLabV3(config.model, config.labels.num_classes)))
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 32), np.uint8)
+    expected = segmenter.predict(images)
+    device = jnp.asarray(images)
+    for same in (list(images), tuple(images), list(device), device, images.copy(order="F")):
+        np.testing.assert_array_equal(segmenter.predict(same), expected)
