@@ -109,11 +109,22 @@ def describe_path(given: str | os.PathLike[str], wanted: str = CHECKPOINT) -> st
     if path.name in ALIASES and not path.exists() and find_steps(path.parent):
         return f"{_KINDS['step']}. Give {wanted}."
     if not path.exists():
-        return f"does not exist.{_suggest(path, wanted)}"
+        return _explain_no_access(path) or f"does not exist.{_suggest(path, wanted)}"
     if path.is_dir() and (details := _describe_content(path)):
         return details
     kind = _classify_folder(path) if path.is_dir() else classify_file(path)
     return f"{_KINDS[kind].format(path=name)}. Give {wanted}."
+
+
+def _explain_no_access(path: epath.Path) -> str:
+    """Return the rest of a sentence if a path only seems to be missing, because its folder may not be read, or ""."""
+    try:
+        path.stat()
+    except PermissionError as error:
+        return f"cannot be read ({error.strerror}). Ask its owner for access."
+    except OSError:
+        pass
+    return ""
 
 
 def find_weights(folder: epath.Path) -> epath.Path | None:

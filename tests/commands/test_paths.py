@@ -1,6 +1,7 @@
 """Every command that takes a checkpoint or a weights file, with every kind of path that users give it."""
 
 import errno
+import os
 import pathlib
 import pickle
 import re
@@ -38,6 +39,19 @@ def test_a_run_that_may_not_be_read_is_one_line(tmp_path, monkeypatch):
         resolve(str(tmp_path / "run"))
     with pytest.raises(CheckpointError, match=r"^.*tmp.* cannot be read \(Permission denied: "):
         paths.find_weights(epath.Path(tmp_path))
+
+
+def test_a_step_in_a_folder_that_may_not_be_read_is_not_said_to_be_missing(tmp_path, monkeypatch):
+    stat = os.stat
+
+    def refuse(path, *args, **kwargs):
+        if "private" in str(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    with pytest.raises(CheckpointError, match=r"private/checkpoints/4'\) cannot be read \(Permission denied\)\. Ask its owner"):
+        resolve(str(tmp_path / "private/checkpoints/4"))
 
 
 @pytest.fixture(scope="module")
