@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import UnidentifiedImageError
 
+from deeplab_jax.buckets import SCHEMES
 from deeplab_jax.data import decode
 from deeplab_jax.data.folders import is_visible, list_files
 from deeplab_jax.errors import ConfigError, DataError, one_line
@@ -86,6 +87,10 @@ def find_inputs(arguments: Sequence[str], out: str = "") -> tuple[tuple[Input, .
 
 def _find_files(argument: str) -> list[tuple[pathlib.Path, pathlib.Path | None]]:
     if "://" in argument or (_CAMERA.fullmatch(argument) and not _is_file_or_folder(argument)):
+        if argument.partition("://")[0] in SCHEMES:
+            raise ConfigError(
+                f"`{argument}` is in a bucket. `predict` only reads files on this machine. Copy them to a disk first."
+            )
         what = "a web address" if argument.startswith("http") else "a camera or stream"
         raise ConfigError(
             f"`{argument}` is {what}. `predict` only reads files. For cameras and streams, use the loop in "

@@ -1,4 +1,5 @@
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -132,6 +133,12 @@ def test_cameras_streams_and_web_addresses_are_refused_with_the_way_to_read_them
         ConfigError, match=rf"^`{word}` is a (camera or stream|web address)\. .* docs/how-to/use-a-network\.md\."
     ):
         inputs.find_inputs([word])
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/photos", "s3://bucket/*.jpg"])
+def test_inputs_in_a_bucket_are_no_stream(url):
+    with pytest.raises(ConfigError, match=rf"^`{re.escape(url)}` is in a bucket\. .* Copy them to a disk first\.$"):
+        inputs.find_inputs([url])
 
 
 def test_a_folder_may_have_a_number_as_its_name(tmp_path, monkeypatch):
