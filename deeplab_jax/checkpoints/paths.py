@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from etils import epath
 
+from deeplab_jax.buckets import CHECKPOINT_SCHEMES, require_scheme
 from deeplab_jax.checkpoints.folders import (
     CHECKPOINTS,
     find_best,
@@ -66,6 +67,7 @@ def resolve(checkpoint: str | os.PathLike[str], argument: str = "checkpoint") ->
       argument: The name of the argument, for error messages.
 
     Raises:
+      ConfigError: The path is a URL that cannot hold checkpoints, or one in which a slash is missing.
       CheckpointError: The checkpoint does not exist, or the path is something else. The message says what it is and which
         command takes it.
     """
@@ -74,6 +76,7 @@ def resolve(checkpoint: str | os.PathLike[str], argument: str = "checkpoint") ->
     given = os.fspath(checkpoint)
     if given.startswith(_REMOTE):
         raise CheckpointError(f"`{argument}` (={given!r}) {describe_path(given)}")
+    require_scheme(given, argument, CHECKPOINT_SCHEMES)
     path = make_absolute(given)
     with _report_no_access(f"`{argument}` (={given!r})"):
         if path.name.isdigit() and path.parent.name == CHECKPOINTS and path.is_dir():

@@ -261,5 +261,11 @@ def test_a_folder_or_a_near_miss_as_recipe_is_explained(places):
 
 
 def test_a_scheme_that_cannot_be_read_is_explained():
-    with pytest.raises(CheckpointError, match=r"^`hdfs://bucket/run` cannot hold checkpoints, which orbax stores only"):
+    with pytest.raises(
+        ConfigError, match=r"^`checkpoint` \(='hdfs://bucket/run'\) cannot be used\. .* a URL with gs://, because"
+    ):
         dl.load("hdfs://bucket/run")
+    with pytest.raises(
+        ConfigError, match=r"^`checkpoint` \(='gs:/bucket/run'\) is not a URL\. Did you mean gs://bucket/run\?$"
+    ):
+        dl.load("gs:/bucket/run")
