@@ -21,6 +21,7 @@ from deeplab_jax.data.prepare import prepare
 from deeplab_jax.errors import BucketError, BucketOutageError, CheckpointError, ConfigError
 from deeplab_jax.files import require_folder, write_atomically
 from deeplab_jax.labels import CITYSCAPES
+from deeplab_jax.weights import state_dicts
 
 pytestmark = [
     pytest.mark.usefixtures("gcs"),
@@ -179,6 +180,12 @@ def test_local_names_with_a_colon_are_paths(tmp_path):
 def test_checkpoints_in_s3_are_refused():
     with pytest.raises(CheckpointError, match="`s3://b/run` cannot hold checkpoints"):
         Checkpoints("s3://b/run", CONFIG)
+
+
+def test_weights_files_in_a_bucket_are_said_to_be_there(folder):
+    write_files(folder, "net.pth")
+    with pytest.raises(CheckpointError, match=r"net\.pth` is in a bucket\. .* Copy it to a disk first\.$"):
+        state_dicts.read(str(folder / "net.pth"))
 
 
 @pytest.mark.parametrize("char", "#?")
