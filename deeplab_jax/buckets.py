@@ -25,6 +25,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any
 
 from etils import epath
@@ -103,6 +104,11 @@ class BucketPath(gpath.PosixGPath):
     @property
     def _backend(self) -> backend.Backend:
         return _BACKEND if self._uri_scheme else super()._backend
+
+    @property
+    def parent(self) -> "BucketPath":
+        """The folder that the path is in. Like that of "/", the parent of a bucket is the bucket itself."""
+        return self if self._uri_scheme and not _split(os.fspath(self))[1] else super().parent
 
     def read_bytes(self) -> bytes:
         """Return the file's content in a single request."""
@@ -312,9 +318,9 @@ class _Backend(backend.Backend):
     @_explained
     def rmtree(self, path: str) -> None:
         files = _list_files(path)
-        for is_marker in (True, False):
-            if part := [name for name in files if (posixpath.basename(name) == COMMIT_MARKER) is is_marker]:
-                _file_system(path).rm(part)
+        with ThreadPoolExecutor() as pool:
+            for is_marker in (True, False):
+                list(pool.map(_remove_file, (url for url in files if (posixpath.basename(url) == COMMIT_MARKER) is is_marker)))
 
     @_explained
     def remove(self, path: str) -> None:
@@ -354,6 +360,11 @@ class _Backend(backend.Backend):
 
 
 _BACKEND = _Backend()
+
+
+def _remove_file(url: str) -> None:
+    with contextlib.suppress(FileNotFoundError):  # another process of the run can be faster
+        _file_system(url).rm_file(url)  # `rm` would take a name such as run[1] for a pattern
 
 
 def _as_url(name: str, like: str) -> str:

@@ -81,10 +81,11 @@ def require_local(path: str, argument: str) -> str:
     """Return `path` if it is on this machine.
 
     Raises:
-      ConfigError: `path` is a URL.
+      ConfigError: `path` is a URL, or one in which a slash is missing.
     """
     if is_url(path):
         raise ConfigError(f"`{argument}` (={path!r}) is a URL, but this command only works on this machine. Give a local path.")
+    require_scheme(path, argument)  # a slash can be missing
     return path
 
 

@@ -1,6 +1,7 @@
 """Test URLs against an emulator of Google Cloud Storage."""
 
 import json
+import re
 
 import fsspec
 import jax
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from deeplab_jax import buckets
 from deeplab_jax.buckets import CHECKPOINT_SCHEMES
-from deeplab_jax.checkpoints.store import Checkpoints
+from deeplab_jax.checkpoints.store import Checkpoints, resolve
 from deeplab_jax.config import DataConfig
 from deeplab_jax.data.find import find_split
 from deeplab_jax.data.pipeline import train_batches
@@ -20,6 +21,7 @@ from deeplab_jax.data.prepare import prepare
 from deeplab_jax.errors import BucketError, BucketOutageError, CheckpointError, ConfigError
 from deeplab_jax.files import require_folder, write_atomically
 from deeplab_jax.labels import CITYSCAPES
+from deeplab_jax.weights import state_dicts
 
 pytestmark = [
     pytest.mark.usefixtures("gcs"),
@@ -79,6 +81,25 @@ def test_folders_are_listed_moved_and_removed(folder):
         (folder / "c").mkdir()
     (folder / "c").rmtree()
     assert not folder.exists()
+
+
+def test_removing_a_folder_does_not_take_its_name_for_a_pattern(folder):
+    write_files(folder, "run[1]/a", "run1/a", "run?/a")
+    (folder / "run[1]").rmtree()
+    (folder / "run?").rmtree()
+    assert list_files(folder) == ["run1/a"]
+
+
+def test_a_bucket_is_its_own_parent(gcs):
+    bucket = epath.Path("gs://bucket")
+    assert bucket.parent == bucket
+    assert (bucket / "a").parent == bucket
+    assert (bucket / "a/b").parent == bucket / "a"
+    assert epath.Path("/a").parent.parent == epath.Path("/")
+    with pytest.raises(CheckpointError, match=r"^`checkpoint` \(='gs://bucket/none'\) does not exist"):
+        resolve("gs://bucket/none")
+    with pytest.raises(CheckpointError, match=r"^`checkpoint` \(='gs://bucket'\) is "):
+        resolve("gs://bucket")
 
 
 def test_a_listing_shows_what_other_programs_have_just_written(folder, gcs):
@@ -159,6 +180,21 @@ def test_local_names_with_a_colon_are_paths(tmp_path):
 def test_checkpoints_in_s3_are_refused():
     with pytest.raises(CheckpointError, match="`s3://b/run` cannot hold checkpoints"):
         Checkpoints("s3://b/run", CONFIG)
+
+
+def test_weights_files_in_a_bucket_are_said_to_be_there(folder):
+    write_files(folder, "net.pth")
+    with pytest.raises(CheckpointError, match=r"net\.pth` is in a bucket\. .* Copy it to a disk first\.$"):
+        state_dicts.read(str(folder / "net.pth"))
+
+
+@pytest.mark.parametrize("char", "#?")
+def test_names_that_tensorstore_cuts_off_are_refused(char):
+    # TensorStore would write the arrays of all steps of gs://bucket/run#1 and gs://bucket/run#2 to gs://bucket/run.
+    with pytest.raises(
+        CheckpointError, match=rf"`gs://bucket/run{re.escape(char)}1` cannot hold checkpoints, .* at {re.escape(char)}\."
+    ):
+        Checkpoints(f"gs://bucket/run{char}1", CONFIG)
 
 
 def make_trees(step):

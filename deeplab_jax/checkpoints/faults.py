@@ -1,6 +1,7 @@
 """Turn the many errors of orbax and its storage layers into one line, on all processes of a run."""
 
 import contextlib
+import errno
 import functools
 import re
 from collections.abc import Callable, Iterator
@@ -19,6 +20,10 @@ T = TypeVar("T")
 # The errors that TensorStore raises if a bucket refuses requests, and if it does not answer.
 _REFUSAL = re.compile("^(PERMISSION_DENIED|UNAUTHENTICATED)")
 _OUTAGE = re.compile("^(UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED)")
+_DISK_ERROR = re.compile(r"\[OS error (\d+)")  # how TensorStore reports the errors of a disk
+# The errors of a disk that mean damage. Others, such as a missing permission or a server that does not answer, do not.
+_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)
+_OBSTACLE_ADVICE = "It may be intact. Make it readable, and run the same command again"
 
 
 def check_on_all_processes(check: Callable[[], T]) -> T:
@@ -45,6 +50,8 @@ def check_on_all_processes(check: Callable[[], T]) -> T:
                 raise  # a device error: the step is not damaged and must not be moved aside
             if bucket_error := _as_bucket_error(cause, "The checkpoint cannot be read"):
                 raise bucket_error from error
+            if _is_obstacle(cause):
+                raise CheckpointError(f"A checkpoint cannot be read ({one_line(cause)}). {_OBSTACLE_ADVICE}.") from error
             fault = _describe_cause(error)
     if not is_true_on_all(not fault):
         raise DamagedError(fault or "another process cannot read it")
@@ -52,12 +59,12 @@ def check_on_all_processes(check: Callable[[], T]) -> T:
 
 
 @contextlib.contextmanager
-def report_errors(what: str, advise: Callable[[str], str]) -> Iterator[None]:
+def report_errors(what: str, advise: Callable[[BaseException], str]) -> Iterator[None]:
     """Convert third-party errors in the `with` block into a CheckpointError with the message `what (reason). advice.`
 
     Args:
       what: What failed.
-      advise: Function that returns the advice for a reason.
+      advise: Function that returns the advice for an error.
 
     Raises:
       HostError: The error occurred because one of the other processes ended.
@@ -70,7 +77,7 @@ def report_errors(what: str, advise: Callable[[str], str]) -> Iterator[None]:
     except Exception as error:  # orbax raises many exception types; see `check_on_all_processes`
         cause, reason = _find_cause(error), _describe_cause(error)
         known = as_host_error(cause) or _as_bucket_error(cause, what)
-        raise known or CheckpointError(f"{what} ({reason}). {advise(reason)}.") from error
+        raise known or CheckpointError(f"{what} ({reason}). {advise(cause)}.") from error
 
 
 def _as_bucket_error(cause: BaseException, what: str) -> BucketError | None:
@@ -90,17 +97,29 @@ def report_write_errors(folder: epath.Path) -> contextlib.AbstractContextManager
     return report_errors(f"Cannot write to {folder}", functools.partial(_advise_on_save, folder))
 
 
-def _advise_on_save(folder: epath.Path, reason: str) -> str:
-    steps: list[int] = []
-    with contextlib.suppress(OSError, BucketError):
+def _advise_on_save(folder: epath.Path, error: BaseException) -> str:
+    advice = f"{advise_on_write_error(error, 'Fix this')}, then run the same command"
+    try:
         steps = list_steps(folder)
-    outcome = f"resume from step {steps[-1]}" if steps else "start from the beginning, because no step was saved"
-    return f"{advise_on_write_error(reason, 'Fix this')}, then run the same command to {outcome}"
+    except (OSError, BucketError):
+        return f"{advice} again"
+    return f"{advice} to {f'resume from step {steps[-1]}' if steps else 'start from the beginning, because no step was saved'}"
 
 
 def report_read_errors(step: epath.Path) -> contextlib.AbstractContextManager[None]:
     """Report errors that occur while a step is read; see `report_errors`."""
-    return report_errors(f"Cannot read {step}", lambda _: "It is damaged or incomplete. Use a different step")
+    return report_errors(f"Cannot read {step}", _advise_on_read)
+
+
+def _advise_on_read(error: BaseException) -> str:
+    return _OBSTACLE_ADVICE if _is_obstacle(error) else "It is damaged or incomplete. Use a different step"
+
+
+def _is_obstacle(error: BaseException) -> bool:
+    """Return whether a file could not be read for a reason that says nothing about its content."""
+    match = _DISK_ERROR.search(str(error))
+    number = error.errno if isinstance(error, OSError) else int(match[1]) if match else None
+    return number is not None and number not in _DAMAGE
 
 
 def _describe_cause(error: BaseException) -> str:

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from etils import epath
 
@@ -34,13 +34,18 @@ def make_absolute(path: str) -> epath.Path:
     """Make a path absolute, as orbax requires. URLs such as gs://bucket/run are returned unchanged.
 
     Raises:
-      CheckpointError: The URL's scheme is not supported.
+      CheckpointError: The URL's scheme or one of its characters is not supported.
     """
     if not is_url(path):
         return epath.Path(path).expanduser().absolute()
     if path.partition("://")[0] not in CHECKPOINT_SCHEMES:
         raise CheckpointError(
             f"`{path}` cannot hold checkpoints, which orbax stores only on disk and in gs://. Use one of these."
+        )
+    if match := re.search("[#?]", path):
+        raise CheckpointError(
+            f"`{path}` cannot hold checkpoints, because the library that stores the arrays in a bucket ends a folder's name at "
+            f"{match[0]}. Choose a name without it."
         )
     return epath.Path(path)
 
@@ -269,13 +274,18 @@ def _read_checksums(step: epath.Path) -> dict[str, str]:
 
 def _list_files(folder: epath.Path) -> Iterator[str]:
     """Yield relative paths for all files under `folder`, except the checksums, the scores and their temporary copies."""
-    for parent, _, names in epath.Path(folder).walk():  # `pathlib.Path` has no walk in Python 3.11
+    # `pathlib.Path` has no walk in Python 3.11. By default, it would leave out folders that cannot be read.
+    for parent, _, names in epath.Path(folder).walk(on_error=_raise):
         inner = parent.relative_to(epath.Path(folder)).as_posix()
         if inner != ".":
             yield from (f"{inner}/{name}" for name in names)
         else:
             temporary = (f".{CHECKSUMS}.", f".{SCORES}.")
             yield from (name for name in names if name not in (CHECKSUMS, SCORES) and not name.startswith(temporary))
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
 
 
 def _hash(folder: epath.Path, names: Collection[str]) -> dict[str, str]:

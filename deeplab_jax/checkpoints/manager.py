@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -23,11 +24,12 @@ def open_manager(folder: epath.Path, keep_last: int, keep_every: int) -> ocp.tra
 
     Args:
       folder: The checkpoints folder.
-      keep_last: How many of the latest steps to keep. The best one is kept as well.
+      keep_last: How many of the latest steps to keep. The best one is kept as well, and so are links to steps.
       keep_every: The number of steps between those that are kept forever, or 0 to keep no others.
     """
     _hide_tracebacks()
-    kept = [_policies.LatestN(keep_last), _KeepBest(folder), *([_KeepEvery(keep_every)] if keep_every else [])]
+    kept = [_policies.LatestN(keep_last), _KeepBest(folder), _KeepLinked(folder)]
+    kept += [_KeepEvery(keep_every)] if keep_every else []
     policy = _policies.AnyPreservationPolicy(kept)
     with ocp.Context(async_options=_AsyncOptions()):
         return ocp.training.Checkpointer(folder, preservation_policy=policy, cleanup_tmp_directories=True)
@@ -70,6 +72,16 @@ class _KeepBest:
         except CheckpointError:
             return [True] * len(steps)
         return [step == best for step in steps]
+
+
+class _KeepLinked:
+    """Keeps the steps that the user has moved elsewhere and left a link to, which orbax could not remove."""
+
+    def __init__(self, folder: epath.Path) -> None:
+        self._folder = folder
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        return [os.path.islink(self._folder / str(checkpoint.step)) for checkpoint in checkpoints]
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from etils import epath
 
+from deeplab_jax.buckets import CHECKPOINT_SCHEMES, require_scheme
 from deeplab_jax.checkpoints.folders import (
     CHECKPOINTS,
     find_best,
@@ -66,6 +67,7 @@ def resolve(checkpoint: str | os.PathLike[str], argument: str = "checkpoint") ->
       argument: The name of the argument, for error messages.
 
     Raises:
+      ConfigError: The path is a URL that cannot hold checkpoints, or one in which a slash is missing.
       CheckpointError: The checkpoint does not exist, or the path is something else. The message says what it is and which
         command takes it.
     """
@@ -74,6 +76,7 @@ def resolve(checkpoint: str | os.PathLike[str], argument: str = "checkpoint") ->
     given = os.fspath(checkpoint)
     if given.startswith(_REMOTE):
         raise CheckpointError(f"`{argument}` (={given!r}) {describe_path(given)}")
+    require_scheme(given, argument, CHECKPOINT_SCHEMES)
     path = make_absolute(given)
     with _report_no_access(f"`{argument}` (={given!r})"):
         if path.name.isdigit() and path.parent.name == CHECKPOINTS and path.is_dir():
@@ -109,11 +112,22 @@ def describe_path(given: str | os.PathLike[str], wanted: str = CHECKPOINT) -> st
     if path.name in ALIASES and not path.exists() and find_steps(path.parent):
         return f"{_KINDS['step']}. Give {wanted}."
     if not path.exists():
-        return f"does not exist.{_suggest(path, wanted)}"
+        return _explain_no_access(path) or f"does not exist.{_suggest(path, wanted)}"
     if path.is_dir() and (details := _describe_content(path)):
         return details
     kind = _classify_folder(path) if path.is_dir() else classify_file(path)
     return f"{_KINDS[kind].format(path=name)}. Give {wanted}."
+
+
+def _explain_no_access(path: epath.Path) -> str:
+    """Return the rest of a sentence if a path only seems to be missing, because its folder may not be read, or ""."""
+    try:
+        path.stat()
+    except PermissionError as error:
+        return f"cannot be read ({error.strerror}). Ask its owner for access."
+    except OSError:
+        pass
+    return ""
 
 
 def find_weights(folder: epath.Path) -> epath.Path | None:

@@ -255,12 +255,11 @@ class Checkpoints:
         """
         is_first = jax.process_index() == 0
         folders = [self._folder / str(each) for each in damaged] if is_first else []
-        try:
-            check_on_all_processes(lambda: move_to_damaged(folders))
-        except DamagedError as error:
-            raise CheckpointError(
-                f"Cannot move the damaged steps out of {self._folder} ({error}). Move them by hand."
-            ) from error
+        with (
+            failing_together(),
+            report_errors(f"Cannot move the damaged steps out of {self._folder}", lambda _: "Move them by hand"),
+        ):
+            move_to_damaged(folders)
         if is_first and not has_checksums(self._folder / str(step)):
             self._unfinished = self._background.submit(write_checksums, self._folder / str(step))
         self._latest = step

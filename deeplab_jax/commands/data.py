@@ -13,6 +13,7 @@ import tyro
 from etils import epath
 from rich.console import Console
 
+from deeplab_jax.buckets import require_scheme
 from deeplab_jax.commands.printing import (
     make_table_console,
     make_values_table,
@@ -90,6 +91,7 @@ def prepare(
     from deeplab_jax.runtime.work_shard import choose_shard
 
     _require_threads(threads)
+    require_scheme(out, "--out")
     data = _make_data_config(root, label_kind, data_dir)
     data.threads, data.channels, data.value_range = threads, channels, value_range or ()
     validate_fields(Config(data=data))
@@ -116,6 +118,7 @@ def labels(root: Root, out: str = "", splits: tuple[str, ...] = (), label_kind: 
     from deeplab_jax.data.suspicion import find_questions, find_suspicions
 
     _require_threads(threads)
+    require_scheme(out, "--out")
     path = epath.Path(out) if out else epath.Path(root) / LABELS_FILE
     chosen = splits
     if path.exists():
@@ -213,6 +216,7 @@ def check(
     from deeplab_jax.pages import check as check_page
 
     _require_threads(threads)
+    require_scheme(out, "--out")
     if out and epath.Path(out).exists() and not epath.Path(out).is_dir():
         raise ConfigError(f"`--out` (={out!r}) is a file. Choose a folder.")
     console = make_table_console()

@@ -123,6 +123,10 @@ def _require_separate(inputs: Sequence[Input]) -> None:
 
 def _find_files(argument: str) -> list[tuple[pathlib.Path, pathlib.Path | None]]:
     if "://" in argument or (_CAMERA.fullmatch(argument) and not _is_file_or_folder(argument)):
+        if argument.partition("://")[0] in SCHEMES:
+            raise ConfigError(
+                f"`{argument}` is in a bucket. `predict` only reads files on this machine. Copy them to a disk first."
+            )
         what = "a web address" if argument.startswith("http") else "a camera or stream"
         what = "in a bucket" if argument.startswith(tuple(f"{scheme}://" for scheme in SCHEMES)) else what
         raise ConfigError(

@@ -165,7 +165,8 @@ def _is_on_tpu_pod(environ: Mapping[str, str]) -> bool:
     workers = environ.get("TPU_PROCESS_ADDRESSES", environ.get("TPU_WORKER_HOSTNAMES"))
     # JAX sets TPU_ML_PLATFORM if it finds TPU chips and libtpu, and TPU_SKIP_MDS_QUERY otherwise.
     has_chips = environ.get("TPU_ML_PLATFORM") == "JAX" and "TPU_SKIP_MDS_QUERY" not in environ
-    return "," in workers if workers is not None else has_chips
+    has_slices = environ.get("MEGASCALE_NUM_SLICES", "1") != "1"  # each can be a single host
+    return has_slices or "," in workers if workers is not None else has_chips
 
 
 def _is_in_indexed_job(environ: Mapping[str, str]) -> bool:

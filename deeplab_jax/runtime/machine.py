@@ -1,8 +1,9 @@
-"""Count the usable CPU cores, and configure how the C library reuses freed memory.
+"""Count the usable CPU cores, list the installed packages, and configure how the C library reuses freed memory.
 
 The functions about memory only affect glibc.
 """
 
+import contextlib
 import ctypes
 import functools
 import importlib.metadata
@@ -10,6 +11,8 @@ import importlib.util
 import os
 import sys
 
+# The packages that can change the last bits of a result.
+PACKAGES = ("deeplab-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow", "tensorflow-cpu")
 # mallopt's parameters, as numbered in glibc's malloc.h
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -3, -4, -8
 _has_single_heap = False  # a setting of the process, like mallopt's
@@ -19,6 +22,15 @@ _LARGEST_GAP, _SMALLEST_GAP = 128 << 20, 4096  # bytes
 def usable_cores() -> int:
     """Return the number of CPU cores available to this process. The machine itself might have more."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def list_packages() -> dict[str, str]:
+    """Return the versions of the installed numerical packages."""
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
 
 
 def runs_on_cpu(platforms: str | None) -> bool:

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import datetime
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -29,6 +28,7 @@ from deeplab_jax.config import Config, from_dict
 from deeplab_jax.errors import CheckpointError, ConfigError, one_line
 from deeplab_jax.files import report_write_errors, write_atomically
 from deeplab_jax.runtime import hosts
+from deeplab_jax.runtime.machine import list_packages
 from deeplab_jax.runtime.shared_errors import failing_together
 from deeplab_jax.training.data import Data
 from deeplab_jax.training.schedules import make_schedule
@@ -39,7 +39,6 @@ _DIGESTS = ("config_digest", "digest")
 SKIPPED = "0" * 16  # the fingerprint of an unreadable sample
 _HOW_TO_CONTINUE = "The file was changed or is damaged. Move it to a different folder to continue without the earlier receipt."
 MAX_RISE = 0.01  # in the learning rate; a larger relative rise is reported
-PACKAGES = ("deeplab-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow", "tensorflow-cpu")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -110,14 +109,8 @@ def describe_platform(mesh: Mesh) -> str:
 
 def list_versions() -> dict[str, str]:
     """Return the XLA flags and the versions of Python and the numerical packages."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     # JAX_NUM_CPU_DEVICES is omitted, because the mesh shape already gives the number of devices.
-    return versions | {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "")}
+    return {"python": platform.python_version()} | list_packages() | {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "")}
 
 
 def read_starts(workdir: str) -> list[Start]:

@@ -15,6 +15,7 @@ from etils import epath
 from safetensors import safe_open
 from safetensors.numpy import save
 
+from deeplab_jax.buckets import is_url
 from deeplab_jax.checkpoints.paths import find_weights, is_safetensors
 from deeplab_jax.errors import CheckpointError, one_line
 from deeplab_jax.files import write_atomically
@@ -46,6 +47,10 @@ def read(path: str, source: str = "", *, ema: bool = False, entry: str = "") -> 
     """
     source = source or path
     weights = os.fspath(find_weights(epath.Path(path)) or path)
+    if is_url(weights):
+        raise CheckpointError(
+            f"`{source}` is in a bucket. Weights files are only read on this machine. Copy it to a disk first."
+        )
     if not os.path.isfile(weights):
         raise CheckpointError(f"`{source}` is not a file. Use a weights file, a folder with one, or hf:OWNER/NAME.")
     try:

@@ -152,6 +152,19 @@ def test_no_step_is_moved_if_all_are_damaged(run):
     assert not (run / "damaged").exists()
 
 
+def test_a_step_that_may_not_be_read_is_neither_skipped_nor_moved(run, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("deeplab_jax.checkpoints.folders._digest_file", refuse)
+    with pytest.raises(
+        CheckpointError, match=r"A checkpoint cannot be read \(\[Errno 13\] Permission denied: '.*/checkpoints/7/"
+    ):
+        resume(run)
+    assert list_steps(run) == ["5", "6", "7"]
+    assert not (run / "damaged").exists()
+
+
 def test_restoring_without_checkpoints_is_an_error(tmp_path):
     with pytest.raises(CheckpointError, match=r"checkpoints contains no checkpoint\."):
         resume(tmp_path)

@@ -1,7 +1,11 @@
+import errno
+import os
+
 import pytest
 from etils import epath
 
 from deeplab_jax.checkpoints.faults import check_on_all_processes, report_read_errors, report_write_errors
+from deeplab_jax.checkpoints.folders import DamagedError
 from deeplab_jax.errors import BucketError, BucketOutageError, CheckpointError
 
 # How TensorStore's messages start, and what they mean.
@@ -45,3 +49,41 @@ def test_other_errors_mean_damage():
     expected = pytest.raises(CheckpointError, match=r"Cannot read run/1 .* It is damaged or incomplete")
     with expected, report_read_errors(epath.Path("run/1")):
         fail("DATA_LOSS: checksum does not match")
+
+
+OBSTACLES = [OSError(code, os.strerror(code), "run/1/model") for code in (errno.EACCES, errno.ESTALE, errno.EMFILE)]
+OBSTACLES += [ValueError("PERMISSION_DENIED: Failed to open: file:///run/1 [OS error 13: Permission denied]")]
+
+
+@pytest.mark.parametrize("error", OBSTACLES)
+def test_a_file_that_cannot_be_read_for_another_reason_is_not_damaged(error):
+    def read():
+        raise error
+
+    advice = r"It may be intact. Make it readable, and run the same command again\."
+    with pytest.raises(CheckpointError, match=rf"^A checkpoint cannot be read \(.*\). {advice}$"):
+        check_on_all_processes(read)
+    with (
+        pytest.raises(CheckpointError, match=rf"^Cannot read run/1 \(.*\). {advice}$"),
+        report_read_errors(epath.Path("run/1")),
+    ):
+        read()
+
+
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.EIO])
+def test_a_missing_file_and_a_bad_sector_are_damage(code):
+    def read():
+        raise OSError(code, os.strerror(code), "run/1/model")
+
+    with pytest.raises(DamagedError):
+        check_on_all_processes(read)
+
+
+def test_a_folder_that_cannot_be_listed_is_not_said_to_have_no_steps(tmp_path, monkeypatch):
+    def fail(folder):
+        raise PermissionError
+
+    monkeypatch.setattr("deeplab_jax.checkpoints.faults.list_steps", fail)
+    expected = pytest.raises(CheckpointError, match=r"Permission denied\). Fix this, then run the same command again\.$")
+    with expected, report_write_errors(epath.Path(tmp_path)):
+        raise PermissionError(errno.EACCES, "Permission denied")

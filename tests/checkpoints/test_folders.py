@@ -1,4 +1,5 @@
 import hashlib
+import os
 import shutil
 import subprocess
 
@@ -113,3 +114,16 @@ def test_temporary_checksum_files_are_ignored(folder_with_checksums):
     write_checksums(folder_with_checksums)
     assert "half" not in (folder_with_checksums / CHECKSUMS).read_text()
     assert len((folder_with_checksums / CHECKSUMS).read_text().splitlines()) == len(FILES)
+
+
+def test_a_folder_that_cannot_be_listed_is_no_changed_file(folder_with_checksums, monkeypatch):
+    scan = os.scandir
+
+    def refuse(path):
+        if os.fspath(path).endswith("model"):
+            raise PermissionError
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError):
+        find_changed_files(folder_with_checksums)

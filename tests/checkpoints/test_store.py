@@ -51,6 +51,18 @@ def test_the_two_latest_steps_and_the_best_are_kept(run):
     assert sorted(int(path.name) for path in (run / "checkpoints").iterdir()) == [2, 4, 5]
 
 
+def test_a_link_to_a_step_on_another_disk_is_kept(run, state, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run/checkpoints/4").rename(tmp_path / "4")
+    (tmp_path / "run/checkpoints/4").symlink_to(tmp_path / "4")
+    with Checkpoints(str(tmp_path / "run"), CONFIG) as checkpoints:
+        checkpoints.restore(make_abstract(make_numbered_state(state, 5)))
+        for step in (6, 7):
+            checkpoints.save(to_trees(make_numbered_state(state, step)), step)
+    assert sorted(int(path.name) for path in (tmp_path / "run/checkpoints").iterdir()) == [2, 4, 6, 7]
+    assert find_changed_files(tmp_path / "run/checkpoints/4") == []
+
+
 @pytest.mark.parametrize(("name", "step"), [("", 5), ("latest", 5), ("best", 2), ("checkpoints/4", 4)])
 def test_resolve_finds_a_run_its_best_step_or_a_step(run, name, step):
     assert resolve(str(run / name)).name == str(step)

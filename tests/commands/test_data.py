@@ -174,6 +174,16 @@ def test_a_root_that_does_not_exist_is_reported_on_one_line(command, root, tmp_p
     assert output.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", ["prepare", "check", "labels", "synthetic"])
+def test_an_output_url_with_one_slash_is_no_folder(command, own_data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = ("gs:/bucket/out",) if command == "synthetic" else (own_data, "--out", "gs:/bucket/out")
+    code, output = run_cli(monkeypatch, capsys, "data", command, *arguments)
+    assert code == 2
+    assert "(='gs:/bucket/out') is not a URL. Did you mean gs://bucket/out?" in output
+    assert not (tmp_path / "gs:").exists()
+
+
 def test_an_output_folder_that_is_a_file_is_reported_before_reading(own_data, monkeypatch, capsys):
     code, output = run_cli(monkeypatch, capsys, "data", "check", own_data, "--out", own_data / "input" / "train" / "0.png")
     assert code == 2

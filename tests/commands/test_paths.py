@@ -1,6 +1,7 @@
 """Every command that takes a checkpoint or a weights file, with every kind of path that users give it."""
 
 import errno
+import os
 import pathlib
 import pickle
 import re
@@ -38,6 +39,19 @@ def test_a_run_that_may_not_be_read_is_one_line(tmp_path, monkeypatch):
         resolve(str(tmp_path / "run"))
     with pytest.raises(CheckpointError, match=r"^.*tmp.* cannot be read \(Permission denied: "):
         paths.find_weights(epath.Path(tmp_path))
+
+
+def test_a_step_in_a_folder_that_may_not_be_read_is_not_said_to_be_missing(tmp_path, monkeypatch):
+    stat = os.stat
+
+    def refuse(path, *args, **kwargs):
+        if "private" in str(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    with pytest.raises(CheckpointError, match=r"private/checkpoints/4'\) cannot be read \(Permission denied\)\. Ask its owner"):
+        resolve(str(tmp_path / "private/checkpoints/4"))
 
 
 @pytest.fixture(scope="module")
@@ -247,5 +261,11 @@ def test_a_folder_or_a_near_miss_as_recipe_is_explained(places):
 
 
 def test_a_scheme_that_cannot_be_read_is_explained():
-    with pytest.raises(CheckpointError, match=r"^`hdfs://bucket/run` cannot hold checkpoints, which orbax stores only"):
+    with pytest.raises(
+        ConfigError, match=r"^`checkpoint` \(='hdfs://bucket/run'\) cannot be used\. .* a URL with gs://, because"
+    ):
         dl.load("hdfs://bucket/run")
+    with pytest.raises(
+        ConfigError, match=r"^`checkpoint` \(='gs:/bucket/run'\) is not a URL\. Did you mean gs://bucket/run\?$"
+    ):
+        dl.load("gs:/bucket/run")

@@ -160,6 +160,12 @@ def test_cameras_streams_and_web_addresses_are_refused_with_the_way_to_read_them
         inputs.find_inputs([word])
 
 
+@pytest.mark.parametrize("url", ["gs://bucket/photos", "s3://bucket/*.jpg"])
+def test_inputs_in_a_bucket_are_no_stream(url):
+    with pytest.raises(ConfigError, match=rf"^`{re.escape(url)}` is in a bucket\. .* Copy them to a disk first\.$"):
+        inputs.find_inputs([url])
+
+
 def test_a_folder_may_have_a_number_as_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "1").mkdir()

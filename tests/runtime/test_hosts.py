@@ -49,6 +49,15 @@ DIFFERENCE = (
     "Start every process with the same command, code and data."
 )
 
+CODE_PROGRAM = """
+import sys
+from deeplab_jax.runtime import hosts
+
+hosts._digest_code = lambda: f"commit {sys.argv[2]}"
+with hosts.exit_on_error():
+    hosts.start(sys.argv[1], 2, int(sys.argv[2]), timeout=60)
+"""
+
 WATCHDOG_PROGRAM = """
 import sys, time
 from deeplab_jax.runtime import hosts, launchers
@@ -106,12 +115,14 @@ def two_processes():
     """Run PROGRAM in two processes with two devices each. Their environment variables name nonexistent proxies."""
     address = f"localhost:{free_port()}"
     variables = {"JAX_NUM_CPU_DEVICES": "2", "http_proxy": "http://127.0.0.1:9", "grpc_proxy": "http://127.0.0.1:9"}
+    variables |= {"KUBERNETES_SERVICE_HOST": "127.0.0.1"}  # with flags, JAX must not ask it
     return wait_for(*(start_python("-c", PROGRAM, address, 2, i, **variables) for i in range(2)))
 
 
 def test_two_processes_agree(two_processes):
     for _, output, errors in two_processes:
         result = json.loads(drop_gloo_lines(output)[-1] if drop_gloo_lines(output) else pytest.fail(errors))
+        assert "kubernetes" not in errors.lower()
         assert result["processes"] == 2
         assert result["devices"] == [4, 2]
         assert result["gathered"] == [[2**40, -1], [2**40 + 1, -1]]
@@ -124,6 +135,24 @@ def test_processes_that_disagree_print_the_difference_and_exit(two_processes):
     for code, _, errors in two_processes:
         assert drop_gloo_lines(errors) == [DIFFERENCE]
         assert code == 2
+
+
+def test_processes_with_different_code_exit():
+    address = f"localhost:{free_port()}"
+    for code, _, errors in wait_for(*(start_python("-c", CODE_PROGRAM, address, i) for i in range(2))):
+        assert code == 2
+        assert 'error: Process 1 was started with `code` (="commit 1"), process 0 with "commit 0".' in errors
+
+
+def test_the_digest_of_the_code_changes_with_any_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(hosts, "__file__", str(tmp_path / "runtime" / "hosts.py"))
+    digests = []
+    for name, text in (("a.py", "1"), ("a.py", "2"), ("models/b.py", "1"), ("models/notes.txt", "1")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+        digests.append(hosts._digest_code())
+    assert len(set(digests[:3])) == 3
+    assert digests[3] == digests[2]
 
 
 def test_processes_with_different_device_counts_exit():

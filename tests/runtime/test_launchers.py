@@ -46,6 +46,8 @@ POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"}
         ({"TPU_ML_PLATFORM": "JAX", "TPU_SKIP_MDS_QUERY": "1"}, None),
         ({"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ML_PLATFORM": "JAX"}, None),
         ({"TPU_WORKER_HOSTNAMES": "host0,host1", "TPU_ML_PLATFORM": "JAX"}, ProcessSpec()),
+        ({"TPU_WORKER_HOSTNAMES": "host0", "MEGASCALE_NUM_SLICES": "2"}, ProcessSpec()),  # two slices of a single host each
+        ({"TPU_WORKER_HOSTNAMES": "host0", "MEGASCALE_NUM_SLICES": "1"}, None),
         (POD, None),
     ],
 )
