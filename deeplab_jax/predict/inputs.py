@@ -128,7 +128,6 @@ def _find_files(argument: str) -> list[tuple[pathlib.Path, pathlib.Path | None]]
                 f"`{argument}` is in a bucket. `predict` only reads files on this machine. Copy them to a disk first."
             )
         what = "a web address" if argument.startswith("http") else "a camera or stream"
-        what = "in a bucket" if argument.startswith(tuple(f"{scheme}://" for scheme in SCHEMES)) else what
         raise ConfigError(
             f"`{argument}` is {what}. `predict` only reads files on this machine. Download files first. For cameras and "
             "streams, use the loop in docs/how-to/use-a-network.md."
