@@ -39,7 +39,7 @@ def import_annotations(
       keep_empty: Keep images without shapes. Use this if they are finished and show only background.
     """
     from deeplab_jax.data.importers import IMPORTERS, Notes
-    from deeplab_jax.data.importers.label_ids import choose_labels, find_alike
+    from deeplab_jax.data.importers.label_ids import find_alike, make_label_set
     from deeplab_jax.data.importers.write import Drawing, fill_value, new_folder, require_output, write_samples
 
     read = choose(tool, IMPORTERS, "--from")
@@ -51,7 +51,7 @@ def import_annotations(
         source = read(source_folder, notes)
         if not source.annotations:
             raise DataError(f"No image in `ROOT` (={root!r}) has {tool} annotations. Give the folder of the export.")
-        labels, ids = choose_labels(folder.name or tool, source, has_background=unlabelled == "background")
+        labels, ids = make_label_set(folder.name or tool, source, has_background=unlabelled == "background")
         for alike in find_alike(source.classes):
             notes.add("class names that look alike (kept as separate classes)", alike)
         drawing = Drawing(ids, fill_value(unlabelled), order, keep_empty)

@@ -45,7 +45,7 @@ class Annotation:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Source:
+class AnnotationSet:
     """The annotations of one data set.
 
     Attributes:

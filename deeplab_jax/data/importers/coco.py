@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deeplab_jax.data.importers import reading
-from deeplab_jax.data.importers.annotation import Annotation, Notes, Shape, Source
+from deeplab_jax.data.importers.annotation import Annotation, AnnotationSet, Notes, Shape
 from deeplab_jax.data.importers.figures import CocoPolygons, CocoRle, Damaged, Figure, FileRegion, pairs
 from deeplab_jax.data.split_names import SPLITS
 from deeplab_jax.errors import DataError
@@ -19,7 +19,7 @@ NOT_LISTED = "annotations of images that the file does not list"
 FIELDS = {"images": list, "annotations": list, "categories": list}
 
 
-def read(root: Path, notes: Notes) -> Source:
+def read(root: Path, notes: Notes) -> AnnotationSet:
     """Read the COCO files below a folder.
 
     The split is a word in the name of the file, as in instances_val2017.json, or else of its folder, as in
@@ -35,11 +35,11 @@ def read(root: Path, notes: Notes) -> Source:
     images = reading.Images(root)
     contents = {path: content for path in _choose_files(root, notes) if (content := _read_content(path, notes))}
     annotations = [each for path, content in contents.items() for each in _read_images(images, path, content, notes)]
-    return Source(_list_classes(list(contents.values())), annotations)
+    return AnnotationSet(_list_classes(list(contents.values())), annotations)
 
 
 def _choose_files(root: Path, notes: Notes) -> list[Path]:
-    files = reading.list_files(root, [".json"])
+    files = reading.find_files(root, [".json"])
     instances = {path.parent for path in files if path.name.startswith("instances_")}
     chosen = [path for path in files if path.parent not in instances or path.name.startswith("instances_")]
     for path in sorted({*files} - {*chosen}):
@@ -110,7 +110,7 @@ def _read_color(color: Any) -> Color | None:
 
 def _read_images(images: reading.Images, path: Path, content: dict[str, Any], notes: Notes) -> list[Annotation]:
     folder = path.parent.name if path.parent != images.root else ""
-    split = reading.find_split(path.stem) or reading.find_split(folder) or "train"
+    split = reading.find_split_in_name(path.stem) or reading.find_split_in_name(folder) or "train"
     names = {_id(category, "id"): str(category.get("name", "")) for category in content["categories"]}
     of_image = defaultdict(list)
     for annotation in content["annotations"]:

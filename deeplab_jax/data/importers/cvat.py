@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deeplab_jax.data.decode import IMAGE_SUFFIXES
 from deeplab_jax.data.importers import reading
-from deeplab_jax.data.importers.annotation import Annotation, Notes, Shape, Source
+from deeplab_jax.data.importers.annotation import Annotation, AnnotationSet, Notes, Shape
 from deeplab_jax.data.importers.figures import Bitmap, CocoPolygons, Damaged, Ellipse, Figure, decode_runs, pairs
 from deeplab_jax.errors import DataError, one_line
 from deeplab_jax.labels import Color
@@ -28,7 +28,7 @@ class _NoDoctype(ET.TreeBuilder):
         raise DataError("it has a document type, which CVAT does not write")
 
 
-def read(root: Path, notes: Notes) -> Source:
+def read(root: Path, notes: Notes) -> AnnotationSet:
     """Read the CVAT files below a folder.
 
     The split is the subset of the image or of its task, and train otherwise.
@@ -43,7 +43,7 @@ def read(root: Path, notes: Notes) -> Source:
     images = reading.Images(root)
     classes: dict[str, Color | None] = {}
     annotations = []
-    for path in reading.list_files(root, [".xml"]):
+    for path in reading.find_files(root, [".xml"]):
         tree = _parse(path)
         if tree.tag != "annotations":
             notes.add(OTHER_XML, path)
@@ -61,7 +61,7 @@ def read(root: Path, notes: Notes) -> Source:
             annotation = _read_image(images, path, image, subset, classes, notes)
             if annotation:
                 annotations.append(annotation)
-    return Source(classes, annotations, is_turned=True)
+    return AnnotationSet(classes, annotations, is_turned=True)
 
 
 def _can_have_area(label: ET.Element) -> bool:
@@ -86,7 +86,7 @@ def _read_image(
     images: reading.Images, path: Path, image: ET.Element, subset: str, classes: dict[str, Color | None], notes: Notes
 ) -> Annotation | None:
     name = image.get("name") or ""
-    split = reading.find_split(subset) or "train"
+    split = reading.find_split_in_name(subset) or "train"
     folders = [path.parent / each for each in ("images", f"images/{subset}", subset, "")]
     # Exports of videos name the frames without a suffix.
     suffixes = ("",) if name.lower().endswith(IMAGE_SUFFIXES) else ("", *IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES))

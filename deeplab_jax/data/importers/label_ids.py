@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from deeplab_jax.data.importers.annotation import Source
+from deeplab_jax.data.importers.annotation import AnnotationSet
 from deeplab_jax.data.importers.figures import Damaged
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import IGNORE, Color, LabelSet, distinct_colors
@@ -10,7 +10,7 @@ from deeplab_jax.labels import IGNORE, Color, LabelSet, distinct_colors
 BLACK = (0, 0, 0)
 
 
-def choose_labels(name: str, source: Source, *, has_background: bool) -> tuple[LabelSet, dict[str | None, int]]:
+def make_label_set(name: str, source: AnnotationSet, *, has_background: bool) -> tuple[LabelSet, dict[str | None, int]]:
     """Return the label set of a data set, and the id of each class name in the masks.
 
     A class called background has the id 0. The others follow in the order of the tool. None, for pixels that must be ignored,

@@ -12,7 +12,7 @@ from typing import Any
 
 from deeplab_jax.data.decode import IMAGE_SUFFIXES
 from deeplab_jax.data.importers import reading
-from deeplab_jax.data.importers.annotation import Annotation, Notes, Shape, Source
+from deeplab_jax.data.importers.annotation import Annotation, AnnotationSet, Notes, Shape
 from deeplab_jax.data.importers.figures import Circle, Damaged, EncodedBitmap, Figure, Outline, Rectangle, pairs
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import Color
@@ -22,7 +22,7 @@ WITHOUT_FILE = "images without an annotation file (left out)"
 WITHOUT_AREA = ("point", "points", "line", "linestrip")
 
 
-def read(root: Path, notes: Notes) -> Source:
+def read(root: Path, notes: Notes) -> AnnotationSet:
     """Read the LabelMe files below a folder.
 
     The split is the first folder if that is named train, val or test, and train otherwise. Classes are in alphabetical order,
@@ -36,7 +36,7 @@ def read(root: Path, notes: Notes) -> Source:
       DataError: There is no LabelMe file.
     """
     annotations = []
-    for path in reading.list_files(root, [".json"]):
+    for path in reading.find_files(root, [".json"]):
         try:
             content = reading.read_json(path)
         except DataError as error:
@@ -49,12 +49,12 @@ def read(root: Path, notes: Notes) -> Source:
         if annotation:
             annotations.append(annotation)
     used = {annotation.image for annotation in annotations}
-    for image in reading.list_files(root, IMAGE_SUFFIXES):
+    for image in reading.find_files(root, IMAGE_SUFFIXES):
         if image not in used and not image.with_suffix(".json").exists():
             notes.add(WITHOUT_FILE, image)
     names = sorted({shape.name for each in annotations for shape in each.shapes if shape.name is not None})
     classes: dict[str, Color | None] = dict.fromkeys(names)
-    return Source(classes, annotations, is_turned=True)
+    return AnnotationSet(classes, annotations, is_turned=True)
 
 
 def _read_file(root: Path, path: Path, content: dict[str, Any], notes: Notes) -> Annotation | None:

@@ -66,7 +66,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
     return [dict(zip(header, (cell.strip() for cell in row), strict=False)) for row in rows[1:] if row]
 
 
-def list_files(root: Path, suffixes: Iterable[str]) -> list[Path]:
+def find_files(root: Path, suffixes: Iterable[str]) -> list[Path]:
     """Return the visible files below `root` whose names end in one of `suffixes`, in lower case, sorted by path."""
     ends = tuple(suffixes)
     return [root / name for name in list_visible_files(root) if name.lower().endswith(ends)]
@@ -140,20 +140,20 @@ class Images:
     def _find_by_name(self, name: PurePosixPath, split: str) -> Path | None:
         if not self._by_name:
             by_name = defaultdict(list)
-            for path in list_files(self.root, IMAGE_SUFFIXES):
+            for path in find_files(self.root, IMAGE_SUFFIXES):
                 by_name[path.name].append(path)
             self._by_name = dict(by_name)
         end = [part for part in name.parts if part not in ("..", ".")]
         fits = []
         for path in self._by_name.get(name.name, ()):
             parts = path.relative_to(self.root).parts
-            others = {find_split(part) for part in parts[:-1]} - {split, ""}
+            others = {find_split_in_name(part) for part in parts[:-1]} - {split, ""}
             if list(parts[-len(end) :]) == end and not others:
                 fits.append(path)
         return fits[0] if len(fits) == 1 else None
 
 
-def find_split(text: str) -> str:
+def find_split_in_name(text: str) -> str:
     """Return the split that a name contains as a word, as in "instances_val2017", or "" if it contains none."""
     words = (word.lower() for word in re.findall("[A-Za-z]+", text))
     return next((SPLITS[word] for word in words if word in SPLITS), "")

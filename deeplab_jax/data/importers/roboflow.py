@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deeplab_jax.data.decode import IMAGE_SUFFIXES
 from deeplab_jax.data.importers import coco, reading
-from deeplab_jax.data.importers.annotation import Annotation, Notes, Shape, Source
+from deeplab_jax.data.importers.annotation import Annotation, AnnotationSet, Notes, Shape
 from deeplab_jax.data.importers.figures import FileRegion, read_mask_values
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import Color
@@ -16,7 +16,7 @@ CLASSES = "_classes.csv"
 MASK = "_mask.png"
 
 
-def read(root: Path, notes: Notes) -> Source:
+def read(root: Path, notes: Notes) -> AnnotationSet:
     """Read a Roboflow export. The splits are the folders train, valid and test.
 
     Args:
@@ -26,9 +26,9 @@ def read(root: Path, notes: Notes) -> Source:
     Raises:
       DataError: The folder contains neither of the two exports.
     """
-    if reading.list_files(root, [".coco.json"]):
+    if reading.find_files(root, [".coco.json"]):
         return coco.read(root, notes)
-    tables = reading.list_files(root, [CLASSES])
+    tables = reading.find_files(root, [CLASSES])
     if not tables:
         is_yolo = any((root / name).exists() for name in ("data.yaml", "data.yml"))
         advice = "Import it with `--from yolo`." if is_yolo else "Export it as `COCO Segmentation` and unpack the archive."
@@ -38,13 +38,13 @@ def read(root: Path, notes: Notes) -> Source:
     for path in tables:
         names = _read_classes(path)
         classes |= dict.fromkeys(names.values())
-        for image in reading.list_files(path.parent, IMAGE_SUFFIXES):
+        for image in reading.find_files(path.parent, IMAGE_SUFFIXES):
             if image.name.endswith(MASK) and _find_image(image):
                 continue
             annotation = _read_image(root, image, names, notes)
             if annotation:
                 annotations.append(annotation)
-    return Source(classes, annotations)
+    return AnnotationSet(classes, annotations)
 
 
 def _read_classes(path: Path) -> dict[int, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deeplab_jax.data.importers import reading
-from deeplab_jax.data.importers.annotation import Annotation, Notes, Shape, Source
+from deeplab_jax.data.importers.annotation import Annotation, AnnotationSet, Notes, Shape
 from deeplab_jax.data.importers.figures import Damaged, EncodedBitmap, Figure, Outline, Rectangle, Ring, pairs
 from deeplab_jax.data.split_names import SPLITS
 from deeplab_jax.errors import DataError
@@ -19,7 +19,7 @@ OTHER_JSON = "JSON files that are not Supervisely annotations"
 MAX_BITMAP = 1 << 28  # bytes of a decompressed PNG file
 
 
-def read(root: Path, notes: Notes) -> Source:
+def read(root: Path, notes: Notes) -> AnnotationSet:
     """Read a Supervisely project.
 
     The split is a tag of the image that is called train, val or test, or else a data set with such a name, or train.
@@ -33,7 +33,7 @@ def read(root: Path, notes: Notes) -> Source:
     """
     classes = _read_classes(root / "meta.json")
     annotations = []
-    for path in reading.list_files(root, [".json"]):
+    for path in reading.find_files(root, [".json"]):
         if path.parent.name != "ann":
             continue
         try:
@@ -47,7 +47,7 @@ def read(root: Path, notes: Notes) -> Source:
         annotation = _read_file(root, path, content, classes, notes)
         if annotation:
             annotations.append(annotation)
-    return Source(classes, annotations, is_turned=True)
+    return AnnotationSet(classes, annotations, is_turned=True)
 
 
 def _read_classes(path: Path) -> dict[str, Color | None]:

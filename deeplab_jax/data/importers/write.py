@@ -16,7 +16,7 @@ from PIL import Image
 
 from deeplab_jax.data.decode import find_orientation
 from deeplab_jax.data.importers import reading
-from deeplab_jax.data.importers.annotation import Annotation, Notes, Shape, Source
+from deeplab_jax.data.importers.annotation import Annotation, AnnotationSet, Notes, Shape
 from deeplab_jax.errors import ConfigError, DataError, one_line
 from deeplab_jax.files import advise_on_write_error, link_or_copy, report_write_errors, write_atomically
 from deeplab_jax.labels import IGNORE
@@ -84,7 +84,9 @@ def new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def write_samples(source: Source, folder: Path, drawing: Drawing, notes: Notes, advance: Callable[[], None]) -> Counter[str]:
+def write_samples(
+    source: AnnotationSet, folder: Path, drawing: Drawing, notes: Notes, advance: Callable[[], None]
+) -> Counter[str]:
     """Write the images and masks of a data set.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from deeplab_jax.data.importers import reading
-from deeplab_jax.data.importers.annotation import Annotation, Notes, Shape, Source
+from deeplab_jax.data.importers.annotation import Annotation, AnnotationSet, Notes, Shape
 from deeplab_jax.data.importers.extra import import_extra
 from deeplab_jax.data.importers.figures import CocoPolygons, Damaged, pairs
 from deeplab_jax.data.split_names import SPLITS
@@ -23,7 +23,7 @@ LARGEST = 2.0
 NO_FOLDER = "folders and lists of data.yaml that do not exist"
 
 
-def read(root: Path, notes: Notes) -> Source:
+def read(root: Path, notes: Notes) -> AnnotationSet:
     """Read the data set described by the YAML file in a folder.
 
     Args:
@@ -56,14 +56,14 @@ def read(root: Path, notes: Notes) -> Source:
             f"None of the {len(annotations)} images of {path} has a label file. The labels of {image} must be in "
             f"{_label_file(image)}."
         )
-    return Source(dict.fromkeys(names.values()), annotations, is_turned=True)
+    return AnnotationSet(dict.fromkeys(names.values()), annotations, is_turned=True)
 
 
 def _find_description(root: Path, notes: Notes) -> tuple[Path, dict[str, Any]]:
     """Return the YAML file with class names that is closest to the root, and its content."""
     yaml = import_extra("yaml", "YOLO data sets")
     descriptions: list[tuple[Path, dict[str, Any]]] = []
-    for path in sorted(reading.list_files(root, [".yaml", ".yml"]), key=lambda each: (len(each.parts), each)):
+    for path in sorted(reading.find_files(root, [".yaml", ".yml"]), key=lambda each: (len(each.parts), each)):
         try:
             content = yaml.safe_load(reading.read_text(path))
         except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -107,7 +107,7 @@ def _list_images(root: Path, place: Path, notes: Notes) -> list[tuple[Path, str]
     if place.is_dir():
         # The folder is a split or its images. With the split, the folder of images is not part of the name.
         parent = place / "images" if (place / "images").is_dir() else place
-        return [(path, path.relative_to(parent).as_posix()) for path in reading.list_files(parent, reading.IMAGE_SUFFIXES)]
+        return [(path, path.relative_to(parent).as_posix()) for path in reading.find_files(parent, reading.IMAGE_SUFFIXES)]
     images = []
     lines = list(filter(None, map(str.strip, reading.read_text(place).splitlines())))
     shared = reading.shared_folder(lines)
@@ -127,7 +127,7 @@ def _list_images(root: Path, place: Path, notes: Notes) -> list[tuple[Path, str]
 def _name_in_list(path: Path, root: Path) -> str:
     """Return an image's name without the folders images and train, val or test with which its path begins."""
     parts = path.relative_to(root).parts
-    while len(parts) > 1 and (parts[0] == "images" or reading.find_split(parts[0])):
+    while len(parts) > 1 and (parts[0] == "images" or reading.find_split_in_name(parts[0])):
         parts = parts[1:]
     return "/".join(parts)
 

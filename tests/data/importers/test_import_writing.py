@@ -9,9 +9,9 @@ from conftest import read_pixels
 from exports import write_image
 from PIL import Image, ImageOps
 
-from deeplab_jax.data.importers import Annotation, Notes, Shape, Source, reading, write
+from deeplab_jax.data.importers import Annotation, AnnotationSet, Notes, Shape, reading, write
 from deeplab_jax.data.importers.figures import Bitmap, Rectangle
-from deeplab_jax.data.importers.label_ids import choose_labels, find_alike
+from deeplab_jax.data.importers.label_ids import find_alike, make_label_set
 from deeplab_jax.data.importers.write import Drawing, draw_mask, find_view, new_folder, require_output, write_samples
 from deeplab_jax.errors import ConfigError, DataError
 
@@ -36,7 +36,7 @@ def test_drawing_by_area_needs_no_more_memory_for_more_shapes():
 
 def run(folder, *annotations, is_turned=True, drawing=DRAWING):
     notes = Notes()
-    counts = write_samples(Source({}, list(annotations), is_turned), folder, drawing, notes, lambda: None)
+    counts = write_samples(AnnotationSet({}, list(annotations), is_turned), folder, drawing, notes, lambda: None)
     return dict(counts), notes.counts()
 
 
@@ -174,7 +174,7 @@ def test_a_mount_point_cannot_be_the_output(tmp_path, monkeypatch):
 
 def test_classes_follow_the_background_and_keep_usable_colors():
     classes = {"car": (1, 2, 3), "_background_": (9, 9, 9), "sky": (1, 2, 3), "road": None, "pole": (0, 0, 0)}
-    labels, ids = choose_labels("x", Source(classes, []), has_background=False)
+    labels, ids = make_label_set("x", AnnotationSet(classes, []), has_background=False)
     assert labels.names == ("background", "car", "sky", "road", "pole")
     assert ids == {"_background_": 0, "car": 1, "sky": 2, "road": 3, "pole": 4, None: 255}
     assert labels.colors[:2] == ((0, 0, 0), (1, 2, 3))
@@ -183,7 +183,7 @@ def test_classes_follow_the_background_and_keep_usable_colors():
 
 
 def test_without_a_background_ids_begin_with_the_first_class():
-    labels, ids = choose_labels("x", Source({"car": None, "sky": None}, []), has_background=False)
+    labels, ids = make_label_set("x", AnnotationSet({"car": None, "sky": None}, []), has_background=False)
     assert (labels.names, ids) == (("car", "sky"), {"car": 0, "sky": 1, None: 255})
 
 
@@ -196,4 +196,4 @@ def test_without_a_background_ids_begin_with_the_first_class():
 )
 def test_a_single_class_is_refused_with_advice_that_helps(name, message):
     with pytest.raises(DataError, match=message):
-        choose_labels("x", Source({name: None}, []), has_background=False)
+        make_label_set("x", AnnotationSet({name: None}, []), has_background=False)
