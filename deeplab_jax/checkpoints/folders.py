@@ -85,6 +85,7 @@ def read_scores(step: epath.Path) -> dict[str, Any] | None:
     """Return a step's scores, or None if it was not evaluated.
 
     Raises:
+      CheckpointError: The scores cannot be read.
       DamagedError: The scores have changed since they were written.
     """
     content = _read_scores_and_rank(step)
@@ -95,6 +96,7 @@ def read_rank(step: epath.Path) -> Rank | None:
     """Return a step's rank, or None if it was not evaluated. Steps without one are ranked by their mIoU.
 
     Raises:
+      CheckpointError: The scores cannot be read.
       DamagedError: The scores have changed since they were written.
     """
     content = _read_scores_and_rank(step)
@@ -114,6 +116,8 @@ def _read_scores_and_rank(step: epath.Path) -> dict[str, Any] | None:
         # Versions without ranks computed the digest of the scores alone.
         if digest == _digest(content if "rank" in content else content["scores"]):
             return content
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({one_line(error)}). Make it readable.") from error
     except (ValueError, KeyError, TypeError):
         pass
     raise DamagedError(f"its {SCORES} has changed since it was written")

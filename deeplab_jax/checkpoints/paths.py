@@ -4,7 +4,7 @@ import contextlib
 import difflib
 import os
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from etils import epath
 
@@ -17,7 +17,7 @@ from deeplab_jax.checkpoints.folders import (
     list_steps,
     make_absolute,
 )
-from deeplab_jax.errors import CheckpointError
+from deeplab_jax.errors import CheckpointError, summarize
 
 ALIASES = ("best", "latest")
 EXPORTED_PROGRAM = "program.bin"  # the part of an exported StableHLO file that holds the network
@@ -216,10 +216,10 @@ def _describe_content(folder: epath.Path) -> str:
     if find_steps(folder) or find_weights(folder) or _DATA & set(names):
         return ""
     if runs := [name for name in names if (folder / name / CHECKPOINTS).is_dir()]:
-        return f"is not a run, but contains runs. Give one of them: {_join(folder / name for name in runs)}."
+        return f"is not a run, but contains runs. Give one of them: {summarize(folder / name for name in runs)}."
     if weights := [name for name in names if name.endswith(_WEIGHTS)]:
         advice = "Import one with `deeplab-jax weights import FILE --out DIR`, and give DIR"
-        return f"contains weights files, but no checkpoint. {advice}: {_join(folder / name for name in weights)}."
+        return f"contains weights files, but no checkpoint. {advice}: {summarize(folder / name for name in weights)}."
     return ""
 
 
@@ -246,7 +246,7 @@ def _suggest(path: epath.Path, wanted: str) -> str:
         missing = missing.parent
     parent, rest = missing.parent, path.parts[len(missing.parts) :]
     if missing.name.isdigit() and (steps := find_steps(parent)):
-        return f" The checkpoints in {parent} are {_join(step.name for step in steps)}."
+        return f" The checkpoints in {parent} are {summarize(step.name for step in steps)}."
     names = _list_names(parent)
     names += list(ALIASES) if CHECKPOINTS in names else []
     by_key = {name.lower(): name for name in names}
@@ -254,7 +254,7 @@ def _suggest(path: epath.Path, wanted: str) -> str:
         near = (parent / by_key[key]).joinpath(*rest)
         if near.name in ALIASES or (near.exists() and _is_plausible(near, path, wanted)):
             return f" Did you mean {near}?"
-    return f" The folder {parent} contains {_join(names)}." if names else f" The folder {parent} is empty."
+    return f" The folder {parent} contains {summarize(names)}." if names else f" The folder {parent} is empty."
 
 
 def _is_plausible(near: epath.Path, missing: epath.Path, wanted: str) -> bool:
@@ -271,8 +271,3 @@ def _list_names(folder: epath.Path) -> list[str]:
     with contextlib.suppress(OSError):  # an unreadable folder
         return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     return []
-
-
-def _join(items: Iterable[object], most: int = 5) -> str:
-    shown = [str(item) for item in items]
-    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")

@@ -45,7 +45,7 @@ from deeplab_jax.checkpoints.folders import (
 from deeplab_jax.checkpoints.manager import open_manager
 from deeplab_jax.checkpoints.paths import resolve
 from deeplab_jax.config import Config, from_dict, to_dict
-from deeplab_jax.errors import CheckpointError
+from deeplab_jax.errors import CheckpointError, summarize
 from deeplab_jax.files import advise_on_write_error
 from deeplab_jax.runtime.hosts import is_true_on_any
 from deeplab_jax.runtime.shared_errors import failing_together, wait_together
@@ -141,7 +141,7 @@ class Checkpoints:
         """Rank the evaluated steps again, if `rank` returns another rank than before. Damaged scores are left alone.
 
         Raises:
-          CheckpointError: The scores cannot be written.
+          CheckpointError: The scores cannot be read or written.
         """
         with failing_together():
             numbers = list_steps(self._folder) if jax.process_index() == 0 else []
@@ -152,13 +152,18 @@ class Checkpoints:
                         write_scores(step, scores, rank(scores))
 
     def needs_scores(self, step: int, is_due: bool) -> bool:
-        """Return whether a step's scores are damaged, or missing although they are due. All processes must call this method."""
-        if jax.process_index():
-            return is_true_on_any(False)
-        try:
-            is_needed = read_scores(self._folder / str(step)) is None and is_due
-        except DamagedError:
-            is_needed = True
+        """Return whether a step's scores are damaged, or missing although they are due. All processes must call this method.
+
+        Raises:
+          CheckpointError: The scores cannot be read.
+        """
+        is_needed = False
+        with failing_together():
+            if jax.process_index() == 0:
+                try:
+                    is_needed = read_scores(self._folder / str(step)) is None and is_due
+                except DamagedError:
+                    is_needed = True
         return is_true_on_any(is_needed)
 
     def restore(
@@ -240,11 +245,10 @@ class Checkpoints:
         if TRAINING not in saved:
             raise CheckpointError(f"{workdir} contains only weights, so it cannot be resumed. Instead, {new_run}.")
         if names := _find_mismatches(saved, abstract):
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
             optim = [change for change in changes if change.startswith("optim.")]
             advice = "Undo these changes" if optim else "Use the package version that wrote them"
             raise CheckpointError(
-                f"The arrays in {folder} do not match the state of this run ({'; '.join([*optim, shown])}). "
+                f"The arrays in {folder} do not match the state of this run ({'; '.join([*optim, summarize(names, 3)])}). "
                 f"{advice}, or {new_run}."
             )
 

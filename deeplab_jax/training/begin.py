@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from deeplab_jax.checkpoints.store import Checkpoints, DamagedError, Trees
 from deeplab_jax.config import Config
-from deeplab_jax.errors import ConfigError
+from deeplab_jax.errors import ConfigError, summarize
 from deeplab_jax.losses import check_terms
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.models.graph import abstract_variables
@@ -85,7 +85,7 @@ def create_state(setup: Setup, pretrained: Pretrained, say: Callable[[str], None
     state = jax.jit(_init(setup), out_shardings=replicated_sharding(setup.mesh), compiler_options=options)()
     if names := _list_random_frozen(setup.config, state, variables or {}):
         say(
-            f"warning: `optim.frozen` (={setup.config.optim.frozen!r}) keeps {names[0]} fixed{_and_more(names)}, with "
+            f"warning: `optim.frozen` (={setup.config.optim.frozen!r}) keeps {summarize(names, 1)} fixed, with "
             "initial values that no weights replace. Start from weights that have them (model.pretrained), or train them."
         )
     return _start_from(setup, state, variables) if variables else state
@@ -105,10 +105,6 @@ def _list_random_frozen(config: Config, state: TrainState, variables: dict[str, 
     paths = [*list_paths(state.params), *list_paths(state.batch_stats)]
     loaded = {path for tree in variables.values() for path in list_paths(tree)}
     return [path for path in paths if matches(path, config.optim.frozen) and path not in loaded]
-
-
-def _and_more(names: Sequence[str]) -> str:
-    return f" and {len(names) - 1} more" if names[1:] else ""
 
 
 def abstract_state(setup: Setup) -> TrainState:

@@ -75,6 +75,16 @@ def test_damaged_scores_prevent_choosing_the_best_step_but_not_resuming(run, dam
         assert checkpoints.needs_scores(7, is_due=False)
 
 
+def test_scores_that_cannot_be_read_are_not_damaged(run):
+    path = run / "checkpoints" / "7" / SCORES
+    path.unlink()
+    path.mkdir()  # root can read any file, but no folder
+    with Checkpoints(str(run), CONFIG) as checkpoints:
+        for read in (lambda: checkpoints.needs_scores(7, is_due=True), lambda: resolve(str(run / "best"))):
+            with pytest.raises(CheckpointError, match=rf"^{re.escape(str(path))} cannot be read \(.*\)\. Make it readable\.$"):
+                read()
+
+
 def test_no_step_is_deleted_while_the_best_one_is_unknown(run):
     truncate(run / "checkpoints" / "5" / SCORES)
     with Checkpoints(str(run), CONFIG) as checkpoints:
