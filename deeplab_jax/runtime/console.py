@@ -40,9 +40,10 @@ class _Stream:
 
     def write(self, text: str) -> int:
         try:
-            return self._stream.write(text)
-        except UnicodeEncodeError as error:  # such as for a file name that is not UTF-8
-            return self.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
+            with contextlib.suppress(UnicodeEncodeError):  # such as for a file name that is not UTF-8
+                return self._stream.write(text)
+            encoding = self._stream.encoding  # the error can have a different one, which has other characters
+            return self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         except (OSError, ValueError) as error:
             self._handle(error)
             return len(text)
