@@ -259,10 +259,8 @@ class Checkpoints:
         """
         is_first = jax.process_index() == 0
         folders = [self._folder / str(each) for each in damaged] if is_first else []
-        with (
-            failing_together(),
-            report_errors(f"Cannot move the damaged steps out of {self._folder}", lambda _: "Move them by hand"),
-        ):
+        fault = f"Cannot move the damaged steps out of {self._folder}"
+        with failing_together(), report_errors(fault, lambda _: "Move them by hand"):
             move_to_damaged(folders)
         if is_first and not has_checksums(self._folder / str(step)):
             self._unfinished = self._background.submit(write_checksums, self._folder / str(step))

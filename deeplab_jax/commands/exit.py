@@ -1,6 +1,7 @@
 """Run a command, and exit with one line after a user error."""
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -16,8 +17,10 @@ def run_or_exit(program: Callable[[], T]) -> T:
 
     A DeeplabError, or a JAX error about missing devices or memory, is printed as one line. Its exit code is 2, or 3 if the
     same command can succeed later. After Ctrl-C, the exit code is 130. If nobody reads the output any more, as in `| head`, it
-    is 141.
+    is 141. Characters that the encoding of the output lacks are escaped.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a notebook's is not
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return _explain_jax_errors(program)
     except DeeplabError as error:
@@ -37,8 +40,10 @@ def escape_unprintable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
-def _flush_or_discard(stream: TextIO) -> None:
+def _flush_or_discard(stream: TextIO | None) -> None:
     """Flush a stream. If this fails, discard its output, because Python would print a traceback when it exits."""
+    if stream is None:  # it was closed before Python started
+        return
     try:
         stream.flush()
     except (OSError, ValueError):

@@ -113,7 +113,8 @@ def _prepare_split(root: Path, split: str, segmenter: Segmenter, inputs: Sequenc
             f"{flag} must be a data set folder and the name of a new split, such as ROOT/pseudo, but {root} has no split "
             f"{missing[0]!r}, which the network was trained on."
         )
-    if among := [each.path for each in inputs if Path(os.path.abspath(each.path)).is_relative_to(root / split)]:
+    folder = os.path.realpath(root / split)
+    if among := [each.path for each in inputs if Path(os.path.realpath(each.path.parent)).is_relative_to(folder)]:
         raise ConfigError(
             f"{flag} is a folder with images to predict, such as {among[0]}. The same command would later take the labels for "
             "images. Choose another name for the split."

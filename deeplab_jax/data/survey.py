@@ -49,7 +49,7 @@ class Survey:
       conflict: A message about two files whose palettes give one id different colours, or "".
       modes: Maps each Pillow mode to the number of files and the first file that has it.
       files: The number of files that were read.
-      single: For each value that is the only one beside 0 in some files, the number of these files and the first of them.
+      single: For each value that is the only one besides 0 in some files, the number of these files and the first of them.
       runs: The number of runs for each value. See `Mask`.
       ramps: The number of runs that are ramps for each value that has some. See `Mask`.
       problems: A message for each unreadable file. Training cannot read these files either.

@@ -100,12 +100,13 @@ def draw_comparison(
 
 def name_results(images: Sequence[str]) -> list[str]:
     """Return a name for each image's results: its path without the suffix, or with it if another one has that name."""
-    stems = {image: str(PurePosixPath(image).with_suffix("")) for image in images}
-    count = Counter(stems.values())
-    names = [stems[image] if count[stems[image]] == 1 else image for image in images]
-    # Beside a.jpg and a.png, which keep their suffixes, a.jpg.tif must keep its own.
-    taken = Counter(names)
-    return [name if taken[name] == 1 else image for name, image in zip(names, images, strict=True)]
+    names = {image: str(PurePosixPath(image).with_suffix("")) for image in images}
+    while True:  # next to a.jpg and a.png, which keep their suffixes, a.jpg.tif must keep its own, and so on
+        count = Counter(names.values())
+        clashes = {image: image for image, name in names.items() if count[name] > 1 and name != image}
+        if not clashes:
+            return [names[image] for image in images]
+        names |= clashes
 
 
 def write_pictures(

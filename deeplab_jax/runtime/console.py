@@ -17,7 +17,9 @@ def make_console(quiet: bool = False, soft_wrap: bool = True, markup: bool = Tru
       soft_wrap: Whether to leave long lines to the terminal. Tables need False.
       markup: Whether text in brackets sets a style. Names of files need False.
     """
-    stream: Any = _Stream(sys.stdout)  # a stand-in for TextIO
+    # Python has no standard output if that was closed before it started.
+    output = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  the console keeps it open
+    stream: Any = _Stream(output)  # a stand-in for TextIO
     return Console(file=stream, soft_wrap=soft_wrap, highlight=False, emoji=False, quiet=quiet, markup=markup)
 
 
@@ -40,9 +42,10 @@ class _Stream:
 
     def write(self, text: str) -> int:
         try:
-            return self._stream.write(text)
-        except UnicodeEncodeError as error:  # such as for a file name that is not UTF-8
-            return self.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
+            with contextlib.suppress(UnicodeEncodeError):  # such as for a file name that is not UTF-8
+                return self._stream.write(text)
+            encoding = self._stream.encoding  # the error can have a different one, which has other characters
+            return self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         except (OSError, ValueError) as error:
             self._handle(error)
             return len(text)

@@ -12,7 +12,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
@@ -22,7 +21,7 @@ from jax.experimental import multihost_utils
 from deeplab_jax.errors import ConfigError, DeeplabError, HostError, one_line
 from deeplab_jax.runtime.compilation import compile_program
 from deeplab_jax.runtime.launchers import ProcessSpec, find_process_spec, parse_address
-from deeplab_jax.runtime.machine import list_packages
+from deeplab_jax.runtime.machine import digest_code, list_packages
 
 HEARTBEAT_SECONDS = 60  # JAX considers a process dead after this long without a heartbeat
 _is_compiling = threading.Event()  # compiling can take longer than a step may take
@@ -80,7 +79,7 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
             visible = os.environ.get(f"JAX_{kind.upper()}_VISIBLE_DEVICES", "all")
             jax.config.update(f"jax_{kind}_visible_devices", visible)
     _require_same_device_counts()
-    require_same(code=_digest_code(), packages=list_packages())
+    require_same(code=digest_code(), packages=list_packages())
     return True
 
 
@@ -91,15 +90,6 @@ def _choose_detection(spec: ProcessSpec) -> str | None:
     """
     is_complete = spec.all_devices and None not in (spec.coordinator, spec.num_processes, spec.process_id)
     return "deactivate" if is_complete else None
-
-
-def _digest_code() -> str:
-    """Return a digest of this package's source, because hosts with different commits would train on different numbers."""
-    package = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for name in sorted(path.relative_to(package).as_posix() for path in package.rglob("*.py")):
-        digest.update(name.encode() + b"\0" + hashlib.sha256((package / name).read_bytes()).digest())
-    return digest.hexdigest()[:12]
 
 
 def _require_free_port(coordinator: str) -> None:

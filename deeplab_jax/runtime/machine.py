@@ -1,4 +1,4 @@
-"""Count the usable CPU cores, list the installed packages, and configure how the C library reuses freed memory.
+"""Count the usable CPU cores, identify the installed code, and configure how the C library reuses freed memory.
 
 The functions about memory only affect glibc.
 """
@@ -6,10 +6,12 @@ The functions about memory only affect glibc.
 import contextlib
 import ctypes
 import functools
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
 import sys
+from pathlib import Path
 
 # The packages that can change the last bits of a result.
 PACKAGES = ("deeplab-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow", "tensorflow-cpu")
@@ -31,6 +33,16 @@ def list_packages() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return versions
+
+
+def digest_code() -> str:
+    """Return a digest of this package's source, because hosts with different commits would train on different numbers."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    names = (path.relative_to(package).as_posix() for path in package.rglob("*.py"))
+    for name in sorted(name for name in names if "/." not in f"/{name}"):  # editors hide their locks and copies
+        digest.update(name.encode() + b"\0" + hashlib.sha256((package / name).read_bytes()).digest())
+    return digest.hexdigest()[:12]
 
 
 def runs_on_cpu(platforms: str | None) -> bool:

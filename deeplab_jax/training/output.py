@@ -53,7 +53,7 @@ class Output:
                 start = RunStart(str(folder), start_step, is_scored, flatten(config))
                 self._writers = open_writers(config.train.writers, start, log.print)
         self._failed: set[RunWriter] = set()
-        if self._uploads != "none" and start_step and is_scored:
+        if self._uploads != "none" and start_step and is_scored and any(writer.takes_checkpoints for writer in self._writers):
             for step in find_steps(folder):
                 self._write(functools.partial(self._upload_missing, step=step))
         columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
@@ -116,7 +116,7 @@ class Output:
 
     def _upload_missing(self, writer: RunWriter, step: epath.Path) -> None:
         """Upload an evaluated checkpoint if the writer lacks it, because an earlier start ended during the upload."""
-        if not writer.has_checkpoint(int(step.name)) and read_scores(step) is not None:
+        if writer.takes_checkpoints and not writer.has_checkpoint(int(step.name)) and read_scores(step) is not None:
             self._upload(writer, step)
 
     def _upload(self, writer: RunWriter, step: epath.Path) -> None:

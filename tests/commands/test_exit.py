@@ -45,6 +45,22 @@ def test_control_characters_in_a_message_are_escaped(capsys):
     assert capsys.readouterr().err == "error: `a\\nb\\x1b[31mé.pth` cannot be read.\n"
 
 
+@pytest.mark.parametrize(("encoding", "shown"), [("utf-8", r"\udcff é"), ("ascii", r"\udcff \xe9"), ("koi8-r", r"\udcff \xe9")])
+def test_characters_that_the_terminal_lacks_are_escaped(encoding, shown):
+    code = r"from deeplab_jax.commands.exit import run_or_exit; run_or_exit(lambda: print('\udcff \xe9'))"
+    result = run_code(code, PYTHONIOENCODING=encoding, PYTHONUTF8="1")
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"{shown}\n", "")
+
+
+def test_a_command_without_an_output_continues():
+    code = (
+        "from deeplab_jax.commands.exit import run_or_exit; from deeplab_jax.runtime.console import make_console; "
+        "run_or_exit(lambda: make_console().print('a'))"
+    )
+    result = subprocess.run(f'{sys.executable} -c "{code}" >&-', shell=True, stderr=subprocess.PIPE, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_bugs_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
         run_or_exit(lambda: 1 / 0)

@@ -266,10 +266,12 @@ def test_shards_with_another_probability_do_not_join(root, predict):
     assert not (root / "list" / "pseudo.lst").exists()
 
 
-def test_labels_are_not_written_among_the_images(root, predict):
+@pytest.mark.parametrize("folder", ["more", "link"])
+def test_labels_are_not_written_among_the_images(root, predict, folder):
     (root / "more").mkdir()
+    (root / "link").symlink_to(root / "more")
     shutil.copy(next((root / "leftImg8bit" / "test").rglob("*.png")), root / "more" / "a.png")
-    code, output = predict(out="more", folder="more")
+    code, output = predict(out="more", folder=folder)
     assert code == 2
-    assert f"`--out` (='{root}/more') is a folder with images to predict, such as {root}/more/a.png" in output
+    assert f"`--out` (='{root}/more') is a folder with images to predict, such as {root}/{folder}/a.png" in output
     assert sorted(path.name for path in (root / "more").iterdir()) == ["a.png"]

@@ -48,11 +48,11 @@ def test_arrays_and_lists_of_images_of_one_size_are_accepted(images):
         (IMAGES[:, :1], r"\(=uint8 \[2, 1, 5, 7\]\)"),
         (IMAGES[:, 0], r"\(=uint8 \[2, 5, 7\]\)"),
         (IMAGES[:0], r"\(=uint8 \[0, 3, 5, 7\]\)"),
-        ([], r"\(=float64 \[0\]\) is not usable\. Give RGB"),
+        ([], r"\(=float64 \[0\]\) cannot be used\. Give RGB"),
         ("a.png", r"Read the files first, or use `deeplab-jax predict`\."),
         (["a.png", "b.png"], r"Read the files first"),
         (pathlib.Path("a.png"), r"Read the files first"),
-        (None, r"\(=object \[\]\) is not usable\. Give RGB"),
+        (None, r"\(=object \[\]\) cannot be used\. Give RGB"),
     ],
 )
 def test_other_values_are_refused_on_one_line(images, message):
@@ -65,3 +65,4 @@ def test_other_values_are_refused_on_one_line(images, message):
 def test_results_have_different_names():
     images = ["a.jpg", "a.png", "a.jpg.tif", "sub/a.jpg", "b.c.png"]
     assert name_results(images) == ["a.jpg", "a.png", "a.jpg.tif", "sub/a", "b.c"]
+    assert name_results(["a.jpg", "a.png", "a.jpg.tif", "a.jpg.tif.bmp"]) == ["a.jpg", "a.png", "a.jpg.tif", "a.jpg.tif.bmp"]

@@ -69,7 +69,14 @@ def test_names_are_printed_as_they_are(capsys):
     assert capsys.readouterr().out == f"{name}\n"
 
 
-@pytest.mark.parametrize(("encoding", "shown"), [("utf-8", "\\udcff ö\n"), ("ascii", "\\udcff \\xf6\n")])
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [
+        ("utf-8", "\\udcff ö\n"),
+        ("ascii", "\\udcff \\xf6\n"),
+        ("koi8-r", "\\udcff \\xf6\n"),  # Python's errors only call it a charmap
+    ],
+)
 def test_characters_that_the_terminal_lacks_are_escaped(encoding, shown, monkeypatch):
     buffer = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding=encoding, write_through=True))

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from deeplab_jax.runtime import machine
+
 # Allocate a block like XLA's for a training step four times, in a thread of its own, and count the pages that the kernel had to
 # provide for the last three.
 COUNT_PAGES = """
@@ -81,3 +83,18 @@ before = resident(); trim_memory(); print(before - resident())
 """
     returned = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert int(returned.split()[0]) > 40e6
+
+
+def test_the_digest_of_the_code_changes_with_any_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "runtime" / "machine.py"))
+    digests = []
+    for name, text in (("a.py", "1"), ("a.py", "2"), ("models/b.py", "1"), ("models/notes.txt", "1")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+        digests.append(machine.digest_code())
+    (tmp_path / ".#a.py").symlink_to("joe@node1.7")  # Emacs locks a file like this
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / ".ipynb_checkpoints" / "a.py").write_text("1")
+    digests.append(machine.digest_code())
+    assert len(set(digests[:3])) == 3
+    assert digests[4] == digests[3] == digests[2]

@@ -134,3 +134,18 @@ def test_checkpoints_that_an_earlier_start_did_not_upload_are_uploaded(tmp_path,
             write_scores(folder, {"miou": miou}, Rank("miou", miou))
     assert open_output(tmp_path, monkeypatch, uploads, start_step=4, uploaded=1)[1].checkpoints == expected
     assert open_output(tmp_path, monkeypatch, uploads, start_step=4, uploaded=3)[1].checkpoints == []
+
+
+def test_damaged_scores_are_not_the_fault_of_a_writer_that_takes_no_checkpoints(tmp_path, monkeypatch):
+    folder = epath.Path(tmp_path) / "checkpoints" / "1"
+    folder.mkdir(parents=True)
+    (folder / "scores.json").write_text("{}")
+    monkeypatch.setattr(Recorder, "takes_checkpoints", False)
+    output, _ = open_output(tmp_path, monkeypatch, "all", start_step=1)
+    assert "warning" not in output.log.console.file.getvalue()
+
+
+def test_only_the_process_that_writes_looks_for_checkpoints_to_upload(tmp_path, monkeypatch):
+    monkeypatch.setattr(output_module.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(output_module, "find_steps", lambda folder: pytest.fail("it reads the folder"))
+    open_output(tmp_path, monkeypatch, "all", start_step=1)

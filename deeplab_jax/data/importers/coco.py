@@ -74,8 +74,9 @@ def _require_own_ids(path: Path, key: str, entries: list[dict[str, Any]], field:
 
 
 def _id(entry: dict[str, Any], key: str) -> str:
-    """Return an id as text, because some tools write an id as a number in one place and as text in another."""
-    return str(entry.get(key))
+    """Return an id as text, because some tools write an id as a number in one place and as text, or as 1.0, in another."""
+    id_ = entry.get(key)
+    return str(int(id_) if isinstance(id_, float) and id_.is_integer() else id_)
 
 
 def _list_classes(contents: list[dict[str, Any]]) -> dict[str, Color | None]:

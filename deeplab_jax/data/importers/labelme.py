@@ -73,13 +73,13 @@ def _read_file(root: Path, path: Path, content: dict[str, Any], notes: Notes) ->
 def _find_image(root: Path, path: Path, content: dict[str, Any], notes: Notes) -> Path | None:
     """Return the image file, or `path` itself if the annotation file contains the image, or None if there is no image.
 
-    If the image is not where `imagePath` says, or this leads out of `root`, a file of the same name beside the annotation file
-    is used.
+    If the image is not where `imagePath` says, or this leads out of `root`, a file of the same name next to the annotation
+    file is used.
     """
     name, kind = content.get("imagePath"), reading.MISSING
     if isinstance(name, str) and name:
-        file, beside = reading.locate(root, path.parent, name), path.parent / reading.split_name(name)[-1]
-        location = next((each for each in (file, beside) if each and each.is_file()), None)
+        file, near = reading.locate(root, path.parent, name), path.parent / reading.split_name(name)[-1]
+        location = next((each for each in (file, near) if each and each.is_file()), None)
         if location:
             return location
         kind = reading.MISSING if file else reading.OUTSIDE

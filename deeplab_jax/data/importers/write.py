@@ -256,8 +256,8 @@ def require_output(root: Path, out: Path) -> None:
       ConfigError: It is not.
     """
     if out.is_relative_to(os.path.realpath(root)):
-        raise ConfigError(f"`--out` (={str(out)!r}) is inside ROOT ({root}). Choose a folder outside of it.")
+        raise ConfigError(f"`--out` (={str(out)!r}) is inside ROOT ({root}). Choose a folder outside it.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"`--out` (={str(out)!r}) already exists and is not an empty folder. Choose a new folder.")
     if os.path.ismount(out):  # the finished import is renamed to `out`
-        raise ConfigError(f"`--out` (={str(out)!r}) is a mount point, which cannot be replaced. Choose a folder inside of it.")
+        raise ConfigError(f"`--out` (={str(out)!r}) is a mount point, which cannot be replaced. Choose a folder inside it.")

@@ -125,9 +125,10 @@ def test_an_image_of_another_folder_is_not_taken_for_that_of_another_computer(tm
     assert notes.counts() == {reading.OUTSIDE: 1}
 
 
-def test_ids_can_be_text(tmp_path):
+@pytest.mark.parametrize("kind", [str, float])  # pandas writes 1.0
+def test_ids_can_be_text_or_whole_floats(tmp_path, kind):
     write_image(tmp_path / "a.png", 4, 2)
-    objects = [{"image_id": "1", "category_id": "9", "segmentation": COLUMNS}]
+    objects = [{"image_id": kind(1), "category_id": kind(9), "segmentation": COLUMNS}]
     write(tmp_path / "x.json", objects)
     notes = Notes()
     (annotation,) = coco.read(tmp_path, notes).annotations

@@ -167,7 +167,7 @@ def test_the_output_must_be_new_and_outside_of_the_root(tmp_path):
 
 def test_a_mount_point_cannot_be_the_output(tmp_path, monkeypatch):
     monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path)
-    with pytest.raises(ConfigError, match=r"is a mount point.* Choose a folder inside of it\."):
+    with pytest.raises(ConfigError, match=r"is a mount point.* Choose a folder inside it\."):
         require_output(tmp_path / "root", tmp_path)
     require_output(tmp_path / "root", tmp_path / "out")
 

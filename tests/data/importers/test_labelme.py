@@ -56,7 +56,7 @@ def test_a_turned_rectangle_has_four_corners(tmp_path, kind):
     assert draw(annotation, {"7": 1}, size=(4, 4)) == ["0100", "1110", "0100", "0000"]
 
 
-def test_images_are_found_where_the_file_says_or_beside_it_or_inside_it(tmp_path):
+def test_images_are_found_where_the_file_says_or_next_to_it_or_inside_it(tmp_path):
     write_image(tmp_path / "images/a.png")
     write_image(tmp_path / "labels/moved.png")
     write_image(tmp_path / "images/without.png")
@@ -75,15 +75,15 @@ OUTSIDE_NAMES = ["../../a.png", "/etc/a.png", "x/../../../a.png", "..\\..\\a.png
 
 
 @pytest.mark.parametrize("name", OUTSIDE_NAMES)
-def test_the_path_of_another_computer_is_replaced_by_the_image_beside_or_inside_the_file(tmp_path, name):
+def test_the_path_of_another_computer_is_replaced_by_the_image_next_to_or_inside_the_file(tmp_path, name):
     write_image(tmp_path / "a.png")
     write(tmp_path / "root/sub/a.json", [], name, encode_png([[1]]))
     (embedded,) = read(tmp_path / "root", Notes()).annotations
     assert embedded.embedded().startswith(b"\x89PNG")
     write_image(tmp_path / "root/sub/a.png")
     notes = Notes()
-    (beside,) = read(tmp_path / "root", notes).annotations
-    assert (beside.image, beside.embedded, notes.counts()) == (tmp_path / "root/sub/a.png", None, {})
+    (near,) = read(tmp_path / "root", notes).annotations
+    assert (near.image, near.embedded, notes.counts()) == (tmp_path / "root/sub/a.png", None, {})
 
 
 @pytest.mark.parametrize("name", OUTSIDE_NAMES)
