@@ -2,11 +2,12 @@
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import TextIO, TypeVar
 
-from deeplab_jax.errors import ConfigError, DeeplabError, OutOfMemoryError, one_line
+from deeplab_jax.errors import ConfigError, DeeplabError, OutOfMemoryError
 
 T = TypeVar("T")
 
@@ -53,21 +54,14 @@ def _explain_jax_errors(program: Callable[[], T]) -> T:
     except DeeplabError:
         raise
     except Exception as error:
-        if "jax" not in sys.modules:  # importing it takes seconds
+        if "jax" not in sys.modules:  # it was not needed, or its import failed
+            if name := _find_jax_variable(error):
+                raise ConfigError(f"`{name}` (={os.environ[name]!r}) is refused by JAX. Correct or unset it.") from error
             raise
-        if reason := _find_device_problem():
-            platforms = os.environ.get("JAX_PLATFORMS", "")
-            if not platforms:
-                raise ConfigError(
-                    f"JAX found no device ({reason}). Install JAX for what this machine has (see "
-                    "docs/how-to/accelerators.md), or set JAX_PLATFORMS=cpu."
-                ) from error
-            raise ConfigError(
-                f"`JAX_PLATFORMS` (={platforms!r}) cannot be used ({reason}). Install JAX for this device (see "
-                "docs/how-to/accelerators.md), or unset JAX_PLATFORMS to use what this machine has."
-            ) from error
+        from deeplab_jax.runtime.accelerators import require_devices
         from deeplab_jax.runtime.memory import describe_out_of_memory
 
+        require_devices()
         if what := describe_out_of_memory(error):
             raise OutOfMemoryError(
                 what, "Use smaller batches or images. `deeplab-jax plan` estimates what training needs."
@@ -75,12 +69,7 @@ def _explain_jax_errors(program: Callable[[], T]) -> T:
         raise
 
 
-def _find_device_problem() -> str | None:
-    """Return why JAX cannot use any device, or None if it can."""
-    import jax
-
-    try:
-        jax.devices()
-    except Exception as error:  # JAX raises various types, including AssertionError without a message
-        return one_line(error) if str(error) else "JAX found no such device"
-    return None
+def _find_jax_variable(error: Exception) -> str | None:
+    """Return the environment variable whose value JAX refused when it was imported, or None for other errors."""
+    names = re.findall(r"\bjax_\w+", str(error), re.IGNORECASE) if isinstance(error, ValueError) else []
+    return next((name.upper() for name in names if name.upper() in os.environ), None)

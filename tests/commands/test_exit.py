@@ -24,6 +24,22 @@ def test_a_platform_that_this_machine_lacks_is_one_line(platform):
     assert result.stderr.count("\n") == 1
 
 
+def test_each_variable_that_names_a_platform_is_in_the_message():
+    code = "import jax; from deeplab_jax.commands.exit import run_or_exit; run_or_exit(lambda: jax.numpy.zeros(1))"
+    result = run_code(code, JAX_PLATFORMS="cpu", JAX_PLATFORM_NAME="nonsense")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: `JAX_PLATFORMS` (='cpu') and `JAX_PLATFORM_NAME` (='nonsense') cannot be used (")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "value"), [("JAX_DISABLE_JIT", "maybe"), ("JAX_NUM_CPU_DEVICES", "two")])
+def test_a_setting_that_jax_refuses_is_one_line(name, value):
+    code = "from deeplab_jax.commands.exit import run_or_exit; run_or_exit(lambda: __import__('jax'))"
+    result = run_code(code, **{name: value})
+    assert result.returncode == 2
+    assert result.stderr == f"error: `{name}` (='{value}') is refused by JAX. Correct or unset it.\n"
+
+
 def test_running_out_of_memory_is_one_line(capsys):
     def program():
         raise MemoryError("Unable to allocate 2.00 GiB for an array")
