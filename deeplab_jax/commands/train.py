@@ -12,6 +12,7 @@ from rich.console import Console
 from deeplab_jax.buckets import CHECKPOINT_SCHEMES
 from deeplab_jax.checkpoints.folders import CHECKPOINTS, DamagedError, make_absolute, read_scores
 from deeplab_jax.config import Config
+from deeplab_jax.errors import ConfigError
 from deeplab_jax.files import require_folder
 from deeplab_jax.models import validate
 from deeplab_jax.runtime.compilation import enable_compilation_cache
@@ -59,6 +60,8 @@ def train(
     from deeplab_jax.commands.datasets import open_training_data  # imports TensorFlow
 
     config, console = validate(config), console or make_console()
+    if not isinstance(workdir, str | os.PathLike):
+        raise ConfigError(f"`workdir` (={workdir!r}) is not a path. Give a folder, for example workdir=runs/quickstart.")
     workdir = require_folder(os.path.expanduser(workdir), "workdir", "runs/quickstart", CHECKPOINT_SCHEMES)
     enable_compilation_cache()
     # Report an invalid config before reading the data, which can take minutes.
