@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -15,7 +16,8 @@ _MESSAGE = "Stopping after this step, or after this batch of an evaluation."
 def catch_stop_signals() -> Iterator[list[int]]:
     """Catch SIGINT, SIGTERM, SIGHUP and SIGUSR1 in the `with` block.
 
-    A second SIGINT ends the process immediately. Other signals can be repeated, because shells and schedulers often send them
+    A second SIGINT ends the process immediately. In a notebook or another interactive session, it raises KeyboardInterrupt instead,
+    so that the session's variables are kept. Other signals can be repeated, because shells and schedulers often send them
     twice. Signals that are ignored, such as SIGHUP under `nohup`, stay ignored. Outside the main thread, Python cannot set
     signal handlers, so all signals keep their effect.
 
@@ -35,7 +37,8 @@ def catch_stop_signals() -> Iterator[list[int]]:
                 os.write(2, f"\n{_MESSAGE}{advice}\n".encode())
         received.append(number)
         if signal.SIGINT in caught:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            # An interrupt in Python only takes effect after a compilation, but ending a session would cost its variables.
+            signal.signal(signal.SIGINT, previous[signal.SIGINT] if hasattr(sys, "ps1") else signal.SIG_DFL)
 
     numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
     previous = {number: signal.getsignal(number) for number in numbers}

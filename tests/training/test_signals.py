@@ -44,6 +44,23 @@ def test_repeated_signals_are_harmless_except_for_a_second_interrupt():
     assert (code, output) == (-signal.SIGINT, "")
 
 
+def test_a_second_interrupt_does_not_end_an_interactive_session():
+    session = """
+import os, signal, sys, time
+from deeplab_jax.training.signals import catch_stop_signals
+sys.ps1 = ">>> "
+try:
+    with catch_stop_signals() as received:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+except KeyboardInterrupt:
+    print(len(received), signal.getsignal(signal.SIGINT) == signal.default_int_handler)
+"""
+    result = subprocess.run([sys.executable, "-c", session], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "1 True\n")
+
+
 def test_a_signal_that_nohup_ignores_stays_ignored():
     code, output, error = send(1, signal.SIGHUP, signal.SIGTERM, launcher=("nohup",))
     assert (code, output) == (0, "['SIGTERM']")
