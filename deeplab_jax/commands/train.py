@@ -34,8 +34,8 @@ def train(
 ) -> dict[str, Any]:
     """Train a config to completion, or resume the run in `workdir`. Every process in the run must call this function.
 
-    In the main thread, SIGINT (Ctrl-C), SIGTERM, SIGHUP and SIGUSR1 end the run after its current step, and save it. In other
-    threads, signals keep their effect.
+    In the main thread, SIGINT (Ctrl-C), SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 and SIGXCPU end the run after its current step, and
+    save it. In other threads, signals keep their effect.
 
     Args:
       config: The config, for example from a recipe's get_config().
