@@ -17,8 +17,9 @@ def run_or_exit(program: Callable[[], T]) -> T:
 
     A DeeplabError, or a JAX error about missing devices or memory, is printed as one line. Its exit code is 2, or 3 if the
     same command can succeed later. After Ctrl-C, the exit code is 130. If nobody reads the output any more, as in `| head`, it
-    is 141.
+    is 141. Standard streams that are closed, as by `>&-`, become the null device.
     """
+    _replace_closed_streams()
     try:
         return _explain_jax_errors(program)
     except DeeplabError as error:
@@ -31,6 +32,17 @@ def run_or_exit(program: Callable[[], T]) -> T:
         sys.exit(141)
     finally:
         _flush_or_discard(sys.stdout)
+
+
+def _replace_closed_streams() -> None:
+    """Open the null device for each closed standard stream.
+
+    Otherwise, the next file to be opened, such as a checkpoint, would get the stream's number, and with it the messages of C
+    libraries.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))  # gets the lowest free number
 
 
 def escape_unprintable(text: str) -> str:
@@ -54,6 +66,8 @@ def _explain_jax_errors(program: Callable[[], T]) -> T:
     except DeeplabError:
         raise
     except Exception as error:
+        if _is_current_folder_gone():
+            raise ConfigError("The current folder was deleted. Change to one that exists, and try again.") from error
         if "jax" not in sys.modules:  # it was not needed, or its import failed
             if name := _find_jax_variable(error):
                 raise ConfigError(f"`{name}` (={os.environ[name]!r}) is refused by JAX. Correct or unset it.") from error
@@ -67,6 +81,14 @@ def _explain_jax_errors(program: Callable[[], T]) -> T:
                 what, "Use smaller batches or images. `deeplab-jax plan` estimates what training needs."
             ) from error
         raise
+
+
+def _is_current_folder_gone() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _find_jax_variable(error: Exception) -> str | None:

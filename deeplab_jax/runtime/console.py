@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import os
 import sys
 from typing import Any, TextIO
@@ -17,7 +18,7 @@ def make_console(quiet: bool = False, soft_wrap: bool = True, markup: bool = Tru
       soft_wrap: Whether to leave long lines to the terminal. Tables need False.
       markup: Whether text in brackets sets a style. Names of files need False.
     """
-    stream: Any = _Stream(sys.stdout)  # a stand-in for TextIO
+    stream: Any = _Stream(sys.stdout or io.StringIO())  # a stand-in for TextIO; a program without a console has no stdout
     return Console(file=stream, soft_wrap=soft_wrap, highlight=False, emoji=False, quiet=quiet, markup=markup)
 
 

@@ -61,6 +61,25 @@ def test_control_characters_in_a_message_are_escaped(capsys):
     assert capsys.readouterr().err == "error: `a\\nb\\x1b[31mé.pth` cannot be read.\n"
 
 
+def test_a_deleted_current_folder_is_one_line(tmp_path):
+    folder = tmp_path / "deleted"
+    folder.mkdir()
+    code = f"import os; from deeplab_jax.commands.exit import run_or_exit; os.chdir({str(folder)!r}); os.rmdir({str(folder)!r})"
+    result = run_code(f"{code}; run_or_exit(lambda: os.path.abspath('runs'))")
+    assert result.returncode == 2
+    assert result.stderr == "error: The current folder was deleted. Change to one that exists, and try again.\n"
+
+
+def test_closed_streams_become_the_null_device():
+    code = (
+        "import os, sys; from deeplab_jax.commands.exit import run_or_exit; from deeplab_jax.errors import ConfigError\n"
+        "def program():\n    print(1); print(2, file=sys.stderr); sys.exit(os.dup(1))\n"
+        "run_or_exit(program)"
+    )
+    result = subprocess.run(["sh", "-c", f'"{sys.executable}" -c "$0" <&- >&- 2>&-', code], check=False)
+    assert result.returncode == 3  # the first number that is free, after those of the three streams
+
+
 def test_bugs_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
         run_or_exit(lambda: 1 / 0)
