@@ -27,9 +27,9 @@ _MEMORY_ADVICE = "Give fewer or smaller images at a time, or set eval.window in 
 _DEVICE_ADVICE = "Close other programs on the device, or set JAX_PLATFORMS=cpu (docs/how-to/use-a-network.md)."
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Segmenter:
-    """A network with its weights, label set and normalisation.
+    """A network with its weights, label set and normalisation. It can be copied and pickled. A copy compiles its own programs.
 
     Attributes:
       config: The run's config. Its `eval` section sets the output stride, windows, scales and flip. Do not modify the config,
@@ -117,6 +117,10 @@ class Segmenter:
         with report_out_of_memory(_MEMORY_ADVICE):
             program = self.compile(function, len(images), canvas)
             return jax.tree.map(np.asarray, program(self.variables, placed, None if canvas.is_exact else sizes))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Leave out the compiled programs, which cannot be copied.
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @functools.cached_property
     def _programs(self) -> Programs:

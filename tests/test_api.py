@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import jax.numpy as jnp
 import numpy as np
 from conftest import random_variables, tiny_config
@@ -14,3 +17,13 @@ def test_images_can_be_any_kind_of_array_or_a_list(plain_convolutions):
     device = jnp.asarray(images)
     for same in (list(images), tuple(images), list(device), device, images.copy(order="F")):
         np.testing.assert_array_equal(segmenter.predict(same), expected)
+
+
+def test_a_segmenter_can_be_pickled_copied_and_hashed_after_its_use(plain_convolutions):
+    config = tiny_config()
+    segmenter = api.Segmenter(config, random_variables(DeepLabV3(config.model, config.labels.num_classes)))
+    images = np.random.default_rng(0).integers(0, 256, (1, 3, 16, 32), np.uint8)
+    expected = segmenter.predict(images)
+    for same in (pickle.loads(pickle.dumps(segmenter)), copy.deepcopy(segmenter)):
+        np.testing.assert_array_equal(same.predict(images), expected)
+        assert len({segmenter, same, segmenter}) == 2

@@ -30,6 +30,7 @@ MAY_IMPORT = {layer: LAYERS[:position] for position, layer in enumerate(LAYERS)}
     "predict": (*LAYERS[: LAYERS.index("predict")], "data.decode", "data.folders"),
     "commands": (*LAYERS, "data", "scenes"),
     "__init__": ("buckets",),
+    "__main__": ("commands",),
 }
 
 

@@ -13,6 +13,7 @@ from etils import epath
 from deeplab_jax.checkpoints.folders import DamagedError, list_steps
 from deeplab_jax.errors import BucketError, BucketOutageError, CheckpointError, DeeplabError, one_line
 from deeplab_jax.files import FULL_DISK, advise_on_write_error
+from deeplab_jax.runtime.accelerators import require_devices
 from deeplab_jax.runtime.hosts import as_host_error, is_true_on_all
 from deeplab_jax.runtime.shared_errors import failing_together
 
@@ -67,6 +68,7 @@ def report_errors(what: str, advise: Callable[[BaseException], str]) -> Iterator
       advise: Function that returns the advice for an error.
 
     Raises:
+      ConfigError: The error occurred because JAX found no device.
       HostError: The error occurred because one of the other processes ended.
       BucketError: The error occurred because a bucket refuses requests or does not answer.
     """
@@ -75,6 +77,7 @@ def report_errors(what: str, advise: Callable[[BaseException], str]) -> Iterator
     except DeeplabError:
         raise
     except Exception as error:  # orbax raises many exception types; see `check_on_all_processes`
+        require_devices()  # orbax needs them even to read arrays into host memory
         cause, reason = _find_cause(error), _describe_cause(error)
         known = as_host_error(cause) or _as_bucket_error(cause, what)
         raise known or CheckpointError(f"{what} ({reason}). {advise(cause)}.") from error

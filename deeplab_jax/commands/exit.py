@@ -3,11 +3,12 @@
 import contextlib
 import io
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import TextIO, TypeVar
 
-from deeplab_jax.errors import ConfigError, DeeplabError, OutOfMemoryError, one_line
+from deeplab_jax.errors import ConfigError, DeeplabError, OutOfMemoryError
 
 T = TypeVar("T")
 
@@ -17,8 +18,10 @@ def run_or_exit(program: Callable[[], T]) -> T:
 
     A DeeplabError, or a JAX error about missing devices or memory, is printed as one line. Its exit code is 2, or 3 if the
     same command can succeed later. After Ctrl-C, the exit code is 130. If nobody reads the output any more, as in `| head`, it
-    is 141. Characters that the encoding of the output lacks are escaped.
+    is 141. Standard streams that are closed, as by `>&-`, become the null device. Characters that the encoding of the output
+    lacks are escaped.
     """
+    _replace_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a notebook's is not
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -33,6 +36,17 @@ def run_or_exit(program: Callable[[], T]) -> T:
         sys.exit(141)
     finally:
         _flush_or_discard(sys.stdout)
+
+
+def _replace_closed_streams() -> None:
+    """Open the null device for each closed standard stream.
+
+    Otherwise, the next file to be opened, such as a checkpoint, would get the stream's number, and with it the messages of C
+    libraries.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))  # gets the lowest free number
 
 
 def escape_unprintable(text: str) -> str:
@@ -58,21 +72,16 @@ def _explain_jax_errors(program: Callable[[], T]) -> T:
     except DeeplabError:
         raise
     except Exception as error:
-        if "jax" not in sys.modules:  # importing it takes seconds
+        if _is_current_folder_gone():
+            raise ConfigError("The current folder was deleted. Change to one that exists, and try again.") from error
+        if "jax" not in sys.modules:  # it was not needed, or its import failed
+            if name := _find_jax_variable(error):
+                raise ConfigError(f"`{name}` (={os.environ[name]!r}) is refused by JAX. Correct or unset it.") from error
             raise
-        if reason := _find_device_problem():
-            platforms = os.environ.get("JAX_PLATFORMS", "")
-            if not platforms:
-                raise ConfigError(
-                    f"JAX found no device ({reason}). Install JAX for what this machine has (see "
-                    "docs/how-to/accelerators.md), or set JAX_PLATFORMS=cpu."
-                ) from error
-            raise ConfigError(
-                f"`JAX_PLATFORMS` (={platforms!r}) cannot be used ({reason}). Install JAX for this device (see "
-                "docs/how-to/accelerators.md), or unset JAX_PLATFORMS to use what this machine has."
-            ) from error
+        from deeplab_jax.runtime.accelerators import require_devices
         from deeplab_jax.runtime.memory import describe_out_of_memory
 
+        require_devices()
         if what := describe_out_of_memory(error):
             raise OutOfMemoryError(
                 what, "Use smaller batches or images. `deeplab-jax plan` estimates what training needs."
@@ -80,12 +89,15 @@ def _explain_jax_errors(program: Callable[[], T]) -> T:
         raise
 
 
-def _find_device_problem() -> str | None:
-    """Return why JAX cannot use any device, or None if it can."""
-    import jax
-
+def _is_current_folder_gone() -> bool:
     try:
-        jax.devices()
-    except Exception as error:  # JAX raises various types, including AssertionError without a message
-        return one_line(error) if str(error) else "JAX found no such device"
-    return None
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
+
+
+def _find_jax_variable(error: Exception) -> str | None:
+    """Return the environment variable whose value JAX refused when it was imported, or None for other errors."""
+    names = re.findall(r"\bjax_\w+", str(error), re.IGNORECASE) if isinstance(error, ValueError) else []
+    return next((name.upper() for name in names if name.upper() in os.environ), None)

@@ -12,6 +12,7 @@ from rich.console import Console
 from deeplab_jax.buckets import CHECKPOINT_SCHEMES
 from deeplab_jax.checkpoints.folders import CHECKPOINTS, DamagedError, make_absolute, read_scores
 from deeplab_jax.config import Config
+from deeplab_jax.errors import ConfigError
 from deeplab_jax.files import require_folder
 from deeplab_jax.models import validate
 from deeplab_jax.runtime.compilation import enable_compilation_cache
@@ -33,8 +34,8 @@ def train(
 ) -> dict[str, Any]:
     """Train a config to completion, or resume the run in `workdir`. Every process in the run must call this function.
 
-    In the main thread, SIGINT (Ctrl-C), SIGTERM, SIGHUP and SIGUSR1 end the run after its current step, and save it. In other
-    threads, signals keep their effect.
+    In the main thread, SIGINT (Ctrl-C), SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 and SIGXCPU end the run after its current step, and
+    save it. In other threads, signals keep their effect.
 
     Args:
       config: The config, for example from a recipe's get_config().
@@ -59,6 +60,8 @@ def train(
     from deeplab_jax.commands.datasets import open_training_data  # imports TensorFlow
 
     config, console = validate(config), console or make_console()
+    if not isinstance(workdir, str | os.PathLike):
+        raise ConfigError(f"`workdir` (={workdir!r}) is not a path. Give a folder, for example workdir=runs/quickstart.")
     workdir = require_folder(os.path.expanduser(workdir), "workdir", "runs/quickstart", CHECKPOINT_SCHEMES)
     enable_compilation_cache()
     # Report an invalid config before reading the data, which can take minutes.

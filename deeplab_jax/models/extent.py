@@ -331,7 +331,7 @@ def _image_mean(extent: Extent, x: Array) -> Array:
 
 def _drop(extent: Extent, x: Array, key: Array, rate: float) -> Array:
     # Every device draws the dropout mask for the full image, so the dropped values do not depend on the number of devices.
-    kept = jax.random.bernoulli(key, 1 - rate, (x.shape[0], extent.get_height(x), *x.shape[2:]))
+    kept = layers.draw_dropout_mask(key, rate, (x.shape[0], extent.get_height(x), *x.shape[2:]))
     return layers.apply_dropout_mask(x, extent.take_local(kept, x.shape[1]), rate)
 
 

@@ -250,7 +250,12 @@ def row_means(x: Float[Array, "n h w c"]) -> Float[Array, "n h c"]:
 @operation
 def drop(x: Float[Array, "n h w c"], key: Array, rate: float) -> Float[Array, "n h w c"]:
     """Return `x` with a random fraction `rate` of its values set to zero and the rest scaled up to preserve the mean."""
-    return apply_dropout_mask(x, jax.random.bernoulli(key, 1 - rate, x.shape), rate)
+    return apply_dropout_mask(x, draw_dropout_mask(key, rate, x.shape), rate)
+
+
+def draw_dropout_mask(key: Array, rate: float, shape: tuple[int, ...]) -> Bool[Array, "n h w c"]:
+    """Return a mask that is False for a random fraction `rate` of the values. It does not depend on JAX_ENABLE_X64."""
+    return jax.random.bernoulli(key, jnp.float32(1 - rate), shape)
 
 
 def apply_dropout_mask(x: Float[Array, "n h w c"], kept: Bool[Array, "n h w c"], rate: float) -> Float[Array, "n h w c"]:

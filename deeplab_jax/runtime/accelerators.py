@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import re
 import statistics
 import time
@@ -10,6 +11,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+
+from deeplab_jax.errors import ConfigError, one_line
 
 GIB = 2**30
 # The fraction of GPU memory that JAX uses unless XLA_PYTHON_CLIENT_MEM_FRACTION is set.
@@ -110,3 +113,25 @@ def _median_seconds(work: Callable[[jax.Array], jax.Array], x: jax.Array, budget
         x = jax.block_until_ready(work(x))
         times.append(time.perf_counter() - start)
     return statistics.median(times)
+
+
+def require_devices() -> None:
+    """Check that JAX can use its default devices.
+
+    Raises:
+      ConfigError: It cannot, for example because an environment variable names a platform that this machine lacks.
+    """
+    try:
+        jax.devices()
+    except Exception as error:  # JAX raises various types, including AssertionError without a message
+        reason = one_line(error) if str(error) else "JAX found no such device"
+        names = [name for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if os.environ.get(name)]
+        if not names:
+            raise ConfigError(
+                f"JAX found no device ({reason}). Install JAX for what this machine has (see docs/how-to/accelerators.md), or "
+                "set JAX_PLATFORMS=cpu."
+            ) from error
+        raise ConfigError(
+            f"{' and '.join(f'`{name}` (={os.environ[name]!r})' for name in names)} cannot be used ({reason}). Install JAX for "
+            f"this device (see docs/how-to/accelerators.md), or unset {' and '.join(names)} to use what this machine has."
+        ) from error

@@ -3,20 +3,23 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 
 # SIGHUP comes from a closed terminal or a lost connection, and SIGUSR1 from SLURM's `--signal=USR1@120`.
-_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Windows lacks the last two
+# LSF and Grid Engine announce the end of a job with SIGUSR2, and the system that of its CPU time with SIGXCPU.
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # Windows lacks all but the first two
 _MESSAGE = "Stopping after this step, or after this batch of an evaluation."
 
 
 @contextlib.contextmanager
 def catch_stop_signals() -> Iterator[list[int]]:
-    """Catch SIGINT, SIGTERM, SIGHUP and SIGUSR1 in the `with` block.
+    """Catch SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 and SIGXCPU in the `with` block.
 
-    A second SIGINT ends the process immediately. Other signals can be repeated, because shells and schedulers often send them
-    twice. Signals that are ignored, such as SIGHUP under `nohup`, stay ignored. Outside the main thread, Python cannot set
+    A second SIGINT ends the process immediately. In a notebook or another interactive session, it raises KeyboardInterrupt
+    instead, so that the session's variables are kept. Other signals can be repeated, because shells and schedulers often send
+    several. Signals that are ignored, such as SIGHUP under `nohup`, stay ignored. Outside the main thread, Python cannot set
     signal handlers, so all signals keep their effect.
 
     Yields:
@@ -28,14 +31,15 @@ def catch_stop_signals() -> Iterator[list[int]]:
         return
 
     def receive(number: int, _: object) -> None:
-        if not received:
+        if number not in received and (not received or number == signal.SIGINT):
             # Python's streams cannot be used here, because the signal might have interrupted one of their writes.
             with contextlib.suppress(OSError):
                 advice = " Press Ctrl-C again to stop without saving." if number == signal.SIGINT else ""
                 os.write(2, f"\n{_MESSAGE}{advice}\n".encode())
         received.append(number)
-        if signal.SIGINT in caught:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if number == signal.SIGINT:
+            # An interrupt in Python only takes effect after a compilation, but ending a session would cost its variables.
+            signal.signal(signal.SIGINT, previous[signal.SIGINT] if hasattr(sys, "ps1") else signal.SIG_DFL)
 
     numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
     previous = {number: signal.getsignal(number) for number in numbers}

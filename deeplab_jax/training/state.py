@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Array
 
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.training.parts import merge, restrict, split
@@ -45,7 +46,8 @@ def init_state(
     state nor a moving average.
     """
     # The image size does not affect the parameters, so a small image keeps tracing cheap.
-    variables = model.init(jax.random.key(seed), jnp.zeros((1, 64, 64, model.config.channels)), train=False)
+    with jax.threefry_partitionable(True):
+        variables = model.init(make_key(seed), jnp.zeros((1, 64, 64, model.config.channels)), train=False)
     trained, _ = split(variables["params"], frozen)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -55,6 +57,15 @@ def init_state(
         skipped=jnp.zeros((), jnp.int32),
         ema_params=trained if ema else None,
     )
+
+
+def make_key(seed: int) -> Array:
+    """Return the random key of a seed below 2**32.
+
+    It does not depend on JAX's settings JAX_DEFAULT_PRNG_IMPL and JAX_RANDOM_SEED_OFFSET. For JAX_THREEFRY_PARTITIONABLE, trace
+    the function that uses the key with `jax.threefry_partitionable(True)`.
+    """
+    return jax.random.wrap_key_data(jnp.array((0, seed), jnp.uint32), impl="threefry2x32")
 
 
 def inference_variables(state: TrainState) -> dict[str, Any]:

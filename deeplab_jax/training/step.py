@@ -27,7 +27,7 @@ from deeplab_jax.training.mixing import mix
 from deeplab_jax.training.optimizer import apply_where, prepare_gradient
 from deeplab_jax.training.parts import merge, split
 from deeplab_jax.training.photometric import distort
-from deeplab_jax.training.state import TrainState
+from deeplab_jax.training.state import TrainState, make_key
 
 Batch = dict[str, Shaped[Array, "n ..."]]
 # (trained params, live batch_stats, fixed variables, images and photometric factors, dropout key) -> (outputs at label size,
@@ -67,7 +67,7 @@ def train_step(
       On any mesh, all statistics, hard pixels, losses and gradients are computed over the global batch. For micro-batches,
       see `_compute_gradient`.
     """
-    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    key = jax.random.fold_in(make_key(config.seed), state.step)
     margin = find_backbone(config.model.backbone).margin
     rows = split_rows(mesh, config.data.crop_size[0], config.model.output_stride, margin) if mesh else None
     images, labels = mix(batch["image"], batch["label"], batch["valid"], key, config)
@@ -249,7 +249,7 @@ def compile_train_step(mesh: Mesh, *, config: Config, model: DeepLabV3, optimize
     images = config.data.batch_size // mesh.shape["data"] // config.train.micro_batches
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        with compiling_for(platform, images, mesh):
+        with compiling_for(platform, images, mesh), jax.threefry_partitionable(True):
             return train_step(state, batch, config=config, model=model, optimizer=optimizer, mesh=mesh)
 
     return jax.jit(

@@ -1,12 +1,13 @@
 import errno
 import os
 
+import jax
 import pytest
 from etils import epath
 
 from deeplab_jax.checkpoints.faults import check_on_all_processes, report_read_errors, report_write_errors
 from deeplab_jax.checkpoints.folders import DamagedError
-from deeplab_jax.errors import BucketError, BucketOutageError, CheckpointError
+from deeplab_jax.errors import BucketError, BucketOutageError, CheckpointError, ConfigError
 
 # How TensorStore's messages start, and what they mean.
 FAULTS = [
@@ -87,3 +88,14 @@ def test_a_folder_that_cannot_be_listed_is_not_said_to_have_no_steps(tmp_path, m
     expected = pytest.raises(CheckpointError, match=r"Permission denied\). Fix this, then run the same command again\.$")
     with expected, report_write_errors(epath.Path(tmp_path)):
         raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_a_missing_device_is_no_damage(monkeypatch):
+    def fail_without_device():
+        raise AssertionError
+
+    monkeypatch.setattr(jax, "devices", fail_without_device)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    expected = pytest.raises(ConfigError, match=r"^`JAX_PLATFORMS` \(='cuda'\) cannot be used \(JAX found no such device\)\.")
+    with expected, report_read_errors(epath.Path("run/checkpoints/1")):
+        jax.devices()

@@ -68,7 +68,7 @@ def test_ray_and_shards_predict_the_files_that_one_process_predicts(stored_run, 
         return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
     words = (street_scenes / "leftImg8bit", "--checkpoint", stored_run, "--out")
-    main = ("-c", "from deeplab_jax.commands.main import main; main()")
+    main = ("-m", "deeplab_jax")
     run(*main, "predict", *words, tmp_path / "alone")
     for number in (1, 2):
         run(*main, "predict", *words, tmp_path / "shards", "--shard", f"{number}/2")

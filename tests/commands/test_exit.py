@@ -24,6 +24,22 @@ def test_a_platform_that_this_machine_lacks_is_one_line(platform):
     assert result.stderr.count("\n") == 1
 
 
+def test_each_variable_that_names_a_platform_is_in_the_message():
+    code = "import jax; from deeplab_jax.commands.exit import run_or_exit; run_or_exit(lambda: jax.numpy.zeros(1))"
+    result = run_code(code, JAX_PLATFORMS="cpu", JAX_PLATFORM_NAME="nonsense")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: `JAX_PLATFORMS` (='cpu') and `JAX_PLATFORM_NAME` (='nonsense') cannot be used (")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "value"), [("JAX_DISABLE_JIT", "maybe"), ("JAX_NUM_CPU_DEVICES", "two")])
+def test_a_setting_that_jax_refuses_is_one_line(name, value):
+    code = "from deeplab_jax.commands.exit import run_or_exit; run_or_exit(lambda: __import__('jax'))"
+    result = run_code(code, **{name: value})
+    assert result.returncode == 2
+    assert result.stderr == f"error: `{name}` (='{value}') is refused by JAX. Correct or unset it.\n"
+
+
 def test_running_out_of_memory_is_one_line(capsys):
     def program():
         raise MemoryError("Unable to allocate 2.00 GiB for an array")
@@ -59,6 +75,25 @@ def test_a_command_without_an_output_continues():
     )
     result = subprocess.run(f'{sys.executable} -c "{code}" >&-', shell=True, stderr=subprocess.PIPE, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_deleted_current_folder_is_one_line(tmp_path):
+    folder = tmp_path / "deleted"
+    folder.mkdir()
+    code = f"import os; from deeplab_jax.commands.exit import run_or_exit; os.chdir({str(folder)!r}); os.rmdir({str(folder)!r})"
+    result = run_code(f"{code}; run_or_exit(lambda: os.path.abspath('runs'))")
+    assert result.returncode == 2
+    assert result.stderr == "error: The current folder was deleted. Change to one that exists, and try again.\n"
+
+
+def test_closed_streams_become_the_null_device():
+    code = (
+        "import os, sys; from deeplab_jax.commands.exit import run_or_exit; from deeplab_jax.errors import ConfigError\n"
+        "def program():\n    print(1); print(2, file=sys.stderr); sys.exit(os.dup(1))\n"
+        "run_or_exit(program)"
+    )
+    result = subprocess.run(["sh", "-c", f'"{sys.executable}" -c "$0" <&- >&- 2>&-', code], check=False)
+    assert result.returncode == 3  # the first number that is free, after those of the three streams
 
 
 def test_bugs_keep_their_traceback():

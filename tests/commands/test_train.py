@@ -47,6 +47,12 @@ def test_training_starts_from_pretrained_weights_and_resumes_without_them(finish
     assert f"resuming {workdir} after step 1" in train(street_scenes, workdir, *fields, "train.steps=2")
 
 
+@pytest.mark.parametrize("workdir", [None, 3, b"run"])
+def test_a_workdir_that_is_not_a_path_is_refused(workdir):
+    with pytest.raises(ConfigError, match=re.escape(f"`workdir` (={workdir!r}) is not a path. Give a folder")):
+        dl.train(load_tiny_recipe("data"), workdir, console=Console(quiet=True))
+
+
 def test_the_home_folder_is_expanded_in_a_workdir(street_scenes, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     workdirs = []

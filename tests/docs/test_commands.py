@@ -122,7 +122,6 @@ TINY_RUN = {
     "data.batch_size": 4,
     "data.crop_size": (32, 64),
     "data.root": "cityscapes",
-    "loss.ohem_min_kept": 100,
     "train.steps": 4,
     "train.epochs": 0.0,
     "train.save_every": 2,

@@ -79,7 +79,7 @@ def test_user_errors_are_reported(monkeypatch, capsys, tmp_path, arguments, mess
 def address(stored_run, tmp_path_factory):
     """Start the demo in a separate process, as a user would, and yield its URL."""
     temporary = tmp_path_factory.mktemp("uploads")
-    program = [sys.executable, "-c", "from deeplab_jax.commands.main import main; main()"]
+    program = [sys.executable, "-m", "deeplab_jax"]
     command = [*program, "demo", "--checkpoint", str(stored_run), "--max-mib", "1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(temporary)}) as process:
         line = process.stdout.readline()

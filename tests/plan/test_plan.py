@@ -56,7 +56,7 @@ def test_a_plan_needs_no_data(recipe, monkeypatch, capsys):
 
 
 def test_cpu_devices_take_the_place_of_missing_devices(recipe):
-    main = [sys.executable, "-c", "from deeplab_jax.commands.main import main; main()"]
+    main = [sys.executable, "-m", "deeplab_jax"]
     words = [*main, "plan", f"--config={recipe}", "--devices=8", "--spatial=2", "--no-compile"]
     result = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
@@ -87,7 +87,7 @@ def test_the_planned_evaluation_is_that_of_eval_py(protocol, rows, monkeypatch):
 def test_steps_are_compiled_for_accelerators(accelerator, compiler, recipe, tmp_path):
     if importlib.util.find_spec(compiler) is None:
         pytest.skip(f"{compiler} is not installed")
-    main = [sys.executable, "-c", "from deeplab_jax.commands.main import main; main()"]
+    main = [sys.executable, "-m", "deeplab_jax"]
     words = [*main, "plan", f"--config={recipe}", f"--accelerator={accelerator}", "--devices=4", "--image-size", "32", "64"]
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
     results = [subprocess.run(words, capture_output=True, text=True, check=False, env=environment) for _ in range(2)]

@@ -80,6 +80,6 @@ def print_plan(trace, devices, mfu):
     flags = (
         f"--config {CONFIGS / trace.recipe}.py --accelerator h100 --devices {devices} --no-compile --images 2975 --mfu {mfu}"
     )
-    program = [sys.executable, "-c", "from deeplab_jax.commands.main import main; main()", "plan", *flags.split()]
+    program = [sys.executable, "-m", "deeplab_jax", "plan", *flags.split()]
     environment = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
     return subprocess.run(program, env=environment, check=True, capture_output=True, text=True).stdout

@@ -33,6 +33,11 @@ def test_a_program_continues_when_nobody_reads_its_output(tmp_path):
     assert (tmp_path / "done").exists()
 
 
+def test_a_program_without_a_standard_output_prints_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    console.make_console().print("line")
+
+
 def test_a_program_continues_when_its_output_is_on_a_full_disk(tmp_path):
     with open("/dev/full", "w") as full:
         result = subprocess.run(

@@ -30,7 +30,7 @@ def send(count, *numbers, launcher=()):
 
 
 def test_each_signal_is_caught_and_announced():
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU):
         code, output, error = send(1, number)
         assert (code, output) == (0, f"['{number.name}']")
         assert error.count("Stopping after this step") == 1
@@ -40,8 +40,29 @@ def test_each_signal_is_caught_and_announced():
 def test_repeated_signals_are_harmless_except_for_a_second_interrupt():
     code, output, _ = send(3, signal.SIGHUP, signal.SIGTERM, signal.SIGHUP)
     assert (code, output) == (0, "['SIGHUP', 'SIGTERM', 'SIGHUP']")
-    code, output, _ = send(9, signal.SIGTERM, signal.SIGINT)
+    # LSF sends these at the end of a job's run time.
+    code, output, error = send(3, signal.SIGUSR2, signal.SIGINT, signal.SIGTERM)
+    assert (code, output) == (0, "['SIGUSR2', 'SIGINT', 'SIGTERM']")
+    assert error.count("Press Ctrl-C again") == 1
+    code, output, _ = send(9, signal.SIGTERM, signal.SIGINT, signal.SIGINT)
     assert (code, output) == (-signal.SIGINT, "")
+
+
+def test_a_second_interrupt_does_not_end_an_interactive_session():
+    session = """
+import os, signal, sys, time
+from deeplab_jax.training.signals import catch_stop_signals
+sys.ps1 = ">>> "
+try:
+    with catch_stop_signals() as received:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+except KeyboardInterrupt:
+    print(len(received), signal.getsignal(signal.SIGINT) == signal.default_int_handler)
+"""
+    result = subprocess.run([sys.executable, "-c", session], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "1 True\n")
 
 
 def test_a_signal_that_nohup_ignores_stays_ignored():

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.training.optimizer import make_optimizer
-from deeplab_jax.training.state import TrainState, init_state, replace_variables, state_digest
+from deeplab_jax.training.state import TrainState, init_state, make_key, replace_variables, state_digest
 
 CONFIG = tiny_config()
 
@@ -87,3 +87,15 @@ def test_the_digest_does_not_depend_on_the_placement_of_arrays(averaged_state):
     assert state_digest(jax.device_put(averaged_state, NamedSharding(mesh, PartitionSpec()))) == digest
     split = jax.tree.map(lambda x: jax.device_put(x, rows) if x.ndim and x.shape[0] % 4 == 0 else x, averaged_state)
     assert state_digest(split) == digest
+
+
+def test_settings_of_jax_do_not_change_the_initial_parameters(averaged_state):
+    with jax.default_prng_impl("rbg"), jax.threefry_partitionable(False), jax.enable_x64(True):
+        state = make_initial_state(ema=True)
+    jax.tree.map(np.testing.assert_array_equal, state.params, averaged_state.params)
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1])
+def test_the_key_of_a_seed_is_that_of_jax(seed):
+    np.testing.assert_array_equal(jax.random.key_data(make_key(seed)), [0, seed])
+    np.testing.assert_array_equal(jax.random.key_data(jax.random.key(seed)), [0, seed])

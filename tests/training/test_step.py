@@ -383,3 +383,11 @@ def test_bfloat16_learns():
     rows = [trainer.run(make_batch()) for _ in range(30)]
     assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(trainer.get()))
+
+
+def test_settings_of_jax_do_not_change_dropout_and_mixing():
+    settings = {"dropout": 0.5, "mixing": (("class_mix", 1.0),)}
+    expected = Trainer(**settings).run(make_batch())
+    changed = Trainer(aux_dropout=0.0, **settings)  # the same step, but not the same entry of the cache, so it is traced again
+    with jax.default_prng_impl("rbg"), jax.threefry_partitionable(False), jax.enable_x64(True):
+        assert changed.run(make_batch())["loss"] == pytest.approx(expected["loss"], rel=1e-5)

@@ -30,7 +30,7 @@ _MAX_WAITING = 256 << 20  # bytes of calls that may wait for the process
 _QUIET_SECONDS = 2.0  # `close` says what it waits for only after this time
 _CLOSE_SECONDS, _UPLOAD_SECONDS = 60.0, 600.0  # how long `close` waits, without and with checkpoints to upload
 _STOPPED_SECONDS = 10.0  # schedulers kill a run soon after the signal that ends it
-_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 
 class TrackerProcess(RunWriter):
