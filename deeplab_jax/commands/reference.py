@@ -23,8 +23,8 @@ INTRODUCTION = """# Commands
 This page is generated from the signatures and docstrings of the commands:
 `python -m deeplab_jax.commands.reference > docs/reference/commands.md`.
 
-`deeplab-jax COMMAND --help` prints the same for one command, and `python -m deeplab_jax` stands for `deeplab-jax`. All commands have
-the same [exit codes](run-files.md#exit-codes).
+`deeplab-jax COMMAND --help` prints the same for one command, and `python -m deeplab_jax` stands for `deeplab-jax`. All commands
+have the same [exit codes](run-files.md#exit-codes).
 """
 
 PROGRAM_FLAGS = """In addition, `--config.SECTION.FIELD=VALUE` overrides a [config field](config.md).
