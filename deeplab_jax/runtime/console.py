@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import os
 import sys
 from typing import Any, TextIO
@@ -18,9 +19,9 @@ def make_console(quiet: bool = False, soft_wrap: bool = True, markup: bool = Tru
       markup: Whether text in brackets sets a style. Names of files need False.
     """
     # Python has no standard output if that was closed before it started.
-    output = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  the console keeps it open
-    stream: Any = _Stream(output)  # a stand-in for TextIO
-    return Console(file=stream, soft_wrap=soft_wrap, highlight=False, emoji=False, quiet=quiet, markup=markup)
+    is_quiet = quiet or sys.stdout is None
+    stream: Any = _Stream(sys.stdout or io.StringIO())  # a stand-in for TextIO
+    return Console(file=stream, soft_wrap=soft_wrap, highlight=False, emoji=False, quiet=is_quiet, markup=markup)
 
 
 def discard(stream: TextIO) -> None:
