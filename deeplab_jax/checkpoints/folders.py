@@ -278,7 +278,7 @@ def _read_checksums(step: epath.Path) -> dict[str, str]:
 
 def _list_files(folder: epath.Path) -> Iterator[str]:
     """Yield relative paths for all files under `folder`, except the checksums, the scores and their temporary copies."""
-    # `pathlib.Path` has no walk in Python 3.11. By default, it would leave out folders that cannot be read.
+    # `pathlib.Path` has no walk in Python 3.11. By default, `walk` leaves out folders that cannot be read.
     for parent, _, names in epath.Path(folder).walk(on_error=_raise):
         inner = parent.relative_to(epath.Path(folder)).as_posix()
         if inner != ".":

@@ -105,8 +105,7 @@ def train(
       ConfigError: A batch cannot be divided evenly among the devices, the processes were started with different settings, or
         another run uses the workdir.
       CheckpointError: The workdir holds a run with a different network, or none of its checkpoints can be read.
-      DataError: An image or a label cannot be read. The steps before its batch are saved.
-      BucketError: The same for a bucket.
+      DataError, BucketError: An image or a label cannot be read. The steps before its batch are saved.
       OutOfMemoryError: A device or this machine has too little memory.
       TrainingError: The loss or the gradient is not finite and `train.nonfinite` is "stop", or no batch has a labelled pixel.
     """
@@ -125,15 +124,10 @@ def train(
         log.print(describe_platform(setup.mesh))
         if warning := describe_long_warmup(config.optim, steps):
             log.print(warning)
-        state = restore_or_create_state(setup, workdir, checkpoints, log, pretrained)
-        step = int(state.step)
-        if step >= steps:
-            log.print(f"{workdir} is already at step {step} of {steps}.")
+        state, step = _restore(setup, workdir, checkpoints, log, pretrained)
         eval_every = evaluation_interval(config, data.epoch_size)
         checkpoints.rank_again(functools.partial(_rank, config=config))
-        # A run that has passed its last step, which was lowered, ends here.
-        is_evaluation_due = is_due(step, eval_every, max(step, steps))
-        is_scored = not (step and config.train.evaluate and checkpoints.needs_scores(step, is_evaluation_due))
+        is_scored = _is_scored(step, setup, eval_every, checkpoints)
         watchdog = parts.enter_context(hosts.Watchdog(config.train.stall_timeout))
         should_stop = functools.partial(_has_any_signal, signals)
         tools = _Tools(
@@ -154,6 +148,22 @@ def train(
         parts.close()
         log.print(_describe_end(workdir, int(result.state.step), steps, result.is_finished))
     return result
+
+
+def _restore(setup: Setup, workdir: str, checkpoints: Checkpoints, log: Log, pretrained: Pretrained) -> tuple[TrainState, int]:
+    """Return the state with which this start begins, and its step."""
+    state = restore_or_create_state(setup, workdir, checkpoints, log, pretrained)
+    step = int(state.step)
+    if step >= setup.steps:
+        log.print(f"{workdir} is already at step {step} of {setup.steps}.")
+    return state, step
+
+
+def _is_scored(step: int, setup: Setup, eval_every: int, checkpoints: Checkpoints) -> bool:
+    """Return whether the step with which this start begins has all scores that it should have."""
+    # If train.steps was lowered below this step, the run ends here.
+    is_evaluation_due = is_due(step, eval_every, max(step, setup.steps))
+    return not (step and setup.config.train.evaluate and checkpoints.needs_scores(step, is_evaluation_due))
 
 
 def _run(state: TrainState, step: int, data: Data, start_time: float, tools: _Tools, *, is_scored: bool) -> Result:

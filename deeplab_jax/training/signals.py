@@ -10,6 +10,7 @@ from collections.abc import Iterator
 # SIGHUP comes from a closed terminal or a lost connection, and SIGUSR1 from SLURM's `--signal=USR1@120`.
 # LSF and Grid Engine announce the end of a job with SIGUSR2, and the system that of its CPU time with SIGXCPU.
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # Windows lacks all but the first two
+STOP_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 _MESSAGE = "Stopping after this step, or after this batch of an evaluation."
 
 
@@ -41,9 +42,8 @@ def catch_stop_signals() -> Iterator[list[int]]:
             # An interrupt in Python only takes effect after a compilation, but ending a session would cost its variables.
             signal.signal(signal.SIGINT, previous[signal.SIGINT] if hasattr(sys, "ps1") else signal.SIG_DFL)
 
-    numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
-    previous = {number: signal.getsignal(number) for number in numbers}
-    caught = [number for number in numbers if previous[number] not in (signal.SIG_IGN, None)]  # None: a handler in C
+    previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    caught = [number for number in STOP_SIGNALS if previous[number] not in (signal.SIG_IGN, None)]  # None: a handler in C
     for number in caught:
         signal.signal(number, receive)
     try:

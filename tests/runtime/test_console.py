@@ -35,7 +35,9 @@ def test_a_program_continues_when_nobody_reads_its_output(tmp_path):
 
 def test_a_program_without_a_standard_output_prints_nothing(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
-    console.make_console().print("line")
+    output = console.make_console()
+    output.print("line")
+    assert output.quiet
 
 
 def test_a_program_continues_when_its_output_is_on_a_full_disk(tmp_path):

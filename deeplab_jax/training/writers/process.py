@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 from deeplab_jax.buckets import is_url
 from deeplab_jax.errors import one_line
 from deeplab_jax.files import link_or_copy
+from deeplab_jax.training.signals import STOP_SIGNALS
 from deeplab_jax.training.writers.json_lines import is_repeated
 from deeplab_jax.training.writers.tracker import Tracker, keep_last_step, read_last_step, upload_folder
 from deeplab_jax.training.writers.writer import Checkpoint, Outcome, Row, RunStart, RunWriter, Strips
@@ -30,7 +31,6 @@ _MAX_WAITING = 256 << 20  # bytes of calls that may wait for the process
 _QUIET_SECONDS = 2.0  # `close` says what it waits for only after this time
 _CLOSE_SECONDS, _UPLOAD_SECONDS = 60.0, 600.0  # how long `close` waits, without and with checkpoints to upload
 _STOPPED_SECONDS = 10.0  # schedulers kill a run soon after the signal that ends it
-_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 
 class TrackerProcess(RunWriter):
@@ -180,7 +180,7 @@ class TrackerProcess(RunWriter):
 
 def main() -> None:
     """Serve the calls of a `TrackerProcess` on stdin. Each line on stdout is JSON: ["say" | "error" | "closed", text]."""
-    for number in _IGNORED:  # the run decides what to do about a signal, and then closes the stream
+    for number in STOP_SIGNALS:  # the run decides what to do about a signal, and then closes the stream
         signal.signal(number, signal.SIG_IGN)
     calls, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w")
     with open(os.devnull) as nothing:
