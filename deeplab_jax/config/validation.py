@@ -33,8 +33,8 @@ def validate_fields(config: Config) -> Config:
     """
     if not isinstance(config, Config):
         raise ConfigError(
-            f"The config (={config!r}) is not a Config. Give a deeplab_jax.config.Config, such as what a recipe's get_config() "
-            "returns."
+            f"The config (={config!r}) is not a Config. Give a deeplab_jax.config.Config, for example from a recipe's "
+            "get_config()."
         )
     config = _make_plain(config)
     _validate_section(config, config, "")
@@ -82,7 +82,7 @@ def _validate_section(config: Config, section: Any, prefix: str) -> None:
 
 
 def _multi_grid_rates(multi_grid: tuple[float, ...], output_stride: int) -> tuple[float, ...]:
-    """Return the rate of each block. One number is that of all blocks, but the first one has another rate at stride 32."""
+    """Return the rate of each block. A single number applies to all blocks, but at stride 32 the first rate differs."""
     return last_stage_rates(unit_of_each_block(multi_grid, max(len(multi_grid), 2)), output_stride)
 
 

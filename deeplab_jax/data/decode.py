@@ -77,7 +77,7 @@ def decode_image(data: bytes, channels: int = 3, value_range: tuple[float, ...] 
 def convert_bands(
     bands: Shaped[np.ndarray, "h w c"], channels: int, value_range: tuple[float, ...] = ()
 ) -> UInt8[np.ndarray, "h w c2"]:
-    """Return an image's values scaled to 0-255, and grey or colours converted if there are 3 or 1 `channels`.
+    """Return an image with its values scaled to 0-255. Grey becomes colour if `channels` is 3, and colour grey if it is 1.
 
     Takes the arguments of `decode_image`.
 

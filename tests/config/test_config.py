@@ -97,7 +97,7 @@ def test_a_run_cannot_have_more_steps_than_can_be_counted(train):
 
 @pytest.mark.parametrize("config", [None, "configs/quickstart.py", {"seed": 1}, Config])
 def test_what_is_not_a_config_is_refused(config):
-    with pytest.raises(ConfigError, match=r"^The config \(=.*\) is not a Config\. Give a .*get_config\(\) returns\.$"):
+    with pytest.raises(ConfigError, match=r"^The config \(=.*\) is not a Config\. Give a .*get_config\(\)\.$"):
         validate_fields(config)  # the annotations of `validate`, which calls it, are checked in tests
 
 

@@ -177,7 +177,7 @@ def _read_line(words: list[str], size: tuple[int, int], names: dict[int, str], w
     if index != number:
         return Shape(None, Damaged(f"the class {words[0]} in {where}"))
     if any(not -LARGEST < value < LARGEST for point in points for value in point):
-        return Shape(None, Damaged(f"coordinates that are no fractions of the image's size in {where}"))
+        return Shape(None, Damaged(f"coordinates that are not fractions of the image's size in {where}"))
     if len(points) < 3:
         notes.add(reading.FEW_POINTS, where)
         return None
