@@ -34,6 +34,7 @@ def field(
     changes: Change = "run",
     part: str = "",
     is_used: Callable[[Any], bool] | None = None,
+    needs: str = "",
 ) -> Any:
     """Declare a config field.
 
@@ -46,8 +47,9 @@ def field(
         does not belong to a single part.
       is_used: A function that takes the config section and returns whether the section uses this field. An unused field has no
         effect. None means that the field is always used.
+      needs: The setting without which the field is not used, for an error message.
     """
-    metadata = {"doc": doc, "check": check, "changes": changes, "part": part, "is_used": is_used}
+    metadata = {"doc": doc, "check": check, "changes": changes, "part": part, "is_used": is_used, "needs": needs}
     return dataclasses.field(default=default, metadata=metadata)
 
 

@@ -59,6 +59,7 @@ class ModelConfig:
         "mmsegmentation's ResNetV1d use False, which makes the features depend on the output stride.",
         changes="meaning",
         is_used=lambda model: model.shortcut == "avgpool+1x1",
+        needs="pooled shortcuts (model.shortcut=avgpool+1x1)",
     )
     output_stride: int = field(
         16,
@@ -143,6 +144,7 @@ class ModelConfig:
         changes="shapes",
         part="decoder",
         is_used=lambda model: model.decoder_width > 0,
+        needs="a decoder (model.decoder_width above 0)",
     )
     decoder_conv: str = field(
         "3x3",
@@ -151,6 +153,7 @@ class ModelConfig:
         changes="shapes",
         part="decoder",
         is_used=lambda model: model.decoder_width > 0,
+        needs="a decoder (model.decoder_width above 0)",
     )
     decoder_depth: int = field(
         2,
@@ -159,6 +162,7 @@ class ModelConfig:
         changes="shapes",
         part="decoder",
         is_used=lambda model: model.decoder_width > 0,
+        needs="a decoder (model.decoder_width above 0)",
     )
     decoder_dropout: float = field(
         0.0,
@@ -166,6 +170,7 @@ class ModelConfig:
         "is active only in training.",
         below_one(),
         is_used=lambda model: model.decoder_width > 0,
+        needs="a decoder (model.decoder_width above 0)",
     )
     dropout: float = field(
         0.1, "Dropout rate after the first ASPP fusion convolution. Dropout is active only in training.", below_one()
@@ -182,6 +187,7 @@ class ModelConfig:
         "Dropout rate before the auxiliary head's classifier. Dropout is active only in training.",
         below_one(),
         is_used=lambda model: model.aux_head,
+        needs="an auxiliary head (model.aux_head)",
     )
     align_corners: bool = field(
         False,

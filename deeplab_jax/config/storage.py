@@ -62,13 +62,15 @@ def from_dict(values: dict[str, Any]) -> Config:
 
 def _move_fields(values: Any) -> Any:
     """Return a copy of `values`, with fields of older versions replaced by those of this version."""
+    if not isinstance(values, dict) or not all(isinstance(values.get(name, {}), dict) for name in ("optim", "loss")):
+        return values  # `_build` says what is wrong
     values = copy.deepcopy(values)
     for (section, name), (new_section, new_name) in MOVED_FIELDS.items():
-        if isinstance(values, dict) and name in values.get(section, ()):
+        if name in values.get(section, {}):
             values.setdefault(new_section, {})[new_name] = values[section].pop(name)
-    optim = values.get("optim") if isinstance(values, dict) else None
+    optim = values.get("optim", {})
     for name, replace in REPLACED_OPTIM_FIELDS.items():
-        if isinstance(optim, dict) and name in optim:
+        if name in optim:
             optim |= replace(optim.pop(name), values)
     return values
 
@@ -77,7 +79,7 @@ def _has_aux_head(values: dict[str, Any]) -> bool:
     return isinstance(model := values.get("model"), dict) and bool(model.get("aux_head"))
 
 
-def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
+def _build(cls: type, values: Any, prefix: str) -> Any:
     if not isinstance(values, dict):
         name = prefix.rstrip(".") or "config"
         raise ConfigError(f"`{name}` (={values!r}) is not a set of config fields. Use a different checkpoint or file.")
@@ -87,7 +89,14 @@ def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
         raise ConfigError(
             f"`{prefix}{unknown[0]}` is not a config field in this version. Use the version of deeplab_jax that wrote it."
         )
+    required = [each.name for each in dataclasses.fields(cls) if _is_required(each)]
+    if missing := [name for name in required if name not in values]:
+        raise ConfigError(f"`{prefix}{missing[0]}` is missing in the config. Use a different checkpoint or file.")
     return cls(**{name: _convert(hints[name], value, prefix + name) for name, value in values.items()})
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _convert(hint: Any, value: Any, name: str) -> Any:

@@ -2,4 +2,4 @@
 
 from deeplab_jax.models.backbones import BACKBONES
 from deeplab_jax.models.deeplab import DeepLabV3, Outputs, normalize
-from deeplab_jax.models.switches import canonical, validate
+from deeplab_jax.models.switches import canonical, check_effects, validate

@@ -3,7 +3,9 @@
 import dataclasses
 
 from deeplab_jax.config import Config, ModelConfig, unit_of_each_block
+from deeplab_jax.config.fields import find_unused
 from deeplab_jax.config.validation import require, validate_fields
+from deeplab_jax.errors import ConfigError
 from deeplab_jax.models.backbones import BACKBONES, find_backbone
 
 # The `ModelConfig` fields used by only some backbones.
@@ -27,6 +29,18 @@ def validate(config: Config) -> Config:
     if config.data.label_kind == "auto" and config.labels.label_kind:
         return dataclasses.replace(config, data=dataclasses.replace(config.data, label_kind=config.labels.label_kind))
     return config
+
+
+def check_effects(model: ModelConfig) -> None:
+    """Raise a ConfigError if a field is set that has no effect on the network.
+
+    Only training calls this, because networks from earlier versions may have such fields.
+    """
+    for field in find_unused(model):
+        raise ConfigError(
+            f"`model.{field.name}` (={getattr(model, field.name)!r}) has no effect without {field.metadata['needs']}. "
+            f"Leave it at {field.default!r}, or set that as well."
+        )
 
 
 def is_used(model: ModelConfig, field: str) -> bool:

@@ -314,7 +314,8 @@ class Watchdog:
         return (
             f"error: Process {jax.process_index()} of {jax.process_count()} has made no progress for {self._seconds} s, "
             f"since {since}. At least one process in the run has stalled or died. Check the output of all processes. "
-            "The same command resumes from the last checkpoint."
+            "The same command resumes from the last checkpoint. If a save or an image takes that long here, raise "
+            "train.stall_timeout."
         )
 
 

@@ -13,7 +13,7 @@ from deeplab_jax.checkpoints.store import Checkpoints, DamagedError, Trees
 from deeplab_jax.config import Config
 from deeplab_jax.errors import ConfigError, summarize
 from deeplab_jax.losses import check_terms
-from deeplab_jax.models import DeepLabV3
+from deeplab_jax.models import DeepLabV3, check_effects
 from deeplab_jax.models.graph import abstract_variables
 from deeplab_jax.runtime.compilation import quick_options
 from deeplab_jax.runtime.mesh import check_batch, make_mesh, replicated_sharding
@@ -51,6 +51,7 @@ def set_up(config: Config, steps: int, devices: Sequence[jax.Device] = ()) -> Se
       ConfigError: There are too few devices, a batch cannot be divided evenly among them, BatchNorm would see a single image,
         or the config names an unknown loss or optimizer.
     """
+    check_effects(config.model)
     check_terms(config)
     check_schedule(config.optim)
     check_metric(config.train, config.labels)

@@ -361,6 +361,19 @@ def test_an_unknown_field_in_a_stored_config_is_reported():
         from_dict(values)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"optim": 3}, r"^`optim` \(=3\) is not a set of config fields"),
+        ({"loss": None, "optim": {"aux_weight": 1.0}}, r"^`loss` \(=None\) is not a set"),
+        ({"labels": {"more_ids": 3}}, r"^`labels.name` is missing"),
+    ],
+)
+def test_a_malformed_stored_config_is_reported(values, message):
+    with pytest.raises(ConfigError, match=message):
+        from_dict(values)
+
+
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
 @pytest.mark.parametrize("rates", [(1.0, 2.0, 4.0), (2.0, 4.0, 4.0), (3.0,)])
 def test_multi_grid_units_is_the_inverse_of_last_stage_rates(output_stride, rates):

@@ -271,6 +271,7 @@ def test_the_watchdog_ends_a_process_that_stalls():
     assert code == HostError.exit_code
     assert output.split() == ["started", "stalling"]
     assert errors.startswith("error: Process 0 of 1 has made no progress for 1 s, since ")
+    assert errors.endswith(", raise train.stall_timeout.\n")  # for saves that are only slow
     assert errors.count("\n") == 1
 
 
