@@ -1,7 +1,6 @@
 import dataclasses
 import io
 import json
-import os
 import signal
 
 import pytest
@@ -132,7 +131,7 @@ def test_an_interrupted_evaluation_does_not_end_the_run(run, monkeypatch):
     def make_stopping_evaluate(*_):
         def evaluate(state):
             if int(state.step) == 4:
-                os.kill(os.getpid(), signal.SIGTERM)
+                signal.raise_signal(signal.SIGTERM)
                 raise StoppedError
             return make_scores(int(state.step)), []
 
