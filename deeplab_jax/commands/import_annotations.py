@@ -27,11 +27,11 @@ def import_annotations(
 ) -> None:
     """Turn the export of an annotation tool into images, masks and a label-set file that training can read.
 
-    Whatever cannot be used is listed at the end. docs/how-to/import-annotations.md describes what is read for each tool.
+    Whatever cannot be used is listed at the end. docs/how-to/import-annotations.md lists the tools and what is read for each.
 
     Args:
       root: The folder of the export, unpacked.
-      tool: labelme, coco, yolo, cvat, supervisely or roboflow.
+      tool: The tool or the format of the export, such as labelme or coco.
       out: The folder to create. It must be new or empty.
       unlabelled: What pixels without a shape become: the class background (id 0), or ignored (value 255).
       order: The drawing order. With file, it is the order in the annotation file, so the last shape is on top. With area,

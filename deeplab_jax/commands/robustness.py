@@ -27,7 +27,7 @@ def robustness(
     split: str | None = None,
     root: str | None = None,
 ) -> None:
-    """Score a run on images with the 15 corruptions of ImageNet-C: noise, blur, weather, and digital faults.
+    """Score a run on images with the corruptions of ImageNet-C: noise, blur, weather, and digital faults.
 
     It prints the mIoU by corruption and severity, and writes robustness.json and robustness.csv, which also have the scores of
     each class. `deeplab-jax report` shows those in RUN/robustness. An interrupted command continues where it stopped. A

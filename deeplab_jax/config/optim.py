@@ -47,8 +47,8 @@ class OptimConfig:
     )
     schedule: str = field(
         "poly",
-        "Name of the learning-rate schedule: `poly`, `cosine`, `one_cycle`, `piecewise` or `constant`. `SCHEDULES` in "
-        "deeplab_jax/training/schedules.py lists all names.",
+        "Name of the learning-rate schedule, such as `poly` or `cosine`. `SCHEDULES` in deeplab_jax/training/schedules.py "
+        "lists all names.",
     )
     lr: float = field(
         0.01,

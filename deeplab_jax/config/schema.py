@@ -104,8 +104,8 @@ class TrainConfig:
     )
     writers: tuple[str, ...] = field(
         ("tensorboard",),
-        "Where the run's scalars and images are written, in addition to metrics.jsonl: `tensorboard`, `wandb`, `mlflow` and "
-        "`trackio`. See docs/how-to/track-runs.md.",
+        "Where the run's scalars and images are written, in addition to metrics.jsonl, such as `tensorboard` or `wandb`. "
+        "docs/how-to/track-runs.md lists all names.",
         Check(
             are_distinct_strings,
             "Give names, each once: --config.train.writers=\"('tensorboard','wandb')\", or () for none.",

@@ -117,6 +117,11 @@ def recognize(state: StateDict, fmt: str = "auto", overrides: Mapping[str, Any] 
         raise CheckpointError(f"`{state.source}` {fault} ({one_line(error)}). {advice}") from None
 
 
+def name_network(decoder_width: int) -> str:
+    """Return the name of the network with this decoder."""
+    return "DeepLabV3+" if decoder_width else "DeepLabV3"
+
+
 def _recognize_backbone(shapes: Shapes, source: str) -> dict[str, Any]:
     stripped = {strip_backbone_prefix(name): shape for name, shape in shapes.items()}
     first_error = None
@@ -132,17 +137,18 @@ def _recognize_backbone(shapes: Shapes, source: str) -> dict[str, Any]:
     own = {name for name in shapes if strip_backbone_prefix(name) != name} or shapes
     names = ", ".join(sorted(own)[:3])
     try:
-        classes = SOURCES[source].read_head(shapes).get("num_classes")
-        head = f"is a DeepLabV3 for {classes} classes, but" if classes else ""
+        fields = SOURCES[source].read_head(shapes)
+        network = name_network(fields.get("decoder_width", 0))
+        head = f"is a {network} for {fields['num_classes']} classes, but" if fields else ""
     except OtherHeadError as error:
         head = f"{error}, and"
     except CheckpointError:
         head = ""
     if head:
-        network = f"{head} its backbone{f', {kind},' if kind else ''} is not supported"
+        fault = f"{head} its backbone{f', {kind},' if kind else ''} is not supported"
     else:
-        network = f"is not a DeepLabV3 network or a supported backbone{f', but contains {kind}' if kind else ''}"
-    raise CheckpointError(f"{network} (its tensors include {names}). Use weights for {', '.join(BACKBONES)}.")
+        fault = f"is not a DeepLabV3 network or a supported backbone{f', but contains {kind}' if kind else ''}"
+    raise CheckpointError(f"{fault} (its tensors include {names}). Use weights for {', '.join(BACKBONES)}.")
 
 
 def _choose_variant(

@@ -18,7 +18,7 @@ from deeplab_jax.models.switches import is_used
 from deeplab_jax.weights import folders, hub, names, packages, state_dicts
 from deeplab_jax.weights.channels import adapt_channels
 from deeplab_jax.weights.convert import to_state_dict, to_variables, variable_shapes
-from deeplab_jax.weights.recognize import FROM_TENSORS, Network, recognize
+from deeplab_jax.weights.recognize import FROM_TENSORS, Network, name_network, recognize
 from deeplab_jax.weights.source import ASSUMED
 from deeplab_jax.weights.sources import SOURCES
 
@@ -219,7 +219,8 @@ def _describe(network: Network, source: str) -> list[str]:
         fixed = field_names(ModelConfig, changes=("shapes", "meaning"))
         shown = [name for name in field_names(ModelConfig) if name in fixed or name in ("output_stride", "dropout")]
         shown = [name for name in shown if is_used(model, name)]
-        lines = [f"{source}: a DeepLabV3 for {network.num_classes} classes with {network.fmt} tensor names"]
+        name = name_network(model.decoder_width)
+        lines = [f"{source}: a {name} for {network.num_classes} classes with {network.fmt} tensor names"]
         if network.is_sigmoid:
             second = f"x{network.shift:+.3f}" if network.shift else "x"
             lines.append(

@@ -1,13 +1,16 @@
 """The weights of VainF/DeepLabV3Plus-Pytorch."""
 
+import re
+
 import numpy as np
 import pytest
 from conftest import tiny_model
+from safetensors.numpy import save_file
 
 from deeplab_jax.config import Config, ModelConfig
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.labels import CITYSCAPES, VOC
-from deeplab_jax.weights import names
+from deeplab_jax.weights import names, transfer
 from deeplab_jax.weights.convert import to_state_dict, to_variables, variable_shapes
 from deeplab_jax.weights.recognize import recognize
 from deeplab_jax.weights.sources import SOURCES
@@ -73,6 +76,17 @@ def test_a_mobilenet_without_a_head_is_a_backbone(prefix):
     network = recognize(state)
     assert (network.fmt, network.is_backbone, network.config.model.backbone) == ("vainf", True, "mobilenetv2_vainf")
     assert len(to_variables(state, network)[0]) == len(own)
+
+
+@pytest.mark.parametrize(("network", "name"), [("deeplabv3_resnet50", "DeepLabV3"), ("deeplabv3plus_resnet50", "DeepLabV3+")])
+def test_the_messages_name_the_network(tmp_path, network, name):
+    tensors, lines = make_state(NETWORKS[network])[1], []
+    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, tmp_path / "x.safetensors")
+    transfer.import_weights(str(tmp_path / "x.safetensors"), str(tmp_path / "imported"), say=lines.append)
+    assert lines[0] == f"{tmp_path / 'x.safetensors'}: a {name} for 21 classes with vainf tensor names"
+    tensors["backbone.layer1.0.se.fc1.weight"] = np.ones((1, 1, 1, 1), np.float32)
+    with pytest.raises(CheckpointError, match=rf"is a {re.escape(name)} for 21 classes, but its backbone, an SE-ResNet, "):
+        recognize(StateDict("x.pth", tensors, {}))
 
 
 def test_the_number_of_classes_tells_the_data_set():

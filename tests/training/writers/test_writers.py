@@ -1,14 +1,16 @@
 import json
 import os
+import tomllib
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from etils import epath
 from google.protobuf.message import DecodeError
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 
-from deeplab_jax.training.writers import JsonLines, RunStart, TensorBoard
+from deeplab_jax.training.writers import WRITERS, JsonLines, RunStart, TensorBoard, Tracker
 
 
 def start(tmp_path, step, is_scored):
@@ -39,6 +41,12 @@ def write_half(self, data):
     """Write a part of a record, as on a disk that becomes full."""
     self._writer.write(data[: len(data) // 2])
     raise OSError(28, "No space left on device")
+
+
+def test_every_tracker_has_an_extra():
+    """If its package is missing, the error says to install the extra with the writer's name."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {name for name, kind in WRITERS.items() if issubclass(kind, Tracker)} <= extras.keys()
 
 
 def test_rows_that_could_not_be_written_are_written_later(tmp_path, monkeypatch):
