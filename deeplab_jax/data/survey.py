@@ -225,11 +225,12 @@ def propose_labels(
 def _question_values(survey: Survey) -> Iterator[str]:
     """Yield a note for each value that may not be what it seems."""
     values = list(survey.values)
-    share = survey.occurrences[IGNORE].pixels / survey.pixels if IGNORE in values else 0.0
-    if not survey.is_color and values != [0, IGNORE] and share > LARGE_SHARE:
+    ignored = survey.occurrences[IGNORE].pixels if _is_255_ignored(survey) else 0
+    others = sum(survey.occurrences[value].pixels for value in values if value not in (0, IGNORE))
+    if ignored > min(LARGE_SHARE * survey.pixels, others):
         yield (
-            f"255 covers {share:.0%} of the pixels, and is assumed to mean unlabelled. If it is a class, add it to classes and "
-            "set ignored_ids to []."
+            f"255 covers {ignored / survey.pixels:.0%} of the pixels, and is assumed to mean unlabelled. If it is a class, add "
+            "it to classes and set ignored_ids to []."
         )
     ids = [value for value in values if value != IGNORE or values[-2:] != [IGNORE - 1, IGNORE]]
     steps = set(np.diff(ids).tolist())
@@ -267,15 +268,17 @@ def _propose_for_colors(name: str, survey: Survey) -> tuple[LabelSet, list[str]]
 
 def _propose_for_ids(name: str, survey: Survey, label_sets: dict[str, LabelSet]) -> tuple[LabelSet, list[str]]:
     values = list(survey.values)
-    is_binary = values == [0, IGNORE]
-    ids = tuple(value for value in values if is_binary or value != IGNORE)
+    ids = tuple(value for value in values if value != IGNORE or not _is_255_ignored(survey))
     if len(ids) < 2:
         raise DataError(
             f"The only value in the label files is {ids[0]}, apart from 255, which is ignored. "
             "Training needs at least two classes. Check the masks."
         )
-    note = "Assumed that 0 and 255 are two classes." if is_binary else "Assumed that every value is a class. 255 is ignored."
-    notes = [note]
+    notes = ["Assumed that every value is a class. 255 is ignored."]
+    if ids == (0, IGNORE):
+        notes = ["Assumed that 0 and 255 are two classes."]
+    elif IGNORE in ids:
+        notes = ["Assumed that every value is a class, also 255, because the values are evenly spaced."]
     if 0 in ids:
         notes.append("Assumed that 0 is also a class. If it means unlabelled, move it from classes to ignored_ids.")
     for similar in label_sets.values():
@@ -292,7 +295,16 @@ def _propose_for_ids(name: str, survey: Survey, label_sets: dict[str, LabelSet])
     # A label set without explicit ids numbers its classes from 0.
     explicit_ids = () if ids == tuple(range(len(ids))) else ids
     names = tuple(f"class {value}" for value in ids)
-    return LabelSet(name, names, colors, ids=explicit_ids, ignored_ids=() if is_binary else (IGNORE,)), notes
+    return LabelSet(name, names, colors, ids=explicit_ids, ignored_ids=() if IGNORE in ids else (IGNORE,)), notes
+
+
+def _is_255_ignored(survey: Survey) -> bool:
+    """Return whether 255 occurs and means unlabelled. The last of evenly spaced ids, such as 0, 127 and 255, is a class."""
+    values = list(survey.values)
+    if survey.is_color or IGNORE not in values:
+        return False
+    steps = np.diff(values)
+    return bool(values[0] != 0 or steps.min() == 1 or np.ptp(steps) > 1)  # evenly spaced ids can be rounded
 
 
 def _covers(labels: LabelSet, survey: Survey) -> bool:
