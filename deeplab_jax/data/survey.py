@@ -38,6 +38,21 @@ class Occurrence:
     max_pixels: int = 0
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Group:
+    """Values that occur together in some files, also indirectly: 1 and 3 if one file has 1 and 2, and another one has 2 and 3.
+
+    Attributes:
+      values: The values.
+      files: The number of files that contain any of them.
+      example: The first of these files.
+    """
+
+    values: frozenset[int]
+    files: int
+    example: str
+
+
 @dataclasses.dataclass(slots=True)
 class Survey:
     """The values in a data set's label files.
@@ -50,6 +65,7 @@ class Survey:
       modes: Maps each Pillow mode to the number of files and the first file that has it.
       files: The number of files that were read.
       single: For each value that is the only one besides 0 in some files, the number of these files and the first of them.
+      groups: The values but 0 and 255, in groups that do not occur together.
       runs: The number of runs for each value. See `Mask`.
       ramps: The number of runs that are ramps for each value that has some. See `Mask`.
       problems: A message for each unreadable file. Training cannot read these files either.
@@ -62,6 +78,7 @@ class Survey:
     modes: dict[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
     files: int = 0
     single: dict[int, tuple[int, str]] = dataclasses.field(default_factory=dict)
+    groups: list[Group] = dataclasses.field(default_factory=list)
     runs: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
     ramps: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
     problems: list[str] = dataclasses.field(default_factory=list)
@@ -95,11 +112,21 @@ class Survey:
         if len(others) == 1:
             count, first = self.single.get(others[0], (0, name))
             self.single[others[0]] = (count + 1, first)
+        self._add_group(frozenset(others) - {IGNORE}, name)
         if mask.mode:
             count, first = self.modes.get(mask.mode, (0, name))
             self.modes[mask.mode] = (count + 1, first)
         for value, color in mask.palette.items():
             self.add_palette_color(value, color, name)
+
+    def _add_group(self, values: frozenset[int], name: str) -> None:
+        """Add the values of one file, and join the groups that they connect."""
+        if not values:
+            return
+        joined = [group for group in self.groups if group.values & values]
+        files, example = sum(group.files for group in joined) + 1, joined[0].example if joined else name
+        everything = values.union(*(group.values for group in joined))
+        self.groups = [group for group in self.groups if group not in joined] + [Group(everything, files, example)]
 
     def add_palette_color(self, value: int, color: Color, name: str) -> None:
         """Add the palette colour that an id has in one file, and note a conflict with earlier files."""
