@@ -159,6 +159,26 @@ def find_split_in_name(text: str) -> str:
     return next((SPLITS[word] for word in words if word in SPLITS), "")
 
 
+def find_split_in_folders(name: str, shared: Sequence[str]) -> str:
+    """Return the split that a folder in an image's path means, or "".
+
+    `shared` is the folder with which all paths begin. It says nothing about the split. See `shared_folder`.
+    """
+    folders = split_name(name)[len(shared) : -1]
+    return next((SPLITS[folder.lower()] for folder in folders if folder.lower() in SPLITS), "")
+
+
+def name_below_split(name: str, image: Path, split: str) -> str:
+    """Return the image's path in its split, given its path in the annotation file.
+
+    Folders stay, except those that a tool always writes: images and the split.
+    """
+    folders = [part for part in split_name(name)[:-1] if part not in ("", ".", "..")]
+    while folders and (folders[0] == "images" or SPLITS.get(folders[0].lower()) == split):
+        folders = folders[1:]
+    return "/".join([*folders, image.name])
+
+
 def split_path(path: Path, root: Path) -> tuple[str, str]:
     """Return the split and the name of an image whose first folder below `root` is a split, as train and the path if not."""
     parts = path.relative_to(root).parts
