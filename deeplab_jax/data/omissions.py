@@ -40,11 +40,14 @@ def _find(picture: Image.Image, head: bytes, channels: int, value_range: tuple[f
             "has 16 bits per value, of which only the upper 8 are used. "
             "Set data.value_range (--value-range) if the values stay far below 65535.",
         )
-    if channels in (1, 3) and picture.format != "TIFF" and picture.has_transparency_data and _is_transparent(picture):
+    if channels in (1, 3) and picture.format != "TIFF" and has_transparent_pixels(picture):
         text = "has transparent pixels. The transparency is ignored, so they show the colours stored below it."
         yield "images with transparent pixels", text
 
 
-def _is_transparent(picture: Image.Image) -> bool:
+def has_transparent_pixels(picture: Image.Image) -> bool:
+    """Return whether a pixel of an open image is not opaque. Only images with transparency are decoded."""
+    if not picture.has_transparency_data:
+        return False
     alpha = picture.convert("RGBA").getchannel("A").getextrema()[0]
     return isinstance(alpha, (int, float)) and alpha < 255

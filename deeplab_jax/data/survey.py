@@ -63,6 +63,7 @@ class Survey:
       palette: Maps each id to its palette colour and the first file that has it. Empty unless the files hold palette indices.
       conflict: A message about two files whose palettes give one id different colours, or "".
       modes: Maps each Pillow mode to the number of files and the first file that has it.
+      transparent: The number of files with colours below transparent pixels, and the first of them.
       files: The number of files that were read.
       single: For each value that is the only one besides 0 in some files, the number of these files and the first of them.
       groups: The values but 0 and 255, in groups that do not occur together.
@@ -76,6 +77,7 @@ class Survey:
     palette: dict[int, tuple[Color, str]] = dataclasses.field(default_factory=dict)
     conflict: str = ""
     modes: dict[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
+    transparent: tuple[int, str] = (0, "")
     files: int = 0
     single: dict[int, tuple[int, str]] = dataclasses.field(default_factory=dict)
     groups: list[Group] = dataclasses.field(default_factory=list)
@@ -116,6 +118,8 @@ class Survey:
         if mask.mode:
             count, first = self.modes.get(mask.mode, (0, name))
             self.modes[mask.mode] = (count + 1, first)
+        if mask.is_transparent:
+            self.transparent = (self.transparent[0] + 1, self.transparent[1] or name)
         for value, color in mask.palette.items():
             self.add_palette_color(value, color, name)
 

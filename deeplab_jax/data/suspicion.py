@@ -171,6 +171,7 @@ def find_questions(survey: Survey, labels: LabelSet | None, kind: str) -> list[s
         *_ask_about_thin_lines(survey),
         *_ask_about_mixed_binaries(survey, labels, kind),
         *_ask_about_two_encodings(survey),
+        *_ask_about_transparency(survey),
         *(_ask_about_train_ids(survey, labels, kind) if labels else ()),
     ]
 
@@ -215,6 +216,15 @@ def _ask_about_two_encodings(survey: Survey) -> Iterator[str]:
         yield (
             f"Besides 0 and 255, some masks hold {shown[0]} and others {shown[1]}, but none holds values of both. If they show "
             "the same classes, they were saved in two ways. Save all masks in the same way."
+        )
+
+
+def _ask_about_transparency(survey: Survey) -> Iterator[str]:
+    count, first = survey.transparent
+    if count:
+        yield (
+            f"Some masks have transparent pixels ({count}, such as {first}). The transparency is ignored. The colours stored "
+            "below it are used, which can differ between files. Save the masks as they look, without transparency."
         )
 
 

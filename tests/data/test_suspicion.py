@@ -150,6 +150,15 @@ def test_classes_that_never_occur_together_are_not_asked_about(survey, values):
     assert not find_questions(survey(draw(0, (0, 1, 2)), draw(1, values))[0], None, "labelIds")
 
 
+@pytest.mark.parametrize(("alpha", "is_asked"), [(255, False), (0, True)])
+def test_colours_below_transparent_pixels_are_asked_about(survey, alpha, is_asked):
+    red, blue = (Image.new("RGBA", (9, 9), color) for color in ((255, 0, 0, 255), (0, 0, 255, alpha)))
+    found, samples = survey(red, blue, kind="color")
+    questions = find_questions(found, None, "color")
+    assert [text.partition(")")[0] for text in questions] == ["Some masks have transparent pixels (1, such as 1.png"] * is_asked
+    assert sample_suspicions(samples, None) == ([], questions)
+
+
 def test_blended_colours_are_found(survey):
     found, _ = survey(
         *(soften(with_palette(draw(i), [(0, 0, 0), (255, 0, 0), (0, 90, 9)]).convert("RGB")) for i in range(3)), kind="color"
