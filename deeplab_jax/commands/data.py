@@ -196,6 +196,8 @@ def list_next_commands(
         train_words += [f"--config.data.train_split={splits[0]}"]
     if splits[1:] and splits[1] != "val":
         train_words += [f"--config.eval.split={splits[1]}"]
+    elif splits == ["val"]:  # scores on the training images would mean little
+        train_words += ["--config.train.evaluate=False"]
     elif len(splits) == 1 and "val" not in existing:
         train_words += ["--config.data.val_share=0.2"]
     return [*check_words, "--out", "DIR"], [*train_words, "--workdir=RUN"]

@@ -93,6 +93,7 @@ def test_the_printed_commands_can_be_pasted_into_a_shell(own_data, monkeypatch, 
         ((), ["Test", "Train", "Valid"], ["--config.data.train_split=Train", "--config.eval.split=Valid"]),
         ((), ["day", "night", "val"], ["--config.data.train_split=day"]),
         ((), ["default"], ["--config.data.train_split=default", "--config.data.val_share=0.2"]),
+        ((), ["val"], ["--config.data.train_split=val", "--config.train.evaluate=False"]),
         (("train",), ["train", "val"], []),  # training refuses data.val_share if there is a split val
         (("train", "night"), ["night", "train", "val"], ["--config.eval.split=night"]),
     ],
