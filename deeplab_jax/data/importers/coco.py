@@ -58,6 +58,10 @@ def _read_content(path: Path, notes: Notes) -> dict[str, Any] | None:
             raise DataError(f"{path} has an entry in {key!r} that is not an object. Export the annotations again.")
     _require_own_ids(path, "images", content["images"], "file_name")
     _require_own_ids(path, "categories", content["categories"], "name")
+    used = {id_ for each in content["annotations"] for id_ in _list_categories(each)}
+    names = {_id(each, "id"): str(each.get("name", "")) for each in content["categories"]}
+    for name in reading.find_repeated(name for id_, name in names.items() if id_ in used):
+        notes.add(reading.REPEATED, f"{name!r} in {path}")
     return content
 
 

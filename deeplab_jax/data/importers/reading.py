@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -25,6 +25,7 @@ BAD_IMAGE = "images that cannot be read (left out)"
 DAMAGED = "images with a damaged shape (left out)"
 UNSUPPORTED = "shapes without an area or of an unsupported type (not drawn)"
 UNKNOWN_CLASS = "shapes of unknown classes (their pixels are ignored)"
+REPEATED = "class names that a file gives to several classes (merged into one)"
 ONLY_BOXES = "images with boxes but no outlines (left out)"
 
 
@@ -184,6 +185,11 @@ def split_path(path: Path, root: Path) -> tuple[str, str]:
     parts = path.relative_to(root).parts
     split = SPLITS.get(parts[0].lower(), "") if len(parts) > 1 else ""
     return (split, "/".join(parts[1:])) if split else ("train", "/".join(parts))
+
+
+def find_repeated(names: Iterable[str]) -> list[str]:
+    """Return the names that occur more than once."""
+    return [name for name, count in Counter(names).items() if count > 1]
 
 
 def parse_color(text: Any) -> Color | None:

@@ -40,6 +40,8 @@ def read(root: Path, notes: Notes) -> AnnotationSet:
             "Export polygons, or remove `kpt_shape` if the lines are polygons."
         )
     names = _read_names(path, content.get("names"))
+    for name in reading.find_repeated(names.values()):
+        notes.add(reading.REPEATED, f"{name!r} in {path}")
     annotations: list[Annotation] = []
     for key in SPLIT_KEYS:
         entries = content.get(key) or []

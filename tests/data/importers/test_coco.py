@@ -77,6 +77,18 @@ def test_the_split_of_a_file_for_all_splits_is_a_folder_of_the_image(tmp_path, s
     ]
 
 
+def test_a_name_of_two_classes_is_noted(tmp_path):
+    write_image(tmp_path / "a.png", 4, 2)
+    categories = [{"id": i, "name": "car"} for i in (0, 7, 8)]  # as the project in exports of Roboflow
+    write(tmp_path / "a.json", [{"category_id": 7, "segmentation": LAST}], categories=categories)
+    notes = Notes()
+    assert list(coco.read(tmp_path, notes).classes) == ["car"]
+    assert notes.counts() == {}
+    write(tmp_path / "a.json", [{"category_id": i, "segmentation": LAST} for i in (7, 8)], categories=categories)
+    coco.read(tmp_path, notes)
+    assert notes.counts() == {reading.REPEATED: 1}
+
+
 def test_what_cannot_be_used_is_noted(tmp_path):
     write_image(tmp_path / "a.png", 4, 2)
     objects = [
