@@ -31,8 +31,9 @@ def find_omissions(file: IO[bytes], channels: int, value_range: tuple[float, ...
 
 
 def _find(picture: Image.Image, head: bytes, channels: int, value_range: tuple[float, ...]) -> Iterator[tuple[str, str]]:
-    frames = getattr(picture, "n_frames", 1)
-    if frames > 1 and picture.format not in ("TIFF", "MPO"):  # an MPO is a JPEG photo with other views of the same scene
+    # An MPO is a JPEG photo with other views of the same scene.
+    frames = 1 if picture.format in ("TIFF", "MPO") else getattr(picture, "n_frames", 1)
+    if frames > 1:
         yield "images with several frames", f"has {frames} frames, of which only the first is used. Save one image per file."
     if count_bits(picture, head) > 8 and not value_range:
         yield (
