@@ -75,7 +75,10 @@ def _find_description(root: Path, notes: Notes) -> tuple[Path, dict[str, Any]]:
     for path, _ in descriptions[1:]:
         notes.add(OTHER_YAML, f"{path}, next to {descriptions[0][0]}")
     if not descriptions:
-        raise DataError(f"{root} has no YAML file with class `names`. Add the data.yaml with which the export was made.")
+        raise DataError(
+            f"{root} has no YAML file with class `names`. Add the data.yaml of the export, or write one with `names: [FIRST, "
+            "SECOND]`, in the order of classes.txt, and `train: FOLDER` with the images."
+        )
     return descriptions[0]
 
 

@@ -110,6 +110,12 @@ def test_images_that_would_train_wrongly_are_left_out(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_further_annotations_of_an_image_are_noted(tmp_path):
+    image = write_image(tmp_path / "in/a.jpg", 4, 2)
+    annotations = [Annotation(image, "train", "a.jpg", (CORNER,)) for _ in range(2)]
+    assert run(tmp_path / "out", *annotations) == ({"train": 1}, {write.AGAIN: 1})
+
+
 def test_an_image_of_two_splits_is_noted(tmp_path):
     image = write_image(tmp_path / "in/a.jpg", 4, 2)
     annotations = [Annotation(image, split, "a.jpg", (CORNER,)) for split in ("train", "val")]

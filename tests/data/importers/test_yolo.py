@@ -129,7 +129,7 @@ def test_images_without_any_label_file_are_an_error(tmp_path):
     ("text", "message"),
     [
         ("names: [", "not valid YAML"),
-        ("train: x", "no YAML file with class"),
+        ("train: x", "no YAML file with class `names`.*or write one"),
         ("names: 3", "neither"),
         ("names: car, road", r"`names` \(='car, road'\).*neither"),
         ("names: [{car: 0}, {road: 1}]", "neither"),
