@@ -107,7 +107,7 @@ def labels(root: Root, out: str = "", splits: tuple[str, ...] = (), label_kind: 
     Args:
       root: The data set folder, in one of the layouts described in docs/reference/data-formats.md.
       out: The file to write. The default is ROOT/labels.json.
-      splits: The splits whose masks to read. The default is train and val, or all splits if neither exists.
+      splits: The splits whose masks to read. The default is train and val. Without train, it is all splits but test.
       label_kind: labelIds, labelTrainIds or color. Only needed if the kind detected from the file names and the first file's
         header is wrong.
       threads: The number of masks to read in parallel. 0 uses one thread per CPU core.
@@ -124,7 +124,7 @@ def labels(root: Root, out: str = "", splits: tuple[str, ...] = (), label_kind: 
     if path.exists():
         raise ConfigError(f"{path} already exists and was not changed. Remove it, or choose a different file with --out.")
     existing = list_splits(root)
-    splits = splits or tuple(split for split in ("train", "val") if split in existing) or tuple(existing) or ("train",)
+    splits = splits or tuple(choose_splits(existing)) or ("train",)
     samples = [find_split(_make_data_config(root, label_kind), split) for split in splits]
     console = make_table_console()
     for split, each in zip(splits, samples, strict=True):
@@ -153,6 +153,25 @@ def labels(root: Root, out: str = "", splits: tuple[str, ...] = (), label_kind: 
     print_line(console, f"  {shlex.join(check_command)}\n  {shlex.join(train_command)}")
 
 
+def choose_splits(existing: Sequence[str]) -> list[str]:
+    """Return the splits that can be trained on and validated with: train and val, where Train or valid also count as these.
+
+    Without train, it is the first of the other splits, val, and the remaining splits, but not test.
+
+    Args:
+      existing: All splits of the data set.
+    """
+    from deeplab_jax.data.split_names import SPLITS
+
+    def find(usual: str) -> list[str]:
+        names = [split for split in existing if SPLITS.get(split.lower()) == usual]
+        return [usual] if usual in names else names[:1]
+
+    others = [split for split in existing if split.lower() not in SPLITS]
+    training = find("train") or others
+    return [*training[:1], *find("val"), *training[1:]] or list(existing)
+
+
 def list_next_commands(
     root: str, labels: str, label_kind: str, chosen: Sequence[str], existing: Sequence[str]
 ) -> tuple[list[str], list[str]]:
@@ -170,15 +189,17 @@ def list_next_commands(
     if label_kind != "auto":
         check_words += ["--label-kind", label_kind]
         train_words += [f"--config.data.label_kind={label_kind}"]
-    splits = list(chosen or [split for split in ("train", "val") if split in existing] or existing)
+    splits = list(chosen or choose_splits(existing))
     if splits != ["train", "val"]:
         check_words += ["--splits", *splits]
     if splits and splits[0] != "train":
         train_words += [f"--config.data.train_split={splits[0]}"]
-    if len(splits) == 1:
-        train_words += ["--config.data.val_share=0.2"]
-    elif splits[1:] and splits[1] != "val":
+    if splits[1:] and splits[1] != "val":
         train_words += [f"--config.eval.split={splits[1]}"]
+    elif splits == ["val"]:  # scores on the training images would mean little
+        train_words += ["--config.train.evaluate=False"]
+    elif len(splits) == 1 and "val" not in existing:
+        train_words += ["--config.data.val_share=0.2"]
     return [*check_words, "--out", "DIR"], [*train_words, "--workdir=RUN"]
 
 

@@ -45,8 +45,7 @@ def decode_image(data: bytes, channels: int = 3, value_range: tuple[float, ...] 
     A file with `channels` bands is returned as it is. Otherwise, for 3 channels, grey is repeated, transparency is dropped, and
     palette and CMYK colours are converted to RGB. For 1 channel, colours are converted to grey (ITU-R 601 luma, as in Pillow).
     The last band of a TIFF with 2 or 4 bands is dropped only if it is opaque everywhere, because many programs mark an infrared
-    band as transparency.
-    Only the first frame of an animation is used. EXIF orientations are not applied, except for TIFF.
+    band as transparency. Only the first frame of an animation is used. EXIF orientations are not applied, except for TIFF.
 
     Args:
       data: The file's bytes.
@@ -116,12 +115,10 @@ def decode_mask(data: bytes, *, is_color: bool) -> UInt8[np.ndarray, "h w"] | In
         return _as_colors(_read_tiff(data)) if is_color else _as_ids(_read_tiff(data))
     with picture:
         _require_lossless(picture, data)
-        if getattr(picture, "n_frames", 1) > 1:
+        if _count_pages(picture, data) > 1:
             raise FormatError("has several frames or pages. Save one mask per file, with one value per pixel.")
         if isinstance(picture, TiffImagePlugin.TiffImageFile) and _count_tiff_bands(picture) > len(picture.getbands()):
-            raise FormatError(
-                f"has {_count_tiff_bands(picture)} bands. Save ids as an 8-bit grey PNG, and colours as an RGB PNG."
-            )
+            raise FormatError(f"has {_count_tiff_bands(picture)} bands. Save ids as an 8-bit grey PNG, colours as an RGB PNG.")
         if is_color:
             if count_bits(picture, data) > 8:
                 raise FormatError("has more than 8 bits per value. Save colours with 8 bits per value.")
@@ -152,8 +149,7 @@ def read_size(file: IO[bytes]) -> tuple[int, int]:
     import tifffile
 
     with tifffile.TiffFile(file) as tiff:
-        page = tiff.pages.first
-        return page.imagelength, page.imagewidth
+        return tiff.pages.first.imagelength, tiff.pages.first.imagewidth
 
 
 def find_orientation(picture: Image.Image) -> int:
@@ -232,7 +228,7 @@ def _read_bands(data: bytes, channels: int, *, is_exact: bool) -> Shaped[np.ndar
     if picture is None:
         return _read_tiff(data, channels)
     with picture:
-        if isinstance(picture, TiffImagePlugin.TiffImageFile) and _is_for_tifffile(picture):
+        if isinstance(picture, TiffImagePlugin.TiffImageFile) and _is_for_tifffile(picture, data):
             return _read_tiff(data, channels)
         bits = count_bits(picture, data)
         if is_exact and bits > 8 and len(picture.getbands()) > 1:
@@ -261,13 +257,23 @@ def _require_opaque(last: Shaped[np.ndarray, "h w"], count: int, channels: int) 
         )
 
 
-def _is_for_tifffile(picture: TiffImagePlugin.TiffImageFile) -> bool:
+def _is_for_tifffile(picture: TiffImagePlugin.TiffImageFile, data: bytes) -> bool:
     """Return whether Pillow would drop bits, signs or bands of a TIFF."""
     bands, sample_format = _count_tiff_bands(picture), picture.tag_v2.get(SAMPLE_FORMAT, 1)
     is_signed = sample_format in (2, (2,))
     is_deep = bands > 1 and _count_tiff_bits(picture) > 8
     is_cut = bands > len(picture.getbands())
-    return is_signed or is_deep or is_cut or bands > 4 or getattr(picture, "n_frames", 1) > 1
+    return is_signed or is_deep or is_cut or bands > 4 or _count_pages(picture, data) > 1
+
+
+def _count_pages(picture: Image.Image, data: bytes) -> int:
+    """Return the number of frames or pages, without the reduced copies and the masks of valid pixels in a TIFF."""
+    if picture.format != "TIFF":
+        return getattr(picture, "n_frames", 1)
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        return sum(not (page.aspage().is_reduced or page.aspage().is_mask) for page in file.pages)
 
 
 def _count_tiff_bands(picture: TiffImagePlugin.TiffImageFile) -> int:

@@ -24,6 +24,7 @@ from deeplab_jax.data.holdout import hold_out
 from deeplab_jax.data.image_files import ImageFiles, read_mode
 from deeplab_jax.data.layouts import explain_missing_split, find_layout, recognize_layout
 from deeplab_jax.data.layouts.layout import Pair
+from deeplab_jax.data.layouts.pairing import note_swapped_masks
 from deeplab_jax.data.lists import read_list
 from deeplab_jax.data.ranges import File, stat_file
 from deeplab_jax.data.samples import Samples, require_disjoint
@@ -224,7 +225,7 @@ def _find_part(folder: epath.Path, split: str, kind: str) -> _Part:
     listing = folder / "list" / f"{split}.lst"
     if listing.exists() or listing.name in list_names(listing.parent):  # it may exist and be unreadable
         pairs = list(read_list(listing, folder))
-        part = _Part(split, pairs, str(listing), kind, _note_shared_label(pairs))
+        part = _Part(split, pairs, str(listing), kind, _note_shared_label(pairs) + note_swapped_masks(pairs))
         advice = "Add images to the list, or delete the list to use the image folders."
     else:
         layout = find_layout(folder, split)

@@ -8,6 +8,7 @@ from etils import epath
 from jaxtyping import Bool, Integer, Shaped
 from PIL import Image, ImagePalette
 
+from deeplab_jax.data.omissions import has_transparent_pixels
 from deeplab_jax.labels import Color
 
 # In masks drawn by hand, up to 3 % of the runs are ramps (see `Mask`), or 5 % after shrinking without interpolation.
@@ -39,6 +40,7 @@ class Mask:
       ramps: The number of ramps for each value that has some.
       mode: The file's Pillow mode, such as "L" or "P", or "" if the labels are not image files.
       palette: The palette colour of each value. Empty unless the file holds palette indices.
+      is_transparent: Whether the values are colours, of which some are stored below transparent pixels.
     """
 
     values: dict[int, int]
@@ -46,6 +48,7 @@ class Mask:
     ramps: dict[int, int]
     mode: str = ""
     palette: dict[int, Color] = dataclasses.field(default_factory=dict)
+    is_transparent: bool = False
 
 
 def describe_mask(values: Integer[np.ndarray, "h w"], path: str = "") -> Mask:
@@ -63,10 +66,8 @@ def describe_mask(values: Integer[np.ndarray, "h w"], path: str = "") -> Mask:
     pixels = _as_dict(distinct, np.bincount(where, weights=lengths, minlength=len(distinct)))
     counts = _as_dict(distinct, np.bincount(where, minlength=len(distinct)))
     ramps = _as_dict(distinct, np.bincount(where[1:-1][_find_ramps(runs, lengths)], minlength=len(distinct)))
-    # Colours are their own labels, so the palettes can differ.
-    ids = {} if flat.dtype == np.int32 else pixels
-    mode, palette = _read_mode_and_palette(path, ids) if path else ("", {})
-    return Mask(pixels, counts, ramps, mode, palette)
+    mask = Mask(pixels, counts, ramps)
+    return _add_format(mask, path, is_color=flat.dtype == np.int32) if path else mask
 
 
 def find_distinct(values: Integer[np.ndarray, "h w"]) -> tuple[int, ...]:
@@ -135,16 +136,17 @@ def _find_ramps(runs: Integer[np.ndarray, " n"], lengths: Integer[np.ndarray, " 
     return between & changes
 
 
-def _read_mode_and_palette(path: str, values: dict[int, int]) -> tuple[str, dict[int, Color]]:
-    """Return a file's Pillow mode and the palette colour of each value. No pixels are decoded."""
+def _add_format(mask: Mask, path: str, *, is_color: bool) -> Mask:
+    """Add what Pillow says about a label file: its mode, the palette colour of each value, and its transparency."""
     try:
         with epath.Path(path).open("rb") as file, Image.open(file) as picture:
-            if picture.mode != "P" or picture.palette is None:
-                return picture.mode, {}
-            colors = _read_palette(picture.palette)
-            return "P", {value: colors[value] for value in values if value < len(colors)}
+            if is_color:  # these are their own labels, so the palettes can differ
+                return dataclasses.replace(mask, mode=picture.mode, is_transparent=has_transparent_pixels(picture))
+            colors = _read_palette(picture.palette) if picture.mode == "P" and picture.palette else []
+            palette = {value: colors[value] for value in mask.values if value < len(colors)}
+            return dataclasses.replace(mask, mode=picture.mode, palette=palette)
     except Image.UnidentifiedImageError:  # a NumPy array, or a TIFF that only tifffile can read
-        return "", {}
+        return mask
 
 
 def _read_palette(palette: ImagePalette.ImagePalette) -> list[Color]:

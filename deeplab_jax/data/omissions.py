@@ -31,8 +31,9 @@ def find_omissions(file: IO[bytes], channels: int, value_range: tuple[float, ...
 
 
 def _find(picture: Image.Image, head: bytes, channels: int, value_range: tuple[float, ...]) -> Iterator[tuple[str, str]]:
-    frames = getattr(picture, "n_frames", 1)
-    if frames > 1 and picture.format not in ("TIFF", "MPO"):  # an MPO is a JPEG photo with other views of the same scene
+    # An MPO is a JPEG photo with other views of the same scene.
+    frames = 1 if picture.format in ("TIFF", "MPO") else getattr(picture, "n_frames", 1)
+    if frames > 1:
         yield "images with several frames", f"has {frames} frames, of which only the first is used. Save one image per file."
     if count_bits(picture, head) > 8 and not value_range:
         yield (
@@ -40,11 +41,14 @@ def _find(picture: Image.Image, head: bytes, channels: int, value_range: tuple[f
             "has 16 bits per value, of which only the upper 8 are used. "
             "Set data.value_range (--value-range) if the values stay far below 65535.",
         )
-    if channels in (1, 3) and picture.format != "TIFF" and picture.has_transparency_data and _is_transparent(picture):
+    if channels in (1, 3) and picture.format != "TIFF" and has_transparent_pixels(picture):
         text = "has transparent pixels. The transparency is ignored, so they show the colours stored below it."
         yield "images with transparent pixels", text
 
 
-def _is_transparent(picture: Image.Image) -> bool:
+def has_transparent_pixels(picture: Image.Image) -> bool:
+    """Return whether a pixel of an open image is not opaque. Only images with transparency are decoded."""
+    if not picture.has_transparency_data:
+        return False
     alpha = picture.convert("RGBA").getchannel("A").getextrema()[0]
     return isinstance(alpha, (int, float)) and alpha < 255

@@ -38,6 +38,21 @@ class Occurrence:
     max_pixels: int = 0
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Group:
+    """Values that occur together in some files, also indirectly: 1 and 3 if one file has 1 and 2, and another one has 2 and 3.
+
+    Attributes:
+      values: The values.
+      files: The number of files that contain any of them.
+      example: The first of these files.
+    """
+
+    values: frozenset[int]
+    files: int
+    example: str
+
+
 @dataclasses.dataclass(slots=True)
 class Survey:
     """The values in a data set's label files.
@@ -48,8 +63,10 @@ class Survey:
       palette: Maps each id to its palette colour and the first file that has it. Empty unless the files hold palette indices.
       conflict: A message about two files whose palettes give one id different colours, or "".
       modes: Maps each Pillow mode to the number of files and the first file that has it.
+      transparent: The number of files with colours below transparent pixels, and the first of them.
       files: The number of files that were read.
       single: For each value that is the only one besides 0 in some files, the number of these files and the first of them.
+      groups: The values but 0 and 255, in groups that do not occur together.
       runs: The number of runs for each value. See `Mask`.
       ramps: The number of runs that are ramps for each value that has some. See `Mask`.
       problems: A message for each unreadable file. Training cannot read these files either.
@@ -60,8 +77,10 @@ class Survey:
     palette: dict[int, tuple[Color, str]] = dataclasses.field(default_factory=dict)
     conflict: str = ""
     modes: dict[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
+    transparent: tuple[int, str] = (0, "")
     files: int = 0
     single: dict[int, tuple[int, str]] = dataclasses.field(default_factory=dict)
+    groups: list[Group] = dataclasses.field(default_factory=list)
     runs: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
     ramps: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
     problems: list[str] = dataclasses.field(default_factory=list)
@@ -95,11 +114,23 @@ class Survey:
         if len(others) == 1:
             count, first = self.single.get(others[0], (0, name))
             self.single[others[0]] = (count + 1, first)
+        self._add_group(frozenset(others) - {IGNORE}, name)
         if mask.mode:
             count, first = self.modes.get(mask.mode, (0, name))
             self.modes[mask.mode] = (count + 1, first)
+        if mask.is_transparent:
+            self.transparent = (self.transparent[0] + 1, self.transparent[1] or name)
         for value, color in mask.palette.items():
             self.add_palette_color(value, color, name)
+
+    def _add_group(self, values: frozenset[int], name: str) -> None:
+        """Add the values of one file, and join the groups that they connect."""
+        if not values:
+            return
+        joined = [group for group in self.groups if group.values & values]
+        files, example = sum(group.files for group in joined) + 1, joined[0].example if joined else name
+        everything = values.union(*(group.values for group in joined))
+        self.groups = [group for group in self.groups if group not in joined] + [Group(everything, files, example)]
 
     def add_palette_color(self, value: int, color: Color, name: str) -> None:
         """Add the palette colour that an id has in one file, and note a conflict with earlier files."""
@@ -225,11 +256,12 @@ def propose_labels(
 def _question_values(survey: Survey) -> Iterator[str]:
     """Yield a note for each value that may not be what it seems."""
     values = list(survey.values)
-    share = survey.occurrences[IGNORE].pixels / survey.pixels if IGNORE in values else 0.0
-    if not survey.is_color and values != [0, IGNORE] and share > LARGE_SHARE:
+    ignored = survey.occurrences[IGNORE].pixels if _is_255_ignored(survey) else 0
+    others = sum(survey.occurrences[value].pixels for value in values if value not in (0, IGNORE))
+    if ignored > min(LARGE_SHARE * survey.pixels, others):
         yield (
-            f"255 covers {share:.0%} of the pixels, and is assumed to mean unlabelled. If it is a class, add it to classes and "
-            "set ignored_ids to []."
+            f"255 covers {ignored / survey.pixels:.0%} of the pixels, and is assumed to mean unlabelled. If it is a class, add "
+            "it to classes and set ignored_ids to []."
         )
     ids = [value for value in values if value != IGNORE or values[-2:] != [IGNORE - 1, IGNORE]]
     steps = set(np.diff(ids).tolist())
@@ -267,15 +299,17 @@ def _propose_for_colors(name: str, survey: Survey) -> tuple[LabelSet, list[str]]
 
 def _propose_for_ids(name: str, survey: Survey, label_sets: dict[str, LabelSet]) -> tuple[LabelSet, list[str]]:
     values = list(survey.values)
-    is_binary = values == [0, IGNORE]
-    ids = tuple(value for value in values if is_binary or value != IGNORE)
+    ids = tuple(value for value in values if value != IGNORE or not _is_255_ignored(survey))
     if len(ids) < 2:
         raise DataError(
             f"The only value in the label files is {ids[0]}, apart from 255, which is ignored. "
             "Training needs at least two classes. Check the masks."
         )
-    note = "Assumed that 0 and 255 are two classes." if is_binary else "Assumed that every value is a class. 255 is ignored."
-    notes = [note]
+    notes = ["Assumed that every value is a class. 255 is ignored."]
+    if ids == (0, IGNORE):
+        notes = ["Assumed that 0 and 255 are two classes."]
+    elif IGNORE in ids:
+        notes = ["Assumed that every value is a class, also 255, because the values are evenly spaced."]
     if 0 in ids:
         notes.append("Assumed that 0 is also a class. If it means unlabelled, move it from classes to ignored_ids.")
     for similar in label_sets.values():
@@ -292,7 +326,16 @@ def _propose_for_ids(name: str, survey: Survey, label_sets: dict[str, LabelSet])
     # A label set without explicit ids numbers its classes from 0.
     explicit_ids = () if ids == tuple(range(len(ids))) else ids
     names = tuple(f"class {value}" for value in ids)
-    return LabelSet(name, names, colors, ids=explicit_ids, ignored_ids=() if is_binary else (IGNORE,)), notes
+    return LabelSet(name, names, colors, ids=explicit_ids, ignored_ids=() if IGNORE in ids else (IGNORE,)), notes
+
+
+def _is_255_ignored(survey: Survey) -> bool:
+    """Return whether 255 occurs and means unlabelled. The last of evenly spaced ids, such as 0, 127 and 255, is a class."""
+    values = list(survey.values)
+    if survey.is_color or IGNORE not in values:
+        return False
+    steps = np.diff(values)
+    return bool(values[0] != 0 or steps.min() == 1 or np.ptp(steps) > 1)  # evenly spaced ids can be rounded
 
 
 def _covers(labels: LabelSet, survey: Survey) -> bool:

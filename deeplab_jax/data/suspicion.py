@@ -170,6 +170,8 @@ def find_questions(survey: Survey, labels: LabelSet | None, kind: str) -> list[s
     return [
         *_ask_about_thin_lines(survey),
         *_ask_about_mixed_binaries(survey, labels, kind),
+        *_ask_about_two_encodings(survey),
+        *_ask_about_transparency(survey),
         *(_ask_about_train_ids(survey, labels, kind) if labels else ()),
     ]
 
@@ -195,6 +197,34 @@ def _ask_about_mixed_binaries(survey: Survey, labels: LabelSet | None, kind: str
         yield (
             f"255 occurs only in masks of 0 and 255 ({ignored[0]}, such as {ignored[1]}), and 1 only in masks of 0 and 1 "
             f"({ones[0]}, such as {ones[1]}). 255 is ignored. If it means the same as 1, save all masks with the same values."
+        )
+
+
+def _ask_about_two_encodings(survey: Survey) -> Iterator[str]:
+    """Yield a question if some masks hold 1, 2, ..., n and others only larger values with gaps.
+
+    They may have been multiplied for viewing or converted from colours to grey. Programs that make files smaller replace grey
+    values by palette indices or by fewer bits.
+    """
+    groups = sorted(survey.groups, key=lambda group: min(group.values))
+    if survey.is_color or len(groups) != 2 or min(len(group.values) for group in groups) < 2:
+        return
+    low, high = groups
+    n = len(low.values)
+    if low.values == {*range(1, n + 1)} and n + 1 not in high.values:
+        shown = [f"{summarize(sorted(group.values))} ({group.files}, such as {group.example})" for group in groups]
+        yield (
+            f"Besides 0 and 255, some masks hold {shown[0]} and others {shown[1]}, but none holds values of both. If they show "
+            "the same classes, they were saved in two ways. Save all masks in the same way."
+        )
+
+
+def _ask_about_transparency(survey: Survey) -> Iterator[str]:
+    count, first = survey.transparent
+    if count:
+        yield (
+            f"Some masks have transparent pixels ({count}, such as {first}). The transparency is ignored. The colours stored "
+            "below it are used, which can differ between files. Save the masks as they look, without transparency."
         )
 
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import run_cli
 from PIL import Image
 
-from deeplab_jax.commands.data import choose_labels
+from deeplab_jax.commands.data import choose_labels, list_next_commands
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.labels import VOC, LabelSet
 from deeplab_jax.labels.files import read_labels, write_labels
@@ -83,6 +83,36 @@ def test_the_printed_commands_can_be_pasted_into_a_shell(own_data, monkeypatch, 
     check, train = (shlex.split(line) for line in output.splitlines() if line.startswith("  "))
     assert check == ["deeplab-jax", "data", "check", str(root), "--labels", f"{root}/labels.json", "--out", "DIR"]
     assert train[2:] == [f"--config=configs/custom_lite0.py:{root}/labels.json", f"--config.data.root={root}", "--workdir=RUN"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "existing", "train_flags"),
+    [
+        ((), ["train", "val", "test"], []),
+        ((), ["train", "test"], ["--config.data.val_share=0.2"]),
+        ((), ["Test", "Train", "Valid"], ["--config.data.train_split=Train", "--config.eval.split=Valid"]),
+        ((), ["day", "night", "val"], ["--config.data.train_split=day"]),
+        ((), ["default"], ["--config.data.train_split=default", "--config.data.val_share=0.2"]),
+        ((), ["val"], ["--config.data.train_split=val", "--config.train.evaluate=False"]),
+        (("train",), ["train", "val"], []),  # training refuses data.val_share if there is a split val
+        (("train", "night"), ["night", "train", "val"], ["--config.eval.split=night"]),
+    ],
+)
+def test_the_printed_flags_choose_splits_that_training_can_use(chosen, existing, train_flags):
+    _, train = list_next_commands("ROOT", "labels.json", "auto", chosen, existing)
+    assert train[4:-1] == train_flags
+
+
+def test_lists_of_other_names_are_read_as_train_and_val(own_data, monkeypatch, capsys):
+    (own_data / "list").mkdir()
+    (own_data / "input").rename(own_data / "images")  # otherwise, its folder train is a split
+    for name, split, rows in (("Train", "train", "01"), ("val", "val", "2")):
+        lines = (f"images/{split}/{i}.png target/{split}/{i}.png\n" for i in rows)
+        (own_data / "list" / f"{name}.lst").write_text("".join(lines))
+    code, output = run_cli(monkeypatch, capsys, "data", "labels", own_data)
+    assert code == 0
+    assert "Train: 2 samples" in output
+    assert "val: 1 sample" in output
 
 
 def test_a_missing_folder_is_reported_as_the_root_argument(tmp_path, monkeypatch, capsys):

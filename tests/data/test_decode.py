@@ -103,6 +103,16 @@ def several_sizes(subfiletype):
     return file.getvalue()
 
 
+def geotiff(pixels, **options):
+    """Write pixels with a reduced copy and a mask of valid pixels, as GDAL does."""
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        writer.write(pixels, **options)
+        writer.write(pixels[::2, ::2], subfiletype=1, **options)
+        writer.write(np.ones(pixels.shape[:2], bool), subfiletype=4, photometric=4)
+    return file.getvalue()
+
+
 # (file, number of channels, value range, expected pixels). None: any decoder of the format, tested only for agreement.
 IMAGES = {
     "png rgb": (save(Image.fromarray(RGB), format="PNG"), 3, (), RGB),
@@ -144,6 +154,7 @@ IMAGES = {
     "tiff 4 bands as 3, the last opaque": (tiff(OPAQUE, photometric="rgb", extrasamples=["unspecified"]), 3, (), RGB),
     "tiff rgba as 3 bands, opaque": (save(Image.fromarray(OPAQUE), format="TIFF"), 3, (), RGB),
     "tiff with a reduced copy": (several_sizes(1), 3, (), RGB),
+    "tiff with a mask of valid pixels": (geotiff(RGB, photometric="rgb"), 3, (), RGB),
     "tiff 6 bands of 16 bits": (
         tiff(DEEP, photometric="minisblack", planarconfig="contig"),
         6,
@@ -230,6 +241,16 @@ def test_an_array_of_ids_is_read(tmp_path):
     np.save(file, np.eye(3, dtype=np.uint8)[IDS])
     with pytest.raises(FormatError, match=r"has the shape \(5, 7, 3\)\. Save one id per pixel.*argmax"):
         decode_mask(file.getvalue(), is_color=False)
+
+
+@pytest.mark.parametrize("is_color", [False, True])
+def test_reduced_copies_and_masks_of_valid_pixels_in_a_mask_are_no_pages(is_color):
+    pixels = RGB if is_color else GREY
+    data = geotiff(pixels, photometric="rgb" if is_color else "minisblack")
+    expected = decode_mask(save(Image.fromarray(pixels), format="PNG"), is_color=is_color)
+    np.testing.assert_array_equal(decode_mask(data, is_color=is_color), expected, strict=True)
+    with pytest.raises(FormatError, match="has several frames or pages"):
+        decode_mask(several_sizes(0), is_color=True)
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "BMP"])

@@ -3,7 +3,7 @@ import unicodedata
 import pytest
 from etils import epath
 
-from deeplab_jax.data.layouts.pairing import pair_by_name
+from deeplab_jax.data.layouts.pairing import note_swapped_masks, pair_by_name
 from deeplab_jax.errors import DataError
 
 
@@ -91,3 +91,19 @@ def test_linked_folders_are_followed_once(pair, tmp_path):
     (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "input")
     pairing = pair(["a.jpg"], ["a.png", "linked/x.png"])
     assert [image for image, _ in pairing.pairs] == ["input/a.jpg", "input/linked/x.jpg"]
+
+
+@pytest.mark.parametrize("mask", ["m/{0}.png", "m/{0}_mask.png", "{0}.jpg.png"])
+def test_masks_with_the_names_of_other_images_are_noted(mask):
+    def pair(*masks):
+        return [(f"i/{image}.jpg", mask.format(each)) for image, each in zip(("a1", "a2", "a10"), masks, strict=True)]
+
+    (note,) = note_swapped_masks(pair("a1", "a10", "a2"))
+    first = f"i/a2.jpg has {mask.format('a10')}, but i/a10.jpg exists"
+    assert note.startswith(f"2 of 3 images have a mask with the name of another image: {first}.")
+    assert note_swapped_masks(pair("a1", "a2", "a10")) == ()
+    assert note_swapped_masks(pair("b1", "b3", "b2")) == ()  # names that say nothing
+
+
+def test_images_with_one_name_in_different_folders_are_no_mistake():
+    assert note_swapped_masks([("a/1.png", "a/1_L.png"), ("b/1.png", "b/1_L.png"), ("c/2.png", "")]) == ()

@@ -70,6 +70,27 @@ def test_a_binary_mask_has_two_classes(masks):
     assert "0 and 255 are two classes" in notes
 
 
+@pytest.mark.parametrize("ids", [(0, 127, 255), (0, 128, 255), (0, 85, 170, 255), (0, 64, 128, 191, 255)])
+def test_ids_that_are_spread_evenly_from_0_to_255_are_all_classes(masks, ids):
+    labels, notes = propose(masks([ids]))
+    assert (labels.class_ids, labels.ignored_ids) == (ids, ())
+    assert "every value is a class, also 255, because the values are evenly spaced" in notes
+    assert "assumed to mean unlabelled" not in notes
+
+
+@pytest.mark.parametrize("ids", [(0, 100, 255), (1, 128, 255), (0, 127, 254, 255)])
+def test_255_is_ignored_among_other_ids(masks, ids):
+    labels, _ = propose(masks([ids]))
+    assert (labels.class_ids, labels.ignored_ids) == (ids[:-1], (255,))
+
+
+@pytest.mark.parametrize(("others", "is_questioned"), [(2, True), (3, False)])
+def test_255_is_questioned_if_it_covers_more_than_all_ids_but_0(masks, others, is_questioned):
+    # Masks of 0 and 255 with a few wrong pixels: the object would be ignored, and the wrong pixels would be the classes.
+    _, notes = propose(masks([[0] * 20 + [255] * 3 + [254] * others]))
+    assert ("255 covers 12% of the pixels, and is assumed to mean unlabelled" in notes) == is_questioned
+
+
 @pytest.mark.parametrize("values", [[[5, 5]], [[5, 255]]])
 def test_a_single_value_is_an_error(masks, values):
     with pytest.raises(DataError, match="The only value in the label files is 5,"):

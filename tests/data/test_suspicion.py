@@ -123,6 +123,42 @@ def test_masks_of_0_and_1_among_masks_of_0_and_255_are_asked_about(survey):
     assert not find_questions(survey(draw(0, (0, 1, 2)), draw(1, (0, 255)))[0], None, "labelIds")
 
 
+GREYS = [(0, 0, 0), (38, 38, 38), (75, 75, 75)]
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        [draw(2, (0, 50, 100)), draw(3, (0, 50, 255))],  # multiplied for viewing
+        [draw(2, (0, 38, 75)), draw(3, (0, 75, 113))],  # where other files became palettes of greys, to be smaller
+    ],
+)
+def test_values_of_masks_that_were_saved_in_two_ways_are_asked_about(survey, others):
+    small = [with_palette(draw(0, (0, 1, 2)), GREYS), draw(1, (0, 1))]
+    found, samples = survey(*small, *others)
+    (question,) = find_questions(found, None, "labelIds")
+    large = sorted({*found.occurrences} - {0, 1, 2, 255})
+    assert f"1, 2 (2, such as 0.png) and others {', '.join(map(str, large))} (2, such as 2.png), but none holds" in question
+    assert "Save all masks in the same way" in question
+    assert sample_suspicions(samples, None) == ([], [question])
+    # A mask with values of both kinds shows that these are different classes.
+    assert not find_questions(survey(*small, *others, draw(4, (0, 1, large[0])))[0], None, "labelIds")
+
+
+@pytest.mark.parametrize("values", [(0, 3, 4), (0, 9)])
+def test_classes_that_never_occur_together_are_not_asked_about(survey, values):
+    assert not find_questions(survey(draw(0, (0, 1, 2)), draw(1, values))[0], None, "labelIds")
+
+
+@pytest.mark.parametrize(("alpha", "is_asked"), [(255, False), (0, True)])
+def test_colours_below_transparent_pixels_are_asked_about(survey, alpha, is_asked):
+    red, blue = (Image.new("RGBA", (9, 9), color) for color in ((255, 0, 0, 255), (0, 0, 255, alpha)))
+    found, samples = survey(red, blue, kind="color")
+    questions = find_questions(found, None, "color")
+    assert [text.partition(")")[0] for text in questions] == ["Some masks have transparent pixels (1, such as 1.png"] * is_asked
+    assert sample_suspicions(samples, None) == ([], questions)
+
+
 def test_blended_colours_are_found(survey):
     found, _ = survey(
         *(soften(with_palette(draw(i), [(0, 0, 0), (255, 0, 0), (0, 90, 9)]).convert("RGB")) for i in range(3)), kind="color"

@@ -10,7 +10,6 @@ from typing import Any
 from deeplab_jax.data.importers import reading
 from deeplab_jax.data.importers.annotation import Annotation, AnnotationSet, Notes, Shape
 from deeplab_jax.data.importers.figures import CocoPolygons, CocoRle, Damaged, Figure, FileRegion, pairs
-from deeplab_jax.data.split_names import SPLITS
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import Color
 
@@ -23,7 +22,8 @@ def read(root: Path, notes: Notes) -> AnnotationSet:
     """Read the COCO files below a folder.
 
     The split is a word in the name of the file, as in instances_val2017.json, or else of its folder, as in
-    valid/_annotations.coco.json, and train otherwise. If a folder contains instances_*.json, only these are used in it.
+    valid/_annotations.coco.json, or else a folder in the image's path, and train otherwise. If a folder contains
+    instances_*.json, only these are used in it.
 
     Args:
       root: The folder, as an absolute path.
@@ -58,6 +58,10 @@ def _read_content(path: Path, notes: Notes) -> dict[str, Any] | None:
             raise DataError(f"{path} has an entry in {key!r} that is not an object. Export the annotations again.")
     _require_own_ids(path, "images", content["images"], "file_name")
     _require_own_ids(path, "categories", content["categories"], "name")
+    used = {id_ for each in content["annotations"] for id_ in _list_categories(each)}
+    names = {_id(each, "id"): str(each.get("name", "")) for each in content["categories"]}
+    for name in reading.find_repeated(name for id_, name in names.items() if id_ in used):
+        notes.add(reading.REPEATED, f"{name!r} in {path}")
     return content
 
 
@@ -111,7 +115,7 @@ def _read_color(color: Any) -> Color | None:
 
 def _read_images(images: reading.Images, path: Path, content: dict[str, Any], notes: Notes) -> list[Annotation]:
     folder = path.parent.name if path.parent != images.root else ""
-    split = reading.find_split_in_name(path.stem) or reading.find_split_in_name(folder) or "train"
+    split_of_file = reading.find_split_in_name(path.stem) or reading.find_split_in_name(folder)
     names = {_id(category, "id"): str(category.get("name", "")) for category in content["categories"]}
     of_image = defaultdict(list)
     for annotation in content["annotations"]:
@@ -123,7 +127,9 @@ def _read_images(images: reading.Images, path: Path, content: dict[str, Any], no
     shared = reading.shared_folder(_file_name(image) for image in content["images"])
     result = []
     for image in content["images"]:
-        location = _find_image(images, path, split, _file_name(image), shared, notes)
+        name = _file_name(image)
+        split = split_of_file or reading.find_split_in_folders(name, shared) or "train"
+        location = _find_image(images, path, split, name, shared, notes)
         if location:
             size = reading.parse_size(image.get("height"), image.get("width"))
             shapes, unusable = _read_shapes(path, of_image[_id(image, "id")], names, notes)
@@ -168,11 +174,7 @@ def _find_image(
     if file is None:
         notes.add(kind, example)
         return None
-    # Folders in the name stay, except those that a tool always writes.
-    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-    while len(parts) > 1 and (parts[0] == "images" or SPLITS.get(parts[0].lower()) == split):
-        parts = parts[1:]
-    return file, split, "/".join([*parts[:-1], file.name])
+    return file, split, reading.name_below_split(name, file, split)
 
 
 def _read_shapes(

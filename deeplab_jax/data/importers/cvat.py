@@ -31,7 +31,7 @@ class _NoDoctype(ET.TreeBuilder):
 def read(root: Path, notes: Notes) -> AnnotationSet:
     """Read the CVAT files below a folder.
 
-    The split is the subset of the image or of its task, and train otherwise.
+    The split is the subset of the image or of its task, or else a folder in the image's name, and train otherwise.
 
     Args:
       root: The folder, as an absolute path.
@@ -56,8 +56,10 @@ def read(root: Path, notes: Notes) -> AnnotationSet:
             if name and (name in used or _can_have_area(label)):
                 classes.setdefault(name, reading.parse_color(label.findtext("color")))
         subsets = {task.findtext("id"): task.findtext("subset") or "" for task in tree.iterfind("meta//task")}
+        shared = reading.shared_folder(image.get("name") or "" for image in tree.iterfind("image"))
         for image in tree.iterfind("image"):
             subset = image.get("subset") or subsets.get(image.get("task_id")) or _get_only(subsets)
+            subset = subset or reading.find_split_in_folders(image.get("name") or "", shared)
             annotation = _read_image(images, path, image, subset, classes, notes)
             if annotation:
                 annotations.append(annotation)
@@ -107,8 +109,7 @@ def _read_image(
         if shape:
             shapes.append(shape)
     size = reading.parse_size(image.get("height"), image.get("width"))
-    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-    return Annotation(file, split, "/".join([*parts[:-1], file.name]), tuple(shapes), size)
+    return Annotation(file, split, reading.name_below_split(name, file, split), tuple(shapes), size)
 
 
 def _read_z_order(element: ET.Element) -> float:

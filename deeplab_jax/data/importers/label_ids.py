@@ -1,10 +1,11 @@
 """Choose the label set of imported annotations."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 from deeplab_jax.data.importers.annotation import AnnotationSet
 from deeplab_jax.data.importers.figures import Damaged
-from deeplab_jax.errors import DataError
+from deeplab_jax.errors import DataError, summarize
 from deeplab_jax.labels import IGNORE, Color, LabelSet, distinct_colors
 
 BLACK = (0, 0, 0)
@@ -46,11 +47,12 @@ def make_label_set(name: str, source: AnnotationSet, *, has_background: bool) ->
 
 
 def find_alike(names: Iterable[str]) -> list[str]:
-    """Return the groups of class names that differ only in case or in spaces around them, such as "'car', 'Car'"."""
+    """Return the groups of class names that differ only in case, spaces around them or a number, such as "'car', 'Car1'"."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(name.strip().casefold(), []).append(name)
-    return [", ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
+        folded = name.strip().casefold()
+        groups.setdefault(re.sub(r"(?<=[^\W\d_])[\s_-]*\d+$", "", folded), []).append(name)
+    return [summarize(map(repr, group)) for group in groups.values() if len(group) > 1]
 
 
 def is_background(name: str) -> bool:

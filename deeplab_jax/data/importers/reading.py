@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -25,6 +25,7 @@ BAD_IMAGE = "images that cannot be read (left out)"
 DAMAGED = "images with a damaged shape (left out)"
 UNSUPPORTED = "shapes without an area or of an unsupported type (not drawn)"
 UNKNOWN_CLASS = "shapes of unknown classes (their pixels are ignored)"
+REPEATED = "class names that a file gives to several classes (merged into one)"
 ONLY_BOXES = "images with boxes but no outlines (left out)"
 
 
@@ -159,11 +160,36 @@ def find_split_in_name(text: str) -> str:
     return next((SPLITS[word] for word in words if word in SPLITS), "")
 
 
+def find_split_in_folders(name: str, shared: Sequence[str]) -> str:
+    """Return the split that a folder in an image's path means, or "".
+
+    `shared` is the folder with which all paths begin. It says nothing about the split. See `shared_folder`.
+    """
+    folders = split_name(name)[len(shared) : -1]
+    return next((SPLITS[folder.lower()] for folder in folders if folder.lower() in SPLITS), "")
+
+
+def name_below_split(name: str, image: Path, split: str) -> str:
+    """Return the image's path in its split, given its path in the annotation file.
+
+    Folders stay, except those that a tool always writes: images and the split.
+    """
+    folders = [part for part in split_name(name)[:-1] if part not in ("", ".", "..")]
+    while folders and (folders[0] == "images" or SPLITS.get(folders[0].lower()) == split):
+        folders = folders[1:]
+    return "/".join([*folders, image.name])
+
+
 def split_path(path: Path, root: Path) -> tuple[str, str]:
     """Return the split and the name of an image whose first folder below `root` is a split, as train and the path if not."""
     parts = path.relative_to(root).parts
     split = SPLITS.get(parts[0].lower(), "") if len(parts) > 1 else ""
     return (split, "/".join(parts[1:])) if split else ("train", "/".join(parts))
+
+
+def find_repeated(names: Iterable[str]) -> list[str]:
+    """Return the names that occur more than once."""
+    return [name for name, count in Counter(names).items() if count > 1]
 
 
 def parse_color(text: Any) -> Color | None:

@@ -51,6 +51,8 @@ def read(root: Path, notes: Notes) -> AnnotationSet:
 
 
 def _read_classes(path: Path) -> dict[str, Color | None]:
+    if not path.is_file():
+        raise DataError(f"{path.parent} has no {path.name}. Give the folder of a project, which has this file.")
     content = reading.read_json(path)
     classes = content.get("classes") if isinstance(content, dict) else None
     if not isinstance(classes, list) or not all(isinstance(each, dict) and each.get("title") for each in classes):

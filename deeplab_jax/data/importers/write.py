@@ -25,6 +25,7 @@ EMPTY = "images without shapes (left out; --keep-empty keeps them as background)
 SIZES = "images whose size is not that of their annotation (left out)"
 FORMAT = f"images in a format that training cannot read, not one of {', '.join(reading.IMAGE_SUFFIXES)} (left out)"
 DUPLICATE = "images with the name of another one (left out)"
+AGAIN = "further annotations of an image (their shapes are missing in its mask; merge the annotation files)"
 SHARED = "images of more than one split (their scores are not those of unseen images)"
 UNCLEAR_TURN = "images with an EXIF orientation, drawn on the turned or the stored pixels (left out)"
 TURNED = "images with an EXIF orientation (kept; their masks were turned to the stored pixels, which training reads)"
@@ -103,15 +104,16 @@ def write_samples(
       ConfigError: A file cannot be written, or a package is missing.
     """
     counts: Counter[str] = Counter()
-    written: set[str] = set()
+    written: dict[str, tuple[Path, str]] = {}
     splits: dict[Path, str] = {}
     for annotation in source.annotations:
         name = _make_output_name(annotation)
         stem = f"{annotation.split}/{PurePosixPath(name).with_suffix('')}"
         if stem in written:
-            notes.add(DUPLICATE, f"{annotation.image}: {annotation.split} already has {name}")
+            is_same = written[stem] == (annotation.image, annotation.name)
+            notes.add(AGAIN if is_same else DUPLICATE, f"{annotation.image}: {annotation.split} already has {name}")
         elif _write_sample(annotation, source.is_turned, folder, name, drawing, notes):
-            written.add(stem)
+            written[stem] = annotation.image, annotation.name
             counts[annotation.split] += 1
             first = splits.setdefault(annotation.image, annotation.split)
             if first != annotation.split:

@@ -40,6 +40,8 @@ def read(root: Path, notes: Notes) -> AnnotationSet:
             "Export polygons, or remove `kpt_shape` if the lines are polygons."
         )
     names = _read_names(path, content.get("names"))
+    for name in reading.find_repeated(names.values()):
+        notes.add(reading.REPEATED, f"{name!r} in {path}")
     annotations: list[Annotation] = []
     for key in SPLIT_KEYS:
         entries = content.get(key) or []
@@ -73,7 +75,10 @@ def _find_description(root: Path, notes: Notes) -> tuple[Path, dict[str, Any]]:
     for path, _ in descriptions[1:]:
         notes.add(OTHER_YAML, f"{path}, next to {descriptions[0][0]}")
     if not descriptions:
-        raise DataError(f"{root} has no YAML file with class `names`. Add the data.yaml with which the export was made.")
+        raise DataError(
+            f"{root} has no YAML file with class `names`. Add the data.yaml of the export, or write one with `names: [FIRST, "
+            "SECOND]`, in the order of classes.txt, and `train: FOLDER` with the images."
+        )
     return descriptions[0]
 
 

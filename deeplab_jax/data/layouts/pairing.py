@@ -10,7 +10,7 @@ from etils import epath
 
 from deeplab_jax.data.decode import IMAGE_SUFFIXES, LOSSY_MASKS, LOSSY_SUFFIXES, MASK_SUFFIXES
 from deeplab_jax.data.folders import list_files, list_names, select, suffix_of
-from deeplab_jax.data.layouts.layout import Pairing, note_unread_files
+from deeplab_jax.data.layouts.layout import Pair, Pairing, note_unread_files
 from deeplab_jax.errors import DataError, summarize
 
 
@@ -110,6 +110,25 @@ def _choose_rule(labels: epath.Path, names: Sequence[str], masks: dict[str, str]
         f"No mask in {labels} has the name of an image. The mask of {stem}{suffix} must be named {stem}.png. The most similar "
         f"name in the folder is {near[0]}."
     )
+
+
+def note_swapped_masks(pairs: Sequence[Pair]) -> tuple[str, ...]:
+    """Return a note if masks of a list have the names of other images, as in lists made from folders in different orders."""
+    images = [posixpath.splitext(posixpath.basename(image)) for image, _ in pairs]
+    masks = [posixpath.splitext(posixpath.basename(mask))[0] for _, mask in pairs]
+    for rule in RULES:
+        expected = [rule.stem(*image) for image in images]
+        if expected == masks:
+            return ()
+        owners = dict(zip(expected, pairs, strict=True))
+        swapped = [i for i, mask in enumerate(masks) if mask != expected[i] and mask in owners]
+        if swapped:
+            (image, mask), (owner, _) = pairs[swapped[0]], owners[masks[swapped[0]]]
+            return (
+                f"{len(swapped)} of {len(pairs)} images have a mask with the name of another image: {image} has {mask}, but "
+                f"{owner} exists. The list may have been made from two folders in different orders.",
+            )
+    return ()
 
 
 def _explain_no_masks(root: epath.Path, labels: epath.Path, files: Sequence[str]) -> str:

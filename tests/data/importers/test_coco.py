@@ -60,6 +60,35 @@ def test_panoptic_segments_are_the_pixels_with_their_id(tmp_path):
     assert draw(annotation, {"car": 1, "sky": 2}, size=(1, 2)) == ["12"]
 
 
+@pytest.mark.parametrize("shared", ["", "images/", "C:\\Users\\dev\\"])
+def test_the_split_of_a_file_for_all_splits_is_a_folder_of_the_image(tmp_path, shared):
+    names = ["train/a.png", "Valid/x/a.png", "test/a.png", "more/a.png"]
+    for name in names:
+        write_image(tmp_path / "images" / name, 4, 2)
+    images = [{"id": i, "file_name": shared + name} for i, name in enumerate(names)]
+    write(tmp_path / "annotations.json", [], images)
+    annotations = coco.read(tmp_path, Notes()).annotations
+    found = [(each.image.relative_to(tmp_path / "images").as_posix(), each.split, each.name) for each in annotations]
+    assert found == [
+        ("train/a.png", "train", "a.png"),
+        ("Valid/x/a.png", "val", "x/a.png"),
+        ("test/a.png", "test", "a.png"),
+        ("more/a.png", "train", "more/a.png"),
+    ]
+
+
+def test_a_name_of_two_classes_is_noted(tmp_path):
+    write_image(tmp_path / "a.png", 4, 2)
+    categories = [{"id": i, "name": "car"} for i in (0, 7, 8)]  # as the project in exports of Roboflow
+    write(tmp_path / "a.json", [{"category_id": 7, "segmentation": LAST}], categories=categories)
+    notes = Notes()
+    assert list(coco.read(tmp_path, notes).classes) == ["car"]
+    assert notes.counts() == {}
+    write(tmp_path / "a.json", [{"category_id": i, "segmentation": LAST} for i in (7, 8)], categories=categories)
+    coco.read(tmp_path, notes)
+    assert notes.counts() == {reading.REPEATED: 1}
+
+
 def test_what_cannot_be_used_is_noted(tmp_path):
     write_image(tmp_path / "a.png", 4, 2)
     objects = [

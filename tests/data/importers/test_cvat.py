@@ -91,6 +91,17 @@ def test_the_split_is_the_subset(tmp_path, meta, attributes, split):
     assert annotation.split == split
 
 
+def test_without_a_subset_the_split_is_a_folder_of_the_image(tmp_path):
+    names = ["dev/train/a.png", "dev/val/b/a.png", "dev/a.png"]  # all begin with dev, so it says nothing about the split
+    for name in names:
+        write_image(tmp_path / "images" / name)
+    images = "".join(f'<image name="{name}"/>' for name in names)
+    write_text(tmp_path / "annotations.xml", f"<annotations>{images}</annotations>")
+    annotations = read(tmp_path, Notes()).annotations
+    assert [each.split for each in annotations] == ["train", "val", "train"]
+    assert [each.image.relative_to(tmp_path / "images").as_posix() for each in annotations] == names
+
+
 def test_what_cannot_be_used_is_noted(tmp_path):
     write_image(tmp_path / "images/my images/a.png", 8, 4)
     shapes = '<polyline label="car" points="1,1;2,2"/><polygon label="car" points="1,1;2,2"/>' + box("x", 0, 0, 1, 1)

@@ -110,6 +110,12 @@ def test_images_that_would_train_wrongly_are_left_out(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_further_annotations_of_an_image_are_noted(tmp_path):
+    image = write_image(tmp_path / "in/a.jpg", 4, 2)
+    annotations = [Annotation(image, "train", "a.jpg", (CORNER,)) for _ in range(2)]
+    assert run(tmp_path / "out", *annotations) == ({"train": 1}, {write.AGAIN: 1})
+
+
 def test_an_image_of_two_splits_is_noted(tmp_path):
     image = write_image(tmp_path / "in/a.jpg", 4, 2)
     annotations = [Annotation(image, split, "a.jpg", (CORNER,)) for split in ("train", "val")]
@@ -119,6 +125,9 @@ def test_an_image_of_two_splits_is_noted(tmp_path):
 def test_class_names_that_look_alike_are_listed():
     assert find_alike(["car", "road", "Car", "car "]) == ["'car', 'Car', 'car '"]
     assert find_alike(["car", "cars"]) == []
+    # Objects that were numbered would become classes of their own.
+    assert find_alike(["person1", "dog", "Person-2", "person_13"]) == ["'person1', 'Person-2', 'person_13'"]
+    assert find_alike(["1", "2", "-3", "v1.5", "v1.7"]) == []
 
 
 def test_images_without_shapes_can_be_kept(tmp_path):

@@ -96,5 +96,5 @@ def test_a_malformed_meta_file_is_an_error_that_names_it(tmp_path, text):
     with pytest.raises(DataError, match=r"meta\.json"):
         read(tmp_path, Notes())
     (tmp_path / "meta.json").unlink()
-    with pytest.raises(DataError, match=r"meta\.json"):
+    with pytest.raises(DataError, match=r"has no meta\.json\. Give the folder of a project"):
         read(tmp_path, Notes())

@@ -87,6 +87,15 @@ def test_what_cannot_be_used_is_noted(tmp_path):
         draw(odd, {None: 255})
 
 
+def test_a_name_of_two_classes_is_noted(tmp_path):
+    write_image(tmp_path / "images/a.png")
+    write_text(tmp_path / "labels/a.txt", QUARTER)
+    write_text(tmp_path / "data.yaml", "train: images\nnames: [car, sky, car]")
+    notes = Notes()
+    assert list(read(tmp_path, notes).classes) == ["car", "sky"]
+    assert list(notes.lines()) == [f"{reading.REPEATED} (1), for example 'car' in {tmp_path / 'data.yaml'}"]
+
+
 @pytest.mark.parametrize(
     "line", ["0 2 2 20 2 20 20", "0 10 10 50 10 50 50", "0.5 0 0 1 0 1 1", "car 0 0 1 0 1 1", "0,0,0,1,0,1,1"]
 )
@@ -120,7 +129,7 @@ def test_images_without_any_label_file_are_an_error(tmp_path):
     ("text", "message"),
     [
         ("names: [", "not valid YAML"),
-        ("train: x", "no YAML file with class"),
+        ("train: x", "no YAML file with class `names`.*or write one"),
         ("names: 3", "neither"),
         ("names: car, road", r"`names` \(='car, road'\).*neither"),
         ("names: [{car: 0}, {road: 1}]", "neither"),
