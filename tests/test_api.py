@@ -27,6 +27,7 @@ def test_a_segmenter_can_be_pickled_copied_and_hashed_after_its_use(plain_convol
     for same in (pickle.loads(pickle.dumps(segmenter)), copy.deepcopy(segmenter)):
         np.testing.assert_array_equal(same.predict(images), expected)
         assert len({segmenter, same, segmenter}) == 2
+    assert len(repr(segmenter)) < 10_000  # without the weights
 
 
 def test_results_can_be_changed(plain_convolutions):

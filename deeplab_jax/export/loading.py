@@ -47,8 +47,8 @@ class Exported:
     """
 
     metadata: dict[str, Any]
-    parts: Mapping[str, bytes]
-    weights: Mapping[str, np.ndarray]
+    parts: Mapping[str, bytes] = dataclasses.field(repr=False)  # many megabytes, which a notebook would print
+    weights: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
     shape: tuple[Any, ...]
 
     def __call__(self, images: UInt8[np.ndarray, "n c h w"]) -> np.ndarray:

@@ -195,6 +195,7 @@ def test_a_loaded_file_can_be_pickled_copied_and_hashed_after_its_use(segmenter)
             np.testing.assert_array_equal(result, logits)
             result[:] = 0  # results can be changed
         assert len({exported, same, exported}) == 2
+    assert repr(exported) == "Exported(metadata={}, shape=(n, 3, h, w))"  # without the programs and the weights
 
 
 @one_network
