@@ -38,7 +38,7 @@ class Segmenter:
     """
 
     config: Config
-    variables: dict[str, Any]
+    variables: dict[str, Any] = dataclasses.field(repr=False)  # a notebook would print all of it
 
     @property
     def label_set(self) -> LabelSet:
@@ -135,13 +135,14 @@ class Segmenter:
         height, width = size = (batch[0].shape[0], batch[0].shape[1])
         if not self._exact_sizes:
             self._exact_sizes.append(size)
-        if size == self._exact_sizes[0]:
-            return self._run_batch(function, batch, Canvas(size, True))
+        canvas = Canvas(size, True) if size == self._exact_sizes[0] else standard_canvas(size)
         try:
-            results = self._run_batch(function, batch, standard_canvas(size))
+            results = self._run_batch(function, batch, canvas)
         except OutOfMemoryError:
-            return self._run_batch(function, batch, Canvas(size, True))
-        return jax.tree.map(lambda x: x[:, :height, :width], results)
+            if canvas.is_exact:
+                raise
+            results = self._run_batch(function, batch, Canvas(size, True))
+        return jax.tree.map(lambda x: np.array(x[:, :height, :width]), results)  # copies, because JAX's arrays are read-only
 
 
 def load(checkpoint: str | os.PathLike[str]) -> Segmenter:

@@ -27,3 +27,13 @@ def test_a_segmenter_can_be_pickled_copied_and_hashed_after_its_use(plain_convol
     for same in (pickle.loads(pickle.dumps(segmenter)), copy.deepcopy(segmenter)):
         np.testing.assert_array_equal(same.predict(images), expected)
         assert len({segmenter, same, segmenter}) == 2
+    assert len(repr(segmenter)) < 10_000  # without the weights
+
+
+def test_results_can_be_changed(plain_convolutions):
+    config = tiny_config()
+    segmenter = api.Segmenter(config, random_variables(DeepLabV3(config.model, config.labels.num_classes)))
+    for width in (32, 24):  # a program of its own, and a canvas
+        images = np.zeros((1, 3, 16, width), np.uint8)
+        for result in (segmenter.logits(images), segmenter.predict(images), *segmenter.predict_with_confidence(images)):
+            result[:] = 0

@@ -34,9 +34,9 @@ def canvas_name(canvas: Size) -> str:
     return f"{_CANVAS}{canvas[0]}x{canvas[1]}.bin"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Exported:
-    """An exported network.
+    """An exported network. It can be copied and pickled. A copy compiles its own programs.
 
     Attributes:
       metadata: The file's metadata, including "names" and "colors" by train id, "mean", "std", "value_range" (the stored
@@ -47,8 +47,8 @@ class Exported:
     """
 
     metadata: dict[str, Any]
-    parts: Mapping[str, bytes]
-    weights: Mapping[str, np.ndarray]
+    parts: Mapping[str, bytes] = dataclasses.field(repr=False)  # many megabytes, which a notebook would print
+    weights: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
     shape: tuple[Any, ...]
 
     def __call__(self, images: UInt8[np.ndarray, "n c h w"]) -> np.ndarray:
@@ -71,7 +71,7 @@ class Exported:
         if jax.default_backend() == "cpu" and (canvas := self._find_canvas((images.shape[2], images.shape[3]))):
             return np.stack([self._run_on_canvas(image, canvas) for image in images])
         is_fixed = jax.default_backend() == "cpu" and FIXED in self.parts
-        return np.asarray(self.run(FIXED if is_fixed else PROGRAM, images))
+        return np.array(self.run(FIXED if is_fixed else PROGRAM, images))  # a copy, because JAX's arrays are read-only
 
     def run(self, part: str, *arguments: Any) -> jax.Array:
         """Run one of the file's programs."""
@@ -91,6 +91,10 @@ class Exported:
         placed, sizes = place_images([image.transpose(1, 2, 0)], canvas)
         output = self.run(canvas_name(canvas), placed.transpose(0, 3, 1, 2), sizes)
         return np.asarray(output)[0, ..., : image.shape[1], : image.shape[2]]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Leave out the compiled programs, which cannot be copied.
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def _program(self, part: str) -> Any:
         def make() -> Any:

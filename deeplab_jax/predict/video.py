@@ -16,6 +16,7 @@ from deeplab_jax.files import advise_on_write_error, write_atomically
 
 Frame = UInt8[np.ndarray, "h w 3"]
 ENCODER = "libx264"
+BT_601 = 5  # the conversion from RGB that FFmpeg uses; in a large video that does not name it, players assume another one
 TIME_BASE = fractions.Fraction(1, 90_000)  # seconds; MPEG's own unit, in which all usual frame rates are exact
 
 
@@ -101,6 +102,7 @@ def write_video(path: pathlib.Path | epath.Path, size: tuple[int, int], fps: flo
             stream: Any = container.add_stream(ENCODER, rate=fractions.Fraction(fps).limit_denominator(1001))
             stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
             stream.codec_context.time_base = TIME_BASE
+            stream.codec_context.colorspace = BT_601
             last = -1
 
             def add(time: float, frame: Frame) -> None:

@@ -69,7 +69,7 @@ def choose_weights(root: Any, *, ema: bool = False, entry: str = "") -> tuple[di
     """
     candidates, rest, nameless = _find_weights(root)
     if not candidates:
-        raise CheckpointError("does not contain tensors. Use a file with a state dict.")
+        raise CheckpointError("does not contain weights with names. Use a file with a state dict.")
     swapped = _find_swapping_owner(root)
     if entry:
         chosen = _choose_only(

@@ -198,12 +198,13 @@ def _require_same_shapes(
     details = "; ".join(f"{len(items)} {kind}: {summarize(sorted(items))}" for kind, items in faults.items() if items)
     if not details:
         return
-    labels = network.config.labels
-    advice = "Use DeepLabV3 or backbone weights."
+    labels, advice = network.config.labels, "Use DeepLabV3 or backbone weights."
     if network.num_classes not in (0, labels.num_classes):
-        advice = (
-            f"Its head has {network.num_classes} classes, but the label set {labels.name!r} has {labels.num_classes}. Use "
-            f"--labels with a label set for {network.num_classes} classes (a name, a .json file or a recipe), or --ignore-head."
-        )
+        fault = f"has {network.num_classes} classes, but the label set {labels.name!r} has {labels.num_classes}"
+        sets = f"a label set for {network.num_classes} classes (a name, a .json file or a recipe)"
+        advice = f"Use --labels with {sets}, or --ignore-head."
+        if expected.keys() == actual.keys() and all(actual[name][1:] == expected[name][1:] for name in common):
+            raise CheckpointError(f"`{source}` {fault}. {advice}")
+        advice = f"It also {fault}. {advice}"
     expected_network = f"the {network.fmt} network with the backbone {network.config.model.backbone}"
     raise CheckpointError(f"`{source}` does not match {expected_network} ({details}). {advice}")

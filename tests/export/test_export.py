@@ -1,9 +1,11 @@
 """Compare exported files with their checkpoint, at image sizes that the export itself does not check."""
 
+import copy
 import dataclasses
 import functools
 import io
 import json
+import pickle
 import re
 import subprocess
 import sys
@@ -178,6 +180,22 @@ def test_a_file_of_the_first_version_is_read(segmenter):
     expected = segmenter.logits(images)
     actual = loading.load(content.getvalue())(images)
     np.testing.assert_allclose(actual, expected, atol=1e-4 * np.abs(expected).max())
+
+
+@one_network
+def test_a_loaded_file_can_be_pickled_copied_and_hashed_after_its_use(segmenter):
+    network = evaluation_model(segmenter.config)
+    exported = loading.load(
+        stablehlo.serialize(network, fold(segmenter.variables, network), "logits", {}, canvases=[Canvas((32, 64), False)])
+    )
+    images = make_images(1, 32, 64), make_images(1, 33, 65)  # on a canvas, and without one
+    expected = [exported(each) for each in images]
+    for same in (pickle.loads(pickle.dumps(exported)), copy.deepcopy(exported)):
+        for result, logits in zip(map(same, images), expected, strict=True):
+            np.testing.assert_array_equal(result, logits)
+            result[:] = 0  # results can be changed
+        assert len({exported, same, exported}) == 2
+    assert repr(exported) == "Exported(metadata={}, shape=(n, 3, h, w))"  # without the programs and the weights
 
 
 @one_network

@@ -134,7 +134,7 @@ def test_other_architectures_and_sources_are_refused(mmseg, tmp_path, drop, mess
 
 def test_a_different_number_of_classes_needs_a_label_set_or_ignore_head(mmseg, tmp_path):
     variables, state = mmseg
-    with pytest.raises(CheckpointError, match=r"19 classes, but the label set 'voc' has 21\. Use --labels"):
+    with pytest.raises(CheckpointError, match=r"safetensors` has 19 classes, but the label set 'voc' has 21\. Use --labels"):
         import_state(tmp_path, state, labels=VOC)
     folder, lines = import_state(tmp_path, state, labels=VOC, ignore_head=True)
     assert "tensors not used: 4 (the segmentation classifiers" in lines

@@ -84,7 +84,7 @@ def test_several_files_are_read_as_one(tmp_path, suffix):
     [
         ("{", "has a model.safetensors.index.json that cannot be read (Expecting"),
         ({}, "has a damaged model.safetensors.index.json, which lists no weights files"),
-        ({"weight_map": {}}, "does not contain tensors"),
+        ({"weight_map": {}}, "does not contain weights with names"),
         ({"weight_map": {"a": 3}}, "has a damaged model.safetensors.index.json"),
         ({"weight_map": {"a": "../x.safetensors"}}, "has a damaged model.safetensors.index.json"),
         ({"weight_map": {"a": "x\n.safetensors"}}, "has a damaged model.safetensors.index.json"),

@@ -1,0 +1,35 @@
+import numpy as np
+import pytest
+from av.video.reformatter import Colorspace
+
+from deeplab_jax.predict import video
+
+GREEN = np.full((64, 96, 3), (20, 200, 30), np.uint8)
+
+
+@pytest.mark.parametrize("transfer", [1, 9])  # that of BT.709, and one that FFmpeg cannot convert, which PyAV 17 refused
+@pytest.mark.parametrize("colorspace", [Colorspace.ITU709, Colorspace.ITU601])
+def test_frames_have_the_colours_that_the_video_specifies(tmp_path, colorspace, transfer):
+    av = video.require_av()
+    with av.open(tmp_path / "phone.mp4", "w") as container:
+        stream = container.add_stream(video.ENCODER, rate=5)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        stream.codec_context.colorspace, stream.codec_context.color_trc = colorspace, transfer
+        frame = av.VideoFrame.from_ndarray(GREEN, format="rgb24").reformat(format="yuv420p", dst_colorspace=colorspace)
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with video.open_video(tmp_path / "phone.mp4") as source:
+        np.testing.assert_allclose(next(source.frames)[1].astype(int), GREEN, atol=3)
+
+
+def test_a_written_video_specifies_its_colours(tmp_path):
+    with video.write_video(tmp_path / "overlay.mp4", (64, 96), fps=5) as add:
+        add(0.0, GREEN)
+    with video.require_av().open(tmp_path / "overlay.mp4") as container:
+        frame = next(container.decode(video=0))
+    assert frame.colorspace == Colorspace.ITU601
+    written = [int(np.asarray(plane)[0]) for plane in frame.planes]
+    r, g, b = (GREEN[0, 0] / 255).tolist()
+    luma = 0.299 * r + 0.587 * g + 0.114 * b  # BT.601
+    expected = 16 + 219 * luma, 128 + 224 * (b - luma) / 1.772, 128 + 224 * (r - luma) / 1.402
+    np.testing.assert_allclose(written, expected, atol=2)
