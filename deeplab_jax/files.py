@@ -5,7 +5,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO
 
 from etils import epath
@@ -44,10 +44,11 @@ def require_file(path: str, flag: str) -> None:
     """Check that `path` can be an output file. Call this before doing any work.
 
     Raises:
-      ConfigError: `path` is a folder, one of its parents is a file, or its folder is not writable.
+      ConfigError: `path` is a folder, one of its parents is a file or a link to nothing, or its folder is not writable.
     """
     require_scheme(path, flag)
     file = epath.Path(path)
+    _require_link_targets(file.parents, path, flag)
     if file.is_dir():
         raise ConfigError(f"`{flag}` (={path!r}) is a folder. Give a file path.")
     nearest = next((parent for parent in file.parents if parent.exists()), None)
@@ -55,6 +56,15 @@ def require_file(path: str, flag: str) -> None:
         raise ConfigError(f"`{flag}` (={path!r}) would be inside {nearest}, which is a file. Choose a different folder.")
     if nearest and not is_url(file) and not os.access(nearest, os.W_OK):
         raise ConfigError(f"`{flag}` (={path!r}) would be inside {nearest}, which is not writable. Choose a different folder.")
+
+
+def _require_link_targets(folders: Iterable[epath.Path], path: str, flag: str) -> None:
+    for folder in folders:
+        if os.path.islink(folder) and not os.path.exists(folder):
+            raise ConfigError(
+                f"`{flag}` (={path!r}) cannot be used, because {folder} is a link to {os.readlink(folder)}, which does not "
+                "exist. Create or mount that folder, or choose a different one."
+            )
 
 
 def require_folder(path: str | None, flag: str, example: str, schemes: Sequence[str] = SCHEMES) -> str:
@@ -67,11 +77,12 @@ def require_folder(path: str | None, flag: str, example: str, schemes: Sequence[
       schemes: The schemes that URLs can have.
 
     Raises:
-      ConfigError: `path` is missing, is a file, or is a URL with another scheme.
+      ConfigError: `path` is missing, is a file, is in a link to nothing, or is a URL with another scheme.
     """
     if not path:
         raise ConfigError(f"`{flag}` is missing. Give a folder, for example {flag}={example}.")
     require_scheme(path, flag, schemes)
+    _require_link_targets([epath.Path(path), *epath.Path(path).parents], path, flag)
     if epath.Path(path).is_file():
         raise ConfigError(f"`{flag}` (={path!r}) is a file. Give a folder, for example {flag}={example}.")
     return path

@@ -1,10 +1,11 @@
 import os
+import re
 
 import pytest
 from etils import epath
 
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.files import require_file, write_atomically
+from deeplab_jax.files import require_file, require_folder, write_atomically
 
 
 @pytest.mark.parametrize("name", ["a" * 251 + ".png", "图" * 83 + ".png"], ids=["ascii", "three bytes each"])
@@ -13,6 +14,18 @@ def test_the_longest_names_can_be_written(tmp_path, name):
         file.write(b"x")
     assert os.listdir(tmp_path) == [name]
     assert (tmp_path / name).read_bytes() == b"x"
+
+
+def test_a_link_to_a_disk_that_is_not_mounted_is_named(tmp_path):
+    (tmp_path / "runs").symlink_to("/missing/disk")
+    link = re.escape(str(tmp_path / "runs"))
+    message = rf"^`--out` \(='{link}.*'\) cannot be used, because {link} is a link to /missing/disk, which does not exist"
+    for name in ("runs", "runs/r50"):
+        with pytest.raises(ConfigError, match=message):
+            require_folder(str(tmp_path / name), "--out", "runs/r50")
+    with pytest.raises(ConfigError, match=message):
+        require_file(str(tmp_path / "runs" / "report.html"), "--out")
+    require_file(str(tmp_path / "runs"), "--out")  # a file replaces the link
 
 
 def test_a_folder_that_is_not_writable_is_refused_before_the_work(tmp_path, monkeypatch):

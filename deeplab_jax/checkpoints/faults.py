@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import os
 import re
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -21,7 +22,8 @@ T = TypeVar("T")
 # The errors that TensorStore raises if a bucket refuses requests, and if it does not answer.
 _REFUSAL = re.compile("^(PERMISSION_DENIED|UNAUTHENTICATED)")
 _OUTAGE = re.compile("^(UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED)")
-_DISK_ERROR = re.compile(r"\[OS error (\d+)")  # how TensorStore reports the errors of a disk
+# How TensorStore reports the errors of a disk, in newer and older versions.
+_DISK_ERROR = re.compile(r"\[(?:os_error_code='|OS error )(\d+)")
 # The errors of a disk that mean damage. Others, such as a missing permission or a server that does not answer, do not.
 _DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)
 _OBSTACLE_ADVICE = "It may be intact. Make it readable, and run the same command again"
@@ -52,7 +54,7 @@ def check_on_all_processes(check: Callable[[], T]) -> T:
             if bucket_error := _as_bucket_error(cause, "The checkpoint cannot be read"):
                 raise bucket_error from error
             if _is_obstacle(cause):
-                raise CheckpointError(f"A checkpoint cannot be read ({one_line(cause)}). {_OBSTACLE_ADVICE}.") from error
+                raise CheckpointError(f"A checkpoint cannot be read ({_describe_cause(error)}). {_OBSTACLE_ADVICE}.") from error
             fault = _describe_cause(error)
     if not is_true_on_all(not fault):
         raise DamagedError(fault or "another process cannot read it")
@@ -86,7 +88,7 @@ def report_errors(what: str, advise: Callable[[BaseException], str]) -> Iterator
 def _as_bucket_error(cause: BaseException, what: str) -> BucketError | None:
     """Return an error about a bucket, if TensorStore raised `cause` because a bucket cannot be used."""
     # A device without memory is RESOURCE_EXHAUSTED, too, and so are local files on a full disk.
-    if isinstance(cause, jax.errors.JaxRuntimeError) or "[OS error" in str(cause) or FULL_DISK.search(str(cause)):
+    if isinstance(cause, jax.errors.JaxRuntimeError) or _DISK_ERROR.search(str(cause)) or FULL_DISK.search(str(cause)):
         return None
     if _REFUSAL.search(str(cause)):
         return BucketError(f"{what} ({one_line(cause)}). Check the credentials, and run the same command again.")
@@ -127,8 +129,11 @@ def _is_obstacle(error: BaseException) -> bool:
 
 def _describe_cause(error: BaseException) -> str:
     cause = _find_cause(error)
+    # Both are at the end of a long message.
     if match := FULL_DISK.search(str(cause)):
-        return match[0]  # at the end of a long message
+        return match[0]
+    if match := _DISK_ERROR.search(str(cause)):
+        return os.strerror(int(match[1]))
     return ("no " if isinstance(cause, KeyError) else "") + one_line(cause)
 
 

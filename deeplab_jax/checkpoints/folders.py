@@ -6,6 +6,7 @@ scores are known only later, so they are in a file with its own digest.
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 from etils import epath
 
 from deeplab_jax.buckets import CHECKPOINT_SCHEMES, COMMIT_MARKER, is_url
-from deeplab_jax.errors import CheckpointError, one_line
+from deeplab_jax.errors import CheckpointError, ConfigError, one_line
 from deeplab_jax.files import write_atomically
 
 CHECKPOINTS, DAMAGED = "checkpoints", "damaged"  # folders in a workdir
@@ -160,8 +161,25 @@ def find_steps(path: epath.Path) -> list[epath.Path]:
     return []
 
 
+def require_plain_path(folder: str, argument: str) -> None:
+    """Check that checkpoints can be written to `folder`.
+
+    Raises:
+      ConfigError: Its absolute path contains a character because of which the arrays would be lost.
+    """
+    path = make_absolute(folder)
+    # Orbax looks for the arrays that it has to merge with a glob pattern that starts with the path. TensorStore writes a/b
+    # instead of a\b, which is the usual separator on Windows.
+    if match := re.search(r"[*?[]" if os.name == "nt" else r"[*?[\\]", str(path)):
+        raise ConfigError(
+            f"`{argument}` (={str(path)!r}) cannot hold checkpoints, because the libraries that write them lose the "
+            f"arrays if a path contains {match[0]}. Choose a path without it."
+        )
+
+
 def require_empty(folder: str) -> None:
-    """Raise CheckpointError if `folder` contains a complete checkpoint."""
+    """Raise an error if `folder` contains a complete checkpoint, or if none can be written to it."""
+    require_plain_path(folder, "out")
     steps = make_absolute(folder) / CHECKPOINTS
     if steps.exists() and list_steps(steps):
         raise CheckpointError(

@@ -27,7 +27,7 @@ def open_manager(folder: epath.Path, keep_last: int, keep_every: int) -> ocp.tra
       keep_last: How many of the latest steps to keep. The best one is kept as well, and so are links to steps.
       keep_every: The number of steps between those that are kept forever, or 0 to keep no others.
     """
-    _hide_tracebacks()
+    hide_messages()
     kept = [_policies.LatestN(keep_last), _KeepBest(folder), _KeepLinked(folder)]
     kept += [_KeepEvery(keep_every)] if keep_every else []
     policy = _policies.AnyPreservationPolicy(kept)
@@ -85,10 +85,11 @@ class _KeepLinked:
 
 
 @functools.cache
-def _hide_tracebacks() -> None:
+def hide_messages() -> None:
     """Hide the tracebacks that orbax and TensorStore print about a failed write, which we report in one line.
 
-    Both do so in threads that can outlive the save.
+    Both do so in threads that can outlive the save. Orbax's warnings about a step that a killed run has removed in part are
+    hidden too. The next save removes the rest.
     """
     logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname.replace("\\", "/"))
     show = sys.unraisablehook

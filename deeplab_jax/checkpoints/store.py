@@ -42,7 +42,7 @@ from deeplab_jax.checkpoints.folders import (
     write_checksums,
     write_scores,
 )
-from deeplab_jax.checkpoints.manager import open_manager
+from deeplab_jax.checkpoints.manager import hide_messages, open_manager
 from deeplab_jax.checkpoints.paths import resolve
 from deeplab_jax.config import Config, from_dict, to_dict
 from deeplab_jax.errors import CheckpointError, summarize
@@ -66,13 +66,13 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str, config: Config) -> None:
+        hide_messages()
         self._config, self._metadata = config, _make_metadata(config)
         self._folder = make_absolute(workdir) / CHECKPOINTS
         with report_write_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-        self._latest = max(list_steps(self._folder), default=None)
-        # Open the manager at the first save, after `restore` has moved damaged steps aside, because a single unreadable step
-        # would prevent orbax from listing any steps.
+            self._latest = max(list_steps(self._folder), default=None)
+        # Opened at the first save, because orbax can list the steps only after `restore` has moved damaged ones aside.
         self._manager: ocp.training.Checkpointer | None = None
         self._background = ThreadPoolExecutor(max_workers=1)
         self._unfinished: Future[None] | None = None

@@ -74,6 +74,8 @@ def _explain_jax_errors(program: Callable[[], T]) -> T:
     except Exception as error:
         if _is_current_folder_gone():
             raise ConfigError("The current folder was deleted. Change to one that exists, and try again.") from error
+        if "No usable temporary directory" in str(error):  # TensorFlow's import looks for one
+            raise ConfigError("No folder for temporary files can be written. Set TMPDIR to one that can.") from error
         if "jax" not in sys.modules:  # it was not needed, or its import failed
             if name := _find_jax_variable(error):
                 raise ConfigError(f"`{name}` (={os.environ[name]!r}) is refused by JAX. Correct or unset it.") from error

@@ -394,5 +394,6 @@ def _require_space(
             continue
         height, width = sets[split].store.size(sets[split], plan[0].rows[0])
         needed += sum(len(planned.rows) for planned in plan) * height * width * (bands + _count_label_channels(sets[split]))
-        needed -= sum(path.stat().length for planned in plan for path in versions.get(planned.name, ()))
+        # Without `os.stat`, epath would look up the owner's name, which user ids in containers often lack.
+        needed -= sum(os.stat(path).st_size for planned in plan for path in versions.get(planned.name, ()))
     require_space(folder, needed)

@@ -3,6 +3,7 @@ import os
 
 import jax
 import pytest
+import tensorstore
 from etils import epath
 
 from deeplab_jax.checkpoints.faults import check_on_all_processes, report_read_errors, report_write_errors
@@ -37,10 +38,12 @@ def test_a_checkpoint_in_a_bucket_that_cannot_be_used_is_not_damaged(message, ki
     [
         "RESOURCE_EXHAUSTED: Failed to write: file:///run/1 [OS error 28: No space left on device]",
         "PERMISSION_DENIED: Failed to open: file:///run/1 [OS error 13: Permission denied]",
+        f"RESOURCE_EXHAUSTED: Failed to open: \"/{'run' * 99}\": Too many open files [os_error_code='24']",
     ],
 )
 def test_errors_of_a_disk_are_not_about_a_bucket(message):
-    expected = pytest.raises(CheckpointError, match=r"Cannot write to run/checkpoints")
+    reason = "(No space left on device|Permission denied|Too many open files)"
+    expected = pytest.raises(CheckpointError, match=rf"^Cannot write to run/checkpoints \({reason}\)\. ")
     with expected as caught, report_write_errors(epath.Path("run/checkpoints")):
         fail(message)
     assert caught.value.exit_code == 2
@@ -53,7 +56,10 @@ def test_other_errors_mean_damage():
 
 
 OBSTACLES = [OSError(code, os.strerror(code), "run/1/model") for code in (errno.EACCES, errno.ESTALE, errno.EMFILE)]
-OBSTACLES += [ValueError("PERMISSION_DENIED: Failed to open: file:///run/1 [OS error 13: Permission denied]")]
+OBSTACLES += [
+    ValueError("PERMISSION_DENIED: Failed to open: file:///run/1 [OS error 13: Permission denied]"),
+    ValueError("UNKNOWN: Failed to open: \"/run/1\": Stale file handle [os_error_code='116']"),
+]
 
 
 @pytest.mark.parametrize("error", OBSTACLES)
@@ -88,6 +94,14 @@ def test_a_folder_that_cannot_be_listed_is_not_said_to_have_no_steps(tmp_path, m
     expected = pytest.raises(CheckpointError, match=r"Permission denied\). Fix this, then run the same command again\.$")
     with expected, report_write_errors(epath.Path(tmp_path)):
         raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_the_installed_tensorstore_reports_the_number_of_a_disk_error(tmp_path):
+    (tmp_path / "file").touch()
+    store = tensorstore.KvStore.open({"driver": "file", "path": f"{tmp_path}/file/"}).result()
+    expected = pytest.raises(CheckpointError, match=r"^Cannot write to run/checkpoints \(Not a directory\)\. ")
+    with expected, report_write_errors(epath.Path("run/checkpoints")):
+        store.write("key", b"value").result()
 
 
 def test_a_missing_device_is_no_damage(monkeypatch):

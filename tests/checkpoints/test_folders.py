@@ -11,9 +11,11 @@ from deeplab_jax.checkpoints.folders import (
     DamagedError,
     find_changed_files,
     has_checksums,
+    require_empty,
     require_unchanged,
     write_checksums,
 )
+from deeplab_jax.errors import ConfigError
 
 FILES = {"_METADATA": b"{}", "model/d/0123": bytes(3_000_000), "model/manifest": b"m", "empty": b""}
 
@@ -106,6 +108,18 @@ def test_an_invalid_checksum_file_is_reported(folder_with_checksums, noise):
     (folder_with_checksums / CHECKSUMS).write_bytes(noise)
     assert find_changed_files(folder_with_checksums)[0] == CHECKSUMS
     assert find_changed_files(folder_with_checksums, ["empty"]) == [CHECKSUMS, "empty"]
+
+
+@pytest.mark.parametrize("name", ["size=[512,1024]", "run*", "run?", "old\\run"])
+def test_a_path_in_which_orbax_would_lose_the_arrays_is_refused(name, tmp_path):
+    """Orbax 0.12 saves to such a path without an error, but then the checkpoint cannot be restored."""
+    with pytest.raises(ConfigError, match=r"^`out` \(='.*'\) cannot hold checkpoints, .* Choose a path without it\.$"):
+        require_empty(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["{a} 50% $x #1", "ü]"])
+def test_other_characters_are_accepted(name, tmp_path):
+    require_empty(str(tmp_path / name))
 
 
 def test_temporary_checksum_files_are_ignored(folder_with_checksums):

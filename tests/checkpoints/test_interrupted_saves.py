@@ -1,5 +1,6 @@
 """Test saves that are killed or fail."""
 
+import logging
 import os
 import pathlib
 import shutil
@@ -11,6 +12,7 @@ import pytest
 import saved_runs
 from saved_runs import CONFIG, list_steps, make_empty, make_state, restore, resume
 
+from deeplab_jax.checkpoints import manager
 from deeplab_jax.checkpoints.faults import report_write_errors
 from deeplab_jax.checkpoints.folders import find_changed_files
 from deeplab_jax.checkpoints.store import Checkpoints
@@ -64,6 +66,14 @@ def test_a_run_that_is_killed_during_a_save_can_resume(run, seconds):
     assert list_steps(run) == ["5", "8", "9"]
     assert [find_changed_files(run / "checkpoints" / name) for name in list_steps(run)] == [[], [], []]
     assert resume(run) == (9, [])
+
+
+def test_a_run_that_is_killed_while_it_removes_a_step_resumes_without_a_word(run, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("absl"), "filters", [])  # as in a process that has saved nothing yet
+    manager.hide_messages.cache_clear()
+    (run / "checkpoints" / "6" / "_CHECKPOINT_METADATA").unlink()
+    assert resume(run) == (7, [])
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize("steps", [[], [8, 10]])

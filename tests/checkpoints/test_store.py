@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import shutil
 
 import jax
@@ -264,3 +265,12 @@ def test_damaged_metrics_of_one_step_do_not_hide_other_steps(run, tmp_path):
     assert resolve(str(tmp_path / "run")).name == "5"
     with pytest.raises(CheckpointError, match=r"Cannot read .*checkpoints/4"):
         resolve(str(tmp_path / "run" / "best"))
+
+
+def test_a_checkpoints_folder_that_may_not_be_listed_is_one_line(tmp_path, monkeypatch):
+    def fail(folder):
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    monkeypatch.setattr("deeplab_jax.checkpoints.store.list_steps", fail)
+    with pytest.raises(CheckpointError, match=r"^Cannot write to .*checkpoints \(.*Permission denied.*\)\. Fix this"):
+        Checkpoints(str(tmp_path), CONFIG)

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -84,6 +85,14 @@ def test_a_deleted_current_folder_is_one_line(tmp_path):
     result = run_code(f"{code}; run_or_exit(lambda: os.path.abspath('runs'))")
     assert result.returncode == 2
     assert result.stderr == "error: The current folder was deleted. Change to one that exists, and try again.\n"
+
+
+def test_a_machine_without_a_folder_for_temporary_files_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/missing"])  # as if the others were full or read-only
+    with pytest.raises(SystemExit):
+        run_or_exit(tempfile.gettempdir)
+    assert capsys.readouterr().err == "error: No folder for temporary files can be written. Set TMPDIR to one that can.\n"
 
 
 def test_closed_streams_become_the_null_device():

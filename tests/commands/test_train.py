@@ -53,6 +53,11 @@ def test_a_workdir_that_is_not_a_path_is_refused(workdir):
         dl.train(load_tiny_recipe("data"), workdir, console=Console(quiet=True))
 
 
+def test_a_workdir_in_which_checkpoints_would_be_lost_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"^`workdir` \(='.*\[512,1024\]'\) cannot hold checkpoints"):
+        dl.train(load_tiny_recipe("data"), tmp_path / "size=[512,1024]", console=Console(quiet=True))
+
+
 def test_the_home_folder_is_expanded_in_a_workdir(street_scenes, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     workdirs = []

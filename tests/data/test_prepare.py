@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import pwd
 import shutil
 import sys
 from types import SimpleNamespace
@@ -108,6 +109,15 @@ def test_too_little_disk_space_is_an_error_before_anything_is_written(root, out,
     ):
         run(root, out, ("train", "val"))
     assert list(out.iterdir()) == []
+
+
+def test_records_are_prepared_again_where_the_user_has_no_name(root, out, monkeypatch):
+    """As in a container that runs with a user id of the host."""
+    run(root, out)
+    draw(root, 0, seed=1)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    run(root, out)
+    assert_holds(out, root)
 
 
 def test_records_of_a_split_without_labels_hold_only_the_images(root, out):

@@ -40,7 +40,8 @@ class JsonLines(RunWriter):
             self._append()
 
     def _append(self) -> None:
-        size = self._path.stat().length if not is_url(self._path) and self._path.exists() else 0
+        # Without `os.stat`, epath would look up the owner's name, which user ids in containers often lack.
+        size = os.stat(self._path).st_size if not is_url(self._path) and self._path.exists() else 0
         try:
             with self._path.open("a") as file:
                 file.write(self._unwritten)

@@ -1,5 +1,6 @@
 import json
 import os
+import pwd
 import tomllib
 
 import numpy as np
@@ -60,6 +61,15 @@ def test_rows_that_could_not_be_written_are_written_later(tmp_path, monkeypatch)
     assert read_rows(tmp_path) == [(1, "train")]
     writer.close("finished")
     assert read_rows(tmp_path) == [(1, "train"), (2, "train"), (3, "train")]
+
+
+def test_rows_are_written_where_the_user_has_no_name(tmp_path, monkeypatch):
+    """As in a container that runs with a user id of the host."""
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    writer = JsonLines(start(tmp_path, 0, True))
+    for step in (1, 2):
+        writer.write_scalars(step, "train", {"loss": 1.0})
+    assert read_rows(tmp_path) == [(1, "train"), (2, "train")]
 
 
 def raise_full_disk(*args, **kwargs):
