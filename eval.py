@@ -1,10 +1,10 @@
 """Evaluate a checkpoint: `python eval.py --config=configs/quickstart.py --checkpoint=runs/quickstart`.
 
-`--checkpoint` names a run (its latest step is used), RUN/best, or a step folder such as RUN/checkpoints/N.
-`--config.eval.output_stride=8` evaluates at a different output stride from the one used in training. A split without labels
-cannot be scored, but its predictions can be written: use `--config.eval.split=test` with `--output=DIR` for images or with
-`--submission=DIR` for files in the format of the Cityscapes server. To evaluate on several hosts, start the same command on
-each of them; the images are divided among them (docs/how-to/clusters.md).
+`--config=configs/stored.py:CHECKPOINT` is the config that the checkpoint was saved with. `--config.eval.output_stride=8`
+evaluates at a different output stride from the one used in training. A split without labels cannot be scored, but its
+predictions can be written: use `--config.eval.split=test` with `--output=DIR` for images or with `--submission=DIR` for files
+in the format of the Cityscapes server. To evaluate on several hosts, start the same command on each of them; the images are
+divided among them (docs/how-to/clusters.md).
 """
 
 from absl import flags
@@ -15,7 +15,9 @@ from deeplab_jax.errors import ConfigError
 from deeplab_jax.files import require_folder
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a Python file that defines get_config().")
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run folder (its latest step), RUN/best, or a step folder.")
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "A run folder (its latest step), RUN/best, a step folder, or a folder written by `weights import`."
+)
 OUTPUT = flags.DEFINE_string("output", None, "The folder for scores.json and each image's train ids, colours and overlay.")
 SUBMISSION = flags.DEFINE_string(
     "submission", None, "The folder for the label-id PNGs and submission.zip for the Cityscapes server."

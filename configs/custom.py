@@ -15,8 +15,8 @@ Expected result: this depends on the data. For CamVid, see the "plain" rows in b
   of your images' height and width, to show more of the scene.
 - If you have few images, start from published weights, which fit this network's width. Set --config.model.pretrained as
   described in docs/how-to/published-weights.md.
-- Without published weights, camvid_r18.py's narrower network and class weights give better results in the same time.
-  `deeplab-jax data check` prints class weights for your data.
+- Without published weights, camvid_r18.py's narrower network, optimizer, losses and class weights give better results in the
+  same time. `deeplab-jax data check` prints class weights for your data.
 """
 
 from deeplab_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig

@@ -254,7 +254,7 @@ def check(
         print_line(console, describe(split, samples))
     with show_progress("samples", sum(map(len, sets.values()))) as advance:
         report = inspection_report.as_json(inspection.check(sets, label_set, problems, advance, threads), label_set)
-    show_report(console, report, label_set)
+    show_report(console, report, label_set, out)
     if out:
         folder = epath.Path(out)
         figures = check_page.draw_examples(inspection.read_examples(sets, label_set), label_set)

@@ -10,7 +10,7 @@ from deeplab_jax.files import require_file
 def export(
     checkpoint: Annotated[str, tyro.conf.arg(metavar="DIR")],
     out: Annotated[str, tyro.conf.arg(metavar="FILE")],
-    format: Literal["stablehlo", "onnx"],
+    format: Annotated[str, tyro.conf.arg(metavar="FORMAT")],
     output: Literal["labels", "logits"] = "labels",
     size: tuple[int, int] | None = None,
     opset: int | None = None,
@@ -22,7 +22,7 @@ def export(
     Args:
       checkpoint: A run folder, RUN/best, RUN/latest, a step folder, or a folder written by `weights import`.
       out: The file to write.
-      format: The file format, onnx or stablehlo. `deeplab_jax.load_exported` runs stablehlo files on CPUs, GPUs and TPUs.
+      format: The file format, such as onnx. `deeplab_jax.load_exported` runs stablehlo files on CPUs, GPUs and TPUs.
       size: The height and width of the images, for programs that need a fixed size. The file then takes one image at a time.
       opset: The ONNX operator set, from 11 to 21. The default is 18.
       output: The network output: labels (uint8 [n, h, w]) or logits (float32 [n, classes, h, w]).

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from etils import epath
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -40,8 +41,8 @@ def make_values_table(survey: "Survey", proposed: LabelSet) -> Table:
     return table
 
 
-def show_report(console: Console, report: Mapping[str, Any], labels: LabelSet) -> None:
-    """Print a summary of check.json."""
+def show_report(console: Console, report: Mapping[str, Any], labels: LabelSet, out: str) -> None:
+    """Print a summary of check.json, which is written to the folder `out`, unless this is ""."""
     from deeplab_jax.pages.check import class_cells, ignored_share
 
     splits, problems = report["splits"], report["problems"]
@@ -56,7 +57,8 @@ def show_report(console: Console, report: Mapping[str, Any], labels: LabelSet) -
         files = {"images": split["image_modes"], "labels": split["label_modes"]}
         modes = "".join(f"; {kind} of mode {', '.join(names)}" for kind, names in files.items() if names)
         print_line(console, f"{name}: {sizes}{more}{modes}; {ignored_share(split)} of the pixels are ignored")
-    show_problems(console, problems)
+    listed = f"{epath.Path(out) / 'check.json'} lists all of them." if out else ""
+    show_problems(console, problems, listed or "Use --out DIR to list all of them in DIR/check.json.")
     for name, split in list(splits.items())[:1]:  # the training split
         if split["mean_and_std"]:
             print_line(console, f"Mean and standard deviation of each band in {name}:")
@@ -75,15 +77,15 @@ def show_report(console: Console, report: Mapping[str, Any], labels: LabelSet) -
     print_line(console, verdict if fails else "Training can read every sample.")
 
 
-def show_problems(console: Console, problems: Sequence[Mapping[str, Any]]) -> None:
-    """Print the first problems of each kind, as they are in check.json."""
+def show_problems(console: Console, problems: Sequence[Mapping[str, Any]], listed: str = "") -> None:
+    """Print the first problems of each kind, as they are in check.json, and `listed`, which says where to find the others."""
     for sort in dict.fromkeys(problem["sort"] for problem in problems):
         same = [problem for problem in problems if problem["sort"] == sort]
         print_line(console, f"{'ERROR' if same[0]['fails'] else 'note'}: {sort} ({len(same)})")
         for problem in same[:MAX_PRINTED]:
             print_line(console, f"  {problem['text']}")
         if len(same) > MAX_PRINTED:
-            print_line(console, f"  and {len(same) - MAX_PRINTED} more. Use --out DIR to list all of them in DIR/check.json.")
+            print_line(console, f"  and {len(same) - MAX_PRINTED} more. {listed}".rstrip())
 
 
 def print_line(console: Console, line: str) -> None:

@@ -227,7 +227,7 @@ def _reuse_shards(output: _Output, jobs: Sequence["_Job"]) -> None:
         return shard, list(_read_masks(output.folder, shard, samples, planned.rows)) if shard and samples.labels else []
 
     with output.work() as (bar, pool):
-        task = bar.add_task("existing shards", total=len(jobs))
+        task = bar.add_task("looking for finished shards", total=len(jobs))
         for (planned, samples), (shard, masks) in zip(jobs, pool.map(reuse, jobs), strict=True):
             planned.shard = shard
             for i, mask in zip(planned.rows, masks, strict=False):

@@ -4,7 +4,7 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from deeplab_jax.api import Segmenter
 from deeplab_jax.checkpoints.store import resolve, restore_model, stored_config
 from deeplab_jax.config import Config, EvalConfig
-from deeplab_jax.errors import CheckpointError, ConfigError
+from deeplab_jax.errors import CheckpointError, ConfigError, choose
 from deeplab_jax.evaluation.inference import evaluation_model
 from deeplab_jax.export import loading, stablehlo
 from deeplab_jax.export.folding import fold
@@ -22,7 +22,6 @@ from deeplab_jax.files import write_atomically
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.runtime.canvases import list_standard_canvases
 
-Format = Literal["stablehlo", "onnx"]
 Run = Callable[[np.ndarray], np.ndarray]
 
 # The (number, height, width) of the image batches used to check each exported file. Odd sizes reveal rounding differences.
@@ -38,7 +37,7 @@ LABELS_TOLERANCE = 1e-3
 def export(
     checkpoint: str,
     out: str,
-    fmt: Format,
+    fmt: str,
     output: stablehlo.Output,
     say: Callable[[str], None] = print,
     *,
@@ -50,7 +49,7 @@ def export(
     Args:
       checkpoint: The checkpoint, in any form that `resolve` accepts.
       out: The file to write. It is only created if the export succeeds.
-      fmt: "stablehlo" (for `load_exported`) or "onnx".
+      fmt: A key of `FORMATS`, such as "onnx", or "stablehlo" for `load_exported`.
       output: The exported network's output, "labels" or "logits".
       say: A function called with each line of the summary.
       size: The height and width of the images, of which there is then one, or None for any number and size.
@@ -58,8 +57,9 @@ def export(
 
     Raises:
       CheckpointError: The checkpoint is missing or unreadable, or the file's output does not match the checkpoint's.
-      ConfigError: A package is missing, or `out` cannot be written.
+      ConfigError: The format does not exist, a package is missing, or `out` cannot be written.
     """
+    make, load = choose(fmt, FORMATS, "--format")
     if size and min(size) < 1:
         raise ConfigError(f"`--size` (={size}) cannot be used. Give a positive height and width.")
     if fmt == "onnx":
@@ -71,7 +71,6 @@ def export(
     variables = restore_model(step, like=stored, given=checkpoint)
     config = _simplify_protocol(stored, say)
     metadata = _metadata(config, step, output)
-    make, load = _FORMATS[fmt]
     network = _build_network(config)
     options: dict[str, Any] = {"opset": opset} if opset else {}
     if fmt == "stablehlo" and not size:
@@ -155,7 +154,7 @@ def _load_stablehlo(content: bytes) -> list[Run]:
 
 
 # Maps each format to the functions that create a file's content, and that return all ways to run it.
-_FORMATS: dict[Format, tuple[Callable[..., bytes], Callable[[bytes], list[Run]]]] = {
+FORMATS: dict[str, tuple[Callable[..., bytes], Callable[[bytes], list[Run]]]] = {
     "stablehlo": (stablehlo.serialize, _load_stablehlo),
     "onnx": (_make_onnx, lambda content: [_load_onnx(content)]),
 }
@@ -169,7 +168,7 @@ def _require_onnx() -> None:
             )
 
 
-def _check_opset(fmt: Format, opset: int | None) -> None:
+def _check_opset(fmt: str, opset: int | None) -> None:
     if opset is None:
         return
     if fmt != "onnx":

@@ -64,6 +64,32 @@ def test_check_without_a_label_set_looks_at_the_masks(own_data, monkeypatch, cap
     assert f"Write it with `deeplab-jax data labels {own_data} --label-kind labelIds`" in output
 
 
+@pytest.fixture
+def many_problems(own_data):
+    """Return `own_data` with twelve more images that are transparent, and so little else that is worth a note."""
+    for i in range(10, 22):
+        Image.new("RGBA", (90, 70), (i, i, i, 9)).save(own_data / "input" / "train" / f"{i}.png")
+        shutil.copy(own_data / "target" / "train" / "1.png", own_data / "target" / "train" / f"{i}.png")
+    return own_data
+
+
+def test_problems_that_are_not_printed_can_be_found(many_problems, tmp_path, monkeypatch, capsys):
+    write_labels(many_problems / "labels.json", LabelSet("own", ("a", "b"), ((0, 0, 0), (9, 9, 9)), ids=(0, 4)))
+    _, output = run_cli(monkeypatch, capsys, "data", "check", many_problems)
+    assert "and 7 more. Use --out DIR to list all of them in DIR/check.json." in output
+    _, output = run_cli(monkeypatch, capsys, "data", "check", many_problems, "--out", tmp_path / "out")
+    assert f"and 7 more. {tmp_path}/out/check.json lists all of them." in output
+    assert len(json.loads((tmp_path / "out" / "check.json").read_text())["problems"]) >= 12
+
+
+def test_a_check_without_a_label_set_names_no_file_for_the_other_problems(many_problems, monkeypatch, capsys):
+    for path in many_problems.glob("target/train/*.png"):
+        path.write_bytes(b"")
+    _, output = run_cli(monkeypatch, capsys, "data", "check", many_problems, "--label-kind", "labelIds")
+    assert "more.\n" in output
+    assert "check.json" not in output
+
+
 def test_a_label_set_is_written_for_thin_classes_with_a_note(own_data, tmp_path, monkeypatch, capsys):
     for path in (own_data / "target").rglob("*.png"):
         mask = np.zeros((70, 90), np.uint8)

@@ -277,12 +277,19 @@ def test_older_and_newer_operator_sets_take_any_size(segmenter, checkpoint, tmp_
         (["--format", "onnx", "--opset", "9"], r"`--opset` \(=9\) is not supported\. Use 11 to 21\."),
         (["--format", "stablehlo", "--opset", "13"], r"`--opset` \(=13\) is only for --format onnx\."),
         (["--format", "onnx", "--size", "0", "64"], r"`--size` \(=\(0, 64\)\) cannot be used\."),
+        (["--format", "tflite"], r"`--format` \(='tflite'\) is not supported\. Use one of stablehlo, onnx\."),
     ],
 )
-def test_impossible_sizes_and_operator_sets_are_refused(tmp_path, monkeypatch, capsys, flags, message):
+def test_impossible_settings_are_refused(tmp_path, monkeypatch, capsys, flags, message):
     code, output = run_cli(monkeypatch, capsys, "export", "--checkpoint", "run", "--out", tmp_path / "a", *flags)
     assert code == 2
     assert re.match(f"error: {message}", output)
+
+
+def test_a_new_format_needs_only_its_entry(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(run.FORMATS, "mine", (lambda: b"", lambda content: []))
+    _, output = run_cli(monkeypatch, capsys, "export", "--checkpoint", tmp_path / "none", "--out", "a", "--format", "mine")
+    assert output.startswith(f"error: `checkpoint` (='{tmp_path / 'none'}') does not exist.")
 
 
 def test_a_file_that_is_not_an_export_is_reported(tmp_path):
