@@ -14,15 +14,16 @@ from deeplab_jax.errors import DataError
 
 BYTE_ORDER_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 _IMAGE, _MASK = ("|".join(map(re.escape, suffixes)) for suffixes in (IMAGE_SUFFIXES, MASK_SUFFIXES))
-_SEPARATED = re.compile(rf"(.+(?:{_IMAGE}))[,;|](.+(?:{_MASK}))", re.IGNORECASE)
+_SEPARATED = re.compile(rf'"?(.+(?:{_IMAGE}))"?\s*[,;|]\s*"?(.+(?:{_MASK}))"?', re.IGNORECASE)
 
 
 def read_list(path: epath.Path, root: epath.Path) -> Iterator[tuple[str, str]]:
     """Yield an (image, label) pair of file names, relative to `root`, for each line in a `.lst` file.
 
     Columns are separated by tabs, or by spaces if the line has no tabs. A comma, semicolon or vertical bar between two file
-    names also works. The label is "" if the line has only one column. Blank lines and lines that start with # are skipped.
-    Names can have backslashes, and can start with a slash, with `root` itself or with the name of its last folder.
+    names also works, and these can have quotes. The label is "" if the line has only one column. Blank lines and lines that
+    start with # are skipped. Names can have backslashes, and can start with a slash, with `root` itself or with the name of
+    its last folder.
 
     Raises:
       DataError: The file is not text, a line has more than two columns, or a line names a file outside the root folder.
@@ -51,9 +52,10 @@ def read_list(path: epath.Path, root: epath.Path) -> Iterator[tuple[str, str]]:
 
 
 def _split_columns(line: str) -> list[str]:
-    columns = [c.strip() for c in line.split("\t") if c.strip()] if "\t" in line else line.split()
-    match = _SEPARATED.fullmatch(columns[0]) if len(columns) == 1 else None
-    return list(match.groups()) if match else columns
+    match = _SEPARATED.fullmatch(line.strip())
+    if match:
+        return list(match.groups())
+    return [c.strip() for c in line.split("\t") if c.strip()] if "\t" in line else line.split()
 
 
 def _make_relative(name: str, prefixes: Sequence[str], root_name: str, exists: Callable[[str], bool]) -> str | None:

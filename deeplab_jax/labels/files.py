@@ -44,17 +44,17 @@ def read_labels(path: str | epath.Path) -> LabelSet:
       ConfigError: The file cannot be read, or one of its fields is invalid. The message names the field.
     """
     try:
-        values = json.loads(epath.Path(path).read_bytes().decode("utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"The label set {path} is not valid JSON ({one_line(error)}). Look for a missing or extra comma or bracket there."
-        ) from None
+        text = epath.Path(path).read_bytes().decode("utf-8-sig")
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"The label set {path} cannot be read ({one_line(error)}). Run `deeplab-jax data labels ROOT` to create one."
         ) from None
     try:
-        return _build_label_set(values)
+        return _build_label_set(json.loads(text, object_pairs_hook=_make_object))
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"The label set {path} is not valid JSON ({one_line(error)}). Look for a missing or extra comma or bracket there."
+        ) from None
     except ConfigError as error:
         raise ConfigError(f"In the label set {path}: {error}") from None
 
@@ -75,6 +75,15 @@ def write_labels(path: str | epath.Path, labels: LabelSet) -> None:
     text += f',\n"label_kind": {json.dumps(labels.label_kind)}\n}}\n' if labels.label_kind else "\n}\n"
     with write_atomically(epath.Path(path)) as file:
         file.write(text.encode())
+
+
+def _make_object(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object, and refuse a repeated field, of which Python would keep only the last."""
+    names = [name for name, _ in fields]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"`{name}` is given {names.count(name)} times in one object. Give several values as a list.")
+    return dict(fields)
 
 
 def _unwrap(values: tuple[Any, ...]) -> Any:

@@ -97,6 +97,19 @@ def test_a_file_that_is_missing_or_not_a_json_object_is_reported(tmp_path, text)
         read_labels(tmp_path / "nowhere.json")
 
 
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ('{"name": "x", "classes": [{"name": "a", "id": 7, "id": 8, "color": [1, 1, 1]}]}', "id"),
+        ('{"name": "x", "classes": [], "ignored_ids": [0], "ignored_ids": [255]}', "ignored_ids"),
+    ],
+)
+def test_a_field_that_is_given_twice_is_refused(tmp_path, text, field):
+    (tmp_path / "labels.json").write_text(text)
+    with pytest.raises(ConfigError, match=rf"In the label set .*labels\.json: `{field}` is given 2 times in one object\."):
+        read_labels(tmp_path / "labels.json")
+
+
 def test_label_sets_are_found_by_name_and_by_file(tmp_path):
     assert load_labels("voc") == VOC
     write_labels(tmp_path / "own.json", OWN)

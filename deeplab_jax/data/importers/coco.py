@@ -210,8 +210,13 @@ def _read_shapes(
 
 def _is_box(segmentation: Any) -> bool:
     """Return whether an object has no outline: [], [[]], or the corners of its box as two points, which pycocotools accepts."""
-    rings = segmentation if isinstance(segmentation, list) else [segmentation]
+    rings = _list_rings(segmentation) if isinstance(segmentation, list) else [segmentation]
     return not segmentation or all(isinstance(ring, list) and len(ring) in (0, 4) for ring in rings)
+
+
+def _list_rings(segmentation: list[Any]) -> list[Any]:
+    """Return the polygons of an object. Some tools write one polygon without the list around it, which pycocotools accepts."""
+    return [segmentation] if segmentation and isinstance(segmentation[0], (int, float)) else segmentation
 
 
 def _make_figure(segmentation: Any, where: str, notes: Notes) -> Figure | None:
@@ -219,7 +224,7 @@ def _make_figure(segmentation: Any, where: str, notes: Notes) -> Figure | None:
         height, width = segmentation["size"]
         counts = segmentation["counts"]
         return CocoRle((int(height), int(width)), counts if isinstance(counts, str) else tuple(map(int, counts)))
-    rings = [pairs(ring) for ring in segmentation]
+    rings = [pairs(ring) for ring in _list_rings(segmentation)]
     for ring in rings:
         if len(ring) < 3:
             notes.add(reading.FEW_POINTS, where)

@@ -48,6 +48,17 @@ def test_polygons_of_an_object_are_united(tmp_path):
     assert notes.counts() == {reading.FEW_POINTS: 1}
 
 
+def test_a_polygon_without_a_list_around_it_is_read(tmp_path):
+    pytest.importorskip("pycocotools")
+    write_image(tmp_path / "a.png", 4, 2)
+    write(tmp_path / "train.json", [{"category_id": 7, "segmentation": [3, 0, 4, 0, 4, 2, 3, 2]}])
+    (annotation,) = coco.read(tmp_path, Notes()).annotations
+    assert draw(annotation, {"car": 1}, size=(2, 4)) == ["0001", "0001"]
+    write(tmp_path / "train.json", [{"category_id": 7, "segmentation": [3, 0, 1, 2]}])
+    (annotation,) = coco.read(tmp_path, Notes()).annotations
+    assert annotation.unusable == reading.ONLY_BOXES
+
+
 def test_panoptic_segments_are_the_pixels_with_their_id(tmp_path):
     write_image(tmp_path / "train2017/a.jpg", 2, 1)
     ids = np.array([[[4, 1, 0], [5, 0, 1]]], np.uint8)  # 4 + 256 and 5 + 65536
