@@ -23,7 +23,9 @@ from deeplab_jax.errors import ConfigError, DataError, one_line
 IMAGES = frozenset((*decode.IMAGE_SUFFIXES, ".gif", ".pgm", ".ppm"))
 _CAMERA = re.compile(r"\d{1,2}|/dev/video\d+")  # what OpenCV and FFmpeg take for cameras
 RESULTS = ("color", "confidence", "overlay", "train_ids")  # the folders that `predict` writes to
-VIDEOS = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"))
+VIDEOS = frozenset(
+    (".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv")
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ def open_video(path: pathlib.Path) -> Iterator[Video]:
                 raise DataError(f"{path} is truncated ({one_line(error)}). Replace the file.") from None
 
         def read() -> Iterator[tuple[float, Frame]]:
-            shape, start, number = None, None, 0
+            shape, start, last = None, None, -1 / video.fps
             for number, frame in enumerate(decode()):
                 upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
                 if upright.shape != (shape := shape or upright.shape):
@@ -77,8 +77,10 @@ def open_video(path: pathlib.Path) -> Iterator[Video]:
                         "Split the video where its size changes."
                     )
                 time = number / video.fps if frame.time is None else frame.time
-                start = time if start is None else start
-                yield time - start, upright
+                if start is None or time - start < last:  # joined videos, as with `cat a.ts b.ts`, start again
+                    start = time - last - 1 / video.fps
+                last = time - start
+                yield last, upright
 
         video.frames = read()
         yield video

@@ -160,7 +160,7 @@ def test_a_folder_without_images_is_reported(tmp_path, monkeypatch, capsys):
     (tmp_path / "a.heic").write_text("not read")
     code, output = run_cli(monkeypatch, capsys, "predict", tmp_path, "--checkpoint", "run", "--out", tmp_path / "out")
     assert code == 2
-    assert f"contains no image or video, only {tmp_path}/a.heic. Give files with one of the suffixes .avi, .bmp, " in output
+    assert f"contains no image or video, only {tmp_path}/a.heic. Give files with one of the suffixes .3gp, .avi, " in output
 
 
 @pytest.mark.parametrize("size", [(32, 64), (33, 65)])

@@ -3,6 +3,7 @@ import pytest
 from av.video.reformatter import Colorspace
 
 from deeplab_jax.predict import video
+from deeplab_jax.predict.inputs import find_inputs, is_video
 
 GREEN = np.full((64, 96, 3), (20, 200, 30), np.uint8)
 
@@ -33,3 +34,32 @@ def test_a_written_video_specifies_its_colours(tmp_path):
     luma = 0.299 * r + 0.587 * g + 0.114 * b  # BT.601
     expected = 16 + 219 * luma, 128 + 224 * (b - luma) / 1.772, 128 + 224 * (r - luma) / 1.402
     np.testing.assert_allclose(written, expected, atol=2)
+
+
+def write_transport_stream(path):
+    """Write a green video of 12 frames in the format of broadcasts and dashcams, at 25 frames per second."""
+    av = video.require_av()
+    with av.open(path, "w", format="mpegts") as container:
+        stream = container.add_stream("mpeg2video", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        for i in range(12):
+            frame = av.VideoFrame.from_ndarray(GREEN, format="rgb24")
+            frame.pts = i
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def test_videos_of_dashcams_and_camcorders_are_found_and_read(tmp_path):
+    write_transport_stream(tmp_path / "00001.MTS")
+    ((source,), _) = find_inputs([str(tmp_path)])
+    assert is_video(source.path)
+    assert source.video_name == "00001.MTS.mp4"
+    with video.open_video(source.path) as opened:
+        assert [frame.shape for _, frame in opened.frames] == 12 * [(64, 96, 3)]
+
+
+def test_joined_videos_are_shown_one_after_the_other(tmp_path):
+    write_transport_stream(tmp_path / "a.ts")
+    (tmp_path / "joined.ts").write_bytes(2 * (tmp_path / "a.ts").read_bytes())  # as with `cat`
+    with video.open_video(tmp_path / "joined.ts") as joined:
+        assert [time for time, _ in joined.frames] == pytest.approx([i / 25 for i in range(24)], abs=1e-4)
