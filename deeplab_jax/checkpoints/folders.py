@@ -107,21 +107,35 @@ def read_rank(step: epath.Path) -> Rank | None:
 
 
 def _read_scores_and_rank(step: epath.Path) -> dict[str, Any] | None:
-    path = step / SCORES
-    if not path.exists():
+    text = read_if_exists(step / SCORES)
+    if text is None:
         scores = read_metrics(step)
         return scores and {"scores": scores}
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content: dict[str, Any] = json.loads(text)
         digest = content.pop("sha256")
         # Versions without ranks computed the digest of the scores alone.
         if digest == _digest(content if "rank" in content else content["scores"]):
             return content
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({one_line(error)}). Make it readable.") from error
     except (ValueError, KeyError, TypeError):
         pass
     raise DamagedError(f"its {SCORES} has changed since it was written")
+
+
+def read_if_exists(path: epath.Path) -> bytes | None:
+    """Return the content of a run's file, or None if it does not exist.
+
+    `path.exists()` also returns False for a file that may not be read, or on a network disk that does not answer.
+
+    Raises:
+      CheckpointError: The file cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({one_line(error)}). Make it readable.") from error
 
 
 def read_metrics(step: epath.Path) -> dict[str, Any] | None:
@@ -130,10 +144,10 @@ def read_metrics(step: epath.Path) -> dict[str, Any] | None:
     Raises:
       DamagedError: The file has changed since it was written.
     """
-    path = step / METRICS / "metrics"
     require_unchanged(step, [METRICS])
+    text = read_if_exists(step / METRICS / "metrics")
     try:
-        return dict(json.loads(path.read_text())) if path.exists() else None
+        return None if text is None else dict(json.loads(text))
     except (ValueError, TypeError) as error:  # a step without checksums
         raise DamagedError(f"its {METRICS} are damaged: {one_line(error)}") from None
 

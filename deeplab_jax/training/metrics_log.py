@@ -5,6 +5,7 @@ from typing import Any
 
 from etils import epath
 
+from deeplab_jax.checkpoints.folders import read_if_exists
 from deeplab_jax.errors import CheckpointError
 
 METRICS = "metrics.jsonl"
@@ -16,12 +17,10 @@ def read_log(workdir: str, kind: str) -> list[dict[str, Any]]:
     If a crash truncated the last line, that line is skipped.
 
     Raises:
-      CheckpointError: The file is damaged.
+      CheckpointError: The file is damaged or cannot be read.
     """
     path = epath.Path(workdir) / METRICS
-    if not path.exists():
-        return []
-    *lines, _ = path.read_bytes().decode(errors="replace").split("\n")
+    *lines, _ = (read_if_exists(path) or b"").decode(errors="replace").split("\n")
     rows = []
     for number, line in enumerate(lines, start=1):
         row = parse_row(line)

@@ -24,6 +24,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from deeplab_jax import config as config_module
+from deeplab_jax.checkpoints.folders import read_if_exists
 from deeplab_jax.config import Config, from_dict
 from deeplab_jax.errors import CheckpointError, ConfigError, one_line
 from deeplab_jax.files import report_write_errors, write_atomically
@@ -120,10 +121,11 @@ def read_starts(workdir: str) -> list[Start]:
       CheckpointError: `run.json` cannot be read, or one of its starts does not match its digest.
     """
     path = epath.Path(workdir) / RUN
-    if not path.exists():
+    text = read_if_exists(path)
+    if text is None:
         return []
     with _report_errors(path):
-        rows = json.loads(path.read_text())["starts"]
+        rows = json.loads(text)["starts"]
         starts = [Start(**{name: value for name, value in row.items() if name not in _DIGESTS}) for row in rows]
         pairs = zip(starts, rows, strict=True)
         changed = [
@@ -195,7 +197,7 @@ def read_receipts(workdir: str) -> dict[int, dict[str, str]]:
     """
     path = epath.Path(workdir) / RECEIPTS
     with _report_errors(path):
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = (read_if_exists(path) or b"").decode().splitlines()
         rows = [json.loads(line) for line in lines if line.endswith("}")]
         return {row["step"]: {"samples": row["samples"], "state": row["state"]} for row in rows}
 
@@ -208,8 +210,8 @@ def read_samples(workdir: str) -> dict[str, str]:
     """
     path = epath.Path(workdir) / SAMPLES
     with _report_errors(path):
-        # Names can contain other line breaks than "\n": those of Unicode, and "\r", which read_text() would replace.
-        lines = path.read_bytes().decode().split("\n")[:-1] if path.exists() else []
+        # Names can contain other line breaks than "\n": those of Unicode, and "\r".
+        lines = (read_if_exists(path) or b"").decode().split("\n")[:-1]
         return dict(line.rsplit("\t", 1) for line in lines)
 
 
@@ -217,7 +219,7 @@ def read_samples(workdir: str) -> dict[str, str]:
 def _report_errors(path: epath.Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"Cannot read {path} ({one_line(error)}). {_HOW_TO_CONTINUE}") from None
 
 

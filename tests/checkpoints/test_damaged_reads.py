@@ -75,10 +75,11 @@ def test_damaged_scores_prevent_choosing_the_best_step_but_not_resuming(run, dam
         assert checkpoints.needs_scores(7, is_due=False)
 
 
-def test_scores_that_cannot_be_read_are_not_damaged(run):
+@pytest.mark.parametrize("obstacle", [pathlib.Path.mkdir, lambda path: path.symlink_to(path.name)], ids=["folder", "loop"])
+def test_scores_that_cannot_be_read_are_neither_damaged_nor_missing(run, obstacle):
     path = run / "checkpoints" / "7" / SCORES
     path.unlink()
-    path.mkdir()  # root can read any file, but no folder
+    obstacle(path)  # root can read any file, but no folder and no link to itself, which does not even seem to exist
     with Checkpoints(str(run), CONFIG) as checkpoints:
         for read in (lambda: checkpoints.needs_scores(7, is_due=True), lambda: resolve(str(run / "best"))):
             with pytest.raises(CheckpointError, match=rf"^{re.escape(str(path))} cannot be read \(.*\)\. Make it readable\.$"):

@@ -11,6 +11,7 @@ from deeplab_jax.config import Config, MeshConfig, to_dict
 from deeplab_jax.errors import CheckpointError, ConfigError
 from deeplab_jax.runtime.mesh import make_mesh
 from deeplab_jax.training.data import Data
+from deeplab_jax.training.metrics_log import read_log
 from deeplab_jax.training.receipt import (
     ConsumedSamples,
     Receipts,
@@ -156,6 +157,21 @@ def test_a_run_that_starts_at_step_0_starts_a_new_receipt(tmp_path):
 def test_an_error_names_the_invalid_file(tmp_path, name, read):
     (tmp_path / name).write_text("what{}\n")
     with pytest.raises(CheckpointError, match=rf"Cannot read .*{name} .*The file was changed or is damaged\. Move it"):
+        read(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("receipts.jsonl", read_receipts),
+        ("samples.tsv", read_samples),
+        ("run.json", read_starts),
+        ("metrics.jsonl", lambda workdir: read_log(workdir, "eval")),
+    ],
+)
+def test_a_file_that_cannot_be_read_does_not_count_as_missing(tmp_path, name, read):
+    (tmp_path / name).symlink_to(name)  # the file does not seem to exist, as on a network disk that does not answer
+    with pytest.raises(CheckpointError, match=rf"{name} cannot be read \(.*\)\. Make it readable\.$"):
         read(str(tmp_path))
 
 
