@@ -160,8 +160,24 @@ def find_steps(path: epath.Path) -> list[epath.Path]:
     return []
 
 
+def require_plain_path(path: str, argument: str) -> None:
+    r"""Raise CheckpointError if orbax cannot write checkpoints to `path`, the value of `argument`.
+
+    Orbax looks for the arrays that it has written with the path as a pattern, which can find none of them, or those of another
+    run. TensorStore writes them elsewhere, because it takes a \ for a slash. Checkpoints that were moved to such a path later
+    can be read, except for a \.
+    """
+    absolute = make_absolute(path).as_posix()
+    if match := re.search(r"[*?[\\]", absolute):
+        raise CheckpointError(
+            f"`{argument}` (={absolute!r}) cannot hold checkpoints, because orbax cannot write them to a path with {match[0]}. "
+            "Choose a path without it."
+        )
+
+
 def require_empty(folder: str) -> None:
-    """Raise CheckpointError if `folder` contains a complete checkpoint."""
+    """Raise CheckpointError if `folder` cannot hold a new checkpoint, or contains a complete one."""
+    require_plain_path(folder, "out")
     steps = make_absolute(folder) / CHECKPOINTS
     if steps.exists() and list_steps(steps):
         raise CheckpointError(

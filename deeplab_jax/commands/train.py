@@ -10,7 +10,7 @@ from etils import epath
 from rich.console import Console
 
 from deeplab_jax.buckets import CHECKPOINT_SCHEMES
-from deeplab_jax.checkpoints.folders import CHECKPOINTS, DamagedError, make_absolute, read_scores
+from deeplab_jax.checkpoints.folders import CHECKPOINTS, DamagedError, make_absolute, read_scores, require_plain_path
 from deeplab_jax.config import Config
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.files import require_folder
@@ -51,8 +51,8 @@ def train(
 
     Raises:
       ConfigError: The config is invalid, or the workdir is not a folder or used by another run.
-      CheckpointError: The workdir holds a run with a different network, or its checkpoints or the pretrained weights cannot be
-        read.
+      CheckpointError: The workdir's path cannot hold checkpoints, the workdir holds a run with a different network, or its
+        checkpoints or the pretrained weights cannot be read.
       DataError: A split is unreadable.
       OutOfMemoryError: A device or this machine has too little memory.
       TrainingError: The loss is not finite, or no batch has a labelled pixel.
@@ -63,6 +63,7 @@ def train(
     if not isinstance(workdir, str | os.PathLike):
         raise ConfigError(f"`workdir` (={workdir!r}) is not a path. Give a folder, for example workdir=runs/quickstart.")
     workdir = require_folder(os.path.expanduser(workdir), "workdir", "runs/quickstart", CHECKPOINT_SCHEMES)
+    require_plain_path(workdir, "workdir")
     enable_compilation_cache()
     # Report an invalid config before reading the data, which can take minutes.
     set_up(config, 1)

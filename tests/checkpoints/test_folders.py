@@ -1,5 +1,6 @@
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 
@@ -11,9 +12,12 @@ from deeplab_jax.checkpoints.folders import (
     DamagedError,
     find_changed_files,
     has_checksums,
+    require_empty,
+    require_plain_path,
     require_unchanged,
     write_checksums,
 )
+from deeplab_jax.errors import CheckpointError
 
 FILES = {"_METADATA": b"{}", "model/d/0123": bytes(3_000_000), "model/manifest": b"m", "empty": b""}
 
@@ -127,3 +131,19 @@ def test_a_folder_that_cannot_be_listed_is_no_changed_file(folder_with_checksums
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(PermissionError):
         find_changed_files(folder_with_checksums)
+
+
+@pytest.mark.parametrize("char", ["[", "*", "?", "\\"])
+def test_paths_to_which_orbax_cannot_write_are_refused(char, tmp_path, monkeypatch):
+    folder = tmp_path / f"lr=[0.1]{char}"
+    with pytest.raises(CheckpointError, match=r"`workdir` \(='/.*'\) cannot hold checkpoints, .* a path with \[\."):
+        require_plain_path(str(folder), "workdir")
+    folder = tmp_path / f"r{char}50"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with pytest.raises(CheckpointError, match=rf"`out` .* a path with {re.escape(char)}\."):
+        require_empty("imported")
+
+
+def test_paths_with_other_characters_are_accepted(tmp_path):
+    require_plain_path(str(tmp_path / "a b#(1){2}%20:@+,=~'ä"), "workdir")

@@ -53,6 +53,13 @@ def test_a_workdir_that_is_not_a_path_is_refused(workdir):
         dl.train(load_tiny_recipe("data"), workdir, console=Console(quiet=True))
 
 
+def test_a_workdir_whose_checkpoints_could_not_be_read_is_refused(street_scenes, tmp_path):
+    workdir = tmp_path / "scale=[0.5,2]"
+    with pytest.raises(CheckpointError, match=re.escape("scale=[0.5,2]') cannot hold checkpoints")):
+        dl.train(load_tiny_recipe(street_scenes), workdir, console=Console(quiet=True))
+    assert not workdir.exists()
+
+
 def test_the_home_folder_is_expanded_in_a_workdir(street_scenes, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     workdirs = []
