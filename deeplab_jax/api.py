@@ -38,7 +38,7 @@ class Segmenter:
     """
 
     config: Config
-    variables: dict[str, Any]
+    variables: dict[str, Any] = dataclasses.field(repr=False)  # a notebook would print thousands of lines
 
     @property
     def label_set(self) -> LabelSet:
