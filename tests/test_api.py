@@ -19,6 +19,10 @@ def test_images_can_be_any_kind_of_array_or_a_list(plain_convolutions):
         np.testing.assert_array_equal(segmenter.predict(same), expected)
 
 
+def test_a_notebook_does_not_print_the_weights_of_a_segmenter():
+    assert "array" not in repr(api.Segmenter(tiny_config(), {"params": {"kernel": np.ones(3)}}))
+
+
 def test_a_segmenter_can_be_pickled_copied_and_hashed_after_its_use(plain_convolutions):
     config = tiny_config()
     segmenter = api.Segmenter(config, random_variables(DeepLabV3(config.model, config.labels.num_classes)))

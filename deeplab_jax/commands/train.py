@@ -50,7 +50,8 @@ def train(
       was evaluated, also its scores, as in scores.json: "miou", "loss" and so on and, by class, "iou".
 
     Raises:
-      ConfigError: The config is invalid, or the workdir is not a folder or used by another run.
+      ConfigError: The config is invalid, or the workdir is not a folder, used by another run, or has a path that cannot hold
+        checkpoints.
       CheckpointError: The workdir holds a run with a different network, or its checkpoints or the pretrained weights cannot be
         read.
       DataError: A split is unreadable.

@@ -120,6 +120,8 @@ def restore_or_create_state(
 ) -> TrainState:
     """Restore the newest intact checkpoint, or create a new state if the run has no checkpoints."""
     if checkpoints.latest_step() is None:
+        if read_receipts(workdir):
+            log.print(f"{workdir} has the log of a run, but no checkpoint. The run starts at step 0, and its log is replaced.")
         return create_state(setup, pretrained, log.print)
     receipts = read_receipts(workdir)
     step, trees = checkpoints.restore(

@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 from rich.console import Console
 
-from deeplab_jax.checkpoints.folders import Rank
+from deeplab_jax.checkpoints.folders import CHECKPOINTS, Rank
 from deeplab_jax.checkpoints.store import Checkpoints
 from deeplab_jax.config import Config, to_dict
 from deeplab_jax.errors import BucketError, DataError, DeeplabError, OutOfMemoryError, TrainingError
@@ -371,8 +371,12 @@ def _require_finite(row: Mapping[str, float], step: int, tools: _Tools) -> None:
         return
     names = ", ".join(tools.receipts.consumed.latest_names())
     last = tools.checkpoints.latest_step()
+    advice = "Lower optim.lr"
+    if last and last == step - 1:  # the loss and the gradient depend on the checkpoint, but not on the rate
+        folder = f"{tools.workdir}/{CHECKPOINTS}/{last}"
+        advice = f"A lower optim.lr is too late for that one. Move {folder} away to resume from an earlier one"
     raise TrainingError(
         f"Step {step} has a loss of {row['loss']} and a gradient norm of {row['grad_norm']}, so its update was not applied. "
-        f"Last good checkpoint: {'none' if last is None else f'step {last}'}. Lower optim.lr, set train.nonfinite=skip, or "
-        f"inspect the samples of this step: {names}"
+        f"Last checkpoint: {'none' if last is None else f'step {last}'}. {advice}, set train.nonfinite=skip, or inspect the "
+        f"samples of this step: {names}"
     )

@@ -111,13 +111,18 @@ def test_an_invalid_checksum_file_is_reported(folder_with_checksums, noise):
 
 
 @pytest.mark.parametrize("name", ["size=[512,1024]", "run*", "run?", "old\\run"])
-def test_a_path_in_which_orbax_would_lose_the_arrays_is_refused(name, tmp_path):
+def test_a_path_in_which_orbax_would_lose_the_arrays_is_refused(name, tmp_path, monkeypatch):
     """Orbax 0.12 saves to such a path without an error, but then the checkpoint cannot be restored."""
-    with pytest.raises(ConfigError, match=r"^`out` \(='.*'\) cannot hold checkpoints, .* Choose a path without it\.$"):
+    message = r"^`out` \(='/.*'\) cannot hold checkpoints, .* Choose a path without it\.$"
+    with pytest.raises(ConfigError, match=message):
         require_empty(str(tmp_path / name))
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    with pytest.raises(ConfigError, match=message):
+        require_empty("imported")
 
 
-@pytest.mark.parametrize("name", ["{a} 50% $x #1", "ü]"])
+@pytest.mark.parametrize("name", ["{a} 50% $x #1", "ü]", "a b#(1){2}%20:@+,=~'ä"])
 def test_other_characters_are_accepted(name, tmp_path):
     require_empty(str(tmp_path / name))
 

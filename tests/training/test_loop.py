@@ -4,10 +4,12 @@ import dataclasses
 import io
 import json
 import math
+import re
 import signal
 import threading
 import time
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from deeplab_jax.checkpoints.store import resolve
 from deeplab_jax.commands.datasets import open_training_data
 from deeplab_jax.errors import DataError, OutOfMemoryError, TrainingError
 from deeplab_jax.training import loop, speed
-from deeplab_jax.training.loop import _average, train
+from deeplab_jax.training.loop import _average, _require_finite, train
 from deeplab_jax.training.verify import verify
 
 
@@ -40,9 +42,24 @@ def read_train_rows(workdir):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(street_scenes, tmp_path):
-    with pytest.raises(TrainingError, match=r"Step [23] has a loss of .*Last good checkpoint: .*leftImg8bit/train/") as error:
+    with pytest.raises(TrainingError, match=r"Step [23] has a loss of .*Last checkpoint: .*leftImg8bit/train/") as error:
         train_with_overflow(street_scenes, tmp_path / "run", "stop")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("step", "advice"),
+    [
+        (5, "step 4. A lower optim.lr is too late for that one. Move runs/r50/checkpoints/4 away to resume from an earlier"),
+        (6, "step 4. Lower optim.lr, set train.nonfinite=skip, or inspect the samples of this step: a.png"),
+    ],
+)
+def test_a_checkpoint_that_leads_to_a_loss_that_is_not_finite_is_named(step, advice):
+    tools = Mock(spec=loop._Tools, workdir="runs/r50")
+    tools.receipts.consumed.latest_names.return_value = ["a.png"]
+    tools.checkpoints.latest_step.return_value = 4
+    with pytest.raises(TrainingError, match=re.escape(f"Last checkpoint: {advice}")):
+        _require_finite({"loss": math.nan, "grad_norm": 1.0}, step, tools)
 
 
 def test_updates_that_are_not_finite_are_skipped_counted_and_verified(street_scenes, tmp_path):
