@@ -94,7 +94,7 @@ class TrainConfig:
     nonfinite: str = field(
         "stop",
         "What to do if the loss or the gradient is not finite: `stop` ends the run before the update is applied, and `skip` "
-        "skips the update and counts it.",
+        "skips the update and counts it, and ends the run after 100 in a row.",
         one_of("stop", "skip"),
     )
     stall_timeout: int = field(

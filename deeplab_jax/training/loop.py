@@ -38,10 +38,9 @@ from deeplab_jax.training.signals import catch_stop_signals
 from deeplab_jax.training.speed import Meter, ideal_step_seconds
 from deeplab_jax.training.state import TrainState, to_trees
 from deeplab_jax.training.step import compile_train_step
-from deeplab_jax.training.stopping import compute_rank, evaluation_interval, is_due, is_stalled
+from deeplab_jax.training.stopping import LearningCheck, compute_rank, evaluation_interval, is_due, is_stalled
 
 _MAX_ROWS = 10_000  # the largest number of steps whose mean loss is logged, so that train.log_every=0 needs little memory
-_UNLABELLED_BATCHES = 100  # a run stops if so many batches in a row, from its start, have no labelled pixel
 _LESS_MEMORY = (
     "Lower data.batch_size or data.crop_size, raise train.micro_batches, or set model.dtype=bfloat16 or model.remat. "
     "`deeplab-jax plan` shows what fits. Other programs might use the same memory."
@@ -107,7 +106,8 @@ def train(
       CheckpointError: The workdir holds a run with a different network, or none of its checkpoints can be read.
       DataError, BucketError: An image or a label cannot be read. The steps before its batch are saved.
       OutOfMemoryError: A device or this machine has too little memory.
-      TrainingError: The loss or the gradient is not finite and `train.nonfinite` is "stop", or no batch has a labelled pixel.
+      TrainingError: The loss or the gradient is not finite and `train.nonfinite` is "stop", or nothing is learned (see
+        `LearningCheck`).
     """
     start_time = time.perf_counter()
     setup = set_up(config, steps)
@@ -173,7 +173,7 @@ def _run(state: TrainState, step: int, data: Data, start_time: float, tools: _To
     """
     config, steps = tools.setup.config, tools.setup.steps
     if not is_scored:  # the run ended before this step's evaluation, or its scores are damaged
-        tools.output.log.print(f"The scores of step {step} are missing or damaged, so it is evaluated again.")
+        tools.output.log.print(f"The scores of step {step} are missing or damaged, so it is evaluated now.")
         _evaluate(state, step, tools)
     if step == 0:
         tools.receipts.write(step, state)
@@ -222,7 +222,8 @@ def _train_from(state: TrainState, step: int, data: Data, start_time: float, too
     config, steps, train_config = tools.setup.config, tools.setup.steps, tools.setup.config.train
     lr, meter = make_schedule(config.optim, steps), _make_meter(step, tools)
     batches = prefetch(data.train_batches(step, steps), tools.setup.mesh, config.model.output_stride)
-    first, has_labels, error = step + 1, False, None
+    first, error = step + 1, None
+    learning = LearningCheck(first, steps)
     rows: deque[dict[str, float]] = deque(maxlen=_MAX_ROWS)  # the scalars of each labelled step since the last log row
     while step < steps:
         with meter.waiting():
@@ -242,15 +243,10 @@ def _train_from(state: TrainState, step: int, data: Data, start_time: float, too
         rows += [row] if is_labelled else []
         tools.watchdog.beat()
         tools.receipts.consumed.add(batch)
-        if config.train.nonfinite == "stop":
-            _require_finite(row, step, tools)
-        has_labels = has_labels or is_labelled
-        # A run that is resumed near its end may have a few such batches left, like one that is not interrupted.
-        if not has_labels and step + 1 - first == min(_UNLABELLED_BATCHES, steps):
-            raise TrainingError(
-                f"None of the {step + 1 - first} batches since step {first} has a labelled pixel, so nothing can be learned. "
-                "Check the masks and the label set with `deeplab-jax data check`."
-            )
+        is_finite = math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])
+        if not is_finite and config.train.nonfinite == "stop":
+            raise _describe_overflow(row, step, tools)
+        learning.check(step, is_labelled=is_labelled, is_finite=is_finite)
         if step == first:
             tools.output.report_first_step(time.perf_counter() - start_time)
             if not is_due(step, train_config.log_every, steps):
@@ -366,16 +362,15 @@ def _is_stalled(tools: _Tools) -> bool:
     return hosts.is_true_on_any(stalled)
 
 
-def _require_finite(row: Mapping[str, float], step: int, tools: _Tools) -> None:
-    if math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]):
-        return
+def _describe_overflow(row: Mapping[str, float], step: int, tools: _Tools) -> TrainingError:
+    """Return an error about a step whose loss or gradient is not finite."""
     names = ", ".join(tools.receipts.consumed.latest_names())
     last = tools.checkpoints.latest_step()
     advice = "Lower optim.lr"
     if last and last == step - 1:  # the loss and the gradient depend on the checkpoint, but not on the rate
         folder = f"{tools.workdir}/{CHECKPOINTS}/{last}"
         advice = f"A lower optim.lr is too late for that one. Move {folder} away to resume from an earlier one"
-    raise TrainingError(
+    return TrainingError(
         f"Step {step} has a loss of {row['loss']} and a gradient norm of {row['grad_norm']}, so its update was not applied. "
         f"Last checkpoint: {'none' if last is None else f'step {last}'}. {advice}, set train.nonfinite=skip, or inspect the "
         f"samples of this step: {names}"

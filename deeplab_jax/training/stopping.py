@@ -1,13 +1,16 @@
 """Decide when a run evaluates, which evaluation is its best, and when it stops early."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deeplab_jax.config import Config, TrainConfig, count_by_split
-from deeplab_jax.errors import ConfigError
+from deeplab_jax.errors import ConfigError, TrainingError
 from deeplab_jax.evaluation.metrics import OVERALL_METRICS
 from deeplab_jax.labels import LabelSet
+
+_USELESS_STEPS = 100  # a run stops if it learns nothing in so many steps in a row
 
 
 def is_due(step: int, every: int, steps: int) -> bool:
@@ -40,6 +43,49 @@ def is_stalled(ranks: Sequence[float | None], patience: int) -> bool:
     # An evaluation that equals the best one is not better, so the earliest of the best ones counts.
     is_late = 0 < patience < len(values) and values.index(max(values)) < len(values) - patience
     return is_late and max(values) > -math.inf  # without any score, nothing can be said
+
+
+@dataclasses.dataclass(slots=True)
+class LearningCheck:
+    """Stops a run that learns nothing, because no pixel is labelled or because no update is finite any more.
+
+    Attributes:
+      first: The first step of this start.
+      steps: The number of steps of the run.
+      has_labels: Whether a batch of this start had a labelled pixel.
+      skipped: The number of updates in a row, up to the latest one, that were not finite.
+    """
+
+    first: int
+    steps: int
+    has_labels: bool = False
+    skipped: int = 0
+
+    def check(self, step: int, *, is_labelled: bool, is_finite: bool) -> None:
+        """Check a completed step. Call this for every step of this start, in order.
+
+        Args:
+          step: The number of the step.
+          is_labelled: Whether its batch has a labelled pixel.
+          is_finite: Whether its loss and its gradient are finite.
+
+        Raises:
+          TrainingError: The run has learned nothing for 100 steps. For labels, only its first steps count, because a run that
+            is resumed near its end may have a few batches without labels left, like one that is not interrupted.
+        """
+        self.has_labels = self.has_labels or is_labelled
+        self.skipped = 0 if is_finite else self.skipped + 1
+        done = step + 1 - self.first
+        if not self.has_labels and done == min(_USELESS_STEPS, self.steps):
+            raise TrainingError(
+                f"None of the {done} batches since step {self.first} has a labelled pixel, so nothing can be learned. "
+                "Check the masks and the label set with `deeplab-jax data check`."
+            )
+        if self.skipped == _USELESS_STEPS:
+            raise TrainingError(
+                f"The last {self.skipped} updates, since step {step + 1 - self.skipped}, were not finite and were skipped, so "
+                "nothing is learned any more. Move the checkpoints of these steps away, and resume with a lower optim.lr."
+            )
 
 
 def check_metric(config: TrainConfig, labels: LabelSet) -> None:

@@ -10,13 +10,13 @@ from rich.console import Console
 from deeplab_jax.checkpoints.store import resolve
 from deeplab_jax.commands.datasets import open_training_data
 from deeplab_jax.config import Config, TrainConfig
-from deeplab_jax.errors import ConfigError
+from deeplab_jax.errors import ConfigError, TrainingError
 from deeplab_jax.evaluation.evaluate import StoppedError
 from deeplab_jax.evaluation.metrics import OVERALL_METRICS
 from deeplab_jax.labels import CAMVID
 from deeplab_jax.models import validate
 from deeplab_jax.training import loop
-from deeplab_jax.training.stopping import check_metric, compute_rank, evaluation_interval, is_stalled
+from deeplab_jax.training.stopping import LearningCheck, check_metric, compute_rank, evaluation_interval, is_stalled
 
 MIOU = {1: 0.1, 2: 0.5, 3: 0.4, 4: 0.3, 5: 0.2, 6: 0.9}
 
@@ -125,6 +125,26 @@ def test_a_run_whose_last_step_is_lowered_below_its_current_one_ends_with_an_eva
 )
 def test_a_run_stalls_after_as_many_evaluations_as_its_patience(ranks, patience, expected):
     assert is_stalled(ranks, patience) == expected
+
+
+def test_a_run_stops_after_100_updates_in_a_row_that_are_not_finite():
+    learning = LearningCheck(first=11, steps=1000)
+    for step in range(11, 310):
+        learning.check(step, is_labelled=True, is_finite=step in (110, 210))
+    with pytest.raises(TrainingError, match=r"^The last 100 updates, since step 211, were not finite"):
+        learning.check(310, is_labelled=True, is_finite=False)
+
+
+@pytest.mark.parametrize(("steps", "last"), [(1000, 110), (4, 14)])
+def test_a_run_without_labels_stops_after_100_steps_or_at_its_end(steps, last):
+    learning = LearningCheck(first=11, steps=steps)
+    for step in range(11, last):
+        learning.check(step, is_labelled=False, is_finite=True)
+    with pytest.raises(TrainingError, match=r"^None of the \d+ batches since step 11 has a labelled pixel"):
+        learning.check(last, is_labelled=False, is_finite=True)
+    learning = LearningCheck(first=11, steps=steps)
+    for step in range(11, 200):
+        learning.check(step, is_labelled=step == 12, is_finite=True)  # one batch is enough
 
 
 def test_an_interrupted_evaluation_does_not_end_the_run(run, monkeypatch):
