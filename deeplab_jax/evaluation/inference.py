@@ -23,9 +23,10 @@ from deeplab_jax.evaluation.windows import slide
 from deeplab_jax.labels import IGNORE
 from deeplab_jax.models import DeepLabV3, normalize
 from deeplab_jax.models.backbones import find_backbone
-from deeplab_jax.models.extent import Extent, place_on_canvas, split_rows
+from deeplab_jax.models.extent import Extent, place_on_canvas
 from deeplab_jax.models.operations import interpreted_by
 from deeplab_jax.models.resize import Sizes, resize_like
+from deeplab_jax.models.rows import compute_on_rows, split_rows
 from deeplab_jax.models.target import compiling_for, get_target
 from deeplab_jax.runtime import hosts
 from deeplab_jax.runtime.compilation import Programs, lean_options
@@ -255,17 +256,11 @@ class Evaluator:
         if rows is None:
             return count(variables, batch)
 
-        def count_rows(variables: Variables, batch: dict[str, Array]) -> tuple[Array, PixelCounts | None]:
+        def count_rows(variables: Variables, batch: dict[str, Array], rows: Extent) -> tuple[Array, PixelCounts | None]:
             predictions, pixels = count(variables, batch, rows=rows)
             return predictions, lax.psum(pixels, rows.axis)
 
         specs = {name: P(None, rows.axis) if name in ("image", "label") else P() for name in batch}
-        split = jax.shard_map(
-            count_rows,
-            mesh=self.mesh,
-            in_specs=(P(), specs),
-            out_specs=(P(None, rows.axis), P()),
-            axis_names={rows.axis},
-        )
+        split = compute_on_rows(count_rows, self.mesh, rows, (P(), specs), (P(None, rows.axis), P()))
         predictions, pixels = split(variables, batch)
         return predictions[:, :height], pixels

@@ -20,7 +20,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from deeplab_jax.errors import ConfigError
@@ -45,7 +44,6 @@ from deeplab_jax.models.resize import (
     resize_like,
     sample_positions,
 )
-from deeplab_jax.runtime.mesh import padded_height
 
 # How many feature rows beyond a device's own rows it reads to resize them. Sizes are halved and rounded up once per stride, so
 # a sampling position differs by less than one row from the row number divided by the stride.
@@ -67,6 +65,7 @@ class Extent:
       width: On a canvas, each image's number of columns, without padding. None if images fill their arrays' columns.
       columns: On a canvas, the number of columns, including padding. It is divisible by the network's strides.
       margin: The number of image rows, and of columns, that the first layer takes off; see `Backbone`.
+      device: This device's number along the axis, an int32 scalar. Only `rows.compute_on_rows` sets it.
     """
 
     axis: str | None
@@ -76,6 +75,7 @@ class Extent:
     width: Int[Array, " n"] | None = None
     columns: int = 0
     margin: int = 0
+    device: Int[Array, ""] | None = None
 
     def __call__(self, operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Apply an operation to this device's rows.
@@ -93,6 +93,11 @@ class Extent:
                 f"`mesh.spatial` (={self.devices}) cannot split image rows because {name}. Set --config.mesh.spatial=1."
             )
         return _WITHIN_EXTENT[operation](self, *args, **kwargs)
+
+    @property
+    def _device(self) -> Array:
+        assert self.device is not None, "split rows are only used in rows.compute_on_rows"
+        return self.device
 
     def is_split(self, x: Array) -> bool:
         """Return whether `x` is split over devices. If not, `x` is the same on all devices, like an image mean."""
@@ -114,13 +119,18 @@ class Extent:
 
     def scale_to(self, x: Shaped[Array, "n h w c"]) -> "Extent":
         """Return the extent at the resolution of the features `x`."""
-        width = None if self.width is None else self.get_width(x)
-        margin = self.margin if x.shape[1] == self.local else 0
-        return Extent(self.axis, self.devices, self.get_height(x), x.shape[1], width, x.shape[2], margin)
+        return dataclasses.replace(
+            self,
+            height=self.get_height(x),
+            local=x.shape[1],
+            width=None if self.width is None else self.get_width(x),
+            columns=x.shape[2],
+            margin=self.margin if x.shape[1] == self.local else 0,
+        )
 
     def list_rows(self, x: Shaped[Array, "n h w c"]) -> Int[Array, "1 h"]:
         """Return the number of each of this device's rows within the whole image."""
-        first = 0 if self.axis is None else lax.axis_index(self.axis) * x.shape[1]
+        first = 0 if self.axis is None else self._device * x.shape[1]
         return first + jnp.arange(x.shape[1])[None]
 
     def is_row_inside(self, x: Shaped[Array, "n h w c"], below: int = 0) -> Bool[Array, "_ h 1 1"]:
@@ -169,7 +179,7 @@ class Extent:
             pairs = [(d + side * hop, d) for d in range(self.devices) if 0 <= d + side * hop < self.devices]
             part = lax.ppermute(edge, self.axis, pairs) if pairs else jnp.zeros_like(edge)
             if value:
-                row = lax.axis_index(self.axis) + side * hop
+                row = self._device + side * hop
                 part = jnp.where((row >= 0) & (row < self.devices), part, jnp.asarray(value, x.dtype))
             parts.append(part)
         return parts
@@ -180,7 +190,7 @@ class Extent:
             return x
         local = x.shape[-2]
         zeros = jnp.zeros((*x.shape[:-2], self.devices * local, x.shape[-1]), x.dtype)
-        own_rows = lax.dynamic_update_slice_in_dim(zeros, x, lax.axis_index(self.axis) * local, axis=-2)
+        own_rows = lax.dynamic_update_slice_in_dim(zeros, x, self._device * local, axis=-2)
         # The sum is exact because it only adds zeros. `all_gather` cannot be used, because JAX marks its result as varying
         # over devices.
         rows = lax.psum(own_rows, self.axis)
@@ -201,7 +211,7 @@ class Extent:
         """Return this device's `local` rows from an array that is replicated on all devices."""
         padding = self.devices * local - x.shape[1]
         x = jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0)))
-        return lax.dynamic_slice_in_dim(x, lax.axis_index(self.axis) * local, local, axis=1)
+        return lax.dynamic_slice_in_dim(x, self._device * local, local, axis=1)
 
     def interpolate_rows(self, x: Float[Array, "n h w c"], align_corners: bool) -> Float[Array, "n local w c"]:
         """Return features on split rows, linearly interpolated to this extent's rows.
@@ -211,7 +221,7 @@ class Extent:
           align_corners: See `resize_bilinear`.
         """
         assert self.axis is not None
-        device, height = lax.axis_index(self.axis), self.get_height(x)
+        device, height = self._device, self.get_height(x)
         rows = device * self.local + jnp.arange(self.local)[None]
         low, fraction = sample_positions(rows, _column(height), _column(self.height), align_corners)
         low, fraction = low[..., None], fraction[..., None]
@@ -229,28 +239,13 @@ def _column(size: int | Int[Array, " n"]) -> Any:
     return jnp.reshape(jnp.asarray(size), (-1, 1))
 
 
-def split_rows(mesh: Mesh, height: int, output_stride: int, margin: int = 0) -> Extent | None:
-    """Return the distribution of image rows over the mesh's "spatial" axis, or None if that axis has only one device.
-
-    Args:
-      mesh: The device mesh.
-      height: The number of image rows.
-      output_stride: The network's output stride. The number of rows per device is padded to a multiple of it.
-      margin: The backbone's margin.
-    """
-    devices = mesh.shape["spatial"]
-    if devices == 1:
-        return None
-    return Extent("spatial", devices, height, padded_height(height, devices, output_stride) // devices, margin=margin)
-
-
 def place_on_canvas(sizes: Sizes, canvas: tuple[int, int], rows: Extent | None, margin: int = 0) -> Extent:
     """Return the extent of images of different sizes in the top left corners of arrays of one size.
 
     Args:
       sizes: Each image's height and width.
       canvas: The arrays' height and width. Both are divisible by the network's strides.
-      rows: How the arrays' rows are split over devices, from `split_rows`, or None if they are not split.
+      rows: How the arrays' rows are split over devices, from `rows.split_rows`, or None if they are not split.
       margin: The backbone's margin.
     """
     height, width = sizes

@@ -17,9 +17,10 @@ from deeplab_jax.labels import IGNORE
 from deeplab_jax.losses import LOSSES
 from deeplab_jax.models import DeepLabV3, Outputs, normalize
 from deeplab_jax.models.backbones import find_backbone
-from deeplab_jax.models.extent import Extent, split_rows
+from deeplab_jax.models.extent import Extent
 from deeplab_jax.models.operations import interpreted_by
 from deeplab_jax.models.resize import resize_like
+from deeplab_jax.models.rows import compute_on_rows, split_rows
 from deeplab_jax.models.target import compiling_for
 from deeplab_jax.runtime.compilation import lean_options
 from deeplab_jax.runtime.mesh import batch_shardings, replicated_sharding
@@ -135,15 +136,15 @@ def _compute_gradient(
 def _make_forward(config: Config, model: DeepLabV3, mesh: Mesh | None, rows: Extent | None) -> Forward:
     """Return the forward function for the global batch.
 
-    If image rows are split across devices, each device computes its own rows in a `shard_map`.
+    If image rows are split across devices, each device computes its own rows.
     """
-    forward = functools.partial(_forward, model=model, rows=rows)
-    if rows is None:
-        return forward
+    forward = functools.partial(_forward, model=model)
+    if mesh is None or rows is None:
+        return functools.partial(forward, rows=None)
     by_rows = P(None, rows.axis)
     images = {name: by_rows if name == "image" else P() for name in _image_names(config)}
     specs = (P(), P(), P(), images, P())
-    return jax.shard_map(forward, mesh=mesh, in_specs=specs, out_specs=(by_rows, P()), axis_names={rows.axis})
+    return compute_on_rows(forward, mesh, rows, specs, (by_rows, P()))
 
 
 def _forward(

@@ -17,11 +17,11 @@ from deeplab_jax.models.backbones import find_backbone
 from deeplab_jax.models.backbones.mobilenetv3 import SqueezeExcitation
 from deeplab_jax.models.convolution import conv2d
 from deeplab_jax.models.decoder import Decoder
-from deeplab_jax.models.extent import split_rows
 from deeplab_jax.models.layers import BatchNorm, Conv, Dropout, broadcast_like, image_mean
 from deeplab_jax.models.operations import interpreted_by, operation
 from deeplab_jax.models.pooling import average_pool_2x2, max_pool_3x3
 from deeplab_jax.models.resize import resize_bilinear, resize_like
+from deeplab_jax.models.rows import compute_on_rows, split_rows
 from deeplab_jax.runtime.mesh import make_mesh, padded_height
 
 GARBAGE = 7.0  # the padding value, which must not affect any result
@@ -39,20 +39,14 @@ def pad_rows(x, height):
     return np.pad(x, ((0, 0), (0, height - x.shape[1]), *[(0, 0)] * (x.ndim - 2)), constant_values=GARBAGE)
 
 
-def map_over_rows(function, mesh, num_replicated=0, out=SPLIT):
-    """Return `function` mapped over the mesh. Its first argument is split by rows, and the others are replicated."""
-    specs = (SPLIT, *[P()] * num_replicated)
-    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out, axis_names={"spatial"})
+def map_over_rows(function, mesh, rows, specs=(SPLIT,), out=SPLIT):
+    """Return `function` on split rows, which interpret its operations."""
 
-
-def interpret(rows, function):
-    """Return a function that calls `function` while `rows` interprets its operations."""
-
-    def call(*args):
+    def call(*args, rows):
         with interpreted_by(rows):
             return function(*args)
 
-    return call
+    return compute_on_rows(call, mesh, rows, specs, out)
 
 
 def assert_same(apply, x, *replicated, devices=4, output_stride=1, margin=0):
@@ -61,7 +55,7 @@ def assert_same(apply, x, *replicated, devices=4, output_stride=1, margin=0):
     The tolerances allow for a different float32 summation order.
     """
     mesh, rows = make_rows(x.shape[1], devices, output_stride, margin)
-    split_apply = map_over_rows(interpret(rows, apply), mesh, len(replicated))
+    split_apply = map_over_rows(apply, mesh, rows, (SPLIT, *[P()] * len(replicated)))
 
     def value_and_gradients(function, cotangent, *args):
         y, pullback = jax.vjp(function, *args)
@@ -195,7 +189,7 @@ def test_batch_statistics_and_image_mean_on_split_rows(height):
 
     assert_same(lambda x: normalize(x)[0], x)
     mesh, rows = make_rows(height, 4)
-    on_mesh = jax.jit(map_over_rows(interpret(rows, lambda x: normalize(x)[1]), mesh, out=P()))
+    on_mesh = jax.jit(map_over_rows(lambda x: normalize(x)[1], mesh, rows, out=P()))
     padded, expected = pad_rows(x, padded_height(height, 4, 1)), jax.jit(lambda x: normalize(x)[1])(x)
     for a, b in zip(jax.tree.leaves(on_mesh(padded)), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
@@ -226,9 +220,27 @@ def test_resizing_to_the_image_size_on_split_rows(height, align_corners):
     like = np.zeros((2, padded_height(height, 4, 8), 48, 1), np.float32)
     for by_gather in (False, True):
         resize = functools.partial(resize_like, align_corners=align_corners, by_gather=by_gather)
-        specs = {"in_specs": SPLIT, "out_specs": SPLIT, "axis_names": {"spatial"}}
-        on_mesh = jax.jit(jax.shard_map(interpret(rows, resize), mesh=mesh, **specs))
+        on_mesh = jax.jit(map_over_rows(resize, mesh, rows, (SPLIT, SPLIT)))
         np.testing.assert_allclose(on_mesh(padded, like)[:, :height], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_programs_for_split_rows_do_not_ask_for_their_device():
+    """XLA refuses some of those that do if the mesh also splits the batch."""
+    mesh = make_mesh(MeshConfig(data=2, spatial=2))
+    rows = split_rows(mesh, 13, 4)
+
+    def apply(x, kernel):
+        features = max_pool_3x3(conv2d(x, kernel, rate=2, stride=2))
+        features = features + broadcast_like(image_mean(features), features)
+        return Dropout(0.4).apply({}, resize_like(features, x), True, rngs={"dropout": jax.random.key(1)})
+
+    def loss(x, kernel):
+        return jnp.sum(map_over_rows(apply, mesh, rows, (SPLIT, P()))(x, kernel))
+
+    x, kernel = np.zeros((2, padded_height(13, 2, 4), 6, 3), np.float32), np.zeros((3, 3, 3, 3), np.float32)
+    text = jax.jit(jax.grad(loss, argnums=1)).lower(x, kernel).as_text()
+    assert "sdy.manual_computation" in text
+    assert "partition_id" not in text
 
 
 def test_a_decoder_on_split_rows():
@@ -303,8 +315,7 @@ def test_a_full_network_on_split_rows_in_float64(switches):
                 total += jnp.sum(values) if rows is None else jax.lax.psum(jnp.sum(rows.fill(values, 0.0)), "spatial")
             return total, updated
 
-        specs = {"in_specs": (P(), P(None, "spatial")), "out_specs": P(), "axis_names": {"spatial"}}
-        on_mesh = jax.shard_map(lambda params, x: loss(params, x, rows), mesh=mesh, **specs)
+        on_mesh = compute_on_rows(loss, mesh, rows, (P(), SPLIT), P())
         gradient = jax.jit(jax.value_and_grad(lambda p, x: loss(p, x, None), has_aux=True))(variables["params"], x)
         padded = pad_rows(x, padded_height(height, devices, config.output_stride))
         split_gradient = jax.jit(jax.value_and_grad(on_mesh, has_aux=True))(variables["params"], padded)

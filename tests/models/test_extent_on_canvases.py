@@ -15,7 +15,7 @@ from deeplab_jax.evaluation import inference
 from deeplab_jax.models import DeepLabV3
 from deeplab_jax.models.backbones import find_backbone
 from deeplab_jax.models.convolution import conv2d
-from deeplab_jax.models.extent import place_on_canvas, split_rows
+from deeplab_jax.models.extent import place_on_canvas
 from deeplab_jax.models.layers import (
     batch_moments,
     broadcast_like,
@@ -26,6 +26,7 @@ from deeplab_jax.models.layers import (
 from deeplab_jax.models.operations import interpreted_by
 from deeplab_jax.models.pooling import average_pool_2x2, max_pool_3x3
 from deeplab_jax.models.resize import resize_axis_of_each, resize_like
+from deeplab_jax.models.rows import compute_on_rows, split_rows
 from deeplab_jax.runtime.mesh import make_mesh
 
 CANVAS = (32, 64)  # divisible by every output stride
@@ -245,8 +246,7 @@ def test_split_rows_and_canvases_together(config):
     images, on_canvas = draw_images(3, sizes, canvas)
     rows = split_rows(mesh, canvas[0], config.output_stride, find_backbone(config.backbone).margin)
     compute = functools.partial(inference.logits, model=model, protocol=EvalConfig())
-    specs = {"in_specs": (P(), P(None, "spatial"), P()), "out_specs": P(None, "spatial"), "axis_names": {"spatial"}}
-    on_mesh = jax.jit(jax.shard_map(functools.partial(compute, rows=rows), mesh=mesh, **specs))
+    on_mesh = jax.jit(compute_on_rows(compute, mesh, rows, (P(), P(None, "spatial"), P()), P(None, "spatial")))
     for image, values in zip(images, on_mesh(variables, on_canvas, np.array(sizes, np.int32)), strict=True):
         expected = jax.jit(compute)(variables, image[None])[0]
         inside = values[: expected.shape[0], : expected.shape[1]]

@@ -166,12 +166,17 @@ def test_a_run_is_the_same_on_four_devices(settings):
     assert distance(distributed.get().params, single.get().params) < 1e-4
 
 
+IMAGES, ROWS = {"data": 4, "remat": (3, 4)}, {"data": 2, "spatial": 2}
+RESNEXT = {"backbone": "resnext50_32x4d"}
+DEPTHWISE = {"backbone": "seven_bottlenecks", "width": 2, "aspp_width": 2, "aspp_conv": "depthwise+bn+relu+1x1", "dropout": 0.2}
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("settings", [{"data": 4, "remat": (3, 4)}, {"data": 2, "spatial": 2}], ids=["images", "rows"])
-def test_grouped_convolutions_are_the_same_on_four_devices(settings):
+@pytest.mark.parametrize(("switches", "settings"), [(RESNEXT, IMAGES), (RESNEXT, ROWS), (DEPTHWISE, ROWS)])
+def test_grouped_convolutions_are_the_same_on_four_devices(switches, settings):
     # In float32, rounding decides whether ReLU passes the gradient of an activation near 0, which matters in so many layers.
     with jax.enable_x64(True):
-        switches = {"backbone": "resnext50_32x4d", "dtype": "float64"}
+        switches = switches | {"dtype": "float64"}
         single, distributed = Trainer(**switches), Trainer(**switches | settings)
         single.run(make_batch())
         distributed.run(make_batch())
