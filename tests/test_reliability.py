@@ -18,13 +18,14 @@ from conftest import make_command
 
 from deeplab_jax.checkpoints.store import restore_variables
 
-# Save every third step, so that many kills happen during a save.
+# Save every third step, so that many kills happen during a save. Keep these steps for `assert_close`.
 FLAGS = (
     "--config.model.dropout=0.1",
     "--config.data.batch_size=8",
     "--config.eval.batch_size=8",
     "--config.train.eval_every=0",
     "--config.train.save_every=3",
+    "--config.train.keep_every=3",
 )
 
 
@@ -69,10 +70,13 @@ def load_parameters(workdir):
 
 
 def assert_close(workdir, other):
-    """Check that two runs used the same samples and that their parameters differ only by float32 rounding after ten steps."""
+    """Check that two runs used the same samples and that their parameters differ only by float32 rounding after three steps.
+
+    Sooner or later, rounding decides whether ReLU passes the gradient of an activation near 0, and differences grow to 1e-4.
+    """
     assert read_lines(workdir, "receipts.jsonl")[-1]["samples"] == read_lines(other, "receipts.jsonl")[-1]["samples"]
-    a, b = load_parameters(workdir), load_parameters(other)
-    assert np.linalg.norm(a - b) < 1e-4 * np.linalg.norm(b)
+    a, b = (load_parameters(run / "checkpoints" / "3") for run in (workdir, other))
+    assert np.linalg.norm(a - b) < 1e-6 * np.linalg.norm(b)
 
 
 @pytest.fixture(scope="module")
