@@ -106,8 +106,7 @@ def train(
       CheckpointError: The workdir holds a run with a different network, or none of its checkpoints can be read.
       DataError, BucketError: An image or a label cannot be read. The steps before its batch are saved.
       OutOfMemoryError: A device or this machine has too little memory.
-      TrainingError: The loss or the gradient is not finite and `train.nonfinite` is "stop", or nothing is learned (see
-        `LearningCheck`).
+      TrainingError: The loss or its gradient is not finite and `train.nonfinite` is "stop", or nothing is learned any more.
     """
     start_time = time.perf_counter()
     setup = set_up(config, steps)

@@ -53,7 +53,7 @@ class LearningCheck:
       first: The first step of this start.
       steps: The number of steps of the run.
       has_labels: Whether a batch of this start had a labelled pixel.
-      skipped: The number of updates in a row, up to the latest one, that were not finite.
+      skipped: The number of updates since the last finite one with labels that were not finite.
     """
 
     first: int
@@ -74,7 +74,10 @@ class LearningCheck:
             is resumed near its end may have a few batches without labels left, like one that is not interrupted.
         """
         self.has_labels = self.has_labels or is_labelled
-        self.skipped = 0 if is_finite else self.skipped + 1
+        if not is_finite:
+            self.skipped += 1
+        elif is_labelled:  # the loss of a batch without labels is always finite
+            self.skipped = 0
         done = step + 1 - self.first
         if not self.has_labels and done == min(_USELESS_STEPS, self.steps):
             raise TrainingError(
@@ -83,7 +86,7 @@ class LearningCheck:
             )
         if self.skipped == _USELESS_STEPS:
             raise TrainingError(
-                f"The last {self.skipped} updates, since step {step + 1 - self.skipped}, were not finite and were skipped, so "
+                f"The last {self.skipped} updates, up to step {step}, were not finite and were skipped, so "
                 "nothing is learned any more. Move the checkpoints of these steps away, and resume with a lower optim.lr."
             )
 

@@ -125,6 +125,7 @@ def test_a_path_in_which_orbax_would_lose_the_arrays_is_refused(name, tmp_path, 
 @pytest.mark.parametrize("name", ["{a} 50% $x #1", "ü]", "a b#(1){2}%20:@+,=~'ä"])
 def test_other_characters_are_accepted(name, tmp_path):
     require_empty(str(tmp_path / name))
+    assert list(tmp_path.iterdir()) == []  # the check itself writes nothing
 
 
 def test_temporary_checksum_files_are_ignored(folder_with_checksums):

@@ -79,8 +79,8 @@ def test_the_split_of_a_file_for_all_splits_is_a_folder_of_the_image(tmp_path, s
     images = [{"id": i, "file_name": shared + name} for i, name in enumerate(names)]
     write(tmp_path / "annotations.json", [], images)
     annotations = coco.read(tmp_path, Notes()).annotations
-    found = [(each.image.relative_to(tmp_path / "images").as_posix(), each.split, each.name) for each in annotations]
-    assert found == [
+    locations = [(each.image.relative_to(tmp_path / "images").as_posix(), each.split, each.name) for each in annotations]
+    assert locations == [
         ("train/a.png", "train", "a.png"),
         ("Valid/x/a.png", "val", "x/a.png"),
         ("test/a.png", "test", "a.png"),
