@@ -47,8 +47,7 @@ from deeplab_jax.checkpoints.store import Checkpoints
 from deeplab_jax.commands import main as cli
 from deeplab_jax.commands import train as training_command
 from deeplab_jax.commands.flags import load_recipe
-from deeplab_jax.models import DeepLabV3, convolution
-from deeplab_jax.models.graph import abstract_variables
+from deeplab_jax.models import DeepLabV3, convolution, graph
 from deeplab_jax.scenes import dataset as synthetic
 from deeplab_jax.training.optimizer import make_optimizer
 from deeplab_jax.training.state import init_state, to_trees
@@ -106,6 +105,24 @@ def plain_convolutions():
     """Use XLA's convolution everywhere. It compiles faster, and these tests are not about the network itself."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(convolution, "_fastest_form", lambda *shapes: "xla")
+        yield
+
+
+_KNOWN_VARIABLES = {}
+
+
+@pytest.fixture(scope="module")
+def trace_networks_once():
+    """Remember the shapes of variables, because tracing a network takes up to a second, and many tests have the same one."""
+    trace = graph.abstract_variables
+
+    def look_up(network):
+        if (key := repr(network)) not in _KNOWN_VARIABLES:
+            _KNOWN_VARIABLES[key] = trace(network)
+        return _KNOWN_VARIABLES[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph, "abstract_variables", look_up)
         yield
 
 
@@ -234,7 +251,7 @@ def random_variables(network, seed=0):
                 values = rng.uniform(0.5, 1.5, leaf.shape)
         return values.astype(np.float32)
 
-    return jax.tree_util.tree_map_with_path(draw, abstract_variables(network))
+    return jax.tree_util.tree_map_with_path(draw, graph.abstract_variables(network))
 
 
 def read_pixels(path) -> np.ndarray:
