@@ -10,7 +10,6 @@ from deeplab_jax.evaluation.pictures import overlay, to_rgb
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.pages import html_page
 
-MAX_SIDE = 480  # maximum side length of the images on the page, in pixels
 MAX_LISTED = 20  # maximum number of problems of each kind to list on the page
 
 # A caption, the image, and the image overlaid with its label colours, which a sample without a label does not have.
@@ -27,10 +26,10 @@ def draw_examples(
       labels: The label set for the train ids.
     """
     for caption, image, label in examples:
-        small = html_page.downscale(to_rgb(image), MAX_SIDE)
+        small = html_page.downscale(to_rgb(image))
         colored = None
         if label is not None:
-            colored = overlay(small, html_page.downscale(label, MAX_SIDE, labels=True), labels, opacity=0.6)
+            colored = overlay(small, html_page.downscale(label, labels=True), labels, opacity=0.6)
         yield caption, small, colored
 
 

@@ -13,6 +13,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+MAX_SIDE = 480  # maximum side length of the images on a page, in pixels
+
 
 def render(template: str, **values: Any) -> str:
     """Render a template from `templates/`. Values are HTML-escaped unless they are Markup."""
@@ -41,7 +43,9 @@ _TEMPLATES = jinja2.Environment(
 _TEMPLATES.filters.update(jpeg=encode_jpeg, percent=percent)
 
 
-def downscale(pixels: UInt8[np.ndarray, "h w *c"], side: int, *, labels: bool = False) -> UInt8[np.ndarray, "h2 w2 *c"]:
+def downscale(
+    pixels: UInt8[np.ndarray, "h w *c"], side: int = MAX_SIDE, *, labels: bool = False
+) -> UInt8[np.ndarray, "h2 w2 *c"]:
     """Shrink an image so that no side is longer than `side` pixels. Smaller images keep their size.
 
     Args:
