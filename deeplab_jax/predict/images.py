@@ -339,7 +339,7 @@ def _run_video(segmenter: Segmenter, each: Input, options: Options, output: Outp
             progress.advance(task, len(batch))
     if source.damaged:
         raise DataError(
-            f"{each.path} has {source.damaged} damaged parts. The frames in them are missing from the results, and those that "
+            f"{each.path} has damaged parts ({source.damaged}). Their frames are missing from the results, and those that "
             "follow can look wrong."
         )
 
