@@ -155,16 +155,17 @@ def official_evaluation(monkeypatch):
 @pytest.fixture(scope="module")
 def stored_run(street_scenes, tmp_path_factory):
     """Return a run folder with an untrained network at step 4. It uses ResNet-18, so other processes can also load it."""
-    workdir, config = (
-        tmp_path_factory.mktemp("stored") / "run",
-        tiny_config(street_scenes, model=tiny_resnet18()),
-    )
-    optimizer = make_optimizer(config.optim, 4)
-    state = jax.jit(lambda: init_state(DeepLabV3(config.model, config.labels.num_classes), optimizer, 0))()
-    with Checkpoints(str(workdir), config) as checkpoints:
-        checkpoints.save(to_trees(state.replace(step=jax.numpy.asarray(4, jax.numpy.int32))), 4)
-        checkpoints.add_scores(4, {"miou": 0.5}, Rank("miou", 0.5))
-    return workdir
+
+    def store(folder):
+        config = tiny_config(street_scenes, model=tiny_resnet18())
+        network, optimizer = DeepLabV3(config.model, config.labels.num_classes), make_optimizer(config.optim, 4)
+        state = jax.jit(lambda: init_state(network, optimizer, 0))()
+        with Checkpoints(str(folder), config) as checkpoints:
+            checkpoints.save(to_trees(state.replace(step=jax.numpy.asarray(4, jax.numpy.int32))), 4)
+            checkpoints.add_scores(4, {"miou": 0.5}, Rank("miou", 0.5))
+
+    # Tests add files to the run, so each module has a copy.
+    return shutil.copytree(make_once(tmp_path_factory, "stored", store), tmp_path_factory.mktemp("stored") / "run")
 
 
 @pytest.fixture(scope="module")
