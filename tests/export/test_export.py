@@ -32,6 +32,7 @@ from deeplab_jax.models import DeepLabV3
 from deeplab_jax.runtime.canvases import Canvas
 
 pytestmark = pytest.mark.usefixtures("quick_export")
+SIZES = run.CHECKED_SIZES  # before `quick_export` replaces them
 
 SWITCHES = {
     "smallest": {"backbone": "four_convolutions", "atrous_rates": (6,)},
@@ -223,6 +224,15 @@ def test_a_file_with_different_logits_is_not_written(segmenter, checkpoint, tmp_
     with pytest.raises(CheckpointError, match="was not written, because its logits would differ"):
         run.export(checkpoint, str(tmp_path / "a.onnx"), "onnx", "logits", say=lambda line: None)
     assert list(tmp_path.iterdir()) == []
+
+
+@one_network
+def test_a_file_is_compared_at_every_size(segmenter):
+    def compute(images):
+        return segmenter.logits(images) * (1.1 if images.shape == (2, 3, 64, 100) else 1.0)
+
+    differences = run._measure_differences(compute, segmenter, "logits", SIZES)
+    np.testing.assert_allclose(differences, [0.0, 0.1, 0.0], atol=1e-6)
 
 
 @one_network
