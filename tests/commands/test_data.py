@@ -164,6 +164,13 @@ def test_no_class_weights_are_printed_without_labelled_pixels(own_data, monkeypa
     assert "loss.class_weights" not in output
 
 
+def test_a_split_without_readable_samples_has_no_statistics(own_data, monkeypatch, capsys):
+    for path in own_data.glob("target/train/*.png"):
+        path.write_bytes(b"")
+    _, output = run_cli(monkeypatch, capsys, "data", "check", own_data, "--labels", "voc")
+    assert "train: no sample can be read" in output.splitlines()
+
+
 def test_rare_classes_are_printed_as_flags_for_copy_paste(own_data, monkeypatch, capsys):
     label = np.zeros((70, 90), np.uint8)
     label[0] = 1  # 1/70 of the pixels, and a tenth of an even share is 1/20
