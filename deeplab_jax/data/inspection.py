@@ -7,6 +7,7 @@ wrong classes.
 import dataclasses
 import functools
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -84,10 +85,22 @@ def open_splits(data: DataConfig, splits: Sequence[str]) -> tuple[dict[str, Samp
         try:
             sets[split] = find_split(data, split, need_labels=split != "test")
         except DataError as error:
-            is_only_val = not splits and split == "val" and "train" in sets and "no samples of split 'val'" in str(error)
-            advice = " With such a flag, give --splits to the check, for example --splits train." if is_only_val else ""
+            is_only_val = "train" in sets and re.search("no (samples of )?split 'val'", str(error))
+            advice = " With such a flag, give --splits to this command, for example --splits train." if is_only_val else ""
             problems.append(Problem("splits that cannot be used", split, f"{error}{advice}", fails=True))
     return sets, problems
+
+
+def require_splits(data: DataConfig, splits: Sequence[str]) -> dict[str, Samples]:
+    """Return the given splits by name.
+
+    Raises:
+      DataError: A split is unusable.
+    """
+    sets, problems = open_splits(data, splits)
+    for problem in problems:
+        raise DataError(problem.text)
+    return sets
 
 
 def check(
