@@ -53,7 +53,7 @@ def read_labels(path: str | epath.Path) -> LabelSet:
         ) from None
     try:
         return _build_label_set(json.loads(text, object_pairs_hook=_make_object))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"The label set {path} is not valid JSON ({one_line(error)}). Look for a missing or extra comma or bracket there."
         ) from None

@@ -98,7 +98,7 @@ def test_a_mistake_is_reported_with_its_file_and_field(tmp_path, changes, messag
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '"x"', "\xff"])
+@pytest.mark.parametrize("text", ["{", "[]", '"x"', "\xff", "[" * 100_000, "9" * 5000])
 def test_a_file_that_is_missing_or_not_a_json_object_is_reported(tmp_path, text):
     (tmp_path / "labels.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError, match=r"labels\.json"):
