@@ -94,9 +94,9 @@ def warn_of_palettes(splits: Iterable[Samples]) -> Iterator[str]:
 
 def _survey_palettes(samples: Samples) -> Survey:
     survey = Survey(is_color=samples.kind == "color")
-    for i in _choose_rows(samples) if samples.labels else ():
+    for i in _choose_rows(samples) if samples.labels and not survey.is_color else ():
         path = samples.store.label_path(samples, i)
-        mask = survey_mask(path, survey.is_color) if path else None
+        mask = survey_mask(path, is_color=False) if path else None
         if isinstance(mask, Mask):
             survey.add(samples.labels[i], mask)
     return survey
