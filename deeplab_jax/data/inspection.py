@@ -263,7 +263,9 @@ def _add_to_tally(
         text = f"{samples.root}/{sample.label} holds values outside the label set {labels.name}: {values}. {advice}"
         yield Problem("values outside the label set", split, text, fails=True)
     elif not by_class.any():
-        text = f"Every label pixel for {path} is ignored, so training learns nothing from it. Remove the image from the list."
+        text = (
+            f"Every label pixel for {path} is ignored, so training learns nothing from it. Remove the image from the data set."
+        )
         yield Problem("labels that are fully ignored", split, text, fails=False)
 
 
@@ -298,12 +300,12 @@ def _report_duplicates(groups: Iterable[list[tuple[str, str]]]) -> Iterable[Prob
         first_split, first = group[0]
         for split, name in group[1:]:
             if split == first_split:
-                text = f"{name} is the same image as {first}, so it counts twice. Remove one of them from the list."
+                text = f"{name} is the same image as {first}, so it counts twice. Remove one of them from the data set."
                 yield Problem("duplicate images in a split", split, text, fails=False)
             else:
                 text = (
                     f"{name} in {split} is the same image as {first} in {first_split}, so scores may be measured on a training "
-                    "image. Remove it from one of the lists."
+                    "image. Remove it from one of the splits."
                 )
                 yield Problem("duplicate images in two splits", split, text, fails=False)
 
