@@ -14,7 +14,7 @@ from deeplab_jax.data.find import describe, find_split
 from deeplab_jax.data.pipeline import train_batches
 from deeplab_jax.data.records import is_records
 from deeplab_jax.data.samples import Samples, digest
-from deeplab_jax.data.suspicion import sample_notes
+from deeplab_jax.data.suspicion import sample_notes, warn_of_palettes
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.runtime.compilation import estimate_compile_pixels
@@ -118,6 +118,9 @@ def open_training_data(config: Config, say: Callable[[str], None]) -> tuple[Data
     eval_set, eval_batches = _open_evaluation(config, say) if config.train.evaluate else (None, lambda: iter(()))
     if eval_set and config.eval.split != config.data.train_split:
         _warn_of_shared_images(config, train_set, eval_set, say)
+        if jax.process_index() == 0:
+            for line in warn_of_palettes((train_set, eval_set)):
+                say(line)
     data = Data(
         names=train_set.images,
         digest=digest(train_set, is_mixed=bool(config.data.mix)),

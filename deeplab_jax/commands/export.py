@@ -30,6 +30,7 @@ def export(
     require_file(out, "--out")
     from deeplab_jax.export.export import export as write
     from deeplab_jax.runtime.compilation import enable_compilation_cache
+    from deeplab_jax.runtime.console import make_console
 
     enable_compilation_cache()
-    write(checkpoint, out, format, output, size=size, opset=opset)
+    write(checkpoint, out, format, output, make_console(markup=False).print, size=size, opset=opset)

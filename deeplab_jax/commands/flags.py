@@ -136,7 +136,7 @@ def load_recipe(path: str, fields: Sequence[str] = ()) -> Config:
     Raises:
       ConfigError: The recipe is invalid (see `require_config`), a field does not exist, or a value is invalid.
     """
-    arguments = ["", f"--config={path}", *(f"--config.{field}" for field in fields)]
+    arguments = ["", *expand_home([f"--config={path}", *(f"--config.{field}" for field in fields)])]
     values = flags.FlagValues()
     flag = config_flags.DEFINE_config_file("config", None, "", values, sys_argv=arguments)
     _parse_flags(arguments, values)

@@ -168,6 +168,6 @@ def _explain_missing_path(reason: str, values: Sequence[str]) -> str:
         return ""
     from etils import epath
 
-    from deeplab_jax.checkpoints.paths import describe_path
+    from deeplab_jax.checkpoints.paths import describe_path, find_run
 
-    return "" if epath.Path(path).exists() else f"{path!r} {describe_path(path)}"
+    return "" if epath.Path(path).exists() or find_run(path) else f"{path!r} {describe_path(path)}"

@@ -52,6 +52,9 @@ def show_report(console: Console, report: Mapping[str, Any], labels: LabelSet, o
     if splits:
         console.print(table)
     for name, split in splits.items():
+        if not split["sizes"]:
+            print_line(console, f"{name}: no sample can be read")
+            continue
         sizes = ", ".join(f"{size} ({n})" for size, n in list(split["sizes"].items())[:3])
         more = f" and {len(split['sizes']) - 3} more sizes" if len(split["sizes"]) > 3 else ""
         files = {"images": split["image_modes"], "labels": split["label_modes"]}

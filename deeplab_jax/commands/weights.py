@@ -8,6 +8,7 @@ import tyro
 from deeplab_jax.buckets import CHECKPOINT_SCHEMES
 from deeplab_jax.commands.data import choose_labels
 from deeplab_jax.files import require_folder
+from deeplab_jax.runtime.console import make_console
 
 
 def import_weights(
@@ -66,6 +67,7 @@ def import_weights(
         ignore_head=ignore_head,
         ema=ema,
         entry=entry,
+        say=make_console(markup=False).print,
     )
 
 
@@ -83,7 +85,7 @@ def export_weights(
     """
     from deeplab_jax.weights import transfer
 
-    transfer.export_weights(checkpoint, out, fmt=to)
+    transfer.export_weights(checkpoint, out, fmt=to, say=make_console(markup=False).print)
 
 
 def list_weights(words: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="WORD")] = ()) -> None:

@@ -185,7 +185,7 @@ def find_samples(root: str, split: str, kind: str = "auto", *, need_labels: bool
         raise DataError(f"Split {split!r} needs labels, but {why}")
     images, labels = tuple(image for image, _ in pairs), tuple(label for _, label in labelled)
     _require_utf8(folder, images + labels)
-    _require_files(folder, images, labels, source)
+    _require_files(folder, images, labels, source, is_listed=any(part.source.endswith(".lst") for part in parts))
     kind = _agree_on_kind(folder, parts, source) if labels else "labelIds" if kind == "auto" else kind
     notes, sizes = tuple(note for part in parts for note in part.notes), tuple(len(part.pairs) for part in parts)
     return Samples(root, images, labels, kind, source, ImageFiles(), notes, sizes)
@@ -301,17 +301,17 @@ def _require_utf8(root: epath.Path, names: Sequence[str]) -> None:
             raise DataError(f"The file name {shown} below {root} is not UTF-8. Rename the file.") from None
 
 
-def _require_files(root: epath.Path, images: tuple[str, ...], labels: tuple[str, ...], source: str) -> None:
+def _require_files(root: epath.Path, images: tuple[str, ...], labels: tuple[str, ...], source: str, *, is_listed: bool) -> None:
     names = images + labels
     missing = find_missing_files(root, names)
     if missing:
         raise DataError(
             f"{len(missing)} of {len(names)} files from {source} are missing below {root}: {summarize(missing)}. "
-            f"{_compare_with_folder(root, missing[0], is_mask=missing[0] not in images)}"
+            f"{_compare_with_folder(root, missing[0], is_mask=missing[0] not in images, is_listed=is_listed)}"
         )
 
 
-def _compare_with_folder(root: epath.Path, name: str, *, is_mask: bool) -> str:
+def _compare_with_folder(root: epath.Path, name: str, *, is_mask: bool, is_listed: bool) -> str:
     """Return what the folder of a missing image or mask holds instead, and what to do."""
     folder, base = posixpath.split(name)
     present = sorted(filter(is_visible, list_names(root / folder)))
@@ -323,13 +323,19 @@ def _compare_with_folder(root: epath.Path, name: str, *, is_mask: bool) -> str:
         return f"{posixpath.join(folder, same_stem[0])} exists, but cannot be used. {LOSSY_MASKS}"
     if same_stem:
         return f"{posixpath.join(folder, same_stem[0])} exists. Use its name in the list, or convert the file."
+    for kind in KINDS if is_mask and not is_listed else ():
+        other = base.replace(f"_{_find_kind_in_name(base)}.", f"_{kind}.")
+        if other in present:
+            advice = f"Set data.label_kind={kind} (--label-kind {kind}) to use such masks."
+            return f"{posixpath.join(folder, other)} exists. {advice}"
     suffixes = MASK_SUFFIXES if is_mask else IMAGE_SUFFIXES
     near = difflib.get_close_matches(base, [each for each in present if each.lower().endswith(suffixes)], n=1, cutoff=0)
     state = "does not exist"
     if (root / folder).is_dir():
         state = f"holds no {'mask' if is_mask else 'image'} files" if present else "is empty"
     there = f"The most similar name there is {near[0]}." if near else f"The folder {folder or root} {state}."
-    return f"{there} Add the files or fix the list."
+    advice = "Add the masks, or leave out their images." if is_mask and not is_listed else "Add the files or fix the list."
+    return f"{there} {advice}"
 
 
 def _fold(name: str) -> str:

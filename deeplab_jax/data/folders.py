@@ -16,11 +16,13 @@ from deeplab_jax.errors import DataError
 
 # Folders that file managers, notebooks and network drives create.
 TOOL_FOLDERS = frozenset(("@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"))
+# Windows keeps where a file was downloaded from in a part of the file. On other systems, copies of it are files of their own.
+DOWNLOAD_NOTE = ":Zone.Identifier"
 
 
 def is_visible(name: str) -> bool:
     """Return whether a file or folder is neither hidden nor created by a file manager or a similar program."""
-    return not name.startswith(".") and name not in TOOL_FOLDERS
+    return not name.startswith(".") and name not in TOOL_FOLDERS and not name.endswith(DOWNLOAD_NOTE)
 
 
 def list_files(folder: epath.PathLike) -> list[str]:

@@ -24,7 +24,7 @@ def read_stamp(samples: Samples, i: int) -> tuple[int, ...]:
         stats = [os.stat(f"{samples.root}/{name}") for name in (samples.images[i], *samples.labels[i : i + 1])]
     except OSError as error:
         raise DataError(
-            f"{error.filename} cannot be read ({error.strerror}). Replace the file or remove it from the list."
+            f"{error.filename} cannot be read ({error.strerror}). Replace the file or remove it from the data set."
         ) from None
     return tuple(number for each in stats for number in (each.st_size, each.st_mtime_ns))
 

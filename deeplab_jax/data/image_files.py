@@ -71,7 +71,7 @@ class ImageFiles(Store):
         except BucketError:
             raise
         except Exception as error:  # Pillow and tifffile raise many error types
-            message = f"{path} cannot be read as an image ({reason(error)}). Replace the file or remove it from the list."
+            message = f"{path} cannot be read as an image ({reason(error)}). Replace the file or remove it from the data set."
             raise DataError(message) from None
 
     def fingerprint(self, samples: Samples, i: int) -> bytes:
@@ -289,7 +289,7 @@ def _read_bytes(path: str) -> bytes:
 
 
 def _make_read_error(path: str, error: Exception) -> DataError:
-    return DataError(f"{path} cannot be read ({reason(error)}). Replace the file or remove it from the list.")
+    return DataError(f"{path} cannot be read ({reason(error)}). Replace the file or remove it from the data set.")
 
 
 def _hash_files(files: Sequence[tf.Tensor | bytes]) -> tf.Tensor:

@@ -7,6 +7,7 @@ wrong classes.
 import dataclasses
 import functools
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -85,10 +86,22 @@ def open_splits(data: DataConfig, splits: Sequence[str]) -> tuple[dict[str, Samp
         try:
             sets[split] = find_split(data, split, need_labels=split != "test")
         except DataError as error:
-            is_only_val = not splits and split == "val" and "train" in sets and "no samples of split 'val'" in str(error)
-            advice = " With such a flag, give --splits to the check, for example --splits train." if is_only_val else ""
+            is_only_val = "train" in sets and re.search("no (samples of )?split 'val'", str(error))
+            advice = " With such a flag, give --splits to this command, for example --splits train." if is_only_val else ""
             problems.append(Problem("splits that cannot be used", split, f"{error}{advice}", fails=True))
     return sets, problems
+
+
+def require_splits(data: DataConfig, splits: Sequence[str]) -> dict[str, Samples]:
+    """Return the given splits by name.
+
+    Raises:
+      DataError: A split is unusable.
+    """
+    sets, problems = open_splits(data, splits)
+    for problem in problems:
+        raise DataError(problem.text)
+    return sets
 
 
 def check(
@@ -251,7 +264,9 @@ def _add_to_tally(
         text = f"{samples.root}/{sample.label} holds values outside the label set {labels.name}: {values}. {advice}"
         yield Problem("values outside the label set", split, text, fails=True)
     elif not by_class.any():
-        text = f"Every label pixel for {path} is ignored, so training learns nothing from it. Remove the image from the list."
+        text = (
+            f"Every label pixel for {path} is ignored, so training learns nothing from it. Remove the image from the data set."
+        )
         yield Problem("labels that are fully ignored", split, text, fails=False)
 
 
@@ -286,12 +301,12 @@ def _report_duplicates(groups: Iterable[list[tuple[str, str]]]) -> Iterable[Prob
         first_split, first = group[0]
         for split, name in group[1:]:
             if split == first_split:
-                text = f"{name} is the same image as {first}, so it counts twice. Remove one of them from the list."
+                text = f"{name} is the same image as {first}, so it counts twice. Remove one of them from the data set."
                 yield Problem("duplicate images in a split", split, text, fails=False)
             else:
                 text = (
                     f"{name} in {split} is the same image as {first} in {first_split}, so scores may be measured on a training "
-                    "image. Remove it from one of the lists."
+                    "image. Remove it from one of the splits."
                 )
                 yield Problem("duplicate images in two splits", split, text, fails=False)
 

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from etils import epath
 
 from deeplab_jax.buckets import is_url
-from deeplab_jax.data.decode import IMAGE_SUFFIXES, MASK_SUFFIXES
+from deeplab_jax.data.decode import IMAGE_SUFFIXES, LOSSY_SUFFIXES, MASK_SUFFIXES
 from deeplab_jax.errors import DataError
 
 BYTE_ORDER_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 _IMAGE, _MASK = ("|".join(map(re.escape, suffixes)) for suffixes in (IMAGE_SUFFIXES, MASK_SUFFIXES))
+_QUOTED = re.compile(r'"([^"]+)"(?:[\s,;|]+"([^"]+)")?')
 _SEPARATED = re.compile(rf'"?(.+(?:{_IMAGE}))"?\s*[,;|]\s*"?(.+(?:{_MASK}))"?', re.IGNORECASE)
 
 
@@ -21,12 +22,13 @@ def read_list(path: epath.Path, root: epath.Path) -> Iterator[tuple[str, str]]:
     """Yield an (image, label) pair of file names, relative to `root`, for each line in a `.lst` file.
 
     Columns are separated by tabs, or by spaces if the line has no tabs. A comma, semicolon or vertical bar between two file
-    names also works, and these can have quotes. The label is "" if the line has only one column. Blank lines and lines that
+    names also works. Names can have quotes. The label is "" if the line has only one column. Blank lines and lines that
     start with # are skipped. Names can have backslashes, and can start with a slash, with `root` itself or with the name of
     its last folder.
 
     Raises:
-      DataError: The file is not text, a line has more than two columns, or a line names a file outside the root folder.
+      DataError: The file is not text, a line has more than two columns or probably names the label first, or it names a file
+        outside the root folder.
     """
     # A list can have 25,000 lines, so all that depends only on the root folder is done once.
     spellings = (os.fspath(root), os.path.abspath(root)) if not is_url(root) else (str(root),)
@@ -48,13 +50,19 @@ def read_list(path: epath.Path, root: epath.Path) -> Iterator[tuple[str, str]]:
                     f"Line {number} of {path} names {column!r}, which is outside the root folder. "
                     "Write names relative to the root folder."
                 )
+        is_lossy = [column.lower().endswith(LOSSY_SUFFIXES) for column in columns]
+        if is_lossy == [False, True]:
+            raise DataError(
+                f"Line {number} of {path} gives {columns[1]!r} as a label, but formats with lossy compression cannot hold "
+                "labels. Write the image first and the label second."
+            )
         yield names[0] or "", names[1] or "" if len(names) == 2 else ""
 
 
 def _split_columns(line: str) -> list[str]:
-    match = _SEPARATED.fullmatch(line.strip())
+    match = _QUOTED.fullmatch(line.strip()) or _SEPARATED.fullmatch(line.strip())
     if match:
-        return list(match.groups())
+        return [name for name in match.groups() if name]
     return [c.strip() for c in line.split("\t") if c.strip()] if "\t" in line else line.split()
 
 
@@ -98,6 +106,9 @@ def read_lines(path: epath.Path) -> list[str]:
         raise DataError(f"{path} cannot be read ({reason}). Make it a readable text file, or remove it.") from None
     encoding = BYTE_ORDER_MARKS.get(data[:2], "utf-8-sig")
     try:
-        return data.decode(encoding).splitlines()
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}). Save it as UTF-8.") from None
+    if "\0" in text:  # as in UTF-16 without a byte order mark
+        raise DataError(f"{path} is not UTF-8 text (zero at byte {data.index(0)}). Save it as UTF-8.")
+    return text.splitlines()

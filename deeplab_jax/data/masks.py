@@ -102,11 +102,20 @@ def advise_on_unknown(mask: Mask, unknown: Collection[int], is_color: bool) -> s
             "The mask is blended: thin lines have values between those on both sides, so they belong to no class. "
             f"{BLEND_CAUSES}{advise_threshold(sorted(mask.values, key=lambda value: -mask.values[value]), is_color)}"
         )
+    if is_color and all(_is_grey(value) for value in mask.values):
+        return (
+            "All colours of the mask are shades of grey. If these are ids, set data.label_kind=labelIds "
+            "(--label-kind labelIds). Otherwise, add the colours to the label set."
+        )
     ignored = "ignored_colors" if is_color else "ignored_ids"
     advice = f"add the values to the label set (to {ignored} if they have no class)."
     if len(unknown) >= MANY_VALUES:
         return f"So many values rarely are classes. {BLEND_CAUSES} If they are classes, {advice}"
     return f"Fix the file, or {advice}"
+
+
+def _is_grey(color: int) -> bool:
+    return color % 0x010101 == 0
 
 
 def advise_threshold(frequent: Sequence[int], is_color: bool) -> str:

@@ -21,8 +21,9 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from deeplab_jax.buckets import is_url
 from deeplab_jax.config import DataConfig
-from deeplab_jax.data.find import describe, find_split
+from deeplab_jax.data.find import describe
 from deeplab_jax.data.freshness import is_unchanged, read_stamp
+from deeplab_jax.data.inspection import require_splits
 from deeplab_jax.data.masks import Mask, find_distinct
 from deeplab_jax.data.pipeline import iterate, map_in_parallel
 from deeplab_jax.data.ranges import stat_file
@@ -83,7 +84,7 @@ def prepare(data: DataConfig, out: str, splits: Sequence[str], console: Console,
     folder = epath.Path(out)
     root = data.root if is_url(data.root) or not data.root else str(epath.Path(data.root).resolve())
     source, data_dir = (data.source, root) if data.source else (root, "")
-    sets = {split: find_split(data, split, need_labels=split != "test") for split in splits}
+    sets = require_splits(data, splits)
     for split, samples in sets.items():
         for line in (describe(split, samples), *(f"note: {note}" for note in samples.notes)):
             console.print(line, markup=False)

@@ -224,9 +224,10 @@ def advise_rerun(manifest: Manifest, root: str) -> str:
 def _require_split(manifest: Manifest, root: str, name: str) -> Split:
     if name not in manifest.splits:
         available = ", ".join(manifest.splits)
+        hold_out = ", or set --config.data.val_share=0.2 to hold out a fifth of the training images for validation"
         raise DataError(
             f"The records in {root} have no split {name!r}, only {available}. "
-            f"Run `deeplab-jax data prepare` with `--splits {name}` to prepare it."
+            f"Run `deeplab-jax data prepare` with `--splits {name}` to prepare it{hold_out if name == 'val' else ''}."
         )
     return manifest.splits[name]
 

@@ -18,7 +18,7 @@ from deeplab_jax.data.masks import (
     format_value,
 )
 from deeplab_jax.data.samples import Samples, make_value_table, read_sample
-from deeplab_jax.data.survey import Survey
+from deeplab_jax.data.survey import Survey, survey_mask
 from deeplab_jax.errors import DataError, summarize
 from deeplab_jax.labels import IGNORE, UNKNOWN, LabelSet, color_of
 
@@ -84,6 +84,22 @@ def compare_palettes(surveys: Iterable[Survey]) -> Iterator[str]:
         for value, (color, name) in survey.palette.items():
             together.add_palette_color(value, color, name)
     yield from _find_palette_conflicts(together)
+
+
+def warn_of_palettes(splits: Iterable[Samples]) -> Iterator[str]:
+    """Yield a warning if a few masks of two splits have different palettes. Records were compared when they were prepared."""
+    for suspicion in compare_palettes(map(_survey_palettes, splits)):
+        yield f"WARNING: {suspicion} Run `deeplab-jax data check` to check all masks."
+
+
+def _survey_palettes(samples: Samples) -> Survey:
+    survey = Survey(is_color=samples.kind == "color")
+    for i in _choose_rows(samples) if samples.labels and not survey.is_color else ():
+        path = samples.store.label_path(samples, i)
+        mask = survey_mask(path, is_color=False) if path else None
+        if isinstance(mask, Mask):
+            survey.add(samples.labels[i], mask)
+    return survey
 
 
 def note_omissions(samples: Samples) -> list[str]:

@@ -12,6 +12,7 @@ class has this id, and black. "label_kind" is also optional: it says how the lab
 """
 
 import json
+import os
 from typing import Any
 
 from etils import epath
@@ -39,20 +40,21 @@ def load_labels(spec: str) -> LabelSet:
 
 
 def read_labels(path: str | epath.Path) -> LabelSet:
-    """Read a label set from a label-set file.
+    """Read a label set from a label-set file in any encoding of Unicode.
 
     Raises:
       ConfigError: The file cannot be read, or one of its fields is invalid. The message names the field.
     """
     try:
-        text = epath.Path(path).read_bytes().decode("utf-8-sig")
+        data = epath.Path(os.path.expanduser(path)).read_bytes()
+        text = data.decode(json.detect_encoding(data))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"The label set {path} cannot be read ({one_line(error)}). Run `deeplab-jax data labels ROOT` to create one."
         ) from None
     try:
         return _build_label_set(json.loads(text, object_pairs_hook=_make_object))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"The label set {path} is not valid JSON ({one_line(error)}). Look for a missing or extra comma or bracket there."
         ) from None
@@ -74,7 +76,7 @@ def write_labels(path: str | epath.Path, labels: LabelSet) -> None:
     text = f'{{\n"name": {json.dumps(labels.name, ensure_ascii=False)},\n"classes": [\n  ' + ",\n  ".join(classes) + "\n],\n"
     text += f'"ignored_ids": {json.dumps(labels.ignored_ids)},\n"ignored_colors": {json.dumps(labels.ignored_colors)}'
     text += f',\n"label_kind": {json.dumps(labels.label_kind)}\n}}\n' if labels.label_kind else "\n}\n"
-    with write_atomically(epath.Path(path)) as file:
+    with write_atomically(epath.Path(os.path.expanduser(path))) as file:
         file.write(text.encode())
 
 

@@ -179,7 +179,7 @@ def _open_torch_file(path: str, start: bytes) -> TorchFile:
 _OTHER_FILES = (
     (rb"\s*<(!doctype|html|\?xml)", "a web page and not a weights file. Download the file itself, for example with a browser."),
     (rb"version https://git-lfs", "a Git LFS pointer and not the weights file. Run `git lfs pull` in its repository."),
-    (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!", "a compressed file. Extract it, and use the weights file inside."),
+    (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\(\xb5/\xfd", "a compressed file. Extract it, and use the weights file inside."),
     (rb".{257}ustar", "a tar archive. Extract it, and use the weights file inside."),
     (rb"\x89HDF", "an HDF5 file, as written by Keras. Use PyTorch weights, as written by torchvision or timm."),
     (
@@ -187,6 +187,8 @@ _OTHER_FILES = (
         rb"\n[\x80-\xff]*[\0-\x7f]\x08\0\x10\xff{9}\x01|\0{16}.\0{3}\x08",
         "a PaddlePaddle inference model (.pdmodel or .pdiparams), whose tensors have no usable names. Use the .pdparams file.",
     ),
+    # Its first field is a version number. The name of the program that wrote the file follows, or the network.
+    (rb"\x08[\x03-\x20][\x12:]", "an ONNX file, whose weights have lost their names. Use those from which it was exported."),
     (rb"\x93NUMPY", "a NumPy array. Use a file with a state dict."),
     (rb"\s*\{", "a JSON file. Use a weights file, or the folder with the file."),
 )

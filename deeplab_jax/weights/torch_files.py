@@ -62,16 +62,26 @@ def open_zip(path: str) -> TorchFile:
     folders = [name.removesuffix("data.pkl") for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if any(name.endswith(("constants.pkl", "bytecode.pkl")) or "/code/" in name for name in entries):
         raise CheckpointError(
-            "is a TorchScript program, which contains code besides the weights. In Python with PyTorch, run "
-            "`torch.save(torch.jit.load(FILE, map_location='cpu').state_dict(), 'weights.pth')` and import weights.pth."
+            _describe_program("a TorchScript program", "torch.jit.load(FILE, map_location='cpu').state_dict()")
         )
+    if any(name.endswith(("archive_format", "serialized_exported_program.json")) for name in entries):
+        raise CheckpointError(_describe_program("a program of torch.export", "torch.export.load(FILE).state_dict"))
     if len(folders) != 1:
         names = ", ".join(repr(name[:60]) for name in list(entries)[:3])
-        raise CheckpointError(f"is a zip archive, but not one written by torch.save (it contains {names}). Extract it first.")
+        is_packed = any(name.endswith((".pth", ".pt", ".bin", ".ckpt", ".safetensors")) for name in entries)
+        advice = "Extract it first." if is_packed else "Use a file with a state dict."
+        raise CheckpointError(f"is a zip archive, but not one written by torch.save (it contains {names}). {advice}")
     root = unpickle.load(io.BytesIO(file.read(f"{folders[0]}data.pkl")))
     order = f"{folders[0]}byteorder"
     is_big_endian = order in entries and file.read(order) == b"big"
     return TorchFile(root, functools.partial(_read_entry, file, f"{folders[0]}data/"), is_big_endian, size)
+
+
+def _describe_program(kind: str, state_dict: str) -> str:
+    return (
+        f"is {kind}, which contains code besides the weights. In Python with PyTorch, run "
+        f"`torch.save({state_dict}, 'weights.pth')` and import weights.pth."
+    )
 
 
 def _read_entry(file: zipfile.ZipFile, folder: str, key: str, size: int) -> bytes:

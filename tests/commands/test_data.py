@@ -164,6 +164,13 @@ def test_no_class_weights_are_printed_without_labelled_pixels(own_data, monkeypa
     assert "loss.class_weights" not in output
 
 
+def test_a_split_without_readable_samples_has_no_statistics(own_data, monkeypatch, capsys):
+    for path in own_data.glob("target/train/*.png"):
+        path.write_bytes(b"")
+    _, output = run_cli(monkeypatch, capsys, "data", "check", own_data, "--labels", "voc")
+    assert "train: no sample can be read" in output.splitlines()
+
+
 def test_rare_classes_are_printed_as_flags_for_copy_paste(own_data, monkeypatch, capsys):
     label = np.zeros((70, 90), np.uint8)
     label[0] = 1  # 1/70 of the pixels, and a tenth of an even share is 1/20
@@ -204,8 +211,17 @@ def test_a_missing_validation_split_is_an_error_as_in_training(own_data, monkeyp
     assert code == 1
     assert "ERROR: splits that cannot be used (1)\n  Found no samples of split 'val'" in output
     assert "Set --config.data.val_share=0.2 to hold out a fifth of the training images for validation." in output
-    assert "give --splits to the check, for example --splits train." in output
+    advice = "give --splits to this command, for example --splits train."
+    assert advice in output
     assert run_cli(monkeypatch, capsys, "data", "check", own_data, "--splits", "train")[0] == 0
+    code, output = run_cli(monkeypatch, capsys, "data", "prepare", own_data, "--out", own_data / "records")
+    assert (code, advice in output) == (2, True)
+    prepare = ("data", "prepare", own_data, "--out", own_data / "records", "--splits", "train")
+    assert run_cli(monkeypatch, capsys, *prepare)[0] == 0
+    labels = ("--labels", own_data / "labels.json")
+    code, output = run_cli(monkeypatch, capsys, "data", "check", own_data / "records", *labels)
+    assert (code, advice in output) == (1, True)
+    assert "or set --config.data.val_share=0.2 to hold out a fifth of the training images for validation." in output
 
 
 def test_the_label_set_comes_from_the_layout_or_the_flag(street_scenes, own_data, monkeypatch, capsys):

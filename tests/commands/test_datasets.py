@@ -16,6 +16,7 @@ from deeplab_jax.commands.datasets import list_batch_kinds, locate_data, open_ev
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.evaluation.evaluate import evaluate
 from deeplab_jax.evaluation.inference import evaluation_model
+from deeplab_jax.labels import LabelSet
 from deeplab_jax.runtime import hosts
 
 
@@ -76,6 +77,25 @@ def test_images_that_are_both_trained_on_and_scored_are_reported(street_scenes, 
     warnings = [line for line in lines if line.startswith("WARNING") and "are also in" in line]
     assert len(warnings) == bool(count)
     assert all(line.startswith("WARNING: 3 of the 3 images in val are also in train+val, such as left") for line in warnings)
+
+
+@pytest.mark.parametrize("kind", ["labelIds", "color"])
+def test_palettes_that_differ_between_training_and_validation_are_reported(tmp_path, kind):
+    red, green = (200, 0, 0), (0, 200, 0)
+    for split, colors in (("train", (red, green)), ("val", (green, red))):
+        for folder in ("input", "target"):
+            (tmp_path / folder / split).mkdir(parents=True)
+        Image.new("RGB", (8, 4)).save(tmp_path / "input" / split / "a.png")
+        mask = Image.fromarray(np.repeat(np.uint8([[0, 1]]), 4, axis=1), "P").resize((8, 4), Image.Resampling.NEAREST)
+        mask.putpalette([part for color in colors for part in color])
+        mask.save(tmp_path / "target" / split / "a.png")
+    config = tiny_config(tmp_path, labels=LabelSet("two", ("red", "green"), (red, green)))
+    config.data.label_kind = kind
+    lines = []
+    open_training_data(config, lines.append)
+    warnings = [line for line in lines if line.startswith("WARNING: The palettes of the masks differ. In target/train/a.png")]
+    assert len(warnings) == (kind == "labelIds")
+    assert all("but in target/val/a.png it is (0, 200, 0)" in line for line in warnings)
 
 
 def test_a_missing_or_wrong_root_is_reported(tmp_path):

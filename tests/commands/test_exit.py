@@ -1,3 +1,5 @@
+import errno
+import io
 import os
 import subprocess
 import sys
@@ -6,6 +8,7 @@ import tempfile
 import pytest
 
 from deeplab_jax.commands.exit import run_or_exit
+from deeplab_jax.commands.main import parse
 from deeplab_jax.errors import BucketError, BucketOutageError, ConfigError
 
 
@@ -119,3 +122,30 @@ def test_an_outage_has_its_own_exit_code(error, code, capsys):
         run_or_exit(program)
     assert stop.value.code == code
     assert capsys.readouterr().err == f"error: {error}\n"
+
+
+@pytest.mark.parametrize(
+    ("module", "command", "arguments"),
+    [
+        ("weights.transfer", "import_weights", ["weights", "import", "x.pth", "--out", "o"]),
+        ("weights.transfer", "export_weights", ["weights", "export", "r", "--to", "timm", "--out", "o.pth"]),
+        ("export.export", "export", ["export", "--checkpoint", "r", "--format", "onnx", "--out", "o.onnx"]),
+    ],
+)
+def test_imports_and_exports_continue_on_a_full_disk(monkeypatch, tmp_path, module, command, arguments):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    done = []
+
+    def work(*positional, say=None, **_):
+        (say or positional[-1])("line")
+        done.append(True)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(f"deeplab_jax.{module}.{command}", work)
+    run = parse(arguments)
+    monkeypatch.setattr(sys, "stdout", Full())
+    run()
+    assert done

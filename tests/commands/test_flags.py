@@ -38,6 +38,12 @@ def test_wrong_flags_are_reported_on_one_line(arguments, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_recipe_in_the_home_folder_is_loaded_also_from_python(monkeypatch):
+    monkeypatch.setenv("HOME", str(CONFIGS))
+    config = flags.load_recipe("~/quickstart.py", ["data.root=~/set"])
+    assert config.data.root == f"{CONFIGS}/set"
+
+
 @pytest.mark.parametrize(
     ("words", "ordered"),
     [

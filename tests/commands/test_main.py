@@ -9,6 +9,7 @@ import deeplab_jax as dl
 from deeplab_jax.checkpoints.store import save_model
 from deeplab_jax.commands import main as cli
 from deeplab_jax.config import Config
+from deeplab_jax.errors import ConfigError
 from deeplab_jax.weights import names
 from deeplab_jax.weights.convert import variable_shapes
 
@@ -131,6 +132,14 @@ def test_weights_are_exported_and_imported_again(tmp_path, monkeypatch, capsys):
     assert "decode_head={'in_channels': 64" in out
     assert "model.multi_grid = (0.5, 1.0, 2.0)  (set by the user)" in out
     assert dl.load(str(tmp_path / "b")).config.model.align_corners
+
+
+def test_the_best_step_of_a_run_is_not_called_a_wrong_path(tmp_path):
+    (tmp_path / "checkpoints" / "2" / "model").mkdir(parents=True)
+    with pytest.raises(
+        ConfigError, match=r"^Missing from deeplab-jax report: --out FILE\.html\. See deeplab-jax report --help\.$"
+    ):
+        cli.parse(["report", f"{tmp_path}/best"])
 
 
 @pytest.mark.parametrize(

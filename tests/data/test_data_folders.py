@@ -109,3 +109,9 @@ def test_folders_around_the_root_that_cannot_be_listed_are_not_suggested(tmp_pat
     forbid(tmp_path / "set" / "photos")
     with pytest.raises(DataError, match="which holds photos/"):
         find_samples(str(tmp_path / "set"), "train")
+
+
+def test_the_notes_that_windows_adds_to_downloads_are_not_files_of_the_data_set(tmp_path):
+    for name in ("a.png", "a.png:Zone.Identifier"):
+        (tmp_path / name).touch()
+    assert list_files(tmp_path) == ["a.png"]

@@ -186,3 +186,17 @@ def test_only_files_that_could_be_meant_are_suggested_for_a_missing_one(tmp_path
     write_list(tmp_path, "a.jpg mask_a.png\n")
     with pytest.raises(DataError, match=r"The most similar name there is mask_b\.png\."):
         find_samples(str(tmp_path), "train")
+
+
+def test_a_missing_mask_of_a_folder_layout_is_not_blamed_on_a_list(tmp_path):
+    save_images(tmp_path, "input/train/a.png", "input/train/b.png", "target/train/a.png")
+    with pytest.raises(DataError, match=r"name there is a\.png\. Add the masks, or leave out their images\.$"):
+        find_samples(str(tmp_path), "train")
+
+
+def test_masks_of_another_kind_are_named_with_the_setting_that_selects_them(tmp_path):
+    save_images(tmp_path, "leftImg8bit/train/a/x_leftImg8bit.png", "gtFine/train/a/x_gtFine_labelTrainIds.png")
+    advice = r"_labelTrainIds\.png exists\. Set data\.label_kind=labelTrainIds \(--label-kind labelTrainIds\) to use such masks"
+    with pytest.raises(DataError, match=advice):
+        find_samples(str(tmp_path), "train")
+    assert find_samples(str(tmp_path), "train", "labelTrainIds").kind == "labelTrainIds"

@@ -28,6 +28,7 @@ def read(tmp_path):
         ("./i//a.png ./l/../b.png", [("i/a.png", "b.png")]),
         ("a.png,b.png\nc.JPG;d.png\ne.png|f.npy", [("a.png", "b.png"), ("c.JPG", "d.png"), ("e.png", "f.npy")]),
         ('a.png, b.png\n"c.png","d.png"', [("a.png", "b.png"), ("c.png", "d.png")]),
+        ('"a.png" "b.png"\n"c d.png"\t"e f.png"\n"g h.png"', [("a.png", "b.png"), ("c d.png", "e f.png"), ("g h.png", "")]),
         ("e f.png ; g h.png", [("e f.png", "g h.png")]),
         ("a,b.png\tc,d.png\na,b.png c,d.png", [("a,b.png", "c,d.png")] * 2),
         ("a,b.png", [("a,b.png", "")]),
@@ -57,9 +58,17 @@ def test_the_error_for_a_malformed_line_names_its_number(read, line):
         read(f"x y\n{line}\n")
 
 
-def test_a_list_that_is_not_utf8_is_an_error(tmp_path):
+def test_labels_before_images_are_an_error(read):
+    with pytest.raises(
+        DataError, match=r"Line 2 of .* gives 'b\.JPG' as a label, .* Write the image first and the label second"
+    ):
+        read("a.jpg a.png\nb.png b.JPG")
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16-le"])
+def test_a_list_that_is_not_utf8_is_an_error(tmp_path, encoding):
     path = write_list(tmp_path, "")
-    path.write_bytes("münchen.png".encode("latin-1"))
+    path.write_bytes("münchen.png".encode(encoding))
     with pytest.raises(DataError, match=r"train\.lst is not UTF-8 text"):
         list(read_list(path, epath.Path(tmp_path)))
 

@@ -61,6 +61,16 @@ def test_a_mask_is_described_by_the_same_counts_as_numpy_unique():
     assert describe_mask(np.array([[5]], np.uint8)).values == {5: 1}
 
 
+def test_ids_saved_as_grey_colours_are_recognized():
+    values = np.repeat(np.int32([[0, 0x010101, 0x020202]]), 10, axis=1)
+    advice = advise_on_unknown(describe_mask(values), {0x010101, 0x020202}, is_color=True)
+    assert advice.startswith("All colours of the mask are shades of grey. If these are ids, set data.label_kind=labelIds ")
+    colors = np.where(values == 0x020202, 0x020203, values)
+    assert advise_on_unknown(describe_mask(colors), {0x010101, 0x020203}, is_color=True).startswith("Fix the file")
+    ids = np.repeat(np.uint8([[0, 1, 2]]), 10, axis=1)
+    assert advise_on_unknown(describe_mask(ids), {1, 2}, is_color=False).startswith("Fix the file")
+
+
 @pytest.mark.parametrize("values", [[[3]], [[3, 3], [3, 3]], [[5, 5, 0], [0, 7, 5]], [[2**24 - 1, 0]]])
 def test_distinct_values_are_found(values):
     array = np.array(values, np.int32)

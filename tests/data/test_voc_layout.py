@@ -2,7 +2,7 @@ import pytest
 from test_find import save_images
 from test_layouts import find_names, recognize
 
-from deeplab_jax.data.find import find_samples
+from deeplab_jax.data.find import find_samples, list_splits
 from deeplab_jax.errors import DataError
 
 
@@ -78,3 +78,12 @@ def test_voc_prefers_the_usual_formats_and_names_missing_images(tmp_path):
     (lists / "val.txt").write_text("a 1")
     with pytest.raises(DataError, match=r"Line 1 of .*val\.txt has 2 columns"):
         find_samples(str(tmp_path), "val")
+
+
+def test_hidden_voc_lists_are_not_splits(tmp_path):
+    lists = tmp_path / "ImageSets" / "Segmentation"
+    save_images(tmp_path, "JPEGImages/a.jpg", "SegmentationClass/a.png")
+    lists.mkdir(parents=True)
+    for name in ("train.txt", "._train.txt"):  # macOS writes the second one on foreign disks
+        (lists / name).write_text("a\n")
+    assert list_splits(str(tmp_path)) == ["train"]

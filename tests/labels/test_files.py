@@ -37,10 +37,20 @@ def test_a_class_can_merge_several_ids_and_colors(tmp_path):
     assert '  {"name": "road", "id": 3, "color": [4, 4, 4]}' in lines
 
 
-def test_a_file_can_start_with_a_byte_order_mark(tmp_path):
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])  # Windows writes all of these
+def test_every_encoding_of_unicode_is_read(tmp_path, encoding):
     write_labels(tmp_path / "labels.json", OWN)
-    (tmp_path / "labels.json").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "labels.json").read_bytes())
+    text = (tmp_path / "labels.json").read_text("utf-8")
+    (tmp_path / "labels.json").write_bytes(text.encode(encoding))
     assert read_labels(tmp_path / "labels.json") == OWN
+
+
+def test_the_home_folder_is_expanded_also_in_python(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    write_labels("~/labels.json", OWN)
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert load_labels("~/labels.json") == OWN
 
 
 def test_optional_fields_have_defaults(tmp_path):
@@ -88,7 +98,7 @@ def test_a_mistake_is_reported_with_its_file_and_field(tmp_path, changes, messag
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '"x"', "\xff"])
+@pytest.mark.parametrize("text", ["{", "[]", '"x"', "\xff", "[" * 100_000, "9" * 5000])
 def test_a_file_that_is_missing_or_not_a_json_object_is_reported(tmp_path, text):
     (tmp_path / "labels.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError, match=r"labels\.json"):

@@ -156,6 +156,8 @@ def test_torchscript_is_named(tmp_path):
         (b"\n<!DOCTYPE html><html>", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (b"\x1f\x8b\x08\0", "compressed file"),
+        (b"(\xb5/\xfd\x04\0", "compressed file"),  # zstd
+        (b"\x08\x08\x12\x07pytorch", "ONNX file"),
         (bytes(257) + b"ustar", "tar archive"),
         (b"\x89HDF\r\n", "HDF5"),
     ],
@@ -166,10 +168,21 @@ def test_other_files_are_named(tmp_path, content, message):
         state_dicts.read(str(tmp_path / "x.pth"))
 
 
-def test_a_zip_archive_of_something_else_is_named(tmp_path):
+@pytest.mark.parametrize("name", ["net/archive_format", "serialized_exported_program.json"])  # PyTorch 2.7 and before
+def test_programs_of_torch_export_are_named(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "x.pt2", "w") as file:
+        file.writestr(name, b"")
+    with pytest.raises(CheckpointError, match=r"is a program of torch\.export.*torch\.export\.load\(FILE\)\.state_dict"):
+        state_dicts.read(str(tmp_path / "x.pt2"))
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"), [("a.npy", "Use a file with a state dict"), ("net/model.safetensors", "Extract it first")]
+)
+def test_a_zip_archive_of_something_else_is_named(tmp_path, name, advice):
     with zipfile.ZipFile(tmp_path / "x.pth", "w") as file:
-        file.writestr("photo.jpg", b"")
-    with pytest.raises(CheckpointError, match=r"not one written by torch.save \(it contains 'photo.jpg'\)"):
+        file.writestr(name, b"")
+    with pytest.raises(CheckpointError, match=rf"not one written by torch.save \(it contains '{name}'\)\. {advice}\.$"):
         state_dicts.read(str(tmp_path / "x.pth"))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from etils import epath
 
 from deeplab_jax.data.decode import IMAGE_SUFFIXES, MASK_SUFFIXES
-from deeplab_jax.data.folders import list_files, list_names, select, suffix_of
+from deeplab_jax.data.folders import is_visible, list_files, list_names, select, suffix_of
 from deeplab_jax.data.layouts.layout import Layout, Pairing
 from deeplab_jax.data.layouts.renaming import remove_suffix
 from deeplab_jax.data.lists import read_lines
@@ -18,7 +18,8 @@ def _list_splits(root: epath.Path) -> list[str]:
     folder = _set_folder(root)
     lists = folder / "ImageSets" / "Segmentation"
     complete = lists.is_dir() and (folder / IMAGES).is_dir()
-    return sorted(name.removesuffix(".txt") for name in list_names(lists) if name.endswith(".txt")) if complete else []
+    names = filter(is_visible, list_names(lists)) if complete else ()
+    return sorted(name.removesuffix(".txt") for name in names if name.endswith(".txt"))
 
 
 def _list_pairs(root: epath.Path, split: str, kind: str) -> Pairing:
