@@ -56,8 +56,8 @@ def run_job(job: str, root: pathlib.Path, out: pathlib.Path) -> dict[str, float]
     from deeplab_jax.data.pipeline import train_batches
     from deeplab_jax.data.prepare import prepare
     from deeplab_jax.data.samples import read_sample
-    from deeplab_jax.data.survey import run_in_parallel
     from deeplab_jax.labels import CITYSCAPES
+    from deeplab_jax.runtime.parallel import run_in_parallel
 
     data = DataConfig(root=str(root), batch_size=8, crop_size=(64, 64))
     samples = None if job in ("find", "first batch") else find_split(data, "train")

@@ -47,8 +47,7 @@ from deeplab_jax.checkpoints.store import Checkpoints
 from deeplab_jax.commands import main as cli
 from deeplab_jax.commands import train as training_command
 from deeplab_jax.commands.flags import load_recipe
-from deeplab_jax.models import DeepLabV3, convolution
-from deeplab_jax.models.graph import abstract_variables
+from deeplab_jax.models import DeepLabV3, convolution, graph
 from deeplab_jax.scenes import dataset as synthetic
 from deeplab_jax.training import loop, verify
 from deeplab_jax.training.optimizer import make_optimizer
@@ -132,12 +131,31 @@ def shared_step():
         yield
 
 
+_KNOWN_VARIABLES = {}
+
+
+@pytest.fixture(scope="module")
+def trace_networks_once():
+    """Remember the shapes of variables, because tracing a network takes up to a second, and many tests have the same one."""
+    trace = graph.abstract_variables
+
+    def look_up(network):
+        if (key := repr(network)) not in _KNOWN_VARIABLES:
+            _KNOWN_VARIABLES[key] = trace(network)
+        return _KNOWN_VARIABLES[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph, "abstract_variables", look_up)
+        yield
+
+
 @pytest.fixture
-def few_canvases(monkeypatch):
-    """Export StableHLO for the smallest canvas only, because each one takes half a second."""
+def quick_export(monkeypatch):
+    """Export StableHLO for one canvas only, and compare a file at one size, because each takes seconds to compile."""
     from deeplab_jax.export import export
 
     monkeypatch.setattr(export, "CANVAS_PIXELS", 1000)
+    monkeypatch.setattr(export, "CHECKED_SIZES", ((1, 41, 50),))
 
 
 @pytest.fixture
@@ -160,16 +178,17 @@ def official_evaluation(monkeypatch):
 @pytest.fixture(scope="module")
 def stored_run(street_scenes, tmp_path_factory):
     """Return a run folder with an untrained network at step 4. It uses ResNet-18, so other processes can also load it."""
-    workdir, config = (
-        tmp_path_factory.mktemp("stored") / "run",
-        tiny_config(street_scenes, model=tiny_resnet18()),
-    )
-    optimizer = make_optimizer(config.optim, 4)
-    state = jax.jit(lambda: init_state(DeepLabV3(config.model, config.labels.num_classes), optimizer, 0))()
-    with Checkpoints(str(workdir), config) as checkpoints:
-        checkpoints.save(to_trees(state.replace(step=jax.numpy.asarray(4, jax.numpy.int32))), 4)
-        checkpoints.add_scores(4, {"miou": 0.5}, Rank("miou", 0.5))
-    return workdir
+
+    def store(folder):
+        config = tiny_config(street_scenes, model=tiny_resnet18())
+        network, optimizer = DeepLabV3(config.model, config.labels.num_classes), make_optimizer(config.optim, 4)
+        state = jax.jit(lambda: init_state(network, optimizer, 0))()
+        with Checkpoints(str(folder), config) as checkpoints:
+            checkpoints.save(to_trees(state.replace(step=jax.numpy.asarray(4, jax.numpy.int32))), 4)
+            checkpoints.add_scores(4, {"miou": 0.5}, Rank("miou", 0.5))
+
+    # Tests add files to the run, so each module has a copy.
+    return shutil.copytree(make_once(tmp_path_factory, "stored", store), tmp_path_factory.mktemp("stored") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +275,7 @@ def random_variables(network, seed=0):
                 values = rng.uniform(0.5, 1.5, leaf.shape)
         return values.astype(np.float32)
 
-    return jax.tree_util.tree_map_with_path(draw, abstract_variables(network))
+    return jax.tree_util.tree_map_with_path(draw, graph.abstract_variables(network))
 
 
 def read_pixels(path) -> np.ndarray:

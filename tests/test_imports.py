@@ -21,7 +21,7 @@ WITHOUT_JAX = ("errors", "buckets", "files", "labels", "config", "data", "scenes
 # The data packages must not use JAX. They are allowed to use the runtime modules that do not need JAX.
 DATA_MAY_IMPORT = (
     *("errors", "buckets", "files", "labels", "config"),
-    *("runtime.machine", "runtime.canvases", "runtime.work_shard"),
+    *("runtime.machine", "runtime.parallel", "runtime.canvases", "runtime.work_shard"),
 )
 MAY_IMPORT = {layer: LAYERS[:position] for position, layer in enumerate(LAYERS)} | {
     "data": DATA_MAY_IMPORT,

@@ -76,6 +76,9 @@ def score_checkpoint(config: Config, checkpoint: str, output: str | None, submis
     introduce(config.eval.split, samples, config.labels, say)
     instances, visitors = _make_instance_counters(config, samples, console)
     visitors += _make_writers(config, samples, names, output, submission)
+    if output and not jax.process_index():
+        # The scores of an earlier evaluation do not belong to the pictures that this one writes.
+        (epath.Path(output) / "scores.json").unlink(missing_ok=True)
     if programs := describe_programs(config, samples):
         say(programs)
     console.print("Compiling the network. On a CPU, this can take a minute.")

@@ -68,16 +68,14 @@ class DataConfig:
     val_share: float = field(
         0.0,
         "Fraction of the training images to hold out for validation, if the data set has no `val` split. The choice depends "
-        "only "
-        "on the image names. `data.train_split` then holds the other images. With `data.mix`, only images of the first split "
-        "are held out.",
+        "only on the image names. `data.train_split` then holds the other images. With `data.mix`, only images of the first "
+        "split are held out.",
         Check(lambda share: 0 <= share < 1, "Use a fraction from 0 to below 1."),
     )
     val_group: str = field(
         "",
         "Regular expression for the part of an image name that images must share to stay together, such as the name of a "
-        "video: "
-        "`'(.*)_\\d+'`. Only used with `data.val_share`.",
+        "video: `'(.*)_\\d+'`. Only used with `data.val_share`.",
         Check(is_pattern, "Use a regular expression, such as '(.*)_[0-9]+', or leave it empty."),
     )
     label_kind: str = field(

@@ -105,11 +105,6 @@ def integer_pair(minimum: int, advice: str) -> Check:
     return Check(lambda value: are_numbers(value, 2) and all(isinstance(n, int) and n >= minimum for n in value), advice)
 
 
-def one_or_more_numbers(advice: str) -> Check:
-    """Return a check that accepts a tuple of one or more finite numbers."""
-    return Check(are_one_or_more_numbers, advice)
-
-
 def are_numbers(values: Any, count: int) -> bool:
     """Return whether `values` is a tuple of exactly `count` finite numbers."""
     is_tuple = isinstance(values, tuple) and len(values) == count

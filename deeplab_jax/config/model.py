@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from deeplab_jax.config.fields import Check, are_one_or_more_numbers, at_least, below_one, field, one_of, one_or_more_numbers
+from deeplab_jax.config.fields import Check, are_one_or_more_numbers, at_least, below_one, field, one_of
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -72,7 +72,7 @@ class ModelConfig:
         "Atrous rate of each block in the last stage, in units of that stage's own rate, 32 / output_stride. If there are more "
         "blocks than numbers, the last number is repeated. 0.5 is the previous stage's rate, so (0.5, 1, 1) means no "
         "multi-grid. The paper uses (1, 2, 4), and mmsegmentation's D16-MG124 networks use (0.5, 1, 2).",
-        one_or_more_numbers("Give one or more numbers above 0."),
+        Check(are_one_or_more_numbers, "Give one or more numbers above 0."),
         changes="meaning",
     )
     stage3_first_rate: int = field(

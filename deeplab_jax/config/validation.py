@@ -181,11 +181,10 @@ def _mixing_rules(config: Config) -> Iterator[tuple[str, bool, str]]:
 
 
 def _loss_rules(config: Config) -> Iterator[tuple[str, bool, str]]:
-    terms = len(config.loss.terms)
     yield (
         "loss.weights",
-        are_numbers(config.loss.weights, terms),
-        f"Give one number for each of the {terms} entries of loss.terms.",
+        are_numbers(config.loss.weights, len(config.loss.terms)),
+        f"Give one number for each entry of loss.terms (={config.loss.terms}).",
     )
     weights, classes = config.loss.class_weights, config.labels.num_classes
     are_weights = weights == () or (are_numbers(weights, classes) and min(weights) >= 0)

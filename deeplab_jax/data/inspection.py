@@ -22,10 +22,11 @@ from deeplab_jax.data.image_files import ImageFiles
 from deeplab_jax.data.inspection_report import Problem, Report, Tally
 from deeplab_jax.data.masks import Mask, advise_on_unknown, format_value
 from deeplab_jax.data.samples import Samples, make_value_table, read_sample
-from deeplab_jax.data.survey import Survey, run_in_parallel, survey_masks
+from deeplab_jax.data.survey import Survey, survey_masks
 from deeplab_jax.data.suspicion import compare_palettes, describe_sample_mask, find_questions, find_suspicions
 from deeplab_jax.errors import DataError, summarize
 from deeplab_jax.labels import IGNORE, UNKNOWN, LabelSet
+from deeplab_jax.runtime.parallel import run_in_parallel
 
 MIN_SIDE = 64  # in pixels; images whose shorter side is below this are reported as very small
 MAX_PIXELS = 50_000_000  # images with more pixels are reported as very large

@@ -60,12 +60,17 @@ class Tally:
     band_sums: np.ndarray | None = None
 
     def mean_and_std(self) -> tuple[list[float], list[float]] | None:
-        """Return each band's mean and standard deviation over all pixels (0-255), or None for RGB images."""
+        """Return each band's mean and standard deviation over all pixels (0-255), or None for RGB images.
+
+        The standard deviation of a band with only one value, such as an opaque alpha channel, is 1 instead of 0, because images
+        are divided by it.
+        """
         if self.band_sums is None:
             return None
         count = sum(width * height * number for (width, height), number in self.sizes.items())
         mean, square = self.band_sums / count
-        return mean.tolist(), np.sqrt(square - mean**2).tolist()
+        std = np.sqrt(square - mean**2)
+        return mean.tolist(), np.where(std == 0, 1.0, std).tolist()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

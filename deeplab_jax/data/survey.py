@@ -1,10 +1,9 @@
 """Count the ids or colours in a data set's label files, and propose a label set for them."""
 
 import collections
-import concurrent.futures
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -14,10 +13,9 @@ from deeplab_jax.data.masks import Mask, describe_mask, format_value
 from deeplab_jax.data.samples import Samples
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import IGNORE, Color, LabelSet, color_of, distinct_colors
-from deeplab_jax.runtime.machine import keep_freed_memory, usable_cores
+from deeplab_jax.runtime.parallel import run_in_parallel
 
 LARGE_SHARE = 0.2  # a larger share of unlabelled pixels is questioned
-AHEAD = 8  # so that one slow file does not stop the other threads
 MAX_VALUES = 255  # the maximum number of values in a data set, not counting the ignored id
 
 
@@ -193,36 +191,6 @@ def _explain_too_many(values: dict[int, Occurrence], last: str) -> str:
         "are resized with interpolation or saved as JPEG. Recreate them from the originals: resize without interpolation and "
         f"save as PNG. The most frequent colours are: {shown}"
     )
-
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-def run_in_parallel(work: Callable[[Item], Result], items: Sequence[Item], threads: int) -> Iterator[Result]:
-    """Call `work` on each item in a thread pool and yield the results in order.
-
-    The threads run in parallel because image decoding releases the GIL. Each thread works on one item at a time, which limits
-    the number of images in memory. At most `AHEAD` results for each thread wait to be requested.
-
-    Args:
-      work: The function to call on each item.
-      items: The items to process.
-      threads: The number of threads. 0 uses one thread per usable CPU core.
-    """
-    keep_freed_memory()
-    threads = threads or usable_cores()
-    pool = concurrent.futures.ThreadPoolExecutor(threads)
-    waiting: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > AHEAD * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def propose_labels(

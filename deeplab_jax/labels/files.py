@@ -19,6 +19,7 @@ from etils import epath
 from deeplab_jax.errors import ConfigError, one_line
 from deeplab_jax.files import write_atomically
 from deeplab_jax.labels import IGNORE, LABEL_SETS, Color, LabelSet, group_values
+from deeplab_jax.labels.label_set import is_byte
 
 
 def load_labels(spec: str) -> LabelSet:
@@ -150,16 +151,12 @@ def _require_fields(values: Any, where: str, required: set[str], optional: set[s
 
 
 def _require_color(field: str, value: Any) -> None:
-    is_color = isinstance(value, list) and len(value) == 3 and all(_is_byte(v) for v in value)
+    is_color = isinstance(value, list) and len(value) == 3 and all(is_byte(v) for v in value)
     _require(is_color, field, value, "Give three integers from 0 to 255, as [red, green, blue].")
 
 
 def _require_byte(field: str, value: Any) -> None:
-    _require(_is_byte(value), field, value, "Give an integer from 0 to 255.")
-
-
-def _is_byte(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= 255
+    _require(is_byte(value), field, value, "Give an integer from 0 to 255.")
 
 
 def _require(is_valid: Any, field: str, value: Any, advice: str) -> None:

@@ -182,7 +182,7 @@ def _require_lengths(labels: LabelSet) -> None:
 
 def _require_ids(labels: LabelSet) -> None:
     used = [value for group in labels.ids_by_class for value in group]
-    bad = [value for value in (*used, *labels.ignored_ids) if not _is_byte(value)]
+    bad = [value for value in (*used, *labels.ignored_ids) if not is_byte(value)]
     if bad:
         raise ConfigError(
             f"`labels.ids`, `labels.more_ids` or `labels.ignored_ids` contains {bad[0]!r}. Use integers from 0 to 255."
@@ -198,7 +198,7 @@ def _require_ids(labels: LabelSet) -> None:
 def _require_colors(labels: LabelSet) -> None:
     used = [color for group in labels.colors_by_class for color in group]
     colors = (*used, *labels.ignored_colors)
-    bad = [c for c in colors if not isinstance(c, tuple) or len(c) != 3 or not all(map(_is_byte, c))]
+    bad = [c for c in colors if not isinstance(c, tuple) or len(c) != 3 or not all(map(is_byte, c))]
     if bad:
         raise ConfigError(
             f"`labels.colors`, `labels.more_colors` or `labels.ignored_colors` contains {bad[0]!r}. "
@@ -212,7 +212,8 @@ def _require_colors(labels: LabelSet) -> None:
         )
 
 
-def _is_byte(value: object) -> bool:
+def is_byte(value: object) -> bool:
+    """Return whether a value is an integer from 0 to 255. A bool is not."""
     return type(value) is int and 0 <= value <= 255
 
 

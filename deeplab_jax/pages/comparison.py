@@ -79,7 +79,7 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
       CheckpointError: A path is something else, or a file is damaged.
     """
     if not 2 <= len(paths) <= MAX_RUNS:
-        raise ConfigError(f"`RUN` (={' '.join(paths)!r}) is {len(paths)} paths. Give 2 to {MAX_RUNS} runs.")
+        raise ConfigError(f"`RUN` (={' '.join(paths)!r}) cannot be compared. Give 2 to {MAX_RUNS} runs.")
     absolute = [str(make_absolute(path)) for path in paths]
     for path, folder in zip(paths, absolute, strict=True):
         if absolute.count(folder) > 1:

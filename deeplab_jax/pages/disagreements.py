@@ -12,7 +12,7 @@ from deeplab_jax.evaluation.evaluate import EvaluatedImage
 from deeplab_jax.evaluation.pictures import colorize, to_rgb
 from deeplab_jax.labels import IGNORE, LabelSet
 from deeplab_jax.pages import html_page
-from deeplab_jax.pages.examples import MAX_SIDE, count_confusion, darken, labelled_iou, pixel_accuracy
+from deeplab_jax.pages.examples import count_confusion, darken, labelled_iou, pixel_accuracy
 
 # The colours of pixels that only one of two runs predicts correctly, as of the runs' lines in templates/compare.css.
 _ONLY_FIRST, _ONLY_SECOND = np.array([(31, 111, 235), (230, 145, 56)], np.uint8)
@@ -108,8 +108,8 @@ class Disagreements:
         label: UInt8[np.ndarray, "h w"],
         predictions: Sequence[UInt8[np.ndarray, "h w"]],
     ) -> Disagreement:
-        image = html_page.downscale(to_rgb(each.image), MAX_SIDE)
-        truth, *guesses = (html_page.downscale(labels, MAX_SIDE, labels=True) for labels in (label, *predictions))
+        image = html_page.downscale(to_rgb(each.image))
+        truth, *guesses = (html_page.downscale(labels, labels=True) for labels in (label, *predictions))
         differences = darken(image)
         is_right = [(guess == truth) & (truth != IGNORE) for guess in guesses]
         for mask, color in _disputed_pixels(is_right):

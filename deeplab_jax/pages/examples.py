@@ -12,7 +12,6 @@ from deeplab_jax.evaluation.pictures import colorize, to_rgb
 from deeplab_jax.labels import IGNORE, LabelSet
 from deeplab_jax.pages import html_page
 
-MAX_SIDE = 480  # maximum side length of the images on the page, in pixels
 _ERROR_COLOR = np.array((255, 59, 48), np.uint8)
 
 
@@ -101,9 +100,9 @@ def darken(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
 def _draw_pictures(
     each: EvaluatedImage, label: UInt8[np.ndarray, "h w"], label_set: LabelSet
 ) -> list[UInt8[np.ndarray, "h w 3"]]:
-    image = html_page.downscale(to_rgb(each.image), MAX_SIDE)
-    truth = html_page.downscale(label, MAX_SIDE, labels=True)
-    prediction = html_page.downscale(each.prediction, MAX_SIDE, labels=True)
+    image = html_page.downscale(to_rgb(each.image))
+    truth = html_page.downscale(label, labels=True)
+    prediction = html_page.downscale(each.prediction, labels=True)
     errors = darken(image)
     errors[truth != prediction] = _ERROR_COLOR
     errors[truth == IGNORE] = 0

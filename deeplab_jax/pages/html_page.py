@@ -6,16 +6,14 @@ Each page is a single self-contained file that supports light and dark mode and 
 import base64
 import io
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import jinja2
 import numpy as np
 from jaxtyping import UInt8
-from markupsafe import Markup, escape
 from PIL import Image
 
-from deeplab_jax.labels import LabelSet
+MAX_SIDE = 480  # maximum side length of the images on a page, in pixels
 
 
 def render(template: str, **values: Any) -> str:
@@ -45,7 +43,9 @@ _TEMPLATES = jinja2.Environment(
 _TEMPLATES.filters.update(jpeg=encode_jpeg, percent=percent)
 
 
-def downscale(pixels: UInt8[np.ndarray, "h w *c"], side: int, *, labels: bool = False) -> UInt8[np.ndarray, "h2 w2 *c"]:
+def downscale(
+    pixels: UInt8[np.ndarray, "h w *c"], side: int = MAX_SIDE, *, labels: bool = False
+) -> UInt8[np.ndarray, "h2 w2 *c"]:
     """Shrink an image so that no side is longer than `side` pixels. Smaller images keep their size.
 
     Args:
@@ -62,48 +62,3 @@ def downscale(pixels: UInt8[np.ndarray, "h w *c"], side: int, *, labels: bool = 
     # Pillow has no images with any number of bands, and would mix alpha into the others.
     bands = [Image.fromarray(np.ascontiguousarray(band)).resize(size, filter_) for band in np.moveaxis(pixels, 2, 0)]
     return np.stack([np.asarray(band) for band in bands], axis=2)
-
-
-# The functions below build data check pages. Their `str` arguments are HTML unless the docstring calls them plain text.
-
-
-def render_document(title: str, body: str) -> str:
-    """Return a complete HTML document around `body`. `title` is plain text."""
-    return render("document.html", title=title, body=Markup(body))
-
-
-def escape_text(value: object) -> str:
-    """Escape `value` for display as plain text on an HTML page.
-
-    File names can contain characters that UTF-8 cannot encode. These become backslash escapes.
-    """
-    return str(escape(str(value).encode(errors="backslashreplace").decode()))
-
-
-def table(head: Iterable[object], rows: Iterable[Iterable[str]]) -> str:
-    """Return an HTML table. The cells in `rows` are HTML, and those in `head` are plain text."""
-    return _part("table", head, [map(Markup, row) for row in rows])
-
-
-def chip(labels: LabelSet, k: int) -> str:
-    """Return HTML for a small square in class `k`'s colour."""
-    return _part("chip", labels, k)
-
-
-def legend(labels: LabelSet, classes: Iterable[int], ignored: str) -> str:
-    """Return an HTML colour legend for `classes`, plus a black entry captioned with the plain text `ignored`."""
-    return _part("legend", labels, classes, ignored)
-
-
-def picture(alt: str, pixels: UInt8[np.ndarray, "h w 3"]) -> str:
-    """Return an <img> element that embeds the image as a JPEG. `alt` is plain text."""
-    return _part("picture", alt, pixels)
-
-
-def sample_grid(figures: Iterable[tuple[str, Iterable[str]]]) -> str:
-    """Return an HTML grid of figures, each showing its images side by side above a caption."""
-    return _part("samples", [(Markup(caption), map(Markup, pictures)) for caption, pictures in figures])
-
-
-def _part(name: str, *args: Any) -> str:
-    return str(getattr(_TEMPLATES.get_template("parts.html").module, name)(*args))

@@ -33,10 +33,10 @@ from deeplab_jax.predict import video
 from deeplab_jax.predict.inputs import Input
 from deeplab_jax.runtime.canvases import Canvas, Size, choose_standard_canvases, describe_canvases
 from deeplab_jax.runtime.compilation import compiling_ahead, estimate_compile_pixels
+from deeplab_jax.runtime.parallel import map_ahead
 from deeplab_jax.runtime.work_shard import EVERYTHING, WorkShard
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 # The window size for images that are too large for one program.
 WINDOW = (768, 768)
@@ -211,7 +211,7 @@ def _run_images(
         if not (canvas.is_exact and _is_large(canvas.size, options))
     ]
     with compiling_ahead(compilations), ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(2) as writers:
-        ahead = _map_ahead(readers, load, [batch for batch, _ in batches], 2)
+        ahead = map_ahead(readers, load, [batch for batch, _ in batches], 2)
         pending: deque[Future[None]] = deque()
         for (batch, group), loaded in zip(batches, ahead, strict=True):
             for each, image, prediction in _predict(segmenter, loaded, group, options, output):
@@ -224,17 +224,6 @@ def _run_images(
         for future in pending:
             future.result()
     return Share(count + len(failures), hashlib.sha256(plan.encode(errors="surrogateescape")).hexdigest())
-
-
-def _map_ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
-    """Yield `function(item)` for each item, in order, while the pool computes up to `count` results ahead."""
-    pending: deque[Future[R]] = deque()
-    for item in items:
-        pending.append(pool.submit(function, item))
-        if len(pending) > count:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
 
 
 def _predict(
@@ -350,7 +339,7 @@ def _run_video(segmenter: Segmenter, each: Input, options: Options, output: Outp
             progress.advance(task, len(batch))
     if source.damaged:
         raise DataError(
-            f"{each.path} has {source.damaged} damaged parts. The frames in them are missing from the results, and those that "
+            f"{each.path} has damaged parts ({source.damaged}). Their frames are missing from the results, and those that "
             "follow can look wrong."
         )
 

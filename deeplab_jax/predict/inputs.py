@@ -138,6 +138,8 @@ def _find_files(argument: str) -> list[tuple[pathlib.Path, pathlib.Path | None]]
         paths = list(_list_files(argument)) if argument else []
     except (OSError, RuntimeError):  # the name is too long, or ~ names an unknown user
         paths = []
+    if any(base is None and path.is_fifo() for path, base in paths):
+        raise ConfigError(f"`{argument}` is a pipe, but `predict` reads files twice. Save the data to a file first.")
     if not paths:
         raise ConfigError(f"`{argument}` does not match any file. Give files, folders or patterns such as 'photos/*.jpg'.")
     return paths

@@ -60,7 +60,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] = ()) -> Mesh:
     if data * config.spatial > len(devices):
         raise ConfigError(
             f"`mesh.data` x `mesh.spatial` (={data} x {config.spatial}) needs {data * config.spatial} devices, "
-            f"but there are {len(devices)}. Use fewer, or set mesh.data=0 to use all devices."
+            f"but the number of devices is {len(devices)}. Use fewer, or set mesh.data=0 to use all devices."
         )
     if jax.process_count() > 1 and data * config.spatial < len(devices):
         raise ConfigError(

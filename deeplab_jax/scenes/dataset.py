@@ -16,9 +16,7 @@ from PIL import Image
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.files import report_write_errors
 from deeplab_jax.labels import CITYSCAPES
-from deeplab_jax.scenes import IDS, Object, Scene, draw_scene
-
-__all__ = ["Scene", "draw_scene", "write"]
+from deeplab_jax.scenes import IDS, Object, draw_scene
 
 FORMAT = 1  # bump this when the same arguments no longer produce the same images
 RECORD = "synthetic.json"

@@ -176,7 +176,8 @@ def find_platform_changes(then: Start, now: Start) -> list[str]:
 
 
 def _describe_sizes(then: int | None, now: int | None) -> str:
-    return f" ({now} images)" if then in (None, now) else f" ({now} images instead of {then})"
+    size = f"{now} image{'s' if now != 1 else ''}"
+    return f" ({size})" if then in (None, now) else f" ({size} instead of {then})"
 
 
 def write_start(workdir: str, start: Start) -> None:

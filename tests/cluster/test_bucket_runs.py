@@ -101,7 +101,7 @@ def test_eval_writes_the_same_scores_and_pictures(killed_run, run_on_disk, data,
         assert (ROOT / "val" / path.relative_to(tmp_path / "val").as_posix()).read_bytes() == path.read_bytes()
 
 
-@pytest.mark.usefixtures("few_canvases")
+@pytest.mark.usefixtures("quick_export")
 def test_export_report_and_predict_write_to_the_bucket(killed_run, run_on_disk, street_scenes, tmp_path, monkeypatch, capsys):
     image = next((street_scenes / "leftImg8bit" / "test").rglob("*.png"))
     for run, out in ((killed_run, ROOT / "out"), (run_on_disk, tmp_path)):

@@ -16,7 +16,7 @@ from deeplab_jax.models import DeepLabV3
 from deeplab_jax.predict.inputs import read_image
 
 pytestmark = [
-    pytest.mark.usefixtures("plain_convolutions", "few_canvases"),
+    pytest.mark.usefixtures("plain_convolutions", "quick_export"),
     pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),  # raised by ml_collections
 ]
 

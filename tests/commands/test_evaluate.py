@@ -62,7 +62,10 @@ def test_missing_instances_are_explained_and_wrong_names_are_not_submitted(finis
 
 def test_a_split_without_labels_gives_images_but_no_scores(finished_run, street_scenes, tmp_path):
     config, best = load_tiny_recipe(street_scenes, "eval.split=test", "eval.output_stride=16"), finished_run / "best"
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "scores.json").write_text('{"miou": 0.5}')  # from an evaluation of another split
     assert "mIoU" not in evaluate(config, best, tmp_path / "o", tmp_path / "ids")
+    assert not (tmp_path / "o" / "scores.json").exists()
     assert len(list((tmp_path / "o" / "overlay").rglob("*.png"))) == 2
     assert len(list((tmp_path / "ids").glob("canvasdorf_*_pred_labelIds.png"))) == 2
     with pytest.raises(ConfigError, match="Use --output"):

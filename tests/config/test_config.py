@@ -203,7 +203,7 @@ def test_tenths_divide_a_batch_exactly():
         ({"loss": LossConfig(terms="dice")}, "loss.terms"),
         (
             {"loss": LossConfig(terms=("cross_entropy", "dice"))},
-            r"`loss.weights` \(=\(1.0,\)\).*each of the 2 entries of loss.terms",
+            r"`loss.weights` \(=\(1.0,\)\).*each entry of loss.terms \(=\('cross_entropy',",
         ),
         ({"loss": LossConfig(aux_weight=-1.0)}, "loss.aux_weight"),
         ({"optim": OptimConfig(options=("b1", 0.9))}, "optim.options"),

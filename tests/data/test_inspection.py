@@ -239,7 +239,7 @@ def test_the_page_and_the_json_are_complete_and_need_no_network(report, tmp_path
     result = report(train=[(random_image(0), mask(0, 1, 2, 255)), (random_image(1), mask(9))], val=[(random_image(2), mask(0))])
     sets, _ = open_splits(DataConfig(root=str(tmp_path)), ("train", "val"))
     shown = list(check_page.draw_examples(read_examples(sets, LABELS, count=2), LABELS))
-    assert [caption for caption, _ in shown] == ["train: train0.png", "train: train1.png", "val: val0.png"]
+    assert [caption for caption, *_ in shown] == ["train: train0.png", "train: train1.png", "val: val0.png"]
     page = check_page.render_page("<root> & more", as_json(result, LABELS), LABELS, shown)
     assert "&lt;root&gt; &amp; more" in page
     assert "&lt;c&gt;" in page

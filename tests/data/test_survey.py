@@ -1,6 +1,4 @@
 import dataclasses
-import threading
-import time
 
 import numpy as np
 import pytest
@@ -9,7 +7,7 @@ from PIL import Image
 from deeplab_jax.data.image_files import ImageFiles
 from deeplab_jax.data.masks import format_value
 from deeplab_jax.data.samples import Samples
-from deeplab_jax.data.survey import AHEAD, propose_labels, run_in_parallel, survey_masks
+from deeplab_jax.data.survey import propose_labels, survey_masks
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import CAMVID32, CITYSCAPES, CITYSCAPES_CATEGORIES, LABEL_SETS, MAPILLARY, VOC
 
@@ -168,34 +166,3 @@ def test_unreadable_files_are_named(masks, tmp_path):
 def test_a_data_set_without_mask_files_is_an_error(masks):
     with pytest.raises(DataError, match="holds no mask files"):
         survey_masks([dataclasses.replace(masks([[1, 2]]), store=object())])
-
-
-def test_items_are_processed_by_the_given_number_of_threads():
-    barrier = threading.Barrier(3)
-
-    def work(_):
-        barrier.wait(30)  # returns only once three threads are waiting
-        return threading.get_ident()
-
-    assert len(set(run_in_parallel(work, range(30), 3))) == 3
-    assert list(run_in_parallel(str, range(5), 0)) == list("01234")
-
-
-def test_few_results_wait_to_be_requested():
-    done = []
-    results = run_in_parallel(done.append, range(1000), 2)
-    next(results)
-    time.sleep(0.2)
-    assert len(done) <= 2 * AHEAD + 1
-
-
-def test_pending_work_is_cancelled_after_the_first_error():
-    started = []
-
-    def work(i):
-        started.append(i)
-        raise DataError("broken")
-
-    with pytest.raises(DataError, match="broken"):
-        list(run_in_parallel(work, range(100_000), 1))
-    assert len(started) < 100_000

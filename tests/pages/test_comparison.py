@@ -111,7 +111,7 @@ def test_names_are_as_short_as_they_can_be():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["RUN"], "is 1 paths. Give 2 to 8 runs"),
+        (["RUN"], "cannot be compared. Give 2 to 8 runs"),
         (["RUN", "RUN/"], "is given twice"),
         (["RUN", "nowhere"], "`RUN` (='nowhere') does not exist"),
         (["RUN", "RUN/latest", "--images", "-1"], "`--images` (=-1)"),

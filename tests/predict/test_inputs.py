@@ -1,3 +1,4 @@
+import os
 import pathlib
 import re
 
@@ -103,6 +104,12 @@ def test_inputs_whose_results_would_replace_each_other_are_refused(tmp_path):
 def test_an_argument_without_files_is_reported(argument):
     with pytest.raises(ConfigError, match="does not match any file"):
         inputs.find_inputs([argument])
+
+
+def test_a_pipe_is_reported(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(ConfigError, match=r"is a pipe.* Save the data to a file first"):
+        inputs.find_inputs([f"{tmp_path}/a.png"])
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "P", "1", "CMYK"])

@@ -16,7 +16,7 @@ def test_a_mesh_takes_all_devices_or_the_requested_number():
 
 @pytest.mark.parametrize(
     ("mesh", "message"),
-    [(MeshConfig(data=4, spatial=2), "needs 8 devices, but there are 4"), (MeshConfig(spatial=3), "is not a divisor")],
+    [(MeshConfig(data=4, spatial=2), "but the number of devices is 4"), (MeshConfig(spatial=3), "is not a divisor")],
 )
 def test_a_mesh_that_does_not_fit_the_devices_is_rejected(mesh, message):
     with pytest.raises(ConfigError, match=message):

@@ -3,6 +3,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from conftest import read_pixels
 from PIL import Image, ImageDraw
 
 from deeplab_jax.errors import ConfigError, DataError
@@ -19,11 +20,6 @@ def draw(i: int = 0, size: tuple[int, int] = (128, 256), split: int = 0) -> Scen
 
 def read_files(root: pathlib.Path) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
-
-
-def read_pixels(path: pathlib.Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image)
 
 
 def paint(objects: list[tuple[str, list]], size: tuple[int, int]) -> np.ndarray:

@@ -181,12 +181,12 @@ def test_changes_since_the_last_start_are_reported(tmp_path):
     Receipts(str(tmp_path), make_start(4), NAMES, warnings.append)
     assert warnings == []
     data = make_data("another list", "another eval list", 5)
-    start = dataclasses.replace(make_start(6, data=data, steps=20), images=4, devices={"processes": 2})
+    start = dataclasses.replace(make_start(6, data=data, steps=20), images=1, devices={"processes": 2})
     Receipts(str(tmp_path), start, NAMES, warnings.append)
     assert warnings == [
         f"changed since the last start: {change}"
         for change in (
-            "the training list (4 images instead of 3)",
+            "the training list (1 image instead of 3)",
             "the evaluation list (5 images instead of 2), so earlier scores are not comparable",
             "the length of the run: 20 steps instead of 10, which changes the learning rate",
             "the schedule: the learning rate rises from 2.68e-02 in step 6 to 3.63e-02 in step 7",

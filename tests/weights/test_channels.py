@@ -19,6 +19,8 @@ from deeplab_jax.models.stages import FIRST_LAYERS
 from deeplab_jax.weights import names, transfer
 from deeplab_jax.weights.channels import adapt_kernel
 
+pytestmark = pytest.mark.usefixtures("trace_networks_once")
+
 
 def with_channels(config, channels):
     data = dataclasses.replace(config.data, channels=channels)

@@ -12,6 +12,8 @@ from deeplab_jax.weights import convert, names, transfer
 from deeplab_jax.weights.recognize import recognize
 from deeplab_jax.weights.source import StateDict
 
+pytestmark = pytest.mark.usefixtures("trace_networks_once")
+
 SOURCES = ("timm", "efficientnet_pytorch")
 CLASSIFIERS = {"timm": ("conv_head", "bn2", "classifier"), "efficientnet_pytorch": ("_conv_head", "_bn1", "_fc")}
 

@@ -19,6 +19,8 @@ from deeplab_jax.weights.recognize import recognize
 from deeplab_jax.weights.source import StateDict
 from deeplab_jax.weights.sources.huggingface import read_notes
 
+pytestmark = pytest.mark.usefixtures("trace_networks_once")
+
 MODEL = ModelConfig(backbone="mobilenetv2_tf", width=18, atrous_rates=(), aspp_width=256, fusion="1x1")
 VOC_LABELS = {str(i): {"tvmonitor": "tv", "diningtable": "dining table"}.get(name, name) for i, name in enumerate(VOC.names)}
 CONFIG = {"model_type": "mobilenet_v2", "depth_multiplier": 0.28125, "output_stride": 16, "id2label": VOC_LABELS}

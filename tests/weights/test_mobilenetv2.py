@@ -11,6 +11,8 @@ from deeplab_jax.weights import convert, names, transfer
 from deeplab_jax.weights.recognize import recognize
 from deeplab_jax.weights.source import StateDict
 
+pytestmark = pytest.mark.usefixtures("trace_networks_once")
+
 # The source, our backbone, the prefix in the source's ImageNet networks and their classifier.
 NAMINGS = [
     ("timm", "mobilenetv2", "", "classifier"),

@@ -13,6 +13,8 @@ from deeplab_jax.weights.recognize import recognize
 from deeplab_jax.weights.state_dicts import StateDict
 from deeplab_jax.weights.transfer import _describe
 
+pytestmark = pytest.mark.usefixtures("trace_networks_once")
+
 MODELS = {
     "mmseg": tiny_resnet18(fusion="3x3", aux_head=True, output_stride=8, dilate_conv2=False),
     "torchvision": tiny_resnet18(fusion="1x1+3x3", aux_head=True, output_stride=8),

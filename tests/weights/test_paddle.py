@@ -16,6 +16,8 @@ from deeplab_jax.weights.recognize import recognize
 from deeplab_jax.weights.source import StateDict
 from deeplab_jax.weights.sources import SOURCES
 
+pytestmark = pytest.mark.usefixtures("trace_networks_once")
+
 V3 = ModelConfig(
     width=8,
     aspp_width=8,

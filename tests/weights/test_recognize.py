@@ -9,6 +9,8 @@ from deeplab_jax.models.inverted_residual import scale_channel_count
 from deeplab_jax.weights.recognize import recognize
 from deeplab_jax.weights.state_dicts import StateDict
 
+pytestmark = pytest.mark.usefixtures("trace_networks_once")
+
 # A configuration as mmcv stores it in checkpoints, with references to norm_cfg replaced by its value.
 PUBLISHED = """
 norm_cfg = dict(type='SyncBN', requires_grad=True)

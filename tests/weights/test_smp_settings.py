@@ -10,6 +10,8 @@ from deeplab_jax.errors import CheckpointError
 from deeplab_jax.weights.recognize import recognize
 from deeplab_jax.weights.source import StateDict
 
+pytestmark = pytest.mark.usefixtures("trace_networks_once")
+
 # What version 0.6 writes for DeepLabV3Plus("resnet18", classes=...).
 CONFIG = {
     "_model_class": "DeepLabV3Plus",

@@ -22,6 +22,8 @@ from deeplab_jax.training.state import init_state, to_trees
 from deeplab_jax.weights import convert, names, transfer
 from deeplab_jax.weights.sources import SOURCES
 
+pytestmark = pytest.mark.usefixtures("trace_networks_once")
+
 MMSEG = tiny_resnet18(stem="3x3", fusion="3x3", dilate_conv2=False, aux_head=True, output_stride=8)
 TORCHVISION = tiny_resnet18(fusion="1x1+3x3", aux_head=True, output_stride=8, dropout=0.5)
 

@@ -17,6 +17,8 @@ from deeplab_jax.weights.sources import SOURCES
 from deeplab_jax.weights.sources.vainf import SEPARABLE
 from deeplab_jax.weights.state_dicts import StateDict
 
+pytestmark = pytest.mark.usefixtures("trace_networks_once")
+
 PLUS = {"fusion": "1x1", "decoder_width": 16, "low_level_width": 6, "decoder_depth": 1}
 NETWORKS = {
     "deeplabv3_resnet50": {"backbone": "resnet50", "fusion": "1x1+3x3"},

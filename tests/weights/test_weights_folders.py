@@ -18,6 +18,8 @@ from deeplab_jax.weights import names, state_dicts, transfer
 from deeplab_jax.weights.convert import variable_shapes
 from deeplab_jax.weights.recognize import recognize
 
+pytestmark = pytest.mark.usefixtures("trace_networks_once")
+
 TENSORS = {name: np.full((2, i + 1), i, np.float32) for i, name in enumerate(("a.weight", "b.weight", "c.weight"))}
 SMP = {"_model_class": "DeepLabV3", "encoder_name": "resnet18", "encoder_output_stride": 8}
 

@@ -11,6 +11,8 @@ from deeplab_jax.weights import convert, names, transfer
 from deeplab_jax.weights.recognize import recognize
 from deeplab_jax.weights.source import StateDict
 
+pytestmark = pytest.mark.usefixtures("trace_networks_once")
+
 
 def make_state(name, width=8, prefix=""):
     """Return a backbone's random variables, and the state dict with an ImageNet classifier that contains them."""

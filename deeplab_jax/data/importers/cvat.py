@@ -91,7 +91,7 @@ def _read_image(
     split = reading.find_split_in_name(subset) or "train"
     folders = [path.parent / each for each in ("images", f"images/{subset}", subset, "")]
     # Exports of videos name the frames without a suffix.
-    suffixes = ("",) if name.lower().endswith(IMAGE_SUFFIXES) else ("", *IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES))
+    suffixes = ("",) if name.lower().endswith(IMAGE_SUFFIXES) else ("", *reading.LIKELY_SUFFIXES)
     try:
         files = (images.find(name + suffix, split, [*folders, images.root, images.root / "images"]) for suffix in suffixes)
         file = next(filter(None, files), None) if name else None

@@ -16,6 +16,8 @@ from deeplab_jax.data.split_names import SPLITS
 from deeplab_jax.errors import DataError, one_line
 from deeplab_jax.labels import Color
 
+# The suffixes that an image can have if its annotation gives its name without one.
+LIKELY_SUFFIXES = (*IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES))
 OUTSIDE = "paths that leave ROOT (images left out; give the folder above both the images and the annotations)"
 MISSING = "annotations whose image is missing"
 MOVED = "images that were found without the folder in which their annotations place them"

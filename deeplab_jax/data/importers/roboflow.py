@@ -61,7 +61,7 @@ def _read_classes(path: Path) -> dict[int, str]:
 
 def _find_image(mask: Path) -> Path | None:
     stem = mask.name.removesuffix(MASK)
-    return next((file for suffix in IMAGE_SUFFIXES if (file := mask.with_name(stem + suffix)).is_file()), None)
+    return next((file for suffix in reading.LIKELY_SUFFIXES if (file := mask.with_name(stem + suffix)).is_file()), None)
 
 
 def _read_image(root: Path, image: Path, names: dict[int, str], notes: Notes) -> Annotation | None:

@@ -85,7 +85,7 @@ def _find_image(folder: Path, path: Path) -> Path | None:
     image = folder / path.stem
     if image.is_file():
         return image
-    return next((file for suffix in reading.IMAGE_SUFFIXES if (file := folder / f"{path.stem}{suffix}").is_file()), None)
+    return next((file for suffix in reading.LIKELY_SUFFIXES if (file := folder / f"{path.stem}{suffix}").is_file()), None)
 
 
 def _read_object(path: Path, values: Any, classes: dict[str, Color | None], notes: Notes) -> Shape | None:

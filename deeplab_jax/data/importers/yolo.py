@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from deeplab_jax.data.decode import TRANSPOSED, find_orientation
 from deeplab_jax.data.importers import reading
 from deeplab_jax.data.importers.annotation import Annotation, AnnotationSet, Notes, Shape
 from deeplab_jax.data.importers.extra import import_extra
@@ -195,7 +196,7 @@ def _read_turned_size(image: Path) -> tuple[int, int] | None:
     """Return the (height, width) of an image as its EXIF orientation turns it, or None if it cannot be read."""
     try:
         with Image.open(image) as picture:
-            is_sideways = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            is_sideways = find_orientation(picture) in TRANSPOSED
             return (picture.width, picture.height) if is_sideways else (picture.height, picture.width)
     except Exception:  # Pillow raises many error types
         return None

@@ -241,15 +241,16 @@ def test_roboflow_exports_have_a_category_for_the_project(tmp_path):
     assert list(source.classes) == ["car"]
 
 
-def test_roboflow_masks_are_values_listed_in_a_table(tmp_path):
-    write_image(tmp_path / "valid/a.jpg", 3, 1)
+@pytest.mark.parametrize("name", ["a.jpg", "a.JPG"])
+def test_roboflow_masks_are_values_listed_in_a_table(tmp_path, name):
+    write_image(tmp_path / "valid" / name, 3, 1)
     write_image(tmp_path / "valid/b.jpg", 3, 1)
     write_text(tmp_path / "valid/_classes.csv", "Pixel Value, Class\n0, background\n1, car\n")
     Image.fromarray(np.array([[0, 1, 2]], np.uint8)).save(tmp_path / "valid/a_mask.png")
     notes = Notes()
     source = roboflow.read(tmp_path, notes)
     first, second = source.annotations
-    assert (first.split, first.name, list(source.classes)) == ("val", "a.jpg", ["background", "car"])
+    assert (first.split, first.name, list(source.classes)) == ("val", name, ["background", "car"])
     assert draw(first, {"background": 0, "car": 1, None: 255}, size=(1, 3)) == ["01#"]
     assert not second.shapes
     assert notes.counts() == {reading.UNKNOWN_CLASS: 1}

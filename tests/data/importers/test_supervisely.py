@@ -61,6 +61,13 @@ def test_objects_are_drawn_in_the_order_of_the_file(tmp_path):
     assert notes.counts() == {}
 
 
+@pytest.mark.parametrize("name", ["a.png", "IMG_1.JPG"])
+def test_annotations_of_older_projects_are_named_without_the_suffix_of_the_image(tmp_path, name):
+    image = write_image(tmp_path / "x/img" / name)
+    write(tmp_path, f"x/ann/{image.stem}.json", [])
+    assert [each.image for each in read(tmp_path, Notes()).annotations] == [image]
+
+
 def test_data_sets_are_folders_and_tags_are_splits(tmp_path):
     write_image(tmp_path / "city/datasets/day/img/a.png")
     write(tmp_path, "city/datasets/day/ann/a.png.json", [], ["Test"])

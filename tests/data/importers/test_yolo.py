@@ -60,8 +60,9 @@ def test_lists_of_another_computer_are_read(tmp_path, folder):
     assert notes.counts() == {reading.MOVED: 2}
 
 
-def test_the_polygons_of_a_turned_image_belong_to_the_turned_view(tmp_path):
-    write_image(tmp_path / "images/a.jpg", 8, 4, orientation=6)
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
+def test_the_polygons_of_a_turned_image_belong_to_the_turned_view(tmp_path, suffix):
+    write_image(tmp_path / f"images/a.{suffix}", 8, 4, orientation=6)
     write_text(tmp_path / "labels/a.txt", QUARTER)
     write_text(tmp_path / "data.yaml", "train: images\nnames: [sky, car]")
     (annotation,) = read(tmp_path, Notes()).annotations
