@@ -49,8 +49,10 @@ from deeplab_jax.commands import train as training_command
 from deeplab_jax.commands.flags import load_recipe
 from deeplab_jax.models import DeepLabV3, convolution, graph
 from deeplab_jax.scenes import dataset as synthetic
+from deeplab_jax.training import loop, verify
 from deeplab_jax.training.optimizer import make_optimizer
 from deeplab_jax.training.state import init_state, to_trees
+from deeplab_jax.training.step import compile_train_step
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = ROOT / "tests" / "tiny.py"
@@ -105,6 +107,27 @@ def plain_convolutions():
     """Use XLA's convolution everywhere. It compiles faster, and these tests are not about the network itself."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(convolution, "_fastest_form", lambda *shapes: "xla")
+        yield
+
+
+@pytest.fixture(scope="module")
+def shared_step():
+    """Trace and compile the training step only once for runs in this process that differ in nothing but when they save and end.
+
+    The learning rates are those of the first run, whose number of steps can be different.
+    """
+    steps = {}
+
+    def share(mesh, *, config, **parts):
+        sections = (config.labels, config.model, config.data, config.loss, config.optim)
+        key = repr((mesh, config.seed, config.train.micro_batches, sections))
+        if key not in steps:
+            steps[key] = compile_train_step(mesh, config=config, **parts)
+        return steps[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (loop, verify):
+            patch.setattr(module, "compile_train_step", share)
         yield
 
 

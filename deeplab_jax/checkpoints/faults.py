@@ -97,7 +97,7 @@ def _as_bucket_error(cause: BaseException, what: str) -> BucketError | None:
     return None
 
 
-def report_write_errors(folder: epath.Path) -> contextlib.AbstractContextManager[None]:
+def report_save_errors(folder: epath.Path) -> contextlib.AbstractContextManager[None]:
     """Report errors that occur while the checkpoints in `folder` are written; see `report_errors`."""
     return report_errors(f"Cannot write to {folder}", functools.partial(_advise_on_save, folder))
 

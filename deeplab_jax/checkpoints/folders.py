@@ -21,7 +21,7 @@ from deeplab_jax.files import write_atomically
 CHECKPOINTS, DAMAGED = "checkpoints", "damaged"  # folders in a workdir
 CHECKSUMS = "SHA256SUMS"
 SCORES = "scores.json"
-METRICS = "metrics"  # the folder for the scores of steps from version 0.1
+OLD_SCORES = "metrics"  # the folder for the scores of steps from version 0.1
 METADATA = "_CHECKPOINT_METADATA"  # the file with a step's config
 _ROW = re.compile(r"([0-9a-f]{64})  (.+)\n")
 _CHUNK = 1 << 22
@@ -109,7 +109,7 @@ def read_rank(step: epath.Path) -> Rank | None:
 def _read_scores_and_rank(step: epath.Path) -> dict[str, Any] | None:
     text = read_if_exists(step / SCORES)
     if text is None:
-        scores = read_metrics(step)
+        scores = read_old_scores(step)
         return scores and {"scores": scores}
     try:
         content: dict[str, Any] = json.loads(text)
@@ -138,18 +138,18 @@ def read_if_exists(path: epath.Path) -> bytes | None:
         raise CheckpointError(f"{path} cannot be read ({one_line(error)}). Make it readable.") from error
 
 
-def read_metrics(step: epath.Path) -> dict[str, Any] | None:
+def read_old_scores(step: epath.Path) -> dict[str, Any] | None:
     """Return the scores of a step from version 0.1, or None if it has none.
 
     Raises:
       DamagedError: The file has changed since it was written.
     """
-    require_unchanged(step, [METRICS])
-    text = read_if_exists(step / METRICS / "metrics")
+    require_unchanged(step, [OLD_SCORES])
+    text = read_if_exists(step / OLD_SCORES / "metrics")
     try:
         return None if text is None else dict(json.loads(text))
     except (ValueError, TypeError) as error:  # a step without checksums
-        raise DamagedError(f"its {METRICS} are damaged: {one_line(error)}") from None
+        raise DamagedError(f"its {OLD_SCORES} are damaged: {one_line(error)}") from None
 
 
 def _digest(content: Mapping[str, Any]) -> str:

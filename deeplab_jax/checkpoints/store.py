@@ -23,18 +23,18 @@ from orbax.checkpoint import v1 as ocp
 
 from deeplab_jax.buckets import COMMIT_MARKER
 from deeplab_jax.checkpoints.compare import compare_configs
-from deeplab_jax.checkpoints.faults import check_on_all_processes, report_errors, report_read_errors, report_write_errors
+from deeplab_jax.checkpoints.faults import check_on_all_processes, report_errors, report_read_errors, report_save_errors
 from deeplab_jax.checkpoints.folders import (
     CHECKPOINTS,
     METADATA,
-    METRICS,
+    OLD_SCORES,
     DamagedError,
     Rank,
     has_checksums,
     list_steps,
     make_absolute,
     move_to_damaged,
-    read_metrics,
+    read_old_scores,
     read_rank,
     read_scores,
     require_empty,
@@ -69,7 +69,7 @@ class Checkpoints:
         hide_messages()
         self._config, self._metadata = config, _make_metadata(config)
         self._folder = make_absolute(workdir) / CHECKPOINTS
-        with report_write_errors(self._folder):
+        with report_save_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             self._latest = max(list_steps(self._folder), default=None)
         # Opened at the first save, because orbax can list the steps only after `restore` has moved damaged ones aside.
@@ -82,7 +82,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with report_write_errors(self._folder), contextlib.ExitStack() as stack:
+        with report_save_errors(self._folder), contextlib.ExitStack() as stack:
             stack.callback(self._close)
             if kind is None:
                 self._finish()
@@ -117,7 +117,7 @@ class Checkpoints:
         if self._latest is not None and self._latest >= step:
             return
         self._finish()
-        with report_write_errors(self._folder):
+        with report_save_errors(self._folder):
             self._manager = self._manager or self._open_manager()
             saving = self._manager.save_checkpointables_async(step, trees, custom_metadata=self._metadata, force=True)
         self._unfinished = self._background.submit(_write_checksums_when_complete, saving, self._folder / str(step))
@@ -229,7 +229,7 @@ class Checkpoints:
         folder = self._folder / str(step)
         # Check the checksums first, because orbax accepts some corrupted arrays and logs thousands of lines about others.
         # Only process 0 checks the files.
-        parts = (METADATA, COMMIT_MARKER, METRICS, *abstract) if jax.process_index() == 0 else ()
+        parts = (METADATA, COMMIT_MARKER, OLD_SCORES, *abstract) if jax.process_index() == 0 else ()
         check_on_all_processes(lambda: require_unchanged(folder, parts))
         # Detect a different network or optimizer before loading. Its arrays would also fail to load, but that would
         # not mean that they are damaged.
@@ -372,7 +372,7 @@ def _read_metadata(step: epath.Path) -> Trees:
 
     This reads every file that orbax needs to open the checkpoints folder, so it fails if any of them is damaged.
     """
-    read_metrics(step)
+    read_old_scores(step)
     return dict(ocp.checkpointables_metadata(step).metadata)
 
 
@@ -394,7 +394,7 @@ def _describe_arrays(trees: Trees) -> dict[str, str]:
 
 
 def _write_checksums_when_complete(saving: Any, step: epath.Path) -> None:
-    with report_write_errors(step.parent):
+    with report_save_errors(step.parent):
         saving.result()
     if jax.process_index() == 0:
         write_checksums(step)

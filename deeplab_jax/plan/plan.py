@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deeplab_jax.config import Config, MeshConfig, total_steps
-from deeplab_jax.errors import ConfigError
+from deeplab_jax.errors import ConfigError, choose
 from deeplab_jax.models.cost import TRAINING_OVER_FORWARD, Layer, by_part, layers, total
 from deeplab_jax.plan.hosts import print_communication, print_hosts
 from deeplab_jax.plan.memory import estimate, suggest_savings
@@ -94,8 +94,8 @@ def _check_arguments(
     hosts: int | None,
     image_size: tuple[int, int] | None,
 ) -> None:
-    if accelerator and accelerator not in ACCELERATORS:
-        raise ConfigError(f"`--accelerator` (={accelerator!r}) is not supported. Use one of {', '.join(ACCELERATORS)}.")
+    if accelerator:
+        choose(accelerator, ACCELERATORS, "--accelerator")
     if not 0 < mfu <= 1:
         raise ConfigError(f"`--mfu` (={mfu}) cannot be used. Use a number above 0 and at most 1.")
     if images is not None and images < 1:

@@ -55,6 +55,7 @@ def _communication_seconds(traffic: Traffic, devices: int, sheet: Accelerator) -
 
 def format_si(value: float) -> str:
     """Format a number with three significant digits and an SI prefix. The caller appends the unit."""
+    value = float(f"{value:.3g}")  # 999.9 becomes 1 k
     power = min(max(math.floor(math.log10(value) / 3), -3), 5) if 0 < value < math.inf else 0
     prefixes = {-3: "n", -2: "u", -1: "m", 0: "", 1: "k", 2: "M", 3: "G", 4: "T", 5: "P"}
     return f"{value / 1000.0**power:.3g} {prefixes[power]}"

@@ -6,7 +6,7 @@ import pytest
 import tensorstore
 from etils import epath
 
-from deeplab_jax.checkpoints.faults import check_on_all_processes, report_read_errors, report_write_errors
+from deeplab_jax.checkpoints.faults import check_on_all_processes, report_read_errors, report_save_errors
 from deeplab_jax.checkpoints.folders import DamagedError
 from deeplab_jax.errors import BucketError, BucketOutageError, CheckpointError, ConfigError
 
@@ -44,7 +44,7 @@ def test_a_checkpoint_in_a_bucket_that_cannot_be_used_is_not_damaged(message, ki
 def test_errors_of_a_disk_are_not_about_a_bucket(message):
     reason = "(No space left on device|Permission denied|Too many open files)"
     expected = pytest.raises(CheckpointError, match=rf"^Cannot write to run/checkpoints \({reason}\)\. ")
-    with expected as caught, report_write_errors(epath.Path("run/checkpoints")):
+    with expected as caught, report_save_errors(epath.Path("run/checkpoints")):
         fail(message)
     assert caught.value.exit_code == 2
 
@@ -92,7 +92,7 @@ def test_a_folder_that_cannot_be_listed_is_not_said_to_have_no_steps(tmp_path, m
 
     monkeypatch.setattr("deeplab_jax.checkpoints.faults.list_steps", fail)
     expected = pytest.raises(CheckpointError, match=r"Permission denied\). Fix this, then run the same command again\.$")
-    with expected, report_write_errors(epath.Path(tmp_path)):
+    with expected, report_save_errors(epath.Path(tmp_path)):
         raise PermissionError(errno.EACCES, "Permission denied")
 
 
@@ -100,7 +100,7 @@ def test_the_installed_tensorstore_reports_the_number_of_a_disk_error(tmp_path):
     (tmp_path / "file").touch()
     store = tensorstore.KvStore.open({"driver": "file", "path": f"{tmp_path}/file/"}).result()
     expected = pytest.raises(CheckpointError, match=r"^Cannot write to run/checkpoints \(Not a directory\)\. ")
-    with expected, report_write_errors(epath.Path("run/checkpoints")):
+    with expected, report_save_errors(epath.Path("run/checkpoints")):
         store.write("key", b"value").result()
 
 

@@ -13,7 +13,7 @@ import saved_runs
 from saved_runs import CONFIG, list_steps, make_empty, make_state, restore, resume
 
 from deeplab_jax.checkpoints import manager
-from deeplab_jax.checkpoints.faults import report_write_errors
+from deeplab_jax.checkpoints.faults import report_save_errors
 from deeplab_jax.checkpoints.folders import find_changed_files
 from deeplab_jax.checkpoints.store import Checkpoints
 from deeplab_jax.errors import CheckpointError
@@ -83,7 +83,7 @@ def test_the_advice_after_a_failed_save_names_the_step_to_resume_from(tmp_path, 
     (tmp_path / "12.orbax-checkpoint-tmp").mkdir()
     outcome = "resume from step 10" if steps else "start from the beginning, because no step was saved"
     for code, reason, fix in ((28, "No space left on device", "Free some disk space"), (5, "Input/output error", "Fix this")):
-        with pytest.raises(CheckpointError) as caught, report_write_errors(tmp_path):
+        with pytest.raises(CheckpointError) as caught, report_save_errors(tmp_path):
             raise OSError(code, reason)
         assert reason in str(caught.value)
         assert str(caught.value).endswith(f"). {fix}, then run the same command to {outcome}.")

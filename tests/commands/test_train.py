@@ -17,7 +17,7 @@ from deeplab_jax.evaluation.evaluate import StoppedError
 from deeplab_jax.training import loop, scoring
 
 pytestmark = [
-    pytest.mark.usefixtures("plain_convolutions"),
+    pytest.mark.usefixtures("plain_convolutions", "shared_step"),
     pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),  # raised by ml_collections
 ]
 

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -5,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deeplab_jax.evaluation.boundaries import boundary_radius, boundary_radius_of_each, find_boundaries
+
+jitted_find_boundaries = jax.jit(find_boundaries, static_argnums=2)
 
 
 def erode(mask):
@@ -41,7 +44,7 @@ def test_boundaries_equal_the_iterated_erosion_of_each_class(seed, radius):
     rng = np.random.default_rng(seed)
     classes = np.where(rng.random((2, 24, 32)) < 0.01, rng.choice([1, 254, 255], (2, 24, 32)), 0).astype(np.uint8)
     radii = np.array([radius, rng.integers(1, radius + 1)], np.int32)
-    boundaries = np.asarray(find_boundaries(jnp.asarray(classes), jnp.asarray(radii), 14))
+    boundaries = np.asarray(jitted_find_boundaries(classes, radii, 14))
     for i in range(2):
         np.testing.assert_array_equal(boundaries[i], naive_boundaries(classes[i], radii[i]))
 

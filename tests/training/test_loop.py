@@ -22,6 +22,8 @@ from deeplab_jax.training import loop, speed
 from deeplab_jax.training.loop import _average, _describe_overflow, train
 from deeplab_jax.training.verify import verify
 
+pytestmark = pytest.mark.usefixtures("shared_step")
+
 
 def train_with_overflow(root, workdir, nonfinite):
     """Train for four steps with a learning rate so high that the first update overflows."""

@@ -18,6 +18,8 @@ from deeplab_jax.models import validate
 from deeplab_jax.training import loop
 from deeplab_jax.training.stopping import LearningCheck, check_metric, compute_rank, evaluation_interval, is_stalled
 
+pytestmark = pytest.mark.usefixtures("shared_step")
+
 MIOU = {1: 0.1, 2: 0.5, 3: 0.4, 4: 0.3, 5: 0.2, 6: 0.9}
 
 

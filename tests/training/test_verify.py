@@ -18,9 +18,11 @@ from deeplab_jax.errors import CheckpointError, ConfigError
 from deeplab_jax.training.loop import train
 from deeplab_jax.training.verify import _relative_difference, config_at, verify
 
+pytestmark = pytest.mark.usefixtures("shared_step")
+
 
 @pytest.fixture(scope="module")
-def honest_run(street_scenes, tmp_path_factory):
+def honest_run(street_scenes, tmp_path_factory, shared_step):
     """Return a folder with a four-step run (checkpoints at 2 and 4) and its training data."""
     folder = tmp_path_factory.mktemp("verify")
     shutil.copytree(street_scenes, folder / "scenes")
