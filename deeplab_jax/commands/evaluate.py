@@ -141,8 +141,11 @@ def _make_writers(
 
 def _report(config: Config, totals: Totals, instances: Instances | None, output: str | None, console: Console) -> None:
     official = cityscapes.scores(totals.confusion, instances) if cityscapes.is_official(config.labels) else None
+    summary = scores.summary(totals, config.labels, official)
     if output:
         with write_atomically(epath.Path(output) / "scores.json") as file:
-            file.write((json.dumps(scores.summary(totals, config.labels, official), indent=2) + "\n").encode())
+            file.write((json.dumps(summary, indent=2) + "\n").encode())
     for table in scores.tables(totals, config.labels, official):
         console.print(table)
+    if warning := scores.describe_overflow(summary):
+        console.print(warning)

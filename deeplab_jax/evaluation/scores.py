@@ -1,6 +1,7 @@
 """Format scores as tables and as the contents of scores.json."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from rich import box
@@ -16,7 +17,7 @@ def summary(totals: Totals, label_set: LabelSet, official: Scores | None = None)
     """Return the contents of scores.json.
 
     It has the OVERALL_METRICS, and the CLASS_METRICS as dicts keyed by class name. Values are None (null in JSON) where nothing
-    was counted.
+    was counted, and for a loss that is not finite.
 
     Args:
       totals: The sums over the split.
@@ -26,7 +27,14 @@ def summary(totals: Totals, label_set: LabelSet, official: Scores | None = None)
     scores: dict[str, Any] = {name: metric.compute(totals) for name, metric in OVERALL_METRICS.items()}
     for name, metric in CLASS_METRICS.items():
         scores[name] = dict(zip(label_set.names, metric.compute(totals).tolist(), strict=True))
-    return _nan_to_null(scores | ({"cityscapes": official} if official else {}))
+    return _keep_finite(scores | ({"cityscapes": official} if official else {}))
+
+
+def describe_overflow(scores: Mapping[str, Any]) -> str:
+    """Return a warning if the `summary` of labelled pixels has no loss, because logits are not finite, or "" otherwise."""
+    if scores["loss"] is not None or scores["pixel_accuracy"] is None:
+        return ""
+    return "WARNING: Some logits are infinite or not a number, so the loss is not finite and the scores mean nothing."
 
 
 def tables(totals: Totals, label_set: LabelSet, official: Scores | None = None) -> list[Table]:
@@ -83,7 +91,7 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.2f}"
 
 
-def _nan_to_null(value: Any) -> Any:
+def _keep_finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _nan_to_null(x) for name, x in value.items()}
-    return None if math.isnan(value) else float(value)
+        return {name: _keep_finite(x) for name, x in value.items()}
+    return float(value) if math.isfinite(value) else None

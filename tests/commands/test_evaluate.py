@@ -10,6 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 import deeplab_jax as dl
+from deeplab_jax.checkpoints.store import restore_model, save_model, stored_config
 from deeplab_jax.commands.evaluate import score_checkpoint
 from deeplab_jax.commands.flags import load_recipe
 from deeplab_jax.errors import CheckpointError, ConfigError, DataError
@@ -70,6 +71,14 @@ def test_a_split_without_labels_gives_images_but_no_scores(finished_run, street_
     assert len(list((tmp_path / "ids").glob("canvasdorf_*_pred_labelIds.png"))) == 2
     with pytest.raises(ConfigError, match="Use --output"):
         evaluate(config, best)
+
+
+def test_logits_that_are_not_finite_are_reported(finished_run, street_scenes, tmp_path):
+    variables = restore_model(str(finished_run))
+    variables["params"]["classifier"]["bias"][0] = np.nan
+    save_model(str(tmp_path / "run"), stored_config(str(finished_run)), variables)
+    output = evaluate(load_tiny_recipe(street_scenes), tmp_path / "run")
+    assert "WARNING: Some logits are infinite or not a number, so the loss is not finite and the scores mean nothing." in output
 
 
 def test_images_that_differ_only_in_the_suffix_have_their_own_predictions(finished_run, tmp_path):
