@@ -112,15 +112,13 @@ def plain_convolutions():
 
 @pytest.fixture(scope="module")
 def shared_step():
-    """Trace and compile the training step only once for runs in this process that differ in nothing but when they save and end.
-
-    The learning rates are those of the first run, whose number of steps can be different.
-    """
+    """Trace and compile the training step once for all runs in this process that differ only in when they save and evaluate."""
     steps = {}
 
     def share(mesh, *, config, **parts):
+        length = (config.train.steps, config.train.epochs)  # the learning rates depend on it
         sections = (config.labels, config.model, config.data, config.loss, config.optim)
-        key = repr((mesh, config.seed, config.train.micro_batches, sections))
+        key = repr((mesh, config.seed, config.train.micro_batches, length, sections))
         if key not in steps:
             steps[key] = compile_train_step(mesh, config=config, **parts)
         return steps[key]
