@@ -52,7 +52,9 @@ def plan(
     if accelerator:
         options["eval.batch_size"] = batch_size
         jax.config.update("jax_platforms", "cpu")  # planning for other devices must not occupy those of this machine
-    enable_compilation_cache()  # a later training run can reuse the compiled step
+    else:
+        # A later training run can reuse the compiled step. Programs for devices that are not there cannot be read again.
+        enable_compilation_cache()
     overrides = [f"{field}={value}" for field, value in options.items() if value is not None]
     show(
         load_recipe(config, (*fields, *overrides)),

@@ -62,10 +62,10 @@ def show_report(console: Console, report: Mapping[str, Any], labels: LabelSet, o
         print_line(console, f"{name}: {sizes}{more}{modes}; {ignored_share(split)} of the pixels are ignored")
     listed = f"{epath.Path(out) / 'check.json'} lists all of them." if out else ""
     show_problems(console, problems, listed or "Use --out DIR to list all of them in DIR/check.json.")
-    for name, split in list(splits.items())[:1]:  # the training split
-        if split["mean_and_std"]:
+    for name in report["rare_classes"]:  # the training split
+        if statistics := splits[name]["mean_and_std"]:
             print_line(console, f"Mean and standard deviation of each band in {name}:")
-            for field, numbers in zip(("mean", "std"), split["mean_and_std"], strict=True):
+            for field, numbers in zip(("mean", "std"), statistics, strict=True):
                 print_line(console, f"  --config.model.{field}='({','.join(f'{number:.4g}' for number in numbers)},)'")
     for split, weights in report["class_weights"].items():
         print_line(console, f"Optional class weights for rare classes, computed from {split} (ENet, arXiv 1606.02147):")

@@ -10,7 +10,7 @@ import os
 import posixpath
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from etils import epath
 
@@ -307,12 +307,12 @@ def _require_files(root: epath.Path, images: tuple[str, ...], labels: tuple[str,
     if missing:
         raise DataError(
             f"{len(missing)} of {len(names)} files from {source} are missing below {root}: {summarize(missing)}. "
-            f"{_compare_with_folder(root, missing[0], is_mask=missing[0] not in images, is_listed=is_listed)}"
+            f"{_compare_with_folder(root, missing[0], set(names), is_mask=missing[0] not in images, is_listed=is_listed)}"
         )
 
 
-def _compare_with_folder(root: epath.Path, name: str, *, is_mask: bool, is_listed: bool) -> str:
-    """Return what the folder of a missing image or mask holds instead, and what to do."""
+def _compare_with_folder(root: epath.Path, name: str, names: Collection[str], *, is_mask: bool, is_listed: bool) -> str:
+    """Return what the folder of a missing image or mask holds instead, and what to do. `names` are those of all samples."""
     folder, base = posixpath.split(name)
     present = sorted(filter(is_visible, list_names(root / folder)))
     alike = [each for each in present if _fold(each) == _fold(base)]
@@ -329,11 +329,14 @@ def _compare_with_folder(root: epath.Path, name: str, *, is_mask: bool, is_liste
             advice = f"Set data.label_kind={kind} (--label-kind {kind}) to use such masks."
             return f"{posixpath.join(folder, other)} exists. {advice}"
     suffixes = MASK_SUFFIXES if is_mask else IMAGE_SUFFIXES
-    near = difflib.get_close_matches(base, [each for each in present if each.lower().endswith(suffixes)], n=1, cutoff=0)
+    usable = [each for each in present if each.lower().endswith(suffixes)]
+    unused = [each for each in usable if posixpath.join(folder, each) not in names]
     state = "does not exist"
     if (root / folder).is_dir():
         state = f"holds no {'mask' if is_mask else 'image'} files" if present else "is empty"
-    there = f"The most similar name there is {near[0]}." if near else f"The folder {folder or root} {state}."
+    there = "All files there belong to other samples." if usable else f"The folder {folder or root} {state}."
+    if near := difflib.get_close_matches(base, unused, n=1, cutoff=0):
+        there = f"The most similar name there is {near[0]}."
     advice = "Add the masks, or leave out their images." if is_mask and not is_listed else "Add the files or fix the list."
     return f"{there} {advice}"
 

@@ -135,13 +135,14 @@ def as_json(report: Report, labels: LabelSet) -> dict[str, Any]:
             "unknown_pixels": tally.unknown,
             "mean_and_std": tally.mean_and_std(),
         }
-    first = list(report.tallies.items())[:1]  # the training split
-    weights = {split: compute_class_weights(tally.pixels) for split, tally in first if tally.pixels.any()}
+    # Only training pixels tell how to train. The training split is the first one, unless it cannot be used.
+    training = [(split, tally) for split, tally in list(report.tallies.items())[:1] if split not in ("val", "test")]
+    weights = {split: compute_class_weights(tally.pixels) for split, tally in training if tally.pixels.any()}
     return {
         "labels": labels.name,
         "training_would_fail": report.fails,
         "splits": splits,
         "class_weights": weights,
-        "rare_classes": {split: [labels.names[k] for k in find_rare_classes(tally.pixels)] for split, tally in first},
+        "rare_classes": {split: [labels.names[k] for k in find_rare_classes(tally.pixels)] for split, tally in training},
         "problems": [dataclasses.asdict(problem) for problem in report.problems],
     }

@@ -118,7 +118,7 @@ def _require_hosts_fit(hosts: int | None, mesh: MeshConfig) -> None:
 
 
 def _announce_compilation(platform: str) -> str:
-    duration = {"tpu": "about 5 minutes for a ResNet-50", "gpu": "about half a minute for a ResNet-50"}
+    duration = {"tpu": "about 5 minutes for a ResNet-50", "gpu": "about a minute for a ResNet-50"}
     expected = duration.get(platform, "a minute or two for a ResNet-50")
     return f"Compiling takes {expected} on 2 CPU cores, unless the result is cached. --no-compile skips it."
 
@@ -214,7 +214,7 @@ def _print_time(
     )
     bound = "compute" if flops / rate > moved / bandwidth else "memory"
     console.print(
-        f"a step (3 x forward) needs {format_si(flops * count)}FLOPs in total; "
+        f"a step (3 x forward) needs at least {format_si(flops * count)}FLOPs in total; "
         f"per device {format_si(flops)}FLOPs and {format_si(moved)}B, {flops / moved:.0f} FLOPs per byte, {bound}-bound"
     )
     seconds = max(flops / rate / mfu, moved / bandwidth)

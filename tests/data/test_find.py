@@ -190,7 +190,9 @@ def test_only_files_that_could_be_meant_are_suggested_for_a_missing_one(tmp_path
 
 def test_a_missing_mask_of_a_folder_layout_is_not_blamed_on_a_list(tmp_path):
     save_images(tmp_path, "input/train/a.png", "input/train/b.png", "target/train/a.png")
-    with pytest.raises(DataError, match=r"name there is a\.png\. Add the masks, or leave out their images\.$"):
+    with pytest.raises(
+        DataError, match=r"All files there belong to other samples\. Add the masks, or leave out their images\.$"
+    ):
         find_samples(str(tmp_path), "train")
 
 

@@ -228,6 +228,12 @@ def test_lists_that_leave_the_root_and_missing_splits_are_errors(report, tmp_pat
     assert list(result.tallies) == ["train"]
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_only_training_pixels_give_advice_on_training(report, split):
+    values = as_json(report(**{split: [(random_image(0), mask(0, 1))]}), LABELS)
+    assert list(values["class_weights"]) == list(values["rare_classes"]) == ["train"] * (split == "train")
+
+
 def test_a_data_set_without_labelled_pixels_gives_no_class_weights(report):
     result = report(train=[(random_image(0), mask(255))])
     assert "weight" not in check_page.render_page("", as_json(result, LABELS), LABELS, [])
