@@ -160,7 +160,7 @@ def _parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) ->
         if isinstance(cause, flags.UnrecognizedFlagError) and cause.flagname.startswith("config."):
             raise ConfigError(_NO_CONFIG) from None
         if isinstance(cause, flags.Error):
-            raise ConfigError(_one_line(cause)) from None
+            raise ConfigError(_replace_python_words(_one_line(cause))) from None
         raise ConfigError(_explain_unknown_field(str(cause)) or _explain_broken_recipe(cause, *recipes[-1:])) from None
     if values["config"].present and values["config"].value is None:
         raise ConfigError("`--config` returns None. Its get_config() must return a deeplab_jax.config.Config.")
@@ -210,6 +210,17 @@ def _explain_broken_recipe(error: BaseException, recipe: str = "") -> str:
 
 def _one_line(error: BaseException) -> str:
     return re.sub(r".*Failed loading config file.*(?=\[Errno)", "", " ".join(str(error).split()))
+
+
+def _replace_python_words(message: str) -> str:
+    """Return a flag's error message with advice in place of the reason that Python or absl gives for a value of a wrong type."""
+    for words, advice in (
+        (r"invalid literal for int\(\) with base 10: ", "Give an integer."),
+        (r"could not convert string to float: ", "Give a number."),
+        (r"\('Non-boolean argument to boolean flag', ", "Give true or false."),
+    ):
+        message = re.sub(f"{words}.*", advice, message)
+    return message
 
 
 def _explain_unknown_field(message: str) -> str:
