@@ -213,7 +213,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _replace_python_words(message: str) -> str:
-    """Return a flag's error message with advice in place of the reason that Python or absl gives for a value of a wrong type."""
+    """Return a flag's error message with advice in place of Python's or absl's reason why a value is wrong."""
     for words, advice in (
         (r"invalid literal for int\(\) with base 10: ", "Give an integer."),
         (r"could not convert string to float: ", "Give a number."),
