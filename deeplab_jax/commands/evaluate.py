@@ -147,5 +147,5 @@ def _report(config: Config, totals: Totals, instances: Instances | None, output:
             file.write((json.dumps(summary, indent=2) + "\n").encode())
     for table in scores.tables(totals, config.labels, official):
         console.print(table)
-    if warning := scores.describe_overflow(summary):
+    if warning := scores.warn_of_infinite_logits(summary):
         console.print(warning)

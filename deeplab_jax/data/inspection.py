@@ -99,8 +99,8 @@ def require_splits(data: DataConfig, splits: Sequence[str]) -> dict[str, Samples
       DataError: A split is unusable.
     """
     sets, problems = open_splits(data, splits)
-    for problem in problems:
-        raise DataError(problem.text)
+    if problems:
+        raise DataError(problems[0].text)
     return sets
 
 

@@ -30,7 +30,7 @@ def summary(totals: Totals, label_set: LabelSet, official: Scores | None = None)
     return _keep_finite(scores | ({"cityscapes": official} if official else {}))
 
 
-def describe_overflow(scores: Mapping[str, Any]) -> str:
+def warn_of_infinite_logits(scores: Mapping[str, Any]) -> str:
     """Return a warning if the `summary` of labelled pixels has no loss, because logits are not finite, or "" otherwise."""
     if scores["loss"] is not None or scores["pixel_accuracy"] is None:
         return ""

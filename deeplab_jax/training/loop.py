@@ -19,7 +19,7 @@ from deeplab_jax.checkpoints.store import Checkpoints
 from deeplab_jax.config import Config, to_dict
 from deeplab_jax.errors import BucketError, DataError, DeeplabError, OutOfMemoryError, TrainingError
 from deeplab_jax.evaluation.evaluate import StoppedError
-from deeplab_jax.evaluation.scores import describe_overflow
+from deeplab_jax.evaluation.scores import warn_of_infinite_logits
 from deeplab_jax.runtime import hosts
 from deeplab_jax.runtime.machine import fill_heap_gaps
 from deeplab_jax.runtime.memory import report_out_of_memory, require_memory
@@ -334,7 +334,7 @@ def _evaluate(state: TrainState, step: int, tools: _Tools) -> bool:
         tools.output.log.print(f"The evaluation of step {step} was interrupted. The run will start with it when it resumes.")
         return False
     tools.output.log_evaluation(step, summary, strips)
-    if warning := describe_overflow(summary):
+    if warning := warn_of_infinite_logits(summary):
         tools.output.log.print(warning)
     rank = _rank(summary, tools.setup.config)
     if rank.value is None:

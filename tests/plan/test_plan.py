@@ -113,6 +113,14 @@ def test_a_plan_in_epochs_asks_for_the_number_of_images(recipe, monkeypatch, cap
     assert "may fit: needs at least " in output
 
 
+@pytest.mark.parametrize(("device", "caches"), [([], 1), (["--accelerator=h100"], 0)])
+def test_programs_for_other_devices_are_not_written_to_the_cache_of_jax(device, caches, recipe, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr("deeplab_jax.runtime.compilation.enable_compilation_cache", lambda: calls.append(True))
+    code, output = run_cli(monkeypatch, capsys, "plan", "--config", recipe, "--devices", 1, "--no-compile", *device)
+    assert (code, len(calls)) == (0, caches), output
+
+
 def test_a_run_that_does_not_fit_gets_suggestions(monkeypatch, capsys):
     words = ("--config=configs/cityscapes_r50_os8.py", "--devices=1", "--batch-size=32", "--accelerator=v5e", "--no-compile")
     code, output = run_cli(monkeypatch, capsys, "plan", *words, "--mfu=0.5")

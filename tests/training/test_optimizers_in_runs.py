@@ -43,9 +43,10 @@ def test_a_resumed_run_ends_with_the_same_bits(settings, tmp_path):
     assert state_digest(resumed.get()) == state_digest(straight.get())
 
 
+@pytest.mark.parametrize("devices", [2, 4])
 @pytest.mark.parametrize("settings", RECIPES.values(), ids=RECIPES)
-def test_a_run_is_the_same_on_four_devices(settings):
-    single, distributed = Trainer(**settings), Trainer(**settings, data=4)
+def test_a_run_is_the_same_on_more_devices(settings, devices):
+    single, distributed = Trainer(**settings), Trainer(**settings, data=devices)
     start = single.get().params
     for trainer in (single, distributed):
         run(trainer, range(3))
