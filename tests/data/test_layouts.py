@@ -6,7 +6,7 @@ from test_find import save_images, write_list
 
 from deeplab_jax.data import layouts
 from deeplab_jax.data.find import describe, find_samples, list_splits
-from deeplab_jax.data.layouts import recognize_layout
+from deeplab_jax.data.layouts import explain_missing_split, recognize_layout
 from deeplab_jax.data.layouts.layout import Layout
 from deeplab_jax.data.layouts.pairing import pair_by_name
 from deeplab_jax.data.suspicion import sample_suspicions
@@ -91,16 +91,17 @@ def test_the_error_for_an_unknown_layout_lists_the_contents_and_the_expected_fil
     with pytest.raises(DataError) as caught:
         find_samples(str(tmp_path), "train")
     message = str(caught.value)
-    for part in (
-        "holds photos/, readme.png.",
-        "list/train.lst",
-        "leftImg8bit/train/",
-        "input/train/",
-        "trainannot/",
-        "JPEGImages",
-    ):
+    for part in ("holds photos/, readme.png.", "list/train.lst", "input/train/", "Cityscapes", "CamVid", "Pascal VOC"):
         assert part in message
+    assert "JPEGImages" not in message
     assert "\n" not in message
+    assert len(message) < 600
+
+
+def test_the_error_shows_the_layouts_that_share_a_folder_with_the_root(tmp_path):
+    (tmp_path / "JPEGImages").mkdir()
+    message = explain_missing_split(epath.Path(tmp_path), "val", [])
+    assert message.endswith("such as JPEGImages/ with ImageSets/Segmentation/val.txt (Pascal VOC).")
 
 
 def save(root, name, mode):

@@ -106,6 +106,12 @@ def test_an_argument_without_files_is_reported(argument):
         inputs.find_inputs([argument])
 
 
+def test_a_folder_without_files_is_reported(tmp_path):
+    (tmp_path / "photos" / "inner").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="photos` has no files"):
+        inputs.find_inputs([str(tmp_path / "photos")])
+
+
 def test_a_pipe_is_reported(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     with pytest.raises(ConfigError, match=r"is a pipe.* Save the data to a file first"):

@@ -63,7 +63,6 @@ def explain_missing_split(root: epath.Path, split: str, splits: Sequence[str]) -
     if splits:
         names = f"the splits {', '.join(splits)}" if len(splits) > 1 else f"only the split {splits[0]}"
         return f"Found no samples of split {split!r} below {root}, which has {names}.{_advise_on_split(split, splits)}"
-    others = "; ".join(f"{each.shape.replace('SPLIT', split)} ({each.name})" for each in LAYOUTS if each is not CUSTOM)
     present = sorted(filter(is_visible, list_names(root)))
     contents = summarize((name + "/" * (root / name).is_dir() for name in present), 8)
     near = _find_nearby_layout(root)
@@ -71,9 +70,22 @@ def explain_missing_split(root: epath.Path, split: str, splits: Sequence[str]) -
         return f"Found no samples of split {split!r} below {root}, which holds {contents}. Did you mean {near}?"
     return (
         f"Found no samples of split {split!r} below {root}, which holds {contents}. Put the images into input/{split}/ and the "
-        f"masks into target/{split}/, or name them in list/{split}.lst. The folders of public data sets are "
-        f"read, too: {others}."
+        f"masks into target/{split}/, or name them in list/{split}.lst. {_describe_public_layouts(split, present)}"
     )
+
+
+def _describe_public_layouts(split: str, present: Sequence[str]) -> str:
+    """Return the folders of the public data sets that share one with `present`, or only the names of all public data sets."""
+    public = [each for each in LAYOUTS if each is not CUSTOM]
+    shapes = {each.name: each.shape.replace("SPLIT", split) for each in public}
+    similar = [f"{shape} ({name})" for name, shape in shapes.items() if not _top_folders(shape).isdisjoint(present)]
+    if similar:
+        return f"The folders of public data sets are read, too, such as {'; '.join(similar)}."
+    return f"The folders of these data sets are read, too: {', '.join(shapes)} (see docs/reference/data-formats.md)."
+
+
+def _top_folders(shape: str) -> set[str]:
+    return {path.partition("/")[0] for path in shape.split() if "/" in path}
 
 
 def _find_nearby_layout(root: epath.Path) -> str:
