@@ -1,6 +1,7 @@
 """Run a command, and exit with one line after a user error."""
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -34,6 +35,11 @@ def run_or_exit(program: Callable[[], T]) -> T:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(141)
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename:
+            raise
+        print("error: The output cannot be written, because the disk is full. Free some disk space.", file=sys.stderr)
+        sys.exit(ConfigError.exit_code)
     finally:
         _flush_or_discard(sys.stdout)
 

@@ -108,6 +108,13 @@ def test_closed_streams_become_the_null_device():
     assert result.returncode == 3  # the first number that is free, after those of the three streams
 
 
+def test_an_output_on_a_full_disk_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_or_exit(lambda: os.write(os.open("/dev/full", os.O_WRONLY), b"text"))
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == ("error: The output cannot be written, because the disk is full. Free some disk space.\n")
+
+
 def test_bugs_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
         run_or_exit(lambda: 1 / 0)
