@@ -23,6 +23,9 @@ os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_cpu_parallel
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
+# TensorFlow would import Keras, and Keras would import pandas and matplotlib. This package uses none of them.
+os.environ["TF_USE_LEGACY_KERAS"] = "1"
+
 # Tracing a network creates many objects. By default, Python looks for garbage after every 700 new ones.
 gc.set_threshold(50_000)
 

@@ -11,9 +11,11 @@ from conftest import smallest_model, tiny_config
 
 from deeplab_jax.checkpoints.folders import Rank, find_changed_files
 from deeplab_jax.checkpoints.store import Checkpoints, find_config_changes, resolve, restore_model, stored_config
+from deeplab_jax.config import MeshConfig
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import DeepLabV3
+from deeplab_jax.runtime.mesh import make_mesh, replicated_sharding
 from deeplab_jax.training.optimizer import make_optimizer
 from deeplab_jax.training.state import from_trees, init_state, state_digest, to_trees
 
@@ -50,6 +52,16 @@ def make_abstract(state):
 
 def test_the_two_latest_steps_and_the_best_are_kept(run):
     assert sorted(int(path.name) for path in (run / "checkpoints").iterdir()) == [2, 4, 5]
+
+
+def test_a_save_from_several_devices_compiles_nothing(state, tmp_path, caplog):
+    """orbax would compile a program for each shape of an array, to slice it."""
+    trees = jax.device_put(to_trees(state), replicated_sharding(make_mesh(MeshConfig(data=4))))
+    with Checkpoints(str(tmp_path), CONFIG) as checkpoints, jax.log_compiles():
+        checkpoints.save(trees, 1)
+    assert not [record.message for record in caplog.records if "Compiling" in record.message]
+    restored = restore_model(str(tmp_path / "checkpoints/1"))
+    jax.tree.map(np.testing.assert_array_equal, restored["params"], state.params)
 
 
 def test_a_link_to_a_step_on_another_disk_is_kept(run, state, tmp_path):
