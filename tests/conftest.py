@@ -51,11 +51,11 @@ from deeplab_jax.commands import main as cli
 from deeplab_jax.commands import train as training_command
 from deeplab_jax.commands.flags import load_recipe
 from deeplab_jax.models import DeepLabV3, convolution, graph
+from deeplab_jax.runtime.mesh import replicated_sharding
 from deeplab_jax.scenes import dataset as synthetic
-from deeplab_jax.training import loop, verify
+from deeplab_jax.training import begin, loop, speed, verify
 from deeplab_jax.training.optimizer import make_optimizer
 from deeplab_jax.training.state import init_state, to_trees
-from deeplab_jax.training.step import compile_train_step
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = ROOT / "tests" / "tiny.py"
@@ -113,40 +113,52 @@ def plain_convolutions():
         yield
 
 
+def remember(patch, modules, name, make_key):
+    """Replace a function in some modules with one that calls it once for each key, and then returns the same result."""
+    function, results = getattr(modules[0], name), {}
+
+    def look_up(*args, **kwargs):
+        if (key := repr(make_key(*args, **kwargs))) not in results:
+            results[key] = function(*args, **kwargs)
+        return results[key]
+
+    for module in modules:
+        patch.setattr(module, name, look_up)
+
+
 @pytest.fixture(scope="module")
 def shared_step():
-    """Trace and compile the training step once for all runs in this process that differ only in when they save and evaluate."""
-    steps = {}
+    """Trace and compile once for all runs of a module that differ only in when they save and evaluate."""
 
-    def share(mesh, *, config, **parts):
+    def step_key(mesh, *, config, **parts):
         length = (config.train.steps, config.train.epochs)  # the learning rates depend on it
         sections = (config.labels, config.model, config.data, config.loss, config.optim)
-        key = repr((mesh, config.seed, config.train.micro_batches, length, sections))
-        if key not in steps:
-            steps[key] = compile_train_step(mesh, config=config, **parts)
-        return steps[key]
+        return mesh, config.seed, config.train.micro_batches, length, sections
 
+    def start_key(setup):
+        config = setup.config
+        return setup.mesh, config.seed, config.train.steps, config.train.epochs, config.labels, config.model, config.optim
+
+    def create_state(setup, pretrained, say=print):
+        if pretrained or setup.config.optim.frozen:
+            return create(setup, pretrained, say)
+        if (key := repr(start_key(setup))) not in states:
+            states[key] = jax.tree.map(np.asarray, create(setup, None, say))
+        return jax.device_put(states[key], replicated_sharding(setup.mesh))
+
+    create, states = begin.create_state, {}
     with pytest.MonkeyPatch.context() as patch:
-        for module in (loop, verify):
-            patch.setattr(module, "compile_train_step", share)
+        remember(patch, (loop, verify), "compile_train_step", step_key)
+        remember(patch, (speed,), "training_flops", lambda config: (config.model, config.labels, config.data))
+        patch.setattr(begin, "create_state", create_state)
         yield
-
-
-_KNOWN_VARIABLES = {}
 
 
 @pytest.fixture(scope="module")
 def trace_networks_once():
     """Remember the shapes of variables, because tracing a network takes up to a second, and many tests have the same one."""
-    trace = graph.abstract_variables
-
-    def look_up(network):
-        if (key := repr(network)) not in _KNOWN_VARIABLES:
-            _KNOWN_VARIABLES[key] = trace(network)
-        return _KNOWN_VARIABLES[key]
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graph, "abstract_variables", look_up)
+        remember(patch, (graph,), "abstract_variables", lambda network: network)
         yield
 
 

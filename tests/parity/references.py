@@ -3,7 +3,7 @@
 This module needs torch and torchvision. The networks of other libraries also need the other packages:
 
   pip install torch torchvision
-  pip install --no-deps mmsegmentation mmcv-lite mmengine
+  pip install --no-deps mmsegmentation "mmcv-lite<2.2" mmengine
   pip install addict yapf termcolor rich opencv-python-headless prettytable ftfy regex
   pip install segmentation-models-pytorch
   pip install transformers

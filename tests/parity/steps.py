@@ -23,11 +23,11 @@ from deeplab_jax.training.state import TrainState
 from deeplab_jax.training.step import compile_train_step
 from deeplab_jax.weights import names, transfer
 
-# The recipe comes from torchvision's references/segmentation/train.py. Its learning rate of 0.02 for 32 images scales to 0.0025
-# for 4 images.
+# The recipe comes from torchvision's references/segmentation/train.py, with an eighth of its learning rate for 32 images.
 OPTIM = OptimConfig(lr=0.0025, power=0.9, momentum=0.9, weight_decay=1e-4, lr_factors=(("aux_", 10.0),))
 LOSS = LossConfig(aux_weight=0.5)
-STEPS, ROWS, SIZE = 5, 4, (97, 129)
+# The images are as wide as the largest atrous rate needs to reach other pixels, and low, so that the steps are fast.
+STEPS, ROWS, SIZE = 5, 3, (17, 305)
 MEAN, STD = 128.0, 64.0  # powers of 2 make normalised images exact, so both implementations get the same values
 
 
