@@ -38,9 +38,10 @@ class Memory:
 
 
 def estimate(config: Config, mesh: MeshConfig) -> Memory:
-    """Estimate a lower bound for the memory that a training step needs on each device.
+    """Estimate the memory that a training step needs on each device.
 
-    Every convolution output counts twice, because the backward pass needs its values before and after BatchNorm.
+    Every convolution output counts twice, because the backward pass needs its values before and after BatchNorm. A program can
+    need more, for temporary values, or less, if it does not hold all gradients or activations at the same time.
 
     Args:
       config: A validated config.

@@ -145,10 +145,10 @@ def _print_memory(
 ) -> None:
     is_stand_in = _is_stand_in(device, mesh, sheet)
     limit = sheet.memory if sheet else None if is_stand_in else memory_limit(device)
-    lower_bound = estimate(config, mesh)
+    expected = estimate(config, mesh)
     console.print(
-        f"memory per device: {_format_bytes(lower_bound.state)} state + {_format_bytes(lower_bound.gradients)} gradients + "
-        f"{_format_bytes(lower_bound.activations)} activations = {_format_bytes(lower_bound.total)} (lower bound)"
+        f"memory per device: {_format_bytes(expected.state)} state + {_format_bytes(expected.gradients)} gradients + "
+        f"{_format_bytes(expected.activations)} activations = {_format_bytes(expected.total)} (estimate)"
     )
     if program:
         note = "a CPU program, so only an estimate for other devices" if is_stand_in else ""
@@ -157,7 +157,7 @@ def _print_memory(
         console.print("The device memory size is unknown. Select the device with --accelerator.")
         return
     is_exact = program is not None and not is_stand_in
-    needed = program.peak_bytes if program and is_exact else lower_bound.total
+    needed = program.peak_bytes if program and is_exact else expected.total
     if needed > limit:
         console.print(
             f"does not fit: needs {_format_bytes(needed)} of {_format_bytes(limit)} per device; "
@@ -166,7 +166,7 @@ def _print_memory(
         for change, saved in suggest_savings(config, mesh):
             console.print(f"  {change:32} saves about {_format_bytes(saved)} per device")
     else:
-        verdict = "fits: needs" if is_exact else "may fit: needs at least"
+        verdict = "fits: needs" if is_exact else "may fit: needs about"
         console.print(f"{verdict} {_format_bytes(needed)} of {_format_bytes(limit)} per device, without evaluation")
 
 

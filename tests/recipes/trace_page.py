@@ -40,7 +40,7 @@ None of these recipes has been run to completion.
 ## Memory and time on H100 GPUs
 
 What `deeplab-jax plan --config RECIPE --accelerator h100 --devices N --no-compile --images 2975` estimates (2026-11-29).
-Memory is a lower bound for each GPU. The first time is a lower bound, at the peak rate of the data sheet. The second one has
+Memory is an estimate for each GPU. The first time is a lower bound, at the peak rate of the data sheet. The second one has
 `--mfu 0.4`, and is more likely. Neither includes evaluations, checkpoints, communication, or waiting for data: for the second
 time, 8 GPUs need 950 to 2300 images per second, so reading the images may decide instead.
 
