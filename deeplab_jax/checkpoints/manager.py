@@ -31,7 +31,7 @@ def open_manager(folder: epath.Path, keep_last: int, keep_every: int) -> ocp.tra
     kept = [_policies.LatestN(keep_last), _KeepBest(folder), _KeepLinked(folder)]
     kept += [_KeepEvery(keep_every)] if keep_every else []
     policy = _policies.AnyPreservationPolicy(kept)
-    # Otherwise, each device would write a slice of each array, and the first save would compile a program for each of their shapes.
+    # Otherwise, each device would write a slice of each array, and the first save would compile a program for each shape.
     whole_arrays = ocp.options.ArrayOptions.Saving(use_replica_parallel=False)
     with ocp.Context(async_options=_AsyncOptions(), array_options=ocp.options.ArrayOptions(saving=whole_arrays)):
         return ocp.training.Checkpointer(folder, preservation_policy=policy, cleanup_tmp_directories=True)
