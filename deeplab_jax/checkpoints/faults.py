@@ -106,7 +106,7 @@ def _advise_on_save(folder: epath.Path, error: BaseException) -> str:
     advice = f"{advise_on_write_error(error, 'Fix this')}, then run the same command"
     try:
         steps = list_steps(folder)
-    except (OSError, BucketError):
+    except (OSError, DeeplabError):
         return f"{advice} again"
     return f"{advice} to {f'resume from step {steps[-1]}' if steps else 'start from the beginning, because no step was saved'}"
 

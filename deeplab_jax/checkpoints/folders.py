@@ -52,11 +52,30 @@ def make_absolute(path: str) -> epath.Path:
 
 
 def list_steps(folder: epath.Path) -> list[int]:
-    """Return the steps of the complete checkpoints in `folder`, in ascending order."""
-    names = [path.name for path in folder.iterdir() if re.fullmatch("0|[1-9][0-9]*", path.name) and path.is_dir()]
+    """Return the steps of the complete checkpoints in `folder`, in ascending order.
+
+    Raises:
+      CheckpointError: A step in a run's `checkpoints` folder is a link to nothing.
+    """
+    paths = [path for path in folder.iterdir() if re.fullmatch("0|[1-9][0-9]*", path.name)]
+    for path in paths if folder.name == CHECKPOINTS else ():
+        require_link_target(path)
+    names = [path.name for path in paths if path.is_dir()]
     # Orbax renames a step's folder when the step is complete. Buckets cannot rename folders, so orbax adds a marker file there
     # instead.
     return sorted(int(name) for name in names if not is_url(folder) or (folder / name / COMMIT_MARKER).exists())
+
+
+def require_link_target(path: epath.Path) -> None:
+    """Check that a path of a run is not a link to nothing, because a disk that is not mounted looks like a missing checkpoint.
+
+    Raises:
+      CheckpointError: The path is such a link.
+    """
+    if os.path.islink(path) and not os.path.exists(path):
+        raise CheckpointError(
+            f"{path} is a link to {os.readlink(path)}, which does not exist. Create or mount that folder, or remove the link."
+        )
 
 
 class Rank(NamedTuple):
@@ -165,9 +184,13 @@ def find_steps(path: epath.Path) -> list[epath.Path]:
     """Return the checkpoints of a run, a `checkpoints` folder or a folder with copied steps, in ascending order.
 
     A step folder is returned itself. The list is empty for all other paths.
+
+    Raises:
+      CheckpointError: A step or the `checkpoints` folder is a link to nothing.
     """
     if is_step(path):
         return [path]
+    require_link_target(path / CHECKPOINTS)
     for folder in (path / CHECKPOINTS, path):
         if folder.is_dir() and (steps := list_steps(folder)):
             # The folders in `checkpoints` are checkpoints even if a file is missing, which must be reported as damage.

@@ -38,6 +38,7 @@ from deeplab_jax.checkpoints.folders import (
     read_rank,
     read_scores,
     require_empty,
+    require_link_target,
     require_unchanged,
     write_checksums,
     write_scores,
@@ -70,6 +71,7 @@ class Checkpoints:
         self._config, self._metadata = config, _make_metadata(config)
         self._folder = make_absolute(workdir) / CHECKPOINTS
         with report_save_errors(self._folder):
+            require_link_target(self._folder)
             self._folder.mkdir(parents=True, exist_ok=True)
             self._latest = max(list_steps(self._folder), default=None)
         # Opened at the first save, because orbax can list the steps only after `restore` has moved damaged ones aside.
@@ -118,13 +120,11 @@ class Checkpoints:
             return
         self._finish()
         with report_save_errors(self._folder):
-            self._manager = self._manager or self._open_manager()
+            train = self._config.train
+            self._manager = self._manager or open_manager(self._folder, train.keep_last, train.keep_every)
             saving = self._manager.save_checkpointables_async(step, trees, custom_metadata=self._metadata, force=True)
         self._unfinished = self._background.submit(_write_checksums_when_complete, saving, self._folder / str(step))
         self._latest = step
-
-    def _open_manager(self) -> ocp.training.Checkpointer:
-        return open_manager(self._folder, self._config.train.keep_last, self._config.train.keep_every)
 
     def add_scores(self, step: int, scores: Mapping[str, Any], rank: Rank) -> None:
         """Add a saved step's scores, and the rank by which `find_best` compares it.

@@ -311,7 +311,7 @@ def _find_too_few_classes(survey: Survey, labels: LabelSet, kind: str, is_traini
     if not classes:
         yield (
             f"No pixel of the masks has a class: they hold {shown}, all of which the label set {labels.name} ignores or does "
-            "not define. Training learns nothing. Fix the label set or the masks."
+            "not define, so there is nothing to learn or to score. Fix the label set or the masks."
         )
         return
     ignored = [value for value in survey.values if table[value] == IGNORE]
@@ -323,6 +323,6 @@ def _find_too_few_classes(survey: Survey, labels: LabelSet, kind: str, is_traini
         example = color_of(ignored[-1]) if survey.is_color else ignored[-1]
         hint = f" If {example} is a class, remove it from {name} (the default is {'black' if survey.is_color else 255})."
     yield (
-        f"All labelled pixels belong to the class {labels.names[classes.pop()]}: the masks hold {shown}. Training on one class "
-        f"learns nothing.{hint}"
+        f"All labelled pixels belong to the class {labels.names[classes.pop()]}: the masks hold {shown}. There is nothing to "
+        f"learn from one class.{hint}"
     )

@@ -76,6 +76,19 @@ def test_a_link_to_a_step_on_another_disk_is_kept(run, state, tmp_path):
     assert find_changed_files(tmp_path / "run/checkpoints/4") == []
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/5"])
+def test_a_link_to_a_disk_that_is_not_mounted_is_named(run, tmp_path, name):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / name).rename(tmp_path / "moved")
+    (tmp_path / "run" / name).symlink_to("/missing/disk")
+    message = f"^{tmp_path}/run/{name} is a link to /missing/disk, which does not exist. Create or mount that folder"
+    for path in ("run", "run/best"):  # not an earlier step, and not "without a complete checkpoint"
+        with pytest.raises(CheckpointError, match=message):
+            resolve(str(tmp_path / path))
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoints(str(tmp_path / "run"), CONFIG)
+
+
 @pytest.mark.parametrize(("name", "step"), [("", 5), ("latest", 5), ("best", 2), ("checkpoints/4", 4)])
 def test_resolve_finds_a_run_its_best_step_or_a_step(run, name, step):
     assert resolve(str(run / name)).name == str(step)

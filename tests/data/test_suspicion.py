@@ -224,3 +224,4 @@ def test_masks_with_one_class_or_none_are_found(survey):
     assert "belong to the class b" in find_suspicions(found, THREE, "labelIds", is_training_set=True)[0]
     (text,) = check(survey(draw(0, (255, 254))), THREE)
     assert text.startswith("No pixel of the masks has a class: they hold 254, 255")
+    assert "Training" not in text  # it can be about the masks of an evaluation
