@@ -73,7 +73,8 @@ class Source:
         a different library, because all libraries use the same backbone tensor names.
       first_inputs: (model config) -> a dict with the layers whose inputs the library concatenates in another order. It maps our
         path of the layer, such as "aspp/fuse", to the number of the last input channels that come first in the library.
-      unused: The modules that the library can add to a network but that segmentation does not need. They are not imported.
+      unused: The modules that the library can add to a network but that segmentation does not need. They are not imported,
+        unless they are part of our network.
       statistics: The names of BatchNorm's running mean and variance.
       suffixes: The suffixes of the files to which weights can be exported.
       loads_with: The function that loads an exported file.

@@ -63,3 +63,24 @@ def test_the_size_of_test_images_is_a_note(pipeline):
     assert not read_notes(pipeline.replace("512", "1024"))  # the size of Cityscapes' images
     for other in ("", "test_pipeline = 1", "test_pipeline = [1]", pipeline.replace("(2048, 512)", "512")):
         assert not read_notes(other)
+
+
+HEAD = {"decode_head.aspp_modules.0.conv.weight": (8, 8, 1, 1), "decode_head.conv_seg.weight": (19, 8, 1, 1)}
+AUXILIARY = {"auxiliary_head.convs.0.conv.weight": (4, 16, 3, 3), "auxiliary_head.conv_seg.weight": (19, 4, 1, 1)}
+
+
+@pytest.mark.parametrize(
+    ("auxiliary", "is_ours"),
+    [
+        ({}, False),
+        (AUXILIARY, True),
+        (AUXILIARY | {"auxiliary_head.convs.0.bn.weight": (4,)}, True),
+        (AUXILIARY | {"auxiliary_head.convs.0.conv.weight": (8, 16, 3, 3)}, False),  # another width
+        (AUXILIARY | {"auxiliary_head.convs.0.conv.weight": (2, 8, 3, 3)}, False),  # another stage
+        (AUXILIARY | {"auxiliary_head.convs.1.conv.weight": (4, 4, 3, 3)}, False),  # two convolutions
+        ({name.replace("head.", f"head.{i}."): shape for i in (0, 1) for name, shape in AUXILIARY.items()}, False),
+    ],
+)
+def test_only_an_auxiliary_head_of_our_form_is_used(auxiliary, is_ours):
+    shapes = HEAD | {"backbone.layer4.0.conv1.weight": (8, 16, 1, 1)} | auxiliary
+    assert SOURCES["mmseg"].read_head(shapes)["aux_head"] is is_ours

@@ -139,6 +139,16 @@ def test_modules_without_kernels_are_not_part_of_the_network(state):
         convert(tensors | {"refine.weight": KERNEL})
 
 
+def test_an_auxiliary_head_of_another_form_is_left_out():
+    tensors = make_state("mmseg")
+    changed = {name.replace("auxiliary_head.", "auxiliary_head.0."): value for name, value in tensors.items()}
+    network, variables, messages = convert(changed)
+    _, expected, _ = convert(tensors)
+    assert not network.config.model.aux_head
+    assert variables.keys() == {path for path in expected if not path[1].startswith("aux")}
+    assert any("not part of the network: auxiliary_head.0.conv_seg.bias" in message for message in messages)
+
+
 def test_a_classification_head_is_not_part_of_the_network():
     head = {"classification_head.3.weight": np.ones((2, 64), np.float32), "classification_head.3.bias": np.ones(2, np.float32)}
     _, _, messages = convert(make_state("smp") | head)

@@ -85,7 +85,7 @@ def read_head(shapes: Shapes) -> dict[str, Any]:
         "aspp_width": output_channels(shapes, "decode_head.aspp_modules.0.conv.weight"),
         "fusion": "3x3",
         "dropout": 0.1,
-        "aux_head": any(name.startswith("auxiliary_head.") for name in shapes),
+        "aux_head": _has_our_auxiliary_head(shapes),
         "num_classes": output_channels(shapes, "decode_head.conv_seg.weight"),
     }
     if not any(name.startswith(("decode_head.c1_bottleneck.", "decode_head.sep_bottleneck.")) for name in shapes):
@@ -100,6 +100,14 @@ def read_head(shapes: Shapes) -> dict[str, Any]:
         "dropout": 0.0,
         "decoder_dropout": 0.1,
     }
+
+
+def _has_our_auxiliary_head(shapes: Shapes) -> bool:
+    """Return whether there is an auxiliary head, and it is that of the published networks. Others only matter in training."""
+    kernels = {name: shape for name, shape in shapes.items() if name.startswith("auxiliary_head.") and len(shape) == 4}
+    first, classifier = "auxiliary_head.convs.0.conv.weight", "auxiliary_head.conv_seg.weight"
+    channels = shapes.get("backbone.layer4.0.conv1.weight", (0, 0))[1]  # of the third stage's features
+    return kernels.keys() == {first, classifier} and kernels[first] == (channels // 4, channels, 3, 3)
 
 
 def check_settings(state: StateDict) -> None:
@@ -376,4 +384,5 @@ SOURCE = Source(
     | {"width", "stem", "shortcut", "multi_grid", "atrous_rates", "aspp_width", "low_level_width", "aux_head", "align_corners"},
     describe=describe,
     first_inputs=lambda model: {"aspp/fuse": model.aspp_width},  # the image pooling
+    unused=frozenset({"auxiliary_head"}),  # if it is not of our form
 )
