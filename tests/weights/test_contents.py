@@ -170,3 +170,11 @@ def test_other_entries_with_kernels_are_listed():
 def test_a_network_with_an_unknown_backbone_loses_its_common_prefix():
     root = {"state_dict": {"model.features.0.weight": np.ones((1, 1, 1, 1)), "model.head.0.weight": np.ones((1, 1, 1, 1))}}
     assert choose(root)[1] == {"features.0.weight", "head.0.weight"}
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model."])
+def test_the_counters_of_a_profiler_are_left_out(prefix):
+    names = [f"{prefix}{module}{name}" for module in ("", "backbone.bn1.") for name in ("total_ops", "total_params")]
+    value, tensors, notes = choose(weights(1, prefix) | dict.fromkeys(names, np.zeros(1)))
+    assert (value, tensors) == (1, RAW.keys())
+    assert "tensors not used: 4 (total_ops and total_params, the counters of a profiler)" in notes
