@@ -72,6 +72,8 @@ def choose_weights(root: Any, *, ema: bool = False, entry: str = "") -> tuple[di
     if not candidates:
         raise CheckpointError("does not contain weights with names. Use a file with a state dict.")
     swapped = _find_swapping_owner(root)
+    if entry and [each.label for each in candidates] == [""]:
+        raise CheckpointError(f"contains one state dict, and no entry {entry!r}. Omit --entry.")
     if entry:
         chosen = _choose_only(
             [each for each in candidates if each.label == entry], candidates, f"contains no weights {entry!r}, only"

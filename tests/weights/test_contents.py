@@ -134,6 +134,8 @@ def test_several_sets_of_weights_are_asked_about():
     assert choose(root, entry="state_dict.teacher")[:2] == (2, set(RAW))
     with pytest.raises(CheckpointError, match=r"contains no weights 'x', only 'state_dict.student'"):
         choose(root, entry="x")
+    with pytest.raises(CheckpointError, match=r"contains one state dict, and no entry 'x'\. Omit --entry\.$"):
+        choose(RAW, entry="x")
 
 
 def test_the_same_weights_under_two_keys_are_one_set():
