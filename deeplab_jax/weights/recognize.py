@@ -100,7 +100,8 @@ def recognize(state: StateDict, fmt: str = "auto", overrides: Mapping[str, Any] 
             SOURCES[source].check_settings(state)
             model = ModelConfig(**switches)
             model = _expect_published_images(model, source, _count_channels(shapes, model, source))
-            facts = SOURCES[source].read_facts(state, model, overrides or {}) if num_classes else {}
+            has_facts = num_classes or SOURCES[source].is_backbone_only
+            facts = SOURCES[source].read_facts(state, model, overrides or {}) if has_facts else {}
             config, origin = _apply_facts(facts, model)
         if logits == 1 and config.labels.num_classes != 2:
             config.labels, origin["labels"] = BINARY, "assumed: the network has one logit"

@@ -58,7 +58,8 @@ class Source:
       read_head: (all tensor shapes) -> the `ModelConfig` fields, plus "num_classes", inferred from the heads' tensors. The
         result is {} for a file that contains only a backbone. It raises an OtherHeadError for another network's head.
       read_facts: (state dict, model config inferred from the tensors, `ModelConfig` fields set by the user) -> the file's
-        settings, and the library's defaults for the others. The caller prefixes error messages with the file name.
+        settings, and the library's defaults for the others. The caller prefixes error messages with the file name. It is not
+        called for the backbone of a segmentation network with another head.
       check_settings: (state dict) -> None. It raises a CheckpointError if the file's settings show a network that ours does not
         reproduce. It is also called for a file with only a backbone.
       read_threshold: (state dict) -> the probability above which a network with one logit predicts the second class.
