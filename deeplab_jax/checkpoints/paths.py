@@ -215,7 +215,7 @@ def _describe_content(folder: epath.Path) -> str:
     names = _list_names(folder)
     if find_steps(folder) or find_weights(folder) or _DATA & set(names):
         return ""
-    if runs := [name for name in names if (folder / name / CHECKPOINTS).is_dir()]:
+    if runs := [name for name in names if (folder / name / CHECKPOINTS).is_dir() and find_steps(folder / name)]:
         return f"is not a run, but contains runs. Give one of them: {summarize(folder / name for name in runs)}."
     if weights := [name for name in names if name.endswith(_WEIGHTS)]:
         advice = "Import one with `deeplab-jax weights import FILE --out DIR`, and give DIR"

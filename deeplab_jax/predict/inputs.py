@@ -230,7 +230,8 @@ def _translate_errors(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except decode.FormatError as error:
-        raise DataError(f"{path} {error}") from None
+        fault, is_setting, _ = str(error).partition(" Set data.")  # the network was trained with another value of the field
+        raise DataError(f"{path} {fault}{' Convert it to the format of the training images.' if is_setting else ''}") from None
     except Exception as error:
         reason = "it is not an image" if isinstance(error, UnidentifiedImageError) else one_line(error)
         raise DataError(f"{path} cannot be read ({reason}). Replace the file.") from None

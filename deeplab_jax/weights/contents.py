@@ -24,6 +24,7 @@ _AVERAGE = re.compile(r"(?<![A-Za-z])(?:ema|swa|avg|averaged?|averaging|polyak|s
 _RAW = re.compile(r"(?<![a-z])(?:online|student|raw|current)(?![a-z])", re.IGNORECASE)
 _OPTIMIZER = re.compile(r"optimi[sz]er|optims?(?-i:(?![a-z]))|^opt$|sched|scaler|grads", re.IGNORECASE)  # not "optimal"
 _COUNTERS = ("n_averaged", "steps", "step", "num_updates", "decay", "initted")  # scalars that averaged models add
+_PROFILES = ("total_ops", "total_params")  # counters that thop, a profiler, adds to every module
 _MAX_DEPTH = 8
 _MAX_VALUES = 100_000  # in a file's metadata
 _MAX_SETS = 50  # sets of weights in a file
@@ -71,6 +72,8 @@ def choose_weights(root: Any, *, ema: bool = False, entry: str = "") -> tuple[di
     if not candidates:
         raise CheckpointError("does not contain weights with names. Use a file with a state dict.")
     swapped = _find_swapping_owner(root)
+    if entry and [each.label for each in candidates] == [""]:
+        raise CheckpointError(f"contains one state dict, and no entry {entry!r}. Omit --entry.")
     if entry:
         chosen = _choose_only(
             [each for each in candidates if each.label == entry], candidates, f"contains no weights {entry!r}, only"
@@ -316,12 +319,15 @@ def _select_under(
         if name.startswith(prefix) and not name.startswith(nested)
     }
     counters = {name for name in _COUNTERS if name in inside and getattr(inside[name], "shape", None) == ()}
-    inside = {name: value for name, value in inside.items() if name not in counters}
+    profiles = {name for name in inside if name.rpartition(".")[2] in _PROFILES}
+    inside = {name: value for name, value in inside.items() if name not in counters | profiles}
     is_raw = _RAW.search(full.rpartition(".")[2])
     is_average = "n_averaged" in counters or (_AVERAGE.search(full) is not None and not is_raw)
     others = tuple(sorted(name for name in names if not name.startswith((prefix, *other_prefixes))))
     if prefix:
         notes = (*notes, f"the prefix {prefix!r} was removed from the names")
+    if profiles:
+        notes = (*notes, f"tensors not used: {len(profiles)} ({' and '.join(_PROFILES)}, the counters of a profiler)")
     return Weights(full, prefix, inside, others, is_average, notes=notes)
 
 

@@ -162,13 +162,16 @@ def _find_names_outside_network(tensors: Mapping[str, np.ndarray], network: Netw
         classifier = _find_names_in_classifier(tensors, network) if prefix in ("", "features.") else set()
         return {name for name in tensors if not name.startswith(prefix)} - classifier
     source = SOURCES[network.fmt]
-    own = {name.partition(".")[0] for name in source.head_names(network.config.model).values()}
+    layers = source.head_names(network.config.model).items()
+    own = {name.partition(".")[0] for ours, name in layers if network.config.model.aux_head or not ours.startswith("aux")}
     own.add(source.backbone_prefix.rstrip("."))
     others: dict[str, list[str]] = {}
     for name in tensors:
         others.setdefault(name.partition(".")[0], []).append(name)
-    foreign = [each for top, each in others.items() if top not in own and all(tensors[name].ndim < 2 for name in each)]
-    unused = [each for top, each in others.items() if top in source.unused]
+    # The mean and standard deviation of images are often stored as [1, 3, 1, 1].
+    kernels = {name for name, value in tensors.items() if value.ndim > 1 and name.rpartition(".")[2] not in ("mean", "std")}
+    foreign = [each for top, each in others.items() if top not in own and kernels.isdisjoint(each)]
+    unused = [each for top, each in others.items() if top in source.unused - own]
     named = _list_unused_shapes(network.config.model, network.fmt).keys() & tensors.keys()
     return named | {name for module in foreign + unused for name in module}
 

@@ -11,7 +11,10 @@ _PATTERNS = {
         r"\w+_(velocity|moment[12]?|beta[12]_pow_acc)_\d+$"
     ),
     "a pruned or parametrized network (call torch.nn.utils.prune.remove or parametrize.remove_parametrizations, and save it)": (
-        r"(.+\.)?(weight_orig|parametrizations\.weight\..+)$"
+        r"(.+\.)?(weight_orig|weight_[gv]|parametrizations\.weight\..+)$"
+    ),
+    "a network prepared for quantization (save the weights before it is prepared)": (
+        r"(.+\.)?(weight_fake_quant|activation_post_process)\."
     ),
     "mmsegmentation's MobileNetV2": r"layer1\.0\.conv\.0\.conv\.",
     "a MobileNetV3-Small": r"11\.block\.2\.fc1\.|layer11\.depthwise_conv\.|layer1\.depthwise_conv\.",

@@ -11,7 +11,7 @@ from typing import Any
 
 from deeplab_jax.config import IMAGENET_MEAN, IMAGENET_STD, MAX_CHANNELS, Config, ModelConfig, adapt_to_channels, from_dict
 from deeplab_jax.config.fields import field_names
-from deeplab_jax.errors import CheckpointError, ConfigError, one_line
+from deeplab_jax.errors import CheckpointError, ConfigError, one_line, summarize
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import validate
 from deeplab_jax.models.backbones import BACKBONES, find_backbone
@@ -100,7 +100,8 @@ def recognize(state: StateDict, fmt: str = "auto", overrides: Mapping[str, Any] 
             SOURCES[source].check_settings(state)
             model = ModelConfig(**switches)
             model = _expect_published_images(model, source, _count_channels(shapes, model, source))
-            facts = SOURCES[source].read_facts(state, model, overrides or {}) if num_classes else {}
+            has_facts = num_classes or SOURCES[source].is_backbone_only
+            facts = SOURCES[source].read_facts(state, model, overrides or {}) if has_facts else {}
             config, origin = _apply_facts(facts, model)
         if logits == 1 and config.labels.num_classes != 2:
             config.labels, origin["labels"] = BINARY, "assumed: the network has one logit"
@@ -148,7 +149,9 @@ def _recognize_backbone(shapes: Shapes, source: str) -> dict[str, Any]:
         fault = f"{head} its backbone{f', {kind},' if kind else ''} is not supported"
     else:
         fault = f"is not a DeepLabV3 network or a supported backbone{f', but contains {kind}' if kind else ''}"
-    raise CheckpointError(f"{fault} (its tensors include {names}). Use weights for {', '.join(BACKBONES)}.")
+    raise CheckpointError(
+        f"{fault} (its tensors include {names}). Use weights for {summarize(BACKBONES)} (docs/reference/networks.md)."
+    )
 
 
 def _choose_variant(

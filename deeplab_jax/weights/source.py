@@ -58,7 +58,8 @@ class Source:
       read_head: (all tensor shapes) -> the `ModelConfig` fields, plus "num_classes", inferred from the heads' tensors. The
         result is {} for a file that contains only a backbone. It raises an OtherHeadError for another network's head.
       read_facts: (state dict, model config inferred from the tensors, `ModelConfig` fields set by the user) -> the file's
-        settings, and the library's defaults for the others. The caller prefixes error messages with the file name.
+        settings, and the library's defaults for the others. The caller prefixes error messages with the file name. It is not
+        called for the backbone of a segmentation network with another head.
       check_settings: (state dict) -> None. It raises a CheckpointError if the file's settings show a network that ours does not
         reproduce. It is also called for a file with only a backbone.
       read_threshold: (state dict) -> the probability above which a network with one logit predicts the second class.
@@ -73,7 +74,8 @@ class Source:
         a different library, because all libraries use the same backbone tensor names.
       first_inputs: (model config) -> a dict with the layers whose inputs the library concatenates in another order. It maps our
         path of the layer, such as "aspp/fuse", to the number of the last input channels that come first in the library.
-      unused: The modules that the library can add to a network but that segmentation does not need. They are not imported.
+      unused: The modules that the library can add to a network but that segmentation does not need. They are not imported,
+        unless they are part of our network.
       statistics: The names of BatchNorm's running mean and variance.
       suffixes: The suffixes of the files to which weights can be exported.
       loads_with: The function that loads an exported file.

@@ -166,6 +166,8 @@ def _open_torch_file(path: str, start: bytes) -> TorchFile:
     if start.startswith(ZIP_MAGIC):
         return open_zip(path)
     kind = next((kind for pattern, kind in _OTHER_FILES if re.match(pattern, start, re.DOTALL | re.IGNORECASE)), None)
+    if re.search(r"\.data-\d{5}-of-\d{5}$", path):  # the values of a TensorFlow checkpoint have no header
+        kind = _TENSORFLOW
     if kind:
         raise CheckpointError(f"is {kind}")
     # Pickles start with the byte 0x80, or with one of the other characters in protocols 0 and 1.
@@ -176,6 +178,7 @@ def _open_torch_file(path: str, start: bytes) -> TorchFile:
     return open_pickle(path)
 
 
+_TENSORFLOW = "a TensorFlow file. Use PyTorch weights. `deeplab-jax weights list` shows those that can be downloaded."
 _OTHER_FILES = (
     (rb"\s*<(!doctype|html|\?xml)", "a web page and not a weights file. Download the file itself, for example with a browser."),
     (rb"version https://git-lfs", "a Git LFS pointer and not the weights file. Run `git lfs pull` in its repository."),
@@ -189,6 +192,9 @@ _OTHER_FILES = (
     ),
     # Its first field is a version number. The name of the program that wrote the file follows, or the network.
     (rb"\x08[\x03-\x20][\x12:]", "an ONNX file, whose weights have lost their names. Use those from which it was exported."),
+    # A saved model or a frozen graph, whose first node follows with its name, and the index of a checkpoint.
+    (rb"\x08\x01\x12|\n[\x80-\xff]*[\0-\x7f]\n.[\w./-]+\x12|\0\0[\x01-\x7f]\x08", _TENSORFLOW),
+    (rb"[\x81-\x8f][\xa1-\xbf]", "a msgpack file, as written by Flax. Use PyTorch weights, as written by torchvision or timm."),
     (rb"\x93NUMPY", "a NumPy array. Use a file with a state dict."),
     (rb"\s*\{", "a JSON file. Use a weights file, or the folder with the file."),
 )

@@ -179,6 +179,8 @@ def _read(
 ) -> tuple[state_dicts.StateDict, Network]:
     if fmt != "auto":
         choose(fmt, SOURCES, "--from")  # fail before downloading a file
+    if not source:
+        raise CheckpointError(f"The source of the weights is empty. Give {WEIGHTS}.")
     path = epath.Path(hub.local_path(os.path.expanduser(source), say))
     is_weights_file = path.is_file() and classify_file(path) in ("weights", "file")
     if not (is_weights_file or find_weights(path)):

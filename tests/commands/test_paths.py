@@ -70,6 +70,7 @@ def places(stored_run, tmp_path_factory):
     (folder / "photos").mkdir()
     Image.new("RGB", (8, 8)).save(folder / "photos" / "a.png")
     (folder / "other" / "notes").mkdir(parents=True)
+    (folder / "repository" / "package" / "checkpoints").mkdir(parents=True)
     (folder / "weights").mkdir()
     save_file({"x": np.zeros(1, np.float32)}, folder / "weights" / "net.safetensors")
     save_file({"x": np.zeros(1, np.float32)}, folder / "no_suffix")
@@ -103,6 +104,7 @@ REFUSED = {
     "photos": r"is a data set, for --config\.data\.root\. Give ",
     "photos/a.png": r"is an image or a video, for `deeplab-jax predict`\. Give ",
     "other": r"is a folder without checkpoints\. Give ",
+    "repository": r"is a folder without checkpoints\. Give ",  # `checkpoints` is also the name of our package
     "net.dl": r"is an exported network, for `deeplab_jax\.load_exported`\. Give ",
     "net.onnx": r"is an ONNX file, for an ONNX runtime\. Give ",
     "run.zip": r"is an archive, which must be unpacked first\. Give ",

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from deeplab_jax.data.folders import list_files
@@ -162,6 +163,22 @@ def test_files_that_cannot_be_read_are_reported(tmp_path):
         inputs.read_image(png)
     with pytest.raises(DataError, match="no fixed range"):
         inputs.read_image(save(tmp_path / "c.tif", Image.fromarray(np.ones((2, 2), np.float32))))
+
+
+@pytest.mark.parametrize(
+    ("values", "fault"),
+    [
+        (np.zeros((8, 8), np.float32), "holds float32 values, which have no fixed range"),
+        (np.zeros((8, 8, 5), np.uint8), "has 5 bands, but `data.channels` is 3"),
+        (np.zeros((8, 8, 4), np.uint8), "has 4 bands, of which `data.channels` (=3) would drop the last one"),
+    ],
+)
+def test_images_of_another_kind_are_to_be_converted(tmp_path, values, fault):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, values, photometric="minisblack", planarconfig="contig")
+    with pytest.raises(DataError) as error:
+        inputs.read_image(path)
+    assert str(error.value) == f"{path} {fault}. Convert it to the format of the training images."
 
 
 @pytest.mark.parametrize("word", ["0", "/dev/video0", "rtsp://10.0.0.1/stream", "http://127.0.0.1:9/photo.jpg"])

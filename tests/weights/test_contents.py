@@ -134,6 +134,8 @@ def test_several_sets_of_weights_are_asked_about():
     assert choose(root, entry="state_dict.teacher")[:2] == (2, set(RAW))
     with pytest.raises(CheckpointError, match=r"contains no weights 'x', only 'state_dict.student'"):
         choose(root, entry="x")
+    with pytest.raises(CheckpointError, match=r"contains one state dict, and no entry 'x'\. Omit --entry\.$"):
+        choose(RAW, entry="x")
 
 
 def test_the_same_weights_under_two_keys_are_one_set():
@@ -170,3 +172,11 @@ def test_other_entries_with_kernels_are_listed():
 def test_a_network_with_an_unknown_backbone_loses_its_common_prefix():
     root = {"state_dict": {"model.features.0.weight": np.ones((1, 1, 1, 1)), "model.head.0.weight": np.ones((1, 1, 1, 1))}}
     assert choose(root)[1] == {"features.0.weight", "head.0.weight"}
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model."])
+def test_the_counters_of_a_profiler_are_left_out(prefix):
+    names = [f"{prefix}{module}{name}" for module in ("", "backbone.bn1.") for name in ("total_ops", "total_params")]
+    value, tensors, notes = choose(weights(1, prefix) | dict.fromkeys(names, np.zeros(1)))
+    assert (value, tensors) == (1, RAW.keys())
+    assert "tensors not used: 4 (total_ops and total_params, the counters of a profiler)" in notes

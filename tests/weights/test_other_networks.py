@@ -135,8 +135,21 @@ def test_modules_without_kernels_are_not_part_of_the_network(state):
     _, tensors = state
     _, _, messages = convert(tensors | {"criterion.weight": np.ones(19, np.float32)})
     assert "tensors not used: 1 (not part of the network: criterion.weight)" in messages
+    images = {name: np.ones((1, 3, 1, 1), np.float32) for name in ("mean", "std")}
+    _, _, messages = convert(tensors | images)
+    assert "tensors not used: 2 (not part of the network: mean, std)" in messages
     with pytest.raises(CheckpointError, match=r"1 unexpected: refine.weight"):
         convert(tensors | {"refine.weight": KERNEL})
+
+
+def test_an_auxiliary_head_of_another_form_is_left_out():
+    tensors = make_state("mmseg")
+    changed = {name.replace("auxiliary_head.", "auxiliary_head.0."): value for name, value in tensors.items()}
+    network, variables, messages = convert(changed)
+    _, expected, _ = convert(tensors)
+    assert not network.config.model.aux_head
+    assert variables.keys() == {path for path in expected if not path[1].startswith("aux")}
+    assert any("not part of the network: auxiliary_head.0.conv_seg.bias" in message for message in messages)
 
 
 def test_a_classification_head_is_not_part_of_the_network():
@@ -155,6 +168,7 @@ def test_a_long_list_of_names_is_cut(state):
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
+        ("backbone.layer1.0.conv1.weight_fake_quant.scale", "a network prepared for quantization .*"),
         ("backbone.layer1.0.conv.0.conv.weight", "mmsegmentation's MobileNetV2"),
         ("backbone.layer1.0.conv2.fc1.weight", "a ResNeSt"),
         ("encoder.layer1.0.se_module.fc1.weight", "an SE-ResNet"),
@@ -189,7 +203,7 @@ def make_residual_network(name="resnet50", **changes):
     return tensors | {name: ones(shape, np.float32) for name, shape in changes.items()}
 
 
-@pytest.mark.parametrize("name", ["weight_orig", "parametrizations.weight.original0"])
+@pytest.mark.parametrize("name", ["weight_orig", "weight_g", "parametrizations.weight.original0"])
 def test_pruned_and_parametrized_networks_are_named(state, name):
     _, tensors = state
     parts = {each.replace("weight", name) if value.ndim == 4 else each: value for each, value in tensors.items()}

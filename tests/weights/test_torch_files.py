@@ -160,12 +160,23 @@ def test_torchscript_is_named(tmp_path):
         (b"\x08\x08\x12\x07pytorch", "ONNX file"),
         (bytes(257) + b"ustar", "tar archive"),
         (b"\x89HDF\r\n", "HDF5"),
+        (b"\x08\x01\x12\x9e\xb1\x01\n\x81\x11\x12\xd1\x10", "a TensorFlow file"),  # saved_model.pb
+        (b"\nV\n\x0bImageTensor\x12\x0bPlaceholder*", "a TensorFlow file"),  # frozen_inference_graph.pb
+        (b"\0\0\x06\x08\x01\x1a\x02\x08\x01\0\x1c\x0f_CHECKPOINTABLE", "a TensorFlow file"),  # model.ckpt-1.index
+        (b"\x83\xa4step\0\xa6params\x81\xa1a\xc7\x1d\x01", "a msgpack file, as written by Flax"),
     ],
 )
 def test_other_files_are_named(tmp_path, content, message):
     (tmp_path / "x.pth").write_bytes(content)
     with pytest.raises(CheckpointError, match=message):
         state_dicts.read(str(tmp_path / "x.pth"))
+
+
+def test_the_data_of_a_tensorflow_checkpoint_is_named(tmp_path):
+    path = tmp_path / "model.ckpt-30000.data-00000-of-00001"
+    path.write_bytes(b"W&\x92>@\0\x14\xbd")
+    with pytest.raises(CheckpointError, match="is a TensorFlow file"):
+        state_dicts.read(str(path))
 
 
 @pytest.mark.parametrize("name", ["net/archive_format", "serialized_exported_program.json"])  # PyTorch 2.7 and before

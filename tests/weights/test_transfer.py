@@ -148,6 +148,11 @@ def test_a_different_number_of_classes_needs_a_label_set_or_ignore_head(mmseg, t
         assert str(caught.value).endswith(f"pretrained={given}.")
 
 
+def test_an_empty_source_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="The source of the weights is empty"):
+        transfer.import_weights("", str(tmp_path / "out"))
+
+
 def test_an_existing_folder_an_invalid_field_and_invalid_values_are_refused(mmseg, tmp_path):
     folder, _ = import_state(tmp_path, mmseg[1])
     with pytest.raises(CheckpointError, match="already contains checkpoints"):

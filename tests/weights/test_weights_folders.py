@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from conftest import tiny_config, tiny_model, tiny_resnet18
 from safetensors.numpy import save_file
-from test_other_networks import MODELS, make_state
+from test_other_networks import MODELS, make_residual_network, make_state
 
 from deeplab_jax.checkpoints.paths import resolve
 from deeplab_jax.checkpoints.store import stored_config
-from deeplab_jax.config import Config
+from deeplab_jax.config import Config, ModelConfig
 from deeplab_jax.errors import CheckpointError
 from deeplab_jax.weights import names, state_dicts, transfer
 from deeplab_jax.weights.convert import variable_shapes
@@ -193,3 +193,24 @@ def test_a_config_names_a_network_that_its_tensors_do_not_show(tmp_path):
         folder = write_folder(tmp_path / str(i), tensors, config=config)
         network = recognize(state_dicts.read(str(folder)))
         assert (network.config.model.backbone, network.assumption) == (backbone, "")
+
+
+def test_a_config_of_timm_gives_the_normalization(tmp_path):
+    tensors = make_residual_network("resnet50")
+    # As in resnet50d.ra4_e3600_r224_in1k, in the two forms of timm's config.json.
+    images = {"mean": [0.5, 0.5, 0.25], "std": [0.5, 0.4, 0.2]}
+    for i, config in enumerate(({"pretrained_cfg": images}, images)):
+        folder = write_folder(tmp_path / str(i), tensors, config={"architecture": "resnet50", **config})
+        network = recognize(state_dicts.read(str(folder)))
+        assert network.config.model.mean == (127.5, 127.5, 63.75)
+        assert network.config.model.std == (127.5, 102.0, 51.0)
+        assert network.origin["model.mean"] == "config.json"
+    grey = make_residual_network("resnet50", **{"conv1.weight": (8, 1, 7, 7)})
+    folder = write_folder(tmp_path / "grey", grey, config={"architecture": "resnet50", **images})
+    assert recognize(state_dicts.read(str(folder))).config.model.mean == (106.25,)  # the average, as of the kernels
+    for content in (images, {"architecture": "resnet50"}, {"architecture": "resnet50", "pretrained_cfg": None}):
+        folder = write_folder(tmp_path / "none", tensors, config=content)
+        assert recognize(state_dicts.read(str(folder))).config.model.mean == ModelConfig().mean
+    folder = write_folder(tmp_path / "wrong", tensors, config={"architecture": "resnet50", "mean": [0.5]})
+    with pytest.raises(CheckpointError, match=r"has mean=\[0\.5\] in its config\.json, not three numbers"):
+        recognize(state_dicts.read(str(folder)))

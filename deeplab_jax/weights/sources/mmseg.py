@@ -85,7 +85,7 @@ def read_head(shapes: Shapes) -> dict[str, Any]:
         "aspp_width": output_channels(shapes, "decode_head.aspp_modules.0.conv.weight"),
         "fusion": "3x3",
         "dropout": 0.1,
-        "aux_head": any(name.startswith("auxiliary_head.") for name in shapes),
+        "aux_head": _has_our_auxiliary_head(shapes),
         "num_classes": output_channels(shapes, "decode_head.conv_seg.weight"),
     }
     if not any(name.startswith(("decode_head.c1_bottleneck.", "decode_head.sep_bottleneck.")) for name in shapes):
@@ -102,6 +102,14 @@ def read_head(shapes: Shapes) -> dict[str, Any]:
     }
 
 
+def _has_our_auxiliary_head(shapes: Shapes) -> bool:
+    """Return whether there is an auxiliary head, and it is that of the published networks. Others only matter in training."""
+    kernels = {name: shape for name, shape in shapes.items() if name.startswith("auxiliary_head.") and len(shape) == 4}
+    first, classifier = "auxiliary_head.convs.0.conv.weight", "auxiliary_head.conv_seg.weight"
+    channels = shapes.get("backbone.layer4.0.conv1.weight", (0, 0))[1]  # of the third stage's features
+    return kernels.keys() == {first, classifier} and kernels[first] == (channels // 4, channels, 3, 3)
+
+
 def check_settings(state: StateDict) -> None:
     """Raise a CheckpointError if the stored configuration has a backbone that computes differently with the same tensors."""
     settings = _parse_literals(_config_text(state))
@@ -110,7 +118,7 @@ def check_settings(state: StateDict) -> None:
         return
     norm = _read_normalization(settings)
     order = "bgr_to_rgb" if "bgr_to_rgb" in norm else "to_rgb"
-    fields = {
+    fields = _list_layer_settings("backbone", backbone) | {
         "style": (backbone.get("style", "pytorch"), "pytorch"),
         # Only images with three channels have an order of colours.
         order: (backbone.get("in_channels", 3) != 3 or norm.get(order, True), True),
@@ -156,6 +164,19 @@ def read_threshold(state: StateDict) -> float:
     return float(threshold)
 
 
+def read_notes(state: StateDict) -> tuple[str, ...]:
+    """Return what the configuration says that a config cannot express: the size to which test images are resized."""
+    pipeline = _parse_literals(_config_text(state)).get("test_pipeline")
+    for step in pipeline if isinstance(pipeline, list) else ():
+        size = (step.get("img_scale") or step.get("scale")) if isinstance(step, dict) else None
+        if isinstance(size, list) and size != [2048, 1024]:  # the size of Cityscapes' images
+            return (
+                f"mmsegmentation resizes images for these weights to fit into {'x'.join(map(str, size))} pixels. eval.py and "
+                "predict use them as they are",
+            )
+    return ()
+
+
 def read_label_set(state: StateDict) -> LabelSet | None:
     """Return the label set in the file's metadata, or None if the metadata has none."""
     dataset_meta = state.meta.get("dataset_meta") or {}
@@ -191,7 +212,8 @@ def _read_settings(settings: dict[str, Any], model: ModelConfig) -> dict[str, An
     stride = 4 * math.prod(backbone.get("strides", (1, 2, 2, 2)))
     dilations = tuple(max(natural // stride, 1) for natural in STRIDES_OUT)
     _require_supported(
-        {
+        _list_layer_settings("decode_head", head)
+        | {
             "dilations": (tuple(backbone.get("dilations", (1, 1, 1, 1))), dilations),
             "contract_dilation": (stride == 32 or backbone.get("contract_dilation", False), True),
         }
@@ -227,6 +249,18 @@ def _read_normalization(settings: dict[str, Any]) -> dict[str, Any]:
         channels = network["backbone"].get("in_channels", 3)
         norm |= {"mean": (0.0,) * channels, "std": (1.0,) * channels}
     return norm
+
+
+def _list_layer_settings(name: str, module: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the settings of a module's layers that its tensors do not show, each with our value."""
+    norm, conv, activation = module.get("norm_cfg") or {}, module.get("conv_cfg") or {}, module.get("act_cfg", {"type": "ReLU"})
+    kind, function = conv.get("type", "Conv2d"), (activation or {}).get("type")
+    return {
+        f"{name}.norm_cfg.eps": (norm.get("eps", 1e-5), 1e-5),
+        f"{name}.conv_cfg.type": ("Conv2d" if kind == "Conv" else kind, "Conv2d"),
+        # Newer configurations name classes with their modules.
+        f"{name}.act_cfg.type": (function and function.rpartition(".")[2], "ReLU"),
+    }
 
 
 def _require_supported(settings: dict[str, tuple[Any, Any]]) -> None:
@@ -344,9 +378,11 @@ SOURCE = Source(
     read_facts=read_facts,
     check_settings=check_settings,
     read_threshold=read_threshold,
+    read_notes=read_notes,
     required=required,
     free=Source.free
     | {"width", "stem", "shortcut", "multi_grid", "atrous_rates", "aspp_width", "low_level_width", "aux_head", "align_corners"},
     describe=describe,
     first_inputs=lambda model: {"aspp/fuse": model.aspp_width},  # the image pooling
+    unused=frozenset({"auxiliary_head"}),  # if it is not of our form
 )
