@@ -137,7 +137,8 @@ def labels(root: Root, out: str = "", splits: tuple[str, ...] = (), label_kind: 
         raise DataError(suspicion)
     layout = recognize_layout(epath.Path(root))
     expected = LABEL_SETS.get(layout.labels) if layout else None
-    proposed, notes = propose_labels(epath.Path(root).resolve().name or "mine", survey, expected, LABEL_SETS)
+    name = epath.Path(root).resolve().name or "mine"
+    proposed, notes = propose_labels(name, survey, samples[0].kind, expected, LABEL_SETS)
     for suspicion in find_suspicions(survey, proposed, samples[0].kind):
         raise DataError(suspicion)
     if label_kind != "auto":

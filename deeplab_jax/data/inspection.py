@@ -260,7 +260,7 @@ def _add_to_tally(
     if unknown:
         is_color = samples.kind == "color"
         values = summarize(f"{format_value(value, is_color)} ({pixels} pixels)" for value, pixels in unknown.items())
-        advice = advise_on_unknown(sample.mask, unknown, is_color)
+        advice = advise_on_unknown(sample.mask, unknown, samples.kind)
         text = f"{samples.root}/{sample.label} holds values outside the label set {labels.name}: {values}. {advice}"
         yield Problem("values outside the label set", split, text, fails=True)
     elif not by_class.any():

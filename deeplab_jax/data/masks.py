@@ -87,14 +87,15 @@ def find_thin_values(runs: Mapping[int, int], ramps: Mapping[int, int]) -> list[
     return sorted(value for value, count in ramps.items() if count >= MIN_THIN * runs[value])
 
 
-def advise_on_unknown(mask: Mask, unknown: Collection[int], is_color: bool) -> str:
+def advise_on_unknown(mask: Mask, unknown: Collection[int], kind: str) -> str:
     """Return what to do about the values of a mask that the label set does not define.
 
     Args:
       mask: The mask.
       unknown: Its undefined values.
-      is_color: Whether the values are 24-bit colours instead of ids.
+      kind: How the mask encodes classes: "labelIds", "labelTrainIds" or "color".
     """
+    is_color = kind == "color"
     ramps, runs = (sum(counts.get(value, 0) for value in unknown) for counts in (mask.ramps, mask.runs))
     are_ramps = len(unknown) >= MIN_BLENDED_VALUES and 2 * ramps >= runs
     if are_ramps or len(find_thin_values(mask.runs, mask.ramps)) >= MIN_BLENDED_VALUES:
@@ -106,6 +107,11 @@ def advise_on_unknown(mask: Mask, unknown: Collection[int], is_color: bool) -> s
         return (
             "All colours of the mask are shades of grey. If these are ids, set data.label_kind=labelIds "
             "(--label-kind labelIds). Otherwise, add the colours to the label set."
+        )
+    if kind == "labelTrainIds":
+        return (
+            "Train ids are the positions of the classes in the label set, counted from 0. Fix the file, add classes, or set "
+            "data.label_kind=labelIds (--label-kind labelIds) if these are the ids of the label set."
         )
     ignored = "ignored_colors" if is_color else "ignored_ids"
     advice = f"add the values to the label set (to {ignored} if they have no class)."

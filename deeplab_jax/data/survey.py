@@ -2,8 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from etils import epath
@@ -11,8 +10,8 @@ from etils import epath
 from deeplab_jax.data.image_files import ImageFiles, read_mask
 from deeplab_jax.data.masks import Mask, describe_mask, format_value
 from deeplab_jax.data.samples import Samples
-from deeplab_jax.errors import DataError
-from deeplab_jax.labels import IGNORE, Color, LabelSet, color_of, distinct_colors
+from deeplab_jax.errors import DataError, summarize
+from deeplab_jax.labels import IGNORE, Color, LabelSet, color_code, color_of, distinct_colors
 from deeplab_jax.runtime.parallel import run_in_parallel
 
 LARGE_SHARE = 0.2  # a larger share of unlabelled pixels is questioned
@@ -194,30 +193,31 @@ def _explain_too_many(values: dict[int, Occurrence], last: str) -> str:
 
 
 def propose_labels(
-    name: str, survey: Survey, expected: LabelSet | None, label_sets: dict[str, LabelSet]
+    name: str, survey: Survey, kind: str, expected: LabelSet | None, label_sets: dict[str, LabelSet]
 ) -> tuple[LabelSet, list[str]]:
     """Return a label set for the values in the label files, and a note for each assumption made.
 
     Args:
       name: The name for a new label set.
       survey: The values in the label files.
+      kind: How the label files encode classes: "labelIds", "labelTrainIds" or "color".
       expected: The label set implied by the folder layout, or None.
       label_sets: The built-in label sets to compare the values with.
 
     Raises:
       DataError: The label files contain fewer than two possible classes.
     """
-    if expected and _covers(expected, survey) and _uses_most_classes(survey, expected):
+    if expected and _covers(expected, survey, kind) and _uses_most_classes(survey, expected, kind):
         return expected, [f"The folders and all values match the label set {expected.name}, so its classes are used."]
     for candidate in label_sets.values() if survey.is_color or survey.palette else ():
-        if _matches_colors(survey, candidate):
+        if _matches_colors(survey, candidate, kind):
             return candidate, [f"The colours match the label set {candidate.name}, so its classes are used."]
     if len(survey.values) < 2:
         only = format_value(next(iter(survey.values)), survey.is_color)
         raise DataError(
             f"The only value in the label files is {only}, but training needs at least two classes. Check the masks."
         )
-    proposed, notes = _propose_for_colors(name, survey) if survey.is_color else _propose_for_ids(name, survey, label_sets)
+    proposed, notes = _propose_for_colors(name, survey) if survey.is_color else _propose_for_ids(name, survey, kind, label_sets)
     return proposed, [*notes, *_question_values(survey)]
 
 
@@ -265,23 +265,28 @@ def _propose_for_colors(name: str, survey: Survey) -> tuple[LabelSet, list[str]]
     return LabelSet(name, names, colors, ignored_colors=() if 0 in survey.values else ((0, 0, 0),)), notes
 
 
-def _propose_for_ids(name: str, survey: Survey, label_sets: dict[str, LabelSet]) -> tuple[LabelSet, list[str]]:
+def _propose_for_ids(name: str, survey: Survey, kind: str, label_sets: dict[str, LabelSet]) -> tuple[LabelSet, list[str]]:
     values = list(survey.values)
-    ids = tuple(value for value in values if value != IGNORE or not _is_255_ignored(survey))
+    are_train_ids = kind == "labelTrainIds"
+    ids = tuple(value for value in values if value != IGNORE or not (are_train_ids or _is_255_ignored(survey)))
     if len(ids) < 2:
         raise DataError(
             f"The only value in the label files is {ids[0]}, apart from 255, which is ignored. "
             "Training needs at least two classes. Check the masks."
         )
     notes = ["Assumed that every value is a class. 255 is ignored."]
+    if are_train_ids and len(ids) <= ids[-1]:
+        missing = [value for value in range(ids[-1]) if value not in ids]
+        notes.append(f"Train ids count up from 0, so there are also classes for {summarize(missing)}, which do not occur.")
+        ids = tuple(range(ids[-1] + 1))
     if ids == (0, IGNORE):
         notes = ["Assumed that 0 and 255 are two classes."]
     elif IGNORE in ids:
         notes = ["Assumed that every value is a class, also 255, because the values are evenly spaced."]
-    if 0 in ids:
+    if 0 in ids and not are_train_ids:
         notes.append("Assumed that 0 is also a class. If it means unlabelled, move it from classes to ignored_ids.")
     for similar in label_sets.values():
-        train_ids = similar.train_id_of_id()
+        train_ids = _number_values(similar, kind)
         classes = {value for value, train_id in train_ids.items() if train_id != IGNORE}
         if set(values) - {IGNORE} in (classes, set(train_ids) - {IGNORE}):
             notes.append(
@@ -306,29 +311,35 @@ def _is_255_ignored(survey: Survey) -> bool:
     return bool(values[0] != 0 or steps.min() == 1 or np.ptp(steps) > 1)  # evenly spaced ids can be rounded
 
 
-def _covers(labels: LabelSet, survey: Survey) -> bool:
+def _number_values(labels: LabelSet, kind: str) -> dict[int, int]:
+    """Return the train id, or 255 (ignored), for each value that label files of a kind may contain."""
+    if kind == "color":
+        return {color_code(color): train_id for color, train_id in labels.train_id_of_color().items()}
+    if kind == "labelTrainIds":
+        return {IGNORE: IGNORE} | {train_id: train_id for train_id in range(labels.num_classes)}
+    return labels.train_id_of_id()
+
+
+def _covers(labels: LabelSet, survey: Survey, kind: str) -> bool:
     """Check whether the label set defines every value in the label files, as a class or as an ignored value."""
-    if survey.is_color:
-        return {color_of(value) for value in survey.values} <= labels.train_id_of_color().keys()
-    return set(survey.values) <= labels.train_id_of_id().keys()
+    return set(survey.values) <= _number_values(labels, kind).keys()
 
 
-def _uses_most_classes(survey: Survey, labels: LabelSet) -> bool:
+def _uses_most_classes(survey: Survey, labels: LabelSet, kind: str) -> bool:
     """Check whether more than half of the values that have a class in the label set are present in the label files."""
-    groups: Sequence[Sequence[Any]] = labels.colors_by_class if survey.is_color else labels.ids_by_class
-    values = {value for group in groups for value in group}
-    seen = values.intersection(map(color_of, survey.values) if survey.is_color else survey.values)
-    return 2 * len(seen) > len(values)
+    values = {value for value, train_id in _number_values(labels, kind).items() if train_id != IGNORE}
+    return 2 * len(values.intersection(survey.values)) > len(values)
 
 
-def _matches_colors(survey: Survey, labels: LabelSet) -> bool:
+def _matches_colors(survey: Survey, labels: LabelSet, kind: str) -> bool:
     """Check whether the colours in the label files match the label set's colours."""
     if survey.is_color:
-        return _covers(labels, survey) and _uses_most_classes(survey, labels)
+        return _covers(labels, survey, kind) and _uses_most_classes(survey, labels, kind)
     if labels.more_ids:
         return False  # the colour of each further id is unknown
-    classes = dict(zip(labels.class_ids, labels.colors, strict=True))
+    values = range(labels.num_classes) if kind == "labelTrainIds" else labels.class_ids
+    classes = dict(zip(values, labels.colors, strict=True))
     palette = {value: color for value, color in survey.colors.items() if value in classes}
     # Require every class to be present: many tools write the VOC palette even when the classes are not VOC's, so the palette
     # alone proves nothing.
-    return _covers(labels, survey) and palette == classes
+    return _covers(labels, survey, kind) and palette == classes
