@@ -17,7 +17,7 @@ IMAGE_SUFFIXES = (".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".w
 LOSSY_SUFFIXES = (".avif", ".jfif", ".jp2", ".jpeg", ".jpg")
 MASK_SUFFIXES = (".bmp", ".gif", ".npy", ".png", ".tif", ".tiff", ".webp")
 
-BITS_PER_SAMPLE, ORIENTATION, SAMPLES_PER_PIXEL, SAMPLE_FORMAT = 258, 274, 277, 339  # TIFF and EXIF tags
+BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION, SAMPLES_PER_PIXEL, SAMPLE_FORMAT = 258, 262, 274, 277, 339  # TIFF and EXIF tags
 TRANSPOSED = frozenset((5, 6, 7, 8))  # EXIF orientations that swap width and height
 LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")
 LOSSY_MASKS = (

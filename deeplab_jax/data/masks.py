@@ -8,6 +8,7 @@ from etils import epath
 from jaxtyping import Bool, Integer, Shaped
 from PIL import Image, ImagePalette
 
+from deeplab_jax.data.decode import PHOTOMETRIC
 from deeplab_jax.data.omissions import has_transparent_pixels
 from deeplab_jax.labels import Color
 
@@ -41,6 +42,7 @@ class Mask:
       mode: The file's Pillow mode, such as "L" or "P", or "" if the labels are not image files.
       palette: The palette colour of each value. Empty unless the file holds palette indices.
       is_transparent: Whether the values are colours, of which some are stored below transparent pixels.
+      is_inverted: Whether the file is a TIFF in which 0 is white, so that Pillow inverted the stored values.
     """
 
     values: dict[int, int]
@@ -49,6 +51,7 @@ class Mask:
     mode: str = ""
     palette: dict[int, Color] = dataclasses.field(default_factory=dict)
     is_transparent: bool = False
+    is_inverted: bool = False
 
 
 def describe_mask(values: Integer[np.ndarray, "h w"], path: str = "") -> Mask:
@@ -152,14 +155,15 @@ def _find_ramps(runs: Integer[np.ndarray, " n"], lengths: Integer[np.ndarray, " 
 
 
 def _add_format(mask: Mask, path: str, *, is_color: bool) -> Mask:
-    """Add what Pillow says about a label file: its mode, the palette colour of each value, and its transparency."""
+    """Add what Pillow says about a label file: its mode, palette colours, transparency, and whether 0 is white."""
     try:
         with epath.Path(path).open("rb") as file, Image.open(file) as picture:
             if is_color:  # these are their own labels, so the palettes can differ
                 return dataclasses.replace(mask, mode=picture.mode, is_transparent=has_transparent_pixels(picture))
             colors = _read_palette(picture.palette) if picture.mode == "P" and picture.palette else []
             palette = {value: colors[value] for value in mask.values if value < len(colors)}
-            return dataclasses.replace(mask, mode=picture.mode, palette=palette)
+            is_inverted = picture.mode in ("1", "L") and picture.format == "TIFF" and picture.getexif().get(PHOTOMETRIC) == 0
+            return dataclasses.replace(mask, mode=picture.mode, palette=palette, is_inverted=is_inverted)
     except Image.UnidentifiedImageError:  # a NumPy array, or a TIFF that only tifffile can read
         return mask
 

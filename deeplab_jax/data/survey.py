@@ -61,9 +61,11 @@ class Survey:
       conflict: A message about two files whose palettes give one id different colours, or "".
       modes: Maps each Pillow mode to the number of files and the first file that has it.
       transparent: The number of files with colours below transparent pixels, and the first of them.
+      inverted: The number of files whose values were inverted (see `Mask`), and the first of them.
       files: The number of files that were read.
       single: For each value that is the only one besides 0 in some files, the number of these files and the first of them.
       groups: The values but 0 and 255, in groups that do not occur together.
+      last_ids: The largest value of each file, apart from 255, or None if the values in a file do not count up from 1.
       runs: The number of runs for each value. See `Mask`.
       ramps: The number of runs that are ramps for each value that has some. See `Mask`.
       problems: A message for each unreadable file. Training cannot read these files either.
@@ -75,9 +77,11 @@ class Survey:
     conflict: str = ""
     modes: dict[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
     transparent: tuple[int, str] = (0, "")
+    inverted: tuple[int, str] = (0, "")
     files: int = 0
     single: dict[int, tuple[int, str]] = dataclasses.field(default_factory=dict)
     groups: list[Group] = dataclasses.field(default_factory=list)
+    last_ids: set[int] | None = dataclasses.field(default_factory=set)
     runs: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
     ramps: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
     problems: list[str] = dataclasses.field(default_factory=list)
@@ -111,12 +115,17 @@ class Survey:
         if len(others) == 1:
             count, first = self.single.get(others[0], (0, name))
             self.single[others[0]] = (count + 1, first)
-        self._add_group(frozenset(others) - {IGNORE}, name)
+        ids = frozenset(others) - {IGNORE}
+        self._add_group(ids, name)
+        is_counting = self.last_ids is not None and ids == {*range(1, len(ids) + 1)}
+        self.last_ids = {*(self.last_ids or ()), len(ids)} if is_counting else None
         if mask.mode:
             count, first = self.modes.get(mask.mode, (0, name))
             self.modes[mask.mode] = (count + 1, first)
         if mask.is_transparent:
             self.transparent = (self.transparent[0] + 1, self.transparent[1] or name)
+        if mask.is_inverted:
+            self.inverted = (self.inverted[0] + 1, self.inverted[1] or name)
         for value, color in mask.palette.items():
             self.add_palette_color(value, color, name)
 

@@ -25,6 +25,8 @@ from deeplab_jax.labels import IGNORE, UNKNOWN, LabelSet, color_of
 # In Cityscapes, 12 % of the pixels have label ids that are ignored. Train ids read as label ids lose more than half.
 MAX_IGNORED = 0.3
 SAMPLED = 8  # the number of masks to look at before training
+# Values that number objects count up to a different number in each mask. Those of a few classes can do so by chance.
+MIN_COUNTS = 5
 
 
 def find_suspicions(survey: Survey, labels: LabelSet | None, kind: str, *, is_training_set: bool = False) -> list[str]:
@@ -187,6 +189,8 @@ def find_questions(survey: Survey, labels: LabelSet | None, kind: str) -> list[s
         *_ask_about_thin_lines(survey),
         *_ask_about_mixed_binaries(survey, labels, kind),
         *_ask_about_two_encodings(survey),
+        *_ask_about_objects(survey),
+        *_ask_about_inversion(survey),
         *_ask_about_transparency(survey),
         *(_ask_about_train_ids(survey, labels, kind) if labels else ()),
     ]
@@ -232,6 +236,26 @@ def _ask_about_two_encodings(survey: Survey) -> Iterator[str]:
         yield (
             f"Besides 0 and 255, some masks hold {shown[0]} and others {shown[1]}, but none holds values of both. If they show "
             "the same classes, they were saved in two ways. Save all masks in the same way."
+        )
+
+
+def _ask_about_objects(survey: Survey) -> Iterator[str]:
+    """Yield a question if the values of each mask are 1, 2, ..., n, with many n, as if they numbered the objects in it."""
+    if survey.last_ids and not survey.is_color and len(survey.last_ids) >= MIN_COUNTS:
+        yield (
+            f"Besides 0 and 255, the values of each mask count up from 1, to a different number in many masks (up to "
+            f"{max(survey.last_ids)}). If they number the objects (instances), each number would become a class. Give all "
+            'objects of a class one value, or list all values as one class in the label set: "id": [1, 2, 3].'
+        )
+
+
+def _ask_about_inversion(survey: Survey) -> Iterator[str]:
+    count, first = survey.inverted
+    if count:
+        yield (
+            f"In some TIFF masks ({count}, such as {first}), 0 is stored as white, so their values are inverted when they are "
+            "read. tifffile saves boolean masks like this without inverting them, so their 1 is read as 0. Look at the masks on "
+            "the page of `data check --out`, or save them as PNG."
         )
 
 

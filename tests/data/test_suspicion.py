@@ -2,6 +2,7 @@ import io
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageDraw, ImageFilter
 
 from deeplab_jax.data.image_files import ImageFiles
@@ -148,6 +149,35 @@ def test_values_of_masks_that_were_saved_in_two_ways_are_asked_about(survey, oth
 @pytest.mark.parametrize("values", [(0, 3, 4), (0, 9)])
 def test_classes_that_never_occur_together_are_not_asked_about(survey, values):
     assert not find_questions(survey(draw(0, (0, 1, 2)), draw(1, values))[0], None, "labelIds")
+
+
+def draw_objects(*ids):
+    mask = np.zeros((24, 16 * len(ids)), np.uint8)
+    for i, value in enumerate(ids):
+        mask[8:16, 16 * i + 4 : 16 * i + 12] = value
+    return Image.fromarray(mask)
+
+
+def test_numbers_of_objects_are_asked_about(survey):
+    masks = [draw_objects(*range(1, n + 1)) for n in (3, 1, 6, 4, 2, 6)]
+    found, samples = survey(*masks, draw_objects(0, 255))
+    (question,) = find_questions(found, None, "labelIds")
+    assert "count up from 1, to a different number in many masks (up to 6)" in question
+    assert sample_suspicions(samples, None) == ([], [question])
+    assert not find_questions(survey(*masks, draw_objects(1, 3))[0], None, "labelIds")  # a class that does not occur
+    assert not find_questions(survey(*masks[:4])[0], None, "labelIds")
+
+
+def test_tiff_masks_in_which_0_is_white_are_asked_about(tmp_path):
+    is_object = np.zeros((8, 9), bool)
+    is_object[:2] = True
+    tifffile.imwrite(tmp_path / "0.tif", is_object)
+    tifffile.imwrite(tmp_path / "1.tif", is_object.astype(np.uint8))
+    names = ("0.tif", "1.tif")
+    found = survey_masks([Samples(str(tmp_path), names, names, "labelIds", "", ImageFiles())])
+    assert found.occurrences[1].pixels == (6 + 2) * 9  # in the first file, the objects are 0
+    (question,) = find_questions(found, None, "labelIds")
+    assert question.startswith("In some TIFF masks (1, such as 0.tif), 0 is stored as white, so their values are inverted")
 
 
 @pytest.mark.parametrize(("alpha", "is_asked"), [(255, False), (0, True)])
