@@ -8,10 +8,10 @@ from etils import epath
 from jaxtyping import Bool, Integer, Shaped
 from PIL import Image, ImagePalette
 
-from deeplab_jax.data.decode import PHOTOMETRIC
 from deeplab_jax.data.omissions import has_transparent_pixels
 from deeplab_jax.labels import Color
 
+PHOTOMETRIC = 262  # the TIFF tag that says whether 0 is white
 # In masks drawn by hand, up to 3 % of the runs are ramps (see `Mask`), or 5 % after shrinking without interpolation.
 # With interpolation, soft edges or JPEG compression, it is 15 % to 75 % (CamVid).
 MAX_RAMPS = 0.1

@@ -175,7 +175,7 @@ def survey_masks(samples: list[Samples], on_file: Callable[[], None] = lambda: N
             survey.add(name, mask)
         on_file()
         if len(survey.occurrences) > MAX_VALUES + 1 - survey.is_color:  # ids may also include the ignored id
-            raise DataError(_explain_too_many(survey.values, f"{root}/{name}"))
+            raise DataError(_explain_too_many(survey, f"{root}/{name}"))
     if not survey.files:
         raise DataError(
             survey.problems[0] if survey.problems else "The splits have no label files. Use --splits to choose other splits."
@@ -191,14 +191,22 @@ def survey_mask(path: str, is_color: bool) -> Mask | DataError:
         return error
 
 
-def _explain_too_many(values: dict[int, Occurrence], last: str) -> str:
+def _explain_too_many(survey: Survey, last: str) -> str:
+    values = survey.values
     most_frequent = sorted(values, key=lambda value: -values[value].pixels)[:8]
     shown = "; ".join(f"{format_value(value, True)} ({values[value].pixels} pixels)" for value in most_frequent)
     return (
         f"The masks contain more than {MAX_VALUES} distinct colours. The last file read was {last}. This happens when masks "
-        "are resized with interpolation or saved as JPEG. Recreate them from the originals: resize without interpolation and "
-        f"save as PNG. The most frequent colours are: {shown}"
+        "are resized with interpolation or saved as JPEG, and if the files are photos. Recreate the masks from the originals: "
+        f"resize without interpolation and save as PNG.{_explain_transparency(survey)} The most frequent colours are: {shown}"
     )
+
+
+def _explain_transparency(survey: Survey) -> str:
+    count, first = survey.transparent
+    if not count:
+        return ""
+    return f" {first} has transparent pixels, which are ignored. If the transparency is the mask, save it as a grey PNG."
 
 
 def propose_labels(
@@ -225,6 +233,7 @@ def propose_labels(
         only = format_value(next(iter(survey.values)), survey.is_color)
         raise DataError(
             f"The only value in the label files is {only}, but training needs at least two classes. Check the masks."
+            f"{_explain_transparency(survey)}"
         )
     proposed, notes = _propose_for_colors(name, survey) if survey.is_color else _propose_for_ids(name, survey, kind, label_sets)
     return proposed, [*notes, *_question_values(survey)]

@@ -254,8 +254,8 @@ def _ask_about_inversion(survey: Survey) -> Iterator[str]:
     if count:
         yield (
             f"In some TIFF masks ({count}, such as {first}), 0 is stored as white, so their values are inverted when they are "
-            "read. tifffile saves boolean masks like this without inverting them, so their 1 is read as 0. Look at the masks on "
-            "the page of `data check --out`, or save them as PNG."
+            "read. tifffile saves boolean masks like this without inverting them, so their 1 is read as 0. Look at the masks "
+            "on the page of `data check --out`, or save them as PNG."
         )
 
 

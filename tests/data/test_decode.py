@@ -151,6 +151,7 @@ IMAGES = {
     "tiff 16-bit rgb": (tiff(DEEP[..., :3], photometric="rgb"), 3, (), (DEEP[..., :3] >> 8).astype(np.uint8)),
     "tiff 2 bands": (tiff(RGB[..., :2], planarconfig="contig", photometric="minisblack"), 2, (), RGB[..., :2]),
     "tiff 4 bands": (tiff(ALPHA, photometric="rgb", extrasamples=["unspecified"]), 4, (), ALPHA),
+    "tiff 4 bands, called premultiplied": (tiff(ALPHA, photometric="rgb", extrasamples=["assocalpha"]), 4, (), ALPHA),
     "tiff 4 bands as 3, the last opaque": (tiff(OPAQUE, photometric="rgb", extrasamples=["unspecified"]), 3, (), RGB),
     "tiff rgba as 3 bands, opaque": (save(Image.fromarray(OPAQUE), format="TIFF"), 3, (), RGB),
     "tiff with a reduced copy": (several_sizes(1), 3, (), RGB),

@@ -97,7 +97,7 @@ def test_a_soft_mask_is_not_advised_to_be_added_to_the_label_set(report):
     ("label", "part"),
     [
         (mask(0, size=(80, 100)), "differ in size (100x80 and 80x100 pixels)"),
-        (Image.new("I;16", SIZE, 300), "holds the id 300. Ids must be from 0 to 255: save it as an 8-bit grey PNG."),
+        (Image.new("I;16", SIZE, 300), "holds the id 300. Ids must be from 0 to 255: renumber them, with 255 for no class."),
         (
             Image.new("RGB", SIZE, (1, 2, 3)),
             "is not an id image, because it has colours. If its colours are the labels, ",

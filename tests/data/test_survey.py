@@ -163,6 +163,16 @@ def test_more_than_255_colours_are_an_error_that_lists_the_most_frequent(masks):
         survey_masks([masks(many, kind="color")])
 
 
+def test_masks_in_the_transparency_are_named_as_such(masks):
+    alpha = Image.fromarray(np.uint8([[[0, 0, 0, 0], [0, 0, 0, 255]]]))
+    message = "0.png has transparent pixels, which are ignored. If the transparency is the mask, save it as a grey PNG"
+    with pytest.raises(DataError, match=f"The only value in the label files is 0,0,0.*{message}"):
+        propose(masks(alpha, kind="color"))
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 4), np.uint8))
+    with pytest.raises(DataError, match=f"more than 255 distinct colours.*if the files are photos.*{message}"):
+        survey_masks([masks(photo, kind="color")])
+
+
 def test_unreadable_files_are_named(masks, tmp_path):
     samples = masks([[1, 2]], [[(1, 2, 3)]], np.uint8([[3]]), Image.new("I;16", (2, 1), 256), Image.new("LA", (2, 1)))
     (tmp_path / "2.png").write_bytes(b"not a picture")
@@ -176,7 +186,7 @@ def test_unreadable_files_are_named(masks, tmp_path):
         ("4.png", "transparent"),
     ):
         assert any(name in line and part in line for line in survey.problems)
-    with pytest.raises(DataError, match=r"is a JPEG file\. Lossy compression changes label values"):
+    with pytest.raises(DataError, match=r"is a JPEG file\. Lossy .*set values below 128 to 0"):
         survey_masks([masks([[1, 2]], suffix="jpg")])
 
 
