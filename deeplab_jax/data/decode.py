@@ -330,7 +330,7 @@ def _read_tiff(data: bytes, channels: int = 0) -> Shaped[np.ndarray, "h w c"]:
 
 def _read_npy(data: bytes) -> Shaped[np.ndarray, "h w"]:
     values = np.load(io.BytesIO(data), allow_pickle=False)
-    if values.ndim != 2:
+    if values.ndim != 2 or not values.size:
         raise FormatError(
             f"has the shape {values.shape}. Save one id per pixel, with shape (height, width). "
             "For one-hot masks, take the argmax over the classes."

@@ -22,6 +22,7 @@ from deeplab_jax.data.find import find_split
 from deeplab_jax.data.image_files import ImageFiles
 from deeplab_jax.data.inspection_report import Problem, Report, Tally
 from deeplab_jax.data.masks import Mask, advise_on_unknown, format_value
+from deeplab_jax.data.omissions import find_clipping
 from deeplab_jax.data.samples import Samples, make_value_table, read_sample
 from deeplab_jax.data.survey import Survey, survey_masks
 from deeplab_jax.data.suspicion import compare_palettes, describe_sample_mask, find_questions, find_suspicions
@@ -208,7 +209,7 @@ def _inspect(samples: Samples, i: int) -> _Sample:
         sample.mask = describe_sample_mask(samples, i, values)
     if isinstance(samples.store, ImageFiles):
         sample.image_mode, sample.orientation = _read_header(samples, samples.images[i])
-        sample.omissions = samples.store.omissions(samples, i)
+        sample.omissions = find_clipping(image, samples.store.value_range) | samples.store.omissions(samples, i)
     return sample
 
 

@@ -27,6 +27,12 @@ def save(picture, **options):
     return file.getvalue()
 
 
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
 def png(array, bits, color_type=0):
     """Write a grey or palette-index PNG with 1, 2, 4, 8 or 16 bits per value, from the PNG specification."""
     height, width = array.shape
@@ -273,6 +279,7 @@ def test_colours_are_read_exactly(format, tmp_path):
         (save(Image.fromarray(ALPHA), format="PNG"), "has transparent pixels"),
         (png(DEEP[..., 0] | 256, 16), r"holds the id \d+\. Ids must be from 0 to 255"),
         (tiff(GREY.astype(np.float32)), "holds float32 values"),
+        (npy(np.zeros((0, 7), np.uint8)), r"has the shape \(0, 7\)\. Save one id per pixel"),
         (tiff(np.stack([GREY, GREY]), photometric="minisblack"), "has several frames or pages"),
         (tiff(np.repeat(IDS[..., None], 3, -1).astype(np.uint16), photometric="rgb"), "several bands with 16 bits per value"),
         (png_rgb_of_16_bits(np.repeat(IDS[..., None], 3, -1)), "several bands with 16 bits per value"),
