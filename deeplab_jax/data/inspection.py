@@ -144,7 +144,7 @@ def check(
     conflicts = compare_palettes(tally.survey for tally in tallies.values())
     problems += [Problem("suspicious masks", "+".join(sets), text, fails=True) for text in conflicts]
     problems += _report_duplicates(by_hash.values())
-    problems += _report_missing_classes(tallies, labels)
+    problems += _report_missing_classes(sets, tallies, labels)
     return Report(tallies, sorted(problems, key=lambda problem: not problem.fails))
 
 
@@ -312,13 +312,15 @@ def _report_duplicates(groups: Iterable[list[tuple[str, str]]]) -> Iterable[Prob
                 yield Problem("duplicate images in two splits", split, text, fails=False)
 
 
-def _report_missing_classes(tallies: Mapping[str, Tally], labels: LabelSet) -> Iterable[Problem]:
+def _report_missing_classes(sets: Mapping[str, Samples], tallies: Mapping[str, Tally], labels: LabelSet) -> Iterable[Problem]:
     first = next(iter(tallies), "")
     for split, tally in tallies.items():
         missing = [name for name, pixels in zip(labels.names, tally.pixels, strict=True) if not pixels]
         if missing and tally.pixels.any():
             consequence = "These classes are not scored in this split."
             if split == first:
-                consequence = "Add images of these classes, or remove them from the label set."
+                # Where values are positions, all later classes would get the values of others.
+                are_positions = sets[split].kind == "labelTrainIds" or (sets[split].kind == "labelIds" and not labels.ids)
+                consequence = f"Add images of these classes{'' if are_positions else ', or remove them from the label set'}."
             text = f"No pixel in {split} belongs to: {', '.join(missing)}. {consequence}"
             yield Problem("classes without pixels", split, text, fails=False)

@@ -236,15 +236,16 @@ def propose_labels(
             f"{_explain_transparency(survey)}"
         )
     proposed, notes = _propose_for_colors(name, survey) if survey.is_color else _propose_for_ids(name, survey, kind, label_sets)
-    return proposed, [*notes, *_question_values(survey)]
+    return proposed, [*notes, *_question_values(survey, kind)]
 
 
-def _question_values(survey: Survey) -> Iterator[str]:
+def _question_values(survey: Survey, kind: str) -> Iterator[str]:
     """Yield a note for each value that may not be what it seems."""
     values = list(survey.values)
     ignored = survey.occurrences[IGNORE].pixels if _is_255_ignored(survey) else 0
     others = sum(survey.occurrences[value].pixels for value in values if value not in (0, IGNORE))
-    if ignored > min(LARGE_SHARE * survey.pixels, others):
+    are_train_ids = kind == "labelTrainIds"  # of which none but 255 can be ignored
+    if ignored > min(LARGE_SHARE * survey.pixels, others) and not are_train_ids:
         yield (
             f"255 covers {ignored / survey.pixels:.0%} of the pixels, and is assumed to mean unlabelled. If it is a class, add "
             "it to classes and set ignored_ids to []."
@@ -258,10 +259,9 @@ def _question_values(survey: Survey) -> Iterator[str]:
         )
     rare = [format_value(value, survey.is_color) for value, each in survey.values.items() if is_rare(each, survey)]
     if rare:
-        yield (
-            f"Rare values, which are more likely mistakes than classes: {'; '.join(rare[:8])}. If they are mistakes, move them "
-            f"to {'ignored_colors' if survey.is_color else 'ignored_ids'}."
-        )
+        ignored_field = "ignored_colors" if survey.is_color else "ignored_ids"
+        advice = "" if are_train_ids else f" If they are mistakes, move them to {ignored_field}."
+        yield f"Rare values, which are more likely mistakes than classes: {'; '.join(rare[:8])}.{advice}"
 
 
 def is_rare(occurrence: Occurrence, survey: Survey) -> bool:

@@ -128,6 +128,7 @@ def test_classes_of_train_ids_are_numbered_without_gaps(masks):
     assert labels.names == ("class 0", "class 1", "class 2", "class 3", "class 4")
     assert (labels.class_ids, labels.ignored_ids) == ((0, 1, 2, 3, 4), (255,))
     assert "there are also classes for 2, 3, which do not occur" in notes
+    assert "ignored_ids" not in propose(masks([[0] * 10 + [1, *[255] * 30]], kind="labelTrainIds"))[1]
     assert set(make_value_table("labelTrainIds", labels)[[0, 1, 4, 255]].tolist()) == {0, 1, 4, 255}
 
 
