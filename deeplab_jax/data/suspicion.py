@@ -20,7 +20,7 @@ from deeplab_jax.data.masks import (
 from deeplab_jax.data.samples import Samples, make_value_table, read_sample
 from deeplab_jax.data.survey import Survey, survey_mask
 from deeplab_jax.errors import DataError, summarize
-from deeplab_jax.labels import IGNORE, UNKNOWN, LabelSet, color_of
+from deeplab_jax.labels import IGNORE, UNKNOWN, LabelSet, color_code, color_of
 
 # In Cityscapes, 12 % of the pixels have label ids that are ignored. Train ids read as label ids lose more than half.
 MAX_IGNORED = 0.3
@@ -193,6 +193,7 @@ def find_questions(survey: Survey, labels: LabelSet | None, kind: str) -> list[s
         *_ask_about_inversion(survey),
         *_ask_about_transparency(survey),
         *(_ask_about_train_ids(survey, labels, kind) if labels else ()),
+        *(_ask_about_ignored_classes(survey, labels) if labels and survey.is_color else ()),
     ]
 
 
@@ -277,6 +278,18 @@ def _ask_about_train_ids(survey: Survey, labels: LabelSet, kind: str) -> Iterato
         f"{_find_largest(survey)}. This is right if some classes do not occur. If the masks hold train ids, where 0 is "
         f"{labels.names[0]}, set data.label_kind=labelTrainIds (--label-kind labelTrainIds)."
     )
+
+
+def _ask_about_ignored_classes(survey: Survey, labels: LabelSet) -> Iterator[str]:
+    """Yield a question for each colour of the masks that is both a class and ignored."""
+    train_ids = labels.train_id_of_color()
+    for color in labels.ignored_colors:
+        if train_ids[color] != IGNORE and color_code(color) in survey.occurrences:
+            name = labels.names[train_ids[color]]
+            yield (
+                f"The label set {labels.name} gives {color} to the class {name}, but ignored_colors has it, too. It counts as "
+                f"{name}. If it should be ignored, remove it from the class."
+            )
 
 
 def _measure_ignored_train_ids(survey: Survey, labels: LabelSet, kind: str) -> float:

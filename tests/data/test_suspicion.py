@@ -189,6 +189,14 @@ def test_colours_below_transparent_pixels_are_asked_about(survey, alpha, is_aske
     assert sample_suspicions(samples, None) == ([], questions)
 
 
+def test_colours_that_are_a_class_and_ignored_are_asked_about(survey):
+    result = survey(with_palette(draw(0), [(0, 0, 1), (0, 0, 2), (0, 0, 3)]).convert("RGB"), kind="color")
+    labels = LabelSet("mine", ("a", "b"), ((0, 0, 1), (0, 0, 2)), ignored_colors=((0, 0, 3), (0, 0, 2), (9, 9, 9)))
+    (question,) = find_questions(result[0], labels, "color")
+    assert question.startswith("The label set mine gives (0, 0, 2) to the class b, but ignored_colors has it, too.")
+    assert sample_suspicions(result[1], labels) == ([], [question])
+
+
 def test_blended_colours_are_found(survey):
     found, _ = survey(
         *(soften(with_palette(draw(i), [(0, 0, 0), (255, 0, 0), (0, 90, 9)]).convert("RGB")) for i in range(3)), kind="color"
