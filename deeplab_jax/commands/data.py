@@ -25,7 +25,7 @@ from deeplab_jax.commands.printing import (
 from deeplab_jax.config import Config, DataConfig
 from deeplab_jax.config.validation import validate_fields
 from deeplab_jax.errors import ConfigError, DataError, one_line
-from deeplab_jax.files import require_local, write_atomically
+from deeplab_jax.files import require_file, require_local, write_atomically
 from deeplab_jax.labels import LABEL_SETS, LabelSet
 from deeplab_jax.labels.files import load_labels, read_labels, write_labels
 
@@ -126,6 +126,7 @@ def labels(root: Root, out: str = "", splits: tuple[str, ...] = (), label_kind: 
     existing = list_splits(root)
     splits = splits or tuple(choose_splits(existing)) or ("train",)
     samples = [find_split(_make_data_config(root, label_kind), split) for split in splits]
+    require_file(str(path), "--out")
     console = make_table_console()
     for split, each in zip(splits, samples, strict=True):
         print_line(console, describe(split, each))
@@ -137,7 +138,8 @@ def labels(root: Root, out: str = "", splits: tuple[str, ...] = (), label_kind: 
         raise DataError(suspicion)
     layout = recognize_layout(epath.Path(root))
     expected = LABEL_SETS.get(layout.labels) if layout else None
-    proposed, notes = propose_labels(epath.Path(root).resolve().name or "mine", survey, expected, LABEL_SETS)
+    name = epath.Path(root).resolve().name or "mine"
+    proposed, notes = propose_labels(name, survey, samples[0].kind, expected, LABEL_SETS)
     for suspicion in find_suspicions(survey, proposed, samples[0].kind):
         raise DataError(suspicion)
     if label_kind != "auto":
@@ -240,6 +242,8 @@ def check(
     require_scheme(out, "--out")
     if out and epath.Path(out).exists() and not epath.Path(out).is_dir():
         raise ConfigError(f"`--out` (={out!r}) is a file. Choose a folder.")
+    if out:
+        require_file(f"{out}/index.html", "--out")
     console = make_table_console()
     data = _make_data_config(root, label_kind, data_dir)
     data.channels, data.value_range = channels, value_range or ()

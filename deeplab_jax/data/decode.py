@@ -17,12 +17,12 @@ IMAGE_SUFFIXES = (".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".w
 LOSSY_SUFFIXES = (".avif", ".jfif", ".jp2", ".jpeg", ".jpg")
 MASK_SUFFIXES = (".bmp", ".gif", ".npy", ".png", ".tif", ".tiff", ".webp")
 
-BITS_PER_SAMPLE, ORIENTATION, SAMPLES_PER_PIXEL, SAMPLE_FORMAT = 258, 274, 277, 339  # TIFF and EXIF tags
+BITS_PER_SAMPLE, ORIENTATION, SAMPLES_PER_PIXEL, EXTRA_SAMPLES, SAMPLE_FORMAT = 258, 274, 277, 338, 339  # TIFF and EXIF tags
 TRANSPOSED = frozenset((5, 6, 7, 8))  # EXIF orientations that swap width and height
 LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")
 LOSSY_MASKS = (
     "Lossy compression changes label values, so some pixels get the ids of other classes. Converting the file does not restore "
-    "them. Export the masks again from the annotation tool or the original data, as PNG."
+    "them. Export the masks again, as PNG. Only black and white can be restored: set values below 128 to 0 and others to 255."
 )
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 NPY_SIGNATURE = b"\x93NUMPY"
@@ -228,7 +228,7 @@ def _read_bands(data: bytes, channels: int, *, is_exact: bool) -> Shaped[np.ndar
     if picture is None:
         return _read_tiff(data, channels)
     with picture:
-        if isinstance(picture, TiffImagePlugin.TiffImageFile) and _is_for_tifffile(picture, data):
+        if isinstance(picture, TiffImagePlugin.TiffImageFile) and _is_for_tifffile(picture, data, channels):
             return _read_tiff(data, channels)
         bits = count_bits(picture, data)
         if is_exact and bits > 8 and len(picture.getbands()) > 1:
@@ -257,13 +257,14 @@ def _require_opaque(last: Shaped[np.ndarray, "h w"], count: int, channels: int) 
         )
 
 
-def _is_for_tifffile(picture: TiffImagePlugin.TiffImageFile, data: bytes) -> bool:
-    """Return whether Pillow would drop bits, signs or bands of a TIFF."""
-    bands, sample_format = _count_tiff_bands(picture), picture.tag_v2.get(SAMPLE_FORMAT, 1)
-    is_signed = sample_format in (2, (2,))
+def _is_for_tifffile(picture: TiffImagePlugin.TiffImageFile, data: bytes, channels: int) -> bool:
+    """Return whether Pillow would drop bits, signs or bands of a TIFF, or divide its colours by the fourth band."""
+    bands, tags = _count_tiff_bands(picture), picture.tag_v2
+    is_signed = tags.get(SAMPLE_FORMAT, 1) in (2, (2,))
     is_deep = bands > 1 and _count_tiff_bits(picture) > 8
     is_cut = bands > len(picture.getbands())
-    return is_signed or is_deep or is_cut or bands > 4 or _count_pages(picture, data) > 1
+    is_divided = channels == 4 and tags.get(EXTRA_SAMPLES) in (1, (1,))
+    return is_signed or is_deep or is_cut or is_divided or _count_pages(picture, data) > 1
 
 
 def _count_pages(picture: Image.Image, data: bytes) -> int:
@@ -281,8 +282,7 @@ def _count_tiff_bands(picture: TiffImagePlugin.TiffImageFile) -> int:
 
 
 def _count_tiff_bits(picture: TiffImagePlugin.TiffImageFile) -> int:
-    bits = picture.tag_v2.get(BITS_PER_SAMPLE, 1)
-    return max(bits) if isinstance(bits, tuple) else int(bits)
+    return int(np.max(picture.tag_v2.get(BITS_PER_SAMPLE, 1)))
 
 
 def count_bits(picture: Image.Image, data: bytes) -> int:
@@ -330,7 +330,7 @@ def _read_tiff(data: bytes, channels: int = 0) -> Shaped[np.ndarray, "h w c"]:
 
 def _read_npy(data: bytes) -> Shaped[np.ndarray, "h w"]:
     values = np.load(io.BytesIO(data), allow_pickle=False)
-    if values.ndim != 2:
+    if values.ndim != 2 or not values.size:
         raise FormatError(
             f"has the shape {values.shape}. Save one id per pixel, with shape (height, width). "
             "For one-hot masks, take the argmax over the classes."
@@ -389,7 +389,7 @@ def _as_ids(values: Shaped[np.ndarray, "h w *c"]) -> UInt8[np.ndarray, "h w"]:
         raise FormatError(f"holds {values.dtype.name} values. Save ids as an 8-bit grey PNG.")
     for extreme in (values.min(), values.max()) if values.size else ():
         if not 0 <= extreme <= 255:
-            raise FormatError(f"holds the id {extreme}. Ids must be from 0 to 255: save it as an 8-bit grey PNG.")
+            raise FormatError(f"holds the id {extreme}. Ids must be from 0 to 255: renumber them, with 255 for no class.")
     return values.astype(np.uint8)
 
 

@@ -3,6 +3,7 @@
 This module does not read any pixels.
 """
 
+import collections
 import dataclasses
 import difflib
 import functools
@@ -225,7 +226,9 @@ def _find_part(folder: epath.Path, split: str, kind: str) -> _Part:
     listing = folder / "list" / f"{split}.lst"
     if listing.exists() or listing.name in list_names(listing.parent):  # it may exist and be unreadable
         pairs = list(read_list(listing, folder))
-        part = _Part(split, pairs, str(listing), kind, _note_shared_label(pairs) + note_swapped_masks(pairs))
+        part = _Part(
+            split, pairs, str(listing), kind, _note_repeated(pairs) + _note_shared_label(pairs) + note_swapped_masks(pairs)
+        )
         advice = "Add images to the list, or delete the list to use the image folders."
     else:
         layout = find_layout(folder, split)
@@ -247,6 +250,14 @@ def _find_part(folder: epath.Path, split: str, kind: str) -> _Part:
     if not part.pairs:
         raise DataError(f"Found no samples of split {split!r} in {part.source}. {advice}")
     return part
+
+
+def _note_repeated(pairs: Sequence[Pair]) -> tuple[str, ...]:
+    counts = collections.Counter(image for image, _ in pairs)
+    repeated = [image for image, count in counts.items() if count > 1]
+    if not repeated:
+        return ()
+    return (f"Images are listed more than once, such as {repeated[0]} ({counts[repeated[0]]} times). Each line is a sample.",)
 
 
 def _note_shared_label(pairs: Sequence[Pair]) -> tuple[str, ...]:

@@ -8,6 +8,8 @@ import re
 from deeplab_jax.data.samples import Samples
 from deeplab_jax.errors import ConfigError
 
+TOO_MANY = 1.5  # a larger multiple of the wanted number of images is noted
+
 
 def hold_out(samples: Samples, share: float, group: str, *, is_validation: bool, eligible: int) -> Samples:
     """Return the validation part of a split, or its other part.
@@ -49,8 +51,13 @@ def hold_out(samples: Samples, share: float, group: str, *, is_validation: bool,
     ends = list(itertools.accumulate(samples.part_sizes, initial=0))
     part_sizes = tuple(sum(start <= i < end for i in rows) for start, end in itertools.pairwise(ends))
     kept = f"{count} of {len(names)}" if is_validation else f"all but {count} of {len(names)}"
+    note = (
+        f"data.val_share (={share:g}) holds out {count} of {len(names)} images, because images of one group stay together. The "
+        f"largest group has {max(sizes.values())}. Choose smaller groups with data.val_group, or provide a validation split."
+    )
     return dataclasses.replace(
         samples,
+        notes=samples.notes + ((note,) if group and is_validation and count > TOO_MANY * share * len(names) else ()),
         images=tuple(samples.images[i] for i in rows),
         labels=tuple(samples.labels[i] for i in rows) if samples.labels else (),
         store=samples.store.select(rows),

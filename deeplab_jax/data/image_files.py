@@ -124,7 +124,7 @@ class ImageFiles(Store):
                 f"{names} differ in size ({shown} pixels), because the photo is stored on its side (EXIF orientation "
                 f"{orientation}) and the label is upright. Save the photo upright, for example with `mogrify -auto-orient`."
             )
-        return DataError(f"{names} differ in size ({shown} pixels). Make both the same size.")
+        return DataError(f"{names} differ in size ({shown} pixels). Make both the same size, masks without interpolation.")
 
 
 def read_image(path: str, channels: int = 3, value_range: tuple[float, ...] = ()) -> UInt8[np.ndarray, "h w channels"]:

@@ -22,6 +22,7 @@ from deeplab_jax.data.find import find_split
 from deeplab_jax.data.image_files import ImageFiles
 from deeplab_jax.data.inspection_report import Problem, Report, Tally
 from deeplab_jax.data.masks import Mask, advise_on_unknown, format_value
+from deeplab_jax.data.omissions import find_clipping
 from deeplab_jax.data.samples import Samples, make_value_table, read_sample
 from deeplab_jax.data.survey import Survey, survey_masks
 from deeplab_jax.data.suspicion import compare_palettes, describe_sample_mask, find_questions, find_suspicions
@@ -143,7 +144,7 @@ def check(
     conflicts = compare_palettes(tally.survey for tally in tallies.values())
     problems += [Problem("suspicious masks", "+".join(sets), text, fails=True) for text in conflicts]
     problems += _report_duplicates(by_hash.values())
-    problems += _report_missing_classes(tallies, labels)
+    problems += _report_missing_classes(sets, tallies, labels)
     return Report(tallies, sorted(problems, key=lambda problem: not problem.fails))
 
 
@@ -208,7 +209,7 @@ def _inspect(samples: Samples, i: int) -> _Sample:
         sample.mask = describe_sample_mask(samples, i, values)
     if isinstance(samples.store, ImageFiles):
         sample.image_mode, sample.orientation = _read_header(samples, samples.images[i])
-        sample.omissions = samples.store.omissions(samples, i)
+        sample.omissions = find_clipping(image, samples.store.value_range) | samples.store.omissions(samples, i)
     return sample
 
 
@@ -260,7 +261,7 @@ def _add_to_tally(
     if unknown:
         is_color = samples.kind == "color"
         values = summarize(f"{format_value(value, is_color)} ({pixels} pixels)" for value, pixels in unknown.items())
-        advice = advise_on_unknown(sample.mask, unknown, is_color)
+        advice = advise_on_unknown(sample.mask, unknown, samples.kind)
         text = f"{samples.root}/{sample.label} holds values outside the label set {labels.name}: {values}. {advice}"
         yield Problem("values outside the label set", split, text, fails=True)
     elif not by_class.any():
@@ -311,13 +312,15 @@ def _report_duplicates(groups: Iterable[list[tuple[str, str]]]) -> Iterable[Prob
                 yield Problem("duplicate images in two splits", split, text, fails=False)
 
 
-def _report_missing_classes(tallies: Mapping[str, Tally], labels: LabelSet) -> Iterable[Problem]:
+def _report_missing_classes(sets: Mapping[str, Samples], tallies: Mapping[str, Tally], labels: LabelSet) -> Iterable[Problem]:
     first = next(iter(tallies), "")
     for split, tally in tallies.items():
         missing = [name for name, pixels in zip(labels.names, tally.pixels, strict=True) if not pixels]
         if missing and tally.pixels.any():
             consequence = "These classes are not scored in this split."
             if split == first:
-                consequence = "Add images of these classes, or remove them from the label set."
+                # Where values are positions, all later classes would get the values of others.
+                are_positions = sets[split].kind == "labelTrainIds" or (sets[split].kind == "labelIds" and not labels.ids)
+                consequence = f"Add images of these classes{'' if are_positions else ', or remove them from the label set'}."
             text = f"No pixel in {split} belongs to: {', '.join(missing)}. {consequence}"
             yield Problem("classes without pixels", split, text, fails=False)

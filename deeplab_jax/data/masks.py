@@ -11,6 +11,7 @@ from PIL import Image, ImagePalette
 from deeplab_jax.data.omissions import has_transparent_pixels
 from deeplab_jax.labels import Color
 
+PHOTOMETRIC = 262  # the TIFF tag that says whether 0 is white
 # In masks drawn by hand, up to 3 % of the runs are ramps (see `Mask`), or 5 % after shrinking without interpolation.
 # With interpolation, soft edges or JPEG compression, it is 15 % to 75 % (CamVid).
 MAX_RAMPS = 0.1
@@ -41,6 +42,7 @@ class Mask:
       mode: The file's Pillow mode, such as "L" or "P", or "" if the labels are not image files.
       palette: The palette colour of each value. Empty unless the file holds palette indices.
       is_transparent: Whether the values are colours, of which some are stored below transparent pixels.
+      is_inverted: Whether the file is a TIFF in which 0 is white, so that Pillow inverted the stored values.
     """
 
     values: dict[int, int]
@@ -49,6 +51,7 @@ class Mask:
     mode: str = ""
     palette: dict[int, Color] = dataclasses.field(default_factory=dict)
     is_transparent: bool = False
+    is_inverted: bool = False
 
 
 def describe_mask(values: Integer[np.ndarray, "h w"], path: str = "") -> Mask:
@@ -87,14 +90,15 @@ def find_thin_values(runs: Mapping[int, int], ramps: Mapping[int, int]) -> list[
     return sorted(value for value, count in ramps.items() if count >= MIN_THIN * runs[value])
 
 
-def advise_on_unknown(mask: Mask, unknown: Collection[int], is_color: bool) -> str:
+def advise_on_unknown(mask: Mask, unknown: Collection[int], kind: str) -> str:
     """Return what to do about the values of a mask that the label set does not define.
 
     Args:
       mask: The mask.
       unknown: Its undefined values.
-      is_color: Whether the values are 24-bit colours instead of ids.
+      kind: How the mask encodes classes: "labelIds", "labelTrainIds" or "color".
     """
+    is_color = kind == "color"
     ramps, runs = (sum(counts.get(value, 0) for value in unknown) for counts in (mask.ramps, mask.runs))
     are_ramps = len(unknown) >= MIN_BLENDED_VALUES and 2 * ramps >= runs
     if are_ramps or len(find_thin_values(mask.runs, mask.ramps)) >= MIN_BLENDED_VALUES:
@@ -106,6 +110,11 @@ def advise_on_unknown(mask: Mask, unknown: Collection[int], is_color: bool) -> s
         return (
             "All colours of the mask are shades of grey. If these are ids, set data.label_kind=labelIds "
             "(--label-kind labelIds). Otherwise, add the colours to the label set."
+        )
+    if kind == "labelTrainIds":
+        return (
+            "Train ids are the positions of the classes in the label set, counted from 0. Fix the file, add classes, or set "
+            "data.label_kind=labelIds (--label-kind labelIds) if these are the ids of the label set."
         )
     ignored = "ignored_colors" if is_color else "ignored_ids"
     advice = f"add the values to the label set (to {ignored} if they have no class)."
@@ -146,14 +155,15 @@ def _find_ramps(runs: Integer[np.ndarray, " n"], lengths: Integer[np.ndarray, " 
 
 
 def _add_format(mask: Mask, path: str, *, is_color: bool) -> Mask:
-    """Add what Pillow says about a label file: its mode, the palette colour of each value, and its transparency."""
+    """Add what Pillow says about a label file: its mode, palette colours, transparency, and whether 0 is white."""
     try:
         with epath.Path(path).open("rb") as file, Image.open(file) as picture:
             if is_color:  # these are their own labels, so the palettes can differ
                 return dataclasses.replace(mask, mode=picture.mode, is_transparent=has_transparent_pixels(picture))
             colors = _read_palette(picture.palette) if picture.mode == "P" and picture.palette else []
             palette = {value: colors[value] for value in mask.values if value < len(colors)}
-            return dataclasses.replace(mask, mode=picture.mode, palette=palette)
+            is_inverted = picture.mode in ("1", "L") and picture.format == "TIFF" and picture.getexif().get(PHOTOMETRIC) == 0
+            return dataclasses.replace(mask, mode=picture.mode, palette=palette, is_inverted=is_inverted)
     except Image.UnidentifiedImageError:  # a NumPy array, or a TIFF that only tifffile can read
         return mask
 

@@ -1,11 +1,16 @@
-"""Find the parts of an image file that are not used: transparency, bits and frames."""
+"""Find the parts of an image file that are not used: transparency, bits and frames, and values beyond `data.value_range`."""
 
 from collections.abc import Iterator
 from typing import IO
 
+import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from deeplab_jax.data.decode import count_bits
+
+WRONG_RANGE = "images that do not fit data.value_range"
+MAX_CLIPPED = 0.5  # a larger share of black and white values is reported
 
 
 def find_omissions(file: IO[bytes], channels: int, value_range: tuple[float, ...]) -> dict[str, str]:
@@ -35,7 +40,10 @@ def _find(picture: Image.Image, head: bytes, channels: int, value_range: tuple[f
     frames = 1 if picture.format in ("TIFF", "MPO") else getattr(picture, "n_frames", 1)
     if frames > 1:
         yield "images with several frames", f"has {frames} frames, of which only the first is used. Save one image per file."
-    if count_bits(picture, head) > 8 and not value_range:
+    bits = count_bits(picture, head)
+    if value_range:
+        yield from _compare_with_range(picture, bits, *value_range)
+    elif bits > 8:
         yield (
             "images of 16 bits",
             "has 16 bits per value, of which only the upper 8 are used. "
@@ -44,6 +52,24 @@ def _find(picture: Image.Image, head: bytes, channels: int, value_range: tuple[f
     if channels in (1, 3) and picture.format != "TIFF" and has_transparent_pixels(picture):
         text = "has transparent pixels. The transparency is ignored, so they show the colours stored below it."
         yield "images with transparent pixels", text
+
+
+def _compare_with_range(picture: Image.Image, bits: int, low: float, high: float) -> Iterator[tuple[str, str]]:
+    if bits <= 8 and high > 255:
+        text = f"has values up to 255, but data.value_range (=({low:g},{high:g})) goes further, so the image becomes too dark."
+        yield WRONG_RANGE, f"{text} Save all images with the same number of bits."
+    elif picture.mode != "F" and high - low <= 1:
+        text = f"holds whole numbers, of which data.value_range (=({low:g},{high:g})) keeps at most two."
+        yield WRONG_RANGE, f"{text} Use the lowest and the highest value in the files, such as (0,255)."
+
+
+def find_clipping(image: UInt8[np.ndarray, "h w c"], value_range: tuple[float, ...]) -> dict[str, str]:
+    """Return that most values of a decoded image became 0 or 255, in the form of `find_omissions`, or {} if they did not."""
+    if not value_range or (share := np.mean((image == 0) | (image == 255))) <= MAX_CLIPPED:
+        return {}
+    low, high = value_range
+    text = f"becomes black or white in {share:.0%} of its values: data.value_range (=({low:g},{high:g})) clips those outside."
+    return {WRONG_RANGE: f"{text} Use the lowest and the highest value in the files."}
 
 
 def has_transparent_pixels(picture: Image.Image) -> bool:

@@ -278,5 +278,5 @@ def _unknown_value(samples: Samples, values: np.ndarray | None, table: np.ndarra
     others = f" and {len(unknown) - 1} other value{'s' * (len(unknown) > 2)}" if len(unknown) > 1 else ""
     return DataError(
         f"{samples.root}/{samples.labels[i]} holds the value {shown} ({mask.values[unknown[0]]} pixels){others}, which the "
-        f"label set does not define for {samples.kind} labels. {advise_on_unknown(mask, unknown, is_color)}"
+        f"label set does not define for {samples.kind} labels. {advise_on_unknown(mask, unknown, samples.kind)}"
     )

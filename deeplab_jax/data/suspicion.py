@@ -20,11 +20,13 @@ from deeplab_jax.data.masks import (
 from deeplab_jax.data.samples import Samples, make_value_table, read_sample
 from deeplab_jax.data.survey import Survey, survey_mask
 from deeplab_jax.errors import DataError, summarize
-from deeplab_jax.labels import IGNORE, UNKNOWN, LabelSet, color_of
+from deeplab_jax.labels import IGNORE, UNKNOWN, LabelSet, color_code, color_of
 
 # In Cityscapes, 12 % of the pixels have label ids that are ignored. Train ids read as label ids lose more than half.
 MAX_IGNORED = 0.3
 SAMPLED = 8  # the number of masks to look at before training
+# Values that number objects count up to a different number in each mask. Those of a few classes can do so by chance.
+MIN_COUNTS = 5
 
 
 def find_suspicions(survey: Survey, labels: LabelSet | None, kind: str, *, is_training_set: bool = False) -> list[str]:
@@ -187,8 +189,11 @@ def find_questions(survey: Survey, labels: LabelSet | None, kind: str) -> list[s
         *_ask_about_thin_lines(survey),
         *_ask_about_mixed_binaries(survey, labels, kind),
         *_ask_about_two_encodings(survey),
+        *_ask_about_objects(survey),
+        *_ask_about_inversion(survey),
         *_ask_about_transparency(survey),
         *(_ask_about_train_ids(survey, labels, kind) if labels else ()),
+        *(_ask_about_ignored_classes(survey, labels) if labels and survey.is_color else ()),
     ]
 
 
@@ -235,6 +240,26 @@ def _ask_about_two_encodings(survey: Survey) -> Iterator[str]:
         )
 
 
+def _ask_about_objects(survey: Survey) -> Iterator[str]:
+    """Yield a question if the values of each mask are 1, 2, ..., n, with many n, as if they numbered the objects in it."""
+    if survey.last_ids and not survey.is_color and len(survey.last_ids) >= MIN_COUNTS:
+        yield (
+            f"Besides 0 and 255, the values of each mask count up from 1, to a different number in many masks (up to "
+            f"{max(survey.last_ids)}). If they number the objects (instances), each number would become a class. Give all "
+            'objects of a class one value, or list all values as one class in the label set: "id": [1, 2, 3].'
+        )
+
+
+def _ask_about_inversion(survey: Survey) -> Iterator[str]:
+    count, first = survey.inverted
+    if count:
+        yield (
+            f"In some TIFF masks ({count}, such as {first}), 0 is stored as white, so their values are inverted when they are "
+            "read. tifffile saves boolean masks like this without inverting them, so their 1 is read as 0. Look at the masks "
+            "on the page of `data check --out`, or save them as PNG."
+        )
+
+
 def _ask_about_transparency(survey: Survey) -> Iterator[str]:
     count, first = survey.transparent
     if count:
@@ -253,6 +278,18 @@ def _ask_about_train_ids(survey: Survey, labels: LabelSet, kind: str) -> Iterato
         f"{_find_largest(survey)}. This is right if some classes do not occur. If the masks hold train ids, where 0 is "
         f"{labels.names[0]}, set data.label_kind=labelTrainIds (--label-kind labelTrainIds)."
     )
+
+
+def _ask_about_ignored_classes(survey: Survey, labels: LabelSet) -> Iterator[str]:
+    """Yield a question for each colour of the masks that is both a class and ignored."""
+    train_ids = labels.train_id_of_color()
+    for color in labels.ignored_colors:
+        if train_ids[color] != IGNORE and color_code(color) in survey.occurrences:
+            name = labels.names[train_ids[color]]
+            yield (
+                f"The label set {labels.name} gives {color} to the class {name}, but ignored_colors has it, too. It counts as "
+                f"{name}. If it should be ignored, remove it from the class."
+            )
 
 
 def _measure_ignored_train_ids(survey: Survey, labels: LabelSet, kind: str) -> float:

@@ -48,7 +48,9 @@ def read_labels(path: str | epath.Path) -> LabelSet:
     try:
         data = epath.Path(os.path.expanduser(path)).read_bytes()
         text = data.decode(json.detect_encoding(data))
-    except (OSError, ValueError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"The label set {path} is not Unicode text ({error.reason}). Save it as UTF-8.") from None
+    except OSError as error:
         raise ConfigError(
             f"The label set {path} cannot be read ({one_line(error)}). Run `deeplab-jax data labels ROOT` to create one."
         ) from None

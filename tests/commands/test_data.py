@@ -256,6 +256,17 @@ def test_an_output_url_with_one_slash_is_no_folder(command, own_data, tmp_path, 
     assert not (tmp_path / "gs:").exists()
 
 
+@pytest.mark.parametrize("arguments", [("labels",), ("check", "--labels", "voc", "--out", "own_data/report")])
+def test_an_output_folder_that_is_not_writable_is_reported_before_reading(arguments, own_data, monkeypatch, capsys):
+    monkeypatch.chdir(own_data.parent)
+    monkeypatch.setattr("os.access", lambda path, mode: str(path) != "own_data")
+    command, *rest = arguments
+    code, output = run_cli(monkeypatch, capsys, "data", command, "own_data", *rest)
+    assert code == 2
+    assert "which is not writable. Choose a different folder." in output
+    assert output.count("\n") == 1
+
+
 def test_an_output_folder_that_is_a_file_is_reported_before_reading(own_data, monkeypatch, capsys):
     code, output = run_cli(monkeypatch, capsys, "data", "check", own_data, "--out", own_data / "input" / "train" / "0.png")
     assert code == 2

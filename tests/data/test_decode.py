@@ -27,6 +27,12 @@ def save(picture, **options):
     return file.getvalue()
 
 
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
 def png(array, bits, color_type=0):
     """Write a grey or palette-index PNG with 1, 2, 4, 8 or 16 bits per value, from the PNG specification."""
     height, width = array.shape
@@ -151,6 +157,7 @@ IMAGES = {
     "tiff 16-bit rgb": (tiff(DEEP[..., :3], photometric="rgb"), 3, (), (DEEP[..., :3] >> 8).astype(np.uint8)),
     "tiff 2 bands": (tiff(RGB[..., :2], planarconfig="contig", photometric="minisblack"), 2, (), RGB[..., :2]),
     "tiff 4 bands": (tiff(ALPHA, photometric="rgb", extrasamples=["unspecified"]), 4, (), ALPHA),
+    "tiff 4 bands, called premultiplied": (tiff(ALPHA, photometric="rgb", extrasamples=["assocalpha"]), 4, (), ALPHA),
     "tiff 4 bands as 3, the last opaque": (tiff(OPAQUE, photometric="rgb", extrasamples=["unspecified"]), 3, (), RGB),
     "tiff rgba as 3 bands, opaque": (save(Image.fromarray(OPAQUE), format="TIFF"), 3, (), RGB),
     "tiff with a reduced copy": (several_sizes(1), 3, (), RGB),
@@ -272,6 +279,7 @@ def test_colours_are_read_exactly(format, tmp_path):
         (save(Image.fromarray(ALPHA), format="PNG"), "has transparent pixels"),
         (png(DEEP[..., 0] | 256, 16), r"holds the id \d+\. Ids must be from 0 to 255"),
         (tiff(GREY.astype(np.float32)), "holds float32 values"),
+        (npy(np.zeros((0, 7), np.uint8)), r"has the shape \(0, 7\)\. Save one id per pixel"),
         (tiff(np.stack([GREY, GREY]), photometric="minisblack"), "has several frames or pages"),
         (tiff(np.repeat(IDS[..., None], 3, -1).astype(np.uint16), photometric="rgb"), "several bands with 16 bits per value"),
         (png_rgb_of_16_bits(np.repeat(IDS[..., None], 3, -1)), "several bands with 16 bits per value"),

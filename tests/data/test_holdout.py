@@ -49,6 +49,18 @@ def test_a_group_can_be_one_of_several():
     assert len(held) == 10
 
 
+def test_a_large_group_that_is_held_out_is_noted():
+    first, *others = sorted("abc", key=lambda name: hashlib.sha256(name.encode()).digest())
+    samples = split([f"{first}{i}" for i in range(8)] + others)
+    held, rest = (hold_out(samples, 0.2, "[abc]", is_validation=part, eligible=10) for part in (True, False))
+    (note,) = held.notes
+    assert note.startswith("data.val_share (=0.2) holds out 8 of 10 images, because images of one group stay together.")
+    assert "The largest group has 8." in note
+    assert rest.notes == ()
+    small = split([f"{name}{i}" for name in "abc" for i in range(2)])
+    assert hold_out(small, 0.3, "[abc]", is_validation=True, eligible=6).notes == ()
+
+
 def test_groups_that_do_not_work_are_errors():
     with pytest.raises(ConfigError, match=r"`data\.val_group` \(='x'\) does not match the image name 'a'"):
         hold_out(split(["a", "b"]), 0.5, "x", is_validation=True, eligible=2)

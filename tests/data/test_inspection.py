@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -97,7 +98,7 @@ def test_a_soft_mask_is_not_advised_to_be_added_to_the_label_set(report):
     ("label", "part"),
     [
         (mask(0, size=(80, 100)), "differ in size (100x80 and 80x100 pixels)"),
-        (Image.new("I;16", SIZE, 300), "holds the id 300. Ids must be from 0 to 255: save it as an 8-bit grey PNG."),
+        (Image.new("I;16", SIZE, 300), "holds the id 300. Ids must be from 0 to 255: renumber them, with 255 for no class."),
         (
             Image.new("RGB", SIZE, (1, 2, 3)),
             "is not an id image, because it has colours. If its colours are the labels, ",
@@ -197,10 +198,13 @@ def test_duplicate_images_are_noted(report):
     assert not result.fails
 
 
-def test_ignored_labels_and_missing_classes_are_noted(report):
+def test_ignored_labels_and_missing_classes_are_noted(report, tmp_path):
     result = report(train=[(random_image(0), mask(255)), (random_image(1), mask(0, 2))], val=[(random_image(2), mask(0, 1))])
     assert len(find_problems(result, "labels that are fully ignored", "train0.png")) == 1
-    assert len(find_problems(result, "classes without pixels", "No pixel in train belongs to: b. ")) == 1
+    # Without the class b, the value 2 would have no class.
+    assert find_problems(result, "classes without pixels")[0].text.endswith(" to: b. Add images of these classes.")
+    with_ids = check(open_splits(DataConfig(root=str(tmp_path)), ["train"])[0], dataclasses.replace(LABELS, ids=(0, 1, 2)))
+    assert find_problems(with_ids, "classes without pixels", "Add images of these classes, or remove them from the label set.")
     assert len(find_problems(result, "classes without pixels", "No pixel in val belongs to: <c>. ")) == 1
     assert not result.fails
 

@@ -19,7 +19,7 @@ def draw_disc(low, high, width=1.0, size=64):
 @pytest.mark.parametrize(("low", "high", "is_binary"), [(0, 255, True), (10, 90, False)])
 def test_values_of_soft_edges_are_not_advised_to_become_classes(low, high, width, is_binary):
     mask = describe_mask(draw_disc(low, high, width))
-    advice = advise_on_unknown(mask, set(mask.values) - {low, high}, is_color=False)
+    advice = advise_on_unknown(mask, set(mask.values) - {low, high}, "labelIds")
     assert advice.startswith("The mask is blended")
     assert "label set" not in advice
     assert ("threshold" in advice) == is_binary
@@ -30,13 +30,13 @@ def test_one_soft_object_among_many_sharp_ones_is_recognized():
     values = np.hstack([sharp[:64], draw_disc(0, 200)])
     mask = describe_mask(values)
     assert sum(mask.ramps.values()) < 0.1 * sum(mask.runs.values())
-    assert advise_on_unknown(mask, set(mask.values) - {0, 2, 200}, is_color=False).startswith("The mask is blended")
+    assert advise_on_unknown(mask, set(mask.values) - {0, 2, 200}, "labelIds").startswith("The mask is blended")
 
 
 def test_soft_colours_are_recognized():
     disc = draw_disc(0, 128).astype(np.int32)
     mask = describe_mask(disc << 16 | disc << 8)
-    advice = advise_on_unknown(mask, set(mask.values) - {0, 0x808000}, is_color=True)
+    advice = advise_on_unknown(mask, set(mask.values) - {0, 0x808000}, "color")
     assert advice.startswith("The mask is blended")
     assert "threshold" not in advice
 
@@ -44,14 +44,14 @@ def test_soft_colours_are_recognized():
 def test_objects_of_an_undefined_class_can_be_added():
     values = np.zeros((64, 64), np.uint8)
     values[10:30, 10:12], values[40:60, 5:30] = 7, 9  # a thin pole and a box
-    advice = advise_on_unknown(describe_mask(values), {7, 9}, is_color=False)
+    advice = advise_on_unknown(describe_mask(values), {7, 9}, "labelIds")
     assert advice == "Fix the file, or add the values to the label set (to ignored_ids if they have no class)."
 
 
 def test_thin_objects_are_not_called_blended():
     values = np.zeros((64, 64), np.uint8)
     values[4:60, 10:12], values[4:60, 12:30], values[62, :9] = 1, 2, 7  # a membrane at the cell's left, and an undefined value
-    assert advise_on_unknown(describe_mask(values), {7}, is_color=False).startswith("Fix the file")
+    assert advise_on_unknown(describe_mask(values), {7}, "labelIds").startswith("Fix the file")
 
 
 def test_a_mask_is_described_by_the_same_counts_as_numpy_unique():
@@ -63,12 +63,12 @@ def test_a_mask_is_described_by_the_same_counts_as_numpy_unique():
 
 def test_ids_saved_as_grey_colours_are_recognized():
     values = np.repeat(np.int32([[0, 0x010101, 0x020202]]), 10, axis=1)
-    advice = advise_on_unknown(describe_mask(values), {0x010101, 0x020202}, is_color=True)
+    advice = advise_on_unknown(describe_mask(values), {0x010101, 0x020202}, "color")
     assert advice.startswith("All colours of the mask are shades of grey. If these are ids, set data.label_kind=labelIds ")
     colors = np.where(values == 0x020202, 0x020203, values)
-    assert advise_on_unknown(describe_mask(colors), {0x010101, 0x020203}, is_color=True).startswith("Fix the file")
+    assert advise_on_unknown(describe_mask(colors), {0x010101, 0x020203}, "color").startswith("Fix the file")
     ids = np.repeat(np.uint8([[0, 1, 2]]), 10, axis=1)
-    assert advise_on_unknown(describe_mask(ids), {1, 2}, is_color=False).startswith("Fix the file")
+    assert advise_on_unknown(describe_mask(ids), {1, 2}, "labelIds").startswith("Fix the file")
 
 
 @pytest.mark.parametrize("values", [[[3]], [[3, 3], [3, 3]], [[5, 5, 0], [0, 7, 5]], [[2**24 - 1, 0]]])
@@ -116,3 +116,8 @@ def test_the_palette_of_a_tiff_with_4_bits_is_read(tmp_path):
     (tmp_path / "mask.tif").write_bytes(data)
     assert (decode_mask(data, is_color=False) == values).all()
     assert describe_mask(values, str(tmp_path / "mask.tif")).palette == PALETTE
+
+
+def test_train_ids_without_a_class_cannot_be_added_as_ignored():
+    advice = advise_on_unknown(describe_mask(np.uint8([[0, 1, 4]])), {4}, "labelTrainIds")
+    assert "add classes, or set data.label_kind=labelIds" in advice

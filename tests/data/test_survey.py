@@ -6,7 +6,7 @@ from PIL import Image
 
 from deeplab_jax.data.image_files import ImageFiles
 from deeplab_jax.data.masks import format_value
-from deeplab_jax.data.samples import Samples
+from deeplab_jax.data.samples import Samples, make_value_table
 from deeplab_jax.data.survey import propose_labels, survey_masks
 from deeplab_jax.errors import DataError
 from deeplab_jax.labels import CAMVID32, CITYSCAPES, CITYSCAPES_CATEGORIES, LABEL_SETS, MAPILLARY, VOC
@@ -27,7 +27,7 @@ def masks(tmp_path):
 
 
 def propose(samples, expected=None):
-    labels, notes = propose_labels("mine", survey_masks([samples]), expected, LABEL_SETS)
+    labels, notes = propose_labels("mine", survey_masks([samples]), samples.kind, expected, LABEL_SETS)
     return labels, "; ".join(notes)
 
 
@@ -40,7 +40,7 @@ def test_ids_are_counted_and_the_file_with_the_most_pixels_is_the_example(masks)
         (255, 1, 1, "1.png"),
     ]
     assert (survey.files, survey.problems, len(calls)) == (2, [], 2)
-    labels, notes = propose_labels("mine", survey, None, LABEL_SETS)
+    labels, notes = propose_labels("mine", survey, "labelIds", None, LABEL_SETS)
     assert (labels.names, labels.ids, labels.ignored_ids) == (("class 1", "class 7"), (1, 7), (255,))
     assert "255 is ignored" in notes[0]
 
@@ -49,7 +49,7 @@ def test_colours_are_counted(masks):
     red, black, alpha = (255, 0, 0), (0, 0, 0), Image.new("RGBA", (2, 1), (255, 0, 0, 9))
     survey = survey_masks([masks([[red, black, red]], alpha, kind="color")])
     assert {format_value(v, True): f.pixels for v, f in survey.values.items()} == {"0,0,0": 1, "255,0,0": 4}
-    labels, notes = propose_labels("mine", survey, None, LABEL_SETS)
+    labels, notes = propose_labels("mine", survey, "color", None, LABEL_SETS)
     assert labels.colors == (black, red)
     assert labels.ignored_colors == ()
     assert "black is also a class" in notes[1]
@@ -122,6 +122,24 @@ def test_label_sets_are_recognized_by_folders_or_colours_but_not_by_ids_only(mas
     assert "configs/custom_lite0.py:camvid" in notes
 
 
+def test_classes_of_train_ids_are_numbered_without_gaps(masks):
+    # A class per value, with the value as its id, could not be read: the value 4 has no position among three classes.
+    labels, notes = propose(masks([[0, 1, 4, 255]], kind="labelTrainIds"))
+    assert labels.names == ("class 0", "class 1", "class 2", "class 3", "class 4")
+    assert (labels.class_ids, labels.ignored_ids) == ((0, 1, 2, 3, 4), (255,))
+    assert "there are also classes for 2, 3, which do not occur" in notes
+    assert "ignored_ids" not in propose(masks([[0] * 10 + [1, *[255] * 30]], kind="labelTrainIds"))[1]
+    assert set(make_value_table("labelTrainIds", labels)[[0, 1, 4, 255]].tolist()) == {0, 1, 4, 255}
+
+
+def test_label_sets_are_recognized_by_folders_with_train_ids(masks):
+    assert propose(masks([range(19)], kind="labelTrainIds"), CITYSCAPES)[0] is CITYSCAPES
+    assert propose(masks([[*range(10), 255]], kind="labelTrainIds"), CITYSCAPES)[0] is CITYSCAPES
+    assert propose(masks([range(9)], kind="labelTrainIds"), CITYSCAPES)[0].num_classes == 9
+    assert propose(masks([range(20)], kind="labelTrainIds"), CITYSCAPES)[0].num_classes == 20
+    assert propose(masks(palette([range(19)], CITYSCAPES.colors), kind="labelTrainIds"))[0] is CITYSCAPES
+
+
 def test_merged_label_sets_are_not_mistaken_for_the_ones_that_they_merge(masks):
     # Ten of the 19 classes are recognized as Cityscapes. Nine are not, although they belong to all seven categories.
     nine = [CITYSCAPES.colors[i] for i in (0, 1, 2, 5, 8, 10, 11, 13, 14)]
@@ -146,6 +164,16 @@ def test_more_than_255_colours_are_an_error_that_lists_the_most_frequent(masks):
         survey_masks([masks(many, kind="color")])
 
 
+def test_masks_in_the_transparency_are_named_as_such(masks):
+    alpha = Image.fromarray(np.uint8([[[0, 0, 0, 0], [0, 0, 0, 255]]]))
+    message = "0.png has transparent pixels, which are ignored. If the transparency is the mask, save it as a grey PNG"
+    with pytest.raises(DataError, match=f"The only value in the label files is 0,0,0.*{message}"):
+        propose(masks(alpha, kind="color"))
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 4), np.uint8))
+    with pytest.raises(DataError, match=f"more than 255 distinct colours.*if the files are photos.*{message}"):
+        survey_masks([masks(photo, kind="color")])
+
+
 def test_unreadable_files_are_named(masks, tmp_path):
     samples = masks([[1, 2]], [[(1, 2, 3)]], np.uint8([[3]]), Image.new("I;16", (2, 1), 256), Image.new("LA", (2, 1)))
     (tmp_path / "2.png").write_bytes(b"not a picture")
@@ -159,7 +187,7 @@ def test_unreadable_files_are_named(masks, tmp_path):
         ("4.png", "transparent"),
     ):
         assert any(name in line and part in line for line in survey.problems)
-    with pytest.raises(DataError, match=r"is a JPEG file\. Lossy compression changes label values"):
+    with pytest.raises(DataError, match=r"is a JPEG file\. Lossy .*set values below 128 to 0"):
         survey_masks([masks([[1, 2]], suffix="jpg")])
 
 

@@ -2,6 +2,7 @@ import io
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageDraw, ImageFilter
 
 from deeplab_jax.data.image_files import ImageFiles
@@ -150,6 +151,35 @@ def test_classes_that_never_occur_together_are_not_asked_about(survey, values):
     assert not find_questions(survey(draw(0, (0, 1, 2)), draw(1, values))[0], None, "labelIds")
 
 
+def draw_objects(*ids):
+    mask = np.zeros((24, 16 * len(ids)), np.uint8)
+    for i, value in enumerate(ids):
+        mask[8:16, 16 * i + 4 : 16 * i + 12] = value
+    return Image.fromarray(mask)
+
+
+def test_numbers_of_objects_are_asked_about(survey):
+    masks = [draw_objects(*range(1, n + 1)) for n in (3, 1, 6, 4, 2, 6)]
+    found, samples = survey(*masks, draw_objects(0, 255))
+    (question,) = find_questions(found, None, "labelIds")
+    assert "count up from 1, to a different number in many masks (up to 6)" in question
+    assert sample_suspicions(samples, None) == ([], [question])
+    assert not find_questions(survey(*masks, draw_objects(1, 3))[0], None, "labelIds")  # a class that does not occur
+    assert not find_questions(survey(*masks[:4])[0], None, "labelIds")
+
+
+def test_tiff_masks_in_which_0_is_white_are_asked_about(tmp_path):
+    is_object = np.zeros((8, 9), bool)
+    is_object[:2] = True
+    tifffile.imwrite(tmp_path / "0.tif", is_object)
+    tifffile.imwrite(tmp_path / "1.tif", is_object.astype(np.uint8))
+    names = ("0.tif", "1.tif")
+    found = survey_masks([Samples(str(tmp_path), names, names, "labelIds", "", ImageFiles())])
+    assert found.occurrences[1].pixels == (6 + 2) * 9  # in the first file, the objects are 0
+    (question,) = find_questions(found, None, "labelIds")
+    assert question.startswith("In some TIFF masks (1, such as 0.tif), 0 is stored as white, so their values are inverted")
+
+
 @pytest.mark.parametrize(("alpha", "is_asked"), [(255, False), (0, True)])
 def test_colours_below_transparent_pixels_are_asked_about(survey, alpha, is_asked):
     red, blue = (Image.new("RGBA", (9, 9), color) for color in ((255, 0, 0, 255), (0, 0, 255, alpha)))
@@ -157,6 +187,14 @@ def test_colours_below_transparent_pixels_are_asked_about(survey, alpha, is_aske
     questions = find_questions(found, None, "color")
     assert [text.partition(")")[0] for text in questions] == ["Some masks have transparent pixels (1, such as 1.png"] * is_asked
     assert sample_suspicions(samples, None) == ([], questions)
+
+
+def test_colours_that_are_a_class_and_ignored_are_asked_about(survey):
+    result = survey(with_palette(draw(0), [(0, 0, 1), (0, 0, 2), (0, 0, 3)]).convert("RGB"), kind="color")
+    labels = LabelSet("mine", ("a", "b"), ((0, 0, 1), (0, 0, 2)), ignored_colors=((0, 0, 3), (0, 0, 2), (9, 9, 9)))
+    (question,) = find_questions(result[0], labels, "color")
+    assert question.startswith("The label set mine gives (0, 0, 2) to the class b, but ignored_colors has it, too.")
+    assert sample_suspicions(result[1], labels) == ([], [question])
 
 
 def test_blended_colours_are_found(survey):

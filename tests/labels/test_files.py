@@ -45,6 +45,12 @@ def test_every_encoding_of_unicode_is_read(tmp_path, encoding):
     assert read_labels(tmp_path / "labels.json") == OWN
 
 
+def test_a_file_that_is_not_unicode_says_how_to_save_it(tmp_path):
+    (tmp_path / "labels.json").write_bytes('{"name": "Straße"}'.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"is not Unicode text \(invalid .* byte\)\. Save it as UTF-8"):
+        read_labels(tmp_path / "labels.json")
+
+
 def test_the_home_folder_is_expanded_also_in_python(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)

@@ -36,8 +36,9 @@ def read(root: Path, notes: Notes) -> AnnotationSet:
     """
     path, content = _find_description(root, notes)
     if content.get("kpt_shape"):
+        shape = str(content["kpt_shape"]).replace("'", "")
         raise DataError(
-            f"{path} has `kpt_shape` (={content['kpt_shape']!r}): its lines are boxes with keypoints, which have no outlines. "
+            f"{path} has `kpt_shape` (={shape}): its lines are boxes with keypoints, which have no outlines. "
             "Export polygons, or remove `kpt_shape` if the lines are polygons."
         )
     names = _read_names(path, content.get("names"))
@@ -68,7 +69,8 @@ def _find_description(root: Path, notes: Notes) -> tuple[Path, dict[str, Any]]:
     descriptions: list[tuple[Path, dict[str, Any]]] = []
     for path in sorted(reading.find_files(root, [".yaml", ".yml"]), key=lambda each: (len(each.parts), each)):
         try:
-            content = yaml.safe_load(reading.read_text(path))
+            # As text, because YAML would change class names: yes to True, 010 to 8 and 3.10 to 3.1.
+            content = yaml.load(reading.read_text(path), Loader=yaml.BaseLoader)
         except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise DataError(f"{path} is not valid YAML ({one_line(error)}). Correct it or remove it.") from None
         if isinstance(content, dict) and content.get("names"):

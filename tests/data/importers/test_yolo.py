@@ -88,6 +88,15 @@ def test_what_cannot_be_used_is_noted(tmp_path):
         draw(odd, {None: 255})
 
 
+def test_class_names_are_what_the_file_says(tmp_path):
+    write_image(tmp_path / "images/a.png")
+    write_text(tmp_path / "labels/a.txt", QUARTER)
+    write_text(tmp_path / "data.yaml", "train: images\nnames: [yes, on, 010, 3.10, no]")
+    source = read(tmp_path, Notes())
+    assert list(source.classes) == ["yes", "on", "010", "3.10", "no"]
+    assert [shape.name for shape in source.annotations[0].shapes] == ["on"]
+
+
 def test_a_name_of_two_classes_is_noted(tmp_path):
     write_image(tmp_path / "images/a.png")
     write_text(tmp_path / "labels/a.txt", QUARTER)
