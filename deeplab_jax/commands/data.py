@@ -295,12 +295,12 @@ def choose_labels(spec: str) -> LabelSet:
     Raises:
       ConfigError: The file does not exist or does not contain a label set.
     """
-    if spec in LABEL_SETS or spec.endswith(".json"):
-        return load_labels(spec)
-    if os.path.isfile(spec) and not spec.endswith(".py"):  # a recipe is executed, and other files must not be
+    if os.path.isfile(spec) and not spec.endswith((".json", ".py")):  # a recipe is executed, and other files must not be
         raise ConfigError(
             f"The label set {spec!r} is not a .json file or a recipe (.py). Use {', '.join(LABEL_SETS)}, or these."
         )
+    if not spec.endswith(".py"):
+        return load_labels(spec)
     try:
         config = runpy.run_path(spec)["get_config"]()
     # A recipe is a Python program, so it can raise any error.

@@ -11,13 +11,15 @@ A class can merge several values: "id": [7, 8, 9], "color": [[r, g, b], [r, g, b
 class has this id, and black. "label_kind" is also optional: it says how the label files encode classes (see `data.label_kind`).
 """
 
+import contextlib
+import difflib
 import json
 import os
 from typing import Any
 
 from etils import epath
 
-from deeplab_jax.errors import ConfigError, one_line
+from deeplab_jax.errors import BucketError, ConfigError, one_line
 from deeplab_jax.files import write_atomically
 from deeplab_jax.labels import IGNORE, LABEL_SETS, Color, LabelSet, group_values
 from deeplab_jax.labels.label_set import is_byte
@@ -36,7 +38,9 @@ def load_labels(spec: str) -> LabelSet:
         return LABEL_SETS[spec]
     if spec.endswith(".json"):
         return read_labels(spec)
-    raise ConfigError(f"There is no label set {spec!r}. Use {', '.join(LABEL_SETS)}, or a .json file.")
+    near = difflib.get_close_matches(spec, LABEL_SETS, n=1)
+    hint = f"Did you mean {near[0]}?" if near else f"Use {', '.join(LABEL_SETS)}, or a .json file."
+    raise ConfigError(f"There is no label set {spec!r}. {hint}")
 
 
 def read_labels(path: str | epath.Path) -> LabelSet:
@@ -48,9 +52,11 @@ def read_labels(path: str | epath.Path) -> LabelSet:
     try:
         data = epath.Path(os.path.expanduser(path)).read_bytes()
         text = data.decode(json.detect_encoding(data))
+    except FileNotFoundError:
+        raise ConfigError(f"The label set {path} does not exist. {_suggest_file(epath.Path(path))}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"The label set {path} is not Unicode text ({error.reason}). Save it as UTF-8.") from None
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"The label set {path} cannot be read ({one_line(error)}). Run `deeplab-jax data labels ROOT` to create one."
         ) from None
@@ -93,6 +99,15 @@ def _make_object(fields: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _unwrap(values: tuple[Any, ...]) -> Any:
     return values if len(values) > 1 else values[0]
+
+
+def _suggest_file(missing: epath.Path) -> str:
+    """Return a sentence that names a file beside a missing one with a similar name, or says how to write a label set."""
+    with contextlib.suppress(OSError, BucketError):
+        names = [path.name for path in missing.expanduser().parent.iterdir() if path.suffix == ".json"]
+        for name in difflib.get_close_matches(missing.name, names, n=1):
+            return f"Did you mean {missing.parent / name}?"
+    return "Run `deeplab-jax data labels ROOT` to create one."
 
 
 def _build_label_set(values: Any) -> LabelSet:

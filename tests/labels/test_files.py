@@ -105,12 +105,19 @@ def test_a_mistake_is_reported_with_its_file_and_field(tmp_path, changes, messag
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '"x"', "\xff", "[" * 100_000, "9" * 5000])
-def test_a_file_that_is_missing_or_not_a_json_object_is_reported(tmp_path, text):
+def test_a_file_that_is_not_a_json_object_is_reported(tmp_path, text):
     (tmp_path / "labels.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError, match=r"labels\.json"):
         read_labels(tmp_path / "labels.json")
-    with pytest.raises(ConfigError, match=r"nowhere\.json cannot be read"):
-        read_labels(tmp_path / "nowhere.json")
+
+
+def test_a_file_with_a_similar_name_is_suggested_for_a_missing_one(tmp_path):
+    with pytest.raises(ConfigError, match=r"none/lables\.json does not exist\. Run `deeplab-jax data labels ROOT`"):
+        read_labels(tmp_path / "none" / "lables.json")
+    (tmp_path / "labels.json").touch()
+    (tmp_path / "labels.txt").touch()
+    with pytest.raises(ConfigError, match=r"lables\.json does not exist\. Did you mean .*/labels\.json\?$"):
+        read_labels(tmp_path / "lables.json")
 
 
 @pytest.mark.parametrize(
@@ -132,6 +139,8 @@ def test_label_sets_are_found_by_name_and_by_file(tmp_path):
     assert load_labels(str(tmp_path / "own.json")) == OWN
     with pytest.raises(ConfigError, match=r"no label set 'nothing'\. Use cityscapes, .*\.json"):
         load_labels("nothing")
+    with pytest.raises(ConfigError, match=r"^There is no label set 'camvd'\. Did you mean camvid\?$"):
+        load_labels("camvd")
 
 
 def test_a_label_set_keeps_its_label_kind(tmp_path):
