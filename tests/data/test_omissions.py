@@ -2,6 +2,7 @@ import io
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from deeplab_jax.config import DataConfig
@@ -41,7 +42,21 @@ def test_an_image_is_clipped_if_most_of_its_values_become_black_or_white():
     assert find_clipping(half, (0.0, 9.0)) == {}
     assert find_clipping(np.uint8([[[0]]]), ()) == {}
     (text,) = find_clipping(np.uint8([[0, 255, 7]])[..., None], (0.0, 9.0)).values()
-    assert text.startswith("becomes black or white in 67% of its values: data.value_range (=(0,9)) clips those outside.")
+    assert text.startswith("becomes black or white in 67% of its values, because data.value_range (=(0,9)) clips those")
+
+
+def test_an_image_without_contrast_is_noted():
+    (text,) = find_clipping(np.uint8([[3, 4, 5]])[..., None], (0.0, 255.0)).values()  # such as fractions
+    assert text.startswith("has at most 3 of 256 levels of grey with data.value_range (=(0,255)). Use the lowest")
+    assert find_clipping(np.uint8([[3, 10]])[..., None], (0.0, 255.0)) == {}
+
+
+@pytest.mark.parametrize(("dtype", "value_range", "is_noted"), [("u2", (), True), ("u2", (0, 9), False), ("u1", (), False)])
+def test_16_bits_of_many_bands_are_noted(dtype, value_range, is_noted):
+    file = io.BytesIO()
+    tifffile.imwrite(file, np.zeros((4, 5, 6), dtype), photometric="minisblack", planarconfig="contig")
+    file.seek(0)
+    assert list(find_omissions(file, 6, value_range)) == ["images of 16 bits"] * is_noted
 
 
 def test_the_check_notes_images_that_a_value_range_makes_black(tmp_path):
@@ -50,4 +65,6 @@ def test_the_check_notes_images_that_a_value_range_makes_black(tmp_path):
         Image.fromarray(values.astype(np.uint16)).save(tmp_path / folder / "train" / "a.png")
     sets, _ = open_splits(DataConfig(root=str(tmp_path), channels=1, value_range=(7000, 9000)), ["train"])
     texts = [problem.text for problem in check(sets, TWO).problems if "value_range" in problem.sort]
-    assert [text.partition(" of its")[0] for text in texts] == [f"{tmp_path}/input/train/a.png becomes black or white in 100%"]
+    assert [text.partition(" with")[0] for text in texts] == [
+        f"{tmp_path}/input/train/a.png has at most 1 of 256 levels of grey"
+    ]
