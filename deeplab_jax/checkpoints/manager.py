@@ -1,4 +1,8 @@
-"""Open orbax's manager of a checkpoints folder, with the steps to keep and with errors that end a save at once."""
+"""Open orbax's manager of a checkpoints folder, with the steps to keep and with errors that end a save at once.
+
+Orbax has one current operation per process. While a save runs, the start of another save or load, of this run or of one in
+another thread, would let the first one write files to a folder that does not exist yet. So they take turns.
+"""
 
 import dataclasses
 import functools
@@ -6,7 +10,8 @@ import itertools
 import logging
 import os
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -17,6 +22,7 @@ from deeplab_jax.checkpoints.folders import find_best
 from deeplab_jax.errors import CheckpointError
 
 _policies = ocp.training.preservation_policies
+_turn = threading.Lock()
 
 
 def open_manager(folder: epath.Path, keep_last: int, keep_every: int) -> ocp.training.Checkpointer:
@@ -35,6 +41,36 @@ def open_manager(folder: epath.Path, keep_last: int, keep_every: int) -> ocp.tra
     whole_arrays = ocp.options.ArrayOptions.Saving(use_replica_parallel=False)
     with ocp.Context(async_options=_AsyncOptions(), array_options=ocp.options.ArrayOptions(saving=whole_arrays)):
         return ocp.training.Checkpointer(folder, preservation_policy=policy, cleanup_tmp_directories=True)
+
+
+def start_save(
+    manager: ocp.training.Checkpointer, step: int, trees: Mapping[str, Any], metadata: Mapping[str, Any]
+) -> Callable[[], None]:
+    """Start saving a step, once no other save or load runs in this process.
+
+    Returns:
+      A function that waits until the step is complete, and raises the errors of the save. It must be called once.
+    """
+    _turn.acquire()
+    try:
+        saving = manager.save_checkpointables_async(step, trees, custom_metadata=metadata, force=True)
+    except BaseException:
+        _turn.release()
+        raise
+
+    def wait() -> None:
+        try:
+            saving.result()
+        finally:
+            _turn.release()
+
+    return wait
+
+
+def load_trees(step: epath.Path, abstract: Mapping[str, Any]) -> dict[str, Any]:
+    """Load a step's trees with the given shapes, dtypes and shardings, once no save or other load runs in this process."""
+    with _turn:
+        return ocp.load_checkpointables(step, abstract)
 
 
 class _AsyncOptions(ocp.options.AsyncOptions):

@@ -43,7 +43,7 @@ from deeplab_jax.checkpoints.folders import (
     write_checksums,
     write_scores,
 )
-from deeplab_jax.checkpoints.manager import hide_messages, open_manager
+from deeplab_jax.checkpoints.manager import hide_messages, load_trees, open_manager, start_save
 from deeplab_jax.checkpoints.paths import resolve
 from deeplab_jax.config import Config, from_dict, to_dict
 from deeplab_jax.errors import CheckpointError, summarize
@@ -122,8 +122,8 @@ class Checkpoints:
         with report_save_errors(self._folder):
             train = self._config.train
             self._manager = self._manager or open_manager(self._folder, train.keep_last, train.keep_every)
-            saving = self._manager.save_checkpointables_async(step, trees, custom_metadata=self._metadata, force=True)
-        self._unfinished = self._background.submit(_write_checksums_when_complete, saving, self._folder / str(step))
+            wait = start_save(self._manager, step, trees, self._metadata)
+        self._unfinished = self._background.submit(_write_checksums_when_complete, wait, self._folder / str(step))
         self._latest = step
 
     def add_scores(self, step: int, scores: Mapping[str, Any], rank: Rank) -> None:
@@ -218,7 +218,7 @@ class Checkpoints:
         folder = self._folder / str(step)
         with report_read_errors(folder):
             self._require_resumable(folder, abstract)
-            return _read_config(folder), ocp.load_checkpointables(folder, abstract)
+            return _read_config(folder), load_trees(folder, abstract)
 
     def find_config_changes(self, step: int) -> list[str]:
         """Return the fields in which the run's config differs from the config stored at `step`, as `field: old -> new`."""
@@ -234,7 +234,7 @@ class Checkpoints:
         # Detect a different network or optimizer before loading. Its arrays would also fail to load, but that would
         # not mean that they are damaged.
         check_on_all_processes(lambda: self._require_resumable(folder, abstract))
-        trees = check_on_all_processes(lambda: ocp.load_checkpointables(folder, abstract))
+        trees = check_on_all_processes(lambda: load_trees(folder, abstract))
         check_on_all_processes(lambda: check(step, trees))
         return trees
 
@@ -337,7 +337,7 @@ def restore_variables(checkpoint: str) -> dict[str, Any]:
         require_unchanged(step, [METADATA, MODEL])
         saved = ocp.metadata(step, checkpointable_name=MODEL).metadata
         abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved)
-        return ocp.load_checkpointables(step, {MODEL: abstract})[MODEL]
+        return load_trees(step, {MODEL: abstract})[MODEL]
 
 
 def save_model(folder: str, config: Config, variables: dict[str, Any]) -> None:
@@ -351,7 +351,7 @@ def save_model(folder: str, config: Config, variables: dict[str, Any]) -> None:
     advise = functools.partial(advise_on_write_error, otherwise="Choose a different folder")
     with report_errors(f"`out` (={folder!r}) cannot be written", advise):
         with open_manager(steps, keep_last=1, keep_every=0) as manager:
-            manager.save_checkpointables(0, {MODEL: variables}, custom_metadata=_make_metadata(config))
+            start_save(manager, 0, {MODEL: variables}, _make_metadata(config))()
         write_checksums(steps / "0")
 
 
@@ -393,8 +393,8 @@ def _describe_arrays(trees: Trees) -> dict[str, str]:
     return {path: f"{leaf.dtype}{leaf.shape}" if hasattr(leaf, "shape") else "empty" for path, leaf in by_path.items()}
 
 
-def _write_checksums_when_complete(saving: Any, step: epath.Path) -> None:
+def _write_checksums_when_complete(wait: Callable[[], None], step: epath.Path) -> None:
     with report_save_errors(step.parent):
-        saving.result()
+        wait()
     if jax.process_index() == 0:
         write_checksums(step)

@@ -1,6 +1,7 @@
 import dataclasses
 import errno
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +75,21 @@ def test_a_link_to_a_step_on_another_disk_is_kept(run, state, tmp_path):
             checkpoints.save(to_trees(make_numbered_state(state, step)), step)
     assert sorted(int(path.name) for path in (tmp_path / "run/checkpoints").iterdir()) == [2, 4, 6, 7]
     assert find_changed_files(tmp_path / "run/checkpoints/4") == []
+
+
+def test_runs_in_several_threads_save_and_load_at_the_same_time(run, tmp_path):
+    def save(name):
+        trees = {"model": {f"x{i}": jnp.full((50, 50), i) for i in range(20)}, "training": {"step": jnp.asarray(1)}}
+        with Checkpoints(str(tmp_path / name), CONFIG) as checkpoints:
+            for step in range(1, 6):
+                checkpoints.save(trees, step)
+        return find_changed_files(tmp_path / name / "checkpoints/5")
+
+    with ThreadPoolExecutor() as pool:
+        saves = [pool.submit(save, name) for name in "abc"]
+        loads = [pool.submit(restore_model, str(run)) for _ in range(5)]
+        assert [task.result() for task in saves] == [[], [], []]
+        assert all("classifier" in task.result()["params"] for task in loads)
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "checkpoints/5"])
