@@ -20,7 +20,7 @@ from deeplab_jax.data.masks import (
 from deeplab_jax.data.samples import Samples, make_value_table, read_sample
 from deeplab_jax.data.survey import Survey, survey_mask
 from deeplab_jax.errors import DataError, summarize
-from deeplab_jax.labels import IGNORE, UNKNOWN, LabelSet, color_code, color_of
+from deeplab_jax.labels import IGNORE, LABEL_SETS, UNKNOWN, LabelSet, color_code, color_of
 
 # In Cityscapes, 12 % of the pixels have label ids that are ignored. Train ids read as label ids lose more than half.
 MAX_IGNORED = 0.3
@@ -281,7 +281,9 @@ def _ask_about_train_ids(survey: Survey, labels: LabelSet, kind: str) -> Iterato
 
 
 def _ask_about_ignored_classes(survey: Survey, labels: LabelSet) -> Iterator[str]:
-    """Yield a question for each colour of the masks that is both a class and ignored."""
+    """Yield a question for each colour of the masks that is both a class and ignored in a label set of the user's."""
+    if labels in LABEL_SETS.values():  # Cityscapes gives cars and licence plates the same colour
+        return
     train_ids = labels.train_id_of_color()
     for color in labels.ignored_colors:
         if train_ids[color] != IGNORE and color_code(color) in survey.occurrences:

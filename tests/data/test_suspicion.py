@@ -195,6 +195,8 @@ def test_colours_that_are_a_class_and_ignored_are_asked_about(survey):
     (question,) = find_questions(result[0], labels, "color")
     assert question.startswith("The label set mine gives (0, 0, 2) to the class b, but ignored_colors has it, too.")
     assert sample_suspicions(result[1], labels) == ([], [question])
+    cars, roads = (Image.new("RGB", (9, 9), CITYSCAPES.colors[CITYSCAPES.names.index(name)]) for name in ("car", "road"))
+    assert find_questions(survey(cars, roads, kind="color")[0], CITYSCAPES, "color") == []
 
 
 def test_blended_colours_are_found(survey):
