@@ -298,6 +298,11 @@ class Receipts:
             if self._is_writer:
                 for change in find_changes(previous, start) if previous else ():
                     self._warn(f"changed since the last start: {change}")
+                if start.step and start.step not in rows:
+                    self._warn(
+                        f"warning: {self._workdir / RECEIPTS} has no line for step {start.step}. The digests of samples begin "
+                        "again here, so they will not be those of an uninterrupted run."
+                    )
                 write_start(workdir, start)
                 with write_atomically(self._workdir / RECEIPTS) as file:
                     file.write("".join(_format_row(step, row) for step, row in rows.items()).encode())

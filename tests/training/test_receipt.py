@@ -135,6 +135,15 @@ def test_a_line_truncated_by_a_crash_is_ignored(tmp_path):
     assert list(read_receipts(str(tmp_path))) == [1]
 
 
+def test_a_lost_receipt_is_reported(tmp_path):
+    warnings = []
+    Receipts(str(tmp_path), make_start(0), NAMES, warnings.append).write(4, make_state(4))
+    (tmp_path / "receipts.jsonl").write_bytes(b"\0" * 100)
+    Receipts(str(tmp_path), make_start(4), NAMES, warnings.append)
+    assert len(warnings) == 1
+    assert warnings[0].startswith(f"warning: {tmp_path}/receipts.jsonl has no line for step 4.")
+
+
 def test_a_run_that_starts_at_step_0_starts_a_new_receipt(tmp_path):
     warnings = []
     receipts = Receipts(str(tmp_path), make_start(0), NAMES, warnings.append)
@@ -177,8 +186,8 @@ def test_a_file_that_cannot_be_read_does_not_count_as_missing(tmp_path, name, re
 
 def test_changes_since_the_last_start_are_reported(tmp_path):
     warnings = []
-    Receipts(str(tmp_path), make_start(0), NAMES, warnings.append)
-    Receipts(str(tmp_path), make_start(4), NAMES, warnings.append)
+    Receipts(str(tmp_path), make_start(0), NAMES, warnings.append).write(4, make_state(4))
+    Receipts(str(tmp_path), make_start(4), NAMES, warnings.append).write(6, make_state(6))
     assert warnings == []
     data = make_data("another list", "another eval list", 5)
     start = dataclasses.replace(make_start(6, data=data, steps=20), images=1, devices={"processes": 2})
@@ -228,6 +237,7 @@ def test_a_receipt_without_the_evaluation_list_can_be_read(tmp_path):
         del rows[0][name]
     (tmp_path / "run.json").write_text(json.dumps({"starts": rows}))
     assert read_starts(str(tmp_path)) == [start]
+    (tmp_path / "receipts.jsonl").write_text('{"step": 4, "samples": "", "state": ""}\n')
     warnings = []
     Receipts(str(tmp_path), make_start(4), NAMES, warnings.append)
     assert warnings == []
