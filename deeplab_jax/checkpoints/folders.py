@@ -58,8 +58,9 @@ def list_steps(folder: epath.Path) -> list[int]:
       CheckpointError: A step in a run's `checkpoints` folder is a link to nothing.
     """
     paths = [path for path in folder.iterdir() if re.fullmatch("0|[1-9][0-9]*", path.name)]
-    for path in paths if folder.name == CHECKPOINTS else ():
-        require_link_target(path)
+    if folder.name == CHECKPOINTS:
+        for path in paths:
+            require_link_target(path)
     names = [path.name for path in paths if path.is_dir()]
     # Orbax renames a step's folder when the step is complete. Buckets cannot rename folders, so orbax adds a marker file there
     # instead.

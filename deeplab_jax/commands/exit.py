@@ -1,7 +1,6 @@
 """Run a command, and exit with one line after a user error."""
 
 import contextlib
-import errno
 import io
 import os
 import re
@@ -17,10 +16,10 @@ T = TypeVar("T")
 def run_or_exit(program: Callable[[], T]) -> T:
     """Run a program and return its result, or exit after a user error.
 
-    A DeeplabError, or a JAX error about missing devices or memory, is printed as one line. Its exit code is 2, or 3 if the
-    same command can succeed later. After Ctrl-C, the exit code is 130. If nobody reads the output any more, as in `| head`, it
-    is 141. Standard streams that are closed, as by `>&-`, become the null device. Characters that the encoding of the output
-    lacks are escaped.
+    A DeeplabError, a JAX error about missing devices or memory, and output that goes to a full disk are reported in one line.
+    The exit code is 2, or 3 if the same command can succeed later. After Ctrl-C, it is 130. If nobody reads the output any
+    more, as in `| head`, it is 141. Standard streams that are closed, as by `>&-`, become the null device. Characters that the
+    encoding of the output lacks are escaped.
     """
     _replace_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a notebook's is not
@@ -36,7 +35,9 @@ def run_or_exit(program: Callable[[], T]) -> T:
     except BrokenPipeError:
         sys.exit(141)
     except OSError as error:
-        if error.errno != errno.ENOSPC or error.filename:
+        from deeplab_jax.files import FULL_DISK
+
+        if error.filename or not FULL_DISK.search(str(error)):
             raise
         print("error: The output cannot be written, because the disk is full. Free some disk space.", file=sys.stderr)
         sys.exit(ConfigError.exit_code)

@@ -141,13 +141,9 @@ def _find_files(argument: str) -> list[tuple[pathlib.Path, pathlib.Path | None]]
     if any(base is None and path.is_fifo() for path, base in paths):
         raise ConfigError(f"`{argument}` is a pipe, but `predict` reads files twice. Save the data to a file first.")
     if not paths:
-        problem = "has no files" if _is_folder(argument) else "does not match any file"
+        problem = "has no files" if os.path.isdir(os.path.expanduser(argument)) else "does not match any file"
         raise ConfigError(f"`{argument}` {problem}. Give files, folders or patterns such as 'photos/*.jpg'.")
     return paths
-
-
-def _is_folder(argument: str) -> bool:
-    return bool(argument) and os.path.isdir(os.path.expanduser(argument))
 
 
 def _is_file_or_folder(argument: str) -> bool:

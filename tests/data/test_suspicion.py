@@ -174,9 +174,9 @@ def test_tiff_masks_in_which_0_is_white_are_asked_about(tmp_path):
     tifffile.imwrite(tmp_path / "0.tif", is_object)
     tifffile.imwrite(tmp_path / "1.tif", is_object.astype(np.uint8))
     names = ("0.tif", "1.tif")
-    found = survey_masks([Samples(str(tmp_path), names, names, "labelIds", "", ImageFiles())])
-    assert found.occurrences[1].pixels == (6 + 2) * 9  # in the first file, the objects are 0
-    (question,) = find_questions(found, None, "labelIds")
+    result = survey_masks([Samples(str(tmp_path), names, names, "labelIds", "", ImageFiles())])
+    assert result.occurrences[1].pixels == (6 + 2) * 9  # in the first file, the objects are 0
+    (question,) = find_questions(result, None, "labelIds")
     assert question.startswith("In some TIFF masks (1, such as 0.tif), 0 is stored as white, so their values are inverted")
 
 
