@@ -15,7 +15,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # The modules with which the API reference of `make docs` starts. Packages include their modules.
 MODULES := api config labels errors losses models training evaluation checkpoints weights data predict export pages plan
 
-.PHONY: quickstart test test-long test-cluster lint format docs clean
+.PHONY: quickstart test test-slow test-long test-cluster lint format docs clean
 
 # The recipe depends on what pip could install. `=` reads it when it is used, after the installation.
 quickstart: SCRATCH = $(shell $(BIN)/pip show --quiet $(WEIGHTS) 2>&1)
@@ -33,7 +33,10 @@ quickstart: $(VENV)/installed
 	@echo "Scores, colours and overlays: $(RUN)/val. Checkpoints: $(RUN)/checkpoints."
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long and not cluster"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not long and not cluster"
+
+test-slow: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not long and not cluster"
 
 test-long: $(VENV)/installed-dev
 	$(BIN)/pip install --quiet -e ".[wandb,mlflow,trackio]"

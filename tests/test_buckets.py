@@ -215,6 +215,7 @@ def save(workdir, *steps):
             checkpoints.save(make_trees(step), step)
 
 
+@pytest.mark.slow
 def test_a_save_killed_in_the_middle_leaves_a_checkpoint_that_restores_right(gcs, folder):
     """The history of the bucket holds the states that a kill could leave. Saving the second step also removes the first.
 
@@ -269,6 +270,7 @@ def test_samples_that_cannot_be_read_for_a_moment_are_not_damaged(
     assert caught.value.exit_code == 3
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_equals_the_run_on_disk(folder, finished_run, street_scenes):
     data = folder / "data"
     for path in filter(lambda path: path.is_file(), street_scenes.rglob("*")):

@@ -35,6 +35,7 @@ def test_a_run_writes_its_log_events_and_checkpoints(finished_run):
     assert (finished_run / "checkpoints" / "6").is_dir()
 
 
+@pytest.mark.slow
 def test_a_run_resumed_after_ctrl_c_equals_an_uninterrupted_run(finished_run, street_scenes, tmp_path):
     workdir = tmp_path / "tiny"
     arguments = make_command("train.py", f"--workdir={workdir}", root=street_scenes)

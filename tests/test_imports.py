@@ -55,6 +55,7 @@ def test_modules_import_only_lower_layers(path):
         assert allowed, f"{path.relative_to(ROOT)} imports deeplab_jax.{module}"
 
 
+@pytest.mark.slow
 def test_everything_but_the_data_packages_works_without_tensorflow():
     modules = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts)

@@ -132,6 +132,7 @@ def assert_same_run(workdir, other):
         assert [row.get(name) for row in rows] == [row.get(name) for row in expected]
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_like_an_uninterrupted_run(uninterrupted_run, street_scenes, tmp_path):
     assert sum(kill_and_resume(tmp_path / "run", street_scenes, steps=10, kills=2, seed=0).values())
     assert_same_run(tmp_path / "run", uninterrupted_run)
@@ -193,6 +194,7 @@ def fill(path):
             file.write(bytes(1 << 12))
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_evaluate_like_one(uninterrupted_run, street_scenes, tmp_path):
     for code, _, error in train_on_two_processes(tmp_path / "run", street_scenes):
         assert code == 0, error
@@ -204,6 +206,7 @@ def test_two_processes_train_and_evaluate_like_one(uninterrupted_run, street_sce
     assert len(read_lines(tmp_path / "run", "metrics.jsonl")) == len(read_lines(uninterrupted_run, "metrics.jsonl"))
 
 
+@pytest.mark.slow
 def test_processes_that_were_started_differently_report_this_and_end(street_scenes, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

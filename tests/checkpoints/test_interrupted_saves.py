@@ -48,6 +48,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0, 0.03])
 def test_a_run_that_is_killed_during_a_save_can_resume(run, seconds):
     here = pathlib.Path(__file__).parent

@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
 from deeplab_jax.checkpoints.folders import find_changed_files
 
 PROCESS = """
@@ -87,6 +89,7 @@ def run_two_processes(workdir, program):
         return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
 
 
+@pytest.mark.slow
 def test_all_processes_resume_from_the_same_step_if_one_finds_damage(tmp_path):
     outputs = [output for _, output, _ in run_two_processes(tmp_path, PROCESS)]
     # Process 0 detects the flipped bit through the checksums. Later, only process 1 sees a wrong digest.
@@ -97,6 +100,7 @@ def test_all_processes_resume_from_the_same_step_if_one_finds_damage(tmp_path):
     assert sorted(path.name for path in (tmp_path / "damaged").iterdir()) == ["3", "3.2"]
 
 
+@pytest.mark.slow
 def test_all_processes_report_the_error_of_the_process_that_cannot_write(tmp_path):
     start, _ = PROCESS.split("def resume")
     results = run_two_processes(tmp_path, start + FULL_DISK)

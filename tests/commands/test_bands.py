@@ -75,6 +75,7 @@ def rgb_weights(tmp_path):
     return tmp_path / "rgb"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bands", [1, 5, pytest.param(4, marks=pytest.mark.long)], indirect=True)
 def test_a_run_on_other_bands_from_start_to_export(bands, rgb_weights, tmp_path, monkeypatch, capsys):
     channels, root, fields = bands

@@ -26,12 +26,14 @@ def evaluate(config, checkpoint, output=None, submission=None):
     return console.file.getvalue()
 
 
+@pytest.mark.slow
 def test_evaluation_with_the_stored_config_gives_the_logged_score(finished_run, street_scenes, tmp_path):
     config = load_recipe(f"{CONFIGS / 'stored.py'}:{finished_run}", [f"data.root={street_scenes}"])
     evaluate(config, finished_run, tmp_path)
     assert json.loads((tmp_path / "scores.json").read_text())["miou"] == read_log_rows(finished_run, "eval")[-1]["miou"]
 
 
+@pytest.mark.slow
 def test_a_recipe_with_another_output_stride_gives_the_score_of_training(finished_run, street_scenes, tmp_path):
     trained = load_recipe(f"{CONFIGS / 'stored.py'}:{finished_run}", []).model.output_stride
     config = load_tiny_recipe(street_scenes, f"model.output_stride={8 if trained != 8 else 16}", "eval.flip=False")

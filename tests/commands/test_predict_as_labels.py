@@ -48,6 +48,7 @@ def predict(segmenter, root, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_confident_pixels_become_a_split_that_training_reads(segmenter, root, predict):
     code, output = predict("--flip")
     assert code == 0, output

@@ -22,6 +22,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow
 def test_a_finished_run_only_continues_with_more_steps(finished_run, street_scenes, tmp_path):
     workdir = tmp_path / "copy"
     shutil.copytree(finished_run, workdir)
@@ -32,6 +33,7 @@ def test_a_finished_run_only_continues_with_more_steps(finished_run, street_scen
     assert [row["step"] for row in read_log_rows(workdir, "train")] == [1, 2, 3, 4, 5, 6, 7]
 
 
+@pytest.mark.slow
 def test_training_starts_from_pretrained_weights_and_resumes_without_them(finished_run, street_scenes, tmp_path):
     pretrained, workdir = tmp_path / "pretrained", tmp_path / "tiny"
     shutil.copytree(finished_run, pretrained)
@@ -101,6 +103,7 @@ def test_errors_in_the_data_set_are_reported_on_one_line(street_scenes, tmp_path
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_label_that_breaks_during_a_run_is_reported_by_name(split, street_scenes, tmp_path):
     broken = tmp_path / "broken"
@@ -112,6 +115,7 @@ def test_a_label_that_breaks_during_a_run_is_reported_by_name(split, street_scen
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_training_from_python_returns_scores_and_can_be_pruned(street_scenes, tmp_path):
     class PrunedError(Exception):
         pass
@@ -132,6 +136,7 @@ def test_training_from_python_returns_scores_and_can_be_pruned(street_scenes, tm
     assert dl.train(config, str(tmp_path), console=console) == scores
 
 
+@pytest.mark.slow
 def test_a_run_stopped_during_its_last_evaluation_is_not_finished(street_scenes, tmp_path, monkeypatch):
     config, console = load_tiny_recipe(street_scenes, "train.steps=1"), Console(quiet=True)
 

@@ -4,12 +4,14 @@ import sys
 
 import jax
 import numpy as np
+import pytest
 from conftest import run_cli
 from PIL import Image
 
 from deeplab_jax.runtime.canvases import list_standard_canvases
 
 
+@pytest.mark.slow
 def test_predict_finds_the_programs_of_warm(stored_run, tmp_path):
     without_jax = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     environment = without_jax | {"XDG_CACHE_HOME": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}

@@ -161,6 +161,7 @@ def test_skipped_samples_are_logged_by_default(caplog):
     assert [record.getMessage() for record in caplog.records] == ["Skipped a sample: 1.png is broken."]
 
 
+@pytest.mark.slow
 def test_a_program_can_exit_while_its_pipeline_is_reading():
     code = """
 import time, numpy as np, tensorflow as tf

@@ -59,6 +59,7 @@ def test_every_device_and_micro_batch_has_its_share_of_each_split(counts):
                 assert np.abs((each == split).sum(1) - count / parts).max() < len(counts)
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)  # each one traces a TensorFlow function
 @given(COUNTS.flatmap(lambda counts: st.tuples(st.just(counts), st.lists(st.integers(1, 20), min_size=3, max_size=3))))
 def test_every_batch_has_the_exact_share_and_every_epoch_each_sample_once(case):

@@ -113,6 +113,7 @@ def find_both(scenes, split, **options):
     return tuple(find_split(DataConfig(root=str(folder)), split, **options) for folder in (out, root))
 
 
+@pytest.mark.slow
 def test_training_batches_agree_on_every_host_and_at_a_later_start_step(scenes):
     from_records, from_files = find_both(scenes, "train+val")
     assert from_records.part_sizes == from_files.part_sizes == (6, 3)

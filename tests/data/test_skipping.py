@@ -120,6 +120,7 @@ def test_a_sample_that_disappears_during_a_run_is_skipped(pairs, intact, tmp_pat
     assert len(messages) == 1
 
 
+@pytest.mark.slow
 def test_starting_later_with_broken_samples_gives_the_batches_of_an_uninterrupted_run(pairs, clean, tmp_path):
     early = clean[0]["index"][1].item()
     late = next(i for i in clean[4]["index"].tolist() if i != early)
@@ -136,6 +137,7 @@ def test_starting_later_with_broken_samples_gives_the_batches_of_an_uninterrupte
         assert all(are_equal(a, b) for a, b in zip(later, run[start:], strict=True))
 
 
+@pytest.mark.slow
 def test_each_host_skips_its_own_unreadable_samples(pairs, clean, tmp_path):
     bad = clean[0]["index"][3].item()
     truncate(tmp_path, bad)
@@ -150,6 +152,7 @@ def test_each_host_skips_its_own_unreadable_samples(pairs, clean, tmp_path):
         read_skipping(pairs, allow=0, steps=1, process_index=1, process_count=2)
 
 
+@pytest.mark.slow
 def test_one_broken_sample_too_many_ends_the_run(pairs, tmp_path):
     for k in (0, 3, 6):
         write_unknown_value(tmp_path, k)

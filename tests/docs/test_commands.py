@@ -272,6 +272,7 @@ def test_commands_exist_and_accept_their_arguments(page, stored_configs):
             assert any(starts_with(words, prefix) for prefix, _ in NOT_RUN), f"{words} is neither parsed nor listed in NOT_RUN"
 
 
+@pytest.mark.slow
 def test_quick_commands_run(example_files, tmp_path, monkeypatch):
     """Run every quick command. `run` checks that it succeeds."""
     count = 0

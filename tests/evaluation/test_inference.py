@@ -52,6 +52,7 @@ def assert_equal_totals(totals, expected):
         np.testing.assert_allclose(x, y, rtol=1e-5 if x.dtype == np.float64 else 0)
 
 
+@pytest.mark.slow
 def test_counts_do_not_depend_on_batch_size_padding_or_devices(variables, images):
     labels = np.random.default_rng(1).integers(0, CLASSES, (3, 36, 50)).astype(np.uint8)
     labels[0] = 255
@@ -99,6 +100,7 @@ def test_rows_are_split_over_devices_at_an_odd_height(variables, mesh, flip):
     assert_equal_totals(totals, expected_totals)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [MeshConfig(data=2), MeshConfig(data=1, spatial=4), MeshConfig(data=2, spatial=2)])
 def test_images_of_different_sizes_are_evaluated_on_every_mesh(variables, mesh):
     rng, sizes = np.random.default_rng(3), [(64, 37), (21, 64)]

@@ -59,7 +59,7 @@ def make_network(switches):
     return config, random_variables(DeepLabV3(config.model, config.labels.num_classes))
 
 
-@pytest.fixture(scope="module", params=["basic", "bottleneck"])
+@pytest.fixture(scope="module", params=["basic", pytest.param("bottleneck", marks=pytest.mark.slow)])
 def segmenter(request):
     config, variables = make_network(SWITCHES[request.param])
     return api.Segmenter(config, variables)
@@ -93,7 +93,11 @@ def test_folding_does_not_change_the_predictions(segmenter):
 
 
 @pytest.mark.parametrize("form", ["stablehlo", "onnx"])
-@pytest.mark.parametrize(("segmenter", "output"), [("bottleneck", "logits"), ("basic", "labels")], indirect=["segmenter"])
+@pytest.mark.parametrize(
+    ("segmenter", "output"),
+    [pytest.param("bottleneck", "logits", marks=pytest.mark.slow), ("basic", "labels")],
+    indirect=["segmenter"],
+)
 def test_an_exported_file_gives_the_logits_or_labels_of_the_checkpoint(
     segmenter, output, checkpoint, tmp_path, monkeypatch, capsys, form
 ):
@@ -110,6 +114,7 @@ def test_an_exported_file_gives_the_logits_or_labels_of_the_checkpoint(
             assert np.mean(actual == expected.argmax(1)) >= 0.9999
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "switches",
     [
@@ -243,6 +248,7 @@ def test_settings_that_are_not_part_of_the_file_are_reported(segmenter, checkpoi
     assert "eval.flip" in lines[1]
 
 
+@pytest.mark.slow
 @one_network
 def test_an_exported_file_runs_without_the_code_of_the_model(segmenter, checkpoint, tmp_path):
     run.export(checkpoint, str(tmp_path / "a.dl"), "stablehlo", "labels", say=lambda line: None)

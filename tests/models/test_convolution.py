@@ -244,6 +244,7 @@ def test_symbolic_sizes_fall_back_to_xla():
     assert convolution._fastest_form((3, 3, 8, 8), (1, h, 8, 8), jnp.dtype(jnp.float32), 1, 12) == "xla"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["products", "winograd"])
 def test_bands_do_not_change_the_result_of_a_convolution(monkeypatch, form):
     rng = np.random.default_rng(2)

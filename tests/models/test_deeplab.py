@@ -33,6 +33,7 @@ def make_backbone(name, **switches):
     return find_backbone(name).make(ModelConfig(backbone=name, **switches))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "switches"),
     [

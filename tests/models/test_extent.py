@@ -243,6 +243,7 @@ def test_programs_for_split_rows_do_not_ask_for_their_device():
     assert "partition_id" not in text
 
 
+@pytest.mark.slow
 def test_a_decoder_on_split_rows():
     decoder = Decoder(features=3, low_level_width=2)
     variables = decoder.init(jax.random.key(0), jnp.zeros((1, 2, 2, 3)), jnp.zeros((1, 8, 8, 3)), False)

@@ -157,6 +157,8 @@ NETWORKS = {
     "efficientnet_lite0": tiny_model(backbone="efficientnet_lite0", output_stride=16),
     "xception": tiny_model(backbone="xception41", output_stride=16, decoder_width=8),
 }
+MARKS = dict.fromkeys(["mobilenetv3", "mobilenetv2_vainf", "efficientnet_lite0"], pytest.mark.slow)
+MARKS["xception"] = pytest.mark.long
 
 
 def assert_same_logits(config, protocol=None, sizes=SIZES, canvas=CANVAS):
@@ -178,7 +180,7 @@ def assert_same_logits(config, protocol=None, sizes=SIZES, canvas=CANVAS):
 
 @pytest.mark.parametrize(
     "config",
-    [pytest.param(config, id=name, marks=[pytest.mark.long] * (name == "xception")) for name, config in NETWORKS.items()],
+    [pytest.param(config, id=name, marks=MARKS.get(name, ())) for name, config in NETWORKS.items()],
 )
 def test_logits_on_a_canvas(config):
     assert_same_logits(config, sizes=SIZES[1:])
@@ -221,6 +223,7 @@ def test_features_on_a_canvas_in_float64(switches):
             assert np.linalg.norm(inside - expected) <= 1e-12 * np.linalg.norm(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "protocol",
     [EvalConfig(scales=(0.5, 1.0, 1.75), flip=True), EvalConfig(window=(24, 21)), EvalConfig(window=(13, 40), flip=True)],
@@ -230,6 +233,7 @@ def test_logits_of_windows_and_views_on_a_canvas(protocol):
     assert_same_logits(tiny_model(), protocol, sizes=((31, 17), (9, 40)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [

@@ -55,6 +55,7 @@ def test_a_plan_needs_no_data(recipe, monkeypatch, capsys):
     assert "4 steps: 0 min 00 s" in output
 
 
+@pytest.mark.slow
 def test_cpu_devices_take_the_place_of_missing_devices(recipe):
     main = [sys.executable, "-m", "deeplab_jax"]
     words = [*main, "plan", f"--config={recipe}", "--devices=8", "--spatial=2", "--no-compile"]
@@ -121,6 +122,7 @@ def test_programs_for_other_devices_are_not_written_to_the_cache_of_jax(device, 
     assert (code, len(calls)) == (0, caches), output
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_fit_gets_suggestions(monkeypatch, capsys):
     words = ("--config=configs/cityscapes_r50_os8.py", "--devices=1", "--batch-size=32", "--accelerator=v5e", "--no-compile")
     code, output = run_cli(monkeypatch, capsys, "plan", *words, "--mfu=0.5")
@@ -180,6 +182,7 @@ def test_activations_are_split_over_devices_but_state_and_gradients_are_not():
     assert one.state == pytest.approx(stored, abs=64)  # the estimate omits the step counters
 
 
+@pytest.mark.slow
 def test_only_changes_that_the_config_lacks_are_suggested():
     mesh = MeshConfig(2, 1)
     config = tiny_config(loss=LossConfig(ohem_threshold=0.7), model=tiny_model(dtype="bfloat16", remat=(1, 2, 3, 4)))
@@ -204,6 +207,7 @@ def test_a_smaller_batch_keeps_the_mix_of_the_splits():
     assert next(suggest_savings(config, MeshConfig(1, 1)))[0] == "data.batch_size=4"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", range(1, 9))
 def test_plan_suggests_nothing_that_training_refuses(batch_size):
     tried = 0

@@ -37,6 +37,7 @@ def predict(segmenter, folder, out, **options):
     return failures
 
 
+@pytest.mark.slow
 def test_results_equal_those_of_the_segmenter_for_any_batch_size(segmenter, tmp_path):
     photos = {f"{i}": draw_photo((32, 64), i) for i in range(3)} | {"sub/odd": draw_photo((1, 1), 9)}
     for name, image in photos.items():

@@ -44,6 +44,7 @@ def test_programs_are_stored_in_the_cache_folder_of_the_user(user_cache):
     assert not list(folder.iterdir())
 
 
+@pytest.mark.slow
 def test_a_second_process_loads_the_programs_of_the_first(tmp_path):
     without_jax = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     env = without_jax | {"XDG_CACHE_HOME": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
@@ -129,6 +130,7 @@ def test_the_least_recently_used_files_are_deleted_first(tmp_path):
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["read"]
 
 
+@pytest.mark.slow
 def test_initial_parameters_do_not_depend_on_the_optimization_level(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS")  # set by conftest.py
     options = compilation.quick_options("cpu")

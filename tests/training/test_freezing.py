@@ -1,7 +1,7 @@
 import jax
 import numpy as np
 import pytest
-from test_step import Trainer, distance, make_batch
+from trainer import Trainer, distance, make_batch
 
 from deeplab_jax.config import OptimConfig
 from deeplab_jax.errors import ConfigError
@@ -38,6 +38,7 @@ def test_a_frozen_backbone_stays_as_it_is():
     assert state_digest(from_trees(to_trees(state))) == state_digest(state)
 
 
+@pytest.mark.slow
 def test_frozen_statistics_are_used_in_training_and_do_not_change_what_the_heads_learn():
     """Whether the backbone learns has no effect on the heads' first update."""
     (before, all_but_statistics), _ = run(1, optim=(("frozen", STATISTICS),))
@@ -62,6 +63,7 @@ def test_one_image_is_enough_for_frozen_statistics():
     assert not [x for x in jax.tree.leaves(trainer.get().params) if not np.isfinite(x).all()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"data": 2, "spatial": 2}, {"micro_batches": 2}], ids=["devices", "micro-batches"])
 def test_freezing_does_not_depend_on_devices_or_micro_batches(settings):
     """All statistics are frozen, because BatchNorm normalises each micro-batch separately."""

@@ -108,6 +108,7 @@ def signal_after_one(batches, number):
 ROWS = [("train", 1), ("train", 2), ("eval", 2), ("train", 3), ("train", 4), ("eval", 4)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [None, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_failed_or_interrupted_evaluation_loses_no_step_and_is_repeated(street_scenes, tmp_path, number):
     config, data, steps = open_data(street_scenes)
@@ -224,6 +225,7 @@ def test_the_last_steps_of_a_resumed_run_need_no_labelled_pixels(street_scenes, 
     assert (last["loss"], last["mean_loss"], last["mean_accuracy"]) == (0, None, None)
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_read_loses_no_step(street_scenes, tmp_path):
     config, data, steps = open_data(street_scenes, eval_every=0)
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import tiny_config
-from test_step import Pixels, Trainer, distance, make_batch
+from trainer import Pixels, Trainer, distance, make_batch
 
 from deeplab_jax.checkpoints.store import Checkpoints
 from deeplab_jax.config import Config, OptimConfig
@@ -29,7 +29,13 @@ def run(trainer, steps):
         trainer.run(make_batch(step))
 
 
-@pytest.mark.parametrize("settings", RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(settings, id=name, marks=[pytest.mark.slow] * ("network" not in settings))
+        for name, settings in RECIPES.items()
+    ],
+)
 def test_a_resumed_run_ends_with_the_same_bits(settings, tmp_path):
     straight, resumed = Trainer(**settings), Trainer(**settings)
     run(straight, range(4))
@@ -43,6 +49,7 @@ def test_a_resumed_run_ends_with_the_same_bits(settings, tmp_path):
     assert state_digest(resumed.get()) == state_digest(straight.get())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [2, 4])
 @pytest.mark.parametrize("settings", RECIPES.values(), ids=RECIPES)
 def test_a_run_is_the_same_on_more_devices(settings, devices):

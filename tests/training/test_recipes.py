@@ -38,6 +38,7 @@ def list_narrow_configs():
 CONFIGS = list_narrow_configs()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_the_step_of_every_recipe_keeps_the_shapes_of_the_state(config):
     setup = set_up(config, 100)

@@ -7,97 +7,12 @@ import numpy as np
 import optax
 import pytest
 from conftest import smallest_model
-from flax import linen as nn
+from trainer import LABELS, LR, Pixels, Trainer, distance, make_batch
 
 from deeplab_jax.checkpoints.store import Checkpoints
-from deeplab_jax.config import Config, DataConfig, LossConfig, MeshConfig, OptimConfig, TrainConfig
-from deeplab_jax.labels import LabelSet
-from deeplab_jax.models import DeepLabV3, Outputs
-from deeplab_jax.runtime.mesh import make_mesh, place, replicated_sharding
+from deeplab_jax.config import Config, DataConfig, LossConfig, OptimConfig
 from deeplab_jax.training.mixing import mix
-from deeplab_jax.training.optimizer import make_optimizer
-from deeplab_jax.training.state import from_trees, init_state, state_digest, to_trees
-from deeplab_jax.training.step import compile_train_step
-
-LABELS = LabelSet("plain", ("a", "b", "c"), ((1, 0, 0), (0, 1, 0), (0, 0, 1)))
-LR = 0.1
-
-
-def make_batch(seed=0, n=4, classes=3, height=64):
-    """Return a batch of coloured blocks. Each class has its own colour, so a few steps are enough to learn it."""
-    rng = np.random.default_rng(seed)
-    label = np.kron(rng.integers(0, classes, (n, 2, 1)), np.ones((1, 33, 32))).astype(np.uint8)[:, :height]
-    image = np.array([[200, 30, 30], [30, 200, 30], [30, 30, 200]], np.uint8)[label]
-    return {"image": image, "label": label, "valid": np.ones(n, bool), "index": np.arange(n)}
-
-
-class Pixels(DeepLabV3):
-    """A model that applies two linear classifiers to every eighth pixel.
-
-    Its training step compiles in a second, and it has no batch statistics that would couple the images.
-    """
-
-    @nn.compact
-    def __call__(self, x, train):
-        self.variable("batch_stats", "none", jnp.zeros, ())
-        x = x[:, ::8, ::8]
-        return Outputs(nn.Dense(self.num_classes, name="classifier")(x), nn.Dense(self.num_classes, name="aux_classifier")(x))
-
-
-@functools.cache
-def compile_trainer(
-    data=1,
-    spatial=1,
-    height=64,
-    micro_batches=1,
-    network=DeepLabV3,
-    loss=(),
-    optim=(),
-    photometric=False,
-    mixing=(),
-    **switches,
-):
-    """Return (mesh, initial state, training step) for a tiny network.
-
-    The results are cached, because these tests spend most of their time compiling.
-    """
-    mesh = make_mesh(MeshConfig(data, spatial))
-    config = Config(
-        labels=LABELS,
-        model=smallest_model(**{"output_stride": 8, "aux_head": True, "dropout": 0.0, "aux_dropout": 0.0} | switches),
-        data=DataConfig(crop_size=(height, 32), photometric=photometric, **dict(mixing)),
-        optim=OptimConfig(**{"lr": LR, "weight_decay": 0.0, "ema_decay": 0.15} | dict(optim)),
-        train=TrainConfig(micro_batches=micro_batches),
-        loss=LossConfig(**dict(loss)),
-    )
-    model, optimizer = network(config.model, 3), make_optimizer(config.optim, 100)
-    init = functools.partial(init_state, model, optimizer, 0, ema=True, frozen=config.optim.frozen)
-    state = jax.jit(init, out_shardings=replicated_sharding(mesh))()
-    return mesh, jax.device_get(state), compile_train_step(mesh, config=config, model=model, optimizer=optimizer)
-
-
-class Trainer:
-    """A fresh training state and its compiled training step."""
-
-    def __init__(self, **settings):
-        self.mesh, state, self.step = compile_trainer(**settings)
-        self.put(state)
-
-    def put(self, state):
-        self.state = jax.device_put(state, replicated_sharding(self.mesh))
-
-    def get(self):
-        return jax.device_get(self.state)
-
-    def run(self, batch):
-        self.state, scalars = self.step(self.state, place(batch, self.mesh, 8))
-        return {name: float(value) for name, value in scalars.items()}
-
-
-def distance(a, b):
-    """Return |a - b| / |b| over all leaves."""
-    a, b = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (a, b))
-    return np.linalg.norm(a - b) / np.linalg.norm(b)
+from deeplab_jax.training.state import from_trees, state_digest, to_trees
 
 
 def test_one_batch_is_learnt_to_near_zero_loss_with_one_compilation():
@@ -154,7 +69,11 @@ def test_grad_norm_is_the_norm_of_the_full_gradient():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"data": 4}, {"data": 2, "spatial": 2, "height": 65, "dropout": 0.3}], ids=["data", "odd number of rows"]
+    "settings",
+    [
+        pytest.param({"data": 4}, id="data"),
+        pytest.param({"data": 2, "spatial": 2, "height": 65, "dropout": 0.3}, id="odd number of rows", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_is_the_same_on_four_devices(settings):
     height = settings.get("height", 64)
@@ -187,7 +106,7 @@ def test_grouped_convolutions_are_the_same_on_four_devices(switches, settings):
 @pytest.mark.parametrize(
     "switches",
     [
-        {"backbone": "four_blocks", "shortcut": "avgpool+1x1", "decoder_width": 8},
+        pytest.param({"backbone": "four_blocks", "shortcut": "avgpool+1x1", "decoder_width": 8}, marks=pytest.mark.slow),
         pytest.param({"backbone": "mobilenetv3_large"}, marks=pytest.mark.long),
         pytest.param({"backbone": "xception41", "decoder_width": 8}, marks=pytest.mark.long),
     ],
@@ -200,6 +119,7 @@ def test_rematerialised_stages_change_nothing(switches):
     assert distance(again.get().params, plain.get().params) < 1e-6
 
 
+@pytest.mark.slow
 def test_micro_batches_with_equal_statistics_match_the_full_batch():
     twice = {name: x.repeat(2, 0) for name, x in make_batch(n=2).items()}  # both micro-batches get the same images
     # The parts have different numbers of labelled pixels, so a separate divisor per part would change the loss.
@@ -215,6 +135,7 @@ def test_micro_batches_with_equal_statistics_match_the_full_batch():
         assert distance(*means) < 1e-9
 
 
+@pytest.mark.slow
 def test_micro_batches_do_not_depend_on_the_devices():
     single, distributed = Trainer(micro_batches=2), Trainer(data=2, micro_batches=2)
     assert single.run(make_batch())["loss"] == pytest.approx(distributed.run(make_batch())["loss"], rel=1e-4)
@@ -321,6 +242,7 @@ COUPLED = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [{"data": 4}, {"data": 2, "spatial": 2}, {"micro_batches": 2}, {"data": 2, "micro_batches": 2}]
 )
@@ -383,6 +305,7 @@ def test_the_moving_average_matches_hand_computed_values():
     assert distance(trainer.get().ema_params, expected) < 1e-6
 
 
+@pytest.mark.slow
 def test_bfloat16_learns():
     trainer = Trainer(data=2, spatial=2, dtype="bfloat16")
     rows = [trainer.run(make_batch()) for _ in range(30)]
@@ -390,6 +313,7 @@ def test_bfloat16_learns():
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(trainer.get()))
 
 
+@pytest.mark.slow
 def test_settings_of_jax_do_not_change_dropout_and_mixing():
     settings = {"dropout": 0.5, "mixing": (("class_mix", 1.0),)}
     expected = Trainer(**settings).run(make_batch())

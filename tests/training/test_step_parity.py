@@ -20,6 +20,7 @@ GOLDEN = pathlib.Path(fill.__file__).parent / "golden"
 LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("torchvision_r50", "torchvision_mobilenetv3")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["cpu", pytest.param("gpu", marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", ["mmseg_r18", *LONG])
 def test_five_steps_match_pytorch(name, target, monkeypatch):

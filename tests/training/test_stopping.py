@@ -64,6 +64,7 @@ def run(street_scenes, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_a_run_ends_after_as_many_evaluations_without_a_better_score_as_its_patience(run, tmp_path):
     is_finished, step, log, kept = run(patience=2)
     assert (is_finished, step, kept) == (True, 4, [2, 3, 4])
@@ -75,6 +76,7 @@ def test_a_run_ends_after_as_many_evaluations_without_a_better_score_as_its_pati
     assert [row["step"] for row in rows if row["kind"] == "eval"] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_stops_at_the_same_step(run):
     with pytest.raises(InterruptedRunError):
         run(stop_at=3, patience=2)
@@ -103,6 +105,7 @@ def test_a_run_without_evaluations_needs_no_split(run, tmp_path):
     assert not list(tmp_path.glob("checkpoints/*/scores.json"))
 
 
+@pytest.mark.slow
 def test_a_run_whose_last_step_is_lowered_below_its_current_one_ends_with_an_evaluation(run, tmp_path):
     run(evaluate=False)
     is_finished, step, log, _ = run(steps=4, eval_every=0)
@@ -169,6 +172,7 @@ def test_an_interrupted_evaluation_does_not_end_the_run(run, monkeypatch):
     assert run(patience=2)[:2] == (True, 4)
 
 
+@pytest.mark.slow
 def test_a_metric_without_a_value_is_reported(run, monkeypatch):
     monkeypatch.setitem(MIOU, 1, None)
     _, _, log, _ = run(steps=1)
@@ -176,6 +180,7 @@ def test_a_metric_without_a_value_is_reported(run, monkeypatch):
     assert "WARNING: Some logits are infinite or not a number" in log  # the made-up loss equals the mIoU
 
 
+@pytest.mark.slow
 def test_a_changed_metric_ranks_the_kept_steps_again(run, tmp_path):
     with pytest.raises(InterruptedRunError):
         run(stop_at=4, keep_last=4)
@@ -184,6 +189,7 @@ def test_a_changed_metric_ranks_the_kept_steps_again(run, tmp_path):
     assert resolve(str(tmp_path / "best")).name == "1"
 
 
+@pytest.mark.slow
 def test_more_patience_continues_a_run(run):
     assert run(patience=2)[:2] == (True, 4)
     assert run(patience=4)[:2] == (True, 6)

@@ -52,7 +52,7 @@ def list_objections(findings):
     return [finding.text for finding in findings if finding.agrees is False]
 
 
-@pytest.mark.parametrize(("start", "steps"), [(2, 2), (0, 3)])
+@pytest.mark.parametrize(("start", "steps"), [pytest.param(2, 2, marks=pytest.mark.slow), (0, 3)])
 def test_an_honest_run_agrees_bit_for_bit(honest_run, start, steps):
     findings = collect_findings(honest_run / "run", start, steps)
     assert not list_objections(findings)

@@ -5,7 +5,7 @@ import fill
 import numpy as np
 import pytest
 
-# Networks covered only by the long test run.
+SLOW = ("timm_resnet18d", "timm_tf_efficientnet_lite1", "timm_tf_efficientnet_lite2", "timm_xception41")
 LONG = (
     "timm_resnet50d",
     "timm_xception65_os16",
@@ -16,10 +16,8 @@ LONG = (
     "torchvision_wide_resnet50_2",
     "torchvision_wide_resnet101_2",
 )
-GOLDEN = [
-    pytest.param(path, id=path.stem, marks=[pytest.mark.long] * (path.stem in LONG))
-    for path in sorted(features.GOLDEN.glob("*.npz"))
-]
+MARKS = dict.fromkeys(SLOW, pytest.mark.slow) | dict.fromkeys(LONG, pytest.mark.long)
+GOLDEN = [pytest.param(path, id=path.stem, marks=MARKS.get(path.stem, ())) for path in sorted(features.GOLDEN.glob("*.npz"))]
 
 
 @pytest.mark.parametrize("path", GOLDEN)

@@ -14,20 +14,19 @@ from deeplab_jax.models import normalize
 from deeplab_jax.weights import transfer
 
 GOLDEN_FILES = pathlib.Path(fill.__file__).parent / "golden"
-# The short test run covers only these networks. Convolutions with large atrous rates need large images, because on small ones
-# their outer taps only read padding. ResNet-101 differs from ResNet-50 only in depth, so it is left to the long run.
-IN_SHORT = (
+# Convolutions with large atrous rates need large images, because on small ones their outer taps only read padding. ResNet-101
+# differs from ResNet-50 only in depth. It is left to the long run, as are more sizes of the same networks.
+QUICK = ("smp_plus_r18_80x656", "huggingface_narrow_os8_129x97", "vainf_plus_mobilenetv2_os16_129x97")
+SLOW = (
     "torchvision_r50_321x513",
     "mmseg_r18_321x513",
     "torchvision_mobilenetv3_97x641",
     "mmseg_plus_r18_65x641",
-    "smp_plus_r18_80x656",
     "paddleseg_plus_r50_os8_129x97",
-    "huggingface_narrow_os8_129x97",
-    "vainf_plus_mobilenetv2_os16_129x97",
 )
+MARKS = dict.fromkeys(QUICK, ()) | dict.fromkeys(SLOW, pytest.mark.slow)
 GOLDEN = [
-    pytest.param(path, id=path.stem, marks=[] if path.stem in IN_SHORT else pytest.mark.long)
+    pytest.param(path, id=path.stem, marks=MARKS.get(path.stem, pytest.mark.long))
     for path in sorted(GOLDEN_FILES.glob("*x*.npz"))
 ]
 

@@ -66,6 +66,7 @@ def test_a_checkpoint_can_be_deleted_before_it_is_uploaded(tmp_path, monkeypatch
     assert [path.name for path in (tmp_path / "trackers").iterdir()] == ["fake.json"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_knows_which_checkpoints_were_uploaded(tmp_path):
     step = tmp_path / "checkpoints" / "2"
     (step / "model").mkdir(parents=True)
@@ -138,6 +139,7 @@ def test_the_tracker_of_a_killed_run_closes_it(tmp_path):
     assert [call[1] for call in read_calls(tmp_path)] == [1, "stopped"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_every_row_once(tmp_path):
     tracker = open_tracker(tmp_path)
     for step, kind in ((1, "train"), (2, "train"), (2, "eval"), (3, "train"), (4, "train")):
