@@ -339,8 +339,8 @@ def _run_video(segmenter: Segmenter, each: Input, options: Options, output: Outp
             progress.advance(task, len(batch))
     if source.damaged:
         raise DataError(
-            f"{each.path} has damaged parts ({source.damaged}). Their frames are missing from the results, and those that "
-            "follow can look wrong."
+            f"{each.path} has damaged parts ({source.damaged}). Some frames are missing from the results or look wrong. "
+            "Replace the file if you can."
         )
 
 

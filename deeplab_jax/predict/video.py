@@ -28,7 +28,7 @@ class Video:
       fps: The average number of frames per second.
       count: The number of frames, or 0 if the file does not state it.
       frames: The time of each frame in seconds, from the first one, and the frame in RGB, rotated as the video specifies.
-      damaged: How many packets could not be decoded so far. Their frames are missing from `frames`.
+      damaged: How many packets and decoded frames had errors so far. Frames of such packets are missing or look wrong.
     """
 
     fps: float
@@ -61,9 +61,13 @@ def open_video(path: pathlib.Path) -> Iterator[Video]:
             try:
                 for packet in container.demux(stream):
                     try:
-                        yield from packet.decode()
+                        decoded = packet.decode()
                     except av.error.InvalidDataError:
                         video.damaged += 1
+                        continue
+                    # FFmpeg covers up most errors: it repeats earlier frames where the data is missing, and sets a flag.
+                    video.damaged += packet.is_corrupt + sum(frame.is_corrupt for frame in decoded)
+                    yield from decoded
             except (av.FFmpegError, OSError) as error:
                 raise DataError(f"{path} is truncated ({one_line(error)}). Replace the file.") from None
 

@@ -138,7 +138,7 @@ def test_a_video_with_a_damaged_part_keeps_its_other_frames(segmenter, tmp_path)
     data[position : position + 4] = b"\xff" * 4
     (tmp_path / "drive.mp4").write_bytes(data)
     (failure,) = predict(segmenter, tmp_path, tmp_path / "out", batch_size=2)
-    assert "drive.mp4 has damaged parts (1). Their frames are missing" in failure
+    assert "drive.mp4 has damaged parts (1). Some frames are missing" in failure
     with video.open_video(tmp_path / "out" / "overlay" / "drive.mp4") as result:
         assert len(list(result.frames)) == 7
 

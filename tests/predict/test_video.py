@@ -63,3 +63,14 @@ def test_joined_videos_are_shown_one_after_the_other(tmp_path):
     (tmp_path / "joined.ts").write_bytes(2 * (tmp_path / "a.ts").read_bytes())  # as with `cat`
     with video.open_video(tmp_path / "joined.ts") as joined:
         assert [time for time, _ in joined.frames] == pytest.approx([i / 25 for i in range(24)], abs=1e-4)
+
+
+def test_damage_that_ffmpeg_covers_up_is_counted(tmp_path):
+    write_transport_stream(tmp_path / "drive.ts")
+    data = (tmp_path / "drive.ts").read_bytes()
+    middle = len(data) // 2 // 188 * 188  # a lost packet of the transport stream
+    (tmp_path / "drive.ts").write_bytes(data[:middle] + data[middle + 188 :])
+    with video.open_video(tmp_path / "drive.ts") as source:
+        assert source.damaged == 0
+        assert 0 < len(list(source.frames)) <= 12
+        assert source.damaged > 0
