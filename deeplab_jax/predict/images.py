@@ -324,7 +324,7 @@ def _run_video(segmenter: Segmenter, each: Input, options: Options, output: Outp
         canvases = choose_standard_canvases({size: source.count or LONG_VIDEO}, compile_pixels=estimate_compile_pixels())
         canvas = Canvas(size, True) if _is_large(size, options) else canvases[size]
         at_a_time = batch_size(size, options)
-        add = stack.enter_context(video.write_video(overlay, size, source.fps))
+        add = stack.enter_context(video.write_video(overlay, size, source.fps, source.pixel_aspect))
         writers = stack.enter_context(ThreadPoolExecutor(2))
         for number, batch in enumerate(_batches(itertools.chain([first], source.frames), at_a_time)):
             pixels = [convert_bands(frame, data.channels, data.value_range) for _, frame in batch]
@@ -339,8 +339,8 @@ def _run_video(segmenter: Segmenter, each: Input, options: Options, output: Outp
             progress.advance(task, len(batch))
     if source.damaged:
         raise DataError(
-            f"{each.path} has damaged parts ({source.damaged}). Their frames are missing from the results, and those that "
-            "follow can look wrong."
+            f"{each.path} has damaged parts ({source.damaged}). Some frames are missing from the results or look wrong. "
+            "Replace the file if you can."
         )
 
 

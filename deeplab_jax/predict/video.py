@@ -27,12 +27,14 @@ class Video:
     Attributes:
       fps: The average number of frames per second.
       count: The number of frames, or 0 if the file does not state it.
+      pixel_aspect: The width of a pixel divided by its height. It is final once the first frame has been read.
       frames: The time of each frame in seconds, from the first one, and the frame in RGB, rotated as the video specifies.
-      damaged: How many packets could not be decoded so far. Their frames are missing from `frames`.
+      damaged: How many packets and decoded frames had errors so far. Frames of such packets are missing or look wrong.
     """
 
     fps: float
     count: int
+    pixel_aspect: fractions.Fraction
     frames: Iterator[tuple[float, Frame]]
     damaged: int = 0
 
@@ -55,21 +57,28 @@ def open_video(path: pathlib.Path) -> Iterator[Video]:
             raise DataError(f"{path} does not contain a video stream. Give a video file.")
         stream = container.streams.video[0]
         stream.thread_type = "SLICE"  # threads for frames can lose the last ones of a damaged video without an error
-        video = Video(float(stream.average_rate or 25), stream.frames, iter(()))
+        pixel_aspect = stream.sample_aspect_ratio or fractions.Fraction(1)
+        video = Video(float(stream.average_rate or 25), stream.frames, pixel_aspect, iter(()))
 
         def decode() -> Iterator[Any]:
             try:
                 for packet in container.demux(stream):
                     try:
-                        yield from packet.decode()
+                        decoded = packet.decode()
                     except av.error.InvalidDataError:
                         video.damaged += 1
+                        continue
+                    # FFmpeg covers up most errors: it repeats earlier frames where the data is missing, and sets a flag.
+                    video.damaged += packet.is_corrupt + sum(frame.is_corrupt for frame in decoded)
+                    yield from decoded
             except (av.FFmpegError, OSError) as error:
                 raise DataError(f"{path} is truncated ({one_line(error)}). Replace the file.") from None
 
         def read() -> Iterator[tuple[float, Frame]]:
             shape, start, last = None, None, -1 / video.fps
             for number, frame in enumerate(decode()):
+                if number == 0 and frame.rotation % 180:
+                    video.pixel_aspect = 1 / pixel_aspect
                 upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
                 if upright.shape != (shape := shape or upright.shape):
                     raise DataError(
@@ -87,12 +96,15 @@ def open_video(path: pathlib.Path) -> Iterator[Video]:
 
 
 @contextlib.contextmanager
-def write_video(path: pathlib.Path | epath.Path, size: tuple[int, int], fps: float) -> Iterator[Callable[[float, Frame], None]]:
+def write_video(
+    path: pathlib.Path | epath.Path, size: tuple[int, int], fps: float, pixel_aspect: fractions.Fraction = fractions.Fraction(1)
+) -> Iterator[Callable[[float, Frame], None]]:
     """Open an .mp4 video for writing, and yield a function that appends a frame of `size` (height, width).
 
-    The function takes the frame's time in seconds, and the frame. `fps` is the usual number of frames per second. The file only
-    appears at `path` once the block has ended without an error. If the height or width is odd, the last row or column is
-    repeated, because H.264 stores colours at half resolution.
+    The function takes the frame's time in seconds, and the frame. `fps` is the usual number of frames per second, and
+    `pixel_aspect` is the width of a pixel divided by its height. The file only appears at `path` once the block has ended
+    without an error. If the height or width is odd, the last row or column is repeated, because H.264 stores colours at half
+    resolution.
 
     Raises:
       ConfigError: `path` cannot be written.
@@ -103,7 +115,7 @@ def write_video(path: pathlib.Path | epath.Path, size: tuple[int, int], fps: flo
         with write_atomically(epath.Path(path)) as file, av.open(file, "w", format="mp4") as container:
             stream: Any = container.add_stream(ENCODER, rate=fractions.Fraction(fps).limit_denominator(1001))
             stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
-            stream.codec_context.time_base = TIME_BASE
+            stream.codec_context.time_base, stream.codec_context.sample_aspect_ratio = TIME_BASE, pixel_aspect
             stream.codec_context.colorspace = BT_601
             last = -1
 

@@ -92,6 +92,8 @@ def verify(
     log = {row["step"]: row for row in read_log(workdir, "train") if all(name in row for name in SCALARS)}
     _check_interval(workdir, start, end, run_start)
     _require_recorded(start, end, {*receipts, *log, *list_steps(epath.Path(workdir) / CHECKPOINTS)})
+    if start:
+        _find_checkpoint(workdir, start)  # a missing one is reported before all images are read
     setup = set_up(config, run_start.steps)
     yield from _compare_lists(data, run_start)
     yield _compare_contents(data, samples, fingerprint)
@@ -169,11 +171,15 @@ def _require_recorded(start: int, end: int, recorded: Collection[int]) -> None:
     )
 
 
+def _find_checkpoint(workdir: str, step: int) -> epath.Path:
+    return resolve(str(epath.Path(workdir) / CHECKPOINTS / str(step)), "--from")
+
+
 def _check_checkpoint(
     workdir: str, step: int, *, receipts: Mapping[int, Mapping[str, str]], checkpoints: Checkpoints, abstract: Trees
 ) -> Generator[Finding, None, TrainState]:
     """Check a checkpoint's files, config and state against its checksums and the receipt. Return the state."""
-    folder = resolve(str(epath.Path(workdir) / CHECKPOINTS / str(step)))
+    folder = _find_checkpoint(workdir, step)
     changed = find_changed_files(folder)
     if changed is None:
         yield Finding(None, f"{folder} has no {CHECKSUMS}, because the run ended before it was written")

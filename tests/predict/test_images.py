@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import os
+from fractions import Fraction
 
 import jax
 import numpy as np
@@ -117,6 +118,14 @@ def test_the_frames_of_an_overlay_have_the_times_of_the_video(segmenter, tmp_pat
         assert [time for time, _ in result.frames] == pytest.approx(times, abs=1e-4)  # a tick of the video has 1/90,000 s
 
 
+def test_an_overlay_has_the_pixel_aspect_of_the_video(segmenter, tmp_path):
+    with video.write_video(tmp_path / "hdv.mp4", (32, 64), 5, Fraction(4, 3)) as add:
+        add(0.0, draw_photo((32, 64)))
+    assert predict(segmenter, tmp_path, tmp_path / "out") == []
+    with video.open_video(tmp_path / "out" / "overlay" / "hdv.mp4") as result:
+        assert result.pixel_aspect == Fraction(4, 3)
+
+
 def test_large_frames_are_seen_in_windows_as_large_images_are(segmenter, tmp_path, monkeypatch):
     monkeypatch.setattr(predict_module, "WINDOW", (32, 64))
     with video.write_video(tmp_path / "drive.mp4", (64, 96), fps=5) as add:
@@ -139,7 +148,7 @@ def test_a_video_with_a_damaged_part_keeps_its_other_frames(segmenter, tmp_path)
     data[position : position + 4] = b"\xff" * 4
     (tmp_path / "drive.mp4").write_bytes(data)
     (failure,) = predict(segmenter, tmp_path, tmp_path / "out", batch_size=2)
-    assert "drive.mp4 has damaged parts (1). Their frames are missing" in failure
+    assert "drive.mp4 has damaged parts (1). Some frames are missing" in failure
     with video.open_video(tmp_path / "out" / "overlay" / "drive.mp4") as result:
         assert len(list(result.frames)) == 7
 

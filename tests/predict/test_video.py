@@ -1,3 +1,6 @@
+import struct
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from av.video.reformatter import Colorspace
@@ -63,3 +66,28 @@ def test_joined_videos_are_shown_one_after_the_other(tmp_path):
     (tmp_path / "joined.ts").write_bytes(2 * (tmp_path / "a.ts").read_bytes())  # as with `cat`
     with video.open_video(tmp_path / "joined.ts") as joined:
         assert [time for time, _ in joined.frames] == pytest.approx([i / 25 for i in range(24)], abs=1e-4)
+
+
+def test_damage_that_ffmpeg_covers_up_is_counted(tmp_path):
+    write_transport_stream(tmp_path / "drive.ts")
+    data = (tmp_path / "drive.ts").read_bytes()
+    middle = len(data) // 2 // 188 * 188  # a lost packet of the transport stream
+    (tmp_path / "drive.ts").write_bytes(data[:middle] + data[middle + 188 :])
+    with video.open_video(tmp_path / "drive.ts") as source:
+        assert source.damaged == 0
+        assert 0 < len(list(source.frames)) <= 12
+        assert source.damaged > 0
+
+
+@pytest.mark.parametrize(("matrix", "shape", "aspect"), [((1, 0, 0, 1), (64, 96), (4, 3)), ((0, 1, -1, 0), (96, 64), (3, 4))])
+def test_pixels_keep_their_aspect(tmp_path, matrix, shape, aspect):
+    with video.write_video(tmp_path / "hdv.mp4", (64, 96), 5, Fraction(4, 3)) as add:
+        add(0.0, GREEN)
+    upright, turned = (
+        struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30) for a, b, c, d in ((1, 0, 0, 1), matrix)
+    )
+    movie, _, rest = (tmp_path / "hdv.mp4").read_bytes().rpartition(upright)  # that of the track; the movie has one, too
+    (tmp_path / "hdv.mp4").write_bytes(movie + turned + rest)
+    with video.open_video(tmp_path / "hdv.mp4") as source:
+        assert next(source.frames)[1].shape == (*shape, 3)
+        assert source.pixel_aspect == Fraction(*aspect)

@@ -191,5 +191,10 @@ def test_intervals_outside_the_run_are_rejected(tampered_run, tmp_path):
         collect_findings(tampered_run, 2, 3)
     with pytest.raises(CheckpointError, match=r"does not contain run\.json"):
         config_at(str(tmp_path), 0)
-    with pytest.raises(CheckpointError, match=r"The checkpoints in .* are 2, 4"):
-        collect_findings(tampered_run, 3, 1)
+
+
+def test_a_checkpoint_that_does_not_exist_is_reported_before_all_images_are_read(tampered_run):
+    config, _ = config_at(str(tampered_run), 3)
+    data, _ = open_training_data(config, lambda line: None)
+    with pytest.raises(CheckpointError, match=r"`--from` .*/checkpoints/3'\) does not exist\. The checkpoints in .* are 2, 4"):
+        next(verify(str(tampered_run), 3, 1, data, lambda i: pytest.fail("An image was read.")))
