@@ -91,7 +91,11 @@ def verify(
     end = start + steps
     log = {row["step"]: row for row in read_log(workdir, "train") if all(name in row for name in SCALARS)}
     _check_interval(workdir, start, end, run_start)
-    _require_recorded(start, end, {*receipts, *log, *list_steps(epath.Path(workdir) / CHECKPOINTS)})
+    saved = list_steps(epath.Path(workdir) / CHECKPOINTS)
+    _require_recorded(start, end, {*receipts, *log, *saved})
+    # Reading every sample, which comes next, can take hours.
+    if start and start not in saved:
+        raise ConfigError(f"`--from` (={start}) has no checkpoint. Use 0 or one of the steps {', '.join(map(str, saved))}.")
     setup = set_up(config, run_start.steps)
     yield from _compare_lists(data, run_start)
     yield _compare_contents(data, samples, fingerprint)

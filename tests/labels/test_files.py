@@ -144,7 +144,8 @@ def test_label_sets_are_found_by_name_and_by_file(tmp_path):
 
 
 def test_a_data_set_folder_is_not_a_label_set(tmp_path):
-    with pytest.raises(ConfigError, match=rf"^The label set {tmp_path} is a folder\. Give a file, such as {tmp_path}/labels\.json"):
+    message = rf"^The label set {tmp_path} is a folder\. Give a file, such as {tmp_path}/labels\.json, which "
+    with pytest.raises(ConfigError, match=message):
         load_labels(str(tmp_path))
 
 

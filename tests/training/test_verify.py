@@ -191,5 +191,9 @@ def test_intervals_outside_the_run_are_rejected(tampered_run, tmp_path):
         collect_findings(tampered_run, 2, 3)
     with pytest.raises(CheckpointError, match=r"does not contain run\.json"):
         config_at(str(tmp_path), 0)
-    with pytest.raises(CheckpointError, match=r"The checkpoints in .* are 2, 4"):
-        collect_findings(tampered_run, 3, 1)
+
+
+def test_a_step_without_a_checkpoint_is_refused_before_any_sample_is_read(tampered_run):
+    data, _ = open_training_data(config_at(str(tampered_run), 3)[0], lambda line: None)
+    with pytest.raises(ConfigError, match=r"^`--from` \(=3\) has no checkpoint\. Use 0 or one of the steps 2, 4\.$"):
+        next(verify(str(tampered_run), 3, 1, data, lambda i: pytest.fail("reads a sample")))
