@@ -32,9 +32,8 @@ def compare_configs(stored: Config, config: Config, checkpoint: str) -> list[str
     if "labels.names" in fields:
         old, new = fields["labels.names"]
         raise CheckpointError(
-            f"`labels` (={config.labels.name!r}, {len(new)} classes) is not the label set that {checkpoint} was trained with "
-            f"({len(old)} classes, {old[0]!r} to {old[-1]!r}). Use the checkpoint's config, a different checkpoint or "
-            f"a different workdir."
+            f"`labels` (={config.labels.name!r}, {len(new)} classes) is not the label set that {checkpoint} was trained with, "
+            f"{_describe_names(old, new)}. Use the checkpoint's config, a different checkpoint or a different workdir."
         )
     for field in FIXED:
         if field in fields:
@@ -43,6 +42,14 @@ def compare_configs(stored: Config, config: Config, checkpoint: str) -> list[str
                 "different checkpoint or workdir."
             )
     return [f"{field}: {old!r} -> {new!r}" for field, (old, new) in fields.items()]
+
+
+def _describe_names(old: Sequence[str], new: Sequence[str]) -> str:
+    """Return how the classes of a label set differ from `new`, as the end of a sentence."""
+    if len(old) != len(new):
+        return f"which has {len(old)} classes, {old[0]!r} to {old[-1]!r}"
+    i = next(i for i, names in enumerate(zip(old, new, strict=True)) if names[0] != names[1])
+    return f"in which train id {i} is {old[i]!r} instead of {new[i]!r}"
 
 
 def find_differences(configs: Sequence[Config]) -> dict[str, list[Any]]:

@@ -63,6 +63,8 @@ def predict(
       shard: Do one share of the work, with I from 1 to N, and leave the others to N - 1 processes with the same command. The
         default is the share of this task of a SLURM array, and otherwise everything. See docs/how-to/clusters.md.
     """
+    if not inputs:
+        raise ConfigError("`INPUT` is missing. Give files, folders or patterns such as 'photos/*.jpg'.")
     require_folder(out, "--out", "predicted")
     protocol = _make_protocol(scales, flip, window, output_stride)
     _check_label_flags(as_labels, min_confidence, confidence, opacity)

@@ -60,7 +60,8 @@ def write_split(
     out = Path(os.path.abspath(require_local(options.out, "--out")))
     root, split = out.parent, out.name
     kind = _prepare_split(root, split, segmenter, inputs)
-    values = pseudo_labels.value_of_train_id(segmenter.label_set, kind)
+    data_labels, _ = find_folder_labels(str(root)) or (None, "")
+    values = pseudo_labels.value_of_train_id(segmenter.label_set, kind, data_labels)
     files = pseudo_labels.name_files(inputs, root, split, kind)
     pseudo_labels.require_replaceable(root, [label for _, label in files.values()])
     listing = pseudo_labels.list_path(root, split)

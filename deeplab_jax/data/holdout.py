@@ -50,7 +50,8 @@ def hold_out(samples: Samples, share: float, group: str, *, is_validation: bool,
     rows = [i for i in range(len(samples)) if (i < eligible and names[i] in held_out) == is_validation]
     ends = list(itertools.accumulate(samples.part_sizes, initial=0))
     part_sizes = tuple(sum(start <= i < end for i in rows) for start, end in itertools.pairwise(ends))
-    kept = f"{count} of {len(names)}" if is_validation else f"all but {count} of {len(names)}"
+    whole = f"{'the first ' if eligible < len(samples) else ''}{len(names)} images"
+    kept = f"{'' if is_validation else 'all but '}{count} of {whole}"
     note = (
         f"data.val_share (={share:g}) holds out {count} of {len(names)} images, because images of one group stay together. The "
         f"largest group has {max(sizes.values())}. Choose smaller groups with data.val_group, or provide a validation split."
@@ -61,7 +62,7 @@ def hold_out(samples: Samples, share: float, group: str, *, is_validation: bool,
         images=tuple(samples.images[i] for i in rows),
         labels=tuple(samples.labels[i] for i in rows) if samples.labels else (),
         store=samples.store.select(rows),
-        source=f"{samples.source}, {kept} images by data.val_share={share:g}",
+        source=f"{samples.source}, {kept} by data.val_share={share:g}",
         part_sizes=part_sizes,
     )
 

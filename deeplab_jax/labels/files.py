@@ -38,6 +38,11 @@ def load_labels(spec: str) -> LabelSet:
         return LABEL_SETS[spec]
     if spec.endswith(".json"):
         return read_labels(spec)
+    if os.path.isdir(os.path.expanduser(spec)):
+        file = os.path.join(spec, "labels.json")
+        raise ConfigError(
+            f"The label set {spec} is a folder. Give a file, such as {file}, which `deeplab-jax data labels ROOT` writes."
+        )
     near = difflib.get_close_matches(spec, LABEL_SETS, n=1)
     hint = f"Did you mean {near[0]}?" if near else f"Use {', '.join(LABEL_SETS)}, or a .json file."
     raise ConfigError(f"There is no label set {spec!r}. {hint}")

@@ -90,31 +90,42 @@ def _require_listable(name: str) -> None:
         raise DataError(f"The file name {name!r} cannot be written to a list. Rename the file.")
 
 
-def value_of_train_id(label_set: LabelSet, kind: str) -> UInt8[np.ndarray, "256 ..."]:
+def value_of_train_id(label_set: LabelSet, kind: str, data_labels: LabelSet | None = None) -> UInt8[np.ndarray, "256 ..."]:
     """Return the value in label files for each train id and for 255 (ignored): uint8 [256], or [256, 3] for colours.
 
+    Args:
+      label_set: The network's label set.
+      kind: How label files encode classes: "labelIds", "labelTrainIds" or "color".
+      data_labels: The data set's label set, if it has one. Its ignored value is used if the network's label set has none,
+        because it can be added after the training.
+
     Raises:
-      ConfigError: The label set has no value for ignored pixels.
+      ConfigError: There is no value for ignored pixels.
     """
     if kind == "labelTrainIds":
         return np.arange(256, dtype=np.uint8)
-    ignored: list[Any]
-    if kind == "color":
-        colors = {color for group in label_set.colors_by_class for color in group}
-        ignored = [color for color in label_set.ignored_colors if color not in colors]
-        values = label_set.palette()
-    else:
-        # 255 if possible, because it stands for ignored pixels in most data sets.
-        ignored = sorted(label_set.ignored_ids, key=lambda value: value != IGNORE)
-        values = np.zeros(256, np.uint8)
-        values[: label_set.num_classes] = label_set.class_ids
+    ignored = _list_ignored(label_set, kind) or (_list_ignored(data_labels, kind) if data_labels else [])
     if not ignored:
         raise ConfigError(
             f"The label set {label_set.name} ignores no value, so unsure pixels cannot be written as {kind}. "
-            f"Add one to its ignored_{'colors' if kind == 'color' else 'ids'}."
+            f"Add one to ignored_{'colors' if kind == 'color' else 'ids'} in the data set's labels.json."
         )
+    if kind == "color":
+        values = label_set.palette()
+    else:
+        values = np.zeros(256, np.uint8)
+        values[: label_set.num_classes] = label_set.class_ids
     values[IGNORE] = ignored[0]
     return values
+
+
+def _list_ignored(label_set: LabelSet, kind: str) -> list[Any]:
+    """Return the ids or the colours that stand for ignored pixels, the best one first."""
+    if kind == "color":
+        colors = {color for group in label_set.colors_by_class for color in group}
+        return [color for color in label_set.ignored_colors if color not in colors]
+    # 255 if possible, because it stands for ignored pixels in most data sets.
+    return sorted(label_set.ignored_ids, key=lambda value: value != IGNORE)
 
 
 def make_output(

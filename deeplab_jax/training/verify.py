@@ -91,9 +91,11 @@ def verify(
     end = start + steps
     log = {row["step"]: row for row in read_log(workdir, "train") if all(name in row for name in SCALARS)}
     _check_interval(workdir, start, end, run_start)
-    _require_recorded(start, end, {*receipts, *log, *list_steps(epath.Path(workdir) / CHECKPOINTS)})
-    if start:
-        _find_checkpoint(workdir, start)  # a missing one is reported before all images are read
+    saved = list_steps(epath.Path(workdir) / CHECKPOINTS)
+    _require_recorded(start, end, {*receipts, *log, *saved})
+    # Reading every sample, which comes next, can take hours.
+    if start and start not in saved:
+        raise ConfigError(f"`--from` (={start}) has no checkpoint. Use one of the steps {', '.join(map(str, (0, *saved)))}.")
     setup = set_up(config, run_start.steps)
     yield from _compare_lists(data, run_start)
     yield _compare_contents(data, samples, fingerprint)
@@ -171,15 +173,11 @@ def _require_recorded(start: int, end: int, recorded: Collection[int]) -> None:
     )
 
 
-def _find_checkpoint(workdir: str, step: int) -> epath.Path:
-    return resolve(str(epath.Path(workdir) / CHECKPOINTS / str(step)), "--from")
-
-
 def _check_checkpoint(
     workdir: str, step: int, *, receipts: Mapping[int, Mapping[str, str]], checkpoints: Checkpoints, abstract: Trees
 ) -> Generator[Finding, None, TrainState]:
     """Check a checkpoint's files, config and state against its checksums and the receipt. Return the state."""
-    folder = _find_checkpoint(workdir, step)
+    folder = resolve(str(epath.Path(workdir) / CHECKPOINTS / str(step)))
     changed = find_changed_files(folder)
     if changed is None:
         yield Finding(None, f"{folder} has no {CHECKSUMS}, because the run ended before it was written")

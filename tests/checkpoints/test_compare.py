@@ -8,7 +8,7 @@ from conftest import tiny_resnet18
 from deeplab_jax.checkpoints.compare import compare_configs
 from deeplab_jax.config import Config, ModelConfig, to_dict
 from deeplab_jax.errors import CheckpointError
-from deeplab_jax.labels import CITYSCAPES
+from deeplab_jax.labels import CITYSCAPES, VOC
 from deeplab_jax.models import canonical
 from deeplab_jax.models.backbones.mobilenetv3 import STAGES
 from deeplab_jax.models.backbones.resnet import DEPTHS
@@ -57,6 +57,21 @@ def test_ids_that_are_merged_into_the_same_classes_are_reported():
     assert [change.split(":")[0] for change in changes] == ["labels.ignored_ids", "labels.more_ids"]
     assert changes[1].startswith("labels.more_ids: None -> [[9], []")
     assert len(compare_configs(now, then, "a run")) == 2
+
+
+RENAMED = ("street", *CITYSCAPES.names[1:])
+
+
+@pytest.mark.parametrize(
+    ("labels", "difference"),
+    [
+        (dataclasses.replace(CITYSCAPES, names=RENAMED), "in which train id 0 is 'road' instead of 'street'"),
+        (VOC, "which has 19 classes, 'road' to 'bicycle'"),
+    ],
+)
+def test_the_message_about_another_label_set_says_what_differs(labels, difference):
+    with pytest.raises(CheckpointError, match=f"is not the label set that a run was trained with, {difference}\\. Use"):
+        compare_configs(Config(), Config(labels=labels), "a run")
 
 
 @pytest.mark.parametrize("backbone", BLOCKS)

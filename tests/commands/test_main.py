@@ -175,6 +175,10 @@ def test_the_best_step_of_a_run_is_not_called_a_wrong_path(tmp_path):
             ["predict", "x", "--checkpoint", "c", "--out", "o", "--output-stride", "4"],
             "`--output-stride` (='4') is not supported. Use one of 8, 16, 32. See",
         ),
+        (
+            ["predict", "--checkpoint", "c", "--out", "o"],
+            "`INPUT` is missing. Give files, folders or patterns such as 'photos/*.jpg'.",
+        ),
         (["robustness", "x", "--severities"], "`--severities` is empty. Use for example --severities 1 3 5."),
         (["data", "chek"], "Available subcommands: synthetic, labels, check, prepare, import. See deeplab-jax data --help."),
     ],

@@ -35,6 +35,12 @@ def test_the_names_with_the_smallest_hashes_are_held_out():
     assert set(hold_out(split(names), 0.3, "", is_validation=True, eligible=10).images) == set(smallest)
 
 
+def test_the_description_says_that_only_the_first_images_can_be_held_out():
+    held, rest = (hold_out(split("abcde"), 0.5, "", is_validation=part, eligible=4) for part in (True, False))
+    assert held.source.endswith(", 2 of the first 4 images by data.val_share=0.5")
+    assert rest.source.endswith(", all but 2 of the first 4 images by data.val_share=0.5")
+
+
 def test_images_of_a_group_stay_together():
     samples = split([f"video{i}_{k:03d}.png" for i in range(5) for k in range(10)])
     held = hold_out(samples, 0.2, r"(video\d+)_", is_validation=True, eligible=len(samples))

@@ -143,6 +143,12 @@ def test_label_sets_are_found_by_name_and_by_file(tmp_path):
         load_labels("camvd")
 
 
+def test_a_data_set_folder_is_not_a_label_set(tmp_path):
+    message = rf"^The label set {tmp_path} is a folder\. Give a file, such as {tmp_path}/labels\.json, which "
+    with pytest.raises(ConfigError, match=message):
+        load_labels(str(tmp_path))
+
+
 def test_a_label_set_keeps_its_label_kind(tmp_path):
     labels = dataclasses.replace(read(tmp_path, BINARY), label_kind="color")
     write_labels(tmp_path / "again.json", labels)

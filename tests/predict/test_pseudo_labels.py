@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from conftest import read_pixels
@@ -11,6 +13,7 @@ from deeplab_jax.predict.inputs import Input, find_inputs, read_image, turn_as_s
 from deeplab_jax.predict.pseudo_labels import name_files, value_of_train_id
 
 PLAIN = LabelSet("plain", ("a", "b"), ((1, 0, 0), (0, 1, 0)))
+FULL = LabelSet("full", PLAIN.names, ((0, 0, 0), (0, 1, 0)), ignored_ids=())
 
 
 @pytest.mark.parametrize("kind", ["labelIds", "labelTrainIds", "color"])
@@ -30,11 +33,19 @@ def test_unsure_pixels_are_255_if_the_label_set_ignores_it():
 
 
 def test_a_label_set_without_ignored_values_is_refused():
-    labels = LabelSet("full", PLAIN.names, ((0, 0, 0), (0, 1, 0)), ignored_ids=())
-    with pytest.raises(ConfigError, match=r"full ignores no value.*as labelIds\. Add one to its ignored_ids"):
-        value_of_train_id(labels, "labelIds")
+    with pytest.raises(
+        ConfigError, match=r"full ignores no value.*as labelIds\. Add one to ignored_ids in the data set's labels"
+    ):
+        value_of_train_id(FULL, "labelIds", FULL)
     with pytest.raises(ConfigError, match="ignored_colors"):
-        value_of_train_id(labels, "color")  # black, the default, is a class here
+        value_of_train_id(FULL, "color")  # black, the default, is a class here
+
+
+def test_a_value_that_is_ignored_since_the_training_is_used():
+    edited = dataclasses.replace(FULL, ignored_ids=(7,), ignored_colors=((9, 9, 9),))
+    assert value_of_train_id(FULL, "labelIds", edited)[[0, 1, IGNORE]].tolist() == [0, 1, 7]
+    assert value_of_train_id(FULL, "color", edited)[[0, 1, IGNORE]].tolist() == [[0, 0, 0], [0, 1, 0], [9, 9, 9]]
+    assert value_of_train_id(PLAIN, "labelIds", edited)[IGNORE] == 255  # the network's own value comes first
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

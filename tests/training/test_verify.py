@@ -193,8 +193,7 @@ def test_intervals_outside_the_run_are_rejected(tampered_run, tmp_path):
         config_at(str(tmp_path), 0)
 
 
-def test_a_checkpoint_that_does_not_exist_is_reported_before_all_images_are_read(tampered_run):
-    config, _ = config_at(str(tampered_run), 3)
-    data, _ = open_training_data(config, lambda line: None)
-    with pytest.raises(CheckpointError, match=r"`--from` .*/checkpoints/3'\) does not exist\. The checkpoints in .* are 2, 4"):
-        next(verify(str(tampered_run), 3, 1, data, lambda i: pytest.fail("An image was read.")))
+def test_a_step_without_a_checkpoint_is_refused_before_any_sample_is_read(tampered_run):
+    data, _ = open_training_data(config_at(str(tampered_run), 3)[0], lambda line: None)
+    with pytest.raises(ConfigError, match=r"^`--from` \(=3\) has no checkpoint\. Use one of the steps 0, 2, 4\.$"):
+        next(verify(str(tampered_run), 3, 1, data, lambda i: pytest.fail("reads a sample")))
