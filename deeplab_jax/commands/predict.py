@@ -5,6 +5,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -63,25 +64,16 @@ def predict(
       shard: Do one share of the work, with I from 1 to N, and leave the others to N - 1 processes with the same command. The
         default is the share of this task of a SLURM array, and otherwise everything. See docs/how-to/clusters.md.
     """
-    if not inputs:
-        raise ConfigError("`INPUT` is missing. Give files, folders or patterns such as 'photos/*.jpg'.")
     require_folder(out, "--out", "predicted")
     protocol = _make_protocol(scales, flip, window, output_stride)
     _check_label_flags(as_labels, min_confidence, confidence, opacity)
     from deeplab_jax.checkpoints.paths import resolve
     from deeplab_jax.predict.images import Options
-    from deeplab_jax.predict.inputs import IMAGES, VIDEOS, find_inputs
     from deeplab_jax.runtime.console import make_console
     from deeplab_jax.runtime.work_shard import choose_shard
 
     options = Options(out, confidence, opacity, batch_size, max_pixels, choose_shard(shard, os.environ))
-    files, others = find_inputs(inputs, out)
-    if not files:
-        rest = f", only {summarize(map(str, others), 3)}" if others else ""
-        raise ConfigError(
-            f"`INPUT` (={' '.join(inputs)}) contains no image or video{rest}. Give files with one of the suffixes "
-            f"{', '.join(sorted(IMAGES | VIDEOS))}."
-        )
+    files, others = _find_files(inputs, out)
     step = resolve(checkpoint)
     segmenter = _load(step, protocol)
     console = make_console(markup=False)
@@ -94,6 +86,22 @@ def predict(
     limit = DEFAULT_CONFIDENCE if min_confidence is None else min_confidence
     failures = _write_results(segmenter, files, options, as_labels, limit, console)
     sys.exit(1 if failures else 0)
+
+
+def _find_files(inputs: Sequence[str], out: str) -> tuple[Sequence["Input"], Sequence[Path]]:
+    """Return the images and videos, and the files that are neither."""
+    from deeplab_jax.predict.inputs import IMAGES, VIDEOS, find_inputs
+
+    if not inputs:
+        raise ConfigError("`INPUT` is missing. Give files, folders or patterns such as 'photos/*.jpg'.")
+    files, others = find_inputs(inputs, out)
+    if not files:
+        rest = f", only {summarize(map(str, others), 3)}" if others else ""
+        raise ConfigError(
+            f"`INPUT` (={' '.join(inputs)}) contains no image or video{rest}. Give files with one of the suffixes "
+            f"{', '.join(sorted(IMAGES | VIDEOS))}."
+        )
+    return files, others
 
 
 def _write_results(

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -93,9 +93,7 @@ def verify(
     _check_interval(workdir, start, end, run_start)
     saved = list_steps(epath.Path(workdir) / CHECKPOINTS)
     _require_recorded(start, end, {*receipts, *log, *saved})
-    # Reading every sample, which comes next, can take hours.
-    if start and start not in saved:
-        raise ConfigError(f"`--from` (={start}) has no checkpoint. Use one of the steps {', '.join(map(str, (0, *saved)))}.")
+    _require_checkpoint(start, saved)  # reading every sample, which comes next, can take hours
     setup = set_up(config, run_start.steps)
     yield from _compare_lists(data, run_start)
     yield _compare_contents(data, samples, fingerprint)
@@ -104,7 +102,6 @@ def verify(
     differences = next(filter(None, (", ".join(receipt.find_platform_changes(each, replay_start)) for each in starts)), "")
     is_exact = not differences
     with Checkpoints(workdir, config) as checkpoints:
-        kept = set(checkpoints.steps())
         check_checkpoint = functools.partial(
             _check_checkpoint, workdir, receipts=receipts, checkpoints=checkpoints, abstract=to_trees(abstract_state(setup))
         )
@@ -129,7 +126,7 @@ def verify(
                 yield _compare_digests("samples", step, receipts, consumed.digest)
                 if is_exact:
                     yield _compare_digests("state", step, receipts, state_digest(state))
-            if step in kept:
+            if step in saved:
                 stored = yield from check_checkpoint(step)
                 if not is_exact:
                     yield _compare_parameters(step, state, stored)
@@ -171,6 +168,12 @@ def _require_recorded(start: int, end: int, recorded: Collection[int]) -> None:
         f"`--steps` (={end - start}) replays only {steps}, of which the run recorded no result to compare with. Its first "
         f"recorded step is {first}, and its last is {last}. {advice}."
     )
+
+
+def _require_checkpoint(start: int, saved: Sequence[int]) -> None:
+    """Check that the step to start from has a checkpoint, or is 0."""
+    if start and start not in saved:
+        raise ConfigError(f"`--from` (={start}) has no checkpoint. Use one of the steps {', '.join(map(str, (0, *saved)))}.")
 
 
 def _check_checkpoint(
