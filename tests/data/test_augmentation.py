@@ -225,6 +225,7 @@ def test_no_step_creates_new_label_values_or_changes_a_plain_colour():
         assert (a == 77).all()
 
 
+@pytest.mark.slow
 def test_eager_mode_and_a_dataset_give_identical_samples():
     image, label = map(tf.constant, draw_blocks())
 

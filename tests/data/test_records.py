@@ -81,6 +81,7 @@ def assert_same(actual, expected):
             np.testing.assert_array_equal(a[name], b[name], name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 def test_batches_from_records_equal_batches_from_files(tmp_path, name):
     root, out = write_data_set(tmp_path / "set", **SETS[name]), tmp_path / "records"
@@ -206,6 +207,7 @@ def test_the_error_for_an_unknown_value_is_the_same_as_with_files(tmp_path, mode
     assert messages[1] == messages[0]
 
 
+@pytest.mark.slow
 def test_a_sample_with_an_unknown_value_is_skipped_as_with_files(tmp_path):
     from_files, from_records = find_with_unknown_value(tmp_path, "L", 77)
     errors = []

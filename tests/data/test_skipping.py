@@ -191,6 +191,7 @@ def test_a_file_that_is_readable_when_retried_is_not_skipped(pairs, clean, tmp_p
     ]
 
 
+@pytest.mark.slow
 def test_skipped_rows_also_follow_the_layout(pairs, tmp_path):
     delete(tmp_path, 2)
     nhwc, _ = read_skipping(pairs, allow=1)

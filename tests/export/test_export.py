@@ -92,10 +92,11 @@ def test_folding_does_not_change_the_predictions(segmenter):
     np.testing.assert_allclose(apply(parameters), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["stablehlo", "onnx"])
 @pytest.mark.parametrize(
     ("segmenter", "output"),
-    [pytest.param("bottleneck", "logits", marks=pytest.mark.slow), ("basic", "labels")],
+    [("bottleneck", "logits"), ("basic", "labels")],
     indirect=["segmenter"],
 )
 def test_an_exported_file_gives_the_logits_or_labels_of_the_checkpoint(
@@ -144,6 +145,7 @@ def test_other_networks_are_exported_in_both_formats(switches):
             assert np.linalg.norm(actual - expected) < 1e-4 * np.linalg.norm(expected)
 
 
+@pytest.mark.slow
 def test_images_of_many_sizes_need_one_program_on_a_cpu(segmenter):
     network = evaluation_model(segmenter.config)
     canvases = [Canvas((64, 96), False), Canvas((64, 64), False)]
@@ -262,7 +264,10 @@ print(dl.load_exported({str(tmp_path / "a.dl")!r})(np.zeros((2, 3, 20, 30), np.u
     assert result.stdout.strip() == "(2, 20, 30)", result.stderr
 
 
-@pytest.mark.parametrize(("form", "opset"), [("stablehlo", None), ("onnx", 11), ("onnx", 13), ("onnx", 21)])
+@pytest.mark.parametrize(
+    ("form", "opset"),
+    [pytest.param("stablehlo", None, marks=pytest.mark.slow), ("onnx", 11), ("onnx", 13), ("onnx", 21)],
+)
 def test_a_file_for_a_fixed_size_gives_the_logits_of_the_checkpoint(segmenter, checkpoint, tmp_path, form, opset):
     path, lines = tmp_path / "fixed", []
     run.export(checkpoint, str(path), form, "logits", lines.append, size=(33, 65), opset=opset)

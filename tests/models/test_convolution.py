@@ -144,6 +144,7 @@ def test_same_padding_is_tensorflows(size, kernel_size, stride, rate):
                 np.testing.assert_allclose(actual, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_same_padding_of_symbolic_sizes_depends_on_the_size_of_the_image():
     kernel = np.random.default_rng(1).normal(size=(5, 5, 1, 3)).astype(np.float32)
     h, w = jax.export.symbolic_shape("h, w")

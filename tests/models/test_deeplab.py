@@ -124,6 +124,7 @@ def test_a_decoder_has_as_many_convolutions_as_its_depth(depth, layers):
     assert abstract_variables(model)["params"]["decoder"].keys() == layers
 
 
+@pytest.mark.slow
 def test_dropout_of_a_decoder_is_only_active_in_training():
     decoder = Decoder(features=3, low_level_width=2, dropout=0.5)
     x, low = jnp.ones((1, 2, 2, 3)), jnp.ones((1, 8, 8, 3))

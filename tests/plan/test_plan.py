@@ -41,6 +41,7 @@ def recipe(tmp_path):
     return tmp_path / "recipe.py"
 
 
+@pytest.mark.slow
 def test_a_plan_needs_no_data(recipe, monkeypatch, capsys):
     code, output = run_cli(monkeypatch, capsys, "plan", "--config", recipe, "--devices", 2, "--spatial", 2, "model.remat=(1,)")
     assert code == 0, output
@@ -165,7 +166,7 @@ def test_user_errors_print_one_line(words, message, recipe, monkeypatch, capsys)
 
 
 # mmsegmentation reports a memory use of 6.1 and 9.6 GB for float32 training with two images per GPU.
-@pytest.mark.parametrize(("backbone", "gigabytes"), [("resnet50", 6.1), ("resnet101", 9.6)])
+@pytest.mark.parametrize(("backbone", "gigabytes"), [("resnet50", 6.1), pytest.param("resnet101", 9.6, marks=pytest.mark.slow)])
 def test_the_estimate_is_close_to_the_memory_use_of_pytorch(backbone, gigabytes):
     model = ModelConfig(backbone=backbone, stem="3x3", output_stride=8, aspp_width=512, fusion="3x3", aux_head=True)
     config = Config(model=model, data=DataConfig(batch_size=2))

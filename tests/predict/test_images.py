@@ -216,6 +216,7 @@ def test_frames_are_read_as_images_are(segmenter, tmp_path, monkeypatch, channel
     assert abs(int(frame[0, 0, 0]) - (80 if channels == 3 else 113)) < 8  # twice the values; H.264 is lossy
 
 
+@pytest.mark.slow
 def test_the_command_reports_failures_and_exits_with_1(segmenter, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(api, "load", lambda checkpoint: segmenter)
     monkeypatch.setattr(paths, "resolve", lambda checkpoint: checkpoint)

@@ -62,6 +62,7 @@ def test_a_checkpoint_that_leads_to_a_loss_that_is_not_finite_is_named(step, adv
     assert f"Last checkpoint: {advice}" in str(_describe_overflow({"loss": math.nan, "grad_norm": 1.0}, step, tools))
 
 
+@pytest.mark.slow
 def test_updates_that_are_not_finite_are_skipped_counted_and_verified(street_scenes, tmp_path):
     state, data = train_with_overflow(street_scenes, tmp_path / "run", "skip")
     rows = read_train_rows(tmp_path / "run")
@@ -133,6 +134,7 @@ def test_a_failed_or_interrupted_evaluation_loses_no_step_and_is_repeated(street
     assert resolve(str(workdir / "best")).name == str(max(scores, key=lambda step: (scores[step]["miou"], -step)))
 
 
+@pytest.mark.slow
 def test_an_evaluation_whose_scores_were_not_saved_is_not_logged_twice(street_scenes, tmp_path):
     config, data, steps = open_data(street_scenes, eval_every=0)
     assert run(config, data, steps, tmp_path)[0] == 4
@@ -143,6 +145,7 @@ def test_an_evaluation_whose_scores_were_not_saved_is_not_logged_twice(street_sc
     assert read_rows(tmp_path) == [*(("train", step) for step in (1, 2, 3, 4)), ("eval", 4)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [4, 3])  # with 3, the run is longer than its config
 def test_damaged_scores_of_a_finished_run_are_replaced(street_scenes, tmp_path, steps):
     config, data, _ = open_data(street_scenes, eval_every=0)
@@ -210,6 +213,7 @@ def replace_labels(data, step):
     return dataclasses.replace(data, train_batches=ignore)
 
 
+@pytest.mark.slow
 def test_the_last_steps_of_a_resumed_run_need_no_labelled_pixels(street_scenes, tmp_path):
     config, data, steps = open_data(street_scenes, eval_every=3)
     data = replace_labels(data, steps)

@@ -177,6 +177,7 @@ def compute_head_loss(logits, sample, loss):
     return -np.sum(per_pixel * kept) / counted.sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [(*WEIGHTED, ALL), MINED], ids=["all", "mined"])
 def test_the_loss_matches_a_reference_on_any_mesh(loss):
     """Only the main head uses hard-pixel mining."""

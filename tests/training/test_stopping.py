@@ -83,6 +83,7 @@ def test_an_interrupted_run_stops_at_the_same_step(run):
     assert run(patience=2)[:2] == (True, 4)
 
 
+@pytest.mark.slow
 def test_the_best_step_follows_the_metric(run, tmp_path):
     assert run(best_metric="loss", keep_last=1)[3] == [1, 6]
     assert resolve(str(tmp_path / "best")).name == "1"
@@ -154,6 +155,7 @@ def test_a_run_without_labels_stops_after_100_steps_or_at_its_end(steps, last):
         learning.check(step, is_labelled=step == 12, is_finite=True)  # one batch is enough
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_does_not_end_the_run(run, monkeypatch):
     def make_stopping_evaluate(*_):
         def evaluate(state):

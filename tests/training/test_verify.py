@@ -115,6 +115,7 @@ def test_a_changed_config_is_detected(tampered_run):
         collect_findings(tampered_run)
 
 
+@pytest.mark.slow
 def test_a_forged_config_does_not_reproduce_the_run(tampered_run):
     path = tampered_run / "run.json"
     table = json.loads(path.read_text())
@@ -126,6 +127,7 @@ def test_a_forged_config_does_not_reproduce_the_run(tampered_run):
     assert "step 4: state differs" in findings
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_in_any_checkpoint_file_is_detected(tampered_run):
     for path in sorted(path for path in (tampered_run / "checkpoints" / "2").rglob("*") if path.is_file()):
         if path.name == "SHA256SUMS" or not path.stat().st_size:
@@ -162,6 +164,7 @@ def iterate_findings(workdir):
     return verify(str(workdir), 2, 2, data, lambda i: "")
 
 
+@pytest.mark.slow
 def test_different_versions_are_reported_with_relative_differences(tampered_run):
     path = tampered_run / "run.json"
     table = json.loads(path.read_text())

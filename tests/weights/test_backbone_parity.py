@@ -5,7 +5,14 @@ import fill
 import numpy as np
 import pytest
 
-SLOW = ("timm_resnet18d", "timm_tf_efficientnet_lite1", "timm_tf_efficientnet_lite2", "timm_xception41")
+SLOW = (
+    "timm_resnet18d",
+    "timm_tf_efficientnet_lite1",
+    "timm_tf_efficientnet_lite2",
+    "timm_xception41",
+    "torchvision_mobilenetv3",
+    "torchvision_resnext50_32x4d",
+)
 LONG = (
     "timm_resnet50d",
     "timm_xception65_os16",
