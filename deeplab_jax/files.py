@@ -58,6 +58,17 @@ def require_file(path: str, flag: str) -> None:
         raise ConfigError(f"`{flag}` (={path!r}) would be inside {nearest}, which is not writable. Choose a different folder.")
 
 
+def require_page(path: str, flag: str) -> None:
+    """Check that `path` can be an HTML page. Call this before doing any work.
+
+    Raises:
+      ConfigError: See `require_file`. Or the name does not end in .html or .htm.
+    """
+    require_file(path, flag)
+    if not path.lower().endswith((".html", ".htm")):
+        raise ConfigError(f"`{flag}` (={path!r}) does not end in .html, but the file is an HTML page. Choose a different name.")
+
+
 def _require_link_targets(folders: Iterable[epath.Path], path: str, flag: str) -> None:
     for folder in folders:
         if os.path.islink(folder) and not os.path.exists(folder):

@@ -5,7 +5,7 @@ import pytest
 from etils import epath
 
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.files import require_file, require_folder, write_atomically
+from deeplab_jax.files import require_file, require_folder, require_page, write_atomically
 
 
 @pytest.mark.parametrize("name", ["a" * 251 + ".png", "图" * 83 + ".png"], ids=["ascii", "three bytes each"])
@@ -33,3 +33,13 @@ def test_a_folder_that_is_not_writable_is_refused_before_the_work(tmp_path, monk
     monkeypatch.setattr(os, "access", lambda folder, mode: os.fspath(folder) != os.fspath(tmp_path))
     with pytest.raises(ConfigError, match=r"^`--out` \(='.*report\.html'\) would be inside .*, which is not writable\."):
         require_file(str(tmp_path / "new" / "report.html"), "--out")
+
+
+def test_a_page_has_the_name_of_a_page(tmp_path):
+    for name in ("report.html", "report.HTM"):
+        require_page(str(tmp_path / name), "--out")
+    for name in ("report.pdf", "report"):
+        with pytest.raises(ConfigError, match=rf"^`--out` \(='.*/{name}'\) does not end in \.html"):
+            require_page(str(tmp_path / name), "--out")
+    with pytest.raises(ConfigError, match="is a folder"):
+        require_page(str(tmp_path), "--out")

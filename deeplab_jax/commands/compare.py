@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.files import require_file
+from deeplab_jax.files import require_page
 
 if TYPE_CHECKING:
     from deeplab_jax.pages.comparison import Run, Split
@@ -33,7 +33,7 @@ def compare(
     if images < 0:
         raise ConfigError(f"`--images` (={images}) is negative. Use 0 or more.")
     if out:
-        require_file(out, "--out")
+        require_page(out, "--out")
     from deeplab_jax.pages.comparison import evaluate_runs, print_table, read_runs, require_same_classes, write_page
     from deeplab_jax.runtime.compilation import enable_compilation_cache
     from deeplab_jax.runtime.console import make_console

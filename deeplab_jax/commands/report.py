@@ -5,7 +5,7 @@ from typing import Annotated
 import tyro
 
 from deeplab_jax.errors import ConfigError
-from deeplab_jax.files import require_file
+from deeplab_jax.files import require_page
 
 
 def report(
@@ -26,7 +26,7 @@ def report(
     """
     if images < 0:
         raise ConfigError(f"`--images` (={images}) is negative. Use 0 or more.")
-    require_file(out, "--out")
+    require_page(out, "--out")
     from deeplab_jax.checkpoints.store import resolve, stored_config
     from deeplab_jax.commands.datasets import describe_programs, locate_data, open_evaluation_set
     from deeplab_jax.evaluation.protocol import on_one_device

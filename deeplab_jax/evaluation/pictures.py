@@ -132,3 +132,12 @@ def write_pictures(
             with write_atomically(epath.Path(output) / kind / f"{name}.png") as file:
                 # Compression level 1 takes a third as long as the default level, and the files are only a tenth larger.
                 Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+
+
+def remove_later_frames(output: str, video: str, count: int) -> None:
+    """Remove the PNG files of frames from number `count` on, which a longer video of the same name left."""
+    for kind in ("train_ids", "color", "confidence"):
+        folder = epath.Path(output) / kind / video
+        for path in folder.glob("*.png") if folder.is_dir() else ():
+            if path.stem.isdecimal() and int(path.stem) >= count:
+                path.unlink()

@@ -326,9 +326,11 @@ def _run_video(segmenter: Segmenter, each: Input, options: Options, output: Outp
         at_a_time = batch_size(size, options)
         add = stack.enter_context(video.write_video(overlay, size, source.fps, source.pixel_aspect))
         writers = stack.enter_context(ThreadPoolExecutor(2))
-        for number, batch in enumerate(_batches(itertools.chain([first], source.frames), at_a_time)):
+        count = 0
+        for batch in _batches(itertools.chain([first], source.frames), at_a_time):
             pixels = [convert_bands(frame, data.channels, data.value_range) for _, frame in batch]
-            named = [(Input(each.path, f"{each.name}/{number * at_a_time + i:06d}"), x) for i, x in enumerate(pixels)]
+            named = [(Input(each.path, f"{each.name}/{count + i:06d}"), x) for i, x in enumerate(pixels)]
+            count += len(batch)
             written = []
             predicted = _predict(segmenter, named, (canvas, at_a_time), options, output)
             for (time, _), (frame, image, prediction) in zip(batch, predicted, strict=True):
@@ -337,6 +339,7 @@ def _run_video(segmenter: Segmenter, each: Input, options: Options, output: Outp
             for future in written:
                 future.result()
             progress.advance(task, len(batch))
+    pictures.remove_later_frames(options.out, each.name, count)
     if source.damaged:
         raise DataError(
             f"{each.path} has damaged parts ({source.damaged}). Some frames are missing from the results or look wrong. "

@@ -138,6 +138,16 @@ def test_large_frames_are_seen_in_windows_as_large_images_are(segmenter, tmp_pat
     assert (frame != segmenter.predict(np.asarray(Image.open(tmp_path / "frame.png")).transpose(2, 0, 1)[None])[0]).any()
 
 
+def test_no_frame_of_an_earlier_longer_video_is_left(segmenter, tmp_path):
+    for count in (5, 2):
+        with video.write_video(tmp_path / "drive.mp4", (32, 64), fps=5) as add:
+            for i in range(count):
+                add(i / 5, draw_photo((32, 64)))
+        assert predict(segmenter, tmp_path / "drive.mp4", tmp_path / "out") == []
+    for kind in ("train_ids", "color"):
+        assert sorted(path.name for path in (tmp_path / "out" / kind).rglob("*.png")) == ["000000.png", "000001.png"]
+
+
 def test_a_video_with_a_damaged_part_keeps_its_other_frames(segmenter, tmp_path):
     with video.write_video(tmp_path / "drive.mp4", (32, 64), fps=5) as add:
         for i in range(8):
