@@ -11,13 +11,16 @@ from typing import IO
 
 import numpy as np
 from jaxtyping import Int32, Shaped, UInt8
-from PIL import BmpImagePlugin, Image, ImageMode, ImagePalette, TiffImagePlugin
+from PIL import Image, ImageMode, TiffImagePlugin
+
+from deeplab_jax.data.pillow_fixes import correct_decoding
 
 IMAGE_SUFFIXES = (".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LOSSY_SUFFIXES = (".avif", ".jfif", ".jp2", ".jpeg", ".jpg")
 MASK_SUFFIXES = (".bmp", ".gif", ".npy", ".png", ".tif", ".tiff", ".webp")
 
-BITS_PER_SAMPLE, ORIENTATION, SAMPLES_PER_PIXEL, EXTRA_SAMPLES, SAMPLE_FORMAT = 258, 274, 277, 338, 339  # TIFF and EXIF tags
+# TIFF and EXIF tags
+BITS_PER_SAMPLE, ORIENTATION, SAMPLES_PER_PIXEL, PLANES, EXTRA_SAMPLES, SAMPLE_FORMAT = 258, 274, 277, 284, 338, 339
 TRANSPOSED = frozenset((5, 6, 7, 8))  # EXIF orientations that swap width and height
 LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")
 LOSSY_MASKS = (
@@ -184,24 +187,8 @@ def _open_picture(file: IO[bytes]) -> Image.Image | None:
             return None
         raise
     _require_memory(picture.width, picture.height, len(picture.getbands()))
-    if isinstance(picture, BmpImagePlugin.BmpImageFile):
-        _correct_bits(picture, file)
+    correct_decoding(picture, file)
     return picture
-
-
-def _correct_bits(picture: BmpImagePlugin.BmpImageFile, file: IO[bytes]) -> None:
-    """Let Pillow read the palette indices of a BMP with the bits that its header gives.
-
-    Pillow reads 1 bit if the palette is black and white, and 8 bits if the colours are the indices.
-    """
-    file.seek(0)
-    header = file.read(30)
-    bits = int.from_bytes(header[24:26] if header[14] == 12 else header[28:30], "little")
-    if (picture.mode, bits) not in (("1", 4), ("1", 8), ("L", 1), ("L", 4)):
-        return
-    tile, greys = picture.tile[0], (0, 255) if picture.mode == "1" else range(2**bits)
-    picture._mode, picture.palette = "P", ImagePalette.raw("RGB", bytes(grey for grey in greys for _ in range(3)))
-    picture.tile = [tile._replace(args=(BmpImagePlugin.BIT2MODE[bits][1], *(tile.args or ())[1:]))]
 
 
 def _require_memory(width: int, height: int, bands: int) -> None:
@@ -258,13 +245,14 @@ def _require_opaque(last: Shaped[np.ndarray, "h w"], count: int, channels: int) 
 
 
 def _is_for_tifffile(picture: TiffImagePlugin.TiffImageFile, data: bytes, channels: int) -> bool:
-    """Return whether Pillow would drop bits, signs or bands of a TIFF, or divide its colours by the fourth band."""
+    """Return whether Pillow would drop bits, signs or bands of a TIFF, divide its colours by the fourth band, or fail."""
     bands, tags = _count_tiff_bands(picture), picture.tag_v2
     is_signed = tags.get(SAMPLE_FORMAT, 1) in (2, (2,))
     is_deep = bands > 1 and _count_tiff_bits(picture) > 8
     is_cut = bands > len(picture.getbands())
     is_divided = channels == 4 and tags.get(EXTRA_SAMPLES) in (1, (1,))
-    return is_signed or is_deep or is_cut or is_divided or _count_pages(picture, data) > 1
+    has_two_planes = bands == 2 and tags.get(PLANES) == 2
+    return is_signed or is_deep or is_cut or is_divided or has_two_planes or _count_pages(picture, data) > 1
 
 
 def _count_pages(picture: Image.Image, data: bytes) -> int:

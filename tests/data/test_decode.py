@@ -181,6 +181,18 @@ IMAGES = {
         (0, 1),
         np.uint8([[0, 0, 128], [255, 255, 0]])[..., None],
     ),
+    "tiff big-endian float, compressed": (
+        tiff(np.float32([[0, 0.25], [0.5, 1]]), byteorder=">", compression="zlib"),
+        1,
+        (0, 1),
+        np.uint8([[0, 64], [128, 255]])[..., None],
+    ),
+    "tiff 2 planes": (
+        tiff(np.moveaxis(RGB[..., :2], 2, 0), photometric="minisblack", planarconfig="separate", extrasamples=["unassalpha"]),
+        2,
+        (),
+        RGB[..., :2],
+    ),
     "tiff signed with a range": (tiff(np.int16([[-100, 0, 100]])), 1, (-100, 100), np.uint8([[0, 128, 255]])[..., None]),
 }
 
