@@ -233,6 +233,8 @@ def _read_bands(data: bytes, channels: int, *, is_exact: bool) -> Shaped[np.ndar
             is_transparent = channels == 4 and (picture.mode == "PA" or "transparency" in picture.info)
             picture = picture.convert("RGBA" if is_transparent else "RGB")
         values = np.asarray(picture)
+    if picture.mode == "I":  # Pillow takes unsigned integers of 32 bits for signed ones, which `_read_tiff` reads
+        values = values.view(np.uint32)
     return values if values.ndim == 3 else values[..., None]
 
 
@@ -333,9 +335,7 @@ def _scale_to_bytes(values: Shaped[np.ndarray, "h w c"], value_range: tuple[floa
         return np.rint(scaled.clip(0, 255)).astype(np.uint8)
     if values.dtype == np.uint8:
         return values
-    # Pillow reads 16-bit PNG files as 32-bit integers in some releases.
-    is_16_bit = values.dtype.kind in "ui" and values.dtype.itemsize > 1 and values.min() >= 0 and values.max() < 2**16
-    if values.dtype.newbyteorder("=") == np.uint16 or (values.dtype == np.int32 and is_16_bit):
+    if values.dtype.newbyteorder("=") == np.uint16:
         return (values >> 8).astype(np.uint8)
     raise FormatError(
         f"holds {values.dtype.name} values, which have no fixed range. "

@@ -193,6 +193,12 @@ IMAGES = {
         (),
         RGB[..., :2],
     ),
+    "tiff of 32 bits with a range": (
+        tiff(np.uint32([[0, 2**31, 2**32 - 1]])),
+        1,
+        (0, 2**32 - 1),
+        np.uint8([[0, 128, 255]])[..., None],
+    ),
     "tiff signed with a range": (tiff(np.int16([[-100, 0, 100]])), 1, (-100, 100), np.uint8([[0, 128, 255]])[..., None]),
 }
 
@@ -316,6 +322,8 @@ def test_masks_that_cannot_hold_ids_say_why(data, message):
         (several_sizes(0), 3, "has several pages of different sizes"),
         (tiff(np.float32([[0.5]])), 3, r"holds float32 values, which have no fixed range\. Set data\.value_range"),
         (tiff(np.int16([[5]])), 1, "holds int16 values"),
+        (tiff(np.int32([[5]])), 1, "holds int32 values"),
+        (tiff(np.uint32([[5]])), 1, "holds uint32 values"),
         (
             tiff(DEEP, planarconfig="contig", photometric="minisblack", extratags=[(274, 3, 1, 3, False)]),
             6,
