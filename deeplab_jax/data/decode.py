@@ -345,12 +345,21 @@ def _scale_to_bytes(values: Shaped[np.ndarray, "h w c"], value_range: tuple[floa
 
 def _require_lossless(picture: Image.Image, data: bytes) -> None:
     is_lossy_format = picture.format in ("JPEG", "MPO", "JPEG2000", "AVIF")
-    is_lossy_file = (picture.format == "WEBP" and b"VP8L" not in data[:64]) or (
+    is_lossy_file = (picture.format == "WEBP" and not _is_lossless_webp(data)) or (
         picture.format == "TIFF" and picture.info.get("compression") in LOSSY_TIFF
     )
     if is_lossy_format or is_lossy_file:
         name = f"lossy {picture.format}" if is_lossy_file else picture.format
         raise FormatError(f"is a {name} file. {LOSSY_MASKS}")
+
+
+def _is_lossless_webp(data: bytes) -> bool:
+    """Return whether the pixels are in a chunk of the lossless kind. A colour profile can come before it."""
+    start = 12  # after the header of the file
+    while (name := data[start : start + 4]) not in (b"VP8L", b"VP8 ", b""):
+        size = int.from_bytes(data[start + 4 : start + 8], "little")
+        start += 8 + size + size % 2
+    return name == b"VP8L"
 
 
 def _drop_equal_bands(values: UInt8[np.ndarray, "h w c"], *, has_alpha: bool) -> UInt8[np.ndarray, "h w"]:

@@ -246,6 +246,10 @@ MASKS = {
     "bmp black of 1 bit": (bmp(0 * IDS, 1, (0,)), 0 * IDS),
     "bmp grey of 8 bits with few colours": (bmp(GREY // 64, 8, range(4)), GREY // 64),
     "webp lossless": (save(Image.fromarray(grey3), format="WEBP", lossless=True), GREY),
+    "webp lossless with a colour profile": (
+        save(Image.fromarray(grey3), format="WEBP", lossless=True, icc_profile=bytes(101)),
+        GREY,
+    ),
     "gif": (save(palette_picture, format="GIF", optimize=False), GREY // 16),
 }
 
