@@ -5,6 +5,7 @@ from PIL import Image
 
 from deeplab_jax.data.importers import Notes, coco, reading, roboflow
 from deeplab_jax.data.importers.coco import NOT_LISTED, NOT_USED
+from deeplab_jax.data.importers.figures import read_mask_values
 from deeplab_jax.errors import DataError
 
 # Columns 1 and 2 of an image with 2 rows and 4 columns.
@@ -70,6 +71,11 @@ def test_panoptic_segments_are_the_pixels_with_their_id(tmp_path):
     write(tmp_path / "annotations/panoptic_train2017.json", [{"file_name": "a.png", "segments_info": segments}], images)
     (annotation,) = coco.read(tmp_path, Notes()).annotations
     assert draw(annotation, {"car": 1, "sky": 2}, size=(1, 2)) == ["12"]
+    Image.fromarray(ids[..., ::-1]).save(tmp_path / "annotations/panoptic_train2017/a.png")  # as OpenCV writes RGB arrays
+    (annotation,) = coco.read(tmp_path, Notes()).annotations
+    read_mask_values.cache_clear()
+    with pytest.raises(DataError, match=r"a\.png has no pixels with the id 260"):
+        draw(annotation, {"car": 1, "sky": 2}, size=(1, 2))
 
 
 @pytest.mark.parametrize("shared", ["", "images/", "C:\\Users\\dev\\"])
