@@ -77,8 +77,8 @@ def prepare(
       root: The data set folder, or tfds:NAME.
       out: The folder to create.
       splits: The splits to prepare.
-      label_kind: labelIds, labelTrainIds or color. Only needed if the kind detected from the file names and the first file's
-        header is wrong.
+      label_kind: labelIds, labelTrainIds or color. Only needed if ROOT/labels.json has none, and the kind detected from the
+        file names and the first file's header is wrong.
       data_dir: The TFDS data directory for tfds:NAME, if not the default.
       channels: The number of bands in the images. Use the same value as data.channels in training.
       value_range: The values in the files that become 0 and 255. Use the same values as data.value_range in training.
@@ -93,6 +93,8 @@ def prepare(
     _require_threads(threads)
     require_scheme(out, "--out")
     data = _make_data_config(root, label_kind, data_dir)
+    if label_kind == "auto" and (folder_labels := find_folder_labels(root)):
+        data.label_kind = folder_labels[0].label_kind or "auto"
     data.threads, data.channels, data.value_range = threads, channels, value_range or ()
     validate_fields(Config(data=data))
     share, console = choose_shard(shard, os.environ), make_console()

@@ -5,6 +5,7 @@ import io
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from typing import TextIO, TypeVar
 
@@ -24,6 +25,9 @@ def run_or_exit(program: Callable[[], T]) -> T:
     _replace_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a notebook's is not
         sys.stdout.reconfigure(errors="backslashreplace")
+    if not sys.warnoptions:
+        # Pillow warns about damaged metadata, which are not used, and about transparency, which is noted with a file's name.
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     try:
         return _explain_jax_errors(program)
     except DeeplabError as error:

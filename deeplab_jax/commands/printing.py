@@ -12,6 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from deeplab_jax.errors import summarize
 from deeplab_jax.labels import IGNORE, LabelSet, color_of
 from deeplab_jax.runtime.console import make_console
 
@@ -55,11 +56,10 @@ def show_report(console: Console, report: Mapping[str, Any], labels: LabelSet, o
         if not split["sizes"]:
             print_line(console, f"{name}: no sample can be read")
             continue
-        sizes = ", ".join(f"{size} ({n})" for size, n in list(split["sizes"].items())[:3])
-        more = f" and {len(split['sizes']) - 3} more sizes" if len(split["sizes"]) > 3 else ""
+        sizes = summarize((f"{size} ({n})" for size, n in split["sizes"].items()), 3)
         files = {"images": split["image_modes"], "labels": split["label_modes"]}
         modes = "".join(f"; {kind} of mode {', '.join(names)}" for kind, names in files.items() if names)
-        print_line(console, f"{name}: {sizes}{more}{modes}; {ignored_share(split)} of the pixels are ignored")
+        print_line(console, f"{name}: {sizes}{modes}; {ignored_share(split)} of the pixels are ignored")
     listed = f"{epath.Path(out) / 'check.json'} lists all of them." if out else ""
     show_problems(console, problems, listed or "Use --out DIR to list all of them in DIR/check.json.")
     for name in report["rare_classes"]:  # the training split

@@ -11,13 +11,16 @@ from typing import IO
 
 import numpy as np
 from jaxtyping import Int32, Shaped, UInt8
-from PIL import BmpImagePlugin, Image, ImageMode, ImagePalette, TiffImagePlugin
+from PIL import Image, ImageMode, TiffImagePlugin
+
+from deeplab_jax.data.pillow_fixes import correct_decoding
 
 IMAGE_SUFFIXES = (".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LOSSY_SUFFIXES = (".avif", ".jfif", ".jp2", ".jpeg", ".jpg")
 MASK_SUFFIXES = (".bmp", ".gif", ".npy", ".png", ".tif", ".tiff", ".webp")
 
-BITS_PER_SAMPLE, ORIENTATION, SAMPLES_PER_PIXEL, EXTRA_SAMPLES, SAMPLE_FORMAT = 258, 274, 277, 338, 339  # TIFF and EXIF tags
+# TIFF and EXIF tags
+BITS_PER_SAMPLE, ORIENTATION, SAMPLES_PER_PIXEL, PLANES, EXTRA_SAMPLES, SAMPLE_FORMAT = 258, 274, 277, 284, 338, 339
 TRANSPOSED = frozenset((5, 6, 7, 8))  # EXIF orientations that swap width and height
 LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")
 LOSSY_MASKS = (
@@ -184,24 +187,8 @@ def _open_picture(file: IO[bytes]) -> Image.Image | None:
             return None
         raise
     _require_memory(picture.width, picture.height, len(picture.getbands()))
-    if isinstance(picture, BmpImagePlugin.BmpImageFile):
-        _correct_bits(picture, file)
+    correct_decoding(picture, file)
     return picture
-
-
-def _correct_bits(picture: BmpImagePlugin.BmpImageFile, file: IO[bytes]) -> None:
-    """Let Pillow read the palette indices of a BMP with the bits that its header gives.
-
-    Pillow reads 1 bit if the palette is black and white, and 8 bits if the colours are the indices.
-    """
-    file.seek(0)
-    header = file.read(30)
-    bits = int.from_bytes(header[24:26] if header[14] == 12 else header[28:30], "little")
-    if (picture.mode, bits) not in (("1", 4), ("1", 8), ("L", 1), ("L", 4)):
-        return
-    tile, greys = picture.tile[0], (0, 255) if picture.mode == "1" else range(2**bits)
-    picture._mode, picture.palette = "P", ImagePalette.raw("RGB", bytes(grey for grey in greys for _ in range(3)))
-    picture.tile = [tile._replace(args=(BmpImagePlugin.BIT2MODE[bits][1], *(tile.args or ())[1:]))]
 
 
 def _require_memory(width: int, height: int, bands: int) -> None:
@@ -246,6 +233,8 @@ def _read_bands(data: bytes, channels: int, *, is_exact: bool) -> Shaped[np.ndar
             is_transparent = channels == 4 and (picture.mode == "PA" or "transparency" in picture.info)
             picture = picture.convert("RGBA" if is_transparent else "RGB")
         values = np.asarray(picture)
+    if picture.mode == "I":  # Pillow takes unsigned integers of 32 bits for signed ones, which `_read_tiff` reads
+        values = values.view(np.uint32)
     return values if values.ndim == 3 else values[..., None]
 
 
@@ -258,13 +247,14 @@ def _require_opaque(last: Shaped[np.ndarray, "h w"], count: int, channels: int) 
 
 
 def _is_for_tifffile(picture: TiffImagePlugin.TiffImageFile, data: bytes, channels: int) -> bool:
-    """Return whether Pillow would drop bits, signs or bands of a TIFF, or divide its colours by the fourth band."""
+    """Return whether Pillow would drop bits, signs or bands of a TIFF, divide its colours by the fourth band, or fail."""
     bands, tags = _count_tiff_bands(picture), picture.tag_v2
     is_signed = tags.get(SAMPLE_FORMAT, 1) in (2, (2,))
     is_deep = bands > 1 and _count_tiff_bits(picture) > 8
     is_cut = bands > len(picture.getbands())
     is_divided = channels == 4 and tags.get(EXTRA_SAMPLES) in (1, (1,))
-    return is_signed or is_deep or is_cut or is_divided or _count_pages(picture, data) > 1
+    has_two_planes = bands == 2 and tags.get(PLANES) == 2
+    return is_signed or is_deep or is_cut or is_divided or has_two_planes or _count_pages(picture, data) > 1
 
 
 def _count_pages(picture: Image.Image, data: bytes) -> int:
@@ -345,9 +335,7 @@ def _scale_to_bytes(values: Shaped[np.ndarray, "h w c"], value_range: tuple[floa
         return np.rint(scaled.clip(0, 255)).astype(np.uint8)
     if values.dtype == np.uint8:
         return values
-    # Pillow reads 16-bit PNG files as 32-bit integers in some releases.
-    is_16_bit = values.dtype.kind in "ui" and values.dtype.itemsize > 1 and values.min() >= 0 and values.max() < 2**16
-    if values.dtype.newbyteorder("=") == np.uint16 or (values.dtype == np.int32 and is_16_bit):
+    if values.dtype.newbyteorder("=") == np.uint16:
         return (values >> 8).astype(np.uint8)
     raise FormatError(
         f"holds {values.dtype.name} values, which have no fixed range. "
@@ -357,12 +345,21 @@ def _scale_to_bytes(values: Shaped[np.ndarray, "h w c"], value_range: tuple[floa
 
 def _require_lossless(picture: Image.Image, data: bytes) -> None:
     is_lossy_format = picture.format in ("JPEG", "MPO", "JPEG2000", "AVIF")
-    is_lossy_file = (picture.format == "WEBP" and b"VP8L" not in data[:64]) or (
+    is_lossy_file = (picture.format == "WEBP" and not _is_lossless_webp(data)) or (
         picture.format == "TIFF" and picture.info.get("compression") in LOSSY_TIFF
     )
     if is_lossy_format or is_lossy_file:
         name = f"lossy {picture.format}" if is_lossy_file else picture.format
         raise FormatError(f"is a {name} file. {LOSSY_MASKS}")
+
+
+def _is_lossless_webp(data: bytes) -> bool:
+    """Return whether the pixels are in a chunk of the lossless kind. A colour profile can come before it."""
+    start = 12  # after the header of the file
+    while (name := data[start : start + 4]) not in (b"VP8L", b"VP8 ", b""):
+        size = int.from_bytes(data[start + 4 : start + 8], "little")
+        start += 8 + size + size % 2
+    return name == b"VP8L"
 
 
 def _drop_equal_bands(values: UInt8[np.ndarray, "h w c"], *, has_alpha: bool) -> UInt8[np.ndarray, "h w"]:

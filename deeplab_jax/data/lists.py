@@ -76,8 +76,10 @@ def _make_relative(name: str, prefixes: Sequence[str], root_name: str, exists: C
       exists: A function that returns whether the root folder contains a file or folder.
     """
     name = name.replace("\\", "/")
-    for prefix in prefixes:
-        name = name.removeprefix(prefix)
+    top = name.partition("/")[0]
+    if top in ("", ".", "..") or not exists(top):  # otherwise, it is a folder in the root that is named like the root
+        for prefix in prefixes:
+            name = name.removeprefix(prefix)
     if name.startswith("/"):
         # DeepLab's lists for Cityscapes and VOC start names with a slash. An absolute path elsewhere has no such file in
         # `root`.

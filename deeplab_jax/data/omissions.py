@@ -51,7 +51,7 @@ def _find(picture: Image.Image, head: bytes, channels: int, value_range: tuple[f
     bits = count_bits(picture, head)
     if value_range:
         yield from _compare_with_range(picture, bits, *value_range)
-    elif bits > 8:
+    elif 8 < bits <= 16:  # those with more cannot be read without a range
         yield DEEP, DEEP_TEXT
     if channels in (1, 3) and picture.format != "TIFF" and has_transparent_pixels(picture):
         text = "has transparent pixels. The transparency is ignored, so they show the colours stored below it."

@@ -14,6 +14,7 @@ from deeplab_jax.data.folders import list_names
 from deeplab_jax.data.records import FORMAT, MANIFEST, SHARD, SIDECAR
 from deeplab_jax.errors import ConfigError
 from deeplab_jax.files import advise_on_write_error, write_atomically
+from deeplab_jax.runtime.machine import is_running
 
 # Matches temporary file names, which contain the id of the writing process. A temporary file is an unfinished manifest, sidecar
 # file or shard, or a finished shard that has not been renamed yet.
@@ -107,7 +108,7 @@ def remove_temporary_files(folder: epath.Path, splits: Sequence[str], names: Col
         match = TEMPORARY.fullmatch(path.name)
         if match and names is not None and match["name"] not in names:
             continue
-        if match and (not match["split"] or match["split"] in splits) and not _is_alive(int(match["pid"])):
+        if match and (not match["split"] or match["split"] in splits) and not is_running(int(match["pid"])):
             remove_file(path)
 
 
@@ -115,24 +116,6 @@ def _split_of(name: str) -> str:
     """Return the split name in a shard or sidecar file name, or "" for any other file name."""
     match = SIDECAR.fullmatch(name) or SHARD.fullmatch(name)
     return match["split"] if match else ""
-
-
-def _is_alive(process: int) -> bool:
-    """Return whether another process with this id is running on this machine.
-
-    On Windows, any id except our own counts as running, because `os.kill` would terminate the process.
-    """
-    if process == os.getpid():
-        return False
-    if os.name == "nt":
-        return True
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # the process belongs to a different user
-        return True
-    return True
 
 
 def remove_file(path: epath.Path) -> None:

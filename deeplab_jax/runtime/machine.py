@@ -1,4 +1,4 @@
-"""Count the usable CPU cores, identify the installed code, and configure how the C library reuses freed memory.
+"""Count the usable CPU cores, look up processes, identify the installed code, and set how the C library reuses freed memory.
 
 The functions about memory only affect glibc.
 """
@@ -24,6 +24,24 @@ _LARGEST_GAP, _SMALLEST_GAP = 128 << 20, 4096  # bytes
 def usable_cores() -> int:
     """Return the number of CPU cores available to this process. The machine itself might have more."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def is_running(process: int) -> bool:
+    """Return whether another process with this number is running on this machine.
+
+    On Windows, any number except our own counts as running, because `os.kill` would terminate the process.
+    """
+    if process == os.getpid():
+        return False
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # the process belongs to a different user
+        return True
+    return True
 
 
 def list_packages() -> dict[str, str]:

@@ -224,6 +224,15 @@ def test_a_missing_validation_split_is_an_error_as_in_training(own_data, monkeyp
     assert "or set --config.data.val_share=0.2 to hold out a fifth of the training images for validation." in output
 
 
+def test_records_have_the_label_kind_of_the_label_set_in_the_folder(own_data, monkeypatch, capsys):
+    for path in own_data.glob("target/*/*.png"):
+        Image.open(path).convert("RGB").save(path)  # ids saved as grey colours
+    assert run_cli(monkeypatch, capsys, "data", "labels", own_data, "--label-kind", "labelIds")[0] == 0
+    records = own_data / "records"
+    assert run_cli(monkeypatch, capsys, "data", "prepare", own_data, "--out", records, "--splits", "train")[0] == 0
+    assert json.loads((records / "records.json").read_text())["splits"]["train"]["kind"] == "labelIds"
+
+
 def test_the_label_set_comes_from_the_layout_or_the_flag(street_scenes, own_data, monkeypatch, capsys):
     code, output = run_cli(monkeypatch, capsys, "data", "check", street_scenes, "--splits", "val", "test")
     assert code == 0

@@ -6,6 +6,7 @@ import sys
 import tempfile
 
 import pytest
+from PIL import Image
 
 from deeplab_jax.commands.exit import run_or_exit
 from deeplab_jax.commands.main import parse
@@ -42,6 +43,18 @@ def test_a_setting_that_jax_refuses_is_one_line(name, value):
     result = run_code(code, **{name: value})
     assert result.returncode == 2
     assert result.stderr == f"error: `{name}` (='{value}') is refused by JAX. Correct or unset it.\n"
+
+
+def test_damaged_metadata_of_an_image_print_nothing(tmp_path):
+    exif = Image.Exif()
+    exif[271] = "the name of a camera"
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg", exif=exif.tobytes()[:-9])
+    program = "read_orientation(open('photo.jpg', 'rb'))"
+    code = f"from deeplab_jax.data.decode import *; from deeplab_jax.commands.exit import *; run_or_exit(lambda: {program})"
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environ)
+    assert result.stdout + result.stderr == ""
 
 
 def test_running_out_of_memory_is_one_line(capsys):

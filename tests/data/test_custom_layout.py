@@ -36,6 +36,16 @@ def test_custom_folders_named_like_a_split_do_not_form_the_training_split(tmp_pa
     assert len(find_samples(str(tmp_path / "places"), "train")) == 3
 
 
+def test_images_next_to_the_folders_of_the_splits_are_noted(tmp_path):
+    names = ("train/a.png", "b.png", "c.png")
+    save_images(tmp_path, *(f"{folder}/{name}" for folder in ("input", "target") for name in names))
+    (tmp_path / "input/notes.txt").touch()
+    samples = find_samples(str(tmp_path), "train")
+    assert samples.images == ("input/train/a.png",)
+    (note,) = samples.notes
+    assert note.startswith("Images next to the folder input/train are in no split (2, such as input/b.png).")
+
+
 def test_a_name_with_a_line_break_is_an_error(tmp_path):
     save_images(tmp_path, "input/train/a\nb.png", "target/train/a\nb.png")
     with pytest.raises(DataError, match=r"^The image name 'input/train/a\\nb\.png' contains a line break"):

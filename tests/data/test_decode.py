@@ -181,6 +181,24 @@ IMAGES = {
         (0, 1),
         np.uint8([[0, 0, 128], [255, 255, 0]])[..., None],
     ),
+    "tiff big-endian float, compressed": (
+        tiff(np.float32([[0, 0.25], [0.5, 1]]), byteorder=">", compression="zlib"),
+        1,
+        (0, 1),
+        np.uint8([[0, 64], [128, 255]])[..., None],
+    ),
+    "tiff 2 planes": (
+        tiff(np.moveaxis(RGB[..., :2], 2, 0), photometric="minisblack", planarconfig="separate", extrasamples=["unassalpha"]),
+        2,
+        (),
+        RGB[..., :2],
+    ),
+    "tiff of 32 bits with a range": (
+        tiff(np.uint32([[0, 2**31, 2**32 - 1]])),
+        1,
+        (0, 2**32 - 1),
+        np.uint8([[0, 128, 255]])[..., None],
+    ),
     "tiff signed with a range": (tiff(np.int16([[-100, 0, 100]])), 1, (-100, 100), np.uint8([[0, 128, 255]])[..., None]),
 }
 
@@ -228,6 +246,10 @@ MASKS = {
     "bmp black of 1 bit": (bmp(0 * IDS, 1, (0,)), 0 * IDS),
     "bmp grey of 8 bits with few colours": (bmp(GREY // 64, 8, range(4)), GREY // 64),
     "webp lossless": (save(Image.fromarray(grey3), format="WEBP", lossless=True), GREY),
+    "webp lossless with a colour profile": (
+        save(Image.fromarray(grey3), format="WEBP", lossless=True, icc_profile=bytes(101)),
+        GREY,
+    ),
     "gif": (save(palette_picture, format="GIF", optimize=False), GREY // 16),
 }
 
@@ -304,6 +326,8 @@ def test_masks_that_cannot_hold_ids_say_why(data, message):
         (several_sizes(0), 3, "has several pages of different sizes"),
         (tiff(np.float32([[0.5]])), 3, r"holds float32 values, which have no fixed range\. Set data\.value_range"),
         (tiff(np.int16([[5]])), 1, "holds int16 values"),
+        (tiff(np.int32([[5]])), 1, "holds int32 values"),
+        (tiff(np.uint32([[5]])), 1, "holds uint32 values"),
         (
             tiff(DEEP, planarconfig="contig", photometric="minisblack", extratags=[(274, 3, 1, 3, False)]),
             6,

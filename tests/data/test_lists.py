@@ -46,6 +46,15 @@ def test_names_can_start_with_a_slash_the_root_or_its_last_folder(read, tmp_path
     assert read(f"{tmp_path.name}/i/a.png") == [("i/a.png", "")]
 
 
+def test_a_folder_with_the_name_of_a_relative_root_is_not_the_root(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sets/day").mkdir(parents=True)
+    path = write_list(tmp_path / "sets/day", "sets/day/a.png")
+    assert list(read_list(path, epath.Path("sets/day"))) == [("a.png", "")]
+    (tmp_path / "sets/day/sets").mkdir()
+    assert list(read_list(path, epath.Path("sets/day"))) == [("sets/day/a.png", "")]
+
+
 def test_a_list_in_utf16_is_read(tmp_path):
     path = write_list(tmp_path, "")
     path.write_bytes("ü.png\r\n".encode("utf-16"))

@@ -210,13 +210,24 @@ def _read_shapes(
 
 def _is_box(segmentation: Any) -> bool:
     """Return whether an object has no outline: [], [[]], or the corners of its box as two points, which pycocotools accepts."""
+    if not segmentation:
+        return True
     rings = _list_rings(segmentation) if isinstance(segmentation, list) else [segmentation]
-    return not segmentation or all(isinstance(ring, list) and len(ring) in (0, 4) for ring in rings)
+    return all(isinstance(ring, list) and len(ring) in (0, 4) for ring in rings)
 
 
 def _list_rings(segmentation: list[Any]) -> list[Any]:
-    """Return the polygons of an object. Some tools write one polygon without the list around it, which pycocotools accepts."""
-    return [segmentation] if segmentation and isinstance(segmentation[0], (int, float)) else segmentation
+    """Return the polygons of an object, each as a list of x1, y1, x2, y2, ...
+
+    Some tools write one polygon without the list around it, which pycocotools accepts, or points as pairs.
+    """
+    is_single = not isinstance(segmentation[0], list) or all(isinstance(each, list) and len(each) == 2 for each in segmentation)
+    return [_flatten(ring) for ring in ([segmentation] if is_single else segmentation)]
+
+
+def _flatten(ring: Any) -> Any:
+    is_pairs = isinstance(ring, list) and all(isinstance(point, list) for point in ring)
+    return [value for point in ring for value in point] if is_pairs else ring
 
 
 def _make_figure(segmentation: Any, where: str, notes: Notes) -> Figure | None:

@@ -244,7 +244,10 @@ class FileRegion:
         if values.shape != (height, width):
             shapes = f"{values.shape[1]}x{values.shape[0]} pixels for an image of {width}x{height}"
             raise DataError(f"the mask {self.path} has {shapes}")
-        return values == self.value
+        region = values == self.value
+        if not region.any():  # for example, because red and blue are swapped
+            raise DataError(f"the mask {self.path} has no pixels with the id {self.value}")
+        return np.asarray(region)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

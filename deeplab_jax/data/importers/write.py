@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import glob
 import io
 import os
 import re
@@ -20,6 +21,7 @@ from deeplab_jax.data.importers.annotation import Annotation, AnnotationSet, Not
 from deeplab_jax.errors import ConfigError, DataError, one_line
 from deeplab_jax.files import advise_on_write_error, link_or_copy, report_write_errors, write_atomically
 from deeplab_jax.labels import IGNORE
+from deeplab_jax.runtime.machine import is_running
 
 EMPTY = "images without shapes (left out; --keep-empty keeps them as background)"
 SIZES = "images whose size is not that of their annotation (left out)"
@@ -67,15 +69,19 @@ class Drawing:
 def new_folder(out: Path) -> Iterator[Path]:
     """Yield a temporary folder next to `out`, and rename it to `out` when the block ends.
 
-    After an error the temporary folder is removed. If the process is killed, it stays, and the next call removes it.
+    After an error the temporary folder is removed. If the process is killed, it stays, and the next call removes it. Each
+    process has its own, so that of two imports to the same folder, the first to end is complete, and the other one fails.
 
     Raises:
       ConfigError: The folder cannot be written.
     """
-    part = out.parent / f".{out.name}.importing"
+    start = f".{out.name}.importing."
+    part = out.parent / f"{start}{os.getpid()}"
     try:
-        if part.exists():
-            shutil.rmtree(part)
+        for folder in out.parent.glob(f"{glob.escape(start)}*"):
+            process = folder.name.removeprefix(start)
+            if process.isdecimal() and not is_running(int(process)):
+                shutil.rmtree(folder)
         part.mkdir(parents=True)
         yield part
         part.replace(out)

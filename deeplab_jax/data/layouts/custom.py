@@ -5,7 +5,8 @@ import re
 
 from etils import epath
 
-from deeplab_jax.data.folders import list_folders
+from deeplab_jax.data.decode import IMAGE_SUFFIXES
+from deeplab_jax.data.folders import is_visible, list_folders, list_names, select
 from deeplab_jax.data.layouts.layout import Layout, Pairing
 from deeplab_jax.data.layouts.pairing import pair_by_name
 from deeplab_jax.data.split_names import SPLITS
@@ -34,7 +35,18 @@ def _list_pairs(root: epath.Path, split: str, kind: str) -> Pairing:
     folder = _find_folder(list_folders(root / "input"), split)
     pairing = pair_by_name(root, root / "input" / folder, root / "target" / folder)
     note = (f"The split {split} is the folder input/{folder}.",) if folder not in ("", split) else ()
-    return dataclasses.replace(pairing, notes=note + pairing.notes)
+    return dataclasses.replace(pairing, notes=note + pairing.notes + _note_loose_images(root, folder))
+
+
+def _note_loose_images(root: epath.Path, folder: str) -> tuple[str, ...]:
+    """Return a note on the images next to the folder of a split. Without such a folder, they are in the split."""
+    loose = sorted(select(filter(is_visible, list_names(root / "input")), IMAGE_SUFFIXES)) if folder else []
+    if not loose:
+        return ()
+    return (
+        f"Images next to the folder input/{folder} are in no split ({len(loose)}, such as input/{loose[0]}). Move them "
+        "into the folder of a split.",
+    )
 
 
 def _find_folder(folders: list[str], split: str) -> str:

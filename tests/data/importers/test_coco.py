@@ -5,6 +5,7 @@ from PIL import Image
 
 from deeplab_jax.data.importers import Notes, coco, reading, roboflow
 from deeplab_jax.data.importers.coco import NOT_LISTED, NOT_USED
+from deeplab_jax.data.importers.figures import read_mask_values
 from deeplab_jax.errors import DataError
 
 # Columns 1 and 2 of an image with 2 rows and 4 columns.
@@ -48,15 +49,16 @@ def test_polygons_of_an_object_are_united(tmp_path):
     assert notes.counts() == {reading.FEW_POINTS: 1}
 
 
-def test_a_polygon_without_a_list_around_it_is_read(tmp_path):
+POINTS = [[3, 0], [4, 0], [4, 2], [3, 2]]
+
+
+@pytest.mark.parametrize("segmentation", [[3, 0, 4, 0, 4, 2, 3, 2], POINTS, [POINTS]])
+def test_a_polygon_without_a_list_around_it_or_of_pairs_is_read(tmp_path, segmentation):
     pytest.importorskip("pycocotools")
     write_image(tmp_path / "a.png", 4, 2)
-    write(tmp_path / "train.json", [{"category_id": 7, "segmentation": [3, 0, 4, 0, 4, 2, 3, 2]}])
+    write(tmp_path / "train.json", [{"category_id": 7, "segmentation": segmentation}])
     (annotation,) = coco.read(tmp_path, Notes()).annotations
     assert draw(annotation, {"car": 1}, size=(2, 4)) == ["0001", "0001"]
-    write(tmp_path / "train.json", [{"category_id": 7, "segmentation": [3, 0, 1, 2]}])
-    (annotation,) = coco.read(tmp_path, Notes()).annotations
-    assert annotation.unusable == reading.ONLY_BOXES
 
 
 def test_panoptic_segments_are_the_pixels_with_their_id(tmp_path):
@@ -69,6 +71,11 @@ def test_panoptic_segments_are_the_pixels_with_their_id(tmp_path):
     write(tmp_path / "annotations/panoptic_train2017.json", [{"file_name": "a.png", "segments_info": segments}], images)
     (annotation,) = coco.read(tmp_path, Notes()).annotations
     assert draw(annotation, {"car": 1, "sky": 2}, size=(1, 2)) == ["12"]
+    Image.fromarray(ids[..., ::-1]).save(tmp_path / "annotations/panoptic_train2017/a.png")  # as OpenCV writes RGB arrays
+    (annotation,) = coco.read(tmp_path, Notes()).annotations
+    read_mask_values.cache_clear()
+    with pytest.raises(DataError, match=r"a\.png has no pixels with the id 260"):
+        draw(annotation, {"car": 1, "sky": 2}, size=(1, 2))
 
 
 @pytest.mark.parametrize("shared", ["", "images/", "C:\\Users\\dev\\"])
@@ -195,7 +202,7 @@ def test_an_image_can_be_listed_twice(tmp_path):
     assert len(coco.read(tmp_path, Notes()).annotations) == 2
 
 
-@pytest.mark.parametrize("segmentation", [[], [[]], [[0, 0, 4, 2]]])
+@pytest.mark.parametrize("segmentation", [[], [[]], [[0, 0, 4, 2]], [3, 0, 1, 2], [[3, 0], [1, 2]]])
 def test_a_box_has_no_outline(tmp_path, segmentation):
     write_image(tmp_path / "a.png", 4, 2)
     objects = [{"category_id": 7, "segmentation": COLUMNS}, {"category_id": 7, "segmentation": segmentation}]

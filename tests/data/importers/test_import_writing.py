@@ -151,9 +151,12 @@ def test_an_embedded_image_gets_the_suffix_of_its_format(tmp_path):
     assert (tmp_path / "out/input/train/a.jpg").read_bytes() == data
 
 
+DEAD_PROCESS = 2**22 + 1  # more than the largest number of a process on Linux
+
+
 def test_a_failed_or_killed_import_leaves_nothing_and_can_be_repeated(tmp_path):
     out = tmp_path / "out"
-    left_over = tmp_path / ".out.importing/input/train/a.png"
+    left_over = tmp_path / f".out.importing.{DEAD_PROCESS}/input/train/a.png"
     left_over.parent.mkdir(parents=True)
     left_over.write_text("from a killed import")
     with pytest.raises(ConfigError, match="Cannot write"), new_folder(out) as folder:
@@ -163,6 +166,18 @@ def test_a_failed_or_killed_import_leaves_nothing_and_can_be_repeated(tmp_path):
     with new_folder(out) as folder:
         (folder / "x").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "x"]
+
+
+def test_of_two_imports_to_one_folder_the_first_to_end_is_complete(tmp_path, monkeypatch):
+    first, second = (new_folder(tmp_path / "out") for _ in range(2))
+    (first.__enter__() / "x").touch()
+    monkeypatch.setattr(os, "getpid", os.getppid)
+    (second.__enter__() / "y").touch()
+    first.__exit__(None, None, None)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["x"]
+    with pytest.raises(ConfigError, match=r"Cannot write .*out: Directory not empty"):
+        second.__exit__(None, None, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_the_output_must_be_new_and_outside_of_the_root(tmp_path):
