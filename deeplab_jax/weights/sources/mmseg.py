@@ -187,15 +187,25 @@ def read_label_set(state: StateDict) -> LabelSet | None:
     matches = [labels for labels in (CITYSCAPES, VOC) if labels.names == names]
     if matches or not names:
         return matches[0] if matches else None
-    # With reduce_zero_label, as used for ADE20K, label value 0 is ignored and the first class has the value 1.
-    is_shifted = "reduce_zero_label=True" in _config_text(state)
-    ids, ignored = (tuple(range(1, len(names) + 1)), (0, IGNORE)) if is_shifted else ((), (IGNORE,))
+    ids, ignored = _read_ids(state, len(names))
     try:
         colors = tuple((int(r), int(g), int(b)) for r, g, b in palette)
         return LabelSet("imported", names, colors, ids, ignored, ignored_colors=())
     except ConfigError:
         # Some published palettes use the same colour for several classes, which `LabelSet` does not allow.
         return LabelSet("imported", names, distinct_colors(len(names)), ids, ignored)
+
+
+def _read_ids(state: StateDict, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the value of each of `count` classes in label files, and the ignored values."""
+    meta = state.meta.get("dataset_meta") or {}
+    # With reduce_zero_label, as used for ADE20K, label value 0 is ignored and the first class has the value 1.
+    first = int(meta.get("reduce_zero_label", "reduce_zero_label=True" in _config_text(state)))
+    # A network for some of a data set's classes has a label_map: the train id of each of them, or 255.
+    train_ids = {int(value): i for value, i in (meta.get("label_map") or {}).items()} or {i: i for i in range(count)}
+    ids = sorted((value for value, i in train_ids.items() if i != IGNORE), key=train_ids.__getitem__)
+    ignored = {*range(first), *(value + first for value in train_ids.keys() - ids), IGNORE}
+    return tuple(value + first for value in ids), tuple(sorted(ignored))
 
 
 def _config_text(state: StateDict) -> str:
