@@ -77,7 +77,9 @@ def test_the_size_of_test_images_is_a_note(pipeline):
 
     (note,) = read_notes(pipeline)
     assert note.startswith("mmsegmentation resizes images for these weights to fit into 2048x512 pixels. eval.py and predict")
-    assert not read_notes(pipeline.replace("512", "1024"))  # the size of Cityscapes' images
+    large = pipeline.replace("512", "1024")
+    assert not read_notes(f"dataset_type = 'CityscapesDataset'\n{large}")  # its images have this size
+    assert "2048x1024" in read_notes(large)[0]  # other images do not, although most configurations copy it
     for other in ("", "test_pipeline = 1", "test_pipeline = [1]", pipeline.replace("(2048, 512)", "512")):
         assert not read_notes(other)
 

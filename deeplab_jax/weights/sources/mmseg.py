@@ -166,10 +166,12 @@ def read_threshold(state: StateDict) -> float:
 
 def read_notes(state: StateDict) -> tuple[str, ...]:
     """Return what the configuration says that a config cannot express: the size to which test images are resized."""
-    pipeline = _parse_literals(_config_text(state)).get("test_pipeline")
+    text = _config_text(state)
+    unchanged = [2048, 1024] if "CityscapesDataset" in text else []  # the size of Cityscapes' images
+    pipeline = _parse_literals(text).get("test_pipeline")
     for step in pipeline if isinstance(pipeline, list) else ():
         size = (step.get("img_scale") or step.get("scale")) if isinstance(step, dict) else None
-        if isinstance(size, list) and size != [2048, 1024]:  # the size of Cityscapes' images
+        if isinstance(size, list) and size != unchanged:
             return (
                 f"mmsegmentation resizes images for these weights to fit into {'x'.join(map(str, size))} pixels. eval.py and "
                 "predict use them as they are",
