@@ -54,7 +54,7 @@ def test_our_layers_can_be_named():
         ({"reduce_zero_label": True}, (1, 2), (0, 255)),
         # Some classes of a data set, in another order.
         ({"label_map": {"0": 255, "1": 1, "2": 255, "3": 0}}, (3, 1), (0, 2, 255)),
-        ({"label_map": {"0": 255, "1": 1, "2": 0}, "reduce_zero_label": True}, (3, 2), (0, 1, 255)),
+        ({"label_map": {"0": -1, "1": 1, "2": 0}, "reduce_zero_label": True}, (3, 2), (0, 1, 255)),
     ],
 )
 def test_label_files_have_the_values_that_the_data_set_had(meta, ids, ignored):

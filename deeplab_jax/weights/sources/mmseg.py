@@ -202,10 +202,10 @@ def _read_ids(state: StateDict, count: int) -> tuple[tuple[int, ...], tuple[int,
     """Return the value of each of `count` classes in label files, and the ignored values."""
     meta = state.meta.get("dataset_meta") or {}
     # With reduce_zero_label, as used for ADE20K, label value 0 is ignored and the first class has the value 1.
-    first = int(meta.get("reduce_zero_label", "reduce_zero_label=True" in _config_text(state)))
-    # A network for some of a data set's classes has a label_map: the train id of each of them, or 255.
+    first = int(bool(meta.get("reduce_zero_label")) or "reduce_zero_label=True" in _config_text(state))
+    # A network for some of a data set's classes has a label_map: the train id of each of them, and 255 or -1 for the others.
     train_ids = {int(value): i for value, i in (meta.get("label_map") or {}).items()} or {i: i for i in range(count)}
-    ids = sorted((value for value, i in train_ids.items() if i != IGNORE), key=train_ids.__getitem__)
+    ids = sorted((value for value, i in train_ids.items() if i in range(count)), key=train_ids.__getitem__)
     ignored = {*range(first), *(value + first for value in train_ids.keys() - ids), IGNORE}
     return tuple(value + first for value in ids), tuple(sorted(ignored))
 
