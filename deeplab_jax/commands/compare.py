@@ -1,5 +1,7 @@
 """The `deeplab-jax compare` command."""
 
+import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -45,7 +47,8 @@ def compare(
         require_same_classes(compared, images)
         enable_compilation_cache()
         split = split or compared[0].config.eval.split
-        splits = [_open_split(run, split, root) for run in compared]
+        say = functools.cache(functools.partial(console.print, markup=False))  # runs on the same images have the same lines
+        splits = [_open_split(run, split, root, say) for run in compared]
         compared, better = evaluate_runs(compared, splits, images, console)
         source = f"All runs were evaluated on the {len(splits[0].names)} images of {split} for this page."
     print_table(compared, make_console(soft_wrap=False))
@@ -54,11 +57,12 @@ def compare(
         console.print(f"The page is {out}.", markup=False)
 
 
-def _open_split(run: "Run", split: str, root: str | None) -> "Split":
-    from deeplab_jax.commands.datasets import locate_data, open_evaluation_set
+def _open_split(run: "Run", split: str, root: str | None, say: Callable[[str], None]) -> "Split":
+    from deeplab_jax.commands.datasets import introduce, locate_data, open_evaluation_set
     from deeplab_jax.evaluation.protocol import on_one_device
     from deeplab_jax.pages.comparison import Split
 
     config = locate_data(on_one_device(run.config, split), root)
     samples, batches = open_evaluation_set(config)
+    introduce(split, samples, config.labels, say)
     return Split(config, samples.images, batches)

@@ -28,7 +28,7 @@ def report(
         raise ConfigError(f"`--images` (={images}) is negative. Use 0 or more.")
     require_page(out, "--out")
     from deeplab_jax.checkpoints.store import resolve, stored_config
-    from deeplab_jax.commands.datasets import describe_programs, locate_data, open_evaluation_set
+    from deeplab_jax.commands.datasets import describe_programs, introduce, locate_data, open_evaluation_set
     from deeplab_jax.evaluation.protocol import on_one_device
     from deeplab_jax.pages.report import write_report
     from deeplab_jax.runtime.compilation import enable_compilation_cache
@@ -41,6 +41,7 @@ def report(
     console.print(f"Checkpoint: {checkpoint}")
     config = locate_data(config, root)
     samples, batches = open_evaluation_set(config)
+    introduce(config.eval.split, samples, config.labels, console.print)
     if programs := describe_programs(config, samples):
         console.print(programs)
     write_report(config, run, checkpoint, out, batches(), samples.images, images, console)

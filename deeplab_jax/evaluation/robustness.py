@@ -236,13 +236,13 @@ def evaluate_corruptions(
                 batches = corrupt_batches(batches, name, severity, names, config.data.threads)
             totals = score(evaluator, variables, batches, lambda _, rows, __: progress.advance(task, len(rows)), names=names)
             require_labels(totals, config.eval.split)
-            results = dataclasses.replace(
-                results, cells={**results.cells, (name, severity): scores.summary(totals, config.labels)}
-            )
-            results = save(results)
+            cell = scores.summary(totals, config.labels)
+            results = save(dataclasses.replace(results, cells={**results.cells, (name, severity): cell}))
             what = f"{name}, severity {severity}" if severity else name
             seconds = time.monotonic() - start
             console.print(f"{number}/{len(missing)} {what}: mIoU {percent(results.miou(name, severity))} % ({seconds:.0f} s)")
+            if warning := scores.warn_of_infinite_logits(cell):
+                console.print(warning)
     return results
 
 

@@ -273,7 +273,10 @@ def evaluate_runs(
         variables = restore_model(str(run.checkpoint), like=each.config, given=run.name)
         totals = evaluate(each.config, variables, each.batches(), len(each.names), [disagreements.add], console, each.names)
         require_labels(totals, split)
-        scored.append(dataclasses.replace(run, scores=score_file.summary(totals, run.config.labels)))
+        scores = score_file.summary(totals, run.config.labels)
+        if warning := score_file.warn_of_infinite_logits(scores):
+            console.print(warning)
+        scored.append(dataclasses.replace(run, scores=scores))
     return scored, disagreements.by_winner()
 
 

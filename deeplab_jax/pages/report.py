@@ -61,6 +61,8 @@ def write_report(
     variables = restore_model(str(checkpoint), like=config, given=run)
     totals = evaluate(config, variables, batches, len(names), [worst.add], console)
     require_labels(totals, config.eval.split)
+    if warning := scores.warn_of_infinite_logits(scores.summary(totals, config.labels)):
+        console.print(warning)
     title, versions = f"{workdir.name}, step {checkpoint.name}", starts[-1].versions if starts else {}
     page = render_report(title, config, train, evaluations, totals, len(names), worst.examples(), versions, robustness)
     with write_atomically(epath.Path(out)) as file:

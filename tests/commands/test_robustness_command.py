@@ -1,10 +1,12 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 from conftest import read_log_rows, run_cli
 from etils import epath
 
+from deeplab_jax.checkpoints.store import restore_model, save_model, stored_config
 from deeplab_jax.commands.robustness import describe_settings
 from deeplab_jax.config import Config
 from deeplab_jax.data.image_files import ImageFiles
@@ -47,6 +49,16 @@ def test_clean_images_get_the_logged_score_and_finished_cells_are_kept(
     assert "has scores of another checkpoint (step 1, not " in output
     assert "Compiling" not in output
     assert path.read_bytes() == kept
+
+
+def test_logits_that_are_not_finite_are_reported(finished_run, street_scenes, tmp_path, monkeypatch, capsys):
+    variables = restore_model(str(finished_run))
+    variables["params"]["classifier"]["bias"][0] = np.nan
+    save_model(str(tmp_path / "broken"), stored_config(str(finished_run)), variables)
+    arguments = ("--root", street_scenes, "--out", tmp_path / "scores", "--severities", 5, "--corruptions", "contrast")
+    code, output = run_cli(monkeypatch, capsys, "robustness", tmp_path / "broken", *arguments)
+    assert code == 0, output
+    assert output.count("WARNING: Some logits are infinite or not a number") == 2  # clean and corrupted images
 
 
 def test_the_settings_have_whatever_changes_the_scores_and_nothing_else(tmp_path):

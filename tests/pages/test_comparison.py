@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from conftest import random_variables, run_cli, tiny_config
 
-from deeplab_jax.checkpoints.store import save_model, stored_config
+from deeplab_jax.checkpoints.store import restore_model, save_model, stored_config
 from deeplab_jax.config import Config, to_dict
 from deeplab_jax.errors import ConfigError, DataError
 from deeplab_jax.evaluation.evaluate import EvaluatedImage
@@ -143,6 +143,17 @@ def test_a_run_that_has_just_started_is_compared_without_an_evaluation(stored_ru
     assert code == 2
     assert "new has none yet. Use --images 0" in output
     assert not (tmp_path / "none.html").exists()
+
+
+def test_the_images_are_introduced_once_and_logits_that_are_not_finite_reported(stored_run, tmp_path, monkeypatch, capsys):
+    variables = restore_model(str(stored_run))
+    variables["params"]["classifier"]["bias"][0] = np.nan
+    save_model(str(tmp_path / "broken"), stored_config(str(stored_run)), variables)
+    page = tmp_path / "page.html"
+    code, output = run_cli(monkeypatch, capsys, "compare", stored_run, tmp_path / "broken", "--out", page)
+    assert code == 0, output
+    assert output.count("val: 3 samples from ") == 1
+    assert output.count("WARNING: Some logits are infinite or not a number") == 1
 
 
 def test_the_page_works_in_a_browser(chromium, stored_run, tmp_path, monkeypatch, capsys):

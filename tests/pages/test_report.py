@@ -6,6 +6,7 @@ from conftest import read_pixels, run_cli
 from etils import epath
 from rich.console import Console
 
+from deeplab_jax.checkpoints.store import restore_model, save_model, stored_config
 from deeplab_jax.config import Config
 from deeplab_jax.errors import DataError
 from deeplab_jax.evaluation.evaluate import EvaluatedImage
@@ -152,6 +153,16 @@ def test_the_report_page_works_in_a_browser(chromium, stored_run, tmp_path, monk
         tab.locator("summary").click()
         assert "backbone" in tab.locator("pre").inner_text()
         tab.close()
+
+
+def test_the_images_are_introduced_and_logits_that_are_not_finite_reported(stored_run, tmp_path, monkeypatch, capsys):
+    variables = restore_model(str(stored_run))
+    variables["params"]["classifier"]["bias"][0] = np.nan
+    save_model(str(tmp_path / "broken"), stored_config(str(stored_run)), variables)
+    code, output = run_cli(monkeypatch, capsys, "report", tmp_path / "broken", "--out", tmp_path / "report.html")
+    assert code == 0, output
+    assert "val: 3 samples from " in output
+    assert "WARNING: Some logits are infinite or not a number" in output
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ model = dict(
 """
 
 
-def read_facts(text):
-    """Return what is read from the configuration `text`, after all checks."""
-    state = StateDict("x.pth", {"decode_head.conv_seg.weight": np.zeros((19, 8, 1, 1), np.float32)}, {"cfg": text})
+def read_facts(text, **meta):
+    """Return what is read from the configuration `text` and further metadata, after all checks."""
+    state = StateDict("x.pth", {"decode_head.conv_seg.weight": np.zeros((19, 8, 1, 1), np.float32)}, {"cfg": text} | meta)
     SOURCES["mmseg"].check_settings(state)
     return SOURCES["mmseg"].read_facts(state, ModelConfig(), {})
 
@@ -46,6 +46,23 @@ def test_our_layers_can_be_named():
         assert read_facts(text)["model.output_stride"][0] == 16
 
 
+@pytest.mark.parametrize(
+    ("meta", "ids", "ignored"),
+    [
+        ({}, (0, 1), (255,)),
+        # Version 1.x has reduce_zero_label in its data sets' classes, so the configuration need not say it.
+        ({"reduce_zero_label": True}, (1, 2), (0, 255)),
+        # Some classes of a data set, in another order.
+        ({"label_map": {"0": 255, "1": 1, "2": 255, "3": 0}}, (3, 1), (0, 2, 255)),
+        ({"label_map": {"0": -1, "1": 1, "2": 0}, "reduce_zero_label": True}, (3, 2), (0, 1, 255)),
+    ],
+)
+def test_label_files_have_the_values_that_the_data_set_had(meta, ids, ignored):
+    meta = {"classes": ("a", "b"), "palette": [[1, 2, 3], [4, 5, 6]]} | meta
+    labels, _ = read_facts(MODEL, dataset_meta=meta)["labels"]
+    assert (labels.class_ids, labels.ignored_ids) == (ids, ignored)
+
+
 # In the versions 0.x and 1.x.
 PIPELINES = (
     "test_pipeline = [dict(type='MultiScaleFlipAug', img_scale=(2048, 512), transforms=[dict(type='Resize')])]",
@@ -60,7 +77,9 @@ def test_the_size_of_test_images_is_a_note(pipeline):
 
     (note,) = read_notes(pipeline)
     assert note.startswith("mmsegmentation resizes images for these weights to fit into 2048x512 pixels. eval.py and predict")
-    assert not read_notes(pipeline.replace("512", "1024"))  # the size of Cityscapes' images
+    large = pipeline.replace("512", "1024")
+    assert not read_notes(f"dataset_type = 'CityscapesDataset'\n{large}")  # its images have this size
+    assert "2048x1024" in read_notes(large)[0]  # other images do not, although most configurations copy it
     for other in ("", "test_pipeline = 1", "test_pipeline = [1]", pipeline.replace("(2048, 512)", "512")):
         assert not read_notes(other)
 

@@ -166,10 +166,12 @@ def read_threshold(state: StateDict) -> float:
 
 def read_notes(state: StateDict) -> tuple[str, ...]:
     """Return what the configuration says that a config cannot express: the size to which test images are resized."""
-    pipeline = _parse_literals(_config_text(state)).get("test_pipeline")
+    text = _config_text(state)
+    unchanged = [2048, 1024] if "CityscapesDataset" in text else []  # the size of Cityscapes' images
+    pipeline = _parse_literals(text).get("test_pipeline")
     for step in pipeline if isinstance(pipeline, list) else ():
         size = (step.get("img_scale") or step.get("scale")) if isinstance(step, dict) else None
-        if isinstance(size, list) and size != [2048, 1024]:  # the size of Cityscapes' images
+        if isinstance(size, list) and size != unchanged:
             return (
                 f"mmsegmentation resizes images for these weights to fit into {'x'.join(map(str, size))} pixels. eval.py and "
                 "predict use them as they are",
@@ -187,15 +189,25 @@ def read_label_set(state: StateDict) -> LabelSet | None:
     matches = [labels for labels in (CITYSCAPES, VOC) if labels.names == names]
     if matches or not names:
         return matches[0] if matches else None
-    # With reduce_zero_label, as used for ADE20K, label value 0 is ignored and the first class has the value 1.
-    is_shifted = "reduce_zero_label=True" in _config_text(state)
-    ids, ignored = (tuple(range(1, len(names) + 1)), (0, IGNORE)) if is_shifted else ((), (IGNORE,))
+    ids, ignored = _read_ids(state, len(names))
     try:
         colors = tuple((int(r), int(g), int(b)) for r, g, b in palette)
         return LabelSet("imported", names, colors, ids, ignored, ignored_colors=())
     except ConfigError:
         # Some published palettes use the same colour for several classes, which `LabelSet` does not allow.
         return LabelSet("imported", names, distinct_colors(len(names)), ids, ignored)
+
+
+def _read_ids(state: StateDict, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the value of each of `count` classes in label files, and the ignored values."""
+    meta = state.meta.get("dataset_meta") or {}
+    # With reduce_zero_label, as used for ADE20K, label value 0 is ignored and the first class has the value 1.
+    first = int(bool(meta.get("reduce_zero_label")) or "reduce_zero_label=True" in _config_text(state))
+    # A network for some of a data set's classes has a label_map: the train id of each of them, and 255 or -1 for the others.
+    train_ids = {int(value): i for value, i in (meta.get("label_map") or {}).items()} or {i: i for i in range(count)}
+    ids = sorted((value for value, i in train_ids.items() if i in range(count)), key=train_ids.__getitem__)
+    ignored = {*range(first), *(value + first for value in train_ids.keys() - ids), IGNORE}
+    return tuple(value + first for value in ids), tuple(sorted(ignored))
 
 
 def _config_text(state: StateDict) -> str:
