@@ -55,6 +55,7 @@ def test_a_run_resumed_after_ctrl_c_equals_an_uninterrupted_run(finished_run, st
             assert {name: resumed[name] for name in names} == {name: straight[name] for name in names}
 
 
+@pytest.mark.slow
 def test_evaluation_writes_scores_images_and_a_submission(finished_run, street_scenes, official_evaluation, tmp_path):
     flags = (f"--checkpoint={finished_run}", f"--output={tmp_path}/o", f"--submission={tmp_path}/s")
     output = run_program("eval.py", *flags, root=street_scenes)

@@ -77,6 +77,7 @@ def test_a_link_to_a_step_on_another_disk_is_kept(run, state, tmp_path):
     assert find_changed_files(tmp_path / "run/checkpoints/4") == []
 
 
+@pytest.mark.slow
 def test_runs_in_several_threads_save_and_load_at_the_same_time(run, tmp_path):
     def save(name):
         trees = {"model": {f"x{i}": jnp.full((50, 50), i) for i in range(20)}, "training": {"step": jnp.asarray(1)}}

@@ -105,6 +105,7 @@ def test_a_missing_or_wrong_root_is_reported(tmp_path):
         locate_data(tiny_config("there"), str(tmp_path / "nowhere"))
 
 
+@pytest.mark.slow
 def test_each_program_of_an_evaluation_is_compiled_once(tmp_path, monkeypatch):
     sizes = [(60, 33), (64, 20), (30, 300), (50, 50), (30, 310)]
     for i, size in enumerate(sizes):

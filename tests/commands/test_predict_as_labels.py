@@ -81,6 +81,7 @@ def test_the_summary_shows_each_class(predict):
     assert "Kept 100.0% of the pixels" in output
 
 
+@pytest.mark.slow
 def test_a_repeated_command_replaces_its_labels_but_no_others(root, predict):
     assert predict()[0] == 0
     (label, _) = sorted((root / "pseudo").rglob("*.png"))
@@ -95,6 +96,7 @@ def test_a_repeated_command_replaces_its_labels_but_no_others(root, predict):
     assert (root / "list" / "pseudo.lst").read_text() == before
 
 
+@pytest.mark.slow
 def test_without_a_probability_nine_tenths_are_required(segmenter, root, predict):
     assert predict(confidence=None)[0] == 0
     (name, *_) = find_split(DataConfig(root=str(root)), "pseudo").images
@@ -246,6 +248,7 @@ def read_split(root):
     return {str(path.relative_to(root)): path.read_bytes() for path in paths if path.is_file()}
 
 
+@pytest.mark.slow
 def test_shards_write_the_split_that_one_process_writes(root, predict):
     (root / "leftImg8bit" / "test" / "broken.png").write_text("not an image")
     assert predict()[0] == 1

@@ -106,6 +106,7 @@ def test_several_samples_in_one_batch_can_be_skipped(pairs, clean, tmp_path):
     assert len(messages) == 2
 
 
+@pytest.mark.slow
 def test_a_sample_that_disappears_during_a_run_is_skipped(pairs, intact, tmp_path):
     clean, _ = read_skipping(intact, allow=0, steps=60)
     data = DataConfig(batch_size=4, crop_size=(8, 10), max_unreadable=1, threads=2)

@@ -132,6 +132,7 @@ def test_training_can_start_at_a_later_step_and_yields_the_fingerprints_of_the_s
         np.testing.assert_array_equal(batch["fingerprint"], fingerprints[batch["index"]])
 
 
+@pytest.mark.slow
 def test_records_of_a_tfds_data_set_give_the_same_batches(pets, tmp_path):
     prepare_command("tfds:own_pets", str(tmp_path / "records"), ("train", "test[20%:]"), data_dir=str(pets[0]))
     for split in ("train", "test[20%:]"):

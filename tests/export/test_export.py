@@ -191,6 +191,7 @@ def test_a_file_of_the_first_version_is_read(segmenter):
     np.testing.assert_allclose(actual, expected, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 @one_network
 def test_a_loaded_file_can_be_pickled_copied_and_hashed_after_its_use(segmenter):
     network = evaluation_model(segmenter.config)
@@ -233,6 +234,7 @@ def test_a_file_with_different_logits_is_not_written(segmenter, checkpoint, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @one_network
 def test_a_file_is_compared_at_every_size(segmenter):
     def compute(images):

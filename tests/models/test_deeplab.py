@@ -176,6 +176,7 @@ def test_without_atrous_rates_only_the_1x1_branch_and_the_image_pooling_are_fuse
     assert logits.shape == (1, 3, 5, 3)
 
 
+@pytest.mark.slow
 def test_dilate_conv2_only_affects_basic_blocks():
     image = jnp.asarray(np.random.default_rng(1).normal(size=(1, 64, 64, 3)), jnp.float32)
     for depth, is_affected in (("four_blocks", True), ("seven_bottlenecks", False)):

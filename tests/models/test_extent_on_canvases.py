@@ -157,7 +157,7 @@ NETWORKS = {
     "efficientnet_lite0": tiny_model(backbone="efficientnet_lite0", output_stride=16),
     "xception": tiny_model(backbone="xception41", output_stride=16, decoder_width=8),
 }
-SLOW = ("decoder", "separable", "mobilenetv3", "mobilenetv2_vainf", "efficientnet_lite0")
+SLOW = ("decoder", "separable", "deep stem", "mobilenetv3", "mobilenetv2_vainf", "efficientnet_lite0")
 MARKS = dict.fromkeys(SLOW, pytest.mark.slow)
 MARKS["xception"] = pytest.mark.long
 

@@ -102,6 +102,7 @@ def test_steps_are_compiled_for_accelerators(accelerator, compiler, recipe, tmp_
     assert re.search(r"evaluation of 4 images \(32x64\), compiled in \d+ s for (NVIDIA H100|TPU v5 lite)", output)
 
 
+@pytest.mark.slow
 def test_a_plan_in_epochs_asks_for_the_number_of_images(recipe, monkeypatch, capsys):
     words = ("plan", "--config", f"{recipe}:0", "--devices", 1, "--no-compile", "--batch-size", 2)
     code, output = run_cli(monkeypatch, capsys, *words)

@@ -51,6 +51,7 @@ def test_sizes_within_a_factor_of_three_need_at_most_eight_programs(sizes):
     assert len(set(choose_standard_canvases(counts, compile_pixels=10**9).values())) <= 8
 
 
+@pytest.mark.slow
 def test_ten_thousand_sizes_take_little_time():
     rng = np.random.default_rng(0)
     counts = {tuple(size): 1 for size in rng.integers(100, 4000, (10_000, 2)).tolist()}

@@ -40,6 +40,7 @@ def test_a_program_without_a_standard_output_prints_nothing(monkeypatch):
     assert output.quiet
 
 
+@pytest.mark.slow
 def test_a_program_continues_when_its_output_is_on_a_full_disk(tmp_path):
     with open("/dev/full", "w") as full:
         result = subprocess.run(

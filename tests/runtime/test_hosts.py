@@ -119,6 +119,7 @@ def two_processes():
     return wait_for(*(start_python("-c", PROGRAM, address, 2, i, **variables) for i in range(2)))
 
 
+@pytest.mark.slow
 def test_two_processes_agree(two_processes):
     for _, output, errors in two_processes:
         result = json.loads(drop_gloo_lines(output)[-1] if drop_gloo_lines(output) else pytest.fail(errors))
@@ -137,6 +138,7 @@ def test_processes_that_disagree_print_the_difference_and_exit(two_processes):
         assert code == 2
 
 
+@pytest.mark.slow
 def test_processes_with_different_code_exit():
     address = f"localhost:{free_port()}"
     for code, _, errors in wait_for(*(start_python("-c", CODE_PROGRAM, address, i) for i in range(2))):

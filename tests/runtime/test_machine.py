@@ -37,6 +37,7 @@ def run(code, *args, **variables):
     ).stdout
 
 
+@pytest.mark.slow
 @only_glibc
 def test_a_step_reuses_the_memory_of_the_last_one():
     block = 3 * (200 << 20) // os.sysconf("SC_PAGE_SIZE")

@@ -40,6 +40,7 @@ with hosts.exit_on_error():
 """
 
 
+@pytest.mark.slow
 def test_all_processes_raise_the_error_of_one():
     address = f"localhost:{free_port()}"
     processes = [start_python("-c", PROGRAM, address, i, JAX_NUM_CPU_DEVICES="1") for i in range(2)]

@@ -56,6 +56,7 @@ def test_frozen_statistics_are_used_in_training_and_do_not_change_what_the_heads
     assert distance(*updates) > 0.1
 
 
+@pytest.mark.slow
 def test_one_image_is_enough_for_frozen_statistics():
     trainer = Trainer(optim=(("frozen", (".*/(mean|var)",)),))
     row = trainer.run(make_batch(n=1))

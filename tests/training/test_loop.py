@@ -159,6 +159,7 @@ def test_damaged_scores_of_a_finished_run_are_replaced(street_scenes, tmp_path, 
     assert json.loads(path.read_text()) == json.loads(text)
 
 
+@pytest.mark.slow
 def test_a_writer_that_fails_does_not_stop_the_run(street_scenes, tmp_path):
     (tmp_path / "tensorboard").write_text("not a folder")
     config, data, steps = open_data(street_scenes)
@@ -168,6 +169,7 @@ def test_a_writer_that_fails_does_not_stop_the_run(street_scenes, tmp_path):
     assert read_rows(tmp_path) == ROWS
 
 
+@pytest.mark.slow
 def test_a_run_in_a_thread_leaves_signals_alone(street_scenes, tmp_path):
     config, data, steps = open_data(street_scenes)
     handlers, results = [], []
@@ -182,6 +184,7 @@ def test_a_run_in_a_thread_leaves_signals_alone(street_scenes, tmp_path):
     assert handlers == [signal.SIG_DFL] * 2
 
 
+@pytest.mark.slow
 def test_log_txt_has_the_lines_of_the_console_with_their_date(street_scenes, tmp_path):
     config, data, steps = open_data(street_scenes)
     _, text = run(config, data, steps, tmp_path)

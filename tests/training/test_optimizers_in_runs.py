@@ -62,6 +62,7 @@ def test_a_run_is_the_same_on_more_devices(settings, devices):
     assert distance(other, change) < 1e-3
 
 
+@pytest.mark.slow
 def test_an_optimizer_that_stores_the_first_parameters_starts_from_pretrained_ones():
     config = tiny_config(optim=OptimConfig(name="cocob", frozen=("backbone",)))
     setup = set_up(config, 4)

@@ -95,10 +95,12 @@ def test_of_two_equal_steps_the_earlier_one_is_the_best(run, tmp_path, monkeypat
     assert resolve(str(tmp_path / "best")).name == "2"
 
 
+@pytest.mark.slow
 def test_more_checkpoints_are_kept_on_request(run):
     assert run(keep_last=1, keep_every=2, best_metric="iou/road")[3] == [1, 2, 4, 6]
 
 
+@pytest.mark.slow
 def test_a_run_without_evaluations_needs_no_split(run, tmp_path):
     is_finished, step, log, kept = run(evaluate=False)
     assert (is_finished, step, kept) == (True, 6, [5, 6])
