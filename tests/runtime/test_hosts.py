@@ -268,6 +268,7 @@ def test_the_watchdog_is_off_for_a_single_process_or_zero_seconds(monkeypatch):
             assert threading.active_count() == before
 
 
+@pytest.mark.slow
 def test_the_watchdog_ends_a_process_that_stalls():
     [(code, output, errors)] = wait_for(start_python("-c", WATCHDOG_PROGRAM, 20))
     assert code == HostError.exit_code
@@ -277,6 +278,7 @@ def test_the_watchdog_ends_a_process_that_stalls():
     assert errors.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_watchdog_ignores_the_time_in_which_the_process_is_paused():
     process = start_python("-c", WATCHDOG_PROGRAM, 0)
     assert process.stdout.readline() == "started\n"

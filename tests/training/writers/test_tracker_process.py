@@ -160,6 +160,7 @@ def test_a_resumed_run_has_every_row_once(tmp_path):
     assert calls[5:] == [(3, "eval", 0.3), (5, "train", 0.5), (4, "train", 0.44)]
 
 
+@pytest.mark.slow
 def test_the_images_of_a_repeated_evaluation_are_not_sent_again(tmp_path):
     rows = [{"step": 2, "kind": "eval", "loss": 0.2}]
     for step in (0, 1):
