@@ -57,7 +57,7 @@ def open_video(path: pathlib.Path) -> Iterator[Video]:
             raise DataError(f"{path} does not contain a video stream. Give a video file.")
         stream = container.streams.video[0]
         stream.thread_type = "SLICE"  # threads for frames can lose the last ones of a damaged video without an error
-        pixel_aspect = stream.sample_aspect_ratio or fractions.Fraction(1)
+        pixel_aspect = fractions.Fraction(stream.sample_aspect_ratio or 1)  # from PyAV 19 on, the ratio has a type of its own
         video = Video(float(stream.average_rate or 25), stream.frames, pixel_aspect, iter(()))
 
         def decode() -> Iterator[Any]:
