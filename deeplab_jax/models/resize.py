@@ -63,15 +63,16 @@ def resize_by_gather(
     """
     if not all(isinstance(size, int) for size in (*x.shape[1:3], height, width)):
         return resize_bilinear(x, height, width, align_corners=align_corners)
-    x = jnp.asarray(x)
+    resized = jnp.asarray(x)
     for axis, new_size in ((1, height), (2, width)):
         size = x.shape[axis]
         if size == new_size:
             continue
         low, fraction = sample_positions(np.arange(new_size), size, new_size, align_corners)
-        weight = np.expand_dims(fraction, [other for other in range(4) if other != axis]).astype(np.float32)
-        x = jnp.take(x, low, axis) * (1 - weight) + jnp.take(x, np.minimum(low + 1, size - 1), axis) * weight
-    return x
+        weight = np.expand_dims(fraction, tuple(other for other in range(4) if other != axis)).astype(np.float32)
+        high = np.minimum(low + 1, size - 1)
+        resized = jnp.take(resized, low, axis) * (1 - weight) + jnp.take(resized, high, axis) * weight
+    return resized
 
 
 def resize_each(

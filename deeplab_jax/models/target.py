@@ -34,5 +34,5 @@ def compiling_for(platform: str, images: int = 0, mesh: Mesh | None = None) -> A
 
 def get_target() -> Target:
     """Return the target that `compiling_for` selects, or else JAX's default device."""
-    device = jax.config.jax_default_device  # type: ignore[attr-defined]
+    device = jax.config.jax_default_device  # type: ignore[attr-defined, unused-ignore]
     return _TARGET.value or Target(getattr(device, "platform", device) or jax.default_backend())

@@ -27,13 +27,13 @@ def split_cpu_for(config: MeshConfig) -> None:
     """
     devices = config.data * config.spatial
     is_set_by_user = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if devices <= usable_cores() and not is_set_by_user and runs_on_cpu(jax.config.jax_platforms):  # type: ignore[attr-defined]
+    if devices <= usable_cores() and not is_set_by_user and runs_on_cpu(jax.config.jax_platforms):  # type: ignore[attr-defined, unused-ignore]
         split_cpu(devices)
 
 
 def split_cpu(devices: int) -> None:
     """Let JAX divide the CPU into `devices` devices. This does nothing if JAX has been initialised or has as many."""
-    if devices > max(jax.config.jax_num_cpu_devices, 1):  # type: ignore[attr-defined]
+    if devices > max(jax.config.jax_num_cpu_devices, 1):  # type: ignore[attr-defined, unused-ignore]
         with contextlib.suppress(RuntimeError):  # raised if JAX is already initialised
             jax.config.update("jax_num_cpu_devices", devices)
 
