@@ -14,7 +14,7 @@ def correct_decoding(picture: Image.Image, file: IO[bytes]) -> None:
     """
     if isinstance(picture, BmpImagePlugin.BmpImageFile):
         _correct_bits(picture, file)
-    elif isinstance(picture, TiffImagePlugin.TiffImageFile) and picture.mode == "F":
+    elif isinstance(picture, TiffImagePlugin.TiffImageFile):
         _correct_byte_order(picture)
 
 
@@ -34,10 +34,11 @@ def _correct_bits(picture: BmpImagePlugin.BmpImageFile, file: IO[bytes]) -> None
 
 
 def _correct_byte_order(picture: TiffImagePlugin.TiffImageFile) -> None:
-    """Read the floats of a compressed TIFF in this machine's byte order, in which libtiff returns them.
+    """Read the values of a compressed TIFF in this machine's byte order, in which libtiff returns them.
 
-    Pillow reads them in the byte order of the file.
+    Pillow reads floats and signed integers in the byte order of the file.
     """
     tile = picture.tile[0]
-    if tile.codec_name == "libtiff":
-        picture.tile = [tile._replace(args=("F;32NF", *(tile.args or ())[1:]))]
+    native = {"F;32BF": "F;32NF", "I;16BS": "I;16NS", "I;32BS": "I;32NS"}
+    if tile.codec_name == "libtiff" and isinstance(tile.args, tuple) and tile.args[0] in native:
+        picture.tile = [tile._replace(args=(native[tile.args[0]], *tile.args[1:]))]

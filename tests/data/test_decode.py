@@ -233,6 +233,8 @@ MASKS = {
     "tiff 16 bits": (tiff(GREY.astype(np.uint16)), GREY),
     "tiff palette": (save(palette_picture, format="TIFF"), GREY // 16),
     "tiff 32 bits": (tiff(GREY.astype(np.int32)), GREY),
+    "tiff big-endian of 16 bits, compressed": (tiff(GREY.astype(np.int16), byteorder=">", compression="zlib"), GREY),
+    "tiff big-endian of 32 bits, compressed": (tiff(GREY.astype(np.int32), byteorder=">", compression="zlib"), GREY),
     "bmp grey": (save(Image.fromarray(GREY), format="BMP"), GREY),
     "bmp palette": (save(palette_picture, format="BMP"), GREY // 16),
     "bmp 1 bit": (bmp(IDS, 1, (0, 255)), IDS),
