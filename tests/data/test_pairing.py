@@ -33,6 +33,43 @@ def test_masks_are_found_by_the_one_rule_that_fits_all(pair, mask):
     assert bool(pairing.notes) == (not mask.startswith("{0}.") or mask.count(".") == 2)
 
 
+@pytest.mark.parametrize(
+    ("images", "masks", "pattern"),
+    [
+        (("img_1", "img_10", "img_2"), ("mask_1", "mask_10", "mask_2"), "mask_NAME.png where images are named img_NAME"),
+        (("1_sat", "2_sat"), ("1_mask", "2_mask"), "NAME_mask.png where images are named NAME_sat"),  # DeepGlobe
+        (
+            ("a/frame_01_rgb", "b/frame_02_rgb"),
+            ("a/frame_01_seg", "b/frame_02_seg"),
+            "NAME_seg.png where images are named NAME_rgb",
+        ),
+        (("photo07",), ("mask07",), "maskNAME.png where images are named photoNAME"),
+        (("anna", "bob"), ("anna_GT", "bob_GT"), "IMAGE_GT.png"),
+        (("car", "cat"), ("gt-car", "gt-cat"), "gt-IMAGE.png"),  # their common beginning is no word
+        (("2007_01", "2007_02"), ("2007_01-m", "2007_02-m", "2008_01-m"), "IMAGE-m.png"),  # one mask has no image
+    ],
+)
+def test_other_beginnings_and_ends_of_names_are_exchanged(pair, images, masks, pattern):
+    pairing = pair([f"{name}.jpg" for name in images], [f"{name}.PNG" for name in masks])
+    expected = zip(images, masks[: len(images)], strict=True)
+    assert pairing.pairs == tuple((f"input/{image}.jpg", f"target/{mask}.PNG") for image, mask in expected)
+    assert pairing.notes[0].startswith(f"Masks are named {pattern}, such as target/{masks[0]}.PNG for input/{images[0]}.jpg.")
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        (("img_1", "img_2"), ("mask_1", "mask_3")),
+        (("1", "2", "3"), ("10", "20", "30")),  # ends are words, not digits
+        (("a1", "a2"), ("b11", "b12")),
+        (("anna",), ("bob",)),
+    ],
+)
+def test_names_that_do_not_fit_all_images_are_not_exchanged(pair, images, masks):
+    with pytest.raises(DataError, match=rf"The mask of {images[0]}\.jpg must be named {images[0]}\.png"):
+        pair([f"{name}.jpg" for name in images], [f"{name}.png" for name in masks])
+
+
 def test_a_missing_mask_has_the_name_that_it_should_have(pair):
     assert pair(["a.jpg", "b.jpg"], ["a.png"]).pairs[1] == ("input/b.jpg", "target/b.png")
 
@@ -93,7 +130,7 @@ def test_linked_folders_are_followed_once(pair, tmp_path):
     assert [image for image, _ in pairing.pairs] == ["input/a.jpg", "input/linked/x.jpg"]
 
 
-@pytest.mark.parametrize("mask", ["m/{0}.png", "m/{0}_mask.png", "{0}.jpg.png"])
+@pytest.mark.parametrize("mask", ["m/{0}.png", "m/{0}_mask.png", "{0}.jpg.png", "m/mask_{0}.png"])
 def test_masks_with_the_names_of_other_images_are_noted(mask):
     def pair(*masks):
         return [(f"i/{image}.jpg", mask.format(each)) for image, each in zip(("a1", "a2", "a10"), masks, strict=True)]

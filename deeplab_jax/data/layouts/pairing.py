@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import posixpath
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from etils import epath
 
@@ -45,8 +45,9 @@ def pair_by_name(root: epath.Path, images: epath.Path, labels: epath.Path) -> Pa
     """Return (image, label) pairs from two folders, matching files by relative path without the suffix.
 
     If no mask has its image's name, other ways to name masks are tried (see `RULES`). One of them is used if it finds a mask
-    for every image. An image without a mask is paired with the name that the mask should have. If the label folder contains no
-    masks at all, the split has no labels.
+    for every image. If none finds any, the beginnings and ends that the names have in common are exchanged, so that img_1.jpg
+    is paired with mask_1.png. An image without a mask is paired with the name that the mask should have. If the label folder
+    contains no masks at all, the split has no labels.
 
     Raises:
       DataError: No rule finds any mask, several rules find a mask for every image, or two masks differ only in their suffix.
@@ -104,6 +105,9 @@ def _choose_rule(labels: epath.Path, names: Sequence[str], masks: dict[str, str]
     count, rule = max(hits, key=lambda hit: hit[0])
     if complete or count:
         return complete[0] if complete else rule
+    derived = _derive_rule([stem for stem, _ in images], masks)
+    if derived:
+        return derived
     stem, suffix = images[0]
     near = difflib.get_close_matches(stem, masks.values(), n=1, cutoff=0)
     raise DataError(
@@ -112,11 +116,56 @@ def _choose_rule(labels: epath.Path, names: Sequence[str], masks: dict[str, str]
     )
 
 
+def _derive_rule(images: Sequence[str], masks: Collection[str]) -> Rule | None:
+    """Return a rule that exchanges the common ends of the images' names for those of the masks', if it fits all images.
+
+    Args:
+      images: The images' paths without the suffix.
+      masks: The masks' normalised paths without the suffix.
+    """
+    (start, end), (new_start, new_end) = map(_find_common_ends, (images, masks))
+    # The beginnings are only exchanged if needed, because the names of masks without an image can have another one.
+    rules = (_exchange_ends(("", end), ("", new_end)), _exchange_ends((start, end), (new_start, new_end)))
+    return next((rule for rule in rules if all(rule.stem(stem, "") in masks for stem in images)), None)
+
+
+def _exchange_ends(old: tuple[str, str], new: tuple[str, str]) -> Rule:
+    """Return the rule for masks that have the beginning and the end `new` where images have `old`."""
+
+    def exchange(stem: str, _: str) -> str:
+        folder, name = posixpath.split(_normalize(stem))
+        return posixpath.join(folder, new[0] + name.removeprefix(old[0]).removesuffix(old[1]) + new[1])
+
+    if old == ("", ""):
+        return Rule(f"{new[0]}IMAGE{new[1]}.png", exchange)
+    return Rule(f"{new[0]}NAME{new[1]}.png where images are named {old[0]}NAME{old[1]}", exchange)
+
+
+def _find_common_ends(stems: Iterable[str]) -> tuple[str, str]:
+    """Return the beginning and the end that the names of all files have in common, each made of whole words."""
+    names = [posixpath.basename(_normalize(stem)) for stem in stems]
+    start = _find_common_start(names)
+    return start, _find_common_start([name.removeprefix(start)[::-1] for name in names])[::-1]
+
+
+def _find_common_start(names: Sequence[str]) -> str:
+    start = names[0]
+    while start and not all(name.startswith(start) and _is_boundary(start[-1], name[len(start) :]) for name in names):
+        start = start[:-1]
+    return start
+
+
+def _is_boundary(last: str, rest: str) -> bool:
+    """Return whether a word ends between a character and the rest of a name: after a separator, or before a digit."""
+    return bool(rest) and (not last.isalnum() or (last.isalpha() and rest[0].isdigit()))
+
+
 def note_swapped_masks(pairs: Sequence[Pair]) -> tuple[str, ...]:
     """Return a note if masks of a list have the names of other images, as in lists made from folders in different orders."""
     images = [posixpath.splitext(posixpath.basename(image)) for image, _ in pairs]
     masks = [posixpath.splitext(posixpath.basename(mask))[0] for _, mask in pairs]
-    for rule in RULES:
+    derived = _derive_rule([stem for stem, _ in images], set(masks))
+    for rule in (*RULES, *([derived] if derived else [])):
         expected = [rule.stem(*image) for image in images]
         if expected == masks:
             return ()
