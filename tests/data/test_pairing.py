@@ -140,6 +140,7 @@ def test_masks_with_the_names_of_other_images_are_noted(mask):
     assert note.startswith(f"2 of 3 images have a mask with the name of another image: {first}.")
     assert note_swapped_masks(pair("a1", "a2", "a10")) == ()
     assert note_swapped_masks(pair("b1", "b3", "b2")) == ()  # names that say nothing
+    assert note_swapped_masks([]) == ()
 
 
 def test_images_with_one_name_in_different_folders_are_no_mistake():

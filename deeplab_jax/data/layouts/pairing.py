@@ -149,7 +149,7 @@ def _find_common_ends(stems: Iterable[str]) -> tuple[str, str]:
 
 
 def _find_common_start(names: Sequence[str]) -> str:
-    start = names[0]
+    start = min(names, key=len, default="")
     while start and not all(name.startswith(start) and _is_boundary(start[-1], name[len(start) :]) for name in names):
         start = start[:-1]
     return start
