@@ -59,13 +59,13 @@ def test_other_beginnings_and_ends_of_names_are_exchanged(pair, images, masks, p
 @pytest.mark.parametrize(
     ("images", "masks"),
     [
-        (("img_1", "img_2"), ("mask_1", "mask_3")),
+        (("img_1", "img_2"), ("mask_3", "mask_4")),
         (("1", "2", "3"), ("10", "20", "30")),  # ends are words, not digits
         (("a1", "a2"), ("b11", "b12")),
         (("anna",), ("bob",)),
     ],
 )
-def test_names_that_do_not_fit_all_images_are_not_exchanged(pair, images, masks):
+def test_names_that_fit_no_image_are_not_exchanged(pair, images, masks):
     with pytest.raises(DataError, match=rf"The mask of {images[0]}\.jpg must be named {images[0]}\.png"):
         pair([f"{name}.jpg" for name in images], [f"{name}.png" for name in masks])
 
@@ -76,6 +76,10 @@ def test_a_missing_mask_has_the_name_that_it_should_have(pair):
 
 def test_a_missing_mask_is_named_by_the_rule_that_fits_most(pair):
     assert pair(["a.jpg", "b.jpg", "c.jpg"], ["a_mask.png", "b_mask.png"]).pairs[2][1] == "target/c_mask.png"
+
+
+def test_a_missing_mask_is_named_by_the_exchange_that_fits_most(pair):
+    assert pair(["im1.jpg", "im2.jpg", "im3.jpg"], ["gt1.png", "gt3.png"]).pairs[1][1] == "target/gt2.png"
 
 
 def test_masks_that_fit_by_two_rules_are_an_error(pair):

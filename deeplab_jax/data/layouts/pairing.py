@@ -95,19 +95,20 @@ def _index_masks(folder: str, names: Iterable[str]) -> dict[str, str]:
 
 def _choose_rule(labels: epath.Path, names: Sequence[str], masks: dict[str, str]) -> Rule:
     images = [posixpath.splitext(name) for name in names]
-    hits = [(sum(_normalize(rule.stem(*image)) in masks for image in images), rule) for rule in RULES]
+    hits = [(_count_masks(rule, images, masks), rule) for rule in RULES]
     complete = [rule for count, rule in hits if count == len(images)]
     if len(complete) > 1:
         patterns = " and ".join(rule.pattern for rule in complete)
         raise DataError(
             f"{labels} holds several masks for each image ({patterns}, where IMAGE is the image's name). Keep only one of them."
         )
+    if complete:
+        return complete[0]
+    if not any(count for count, _ in hits):
+        hits = [(_count_masks(rule, images, masks), rule) for rule in _derive_rules([stem for stem, _ in images], masks)]
     count, rule = max(hits, key=lambda hit: hit[0])
-    if complete or count:
-        return complete[0] if complete else rule
-    derived = _derive_rule([stem for stem, _ in images], masks)
-    if derived:
-        return derived
+    if count:
+        return rule
     stem, suffix = images[0]
     near = difflib.get_close_matches(stem, masks.values(), n=1, cutoff=0)
     raise DataError(
@@ -116,17 +117,21 @@ def _choose_rule(labels: epath.Path, names: Sequence[str], masks: dict[str, str]
     )
 
 
-def _derive_rule(images: Sequence[str], masks: Collection[str]) -> Rule | None:
-    """Return a rule that exchanges the common ends of the images' names for those of the masks', if it fits all images.
+def _count_masks(rule: Rule, images: Sequence[tuple[str, str]], masks: Collection[str]) -> int:
+    """Return how many images, given as (path without suffix, suffix), have the mask that a rule names."""
+    return sum(_normalize(rule.stem(*image)) in masks for image in images)
+
+
+def _derive_rules(images: Iterable[str], masks: Iterable[str]) -> tuple[Rule, Rule]:
+    """Return rules that exchange what the images' names have in common for what the masks' have.
 
     Args:
       images: The images' paths without the suffix.
-      masks: The masks' normalised paths without the suffix.
+      masks: The masks' paths without the suffix.
     """
     (start, end), (new_start, new_end) = map(_find_common_ends, (images, masks))
-    # The beginnings are only exchanged if needed, because the names of masks without an image can have another one.
-    rules = (_exchange_ends(("", end), ("", new_end)), _exchange_ends((start, end), (new_start, new_end)))
-    return next((rule for rule in rules if all(rule.stem(stem, "") in masks for stem in images)), None)
+    # The first keeps the beginnings, because masks without an image can have another one.
+    return _exchange_ends(("", end), ("", new_end)), _exchange_ends((start, end), (new_start, new_end))
 
 
 def _exchange_ends(old: tuple[str, str], new: tuple[str, str]) -> Rule:
@@ -164,8 +169,8 @@ def note_swapped_masks(pairs: Sequence[Pair]) -> tuple[str, ...]:
     """Return a note if masks of a list have the names of other images, as in lists made from folders in different orders."""
     images = [posixpath.splitext(posixpath.basename(image)) for image, _ in pairs]
     masks = [posixpath.splitext(posixpath.basename(mask))[0] for _, mask in pairs]
-    derived = _derive_rule([stem for stem, _ in images], set(masks))
-    for rule in (*RULES, *([derived] if derived else [])):
+    derived = _derive_rules([stem for stem, _ in images], masks)
+    for rule in (*RULES, *(rule for rule in derived if _count_masks(rule, images, set(masks)) == len(images))):
         expected = [rule.stem(*image) for image in images]
         if expected == masks:
             return ()
