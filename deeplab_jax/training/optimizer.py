@@ -59,7 +59,8 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     schedule = make_schedule(config, steps)
     try:
         optimizer = _make_muon(config, schedule) if config.name == "muon" else make(learning_rate=schedule, **options)
-        _, state = jax.eval_shape(lambda x: optimizer.update(x, optimizer.init(x), x), {"kernel": jnp.zeros((1, 1, 1, 1))})
+        kernel = {"kernel": jnp.zeros((1, 1, 2, 1))}  # a matrix for Muon
+        _, state = jax.eval_shape(lambda x: optimizer.update(x, optimizer.init(x), x), kernel)
         _require_schedule(state)
     except (TypeError, ValueError, ArithmeticError, LookupError) as error:
         what, values = f"`optim.name` (={config.name!r}) cannot be used here", ""
