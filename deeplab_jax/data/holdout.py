@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import re
+from fractions import Fraction
 
 from deeplab_jax.data.samples import Samples
 from deeplab_jax.errors import ConfigError
@@ -42,8 +43,9 @@ def hold_out(samples: Samples, share: float, group: str, *, is_validation: bool,
     for name in names:
         sizes[name] += 1
     count = 0
+    wanted = Fraction(str(share)) * len(names)  # the decimal number that the user wrote
     for name in order[:-1]:
-        if count >= share * len(names):
+        if count >= wanted:
             break
         held_out.add(name)
         count += sizes[name]
@@ -58,7 +60,7 @@ def hold_out(samples: Samples, share: float, group: str, *, is_validation: bool,
     )
     return dataclasses.replace(
         samples,
-        notes=samples.notes + ((note,) if group and is_validation and count > TOO_MANY * share * len(names) else ()),
+        notes=samples.notes + ((note,) if group and is_validation and count > TOO_MANY * wanted else ()),
         images=tuple(samples.images[i] for i in rows),
         labels=tuple(samples.labels[i] for i in rows) if samples.labels else (),
         store=samples.store.select(rows),

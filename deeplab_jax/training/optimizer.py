@@ -33,7 +33,7 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     p -= lr(step) * m.
 
     Raises:
-      ConfigError: The optimizer or schedule does not exist, or the optimizer does not accept one of the options.
+      ConfigError: The optimizer or schedule does not exist, or the optimizer does not accept one of the options or its value.
     """
     make, accepted = _find_optimizer(config.name)
     options: dict[str, Any] = dict(config.options)
@@ -59,13 +59,14 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     schedule = make_schedule(config, steps)
     try:
         optimizer = _make_muon(config, schedule) if config.name == "muon" else make(learning_rate=schedule, **options)
-        _, state = jax.eval_shape(lambda x: optimizer.update(x, optimizer.init(x), x), {"kernel": jnp.zeros((1, 1, 1, 1))})
+        kernel = {"kernel": jnp.zeros((1, 1, 2, 1))}  # a matrix for Muon
+        _, state = jax.eval_shape(lambda x: optimizer.update(x, optimizer.init(x), x), kernel)
         _require_schedule(state)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"`optim.name` (={config.name!r}) cannot be used here ({one_line(error)}). Choose a different optimizer, such "
-            f"as {_EXAMPLES}."
-        ) from None
+    except (TypeError, ValueError, ArithmeticError, LookupError) as error:
+        what, values = f"`optim.name` (={config.name!r}) cannot be used here", ""
+        if config.options:
+            what, values = f"`optim.options` (={config.options!r}) cannot be used with optax.{config.name}", "other values, or "
+        raise ConfigError(f"{what} ({one_line(error)}). Choose {values}a different optimizer, such as {_EXAMPLES}.") from None
     return optax.chain(optimizer, optax.stateless(lambda updates, _: _scale_parts(updates, config)))
 
 

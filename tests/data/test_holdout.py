@@ -1,5 +1,7 @@
 import dataclasses
 import hashlib
+import math
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
@@ -26,13 +28,19 @@ def test_both_parts_together_are_the_split_in_its_order(names, share):
     assert rest.images
     assert list(held.images) == sorted(held.images)
     assert held.labels == tuple(f"{name}.png" for name in held.images)
-    assert len(held) - 1 < share * len(names)
+    assert len(held) == min(math.ceil(Fraction(str(share)) * len(names)), len(names) - 1)
 
 
 def test_the_names_with_the_smallest_hashes_are_held_out():
     names = [f"{i}.png" for i in range(10)]
     smallest = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())[:3]
     assert set(hold_out(split(names), 0.3, "", is_validation=True, eligible=10).images) == set(smallest)
+
+
+def test_a_share_is_the_decimal_number_that_the_user_wrote():
+    # In binary, 0.07 x 100 is 7.000000000000001, which would be rounded up to 8 images.
+    names = [f"{i}.png" for i in range(100)]
+    assert len(hold_out(split(names), 0.07, "", is_validation=True, eligible=100)) == 7
 
 
 def test_the_description_says_that_only_the_first_images_can_be_held_out():

@@ -185,6 +185,10 @@ def test_options_use_the_optax_names():
         ({"name": "schedule_free_sgd"}, r"`optim.name`.*evaluation would need other parameters"),
         ({"name": "noisy_sgd"}, "is not an optax optimizer that can be used here"),
         ({"name": "prodigy"}, r"`optim.name`.*would not follow the schedule"),
+        ({"name": "adamw", "options": (("mu_dtype", 0.5),)}, r"`optim.options` \(=\(\('mu_dtype', 0.5\),\)\) cannot be used"),
+        ({"name": "radam", "options": (("b2", 1),)}, r"`optim.options`.*with optax.radam \(float division by zero\)"),
+        ({"name": "muon", "options": (("ns_coeffs", 3),)}, r"`optim.options`.*with optax.muon"),
+        ({"name": "muon", "options": (("ns_steps", 0.5),)}, r"`optim.options`.*with optax.muon"),
     ],
 )
 def test_a_wrong_field_gives_a_one_line_error(fields, message):
