@@ -104,7 +104,8 @@ class DataConfig:
     cat_max_ratio: float = field(
         1.0,
         "Upper limit for the fraction of a crop's labelled pixels that belong to a single class. A crop that reaches the limit "
-        "is redrawn, up to ten times, as in mmsegmentation's RandomCrop. 1 accepts every crop.",
+        "is redrawn, up to ten times, as in mmsegmentation's RandomCrop. 1 accepts every crop. The limit does not apply to the "
+        "crops of data.class_balanced.",
         Check(lambda fraction: 0 < fraction <= 1, "Use a fraction above 0, or 1 to accept every crop."),
     )
     class_balanced: float = field(
