@@ -88,14 +88,18 @@ def write_split(
             f"`--min-confidence` (={min_confidence:g}) keeps no pixel, so {listing} was not written. Use a smaller probability."
         )
     pseudo_labels.write_list(root, split, written)
-    console.print(f"Wrote {listing}. To train on it, with an equal share of each split in every batch:")
-    console.print(f"  {_list_flags(root, [*_list_other_splits(segmenter.config.data, split), split])}")
+    splits = [*_list_other_splits(segmenter.config.data, split), split]
+    shares = ", with an equal share of each split in every batch" if len(splits) > 1 else ""
+    console.print(f"Wrote {listing}. To train on it{shares}:")
+    console.print(f"  {_list_flags(root, splits)}")
     return share.count
 
 
 def _list_flags(root: Path, splits: Sequence[str]) -> str:
-    """Return the train.py flags that train on the splits, with an equal share of each in every batch."""
-    flags = {"root": root, "train_split": "+".join(splits), "mix": f"({','.join('1' * len(splits))})"}
+    """Return the train.py flags that train on the splits, with an equal share of each in every batch if there are several."""
+    flags: dict[str, Any] = {"root": root, "train_split": "+".join(splits)}
+    if len(splits) > 1:  # `data.mix` of a single split is refused
+        flags["mix"] = f"({','.join('1' * len(splits))})"
     return shlex.join(f"--config.data.{field}={value}" for field, value in flags.items())
 
 

@@ -138,6 +138,14 @@ def test_a_second_round_replaces_the_split_that_the_network_was_trained_on(segme
     assert "is already in the split 'pseudo'" in output
 
 
+def test_a_network_trained_on_the_pseudo_labels_alone_is_advised_without_a_ratio(segmenter, root, predict):
+    assert predict()[0] == 0
+    data = dataclasses.replace(segmenter.config.data, train_split="pseudo")
+    code, output = predict(network=api.Segmenter(dataclasses.replace(segmenter.config, data=data), segmenter.variables))
+    assert code == 0, output
+    assert f"To train on it:\n  --config.data.root={root} --config.data.train_split=pseudo\n" in output
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
